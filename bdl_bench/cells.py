@@ -1,0 +1,201 @@
+"""Stage two of the grid, one cell: fit a method on a prepared problem, predict its test rows, score and record."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bdl_bench.footprint import Footprint, footprint
+from bdl_bench.maps import Prepared, load_problem, restore
+from bdl_bench.methods import METHODS, Method
+from bdl_bench.metrics import evaluate
+from bdl_bench.problem import Problem, rows
+from bdl_bench.records import Cost, Record, RecordStore, content_key
+from bdl_bench.seeding import seeded
+from bdl_bench.tasks import resolve_task
+from bdl_bench.versions import environment
+from estimators import UncertaintyEstimator
+from estimators.errors import DataError, TooLargeError, UnsupportedError
+
+__all__ = ["Cell", "failed", "run_cell"]
+
+Arrays = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one prepared (task, seed)."""
+
+    prepared: Prepared
+    method: str
+    directory: Path
+    device: str
+
+    @property
+    def key(self) -> str:
+        """The content key of the record that this cell makes."""
+        return content_key(problem=self.prepared.key, method=self.method)
+
+
+def run_cell(cell: Cell) -> Record:
+    """Run and record a cell. A method that cannot run here is skipped, with the reason; any other error is recorded."""
+    store = RecordStore(cell.directory)
+    try:
+        record, arrays = _measured(cell)
+    except (TooLargeError, UnsupportedError) as error:
+        return store.write(_blank(cell, status="skipped", reason=f"{type(error).__name__}: {error}"))
+    except Exception as error:
+        return store.write(failed(cell, error))
+    return store.write(record, arrays)
+
+
+def failed(cell: Cell, error: BaseException) -> Record:
+    """The record of a cell that raised."""
+    text = "".join(traceback.format_exception(error))
+    return _blank(cell, status="failed", reason=f"{type(error).__name__}: {error}", traceback=text)
+
+
+def _measured(cell: Cell) -> tuple[Record, Arrays]:
+    problem = _problem(cell)
+    method = METHODS[cell.method]
+    _refuse_without_recipe(method, problem)
+    with seeded(cell.prepared.seed), footprint(cell.device) as memory:
+        start = time.perf_counter()
+        estimator = method.build(problem, cell.prepared.seed).fit(problem.train)
+        fitted = _now(cell.device)
+        arrays = _predictions(estimator, problem)
+        predicted = _now(cell.device)
+    kind = problem.likelihood.kind
+    record = _blank(
+        cell,
+        status="ok",
+        kind=kind,
+        metrics=evaluate(kind, arrays),
+        cost=_cost(fitted - start, predicted - fitted, memory),
+        training=cell.prepared.training,
+        configuration=_configuration(cell, problem, estimator, n_test=len(arrays["targets"])),
+        fit_report=_fit_report(estimator),
+    )
+    return record, arrays
+
+
+_LAST: dict[tuple[str, Path, str], Problem] = {}
+
+
+def _problem(cell: Cell) -> Problem:
+    """The problem of the cell, its weights as stage one left them; the last one of this process is kept."""
+    key = (cell.prepared.key, cell.directory, cell.device)
+    if key not in _LAST:
+        _LAST.clear()
+        _LAST[key] = load_problem(cell.prepared, cell.directory, cell.device)
+    elif _LAST[key].recipe is not None:
+        restore(_LAST[key], cell.prepared, cell.directory)
+    return _LAST[key]
+
+
+def _refuse_without_recipe(method: Method, problem: Problem) -> None:
+    if method.retrains and (problem.recipe is None or problem.make_model is None):
+        raise UnsupportedError(
+            f"a problem with make_model and recipe, since {method.name} trains networks of its own",
+            received="one without",
+            remedy="pass make_model= and recipe= to Problem.",
+        )
+
+
+def _predictions(estimator: UncertaintyEstimator, problem: Problem) -> Arrays:
+    """Predictions and targets of every test row, in float64; non-finite ones raise DataError."""
+    parts: dict[str, list[torch.Tensor]] = {}
+    for batch in rows(problem.test):
+        prediction = estimator.predict(batch.x)
+        found = {
+            "mean": prediction.mean,
+            "epistemic_variance": prediction.epistemic_variance,
+            "total_variance": prediction.total_variance,
+            "probs": prediction.probs,
+            "targets": batch.y,
+        }
+        for name, tensor in found.items():
+            if tensor is not None:
+                parts.setdefault(name, []).append(tensor.detach())
+    arrays = {name: torch.cat(pieces).cpu().double().numpy() for name, pieces in parts.items()}
+    _refuse_non_finite(arrays)
+    return arrays
+
+
+def _refuse_non_finite(arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        bad = int(np.size(array) - np.isfinite(array).sum())
+        if bad:
+            raise DataError(
+                "finite predictions",
+                received=f"{bad} NaN or Inf among {np.size(array)} values of {name}",
+                remedy="look at the scale of the data, and at prior_precision.",
+            )
+
+
+def _now(device: str) -> float:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _cost(fit_seconds: float, predict_seconds: float, memory: Footprint) -> Cost:
+    return Cost(
+        fit_seconds=fit_seconds,
+        predict_seconds=predict_seconds,
+        peak_bytes=memory.peak_bytes,
+        peak_rise_bytes=memory.rise_bytes,
+        peak_reset=memory.reset,
+        device_peak_bytes=memory.device_peak_bytes,
+    )
+
+
+def _configuration(cell: Cell, problem: Problem, estimator: UncertaintyEstimator, *, n_test: int) -> dict[str, str]:
+    return {
+        "likelihood": repr(problem.likelihood),
+        "prior_precision": repr(problem.prior_precision),
+        "parameters": str(problem.n_parameters),
+        "train_rows": str(estimator.n_data_),
+        "test_rows": str(n_test),
+        "dtype": str(next(problem.model.parameters()).dtype).removeprefix("torch."),
+        "device": cell.device,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _fit_report(estimator: UncertaintyEstimator) -> dict[str, str]:
+    """What the fit says of itself: its report, and every learned attribute that is a plain value."""
+    report = getattr(estimator, "fit_report_", None) or {}
+    if dataclasses.is_dataclass(report) and not isinstance(report, type):
+        report = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+    values: dict[str, Any] = dict(report) if isinstance(report, Mapping) else {"report": report}
+    learned = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name[0] != "_"}
+    learned.pop("fit_report_", None)
+    merged = {**learned, **values}
+    return {name: _plain(value) for name, value in merged.items() if isinstance(value, (str, bool, int, float))}
+
+
+def _plain(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _blank(cell: Cell, **fields: Any) -> Record:  # noqa: ANN401
+    return Record(
+        key=cell.key,
+        task=cell.prepared.task,
+        task_summary=resolve_task(cell.prepared.task).summary,
+        method=cell.method,
+        method_summary=METHODS[cell.method].summary,
+        seed=cell.prepared.seed,
+        environment=environment(),
+        **fields,
+    )

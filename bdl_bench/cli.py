@@ -1,0 +1,119 @@
+"""The command line: parses and prints, nothing else."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bdl_bench.executors import check_executor
+from bdl_bench.grid import Grid
+from bdl_bench.methods import METHODS
+from bdl_bench.progress import shown
+from bdl_bench.records import Record
+from bdl_bench.report import write_report
+from bdl_bench.tasks import TASKS
+from estimators.errors import EstimatorError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Compare and verify estimators of predictive uncertainty, on bundled tasks and on your own model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+@app.command()
+def compare(
+    tasks: Annotated[list[str] | None, typer.Argument(help="Bundled tasks; none: the default ones.")] = None,
+    *,
+    methods: Annotated[str, typer.Option(help="Comma-separated presets.")] = ",".join(METHODS),
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ..., N-1.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Where to write; an earlier one is resumed.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes to run cells in.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    model: Annotated[list[str] | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
+    executor: Annotated[str, typer.Option(help="local")] = "local",
+) -> None:
+    """Train each task once a seed, fit every method on it, and write records and a report."""
+    names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
+    directory = out or Path("bdl-results") / f"{datetime.now():%Y-%m-%d_%H%M%S}"
+    grid = Grid(names, methods.split(","), range(seeds), directory, device, jobs)
+    try:
+        check_executor(executor)
+        grid.check()
+    except EstimatorError as error:
+        raise _usage(error) from error
+    records = _run(grid)
+    _print_totals(records)
+    print(write_report(directory).resolve())
+    raise typer.Exit(FAILED if any(record.status == "failed" for record in records) else 0)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A directory that compare wrote.")]) -> None:
+    """Render the report again from its records."""
+    try:
+        page = write_report(directory)
+    except EstimatorError as error:
+        raise _usage(error) from error
+    print(page.resolve())
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List the bundled tasks and the methods."""
+    console = _console()
+    for title, rows in (
+        ("tasks", {name: task.summary for name, task in TASKS.items()}),
+        ("methods", {name: method.summary for name, method in METHODS.items()}),
+    ):
+        table = Table(title, "what it is", box=None, pad_edge=False, title_justify="left")
+        for name, summary in rows.items():
+            table.add_row(escape(name), escape(summary))
+        console.print(table, "")
+
+
+def main() -> None:
+    """The entry point of `bdl-bench`."""
+    app()
+
+
+def _run(grid: Grid) -> list[Record]:
+    console = _console()
+    try:
+        with shown(console, grid.n_steps) as listener:
+            return grid.run(listener)
+    except KeyboardInterrupt:
+        where = escape(str(grid.directory))
+        text = f"Interrupted. What is done is kept; the same command with --out {where} goes on from there."
+        console.print(text, soft_wrap=True, highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _print_totals(records: list[Record]) -> None:
+    counts = {status: sum(r.status == status for r in records) for status in ("ok", "skipped", "failed")}
+    _console().print(", ".join(f"{n} {status}" for status, n in counts.items() if n), highlight=False)
+
+
+def _usage(error: EstimatorError) -> typer.Exit:
+    Console(stderr=True).print(f"[red]{escape(str(error))}[/red]", highlight=False, soft_wrap=True)
+    return typer.Exit(USAGE)
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

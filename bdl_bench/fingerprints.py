@@ -1,0 +1,49 @@
+"""What a problem is made of, as a digest: weights, settings, and the rows of its data in whatever order they come."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bdl_bench.problem import Loader, Problem, rows
+from estimators.batches import Batch
+from estimators.pytrees import tensors_of
+
+__all__ = ["problem_digest"]
+
+
+def problem_digest(problem: Problem) -> str:
+    """Sixteen hexadecimal digits; the same for a loader that only shuffles, another for any changed value."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(problem.model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(name.encode() + _bytes(tensor.reshape(1, -1)).tobytes())
+    settings = (problem.likelihood, problem.prior_precision, problem.recipe)
+    digest.update(repr(settings).encode())
+    for loader in (problem.train, problem.validation, problem.test):
+        digest.update(_rows_digest(loader))
+    return digest.hexdigest()[:16]
+
+
+def _rows_digest(loader: Loader) -> bytes:
+    """A sum of digests of rows, modulo 2²⁵⁶: it does not depend on their order, nor on the size of batches."""
+    total = sum(_batch_digest(batch) for batch in rows(loader))
+    return (total % 2**256).to_bytes(32, "little")
+
+
+def _batch_digest(batch: Batch) -> int:
+    tables = [_bytes(t.reshape(len(batch), -1)) for t in (*tensors_of(batch.x), batch.y) if len(t) == len(batch)]
+    total = 0
+    for i in range(len(batch)):
+        digest = hashlib.sha256(b"".join(table[i].tobytes() for table in tables))
+        total += int.from_bytes(digest.digest(), "little")
+    return total
+
+
+def _bytes(table: Tensor) -> NDArray[np.uint8]:
+    raw: NDArray[np.uint8] = table.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return raw

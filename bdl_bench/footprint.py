@@ -1,0 +1,64 @@
+"""Peak memory of a block of code in this process: reset at its start where the system can, and said where it cannot."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+__all__ = ["Footprint", "footprint"]
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Footprint:
+    """Filled when the block ends: peak resident bytes, their rise above the start, and the accelerator's peak."""
+
+    peak_bytes: int = 0
+    rise_bytes: int = 0
+    reset: bool = False
+    device_peak_bytes: int | None = None
+
+
+@contextmanager
+def footprint(device: str) -> Iterator[Footprint]:
+    """Measure the block. Where the peak cannot be reset it is the largest of the process so far (`reset` is False)."""
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    found = Footprint(reset=_reset_peak())
+    before = _resident("VmRSS") if found.reset else _largest_so_far()
+    try:
+        yield found
+    finally:
+        found.peak_bytes = _resident("VmHWM") if found.reset else _largest_so_far()
+        found.rise_bytes = max(0, found.peak_bytes - before)
+        found.device_peak_bytes = int(torch.cuda.max_memory_allocated(device)) if on_gpu else None
+
+
+def _reset_peak() -> bool:
+    """Linux: writing 5 resets VmHWM to the resident size of now (proc(5))."""
+    try:
+        _CLEAR.write_text("5")
+        return _resident("VmHWM") > 0
+    except OSError:
+        return False
+
+
+def _resident(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _largest_so_far() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,148 @@
+"""Records: what one cell (task, method, seed) gave, as a JSON file and an .npz of per-example arrays beside it.
+
+A record is valid for one content key: a digest of task, method, seed, problem and code. The JSON names the key and the
+digest of its arrays, and is written after them, so that a record that can be read is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bdl_bench.atomic import write_bytes, write_text
+
+__all__ = ["ArrayFile", "Record", "RecordStore", "content_key", "slug"]
+
+ArrayFile = Mapping[str, NDArray[Any]]
+Status = Literal["ok", "skipped", "failed"]
+
+
+class Training(BaseModel):
+    """How the MAP of one (task, seed) came about; `seconds` is None where the network came trained."""
+
+    seconds: float | None
+    recipe: str | None
+
+
+class Cost(BaseModel):
+    """What a cell took: seconds of wall time, bytes of peak memory of the process and its rise above the start.
+
+    `peak_reset` says that the peak was reset at the start of the cell; where not, it is the largest of the process
+    so far and `peak_rise_bytes` is a lower bound. `device_peak_bytes` is the peak of the accelerator's allocator.
+    """
+
+    fit_seconds: float
+    predict_seconds: float
+    peak_bytes: int
+    peak_rise_bytes: int
+    peak_reset: bool
+    device_peak_bytes: int | None = None
+
+
+class Record(BaseModel):
+    """One cell. `metrics` under the names of the field; `reason` of a skip; `traceback` of a failure."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    key: str
+    task: str
+    task_summary: str
+    method: str
+    method_summary: str
+    seed: int
+    status: Status
+    kind: str | None = None
+    reason: str | None = None
+    traceback: str | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    cost: Cost | None = None
+    training: Training | None = None
+    configuration: dict[str, str] = Field(default_factory=dict)
+    fit_report: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
+    arrays: str | None = None
+    arrays_digest: str | None = None
+
+
+class RecordStore:
+    """The records in a directory: `records/<task>/<method>.seed-<n>.json` and `.npz`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.root = directory / "records"
+
+    def path(self, task: str, method: str, seed: int) -> Path:
+        """Where the JSON of a cell lies."""
+        return self.root / slug(task) / f"{slug(method)}.seed-{seed}.json"
+
+    def write(self, record: Record, arrays: ArrayFile | None = None) -> Record:
+        """Write arrays, then the record; return it with the name and digest of its arrays."""
+        path = self.path(record.task, record.method, record.seed)
+        if arrays is not None:
+            content = _npz(arrays)
+            target = path.with_suffix(".npz")
+            write_bytes(target, content)
+            names = {"arrays": target.relative_to(self.directory).as_posix(), "arrays_digest": _digest(content)}
+            record = record.model_copy(update=names)
+        write_text(path, record.model_dump_json(indent=1))
+        return record
+
+    def valid(self, task: str, method: str, seed: int, *, key: str) -> Record | None:
+        """The finished record of a cell if it has this key and its arrays are whole; else None."""
+        record = _read(self.path(task, method, seed))
+        if record is None or record.key != key or record.status != "ok":
+            return None
+        return record if self._arrays_are_whole(record) else None
+
+    def all(self) -> list[Record]:
+        """Every readable record, by task, method and seed."""
+        records = [_read(path) for path in sorted(self.root.rglob("*.json"))]
+        return sorted((r for r in records if r is not None), key=lambda r: (r.task, r.method, r.seed))
+
+    def arrays(self, record: Record) -> dict[str, NDArray[Any]]:
+        """The per-example arrays of a record."""
+        if record.arrays is None:
+            return {}
+        with np.load(self.directory / record.arrays, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+    def _arrays_are_whole(self, record: Record) -> bool:
+        path = self.directory / (record.arrays or "")
+        return path.is_file() and _digest(path.read_bytes()) == record.arrays_digest
+
+
+def content_key(**parts: object) -> str:
+    """A digest of named parts, sixteen hexadecimal digits."""
+    text = "\n".join(f"{name}={value!r}" for name, value in sorted(parts.items()))
+    return _digest(text.encode())
+
+
+def slug(name: str) -> str:
+    """A file name for any string: letters, digits, dash and underscore; a digest is added where that changed it."""
+    safe = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60].strip("-")
+    return safe if safe == name else f"{safe or 'x'}-{_digest(name.encode())[:8]}"
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _npz(arrays: ArrayFile) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,73 @@
+"""What a task showed, in sentences made from its tables."""
+
+from __future__ import annotations
+
+from bdl_bench.methods import BASELINE
+from bdl_bench.report.quality import AgreementRow, CostRow
+from bdl_bench.report.scores import ScoreTable
+from bdl_bench.report.text import duration, number
+
+__all__ = ["findings"]
+
+
+def findings(scores: ScoreTable, agreements: list[AgreementRow], costs: list[CostRow]) -> list[str]:
+    """The first metric, the comparison with the baseline, the closest variance and the cheapest method with one."""
+    return [
+        *_first_metric(scores),
+        *_against_baseline(scores),
+        *_closest(agreements),
+        *_cheapest(costs, agreements),
+    ]
+
+
+def _first_metric(scores: ScoreTable) -> list[str]:
+    metric = scores.metrics[0]
+    if metric.key not in scores.best or len(scores.cells) < 2:
+        return []
+    best = scores.best[metric.key]
+    group = [m for m, row in scores.cells.items() if row[metric.key].in_best_group and m != best]
+    value = number(scores.cells[best][metric.key].interval.mean)
+    if group:
+        return [f"Best {metric.label}: {best} ({value}); not distinguishable from it: {_listed(group)}."]
+    alone = scores.cells[best][metric.key].in_best_group
+    rest = "ahead of every other method" if alone else "but no two methods can be told apart by it"
+    return [f"Best {metric.label}: {best} ({value}), {rest}."]
+
+
+def _against_baseline(scores: ScoreTable) -> list[str]:
+    metric = scores.metrics[0]
+    if BASELINE not in scores.cells:
+        return []
+    verdicts = {m: row[metric.key].against for m, row in scores.cells.items() if m != BASELINE}
+    better = [m for m, v in verdicts.items() if v == "better"]
+    worse = [m for m, v in verdicts.items() if v == "worse"]
+    same = [m for m, v in verdicts.items() if v == "not distinguishable"]
+    parts = [f"{word}: {_listed(names)}" for word, names in
+             (("better", better), ("worse", worse), ("not distinguishable", same)) if names]  # fmt: skip
+    return [f"{metric.label} against {BASELINE}: {'; '.join(parts)}."] if parts else []
+
+
+def _closest(rows: list[AgreementRow]) -> list[str]:
+    ranked = [row for row in rows if row.spearman is not None]
+    if not ranked:
+        return []
+    closest = min(ranked, key=lambda row: row.relative_rmse.mean)
+    assert closest.spearman is not None
+    return [
+        f"Closest to the exact variance, by relative RMSE: {closest.method} ({number(closest.relative_rmse.mean)}; "
+        f"Spearman {number(closest.spearman.mean)}, mean ratio {number(closest.mean_ratio.mean)})."
+    ]
+
+
+def _cheapest(costs: list[CostRow], rows: list[AgreementRow]) -> list[str]:
+    with_variance = {row.method for row in rows if row.spearman is not None}
+    candidates = [row for row in costs if row.method in with_variance]
+    if len(candidates) < 2:
+        return []
+    least = min(candidates, key=lambda row: row.fit_seconds + row.predict_seconds)
+    total = duration(least.fit_seconds + least.predict_seconds)
+    return [f"Least time for an approximate variance: {least.method}, {total} to fit and predict."]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,95 @@
+"""The registry of tasks: one file each, added by a decorator, found by name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bdl_bench.problem import Problem
+from bdl_bench.seeding import seeded
+from estimators.errors import OptionError
+
+__all__ = ["TASKS", "Task", "from_reference", "register", "resolve_task"]
+
+Factory = Callable[[int], Problem]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named source of problems. The seed changes the split, the initialisation and the batch order."""
+
+    name: str
+    summary: str
+    make: Factory
+    default: bool = False
+    source_file: str | None = None
+
+    def problem(self, seed: int) -> Problem:
+        """The problem of one seed; whatever `make` draws, it draws from that seed."""
+        with seeded(seed):
+            problem = self.make(seed)
+        if not isinstance(problem, Problem):
+            raise OptionError(
+                f"a bdl_bench.Problem from the factory of {self.name}",
+                received=f"a {type(problem).__name__}",
+                remedy="return Problem(model, likelihood, train, validation, test, prior_precision=...).",
+            )
+        return problem
+
+
+TASKS: dict[str, Task] = {}
+
+
+def register(name: str, *, default: bool = False) -> Callable[[Factory], Factory]:
+    """Register a factory `make(seed) -> Problem` under `name`; the first line of its docstring is the summary."""
+
+    def decorate(make: Factory) -> Factory:
+        summary = (make.__doc__ or "").strip().partition("\n")[0]
+        source = getattr(sys.modules.get(make.__module__), "__file__", None)
+        TASKS[name] = Task(name, summary, make, default, source)
+        return make
+
+    return decorate
+
+
+def resolve_task(spec: str) -> Task:
+    """The task registered as `spec`, or the one that the reference "module:factory" makes."""
+    if spec in TASKS:
+        return TASKS[spec]
+    if ":" in spec:
+        return from_reference(spec)
+    raise OptionError(
+        f"a task among {', '.join(sorted(TASKS))}",
+        received=repr(spec),
+        remedy="bdl-bench list, or --model module:factory.",
+    )
+
+
+def from_reference(reference: str) -> Task:
+    """A task from "module:factory", with `factory(seed) -> Problem`; modules of the working directory are found too."""
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise OptionError(
+            'a reference "module:factory"', received=repr(reference), remedy="--model my_module:make_problem."
+        )
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise OptionError(
+            f"an importable factory {reference!r}",
+            received=f"{type(error).__name__}: {error}",
+            remedy="run from the folder of the module, or install it; the factory takes a seed and returns a Problem.",
+        ) from error
+    if not callable(factory):
+        raise OptionError(
+            f"a function at {reference!r}",
+            received=f"a {type(factory).__name__}",
+            remedy="name a factory(seed) -> Problem.",
+        )
+    summary = (getattr(factory, "__doc__", None) or "your own problem").strip().partition("\n")[0]
+    return Task(reference, summary, factory, source_file=getattr(sys.modules[module_name], "__file__", None))

@@ -1,0 +1,59 @@
+"""What code produced a record: a digest of the sources that numbers depend on, and the versions around them."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import bdl_bench
+import estimators
+
+__all__ = ["code_digest", "environment", "file_digest"]
+
+_PACKAGES = ("bdl-bench", "torch", "numpy", "scipy", "scikit-learn")
+_PRESENTATION = ("report", "verify", "cli.py", "progress.py", "stats.py")
+"""Parts of bdl_bench that read records, or never touch them: a change there leaves records valid."""
+
+
+@cache
+def code_digest() -> str:
+    """Sixteen hexadecimal digits of the sources of both packages (but presentation) and of the version of torch."""
+    digest = hashlib.sha256(_version("torch").encode())
+    for path in _sources():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def file_digest(path: str | None) -> str:
+    """The digest of one source file; empty where there is none to read."""
+    if path is None or not Path(path).is_file():
+        return ""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def environment() -> dict[str, str]:
+    """Versions of Python, of the packages that matter, of the code and of the machine's architecture."""
+    versions = {name: _version(name) for name in _PACKAGES}
+    return {
+        "code": code_digest(),
+        "python": platform.python_version(),
+        **versions,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _sources() -> list[Path]:
+    library = sorted(Path(estimators.__file__).parent.rglob("*.py"))
+    root = Path(bdl_bench.__file__).parent
+    bench = sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in _PRESENTATION)
+    return [*library, *bench]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,215 @@
+"""The interface that every estimator shares: constructors store, `fit` computes, learned attributes end in `_`."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import jacrev, vmap
+
+from estimators.batches import Batches, check_inputs, first_batch
+from estimators.errors import NotFittedError, OptionError, UnsupportedError
+from estimators.last_linear import last_linear_names
+from estimators.likelihoods import Likelihood, resolve_likelihood
+from estimators.model_checks import check_model, fingerprint, refuse_if_changed
+from estimators.network import Network
+from estimators.objective import Labels, Objective, Prior
+from estimators.prediction import Prediction
+from estimators.pytrees import PyTree
+from estimators.subsets import SubsetSpec, matching_names
+
+__all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
+
+Functional = Callable[[Tensor], Tensor]
+
+
+class UncertaintyEstimator(ABC):
+    """Predictive variance of a trained network.
+
+    Args:
+        model: the trained network, in eval mode; outputs (B, C), or an object with `.logits`. It is never changed.
+        likelihood: "regression", "classification", "binary", or an object such as `Gaussian(sigma_noise=0.5)`.
+        prior_precision: δ > 0 of L(θ) = Σₙ −log p(yₙ|f(xₙ;θ)) + ½ Σ δ(θ−θ₀)² (sums, never means): a number, or a mapping
+            from globs over parameter names to numbers (every parameter must match; the first match counts; 0 allowed).
+        prior_mean: θ₀.
+        subset_of_weights: "all" (every parameter with requires_grad), "last_layer", or globs over parameter names.
+    """
+
+    batch_dependent: ClassVar[bool] = False
+    """Whether `variance` speaks of the set of x passed to it, rather than of each row by itself."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        prior_precision: float | Mapping[str, float] = 1.0,
+        prior_mean: float = 0.0,
+        subset_of_weights: SubsetSpec = "all",
+    ) -> None:
+        self.model = model
+        self.likelihood = resolve_likelihood(likelihood)
+        self.prior_precision = _checked_precision(prior_precision)
+        self.prior_mean = prior_mean
+        self.subset_of_weights = subset_of_weights
+
+    def fit(self, train_loader: Iterable[Any], *, progress_bar: bool = False) -> Self:
+        """Compute what `variance` needs from the training data, a re-iterable of (x, y) or of dicts with "labels".
+
+        The model, its mode and the global random state are as before afterwards, also after an exception.
+        Errors: DataError, NonDeterministicError, ModelError, TooLargeError, and the method's own.
+        """
+        objective = self._objective(train_loader)
+        self._fit(objective, progress_bar=progress_bar)
+        self.objective_ = objective
+        self.fingerprint_ = fingerprint(self.model)
+        return self
+
+    def _objective(self, train_loader: Iterable[Any]) -> Objective:
+        """L over the chosen subset, with model and data checked."""
+        check_model(self.model)
+        names = self._names(train_loader)
+        network = Network(self.model, names)
+        batches = Batches.checked(train_loader, network, self.likelihood)
+        mean = torch.full_like(network.theta, self.prior_mean)
+        prior = Prior(precision_vector(self.prior_precision, network), mean)
+        return Objective(network, Labels(self.likelihood), prior, batches)
+
+    def _names(self, train_loader: Iterable[Any]) -> list[str]:
+        if self.subset_of_weights == "last_layer":
+            return last_linear_names(self.model, first_batch(train_loader).x)
+        return matching_names(self.model, self.subset_of_weights)
+
+    @abstractmethod
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        """The method's own part of `fit`."""
+
+    @abstractmethod
+    def _variance(self, x: PyTree) -> Tensor:
+        """(M, C) of checked inputs."""
+
+    def _covariance(self, x: PyTree) -> Tensor:  # noqa: ARG002
+        """(M, C, C) of checked inputs."""
+        raise UnsupportedError(
+            "an estimator with a covariance between outputs",
+            received=type(self).__name__,
+            remedy="use variance(x), or LinearizedLaplace, LastLayerLaplace or RegVar with Pointwise or PosteriorDraws.",
+        )
+
+    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        """(n_samples, M, C) of checked inputs, jointly over rows."""
+        raise UnsupportedError(
+            "an estimator with function samples",
+            received=type(self).__name__,
+            remedy="use LinearizedLaplace, LastLayerLaplace or RegVar with PosteriorDraws.",
+        )
+
+    def variance(self, x: PyTree, *, of: Functional | None = None) -> Tensor:
+        """Epistemic variance of the outputs at M queries, (M, C), squared units of the output; noise is not in it.
+
+        With `of=g`, g mapping outputs (C,) of one row to a tensor (D,) or a scalar, the variance of g(f(x)) by the delta
+        method, diag(G Σ Gᵀ), (M, D); needs a covariance.
+        """
+        self._check_query(x)
+        return self._variance(x) if of is None else self._variance_of(x, of)
+
+    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
+        with torch.no_grad():
+            f = self.network_.outputs(x)
+        slope = vmap(jacrev(lambda row: torch.atleast_1d(of(row))))(f)  # G, (M, D, C)
+        return torch.einsum("mdc,mce,mde->md", slope, self._covariance(x), slope)
+
+    def covariance(self, x: PyTree) -> Tensor:
+        """Epistemic covariance between the outputs of each query, (M, C, C)."""
+        self._check_query(x)
+        return self._covariance(x)
+
+    def sample(self, x: PyTree, n_samples: int, *, seed: int = 0) -> Tensor:
+        """Function samples (n_samples, M, C), jointly over the rows of x, reproducible by `seed`."""
+        self._check_query(x)
+        if n_samples < 1:
+            raise OptionError("n_samples >= 1", received=str(n_samples), remedy="ask for at least one sample.")
+        generator = torch.Generator(self.network_.theta.device).manual_seed(seed)
+        return self._sample(x, n_samples, generator)
+
+    def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
+        """Predictive distribution: mean, epistemic variance, and noise or class probabilities.
+
+        `link_approx` for classification and binary: "probit", or "mc" with `n_samples` function samples.
+        """
+        if link_approx not in ("probit", "mc"):
+            raise OptionError('link_approx "probit" or "mc"', received=repr(link_approx), remedy='use "probit".')
+        variance = self.variance(x)
+        samples = self.sample(x, n_samples) if link_approx == "mc" and self.likelihood.kind != "regression" else None
+        if link_approx == "mc" and samples is None:
+            samples = variance[None]  # the likelihood says why regression has no Monte-Carlo link
+        return self.likelihood.predict(self._mean(x), variance, samples)
+
+    def _mean(self, x: PyTree) -> Tensor:
+        return self.network_.outputs(x)
+
+    @property
+    def network_(self) -> Network:
+        """The fitted network as a function of θ."""
+        self._check_fitted()
+        return self.objective_.network
+
+    @property
+    def theta_(self) -> Tensor:
+        """θ̂ (P,), a copy made by `fit`."""
+        return self.network_.theta
+
+    @property
+    def n_data_(self) -> int:
+        """N, counted from what the loader yielded."""
+        self._check_fitted()
+        return self.objective_.batches.n_data
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "objective_"):
+            raise NotFittedError(
+                f"a fitted {type(self).__name__}", received="one without fit", remedy="call fit(train_loader) first."
+            )
+
+    def _check_query(self, x: PyTree) -> None:
+        self._check_fitted()
+        refuse_if_changed(self.model, self.fingerprint_)
+        check_inputs(x, self.network_, what="query")
+
+
+def _checked_precision(value: float | Mapping[str, float]) -> float | dict[str, float]:
+    """A positive number, or a mapping of globs to non-negative ones with at least one positive."""
+    if isinstance(value, Mapping):
+        numbers, smallest = dict(value), 0.0
+        valid = bool(numbers) and all(math.isfinite(v) and v >= smallest for v in numbers.values())
+        if valid:
+            return {glob: float(v) for glob, v in numbers.items()}
+    elif isinstance(value, (int, float)) and math.isfinite(value) and value > 0:
+        return float(value)
+    raise OptionError(
+        "prior_precision > 0, a number or a mapping {glob of parameter names: number >= 0}",
+        received=repr(value),
+        remedy="δ of the sum convention; from weight decay wd on a mean cross-entropy over N rows it is N·wd.",
+    )
+
+
+def precision_vector(value: float | Mapping[str, float], network: Network) -> Tensor:
+    """δ (P,) of a number or a mapping of globs."""
+    if not isinstance(value, Mapping):
+        return torch.full_like(network.theta, value)
+    vector = torch.empty_like(network.theta)
+    for name, place in network.subset.slices.items():
+        matches = [v for glob, v in value.items() if fnmatchcase(name, glob)]
+        if not matches:
+            raise OptionError(
+                "a prior_precision for every parameter of the subset",
+                received=f"a mapping {dict(value)!r} without a match for {name!r}",
+                remedy='add an entry "*" as the last one.',
+            )
+        vector[place] = matches[0]
+    return vector

@@ -1,0 +1,46 @@
+"""The data's part of A: GGN rows SᵀJ, dense GGN, dense Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from estimators.jacobians import JacobianRows
+from estimators.memory import rows_per_chunk
+from estimators.objective import Objective
+from estimators.pytrees import split_rows
+
+__all__ = ["dense_ggn", "dense_hessian", "ggn_rows"]
+
+
+def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
+    """Rows R with Σ RᵀR = Σₙ Jₙᵀ Λₙ Jₙ, a chunk of B rows at a time: (B·C, P), R = Sᵀ J with Λ = S Sᵀ."""
+    network = objective.network
+    for batch in objective.batches:
+        n_outputs = network.outputs(batch.x).shape[-1]
+        chunk = rows_per_chunk(3 * n_outputs * network.n_parameters * network.theta.element_size())
+        for x in split_rows(batch.x, chunk):
+            root = objective.likelihood.hessian_sqrt(network.outputs(x))
+            rows = torch.einsum("bck,bcp->bkp", root, jacobian(x))
+            yield rows.reshape(-1, network.n_parameters)
+
+
+def dense_ggn(objective: Objective, jacobian: JacobianRows) -> Tensor:
+    """Σₙ Jₙᵀ Λₙ Jₙ, (P, P), without the prior."""
+    n = objective.network.n_parameters
+    total = objective.theta.new_zeros(n, n)
+    for rows in ggn_rows(objective, jacobian):
+        total.addmm_(rows.T, rows)
+    return total
+
+
+def dense_hessian(objective: Objective) -> Tensor:
+    """∇² of the data term at θ̂, (P, P), without the prior; symmetrised against round-off."""
+    network = objective.network
+    total = objective.theta.new_zeros(network.n_parameters, network.n_parameters)
+    eye = torch.eye(network.n_parameters, dtype=total.dtype, device=total.device)
+    for batch in objective.batches:
+        total += objective.data_term.curvature_product(network, batch, eye)
+    return 0.5 * (total + total.T)

@@ -1,0 +1,88 @@
+"""Typed errors. Each message says what was expected, what was received and what to try."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConvergenceError",
+    "DataError",
+    "EstimatorError",
+    "IndefiniteHessianError",
+    "LambdaTooLargeError",
+    "ModelChangedError",
+    "ModelError",
+    "NonDeterministicError",
+    "NotFittedError",
+    "OptionError",
+    "TooLargeError",
+    "UnsupportedError",
+]
+
+
+class EstimatorError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+    def __init__(self, expected: str, *, received: str, remedy: str) -> None:
+        self.expected, self.received, self.remedy = expected, received, remedy
+        super().__init__(f"Expected {expected}. Received {received}. Try: {remedy}")
+
+
+class OptionError(EstimatorError, ValueError):
+    """An argument of a constructor or method is out of its range or contradicts another."""
+
+
+class DataError(EstimatorError, ValueError):
+    """A loader, a batch, a target or a query does not fit the model and the likelihood."""
+
+
+class NonDeterministicError(DataError):
+    """Two passes over the loader did not give the same rows and outputs."""
+
+
+class ModelError(EstimatorError, ValueError):
+    """The network cannot be used as it is (mode, outputs, layers, non-finite weights)."""
+
+
+class ModelChangedError(ModelError):
+    """The network is no longer the one that was fitted."""
+
+
+class NotFittedError(EstimatorError, RuntimeError):
+    """A method that needs the result of ``fit`` was called before it."""
+
+
+class UnsupportedError(EstimatorError, NotImplementedError):
+    """The combination is well-formed but has no answer here."""
+
+
+class TooLargeError(EstimatorError, MemoryError):
+    """The computation would not fit into memory; nothing has been allocated."""
+
+    def __init__(self, what: str, *, bytes_needed: int, bytes_available: int, remedy: str) -> None:
+        self.bytes_needed, self.bytes_available = bytes_needed, bytes_available
+        super().__init__(
+            f"{what} to fit into {bytes_available / 2**30:.2f} GiB of available memory",
+            received=f"a need of {bytes_needed / 2**30:.2f} GiB",
+            remedy=remedy,
+        )
+
+
+class IndefiniteHessianError(EstimatorError, ArithmeticError):
+    """The exact Hessian is singular or has a negative eigenvalue, so that it has no inverse to read a variance from."""
+
+    def __init__(self, *, smallest: float, largest: float) -> None:
+        self.smallest, self.largest = smallest, largest
+        kind = "indefinite" if smallest < -1e-12 * abs(largest) else "singular"
+        super().__init__(
+            "a positive definite Hessian at the trained weights",
+            received=f"a {kind} one: smallest eigenvalue {smallest:.3g}, largest {largest:.3g}",
+            remedy='train longer, use a larger prior_precision, leave out weights with a symmetry (query and key '
+            'projections of attention) through subset_of_weights, or use curvature="ggn", positive definite everywhere.',
+        )
+
+
+class ConvergenceError(EstimatorError, ArithmeticError):
+    """An iterative solver stopped before its tolerance."""
+
+
+class LambdaTooLargeError(EstimatorError, ArithmeticError):
+    """The refit at this λ left the region where the network responds linearly."""

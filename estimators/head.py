@@ -1,0 +1,117 @@
+"""The last linear layer as a function of its features: what the closed forms and the exact block of RegVar share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from estimators.errors import UnsupportedError
+from estimators.last_linear import LastLinear, find_last_linear
+from estimators.network import Network
+from estimators.objective import Objective
+from estimators.pytrees import PyTree
+
+__all__ = ["Head"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A last layer f = Wφ + b of a network: its features, and its part of θ as a matrix (C, E), E = D (+1 with a bias)."""
+
+    network: Network
+    layer: LastLinear
+    n_outputs: int
+    n_features: int
+
+    @classmethod
+    def of(cls, network: Network, x: PyTree, *, name: str | None = None) -> Head:
+        """The head that produces the outputs on x. Errors: ModelError, UnsupportedError."""
+        layer = find_last_linear(network.module, x, name=name)
+        linear = network.module.get_submodule(layer.name)
+        assert isinstance(linear, nn.Linear)
+        return cls(network, layer, linear.out_features, linear.in_features + (layer.bias is not None))
+
+    def features(self, x: PyTree) -> Tensor:
+        """φ (M, E) at θ̂, with a 1 appended where the bias is a parameter."""
+        seen: list[Tensor] = []
+        linear = self.network.module.get_submodule(self.layer.name)
+        hook = linear.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+        try:
+            self.network.outputs(x)
+        finally:
+            hook.remove()
+        features = seen[-1].detach()
+        if features.ndim != 2:
+            raise UnsupportedError(
+                "features of shape (B, D) before the last layer",
+                received=f"{tuple(features.shape)}",
+                remedy='use LinearizedLaplace with subset_of_weights="last_layer".',
+            )
+        ones = features.new_ones(len(features), 1)
+        return torch.cat([features, ones], dim=1) if self.layer.bias is not None else features
+
+    def to_matrix(self, theta: Tensor) -> Tensor:
+        """The layer's entries of vectors (..., P) as (..., C, E)."""
+        places = self.network.subset.slices
+        weight = theta[..., places[self.layer.weight]].unflatten(-1, (self.n_outputs, -1))
+        if self.layer.bias is None:
+            return weight
+        return torch.cat([weight, theta[..., places[self.layer.bias], None]], dim=-1)
+
+    def to_theta(self, matrix: Tensor) -> Tensor:
+        """(..., C, E) -> (..., P), zero outside the layer."""
+        places = self.network.subset.slices
+        theta = matrix.new_zeros(*matrix.shape[:-2], self.network.n_parameters)
+        weight = matrix if self.layer.bias is None else matrix[..., :-1]
+        theta[..., places[self.layer.weight]] = weight.flatten(-2)
+        if self.layer.bias is not None:
+            theta[..., places[self.layer.bias]] = matrix[..., -1]
+        return theta
+
+    @property
+    def mask(self) -> Tensor:
+        """(P,) bool: the layer's entries of θ."""
+        return self.network.subset.mask(self.layer.parameter_names).to(self.network.theta.device)
+
+    def full_curvature(self, objective: Objective) -> Tensor:
+        """Σₙ Λₙ ⊗ φₙφₙᵀ, (C, E, C, E)."""
+        c, e = self.n_outputs, self.n_features
+        total = objective.theta.new_zeros(c * c, e * e)
+        chunk = max(1, 2**24 // (e * e))
+        for hessian, features in self._hessians_and_features(objective):
+            for lam, phi in zip(hessian.split(chunk), features.split(chunk), strict=True):
+                outer = phi[:, :, None] * phi[:, None, :]
+                total.addmm_(lam.reshape(-1, c * c).T, outer.reshape(-1, e * e))
+        return total.reshape(c, c, e, e).permute(0, 2, 1, 3)
+
+    def kron_factors(self, objective: Objective) -> tuple[Tensor, Tensor]:
+        """mean Λ (C, C) and Σ φφᵀ (E, E)."""
+        theta = objective.theta
+        mean_hessian = theta.new_zeros(self.n_outputs, self.n_outputs)
+        gram = theta.new_zeros(self.n_features, self.n_features)
+        for batch in objective.batches:
+            features = self.features(batch.x)
+            gram += features.T @ features
+            mean_hessian += _summed_hessian(objective, objective.network.outputs(batch.x))
+        return mean_hessian / objective.batches.n_data, gram
+
+    def diagonal(self, objective: Objective) -> Tensor:
+        """Σₙ Λₙ,cc φₙₑ², (C, E)."""
+        total = objective.theta.new_zeros(self.n_outputs, self.n_features)
+        for batch in objective.batches:
+            f = objective.network.outputs(batch.x)
+            total += objective.likelihood.hessian_diagonal(f).T @ self.features(batch.x).square()
+        return total
+
+    def _hessians_and_features(self, objective: Objective) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in objective.batches:
+            yield objective.likelihood.hessian(objective.network.outputs(batch.x)), self.features(batch.x)
+
+
+def _summed_hessian(objective: Objective, f: Tensor) -> Tensor:
+    """Σₙ Λₙ (C, C), a few rows at a time: with 1000 classes one Λ is a million numbers."""
+    chunk = max(1, 2**22 // f.shape[1] ** 2)
+    return torch.stack([objective.likelihood.hessian(part).sum(0) for part in f.split(chunk)]).sum(0)

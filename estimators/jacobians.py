@@ -1,0 +1,121 @@
+"""Jacobian rows J(x) for dense curvatures: BackPACK where its layers allow, torch.func where not.
+
+BackPACK (Dangel et al. 2020) extends a private deep copy of the model, so that the hooks and attributes it needs never
+reach the user's. It is used for nested `Sequential`s of layers that it knows; anything else (attention, norms over
+features, residuals, custom forwards) goes through `torch.func`. On its first batch one row is compared with torch.func.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from estimators.errors import ModelError
+from estimators.network import Network, output_tensor
+from estimators.pytrees import PyTree, n_rows, select_rows
+
+__all__ = ["JacobianRows", "backpack_supports"]
+
+_KNOWN_LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.Sigmoid,
+    nn.LogSigmoid,
+    nn.Tanh,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.Flatten,
+    nn.Identity,
+    nn.Dropout,
+    nn.ZeroPad2d,
+)
+
+
+class JacobianRows:
+    """x -> J (B, C, P) at θ̂; `backend` is "backpack" or "torch.func"."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.backend = "backpack" if backpack_supports(network) else "torch.func"
+        self._rows: Callable[[PyTree], Tensor] = network.jacobian
+        if self.backend == "backpack":
+            self._rows = _BackpackRows(network)
+
+    def __call__(self, x: PyTree) -> Tensor:
+        return self._rows(x)
+
+
+def backpack_supports(network: Network) -> bool:
+    """Whether the module is a nest of Sequentials of known layers without tied or shared parts."""
+    leaves: list[nn.Module] = []
+    if not _collect_sequential(network.module, leaves):
+        return False
+    return len({id(leaf) for leaf in leaves}) == len(leaves) and not _has_tied_parameters(network.module)
+
+
+def _collect_sequential(module: nn.Module, leaves: list[nn.Module]) -> bool:
+    if type(module) is nn.Sequential:
+        return all([_collect_sequential(child, leaves) for child in module])
+    leaves.append(module)
+    return type(module) in _KNOWN_LAYERS
+
+
+def _has_tied_parameters(module: nn.Module) -> bool:
+    every = [id(p) for _, p in module.named_parameters(remove_duplicate=False)]
+    return len(every) != len(set(every))
+
+
+class _BackpackRows:
+    """One backward pass an output, per-example gradients by BackPACK's BatchGrad."""
+
+    def __init__(self, network: Network) -> None:
+        from backpack import extend
+
+        self.network = network
+        self.module = copy.deepcopy(network.module)
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(name in network.subset.shapes)
+        extend(self.module)
+        self._checked = False
+
+    def __call__(self, x: PyTree) -> Tensor:
+        from backpack import backpack
+        from backpack.extensions import BatchGrad
+
+        parameters = dict(self.module.named_parameters())
+        chosen = [parameters[name] for name in self.network.subset.shapes]
+        columns = []
+        with torch.enable_grad():
+            f = output_tensor(self.module(x))
+            for c in range(f.shape[-1]):
+                with backpack(BatchGrad()):
+                    f[:, c].sum().backward(retain_graph=c + 1 < f.shape[-1])  # type: ignore[no-untyped-call]
+                columns.append(torch.cat([p.grad_batch.reshape(f.shape[0], -1) for p in chosen], dim=1))  # type: ignore[attr-defined]
+                self.module.zero_grad(set_to_none=True)
+        jacobian = torch.stack(columns, dim=1).detach()
+        self._check(x, jacobian)
+        return jacobian
+
+    def _check(self, x: PyTree, jacobian: Tensor) -> None:
+        if self._checked or not n_rows(x):
+            return
+        one = self.network.jacobian(select_rows(x, slice(0, 1)))
+        scale = one.abs().max().clamp_min(torch.finfo(one.dtype).tiny)
+        if float((jacobian[:1] - one).abs().max() / scale) > 1e-3:
+            raise ModelError(
+                "BackPACK and torch.func to give the same Jacobian",
+                received="rows that differ by more than 0.1 %",
+                remedy="wrap the network in a Module of your own, so that torch.func is used, and report this.",
+            )
+        self._checked = True

@@ -1,0 +1,131 @@
+"""Exact linearized Laplace: covariance(x) = J A⁻¹ Jᵀ, with A the GGN or the exact Hessian plus δ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from estimators.base import UncertaintyEstimator, precision_vector
+from estimators.errors import OptionError
+from estimators.evidence import log_marginal_likelihood
+from estimators.jacobians import JacobianRows
+from estimators.likelihoods import Likelihood
+from estimators.memory import available_bytes, rows_per_chunk
+from estimators.noise import precision_noise
+from estimators.objective import Objective
+from estimators.precision.dense import DensePrecision
+from estimators.precision.posterior import BUILDERS, choose_inverse
+from estimators.pytrees import PyTree, split_rows
+from estimators.subsets import SubsetSpec
+
+__all__ = ["LinearizedLaplace"]
+
+
+class LinearizedLaplace(UncertaintyEstimator):
+    """Linearized Laplace (MacKay 1992; Immer et al. 2021), exact for the chosen parameters.
+
+        A = Σₙ Jₙᵀ Λₙ Jₙ + δ  ("ggn")   or   ∇²L(θ̂)  ("hessian")        covariance(x) = J(x) A⁻¹ J(x)ᵀ, (C, C)
+
+    Args:
+        curvature: "ggn" (positive definite at any θ̂) or "hessian" (exact; needs a positive definite one at θ̂).
+        hessian_structure: "full".
+        inverse: "cholesky" (dense, P² memory), "dual" (function space, GGN only, (N·C)² memory), "cg" (products only), or
+            "auto", which picks by size and says which in `inverse_`.
+
+    Fitted: `inverse_`, `jacobian_backend_` ("backpack", "torch.func", or "products" where no rows are made).
+    Errors: OptionError for a combination that does not exist; TooLargeError before any allocation;
+    IndefiniteHessianError for a singular or indefinite Hessian.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        prior_precision: float | Mapping[str, float] = 1.0,
+        prior_mean: float = 0.0,
+        subset_of_weights: SubsetSpec = "all",
+        curvature: str = "ggn",
+        hessian_structure: str = "full",
+        inverse: str = "auto",
+    ) -> None:
+        super().__init__(
+            model,
+            likelihood,
+            prior_precision=prior_precision,
+            prior_mean=prior_mean,
+            subset_of_weights=subset_of_weights,
+        )
+        self.curvature, self.hessian_structure, self.inverse = curvature, hessian_structure, inverse
+        _check_key(curvature, hessian_structure, inverse)
+
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
+        centre = objective if self.curvature == "hessian" else objective.centred(curvature="ggn")
+        inverse = self.inverse
+        if inverse == "auto":
+            inverse = choose_inverse(
+                centre, curvature=self.curvature, available=available_bytes(objective.theta.device)
+            )
+        if inverse == "dual" and not bool((objective.prior.precision > 0).all()):
+            raise OptionError(
+                "a positive prior_precision for every parameter in the dual form",
+                received="0 for some",
+                remedy='inverse="cholesky" or "cg".',
+            )
+        jacobian = JacobianRows(objective.network)
+        build = BUILDERS[self.curvature, self.hessian_structure, inverse]
+        self.data_curvature_ = build(centre, jacobian)
+        self.precision_ = self.data_curvature_.precision(objective.prior.precision)
+        self.inverse_ = inverse
+        uses_rows = self.curvature == "ggn" and inverse != "cg"
+        self.jacobian_backend_ = jacobian.backend if uses_rows else "products"
+
+    def _variance(self, x: PyTree) -> Tensor:
+        return self._by_chunks(x, self.precision_.variance)
+
+    def _covariance(self, x: PyTree) -> Tensor:
+        return self._by_chunks(x, self.precision_.covariance)
+
+    def _by_chunks(self, x: PyTree, read: Callable[[Tensor], Tensor]) -> Tensor:
+        network = self.network_
+        n_outputs = network.outputs(x).shape[-1]
+        chunk = rows_per_chunk(4 * n_outputs * network.n_parameters * network.theta.element_size())
+        return torch.cat([read(network.jacobian(part)) for part in split_rows(x, chunk)])
+
+    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+        return self.network_.outputs(x) + self.network_.jvp(x, self._displacements(n_samples, generator))
+
+    def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        """θ − θ̂ ~ N(0, A⁻¹), (n, P): from the factor where there is one, else A⁻¹ξ with ξ ~ N(0, A)."""
+        if isinstance(self.precision_, DensePrecision):
+            return self.precision_.sample(n_samples, generator)
+        if self.curvature == "hessian":
+            raise OptionError(
+                "a factored Hessian to sample from", received='inverse="cg"', remedy='inverse="cholesky".'
+            )
+        xi, _ = precision_noise(self.objective_, n_samples, generator)
+        return self.precision_.solve(xi)
+
+    def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
+        """Laplace approximation of log p(D), in nats; for another δ at the same θ̂ without a pass over the data.
+
+            log p(D) ≈ −L(θ̂) + ½ log|δ| − ½ log|A|
+        """
+        self._check_fitted()
+        if prior_precision is None:
+            return log_marginal_likelihood(self.objective_, self.objective_.prior.precision, self.precision_.log_det())
+        vector = precision_vector(prior_precision, self.network_)
+        return log_marginal_likelihood(self.objective_, vector, self.data_curvature_.precision(vector).log_det())
+
+
+def _check_key(curvature: str, structure: str, inverse: str) -> None:
+    keys = [key for key in BUILDERS if (curvature, structure) == key[:2] and inverse in ("auto", key[2])]
+    if not keys:
+        listed = "; ".join(", ".join(key) for key in BUILDERS)
+        raise OptionError(
+            "curvature, hessian_structure and inverse among those that exist",
+            received=f"{curvature}, {structure}, {inverse}",
+            remedy=f'one of: {listed}; or inverse="auto". The exact Hessian has no dual form.',
+        )

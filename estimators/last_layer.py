@@ -1,0 +1,132 @@
+"""Last-layer Laplace in closed form on features: an independent second route to the last layer's linearized Laplace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from estimators.base import UncertaintyEstimator, precision_vector
+from estimators.batches import first_batch
+from estimators.errors import OptionError
+from estimators.evidence import log_marginal_likelihood
+from estimators.head import Head
+from estimators.last_linear import find_last_linear
+from estimators.likelihoods import Likelihood
+from estimators.memory import refuse_if_too_large
+from estimators.objective import Objective
+from estimators.precision.linear_head import DiagHead, FullHead, HeadPrecision, KronHead
+from estimators.pytrees import PyTree
+
+__all__ = ["LastLayerLaplace"]
+
+FromPrior = Callable[[Tensor], HeadPrecision]
+
+
+class LastLayerLaplace(UncertaintyEstimator):
+    """Laplace over the last linear layer f = Wφ + b (Kristiadi et al. 2020; Daxberger et al. 2021).
+
+        full: A = Σₙ Λₙ ⊗ φₙφₙᵀ + δ       kron: A = mean Λ ⊗ Σ φφᵀ + δ I       diag: the diagonal of the full one
+
+    Args:
+        hessian_structure: "full", "kron" (one δ for the whole layer) or "diag".
+        last_layer_name: the layer's name, where it should not be found by running the network.
+
+    Fitted: `head_` (the layer and its features), `precision_`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        prior_precision: float | Mapping[str, float] = 1.0,
+        prior_mean: float = 0.0,
+        subset_of_weights: str = "last_layer",
+        hessian_structure: str = "full",
+        last_layer_name: str | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            likelihood,
+            prior_precision=prior_precision,
+            prior_mean=prior_mean,
+            subset_of_weights=subset_of_weights,
+        )
+        self.hessian_structure, self.last_layer_name = hessian_structure, last_layer_name
+        if subset_of_weights != "last_layer":
+            raise OptionError(
+                'subset_of_weights="last_layer"', received=repr(subset_of_weights), remedy="use LinearizedLaplace."
+            )
+        if hessian_structure not in _STRUCTURES:
+            raise OptionError(
+                f"hessian_structure among {sorted(_STRUCTURES)}",
+                received=repr(hessian_structure),
+                remedy='"full" where (C·(D+1))² numbers fit into memory, else "kron".',
+            )
+
+    def _names(self, train_loader: Iterable[Any]) -> list[str]:
+        return find_last_linear(self.model, first_batch(train_loader).x, name=self.last_layer_name).parameter_names
+
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
+        first = next(iter(objective.batches))
+        self.head_ = Head.of(objective.network, first.x, name=self.last_layer_name)
+        self._from_prior = _STRUCTURES[self.hessian_structure](self.head_, objective)
+        self.precision_ = self._from_prior(self.head_.to_matrix(objective.prior.precision))
+
+    def _variance(self, x: PyTree) -> Tensor:
+        return self.precision_.variance(self.head_.features(x))
+
+    def _covariance(self, x: PyTree) -> Tensor:
+        return self.precision_.covariance(self.head_.features(x))
+
+    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+        displaced = self.precision_.sample(n_samples, generator)
+        return self.network_.outputs(x) + torch.einsum("kce,me->kmc", displaced, self.head_.features(x))
+
+    def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
+        """Laplace approximation of log p(D) over the last layer, in nats; another δ costs no pass for the curvature."""
+        self._check_fitted()
+        vector = self.objective_.prior.precision
+        precision = self.precision_
+        if prior_precision is not None:
+            vector = precision_vector(prior_precision, self.network_)
+            precision = self._from_prior(self.head_.to_matrix(vector))
+        return log_marginal_likelihood(self.objective_, vector, precision.log_det())
+
+
+def _full(head: Head, objective: Objective) -> FromPrior:
+    n = head.n_outputs * head.n_features
+    refuse_if_too_large(
+        f"a full last-layer precision of {n} parameters",
+        5 * n * n * objective.theta.element_size(),
+        device=objective.theta.device,
+        remedy='hessian_structure="kron" or "diag".',
+    )
+    curvature = head.full_curvature(objective)
+    return lambda prior: FullHead(curvature, prior)
+
+
+def _kron(head: Head, objective: Objective) -> FromPrior:
+    mean_hessian, gram = head.kron_factors(objective)
+    return lambda prior: KronHead(mean_hessian, gram, _single(prior))
+
+
+def _diag(head: Head, objective: Objective) -> FromPrior:
+    diagonal = head.diagonal(objective)
+    return lambda prior: DiagHead(diagonal, prior)
+
+
+def _single(prior: Tensor) -> float:
+    if float(prior.min()) != float(prior.max()):
+        raise OptionError(
+            'one prior_precision for the whole last layer with hessian_structure="kron"',
+            received=f"values from {float(prior.min()):g} to {float(prior.max()):g}",
+            remedy='hessian_structure="full" or "diag", or one number.',
+        )
+    return float(prior.min())
+
+
+_STRUCTURES: dict[str, Callable[[Head, Objective], FromPrior]] = {"full": _full, "kron": _kron, "diag": _diag}

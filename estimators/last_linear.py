@@ -1,0 +1,101 @@
+"""Find the last linear layer: the `nn.Linear` whose output is the network's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from estimators.errors import ModelError
+from estimators.network import output_tensor, structural_copy
+from estimators.pytrees import PyTree
+
+__all__ = ["LastLinear", "find_last_linear", "last_linear_names"]
+
+
+@dataclass(frozen=True)
+class LastLinear:
+    """The layer's name in the model; `weight` and `bias` are full parameter names, None where absent or frozen."""
+
+    name: str
+    weight: str
+    bias: str | None
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Trainable parameter names, weight first."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+
+def find_last_linear(model: nn.Module, x: PyTree, *, name: str | None = None) -> LastLinear:
+    """The linear layer that produces the outputs of `model`, or the one called `name`, checked to be so.
+
+    Errors: ModelError where there is none, where its weight is frozen, or where it is tied to another layer.
+    """
+    module = structural_copy(model)
+    found = _producers(module, x)
+    if name is not None and name not in found:
+        raise ModelError(
+            f"a linear layer {name!r} whose output is the network's output",
+            received=_listed(module, found),
+            remedy="name the layer that ends the network, or leave last_layer_name out.",
+        )
+    if not found:
+        raise ModelError(
+            "a network that ends in nn.Linear",
+            received=_listed(module, found),
+            remedy='end the network in nn.Linear, or use LinearizedLaplace or RegVar with subset_of_weights="all".',
+        )
+    return _checked_layer(module, name or found[-1])
+
+
+def last_linear_names(model: nn.Module, x: PyTree) -> list[str]:
+    """Parameter names of the last linear layer."""
+    return find_last_linear(model, x).parameter_names
+
+
+def _producers(module: nn.Module, x: PyTree) -> list[str]:
+    """Names of the linear layers whose output is what the network returns."""
+    calls: list[tuple[str, Tensor]] = []
+
+    def recorder(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _module, _args, output: calls.append((name, output))
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(recorder(name))
+    with torch.no_grad():
+        f = output_tensor(module(**x) if isinstance(x, dict) else module(x))
+    names = [name for name, output in calls if output.shape == f.shape and torch.equal(output, f)]
+    return names if len({n for n, _ in calls}) == len(calls) else [n for n in names if _called_once(n, calls)]
+
+
+def _called_once(name: str, calls: list[tuple[str, Tensor]]) -> bool:
+    return sum(called == name for called, _ in calls) == 1
+
+
+def _checked_layer(module: nn.Module, name: str) -> LastLinear:
+    layer = module.get_submodule(name)
+    prefix = f"{name}." if name else ""
+    if not isinstance(layer.weight, nn.Parameter) or not layer.weight.requires_grad:
+        raise ModelError(
+            f"a trainable weight in the last layer {name!r}",
+            received="a frozen one (requires_grad=False)",
+            remedy="layer.requires_grad_(True), or a subset over other weights.",
+        )
+    owners = [n for n, p in module.named_parameters(remove_duplicate=False) if p is layer.weight]
+    if len(owners) > 1:
+        raise ModelError(
+            f"a last layer {name!r} of its own",
+            received=f"a weight shared by {owners}",
+            remedy='use subset_of_weights="all".',
+        )
+    bias = layer.bias if isinstance(layer.bias, nn.Parameter) and layer.bias.requires_grad else None
+    return LastLinear(name, f"{prefix}weight", None if bias is None else f"{prefix}bias")
+
+
+def _listed(module: nn.Module, found: list[str]) -> str:
+    layers = [name or "(the model itself)" for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    return f"linear layers {layers}, of which {found} produce the output" if layers else "a network without nn.Linear"

@@ -1,0 +1,73 @@
+"""Is this network fit to be used: finite, deterministic, and still the one that was fitted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from estimators.errors import ModelChangedError, ModelError
+
+__all__ = ["Fingerprint", "check_model", "fingerprint", "refuse_if_changed"]
+
+Fingerprint = dict[str, tuple[float, float]]
+
+
+def check_model(model: nn.Module) -> None:
+    """ModelError for non-finite weights, several devices or dtypes, dropout or batch statistics in train mode."""
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError("finite weights", received=f"NaN or Inf in {name!r}", remedy="train the model again.")
+    _check_uniform(model)
+    for name, module in model.named_modules():
+        if module.training:
+            _check_train_mode(name, module)
+
+
+def _check_uniform(model: nn.Module) -> None:
+    kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
+    if len(kinds) != 1:
+        listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "no parameters"
+        raise ModelError(
+            "parameters of one dtype on one device", received=listed, remedy="model.to(device=..., dtype=...)."
+        )
+
+
+def _check_train_mode(name: str, module: nn.Module) -> None:
+    dropout = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
+    if isinstance(dropout, float) and dropout > 0:
+        raise ModelError(
+            "a deterministic network",
+            received=f"{name!r} ({type(module).__name__}) in train mode with dropout {dropout}",
+            remedy="call model.eval() before fit.",
+        )
+    if isinstance(module, _NormBase) and (module.track_running_stats or "Batch" in type(module).__name__):
+        raise ModelError(
+            "normalisation with frozen statistics, so that rows do not depend on each other",
+            received=f"{name!r} ({type(module).__name__}) in train mode",
+            remedy="call model.eval() before fit.",
+        )
+
+
+def fingerprint(model: nn.Module) -> Fingerprint:
+    """Two moments of every parameter and buffer: cheap, and different after any training step."""
+    moments = {}
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            values = tensor.detach().flatten().double()
+            ramp = torch.arange(1, values.numel() + 1, device=values.device, dtype=values.dtype).sqrt_()
+            moments[name] = (float(values.sum()), float(torch.dot(values, ramp)))
+    return moments
+
+
+def refuse_if_changed(model: nn.Module, expected: Fingerprint) -> None:
+    """ModelChangedError where a weight or buffer differs from the fitted one."""
+    found = fingerprint(model)
+    changed = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if changed:
+        raise ModelChangedError(
+            "the model as it was fitted",
+            received=f"changed weights or buffers: {', '.join(changed[:5])}" + (", ..." if len(changed) > 5 else ""),
+            remedy="fit again, or restore the weights.",
+        )

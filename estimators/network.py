@@ -1,0 +1,140 @@
+"""A network as a function of one flat vector: f(θ, x), and its products with the Jacobian J = ∂f/∂θ.
+
+The user's module is never touched: a structural copy that shares its tensors is called functionally, with θ in place of
+the chosen parameters and the rest detached.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from estimators.errors import ModelError, UnsupportedError
+from estimators.pytrees import PyTree, row_as_batch
+from estimators.subsets import Subset
+
+__all__ = ["Network", "differentiable", "output_tensor", "structural_copy"]
+
+_VECTORISED_ELEMENTS = 2**22
+
+
+class Network:
+    """f(θ, x) of shape (B, C), for θ (P,) over a subset of the parameters of `model`; `theta` is θ̂, a copy."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.module = structural_copy(model)
+        self.subset = Subset.of(self.module, names)
+        parameters = {name: p.detach() for name, p in self.module.named_parameters()}
+        self.theta = self.subset.flatten(parameters).clone()
+        self.frozen = {name: p for name, p in parameters.items() if name not in self.subset.shapes}
+
+    @property
+    def n_parameters(self) -> int:
+        """P."""
+        return self.theta.numel()
+
+    def __call__(self, theta: Tensor, x: PyTree) -> Tensor:
+        """Outputs (B, C) at θ (P,)."""
+        state = {**self.frozen, **self.subset.unflatten(theta)}
+        arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
+        with differentiable():
+            return output_tensor(functional_call(self.module, state, arguments, keywords))
+
+    def outputs(self, x: PyTree) -> Tensor:
+        """f(θ̂, x), (B, C), without a graph."""
+        with torch.no_grad():
+            return self(self.theta, x)
+
+    def at(self, x: PyTree) -> Callable[[Tensor], Tensor]:
+        """θ -> f(θ, x)."""
+        return lambda theta: self(theta, x)
+
+    def jvp(self, x: PyTree, vectors: Tensor) -> Tensor:
+        """J v for each of vectors (K, P): (K, B, C)."""
+
+        def one(v: Tensor) -> Tensor:
+            return jvp(self.at(x), (self.theta,), (v,))[1]
+
+        with differentiable(), torch.no_grad():
+            return vmap(one, chunk_size=self.vectors_at_once)(vectors)
+
+    def vjp(self, x: PyTree, cotangents: Tensor) -> Tensor:
+        """Jᵀ u for each of cotangents (K, B, C), summed over rows: (K, P)."""
+        with differentiable():
+            _, pull = vjp(self.at(x), self.theta)
+            (result,) = vmap(pull, chunk_size=self.vectors_at_once)(cotangents)
+        return result.detach()
+
+    def jacobian(self, x: PyTree) -> Tensor:
+        """J at each row, (B, C, P): reverse mode, vectorised over rows."""
+
+        def one(row: PyTree) -> Tensor:
+            return jacrev(lambda theta: self(theta, row_as_batch(row))[0])(self.theta)
+
+        with differentiable():
+            return vmap(one)(x).detach()
+
+    @property
+    def vectors_at_once(self) -> int:
+        """How many parameter vectors are worth pushing through one vectorised call."""
+        return max(1, _VECTORISED_ELEMENTS // self.n_parameters)
+
+
+def structural_copy(model: nn.Module) -> nn.Module:
+    """New module objects around the same tensors: hooks and swaps on the copy never reach the user's model."""
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def output_tensor(output: object) -> Tensor:
+    """The (B, C) outputs of a model: a tensor, or an object with `.logits`."""
+    tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(tensor, Tensor):
+        raise ModelError(
+            "a model that returns a tensor, or an object with a tensor `.logits`",
+            received=f"an output of type {type(output).__name__}",
+            remedy="wrap the model in a Module whose forward picks the tensor.",
+        )
+    if tensor.ndim == 2:
+        return tensor
+    if tensor.ndim < 2:
+        raise ModelError(
+            "outputs of shape (B, C)",
+            received=f"shape {tuple(tensor.shape)}",
+            remedy="give the output a last dimension, for instance .unsqueeze(-1), and the targets too.",
+        )
+    raise UnsupportedError(
+        "outputs of shape (B, C)",
+        received=f"shape {tuple(tensor.shape)}",
+        remedy="wrap the model so that it returns one row of C outputs an example.",
+    )
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Run attention through kernels that forward mode and vmap can differentiate; the settings are put back after."""
+    _load_forward_rules()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@cache
+def _load_forward_rules() -> None:
+    """The first use of forward mode compiles torch's own rules with a deprecated call: keep its warning from users."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))

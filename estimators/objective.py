@@ -1,0 +1,158 @@
+"""The objective: what was minimised, and the objectives that RegVar refits.
+
+    L(θ) = Σₙ data(θ; xₙ, yₙ) + ½ Σᵢ δᵢ (θᵢ − θ₀ᵢ)² − tiltᵀ(θ − θ̂)
+
+Sums over rows, never means. The data term is the labels' −log p or the network's own predictions (self-targets); which
+one decides the curvature at θ̂: labels give the exact Hessian, self-targets the GGN (SCIENCE: residuals vanish at θ̂).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from estimators.batches import Batch, Batches
+from estimators.likelihoods import Likelihood
+from estimators.network import Network, differentiable
+from estimators.pytrees import PyTree
+
+__all__ = ["DataTerm", "Labels", "Objective", "Prior", "SelfTargets"]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Gaussian prior on θ with independent entries: precision δ (P,) and mean θ₀ (P,)."""
+
+    precision: Tensor
+    mean: Tensor
+
+    def energy(self, theta: Tensor) -> Tensor:
+        """½ Σ δ (θ − θ₀)²."""
+        return 0.5 * (self.precision * (theta - self.mean).square()).sum()
+
+
+@dataclass(frozen=True)
+class DataTerm(ABC):
+    """The part of the objective that sees the data, a batch at a time."""
+
+    likelihood: Likelihood
+
+    @abstractmethod
+    def targets(self, network: Network, batch: Batch) -> Tensor:
+        """What the batch's outputs are compared with."""
+
+    @abstractmethod
+    def loss(self, f: Tensor, targets: Tensor) -> Tensor:
+        """Sum over the rows."""
+
+    @abstractmethod
+    def curvature_product(self, network: Network, batch: Batch, vectors: Tensor) -> Tensor:
+        """(K, P) -> (K, P): the batch's second derivative at θ̂ times each vector."""
+
+
+class Labels(DataTerm):
+    """−log p(y | f): the loss that was trained. Its curvature is the exact Hessian."""
+
+    def targets(self, network: Network, batch: Batch) -> Tensor:  # noqa: ARG002
+        return batch.y
+
+    def loss(self, f: Tensor, targets: Tensor) -> Tensor:
+        return self.likelihood.nll(f, targets).sum()
+
+    def curvature_product(self, network: Network, batch: Batch, vectors: Tensor) -> Tensor:
+        gradient = grad(lambda theta: self.loss(network(theta, batch.x), batch.y))
+
+        def product(v: Tensor) -> Tensor:  # v → H v, forward over reverse
+            return jvp(gradient, (network.theta,), (v,))[1]
+
+        with differentiable():
+            return vmap(product, chunk_size=network.vectors_at_once)(vectors).detach()
+
+
+class SelfTargets(DataTerm):
+    """−E[log p(y | f)] over y from the network's own prediction at θ̂. Its curvature at θ̂ is exactly the GGN."""
+
+    def targets(self, network: Network, batch: Batch) -> Tensor:
+        return network.outputs(batch.x)
+
+    def loss(self, f: Tensor, targets: Tensor) -> Tensor:
+        return self.likelihood.expected_nll(f, targets).sum()
+
+    def curvature_product(self, network: Network, batch: Batch, vectors: Tensor) -> Tensor:
+        jv = network.jvp(batch.x, vectors)  # v → J v
+        h_jv = self.likelihood.hessian_product(network.outputs(batch.x), jv)  # J v → Λ J v
+        return network.vjp(batch.x, h_jv)  # Λ J v → Jᵀ Λ J v
+
+
+@dataclass(frozen=True)
+class Objective:
+    """L(θ) over the chosen parameters of a network; A is its second derivative at θ̂."""
+
+    network: Network
+    data_term: DataTerm
+    prior: Prior
+    batches: Batches
+    tilt: Tensor | None = None
+
+    @property
+    def theta(self) -> Tensor:
+        """θ̂ (P,)."""
+        return self.network.theta
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood of the data term."""
+        return self.data_term.likelihood
+
+    def with_targets(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Each batch with what its outputs are compared with."""
+        for batch in self.batches:
+            yield batch, self.data_term.targets(self.network, batch)
+
+    def batch_loss(self, theta: Tensor, x: PyTree, targets: Tensor, share: float) -> Tensor:
+        """The batch's part of L: its rows, and `share` = B/N of prior and tilt. Differentiable, and safe inside vmap."""
+        loss = self.data_term.loss(self.network(theta, x), targets) + share * self.prior.energy(theta)
+        if self.tilt is not None:
+            loss = loss - share * torch.dot(self.tilt, theta - self.theta)
+        return loss
+
+    def share(self, batch: Batch) -> float:
+        """B/N."""
+        return len(batch) / self.batches.n_data
+
+    def loss(self, theta: Tensor) -> Tensor:
+        """L(θ)."""
+        with torch.no_grad():
+            parts = [self.batch_loss(theta, b.x, t, self.share(b)) for b, t in self.with_targets()]
+        return torch.stack(parts).sum()
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """∇L(θ), (P,)."""
+        total = torch.zeros_like(theta)
+        for batch, targets in self.with_targets():
+            with differentiable():
+                total += grad(self.batch_loss)(theta, batch.x, targets, self.share(batch)).detach()
+        return total
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """A v for each of vectors (K, P): one shared pass over the data."""
+        total = vectors * self.prior.precision
+        for batch in self.batches:
+            total = total + self.data_term.curvature_product(self.network, batch, vectors)
+        return total
+
+    def centred(self, *, curvature: str) -> Objective:
+        """An objective whose gradient vanishes at θ̂ and whose second derivative there is the curvature asked for.
+
+        "ggn": the network trained on its own predictions, with the prior centred at θ̂. Its Hessian at θ̂ is the GGN + δ.
+        "hessian": L(θ) − ∇L(θ̂)ᵀ(θ − θ̂).
+        """
+        if curvature == "ggn":
+            prior = replace(self.prior, mean=self.theta)
+            return replace(self, data_term=SelfTargets(self.likelihood), prior=prior, tilt=None)
+        return replace(self, tilt=self.gradient(self.theta))

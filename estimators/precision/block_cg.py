@@ -1,0 +1,154 @@
+"""True block conjugate gradients: one Krylov space shared by all right-hand sides, re-orthogonalised.
+
+Written as block Lanczos with a Galerkin solve (O'Leary 1980; Golub & Underwood 1977), which is what block CG computes in
+exact arithmetic. With W the orthonormal basis and T = WᵀAW:
+
+    u = u₀ + W T⁻¹ Wᵀ(b − A u₀)
+
+One iteration is one product with A for each of at most K columns, one shared pass over the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from estimators.errors import ConvergenceError, IndefiniteHessianError
+
+__all__ = ["BlockSolution", "block_cg", "krylov_basis"]
+
+Product = Callable[[Tensor], Tensor]
+_BASIS_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class BlockSolution:
+    """`solution` (K, P) of A u = b with relative residuals (K,), and the last basis W (r, P) with T = W A Wᵀ (r, r)."""
+
+    solution: Tensor
+    residuals: Tensor
+    iterations: int
+    products: int
+    basis: Tensor
+    projected: Tensor
+
+
+def block_cg(
+    product: Product,
+    right_hand_sides: Tensor,
+    *,
+    start: Tensor | None = None,
+    tol: float = 1e-6,
+    max_iter: int = 1000,
+) -> BlockSolution:
+    """Solve A u = b for right_hand_sides (K, P), from `start` (K, P) or zero, to ‖b − A u‖ ≤ tol ‖b‖.
+
+    The basis is bounded by 2 GiB: beyond it the iteration restarts from the current u.
+    Errors: IndefiniteHessianError where T has a negative eigenvalue; ConvergenceError after `max_iter` iterations.
+    """
+    scale = right_hand_sides.norm(dim=1).clamp_min(torch.finfo(right_hand_sides.dtype).tiny)
+    u = torch.zeros_like(right_hand_sides) if start is None else start.clone()
+    iterations = products = 0
+    while True:
+        warm = start is not None or iterations > 0
+        residual = right_hand_sides - product(u) if warm else right_hand_sides.clone()
+        products += len(u) * warm
+        cycle = _Cycle(product, residual)
+        while not cycle.done(tol * scale) and iterations < max_iter and not cycle.full():
+            cycle.extend()
+            cycle.solve()
+            iterations += 1
+        products += cycle.products
+        u = u + cycle.correction()
+        relative = cycle.residual_norms() / scale
+        if cycle.done(tol * scale) or iterations >= max_iter:
+            break
+    if bool((relative > tol).any()):
+        raise ConvergenceError(
+            f"a relative residual of at most {tol:g} within {max_iter} iterations",
+            received=f"{float(relative.max()):.3g} after {iterations}",
+            remedy="raise max_iter, loosen tol, or use a larger prior_precision (a better conditioned A).",
+        )
+    return BlockSolution(u, relative, iterations, products, cycle.basis, cycle.projected)
+
+
+class _Cycle:
+    """The Krylov space of one residual block (K, P): basis W (r, P) by rows, T = W A Wᵀ, Wr₀ and the next block."""
+
+    def __init__(self, product: Product, residual: Tensor) -> None:
+        self.product, self.products = product, 0
+        self.floor = residual.norm(dim=1).max() * torch.finfo(residual.dtype).eps * 4
+        self.basis = residual.new_zeros(0, residual.shape[1])
+        self.projected = residual.new_zeros(0, 0)
+        self.block, self.coupling = _orthonormal_rows(residual, self.floor)  # residualᵀ = blockᵀ · coupling
+        self.start = self.coupling
+        self.coefficients = residual.new_zeros(0, residual.shape[0])
+
+    def done(self, tolerance: Tensor) -> bool:
+        return len(self.block) == 0 or bool((self.residual_norms() <= tolerance).all())
+
+    def full(self) -> bool:
+        return self.basis.numel() * self.basis.element_size() > _BASIS_BYTES
+
+    def residual_norms(self) -> Tensor:
+        """‖b − A u‖ of each right-hand side, from the coupling of the space to the next block."""
+        last = self.coefficients[len(self.coefficients) - self.coupling.shape[1] :] if len(self.basis) else None
+        return (self.coupling if last is None else self.coupling @ last).norm(dim=0)
+
+    def extend(self) -> None:
+        image = self.product(self.block)  # W_j → A W_j
+        self.products += len(self.block)
+        old, new = len(self.basis), len(self.block)
+        self.basis = torch.cat([self.basis, self.block])
+        along = image @ self.basis.T
+        self._grow_projected(along, old, new)
+        rest = image - along @ self.basis
+        rest = rest - (rest @ self.basis.T) @ self.basis  # a second time: round-off of the first
+        self.block, self.coupling = _orthonormal_rows(rest, self._image_floor(image))
+
+    def _grow_projected(self, along: Tensor, old: int, new: int) -> None:
+        grown = along.new_zeros(old + new, old + new)
+        grown[:old, :old] = self.projected
+        grown[old:, :] = along
+        grown[:old, old:] = along[:, :old].T
+        grown[old:, old:] = 0.5 * (along[:, old:] + along[:, old:].T)
+        self.projected = grown
+
+    def _image_floor(self, image: Tensor) -> Tensor:
+        room = self.basis.shape[1] - len(self.basis)
+        floor = image.norm(dim=1).max() * torch.finfo(image.dtype).eps * 32
+        return floor if room > 0 else torch.full_like(floor, torch.inf)
+
+    def solve(self) -> None:
+        """Coefficients T⁻¹ W r₀; T without a Cholesky factor proves A indefinite (Cauchy interlacing)."""
+        rhs = self.projected.new_zeros(len(self.basis), self.start.shape[1])
+        rhs[: len(self.start)] = self.start
+        factor, info = torch.linalg.cholesky_ex(self.projected)
+        if int(info) != 0:
+            ritz = torch.linalg.eigvalsh(self.projected)
+            raise IndefiniteHessianError(smallest=float(ritz[0]), largest=float(ritz[-1]))
+        self.coefficients = torch.cholesky_solve(rhs, factor)
+
+    def correction(self) -> Tensor:
+        return self.coefficients.T @ self.basis
+
+
+def _orthonormal_rows(block: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """block (K, P) -> rows Q (k, P), k <= K, and R (k, K) with blockᵀ = Qᵀ R; directions below `floor` are dropped."""
+    left, singular, right = torch.linalg.svd(block, full_matrices=False)
+    keep = singular > floor
+    return right[keep], singular[keep, None] * left[:, keep].T
+
+
+def krylov_basis(product: Product, start: Tensor, *, size: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal basis (r, P) of the Krylov space of `start` (K, P), and T (r, r), with r ≥ size or the space exhausted.
+
+    Its eigenvalues (Ritz values) lie within the spectrum of A: the smallest bounds A's smallest from above.
+    """
+    cycle = _Cycle(product, start)
+    while len(cycle.block) and len(cycle.basis) < size:
+        cycle.extend()
+    return cycle.basis, cycle.projected

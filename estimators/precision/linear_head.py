@@ -1,0 +1,118 @@
+"""Precisions of a last linear layer f = Wφ + b in closed form on its features.
+
+θ of the layer is the matrix (C, E), E = D + 1 with a bias: a row an output, the bias last; φ (M, E) has a 1 appended.
+Every f_c depends on row c alone, through φ, so that no Jacobian (M, C, C·E) is ever made.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from estimators.memory import rows_per_chunk
+from estimators.precision.dense import DensePrecision
+
+__all__ = ["DiagHead", "FullHead", "HeadPrecision", "KronHead"]
+
+
+class HeadPrecision(ABC):
+    """A over (C, E), and what is read from it at features φ (M, E)."""
+
+    @abstractmethod
+    def variance(self, features: Tensor) -> Tensor:
+        """(M, C)."""
+
+    @abstractmethod
+    def covariance(self, features: Tensor) -> Tensor:
+        """(M, C, C)."""
+
+    @abstractmethod
+    def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Displacements of the layer ~ N(0, A⁻¹), (n_samples, C, E)."""
+
+    @abstractmethod
+    def log_det(self) -> Tensor:
+        """log |A|."""
+
+
+class FullHead(HeadPrecision):
+    """A = Σₙ Λₙ ⊗ φₙφₙᵀ + diag δ, from curvature (C, E, C, E) and δ (C, E)."""
+
+    def __init__(self, curvature: Tensor, prior_precision: Tensor) -> None:
+        self.shape = prior_precision.shape
+        n = prior_precision.numel()
+        self.dense = DensePrecision(curvature.reshape(n, n) + prior_precision.reshape(n).diag())
+        self.inverse = torch.cholesky_inverse(self.dense.cholesky).reshape(*self.shape, *self.shape)
+        self.diagonal_blocks = self.inverse.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+
+    def variance(self, features: Tensor) -> Tensor:
+        return torch.einsum("cme,me->mc", features @ self.diagonal_blocks, features)
+
+    def covariance(self, features: Tensor) -> Tensor:
+        c, e = self.shape
+        pieces = []
+        for part in features.split(rows_per_chunk(2 * c * c * e * features.element_size())):
+            left = (part @ self.inverse.permute(1, 0, 2, 3).reshape(e, -1)).reshape(-1, c, c, e)  # φᵀA⁻¹
+            pieces.append(torch.einsum("mcke,me->mck", left, part))
+        return torch.cat(pieces)
+
+    def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        return self.dense.sample(n_samples, generator).reshape(n_samples, *self.shape)
+
+    def log_det(self) -> Tensor:
+        return self.dense.log_det()
+
+
+class KronHead(HeadPrecision):
+    """A = Λ̄ ⊗ Q + δ I, Q = Σ φφᵀ (E, E), Λ̄ = mean Λ (C, C): δ is added exactly, in the eigenbasis (Immer et al. 2021)."""
+
+    def __init__(self, mean_hessian: Tensor, features_gram: Tensor, prior_precision: float) -> None:
+        values, self.output_basis = torch.linalg.eigh(mean_hessian)
+        moments, self.feature_basis = torch.linalg.eigh(features_gram)
+        self.eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) + prior_precision
+
+    def _spectrum(self, features: Tensor) -> Tensor:
+        """Variance along each output eigenvector, (M, C): Σ_e (Vᵀφ)²_e / (l_c q_e + δ)."""
+        return (features @ self.feature_basis).square() @ self.eigenvalues.reciprocal().T
+
+    def variance(self, features: Tensor) -> Tensor:
+        return self._spectrum(features) @ self.output_basis.square().T
+
+    def covariance(self, features: Tensor) -> Tensor:
+        spectrum, basis = self._spectrum(features), self.output_basis
+        m, c = spectrum.shape
+        covariance = spectrum.new_empty(m, c, c)
+        for part in torch.arange(m).split(rows_per_chunk(2 * c * c * features.element_size(), budget=2**26)):
+            torch.matmul(basis * spectrum[part, None, :], basis.T, out=covariance[part[0] : part[-1] + 1])
+        return covariance
+
+    def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        z = torch.randn(n_samples, *self.eigenvalues.shape, generator=generator, dtype=self.eigenvalues.dtype,
+                        device=self.eigenvalues.device)  # fmt: skip
+        return self.output_basis @ (z / self.eigenvalues.sqrt()) @ self.feature_basis.T
+
+    def log_det(self) -> Tensor:
+        return self.eigenvalues.log().sum()
+
+
+class DiagHead(HeadPrecision):
+    """A = diag(Σₙ Λₙ,cc φₙₑ²) + diag δ, both (C, E)."""
+
+    def __init__(self, diagonal: Tensor, prior_precision: Tensor) -> None:
+        self.diagonal = diagonal + prior_precision
+
+    def variance(self, features: Tensor) -> Tensor:
+        return features.square() @ self.diagonal.reciprocal().T
+
+    def covariance(self, features: Tensor) -> Tensor:
+        return self.variance(features).diag_embed()
+
+    def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        z = torch.randn(n_samples, *self.diagonal.shape, generator=generator, dtype=self.diagonal.dtype,
+                        device=self.diagonal.device)  # fmt: skip
+        return z / self.diagonal.sqrt()
+
+    def log_det(self) -> Tensor:
+        return self.diagonal.log().sum()

@@ -1,0 +1,131 @@
+"""From the data's curvature to a precision for any prior: a new δ costs no new pass over the data where it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from estimators.curvature import dense_ggn, dense_hessian, ggn_rows
+from estimators.jacobians import JacobianRows
+from estimators.memory import refuse_if_too_large
+from estimators.objective import Objective
+from estimators.precision import dense, dual
+from estimators.precision.base import Precision
+from estimators.precision.cg import CGPrecision, default_tolerance
+from estimators.precision.dense import DensePrecision
+from estimators.precision.dual import DualPrecision
+
+__all__ = ["BUILDERS", "DataCurvature", "choose_inverse"]
+
+
+class DataCurvature(Protocol):
+    """The data's part of A, kept in one form."""
+
+    def precision(self, prior_precision: Tensor) -> Precision:
+        """A for a prior precision vector δ (P,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A dense (P, P) matrix; `exact_hessian` marks one that may be singular or indefinite."""
+
+    matrix: Tensor
+    exact_hessian: bool
+
+    def precision(self, prior_precision: Tensor) -> Precision:
+        return DensePrecision(self.matrix + prior_precision.diag(), check_condition=self.exact_hessian)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """GGN rows R (N·C, P)."""
+
+    rows: Tensor
+
+    def precision(self, prior_precision: Tensor) -> Precision:
+        return DualPrecision(prior_precision, self.rows)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Products with A of an objective, whose own prior is exchanged for the one asked for."""
+
+    objective: Objective
+
+    def precision(self, prior_precision: Tensor) -> Precision:
+        change = prior_precision - self.objective.prior.precision
+        return CGPrecision(
+            lambda v: self.objective.product(v) + v * change, tol=default_tolerance(self.objective.theta.dtype)
+        )
+
+
+def build_matrix_ggn(objective: Objective, jacobian: JacobianRows) -> DataCurvature:
+    _refuse_dense(objective)
+    return Matrix(dense_ggn(objective, jacobian), exact_hessian=False)
+
+
+def build_matrix_hessian(objective: Objective, jacobian: JacobianRows) -> DataCurvature:  # noqa: ARG001
+    _refuse_dense(objective)
+    return Matrix(dense_hessian(objective), exact_hessian=True)
+
+
+def build_rows(objective: Objective, jacobian: JacobianRows) -> DataCurvature:
+    refuse_if_too_large(
+        "the dual form", dual_bytes(objective), device=objective.theta.device, remedy='inverse="cg", or RegVar.'
+    )
+    return Rows(torch.cat(list(ggn_rows(objective, jacobian))))
+
+
+def build_products(objective: Objective, jacobian: JacobianRows) -> DataCurvature:  # noqa: ARG001
+    return Products(objective)
+
+
+Builder = Callable[[Objective, JacobianRows], DataCurvature]
+BUILDERS: dict[tuple[str, str, str], Builder] = {
+    ("ggn", "full", "cholesky"): build_matrix_ggn,
+    ("ggn", "full", "dual"): build_rows,
+    ("ggn", "full", "cg"): build_products,
+    ("hessian", "full", "cholesky"): build_matrix_hessian,
+    ("hessian", "full", "cg"): build_products,
+}
+
+
+def choose_inverse(objective: Objective, *, curvature: str, available: int) -> str:
+    """The cheapest of "dual", "cholesky" and "cg" that fits into half of the memory there is."""
+    n_rows, n_parameters = n_ggn_rows(objective), objective.network.n_parameters
+    positive = bool((objective.prior.precision > 0).all())
+    if curvature == "ggn" and positive and n_rows < n_parameters and 2 * dual_bytes(objective) < available:
+        return "dual"
+    return "cholesky" if 2 * dense_bytes(objective) < available else "cg"
+
+
+def n_ggn_rows(objective: Objective) -> int:
+    """N·C."""
+    first = next(iter(objective.batches))
+    return objective.batches.n_data * objective.network.outputs(first.x).shape[-1]
+
+
+def dense_bytes(objective: Objective) -> int:
+    """Memory of the dense form: the data's matrix is kept beside the factor."""
+    theta = objective.theta
+    return dense.bytes_needed(theta.numel(), theta.element_size())
+
+
+def dual_bytes(objective: Objective) -> int:
+    """Memory of the dual form."""
+    theta = objective.theta
+    return dual.bytes_needed(n_ggn_rows(objective), theta.numel(), theta.element_size())
+
+
+def _refuse_dense(objective: Objective) -> None:
+    refuse_if_too_large(
+        f"a dense precision of {objective.network.n_parameters} parameters",
+        dense_bytes(objective),
+        device=objective.theta.device,
+        remedy='inverse="dual" where N·C is small, inverse="cg", LastLayerLaplace, or RegVar.',
+    )

@@ -1,0 +1,89 @@
+"""What `predict` returns: the predictive distribution of one batch of queries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from estimators.errors import OptionError, UnsupportedError
+
+__all__ = ["Prediction"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predictive distribution at M queries with C outputs.
+
+    `mean` and `epistemic_variance` are of the network outputs (logits for classification), (M, C).
+    Regression fills `aleatoric_variance` and `total_variance` (squared units of the target); classification and binary
+    fill `probs` (M, C) and `entropy` (M,), in nats, or (M, C) for independent Bernoulli outputs.
+    """
+
+    mean: Tensor
+    epistemic_variance: Tensor
+    kind: str
+    aleatoric_variance: Tensor | None = None
+    total_variance: Tensor | None = None
+    probs: Tensor | None = None
+    entropy: Tensor | None = None
+    link_approx: str | None = None
+
+    def calibrated(self, *, variance_scale: float = 1.0, softmax_temperature: float = 1.0) -> Prediction:
+        """The same prediction with the epistemic variance times `variance_scale` and the logits over a temperature.
+
+        Needs no refit. Probabilities are formed again by the probit approximation; a Monte-Carlo prediction raises,
+        since its samples are gone.
+
+        Errors: OptionError for a scale < 0 or a temperature <= 0; UnsupportedError as said above, and for a temperature
+        in regression.
+        """
+        if not (math.isfinite(variance_scale) and variance_scale >= 0):
+            raise OptionError("variance_scale >= 0", received=str(variance_scale), remedy="pass a non-negative scale.")
+        if not (math.isfinite(softmax_temperature) and softmax_temperature > 0):
+            raise OptionError(
+                "softmax_temperature > 0", received=str(softmax_temperature), remedy="pass a positive temperature."
+            )
+        variance = self.epistemic_variance * variance_scale
+        if self.kind == "regression":
+            return self._calibrated_regression(variance, softmax_temperature)
+        if self.link_approx == "mc":
+            raise UnsupportedError(
+                'a prediction made with link_approx="probit"', received='"mc"', remedy='predict with "probit" first.'
+            )
+        mean = self.mean / softmax_temperature
+        return from_logits(mean, variance / softmax_temperature**2, kind=self.kind)
+
+    def _calibrated_regression(self, variance: Tensor, softmax_temperature: float) -> Prediction:
+        if softmax_temperature != 1.0:
+            raise UnsupportedError(
+                "softmax_temperature = 1 for regression",
+                received=str(softmax_temperature),
+                remedy="scale the variance with variance_scale instead.",
+            )
+        assert self.aleatoric_variance is not None
+        return replace(self, epistemic_variance=variance, total_variance=variance + self.aleatoric_variance)
+
+
+def from_logits(mean: Tensor, variance: Tensor, *, kind: str) -> Prediction:
+    """Probit approximation (MacKay 1992): logits over √(1 + π/8 · variance), then the link."""
+    scaled = mean / torch.sqrt(1 + math.pi / 8 * variance)
+    probs = scaled.softmax(-1) if kind == "classification" else scaled.sigmoid()
+    return from_probs(mean, variance, probs, kind=kind, link_approx="probit")
+
+
+def from_samples(mean: Tensor, variance: Tensor, samples: Tensor, *, kind: str) -> Prediction:
+    """Monte-Carlo average of the link over logit samples (S, M, C)."""
+    probs = samples.softmax(-1) if kind == "classification" else samples.sigmoid()
+    return from_probs(mean, variance, probs.mean(0), kind=kind, link_approx="mc")
+
+
+def from_probs(mean: Tensor, variance: Tensor, probs: Tensor, *, kind: str, link_approx: str) -> Prediction:
+    """A categorical or Bernoulli prediction with its entropy in nats."""
+    if kind == "classification":
+        entropy = torch.special.entr(probs).sum(-1)
+    else:
+        entropy = torch.special.entr(probs) + torch.special.entr(1 - probs)
+    return Prediction(mean, variance, kind, probs=probs, entropy=entropy, link_approx=link_approx)

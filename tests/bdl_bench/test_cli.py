@@ -1,0 +1,107 @@
+"""The command line: exit codes, and the path of the report as the last line."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bdl_bench.cli import app
+
+MODULE = '''
+import torch
+from bdl_bench import Problem
+
+def make_problem(seed):
+    """A problem of my own."""
+    x, y = torch.randn(9, 2), torch.randint(0, 2, (9, 1)).float()
+    return Problem(torch.nn.Linear(2, 1).eval(), "binary", [(x, y)], [(x, y)], [(x, y)], prior_precision=2.0)
+'''
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def compare(out, *words):
+    return invoke("compare", *words, "--seeds", 1, "--out", out)
+
+
+def test_compare_ends_with_the_path_of_its_report(toy, tmp_path):
+    result = compare(tmp_path, toy, "--methods", "map,last-layer")
+    assert result.exit_code == 0, result.output
+    page = Path(result.stdout.splitlines()[-1])
+    assert page == tmp_path / "report.html"
+    assert "last-layer" in page.read_text()
+
+
+def test_compare_prints_plain_lines_where_there_is_no_terminal(toy, tmp_path):
+    lines = compare(tmp_path, toy, "--methods", "map").stdout.splitlines()
+    assert lines[0].startswith("[1/2] toy seed 0 training: trained")
+    assert lines[1].startswith("[2/2] toy seed 0 map: ok")
+    assert "\x1b" not in "".join(lines)
+
+
+def test_a_skipped_cell_leaves_the_exit_code_at_zero(toy, oversized, tmp_path):
+    result = compare(tmp_path, toy, "--methods", f"{oversized},map")
+    assert result.exit_code == 0
+    assert "1 ok, 1 skipped" in result.stdout
+
+
+def test_a_failed_cell_makes_the_exit_code_one_and_there_is_a_report(toy, broken, tmp_path):
+    result = compare(tmp_path, toy, "--methods", f"{broken},map")
+    assert result.exit_code == 1
+    assert Path(result.stdout.splitlines()[-1]).is_file()
+
+
+def test_one_s_own_model_is_compared_like_any_task(tmp_path, monkeypatch):
+    (tmp_path / "my_own_problem.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = compare(tmp_path / "out", "--model", "my_own_problem:make_problem", "--methods", "map,laplace,last-layer")
+    assert result.exit_code == 0, result.output
+    assert "A problem of my own." in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["no-such-task"], "no-such-task"),
+        (["diabetes", "--methods", "nope"], "nope"),
+        (["--model", "nowhere:make"], "nowhere"),
+        (["diabetes", "--executor", "ray"], "not there yet"),
+        (["diabetes", "--device", "abacus"], "abacus"),
+        (["diabetes", "--jobs", "0"], "jobs"),
+    ],
+)
+def test_bad_usage_exits_with_two_and_says_why(words, message, tmp_path):
+    result = compare(tmp_path / "out", *words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_renders_again_from_the_records(toy, tmp_path):
+    compare(tmp_path, toy, "--methods", "map")
+    (tmp_path / "report.html").unlink()
+    result = invoke("report", tmp_path)
+    assert result.exit_code == 0
+    assert Path(result.stdout.splitlines()[-1]).is_file()
+
+
+def test_report_of_nothing_exits_with_two(tmp_path):
+    assert invoke("report", tmp_path).exit_code == 2
+
+
+def test_list_names_tasks_and_methods():
+    output = invoke("list").stdout
+    assert all(name in output for name in ("diabetes", "digits", "laplace", "regvar-draws"))
+
+
+def test_an_interruption_says_how_to_go_on(toy, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bdl_bench.grid.run_all", interrupted)
+    result = compare(tmp_path, toy)
+    assert result.exit_code == 130
+    assert "--out" in result.stdout

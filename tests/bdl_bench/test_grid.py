@@ -1,0 +1,153 @@
+"""The grid: train once, run every cell, go on after a failure or an interruption, do nothing twice."""
+
+from dataclasses import replace
+
+import pytest
+
+from bdl_bench import versions
+from bdl_bench.executors import check_executor
+from bdl_bench.grid import Grid
+from bdl_bench.methods import METHODS
+from bdl_bench.records import RecordStore
+from bdl_bench.tasks import TASKS
+from bdl_bench.tasks.registry import Task
+from estimators.errors import OptionError, UnsupportedError
+
+
+def run(grid):
+    events = []
+    records = grid.run(events.append)
+    return records, [(e.method, e.seed, e.status) for e in events if e.status != "started"]
+
+
+def test_a_run_trains_once_a_seed_and_records_every_cell(toy, tmp_path):
+    records, events = run(Grid([toy], ["map", "last-layer"], [0, 1], tmp_path))
+    assert [(method, status) for method, _, status in events[:2]] == [(None, "trained")] * 2
+    assert [(r.method, r.seed, r.status) for r in records] == [
+        ("map", 0, "ok"), ("map", 1, "ok"), ("last-layer", 0, "ok"), ("last-layer", 1, "ok")]  # fmt: skip
+    assert RecordStore(tmp_path).all() == sorted(records, key=lambda r: (r.method, r.seed))
+
+
+def test_a_record_says_what_was_run(toy, tmp_path):
+    (record,), _ = run(Grid([toy], ["last-layer"], [0], tmp_path))
+    arrays = RecordStore(tmp_path).arrays(record)
+    assert arrays["mean"].shape == arrays["targets"].shape == (14, 2)
+    assert record.configuration["train_rows"] == "24"
+    assert record.configuration["test_rows"] == "14"
+    assert record.configuration["prior_precision"] == "0.5"
+    assert "epochs=2" in record.training.recipe
+    assert record.metrics["reg/RMSE"] > 0
+
+
+def test_every_method_starts_from_the_same_network(toy, tmp_path):
+    records, _ = run(Grid([toy], ["map", "last-layer"], [0], tmp_path))
+    first, second = (RecordStore(tmp_path).arrays(record)["mean"] for record in records)
+    assert (first == second).all()
+
+
+def test_seeds_give_different_problems(toy, tmp_path):
+    records, _ = run(Grid([toy], ["map"], [0, 1], tmp_path))
+    first, second = (RecordStore(tmp_path).arrays(record)["targets"] for record in records)
+    assert (first != second).all()
+
+
+def test_a_second_run_does_nothing_again(toy, tmp_path):
+    grid = Grid([toy], ["map", "last-layer"], [0], tmp_path)
+    first, _ = run(grid)
+    again, events = run(grid)
+    assert {status for _, _, status in events} == {"cached"}
+    assert again == first
+
+
+def test_a_second_run_makes_what_is_new_or_damaged(toy, tmp_path):
+    (record,), _ = run(Grid([toy], ["map"], [0], tmp_path))
+    (tmp_path / record.arrays).write_bytes(b"")
+    _, events = run(Grid([toy], ["map", "last-layer"], [0], tmp_path))
+    assert events == [(None, 0, "cached"), ("map", 0, "ok"), ("last-layer", 0, "ok")]
+
+
+def test_a_damaged_network_file_is_trained_again(toy, tmp_path):
+    grid = Grid([toy], ["map"], [0], tmp_path)
+    run(grid)
+    (path,) = (tmp_path / "maps").rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-8])
+    assert run(grid)[1] == [(None, 0, "trained"), ("map", 0, "cached")]
+
+
+def test_other_code_makes_everything_again(toy, tmp_path, monkeypatch):
+    grid = Grid([toy], ["map"], [0], tmp_path)
+    run(grid)
+    monkeypatch.setattr("bdl_bench.maps.code_digest", lambda: "another")
+    assert run(grid)[1] == [(None, 0, "trained"), ("map", 0, "ok")]
+
+
+def test_the_code_digest_covers_the_library_and_not_the_report():
+    names = {path.name for path in versions._sources()}
+    assert {"laplace.py", "likelihoods.py", "cells.py", "calibration.py", "digits.py"} <= names
+    assert not {"html.py", "cli.py"} & names
+
+
+def test_a_failing_cell_is_recorded_and_the_others_go_on(toy, broken, tmp_path):
+    records, _ = run(Grid([toy], [broken, "map"], [0], tmp_path))
+    assert [r.status for r in records] == ["failed", "ok"]
+    assert records[0].reason == "ZeroDivisionError: on purpose"
+    assert "in _fit" in records[0].traceback
+
+
+def test_a_cell_that_would_not_fit_into_memory_is_skipped_with_the_size(toy, oversized, tmp_path):
+    records, _ = run(Grid([toy], [oversized, "map"], [0], tmp_path))
+    assert [r.status for r in records] == ["skipped", "ok"]
+    assert "1048576.00 GiB" in records[0].reason
+
+
+def test_a_task_that_cannot_be_made_fails_its_own_cells_only(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "bad", Task("bad", "raises", lambda seed: 1 / seed))
+    records, _ = run(Grid(["bad", toy], ["map"], [0], tmp_path))
+    assert [r.status for r in records] == ["failed", "ok"]
+    assert "division by zero" in records[0].reason
+
+
+def test_a_method_that_retrains_is_skipped_without_make_model(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "map", replace(METHODS["map"], retrains=True))
+    (record,), _ = run(Grid([toy], ["map"], [0], tmp_path))
+    assert record.status == "skipped"
+    assert "make_model" in record.reason
+
+
+def test_an_interrupted_run_keeps_what_is_done_and_goes_on(toy, tmp_path):
+    grid = Grid([toy], ["map", "last-layer"], [0, 1], tmp_path)
+    seen = []
+
+    def interrupt(event):
+        seen.append(event)
+        if sum(e.status == "ok" for e in seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grid.run(interrupt)
+    assert len(RecordStore(tmp_path).all()) == 2
+    _, events = run(grid)
+    assert sorted(status for method, _, status in events if method) == ["cached", "cached", "ok", "ok"]
+
+
+def test_two_processes_give_the_same_numbers_as_one(tmp_path):
+    one, _ = run(Grid(["diabetes"], ["map", "last-layer"], [0], tmp_path / "one"))
+    two, _ = run(Grid(["diabetes"], ["map", "last-layer"], [0], tmp_path / "two", jobs=2))
+    assert [r.status for r in two] == ["ok", "ok"]
+    for a, b in zip(one, two, strict=True):
+        assert a.metrics == pytest.approx(b.metrics, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change", [{"methods": ["nope"]}, {"tasks": ["nope"]}, {"tasks": []}, {"jobs": 0}, {"device": "abacus"}]
+)
+def test_a_grid_that_cannot_run_is_refused_before_anything_is_written(toy, tmp_path, change):
+    arguments = {"tasks": [toy], "methods": ["map"], "seeds": [0], "directory": tmp_path / "out", **change}
+    with pytest.raises(OptionError):
+        Grid(**arguments).run(lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ray_is_named_as_not_there_yet():
+    with pytest.raises(UnsupportedError, match="not there yet"):
+        check_executor("ray")

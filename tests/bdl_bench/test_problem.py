@@ -1,0 +1,78 @@
+"""A problem is checked when it is made, and says what is wrong with it."""
+
+import pytest
+import torch
+from torch import nn
+
+from bdl_bench import Problem
+from bdl_bench.fingerprints import problem_digest
+from estimators.errors import DataError, ModelError, OptionError
+from estimators.likelihoods import Gaussian
+from estimators.training import Recipe
+
+X, Y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(6, 2)
+BATCHES = [(X[:4], Y[:4]), (X[4:], Y[4:])]
+
+
+def network(weight=0.5):
+    model = nn.Linear(3, 2).eval()
+    nn.init.constant_(model.weight, weight)
+    nn.init.zeros_(model.bias)
+    return model
+
+
+def problem(**changes):
+    arguments = {
+        "model": network(), "likelihood": "regression", "train": BATCHES, "validation": BATCHES,
+        "test": BATCHES, "prior_precision": 1.0, **changes,
+    }  # fmt: skip
+    return Problem(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "weights.pt"}, ModelError, "str"),
+        ({"model": nn.Linear(3, 2)}, ModelError, "train mode"),
+        ({"model": nn.Linear(4, 2).eval()}, DataError, "cannot be multiplied"),
+        ({"likelihood": "poisson"}, OptionError, "poisson"),
+        ({"train": iter(BATCHES)}, DataError, "list_iterator"),
+        ({"test": []}, DataError, "empty"),
+        ({"validation": [X]}, DataError, "Tensor"),
+        ({"train": [(X, Y[:, 0])]}, DataError, r"\(6,\)"),
+        ({"train": [(X, Y[:3])]}, DataError, r"\(3, 2\)"),
+        ({"prior_precision": 0.0}, OptionError, "0.0"),
+        ({"prior_precision": float("nan")}, OptionError, "nan"),
+        ({"prior_precision": {}}, OptionError, "{}"),
+    ],
+)
+def test_a_problem_that_cannot_work_is_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        problem(**changes)
+
+
+def test_a_network_to_be_trained_may_be_in_train_mode_and_stays_so():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    problem(model=model, recipe=Recipe(epochs=1))
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_moving_a_problem_keeps_every_batch():
+    moved = problem(shifts={"noisy": BATCHES}).on("cpu")
+    assert [torch.equal(a[0], b[0]) for a, b in zip(moved.train, BATCHES, strict=True)] == [True, True]
+    assert len(list(moved.shifts["noisy"])) == 2
+
+
+def test_the_digest_ignores_the_order_of_rows_and_nothing_else():
+    reordered = [(X[[5, 2]], Y[[5, 2]]), (X[[0, 4, 3, 1]], Y[[0, 4, 3, 1]])]
+    changed = [(X, Y + 1e-6)]
+    base = problem_digest(problem())
+    assert problem_digest(problem(train=reordered)) == base
+    others = [
+        {"train": changed}, {"test": changed}, {"prior_precision": 2.0}, {"likelihood": Gaussian(sigma_noise=2.0)},
+        {"model": network(weight=0.25)}, {"recipe": Recipe(epochs=3)},
+    ]  # fmt: skip
+    digests = {problem_digest(problem(**other)) for other in others}
+    assert len(digests | {base}) == len(others) + 1

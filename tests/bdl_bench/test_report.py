@@ -1,0 +1,163 @@
+"""The report: complete, escaped, and without a request to anywhere."""
+
+import csv
+import io
+from html.parser import HTMLParser
+
+import pytest
+
+from bdl_bench.report import write_report
+from bdl_bench.report.text import duration, mebibytes, number
+from estimators.errors import OptionError
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>|`*$x^2$ {{ 7 * 7 }}'
+
+SECTIONS = (
+    "What was run",
+    "trained once for each task and seed",
+    "Nothing was tuned",
+    "Predictions of the test rows",
+    "Calibration",
+    "Agreement with the exact variance",
+    "Time and memory",
+    "how to reproduce",
+    "reg/NLL",
+    "cal/ECE",
+)
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def page(write_record, tmp_path):
+    for seed in range(3):
+        for task, kind in (("reg", "regression"), ("cls", "classification")):
+            for method, scale in (("map", 0.0), ("laplace", 0.3), ("last-layer", 0.2), ("regvar-draws", 5.0)):
+                write_record(task, method, seed, kind=kind, scale=scale)
+    return write_report(tmp_path)
+
+
+def test_the_report_is_three_files_in_the_directory(page, tmp_path):
+    assert page == tmp_path / "report.html"
+    assert {p.name for p in tmp_path.glob("report.*")} == {"report.html", "report.md", "report.csv"}
+
+
+def test_the_page_has_every_section(page):
+    text = " ".join(Tags(page.read_text()).text.split())
+    for words in SECTIONS:
+        assert words in text
+
+
+def test_the_page_asks_nobody_for_anything(page):
+    tags = Tags(page.read_text()).tags
+    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in tags}
+    addresses = [attrs[name] for _, attrs in tags for name in ("src", "href") if name in attrs]
+    assert addresses
+    assert all(a.startswith(("data:image/svg+xml;base64,", "#")) for a in addresses)
+    assert "url(" not in page.read_text()
+
+
+def test_the_page_has_one_calibration_picture_a_method_and_a_scatter_for_those_with_a_variance(page):
+    images = [attrs["alt"] for tag, attrs in Tags(page.read_text()).tags if tag == "img"]
+    assert len(images) == 2 * 4 + 2 * 2
+    assert all(images)
+
+
+def test_names_are_text_wherever_they_come_from(write_record, tmp_path):
+    for seed in range(2):
+        write_record(HOSTILE, "laplace", seed, task_summary=HOSTILE)
+        write_record(HOSTILE, HOSTILE, seed, method_summary=HOSTILE, kind="regression")
+    write_record(
+        HOSTILE, "broken", 0, status="failed", reason=HOSTILE, traceback=HOSTILE, environment={HOSTILE: HOSTILE}
+    )
+    parsed = Tags(write_report(tmp_path).read_text())
+    assert not [tag for tag, attrs in parsed.tags if tag == "script" or any(a.startswith("on") for a in attrs)]
+    assert HOSTILE in parsed.text
+    assert "{{ 7 * 7 }}" in parsed.text
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert not [line for line in lines if "<script>" in line and not line.startswith("    ")]
+
+
+def test_a_name_that_looks_like_a_formula_is_inert_in_the_csv(write_record, tmp_path):
+    write_record("=cmd()", "laplace", 0)
+    write_report(tmp_path)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())))
+    assert {row["task"] for row in rows} == {"'=cmd()"}
+
+
+@pytest.mark.usefixtures("page")
+def test_the_csv_holds_every_number_of_every_table(tmp_path):
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())))
+    quantities = {(row["task"], row["method"], row["quantity"]) for row in rows}
+    assert len(quantities) == len(rows)
+    assert {("cls", "map", "cls/NLL"), ("reg", "regvar-draws", "agreement/mean_ratio")} <= quantities
+    ratio = next(r for r in rows if r["quantity"] == "agreement/mean_ratio" and r["method"] == "last-layer")
+    assert float(ratio["mean"]) == pytest.approx(2 / 3)
+
+
+def test_skipped_and_failed_cells_are_shown_with_their_reason(write_record, tmp_path):
+    write_record("t", "laplace", 0)
+    write_record("t", "big", 0, status="skipped", reason="a need of 7 TiB")
+    write_record("t", "bad", 0, status="failed", reason="went wrong", traceback="line 12")
+    text = Tags(write_report(tmp_path).read_text()).text
+    assert all(words in text for words in ("a need of 7 TiB", "went wrong", "line 12"))
+
+
+def test_a_run_where_everything_failed_still_has_a_report(write_record, tmp_path):
+    write_record("t", "bad", 0, status="failed", reason="went wrong", traceback="line 12")
+    assert "went wrong" in write_report(tmp_path).read_text()
+
+
+def test_a_single_seed_without_reference_or_baseline_still_has_a_report(write_record, tmp_path):
+    write_record("t", "last-layer", 0, kind="classification")
+    assert "was not run on this task" in write_report(tmp_path).read_text()
+
+
+def test_a_method_that_misses_a_seed_says_so(write_record, tmp_path):
+    for seed in range(3):
+        write_record("t", "map", seed, scale=0.0)
+    write_record("t", "laplace", 1)
+    assert "1 of 3 seeds" in write_report(tmp_path).read_text()
+
+
+def test_records_of_several_versions_are_pointed_out(write_record, tmp_path):
+    write_record("t", "map", 0, environment={"code": "a"})
+    write_record("t", "laplace", 0, environment={"code": "b"})
+    assert "2 different versions" in write_report(tmp_path).read_text()
+
+
+def test_the_command_to_run_it_again_quotes_what_a_shell_would_read(write_record, tmp_path):
+    write_record("my mod:make", "map", 1)
+    assert "--model 'my mod:make' --methods map --seeds 2" in Tags(write_report(tmp_path).read_text()).text
+
+
+def test_a_directory_without_records_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="compare wrote"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.000"), (1.23456, "1.235"), (-0.5, "−0.500"), (12.345, "12.35"), (123.45, "123.5"), (4321.0, "4321"),
+     (1e-5, "1.0e−05"), (3e7, "3.0e+07"), (float("inf"), "inf")],
+)  # fmt: skip
+def test_numbers_have_few_digits(value, text):
+    assert number(value) == text
+
+
+def test_times_and_sizes_have_one_unit():
+    assert [duration(s) for s in (0.0012, 0.25, 1.26, 75)] == ["1.2 ms", "250 ms", "1.3 s", "1 min 15 s"]
+    assert [mebibytes(b) for b in (2**20, 2**30, 2**34)] == ["1 MiB", "1,024 MiB", "16.0 GiB"]

@@ -1,0 +1,76 @@
+"""Intervals against their textbook formula, and verdicts on differences that are there and that are not."""
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+from bdl_bench.stats import Interval, best_group, bootstrap_difference, mean_interval, paired_interval, verdict
+
+
+def test_the_interval_of_a_mean_matches_scipy():
+    values = [1.0, 2.0, 4.0, 4.5]
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    found = mean_interval(values)
+    assert (found.low, found.high) == (pytest.approx(low, rel=1e-9), pytest.approx(high, rel=1e-9))
+
+
+def test_a_single_number_has_no_interval():
+    assert mean_interval([3.0]) == Interval(3.0, None, None, 1)
+
+
+def test_the_paired_interval_sees_only_the_differences():
+    assert paired_interval([101.0, 202.0, 303.0], [100.0, 200.0, 300.0]) == mean_interval([1.0, 2.0, 3.0])
+
+
+def test_a_common_shift_is_found_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    base = [rng.normal(size=400) for _ in range(3)]
+    shifted = [b + 0.3 + 0.1 * rng.normal(size=400) for b in base]
+    noisy = [b + 0.1 * rng.permutation(np.repeat([-1.0, 1.0], 200)) for b in base]
+    assert verdict(bootstrap_difference(shifted, base), "lower") == "worse"
+    assert verdict(bootstrap_difference(shifted, base), "higher") == "better"
+    assert verdict(bootstrap_difference(noisy, base), "lower") == "not distinguishable"
+
+
+def test_seeds_that_disagree_are_not_distinguishable_however_many_rows_there_are():
+    zero = [np.zeros(1000)] * 3
+    disagreeing = [np.full(1000, value) for value in (-0.5, 0.4, 0.5)]
+    assert verdict(bootstrap_difference(disagreeing, zero), "lower") == "not distinguishable"
+
+
+def test_the_bootstrap_of_one_seed_matches_the_standard_error():
+    scores = np.random.default_rng(1).normal(size=500)
+    found = bootstrap_difference([scores], [np.zeros(500)], n_resamples=4000)
+    assert found.half_width == pytest.approx(1.96 * scores.std() / np.sqrt(500), rel=0.1)
+
+
+def test_averaging_blocks_keeps_mean_and_spread():
+    scores = np.random.default_rng(2).normal(size=20_000)
+    found = bootstrap_difference([scores], [np.zeros(20_000)])
+    assert found.mean == pytest.approx(scores.mean(), abs=1e-12)
+    assert found.half_width == pytest.approx(1.96 * scores.std() / np.sqrt(20_000), rel=0.15)
+
+
+def test_the_same_data_give_the_same_interval():
+    a, b = [np.arange(10.0)], [np.ones(10)]
+    assert bootstrap_difference(a, b) == bootstrap_difference(a, b)
+
+
+def test_equal_scores_are_not_distinguishable():
+    scores = [np.arange(5.0)]
+    assert verdict(bootstrap_difference(scores, scores), "lower") == "not distinguishable"
+
+
+def test_an_infinite_difference_gives_no_verdict():
+    assert verdict(bootstrap_difference([np.array([np.inf, 1.0])], [np.zeros(2)]), "lower") == "unknown"
+
+
+def test_the_best_group_is_the_best_and_all_that_cannot_be_told_from_it():
+    means = {"a": 1.0, "b": 1.1, "c": 2.0}
+    assert best_group(means, {"b": "not distinguishable", "c": "worse"}, "a") == {"a", "b"}
+
+
+def test_there_is_no_best_group_where_nothing_can_be_told_apart():
+    means = {"a": 1.0, "b": 1.1}
+    assert best_group(means, {"b": "not distinguishable"}, "a") == set()
+    assert best_group(means, {"b": "unknown"}, "a") == set()
