@@ -97,10 +97,11 @@ class _BackpackRows:
         chosen = [parameters[name] for name in self.network.subset.shapes]
         columns = []
         with torch.enable_grad():
-            f = output_tensor(self.module(x))
+            f = output_tensor(self.module(_with_gradient(x)))
             for c in range(f.shape[-1]):
-                with backpack(BatchGrad()):
-                    f[:, c].sum().backward(retain_graph=c + 1 < f.shape[-1])  # type: ignore[no-untyped-call]
+                keep = c + 1 < f.shape[-1]
+                with backpack(BatchGrad(), retain_graph=keep):
+                    f[:, c].sum().backward(retain_graph=keep)  # type: ignore[no-untyped-call]
                 columns.append(torch.cat([p.grad_batch.reshape(f.shape[0], -1) for p in chosen], dim=1))  # type: ignore[attr-defined]
                 self.module.zero_grad(set_to_none=True)
         jacobian = torch.stack(columns, dim=1).detach()
@@ -119,3 +120,8 @@ class _BackpackRows:
                 remedy="wrap the network in a Module of your own, so that torch.func is used, and report this.",
             )
         self._checked = True
+
+
+def _with_gradient(x: PyTree) -> PyTree:
+    """x as a leaf that needs a gradient: BackPACK's module hooks fire fully only then."""
+    return x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
