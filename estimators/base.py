@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Self
 
 import torch
@@ -21,7 +20,7 @@ from estimators.network import Network
 from estimators.objective import Labels, Objective, Prior
 from estimators.prediction import Prediction
 from estimators.pytrees import PyTree
-from estimators.subsets import SubsetSpec, matching_names
+from estimators.subsets import SubsetSpec, delta_of_names, matching_names
 
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
@@ -199,17 +198,5 @@ def _checked_precision(value: float | Mapping[str, float]) -> float | dict[str, 
 
 
 def precision_vector(value: float | Mapping[str, float], network: Network) -> Tensor:
-    """δ (P,) of a number or a mapping of globs."""
-    if not isinstance(value, Mapping):
-        return torch.full_like(network.theta, value)
-    vector = torch.empty_like(network.theta)
-    for name, place in network.subset.slices.items():
-        matches = [v for glob, v in value.items() if fnmatchcase(name, glob)]
-        if not matches:
-            raise OptionError(
-                "a prior_precision for every parameter of the subset",
-                received=f"a mapping {dict(value)!r} without a match for {name!r}",
-                remedy='add an entry "*" as the last one.',
-            )
-        vector[place] = matches[0]
-    return vector
+    """δ (P,) of a valid number or mapping of globs."""
+    return delta_of_names(_checked_precision(value), network.subset, network.theta)

@@ -53,14 +53,26 @@ class Batches:
         with preserved_random_state():
             stored = first.run(loader, network, likelihood, keep=True)
             if first.n_data == 0:
-                raise DataError(
-                    "a loader that yields at least one row",
-                    received="an empty one",
-                    remedy="check the data set, drop_last and the sampler.",
-                )
+                raise _empty()
             second.run(loader, network, likelihood, keep=False)
         _check_same(first, second)
         return cls(loader, first.n_data, stored)
+
+    @classmethod
+    def unchecked(cls, loader: Loader, *, keep: bool) -> Batches:
+        """One pass over `loader`, to count N and, with `keep`, to store what is small enough."""
+        kept: list[Batch] | None = [] if keep else None
+        n_data = size = 0
+        for item in loader:
+            batch = split_batch(item)
+            n_data, size = n_data + len(batch), size + _bytes(batch)
+            if kept is not None:
+                kept.append(batch)
+            if size > _CACHE_BYTES:
+                kept = None
+        if n_data == 0:
+            raise _empty()
+        return cls(loader, n_data, None if kept is None else tuple(kept))
 
     def __iter__(self) -> Iterator[Batch]:
         if self.stored is not None:
@@ -101,7 +113,7 @@ class _Pass:
         for item in loader:
             batch = split_batch(item)
             self._add(check_batch(batch, network, likelihood), len(batch))
-            size += sum(t.numel() * t.element_size() for t in [*tensors_of(batch.x), batch.y])
+            size += _bytes(batch)
             if kept is not None:
                 kept.append(batch)
             if size > _CACHE_BYTES:
@@ -149,9 +161,19 @@ def first_batch(loader: Loader) -> Batch:
     with preserved_random_state():
         for item in loader:
             return split_batch(item)
-    raise DataError(
-        "a loader that yields at least one row", received="an empty one", remedy="check the data set and the sampler."
+    raise _empty()
+
+
+def _empty() -> DataError:
+    return DataError(
+        "a loader that yields at least one row",
+        received="an empty one",
+        remedy="check the data set, drop_last and the sampler.",
     )
+
+
+def _bytes(batch: Batch) -> int:
+    return sum(t.numel() * t.element_size() for t in [*tensors_of(batch.x), batch.y])
 
 
 def check_batch(batch: Batch, network: Network, likelihood: Likelihood) -> Tensor:

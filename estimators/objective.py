@@ -1,9 +1,12 @@
 """The objective: what was minimised, and the objectives that RegVar refits.
 
-    L(θ) = Σₙ data(θ; xₙ, yₙ) + ½ Σᵢ δᵢ (θᵢ − θ₀ᵢ)² − tiltᵀ(θ − θ̂)
+    L(θ) = Σₙ data(θ; xₙ, yₙ) + ½ Σᵢ δᵢ (θᵢ − θ₀ᵢ)²
 
-Sums over rows, never means. The data term is the labels' −log p or the network's own predictions (self-targets); which
-one decides the curvature at θ̂: labels give the exact Hessian, self-targets the GGN (SCIENCE: residuals vanish at θ̂).
+Sums over rows, never means. The data term is one of three, and with it goes the second derivative A at θ̂:
+
+    Labels         −log p(y | f)                                  exact Hessian      gradient as trained
+    TiltedLabels   −log p(y | f) − gₙᵀ(θ − θ̂), gₙ its slope at θ̂  exact Hessian      zero gradient at θ̂, row by row
+    SelfTargets    −E[log p(y | f)], y ~ p(· | f(x; θ̂))           GGN                zero gradient at θ̂, row by row
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from estimators.likelihoods import Likelihood
 from estimators.network import Network, differentiable
 from estimators.pytrees import PyTree
 
-__all__ = ["DataTerm", "Labels", "Objective", "Prior", "SelfTargets"]
+__all__ = ["DataTerm", "Labels", "Objective", "Prior", "SelfTargets", "TiltedLabels"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,12 @@ class DataTerm(ABC):
     likelihood: Likelihood
 
     @abstractmethod
-    def targets(self, network: Network, batch: Batch) -> Tensor:
-        """What the batch's outputs are compared with."""
+    def targets(self, network: Network, batch: Batch) -> PyTree:
+        """What the loss of the batch needs beside x: computed once a batch, shared by all replicas."""
 
     @abstractmethod
-    def loss(self, f: Tensor, targets: Tensor) -> Tensor:
-        """Sum over the rows."""
+    def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
+        """Sum over the rows, a scalar; differentiable in θ (P,), and safe inside vmap."""
 
     @abstractmethod
     def curvature_product(self, network: Network, batch: Batch, vectors: Tensor) -> Tensor:
@@ -58,14 +61,14 @@ class DataTerm(ABC):
 class Labels(DataTerm):
     """−log p(y | f): the loss that was trained. Its curvature is the exact Hessian."""
 
-    def targets(self, network: Network, batch: Batch) -> Tensor:  # noqa: ARG002
+    def targets(self, network: Network, batch: Batch) -> PyTree:  # noqa: ARG002
         return batch.y
 
-    def loss(self, f: Tensor, targets: Tensor) -> Tensor:
-        return self.likelihood.nll(f, targets).sum()
+    def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
+        return self.likelihood.nll(network(theta, x), targets).sum()
 
     def curvature_product(self, network: Network, batch: Batch, vectors: Tensor) -> Tensor:
-        gradient = grad(lambda theta: self.loss(network(theta, batch.x), batch.y))
+        gradient = grad(lambda theta: self.likelihood.nll(network(theta, batch.x), batch.y).sum())
 
         def product(v: Tensor) -> Tensor:  # v → H v, forward over reverse
             return jvp(gradient, (network.theta,), (v,))[1]
@@ -74,14 +77,27 @@ class Labels(DataTerm):
             return vmap(product, chunk_size=network.vectors_at_once)(vectors).detach()
 
 
+class TiltedLabels(Labels):
+    """−log p(y | f) less its slope at θ̂, batch by batch: the same curvature, and no gradient at θ̂ in any batch."""
+
+    def targets(self, network: Network, batch: Batch) -> PyTree:
+        with differentiable():
+            slope = grad(lambda theta: self.likelihood.nll(network(theta, batch.x), batch.y).sum())(network.theta)
+        return batch.y, slope.detach()
+
+    def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
+        labels, slope = targets
+        return super().loss(network, theta, x, labels) - torch.dot(slope, theta - network.theta)
+
+
 class SelfTargets(DataTerm):
     """−E[log p(y | f)] over y from the network's own prediction at θ̂. Its curvature at θ̂ is exactly the GGN."""
 
-    def targets(self, network: Network, batch: Batch) -> Tensor:
+    def targets(self, network: Network, batch: Batch) -> PyTree:
         return network.outputs(batch.x)
 
-    def loss(self, f: Tensor, targets: Tensor) -> Tensor:
-        return self.likelihood.expected_nll(f, targets).sum()
+    def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
+        return self.likelihood.expected_nll(network(theta, x), targets).sum()
 
     def curvature_product(self, network: Network, batch: Batch, vectors: Tensor) -> Tensor:
         jv = network.jvp(batch.x, vectors)  # v → J v
@@ -97,7 +113,6 @@ class Objective:
     data_term: DataTerm
     prior: Prior
     batches: Batches
-    tilt: Tensor | None = None
 
     @property
     def theta(self) -> Tensor:
@@ -109,17 +124,14 @@ class Objective:
         """The likelihood of the data term."""
         return self.data_term.likelihood
 
-    def with_targets(self) -> Iterator[tuple[Batch, Tensor]]:
-        """Each batch with what its outputs are compared with."""
+    def with_targets(self) -> Iterator[tuple[Batch, PyTree]]:
+        """Each batch with its targets."""
         for batch in self.batches:
             yield batch, self.data_term.targets(self.network, batch)
 
-    def batch_loss(self, theta: Tensor, x: PyTree, targets: Tensor, share: float) -> Tensor:
-        """The batch's part of L: its rows, and `share` = B/N of prior and tilt. Differentiable, and safe inside vmap."""
-        loss = self.data_term.loss(self.network(theta, x), targets) + share * self.prior.energy(theta)
-        if self.tilt is not None:
-            loss = loss - share * torch.dot(self.tilt, theta - self.theta)
-        return loss
+    def batch_loss(self, theta: Tensor, x: PyTree, targets: PyTree, share: float) -> Tensor:
+        """The batch's part of L: its rows, and `share` = B/N of the prior. Differentiable, and safe inside vmap."""
+        return self.data_term.loss(self.network, theta, x, targets) + share * self.prior.energy(theta)
 
     def share(self, batch: Batch) -> float:
         """B/N."""
@@ -149,10 +161,9 @@ class Objective:
     def centred(self, *, curvature: str) -> Objective:
         """An objective whose gradient vanishes at θ̂ and whose second derivative there is the curvature asked for.
 
-        "ggn": the network trained on its own predictions, with the prior centred at θ̂. Its Hessian at θ̂ is the GGN + δ.
-        "hessian": L(θ) − ∇L(θ̂)ᵀ(θ − θ̂).
+        "ggn": the network trained on its own predictions. Its Hessian at θ̂ is exactly the GGN + δ.
+        "hessian": L(θ) − ∇L(θ̂)ᵀ(θ − θ̂). Either way the prior, less its slope, is ½ Σ δ (θ − θ̂)².
         """
-        if curvature == "ggn":
-            prior = replace(self.prior, mean=self.theta)
-            return replace(self, data_term=SelfTargets(self.likelihood), prior=prior, tilt=None)
-        return replace(self, tilt=self.gradient(self.theta))
+        terms = {"ggn": SelfTargets, "hessian": TiltedLabels}
+        prior = replace(self.prior, mean=self.theta)
+        return replace(self, data_term=terms[curvature](self.likelihood), prior=prior)

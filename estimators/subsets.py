@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from estimators.errors import OptionError
 
-__all__ = ["Subset", "SubsetSpec", "matching_names"]
+__all__ = ["Subset", "SubsetSpec", "delta_of_names", "matching_names"]
 
 SubsetSpec = str | Sequence[str]
 
@@ -80,3 +80,20 @@ def matching_names(model: nn.Module, spec: SubsetSpec) -> list[str]:
             remedy=f'"all", "last_layer", or a glob over the trainable parameters: {listed}.',
         )
     return names
+
+
+def delta_of_names(value: float | Mapping[str, float], subset: Subset, like: Tensor) -> Tensor:
+    """δ (P,), of the dtype and device of `like`, from a number or a mapping {glob: number}; the first match counts."""
+    if not isinstance(value, Mapping):
+        return torch.full_like(like, value)
+    vector = torch.empty_like(like)
+    for name, place in subset.slices.items():
+        matches = [number for glob, number in value.items() if fnmatchcase(name, glob)]
+        if not matches:
+            raise OptionError(
+                "a prior_precision for every parameter of the subset",
+                received=f"a mapping {dict(value)!r} without a match for {name!r}",
+                remedy='add an entry "*" as the last one.',
+            )
+        vector[place] = matches[0]
+    return vector

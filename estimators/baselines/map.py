@@ -1,0 +1,29 @@
+"""The trained network alone: no epistemic variance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from estimators.base import UncertaintyEstimator
+from estimators.objective import Objective
+from estimators.pytrees import PyTree
+
+__all__ = ["MAP"]
+
+
+class MAP(UncertaintyEstimator):
+    """The maximum a posteriori network: a posterior of one point, with variance zero. The baseline of every table."""
+
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        pass
+
+    def _variance(self, x: PyTree) -> Tensor:
+        return torch.zeros_like(self.network_.outputs(x))
+
+    def _covariance(self, x: PyTree) -> Tensor:
+        return torch.diag_embed(self._variance(x))
+
+    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        f = self.network_.outputs(x)
+        return f.expand(n_samples, *f.shape)

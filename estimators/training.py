@@ -1,0 +1,164 @@
+"""The one loop of stochastic gradient descent: for MAP networks, and for the minibatch refits of RegVar."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from estimators.batches import Batch, Batches
+from estimators.errors import ConvergenceError, OptionError
+from estimators.likelihoods import Likelihood, resolve_likelihood
+from estimators.network import output_tensor
+from estimators.progress import track
+from estimators.subsets import Subset, delta_of_names, matching_names
+
+__all__ = ["Recipe", "fit_weights", "train_map"]
+
+BatchGradient = Callable[[Tensor, Batch], Tensor]
+
+_OPTIMIZERS = ("sgd", "adam")
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,  # noqa: ARG005
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to descend. Learning rates are for the mean loss L/N, so that they do not depend on N.
+
+    Args:
+        epochs: passes over the rows.
+        batch_size: rows a step, regrouped in a new order each epoch; None takes the loader's own batches as they come.
+        optimizer: "sgd" (with `momentum`) or "adam". Weight decay is not an option: the prior is in the loss.
+        lr: learning rate, or "auto" where the solver that uses the recipe can choose it (FineTune).
+        schedule: "cosine" (to zero) or "constant".
+    """
+
+    epochs: int = 100
+    batch_size: int | None = 64
+    optimizer: str = "adam"
+    lr: float | str = 1e-2
+    momentum: float = 0.9
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} >= 1", received=str(value), remedy="a positive whole number.")
+        if self.optimizer not in _OPTIMIZERS:
+            raise OptionError(f"optimizer among {_OPTIMIZERS}", received=repr(self.optimizer), remedy='"sgd" or "adam".')
+        if self.schedule not in _SCHEDULES:
+            raise OptionError(
+                f"schedule among {sorted(_SCHEDULES)}", received=repr(self.schedule), remedy='"cosine" or "constant".'
+            )
+        if not (self.lr == "auto" or (isinstance(self.lr, (int, float)) and math.isfinite(self.lr) and self.lr > 0)):
+            raise OptionError('lr > 0 or "auto"', received=repr(self.lr), remedy="a positive number.")
+        if not 0 <= self.momentum < 1:
+            raise OptionError("momentum in [0, 1)", received=str(self.momentum), remedy="0.9, or 0 for none.")
+
+    def learning_rate(self, progress: float) -> float:
+        """The rate after `progress` in [0, 1] of all rows."""
+        assert not isinstance(self.lr, str)
+        return self.lr * _SCHEDULES[self.schedule](progress)
+
+    def build(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        """The optimizer over one tensor."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam([parameter], lr=self.learning_rate(0.0))
+        return torch.optim.SGD([parameter], lr=self.learning_rate(0.0), momentum=self.momentum)
+
+
+def fit_weights(
+    weights: Tensor,
+    gradient: BatchGradient,
+    batches: Batches,
+    *,
+    recipe: Recipe,
+    generator: torch.Generator,
+    progress_bar: bool = False,
+) -> Tensor:
+    """Descend from `weights` (any shape) along `gradient(weights, batch)`, an estimate of the slope of the mean loss.
+
+    Every entry sees the same batches, in the order drawn from `generator`: replicas stacked in `weights` differ in
+    nothing else. Errors: ConvergenceError where the weights stop being finite.
+    """
+    parameter = nn.Parameter(weights.clone(), requires_grad=False)
+    optimizer = recipe.build(parameter)
+    rows, total = 0, recipe.epochs * batches.n_data
+    for _ in track(range(recipe.epochs), "epochs", shown=progress_bar):
+        for batch in epoch(batches, recipe, generator):
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate(rows / total)
+            parameter.grad = gradient(parameter.data, batch)
+            optimizer.step()
+            rows += len(batch)
+        _refuse_divergence(parameter, recipe)
+    return parameter.data
+
+
+def epoch(batches: Batches, recipe: Recipe, generator: torch.Generator) -> Iterable[Batch]:
+    """The batches of one epoch."""
+    return batches if recipe.batch_size is None else batches.shuffled(recipe.batch_size, generator)
+
+
+def _refuse_divergence(weights: Tensor, recipe: Recipe) -> None:
+    if not bool(torch.isfinite(weights).all()):
+        raise ConvergenceError(
+            "a descent that stays finite",
+            received=f"NaN or Inf with {recipe}",
+            remedy="a smaller lr, or lower momentum.",
+        )
+
+
+def train_map(
+    model: nn.Module,
+    likelihood: str | Likelihood,
+    train_loader: Iterable[Any],
+    *,
+    prior_precision: float | Mapping[str, float],
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    progress_bar: bool = False,
+) -> nn.Module:
+    """Train `model` in place to the maximum of log p(D|θ) − ½ Σ δ θ², sums over rows; it ends in eval mode.
+
+    The rows are read once and regrouped by `recipe.batch_size` where they are small enough to keep; a loader that
+    augments at random should be used with `Recipe(batch_size=None)`, which takes its batches as they come. Dropout and
+    batch statistics work as in any training; they draw from the global random state.
+    """
+    likelihood, recipe = resolve_likelihood(likelihood), recipe or Recipe()
+    batches = Batches.unchecked(train_loader, keep=recipe.batch_size is not None)
+    subset = Subset.of(model, matching_names(model, "all"))
+    start = subset.flatten({name: p.detach() for name, p in model.named_parameters()})
+    delta = delta_of_names(prior_precision, subset, start)
+
+    def gradient(theta: Tensor, batch: Batch) -> Tensor:
+        theta = theta.requires_grad_()
+        arguments, keywords = ((), batch.x) if isinstance(batch.x, dict) else ((batch.x,), {})
+        with torch.enable_grad():
+            f = output_tensor(functional_call(model, subset.unflatten(theta), arguments, keywords))
+            likelihood.check_targets(f, batch.y)
+            mean_nll = likelihood.nll(f, batch.y).mean()
+            (slope,) = torch.autograd.grad(mean_nll + 0.5 * (delta * theta.square()).sum() / batches.n_data, theta)
+        return slope
+
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    try:
+        trained = fit_weights(
+            start, gradient, batches, recipe=recipe, generator=generator, progress_bar=progress_bar
+        )
+    finally:
+        model.eval()
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in subset.unflatten(trained).items():
+            parameters[name].copy_(value)
+    return model
