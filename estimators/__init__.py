@@ -4,13 +4,25 @@ from estimators.base import Prediction, UncertaintyEstimator
 from estimators.laplace import LinearizedLaplace
 from estimators.last_layer import LastLayerLaplace
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian
+from estimators.regvar.estimator import RegVar
+from estimators.regvar.regularizers import MeanAbsolute, ParameterProbes, Pointwise, PosteriorDraws, SignedProbes
+from estimators.regvar.solvers import FineTune, LinearResponse, NewtonRefit
 
 __all__ = [
     "Bernoulli",
     "Categorical",
+    "FineTune",
     "Gaussian",
     "LastLayerLaplace",
+    "LinearResponse",
     "LinearizedLaplace",
+    "MeanAbsolute",
+    "NewtonRefit",
+    "ParameterProbes",
+    "Pointwise",
+    "PosteriorDraws",
     "Prediction",
+    "RegVar",
+    "SignedProbes",
     "UncertaintyEstimator",
 ]

@@ -1,0 +1,147 @@
+"""RegVar: a regularizer and a solver on an objective centred at θ̂."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from estimators.base import UncertaintyEstimator
+from estimators.errors import UnsupportedError
+from estimators.likelihoods import Likelihood
+from estimators.objective import Objective
+from estimators.pytrees import PyTree, split_rows
+from estimators.regvar.centred import check_combination, refit_objective
+from estimators.regvar.definiteness import refuse_indefinite
+from estimators.regvar.readout import Readout
+from estimators.regvar.regularizers import PosteriorDraws, Regularizer
+from estimators.regvar.regularizers.posterior_draws import DrawReadout
+from estimators.regvar.report import FitReport, energy_error, relative_gradient
+from estimators.regvar.solvers import FineTune, Solver
+from estimators.subsets import SubsetSpec
+
+__all__ = ["RegVar"]
+
+
+class RegVar(UncertaintyEstimator):
+    """Variation due to regularization (McInerney & Kallus, AISTATS 2025, Theorem 4.1).
+
+        θ(λ) = argmin L(θ) − λ r(θ)          df(x)/dλ at λ = 0  is  J(x) A⁻¹ ∇r(θ̂)
+
+    Args:
+        curvature: A of the centred objective: "ggn" (the network trained on its own predictions; positive definite at any
+            θ̂) or "hessian" (the loss less its slope at θ̂; needs a positive definite Hessian there).
+        centred: False refits the trained loss itself, the paper's own form: with curvature="hessian" and a refit solver;
+            exact only where θ̂ is stationary.
+        regularizer: r and its readout: Pointwise, MeanAbsolute, SignedProbes, ParameterProbes, PosteriorDraws.
+        solver: NewtonRefit, FineTune, LinearResponse.
+
+    Fitted: `fit_report_`, `energy_error_`, `exact_block_`, `relative_gradient_`.
+    Errors: of `fit`, and IndefiniteHessianError, ConvergenceError, LambdaTooLargeError of the solvers; regularizers *at
+    query* (Pointwise, SignedProbes) solve, and raise them, in `variance`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        prior_precision: float | Mapping[str, float] = 1.0,
+        prior_mean: float = 0.0,
+        subset_of_weights: SubsetSpec = "all",
+        curvature: str = "ggn",
+        centred: bool = True,
+        regularizer: Regularizer | None = None,
+        solver: Solver | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            likelihood,
+            prior_precision=prior_precision,
+            prior_mean=prior_mean,
+            subset_of_weights=subset_of_weights,
+        )
+        self.curvature, self.centred = curvature, centred
+        self.regularizer = PosteriorDraws() if regularizer is None else regularizer
+        self.solver = FineTune() if solver is None else solver
+        check_combination(self.regularizer, self.solver, curvature=curvature, centred=centred)
+
+    @property
+    def batch_dependent(self) -> bool:  # type: ignore[override]
+        """Whether `variance` speaks of the set of x passed to it (SignedProbes)."""
+        return self.regularizer.batch_dependent
+
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        self.fit_report_ = FitReport(relative_gradient(objective))
+        self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
+        if self.curvature == "hessian" and self.centred:
+            refuse_indefinite(self.refit_objective_)
+        self.readout_ = None if self.regularizer.at_query else self._solved(None, progress_bar=progress_bar)
+
+    def _solved(self, x: PyTree, *, progress_bar: bool = False) -> Readout:
+        """Pose, solve, read."""
+        objective = self.refit_objective_
+        penalty, read = self.regularizer.pose(objective, x)
+        solution = self.solver.solve(objective, penalty, progress_bar=progress_bar)
+        readout = read(solution.displacement)
+        self.fit_report_ = replace(self.fit_report_, solver=solution.report)
+        if isinstance(readout, DrawReadout):
+            energy = energy_error(objective, penalty, solution.displacement)
+            self.fit_report_ = replace(self.fit_report_, energy=energy, exact_block=readout.exact_block)
+        return readout
+
+    def _variance(self, x: PyTree) -> Tensor:
+        return torch.cat([readout.variance(part) for readout, part in self._readouts(x)])
+
+    def _covariance(self, x: PyTree) -> Tensor:
+        return torch.cat([readout.covariance(part) for readout, part in self._readouts(x)])
+
+    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+        if self.readout_ is None:
+            raise UnsupportedError(
+                "a regularizer with function samples", received=repr(self.regularizer), remedy="PosteriorDraws()."
+            )
+        return self.network_.outputs(x) + self.readout_.sample(x, n_samples, generator)
+
+    def standard_error(self, x: PyTree) -> Tensor:
+        """Monte-Carlo standard error of `variance`, (M, C); of SignedProbes, ParameterProbes and PosteriorDraws."""
+        self._check_query(x)
+        return torch.cat([readout.standard_error(part) for readout, part in self._readouts(x)])
+
+    def _readouts(self, x: PyTree) -> list[tuple[Readout, PyTree]]:
+        """The fitted readout for x, or solves for pieces of x that fit into memory."""
+        if self.readout_ is not None:
+            return [(self.readout_, x)]
+        objective = self.refit_objective_
+        rows = self.regularizer.rows_at_once(objective, self.network_.outputs(x).shape[-1])
+        parts = [x] if rows is None else split_rows(x, rows)
+        return [(self._solved(part), part) for part in parts]
+
+    @property
+    def energy_error_(self) -> float:
+        """Mean ‖u − A⁻¹ξ‖²_A per effective dimension of the posterior draws: how far the solver was from its end."""
+        self._check_fitted()
+        if self.fit_report_.energy is None:
+            raise self._not_draws()
+        return self.fit_report_.energy.per_dimension
+
+    @property
+    def exact_block_(self) -> str:
+        """Which exact block the posterior draws use, and why."""
+        self._check_fitted()
+        if self.fit_report_.exact_block is None:
+            raise self._not_draws()
+        return self.fit_report_.exact_block
+
+    def _not_draws(self) -> UnsupportedError:
+        return UnsupportedError(
+            "PosteriorDraws, which alone has it", received=repr(self.regularizer), remedy="regularizer=PosteriorDraws()."
+        )
+
+    @property
+    def relative_gradient_(self) -> float:
+        """‖∇L(θ̂)‖ / ‖δ(θ̂ − θ₀)‖: 0 at a stationary θ̂; centred refits are right at any."""
+        self._check_fitted()
+        return self.fit_report_.relative_gradient

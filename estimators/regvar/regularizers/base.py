@@ -1,0 +1,53 @@
+"""The interface of a regularizer: which r(θ) to displace by, and how to read the response."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from estimators.errors import OptionError
+from estimators.objective import Objective
+from estimators.pytrees import PyTree
+from estimators.regvar.penalty import Penalty
+from estimators.regvar.readout import Readout
+
+__all__ = ["Posed", "Regularizer", "checked_count", "probe_generator"]
+
+Read = Callable[[Tensor], Readout]
+Posed = tuple[Penalty, Read]
+
+
+class Regularizer(ABC):
+    """r(θ) and its readout.
+
+    *At fit* (`at_query` False): the K displacements are solved in `fit`, and no data are needed afterwards.
+    *At query*: `fit` keeps the batches, and `variance(x)` solves.
+    """
+
+    at_query: ClassVar[bool] = False
+    batch_dependent: ClassVar[bool] = False
+    needs_ggn: ClassVar[bool] = False
+
+    @abstractmethod
+    def pose(self, objective: Objective, x: PyTree = None) -> Posed:
+        """The penalty at the queries x (None for regularizers at fit), and what turns its displacement to a readout."""
+
+    def rows_at_once(self, objective: Objective, n_outputs: int) -> int | None:  # noqa: ARG002
+        """How many query rows to solve for together; None for all of them."""
+        return None
+
+
+def checked_count(name: str, value: int) -> int:
+    """A whole number >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError(f"{name} >= 1, a whole number", received=repr(value), remedy="16 is a good start.")
+    return value
+
+
+def probe_generator(objective: Objective, seed: int) -> torch.Generator:
+    """A generator on the device of θ, from a seed field."""
+    return torch.Generator(objective.theta.device).manual_seed(seed)

@@ -1,0 +1,58 @@
+"""Parameter probes: random directions in weight space, an unbiased estimate for any curvature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from estimators.errors import UnsupportedError
+from estimators.objective import Objective
+from estimators.pytrees import PyTree
+from estimators.regvar.penalty import Tilt
+from estimators.regvar.readout import Readout
+from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
+
+__all__ = ["ParameterProbes", "Products"]
+
+
+class ParameterProbes(Regularizer):
+    """r_k(θ) = u_kᵀθ, u ~ N(0, I); variance = mean_k response_k(x) · J(x) u_k, since E[A⁻¹u uᵀ] = A⁻¹.
+
+    Unbiased for the exact Hessian too; it can be negative.
+    """
+
+    def __init__(self, n_probes: int = 16, seed: int = 0) -> None:
+        self.n_probes, self.seed = checked_count("n_probes", n_probes), seed
+
+    def __repr__(self) -> str:
+        return f"ParameterProbes(n_probes={self.n_probes}, seed={self.seed})"
+
+    def pose(self, objective: Objective, x: PyTree = None) -> Posed:  # noqa: ARG002
+        theta, network = objective.theta, objective.network
+        generator = probe_generator(objective, self.seed)
+        u = torch.randn(self.n_probes, theta.numel(), generator=generator, dtype=theta.dtype, device=theta.device)
+        penalty = Tilt.along(u, theta)
+        return penalty, lambda displacement: Products(
+            lambda query: network.jvp(query, displacement) * network.jvp(query, u)
+        )
+
+
+class Products(Readout):
+    """The mean of K products (K, M, C) at the queries, and its standard error."""
+
+    def __init__(self, products: Callable[[PyTree], Tensor]) -> None:
+        self.products = products
+
+    def variance(self, x: PyTree) -> Tensor:
+        return self.products(x).mean(0)
+
+    def standard_error(self, x: PyTree) -> Tensor:
+        products = self.products(x)
+        if len(products) < 2:
+            raise UnsupportedError(
+                "at least two probes for a standard error", received="one", remedy="raise n_probes."
+            )
+        return products.std(0) / math.sqrt(len(products))

@@ -1,0 +1,92 @@
+"""Pointwise: one refit for each output of each query. Exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from estimators.base import Functional
+from estimators.memory import rows_per_chunk
+from estimators.network import Network
+from estimators.objective import Objective
+from estimators.pytrees import PyTree, row_as_batch, select_rows
+from estimators.regvar.penalty import Penalty
+from estimators.regvar.readout import Readout
+from estimators.regvar.regularizers.base import Posed, Regularizer
+
+__all__ = ["Pointwise"]
+
+_COPIES = 64  # of one parameter vector that a solve may keep: the Krylov basis, and a refit's stages
+
+
+class Pointwise(Regularizer):
+    """r(θ) = f_c(x; θ): the response of f(x) is column c of J A⁻¹ Jᵀ (McInerney & Kallus 2025, Theorem 4.1).
+
+    Args:
+        of: a scalar or vector functional g of one row's outputs (C,) -> () or (D,), for instance a margin; then
+            r(θ) = g_d(f(x; θ)), and the variance is that of g, (M, D).
+    """
+
+    at_query = True
+
+    def __init__(self, of: Functional | None = None) -> None:
+        self.of = of
+
+    def __repr__(self) -> str:
+        return "Pointwise()" if self.of is None else f"Pointwise(of={getattr(self.of, '__name__', self.of)!r})"
+
+    def pose(self, objective: Objective, x: PyTree = None) -> Posed:
+        network = objective.network
+        slopes = self._slopes(network, x)  # ∂g/∂θ (M, D, P)
+        m, d, p = slopes.shape
+        rows = torch.arange(m, device=slopes.device).repeat_interleave(d)
+        picks = torch.eye(d, dtype=slopes.dtype, device=slopes.device).repeat(m, 1)
+        items = (select_rows(x, rows), picks)
+        penalty = _OutputValue(slopes.reshape(m * d, p), items, network=network, of=self.of)
+        return penalty, lambda displacement: _Columns(slopes, displacement.reshape(m, d, p))
+
+    def rows_at_once(self, objective: Objective, n_outputs: int) -> int | None:
+        size = objective.theta.numel() * objective.theta.element_size()
+        return rows_per_chunk(_COPIES * n_outputs * size, budget=2**31)
+
+    def _slopes(self, network: Network, x: PyTree) -> Tensor:
+        jacobian = network.jacobian(x)
+        if self.of is None:
+            return jacobian
+        outer = vmap(jacrev(_as_vector(self.of)))(network.outputs(x))  # G = ∂g/∂f (M, D, C)
+        return outer @ jacobian
+
+
+@dataclass(frozen=True)
+class _OutputValue(Penalty):
+    """r_k(θ) = g_d(f(x_m; θ)), items (x_m, one-hot of d); no training row has a part of its own in it."""
+
+    network: Network | None = None
+    of: Functional | None = None
+
+    def value(self, theta: Tensor, item: PyTree, x: PyTree, share: float) -> Tensor:  # noqa: ARG002
+        row, pick = item
+        assert self.network is not None
+        f = self.network(theta, row_as_batch(row))[0]
+        return share * torch.dot(pick, f if self.of is None else _as_vector(self.of)(f))
+
+
+class _Columns(Readout):
+    """Column d of the covariance at row m is J(x_m) u_md; both (M, D, P)."""
+
+    def __init__(self, slopes: Tensor, displacement: Tensor) -> None:
+        self.slopes, self.displacement = slopes, displacement
+
+    def variance(self, x: PyTree) -> Tensor:  # noqa: ARG002
+        return (self.slopes * self.displacement).sum(-1)
+
+    def covariance(self, x: PyTree) -> Tensor:  # noqa: ARG002
+        columns = self.slopes @ self.displacement.transpose(1, 2)
+        return 0.5 * (columns + columns.transpose(1, 2))
+
+
+def _as_vector(of: Functional) -> Functional:
+    return lambda f: torch.atleast_1d(of(f))

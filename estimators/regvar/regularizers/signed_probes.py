@@ -1,0 +1,59 @@
+"""Signed probes: random signs over the query set, an unbiased estimate of the diagonal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from estimators.network import Network
+from estimators.objective import Objective
+from estimators.pytrees import PyTree
+from estimators.regvar.penalty import Penalty
+from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
+from estimators.regvar.regularizers.parameter_probes import Products
+
+__all__ = ["SignedProbes"]
+
+
+class SignedProbes(Regularizer):
+    """r_k(θ) = Σⱼ s_kj f(xⱼ; θ), s = ±1 over rows and outputs of the query set; variance = mean_k s_k · response_k.
+
+    The estimator of a diagonal of Hutchinson (1990) and Bekas et al. (2007): unbiased, it can be negative, and its noise
+    grows with the covariances between queries. It speaks of the set of x passed to `variance`.
+    """
+
+    at_query = True
+    batch_dependent = True
+
+    def __init__(self, n_probes: int = 16, seed: int = 0) -> None:
+        self.n_probes, self.seed = checked_count("n_probes", n_probes), seed
+
+    def __repr__(self) -> str:
+        return f"SignedProbes(n_probes={self.n_probes}, seed={self.seed})"
+
+    def pose(self, objective: Objective, x: PyTree = None) -> Posed:
+        network = objective.network
+        signs = self.signs(objective, network.outputs(x))
+        direction = network.vjp(x, signs)  # Jᵀ s, summed over the query set
+        penalty = _SignedSum(direction, signs, network=network, queries=x)
+        return penalty, lambda displacement: Products(lambda _: signs * network.jvp(x, displacement))
+
+    def signs(self, objective: Objective, f: Tensor) -> Tensor:
+        """±1, (K, M, C), for outputs f (M, C)."""
+        generator = probe_generator(objective, self.seed)
+        shape = (self.n_probes, *f.shape)
+        return torch.randint(0, 2, shape, generator=generator, device=f.device).to(f.dtype) * 2 - 1
+
+
+@dataclass(frozen=True)
+class _SignedSum(Penalty):
+    """r_k(θ) = Σ s_k ∘ f(queries; θ), items s (K, M, C)."""
+
+    network: Network | None = None
+    queries: PyTree = None
+
+    def value(self, theta: Tensor, item: PyTree, x: PyTree, share: float) -> Tensor:  # noqa: ARG002
+        assert self.network is not None
+        return share * (item * self.network(theta, self.queries)).sum()

@@ -1,0 +1,65 @@
+"""The interface of a solver: from a centred objective and a penalty to displacements."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from estimators.errors import OptionError
+from estimators.objective import Objective
+from estimators.regvar.penalty import Penalty
+
+__all__ = ["Solution", "Solver", "SolverReport", "checked_lam"]
+
+
+@dataclass(frozen=True)
+class SolverReport:
+    """What a solve did.
+
+    passes: forward-and-backward passes over the training rows a replica, a product with A counted as one;
+    residual: the worst ‖gradient‖ / ‖∇r‖ at the end, where it was measured;
+    nonlinearity: ‖Δf − J Δθ‖ / ‖J Δθ‖ at the end of a minibatch refit, on one batch.
+    """
+
+    solver: str
+    replicas: int
+    passes: float
+    lam: float | None = None
+    lr: float | None = None
+    iterations: int | None = None
+    residual: float | None = None
+    nonlinearity: float | None = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Displacements (K, P) ≈ A⁻¹∇r, and the report."""
+
+    displacement: Tensor
+    report: SolverReport
+
+
+class Solver(ABC):
+    """Maps (objective, penalty) to displacements; it sees neither the queries nor the likelihood."""
+
+    refits: ClassVar[bool]
+    """Whether it minimises L − λr, and so can be used on an objective that is not centred."""
+
+    @abstractmethod
+    def solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool = False) -> Solution:
+        """Displacements (K, P)."""
+
+
+def checked_lam(lam: float | str, *, auto: bool) -> float | str:
+    """λ > 0, or "auto" where the solver can choose."""
+    if auto and lam == "auto":
+        return lam
+    if isinstance(lam, (int, float)) and math.isfinite(lam) and lam > 0:
+        return float(lam)
+    raise OptionError(
+        "lam > 0" + (' or "auto"' if auto else ""), received=repr(lam), remedy="1e-4 in float64, or FineTune's auto."
+    )

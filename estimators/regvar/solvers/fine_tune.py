@@ -1,0 +1,116 @@
+"""Fine-tune: minibatch refits at a finite λ, the route for networks of any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from estimators.batches import Batch
+from estimators.errors import LambdaTooLargeError, OptionError
+from estimators.objective import Objective
+from estimators.regvar.penalty import Penalty
+from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
+from estimators.regvar.solvers.replicas import Replicas, checked_difference
+from estimators.regvar.solvers.search import auto_lam, auto_learning_rate, nonlinearity, replicas_at_once
+from estimators.training import Recipe, fit_weights
+
+__all__ = ["FineTune"]
+
+DEFAULT_RECIPE = Recipe(epochs=20, batch_size=64, optimizer="sgd", lr="auto", momentum=0.9, schedule="cosine")
+
+
+class FineTune(Solver):
+    """argmin L − λ r by stochastic gradient descent, all replicas on the same batches, started at the first guess.
+
+    Only plain gradients of a plain loss. For posterior draws the start is the prior draw, already the answer where the
+    data say nothing. What is stored is the displacement (θ − θ̂)/λ.
+
+    Args:
+        lam: λ, or "auto": the largest whose start keeps the network linear, ‖Δf − JΔθ‖/‖JΔθ‖ ≤ 0.05.
+        difference: "forward" (one arm, enough for a centred objective), "central" or "control".
+        recipe: epochs, batches and optimizer; lr="auto" takes a stable rate from the curvature of some batches.
+        seed: orders the batches, alike in all arms.
+        batch_replicas: replicas in one vectorised call, or "auto" (one at a time for convolutions on a CPU, where
+            grouped convolutions are slow; else as many as memory allows).
+
+    Errors: LambdaTooLargeError where the refit ends outside the linear region; ConvergenceError where it diverges.
+    """
+
+    refits = True
+
+    def __init__(
+        self,
+        lam: float | str = "auto",
+        difference: str = "forward",
+        recipe: Recipe = DEFAULT_RECIPE,
+        *,
+        seed: int = 0,
+        batch_replicas: int | str = "auto",
+    ) -> None:
+        self.lam, self.difference = checked_lam(lam, auto=True), checked_difference(difference)
+        self.recipe, self.seed, self.batch_replicas = recipe, seed, batch_replicas
+        if recipe.lr == "auto" and recipe.optimizer != "sgd":
+            raise OptionError(
+                'a number for lr with optimizer="adam"', received='"auto"', remedy='optimizer="sgd", or lr=1e-3.'
+            )
+
+    def __repr__(self) -> str:
+        return f"FineTune(lam={self.lam}, difference={self.difference!r}, epochs={self.recipe.epochs})"
+
+    def solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool = False) -> Solution:
+        plan = self._plan(objective, penalty)
+        arms = fit_weights(
+            plan.replicas.start,
+            plan.mean_gradient,
+            objective.batches,
+            recipe=plan.recipe,
+            generator=torch.Generator().manual_seed(self.seed),
+            progress_bar=progress_bar,
+        )
+        displacement = plan.replicas.displacement(arms)
+        report = self._report(objective, displacement, plan, n_arms=len(arms))
+        return Solution(displacement, report)
+
+    def _plan(self, objective: Objective, penalty: Penalty) -> _Plan:
+        lam = auto_lam(objective, penalty) if isinstance(self.lam, str) else self.lam
+        recipe = self.recipe
+        if recipe.lr == "auto":
+            recipe = replace(recipe, lr=auto_learning_rate(objective, recipe, seed=self.seed))
+        at_once = self.batch_replicas
+        at_once = replicas_at_once(objective) if isinstance(at_once, str) else at_once
+        return _Plan(Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once), recipe)
+
+    def _report(self, objective: Objective, displacement: Tensor, plan: _Plan, *, n_arms: int) -> SolverReport:
+        k, lam = len(displacement), plan.replicas.lam
+        bend = nonlinearity(objective, displacement, lam)
+        if not bend <= 1:
+            raise LambdaTooLargeError(
+                "refits that stay where the network responds linearly, ‖Δf − JΔθ‖ ≤ ‖JΔθ‖",
+                received=f"a ratio of {bend:.3g} at lam={lam:g}",
+                remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
+            )
+        assert not isinstance(plan.recipe.lr, str)
+        return SolverReport(
+            repr(self),
+            replicas=k,
+            passes=plan.recipe.epochs * n_arms / k,
+            lam=lam,
+            lr=plan.recipe.lr,
+            nonlinearity=bend,
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Replicas at the chosen λ, and the recipe with its learning rate."""
+
+    replicas: Replicas
+    recipe: Recipe
+
+    def mean_gradient(self, arms: Tensor, batch: Batch) -> Tensor:
+        """Slope of F/N, estimated from the batch."""
+        objective = self.replicas.objective
+        targets = objective.data_term.targets(objective.network, batch)
+        return self.replicas.batch_gradient(arms, batch, targets) / len(batch)

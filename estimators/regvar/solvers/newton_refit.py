@@ -1,0 +1,177 @@
+"""Newton refit: the full-batch refit to high precision, the route of verification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from estimators.errors import ConvergenceError, IndefiniteHessianError, LambdaTooLargeError
+from estimators.memory import available_bytes
+from estimators.objective import Objective
+from estimators.precision import dense
+from estimators.precision.dense import DensePrecision
+from estimators.progress import track
+from estimators.regvar.penalty import Penalty
+from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
+from estimators.regvar.solvers.conjugate_gradients import conjugate_gradients
+from estimators.regvar.solvers.replicas import Replicas, checked_difference
+
+__all__ = ["NewtonRefit"]
+
+_DENSE_BELOW = 2048
+_FORCING = 1e-3  # relative residual of the inner solves: the outer convergence is then linear with this factor
+_STALLED = 1e-3  # two steps that gain nothing, below this residual, have met round-off
+
+Apply = Callable[[Tensor], Tensor]
+
+
+class NewtonRefit(Solver):
+    """argmin L − λ r by damped Newton steps, full batch, matrix-free: Hessian products and conjugate gradients.
+
+    Small networks precondition the inner solves with the Cholesky factor of A at θ̂; the stopping rule looks at the
+    gradient of the refit's own objective alone.
+
+    Args:
+        lam: λ. difference: "forward" (first order in λ), "central" (second order), "control".
+        tol: ‖∇(L − λr)‖ ≤ tol · λ ‖∇r‖; round-off may stop it earlier, which the report's `residual` shows.
+        max_iter: Newton steps.
+        preconditioner: "auto" (dense below 2048 parameters) or None.
+
+    Errors: LambdaTooLargeError where a refit ends further from its first Newton step than that step is long;
+    ConvergenceError where the gradient is still large after max_iter steps.
+    """
+
+    refits = True
+
+    def __init__(
+        self,
+        lam: float = 1e-4,
+        difference: str = "central",
+        *,
+        tol: float = 1e-9,
+        max_iter: int = 60,
+        preconditioner: str | None = "auto",
+    ) -> None:
+        self.lam, self.difference = float(checked_lam(lam, auto=False)), checked_difference(difference)
+        self.tol, self.max_iter, self.preconditioner = tol, max_iter, preconditioner
+
+    def __repr__(self) -> str:
+        return f"NewtonRefit(lam={self.lam:g}, difference={self.difference!r})"
+
+    def solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool = False) -> Solution:
+        replicas = Replicas.of(
+            objective, penalty, self.lam, difference=self.difference, at_once=objective.network.vectors_at_once
+        )
+        search = _Search(replicas, self._preconditioner(objective))
+        for _ in track(range(self.max_iter), "Newton steps", shown=progress_bar):
+            if search.finished(self.tol):
+                break
+            search.step()
+        self._judge(search, centred=_is_centred(objective, penalty, self.lam))
+        return Solution(replicas.displacement(search.arms), self._report(search))
+
+    def _preconditioner(self, objective: Objective) -> Apply | None:
+        theta = objective.theta
+        needed = dense.bytes_needed(theta.numel(), theta.element_size())
+        if self.preconditioner is None or theta.numel() > _DENSE_BELOW or needed > available_bytes(theta.device) // 2:
+            return None
+        matrix = objective.product(torch.eye(theta.numel(), dtype=theta.dtype, device=theta.device))
+        try:
+            return DensePrecision(0.5 * (matrix + matrix.T)).solve
+        except IndefiniteHessianError:  # only met where the objective is not centred: the damping copes
+            return None
+
+    def _judge(self, search: _Search, *, centred: bool) -> None:
+        residual = float(search.relative().max())
+        departure = float(search.departure().max())
+        if centred and departure > 1:
+            raise LambdaTooLargeError(
+                "a refit that moves about as far as its first Newton step",
+                received=f"one at lam={self.lam:g} that ends {departure:.3g} times that step away from it",
+                remedy=f"a smaller lam, for instance {self.lam / 10:g}.",
+            )
+        if not bool((search.stalled | (search.relative() <= self.tol)).all()):
+            raise ConvergenceError(
+                f"a gradient of at most {self.tol:g}·λ‖∇r‖ within {self.max_iter} Newton steps",
+                received=f"{residual:.3g}·λ‖∇r‖ at lam={self.lam:g}",
+                remedy="a smaller lam if the refit left the basin of the optimum, a larger one or float64 if round-off "
+                "dominates; or a larger max_iter.",
+            )
+
+    def _report(self, search: _Search) -> SolverReport:
+        k = len(search.replicas.penalty.direction)
+        return SolverReport(
+            repr(self),
+            replicas=k,
+            passes=search.passes * len(search.arms) / k,
+            lam=self.lam,
+            iterations=search.iterations,
+            residual=float(search.relative().max()),
+        )
+
+
+class _Search:
+    """Levenberg–Marquardt-damped Newton steps, each arm with its own damping μ; merit: the norm of the gradient."""
+
+    def __init__(self, replicas: Replicas, precondition: Apply | None) -> None:
+        self.replicas, self.precondition = replicas, precondition
+        self.arms = replicas.start
+        self.gradient = replicas.gradient(self.arms)
+        norms = replicas.penalty.direction.norm(dim=1).clamp_min(torch.finfo(self.arms.dtype).tiny)
+        self.scale = norms[torch.arange(len(self.arms), device=norms.device) % len(norms)]
+        self.damping = torch.zeros_like(self.scale)
+        self.rejections = torch.zeros_like(self.scale)
+        self.first: Tensor | None = None
+        self.iterations, self.passes = 0, 1
+
+    def relative(self) -> Tensor:
+        """‖∇F‖ / ‖∇r‖, (A,)."""
+        return self.gradient.norm(dim=1) / self.scale
+
+    @property
+    def stalled(self) -> Tensor:
+        """Arms that round-off keeps from going on, (A,)."""
+        return (self.rejections >= 2) & (self.relative() <= _STALLED)
+
+    def finished(self, tol: float) -> bool:
+        return bool((self.stalled | (self.relative() <= tol)).all())
+
+    def departure(self) -> Tensor:
+        """‖D − D₁‖ / ‖D₁‖, D₁ the end of the first step; 0 before one was made."""
+        if self.first is None:
+            return torch.zeros_like(self.scale)
+        length = self.first.norm(dim=1).clamp_min(torch.finfo(self.arms.dtype).tiny)
+        return (self.arms - self.first).norm(dim=1) / length
+
+    def step(self) -> None:
+        inner = conjugate_gradients(
+            lambda v: self.replicas.product(self.arms, v) + self.damping[:, None] * v,
+            -self.gradient,
+            precondition=self.precondition,
+            tol=_FORCING,
+            max_iter=min(500, 2 * self.arms.shape[1]),
+        )
+        proposal = self.arms + inner.solution
+        gradient = self.replicas.gradient(proposal)
+        self.passes += inner.iterations + 1
+        self.iterations += 1
+        gains = gradient.norm(dim=1) < self.gradient.norm(dim=1)  # false for NaN
+        self._move(gains & ~inner.negative_curvature, proposal, gradient, inner.curvature)
+
+    def _move(self, accepted: Tensor, proposal: Tensor, gradient: Tensor, curvature: Tensor) -> None:
+        if self.first is None:
+            self.first = proposal
+        self.arms = torch.where(accepted[:, None], proposal, self.arms)
+        self.gradient = torch.where(accepted[:, None], gradient, self.gradient)
+        floor = 1e-3 * curvature  # the first damping: a thousandth of the curvature along the gradient
+        relaxed = torch.where(self.damping > floor, self.damping / 10, 0.0)
+        self.damping = torch.where(accepted, relaxed, torch.maximum(10 * self.damping, floor))
+        self.rejections = torch.where(accepted, 0.0, self.rejections + 1)
+
+
+def _is_centred(objective: Objective, penalty: Penalty, lam: float) -> bool:
+    """Whether ∇L(θ̂) is small beside λ∇r: a refit of the trained loss itself drifts, and may go far."""
+    slope = float(objective.gradient(objective.theta).norm())
+    return slope <= 1e-3 * lam * float(penalty.direction.norm(dim=1).min())

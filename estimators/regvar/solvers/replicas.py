@@ -1,0 +1,113 @@
+"""Displaced copies of the network, each with its own r and its own multiple of λ, refitted side by side.
+
+The variable is the displacement D = (θ − θ̂)/λ, not θ, so that float32 does not cancel:
+
+    F_a(D) = [L(θ̂ + λD) − λ s_a r_a(θ̂ + λD)] / λ²        ∇F_a = [∇L − λ s_a ∇r_a]/λ        ∇²F_a = ∇²L − λ s_a ∇²r_a
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from estimators.batches import Batch
+from estimators.errors import OptionError
+from estimators.network import differentiable
+from estimators.objective import Objective
+from estimators.pytrees import PyTree, select_rows
+from estimators.regvar.penalty import Penalty
+
+__all__ = ["DIFFERENCES", "Replicas", "checked_difference"]
+
+DIFFERENCES = {
+    "forward": "f(θ_λ) − f(θ̂): one arm, first order in λ",
+    "central": "f(θ_λ) − f(θ_−λ): two arms, second order in λ",
+    "control": "f(θ_λ) − f(θ_0): one arm each and one shared, which takes away what every refit drifts by",
+}
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """A arms over K penalties: signs s (A,), the items of each arm, and λ."""
+
+    objective: Objective
+    penalty: Penalty
+    lam: float
+    difference: str
+    signs: Tensor
+    items: PyTree
+    at_once: int | None = None
+
+    @classmethod
+    def of(
+        cls, objective: Objective, penalty: Penalty, lam: float, *, difference: str, at_once: int | None = None
+    ) -> Self:
+        """The arms that `difference` needs; `at_once` of them go through one vectorised call (None: all)."""
+        k = len(penalty.direction)
+        ones = penalty.direction.new_ones(k)
+        signs = {"forward": ones, "central": torch.cat([ones, -ones]), "control": torch.cat([ones, ones[:1] * 0])}
+        index = torch.arange(len(signs[difference]), device=ones.device) % k
+        items = select_rows(penalty.items, index)
+        return cls(objective, penalty, lam, difference, signs[difference], items, at_once)
+
+    @property
+    def start(self) -> Tensor:
+        """First guesses (A, P): those of the penalties times the arms' signs, or zero."""
+        guess, k = self.penalty.start, len(self.penalty.direction)
+        if guess is None:
+            return torch.zeros(len(self.signs), self.objective.theta.numel()).to(self.objective.theta)
+        return self.signs[:, None] * guess[torch.arange(len(self.signs), device=guess.device) % k]
+
+    def displacement(self, arms: Tensor) -> Tensor:
+        """(A, P) -> (K, P): the difference over λ."""
+        k = len(self.penalty.direction)
+        if self.difference == "forward":
+            return arms
+        return 0.5 * (arms[:k] - arms[k:]) if self.difference == "central" else arms[:k] - arms[k:]
+
+    def batch_gradient(self, arms: Tensor, batch: Batch, targets: PyTree) -> Tensor:
+        """The batch's part of ∇F, (A, P)."""
+        slope = grad(self._batch_value(batch, targets))
+        with differentiable():
+            return vmap(slope, chunk_size=self.at_once)(arms, self.items, self.signs).detach()
+
+    def gradient(self, arms: Tensor) -> Tensor:
+        """∇F at arms (A, P): (A, P)."""
+        parts = [self.batch_gradient(arms, batch, targets) for batch, targets in self.objective.with_targets()]
+        return torch.stack(parts).sum(0)
+
+    def product(self, arms: Tensor, vectors: Tensor) -> Tensor:
+        """∇²F at arms (A, P) times vectors (A, P), arm by arm."""
+        total = torch.zeros_like(vectors)
+        for batch, targets in self.objective.with_targets():
+            value = self._batch_value(batch, targets)
+
+            def one(d: Tensor, item: PyTree, sign: Tensor, v: Tensor) -> Tensor:  # v → H v, forward over reverse
+                slope = grad(lambda d: value(d, item, sign))  # noqa: B023
+                return jvp(slope, (d,), (v,))[1]
+
+            with differentiable():
+                total += vmap(one, chunk_size=self.at_once)(arms, self.items, self.signs, vectors).detach()
+        return total
+
+    def _batch_value(self, batch: Batch, targets: PyTree):  # noqa: ANN202
+        objective, penalty, lam = self.objective, self.penalty, self.lam
+        share = objective.share(batch)
+
+        def value(d: Tensor, item: PyTree, sign: Tensor) -> Tensor:
+            theta = objective.theta + lam * d
+            loss = objective.batch_loss(theta, batch.x, targets, share)
+            return (loss - lam * sign * penalty.value(theta, item, batch.x, share)) / lam**2
+
+        return value
+
+
+def checked_difference(difference: str) -> str:
+    """One of DIFFERENCES."""
+    if difference not in DIFFERENCES:
+        raise OptionError(f"difference among {sorted(DIFFERENCES)}", received=repr(difference), remedy='"central".')
+    return difference
