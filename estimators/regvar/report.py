@@ -16,10 +16,13 @@ __all__ = ["EnergyError", "FitReport", "energy_error", "relative_gradient"]
 
 @dataclass(frozen=True)
 class EnergyError:
-    """Mean over draws of ‖u − A⁻¹ξ‖²_A, estimated by n − 2ξᵀu + uᵀAu with one product with A a draw.
+    """Mean over draws of ‖u − A⁻¹ξ‖²_A, from one product with A a draw; u the displacement, n = P less the exact block.
 
-    per_parameter divides by n = P less the exact block, per_dimension by the effective dimension mean uᵀGu, G the data's
-    part of A. The draws themselves make it uncertain by about √(2n/K)/n: a small one may come out negative.
+        ‖u − A⁻¹ξ‖²_A = ξᵀA⁻¹ξ − 2ξᵀu + uᵀAu          E ξᵀA⁻¹ξ = n = E‖z‖²
+
+    The first term is unknown, its mean is not; ‖z‖² of the draw's own prior noise is nearer to it than n, since ξ = √δ z
+    wherever the data say nothing. per_parameter divides by n, per_dimension by the effective dimension mean uᵀGu, G the
+    data's part of A. The draws leave it uncertain: a small one may come out negative.
     """
 
     per_parameter: float
@@ -48,11 +51,14 @@ def relative_gradient(objective: Objective) -> float:
 
 
 def energy_error(objective: Objective, penalty: Penalty, displacement: Tensor) -> EnergyError:
-    """(n − 2ξᵀu + uᵀAu)/n, averaged over draws ξ = direction, u = displacement (K, P) (SCIENCE, section 2)."""
+    """Of draws ξ = direction, started at z/√δ, ended at u = displacement, all (K, P)."""
+    assert penalty.start is not None
     image = objective.product(displacement)  # u → A u
-    drawn = float((penalty.direction != 0).any(0).sum())  # n
+    drawn = (penalty.direction != 0).any(0)
+    n, delta = float(drawn.sum()), objective.prior.precision
+    from_prior = torch.where(delta > 0, delta * penalty.start.square(), 1.0)[:, drawn].sum(1)  # ‖z‖²
     quadratic = (displacement * image).sum(1)  # uᵀAu
     linear = (displacement * penalty.direction).sum(1)  # ξᵀu
-    dimension = quadratic - (objective.prior.precision * displacement.square()).sum(1)  # uᵀGu
-    error = float((drawn - 2 * linear + quadratic).mean())
-    return EnergyError(error / drawn, error / max(float(dimension.mean()), torch.finfo(image.dtype).tiny))
+    dimension = quadratic - (delta * displacement.square()).sum(1)  # uᵀGu
+    error = float((from_prior - 2 * linear + quadratic).mean())
+    return EnergyError(error / n, error / max(float(dimension.mean()), torch.finfo(image.dtype).tiny))

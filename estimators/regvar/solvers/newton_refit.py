@@ -122,7 +122,7 @@ class _Search:
         norms = replicas.penalty.direction.norm(dim=1).clamp_min(torch.finfo(self.arms.dtype).tiny)
         self.scale = norms[torch.arange(len(self.arms), device=norms.device) % len(norms)]
         self.damping = torch.zeros_like(self.scale)
-        self.rejections = torch.zeros_like(self.scale)
+        self.idle = torch.zeros_like(self.scale)
         self.first: Tensor | None = None
         self.iterations, self.passes = 0, 1
 
@@ -133,7 +133,7 @@ class _Search:
     @property
     def stalled(self) -> Tensor:
         """Arms that round-off keeps from going on, (A,)."""
-        return (self.rejections >= 2) & (self.relative() <= _STALLED)
+        return (self.idle >= 2) & (self.relative() <= _STALLED)
 
     def finished(self, tol: float) -> bool:
         return bool((self.stalled | (self.relative() <= tol)).all())
@@ -157,8 +157,9 @@ class _Search:
         gradient = self.replicas.gradient(proposal)
         self.passes += inner.iterations + 1
         self.iterations += 1
-        gains = gradient.norm(dim=1) < self.gradient.norm(dim=1)  # false for NaN
-        self._move(gains & ~inner.negative_curvature, proposal, gradient, inner.curvature)
+        ratio = gradient.norm(dim=1) / self.gradient.norm(dim=1)
+        self.idle = torch.where(ratio < 0.5, 0.0, self.idle + 1)  # NaN counts as idle
+        self._move((ratio < 1) & ~inner.negative_curvature, proposal, gradient, inner.curvature)
 
     def _move(self, accepted: Tensor, proposal: Tensor, gradient: Tensor, curvature: Tensor) -> None:
         if self.first is None:
@@ -168,7 +169,6 @@ class _Search:
         floor = 1e-3 * curvature  # the first damping: a thousandth of the curvature along the gradient
         relaxed = torch.where(self.damping > floor, self.damping / 10, 0.0)
         self.damping = torch.where(accepted, relaxed, torch.maximum(10 * self.damping, floor))
-        self.rejections = torch.where(accepted, 0.0, self.rejections + 1)
 
 
 def _is_centred(objective: Objective, penalty: Penalty, lam: float) -> bool:
