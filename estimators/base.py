@@ -33,8 +33,9 @@ class UncertaintyEstimator(ABC):
     Args:
         model: the trained network, in eval mode; outputs (B, C), or an object with `.logits`. It is never changed.
         likelihood: "regression", "classification", "binary", or an object such as `Gaussian(sigma_noise=0.5)`.
-        prior_precision: δ > 0 of L(θ) = Σₙ −log p(yₙ|f(xₙ;θ)) + ½ Σ δ(θ−θ₀)² (sums, never means): a number, or a mapping
-            from globs over parameter names to numbers (every parameter must match; the first match counts; 0 allowed).
+        prior_precision: δ > 0 of L(θ) = Σₙ −log p(yₙ|f(xₙ;θ)) + ½ Σ δ(θ−θ₀)² (sums, never means): a number, or a
+            mapping from globs over parameter names to numbers (every parameter must match; the first match counts; 0
+            allowed).
         prior_mean: θ₀.
         subset_of_weights: "all" (every parameter with requires_grad), "last_layer", or globs over parameter names.
     """
@@ -97,7 +98,7 @@ class UncertaintyEstimator(ABC):
         raise UnsupportedError(
             "an estimator with a covariance between outputs",
             received=type(self).__name__,
-            remedy="use variance(x), or LinearizedLaplace, LastLayerLaplace or RegVar with Pointwise or PosteriorDraws.",
+            remedy="use variance(x), LinearizedLaplace, LastLayerLaplace, or RegVar with Pointwise or PosteriorDraws.",
         )
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
@@ -111,8 +112,8 @@ class UncertaintyEstimator(ABC):
     def variance(self, x: PyTree, *, of: Functional | None = None) -> Tensor:
         """Epistemic variance of the outputs at M queries, (M, C), squared units of the output; noise is not in it.
 
-        With `of=g`, g mapping outputs (C,) of one row to a tensor (D,) or a scalar, the variance of g(f(x)) by the delta
-        method, diag(G Σ Gᵀ), (M, D); needs a covariance.
+        With `of=g`, g mapping outputs (C,) of one row to a tensor (D,) or a scalar, the variance of g(f(x)) by the
+        delta method, diag(G Σ Gᵀ), (M, D); needs a covariance.
         """
         self._check_query(x)
         return self._variance(x) if of is None else self._variance_of(x, of)

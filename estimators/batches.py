@@ -1,4 +1,4 @@
-"""Loaders of (x, y) made re-iterable and trustworthy: rows counted, determinism checked, the random state left alone."""
+"""Loaders of (x, y) made re-iterable and trustworthy: rows counted, determinism checked, random state left alone."""
 
 from __future__ import annotations
 
@@ -105,9 +105,7 @@ class _Pass:
     def __init__(self) -> None:
         self.n_data, self.total, self.magnitude = 0, 0.0, 0.0
 
-    def run(
-        self, loader: Loader, network: Network, likelihood: Likelihood, *, keep: bool
-    ) -> tuple[Batch, ...] | None:
+    def run(self, loader: Loader, network: Network, likelihood: Likelihood, *, keep: bool) -> tuple[Batch, ...] | None:
         kept: list[Batch] | None = [] if keep else None
         size = 0
         for item in loader:
@@ -151,7 +149,8 @@ def split_batch(item: object) -> Batch:
         return Batch(item[0], item[1])
     raise DataError(
         'batches (x, y) with a tensor y, or dicts with a "labels" entry',
-        received=f"{type(item).__name__}" + (f" of length {len(item)}" if isinstance(item, (tuple, list, dict)) else ""),
+        received=f"{type(item).__name__}"
+        + (f" of length {len(item)}" if isinstance(item, (tuple, list, dict)) else ""),
         remedy="wrap the loader so that it yields pairs.",
     )
 
@@ -189,7 +188,9 @@ def check_batch(batch: Batch, network: Network, likelihood: Likelihood) -> Tenso
         raise DataError("finite targets", received="a NaN or Inf", remedy="clean the data.")
     if batch.y.shape[:1] != f.shape[:1]:
         raise DataError(
-            f"one target for each of the {f.shape[0]} rows", received=f"{tuple(batch.y.shape)}", remedy="check the loader."
+            f"one target for each of the {f.shape[0]} rows",
+            received=f"{tuple(batch.y.shape)}",
+            remedy="check the loader.",
         )
     likelihood.check_targets(f, batch.y)
     return f

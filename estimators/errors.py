@@ -75,8 +75,8 @@ class IndefiniteHessianError(EstimatorError, ArithmeticError):
         super().__init__(
             "a positive definite Hessian at the trained weights",
             received=f"a {kind} one: smallest eigenvalue {smallest:.3g}, largest {largest:.3g}",
-            remedy='train longer, use a larger prior_precision, leave out weights with a symmetry (query and key '
-            'projections of attention) through subset_of_weights, or use curvature="ggn", positive definite everywhere.',
+            remedy="train longer, use a larger prior_precision, leave out weights with a symmetry (query and key "
+            'projections of attention) by subset_of_weights, or use curvature="ggn", positive definite everywhere.',
         )
 
 

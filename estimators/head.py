@@ -19,7 +19,7 @@ __all__ = ["Head"]
 
 @dataclass(frozen=True)
 class Head:
-    """A last layer f = Wφ + b of a network: its features, and its part of θ as a matrix (C, E), E = D (+1 with a bias)."""
+    """A last layer f = Wφ + b: its features, and its part of θ as a matrix (C, E), E = D, or D + 1 with a bias."""
 
     network: Network
     layer: LastLinear
@@ -56,7 +56,7 @@ class Head:
     def to_matrix(self, theta: Tensor) -> Tensor:
         """The layer's entries of vectors (..., P) as (..., C, E)."""
         places = self.network.subset.slices
-        weight = theta[..., places[self.layer.weight]].unflatten(-1, (self.n_outputs, -1))
+        weight: Tensor = theta[..., places[self.layer.weight]].unflatten(-1, (self.n_outputs, -1))
         if self.layer.bias is None:
             return weight
         return torch.cat([weight, theta[..., places[self.layer.bias], None]], dim=-1)

@@ -101,7 +101,7 @@ class _BackpackRows:
             for c in range(f.shape[-1]):
                 keep = c + 1 < f.shape[-1]
                 with backpack(BatchGrad(), retain_graph=keep):
-                    f[:, c].sum().backward(retain_graph=keep)  # type: ignore[no-untyped-call]
+                    f[:, c].sum().backward(retain_graph=keep)
                 columns.append(torch.cat([p.grad_batch.reshape(f.shape[0], -1) for p in chosen], dim=1))  # type: ignore[attr-defined]
                 self.module.zero_grad(set_to_none=True)
         jacobian = torch.stack(columns, dim=1).detach()

@@ -31,8 +31,8 @@ class LinearizedLaplace(UncertaintyEstimator):
     Args:
         curvature: "ggn" (positive definite at any θ̂) or "hessian" (exact; needs a positive definite one at θ̂).
         hessian_structure: "full".
-        inverse: "cholesky" (dense, P² memory), "dual" (function space, GGN only, (N·C)² memory), "cg" (products only), or
-            "auto", which picks by size and says which in `inverse_`.
+        inverse: "cholesky" (dense, P² memory), "dual" (function space, GGN only, (N·C)² memory), "cg" (products only),
+            or "auto", which picks by size and says which in `inverse_`.
 
     Fitted: `inverse_`, `jacobian_backend_` ("backpack", "torch.func", or "products" where no rows are made).
     Errors: OptionError for a combination that does not exist; TooLargeError before any allocation;
@@ -111,7 +111,7 @@ class LinearizedLaplace(UncertaintyEstimator):
     def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
         """Laplace approximation of log p(D), in nats; for another δ at the same θ̂ without a pass over the data.
 
-            log p(D) ≈ −L(θ̂) + ½ log|δ| − ½ log|A|
+        log p(D) ≈ −L(θ̂) + ½ log|δ| − ½ log|A|
         """
         self._check_fitted()
         if prior_precision is None:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from estimators.errors import DataError, OptionError, UnsupportedError
 from estimators.prediction import Prediction, from_logits, from_samples
@@ -22,7 +22,7 @@ __all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "resolve_likeli
 
 
 class Likelihood(ABC):
-    """A likelihood with canonical link: Λ does not depend on y, and E[y | f] as the target makes the residual vanish."""
+    """A likelihood with canonical link: Λ does not depend on y, and with E[y | f] as target the residual vanishes."""
 
     kind: ClassVar[str]
 
@@ -111,7 +111,9 @@ class Gaussian(Likelihood):
     def check_targets(self, f: Tensor, y: Tensor) -> None:
         _check_same_shape(f, y)
         if y.dtype != f.dtype:
-            raise DataError(f"targets of dtype {f.dtype}", received=f"{y.dtype}", remedy="convert: y.to(outputs.dtype).")
+            raise DataError(
+                f"targets of dtype {f.dtype}", received=f"{y.dtype}", remedy="convert: y.to(outputs.dtype)."
+            )
 
     def predict(self, mean: Tensor, variance: Tensor, samples: Tensor | None) -> Prediction:
         if samples is not None:

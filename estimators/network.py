@@ -62,7 +62,8 @@ class Network:
         """J v for each of vectors (K, P): (K, B, C)."""
 
         def one(v: Tensor) -> Tensor:
-            return jvp(self.at(x), (self.theta,), (v,))[1]
+            product: Tensor = jvp(self.at(x), (self.theta,), (v,))[1]
+            return product
 
         with differentiable(), torch.no_grad():
             return vmap(one, chunk_size=self.vectors_at_once)(vectors)
@@ -70,15 +71,16 @@ class Network:
     def vjp(self, x: PyTree, cotangents: Tensor) -> Tensor:
         """Jᵀ u for each of cotangents (K, B, C), summed over rows: (K, P)."""
         with differentiable():
-            _, pull = vjp(self.at(x), self.theta)
-            (result,) = vmap(pull, chunk_size=self.vectors_at_once)(cotangents)
+            pull = vjp(self.at(x), self.theta)[1]
+            result: Tensor = vmap(pull, chunk_size=self.vectors_at_once)(cotangents)[0]
         return result.detach()
 
     def jacobian(self, x: PyTree) -> Tensor:
         """J at each row, (B, C, P): reverse mode, vectorised over rows."""
 
         def one(row: PyTree) -> Tensor:
-            return jacrev(lambda theta: self(theta, row_as_batch(row))[0])(self.theta)
+            slope: Tensor = jacrev(lambda theta: self(theta, row_as_batch(row))[0])(self.theta)
+            return slope
 
         with differentiable():
             return vmap(one)(x).detach()

@@ -71,7 +71,8 @@ class Labels(DataTerm):
         gradient = grad(lambda theta: self.likelihood.nll(network(theta, batch.x), batch.y).sum())
 
         def product(v: Tensor) -> Tensor:  # v → H v, forward over reverse
-            return jvp(gradient, (network.theta,), (v,))[1]
+            image: Tensor = jvp(gradient, (network.theta,), (v,))[1]
+            return image
 
         with differentiable():
             return vmap(product, chunk_size=network.vectors_at_once)(vectors).detach()

@@ -1,4 +1,4 @@
-"""The global random state, kept as it was: a loader that shuffles draws from it, and so changes the caller's numbers."""
+"""The global random state, kept as it was: a loader that shuffles draws from it, and so changes later numbers."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ __all__ = ["Recipe", "fit_weights", "train_map"]
 
 BatchGradient = Callable[[Tensor, Batch], Tensor]
 
+_LEAST_EPOCHS, _LEAST_STEPS = 20, 320
 _OPTIMIZERS = ("sgd", "adam")
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,  # noqa: ARG005
@@ -34,14 +35,14 @@ class Recipe:
     """How to descend. Learning rates are for the mean loss L/N, so that they do not depend on N.
 
     Args:
-        epochs: passes over the rows.
+        epochs: passes over the rows, or "auto": 20, and more where they would be fewer than 320 steps.
         batch_size: rows a step, regrouped in a new order each epoch; None takes the loader's own batches as they come.
         optimizer: "sgd" (with `momentum`) or "adam". Weight decay is not an option: the prior is in the loss.
         lr: learning rate, or "auto" where the solver that uses the recipe can choose it (FineTune).
         schedule: "cosine" (to zero) or "constant".
     """
 
-    epochs: int = 100
+    epochs: int | str = 100
     batch_size: int | None = 64
     optimizer: str = "adam"
     lr: float | str = 1e-2
@@ -49,10 +50,10 @@ class Recipe:
     schedule: str = "cosine"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name, word in (("epochs", "auto"), ("batch_size", None)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name} >= 1", received=str(value), remedy="a positive whole number.")
+            if value != word and (not isinstance(value, int) or value < 1):
+                raise OptionError(f"{name} >= 1 or {word!r}", received=repr(value), remedy="a positive whole number.")
         if self.optimizer not in _OPTIMIZERS:
             raise OptionError(f"optimizer among {_OPTIMIZERS}", received=repr(self.optimizer), remedy='"sgd" or "adam".')
         if self.schedule not in _SCHEDULES:
@@ -68,6 +69,13 @@ class Recipe:
         """The rate after `progress` in [0, 1] of all rows."""
         assert not isinstance(self.lr, str)
         return self.lr * _SCHEDULES[self.schedule](progress)
+
+    def for_rows(self, n_data: int) -> Recipe:
+        """The recipe with its number of epochs, for N rows."""
+        if not isinstance(self.epochs, str):
+            return self
+        steps = math.ceil(n_data / (self.batch_size or n_data))  # an epoch
+        return replace(self, epochs=max(_LEAST_EPOCHS, math.ceil(_LEAST_STEPS / steps)))
 
     def build(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
         """The optimizer over one tensor."""
@@ -90,6 +98,8 @@ def fit_weights(
     Every entry sees the same batches, in the order drawn from `generator`: replicas stacked in `weights` differ in
     nothing else. Errors: ConvergenceError where the weights stop being finite.
     """
+    recipe = recipe.for_rows(batches.n_data)
+    assert not isinstance(recipe.epochs, str)
     parameter = nn.Parameter(weights.clone(), requires_grad=False)
     optimizer = recipe.build(parameter)
     rows, total = 0, recipe.epochs * batches.n_data

@@ -1,7 +1,7 @@
 """True block conjugate gradients: one Krylov space shared by all right-hand sides, re-orthogonalised.
 
-Written as block Lanczos with a Galerkin solve (O'Leary 1980; Golub & Underwood 1977), which is what block CG computes in
-exact arithmetic. With W the orthonormal basis and T = WᵀAW:
+Written as block Lanczos with a Galerkin solve (O'Leary 1980; Golub & Underwood 1977), which is what block CG computes
+in exact arithmetic. With W the orthonormal basis and T = WᵀAW:
 
     u = u₀ + W T⁻¹ Wᵀ(b − A u₀)
 
@@ -96,7 +96,8 @@ class _Cycle:
     def residual_norms(self) -> Tensor:
         """‖b − A u‖ of each right-hand side, from the coupling of the space to the next block."""
         last = self.coefficients[len(self.coefficients) - self.coupling.shape[1] :] if len(self.basis) else None
-        return (self.coupling if last is None else self.coupling @ last).norm(dim=0)
+        norms: Tensor = (self.coupling if last is None else self.coupling @ last).norm(dim=0)
+        return norms
 
     def extend(self) -> None:
         image = self.product(self.block)  # W_j → A W_j
@@ -144,7 +145,7 @@ def _orthonormal_rows(block: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def krylov_basis(product: Product, start: Tensor, *, size: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal basis (r, P) of the Krylov space of `start` (K, P), and T (r, r), with r ≥ size or the space exhausted.
+    """Orthonormal basis (r, P) of the Krylov space of `start` (K, P), and T (r, r); r ≥ size or the space is exhausted.
 
     Its eigenvalues (Ritz values) lie within the spectrum of A: the smallest bounds A's smallest from above.
     """

@@ -29,7 +29,7 @@ class DensePrecision(Precision):
     def whiten(self, jacobian: Tensor) -> Tensor:
         """(L⁻¹ Jᵀ) of jacobian (M, C, P), as (M, P, C)."""
         m, c, p = jacobian.shape
-        white = torch.linalg.solve_triangular(self.cholesky, jacobian.reshape(m * c, p).T, upper=False)
+        white: Tensor = torch.linalg.solve_triangular(self.cholesky, jacobian.reshape(m * c, p).T, upper=False)
         return white.reshape(p, m, c).permute(1, 0, 2)
 
     def covariance(self, jacobian: Tensor) -> Tensor:
@@ -43,7 +43,8 @@ class DensePrecision(Precision):
         """L⁻ᵀ z ~ N(0, A⁻¹), (n_samples, P)."""
         p, factor = len(self.cholesky), self.cholesky
         z = torch.randn(p, n_samples, generator=generator, dtype=factor.dtype, device=factor.device)
-        return torch.linalg.solve_triangular(factor.T, z, upper=True).T
+        draws: Tensor = torch.linalg.solve_triangular(factor.T, z, upper=True).T
+        return draws
 
     def log_det(self) -> Tensor:
         return 2 * self.cholesky.diagonal().log().sum()
@@ -51,6 +52,7 @@ class DensePrecision(Precision):
 
 def _factor(matrix: Tensor) -> Tensor:
     """L; a matrix that only round-off makes indefinite in float32 is factored in float64."""
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info) == 0:
         return factor

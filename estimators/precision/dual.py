@@ -13,8 +13,8 @@ __all__ = ["DualPrecision", "bytes_needed"]
 class DualPrecision(Precision):
     """D = diag δ > 0 and R (N·C, P) the GGN rows SᵀJ (SCIENCE, section 4).
 
-        A⁻¹ = D⁻¹ − D⁻¹Rᵀ (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹          (Woodbury)
-        log|A| = Σ log δ + log|I + R D⁻¹ Rᵀ|
+    A⁻¹ = D⁻¹ − D⁻¹Rᵀ (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹          (Woodbury)
+    log|A| = Σ log δ + log|I + R D⁻¹ Rᵀ|
     """
 
     def __init__(self, prior_precision: Tensor, rows: Tensor) -> None:
@@ -44,7 +44,8 @@ class DualPrecision(Precision):
         return scaled, removed.reshape(-1, m, c).permute(1, 0, 2)
 
     def log_det(self) -> Tensor:
-        return self.prior_precision.log().sum() + 2 * self.cholesky.diagonal().log().sum()
+        log_det: Tensor = self.prior_precision.log().sum() + 2 * self.cholesky.diagonal().log().sum()
+        return log_det
 
 
 def bytes_needed(n_rows: int, n_parameters: int, element_size: int) -> int:

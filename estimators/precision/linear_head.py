@@ -66,7 +66,7 @@ class FullHead(HeadPrecision):
 
 
 class KronHead(HeadPrecision):
-    """A = Λ̄ ⊗ Q + δ I, Q = Σ φφᵀ (E, E), Λ̄ = mean Λ (C, C): δ is added exactly, in the eigenbasis (Immer et al. 2021)."""
+    """A = Λ̄ ⊗ Q + δ I, Q = Σ φφᵀ (E, E), Λ̄ = mean Λ (C, C): δ is exact, in the eigenbasis (Immer et al. 2021)."""
 
     def __init__(self, mean_hessian: Tensor, features_gram: Tensor, prior_precision: float) -> None:
         values, self.output_basis = torch.linalg.eigh(mean_hessian)
@@ -75,10 +75,12 @@ class KronHead(HeadPrecision):
 
     def _spectrum(self, features: Tensor) -> Tensor:
         """Variance along each output eigenvector, (M, C): Σ_e (Vᵀφ)²_e / (l_c q_e + δ)."""
-        return (features @ self.feature_basis).square() @ self.eigenvalues.reciprocal().T
+        spectrum: Tensor = (features @ self.feature_basis).square() @ self.eigenvalues.reciprocal().T
+        return spectrum
 
     def variance(self, features: Tensor) -> Tensor:
-        return self._spectrum(features) @ self.output_basis.square().T
+        variance: Tensor = self._spectrum(features) @ self.output_basis.square().T
+        return variance
 
     def covariance(self, features: Tensor) -> Tensor:
         spectrum, basis = self._spectrum(features), self.output_basis
@@ -91,7 +93,8 @@ class KronHead(HeadPrecision):
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         z = torch.randn(n_samples, *self.eigenvalues.shape, generator=generator, dtype=self.eigenvalues.dtype,
                         device=self.eigenvalues.device)  # fmt: skip
-        return self.output_basis @ (z / self.eigenvalues.sqrt()) @ self.feature_basis.T
+        draws: Tensor = self.output_basis @ (z / self.eigenvalues.sqrt()) @ self.feature_basis.T
+        return draws
 
     def log_det(self) -> Tensor:
         return self.eigenvalues.log().sum()

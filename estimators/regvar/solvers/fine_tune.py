@@ -18,7 +18,7 @@ from estimators.training import Recipe, fit_weights
 
 __all__ = ["FineTune"]
 
-DEFAULT_RECIPE = Recipe(epochs=20, batch_size=64, optimizer="sgd", lr="auto", momentum=0.9, schedule="cosine")
+DEFAULT_RECIPE = Recipe(epochs="auto", batch_size=64, optimizer="sgd", lr="auto", momentum=0.9, schedule="cosine")
 
 
 class FineTune(Solver):
@@ -28,7 +28,8 @@ class FineTune(Solver):
     data say nothing. What is stored is the displacement (θ − θ̂)/λ.
 
     Args:
-        lam: λ, or "auto": the largest whose start keeps the network linear, ‖Δf − JΔθ‖/‖JΔθ‖ ≤ 0.05.
+        lam: λ, or "auto": the largest whose start keeps the network linear, ‖Δf − JΔθ‖/‖JΔθ‖ ≤ 0.05 (0.005
+            in float64).
         difference: "forward" (one arm, enough for a centred objective), "central" or "control".
         recipe: epochs, batches and optimizer; lr="auto" takes a stable rate from the curvature of some batches.
         seed: orders the batches, alike in all arms.
@@ -75,7 +76,7 @@ class FineTune(Solver):
 
     def _plan(self, objective: Objective, penalty: Penalty) -> _Plan:
         lam = auto_lam(objective, penalty) if isinstance(self.lam, str) else self.lam
-        recipe = self.recipe
+        recipe = self.recipe.for_rows(objective.batches.n_data)
         if recipe.lr == "auto":
             recipe = replace(recipe, lr=auto_learning_rate(objective, recipe, seed=self.seed))
         at_once = self.batch_replicas
@@ -92,6 +93,7 @@ class FineTune(Solver):
                 remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
             )
         assert not isinstance(plan.recipe.lr, str)
+        assert not isinstance(plan.recipe.epochs, str)
         return SolverReport(
             repr(self),
             replicas=k,
