@@ -71,10 +71,10 @@ class IndefiniteHessianError(EstimatorError, ArithmeticError):
 
     def __init__(self, *, smallest: float, largest: float) -> None:
         self.smallest, self.largest = smallest, largest
-        kind = "indefinite" if smallest < -1e-12 * abs(largest) else "singular"
+        kind = "an indefinite" if smallest < -1e-12 * abs(largest) else "a singular"
         super().__init__(
             "a positive definite Hessian at the trained weights",
-            received=f"a {kind} one: smallest eigenvalue {smallest:.3g}, largest {largest:.3g}",
+            received=f"{kind} one: smallest eigenvalue {smallest:.3g}, largest {largest:.3g}",
             remedy="train longer, use a larger prior_precision, leave out weights with a symmetry (query and key "
             'projections of attention) by subset_of_weights, or use curvature="ggn", positive definite everywhere.',
         )

@@ -1,4 +1,4 @@
-"""Draws ξ ~ N(0, GGN + δ): one backward pass over the data each, no per-example bookkeeping (SCIENCE, section 2)."""
+"""Draws ξ ~ N(0, GGN + δ): one backward pass over the data, no per-example bookkeeping (docs/math.md, section 5)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ __all__ = ["DualPrecision", "bytes_needed"]
 
 
 class DualPrecision(Precision):
-    """D = diag δ > 0 and R (N·C, P) the GGN rows SᵀJ (SCIENCE, section 4).
+    """D = diag δ > 0 and R (N·C, P) the GGN rows SᵀJ (docs/math.md, section 2).
 
     A⁻¹ = D⁻¹ − D⁻¹Rᵀ (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹          (Woodbury)
     log|A| = Σ log δ + log|I + R D⁻¹ Rᵀ|

@@ -19,6 +19,7 @@ from estimators.training import Recipe, fit_weights
 __all__ = ["FineTune"]
 
 DEFAULT_RECIPE = Recipe(epochs="auto", batch_size=64, optimizer="sgd", lr="auto", momentum=0.9, schedule="cosine")
+_BENT = 0.5  # saturating networks tend to 1
 
 
 class FineTune(Solver):
@@ -86,9 +87,9 @@ class FineTune(Solver):
     def _report(self, objective: Objective, displacement: Tensor, plan: _Plan, *, n_arms: int) -> SolverReport:
         k, lam = len(displacement), plan.replicas.lam
         bend = nonlinearity(objective, displacement, lam)
-        if not bend <= 1:
+        if not bend <= _BENT:
             raise LambdaTooLargeError(
-                "refits that stay where the network responds linearly, ‖Δf − JΔθ‖ ≤ ‖JΔθ‖",
+                f"refits that stay where the network responds linearly, ‖Δf − JΔθ‖ ≤ {_BENT} ‖JΔθ‖",
                 received=f"a ratio of {bend:.3g} at lam={lam:g}",
                 remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
             )

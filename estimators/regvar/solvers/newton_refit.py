@@ -22,6 +22,7 @@ __all__ = ["NewtonRefit"]
 
 _DENSE_BELOW = 2048
 _FORCING = 1e-3  # relative residual of the inner solves: the outer convergence is then linear with this factor
+_LOST = 3  # first steps away from the first step: no way back to the optimum that θ̂ belongs to
 _STALLED = 1e-3  # two steps that gain nothing, below this residual, have met round-off
 
 Apply = Callable[[Tensor], Tensor]
@@ -65,11 +66,12 @@ class NewtonRefit(Solver):
             objective, penalty, self.lam, difference=self.difference, at_once=objective.network.vectors_at_once
         )
         search = _Search(replicas, self._preconditioner(objective))
+        centred = _is_centred(objective, penalty, self.lam)
         for _ in track(range(self.max_iter), "Newton steps", shown=progress_bar):
-            if search.finished(self.tol):
+            if search.finished(self.tol) or (centred and float(search.departure().max()) > _LOST):
                 break
             search.step()
-        self._judge(search, centred=_is_centred(objective, penalty, self.lam))
+        self._judge(search, centred=centred)
         return Solution(replicas.displacement(search.arms), self._report(search))
 
     def _preconditioner(self, objective: Objective) -> Apply | None:

@@ -1,0 +1,225 @@
+"""PosteriorDraws: unbiased, with relative error √(2/K), and sharper with the exact block."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from estimators import (
+    FineTune,
+    Gaussian,
+    LastLayerLaplace,
+    LinearizedLaplace,
+    LinearResponse,
+    NewtonRefit,
+    PosteriorDraws,
+    RegVar,
+)
+from estimators.errors import ModelError, OptionError, UnsupportedError
+from estimators.training import Recipe
+
+
+def problem(kind="classification", c=3, n=37):
+    generator = torch.Generator().manual_seed(5)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, c)).double().eval()
+    x = randn(n, 4)
+    y = randn(n, c) if kind == "regression" else torch.randint(0, c, (n,), generator=generator)
+    likelihood = Gaussian(0.6) if kind == "regression" else kind
+    return model, likelihood, DataLoader(TensorDataset(x, y), batch_size=10), 1.5 * randn(20, 4)
+
+
+def draws(model, likelihood, loader, k, seed, block):
+    regularizer = PosteriorDraws(k, seed=seed, exact_block=block)
+    return RegVar(model, likelihood, prior_precision=1.7, regularizer=regularizer, solver=LinearResponse()).fit(loader)
+
+
+@pytest.mark.parametrize(("k", "seeds"), [(16, 200), (128, 100), (2000, 100)])
+def test_the_relative_error_of_plain_draws_is_root_two_over_k(k, seeds):
+    model, likelihood, loader, x = problem()
+    exact = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
+    errors = torch.stack(
+        [draws(model, likelihood, loader, k, seed, None).variance(x) / exact - 1 for seed in range(seeds)]
+    )
+    assert float(errors.square().mean().sqrt()) == pytest.approx(math.sqrt(2 / k), rel=0.1)
+    if k == 2000:
+        assert float((errors[0].mean()).abs()) <= 4 * math.sqrt(2 / k)
+
+
+@pytest.mark.parametrize("k", [16, 128])
+def test_the_exact_block_keeps_the_mean_and_lowers_the_error(k):
+    model, likelihood, loader, x = problem()
+    exact = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
+    last = LastLayerLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
+    errors = {}
+    for block in (None, "last_layer"):
+        variances = torch.stack([draws(model, likelihood, loader, k, s, block).variance(x) for s in range(60)])
+        errors[block] = variances / exact - 1
+        if block is not None:
+            assert bool((variances >= last).all())
+    rms = {block: float(e.square().mean().sqrt()) for block, e in errors.items()}
+    assert rms["last_layer"] < 0.8 * rms[None]
+    assert float(errors["last_layer"].mean()) == pytest.approx(0, abs=4 * rms["last_layer"] / math.sqrt(60))
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("block", [None, "last_layer"])
+def test_the_covariance_of_many_draws_tends_to_the_laplace_covariance(kind, block):
+    model, likelihood, loader, x = problem(kind)
+    exact = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader).covariance(x)
+    fitted = draws(model, likelihood, loader, 20000, 0, block)
+    covariance = fitted.covariance(x)
+    assert float((covariance - exact).norm() / exact.norm()) < 0.03
+    assert torch.allclose(covariance.diagonal(dim1=1, dim2=2), fitted.variance(x))
+
+
+@pytest.mark.parametrize("block", [None, "last_layer"])
+def test_samples_have_the_mean_of_the_network_and_the_laplace_covariance_jointly_over_rows(block):
+    model, likelihood, loader, x = problem()
+    x = x[:4]
+    laplace = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader)
+    jacobian = laplace.network_.jacobian(x).flatten(0, 1)
+    exact = jacobian @ laplace.precision_.solve(jacobian).T  # jointly over rows and outputs
+    samples = draws(model, likelihood, loader, 20000, 0, block).sample(x, 20000).flatten(1)
+    centre = model(x).detach().flatten()
+    assert torch.allclose(samples.mean(0), centre, atol=4 * float(exact.diagonal().max().sqrt()) / math.sqrt(20000))
+    deviations = samples - centre
+    assert float((deviations.T @ deviations / 20000 - exact).norm() / exact.norm()) < 0.05
+
+
+def test_more_samples_than_draws_are_refused_with_the_number_that_would_do():
+    model, likelihood, loader, x = problem()
+    with pytest.raises(UnsupportedError, match="n_draws=17"):
+        draws(model, likelihood, loader, 16, 0, None).sample(x, 17)
+
+
+def test_the_standard_error_is_root_two_over_k_of_the_drawn_part():
+    model, likelihood, loader, x = problem()
+    last = LastLayerLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
+    fitted = draws(model, likelihood, loader, 8, 3, "last_layer")
+    assert torch.allclose(fitted.standard_error(x), (fitted.variance(x) - last) * math.sqrt(2 / 8))
+
+
+@pytest.mark.parametrize("block", [None, "last_layer"])
+def test_the_energy_error_falls_by_the_squared_distance_to_the_solution(block):
+    model, likelihood, loader, _ = problem()
+    parts = {"prior_precision": 1.7, "regularizer": PosteriorDraws(400, exact_block=block)}
+    short = FineTune(recipe=Recipe(epochs=3, optimizer="sgd", lr="auto"))
+    rough = RegVar(model, likelihood, solver=short, **parts).fit(loader)
+    exact = RegVar(model, likelihood, solver=LinearResponse(), **parts).fit(loader)
+    precision = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader).precision_
+    gap = rough.readout_.displacement - exact.readout_.displacement
+    truth = float((gap @ precision.cholesky).square().sum(1).mean())  # ‖u − A⁻¹ξ‖²_A, averaged over draws
+    n = rough.theta_.numel() - (0 if block is None else 7 * 3)
+    energies = [fitted.fit_report_.energy.per_parameter * n for fitted in (rough, exact)]
+    assert truth > 0.5
+    assert energies[0] - energies[1] == pytest.approx(truth, rel=1e-6)
+    assert energies[1] == pytest.approx(0, abs=0.5)  # Monte Carlo alone
+    assert rough.energy_error_ == rough.fit_report_.energy.per_dimension
+
+
+def test_draws_do_not_depend_on_how_the_queries_are_batched():
+    model, likelihood, loader, x = problem()
+    fitted = draws(model, likelihood, loader, 16, 0, "auto")
+    pieces = torch.cat([fitted.variance(part) for part in x.split(7)])
+    assert torch.allclose(fitted.variance(x), pieces, rtol=1e-12)
+
+
+def test_the_same_seed_gives_the_same_draws_and_another_seed_others():
+    model, likelihood, loader, x = problem()
+    first, again, other = (draws(model, likelihood, loader, 16, seed, "auto").variance(x) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+@pytest.mark.parametrize("solver", [LinearResponse(), NewtonRefit(), FineTune()])
+def test_the_hessian_is_refused_with_what_is_right_for_it(solver):
+    model, likelihood, _, _ = problem()
+    with pytest.raises(UnsupportedError, match=r"sandwich.*ParameterProbes"):
+        RegVar(model, likelihood, curvature="hessian", regularizer=PosteriorDraws(), solver=solver)
+
+
+def tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode = nn.Linear(4, 4, bias=False)
+            self.decode = nn.Linear(4, 4, bias=False)
+            self.decode.weight = self.encode.weight
+
+        def forward(self, x):
+            return self.decode(torch.tanh(self.encode(x)))
+
+    return Tied()
+
+
+def frozen():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4))
+    model[2].requires_grad_(requires_grad=False)
+    return model
+
+
+CASES = {
+    "tied": (tied, "all", "shared"),
+    "frozen": (frozen, "all", "frozen"),
+    "outside": (lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)), "0.*", "not all of it inside"),
+    "partly": (lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)), "*weight", "not all of it inside"),
+    "alone": (lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)), "last_layer", "alone"),
+    "not linear": (lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()), "all", "produce the output"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_exact_block_steps_aside_and_says_why(case):
+    make, subset, reason = CASES[case]
+    _, _, loader, x = problem("regression", c=4)
+    model = make().double().eval()
+    fitted = RegVar(
+        model,
+        Gaussian(0.6),
+        subset_of_weights=subset,
+        regularizer=PosteriorDraws(4000),
+        solver=LinearResponse(),
+    ).fit(loader)
+    assert fitted.exact_block_.startswith("none")
+    assert reason in fitted.exact_block_
+    exact = LinearizedLaplace(model, Gaussian(0.6), subset_of_weights=subset).fit(loader).variance(x)
+    assert torch.allclose(fitted.variance(x), exact, rtol=5 * math.sqrt(2 / 4000))
+    insisting = RegVar(
+        model, Gaussian(0.6), subset_of_weights=subset, regularizer=PosteriorDraws(exact_block="last_layer")
+    )
+    with pytest.raises((OptionError, ModelError)):
+        insisting.fit(loader)
+
+
+def test_a_last_layer_too_large_to_factor_is_left_to_the_draws(monkeypatch):
+    monkeypatch.setattr("estimators.regvar.exact_block._LARGEST", 20)
+    model, likelihood, loader, _ = problem()
+    assert "at most 20 parameters" in draws(model, likelihood, loader, 4, 0, "auto").exact_block_
+
+
+def test_the_block_in_use_is_named_with_its_size():
+    model, likelihood, loader, _ = problem()
+    assert draws(model, likelihood, loader, 4, 0, "auto").exact_block_ == "last layer '2': 21 of 51 parameters"
+
+
+def test_parameters_without_a_prior_are_drawn_too():
+    model, likelihood, loader, x = problem("regression")
+    delta = {"*bias": 0.0, "*": 1.7}
+    exact = LinearizedLaplace(model, likelihood, prior_precision=delta, inverse="cholesky").fit(loader).variance(x)
+    regularizer = PosteriorDraws(4000, exact_block=None)
+    fitted = RegVar(model, likelihood, prior_precision=delta, regularizer=regularizer, solver=LinearResponse())
+    assert torch.allclose(fitted.fit(loader).variance(x), exact, rtol=5 * math.sqrt(2 / 4000))
+
+
+@pytest.mark.parametrize("bad", [{"n_draws": 0}, {"n_draws": 2.5}, {"exact_block": "first_layer"}])
+def test_bad_options_are_refused(bad):
+    with pytest.raises(OptionError, match=str(next(iter(bad.values())))):
+        PosteriorDraws(**bad)

@@ -1,0 +1,64 @@
+"""Every Python snippet of the documents runs, in the order of its page, in one namespace and an empty directory."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bdl_bench.cli import app
+from bdl_bench.methods import METHODS
+from bdl_bench.tasks import TASKS
+from estimators.rng import preserved_random_state
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+def snippets(page):
+    """Each snippet, with as many empty lines before it as the page has, so that tracebacks name the page's lines."""
+    text = page.read_text(encoding="utf-8")
+    return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in FENCE.finditer(text)]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working directory; registries, random state and threads put back. Small networks want one thread."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    kept = [(registry, dict(registry)) for registry in (METHODS, TASKS)]
+    with preserved_random_state():
+        torch.random.manual_seed(0)
+        yield tmp_path
+    torch.set_num_threads(threads)
+    for registry, entries in kept:
+        registry.clear()
+        registry.update(entries)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.usefixtures("elsewhere")
+def test_the_snippets_of_a_page_run(page):
+    namespace = {"__name__": "snippet"}
+    for snippet in snippets(page):
+        exec(compile(snippet, page, "exec"), namespace)
+
+
+def test_the_problem_of_the_readme_is_compared_by_the_command_that_it_names(elsewhere, monkeypatch):
+    (source,) = (s for s in snippets(ROOT / "README.md") if "def make_problem" in s)
+    (elsewhere / "readme_problem.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(elsewhere)
+    arguments = ["compare", "--model", "readme_problem:make_problem", "--methods", "map,last-layer", "--seeds", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert Path(result.output.splitlines()[-1]).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_to_files_lead_somewhere(page):
+    targets = LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
