@@ -93,20 +93,21 @@ def fit_weights(
     generator: torch.Generator,
     progress_bar: bool = False,
 ) -> Tensor:
-    """Descend from `weights` (any shape) along `gradient(weights, batch)`, an estimate of the slope of the mean loss.
+    """Descend from `weights` (any shape) along `gradient(weights, batch)`, the slope of the batch's part of the sum L.
 
-    Every entry sees the same batches, in the order drawn from `generator`: replicas stacked in `weights` differ in
+    Slopes are divided by the rows of a full batch, so that a row weighs the same in a ragged last batch. Every entry sees the same batches, in the order drawn from `generator`: replicas stacked in `weights` differ in
     nothing else. Errors: ConvergenceError where the weights stop being finite.
     """
     recipe = recipe.for_rows(batches.n_data)
     assert not isinstance(recipe.epochs, str)
     parameter = nn.Parameter(weights.clone(), requires_grad=False)
     optimizer = recipe.build(parameter)
-    rows, total = 0, recipe.epochs * batches.n_data
+    rows, total, full = 0, recipe.epochs * batches.n_data, 0
     for _ in track(range(recipe.epochs), "epochs", shown=progress_bar):
         for batch in epoch(batches, recipe, generator):
             optimizer.param_groups[0]["lr"] = recipe.learning_rate(rows / total)
-            parameter.grad = gradient(parameter.data, batch)
+            full = full or len(batch)
+            parameter.grad = gradient(parameter.data, batch) / full
             optimizer.step()
             rows += len(batch)
         _refuse_divergence(parameter, recipe)
@@ -155,8 +156,9 @@ def train_map(
         with torch.enable_grad():
             f = output_tensor(functional_call(model, subset.unflatten(theta), arguments, keywords))
             likelihood.check_targets(f, batch.y)
-            mean_nll = likelihood.nll(f, batch.y).mean()
-            (slope,) = torch.autograd.grad(mean_nll + 0.5 * (delta * theta.square()).sum() / batches.n_data, theta)
+            prior = 0.5 * (delta * theta.square()).sum()
+            loss = likelihood.nll(f, batch.y).sum() + len(batch) / batches.n_data * prior
+            (slope,) = torch.autograd.grad(loss, theta)
         return slope
 
     generator = torch.Generator().manual_seed(seed)

@@ -65,7 +65,7 @@ class FineTune(Solver):
         plan = self._plan(objective, penalty)
         arms = fit_weights(
             plan.replicas.start,
-            plan.mean_gradient,
+            plan.gradient,
             objective.batches,
             recipe=plan.recipe,
             generator=torch.Generator().manual_seed(self.seed),
@@ -112,8 +112,7 @@ class _Plan:
     replicas: Replicas
     recipe: Recipe
 
-    def mean_gradient(self, arms: Tensor, batch: Batch) -> Tensor:
-        """Slope of F/N, estimated from the batch."""
+    def gradient(self, arms: Tensor, batch: Batch) -> Tensor:
+        """The batch's part of ∇F, (A, P)."""
         objective = self.replicas.objective
-        targets = objective.data_term.targets(objective.network, batch)
-        return self.replicas.batch_gradient(arms, batch, targets) / len(batch)
+        return self.replicas.batch_gradient(arms, batch, objective.data_term.targets(objective.network, batch))
