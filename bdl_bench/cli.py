@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bdl_bench.executors import check_executor
+from bdl_bench.executors import Workers, check_executor
 from bdl_bench.grid import Grid
 from bdl_bench.methods import METHODS
 from bdl_bench.progress import shown
@@ -41,6 +41,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ..., N-1.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Where to write; an earlier one is resumed.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes to run cells in.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads in each; more pays for large networks.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     model: Annotated[list[str] | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
     executor: Annotated[str, typer.Option(help="local")] = "local",
@@ -48,7 +49,7 @@ def compare(
     """Train each task once a seed, fit every method on it, and write records and a report."""
     names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
     directory = out or Path("bdl-results") / f"{datetime.now():%Y-%m-%d_%H%M%S}"
-    grid = Grid(names, methods.split(","), range(seeds), directory, device, jobs)
+    grid = Grid(names, methods.split(","), range(seeds), directory, device, Workers(jobs, threads))
     try:
         check_executor(executor)
         grid.check()

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bdl_bench.cells import Cell, failed, run_cell
-from bdl_bench.executors import Outcome, run_all
+from bdl_bench.executors import ONE_WORKER, Outcome, Workers, run_all
 from bdl_bench.maps import Prepared, prepare
 from bdl_bench.methods import methods_named
 from bdl_bench.records import Record, RecordStore, Training
@@ -45,18 +45,20 @@ class Grid:
     seeds: Sequence[int]
     directory: Path
     device: str = "cpu"
-    jobs: int = 1
+    workers: Workers = ONE_WORKER
 
     def check(self) -> None:
-        """OptionError for an unknown task, method or device, for nothing to run, and for jobs below one."""
+        """OptionError for an unknown task, method or device, for nothing to run, and for no workers."""
         _check_device(self.device)
         for task in self.tasks:
             resolve_task(task)
         methods_named(self.methods)
         if not (self.tasks and self.methods and self.seeds):
             raise OptionError("a task, a method and a seed at least", received="none", remedy="name some.")
-        if self.jobs < 1:
-            raise OptionError("jobs >= 1", received=str(self.jobs), remedy="--jobs 1 runs everything in this process.")
+        if min(self.workers.jobs, self.workers.threads) < 1:
+            raise OptionError(
+                "jobs and threads >= 1", received=str(self.workers), remedy="--jobs 1 runs everything in this process."
+            )
 
     @property
     def n_steps(self) -> int:
@@ -75,7 +77,9 @@ class Grid:
         places = [(task, seed) for task in self.tasks for seed in self.seeds]
         work = partial(_prepare_place, directory=self.directory, device=self.device)
         found: dict[_Place, Outcome[Prepared]] = {}
-        for place, outcome in run_all(work, places, jobs=self.jobs, started=lambda p: listener(_training_started(p))):
+        for place, outcome in run_all(
+            work, places, workers=self.workers, started=lambda p: listener(_training_started(p))
+        ):
             found[place] = outcome
             listener(_training_ended(place, outcome))
         return found
@@ -101,7 +105,9 @@ class Grid:
                     done(record, "cached")
                 else:
                     to_run.append(cell)
-        for cell, result in run_all(run_cell, to_run, jobs=self.jobs, started=lambda c: listener(_cell_started(c))):
+        for cell, result in run_all(
+            run_cell, to_run, workers=self.workers, started=lambda c: listener(_cell_started(c))
+        ):
             record = store.write(failed(cell, result)) if isinstance(result, Exception) else result
             done(record, record.status)
         return records

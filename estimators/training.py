@@ -55,7 +55,9 @@ class Recipe:
             if value != word and (not isinstance(value, int) or value < 1):
                 raise OptionError(f"{name} >= 1 or {word!r}", received=repr(value), remedy="a positive whole number.")
         if self.optimizer not in _OPTIMIZERS:
-            raise OptionError(f"optimizer among {_OPTIMIZERS}", received=repr(self.optimizer), remedy='"sgd" or "adam".')
+            raise OptionError(
+                f"optimizer among {_OPTIMIZERS}", received=repr(self.optimizer), remedy='"sgd" or "adam".'
+            )
         if self.schedule not in _SCHEDULES:
             raise OptionError(
                 f"schedule among {sorted(_SCHEDULES)}", received=repr(self.schedule), remedy='"cosine" or "constant".'
@@ -95,8 +97,9 @@ def fit_weights(
 ) -> Tensor:
     """Descend from `weights` (any shape) along `gradient(weights, batch)`, the slope of the batch's part of the sum L.
 
-    Slopes are divided by the rows of a full batch, so that a row weighs the same in a ragged last batch. Every entry sees the same batches, in the order drawn from `generator`: replicas stacked in `weights` differ in
-    nothing else. Errors: ConvergenceError where the weights stop being finite.
+    Slopes are divided by the rows of a full batch, so that a row weighs the same in a ragged last batch. Every entry
+    sees the same batches, in the order drawn from `generator`: replicas stacked in `weights` differ in nothing else.
+    Errors: ConvergenceError where the weights stop being finite.
     """
     recipe = recipe.for_rows(batches.n_data)
     assert not isinstance(recipe.epochs, str)
@@ -164,9 +167,7 @@ def train_map(
     generator = torch.Generator().manual_seed(seed)
     model.train()
     try:
-        trained = fit_weights(
-            start, gradient, batches, recipe=recipe, generator=generator, progress_bar=progress_bar
-        )
+        trained = fit_weights(start, gradient, batches, recipe=recipe, generator=generator, progress_bar=progress_bar)
     finally:
         model.eval()
     parameters = dict(model.named_parameters())

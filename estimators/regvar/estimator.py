@@ -31,10 +31,10 @@ class RegVar(UncertaintyEstimator):
         θ(λ) = argmin L(θ) − λ r(θ)          df(x)/dλ at λ = 0  is  J(x) A⁻¹ ∇r(θ̂)
 
     Args:
-        curvature: A of the centred objective: "ggn" (the network trained on its own predictions; positive definite at any
-            θ̂) or "hessian" (the loss less its slope at θ̂; needs a positive definite Hessian there).
-        centred: False refits the trained loss itself, the paper's own form: with curvature="hessian" and a refit solver;
-            exact only where θ̂ is stationary.
+        curvature: A of the centred objective: "ggn" (the network trained on its own predictions; positive definite at
+            any θ̂) or "hessian" (the loss less its slope at θ̂; needs a positive definite Hessian there).
+        centred: False refits the trained loss itself, the paper's own form: with curvature="hessian" and a refit
+            solver; exact only where θ̂ is stationary.
         regularizer: r and its readout: Pointwise, MeanAbsolute, SignedProbes, ParameterProbes, PosteriorDraws.
         solver: NewtonRefit, FineTune, LinearResponse.
 
@@ -137,7 +137,9 @@ class RegVar(UncertaintyEstimator):
 
     def _not_draws(self) -> UnsupportedError:
         return UnsupportedError(
-            "PosteriorDraws, which alone has it", received=repr(self.regularizer), remedy="regularizer=PosteriorDraws()."
+            "PosteriorDraws, which alone has it",
+            received=repr(self.regularizer),
+            remedy="regularizer=PosteriorDraws().",
         )
 
     @property

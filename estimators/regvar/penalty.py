@@ -17,8 +17,8 @@ __all__ = ["Penalty", "Tilt"]
 class Penalty(ABC):
     """K scalars r_k(θ).
 
-    direction (K, P) = ∇r_k(θ̂);  start (K, P) or None: a first guess of A⁻¹∇r_k;  items: a pytree of tensors with leading
-    dimension K, what tells one r_k from the next.
+    direction (K, P) = ∇r_k(θ̂);  start (K, P) or None: a first guess of A⁻¹∇r_k;  items: a pytree of tensors with
+    leading dimension K, what tells one r_k from the next.
     """
 
     direction: Tensor
@@ -42,4 +42,5 @@ class Tilt(Penalty):
         return cls(direction, direction, start, centre)
 
     def value(self, theta: Tensor, item: PyTree, x: PyTree, share: float) -> Tensor:  # noqa: ARG002
+        assert self.centre is not None
         return share * torch.dot(item, theta - self.centre)

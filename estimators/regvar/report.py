@@ -16,7 +16,7 @@ __all__ = ["EnergyError", "FitReport", "energy_error", "relative_gradient"]
 
 @dataclass(frozen=True)
 class EnergyError:
-    """Mean over draws of ‖u − A⁻¹ξ‖²_A, from one product with A a draw; u the displacement, n = P less the exact block.
+    """Mean over draws of ‖u − A⁻¹ξ‖²_A, by one product with A each; u the displacement, n = P less the exact block.
 
         ‖u − A⁻¹ξ‖²_A = ξᵀA⁻¹ξ − 2ξᵀu + uᵀAu          E ξᵀA⁻¹ξ = n = E‖z‖²
 
@@ -31,8 +31,9 @@ class EnergyError:
 
 @dataclass(frozen=True)
 class FitReport:
-    """relative_gradient: ‖∇L(θ̂)‖ / ‖δ(θ̂ − θ₀)‖, 0 at a stationary point, about 1 far from it; centred refits do not mind.
+    """What `fit` found and did.
 
+    relative_gradient: ‖∇L(θ̂)‖ / ‖δ(θ̂ − θ₀)‖, 0 at a stationary point, about 1 far from it; centred refits do not mind.
     solver: of the last solve. energy: of posterior draws. exact_block: which, and why.
     """
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bdl_bench import versions
-from bdl_bench.executors import check_executor
+from bdl_bench.executors import Workers, check_executor
 from bdl_bench.grid import Grid
 from bdl_bench.methods import METHODS
 from bdl_bench.records import RecordStore
@@ -132,14 +132,15 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(toy, tmp_path):
 
 def test_two_processes_give_the_same_numbers_as_one(tmp_path):
     one, _ = run(Grid(["diabetes"], ["map", "last-layer"], [0], tmp_path / "one"))
-    two, _ = run(Grid(["diabetes"], ["map", "last-layer"], [0], tmp_path / "two", jobs=2))
+    two, _ = run(Grid(["diabetes"], ["map", "last-layer"], [0], tmp_path / "two", workers=Workers(jobs=2)))
     assert [r.status for r in two] == ["ok", "ok"]
     for a, b in zip(one, two, strict=True):
         assert a.metrics == pytest.approx(b.metrics, rel=1e-6)
 
 
 @pytest.mark.parametrize(
-    "change", [{"methods": ["nope"]}, {"tasks": ["nope"]}, {"tasks": []}, {"jobs": 0}, {"device": "abacus"}]
+    "change",
+    [{"methods": ["nope"]}, {"tasks": ["nope"]}, {"tasks": []}, {"workers": Workers(jobs=0)}, {"device": "abacus"}],
 )
 def test_a_grid_that_cannot_run_is_refused_before_anything_is_written(toy, tmp_path, change):
     arguments = {"tasks": [toy], "methods": ["map"], "seeds": [0], "directory": tmp_path / "out", **change}

@@ -200,7 +200,10 @@ def test_signed_probes_alone_speak_of_the_set_of_queries():
 
 def test_what_a_regularizer_cannot_say_raises():
     model, likelihood, loader, x = problem()
-    says = {"covariance": (Pointwise, PosteriorDraws), "standard_error": (SignedProbes, ParameterProbes, PosteriorDraws)}
+    says = {
+        "covariance": (Pointwise, PosteriorDraws),
+        "standard_error": (SignedProbes, ParameterProbes, PosteriorDraws),
+    }
     for regularizer in REGULARIZERS:
         fitted = RegVar(model, likelihood, regularizer=regularizer, solver=LinearResponse()).fit(loader)
         for method, able in says.items():
@@ -246,9 +249,7 @@ def test_a_refit_that_diverges_raises():
 @pytest.mark.parametrize("solver", [LinearResponse(), NewtonRefit(), FineTune()], ids=repr)
 def test_an_indefinite_hessian_is_refused_in_fit(regularizer, solver):
     model, likelihood, loader, _ = problem("regression")
-    refit = RegVar(
-        model, likelihood, prior_precision=0.01, curvature="hessian", regularizer=regularizer, solver=solver
-    )
+    refit = RegVar(model, likelihood, prior_precision=0.01, curvature="hessian", regularizer=regularizer, solver=solver)
     with pytest.raises(IndefiniteHessianError, match=r"smallest eigenvalue -.*ggn"):
         refit.fit(loader)
 

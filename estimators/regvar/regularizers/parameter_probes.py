@@ -52,7 +52,5 @@ class Products(Readout):
     def standard_error(self, x: PyTree) -> Tensor:
         products = self.products(x)
         if len(products) < 2:
-            raise UnsupportedError(
-                "at least two probes for a standard error", received="one", remedy="raise n_probes."
-            )
+            raise UnsupportedError("at least two probes for a standard error", received="one", remedy="raise n_probes.")
         return products.std(0) / math.sqrt(len(products))

@@ -56,7 +56,7 @@ class Pointwise(Regularizer):
         jacobian = network.jacobian(x)
         if self.of is None:
             return jacobian
-        outer = vmap(jacrev(_as_vector(self.of)))(network.outputs(x))  # G = ∂g/∂f (M, D, C)
+        outer: Tensor = vmap(jacrev(_as_vector(self.of)))(network.outputs(x))  # G = ∂g/∂f (M, D, C)
         return outer @ jacobian
 
 

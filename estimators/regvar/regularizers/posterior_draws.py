@@ -21,10 +21,11 @@ __all__ = ["PosteriorDraws"]
 
 
 class PosteriorDraws(Regularizer):
-    """r_k(θ) = ξ_kᵀθ, ξ ~ N(0, A): the response J A⁻¹ξ is a draw from the posterior over functions (Antorán et al. 2023).
+    """r_k(θ) = ξ_kᵀθ, ξ ~ N(0, A): the response J A⁻¹ξ is a posterior draw of the function (Antorán et al. 2023).
 
-    variance = mean_k response², unbiased and never negative, with relative error √(2/K) at every x. With an exact block L
-    (the last layer) ξ_R ← ξ_R − A_RL A_LL⁻¹ξ_L, ξ_L ← 0, and variance = last-layer variance + mean_k response².
+    variance = mean_k response², unbiased and never negative, with relative error √(2/K) at every x. With an exact
+    block L (the last layer) ξ_R ← ξ_R − A_RL A_LL⁻¹ξ_L, ξ_L ← 0, and
+    variance = last-layer variance + mean_k response².
 
     Args:
         n_draws: K.

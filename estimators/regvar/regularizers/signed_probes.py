@@ -20,8 +20,8 @@ __all__ = ["SignedProbes"]
 class SignedProbes(Regularizer):
     """r_k(θ) = Σⱼ s_kj f(xⱼ; θ), s = ±1 over rows and outputs of the query set; variance = mean_k s_k · response_k.
 
-    The estimator of a diagonal of Hutchinson (1990) and Bekas et al. (2007): unbiased, it can be negative, and its noise
-    grows with the covariances between queries. It speaks of the set of x passed to `variance`.
+    The estimator of a diagonal of Hutchinson (1990) and Bekas et al. (2007): unbiased, it can be negative, and its
+    noise grows with the covariances between queries. It speaks of the set of x passed to `variance`.
     """
 
     at_query = True
@@ -56,4 +56,5 @@ class _SignedSum(Penalty):
 
     def value(self, theta: Tensor, item: PyTree, x: PyTree, share: float) -> Tensor:  # noqa: ARG002
         assert self.network is not None
-        return share * (item * self.network(theta, self.queries)).sum()
+        total: Tensor = (item * self.network(theta, self.queries)).sum()
+        return share * total

@@ -31,9 +31,7 @@ class LinearResponse(Solver):
 
     def solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool = False) -> Solution:  # noqa: ARG002
         tol = default_tolerance(objective.theta.dtype) if self.tol is None else self.tol
-        solved = block_cg(
-            objective.product, penalty.direction, start=penalty.start, tol=tol, max_iter=self.max_iter
-        )
+        solved = block_cg(objective.product, penalty.direction, start=penalty.start, tol=tol, max_iter=self.max_iter)
         replicas = len(penalty.direction)
         report = SolverReport(
             repr(self),

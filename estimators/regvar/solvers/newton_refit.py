@@ -130,7 +130,8 @@ class _Search:
 
     def relative(self) -> Tensor:
         """‖∇F‖ / ‖∇r‖, (A,)."""
-        return self.gradient.norm(dim=1) / self.scale
+        relative: Tensor = self.gradient.norm(dim=1) / self.scale
+        return relative
 
     @property
     def stalled(self) -> Tensor:
@@ -145,7 +146,8 @@ class _Search:
         if self.first is None:
             return torch.zeros_like(self.scale)
         length = self.first.norm(dim=1).clamp_min(torch.finfo(self.arms.dtype).tiny)
-        return (self.arms - self.first).norm(dim=1) / length
+        departure: Tensor = (self.arms - self.first).norm(dim=1) / length
+        return departure
 
     def step(self) -> None:
         inner = conjugate_gradients(

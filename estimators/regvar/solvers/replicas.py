@@ -7,6 +7,7 @@ The variable is the displacement D = (θ − θ̂)/λ, not θ, so that float32 d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -22,6 +23,8 @@ from estimators.pytrees import PyTree, select_rows
 from estimators.regvar.penalty import Penalty
 
 __all__ = ["DIFFERENCES", "Replicas", "checked_difference"]
+
+Value = Callable[[Tensor, PyTree, Tensor], Tensor]
 
 DIFFERENCES = {
     "forward": "f(θ_λ) − f(θ̂): one arm, first order in λ",
@@ -73,7 +76,8 @@ class Replicas:
         """The batch's part of ∇F, (A, P)."""
         slope = grad(self._batch_value(batch, targets))
         with differentiable():
-            return vmap(slope, chunk_size=self.at_once)(arms, self.items, self.signs).detach()
+            slopes: Tensor = vmap(slope, chunk_size=self.at_once)(arms, self.items, self.signs)
+        return slopes.detach()
 
     def gradient(self, arms: Tensor) -> Tensor:
         """∇F at arms (A, P): (A, P)."""
@@ -84,17 +88,20 @@ class Replicas:
         """∇²F at arms (A, P) times vectors (A, P), arm by arm."""
         total = torch.zeros_like(vectors)
         for batch, targets in self.objective.with_targets():
-            value = self._batch_value(batch, targets)
-
-            def one(d: Tensor, item: PyTree, sign: Tensor, v: Tensor) -> Tensor:  # v → H v, forward over reverse
-                slope = grad(lambda d: value(d, item, sign))  # noqa: B023
-                return jvp(slope, (d,), (v,))[1]
-
+            bend = self._batch_product(self._batch_value(batch, targets))
             with differentiable():
-                total += vmap(one, chunk_size=self.at_once)(arms, self.items, self.signs, vectors).detach()
+                total += vmap(bend, chunk_size=self.at_once)(arms, self.items, self.signs, vectors).detach()
         return total
 
-    def _batch_value(self, batch: Batch, targets: PyTree):  # noqa: ANN202
+    @staticmethod
+    def _batch_product(value: Value) -> Callable[[Tensor, PyTree, Tensor, Tensor], Tensor]:
+        def one(d: Tensor, item: PyTree, sign: Tensor, v: Tensor) -> Tensor:  # v → H v, forward over reverse
+            image: Tensor = jvp(lambda d: grad(value)(d, item, sign), (d,), (v,))[1]
+            return image
+
+        return one
+
+    def _batch_value(self, batch: Batch, targets: PyTree) -> Value:
         objective, penalty, lam = self.objective, self.penalty, self.lam
         share = objective.share(batch)
 

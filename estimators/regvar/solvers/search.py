@@ -1,4 +1,4 @@
-"""What FineTune chooses by itself: λ from the linearity of the start, the learning rate from the curvature of batches."""
+"""What FineTune chooses by itself: λ from the linearity of the start, the learning rate from curvatures of batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def nonlinearity(objective: Objective, displacement: Tensor, lam: float) -> floa
 
 
 def auto_lam(objective: Objective, penalty: Penalty) -> float:
-    """The largest λ ≤ 0.1 at which the first guess of the displacement keeps the network linear to 5 % (0.5 % in float64).
+    """The largest λ ≤ 0.1 at which the first guess keeps the network linear to 5 % (0.5 % in float64).
 
     The departure is first order in λ, so that one measurement tells the next try. Penalties without a start are probed
     along ∇r/δ, at least as long as A⁻¹∇r.
