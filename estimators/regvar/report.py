@@ -20,7 +20,7 @@ class EnergyError:
 
         ‖u − A⁻¹ξ‖²_A = ξᵀA⁻¹ξ − 2ξᵀu + uᵀAu          E ξᵀA⁻¹ξ = n = E‖z‖²
 
-    The first term is unknown, its mean is not; ‖z‖² of the draw's own prior noise is nearer to it than n, since ξ = √δ z
+    The first term is unknown, its mean is not; ‖z‖² of the draw's own prior noise is nearer to it, since ξ = √δ z
     wherever the data say nothing. per_parameter divides by n, per_dimension by the effective dimension mean uᵀGu, G the
     data's part of A. The draws leave it uncertain: a small one may come out negative.
     """
