@@ -11,7 +11,7 @@ __all__ = ["check_combination", "refit_objective"]
 
 
 def refit_objective(objective: Objective, *, curvature: str, centred: bool) -> Objective:
-    """The centred objective of `curvature`, or L itself: exact only where θ̂ is stationary (SCIENCE, section 2)."""
+    """The centred objective of `curvature`, or L itself: exact only where θ̂ is stationary (docs/math.md, section 3)."""
     return objective.centred(curvature=curvature) if centred else objective
 
 

@@ -1,7 +1,7 @@
 """The exact block of posterior draws: the last layer, whose part of the variance has a closed form.
 
 For a Gaussian posterior Var f = Var(E[f | θ_R]) + E[Var(f | θ_R)], L the block, R the rest. The second term is exactly
-the last-layer Laplace variance; draws have to estimate only the first (Rao–Blackwell; SCIENCE, section 2, finding 2).
+the last-layer Laplace variance; draws have to estimate only the first (Rao–Blackwell; docs/math.md, section 5).
 """
 
 from __future__ import annotations
