@@ -108,7 +108,10 @@ class _Cycle:
         self._grow_projected(along, old, new)
         rest = image - along @ self.basis
         rest = rest - (rest @ self.basis.T) @ self.basis  # a second time: round-off of the first
-        self.block, self.coupling = _orthonormal_rows(rest, self._image_floor(image))
+        block, _ = _orthonormal_rows(rest, self._image_floor(image))
+        block = block - (block @ self.basis.T) @ self.basis  # a third: what was small has been scaled up
+        self.block, _ = _orthonormal_rows(block, torch.full_like(self.floor, 0.5))  # mostly in the basis: round-off
+        self.coupling = self.block @ rest.T
 
     def _grow_projected(self, along: Tensor, old: int, new: int) -> None:
         grown = along.new_zeros(old + new, old + new)

@@ -1,0 +1,117 @@
+"""The cases of the proof: problem × curvature × subset, all of them and a covering of every pair of choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, product
+
+import torch
+
+from bdl_bench.verify.reference import DenseReference
+from bdl_bench.verify.zoo import ARCHITECTURES, LIKELIHOODS, TRAININGS, ZooProblem, zoo_problem
+from estimators.subsets import SubsetSpec
+
+__all__ = ["CURVATURES", "SUBSETS", "Case", "all_cases", "covering"]
+
+CURVATURES = ("ggn", "hessian")
+SUBSETS = ("all", "last_layer", "by_name")
+
+_DELTA, _SEED = 1.5, 0
+_OTHERS: dict[tuple[str, str, str], tuple[int, float]] = {}  # (seed, δ) where the Hessian of the common one is singular
+_GLOBS: dict[str, list[str]] = {
+    "mlp": ["0.bias", "2.*"],
+    "cnn": ["1.*", "3.*", "6.bias"],
+    "residual": ["stem_norm.*", "block.weight", "head.*"],
+    "attention": ["norm.*", "value.*", "out.*", "head.*"],  # without query and key, which can be turned together
+}
+_HEADS = {"mlp": "2.", "cnn": "6.", "residual": "head.", "attention": "head."}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem with the curvature and the parameters to prove."""
+
+    architecture: str
+    likelihood: str
+    training: str
+    curvature: str
+    subset: str
+
+    def __str__(self) -> str:
+        return "-".join((self.architecture, self.likelihood, self.training, self.curvature, self.subset))
+
+    @property
+    def problem(self) -> ZooProblem:
+        """The trained problem, cached."""
+        seed, delta = _OTHERS.get((self.architecture, self.likelihood, self.training), (_SEED, _DELTA))
+        return zoo_problem(self.architecture, self.likelihood, self.training, seed, delta)
+
+    @property
+    def subset_of_weights(self) -> SubsetSpec:
+        """What the estimators are told."""
+        return _GLOBS[self.architecture] if self.subset == "by_name" else self.subset
+
+    @property
+    def reference(self) -> DenseReference:
+        """The dense reference over the same parameters, chosen here by their names and not by the library."""
+        names = [name for name, _ in self.problem.model.named_parameters()]
+        if self.subset == "last_layer":
+            names = [name for name in names if name.startswith(_HEADS[self.architecture])]
+        if self.subset == "by_name":
+            stems = [glob.removesuffix("*") for glob in _GLOBS[self.architecture]]
+            names = [name for name in names if name.startswith(tuple(stems))]
+        return self.problem.reference(names)
+
+    @property
+    def turns_query_and_key(self) -> bool:
+        """Whether rotations of query and key are among the parameters."""
+        return self.architecture == "attention" and self.subset == "all"
+
+    def spectrum(self) -> tuple[float, float]:
+        """Smallest and largest eigenvalue of the reference's A."""
+        eigenvalues = torch.linalg.eigvalsh(_precision(self))
+        return float(eigenvalues[0]), float(eigenvalues[-1])
+
+    @property
+    def well_posed(self) -> bool:
+        """Whether the limit λ → 0 exists with some room: GGN always, a Hessian with λ_min ≥ δ/10 and condition ≤ 1e6."""
+        smallest, largest = self.spectrum()
+        return self.curvature == "ggn" or (smallest >= self.problem.prior_precision / 10 and largest <= 1e6 * smallest)
+
+
+@cache
+def _precision(case: Case) -> torch.Tensor:
+    return case.reference.precision(case.curvature)
+
+
+def all_cases() -> list[Case]:
+    """The full product."""
+    return [Case(*choice) for choice in product(ARCHITECTURES, LIKELIHOODS, TRAININGS, CURVATURES, SUBSETS)]
+
+
+def covering() -> list[Case]:
+    """Few cases such that every pair of choices that can be proved is in one of them: greedy, in a fixed order.
+
+    Hessians of networks stopped early are indefinite but for the last layer, and attention's is singular for all weights:
+    those pairs are left to the tests of the errors.
+    """
+    candidates = [case for case in all_cases() if _promising(case)]
+    open_pairs = {pair for case in candidates for pair in _pairs(case)}
+    chosen: list[Case] = []
+    while open_pairs:
+        best = max(candidates, key=lambda case: len(open_pairs & _pairs(case)))
+        chosen.append(best)
+        open_pairs -= _pairs(best)
+    return chosen
+
+
+def _promising(case: Case) -> bool:
+    if case.curvature == "ggn" or case.subset == "last_layer":
+        return True
+    return case.training in ("polished", "retuned") and not case.turns_query_and_key
+
+
+def _pairs(case: Case) -> set[tuple[tuple[int, str], ...]]:
+    choices = enumerate((case.architecture, case.likelihood, case.training, case.curvature, case.subset))
+    return set(combinations(choices, 2))
