@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 from estimators.batches import Batches, check_inputs, first_batch
-from estimators.errors import NotFittedError, OptionError, UnsupportedError
+from estimators.errors import DataError, NotFittedError, OptionError, UnsupportedError
 from estimators.last_linear import last_linear_names
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.model_checks import check_model, fingerprint, refuse_if_changed
@@ -20,6 +20,7 @@ from estimators.network import Network
 from estimators.objective import Labels, Objective, Prior
 from estimators.prediction import Prediction
 from estimators.pytrees import PyTree
+from estimators.rng import preserved_random_state
 from estimators.subsets import SubsetSpec, delta_of_names, matching_names
 
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
@@ -64,8 +65,9 @@ class UncertaintyEstimator(ABC):
         The model, its mode and the global random state are as before afterwards, also after an exception.
         Errors: DataError, NonDeterministicError, ModelError, TooLargeError, and the method's own.
         """
-        objective = self._objective(train_loader)
-        self._fit(objective, progress_bar=progress_bar)
+        with preserved_random_state():
+            objective = self._objective(train_loader)
+            self._fit(objective, progress_bar=progress_bar)
         self.objective_ = objective
         self.fingerprint_ = fingerprint(self.model)
         return self
@@ -82,8 +84,15 @@ class UncertaintyEstimator(ABC):
 
     def _names(self, train_loader: Iterable[Any]) -> list[str]:
         if self.subset_of_weights == "last_layer":
-            return last_linear_names(self.model, first_batch(train_loader).x)
+            return last_linear_names(self.model, self._first_inputs(train_loader))
         return matching_names(self.model, self.subset_of_weights)
+
+    def _first_inputs(self, train_loader: Iterable[Any]) -> PyTree:
+        """The inputs of the first batch, known to fit the model."""
+        x = first_batch(train_loader).x
+        name = next(name for name, p in self.model.named_parameters() if p.is_floating_point())
+        check_inputs(x, Network(self.model, [name]), what="training batch")
+        return x
 
     @abstractmethod
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
@@ -179,16 +188,15 @@ class UncertaintyEstimator(ABC):
     def _check_query(self, x: PyTree) -> None:
         self._check_fitted()
         refuse_if_changed(self.model, self.fingerprint_)
-        check_inputs(x, self.network_, what="query")
+        if not len(check_inputs(x, self.network_, what="query")):
+            raise DataError("at least one query row", received="none", remedy="leave out empty batches.")
 
 
 def _checked_precision(value: float | Mapping[str, float]) -> float | dict[str, float]:
-    """A positive number, or a mapping of globs to non-negative ones with at least one positive."""
+    """A positive number, or a mapping of globs to non-negative ones."""
     if isinstance(value, Mapping):
-        numbers, smallest = dict(value), 0.0
-        valid = bool(numbers) and all(math.isfinite(v) and v >= smallest for v in numbers.values())
-        if valid:
-            return {glob: float(v) for glob, v in numbers.items()}
+        if value and all(math.isfinite(number) and number >= 0 for number in value.values()):
+            return {glob: float(number) for glob, number in value.items()}
     elif isinstance(value, (int, float)) and math.isfinite(value) and value > 0:
         return float(value)
     raise OptionError(

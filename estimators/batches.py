@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.errors import DataError, NonDeterministicError
+from estimators.errors import DataError, EstimatorError, NonDeterministicError
 from estimators.likelihoods import Likelihood
 from estimators.network import Network
 from estimators.pytrees import PyTree, concatenate, n_rows, select_rows, tensors_of
@@ -143,12 +143,12 @@ def _check_same(first: _Pass, second: _Pass) -> None:
 
 def split_batch(item: object) -> Batch:
     """(x, y), or a dict with "labels"."""
-    if isinstance(item, dict) and "labels" in item:
+    if isinstance(item, dict) and isinstance(item.get("labels"), Tensor):
         return Batch({key: value for key, value in item.items() if key != "labels"}, item["labels"])
     if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[1], Tensor):
         return Batch(item[0], item[1])
     raise DataError(
-        'batches (x, y) with a tensor y, or dicts with a "labels" entry',
+        'batches (x, y) with a tensor y, or dicts with a tensor "labels"',
         received=f"{type(item).__name__}"
         + (f" of length {len(item)}" if isinstance(item, (tuple, list, dict)) else ""),
         remedy="wrap the loader so that it yields pairs.",
@@ -167,7 +167,7 @@ def _empty() -> DataError:
     return DataError(
         "a loader that yields at least one row",
         received="an empty one",
-        remedy="check the data set, drop_last and the sampler.",
+        remedy="check the data set, drop_last and the sampler; pass a re-iterable loader, not an iterator.",
     )
 
 
@@ -205,6 +205,8 @@ def check_inputs(x: PyTree, network: Network, *, what: str) -> Tensor:
         _check_tensor(tensor, network.theta, what)
     try:
         f = network.outputs(x)
+    except EstimatorError:
+        raise
     except (RuntimeError, IndexError, TypeError) as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise DataError(

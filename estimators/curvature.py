@@ -10,6 +10,7 @@ from torch import Tensor
 from estimators.jacobians import JacobianRows
 from estimators.memory import rows_per_chunk
 from estimators.objective import Objective
+from estimators.precision.dtype import algebra_dtype
 from estimators.pytrees import split_rows
 
 __all__ = ["dense_ggn", "dense_hessian", "ggn_rows"]
@@ -28,11 +29,12 @@ def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
 
 
 def dense_ggn(objective: Objective, jacobian: JacobianRows) -> Tensor:
-    """Σₙ Jₙᵀ Λₙ Jₙ, (P, P), without the prior."""
+    """Σₙ Jₙᵀ Λₙ Jₙ, (P, P), without the prior, in `algebra_dtype`."""
     n = objective.network.n_parameters
-    total = objective.theta.new_zeros(n, n)
+    total = objective.theta.new_zeros(n, n, dtype=algebra_dtype(objective.theta.device))
     for rows in ggn_rows(objective, jacobian):
-        total.addmm_(rows.T, rows)
+        wide = rows.to(total.dtype)
+        total.addmm_(wide.T, wide)
     return total
 
 

@@ -12,6 +12,7 @@ from estimators.errors import UnsupportedError
 from estimators.last_linear import LastLinear, find_last_linear
 from estimators.network import Network
 from estimators.objective import Objective
+from estimators.precision.dtype import algebra_dtype
 from estimators.pytrees import PyTree
 
 __all__ = ["Head"]
@@ -77,14 +78,15 @@ class Head:
         return self.network.subset.mask(self.layer.parameter_names).to(self.network.theta.device)
 
     def full_curvature(self, objective: Objective) -> Tensor:
-        """Σₙ Λₙ ⊗ φₙφₙᵀ, (C, E, C, E)."""
+        """Σₙ Λₙ ⊗ φₙφₙᵀ, (C, E, C, E), in `algebra_dtype`."""
         c, e = self.n_outputs, self.n_features
-        total = objective.theta.new_zeros(c * c, e * e)
+        total = objective.theta.new_zeros(c * c, e * e, dtype=algebra_dtype(objective.theta.device))
         chunk = max(1, 2**24 // (e * e))
         for hessian, features in self._hessians_and_features(objective):
             for lam, phi in zip(hessian.split(chunk), features.split(chunk), strict=True):
-                outer = phi[:, :, None] * phi[:, None, :]
-                total.addmm_(lam.reshape(-1, c * c).T, outer.reshape(-1, e * e))
+                wide = phi.to(total.dtype)
+                outer = wide[:, :, None] * wide[:, None, :]
+                total.addmm_(lam.to(total.dtype).reshape(-1, c * c).T, outer.reshape(-1, e * e))
         return total.reshape(c, c, e, e).permute(0, 2, 1, 3)
 
     def kron_factors(self, objective: Objective) -> tuple[Tensor, Tensor]:

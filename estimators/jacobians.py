@@ -57,7 +57,7 @@ class JacobianRows:
 
 
 def backpack_supports(network: Network) -> bool:
-    """Whether the module is a nest of Sequentials of known layers without tied or shared parts."""
+    """Whether the module is a nest of Sequentials of known plain layers without hooks, tied or shared parts."""
     leaves: list[nn.Module] = []
     if not _collect_sequential(network.module, leaves):
         return False
@@ -65,6 +65,8 @@ def backpack_supports(network: Network) -> bool:
 
 
 def _collect_sequential(module: nn.Module, leaves: list[nn.Module]) -> bool:
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
     if type(module) is nn.Sequential:
         return all([_collect_sequential(child, leaves) for child in module])
     leaves.append(module)

@@ -16,6 +16,7 @@ from estimators.memory import available_bytes, rows_per_chunk
 from estimators.noise import precision_noise
 from estimators.objective import Objective
 from estimators.precision.dense import DensePrecision
+from estimators.precision.dtype import algebra_dtype
 from estimators.precision.posterior import BUILDERS, choose_inverse
 from estimators.pytrees import PyTree, split_rows
 from estimators.subsets import SubsetSpec
@@ -91,7 +92,7 @@ class LinearizedLaplace(UncertaintyEstimator):
     def _by_chunks(self, x: PyTree, read: Callable[[Tensor], Tensor]) -> Tensor:
         network = self.network_
         n_outputs = network.outputs(x).shape[-1]
-        chunk = rows_per_chunk(4 * n_outputs * network.n_parameters * network.theta.element_size())
+        chunk = rows_per_chunk(4 * n_outputs * network.n_parameters * algebra_dtype(network.theta.device).itemsize)
         return torch.cat([read(network.jacobian(part)) for part in split_rows(x, chunk)])
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
@@ -100,7 +101,7 @@ class LinearizedLaplace(UncertaintyEstimator):
     def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """θ − θ̂ ~ N(0, A⁻¹), (n, P): from the factor where there is one, else A⁻¹ξ with ξ ~ N(0, A)."""
         if isinstance(self.precision_, DensePrecision):
-            return self.precision_.sample(n_samples, generator)
+            return self.precision_.sample(n_samples, generator).to(self.theta_.dtype)
         if self.curvature == "hessian":
             raise OptionError(
                 "a factored Hessian to sample from", received='inverse="cg"', remedy='inverse="cholesky".'

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from estimators.base import UncertaintyEstimator, precision_vector
-from estimators.batches import first_batch
 from estimators.errors import OptionError
 from estimators.evidence import log_marginal_likelihood
 from estimators.head import Head
@@ -17,6 +16,7 @@ from estimators.last_linear import find_last_linear
 from estimators.likelihoods import Likelihood
 from estimators.memory import refuse_if_too_large
 from estimators.objective import Objective
+from estimators.precision.dtype import algebra_dtype
 from estimators.precision.linear_head import DiagHead, FullHead, HeadPrecision, KronHead
 from estimators.pytrees import PyTree
 
@@ -68,7 +68,7 @@ class LastLayerLaplace(UncertaintyEstimator):
             )
 
     def _names(self, train_loader: Iterable[Any]) -> list[str]:
-        return find_last_linear(self.model, first_batch(train_loader).x, name=self.last_layer_name).parameter_names
+        return find_last_linear(self.model, self._first_inputs(train_loader), name=self.last_layer_name).parameter_names
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         first = next(iter(objective.batches))
@@ -101,7 +101,7 @@ def _full(head: Head, objective: Objective) -> FromPrior:
     n = head.n_outputs * head.n_features
     refuse_if_too_large(
         f"a full last-layer precision of {n} parameters",
-        5 * n * n * objective.theta.element_size(),
+        5 * n * n * algebra_dtype(objective.theta.device).itemsize,
         device=objective.theta.device,
         remedy='hessian_structure="kron" or "diag".',
     )

@@ -138,7 +138,7 @@ class Categorical(Likelihood):
         return "Categorical()"
 
     def nll(self, f: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(f, y, reduction="none")
+        return F.cross_entropy(f, y.long(), reduction="none")
 
     def expected_nll(self, f: Tensor, f_ref: Tensor) -> Tensor:
         return -(f_ref.softmax(-1) * f.log_softmax(-1)).sum(-1)

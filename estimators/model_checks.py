@@ -16,10 +16,10 @@ Fingerprint = dict[str, tuple[float, float]]
 
 def check_model(model: nn.Module) -> None:
     """ModelError for non-finite weights, several devices or dtypes, dropout or batch statistics in train mode."""
+    _check_uniform(model)
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError("finite weights", received=f"NaN or Inf in {name!r}", remedy="train the model again.")
-    _check_uniform(model)
     for name, module in model.named_modules():
         if module.training:
             _check_train_mode(name, module)

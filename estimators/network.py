@@ -92,9 +92,21 @@ class Network:
 
 
 def structural_copy(model: nn.Module) -> nn.Module:
-    """New module objects around the same tensors: hooks and swaps on the copy never reach the user's model."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, shared)
+    """New module objects around the same parameters, with buffers of their own (a forward may write to them).
+
+    Hooks and swaps on the copy never reach the user's model. Tensors that a forward has left on a module (a cached
+    activation, the weight of an old-style weight norm) are shared: those with a graph cannot be copied.
+    """
+    left = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor)]
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), left)}
+    try:
+        return copy.deepcopy(model, shared)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            "a model that copy.deepcopy can copy",
+            received=f"one for which it says: {error}",
+            remedy="remove tensors with a graph, locks and open files from the attributes of its modules.",
+        ) from error
 
 
 def output_tensor(output: object) -> Tensor:

@@ -9,7 +9,8 @@ from itertools import combinations, product
 import torch
 
 from bdl_bench.verify.reference import DenseReference
-from bdl_bench.verify.zoo import ARCHITECTURES, LIKELIHOODS, TRAININGS, ZooProblem, zoo_problem
+from bdl_bench.verify.subject import Subject
+from bdl_bench.verify.zoo import ARCHITECTURES, LIKELIHOODS, TRAININGS, zoo_problem
 from estimators.subsets import SubsetSpec
 
 __all__ = ["CURVATURES", "SUBSETS", "Case", "all_cases", "covering"]
@@ -18,12 +19,23 @@ CURVATURES = ("ggn", "hessian")
 SUBSETS = ("all", "last_layer", "by_name")
 
 _DELTA, _SEED = 1.5, 0
-_OTHERS: dict[tuple[str, str, str], tuple[int, float]] = {}  # (seed, δ) where the Hessian of the common one is singular
+_OTHERS: dict[tuple[str, str, str], tuple[int, float]] = {  # (seed, δ) where the common ones would not do:
+    ("mlp", "regression", "polished"): (1, 1.5),  # ill-conditioned or indefinite Hessians,
+    ("mlp", "binary", "minibatch"): (0, 3.0),
+    ("cnn", "classification", "minibatch"): (3, 3.0),
+    ("cnn", "binary", "minibatch"): (3, 1.5),
+    ("residual", "classification", "minibatch"): (1, 3.0),
+    ("residual", "binary", "minibatch"): (1, 1.5),
+    ("attention", "regression", "polished"): (1, 1.5),  # and query and key that the prior would switch off
+    **{("attention", "classification", training): (0, 0.5) for training in TRAININGS},
+    **{("attention", "binary", training): (0, 0.5) for training in TRAININGS},
+    ("attention", "binary", "minibatch"): (1, 0.5),
+}
 _GLOBS: dict[str, list[str]] = {
     "mlp": ["0.bias", "2.*"],
     "cnn": ["1.*", "3.*", "6.bias"],
     "residual": ["stem_norm.*", "block.weight", "head.*"],
-    "attention": ["norm.*", "value.*", "out.*", "head.*"],  # without query and key, which can be turned together
+    "attention": ["norm.*", "value.*", "head.*"],  # query and key can be turned together, and so can value and out
 }
 _HEADS = {"mlp": "2.", "cnn": "6.", "residual": "head.", "attention": "head."}
 
@@ -42,7 +54,7 @@ class Case:
         return "-".join((self.architecture, self.likelihood, self.training, self.curvature, self.subset))
 
     @property
-    def problem(self) -> ZooProblem:
+    def problem(self) -> Subject:
         """The trained problem, cached."""
         seed, delta = _OTHERS.get((self.architecture, self.likelihood, self.training), (_SEED, _DELTA))
         return zoo_problem(self.architecture, self.likelihood, self.training, seed, delta)
@@ -53,20 +65,25 @@ class Case:
         return _GLOBS[self.architecture] if self.subset == "by_name" else self.subset
 
     @property
-    def reference(self) -> DenseReference:
-        """The dense reference over the same parameters, chosen here by their names and not by the library."""
+    def names(self) -> list[str]:
+        """The same parameters, chosen here by their names and not by the library."""
         names = [name for name, _ in self.problem.model.named_parameters()]
         if self.subset == "last_layer":
             names = [name for name in names if name.startswith(_HEADS[self.architecture])]
         if self.subset == "by_name":
             stems = [glob.removesuffix("*") for glob in _GLOBS[self.architecture]]
             names = [name for name in names if name.startswith(tuple(stems))]
-        return self.problem.reference(names)
+        return names
 
     @property
-    def turns_query_and_key(self) -> bool:
-        """Whether rotations of query and key are among the parameters."""
-        return self.architecture == "attention" and self.subset == "all"
+    def reference(self) -> DenseReference:
+        """The dense reference over these parameters."""
+        return self.problem.reference(self.names)
+
+    @property
+    def singular_by_symmetry(self) -> bool:
+        """Whether query and key can be turned together at a stationary point: the Hessian is singular, whatever δ."""
+        return self.architecture == "attention" and (self.subset, self.training) == ("all", "polished")
 
     def spectrum(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue of the reference's A."""
@@ -75,9 +92,10 @@ class Case:
 
     @property
     def well_posed(self) -> bool:
-        """Whether the limit λ → 0 exists with some room: GGN always, a Hessian with λ_min ≥ δ/10 and condition ≤ 1e6."""
+        """Whether λ → 0 has a limit with some room: GGN always, a Hessian with λ_min ≥ δ/10 and condition ≤ 1e6."""
         smallest, largest = self.spectrum()
-        return self.curvature == "ggn" or (smallest >= self.problem.prior_precision / 10 and largest <= 1e6 * smallest)
+        delta = float(self.problem.reference(self.names).delta_vector().min())
+        return self.curvature == "ggn" or (smallest >= delta / 10 and largest <= 1e6 * smallest)
 
 
 @cache
@@ -93,14 +111,14 @@ def all_cases() -> list[Case]:
 def covering() -> list[Case]:
     """Few cases such that every pair of choices that can be proved is in one of them: greedy, in a fixed order.
 
-    Hessians of networks stopped early are indefinite but for the last layer, and attention's is singular for all weights:
-    those pairs are left to the tests of the errors.
+    Hessians off a minimum may be indefinite but for the last layer, so that "retuned" stands in for "minibatch" there;
+    at a polished optimum of attention they are singular for all weights. Those are left to the tests of the errors.
     """
     candidates = [case for case in all_cases() if _promising(case)]
     open_pairs = {pair for case in candidates for pair in _pairs(case)}
     chosen: list[Case] = []
     while open_pairs:
-        best = max(candidates, key=lambda case: len(open_pairs & _pairs(case)))
+        best = max(candidates, key=lambda case: (len(open_pairs & _pairs(case)), case.curvature == "hessian"))
         chosen.append(best)
         open_pairs -= _pairs(best)
     return chosen
@@ -108,10 +126,11 @@ def covering() -> list[Case]:
 
 def _promising(case: Case) -> bool:
     if case.curvature == "ggn" or case.subset == "last_layer":
-        return True
-    return case.training in ("polished", "retuned") and not case.turns_query_and_key
+        return case.training != "retuned"
+    return case.training in ("polished", "retuned") and not case.singular_by_symmetry
 
 
 def _pairs(case: Case) -> set[tuple[tuple[int, str], ...]]:
-    choices = enumerate((case.architecture, case.likelihood, case.training, case.curvature, case.subset))
+    training = "minibatch" if case.training == "retuned" else case.training  # neither is stationary
+    choices = enumerate((case.architecture, case.likelihood, training, case.curvature, case.subset))
     return set(combinations(choices, 2))

@@ -13,7 +13,7 @@ from estimators.errors import ConvergenceError, LambdaTooLargeError
 
 __all__ = ["LAMS", "Ladder", "climb", "relative_error"]
 
-LAMS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6)
+LAMS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Ladder:
     @property
     def order(self) -> Order:
         """The fitted order of convergence."""
-        return fit_order(self.lams, self.errors, self.difference)
+        return fit_order(self.lams, self.errors)
 
     @property
     def best(self) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 __all__ = ["INPUT_SHAPES", "NETWORKS"]
 
@@ -45,7 +45,8 @@ class ResidualNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.stem_norm(self.stem(x)))
-        return self.head(h + F.softplus(self.block_norm(self.block(h))))
+        f: Tensor = self.head(h + F.softplus(self.block_norm(self.block(h))))
+        return f
 
 
 class AttentionNetwork(nn.Module):
@@ -61,11 +62,13 @@ class AttentionNetwork(nn.Module):
         h = self.norm(x)
         q, k, v = (self._heads(layer(h)) for layer in (self.query, self.key, self.value))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.head(torch.tanh(x + self.out(mixed)).mean(1))
+        f: Tensor = self.head(torch.tanh(x + self.out(mixed)).mean(1))
+        return f
 
     @staticmethod
     def _heads(tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (2, 2)).transpose(1, 2)
+        heads: Tensor = tokens.unflatten(-1, (2, 2)).transpose(1, 2)
+        return heads
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {

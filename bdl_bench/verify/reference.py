@@ -1,34 +1,38 @@
 """A dense, slow reference, derived a second time: nothing here comes from `estimators`.
 
-    L(θ) = Σ −log p(y | f(x; θ)) + ½ Σ δ (θ − θ₀)²           "hessian": ∇²L(θ̂), forward over reverse
-    L_lin(θ) = Σ −log p(y | f̂ + J(θ − θ̂)) + ½ Σ δ (θ − θ₀)²   "ggn": ∇²L_lin(θ̂), of the linearised network
+L(θ) = Σ −log p(y | f(x; θ)) + ½ Σ δ (θ − θ₀)²           "hessian": ∇²L(θ̂), forward over reverse
+L_lin(θ) = Σ −log p(y | f̂ + J(θ − θ̂)) + ½ Σ δ (θ − θ₀)²   "ggn": ∇²L_lin(θ̂), of the linearised network
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacfwd
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["DenseReference"]
 
-Rows = Sequence[tuple[Any, Tensor]]
+_COLUMNS = 128  # of the Hessian at once
+
+Inputs: TypeAlias = Any  # a tensor, or a dict of tensors for the network's keywords
+Rows = Sequence[tuple[Inputs, Tensor]]
 
 
 @dataclass(frozen=True)
 class DenseReference:
     """J, A and J A⁻¹ Jᵀ over the named parameters of a model, from batches of (x, y).
 
-    `kind` is "regression" (with `sigma`, a number or one an output), "classification" or "binary"; `delta` a number or a
-    mapping {glob: number}, the first match counting.
+    `kind` is "regression" (with `sigma`, a number or one an output), "classification" or "binary"; `delta` a number or
+    a mapping {glob: number}, the first match counting.
     """
 
     model: nn.Module
@@ -44,7 +48,7 @@ class DenseReference:
         """θ̂ (P,)."""
         return torch.cat([p.detach().reshape(-1) for p in self._parameters()])
 
-    def covariance(self, x: Any, curvature: str) -> Tensor:
+    def covariance(self, x: Inputs, curvature: str) -> Tensor:
         """J A⁻¹ Jᵀ, (M, C, C)."""
         jacobian = self.jacobian(x)
         solved = torch.linalg.solve(self.precision(curvature), jacobian.flatten(0, 1).T)  # A⁻¹ Jᵀ
@@ -52,9 +56,16 @@ class DenseReference:
 
     def precision(self, curvature: str) -> Tensor:
         """A (P, P)."""
-        energy = {"hessian": self.energy, "ggn": self._linearised_energy()}[curvature]
-        with _plain_kernels():
-            matrix: Tensor = jacfwd(grad(energy))(self.theta)
+        energy = self.energy if curvature == "hessian" else self._linearised_energy()
+        slope, theta = grad(energy), self.theta
+
+        def column(v: Tensor) -> Tensor:  # v → H v
+            image: Tensor = jvp(slope, (theta,), (v,))[1]
+            return image
+
+        with _plain_kernels(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # forward mode compiles its rules with a call that torch deprecates
+            matrix = vmap(column, chunk_size=_COLUMNS)(torch.eye(len(theta), dtype=theta.dtype))
         return 0.5 * (matrix + matrix.T).detach()
 
     def gradient(self) -> Tensor:
@@ -68,11 +79,15 @@ class DenseReference:
         data = [self._nll(self._outputs(theta, x), y) for x, y in self.batches]
         return torch.stack(data).sum() + self._prior(theta)
 
-    def outputs(self, x: Any) -> Tensor:
+    def outputs(self, x: Inputs) -> Tensor:
         """f(x; θ̂), (M, C)."""
         return self._outputs(self.theta, x).detach()
 
-    def jacobian(self, x: Any) -> Tensor:
+    def variance(self, x: Inputs, curvature: str) -> Tensor:
+        """The diagonal of `covariance`, (M, C)."""
+        return self.covariance(x, curvature).diagonal(dim1=1, dim2=2)
+
+    def jacobian(self, x: Inputs) -> Tensor:
         """∂f/∂θ (M, C, P), one backward pass for each row and output."""
         theta = self.theta.requires_grad_()
         with _plain_kernels(), torch.enable_grad():
@@ -111,15 +126,14 @@ class DenseReference:
     def _prior(self, theta: Tensor) -> Tensor:
         return 0.5 * (self.delta_vector() * (theta - self.prior_mean) ** 2).sum()
 
-    def _outputs(self, theta: Tensor, x: Any) -> Tensor:
+    def _outputs(self, theta: Tensor, x: Inputs) -> Tensor:
         shapes = [p.shape for p in self._parameters()]
         parts = theta.split([shape.numel() for shape in shapes])
         state = {n: part.reshape(shape) for n, part, shape in zip(self.names, parts, shapes, strict=True)}
         for name, p in self.model.named_parameters():
             state.setdefault(name, p.detach())
-        output = functional_call(self.model, state, (), x) if isinstance(x, dict) else functional_call(
-            self.model, state, (x,)
-        )
+        arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
+        output = functional_call(self.model, state, arguments, keywords)
         tensor: Tensor = output if isinstance(output, Tensor) else output.logits
         return tensor
 

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import OptimizeResult, minimize
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad
 
 from bdl_bench.seeding import seeded
 from bdl_bench.verify.networks import INPUT_SHAPES, NETWORKS
 from bdl_bench.verify.reference import DenseReference
+from bdl_bench.verify.subject import Subject, names_of
 from estimators.batches import Batch, Batches
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from estimators.training import Recipe, fit_weights
 
-__all__ = ["ARCHITECTURES", "LIKELIHOODS", "TRAININGS", "ZooProblem", "zoo_problem"]
+__all__ = ["ARCHITECTURES", "LIKELIHOODS", "TRAININGS", "zoo_problem"]
 
 ARCHITECTURES = tuple(NETWORKS)
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
-    "regression": lambda: Gaussian(sigma_noise=0.6),
+    "regression": lambda: Gaussian(sigma_noise=0.8),
     "classification": Categorical,
     "binary": Bernoulli,
 }
@@ -33,41 +33,13 @@ _EARLY = 1.2
 _ROWS, _BATCH, _OUTPUTS = 26, 7, {"regression": 2, "classification": 3, "binary": 2}
 
 
-@dataclass(frozen=True)
-class ZooProblem:
-    """A trained network with its likelihood, δ, training batches (of a size that does not divide N) and two queries."""
-
-    model: nn.Module
-    likelihood: Likelihood
-    prior_precision: float
-    batches: list[tuple[Tensor, Tensor]]
-    queries: Tensor
-
-    def reference(self, names: list[str]) -> DenseReference:
-        """The dense reference over these parameters."""
-        sigma = getattr(self.likelihood, "sigma_noise", 1.0)
-        return DenseReference(
-            self.model, self.batches, names, self.likelihood.kind, sigma=sigma, delta=self.prior_precision
-        )
-
-    def relative_gradient(self) -> float:
-        """‖∇L(θ̂)‖ / ‖δ θ̂‖."""
-        reference = self.reference(names_of(self.model))
-        return float(reference.gradient().norm() / (self.prior_precision * reference.theta).norm())
-
-
-def names_of(model: nn.Module) -> list[str]:
-    """Every parameter name."""
-    return [name for name, _ in model.named_parameters()]
-
-
 @cache
-def zoo_problem(architecture: str, likelihood: str, training: str, seed: int, delta: float) -> ZooProblem:
+def zoo_problem(architecture: str, likelihood: str, training: str, seed: int, delta: float) -> Subject:
     """The problem, trained from its seed.
 
     "polished": to a gradient of about 1e-12. "early": stopped at a relative gradient of about one. "minibatch": by Adam
-    at a constant rate, which ends near a stationary point and not at one. "retuned": polished for a tenth of δ, the δ
-    then raised as a search after training would, which leaves a relative gradient of 0.9.
+    at a constant rate, which ends near a stationary point and not at one. "retuned": polished for a quarter of δ, the
+    δ then raised as a search after training would, which leaves a relative gradient of 0.75.
     """
     with seeded(seed):
         model = NETWORKS[architecture](_OUTPUTS[likelihood]).double().eval()
@@ -75,7 +47,7 @@ def zoo_problem(architecture: str, likelihood: str, training: str, seed: int, de
         y = _targets(likelihood, x)
         queries = 1.3 * torch.randn(2, *INPUT_SHAPES[architecture], dtype=torch.float64)
     batches = list(zip(x.split(_BATCH), y.split(_BATCH), strict=True))
-    problem = ZooProblem(model, LIKELIHOODS[likelihood](), delta, batches, queries)
+    problem = Subject(model, LIKELIHOODS[likelihood](), delta, batches, queries)
     _TRAIN[training](problem)
     return problem
 
@@ -91,7 +63,7 @@ def _targets(likelihood: str, x: Tensor) -> Tensor:
     return (noisy[:, 0] > 0).long() + (noisy[:, 1] > 0).long()
 
 
-def _early(problem: ZooProblem) -> None:
+def _early(problem: Subject) -> None:
     """Quasi-Newton steps, stopped at the first point whose relative gradient is below 1.2."""
 
     def stop(intermediate_result: OptimizeResult) -> None:
@@ -102,18 +74,18 @@ def _early(problem: ZooProblem) -> None:
     _minimise(_in_one_batch(problem), method="L-BFGS-B", callback=stop, options={"maxiter": 2000, "ftol": 0.0})
 
 
-def _minibatch(problem: ZooProblem) -> None:
+def _minibatch(problem: Subject) -> None:
     _descend(problem, epochs=200, lr=0.01, batch_size=_BATCH)
 
 
-def _retuned(problem: ZooProblem) -> None:
-    _polished(replace(problem, prior_precision=problem.prior_precision / 10))
+def _retuned(problem: Subject) -> None:
+    _polished(replace(problem, prior_precision=_delta(problem) / 4))
 
 
-def _polished(problem: ZooProblem) -> None:
-    """Adam, then a trust region with exact Hessians, then plain Newton steps against its own stopping rule."""
-    _descend(problem, epochs=400, lr=0.03)
+def _polished(problem: Subject) -> None:
+    """Quasi-Newton, a trust region with exact Hessians, then plain Newton steps against its own stopping rule."""
     whole = _in_one_batch(problem)
+    _minimise(whole, method="L-BFGS-B", options={"maxiter": 4000, "maxcor": 40, "ftol": 0.0, "gtol": 1e-5})
     theta = _minimise(
         whole,
         method="trust-exact",
@@ -127,7 +99,12 @@ def _polished(problem: ZooProblem) -> None:
     _at(whole, theta)
 
 
-def _minimise(problem: ZooProblem, **how: Any) -> np.ndarray:
+def _delta(problem: Subject) -> float:
+    assert isinstance(problem.prior_precision, float)
+    return problem.prior_precision
+
+
+def _minimise(problem: Subject, **how: object) -> np.ndarray:
     """The end of a minimiser of scipy on L, from where the network is; the network is left there."""
     found = minimize(
         lambda t: float(_at(problem, t).energy(torch.from_numpy(t))),
@@ -135,23 +112,25 @@ def _minimise(problem: ZooProblem, **how: Any) -> np.ndarray:
         jac=lambda t: _at(problem, t).gradient().numpy(),
         **how,
     )
-    _at(problem, found.x)
-    return found.x  # type: ignore[no-any-return]
+    end: np.ndarray = found.x
+    _at(problem, end)
+    return end
 
 
-def _in_one_batch(problem: ZooProblem) -> ZooProblem:
+def _in_one_batch(problem: Subject) -> Subject:
     x, y = (torch.cat(parts) for parts in zip(*problem.batches, strict=True))
     return replace(problem, batches=[(x, y)])
 
 
-def _descend(problem: ZooProblem, *, epochs: int, lr: float, batch_size: int = _ROWS) -> None:
+def _descend(problem: Subject, *, epochs: int, lr: float, batch_size: int = _ROWS) -> None:
     """Adam on the network in eval mode: frozen statistics stay as they are."""
     reference = problem.reference(names_of(problem.model))
 
     def slope(theta: Tensor, batch: Batch) -> Tensor:
-        share = problem.prior_precision * len(batch) / _ROWS
+        share = _delta(problem) * len(batch) / _ROWS
         part = replace(reference, batches=[(batch.x, batch.y)], delta=share)
-        return grad(part.energy)(theta)
+        gradient: Tensor = grad(part.energy)(theta)
+        return gradient
 
     trained = fit_weights(
         reference.theta,
@@ -163,7 +142,7 @@ def _descend(problem: ZooProblem, *, epochs: int, lr: float, batch_size: int = _
     _at(problem, trained.numpy())
 
 
-def _at(problem: ZooProblem, theta: np.ndarray) -> DenseReference:
+def _at(problem: Subject, theta: np.ndarray) -> DenseReference:
     """The reference with the network moved to θ."""
     parameters = list(problem.model.parameters())
     with torch.no_grad():
@@ -172,7 +151,7 @@ def _at(problem: ZooProblem, theta: np.ndarray) -> DenseReference:
     return problem.reference(names_of(problem.model))
 
 
-_TRAIN: dict[str, Callable[[ZooProblem], None]] = {
+_TRAIN: dict[str, Callable[[Subject], None]] = {
     "polished": _polished,
     "early": _early,
     "minibatch": _minibatch,

@@ -12,10 +12,11 @@ __all__ = ["DensePrecision", "bytes_needed", "smallest_allowed_ratio"]
 
 
 class DensePrecision(Precision):
-    """A = L Lᵀ; covariance = (L⁻¹Jᵀ)ᵀ(L⁻¹Jᵀ), one triangular solve a query.
+    """A = L Lᵀ; covariance = (L⁻¹Jᵀ)ᵀ(L⁻¹Jᵀ), one triangular solve a query, in the dtype of A.
 
     Errors: IndefiniteHessianError where A is not positive definite; with `check_condition` (for exact Hessians, which
-    may be singular by a symmetry) also where its smallest eigenvalue is below `smallest_allowed_ratio` × the largest.
+    may be singular by a symmetry, and where a prior precision is 0) also where its smallest eigenvalue is below
+    `smallest_allowed_ratio` × the largest.
     """
 
     def __init__(self, matrix: Tensor, *, check_condition: bool = False) -> None:
@@ -24,23 +25,24 @@ class DensePrecision(Precision):
         self.cholesky = _factor(matrix)
 
     def solve(self, vectors: Tensor) -> Tensor:
-        return torch.cholesky_solve(vectors.T, self.cholesky).T
+        return torch.cholesky_solve(vectors.T.to(self.cholesky.dtype), self.cholesky).T.to(vectors.dtype)
 
     def whiten(self, jacobian: Tensor) -> Tensor:
         """(L⁻¹ Jᵀ) of jacobian (M, C, P), as (M, P, C)."""
         m, c, p = jacobian.shape
-        white: Tensor = torch.linalg.solve_triangular(self.cholesky, jacobian.reshape(m * c, p).T, upper=False)
+        columns = jacobian.reshape(m * c, p).T.to(self.cholesky.dtype)
+        white: Tensor = torch.linalg.solve_triangular(self.cholesky, columns, upper=False)
         return white.reshape(p, m, c).permute(1, 0, 2)
 
     def covariance(self, jacobian: Tensor) -> Tensor:
         white = self.whiten(jacobian)
-        return white.transpose(1, 2) @ white
+        return (white.transpose(1, 2) @ white).to(jacobian.dtype)
 
     def variance(self, jacobian: Tensor) -> Tensor:
-        return self.whiten(jacobian).square().sum(1)
+        return self.whiten(jacobian).square().sum(1).to(jacobian.dtype)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        """L⁻ᵀ z ~ N(0, A⁻¹), (n_samples, P)."""
+        """L⁻ᵀ z ~ N(0, A⁻¹), (n_samples, P), in the dtype of A."""
         p, factor = len(self.cholesky), self.cholesky
         z = torch.randn(p, n_samples, generator=generator, dtype=factor.dtype, device=factor.device)
         draws: Tensor = torch.linalg.solve_triangular(factor.T, z, upper=True).T

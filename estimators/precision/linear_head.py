@@ -11,8 +11,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from estimators.errors import IndefiniteHessianError
 from estimators.memory import rows_per_chunk
-from estimators.precision.dense import DensePrecision
+from estimators.precision.dense import DensePrecision, smallest_allowed_ratio
 
 __all__ = ["DiagHead", "FullHead", "HeadPrecision", "KronHead"]
 
@@ -38,28 +39,31 @@ class HeadPrecision(ABC):
 
 
 class FullHead(HeadPrecision):
-    """A = Σₙ Λₙ ⊗ φₙφₙᵀ + diag δ, from curvature (C, E, C, E) and δ (C, E)."""
+    """A = Σₙ Λₙ ⊗ φₙφₙᵀ + diag δ, from curvature (C, E, C, E) and δ (C, E); computed in the dtype of the curvature."""
 
     def __init__(self, curvature: Tensor, prior_precision: Tensor) -> None:
-        self.shape = prior_precision.shape
+        self.shape, self.dtype = prior_precision.shape, prior_precision.dtype
         n = prior_precision.numel()
-        self.dense = DensePrecision(curvature.reshape(n, n) + prior_precision.reshape(n).diag())
+        matrix = curvature.reshape(n, n) + prior_precision.reshape(n).to(curvature.dtype).diag()
+        self.dense = DensePrecision(matrix, check_condition=not bool((prior_precision > 0).all()))
         self.inverse = torch.cholesky_inverse(self.dense.cholesky).reshape(*self.shape, *self.shape)
         self.diagonal_blocks = self.inverse.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
 
     def variance(self, features: Tensor) -> Tensor:
-        return torch.einsum("cme,me->mc", features @ self.diagonal_blocks, features)
+        wide = features.to(self.inverse.dtype)
+        return torch.einsum("cme,me->mc", wide @ self.diagonal_blocks, wide).to(features.dtype)
 
     def covariance(self, features: Tensor) -> Tensor:
         c, e = self.shape
         pieces = []
-        for part in features.split(rows_per_chunk(2 * c * c * e * features.element_size())):
+        wide = features.to(self.inverse.dtype)
+        for part in wide.split(rows_per_chunk(2 * c * c * e * wide.element_size())):
             left = (part @ self.inverse.permute(1, 0, 2, 3).reshape(e, -1)).reshape(-1, c, c, e)  # φᵀA⁻¹
             pieces.append(torch.einsum("mcke,me->mck", left, part))
-        return torch.cat(pieces)
+        return torch.cat(pieces).to(features.dtype)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        return self.dense.sample(n_samples, generator).reshape(n_samples, *self.shape)
+        return self.dense.sample(n_samples, generator).reshape(n_samples, *self.shape).to(self.dtype)
 
     def log_det(self) -> Tensor:
         return self.dense.log_det()
@@ -72,6 +76,8 @@ class KronHead(HeadPrecision):
         values, self.output_basis = torch.linalg.eigh(mean_hessian)
         moments, self.feature_basis = torch.linalg.eigh(features_gram)
         self.eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) + prior_precision
+        if prior_precision == 0:
+            _refuse_singular(self.eigenvalues)
 
     def _spectrum(self, features: Tensor) -> Tensor:
         """Variance along each output eigenvector, (M, C): Σ_e (Vᵀφ)²_e / (l_c q_e + δ)."""
@@ -105,6 +111,8 @@ class DiagHead(HeadPrecision):
 
     def __init__(self, diagonal: Tensor, prior_precision: Tensor) -> None:
         self.diagonal = diagonal + prior_precision
+        if not bool((prior_precision > 0).all()):
+            _refuse_singular(self.diagonal)
 
     def variance(self, features: Tensor) -> Tensor:
         return features.square() @ self.diagonal.reciprocal().T
@@ -119,3 +127,9 @@ class DiagHead(HeadPrecision):
 
     def log_det(self) -> Tensor:
         return self.diagonal.log().sum()
+
+
+def _refuse_singular(eigenvalues: Tensor) -> None:
+    smallest, largest = float(eigenvalues.min()), float(eigenvalues.max())
+    if smallest <= smallest_allowed_ratio(eigenvalues.dtype) * largest:
+        raise IndefiniteHessianError(smallest=smallest, largest=largest)

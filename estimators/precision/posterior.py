@@ -12,11 +12,13 @@ from torch import Tensor
 from estimators.curvature import dense_ggn, dense_hessian, ggn_rows
 from estimators.jacobians import JacobianRows
 from estimators.memory import refuse_if_too_large
-from estimators.objective import Objective
+from estimators.objective import Labels, Objective
 from estimators.precision import dense, dual
 from estimators.precision.base import Precision
 from estimators.precision.cg import CGPrecision, default_tolerance
+from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.precision.dense import DensePrecision
+from estimators.precision.dtype import algebra_dtype
 from estimators.precision.dual import DualPrecision
 
 __all__ = ["BUILDERS", "DataCurvature", "choose_inverse"]
@@ -38,7 +40,9 @@ class Matrix:
     exact_hessian: bool
 
     def precision(self, prior_precision: Tensor) -> Precision:
-        return DensePrecision(self.matrix + prior_precision.diag(), check_condition=self.exact_hessian)
+        doubtful = _is_doubtful(prior_precision, exact_hessian=self.exact_hessian)
+        prior = prior_precision.to(self.matrix.dtype)
+        return DensePrecision(self.matrix + prior.diag(), check_condition=doubtful)
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,22 @@ class Products:
     """Products with A of an objective, whose own prior is exchanged for the one asked for."""
 
     objective: Objective
+    exact_hessian: bool
 
     def precision(self, prior_precision: Tensor) -> Precision:
-        change = prior_precision - self.objective.prior.precision
-        return CGPrecision(
-            lambda v: self.objective.product(v) + v * change, tol=default_tolerance(self.objective.theta.dtype)
-        )
+        change, theta = prior_precision - self.objective.prior.precision, self.objective.theta
+
+        def product(v: Tensor) -> Tensor:
+            return self.objective.product(v) + v * change
+
+        if _is_doubtful(prior_precision, exact_hessian=self.exact_hessian):
+            refuse_indefinite_product(product, theta)
+        return CGPrecision(product, tol=default_tolerance(theta.dtype))
+
+
+def _is_doubtful(prior_precision: Tensor, *, exact_hessian: bool) -> bool:
+    """A GGN is positive definite wherever the prior is; nothing else can be taken for granted."""
+    return exact_hessian or not bool((prior_precision > 0).all())
 
 
 def build_matrix_ggn(objective: Objective, jacobian: JacobianRows) -> DataCurvature:
@@ -78,11 +92,12 @@ def build_rows(objective: Objective, jacobian: JacobianRows) -> DataCurvature:
     refuse_if_too_large(
         "the dual form", dual_bytes(objective), device=objective.theta.device, remedy='inverse="cg", or RegVar.'
     )
-    return Rows(torch.cat(list(ggn_rows(objective, jacobian))))
+    dtype = algebra_dtype(objective.theta.device)
+    return Rows(torch.cat([rows.to(dtype) for rows in ggn_rows(objective, jacobian)]))
 
 
 def build_products(objective: Objective, jacobian: JacobianRows) -> DataCurvature:  # noqa: ARG001
-    return Products(objective)
+    return Products(objective, exact_hessian=isinstance(objective.data_term, Labels))
 
 
 Builder = Callable[[Objective, JacobianRows], DataCurvature]
@@ -113,13 +128,13 @@ def n_ggn_rows(objective: Objective) -> int:
 def dense_bytes(objective: Objective) -> int:
     """Memory of the dense form: the data's matrix is kept beside the factor."""
     theta = objective.theta
-    return dense.bytes_needed(theta.numel(), theta.element_size())
+    return dense.bytes_needed(theta.numel(), algebra_dtype(theta.device).itemsize)
 
 
 def dual_bytes(objective: Objective) -> int:
     """Memory of the dual form."""
     theta = objective.theta
-    return dual.bytes_needed(n_ggn_rows(objective), theta.numel(), theta.element_size())
+    return dual.bytes_needed(n_ggn_rows(objective), theta.numel(), algebra_dtype(theta.device).itemsize)
 
 
 def _refuse_dense(objective: Objective) -> None:

@@ -1,0 +1,30 @@
+"""Refuse an A, known by its products, that is not positive definite: it has no inverse to read a variance from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from estimators.errors import IndefiniteHessianError
+from estimators.precision.block_cg import Product, krylov_basis
+from estimators.precision.dense import smallest_allowed_ratio
+
+__all__ = ["refuse_indefinite_product"]
+
+_COLUMNS, _SIZE = 4, 400
+
+
+def refuse_indefinite_product(product: Product, like: Tensor) -> None:
+    """Lanczos from random vectors, for θ (P,) `like`: the whole spectrum below 400 parameters, its ends beyond.
+
+    Solves alone cannot show it: a direction that leaves the outputs alone (query and key of attention turned together)
+    is orthogonal to every right-hand side J, and singular all the same.
+    Errors: IndefiniteHessianError where the smallest Ritz value is too small a part of the largest.
+    """
+    generator = torch.Generator(like.device).manual_seed(0)
+    start = torch.randn(_COLUMNS, like.numel(), generator=generator, dtype=like.dtype, device=like.device)
+    _, projected = krylov_basis(product, start, size=min(_SIZE, like.numel()))
+    ritz = torch.linalg.eigvalsh(projected)
+    smallest, largest = float(ritz[0]), float(ritz[-1])
+    if smallest <= smallest_allowed_ratio(like.dtype) * largest:
+        raise IndefiniteHessianError(smallest=smallest, largest=largest)

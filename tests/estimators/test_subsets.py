@@ -1,0 +1,145 @@
+"""Which parameters a posterior is over, and the flat vector θ that they make."""
+
+import pytest
+import torch
+from torch import nn
+
+from estimators import LastLayerLaplace, LinearizedLaplace, MeanAbsolute, RegVar
+from estimators.errors import OptionError
+from estimators.subsets import Subset, delta_of_names, matching_names
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3)).double().eval()
+
+
+def named(model, names):
+    parameters = dict(model.named_parameters())
+    return torch.cat([parameters[name].detach().reshape(-1) for name in names])
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        ("all", ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]),
+        ("*", ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]),
+        ("*.bias", ["0.bias", "2.bias", "4.bias"]),
+        ("2.*", ["2.weight", "2.bias"]),
+        ("[02].weight", ["0.weight", "2.weight"]),
+        ("4.weight", ["4.weight"]),
+        (["4.*", "0.bias"], ["0.bias", "4.weight", "4.bias"]),
+        (("2.bias", "no such name"), ["2.bias"]),
+    ],
+    ids=repr,
+)
+def test_globs_choose_parameters_in_the_models_own_order(model, spec, names):
+    assert matching_names(model, spec) == names
+
+
+def test_the_fitted_theta_is_that_of_the_chosen_parameters(make_problem):
+    problem = make_problem()
+    for spec, names in (("0.*", ["0.weight", "0.bias"]), ("last_layer", ["2.weight", "2.bias"])):
+        fitted = LinearizedLaplace(problem.model, problem.likelihood, subset_of_weights=spec).fit(problem.loader)
+        assert torch.equal(fitted.theta_, named(problem.model, names))
+
+
+def test_theta_is_a_copy(make_problem):
+    problem = make_problem()
+    fitted = LinearizedLaplace(problem.model, problem.likelihood).fit(problem.loader)
+    fitted.theta_.add_(1.0)
+    assert not torch.equal(fitted.theta_, named(problem.model, dict(problem.model.named_parameters())))
+
+
+def test_frozen_parameters_are_outside_of_every_subset(model):
+    model[2].requires_grad_(requires_grad=False)
+    assert matching_names(model, "all") == ["0.weight", "0.bias", "4.weight", "4.bias"]
+    assert matching_names(model, "*.bias") == ["0.bias", "4.bias"]
+    with pytest.raises(OptionError, match=r"'2\.\*', which matches none.*0\.weight"):
+        matching_names(model, "2.*")
+
+
+def test_a_model_without_trainable_parameters_is_refused(model):
+    model.requires_grad_(requires_grad=False)
+    with pytest.raises(OptionError, match="none"):
+        matching_names(model, "all")
+
+
+@pytest.mark.parametrize("estimator", [LinearizedLaplace, lambda *a, **k: RegVar(*a, regularizer=MeanAbsolute(), **k)])
+def test_a_pattern_without_a_match_is_refused_with_the_names_there_are(estimator, make_problem):
+    problem = make_problem()
+    with pytest.raises(OptionError, match=r"'encoder\.\*'.*0\.weight, 0\.bias"):
+        estimator(problem.model, problem.likelihood, subset_of_weights="encoder.*").fit(problem.loader)
+
+
+def test_last_layer_laplace_has_no_other_subset(model):
+    with pytest.raises(OptionError, match=r"'all'.*LinearizedLaplace"):
+        LastLayerLaplace(model, "classification", subset_of_weights="all")
+
+
+def test_flatten_and_unflatten_are_inverse_to_each_other(model):
+    subset = Subset.of(model, ["2.weight", "0.bias"])
+    theta = torch.arange(subset.n_parameters, dtype=torch.float64)
+    parts = subset.unflatten(theta)
+    assert {name: part.shape for name, part in parts.items()} == {"0.bias": (5,), "2.weight": (5, 5)}
+    assert torch.equal(subset.flatten(parts), theta)
+
+
+def test_slices_and_masks_say_where_each_parameter_lies(model):
+    subset = Subset.of(model, matching_names(model, "all"))
+    theta = subset.flatten(dict(model.named_parameters())).detach()
+    for name, place in subset.slices.items():
+        assert torch.equal(theta[place], dict(model.named_parameters())[name].detach().reshape(-1))
+        assert torch.equal(theta[subset.mask([name])], theta[place])
+    assert bool(subset.mask(list(subset.shapes)).all())
+    assert not bool(subset.mask([]).any())
+
+
+def test_a_number_is_the_precision_of_every_parameter(model):
+    subset = Subset.of(model, ["0.bias", "4.bias"])
+    like = torch.zeros(8, dtype=torch.float64)
+    assert torch.equal(delta_of_names(2.5, subset, like), torch.full((8,), 2.5, dtype=torch.float64))
+
+
+def test_the_first_matching_glob_counts(model):
+    subset = Subset.of(model, ["0.bias", "4.bias"])
+    delta = delta_of_names({"4.*": 3.0, "*.bias": 1.0, "0.*": 7.0}, subset, torch.zeros(8).double())
+    assert delta.tolist() == [1.0] * 5 + [3.0] * 3
+
+
+def test_a_mapping_without_a_match_for_a_parameter_is_refused(make_problem):
+    problem = make_problem()
+    estimator = LinearizedLaplace(problem.model, problem.likelihood, prior_precision={"0.*": 1.0, "2.weight": 2.0})
+    with pytest.raises(OptionError, match=r'without a match for \'2\.bias\'.*"\*"'):
+        estimator.fit(problem.loader)
+
+
+@pytest.mark.parametrize(
+    "bad", [0, 0.0, -1.0, float("nan"), float("inf"), {}, {"*": -1.0}, {"*": float("nan")}, "1.0", None], ids=repr
+)
+def test_a_precision_that_is_none_is_refused(bad, model):
+    for estimator in (LinearizedLaplace, LastLayerLaplace, RegVar):
+        with pytest.raises(OptionError, match=r"prior_precision > 0.*Try: "):
+            estimator(model, "classification", prior_precision=bad)
+
+
+def test_a_tied_parameter_is_counted_once():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    assert matching_names(model, "all") == ["0.weight", "0.bias", "2.bias"]
+
+
+def test_a_tied_weight_moves_in_both_places(make_problem, by_hand):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+            self.second = nn.Linear(3, 3)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(torch.tanh(self.first(x)))
+
+    problem = make_problem(model=Tied(), shape=(3,))
+    fitted = LinearizedLaplace(problem.model, problem.likelihood, prior_precision=problem.delta).fit(problem.loader)
+    assert torch.allclose(fitted.variance(problem.query), by_hand(problem).variance(problem.query), rtol=1e-9)
