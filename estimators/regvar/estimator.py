@@ -12,9 +12,9 @@ from estimators.base import UncertaintyEstimator
 from estimators.errors import UnsupportedError
 from estimators.likelihoods import Likelihood
 from estimators.objective import Objective
+from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.pytrees import PyTree, split_rows
 from estimators.regvar.centred import check_combination, refit_objective
-from estimators.regvar.definiteness import refuse_indefinite
 from estimators.regvar.readout import Readout
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
 from estimators.regvar.regularizers.posterior_draws import DrawReadout
@@ -76,8 +76,8 @@ class RegVar(UncertaintyEstimator):
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.fit_report_ = FitReport(relative_gradient(objective))
         self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
-        if self.curvature == "hessian" and self.centred:
-            refuse_indefinite(self.refit_objective_)
+        if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
+            refuse_indefinite_product(self.refit_objective_.product, objective.theta)
         self.readout_ = None if self.regularizer.at_query else self._solved(None, progress_bar=progress_bar)
 
     def _solved(self, x: PyTree, *, progress_bar: bool = False) -> Readout:

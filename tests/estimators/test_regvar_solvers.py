@@ -311,3 +311,11 @@ def test_inner_conjugate_gradients_solve_each_system_with_its_own_matrix():
     indefinite = conjugate_gradients(product, rhs, precondition=None, tol=1e-12, max_iter=50)
     assert indefinite.negative_curvature.tolist() == [False, True, False]
     assert bool(torch.isfinite(indefinite.solution).all())
+
+
+@pytest.mark.parametrize("solver", [LinearResponse(), NewtonRefit(), FineTune()], ids=repr)
+def test_a_singular_ggn_without_a_prior_is_refused_in_fit(solver):
+    model, likelihood, loader, _ = problem()
+    delta = {"2.bias": 0.0, "*": 2.0}  # adding a constant to all logits changes nothing
+    with pytest.raises(IndefiniteHessianError, match="singular"):
+        RegVar(model, likelihood, prior_precision=delta, solver=solver).fit(loader)
