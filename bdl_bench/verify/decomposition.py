@@ -124,5 +124,3 @@ def _link(name: str, change: str, before: Variance, after: Variance) -> Link:
     assert isinstance(before, Tensor)
     assert isinstance(after, Tensor)
     return Link(name, change, relative_error(after, before), float((after / before).mean()))
-
-

@@ -12,9 +12,7 @@ from torch.func import functional_call
 from bdl_bench.verify import reference as module
 
 ONE_PER_PROBLEM = [
-    case
-    for case in all_cases()
-    if (case.training, case.curvature, case.subset) == ("early", "hessian", "by_name")
+    case for case in all_cases() if (case.training, case.curvature, case.subset) == ("early", "hessian", "by_name")
 ]
 
 
@@ -31,7 +29,9 @@ def gradient_at(reference):
 @pytest.mark.parametrize("case", ONE_PER_PROBLEM, ids=str)
 def test_the_hessian_is_the_difference_of_gradients(case):
     reference = case.reference
-    assert relative_error(reference.precision("hessian"), by_differences(gradient_at(reference), reference.theta)) < 1e-7
+    assert (
+        relative_error(reference.precision("hessian"), by_differences(gradient_at(reference), reference.theta)) < 1e-7
+    )
 
 
 @pytest.mark.parametrize("case", ONE_PER_PROBLEM, ids=str)
@@ -62,7 +62,9 @@ def test_the_hessian_is_right_through_layer_norm():
     model = layer_norm_network()
     x, y = torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 2, dtype=torch.float64)
     reference = DenseReference(model, [(x, y)], [n for n, _ in model.named_parameters()], "regression", sigma=0.7)
-    assert relative_error(reference.precision("hessian"), by_differences(gradient_at(reference), reference.theta)) < 1e-7
+    assert (
+        relative_error(reference.precision("hessian"), by_differences(gradient_at(reference), reference.theta)) < 1e-7
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""Error against λ on logarithmic axes, with the fitted slopes."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from bdl_bench.verify.ladder import Ladder
+from bdl_bench.verify.orders import QUADRATIC
+from bdl_bench.verify.proof import Proof
+
+__all__ = ["ladder_figure", "to_bytes"]
+
+_COLOURS = {"forward": "#b3541e", "central": "#0b5c8a"}
+_INK, _GUIDE = "#3b4350", "#cfd5dc"
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "text.color": _INK,
+    "axes.edgecolor": _GUIDE,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "svg.hashsalt": "bdl-bench",
+}
+_COLUMNS = 4
+
+
+def ladder_figure(proofs: Sequence[Proof]) -> Figure:
+    """One panel a proof that has ladders: measured errors as points, the fitted line over the rungs it was fitted to."""
+    shown = [proof for proof in proofs if proof.ladders]
+    columns = max(1, min(_COLUMNS, len(shown)))
+    lines = max(1, math.ceil(len(shown) / columns))
+    with rc_context(_STYLE):
+        width = 5.5 if columns == 1 else 3.3 * columns
+        figure = Figure(figsize=(width, 3.4 * lines if columns == 1 else 2.9 * lines), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
+        for axes, proof in zip(panels, shown, strict=False):
+            _draw(axes, proof)
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+        if not shown:
+            panels[0].text(0.5, 0.5, "no ladder: the curvature was refused", ha="center", va="center")
+    return figure
+
+
+def to_bytes(figure: Figure, form: str) -> bytes:
+    """The figure as "png" or "svg"."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if form == "svg" else {}
+    with rc_context(_STYLE):
+        figure.savefig(buffer, format=form, dpi=150, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _draw(axes: Axes, proof: Proof) -> None:
+    for difference, ladder in proof.ladders.items():
+        _draw_ladder(axes, difference, ladder)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.axhline(QUADRATIC, color=_GUIDE, linewidth=0.8, linestyle=":")
+    axes.set_title(f"{proof.name}\n{proof.curvature}, weights: {proof.subset}, P = {proof.n_parameters}", fontsize=7)
+    axes.set_xlabel("λ")
+    axes.set_ylabel("relative error of the covariance")
+    axes.legend(frameon=False, fontsize=7)
+
+
+def _draw_ladder(axes: Axes, difference: str, ladder: Ladder) -> None:
+    colour, order = _COLOURS[difference], ladder.order
+    rungs = [(lam, error) for lam, error in zip(ladder.lams, ladder.errors, strict=True) if error is not None]
+    label = f"{difference}: {order.note}" if order.slope is None else f"{difference}: slope {order.slope:.2f}"
+    points = [max(error, 1e-17) for _, error in rungs]
+    axes.plot([lam for lam, _ in rungs], points, "o", color=colour, markersize=3.5, label=label)
+    if order.slope is not None and order.constant is not None:
+        line = [order.constant * lam**order.slope for lam in order.lams]
+        axes.plot(order.lams, line, color=colour, linewidth=1)

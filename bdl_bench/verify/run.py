@@ -1,0 +1,137 @@
+"""`bdl-bench verify`: a proof on one's own model, or on a covering of the zoo; a table, a figure, and files of both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from bdl_bench.atomic import write_bytes, write_text
+from bdl_bench.problem import Problem, rows
+from bdl_bench.verify.cases import Case, covering
+from bdl_bench.verify.ladder import LAMS
+from bdl_bench.verify.plot import ladder_figure, to_bytes
+from bdl_bench.verify.proof import Claim, Proof, prove
+from bdl_bench.verify.subject import Subject
+from bdl_bench.verify.table import to_json, to_markdown
+from estimators.errors import OptionError
+from estimators.last_linear import last_linear_names
+from estimators.model_checks import check_model
+from estimators.pytrees import PyTree, concatenate, n_rows, select_rows
+from estimators.subsets import SubsetSpec, matching_names
+from estimators.training import train_map
+
+__all__ = ["VerifyResult", "verify_problem", "verify_zoo", "write_result"]
+
+Listener = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """The proofs, and the directory with verify.json, verify.md, ladder.png and ladder.svg."""
+
+    proofs: tuple[Proof, ...]
+    out: Path
+
+    @property
+    def holds(self) -> bool:
+        """Whether every bound holds."""
+        return not any(proof.failures() for proof in self.proofs)
+
+
+def verify_problem(
+    problem: Problem,
+    *,
+    out: Path,
+    name: str = "your model",
+    curvature: str = "ggn",
+    subset_of_weights: SubsetSpec = "all",
+    lams: Sequence[float] = LAMS,
+    n_points: int = 4,
+) -> VerifyResult:
+    """Prove RegVar on a problem's trained network, at the first `n_points` rows of its test loader.
+
+    The network is copied; the copy is trained where the problem has a recipe, and is in float64.
+    Errors: OptionError, TooLargeError (the reference is dense), and those of the estimators' `fit`.
+    """
+    if curvature not in ("ggn", "hessian"):
+        raise OptionError('curvature "ggn" or "hessian"', received=repr(curvature), remedy='use "ggn".')
+    if n_points < 1:
+        raise OptionError("n_points >= 1", received=str(n_points), remedy="4 is enough to see a disagreement.")
+    subject, notes = _subject(problem, n_points)
+    claim = Claim(curvature, subset_of_weights, _names(subject, subset_of_weights))
+    proof = prove(subject, claim, name=name, lams=lams)
+    return write_result([replace(proof, notes=tuple(notes))], out)
+
+
+def verify_zoo(*, out: Path, listener: Listener | None = None, cases: Iterable[Case] | None = None) -> VerifyResult:
+    """Prove a covering of the zoo: each pair of architecture, likelihood, training, curvature and weights once."""
+    proofs = []
+    for case in covering() if cases is None else cases:
+        if listener is not None:
+            listener(str(case))
+        claim = Claim(case.curvature, case.subset_of_weights, case.names)
+        name = f"{case.architecture}, {case.likelihood}, {case.training}"
+        proofs.append(prove(case.problem, claim, name=name, split=False))
+    return write_result(proofs, out)
+
+
+def write_result(proofs: Sequence[Proof], out: Path) -> VerifyResult:
+    """Write verify.json, verify.md, ladder.png and ladder.svg into `out`, each whole or not at all."""
+    figure = ladder_figure(proofs)
+    for form in ("png", "svg"):
+        write_bytes(out / f"ladder.{form}", to_bytes(figure, form))
+    write_text(out / "verify.md", to_markdown(proofs) + "\n![error against λ](ladder.svg)\n")
+    write_text(out / "verify.json", to_json(proofs))
+    return VerifyResult(tuple(proofs), out)
+
+
+def _subject(problem: Problem, n_points: int) -> tuple[Subject, list[str]]:
+    """The problem in float64 on the CPU, and what was done to it, in words."""
+    model, notes = copy.deepcopy(problem.model).cpu(), []
+    if problem.recipe is not None:
+        train_map(
+            model, problem.likelihood, problem.train, prior_precision=problem.prior_precision, recipe=problem.recipe
+        )
+        notes.append(f"trained here by {problem.recipe!r}")
+    found = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()} - {"float64"})
+    if found:
+        notes.append(f"the network is in {', '.join(found)}; everything was measured on a copy in float64")
+    model = model.double().eval()
+    check_model(model)
+    batches = [_in_double((batch.x, batch.y)) for batch in rows(problem.train)]
+    queries = concatenate([batch.x for batch in _first_rows(problem, n_points)])
+    x, _ = _in_double((select_rows(queries, slice(0, n_points)), torch.zeros(1)))
+    return Subject(model, problem.likelihood, problem.prior_precision, batches, x), notes
+
+
+def _first_rows(problem: Problem, n_points: int) -> list[PyTree]:
+    taken, batches = 0, []
+    for batch in rows(problem.test):
+        batches.append(batch)
+        taken += n_rows(batch.x)
+        if taken >= n_points:
+            break
+    return batches
+
+
+def _in_double(batch: tuple[PyTree, Tensor]) -> tuple[PyTree, Tensor]:
+    """Floating tensors in float64, on the CPU; token indices and labels as they are."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().cpu()
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    double: tuple[PyTree, Tensor] = pytree.tree_map_only(Tensor, cast, batch)
+    return double
+
+
+def _names(subject: Subject, subset: SubsetSpec) -> list[str]:
+    if subset == "last_layer":
+        return last_linear_names(subject.model, subject.batches[0][0])
+    return matching_names(subject.model, subset)
