@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -18,7 +20,9 @@ from bdl_bench.methods import METHODS
 from bdl_bench.progress import shown
 from bdl_bench.records import Record
 from bdl_bench.report import write_report
-from bdl_bench.tasks import TASKS
+from bdl_bench.tasks import TASKS, resolve_task
+from bdl_bench.verify.run import VerifyResult, verify_problem, verify_zoo
+from bdl_bench.verify.table import to_terminal
 from estimators.errors import EstimatorError
 
 __all__ = ["app", "main"]
@@ -48,7 +52,7 @@ def compare(
 ) -> None:
     """Train each task once a seed, fit every method on it, and write records and a report."""
     names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
-    directory = out or Path("bdl-results") / f"{datetime.now():%Y-%m-%d_%H%M%S}"
+    directory = out or _directory()
     grid = Grid(names, methods.split(","), range(seeds), directory, device, Workers(jobs, threads))
     try:
         check_executor(executor)
@@ -59,6 +63,29 @@ def compare(
     _print_totals(records)
     print(write_report(directory).resolve())
     raise typer.Exit(FAILED if any(record.status == "failed" for record in records) else 0)
+
+
+@app.command()
+def verify(
+    task: Annotated[str | None, typer.Argument(help="A bundled task; none: a covering of small networks.")] = None,
+    *,
+    model: Annotated[str | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
+    curvature: Annotated[str, typer.Option(help="ggn or hessian, of the network proved on.")] = "ggn",
+    subset: Annotated[str, typer.Option(help="all, last_layer, or globs with commas between them.")] = "all",
+    points: Annotated[int, typer.Option(min=1, help="Rows of the test loader to prove it at.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the problem.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Where to write.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads; more pays for large networks.")] = 1,
+) -> None:
+    """Prove RegVar against a dense reference: λ ladder, orders of convergence, and where an error comes from."""
+    torch.set_num_threads(threads)
+    try:
+        result = _verified(model or task, _Wanted(curvature, subset, points, seed, out or _directory()))
+    except EstimatorError as error:
+        raise _usage(error) from error
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(to_terminal(result.proofs))
+    print((result.out / "verify.md").resolve())
+    raise typer.Exit(0 if result.holds else FAILED)
 
 
 @app.command()
@@ -88,6 +115,35 @@ def list_() -> None:
 def main() -> None:
     """The entry point of `bdl-bench`."""
     app()
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What `verify` was asked for."""
+
+    curvature: str
+    subset: str
+    points: int
+    seed: int
+    out: Path
+
+
+def _verified(name: str | None, wanted: _Wanted) -> VerifyResult:
+    if name is None:
+        return verify_zoo(out=wanted.out, listener=lambda case: print(case, flush=True))
+    subset = wanted.subset.split(",")
+    return verify_problem(
+        resolve_task(name).problem(wanted.seed),
+        out=wanted.out,
+        name=name,
+        curvature=wanted.curvature,
+        subset_of_weights=subset[0] if len(subset) == 1 else subset,
+        n_points=wanted.points,
+    )
+
+
+def _directory() -> Path:
+    return Path("bdl-results") / f"{datetime.now():%Y-%m-%d_%H%M%S}"
 
 
 def _run(grid: Grid) -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ __all__ = ["ladder_figure", "to_bytes"]
 
 _COLOURS = {"forward": "#b3541e", "central": "#0b5c8a"}
 _INK, _GUIDE = "#3b4350", "#cfd5dc"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "text.color": _INK,
@@ -35,7 +36,7 @@ _COLUMNS = 4
 
 
 def ladder_figure(proofs: Sequence[Proof]) -> Figure:
-    """One panel a proof that has ladders: measured errors as points, the fitted line over the rungs it was fitted to."""
+    """One panel a proof with ladders: measured errors as points, the fitted line over the rungs it was fitted to."""
     shown = [proof for proof in proofs if proof.ladders]
     columns = max(1, min(_COLUMNS, len(shown)))
     lines = max(1, math.ceil(len(shown) / columns))

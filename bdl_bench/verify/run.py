@@ -52,7 +52,7 @@ def verify_problem(
     curvature: str = "ggn",
     subset_of_weights: SubsetSpec = "all",
     lams: Sequence[float] = LAMS,
-    n_points: int = 4,
+    n_points: int = 8,
 ) -> VerifyResult:
     """Prove RegVar on a problem's trained network, at the first `n_points` rows of its test loader.
 
@@ -62,7 +62,7 @@ def verify_problem(
     if curvature not in ("ggn", "hessian"):
         raise OptionError('curvature "ggn" or "hessian"', received=repr(curvature), remedy='use "ggn".')
     if n_points < 1:
-        raise OptionError("n_points >= 1", received=str(n_points), remedy="4 is enough to see a disagreement.")
+        raise OptionError("n_points >= 1", received=str(n_points), remedy="8 are enough to see a disagreement.")
     subject, notes = _subject(problem, n_points)
     claim = Claim(curvature, subset_of_weights, _names(subject, subset_of_weights))
     proof = prove(subject, claim, name=name, lams=lams)

@@ -31,12 +31,12 @@ _HEADER = (
     "best rung",
     "verdict",
 )
-_LEGEND = """Errors are max |difference| / max |reference|, of the covariance at the queries, against a dense reference that
-shares no code with the library. *Exact routes*: the worst of `LinearizedLaplace` (Cholesky, CG, and the dual form for the
-GGN) and `RegVar(Pointwise(), LinearResponse())`; bound 1e-8. *Slopes*: of log error over log λ of
+_LEGEND = """Errors are max |difference| / max |reference|, of the covariance at the queries, against a dense reference
+that shares no code with the library. *Exact routes*: the worst of `LinearizedLaplace` (Cholesky, CG, and the dual form
+for the GGN) and `RegVar(Pointwise(), LinearResponse())`; bound 1e-8. *Slopes*: of log error over log λ of
 `RegVar(Pointwise(), NewtonRefit(λ, difference))`, fitted between the non-linear end and round-off; bounds 1 ± 0.1 and
-2 ± 0.15; "quadratic": error at most 1e-9 at every λ. *Error at 1e-4* and *best rung*: of central differences; bounds 2e-4
-and 1e-6. *Relative gradient*: ‖∇L‖/‖δθ̂‖ at θ̂, 0 where it is stationary."""
+2 ± 0.15; "quadratic": error at most 1e-9 at every λ. *Error at 1e-4* and *best rung*: of central differences; bounds
+2e-4 and 1e-6. *Relative gradient*: ‖∇L‖/‖δθ̂‖ at θ̂, 0 where it is stationary."""
 
 
 def write_table(proofs: Sequence[Proof], path: Path) -> None:
@@ -100,9 +100,7 @@ def _links_table(proof: Proof) -> Table:
     title = f"{escape(proof.name)}: where the error of posterior draws comes from"
     table = Table("part", "from → to", "error", "mean ratio", title=title, box=None, title_justify="left")
     for link in proof.links:
-        table.add_row(
-            link.name, link.change, _error(link.error) if not link.note else link.note, _ratio(link.mean_ratio)
-        )
+        table.add_row(link.name, link.change, escape(link.note) or _error(link.error), _ratio(link.mean_ratio))
     return table
 
 

@@ -8,7 +8,13 @@ from estimators.errors import IndefiniteHessianError
 
 INVERSES = {"ggn": ("cholesky", "cg", "dual"), "hessian": ("cholesky", "cg")}
 SINGULAR = singular_cases()
-REST = [case for case in all_cases() if case not in SINGULAR]
+LATER = pytest.mark.verification
+REST = [
+    # stationary or stopped early: all; ends of other kinds: all weights by default, the rest with the full suite
+    pytest.param(case, marks=[] if case.training in ("polished", "early") or case.subset == "all" else [LATER])
+    for case in all_cases()
+    if case not in SINGULAR
+]
 TOLERANCE = 1e-8
 
 

@@ -22,16 +22,14 @@ def by_differences(function, at, step=1e-5):
     return torch.stack(columns, -1)
 
 
-def gradient_at(reference):
-    return torch.func.grad(reference.energy)
+def hessian_by_differences(reference):
+    return by_differences(torch.func.grad(reference.energy), reference.theta)
 
 
 @pytest.mark.parametrize("case", ONE_PER_PROBLEM, ids=str)
 def test_the_hessian_is_the_difference_of_gradients(case):
     reference = case.reference
-    assert (
-        relative_error(reference.precision("hessian"), by_differences(gradient_at(reference), reference.theta)) < 1e-7
-    )
+    assert relative_error(reference.precision("hessian"), hessian_by_differences(reference)) < 1e-7
 
 
 @pytest.mark.parametrize("case", ONE_PER_PROBLEM, ids=str)
@@ -62,9 +60,7 @@ def test_the_hessian_is_right_through_layer_norm():
     model = layer_norm_network()
     x, y = torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 2, dtype=torch.float64)
     reference = DenseReference(model, [(x, y)], [n for n, _ in model.named_parameters()], "regression", sigma=0.7)
-    assert (
-        relative_error(reference.precision("hessian"), by_differences(gradient_at(reference), reference.theta)) < 1e-7
-    )
+    assert relative_error(reference.precision("hessian"), hessian_by_differences(reference)) < 1e-7
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,8 @@ def test_mean_absolute_is_the_sign_weighted_mean_covariance(case):
 def test_signed_probes_are_signs_around_the_joint_covariance(case):
     x = case.problem.queries
     regularizer = SignedProbes(PROBES, seed=4)
-    signs = regularizer.signs(
-        fitted(RegVar, case, regularizer=regularizer, solver=SOLVER).objective_, case.reference.outputs(x)
-    )
+    objective = fitted(RegVar, case, regularizer=regularizer, solver=SOLVER).objective_
+    signs = regularizer.signs(objective, case.reference.outputs(x))
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     exact = dense.signed_probes_variance(case.reference, x, case.curvature, signs)
     assert relative_error(variance(case, regularizer), exact) < 1e-8
