@@ -39,7 +39,7 @@ class Head:
         """φ (M, E) at θ̂, with a 1 appended where the bias is a parameter."""
         seen: list[Tensor] = []
         linear = self.network.module.get_submodule(self.layer.name)
-        hook = linear.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+        hook = linear.register_forward_pre_hook(lambda _module, args: seen.append(args[0].clone()))
         try:
             self.network.outputs(x)
         finally:

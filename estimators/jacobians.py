@@ -70,7 +70,12 @@ def _collect_sequential(module: nn.Module, leaves: list[nn.Module]) -> bool:
     if type(module) is nn.Sequential:
         return all([_collect_sequential(child, leaves) for child in module])
     leaves.append(module)
-    return type(module) in _KNOWN_LAYERS
+    return type(module) in _KNOWN_LAYERS and _has_plain_padding(module)
+
+
+def _has_plain_padding(module: nn.Module) -> bool:
+    """Zeros, in numbers: BackPACK ignores other modes, and "same" makes its convolutions over rows warn."""
+    return getattr(module, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(module, "padding", 0), str)
 
 
 def _has_tied_parameters(module: nn.Module) -> bool:
@@ -88,6 +93,7 @@ class _BackpackRows:
         self.module = copy.deepcopy(network.module)
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in network.subset.shapes)
+        _work_out_of_place(self.module)
         extend(self.module)
         self._checked = False
 
@@ -124,6 +130,18 @@ class _BackpackRows:
         self._checked = True
 
 
+def _work_out_of_place(module: nn.Module) -> None:
+    """Activations that overwrite their input: backward hooks forbid it, and in a Sequential the values are the same."""
+    for layer in module.modules():
+        if getattr(layer, "inplace", False):
+            layer.inplace = False  # type: ignore[assignment]
+
+
 def _with_gradient(x: PyTree) -> PyTree:
-    """x as a leaf that needs a gradient: BackPACK's module hooks fire fully only then."""
+    """x as a leaf that needs a gradient: BackPACK's module hooks fire fully only then.
+
+    A dict holds the one argument of a Sequential by its name.
+    """
+    if isinstance(x, dict):
+        (x,) = x.values()
     return x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x

@@ -64,12 +64,32 @@ def _producers(module: nn.Module, x: PyTree) -> list[str]:
         return lambda _module, _args, output: calls.append((name, output))
 
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward:
             layer.register_forward_hook(recorder(name))
-    with torch.no_grad():
-        f = output_tensor(module(**x) if isinstance(x, dict) else module(x))
+    f = _outputs(module, x)
     names = [name for name, output in calls if output.shape == f.shape and torch.equal(output, f)]
-    return names if len({n for n, _ in calls}) == len(calls) else [n for n in names if _called_once(n, calls)]
+    return [name for name in names if _called_once(name, calls) and _passes_through(module, name, x, f)]
+
+
+def _outputs(module: nn.Module, x: PyTree) -> Tensor:
+    with torch.no_grad():
+        return output_tensor(module(**x) if isinstance(x, dict) else module(x))
+
+
+def _passes_through(module: nn.Module, name: str, x: PyTree, f: Tensor) -> bool:
+    """Whether the network returns what the layer gives, also values of either sign beyond its outputs f (B, C) on x.
+
+    Outputs that are empty or not finite say nothing; the checks of the data refuse them.
+    """
+    if not f.numel() or not bool(torch.isfinite(f).all()):
+        return True
+    reach = min(1 + 10 * float(f.abs().max()), torch.finfo(f.dtype).max / 4)
+    values = torch.linspace(-reach, reach, f.numel(), dtype=f.dtype, device=f.device).view_as(f)
+    hook = module.get_submodule(name).register_forward_hook(lambda *_: values.clone(), prepend=True)
+    try:
+        return torch.equal(_outputs(module, x), values)
+    finally:
+        hook.remove()
 
 
 def _called_once(name: str, calls: list[tuple[str, Tensor]]) -> bool:

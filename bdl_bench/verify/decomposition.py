@@ -48,7 +48,7 @@ def decompose(
 ) -> list[Link]:
     """The links for the weights `subset`, called `names` in the model, at the subject's queries."""
     chain = _Chain(subject, subset, PosteriorDraws(n_draws, seed=seed))
-    ggn = subject.reference(names).variance(subject.queries, "ggn")
+    ggn = _exact(subject, names, "ggn")
     solved = chain.variance(LinearResponse(tol=1e-10))
     tuned = chain.variance(FineTune())
     at = "" if chain.lam is None else f" at λ = {chain.lam:.2g}"
@@ -97,14 +97,14 @@ def _hessian_variance(subject: Subject, names: list[str]) -> Variance:
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
     if smallest <= _SINGULAR * largest:
         return f"no positive definite Hessian here: smallest eigenvalue {smallest:.2g}, largest {largest:.2g}"
-    return reference.variance(subject.queries, "hessian")
+    return _exact(subject, names, "hessian")
 
 
 def _structure_gap(subject: Subject, names: list[str], ggn: Tensor) -> Link:
     """From all weights to the chosen ones, or to the last layer where all are chosen."""
     everything = names_of(subject.model)
     if set(names) != set(everything):
-        whole = subject.reference(everything).variance(subject.queries, "ggn")
+        whole = _exact(subject, everything, "ggn")
         return _link("structure gap", "GGN of all weights → of the chosen ones", whole, ggn)
     return _link("structure gap", "GGN of all weights → of the last layer", ggn, _last_layer_variance(subject))
 
@@ -114,7 +114,12 @@ def _last_layer_variance(subject: Subject) -> Variance:
         names = last_linear_names(subject.model, subject.batches[0][0])
     except EstimatorError as error:
         return f"{type(error).__name__}: {error.received}"
-    return subject.reference(names).variance(subject.queries, "ggn")
+    return _exact(subject, names, "ggn")
+
+
+def _exact(subject: Subject, names: list[str], curvature: str) -> Tensor:
+    """The reference's variance over these parameters, (M, C)."""
+    return subject.reference(names).covariance(subject.queries, curvature).diagonal(dim1=1, dim2=2)
 
 
 def _link(name: str, change: str, before: Variance, after: Variance) -> Link:

@@ -69,7 +69,8 @@ def _draw(axes: Axes, proof: Proof) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.axhline(QUADRATIC, color=_GUIDE, linewidth=0.8, linestyle=":")
-    axes.set_title(f"{proof.name}\n{proof.curvature}, weights: {proof.subset}, P = {proof.n_parameters}", fontsize=7)
+    title = f"{proof.name}\n{proof.curvature}, P = {proof.n_parameters}\nweights: {proof.subset}"
+    axes.set_title(title, fontsize=7)
     axes.set_xlabel("λ")
     axes.set_ylabel("relative error of the covariance")
     axes.legend(frameon=False, fontsize=7)

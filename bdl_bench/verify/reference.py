@@ -83,10 +83,6 @@ class DenseReference:
         """f(x; θ̂), (M, C)."""
         return self._outputs(self.theta, x).detach()
 
-    def variance(self, x: Inputs, curvature: str) -> Tensor:
-        """The diagonal of `covariance`, (M, C)."""
-        return self.covariance(x, curvature).diagonal(dim1=1, dim2=2)
-
     def jacobian(self, x: Inputs) -> Tensor:
         """∂f/∂θ (M, C, P), one backward pass for each row and output."""
         theta = self.theta.requires_grad_()

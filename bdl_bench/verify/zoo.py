@@ -30,7 +30,7 @@ LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
 }
 TRAININGS = ("polished", "early", "minibatch", "retuned")
 _EARLY = 1.2
-_ROWS, _BATCH, _OUTPUTS = 26, 7, {"regression": 2, "classification": 3, "binary": 2}
+_ROWS, _LOADED, _BATCH, _OUTPUTS = 26, 15, 7, {"regression": 2, "classification": 3, "binary": 2}
 
 
 @cache
@@ -46,7 +46,7 @@ def zoo_problem(architecture: str, likelihood: str, training: str, seed: int, de
         x = torch.randn(_ROWS, *INPUT_SHAPES[architecture], dtype=torch.float64)
         y = _targets(likelihood, x)
         queries = 1.3 * torch.randn(2, *INPUT_SHAPES[architecture], dtype=torch.float64)
-    batches = list(zip(x.split(_BATCH), y.split(_BATCH), strict=True))
+    batches = list(zip(x.split(_LOADED), y.split(_LOADED), strict=True))
     problem = Subject(model, LIKELIHOODS[likelihood](), delta, batches, queries)
     _TRAIN[training](problem)
     return problem

@@ -29,6 +29,10 @@ def make_problem(dtype=torch.float64, width=4, **options):
     return Problem(model, "classification", loader, loader, loader, prior_precision=1.5, **options)
 
 
+def diagonal(covariance):
+    return covariance.diagonal(dim1=1, dim2=2)
+
+
 @pytest.fixture(scope="module")
 def links():
     case = Case("mlp", "classification", "polished", "ggn", "all")
@@ -38,11 +42,12 @@ def links():
 def test_each_part_of_the_error_is_a_difference_of_two_variances(links):
     case, parts = links
     reference, x = case.reference, case.problem.queries
-    ggn, hessian = reference.variance(x, "ggn"), reference.variance(x, "hessian")
+    ggn, hessian = (diagonal(reference.covariance(x, curvature)) for curvature in ("ggn", "hessian"))
     assert parts["curvature gap"].error == pytest.approx(relative_error(ggn, hessian))
     assert parts["curvature gap"].mean_ratio == pytest.approx(float((ggn / hessian).mean()))
-    head = case.problem.reference([name for name in case.names if name.startswith("2.")]).variance(x, "ggn")
-    assert parts["structure gap"].error == pytest.approx(relative_error(head, ggn))
+    head = case.problem.reference([name for name in case.names if name.startswith("2.")])
+    last = diagonal(head.covariance(x, "ggn"))
+    assert parts["structure gap"].error == pytest.approx(relative_error(last, ggn))
 
 
 def test_the_parts_have_the_sizes_that_their_names_promise(links):
@@ -107,7 +112,7 @@ def test_an_indefinite_hessian_is_a_verdict_and_not_a_failure(tmp_path):
 
 
 def test_a_network_too_large_for_the_dense_reference_is_refused_with_its_size(tmp_path):
-    with pytest.raises(TooLargeError, match=r"20,?000.*|1[0-9]{2},[0-9]{3} parameters") as caught:
+    with pytest.raises(TooLargeError, match="140,003 parameters") as caught:
         verify_problem(make_problem(width=20_000), out=tmp_path)
     assert caught.value.bytes_needed > caught.value.bytes_available
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from estimators import Categorical, Gaussian, LastLayerLaplace, LinearizedLaplace
+from estimators import Bernoulli, Categorical, Gaussian, LastLayerLaplace, LinearizedLaplace
 
 DELTA, SIGMA = 2.5, 0.5
 NETWORKS = {
@@ -109,3 +109,36 @@ def test_probit_probabilities_are_those_of_laplace_torch(network, laplace):
     ours = LinearizedLaplace(model, likelihood, prior_precision=DELTA).fit(loader).predict(query)
     expected = peer(laplace, model, "classification", loader, "all")(query, link_approx="probit")
     assert torch.allclose(ours.probs, expected, rtol=1e-6)
+
+
+class TwoLogits(nn.Module):
+    """One logit f as the two logits (0, f): the peer has no Bernoulli likelihood."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        f = self.model(x)
+        return torch.cat([torch.zeros_like(f), f], dim=1)
+
+
+@cases
+@pytest.mark.parametrize("inverse", ["cholesky", "dual", "cg"])
+def test_the_binary_covariance_is_that_of_a_softmax_over_nothing_and_the_logit(network, inverse, laplace):
+    _, _, loader, query = problem(network, "classification")
+    model = NETWORKS[network][0](1).eval()
+    rows = [(x, (y == 1)) for x, y in loader]
+    ours = LinearizedLaplace(model, Bernoulli(), prior_precision=DELTA, inverse=inverse)
+    ours.fit([(x, y[:, None].to(x.dtype)) for x, y in rows])
+    x, y = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    theirs = peer(
+        laplace,
+        TwoLogits(model),
+        "classification",
+        DataLoader(TensorDataset(x, y.long()), batch_size=6),
+        "all",
+    )
+    _, covariance = theirs._glm_predictive_distribution(query)
+    agree(ours.covariance(query), covariance[:, 1:, 1:])
+    assert float(covariance[:, 0].abs().max()) == 0

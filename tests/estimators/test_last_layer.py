@@ -1,4 +1,4 @@
-"""Last-layer Laplace in closed form: an independent second route to the same numbers, and which layer it takes."""
+"""Last-layer Laplace in closed form: an independent second route to the same numbers."""
 
 import math
 
@@ -8,7 +8,6 @@ from torch import nn
 
 from estimators import LastLayerLaplace, LinearizedLaplace
 from estimators.errors import IndefiniteHessianError, ModelError, OptionError, TooLargeError, UnsupportedError
-from estimators.last_linear import find_last_linear
 
 kinds = pytest.mark.parametrize("kind", ["regression", "classification", "binary"])
 structures = pytest.mark.parametrize("structure", ["full", "kron", "diag"])
@@ -239,107 +238,6 @@ def test_an_unknown_structure_is_refused(bad, make_problem):
     problem = make_problem()
     with pytest.raises(OptionError, match=rf"'diag', 'full', 'kron'.*{bad}"):
         LastLayerLaplace(problem.model, problem.likelihood, hessian_structure=bad)
-
-
-class Branches(nn.Module):
-    """An auxiliary head is called last and does not make the output; a subclass of Linear does."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.auxiliary, self.classifier = nn.Linear(4, 5), nn.Linear(5, 3), nn.modules.linear.Linear(5, 3)
-
-    def forward(self, x):
-        hidden = torch.tanh(self.body(x))
-        f = self.classifier(hidden)
-        self.auxiliary(hidden)
-        return f
-
-
-def test_the_layer_that_makes_the_output_is_found_not_the_one_defined_last(make_problem):
-    problem = make_problem(model=Branches())
-    assert find_last_linear(problem.model, problem.x).name == "classifier"
-    assert list(fit(problem).network_.subset.shapes) == ["classifier.weight", "classifier.bias"]
-    assert list(exact(problem).network_.subset.shapes) == ["classifier.weight", "classifier.bias"]
-
-
-def test_the_layer_may_be_named(make_problem):
-    problem = make_problem(model=Branches())
-    named, found = fit(problem, last_layer_name="classifier"), fit(problem)
-    assert torch.equal(named.variance(problem.query), found.variance(problem.query))
-
-
-@pytest.mark.parametrize("name", ["auxiliary", "body", "head", ""])
-def test_a_name_that_is_not_the_layer_of_the_output_is_refused_with_the_one_that_is(name, make_problem):
-    problem = make_problem(model=Branches())
-    with pytest.raises(ModelError, match=rf"linear layer '{name}'.*\['classifier'\] produce the output"):
-        fit(problem, last_layer_name=name)
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.second.weight = self.first.weight
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
-
-
-class Recurrent(nn.Module):
-    """The last layer is also an earlier one."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.layer(torch.tanh(self.layer(x)))
-
-
-class Scaled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return 2 * self.layer(x)
-
-
-def frozen():
-    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
-    model[2].weight.requires_grad_(requires_grad=False)
-    return model
-
-
-UNUSABLE = {
-    "tied to another": (Tied, r"a weight shared by \['first\.weight', 'second\.weight'\]"),
-    "called twice": (Recurrent, r"\[\] produce the output"),
-    "frozen": (frozen, "a frozen one"),
-    "scaled afterwards": (Scaled, r"\['layer'\], of which \[\] produce the output"),
-    "none": (lambda: nn.Bilinear(4, 4, 3), "without nn.Linear"),
-}
-
-
-class Doubled(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x, x) if isinstance(self.inner, nn.Bilinear) else self.inner(x)
-
-
-@pytest.mark.parametrize("case", UNUSABLE)
-@pytest.mark.parametrize("by", [fit, exact])
-def test_a_last_layer_that_has_no_closed_form_is_refused(case, by, make_problem, untouched):
-    build, received = UNUSABLE[case]
-    problem = make_problem(model=Doubled(build()))
-    problem.y = problem.y.clamp(max=2)
-    received = (
-        received.replace("'first", "'inner.first").replace("'second", "'inner.second").replace("'layer", "'inner.layer")
-    )
-    with untouched(problem.model), pytest.raises(ModelError, match=rf"Received .*{received}.*Try: "):
-        by(problem)
 
 
 def test_features_with_a_time_axis_are_left_to_the_other_route(make_problem):
