@@ -25,7 +25,7 @@ from estimators import LastLayerLaplace, LinearizedLaplace
 __all__ = ["main"]
 
 _REPEATS, _ROWS, _QUERIES = 3, 1000, 50
-_NOTE = """Both kron forms are Kronecker approximations, but not the same one: ours is mean Λ ⊗ Σ φφᵀ with the bias in φ,
+_NOTE = """Both kron forms are Kronecker approximations, but not the same: ours is mean Λ ⊗ Σ φφᵀ with the bias in φ,
 laplace-torch gives the bias a factor of its own."""
 
 
