@@ -57,7 +57,7 @@ def to_terminal(proofs: Sequence[Proof]) -> Group:
     for proof in proofs:
         style = "red" if proof.failures() else ""
         table.add_row(*(escape(cell) for cell in _cells(proof)), style=style)
-    parts: list[Table | str] = [table]
+    parts: list[Group | Table | str] = [table]
     for proof in proofs:
         parts += [f"[red]{escape(proof.name)}: {escape(failure)}[/red]" for failure in proof.failures()]
         parts += [escape(f"{proof.name}: {note}") for note in proof.notes]
@@ -96,12 +96,13 @@ def _details(proof: Proof) -> list[str]:
     return ["", f"## {proof.name}", "", *lines] if lines else []
 
 
-def _links_table(proof: Proof) -> Table:
+def _links_table(proof: Proof) -> Group:
     title = f"{escape(proof.name)}: where the error of posterior draws comes from"
     table = Table("part", "from → to", "error", "mean ratio", title=title, box=None, title_justify="left")
     for link in proof.links:
-        table.add_row(link.name, link.change, escape(link.note) or _error(link.error), _ratio(link.mean_ratio))
-    return table
+        table.add_row(link.name, link.change, _error(link.error), _ratio(link.mean_ratio))
+    notes = [f"{link.name}: {link.note}" for link in proof.links if link.note]
+    return Group(table, *(escape(note) for note in notes))
 
 
 def _cells(proof: Proof) -> tuple[str, ...]:
@@ -138,6 +139,6 @@ def _ratio(value: float | None) -> str:
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells) + " |"
 
     return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]
