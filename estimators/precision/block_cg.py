@@ -26,14 +26,21 @@ _BASIS_BYTES = 2**31
 
 @dataclass(frozen=True)
 class BlockSolution:
-    """`solution` (K, P) of A u = b with relative residuals (K,), and the last basis W (r, P) with T = W A Wᵀ (r, r)."""
+    """`solution` (K, P) of A u = b, `remainder` b − A u (K, P), and its relative norms `residuals` (K,).
+
+    The last Krylov space: basis W (r, P), T = W A Wᵀ (r, r), and the block Q (k, P) that would have come next, with
+    `coupling` Q A Wᵀ (k, r): A Wᵀ = Wᵀ T + Qᵀ coupling.
+    """
 
     solution: Tensor
+    remainder: Tensor
     residuals: Tensor
     iterations: int
     products: int
     basis: Tensor
     projected: Tensor
+    next_block: Tensor
+    coupling: Tensor
 
 
 def block_cg(
@@ -43,11 +50,13 @@ def block_cg(
     start: Tensor | None = None,
     tol: float = 1e-6,
     max_iter: int = 1000,
+    must_converge: bool = True,
 ) -> BlockSolution:
     """Solve A u = b for right_hand_sides (K, P), from `start` (K, P) or zero, to ‖b − A u‖ ≤ tol ‖b‖.
 
     The basis is bounded by 2 GiB: beyond it the iteration restarts from the current u.
-    Errors: IndefiniteHessianError where T has a negative eigenvalue; ConvergenceError after `max_iter` iterations.
+    Errors: IndefiniteHessianError where T has a negative eigenvalue; ConvergenceError after `max_iter` iterations,
+    unless what is reached by then is good enough (`must_converge` False).
     """
     scale = right_hand_sides.norm(dim=1).clamp_min(torch.finfo(right_hand_sides.dtype).tiny)
     u = torch.zeros_like(right_hand_sides) if start is None else start.clone()
@@ -66,13 +75,16 @@ def block_cg(
         relative = cycle.residual_norms() / scale
         if cycle.done(tol * scale) or iterations >= max_iter:
             break
-    if bool((relative > tol).any()):
+    if must_converge and bool((relative > tol).any()):
         raise ConvergenceError(
             f"a relative residual of at most {tol:g} within {max_iter} iterations",
             received=f"{float(relative.max()):.3g} after {iterations}",
             remedy="raise max_iter, loosen tol, or use a larger prior_precision (a better conditioned A).",
         )
-    return BlockSolution(u, relative, iterations, products, cycle.basis, cycle.projected)
+    remainder, coupling = cycle.remainder(), cycle.full_coupling()
+    return BlockSolution(
+        u, remainder, relative, iterations, products, cycle.basis, cycle.projected, cycle.block, coupling
+    )
 
 
 class _Cycle:
@@ -95,9 +107,25 @@ class _Cycle:
 
     def residual_norms(self) -> Tensor:
         """‖b − A u‖ of each right-hand side, from the coupling of the space to the next block."""
-        last = self.coefficients[len(self.coefficients) - self.coupling.shape[1] :] if len(self.basis) else None
-        norms: Tensor = (self.coupling if last is None else self.coupling @ last).norm(dim=0)
+        norms: Tensor = self._along_next().norm(dim=0)
         return norms
+
+    def remainder(self) -> Tensor:
+        """b − A u, (K, P): all of it lies along the next block."""
+        along = self._along_next()
+        return (-along if len(self.basis) else along).T @ self.block
+
+    def full_coupling(self) -> Tensor:
+        """Q A Wᵀ (k, r): the next block couples to the last one only."""
+        coupling = self.coupling.new_zeros(len(self.block), len(self.basis))
+        if len(self.basis):
+            coupling[:, len(self.basis) - self.coupling.shape[1] :] = self.coupling
+        return coupling
+
+    def _along_next(self) -> Tensor:
+        if not len(self.basis):
+            return self.coupling
+        return self.coupling @ self.coefficients[len(self.coefficients) - self.coupling.shape[1] :]
 
     def extend(self) -> None:
         image = self.product(self.block)  # W_j → A W_j

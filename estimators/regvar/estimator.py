@@ -15,9 +15,9 @@ from estimators.objective import Objective
 from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.pytrees import PyTree, split_rows
 from estimators.regvar.centred import check_combination, refit_objective
+from estimators.regvar.draw_readout import BoundedReadout, DrawReadout
 from estimators.regvar.readout import Readout
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
-from estimators.regvar.regularizers.posterior_draws import DrawReadout
 from estimators.regvar.report import FitReport, energy_error, relative_gradient
 from estimators.regvar.solvers import FineTune, Solver
 from estimators.subsets import SubsetSpec
@@ -85,10 +85,10 @@ class RegVar(UncertaintyEstimator):
         objective = self.refit_objective_
         penalty, read = self.regularizer.pose(objective, x)
         solution = self.solver.solve(objective, penalty, progress_bar=progress_bar)
-        readout = read(solution.displacement)
+        readout = read(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
         if isinstance(readout, DrawReadout):
-            energy = energy_error(objective, penalty, solution.displacement)
+            energy = energy_error(objective, penalty, solution)
             self.fit_report_ = replace(self.fit_report_, energy=energy, exact_block=readout.exact_block)
         return readout
 
@@ -109,6 +109,20 @@ class RegVar(UncertaintyEstimator):
         """Monte-Carlo standard error of `variance`, (M, C); of SignedProbes, ParameterProbes and PosteriorDraws."""
         self._check_query(x)
         return torch.cat([readout.standard_error(part) for readout, part in self._readouts(x)])
+
+    def variance_bounds(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        """lower(x) ≤ J A⁻¹ Jᵀ ≤ upper(x), both (M, C): certain, from the Krylov space that the draws were solved in.
+
+        Errors: UnsupportedError where the draws are read by their mean square or there are none.
+        """
+        self._check_query(x)
+        if not isinstance(self.readout_, BoundedReadout):
+            raise UnsupportedError(
+                "posterior draws read between the bounds of a Krylov space",
+                received=f"{self.regularizer!r} by {self.solver!r}",
+                remedy='regularizer=PosteriorDraws(readout="bounds"), solver=LinearResponse().',
+            )
+        return self.readout_.bounds.variance(x)
 
     def _readouts(self, x: PyTree) -> list[tuple[Readout, PyTree]]:
         """The fitted readout for x, or solves for pieces of x that fit into memory."""

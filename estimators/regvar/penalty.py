@@ -18,12 +18,14 @@ class Penalty(ABC):
     """K scalars r_k(θ).
 
     direction (K, P) = ∇r_k(θ̂);  start (K, P) or None: a first guess of A⁻¹∇r_k;  items: a pytree of tensors with
-    leading dimension K, what tells one r_k from the next.
+    leading dimension K, what tells one r_k from the next;  budget: how many products with A a replica are worth
+    spending by a solver without a tolerance of its own, None where the answer is to be exact.
     """
 
     direction: Tensor
     items: PyTree
     start: Tensor | None = None
+    budget: int | None = None
 
     @abstractmethod
     def value(self, theta: Tensor, item: PyTree, x: PyTree, share: float) -> Tensor:
@@ -37,9 +39,11 @@ class Tilt(Penalty):
     centre: Tensor | None = None
 
     @classmethod
-    def along(cls, direction: Tensor, centre: Tensor, *, start: Tensor | None = None) -> Tilt:
+    def along(
+        cls, direction: Tensor, centre: Tensor, *, start: Tensor | None = None, budget: int | None = None
+    ) -> Tilt:
         """Tilts by direction (K, P) about centre (P,)."""
-        return cls(direction, direction, start, centre)
+        return cls(direction, direction, start, budget, centre)
 
     def value(self, theta: Tensor, item: PyTree, x: PyTree, share: float) -> Tensor:  # noqa: ARG002
         assert self.centre is not None

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from estimators.objective import Objective
 from estimators.regvar.penalty import Penalty
-from estimators.regvar.solvers.base import SolverReport
+from estimators.regvar.solvers.base import Solution, SolverReport
 
 __all__ = ["EnergyError", "FitReport", "energy_error", "relative_gradient"]
 
@@ -51,10 +50,11 @@ def relative_gradient(objective: Objective) -> float:
     return float(total.norm() / scale.clamp_min(torch.finfo(total.dtype).tiny))
 
 
-def energy_error(objective: Objective, penalty: Penalty, displacement: Tensor) -> EnergyError:
+def energy_error(objective: Objective, penalty: Penalty, solution: Solution) -> EnergyError:
     """Of draws ξ = direction, started at z/√δ, ended at u = displacement, all (K, P)."""
     assert penalty.start is not None
-    image = objective.product(displacement)  # u → A u
+    displacement = solution.displacement
+    image = objective.product(displacement) if solution.image is None else solution.image  # u → A u
     drawn = (penalty.direction != 0).any(0)
     n, delta = float(drawn.sum()), objective.prior.precision
     from_prior = torch.where(delta > 0, delta * penalty.start.square(), 1.0)[:, drawn].sum(1)  # ‖z‖²

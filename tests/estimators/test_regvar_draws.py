@@ -1,4 +1,4 @@
-"""PosteriorDraws: unbiased, with relative error √(2/K), and sharper with the exact block."""
+"""PosteriorDraws read by their mean square: unbiased, with relative error √(2/K), sharper with the exact block."""
 
 import math
 
@@ -37,7 +37,7 @@ def problem(kind="classification", c=3, n=37):
 
 
 def draws(model, likelihood, loader, k, seed, block):
-    regularizer = PosteriorDraws(k, seed=seed, exact_block=block)
+    regularizer = PosteriorDraws(k, seed=seed, exact_block=block, readout="draws")
     return RegVar(model, likelihood, prior_precision=1.7, regularizer=regularizer, solver=LinearResponse()).fit(loader)
 
 
@@ -110,7 +110,7 @@ def test_the_standard_error_is_root_two_over_k_of_the_drawn_part():
 @pytest.mark.parametrize("block", [None, "last_layer"])
 def test_the_energy_error_falls_by_the_squared_distance_to_the_solution(block):
     model, likelihood, loader, _ = problem()
-    parts = {"prior_precision": 1.7, "regularizer": PosteriorDraws(400, exact_block=block)}
+    parts = {"prior_precision": 1.7, "regularizer": PosteriorDraws(400, exact_block=block, readout="draws")}
     short = FineTune(recipe=Recipe(epochs=3, optimizer="sgd", lr="auto"))
     rough = RegVar(model, likelihood, solver=short, **parts).fit(loader)
     exact = RegVar(model, likelihood, solver=LinearResponse(), **parts).fit(loader)
@@ -219,7 +219,7 @@ def test_parameters_without_a_prior_are_drawn_too():
     assert torch.allclose(fitted.fit(loader).variance(x), exact, rtol=5 * math.sqrt(2 / 4000))
 
 
-@pytest.mark.parametrize("bad", [{"n_draws": 0}, {"n_draws": 2.5}, {"exact_block": "first_layer"}])
+@pytest.mark.parametrize("bad", [{"n_draws": 0}, {"n_draws": 2.5}, {"exact_block": "first_layer"}, {"readout": "mean"}])
 def test_bad_options_are_refused(bad):
     with pytest.raises(OptionError, match=str(next(iter(bad.values())))):
         PosteriorDraws(**bad)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from cases import all_cases, covering
+from cases import all_cases, covering, singular_cases
 
 from bdl_bench.verify.proof import Claim, prove
 from bdl_bench.verify.table import write_table
@@ -72,8 +72,9 @@ def test_the_covering_has_every_pair_that_can_be_proved():
 @pytest.mark.verification
 @pytest.mark.parametrize("case", all_cases(), ids=str)
 def test_every_case_and_every_rung(case, collected):
+    smallest, _ = case.spectrum()
+    if smallest > 0 and not case.well_posed and case not in singular_cases():
+        pytest.skip(f"smallest eigenvalue {smallest:.2g}, below a tenth of the prior precision")
     proof = proof_of(case)
     collected.append(proof)
-    if proof.definite and not case.well_posed:
-        pytest.skip(f"smallest eigenvalue {proof.spectrum[0]:.2g}, below a tenth of the prior precision")
     assert proof.failures() == []

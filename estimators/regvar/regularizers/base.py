@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from estimators.errors import OptionError
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.readout import Readout
+from estimators.regvar.solvers.base import Solution
 
 __all__ = ["Posed", "Regularizer", "checked_count", "probe_generator"]
 
-Read = Callable[[Tensor], Readout]
+Read = Callable[[Solution], Readout]
 Posed = tuple[Penalty, Read]
 
 
@@ -34,7 +34,7 @@ class Regularizer(ABC):
 
     @abstractmethod
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:
-        """The penalty at the queries x (None for regularizers at fit), and what turns its displacement to a readout."""
+        """The penalty at the queries x (None for regularizers at fit), and what turns its solution to a readout."""
 
     def rows_at_once(self, objective: Objective, n_outputs: int) -> int | None:  # noqa: ARG002
         """How many query rows to solve for together; None for all of them."""

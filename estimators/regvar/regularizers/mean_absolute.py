@@ -35,7 +35,7 @@ class MeanAbsolute(Regularizer):
             direction += network.vjp(batch.x, f.sign()[None]) / (objective.batches.n_data * f.shape[-1])
         items = direction.new_zeros(1)
         penalty = _MeanAbsoluteOutputs(direction, items, network=network, n_data=objective.batches.n_data)
-        return penalty, lambda displacement: _AbsoluteResponse(network, displacement)
+        return penalty, lambda solution: _AbsoluteResponse(network, solution.displacement)
 
 
 @dataclass(frozen=True)

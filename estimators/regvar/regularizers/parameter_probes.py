@@ -35,8 +35,8 @@ class ParameterProbes(Regularizer):
         generator = probe_generator(objective, self.seed)
         u = torch.randn(self.n_probes, theta.numel(), generator=generator, dtype=theta.dtype, device=theta.device)
         penalty = Tilt.along(u, theta)
-        return penalty, lambda displacement: Products(
-            lambda query: network.jvp(query, displacement) * network.jvp(query, u)
+        return penalty, lambda solution: Products(
+            lambda query: network.jvp(query, solution.displacement) * network.jvp(query, u)
         )
 
 

@@ -46,7 +46,7 @@ class Pointwise(Regularizer):
         picks = torch.eye(d, dtype=slopes.dtype, device=slopes.device).repeat(m, 1)
         items = (select_rows(x, rows), picks)
         penalty = _OutputValue(slopes.reshape(m * d, p), items, network=network, of=self.of)
-        return penalty, lambda displacement: _Columns(slopes, displacement.reshape(m, d, p))
+        return penalty, lambda solution: _Columns(slopes, solution.displacement.reshape(m, d, p))
 
     def rows_at_once(self, objective: Objective, n_outputs: int) -> int | None:
         size = objective.theta.numel() * objective.theta.element_size()

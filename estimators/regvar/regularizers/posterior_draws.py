@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from estimators.errors import OptionError, UnsupportedError
-from estimators.network import Network
+from estimators.errors import OptionError
 from estimators.noise import precision_noise
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
+from estimators.regvar.bounds import VarianceBounds
+from estimators.regvar.draw_readout import BoundedReadout, DrawReadout
 from estimators.regvar.exact_block import ExactBlock, find_exact_block
 from estimators.regvar.penalty import Tilt
-from estimators.regvar.readout import Readout
-from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
+from estimators.regvar.regularizers.base import Posed, Read, Regularizer, checked_count, probe_generator
+from estimators.regvar.solvers.base import Solution
 
 __all__ = ["PosteriorDraws"]
+
+_LARGE = 1000
+_PRODUCTS = 10  # with A a draw, everything counted, where bounds are read: docs/math.md, section 5
 
 
 class PosteriorDraws(Regularizer):
@@ -32,19 +34,29 @@ class PosteriorDraws(Regularizer):
         seed: of the draws.
         exact_block: "auto" (the last layer where it is linear, trainable, untied, within the subset and small enough to
             factor, else none), "last_layer", or None.
+        readout: "draws" (the mean square: unbiased), "bounds" (a place between two bounds of the variance at each x,
+            which the solver's Krylov space gives; the draws say which place: sharper by far, and needs LinearResponse
+            and a prior on every parameter), or "auto": bounds where the solver has them, unless exact_block=None asks
+            for plain Monte Carlo or there are fewer than 1,000 parameters, for which LinearizedLaplace is exact.
     """
 
     needs_ggn = True
 
-    def __init__(self, n_draws: int = 16, seed: int = 0, exact_block: str | None = "auto") -> None:
+    def __init__(
+        self, n_draws: int = 16, seed: int = 0, exact_block: str | None = "auto", readout: str = "auto"
+    ) -> None:
         if exact_block not in ("auto", "last_layer", None):
             raise OptionError(
                 'exact_block "auto", "last_layer" or None', received=repr(exact_block), remedy='use "auto".'
             )
+        if readout not in ("auto", "draws", "bounds"):
+            raise OptionError('readout "auto", "draws" or "bounds"', received=repr(readout), remedy='use "auto".')
         self.n_draws, self.seed, self.exact_block = checked_count("n_draws", n_draws), seed, exact_block
+        self.readout = readout
 
     def __repr__(self) -> str:
-        return f"PosteriorDraws(n_draws={self.n_draws}, seed={self.seed}, exact_block={self.exact_block!r})"
+        block = f"exact_block={self.exact_block!r}"
+        return f"PosteriorDraws(n_draws={self.n_draws}, seed={self.seed}, {block}, readout={self.readout!r})"
 
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:  # noqa: ARG002
         block, reason = find_exact_block(objective, self.exact_block)
@@ -53,45 +65,33 @@ class PosteriorDraws(Regularizer):
         if block is not None:
             xi = block.without_block(objective, xi)
             start = torch.where(block.mask, 0.0, start)
-        penalty = Tilt.along(xi, objective.theta, start=start)
-        return penalty, lambda displacement: DrawReadout(objective.network, displacement, block, reason)
+        bounded = self._wants_bounds(objective)
+        budget = _PRODUCTS - 1 - (block is not None) if bounded else None  # one for ξ, one for the block
+        penalty = Tilt.along(xi, objective.theta, start=start, budget=budget)
+        return penalty, self._read(objective, block, reason, bounded=bounded)
+
+    def _wants_bounds(self, objective: Objective) -> bool:
+        if self.readout != "auto":
+            return self.readout == "bounds"
+        large = objective.theta.numel() >= _LARGE
+        return large and self.exact_block is not None and bool((objective.prior.precision > 0).all())
+
+    def _read(self, objective: Objective, block: ExactBlock | None, reason: str, *, bounded: bool) -> Read:
+        def read(solution: Solution) -> DrawReadout:
+            draws = DrawReadout(objective.network, solution.displacement, block, reason)
+            if bounded and solution.space is not None:
+                return BoundedReadout(draws, VarianceBounds.of(objective.network, solution.space, block), objective)
+            if self.readout == "bounds":
+                raise OptionError(
+                    'a solver with a Krylov space and a prior on every parameter for readout="bounds"',
+                    received=solution.report.solver,
+                    remedy='solver=LinearResponse(), or readout="draws".',
+                )
+            return draws
+
+        return read
 
 
 def _prior_draw(z: Tensor, prior_precision: Tensor) -> Tensor:
     """z/√δ, a draw from the prior: already the answer where the data say nothing; 0 where δ = 0."""
     return torch.where(prior_precision > 0, z / prior_precision.clamp_min(torch.finfo(z.dtype).tiny).sqrt(), 0.0)
-
-
-class DrawReadout(Readout):
-    """Mean squared response of K draws, plus the exact block's own variance."""
-
-    def __init__(self, network: Network, displacement: Tensor, block: ExactBlock | None, reason: str) -> None:
-        self.network, self.displacement = network, displacement
-        self.block, self.exact_block = block, reason
-
-    def drawn_variance(self, x: PyTree) -> Tensor:
-        """The part that the draws estimate, (M, C)."""
-        return self.network.jvp(x, self.displacement).square().mean(0)
-
-    def variance(self, x: PyTree) -> Tensor:
-        drawn = self.drawn_variance(x)
-        return drawn if self.block is None else self.block.variance(x) + drawn
-
-    def covariance(self, x: PyTree) -> Tensor:
-        response = self.network.jvp(x, self.displacement)
-        drawn = torch.einsum("kmc,kmd->mcd", response, response) / len(response)
-        return drawn if self.block is None else self.block.covariance(x) + drawn
-
-    def sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
-        if n_samples > len(self.displacement):
-            raise UnsupportedError(
-                f"at most {len(self.displacement)} function samples, one a posterior draw",
-                received=str(n_samples),
-                remedy=f"PosteriorDraws(n_draws={n_samples}).",
-            )
-        response = self.network.jvp(x, self.displacement[:n_samples])
-        return response if self.block is None else response + self.block.sample(x, n_samples, generator)
-
-    def standard_error(self, x: PyTree) -> Tensor:
-        """√(2/K) of the drawn part: the response is Gaussian."""
-        return self.drawn_variance(x) * math.sqrt(2 / len(self.displacement))

@@ -38,7 +38,7 @@ class SignedProbes(Regularizer):
         signs = self.signs(objective, network.outputs(x))
         direction = network.vjp(x, signs)  # Jᵀ s, summed over the query set
         penalty = _SignedSum(direction, signs, network=network, queries=x)
-        return penalty, lambda displacement: Products(lambda _: signs * network.jvp(x, displacement))
+        return penalty, lambda solution: Products(lambda _: signs * network.jvp(x, solution.displacement))
 
     def signs(self, objective: Objective, f: Tensor) -> Tensor:
         """±1, (K, M, C), for outputs f (M, C)."""

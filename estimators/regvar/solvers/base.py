@@ -11,6 +11,7 @@ from torch import Tensor
 
 from estimators.errors import OptionError
 from estimators.objective import Objective
+from estimators.precision.krylov_space import KrylovSpace
 from estimators.regvar.penalty import Penalty
 
 __all__ = ["Solution", "Solver", "SolverReport", "checked_lam"]
@@ -37,10 +38,12 @@ class SolverReport:
 
 @dataclass(frozen=True)
 class Solution:
-    """Displacements (K, P) ≈ A⁻¹∇r, and the report."""
+    """Displacements (K, P) ≈ A⁻¹∇r, and the report; where the solver has them, A·displacement and its Krylov space."""
 
     displacement: Tensor
     report: SolverReport
+    image: Tensor | None = None
+    space: KrylovSpace | None = None
 
 
 class Solver(ABC):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from estimators.objective import Objective
-from estimators.precision.block_cg import block_cg
+from estimators.precision.block_cg import BlockSolution, block_cg
 from estimators.precision.cg import default_tolerance
+from estimators.precision.krylov_space import KrylovSpace
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport
 
@@ -14,8 +18,12 @@ __all__ = ["LinearResponse"]
 class LinearResponse(Solver):
     """A u = ∇r for all replicas in one Krylov space, started at the penalty's first guess. No λ: it is the limit.
 
+    Solved in the coordinates where the prior is the identity, √δ θ, which is the same for a single δ and a
+    preconditioner for several. The space is handed on with the solution: posterior draws read bounds from it.
+
     Args:
-        tol: relative residual ‖A u − ∇r‖ / ‖∇r‖ to reach; None takes 1e-10 in float64, 1e-5 in float32.
+        tol: relative residual ‖A u − ∇r‖ / ‖∇r‖ to reach; None takes 1e-10 in float64, 1e-5 in float32, or stops at
+            the penalty's budget of products (posterior draws: they are noisy anyway).
         max_iter: block iterations, each one product with A a replica.
 
     Errors: ConvergenceError beyond max_iter, IndefiniteHessianError where A is met with a negative curvature.
@@ -30,14 +38,32 @@ class LinearResponse(Solver):
         return f"LinearResponse(tol={self.tol}, max_iter={self.max_iter})"
 
     def solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool = False) -> Solution:  # noqa: ARG002
-        tol = default_tolerance(objective.theta.dtype) if self.tol is None else self.tol
-        solved = block_cg(objective.product, penalty.direction, start=penalty.start, tol=tol, max_iter=self.max_iter)
-        replicas = len(penalty.direction)
+        delta = objective.prior.precision
+        whitens = bool((delta > 0).all())
+        scale = delta.rsqrt() if whitens else torch.ones_like(delta)
+        solved = self._solved(objective, penalty, scale)
         report = SolverReport(
             repr(self),
-            replicas=replicas,
-            passes=solved.products / replicas,
+            replicas=len(penalty.direction),
+            passes=solved.products / len(penalty.direction),
             iterations=solved.iterations,
             residual=float(solved.residuals.max()),
         )
-        return Solution(solved.solution, report)
+        return Solution(
+            solved.solution * scale,
+            report,
+            image=penalty.direction - solved.remainder / scale,
+            space=KrylovSpace.of(solved, scale) if whitens and solved.iterations else None,
+        )
+
+    def _solved(self, objective: Objective, penalty: Penalty, scale: Tensor) -> BlockSolution:
+        """ũ with (s A s) ũ = s ∇r, u = s ũ."""
+        budget = penalty.budget if self.tol is None else None
+        return block_cg(
+            lambda v: scale * objective.product(scale * v),
+            scale * penalty.direction,
+            start=None if penalty.start is None else penalty.start / scale,
+            tol=default_tolerance(objective.theta.dtype) if self.tol is None else self.tol,
+            max_iter=self.max_iter if budget is None else min(self.max_iter, max(1, budget - 1)),  # one for the start
+            must_converge=budget is None,
+        )

@@ -52,7 +52,7 @@ class NewtonRefit(Solver):
         difference: str = "central",
         *,
         tol: float = 1e-9,
-        max_iter: int = 60,
+        max_iter: int = 30,
         preconditioner: str | None = "auto",
     ) -> None:
         self.lam, self.difference = float(checked_lam(lam, auto=False)), checked_difference(difference)

@@ -1,0 +1,114 @@
+"""Reading posterior draws: their mean square, or a place between the bounds of the space they were solved in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from estimators.errors import UnsupportedError
+from estimators.network import Network
+from estimators.objective import Objective
+from estimators.pytrees import PyTree, concatenate, n_rows, select_rows
+from estimators.regvar.bounds import VarianceBounds
+from estimators.regvar.exact_block import ExactBlock
+from estimators.regvar.readout import Readout
+
+__all__ = ["BoundedReadout", "DrawReadout"]
+
+_FEWEST, _MOST, _SHARE = 16, 256, 0.1  # training rows for the level: a tenth of them, within limits
+
+
+class DrawReadout(Readout):
+    """Mean squared response of K draws, plus the exact block's own variance."""
+
+    def __init__(self, network: Network, displacement: Tensor, block: ExactBlock | None, reason: str) -> None:
+        self.network, self.displacement = network, displacement
+        self.block, self.exact_block = block, reason
+
+    def drawn_variance(self, x: PyTree) -> Tensor:
+        """The part that the draws estimate, (M, C)."""
+        return self.network.jvp(x, self.displacement).square().mean(0)
+
+    def variance(self, x: PyTree) -> Tensor:
+        drawn = self.drawn_variance(x)
+        return drawn if self.block is None else self.block.variance(x) + drawn
+
+    def covariance(self, x: PyTree) -> Tensor:
+        response = self.network.jvp(x, self.displacement)
+        drawn = torch.einsum("kmc,kmd->mcd", response, response) / len(response)
+        return drawn if self.block is None else self.block.covariance(x) + drawn
+
+    def sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+        if n_samples > len(self.displacement):
+            raise UnsupportedError(
+                f"at most {len(self.displacement)} function samples, one a posterior draw",
+                received=str(n_samples),
+                remedy=f"PosteriorDraws(n_draws={n_samples}).",
+            )
+        response = self.network.jvp(x, self.displacement[:n_samples])
+        return response if self.block is None else response + self.block.sample(x, n_samples, generator)
+
+    def standard_error(self, x: PyTree) -> Tensor:
+        """√(2/K) of the drawn part."""
+        return self.drawn_variance(x) * math.sqrt(2 / len(self.displacement))
+
+
+@dataclass(frozen=True)
+class Level:
+    """Where between the bounds the draws' variance lies, on average over some training rows; and its standard error."""
+
+    place: float
+    error: float
+
+    @classmethod
+    def of(cls, draws: DrawReadout, bounds: VarianceBounds, objective: Objective) -> Level:
+        """From a tenth of the training rows."""
+        x = _some_rows(objective)
+        lower, upper = bounds.variance(x)
+        response = draws.network.jvp(x, draws.displacement).square()  # (K, M, C)
+        known = torch.zeros_like(lower) if draws.block is None else draws.block.variance(x)
+        width = (upper - lower).sum()
+        if not float(width) > 1e-9 * float(upper.sum()):
+            return cls(0.5, 0.5)  # the bounds have met
+        places = (response.sum((1, 2)) + (known - lower).sum()) / width  # one a draw
+        error = float(places.std()) / math.sqrt(len(places)) if len(places) > 1 else 0.5
+        return cls(float(places.mean().clamp(0, 1)), min(0.5, error))
+
+
+class BoundedReadout(DrawReadout):
+    """Shape from the Krylov space, level from the draws: lower + place·(upper − lower), place from the training rows.
+
+    Both bounds hold at every x, and the variance lies between them. Samples are the draws.
+    """
+
+    def __init__(self, draws: DrawReadout, bounds: VarianceBounds, objective: Objective) -> None:
+        super().__init__(draws.network, draws.displacement, draws.block, draws.exact_block)
+        self.bounds, self.level = bounds, Level.of(draws, bounds, objective)
+
+    def variance(self, x: PyTree) -> Tensor:
+        lower, upper = self.bounds.variance(x)
+        return torch.lerp(lower, upper, self.level.place)
+
+    def covariance(self, x: PyTree) -> Tensor:
+        lower, upper = self.bounds.covariance(x)
+        return torch.lerp(lower, upper, self.level.place)
+
+    def standard_error(self, x: PyTree) -> Tensor:
+        """Of the level alone; how far the shape may be off is bounded by `bounds`."""
+        lower, upper = self.bounds.variance(x)
+        return (upper - lower) * self.level.error
+
+
+def _some_rows(objective: Objective) -> PyTree:
+    """Rows of the first batches."""
+    wanted = min(_MOST, max(_FEWEST, int(_SHARE * objective.batches.n_data)))
+    taken: list[PyTree] = []
+    for batch in objective.batches:
+        taken.append(select_rows(batch.x, slice(0, wanted)))
+        wanted -= n_rows(taken[-1])
+        if wanted <= 0:
+            break
+    return concatenate(taken)

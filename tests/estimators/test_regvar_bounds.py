@@ -1,0 +1,209 @@
+"""The Krylov space of posterior draws bounds the variance from both sides; the draws say where between."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from estimators import FineTune, Gaussian, LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
+from estimators.errors import OptionError, UnsupportedError
+from estimators.precision.block_cg import block_cg
+from estimators.precision.krylov_space import KrylovSpace
+
+DELTAS = {"one": 1.7, "by name": {"0.*": 0.6, "*bias": 4.0, "*": 2.5}}
+
+
+def problem(kind="classification", width=12):
+    generator = torch.Generator().manual_seed(5)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3)).double().eval()
+    x = 2 * randn(53, 6)
+    y = randn(53, 3) if kind == "regression" else torch.randint(0, 3, (53,), generator=generator)
+    loader = [(x[start : start + 20], y[start : start + 20]) for start in (0, 20, 40)]
+    return model, Gaussian(0.6) if kind == "regression" else kind, loader, 1.5 * randn(7, 6)
+
+
+def fitted(delta, *, n_draws=2, solver=None, dtype=torch.float64, kind="classification", readout="bounds", **options):
+    model, likelihood, loader, x = problem(kind)
+    model, loader = model.to(dtype), [(a.to(dtype), b.to(dtype) if b.is_floating_point() else b) for a, b in loader]
+    regvar = RegVar(
+        model,
+        likelihood,
+        prior_precision=delta,
+        regularizer=PosteriorDraws(n_draws, readout=readout, **options),
+        solver=solver or LinearResponse(),
+    )
+    return regvar.fit(loader), x.to(dtype)
+
+
+def exact(delta, kind="classification"):
+    model, likelihood, loader, _ = problem(kind)
+    return LinearizedLaplace(model, likelihood, prior_precision=delta, inverse="cholesky").fit(loader)
+
+
+def smallest(matrix):
+    return float(torch.linalg.eigvalsh(matrix).min())
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("delta", DELTAS.values(), ids=DELTAS)
+@pytest.mark.parametrize("block", ["auto", None])
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_both_bounds_hold_as_matrices_and_close_as_the_space_grows(kind, delta, block, iterations):
+    solver = LinearResponse(max_iter=iterations)
+    estimator, x = fitted(delta, kind=kind, solver=solver, exact_block=block)
+    truth = exact(delta, kind).covariance(x)
+    lower, upper = estimator.readout_.bounds.covariance(x)
+    assert smallest(truth - lower) > -1e-10
+    assert smallest(upper - truth) > -1e-10
+    assert float((upper - lower).diagonal(dim1=1, dim2=2).sum()) > 1e-3
+    if iterations > 1:
+        less, _ = fitted(delta, kind=kind, solver=LinearResponse(max_iter=1), exact_block=block)
+        low, high = less.readout_.bounds.covariance(x)
+        assert smallest(lower - low) > -1e-10
+        assert smallest(high - upper) > -1e-10
+
+
+def test_the_estimator_gives_its_bounds_and_says_when_it_has_none():
+    estimator, x = fitted(1.7)
+    lower, upper = estimator.variance_bounds(x)
+    variance = exact(1.7).variance(x)
+    assert bool((lower < variance).all())
+    assert bool((variance < upper).all())
+    plain, x = fitted(1.7, readout="draws")
+    with pytest.raises(UnsupportedError, match='readout="bounds"'):
+        plain.variance_bounds(x)
+
+
+@pytest.mark.parametrize("delta", DELTAS.values(), ids=DELTAS)
+def test_the_bounds_are_galerkin_with_the_exact_block_and_nystroem(delta):
+    estimator, x = fitted(delta, solver=LinearResponse(max_iter=3))
+    bounds, objective = estimator.readout_.bounds, estimator.refit_objective_
+    p, prior = objective.theta.numel(), objective.prior.precision
+    precision = objective.product(torch.eye(p, dtype=torch.float64))
+    basis = bounds.space.basis[: bounds.space.rank]
+    both = torch.cat([basis, torch.eye(p, dtype=torch.float64)[bounds.block.mask]])
+    galerkin = both.T @ torch.linalg.solve(both @ precision @ both.T, both)
+    data = precision - prior.diag()
+    seen = data @ basis.T @ torch.linalg.solve(basis @ data @ basis.T, basis @ data)
+    jacobian = estimator.network_.jacobian(x)
+    lower, upper = bounds.covariance(x)
+    assert torch.allclose(lower, jacobian @ galerkin @ jacobian.transpose(1, 2), rtol=1e-8, atol=1e-12)
+    assert torch.allclose(
+        upper, jacobian @ torch.linalg.inv(seen + prior.diag()) @ jacobian.transpose(1, 2), rtol=1e-8, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("delta", DELTAS.values(), ids=DELTAS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_space_that_is_exhausted_gives_the_exact_variance(delta, dtype):
+    estimator, x = fitted(delta, n_draws=40, dtype=dtype)
+    tolerance = 1e-9 if dtype == torch.float64 else 2e-4
+    assert torch.allclose(estimator.variance(x).double(), exact(delta).variance(x.double()), rtol=tolerance)
+    assert torch.allclose(estimator.covariance(x).double(), exact(delta).covariance(x.double()), rtol=tolerance,
+                          atol=tolerance)  # fmt: skip
+
+
+def test_the_variance_lies_between_the_bounds_above_the_last_layer_and_is_the_diagonal_of_the_covariance():
+    estimator, x = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2))
+    model, likelihood, loader, _ = problem()
+    variance, (lower, upper) = estimator.variance(x), estimator.readout_.bounds.variance(x)
+    assert bool(((lower < variance) & (variance < upper)).all())
+    assert bool((variance > LastLayerLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)).all())
+    assert torch.allclose(variance, estimator.covariance(x).diagonal(dim1=1, dim2=2))
+    assert torch.allclose(variance, torch.cat([estimator.variance(part) for part in x.split(2)]), rtol=1e-12)
+
+
+def test_the_shape_is_sharper_than_the_draws_and_the_level_is_theirs():
+    truth = exact(1.7)
+    errors = {}
+    for readout in ("bounds", "draws"):
+        found = []
+        for seed in range(30):
+            estimator, x = fitted(1.7, n_draws=4, seed=seed, readout=readout)
+            found.append(estimator.variance(x) / truth.variance(x) - 1)
+        errors[readout] = torch.stack(found)
+    rms = {readout: float(e.square().mean().sqrt()) for readout, e in errors.items()}
+    assert rms["bounds"] < 0.3 * rms["draws"]
+    a_seed = errors["bounds"].mean((1, 2))
+    assert float(a_seed.mean()) == pytest.approx(0, abs=4 * float(a_seed.std()) / math.sqrt(30))
+
+
+def test_without_a_tolerance_draws_stop_at_ten_products_each_and_with_one_they_reach_it():
+    short, _ = fitted(1.7, n_draws=3)
+    assert short.fit_report_.solver.iterations == 7
+    assert short.fit_report_.solver.passes == 8  # one for the start; with ξ and the block, ten
+    thorough, _ = fitted(1.7, n_draws=3, solver=LinearResponse(tol=1e-11))
+    assert thorough.fit_report_.solver.iterations > 7
+    assert thorough.fit_report_.solver.residual <= 1e-11
+
+
+@pytest.mark.parametrize("width", [12, 120])
+def test_auto_reads_bounds_of_large_networks_and_plain_draws_where_asked(width):
+    model, likelihood, loader, _ = problem(width=width)
+    kinds = []
+    for block in ("auto", None):
+        parts = {"regularizer": PosteriorDraws(3, exact_block=block), "solver": LinearResponse()}
+        estimator = RegVar(model, likelihood, prior_precision=1.7, **parts).fit(loader)
+        kinds.append(hasattr(estimator.readout_, "bounds"))
+        if not kinds[-1]:
+            assert estimator.fit_report_.solver.residual <= 1e-10
+    assert kinds == [width == 120, False]
+
+
+@pytest.mark.parametrize("delta", DELTAS.values(), ids=DELTAS)
+def test_the_image_that_the_energy_error_needs_costs_no_product(delta):
+    estimator, _ = fitted(delta, n_draws=3, solver=LinearResponse(max_iter=3))
+    objective = estimator.refit_objective_
+    penalty, _ = estimator.regularizer.pose(objective)
+    solution = estimator.solver.solve(objective, penalty)
+    assert torch.allclose(solution.image, objective.product(solution.displacement), rtol=1e-9, atol=1e-10)
+
+
+def test_the_standard_error_is_that_of_the_level():
+    places, errors = [], []
+    for seed in range(40):
+        estimator, x = fitted(1.7, n_draws=8, seed=seed, solver=LinearResponse(max_iter=3))
+        places.append(estimator.readout_.level.place)
+        errors.append(estimator.readout_.level.error)
+    lower, upper = estimator.readout_.bounds.variance(x)
+    assert torch.allclose(estimator.standard_error(x), errors[-1] * (upper - lower))
+    spread = torch.tensor(places).std()
+    assert 0.4 < float(spread) / (sum(errors) / len(errors)) < 1.6
+
+
+def test_the_order_of_the_variances_is_the_exact_one_long_before_the_draws_have_it():
+    truth = exact(1.7)
+    estimator, x = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=5))
+    draws, _ = fitted(1.7, n_draws=4, solver=LinearResponse(), readout="draws")
+    correlation = [
+        spearmanr(found.variance(x).flatten(), truth.variance(x).flatten()).statistic for found in (estimator, draws)
+    ]
+    assert correlation[0] > 0.97 > correlation[1]
+
+
+@pytest.mark.parametrize(
+    ("delta", "solver"), [(1.7, FineTune()), ({"*bias": 0.0, "*": 1.7}, LinearResponse())], ids=["solver", "prior"]
+)
+def test_bounds_that_nobody_can_give_are_refused_with_the_remedy(delta, solver):
+    with pytest.raises(OptionError, match=r'LinearResponse\(\), or readout="draws"'):
+        fitted(delta, solver=solver, kind="regression")
+
+
+def test_round_off_of_a_low_rank_matrix_is_left_to_the_prior():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(5, 60, generator=generator, dtype=torch.float64)
+    matrix = rows.T @ rows + torch.eye(60, dtype=torch.float64)
+    right = torch.randn(4, 60, generator=generator, dtype=torch.float64)
+    solved = block_cg(lambda v: v @ matrix, right, tol=1e-12)
+    space = KrylovSpace.of(solved, torch.ones(60, dtype=torch.float64))
+    taken = space.basis.T @ space.seen.T @ space.seen @ space.basis
+    wanted = torch.eye(60, dtype=torch.float64) - torch.linalg.inv(matrix)
+    assert math.isclose(float((taken - wanted).abs().max()), 0, abs_tol=1e-10)
