@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bdl_bench.atomic import write_text
 from bdl_bench.versions import environment
 from estimators import LastLayerLaplace, LinearizedLaplace
+from estimators.atomic import write_text
 
 __all__ = ["main"]
 

@@ -10,13 +10,13 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from bdl_bench.atomic import write_bytes
 from bdl_bench.fingerprints import problem_digest
 from bdl_bench.problem import Problem
 from bdl_bench.records import Training, content_key, slug
 from bdl_bench.seeding import seeded
 from bdl_bench.tasks import Task, resolve_task
 from bdl_bench.versions import code_digest, file_digest
+from estimators.atomic import write_bytes
 from estimators.training import train_map
 
 __all__ = ["Prepared", "load_problem", "prepare"]

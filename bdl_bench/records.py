@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bdl_bench.atomic import write_bytes, write_text
+from estimators.atomic import write_bytes, write_text
 
 __all__ = ["ArrayFile", "Record", "RecordStore", "content_key", "slug"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.errors import DataError, EstimatorError, NonDeterministicError
+from estimators.errors import DataError, EstimatorError, NonDeterministicError, NotFittedError
 from estimators.likelihoods import Likelihood
 from estimators.network import Network
 from estimators.pytrees import PyTree, concatenate, n_rows, select_rows, tensors_of
 from estimators.rng import preserved_random_state
 
-__all__ = ["Batch", "Batches", "first_batch", "split_batch"]
+__all__ = ["AbsentBatches", "Batch", "Batches", "Sums", "first_batch", "split_batch"]
 
 Loader = Iterable[Any]
 _CACHE_BYTES = 2**28
@@ -37,11 +37,13 @@ class Batches:
     """The training data: iterate it as often as you like, the sums over it are the same each time.
 
     `n_data` is N, counted from what the loader yields; `stored` holds the batches where they are small enough to keep.
+    `sums` tell these data from others, whatever their order.
     """
 
     loader: Loader
     n_data: int
     stored: tuple[Batch, ...] | None = None
+    sums: Sums | None = None
 
     @classmethod
     def checked(cls, loader: Loader, network: Network, likelihood: Likelihood) -> Batches:
@@ -56,7 +58,7 @@ class Batches:
                 raise _empty()
             second.run(loader, network, likelihood, keep=False)
         _check_same(first, second)
-        return cls(loader, first.n_data, stored)
+        return cls(loader, first.n_data, stored, first.sums)
 
     @classmethod
     def unchecked(cls, loader: Loader, *, keep: bool) -> Batches:
@@ -99,30 +101,73 @@ class Batches:
             yield Batch(select_rows(x, index), y[index])
 
 
+class AbsentBatches(Batches):
+    """The data of a fit that was loaded from a file: counted and summed, but not here."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        raise NotFittedError(
+            "the training data, which this method or estimator needs again",
+            received="a fitted state that was loaded without them",
+            remedy="estimator.attach(train_loader).",
+        )
+
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:  # noqa: ARG002
+        return iter(self)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of a pass over the data, in double precision: outputs and targets weighted by column, and their sizes."""
+
+    outputs: float = 0.0
+    outputs_size: float = 0.0
+    targets: float = 0.0
+    targets_size: float = 0.0
+
+    def plus(self, f: Tensor, y: Tensor) -> Sums:
+        """With the rows of one more batch."""
+        outputs, outputs_size = _weighted(f)
+        targets, targets_size = _weighted(y)
+        return Sums(
+            self.outputs + outputs,
+            self.outputs_size + outputs_size,
+            self.targets + targets,
+            self.targets_size + targets_size,
+        )
+
+    def agrees(self, other: Sums) -> bool:
+        """Whether both are of the same rows, up to the round-off of another order or device."""
+        outputs = abs(self.outputs - other.outputs) <= 1e-5 * self.outputs_size
+        return outputs and abs(self.targets - other.targets) <= 1e-5 * self.targets_size
+
+
+def _weighted(values: Tensor) -> tuple[float, float]:
+    """Σ j·v_j + v_j² over the columns j, and the same of absolute values."""
+    values = values.detach().double().flatten(1) if values.ndim > 1 else values.detach().double()[:, None]
+    weights = torch.arange(1, values.shape[-1] + 1, device=values.device, dtype=torch.float64)
+    squares = values.square().sum()
+    return float((values * weights).sum() + squares), float((values.abs() * weights).sum() + squares)
+
+
 class _Pass:
-    """What one pass saw: N, the sums Σf and Σ|f| of the outputs, in double precision."""
+    """What one pass saw: N, and the sums."""
 
     def __init__(self) -> None:
-        self.n_data, self.total, self.magnitude = 0, 0.0, 0.0
+        self.n_data, self.sums = 0, Sums()
 
     def run(self, loader: Loader, network: Network, likelihood: Likelihood, *, keep: bool) -> tuple[Batch, ...] | None:
         kept: list[Batch] | None = [] if keep else None
         size = 0
         for item in loader:
             batch = split_batch(item)
-            self._add(check_batch(batch, network, likelihood), len(batch))
+            self.sums = self.sums.plus(check_batch(batch, network, likelihood), batch.y)
+            self.n_data += len(batch)
             size += _bytes(batch)
             if kept is not None:
                 kept.append(batch)
             if size > _CACHE_BYTES:
                 kept = None
         return None if kept is None else tuple(kept)
-
-    def _add(self, f: Tensor, rows: int) -> None:
-        weights = torch.arange(1, f.shape[-1] + 1, device=f.device, dtype=torch.float64)
-        self.n_data += rows
-        self.total += float((f.double() * weights).sum() + f.double().square().sum())
-        self.magnitude += float((f.double().abs() * weights).sum() + f.double().square().sum())
 
 
 def _check_same(first: _Pass, second: _Pass) -> None:
@@ -132,10 +177,11 @@ def _check_same(first: _Pass, second: _Pass) -> None:
             received=f"{first.n_data} rows in the first pass, {second.n_data} in the second",
             remedy="pass a re-iterable loader (a DataLoader or a list of batches), not an iterator or a generator.",
         )
-    if abs(second.total - first.total) > 1e-5 * first.magnitude:
+    if not first.sums.agrees(second.sums):
+        sums = [f"{sums.outputs:.8g} and {sums.targets:.8g}" for sums in (first.sums, second.sums)]
         raise NonDeterministicError(
             "the same rows and outputs in every pass over the loader (their order may differ)",
-            received=f"a sum of outputs of {first.total:.8g} in the first pass, {second.total:.8g} in the second",
+            received=f"a sum of outputs and one of targets: {sums[0]} in the first pass, {sums[1]} in the second",
             remedy="use drop_last=False when shuffling, no random augmentation, a sampler without replacement, "
             "and no randomness inside the model (functional dropout).",
         )

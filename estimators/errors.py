@@ -13,6 +13,7 @@ __all__ = [
     "NonDeterministicError",
     "NotFittedError",
     "OptionError",
+    "StateError",
     "TooLargeError",
     "UnsupportedError",
 ]
@@ -48,6 +49,10 @@ class ModelChangedError(ModelError):
 
 class NotFittedError(EstimatorError, RuntimeError):
     """A method that needs the result of ``fit`` was called before it."""
+
+
+class StateError(EstimatorError, ValueError):
+    """A saved state belongs to another estimator, other options, or other data, or is not one."""
 
 
 class UnsupportedError(EstimatorError, NotImplementedError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,19 @@ class Head:
     @classmethod
     def of(cls, network: Network, x: PyTree, *, name: str | None = None) -> Head:
         """The head that produces the outputs on x. Errors: ModelError, UnsupportedError."""
-        layer = find_last_linear(network.module, x, name=name)
+        return cls.described(network, asdict(find_last_linear(network.module, x, name=name)))
+
+    @classmethod
+    def described(cls, network: Network, description: dict[str, str | None]) -> Head:
+        """The head of a `description()`."""
+        layer = LastLinear(**description)  # type: ignore[arg-type]
         linear = network.module.get_submodule(layer.name)
         assert isinstance(linear, nn.Linear)
         return cls(network, layer, linear.out_features, linear.in_features + (layer.bias is not None))
+
+    def description(self) -> dict[str, str | None]:
+        """The layer by its names."""
+        return asdict(self.layer)
 
     def features(self, x: PyTree) -> Tensor:
         """φ (M, E) at θ̂, with a 1 appended where the bias is a parameter."""

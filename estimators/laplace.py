@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,9 @@ from estimators.noise import precision_noise
 from estimators.objective import Objective
 from estimators.precision.dense import DensePrecision
 from estimators.precision.dtype import algebra_dtype
-from estimators.precision.posterior import BUILDERS, choose_inverse
+from estimators.precision.posterior import BUILDERS, DataCurvature, Products, Rows, centre_of, choose_inverse, restored
 from estimators.pytrees import PyTree, split_rows
+from estimators.state import Learned
 from estimators.subsets import SubsetSpec
 
 __all__ = ["LinearizedLaplace"]
@@ -63,7 +65,7 @@ class LinearizedLaplace(UncertaintyEstimator):
         _check_key(curvature, hessian_structure, inverse)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
-        centre = objective if self.curvature == "hessian" else objective.centred(curvature="ggn")
+        centre = centre_of(objective, self.curvature)
         inverse = self.inverse
         if inverse == "auto":
             inverse = choose_inverse(
@@ -77,11 +79,26 @@ class LinearizedLaplace(UncertaintyEstimator):
             )
         jacobian = JacobianRows(objective.network)
         build = BUILDERS[self.curvature, self.hessian_structure, inverse]
-        self.data_curvature_ = build(centre, jacobian)
-        self.precision_ = self.data_curvature_.precision(objective.prior.precision)
+        self._hold(objective, build(centre, jacobian))
         self.inverse_ = inverse
         uses_rows = self.curvature == "ggn" and inverse != "cg"
         self.jacobian_backend_ = jacobian.backend if uses_rows else "products"
+
+    def _learned(self) -> Learned:
+        learned = {"inverse": self.inverse_, "jacobian_backend": self.jacobian_backend_}
+        return self.data_curvature_.tensors(), learned
+
+    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        self.inverse_, self.jacobian_backend_ = learned["inverse"], learned["jacobian_backend"]
+        self._hold(objective, restored(objective, tensors, curvature=self.curvature))
+
+    def _attached(self, objective: Objective) -> None:
+        if isinstance(self.data_curvature_, Products):
+            self._hold(objective, restored(objective, {}, curvature=self.curvature))
+
+    def _hold(self, objective: Objective, data_curvature: DataCurvature) -> None:
+        self.data_curvature_ = data_curvature
+        self.precision_ = data_curvature.precision(objective.prior.precision)
 
     def _variance(self, x: PyTree) -> Tensor:
         return self._by_chunks(x, self.precision_.variance)
@@ -106,8 +123,18 @@ class LinearizedLaplace(UncertaintyEstimator):
             raise OptionError(
                 "a factored Hessian to sample from", received='inverse="cg"', remedy='inverse="cholesky".'
             )
-        xi, _ = precision_noise(self.objective_, n_samples, generator)
-        return self.precision_.solve(xi)
+        return self.precision_.solve(self._noise(n_samples, generator))
+
+    def _noise(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        """ξ ~ N(0, A), (n, P): by the kept rows R where there are any, Rᵀg + √δ z, else by a pass over the data."""
+        if not isinstance(self.data_curvature_, Rows):
+            return precision_noise(self.objective_, n_samples, generator)[0]
+        theta, rows = self.theta_, self.data_curvature_.rows
+        g, z = (
+            torch.randn(n_samples, size, generator=generator, dtype=rows.dtype, device=rows.device)
+            for size in rows.shape
+        )
+        return (g @ rows + self.objective_.prior.precision.sqrt() * z).to(theta.dtype)
 
     def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
         """Laplace approximation of log p(D), in nats; for another δ at the same θ̂ without a pass over the data.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from estimators.objective import Objective
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.linear_head import DiagHead, FullHead, HeadPrecision, KronHead
 from estimators.pytrees import PyTree
+from estimators.state import Learned
 
 __all__ = ["LastLayerLaplace"]
 
-FromPrior = Callable[[Tensor], HeadPrecision]
+Factors = dict[str, Tensor]
 
 
 class LastLayerLaplace(UncertaintyEstimator):
@@ -73,8 +75,20 @@ class LastLayerLaplace(UncertaintyEstimator):
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         first = next(iter(objective.batches))
         self.head_ = Head.of(objective.network, first.x, name=self.last_layer_name)
-        self._from_prior = _STRUCTURES[self.hessian_structure](self.head_, objective)
-        self.precision_ = self._from_prior(self.head_.to_matrix(objective.prior.precision))
+        self.factors_ = _STRUCTURES[self.hessian_structure].collect(self.head_, objective)
+        self.precision_ = self._precision_for(objective.prior.precision)
+
+    def _precision_for(self, prior_precision: Tensor) -> HeadPrecision:
+        prior = self.head_.to_matrix(prior_precision)
+        return _STRUCTURES[self.hessian_structure].precision(self.factors_, prior)
+
+    def _learned(self) -> Learned:
+        return self.factors_, {"head": self.head_.description()}
+
+    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        self.head_ = Head.described(objective.network, learned["head"])
+        self.factors_ = tensors
+        self.precision_ = self._precision_for(objective.prior.precision)
 
     def _variance(self, x: PyTree) -> Tensor:
         return self.precision_.variance(self.head_.features(x))
@@ -93,11 +107,19 @@ class LastLayerLaplace(UncertaintyEstimator):
         precision = self.precision_
         if prior_precision is not None:
             vector = precision_vector(prior_precision, self.network_)
-            precision = self._from_prior(self.head_.to_matrix(vector))
+            precision = self._precision_for(vector)
         return log_marginal_likelihood(self.objective_, vector, precision.log_det())
 
 
-def _full(head: Head, objective: Objective) -> FromPrior:
+@dataclass(frozen=True)
+class _Structure:
+    """The factors of the data's curvature, and the precision from them for a prior (C, E)."""
+
+    collect: Callable[[Head, Objective], Factors]
+    precision: Callable[[Factors, Tensor], HeadPrecision]
+
+
+def _full(head: Head, objective: Objective) -> Factors:
     n = head.n_outputs * head.n_features
     refuse_if_too_large(
         f"a full last-layer precision of {n} parameters",
@@ -105,18 +127,16 @@ def _full(head: Head, objective: Objective) -> FromPrior:
         device=objective.theta.device,
         remedy='hessian_structure="kron" or "diag".',
     )
-    curvature = head.full_curvature(objective)
-    return lambda prior: FullHead(curvature, prior)
+    return {"curvature": head.full_curvature(objective)}
 
 
-def _kron(head: Head, objective: Objective) -> FromPrior:
+def _kron(head: Head, objective: Objective) -> Factors:
     mean_hessian, gram = head.kron_factors(objective)
-    return lambda prior: KronHead(mean_hessian, gram, _single(prior))
+    return {"mean_hessian": mean_hessian, "gram": gram}
 
 
-def _diag(head: Head, objective: Objective) -> FromPrior:
-    diagonal = head.diagonal(objective)
-    return lambda prior: DiagHead(diagonal, prior)
+def _diag(head: Head, objective: Objective) -> Factors:
+    return {"diagonal": head.diagonal(objective)}
 
 
 def _single(prior: Tensor) -> float:
@@ -129,4 +149,10 @@ def _single(prior: Tensor) -> float:
     return float(prior.min())
 
 
-_STRUCTURES: dict[str, Callable[[Head, Objective], FromPrior]] = {"full": _full, "kron": _kron, "diag": _diag}
+_STRUCTURES: dict[str, _Structure] = {
+    "full": _Structure(_full, lambda factors, prior: FullHead(factors["curvature"], prior)),
+    "kron": _Structure(
+        _kron, lambda factors, prior: KronHead(factors["mean_hessian"], factors["gram"], _single(prior))
+    ),
+    "diag": _Structure(_diag, lambda factors, prior: DiagHead(factors["diagonal"], prior)),
+}

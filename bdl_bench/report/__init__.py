@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bdl_bench.atomic import write_text
 from bdl_bench.report.csv_table import to_csv
 from bdl_bench.report.html import to_html
 from bdl_bench.report.markdown import to_markdown
 from bdl_bench.report.view import build
+from estimators.atomic import write_text
 from estimators.errors import OptionError
 
 __all__ = ["write_report"]

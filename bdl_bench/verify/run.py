@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bdl_bench.atomic import write_bytes, write_text
 from bdl_bench.problem import Problem, rows
 from bdl_bench.verify.cases import Case, covering
 from bdl_bench.verify.ladder import LAMS
@@ -19,6 +18,7 @@ from bdl_bench.verify.plot import ladder_figure, to_bytes
 from bdl_bench.verify.proof import Claim, Proof, prove
 from bdl_bench.verify.subject import Subject
 from bdl_bench.verify.table import to_json, to_markdown
+from estimators.atomic import write_bytes, write_text
 from estimators.errors import OptionError
 from estimators.last_linear import last_linear_names
 from estimators.model_checks import check_model

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from estimators.base import UncertaintyEstimator
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
+from estimators.state import Learned
 
 __all__ = ["MAP"]
 
@@ -16,6 +19,12 @@ class MAP(UncertaintyEstimator):
     """The maximum a posteriori network: a posterior of one point, with variance zero. The baseline of every table."""
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        pass
+
+    def _learned(self) -> Learned:
+        return {}, {}
+
+    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         pass
 
     def _variance(self, x: PyTree) -> Tensor:

@@ -24,6 +24,13 @@ class DensePrecision(Precision):
             _refuse_near_singular(matrix)
         self.cholesky = _factor(matrix)
 
+    @classmethod
+    def factored(cls, cholesky: Tensor) -> DensePrecision:
+        """From a factor L (P, P) that was kept."""
+        precision = cls.__new__(cls)
+        precision.cholesky = cholesky
+        return precision
+
     def solve(self, vectors: Tensor) -> Tensor:
         return torch.cholesky_solve(vectors.T.to(self.cholesky.dtype), self.cholesky).T.to(vectors.dtype)
 

@@ -38,9 +38,17 @@ class KrylovSpace:
     @classmethod
     def of(cls, solved: BlockSolution, scale: Tensor) -> KrylovSpace:
         """The space of a solve in the coordinates θ̃ = θ/s."""
-        galerkin, coupling = solved.projected.double(), solved.coupling.double()
         basis = torch.cat([solved.basis, solved.next_block]) * scale
-        return cls(basis, scale, galerkin, coupling, _seen(galerkin, coupling, solved.basis.dtype))
+        return cls.restored(basis, scale, solved.projected.double(), solved.coupling.double())
+
+    @classmethod
+    def restored(cls, basis: Tensor, scale: Tensor, galerkin: Tensor, coupling: Tensor) -> KrylovSpace:
+        """From its parts; what the data have taken is computed from T and B."""
+        return cls(basis, scale, galerkin, coupling, _seen(galerkin, coupling, basis.dtype))
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restored` takes."""
+        return {"basis": self.basis, "scale": self.scale, "galerkin": self.galerkin, "coupling": self.coupling}
 
     @property
     def rank(self) -> int:

@@ -42,10 +42,20 @@ class FullHead(HeadPrecision):
     """A = Σₙ Λₙ ⊗ φₙφₙᵀ + diag δ, from curvature (C, E, C, E) and δ (C, E); computed in the dtype of the curvature."""
 
     def __init__(self, curvature: Tensor, prior_precision: Tensor) -> None:
-        self.shape, self.dtype = prior_precision.shape, prior_precision.dtype
         n = prior_precision.numel()
         matrix = curvature.reshape(n, n) + prior_precision.reshape(n).to(curvature.dtype).diag()
-        self.dense = DensePrecision(matrix, check_condition=not bool((prior_precision > 0).all()))
+        dense = DensePrecision(matrix, check_condition=not bool((prior_precision > 0).all()))
+        self._hold(dense, prior_precision.shape, prior_precision.dtype)
+
+    @classmethod
+    def factored(cls, cholesky: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> FullHead:
+        """From the factor (C·E, C·E) of A that was kept, and the layer's shape (C, E)."""
+        head = cls.__new__(cls)
+        head._hold(DensePrecision.factored(cholesky), shape, dtype)
+        return head
+
+    def _hold(self, dense: DensePrecision, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.dense, self.shape, self.dtype = dense, shape, dtype
         self.inverse = torch.cholesky_inverse(self.dense.cholesky).reshape(*self.shape, *self.shape)
         self.diagonal_blocks = self.inverse.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
 

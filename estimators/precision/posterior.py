@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from estimators.batches import AbsentBatches
 from estimators.curvature import dense_ggn, dense_hessian, ggn_rows
 from estimators.jacobians import JacobianRows
 from estimators.memory import refuse_if_too_large
@@ -21,7 +22,7 @@ from estimators.precision.dense import DensePrecision
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.dual import DualPrecision
 
-__all__ = ["BUILDERS", "DataCurvature", "choose_inverse"]
+__all__ = ["BUILDERS", "DataCurvature", "Products", "Rows", "centre_of", "choose_inverse", "restored"]
 
 
 class DataCurvature(Protocol):
@@ -29,6 +30,10 @@ class DataCurvature(Protocol):
 
     def precision(self, prior_precision: Tensor) -> Precision:
         """A for a prior precision vector δ (P,)."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `restored` needs to make it again, beside the objective."""
         ...
 
 
@@ -44,6 +49,9 @@ class Matrix:
         prior = prior_precision.to(self.matrix.dtype)
         return DensePrecision(self.matrix + prior.diag(), check_condition=doubtful)
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"matrix": self.matrix}
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -53,6 +61,9 @@ class Rows:
 
     def precision(self, prior_precision: Tensor) -> Precision:
         return DualPrecision(prior_precision, self.rows)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"rows": self.rows}
 
 
 @dataclass(frozen=True)
@@ -68,9 +79,26 @@ class Products:
         def product(v: Tensor) -> Tensor:
             return self.objective.product(v) + v * change
 
-        if _is_doubtful(prior_precision, exact_hessian=self.exact_hessian):
+        absent = isinstance(self.objective.batches, AbsentBatches)
+        if not absent and _is_doubtful(prior_precision, exact_hessian=self.exact_hessian):
             refuse_indefinite_product(product, theta)
         return CGPrecision(product, tol=default_tolerance(theta.dtype))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+
+def centre_of(objective: Objective, curvature: str) -> Objective:
+    """The objective whose products are those of the curvature asked for."""
+    return objective if curvature == "hessian" else objective.centred(curvature="ggn")
+
+
+def restored(objective: Objective, tensors: dict[str, Tensor], *, curvature: str) -> DataCurvature:
+    """The data's curvature from its tensors; without any it is products, which need the data."""
+    exact_hessian = curvature == "hessian"
+    if "matrix" in tensors:
+        return Matrix(tensors["matrix"], exact_hessian)
+    return Rows(tensors["rows"]) if "rows" in tensors else Products(centre_of(objective, curvature), exact_hessian)
 
 
 def _is_doubtful(prior_precision: Tensor, *, exact_hessian: bool) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +12,14 @@ from torch import Tensor
 from estimators.errors import UnsupportedError
 from estimators.network import Network
 from estimators.objective import Objective
+from estimators.precision.krylov_space import KrylovSpace
 from estimators.pytrees import PyTree, concatenate, n_rows, select_rows
 from estimators.regvar.bounds import VarianceBounds
 from estimators.regvar.exact_block import ExactBlock
 from estimators.regvar.readout import Readout
+from estimators.state import Learned
 
-__all__ = ["BoundedReadout", "DrawReadout"]
+__all__ = ["BoundedReadout", "DrawReadout", "Level", "restored_draws"]
 
 _FEWEST, _MOST, _SHARE = 16, 256, 0.1  # training rows for the level: a tenth of them, within limits
 
@@ -51,6 +54,10 @@ class DrawReadout(Readout):
         response = self.network.jvp(x, self.displacement[:n_samples])
         return response if self.block is None else response + self.block.sample(x, n_samples, generator)
 
+    def state(self) -> Learned:
+        block, head = ({}, None) if self.block is None else self.block.state()
+        return {"displacement": self.displacement, **block}, {"exact_block": self.exact_block, "head": head}
+
     def standard_error(self, x: PyTree) -> Tensor:
         """√(2/K) of the drawn part."""
         return self.drawn_variance(x) * math.sqrt(2 / len(self.displacement))
@@ -84,9 +91,13 @@ class BoundedReadout(DrawReadout):
     Both bounds hold at every x, and the variance lies between them. Samples are the draws.
     """
 
-    def __init__(self, draws: DrawReadout, bounds: VarianceBounds, objective: Objective) -> None:
+    def __init__(self, draws: DrawReadout, bounds: VarianceBounds, level: Level) -> None:
         super().__init__(draws.network, draws.displacement, draws.block, draws.exact_block)
-        self.bounds, self.level = bounds, Level.of(draws, bounds, objective)
+        self.bounds, self.level = bounds, level
+
+    def state(self) -> Learned:
+        tensors, learned = super().state()
+        return {**tensors, **self.bounds.space.state()}, {**learned, "level": asdict(self.level)}
 
     def variance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.variance(x)
@@ -100,6 +111,16 @@ class BoundedReadout(DrawReadout):
         """Of the level alone; how far the shape may be off is bounded by `bounds`."""
         lower, upper = self.bounds.variance(x)
         return (upper - lower) * self.level.error
+
+
+def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> DrawReadout:
+    """From `state()` of either readout."""
+    block = None if learned["head"] is None else ExactBlock.restored(network, tensors["block"], learned["head"])
+    draws = DrawReadout(network, tensors["displacement"], block, learned["exact_block"])
+    if "level" not in learned:
+        return draws
+    space = KrylovSpace.restored(**{name: tensors[name] for name in ("basis", "scale", "galerkin", "coupling")})
+    return BoundedReadout(draws, VarianceBounds.of(network, space, block), Level(**learned["level"]))
 
 
 def _some_rows(objective: Objective) -> PyTree:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from estimators.regvar.readout import Readout
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
 from estimators.regvar.report import FitReport, energy_error, relative_gradient
 from estimators.regvar.solvers import FineTune, Solver
+from estimators.state import Learned
 from estimators.subsets import SubsetSpec
 
 __all__ = ["RegVar"]
@@ -79,6 +81,19 @@ class RegVar(UncertaintyEstimator):
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
             refuse_indefinite_product(self.refit_objective_.product, objective.theta)
         self.readout_ = None if self.regularizer.at_query else self._solved(None, progress_bar=progress_bar)
+
+    def _learned(self) -> Learned:
+        tensors, learned = ({}, {}) if self.readout_ is None else self.readout_.state()
+        return tensors, {"readout": learned, "report": asdict(self.fit_report_)}
+
+    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        self.fit_report_ = FitReport.restored(learned["report"])
+        at_query = self.regularizer.at_query
+        self.readout_ = None if at_query else self.regularizer.restored(objective.network, tensors, learned["readout"])
+        self._attached(objective)
+
+    def _attached(self, objective: Objective) -> None:
+        self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
 
     def _solved(self, x: PyTree, *, progress_bar: bool = False) -> Readout:
         """Pose, solve, read."""

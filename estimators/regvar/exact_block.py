@@ -14,9 +14,11 @@ from torch import Tensor
 from estimators.errors import EstimatorError, OptionError
 from estimators.head import Head
 from estimators.memory import available_bytes
+from estimators.network import Network
 from estimators.objective import Objective
 from estimators.precision.linear_head import FullHead
 from estimators.pytrees import PyTree
+from estimators.state import Learned
 
 __all__ = ["ExactBlock", "find_exact_block"]
 
@@ -41,6 +43,17 @@ class ExactBlock:
         solved = self.precision.dense.solve(self.head.to_matrix(xi).reshape(k, -1))  # A_LL⁻¹ ξ_L
         embedded = self.head.to_theta(solved.reshape(k, self.head.n_outputs, self.head.n_features))
         return torch.where(self.mask, 0.0, xi - objective.product(embedded))
+
+    def state(self) -> Learned:
+        """The factor and the layer."""
+        return {"block": self.precision.dense.cholesky}, self.head.description()
+
+    @classmethod
+    def restored(cls, network: Network, cholesky: Tensor, description: dict[str, str | None]) -> ExactBlock:
+        """From `state()`."""
+        head = Head.described(network, description)
+        shape = (head.n_outputs, head.n_features)
+        return cls(head, FullHead.factored(cholesky, shape, network.theta.dtype))
 
     def variance(self, x: PyTree) -> Tensor:
         """(M, C), of the block alone."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from estimators.errors import UnsupportedError
 from estimators.pytrees import PyTree
+from estimators.state import Learned
 
 __all__ = ["Readout"]
 
@@ -19,6 +20,10 @@ class Readout(ABC):
     @abstractmethod
     def variance(self, x: PyTree) -> Tensor:
         """(M, C)."""
+
+    @abstractmethod
+    def state(self) -> Learned:
+        """Tensors and JSON values that the regularizer's `restored` makes it again from."""
 
     def covariance(self, x: PyTree) -> Tensor:  # noqa: ARG002
         """(M, C, C)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -40,6 +41,16 @@ class FitReport:
     solver: SolverReport | None = None
     energy: EnergyError | None = None
     exact_block: str | None = None
+
+    @classmethod
+    def restored(cls, content: dict[str, Any]) -> FitReport:
+        """From the dict of its fields."""
+        solver, energy = content["solver"], content["energy"]
+        parts = {
+            "solver": None if solver is None else SolverReport(**solver),
+            "energy": None if energy is None else EnergyError(**energy),
+        }
+        return cls(**{**content, **parts})
 
 
 def relative_gradient(objective: Objective) -> float:

@@ -7,13 +7,13 @@ import torch
 from cases import relative_error
 from torch import nn
 
-from bdl_bench import atomic
 from bdl_bench.problem import Problem
 from bdl_bench.verify.cases import Case
 from bdl_bench.verify.decomposition import decompose
 from bdl_bench.verify.proof import Claim, prove
 from bdl_bench.verify.run import verify_problem, write_result
 from bdl_bench.verify.table import to_markdown
+from estimators import atomic
 from estimators.errors import OptionError, TooLargeError
 from estimators.training import Recipe
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from estimators.errors import OptionError
+from estimators.network import Network
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
 from estimators.regvar.penalty import Penalty
@@ -35,6 +37,10 @@ class Regularizer(ABC):
     @abstractmethod
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:
         """The penalty at the queries x (None for regularizers at fit), and what turns its solution to a readout."""
+
+    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> Readout:
+        """The readout of a fit from its `state()`; only regularizers at fit have one."""
+        raise NotImplementedError
 
     def rows_at_once(self, objective: Objective, n_outputs: int) -> int | None:  # noqa: ARG002
         """How many query rows to solve for together; None for all of them."""

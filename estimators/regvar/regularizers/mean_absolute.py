@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from estimators.pytrees import PyTree
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.readout import Readout
 from estimators.regvar.regularizers.base import Posed, Regularizer
+from estimators.state import Learned
 
 __all__ = ["MeanAbsolute"]
 
@@ -37,6 +39,9 @@ class MeanAbsolute(Regularizer):
         penalty = _MeanAbsoluteOutputs(direction, items, network=network, n_data=objective.batches.n_data)
         return penalty, lambda solution: _AbsoluteResponse(network, solution.displacement)
 
+    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> Readout:  # noqa: ARG002
+        return _AbsoluteResponse(network, tensors["displacement"])
+
 
 @dataclass(frozen=True)
 class _MeanAbsoluteOutputs(Penalty):
@@ -57,3 +62,6 @@ class _AbsoluteResponse(Readout):
 
     def variance(self, x: PyTree) -> Tensor:
         return self.network.jvp(x, self.displacement)[0].abs()
+
+    def state(self) -> Learned:
+        return {"displacement": self.displacement}, {}

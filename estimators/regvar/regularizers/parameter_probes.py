@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from estimators.errors import UnsupportedError
+from estimators.network import Network
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
 from estimators.regvar.penalty import Tilt
 from estimators.regvar.readout import Readout
 from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
+from estimators.state import Learned
 
 __all__ = ["ParameterProbes", "Products"]
 
@@ -35,16 +38,18 @@ class ParameterProbes(Regularizer):
         generator = probe_generator(objective, self.seed)
         u = torch.randn(self.n_probes, theta.numel(), generator=generator, dtype=theta.dtype, device=theta.device)
         penalty = Tilt.along(u, theta)
-        return penalty, lambda solution: Products(
-            lambda query: network.jvp(query, solution.displacement) * network.jvp(query, u)
-        )
+        return penalty, lambda solution: _ParameterProducts(network, solution.displacement, u)
+
+    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> Readout:  # noqa: ARG002
+        return _ParameterProducts(network, tensors["displacement"], tensors["probes"])
 
 
 class Products(Readout):
     """The mean of K products (K, M, C) at the queries, and its standard error."""
 
-    def __init__(self, products: Callable[[PyTree], Tensor]) -> None:
-        self.products = products
+    @abstractmethod
+    def products(self, x: PyTree) -> Tensor:
+        """(K, M, C)."""
 
     def variance(self, x: PyTree) -> Tensor:
         return self.products(x).mean(0)
@@ -54,3 +59,14 @@ class Products(Readout):
         if len(products) < 2:
             raise UnsupportedError("at least two probes for a standard error", received="one", remedy="raise n_probes.")
         return products.std(0) / math.sqrt(len(products))
+
+
+class _ParameterProducts(Products):
+    def __init__(self, network: Network, displacement: Tensor, probes: Tensor) -> None:
+        self.network, self.displacement, self.probes = network, displacement, probes
+
+    def products(self, x: PyTree) -> Tensor:
+        return self.network.jvp(x, self.displacement) * self.network.jvp(x, self.probes)
+
+    def state(self) -> Learned:
+        return {"displacement": self.displacement, "probes": self.probes}, {}

@@ -16,6 +16,7 @@ from estimators.pytrees import PyTree, row_as_batch, select_rows
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.readout import Readout
 from estimators.regvar.regularizers.base import Posed, Regularizer
+from estimators.state import Learned
 
 __all__ = ["Pointwise"]
 
@@ -82,6 +83,9 @@ class _Columns(Readout):
 
     def variance(self, x: PyTree) -> Tensor:  # noqa: ARG002
         return (self.slopes * self.displacement).sum(-1)
+
+    def state(self) -> Learned:
+        return {}, {}  # of one query set, solved at query
 
     def covariance(self, x: PyTree) -> Tensor:  # noqa: ARG002
         columns = self.slopes @ self.displacement.transpose(1, 2)

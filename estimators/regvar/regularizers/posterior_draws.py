@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from estimators.errors import OptionError
+from estimators.network import Network
 from estimators.noise import precision_noise
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
 from estimators.regvar.bounds import VarianceBounds
-from estimators.regvar.draw_readout import BoundedReadout, DrawReadout
+from estimators.regvar.draw_readout import BoundedReadout, DrawReadout, Level, restored_draws
 from estimators.regvar.exact_block import ExactBlock, find_exact_block
 from estimators.regvar.penalty import Tilt
+from estimators.regvar.readout import Readout
 from estimators.regvar.regularizers.base import Posed, Read, Regularizer, checked_count, probe_generator
 from estimators.regvar.solvers.base import Solution
 
@@ -70,6 +74,9 @@ class PosteriorDraws(Regularizer):
         penalty = Tilt.along(xi, objective.theta, start=start, budget=budget)
         return penalty, self._read(objective, block, reason, bounded=bounded)
 
+    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> Readout:
+        return restored_draws(network, tensors, learned)
+
     def _wants_bounds(self, objective: Objective) -> bool:
         if self.readout != "auto":
             return self.readout == "bounds"
@@ -80,7 +87,8 @@ class PosteriorDraws(Regularizer):
         def read(solution: Solution) -> DrawReadout:
             draws = DrawReadout(objective.network, solution.displacement, block, reason)
             if bounded and solution.space is not None:
-                return BoundedReadout(draws, VarianceBounds.of(objective.network, solution.space, block), objective)
+                bounds = VarianceBounds.of(objective.network, solution.space, block)
+                return BoundedReadout(draws, bounds, Level.of(draws, bounds, objective))
             if self.readout == "bounds":
                 raise OptionError(
                     'a solver with a Krylov space and a prior on every parameter for readout="bounds"',

@@ -13,6 +13,7 @@ from estimators.pytrees import PyTree
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
 from estimators.regvar.regularizers.parameter_probes import Products
+from estimators.state import Learned
 
 __all__ = ["SignedProbes"]
 
@@ -38,7 +39,7 @@ class SignedProbes(Regularizer):
         signs = self.signs(objective, network.outputs(x))
         direction = network.vjp(x, signs)  # Jᵀ s, summed over the query set
         penalty = _SignedSum(direction, signs, network=network, queries=x)
-        return penalty, lambda solution: Products(lambda _: signs * network.jvp(x, solution.displacement))
+        return penalty, lambda solution: _SignedProducts(signs * network.jvp(x, solution.displacement))
 
     def signs(self, objective: Objective, f: Tensor) -> Tensor:
         """±1, (K, M, C), for outputs f (M, C)."""
@@ -58,3 +59,14 @@ class _SignedSum(Penalty):
         assert self.network is not None
         total: Tensor = (item * self.network(theta, self.queries)).sum()
         return share * total
+
+
+class _SignedProducts(Products):
+    def __init__(self, signed: Tensor) -> None:
+        self.signed = signed
+
+    def products(self, x: PyTree) -> Tensor:  # noqa: ARG002
+        return self.signed
+
+    def state(self) -> Learned:
+        return {}, {}  # of one query set, solved at query
