@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from estimators.base import UncertaintyEstimator, precision_vector
 from estimators.errors import OptionError
 from estimators.evidence import log_marginal_likelihood
-from estimators.jacobians import JacobianRows
 from estimators.likelihoods import Likelihood
-from estimators.memory import available_bytes, rows_per_chunk
+from estimators.memory import available_bytes
 from estimators.noise import precision_noise
 from estimators.objective import Objective
 from estimators.precision.dense import DensePrecision
-from estimators.precision.dtype import algebra_dtype
 from estimators.precision.posterior import BUILDERS, DataCurvature, Products, Rows, centre_of, choose_inverse, restored
-from estimators.pytrees import PyTree, split_rows
+from estimators.precision.structured import BlockPrecision
+from estimators.pytrees import PyTree
 from estimators.state import Learned
 from estimators.subsets import SubsetSpec
 
@@ -33,11 +32,13 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     Args:
         curvature: "ggn" (positive definite at any θ̂) or "hessian" (exact; needs a positive definite one at θ̂).
-        hessian_structure: "full".
-        inverse: "cholesky" (dense, P² memory), "dual" (function space, GGN only, (N·C)² memory), "cg" (products only),
-            or "auto", which picks by size and says which in `inverse_`.
+        hessian_structure: "full"; or, of the GGN, layer by layer: "kron" (K-FAC), "ekfac" (its basis with exact
+            eigenvalues: one pass more, sharper), "diag" (docs/math.md, section 2).
+        inverse: of the full structure "cholesky" (dense, P² memory), "dual" (function space, GGN only, (N·C)² memory),
+            "cg" (products only), or "auto", which picks by size and says which in `inverse_`; of the others "eigen".
 
-    Fitted: `inverse_`, `jacobian_backend_` ("backpack", "torch.func", or "products" where no rows are made).
+    Fitted: `inverse_`; `jacobian_backend_`: "backpack", "torch.func", "layers" (factors, layer by layer), or "products"
+    where no rows are made.
     Errors: OptionError for a combination that does not exist; TooLargeError before any allocation;
     IndefiniteHessianError for a singular or indefinite Hessian.
     """
@@ -66,58 +67,51 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         centre = centre_of(objective, self.curvature)
-        inverse = self.inverse
-        if inverse == "auto":
-            inverse = choose_inverse(
-                centre, curvature=self.curvature, available=available_bytes(objective.theta.device)
-            )
+        inverse = self._chosen_inverse(centre) if self.inverse == "auto" else self.inverse
         if inverse == "dual" and not bool((objective.prior.precision > 0).all()):
             raise OptionError(
                 "a positive prior_precision for every parameter in the dual form",
                 received="0 for some",
                 remedy='inverse="cholesky" or "cg".',
             )
-        jacobian = JacobianRows(objective.network)
         build = BUILDERS[self.curvature, self.hessian_structure, inverse]
-        self._hold(objective, build(centre, jacobian))
+        data_curvature, self.jacobian_backend_ = build(centre)
+        self._hold(objective, data_curvature)
         self.inverse_ = inverse
-        uses_rows = self.curvature == "ggn" and inverse != "cg"
-        self.jacobian_backend_ = jacobian.backend if uses_rows else "products"
+
+    def _chosen_inverse(self, centre: Objective) -> str:
+        if self.hessian_structure != "full":
+            return "eigen"
+        return choose_inverse(centre, curvature=self.curvature, available=available_bytes(centre.theta.device))
 
     def _learned(self) -> Learned:
         learned = {"inverse": self.inverse_, "jacobian_backend": self.jacobian_backend_}
-        return self.data_curvature_.tensors(), learned
+        return self.data_curvature_.tensors(), {**learned, "curvature": self.data_curvature_.description()}
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.inverse_, self.jacobian_backend_ = learned["inverse"], learned["jacobian_backend"]
-        self._hold(objective, restored(objective, tensors, curvature=self.curvature))
+        self._hold(objective, restored(objective, tensors, learned["curvature"], curvature=self.curvature))
 
     def _attached(self, objective: Objective) -> None:
         if isinstance(self.data_curvature_, Products):
-            self._hold(objective, restored(objective, {}, curvature=self.curvature))
+            self._hold(objective, restored(objective, {}, {}, curvature=self.curvature))
 
     def _hold(self, objective: Objective, data_curvature: DataCurvature) -> None:
         self.data_curvature_ = data_curvature
         self.precision_ = data_curvature.precision(objective.prior.precision)
 
     def _variance(self, x: PyTree) -> Tensor:
-        return self._by_chunks(x, self.precision_.variance)
+        return self.precision_.variance_at(self.network_, x)
 
     def _covariance(self, x: PyTree) -> Tensor:
-        return self._by_chunks(x, self.precision_.covariance)
-
-    def _by_chunks(self, x: PyTree, read: Callable[[Tensor], Tensor]) -> Tensor:
-        network = self.network_
-        n_outputs = network.outputs(x).shape[-1]
-        chunk = rows_per_chunk(4 * n_outputs * network.n_parameters * algebra_dtype(network.theta.device).itemsize)
-        return torch.cat([read(network.jacobian(part)) for part in split_rows(x, chunk)])
+        return self.precision_.covariance_at(self.network_, x)
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         return self.network_.outputs(x) + self.network_.jvp(x, self._displacements(n_samples, generator))
 
     def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """θ − θ̂ ~ N(0, A⁻¹), (n, P): from the factor where there is one, else A⁻¹ξ with ξ ~ N(0, A)."""
-        if isinstance(self.precision_, DensePrecision):
+        if isinstance(self.precision_, (DensePrecision, BlockPrecision)):
             return self.precision_.sample(n_samples, generator).to(self.theta_.dtype)
         if self.curvature == "hessian":
             raise OptionError(

@@ -44,10 +44,13 @@ class Network:
 
     def __call__(self, theta: Tensor, x: PyTree) -> Tensor:
         """Outputs (B, C) at θ (P,)."""
-        state = {**self.frozen, **self.subset.unflatten(theta)}
+        return self.with_pieces(self.subset.unflatten(theta), x)
+
+    def with_pieces(self, pieces: dict[str, Tensor], x: PyTree) -> Tensor:
+        """Outputs (B, C) with these tensors, by name, in place of the chosen parameters."""
         arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
         with differentiable():
-            return output_tensor(functional_call(self.module, state, arguments, keywords))
+            return output_tensor(functional_call(self.module, {**self.frozen, **pieces}, arguments, keywords))
 
     def outputs(self, x: PyTree) -> Tensor:
         """f(θ̂, x), (B, C), without a graph."""

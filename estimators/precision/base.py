@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
+import torch
 from torch import Tensor
+
+from estimators.memory import rows_per_chunk
+from estimators.network import Network
+from estimators.precision.dtype import algebra_dtype
+from estimators.pytrees import PyTree, split_rows
 
 __all__ = ["Precision"]
 
@@ -24,6 +31,22 @@ class Precision(ABC):
     def log_det(self) -> Tensor:
         """log |A|."""
 
+    def variance_at(self, network: Network, x: PyTree) -> Tensor:
+        """diag J A⁻¹ Jᵀ at the rows of x, (M, C)."""
+        return torch.cat([self.variance(jacobian) for jacobian in _jacobians(network, x)])
+
+    def covariance_at(self, network: Network, x: PyTree) -> Tensor:
+        """J A⁻¹ Jᵀ at the rows of x, (M, C, C)."""
+        return torch.cat([self.covariance(jacobian) for jacobian in _jacobians(network, x)])
+
     def variance(self, jacobian: Tensor) -> Tensor:
         """The diagonal of `covariance`, (M, C)."""
         return self.covariance(jacobian).diagonal(dim1=-2, dim2=-1)
+
+
+def _jacobians(network: Network, x: PyTree) -> Iterator[Tensor]:
+    """J (m, C, P) of a few rows at a time."""
+    n_outputs = network.outputs(x).shape[-1]
+    a_row = 4 * n_outputs * network.n_parameters * algebra_dtype(network.theta.device).itemsize
+    for part in split_rows(x, rows_per_chunk(a_row)):
+        yield network.jacobian(part)

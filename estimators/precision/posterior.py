@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.precision.dense import DensePrecision
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.dual import DualPrecision
+from estimators.precision.structured import Blocks, collect
 
 __all__ = ["BUILDERS", "DataCurvature", "Products", "Rows", "centre_of", "choose_inverse", "restored"]
 
@@ -34,6 +35,10 @@ class DataCurvature(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """What `restored` needs to make it again, beside the objective."""
+        ...
+
+    def description(self) -> dict[str, Any]:
+        """What it needs beside the tensors, in JSON types."""
         ...
 
 
@@ -52,6 +57,9 @@ class Matrix:
     def tensors(self) -> dict[str, Tensor]:
         return {"matrix": self.matrix}
 
+    def description(self) -> dict[str, Any]:
+        return {}
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -64,6 +72,9 @@ class Rows:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"rows": self.rows}
+
+    def description(self) -> dict[str, Any]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -87,14 +98,21 @@ class Products:
     def tensors(self) -> dict[str, Tensor]:
         return {}
 
+    def description(self) -> dict[str, Any]:
+        return {}
+
 
 def centre_of(objective: Objective, curvature: str) -> Objective:
     """The objective whose products are those of the curvature asked for."""
     return objective if curvature == "hessian" else objective.centred(curvature="ggn")
 
 
-def restored(objective: Objective, tensors: dict[str, Tensor], *, curvature: str) -> DataCurvature:
+def restored(
+    objective: Objective, tensors: dict[str, Tensor], description: dict[str, Any], *, curvature: str
+) -> DataCurvature:
     """The data's curvature from its tensors; without any it is products, which need the data."""
+    if description:
+        return Blocks.restored(objective.network, tensors, description)
     exact_hessian = curvature == "hessian"
     if "matrix" in tensors:
         return Matrix(tensors["matrix"], exact_hessian)
@@ -106,33 +124,43 @@ def _is_doubtful(prior_precision: Tensor, *, exact_hessian: bool) -> bool:
     return exact_hessian or not bool((prior_precision > 0).all())
 
 
-def build_matrix_ggn(objective: Objective, jacobian: JacobianRows) -> DataCurvature:
+def build_matrix_ggn(objective: Objective) -> Built:
     _refuse_dense(objective)
-    return Matrix(dense_ggn(objective, jacobian), exact_hessian=False)
+    jacobian = JacobianRows(objective.network)
+    return Matrix(dense_ggn(objective, jacobian), exact_hessian=False), jacobian.backend
 
 
-def build_matrix_hessian(objective: Objective, jacobian: JacobianRows) -> DataCurvature:  # noqa: ARG001
+def build_matrix_hessian(objective: Objective) -> Built:
     _refuse_dense(objective)
-    return Matrix(dense_hessian(objective), exact_hessian=True)
+    return Matrix(dense_hessian(objective), exact_hessian=True), "products"
 
 
-def build_rows(objective: Objective, jacobian: JacobianRows) -> DataCurvature:
+def build_rows(objective: Objective) -> Built:
     refuse_if_too_large(
         "the dual form", dual_bytes(objective), device=objective.theta.device, remedy='inverse="cg", or RegVar.'
     )
-    dtype = algebra_dtype(objective.theta.device)
-    return Rows(torch.cat([rows.to(dtype) for rows in ggn_rows(objective, jacobian)]))
+    dtype, jacobian = algebra_dtype(objective.theta.device), JacobianRows(objective.network)
+    return Rows(torch.cat([rows.to(dtype) for rows in ggn_rows(objective, jacobian)])), jacobian.backend
 
 
-def build_products(objective: Objective, jacobian: JacobianRows) -> DataCurvature:  # noqa: ARG001
-    return Products(objective, exact_hessian=isinstance(objective.data_term, Labels))
+def build_products(objective: Objective) -> Built:
+    return Products(objective, exact_hessian=isinstance(objective.data_term, Labels)), "products"
 
 
-Builder = Callable[[Objective, JacobianRows], DataCurvature]
+def build_blocks(structure: str) -> Builder:
+    return lambda objective: (collect(objective, structure), "layers")
+
+
+Built = tuple[DataCurvature, str]
+"""The data's curvature, and where Jacobian rows came from."""
+Builder = Callable[[Objective], Built]
 BUILDERS: dict[tuple[str, str, str], Builder] = {
     ("ggn", "full", "cholesky"): build_matrix_ggn,
     ("ggn", "full", "dual"): build_rows,
     ("ggn", "full", "cg"): build_products,
+    ("ggn", "kron", "eigen"): build_blocks("kron"),
+    ("ggn", "ekfac", "eigen"): build_blocks("ekfac"),
+    ("ggn", "diag", "eigen"): build_blocks("diag"),
     ("hessian", "full", "cholesky"): build_matrix_hessian,
     ("hessian", "full", "cg"): build_products,
 }
@@ -170,5 +198,5 @@ def _refuse_dense(objective: Objective) -> None:
         f"a dense precision of {objective.network.n_parameters} parameters",
         dense_bytes(objective),
         device=objective.theta.device,
-        remedy='inverse="dual" where N·C is small, inverse="cg", LastLayerLaplace, or RegVar.',
+        remedy='inverse="dual" where N·C is small, inverse="cg", hessian_structure="ekfac", or RegVar.',
     )

@@ -100,5 +100,5 @@ def test_an_empty_memory_of_rows_takes_small_pieces_to_the_same_result(make_prob
     problem = make_problem()
     whole = fit(problem).covariance(problem.query)
     monkeypatch.setattr("estimators.curvature.rows_per_chunk", lambda _: 4)
-    monkeypatch.setattr("estimators.laplace.rows_per_chunk", lambda _: 2)
+    monkeypatch.setattr("estimators.precision.base.rows_per_chunk", lambda _: 2)
     assert torch.allclose(fit(problem).covariance(problem.query), whole, rtol=1e-10)

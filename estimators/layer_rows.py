@@ -1,0 +1,131 @@
+"""Per-row Jacobians in factors, layer by layer.
+
+A linear map with inputs a and slopes b by its output has J = Σ_t b_t a_tᵀ, which need not be made. Sharing over t
+(tokens, pixels, repeated calls) is a longer sum. Rows are taken one at a time inside `vmap`, so that it does not matter
+where a layer keeps its batch dimension. Parameters that enter otherwise (norms, embeddings, raw tensors) are the rest,
+with plain Jacobian rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vjp, vmap
+
+from estimators.linear_uses import LinearMap, LinearUse, UseRecorder
+from estimators.memory import rows_per_chunk
+from estimators.network import Network, differentiable
+from estimators.pytrees import PyTree, row_as_batch, select_rows, split_rows
+
+__all__ = ["LayerRows", "Layers", "RowFactors"]
+
+Cotangents = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class RowFactors:
+    """Of one linear map at M rows: inputs a (M, T, E), a 1 appended for a bias; slopes b (M, K, T, O)."""
+
+    inputs: Tensor
+    slopes: Tensor
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """At M rows, for K cotangents each: factors by linear map, and the rest's rows (M, K, P_rest)."""
+
+    factors: dict[str, RowFactors]
+    rest: Tensor
+
+
+class Layers:
+    """The linear maps of a network by the name of their weight, and the names of the rest; found by one forward."""
+
+    def __init__(self, network: Network, x: PyTree) -> None:
+        self.network = network
+        self._pieces = {name: piece.clone() for name, piece in network.subset.unflatten(network.theta).items()}
+        seen = self._forward(select_rows(x, slice(0, 1)))[1]
+        self.maps = _usable(seen)
+        covered = {name for linear in self.maps.values() for name in linear.names}
+        self.rest = [name for name in self._pieces if name not in covered]
+        self._shapes = [use.output_shape for use in seen.uses]
+
+    def at(self, x: PyTree, cotangents: Cotangents | None = None) -> Iterator[LayerRows]:
+        """Rows of x a piece at a time; `cotangents(f)` (M, K, C), or each output by itself."""
+        f = self.network.outputs(select_rows(x, slice(0, 1)))
+        for piece in split_rows(x, self._rows_at_once(select_rows(x, slice(0, 1)), f.shape[-1])):
+            yield self._rows(piece, cotangents)
+
+    def _rows_at_once(self, row: PyTree, n_outputs: int) -> int:
+        seen = self._forward(row)[1]
+        self._shapes = [use.output_shape for use in seen.uses]
+        inputs = sum(use.inputs.numel() for use in seen.uses)
+        slopes = sum(shape.numel() for shape in self._shapes)
+        rest = sum(self._pieces[name].numel() for name in self.rest)
+        return rows_per_chunk(self.network.theta.element_size() * (2 * inputs + 3 * n_outputs * (slopes + rest)))
+
+    def _rows(self, x: PyTree, cotangents: Cotangents | None) -> LayerRows:
+        f = self.network.outputs(x)
+        eye = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
+        pulled = eye.expand(len(f), -1, -1) if cotangents is None else cotangents(f)
+        names: list[str] = []
+        with differentiable():
+            inputs, slopes, rest = vmap(lambda row, u: self._one(row, u, names))(x, pulled)
+        return LayerRows(self._joined(names, inputs, slopes), rest.detach())
+
+    def _one(self, row: PyTree, cotangents: Tensor, names: list[str]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Of one row: inputs (T, E) and slopes (K, T, O) of every use, rest (K, P_rest); the uses' names are left."""
+        uses: list[LinearUse] = []
+
+        def forward(offsets: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            f, seen = self._forward(row_as_batch(row), offsets)
+            uses[:] = seen.uses
+            return f[0], [use.rows() for use in seen.uses]
+
+        offsets = [cotangents.new_zeros(shape) for shape in self._shapes]
+        _, pull, inputs = vjp(forward, offsets, has_aux=True)  # type: ignore[misc]
+        pulled = vmap(pull)(cotangents)[0]
+        names[:] = [use.map.weight for use in uses]
+        return inputs, [use.slopes(b) for use, b in zip(uses, pulled, strict=True)], self._rest_of(row, cotangents)
+
+    def _rest_of(self, row: PyTree, cotangents: Tensor) -> Tensor:
+        if not self.rest:
+            return cotangents.new_zeros(len(cotangents), 0)
+
+        def outputs(rest: dict[str, Tensor]) -> Tensor:
+            f: Tensor = self.network.with_pieces({**self._pieces, **rest}, row_as_batch(row))[0]
+            return cotangents @ f
+
+        slopes = jacrev(outputs)({name: self._pieces[name] for name in self.rest})
+        return torch.cat([slopes[name].flatten(1) for name in self.rest], dim=1)
+
+    def _forward(self, x: PyTree, offsets: list[Tensor] | None = None) -> tuple[Tensor, UseRecorder]:
+        with differentiable(), UseRecorder(self._pieces, offsets) as recorder:
+            return self.network.with_pieces(self._pieces, x), recorder
+
+    def _joined(self, names: list[str], inputs: list[Tensor], slopes: list[Tensor]) -> dict[str, RowFactors]:
+        """Uses of one weight joined along T: its Jacobian is their sum."""
+        factors = {}
+        for name in self.maps:
+            places = [i for i, used in enumerate(names) if used == name]
+            a, b = torch.cat([inputs[i] for i in places], 1), torch.cat([slopes[i] for i in places], 2)
+            factors[name] = RowFactors(a.detach(), b.detach())
+        return factors
+
+
+def _usable(seen: UseRecorder) -> dict[str, LinearMap]:
+    """Maps whose weight and bias enter in one way only; of calls with and without a bias, or in two layouts, none."""
+    maps: dict[str, set[LinearMap]] = {}
+    for use in seen.uses:
+        maps.setdefault(use.map.weight, set()).add(use.map)
+    biases = [linear.bias for kinds in maps.values() for linear in kinds if linear.bias is not None]
+    return {
+        name: next(iter(kinds))
+        for name, kinds in maps.items()
+        if len(kinds) == 1
+        and not seen.elsewhere.intersection(next(iter(kinds)).names)
+        and biases.count(next(iter(kinds)).bias or "") <= 1
+    }

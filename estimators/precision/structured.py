@@ -1,0 +1,249 @@
+"""The GGN layer by layer: kron (K-FAC), ekfac, diag. The rest (norms, embeddings, raw tensors) keeps its diagonal.
+
+For a linear map with inputs a_nt and slopes b_nkt by its output, along the columns k of S_n (Λ = S Sᵀ), the block of
+the GGN is Σ_nk (Σ_t b aᵀ)(Σ_t b aᵀ)ᵀ over the entries of W. It is replaced by
+
+    kron     Σ_nt a aᵀ ⊗ Σ_nkt b bᵀ / (number of places nt): Martens & Grosse 2015, "expand" of Eschenhagen et al. 2023
+    ekfac    the same basis U ⊗ V, with the eigenvalues Σ_nk (Uᵀ Σ_t b aᵀ V)² of the block itself: George et al. 2018
+    diag     the basis of the weights, with those eigenvalues: the exact diagonal
+
+and δ is added to the eigenvalues, exactly. Nothing of size P × P or C × P × batch is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from estimators.errors import IndefiniteHessianError, OptionError
+from estimators.layer_rows import LayerRows, Layers, RowFactors
+from estimators.linear_uses import LinearMap
+from estimators.network import Network
+from estimators.objective import Objective
+from estimators.precision.base import Precision
+from estimators.precision.dense import smallest_allowed_ratio
+from estimators.precision.dtype import algebra_dtype
+from estimators.precision.eigen_block import EigenBlock, by_rows
+from estimators.pytrees import PyTree
+from estimators.subsets import Subset
+
+__all__ = ["BlockPrecision", "Blocks", "collect"]
+
+_REST = "rest"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The data's part of A: a block by the name of a map's weight, and the diagonal (P_rest,) of the rest."""
+
+    network: Network
+    maps: dict[str, LinearMap]
+    rest: list[str]
+    blocks: dict[str, EigenBlock]
+    rest_diagonal: Tensor
+
+    def precision(self, prior_precision: Tensor) -> BlockPrecision:
+        """A for a prior precision vector δ (P,); δ must be one number within a map that has a basis of its own."""
+        layout = Layout(self.network.subset, self.maps, self.rest)
+        blocks = {}
+        for name, block in self.blocks.items():
+            delta = layout.matrix(prior_precision, name)
+            if block.input_basis is not None and float(delta.min()) != float(delta.max()):
+                raise _several_deltas(self.maps[name], delta)
+            total = (block.eigenvalues + delta).to(prior_precision.dtype)
+            blocks[name] = EigenBlock(total, block.output_basis, block.input_basis)
+        rest = (self.rest_diagonal + layout.rest_of(prior_precision)).to(prior_precision.dtype)
+        if not bool((prior_precision > 0).all()):
+            _refuse_singular([block.eigenvalues for block in blocks.values()] + [rest])
+        return BlockPrecision(self.network, layout, blocks, rest)
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {_REST: self.rest_diagonal}
+        for name, block in self.blocks.items():
+            parts = {"eigenvalues": block.eigenvalues, "output": block.output_basis, "input": block.input_basis}
+            found |= {f"{name}/{part}": tensor for part, tensor in parts.items() if tensor is not None}
+        return found
+
+    def description(self) -> dict[str, Any]:
+        """The maps and the rest, in JSON types."""
+        return {"maps": [asdict(linear) for linear in self.maps.values()], "rest": self.rest}
+
+    @classmethod
+    def restored(cls, network: Network, tensors: dict[str, Tensor], description: dict[str, Any]) -> Blocks:
+        """From `tensors()` and `description()`."""
+        maps = {content["weight"]: LinearMap(**content) for content in description["maps"]}
+        blocks = {
+            name: EigenBlock(
+                tensors[f"{name}/eigenvalues"], tensors.get(f"{name}/output"), tensors.get(f"{name}/input")
+            )
+            for name in maps
+        }
+        return cls(network, maps, description["rest"], blocks, tensors[_REST])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the maps and the rest lie in θ."""
+
+    subset: Subset
+    maps: dict[str, LinearMap]
+    rest: list[str]
+
+    def matrix(self, theta: Tensor, name: str) -> Tensor:
+        """The entries of a map in vectors (..., P), as (..., O, E)."""
+        linear, places = self.maps[name], self.subset.slices
+        shape = (linear.n_inputs, -1) if linear.transposed else (linear.n_outputs, -1)
+        weight: Tensor = theta[..., places[linear.weight]].unflatten(-1, shape)
+        weight = weight.transpose(-1, -2) if linear.transposed else weight
+        if linear.bias is None:
+            return weight
+        return torch.cat([weight, theta[..., places[linear.bias], None]], dim=-1)
+
+    def put(self, theta: Tensor, name: str, matrix: Tensor) -> None:
+        """Write (..., O, E) to its entries of vectors (..., P)."""
+        linear, places = self.maps[name], self.subset.slices
+        weight = matrix[..., : linear.n_inputs]
+        theta[..., places[linear.weight]] = (weight.transpose(-1, -2) if linear.transposed else weight).flatten(-2)
+        if linear.bias is not None:
+            theta[..., places[linear.bias]] = matrix[..., -1]
+
+    def rest_of(self, theta: Tensor) -> Tensor:
+        """The entries of the rest, (..., P_rest)."""
+        return theta[..., self.rest_index]
+
+    @property
+    def rest_index(self) -> Tensor:
+        """Their places in θ."""
+        places = [torch.arange(place.start, place.stop) for place in map(self.subset.slices.__getitem__, self.rest)]
+        return torch.cat([torch.arange(0), *places])
+
+
+class BlockPrecision(Precision):
+    """A, block by block."""
+
+    def __init__(self, network: Network, layout: Layout, blocks: dict[str, EigenBlock], rest: Tensor) -> None:
+        self.network, self.layout, self.blocks, self.rest = network, layout, blocks, rest
+
+    def variance_at(self, network: Network, x: PyTree) -> Tensor:
+        def read(rows: LayerRows) -> Tensor:
+            parts = [block.variance(rows.factors[name]) for name, block in self.blocks.items()]
+            return torch.stack([(rows.rest.square() / self.rest).sum(-1), *parts]).sum(0)
+
+        return torch.cat([read(rows) for rows in Layers(network, x).at(x)])
+
+    def covariance_at(self, network: Network, x: PyTree) -> Tensor:
+        def read(rows: LayerRows) -> Tensor:
+            parts = [block.covariance(rows.factors[name]) for name, block in self.blocks.items()]
+            return torch.stack([(rows.rest / self.rest) @ rows.rest.transpose(1, 2), *parts]).sum(0)
+
+        return torch.cat([read(rows) for rows in Layers(network, x).at(x)])
+
+    def solve(self, vectors: Tensor) -> Tensor:
+        solved = torch.zeros_like(vectors)
+        for name, block in self.blocks.items():
+            self.layout.put(solved, name, block.solve(self.layout.matrix(vectors, name)))
+        solved[..., self.layout.rest_index] = self.layout.rest_of(vectors) / self.rest
+        return solved
+
+    def covariance(self, jacobian: Tensor) -> Tensor:
+        m, c, p = jacobian.shape
+        return jacobian @ self.solve(jacobian.reshape(m * c, p)).reshape(m, c, p).transpose(1, 2)
+
+    def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Displacements (n, P) ~ N(0, A⁻¹)."""
+        rest, p = self.rest, self.layout.subset.n_parameters
+        theta = rest.new_zeros(n_samples, p)
+        for name, block in self.blocks.items():
+            self.layout.put(theta, name, block.sample(n_samples, generator))
+        z = torch.randn(n_samples, len(rest), generator=generator, dtype=rest.dtype, device=rest.device)
+        theta[:, self.layout.rest_index] = z / rest.sqrt()
+        return theta
+
+    def log_det(self) -> Tensor:
+        return torch.stack([self.rest.log().sum(), *(b.eigenvalues.log().sum() for b in self.blocks.values())]).sum()
+
+
+def collect(objective: Objective, structure: str) -> Blocks:
+    """The data's part of A: one pass over the data ("kron", "diag") or two ("ekfac")."""
+    layers = Layers(objective.network, next(iter(objective.batches)).x)
+    if structure == "diag":
+        return _with_own_eigenvalues(objective, layers, {})
+    kron, rest = _kron(objective, layers)
+    if structure == "ekfac":
+        return _with_own_eigenvalues(objective, layers, kron)
+    return Blocks(objective.network, layers.maps, layers.rest, kron, rest)
+
+
+def _rows(objective: Objective, layers: Layers) -> Iterator[LayerRows]:
+    """Along the columns of S at every training row."""
+    for batch in objective.batches:
+        yield from layers.at(batch.x, lambda f: objective.likelihood.hessian_sqrt(f).transpose(1, 2))
+
+
+def _kron(objective: Objective, layers: Layers) -> tuple[dict[str, EigenBlock], Tensor]:
+    """Blocks in the eigenbasis of both factors, and the diagonal of the rest."""
+    dtype, device = algebra_dtype(objective.theta.device), objective.theta.device
+    shapes = {name: linear.shape for name, linear in layers.maps.items()}
+    outer = {name: torch.zeros(o, o, dtype=dtype, device=device) for name, (o, _) in shapes.items()}
+    inner = {name: torch.zeros(e, e, dtype=dtype, device=device) for name, (_, e) in shapes.items()}
+    places, rest = dict.fromkeys(shapes, 0), _zeros_of_rest(objective, layers)
+    for rows in _rows(objective, layers):
+        rest += rows.rest.square().sum((0, 1))
+        for name, factors in rows.factors.items():
+            a, b = factors.inputs.flatten(0, 1), factors.slopes.flatten(0, 2)
+            inner[name] += a.T @ a  # Σ a aᵀ
+            outer[name] += b.T @ b  # Σ b bᵀ
+            places[name] += len(a)
+    return {name: _eigen(outer[name], inner[name], places[name], objective.theta.dtype) for name in shapes}, rest
+
+
+def _eigen(outer: Tensor, inner: Tensor, places: int, dtype: torch.dtype) -> EigenBlock:
+    values, output_basis = torch.linalg.eigh(outer)
+    moments, input_basis = torch.linalg.eigh(inner)
+    eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) / places
+    return EigenBlock(eigenvalues.to(dtype), output_basis.to(dtype), input_basis.to(dtype))
+
+
+def _with_own_eigenvalues(objective: Objective, layers: Layers, bases: dict[str, EigenBlock]) -> Blocks:
+    """Σ J̃² in the basis of each block, or in that of the weights."""
+    rest = _zeros_of_rest(objective, layers)
+    blank = EigenBlock(torch.zeros((), dtype=rest.dtype, device=rest.device))
+    sums = {name: rest.new_zeros(linear.shape) for name, linear in layers.maps.items()}
+    for rows in _rows(objective, layers):
+        rest += rows.rest.square().sum((0, 1))
+        for name, factors in rows.factors.items():
+            sums[name] += _summed_squares(bases.get(name, blank).rotated(factors))
+    blocks = {name: replace(bases.get(name, blank), eigenvalues=total) for name, total in sums.items()}
+    return Blocks(objective.network, layers.maps, layers.rest, blocks, rest)
+
+
+def _summed_squares(rows: RowFactors) -> Tensor:
+    """Σ over rows and columns of J̃², (O, E)."""
+    if rows.inputs.shape[1] == 1:
+        outer: Tensor = rows.slopes[:, :, 0].square().sum(1).T @ rows.inputs[:, 0].square()
+        return outer
+    return by_rows(rows, lambda jacobian: jacobian.square().sum((0, 1))[None]).sum(0)
+
+
+def _zeros_of_rest(objective: Objective, layers: Layers) -> Tensor:
+    n = sum(objective.network.subset.shapes[name].numel() for name in layers.rest)
+    return objective.theta.new_zeros(n)
+
+
+def _several_deltas(linear: LinearMap, delta: Tensor) -> OptionError:
+    return OptionError(
+        f"one prior_precision for {' and '.join(linear.names)} together with a Kronecker structure",
+        received=f"values from {float(delta.min()):g} to {float(delta.max()):g}",
+        remedy='hessian_structure="diag" or "full", or one number for weight and bias of a layer.',
+    )
+
+
+def _refuse_singular(eigenvalues: list[Tensor]) -> None:
+    values = torch.cat([part.flatten() for part in eigenvalues])
+    smallest, largest = float(values.min()), float(values.max())
+    if smallest <= smallest_allowed_ratio(values.dtype) * largest:
+        raise IndefiniteHessianError(smallest=smallest, largest=largest)
