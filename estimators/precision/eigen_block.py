@@ -16,15 +16,17 @@ __all__ = ["EigenBlock"]
 
 @dataclass(frozen=True)
 class EigenBlock:
-    """A = (U ⊗ V) diag(λ) (U ⊗ V)ᵀ over a weight (O, E): λ (O, E) > 0, U (O, O) and V (E, E), or None for the identity.
+    """A = (U ⊗ V) diag(λ) (U ⊗ V)ᵀ over a weight (O, E): λ (O, r) > 0, U (O, O) and V (E, r), or None for the identity.
 
-    A row's Jacobian is J = Σ_t b_t a_tᵀ; in the basis, J̃ = Uᵀ J V = Σ_t (Uᵀb_t)(Vᵀa_t)ᵀ, and J A⁻¹ Jᵀ = Σ J̃²/λ. With
-    one place t, J̃² is an outer product and is never made.
+    Where V has fewer columns than rows, A is `outside`, a number, on the inputs that it leaves out. A row's Jacobian is
+    J = Σ_t b_t a_tᵀ; in the basis, J̃ = Uᵀ J V = Σ_t (Uᵀb_t)(Vᵀa_t)ᵀ, and J A⁻¹ Jᵀ = Σ J̃²/λ. With one place t, J̃² is an
+    outer product and is never made.
     """
 
     eigenvalues: Tensor
     output_basis: Tensor | None = None
     input_basis: Tensor | None = None
+    outside: Tensor | None = None
 
     def rotated(self, rows: RowFactors) -> RowFactors:
         """The factors in the basis."""
@@ -36,36 +38,76 @@ class EigenBlock:
         """(M, K)."""
         rotated = self.rotated(rows)
         if rotated.inputs.shape[1] == 1:
-            along = rotated.inputs[:, 0].square() @ self.eigenvalues.reciprocal().T  # Σ_e ã_e²/λ_oe, (M, O)
-            variance: Tensor = (rotated.slopes[:, :, 0].square() @ along[:, :, None])[..., 0]
+            variance: Tensor = (rotated.slopes[:, :, 0].square() @ self._along(rows, rotated)[:, :, None])[..., 0]
             return variance
         weights = self.eigenvalues.reciprocal()
-        return by_rows(rotated, lambda jacobian: (jacobian.square() * weights).sum((2, 3)))
+        variance = by_rows(rotated, lambda jacobian: (jacobian.square() * weights).sum((2, 3)))
+        if self.outside is None:
+            return variance
+        slopes = rotated.slopes
+        return variance + ((self._unseen(rows, rotated)[:, None] @ slopes) * slopes).sum((2, 3)) / self.outside
 
     def covariance(self, rows: RowFactors) -> Tensor:
         """(M, K, K)."""
         rotated = self.rotated(rows)
         if rotated.inputs.shape[1] == 1:
             slopes = rotated.slopes[:, :, 0]
-            along = rotated.inputs[:, 0].square() @ self.eigenvalues.reciprocal().T
-            covariance: Tensor = (slopes * along[:, None]) @ slopes.transpose(1, 2)
+            covariance: Tensor = (slopes * self._along(rows, rotated)[:, None]) @ slopes.transpose(1, 2)
             return covariance
 
         def gram(jacobian: Tensor) -> Tensor:
             white = (jacobian * self.eigenvalues.rsqrt()).flatten(2)
             return white @ white.transpose(1, 2)
 
-        return by_rows(rotated, gram)
+        covariance = by_rows(rotated, gram)
+        if self.outside is None:
+            return covariance
+        slopes = rotated.slopes.flatten(2)
+        seen = (self._unseen(rows, rotated)[:, None] @ rotated.slopes).flatten(2)
+        return covariance + seen @ slopes.transpose(1, 2) / self.outside
+
+    def _along(self, rows: RowFactors, rotated: RowFactors) -> Tensor:
+        """aᵀ (the block of output o)⁻¹ a of one place, (M, O)."""
+        inside = rotated.inputs[:, 0].square()
+        along: Tensor = inside @ self.eigenvalues.reciprocal().T
+        if self.outside is None:
+            return along
+        return along + ((rows.inputs[:, 0].square().sum(1) - inside.sum(1)).clamp_min(0) / self.outside)[:, None]
+
+    def _unseen(self, rows: RowFactors, rotated: RowFactors) -> Tensor:
+        """Products between places of the inputs that V leaves out, (M, T, T)."""
+        unseen: Tensor = rows.inputs @ rows.inputs.transpose(1, 2) - rotated.inputs @ rotated.inputs.transpose(1, 2)
+        return unseen
 
     def solve(self, matrices: Tensor) -> Tensor:
         """A⁻¹ of matrices (n, O, E)."""
-        return self._back(self._into(matrices) / self.eigenvalues)
+        solved = self._back(self._into(matrices) / self.eigenvalues)
+        return solved if self.outside is None else solved + self._left_out(matrices) / self.outside
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """(n, O, E) ~ N(0, A⁻¹)."""
-        e = self.eigenvalues
-        z = torch.randn(n_samples, *e.shape, generator=generator, dtype=e.dtype, device=e.device)
-        return self._back(z / e.sqrt())
+
+        def noise(*shape: int) -> Tensor:
+            e = self.eigenvalues
+            return torch.randn(n_samples, *shape, generator=generator, dtype=e.dtype, device=e.device)
+
+        inside = self._back(noise(*self.eigenvalues.shape) / self.eigenvalues.sqrt())
+        if self.outside is None or self.input_basis is None:
+            return inside
+        left_out = self._left_out(noise(len(self.eigenvalues), len(self.input_basis)))
+        return inside + left_out / self.outside.sqrt()
+
+    def log_det(self) -> Tensor:
+        """log |A|."""
+        inside = self.eigenvalues.log().sum()
+        if self.outside is None or self.input_basis is None:
+            return inside
+        e, r = self.input_basis.shape
+        return inside + len(self.eigenvalues) * (e - r) * self.outside.log()
+
+    def _left_out(self, matrices: Tensor) -> Tensor:
+        assert self.input_basis is not None
+        return matrices - (matrices @ self.input_basis) @ self.input_basis.T
 
     def _into(self, matrices: Tensor) -> Tensor:
         left = matrices if self.output_basis is None else self.output_basis.T @ matrices

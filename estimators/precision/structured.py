@@ -28,6 +28,7 @@ from estimators.precision.base import Precision
 from estimators.precision.dense import smallest_allowed_ratio
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.eigen_block import EigenBlock, by_rows
+from estimators.precision.second_moment import SecondMoment
 from estimators.pytrees import PyTree
 from estimators.subsets import Subset
 
@@ -54,11 +55,11 @@ class Blocks:
             delta = layout.matrix(prior_precision, name)
             if block.input_basis is not None and float(delta.min()) != float(delta.max()):
                 raise _several_deltas(self.maps[name], delta)
-            total = (block.eigenvalues + delta).to(prior_precision.dtype)
-            blocks[name] = EigenBlock(total, block.output_basis, block.input_basis)
-        rest = (self.rest_diagonal + layout.rest_of(prior_precision)).to(prior_precision.dtype)
+            blocks[name] = _with_prior(block, delta)
+        rest = self.rest_diagonal + layout.rest_of(prior_precision)
         if not bool((prior_precision > 0).all()):
-            _refuse_singular([block.eigenvalues for block in blocks.values()] + [rest])
+            outside = [block.outside for block in blocks.values() if block.outside is not None]
+            _refuse_singular([block.eigenvalues for block in blocks.values()] + outside + [rest])
         return BlockPrecision(self.network, layout, blocks, rest)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -164,7 +165,7 @@ class BlockPrecision(Precision):
         return theta
 
     def log_det(self) -> Tensor:
-        return torch.stack([self.rest.log().sum(), *(b.eigenvalues.log().sum() for b in self.blocks.values())]).sum()
+        return torch.stack([self.rest.log().sum(), *(block.log_det() for block in self.blocks.values())]).sum()
 
 
 def collect(objective: Objective, structure: str) -> Blocks:
@@ -189,34 +190,42 @@ def _kron(objective: Objective, layers: Layers) -> tuple[dict[str, EigenBlock], 
     dtype, device = algebra_dtype(objective.theta.device), objective.theta.device
     shapes = {name: linear.shape for name, linear in layers.maps.items()}
     outer = {name: torch.zeros(o, o, dtype=dtype, device=device) for name, (o, _) in shapes.items()}
-    inner = {name: torch.zeros(e, e, dtype=dtype, device=device) for name, (_, e) in shapes.items()}
-    places, rest = dict.fromkeys(shapes, 0), _zeros_of_rest(objective, layers)
+    inner = {name: SecondMoment(e, dtype) for name, (_, e) in shapes.items()}
+    rest = _zeros_of_rest(objective, layers)
     for rows in _rows(objective, layers):
         rest += rows.rest.square().sum((0, 1))
         for name, factors in rows.factors.items():
             a, b = factors.inputs.flatten(0, 1), factors.slopes.flatten(0, 2)
-            inner[name] += a.T @ a  # Σ a aᵀ
+            inner[name].add(a)  # Σ a aᵀ
             outer[name] += b.T @ b  # Σ b bᵀ
-            places[name] += len(a)
-    return {name: _eigen(outer[name], inner[name], places[name], objective.theta.dtype) for name in shapes}, rest
+    return {name: _eigen(outer[name], inner[name], objective.theta.dtype) for name in shapes}, rest
 
 
-def _eigen(outer: Tensor, inner: Tensor, places: int, dtype: torch.dtype) -> EigenBlock:
+def _eigen(outer: Tensor, inner: SecondMoment, dtype: torch.dtype) -> EigenBlock:
     values, output_basis = torch.linalg.eigh(outer)
-    moments, input_basis = torch.linalg.eigh(inner)
-    eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) / places
+    moments, input_basis = inner.eigen()
+    eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) / inner.n_rows
     return EigenBlock(eigenvalues.to(dtype), output_basis.to(dtype), input_basis.to(dtype))
+
+
+def _with_prior(block: EigenBlock, delta: Tensor) -> EigenBlock:
+    """δ (O, E) added to the eigenvalues; it is all there is on inputs that were never seen."""
+    basis = block.input_basis
+    if basis is None:
+        return replace(block, eigenvalues=block.eigenvalues + delta)
+    outside = delta[0, 0] if basis.shape[0] > basis.shape[1] else None
+    return replace(block, eigenvalues=block.eigenvalues + delta[0, 0], outside=outside)
 
 
 def _with_own_eigenvalues(objective: Objective, layers: Layers, bases: dict[str, EigenBlock]) -> Blocks:
     """Σ J̃² in the basis of each block, or in that of the weights."""
     rest = _zeros_of_rest(objective, layers)
     blank = EigenBlock(torch.zeros((), dtype=rest.dtype, device=rest.device))
-    sums = {name: rest.new_zeros(linear.shape) for name, linear in layers.maps.items()}
+    sums: dict[str, Tensor] = dict.fromkeys(layers.maps, rest.new_zeros(()))
     for rows in _rows(objective, layers):
         rest += rows.rest.square().sum((0, 1))
         for name, factors in rows.factors.items():
-            sums[name] += _summed_squares(bases.get(name, blank).rotated(factors))
+            sums[name] = sums[name] + _summed_squares(bases.get(name, blank).rotated(factors))
     blocks = {name: replace(bases.get(name, blank), eigenvalues=total) for name, total in sums.items()}
     return Blocks(objective.network, layers.maps, layers.rest, blocks, rest)
 

@@ -273,3 +273,40 @@ def test_a_structure_that_a_missing_prior_leaves_singular_is_refused():
 def test_combinations_that_do_not_exist_list_those_that_do(options):
     with pytest.raises(OptionError, match="ggn, ekfac, eigen"):
         LinearizedLaplace(mlp(), "regression", **options)
+
+
+@pytest.mark.parametrize("structure", ["kron", "ekfac"])
+@pytest.mark.parametrize("places", [1, 2])
+def test_inputs_that_no_row_has_shown_keep_the_prior_whether_the_matrix_or_the_rows_are_kept(
+    structure, places, monkeypatch
+):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(9, 3), nn.Tanh(), nn.Flatten(), nn.Linear(3 * places, 2)).double().eval()
+        x, y = torch.randn(4, places, 9, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+        queries = torch.randn(5, places, 9, dtype=torch.float64)
+
+    def fit():
+        estimator = LinearizedLaplace(model, "classification", prior_precision=1.7, hessian_structure=structure)
+        return estimator.fit([(x[: 4 // places], y[: 4 // places])])
+
+    few = fit()
+    block = few.precision_.blocks["0.weight"]
+    assert block.input_basis.shape == (10, 4)
+    monkeypatch.setattr("estimators.precision.second_moment.SecondMoment.add", _always_as_a_matrix)
+    whole = fit()
+    assert whole.precision_.blocks["0.weight"].input_basis.shape == (10, 10)
+    assert torch.allclose(few.variance(queries), whole.variance(queries))
+    assert torch.allclose(few.covariance(queries), whole.covariance(queries))
+    assert torch.allclose(few.precision_.log_det(), whole.precision_.log_det())
+    eye = torch.eye(few.theta_.numel(), dtype=torch.float64)
+    assert torch.allclose(few.precision_.solve(eye), whole.precision_.solve(eye), atol=1e-12)
+    deviations = few.sample(queries[:1], 20000) - model(queries[:1]).detach()
+    covariance = torch.einsum("kmc,kmd->mcd", deviations, deviations) / 20000
+    exact = few.covariance(queries[:1])
+    assert float((covariance - exact).norm() / exact.norm()) < 0.05
+
+
+def _always_as_a_matrix(self, rows):
+    self.n_rows += len(rows)
+    self.matrix = rows.T @ rows + (0 if self.matrix is None else self.matrix)
