@@ -38,7 +38,7 @@ class KrylovSpace:
     @classmethod
     def of(cls, solved: BlockSolution, scale: Tensor) -> KrylovSpace:
         """The space of a solve in the coordinates θ̃ = θ/s."""
-        basis = torch.cat([solved.basis, solved.next_block]) * scale
+        basis = torch.cat([solved.basis, solved.next_block]).mul_(scale)
         return cls.restored(basis, scale, solved.projected.double(), solved.coupling.double())
 
     @classmethod
