@@ -47,13 +47,13 @@ def problem(network, kind, n=23):
     return model, likelihood, DataLoader(TensorDataset(x, y), batch_size=6), query
 
 
-def peer(laplace, model, kind, loader, subset):
+def peer(laplace, model, kind, loader, subset, structure="full"):
     options = {"sigma_noise": SIGMA} if kind == "regression" else {}
     fitted = laplace.Laplace(
         model,
         kind,
         subset_of_weights=subset,
-        hessian_structure="full",
+        hessian_structure=structure,
         prior_precision=DELTA,
         backend=laplace.curvature.CurvlinopsGGN,
         **options,
@@ -142,3 +142,30 @@ def test_the_binary_covariance_is_that_of_a_softmax_over_nothing_and_the_logit(n
     _, covariance = theirs._glm_predictive_distribution(query)
     agree(ours.covariance(query), covariance[:, 1:, 1:])
     assert float(covariance[:, 0].abs().max()) == 0
+
+
+def without_biases(network, kind):
+    model, likelihood, _, query = problem(network, kind)
+    for module in model.modules():
+        if getattr(module, "bias", None) is not None:
+            module.register_parameter("bias", None)
+    return model, likelihood, query
+
+
+@cases
+@kinds
+def test_kron_of_all_weights_is_that_of_laplace_torch_where_there_are_no_biases(network, kind, laplace):
+    model, likelihood, query = without_biases(network, kind)
+    (whole,) = DataLoader(problem(network, kind)[2].dataset, batch_size=23)  # it mixes the factors of several batches
+    ours = LinearizedLaplace(model, likelihood, prior_precision=DELTA, hessian_structure="kron").fit([whole])
+    theirs = peer(laplace, model, kind, DataLoader(problem(network, kind)[2].dataset, batch_size=23), "all", "kron")
+    agree(ours.covariance(query), theirs._glm_predictive_distribution(query)[1])
+
+
+@cases
+@kinds
+def test_diag_of_all_weights_is_that_of_laplace_torch(network, kind, laplace):
+    model, likelihood, loader, query = problem(network, kind)
+    ours = LinearizedLaplace(model, likelihood, prior_precision=DELTA, hessian_structure="diag").fit(loader)
+    theirs = peer(laplace, model, kind, loader, "all", "diag")
+    agree(ours.covariance(query), theirs._glm_predictive_distribution(query)[1])
