@@ -25,8 +25,8 @@ from estimators.atomic import write_text
 __all__ = ["main"]
 
 _REPEATS, _ROWS, _BATCH = 3, 1000, 500
-_NOTE = """Both kron forms are Kronecker approximations, but not the same: ours has the bias as the last column of
-its weight, laplace-torch gives it a factor of its own. Without biases they agree (tests/estimators/test_laplace_torch.py).
+_NOTE = """Both kron forms are Kronecker approximations, but not the same: ours has the bias as the last column of its
+weight, laplace-torch gives it a factor of its own. Without biases they agree, as the tests show.
 """
 
 
