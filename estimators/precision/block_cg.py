@@ -28,8 +28,8 @@ _BASIS_BYTES = 2**31
 class BlockSolution:
     """`solution` (K, P) of A u = b, `remainder` b − A u (K, P), and its relative norms `residuals` (K,).
 
-    The last Krylov space: basis W (r, P), T = W A Wᵀ (r, r), and the block Q (k, P) that would have come next, with
-    `coupling` Q A Wᵀ (k, r): A Wᵀ = Wᵀ T + Qᵀ coupling.
+    The last Krylov space: W (r, P), T = W A Wᵀ (r, r), and the block Q (k, P) that would have come next, with
+    `coupling` Q A Wᵀ (k, r): A Wᵀ = Wᵀ T + Qᵀ coupling. `basis` is W and Q, one after the other.
     """
 
     solution: Tensor
@@ -39,7 +39,6 @@ class BlockSolution:
     products: int
     basis: Tensor
     projected: Tensor
-    next_block: Tensor
     coupling: Tensor
 
 
@@ -82,9 +81,7 @@ def block_cg(
             remedy="raise max_iter, loosen tol, or use a larger prior_precision (a better conditioned A).",
         )
     remainder, coupling = cycle.remainder(), cycle.full_coupling()
-    return BlockSolution(
-        u, remainder, relative, iterations, products, cycle.basis, cycle.projected, cycle.block, coupling
-    )
+    return BlockSolution(u, remainder, relative, iterations, products, cycle.extended(), cycle.projected, coupling)
 
 
 class _Cycle:
@@ -93,11 +90,30 @@ class _Cycle:
     def __init__(self, product: Product, residual: Tensor) -> None:
         self.product, self.products = product, 0
         self.floor = residual.norm(dim=1).max() * torch.finfo(residual.dtype).eps * 4
-        self.basis = residual.new_zeros(0, residual.shape[1])
+        self.storage, self.rank = residual.new_empty(8 * len(residual), residual.shape[1]), 0
         self.projected = residual.new_zeros(0, 0)
         self.block, self.coupling = _orthonormal_rows(residual, self.floor)  # residualᵀ = blockᵀ · coupling
         self.start = self.coupling
         self.coefficients = residual.new_zeros(0, residual.shape[0])
+
+    @property
+    def basis(self) -> Tensor:
+        """W (r, P), the filled part of the storage: large bases are not copied at every step."""
+        return self.storage[: self.rank]
+
+    def extended(self) -> Tensor:
+        """W and the next block, (r + k, P)."""
+        self._store()
+        return self.storage[: self.rank + len(self.block)]
+
+    def _store(self) -> None:
+        """The next block behind W."""
+        end = self.rank + len(self.block)
+        if end > len(self.storage):
+            grown = self.storage.new_empty(2 * end, self.storage.shape[1])
+            grown[: self.rank] = self.basis
+            self.storage = grown
+        self.storage[self.rank : end] = self.block
 
     def done(self, tolerance: Tensor) -> bool:
         return len(self.block) == 0 or bool((self.residual_norms() <= tolerance).all())
@@ -130,8 +146,9 @@ class _Cycle:
     def extend(self) -> None:
         image = self.product(self.block)  # W_j → A W_j
         self.products += len(self.block)
-        old, new = len(self.basis), len(self.block)
-        self.basis = torch.cat([self.basis, self.block])
+        old, new = self.rank, len(self.block)
+        self._store()
+        self.rank += new
         along = image @ self.basis.T
         self._grow_projected(along, old, new)
         rest = image - along @ self.basis

@@ -37,9 +37,8 @@ class KrylovSpace:
 
     @classmethod
     def of(cls, solved: BlockSolution, scale: Tensor) -> KrylovSpace:
-        """The space of a solve in the coordinates θ̃ = θ/s."""
-        basis = torch.cat([solved.basis, solved.next_block]).mul_(scale)
-        return cls.restored(basis, scale, solved.projected.double(), solved.coupling.double())
+        """The space of a solve in the coordinates θ̃ = θ/s; its basis is taken over and scaled in place."""
+        return cls.restored(solved.basis.mul_(scale), scale, solved.projected.double(), solved.coupling.double())
 
     @classmethod
     def restored(cls, basis: Tensor, scale: Tensor, galerkin: Tensor, coupling: Tensor) -> KrylovSpace:
