@@ -22,7 +22,7 @@ from estimators.errors import ModelError, UnsupportedError
 from estimators.pytrees import PyTree, row_as_batch
 from estimators.subsets import Subset
 
-__all__ = ["Network", "differentiable", "output_tensor", "structural_copy"]
+__all__ = ["Network", "differentiable", "output_tensor", "output_tensor_of_any_shape", "structural_copy"]
 
 _VECTORISED_ELEMENTS = 2**22
 
@@ -112,8 +112,8 @@ def structural_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def output_tensor(output: object) -> Tensor:
-    """The (B, C) outputs of a model: a tensor, or an object with `.logits`."""
+def output_tensor_of_any_shape(output: object) -> Tensor:
+    """The outputs of a model: a tensor, or an object with `.logits`."""
     tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(tensor, Tensor):
         raise ModelError(
@@ -121,6 +121,12 @@ def output_tensor(output: object) -> Tensor:
             received=f"an output of type {type(output).__name__}",
             remedy="wrap the model in a Module whose forward picks the tensor.",
         )
+    return tensor
+
+
+def output_tensor(output: object) -> Tensor:
+    """The (B, C) outputs of a model."""
+    tensor = output_tensor_of_any_shape(output)
     if tensor.ndim == 2:
         return tensor
     if tensor.ndim < 2:
