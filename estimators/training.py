@@ -23,6 +23,7 @@ __all__ = ["Recipe", "fit_weights", "train_map"]
 BatchGradient = Callable[[Tensor, Batch], Tensor]
 
 _LEAST_EPOCHS, _LEAST_STEPS = 20, 320
+_ROWS_A_STEP, _STEPS_AN_EPOCH = 64, 8
 _OPTIMIZERS = ("sgd", "adam")
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,  # noqa: ARG005
@@ -36,24 +37,26 @@ class Recipe:
 
     Args:
         epochs: passes over the rows, or "auto": 20, and more where they would be fewer than 320 steps.
-        batch_size: rows a step, regrouped in a new order each epoch; None takes the loader's own batches as they come.
+        batch_size: rows a step, regrouped in a new order each epoch; None takes the loader's own batches as they come;
+            "auto": 64, and fewer where an epoch would have fewer than 8 steps.
         optimizer: "sgd" (with `momentum`) or "adam". Weight decay is not an option: the prior is in the loss.
         lr: learning rate, or "auto" where the solver that uses the recipe can choose it (FineTune).
         schedule: "cosine" (to zero) or "constant".
     """
 
     epochs: int | str = 100
-    batch_size: int | None = 64
+    batch_size: int | str | None = 64
     optimizer: str = "adam"
     lr: float | str = 1e-2
     momentum: float = 0.9
     schedule: str = "cosine"
 
     def __post_init__(self) -> None:
-        for name, word in (("epochs", "auto"), ("batch_size", None)):
+        for name, words in (("epochs", ("auto",)), ("batch_size", ("auto", None))):
             value = getattr(self, name)
-            if value != word and (not isinstance(value, int) or value < 1):
-                raise OptionError(f"{name} >= 1 or {word!r}", received=repr(value), remedy="a positive whole number.")
+            if value not in words and (not isinstance(value, int) or value < 1):
+                listed = " or ".join(map(repr, words))
+                raise OptionError(f"{name} >= 1 or {listed}", received=repr(value), remedy="a positive whole number.")
         if self.optimizer not in _OPTIMIZERS:
             raise OptionError(
                 f"optimizer among {_OPTIMIZERS}", received=repr(self.optimizer), remedy='"sgd" or "adam".'
@@ -73,11 +76,14 @@ class Recipe:
         return self.lr * _SCHEDULES[self.schedule](progress)
 
     def for_rows(self, n_data: int) -> Recipe:
-        """The recipe with its number of epochs, for N rows."""
+        """The recipe with its rows a step and its number of epochs, for N rows."""
+        size = self.batch_size
+        if isinstance(size, str):
+            size = min(_ROWS_A_STEP, math.ceil(n_data / _STEPS_AN_EPOCH))
         if not isinstance(self.epochs, str):
-            return self
-        steps = math.ceil(n_data / (self.batch_size or n_data))  # an epoch
-        return replace(self, epochs=max(_LEAST_EPOCHS, math.ceil(_LEAST_STEPS / steps)))
+            return replace(self, batch_size=size)
+        steps = math.ceil(n_data / (size or n_data))  # an epoch
+        return replace(self, batch_size=size, epochs=max(_LEAST_EPOCHS, math.ceil(_LEAST_STEPS / steps)))
 
     def build(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
         """The optimizer over one tensor."""
@@ -119,7 +125,9 @@ def fit_weights(
 
 def epoch(batches: Batches, recipe: Recipe, generator: torch.Generator) -> Iterable[Batch]:
     """The batches of one epoch."""
-    return batches if recipe.batch_size is None else batches.shuffled(recipe.batch_size, generator)
+    size = recipe.for_rows(batches.n_data).batch_size
+    assert not isinstance(size, str)
+    return batches if size is None else batches.shuffled(size, generator)
 
 
 def _refuse_divergence(weights: Tensor, recipe: Recipe) -> None:

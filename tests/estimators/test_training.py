@@ -119,11 +119,20 @@ def test_auto_epochs_are_twenty_and_never_fewer_than_320_steps(n, batch_size, ep
 
 
 @pytest.mark.parametrize(
+    ("n", "rows", "epochs"), [(10, 2, 64), (128, 16, 40), (300, 38, 40), (512, 64, 40), (5000, 64, 20)]
+)
+def test_auto_batches_are_of_64_rows_and_never_fewer_than_8_an_epoch(n, rows, epochs):
+    recipe = Recipe(epochs="auto", batch_size="auto").for_rows(n)
+    assert (recipe.batch_size, recipe.epochs) == (rows, epochs)
+
+
+@pytest.mark.parametrize(
     "bad",
     [
         {"epochs": 0},
         {"epochs": "many"},
         {"batch_size": 0},
+        {"batch_size": "all"},
         {"optimizer": "lbfgs"},
         {"schedule": "step"},
         {"lr": -1.0},

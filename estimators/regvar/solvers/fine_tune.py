@@ -18,7 +18,7 @@ from estimators.training import Recipe, fit_weights
 
 __all__ = ["FineTune"]
 
-DEFAULT_RECIPE = Recipe(epochs="auto", batch_size=64, optimizer="sgd", lr="auto", momentum=0.9, schedule="cosine")
+DEFAULT_RECIPE = Recipe(epochs="auto", batch_size="auto", optimizer="sgd", lr="auto", momentum=0.9, schedule="cosine")
 _BENT = 0.5  # saturating networks tend to 1
 
 
