@@ -5,17 +5,17 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import jacrev, vmap
 
 from estimators.batches import AbsentBatches, Batches, check_inputs, first_batch
 from estimators.errors import DataError, NotFittedError, OptionError, StateError, UnsupportedError
+from estimators.functionals import Functional, Through, variance_by_covariance
 from estimators.last_linear import last_linear_names
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.model_checks import check_model, fingerprint, refuse_if_changed
@@ -29,15 +29,15 @@ from estimators.subsets import SubsetSpec, delta_of_names, matching_names
 
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
-Functional = Callable[[Tensor], Tensor]
-
 
 class UncertaintyEstimator(ABC):
     """Predictive variance of a trained network.
 
     Args:
-        model: the trained network, in eval mode; outputs (B, C), or an object with `.logits`. It is never changed.
-        likelihood: "regression", "classification", "binary", or an object such as `Gaussian(sigma_noise=0.5)`.
+        model: the trained network, in eval mode; outputs (B, C) or (B, ...), or an object with `.logits`. It is never
+            changed.
+        likelihood: "regression", "classification", "binary", "causal_lm", or an object such as
+            `Gaussian(sigma_noise=0.5)` or, for segmentation, `Categorical(class_dim=1)`.
         prior_precision: δ > 0 of L(θ) = Σₙ −log p(yₙ|f(xₙ;θ)) + ½ Σ δ(θ−θ₀)² (sums, never means): a number, or a
             mapping from globs over parameter names to numbers (every parameter must match; the first match counts; 0
             allowed).
@@ -127,30 +127,33 @@ class UncertaintyEstimator(ABC):
     def variance(self, x: PyTree, *, of: Functional | None = None) -> Tensor:
         """Epistemic variance of the outputs at M queries, (M, C), squared units of the output; noise is not in it.
 
-        With `of=g`, g mapping outputs (C,) of one row to a tensor (D,) or a scalar, the variance of g(f(x)) by the
-        delta method, diag(G Σ Gᵀ), (M, D); needs a covariance.
+        Outputs of another shape (M, ...) have variances of that shape. With `of=g` the variance of g(f(x)) by the delta
+        method, diag(G Σ Gᵀ), (M, D): g maps the outputs of one row, or these and its inputs, to a tensor of D entries.
         """
-        self._check_query(x)
-        return self._variance(x) if of is None else self._variance_of(x, of)
+        shape = self._check_query(x)
+        if of is None:
+            return self._variance(x).reshape(self._variance_shape(shape))
+        return self._variance_of(x, of)
+
+    def _variance_shape(self, shape: torch.Size) -> torch.Size:
+        """Of `variance(x)` where the outputs have this shape."""
+        return shape
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        with torch.no_grad():
-            f = self.network_.outputs(x)
-        slope = vmap(jacrev(lambda row: torch.atleast_1d(of(row))))(f)  # G, (M, D, C)
-        return torch.einsum("mdc,mce,mde->md", slope, self._covariance(x), slope)
+        return variance_by_covariance(Through(self.network_, of).slopes(x), self._covariance(x))
 
     def covariance(self, x: PyTree) -> Tensor:
-        """Epistemic covariance between the outputs of each query, (M, C, C)."""
+        """Epistemic covariance between the outputs of each query, (M, C, C), C counting all outputs of a row."""
         self._check_query(x)
         return self._covariance(x)
 
     def sample(self, x: PyTree, n_samples: int, *, seed: int = 0) -> Tensor:
         """Function samples (n_samples, M, C), jointly over the rows of x, reproducible by `seed`."""
-        self._check_query(x)
+        shape = self._check_query(x)
         if n_samples < 1:
             raise OptionError("n_samples >= 1", received=str(n_samples), remedy="ask for at least one sample.")
         generator = torch.Generator(self.network_.theta.device).manual_seed(seed)
-        return self._sample(x, n_samples, generator)
+        return self._sample(x, n_samples, generator).reshape(n_samples, *shape)
 
     def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
         """Predictive distribution: mean, epistemic variance, and noise or class probabilities.
@@ -166,7 +169,7 @@ class UncertaintyEstimator(ABC):
         return self.likelihood.predict(self._mean(x), variance, samples)
 
     def _mean(self, x: PyTree) -> Tensor:
-        return self.network_.outputs(x)
+        return self.network_.shaped_outputs(x)
 
     def state_dict(self) -> FittedState:
         """The fit as a flat dict of tensors, and a JSON text under "about"; the model is not in it, only its digest."""
@@ -273,11 +276,14 @@ class UncertaintyEstimator(ABC):
                 f"a fitted {type(self).__name__}", received="one without fit", remedy="call fit(train_loader) first."
             )
 
-    def _check_query(self, x: PyTree) -> None:
+    def _check_query(self, x: PyTree) -> torch.Size:
+        """Refuse what is not a query; the shape of its outputs."""
         self._check_fitted()
         refuse_if_changed(self.model, self.fingerprint_)
-        if not len(check_inputs(x, self.network_, what="query")):
+        f = check_inputs(x, self.network_, what="query")
+        if not len(f):
             raise DataError("at least one query row", received="none", remedy="leave out empty batches.")
+        return f.shape
 
 
 def _checked_precision(value: float | Mapping[str, float]) -> float | dict[str, float]:

@@ -222,7 +222,7 @@ def _bytes(batch: Batch) -> int:
 
 
 def check_batch(batch: Batch, network: Network, likelihood: Likelihood) -> Tensor:
-    """Outputs (B, C) at θ̂ of a valid batch; DataError for an invalid one."""
+    """Outputs (B, ...) at θ̂ of a valid batch; DataError for an invalid one."""
     f = check_inputs(batch.x, network, what="training batch")
     if batch.y.device != network.theta.device:
         raise DataError(
@@ -243,14 +243,14 @@ def check_batch(batch: Batch, network: Network, likelihood: Likelihood) -> Tenso
 
 
 def check_inputs(x: PyTree, network: Network, *, what: str) -> Tensor:
-    """Outputs (B, C) at θ̂ of valid inputs; DataError for invalid ones."""
+    """Outputs (B, ...) at θ̂ of valid inputs; DataError for invalid ones."""
     tensors = tensors_of(x)
     if not tensors:
         raise DataError("inputs with at least one tensor", received=type(x).__name__, remedy="pass tensors.")
     for tensor in tensors:
         _check_tensor(tensor, network.theta, what)
     try:
-        f = network.outputs(x)
+        f = network.shaped_outputs(x)
     except EstimatorError:
         raise
     except (RuntimeError, IndexError, TypeError) as error:

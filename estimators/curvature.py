@@ -22,8 +22,8 @@ def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
     for batch in objective.batches:
         n_outputs = network.outputs(batch.x).shape[-1]
         chunk = rows_per_chunk(3 * n_outputs * network.n_parameters * network.theta.element_size())
-        for x in split_rows(batch.x, chunk):
-            root = objective.likelihood.hessian_sqrt(network.outputs(x))
+        for x, y in split_rows((batch.x, batch.y), chunk):
+            root = objective.likelihood.given(y).hessian_sqrt(network.outputs(x))
             rows = torch.einsum("bck,bcp->bkp", root, jacobian(x))
             yield rows.reshape(-1, network.n_parameters)
 

@@ -105,7 +105,7 @@ class _BackpackRows:
         chosen = [parameters[name] for name in self.network.subset.shapes]
         columns = []
         with torch.enable_grad():
-            f = output_tensor(self.module(_with_gradient(x)))
+            f = output_tensor(self.module(_with_gradient(x))).flatten(1)
             for c in range(f.shape[-1]):
                 keep = c + 1 < f.shape[-1]
                 with backpack(BatchGrad(), retain_graph=keep):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from estimators.base import UncertaintyEstimator, precision_vector
 from estimators.errors import OptionError
 from estimators.evidence import log_marginal_likelihood
+from estimators.functionals import Functional, Through
 from estimators.likelihoods import Likelihood
 from estimators.memory import available_bytes
 from estimators.noise import precision_noise
@@ -102,6 +103,9 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     def _variance(self, x: PyTree) -> Tensor:
         return self.precision_.variance_at(self.network_, x)
+
+    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
+        return self.precision_.variance_at(Through(self.network_, of), x)
 
     def _covariance(self, x: PyTree) -> Tensor:
         return self.precision_.covariance_at(self.network_, x)

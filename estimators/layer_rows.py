@@ -19,10 +19,11 @@ from estimators.linear_uses import LinearMap, LinearUse, UseRecorder
 from estimators.memory import rows_per_chunk
 from estimators.network import Network, differentiable
 from estimators.pytrees import PyTree, row_as_batch, select_rows, split_rows
+from estimators.vectorise import over_rows
 
 __all__ = ["LayerRows", "Layers", "RowFactors"]
 
-Cotangents = Callable[[Tensor], Tensor]
+Cotangents = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,14 @@ class Layers:
         self.rest = [name for name in self._pieces if name not in covered]
         self._shapes = [use.output_shape for use in seen.uses]
 
-    def at(self, x: PyTree, cotangents: Cotangents | None = None) -> Iterator[LayerRows]:
-        """Rows of x a piece at a time; `cotangents(f)` (M, K, C), or each output by itself."""
-        f = self.network.outputs(select_rows(x, slice(0, 1)))
-        for piece in split_rows(x, self._rows_at_once(select_rows(x, slice(0, 1)), f.shape[-1])):
-            yield self._rows(piece, cotangents)
+    def at(self, x: PyTree, cotangents: Cotangents | None = None, y: Tensor | None = None) -> Iterator[LayerRows]:
+        """Rows of x a piece at a time; `cotangents(f, y)` (M, K, C), or each output by itself."""
+        row = select_rows(x, slice(0, 1))
+        at_once = self._rows_at_once(row, self.network.outputs(row).shape[-1])
+        for piece, targets in split_rows((x, y), at_once):
+            f = self.network.outputs(piece)
+            eye = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
+            yield self._rows(piece, eye.expand(len(f), -1, -1) if cotangents is None else cotangents(f, targets))
 
     def _rows_at_once(self, row: PyTree, n_outputs: int) -> int:
         seen = self._forward(row)[1]
@@ -67,13 +71,10 @@ class Layers:
         rest = sum(self._pieces[name].numel() for name in self.rest)
         return rows_per_chunk(self.network.theta.element_size() * (2 * inputs + 3 * n_outputs * (slopes + rest)))
 
-    def _rows(self, x: PyTree, cotangents: Cotangents | None) -> LayerRows:
-        f = self.network.outputs(x)
-        eye = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
-        pulled = eye.expand(len(f), -1, -1) if cotangents is None else cotangents(f)
+    def _rows(self, x: PyTree, cotangents: Tensor) -> LayerRows:
         names: list[str] = []
         with differentiable():
-            inputs, slopes, rest = vmap(lambda row, u: self._one(row, u, names))(x, pulled)
+            inputs, slopes, rest = over_rows(lambda row, u: self._one(row, u, names), x, cotangents)
         return LayerRows(self._joined(names, inputs, slopes), rest.detach())
 
     def _one(self, row: PyTree, cotangents: Tensor, names: list[str]) -> tuple[list[Tensor], list[Tensor], Tensor]:

@@ -1,5 +1,8 @@
 """A network as a function of one flat vector: f(θ, x), and its products with the Jacobian J = ∂f/∂θ.
 
+Outputs of any shape (B, ...) are rows (B, C) here, C counting all outputs of a row: the logits of all pixels, or of all
+tokens. What estimators return has the shape that the model gave.
+
 The user's module is never touched: a structural copy that shares its tensors is called functionally, with θ in place of
 the chosen parameters and the rest detached.
 """
@@ -18,11 +21,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from estimators.errors import ModelError, UnsupportedError
+from estimators.errors import ModelError
 from estimators.pytrees import PyTree, row_as_batch
+from estimators.recurrent import make_differentiable
 from estimators.subsets import Subset
+from estimators.vectorise import over_rows
 
-__all__ = ["Network", "differentiable", "output_tensor", "output_tensor_of_any_shape", "structural_copy"]
+__all__ = ["Network", "differentiable", "output_tensor", "structural_copy"]
 
 _VECTORISED_ELEMENTS = 2**22
 
@@ -32,6 +37,7 @@ class Network:
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.module = structural_copy(model)
+        make_differentiable(self.module)
         self.subset = Subset.of(self.module, names)
         parameters = {name: p.detach() for name, p in self.module.named_parameters()}
         self.theta = self.subset.flatten(parameters).clone()
@@ -48,6 +54,10 @@ class Network:
 
     def with_pieces(self, pieces: dict[str, Tensor], x: PyTree) -> Tensor:
         """Outputs (B, C) with these tensors, by name, in place of the chosen parameters."""
+        return self.shaped(pieces, x).flatten(1)
+
+    def shaped(self, pieces: dict[str, Tensor], x: PyTree) -> Tensor:
+        """Outputs (B, ...) as the model gives them, likewise."""
         arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
         with differentiable():
             return output_tensor(functional_call(self.module, {**self.frozen, **pieces}, arguments, keywords))
@@ -56,6 +66,11 @@ class Network:
         """f(θ̂, x), (B, C), without a graph."""
         with torch.no_grad():
             return self(self.theta, x)
+
+    def shaped_outputs(self, x: PyTree) -> Tensor:
+        """f(θ̂, x) as the model gives it, (B, ...), without a graph."""
+        with torch.no_grad():
+            return self.shaped(self.subset.unflatten(self.theta), x)
 
     def at(self, x: PyTree) -> Callable[[Tensor], Tensor]:
         """θ -> f(θ, x)."""
@@ -79,19 +94,21 @@ class Network:
         return result.detach()
 
     def jacobian(self, x: PyTree) -> Tensor:
-        """J at each row, (B, C, P): reverse mode, vectorised over rows."""
+        """J at each row, (B, C, P): reverse mode, vectorised over rows where the model allows."""
 
         def one(row: PyTree) -> Tensor:
             slope: Tensor = jacrev(lambda theta: self(theta, row_as_batch(row))[0])(self.theta)
             return slope
 
         with differentiable():
-            return vmap(one)(x).detach()
+            rows: Tensor = over_rows(one, x)
+        return rows.detach()
 
     @property
     def vectors_at_once(self) -> int:
         """How many parameter vectors are worth pushing through one vectorised call."""
-        return max(1, _VECTORISED_ELEMENTS // self.n_parameters)
+        every = self.n_parameters + sum(p.numel() for p in self.frozen.values())  # activations grow with all of them
+        return max(1, _VECTORISED_ELEMENTS // every)
 
 
 def structural_copy(model: nn.Module) -> nn.Module:
@@ -112,34 +129,22 @@ def structural_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def output_tensor_of_any_shape(output: object) -> Tensor:
-    """The outputs of a model: a tensor, or an object with `.logits`."""
+def output_tensor(output: object) -> Tensor:
+    """The outputs (B, ...) of a model: a tensor, or the `.logits` of an object."""
     tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(tensor, Tensor):
         raise ModelError(
             "a model that returns a tensor, or an object with a tensor `.logits`",
             received=f"an output of type {type(output).__name__}",
-            remedy="wrap the model in a Module whose forward picks the tensor.",
+            remedy="wrap the model in a Module whose forward picks the tensor, or joins several (torch.cat).",
         )
-    return tensor
-
-
-def output_tensor(output: object) -> Tensor:
-    """The (B, C) outputs of a model."""
-    tensor = output_tensor_of_any_shape(output)
-    if tensor.ndim == 2:
-        return tensor
     if tensor.ndim < 2:
         raise ModelError(
-            "outputs of shape (B, C)",
+            "outputs of shape (B, C), or (B, ...) with several dimensions a row",
             received=f"shape {tuple(tensor.shape)}",
             remedy="give the output a last dimension, for instance .unsqueeze(-1), and the targets too.",
         )
-    raise UnsupportedError(
-        "outputs of shape (B, C)",
-        received=f"shape {tuple(tensor.shape)}",
-        remedy="wrap the model so that it returns one row of C outputs an example.",
-    )
+    return tensor
 
 
 @contextmanager

@@ -18,5 +18,5 @@ def precision_noise(objective: Objective, n_draws: int, generator: torch.Generat
     for batch in objective.batches:
         f = network.outputs(batch.x)
         g = torch.randn(n_draws, *f.shape, generator=generator, dtype=f.dtype, device=f.device)
-        xi += network.vjp(batch.x, objective.likelihood.root_product(f, g))
+        xi += network.vjp(batch.x, objective.likelihood.given(batch.y).root_product(f, g))
     return xi, z

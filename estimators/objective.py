@@ -95,14 +95,15 @@ class SelfTargets(DataTerm):
     """−E[log p(y | f)] over y from the network's own prediction at θ̂. Its curvature at θ̂ is exactly the GGN."""
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
-        return network.outputs(batch.x)
+        return network.outputs(batch.x), batch.y
 
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
-        return self.likelihood.expected_nll(network(theta, x), targets).sum()
+        f_ref, y = targets
+        return self.likelihood.given(y).expected_nll(network(theta, x), f_ref).sum()
 
     def curvature_product(self, network: Network, batch: Batch, vectors: Tensor) -> Tensor:
         jv = network.jvp(batch.x, vectors)  # v → J v
-        h_jv = self.likelihood.hessian_product(network.outputs(batch.x), jv)  # J v → Λ J v
+        h_jv = self.likelihood.given(batch.y).hessian_product(network.outputs(batch.x), jv)  # J v → Λ J v
         return network.vjp(batch.x, h_jv)  # Λ J v → Jᵀ Λ J v
 
 

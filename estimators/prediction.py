@@ -15,11 +15,12 @@ __all__ = ["Prediction"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predictive distribution at M queries with C outputs.
+    """Predictive distribution at M queries with C outputs, or with outputs (M, ...) of several dimensions.
 
     `mean` and `epistemic_variance` are of the network outputs (logits for classification), (M, C).
     Regression fills `aleatoric_variance` and `total_variance` (squared units of the target); classification and binary
-    fill `probs` (M, C) and `entropy` (M,), in nats, or (M, C) for independent Bernoulli outputs.
+    fill `probs` (M, C) and `entropy` (M,), in nats, or (M, C) for independent Bernoulli outputs; classes lie along
+    `class_dim`.
     """
 
     mean: Tensor
@@ -30,6 +31,7 @@ class Prediction:
     probs: Tensor | None = None
     entropy: Tensor | None = None
     link_approx: str | None = None
+    class_dim: int = -1
 
     def calibrated(self, *, variance_scale: float = 1.0, softmax_temperature: float = 1.0) -> Prediction:
         """The same prediction with the epistemic variance times `variance_scale` and the logits over a temperature.
@@ -54,7 +56,7 @@ class Prediction:
                 'a prediction made with link_approx="probit"', received='"mc"', remedy='predict with "probit" first.'
             )
         mean = self.mean / softmax_temperature
-        return from_logits(mean, variance / softmax_temperature**2, kind=self.kind)
+        return from_logits(mean, variance / softmax_temperature**2, kind=self.kind, class_dim=self.class_dim)
 
     def _calibrated_regression(self, variance: Tensor, softmax_temperature: float) -> Prediction:
         if softmax_temperature != 1.0:
@@ -67,23 +69,23 @@ class Prediction:
         return replace(self, epistemic_variance=variance, total_variance=variance + self.aleatoric_variance)
 
 
-def from_logits(mean: Tensor, variance: Tensor, *, kind: str) -> Prediction:
+def from_logits(mean: Tensor, variance: Tensor, *, kind: str, class_dim: int = -1) -> Prediction:
     """Probit approximation (MacKay 1992): logits over √(1 + π/8 · variance), then the link."""
     scaled = mean / torch.sqrt(1 + math.pi / 8 * variance)
-    probs = scaled.softmax(-1) if kind == "classification" else scaled.sigmoid()
-    return from_probs(mean, variance, probs, kind=kind, link_approx="probit")
+    probs = scaled.softmax(class_dim) if kind == "classification" else scaled.sigmoid()
+    entropy = entropy_of(probs, kind=kind, class_dim=class_dim)
+    return Prediction(mean, variance, kind, probs=probs, entropy=entropy, link_approx="probit", class_dim=class_dim)
 
 
-def from_samples(mean: Tensor, variance: Tensor, samples: Tensor, *, kind: str) -> Prediction:
-    """Monte-Carlo average of the link over logit samples (S, M, C)."""
-    probs = samples.softmax(-1) if kind == "classification" else samples.sigmoid()
-    return from_probs(mean, variance, probs.mean(0), kind=kind, link_approx="mc")
+def from_samples(mean: Tensor, variance: Tensor, samples: Tensor, *, kind: str, class_dim: int = -1) -> Prediction:
+    """Monte-Carlo average of the link over logit samples (S, M, ...)."""
+    of_sample = class_dim if class_dim < 0 else class_dim + 1
+    probs = (samples.softmax(of_sample) if kind == "classification" else samples.sigmoid()).mean(0)
+    entropy = entropy_of(probs, kind=kind, class_dim=class_dim)
+    return Prediction(mean, variance, kind, probs=probs, entropy=entropy, link_approx="mc", class_dim=class_dim)
 
 
-def from_probs(mean: Tensor, variance: Tensor, probs: Tensor, *, kind: str, link_approx: str) -> Prediction:
-    """A categorical or Bernoulli prediction with its entropy in nats."""
-    if kind == "classification":
-        entropy = torch.special.entr(probs).sum(-1)
-    else:
-        entropy = torch.special.entr(probs) + torch.special.entr(1 - probs)
-    return Prediction(mean, variance, kind, probs=probs, entropy=entropy, link_approx=link_approx)
+def entropy_of(probs: Tensor, *, kind: str, class_dim: int) -> Tensor:
+    """In nats: over the classes, or of each independent Bernoulli output."""
+    entropy: Tensor = torch.special.entr(probs)
+    return entropy.sum(class_dim) if kind == "classification" else entropy + torch.special.entr(1 - probs)

@@ -168,7 +168,7 @@ def train_map(
             f = output_tensor(functional_call(model, subset.unflatten(theta), arguments, keywords))
             likelihood.check_targets(f, batch.y)
             prior = 0.5 * (delta * theta.square()).sum()
-            loss = likelihood.nll(f, batch.y).sum() + len(batch) / batches.n_data * prior
+            loss = likelihood.nll(f.flatten(1), batch.y).sum() + len(batch) / batches.n_data * prior
             (slope,) = torch.autograd.grad(loss, theta)
         return slope
 

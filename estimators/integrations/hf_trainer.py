@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from estimators.errors import DataError, OptionError
 from estimators.integrations.own_loop import mean_absolute_penalty
-from estimators.network import output_tensor_of_any_shape
+from estimators.network import output_tensor
 
 __all__ = ["MeanAbsoluteTraining"]
 
@@ -55,7 +55,7 @@ class MeanAbsoluteTraining:
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if model.training:
-            loss = loss + self._penalty(output_tensor_of_any_shape(outputs), labels, num_items_in_batch)
+            loss = loss + self._penalty(output_tensor(outputs), labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _penalty(self, logits: Tensor, labels: Tensor | None, num_items: Tensor | int | None) -> Tensor:

@@ -181,8 +181,12 @@ def collect(objective: Objective, structure: str) -> Blocks:
 
 def _rows(objective: Objective, layers: Layers) -> Iterator[LayerRows]:
     """Along the columns of S at every training row."""
+
+    def root(f: Tensor, y: Tensor) -> Tensor:
+        return objective.likelihood.given(y).hessian_sqrt(f).transpose(1, 2)
+
     for batch in objective.batches:
-        yield from layers.at(batch.x, lambda f: objective.likelihood.hessian_sqrt(f).transpose(1, 2))
+        yield from layers.at(batch.x, root, batch.y)
 
 
 def _kron(objective: Objective, layers: Layers) -> tuple[dict[str, EigenBlock], Tensor]:

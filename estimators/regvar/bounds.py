@@ -79,8 +79,7 @@ class VarianceBounds:
         taken = torch.tensordot(self.space.seen, response, dims=1)
         inside = response[: self.space.rank]
         if self.block is not None and self.along_block is not None:
-            features = self.block.head.features(x)
-            inside = inside - torch.einsum("rce,me->rmc", self.along_block, features.double())
+            inside = inside - self.block.response(self.along_block, x)
         return torch.tensordot(self.whitener, inside, dims=1), taken
 
     def _prior_variance(self, x: PyTree) -> Tensor:

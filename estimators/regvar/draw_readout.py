@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from estimators.errors import UnsupportedError
+from estimators.functionals import Functional, Through
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.precision.krylov_space import KrylovSpace
 from estimators.pytrees import PyTree, concatenate, n_rows, select_rows
 from estimators.regvar.bounds import VarianceBounds
-from estimators.regvar.exact_block import ExactBlock
+from estimators.regvar.exact_block import ExactBlock, FunctionalBlock
 from estimators.regvar.readout import Readout
 from estimators.state import Learned
 
@@ -43,6 +44,10 @@ class DrawReadout(Readout):
         response = self.network.jvp(x, self.displacement)
         drawn = torch.einsum("kmc,kmd->mcd", response, response) / len(response)
         return drawn if self.block is None else self.block.covariance(x) + drawn
+
+    def through(self, of: Functional) -> DrawReadout:
+        block = None if self.block is None else FunctionalBlock.of(self.block, of)
+        return DrawReadout(Through(self.network, of), self.displacement, block, self.exact_block)
 
     def sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         if n_samples > len(self.displacement):
@@ -98,6 +103,10 @@ class BoundedReadout(DrawReadout):
     def state(self) -> Learned:
         tensors, learned = super().state()
         return {**tensors, **self.bounds.space.state()}, {**learned, "level": asdict(self.level)}
+
+    def through(self, of: Functional) -> BoundedReadout:
+        draws = super().through(of)
+        return BoundedReadout(draws, replace(self.bounds, network=draws.network, block=draws.block), self.level)
 
     def variance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.variance(x)

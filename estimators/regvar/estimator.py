@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from estimators.base import UncertaintyEstimator
 from estimators.errors import UnsupportedError
+from estimators.functionals import Functional
 from estimators.likelihoods import Likelihood
 from estimators.objective import Objective
 from estimators.precision.definiteness import refuse_indefinite_product
@@ -80,7 +81,9 @@ class RegVar(UncertaintyEstimator):
         self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
             refuse_indefinite_product(self.refit_objective_.product, objective.theta)
-        self.readout_ = None if self.regularizer.at_query else self._solved(None, progress_bar=progress_bar)
+        self.readout_: Readout | None = None
+        if not self.regularizer.at_query:
+            self.readout_ = self._solved(None, self.regularizer, progress_bar=progress_bar)
 
     def _learned(self) -> Learned:
         tensors, learned = ({}, {}) if self.readout_ is None else self.readout_.state()
@@ -95,10 +98,10 @@ class RegVar(UncertaintyEstimator):
     def _attached(self, objective: Objective) -> None:
         self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
 
-    def _solved(self, x: PyTree, *, progress_bar: bool = False) -> Readout:
+    def _solved(self, x: PyTree, regularizer: Regularizer, *, progress_bar: bool = False) -> Readout:
         """Pose, solve, read."""
         objective = self.refit_objective_
-        penalty, read = self.regularizer.pose(objective, x)
+        penalty, read = regularizer.pose(objective, x)
         solution = self.solver.solve(objective, penalty, progress_bar=progress_bar)
         readout = read(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
@@ -109,6 +112,15 @@ class RegVar(UncertaintyEstimator):
 
     def _variance(self, x: PyTree) -> Tensor:
         return torch.cat([readout.variance(part) for readout, part in self._readouts(x)])
+
+    def _variance_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size((shape[0], -1)) if getattr(self.regularizer, "of", None) else shape
+
+    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
+        regularizer = self.regularizer.reading(of)
+        if regularizer is not self.regularizer:  # the functional is solved for
+            return torch.cat([readout.variance(part) for readout, part in self._readouts(x, regularizer)])
+        return torch.cat([readout.through(of).variance(part) for readout, part in self._readouts(x)])
 
     def _covariance(self, x: PyTree) -> Tensor:
         return torch.cat([readout.covariance(part) for readout, part in self._readouts(x)])
@@ -122,31 +134,32 @@ class RegVar(UncertaintyEstimator):
 
     def standard_error(self, x: PyTree) -> Tensor:
         """Monte-Carlo standard error of `variance`, (M, C); of SignedProbes, ParameterProbes and PosteriorDraws."""
-        self._check_query(x)
-        return torch.cat([readout.standard_error(part) for readout, part in self._readouts(x)])
+        shape = self._variance_shape(self._check_query(x))
+        return torch.cat([readout.standard_error(part) for readout, part in self._readouts(x)]).reshape(shape)
 
     def variance_bounds(self, x: PyTree) -> tuple[Tensor, Tensor]:
         """lower(x) ≤ J A⁻¹ Jᵀ ≤ upper(x), both (M, C): certain, from the Krylov space that the draws were solved in.
 
         Errors: UnsupportedError where the draws are read by their mean square or there are none.
         """
-        self._check_query(x)
+        shape = self._check_query(x)
         if not isinstance(self.readout_, BoundedReadout):
             raise UnsupportedError(
                 "posterior draws read between the bounds of a Krylov space",
                 received=f"{self.regularizer!r} by {self.solver!r}",
                 remedy='regularizer=PosteriorDraws(readout="bounds"), solver=LinearResponse().',
             )
-        return self.readout_.bounds.variance(x)
+        lower, upper = self.readout_.bounds.variance(x)
+        return lower.reshape(shape), upper.reshape(shape)
 
-    def _readouts(self, x: PyTree) -> list[tuple[Readout, PyTree]]:
+    def _readouts(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[Readout, PyTree]]:
         """The fitted readout for x, or solves for pieces of x that fit into memory."""
         if self.readout_ is not None:
             return [(self.readout_, x)]
-        objective = self.refit_objective_
-        rows = self.regularizer.rows_at_once(objective, self.network_.outputs(x).shape[-1])
+        objective, regularizer = self.refit_objective_, regularizer or self.regularizer
+        rows = regularizer.rows_at_once(objective, self.network_.outputs(x).shape[-1])
         parts = [x] if rows is None else split_rows(x, rows)
-        return [(self._solved(part), part) for part in parts]
+        return [(self._solved(part, regularizer), part) for part in parts]
 
     @property
     def energy_error_(self) -> float:

@@ -7,11 +7,13 @@ the last-layer Laplace variance; draws have to estimate only the first (Rao–Bl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from estimators.errors import EstimatorError, OptionError
+from estimators.functionals import Functional, Through, variance_by_covariance
 from estimators.head import Head
 from estimators.memory import available_bytes
 from estimators.network import Network
@@ -20,7 +22,7 @@ from estimators.precision.linear_head import FullHead
 from estimators.pytrees import PyTree
 from estimators.state import Learned
 
-__all__ = ["ExactBlock", "find_exact_block"]
+__all__ = ["ExactBlock", "FunctionalBlock", "find_exact_block"]
 
 _LARGEST = 8192  # entries of θ: a factorisation of seconds
 
@@ -63,10 +65,36 @@ class ExactBlock:
         """(M, C, C), of the block alone."""
         return self.precision.covariance(self.head.features(x))
 
+    def response(self, coefficients: Tensor, x: PyTree) -> Tensor:
+        """J_L u for u (K, C, E) in the layer: (K, M, C)."""
+        return torch.einsum("kce,me->kmc", coefficients, self.head.features(x).to(coefficients.dtype))
+
     def sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         """Deviations (n_samples, M, C) of f by draws of the block given the rest."""
-        displaced = self.precision.sample(n_samples, generator)
-        return torch.einsum("kce,me->kmc", displaced, self.head.features(x))
+        return self.response(self.precision.sample(n_samples, generator), x)
+
+
+@dataclass(frozen=True)
+class FunctionalBlock(ExactBlock):
+    """The same block, read through a function g of the outputs."""
+
+    network: Through
+
+    @classmethod
+    def of(cls, block: ExactBlock, of: Functional) -> Self:
+        """`block` through g."""
+        return cls(block.head, block.precision, Through(block.head.network, of))
+
+    def variance(self, x: PyTree) -> Tensor:
+        return variance_by_covariance(self.network.slopes(x), super().covariance(x))
+
+    def covariance(self, x: PyTree) -> Tensor:
+        slopes = self.network.slopes(x)
+        return slopes @ super().covariance(x) @ slopes.transpose(1, 2)
+
+    def response(self, coefficients: Tensor, x: PyTree) -> Tensor:
+        response = super().response(coefficients, x)
+        return torch.einsum("mdc,kmc->kmd", self.network.slopes(x).to(response.dtype), response)
 
 
 def find_exact_block(objective: Objective, choice: str | None) -> tuple[ExactBlock | None, str]:

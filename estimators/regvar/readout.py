@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import UnsupportedError
+from estimators.functionals import Functional
 from estimators.pytrees import PyTree
 from estimators.state import Learned
 
@@ -36,6 +37,10 @@ class Readout(ABC):
     def standard_error(self, x: PyTree) -> Tensor:  # noqa: ARG002
         """Monte-Carlo standard error of `variance`, (M, C)."""
         raise self._unsupported("a Monte-Carlo error", "SignedProbes, ParameterProbes or PosteriorDraws")
+
+    def through(self, of: Functional) -> Readout:  # noqa: ARG002
+        """The same displacements, read through g∘f."""
+        raise self._unsupported("the variance of a functional", "PosteriorDraws, or Pointwise(of=...)")
 
     def _unsupported(self, what: str, instead: str) -> UnsupportedError:
         return UnsupportedError(

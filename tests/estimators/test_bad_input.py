@@ -18,7 +18,7 @@ from estimators import (
     RegVar,
 )
 from estimators.baselines.map import MAP
-from estimators.errors import DataError, EstimatorError, ModelError, NotFittedError, OptionError, UnsupportedError
+from estimators.errors import DataError, EstimatorError, ModelError, NotFittedError, OptionError
 
 ESTIMATORS = {
     "laplace": LinearizedLaplace,
@@ -154,8 +154,8 @@ ROWS = {
         with_model(lambda: Returns(lambda f: SimpleNamespace(logits=f.tolist()))), ModelError, "SimpleNamespace",
         "wrap"),
     "outputs of shape (B,)": (with_model(lambda: Returns(lambda f: f[:, 0])), ModelError, r"\(6,\)", "unsqueeze"),
-    "outputs of shape (B, T, C)": (
-        with_model(lambda: Returns(lambda f: f[:, None])), UnsupportedError, r"\(6, 1, 3\)", "wrap the model"),
+    "one label for outputs of shape (B, T, C)": (
+        with_model(lambda: Returns(lambda f: f[:, None])), DataError, r"shape \(6,\)", "one index"),
     "dropout in train mode": (
         with_model(in_train_mode(nn.Dropout(0.25))), ModelError, r"'2' \(Dropout\) in train mode", r"model\.eval\(\)"),
     "one dropout in train mode": (with_model(partly_in_train_mode), ModelError, r"dropout 0\.25", r"model\.eval\(\)"),

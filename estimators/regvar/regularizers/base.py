@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import OptionError
+from estimators.functionals import Functional
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
@@ -41,6 +42,10 @@ class Regularizer(ABC):
     def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> Readout:
         """The readout of a fit from its `state()`; only regularizers at fit have one."""
         raise NotImplementedError
+
+    def reading(self, of: Functional) -> Regularizer:  # noqa: ARG002
+        """The regularizer that solves for the functional `of`; itself, where a solution serves all of them."""
+        return self
 
     def rows_at_once(self, objective: Objective, n_outputs: int) -> int | None:  # noqa: ARG002
         """How many query rows to solve for together; None for all of them."""

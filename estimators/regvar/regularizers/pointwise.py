@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
 
-from estimators.base import Functional
+from estimators.errors import OptionError
+from estimators.functionals import Functional, Through
 from estimators.memory import rows_per_chunk
 from estimators.network import Network
 from estimators.objective import Objective
@@ -27,8 +27,8 @@ class Pointwise(Regularizer):
     """r(θ) = f_c(x; θ): the response of f(x) is column c of J A⁻¹ Jᵀ (McInerney & Kallus 2025, Theorem 4.1).
 
     Args:
-        of: a scalar or vector functional g of one row's outputs (C,) -> () or (D,), for instance a margin; then
-            r(θ) = g_d(f(x; θ)), and the variance is that of g, (M, D).
+        of: a functional g of one row's outputs, or of these and its inputs, for instance a margin; then
+            r(θ) = g_d(f(x; θ)), and the variance is that of g, (M, D), D counting what g returns.
     """
 
     at_query = True
@@ -40,25 +40,25 @@ class Pointwise(Regularizer):
         return "Pointwise()" if self.of is None else f"Pointwise(of={getattr(self.of, '__name__', self.of)!r})"
 
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:
-        network = objective.network
-        slopes = self._slopes(network, x)  # ∂g/∂θ (M, D, P)
+        network = objective.network if self.of is None else Through(objective.network, self.of)
+        slopes = network.jacobian(x)  # ∂g/∂θ (M, D, P)
         m, d, p = slopes.shape
         rows = torch.arange(m, device=slopes.device).repeat_interleave(d)
         picks = torch.eye(d, dtype=slopes.dtype, device=slopes.device).repeat(m, 1)
         items = (select_rows(x, rows), picks)
-        penalty = _OutputValue(slopes.reshape(m * d, p), items, network=network, of=self.of)
+        penalty = _OutputValue(slopes.reshape(m * d, p), items, network=network)
         return penalty, lambda solution: _Columns(slopes, solution.displacement.reshape(m, d, p))
+
+    def reading(self, of: Functional) -> Pointwise:
+        if self.of is None:
+            return Pointwise(of)
+        raise OptionError(
+            "one functional", received=f"variance(of=...) and {self!r}", remedy="RegVar with Pointwise(), or no of=."
+        )
 
     def rows_at_once(self, objective: Objective, n_outputs: int) -> int | None:
         size = objective.theta.numel() * objective.theta.element_size()
         return rows_per_chunk(_COPIES * n_outputs * size, budget=2**31)
-
-    def _slopes(self, network: Network, x: PyTree) -> Tensor:
-        jacobian = network.jacobian(x)
-        if self.of is None:
-            return jacobian
-        outer: Tensor = vmap(jacrev(_as_vector(self.of)))(network.outputs(x))  # G = ∂g/∂f (M, D, C)
-        return outer @ jacobian
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,11 @@ class _OutputValue(Penalty):
     """r_k(θ) = g_d(f(x_m; θ)), items (x_m, one-hot of d); no training row has a part of its own in it."""
 
     network: Network | None = None
-    of: Functional | None = None
 
     def value(self, theta: Tensor, item: PyTree, x: PyTree, share: float) -> Tensor:  # noqa: ARG002
         row, pick = item
         assert self.network is not None
-        f = self.network(theta, row_as_batch(row))[0]
-        return share * torch.dot(pick, f if self.of is None else _as_vector(self.of)(f))
+        return share * torch.dot(pick, self.network(theta, row_as_batch(row))[0])
 
 
 class _Columns(Readout):
@@ -90,7 +88,3 @@ class _Columns(Readout):
     def covariance(self, x: PyTree) -> Tensor:  # noqa: ARG002
         columns = self.slopes @ self.displacement.transpose(1, 2)
         return 0.5 * (columns + columns.transpose(1, 2))
-
-
-def _as_vector(of: Functional) -> Functional:
-    return lambda f: torch.atleast_1d(of(f))

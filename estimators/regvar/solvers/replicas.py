@@ -13,7 +13,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, jvp
 
 from estimators.batches import Batch
 from estimators.errors import OptionError
@@ -21,6 +21,7 @@ from estimators.network import differentiable
 from estimators.objective import Objective
 from estimators.pytrees import PyTree, select_rows
 from estimators.regvar.penalty import Penalty
+from estimators.vectorise import over_rows
 
 __all__ = ["DIFFERENCES", "Replicas", "checked_difference"]
 
@@ -76,7 +77,7 @@ class Replicas:
         """The batch's part of ∇F, (A, P)."""
         slope = grad(self._batch_value(batch, targets))
         with differentiable():
-            slopes: Tensor = vmap(slope, chunk_size=self.at_once)(arms, self.items, self.signs)
+            slopes: Tensor = over_rows(slope, arms, self.items, self.signs, chunk_size=self.at_once)
         return slopes.detach()
 
     def gradient(self, arms: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ class Replicas:
         for batch, targets in self.objective.with_targets():
             bend = self._batch_product(self._batch_value(batch, targets))
             with differentiable():
-                total += vmap(bend, chunk_size=self.at_once)(arms, self.items, self.signs, vectors).detach()
+                total += over_rows(bend, arms, self.items, self.signs, vectors, chunk_size=self.at_once).detach()
         return total
 
     @staticmethod

@@ -1,0 +1,30 @@
+"""Likelihoods p(y | f)."""
+
+from estimators.errors import OptionError
+from estimators.likelihoods.base import Likelihood
+from estimators.likelihoods.bernoulli import Bernoulli
+from estimators.likelihoods.categorical import Categorical
+from estimators.likelihoods.causal_tokens import CausalTokens
+from estimators.likelihoods.gaussian import Gaussian
+
+__all__ = ["Bernoulli", "Categorical", "CausalTokens", "Gaussian", "Likelihood", "resolve_likelihood"]
+
+_BY_NAME: dict[str, type[Likelihood]] = {
+    "regression": Gaussian,
+    "classification": Categorical,
+    "binary": Bernoulli,
+    "causal_lm": CausalTokens,
+}
+
+
+def resolve_likelihood(likelihood: str | Likelihood) -> Likelihood:
+    """The likelihood object of a field name: "regression", "classification", "binary" or "causal_lm"."""
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if likelihood not in _BY_NAME:
+        raise OptionError(
+            f"a likelihood object or one of {sorted(_BY_NAME)}",
+            received=repr(likelihood),
+            remedy='for example likelihood="classification" or Gaussian(sigma_noise=0.5).',
+        )
+    return _BY_NAME[likelihood]()

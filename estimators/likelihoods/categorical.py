@@ -1,0 +1,143 @@
+"""Softmax classes: one prediction a row, or one at each of several sites of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from estimators.errors import DataError, OptionError
+from estimators.likelihoods.base import Likelihood
+from estimators.prediction import Prediction, from_logits, from_samples
+
+__all__ = ["Categorical", "Sites"]
+
+
+class Categorical(Likelihood):
+    """Softmax cross-entropy on logits f (B, C), y (B,) class indices; or on several class predictions a row.
+
+    −log p = logsumexp f − f_y;  with p = softmax f:  Λ = diag(p) − p pᵀ,  S = diag(√p) − p √pᵀ.
+
+    Args:
+        class_dim: -1 for logits (B, ..., C), as of token classifiers; 1 for (B, C, ...), as of segmentation networks.
+            Targets have the shape without it.
+        ignore_index: the label of places without one, where there are several a row: padding, void pixels.
+    """
+
+    kind = "classification"
+
+    def __init__(self, class_dim: int = -1, ignore_index: int = -100) -> None:
+        if class_dim not in (-1, 1):
+            raise OptionError("class_dim -1 or 1", received=repr(class_dim), remedy="1 for logits (B, C, H, W).")
+        self.class_dim, self.ignore_index = class_dim, ignore_index
+
+    def __repr__(self) -> str:
+        special = {"class_dim": -1, "ignore_index": -100}
+        listed = [f"{name}={getattr(self, name)}" for name, usual in special.items() if getattr(self, name) != usual]
+        return f"{type(self).__name__}({', '.join(listed)})"
+
+    def given(self, y: Tensor) -> Likelihood:
+        if y.ndim == 1:
+            return self
+        return Sites(y.flatten(1), classes_first=self.class_dim == 1, ignored=self.ignore_index)
+
+    def nll(self, f: Tensor, y: Tensor) -> Tensor:
+        if y.ndim == 1:
+            return F.cross_entropy(f, y.long(), reduction="none")
+        return self.given(y).nll(f, y)
+
+    def expected_nll(self, f: Tensor, f_ref: Tensor) -> Tensor:
+        return -(f_ref.softmax(-1) * f.log_softmax(-1)).sum(-1)
+
+    def root_product(self, f: Tensor, v: Tensor) -> Tensor:
+        p = f.softmax(-1)
+        root = p.sqrt()
+        return root * v - p * (root * v).sum(-1, keepdim=True)
+
+    def hessian_product(self, f: Tensor, v: Tensor) -> Tensor:
+        p = f.softmax(-1)
+        return p * v - p * (p * v).sum(-1, keepdim=True)
+
+    def hessian_diagonal(self, f: Tensor) -> Tensor:
+        p = f.softmax(-1)
+        return p * (1 - p)
+
+    def check_targets(self, f: Tensor, y: Tensor) -> None:
+        if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
+            raise DataError(
+                "integer class indices",
+                received=f"targets of dtype {y.dtype}",
+                remedy='y.long() for indices, y.argmax(-1) for one-hot rows, or likelihood="regression"/"binary".',
+            )
+        classes = f.movedim(self.class_dim, -1)
+        if y.shape != classes.shape[:-1]:
+            raise DataError(
+                f"class indices of shape {tuple(classes.shape[:-1])} for outputs of shape {tuple(f.shape)}",
+                received=f"shape {tuple(y.shape)}",
+                remedy="one index a row: y.squeeze(-1), or y.argmax(-1) for one-hot rows; "
+                "Categorical(class_dim=1) for outputs (B, C, H, W).",
+            )
+        self._check_range(y[y != self.ignore_index] if y.ndim > 1 else y, classes.shape[-1])
+
+    def _check_range(self, y: Tensor, n_classes: int) -> None:
+        if y.numel() and (int(y.max()) >= n_classes or int(y.min()) < 0):
+            raise DataError(
+                f"class indices in 0..{n_classes - 1}, the network having {n_classes} classes",
+                received=f"indices from {int(y.min())} to {int(y.max())}",
+                remedy="renumber the classes from 0, or give the network one output a class.",
+            )
+
+    def predict(self, mean: Tensor, variance: Tensor, samples: Tensor | None) -> Prediction:
+        if samples is not None:
+            return from_samples(mean, variance, samples, kind=self.kind, class_dim=self.class_dim)
+        return from_logits(mean, variance, kind=self.kind, class_dim=self.class_dim)
+
+
+class Sites(Likelihood):
+    """A categorical likelihood at each of S sites of a row, for rows whose labels (B, S) are known.
+
+    Outputs are flat, (..., B, S·C), classes last or first; Λ has a block (C, C) for each site, and is 0 at the sites
+    that are ignored, so that they are in no loss, no curvature and no noise.
+    """
+
+    kind = "classification"
+
+    def __init__(self, labels: Tensor, *, classes_first: bool, ignored: int) -> None:
+        self.labels, self.classes_first = labels, classes_first
+        self.kept = labels != ignored
+        self.site = Categorical()
+
+    def nll(self, f: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+        log_p = self._by_site(f).log_softmax(-1)
+        chosen = torch.where(self.kept, self.labels, 0).long()[..., None]
+        return -(self.kept * log_p.gather(-1, chosen)[..., 0]).sum(-1)
+
+    def expected_nll(self, f: Tensor, f_ref: Tensor) -> Tensor:
+        return (self.kept * self.site.expected_nll(self._by_site(f), self._by_site(f_ref))).sum(-1)
+
+    def root_product(self, f: Tensor, v: Tensor) -> Tensor:
+        return self._flat(self.site.root_product(self._by_site(f), self._by_site(v)))
+
+    def hessian_product(self, f: Tensor, v: Tensor) -> Tensor:
+        return self._flat(self.site.hessian_product(self._by_site(f), self._by_site(v)))
+
+    def hessian_diagonal(self, f: Tensor) -> Tensor:
+        return self._flat(self.site.hessian_diagonal(self._by_site(f)))
+
+    def check_targets(self, f: Tensor, y: Tensor) -> None:
+        self.site.check_targets(f, y)
+
+    def predict(self, mean: Tensor, variance: Tensor, samples: Tensor | None) -> Prediction:
+        return self.site.predict(mean, variance, samples)
+
+    def _by_site(self, values: Tensor) -> Tensor:
+        """(..., B, S·C) -> (..., B, S, C)."""
+        sites = self.labels.shape[-1]
+        shape = (-1, sites) if self.classes_first else (sites, -1)
+        split: Tensor = values.unflatten(-1, shape)
+        return split.transpose(-1, -2) if self.classes_first else split
+
+    def _flat(self, values: Tensor) -> Tensor:
+        """(..., B, S, C) -> (..., B, S·C), zero where ignored."""
+        kept = values * self.kept[..., None]
+        return (kept.transpose(-1, -2) if self.classes_first else kept).flatten(-2)

@@ -1,0 +1,77 @@
+"""The Gaussian likelihood of regression."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from estimators.errors import DataError, OptionError, UnsupportedError
+from estimators.likelihoods.base import Likelihood, check_same_shape
+from estimators.prediction import Prediction
+
+__all__ = ["Gaussian"]
+
+
+class Gaussian(Likelihood):
+    """y ~ N(f, σ²), independent outputs; `sigma_noise` is a standard deviation: a number, or one per output (C,).
+
+    −log p = Σ_c (y_c − f_c)² / 2σ_c² + log σ_c + ½ log 2π;  Λ = diag(1/σ²).
+    """
+
+    kind = "regression"
+
+    def __init__(self, sigma_noise: float | Tensor = 1.0) -> None:
+        sigma = torch.as_tensor(sigma_noise)
+        if sigma.ndim > 1 or not bool(torch.isfinite(sigma).all()) or not bool((sigma > 0).all()):
+            raise OptionError(
+                "sigma_noise > 0: a standard deviation, a number or one per output",
+                received=repr(sigma_noise),
+                remedy="pass the standard deviation of the noise, for instance the RMSE on validation data.",
+            )
+        self.sigma_noise = sigma_noise
+
+    def __repr__(self) -> str:
+        return f"Gaussian(sigma_noise={self.sigma_noise})"
+
+    def _sigma(self, f: Tensor) -> Tensor:
+        sigma = torch.as_tensor(self.sigma_noise, dtype=f.dtype, device=f.device)
+        if sigma.ndim == 1 and sigma.shape[0] != f.shape[-1]:
+            raise DataError(
+                f"one sigma_noise for each of the {f.shape[-1]} outputs",
+                received=f"{sigma.shape[0]} of them",
+                remedy="pass a single number or one per output.",
+            )
+        return sigma
+
+    def nll(self, f: Tensor, y: Tensor) -> Tensor:
+        sigma = self._sigma(f)
+        constant = (torch.log(sigma) + 0.5 * math.log(2 * math.pi)).expand(f.shape[-1]).sum()
+        return 0.5 * ((f - y.flatten(1)) / sigma).square().sum(-1) + constant
+
+    def expected_nll(self, f: Tensor, f_ref: Tensor) -> Tensor:
+        return 0.5 * ((f - f_ref) / self._sigma(f)).square().sum(-1)
+
+    def root_product(self, f: Tensor, v: Tensor) -> Tensor:
+        return v / self._sigma(f)
+
+    def hessian_product(self, f: Tensor, v: Tensor) -> Tensor:
+        return v / self._sigma(f).square()
+
+    def check_targets(self, f: Tensor, y: Tensor) -> None:
+        check_same_shape(f, y)
+        if y.dtype != f.dtype:
+            raise DataError(
+                f"targets of dtype {f.dtype}", received=f"{y.dtype}", remedy="convert: y.to(outputs.dtype)."
+            )
+
+    def predict(self, mean: Tensor, variance: Tensor, samples: Tensor | None) -> Prediction:
+        if samples is not None:
+            raise UnsupportedError(
+                'link_approx="probit" for regression, whose predictive is Gaussian in closed form',
+                received='"mc"',
+                remedy="leave link_approx at its default, or call sample(x, n_samples).",
+            )
+        noise = self._sigma(mean.flatten(1)).square().expand_as(mean.flatten(1)).view_as(mean)
+        return Prediction(mean, variance, self.kind, aleatoric_variance=noise, total_variance=variance + noise)

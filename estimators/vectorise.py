@@ -1,0 +1,33 @@
+"""One function at many rows: by vmap, or one row after another where the function cannot be vectorised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from estimators.pytrees import PyTree, n_rows
+
+__all__ = ["over_rows"]
+
+
+def over_rows(function: Callable[..., PyTree], *arguments: PyTree, chunk_size: int | None = None) -> PyTree:
+    """`function` of each row of the arguments, pytrees of tensors with rows in front; outputs stacked likewise.
+
+    Forwards that branch on the values of their inputs (the padding masks of Hugging Face encoders) or write in place
+    (recurrent layers) fail inside vmap and work row by row.
+    """
+    try:
+        return vmap(function, chunk_size=chunk_size)(*arguments)
+    except RuntimeError:
+        return _one_by_one(function, arguments)
+
+
+def _one_by_one(function: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> PyTree:
+    def row(i: int) -> PyTree:
+        return function(*pytree.tree_map_only(torch.Tensor, lambda t: t[i], arguments))
+
+    results = [row(i) for i in range(n_rows(arguments))]
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
