@@ -155,7 +155,7 @@ ROWS = {
         "wrap"),
     "outputs of shape (B,)": (with_model(lambda: Returns(lambda f: f[:, 0])), ModelError, r"\(6,\)", "unsqueeze"),
     "one label for outputs of shape (B, T, C)": (
-        with_model(lambda: Returns(lambda f: f[:, None])), DataError, r"shape \(6,\)", "one index"),
+        with_model(lambda: mlp(3, nn.Unflatten(1, (1, 5)))), DataError, r"shape \(6,\)", "one index"),
     "dropout in train mode": (
         with_model(in_train_mode(nn.Dropout(0.25))), ModelError, r"'2' \(Dropout\) in train mode", r"model\.eval\(\)"),
     "one dropout in train mode": (with_model(partly_in_train_mode), ModelError, r"dropout 0\.25", r"model\.eval\(\)"),
