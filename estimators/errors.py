@@ -11,6 +11,7 @@ __all__ = [
     "ModelChangedError",
     "ModelError",
     "NonDeterministicError",
+    "NotConvergedWarning",
     "NotFittedError",
     "OptionError",
     "StateError",
@@ -87,6 +88,10 @@ class IndefiniteHessianError(EstimatorError, ArithmeticError):
 
 class ConvergenceError(EstimatorError, ArithmeticError):
     """An iterative solver stopped before its tolerance."""
+
+
+class NotConvergedWarning(UserWarning):
+    """Posterior draws were left far from their end: the variance may be wrong by much more than Monte-Carlo error."""
 
 
 class LambdaTooLargeError(EstimatorError, ArithmeticError):

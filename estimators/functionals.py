@@ -34,6 +34,7 @@ class Through(Network):
             network.theta,
             network.frozen,
         )
+        self.ledger = network.ledger
         self.of, self._reads_inputs = of, _n_arguments(of) > 1
 
     def shaped(self, pieces: dict[str, Tensor], x: PyTree) -> Tensor:

@@ -30,7 +30,8 @@ class Head:
     @classmethod
     def of(cls, network: Network, x: PyTree, *, name: str | None = None) -> Head:
         """The head that produces the outputs on x. Errors: ModelError, UnsupportedError."""
-        return cls.described(network, asdict(find_last_linear(network.module, x, name=name)))
+        with network.ledger.calls_of(network.module):
+            return cls.described(network, asdict(find_last_linear(network.module, x, name=name)))
 
     @classmethod
     def described(cls, network: Network, description: dict[str, str | None]) -> Head:

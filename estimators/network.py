@@ -22,7 +22,8 @@ from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from estimators.errors import ModelError
-from estimators.pytrees import PyTree, row_as_batch
+from estimators.ledger import Ledger
+from estimators.pytrees import PyTree, n_rows, row_as_batch
 from estimators.recurrent import make_differentiable
 from estimators.subsets import Subset
 from estimators.vectorise import over_rows
@@ -33,7 +34,10 @@ _VECTORISED_ELEMENTS = 2**22
 
 
 class Network:
-    """f(θ, x) of shape (B, C), for θ (P,) over a subset of the parameters of `model`; `theta` is θ̂, a copy."""
+    """f(θ, x) of shape (B, C), for θ (P,) over a subset of the parameters of `model`; `theta` is θ̂, a copy.
+
+    `ledger` counts the rows that go through it.
+    """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.module = structural_copy(model)
@@ -42,6 +46,7 @@ class Network:
         parameters = {name: p.detach() for name, p in self.module.named_parameters()}
         self.theta = self.subset.flatten(parameters).clone()
         self.frozen = {name: p for name, p in parameters.items() if name not in self.subset.shapes}
+        self.ledger = Ledger()
 
     @property
     def n_parameters(self) -> int:
@@ -59,6 +64,7 @@ class Network:
     def shaped(self, pieces: dict[str, Tensor], x: PyTree) -> Tensor:
         """Outputs (B, ...) as the model gives them, likewise."""
         arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
+        self.ledger.forward(n_rows(x))
         with differentiable():
             return output_tensor(functional_call(self.module, {**self.frozen, **pieces}, arguments, keywords))
 
@@ -83,15 +89,23 @@ class Network:
             product: Tensor = jvp(self.at(x), (self.theta,), (v,))[1]
             return product
 
-        with differentiable(), torch.no_grad():
-            return vmap(one, chunk_size=self.vectors_at_once)(vectors)
+        with differentiable(), torch.no_grad(), self.ledger.transformed(tangent=len(vectors)) as counted:
+            products: Tensor = vmap(counted(one), chunk_size=self.vectors_at_once)(vectors)
+        return products
 
     def vjp(self, x: PyTree, cotangents: Tensor) -> Tensor:
         """Jᵀ u for each of cotangents (K, B, C), summed over rows: (K, P)."""
+        return self.outputs_and_vjp(x, lambda _: cotangents)[1]
+
+    def outputs_and_vjp(self, x: PyTree, cotangents: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """f (B, C), and Jᵀ u for each of cotangents(f) (K, B, C), summed over rows: (K, P). One forward."""
         with differentiable():
-            pull = vjp(self.at(x), self.theta)[1]
-            result: Tensor = vmap(pull, chunk_size=self.vectors_at_once)(cotangents)[0]
-        return result.detach()
+            pulled = vjp(self.at(x), self.theta)
+            f, pull = pulled[0], pulled[1]
+            u = cotangents(f.detach())
+            result: Tensor = vmap(pull, chunk_size=self.vectors_at_once)(u)[0]
+        self.ledger.backward(len(u) * n_rows(x))
+        return f.detach(), result.detach()
 
     def jacobian(self, x: PyTree) -> Tensor:
         """J at each row, (B, C, P): reverse mode, vectorised over rows where the model allows."""
@@ -100,9 +114,11 @@ class Network:
             slope: Tensor = jacrev(lambda theta: self(theta, row_as_batch(row))[0])(self.theta)
             return slope
 
-        with differentiable():
-            rows: Tensor = over_rows(one, x)
-        return rows.detach()
+        rows = n_rows(x)
+        with differentiable(), self.ledger.transformed(forward=rows) as counted:
+            jacobian: Tensor = over_rows(counted(one), x).detach()
+        self.ledger.backward(rows * jacobian.shape[1])
+        return jacobian
 
     @property
     def vectors_at_once(self) -> int:

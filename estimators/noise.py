@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from estimators.objective import Objective
+from estimators.pytrees import PyTree
 
 __all__ = ["precision_noise"]
 
@@ -15,8 +18,12 @@ def precision_noise(objective: Objective, n_draws: int, generator: torch.Generat
     theta, network = objective.theta, objective.network
     z = torch.randn(n_draws, theta.numel(), generator=generator, dtype=theta.dtype, device=theta.device)
     xi = objective.prior.precision.sqrt() * z
-    for batch in objective.batches:
-        f = network.outputs(batch.x)
+
+    def root_g(y: PyTree, f: Tensor) -> Tensor:
         g = torch.randn(n_draws, *f.shape, generator=generator, dtype=f.dtype, device=f.device)
-        xi += network.vjp(batch.x, objective.likelihood.given(batch.y).root_product(f, g))
+        return objective.likelihood.given(y).root_product(f, g)
+
+    with network.ledger.part("noise"):
+        for batch in objective.batches:
+            xi += network.outputs_and_vjp(batch.x, partial(root_g, batch.y))[1]
     return xi, z

@@ -74,15 +74,16 @@ class Labels(DataTerm):
             image: Tensor = jvp(gradient, (network.theta,), (v,))[1]
             return image
 
-        with differentiable():
-            return vmap(product, chunk_size=network.vectors_at_once)(vectors).detach()
+        k = len(vectors)
+        with differentiable(), network.ledger.transformed(tangent=k, backward=k, backward_a_call=1) as counted:
+            return vmap(counted(product), chunk_size=network.vectors_at_once)(vectors).detach()
 
 
 class TiltedLabels(Labels):
     """−log p(y | f) less its slope at θ̂, batch by batch: the same curvature, and no gradient at θ̂ in any batch."""
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
-        with differentiable():
+        with differentiable(), network.ledger.part("targets"), network.ledger.transformed(backward=1):
             slope = grad(lambda theta: self.likelihood.nll(network(theta, batch.x), batch.y).sum())(network.theta)
         return batch.y, slope.detach()
 
@@ -95,7 +96,8 @@ class SelfTargets(DataTerm):
     """−E[log p(y | f)] over y from the network's own prediction at θ̂. Its curvature at θ̂ is exactly the GGN."""
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
-        return network.outputs(batch.x), batch.y
+        with network.ledger.part("targets"):
+            return network.outputs(batch.x), batch.y
 
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
         f_ref, y = targets
@@ -103,8 +105,12 @@ class SelfTargets(DataTerm):
 
     def curvature_product(self, network: Network, batch: Batch, vectors: Tensor) -> Tensor:
         jv = network.jvp(batch.x, vectors)  # v → J v
-        h_jv = self.likelihood.given(batch.y).hessian_product(network.outputs(batch.x), jv)  # J v → Λ J v
-        return network.vjp(batch.x, h_jv)  # Λ J v → Jᵀ Λ J v
+        likelihood = self.likelihood.given(batch.y)
+
+        def h_jv(f: Tensor) -> Tensor:  # J v → Λ J v
+            return likelihood.hessian_product(f, jv)
+
+        return network.outputs_and_vjp(batch.x, h_jv)[1]  # Λ J v → Jᵀ Λ J v
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ class Objective:
         """∇L(θ), (P,)."""
         total = torch.zeros_like(theta)
         for batch, targets in self.with_targets():
-            with differentiable():
+            with differentiable(), self.network.ledger.transformed(backward=1):
                 total += grad(self.batch_loss)(theta, batch.x, targets, self.share(batch)).detach()
         return total
 

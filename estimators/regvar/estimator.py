@@ -41,7 +41,8 @@ class RegVar(UncertaintyEstimator):
         regularizer: r and its readout: Pointwise, MeanAbsolute, SignedProbes, ParameterProbes, PosteriorDraws.
         solver: NewtonRefit, FineTune, LinearResponse.
 
-    Fitted: `fit_report_`, `energy_error_`, `exact_block_`, `relative_gradient_`.
+    Fitted: `fit_report_` (with what was spent), `energy_error_`, `exact_block_`, `relative_gradient_`.
+    Warns: NotConvergedWarning where FineTune left posterior draws far from their end (`energy_error_`).
     Errors: of `fit`, and IndefiniteHessianError, ConvergenceError, LambdaTooLargeError of the solvers; regularizers *at
     query* (Pointwise, SignedProbes) solve, and raise them, in `variance`.
     """
@@ -80,10 +81,15 @@ class RegVar(UncertaintyEstimator):
         self.fit_report_ = FitReport(relative_gradient(objective))
         self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
-            refuse_indefinite_product(self.refit_objective_.product, objective.theta)
+            with objective.network.ledger.part("definiteness"):
+                refuse_indefinite_product(self.refit_objective_.product, objective.theta)
         self.readout_: Readout | None = None
         if not self.regularizer.at_query:
             self.readout_ = self._solved(None, self.regularizer, progress_bar=progress_bar)
+        solver = self.fit_report_.solver
+        replicas = 1 if solver is None else solver.replicas
+        passes = objective.network.ledger.passes(objective.batches.n_data, replicas)
+        self.fit_report_ = replace(self.fit_report_, passes=passes)
 
     def _learned(self) -> Learned:
         tensors, learned = ({}, {}) if self.readout_ is None else self.readout_.state()
@@ -103,11 +109,14 @@ class RegVar(UncertaintyEstimator):
         objective = self.refit_objective_
         penalty, read = regularizer.pose(objective, x)
         solution = self.solver.solve(objective, penalty, progress_bar=progress_bar)
-        readout = read(solution)
+        with objective.network.ledger.part("readout"):
+            readout = read(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
         if isinstance(readout, DrawReadout):
             energy = energy_error(objective, penalty, solution)
             self.fit_report_ = replace(self.fit_report_, energy=energy, exact_block=readout.exact_block)
+            if solution.report.residual is None:  # the others measure their convergence
+                energy.warn_if_large()
         return readout
 
     def _variance(self, x: PyTree) -> Tensor:

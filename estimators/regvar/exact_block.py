@@ -44,7 +44,8 @@ class ExactBlock:
         k = len(xi)
         solved = self.precision.dense.solve(self.head.to_matrix(xi).reshape(k, -1))  # A_LL⁻¹ ξ_L
         embedded = self.head.to_theta(solved.reshape(k, self.head.n_outputs, self.head.n_features))
-        return torch.where(self.mask, 0.0, xi - objective.product(embedded))
+        with objective.network.ledger.part("exact block"):
+            return torch.where(self.mask, 0.0, xi - objective.product(embedded))
 
     def state(self) -> Learned:
         """The factor and the layer."""
@@ -106,7 +107,8 @@ def find_exact_block(objective: Objective, choice: str | None) -> tuple[ExactBlo
     if choice is None:
         return None, "none: exact_block=None"
     try:
-        head = _usable_head(objective)
+        with objective.network.ledger.part("exact block"):
+            head = _usable_head(objective)
     except EstimatorError as error:
         if choice == "last_layer":
             raise
@@ -136,4 +138,5 @@ def _unusable(expected: str, received: str) -> OptionError:
 
 def _factored(head: Head, objective: Objective) -> ExactBlock:
     prior = head.to_matrix(objective.prior.precision)
-    return ExactBlock(head, FullHead(head.full_curvature(objective), prior))
+    with objective.network.ledger.part("exact block"):
+        return ExactBlock(head, FullHead(head.full_curvature(objective), prior))

@@ -139,7 +139,8 @@ def test_the_shape_is_sharper_than_the_draws_and_the_level_is_theirs():
 def test_without_a_tolerance_draws_stop_at_ten_products_each_and_with_one_they_reach_it():
     short, _ = fitted(1.7, n_draws=3)
     assert short.fit_report_.solver.iterations == 7
-    assert short.fit_report_.solver.passes == 8  # one for the start; with ξ and the block, ten
+    # one for the start; with ξ and the block, ten; the two forwards of a product are shared by the three draws
+    assert short.fit_report_.solver.passes == pytest.approx(8 * (1 + 2 / 3 / 3))
     thorough, _ = fitted(1.7, n_draws=3, solver=LinearResponse(tol=1e-11))
     assert thorough.fit_report_.solver.iterations > 7
     assert thorough.fit_report_.solver.residual <= 1e-11

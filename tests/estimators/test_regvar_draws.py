@@ -17,7 +17,7 @@ from estimators import (
     PosteriorDraws,
     RegVar,
 )
-from estimators.errors import ModelError, OptionError, UnsupportedError
+from estimators.errors import ModelError, NotConvergedWarning, OptionError, UnsupportedError
 from estimators.training import Recipe
 
 
@@ -112,7 +112,8 @@ def test_the_energy_error_falls_by_the_squared_distance_to_the_solution(block):
     model, likelihood, loader, _ = problem()
     parts = {"prior_precision": 1.7, "regularizer": PosteriorDraws(400, exact_block=block, readout="draws")}
     short = FineTune(recipe=Recipe(epochs=3, optimizer="sgd", lr="auto"))
-    rough = RegVar(model, likelihood, solver=short, **parts).fit(loader)
+    with pytest.warns(NotConvergedWarning, match="more epochs"):
+        rough = RegVar(model, likelihood, solver=short, **parts).fit(loader)
     exact = RegVar(model, likelihood, solver=LinearResponse(), **parts).fit(loader)
     precision = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader).precision_
     gap = rough.readout_.displacement - exact.readout_.displacement

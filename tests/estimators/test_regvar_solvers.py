@@ -109,6 +109,7 @@ def test_a_loop_over_replicas_equals_one_vectorised_call(regularizer):
     assert relative(variances[1], variances[2]) < 1e-9
 
 
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
 def test_the_seed_of_fine_tune_orders_the_batches():
     model, likelihood, loader, x = problem()
     recipe = Recipe(epochs=2, batch_size=8, optimizer="sgd", lr="auto")

@@ -32,9 +32,10 @@ class MeanAbsolute(Regularizer):
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:  # noqa: ARG002
         network = objective.network
         direction = torch.zeros_like(objective.theta)[None]
-        for batch in objective.batches:
-            f = network.outputs(batch.x)
-            direction += network.vjp(batch.x, f.sign()[None]) / (objective.batches.n_data * f.shape[-1])
+        with network.ledger.part("direction"):
+            for batch in objective.batches:
+                f, slope = network.outputs_and_vjp(batch.x, lambda f: f.sign()[None])
+                direction += slope / (objective.batches.n_data * f.shape[-1])
         items = direction.new_zeros(1)
         penalty = _MeanAbsoluteOutputs(direction, items, network=network, n_data=objective.batches.n_data)
         return penalty, lambda solution: _AbsoluteResponse(network, solution.displacement)

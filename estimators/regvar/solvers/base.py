@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -21,14 +21,16 @@ __all__ = ["Solution", "Solver", "SolverReport", "checked_lam"]
 class SolverReport:
     """What a solve did.
 
-    passes: forward-and-backward passes over the training rows a replica, a product with A counted as one;
+    passes: what it spent a replica, in passes of forward and backward over the training rows, all of it counted:
+        searches, targets, every arm, checks at the end. A product with A is one a vector, and the forwards that all
+        share a third each (`estimators.ledger`);
     residual: the worst ‖gradient‖ / ‖∇r‖ at the end, where it was measured;
     nonlinearity: ‖Δf − J Δθ‖ / ‖J Δθ‖ at the end of a minibatch refit, on one batch.
     """
 
     solver: str
     replicas: int
-    passes: float
+    passes: float = 0.0
     lam: float | None = None
     lr: float | None = None
     iterations: int | None = None
@@ -52,9 +54,18 @@ class Solver(ABC):
     refits: ClassVar[bool]
     """Whether it minimises L − λr, and so can be used on an objective that is not centred."""
 
-    @abstractmethod
     def solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool = False) -> Solution:
         """Displacements (K, P)."""
+        ledger = objective.network.ledger
+        before = ledger.cost
+        with ledger.part("solve"):
+            solution = self._solve(objective, penalty, progress_bar=progress_bar)
+        passes = (ledger.cost - before) / objective.batches.n_data / len(penalty.direction)
+        return replace(solution, report=replace(solution.report, passes=passes))
+
+    @abstractmethod
+    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool) -> Solution:
+        """The solver's own part of `solve`."""
 
 
 def checked_lam(lam: float | str, *, auto: bool) -> float | str:

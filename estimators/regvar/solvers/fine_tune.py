@@ -61,7 +61,7 @@ class FineTune(Solver):
     def __repr__(self) -> str:
         return f"FineTune(lam={self.lam}, difference={self.difference!r}, epochs={self.recipe.epochs})"
 
-    def solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool = False) -> Solution:
+    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool) -> Solution:
         plan = self._plan(objective, penalty)
         arms = fit_weights(
             plan.replicas.start,
@@ -72,8 +72,7 @@ class FineTune(Solver):
             progress_bar=progress_bar,
         )
         displacement = plan.replicas.displacement(arms)
-        report = self._report(objective, displacement, plan, n_arms=len(arms))
-        return Solution(displacement, report)
+        return Solution(displacement, self._report(objective, displacement, plan))
 
     def _plan(self, objective: Objective, penalty: Penalty) -> _Plan:
         lam = auto_lam(objective, penalty) if isinstance(self.lam, str) else self.lam
@@ -84,9 +83,10 @@ class FineTune(Solver):
         at_once = replicas_at_once(objective) if isinstance(at_once, str) else at_once
         return _Plan(Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once), recipe)
 
-    def _report(self, objective: Objective, displacement: Tensor, plan: _Plan, *, n_arms: int) -> SolverReport:
-        k, lam = len(displacement), plan.replicas.lam
-        bend = nonlinearity(objective, displacement, lam)
+    def _report(self, objective: Objective, displacement: Tensor, plan: _Plan) -> SolverReport:
+        lam = plan.replicas.lam
+        with objective.network.ledger.part("linearity"):
+            bend = nonlinearity(objective, displacement, lam)
         if not bend <= _BENT:
             raise LambdaTooLargeError(
                 f"refits that stay where the network responds linearly, ‖Δf − JΔθ‖ ≤ {_BENT} ‖JΔθ‖",
@@ -94,15 +94,7 @@ class FineTune(Solver):
                 remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
             )
         assert not isinstance(plan.recipe.lr, str)
-        assert not isinstance(plan.recipe.epochs, str)
-        return SolverReport(
-            repr(self),
-            replicas=k,
-            passes=plan.recipe.epochs * n_arms / k,
-            lam=lam,
-            lr=plan.recipe.lr,
-            nonlinearity=bend,
-        )
+        return SolverReport(repr(self), replicas=len(displacement), lam=lam, lr=plan.recipe.lr, nonlinearity=bend)
 
 
 @dataclass(frozen=True)

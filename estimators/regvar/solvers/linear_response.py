@@ -37,7 +37,7 @@ class LinearResponse(Solver):
     def __repr__(self) -> str:
         return f"LinearResponse(tol={self.tol}, max_iter={self.max_iter})"
 
-    def solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool = False) -> Solution:  # noqa: ARG002
+    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool) -> Solution:  # noqa: ARG002
         delta = objective.prior.precision
         whitens = bool((delta > 0).all())
         scale = delta.rsqrt() if whitens else torch.ones_like(delta)
@@ -45,7 +45,6 @@ class LinearResponse(Solver):
         report = SolverReport(
             repr(self),
             replicas=len(penalty.direction),
-            passes=solved.products / len(penalty.direction),
             iterations=solved.iterations,
             residual=float(solved.residuals.max()),
         )

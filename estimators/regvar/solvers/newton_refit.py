@@ -61,7 +61,7 @@ class NewtonRefit(Solver):
     def __repr__(self) -> str:
         return f"NewtonRefit(lam={self.lam:g}, difference={self.difference!r})"
 
-    def solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool = False) -> Solution:
+    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool) -> Solution:
         replicas = Replicas.of(
             objective, penalty, self.lam, difference=self.difference, at_once=objective.network.vectors_at_once
         )
@@ -103,11 +103,9 @@ class NewtonRefit(Solver):
             )
 
     def _report(self, search: _Search) -> SolverReport:
-        k = len(search.replicas.penalty.direction)
         return SolverReport(
             repr(self),
-            replicas=k,
-            passes=search.passes * len(search.arms) / k,
+            replicas=len(search.replicas.penalty.direction),
             lam=self.lam,
             iterations=search.iterations,
             residual=float(search.relative().max()),
@@ -126,7 +124,7 @@ class _Search:
         self.damping = torch.zeros_like(self.scale)
         self.idle = torch.zeros_like(self.scale)
         self.first: Tensor | None = None
-        self.iterations, self.passes = 0, 1
+        self.iterations = 0
 
     def relative(self) -> Tensor:
         """‖∇F‖ / ‖∇r‖, (A,)."""
@@ -159,7 +157,6 @@ class _Search:
         )
         proposal = self.arms + inner.solution
         gradient = self.replicas.gradient(proposal)
-        self.passes += inner.iterations + 1
         self.iterations += 1
         ratio = gradient.norm(dim=1) / self.gradient.norm(dim=1)
         self.idle = torch.where(ratio < 0.5, 0.0, self.idle + 1)  # NaN counts as idle

@@ -17,6 +17,7 @@ from torch.func import grad, jvp
 
 from estimators.batches import Batch
 from estimators.errors import OptionError
+from estimators.ledger import Ledger
 from estimators.network import differentiable
 from estimators.objective import Objective
 from estimators.pytrees import PyTree, select_rows
@@ -75,9 +76,9 @@ class Replicas:
 
     def batch_gradient(self, arms: Tensor, batch: Batch, targets: PyTree) -> Tensor:
         """The batch's part of ∇F, (A, P)."""
-        slope = grad(self._batch_value(batch, targets))
-        with differentiable():
-            slopes: Tensor = over_rows(slope, arms, self.items, self.signs, chunk_size=self.at_once)
+        slope, a = grad(self._batch_value(batch, targets)), len(arms)
+        with differentiable(), self._ledger.transformed(forward=a, backward=a) as counted:
+            slopes: Tensor = over_rows(counted(slope), arms, self.items, self.signs, chunk_size=self.at_once)
         return slopes.detach()
 
     def gradient(self, arms: Tensor) -> Tensor:
@@ -89,10 +90,15 @@ class Replicas:
         """∇²F at arms (A, P) times vectors (A, P), arm by arm."""
         total = torch.zeros_like(vectors)
         for batch, targets in self.objective.with_targets():
-            bend = self._batch_product(self._batch_value(batch, targets))
-            with differentiable():
-                total += over_rows(bend, arms, self.items, self.signs, vectors, chunk_size=self.at_once).detach()
+            bend, a = self._batch_product(self._batch_value(batch, targets)), len(arms)
+            with differentiable(), self._ledger.transformed(forward=a, tangent=a, backward=2 * a) as counted:
+                rows = (arms, self.items, self.signs, vectors)
+                total += over_rows(counted(bend), *rows, chunk_size=self.at_once).detach()
         return total
+
+    @property
+    def _ledger(self) -> Ledger:
+        return self.objective.network.ledger
 
     @staticmethod
     def _batch_product(value: Value) -> Callable[[Tensor, PyTree, Tensor, Tensor], Tensor]:

@@ -41,7 +41,8 @@ def auto_lam(objective: Objective, penalty: Penalty) -> float:
     guess = penalty.start if penalty.start is not None else penalty.direction / _typical(objective.prior.precision)
     lam, allowed = _LARGEST_LAM, _LINEAR.get(objective.theta.dtype, 0.05)
     for _ in range(8):
-        bend = nonlinearity(objective, guess, lam)
+        with objective.network.ledger.part("search for lam"):
+            bend = nonlinearity(objective, guess, lam)
         if bend <= allowed:
             return lam
         shrink = 0.9 * allowed / bend if bend < 1e3 else 1e-3  # also where the outputs were not finite
@@ -59,7 +60,8 @@ def auto_learning_rate(objective: Objective, recipe: Recipe, *, seed: int) -> fl
     generator = torch.Generator().manual_seed(seed)
     batches = islice(epoch(objective.batches, recipe, generator), _BATCHES)
     v = torch.randn(objective.theta.numel(), generator=generator).to(objective.theta)
-    largest = max(_largest_curvature(objective, batch, v) for batch in batches)
+    with objective.network.ledger.part("search for lr"):
+        largest = max(_largest_curvature(objective, batch, v) for batch in batches)
     return 1 / largest
 
 
