@@ -98,6 +98,25 @@ def report(directory: Annotated[Path, typer.Argument(help="A directory that comp
     print(page.resolve())
 
 
+@app.command()
+def bench(
+    *,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A page (core, regvar, large) or a row; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write.")] = None,
+) -> None:
+    """Measure times and memory beside laplace-torch, and of RegVar by itself; large networks only where asked for."""
+    from bdl_bench.bench.run import run_bench
+
+    try:
+        pages = run_bench(only or [], out or _directory(), lambda row: print(row, flush=True))
+    except EstimatorError as error:
+        raise _usage(error) from error
+    for page in pages:
+        print(page.resolve())
+
+
 @app.command(name="list")
 def list_() -> None:
     """List the bundled tasks and the methods."""

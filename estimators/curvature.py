@@ -15,6 +15,8 @@ from estimators.pytrees import split_rows
 
 __all__ = ["dense_ggn", "dense_hessian", "ggn_rows"]
 
+_BLOCK = 512
+
 
 def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
     """Rows R with Σ RᵀR = Σₙ Jₙᵀ Λₙ Jₙ, a chunk of B rows at a time: (B·C, P), R = Sᵀ J with Λ = S Sᵀ."""
@@ -34,8 +36,17 @@ def dense_ggn(objective: Objective, jacobian: JacobianRows) -> Tensor:
     total = objective.theta.new_zeros(n, n, dtype=algebra_dtype(objective.theta.device))
     for rows in ggn_rows(objective, jacobian):
         wide = rows.to(total.dtype)
-        total.addmm_(wide.T, wide)
+        for below, columns in _lower_blocks(n):  # half of RᵀR is the other half
+            total[below, columns].addmm_(wide[:, below].T, wide[:, columns])
+    for below, columns in _lower_blocks(n):
+        total[columns, below] = total[below, columns].T.clone()
     return total
+
+
+def _lower_blocks(n: int) -> Iterator[tuple[slice, slice]]:
+    """Rows from the diagonal on, and columns, that together are the lower triangle of (n, n)."""
+    for start in range(0, n, _BLOCK):
+        yield slice(start, n), slice(start, min(start + _BLOCK, n))
 
 
 def dense_hessian(objective: Objective) -> Tensor:

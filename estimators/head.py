@@ -107,7 +107,7 @@ class Head:
         for batch in objective.batches:
             features = self.features(batch.x)
             gram += features.T @ features
-            mean_hessian += _summed_hessian(objective, objective.network.outputs(batch.x))
+            mean_hessian += objective.likelihood.hessian_sum(objective.network.outputs(batch.x))
         return mean_hessian / objective.batches.n_data, gram
 
     def diagonal(self, objective: Objective) -> Tensor:
@@ -121,9 +121,3 @@ class Head:
     def _hessians_and_features(self, objective: Objective) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in objective.batches:
             yield objective.likelihood.hessian(objective.network.outputs(batch.x)), self.features(batch.x)
-
-
-def _summed_hessian(objective: Objective, f: Tensor) -> Tensor:
-    """Σₙ Λₙ (C, C), a few rows at a time: with 1000 classes one Λ is a million numbers."""
-    chunk = max(1, 2**22 // f.shape[1] ** 2)
-    return torch.stack([objective.likelihood.hessian(part).sum(0) for part in f.split(chunk)]).sum(0)

@@ -61,6 +61,13 @@ class Likelihood(ABC):
         """The diagonal of Λ, (B, C), without making Λ: Λ1 where Λ is diagonal."""
         return self.hessian_product(f, torch.ones_like(f))
 
+    def hessian_sum(self, f: Tensor) -> Tensor:
+        """Σₙ Λₙ, (C, C), a few rows at a time: with 1000 classes one Λ is a million numbers."""
+        total = f.new_zeros(f.shape[-1], f.shape[-1])
+        for part in f.split(max(1, 2**22 // f.shape[-1] ** 2)):
+            total += self.hessian(part).sum(0)
+        return total
+
     def hessian_sqrt(self, f: Tensor) -> Tensor:
         """S with S Sᵀ = Λ, (B, C, C)."""
         return self.root_product(f, _identity_like(f)).permute(1, 2, 0)

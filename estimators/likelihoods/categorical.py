@@ -62,6 +62,11 @@ class Categorical(Likelihood):
         p = f.softmax(-1)
         return p * (1 - p)
 
+    def hessian_sum(self, f: Tensor) -> Tensor:
+        p = f.softmax(-1)
+        total: Tensor = p.sum(0).diag() - p.T @ p
+        return total
+
     def check_targets(self, f: Tensor, y: Tensor) -> None:
         if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
             raise DataError(

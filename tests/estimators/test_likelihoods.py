@@ -75,6 +75,12 @@ def test_the_diagonal_is_that_of_lambda(likelihood):
 
 
 @every
+def test_the_sum_over_rows_is_that_of_lambda(likelihood):
+    f = outputs()
+    assert torch.allclose(likelihood.hessian_sum(f), likelihood.hessian(f).sum(0), atol=1e-12)
+
+
+@every
 def test_the_networks_own_predictions_are_a_stationary_target(likelihood):
     f = outputs()
     slope = grad(lambda g: likelihood.expected_nll(g, f).sum())(f)

@@ -1,0 +1,1 @@
+"""Our estimators beside laplace-torch, one file a group of rows."""

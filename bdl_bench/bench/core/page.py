@@ -1,0 +1,78 @@
+"""docs/benchmarks/core.md from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bdl_bench.bench.core.work import STEPS
+from bdl_bench.bench.machine import machine
+from bdl_bench.bench.markdown import gib, table, verdict
+from bdl_bench.bench.records import Measured
+
+__all__ = ["to_markdown"]
+
+_TIMES = ("work", "step", "ours, s", "laplace-torch, s", "ratio", "goal", "")
+_MEMORY = ("work", "our peak, GiB", "goal, GiB", "", "laplace-torch, GiB", "largest difference")
+_HEAD = """# Beside laplace-torch
+
+Measured on {machine}
+
+Float32, 1000 rows in batches of 500, both sides in turns in one process, medians of three (six where three lay more
+than 30 % apart). laplace-torch has the backend, of BackPACK, curvlinops and ASDL, that was fastest in each step.
+`ratio` is its time over ours, a query where the two have different numbers of queries. Other programs may have been
+running: the ratios count, not the seconds. `bdl-bench bench --only core` makes this page.
+
+"""
+_MIDDLE = """
+Peaks are those of the resident memory of a process that does nothing but one fit and one reading of the variance,
+above the imports. *by size* marks what was not run: the least that laplace-torch would allocate (its Jacobian of the
+queries, or five P×P matrices while it inverts). The difference is max |ours − theirs| / max |theirs|.
+
+"""
+_TAIL = """
+Both sides' Kronecker forms agree where layers have no bias, and those networks have none: ours has the bias as the last
+column of its weight, laplace-torch gives it a factor of its own. Our dense algebra is in float64, laplace-torch's in
+float32: half of the multiplications a second, in exchange for digits that float32 does not have (`precision/dtype.py`).
+Of the shortest times nearly all is checks of the query and of the model's weights, and the forward pass.
+"""
+
+
+def to_markdown(rows: dict[str, Measured]) -> str:
+    """The page."""
+    times = table(_TIMES, [line for row in rows.values() for line in _time_lines(row)])
+    memory = table(_MEMORY, [_memory_line(row) for row in rows.values()])
+    return _HEAD.format(machine=machine()) + times + "\n" + _MIDDLE + memory + "\n" + _TAIL
+
+
+def _time_lines(row: Measured) -> Iterator[list[str]]:
+    for step in STEPS:
+        yield _time_line(row, step, [step])
+    for together in row["goals"]:
+        if together not in STEPS:
+            yield _time_line(row, together, together.split(" + "))
+
+
+def _time_line(row: Measured, step: str, parts: list[str]) -> list[str]:
+    ours = sum(row["ours"][part]["median"] for part in parts)
+    start = [row["title"], step, f"{ours:.5f}"]
+    if row["theirs"] is None:
+        return [*start, "out of memory", "–", "–", "–"]
+    theirs = sum(row["theirs"][part]["median"] for part in parts)
+    fewer = row["queries"] / row["their_queries"] if "fit" not in parts else 1.0
+    ratio = theirs * fewer / ours
+    shown = f"{theirs:.3f}" + (f" for {row['their_queries']} of {row['queries']} queries" if fewer != 1 else "")
+    return [*start, shown, f"{ratio:,.1f}", *verdict(ratio, row["goals"].get(step))]
+
+
+def _memory_line(row: Measured) -> list[str]:
+    goal = row["peak_goal"]
+    shown, reached = verdict(row["peak"] / 2**30, None if goal is None else goal / 2**30, at_most=True)
+    theirs = [gib(row["their_peak"]) + _few(row)] if "their_peak" in row else []
+    if row["their_bytes"] is not None:
+        theirs.append(f"{gib(row['their_bytes'])} by size")
+    difference = "–" if row["difference"] is None else f"{row['difference']:.1e}"
+    return [row["title"], gib(row["peak"]), shown, reached, "; ".join(theirs), difference]
+
+
+def _few(row: Measured) -> str:
+    return "" if row["their_queries"] == row["queries"] else f" for {row['their_queries']} queries"

@@ -1,0 +1,1 @@
+"""All weights of networks of five to twenty-three million parameters."""

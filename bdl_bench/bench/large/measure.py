@@ -1,0 +1,20 @@
+"""The rows of the page: a method, or the reference, on a network, in a process of its own."""
+
+from __future__ import annotations
+
+from bdl_bench.bench.fresh import in_fresh_process
+from bdl_bench.bench.large.methods import method_record
+from bdl_bench.bench.large.page import REFERENCE
+from bdl_bench.bench.large.reference import reference_record
+from bdl_bench.bench.records import Measured
+
+__all__ = ["measure"]
+
+
+def measure(model: str, method: str) -> Measured:
+    """What it found, and its peak in bytes."""
+    if method == REFERENCE:
+        found, peak = in_fresh_process(reference_record, model)
+    else:
+        found, peak = in_fresh_process(method_record, model, method)
+    return {**found, "peak": peak}

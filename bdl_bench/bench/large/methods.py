@@ -1,0 +1,68 @@
+"""The methods that run on the large networks: fitted, and asked for the variance at three queries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from bdl_bench.bench.large.models import MODELS, PRIOR_PRECISION
+from estimators import LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
+from estimators.base import UncertaintyEstimator
+
+__all__ = ["METHODS", "method_record"]
+
+N_DRAWS = 8
+
+
+def _linear_response(model: nn.Module) -> UncertaintyEstimator:
+    return RegVar(
+        model,
+        "classification",
+        prior_precision=PRIOR_PRECISION,
+        regularizer=PosteriorDraws(N_DRAWS),
+        solver=LinearResponse(),
+    )
+
+
+def _fine_tune(model: nn.Module) -> UncertaintyEstimator:
+    return RegVar(model, "classification", prior_precision=PRIOR_PRECISION, regularizer=PosteriorDraws(N_DRAWS))
+
+
+def _kron(model: nn.Module) -> UncertaintyEstimator:
+    return LinearizedLaplace(model, "classification", prior_precision=PRIOR_PRECISION, hessian_structure="kron")
+
+
+def _diag(model: nn.Module) -> UncertaintyEstimator:
+    return LinearizedLaplace(model, "classification", prior_precision=PRIOR_PRECISION, hessian_structure="diag")
+
+
+METHODS: dict[str, Callable[[nn.Module], UncertaintyEstimator]] = {
+    "linear-response": _linear_response,
+    "fine-tune": _fine_tune,
+    "kron": _kron,
+    "diag": _diag,
+}
+
+
+def method_record(name: str, method: str) -> dict[str, Any]:
+    """Seconds of fit and variance, and the variance at the queries; the model is trained before the clock starts."""
+    subject = MODELS[name]()
+    estimator = METHODS[method](subject.model)
+    start = time.perf_counter()
+    estimator.fit(subject.loader)
+    fitted = time.perf_counter()
+    variance = estimator.variance(subject.queries)
+    record: dict[str, Any] = {
+        "fit_seconds": fitted - start,
+        "variance_seconds": time.perf_counter() - fitted,
+        "n_parameters": estimator.theta_.numel(),
+        "variance": variance.tolist(),
+    }
+    if isinstance(estimator, RegVar):
+        report = estimator.fit_report_
+        record |= {"passes": report.total_passes, "energy": estimator.energy_error_, "block": report.exact_block}
+        record["standard_error"] = estimator.standard_error(subject.queries).tolist()
+    return record

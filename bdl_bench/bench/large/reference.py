@@ -1,0 +1,73 @@
+"""The outside reference: curvlinops' GGN in float64, and scipy's conjugate gradients, one right-hand side at a time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, cg
+from torch import Tensor, nn
+
+from bdl_bench.bench.large.models import MODELS, N_QUERIES, PRIOR_PRECISION
+from estimators.network import output_tensor
+from estimators.pytrees import PyTree, n_rows, select_rows
+
+__all__ = ["reference_record"]
+
+_TOLERANCE = 1e-6
+
+
+class _Logits(nn.Module):
+    """The outputs as a tensor, whatever the model takes and returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: PyTree) -> Tensor:
+        """(B, C)."""
+        return output_tensor(self.model(**x) if isinstance(x, dict) else self.model(x))
+
+
+def reference_record(name: str) -> dict[str, Any]:
+    """J_c A⁻¹ J_cᵀ at each query for its predicted class c, by CG at a relative residual of 1e-6."""
+    from curvlinops import GGNLinearOperator
+
+    subject = MODELS[name]()
+    model = _Logits(subject.model).double().eval()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    loader = [(_double(x), y) for x, y in subject.loader]
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    options: dict[str, Any] = {"batch_size_fn": n_rows, "check_deterministic": False}
+    ggn = GGNLinearOperator(model, loss, parameters, loader, **options).to_scipy(dtype=np.float64)
+    products = 0
+
+    def product(v: Any) -> Any:  # noqa: ANN401
+        nonlocal products
+        products += 1
+        return ggn @ v + PRIOR_PRECISION * v
+
+    precision = LinearOperator(ggn.shape, matvec=product, dtype=np.float64)
+    start, classes, variances = time.perf_counter(), [], []
+    for i in range(N_QUERIES):
+        f = model(_double(select_rows(subject.queries, slice(i, i + 1))))[0]
+        c = int(f.argmax())
+        slopes = torch.autograd.grad(f[c], parameters)
+        row = torch.cat([slope.flatten() for slope in slopes]).numpy()
+        solved, failed = cg(precision, row, rtol=_TOLERANCE, maxiter=2000)
+        classes.append(c)
+        variances.append(float("nan") if failed else float(row @ solved))
+    return {
+        "seconds": time.perf_counter() - start,
+        "products": products,
+        "classes": classes,
+        "variance": variances,
+    }
+
+
+def _double(x: PyTree) -> PyTree:
+    if isinstance(x, dict):
+        return {key: value.double() if value.is_floating_point() else value for key, value in x.items()}
+    return x.double()

@@ -1,0 +1,1 @@
+"""The networks that are measured, one architecture a file."""

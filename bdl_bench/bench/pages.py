@@ -1,0 +1,59 @@
+"""The pages of docs/benchmarks: which rows each has, how a row is measured, and how the page is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from bdl_bench.bench.core import page as core_page
+from bdl_bench.bench.core.measure import measure as measure_core
+from bdl_bench.bench.core.rows import ROWS
+from bdl_bench.bench.large import page as large_page
+from bdl_bench.bench.large.measure import measure as measure_large
+from bdl_bench.bench.large.methods import METHODS
+from bdl_bench.bench.large.models import MODELS
+from bdl_bench.bench.records import Measured
+from bdl_bench.bench.regvar import exponents, memory, step
+from bdl_bench.bench.regvar import page as regvar_page
+from bdl_bench.bench.regvar.step_memory import measure_step_memory
+
+__all__ = ["PAGES", "Page"]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Rows by name; `default`: measured where nothing was asked for."""
+
+    rows: dict[str, Callable[[], Measured]]
+    to_markdown: Callable[[dict[str, Measured]], str]
+    default: bool = True
+
+
+def _numbered(
+    prefix: str, names: dict[str, object], measure: Callable[[str], Measured]
+) -> dict[str, Callable[[], Measured]]:
+    return {f"{prefix}-{i}": partial(measure, name) for i, name in enumerate(names)}
+
+
+PAGES: dict[str, Page] = {
+    "core": Page({name: partial(measure_core, name) for name in ROWS}, core_page.to_markdown),
+    "regvar": Page(
+        {
+            **_numbered("step", dict(step.MODELS), step.measure_step),
+            "step-memory": measure_step_memory,
+            **_numbered("memory", dict(memory.SOLVERS), memory.measure_memory),
+            **_numbered("exponents", dict(exponents.SOLVERS), exponents.measure_exponents),
+        },
+        regvar_page.to_markdown,
+    ),
+    "large": Page(
+        {
+            f"{model}-{method}": partial(measure_large, model, method)
+            for model in MODELS
+            for method in (large_page.REFERENCE, *METHODS)
+        },
+        large_page.to_markdown,
+        default=False,
+    ),
+}

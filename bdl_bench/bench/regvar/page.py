@@ -1,0 +1,115 @@
+"""docs/benchmarks/regvar.md from what was measured."""
+
+from __future__ import annotations
+
+from bdl_bench.bench.machine import machine
+from bdl_bench.bench.markdown import gib, table, verdict
+from bdl_bench.bench.records import Measured
+from bdl_bench.bench.regvar import exponents, memory, step
+
+__all__ = ["to_markdown"]
+
+_STEP, _INFERENCE, _OUTPUTS = 1.1, 2.1, 1.0
+_HEAD = """# What RegVar costs
+
+Measured on {machine}
+Float32; methods take turns in one process, medians of three (six where three lay more than 30 %
+apart); peaks are those of a process of their own, above the imports. `bdl-bench bench --only regvar` makes this page.
+
+## The mean-absolute form in one's own loop
+
+A step of SGD on 64 rows with `mean_absolute_penalty` in its loss, over the plain step; and the variance of
+`TwoNetworks`, with its checks, over one forward pass.
+
+"""
+_MEMORY = """
+The peak of a step with the term is {extra:.2f} tensors of outputs above that of a plain one ({plain} GiB, outputs of
+{outputs} GiB; goal ≤ 1: {reached}).
+
+## Memory of a fit
+
+The rise of the peak in a `RegVar` fit of posterior draws, without an exact block, on an MLP of {n:,} parameters, by
+draws. The slope of the fitted line is what one draw more costs, in vectors of P numbers.
+
+"""
+_COST = """
+`FineTune` holds for each replica its start, place, slope and momentum, and ξ; `LinearResponse` the space too,
+{products} vectors a draw. Neither has a part that grows with C × P × batch.
+
+## Cost in N and in P
+
+Seconds of a fit of {draws} draws, by rows at {size:,} parameters and by parameters at {rows} rows; `FineTune` with a
+fixed number of epochs. The exponent is the slope in logarithms.
+
+"""
+
+
+def to_markdown(rows: dict[str, Measured]) -> str:
+    """The page, of what there is."""
+    parts = [_HEAD.format(machine=machine()), _steps(rows)]
+    if "step-memory" in rows:
+        parts.append(_memory(rows))
+    if any(name.startswith("exponents") for name in rows):
+        parts.append(_exponents(rows))
+    return "".join(parts)
+
+
+def _steps(rows: dict[str, Measured]) -> str:
+    header = ("network", "plain step, ms", "with the term", "goal", "", "forward, ms", "inference", "goal", "")
+    lines = []
+    for name, row in _of(rows, "step-", list(step.MODELS)):
+        trained, asked = row["regularized"] / row["plain"], row["inference"] / row["forward"]
+        lines.append(
+            [
+                *(name, f"{row['plain'] * 1e3:.2f}", f"{trained:.3f}", *verdict(trained, _STEP, at_most=True)),
+                *(f"{row['forward'] * 1e3:.2f}", f"{asked:.2f}", *verdict(asked, _INFERENCE, at_most=True)),
+            ]
+        )
+    return table(header, lines) + "\n"
+
+
+def _memory(rows: dict[str, Measured]) -> str:
+    extra = rows["step-memory"]
+    found = _of(rows, "memory-", list(memory.SOLVERS))
+    header = ("solver", *(f"K = {k}, GiB" for k in found[0][1]["replicas"]), "slope, P", "at K = 0, GiB", "plain, GiB")
+    lines = [
+        [
+            *(name, *map(gib, row["peaks"]), f"{row['slope_in_p']:.1f}"),
+            *(gib(row["intercept"]), gib(row["plain"])),
+        ]
+        for name, row in found
+    ]
+    text = _MEMORY.format(
+        extra=extra["extra"],
+        plain=gib(extra["plain"]),
+        outputs=gib(extra["outputs"]),
+        reached=verdict(extra["extra"], _OUTPUTS, at_most=True)[1],
+        n=found[0][1]["n_parameters"],
+    )
+    return text + table(header, lines) + "\n"
+
+
+def _exponents(rows: dict[str, Measured]) -> str:
+    found = _of(rows, "exponents-", list(exponents.SOLVERS))
+    first = found[0][1]
+    header = (
+        "solver",
+        *(f"N = {n}" for n in first["rows"]),
+        "exponent",
+        *(f"P = {p:,}" for p in first["sizes"]),
+        "exponent",
+    )
+    lines = [
+        [
+            *(name, *(f"{s:.2f}" for s in row["seconds_by_rows"]), f"{row['exponent_in_n']:.2f}"),
+            *(*(f"{s:.2f}" for s in row["seconds_by_size"]), f"{row['exponent_in_p']:.2f}"),
+        ]
+        for name, row in found
+    ]
+    text = _COST.format(products=9, draws=exponents.DRAWS, size=first["sizes"][0], rows=exponents.N_DATA)
+    return text + table(header, lines) + "\n"
+
+
+def _of(rows: dict[str, Measured], prefix: str, names: list[str]) -> list[tuple[str, Measured]]:
+    """The rows of a group, by their names in full."""
+    return [(name, rows[f"{prefix}{i}"]) for i, name in enumerate(names) if f"{prefix}{i}" in rows]

@@ -1,0 +1,49 @@
+"""`bdl-bench bench`: rows measured, recorded one by one, and their pages written again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bdl_bench.bench.pages import PAGES
+from bdl_bench.bench.records import read, write
+from estimators.atomic import write_text
+from estimators.errors import OptionError
+
+__all__ = ["run_bench"]
+
+Listener = Callable[[str], None]
+
+
+def run_bench(only: Sequence[str], out: Path, listener: Listener = print) -> list[Path]:
+    """Measure the rows, or all rows of the pages, named in `only` (none: the default pages); the pages written.
+
+    A row's record is kept in DIR/records, so that a page shows all rows that were ever measured there.
+    Errors: OptionError for a name that is neither.
+    """
+    chosen = _chosen(only)
+    for page, row in chosen:
+        listener(f"{page}: {row}")
+        write(out, page, row, PAGES[page].rows[row]())
+        _write_page(page, out)
+    return [out / f"{page}.md" for page in dict.fromkeys(page for page, _ in chosen)]
+
+
+def _write_page(name: str, out: Path) -> None:
+    page = PAGES[name]
+    write_text(out / f"{name}.md", page.to_markdown(read(out, name, list(page.rows))))
+
+
+def _chosen(only: Sequence[str]) -> list[tuple[str, str]]:
+    """(page, row) of the names."""
+    every = [(page, row) for page, found in PAGES.items() for row in found.rows]
+    if not only:
+        return [(page, row) for page, row in every if PAGES[page].default]
+    unknown = [name for name in only if name not in PAGES and name not in {row for _, row in every}]
+    if unknown:
+        raise OptionError(
+            f"a page among {', '.join(PAGES)}, or a row among {', '.join(row for _, row in every)}",
+            received=", ".join(unknown),
+            remedy="leave --only out to measure all but the large networks.",
+        )
+    return [(page, row) for page, row in every if page in only or row in only]
