@@ -130,10 +130,14 @@ class UncertaintyEstimator(ABC):
         Outputs of another shape (M, ...) have variances of that shape. With `of=g` the variance of g(f(x)) by the delta
         method, diag(G Σ Gᵀ), (M, D): g maps the outputs of one row, or these and its inputs, to a tensor of D entries.
         """
-        shape = self._check_query(x)
+        f = self._checked_outputs(x)
         if of is None:
-            return self._variance(x).reshape(self._variance_shape(shape))
+            return self._variance_given(x, f).reshape(self._variance_shape(f.shape))
         return self._variance_of(x, of)
+
+    def _variance_given(self, x: PyTree, f: Tensor) -> Tensor:  # noqa: ARG002
+        """`_variance` with the outputs f at θ̂ in the model's shape, for whom they spare a forward pass."""
+        return self._variance(x)
 
     def _variance_shape(self, shape: torch.Size) -> torch.Size:
         """Of `variance(x)` where the outputs have this shape."""
@@ -278,12 +282,16 @@ class UncertaintyEstimator(ABC):
 
     def _check_query(self, x: PyTree) -> torch.Size:
         """Refuse what is not a query; the shape of its outputs."""
+        return self._checked_outputs(x).shape
+
+    def _checked_outputs(self, x: PyTree) -> Tensor:
+        """The outputs at θ̂ of what is a query."""
         self._check_fitted()
         refuse_if_changed(self.model, self.fingerprint_)
         f = check_inputs(x, self.network_, what="query")
         if not len(f):
             raise DataError("at least one query row", received="none", remedy="leave out empty batches.")
-        return f.shape
+        return f
 
 
 def _checked_precision(value: float | Mapping[str, float]) -> float | dict[str, float]:

@@ -38,16 +38,17 @@ def timed(step: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(methods: Sequence[Callable[[], Iterable[float]]]) -> list[list[Timing]]:
+def interleaved(methods: Sequence[Callable[[], Iterable[float]]], repeats: int = REPEATS) -> list[list[Timing]]:
     """Each method measures its own steps, in seconds; the methods take turns.
 
-    Three rounds, and three more where the spread of a step is above 30 %. A list of timings by step, one a method.
+    As many rounds as `repeats`, and as many again where the spread of a step is above 30 %. A list of timings by step,
+    one a method.
     """
     rounds: list[list[list[float]]] = []
     while True:
-        rounds += [[list(method()) for method in methods] for _ in range(REPEATS)]
+        rounds += [[list(method()) for method in methods] for _ in range(repeats)]
         found = [
             [Timing(tuple(step)) for step in zip(*(one[i] for one in rounds), strict=True)] for i in range(len(methods))
         ]
-        if len(rounds) > REPEATS or all(timing.spread <= _WIDE for timings in found for timing in timings):
+        if len(rounds) > repeats or all(timing.spread <= _WIDE for timings in found for timing in timings):
             return found

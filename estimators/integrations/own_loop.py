@@ -104,8 +104,11 @@ class TwoNetworks(UncertaintyEstimator):
             )
 
     def _variance(self, x: PyTree) -> Tensor:
+        return self._variance_given(x, self.network_.outputs(x))
+
+    def _variance_given(self, x: PyTree, f: Tensor) -> Tensor:
         refuse_if_changed(self.regularized, self.regularized_fingerprint_)
-        return (self.regularized_network_.outputs(x) - self.network_.outputs(x)).abs() / self.lam
+        return (self.regularized_network_.outputs(x) - f.flatten(1)).abs_().div_(self.lam)
 
     def _refuse_another_architecture(self) -> None:
         ours, theirs = (_shapes(model) for model in (self.model, self.regularized))

@@ -19,7 +19,7 @@ apart); peaks are those of a process of their own, above the imports. `bdl-bench
 ## The mean-absolute form in one's own loop
 
 A step of SGD on 64 rows with `mean_absolute_penalty` in its loss, over the plain step; and the variance of
-`TwoNetworks`, with its checks, over one forward pass.
+`TwoNetworks`, with its checks, over one forward pass of {asked} rows.
 
 """
 _MEMORY = """
@@ -46,7 +46,7 @@ fixed number of epochs. The exponent is the slope in logarithms.
 
 def to_markdown(rows: dict[str, Measured]) -> str:
     """The page, of what there is."""
-    parts = [_HEAD.format(machine=machine()), _steps(rows)]
+    parts = [_HEAD.format(machine=machine(), asked=step.QUERIES), _steps(rows)]
     if "step-memory" in rows:
         parts.append(_memory(rows))
     if any(name.startswith("exponents") for name in rows):
@@ -71,6 +71,8 @@ def _steps(rows: dict[str, Measured]) -> str:
 def _memory(rows: dict[str, Measured]) -> str:
     extra = rows["step-memory"]
     found = _of(rows, "memory-", list(memory.SOLVERS))
+    if not found:
+        return ""
     header = ("solver", *(f"K = {k}, GiB" for k in found[0][1]["replicas"]), "slope, P", "at K = 0, GiB", "plain, GiB")
     lines = [
         [

@@ -16,8 +16,9 @@ from bdl_bench.bench.networks.small import convolutional, mlp
 from bdl_bench.bench.records import Measured
 from estimators.integrations import TwoNetworks, mean_absolute_penalty
 
-__all__ = ["MODELS", "measure_step"]
+__all__ = ["MODELS", "QUERIES", "measure_step"]
 
+QUERIES = 512
 _LAM, _N_DATA, _BATCH, _SHORTEST = 0.1, 1000, 64, 0.5
 
 
@@ -42,13 +43,14 @@ def measure_step(name: str) -> Measured:
     x, y = torch.randn(_BATCH, *case.shape), torch.randint(0, 10, (_BATCH,))
     plain, regularized = (_trainer(copy.deepcopy(model), x, y, lam) for lam in (0.0, _LAM))
     two = TwoNetworks(model, copy.deepcopy(model), "classification", lam=_LAM).fit([(x, y)])
+    queries = torch.randn(QUERIES, *case.shape)
 
     def forward() -> None:
         with torch.no_grad():
-            model(x)
+            model(queries)
 
-    steps = {"plain": plain, "regularized": regularized, "forward": forward, "inference": lambda: two.variance(x)}
-    timings = interleaved([_repeated(step) for step in steps.values()])
+    steps = {"plain": plain, "regularized": regularized, "forward": forward, "inference": lambda: two.variance(queries)}
+    timings = interleaved([_repeated(step) for step in steps.values()], repeats=7)
     return {what: timing.median for what, (timing,) in zip(steps, timings, strict=True)}
 
 
