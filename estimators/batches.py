@@ -12,7 +12,7 @@ from torch import Tensor
 from estimators.errors import DataError, EstimatorError, NonDeterministicError, NotFittedError
 from estimators.likelihoods import Likelihood
 from estimators.network import Network
-from estimators.pytrees import PyTree, concatenate, n_rows, select_rows, tensors_of
+from estimators.pytrees import PyTree, concatenate, n_rows, select_rows, split_rows, tensors_of
 from estimators.rng import preserved_random_state
 
 __all__ = ["AbsentBatches", "Batch", "Batches", "Sums", "first_batch", "split_batch"]
@@ -30,6 +30,12 @@ class Batch:
 
     def __len__(self) -> int:
         return n_rows(self.x)
+
+    def parts(self, size: int | None) -> list[Batch]:
+        """Consecutive parts of at most `size` rows; None: the batch itself."""
+        if size is None or len(self) <= size:
+            return [self]
+        return [Batch(x, y) for x, y in split_rows((self.x, self.y), size)]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ class DataTerm(ABC):
     """The part of the objective that sees the data, a batch at a time."""
 
     likelihood: Likelihood
+    centred: ClassVar[bool] = True
+    """Whether it has no slope at θ̂."""
 
     @abstractmethod
     def targets(self, network: Network, batch: Batch) -> PyTree:
@@ -60,6 +63,8 @@ class DataTerm(ABC):
 
 class Labels(DataTerm):
     """−log p(y | f): the loss that was trained. Its curvature is the exact Hessian."""
+
+    centred = False
 
     def targets(self, network: Network, batch: Batch) -> PyTree:  # noqa: ARG002
         return batch.y
@@ -81,6 +86,8 @@ class Labels(DataTerm):
 
 class TiltedLabels(Labels):
     """−log p(y | f) less its slope at θ̂, batch by batch: the same curvature, and no gradient at θ̂ in any batch."""
+
+    centred = True
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
         with differentiable(), network.ledger.part("targets"), network.ledger.transformed(backward=1):

@@ -21,8 +21,10 @@ from estimators.subsets import Subset, delta_of_names, matching_names
 __all__ = ["Recipe", "fit_weights", "train_map"]
 
 BatchGradient = Callable[[Tensor, Batch], Tensor]
+Watch = Callable[[Tensor], float]
+"""Weights at the end of an epoch -> what to multiply the learning rate by; it may put the weights back, in place."""
 
-_LEAST_EPOCHS, _LEAST_STEPS = 20, 320
+_LEAST_EPOCHS, _LEAST_STEPS = 16, 256
 _ROWS_A_STEP, _STEPS_AN_EPOCH = 64, 8
 _OPTIMIZERS = ("sgd", "adam")
 _SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -36,12 +38,16 @@ class Recipe:
     """How to descend. Learning rates are for the mean loss L/N, so that they do not depend on N.
 
     Args:
-        epochs: passes over the rows, or "auto": 20, and more where they would be fewer than 320 steps.
+        epochs: passes over the rows, or "auto": 16, and more where they would be fewer than 256 steps.
         batch_size: rows a step, regrouped in a new order each epoch; None takes the loader's own batches as they come;
             "auto": 64, and fewer where an epoch would have fewer than 8 steps.
         optimizer: "sgd" (with `momentum`) or "adam". Weight decay is not an option: the prior is in the loss.
         lr: learning rate, or "auto" where the solver that uses the recipe can choose it (FineTune).
         schedule: "cosine" (to zero) or "constant".
+        average: the share of the last steps whose iterates are averaged (Polyak & Juditsky 1992), 0 for none; for a
+            constant rate.
+        rows_at_once: rows in one forward and backward; the slopes of a step's parts are added (gradient accumulation).
+            None: a step's rows at once.
     """
 
     epochs: int | str = 100
@@ -50,9 +56,11 @@ class Recipe:
     lr: float | str = 1e-2
     momentum: float = 0.9
     schedule: str = "cosine"
+    average: float = 0.0
+    rows_at_once: int | None = None
 
     def __post_init__(self) -> None:
-        for name, words in (("epochs", ("auto",)), ("batch_size", ("auto", None))):
+        for name, words in (("epochs", ("auto",)), ("batch_size", ("auto", None)), ("rows_at_once", (None,))):
             value = getattr(self, name)
             if value not in words and (not isinstance(value, int) or value < 1):
                 listed = " or ".join(map(repr, words))
@@ -69,6 +77,8 @@ class Recipe:
             raise OptionError('lr > 0 or "auto"', received=repr(self.lr), remedy="a positive number.")
         if not 0 <= self.momentum < 1:
             raise OptionError("momentum in [0, 1)", received=str(self.momentum), remedy="0.9, or 0 for none.")
+        if not 0 <= self.average <= 1:
+            raise OptionError("average in [0, 1]", received=str(self.average), remedy="0.5, or 0 for none.")
 
     def learning_rate(self, progress: float) -> float:
         """The rate after `progress` in [0, 1] of all rows."""
@@ -99,28 +109,50 @@ def fit_weights(
     *,
     recipe: Recipe,
     generator: torch.Generator,
+    watch: Watch | None = None,
     progress_bar: bool = False,
 ) -> Tensor:
     """Descend from `weights` (any shape) along `gradient(weights, batch)`, the slope of the batch's part of the sum L.
 
     Slopes are divided by the rows of a full batch, so that a row weighs the same in a ragged last batch. Every entry
     sees the same batches, in the order drawn from `generator`: replicas stacked in `weights` differ in nothing else.
+    Where `watch` lowers the rate, the momentum starts anew.
     Errors: ConvergenceError where the weights stop being finite.
     """
     recipe = recipe.for_rows(batches.n_data)
     assert not isinstance(recipe.epochs, str)
     parameter = nn.Parameter(weights.clone(), requires_grad=False)
     optimizer = recipe.build(parameter)
-    rows, total, full = 0, recipe.epochs * batches.n_data, 0
+    rows, total, full, scale = 0, recipe.epochs * batches.n_data, 0, 1.0
+    tail = _Mean()
     for _ in track(range(recipe.epochs), "epochs", shown=progress_bar):
         for batch in epoch(batches, recipe, generator):
-            optimizer.param_groups[0]["lr"] = recipe.learning_rate(rows / total)
+            optimizer.param_groups[0]["lr"] = scale * recipe.learning_rate(rows / total)
             full = full or len(batch)
-            parameter.grad = gradient(parameter.data, batch) / full
+            slopes = [gradient(parameter.data, part) for part in batch.parts(recipe.rows_at_once)]
+            parameter.grad = sum(slopes[1:], slopes[0]) / full
             optimizer.step()
             rows += len(batch)
-        _refuse_divergence(parameter, recipe)
-    return parameter.data
+            if rows > (1 - recipe.average) * total:
+                tail.add(parameter.data)
+        if watch is None:
+            _refuse_divergence(parameter, recipe)
+        elif (factor := watch(parameter.data)) != 1:
+            scale *= factor
+            optimizer.state.clear()
+            tail = _Mean()
+    return parameter.data if recipe.average == 0 or tail.mean is None else tail.mean
+
+
+class _Mean:
+    """Of the tensors added."""
+
+    mean: Tensor | None = None
+    count = 0
+
+    def add(self, value: Tensor) -> None:
+        self.count += 1
+        self.mean = value.clone() if self.mean is None else self.mean.lerp_(value, 1 / self.count)
 
 
 def epoch(batches: Batches, recipe: Recipe, generator: torch.Generator) -> Iterable[Batch]:

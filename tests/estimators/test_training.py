@@ -1,6 +1,7 @@
 """The descent loop: it minimises the stated objective, and keeps its promises about rows, order and modes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,15 +112,15 @@ def test_cosine_falls_to_zero_and_constant_stays():
     assert Recipe(lr=0.4, schedule="constant").learning_rate(0.9) == 0.4
 
 
-@pytest.mark.parametrize(("n", "batch_size", "epochs"), [(1000, 64, 20), (300, 64, 64), (10, None, 320), (10, 64, 320)])
-def test_auto_epochs_are_twenty_and_never_fewer_than_320_steps(n, batch_size, epochs):
+@pytest.mark.parametrize(("n", "batch_size", "epochs"), [(1024, 64, 16), (300, 64, 52), (10, None, 256), (10, 64, 256)])
+def test_auto_epochs_are_sixteen_and_never_fewer_than_256_steps(n, batch_size, epochs):
     recipe = Recipe(epochs="auto", batch_size=batch_size).for_rows(n)
     assert recipe.epochs == epochs
-    assert recipe.epochs * math.ceil(n / (batch_size or n)) >= 320
+    assert recipe.epochs * math.ceil(n / (batch_size or n)) >= 256
 
 
 @pytest.mark.parametrize(
-    ("n", "rows", "epochs"), [(10, 2, 64), (128, 16, 40), (300, 38, 40), (512, 64, 40), (5000, 64, 20)]
+    ("n", "rows", "epochs"), [(10, 2, 52), (128, 16, 32), (300, 38, 32), (512, 64, 32), (5000, 64, 16)]
 )
 def test_auto_batches_are_of_64_rows_and_never_fewer_than_8_an_epoch(n, rows, epochs):
     recipe = Recipe(epochs="auto", batch_size="auto").for_rows(n)
@@ -172,3 +173,61 @@ def test_map_is_the_network_with_no_epistemic_variance():
     assert torch.allclose(prediction.total_variance, torch.full_like(y, 0.25))
     assert fitted.covariance(x).shape == (37, 2, 2)
     assert fitted.sample(x, 3).shape == (3, 37, 2)
+
+
+def test_a_step_taken_in_parts_is_the_same_step():
+    x, y = rows(37)
+    weights = []
+    for rows_at_once in (None, 3, 8):
+        with torch.random.fork_rng():
+            torch.manual_seed(9)
+            model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+        recipe = Recipe(epochs=3, batch_size=8, rows_at_once=rows_at_once)
+        train_map(model, Gaussian(0.5), [(x, y)], prior_precision=2.0, recipe=recipe)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(weights[1], weights[0], atol=1e-12)
+    assert torch.allclose(weights[2], weights[0], atol=1e-12)
+
+
+def test_the_last_iterates_are_averaged():
+    """Slopes of ½w² with noise: w moves by −lr (w + e); the mean of the last quarter of the steps."""
+    x, y = rows(16)
+    batches = Batches.unchecked([(x[i : i + 4], y[i : i + 4]) for i in range(0, 16, 4)], keep=True)
+    seen = []
+
+    def gradient(weights, batch):
+        seen.append(weights.clone())
+        return 4 * (weights + batch.y.mean())
+
+    recipe = Recipe(epochs=5, batch_size=4, optimizer="sgd", lr=0.3, momentum=0.0, schedule="constant", average=0.25)
+    start = torch.ones(3, dtype=torch.float64)
+    averaged = fit_weights(start, gradient, batches, recipe=recipe, generator=torch.Generator().manual_seed(0))
+    last = fit_weights(
+        start, gradient, batches, recipe=replace(recipe, average=0.0), generator=torch.Generator().manual_seed(0)
+    )
+    iterates = torch.stack([*seen[1:20], last])  # after each of 20 steps
+    assert torch.allclose(averaged, iterates[-5:].mean(0), atol=1e-14)
+    assert not torch.allclose(averaged, last, atol=1e-3)
+
+
+def test_a_watch_scales_the_rate_from_then_on_and_may_put_the_weights_back():
+    x, y = rows(8)
+    batches = Batches.unchecked([(x, y)], keep=True)
+    steps, ends = [], []
+
+    def watch(weights):
+        ends.append(weights.clone())
+        if len(ends) == 1:
+            weights.zero_()
+            return 0.5
+        return 1.0
+
+    def gradient(weights, batch):
+        steps.append(weights.clone())
+        return torch.full_like(weights, float(len(batch)))
+
+    recipe = Recipe(epochs=3, batch_size=None, optimizer="sgd", lr=0.1, momentum=0.5, schedule="constant")
+    start = torch.ones(1, dtype=torch.float64)
+    end = fit_weights(start, gradient, batches, recipe=recipe, generator=torch.Generator(), watch=watch)
+    # 1 → 0.9, put back to 0 at half the rate and without momentum: −0.05, then −0.05 − 0.05 · (1 + 0.5)
+    assert torch.allclose(torch.stack([*ends, end]).flatten(), torch.tensor([0.9, -0.05, -0.125, -0.125]).double())

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from estimators.batches import Batch
 from estimators.errors import LambdaTooLargeError, OptionError
 from estimators.objective import Objective
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
+from estimators.regvar.solvers.descent import Descent
 from estimators.regvar.solvers.replicas import Replicas, checked_difference
 from estimators.regvar.solvers.search import auto_lam, auto_learning_rate, nonlinearity, replicas_at_once
 from estimators.training import Recipe, fit_weights
@@ -32,7 +32,8 @@ class FineTune(Solver):
         lam: λ, or "auto": the largest whose start keeps the network linear, ‖Δf − JΔθ‖/‖JΔθ‖ ≤ 0.05 (0.005
             in float64).
         difference: "forward" (one arm, enough for a centred objective), "central" or "control".
-        recipe: epochs, batches and optimizer; lr="auto" takes a stable rate from the curvature of some batches.
+        recipe: epochs, batches and optimizer; lr="auto" takes a stable rate from the curvature of some batches, and a
+            third of it from the epoch on in which the objective climbs.
         seed: orders the batches, alike in all arms.
         batch_replicas: replicas in one vectorised call, or "auto" (one at a time for convolutions on a CPU, where
             grouped convolutions are slow; else as many as memory allows).
@@ -62,29 +63,31 @@ class FineTune(Solver):
         return f"FineTune(lam={self.lam}, difference={self.difference!r}, epochs={self.recipe.epochs})"
 
     def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool) -> Solution:
-        plan = self._plan(objective, penalty)
+        descent = self._descent(objective, penalty)
+        guarded = self.recipe.lr == "auto" and objective.data_term.centred
         arms = fit_weights(
-            plan.replicas.start,
-            plan.gradient,
+            descent.replicas.start,
+            descent.gradient,
             objective.batches,
-            recipe=plan.recipe,
+            recipe=descent.recipe,
             generator=torch.Generator().manual_seed(self.seed),
+            watch=descent.watch if guarded else None,
             progress_bar=progress_bar,
         )
-        displacement = plan.replicas.displacement(arms)
-        return Solution(displacement, self._report(objective, displacement, plan))
+        displacement = descent.replicas.displacement(arms)
+        return Solution(displacement, self._report(objective, displacement, descent))
 
-    def _plan(self, objective: Objective, penalty: Penalty) -> _Plan:
+    def _descent(self, objective: Objective, penalty: Penalty) -> Descent:
         lam = auto_lam(objective, penalty) if isinstance(self.lam, str) else self.lam
         recipe = self.recipe.for_rows(objective.batches.n_data)
         if recipe.lr == "auto":
             recipe = replace(recipe, lr=auto_learning_rate(objective, recipe, seed=self.seed))
         at_once = self.batch_replicas
         at_once = replicas_at_once(objective) if isinstance(at_once, str) else at_once
-        return _Plan(Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once), recipe)
+        return Descent(Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once), recipe)
 
-    def _report(self, objective: Objective, displacement: Tensor, plan: _Plan) -> SolverReport:
-        lam = plan.replicas.lam
+    def _report(self, objective: Objective, displacement: Tensor, descent: Descent) -> SolverReport:
+        lam = descent.replicas.lam
         with objective.network.ledger.part("linearity"):
             bend = nonlinearity(objective, displacement, lam)
         if not bend <= _BENT:
@@ -93,18 +96,4 @@ class FineTune(Solver):
                 received=f"a ratio of {bend:.3g} at lam={lam:g}",
                 remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
             )
-        assert not isinstance(plan.recipe.lr, str)
-        return SolverReport(repr(self), replicas=len(displacement), lam=lam, lr=plan.recipe.lr, nonlinearity=bend)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Replicas at the chosen λ, and the recipe with its learning rate."""
-
-    replicas: Replicas
-    recipe: Recipe
-
-    def gradient(self, arms: Tensor, batch: Batch) -> Tensor:
-        """The batch's part of ∇F, (A, P)."""
-        objective = self.replicas.objective
-        return self.replicas.batch_gradient(arms, batch, objective.data_term.targets(objective.network, batch))
+        return SolverReport(repr(self), replicas=len(displacement), lam=lam, lr=descent.rate, nonlinearity=bend)

@@ -1,0 +1,85 @@
+"""A descent of all replicas, which knows whether it goes down."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from estimators.batches import Batch
+from estimators.errors import ConvergenceError
+from estimators.regvar.solvers.replicas import Replicas
+from estimators.training import Recipe
+
+__all__ = ["Descent"]
+
+_CLIMB, _BLOWN_UP = 0.05, 10.0
+_SLOWER, _MOST_CUTS = 1 / 2, 12
+
+
+class Descent:
+    """Replicas at the chosen λ, the recipe with its learning rate, and F at the iterates.
+
+    For a centred objective F is nearly a parabola, ∇F = A D − s∇r, so that slopes alone tell its value,
+    F = ½ Dᵀ(∇F − s∇r), without the difference of two losses that are alike to many digits. Momentum and the noise of
+    batches can make it climb at rates that any one batch would bear, and slowly: that is seen after some epochs.
+    """
+
+    def __init__(self, replicas: Replicas, recipe: Recipe) -> None:
+        self.replicas, self.recipe = replicas, recipe
+        self.cuts = 0
+        self._at_start = float("nan")
+        self._lowest: float | None = None
+        self._value = replicas.signs.new_zeros(())
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that is left."""
+        assert not isinstance(self.recipe.lr, str)
+        return self.recipe.lr * _SLOWER**self.cuts
+
+    def gradient(self, arms: Tensor, batch: Batch) -> Tensor:
+        """The batch's part of ∇F, (A, P)."""
+        objective = self.replicas.objective
+        slope = self.replicas.batch_gradient(arms, batch, objective.data_term.targets(objective.network, batch))
+        share = objective.share(batch)
+        value = 0.5 * ((arms * slope).sum() - share * self._tilts(arms).sum())
+        if math.isnan(self._at_start):
+            self._at_start = float(value / share)  # as one batch has it
+        self._value += value
+        return slope
+
+    def watch(self, arms: Tensor) -> float:
+        """After an epoch: 1, or the factor on the learning rate where F climbed; arms that blew up are put back.
+
+        Errors: ConvergenceError where it climbs at every rate.
+        """
+        value, self._value = float(self._value), torch.zeros_like(self._value)
+        if value <= self._most:
+            self._lowest = value if self._lowest is None else min(value, self._lowest)
+            return 1.0
+        self.cuts += 1
+        if self.cuts > _MOST_CUTS:
+            raise ConvergenceError(
+                "a learning rate at which the objective falls",
+                received=f"one that climbs at {self.rate:.3g} still",
+                remedy="check that the model is trained and in float32 or float64; or solver=LinearResponse().",
+            )
+        blown_up = not value <= _BLOWN_UP * abs(self._at_start)
+        self._lowest = self._at_start if blown_up else value
+        if blown_up:
+            arms.copy_(self.replicas.start)
+        return _SLOWER
+
+    @property
+    def _most(self) -> float:
+        """The value from which it climbs: a share of what it fell above the lowest; twice the start's at first."""
+        if self._lowest is None:
+            return self._at_start + abs(self._at_start)
+        return self._lowest + _CLIMB * max(abs(self._at_start), self._at_start - self._lowest)
+
+    def _tilts(self, arms: Tensor) -> Tensor:
+        """s_a ∇r_aᵀD_a, (A,)."""
+        direction, k = self.replicas.penalty.direction, len(self.replicas.penalty.direction)
+        return self.replicas.signs * torch.stack([torch.dot(arm, direction[a % k]) for a, arm in enumerate(arms)])
