@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.batches import AbsentBatches, Batches, check_inputs, first_batch
+from estimators.checkpoint import Checkpoint, File
 from estimators.errors import DataError, NotFittedError, OptionError, StateError, UnsupportedError
 from estimators.functionals import Functional, Through, variance_by_covariance
 from estimators.last_linear import last_linear_names
@@ -46,6 +47,7 @@ class UncertaintyEstimator(ABC):
     """
 
     batch_dependent: ClassVar[bool] = False
+    _checkpoint: Checkpoint = Checkpoint()
     """Whether `variance` speaks of the set of x passed to it, rather than of each row by itself."""
 
     def __init__(
@@ -63,18 +65,43 @@ class UncertaintyEstimator(ABC):
         self.prior_mean = prior_mean
         self.subset_of_weights = subset_of_weights
 
-    def fit(self, train_loader: Iterable[Any], *, progress_bar: bool = False) -> Self:
+    def fit(
+        self, train_loader: Iterable[Any], *, progress_bar: bool = False, checkpoint: str | Path | None = None
+    ) -> Self:
         """Compute what `variance` needs from the training data, a re-iterable of (x, y) or of dicts with "labels".
 
         The model, its mode and the global random state are as before afterwards, also after an exception.
-        Errors: DataError, NonDeterministicError, ModelError, TooLargeError, and the method's own.
+        `checkpoint` names a file. FineTune and LinearResponse write to it how far they are; the same call goes on from
+        there in another process, and ends with the same variance. In the end it has the fit, as `save` would write it,
+        and the same call reads it.
+        Errors: DataError, NonDeterministicError, ModelError, TooLargeError, and the method's own; StateError or
+        ModelChangedError where the file belongs to another fit.
         """
         with preserved_random_state():
             objective = self._objective(train_loader)
-            self._fit(objective, progress_bar=progress_bar)
+            if checkpoint is None:
+                self._fit(objective, progress_bar=progress_bar)
+            else:
+                self._fit_on(Path(checkpoint), objective, progress_bar=progress_bar)
         self.objective_ = objective
         self.fingerprint_ = fingerprint(self.model)
+        if checkpoint is not None:
+            self.save(checkpoint)
         return self
+
+    def _fit_on(self, path: Path, objective: Objective, *, progress_bar: bool) -> None:
+        """Go on from a file, or begin."""
+        if type(self)._learned is UncertaintyEstimator._learned:
+            raise self._unsaved()
+        self._checkpoint = File(path, self._about(objective, {}), objective.network.ledger)
+        try:
+            finished = self._checkpoint.finished()
+            if finished is None:
+                self._fit(objective, progress_bar=progress_bar)
+            else:
+                self._take_over(finished, objective)
+        finally:
+            self._checkpoint = Checkpoint()
 
     def _objective(self, train_loader: Iterable[Any]) -> Objective:
         """L over the chosen subset, with model and data checked."""
@@ -192,12 +219,15 @@ class UncertaintyEstimator(ABC):
         network = Network(self.model, about.parameters)
         objective = self._over(network, AbsentBatches((), about.n_data, sums=about.sums))
         about.check(self._about(objective, {}))
-        device = network.theta.device
-        tensors = {name: t.to(device) for name, t in state.items() if isinstance(t, Tensor)}
-        self._restore(objective, tensors, about.learned)
+        self._take_over(state, objective)
         self.objective_ = objective
         self.fingerprint_ = fingerprint(self.model)
         return self
+
+    def _take_over(self, state: Mapping[str, Tensor | str], objective: Objective) -> None:
+        """The learned part of a state that has been checked."""
+        tensors = {name: t.to(objective.theta.device) for name, t in state.items() if isinstance(t, Tensor)}
+        self._restore(objective, tensors, About.of(state).finished())
 
     def save(self, path: str | Path) -> None:
         """Write the fit to one safetensors file, whole or not at all."""

@@ -22,9 +22,9 @@ from estimators.atomic import write_bytes
 from estimators.batches import Sums
 from estimators.errors import ModelChangedError, StateError
 
-__all__ = ["ABOUT", "About", "FittedState", "Learned", "digest", "read_file", "write_file"]
+__all__ = ["ABOUT", "PROGRESS", "About", "FittedState", "Learned", "digest", "read_file", "write_file"]
 
-ABOUT = "about"
+ABOUT, PROGRESS = "about", "progress"
 FORMAT = 1
 FittedState = dict[str, Tensor | str]
 Learned = tuple[dict[str, Tensor], dict[str, Any]]
@@ -61,6 +61,21 @@ class About:
                 received=f"a {type(state).__name__} with entries {sorted(map(str, state))[:5]}",
                 remedy="fit again and save, or load it with the version that wrote it.",
             ) from None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it is a checkpoint of a fit on its way."""
+        return PROGRESS in self.learned
+
+    def finished(self) -> dict[str, Any]:
+        """`learned` of a whole fit. Errors: StateError where it is on its way."""
+        if self.unfinished:
+            raise StateError(
+                "a finished fit",
+                received="the checkpoint of one that was interrupted",
+                remedy="go on with it: estimator.fit(train_loader, checkpoint=path).",
+            )
+        return self.learned
 
     def check(self, expected: About) -> None:
         """Refuse a state of another estimator, other options or another model; `expected` is of the one at hand."""

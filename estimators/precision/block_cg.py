@@ -12,11 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError, IndefiniteHessianError
+from estimators.state import Learned
 
 __all__ = ["BlockSolution", "block_cg", "krylov_basis"]
 
@@ -50,25 +54,36 @@ def block_cg(
     tol: float = 1e-6,
     max_iter: int = 1000,
     must_converge: bool = True,
+    checkpoint: Checkpoint | None = None,
 ) -> BlockSolution:
     """Solve A u = b for right_hand_sides (K, P), from `start` (K, P) or zero, to ‖b − A u‖ ≤ tol ‖b‖.
 
-    The basis is bounded by 2 GiB: beyond it the iteration restarts from the current u.
+    The basis is bounded by 2 GiB: beyond it the iteration restarts from the current u. With a `checkpoint` it goes on
+    from the last iteration kept.
     Errors: IndefiniteHessianError where T has a negative eigenvalue; ConvergenceError after `max_iter` iterations,
     unless what is reached by then is good enough (`must_converge` False).
     """
     scale = right_hand_sides.norm(dim=1).clamp_min(torch.finfo(right_hand_sides.dtype).tiny)
     u = torch.zeros_like(right_hand_sides) if start is None else start.clone()
     iterations = products = 0
+    checkpoint = checkpoint or Checkpoint()
+    saved = checkpoint.load()
     while True:
-        warm = start is not None or iterations > 0
-        residual = right_hand_sides - product(u) if warm else right_hand_sides.clone()
-        products += len(u) * warm
-        cycle = _Cycle(product, residual)
+        if saved is not None:
+            tensors = {name: tensor.to(u.device) for name, tensor in saved[0].items()}
+            cycle, u = _Cycle.restored(product, tensors), tensors["u"]
+            iterations, products, cycle.products = (saved[1][n] for n in ("iterations", "products", "in_cycle"))
+            saved = None
+        else:
+            warm = start is not None or iterations > 0
+            residual = right_hand_sides - product(u) if warm else right_hand_sides.clone()
+            products += len(u) * warm
+            cycle = _Cycle(product, residual)
         while not cycle.done(tol * scale) and iterations < max_iter and not cycle.full():
             cycle.extend()
             cycle.solve()
             iterations += 1
+            checkpoint.save(partial(_state, cycle, u, iterations, products))
         products += cycle.products
         u = u + cycle.correction()
         relative = cycle.residual_norms() / scale
@@ -84,6 +99,11 @@ def block_cg(
     return BlockSolution(u, remainder, relative, iterations, products, cycle.extended(), cycle.projected, coupling)
 
 
+def _state(cycle: _Cycle, u: Tensor, iterations: int, products: int) -> Learned:
+    counters = {"iterations": iterations, "products": products, "in_cycle": cycle.products}
+    return {"u": u, **cycle.tensors()}, counters
+
+
 class _Cycle:
     """The Krylov space of one residual block (K, P): basis W (r, P) by rows, T = W A Wᵀ, Wr₀ and the next block."""
 
@@ -95,6 +115,22 @@ class _Cycle:
         self.block, self.coupling = _orthonormal_rows(residual, self.floor)  # residualᵀ = blockᵀ · coupling
         self.start = self.coupling
         self.coefficients = residual.new_zeros(0, residual.shape[0])
+
+    _KEPT = ("floor", "projected", "block", "coupling", "start", "coefficients")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it goes on from."""
+        return {"basis": self.basis, **{name: getattr(self, name) for name in self._KEPT}}
+
+    @classmethod
+    def restored(cls, product: Product, tensors: dict[str, Tensor]) -> Self:
+        """From `tensors()`."""
+        cycle = cls.__new__(cls)
+        cycle.product, cycle.products = product, 0
+        for name in cls._KEPT:
+            setattr(cycle, name, tensors[name])
+        cycle.storage, cycle.rank = tensors["basis"], len(tensors["basis"])
+        return cycle
 
     @property
     def basis(self) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.base import UncertaintyEstimator
+from estimators.checkpoint import Checkpoint
 from estimators.errors import UnsupportedError
 from estimators.functionals import Functional
 from estimators.likelihoods import Likelihood
@@ -85,7 +86,7 @@ class RegVar(UncertaintyEstimator):
                 refuse_indefinite_product(self.refit_objective_.product, objective.theta)
         self.readout_: Readout | None = None
         if not self.regularizer.at_query:
-            self.readout_ = self._solved(None, self.regularizer, progress_bar=progress_bar)
+            self.readout_ = self._solved(None, self.regularizer, progress_bar=progress_bar, checkpoint=self._checkpoint)
         solver = self.fit_report_.solver
         replicas = 1 if solver is None else solver.replicas
         passes = objective.network.ledger.passes(objective.batches.n_data, replicas)
@@ -104,11 +105,13 @@ class RegVar(UncertaintyEstimator):
     def _attached(self, objective: Objective) -> None:
         self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
 
-    def _solved(self, x: PyTree, regularizer: Regularizer, *, progress_bar: bool = False) -> Readout:
+    def _solved(
+        self, x: PyTree, regularizer: Regularizer, *, progress_bar: bool = False, checkpoint: Checkpoint | None = None
+    ) -> Readout:
         """Pose, solve, read."""
         objective = self.refit_objective_
         penalty, read = regularizer.pose(objective, x)
-        solution = self.solver.solve(objective, penalty, progress_bar=progress_bar)
+        solution = self.solver.solve(objective, penalty, progress_bar=progress_bar, checkpoint=checkpoint)
         with objective.network.ledger.part("readout"):
             readout = read(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)

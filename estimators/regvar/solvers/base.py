@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from estimators.checkpoint import Checkpoint
 from estimators.errors import OptionError
 from estimators.objective import Objective
 from estimators.precision.krylov_space import KrylovSpace
@@ -54,17 +55,25 @@ class Solver(ABC):
     refits: ClassVar[bool]
     """Whether it minimises L − λr, and so can be used on an objective that is not centred."""
 
-    def solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool = False) -> Solution:
+    def solve(
+        self,
+        objective: Objective,
+        penalty: Penalty,
+        *,
+        progress_bar: bool = False,
+        checkpoint: Checkpoint | None = None,
+    ) -> Solution:
         """Displacements (K, P)."""
+        kept = (checkpoint or Checkpoint()).belonging_to(penalty.direction.norm(dim=1))
         ledger = objective.network.ledger
         before = ledger.cost
         with ledger.part("solve"):
-            solution = self._solve(objective, penalty, progress_bar=progress_bar)
+            solution = self._solve(objective, penalty, progress_bar=progress_bar, checkpoint=kept)
         passes = (ledger.cost - before) / objective.batches.n_data / len(penalty.direction)
         return replace(solution, report=replace(solution.report, passes=passes))
 
     @abstractmethod
-    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool) -> Solution:
+    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool, checkpoint: Checkpoint) -> Solution:
         """The solver's own part of `solve`."""
 
 

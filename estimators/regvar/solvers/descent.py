@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from estimators.batches import Batch
+from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError
 from estimators.regvar.solvers.replicas import Replicas
+from estimators.state import Learned
 from estimators.training import Recipe
 
 __all__ = ["Descent"]
@@ -32,6 +37,24 @@ class Descent:
         self._at_start = float("nan")
         self._lowest: float | None = None
         self._value = replicas.signs.new_zeros(())
+
+    def keeping(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint of the loop, with what the descent itself goes by."""
+        return _Kept(self, checkpoint)
+
+    def state(self) -> dict[str, Any]:
+        """λ, the learning rate, the cuts and the values so far, in JSON types; at the end of an epoch."""
+        return {
+            "lam": self.replicas.lam,
+            "lr": self.recipe.lr,
+            "cuts": self.cuts,
+            "at_start": self._at_start,
+            "lowest": self._lowest,
+        }
+
+    def restore(self, values: dict[str, Any]) -> None:
+        """From `state`, λ and the learning rate aside."""
+        self.cuts, self._at_start, self._lowest = values["cuts"], values["at_start"], values["lowest"]
 
     @property
     def rate(self) -> float:
@@ -83,3 +106,24 @@ class Descent:
         """s_a ∇r_aᵀD_a, (A,)."""
         direction, k = self.replicas.penalty.direction, len(self.replicas.penalty.direction)
         return self.replicas.signs * torch.stack([torch.dot(arm, direction[a % k]) for a, arm in enumerate(arms)])
+
+
+@dataclass(frozen=True)
+class _Kept(Checkpoint):
+    """The state of a loop and of its descent, in one."""
+
+    descent: Descent
+    inner: Checkpoint
+
+    def load(self) -> Learned | None:
+        saved = self.inner.load()
+        if saved is not None:
+            self.descent.restore(saved[1])
+        return saved
+
+    def save(self, state: Callable[[], Learned]) -> None:
+        def both() -> Learned:
+            tensors, values = state()
+            return tensors, {**values, **self.descent.state()}
+
+        self.inner.save(both)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from estimators.checkpoint import Checkpoint
 from estimators.errors import LambdaTooLargeError, OptionError
 from estimators.objective import Objective
 from estimators.regvar.penalty import Penalty
@@ -62,8 +64,9 @@ class FineTune(Solver):
     def __repr__(self) -> str:
         return f"FineTune(lam={self.lam}, difference={self.difference!r}, epochs={self.recipe.epochs})"
 
-    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool) -> Solution:
-        descent = self._descent(objective, penalty)
+    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool, checkpoint: Checkpoint) -> Solution:
+        saved = checkpoint.load()
+        descent = self._descent(objective, penalty, {} if saved is None else saved[1])
         guarded = self.recipe.lr == "auto" and objective.data_term.centred
         arms = fit_weights(
             descent.replicas.start,
@@ -72,15 +75,20 @@ class FineTune(Solver):
             recipe=descent.recipe,
             generator=torch.Generator().manual_seed(self.seed),
             watch=descent.watch if guarded else None,
+            checkpoint=descent.keeping(checkpoint),
             progress_bar=progress_bar,
         )
         displacement = descent.replicas.displacement(arms)
         return Solution(displacement, self._report(objective, displacement, descent))
 
-    def _descent(self, objective: Objective, penalty: Penalty) -> Descent:
-        lam = auto_lam(objective, penalty) if isinstance(self.lam, str) else self.lam
+    def _descent(self, objective: Objective, penalty: Penalty, found: dict[str, Any]) -> Descent:
+        """With λ and the learning rate that were found, or looked for now."""
+        lam = self.lam if "lam" not in found else float(found["lam"])
+        lam = auto_lam(objective, penalty) if isinstance(lam, str) else lam
         recipe = self.recipe.for_rows(objective.batches.n_data)
-        if recipe.lr == "auto":
+        if "lr" in found:
+            recipe = replace(recipe, lr=float(found["lr"]))
+        elif recipe.lr == "auto":
             recipe = replace(recipe, lr=auto_learning_rate(objective, recipe, seed=self.seed))
         at_once = self.batch_replicas
         at_once = replicas_at_once(objective) if isinstance(at_once, str) else at_once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from estimators.checkpoint import Checkpoint
 from estimators.objective import Objective
 from estimators.precision.block_cg import BlockSolution, block_cg
 from estimators.precision.cg import default_tolerance
@@ -37,11 +38,18 @@ class LinearResponse(Solver):
     def __repr__(self) -> str:
         return f"LinearResponse(tol={self.tol}, max_iter={self.max_iter})"
 
-    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool) -> Solution:  # noqa: ARG002
+    def _solve(
+        self,
+        objective: Objective,
+        penalty: Penalty,
+        *,
+        progress_bar: bool,  # noqa: ARG002
+        checkpoint: Checkpoint,
+    ) -> Solution:
         delta = objective.prior.precision
         whitens = bool((delta > 0).all())
         scale = delta.rsqrt() if whitens else torch.ones_like(delta)
-        solved = self._solved(objective, penalty, scale)
+        solved = self._solved(objective, penalty, scale, checkpoint)
         report = SolverReport(
             repr(self),
             replicas=len(penalty.direction),
@@ -55,7 +63,7 @@ class LinearResponse(Solver):
             space=KrylovSpace.of(solved, scale) if whitens and solved.iterations else None,
         )
 
-    def _solved(self, objective: Objective, penalty: Penalty, scale: Tensor) -> BlockSolution:
+    def _solved(self, objective: Objective, penalty: Penalty, scale: Tensor, checkpoint: Checkpoint) -> BlockSolution:
         """ũ with (s A s) ũ = s ∇r, u = s ũ."""
         budget = penalty.budget if self.tol is None else None
         return block_cg(
@@ -65,4 +73,5 @@ class LinearResponse(Solver):
             tol=default_tolerance(objective.theta.dtype) if self.tol is None else self.tol,
             max_iter=self.max_iter if budget is None else min(self.max_iter, max(1, budget - 1)),  # one for the start
             must_converge=budget is None,
+            checkpoint=checkpoint,
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError, IndefiniteHessianError, LambdaTooLargeError
 from estimators.memory import available_bytes
 from estimators.objective import Objective
@@ -61,7 +62,14 @@ class NewtonRefit(Solver):
     def __repr__(self) -> str:
         return f"NewtonRefit(lam={self.lam:g}, difference={self.difference!r})"
 
-    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool) -> Solution:
+    def _solve(
+        self,
+        objective: Objective,
+        penalty: Penalty,
+        *,
+        progress_bar: bool,
+        checkpoint: Checkpoint,  # noqa: ARG002
+    ) -> Solution:
         replicas = Replicas.of(
             objective, penalty, self.lam, difference=self.difference, at_once=objective.network.vectors_at_once
         )

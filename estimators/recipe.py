@@ -1,0 +1,91 @@
+"""How to descend: epochs, batches, optimizer, rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from estimators.errors import OptionError
+
+__all__ = ["Recipe"]
+
+_LEAST_EPOCHS, _LEAST_STEPS = 16, 256
+_ROWS_A_STEP, _STEPS_AN_EPOCH = 64, 8
+_OPTIMIZERS = ("sgd", "adam")
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,  # noqa: ARG005
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to descend. Learning rates are for the mean loss L/N, so that they do not depend on N.
+
+    Args:
+        epochs: passes over the rows, or "auto": 16, and more where they would be fewer than 256 steps.
+        batch_size: rows a step, regrouped in a new order each epoch; None takes the loader's own batches as they come;
+            "auto": 64, and fewer where an epoch would have fewer than 8 steps.
+        optimizer: "sgd" (with `momentum`) or "adam". Weight decay is not an option: the prior is in the loss.
+        lr: learning rate, or "auto" where the solver that uses the recipe can choose it (FineTune).
+        schedule: "cosine" (to zero) or "constant".
+        average: the share of the last steps whose iterates are averaged (Polyak & Juditsky 1992), 0 for none; for a
+            constant rate.
+        rows_at_once: rows in one forward and backward; the slopes of a step's parts are added (gradient accumulation).
+            None: a step's rows at once.
+    """
+
+    epochs: int | str = 100
+    batch_size: int | str | None = 64
+    optimizer: str = "adam"
+    lr: float | str = 1e-2
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    average: float = 0.0
+    rows_at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, words in (("epochs", ("auto",)), ("batch_size", ("auto", None)), ("rows_at_once", (None,))):
+            value = getattr(self, name)
+            if value not in words and (not isinstance(value, int) or value < 1):
+                listed = " or ".join(map(repr, words))
+                raise OptionError(f"{name} >= 1 or {listed}", received=repr(value), remedy="a positive whole number.")
+        if self.optimizer not in _OPTIMIZERS:
+            raise OptionError(
+                f"optimizer among {_OPTIMIZERS}", received=repr(self.optimizer), remedy='"sgd" or "adam".'
+            )
+        if self.schedule not in _SCHEDULES:
+            raise OptionError(
+                f"schedule among {sorted(_SCHEDULES)}", received=repr(self.schedule), remedy='"cosine" or "constant".'
+            )
+        if not (self.lr == "auto" or (isinstance(self.lr, (int, float)) and math.isfinite(self.lr) and self.lr > 0)):
+            raise OptionError('lr > 0 or "auto"', received=repr(self.lr), remedy="a positive number.")
+        if not 0 <= self.momentum < 1:
+            raise OptionError("momentum in [0, 1)", received=str(self.momentum), remedy="0.9, or 0 for none.")
+        if not 0 <= self.average <= 1:
+            raise OptionError("average in [0, 1]", received=str(self.average), remedy="0.5, or 0 for none.")
+
+    def learning_rate(self, progress: float) -> float:
+        """The rate after `progress` in [0, 1] of all rows."""
+        assert not isinstance(self.lr, str)
+        return self.lr * _SCHEDULES[self.schedule](progress)
+
+    def for_rows(self, n_data: int) -> Recipe:
+        """The recipe with its rows a step and its number of epochs, for N rows."""
+        size = self.batch_size
+        if isinstance(size, str):
+            size = min(_ROWS_A_STEP, math.ceil(n_data / _STEPS_AN_EPOCH))
+        if not isinstance(self.epochs, str):
+            return replace(self, batch_size=size)
+        steps = math.ceil(n_data / (size or n_data))  # an epoch
+        return replace(self, batch_size=size, epochs=max(_LEAST_EPOCHS, math.ceil(_LEAST_STEPS / steps)))
+
+    def build(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        """The optimizer over one tensor."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam([parameter], lr=self.learning_rate(0.0))
+        return torch.optim.SGD([parameter], lr=self.learning_rate(0.0), momentum=self.momentum)

@@ -1,0 +1,150 @@
+"""A fit killed on its way goes on from its checkpoint, and ends as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from estimators import FineTune, LastLayerLaplace, LinearResponse, MeanAbsolute, PosteriorDraws, RegVar, checkpoint
+from estimators.errors import ModelChangedError, StateError, UnsupportedError
+from estimators.rng import preserved_random_state
+from estimators.training import Recipe
+
+SGD = Recipe(epochs=12, batch_size=7, optimizer="sgd", lr="auto")
+ADAM = Recipe(epochs=12, batch_size=7, optimizer="adam", lr=0.02, schedule="constant", average=0.5)
+FITS = {
+    "sgd": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune(recipe=SGD)},
+    "adam, averaged": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=ADAM)},
+    "mean absolute": {"regularizer": MeanAbsolute(), "solver": FineTune(1e-3, "control", recipe=SGD)},
+    "draws": {"regularizer": PosteriorDraws(3, readout="draws"), "solver": LinearResponse(1e-9)},
+    "bounds": {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse()},
+}
+
+
+def estimator(name, *, seed=2, **options):
+    with preserved_random_state():
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double().eval()
+    return RegVar(model, "classification", **{"prior_precision": 2.0, **FITS[name], **options})
+
+
+def rows(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(23, 4, generator=generator, dtype=torch.float64)
+    return list(zip(x.split(9), torch.randint(0, 3, (23,), generator=generator).split(9), strict=True))
+
+
+def killed_after(n_writes):
+    """Write at every chance, and die after the n-th write."""
+    written, write = [], checkpoint.write_file
+
+    def writing(*args):
+        write(*args)
+        written.append(args)
+        if len(written) == n_writes:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint._SECONDS, checkpoint.write_file = 0.0, writing
+
+
+def fit_and_die(name, path, n_writes):
+    """Run by a process of its own."""
+    torch.set_num_threads(1)
+    killed_after(n_writes)
+    estimator(name).fit(rows(), checkpoint=path)
+
+
+def in_another_process(name, path, n_writes):
+    here = Path(__file__)
+    code = f"import sys; sys.path[:0] = {[str(here.parent), str(here.parents[2])]!r}; import {here.stem} as t; "
+    code += f"t.fit_and_die({name!r}, {str(path)!r}, {n_writes})"
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
+@pytest.mark.parametrize("name", FITS)
+def test_a_fit_killed_on_its_way_goes_on_to_the_same_end(name, tmp_path):
+    path = tmp_path / "fit.safetensors"
+    died = in_another_process(name, path, 5 if isinstance(FITS[name]["solver"], FineTune) else 2)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    with pytest.raises(StateError, match=r"finished fit.*checkpoint="):
+        estimator(name).load(path)
+    resumed = estimator(name).fit(rows(), checkpoint=path)
+    undisturbed = estimator(name).fit(rows())
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    assert torch.allclose(resumed.variance(x), undisturbed.variance(x), rtol=1e-9, atol=1e-13)
+    assert resumed.fit_report_.passes == pytest.approx(undisturbed.fit_report_.passes)
+    assert resumed.fit_report_.solver.lr == undisturbed.fit_report_.solver.lr
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
+@pytest.mark.parametrize("name", ["sgd", "bounds"])
+def test_it_goes_on_and_does_not_begin_again(name, tmp_path, monkeypatch):
+    path, x = tmp_path / "fit.safetensors", rows()[0][0]
+    in_another_process(name, path, 8 if name == "sgd" else 2)
+    written, write = [], checkpoint.write_file
+    monkeypatch.setattr(checkpoint, "write_file", lambda *args: (written.append(args), write(*args)))
+    resumed = estimator(name).fit(rows(), checkpoint=path)
+    expected = 12 - 8 if name == "sgd" else resumed.fit_report_.solver.iterations - 2
+    assert len(written) == expected
+    # and the same call again reads the finished fit
+    monkeypatch.setattr(RegVar, "_fit", None)
+    again = estimator(name).fit(rows(), checkpoint=path)
+    assert torch.equal(again.variance(x), resumed.variance(x))
+    assert torch.equal(estimator(name).load(path).variance(x), resumed.variance(x))
+
+
+def test_a_checkpoint_of_another_fit_is_refused_and_kept(tmp_path):
+    path = tmp_path / "fit.safetensors"
+    assert in_another_process("sgd", path, 3).returncode == -signal.SIGKILL
+    before = path.read_bytes()
+    for other, error, says in (
+        (estimator("sgd", prior_precision=3.0), StateError, "prior_precision"),
+        (estimator("draws"), StateError, "solver"),
+        (estimator("sgd", seed=3), ModelChangedError, "weights"),
+    ):
+        with pytest.raises(error, match=says):
+            other.fit(rows(), checkpoint=path)
+    with pytest.raises(StateError, match="training rows"):
+        estimator("sgd").fit(rows(seed=2), checkpoint=path)
+    with pytest.raises(StateError, match="order of the fit"):
+        estimator("sgd").fit(rows()[::-1], checkpoint=path)
+    path.write_bytes(before[:-40])
+    with pytest.raises(StateError):
+        estimator("sgd").fit(rows(), checkpoint=path)
+
+
+def test_estimators_with_little_to_lose_write_the_fit_itself(tmp_path):
+    path, model = tmp_path / "fit.safetensors", estimator("sgd").model
+    fitted = LastLayerLaplace(model, "classification", prior_precision=2.0).fit(rows(), checkpoint=path)
+    loaded = LastLayerLaplace(model, "classification", prior_precision=2.0).load(path)
+    assert torch.equal(loaded.variance(rows()[0][0]), fitted.variance(rows()[0][0]))
+
+
+def test_an_estimator_that_cannot_be_saved_says_so_before_it_fits(tmp_path):
+    class Unsaved(LastLayerLaplace):
+        _learned = RegVar.__mro__[1]._learned
+
+        def _fit(self, objective, *, progress_bar):  # noqa: ARG002
+            raise AssertionError
+
+    with pytest.raises(UnsupportedError, match="can be saved"):
+        Unsaved(estimator("sgd").model, "classification").fit(rows(), checkpoint=tmp_path / "fit")
+
+
+def test_writes_are_some_time_apart(tmp_path, monkeypatch):
+    path = tmp_path / "fit.safetensors"
+    monkeypatch.setattr(checkpoint, "_SECONDS", 1e6)
+    monkeypatch.setattr(checkpoint, "write_file", None)
+    estimator("bounds").fit(rows(), checkpoint=path)
+    assert path.exists()
