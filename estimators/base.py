@@ -27,6 +27,7 @@ from estimators.pytrees import PyTree
 from estimators.rng import preserved_random_state
 from estimators.state import ABOUT, About, FittedState, Learned, digest, read_file, write_file
 from estimators.subsets import SubsetSpec, delta_of_names, matching_names
+from estimators.team import Team
 
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
@@ -66,7 +67,12 @@ class UncertaintyEstimator(ABC):
         self.subset_of_weights = subset_of_weights
 
     def fit(
-        self, train_loader: Iterable[Any], *, progress_bar: bool = False, checkpoint: str | Path | None = None
+        self,
+        train_loader: Iterable[Any],
+        *,
+        progress_bar: bool = False,
+        checkpoint: str | Path | None = None,
+        accelerator: Any = None,  # noqa: ANN401
     ) -> Self:
         """Compute what `variance` needs from the training data, a re-iterable of (x, y) or of dicts with "labels".
 
@@ -74,18 +80,21 @@ class UncertaintyEstimator(ABC):
         `checkpoint` names a file. FineTune and LinearResponse write to it how far they are; the same call goes on from
         there in another process, and ends with the same variance. In the end it has the fit, as `save` would write it,
         and the same call reads it.
+        `accelerator`, an `accelerate.Accelerator`, has its processes share the rows of every batch: all of them make
+        this call with the same model and the whole loader, and end with the same fit.
         Errors: DataError, NonDeterministicError, ModelError, TooLargeError, and the method's own; StateError or
         ModelChangedError where the file belongs to another fit.
         """
         with preserved_random_state():
-            objective = self._objective(train_loader)
+            objective = replace(self._objective(train_loader), team=Team.of(accelerator))
+            objective.team.check_alike(objective.theta, objective.batches)
             if checkpoint is None:
                 self._fit(objective, progress_bar=progress_bar)
             else:
                 self._fit_on(Path(checkpoint), objective, progress_bar=progress_bar)
         self.objective_ = objective
         self.fingerprint_ = fingerprint(self.model)
-        if checkpoint is not None:
+        if checkpoint is not None and objective.team.leads:
             self.save(checkpoint)
         return self
 
@@ -93,7 +102,7 @@ class UncertaintyEstimator(ABC):
         """Go on from a file, or begin."""
         if type(self)._learned is UncertaintyEstimator._learned:
             raise self._unsaved()
-        self._checkpoint = File(path, self._about(objective, {}), objective.network.ledger)
+        self._checkpoint = File(path, self._about(objective, {}), objective.network.ledger, objective.team.leads)
         try:
             finished = self._checkpoint.finished()
             if finished is None:

@@ -44,6 +44,7 @@ class File(Checkpoint):
     path: Path
     about: About
     ledger: Ledger
+    writes: bool = True  # only one of several processes does
     marks: list[float] = field(default_factory=list)
     written: float = field(default_factory=time.monotonic)
 
@@ -65,7 +66,7 @@ class File(Checkpoint):
         return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}, progress["values"]
 
     def save(self, state: Callable[[], Learned]) -> None:
-        if time.monotonic() - self.written < _SECONDS:
+        if not self.writes or time.monotonic() - self.written < _SECONDS:
             return
         tensors, values = state()
         passes = {name: asdict(rows) for name, rows in self.ledger.parts.items()}

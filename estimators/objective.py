@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from estimators.batches import Batch, Batches
 from estimators.likelihoods import Likelihood
 from estimators.network import Network, differentiable
 from estimators.pytrees import PyTree
+from estimators.team import Team
 
 __all__ = ["DataTerm", "Labels", "Objective", "Prior", "SelfTargets", "TiltedLabels"]
 
@@ -122,12 +123,16 @@ class SelfTargets(DataTerm):
 
 @dataclass(frozen=True)
 class Objective:
-    """L(θ) over the chosen parameters of a network; A is its second derivative at θ̂."""
+    """L(θ) over the chosen parameters of a network; A is its second derivative at θ̂.
+
+    Of the data each process of the `team` takes its rows; sums are those over all.
+    """
 
     network: Network
     data_term: DataTerm
     prior: Prior
     batches: Batches
+    team: Team = field(default_factory=Team)
 
     @property
     def theta(self) -> Tensor:
@@ -140,8 +145,8 @@ class Objective:
         return self.data_term.likelihood
 
     def with_targets(self) -> Iterator[tuple[Batch, PyTree]]:
-        """Each batch with its targets."""
-        for batch in self.batches:
+        """Each batch, as far as it is this process's, with its targets."""
+        for batch in self.team.parts(self.batches):
             yield batch, self.data_term.targets(self.network, batch)
 
     def batch_loss(self, theta: Tensor, x: PyTree, targets: PyTree, share: float) -> Tensor:
@@ -156,7 +161,7 @@ class Objective:
         """L(θ)."""
         with torch.no_grad():
             parts = [self.batch_loss(theta, b.x, t, self.share(b)) for b, t in self.with_targets()]
-        return torch.stack(parts).sum()
+        return self.team.total(torch.stack([theta.new_zeros(()), *parts]).sum())
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇L(θ), (P,)."""
@@ -164,14 +169,14 @@ class Objective:
         for batch, targets in self.with_targets():
             with differentiable(), self.network.ledger.transformed(backward=1):
                 total += grad(self.batch_loss)(theta, batch.x, targets, self.share(batch)).detach()
-        return total
+        return self.team.total(total)
 
     def product(self, vectors: Tensor) -> Tensor:
         """A v for each of vectors (K, P): one shared pass over the data."""
-        total = vectors * self.prior.precision
-        for batch in self.batches:
+        total = torch.zeros_like(vectors)
+        for batch in self.team.parts(self.batches):
             total = total + self.data_term.curvature_product(self.network, batch, vectors)
-        return total
+        return vectors * self.prior.precision + self.team.total(total)
 
     def centred(self, *, curvature: str) -> Objective:
         """An objective whose gradient vanishes at θ̂ and whose second derivative there is the curvature asked for.

@@ -65,7 +65,10 @@ class Descent:
     def gradient(self, arms: Tensor, batch: Batch) -> Tensor:
         """The batch's part of ∇F, (A, P)."""
         objective = self.replicas.objective
-        slope = self.replicas.batch_gradient(arms, batch, objective.data_term.targets(objective.network, batch))
+        slope, mine = torch.zeros_like(arms), objective.team.part(batch)
+        if mine is not None:
+            slope = self.replicas.batch_gradient(arms, mine, objective.data_term.targets(objective.network, mine))
+        slope = objective.team.total(slope)
         share = objective.share(batch)
         value = 0.5 * ((arms * slope).sum() - share * self._tilts(arms).sum())
         if math.isnan(self._at_start):

@@ -84,7 +84,7 @@ class Replicas:
     def gradient(self, arms: Tensor) -> Tensor:
         """∇F at arms (A, P): (A, P)."""
         parts = [self.batch_gradient(arms, batch, targets) for batch, targets in self.objective.with_targets()]
-        return torch.stack(parts).sum(0)
+        return self.objective.team.total(torch.stack([torch.zeros_like(arms), *parts]).sum(0))
 
     def product(self, arms: Tensor, vectors: Tensor) -> Tensor:
         """∇²F at arms (A, P) times vectors (A, P), arm by arm."""
@@ -94,7 +94,7 @@ class Replicas:
             with differentiable(), self._ledger.transformed(forward=a, tangent=a, backward=2 * a) as counted:
                 rows = (arms, self.items, self.signs, vectors)
                 total += over_rows(counted(bend), *rows, chunk_size=self.at_once).detach()
-        return total
+        return self.objective.team.total(total)
 
     @property
     def _ledger(self) -> Ledger:

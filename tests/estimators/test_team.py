@@ -1,0 +1,118 @@
+"""Two processes that share the rows end where one does."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from estimators import FineTune, LinearResponse, MeanAbsolute, NewtonRefit, PosteriorDraws, RegVar
+from estimators.batches import Batch
+from estimators.errors import OptionError
+from estimators.rng import preserved_random_state
+from estimators.team import Team
+from estimators.training import Recipe
+
+SGD = Recipe(epochs=6, batch_size=7, optimizer="sgd", lr="auto")
+FITS = {
+    "fine-tune": {"regularizer": PosteriorDraws(3), "solver": FineTune(recipe=SGD)},
+    "linear response": {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse()},
+    "newton": {"regularizer": PosteriorDraws(2), "solver": NewtonRefit()},
+    "hessian": {"regularizer": MeanAbsolute(), "solver": FineTune(1e-3, "central", recipe=SGD), "curvature": "hessian"},
+}
+
+
+def fits(directory, **options):
+    """Of two dtypes; 22 rows in batches of 9, 9 and 4, then of 7, 7, 7 and 1: the second process has no row of that."""
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(22, 4, generator=generator, dtype=torch.float64).to(dtype)
+        y = torch.randint(0, 3, (22,), generator=generator)
+        with preserved_random_state():
+            torch.manual_seed(2)
+            model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype).eval()
+        for name, parts in FITS.items():
+            if name == "newton" and dtype == torch.float32:
+                continue
+            regvar = RegVar(model, "classification", prior_precision=30.0, **parts)
+            path = directory / f"{name}-{dtype}.safetensors"
+            regvar.fit(list(zip(x.split(9), y.split(9), strict=True)), checkpoint=path, **options)
+            found[f"{name} {str(dtype)[6:]}"] = regvar.variance(x[:6])
+    return found
+
+
+def in_a_process(directory, result):
+    """One of the processes, as `accelerate launch --cpu` starts them."""
+    from accelerate import Accelerator
+
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    found = fits(Path(directory), accelerator=accelerator)
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, f"{result}-{accelerator.process_index}")
+    wrong_data(accelerator)
+    accelerator.end_training()
+
+
+def wrong_data(accelerator):
+    """A loader that was divided among the processes already."""
+    from estimators.errors import DataError, ModelError
+
+    model, x = nn.Linear(2, 1), torch.arange(12.0).reshape(6, 2)
+    with torch.no_grad():
+        model.weight.fill_(0.3)
+        model.bias.fill_(0.1)
+    mine = x[accelerator.process_index :: 2]
+    with pytest.raises(DataError, match="whole loader"):
+        RegVar(model, "regression").fit([(mine, mine[:, :1])], accelerator=accelerator)
+    with torch.no_grad():
+        model.bias.fill_(float(accelerator.process_index))
+    with pytest.raises(ModelError, match="same weights"):
+        RegVar(model, "regression").fit([(x, x[:, :1])], accelerator=accelerator)
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
+def test_two_processes_end_where_one_does(tmp_path):
+    pytest.importorskip("accelerate")
+    here, result = Path(__file__), tmp_path / "result"
+    (tmp_path / "two").mkdir()
+    code = f"import sys; sys.path[:0] = {[str(here.parent), str(here.parents[2])]!r}; import {here.stem} as t; "
+    code += f"t.in_a_process({str(tmp_path / 'two')!r}, {str(result)!r})"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    environments = [{**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True)
+        for env in environments
+    ]
+    said = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    alone = fits(tmp_path)
+    first, second = load_file(f"{result}-0"), load_file(f"{result}-1")
+    assert first.keys() == second.keys() == alone.keys()
+    for name, variance in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        apart = float((first[name] - variance).abs().max() / variance.abs().max())
+        assert apart < (1e-9 if "64" in name else 1e-2), name  # a difference of two refits in float32 is so good
+
+
+def test_the_parts_of_a_team_are_the_batch():
+    batch = Batch({"a": torch.arange(5)}, torch.arange(5) * 2)
+    parts = [Team(index, 3).part(batch) for index in range(3)]
+    assert sorted(torch.cat([part.x["a"] for part in parts]).tolist()) == list(range(5))
+    assert all(torch.equal(part.y, 2 * part.x["a"]) for part in parts)
+    assert Team(4, 6).part(batch) is not None
+    assert Team(5, 6).part(batch) is None
+
+
+def test_what_is_no_accelerator_is_refused():
+    with pytest.raises(OptionError, match=r"accelerate\.Accelerator.*received str|Received str"):
+        RegVar(nn.Linear(2, 1), "regression").fit([(torch.ones(3, 2), torch.ones(3, 1))], accelerator="gpu")
