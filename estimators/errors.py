@@ -27,6 +27,17 @@ class EstimatorError(Exception):
         self.expected, self.received, self.remedy = expected, received, remedy
         super().__init__(f"Expected {expected}. Received {received}. Try: {remedy}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """The message and the attributes: raised in another process, it arrives as it was."""
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(kind: type[EstimatorError], message: tuple[str], attributes: dict[str, object]) -> EstimatorError:
+    error = kind.__new__(kind)
+    error.args = message
+    vars(error).update(attributes)
+    return error
+
 
 class OptionError(EstimatorError, ValueError):
     """An argument of a constructor or method is out of its range or contradicts another."""

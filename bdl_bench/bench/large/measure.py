@@ -7,14 +7,18 @@ from bdl_bench.bench.large.methods import method_record
 from bdl_bench.bench.large.page import REFERENCE
 from bdl_bench.bench.large.reference import reference_record
 from bdl_bench.bench.records import Measured
+from estimators.errors import EstimatorError
 
 __all__ = ["measure"]
 
 
 def measure(model: str, method: str) -> Measured:
-    """What it found, and its peak in bytes."""
-    if method == REFERENCE:
-        found, peak = in_fresh_process(reference_record, model)
-    else:
-        found, peak = in_fresh_process(method_record, model, method)
+    """What it found, and its peak in bytes; or the error of the library that ended it."""
+    try:
+        if method == REFERENCE:
+            found, peak = in_fresh_process(reference_record, model)
+        else:
+            found, peak = in_fresh_process(method_record, model, method)
+    except EstimatorError as error:
+        return {"failed": f"{type(error).__name__}: {error.received}"}
     return {**found, "peak": peak}

@@ -44,6 +44,8 @@ def to_markdown(rows: dict[str, Measured]) -> str:
 
 
 def _line(model: str, method: str, row: Measured, reference: Measured | None) -> list[str]:
+    if "failed" in row:
+        return [model, "–", method, row["failed"], *["–"] * 4, "–", "–", "**missed**"]
     start = [model, f"{row['n_parameters']:,}", method, f"{row['fit_seconds']:.0f}", f"{row['variance_seconds']:.1f}"]
     size = row["peak"] / 2**30
     start += [gib(row["peak"]), *verdict(size, _PEAK if method in _WITHIN else None, at_most=True)]
