@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 __all__ = [
     "ConvergenceError",
     "DataError",
@@ -28,15 +30,8 @@ class EstimatorError(Exception):
         super().__init__(f"Expected {expected}. Received {received}. Try: {remedy}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """The message and the attributes: raised in another process, it arrives as it was."""
-        return _again, (type(self), self.args, vars(self))
-
-
-def _again(kind: type[EstimatorError], message: tuple[str], attributes: dict[str, object]) -> EstimatorError:
-    error = kind.__new__(kind)
-    error.args = message
-    vars(error).update(attributes)
-    return error
+        """How to make it again: raised in another process, it arrives as it was."""
+        return partial(type(self), self.expected, received=self.received, remedy=self.remedy), ()
 
 
 class OptionError(EstimatorError, ValueError):
@@ -75,12 +70,16 @@ class TooLargeError(EstimatorError, MemoryError):
     """The computation would not fit into memory; nothing has been allocated."""
 
     def __init__(self, what: str, *, bytes_needed: int, bytes_available: int, remedy: str) -> None:
-        self.bytes_needed, self.bytes_available = bytes_needed, bytes_available
+        self.what, self.bytes_needed, self.bytes_available = what, bytes_needed, bytes_available
         super().__init__(
             f"{what} to fit into {bytes_available / 2**30:.2f} GiB of available memory",
             received=f"a need of {bytes_needed / 2**30:.2f} GiB",
             remedy=remedy,
         )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        sizes = {"bytes_needed": self.bytes_needed, "bytes_available": self.bytes_available}
+        return partial(type(self), self.what, **sizes, remedy=self.remedy), ()
 
 
 class IndefiniteHessianError(EstimatorError, ArithmeticError):
@@ -95,6 +94,9 @@ class IndefiniteHessianError(EstimatorError, ArithmeticError):
             remedy="train longer, use a larger prior_precision, leave out weights with a symmetry (query and key "
             'projections of attention) by subset_of_weights, or use curvature="ggn", positive definite everywhere.',
         )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), smallest=self.smallest, largest=self.largest), ()
 
 
 class ConvergenceError(EstimatorError, ArithmeticError):
