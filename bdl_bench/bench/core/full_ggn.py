@@ -12,6 +12,8 @@ from estimators import LinearizedLaplace
 
 __all__ = ["ROWS"]
 
+# Ours factors A in fit, laplace-torch at the first variance: goals of the first variance are set on the sum of both.
+
 _THEIRS = {"subset_of_weights": "all", "hessian_structure": "full"}
 _ALIVE = 5  # P×P matrices at a time while laplace-torch inverts: H, H + δ, its flip, their factor and the inverse
 
@@ -39,10 +41,10 @@ ROWS = {
         (64,),
         partial(_exact, likelihood="classification", inverse="cholesky"),
         _THEIRS,
-        goals={"fit": 2, "first variance": 5, "later variance": 10},
+        goals={"fit": 2, "fit + first variance": 2.5, "later variance": 10},
     ),
     "full-10k": _one_output("full GGN, P = 10,033, C = 1, dense", 152, "cholesky")(
-        goals={"first variance": 7, "later variance": 200}
+        goals={"fit + first variance": 5, "later variance": 200}
     ),
     "full-10k-dual": _one_output("full GGN, P = 10,033, C = 1, dual form", 152, "dual")(
         goals={"fit + first variance": 100}

@@ -33,6 +33,7 @@ _TAIL = """
 Both sides' Kronecker forms agree where layers have no bias, and those networks have none: ours has the bias as the last
 column of its weight, laplace-torch gives it a factor of its own. Our dense algebra is in float64, laplace-torch's in
 float32: half of the multiplications a second, in exchange for digits that float32 does not have (`precision/dtype.py`).
+Ours factors A in `fit`, laplace-torch inverts it at the first variance: their sum compares like with like.
 Of the shortest times nearly all is checks of the query and of the model's weights, and the forward pass.
 """
 
