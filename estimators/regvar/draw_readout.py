@@ -23,6 +23,7 @@ from estimators.state import Learned
 __all__ = ["BoundedReadout", "DrawReadout", "Level", "restored_draws"]
 
 _FEWEST, _MOST, _SHARE = 16, 256, 0.1  # training rows for the level: a tenth of them, within limits
+_OUTPUTS = 32  # for the level: a backward each
 
 
 class DrawReadout(Readout):
@@ -77,8 +78,12 @@ class Level:
 
     @classmethod
     def of(cls, draws: DrawReadout, bounds: VarianceBounds, objective: Objective) -> Level:
-        """From a tenth of the training rows."""
+        """From a tenth of the training rows; of many outputs (tokens, pixels) from random combinations."""
         x = _some_rows(objective)
+        combine = _combinations(draws.network, x)
+        if combine is not None:
+            draws = draws.through(combine)
+            bounds = replace(bounds, network=draws.network, block=draws.block)
         lower, upper = bounds.variance(x)
         response = draws.network.jvp(x, draws.displacement).square()  # (K, M, C)
         known = torch.zeros_like(lower) if draws.block is None else draws.block.variance(x)
@@ -142,3 +147,12 @@ def _some_rows(objective: Objective) -> PyTree:
         if wanted <= 0:
             break
     return concatenate(taken)
+
+
+def _combinations(network: Network, x: PyTree) -> Functional | None:
+    """Outputs of a row -> random sums of them, whose variances add up to theirs on average; None where they are few."""
+    n_outputs, theta = network.outputs(select_rows(x, slice(0, 1))).shape[-1], network.theta
+    if n_outputs <= _OUTPUTS:
+        return None
+    weights = torch.randn(_OUTPUTS, n_outputs, generator=torch.Generator().manual_seed(0)).to(theta)
+    return lambda f: weights @ f.flatten()

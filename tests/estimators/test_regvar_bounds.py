@@ -11,6 +11,7 @@ from estimators import FineTune, Gaussian, LastLayerLaplace, LinearizedLaplace, 
 from estimators.errors import OptionError, UnsupportedError
 from estimators.precision.block_cg import block_cg
 from estimators.precision.krylov_space import KrylovSpace
+from estimators.regvar import draw_readout
 
 DELTAS = {"one": 1.7, "by name": {"0.*": 0.6, "*bias": 4.0, "*": 2.5}}
 
@@ -208,3 +209,17 @@ def test_round_off_of_a_low_rank_matrix_is_left_to_the_prior():
     taken = space.basis.T @ space.seen.T @ space.seen @ space.basis
     wanted = torch.eye(60, dtype=torch.float64) - torch.linalg.inv(matrix)
     assert math.isclose(float((taken - wanted).abs().max()), 0, abs_tol=1e-10)
+
+
+@pytest.mark.parametrize("block", ["auto", None])
+def test_the_level_of_many_outputs_comes_from_combinations_of_them_and_costs_no_more(block, monkeypatch):
+    solver = LinearResponse(max_iter=1)
+    options = {"n_draws": 16, "solver": solver, "exact_block": block}
+    every, _ = fitted(1.7, **options)
+    monkeypatch.setattr(draw_readout, "_OUTPUTS", 2)  # of three
+    some, _ = fitted(1.7, **options)
+    level, expected = some.readout_.level, every.readout_.level
+    assert level.place != expected.place
+    assert 0.02 < expected.place < 0.98
+    assert abs(level.place - expected.place) < 0.15
+    assert some.fit_report_.passes["readout"] < 1.2 * every.fit_report_.passes["readout"]
