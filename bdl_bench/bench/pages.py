@@ -13,6 +13,8 @@ from bdl_bench.bench.large import page as large_page
 from bdl_bench.bench.large.measure import measure as measure_large
 from bdl_bench.bench.large.methods import METHODS
 from bdl_bench.bench.large.models import MODELS
+from bdl_bench.bench.quality import page as quality_page
+from bdl_bench.bench.quality.measure import measure_quality
 from bdl_bench.bench.records import Measured
 from bdl_bench.bench.regvar import exponents, memory, step
 from bdl_bench.bench.regvar import page as regvar_page
@@ -46,6 +48,16 @@ PAGES: dict[str, Page] = {
             **_numbered("exponents", dict(exponents.SOLVERS), exponents.measure_exponents),
         },
         regvar_page.to_markdown,
+    ),
+    "quality": Page(
+        {
+            quality_page.name_of(network, delta, seed): partial(measure_quality, network, delta, seed)
+            for network, seeds in quality_page.SEEDS.items()
+            for delta in quality_page.DELTAS
+            for seed in seeds
+        },
+        quality_page.to_markdown,
+        default=False,
     ),
     "large": Page(
         {

@@ -1,0 +1,1 @@
+"""How near to the exact variance each method comes, by what it costs."""

@@ -1,0 +1,109 @@
+"""One network, prior precision and seed: each method's variance against the exact one of the full GGN."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from bdl_bench.bench.quality.networks import trained
+from bdl_bench.bench.records import Measured
+from bdl_bench.problem import Problem
+from estimators import FineTune, LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
+from estimators.errors import NotConvergedWarning
+from estimators.regvar.solvers import Solver
+from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
+
+__all__ = ["EPOCHS", "MEMBERS", "measure_quality"]
+
+TRAINING = 100  # passes
+QUERIES = {"mlp": 500, "cnn": 60}
+EPOCHS = (2, 4, 8, 16, 32)
+ITERATIONS = (1, 2, 4, 6, 8)
+MEMBERS = (3, 10)
+_DROPOUT, _SAMPLES = 0.1, 100
+
+
+def measure_quality(network: str, delta: float, seed: int) -> Measured:
+    """Points: method, total passes over the rows, seconds, Spearman, relative RMSE, ratio of means."""
+    torch.set_num_threads(1)
+    problem = trained(network, delta, seed)
+    x = torch.cat([x for x, _ in problem.test])[: QUERIES[network]]
+    exact = LinearizedLaplace(problem.model, "classification", prior_precision=delta).fit(problem.train).variance(x)
+    points: list[Measured] = []
+
+    def point(method: str, answer: Callable[[], tuple[Tensor, float, Measured]]) -> None:
+        began = time.perf_counter()
+        variance, passes, more = answer()
+        seconds = time.perf_counter() - began
+        points.append({"method": method, "passes": passes, "seconds": seconds, **scores(variance, exact), **more})
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConvergedWarning)
+        for k in (16, 64):
+            exact_draws = LinearResponse(tol=1e-5)
+            point(f"exact draws, K = {k}", lambda: regvar(problem, x, k, exact_draws, "draws", seed))  # noqa: B023
+            point(f"FineTune, default, K = {k}", lambda: regvar(problem, x, k, FineTune(), "draws", seed))  # noqa: B023
+        for epochs in EPOCHS:
+            solver = FineTune(recipe=replace(DEFAULT_RECIPE, epochs=epochs))
+            for name, block in (("FineTune", "auto"), ("FineTune, plain draws", None)):
+                point(name, lambda: regvar(problem, x, 16, solver, "draws", seed, block))  # noqa: B023
+        for iterations in ITERATIONS:
+            krylov = LinearResponse(max_iter=iterations)
+            point("LinearResponse, bounds", lambda: regvar(problem, x, 16, krylov, "bounds", seed))  # noqa: B023
+    for members in MEMBERS:
+        point("deep ensemble", lambda: ensemble(network, delta, seed, members, x))  # noqa: B023
+    point("MC dropout", lambda: dropout(network, delta, seed, x))
+    point("last layer, times its best constant", lambda: last_layer(problem, x, exact))
+    return {"points": points, "n_parameters": sum(p.numel() for p in problem.model.parameters())}
+
+
+def regvar(
+    problem: Problem, x: Tensor, k: int, solver: Solver, readout: str, seed: int, block: str | None = "auto"
+) -> tuple[Tensor, float, Measured]:
+    """Variance, total passes, energy error."""
+    draws = PosteriorDraws(k, seed=seed, readout=readout, exact_block=block)
+    delta = problem.prior_precision
+    fitted = RegVar(problem.model, "classification", prior_precision=delta, regularizer=draws, solver=solver)
+    fitted.fit(problem.train)
+    more = {"passes_a_draw": fitted.fit_report_.total_passes, "energy_error": fitted.energy_error_}
+    return fitted.variance(x), k * fitted.fit_report_.total_passes, more
+
+
+def ensemble(network: str, delta: float, seed: int, members: int, x: Tensor) -> tuple[Tensor, float, Measured]:
+    """Variance of the outputs between networks trained from other beginnings (Lakshminarayanan et al. 2017)."""
+    with torch.no_grad():
+        outputs = [trained(network, delta, seed, member=member + 1).model(x) for member in range(members)]
+    return torch.stack(outputs).var(0), members * TRAINING, {"members": members}
+
+
+def dropout(network: str, delta: float, seed: int, x: Tensor) -> tuple[Tensor, float, Measured]:
+    """Variance of the outputs under dropout, trained with it (Gal & Ghahramani 2016)."""
+    model = trained(network, delta, seed, dropout=_DROPOUT).model.train()
+    with torch.no_grad():
+        outputs = torch.stack([model(x) for _ in range(_SAMPLES)])
+    return outputs.var(0), TRAINING, {}
+
+
+def last_layer(problem: Problem, x: Tensor, exact: Tensor) -> tuple[Tensor, float, Measured]:
+    """Its variance times the constant that is best in relative RMSE, which only the exact variance can tell."""
+    fitted = LastLayerLaplace(problem.model, "classification", prior_precision=problem.prior_precision)
+    ratio = (variance := fitted.fit(problem.train).variance(x)) / exact
+    constant = float(ratio.sum() / ratio.square().sum())
+    return constant * variance, 1, {"constant": constant}
+
+
+def scores(variance: Tensor, exact: Tensor) -> dict[str, float]:
+    """Agreement over all queries and outputs."""
+    ratio = variance / exact
+    return {
+        "spearman": float(spearmanr(variance.flatten(), exact.flatten())[0]),
+        "relative_rmse": float(np.sqrt(float((ratio - 1).square().mean()))),
+        "mean_ratio": float(variance.mean() / exact.mean()),
+    }
