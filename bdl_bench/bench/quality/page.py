@@ -15,14 +15,14 @@ DELTAS, SEEDS = (1.0, 10.0), {"mlp": range(5), "cnn": range(3)}
 _HEAD = """# Quality by cost
 
 Measured on {machine}
-Digits in float64; the variance of each output at queries (MLP 500, CNN 60) against that of the exact full GGN. Medians over
-the seeds, the worst in brackets; other programs were running. A pass is forward and backward over all training rows,
-everything in `fit` counted (the searches for λ and the learning rate, targets, noise, block products, reports); passes are
-those of all draws together, and a training is 100. K = 16 where nothing else is said. `bdl-bench bench --only quality` makes
-this page.
+Digits in float64; the variance of each output at queries (MLP 500, CNN 60) against that of the exact full GGN.
+Medians over the seeds, the worst in brackets; other programs were running. A pass is forward and backward over all
+training rows, everything in `fit` counted (the searches for λ and the learning rate, targets, noise, block products,
+reports); passes are those of all draws together, and a training is 100. K = 16 where nothing else is said.
+`bdl-bench bench --only quality` makes this page.
 
-Spearman: rank correlation; relative RMSE: of variance/exact − 1; ratio: mean variance over mean exact variance; energy: the
-error per effective dimension, from the draws alone (docs/math.md, section 5).
+Spearman: rank correlation; relative RMSE: of variance/exact − 1; ratio: mean variance over mean exact variance; energy:
+the error per effective dimension, from the draws alone (docs/math.md, section 5).
 
 """
 
@@ -40,7 +40,7 @@ def to_markdown(rows: dict[str, Measured]) -> str:
             found = [rows[name] for seed in seeds if (name := name_of(network, delta, seed)) in rows]
             if found:
                 parts.append(f"## {network.upper()}, {found[0]['n_parameters']:,} parameters, δ = {delta:g}, ")
-                parts.append(f"{len(found)} seeds\n\n{_table(found)}\n\n")
+                parts.append(f"{len(found)} seed{'s' * (len(found) > 1)}\n\n{_table(found)}\n\n")
     return "".join(parts).rstrip() + "\n"
 
 
@@ -55,7 +55,7 @@ def _table(found: list[Measured]) -> str:
 
 def _line(points: list[Measured]) -> list[str]:
     def median(key: str) -> float:
-        return statistics.median(point[key] for point in points)
+        return float(statistics.median(point[key] for point in points))
 
     first, passes = points[0], median("passes")
     ratios = [point["mean_ratio"] for point in points]
