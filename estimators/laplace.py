@@ -17,7 +17,17 @@ from estimators.memory import available_bytes
 from estimators.noise import precision_noise
 from estimators.objective import Objective
 from estimators.precision.dense import DensePrecision
-from estimators.precision.posterior import BUILDERS, DataCurvature, Products, Rows, centre_of, choose_inverse, restored
+from estimators.precision.posterior import (
+    BUILDERS,
+    LOW_RANK,
+    DataCurvature,
+    Products,
+    Rows,
+    build_low_rank,
+    centre_of,
+    choose_inverse,
+    restored,
+)
 from estimators.precision.structured import BlockPrecision
 from estimators.pytrees import PyTree
 from estimators.state import Learned
@@ -34,12 +44,13 @@ class LinearizedLaplace(UncertaintyEstimator):
     Args:
         curvature: "ggn" (positive definite at any θ̂) or "hessian" (exact; needs a positive definite one at θ̂).
         hessian_structure: "full"; or, of the GGN, layer by layer: "kron" (K-FAC), "ekfac" (its basis with exact
-            eigenvalues: one pass more, sharper), "diag" (docs/math.md, section 2).
+            eigenvalues: one pass more, sharper), "diag"; or "lowrank", the `rank` directions of which the data say most
+            beside the prior, by products with the GGN (docs/math.md, section 2).
         inverse: of the full structure "cholesky" (dense, P² memory), "dual" (function space, GGN only, (N·C)² memory),
             "cg" (products only), or "auto", which picks by size and says which in `inverse_`; of the others "eigen".
 
     Fitted: `inverse_`; `jacobian_backend_`: "backpack", "torch.func", "layers" (factors, layer by layer), or "products"
-    where no rows are made.
+    where no rows are made; `eigenvalues_` of "lowrank", in units of the prior precision.
     Errors: OptionError for a combination that does not exist; TooLargeError before any allocation;
     IndefiniteHessianError for a singular or indefinite Hessian.
     """
@@ -55,6 +66,7 @@ class LinearizedLaplace(UncertaintyEstimator):
         curvature: str = "ggn",
         hessian_structure: str = "full",
         inverse: str = "auto",
+        rank: int = LOW_RANK,
     ) -> None:
         super().__init__(
             model,
@@ -63,7 +75,9 @@ class LinearizedLaplace(UncertaintyEstimator):
             prior_mean=prior_mean,
             subset_of_weights=subset_of_weights,
         )
-        self.curvature, self.hessian_structure, self.inverse = curvature, hessian_structure, inverse
+        self.curvature, self.hessian_structure, self.inverse, self.rank = curvature, hessian_structure, inverse, rank
+        if not isinstance(rank, int) or rank < 1:
+            raise OptionError("rank >= 1", received=repr(rank), remedy=f"a whole number, such as {LOW_RANK}.")
         _check_key(curvature, hessian_structure, inverse)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
@@ -75,14 +89,15 @@ class LinearizedLaplace(UncertaintyEstimator):
                 received="0 for some",
                 remedy='inverse="cholesky" or "cg".',
             )
-        build = BUILDERS[self.curvature, self.hessian_structure, inverse]
+        low_rank = self.hessian_structure == "lowrank"
+        build = build_low_rank(self.rank) if low_rank else BUILDERS[self.curvature, self.hessian_structure, inverse]
         data_curvature, self.jacobian_backend_ = build(centre)
         self._hold(objective, data_curvature)
         self.inverse_ = inverse
 
     def _chosen_inverse(self, centre: Objective) -> str:
         if self.hessian_structure != "full":
-            return "eigen"
+            return "dual" if self.hessian_structure == "lowrank" else "eigen"
         return choose_inverse(centre, curvature=self.curvature, available=available_bytes(centre.theta.device))
 
     def _learned(self) -> Learned:
@@ -122,6 +137,22 @@ class LinearizedLaplace(UncertaintyEstimator):
                 "a factored Hessian to sample from", received='inverse="cg"', remedy='inverse="cholesky".'
             )
         return self.precision_.solve(self._noise(n_samples, generator))
+
+    @property
+    def eigenvalues_(self) -> Tensor:
+        """Of the low-rank GGN beside the prior, δ^(−½) RᵀR δ^(−½), (r,), descending.
+
+        What is left out is below the last. A direction of eigenvalue μ that is left out has (1 + μ) times its variance.
+        """
+        self._check_fitted()
+        if self.hessian_structure != "lowrank" or not isinstance(self.data_curvature_, Rows):
+            raise OptionError(
+                'hessian_structure="lowrank"', received=repr(self.hessian_structure), remedy="construct it so."
+            )
+        rows = self.data_curvature_.rows
+        inner = (rows / self.objective_.prior.precision.to(rows.dtype)) @ rows.T
+        eigenvalues: Tensor = torch.linalg.eigvalsh(inner).flip(0)
+        return eigenvalues
 
     def _noise(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """ξ ~ N(0, A), (n, P): by the kept rows R where there are any, Rᵀg + √δ z, else by a pass over the data."""

@@ -22,7 +22,7 @@ from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError, IndefiniteHessianError
 from estimators.state import Learned
 
-__all__ = ["BlockSolution", "block_cg", "krylov_basis"]
+__all__ = ["BlockSolution", "block_cg", "krylov_basis", "krylov_relation"]
 
 Product = Callable[[Tensor], Tensor]
 _BASIS_BYTES = 2**31
@@ -234,7 +234,19 @@ def krylov_basis(product: Product, start: Tensor, *, size: int) -> tuple[Tensor,
 
     Its eigenvalues (Ritz values) lie within the spectrum of A: the smallest bounds A's smallest from above.
     """
+    cycle = _grown(product, start, size)
+    return cycle.basis, cycle.projected
+
+
+def krylov_relation(product: Product, start: Tensor, *, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the next block: W and Q (r + k, P), T, and `coupling` Q A Wᵀ (k, r)."""
+    cycle = _grown(product, start, size)
+    coupling = cycle.full_coupling()
+    return cycle.extended(), cycle.projected, coupling
+
+
+def _grown(product: Product, start: Tensor, size: int) -> _Cycle:
     cycle = _Cycle(product, start)
     while len(cycle.block) and len(cycle.basis) < size:
         cycle.extend()
-    return cycle.basis, cycle.projected
+    return cycle

@@ -21,9 +21,22 @@ from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.precision.dense import DensePrecision
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.dual import DualPrecision
+from estimators.precision.low_rank import low_rank_rows
 from estimators.precision.structured import Blocks, collect
 
-__all__ = ["BUILDERS", "DataCurvature", "Products", "Rows", "centre_of", "choose_inverse", "restored"]
+LOW_RANK = 100
+
+__all__ = [
+    "BUILDERS",
+    "LOW_RANK",
+    "DataCurvature",
+    "Products",
+    "Rows",
+    "build_low_rank",
+    "centre_of",
+    "choose_inverse",
+    "restored",
+]
 
 
 class DataCurvature(Protocol):
@@ -151,6 +164,11 @@ def build_blocks(structure: str) -> Builder:
     return lambda objective: (collect(objective, structure), "layers")
 
 
+def build_low_rank(rank: int) -> Builder:
+    """The leading directions of the GGN."""
+    return lambda objective: (Rows(low_rank_rows(objective, rank)), "products")
+
+
 Built = tuple[DataCurvature, str]
 """The data's curvature, and where Jacobian rows came from."""
 Builder = Callable[[Objective], Built]
@@ -158,6 +176,7 @@ BUILDERS: dict[tuple[str, str, str], Builder] = {
     ("ggn", "full", "cholesky"): build_matrix_ggn,
     ("ggn", "full", "dual"): build_rows,
     ("ggn", "full", "cg"): build_products,
+    ("ggn", "lowrank", "dual"): build_low_rank(LOW_RANK),
     ("ggn", "kron", "eigen"): build_blocks("kron"),
     ("ggn", "ekfac", "eigen"): build_blocks("ekfac"),
     ("ggn", "diag", "eigen"): build_blocks("diag"),
