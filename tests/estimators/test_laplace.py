@@ -201,7 +201,7 @@ def test_an_indefinite_hessian_is_refused_with_its_eigenvalues_and_the_remedies(
     [
         {"curvature": "hessian", "inverse": "dual"},
         {"curvature": "fisher"},
-        {"hessian_structure": "lowrank"},
+        {"hessian_structure": "blocks"},
         {"inverse": "lu"},
     ],
     ids=str,
