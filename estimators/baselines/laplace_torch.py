@@ -1,0 +1,183 @@
+"""laplace-torch (Daxberger et al. 2021) behind the same interface; what it is known to get wrong is refused."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from estimators.base import UncertaintyEstimator
+from estimators.batches import Batches
+from estimators.errors import OptionError, UnsupportedError
+from estimators.likelihoods import Gaussian, Likelihood
+from estimators.objective import Objective
+from estimators.pytrees import PyTree
+
+__all__ = ["LaplaceTorch"]
+
+_STRUCTURES, _SUBSETS = ("full", "kron", "diag"), ("all", "last_layer")
+_BACKENDS = ("CurvlinopsGGN", "CurvlinopsEF", "BackPackGGN", "BackPackEF", "AsdlGGN", "AsdlEF")
+_WRONG_STRUCTURES = {
+    "gp": "its function-space form transposes the C × C blocks of all weights for C > 1",
+    "lowrank": "its low-rank form needs a package that it no longer finds",
+}
+
+
+class LaplaceTorch(UncertaintyEstimator):
+    """Linearized Laplace as laplace-torch 0.3 computes it, on a copy of the model.
+
+    Args:
+        prior_precision: δ, one number.
+        subset_of_weights: "all" or "last_layer".
+        hessian_structure: "full", "kron" or "diag".
+        backend: the name of its class for curvature: "CurvlinopsGGN", "BackPackGGN", "AsdlGGN", or an empirical Fisher,
+            "CurvlinopsEF", "BackPackEF", "AsdlEF".
+
+    Its Kronecker form gives a bias a factor of its own, where `LinearizedLaplace` has it as a column of the weight.
+    Errors: OptionError for what it gets wrong or does not have; UnsupportedError for networks that it refuses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        prior_precision: float = 1.0,
+        prior_mean: float = 0.0,
+        subset_of_weights: str = "all",
+        hessian_structure: str = "kron",
+        backend: str = "CurvlinopsGGN",
+    ) -> None:
+        super().__init__(
+            model,
+            likelihood,
+            prior_precision=prior_precision,
+            prior_mean=prior_mean,
+            subset_of_weights=subset_of_weights,
+        )
+        self.hessian_structure, self.backend = hessian_structure, backend
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if self.hessian_structure in _WRONG_STRUCTURES:
+            raise _refused(self.hessian_structure, _WRONG_STRUCTURES[self.hessian_structure])
+        for name, allowed in (
+            ("hessian_structure", _STRUCTURES),
+            ("backend", _BACKENDS),
+            ("subset_of_weights", _SUBSETS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise OptionError(
+                    f"{name} among {allowed}", received=repr(getattr(self, name)), remedy="LinearizedLaplace has more."
+                )
+        if isinstance(self.prior_precision, dict):
+            raise OptionError("one prior_precision", received="a mapping", remedy="LinearizedLaplace takes mappings.")
+        kind = self.likelihood.kind
+        if kind not in ("regression", "classification") or type(self.likelihood).__name__ == "CausalTokens":
+            raise OptionError(
+                '"regression" or "classification"', received=repr(self.likelihood), remedy="LinearizedLaplace has it."
+            )
+        if isinstance(self.likelihood, Gaussian) and torch.as_tensor(self.likelihood.sigma_noise).numel() > 1:
+            raise OptionError(
+                "one sigma_noise for all outputs", received="one an output", remedy="LinearizedLaplace takes several."
+            )
+        fisher = self.backend.endswith("EF")
+        if fisher and kind == "regression":
+            raise _refused(f"{self.backend} in regression", "its empirical Fisher there is 2σ² times that of the loss")
+        if self.backend == "CurvlinopsEF" and (self.subset_of_weights, self.hessian_structure) == (
+            "last_layer",
+            "diag",
+        ):
+            raise _refused('CurvlinopsEF with "last_layer" and "diag"', "it returns the prior")
+
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        options: dict[str, Any] = {"prior_precision": self.prior_precision, "prior_mean": self.prior_mean}
+        if isinstance(self.likelihood, Gaussian):
+            options["sigma_noise"] = self.likelihood.sigma_noise
+        if self.subset_of_weights == "last_layer":
+            options["last_layer_name"] = next(iter(objective.network.subset.shapes)).rpartition(".")[0]
+        with _its_ways(objective.theta.dtype):
+            laplace = _imported()
+            fitted = laplace.Laplace(
+                copy.deepcopy(self.model),
+                self.likelihood.kind,
+                subset_of_weights=self.subset_of_weights,
+                hessian_structure=self.hessian_structure,
+                backend=getattr(laplace.curvature, self.backend),
+                **options,
+            )
+            try:
+                fitted.fit(_Rows(objective.batches), progress_bar=progress_bar)
+            except Exception as error:
+                raise UnsupportedError(
+                    f'a network that laplace-torch takes with "{self.hessian_structure}" and {self.backend}',
+                    received=f"one for which it says {type(error).__name__}: {error}",
+                    remedy="LinearizedLaplace of the same structure, or RegVar.",
+                ) from error
+        self.laplace_ = fitted
+
+    def _variance(self, x: PyTree) -> Tensor:
+        return self._covariance(x).diagonal(dim1=-2, dim2=-1)
+
+    def _covariance(self, x: PyTree) -> Tensor:
+        with _its_ways(self.theta_.dtype):
+            covariance: Tensor = self.laplace_._glm_predictive_distribution(x)[1]
+        return covariance.detach()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Batches as its loader: it asks for the length of `dataset`, and for tuples or dicts."""
+
+    batches: Batches
+
+    @property
+    def dataset(self) -> range:
+        return range(self.batches.n_data)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            yield {**batch.x, "labels": batch.y} if isinstance(batch.x, dict) else (batch.x, batch.y)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.batches)
+
+
+@contextmanager
+def _its_ways(dtype: torch.dtype) -> Iterator[None]:
+    """It makes tensors of the default dtype, and warns of its own dependencies."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _imported() -> Any:  # noqa: ANN401
+    """The package. It loads torchvision, which must be of the same build as torch."""
+    try:
+        import laplace
+    except (ImportError, RuntimeError) as error:
+        raise UnsupportedError(
+            "a laplace-torch that can be imported",
+            received=f"{type(error).__name__}: {error}",
+            remedy="pip install laplace-torch, and a torchvision of the same build as torch.",
+        ) from error
+    return laplace
+
+
+def _refused(what: str, why: str) -> OptionError:
+    return OptionError(
+        "what laplace-torch 0.3 computes rightly",
+        received=f"{what}: {why}",
+        remedy="LinearizedLaplace or LastLayerLaplace, or a GGN backend.",
+    )
