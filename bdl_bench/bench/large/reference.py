@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdl_bench.bench.large.models import MODELS, N_QUERIES, PRIOR_PRECISION
 from estimators.network import output_tensor
@@ -27,14 +28,16 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, x: PyTree) -> Tensor:
-        """(B, C)."""
-        return output_tensor(self.model(**x) if isinstance(x, dict) else self.model(x))
+        """(B, C), by an attention kernel with forward-mode derivatives."""
+        with sdpa_kernel(SDPBackend.MATH):
+            return output_tensor(self.model(**x) if isinstance(x, dict) else self.model(x))
 
 
 def reference_record(name: str) -> dict[str, Any]:
     """J_c A⁻¹ J_cᵀ at each query for its predicted class c, by CG at a relative residual of 1e-6."""
     from curvlinops import GGNLinearOperator
 
+    torch.backends.mha.set_fastpath_enabled(False)
     subject = MODELS[name]()
     model = _Logits(subject.model).double().eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
