@@ -25,7 +25,8 @@ large` makes this page, in hours; `--only` one of its rows, such as resnet18-kro
 ResNet-18 and ViT-tiny (patches of 8) see handwritten digits enlarged to 3×32×32; MiniLM (all-MiniLM-L6-v2, six layers,
 published weights, a new head of six classes) tells from 16 tokens which of six texts they are from. Each was trained
 on the {n} rows first. The largest error is max |variance / reference − 1| over the queries, at the predicted class of
-each. The reference is from outside: curvlinops' GGN in float64 and scipy's conjugate gradients at a relative residual
+each, a dash where the reference has not been run.
+The reference is from outside: curvlinops' GGN in float64 and scipy's conjugate gradients at a relative residual
 of 1e-6. Kron and diag are other posteriors; their distance is shown, without a goal.
 
 """
