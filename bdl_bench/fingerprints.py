@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bdl_bench.problem import Loader, Problem, rows
-from estimators.batches import Batch
+from estimators.batch import Batch
 from estimators.pytrees import tensors_of
 
 __all__ = ["problem_digest"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from estimators.batches import Batch, first_batch, split_batch
+from estimators.batch import Batch, first_batch, split_batch
 from estimators.errors import DataError, ModelError, OptionError
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.model_checks import check_model

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from estimators.errors import DataError, EstimatorError, NonDeterministicError, NotFittedError
+from estimators.batch import Batch, Loader, empty_loader, size_in_bytes, split_batch
+from estimators.batch_checks import check_batch
+from estimators.errors import NonDeterministicError, NotFittedError
 from estimators.likelihoods import Likelihood
 from estimators.network import Network
-from estimators.pytrees import PyTree, concatenate, n_rows, select_rows, split_rows, tensors_of
+from estimators.pytrees import concatenate, select_rows
 from estimators.rng import preserved_random_state
+from estimators.sums import Sums
 
-__all__ = ["AbsentBatches", "Batch", "Batches", "Sums", "first_batch", "split_batch"]
+__all__ = ["AbsentBatches", "Batches"]
 
-Loader = Iterable[Any]
 _CACHE_BYTES = 2**28
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Inputs and targets of B rows."""
-
-    x: PyTree
-    y: Tensor
-
-    def __len__(self) -> int:
-        return n_rows(self.x)
-
-    def parts(self, size: int | None) -> list[Batch]:
-        """Consecutive parts of at most `size` rows; None: the batch itself."""
-        if size is None or len(self) <= size:
-            return [self]
-        return [Batch(x, y) for x, y in split_rows((self.x, self.y), size)]
 
 
 @dataclass(frozen=True)
@@ -61,7 +44,7 @@ class Batches:
         with preserved_random_state():
             stored = first.run(loader, network, likelihood, keep=True)
             if first.n_data == 0:
-                raise _empty()
+                raise empty_loader()
             second.run(loader, network, likelihood, keep=False)
         _check_same(first, second)
         return cls(loader, first.n_data, stored, first.sums)
@@ -73,13 +56,13 @@ class Batches:
         n_data = size = 0
         for item in loader:
             batch = split_batch(item)
-            n_data, size = n_data + len(batch), size + _bytes(batch)
+            n_data, size = n_data + len(batch), size + size_in_bytes(batch)
             if kept is not None:
                 kept.append(batch)
             if size > _CACHE_BYTES:
                 kept = None
         if n_data == 0:
-            raise _empty()
+            raise empty_loader()
         return cls(loader, n_data, None if kept is None else tuple(kept))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -121,40 +104,6 @@ class AbsentBatches(Batches):
         return iter(self)
 
 
-@dataclass(frozen=True)
-class Sums:
-    """Of a pass over the data, in double precision: outputs and targets weighted by column, and their sizes."""
-
-    outputs: float = 0.0
-    outputs_size: float = 0.0
-    targets: float = 0.0
-    targets_size: float = 0.0
-
-    def plus(self, f: Tensor, y: Tensor) -> Sums:
-        """With the rows of one more batch."""
-        outputs, outputs_size = _weighted(f)
-        targets, targets_size = _weighted(y)
-        return Sums(
-            self.outputs + outputs,
-            self.outputs_size + outputs_size,
-            self.targets + targets,
-            self.targets_size + targets_size,
-        )
-
-    def agrees(self, other: Sums) -> bool:
-        """Whether both are of the same rows, up to the round-off of another order or device."""
-        outputs = abs(self.outputs - other.outputs) <= 1e-5 * self.outputs_size
-        return outputs and abs(self.targets - other.targets) <= 1e-5 * self.targets_size
-
-
-def _weighted(values: Tensor) -> tuple[float, float]:
-    """Σ j·v_j + v_j² over the columns j, and the same of absolute values."""
-    values = values.detach().double().flatten(1) if values.ndim > 1 else values.detach().double()[:, None]
-    weights = torch.arange(1, values.shape[-1] + 1, device=values.device, dtype=torch.float64)
-    squares = values.square().sum()
-    return float((values * weights).sum() + squares), float((values.abs() * weights).sum() + squares)
-
-
 class _Pass:
     """What one pass saw: N, and the sums."""
 
@@ -168,7 +117,7 @@ class _Pass:
             batch = split_batch(item)
             self.sums = self.sums.plus(check_batch(batch, network, likelihood), batch.y)
             self.n_data += len(batch)
-            size += _bytes(batch)
+            size += size_in_bytes(batch)
             if kept is not None:
                 kept.append(batch)
             if size > _CACHE_BYTES:
@@ -191,101 +140,3 @@ def _check_same(first: _Pass, second: _Pass) -> None:
             remedy="use drop_last=False when shuffling, no random augmentation, a sampler without replacement, "
             "and no randomness inside the model (functional dropout).",
         )
-
-
-def split_batch(item: object) -> Batch:
-    """(x, y), or a dict with "labels"."""
-    if isinstance(item, dict) and isinstance(item.get("labels"), Tensor):
-        return Batch({key: value for key, value in item.items() if key != "labels"}, item["labels"])
-    if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[1], Tensor):
-        return Batch(item[0], item[1])
-    raise DataError(
-        'batches (x, y) with a tensor y, or dicts with a tensor "labels"',
-        received=f"{type(item).__name__}"
-        + (f" of length {len(item)}" if isinstance(item, (tuple, list, dict)) else ""),
-        remedy="wrap the loader so that it yields pairs.",
-    )
-
-
-def first_batch(loader: Loader) -> Batch:
-    """The first batch, the random state left as it was."""
-    with preserved_random_state():
-        for item in loader:
-            return split_batch(item)
-    raise _empty()
-
-
-def _empty() -> DataError:
-    return DataError(
-        "a loader that yields at least one row",
-        received="an empty one",
-        remedy="check the data set, drop_last and the sampler; pass a re-iterable loader, not an iterator.",
-    )
-
-
-def _bytes(batch: Batch) -> int:
-    return sum(t.numel() * t.element_size() for t in [*tensors_of(batch.x), batch.y])
-
-
-def check_batch(batch: Batch, network: Network, likelihood: Likelihood) -> Tensor:
-    """Outputs (B, ...) at θ̂ of a valid batch; DataError for an invalid one."""
-    f = check_inputs(batch.x, network, what="training batch")
-    if batch.y.device != network.theta.device:
-        raise DataError(
-            f"targets on the device of the model, {network.theta.device}",
-            received=f"{batch.y.device}",
-            remedy="move both to one device: y.to(device).",
-        )
-    if not bool(torch.isfinite(batch.y).all()):
-        raise DataError("finite targets", received="a NaN or Inf", remedy="clean the data.")
-    if batch.y.shape[:1] != f.shape[:1]:
-        raise DataError(
-            f"one target for each of the {f.shape[0]} rows",
-            received=f"{tuple(batch.y.shape)}",
-            remedy="check the loader.",
-        )
-    likelihood.check_targets(f, batch.y)
-    return f
-
-
-def check_inputs(x: PyTree, network: Network, *, what: str) -> Tensor:
-    """Outputs (B, ...) at θ̂ of valid inputs; DataError for invalid ones."""
-    tensors = tensors_of(x)
-    if not tensors:
-        raise DataError("inputs with at least one tensor", received=type(x).__name__, remedy="pass tensors.")
-    for tensor in tensors:
-        _check_tensor(tensor, network.theta, what)
-    try:
-        f = network.shaped_outputs(x)
-    except EstimatorError:
-        raise
-    except (RuntimeError, IndexError, TypeError) as error:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-        raise DataError(
-            f"a {what} that the network accepts",
-            received=f"inputs of shape {shapes}, for which its forward says: {error}",
-            remedy="compare the feature size and shape with those of the training rows.",
-        ) from error
-    if not bool(torch.isfinite(f).all()):
-        raise DataError(
-            f"finite outputs for the {what}", received="NaN or Inf", remedy="check the weights and the scale of x."
-        )
-    return f
-
-
-def _check_tensor(tensor: Tensor, theta: Tensor, what: str) -> None:
-    if tensor.device != theta.device:
-        raise DataError(
-            f"a {what} on the device of the model, {theta.device}",
-            received=f"a tensor on {tensor.device}",
-            remedy="move model and data to one device.",
-        )
-    if tensor.is_floating_point():
-        if tensor.dtype != theta.dtype:
-            raise DataError(
-                f"a {what} of the dtype of the model, {theta.dtype}",
-                received=f"{tensor.dtype}",
-                remedy=f"x.to({theta.dtype}), or convert the model.",
-            )
-        if not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"a finite {what}", received="NaN or Inf in the inputs", remedy="clean or impute the data.")

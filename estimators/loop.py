@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from estimators.batches import Batch
+from estimators.batch import Batch
 from estimators.errors import ConvergenceError
 from estimators.recipe import Recipe
 from estimators.state import Learned

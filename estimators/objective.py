@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from estimators.batches import Batch, Batches
+from estimators.batch import Batch
+from estimators.batches import Batches
 from estimators.likelihoods import Likelihood
 from estimators.network import Network, differentiable
 from estimators.pytrees import PyTree

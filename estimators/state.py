@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from estimators.atomic import write_bytes
-from estimators.batches import Sums
 from estimators.errors import ModelChangedError, StateError
+from estimators.sums import Sums
 
 __all__ = ["ABOUT", "PROGRESS", "About", "FittedState", "Learned", "digest", "read_file", "write_file"]
 

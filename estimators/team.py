@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.batches import Batch, Batches
+from estimators.batch import Batch
+from estimators.batches import Batches
 from estimators.errors import DataError, ModelError, OptionError
 from estimators.pytrees import select_rows
 

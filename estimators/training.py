@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from estimators.batches import Batch, Batches
+from estimators.batch import Batch
+from estimators.batches import Batches
 from estimators.checkpoint import Checkpoint
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.loop import BatchGradient, Loop, Watch

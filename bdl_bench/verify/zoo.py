@@ -16,7 +16,8 @@ from bdl_bench.seeding import seeded
 from bdl_bench.verify.networks import INPUT_SHAPES, NETWORKS
 from bdl_bench.verify.reference import DenseReference
 from bdl_bench.verify.subject import Subject, names_of
-from estimators.batches import Batch, Batches
+from estimators.batch import Batch
+from estimators.batches import Batches
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from estimators.training import Recipe, fit_weights
 

@@ -70,9 +70,7 @@ def block_cg(
     saved = checkpoint.load()
     while True:
         if saved is not None:
-            tensors = {name: tensor.to(u.device) for name, tensor in saved[0].items()}
-            cycle, u = _Cycle.restored(product, tensors), tensors["u"]
-            iterations, products, cycle.products = (saved[1][n] for n in ("iterations", "products", "in_cycle"))
+            cycle, u, iterations, products = _resumed(product, saved, u.device)
             saved = None
         else:
             warm = start is not None or iterations > 0
@@ -102,6 +100,14 @@ def block_cg(
 def _state(cycle: _Cycle, u: Tensor, iterations: int, products: int) -> Learned:
     counters = {"iterations": iterations, "products": products, "in_cycle": cycle.products}
     return {"u": u, **cycle.tensors()}, counters
+
+
+def _resumed(product: Product, saved: Learned, device: torch.device) -> tuple[_Cycle, Tensor, int, int]:
+    """The cycle, u and the counters of `_state`."""
+    tensors = {name: tensor.to(device) for name, tensor in saved[0].items()}
+    cycle = _Cycle.restored(product, tensors)
+    iterations, products, cycle.products = (saved[1][name] for name in ("iterations", "products", "in_cycle"))
+    return cycle, tensors["u"], iterations, products
 
 
 class _Cycle:

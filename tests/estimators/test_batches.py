@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from estimators import LastLayerLaplace, LinearizedLaplace
-from estimators.batches import Batches, split_batch
+from estimators.batch import split_batch
+from estimators.batches import Batches
 from estimators.errors import DataError, ModelChangedError, NonDeterministicError
 from estimators.network import Network
 from estimators.subsets import matching_names

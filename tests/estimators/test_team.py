@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from estimators import FineTune, LinearResponse, MeanAbsolute, NewtonRefit, PosteriorDraws, RegVar
-from estimators.batches import Batch
+from estimators.batch import Batch
 from estimators.errors import OptionError
 from estimators.rng import preserved_random_state
 from estimators.team import Team

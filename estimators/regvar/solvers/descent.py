@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.batches import Batch
+from estimators.batch import Batch
 from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError
 from estimators.regvar.solvers.replicas import Replicas

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from estimators.batches import Batch
+from estimators.batch import Batch
 from estimators.errors import OptionError
 from estimators.ledger import Ledger
 from estimators.network import differentiable

@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from estimators.batches import Batch
+from estimators.batch import Batch
 from estimators.objective import Objective
 from estimators.regvar.penalty import Penalty
 from estimators.training import Recipe, epoch
