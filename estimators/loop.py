@@ -13,11 +13,13 @@ from estimators.errors import ConvergenceError
 from estimators.recipe import Recipe
 from estimators.state import Learned
 
-__all__ = ["BatchGradient", "Loop", "Watch"]
+__all__ = ["BatchGradient", "Enough", "Loop", "Watch"]
 
 BatchGradient = Callable[[Tensor, Batch], Tensor]
 Watch = Callable[[Tensor], float]
 """Weights at the end of an epoch -> what to multiply the learning rate by; it may put the weights back, in place."""
+Enough = Callable[[Tensor, int], bool]
+"""The result so far and its epochs -> whether that will do."""
 
 
 class Loop:
@@ -42,7 +44,7 @@ class Loop:
         self.parameter.grad = sum(slopes[1:], slopes[0]) / self.full
         self.optimizer.step()
         self.rows += len(batch)
-        if self.rows > (1 - self.recipe.average) * self.total:
+        if self.recipe.average > 0:
             self._average()
 
     def end_epoch(self, watch: Watch | None) -> None:
@@ -57,7 +59,7 @@ class Loop:
 
     @property
     def result(self) -> Tensor:
-        """The last iterate, or the mean of the last."""
+        """The last iterate, or the weighted mean of all."""
         return self.parameter.data if self.mean is None else self.mean
 
     def state(self) -> Learned:
@@ -84,10 +86,11 @@ class Loop:
 
     def _average(self) -> None:
         self.averaged += 1
+        power = 2 / self.recipe.average - 2
         if self.mean is None:
             self.mean = self.parameter.data.clone()
-        else:
-            self.mean.lerp_(self.parameter.data, 1 / self.averaged)
+        else:  # weights Γ(t + power)/Γ(t), about t^power
+            self.mean.lerp_(self.parameter.data, (power + 1) / (self.averaged + power))
 
     def _refuse_divergence(self) -> None:
         if not bool(torch.isfinite(self.parameter).all()):

@@ -33,8 +33,9 @@ class Recipe:
         optimizer: "sgd" (with `momentum`) or "adam". Weight decay is not an option: the prior is in the loss.
         lr: learning rate, or "auto" where the solver that uses the recipe can choose it (FineTune).
         schedule: "cosine" (to zero) or "constant".
-        average: the share of the last steps whose iterates are averaged (Polyak & Juditsky 1992), 0 for none; for a
-            constant rate.
+        average: a > 0 averages the iterates (Polyak & Juditsky 1992) with weights growing as t^(2/a − 2), which are on
+            average as old as the last share a of them (Shamir & Zhang 2013): one need not know where it ends. 0 for
+            the last iterate. For a constant rate.
         rows_at_once: rows in one forward and backward; the slopes of a step's parts are added (gradient accumulation).
             None: a step's rows at once.
     """

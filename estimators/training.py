@@ -13,7 +13,7 @@ from estimators.batch import Batch
 from estimators.batches import Batches
 from estimators.checkpoint import Checkpoint
 from estimators.likelihoods import Likelihood, resolve_likelihood
-from estimators.loop import BatchGradient, Loop, Watch
+from estimators.loop import BatchGradient, Enough, Loop, Watch
 from estimators.network import output_tensor
 from estimators.progress import track
 from estimators.recipe import Recipe
@@ -30,6 +30,7 @@ def fit_weights(
     recipe: Recipe,
     generator: torch.Generator,
     watch: Watch | None = None,
+    enough: Enough | None = None,
     checkpoint: Checkpoint | None = None,
     progress_bar: bool = False,
 ) -> Tensor:
@@ -37,7 +38,8 @@ def fit_weights(
 
     Slopes are divided by the rows of a full batch, so that a row weighs the same in a ragged last batch. Every entry
     sees the same batches, in the order drawn from `generator`: replicas stacked in `weights` differ in nothing else.
-    Where `watch` lowers the rate, the momentum starts anew. With a `checkpoint` it goes on from the last epoch kept.
+    Where `watch` lowers the rate, the momentum starts anew; where the result is `enough`, it ends before its last
+    epoch. With a `checkpoint` it goes on from the last epoch kept.
     Errors: ConvergenceError where the weights stop being finite.
     """
     recipe = recipe.for_rows(batches.n_data)
@@ -47,6 +49,8 @@ def fit_weights(
     if (saved := checkpoint.load()) is not None:
         loop.restore(*saved)
     for _ in track(range(loop.epochs, recipe.epochs), "epochs", shown=progress_bar):
+        if enough is not None and enough(loop.result, loop.epochs):
+            break
         for batch in epoch(batches, recipe, generator):
             loop.step(gradient, batch)
         loop.end_epoch(watch)

@@ -19,9 +19,10 @@ from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.pytrees import PyTree, split_rows
 from estimators.regvar.centred import check_combination, refit_objective
 from estimators.regvar.draw_readout import BoundedReadout, DrawReadout
+from estimators.regvar.energy import energy_error
 from estimators.regvar.readout import Readout
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
-from estimators.regvar.report import FitReport, energy_error, relative_gradient
+from estimators.regvar.report import FitReport, relative_gradient
 from estimators.regvar.solvers import FineTune, Solver
 from estimators.state import Learned
 from estimators.subsets import SubsetSpec
@@ -116,7 +117,9 @@ class RegVar(UncertaintyEstimator):
             readout = read(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
         if isinstance(readout, DrawReadout):
-            energy = energy_error(objective, penalty, solution)
+            with objective.network.ledger.part("energy error"):
+                image = objective.product(solution.displacement) if solution.image is None else solution.image  # u → Au
+            energy = energy_error(penalty, objective.prior.precision, solution.displacement, image)
             self.fit_report_ = replace(self.fit_report_, energy=energy, exact_block=readout.exact_block)
             if solution.report.residual is None:  # the others measure their convergence
                 energy.warn_if_large()

@@ -19,6 +19,7 @@ SGD = Recipe(epochs=12, batch_size=7, optimizer="sgd", lr="auto")
 ADAM = Recipe(epochs=12, batch_size=7, optimizer="adam", lr=0.02, schedule="constant", average=0.5)
 FITS = {
     "sgd": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune(recipe=SGD)},
+    "until enough": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune()},
     "adam, averaged": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=ADAM)},
     "mean absolute": {"regularizer": MeanAbsolute(), "solver": FineTune(1e-3, "control", recipe=SGD)},
     "draws": {"regularizer": PosteriorDraws(3, readout="draws"), "solver": LinearResponse(1e-9)},

@@ -1,5 +1,6 @@
 """The guarded descent: the objective's value from slopes alone, and what happens where it climbs."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from estimators import FineTune, Gaussian, LinearResponse, ParameterProbes, PosteriorDraws, RegVar
-from estimators.errors import ConvergenceError
+from estimators.errors import ConvergenceError, NotConvergedWarning
 from estimators.regvar.solvers import fine_tune
 from estimators.regvar.solvers.descent import Descent
 from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
@@ -79,15 +80,64 @@ def test_a_climb_halves_the_rate_and_arms_that_blew_up_start_again():
         after_an_epoch_at(1e3 * start)
 
 
+RATES = {"cosine": (dict(schedule="cosine", average=0.0), 0.02), "constant": ({}, 0.05)}
+
+
+@pytest.mark.parametrize("schedule", RATES)
 @pytest.mark.parametrize("too_fast", [5.0, 300.0])
 @pytest.mark.parametrize("regularizer", [PosteriorDraws(4, readout="draws"), ParameterProbes(4)], ids=repr)
-def test_a_rate_much_too_high_ends_at_the_solution_all_the_same(regularizer, too_fast, monkeypatch):
+def test_a_rate_much_too_high_ends_at_the_solution_all_the_same(regularizer, too_fast, schedule, monkeypatch):
     chosen = fine_tune.auto_learning_rate
     monkeypatch.setattr(fine_tune, "auto_learning_rate", lambda *args, **kw: too_fast * chosen(*args, **kw))
     options = {"prior_precision": 3.0, "regularizer": regularizer}
-    recipe = replace(DEFAULT_RECIPE, epochs=150, batch_size=9)
+    changes, bound = RATES[schedule]
+    recipe = replace(DEFAULT_RECIPE, epochs=150, batch_size=9, **changes)
     refit = RegVar(network(), Gaussian(0.6), solver=FineTune(recipe=recipe), **options).fit(rows())
     solved = RegVar(network(), Gaussian(0.6), solver=LinearResponse(tol=1e-10), **options).fit(rows())
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
-    assert float((refit.variance(x) - solved.variance(x)).norm() / solved.variance(x).norm()) < 0.02
+    assert float((refit.variance(x) - solved.variance(x)).norm() / solved.variance(x).norm()) < bound
     assert refit.fit_report_.solver.lr < 20 * chosen(refit.refit_objective_, recipe.for_rows(45), seed=0)
+
+
+def fitted(delta, recipe=DEFAULT_RECIPE, noise=0.6):
+    regularizer = PosteriorDraws(40, readout="draws")
+    estimator = RegVar(
+        network(), Gaussian(noise), prior_precision=delta, regularizer=regularizer, solver=FineTune(recipe=recipe)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConvergedWarning)
+        estimator.fit(rows())
+    return estimator
+
+
+USUAL = DEFAULT_RECIPE.for_rows(45).epochs
+
+
+def epochs_of(estimator):
+    """Nothing but forwards and backwards of each replica is entered under "solve"."""
+    return estimator.fit_report_.passes["solve"]
+
+
+@pytest.mark.parametrize(("delta", "epochs"), [(30.0, USUAL / 2), (0.3, USUAL), (0.03, 2 * USUAL)])
+def test_draws_have_the_epochs_that_they_need(delta, epochs):
+    estimator = fitted(delta)
+    assert epochs_of(estimator) == pytest.approx(epochs)
+    assert (estimator.energy_error_ < 0.3) == (epochs < 2 * USUAL)
+    if epochs == 2 * USUAL:
+        assert estimator.energy_error_ < 0.9 * fitted(delta, replace(DEFAULT_RECIPE, epochs=USUAL)).energy_error_
+
+
+def test_the_energy_error_of_draws_that_stop_is_that_of_a_product():
+    estimator = fitted(30.0)
+    objective, displacement = estimator.refit_objective_, estimator.readout_.displacement
+    penalty, _ = estimator.regularizer.pose(objective)
+    image, delta = objective.product(displacement), objective.prior.precision
+    n, from_prior = (penalty.direction != 0).any(0).sum(), delta * penalty.start.square()
+    gap = from_prior.sum(1) - 2 * (displacement * penalty.direction).sum(1) + (displacement * image).sum(1)
+    assert estimator.fit_report_.energy.per_parameter == pytest.approx(float(gap.mean() / n), abs=1e-3)
+
+
+def test_epochs_that_are_given_are_kept_and_a_falling_rate_has_the_usual_ones():
+    assert epochs_of(fitted(30.0, replace(DEFAULT_RECIPE, epochs=5))) == pytest.approx(5)
+    falling = replace(DEFAULT_RECIPE, schedule="cosine", average=0.0)
+    assert epochs_of(fitted(30.0, falling)) == pytest.approx(USUAL)

@@ -189,8 +189,8 @@ def test_a_step_taken_in_parts_is_the_same_step():
     assert torch.allclose(weights[2], weights[0], atol=1e-12)
 
 
-def test_the_last_iterates_are_averaged():
-    """Slopes of ½w² with noise: w moves by −lr (w + e); the mean of the last quarter of the steps."""
+def test_iterates_are_averaged_with_weights_that_grow():
+    """Slopes of ½w² with noise: w moves by −lr (w + e); weights Γ(t + 6)/Γ(t) at average = 1/4, as t⁶ for large t."""
     x, y = rows(16)
     batches = Batches.unchecked([(x[i : i + 4], y[i : i + 4]) for i in range(0, 16, 4)], keep=True)
     seen = []
@@ -206,7 +206,8 @@ def test_the_last_iterates_are_averaged():
         start, gradient, batches, recipe=replace(recipe, average=0.0), generator=torch.Generator().manual_seed(0)
     )
     iterates = torch.stack([*seen[1:20], last])  # after each of 20 steps
-    assert torch.allclose(averaged, iterates[-5:].mean(0), atol=1e-14)
+    weights = torch.tensor([math.prod(range(t, t + 6)) for t in range(1, 21)], dtype=torch.float64)
+    assert torch.allclose(averaged, weights @ iterates / weights.sum(), atol=1e-14)
     assert not torch.allclose(averaged, last, atol=1e-3)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from estimators.batch import Batch
 from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError
+from estimators.regvar.energy import prior_energy
 from estimators.regvar.solvers.replicas import Replicas
 from estimators.state import Learned
 from estimators.training import Recipe
@@ -36,7 +37,8 @@ class Descent:
         self.cuts = 0
         self._at_start = float("nan")
         self._lowest: float | None = None
-        self._value = replicas.signs.new_zeros(())
+        self._value = self._dimension = replicas.signs.new_zeros(())
+        self.energy: float | None = None
 
     def keeping(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint of the loop, with what the descent itself goes by."""
@@ -50,11 +52,13 @@ class Descent:
             "cuts": self.cuts,
             "at_start": self._at_start,
             "lowest": self._lowest,
+            "energy": self.energy,
         }
 
     def restore(self, values: dict[str, Any]) -> None:
         """From `state`, λ and the learning rate aside."""
-        self.cuts, self._at_start, self._lowest = values["cuts"], values["at_start"], values["lowest"]
+        self.cuts, self._at_start = values["cuts"], values["at_start"]
+        self._lowest, self.energy = values["lowest"], values["energy"]
 
     @property
     def rate(self) -> float:
@@ -70,10 +74,13 @@ class Descent:
             slope = self.replicas.batch_gradient(arms, mine, objective.data_term.targets(objective.network, mine))
         slope = objective.team.total(slope)
         share = objective.share(batch)
-        value = 0.5 * ((arms * slope).sum() - share * self._tilts(arms).sum())
+        along, tilts = (arms * slope).sum(), share * self._tilts(arms).sum()
+        value = 0.5 * (along - tilts)
         if math.isnan(self._at_start):
             self._at_start = float(value / share)  # as one batch has it
-        self._value += value
+        self._value = self._value + value
+        delta = objective.prior.precision
+        self._dimension = self._dimension + along + tilts - share * (delta * arms.square()).sum()  # uᵀGu
         return slope
 
     def watch(self, arms: Tensor) -> float:
@@ -81,7 +88,9 @@ class Descent:
 
         Errors: ConvergenceError where it climbs at every rate.
         """
-        value, self._value = float(self._value), torch.zeros_like(self._value)
+        value, dimension = float(self._value), float(self._dimension)
+        self._value = self._dimension = torch.zeros_like(self._value)
+        self.energy = self._energy(value, dimension)
         if value <= self._most:
             self._lowest = value if self._lowest is None else min(value, self._lowest)
             return 1.0
@@ -97,6 +106,14 @@ class Descent:
         if blown_up:
             arms.copy_(self.replicas.start)
         return _SLOWER
+
+    def _energy(self, value: float, dimension: float) -> float | None:
+        """Energy error per dimension of the epoch's iterates, without a pass; None where r are not posterior draws."""
+        replicas = self.replicas
+        if replicas.penalty.start is None or dimension <= 0:
+            return None
+        from_prior = prior_energy(replicas.penalty, replicas.objective.prior.precision)[1].mean()
+        return float(int(replicas.signs.abs().sum()) * from_prior + 2 * value) / dimension
 
     @property
     def _most(self) -> float:

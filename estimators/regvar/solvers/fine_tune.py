@@ -16,11 +16,14 @@ from estimators.regvar.solvers.base import Solution, Solver, SolverReport, check
 from estimators.regvar.solvers.descent import Descent
 from estimators.regvar.solvers.replicas import Replicas, checked_difference
 from estimators.regvar.solvers.search import auto_lam, auto_learning_rate, nonlinearity, replicas_at_once
+from estimators.regvar.solvers.stopping import Stopping
 from estimators.training import Recipe, fit_weights
 
 __all__ = ["FineTune"]
 
-DEFAULT_RECIPE = Recipe(epochs="auto", batch_size="auto", optimizer="sgd", lr="auto", momentum=0.9, schedule="cosine")
+DEFAULT_RECIPE = Recipe(
+    epochs="auto", batch_size="auto", optimizer="sgd", lr="auto", momentum=0.9, schedule="constant", average=0.3
+)
 _BENT = 0.5  # saturating networks tend to 1
 
 
@@ -34,8 +37,9 @@ class FineTune(Solver):
         lam: λ, or "auto": the largest whose start keeps the network linear, ‖Δf − JΔθ‖/‖JΔθ‖ ≤ 0.05 (0.005
             in float64).
         difference: "forward" (one arm, enough for a centred objective), "central" or "control".
-        recipe: epochs, batches and optimizer; lr="auto" takes a stable rate from the curvature of some batches, and a
-            third of it from the epoch on in which the objective climbs.
+        recipe: epochs, batches and optimizer. lr="auto" takes a stable rate from the curvature of some batches, and
+            half of it from each epoch on in which the objective climbs. epochs="auto" with a constant rate stops
+            posterior draws early where their energy error is small, and gives them twice the epochs where it is not.
         seed: orders the batches, alike in all arms.
         batch_replicas: replicas in one vectorised call, or "auto" (one at a time for convolutions on a CPU, where
             grouped convolutions are slow; else as many as memory allows).
@@ -68,18 +72,26 @@ class FineTune(Solver):
         saved = checkpoint.load()
         descent = self._descent(objective, penalty, {} if saved is None else saved[1])
         guarded = self.recipe.lr == "auto" and objective.data_term.centred
+        stopping = self._stopping(descent) if guarded and penalty.start is not None else None
         arms = fit_weights(
             descent.replicas.start,
             descent.gradient,
             objective.batches,
-            recipe=descent.recipe,
+            recipe=descent.recipe if stopping is None else stopping.longest,
             generator=torch.Generator().manual_seed(self.seed),
             watch=descent.watch if guarded else None,
+            enough=None if stopping is None else stopping.enough,
             checkpoint=descent.keeping(checkpoint),
             progress_bar=progress_bar,
         )
         displacement = descent.replicas.displacement(arms)
-        return Solution(displacement, self._report(objective, displacement, descent))
+        image = None if stopping is None else stopping.image
+        return Solution(displacement, self._report(objective, displacement, descent), image=image)
+
+    def _stopping(self, descent: Descent) -> Stopping | None:
+        """Where the number of epochs is ours to choose, and the rate does not depend on it."""
+        chooses = self.recipe.epochs == "auto" and self.recipe.schedule == "constant"
+        return Stopping(descent) if chooses else None
 
     def _descent(self, objective: Objective, penalty: Penalty, found: dict[str, Any]) -> Descent:
         """With λ and the learning rate that were found, or looked for now."""
