@@ -13,9 +13,9 @@ from estimators.errors import OptionError
 
 __all__ = ["Recipe"]
 
-_LEAST_EPOCHS, _LEAST_STEPS = 16, 256
+_LEAST_EPOCHS, _LEAST_STEPS = 15, 240
 _ROWS_A_STEP, _STEPS_AN_EPOCH = 64, 8
-_OPTIMIZERS = ("sgd", "adam")
+_OPTIMIZERS = ("sgd", "nesterov", "adam")
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,  # noqa: ARG005
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -27,10 +27,11 @@ class Recipe:
     """How to descend. Learning rates are for the mean loss L/N, so that they do not depend on N.
 
     Args:
-        epochs: passes over the rows, or "auto": 16, and more where they would be fewer than 256 steps.
+        epochs: passes over the rows, or "auto": 15, and more where they would be fewer than 240 steps.
         batch_size: rows a step, regrouped in a new order each epoch; None takes the loader's own batches as they come;
             "auto": 64, and fewer where an epoch would have fewer than 8 steps.
-        optimizer: "sgd" (with `momentum`) or "adam". Weight decay is not an option: the prior is in the loss.
+        optimizer: "sgd" (with `momentum`, a heavy ball), "nesterov" (with Nesterov's, stable at a rate of 1/L), or
+            "adam". Weight decay is not an option: the prior is in the loss.
         lr: learning rate, or "auto" where the solver that uses the recipe can choose it (FineTune).
         schedule: "cosine" (to zero) or "constant".
         average: a > 0 averages the iterates (Polyak & Juditsky 1992) with weights growing as t^(2/a − 2), which are on
@@ -57,7 +58,7 @@ class Recipe:
                 raise OptionError(f"{name} >= 1 or {listed}", received=repr(value), remedy="a positive whole number.")
         if self.optimizer not in _OPTIMIZERS:
             raise OptionError(
-                f"optimizer among {_OPTIMIZERS}", received=repr(self.optimizer), remedy='"sgd" or "adam".'
+                f"optimizer among {_OPTIMIZERS}", received=repr(self.optimizer), remedy='"nesterov", "sgd" or "adam".'
             )
         if self.schedule not in _SCHEDULES:
             raise OptionError(
@@ -89,4 +90,5 @@ class Recipe:
         """The optimizer over one tensor."""
         if self.optimizer == "adam":
             return torch.optim.Adam([parameter], lr=self.learning_rate(0.0))
-        return torch.optim.SGD([parameter], lr=self.learning_rate(0.0), momentum=self.momentum)
+        nesterov = self.optimizer == "nesterov" and self.momentum > 0
+        return torch.optim.SGD([parameter], lr=self.learning_rate(0.0), momentum=self.momentum, nesterov=nesterov)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 from bdl_bench.bench.pages import PAGES
@@ -19,12 +20,17 @@ def run_bench(only: Sequence[str], out: Path, listener: Listener = print) -> lis
     """Measure the rows, or all rows of the pages, named in `only` (none: the default pages); the pages written.
 
     A row's record is kept in DIR/records, so that a page shows all rows that were ever measured there.
-    Errors: OptionError for a name that is neither.
+    A row whose process is killed is left out, with a word. Errors: OptionError for a name that is neither.
     """
     chosen = _chosen(only)
     for page, row in chosen:
         listener(f"{page}: {row}")
-        write(out, page, row, PAGES[page].rows[row]())
+        try:
+            measured = PAGES[page].rows[row]()
+        except BrokenExecutor:  # its process was killed: the other rows need not suffer
+            listener(f"{page}: {row} was killed, as where memory runs out; not recorded")
+            continue
+        write(out, page, row, measured)
         _write_page(page, out)
     return [out / f"{page}.md" for page in dict.fromkeys(page for page, _ in chosen)]
 

@@ -80,7 +80,8 @@ def test_a_climb_halves_the_rate_and_arms_that_blew_up_start_again():
         after_an_epoch_at(1e3 * start)
 
 
-RATES = {"cosine": (dict(schedule="cosine", average=0.0), 0.02), "constant": ({}, 0.05)}
+# with five rows in a batch of nine the noise at a constant rate is not all averaged away
+RATES = {"cosine": (dict(schedule="cosine", average=0.0), 0.02), "constant": ({}, 0.1)}
 
 
 @pytest.mark.parametrize("schedule", RATES)
@@ -99,10 +100,10 @@ def test_a_rate_much_too_high_ends_at_the_solution_all_the_same(regularizer, too
     assert refit.fit_report_.solver.lr < 20 * chosen(refit.refit_objective_, recipe.for_rows(45), seed=0)
 
 
-def fitted(delta, recipe=DEFAULT_RECIPE, noise=0.6):
+def fitted(delta, recipe=DEFAULT_RECIPE):
     regularizer = PosteriorDraws(40, readout="draws")
     estimator = RegVar(
-        network(), Gaussian(noise), prior_precision=delta, regularizer=regularizer, solver=FineTune(recipe=recipe)
+        network(), Gaussian(0.6), prior_precision=delta, regularizer=regularizer, solver=FineTune(recipe=recipe)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)
@@ -111,6 +112,7 @@ def fitted(delta, recipe=DEFAULT_RECIPE, noise=0.6):
 
 
 USUAL = DEFAULT_RECIPE.for_rows(45).epochs
+EARLY = round(USUAL / 4)
 
 
 def epochs_of(estimator):
@@ -118,11 +120,11 @@ def epochs_of(estimator):
     return estimator.fit_report_.passes["solve"]
 
 
-@pytest.mark.parametrize(("delta", "epochs"), [(30.0, USUAL / 2), (0.3, USUAL), (0.03, 2 * USUAL)])
+@pytest.mark.parametrize(("delta", "epochs"), [(30.0, EARLY), (0.03, USUAL), (0.003, 2 * USUAL)])
 def test_draws_have_the_epochs_that_they_need(delta, epochs):
     estimator = fitted(delta)
     assert epochs_of(estimator) == pytest.approx(epochs)
-    assert (estimator.energy_error_ < 0.3) == (epochs < 2 * USUAL)
+    assert (estimator.energy_error_ < 0.35) == (epochs < 2 * USUAL)
     if epochs == 2 * USUAL:
         assert estimator.energy_error_ < 0.9 * fitted(delta, replace(DEFAULT_RECIPE, epochs=USUAL)).energy_error_
 

@@ -112,15 +112,15 @@ def test_cosine_falls_to_zero_and_constant_stays():
     assert Recipe(lr=0.4, schedule="constant").learning_rate(0.9) == 0.4
 
 
-@pytest.mark.parametrize(("n", "batch_size", "epochs"), [(1024, 64, 16), (300, 64, 52), (10, None, 256), (10, 64, 256)])
-def test_auto_epochs_are_sixteen_and_never_fewer_than_256_steps(n, batch_size, epochs):
+@pytest.mark.parametrize(("n", "batch_size", "epochs"), [(1024, 64, 15), (300, 64, 48), (10, None, 240), (10, 64, 240)])
+def test_auto_epochs_are_fifteen_and_never_fewer_than_240_steps(n, batch_size, epochs):
     recipe = Recipe(epochs="auto", batch_size=batch_size).for_rows(n)
     assert recipe.epochs == epochs
-    assert recipe.epochs * math.ceil(n / (batch_size or n)) >= 256
+    assert recipe.epochs * math.ceil(n / (batch_size or n)) >= 240
 
 
 @pytest.mark.parametrize(
-    ("n", "rows", "epochs"), [(10, 2, 52), (128, 16, 32), (300, 38, 32), (512, 64, 32), (5000, 64, 16)]
+    ("n", "rows", "epochs"), [(10, 2, 48), (128, 16, 30), (300, 38, 30), (512, 64, 30), (5000, 64, 15)]
 )
 def test_auto_batches_are_of_64_rows_and_never_fewer_than_8_an_epoch(n, rows, epochs):
     recipe = Recipe(epochs="auto", batch_size="auto").for_rows(n)

@@ -22,7 +22,7 @@ from estimators.training import Recipe, fit_weights
 __all__ = ["FineTune"]
 
 DEFAULT_RECIPE = Recipe(
-    epochs="auto", batch_size="auto", optimizer="sgd", lr="auto", momentum=0.9, schedule="constant", average=0.3
+    epochs="auto", batch_size="auto", optimizer="nesterov", lr="auto", momentum=0.95, schedule="constant", average=0.3
 )
 _BENT = 0.5  # saturating networks tend to 1
 
@@ -60,9 +60,9 @@ class FineTune(Solver):
     ) -> None:
         self.lam, self.difference = checked_lam(lam, auto=True), checked_difference(difference)
         self.recipe, self.seed, self.batch_replicas = recipe, seed, batch_replicas
-        if recipe.lr == "auto" and recipe.optimizer != "sgd":
+        if recipe.lr == "auto" and recipe.optimizer == "adam":
             raise OptionError(
-                'a number for lr with optimizer="adam"', received='"auto"', remedy='optimizer="sgd", or lr=1e-3.'
+                'a number for lr with optimizer="adam"', received='"auto"', remedy='optimizer="nesterov", or lr=1e-3.'
             )
 
     def __repr__(self) -> str:

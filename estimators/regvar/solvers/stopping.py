@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -12,8 +13,9 @@ from estimators.regvar.solvers.descent import Descent
 
 __all__ = ["Stopping"]
 
-_SMALL = 0.3  # per effective dimension: a mean variance within two or three percent on digits
-_PERHAPS = 0.5  # of the iterates, which the noise of batches keeps above their average
+_SMALL = 1.2  # over √K, per dimension: what is left undone adds a twentieth to the noise of K draws
+_PERHAPS = 3.0  # over √K: of the iterates, which the noise of batches keeps above their average
+_FAIR = 0.35  # good enough to end
 _SHARES = (1 / 4, 1 / 2, 1)
 _LONGEST = 2  # times the usual epochs
 
@@ -22,8 +24,9 @@ _LONGEST = 2  # times the usual epochs
 class Stopping:
     """Looks at a quarter, half and all of the usual epochs, and gives the draws twice as many where they need it.
 
-    The energy of their average costs one gradient of each replica; before the usual end it is measured only where that
-    of the iterates, which comes without a pass, is small. `image` is A u at the average where it was enough.
+    The more draws, the less there is to be left undone. The energy of the average costs one gradient of each replica;
+    before the usual end it is measured only where that of the iterates, which comes without a pass, is small. `image`
+    is A u at the average where it was enough.
     """
 
     descent: Descent
@@ -41,15 +44,22 @@ class Stopping:
 
     def enough(self, arms: Tensor, epochs: int) -> bool:
         """Whether the averaged arms (A, P) will do after this many epochs."""
-        if epochs not in {round(share * self._usual) for share in _SHARES}:
-            return False
-        iterates = self.descent.energy
-        if epochs < self._usual and (iterates is None or iterates > _PERHAPS):
+        early = epochs < self._usual
+        if epochs not in {round(share * self._usual) for share in _SHARES} or (early and not self._perhaps):
             return False
         error, image = self._measured(arms)
-        done = error <= _SMALL
+        done = error <= (self._over_root(_SMALL) if early else max(self._over_root(_SMALL), _FAIR))
         self.image = image if done else None
         return done
+
+    @property
+    def _perhaps(self) -> bool:
+        iterates = self.descent.energy
+        return iterates is not None and iterates <= self._over_root(_PERHAPS)
+
+    def _over_root(self, number: float) -> float:
+        """Over √K."""
+        return number / math.sqrt(len(self.descent.replicas.penalty.direction))
 
     def _measured(self, arms: Tensor) -> tuple[float, Tensor]:
         """Energy error per dimension, and A u."""
