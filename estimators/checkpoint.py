@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ _SECONDS = 30.0  # between two writes
 
 class Checkpoint:
     """Where a loop keeps its state. This one keeps nothing, for fits that were not asked to."""
+
+    keeps: ClassVar[bool] = False
 
     def load(self) -> Learned | None:
         """Tensors and JSON values of the last `save`; None at the beginning."""
@@ -40,6 +43,8 @@ class File(Checkpoint):
 
     In the end `UncertaintyEstimator.fit` puts the fit itself in its place.
     """
+
+    keeps: ClassVar[bool] = True
 
     path: Path
     about: About

@@ -1,10 +1,10 @@
-"""Several processes that fit one estimator: each takes its rows of every batch, and sums go over all of them."""
+"""Several processes that fit one estimator: each takes its rows of every batch, or its draws; sums go over all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,11 +19,16 @@ __all__ = ["Team"]
 
 @dataclass(frozen=True)
 class Team:
-    """Process `index` of `size`; `engine` adds up tensors. By itself a process is a team of one."""
+    """Process `index` of `size`; `engine` adds up tensors. By itself a process is a team of one.
+
+    `shares` is what they divide among them: "rows", those of every batch, whose sums `total` adds up; or "draws", the
+    replicas, with all rows for each, which are put together in the end.
+    """
 
     index: int = 0
     size: int = 1
     engine: Any = None
+    shares: str = "rows"
 
     @classmethod
     def of(cls, accelerator: Any) -> Team:  # noqa: ANN401
@@ -43,9 +48,13 @@ class Team:
         """Whether it is the one that writes files."""
         return self.index == 0
 
+    def sharing(self, what: str) -> Self:
+        """The same processes, with other shares."""
+        return replace(self, shares=what)
+
     def part(self, batch: Batch) -> Batch | None:
         """Its rows of a batch, every size-th; None where there are none."""
-        if self.size == 1:
+        if self.size == 1 or self.shares == "draws":
             return batch
         mine = slice(self.index, None, self.size)
         return Batch(select_rows(batch.x, mine), batch.y[mine]) if self.index < len(batch) else None
@@ -55,7 +64,27 @@ class Team:
         return (part for part in map(self.part, batches) if part is not None)
 
     def total(self, mine: Tensor) -> Tensor:
-        """The sum over the processes, alike in all."""
+        """A sum over rows, from the sums over those of each process; alike in all."""
+        return mine if self.shares == "draws" else self._sum(mine)
+
+    @property
+    def draws(self) -> slice:
+        """Its draws."""
+        return slice(self.index, None, self.size) if self.shares == "draws" else slice(None)
+
+    def over_draws(self, mine: Tensor) -> Tensor:
+        """A sum over draws, from the sums over those of each process; alike in all."""
+        return self._sum(mine) if self.shares == "draws" else mine
+
+    def together(self, mine: Tensor, n_draws: int) -> Tensor:
+        """The rows of all draws, (K, P), from those of each process."""
+        if self.size == 1 or self.shares == "rows":
+            return mine
+        whole = mine.new_zeros(n_draws, *mine.shape[1:])
+        whole[self.draws] = mine
+        return self._sum(whole)
+
+    def _sum(self, mine: Tensor) -> Tensor:
         if self.size == 1:
             return mine
         total: Tensor = self.engine.reduce(mine, reduction="sum")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from estimators.pytrees import PyTree
+from estimators.pytrees import PyTree, select_rows
 
 __all__ = ["Penalty", "Tilt"]
 
@@ -26,6 +27,11 @@ class Penalty(ABC):
     items: PyTree
     start: Tensor | None = None
     budget: int | None = None
+
+    def part(self, which: slice) -> Self:
+        """Some of the replicas."""
+        start = None if self.start is None else self.start[which]
+        return replace(self, direction=self.direction[which], items=select_rows(self.items, which), start=start)
 
     @abstractmethod
     def value(self, theta: Tensor, item: PyTree, x: PyTree, share: float) -> Tensor:

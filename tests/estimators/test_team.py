@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from estimators import FineTune, LinearResponse, MeanAbsolute, NewtonRefit, PosteriorDraws, RegVar
 from estimators.batch import Batch
 from estimators.errors import OptionError
+from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
 from estimators.rng import preserved_random_state
 from estimators.team import Team
 from estimators.training import Recipe
@@ -21,6 +23,14 @@ from estimators.training import Recipe
 SGD = Recipe(epochs=6, batch_size=7, optimizer="sgd", lr="auto")
 FITS = {
     "fine-tune": {"regularizer": PosteriorDraws(3), "solver": FineTune(recipe=SGD)},
+    "fine-tune, draws shared": {
+        "regularizer": PosteriorDraws(3, readout="draws"),
+        "solver": FineTune(recipe=replace(DEFAULT_RECIPE, batch_size=7), share="draws"),
+    },
+    "central, draws shared": {
+        "regularizer": PosteriorDraws(3),
+        "solver": FineTune(1e-3, "central", recipe=SGD, share="draws"),
+    },
     "linear response": {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse()},
     "newton": {"regularizer": PosteriorDraws(2), "solver": NewtonRefit()},
     "hessian": {"regularizer": MeanAbsolute(), "solver": FineTune(1e-3, "central", recipe=SGD), "curvature": "hessian"},
@@ -41,7 +51,7 @@ def fits(directory, **options):
             if name == "newton" and dtype == torch.float32:
                 continue
             regvar = RegVar(model, "classification", prior_precision=30.0, **parts)
-            path = directory / f"{name}-{dtype}.safetensors"
+            path = None if "shared" in name else directory / f"{name}-{dtype}.safetensors"
             regvar.fit(list(zip(x.split(9), y.split(9), strict=True)), checkpoint=path, **options)
             found[f"{name} {str(dtype)[6:]}"] = regvar.variance(x[:6])
     return found
@@ -57,7 +67,21 @@ def in_a_process(directory, result):
     found = fits(Path(directory), accelerator=accelerator)
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, f"{result}-{accelerator.process_index}")
     wrong_data(accelerator)
+    wrong_shares(accelerator, Path(directory))
     accelerator.end_training()
+
+
+def wrong_shares(accelerator, directory):
+    """Draws that are too few, or that should go on from a checkpoint."""
+    model, x = nn.Linear(2, 1), torch.arange(12.0).reshape(6, 2)
+    with torch.no_grad():
+        model.weight.fill_(0.3)
+        model.bias.fill_(0.1)
+    solver = FineTune(share="draws")
+    for draws, path, said in ((1, None, "at least 2 draws"), (2, directory / "fit", "share the rows")):
+        regvar = RegVar(model, "regression", regularizer=PosteriorDraws(draws, exact_block=None), solver=solver)
+        with pytest.raises(OptionError, match=said):
+            regvar.fit([(x, x[:, :1])], accelerator=accelerator, checkpoint=path)
 
 
 def wrong_data(accelerator):
@@ -111,6 +135,21 @@ def test_the_parts_of_a_team_are_the_batch():
     assert all(torch.equal(part.y, 2 * part.x["a"]) for part in parts)
     assert Team(4, 6).part(batch) is not None
     assert Team(5, 6).part(batch) is None
+
+
+def test_draws_are_shared_out_and_put_together():
+    class Engine:
+        def reduce(self, mine, reduction):
+            assert reduction == "sum"
+            return mine + other
+
+    draws, teams = torch.arange(10.0).reshape(5, 2), [Team(index, 2, Engine(), "draws") for index in range(2)]
+    other = torch.zeros(5, 2)
+    other[1::2] = draws[1::2]
+    assert torch.equal(teams[0].together(draws[teams[0].draws], 5), draws)
+    assert torch.equal(teams[0].total(draws), draws)
+    assert teams[0].part(Batch(draws, draws)) is not None
+    assert torch.equal(teams[1].sharing("rows").together(draws, 5), draws)
 
 
 def test_what_is_no_accelerator_is_refused():

@@ -77,7 +77,7 @@ class Descent:
         along, tilts = (arms * slope).sum(), share * self._tilts(arms).sum()
         value = 0.5 * (along - tilts)
         if math.isnan(self._at_start):
-            self._at_start = float(value / share)  # as one batch has it
+            self._at_start = float(objective.team.over_draws(value) / share)  # as one batch has it
         self._value = self._value + value
         delta = objective.prior.precision
         self._dimension = self._dimension + along + tilts - share * (delta * arms.square()).sum()  # uᵀGu
@@ -88,7 +88,8 @@ class Descent:
 
         Errors: ConvergenceError where it climbs at every rate.
         """
-        value, dimension = float(self._value), float(self._dimension)
+        team = self.replicas.objective.team
+        value, dimension = (float(team.over_draws(mine)) for mine in (self._value, self._dimension))
         self._value = self._dimension = torch.zeros_like(self._value)
         self.energy = self._energy(value, dimension)
         if value <= self._most:
@@ -113,7 +114,8 @@ class Descent:
         if replicas.penalty.start is None or dimension <= 0:
             return None
         from_prior = prior_energy(replicas.penalty, replicas.objective.prior.precision)[1].mean()
-        return float(int(replicas.signs.abs().sum()) * from_prior + 2 * value) / dimension
+        of_arms = replicas.objective.team.over_draws(replicas.signs.abs().sum() * from_prior)
+        return (float(of_arms) + 2 * value) / dimension
 
     @property
     def _most(self) -> float:

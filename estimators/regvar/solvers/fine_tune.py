@@ -17,6 +17,7 @@ from estimators.regvar.solvers.descent import Descent
 from estimators.regvar.solvers.replicas import Replicas, checked_difference
 from estimators.regvar.solvers.search import auto_lam, auto_learning_rate, nonlinearity, replicas_at_once
 from estimators.regvar.solvers.stopping import Stopping
+from estimators.team import Team
 from estimators.training import Recipe, fit_weights
 
 __all__ = ["FineTune"]
@@ -43,6 +44,9 @@ class FineTune(Solver):
         seed: orders the batches, alike in all arms.
         batch_replicas: replicas in one vectorised call, or "auto" (one at a time for convolutions on a CPU, where
             grouped convolutions are slow; else as many as memory allows).
+        share: what several processes (`fit(accelerator=...)`) divide among them: the "rows" of every batch, at a sum
+            over all at every step; or the "draws", each on all rows, which meet once an epoch, but cannot go on from a
+            checkpoint.
 
     Errors: LambdaTooLargeError where the refit ends outside the linear region; ConvergenceError where it diverges.
     """
@@ -57,9 +61,12 @@ class FineTune(Solver):
         *,
         seed: int = 0,
         batch_replicas: int | str = "auto",
+        share: str = "rows",
     ) -> None:
         self.lam, self.difference = checked_lam(lam, auto=True), checked_difference(difference)
-        self.recipe, self.seed, self.batch_replicas = recipe, seed, batch_replicas
+        self.recipe, self.seed, self.batch_replicas, self.share = recipe, seed, batch_replicas, share
+        if share not in ("rows", "draws"):
+            raise OptionError('share "rows" or "draws"', received=repr(share), remedy='"rows".')
         if recipe.lr == "auto" and recipe.optimizer == "adam":
             raise OptionError(
                 'a number for lr with optimizer="adam"', received='"auto"', remedy='optimizer="nesterov", or lr=1e-3.'
@@ -69,10 +76,12 @@ class FineTune(Solver):
         return f"FineTune(lam={self.lam}, difference={self.difference!r}, epochs={self.recipe.epochs})"
 
     def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool, checkpoint: Checkpoint) -> Solution:
+        objective = replace(objective, team=objective.team.sharing(self.share))
+        _check_share(objective.team, penalty, checkpoint)
         saved = checkpoint.load()
         descent = self._descent(objective, penalty, {} if saved is None else saved[1])
         guarded = self.recipe.lr == "auto" and objective.data_term.centred
-        stopping = self._stopping(descent) if guarded and penalty.start is not None else None
+        stopping = Stopping(descent, penalty) if guarded and self._chooses and penalty.start is not None else None
         arms = fit_weights(
             descent.replicas.start,
             descent.gradient,
@@ -84,17 +93,17 @@ class FineTune(Solver):
             checkpoint=descent.keeping(checkpoint),
             progress_bar=progress_bar,
         )
-        displacement = descent.replicas.displacement(arms)
+        displacement = objective.team.together(descent.replicas.displacement(arms), len(penalty.direction))
         image = None if stopping is None else stopping.image
         return Solution(displacement, self._report(objective, displacement, descent), image=image)
 
-    def _stopping(self, descent: Descent) -> Stopping | None:
-        """Where the number of epochs is ours to choose, and the rate does not depend on it."""
-        chooses = self.recipe.epochs == "auto" and self.recipe.schedule == "constant"
-        return Stopping(descent) if chooses else None
+    @property
+    def _chooses(self) -> bool:
+        """Whether the number of epochs is ours to choose, and the rate does not depend on it."""
+        return self.recipe.epochs == "auto" and self.recipe.schedule == "constant"
 
     def _descent(self, objective: Objective, penalty: Penalty, found: dict[str, Any]) -> Descent:
-        """With λ and the learning rate that were found, or looked for now."""
+        """Of this process's replicas, with λ and the learning rate that were found, or looked for now."""
         lam = self.lam if "lam" not in found else float(found["lam"])
         lam = auto_lam(objective, penalty) if isinstance(lam, str) else lam
         recipe = self.recipe.for_rows(objective.batches.n_data)
@@ -104,7 +113,8 @@ class FineTune(Solver):
             recipe = replace(recipe, lr=auto_learning_rate(objective, recipe, seed=self.seed))
         at_once = self.batch_replicas
         at_once = replicas_at_once(objective) if isinstance(at_once, str) else at_once
-        return Descent(Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once), recipe)
+        mine = penalty.part(objective.team.draws)
+        return Descent(Replicas.of(objective, mine, lam, difference=self.difference, at_once=at_once), recipe)
 
     def _report(self, objective: Objective, displacement: Tensor, descent: Descent) -> SolverReport:
         lam = descent.replicas.lam
@@ -117,3 +127,21 @@ class FineTune(Solver):
                 remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
             )
         return SolverReport(repr(self), replicas=len(displacement), lam=lam, lr=descent.rate, nonlinearity=bend)
+
+
+def _check_share(team: Team, penalty: Penalty, checkpoint: Checkpoint) -> None:
+    """Draws can be shared out where there are enough, and nothing is to be resumed. Errors: OptionError."""
+    if team.size == 1 or team.shares == "rows":
+        return
+    if len(penalty.direction) < team.size:
+        raise OptionError(
+            f"at least {team.size} draws for {team.size} processes",
+            received=str(len(penalty.direction)),
+            remedy='more draws, or share="rows".',
+        )
+    if checkpoint.keeps:
+        raise OptionError(
+            "processes that share the rows, for a fit with a checkpoint",
+            received='share="draws"',
+            remedy='share="rows", or leave the checkpoint out and save() in the end.',
+        )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from estimators.recipe import Recipe
 from estimators.regvar.energy import energy_error
+from estimators.regvar.penalty import Penalty
 from estimators.regvar.solvers.descent import Descent
 
 __all__ = ["Stopping"]
@@ -30,6 +31,7 @@ class Stopping:
     """
 
     descent: Descent
+    penalty: Penalty
     image: Tensor | None = field(default=None, init=False)
 
     @property
@@ -59,13 +61,14 @@ class Stopping:
 
     def _over_root(self, number: float) -> float:
         """Over √K."""
-        return number / math.sqrt(len(self.descent.replicas.penalty.direction))
+        return number / math.sqrt(len(self.penalty.direction))
 
     def _measured(self, arms: Tensor) -> tuple[float, Tensor]:
-        """Energy error per dimension, and A u."""
+        """Energy error per dimension, and A u, of all draws."""
         replicas = self.descent.replicas
-        penalty, objective = replicas.penalty, replicas.objective
+        objective, k = replicas.objective, len(self.penalty.direction)
         with objective.network.ledger.part("energy error"):
-            image = replicas.displacement(replicas.gradient(arms)) + penalty.direction  # A u − ξ → A u
-        error = energy_error(penalty, objective.prior.precision, replicas.displacement(arms), image)
-        return error.per_dimension, image
+            image = replicas.displacement(replicas.gradient(arms)) + replicas.penalty.direction  # A u − ξ → A u
+        image = objective.team.together(image, k)
+        displacement = objective.team.together(replicas.displacement(arms), k)
+        return energy_error(self.penalty, objective.prior.precision, displacement, image).per_dimension, image
