@@ -11,43 +11,57 @@ G Wᵀ = [W; Q]ᵀ [T − I; B] is known, so that the second costs the k rows of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from estimators.precision.block_cg import BlockSolution
+from estimators.precision.stored_rows import StoredRows
 
 __all__ = ["KrylovSpace"]
 
 
 @dataclass(frozen=True)
 class KrylovSpace:
-    """basis (r + k, P): s·W and s·Q by rows, in the coordinates of θ; scale (P,): s.
+    """stored (r + k, P): s·W and s·Q by rows, in the coordinates of θ; scale (P,): s.
 
     galerkin (r, r): T; coupling (k, r): B; seen (q, r + k): what the data take from the prior's variance,
     G₀(G₀ + I)⁻¹ = [W; Q]ᵀ seenᵀ seen [W; Q]. The small matrices are in float64.
     """
 
-    basis: Tensor
+    stored: StoredRows
     scale: Tensor
     galerkin: Tensor
     coupling: Tensor
     seen: Tensor
 
     @classmethod
-    def of(cls, solved: BlockSolution, scale: Tensor) -> KrylovSpace:
-        """The space of a solve in the coordinates θ̃ = θ/s; its basis is taken over and scaled in place."""
-        return cls.restored(solved.basis.mul_(scale), scale, solved.projected.double(), solved.coupling.double())
+    def of(cls, solved: BlockSolution, scale: Tensor, dtype: torch.dtype | None = None) -> KrylovSpace:
+        """The space of a solve in the coordinates θ̃ = θ/s, kept in `dtype`; its basis is scaled in place."""
+        stored = StoredRows.of(solved.basis.mul_(scale), dtype)
+        return cls._with(stored, scale, solved.projected.double(), solved.coupling.double())
 
     @classmethod
-    def restored(cls, basis: Tensor, scale: Tensor, galerkin: Tensor, coupling: Tensor) -> KrylovSpace:
-        """From its parts; what the data have taken is computed from T and B."""
-        return cls(basis, scale, galerkin, coupling, _seen(galerkin, coupling, basis.dtype))
+    def restored(cls, tensors: Mapping[str, Tensor]) -> KrylovSpace:
+        """From `state()`."""
+        stored = StoredRows(tensors["basis"], tensors.get("sizes"))
+        return cls._with(stored, tensors["scale"], tensors["galerkin"], tensors["coupling"])
+
+    @classmethod
+    def _with(cls, stored: StoredRows, scale: Tensor, galerkin: Tensor, coupling: Tensor) -> KrylovSpace:
+        """What the data have taken is computed from T and B."""
+        return cls(stored, scale, galerkin, coupling, _seen(galerkin, coupling, scale.dtype))
 
     def state(self) -> dict[str, Tensor]:
         """What `restored` takes."""
-        return {"basis": self.basis, "scale": self.scale, "galerkin": self.galerkin, "coupling": self.coupling}
+        return {**self.stored.state(), "scale": self.scale, "galerkin": self.galerkin, "coupling": self.coupling}
+
+    @property
+    def basis(self) -> Tensor:
+        """The stored rows, to compute with."""
+        return self.stored.rows
 
     @property
     def rank(self) -> int:

@@ -42,7 +42,7 @@ class VarianceBounds:
             image = torch.tensordot(space.expansion, (block.head.to_matrix(space.basis) / scale).double(), dims=1)
             along = block.precision.dense.solve(image.flatten(1)).view_as(image)
             schur = schur - image.flatten(1) @ along.flatten(1).T
-        return cls(network, space, block, _whitener(0.5 * (schur + schur.T), space.basis.dtype), along)
+        return cls(network, space, block, _whitener(0.5 * (schur + schur.T), space.scale.dtype), along)
 
     def variance(self, x: PyTree) -> tuple[Tensor, Tensor]:
         """lower and upper, (M, C)."""
@@ -90,7 +90,7 @@ class VarianceBounds:
     def _chunks(self, x: PyTree) -> list[PyTree]:
         """Rows whose Jacobians and responses fit."""
         n_outputs = self.network.outputs(x).shape[-1]
-        a_row = n_outputs * (2 * self.network.n_parameters + 4 * len(self.space.basis)) * 8
+        a_row = n_outputs * (2 * self.network.n_parameters + 4 * len(self.space.stored)) * 8
         return list(split_rows(x, rows_per_chunk(a_row)))
 
 

@@ -133,7 +133,7 @@ def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[s
     draws = DrawReadout(network, tensors["displacement"], block, learned["exact_block"])
     if "level" not in learned:
         return draws
-    space = KrylovSpace.restored(**{name: tensors[name] for name in ("basis", "scale", "galerkin", "coupling")})
+    space = KrylovSpace.restored(tensors)
     return BoundedReadout(draws, VarianceBounds.of(network, space, block), Level(**learned["level"]))
 
 

@@ -11,6 +11,7 @@ from estimators import FineTune, Gaussian, LastLayerLaplace, LinearizedLaplace, 
 from estimators.errors import OptionError, UnsupportedError
 from estimators.precision.block_cg import block_cg
 from estimators.precision.krylov_space import KrylovSpace
+from estimators.precision.stored_rows import StoredRows
 from estimators.regvar import draw_readout
 
 DELTAS = {"one": 1.7, "by name": {"0.*": 0.6, "*bias": 4.0, "*": 2.5}}
@@ -223,3 +224,34 @@ def test_the_level_of_many_outputs_comes_from_combinations_of_them_and_costs_no_
     assert 0.02 < expected.place < 0.98
     assert abs(level.place - expected.place) < 0.15
     assert some.fit_report_.passes["readout"] < 1.2 * every.fit_report_.passes["readout"]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=str)
+def test_a_space_kept_in_half_the_memory_changes_little(dtype, tolerance, tmp_path):
+    whole, x = fitted(1.7, n_draws=4, dtype=torch.float32)
+    solver = LinearResponse(basis_dtype=dtype)
+    half, _ = fitted(1.7, n_draws=4, dtype=torch.float32, solver=solver)
+    change = (half.variance(x) / whole.variance(x) - 1).abs().max()
+    assert 0 < float(change) < tolerance
+    stored = half.readout_.bounds.space.stored
+    assert stored.values.dtype == dtype
+    assert stored.values.nbytes == whole.readout_.bounds.space.basis.nbytes / 2
+    half.save(tmp_path / "fit.safetensors")
+    model, likelihood, _, _ = problem()
+    regularizer = PosteriorDraws(4, readout="bounds")
+    again = RegVar(model.float(), likelihood, prior_precision=1.7, regularizer=regularizer, solver=solver)
+    assert torch.equal(again.load(tmp_path / "fit.safetensors").variance(x), half.variance(x))
+
+
+def test_rows_of_tiny_numbers_do_not_vanish_in_float16():
+    rows = torch.tensor([[1e-9, -3e-9, 2e-12], [0.0, 0.0, 0.0], [7.0, 1e-3, 5e4]], dtype=torch.float64)
+    kept = StoredRows.of(rows, torch.float16).rows
+    assert kept.dtype == torch.float64
+    assert torch.allclose(kept, rows, rtol=1e-3, atol=1e-7 * 5e4)
+    assert torch.allclose(kept[0], rows[0], rtol=1e-3, atol=1e-7 * 3e-9)
+    assert StoredRows.of(rows, None).rows is rows
+
+
+def test_another_dtype_for_the_basis_is_refused():
+    with pytest.raises(OptionError, match="basis_dtype"):
+        LinearResponse(basis_dtype=torch.int8)

@@ -18,6 +18,7 @@ from estimators import (
     RegVar,
 )
 from estimators.errors import ModelError, NotConvergedWarning, OptionError, UnsupportedError
+from estimators.regvar.exact_block import find_exact_block
 from estimators.training import Recipe
 
 
@@ -175,6 +176,17 @@ CASES = {
     "alone": (lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)), "last_layer", "alone"),
     "not linear": (lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()), "all", "produce the output"),
 }
+
+
+def test_the_exact_block_steps_aside_for_a_vocabulary_of_fifty_thousand():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 50_000))
+    x, y = torch.zeros(3, 4), torch.arange(3)
+    objective = RegVar(model.eval(), "classification")._objective([(x, y)])
+    block, reason = find_exact_block(objective, "auto")
+    assert block is None
+    assert "450000" in reason
+    with pytest.raises(OptionError, match="450000"):
+        find_exact_block(objective, "last_layer")
 
 
 @pytest.mark.parametrize("case", CASES)

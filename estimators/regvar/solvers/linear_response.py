@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
+from estimators.errors import OptionError
 from estimators.objective import Objective
 from estimators.precision.block_cg import BlockSolution, block_cg
 from estimators.precision.cg import default_tolerance
 from estimators.precision.krylov_space import KrylovSpace
+from estimators.precision.stored_rows import HALVES
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport
 
@@ -26,17 +28,28 @@ class LinearResponse(Solver):
         tol: relative residual ‖A u − ∇r‖ / ‖∇r‖ to reach; None takes 1e-10 in float64, 1e-5 in float32, or stops at
             the penalty's budget of products (posterior draws: they are noisy anyway).
         max_iter: block iterations, each one product with A a replica.
+        basis_dtype: of the space that is kept with the fit: torch.float16 or torch.bfloat16 halves its memory and the
+            file; None keeps it as it was solved in. On digits the variance changes by 4e-4 and 3e-3.
 
     Errors: ConvergenceError beyond max_iter, IndefiniteHessianError where A is met with a negative curvature.
     """
 
     refits = False
 
-    def __init__(self, tol: float | None = None, max_iter: int = 1000) -> None:
-        self.tol, self.max_iter = tol, max_iter
+    def __init__(
+        self, tol: float | None = None, max_iter: int = 1000, *, basis_dtype: torch.dtype | None = None
+    ) -> None:
+        self.tol, self.max_iter, self.basis_dtype = tol, max_iter, basis_dtype
+        if basis_dtype not in (None, *HALVES):
+            raise OptionError(
+                f"basis_dtype None or one of {', '.join(map(str, HALVES))}",
+                received=repr(basis_dtype),
+                remedy="None keeps the basis in the dtype of the model.",
+            )
 
     def __repr__(self) -> str:
-        return f"LinearResponse(tol={self.tol}, max_iter={self.max_iter})"
+        kept = "" if self.basis_dtype is None else f", basis_dtype={self.basis_dtype}"
+        return f"LinearResponse(tol={self.tol}, max_iter={self.max_iter}{kept})"
 
     def _solve(
         self,
@@ -60,7 +73,7 @@ class LinearResponse(Solver):
             solved.solution * scale,
             report,
             image=penalty.direction - solved.remainder / scale,
-            space=KrylovSpace.of(solved, scale) if whitens and solved.iterations else None,
+            space=KrylovSpace.of(solved, scale, self.basis_dtype) if whitens and solved.iterations else None,
         )
 
     def _solved(self, objective: Objective, penalty: Penalty, scale: Tensor, checkpoint: Checkpoint) -> BlockSolution:
