@@ -167,10 +167,15 @@ class UncertaintyEstimator(Storable):
         Outputs of another shape (M, ...) have variances of that shape. With `of=g` the variance of g(f(x)) by the delta
         method, diag(G Σ Gᵀ), (M, D): g maps the outputs of one row, or these and its inputs, to a tensor of D entries.
         """
-        f = self._checked_outputs(x)
         if of is None:
-            return self._variance_given(x, f).reshape(self._variance_shape(f.shape))
+            return self._checked_variance(x)
+        self._check_query(x)
         return self._variance_of(x, of)
+
+    def _checked_variance(self, x: PyTree) -> Tensor:
+        """`variance` itself, after the checks of the query."""
+        f = self._checked_outputs(x)
+        return self._variance_given(x, f).reshape(self._variance_shape(f.shape))
 
     def _variance_given(self, x: PyTree, f: Tensor) -> Tensor:  # noqa: ARG002
         """`_variance` with the outputs f at θ̂ in the model's shape, for whom they spare a forward pass."""

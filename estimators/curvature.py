@@ -11,11 +11,10 @@ from estimators.jacobians import JacobianRows
 from estimators.memory import rows_per_chunk
 from estimators.objective import Objective
 from estimators.precision.dtype import algebra_dtype
+from estimators.precision.symmetric import add_gram, mirror
 from estimators.pytrees import split_rows
 
 __all__ = ["dense_ggn", "dense_hessian", "ggn_rows"]
-
-_BLOCK = 512
 
 
 def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
@@ -35,18 +34,9 @@ def dense_ggn(objective: Objective, jacobian: JacobianRows) -> Tensor:
     n = objective.network.n_parameters
     total = objective.theta.new_zeros(n, n, dtype=algebra_dtype(objective.theta.device))
     for rows in ggn_rows(objective, jacobian):
-        wide = rows.to(total.dtype)
-        for below, columns in _lower_blocks(n):  # half of RᵀR is the other half
-            total[below, columns].addmm_(wide[:, below].T, wide[:, columns])
-    for below, columns in _lower_blocks(n):
-        total[columns, below] = total[below, columns].T.clone()
+        add_gram(total, rows.to(total.dtype).T)
+    mirror(total)
     return total
-
-
-def _lower_blocks(n: int) -> Iterator[tuple[slice, slice]]:
-    """Rows from the diagonal on, and columns, that together are the lower triangle of (n, n)."""
-    for start in range(0, n, _BLOCK):
-        yield slice(start, n), slice(start, min(start + _BLOCK, n))
 
 
 def dense_hessian(objective: Objective) -> Tensor:

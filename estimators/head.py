@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -47,22 +48,23 @@ class Head:
 
     def features(self, x: PyTree) -> Tensor:
         """φ (M, E) at θ̂, with a 1 appended where the bias is a parameter."""
-        seen: list[Tensor] = []
-        linear = self.network.module.get_submodule(self.layer.name)
-        hook = linear.register_forward_pre_hook(lambda _module, args: seen.append(args[0].clone()))
+        return self.outputs_and_features(x)[1]
+
+    def outputs_and_features(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        """f (M, C) and φ (M, E) at θ̂, by one forward."""
+        with self.listening() as heard:
+            f = self.network.outputs(x)
+        return f, heard.features
+
+    @contextmanager
+    def listening(self) -> Iterator[Heard]:
+        """The features of the forwards within."""
+        heard = Heard(bias=self.layer.bias is not None)
+        hook = self.network.module.get_submodule(self.layer.name).register_forward_pre_hook(heard)
         try:
-            self.network.outputs(x)
+            yield heard
         finally:
             hook.remove()
-        features = seen[-1].detach()
-        if features.ndim != 2:
-            raise UnsupportedError(
-                "features of shape (B, D) before the last layer",
-                received=f"{tuple(features.shape)}",
-                remedy='use LinearizedLaplace with subset_of_weights="last_layer".',
-            )
-        ones = features.new_ones(len(features), 1)
-        return torch.cat([features, ones], dim=1) if self.layer.bias is not None else features
 
     def to_matrix(self, theta: Tensor) -> Tensor:
         """The layer's entries of vectors (..., P) as (..., C, E)."""
@@ -105,19 +107,44 @@ class Head:
         mean_hessian = theta.new_zeros(self.n_outputs, self.n_outputs)
         gram = theta.new_zeros(self.n_features, self.n_features)
         for batch in objective.batches:
-            features = self.features(batch.x)
+            f, features = self.outputs_and_features(batch.x)
             gram += features.T @ features
-            mean_hessian += objective.likelihood.hessian_sum(objective.network.outputs(batch.x))
+            mean_hessian += objective.likelihood.hessian_sum(f)
         return mean_hessian / objective.batches.n_data, gram
 
     def diagonal(self, objective: Objective) -> Tensor:
         """Σₙ Λₙ,cc φₙₑ², (C, E)."""
         total = objective.theta.new_zeros(self.n_outputs, self.n_features)
         for batch in objective.batches:
-            f = objective.network.outputs(batch.x)
-            total += objective.likelihood.hessian_diagonal(f).T @ self.features(batch.x).square()
+            f, features = self.outputs_and_features(batch.x)
+            total += objective.likelihood.hessian_diagonal(f).T @ features.square()
         return total
 
     def _hessians_and_features(self, objective: Objective) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in objective.batches:
-            yield objective.likelihood.hessian(objective.network.outputs(batch.x)), self.features(batch.x)
+            f, features = self.outputs_and_features(batch.x)
+            yield objective.likelihood.hessian(f), features
+
+
+class Heard:
+    """A forward hook that keeps what the layer was last given."""
+
+    def __init__(self, *, bias: bool) -> None:
+        self._bias = bias
+        self._last: Tensor | None = None
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG002
+        self._last = arguments[0].clone()
+
+    @property
+    def features(self) -> Tensor:
+        """φ (M, E), with a 1 appended where the bias is a parameter. Errors: UnsupportedError for another shape."""
+        assert self._last is not None
+        features = self._last.detach()
+        if features.ndim != 2:
+            raise UnsupportedError(
+                "features of shape (B, D) before the last layer",
+                received=f"{tuple(features.shape)}",
+                remedy='use LinearizedLaplace with subset_of_weights="last_layer".',
+            )
+        return torch.cat([features, features.new_ones(len(features), 1)], dim=1) if self._bias else features

@@ -90,6 +90,11 @@ class LastLayerLaplace(UncertaintyEstimator):
         self.factors_ = tensors
         self.precision_ = self._precision_for(objective.prior.precision)
 
+    def _checked_variance(self, x: PyTree) -> Tensor:
+        with self.head_.listening() as heard:  # the forward of the check shows the features, too
+            self._check_query(x)
+        return self.precision_.variance(heard.features)
+
     def _variance(self, x: PyTree) -> Tensor:
         return self.precision_.variance(self.head_.features(x))
 

@@ -54,6 +54,12 @@ class Layers:
         self.rest = [name for name in self._pieces if name not in covered]
         self._shapes = [use.output_shape for use in seen.uses]
 
+    def uses_once(self, row: PyTree) -> bool:
+        """Whether on this one row every map is applied to one place."""
+        uses = self._forward(row)[1].uses
+        names = [use.map.weight for use in uses]
+        return len(set(names)) == len(names) and all(len(use.inputs) == 1 for use in uses)
+
     def at(self, x: PyTree, cotangents: Cotangents | None = None, y: Tensor | None = None) -> Iterator[LayerRows]:
         """Rows of x a piece at a time; `cotangents(f, y)` (M, K, C), or each output by itself."""
         row = select_rows(x, slice(0, 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -12,7 +14,7 @@ from estimators.errors import ModelChangedError, ModelError
 __all__ = ["Fingerprint", "check_model", "fingerprint", "refuse_if_changed"]
 
 Fingerprint = dict[str, tuple[int, int, int]]
-_COLUMNS = 1024
+_COLUMNS, _SHORT = 1024, 2**16
 
 
 def check_model(model: nn.Module) -> None:
@@ -68,13 +70,21 @@ def _words(tensor: Tensor) -> Tensor:
 
 def _sums(words: Tensor) -> tuple[int, int, int]:
     """Of rows and of columns of a table, and of what is left, by odd numbers, so that no bit of a word is lost."""
-    n = len(words) // _COLUMNS * _COLUMNS
+    n = len(words) // _COLUMNS * _COLUMNS if len(words) > _SHORT else 0
     table, left = words[:n].view(-1, _COLUMNS), words[n:]
-    return _weighted(table.sum(1)), _weighted(table.sum(0)), _weighted(left)
+    rows, columns = (_weighted(table.sum(1)), _weighted(table.sum(0))) if n else (0, 0)
+    return rows, columns, _weighted(left)
 
 
-def _weighted(sums: Tensor) -> int:
-    return int((sums * torch.arange(1, 2 * len(sums) + 1, 2, device=sums.device)).sum())
+def _weighted(words: Tensor) -> int:
+    n = len(words)
+    odd = _odd_numbers(max(n, _SHORT), words.device)[:n]
+    return int(torch.dot(words, odd) if words.device.type == "cpu" else (words * odd).sum())  # dot: no whole numbers
+
+
+@lru_cache(maxsize=8)
+def _odd_numbers(n: int, device: torch.device) -> Tensor:
+    return torch.arange(1, 2 * n + 1, 2, device=device)
 
 
 def refuse_if_changed(model: nn.Module, expected: Fingerprint) -> None:

@@ -70,13 +70,14 @@ class Network:
 
     def outputs(self, x: PyTree) -> Tensor:
         """f(θ̂, x), (B, C), without a graph."""
-        with torch.no_grad():
-            return self(self.theta, x)
+        return self.shaped_outputs(x).flatten(1)
 
     def shaped_outputs(self, x: PyTree) -> Tensor:
-        """f(θ̂, x) as the model gives it, (B, ...), without a graph."""
-        with torch.no_grad():
-            return self.shaped(self.subset.unflatten(self.theta), x)
+        """f(θ̂, x) as the model gives it, (B, ...), without a graph: by the module, whose weights are θ̂."""
+        arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
+        self.ledger.forward(n_rows(x))
+        with torch.no_grad(), differentiable():
+            return output_tensor(self.module(*arguments, **keywords))
 
     def at(self, x: PyTree) -> Callable[[Tensor], Tensor]:
         """θ -> f(θ, x)."""

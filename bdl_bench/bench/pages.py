@@ -15,6 +15,7 @@ from bdl_bench.bench.large.methods import METHODS
 from bdl_bench.bench.large.models import MODELS
 from bdl_bench.bench.quality import page as quality_page
 from bdl_bench.bench.quality.measure import measure_quality
+from bdl_bench.bench.quality.networks import NETWORKS
 from bdl_bench.bench.records import Measured
 from bdl_bench.bench.regvar import exponents, memory, step
 from bdl_bench.bench.regvar import page as regvar_page
@@ -52,9 +53,9 @@ PAGES: dict[str, Page] = {
     "quality": Page(
         {
             quality_page.name_of(network, delta, seed): partial(measure_quality, network, delta, seed)
-            for network, seeds in quality_page.SEEDS.items()
+            for network in NETWORKS
             for delta in quality_page.DELTAS
-            for seed in seeds
+            for seed in quality_page.SEEDS
         },
         quality_page.to_markdown,
         default=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,9 @@ def mean_absolute_penalty(outputs: Tensor, *, lam: float, n_data: int, mask: Ten
     _checked_lam(lam)
     if n_data < 1:
         raise OptionError("n_data >= 1", received=repr(n_data), remedy="the number of training rows, len(dataset).")
-    size = outputs.abs().mean(-1)
     if mask is None:
-        return lam / n_data * size.mean()
+        return _AbsoluteSum.apply(outputs, lam / n_data / outputs.numel())  # type: ignore[no-any-return, no-untyped-call]
+    size = outputs.abs().mean(-1)
     if mask.shape != size.shape:
         raise OptionError(
             f"a mask of shape {tuple(size.shape)}, that of the outputs without their last dimension",
@@ -50,6 +51,24 @@ def mean_absolute_penalty(outputs: Tensor, *, lam: float, n_data: int, mask: Ten
         )
     chosen = mask.to(size)
     return lam / n_data * (size * chosen).sum() / chosen.sum().clamp_min(1)
+
+
+class _AbsoluteSum(torch.autograd.Function):
+    """scale · Σ|f|: nothing of the size of the outputs is kept for the way back, and one tensor is made there."""
+
+    @staticmethod
+    def forward(outputs: Tensor, scale: float) -> Tensor:
+        return scale * outputs.abs().sum()  # vector_norm has no such tensor, and is 2 % off for 3·10⁷ numbers
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ANN401, ARG004
+        ctx.save_for_backward(inputs[0])
+        ctx.scale = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (outputs,) = ctx.saved_tensors
+        return torch.sign(outputs).mul_(ctx.scale * slope), None
 
 
 class TwoNetworks(UncertaintyEstimator):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from estimators.precision.base import Precision
+from estimators.precision.symmetric import gram
 
 __all__ = ["DualPrecision", "bytes_needed"]
 
@@ -19,7 +20,7 @@ class DualPrecision(Precision):
 
     def __init__(self, prior_precision: Tensor, rows: Tensor) -> None:
         self.prior_precision, self.rows = prior_precision.to(rows.dtype), rows
-        inner = (rows / self.prior_precision) @ rows.T
+        inner = gram(rows * self.prior_precision.rsqrt())  # R D⁻¹ Rᵀ
         inner.diagonal().add_(1.0)
         self.cholesky = torch.linalg.cholesky(inner)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from estimators.batches import AbsentBatches
 from estimators.curvature import dense_ggn, dense_hessian, ggn_rows
 from estimators.jacobians import JacobianRows
+from estimators.layer_rows import Layers
 from estimators.memory import refuse_if_too_large
 from estimators.objective import Labels, Objective
 from estimators.precision import dense, dual
@@ -21,6 +22,7 @@ from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.precision.dense import DensePrecision
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.dual import DualPrecision
+from estimators.precision.layered_ggn import layered_ggn, worthwhile
 from estimators.precision.low_rank import low_rank_rows
 from estimators.precision.structured import Blocks, collect
 
@@ -64,8 +66,11 @@ class Matrix:
 
     def precision(self, prior_precision: Tensor) -> Precision:
         doubtful = _is_doubtful(prior_precision, exact_hessian=self.exact_hessian)
-        prior = prior_precision.to(self.matrix.dtype)
-        return DensePrecision(self.matrix + prior.diag(), check_condition=doubtful)
+        matrix = self.matrix.clone()
+        matrix.diagonal().add_(prior_precision)
+        return DensePrecision(
+            matrix, check_condition=doubtful, smallest=0.0 if doubtful else float(prior_precision.min())
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         return {"matrix": self.matrix}
@@ -139,6 +144,9 @@ def _is_doubtful(prior_precision: Tensor, *, exact_hessian: bool) -> bool:
 
 def build_matrix_ggn(objective: Objective) -> Built:
     _refuse_dense(objective)
+    layers = Layers(objective.network, next(iter(objective.batches)).x)
+    if worthwhile(objective, layers):
+        return Matrix(layered_ggn(objective, layers), exact_hessian=False), "layers"
     jacobian = JacobianRows(objective.network)
     return Matrix(dense_ggn(objective, jacobian), exact_hessian=False), jacobian.backend
 

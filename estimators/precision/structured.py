@@ -12,7 +12,6 @@ and δ is added to the eigenvalues, exactly. Nothing of size P × P or C × P ×
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,9 +27,9 @@ from estimators.precision.base import Precision
 from estimators.precision.dense import smallest_allowed_ratio
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.eigen_block import EigenBlock, by_rows
+from estimators.precision.layout import Layout, whitened_rows
 from estimators.precision.second_moment import SecondMoment
 from estimators.pytrees import PyTree
-from estimators.subsets import Subset
 
 __all__ = ["BlockPrecision", "Blocks", "collect"]
 
@@ -84,43 +83,6 @@ class Blocks:
             for name in maps
         }
         return cls(network, maps, description["rest"], blocks, tensors[_REST])
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the maps and the rest lie in θ."""
-
-    subset: Subset
-    maps: dict[str, LinearMap]
-    rest: list[str]
-
-    def matrix(self, theta: Tensor, name: str) -> Tensor:
-        """The entries of a map in vectors (..., P), as (..., O, E)."""
-        linear, places = self.maps[name], self.subset.slices
-        shape = (linear.n_inputs, -1) if linear.transposed else (linear.n_outputs, -1)
-        weight: Tensor = theta[..., places[linear.weight]].unflatten(-1, shape)
-        weight = weight.transpose(-1, -2) if linear.transposed else weight
-        if linear.bias is None:
-            return weight
-        return torch.cat([weight, theta[..., places[linear.bias], None]], dim=-1)
-
-    def put(self, theta: Tensor, name: str, matrix: Tensor) -> None:
-        """Write (..., O, E) to its entries of vectors (..., P)."""
-        linear, places = self.maps[name], self.subset.slices
-        weight = matrix[..., : linear.n_inputs]
-        theta[..., places[linear.weight]] = (weight.transpose(-1, -2) if linear.transposed else weight).flatten(-2)
-        if linear.bias is not None:
-            theta[..., places[linear.bias]] = matrix[..., -1]
-
-    def rest_of(self, theta: Tensor) -> Tensor:
-        """The entries of the rest, (..., P_rest)."""
-        return theta[..., self.rest_index]
-
-    @property
-    def rest_index(self) -> Tensor:
-        """Their places in θ."""
-        places = [torch.arange(place.start, place.stop) for place in map(self.subset.slices.__getitem__, self.rest)]
-        return torch.cat([torch.arange(0), *places])
 
 
 class BlockPrecision(Precision):
@@ -179,16 +141,6 @@ def collect(objective: Objective, structure: str) -> Blocks:
     return Blocks(objective.network, layers.maps, layers.rest, kron, rest)
 
 
-def _rows(objective: Objective, layers: Layers) -> Iterator[LayerRows]:
-    """Along the columns of S at every training row."""
-
-    def root(f: Tensor, y: Tensor) -> Tensor:
-        return objective.likelihood.given(y).hessian_sqrt(f).transpose(1, 2)
-
-    for batch in objective.batches:
-        yield from layers.at(batch.x, root, batch.y)
-
-
 def _kron(objective: Objective, layers: Layers) -> tuple[dict[str, EigenBlock], Tensor]:
     """Blocks in the eigenbasis of both factors, and the diagonal of the rest."""
     dtype, device = algebra_dtype(objective.theta.device), objective.theta.device
@@ -196,7 +148,7 @@ def _kron(objective: Objective, layers: Layers) -> tuple[dict[str, EigenBlock], 
     outer = {name: torch.zeros(o, o, dtype=dtype, device=device) for name, (o, _) in shapes.items()}
     inner = {name: SecondMoment(e, dtype) for name, (_, e) in shapes.items()}
     rest = _zeros_of_rest(objective, layers)
-    for rows in _rows(objective, layers):
+    for rows in whitened_rows(objective, layers):
         rest += rows.rest.square().sum((0, 1))
         for name, factors in rows.factors.items():
             a, b = factors.inputs.flatten(0, 1), factors.slopes.flatten(0, 2)
@@ -226,7 +178,7 @@ def _with_own_eigenvalues(objective: Objective, layers: Layers, bases: dict[str,
     rest = _zeros_of_rest(objective, layers)
     blank = EigenBlock(torch.zeros((), dtype=rest.dtype, device=rest.device))
     sums: dict[str, Tensor] = dict.fromkeys(layers.maps, rest.new_zeros(()))
-    for rows in _rows(objective, layers):
+    for rows in whitened_rows(objective, layers):
         rest += rows.rest.square().sum((0, 1))
         for name, factors in rows.factors.items():
             sums[name] = sums[name] + _summed_squares(bases.get(name, blank).rotated(factors))

@@ -24,9 +24,10 @@ __all__ = ["EPOCHS", "MEMBERS", "measure_quality"]
 
 TRAINING = 100  # passes
 QUERIES = {"mlp": 500, "cnn": 60}
-EPOCHS = (2, 4, 8, 16, 32)
-ITERATIONS = (1, 2, 4, 6, 8)
-MEMBERS = (3, 10)
+DRAWS = {"mlp": (16, 64), "cnn": (16,)}
+EPOCHS = {"mlp": (2, 4, 8, 16, 32), "cnn": (4, 8)}
+ITERATIONS = {"mlp": (1, 2, 4, 6, 8), "cnn": (2, 4)}
+MEMBERS = {"mlp": (3, 10), "cnn": (4,)}
 _DROPOUT, _SAMPLES = 0.1, 100
 
 
@@ -46,18 +47,19 @@ def measure_quality(network: str, delta: float, seed: int) -> Measured:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)
-        for k in (16, 64):
+        for k in DRAWS[network]:
             exact_draws = LinearResponse(tol=1e-5)
             point(f"exact draws, K = {k}", lambda: regvar(problem, x, k, exact_draws, "draws", seed))  # noqa: B023
             point(f"FineTune, default, K = {k}", lambda: regvar(problem, x, k, FineTune(), "draws", seed))  # noqa: B023
-        for epochs in EPOCHS:
+        point("LinearResponse, default", lambda: regvar(problem, x, 16, LinearResponse(), "auto", seed))
+        for epochs in EPOCHS[network]:
             solver = FineTune(recipe=replace(DEFAULT_RECIPE, epochs=epochs))
             for name, block in (("FineTune", "auto"), ("FineTune, plain draws", None)):
                 point(name, lambda: regvar(problem, x, 16, solver, "draws", seed, block))  # noqa: B023
-        for iterations in ITERATIONS:
+        for iterations in ITERATIONS[network]:
             krylov = LinearResponse(max_iter=iterations)
             point("LinearResponse, bounds", lambda: regvar(problem, x, 16, krylov, "bounds", seed))  # noqa: B023
-    for members in MEMBERS:
+    for members in MEMBERS[network]:
         point("deep ensemble", lambda: ensemble(network, delta, seed, members, x))  # noqa: B023
     point("MC dropout", lambda: dropout(network, delta, seed, x))
     point("last layer, times its best constant", lambda: last_layer(problem, x, exact))

@@ -7,11 +7,12 @@ from collections import defaultdict
 
 from bdl_bench.bench.machine import machine
 from bdl_bench.bench.markdown import table
+from bdl_bench.bench.quality.networks import NETWORKS
 from bdl_bench.bench.records import Measured
 
 __all__ = ["DELTAS", "SEEDS", "name_of", "to_markdown"]
 
-DELTAS, SEEDS = (1.0, 10.0), {"mlp": range(5), "cnn": range(3)}
+DELTAS, SEEDS = (1.0, 10.0), range(5)
 _HEAD = """# Quality by cost
 
 Measured on {machine}
@@ -35,9 +36,9 @@ def name_of(network: str, delta: float, seed: int) -> str:
 def to_markdown(rows: dict[str, Measured]) -> str:
     """A table for each network and prior precision."""
     parts = [_HEAD.format(machine=machine())]
-    for network, seeds in SEEDS.items():
+    for network in NETWORKS:
         for delta in DELTAS:
-            found = [rows[name] for seed in seeds if (name := name_of(network, delta, seed)) in rows]
+            found = [rows[name] for seed in SEEDS if (name := name_of(network, delta, seed)) in rows]
             if found:
                 parts.append(f"## {network.upper()}, {found[0]['n_parameters']:,} parameters, δ = {delta:g}, ")
                 parts.append(f"{len(found)} seed{'s' * (len(found) > 1)}\n\n{_table(found)}\n\n")

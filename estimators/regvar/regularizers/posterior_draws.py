@@ -23,7 +23,7 @@ from estimators.regvar.solvers.base import Solution
 __all__ = ["PosteriorDraws"]
 
 _LARGE = 1000
-_PRODUCTS = 10  # with A a draw, everything counted, where bounds are read: docs/math.md, section 5
+_PRODUCTS = 9  # with A a draw, everything counted, where bounds are read: docs/math.md, section 5
 
 
 class PosteriorDraws(Regularizer):

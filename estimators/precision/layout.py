@@ -1,0 +1,63 @@
+"""Where the linear maps of a network lie in θ, and its rows in factors along the columns of S."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from estimators.layer_rows import LayerRows, Layers
+from estimators.linear_uses import LinearMap
+from estimators.objective import Objective
+from estimators.subsets import Subset
+
+__all__ = ["Layout", "whitened_rows"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the maps and the rest lie in θ."""
+
+    subset: Subset
+    maps: dict[str, LinearMap]
+    rest: list[str]
+
+    def matrix(self, theta: Tensor, name: str) -> Tensor:
+        """The entries of a map in vectors (..., P), as (..., O, E)."""
+        linear, places = self.maps[name], self.subset.slices
+        shape = (linear.n_inputs, -1) if linear.transposed else (linear.n_outputs, -1)
+        weight: Tensor = theta[..., places[linear.weight]].unflatten(-1, shape)
+        weight = weight.transpose(-1, -2) if linear.transposed else weight
+        if linear.bias is None:
+            return weight
+        return torch.cat([weight, theta[..., places[linear.bias], None]], dim=-1)
+
+    def put(self, theta: Tensor, name: str, matrix: Tensor) -> None:
+        """Write (..., O, E) to its entries of vectors (..., P)."""
+        linear, places = self.maps[name], self.subset.slices
+        weight = matrix[..., : linear.n_inputs]
+        theta[..., places[linear.weight]] = (weight.transpose(-1, -2) if linear.transposed else weight).flatten(-2)
+        if linear.bias is not None:
+            theta[..., places[linear.bias]] = matrix[..., -1]
+
+    def rest_of(self, theta: Tensor) -> Tensor:
+        """The entries of the rest, (..., P_rest)."""
+        return theta[..., self.rest_index]
+
+    @property
+    def rest_index(self) -> Tensor:
+        """Their places in θ."""
+        places = [torch.arange(place.start, place.stop) for place in map(self.subset.slices.__getitem__, self.rest)]
+        return torch.cat([torch.arange(0), *places])
+
+
+def whitened_rows(objective: Objective, layers: Layers) -> Iterator[LayerRows]:
+    """Along the columns of S, Λ = SSᵀ, at every training row."""
+
+    def root(f: Tensor, y: Tensor) -> Tensor:
+        return objective.likelihood.given(y).hessian_sqrt(f).transpose(1, 2)
+
+    for batch in objective.batches:
+        yield from layers.at(batch.x, root, batch.y)
