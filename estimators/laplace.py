@@ -23,6 +23,7 @@ from estimators.precision.posterior import (
     DataCurvature,
     Products,
     Rows,
+    StreamedRows,
     build_low_rank,
     centre_of,
     choose_inverse,
@@ -46,8 +47,9 @@ class LinearizedLaplace(UncertaintyEstimator):
         hessian_structure: "full"; or, of the GGN, layer by layer: "kron" (K-FAC), "ekfac" (its basis with exact
             eigenvalues: one pass more, sharper), "diag"; or "lowrank", the `rank` directions of which the data say most
             beside the prior, by products with the GGN (docs/math.md, section 2).
-        inverse: of the full structure "cholesky" (dense, P² memory), "dual" (function space, GGN only, (N·C)² memory),
-            "cg" (products only), or "auto", which picks by size and says which in `inverse_`; of the others "eigen".
+        inverse: of the full structure "cholesky" (dense, P² memory), "dual" (function space, GGN only, N·C·P memory),
+            "streamed" (the same with (N·C)² memory: the rows are made anew, and queries need the data), "cg" (products
+            only), or "auto", which picks by size and says which in `inverse_`; of the others "eigen".
 
     Fitted: `inverse_`; `jacobian_backend_`: "backpack", "torch.func", "layers" (factors, layer by layer), or "products"
     where no rows are made; `eigenvalues_` of "lowrank", in units of the prior precision.
@@ -83,7 +85,7 @@ class LinearizedLaplace(UncertaintyEstimator):
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         centre = centre_of(objective, self.curvature)
         inverse = self._chosen_inverse(centre) if self.inverse == "auto" else self.inverse
-        if inverse == "dual" and not bool((objective.prior.precision > 0).all()):
+        if inverse in ("dual", "streamed") and not bool((objective.prior.precision > 0).all()):
             raise OptionError(
                 "a positive prior_precision for every parameter in the dual form",
                 received="0 for some",
@@ -109,8 +111,8 @@ class LinearizedLaplace(UncertaintyEstimator):
         self._hold(objective, restored(objective, tensors, learned["curvature"], curvature=self.curvature))
 
     def _attached(self, objective: Objective) -> None:
-        if isinstance(self.data_curvature_, Products):
-            self._hold(objective, restored(objective, {}, {}, curvature=self.curvature))
+        if isinstance(self.data_curvature_, (Products, StreamedRows)):
+            self._hold(objective, restored(objective, self.data_curvature_.tensors(), {}, curvature=self.curvature))
 
     def _hold(self, objective: Objective, data_curvature: DataCurvature) -> None:
         self.data_curvature_ = data_curvature

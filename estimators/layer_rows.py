@@ -52,6 +52,7 @@ class Layers:
         self.maps = _usable(seen)
         covered = {name for linear in self.maps.values() for name in linear.names}
         self.rest = [name for name in self._pieces if name not in covered]
+        self._uses = seen.uses
         self._shapes = [use.output_shape for use in seen.uses]
 
     def uses_once(self, row: PyTree) -> bool:
@@ -59,6 +60,16 @@ class Layers:
         uses = self._forward(row)[1].uses
         names = [use.map.weight for use in uses]
         return len(set(names)) == len(names) and all(len(use.inputs) == 1 for use in uses)
+
+    def bytes_a_row(self, n_outputs: int) -> dict[str, int]:
+        """Of the factors of one row along `n_outputs` cotangents, by map, as the first row had them."""
+        element = self.network.theta.element_size()
+        found = dict.fromkeys(self.maps, 0)
+        for use in self._uses:
+            if use.map.weight in found:
+                slopes = n_outputs * use.output_shape.numel()
+                found[use.map.weight] += element * (use.rows().numel() + slopes)
+        return found
 
     def at(self, x: PyTree, cotangents: Cotangents | None = None, y: Tensor | None = None) -> Iterator[LayerRows]:
         """Rows of x a piece at a time; `cotangents(f, y)` (M, K, C), or each output by itself."""

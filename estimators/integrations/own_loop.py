@@ -41,7 +41,7 @@ def mean_absolute_penalty(outputs: Tensor, *, lam: float, n_data: int, mask: Ten
     if n_data < 1:
         raise OptionError("n_data >= 1", received=repr(n_data), remedy="the number of training rows, len(dataset).")
     if mask is None:
-        return _AbsoluteSum.apply(outputs, lam / n_data / outputs.numel())  # type: ignore[no-any-return, no-untyped-call]
+        return _AbsoluteSum.apply(outputs, lam / n_data / outputs.numel())  # type: ignore[no-any-return]
     size = outputs.abs().mean(-1)
     if mask.shape != size.shape:
         raise OptionError(

@@ -24,14 +24,18 @@ from estimators.pytrees import select_rows
 
 __all__ = ["layered_ggn", "worthwhile"]
 
-_LEAST_OUTPUTS = 3
+_LEAST_OUTPUTS, _LEAST_PARAMETERS = 3, 500
 
 
 def worthwhile(objective: Objective, layers: Layers) -> bool:
-    """Whether every weight is used once a row, and there are outputs enough to save on."""
+    """Whether it saves something: many parameters in maps that are used once a row, and outputs to sum over first."""
+    if objective.theta.numel() < _LEAST_PARAMETERS:
+        return False
+    in_maps = sum(o * e for o, e in (linear.shape for linear in layers.maps.values()))
     first = [select_rows(batch.x, slice(0, 1)) for batch in objective.batches]
     n_outputs = objective.network.outputs(first[0]).shape[-1]
-    return n_outputs >= _LEAST_OUTPUTS and all(layers.uses_once(row) for row in first)
+    enough = n_outputs >= _LEAST_OUTPUTS and 2 * in_maps >= objective.theta.numel()
+    return enough and all(layers.uses_once(row) for row in first)
 
 
 def layered_ggn(objective: Objective, layers: Layers) -> Tensor:

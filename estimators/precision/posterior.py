@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,7 @@ from estimators.jacobians import JacobianRows
 from estimators.layer_rows import Layers
 from estimators.memory import refuse_if_too_large
 from estimators.objective import Labels, Objective
-from estimators.precision import dense, dual
+from estimators.precision import dense, dual, streamed_dual
 from estimators.precision.base import Precision
 from estimators.precision.cg import CGPrecision, default_tolerance
 from estimators.precision.definiteness import refuse_indefinite_product
@@ -24,9 +24,11 @@ from estimators.precision.dtype import algebra_dtype
 from estimators.precision.dual import DualPrecision
 from estimators.precision.layered_ggn import layered_ggn, worthwhile
 from estimators.precision.low_rank import low_rank_rows
+from estimators.precision.streamed_dual import StreamedDual, inner_matrix, marks_of
 from estimators.precision.structured import Blocks, collect
 
 LOW_RANK = 100
+_STREAMED_ROWS = 4096  # N·C: a block of rows is made anew for each before it
 
 __all__ = [
     "BUILDERS",
@@ -34,6 +36,7 @@ __all__ = [
     "DataCurvature",
     "Products",
     "Rows",
+    "StreamedRows",
     "build_low_rank",
     "centre_of",
     "choose_inverse",
@@ -96,6 +99,29 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class StreamedRows:
+    """R D⁻¹ Rᵀ (N·C, N·C) for the prior of an objective whose data give products with R."""
+
+    objective: Objective
+    inner: Tensor
+    marks: Tensor
+
+    def precision(self, prior_precision: Tensor) -> Precision:
+        ratio = self.objective.prior.precision / prior_precision
+        if bool((ratio == ratio[0]).all()):
+            return StreamedDual(self.objective, prior_precision, self.inner * ratio[0], self.marks)
+        prior = replace(self.objective.prior, precision=prior_precision)
+        inner = inner_matrix(replace(self.objective, prior=prior), self.marks)
+        return StreamedDual(self.objective, prior_precision, inner, self.marks)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"inner": self.inner, "marks": self.marks}
+
+    def description(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
 class Products:
     """Products with A of an objective, whose own prior is exchanged for the one asked for."""
 
@@ -132,6 +158,8 @@ def restored(
     if description:
         return Blocks.restored(objective.network, tensors, description)
     exact_hessian = curvature == "hessian"
+    if "inner" in tensors:
+        return StreamedRows(centre_of(objective, curvature), tensors["inner"], tensors["marks"])
     if "matrix" in tensors:
         return Matrix(tensors["matrix"], exact_hessian)
     return Rows(tensors["rows"]) if "rows" in tensors else Products(centre_of(objective, curvature), exact_hessian)
@@ -164,6 +192,17 @@ def build_rows(objective: Objective) -> Built:
     return Rows(torch.cat([rows.to(dtype) for rows in ggn_rows(objective, jacobian)])), jacobian.backend
 
 
+def build_streamed(objective: Objective) -> Built:
+    refuse_if_too_large(
+        f"a matrix of the {n_ggn_rows(objective)} outputs of all rows",
+        streamed_bytes(objective),
+        device=objective.theta.device,
+        remedy='inverse="cg", or RegVar.',
+    )
+    marks = marks_of(objective)
+    return StreamedRows(objective, inner_matrix(objective, marks), marks), "products"
+
+
 def build_products(objective: Objective) -> Built:
     return Products(objective, exact_hessian=isinstance(objective.data_term, Labels)), "products"
 
@@ -183,6 +222,7 @@ Builder = Callable[[Objective], Built]
 BUILDERS: dict[tuple[str, str, str], Builder] = {
     ("ggn", "full", "cholesky"): build_matrix_ggn,
     ("ggn", "full", "dual"): build_rows,
+    ("ggn", "full", "streamed"): build_streamed,
     ("ggn", "full", "cg"): build_products,
     ("ggn", "lowrank", "dual"): build_low_rank(LOW_RANK),
     ("ggn", "kron", "eigen"): build_blocks("kron"),
@@ -194,12 +234,15 @@ BUILDERS: dict[tuple[str, str, str], Builder] = {
 
 
 def choose_inverse(objective: Objective, *, curvature: str, available: int) -> str:
-    """The cheapest of "dual", "cholesky" and "cg" that fits into half of the memory there is."""
+    """The cheapest of "dual", "cholesky", "streamed" and "cg" that fits into half of the memory there is."""
     n_rows, n_parameters = n_ggn_rows(objective), objective.network.n_parameters
     positive = bool((objective.prior.precision > 0).all())
     if curvature == "ggn" and positive and n_rows < n_parameters and 2 * dual_bytes(objective) < available:
         return "dual"
-    return "cholesky" if 2 * dense_bytes(objective) < available else "cg"
+    if 2 * dense_bytes(objective) < available:
+        return "cholesky"
+    few = curvature == "ggn" and positive and n_rows <= _STREAMED_ROWS
+    return "streamed" if few and 2 * streamed_bytes(objective) < available else "cg"
 
 
 def n_ggn_rows(objective: Objective) -> int:
@@ -218,6 +261,11 @@ def dual_bytes(objective: Objective) -> int:
     """Memory of the dual form."""
     theta = objective.theta
     return dual.bytes_needed(n_ggn_rows(objective), theta.numel(), algebra_dtype(theta.device).itemsize)
+
+
+def streamed_bytes(objective: Objective) -> int:
+    """Memory of the dual form without its rows."""
+    return streamed_dual.bytes_needed(n_ggn_rows(objective), algebra_dtype(objective.theta.device).itemsize)
 
 
 def _refuse_dense(objective: Objective) -> None:

@@ -35,7 +35,7 @@ def test_scores_are_of_the_ratio_and_of_the_order():
 def test_every_method_is_measured_and_has_a_line(monkeypatch):
     monkeypatch.setattr(measure, "trained", small)
     monkeypatch.setattr(measure, "EPOCHS", {"mlp": (2,)})
-    monkeypatch.setattr(measure, "ITERATIONS", (1, 8))
+    monkeypatch.setattr(measure, "ITERATIONS", {"mlp": (1, 8)})
     monkeypatch.setattr(measure, "MEMBERS", {"mlp": (2,)})
     rows = {page.name_of("mlp", 1.0, seed): measure.measure_quality("mlp", 1.0, seed) for seed in (0, 1)}
     points = rows["quality-mlp-1-0"]["points"]

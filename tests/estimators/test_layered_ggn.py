@@ -1,0 +1,99 @@
+"""The dense GGN from factors, the sum over outputs first: against the Hessian of the linearised network."""
+
+import pytest
+import torch
+from torch import nn
+
+from estimators import LinearizedLaplace
+from estimators.batches import Batches
+from estimators.layer_rows import Layers
+from estimators.network import Network
+from estimators.objective import Labels, Objective, Prior
+from estimators.precision import layered_ggn
+from estimators.precision.layered_ggn import worthwhile
+from estimators.precision.symmetric import add_gram, gram, mirror
+
+
+class Transposed(nn.Module):
+    """A weight stored as (inputs, outputs), a residual, and a raw parameter in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
+        self.shift, self.head = nn.Parameter(torch.randn(4)), nn.Linear(4, 3, bias=False)
+
+    def forward(self, x):
+        return self.head(torch.tanh(torch.addmm(self.bias, x, self.weight)) * self.shift + x)
+
+
+NETWORKS = {
+    "plain": lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.ELU(), nn.Linear(5, 3)),
+    "without biases": lambda: nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 3, bias=False)),
+    "norm": lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)),
+    "frozen": lambda: nn.Sequential(nn.Linear(4, 6).requires_grad_(requires_grad=False), nn.Tanh(), nn.Linear(6, 3)),
+    "transposed": Transposed,
+}
+
+
+def objective_of(problem):
+    network = Network(problem.model, [name for name, p in problem.model.named_parameters() if p.requires_grad])
+    batches = Batches.checked(problem.loader, network, problem.likelihood)
+    delta = torch.full_like(network.theta, problem.delta)
+    return Objective(network, Labels(problem.likelihood), Prior(delta, torch.zeros_like(delta)), batches)
+
+
+def layers_of(objective):
+    return Layers(objective.network, next(iter(objective.batches)).x)
+
+
+@pytest.mark.parametrize("chunk", [3, 1000])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_the_hessian_of_the_linearised_network(name, chunk, make_problem, by_hand, monkeypatch):
+    problem = make_problem(model=NETWORKS[name]())
+    objective = objective_of(problem)
+    monkeypatch.setattr(layered_ggn, "rows_per_chunk", lambda _: chunk)
+    found = layered_ggn.layered_ggn(objective, layers_of(objective))
+    assert torch.allclose(found, by_hand(problem).data_ggn(), rtol=1e-10, atol=1e-12)
+
+
+def wide(outputs):
+    return nn.Sequential(nn.Linear(4, 80), nn.Tanh(), nn.Linear(80, outputs))
+
+
+class Twice(nn.Module):
+    """One layer at two places a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.twice, self.head = nn.Linear(4, 25), nn.Linear(25, 25), nn.Linear(25, 3)
+
+    def forward(self, x):
+        return self.head(self.twice(torch.tanh(self.twice(self.first(x)))))
+
+
+def test_it_is_taken_where_it_saves_something(make_problem):
+    cases = [(wide(3), True), (nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), False), (Twice(), False)]
+    for model, expected in cases:
+        objective = objective_of(make_problem(model=model))
+        assert worthwhile(objective, layers_of(objective)) is expected
+    objective = objective_of(make_problem("regression", model=wide(2)))
+    assert not worthwhile(objective, layers_of(objective))
+
+
+def test_laplace_says_that_it_took_it(make_problem, by_hand):
+    problem = make_problem(model=wide(3))
+    options = {"prior_precision": problem.delta, "inverse": "cholesky"}
+    fitted = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(problem.loader)
+    assert fitted.jacobian_backend_ == "layers"
+    exact = by_hand(problem).covariance(problem.query)
+    assert torch.allclose(fitted.covariance(problem.query), exact, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 511, 512, 513, 1100])
+def test_half_of_a_product_and_its_mirror_are_the_whole(n):
+    rows = torch.randn(n, 7, dtype=torch.float64)
+    assert torch.allclose(gram(rows), rows @ rows.T, rtol=1e-12, atol=1e-12)
+    total = torch.ones(n, n, dtype=torch.float64)
+    add_gram(total, rows)
+    mirror(total)
+    assert torch.allclose(total, 1 + rows @ rows.T, rtol=1e-12, atol=1e-12)
