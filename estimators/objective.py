@@ -49,6 +49,8 @@ class DataTerm(ABC):
     likelihood: Likelihood
     centred: ClassVar[bool] = True
     """Whether it has no slope at θ̂."""
+    semidefinite: ClassVar[bool] = False
+    """Whether its curvature at θ̂ is never negative."""
 
     @abstractmethod
     def targets(self, network: Network, batch: Batch) -> PyTree:
@@ -103,6 +105,8 @@ class TiltedLabels(Labels):
 
 class SelfTargets(DataTerm):
     """−E[log p(y | f)] over y from the network's own prediction at θ̂. Its curvature at θ̂ is exactly the GGN."""
+
+    semidefinite = True
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
         with network.ledger.part("targets"):

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError, IndefiniteHessianError
+from estimators.memory import available_bytes
 from estimators.state import Learned
 
 __all__ = ["BlockSolution", "block_cg", "krylov_basis", "krylov_relation"]
 
 Product = Callable[[Tensor], Tensor]
-_BASIS_BYTES = 2**31
+_BASIS_BYTES = 2**32
 
 
 @dataclass(frozen=True)
@@ -52,47 +53,54 @@ def block_cg(
     *,
     start: Tensor | None = None,
     tol: float = 1e-6,
+    energy_tol: float = 0.0,
     max_iter: int = 1000,
     must_converge: bool = True,
     checkpoint: Checkpoint | None = None,
 ) -> BlockSolution:
     """Solve A u = b for right_hand_sides (K, P), from `start` (K, P) or zero, to ‖b − A u‖ ≤ tol ‖b‖.
 
-    The basis is bounded by 2 GiB: beyond it the iteration restarts from the current u. With a `checkpoint` it goes on
-    from the last iteration kept.
+    With energy_tol > 0, for A ⪰ I, ‖b − A u‖² ≤ energy_tol·bᵀu is enough, too: then bᵀu is that near to bᵀA⁻¹b.
+    The basis is bounded by 4 GiB and a third of the memory: beyond it, its leading half is kept. With a `checkpoint` it
+    goes on from the last iteration kept.
     Errors: IndefiniteHessianError where T has a negative eigenvalue; ConvergenceError after `max_iter` iterations,
     unless what is reached by then is good enough (`must_converge` False).
     """
-    scale = right_hand_sides.norm(dim=1).clamp_min(torch.finfo(right_hand_sides.dtype).tiny)
-    u = torch.zeros_like(right_hand_sides) if start is None else start.clone()
+    b, tiny = right_hand_sides, torch.finfo(right_hand_sides.dtype).tiny
+    scale = b.norm(dim=1).clamp_min(tiny)
+    u = torch.zeros_like(b) if start is None else start.clone()
     iterations = products = 0
     checkpoint = checkpoint or Checkpoint()
     saved = checkpoint.load()
-    while True:
-        if saved is not None:
-            cycle, u, iterations, products = _resumed(product, saved, u.device)
-            saved = None
-        else:
-            warm = start is not None or iterations > 0
-            residual = right_hand_sides - product(u) if warm else right_hand_sides.clone()
-            products += len(u) * warm
-            cycle = _Cycle(product, residual)
-        while not cycle.done(tol * scale) and iterations < max_iter and not cycle.full():
-            cycle.extend()
-            cycle.solve()
-            iterations += 1
-            checkpoint.save(partial(_state, cycle, u, iterations, products))
-        products += cycle.products
-        u = u + cycle.correction()
-        relative = cycle.residual_norms() / scale
-        if cycle.done(tol * scale) or iterations >= max_iter:
-            break
-    if must_converge and bool((relative > tol).any()):
+    if saved is not None:
+        cycle, u, iterations, products = _resumed(product, saved, u.device)
+    else:
+        cycle = _Cycle(product, b.clone() if start is None else b - product(u))
+        products += len(u) * (start is not None)
+
+    def within() -> Tensor:
+        """The residuals that will do, (K,)."""
+        if not energy_tol:
+            return tol * scale
+        linear = (b * (u + cycle.correction())).sum(1)
+        return torch.maximum(tol * scale, (energy_tol * linear.clamp_min(0)).sqrt())
+
+    while not cycle.done(within()) and iterations < max_iter:
+        if cycle.full():
+            u = u + cycle.correction()
+            cycle.thin()
+        cycle.extend()
+        cycle.solve()
+        iterations += 1
+        checkpoint.save(partial(_state, cycle, u, iterations, products))
+    relative = cycle.residual_norms() / scale
+    if must_converge and not cycle.done(within()):
         raise ConvergenceError(
             f"a relative residual of at most {tol:g} within {max_iter} iterations",
             received=f"{float(relative.max()):.3g} after {iterations}",
             remedy="raise max_iter, loosen tol, or use a larger prior_precision (a better conditioned A).",
         )
+    u, products = u + cycle.correction(), products + cycle.products
     remainder, coupling = cycle.remainder(), cycle.full_coupling()
     return BlockSolution(u, remainder, relative, iterations, products, cycle.extended(), cycle.projected, coupling)
 
@@ -119,10 +127,10 @@ class _Cycle:
         self.storage, self.rank = residual.new_empty(8 * len(residual), residual.shape[1]), 0
         self.projected = residual.new_zeros(0, 0)
         self.block, self.coupling = _orthonormal_rows(residual, self.floor)  # residualᵀ = blockᵀ · coupling
-        self.start = self.coupling
+        self.start, self.before = self.coupling, torch.zeros((), dtype=torch.long)  # W r₀: what is not zero, and where
         self.coefficients = residual.new_zeros(0, residual.shape[0])
 
-    _KEPT = ("floor", "projected", "block", "coupling", "start", "coefficients")
+    _KEPT = ("floor", "projected", "block", "coupling", "start", "before", "coefficients")
 
     def tensors(self) -> dict[str, Tensor]:
         """All that it goes on from."""
@@ -161,7 +169,21 @@ class _Cycle:
         return len(self.block) == 0 or bool((self.residual_norms() <= tolerance).all())
 
     def full(self) -> bool:
-        return self.basis.numel() * self.basis.element_size() > _BASIS_BYTES
+        room = min(_BASIS_BYTES, available_bytes(self.block.device) // 3 + self.basis.nbytes)
+        return self.basis.nbytes > room and self.rank > 4 * len(self.block)
+
+    def thin(self) -> None:
+        """Go on from the present u with the leading half of the space: A V = V Θ + Qᵀ(…), Q the next block.
+
+        Thick restart (Wu & Simon 2000): the Ritz vectors of the largest Ritz values stay solved for.
+        """
+        along = -self._along_next()
+        values, vectors = torch.linalg.eigh(self.projected)
+        keep = self.rank // 2
+        self.storage[:keep] = vectors[:, -keep:].T @ self.basis
+        self.rank, self.projected = keep, values[-keep:].diag()
+        self.start, self.before = along, torch.tensor(keep)
+        self.coefficients = self.coefficients[:0]
 
     def residual_norms(self) -> Tensor:
         """‖b − A u‖ of each right-hand side, from the coupling of the space to the next block."""
@@ -171,7 +193,7 @@ class _Cycle:
     def remainder(self) -> Tensor:
         """b − A u, (K, P): all of it lies along the next block."""
         along = self._along_next()
-        return (-along if len(self.basis) else along).T @ self.block
+        return (-along if len(self.coefficients) else along).T @ self.block
 
     def full_coupling(self) -> Tensor:
         """Q A Wᵀ (k, r): the next block couples to the last one only."""
@@ -181,8 +203,8 @@ class _Cycle:
         return coupling
 
     def _along_next(self) -> Tensor:
-        if not len(self.basis):
-            return self.coupling
+        if not len(self.coefficients):
+            return self.start
         return self.coupling @ self.coefficients[len(self.coefficients) - self.coupling.shape[1] :]
 
     def extend(self) -> None:
@@ -216,7 +238,7 @@ class _Cycle:
     def solve(self) -> None:
         """Coefficients T⁻¹ W r₀; T without a Cholesky factor proves A indefinite (Cauchy interlacing)."""
         rhs = self.projected.new_zeros(len(self.basis), self.start.shape[1])
-        rhs[: len(self.start)] = self.start
+        rhs[int(self.before) : int(self.before) + len(self.start)] = self.start
         factor, info = torch.linalg.cholesky_ex(self.projected)
         if int(info) != 0:
             ritz = torch.linalg.eigvalsh(self.projected)
@@ -224,7 +246,7 @@ class _Cycle:
         self.coefficients = torch.cholesky_solve(rhs, factor)
 
     def correction(self) -> Tensor:
-        return self.coefficients.T @ self.basis
+        return self.coefficients.T @ self.basis[: len(self.coefficients)]
 
 
 def _orthonormal_rows(block: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from estimators.errors import UnsupportedError
 from estimators.pytrees import PyTree, select_rows
 from estimators.training import Recipe, train_map
 
-__all__ = ["MODELS", "N_DATA", "N_QUERIES", "PRIOR_PRECISION", "Subject"]
+__all__ = ["MODELS", "N_DATA", "N_QUERIES", "PRIOR_PRECISION", "Subject", "converted"]
 
 N_DATA, N_QUERIES, PRIOR_PRECISION = 128, 3, 1.0
 _BATCH, _TOKENS = 32, 16
@@ -38,12 +38,21 @@ class Subject:
 
 
 def _subject(build: Callable[[], nn.Module], rows: Callable[[], tuple[PyTree, Tensor]], recipe: Recipe) -> Subject:
+    """Trained in float64, so that every process ends at the same weights: round-off of float32 grows to other ones."""
     torch.manual_seed(0)
     model, (x, y) = build(), rows()
     parts = [slice(i, i + _BATCH) for i in range(0, N_DATA, _BATCH)]
     loader = [(select_rows(x, part), y[part]) for part in parts]
-    train_map(model, "classification", loader, prior_precision=PRIOR_PRECISION, recipe=recipe)
-    return Subject(model, loader, select_rows(x, slice(N_DATA, N_DATA + N_QUERIES)))
+    wide = [(converted(x, torch.float64), y) for x, y in loader]
+    train_map(model.double(), "classification", wide, prior_precision=PRIOR_PRECISION, recipe=recipe)
+    return Subject(model.float(), loader, select_rows(x, slice(N_DATA, N_DATA + N_QUERIES)))
+
+
+def converted(x: PyTree, dtype: torch.dtype) -> PyTree:
+    """Inputs with their floats of a dtype."""
+    if isinstance(x, dict):
+        return {key: converted(value, dtype) for key, value in x.items()}
+    return x.to(dtype) if x.is_floating_point() else x
 
 
 def _images() -> tuple[Tensor, Tensor]:
