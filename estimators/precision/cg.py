@@ -8,7 +8,8 @@ from torch import Tensor
 from estimators.errors import UnsupportedError
 from estimators.memory import rows_per_chunk
 from estimators.precision.base import Precision
-from estimators.precision.block_cg import Product, block_cg
+from estimators.precision.block_cg import block_cg
+from estimators.precision.block_lanczos import Product
 
 __all__ = ["CGPrecision", "default_tolerance"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import IndefiniteHessianError
-from estimators.precision.block_cg import Product, krylov_basis
+from estimators.precision.block_lanczos import Product, krylov_basis
 from estimators.precision.dense import smallest_allowed_ratio
 
 __all__ = ["refuse_indefinite_product"]

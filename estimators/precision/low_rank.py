@@ -17,7 +17,7 @@ from torch import Tensor
 from estimators.errors import OptionError
 from estimators.memory import refuse_if_too_large
 from estimators.objective import Objective
-from estimators.precision.block_cg import krylov_relation
+from estimators.precision.block_lanczos import krylov_relation
 from estimators.precision.dtype import algebra_dtype
 
 __all__ = ["low_rank_rows"]

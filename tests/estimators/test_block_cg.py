@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from estimators.errors import ConvergenceError, IndefiniteHessianError, UnsupportedError
-from estimators.precision.block_cg import block_cg, krylov_basis
+from estimators.precision.block_cg import block_cg
+from estimators.precision.block_lanczos import krylov_basis
 from estimators.precision.cg import CGPrecision
 from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.precision.dense import DensePrecision
@@ -143,13 +144,35 @@ def test_a_block_converges_in_fewer_iterations_than_a_single_vector():
 
 @pytest.mark.parametrize("bound", [3, 6, 12, 30])
 def test_a_bounded_basis_restarts_and_ends_at_the_same_solution(bound, monkeypatch):
-    monkeypatch.setattr("estimators.precision.block_cg._BASIS_BYTES", bound * P * 8)
+    monkeypatch.setattr("estimators.precision.block_lanczos._BASIS_BYTES", bound * P * 8)
     a, b = matrix(SPECTRA["well conditioned"]), vectors(3)
     solved = block_cg(product_of(a), b, tol=1e-11)
     exact = torch.linalg.solve(a, b.T).T
     assert float((solved.solution - exact).norm() / exact.norm()) < 1e-9
     assert len(solved.projected) <= bound + 3
     assert solved.iterations > 1
+
+
+def test_a_bounded_basis_keeps_what_it_has_solved_for(monkeypatch):
+    a, b = matrix(SPECTRA["a few large, as a GGN"]), vectors(2)
+    free = block_cg(product_of(a), b, tol=1e-8)
+    monkeypatch.setattr("estimators.precision.block_lanczos._BASIS_BYTES", 8 * P * 8)
+    bounded = block_cg(product_of(a), b, tol=1e-8)
+    assert bounded.iterations <= 2 * free.iterations
+    w, next_block = bounded.basis.split([len(bounded.projected), len(bounded.basis) - len(bounded.projected)])
+    rest = w @ a - bounded.projected @ w - bounded.coupling.T @ next_block  # A Wᵀ = Wᵀ T + Qᵀ B still
+    assert float(rest.norm() / (w @ a).norm()) < 1e-9
+
+
+@pytest.mark.parametrize("energy_tol", [1e-1, 1e-3, 1e-6])
+def test_an_energy_tolerance_bounds_the_error_of_the_quadratic_form(energy_tol):
+    a, b = matrix(SPECTRA["well conditioned"]), vectors(3)  # A ⪰ I
+    solved = block_cg(product_of(a), b, tol=1e-12, energy_tol=energy_tol)
+    exact = (b * torch.linalg.solve(a, b.T).T).sum(1)
+    error = 1 - (b * solved.solution).sum(1) / exact
+    assert bool((error >= -1e-10).all())
+    assert bool((error <= energy_tol).all())
+    assert solved.iterations < block_cg(product_of(a), b, tol=1e-12).iterations
 
 
 def test_too_few_iterations_are_an_error_that_says_how_far_they_came():

@@ -19,6 +19,7 @@ SGD = Recipe(epochs=12, batch_size=7, optimizer="sgd", lr="auto")
 ADAM = Recipe(epochs=12, batch_size=7, optimizer="adam", lr=0.02, schedule="constant", average=0.5)
 FITS = {
     "sgd": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune(recipe=SGD)},
+    "in flights": {"regularizer": PosteriorDraws(5, exact_block=None), "solver": FineTune(recipe=SGD, in_flight=2)},
     "until enough": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune()},
     "adam, averaged": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=ADAM)},
     "mean absolute": {"regularizer": MeanAbsolute(), "solver": FineTune(1e-3, "control", recipe=SGD)},
@@ -76,7 +77,8 @@ def often(monkeypatch):
 @pytest.mark.parametrize("name", FITS)
 def test_a_fit_killed_on_its_way_goes_on_to_the_same_end(name, tmp_path):
     path = tmp_path / "fit.safetensors"
-    died = in_another_process(name, path, 5 if isinstance(FITS[name]["solver"], FineTune) else 2)
+    writes = {"in flights": 15, "draws": 2, "bounds": 2}.get(name, 5)  # 15: within the second of three flights
+    died = in_another_process(name, path, writes)
     assert died.returncode == -signal.SIGKILL, died.stderr
     with pytest.raises(StateError, match=r"finished fit.*checkpoint="):
         estimator(name).load(path)

@@ -24,11 +24,13 @@ from estimators.errors import (
     ConvergenceError,
     IndefiniteHessianError,
     LambdaTooLargeError,
+    NotConvergedWarning,
     NotFittedError,
     OptionError,
     UnsupportedError,
 )
 from estimators.regvar.solvers.conjugate_gradients import conjugate_gradients
+from estimators.regvar.solvers.replicas import Replicas
 from estimators.training import Recipe, train_map
 
 
@@ -110,6 +112,40 @@ def test_a_loop_over_replicas_equals_one_vectorised_call(regularizer):
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("difference", ["forward", "central", "control"])
+def test_replicas_in_flights_of_any_size_end_where_all_together_do(size, difference):
+    model, likelihood, loader, _ = problem("classification")
+    recipe = Recipe(6, batch_size=10, optimizer="sgd", lr="auto")
+
+    def displacement(in_flight):
+        solver = FineTune(1e-3, difference, recipe, in_flight=in_flight)
+        options = {"regularizer": PosteriorDraws(5, readout="draws"), "solver": solver}
+        return RegVar(model, likelihood, prior_precision=2.5, **options).fit(loader).readout_.displacement
+
+    together = displacement("auto")
+    assert torch.allclose(displacement(size), together, rtol=1e-9, atol=1e-12)
+
+
+def test_few_replicas_are_in_flight_where_memory_is_short(monkeypatch):
+    model, likelihood, loader, _ = problem("classification")
+    n = sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr("estimators.regvar.solvers.flights.available_bytes", lambda _: 4 * 8 * 8 * n * 2)
+    sizes = []
+    of = Replicas.of
+
+    def counted(objective, penalty, *args, **options):
+        sizes.append(len(penalty.direction))
+        return of(objective, penalty, *args, **options)
+
+    monkeypatch.setattr(Replicas, "of", counted)
+    solver = FineTune(recipe=Recipe(2, lr=1e-2, optimizer="sgd"))
+    options = {"regularizer": PosteriorDraws(5, readout="draws"), "solver": solver}
+    with pytest.warns(NotConvergedWarning):
+        RegVar(model, likelihood, prior_precision=2.5, **options).fit(loader)
+    assert sizes == [2, 2, 1]
+
+
 def test_the_seed_of_fine_tune_orders_the_batches():
     model, likelihood, loader, x = problem()
     recipe = Recipe(epochs=2, batch_size=8, optimizer="sgd", lr="auto")
@@ -280,6 +316,8 @@ def test_parts_that_do_not_go_together_are_refused_in_the_constructor(options):
         lambda: NewtonRefit(difference="backward"),
         lambda: FineTune(-1.0),
         lambda: FineTune(difference="both"),
+        lambda: FineTune(in_flight=0),
+        lambda: FineTune(in_flight=2, share="draws"),
         lambda: FineTune(recipe=Recipe(optimizer="adam", lr="auto")),
         lambda: SignedProbes(0),
         lambda: ParameterProbes(-3),

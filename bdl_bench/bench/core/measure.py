@@ -23,6 +23,7 @@ def measure(name: str) -> Measured:
     _, peak = in_fresh_process(_ours_once, name)
     found = {**work.describe(), **times, "peak": peak}
     if work.their_bytes is None or work.their_queries is not None:
+        found["error"], _ = in_fresh_process(_error, name)
         _, found["their_peak"] = in_fresh_process(_theirs_once, name, times["backends"][0])
     return found
 
@@ -58,7 +59,7 @@ def _times(name: str) -> Measured:
         "ours": _seconds(timings[0]),
         "theirs": _seconds(best) if runs else None,
         "backends": [one.backend for one in theirs],
-        "difference": _difference(ours, theirs[0]) if runs else None,
+        "difference": {one.backend: _difference(ours, one) for one in theirs},
     }
 
 
@@ -72,6 +73,16 @@ def _difference(ours: _Ours, theirs: Theirs) -> float:
     assert theirs.result is not None
     b = theirs.result
     return float((ours.result[: len(b)] - b).abs().max() / b.abs().max())
+
+
+def _error(name: str) -> float:
+    """The same of our answer and that of the network in float64."""
+    work = ROWS[name]
+    data = work.data()
+    narrow = work.read(work.ours(data.model).fit(data.loader), data.queries)
+    rows = [(x.double(), y.double() if y.is_floating_point() else y) for x, y in data.loader]
+    wide = work.read(work.ours(data.model.double()).fit(rows), data.queries.double())
+    return float((narrow - wide).abs().max() / wide.abs().max())
 
 
 def _ours_once(name: str) -> None:

@@ -12,7 +12,7 @@ from bdl_bench.bench.records import Measured
 __all__ = ["to_markdown"]
 
 _TIMES = ("work", "step", "ours, s", "laplace-torch, s", "ratio", "goal", "")
-_MEMORY = ("work", "our peak, GiB", "goal, GiB", "", "laplace-torch, GiB", "largest difference")
+_MEMORY = ("work", "our peak, GiB", "goal, GiB", "", "laplace-torch, GiB", "difference", "from float64")
 _HEAD = """# Beside laplace-torch
 
 Measured on {machine}
@@ -26,13 +26,16 @@ running: the ratios count, not the seconds. `bdl-bench bench --only core` makes 
 _MIDDLE = """
 Peaks are those of the resident memory of a process that does nothing but one fit and one reading of the variance,
 above the imports. *by size* marks what was not run: the least that laplace-torch would allocate (its Jacobian of the
-queries, or five P×P matrices while it inverts). The difference is max |ours − theirs| / max |theirs|.
+queries, or five P×P matrices while it inverts). The difference is max |ours − theirs| / max |theirs|, by backend where
+several were the fastest of some step; "from float64" is that of our answer and ours for the network in float64.
 
 """
 _TAIL = """
 Both sides' Kronecker forms agree where layers have no bias, and those networks have none: ours has the bias as the last
-column of its weight, laplace-torch gives it a factor of its own. Our dense algebra is in float64, laplace-torch's in
-float32: half of the multiplications a second, in exchange for digits that float32 does not have (`precision/dtype.py`).
+column of its weight, laplace-torch gives it a factor of its own. Its BackPACK backend has another matrix for
+convolutions than its other two, which agree with ours to 1e-15 in float64. Our dense algebra is in float64,
+laplace-torch's in float32: half of the multiplications a second, in exchange for digits that float32 does not have
+(`precision/dtype.py`); queries are solved in float32 where A is conditioned well enough.
 Ours factors A in `fit`, laplace-torch inverts it at the first variance: their sum compares like with like.
 Of the shortest times nearly all is checks of the query and of the model's weights, and the forward pass.
 """
@@ -71,8 +74,14 @@ def _memory_line(row: Measured) -> list[str]:
     theirs = [gib(row["their_peak"]) + _few(row)] if "their_peak" in row else []
     if row["their_bytes"] is not None:
         theirs.append(f"{gib(row['their_bytes'])} by size")
-    difference = "–" if row["difference"] is None else f"{row['difference']:.1e}"
-    return [row["title"], gib(row["peak"]), shown, reached, "; ".join(theirs), difference]
+    error = f"{row['error']:.1e}" if "error" in row else "–"
+    return [row["title"], gib(row["peak"]), shown, reached, "; ".join(theirs), _differences(row["difference"]), error]
+
+
+def _differences(found: dict[str, float]) -> str:
+    if len(set(found.values())) > 1:
+        return "; ".join(f"{backend} {difference:.1e}" for backend, difference in found.items())
+    return f"{min(found.values()):.1e}" if found else "–"
 
 
 def _few(row: Measured) -> str:

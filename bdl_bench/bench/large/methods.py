@@ -6,15 +6,34 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bdl_bench.bench.large.models import MODELS, PRIOR_PRECISION
-from estimators import LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
+from estimators import LinearizedLaplace, LinearResponse, Pointwise, PosteriorDraws, RegVar
 from estimators.base import UncertaintyEstimator
 
-__all__ = ["METHODS", "method_record"]
+__all__ = ["METHODS", "N_DRAWS", "largest_output", "method_record"]
 
 N_DRAWS = 8
+
+
+def largest_output(f: Tensor) -> Tensor:
+    """The output of the predicted class, (1,), of the outputs of a row."""
+    return f.amax(-1, keepdim=True)
+
+
+def _pointwise(model: nn.Module) -> UncertaintyEstimator:
+    return RegVar(
+        model,
+        "classification",
+        prior_precision=PRIOR_PRECISION,
+        regularizer=Pointwise(of=largest_output),
+        solver=LinearResponse(),
+    )
+
+
+def _exact(model: nn.Module) -> UncertaintyEstimator:
+    return LinearizedLaplace(model, "classification", prior_precision=PRIOR_PRECISION, inverse="streamed")
 
 
 def _linear_response(model: nn.Module) -> UncertaintyEstimator:
@@ -40,6 +59,8 @@ def _diag(model: nn.Module) -> UncertaintyEstimator:
 
 
 METHODS: dict[str, Callable[[nn.Module], UncertaintyEstimator]] = {
+    "exact": _exact,
+    "pointwise": _pointwise,
     "linear-response": _linear_response,
     "fine-tune": _fine_tune,
     "kron": _kron,
@@ -63,6 +84,10 @@ def method_record(name: str, method: str) -> dict[str, Any]:
     }
     if isinstance(estimator, RegVar):
         report = estimator.fit_report_
-        record |= {"passes": report.total_passes, "energy": estimator.energy_error_, "block": report.exact_block}
-        record["standard_error"] = estimator.standard_error(subject.queries).tolist()
+        record["passes"] = report.total_passes
+        if report.energy is not None:
+            record |= {"energy": report.energy.per_dimension, "block": report.exact_block}
+            record["standard_error"] = estimator.standard_error(subject.queries).tolist()
+        elif report.solver is not None:
+            record["passes"] = report.solver.passes
     return record

@@ -14,6 +14,7 @@ from estimators.objective import Objective
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
 from estimators.regvar.solvers.descent import Descent
+from estimators.regvar.solvers.flights import Flights, Landed, most_in_flight
 from estimators.regvar.solvers.replicas import Replicas, checked_difference
 from estimators.regvar.solvers.search import auto_lam, auto_learning_rate, nonlinearity, replicas_at_once
 from estimators.regvar.solvers.stopping import Stopping
@@ -44,6 +45,9 @@ class FineTune(Solver):
         seed: orders the batches, alike in all arms.
         batch_replicas: replicas in one vectorised call, or "auto" (one at a time for convolutions on a CPU, where
             grouped convolutions are slow; else as many as memory allows).
+        in_flight: replicas that descend together, each with eight vectors of θ's size in memory; the others wait, and
+            share no forward passes with them. "auto": as many as a quarter of the memory bears (all, in several
+            processes).
         share: what several processes (`fit(accelerator=...)`) divide among them: the "rows" of every batch, at a sum
             over all at every step; or the "draws", each on all rows, which meet once an epoch, but cannot go on from a
             checkpoint.
@@ -61,10 +65,16 @@ class FineTune(Solver):
         *,
         seed: int = 0,
         batch_replicas: int | str = "auto",
+        in_flight: int | str = "auto",
         share: str = "rows",
     ) -> None:
         self.lam, self.difference = checked_lam(lam, auto=True), checked_difference(difference)
         self.recipe, self.seed, self.batch_replicas, self.share = recipe, seed, batch_replicas, share
+        self.in_flight = in_flight
+        if in_flight != "auto" and (not isinstance(in_flight, int) or in_flight < 1):
+            raise OptionError('in_flight >= 1 or "auto"', received=repr(in_flight), remedy="a positive whole number.")
+        if in_flight != "auto" and share == "draws":
+            raise OptionError('in_flight="auto" with share="draws"', received=repr(in_flight), remedy='share="rows".')
         if share not in ("rows", "draws"):
             raise OptionError('share "rows" or "draws"', received=repr(share), remedy='"rows".')
         if recipe.lr == "auto" and recipe.optimizer == "adam":
@@ -79,9 +89,26 @@ class FineTune(Solver):
         objective = replace(objective, team=objective.team.sharing(self.share))
         _check_share(objective.team, penalty, checkpoint)
         saved = checkpoint.load()
-        descent = self._descent(objective, penalty, {} if saved is None else saved[1])
+        lam, recipe = self._found(objective, penalty, {} if saved is None else saved[1])
+        mine = penalty.part(objective.team.draws)
+        flights = Flights.resumed(len(mine.direction), self._size(objective, mine), checkpoint, saved)
+        for which in flights.left():
+            descent = self._descent(objective, mine.part(which), lam, recipe)
+            flights.land(self._landed(descent, penalty, which, flights.keeping(), progress_bar=progress_bar))
+        landed = flights.together
+        displacement = objective.team.together(landed.displacement, len(penalty.direction))
+        return Solution(displacement, self._report(objective, displacement, lam, landed.rate), image=landed.image)
+
+    def _landed(
+        self, descent: Descent, penalty: Penalty, which: slice, checkpoint: Checkpoint, *, progress_bar: bool
+    ) -> Landed:
+        """A flight: the descent of some of the replicas."""
+        objective = descent.replicas.objective
         guarded = self.recipe.lr == "auto" and objective.data_term.centred
-        stopping = Stopping(descent, penalty) if guarded and self._chooses and penalty.start is not None else None
+        stopping = None
+        if guarded and self._chooses and penalty.start is not None:
+            measured = penalty if objective.team.shares == "draws" else penalty.part(which)
+            stopping = Stopping(descent, measured, len(penalty.direction))
         arms = fit_weights(
             descent.replicas.start,
             descent.gradient,
@@ -93,31 +120,40 @@ class FineTune(Solver):
             checkpoint=descent.keeping(checkpoint),
             progress_bar=progress_bar,
         )
-        displacement = objective.team.together(descent.replicas.displacement(arms), len(penalty.direction))
         image = None if stopping is None else stopping.image
-        return Solution(displacement, self._report(objective, displacement, descent), image=image)
+        return Landed(descent.replicas.displacement(arms), image, descent.rate)
+
+    def _size(self, objective: Objective, penalty: Penalty) -> int:
+        """Replicas in flight."""
+        k = len(penalty.direction)
+        if not isinstance(self.in_flight, str):
+            return min(k, self.in_flight)
+        arms = 2 if self.difference == "central" else 1
+        alone = objective.team.size == 1
+        return min(k, max(1, most_in_flight(penalty.direction) // arms)) if alone else k
 
     @property
     def _chooses(self) -> bool:
         """Whether the number of epochs is ours to choose, and the rate does not depend on it."""
         return self.recipe.epochs == "auto" and self.recipe.schedule == "constant"
 
-    def _descent(self, objective: Objective, penalty: Penalty, found: dict[str, Any]) -> Descent:
-        """Of this process's replicas, with λ and the learning rate that were found, or looked for now."""
+    def _found(self, objective: Objective, penalty: Penalty, found: dict[str, Any]) -> tuple[float, Recipe]:
+        """λ and the recipe with its learning rate, as they were found, or looked for now."""
         lam = self.lam if "lam" not in found else float(found["lam"])
         lam = auto_lam(objective, penalty) if isinstance(lam, str) else lam
         recipe = self.recipe.for_rows(objective.batches.n_data)
         if "lr" in found:
-            recipe = replace(recipe, lr=float(found["lr"]))
-        elif recipe.lr == "auto":
+            return lam, replace(recipe, lr=float(found["lr"]))
+        if recipe.lr == "auto":
             recipe = replace(recipe, lr=auto_learning_rate(objective, recipe, seed=self.seed))
+        return lam, recipe
+
+    def _descent(self, objective: Objective, penalty: Penalty, lam: float, recipe: Recipe) -> Descent:
         at_once = self.batch_replicas
         at_once = replicas_at_once(objective) if isinstance(at_once, str) else at_once
-        mine = penalty.part(objective.team.draws)
-        return Descent(Replicas.of(objective, mine, lam, difference=self.difference, at_once=at_once), recipe)
+        return Descent(Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once), recipe)
 
-    def _report(self, objective: Objective, displacement: Tensor, descent: Descent) -> SolverReport:
-        lam = descent.replicas.lam
+    def _report(self, objective: Objective, displacement: Tensor, lam: float, rate: float) -> SolverReport:
         with objective.network.ledger.part("linearity"):
             bend = nonlinearity(objective, displacement, lam)
         if not bend <= _BENT:
@@ -126,7 +162,7 @@ class FineTune(Solver):
                 received=f"a ratio of {bend:.3g} at lam={lam:g}",
                 remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
             )
-        return SolverReport(repr(self), replicas=len(displacement), lam=lam, lr=descent.rate, nonlinearity=bend)
+        return SolverReport(repr(self), replicas=len(displacement), lam=lam, lr=rate, nonlinearity=bend)
 
 
 def _check_share(team: Team, penalty: Penalty, checkpoint: Checkpoint) -> None:

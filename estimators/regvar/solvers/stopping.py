@@ -25,13 +25,14 @@ _LONGEST = 2  # times the usual epochs
 class Stopping:
     """Looks at a quarter, half and all of the usual epochs, and gives the draws twice as many where they need it.
 
-    The more draws, the less there is to be left undone. The energy of the average costs one gradient of each replica;
-    before the usual end it is measured only where that of the iterates, which comes without a pass, is small. `image`
-    is A u at the average where it was enough.
+    The more draws, `n_draws` in all, the less there is to be left undone. The energy of the average costs one gradient
+    of each replica; before the usual end it is measured only where that of the iterates, which comes without a pass, is
+    small. `image` is A u at the average where it was enough.
     """
 
     descent: Descent
     penalty: Penalty
+    n_draws: int
     image: Tensor | None = field(default=None, init=False)
 
     @property
@@ -61,7 +62,7 @@ class Stopping:
 
     def _over_root(self, number: float) -> float:
         """Over √K."""
-        return number / math.sqrt(len(self.penalty.direction))
+        return number / math.sqrt(self.n_draws)
 
     def _measured(self, arms: Tensor) -> tuple[float, Tensor]:
         """Energy error per dimension, and A u, of all draws."""

@@ -1,0 +1,105 @@
+"""Replicas that descend a flight after the other: only those in flight have slopes, momenta and averages in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from estimators.checkpoint import Checkpoint
+from estimators.memory import available_bytes
+from estimators.state import Learned
+
+__all__ = ["Flights", "Landed", "most_in_flight"]
+
+_COPIES = 8  # of a replica in flight: iterate, slope and its parts, momentum, average
+_SHARE = 0.25  # of the memory there is
+
+
+def most_in_flight(displacement: Tensor) -> int:
+    """Replicas whose state takes at most a quarter of the memory, for displacements like those (K, P)."""
+    each = _COPIES * displacement.shape[1] * displacement.element_size()
+    return max(1, int(_SHARE * available_bytes(displacement.device)) // each)
+
+
+@dataclass(frozen=True)
+class Landed:
+    """Displacements (k, P), A times them where it was computed, and the learning rate in the end."""
+
+    displacement: Tensor
+    image: Tensor | None
+    rate: float
+
+
+@dataclass
+class Flights:
+    """K replicas, `size` at a time; where a checkpoint keeps them, those that have landed are kept, too."""
+
+    n_replicas: int
+    size: int
+    checkpoint: Checkpoint
+    landed: list[Landed] = field(default_factory=list)
+
+    @classmethod
+    def resumed(cls, n_replicas: int, size: int, checkpoint: Checkpoint, saved: Learned | None) -> Flights:
+        """From what the checkpoint had."""
+        if saved is None:
+            return cls(n_replicas, size, checkpoint)
+        tensors, values = saved
+        before = [Landed(tensors["landed"], tensors.get("images"), values["rate"])] if "landed" in tensors else []
+        return cls(n_replicas, values["in_flight"], checkpoint, before)
+
+    def left(self) -> Iterator[slice]:
+        """The flights that have not landed."""
+        for start in range(self.n_landed, self.n_replicas, self.size):
+            yield slice(start, start + self.size)
+
+    @property
+    def n_landed(self) -> int:
+        """Replicas that have landed."""
+        return sum(len(landed.displacement) for landed in self.landed)
+
+    def land(self, landed: Landed) -> None:
+        """Add a flight's end."""
+        self.landed.append(landed)
+
+    def keeping(self) -> Checkpoint:
+        """The checkpoint of the flight that is next."""
+        return _Kept(self, self.checkpoint, self.n_landed)
+
+    @property
+    def together(self) -> Landed:
+        """All of them."""
+        images = [landed.image for landed in self.landed if landed.image is not None]
+        whole = torch.cat([landed.displacement for landed in self.landed])
+        rate = min(landed.rate for landed in self.landed)
+        return Landed(whole, torch.cat(images) if len(images) == len(self.landed) else None, rate)
+
+
+@dataclass(frozen=True)
+class _Kept(Checkpoint):
+    """A flight's state, and those that landed before it; `number` of them."""
+
+    flights: Flights
+    inner: Checkpoint
+    number: int
+
+    def load(self) -> Learned | None:
+        saved = self.inner.load()
+        if saved is None or saved[1]["number"] != self.number:
+            return None
+        return {name: tensor for name, tensor in saved[0].items() if name not in ("landed", "images")}, saved[1]
+
+    def save(self, state: Callable[[], Learned]) -> None:
+        def all_of_it() -> Learned:
+            tensors, values = state()
+            values = {**values, "in_flight": self.flights.size, "number": self.number}
+            if not self.flights.landed:
+                return tensors, values
+            before = self.flights.together
+            images = {} if before.image is None else {"images": before.image}
+            return {**tensors, "landed": before.displacement, **images}, {**values, "rate": before.rate}
+
+        self.inner.save(all_of_it)
