@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["PyTree", "concatenate", "n_rows", "row_as_batch", "select_rows", "split_rows", "tensors_of"]
+__all__ = ["PyTree", "concatenate", "map_tensors", "n_rows", "row_as_batch", "select_rows", "split_rows", "tensors_of"]
 
 PyTree: TypeAlias = Any
 
@@ -27,6 +28,11 @@ def n_rows(tree: PyTree) -> int:
 def row_as_batch(row: PyTree) -> PyTree:
     """One row, as it looks inside a vmap, made a batch of one."""
     return pytree.tree_map_only(Tensor, lambda t: t.unsqueeze(0), row)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: PyTree) -> PyTree:
+    """The pytree with `function` of every tensor in its place."""
+    return pytree.tree_map_only(Tensor, function, tree)
 
 
 def select_rows(tree: PyTree, index: Tensor | slice) -> PyTree:

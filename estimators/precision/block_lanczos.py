@@ -10,11 +10,13 @@ from torch import Tensor
 
 from estimators.errors import IndefiniteHessianError
 from estimators.memory import available_bytes
+from estimators.precision.dtype import algebra_dtype
 
 __all__ = ["BlockLanczos", "Product", "krylov_basis", "krylov_relation"]
 
 Product = Callable[[Tensor], Tensor]
 _BASIS_BYTES = 2**32
+_LONG = 2**15
 
 
 class BlockLanczos:
@@ -27,10 +29,10 @@ class BlockLanczos:
         self.product, self.products = product, 0
         self.floor = residual.norm(dim=1).max() * torch.finfo(residual.dtype).eps * 4
         self.storage, self.rank = residual.new_empty(8 * len(residual), residual.shape[1]), 0
-        self.projected = residual.new_zeros(0, 0)
+        self.projected = torch.zeros(0, 0, dtype=algebra_dtype(residual.device), device=residual.device)
         self.block, self.coupling = _orthonormal_rows(residual, self.floor)  # residualᵀ = blockᵀ · coupling
         self.start, self.before = self.coupling, torch.zeros((), dtype=torch.long)  # W r₀: what is not zero, and where
-        self.coefficients = residual.new_zeros(0, residual.shape[0])
+        self.coefficients = self.projected.new_zeros(0, len(residual))
 
     _KEPT = ("floor", "projected", "block", "coupling", "start", "before", "coefficients")
 
@@ -82,7 +84,7 @@ class BlockLanczos:
         along = -self._along_next()
         values, vectors = torch.linalg.eigh(self.projected)
         keep = self.rank // 2
-        self.storage[:keep] = vectors[:, -keep:].T @ self.basis
+        self.storage[:keep] = vectors[:, -keep:].T.to(self.storage.dtype) @ self.basis
         self.rank, self.projected = keep, values[-keep:].diag()
         self.start, self.before = along, torch.tensor(keep)
         self.coefficients = self.coefficients[:0]
@@ -95,7 +97,7 @@ class BlockLanczos:
     def remainder(self) -> Tensor:
         """b − A u, (K, P): all of it lies along the next block."""
         along = self._along_next()
-        return (-along if len(self.coefficients) else along).T @ self.block
+        return (-along if len(self.coefficients) else along).T.to(self.block.dtype) @ self.block
 
     def full_coupling(self) -> Tensor:
         """Q A Wᵀ (k, r): the next block couples to the last one only."""
@@ -115,14 +117,18 @@ class BlockLanczos:
         old, new = self.rank, len(self.block)
         self._store()
         self.rank += new
-        along = image @ self.basis.T
+        along = inner(image, self.basis)
         self._grow_projected(along, old, new)
-        rest = image - along @ self.basis
-        rest = rest - (rest @ self.basis.T) @ self.basis  # a second time: round-off of the first
+        rest = image - along.to(image.dtype) @ self.basis
+        rest = self._outside(rest)  # a second time: round-off of the first
         block, _ = _orthonormal_rows(rest, self._image_floor(image))
-        block = block - (block @ self.basis.T) @ self.basis  # a third: what was small has been scaled up
+        block = self._outside(block)  # a third: what was small has been scaled up
         self.block, _ = _orthonormal_rows(block, torch.full_like(self.floor, 0.5))  # mostly in the basis: round-off
-        self.coupling = self.block @ rest.T
+        self.coupling = inner(self.block, rest)
+
+    def _outside(self, rows: Tensor) -> Tensor:
+        """What of the rows (k, P) is orthogonal to W."""
+        return rows - inner(rows, self.basis).to(rows.dtype) @ self.basis
 
     def _grow_projected(self, along: Tensor, old: int, new: int) -> None:
         grown = along.new_zeros(old + new, old + new)
@@ -148,15 +154,35 @@ class BlockLanczos:
         self.coefficients = torch.cholesky_solve(rhs, factor)
 
     def correction(self) -> Tensor:
-        return self.coefficients.T @ self.basis[: len(self.coefficients)]
+        return self.coefficients.T.to(self.storage.dtype) @ self.basis[: len(self.coefficients)]
 
 
 def _orthonormal_rows(block: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
     """block (K, P) -> rows Q (k, P), k <= K, and R (k, K) with blockᵀ = Qᵀ R; directions below `floor` are dropped."""
-    basis, factor = torch.linalg.qr(block.T)  # four times faster than the same singular values of a wide block itself
+    columns, factor = torch.linalg.qr(block.T)  # four times faster than the same singular values of a wide block itself
     left, singular, right = torch.linalg.svd(factor.T, full_matrices=False)
     keep = singular > floor
-    return right[keep] @ basis.T, singular[keep, None] * left[:, keep].T
+    rows, factor = right[keep] @ columns.T, (singular[keep, None] * left[:, keep].T).to(algebra_dtype(block.device))
+    if not len(rows):
+        return rows, factor
+    lower = torch.linalg.cholesky(inner(rows, rows))  # LAPACK's norms of long vectors err by 1e-3 in float32
+    return torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False).to(
+        rows
+    ) @ rows, lower.T @ factor
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """a bᵀ of long rows (m, P) and (n, P), summed up in float64: (m, n).
+
+    In float32 a sum over 10⁷ entries loses what the smallest eigenvalues of T are made of.
+    """
+    wide = algebra_dtype(a.device)
+    if a.dtype == wide or a.shape[1] <= _LONG:
+        return (a @ b.T).to(wide)
+    total = torch.zeros(len(a), len(b), dtype=wide, device=a.device)
+    for start in range(0, a.shape[1], _LONG):
+        total += a[:, start : start + _LONG] @ b[:, start : start + _LONG].T
+    return total
 
 
 def krylov_basis(product: Product, start: Tensor, *, size: int) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from estimators.precision.layered_ggn import layered_ggn, worthwhile
 from estimators.precision.low_rank import low_rank_rows
 from estimators.precision.streamed_dual import StreamedDual, inner_matrix, marks_of
 from estimators.precision.structured import Blocks, collect
+from estimators.widened import widened
 
 LOW_RANK = 100
 _STREAMED_ROWS = 4096  # N·C: a block of rows is made anew for each before it
@@ -100,13 +101,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class StreamedRows:
-    """R D⁻¹ Rᵀ (N·C, N·C) for the prior of an objective whose data give products with R."""
+    """R D⁻¹ Rᵀ (N·C, N·C) for the prior of an objective in float64, whose data give products with R."""
 
     objective: Objective
     inner: Tensor
     marks: Tensor
 
     def precision(self, prior_precision: Tensor) -> Precision:
+        prior_precision = prior_precision.to(self.inner.dtype)
         ratio = self.objective.prior.precision / prior_precision
         if bool((ratio == ratio[0]).all()):
             return StreamedDual(self.objective, prior_precision, self.inner * ratio[0], self.marks)
@@ -159,7 +161,7 @@ def restored(
         return Blocks.restored(objective.network, tensors, description)
     exact_hessian = curvature == "hessian"
     if "inner" in tensors:
-        return StreamedRows(centre_of(objective, curvature), tensors["inner"], tensors["marks"])
+        return StreamedRows(widened(centre_of(objective, curvature)), tensors["inner"], tensors["marks"])
     if "matrix" in tensors:
         return Matrix(tensors["matrix"], exact_hessian)
     return Rows(tensors["rows"]) if "rows" in tensors else Products(centre_of(objective, curvature), exact_hessian)
@@ -199,6 +201,7 @@ def build_streamed(objective: Objective) -> Built:
         device=objective.theta.device,
         remedy='inverse="cg", or RegVar.',
     )
+    objective = widened(objective)
     marks = marks_of(objective)
     return StreamedRows(objective, inner_matrix(objective, marks), marks), "products"
 

@@ -3,7 +3,8 @@
     R D⁻¹ Rᵀ    layer by layer, from J = Σ_t b_t a_tᵀ: (N·C)² numbers are kept
     R v         by a forward-mode product over the data, Sᵀ J v        Rᵀ w    by a backward one, Jᵀ S w
 
-so that a solve costs one product with the GGN, whatever the conditioning.
+so that a solve costs one product with the GGN, whatever the conditioning. All of it in float64 (`estimators.widened`):
+what is left of the prior's variance is a difference.
 """
 
 from __future__ import annotations
@@ -41,27 +42,26 @@ class StreamedDual(Precision):
         self.cholesky = torch.linalg.cholesky(inner)
 
     def solve(self, vectors: Tensor) -> Tensor:
-        scaled = vectors / self.prior_precision  # D⁻¹ v
-        along = self._rows_times(scaled).to(self.cholesky.dtype)  # R D⁻¹ v
+        scaled = vectors.to(self.cholesky.dtype) / self.prior_precision  # D⁻¹ v
+        along = self._rows_times(scaled)  # R D⁻¹ v
         inner = torch.cholesky_solve(along.T, self.cholesky).T  # (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹ v
-        return scaled - self._transposed_times(inner.to(vectors.dtype)) / self.prior_precision
+        return (scaled - self._transposed_times(inner) / self.prior_precision).to(vectors.dtype)
 
     def covariance(self, jacobian: Tensor) -> Tensor:
         scaled, removed = self._prior_and_removed(jacobian)
-        wide = removed.dtype
-        prior = scaled.to(wide) @ jacobian.to(wide).transpose(1, 2)
+        prior = scaled @ jacobian.to(scaled.dtype).transpose(1, 2)
         return (prior - removed.transpose(1, 2) @ removed).to(jacobian.dtype)
 
     def variance(self, jacobian: Tensor) -> Tensor:
         scaled, removed = self._prior_and_removed(jacobian)
-        prior = torch.einsum("mcp,mcp->mc", scaled.to(removed.dtype), jacobian.to(removed.dtype))
+        prior = (scaled.square() * self.prior_precision).sum(-1)
         return (prior - removed.square().sum(1)).to(jacobian.dtype)
 
     def _prior_and_removed(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
-        """J D⁻¹ (M, C, P), and L⁻¹ R D⁻¹ Jᵀ (M, N·C, C)."""
+        """J D⁻¹ (M, C, P), and L⁻¹ R D⁻¹ Jᵀ (M, N·C, C): what the data take away from the prior variance."""
         m, c, p = jacobian.shape
-        scaled = jacobian / self.prior_precision
-        along = self._rows_times(scaled.reshape(m * c, p)).to(self.cholesky.dtype)
+        scaled = jacobian.to(self.cholesky.dtype) / self.prior_precision
+        along = self._rows_times(scaled.reshape(m * c, p))
         removed = torch.linalg.solve_triangular(self.cholesky, along.T, upper=False)
         return scaled, removed.reshape(-1, m, c).permute(1, 0, 2)
 

@@ -5,7 +5,7 @@ import torch
 
 from estimators.errors import ConvergenceError, IndefiniteHessianError, UnsupportedError
 from estimators.precision.block_cg import block_cg
-from estimators.precision.block_lanczos import krylov_basis
+from estimators.precision.block_lanczos import _orthonormal_rows, inner, krylov_basis
 from estimators.precision.cg import CGPrecision
 from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.precision.dense import DensePrecision
@@ -294,3 +294,15 @@ def test_a_dense_indefinite_matrix_is_refused_with_its_ends():
     with pytest.raises(IndefiniteHessianError, match="an indefinite one") as caught:
         DensePrecision(matrix(spectrum))
     assert (caught.value.smallest, caught.value.largest) == pytest.approx((-0.25, 5.0))
+
+
+def test_long_rows_in_single_precision_are_orthonormal_to_seven_digits():
+    """LAPACK's norms of rows of millions of entries err by 1e-4 and more, which the smallest eigenvalues do not bear."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, 4_000_000, generator=generator) * torch.rand(4_000_000, generator=generator).pow(4)
+    basis, factor = _orthonormal_rows(rows, torch.tensor(1e-6))
+    assert float((inner(basis, basis) - torch.eye(3)).abs().max()) < 2e-6
+    assert float((rows - factor.T.float() @ basis).norm() / rows.norm()) < 2e-5
+    parts = [part.double() for part in rows.split(500_000, dim=1)]
+    exact = torch.stack([part @ part.T for part in parts]).sum(0)
+    assert float((inner(rows, rows) / exact - 1).abs().max()) < 2e-6

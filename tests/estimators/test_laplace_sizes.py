@@ -6,6 +6,7 @@ from torch import nn
 
 from estimators import Gaussian, LastLayerLaplace, LinearizedLaplace
 from estimators.errors import TooLargeError
+from estimators.precision.dense import DensePrecision
 
 
 def fit(problem, **options):
@@ -63,14 +64,14 @@ def test_the_dtype_of_the_model_is_that_of_the_variance(dtype, make_problem):
     exact = fit(problem, inverse="cholesky").variance(problem.query)
     problem.model.to(dtype)
     problem.x, problem.query = problem.x.to(dtype), problem.query.to(dtype)
-    for inverse in ("cholesky", "dual", "cg"):
+    for inverse in ("cholesky", "dual", "streamed", "cg"):
         found = fit(problem, inverse=inverse).variance(problem.query)
         assert found.dtype == dtype
         assert torch.allclose(found.double(), exact, rtol=2e-3 if dtype == torch.float32 else 1e-8)
 
 
 @pytest.mark.parametrize(("sigma", "delta"), [(0.05, 1e-2), (0.01, 1e-3)])
-@pytest.mark.parametrize("route", ["cholesky", "dual", "cg", "last layer"])
+@pytest.mark.parametrize("route", ["cholesky", "dual", "streamed", "cg", "last layer"])
 def test_little_noise_and_a_weak_prior_cost_single_precision_no_digits(route, sigma, delta, make_problem):
     """The variance is then a remainder of 1e-6 of the prior's: what float32 algebra loses."""
     model = nn.Sequential(nn.Linear(10, 50), nn.Tanh(), nn.Linear(50, 1))
@@ -102,3 +103,25 @@ def test_an_empty_memory_of_rows_takes_small_pieces_to_the_same_result(make_prob
     monkeypatch.setattr("estimators.curvature.rows_per_chunk", lambda _: 4)
     monkeypatch.setattr("estimators.precision.base.rows_per_chunk", lambda _: 2)
     assert torch.allclose(fit(problem).covariance(problem.query), whole, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("smallest", "largest", "narrow"), [(1.0, 1e3, True), (1e-2, 1e3, True), (1e-4, 1e3, False)])
+def test_queries_in_float32_are_solved_in_it_where_the_condition_allows(smallest, largest, narrow):
+    generator = torch.Generator().manual_seed(2)
+    basis = torch.linalg.qr(torch.randn(60, 60, generator=generator, dtype=torch.float64))[0]
+    spectrum = torch.linspace(smallest, largest, 60, dtype=torch.float64)
+    matrix = basis @ spectrum.diag() @ basis.T
+    precision = DensePrecision(matrix, smallest=smallest)
+    jacobian = torch.randn(4, 3, 60, generator=generator)
+    found = precision.variance(jacobian)
+    exact = (jacobian.double() @ torch.linalg.solve(matrix, jacobian.double().transpose(1, 2))).diagonal(dim1=1, dim2=2)
+    assert (precision._narrow is not None) is narrow
+    assert found.dtype == torch.float32
+    assert float((found / exact - 1).abs().max()) < 1e-6
+    precision.variance(jacobian.double())
+    assert precision.whiten(jacobian.double()).dtype == torch.float64
+
+
+def test_without_a_bound_of_the_smallest_eigenvalue_queries_are_solved_in_float64():
+    precision = DensePrecision(torch.eye(3, dtype=torch.float64))
+    assert precision.whiten(torch.ones(1, 1, 3)).dtype == torch.float64

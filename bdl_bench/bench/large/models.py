@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from sklearn import datasets
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from bdl_bench.bench.networks.resnet import resnet18
 from bdl_bench.bench.networks.vit import VisionTransformer
+from estimators.atomic import write_bytes
 from estimators.errors import UnsupportedError
 from estimators.pytrees import PyTree, select_rows
+from estimators.state import digest
 from estimators.training import Recipe, train_map
 
 __all__ = ["MODELS", "N_DATA", "N_QUERIES", "PRIOR_PRECISION", "Subject", "converted"]
@@ -38,14 +43,19 @@ class Subject:
 
 
 def _subject(build: Callable[[], nn.Module], rows: Callable[[], tuple[PyTree, Tensor]], recipe: Recipe) -> Subject:
-    """Trained in float64, so that every process ends at the same weights: round-off of float32 grows to other ones."""
+    """Trained once, for all rows: in float64, since round-off of float32 can grow to other weights."""
     torch.manual_seed(0)
     model, (x, y) = build(), rows()
     parts = [slice(i, i + _BATCH) for i in range(0, N_DATA, _BATCH)]
     loader = [(select_rows(x, part), y[part]) for part in parts]
-    wide = [(converted(x, torch.float64), y) for x, y in loader]
-    train_map(model.double(), "classification", wide, prior_precision=PRIOR_PRECISION, recipe=recipe)
-    return Subject(model.float(), loader, select_rows(x, slice(N_DATA, N_DATA + N_QUERIES)))
+    path = Path(gettempdir()) / "bdl-bench" / f"{digest(model)}-{sha256(repr(recipe).encode()).hexdigest()[:8]}"
+    if path.is_file():  # of another row
+        model.load_state_dict(load(path.read_bytes()))
+    else:
+        wide = [(converted(x, torch.float64), y) for x, y in loader]
+        train_map(model.double(), "classification", wide, prior_precision=PRIOR_PRECISION, recipe=recipe)
+        write_bytes(path, save(model.float().state_dict()))
+    return Subject(model.eval(), loader, select_rows(x, slice(N_DATA, N_DATA + N_QUERIES)))
 
 
 def converted(x: PyTree, dtype: torch.dtype) -> PyTree:
