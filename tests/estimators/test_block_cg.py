@@ -297,7 +297,7 @@ def test_a_dense_indefinite_matrix_is_refused_with_its_ends():
 
 
 def test_long_rows_in_single_precision_are_orthonormal_to_seven_digits():
-    """LAPACK's norms of rows of millions of entries err by 1e-4 and more, which the smallest eigenvalues do not bear."""
+    """LAPACK's norms of rows of millions of entries err by 1e-4 and more: too much for the smallest eigenvalues."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(3, 4_000_000, generator=generator) * torch.rand(4_000_000, generator=generator).pow(4)
     basis, factor = _orthonormal_rows(rows, torch.tensor(1e-6))

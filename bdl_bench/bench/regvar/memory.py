@@ -22,6 +22,9 @@ _REPLICAS = (4, 8, 16, 32)
 _ROWS, _WIDTH = 256, 1024
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "FineTune, one replica at a time": partial(FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), batch_replicas=1),
+    "FineTune, one replica in flight": partial(
+        FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), batch_replicas=1, in_flight=1
+    ),
     "LinearResponse": LinearResponse,
 }
 
