@@ -26,9 +26,9 @@ from estimators.precision.posterior import (
     StreamedRows,
     build_low_rank,
     centre_of,
-    choose_inverse,
     restored,
 )
+from estimators.precision.sizes import choose_inverse
 from estimators.precision.structured import BlockPrecision
 from estimators.pytrees import PyTree
 from estimators.state import Learned

@@ -33,6 +33,13 @@ class RowFactors:
     inputs: Tensor
     slopes: Tensor
 
+    def jacobians(self) -> Tensor:
+        """Σ_t b_t a_tᵀ, (M, K, O, E)."""
+        _, k, _, o = self.slopes.shape
+        left = self.slopes.transpose(2, 3).flatten(1, 2)  # (M, K·O, T): one product a row
+        jacobians: Tensor = (left @ self.inputs).unflatten(1, (k, o))
+        return jacobians
+
 
 @dataclass(frozen=True)
 class LayerRows:
@@ -129,9 +136,14 @@ class Layers:
         factors = {}
         for name in self.maps:
             places = [i for i, used in enumerate(names) if used == name]
-            a, b = torch.cat([inputs[i] for i in places], 1), torch.cat([slopes[i] for i in places], 2)
+            a, b = _cat([inputs[i] for i in places], 1), _cat([slopes[i] for i in places], 2)
             factors[name] = RowFactors(a.detach(), b.detach())
         return factors
+
+
+def _cat(tensors: list[Tensor], dim: int) -> Tensor:
+    """Joined; one by itself is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def _usable(seen: UseRecorder) -> dict[str, LinearMap]:

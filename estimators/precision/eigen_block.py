@@ -123,7 +123,11 @@ def by_rows(rows: RowFactors, read: Callable[[Tensor], Tensor]) -> Tensor:
     _, k, _, o = rows.slopes.shape
     e, element = rows.inputs.shape[-1], rows.inputs.element_size()
     pieces = []
-    for part in torch.arange(len(rows.inputs)).split(rows_per_chunk(2 * k * o * e * element)):
-        jacobian = rows.slopes[part].transpose(2, 3) @ rows.inputs[part, None]  # Σ_t b_t a_tᵀ
-        pieces.append(read(jacobian))
+    for part in _slices(len(rows.inputs), rows_per_chunk(2 * k * o * e * element)):
+        pieces.append(read(RowFactors(rows.inputs[part], rows.slopes[part]).jacobians()))
     return torch.cat(pieces)
+
+
+def _slices(n: int, size: int) -> list[slice]:
+    """Views, where an index would copy."""
+    return [slice(start, start + size) for start in range(0, n, size)]

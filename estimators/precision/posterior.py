@@ -15,7 +15,6 @@ from estimators.jacobians import JacobianRows
 from estimators.layer_rows import Layers
 from estimators.memory import refuse_if_too_large
 from estimators.objective import Labels, Objective
-from estimators.precision import dense, dual, streamed_dual
 from estimators.precision.base import Precision
 from estimators.precision.cg import CGPrecision, default_tolerance
 from estimators.precision.definiteness import refuse_indefinite_product
@@ -24,12 +23,12 @@ from estimators.precision.dtype import algebra_dtype
 from estimators.precision.dual import DualPrecision
 from estimators.precision.layered_ggn import layered_ggn, worthwhile
 from estimators.precision.low_rank import low_rank_rows
+from estimators.precision.sizes import dual_bytes, n_ggn_rows, refuse_dense, streamed_bytes
 from estimators.precision.streamed_dual import StreamedDual, inner_matrix, marks_of
 from estimators.precision.structured import Blocks, collect
 from estimators.widened import widened
 
 LOW_RANK = 100
-_STREAMED_ROWS = 4096  # N·C: a block of rows is made anew for each before it
 
 __all__ = [
     "BUILDERS",
@@ -40,7 +39,6 @@ __all__ = [
     "StreamedRows",
     "build_low_rank",
     "centre_of",
-    "choose_inverse",
     "restored",
 ]
 
@@ -173,7 +171,7 @@ def _is_doubtful(prior_precision: Tensor, *, exact_hessian: bool) -> bool:
 
 
 def build_matrix_ggn(objective: Objective) -> Built:
-    _refuse_dense(objective)
+    refuse_dense(objective)
     layers = Layers(objective.network, next(iter(objective.batches)).x)
     if worthwhile(objective, layers):
         return Matrix(layered_ggn(objective, layers), exact_hessian=False), "layers"
@@ -182,7 +180,7 @@ def build_matrix_ggn(objective: Objective) -> Built:
 
 
 def build_matrix_hessian(objective: Objective) -> Built:
-    _refuse_dense(objective)
+    refuse_dense(objective)
     return Matrix(dense_hessian(objective), exact_hessian=True), "products"
 
 
@@ -234,47 +232,3 @@ BUILDERS: dict[tuple[str, str, str], Builder] = {
     ("hessian", "full", "cholesky"): build_matrix_hessian,
     ("hessian", "full", "cg"): build_products,
 }
-
-
-def choose_inverse(objective: Objective, *, curvature: str, available: int) -> str:
-    """The cheapest of "dual", "cholesky", "streamed" and "cg" that fits into half of the memory there is."""
-    n_rows, n_parameters = n_ggn_rows(objective), objective.network.n_parameters
-    positive = bool((objective.prior.precision > 0).all())
-    if curvature == "ggn" and positive and n_rows < n_parameters and 2 * dual_bytes(objective) < available:
-        return "dual"
-    if 2 * dense_bytes(objective) < available:
-        return "cholesky"
-    few = curvature == "ggn" and positive and n_rows <= _STREAMED_ROWS
-    return "streamed" if few and 2 * streamed_bytes(objective) < available else "cg"
-
-
-def n_ggn_rows(objective: Objective) -> int:
-    """N·C."""
-    first = next(iter(objective.batches))
-    return objective.batches.n_data * objective.network.outputs(first.x).shape[-1]
-
-
-def dense_bytes(objective: Objective) -> int:
-    """Memory of the dense form: the data's matrix is kept beside the factor."""
-    theta = objective.theta
-    return dense.bytes_needed(theta.numel(), algebra_dtype(theta.device).itemsize)
-
-
-def dual_bytes(objective: Objective) -> int:
-    """Memory of the dual form."""
-    theta = objective.theta
-    return dual.bytes_needed(n_ggn_rows(objective), theta.numel(), algebra_dtype(theta.device).itemsize)
-
-
-def streamed_bytes(objective: Objective) -> int:
-    """Memory of the dual form without its rows."""
-    return streamed_dual.bytes_needed(n_ggn_rows(objective), algebra_dtype(objective.theta.device).itemsize)
-
-
-def _refuse_dense(objective: Objective) -> None:
-    refuse_if_too_large(
-        f"a dense precision of {objective.network.n_parameters} parameters",
-        dense_bytes(objective),
-        device=objective.theta.device,
-        remedy='inverse="dual" where N·C is small, inverse="cg", hessian_structure="ekfac", or RegVar.',
-    )

@@ -160,11 +160,12 @@ def _groups(layers: Layers, objective: Objective) -> list[list[str]]:
 def _add_layer(total: Tensor, kept: list[RowFactors], scale: Tensor) -> None:
     """Add J D⁻¹ Jᵀ of a layer, J = Σ_t b_t a_tᵀ, some of its outputs at a time; scale is D^(−½) (O, E)."""
     at_once = rows_per_chunk(len(total) * scale.shape[1] * total.element_size(), budget=2**29)
-    for part in torch.arange(len(scale)).split(at_once):
-        rows = total.new_empty(len(total), len(part) * scale.shape[1])
+    for first in range(0, len(scale), at_once):
+        part = slice(first, first + at_once)
+        rows = total.new_empty(len(total), scale[part].numel())
         start = 0
         for factors in kept:
-            jacobian = factors.slopes[..., part].transpose(2, 3) @ factors.inputs[:, None] * scale[part]
+            jacobian = RowFactors(factors.inputs, factors.slopes[..., part]).jacobians().mul_(scale[part])
             rows[start : start + jacobian.shape[0] * jacobian.shape[1]] = jacobian.flatten(2).flatten(0, 1)
             start += jacobian.shape[0] * jacobian.shape[1]
         add_gram(total, rows)

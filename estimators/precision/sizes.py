@@ -1,0 +1,57 @@
+"""What each form of an exact precision needs, and which to take."""
+
+from __future__ import annotations
+
+from estimators.memory import refuse_if_too_large
+from estimators.objective import Objective
+from estimators.precision import dense, dual, streamed_dual
+from estimators.precision.dtype import algebra_dtype
+
+__all__ = ["choose_inverse", "dual_bytes", "n_ggn_rows", "refuse_dense", "streamed_bytes"]
+
+_STREAMED_ROWS = 4096  # N·C, beyond which its matrix takes longer than products would
+
+
+def choose_inverse(objective: Objective, *, curvature: str, available: int) -> str:
+    """The cheapest of "dual", "cholesky", "streamed" and "cg" that fits into half of the memory there is."""
+    n_rows, n_parameters = n_ggn_rows(objective), objective.network.n_parameters
+    positive = bool((objective.prior.precision > 0).all())
+    if curvature == "ggn" and positive and n_rows < n_parameters and 2 * dual_bytes(objective) < available:
+        return "dual"
+    if 2 * dense_bytes(objective) < available:
+        return "cholesky"
+    few = curvature == "ggn" and positive and n_rows <= _STREAMED_ROWS
+    return "streamed" if few and 2 * streamed_bytes(objective) < available else "cg"
+
+
+def n_ggn_rows(objective: Objective) -> int:
+    """N·C."""
+    first = next(iter(objective.batches))
+    return objective.batches.n_data * objective.network.outputs(first.x).shape[-1]
+
+
+def dense_bytes(objective: Objective) -> int:
+    """Memory of the dense form: the data's matrix is kept beside the factor."""
+    theta = objective.theta
+    return dense.bytes_needed(theta.numel(), algebra_dtype(theta.device).itemsize)
+
+
+def dual_bytes(objective: Objective) -> int:
+    """Memory of the dual form."""
+    theta = objective.theta
+    return dual.bytes_needed(n_ggn_rows(objective), theta.numel(), algebra_dtype(theta.device).itemsize)
+
+
+def streamed_bytes(objective: Objective) -> int:
+    """Memory of the dual form without its rows."""
+    return streamed_dual.bytes_needed(n_ggn_rows(objective), algebra_dtype(objective.theta.device).itemsize)
+
+
+def refuse_dense(objective: Objective) -> None:
+    """TooLargeError where the dense form would not fit."""
+    refuse_if_too_large(
+        f"a dense precision of {objective.network.n_parameters} parameters",
+        dense_bytes(objective),
+        device=objective.theta.device,
+        remedy='inverse="dual" where N·C is small, inverse="cg", hessian_structure="ekfac", or RegVar.',
+    )
