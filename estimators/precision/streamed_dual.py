@@ -18,8 +18,8 @@ from estimators.errors import NonDeterministicError
 from estimators.layer_rows import Layers, RowFactors
 from estimators.memory import rows_per_chunk
 from estimators.objective import Objective
-from estimators.precision.base import Precision
 from estimators.precision.dtype import algebra_dtype
+from estimators.precision.dual import FunctionSpace
 from estimators.precision.layout import Layout, whitened_rows
 from estimators.precision.symmetric import add_gram, mirror
 from estimators.pytrees import PyTree, select_rows
@@ -29,54 +29,22 @@ __all__ = ["StreamedDual", "bytes_needed", "inner_matrix", "marks_of"]
 _KEPT_BYTES = 2**31
 
 
-class StreamedDual(Precision):
-    """D = diag δ > 0, and `inner` R D⁻¹ Rᵀ (N·C, N·C); A⁻¹ as in `DualPrecision`, by products with R.
+class StreamedDual(FunctionSpace):
+    """The rows are made anew for each product; `inner` R D⁻¹ Rᵀ (N·C, N·C) is kept by the caller.
 
     `marks` are those of the batches that `inner` was made of: products take them in the same order.
     """
 
     def __init__(self, objective: Objective, prior_precision: Tensor, inner: Tensor, marks: Tensor) -> None:
-        self.objective, self.prior_precision, self.marks = objective, prior_precision, marks
-        inner = inner.clone()
-        inner.diagonal().add_(1.0)
-        self.cholesky = torch.linalg.cholesky(inner)
+        self.objective, self.marks = objective, marks
+        super().__init__(prior_precision, inner.clone())
 
-    def solve(self, vectors: Tensor) -> Tensor:
-        scaled = vectors.to(self.cholesky.dtype) / self.prior_precision  # D⁻¹ v
-        along = self._rows_times(scaled)  # R D⁻¹ v
-        inner = torch.cholesky_solve(along.T, self.cholesky).T  # (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹ v
-        return (scaled - self._transposed_times(inner) / self.prior_precision).to(vectors.dtype)
-
-    def covariance(self, jacobian: Tensor) -> Tensor:
-        scaled, removed = self._prior_and_removed(jacobian)
-        prior = scaled @ jacobian.to(scaled.dtype).transpose(1, 2)
-        return (prior - removed.transpose(1, 2) @ removed).to(jacobian.dtype)
-
-    def variance(self, jacobian: Tensor) -> Tensor:
-        scaled, removed = self._prior_and_removed(jacobian)
-        prior = (scaled.square() * self.prior_precision).sum(-1)
-        return (prior - removed.square().sum(1)).to(jacobian.dtype)
-
-    def _prior_and_removed(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
-        """J D⁻¹ (M, C, P), and L⁻¹ R D⁻¹ Jᵀ (M, N·C, C): what the data take away from the prior variance."""
-        m, c, p = jacobian.shape
-        scaled = jacobian.to(self.cholesky.dtype) / self.prior_precision
-        along = self._rows_times(scaled.reshape(m * c, p))
-        removed = torch.linalg.solve_triangular(self.cholesky, along.T, upper=False)
-        return scaled, removed.reshape(-1, m, c).permute(1, 0, 2)
-
-    def log_det(self) -> Tensor:
-        log_det: Tensor = self.prior_precision.log().sum() + 2 * self.cholesky.diagonal().log().sum()
-        return log_det
-
-    def _rows_times(self, vectors: Tensor) -> Tensor:
-        """R v of vectors (K, P): (K, N·C)."""
+    def rows_times(self, vectors: Tensor) -> Tensor:
         network = self.objective.network
         parts = [torch.einsum("bck,nbc->nbk", root, network.jvp(x, vectors)).flatten(1) for x, root in self._roots()]
         return torch.cat(parts, dim=1)
 
-    def _transposed_times(self, coefficients: Tensor) -> Tensor:
-        """Rᵀ w of coefficients (K, N·C): (K, P)."""
+    def transposed_times(self, coefficients: Tensor) -> Tensor:
         total, start = coefficients.new_zeros(len(coefficients), self.objective.theta.numel()), 0
         for x, root in self._roots():
             b, c, _ = root.shape
