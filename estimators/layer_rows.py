@@ -18,7 +18,7 @@ from torch.func import jacrev, vjp, vmap
 from estimators.linear_uses import LinearMap, LinearUse, UseRecorder
 from estimators.memory import rows_per_chunk
 from estimators.network import Network, differentiable
-from estimators.pytrees import PyTree, row_as_batch, select_rows, split_rows
+from estimators.pytrees import PyTree, n_rows, row_as_batch, select_rows, split_rows, tensors_of
 from estimators.vectorise import over_rows
 
 __all__ = ["LayerRows", "Layers", "RowFactors"]
@@ -55,12 +55,16 @@ class Layers:
     def __init__(self, network: Network, x: PyTree) -> None:
         self.network = network
         self._pieces = {name: piece.clone() for name, piece in network.subset.unflatten(network.theta).items()}
-        seen = self._forward(select_rows(x, slice(0, 1)))[1]
+        seen = self._look(select_rows(x, slice(0, 1)))
         self.maps = _usable(seen)
         covered = {name for linear in self.maps.values() for name in linear.names}
         self.rest = [name for name in self._pieces if name not in covered]
-        self._uses = seen.uses
-        self._shapes = [use.output_shape for use in seen.uses]
+
+    def _look(self, row: PyTree) -> UseRecorder:
+        """What one row's forward shows: the uses, and the number of outputs."""
+        f, seen = self._forward(row)
+        self.n_outputs, self._uses, self._looked_at = f.shape[-1], seen.uses, _shapes_of(row)
+        return seen
 
     def uses_once(self, row: PyTree) -> bool:
         """Whether on this one row every map is applied to one place."""
@@ -68,32 +72,34 @@ class Layers:
         names = [use.map.weight for use in uses]
         return len(set(names)) == len(names) and all(len(use.inputs) == 1 for use in uses)
 
-    def bytes_a_row(self, n_outputs: int) -> dict[str, int]:
-        """Of the factors of one row along `n_outputs` cotangents, by map, as the first row had them."""
+    def bytes_a_row(self) -> dict[str, int]:
+        """Of the factors of one row along as many cotangents as outputs, by map, as the last row looked at had them."""
         element = self.network.theta.element_size()
         found = dict.fromkeys(self.maps, 0)
         for use in self._uses:
             if use.map.weight in found:
-                slopes = n_outputs * use.output_shape.numel()
+                slopes = self.n_outputs * use.output_shape.numel()
                 found[use.map.weight] += element * (use.rows().numel() + slopes)
         return found
 
     def at(self, x: PyTree, cotangents: Cotangents | None = None, y: Tensor | None = None) -> Iterator[LayerRows]:
         """Rows of x a piece at a time; `cotangents(f, y)` (M, K, C), or each output by itself."""
         row = select_rows(x, slice(0, 1))
-        at_once = self._rows_at_once(row, self.network.outputs(row).shape[-1])
-        for piece, targets in split_rows((x, y), at_once):
-            f = self.network.outputs(piece)
-            eye = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
-            yield self._rows(piece, eye.expand(len(f), -1, -1) if cotangents is None else cotangents(f, targets))
+        if _shapes_of(row) != self._looked_at:
+            self._look(row)
+        eye = torch.eye(self.n_outputs, dtype=self.network.theta.dtype, device=self.network.theta.device)
+        for piece, targets in split_rows((x, y), self._rows_at_once):
+            if cotangents is None:
+                yield self._rows(piece, eye.expand(n_rows(piece), -1, -1))
+            else:
+                yield self._rows(piece, cotangents(self.network.outputs(piece), targets))
 
-    def _rows_at_once(self, row: PyTree, n_outputs: int) -> int:
-        seen = self._forward(row)[1]
-        self._shapes = [use.output_shape for use in seen.uses]
-        inputs = sum(use.inputs.numel() for use in seen.uses)
-        slopes = sum(shape.numel() for shape in self._shapes)
+    @property
+    def _rows_at_once(self) -> int:
+        inputs = sum(use.inputs.numel() for use in self._uses)
+        slopes = sum(use.output_shape.numel() for use in self._uses)
         rest = sum(self._pieces[name].numel() for name in self.rest)
-        return rows_per_chunk(self.network.theta.element_size() * (2 * inputs + 3 * n_outputs * (slopes + rest)))
+        return rows_per_chunk(self.network.theta.element_size() * (2 * inputs + 3 * self.n_outputs * (slopes + rest)))
 
     def _rows(self, x: PyTree, cotangents: Tensor) -> LayerRows:
         names: list[str] = []
@@ -110,7 +116,7 @@ class Layers:
             uses[:] = seen.uses
             return f[0], [use.rows() for use in seen.uses]
 
-        offsets = [cotangents.new_zeros(shape) for shape in self._shapes]
+        offsets = [cotangents.new_zeros(use.output_shape) for use in self._uses]
         _, pull, inputs = vjp(forward, offsets, has_aux=True)  # type: ignore[misc]
         pulled = vmap(pull)(cotangents)[0]
         names[:] = [use.map.weight for use in uses]
@@ -139,6 +145,10 @@ class Layers:
             a, b = _cat([inputs[i] for i in places], 1), _cat([slopes[i] for i in places], 2)
             factors[name] = RowFactors(a.detach(), b.detach())
         return factors
+
+
+def _shapes_of(row: PyTree) -> list[torch.Size]:
+    return [tensor.shape for tensor in tensors_of(row)]
 
 
 def _cat(tensors: list[Tensor], dim: int) -> Tensor:

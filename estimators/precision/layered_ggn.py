@@ -33,8 +33,7 @@ def worthwhile(objective: Objective, layers: Layers) -> bool:
         return False
     in_maps = sum(o * e for o, e in (linear.shape for linear in layers.maps.values()))
     first = [select_rows(batch.x, slice(0, 1)) for batch in objective.batches]
-    n_outputs = objective.network.outputs(first[0]).shape[-1]
-    enough = n_outputs >= _LEAST_OUTPUTS and 2 * in_maps >= objective.theta.numel()
+    enough = layers.n_outputs >= _LEAST_OUTPUTS and 2 * in_maps >= objective.theta.numel()
     return enough and all(layers.uses_once(row) for row in first)
 
 

@@ -22,7 +22,7 @@ from estimators.precision.dtype import algebra_dtype
 from estimators.precision.dual import FunctionSpace
 from estimators.precision.layout import Layout, whitened_rows
 from estimators.precision.symmetric import add_gram, mirror
-from estimators.pytrees import PyTree, select_rows
+from estimators.pytrees import PyTree
 
 __all__ = ["StreamedDual", "bytes_needed", "inner_matrix", "marks_of"]
 
@@ -87,7 +87,7 @@ def inner_matrix(objective: Objective, marks: Tensor) -> Tensor:
     scale = objective.prior.precision.rsqrt()
     rest = SparseRows(layout.rest_of(scale))
     total: Tensor | None = None
-    for names in _groups(layers, objective):
+    for names in _groups(layers, objective.batches.n_data):
         factors: dict[str, list[RowFactors]] = {name: [] for name in names}
         for rows in whitened_rows(objective, layers):
             for name, kept in factors.items():
@@ -111,12 +111,11 @@ def bytes_needed(n_rows: int, element_size: int) -> int:
     return 3 * n_rows**2 * element_size + 2 * _KEPT_BYTES
 
 
-def _groups(layers: Layers, objective: Objective) -> list[list[str]]:
+def _groups(layers: Layers, n_data: int) -> list[list[str]]:
     """The maps, as many together as may be kept in one pass; at least one group."""
     groups: list[list[str]] = [[]]
-    room, n_data = _KEPT_BYTES, objective.batches.n_data
-    n_outputs = objective.network.outputs(select_rows(next(iter(objective.batches)).x, slice(0, 1))).shape[-1]
-    for name, bytes_a_row in layers.bytes_a_row(n_outputs).items():
+    room = _KEPT_BYTES
+    for name, bytes_a_row in layers.bytes_a_row().items():
         if groups[-1] and bytes_a_row * n_data > room:
             groups.append([])
             room = _KEPT_BYTES
