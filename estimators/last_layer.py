@@ -91,6 +91,7 @@ class LastLayerLaplace(UncertaintyEstimator):
         self.precision_ = self._precision_for(objective.prior.precision)
 
     def _checked_variance(self, x: PyTree) -> Tensor:
+        self._check_fitted()
         with self.head_.listening() as heard:  # the forward of the check shows the features, too
             self._check_query(x)
         return self.precision_.variance(heard.features)
