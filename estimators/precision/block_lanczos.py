@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import IndefiniteHessianError
+from estimators.long_rows import inner
 from estimators.memory import available_bytes
 from estimators.precision.dtype import algebra_dtype
 
@@ -16,7 +17,7 @@ __all__ = ["BlockLanczos", "Product", "krylov_basis", "krylov_relation"]
 
 Product = Callable[[Tensor], Tensor]
 _BASIS_BYTES = 2**32
-_LONG = 2**15
+_COLUMNS = 2**16
 
 
 class BlockLanczos:
@@ -84,7 +85,9 @@ class BlockLanczos:
         along = -self._along_next()
         values, vectors = torch.linalg.eigh(self.projected)
         keep = self.rank // 2
-        self.storage[:keep] = vectors[:, -keep:].T.to(self.storage.dtype) @ self.basis
+        chosen = vectors[:, -keep:].T.to(self.storage.dtype)
+        for columns in self.storage[: self.rank].split(_COLUMNS, dim=1):  # in place, without a second basis
+            columns[:keep] = chosen @ columns
         self.rank, self.projected = keep, values[-keep:].diag()
         self.start, self.before = along, torch.tensor(keep)
         self.coefficients = self.coefficients[:0]
@@ -169,20 +172,6 @@ def _orthonormal_rows(block: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False).to(
         rows
     ) @ rows, lower.T @ factor
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ of long rows (m, P) and (n, P), summed up in float64: (m, n).
-
-    In float32 a sum over 10⁷ entries loses what the smallest eigenvalues of T are made of.
-    """
-    wide = algebra_dtype(a.device)
-    if a.dtype == wide or a.shape[1] <= _LONG:
-        return (a @ b.T).to(wide)
-    total = torch.zeros(len(a), len(b), dtype=wide, device=a.device)
-    for start in range(0, a.shape[1], _LONG):
-        total += a[:, start : start + _LONG] @ b[:, start : start + _LONG].T
-    return total
 
 
 def krylov_basis(product: Product, start: Tensor, *, size: int) -> tuple[Tensor, Tensor]:

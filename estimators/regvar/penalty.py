@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class Penalty(ABC):
     items: PyTree
     start: Tensor | None = None
     budget: int | None = None
+    linear: ClassVar[bool] = False
+    """Whether ∇r is `direction` everywhere."""
 
     def part(self, which: slice) -> Self:
         """Some of the replicas."""
@@ -42,6 +44,7 @@ class Penalty(ABC):
 class Tilt(Penalty):
     """r_k(θ) = u_kᵀ(θ − θ̂): linear, the items being the directions u themselves."""
 
+    linear = True
     centre: Tensor | None = None
 
     @classmethod

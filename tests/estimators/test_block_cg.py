@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from estimators.errors import ConvergenceError, IndefiniteHessianError, UnsupportedError
+from estimators.long_rows import dots, inner
 from estimators.precision.block_cg import block_cg
-from estimators.precision.block_lanczos import _orthonormal_rows, inner, krylov_basis
+from estimators.precision.block_lanczos import _orthonormal_rows, krylov_basis
 from estimators.precision.cg import CGPrecision
 from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.precision.dense import DensePrecision
@@ -306,3 +307,5 @@ def test_long_rows_in_single_precision_are_orthonormal_to_seven_digits():
     parts = [part.double() for part in rows.split(500_000, dim=1)]
     exact = torch.stack([part @ part.T for part in parts]).sum(0)
     assert float((inner(rows, rows) / exact - 1).abs().max()) < 2e-6
+    assert float((dots(rows, rows) / exact.diagonal() - 1).abs().max()) < 2e-6
+    assert float((dots(rows, rows[0]) - exact[:, 0]).abs().max() / exact[0, 0]) < 2e-6

@@ -13,6 +13,7 @@ from torch import Tensor
 from estimators.batch import Batch
 from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError
+from estimators.long_rows import dots
 from estimators.regvar.energy import prior_energy
 from estimators.regvar.solvers.replicas import Replicas
 from estimators.state import Learned
@@ -37,7 +38,7 @@ class Descent:
         self.cuts = 0
         self._at_start = float("nan")
         self._lowest: float | None = None
-        self._value = self._dimension = replicas.signs.new_zeros(())
+        self._value = self._dimension = replicas.signs.new_zeros(()).double()
         self.energy: float | None = None
 
     def keeping(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -69,18 +70,19 @@ class Descent:
     def gradient(self, arms: Tensor, batch: Batch) -> Tensor:
         """The batch's part of ∇F, (A, P)."""
         objective = self.replicas.objective
-        slope, mine = torch.zeros_like(arms), objective.team.part(batch)
-        if mine is not None:
+        mine = objective.team.part(batch)
+        if mine is None:
+            slope = torch.zeros_like(arms)
+        else:
             slope = self.replicas.batch_gradient(arms, mine, objective.data_term.targets(objective.network, mine))
         slope = objective.team.total(slope)
         share = objective.share(batch)
-        along, tilts = (arms * slope).sum(), share * self._tilts(arms).sum()
+        along, tilts = dots(arms, slope).sum(), share * self._tilts(arms).sum()
         value = 0.5 * (along - tilts)
         if math.isnan(self._at_start):
             self._at_start = float(objective.team.over_draws(value) / share)  # as one batch has it
         self._value = self._value + value
-        delta = objective.prior.precision
-        self._dimension = self._dimension + along + tilts - share * (delta * arms.square()).sum()  # uᵀGu
+        self._dimension = self._dimension + along + tilts - share * self._prior(arms)  # uᵀGu
         return slope
 
     def watch(self, arms: Tensor) -> float:
@@ -127,7 +129,13 @@ class Descent:
     def _tilts(self, arms: Tensor) -> Tensor:
         """s_a ∇r_aᵀD_a, (A,)."""
         direction, k = self.replicas.penalty.direction, len(self.replicas.penalty.direction)
-        return self.replicas.signs * torch.stack([torch.dot(arm, direction[a % k]) for a, arm in enumerate(arms)])
+        along = torch.cat([dots(arms[a : a + 1], direction[a % k]) for a in range(len(arms))])
+        return self.replicas.signs * along
+
+    def _prior(self, arms: Tensor) -> Tensor:
+        """Σ δ D², of all arms."""
+        delta = self.replicas.objective.prior.precision
+        return torch.stack([dots(arm[None] * delta, arm[None])[0] for arm in arms]).sum()
 
 
 @dataclass(frozen=True)

@@ -75,11 +75,47 @@ class Replicas:
         return 0.5 * (arms[:k] - arms[k:]) if self.difference == "central" else arms[:k] - arms[k:]
 
     def batch_gradient(self, arms: Tensor, batch: Batch, targets: PyTree) -> Tensor:
-        """The batch's part of ∇F, (A, P)."""
-        slope, a = grad(self._batch_value(batch, targets)), len(arms)
+        """The batch's part of ∇F, (A, P).
+
+        Only what bends is differentiated: the slopes of the prior and of a linear r are added in place, since with
+        millions of parameters every tensor of θ's size counts.
+        """
+        objective, a = self.objective, len(arms)
+        slope, share = grad(self._bent(batch, targets)), objective.share(batch)
+
+        def at(d: Tensor, item: PyTree, sign: Tensor) -> Tensor:
+            found: Tensor = slope(torch.add(objective.theta, d, alpha=self.lam), item, sign)
+            return found
+
         with differentiable(), self._ledger.transformed(forward=a, backward=a) as counted:
-            slopes: Tensor = over_rows(counted(slope), arms, self.items, self.signs, chunk_size=self.at_once)
-        return slopes.detach()
+            slopes: Tensor = over_rows(counted(at), arms, self.items, self.signs, chunk_size=self.at_once)
+        return self._with_quadratic(slopes.detach(), arms, share)
+
+    def _bent(self, batch: Batch, targets: PyTree) -> Value:
+        """The data's loss, and −λ s r where r is not linear, as a function of θ."""
+        objective, penalty, lam = self.objective, self.penalty, self.lam
+        share = objective.share(batch)
+
+        def value(theta: Tensor, item: PyTree, sign: Tensor) -> Tensor:
+            loss = objective.data_term.loss(objective.network, theta, batch.x, targets)
+            if penalty.linear:
+                return loss
+            return loss - lam * sign * penalty.value(theta, item, batch.x, share)
+
+        return value
+
+    def _with_quadratic(self, slopes: Tensor, arms: Tensor, share: float) -> Tensor:
+        """slopes/λ + B/N·δ(D + (θ̂ − θ₀)/λ), and −B/N·s u of a linear r; slopes (A, P) are overwritten."""
+        prior, theta, k = self.objective.prior, self.objective.theta, len(self.penalty.direction)
+        centred = torch.equal(prior.mean, theta)
+        pull = None if centred else share / self.lam * prior.precision * (theta - prior.mean)
+        for a, slope in enumerate(slopes):
+            slope.div_(self.lam).addcmul_(prior.precision, arms[a], value=share)
+            if pull is not None:
+                slope.add_(pull)
+            if self.penalty.linear and float(self.signs[a]) != 0:
+                slope.sub_(self.penalty.direction[a % k], alpha=share * float(self.signs[a]))
+        return slopes
 
     def gradient(self, arms: Tensor) -> Tensor:
         """∇F at arms (A, P): (A, P)."""
