@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["PyTree", "concatenate", "map_tensors", "n_rows", "row_as_batch", "select_rows", "split_rows", "tensors_of"]
+__all__ = ["PyTree", "concatenate", "n_rows", "row_as_batch", "select_rows", "split_rows", "tensors_of", "with_floats"]
 
 PyTree: TypeAlias = Any
 
@@ -30,9 +29,9 @@ def row_as_batch(row: PyTree) -> PyTree:
     return pytree.tree_map_only(Tensor, lambda t: t.unsqueeze(0), row)
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], tree: PyTree) -> PyTree:
-    """The pytree with `function` of every tensor in its place."""
-    return pytree.tree_map_only(Tensor, function, tree)
+def with_floats(tree: PyTree, dtype: torch.dtype) -> PyTree:
+    """The pytree with its floating-point tensors in a dtype."""
+    return pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, tree)
 
 
 def select_rows(tree: PyTree, index: Tensor | slice) -> PyTree:

@@ -13,7 +13,7 @@ from estimators.batches import AbsentBatches, Batches
 from estimators.network import Network, structural_copy
 from estimators.objective import Objective
 from estimators.precision.dtype import algebra_dtype
-from estimators.pytrees import PyTree, map_tensors
+from estimators.pytrees import PyTree, with_floats
 
 __all__ = ["widened"]
 
@@ -47,10 +47,7 @@ class _Wide:
 
 
 def _wide_batch(batch: Batch, dtype: torch.dtype) -> Batch:
-    def wide(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    return Batch(map_tensors(wide, batch.x), wide(batch.y))
+    return Batch(*with_floats((batch.x, batch.y), dtype))
 
 
 def _wide_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -29,12 +29,11 @@ _LEAST_OUTPUTS, _LEAST_PARAMETERS = 3, 500
 
 def worthwhile(objective: Objective, layers: Layers) -> bool:
     """Whether it saves something: many parameters in maps that are used once a row, and outputs to sum over first."""
-    if objective.theta.numel() < _LEAST_PARAMETERS:
-        return False
     in_maps = sum(o * e for o, e in (linear.shape for linear in layers.maps.values()))
-    first = [select_rows(batch.x, slice(0, 1)) for batch in objective.batches]
-    enough = layers.n_outputs >= _LEAST_OUTPUTS and 2 * in_maps >= objective.theta.numel()
-    return enough and all(layers.uses_once(row) for row in first)
+    n = objective.theta.numel()
+    if n < _LEAST_PARAMETERS or layers.n_outputs < _LEAST_OUTPUTS or 2 * in_maps < n:
+        return False
+    return all(layers.uses_once(select_rows(batch.x, slice(0, 1))) for batch in objective.batches)
 
 
 def layered_ggn(objective: Objective, layers: Layers) -> Tensor:

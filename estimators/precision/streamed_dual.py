@@ -30,14 +30,14 @@ _KEPT_BYTES = 2**31
 
 
 class StreamedDual(FunctionSpace):
-    """The rows are made anew for each product; `inner` R D⁻¹ Rᵀ (N·C, N·C) is kept by the caller.
+    """The rows are made anew for each product; `inner` R D⁻¹ Rᵀ (N·C, N·C) is overwritten.
 
     `marks` are those of the batches that `inner` was made of: products take them in the same order.
     """
 
     def __init__(self, objective: Objective, prior_precision: Tensor, inner: Tensor, marks: Tensor) -> None:
         self.objective, self.marks = objective, marks
-        super().__init__(prior_precision, inner.clone())
+        super().__init__(prior_precision, inner)
 
     def rows_times(self, vectors: Tensor) -> Tensor:
         network = self.objective.network

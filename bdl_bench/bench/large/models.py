@@ -21,11 +21,11 @@ from bdl_bench.bench.networks.resnet import resnet18
 from bdl_bench.bench.networks.vit import VisionTransformer
 from estimators.atomic import write_bytes
 from estimators.errors import UnsupportedError
-from estimators.pytrees import PyTree, select_rows
+from estimators.pytrees import PyTree, select_rows, with_floats
 from estimators.state import digest
 from estimators.training import Recipe, train_map
 
-__all__ = ["MODELS", "N_DATA", "N_QUERIES", "PRIOR_PRECISION", "Subject", "converted"]
+__all__ = ["MODELS", "N_DATA", "N_QUERIES", "PRIOR_PRECISION", "Subject"]
 
 N_DATA, N_QUERIES, PRIOR_PRECISION = 128, 3, 1.0
 _BATCH, _TOKENS = 32, 16
@@ -52,17 +52,10 @@ def _subject(build: Callable[[], nn.Module], rows: Callable[[], tuple[PyTree, Te
     if path.is_file():  # of another row
         model.load_state_dict(load(path.read_bytes()))
     else:
-        wide = [(converted(x, torch.float64), y) for x, y in loader]
+        wide = [(with_floats(x, torch.float64), y) for x, y in loader]
         train_map(model.double(), "classification", wide, prior_precision=PRIOR_PRECISION, recipe=recipe)
         write_bytes(path, save(model.float().state_dict()))
     return Subject(model.eval(), loader, select_rows(x, slice(N_DATA, N_DATA + N_QUERIES)))
-
-
-def converted(x: PyTree, dtype: torch.dtype) -> PyTree:
-    """Inputs with their floats of a dtype."""
-    if isinstance(x, dict):
-        return {key: converted(value, dtype) for key, value in x.items()}
-    return x.to(dtype) if x.is_floating_point() else x
 
 
 def _images() -> tuple[Tensor, Tensor]:

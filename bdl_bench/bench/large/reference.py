@@ -15,10 +15,10 @@ from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bdl_bench.bench.large.models import MODELS, N_QUERIES, PRIOR_PRECISION, converted
+from bdl_bench.bench.large.models import MODELS, N_QUERIES, PRIOR_PRECISION
 from estimators import LinearizedLaplace
 from estimators.network import output_tensor
-from estimators.pytrees import PyTree, n_rows, select_rows
+from estimators.pytrees import PyTree, n_rows, select_rows, with_floats
 
 __all__ = ["reference_record"]
 
@@ -46,7 +46,7 @@ def reference_record(name: str) -> dict[str, Any]:
     subject = MODELS[name]()
     model = _Logits(subject.model).double().eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    loader = [(converted(x, torch.float64), y) for x, y in subject.loader]
+    loader = [(with_floats(x, torch.float64), y) for x, y in subject.loader]
     loss = nn.CrossEntropyLoss(reduction="sum")
     options: dict[str, Any] = {"batch_size_fn": n_rows, "check_deterministic": False}
     ggn = GGNLinearOperator(model, loss, parameters, loader, **options).to_scipy(dtype=np.float64)
@@ -64,7 +64,7 @@ def reference_record(name: str) -> dict[str, Any]:
     precision = LinearOperator(ggn.shape, matvec=product, dtype=np.float64)
     classes, variances, residuals = [], [], []
     for i in range(N_QUERIES):
-        f = model(converted(select_rows(subject.queries, slice(i, i + 1)), torch.float64))[0]
+        f = model(with_floats(select_rows(subject.queries, slice(i, i + 1)), torch.float64))[0]
         c = int(f.argmax())
         slopes = torch.autograd.grad(f[c], parameters)
         slope = torch.cat([slope.flatten() for slope in slopes])

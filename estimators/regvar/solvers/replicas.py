@@ -107,7 +107,7 @@ class Replicas:
     def _with_quadratic(self, slopes: Tensor, arms: Tensor, share: float) -> Tensor:
         """slopes/λ + B/N·δ(D + (θ̂ − θ₀)/λ), and −B/N·s u of a linear r; slopes (A, P) are overwritten."""
         prior, theta, k = self.objective.prior, self.objective.theta, len(self.penalty.direction)
-        centred = torch.equal(prior.mean, theta)
+        centred = prior.mean is theta  # by `Objective.centred`
         pull = None if centred else share / self.lam * prior.precision * (theta - prior.mean)
         for a, slope in enumerate(slopes):
             slope.div_(self.lam).addcmul_(prior.precision, arms[a], value=share)
