@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from estimators.atomic import write_bytes, write_text
 
-__all__ = ["ArrayFile", "Record", "RecordStore", "content_key", "slug"]
+__all__ = ["ArrayFile", "Record", "RecordStore", "Tuning", "content_key", "slug"]
 
 ArrayFile = Mapping[str, NDArray[Any]]
 Status = Literal["ok", "skipped", "failed"]
@@ -37,6 +37,8 @@ class Cost(BaseModel):
 
     `peak_reset` says that the peak was reset at the start of the cell; where not, it is the largest of the process
     so far and `peak_rise_bytes` is a lower bound. `device_peak_bytes` is the peak of the accelerator's allocator.
+    `passes` are forward and backward over all training rows, everything counted; `tuning_seconds` is what tuning took
+    on top. `exclusive` says that nothing else of the grid ran at that time; where not, seconds are an upper bound.
     """
 
     fit_seconds: float
@@ -45,10 +47,32 @@ class Cost(BaseModel):
     peak_rise_bytes: int
     peak_reset: bool
     device_peak_bytes: int | None = None
+    passes: float | None = None
+    tuning_seconds: float | None = None
+    exclusive: bool = True
+
+
+class Tuning(BaseModel):
+    """What was tried on the validation rows: every point with its score (lower is better), and the one chosen.
+
+    A point has a `value` on the axis (None where the method has no axis), `variance_scale`, `softmax_temperature` or
+    `sigma_noise`, and `score`. `at_edge` names what was chosen at the end of its range.
+    """
+
+    axis: str | None = None
+    unit: str | None = None
+    points: list[dict[str, float | None]] = Field(default_factory=list)
+    chosen: dict[str, float | None] = Field(default_factory=dict)
+    at_edge: list[str] = Field(default_factory=list)
+    seconds: float = 0.0
+    fits: int = 0
+    score_name: str = "NLL"
+    validation_rows: int = 0
+    where: str = "post hoc at fixed weights"
 
 
 class Record(BaseModel):
-    """One cell. `metrics` under the names of the field; `reason` of a skip; `traceback` of a failure."""
+    """One cell. `metrics` under the names of the field, `tuned` the same after tuning; `reason` of a skip."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
@@ -63,6 +87,9 @@ class Record(BaseModel):
     reason: str | None = None
     traceback: str | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
+    tuned: dict[str, float] = Field(default_factory=dict)
+    tuning: Tuning | None = None
+    preflight: dict[str, str] = Field(default_factory=dict)
     cost: Cost | None = None
     training: Training | None = None
     configuration: dict[str, str] = Field(default_factory=dict)

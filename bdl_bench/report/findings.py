@@ -25,11 +25,12 @@ def _first_metric(scores: ScoreTable) -> list[str]:
     if metric.key not in scores.best or len(scores.cells) < 2:
         return []
     best = scores.best[metric.key]
-    group = [m for m, row in scores.cells.items() if row[metric.key].in_best_group and m != best]
-    value = number(scores.cells[best][metric.key].interval.mean)
+    rows = {m: row[metric.key] for m, row in scores.cells.items() if metric.key in row}
+    group = [m for m, cell in rows.items() if cell.in_best_group and m != best]
+    value = number(rows[best].interval.mean)
     if group:
         return [f"Best {metric.label}: {best} ({value}); not distinguishable from it: {_listed(group)}."]
-    alone = scores.cells[best][metric.key].in_best_group
+    alone = rows[best].in_best_group
     rest = "ahead of every other method" if alone else "but no two methods can be told apart by it"
     return [f"Best {metric.label}: {best} ({value}), {rest}."]
 
@@ -38,7 +39,7 @@ def _against_baseline(scores: ScoreTable) -> list[str]:
     metric = scores.metrics[0]
     if BASELINE not in scores.cells:
         return []
-    verdicts = {m: row[metric.key].against for m, row in scores.cells.items() if m != BASELINE}
+    verdicts = {m: row[metric.key].against for m, row in scores.cells.items() if m != BASELINE and metric.key in row}
     better = [m for m, v in verdicts.items() if v == "better"]
     worse = [m for m, v in verdicts.items() if v == "worse"]
     same = [m for m, v in verdicts.items() if v == "not distinguishable"]

@@ -1,0 +1,73 @@
+"""Agreement with the exact variance: numbers, a scatter a method, and the outputs that agree least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bdl_bench.methods import REFERENCE
+from bdl_bench.report.figures.canvas import Drawing
+from bdl_bench.report.figures.gallery import Picture
+from bdl_bench.report.figures.scatter import scatter
+from bdl_bench.report.quality import AgreementRow, agreement_rows
+from bdl_bench.report.sections.context import Context
+
+__all__ = ["AgreementSection", "WorstPoint", "agreement"]
+
+Floats = NDArray[np.float64]
+_WORST = 3
+
+
+@dataclass(frozen=True)
+class WorstPoint:
+    """An output (row, output) of one seed where the quotient of the standard deviations is far from one."""
+
+    row: int
+    output: int
+    std: float
+    exact: float
+
+
+@dataclass(frozen=True)
+class AgreementSection:
+    """`rows` is empty where the reference was not run."""
+
+    template: ClassVar[str] = "agreement.html"
+    reference: str
+    rows: list[AgreementRow]
+    seed: int
+    pictures: list[Picture]
+    worst: dict[str, list[WorstPoint]]
+
+
+def agreement(context: Context) -> AgreementSection:
+    """Over all seeds in numbers; points of the first seed that the method shares with the reference."""
+    results = context.results
+    rows = agreement_rows(results)
+    drawings: list[Drawing | None] = []
+    worst: dict[str, list[WorstPoint]] = {}
+    for row in rows:
+        seed = results.shared_seeds(row.method, REFERENCE)[0]
+        variance, exact = (results.arrays(name, seed)["epistemic_variance"] for name in (row.method, REFERENCE))
+        places = worst_places(variance, exact)
+        worst[row.method] = [_point(variance, exact, place) for place in places]
+        drawings.append(scatter(row.method, context.palette[row.method], variance, exact, worst=places))
+    seed = results.shared_seeds(REFERENCE, REFERENCE)[0] if rows else results.seeds[0]
+    return AgreementSection(REFERENCE, rows, seed, context.show(drawings), {m: w for m, w in worst.items() if w})
+
+
+def worst_places(variance: Floats, exact: Floats) -> list[int]:
+    """Flat indices of the largest |log(variance / exact)|; none for a variance that is zero throughout."""
+    v, e = variance.reshape(-1), exact.reshape(-1)
+    positive = np.flatnonzero((v > 0) & (e > 0))
+    distance = np.abs(np.log(v[positive] / e[positive]))
+    chosen = positive[np.argsort(-distance, kind="stable")[:_WORST]]
+    return [int(i) for i in chosen]
+
+
+def _point(variance: Floats, exact: Floats, place: int) -> WorstPoint:
+    row, output = divmod(place, exact.shape[-1])
+    return WorstPoint(row, output, float(variance.reshape(-1)[place] ** 0.5), float(exact.reshape(-1)[place] ** 0.5))

@@ -1,0 +1,59 @@
+"""Risk-coverage: how the error falls when only the surest rows are answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bdl_bench.metrics import class_arrays
+from bdl_bench.metrics.classification import confidence, correct
+from bdl_bench.report.figures.gallery import Picture
+from bdl_bench.report.figures.risk_coverage import Curve, risk_coverage_figures
+from bdl_bench.report.results import Arrays
+from bdl_bench.report.sections.context import Context
+
+__all__ = ["Selective", "selective"]
+
+Floats = NDArray[np.float64]
+_GRID = np.linspace(0.02, 1.0, 50)
+
+
+@dataclass(frozen=True)
+class Selective:
+    """One figure a family of methods."""
+
+    template: ClassVar[str] = "selective.html"
+    pictures: list[Picture]
+    tuned: bool
+
+
+def selective(context: Context) -> Selective | None:
+    """Of classes only: a regression with one variance for all rows has no order to select by."""
+    results = context.results
+    if results.kind == "regression":
+        return None
+    tuned = set(results.tuned_methods) == set(results.methods)
+    curves = {m: _mean_curve(context, m, tuned=tuned) for m in results.methods}
+    return Selective(context.show(risk_coverage_figures(curves, context.palette, risk="error of what is answered")), tuned)
+
+
+def _mean_curve(context: Context, method: str, *, tuned: bool) -> Curve:
+    """The mean over seeds at each coverage."""
+    results = context.results
+    risks = [_risk(dict(results.predictions(method, s, tuned=tuned))) for s in results.done[method]]
+    return _GRID, np.mean(risks, axis=0)
+
+
+def _risk(arrays: Arrays) -> Floats:
+    """The error of the share of rows with the highest confidence; ties have the mean error of their group."""
+    probs, targets = class_arrays(arrays)
+    sure, wrong = confidence(probs), 1 - correct(probs, targets)
+    _, group = np.unique(-sure, return_inverse=True)
+    mean_of_group = np.bincount(group, wrong) / np.bincount(group)
+    ordered = mean_of_group[np.sort(group)]
+    risk = np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
+    places = np.clip(np.ceil(_GRID * len(ordered)).astype(int) - 1, 0, None)
+    return risk[places]
