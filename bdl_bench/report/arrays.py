@@ -25,10 +25,10 @@ class ArrayView(Mapping[str, NDArray[Any]]):
         self._kept: dict[str, NDArray[Any]] = {} if kept is None else kept
 
     @classmethod
-    def of(cls, path: Path) -> ArrayView:
-        """Every array of a file."""
+    def of(cls, path: Path, *, read: bool = False) -> ArrayView:
+        """Every array of a file; `read` reads all of them now, which is faster where all are needed."""
         with np.load(path, allow_pickle=False) as file:
-            return cls(path, {name: name for name in file.files})
+            return cls(path, {name: name for name in file.files}, dict(file) if read else None)
 
     def fitted(self) -> ArrayView:
         """Without what the tuned estimator predicted."""

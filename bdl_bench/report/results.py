@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ __all__ = ["TaskResults", "Variant", "gather"]
 Variant = bool
 """False: as fitted; True: tuned."""
 Arrays = dict[str, NDArray[Any]]
-_SETS = ("ood/", "shift/")
 
 
 @dataclass
@@ -45,9 +45,15 @@ class TaskResults:
         return sorted({seed for records in self.done.values() for seed in records})
 
     @property
+    def complete_methods(self) -> list[str]:
+        """Methods that finished every seed, whose means can be compared; those with most seeds where none did."""
+        most = max(len(seeds) for seeds in self.done.values())
+        return [m for m, seeds in self.done.items() if len(seeds) == most]
+
+    @property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics of the test rows, for this kind of likelihood."""
-        return tuple(metric for metric in METRICS[self.kind] if not metric.key.startswith(_SETS))
+        return METRICS[self.kind]
 
     @property
     def tuned_methods(self) -> list[str]:
@@ -58,7 +64,7 @@ class TaskResults:
         """The arrays of a finished cell; they are kept until `forget`."""
         place = (method, seed)
         if place not in self._arrays:
-            self._arrays[place] = self._parts(method, seed)
+            self._arrays[place] = ArrayView.of(self._path(method, seed))
         return self._arrays[place]
 
     def predictions(self, method: str, seed: int, *, tuned: Variant = False) -> ArrayView:
@@ -72,7 +78,7 @@ class TaskResults:
         """Every metric of a cell, computed now from its arrays, so that new metrics apply to old records."""
         place = (method, seed, tuned)
         if place not in self._measured:
-            fresh = self._parts(method, seed)
+            fresh = ArrayView.of(self._path(method, seed), read=True)
             parts = fresh.tuned() if tuned else fresh.fitted()
             assert parts is not None
             self._measured[place] = evaluate(self.kind, parts.scored())
@@ -97,10 +103,10 @@ class TaskResults:
         """Let go of every array."""
         self._arrays.clear()
 
-    def _parts(self, method: str, seed: int) -> ArrayView:
+    def _path(self, method: str, seed: int) -> Path:
         record = self.done[method][seed]
         assert record.arrays is not None
-        return ArrayView.of(self.store.directory / record.arrays)
+        return self.store.directory / record.arrays
 
 
 def gather(store: RecordStore, records: Iterable[Record]) -> list[TaskResults]:

@@ -35,7 +35,7 @@ class ScoreTable:
     metrics: tuple[Metric, ...]
     cells: dict[str, dict[str, ScoreCell]]
     best: dict[str, str]
-    """The method with the best mean, by metric key, where a direction is better."""
+    """The method with the best mean of those with every seed, by metric key, where a direction is better."""
     tuned: Variant = False
 
     def group(self, key: str) -> list[str]:
@@ -55,7 +55,8 @@ def score_table(results: TaskResults, methods: Sequence[str], *, tuned: Variant 
         comparison = _Comparison(results, metric, list(means), tuned)
         if metric.better is not None and means:
             sign = 1 if metric.better == "lower" else -1
-            best[metric.key] = min(means, key=lambda m: sign * means[m].mean)
+            complete = [m for m in means if m in results.complete_methods] or list(means)
+            best[metric.key] = min(complete, key=lambda m: sign * means[m].mean)
             verdicts = comparison.with_method(best[metric.key])
             known = {m: verdicts.get(m) or "unknown" for m in means if m != best[metric.key]}
             group = best_group({m: i.mean for m, i in means.items()}, known, best[metric.key])

@@ -14,7 +14,7 @@ from bdl_bench.report.ranks import average_ranks, critical_difference
 from bdl_bench.report.scores import ScoreCell
 from bdl_bench.report.sections.cost import Costs
 from bdl_bench.report.sections.scores import Scores
-from bdl_bench.report.text import number
+from bdl_bench.report.text import listed, number
 
 __all__ = ["Column", "Summary", "SummaryRow", "summary"]
 
@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One method: its average rank (None where it misses a task), a cell a task, and seconds over all its tasks."""
+    """One method: its average rank (None where it misses a task or a seed), a cell a task, and seconds over all its tasks."""
 
     method: str
     rank: float | None
@@ -66,7 +66,7 @@ class Summary:
 
     @property
     def unranked(self) -> list[str]:
-        """Methods that miss a task."""
+        """Methods that miss a task or a seed."""
         return [row.method for row in self.rows if row.rank is None] if self.ranks else []
 
 
@@ -84,8 +84,8 @@ def summary(tasks: Sequence[OfTask], palette: Palette, gallery: Gallery) -> Summ
 
 
 def _ranks(tasks: Sequence[OfTask], methods: Sequence[str]) -> dict[str, float]:
-    """Of the methods that every task has; none where these are fewer than two."""
-    everywhere = [m for m in methods if all(_cell(t, m) is not None for t in tasks)]
+    """Of the methods that every task has with every seed; none where these are fewer than two."""
+    everywhere = [m for m in methods if all(_cell(t, m) is not None and m not in t.scores.incomplete for t in tasks)]
     if len(everywhere) < 2:
         return {}
     scores = []
@@ -118,7 +118,7 @@ def _over_tasks(ranks: dict[str, float], difference: float | None, n_tasks: int)
         return [f"{head}; {tail}, so that by ranks no two methods are distinguishable."]
     if len(run) == 1:
         return [f"{head}, distinguishable from every other; {tail}."]
-    return [f"{head}; {tail}. Not distinguishable from it: {', '.join(run[1:])}."]
+    return [f"{head}; {tail}. Not distinguishable from it: {listed(run[1:])}."]
 
 
 def _of_task(task: OfTask) -> str:
@@ -133,4 +133,4 @@ def _of_task(task: OfTask) -> str:
     if not marked:
         return f"{head}, but no two methods are distinguishable by it." if len(table.cells) > 1 else f"{head}."
     others = [m for m in marked if m != best]
-    return f"{head}; not distinguishable from it: {', '.join(others)}." if others else f"{head}, ahead of all others."
+    return f"{head}; not distinguishable from it: {listed(others)}." if others else f"{head}, ahead of all others."

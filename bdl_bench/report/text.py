@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bdl_bench.stats import Interval
 
-__all__ = ["count", "duration", "mebibytes", "number", "with_half_width"]
+__all__ = ["count", "duration", "listed", "mebibytes", "number", "with_half_width"]
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -46,3 +48,10 @@ def count(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names in a row, the last of many only counted."""
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"

@@ -40,7 +40,7 @@ class Margins:
     """Inches around the axes."""
 
     left: float = 0.5
-    right: float = 0.08
+    right: float = 0.13
     bottom: float = 0.38
     top: float = 0.08
 

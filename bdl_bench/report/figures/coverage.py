@@ -27,7 +27,7 @@ def coverage(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None)
     observed = coverages(shown, _LEVELS)
     count = np.full(len(_LEVELS), float(shown["targets"].size))
     low, high = wilson(Bins(confidence=_LEVELS, accuracy=observed, count=count))
-    with panel("nominal coverage", "observed") as axes:
+    with panel("nominal coverage", "observed coverage") as axes:
         diagonal(axes, 0.0, 1.0)
         if tuned is not None:
             axes.plot(_LEVELS, coverages(arrays, _LEVELS), color=SOFT, lw=1.1)
@@ -35,6 +35,8 @@ def coverage(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None)
         axes.plot(_LEVELS, observed, color=style.colour, lw=1.5)
         axes.set_xlim(0, 1.0)
         axes.set_ylim(0, 1.02)
+        axes.set_xticks((0, 0.5, 1))
+        axes.set_yticks((0, 0.5, 1))
     pairs = ", ".join(f"{level:.2f}: {share:.2f}" for level, share in zip(_LEVELS[4::10], observed[4::10], strict=True))
     words = f"Coverage of {method}{'' if tuned is None else ', tuned'}; nominal: observed {pairs}"
     return Drawing.of(axes, f"coverage {method}", method, words)

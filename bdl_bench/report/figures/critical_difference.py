@@ -12,7 +12,7 @@ from bdl_bench.report.palette import Palette
 
 __all__ = ["cliques", "critical_difference_figure"]
 
-_WIDTH, _ROW, _SIDE = 6.4, 0.17, 1.55
+_WIDTH, _ROW, _SIDE = 5.0, 0.17, 1.5
 
 
 def critical_difference_figure(ranks: Mapping[str, float], difference: float | None, palette: Palette) -> Drawing:
@@ -75,5 +75,5 @@ def _scale(axes: Axes, y: float, last: int, place, difference: float | None) -> 
 def _name(axes: Axes, method: str, rank: str, x: float, top: float, y: float, *, left: bool, colour: str) -> None:  # noqa: PLR0913
     end = _SIDE - 0.1 if left else _WIDTH - _SIDE + 0.1
     axes.plot((x, x, end), (top, y, y), color=colour, lw=0.8, zorder=1)
-    text = f"{short(method)}  {rank}" if left else f"{rank}  {short(method)}"
+    text = f"{short(method)} {rank}" if left else f"{rank} {short(method)}"
     axes.text(end + (-0.04 if left else 0.04), y, text, ha="right" if left else "left", va="center", fontsize=7.5, color=colour)

@@ -14,7 +14,7 @@ from bdl_bench.report.palette import Palette
 __all__ = ["histograms"]
 
 Floats = NDArray[np.float64]
-_ROW, _NAMES, _WIDTH, _BINS = 0.3, 1.35, 4.4, 32
+_ROW, _NAMES, _WIDTH, _BINS = 0.3, 1.4, 4.4, 32
 
 
 def histograms(
@@ -36,7 +36,7 @@ def histograms(
             axes.text(1.02, base + 0.3, note.get(method, ""), fontsize=7, color=INK, va="center")
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.05, rows)
-        axes.set_yticks(np.arange(rows) + 0.3, [short(m) for m in reversed(scores)])
+        axes.set_yticks(np.arange(rows) + 0.3, [short(m) for m in reversed(scores)], fontsize=7.5)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("rank of the score among both sets")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -81,8 +81,10 @@ def stacked(axes: Axes, methods: Sequence[str], palette: Palette, *, corner: tup
         )  # fmt: skip
 
 
-def around_points(axes: Axes, points: Mapping[str, tuple[float, float]], palette: Palette) -> None:
-    """The name of each point near it, where it covers least of other names and points."""
+def around_points(
+    axes: Axes, points: Mapping[str, tuple[float, float]], palette: Palette, *, bold: Collection[str] = ()
+) -> None:
+    """The name of each point near it, where it covers least of other names and points; those in `bold` in bold."""
     box = axes.get_position()
     width, height = axes.figure.get_size_inches() * 72  # type: ignore[union-attr]
     scale = np.array([width * box.width, height * box.height])
@@ -90,7 +92,7 @@ def around_points(axes: Axes, points: Mapping[str, tuple[float, float]], palette
     taken = [(x - 3.5, y - 3.5, x + 3.5, y + 3.5) for x, y in at]
     for method, point in zip(points, at, strict=True):
         text = short(method)
-        boxes = [_text_box(point, offset, len(text)) for offset in _OFFSETS]
+        boxes = [_text_box(point, offset, len(text) * (1.12 if method in bold else 1.0)) for offset in _OFFSETS]
         costs = [_cost(b, taken, scale) + 0.3 * i for i, b in enumerate(boxes)]
         chosen = boxes[int(np.argmin(costs))]
         taken.append(chosen)
@@ -99,14 +101,15 @@ def around_points(axes: Axes, points: Mapping[str, tuple[float, float]], palette
             [point[0] / scale[0], x], [point[1] / scale[1], y], transform=axes.transAxes, color=GUIDE, lw=0.6, zorder=0,
         )  # fmt: skip
         axes.text(
-            x, y, text, transform=axes.transAxes, ha="center", va="center", fontsize=_SIZE, color=palette[method].colour
-        )
+            x, y, text, transform=axes.transAxes, ha="center", va="center", fontsize=_SIZE, color=palette[method].colour,
+            weight="bold" if method in bold else "normal",
+        )  # fmt: skip
 
 
 Box = tuple[float, float, float, float]
 
 
-def _text_box(point: Floats, offset: tuple[float, float], letters: int) -> Box:
+def _text_box(point: Floats, offset: tuple[float, float], letters: float) -> Box:
     """Where a text of so many letters lies, in points, at an offset from a point."""
     width, height = 0.58 * _SIZE * letters + 2, _SIZE * 1.1
     x, y = point[0] + offset[0], point[1] + offset[1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from matplotlib.axes import Axes
+
 from bdl_bench.report.figures.canvas import GUIDE, Drawing, log_axis, panel
 from bdl_bench.report.figures.labels import around_points
 from bdl_bench.report.palette import Palette
@@ -14,17 +16,16 @@ __all__ = ["Price", "frontier", "pareto"]
 
 @dataclass(frozen=True)
 class Price:
-    """Cost and quality of a method; `exclusive` False where other jobs ran at the time."""
+    """Cost and quality of a method; `exclusive` False where other jobs ran at the time; `best` in the best group."""
 
     cost: float
     value: float
-    low: float | None = None
-    high: float | None = None
     exclusive: bool = True
+    best: bool = False
 
 
 def pareto(name: str, prices: Mapping[str, Price], palette: Palette, *, labels: tuple[str, str], lower: bool) -> Drawing:
-    """Logarithmic cost; the interval over seeds as a thin line; hollow where the cost is not exclusive."""
+    """Logarithmic cost; hollow where the cost is not exclusive; names of the best group in bold."""
     with panel(*labels, size=(4.4, 3.1)) as axes:
         costs = [p.cost for p in prices.values()]
         log_axis(axes, "x", min(costs) / 2.2, max(costs) * 2.2, most=80)
@@ -35,15 +36,14 @@ def pareto(name: str, prices: Mapping[str, Price], palette: Palette, *, labels: 
         )
         for method, price in prices.items():
             style = palette[method]
-            if price.low is not None and price.high is not None:
-                axes.vlines(price.cost, price.low, price.high, color=style.colour, lw=0.7, alpha=0.35, zorder=1)
             face = style.colour if price.exclusive else "white"
             axes.plot(
                 price.cost, price.value, marker=style.marker, ms=4.5, color=style.colour, mfc=face, ls="", zorder=3
             )
-        around_points(axes, {m: (p.cost, p.value) for m, p in prices.items()}, palette)
+        best = {m for m, p in prices.items() if p.best}
+        around_points(axes, {m: (p.cost, p.value) for m, p in prices.items()}, palette, bold=best)
     words = f"{labels[1]} against {labels[0]}; no cheaper method is better than: {', '.join(edge)}"
-    return Drawing.of(axes, f"{name}", f"{labels[1]} against {labels[0]}", words)
+    return Drawing.of(axes, name, f"{labels[1]} against {labels[0]}", words)
 
 
 def frontier(prices: Mapping[str, Price], *, lower: bool) -> list[str]:
@@ -58,7 +58,7 @@ def frontier(prices: Mapping[str, Price], *, lower: bool) -> list[str]:
     return found
 
 
-def _limit_values(axes, prices):  # noqa
+def _limit_values(axes: Axes, prices: Mapping[str, Price]) -> None:
     values = [p.value for p in prices.values()]
     low, high = min(values), max(values)
     room = 0.12 * ((high - low) or abs(high) or 1.0)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from bdl_bench.report.figures.canvas import GUIDE, Drawing, panel
+from bdl_bench.report.figures.canvas import GUIDE, Drawing, Margins, panel
 from bdl_bench.report.figures.labels import stacked
 from bdl_bench.report.palette import Palette
 
@@ -22,7 +23,7 @@ def risk_coverage_figures(curves: Mapping[str, Curve], palette: Palette, *, risk
     drawings = []
     for family, members in palette.families(curves).items():
         room = 1 + 0.13 * len(members)
-        with panel("coverage", risk, size=(2.6, 2.2)) as axes:
+        with panel("coverage", risk, size=(2.7, 2.2), margins=Margins(left=0.56)) as axes:
             for method in curves.keys() - set(members):
                 axes.plot(*curves[method], color=GUIDE, lw=0.7, zorder=1)
             for method in members:
@@ -30,9 +31,11 @@ def risk_coverage_figures(curves: Mapping[str, Curve], palette: Palette, *, risk
                 axes.plot(*curves[method], color=style.colour, ls=style.dash, lw=1.4, zorder=3)
             axes.set_xlim(0, 1.0)
             axes.set_ylim(0, top * room)
+            axes.set_xticks((0, 0.25, 0.5, 0.75, 1), ("0", "¼", "½", "¾", "1"))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
             stacked(axes, members, palette)
         words = f"Risk against coverage of {', '.join(members)}; at half coverage: " + ", ".join(
             f"{m} {np.interp(0.5, *curves[m]):.3g}" for m in members
         )
-        drawings.append(Drawing(f"risk-coverage {family}", family, words, axes.figure))  # type: ignore[arg-type]
+        drawings.append(Drawing.of(axes, f"risk-coverage {family}", family, words))
     return drawings

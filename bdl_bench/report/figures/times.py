@@ -14,7 +14,7 @@ from bdl_bench.report.text import duration
 
 __all__ = ["times"]
 
-_ROW, _NAMES, _WIDTH = 0.17, 1.35, 4.4
+_ROW, _NAMES, _WIDTH = 0.17, 1.4, 4.4
 
 
 def times(seconds: Mapping[str, tuple[float, float]], palette: Palette) -> Drawing:
@@ -27,7 +27,7 @@ def times(seconds: Mapping[str, tuple[float, float]], palette: Palette) -> Drawi
             _bars(axes, [seconds[m][column] for m in methods], [palette[m].colour for m in methods])
             axes.set_title(title, fontsize=8, loc="left", pad=3)
             axes.set_xlabel("seconds")
-            axes.set_yticks(range(len(methods)), [short(m) for m in methods] if column == 0 else [])
+            axes.set_yticks(range(len(methods)), [short(m) for m in methods] if column == 0 else [], fontsize=7.5)
     words = "; ".join(f"{m}: fit {duration(a)}, predict {duration(b)}" for m, (a, b) in seconds.items())
     return Drawing("times", "Time to fit and to predict", words, figure)
 

@@ -53,15 +53,15 @@ def _trade_off(
     label: str,
     cost: Callable[[CostRow], float | None],
 ) -> Drawing | None:
-    """None where fewer than two methods have both a positive cost and the metric."""
+    """Of methods that have every seed; None where fewer than two have both a positive cost and the metric."""
     metric = table.metrics[0]
+    complete = context.results.complete_methods
     prices = {}
     for row in rows:
         spent = cost(row)
         cell = table.cells.get(row.method, {}).get(metric.key)
-        if spent and cell is not None:
-            interval = cell.interval
-            prices[row.method] = Price(spent, interval.mean, interval.low, interval.high, row.exclusive)
+        if spent and cell is not None and row.method in complete:
+            prices[row.method] = Price(spent, cell.interval.mean, row.exclusive, cell.in_best_group)
     if len(prices) < 2:
         return None
     return pareto(name, prices, context.palette, labels=(label, metric.label), lower=metric.better == "lower")

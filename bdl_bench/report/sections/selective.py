@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from bdl_bench.metrics import class_arrays
 from bdl_bench.metrics.classification import confidence, correct
+from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.risk_coverage import Curve, risk_coverage_figures
-from bdl_bench.report.results import Arrays
 from bdl_bench.report.sections.context import Context
 
 __all__ = ["Selective", "selective"]
@@ -37,17 +37,17 @@ def selective(context: Context) -> Selective | None:
         return None
     tuned = set(results.tuned_methods) == set(results.methods)
     curves = {m: _mean_curve(context, m, tuned=tuned) for m in results.methods}
-    return Selective(context.show(risk_coverage_figures(curves, context.palette, risk="error of what is answered")), tuned)
+    return Selective(context.show(risk_coverage_figures(curves, context.palette, risk="error of the answered")), tuned)
 
 
 def _mean_curve(context: Context, method: str, *, tuned: bool) -> Curve:
     """The mean over seeds at each coverage."""
     results = context.results
-    risks = [_risk(dict(results.predictions(method, s, tuned=tuned))) for s in results.done[method]]
+    risks = [_risk(results.predictions(method, s, tuned=tuned)) for s in results.done[method]]
     return _GRID, np.mean(risks, axis=0)
 
 
-def _risk(arrays: Arrays) -> Floats:
+def _risk(arrays: ArrayView) -> Floats:
     """The error of the share of rows with the highest confidence; ties have the mean error of their group."""
     probs, targets = class_arrays(arrays)
     sure, wrong = confidence(probs), 1 - correct(probs, targets)
