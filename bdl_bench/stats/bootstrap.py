@@ -50,7 +50,7 @@ def bootstrap_statistic(
 ) -> Interval:
     """95 % interval of the mean difference of a statistic that is no mean over rows, one sample of each method a seed.
 
-    `statistic` maps arrays (..., M) to (...) and is computed anew on each resample (`Metric.sample`, `Metric.statistic`).
+    `statistic` maps arrays (..., M) to (...), anew for each resample (`Metric.sample`, `Metric.statistic`).
     """
     drawn = [bootstrap_replicates(s, statistic, n_resamples=n_resamples, seed=seed) for s in (samples, others)]
     values = [[float(statistic(flat(sample))) for sample in method] for method in (samples, others)]

@@ -32,8 +32,8 @@ class Ranking:
     """Methods by average rank over tasks, 1 the best.
 
     `average`: rank of each method, best first. `p_value`: of Friedman's test that all are alike, in the form of Iman
-    and Davenport. `critical_difference`: Nemenyi's; ranks that are closer are not distinguishable. `groups`: the largest
-    sets of methods, two or more, within one critical difference (the bars of Demšar's diagram).
+    and Davenport. `critical_difference`: Nemenyi's; ranks that are closer are not distinguishable. `groups`: the
+    largest sets of methods, two or more, within one critical difference (the bars of Demšar's diagram).
     """
 
     average: dict[str, float]
@@ -47,8 +47,8 @@ def signed_rank(values: Sequence[float], others: Sequence[float]) -> SignedRank:
     """Wilcoxon's test of values − others over pairs, such as one a (task, seed).
 
     Zero differences count half to either side (Demšar 2006). Differences are ranked across tasks, so that these should
-    be on one scale. Seeds of a task are not independent, so that with few tasks p is too small: average over seeds first
-    for a test over tasks.
+    be on one scale. Seeds of a task are not independent, so that with few tasks p is too small: average over seeds
+    first for a test over tasks.
 
     Errors: DataError for an infinite or undefined difference.
     """
