@@ -56,7 +56,8 @@ class Tuning(BaseModel):
     """What was tried on the validation rows: every point with its score (lower is better), and the one chosen.
 
     A point has a `value` on the axis (None where the method has no axis), `variance_scale`, `softmax_temperature` or
-    `sigma_noise`, and `score`. `at_edge` names what was chosen at the end of its range.
+    `sigma_noise`, and `score`. `at_edge` names what was chosen at the end of its range;
+    `failures` are the values of the axis whose fit raised, with the reason.
     """
 
     axis: str | None = None
@@ -64,6 +65,7 @@ class Tuning(BaseModel):
     points: list[dict[str, float | None]] = Field(default_factory=list)
     chosen: dict[str, float | None] = Field(default_factory=dict)
     at_edge: list[str] = Field(default_factory=list)
+    failures: dict[str, str] = Field(default_factory=dict)
     seconds: float = 0.0
     fits: int = 0
     score_name: str = "NLL"

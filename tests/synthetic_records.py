@@ -1,8 +1,7 @@
 """Records that no method made: plausible arrays of every part that a record may have, for tests that render them.
 
-A field of class scores or of means is shared by all methods of a (task, seed); a method scales its variance and adds noise
-of its own to it. Three tasks: a regression on one input with a band, a classification with out-of-distribution rows and
-shifts, and a binary one.
+Means are shared by all methods of a (task, seed); a method scales the variance and adds noise of its own to it. Three
+tasks: a regression on one input with a band, a classification with out-of-distribution rows and shifts, a binary one.
 """
 
 from dataclasses import dataclass
@@ -52,7 +51,12 @@ class Part:
         epistemic = self.scale * base * mixed * scale_of_variance
         if self.kind == "regression":
             targets = mean + 0.6 * noise
-            return {"mean": mean, "epistemic_variance": epistemic, "total_variance": epistemic + 0.4, "targets": targets}
+            return {
+                "mean": mean,
+                "epistemic_variance": epistemic,
+                "total_variance": epistemic + 0.4,
+                "targets": targets,
+            }
         logits = mean / np.sqrt(1 + np.pi / 8 * epistemic)
         if self.kind == "binary":
             probs = 1 / (1 + np.exp(-logits))
@@ -102,11 +106,14 @@ def tuning(kind, scale, seed):
     rng = np.random.default_rng(seed)
     other = "sigma_noise" if kind == "regression" else "softmax_temperature"
     axis = [None] if scale == 0 else list(np.geomspace(0.01, 100, 9))
-    scales = [1.0] if scale == 0 else list(np.geomspace(0.01, 10, 7))
+    scales = [1.0] if scale == 0 else [0.0, *np.geomspace(0.01, 10, 7)]
+
+    def score(value, variance_scale, temperature):
+        from_best = np.log([value or 1, variance_scale * 3 + 1e-3, temperature]) - np.array([1, 0, 0])
+        return 0.6 + float(np.array([0.02, 0.03 * scale, 0.1]) @ from_best**2 + 0.002 * rng.normal())
+
     points = [
-        {"value": v, "variance_scale": s, other: t,
-         "score": 0.6 + (0.02 * (np.log(v or 1) - 1) ** 2 + 0.03 * np.log(s * 3) ** 2 * scale + 0.1 * np.log(t) ** 2)
-         + 0.002 * rng.normal()}
+        {"value": v, "variance_scale": s, other: t, "score": score(v, s, t)}
         for v in axis for s in scales for t in (0.5, 1.0, 2.0)
     ]  # fmt: skip
     chosen = min(points, key=lambda p: p["score"])

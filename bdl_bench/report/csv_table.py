@@ -15,7 +15,6 @@ from bdl_bench.stats import Interval, mean_interval
 __all__ = ["to_csv"]
 
 _HEADER = ("task", "method", "variant", "quantity", "mean", "low95", "high95", "seeds", "against_map", "best_group")
-_SETS = ("ood/", "shift/")
 Row = tuple[object, ...]
 
 
@@ -36,9 +35,9 @@ def _rows(report: Report) -> Iterator[Row]:
         yield from _agreements(task)
         for cost in task.costs.rows:
             yield from _costs(task.name, cost)
-    yield from _other_sets(report.numbers)
-    if report.summary is not None:
-        for method, rank in report.summary.ranks.items():
+    yield from _shifted(report.numbers)
+    if report.summary is not None and report.summary.ranking is not None:
+        for method, rank in report.summary.ranking.average.items():
             yield ("", method, "", "average rank", rank, "", "", "", "", "")
 
 
@@ -71,11 +70,11 @@ def _costs(task: str, cost: CostRow) -> Iterator[Row]:
             yield (task, cost.method, "", f"cost/{name} (median)", value, "", "", "", "", "")
 
 
-def _other_sets(numbers: list[LongRow]) -> Iterator[Row]:
-    """Metrics of out-of-distribution and shifted rows."""
+def _shifted(numbers: list[LongRow]) -> Iterator[Row]:
+    """Metrics of shifted rows."""
     found: dict[tuple[str, str, str, str], list[float]] = {}
     for row in numbers:
-        if row.quantity.startswith(_SETS):
+        if row.quantity.startswith("shift/"):
             found.setdefault((row.task, row.method, row.variant, row.quantity), []).append(row.value)
     for place, values in found.items():
         yield (*place, *_numbers(mean_interval(values)), "", "")

@@ -32,13 +32,9 @@ def to_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        number=number, duration=duration, mebibytes=mebibytes, half=with_half_width, count=count
-    )
+    environment.filters.update(number=number, duration=duration, mebibytes=mebibytes, half=with_half_width, count=count)
     script = resources.files("bdl_bench.report").joinpath("templates/sort.js").read_text(encoding="utf-8")
-    environment.globals.update(
-        mark=_mark, arrow=_arrow, script=Markup(script), script_digest=_digest(script)
-    )
+    environment.globals.update(mark=_mark, arrow=_arrow, script=Markup(script), script_digest=_digest(script))
     return environment.get_template("report.html").render(report=report)
 
 

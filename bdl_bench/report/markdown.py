@@ -30,12 +30,12 @@ def _summary(report: Report) -> list[str]:
     found = report.summary
     if found is None:
         return []
-    ranked = ["average rank"] if found.ranks else []
+    ranked = ["average rank"] if found.ranking else []
     tasks = [f"{_escaped(c.task)}: {c.metric.label} {'tuned' if c.tuned else 'as fitted'}" for c in found.columns]
     rows = (
         (
             _escaped(row.method),
-            *(["–" if row.rank is None else number(row.rank)] if found.ranks else []),
+            *(["–" if row.rank is None else number(row.rank)] if found.ranking else []),
             *(_score(cell) for cell in row.cells),
             "–" if row.seconds is None else duration(row.seconds),
         )
@@ -48,9 +48,10 @@ def _summary(report: Report) -> list[str]:
 def _what_was_run(report: Report) -> list[str]:
     seeds = ", ".join(map(str, report.seeds))
     tuned = "Tuned: what scored best on the validation rows, with the same budget for every method."
+    settings = tuned if report.tuned else "The prior precision δ is fixed by the task; nothing was tuned."
     return [
         f"Made {report.created}. Seeds: {seeds}. The network was trained once for each task and seed, and every method "
-        f"started from it. {tuned if report.tuned else 'The prior precision δ is fixed by the task; nothing was tuned.'}",
+        f"started from it. {settings}",
         "",
         *_table(("method", "what it is"), ((_escaped(m), _escaped(s)) for m, s in report.methods.items())),
     ]
@@ -76,7 +77,9 @@ def _task(task: TaskView) -> list[str]:
 def _scores(table: ScoreTable) -> list[str]:
     header = ["method", *(f"{metric.label} {metric.key}".replace("*", "\\*") for metric in table.metrics)]
     keys = [metric.key for metric in table.metrics]
-    return _table(header, ((_escaped(m), *(_score(cells.get(key)) for key in keys)) for m, cells in table.cells.items()))
+    return _table(
+        header, ((_escaped(m), *(_score(cells.get(key)) for key in keys)) for m, cells in table.cells.items())
+    )
 
 
 def _cost(row: CostRow) -> Sequence[str]:

@@ -21,8 +21,8 @@ __all__ = ["Comparison"]
 class Comparison:
     """What `bdl-bench compare` wrote into a directory.
 
-    In a notebook it shows its report in a frame of its own: scripts of the page (one, that sorts tables) run there without
-    the rights of the notebook.
+    In a notebook it shows its report in a frame of its own: the script of the page, which sorts tables, runs there
+    without the rights of the notebook.
     """
 
     def __init__(self, directory: str | Path) -> None:

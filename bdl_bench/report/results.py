@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.methods import METHODS
-from bdl_bench.metrics import METRICS, Metric, evaluate
+from bdl_bench.metrics import METRICS, Metric, evaluate, metrics_of
 from bdl_bench.records import Record, RecordStore
 from bdl_bench.report.arrays import ArrayView
 
@@ -52,8 +52,12 @@ class TaskResults:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """The metrics of the test rows, for this kind of likelihood."""
-        return METRICS[self.kind]
+        """Every metric that some method has, but under shift: there it is drawn, not compared."""
+        found = {metric.key: metric for metric in METRICS[self.kind]}
+        for method in self.methods:
+            predictions = self.predictions(method, min(self.done[method])).scored()
+            found |= {metric.key: metric for metric in metrics_of(self.kind, predictions)}
+        return tuple(metric for key, metric in found.items() if not key.startswith("shift/"))
 
     @property
     def tuned_methods(self) -> list[str]:

@@ -38,17 +38,17 @@ class ScoreTable:
     """The method with the best mean of those with every seed, by metric key, where a direction is better."""
     tuned: Variant = False
 
-    def group(self, key: str) -> list[str]:
-        """The methods that are not distinguishable from the best; the best alone or everyone count as well."""
-        marked = [m for m, row in self.cells.items() if key in row and row[key].in_best_group]
-        return marked or ([self.best[key]] if key in self.best else [])
+    def columns(self, *prefixes: str) -> list[Metric]:
+        """The metrics whose keys begin so."""
+        return [metric for metric in self.metrics if metric.key.startswith(prefixes)]
 
 
 def score_table(results: TaskResults, methods: Sequence[str], *, tuned: Variant = False) -> ScoreTable:
     """Every metric of these methods of a task."""
     cells: dict[str, dict[str, ScoreCell]] = {method: {} for method in methods}
     best: dict[str, str] = {}
-    for metric in results.metrics:
+    metrics = results.metrics
+    for metric in metrics:
         values = {m: results.values(m, metric.key, tuned=tuned) for m in methods}
         means = {m: mean_interval(found) for m, found in values.items() if found}
         group: set[str] = set()
@@ -63,7 +63,7 @@ def score_table(results: TaskResults, methods: Sequence[str], *, tuned: Variant 
         against = comparison.with_method(BASELINE)
         for method, interval in means.items():
             cells[method][metric.key] = ScoreCell(interval, against.get(method), method in group)
-    shown = tuple(metric for metric in results.metrics if any(metric.key in row for row in cells.values()))
+    shown = tuple(metric for metric in metrics if any(metric.key in row for row in cells.values()))
     return ScoreTable(shown, cells, best, tuned)
 
 
@@ -110,4 +110,4 @@ class _Comparison:
 
     def _scores(self, method: str, seed: int) -> Floats:
         assert self.metric.scores is not None
-        return self.metric.scores(self.results.predictions(method, seed, tuned=self.tuned))
+        return self.metric.scores(self.results.predictions(method, seed, tuned=self.tuned).scored())

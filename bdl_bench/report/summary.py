@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bdl_bench.metrics import Metric
-from bdl_bench.report.figures.critical_difference import cliques, critical_difference_figure
+from bdl_bench.report.figures.critical_difference import critical_difference_figure
 from bdl_bench.report.figures.gallery import Gallery, Picture
 from bdl_bench.report.palette import Palette
-from bdl_bench.report.ranks import average_ranks, critical_difference
 from bdl_bench.report.scores import ScoreCell
 from bdl_bench.report.sections.cost import Costs
 from bdl_bench.report.sections.scores import Scores
 from bdl_bench.report.text import listed, number
+from bdl_bench.stats import Ranking, rank_methods
 
 __all__ = ["Column", "Summary", "SummaryRow", "summary"]
 
@@ -44,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One method: its average rank (None where it misses a task or a seed), a cell a task, and seconds over all its tasks."""
+    """One method: average rank (None where it misses a task or a seed), a cell a task, seconds over all its tasks."""
 
     method: str
     rank: float | None
@@ -55,45 +55,44 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows by rank, those without one last; `picture` None for fewer than two tasks or three methods."""
+    """Rows by rank, those without one last; no ranking for fewer than two tasks or three methods."""
 
     columns: list[Column]
     rows: list[SummaryRow]
-    ranks: dict[str, float]
-    difference: float | None
+    ranking: Ranking | None
     picture: Picture | None
     sentences: list[str]
 
     @property
     def unranked(self) -> list[str]:
         """Methods that miss a task or a seed."""
-        return [row.method for row in self.rows if row.rank is None] if self.ranks else []
+        return [row.method for row in self.rows if row.rank is None] if self.ranking else []
 
 
 def summary(tasks: Sequence[OfTask], palette: Palette, gallery: Gallery) -> Summary:
     """By the first metric of each task, tuned where every method of the task was."""
     columns = [Column(t.name, t.anchor, t.scores.first, t.scores.fair.tuned) for t in tasks]
     methods = list(dict.fromkeys(m for t in tasks for m in t.scores.fitted.cells))
-    ranks = _ranks(tasks, methods)
-    difference = critical_difference(len(ranks), len(tasks)) if len(ranks) > 2 and len(tasks) > 1 else None
+    ranking = _ranking(tasks, methods)
+    ranks = {} if ranking is None else ranking.average
     rows = sorted((_row(tasks, m, ranks.get(m)) for m in methods), key=lambda row: row.rank or float("inf"))
-    drawings = [] if difference is None else [critical_difference_figure(ranks, difference, palette)]
+    drawings = [] if ranking is None else [critical_difference_figure(ranking, palette)]
     pictures = gallery.show("all tasks", drawings)
-    sentences = [*_over_tasks(ranks, difference, len(tasks)), *(_of_task(t) for t in tasks)]
-    return Summary(columns, rows, ranks, difference, pictures[0] if pictures else None, sentences)
+    sentences = [*_over_tasks(ranking), *(_of_task(t) for t in tasks)]
+    return Summary(columns, rows, ranking, pictures[0] if pictures else None, sentences)
 
 
-def _ranks(tasks: Sequence[OfTask], methods: Sequence[str]) -> dict[str, float]:
-    """Of the methods that every task has with every seed; none where these are fewer than two."""
+def _ranking(tasks: Sequence[OfTask], methods: Sequence[str]) -> Ranking | None:
+    """Of the methods that every task has with every seed."""
     everywhere = [m for m in methods if all(_cell(t, m) is not None and m not in t.scores.incomplete for t in tasks)]
-    if len(everywhere) < 2:
-        return {}
-    scores = []
+    if len(tasks) < 2 or len(everywhere) < 3:
+        return None
+    scores: dict[str, dict[str, float]] = {}
     for task in tasks:
         sign = -1 if task.scores.first.better == "higher" else 1
         cells = {m: _cell(task, m) for m in everywhere}
-        scores.append({m: sign * cell.interval.mean for m, cell in cells.items() if cell is not None})
-    return average_ranks(scores)
+        scores[task.name] = {m: sign * cell.interval.mean for m, cell in cells.items() if cell is not None}
+    return rank_methods(scores, "lower")
 
 
 def _row(tasks: Sequence[OfTask], method: str, rank: float | None) -> SummaryRow:
@@ -107,18 +106,18 @@ def _cell(task: OfTask, method: str) -> ScoreCell | None:
     return task.scores.fair.cells.get(method, {}).get(task.scores.first.key)
 
 
-def _over_tasks(ranks: dict[str, float], difference: float | None, n_tasks: int) -> list[str]:
-    if difference is None:
+def _over_tasks(ranking: Ranking | None) -> list[str]:
+    if ranking is None:
         return []
-    best = min(ranks, key=lambda m: ranks[m])
-    run = next((run for run in cliques(ranks, difference) if run[0] == best), [best])
-    head = f"Over {n_tasks} tasks the best average rank is {number(ranks[best])}, of {best}"
-    tail = f"the critical difference is {number(difference)} (Nemenyi, 5 %)"
-    if len(run) == len(ranks):
+    best, rank = next(iter(ranking.average.items()))
+    group = next((group for group in ranking.groups if group[0] == best), (best,))
+    head = f"Over {ranking.n_tasks} tasks the best average rank is {rank:.2f}, of {best}"
+    tail = f"the critical difference is {ranking.critical_difference:.2f} (Nemenyi, 5 %)"
+    if len(group) == len(ranking.average):
         return [f"{head}; {tail}, so that by ranks no two methods are distinguishable."]
-    if len(run) == 1:
+    if len(group) == 1:
         return [f"{head}, distinguishable from every other; {tail}."]
-    return [f"{head}; {tail}. Not distinguishable from it: {listed(run[1:])}."]
+    return [f"{head}; {tail}. Not distinguishable from it: {listed(group[1:])}."]
 
 
 def _of_task(task: OfTask) -> str:

@@ -111,7 +111,7 @@ def _task_view(context: Context, index: int) -> TaskView:
         calibration(context),
         selective(context),
         bands(context),
-        out_of_distribution(context),
+        out_of_distribution(context, table.fair),
         shift(context),
         exact,
         tuning(context),

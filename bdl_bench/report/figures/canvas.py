@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 __all__ = ["BAD", "GUIDE", "INK", "SOFT", "STYLE", "Drawing", "Margins", "blank", "diagonal", "log_axis", "panel"]
 
 INK, SOFT, GUIDE, BAD = "#3b4350", "#9aa3af", "#cfd5dc", "#b0392f"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 8,
@@ -85,7 +86,7 @@ def panel(
 @contextmanager
 def blank(size: tuple[float, float]) -> Iterator[Figure]:
     """A figure without axes, drawn in the common style."""
-    with rc_context(STYLE):  # type: ignore[arg-type]
+    with rc_context(STYLE):
         yield Figure(figsize=size, dpi=150)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from bdl_bench.metrics.calibration import Bins
 from bdl_bench.report.figures.canvas import SOFT, Drawing, diagonal, panel
 from bdl_bench.report.figures.reliability import wilson
-from bdl_bench.metrics.calibration import Bins
 from bdl_bench.report.palette import Style
 
 __all__ = ["coverage"]
@@ -22,7 +22,7 @@ _LEVELS = np.linspace(0.02, 0.98, 49)
 
 
 def coverage(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None) -> Drawing:
-    """Share of targets inside central intervals against their level, with 95 % intervals; as fitted in grey if tuned."""
+    """Share of targets inside central intervals against their level, with a 95 % band; as fitted in grey if tuned."""
     shown = arrays if tuned is None else tuned
     observed = coverages(shown, _LEVELS)
     count = np.full(len(_LEVELS), float(shown["targets"].size))

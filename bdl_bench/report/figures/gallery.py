@@ -74,6 +74,6 @@ def _address(figure: Figure) -> str:
 def _saved(figure: Figure, form: FileFormat, *, text_as: str) -> bytes:
     buffer = io.BytesIO()
     dates = {"Date": None, "Creator": None} if form == "svg" else {"CreationDate": None}
-    with rc_context({**STYLE, "svg.fonttype": text_as}):  # type: ignore[arg-type]
+    with rc_context(STYLE), rc_context({"svg.fonttype": text_as}):
         figure.savefig(buffer, format=form, transparent=form == "svg", metadata=dates)
     return buffer.getvalue()

@@ -14,7 +14,7 @@ from bdl_bench.report.palette import Palette
 __all__ = ["histograms"]
 
 Floats = NDArray[np.float64]
-_ROW, _NAMES, _WIDTH, _BINS = 0.3, 1.4, 4.4, 32
+_ROW, _NAMES, _WIDTH, _BINS = 0.3, 1.4, 4.1, 32
 
 
 def histograms(
@@ -31,12 +31,14 @@ def histograms(
         axes = figure.add_axes((_NAMES / _WIDTH, 0.38 / height, 1 - (_NAMES + 0.62) / _WIDTH, 1 - 0.62 / height))
         for row, (method, (inside, outside)) in enumerate(scores.items()):
             base = float(rows - 1 - row)
-            for values, colour, alpha in zip(_densities(inside, outside), (SOFT, palette[method].colour), (0.55, 0.6), strict=True):
+            for values, colour, alpha in zip(
+                _densities(inside, outside), (SOFT, palette[method].colour), (0.55, 0.6), strict=True
+            ):
                 axes.fill_between(*values_over_ranks(values, base), base, step="mid", color=colour, alpha=alpha, lw=0)
             axes.text(1.02, base + 0.3, note.get(method, ""), fontsize=7, color=INK, va="center")
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.05, rows)
-        axes.set_yticks(np.arange(rows) + 0.3, [short(m) for m in reversed(scores)], fontsize=7.5)
+        axes.set_yticks(np.arange(rows) + 0.3, [short(m) for m in reversed(list(scores))], fontsize=7.5)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("rank of the score among both sets")

@@ -23,7 +23,7 @@ _OFFSETS = tuple(
 )
 
 
-def short(name: str, length: int = 20) -> str:
+def short(name: str, length: int = 19) -> str:
     """A name cut in its middle to `length` characters, on one line."""
     plain = " ".join(name.split())
     if len(plain) <= length:
@@ -66,7 +66,9 @@ def beside_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], palette: Pa
         )  # fmt: skip
 
 
-def stacked(axes: Axes, methods: Sequence[str], palette: Palette, *, corner: tuple[float, float] = (0.05, 0.98)) -> None:
+def stacked(
+    axes: Axes, methods: Sequence[str], palette: Palette, *, corner: tuple[float, float] = (0.05, 0.98)
+) -> None:
     """Names one below the other in a corner of the axes, each behind a piece of its line."""
     height = axes.get_position().height * axes.figure.get_size_inches()[1] * 72  # type: ignore[union-attr]
     for place, method in enumerate(methods):
@@ -101,8 +103,8 @@ def around_points(
             [point[0] / scale[0], x], [point[1] / scale[1], y], transform=axes.transAxes, color=GUIDE, lw=0.6, zorder=0,
         )  # fmt: skip
         axes.text(
-            x, y, text, transform=axes.transAxes, ha="center", va="center", fontsize=_SIZE, color=palette[method].colour,
-            weight="bold" if method in bold else "normal",
+            x, y, text, transform=axes.transAxes, ha="center", va="center", fontsize=_SIZE,
+            color=palette[method].colour, weight="bold" if method in bold else "normal",
         )  # fmt: skip
 
 
@@ -121,7 +123,7 @@ def _cost(box: Box, taken: Sequence[Box], scale: Floats) -> float:
     """Square points that a box covers of others or hangs over the axes."""
     covered = sum(_overlap(box, other) for other in taken)
     outside = max(0.0, -box[0]) + max(0.0, box[2] - scale[0]) + max(0.0, -box[1]) + max(0.0, box[3] - scale[1])
-    return covered + 40 * outside
+    return float(covered + 40 * outside)
 
 
 def _overlap(one: Box, other: Box) -> float:

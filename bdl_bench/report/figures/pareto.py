@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-from bdl_bench.report.figures.canvas import GUIDE, Drawing, log_axis, panel
+from bdl_bench.report.figures.canvas import GUIDE, Drawing, Margins, log_axis, panel
 from bdl_bench.report.figures.labels import around_points
 from bdl_bench.report.palette import Palette
 
@@ -24,9 +25,11 @@ class Price:
     best: bool = False
 
 
-def pareto(name: str, prices: Mapping[str, Price], palette: Palette, *, labels: tuple[str, str], lower: bool) -> Drawing:
+def pareto(
+    name: str, prices: Mapping[str, Price], palette: Palette, *, labels: tuple[str, str], lower: bool
+) -> Drawing:
     """Logarithmic cost; hollow where the cost is not exclusive; names of the best group in bold."""
-    with panel(*labels, size=(4.4, 3.1)) as axes:
+    with panel(*labels, size=(4.1, 3.1), margins=Margins(left=0.6)) as axes:
         costs = [p.cost for p in prices.values()]
         log_axis(axes, "x", min(costs) / 2.2, max(costs) * 2.2, most=80)
         _limit_values(axes, prices)
@@ -63,3 +66,4 @@ def _limit_values(axes: Axes, prices: Mapping[str, Price]) -> None:
     low, high = min(values), max(values)
     room = 0.12 * ((high - low) or abs(high) or 1.0)
     axes.set_ylim(low - room, high + room)
+    axes.yaxis.set_major_locator(MaxNLocator(5))

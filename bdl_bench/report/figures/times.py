@@ -14,7 +14,7 @@ from bdl_bench.report.text import duration
 
 __all__ = ["times"]
 
-_ROW, _NAMES, _WIDTH = 0.17, 1.4, 4.4
+_ROW, _NAMES, _WIDTH = 0.17, 1.4, 4.1
 
 
 def times(seconds: Mapping[str, tuple[float, float]], palette: Palette) -> Drawing:

@@ -3,61 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.ticker import FixedLocator
-from numpy.typing import NDArray
 
 from bdl_bench.report.figures.canvas import BAD, INK, Drawing, Margins, log_axis, panel
 from bdl_bench.report.figures.labels import beside_ends
+from bdl_bench.report.grids import Line, Surface
 from bdl_bench.report.palette import Palette
 
-__all__ = ["Line", "Surface", "contours", "tuning_curves"]
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Line:
-    """Scores over one quantity, all else chosen best; the pick, and whether it lies at the end of the range."""
-
-    x: Floats
-    score: Floats
-    at_edge: bool
-
-
-@dataclass(frozen=True)
-class Surface:
-    """Scores (A, B) over the axis (A,) and the variance scale (B,), all else chosen best; NaN where not tried."""
-
-    axis: Floats
-    scale: Floats
-    score: Floats
-    pick: tuple[float, float]
-    at_edge: bool
+__all__ = ["contours", "tuning_curves"]
 
 
 def tuning_curves(name: str, axis: str, score: str, lines: Mapping[str, Line], palette: Palette) -> Drawing:
-    """One line a method; a dot at its lowest score, a red ring where that is at the end of the range."""
+    """One line a method; a dot at its pick, a red ring where that is at the end of the range."""
     height = max(2.5, 0.135 * len(lines) + 0.75)
-    with panel(axis, f"validation {score}", size=(4.4, height), margins=Margins(right=1.35)) as axes:
+    with panel(axis, f"validation {score}", size=(4.1, height), margins=Margins(left=0.58, right=1.42)) as axes:
         every = np.concatenate([line.x for line in lines.values()])
         log_axis(axes, "x", float(every.min()), float(every.max()), most=60)
         for method, line in lines.items():
             style = palette[method]
-            best = int(np.argmin(line.score))
+            height_there = float(np.interp(np.log(line.pick), np.log(line.x), line.score))
             axes.plot(line.x, line.score, color=style.colour, ls=style.dash, lw=1.3)
-            axes.plot(line.x[best], line.score[best], "o", color=style.colour, ms=3.6, clip_on=False, zorder=4)
+            axes.plot(line.pick, height_there, "o", color=style.colour, ms=3.6, clip_on=False, zorder=4)
             if line.at_edge:
-                axes.plot(line.x[best], line.score[best], "o", mec=BAD, mfc="none", ms=8, clip_on=False, zorder=5)
+                axes.plot(line.pick, height_there, "o", mec=BAD, mfc="none", ms=8, clip_on=False, zorder=5)
         lows, highs = [line.score.min() for line in lines.values()], [line.score.max() for line in lines.values()]
         low, high = float(min(lows)), float(np.median(highs))
         axes.set_ylim(low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1))
         beside_ends(axes, {m: (line.x[-1], min(max(line.score[-1], low), high)) for m, line in lines.items()}, palette)
-    found = ", ".join(f"{m} {line.x[np.argmin(line.score)]:.3g}" for m, line in lines.items())
+    found = ", ".join(f"{m} {line.pick:.3g}" for m, line in lines.items())
     title = f"validation {score} over {axis}"
-    return Drawing.of(axes, name, title, f"{title}; lowest at: {found}")
+    return Drawing.of(axes, name, title, f"{title}; picked: {found}")
 
 
 def contours(method: str, axis: str, score: str, surface: Surface) -> Drawing:
@@ -66,15 +43,14 @@ def contours(method: str, axis: str, score: str, surface: Surface) -> Drawing:
     top = float(np.nanquantile(excess.compressed(), 0.9)) or 1.0
     levels = np.array([0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0]) * top
     with panel(axis, "variance scale", size=(2.05, 1.95), margins=Margins(left=0.52, bottom=0.4)) as axes:
-        drawn = axes.contourf(surface.axis, surface.scale, excess.T, levels=levels, cmap="cividis_r", extend="max")
-        del drawn
+        axes.contourf(surface.axis, surface.scale, excess.T, levels=levels, cmap="cividis_r", extend="max")
         log_axis(axes, "x", float(surface.axis[0]), float(surface.axis[-1]), most=10)
         log_axis(axes, "y", float(surface.scale[0]), float(surface.scale[-1]), most=10)
         for which in (axes.xaxis, axes.yaxis):
             which.set_major_locator(FixedLocator(_decades(*which.get_view_interval())))
         axes.plot(*surface.pick, "x", color=BAD if surface.at_edge else INK, ms=6, mew=1.8, clip_on=False, zorder=4)
     words = (
-        f"Validation {score} of {method} over {axis} and variance scale; lowest at {surface.pick[0]:.3g} and "
+        f"Validation {score} of {method} over {axis} and variance scale; picked {surface.pick[0]:.3g} and "
         f"{surface.pick[1]:.3g}{', at the end of the range' if surface.at_edge else ''}"
     )
     return Drawing.of(axes, f"contour {method}", method, words)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.methods import REFERENCE
+from bdl_bench.metrics import worst_points
 from bdl_bench.report.figures.canvas import Drawing
 from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.scatter import scatter
@@ -23,11 +24,11 @@ _WORST = 3
 
 @dataclass(frozen=True)
 class WorstPoint:
-    """An output (row, output) of one seed where the quotient of the standard deviations is far from one."""
+    """An output (row, output) of one seed where variance/exact is far from one; both variances."""
 
     row: int
     output: int
-    std: float
+    variance: float
     exact: float
 
 
@@ -52,22 +53,16 @@ def agreement(context: Context) -> AgreementSection:
     for row in rows:
         seed = results.shared_seeds(row.method, REFERENCE)[0]
         variance, exact = (results.arrays(name, seed)["epistemic_variance"] for name in (row.method, REFERENCE))
-        places = worst_places(variance, exact)
-        worst[row.method] = [_point(variance, exact, place) for place in places]
+        worst[row.method] = points = _worst(variance, exact)
+        places = [point.row * exact.shape[-1] + point.output for point in points]
         drawings.append(scatter(row.method, context.palette[row.method], variance, exact, worst=places))
     seed = results.shared_seeds(REFERENCE, REFERENCE)[0] if rows else results.seeds[0]
     return AgreementSection(REFERENCE, rows, seed, context.show(drawings), {m: w for m, w in worst.items() if w})
 
 
-def worst_places(variance: Floats, exact: Floats) -> list[int]:
-    """Flat indices of the largest |log(variance / exact)|; none for a variance that is zero throughout."""
-    v, e = variance.reshape(-1), exact.reshape(-1)
-    positive = np.flatnonzero((v > 0) & (e > 0))
-    distance = np.abs(np.log(v[positive] / e[positive]))
-    chosen = positive[np.argsort(-distance, kind="stable")[:_WORST]]
-    return [int(i) for i in chosen]
-
-
-def _point(variance: Floats, exact: Floats, place: int) -> WorstPoint:
-    row, output = divmod(place, exact.shape[-1])
-    return WorstPoint(row, output, float(variance.reshape(-1)[place] ** 0.5), float(exact.reshape(-1)[place] ** 0.5))
+def _worst(variance: Floats, exact: Floats) -> list[WorstPoint]:
+    """None for a variance that is zero throughout: all outputs agree equally little."""
+    if not variance.any():
+        return []
+    places = worst_points(variance, exact, k=_WORST).indices
+    return [WorstPoint(int(r), int(c), float(variance[r, c]), float(exact[r, c])) for r, c in places]

@@ -39,7 +39,9 @@ def costs(context: Context, table: ScoreTable) -> Costs:
     seconds = {row.method: (row.fit_seconds, row.predict_seconds) for row in rows}
     trade_offs = [
         _trade_off(context, table, rows, "quality against time", "seconds, in all", lambda row: row.total_seconds),
-        _trade_off(context, table, rows, "quality against passes", "passes over the training rows", lambda row: row.passes),
+        _trade_off(
+            context, table, rows, "quality against passes", "passes over the training rows", lambda row: row.passes
+        ),
     ]
     bars = context.show([times(seconds, context.palette)]) if rows else []
     return Costs(rows, bars, context.show(trade_offs), table.tuned)

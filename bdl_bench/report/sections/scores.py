@@ -31,7 +31,11 @@ class Scores:
     @property
     def fair(self) -> ScoreTable:
         """The table to compare methods by: tuned where every method was, else as fitted."""
-        return self.tuned if self.tuned is not None and self.tuned.cells.keys() == self.fitted.cells.keys() else self.fitted
+        return (
+            self.tuned
+            if self.tuned is not None and self.tuned.cells.keys() == self.fitted.cells.keys()
+            else self.fitted
+        )
 
     @property
     def first(self) -> Metric:

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.metrics import class_arrays
-from bdl_bench.metrics.classification import confidence, correct
+from bdl_bench.metrics.examples import top_labels
+from bdl_bench.metrics.selective import risk_coverage
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.risk_coverage import Curve, risk_coverage_figures
@@ -48,12 +48,8 @@ def _mean_curve(context: Context, method: str, *, tuned: bool) -> Curve:
 
 
 def _risk(arrays: ArrayView) -> Floats:
-    """The error of the share of rows with the highest confidence; ties have the mean error of their group."""
-    probs, targets = class_arrays(arrays)
-    sure, wrong = confidence(probs), 1 - correct(probs, targets)
-    _, group = np.unique(-sure, return_inverse=True)
-    mean_of_group = np.bincount(group, wrong) / np.bincount(group)
-    ordered = mean_of_group[np.sort(group)]
-    risk = np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
-    places = np.clip(np.ceil(_GRID * len(ordered)).astype(int) - 1, 0, None)
-    return risk[places]
+    """The error of the share of rows with the highest confidence, at the coverages of the grid."""
+    confidence, correct = top_labels(arrays)
+    curve = risk_coverage(confidence.reshape(-1), 1 - correct.reshape(-1))
+    risk: Floats = curve.selective_risk[np.clip(np.ceil(_GRID * len(curve.coverage)).astype(int) - 1, 0, None)]
+    return risk

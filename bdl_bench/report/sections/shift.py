@@ -16,15 +16,14 @@ from bdl_bench.report.sections.context import Context
 __all__ = ["Shift", "shift"]
 
 _KEY = re.compile(r"shift/([^/]+)/(.+)-(\d+)")
-_SHOWN = 2
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Pictures by family of shifts."""
+    """One picture a family of shifts and metric."""
 
     template: ClassVar[str] = "shift.html"
-    families: dict[str, list[Picture]]
+    pictures: list[Picture]
     tuned: bool
 
 
@@ -33,11 +32,12 @@ def shift(context: Context) -> Shift | None:
     results = context.results
     tuned = set(results.tuned_methods) == set(results.methods)
     found = _curves(results, tuned=tuned)
-    families: dict[str, list[Picture]] = {}
-    for (family, metric), curves in found.items():
-        if len({s for points in curves.values() for s in points}) > 1:
-            families.setdefault(family, []).extend(context.show([shift_figure(family, metric, curves, context.palette)]))
-    return Shift(families, tuned) if families else None
+    drawings = [shift_figure(*place, curves, context.palette) for place, curves in sorted(found.items(), key=_family)]
+    return Shift(context.show(drawings), tuned) if drawings else None
+
+
+def _family(item: tuple[tuple[str, str], object]) -> str:
+    return item[0][0]
 
 
 def _curves(results: TaskResults, *, tuned: bool) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
