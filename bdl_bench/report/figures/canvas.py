@@ -92,6 +92,7 @@ def panel(
                 1 - (margins.bottom + margins.top) / height,
             )
         )
+        axes.patch.set_visible(False)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(4 if min(size) < 2 else 6))
         yield axes
@@ -108,7 +109,7 @@ def styled() -> AbstractContextManager[None]:
 def blank(size: tuple[float, float]) -> Iterator[Figure]:
     """A figure without axes, drawn in the common style."""
     with styled():
-        yield Figure(figsize=size, dpi=150)
+        yield Figure(figsize=size, frameon=False)
 
 
 def diagonal(axes: Axes, low: float, high: float) -> None:

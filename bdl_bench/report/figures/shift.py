@@ -20,10 +20,7 @@ def shift_figure(family: str, metric: str, curves: Curves, palette: Palette) -> 
         for method, points in curves.items():
             style = palette[method]
             severities = sorted(points)
-            axes.plot(
-                severities, [points[s] for s in severities], color=style.colour, ls=style.dash, lw=1.3,
-                marker=style.marker, ms=2.8,
-            )  # fmt: skip
+            axes.plot(severities, [points[s] for s in severities], color=style.colour, ls=style.dash, lw=1.3)
         severities = sorted({s for points in curves.values() for s in points})
         axes.set_xticks(severities, ["test" if s == 0 else str(s) for s in severities])
         axes.set_xlim(severities[0], severities[-1])
