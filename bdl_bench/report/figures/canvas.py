@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 INK, SOFT, GUIDE, BAD = "#3b4350", "#9aa3af", "#cfd5dc", "#b0392f"
+_STEPS = (1, 2, 2.5, 5, 10)
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
@@ -94,7 +95,7 @@ def panel(
         )
         axes.patch.set_visible(False)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(4 if min(size) < 2 else 6))
+            axis.set_major_locator(MaxNLocator(4 if min(size) < 2 else 6, steps=_STEPS))
         yield axes
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)

@@ -49,6 +49,8 @@ def out_of_distribution(context: Context, table: ScoreTable) -> OutOfDistributio
     for metric in table.columns("ood/"):
         if match := _KEY.fullmatch(metric.key):
             by_set.setdefault(match[2], []).append((metric, match[1], match[3]))
+    for columns in by_set.values():
+        columns.sort(key=lambda column: _SCORES.index(column[2]))
     sets = [
         Detection(name, columns, context.show(_histograms(context, table, name))) for name, columns in by_set.items()
     ]
