@@ -36,11 +36,12 @@ class Cell:
     method: str
     directory: Path
     device: str
+    tune: int = 0
 
     @property
     def key(self) -> str:
         """The content key of the record that this cell makes."""
-        return content_key(problem=self.prepared.key, method=self.method)
+        return content_key(problem=self.prepared.key, method=self.method, tune=self.tune)
 
 
 def run_cell(cell: Cell) -> Record:
@@ -49,7 +50,7 @@ def run_cell(cell: Cell) -> Record:
 
 
 def measure(cell: Cell) -> tuple[Record, Arrays]:
-    """The record of a cell and its arrays. One that cannot run here is skipped, with the reason; errors are recorded."""
+    """The record of a cell and its arrays: skipped, with the reason, where it cannot run; an error is recorded."""
     try:
         return _measured(cell)
     except (TooLargeError, UnsupportedError) as error:

@@ -20,6 +20,7 @@ __all__ = [
     "Axis",
     "Build",
     "Method",
+    "default_methods",
     "methods_named",
     "preset",
     "register",
@@ -77,6 +78,11 @@ METHODS: dict[str, Method] = {}
 def register(methods: Iterable[Method]) -> None:
     """Add presets to METHODS, by name."""
     METHODS.update({method.name: method for method in methods})
+
+
+def default_methods() -> list[str]:
+    """The names of those that run where none are named."""
+    return [name for name, method in METHODS.items() if method.default]
 
 
 def preset(estimator: Callable[..., UncertaintyEstimator], **options: Any) -> Build:  # noqa: ANN401
