@@ -69,12 +69,14 @@ class Retraining:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Batches as a loader of pairs."""
+    """Batches as a loader of pairs; those that are not stored as their own loader, which shuffles anew each epoch."""
 
     batches: Batches
 
     def __iter__(self) -> Iterator[Any]:
-        return ((batch.x, batch.y) for batch in self.batches)
+        if self.batches.stored is None:
+            return iter(self.batches.loader)
+        return ((batch.x, batch.y) for batch in self.batches.stored)
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
