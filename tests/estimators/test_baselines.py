@@ -222,6 +222,13 @@ def test_the_passes_of_a_fit_are_the_rows_that_it_trained_on_and_looked_at(probl
     assert rows["ensemble"].total_passes == pytest.approx(6 + 2 / 3)
 
 
+def test_rows_that_go_through_backpack_are_counted(make_problem):
+    problem = make_problem("classification")
+    fitted = build("subnetwork", problem, chosen_by="magnitude").fit(problem.loader)
+    one_row = 1 / 3 + 3 * 2 / 3  # compared with torch.func
+    assert fitted.fit_report_.passes["curvature"] == pytest.approx(3 / 3 + 3 * 2 / 3 + one_row / 20)
+
+
 def test_importing_the_baselines_is_light():
     code = "import estimators.baselines, sys; print(' '.join({name.partition('.')[0] for name in sys.modules}))"
     answer = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
