@@ -24,9 +24,13 @@ from bdl_bench.seeding import seeded
 from bdl_bench.tasks import resolve_task
 from bdl_bench.versions import environment
 from estimators import UncertaintyEstimator
-from estimators.errors import TooLargeError, UnsupportedError
+from estimators.errors import IndefiniteHessianError, TooLargeError, UnsupportedError
 
 __all__ = ["Cell", "failed", "measure", "run_cell"]
+
+
+_CANNOT = (IndefiniteHessianError, TooLargeError, UnsupportedError)
+"""What a method raises where it has no answer for a network, however it is run."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def measure(cell: Cell) -> tuple[Record, Arrays]:
     """The record of a cell and its arrays: skipped, with the reason, where it cannot run; an error is recorded."""
     try:
         return _measured(cell)
-    except (TooLargeError, UnsupportedError) as error:
+    except _CANNOT as error:
         return _blank(cell, status="skipped", reason=f"{type(error).__name__}: {error}"), {}
     except Exception as error:
         return failed(cell, error), {}
