@@ -41,7 +41,7 @@ def test_replicates_are_those_of_a_loop():
     values = np.empty((20, 2))
     for s, ((inside,), (outside,)) in enumerate(samples):
         places = picks == s
-        rows = [again.integers(m, size=(places.sum(), m)) for m in (12, 5)]
+        rows = [again.integers(m, size=(places.sum(), m), dtype=np.int32) for m in (12, 5)]
         labels = np.repeat([0, 1], [12, 5])
         values[places] = [
             roc_auc_score(labels, np.concatenate([inside[i], outside[j]])) for i, j in zip(*rows, strict=True)
