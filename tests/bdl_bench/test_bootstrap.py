@@ -106,7 +106,10 @@ def test_the_interval_of_a_biased_statistic_is_about_its_difference():
     found = bootstrap_statistic(bad, good, ece_of)
     expected = np.mean([ece_of(s) for s in bad]) - np.mean([ece_of(s) for s in good])
     assert found.mean == pytest.approx(expected)
-    assert found.low < expected < found.high
+    spread = np.subtract(*(bootstrap_replicates(method, ece_of) for method in (bad, good)))
+    assert abs(spread.mean() - expected) > 0.2 * found.half_width
+    around = np.quantile(spread, (0.025, 0.975)) - spread.mean()
+    assert (found.low - expected, found.high - expected) == pytest.approx(tuple(around))
 
 
 def test_the_interval_of_auroc_has_the_width_of_its_known_variance():
