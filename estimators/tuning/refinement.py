@@ -25,7 +25,8 @@ def between_neighbours(
 ) -> Optimum:
     """The least score within the cells of a grid that meet at `start`, in logarithms, by Nelder and Mead's simplex.
 
-    An axis on which the start is 0, or which has no other positive value, stays as it is. Never worse than the start.
+    An axis on which the start is 0, or which has no other positive value, stays as it is, and one on which nothing is
+    gained. Never worse than the start.
     """
     from scipy.optimize import minimize
 
@@ -50,10 +51,23 @@ def between_neighbours(
         bounds=bounds,
         options={"initial_simplex": _simplex(origin, bounds), "xatol": tolerance, "fatol": _GAIN},
     )
-    evaluations = start.evaluations + int(found.nfev)
-    if not found.fun < start.score - _GAIN * max(1.0, abs(start.score)):
-        return Optimum(start.place, start.score, evaluations)
-    return Optimum(place(found.x), float(found.fun), evaluations)
+    least = start.score - _GAIN * max(1.0, abs(start.score))
+    if not found.fun < least:
+        return Optimum(start.place, start.score, start.evaluations + int(found.nfev))
+    ended = Optimum(place(found.x), float(found.fun), start.evaluations + int(found.nfev))
+    return _without_idle_moves(score, start, ended)
+
+
+def _without_idle_moves(score: Callable[..., float], start: Optimum, ended: Optimum) -> Optimum:
+    """Each axis back at the start where that costs nothing: a flat one should not seem to have been tuned."""
+    for i, value in enumerate(start.place):
+        back = (*ended.place[:i], value, *ended.place[i + 1 :])
+        if back == ended.place:
+            continue
+        there = score(*back)
+        kept = there <= ended.score + _GAIN * max(1.0, abs(ended.score))
+        ended = Optimum(back if kept else ended.place, there if kept else ended.score, ended.evaluations + 1)
+    return ended
 
 
 def _cell(value: float, axis: Sequence[float]) -> tuple[float, float] | None:
