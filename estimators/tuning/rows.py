@@ -15,6 +15,7 @@ from estimators.batches import Batches
 from estimators.errors import DataError
 from estimators.precision.dtype import algebra_dtype
 from estimators.prediction import Prediction
+from estimators.rng import preserved_random_state
 from estimators.tuning.scores import Scorer
 
 __all__ = ["Predicted", "ValidationRows", "applied"]
@@ -92,7 +93,8 @@ class ValidationRows:
                 received=f"a one-shot {type(loader).__name__}",
                 remedy="pass a DataLoader or a list of batches.",
             )
-        return cls(Batches.unchecked(loader, keep=True))
+        with preserved_random_state():
+            return cls(Batches.unchecked(loader, keep=True))
 
     def predicted(self, estimator: UncertaintyEstimator) -> Predicted:
         """What a fitted estimator predicts, by its own default link."""
