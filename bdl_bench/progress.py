@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bdl_bench.grid import Event
+from bdl_bench.events import ENDINGS, Event
 from bdl_bench.report.text import duration
 
 __all__ = ["shown"]
@@ -29,7 +29,7 @@ def shown(console: Console, n_steps: int) -> Iterator[Callable[[Event], None]]:
         bar = progress.add_task("starting", total=n_steps)
 
         def listen(event: Event) -> None:
-            if event.status == "started":
+            if event.status not in ENDINGS:
                 progress.update(bar, description=escape(_name(event)))
             else:
                 progress.console.print(_line(event), highlight=False)
@@ -45,7 +45,7 @@ class _PlainLines:
         self.console, self.n_steps, self.done = console, n_steps, 0
 
     def __call__(self, event: Event) -> None:
-        if event.status == "started":
+        if event.status not in ENDINGS:
             return
         self.done += 1
         count = f"\\[{self.done:>{len(str(self.n_steps))}}/{self.n_steps}] "
