@@ -20,8 +20,8 @@ class WorkerDiedError(EstimatorError, RuntimeError):
 def death_of(exit_code: int | None) -> WorkerDiedError:
     """The error for an exit code as `multiprocessing` gives it: −N is signal N; None where nobody knows."""
     return WorkerDiedError(
-        "a worker process that lives until its item is done, in one of two tries",
-        received=f"one that {_in_words(exit_code)}, twice, the second time with nothing else running",
+        "a worker process that lives until its item is done",
+        received=f"one that {_in_words(exit_code)}, as one before; the second try had nothing running beside it",
         remedy="a method that needs less memory, a smaller problem, or more threads and fewer --jobs."
         if exit_code == -signal.SIGKILL
         else "the same cell with --executor in-process under `python -X faulthandler`, which shows where it ends.",
@@ -35,7 +35,7 @@ def _in_words(exit_code: int | None) -> str:
         return f"ended with exit status {exit_code}"
     if -exit_code == signal.SIGKILL:
         size = f"{machine_bytes() / 2**30:.1f} GiB"
-        return f"was killed by {_name(-exit_code)}, probably out of memory: this machine has {size}"
+        return f"was killed by {_name(-exit_code)}, probably out of memory (this machine has {size})"
     return f"was ended by {_name(-exit_code)}"
 
 
