@@ -1,4 +1,4 @@
-"""Several spawned processes of this machine. One that dies takes its own item with it, and no other."""
+"""Several processes of this machine. One that dies takes its own item with it, and no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A spawned process that works off one item at a time, seen from both ends of the pipe to it.
+"""A process that works off one item at a time, seen from both ends of the pipe to it.
 
 Each worker has a pipe of its own. A pool of the standard library has one queue for all: when a process dies there, all
 that were running are lost, and none can be named.
@@ -13,13 +13,14 @@ import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from bdl_bench.executors.attempts import attempted
 
-__all__ = ["READY", "WorkerProcess"]
+__all__ = ["READY", "WorkerProcess", "fresh_processes"]
 
 Item = TypeVar("Item")
 READY = b"ready"
@@ -30,9 +31,9 @@ class WorkerProcess(Generic[Item]):
     """One process. It is given an item when it has said that it is ready; `item` is the one that it has, or None."""
 
     def __init__(self, work: Callable[[Item], Any], threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = fresh_processes(work.__module__)
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, threads))
+        self.process = context.Process(target=_serve, args=(theirs, work, threads, dict(os.environ)))
         self.process.start()
         theirs.close()
         self.ready = False
@@ -61,7 +62,8 @@ class WorkerProcess(Generic[Item]):
     def exit_code(self) -> int | None:
         """Of the process, which is at its end."""
         self.process.join(_PATIENCE)
-        return self.process.exitcode
+        code: int | None = self.process.exitcode
+        return code
 
     def dismiss(self) -> None:
         """Tell it to leave; at once where it is at work, since it writes nothing that could be lost."""
@@ -78,7 +80,20 @@ class WorkerProcess(Generic[Item]):
         self.process.close()
 
 
-def _serve(connection: Connection, work: Callable[[Any], Any], threads: int) -> None:
+def fresh_processes(module: str) -> SpawnContext | ForkServerContext:
+    """How processes are started: from a server that has done nothing but import the module, so that it is done once.
+
+    A server has none of the threads, locks and device contexts that make a plain fork unsafe.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, module])
+    return context
+
+
+def _serve(connection: Connection, work: Callable[[Any], Any], threads: int, environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # the server may be older than a change of them
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who started us ends us
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
