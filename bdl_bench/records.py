@@ -58,7 +58,7 @@ class Tuning(BaseModel):
     A point has a `value` on the axis (None where the method has no axis), `variance_scale`, `softmax_temperature` or
     `sigma_noise`, and `score`. `at_edge` names what was chosen at the end of its range; `refined` says that it lies
     between the points of the grid. `failures` are the values of the axis whose fit raised, with the reason. `fits` were
-    made beside the given one. `where` says whether the weights stayed: "post hoc at fixed weights" or "with retraining".
+    made beside the given one. `where`: whether the weights stayed, "post hoc at fixed weights", or "with retraining".
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
