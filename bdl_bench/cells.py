@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -17,16 +17,24 @@ from bdl_bench.maps import Prepared, load_problem, restore
 from bdl_bench.methods import METHODS
 from bdl_bench.methods.registry import refuse_without_recipe
 from bdl_bench.metrics import evaluate
-from bdl_bench.predictions import Arrays, beside_test, predicted
+from bdl_bench.predictions import Arrays, beside_test, predicted, prefixed
 from bdl_bench.problem import Problem
-from bdl_bench.records import Cost, Record, RecordStore, content_key
+from bdl_bench.records import Cost, Record, Tuning, content_key
 from bdl_bench.seeding import seeded
 from bdl_bench.tasks import resolve_task
+from bdl_bench.tuned import tuned
 from bdl_bench.versions import environment
 from estimators import UncertaintyEstimator
-from estimators.errors import TooLargeError, UnsupportedError
+from estimators.errors import IndefiniteHessianError, TooLargeError, UnsupportedError
 
-__all__ = ["Cell", "failed", "measure", "run_cell"]
+__all__ = ["Cell", "Measured", "failed", "measure"]
+
+
+Measured: TypeAlias = tuple[Record, Arrays | None]
+"""A record and its arrays, written by who asked for them."""
+
+_CANNOT = (IndefiniteHessianError, TooLargeError, UnsupportedError)
+"""What a method raises where it has no answer for a network, however it is run."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +53,14 @@ class Cell:
         return content_key(problem=self.prepared.key, method=self.method, tune=self.tune)
 
 
-def run_cell(cell: Cell) -> Record:
-    """Measure a cell and write its record."""
-    return RecordStore(cell.directory).write(*measure(cell))
-
-
-def measure(cell: Cell) -> tuple[Record, Arrays]:
+def measure(cell: Cell) -> Measured:
     """The record of a cell and its arrays: skipped, with the reason, where it cannot run; an error is recorded."""
     try:
         return _measured(cell)
-    except (TooLargeError, UnsupportedError) as error:
-        return _blank(cell, status="skipped", reason=f"{type(error).__name__}: {error}"), {}
+    except _CANNOT as error:
+        return _blank(cell, status="skipped", reason=f"{type(error).__name__}: {error}"), None
     except Exception as error:
-        return failed(cell, error), {}
+        return failed(cell, error), None
 
 
 def failed(cell: Cell, error: BaseException) -> Record:
@@ -66,7 +69,7 @@ def failed(cell: Cell, error: BaseException) -> Record:
     return _blank(cell, status="failed", reason=f"{type(error).__name__}: {error}", traceback=text)
 
 
-def _measured(cell: Cell) -> tuple[Record, Arrays]:
+def _measured(cell: Cell) -> Measured:
     problem = _problem(cell)
     method = METHODS[cell.method]
     if method.retrains:
@@ -75,22 +78,26 @@ def _measured(cell: Cell) -> tuple[Record, Arrays]:
         with footprint(cell.device) as memory:
             start = time.perf_counter()
             estimator = method.build(problem, cell.prepared.seed).fit(problem.train)
-            fitted, passes = _now(cell.device), _passes(estimator)
-            arrays = predicted(estimator.predict, problem.test)
+            fitted, passes = _now(cell.device), estimator.passes_
+            test = predicted(estimator.predict, problem.test)
             seconds = fitted - start, _now(cell.device) - fitted
-        arrays |= beside_test(estimator.predict, problem)
+        arrays = test | beside_test(estimator.predict, problem)
+        tuning = tuned(estimator, method, problem, n=cell.tune)
+        again = {} if tuning is None else predicted(tuning.predict, problem.test) | beside_test(tuning.predict, problem)
     kind = problem.likelihood.kind
     record = _blank(
         cell,
         status="ok",
         kind=kind,
         metrics=evaluate(kind, arrays),
+        tuned=evaluate(kind, again) if again else {},
+        tuning=None if tuning is None else Tuning(**tuning.to_dict()),
         cost=_cost(*seconds, passes, memory),
         training=cell.prepared.training,
-        configuration=_configuration(cell, problem, estimator, n_test=len(arrays["targets"])),
+        configuration=_configuration(cell, problem, estimator, n_test=len(test["targets"])),
         fit_report=_fit_report(estimator),
     )
-    return record, arrays
+    return record, arrays | prefixed("tuned", again)
 
 
 _LAST: dict[tuple[str, Path, str], Problem] = {}
@@ -105,11 +112,6 @@ def _problem(cell: Cell) -> Problem:
     elif _LAST[key].recipe is not None:
         restore(_LAST[key], cell.prepared, cell.directory)
     return _LAST[key]
-
-
-def _passes(estimator: UncertaintyEstimator) -> float:
-    """What the fit sent through the network, in forwards and backwards of the N training rows."""
-    return estimator.network_.ledger.cost / estimator.n_data_
 
 
 def _now(device: str) -> float:

@@ -25,15 +25,15 @@ from estimators.network import Network
 from estimators.objective import Labels, Objective, Prior
 from estimators.prediction import Prediction
 from estimators.pytrees import PyTree
+from estimators.refittable import Refittable
 from estimators.rng import preserved_random_state
-from estimators.storable import Storable
 from estimators.subsets import SubsetSpec, delta_of_names, matching_names
 from estimators.team import Team
 
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
 
-class UncertaintyEstimator(Storable):
+class UncertaintyEstimator(Refittable):
     """Predictive variance of a trained network.
 
     Args:

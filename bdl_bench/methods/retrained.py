@@ -61,6 +61,6 @@ PRESETS = [
         "swag",
         "SWAG: a Gaussian through the iterates of SGD at a constant rate",
         _swag,
-        axis=around("recipe.lr", 1e-2, decades=1),
+        axis=around("recipe.lr", 0.05, decades=1),
     ),
 ]
