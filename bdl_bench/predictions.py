@@ -2,6 +2,7 @@
 
 Test rows have plain names: `mean`, `epistemic_variance`, `total_variance` or `probs`, `targets`. Others have a prefix:
 `validation/`, `ood/<set>/`, `shift/<set>/`; and what the tuned method says of all of them is under `tuned/` once more.
+A set whose loader knows no targets has none. Where a problem has a band, `band/` and `train/` have the inputs `x` too.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bdl_bench.problem import Loader, Problem
-from estimators.batch import split_batch
+from bdl_bench.loaders import Loader, queries, rows
+from bdl_bench.problem import Problem
 from estimators.errors import DataError
 from estimators.prediction import Prediction
 from estimators.pytrees import PyTree
@@ -28,9 +29,8 @@ Predict = Callable[[PyTree], Prediction]
 def predicted(predict: Predict, loader: Loader) -> Arrays:
     """Predictions and targets of every row of a loader, in float64. Errors: DataError where one is not finite."""
     parts: dict[str, list[Tensor]] = {}
-    for item in loader:
-        batch = split_batch(item)
-        for name, tensor in _fields(predict(batch.x), batch.y):
+    for query in queries(loader):
+        for name, tensor in _fields(predict(query.x), query.y):
             parts.setdefault(name, []).append(tensor.detach())
     arrays = {name: torch.cat(pieces).cpu().double().numpy() for name, pieces in parts.items()}
     _refuse_non_finite(arrays)
@@ -45,6 +45,9 @@ def beside_test(predict: Predict, problem: Problem) -> Arrays:
     arrays: Arrays = {}
     for name, loader in loaders.items():
         arrays |= prefixed(name, predicted(predict, loader))
+    if problem.band is not None:
+        arrays |= prefixed("band", predicted(predict, problem.band) | {"x": _inputs(problem.band)})
+        arrays |= prefixed("train", {"x": _inputs(problem.train), "targets": _targets(problem.train)})
     return arrays
 
 
@@ -53,12 +56,21 @@ def prefixed(name: str, arrays: Arrays) -> Arrays:
     return {f"{name}/{key}": array for key, array in arrays.items()}
 
 
-def _fields(prediction: Prediction, targets: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _inputs(loader: Loader) -> NDArray[np.float64]:
+    return np.concatenate([query.x.cpu().double().numpy() for query in queries(loader)])
+
+
+def _targets(loader: Loader) -> NDArray[np.float64]:
+    return np.concatenate([batch.y.cpu().double().numpy() for batch in rows(loader)])
+
+
+def _fields(prediction: Prediction, targets: Tensor | None) -> Iterator[tuple[str, Tensor]]:
     for name in ("mean", "epistemic_variance", "total_variance", "probs"):
         tensor = getattr(prediction, name)
         if tensor is not None:
             yield name, tensor
-    yield "targets", targets
+    if targets is not None:
+        yield "targets", targets
 
 
 def _refuse_non_finite(arrays: Arrays) -> None:
