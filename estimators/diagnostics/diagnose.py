@@ -13,7 +13,7 @@ from estimators.baselines.map import MAP
 from estimators.batches import Batches
 from estimators.diagnostics.costs import cost_finding
 from estimators.diagnostics.decay import decay_finding
-from estimators.diagnostics.diagnosis import Diagnosis, Finding
+from estimators.diagnostics.diagnosis import Diagnosis, Finding, Level
 from estimators.diagnostics.modes import forward_findings, mode_finding, parameter_finding, weight_finding
 from estimators.diagnostics.optimum import gradient_finding, newton_finding
 from estimators.diagnostics.overlap import overlap_findings
@@ -142,6 +142,6 @@ def _measured(name: str, check: Callable[[Subject], Iterable[Finding]], subject:
         yield from check(subject)
     except (EstimatorError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        level = "error" if isinstance(error, DataError) else "warning"
+        level: Level = "error" if isinstance(error, DataError) else "warning"
         meaning = "it is not known, then, whether all is well here."
-        yield Finding(name, level, f"could not be measured: {type(error).__name__}: {reason}", meaning)  # type: ignore[arg-type]
+        yield Finding(name, level, f"could not be measured: {type(error).__name__}: {reason}", meaning)

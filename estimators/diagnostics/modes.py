@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from estimators.diagnostics.diagnosis import Finding
+from estimators.diagnostics.diagnosis import Finding, Level
 from estimators.diagnostics.subject import Subject
 from estimators.model_checks import mode_faults, weight_faults
 from estimators.network import Network
@@ -59,9 +59,9 @@ def parameter_finding(model: nn.Module, chosen: int) -> Finding:
     values = {"parameters": total, "frozen": frozen, "chosen": chosen, "tied": tied}
     measured = f"{chosen:,} of {total:,} in the posterior, {frozen:,} frozen"
     if not tied:
-        level = "note" if frozen else "ok"
+        level: Level = "note" if frozen else "ok"
         meaning = "frozen weights (requires_grad=False) are outside every subset." if frozen else ""
-        return Finding("parameters", level, measured, meaning, values=values)  # type: ignore[arg-type]
+        return Finding("parameters", level, measured, meaning, values=values)
     names = "; ".join(" = ".join(group) for group in tied)
     meaning = f"tied: {names}. They count once, and a tied last layer has no closed form."
     return Finding("parameters", "note", measured, meaning, 'subset_of_weights="all"', values)
@@ -100,7 +100,7 @@ def _repeatable(difference: float) -> Finding:
         return Finding("determinism", "ok", measured, values={"difference": difference})
     meaning = "the forward draws random numbers (functional dropout), or keeps a state: fit refuses."
     remedy = "F.dropout(..., training=self.training), and no random numbers in forward"
-    level = "error" if difference > 1e-4 else "warning"
+    level: Level = "error" if difference > 1e-4 else "warning"
     return Finding("determinism", level, measured, meaning, remedy, {"difference": difference})
 
 

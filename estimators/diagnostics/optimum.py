@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from estimators.diagnostics.diagnosis import Finding
+from estimators.diagnostics.diagnosis import Finding, Level
 from estimators.diagnostics.subject import Subject
 from estimators.precision.block_cg import block_cg
 from estimators.regvar.report import relative_to_prior
@@ -68,5 +68,5 @@ def newton_finding(subject: Subject) -> Iterator[Finding]:
         yield Finding("distance to the optimum", "ok", measured, values=values)
         return
     meaning = "the posterior is centred where training stopped, not at its optimum."
-    level = "note" if energy <= 100 else "warning"
+    level: Level = "note" if energy <= 100 else "warning"
     yield Finding("distance to the optimum", level, measured, meaning, "train longer with a decaying rate", values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from estimators.batches import Batches
-from estimators.diagnostics.diagnosis import Finding
+from estimators.diagnostics.diagnosis import Finding, Level
 from estimators.diagnostics.subject import Subject
 from estimators.row_digests import row_digests
 
@@ -49,5 +49,5 @@ def _shared(earlier: str, held_out: str, digests: Mapping[str, list[bytes]]) -> 
     if not shared:
         return Finding(name, "ok", measured, values=values)
     meaning = f"scores on {held_out} are better than on new rows, and their variance too small."
-    level = "error" if shared > _MANY * n else "warning"
+    level: Level = "error" if shared > _MANY * n else "warning"
     return Finding(name, level, measured, meaning, "split by row before anything else, without the copies", values)
