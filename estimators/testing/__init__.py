@@ -1,5 +1,6 @@
 """The conformance kit: `check_estimator` for one's own tests, with models whose answers are known in closed form."""
 
+from estimators.testing import formulas
 from estimators.testing.cases import CASES, Case
 from estimators.testing.kit import check_estimator
 from estimators.testing.outcomes import ConformanceError, Mismatch, NotApplicable, Outcome, Report
@@ -19,4 +20,5 @@ __all__ = [
     "Subject",
     "check",
     "check_estimator",
+    "formulas",
 ]

@@ -83,12 +83,20 @@ def _check_names(names: Collection[str]) -> None:
 def _claimed(make: Make, exact: bool | str | None, adapt: Callable[[nn.Module], nn.Module]) -> str | None:
     """The claim as "ggn", "hessian", "last_layer" or None."""
     if exact is None:
-        case = CASES["regression"]
-        estimator = make(adapt(case.module()).eval(), case.likelihood, prior_precision=case.delta)
-        exact = getattr(estimator, "exact", False)
+        exact = _attribute(Subject(make, Claims(None, None, 0.0, 0.0, 1), adapt))
     if exact not in _EXACT:
         raise OptionError(f"exact among {_EXACT}", received=repr(exact), remedy="False for an approximation.")
     return {True: "ggn", False: None}.get(exact, exact) if isinstance(exact, bool) else exact  # type: ignore[return-value]
+
+
+def _attribute(subject: Subject) -> bool | str:
+    """The class attribute `exact` of the first estimator that is made at all."""
+    for case in CASES.values():
+        try:
+            return getattr(subject.build(case), "exact", False)
+        except NotApplicable:
+            continue
+    return False
 
 
 def _prior_of(exact: str) -> str:
@@ -112,4 +120,4 @@ def _outcome(name: str, subject: Subject, reason: str | None) -> Outcome:
 
 
 def _name(make: Make) -> str:
-    return getattr(make, "__name__", repr(make))
+    return str(getattr(getattr(make, "func", make), "__name__", repr(make)))
