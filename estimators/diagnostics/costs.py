@@ -84,7 +84,7 @@ def costs_of(sizes: Sizes, subject: Subject) -> list[Cost]:
 def _cost(name: str, s: Sizes, bytes_needed: float, passes: float, flops: float) -> Cost:
     passes += _CHECKS
     seconds = passes * s.seconds_a_pass + flops * s.seconds_a_flop
-    afterwards = f"then about {_ITERATIONS * s.n_outputs:,} passes for every query row" if "cg" in name else ""
+    afterwards = f"and {_ITERATIONS * s.n_outputs:,} passes a query" if "cg" in name else ""
     return Cost(name, int(bytes_needed), s.available, round(passes, 2), seconds, afterwards)
 
 

@@ -86,7 +86,9 @@ def _claimed(make: Make, exact: bool | str | None, adapt: Callable[[nn.Module], 
         exact = _attribute(Subject(make, Claims(None, None, 0.0, 0.0, 1), adapt))
     if exact not in _EXACT:
         raise OptionError(f"exact among {_EXACT}", received=repr(exact), remedy="False for an approximation.")
-    return {True: "ggn", False: None}.get(exact, exact) if isinstance(exact, bool) else exact  # type: ignore[return-value]
+    if isinstance(exact, bool):
+        return "ggn" if exact else None
+    return exact
 
 
 def _attribute(subject: Subject) -> bool | str:

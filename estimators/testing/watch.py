@@ -82,7 +82,7 @@ def advanced_random_state() -> Iterator[None]:
 
 
 def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()  # type: ignore[misc]
+    kind, keys, *rest = np.random.get_state()
     numpy_state = (kind, tuple(np.asarray(keys).tolist()), *rest)
     return {"torch": bytes(torch.get_rng_state().numpy()), "numpy": numpy_state, "random": random.getstate()}
 

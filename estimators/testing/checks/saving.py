@@ -7,8 +7,9 @@ from torch import Tensor
 from estimators.base import UncertaintyEstimator
 from estimators.errors import NotFittedError
 from estimators.testing.cases import CASES, Case
+from estimators.testing.outcomes import NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import REFUSALS, NotApplicable, Subject, as_array
+from estimators.testing.subject import REFUSALS, Subject, as_array
 
 __all__: list[str] = []
 
