@@ -82,10 +82,9 @@ def costs_of(sizes: Sizes, subject: Subject) -> list[Cost]:
 
 
 def _cost(name: str, s: Sizes, bytes_needed: float, passes: float, flops: float) -> Cost:
-    passes += _CHECKS
-    seconds = passes * s.seconds_a_pass + flops * s.seconds_a_flop
+    seconds = s.seconds_of_checks + passes * s.seconds_a_pass + flops * s.seconds_a_flop
     afterwards = f"and {_ITERATIONS * s.n_outputs:,} passes a query" if "cg" in name else ""
-    return Cost(name, int(bytes_needed), s.available, round(passes, 2), seconds, afterwards)
+    return Cost(name, int(bytes_needed), s.available, round(passes + _CHECKS, 2), seconds, afterwards)
 
 
 def _jacobian_passes(s: Sizes) -> float:

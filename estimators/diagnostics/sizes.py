@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from estimators.batches import Batches
 from estimators.diagnostics.subject import Subject
 from estimators.errors import EstimatorError
 from estimators.last_linear import find_last_linear
 from estimators.layer_rows import Layers
 from estimators.memory import available_bytes
 from estimators.precision.dtype import algebra_dtype
-from estimators.pytrees import n_rows
+from estimators.pytrees import PyTree, n_rows
 
 __all__ = ["Sizes"]
 
@@ -27,7 +28,8 @@ class Sizes:
     """N rows, C outputs, P parameters; bytes of a number of the network and of dense algebra; seconds.
 
     maps: (outputs, inputs) of each linear map of the subset. head: C·(D + 1) of the last layer, None where it has no
-    closed form. seconds_a_pass: forward and backward over the training rows. seconds_a_flop: of a dense product.
+    closed form. seconds_of_checks: what every fit takes before it begins. seconds_a_pass: forward and backward over the
+    training rows. seconds_a_flop: of a dense product.
     """
 
     n_data: int
@@ -38,12 +40,13 @@ class Sizes:
     maps: tuple[tuple[int, int], ...]
     head: int | None
     available: int
+    seconds_of_checks: float
     seconds_a_pass: float
     seconds_a_flop: float
 
     @classmethod
     def of(cls, subject: Subject) -> Sizes:
-        """Of a network and its data; a batch goes through it three times."""
+        """Of a network and its data: a batch goes through it three times, and all of the rows twice."""
         network, batches = subject.objective.network, subject.objective.batches
         theta, x = network.theta, next(iter(batches)).x
         dtype = algebra_dtype(theta.device)
@@ -58,9 +61,20 @@ class Sizes:
             maps=tuple(linear.shape for linear in Layers(network, x).maps.values()),
             head=_head(subject),
             available=available_bytes(theta.device),
+            seconds_of_checks=_seconds_of_checks(subject),
             seconds_a_pass=seconds * batches.n_data / n_rows(x),
             seconds_a_flop=_seconds_a_flop(theta, dtype),
         )
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Batches as a loader gives them, none of them kept."""
+
+    batches: Batches
+
+    def __iter__(self) -> Iterator[tuple[PyTree, Tensor]]:
+        return ((batch.x, batch.y) for batch in self.batches)
 
 
 def _head(subject: Subject) -> int | None:
@@ -71,6 +85,14 @@ def _head(subject: Subject) -> int | None:
         return None
     parameters = dict(network.module.named_parameters(remove_duplicate=False))
     return sum(parameters[name].numel() for name in layer.parameter_names)
+
+
+def _seconds_of_checks(subject: Subject) -> float:
+    """Two passes with every batch validated."""
+    objective = subject.objective
+    start = _now(objective.theta.device)
+    Batches.checked(_Pairs(objective.batches), objective.network, objective.likelihood)
+    return _now(objective.theta.device) - start
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
