@@ -26,7 +26,7 @@ from estimators.training import fit_weights
 
 __all__ = ["SWAG", "Iterates"]
 
-DEFAULT_RECIPE = Recipe(epochs=40, batch_size=64, optimizer="sgd", lr=5e-2, schedule="constant")
+DEFAULT_RECIPE = Recipe(epochs=40, batch_size=64, optimizer="sgd", lr="auto", schedule="constant")
 
 
 class SWAG(MembersEstimator):
@@ -57,6 +57,7 @@ class SWAG(MembersEstimator):
         prior_mean: float = 0.0,
         subset_of_weights: SubsetSpec = "all",
         recipe: Recipe = DEFAULT_RECIPE,
+        step: float = 1.0,
         max_rank: int = 20,
         n_samples: int = 30,
         seed: int = 0,
@@ -70,8 +71,8 @@ class SWAG(MembersEstimator):
         )
         check_at_least(2, "max_rank", max_rank)
         check_at_least(2, "n_samples", n_samples)
-        _refuse_other_descents(recipe)
-        self.recipe, self.max_rank, self.n_samples, self.seed = recipe, max_rank, n_samples, seed
+        _refuse_other_descents(recipe, step)
+        self.recipe, self.step, self.max_rank, self.n_samples, self.seed = recipe, max_rank, n_samples, seed
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.iterates_ = Iterates(objective.theta, self.max_rank)
@@ -87,12 +88,19 @@ class SWAG(MembersEstimator):
                 objective.theta,
                 gradient,
                 objective.batches,
-                recipe=self.recipe,
+                recipe=self._with_rate(objective),
                 generator=torch.Generator().manual_seed(self.seed),
                 watch=self.iterates_.add,
                 progress_bar=progress_bar,
             )
         self.fit_report_ = PassReport.of(objective)
+
+    def _with_rate(self, objective: Objective) -> Recipe:
+        recipe = self.recipe.for_rows(objective.batches.n_data)
+        if recipe.lr != "auto":
+            return recipe
+        largest = auto_learning_rate(objective.centred(curvature="ggn"), recipe, seed=self.seed)
+        return replace(recipe, lr=self.step * largest)
 
     def _learned(self) -> Learned:
         return self.iterates_.tensors(), {**super()._learned()[1], "count": self.iterates_.count}
@@ -163,7 +171,7 @@ class Iterates:
         return iterates
 
 
-def _refuse_other_descents(recipe: Recipe) -> None:
+def _refuse_other_descents(recipe: Recipe, step: float) -> None:
     plain = recipe.optimizer in ("sgd", "nesterov") and recipe.schedule == "constant" and recipe.average == 0
     enough = isinstance(recipe.epochs, str) or recipe.epochs >= 2
     if not (plain and enough and not isinstance(recipe.lr, str)):
