@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bdl_bench.maps import load_problem, prepare
+from bdl_bench.maps import Place, known_training, load_problem, map_path, prepare
 from bdl_bench.problem import Problem
+from estimators.atomic import write_bytes
 from estimators.diagnostics import CHECKS, Cost, Diagnosis, Finding, diagnose
 from estimators.diagnostics.table import in_bytes, in_seconds
 
@@ -47,7 +48,11 @@ def check_task(task: str, seed: int, directory: Path, device: str = "cpu") -> Di
 
     Errors: those of the task and of its training.
     """
-    return check_problem(load_problem(prepare(task, seed, directory, device), directory, device))
+    path = map_path(directory, task, seed)
+    trained = prepare(Place(task, seed, device, known_training(path)))
+    if trained.content is not None:
+        write_bytes(path, trained.content)
+    return check_problem(load_problem(trained.prepared, directory, device))
 
 
 def preflight(problem: Problem) -> dict[str, str]:

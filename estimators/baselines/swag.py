@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from estimators.network import differentiable
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
 from estimators.recipe import Recipe
+from estimators.regvar.solvers.search import auto_learning_rate
 from estimators.rng import member_seeds
 from estimators.state import Learned
 from estimators.subsets import SubsetSpec
@@ -39,7 +41,9 @@ class SWAG(MembersEstimator):
     statistics of a BatchNorm are frozen, as everywhere here: they are not estimated again for a sample.
 
     Args:
-        recipe: SGD at a constant rate (for the mean loss L/N), T epochs; the rate sets the size of Σ.
+        recipe: SGD at a constant rate (for the mean loss L/N), T epochs; the rate sets the size of Σ. lr="auto" is
+            `step` over the largest curvature of L/N that some batches show.
+        step: see there; descent bears about 2 without momentum, 4 with one of 0.9.
         max_rank: K >= 2, or T where that is less.
         n_samples: S >= 2 networks.
         seed: of the order of the rows and of the samples.
@@ -47,6 +51,8 @@ class SWAG(MembersEstimator):
     Fitted: `iterates_` (moments, deviations), `fit_report_`.
     Errors: OptionError for a recipe that is not such; ConvergenceError where it diverges.
     """
+
+    retrains = True
 
     def __init__(
         self,
@@ -72,7 +78,7 @@ class SWAG(MembersEstimator):
         check_at_least(2, "max_rank", max_rank)
         check_at_least(2, "n_samples", n_samples)
         _refuse_other_descents(recipe, step)
-        self.recipe, self.step, self.max_rank, self.n_samples, self.seed = recipe, max_rank, n_samples, seed
+        self.recipe, self.step, self.max_rank, self.n_samples, self.seed = recipe, step, max_rank, n_samples, seed
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.iterates_ = Iterates(objective.theta, self.max_rank)
@@ -174,10 +180,13 @@ class Iterates:
 def _refuse_other_descents(recipe: Recipe, step: float) -> None:
     plain = recipe.optimizer in ("sgd", "nesterov") and recipe.schedule == "constant" and recipe.average == 0
     enough = isinstance(recipe.epochs, str) or recipe.epochs >= 2
-    if not (plain and enough and not isinstance(recipe.lr, str)):
+    if not (plain and enough):
         raise OptionError(
-            'SGD at a constant rate: optimizer "sgd" or "nesterov", schedule="constant", average=0, a number as lr, '
-            "and at least 2 epochs",
+            'SGD at a constant rate: optimizer "sgd" or "nesterov", schedule="constant", average=0, at least 2 epochs',
             received=repr(recipe),
             remedy=f"{DEFAULT_RECIPE}.",
+        )
+    if not (step > 0 and math.isfinite(step)) or (step != 1 and recipe.lr != "auto"):
+        raise OptionError(
+            "step > 0, and 1 where the recipe has a number for lr", received=repr(step), remedy='lr="auto", step=1.'
         )

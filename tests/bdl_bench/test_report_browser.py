@@ -17,8 +17,8 @@ SORT = 'document.querySelector("table.sortable").tHead.rows[0].cells[{column}].q
 def loaded(path, profile):
     """The DOM after loading, and what the console said."""
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={profile}",
-        "--dump-dom", path.as_uri(),
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+        f"--user-data-dir={profile}", "--dump-dom", path.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
