@@ -17,7 +17,7 @@ _GRID = CalibrationGrid(
     softmax_temperatures=tuple(10 ** (k / 3) for k in range(-3, 4)),
     noise_factors=tuple(10 ** (k / 3) for k in range(-3, 4)),
 )
-"""Coarse, and refined about its best point, so that a record stays small; up to 10⁶ for a method without a level, SWAG."""
+"""Coarse, and refined about its best point, so that a record stays small; up to 10⁶ for what has no level, as SWAG."""
 
 
 def tuned(
