@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar
 
 from bdl_bench.report.figures.canvas import Drawing
@@ -62,7 +63,7 @@ def _trade_off(
     for row in rows:
         spent = cost(row)
         cell = table.cells.get(row.method, {}).get(metric.key)
-        if spent and cell is not None and row.method in complete:
+        if spent and cell is not None and row.method in complete and isfinite(cell.interval.mean):
             prices[row.method] = Price(spent, cell.interval.mean, row.exclusive, cell.in_best_group)
     if len(prices) < 2:
         return None
