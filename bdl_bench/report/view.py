@@ -113,7 +113,7 @@ def _task_view(context: Context, index: int) -> TaskView:
         calibration(context),
         selective(context),
         bands(context),
-        out_of_distribution(context, table.fair),
+        out_of_distribution(context, table),
         shift(context),
         exact,
         tuning(context),
