@@ -124,7 +124,11 @@ def log_axis(axes: Axes, which: str, low: float, high: float, *, most: float = 1
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
     ratio = high / low
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < most / 3 else (1, 3) if ratio < most else (1,)))
+    axis.set_major_locator(
+        LogLocator(
+            subs=(1, 2, 5) if ratio < most / 3 else (1, 3) if ratio < most else (1,), numticks=6 if ratio < 1e6 else 5
+        )
+    )
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
     axis.set_minor_locator(NullLocator())
