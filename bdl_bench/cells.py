@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import time
 import traceback
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
+from bdl_bench.check import preflight
 from bdl_bench.footprint import Footprint, footprint
 from bdl_bench.maps import Prepared, load_problem, restore
 from bdl_bench.methods import METHODS
@@ -25,13 +28,20 @@ from bdl_bench.tasks import resolve_task
 from bdl_bench.tuned import tuned
 from bdl_bench.versions import environment
 from estimators import UncertaintyEstimator
-from estimators.errors import IndefiniteHessianError, TooLargeError, UnsupportedError
+from estimators.errors import (
+    IndefiniteHessianError,
+    NotConvergedWarning,
+    TooLargeError,
+    TuningEdgeWarning,
+    UnsupportedError,
+)
 
 __all__ = ["Cell", "Measured", "failed", "measure"]
 
-
 Measured: TypeAlias = tuple[Record, Arrays | None]
 """A record and its arrays, written by who asked for them."""
+
+_OURS = (NotConvergedWarning, TuningEdgeWarning)
 
 _CANNOT = (IndefiniteHessianError, TooLargeError, UnsupportedError)
 """What a method raises where it has no answer for a network, however it is run."""
@@ -74,7 +84,8 @@ def _measured(cell: Cell) -> Measured:
     method = METHODS[cell.method]
     if method.retrains:
         refuse_without_recipe(method.name, problem)
-    with seeded(cell.prepared.seed):
+    before = preflight(problem)
+    with seeded(cell.prepared.seed), _collected_warnings() as warned:
         with footprint(cell.device) as memory:
             start = time.perf_counter()
             estimator = method.build(problem, cell.prepared.seed).fit(problem.train)
@@ -92,12 +103,27 @@ def _measured(cell: Cell) -> Measured:
         metrics=evaluate(kind, arrays),
         tuned=evaluate(kind, again) if again else {},
         tuning=None if tuning is None else Tuning(**tuning.to_dict()),
-        cost=_cost(*seconds, passes, memory),
+        cost=_cost(*seconds, passes, memory, None if tuning is None else tuning.seconds),
         training=cell.prepared.training,
         configuration=_configuration(cell, problem, estimator, n_test=len(test["targets"])),
-        fit_report=_fit_report(estimator),
+        fit_report=_fit_report(estimator) | warned,
+        preflight=before,
     )
     return record, arrays | prefixed("tuned", again)
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[dict[str, str]]:
+    """Warnings of the library inside the block, as one entry of a record; those of others go where they would."""
+    found: dict[str, str] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        yield found
+    ours = [w for w in caught if issubclass(w.category, _OURS)]
+    if ours:
+        texts = dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in ours)
+        found["warnings"] = " | ".join(texts)
+    for other in (w for w in caught if w not in ours):
+        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
 
 
 _LAST: dict[tuple[str, Path, str], Problem] = {}
@@ -120,9 +146,12 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def _cost(fit_seconds: float, predict_seconds: float, passes: float, memory: Footprint) -> Cost:
+def _cost(
+    fit_seconds: float, predict_seconds: float, passes: float, memory: Footprint, tuning_seconds: float | None
+) -> Cost:
     return Cost(
         passes=passes,
+        tuning_seconds=tuning_seconds,
         fit_seconds=fit_seconds,
         predict_seconds=predict_seconds,
         peak_bytes=memory.peak_bytes,

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import ValidationError
 
-from bdl_bench.cells import Cell, Measured, failed, measure
+from bdl_bench.cells import Cell, Measured, failed
 from bdl_bench.claims import Claims
 from bdl_bench.disk import Disk
 from bdl_bench.events import Event, Listener
 from bdl_bench.executors import Executor, Outcome
-from bdl_bench.maps import Place, Prepared, Trained, known_training, map_path, prepare
+from bdl_bench.maps import Place, Prepared, Trained, known_training, map_path
 from bdl_bench.predictions import Arrays
 from bdl_bench.records import Record, RecordStore, Training
 from bdl_bench.schedule import Schedule
@@ -29,11 +29,6 @@ __all__ = ["Stages"]
 
 Item: TypeAlias = Place | Cell
 Step: TypeAlias = tuple[str, int, str | None]
-
-
-def work(item: Item) -> Trained | Measured:
-    """One step, wherever the executor has put it: a value, which the process of the grid writes."""
-    return prepare(item) if isinstance(item, Place) else measure(item)
 
 
 class Stages:
@@ -51,6 +46,8 @@ class Stages:
 
     def run(self) -> dict[Step, Record]:
         """The records of all cells: found, made, or made by another run meanwhile."""
+        from bdl_bench.steps import work  # imports for seconds
+
         for task, seed, method in self.grid.steps:
             if method is None:
                 self.schedule.add(Place(task, seed, self.grid.device))

@@ -8,9 +8,16 @@ from bdl_bench.methods import Method
 from bdl_bench.problem import Problem
 from estimators import UncertaintyEstimator
 from estimators.errors import TuningEdgeWarning
-from estimators.tuning import Tuned, tune
+from estimators.tuning import CalibrationGrid, Tuned, tune
 
 __all__ = ["tuned"]
+
+_GRID = CalibrationGrid(
+    variance_scales=(0.0, *(10.0**k for k in range(-4, 7))),
+    softmax_temperatures=tuple(10 ** (k / 3) for k in range(-3, 4)),
+    noise_factors=tuple(10 ** (k / 3) for k in range(-3, 4)),
+)
+"""Coarse, and refined about its best point, so that a record stays small; up to 10⁶ for a method without a level, SWAG."""
 
 
 def tuned(
@@ -26,5 +33,6 @@ def tuned(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TuningEdgeWarning)
         if n == 1 or method.axis is None:
-            return tune(estimator, problem.validation, axis=None)
-        return tune(estimator, problem.validation, axis=method.axis.option, values=method.axis.values(problem, n))
+            return tune(estimator, problem.validation, axis=None, grid=_GRID)
+        values = method.axis.values(problem, n)
+        return tune(estimator, problem.validation, axis=method.axis.option, values=values, grid=_GRID)

@@ -208,11 +208,15 @@ class UncertaintyEstimator(Refittable):
         """
         if link_approx not in ("probit", "mc"):
             raise OptionError('link_approx "probit" or "mc"', received=repr(link_approx), remedy='use "probit".')
-        variance = self.variance(x)
+        variance = self._predictive_variance(x)
         samples = self.sample(x, n_samples) if link_approx == "mc" and self.likelihood.kind != "regression" else None
         if link_approx == "mc" and samples is None:
             samples = variance[None]  # the likelihood says why regression has no Monte-Carlo link
         return self.likelihood.predict(self._mean(x), variance, samples)
+
+    def _predictive_variance(self, x: PyTree) -> Tensor:
+        """`variance`, as a distribution can have it."""
+        return self.variance(x)
 
     def _mean(self, x: PyTree) -> Tensor:
         return self.network_.shaped_outputs(x)

@@ -98,9 +98,10 @@ def toy(kind):
         y = (signal + rng.gumbel(size=signal.shape)).argmax(1)
     else:
         y = np.sin(signal) + SIGMA * rng.normal(size=signal.shape)
+    wide = {"dtype": torch.float64}
     with preserved_random_state():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, outputs)).double()
+        model = nn.Sequential(nn.Linear(4, 8, **wide), nn.Tanh(), nn.Linear(8, outputs, **wide))
         likelihood = Gaussian(SIGMA) if kind == "regression" else kind
         recipe = Recipe(epochs=150, lr=2e-2)
         train_map(model, likelihood, _batches(x[:n], y[:n], 9), prior_precision=0.02, recipe=recipe)

@@ -47,6 +47,11 @@ class ArrayView(Mapping[str, NDArray[Any]]):
         kept = {n: s for n, s in self._names.items() if "/" not in n or n.partition("/")[0] in _OF_METRICS}
         return ArrayView(self._path, kept, self._kept)
 
+    def rows(self) -> ArrayView:
+        """The test and validation rows alone: enough for a score of each test row."""
+        kept = {n: s for n, s in self._names.items() if "/" not in n or n.startswith("validation/")}
+        return ArrayView(self._path, kept, self._kept)
+
     def under(self, prefix: str) -> ArrayView:
         """The arrays of one set of rows, for instance `ood/letters`."""
         start = f"{prefix}/"

@@ -28,15 +28,16 @@ def bootstrap_columns(differences: Sequence[Floats], *, n_resamples: int = 1000,
     blocked = [_blocks(d) for d in differences]
     picks, counts = _draws(tuple(len(d) for d in blocked), n_resamples, seed)
     drawn = np.empty((*picks.shape, blocked[0].shape[1]))
-    for s, difference in enumerate(blocked):
-        drawn[picks == s] = counts[s] @ difference / len(difference)
     means = np.mean([d.mean(0) for d in blocked], axis=0)
+    for s, difference in enumerate(blocked):
+        finite = np.where(np.isfinite(means), difference, 0.0)
+        drawn[picks == s] = counts[s] @ finite / len(difference)
     lows, highs = np.quantile(drawn.mean(1), (0.025, 0.975), axis=0)
     return [_interval(*column, n=len(blocked)) for column in zip(means, lows, highs, strict=True)]
 
 
 def _interval(mean: float, low: float, high: float, *, n: int) -> Interval:
-    if not np.isfinite([mean, low, high]).all():
+    if not np.isfinite(mean):
         return Interval(float(mean), None, None, n)
     return Interval(float(mean), float(low), float(high), n)
 

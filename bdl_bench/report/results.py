@@ -20,6 +20,8 @@ __all__ = ["TaskResults", "Variant", "gather"]
 Variant = bool
 """False: as fitted; True: tuned."""
 Arrays = dict[str, NDArray[Any]]
+_SMALL = 2**22
+"""Bytes of a file whose arrays are read and kept together; of larger ones only what figures need is kept."""
 
 
 @dataclass
@@ -68,24 +70,22 @@ class TaskResults:
         """The arrays of a finished cell; they are kept until `forget`."""
         place = (method, seed)
         if place not in self._arrays:
-            self._arrays[place] = ArrayView.of(self._path(method, seed))
+            path = self._path(method, seed)
+            self._arrays[place] = ArrayView.of(path, read=path.stat().st_size < _SMALL)
         return self._arrays[place]
 
     def predictions(self, method: str, seed: int, *, tuned: Variant = False) -> ArrayView:
         """The arrays of a finished cell as fitted, or of the tuned estimator."""
-        found = self.arrays(method, seed)
-        parts = found.tuned() if tuned else found.fitted()
-        assert parts is not None
-        return parts
+        return _variant(self.arrays(method, seed), tuned=tuned)
 
     def measured(self, method: str, seed: int, *, tuned: Variant = False) -> dict[str, float]:
         """Every metric of a cell, computed now from its arrays, so that new metrics apply to old records."""
         place = (method, seed, tuned)
         if place not in self._measured:
-            fresh = ArrayView.of(self._path(method, seed), read=True)
-            parts = fresh.tuned() if tuned else fresh.fitted()
-            assert parts is not None
-            self._measured[place] = evaluate(self.kind, parts.scored())
+            path = self._path(method, seed)
+            large = path.stat().st_size >= _SMALL
+            view = ArrayView.of(path, read=True) if large else self.arrays(method, seed)
+            self._measured[place] = evaluate(self.kind, dict(_variant(view, tuned=tuned).scored()))
         return self._measured[place]
 
     def shared_seeds(self, method: str, other: str) -> list[int]:
@@ -111,6 +111,12 @@ class TaskResults:
         record = self.done[method][seed]
         assert record.arrays is not None
         return self.store.directory / record.arrays
+
+
+def _variant(view: ArrayView, *, tuned: Variant) -> ArrayView:
+    found = view.tuned() if tuned else view.fitted()
+    assert found is not None
+    return found
 
 
 def gather(store: RecordStore, records: Iterable[Record]) -> list[TaskResults]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,7 @@ class _Comparison:
     metric: Metric
     methods: list[str]
     tuned: Variant
+    _kept: dict[tuple[str, int], Floats] = field(default_factory=dict)
 
     def with_method(self, other: str) -> dict[str, Verdict]:
         """The verdicts on all others; none where no direction is better or no seed is shared."""
@@ -109,5 +110,8 @@ class _Comparison:
         return [self.results.measured(method, seed, tuned=self.tuned)[self.metric.key] for seed in seeds]
 
     def _scores(self, method: str, seed: int) -> Floats:
-        assert self.metric.scores is not None
-        return self.metric.scores(self.results.predictions(method, seed, tuned=self.tuned).scored())
+        place = (method, seed)
+        if place not in self._kept:
+            assert self.metric.scores is not None
+            self._kept[place] = self.metric.scores(self.results.predictions(method, seed, tuned=self.tuned).rows())
+        return self._kept[place]

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from bdl_bench.methods import METHODS
 from bdl_bench.records import Record, RecordStore
+from bdl_bench.report.figures.canvas import styled
 from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.findings import findings
 from bdl_bench.report.long import LongRow, long_rows
@@ -83,7 +84,8 @@ def build(directory: Path, gallery: Gallery | None = None) -> Report:
     views: list[TaskView] = []
     numbers: list[LongRow] = []
     for index, results in enumerate(gather(store, records)):
-        views.append(_task_view(Context(results, palette, gallery), index))
+        with styled():
+            views.append(_task_view(Context(results, palette, gallery), index))
         numbers += long_rows(results)
         results.forget()
     return Report(

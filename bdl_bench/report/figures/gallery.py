@@ -17,14 +17,16 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bdl_bench.records import slug
-from bdl_bench.report.figures.canvas import STYLE, Drawing
+from bdl_bench.report.figures.canvas import Drawing, styled
 from estimators.atomic import write_bytes
 from estimators.errors import OptionError
 
 __all__ = ["FileFormat", "Gallery", "Picture"]
 
 FileFormat = Literal["svg", "pdf"]
-_PLAIN = " !$()*+,-./:;=?@[]^_|~'"
+_PLAIN = " !$()*+,-./:;=?@[]^_|~"
+_ESCAPES = {code: quote(chr(code), safe=_PLAIN) for code in range(128) if quote(chr(code), safe=_PLAIN) != chr(code)}
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
 _NUMBERS = re.compile(r"""(?<=[ '"])((?:d|x|y|transform|points|height|width)=")([^"]*)""")
 _DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 
@@ -58,22 +60,23 @@ class Gallery:
     def _picture(self, folder: str, drawing: Drawing) -> Picture:
         if self.directory is not None and self.files is not None:
             path = self.directory / slug(folder) / f"{slug(drawing.name)}.{self.files}"
-            write_bytes(path, _saved(drawing.figure, self.files, text_as="path"))
+            with styled(), rc_context({"svg.fonttype": "path"}):
+                write_bytes(path, _saved(drawing.figure, self.files))
         return Picture(drawing.title, _address(drawing.figure), drawing.description)
 
 
 def _address(figure: Figure) -> str:
     """An SVG with text as text and coordinates to a hundredth of a point, percent-encoded."""
-    text = _saved(figure, "svg", text_as="none").decode()
+    text = _saved(figure, "svg").decode()
     text = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = _NUMBERS.sub(lambda found: found[1] + _DECIMALS.sub(r"\1", found[2].replace("\n", " ")), text)
     text = re.sub(r">\s+<", "><", text)
-    return "data:image/svg+xml," + quote(text.replace('"', "'") if "'" not in text else text, safe=_PLAIN)
+    return "data:image/svg+xml," + _BEYOND_ASCII.sub(lambda found: quote(found[0]), text.translate(_ESCAPES))
 
 
-def _saved(figure: Figure, form: FileFormat, *, text_as: str) -> bytes:
+def _saved(figure: Figure, form: FileFormat) -> bytes:
     buffer = io.BytesIO()
     dates = {"Date": None, "Creator": None} if form == "svg" else {"CreationDate": None}
-    with rc_context(STYLE), rc_context({"svg.fonttype": text_as}):
+    with styled():
         figure.savefig(buffer, format=form, transparent=form == "svg", metadata=dates)
     return buffer.getvalue()
