@@ -5,30 +5,46 @@ from __future__ import annotations
 import dataclasses
 import time
 import traceback
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from bdl_bench.check import preflight
 from bdl_bench.footprint import Footprint, footprint
 from bdl_bench.maps import Prepared, load_problem, restore
-from bdl_bench.methods import METHODS, Method
+from bdl_bench.methods import METHODS
+from bdl_bench.methods.registry import refuse_without_recipe
 from bdl_bench.metrics import evaluate
-from bdl_bench.problem import Problem, rows
-from bdl_bench.records import Cost, Record, RecordStore, content_key
+from bdl_bench.predictions import Arrays, beside_test, predicted, prefixed
+from bdl_bench.problem import Problem
+from bdl_bench.records import Cost, Record, Tuning, content_key
 from bdl_bench.seeding import seeded
 from bdl_bench.tasks import resolve_task
+from bdl_bench.tuned import tuned
 from bdl_bench.versions import environment
 from estimators import UncertaintyEstimator
-from estimators.errors import DataError, TooLargeError, UnsupportedError
+from estimators.errors import (
+    IndefiniteHessianError,
+    NotConvergedWarning,
+    TooLargeError,
+    TuningEdgeWarning,
+    UnsupportedError,
+)
 
-__all__ = ["Cell", "failed", "run_cell"]
+__all__ = ["Cell", "Measured", "failed", "measure"]
 
-Arrays = dict[str, NDArray[np.float64]]
+Measured: TypeAlias = tuple[Record, Arrays | None]
+"""A record and its arrays, written by who asked for them."""
+
+_OURS = (NotConvergedWarning, TuningEdgeWarning)
+
+_CANNOT = (IndefiniteHessianError, TooLargeError, UnsupportedError)
+"""What a method raises where it has no answer for a network, however it is run."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +55,22 @@ class Cell:
     method: str
     directory: Path
     device: str
+    tune: int = 0
 
     @property
     def key(self) -> str:
         """The content key of the record that this cell makes."""
-        return content_key(problem=self.prepared.key, method=self.method)
+        return content_key(problem=self.prepared.key, method=self.method, tune=self.tune)
 
 
-def run_cell(cell: Cell) -> Record:
-    """Run and record a cell. A method that cannot run here is skipped, with the reason; any other error is recorded."""
-    store = RecordStore(cell.directory)
+def measure(cell: Cell) -> Measured:
+    """The record of a cell and its arrays: skipped, with the reason, where it cannot run; an error is recorded."""
     try:
-        record, arrays = _measured(cell)
-    except (TooLargeError, UnsupportedError) as error:
-        return store.write(_blank(cell, status="skipped", reason=f"{type(error).__name__}: {error}"))
+        return _measured(cell)
+    except _CANNOT as error:
+        return _blank(cell, status="skipped", reason=f"{type(error).__name__}: {error}"), None
     except Exception as error:
-        return store.write(failed(cell, error))
-    return store.write(record, arrays)
+        return failed(cell, error), None
 
 
 def failed(cell: Cell, error: BaseException) -> Record:
@@ -64,28 +79,51 @@ def failed(cell: Cell, error: BaseException) -> Record:
     return _blank(cell, status="failed", reason=f"{type(error).__name__}: {error}", traceback=text)
 
 
-def _measured(cell: Cell) -> tuple[Record, Arrays]:
+def _measured(cell: Cell) -> Measured:
     problem = _problem(cell)
     method = METHODS[cell.method]
-    _refuse_without_recipe(method, problem)
-    with seeded(cell.prepared.seed), footprint(cell.device) as memory:
-        start = time.perf_counter()
-        estimator = method.build(problem, cell.prepared.seed).fit(problem.train)
-        fitted = _now(cell.device)
-        arrays = _predictions(estimator, problem)
-        predicted = _now(cell.device)
+    if method.retrains:
+        refuse_without_recipe(method.name, problem)
+    before = preflight(problem)
+    with seeded(cell.prepared.seed), _collected_warnings() as warned:
+        with footprint(cell.device) as memory:
+            start = time.perf_counter()
+            estimator = method.build(problem, cell.prepared.seed).fit(problem.train)
+            fitted, passes = _now(cell.device), estimator.passes_
+            test = predicted(estimator.predict, problem.test)
+            seconds = fitted - start, _now(cell.device) - fitted
+        arrays = test | beside_test(estimator.predict, problem)
+        tuning = tuned(estimator, method, problem, n=cell.tune)
+        again = {} if tuning is None else predicted(tuning.predict, problem.test) | beside_test(tuning.predict, problem)
     kind = problem.likelihood.kind
     record = _blank(
         cell,
         status="ok",
         kind=kind,
         metrics=evaluate(kind, arrays),
-        cost=_cost(fitted - start, predicted - fitted, memory),
+        tuned=evaluate(kind, again) if again else {},
+        tuning=None if tuning is None else Tuning(**tuning.to_dict()),
+        cost=_cost(*seconds, passes, memory, None if tuning is None else tuning.seconds),
         training=cell.prepared.training,
-        configuration=_configuration(cell, problem, estimator, n_test=len(arrays["targets"])),
-        fit_report=_fit_report(estimator),
+        configuration=_configuration(cell, problem, estimator, n_test=len(test["targets"])),
+        fit_report=_fit_report(estimator) | warned,
+        preflight=before,
     )
-    return record, arrays
+    return record, arrays | prefixed("tuned", again)
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[dict[str, str]]:
+    """Warnings of the library inside the block, as one entry of a record; those of others go where they would."""
+    found: dict[str, str] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        yield found
+    ours = [w for w in caught if issubclass(w.category, _OURS)]
+    if ours:
+        texts = dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in ours)
+        found["warnings"] = " | ".join(texts)
+    for other in (w for w in caught if w not in ours):
+        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
 
 
 _LAST: dict[tuple[str, Path, str], Problem] = {}
@@ -102,54 +140,18 @@ def _problem(cell: Cell) -> Problem:
     return _LAST[key]
 
 
-def _refuse_without_recipe(method: Method, problem: Problem) -> None:
-    if method.retrains and (problem.recipe is None or problem.make_model is None):
-        raise UnsupportedError(
-            f"a problem with make_model and recipe, since {method.name} trains networks of its own",
-            received="one without",
-            remedy="pass make_model= and recipe= to Problem.",
-        )
-
-
-def _predictions(estimator: UncertaintyEstimator, problem: Problem) -> Arrays:
-    """Predictions and targets of every test row, in float64; non-finite ones raise DataError."""
-    parts: dict[str, list[torch.Tensor]] = {}
-    for batch in rows(problem.test):
-        prediction = estimator.predict(batch.x)
-        found = {
-            "mean": prediction.mean,
-            "epistemic_variance": prediction.epistemic_variance,
-            "total_variance": prediction.total_variance,
-            "probs": prediction.probs,
-            "targets": batch.y,
-        }
-        for name, tensor in found.items():
-            if tensor is not None:
-                parts.setdefault(name, []).append(tensor.detach())
-    arrays = {name: torch.cat(pieces).cpu().double().numpy() for name, pieces in parts.items()}
-    _refuse_non_finite(arrays)
-    return arrays
-
-
-def _refuse_non_finite(arrays: Arrays) -> None:
-    for name, array in arrays.items():
-        bad = int(np.size(array) - np.isfinite(array).sum())
-        if bad:
-            raise DataError(
-                "finite predictions",
-                received=f"{bad} NaN or Inf among {np.size(array)} values of {name}",
-                remedy="look at the scale of the data, and at prior_precision.",
-            )
-
-
 def _now(device: str) -> float:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def _cost(fit_seconds: float, predict_seconds: float, memory: Footprint) -> Cost:
+def _cost(
+    fit_seconds: float, predict_seconds: float, passes: float, memory: Footprint, tuning_seconds: float | None
+) -> Cost:
     return Cost(
+        passes=passes,
+        tuning_seconds=tuning_seconds,
         fit_seconds=fit_seconds,
         predict_seconds=predict_seconds,
         peak_bytes=memory.peak_bytes,

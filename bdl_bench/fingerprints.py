@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from bdl_bench.problem import Loader, Problem, rows
-from estimators.batch import Batch
-from estimators.pytrees import tensors_of
+from bdl_bench.loaders import Loader, Query, queries
+from bdl_bench.problem import Problem
+from estimators.row_digests import bits, row_digests
 
 __all__ = ["problem_digest"]
 
@@ -21,29 +19,27 @@ def problem_digest(problem: Problem) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(problem.model.state_dict().items()):
         if isinstance(tensor, Tensor):
-            digest.update(name.encode() + _bytes(tensor.reshape(1, -1)).tobytes())
+            digest.update(name.encode() + bits(tensor.reshape(1, -1)).tobytes())
     settings = (problem.likelihood, problem.prior_precision, problem.recipe)
     digest.update(repr(settings).encode())
-    for loader in (problem.train, problem.validation, problem.test):
-        digest.update(_rows_digest(loader))
+    for name, loader in _loaders(problem):
+        digest.update(name.encode() + b"\0" + _rows_digest(loader))
     return digest.hexdigest()[:16]
+
+
+def _loaders(problem: Problem) -> Iterator[tuple[str, Loader]]:
+    yield from {"train": problem.train, "validation": problem.validation, "test": problem.test}.items()
+    yield from ((f"ood/{name}", loader) for name, loader in sorted(problem.ood.items()))
+    yield from ((f"shift/{name}", loader) for name, loader in sorted(problem.shifts.items()))
+    if problem.band is not None:
+        yield "band", problem.band
 
 
 def _rows_digest(loader: Loader) -> bytes:
     """A sum of digests of rows, modulo 2²⁵⁶: it does not depend on their order, nor on the size of batches."""
-    total = sum(_batch_digest(batch) for batch in rows(loader))
+    total = sum(_batch_digest(batch) for batch in queries(loader))
     return (total % 2**256).to_bytes(32, "little")
 
 
-def _batch_digest(batch: Batch) -> int:
-    tables = [_bytes(t.reshape(len(batch), -1)) for t in (*tensors_of(batch.x), batch.y) if len(t) == len(batch)]
-    total = 0
-    for i in range(len(batch)):
-        digest = hashlib.sha256(b"".join(table[i].tobytes() for table in tables))
-        total += int.from_bytes(digest.digest(), "little")
-    return total
-
-
-def _bytes(table: Tensor) -> NDArray[np.uint8]:
-    raw: NDArray[np.uint8] = table.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return raw
+def _batch_digest(batch: Query) -> int:
+    return sum(int.from_bytes(digest, "little") for digest in row_digests((batch.x, batch.y)))

@@ -30,6 +30,8 @@ class Grid:
     directory: Path
     device: str = "cpu"
     workers: Workers = ONE_WORKER
+    tune: int = 0
+    """Fits that each method may spend on its option; 0 tunes nothing, 1 the calibration of the given fit alone."""
 
     def check(self) -> None:
         """OptionError for an unknown task, method, device or executor, for nothing to run, and for no workers."""
@@ -38,6 +40,8 @@ class Grid:
         methods_named(self.methods)
         if not (self.tasks and self.methods and self.seeds):
             raise OptionError("a task, a method and a seed at least", received="none", remedy="name some.")
+        if self.tune < 0:
+            raise OptionError("tune >= 0", received=str(self.tune), remedy="0 for no tuning, 5 for five fits a method.")
         if self.workers.threads < 1 or (self.workers.jobs is not None and self.workers.jobs < 1):
             raise OptionError("jobs and threads >= 1", received=str(self.workers), remedy="leave --jobs out for one.")
         check_executor(self.workers.name, jobs=self.workers.jobs)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from estimators.batch import Batch, first_batch, split_batch
-from estimators.errors import DataError, ModelError, OptionError
+from bdl_bench.loaders import Loader, rows
+from bdl_bench.problem_checks import FirstRows, check_band, check_precision, check_split, check_trained
+from estimators.errors import ModelError
 from estimators.likelihoods import Likelihood, resolve_likelihood
-from estimators.model_checks import check_model
-from estimators.network import output_tensor, structural_copy
+from estimators.network import structural_copy
 
 if TYPE_CHECKING:
     from estimators.training import Recipe
 
 __all__ = ["Loader", "Problem", "rows"]
 
-Loader = Iterable[Any]
 _SPLITS = ("train", "validation", "test")
 
 
@@ -36,8 +34,10 @@ class Problem:
         prior_precision: δ > 0, a number or a mapping {glob of parameter names: number}.
         recipe: how the network is trained (`estimators.training.Recipe`); None where it is trained already.
         make_model: builds a fresh, untrained network, for methods that train several.
-        ood: named loaders of out-of-distribution inputs.
-        shifts: named loaders of shifted (x, y), for instance one a severity.
+        ood: named loaders of out-of-distribution inputs: of (x, y) where targets are known, or of x alone.
+        shifts: named loaders of shifted (x, y); the sets of a family are named "<family>-<severity>", severity 1 to 5.
+        band: a loader of points along a line, x (M, 1) ascending, with or without the noiseless y: where the report
+            draws the mean and a band of two standard deviations. Nothing is scored there.
 
     Errors: ModelError, DataError, OptionError, each with what was received and what to try.
     """
@@ -55,13 +55,14 @@ class Problem:
         make_model: Callable[[], nn.Module] | None = None,
         ood: Mapping[str, Loader] | None = None,
         shifts: Mapping[str, Loader] | None = None,
+        band: Loader | None = None,
     ) -> None:
         self.model = model
         self.likelihood = resolve_likelihood(likelihood)
         self.train, self.validation, self.test = train, validation, test
         self.prior_precision = prior_precision
         self.recipe, self.make_model = recipe, make_model
-        self.ood, self.shifts = dict(ood or {}), dict(shifts or {})
+        self.ood, self.shifts, self.band = dict(ood or {}), dict(shifts or {}), band
         self._check()
 
     @property
@@ -77,6 +78,7 @@ class Problem:
             setattr(moved, name, _OnDevice(getattr(self, name), device))
         moved.ood = {name: _OnDevice(loader, device) for name, loader in self.ood.items()}
         moved.shifts = {name: _OnDevice(loader, device) for name, loader in self.shifts.items()}
+        moved.band = None if self.band is None else _OnDevice(self.band, device)
         return moved
 
     def _check(self) -> None:
@@ -84,12 +86,19 @@ class Problem:
             raise ModelError(
                 "a torch.nn.Module", received=type(self.model).__name__, remedy="pass the network itself, not a path."
             )
-        _check_precision(self.prior_precision)
+        check_precision(self.prior_precision)
         if self.recipe is None:
-            _check_trained(self.model)
+            check_trained(self.model)
         network = structural_copy(self.model).eval()
         for name in _SPLITS:
-            _check_loader(name, getattr(self, name), network, self.likelihood)
+            check_split(name, getattr(self, name), network, self.likelihood)
+        first_rows = FirstRows(network)
+        for name, loader in self.shifts.items():
+            first_rows.check_labelled(f"shift {name}", loader, self.likelihood)
+        for name, loader in self.ood.items():
+            first_rows.check(f"out-of-distribution {name}", loader)
+        if self.band is not None:
+            check_band(first_rows.check("band", self.band))
 
 
 class _OnDevice:
@@ -101,61 +110,3 @@ class _OnDevice:
     def __iter__(self) -> Iterator[Any]:
         for item in self.loader:
             yield pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), item)
-
-
-def _check_precision(value: float | Mapping[str, float]) -> None:
-    numbers = list(value.values()) if isinstance(value, Mapping) else [value]
-    plain = all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in numbers)
-    if not numbers or not plain or not any(v > 0 for v in numbers):
-        raise OptionError(
-            "prior_precision > 0, a number or a mapping {glob of parameter names: number >= 0}",
-            received=repr(value),
-            remedy="δ of the sum convention; from weight decay wd on a mean cross-entropy over N rows it is N·wd.",
-        )
-
-
-def _check_trained(model: nn.Module) -> None:
-    if model.training:
-        raise ModelError(
-            "a trained network in eval mode, since there is no recipe to train it by",
-            received="a network in train mode",
-            remedy="call model.eval(), or pass recipe=Recipe(...) to have it trained.",
-        )
-    check_model(model)
-
-
-def _check_loader(name: str, loader: Loader, network: nn.Module, likelihood: Likelihood) -> None:
-    """The first batch goes through the network and fits the likelihood; the loader can be iterated again."""
-    if isinstance(loader, Iterator):
-        raise DataError(
-            f"a {name} loader that can be iterated more than once",
-            received=f"a one-shot {type(loader).__name__}",
-            remedy="pass a DataLoader or a list of batches.",
-        )
-    batch = first_batch(loader)
-    f = _outputs(name, batch, network)
-    if batch.y.shape[:1] != f.shape[:1]:
-        raise DataError(
-            f"one target for each of the {f.shape[0]} rows of the {name} loader",
-            received=f"targets of shape {tuple(batch.y.shape)}",
-            remedy="check how the loader pairs x and y.",
-        )
-    likelihood.check_targets(f, batch.y)
-
-
-def _outputs(name: str, batch: Batch, network: nn.Module) -> Tensor:
-    arguments, keywords = ((), batch.x) if isinstance(batch.x, dict) else ((batch.x,), {})
-    try:
-        with torch.no_grad():
-            return output_tensor(network(*arguments, **keywords))
-    except (RuntimeError, IndexError, TypeError) as error:
-        raise DataError(
-            f"batches of the {name} loader that the network accepts",
-            received=f"one for which its forward says: {error}",
-            remedy="compare feature size, dtype and device with what the network was built for.",
-        ) from error
-
-
-def rows(loader: Loader) -> Iterator[Batch]:
-    """The batches of a loader, each as (x, y)."""
-    return (split_batch(item) for item in loader)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from estimators.atomic import write_bytes, write_text
 
-__all__ = ["ArrayFile", "Record", "RecordStore", "content_key", "slug"]
+__all__ = ["ArrayFile", "Cost", "Record", "RecordStore", "Training", "Tuning", "content_key", "slug"]
 
 ArrayFile = Mapping[str, NDArray[Any]]
 Status = Literal["ok", "skipped", "failed"]
@@ -37,6 +37,8 @@ class Cost(BaseModel):
 
     `peak_reset` says that the peak was reset at the start of the cell; where not, it is the largest of the process
     so far and `peak_rise_bytes` is a lower bound. `device_peak_bytes` is the peak of the accelerator's allocator.
+    `passes` counts what the fit sent through a network, in forwards and backwards of the training rows; None where it
+    cannot be known. `exclusive`: no other job ran beside it, so that times mean what they say.
     """
 
     fit_seconds: float
@@ -45,10 +47,42 @@ class Cost(BaseModel):
     peak_rise_bytes: int
     peak_reset: bool
     device_peak_bytes: int | None = None
+    passes: float | None = None
+    tuning_seconds: float | None = None
+    exclusive: bool = True
+
+
+class Tuning(BaseModel):
+    """What was tried on the validation rows: every point with its score (lower is better), and the one chosen.
+
+    A point has a `value` on the axis (None where the method has no axis), `variance_scale`, `softmax_temperature` or
+    `sigma_noise`, and `score`. `at_edge` names what was chosen at the end of its range; `refined` says that it lies
+    between the points of the grid. `failures` are the values of the axis whose fit raised, with the reason. `fits` were
+    made beside the given one. `where`: whether the weights stayed, "post hoc at fixed weights", or "with retraining".
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    axis: str | None = None
+    unit: str | None = None
+    points: list[dict[str, float | None]] = Field(default_factory=list)
+    chosen: dict[str, float | None] = Field(default_factory=dict)
+    at_edge: list[str] = Field(default_factory=list)
+    refined: bool = False
+    failures: dict[str, str] = Field(default_factory=dict)
+    seconds: float = 0.0
+    fits: int = 0
+    passes: float = 0.0
+    score_name: str = "NLL"
+    validation_rows: int = 0
+    where: str = "post hoc at fixed weights"
 
 
 class Record(BaseModel):
-    """One cell. `metrics` under the names of the field; `reason` of a skip; `traceback` of a failure."""
+    """One cell. `metrics` under the names of the field, as fitted, and `tuned`; `reason` of a skip; `traceback`.
+
+    `preflight` is what was found of the problem before its cells ran.
+    """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
@@ -63,11 +97,14 @@ class Record(BaseModel):
     reason: str | None = None
     traceback: str | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
+    tuned: dict[str, float] = Field(default_factory=dict)
+    tuning: Tuning | None = None
     cost: Cost | None = None
     training: Training | None = None
     configuration: dict[str, str] = Field(default_factory=dict)
     fit_report: dict[str, str] = Field(default_factory=dict)
     environment: dict[str, str] = Field(default_factory=dict)
+    preflight: dict[str, str] = Field(default_factory=dict)
     arrays: str | None = None
     arrays_digest: str | None = None
 
@@ -86,7 +123,7 @@ class RecordStore:
     def write(self, record: Record, arrays: ArrayFile | None = None) -> Record:
         """Write arrays, then the record; return it with the name and digest of its arrays."""
         path = self.path(record.task, record.method, record.seed)
-        if arrays is not None:
+        if arrays:
             content = _npz(arrays)
             target = path.with_suffix(".npz")
             write_bytes(target, content)

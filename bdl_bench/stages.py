@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import ValidationError
 
-from bdl_bench.cells import Arrays, Cell, failed
+from bdl_bench.cells import Cell, Measured, failed
 from bdl_bench.claims import Claims
 from bdl_bench.disk import Disk
 from bdl_bench.events import Event, Listener
 from bdl_bench.executors import Executor, Outcome
 from bdl_bench.maps import Place, Prepared, Trained, known_training, map_path
-from bdl_bench.measuring import Measured, with_exclusive
+from bdl_bench.predictions import Arrays
 from bdl_bench.records import Record, RecordStore, Training
 from bdl_bench.schedule import Schedule
 from estimators.atomic import discard_leftovers, write_bytes
@@ -99,7 +99,7 @@ class Stages:
             self._trained(item, outcome)
         elif isinstance(outcome, tuple):
             exclusive = self.exclusive[self._target(item)] and self._is_exclusive()
-            self._done(item, self._written(item, with_exclusive(outcome[0], exclusive=exclusive), outcome[1]))
+            self._done(item, self._written(item, _with_exclusive(outcome[0], exclusive=exclusive), outcome[1]))
         else:
             assert isinstance(outcome, Exception)
             self._done(item, self._written(item, failed(item, outcome)))
@@ -133,7 +133,7 @@ class Stages:
 
     def _cells(self, prepared: Prepared) -> list[Cell]:
         methods = dict.fromkeys(self.grid.methods)
-        return [Cell(prepared, method, self.grid.directory, self.grid.device) for method in methods]
+        return [Cell(prepared, method, self.grid.directory, self.grid.device, self.grid.tune) for method in methods]
 
     def _fail_cells(self, place: Place, error: Exception) -> None:
         """Without a network there is nothing to run; a cell that another run is at is left to it."""
@@ -164,6 +164,13 @@ class Stages:
     def _tell(self, item: Item, status: str, *, seconds: float | None = None, reason: str | None = None) -> None:
         place, method = (item, None) if isinstance(item, Place) else (item.prepared, item.method)
         self.listener(Event(place.task, place.seed, method, status, seconds, reason))
+
+
+def _with_exclusive(record: Record, *, exclusive: bool) -> Record:
+    """The record with whether its cost was taken while nothing else of a grid ran."""
+    if record.cost is None:
+        return record
+    return record.model_copy(update={"cost": record.cost.model_copy(update={"exclusive": exclusive})})
 
 
 def _reason(error: Exception) -> str:

@@ -11,9 +11,8 @@ from typing import TypeAlias
 import backpack  # noqa: F401
 import torch._dynamo  # noqa: F401  by the first optimizer of a process
 
-from bdl_bench.cells import Cell
+from bdl_bench.cells import Cell, Measured, measure
 from bdl_bench.maps import Place, Trained, prepare
-from bdl_bench.measuring import Measured, measure
 from estimators.network import differentiable
 
 __all__ = ["Item", "work"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bdl_bench.stats import Interval
 
-__all__ = ["duration", "mebibytes", "number", "with_half_width"]
+__all__ = ["count", "duration", "listed", "mebibytes", "number", "with_half_width"]
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -39,3 +41,17 @@ def mebibytes(size: float) -> str:
     """MiB without decimals, GiB with one above 10,000 MiB."""
     mib = size / 2**20
     return f"{mib:,.0f} MiB" if mib < 10_000 else f"{mib / 1024:,.1f} GiB"
+
+
+def count(value: float | None) -> str:
+    """A number of passes or points: no decimals from 100 on, one below, none for whole ones; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names in a row, the last of many only counted."""
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
