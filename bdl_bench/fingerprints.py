@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bdl_bench.problem import Loader, Problem, rows
-from estimators.batch import Batch
+from bdl_bench.problem import Loader, Problem, Query, queries
 from estimators.pytrees import tensors_of
 
 __all__ = ["problem_digest"]
@@ -24,19 +24,27 @@ def problem_digest(problem: Problem) -> str:
             digest.update(name.encode() + _bytes(tensor.reshape(1, -1)).tobytes())
     settings = (problem.likelihood, problem.prior_precision, problem.recipe)
     digest.update(repr(settings).encode())
-    for loader in (problem.train, problem.validation, problem.test):
-        digest.update(_rows_digest(loader))
+    for name, loader in _loaders(problem):
+        digest.update(name.encode() + b"\0" + _rows_digest(loader))
     return digest.hexdigest()[:16]
+
+
+def _loaders(problem: Problem) -> Iterator[tuple[str, Loader]]:
+    yield from {"train": problem.train, "validation": problem.validation, "test": problem.test}.items()
+    yield from ((f"ood/{name}", loader) for name, loader in sorted(problem.ood.items()))
+    yield from ((f"shift/{name}", loader) for name, loader in sorted(problem.shifts.items()))
+    if problem.band is not None:
+        yield "band", problem.band
 
 
 def _rows_digest(loader: Loader) -> bytes:
     """A sum of digests of rows, modulo 2²⁵⁶: it does not depend on their order, nor on the size of batches."""
-    total = sum(_batch_digest(batch) for batch in rows(loader))
+    total = sum(_batch_digest(batch) for batch in queries(loader))
     return (total % 2**256).to_bytes(32, "little")
 
 
-def _batch_digest(batch: Batch) -> int:
-    tables = [_bytes(t.reshape(len(batch), -1)) for t in (*tensors_of(batch.x), batch.y) if len(t) == len(batch)]
+def _batch_digest(batch: Query) -> int:
+    tables = [_bytes(t.reshape(len(batch), -1)) for t in tensors_of((batch.x, batch.y)) if len(t) == len(batch)]
     total = 0
     for i in range(len(batch)):
         digest = hashlib.sha256(b"".join(table[i].tobytes() for table in tables))

@@ -16,7 +16,7 @@ from estimators.pytrees import concatenate, select_rows
 from estimators.rng import preserved_random_state
 from estimators.sums import Sums
 
-__all__ = ["AbsentBatches", "Batches"]
+__all__ = ["AbsentBatches", "Batches", "FreeBatches"]
 
 _CACHE_BYTES = 2**28
 
@@ -49,9 +49,9 @@ class Batches:
         _check_same(first, second)
         return cls(loader, first.n_data, stored, first.sums)
 
-    @classmethod
-    def unchecked(cls, loader: Loader, *, keep: bool) -> Batches:
-        """One pass over `loader`, to count N and, with `keep`, to store what is small enough."""
+    @staticmethod
+    def unchecked(loader: Loader, *, keep: bool) -> Batches:
+        """For a training: one pass over `loader`, to count N and, with `keep`, to store what is small enough."""
         kept: list[Batch] | None = [] if keep else None
         n_data = size = 0
         for item in loader:
@@ -63,7 +63,7 @@ class Batches:
                 kept = None
         if n_data == 0:
             raise empty_loader()
-        return cls(loader, n_data, None if kept is None else tuple(kept))
+        return FreeBatches(loader, n_data, None if kept is None else tuple(kept))
 
     def __iter__(self) -> Iterator[Batch]:
         if self.stored is not None:
@@ -88,6 +88,15 @@ class Batches:
         order = torch.randperm(self.n_data, generator=generator).to(y.device)
         for index in order.split(batch_size):
             yield Batch(select_rows(x, index), y[index])
+
+
+class FreeBatches(Batches):
+    """The data of a training, whose epochs differ: what the loader and the network draw moves the random state on."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.stored is not None:
+            return iter(self.stored)
+        return (split_batch(item) for item in self.loader)
 
 
 class AbsentBatches(Batches):

@@ -103,8 +103,13 @@ class Layers:
 
     def _rows(self, x: PyTree, cotangents: Tensor) -> LayerRows:
         names: list[str] = []
-        with differentiable():
-            inputs, slopes, rest = over_rows(lambda row, u: self._one(row, u, names), x, cotangents)
+        rows, k = cotangents.shape[:2]
+
+        def one(row: PyTree, u: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+            return self._one(row, u, names)
+
+        with differentiable(), self.network.ledger.transformed(forward=rows, backward=rows * k) as counted:
+            inputs, slopes, rest = over_rows(counted(one), x, cotangents)
         return LayerRows(self._joined(names, inputs, slopes), rest.detach())
 
     def _one(self, row: PyTree, cotangents: Tensor, names: list[str]) -> tuple[list[Tensor], list[Tensor], Tensor]:

@@ -21,6 +21,8 @@ class Prediction:
     Regression fills `aleatoric_variance` and `total_variance` (squared units of the target); classification and binary
     fill `probs` (M, C) and `entropy` (M,), in nats, or (M, C) for independent Bernoulli outputs; classes lie along
     `class_dim`.
+    `samples` (S, M, ...) are function samples of the outputs, where the prediction was made from any: of a Monte-Carlo
+    link, or of the members of an ensemble, whose `mean` and `epistemic_variance` are theirs.
     """
 
     mean: Tensor
@@ -32,15 +34,16 @@ class Prediction:
     entropy: Tensor | None = None
     link_approx: str | None = None
     class_dim: int = -1
+    samples: Tensor | None = None
 
     def calibrated(self, *, variance_scale: float = 1.0, softmax_temperature: float = 1.0) -> Prediction:
         """The same prediction with the epistemic variance times `variance_scale` and the logits over a temperature.
 
-        Needs no refit. Probabilities are formed again by the probit approximation; a Monte-Carlo prediction raises,
-        since its samples are gone.
+        Needs no refit. Probabilities are formed again by the link that made them: the probit approximation, or the
+        average over samples, which become (mean + √variance_scale (samples − mean)) / softmax_temperature.
 
-        Errors: OptionError for a scale < 0 or a temperature <= 0; UnsupportedError as said above, and for a temperature
-        in regression.
+        Errors: OptionError for a scale < 0 or a temperature <= 0; UnsupportedError for a Monte-Carlo prediction without
+        its samples, and for a temperature in regression.
         """
         if not (math.isfinite(variance_scale) and variance_scale >= 0):
             raise OptionError("variance_scale >= 0", received=str(variance_scale), remedy="pass a non-negative scale.")
@@ -48,15 +51,25 @@ class Prediction:
             raise OptionError(
                 "softmax_temperature > 0", received=str(softmax_temperature), remedy="pass a positive temperature."
             )
-        variance = self.epistemic_variance * variance_scale
+        variance, samples = self.epistemic_variance * variance_scale, self._spread(math.sqrt(variance_scale))
         if self.kind == "regression":
-            return self._calibrated_regression(variance, softmax_temperature)
-        if self.link_approx == "mc":
+            return replace(self._calibrated_regression(variance, softmax_temperature), samples=samples)
+        mean, variance = self.mean / softmax_temperature, variance / softmax_temperature**2
+        samples = None if samples is None else samples / softmax_temperature
+        if self.link_approx != "mc":
+            made = from_logits(mean, variance, kind=self.kind, class_dim=self.class_dim)
+            return replace(made, samples=samples)
+        if samples is None:
             raise UnsupportedError(
-                'a prediction made with link_approx="probit"', received='"mc"', remedy='predict with "probit" first.'
+                "the samples of a Monte-Carlo prediction, or one by the probit approximation",
+                received='link_approx="mc" without samples',
+                remedy='predict again, or with link_approx="probit".',
             )
-        mean = self.mean / softmax_temperature
-        return from_logits(mean, variance / softmax_temperature**2, kind=self.kind, class_dim=self.class_dim)
+        return from_samples(mean, variance, samples, kind=self.kind, class_dim=self.class_dim)
+
+    def _spread(self, factor: float) -> Tensor | None:
+        """The samples, `factor` times as far from the mean."""
+        return None if self.samples is None else self.mean + factor * (self.samples - self.mean)
 
     def _calibrated_regression(self, variance: Tensor, softmax_temperature: float) -> Prediction:
         if softmax_temperature != 1.0:
@@ -81,8 +94,8 @@ def from_samples(mean: Tensor, variance: Tensor, samples: Tensor, *, kind: str, 
     """Monte-Carlo average of the link over logit samples (S, M, ...)."""
     of_sample = class_dim if class_dim < 0 else class_dim + 1
     probs = (samples.softmax(of_sample) if kind == "classification" else samples.sigmoid()).mean(0)
-    entropy = entropy_of(probs, kind=kind, class_dim=class_dim)
-    return Prediction(mean, variance, kind, probs=probs, entropy=entropy, link_approx="mc", class_dim=class_dim)
+    made = {"probs": probs, "entropy": entropy_of(probs, kind=kind, class_dim=class_dim), "samples": samples}
+    return Prediction(mean, variance, kind, link_approx="mc", class_dim=class_dim, **made)
 
 
 def entropy_of(probs: Tensor, *, kind: str, class_dim: int) -> Tensor:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["preserved_random_state"]
+__all__ = ["member_seeds", "preserved_random_state", "seeded_random_state"]
 
 
 @contextmanager
@@ -26,3 +26,26 @@ def preserved_random_state() -> Iterator[None]:
         random.setstate(python_state)
         if numpy:
             numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def seeded_random_state(seed: int) -> Iterator[None]:
+    """Whatever is drawn inside from those states is drawn from `seed`: initialisations and dropout know no generator.
+
+    The caller's states are restored on leaving.
+    """
+    numpy = sys.modules.get("numpy")
+    with preserved_random_state():
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+        random.seed(seed)
+        if numpy:
+            numpy.random.seed(seed % 2**32)
+        yield
+
+
+def member_seeds(seed: int, n: int) -> list[int]:
+    """A seed for each of n members, far apart for neighbouring `seed`; those of a larger n begin with the same."""
+    generator = random.Random(seed)
+    return [generator.getrandbits(48) for _ in range(n)]

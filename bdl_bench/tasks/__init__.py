@@ -1,6 +1,11 @@
-"""The bundled tasks; importing this package registers them."""
+"""The bundled tasks: every module of this package is imported, and those that define a task register it."""
 
-from bdl_bench.tasks import diabetes, digits
+import importlib
+import pkgutil
+
 from bdl_bench.tasks.registry import TASKS, Task, from_reference, register, resolve_task
 
-__all__ = ["TASKS", "Task", "diabetes", "digits", "from_reference", "register", "resolve_task"]
+__all__ = ["TASKS", "Task", "from_reference", "register", "resolve_task"]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

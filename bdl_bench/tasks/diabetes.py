@@ -11,15 +11,13 @@ Recipe: Adam, 150 epochs, batches of 50, learning rate 0.01, cosine.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.datasets import load_diabetes
-from torch import Tensor, nn
+from torch import nn
 
 from bdl_bench.problem import Problem
 from bdl_bench.tasks.registry import register
-from bdl_bench.tasks.split import loader, split_indices
+from bdl_bench.tasks.split import loader, split_indices, standardised
 from estimators.likelihoods import Gaussian
 from estimators.training import Recipe
 
@@ -32,7 +30,7 @@ def make_problem(seed: int) -> Problem:
     x, y = (torch.from_numpy(array).double() for array in load_diabetes(return_X_y=True, scaled=False))
     y = y.unsqueeze(-1)
     parts = split_indices(len(x), train=300, validation=42, seed=seed)
-    x, y = _standardised(x, parts[0]), _standardised(y, parts[0])
+    x, y = standardised(x, parts[0]), standardised(y, parts[0])
     return Problem(
         _network(),
         Gaussian(sigma_noise=0.7),
@@ -41,11 +39,6 @@ def make_problem(seed: int) -> Problem:
         recipe=Recipe(epochs=150, batch_size=50, optimizer="adam", lr=1e-2, schedule="cosine"),
         make_model=_network,
     )
-
-
-def _standardised(values: Tensor, train: NDArray[np.int64]) -> Tensor:
-    """Columns in standard deviations from the mean, both of the training rows alone."""
-    return (values - values[train].mean(0)) / values[train].std(0)
 
 
 def _network() -> nn.Module:

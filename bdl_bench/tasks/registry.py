@@ -19,13 +19,17 @@ Factory = Callable[[int], Problem]
 
 @dataclass(frozen=True)
 class Task:
-    """A named source of problems. The seed changes the split, the initialisation and the batch order."""
+    """A named source of problems. The seed changes the split, the initialisation and the batch order.
+
+    `needs` says what must be had first (a download and its size, an extra to install); None: nothing.
+    """
 
     name: str
     summary: str
     make: Factory
     default: bool = False
     source_file: str | None = None
+    needs: str | None = None
 
     def problem(self, seed: int) -> Problem:
         """The problem of one seed; whatever `make` draws, it draws from that seed."""
@@ -43,13 +47,15 @@ class Task:
 TASKS: dict[str, Task] = {}
 
 
-def register(name: str, *, default: bool = False) -> Callable[[Factory], Factory]:
-    """Register a factory `make(seed) -> Problem` under `name`; the first line of its docstring is the summary."""
+def register(
+    name: str, *, default: bool = False, needs: str | None = None, summary: str | None = None
+) -> Callable[[Factory], Factory]:
+    """Register a factory `make(seed) -> Problem` under `name`; the summary is the first line of its docstring."""
 
     def decorate(make: Factory) -> Factory:
-        summary = (make.__doc__ or "").strip().partition("\n")[0]
+        first_line = (make.__doc__ or "").strip().partition("\n")[0]
         source = getattr(sys.modules.get(make.__module__), "__file__", None)
-        TASKS[name] = Task(name, summary, make, default, source)
+        TASKS[name] = Task(name, summary or first_line, make, default, source, needs)
         return make
 
     return decorate

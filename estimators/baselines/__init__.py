@@ -1,6 +1,25 @@
 """Methods to compare with, one a file."""
 
+from estimators.baselines.dropout import MCDropout
+from estimators.baselines.ensemble import DeepEnsemble
+from estimators.baselines.gradient_norm import GradientNorm
 from estimators.baselines.laplace_torch import LaplaceTorch
 from estimators.baselines.map import MAP
+from estimators.baselines.members import MembersEstimator
+from estimators.baselines.report import PassReport
+from estimators.baselines.subnetwork import SubnetworkLaplace
+from estimators.baselines.swag import SWAG
+from estimators.baselines.temperature import TemperatureScaling
 
-__all__ = ["MAP", "LaplaceTorch"]
+__all__ = [
+    "MAP",
+    "SWAG",
+    "DeepEnsemble",
+    "GradientNorm",
+    "LaplaceTorch",
+    "MCDropout",
+    "MembersEstimator",
+    "PassReport",
+    "SubnetworkLaplace",
+    "TemperatureScaling",
+]

@@ -15,11 +15,11 @@ from bdl_bench.bench.core.work import Work
 from bdl_bench.bench.fresh import in_fresh_process
 from bdl_bench.bench.large import page as large_page
 from bdl_bench.bench.markdown import verdict
-from bdl_bench.bench.networks.resnet import resnet18
-from bdl_bench.bench.networks.small import convolutional, mlp
-from bdl_bench.bench.networks.vit import VisionTransformer
 from bdl_bench.bench.regvar import page as regvar_page
 from bdl_bench.cli import app
+from bdl_bench.networks.resnet import resnet18
+from bdl_bench.networks.small import convolutional, mlp
+from bdl_bench.networks.vit import VisionTransformer
 from estimators import LastLayerLaplace
 from estimators.errors import OptionError
 

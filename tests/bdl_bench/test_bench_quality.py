@@ -11,15 +11,20 @@ from estimators.rng import preserved_random_state
 from estimators.training import Recipe, train_map
 
 
-def small(network, delta, seed, *, member=0, dropout=0.0):  # noqa: ARG001
+def make(dropout=0.0):
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(dropout), nn.Linear(6, 3)).double()
+
+
+def small(network, delta, seed, *, dropout=0.0):  # noqa: ARG001
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(60, 4, generator=generator, dtype=torch.float64)
     batches = [(x[i : i + 20], (x[i : i + 20, 0] > 0).long()) for i in (0, 20, 40)]
     with preserved_random_state():
-        torch.manual_seed(member)
-        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(dropout), nn.Linear(6, 3)).double()
+        torch.manual_seed(0)
+        model = make(dropout)
         train_map(model, "classification", batches, prior_precision=delta, recipe=Recipe(epochs=15))
-    return Problem(model, "classification", batches, batches, batches, prior_precision=delta)
+    how = {"recipe": Recipe(epochs=100), "make_model": make}
+    return Problem(model, "classification", batches, batches, batches, prior_precision=delta, **how)
 
 
 def test_scores_are_of_the_ratio_and_of_the_order():

@@ -1,6 +1,7 @@
 """Predictive distributions: the probit formula, its Monte-Carlo neighbour, calibration, entropy and totals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,10 +145,36 @@ def test_regression_has_no_temperature():
 
 
 @kinds
-def test_monte_carlo_predictions_cannot_be_calibrated_afterwards(kind):
+def test_a_monte_carlo_prediction_is_calibrated_by_its_samples(kind):
     mean, variance = moments()
-    with pytest.raises(UnsupportedError, match=r'"probit".*"mc"'):
-        LIKELIHOOD[kind].predict(mean, variance, mean[None]).calibrated(variance_scale=2.0)
+    samples = mean + variance.sqrt() * torch.randn(7, M, C, dtype=torch.float64)
+    prediction = LIKELIHOOD[kind].predict(mean, variance, samples)
+    found = prediction.calibrated(variance_scale=2.25, softmax_temperature=3.0)
+    moved = torch.stack([(mean + 1.5 * (one - mean)) / 3 for one in samples])
+    assert torch.allclose(found.samples, moved, rtol=1e-12)
+    assert torch.allclose(found.probs, torch.stack([link(kind, one) for one in moved]).mean(0), rtol=1e-12)
+    assert torch.allclose(found.mean, mean / 3, rtol=1e-12)
+    assert torch.allclose(found.epistemic_variance, variance * 0.25, rtol=1e-12)
+    assert found.link_approx == "mc"
+    once_more = prediction.calibrated(variance_scale=1.5).calibrated(variance_scale=1.5, softmax_temperature=3.0)
+    assert torch.allclose(once_more.probs, found.probs, rtol=1e-12)
+
+
+@kinds
+def test_a_monte_carlo_prediction_without_its_samples_cannot_be_calibrated(kind):
+    mean, variance = moments()
+    prediction = replace(LIKELIHOOD[kind].predict(mean, variance, mean[None]), samples=None)
+    with pytest.raises(UnsupportedError, match=r'samples.*"mc"'):
+        prediction.calibrated(variance_scale=2.0)
+
+
+def test_samples_of_a_regression_are_spread_about_their_mean_and_the_noise_stays():
+    samples = torch.randn(5, M, C, dtype=torch.float64)
+    made = replace(Gaussian(0.5).predict(samples.mean(0), samples.var(0), None), samples=samples)
+    found = made.calibrated(variance_scale=4.0)
+    assert torch.allclose(found.samples.mean(0), samples.mean(0), atol=1e-12)
+    assert torch.allclose(found.samples.var(0), found.epistemic_variance, rtol=1e-12)
+    assert torch.allclose(found.total_variance, 4 * samples.var(0) + 0.25, rtol=1e-12)
 
 
 def test_regression_refuses_the_monte_carlo_link_rather_than_ignore_it(make_problem):

@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 
 from bdl_bench.bench.core.work import Work
-from bdl_bench.bench.networks.small import convolutional
+from bdl_bench.networks.small import convolutional
 from estimators import LinearizedLaplace
 
 __all__ = ["ROWS"]

@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 
 from bdl_bench.bench.core.work import GIB, Work
-from bdl_bench.bench.networks.small import mlp
+from bdl_bench.networks.small import mlp
 from estimators import LastLayerLaplace
 
 __all__ = ["ROWS"]

@@ -17,8 +17,8 @@ from sklearn import datasets
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from bdl_bench.bench.networks.resnet import resnet18
-from bdl_bench.bench.networks.vit import VisionTransformer
+from bdl_bench.networks.resnet import resnet18
+from bdl_bench.networks.vit import VisionTransformer
 from estimators.atomic import write_bytes
 from estimators.errors import UnsupportedError
 from estimators.pytrees import PyTree, select_rows, with_floats

@@ -16,6 +16,7 @@ from bdl_bench.bench.quality.networks import trained
 from bdl_bench.bench.records import Measured
 from bdl_bench.problem import Problem
 from estimators import FineTune, LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
+from estimators.baselines import DeepEnsemble, MCDropout
 from estimators.errors import NotConvergedWarning
 from estimators.regvar.solvers import Solver
 from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
@@ -60,7 +61,7 @@ def measure_quality(network: str, delta: float, seed: int) -> Measured:
             krylov = LinearResponse(max_iter=iterations)
             point("LinearResponse, bounds", lambda: regvar(problem, x, 16, krylov, "bounds", seed))  # noqa: B023
     for members in MEMBERS[network]:
-        point("deep ensemble", lambda: ensemble(network, delta, seed, members, x))  # noqa: B023
+        point("deep ensemble", lambda: ensemble(problem, x, members, seed))  # noqa: B023
     point("MC dropout", lambda: dropout(network, delta, seed, x))
     point("last layer, times its best constant", lambda: last_layer(problem, x, exact))
     return {"points": points, "n_parameters": sum(p.numel() for p in problem.model.parameters())}
@@ -78,19 +79,27 @@ def regvar(
     return fitted.variance(x), k * fitted.fit_report_.total_passes, more
 
 
-def ensemble(network: str, delta: float, seed: int, members: int, x: Tensor) -> tuple[Tensor, float, Measured]:
-    """Variance of the outputs between networks trained from other beginnings (Lakshminarayanan et al. 2017)."""
-    with torch.no_grad():
-        outputs = [trained(network, delta, seed, member=member + 1).model(x) for member in range(members)]
-    return torch.stack(outputs).var(0), members * TRAINING, {"members": members}
+def ensemble(problem: Problem, x: Tensor, members: int, seed: int) -> tuple[Tensor, float, Measured]:
+    """Variance of the outputs between networks trained from other beginnings, the first one's training counted too."""
+    assert problem.make_model is not None
+    assert problem.recipe is not None
+    fitted = DeepEnsemble(
+        problem.model,
+        "classification",
+        make_model=problem.make_model,
+        recipe=problem.recipe,
+        n_members=members,
+        seed=seed,
+        prior_precision=problem.prior_precision,
+    ).fit(problem.train)
+    return fitted.variance(x), TRAINING + fitted.fit_report_.passes["training"], {"members": members}
 
 
 def dropout(network: str, delta: float, seed: int, x: Tensor) -> tuple[Tensor, float, Measured]:
-    """Variance of the outputs under dropout, trained with it (Gal & Ghahramani 2016)."""
-    model = trained(network, delta, seed, dropout=_DROPOUT).model.train()
-    with torch.no_grad():
-        outputs = torch.stack([model(x) for _ in range(_SAMPLES)])
-    return outputs.var(0), TRAINING, {}
+    """Variance of the outputs under dropout, of a network trained with it."""
+    problem = trained(network, delta, seed, dropout=_DROPOUT)
+    fitted = MCDropout(problem.model, "classification", n_samples=_SAMPLES, seed=seed).fit(problem.train)
+    return fitted.variance(x), TRAINING, {}
 
 
 def last_layer(problem: Problem, x: Tensor, exact: Tensor) -> tuple[Tensor, float, Measured]:

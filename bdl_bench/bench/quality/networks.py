@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,16 +33,17 @@ NETWORKS: dict[str, tuple[Callable[[float], nn.Module], float]] = {"mlp": (_mlp,
 """Network by its rate of dropout, and the learning rate of Adam."""
 
 
-def trained(name: str, delta: float, seed: int, *, member: int = 0, dropout: float = 0.0) -> Problem:
-    """The digits of a seed, and a network trained on them for 100 epochs; members differ in where they began."""
+def trained(name: str, delta: float, seed: int, *, dropout: float = 0.0) -> Problem:
+    """The digits of a seed, and a network trained on them for 100 epochs, with how to train others."""
     make, lr = NETWORKS[name]
     data = TASKS["digits"].problem(seed)
-    torch.manual_seed(1000 * seed + member)
+    torch.manual_seed(1000 * seed)
     loader = list(data.train) if name == "mlp" else _first(data, _CNN_ROWS)
     model = make(dropout)
     recipe = Recipe(epochs=100, batch_size=64, optimizer="adam", lr=lr)
-    train_map(model, "classification", loader, prior_precision=delta, recipe=recipe, seed=member)
-    return Problem(model, "classification", loader, loader, data.test, prior_precision=delta)
+    train_map(model, "classification", loader, prior_precision=delta, recipe=recipe)
+    options: dict[str, Any] = {"recipe": recipe, "make_model": lambda: make(dropout)}
+    return Problem(model, "classification", loader, loader, data.test, prior_precision=delta, **options)
 
 
 def _first(problem: Problem, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bdl_bench.bench.clock import interleaved, timed
-from bdl_bench.bench.networks.resnet import resnet18
-from bdl_bench.bench.networks.small import convolutional, mlp
 from bdl_bench.bench.records import Measured
+from bdl_bench.networks.resnet import resnet18
+from bdl_bench.networks.small import convolutional, mlp
 from estimators.integrations import TwoNetworks, mean_absolute_penalty
 
 __all__ = ["MODELS", "QUERIES", "measure_step"]

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from bdl_bench.bench.fresh import in_fresh_process
-from bdl_bench.bench.networks.small import mlp
 from bdl_bench.bench.records import Measured
+from bdl_bench.networks.small import mlp
 from estimators.integrations import mean_absolute_penalty
 
 __all__ = ["measure_step_memory"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["resnet18"]
+__all__ = ["resnet18", "small_image_stem"]
 
 
 class _Block(nn.Module):
@@ -26,9 +26,20 @@ class _Block(nn.Module):
         return torch.relu(self.body(x) + self.skip(x))
 
 
-def resnet18(n_classes: int = 10) -> nn.Sequential:
-    """The published one, stem and all, for images (B, 3, H, W)."""
+def resnet18(n_classes: int = 10, stem: nn.Sequential | None = None) -> nn.Sequential:
+    """For images (B, 3, H, W); without a `stem` (B, 3, H, W) -> (B, 64, H', W') of one's own, the published one."""
     widths = [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]
-    stem = (nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+    stem = _stem() if stem is None else stem
     blocks = [block for i, o, stride in widths for block in (_Block(i, o, stride), _Block(o, o, 1))]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, n_classes))
+
+
+def small_image_stem() -> nn.Sequential:
+    """One 3 × 3 convolution and no pooling: what is usual on images of 32 × 32 pixels."""
+    return nn.Sequential(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+
+
+def _stem() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    )

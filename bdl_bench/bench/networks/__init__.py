@@ -1,1 +1,0 @@
-"""The networks that are measured, one architecture a file."""

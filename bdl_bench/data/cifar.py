@@ -1,0 +1,64 @@
+"""CIFAR-10, in the batches that its authors pickled."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bdl_bench.data.folder import Source
+from bdl_bench.data.pixels import Images
+from bdl_bench.data.torchvision_source import torchvision_datasets
+from estimators.errors import DataError
+
+__all__ = ["cifar10"]
+
+_FOLDER = "cifar-10-batches-py"
+_PARTS = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+def cifar10(part: str) -> Images:
+    """The "train" or "test" images (N, 32, 32, 3); `cifar-10-batches-py/` in the data folder."""
+    files = [f"{_FOLDER}/{name}" for name in _PARTS[part]]
+    paths = Source("CIFAR-10", files, "https://www.cs.toronto.edu/~kriz/cifar.html", _download).paths()
+    batches = [_read(path) for path in paths]
+    pixels = np.concatenate([pixels for pixels, _ in batches])
+    return Images(pixels, np.concatenate([labels for _, labels in batches]))
+
+
+def _download(into: Path) -> None:
+    source = torchvision_datasets("cifar").CIFAR10
+    utils = torchvision_datasets("utils")
+    utils.download_and_extract_archive(source.url, str(into), filename=source.filename, md5=source.tgz_md5)
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    try:
+        with path.open("rb") as file:
+            content = _ArraysOnly(file, encoding="latin1").load()
+        flat, labels = np.asarray(content["data"]), np.asarray(content["labels"], dtype=np.int64)
+        return flat.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1).astype(np.uint8, casting="safe"), labels
+    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f'a batch of CIFAR-10 at {path}: a pickled dict with "data" (n, 3072) and "labels"',
+            received=f"{type(error).__name__}: {error}",
+            remedy="remove it, so that it is downloaded again.",
+        ) from error
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads plain values and numpy arrays, and runs nothing else that a file might name."""
+
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a batch of images")
+        return super().find_class(module, name)

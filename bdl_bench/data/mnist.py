@@ -1,0 +1,50 @@
+"""MNIST and FashionMNIST, in the idx files of their authors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bdl_bench.data.folder import Source
+from bdl_bench.data.pixels import Images
+from bdl_bench.data.torchvision_source import torchvision_datasets
+from estimators.errors import DataError
+
+__all__ = ["mnist_like"]
+
+_ADDRESSES = {
+    "MNIST": "http://yann.lecun.com/exdb/mnist/",
+    "FashionMNIST": "https://github.com/zalandoresearch/fashion-mnist",
+}
+_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+def mnist_like(name: str, part: str) -> Images:
+    """The "train" or "test" images (N, 28, 28, 1) of "MNIST" or "FashionMNIST"; `<name>/raw/` in the data folder."""
+    files = [f"{name}/raw/{_PREFIXES[part]}-{kind}" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    paths = Source(name, files, _ADDRESSES[name], _download(name)).paths()
+    readers = torchvision_datasets("mnist")
+    try:
+        pixels, labels = readers.read_image_file(str(paths[0])), readers.read_label_file(str(paths[1]))
+    except (ValueError, TypeError, AssertionError, RuntimeError, IndexError) as error:
+        raise _unreadable(paths, error) from error
+    if len(pixels) != len(labels):
+        raise _unreadable(paths, ValueError(f"{len(pixels)} images and {len(labels)} labels"))
+    return Images(pixels.unsqueeze(-1).numpy(), labels.numpy().astype(np.int64))
+
+
+def _download(name: str) -> Callable[[Path], None]:
+    def download(into: Path) -> None:
+        getattr(torchvision_datasets("mnist"), name)(into, download=True)
+
+    return download
+
+
+def _unreadable(paths: list[Path], error: Exception) -> DataError:
+    return DataError(
+        f"idx files of images and of their labels at {paths[0]} and {paths[1].name}",
+        received=f"{type(error).__name__}: {error}",
+        remedy="remove them, so that they are downloaded again.",
+    )

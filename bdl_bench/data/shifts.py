@@ -1,0 +1,60 @@
+"""Shifts at five severities: of small grey images, and noise on the features of a table.
+
+Severity s of a family moves every row along the same path as severity s − 1, and further: the noise of a row, and which
+way it turns, are drawn once. What is drawn depends on the seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+__all__ = ["SEVERITIES", "feature_shifts", "image_shifts"]
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+_Images = NDArray[np.float64]
+
+_NOISE = 0.1  # a severity, of the range of a pixel
+_TURN = 15.0  # degrees a severity
+_CONTRAST = (0.8, 0.6, 0.45, 0.3, 0.15)  # of the distance from the mean of the image
+_FEATURE_NOISE = 0.25  # standard deviations a severity
+
+
+def image_shifts(images: Tensor, seed: int) -> dict[str, Tensor]:
+    """Images (N, H, W) in [0, 1] -> "<family>-<severity>" -> the same, shifted: noise, rotation, contrast."""
+    pixels, rng = images.numpy(), np.random.default_rng(seed)
+    noise, clockwise = rng.standard_normal(pixels.shape), rng.random(len(pixels)) < 0.5
+    families: dict[str, Callable[[int], _Images]] = {
+        "noise": lambda severity: np.clip(pixels + _NOISE * severity * noise, 0, 1),
+        "rotation": lambda severity: _turned(pixels, _TURN * severity, clockwise),
+        "contrast": lambda severity: _faded(pixels, _CONTRAST[severity - 1]),
+    }
+    return {
+        f"{family}-{severity}": torch.from_numpy(shifted(severity)).to(images.dtype)
+        for family, shifted in families.items()
+        for severity in SEVERITIES
+    }
+
+
+def feature_shifts(x: Tensor, seed: int) -> dict[str, Tensor]:
+    """Standardised features (N, D) -> "noise-<severity>" -> the same with Gaussian noise of 0.25 to 1.25."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+    return {f"noise-{severity}": x + _FEATURE_NOISE * severity * noise for severity in SEVERITIES}
+
+
+def _turned(pixels: _Images, degrees: float, clockwise: NDArray[np.bool_]) -> _Images:
+    ways = [ndimage.rotate(pixels, sign * degrees, axes=(2, 1), reshape=False, order=1) for sign in (1, -1)]
+    turned: _Images = np.where(clockwise[:, None, None], ways[0], ways[1])
+    return turned
+
+
+def _faded(pixels: _Images, contrast: float) -> _Images:
+    mean = pixels.mean((1, 2), keepdims=True)
+    faded: _Images = mean + contrast * (pixels - mean)
+    return faded

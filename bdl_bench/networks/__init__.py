@@ -1,0 +1,1 @@
+"""Architectures that tasks and measurements share, one family a file."""

@@ -1,0 +1,57 @@
+"""MNIST and FashionMNIST, each the other's out-of-distribution set.
+
+Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits" (1998; CC BY-SA 3.0); Xiao, Rasul and
+Vollgraf, "Fashion-MNIST" (2017; MIT). Downloaded at the first use, 12 and 31 MB. Size: 60,000 + 10,000 images of
+28 × 28 pixels, ten classes.
+Split: 50,000 train and 10,000 validation images, drawn by the seed from the authors' training images; the 10,000 test
+images are theirs. Pixels are standardised with one mean and one standard deviation, of the training images.
+Out of distribution: the 10,000 test images of the other set, without targets.
+Model: LeNet-5 with ReLU, float32, 61,706 parameters. Prior precision δ = 25, which is a weight decay of 5e-4 at this
+size; fixed, not tuned.
+Recipe: Adam, 10 epochs, batches of 128, learning rate 1e-3, cosine. No augmentation: the posterior is of these rows.
+"""
+
+from __future__ import annotations
+
+from bdl_bench.data.mnist import mnist_like
+from bdl_bench.data.pixels import Scale, batches_of
+from bdl_bench.networks.lenet import lenet
+from bdl_bench.problem import Problem
+from bdl_bench.tasks.registry import register
+from bdl_bench.tasks.split import split_indices
+from estimators.training import Recipe
+
+__all__ = ["fashion_mnist", "mnist"]
+
+_NEEDS = "downloads of 12 MB (MNIST) and 31 MB (FashionMNIST)"
+_VALIDATION = 1 / 6
+
+
+@register("mnist", needs=_NEEDS)
+def mnist(seed: int) -> Problem:
+    """Classification: MNIST, with FashionMNIST out of distribution, LeNet-5, 50,000 training images."""
+    return _problem(seed, "MNIST", "FashionMNIST")
+
+
+@register("fashion-mnist", needs=_NEEDS)
+def fashion_mnist(seed: int) -> Problem:
+    """Classification: FashionMNIST, with MNIST out of distribution, LeNet-5, 50,000 training images."""
+    return _problem(seed, "FashionMNIST", "MNIST")
+
+
+def _problem(seed: int, name: str, other: str) -> Problem:
+    images, test = mnist_like(name, "train"), mnist_like(name, "test")
+    n_validation = round(_VALIDATION * len(images))
+    train, validation, _ = split_indices(
+        len(images), train=len(images) - n_validation, validation=n_validation, seed=seed
+    )
+    scale = Scale.of(images.at(train))
+    return Problem(
+        lenet(),
+        "classification",
+        *(batches_of(part, scale) for part in (images.at(train), images.at(validation), test)),
+        prior_precision=25.0,
+        recipe=Recipe(epochs=10, batch_size=128, optimizer="adam", lr=1e-3, schedule="cosine"),
+        make_model=lenet,
+        ood={other: batches_of(mnist_like(other, "test").unlabelled(), scale)},
+    )

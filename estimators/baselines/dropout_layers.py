@@ -1,0 +1,124 @@
+"""Dropout layers found, inserted, and held at masks that are the same for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+
+from estimators.errors import ModelError, UnsupportedError
+from estimators.network import structural_copy
+from estimators.rng import seeded_random_state
+
+__all__ = ["FixedDropout", "dropout_names", "with_dropout", "with_fixed_dropout"]
+
+
+def dropout_names(model: nn.Module) -> list[str]:
+    """Names of the layers that drop something: nn.Dropout and its kin with p > 0."""
+    dropping = set(map(id, _dropout_layers(model)))
+    return [name for name, layer in model.named_modules() if id(layer) in dropping]
+
+
+def _dropout_layers(model: nn.Module) -> list[_DropoutNd]:
+    return [layer for layer in model.modules() if isinstance(layer, _DropoutNd) and layer.p > 0]
+
+
+class FixedDropout(nn.Module):
+    """A dropout layer in train mode, at a mask drawn for one row and used for all.
+
+    At a fixed mask each of torch's is affine, entry by entry: it is read off the layer at ones and at zeros. Where the
+    module is called several times in a forward, each call has a mask of its own. `draw(seed, rows)` is called before
+    the forward of `rows` rows.
+    """
+
+    def __init__(self, layer: _DropoutNd) -> None:
+        super().__init__()
+        self.layer = layer
+        self._seed, self._rows, self._calls = 0, 0, 0
+
+    def draw(self, seed: int, rows: int) -> None:
+        """Take the masks of this seed for a forward that begins now."""
+        self._seed, self._rows, self._calls = seed, rows, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._rows or len(x) % self._rows:
+            raise UnsupportedError(
+                "dropout layers whose inputs have the rows in front, so that all rows can share a mask",
+                received=f"an input of shape {tuple(x.shape)} with {self._rows} rows",
+                remedy="batch_first=True, or DeepEnsemble, or SWAG.",
+            )
+        scale, shift = self._mask(x[:1])
+        return x * scale + shift
+
+    def _mask(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer at a row of this shape: times (1, ...), plus (1, ...); drawn on the CPU for any device."""
+        seed = self._seed + self._calls
+        self._calls += 1
+        ones = torch.ones(row.shape, dtype=row.dtype)
+        at_one, at_zero = (self._applied(value, seed).to(row.device) for value in (ones, torch.zeros_like(ones)))
+        return at_one - at_zero, at_zero
+
+    def _applied(self, value: Tensor, seed: int) -> Tensor:
+        self.layer.train()
+        with seeded_random_state(seed):
+            result: Tensor = self.layer(value)
+        return result
+
+
+def with_fixed_dropout(model: nn.Module) -> nn.Module:
+    """A structural copy with every dropout layer in a FixedDropout; parameters and their names are the same."""
+    module = structural_copy(model)
+    _replace(module, {id(layer): FixedDropout(layer) for layer in _dropout_layers(module)})
+    return module
+
+
+class DroppedLinear(nn.Linear):
+    """A linear layer behind a dropout layer; the names of its weights are those of the layer alone."""
+
+    dropout: nn.Module
+
+    @classmethod
+    def around(cls, layer: nn.Linear, rate: float) -> Self:
+        """The same parameters."""
+        dropped = cls(layer.in_features, layer.out_features, bias=False, device="meta")
+        dropped.weight, dropped.bias, dropped.dropout = layer.weight, layer.bias, nn.Dropout(rate)
+        return dropped.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(self.dropout(input), self.weight, self.bias)
+
+
+def with_dropout(model: nn.Module, rate: float) -> nn.Module:
+    """The model itself, with dropout before each nn.Linear; not before one that is its first layer with weights.
+
+    Errors: ModelError where there is no such layer.
+    """
+    layers = [layer for layer in _weighted_layers(model)[1:] if type(layer) is nn.Linear]
+    if not layers:
+        raise ModelError(
+            "a network with an nn.Linear behind another layer, to insert dropout before",
+            received=f"{type(model).__name__} without one",
+            remedy="put nn.Dropout layers into the model.",
+        )
+    _replace(model, {id(layer): DroppedLinear.around(layer, rate) for layer in layers})
+    return model
+
+
+def _weighted_layers(model: nn.Module) -> list[nn.Module]:
+    """In the order of their registration."""
+    kinds = (nn.Linear, _ConvNd, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
+    return [layer for layer in model.modules() if isinstance(layer, kinds)]
+
+
+def _replace(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
+    """Put other modules in the place of those with these ids, wherever they are registered."""
+    places = [
+        (parent, name) for parent in model.modules() for name, m in parent._modules.items() if id(m) in replacements
+    ]
+    for parent, name in places:
+        parent._modules[name] = replacements[id(parent._modules[name])]

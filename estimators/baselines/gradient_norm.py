@@ -1,0 +1,66 @@
+"""The squared norm of the gradient of each output: what is left of a Laplace variance without curvature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from estimators.base import UncertaintyEstimator
+from estimators.baselines.report import PassReport
+from estimators.functionals import Functional, Through
+from estimators.layer_rows import Layers
+from estimators.network import Network
+from estimators.objective import Objective
+from estimators.precision.eigen_block import EigenBlock
+from estimators.precision.structured import BlockPrecision, Blocks
+from estimators.pytrees import PyTree
+from estimators.state import Learned
+
+__all__ = ["GradientNorm"]
+
+
+class GradientNorm(UncertaintyEstimator):
+    """variance(x) = diag(J Jᵀ), the squared gradient norm of each output: RegVar with A = I, in closed form.
+
+        covariance(x) = J(x) J(x)ᵀ, (C, C)        sample = f + J z, z ~ N(0, I)
+
+    Nothing is learned, and neither data nor prior precision enter: only the order of the variances means something,
+    until they are scaled (`prediction.calibrated(variance_scale=)`). Over δ it is the variance before any data.
+    It is read from factors layer by layer, so that no Jacobian of a linear layer is made.
+
+    Fitted: `fit_report_`.
+    """
+
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
+        self.fit_report_ = PassReport.of(objective)
+
+    def _learned(self) -> Learned:
+        return {}, {"passes": self.fit_report_.passes}
+
+    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
+        self.fit_report_ = PassReport(learned["passes"])
+
+    def _variance(self, x: PyTree) -> Tensor:
+        return _identity(self.network_, x).variance_at(self.network_, x)
+
+    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
+        return _identity(self.network_, x).variance_at(Through(self.network_, of), x)
+
+    def _covariance(self, x: PyTree) -> Tensor:
+        return _identity(self.network_, x).covariance_at(self.network_, x)
+
+    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+        theta = self.theta_
+        z = torch.randn(n_samples, len(theta), generator=generator, dtype=theta.dtype, device=theta.device)
+        return self.network_.outputs(x) + self.network_.jvp(x, z)
+
+
+def _identity(network: Network, x: PyTree) -> BlockPrecision:
+    """A = I over the layers that these inputs go through."""
+    layers, zero = Layers(network, x), network.theta.new_zeros(())
+    rest = zero.expand(sum(network.subset.shapes[name].numel() for name in layers.rest))
+    blocks = dict.fromkeys(layers.maps, EigenBlock(zero))
+    nothing = Blocks(network, layers.maps, layers.rest, blocks, rest)
+    return nothing.precision(torch.ones_like(network.theta))

@@ -1,0 +1,107 @@
+"""What all methods share whose posterior is a number of networks: moments, samples and predictions over the members."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from estimators.base import UncertaintyEstimator
+from estimators.baselines.report import PassReport
+from estimators.errors import OptionError
+from estimators.functionals import Functional, Through
+from estimators.objective import Objective
+from estimators.prediction import Prediction
+from estimators.pytrees import PyTree
+from estimators.state import Learned
+
+__all__ = ["MembersEstimator", "check_at_least"]
+
+
+class MembersEstimator(UncertaintyEstimator):
+    """A posterior of S networks with functions f_s, equally probable.
+
+        mean = (1/S) Σ_s f_s      p(y | x) = (1/S) Σ_s p(y | f_s(x))
+        covariance = (1/(S−1)) Σ_s (f_s − mean)(f_s − mean)ᵀ
+
+    The covariance is the unbiased one. A member is the same function for every row and every call, so that the variance
+    of a row does not depend on the rows beside it. Subclasses write `_members`.
+
+    Fitted: `fit_report_`, with the `passes` that were spent.
+    """
+
+    fit_report_: PassReport
+
+    @abstractmethod
+    def _members(self, x: PyTree) -> Tensor:
+        """f_s(x) of all members, (S, M, C), of checked inputs, without a graph."""
+
+    def members(self, x: PyTree) -> Tensor:
+        """f_s(x) of all members, (S, M, C), or (S, M, ...) for outputs of several dimensions."""
+        shape = self._check_query(x)
+        return _shaped(self._members(x), shape)
+
+    def predict(self, x: PyTree, *, link_approx: str | None = None, n_samples: int | None = None) -> Prediction:
+        """Predictive distribution of the mixture; its `samples` are the members (S, M, ...).
+
+        `link_approx` for classification and binary: "mc" (None: the same), the average of the members' probabilities,
+        or "probit", from their mean and variance. `n_samples` draws that many members for "mc", with replacement; None:
+        each member once. Regression has the members' mean, and their variance plus σ².
+        """
+        if link_approx not in (None, "probit", "mc"):
+            raise OptionError('link_approx "probit" or "mc"', received=repr(link_approx), remedy="leave it out.")
+        shape = self._check_query(x)
+        members = _shaped(self._members(x), shape)
+        samples = members if n_samples is None else self._drawn(members, n_samples, seed=0)
+        averaged = link_approx == "mc" or (link_approx is None and self.likelihood.kind != "regression")
+        moments = members.mean(0), members.var(0)
+        made = self.likelihood.predict(*moments, samples if averaged else None)
+        return replace(made, samples=samples)
+
+    def _drawn(self, members: Tensor, n_samples: int, *, seed: int) -> Tensor:
+        """Members drawn with replacement, (n_samples, ...)."""
+        check_at_least(1, "n_samples", n_samples)
+        return _resampled(members, n_samples, torch.Generator(members.device).manual_seed(seed))
+
+    def _mean(self, x: PyTree) -> Tensor:
+        return self._members(x).mean(0)
+
+    def _variance(self, x: PyTree) -> Tensor:
+        return self._members(x).var(0)
+
+    def _covariance(self, x: PyTree) -> Tensor:
+        members = self._members(x)
+        deviations = members - members.mean(0)
+        return torch.einsum("smc,smd->mcd", deviations, deviations) / (len(members) - 1)
+
+    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
+        slopes = Through(self.network_, of).slopes(x)
+        return torch.einsum("mdc,smc->smd", slopes, self._members(x)).var(0)
+
+    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+        return _resampled(self._members(x), n_samples, generator)
+
+    def _learned(self) -> Learned:
+        return {}, {"passes": self.fit_report_.passes}
+
+    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
+        self.fit_report_ = PassReport(learned["passes"])
+
+
+def check_at_least(least: int, name: str, value: int) -> None:
+    """OptionError for what is no whole number, or too small a one."""
+    if not isinstance(value, int) or value < least:
+        raise OptionError(f"{name} >= {least}", received=repr(value), remedy="a whole number, not smaller than that.")
+
+
+def _shaped(members: Tensor, shape: torch.Size) -> Tensor:
+    """(S, M, C) -> (S, M, ...)."""
+    return members.reshape(len(members), *shape)
+
+
+def _resampled(members: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+    chosen = torch.randint(len(members), (n_samples,), generator=generator, device=generator.device)
+    return members[chosen]

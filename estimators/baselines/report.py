@@ -1,0 +1,30 @@
+"""What a fit spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from estimators.objective import Objective
+
+__all__ = ["PassReport"]
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """Passes of forward and backward over the training rows that `fit` spent, by what they were for.
+
+    Every row is counted, from the first check of the data on, and the training of networks of one's own; that of the
+    network that was passed to the constructor is not (`estimators.ledger` has the prices).
+    """
+
+    passes: dict[str, float]
+
+    @property
+    def total_passes(self) -> float:
+        """All of `passes`."""
+        return sum(self.passes.values())
+
+    @classmethod
+    def of(cls, objective: Objective) -> PassReport:
+        """What the ledger of its network has."""
+        return cls(objective.network.ledger.passes(objective.batches.n_data, 1))
