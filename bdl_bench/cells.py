@@ -10,25 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from bdl_bench.footprint import Footprint, footprint
 from bdl_bench.maps import Prepared, load_problem, restore
 from bdl_bench.methods import METHODS, Method
 from bdl_bench.metrics import evaluate
-from bdl_bench.problem import Problem, rows
+from bdl_bench.predictions import Arrays, beside_test, predicted
+from bdl_bench.problem import Problem
 from bdl_bench.records import Cost, Record, RecordStore, content_key
 from bdl_bench.seeding import seeded
 from bdl_bench.tasks import resolve_task
 from bdl_bench.versions import environment
 from estimators import UncertaintyEstimator
-from estimators.errors import DataError, TooLargeError, UnsupportedError
+from estimators.errors import TooLargeError, UnsupportedError
 
-__all__ = ["Cell", "failed", "run_cell"]
-
-Arrays = dict[str, NDArray[np.float64]]
+__all__ = ["Cell", "failed", "measure", "run_cell"]
 
 
 @dataclass(frozen=True)
@@ -39,23 +36,27 @@ class Cell:
     method: str
     directory: Path
     device: str
+    tune: int = 0
 
     @property
     def key(self) -> str:
         """The content key of the record that this cell makes."""
-        return content_key(problem=self.prepared.key, method=self.method)
+        return content_key(problem=self.prepared.key, method=self.method, tune=self.tune)
 
 
 def run_cell(cell: Cell) -> Record:
-    """Run and record a cell. A method that cannot run here is skipped, with the reason; any other error is recorded."""
-    store = RecordStore(cell.directory)
+    """Measure a cell and write its record."""
+    return RecordStore(cell.directory).write(*measure(cell))
+
+
+def measure(cell: Cell) -> tuple[Record, Arrays]:
+    """The record of a cell and its arrays: skipped, with the reason, where it cannot run; an error is recorded."""
     try:
-        record, arrays = _measured(cell)
+        return _measured(cell)
     except (TooLargeError, UnsupportedError) as error:
-        return store.write(_blank(cell, status="skipped", reason=f"{type(error).__name__}: {error}"))
+        return _blank(cell, status="skipped", reason=f"{type(error).__name__}: {error}"), {}
     except Exception as error:
-        return store.write(failed(cell, error))
-    return store.write(record, arrays)
+        return failed(cell, error), {}
 
 
 def failed(cell: Cell, error: BaseException) -> Record:
@@ -68,19 +69,21 @@ def _measured(cell: Cell) -> tuple[Record, Arrays]:
     problem = _problem(cell)
     method = METHODS[cell.method]
     _refuse_without_recipe(method, problem)
-    with seeded(cell.prepared.seed), footprint(cell.device) as memory:
-        start = time.perf_counter()
-        estimator = method.build(problem, cell.prepared.seed).fit(problem.train)
-        fitted = _now(cell.device)
-        arrays = _predictions(estimator, problem)
-        predicted = _now(cell.device)
+    with seeded(cell.prepared.seed):
+        with footprint(cell.device) as memory:
+            start = time.perf_counter()
+            estimator = method.build(problem, cell.prepared.seed).fit(problem.train)
+            fitted, passes = _now(cell.device), _passes(estimator)
+            arrays = predicted(estimator.predict, problem.test)
+            seconds = fitted - start, _now(cell.device) - fitted
+        arrays |= beside_test(estimator.predict, problem)
     kind = problem.likelihood.kind
     record = _blank(
         cell,
         status="ok",
         kind=kind,
         metrics=evaluate(kind, arrays),
-        cost=_cost(fitted - start, predicted - fitted, memory),
+        cost=_cost(*seconds, passes, memory),
         training=cell.prepared.training,
         configuration=_configuration(cell, problem, estimator, n_test=len(arrays["targets"])),
         fit_report=_fit_report(estimator),
@@ -111,35 +114,9 @@ def _refuse_without_recipe(method: Method, problem: Problem) -> None:
         )
 
 
-def _predictions(estimator: UncertaintyEstimator, problem: Problem) -> Arrays:
-    """Predictions and targets of every test row, in float64; non-finite ones raise DataError."""
-    parts: dict[str, list[torch.Tensor]] = {}
-    for batch in rows(problem.test):
-        prediction = estimator.predict(batch.x)
-        found = {
-            "mean": prediction.mean,
-            "epistemic_variance": prediction.epistemic_variance,
-            "total_variance": prediction.total_variance,
-            "probs": prediction.probs,
-            "targets": batch.y,
-        }
-        for name, tensor in found.items():
-            if tensor is not None:
-                parts.setdefault(name, []).append(tensor.detach())
-    arrays = {name: torch.cat(pieces).cpu().double().numpy() for name, pieces in parts.items()}
-    _refuse_non_finite(arrays)
-    return arrays
-
-
-def _refuse_non_finite(arrays: Arrays) -> None:
-    for name, array in arrays.items():
-        bad = int(np.size(array) - np.isfinite(array).sum())
-        if bad:
-            raise DataError(
-                "finite predictions",
-                received=f"{bad} NaN or Inf among {np.size(array)} values of {name}",
-                remedy="look at the scale of the data, and at prior_precision.",
-            )
+def _passes(estimator: UncertaintyEstimator) -> float:
+    """What the fit sent through the network, in forwards and backwards of the N training rows."""
+    return estimator.network_.ledger.cost / estimator.n_data_
 
 
 def _now(device: str) -> float:
@@ -148,8 +125,9 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def _cost(fit_seconds: float, predict_seconds: float, memory: Footprint) -> Cost:
+def _cost(fit_seconds: float, predict_seconds: float, passes: float, memory: Footprint) -> Cost:
     return Cost(
+        passes=passes,
         fit_seconds=fit_seconds,
         predict_seconds=predict_seconds,
         peak_bytes=memory.peak_bytes,

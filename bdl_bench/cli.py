@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from bdl_bench.executors import Workers, check_executor
 from bdl_bench.grid import Grid
-from bdl_bench.methods import METHODS
+from bdl_bench.methods import METHODS, default_methods
 from bdl_bench.progress import shown
 from bdl_bench.records import Record
 from bdl_bench.report import write_report
@@ -41,19 +42,26 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 def compare(
     tasks: Annotated[list[str] | None, typer.Argument(help="Bundled tasks; none: the default ones.")] = None,
     *,
-    methods: Annotated[str, typer.Option(help="Comma-separated presets.")] = ",".join(METHODS),
+    methods: Annotated[
+        str | None, typer.Option(help="Presets with commas between, or all; none: the default ones.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ..., N-1.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Where to write; an earlier one is resumed.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes to run cells in.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads in each; more pays for large networks.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     model: Annotated[list[str] | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
+    tune: Annotated[
+        int, typer.Option(min=0, help="Fits a method may spend on its option; 0: no tuning, 1: scale and temperature.")
+    ] = 1,
+    data: Annotated[Path | None, typer.Option(help="Where data sets that need a download are, or go.")] = None,
     executor: Annotated[str, typer.Option(help="local")] = "local",
 ) -> None:
     """Train each task once a seed, fit every method on it, and write records and a report."""
     names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
     directory = out or _directory()
-    grid = Grid(names, methods.split(","), range(seeds), directory, device, Workers(jobs, threads))
+    _find_data_in(data)
+    grid = Grid(names, _methods(methods), range(seeds), directory, device, Workers(jobs, threads), tune)
     try:
         check_executor(executor)
         grid.check()
@@ -159,6 +167,18 @@ def _verified(name: str | None, wanted: _Wanted) -> VerifyResult:
         subset_of_weights=subset[0] if len(subset) == 1 else subset,
         n_points=wanted.points,
     )
+
+
+def _find_data_in(directory: Path | None) -> None:
+    """Tell the tasks, in this process and in those that it starts."""
+    if directory is not None:
+        os.environ["BDL_BENCH_DATA"] = str(directory.resolve())
+
+
+def _methods(names: str | None) -> list[str]:
+    if names is None:
+        return default_methods()
+    return list(METHODS) if names == "all" else names.split(",")
 
 
 def _directory() -> Path:

@@ -46,6 +46,8 @@ class Grid:
     directory: Path
     device: str = "cpu"
     workers: Workers = ONE_WORKER
+    tune: int = 0
+    """Fits that each method may spend on its option; 0 tunes nothing, 1 the calibration of the given fit alone."""
 
     def check(self) -> None:
         """OptionError for an unknown task, method or device, for nothing to run, and for no workers."""
@@ -55,6 +57,8 @@ class Grid:
         methods_named(self.methods)
         if not (self.tasks and self.methods and self.seeds):
             raise OptionError("a task, a method and a seed at least", received="none", remedy="name some.")
+        if self.tune < 0:
+            raise OptionError("tune >= 0", received=str(self.tune), remedy="0 for no tuning, 5 for five fits a method.")
         if min(self.workers.jobs, self.workers.threads) < 1:
             raise OptionError(
                 "jobs and threads >= 1", received=str(self.workers), remedy="--jobs 1 runs everything in this process."
@@ -115,7 +119,7 @@ class Grid:
     def _cell(self, place: _Place, method: str, outcome: Outcome[Prepared]) -> Cell:
         if isinstance(outcome, Exception):
             outcome = Prepared(*place, key="", training=Training(seconds=None, recipe=None), cached=False)
-        return Cell(outcome, method, self.directory, self.device)
+        return Cell(outcome, method, self.directory, self.device, self.tune)
 
 
 def _check_device(name: str) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from estimators.atomic import write_bytes, write_text
 
-__all__ = ["ArrayFile", "Record", "RecordStore", "content_key", "slug"]
+__all__ = ["ArrayFile", "Cost", "Record", "RecordStore", "Training", "Tuning", "TuningPoint", "content_key", "slug"]
 
 ArrayFile = Mapping[str, NDArray[Any]]
 Status = Literal["ok", "skipped", "failed"]
@@ -37,6 +37,8 @@ class Cost(BaseModel):
 
     `peak_reset` says that the peak was reset at the start of the cell; where not, it is the largest of the process
     so far and `peak_rise_bytes` is a lower bound. `device_peak_bytes` is the peak of the accelerator's allocator.
+    `passes` counts what the fit sent through a network, in forwards and backwards of the training rows; None where it
+    cannot be known. `exclusive`: no other job ran beside it, so that times mean what they say.
     """
 
     fit_seconds: float
@@ -45,10 +47,54 @@ class Cost(BaseModel):
     peak_rise_bytes: int
     peak_reset: bool
     device_peak_bytes: int | None = None
+    passes: float | None = None
+    tuning_seconds: float | None = None
+    exclusive: bool = True
+
+
+class TuningPoint(BaseModel):
+    """One fit of the search: the value of the axis, the best calibration there, and its score.
+
+    `scores` is the whole grid of the calibration, over `variance_scales` (rows) and the second axis (columns).
+    """
+
+    value: Any = None
+    variance_scale: float
+    softmax_temperature: float | None = None
+    sigma_noise: float | None = None
+    score: float
+    scores: list[list[float]] | None = None
+
+
+class Tuning(BaseModel):
+    """What was tuned on the validation rows, with the whole curve: the same budget for every method.
+
+    `axis` is the option of the method that was walked along, None where it has none. `fits` counts them, the given one
+    included. `where` says whether the weights stayed: "post hoc at fixed weights" or "with retraining".
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    axis: str | None
+    where: str
+    score_name: str
+    validation_rows: int
+    fits: int
+    seconds: float
+    passes: float | None = None
+    points: list[TuningPoint]
+    chosen: TuningPoint
+    at_edge: list[str] = Field(default_factory=list)
+    variance_scales: list[float] = Field(default_factory=list)
+    softmax_temperatures: list[float] = Field(default_factory=list)
+    sigma_noises: list[float] = Field(default_factory=list)
 
 
 class Record(BaseModel):
-    """One cell. `metrics` under the names of the field; `reason` of a skip; `traceback` of a failure."""
+    """One cell. `metrics` under the names of the field, as fitted, and `tuned`; `reason` of a skip; `traceback`.
+
+    `preflight` is what was found of the problem before its cells ran.
+    """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
@@ -63,11 +109,14 @@ class Record(BaseModel):
     reason: str | None = None
     traceback: str | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
+    tuned: dict[str, float] = Field(default_factory=dict)
+    tuning: Tuning | None = None
     cost: Cost | None = None
     training: Training | None = None
     configuration: dict[str, str] = Field(default_factory=dict)
     fit_report: dict[str, str] = Field(default_factory=dict)
     environment: dict[str, str] = Field(default_factory=dict)
+    preflight: dict[str, str] = Field(default_factory=dict)
     arrays: str | None = None
     arrays_digest: str | None = None
 
@@ -86,7 +135,7 @@ class RecordStore:
     def write(self, record: Record, arrays: ArrayFile | None = None) -> Record:
         """Write arrays, then the record; return it with the name and digest of its arrays."""
         path = self.path(record.task, record.method, record.seed)
-        if arrays is not None:
+        if arrays:
             content = _npz(arrays)
             target = path.with_suffix(".npz")
             write_bytes(target, content)

@@ -28,12 +28,13 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def dots(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row Σ_p a_kp b_kp of rows (K, P), b (K, P) or (P,): (K,)."""
+def dots(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Row by row Σ_p w_p a_kp b_kp of rows (K, P), b (K, P) or (P,), w (P,) or ones: (K,)."""
     wide = algebra_dtype(a.device)
     total = torch.zeros(len(a), dtype=wide, device=a.device)
     for part in _parts(a):
-        total += (a[:, part] * b[..., part]).sum(1, dtype=wide)
+        product = a[:, part] * b[..., part]
+        total += (product if weights is None else product * weights[part]).sum(1, dtype=wide)
     return total
 
 

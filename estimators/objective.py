@@ -180,8 +180,8 @@ class Objective:
         """A v for each of vectors (K, P): one shared pass over the data."""
         total = torch.zeros_like(vectors)
         for batch in self.team.parts(self.batches):
-            total = total + self.data_term.curvature_product(self.network, batch, vectors)
-        return vectors * self.prior.precision + self.team.total(total)
+            total += self.data_term.curvature_product(self.network, batch, vectors)
+        return self.team.total(total).addcmul_(vectors, self.prior.precision)
 
     def centred(self, *, curvature: str) -> Objective:
         """An objective whose gradient vanishes at θ̂ and whose second derivative there is the curvature asked for.

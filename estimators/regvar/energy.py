@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import NotConvergedWarning
+from estimators.long_rows import dots
 from estimators.regvar.penalty import Penalty
 
 __all__ = ["EnergyError", "energy_error", "prior_energy"]
@@ -48,9 +49,9 @@ class EnergyError:
 def energy_error(penalty: Penalty, delta: Tensor, displacement: Tensor, image: Tensor) -> EnergyError:
     """Of draws ξ = direction, started at z/√δ, at u = displacement, with their image A u, all (K, P); δ (P,)."""
     n, from_prior = prior_energy(penalty, delta)
-    quadratic = (displacement * image).sum(1)  # uᵀAu
-    linear = (displacement * penalty.direction).sum(1)  # ξᵀu
-    along_data = (quadratic - (delta * displacement.square()).sum(1)).mean()  # uᵀGu
+    quadratic = dots(displacement, image)  # uᵀAu
+    linear = dots(displacement, penalty.direction)  # ξᵀu
+    along_data = (quadratic - dots(displacement, displacement, delta)).mean()  # uᵀGu
     error = float((from_prior - 2 * linear + quadratic).mean())
     dimension = max(float(along_data), torch.finfo(image.dtype).tiny)
     return EnergyError(error / n, error / dimension, 2 / math.sqrt(dimension * len(displacement)))
@@ -60,4 +61,5 @@ def prior_energy(penalty: Penalty, delta: Tensor) -> tuple[float, Tensor]:
     """n, and ‖z‖² of each draw, (K,), over what is drawn."""
     assert penalty.start is not None
     drawn = (penalty.direction != 0).any(0)
-    return float(drawn.sum()), torch.where(delta > 0, delta * penalty.start.square(), 1.0)[:, drawn].sum(1)
+    unknown = float((drawn & (delta == 0)).sum())  # without a prior, z itself is not kept
+    return float(drawn.sum()), dots(penalty.start, penalty.start, delta * drawn) + unknown

@@ -45,7 +45,7 @@ class ExactBlock:
         solved = self.precision.dense.solve(self.head.to_matrix(xi).reshape(k, -1))  # A_LL⁻¹ ξ_L
         embedded = self.head.to_theta(solved.reshape(k, self.head.n_outputs, self.head.n_features))
         with objective.network.ledger.part("exact block"):
-            return torch.where(self.mask, 0.0, xi - objective.product(embedded))
+            return objective.product(embedded).neg_().add_(xi).masked_fill_(self.mask, 0.0)
 
     def state(self) -> Learned:
         """The factor and the layer."""

@@ -130,7 +130,7 @@ def test_replicas_in_flights_of_any_size_end_where_all_together_do(size, differe
 def test_few_replicas_are_in_flight_where_memory_is_short(monkeypatch):
     model, likelihood, loader, _ = problem("classification")
     n = sum(p.numel() for p in model.parameters())
-    monkeypatch.setattr("estimators.regvar.solvers.flights.available_bytes", lambda _: 4 * 8 * 8 * n * 2)
+    monkeypatch.setattr("estimators.regvar.solvers.flights.available_bytes", lambda _: 8 * 8 * 8 * n * 2)
     sizes = []
     of = Replicas.of
 

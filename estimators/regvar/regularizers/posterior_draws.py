@@ -68,7 +68,7 @@ class PosteriorDraws(Regularizer):
         start = _prior_draw(z, objective.prior.precision)
         if block is not None:
             xi = block.without_block(objective, xi)
-            start = torch.where(block.mask, 0.0, start)
+            start.masked_fill_(block.mask, 0.0)
         bounded = self._wants_bounds(objective)
         budget = _PRODUCTS - 1 - (block is not None) if bounded else None  # one for ξ, one for the block
         penalty = Tilt.along(xi, objective.theta, start=start, budget=budget)
@@ -101,5 +101,5 @@ class PosteriorDraws(Regularizer):
 
 
 def _prior_draw(z: Tensor, prior_precision: Tensor) -> Tensor:
-    """z/√δ, a draw from the prior: already the answer where the data say nothing; 0 where δ = 0."""
-    return torch.where(prior_precision > 0, z / prior_precision.clamp_min(torch.finfo(z.dtype).tiny).sqrt(), 0.0)
+    """z/√δ, in z's place: a draw from the prior, already the answer where the data say nothing; 0 where δ = 0."""
+    return z.mul_(torch.where(prior_precision > 0, prior_precision.rsqrt(), 0.0))

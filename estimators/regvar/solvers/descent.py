@@ -135,7 +135,7 @@ class Descent:
     def _prior(self, arms: Tensor) -> Tensor:
         """Σ δ D², of all arms."""
         delta = self.replicas.objective.prior.precision
-        return torch.stack([dots(arm[None] * delta, arm[None])[0] for arm in arms]).sum()
+        return torch.stack([dots(arm[None], arm, delta)[0] for arm in arms]).sum()
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class FineTune(Solver):
         batch_replicas: replicas in one vectorised call, or "auto" (one at a time for convolutions on a CPU, where
             grouped convolutions are slow; else as many as memory allows).
         in_flight: replicas that descend together, each with eight vectors of θ's size in memory; the others wait, and
-            share no forward passes with them. "auto": as many as a quarter of the memory bears (all, in several
+            share no forward passes with them. "auto": as many as an eighth of the memory bears (all, in several
             processes).
         share: what several processes (`fit(accelerator=...)`) divide among them: the "rows" of every batch, at a sum
             over all at every step; or the "draws", each on all rows, which meet once an epoch, but cannot go on from a

@@ -15,11 +15,11 @@ from estimators.state import Learned
 __all__ = ["Flights", "Landed", "most_in_flight"]
 
 _COPIES = 8  # of a replica in flight: iterate, slope and its parts, momentum, average
-_SHARE = 0.25  # of the memory there is
+_SHARE = 0.125  # of the memory there is
 
 
 def most_in_flight(displacement: Tensor) -> int:
-    """Replicas whose state takes at most a quarter of the memory, for displacements like those (K, P)."""
+    """Replicas whose state takes at most an eighth of the memory, for displacements like those (K, P)."""
     each = _COPIES * displacement.shape[1] * displacement.element_size()
     return max(1, int(_SHARE * available_bytes(displacement.device)) // each)
 

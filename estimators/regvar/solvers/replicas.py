@@ -56,7 +56,7 @@ class Replicas:
         ones = penalty.direction.new_ones(k)
         signs = {"forward": ones, "central": torch.cat([ones, -ones]), "control": torch.cat([ones, ones[:1] * 0])}
         index = torch.arange(len(signs[difference]), device=ones.device) % k
-        items = select_rows(penalty.items, index)
+        items = penalty.items if len(index) == k else select_rows(penalty.items, index)
         return cls(objective, penalty, lam, difference, signs[difference], items, at_once)
 
     @property
@@ -119,8 +119,10 @@ class Replicas:
 
     def gradient(self, arms: Tensor) -> Tensor:
         """∇F at arms (A, P): (A, P)."""
-        parts = [self.batch_gradient(arms, batch, targets) for batch, targets in self.objective.with_targets()]
-        return self.objective.team.total(torch.stack([torch.zeros_like(arms), *parts]).sum(0))
+        total = torch.zeros_like(arms)
+        for batch, targets in self.objective.with_targets():
+            total += self.batch_gradient(arms, batch, targets)
+        return self.objective.team.total(total)
 
     def product(self, arms: Tensor, vectors: Tensor) -> Tensor:
         """∇²F at arms (A, P) times vectors (A, P), arm by arm."""

@@ -1,0 +1,103 @@
+"""The comparison from Python: a problem, some methods, some seeds; the records as a data frame, and the report."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from bdl_bench.executors import Workers
+from bdl_bench.grid import Grid
+from bdl_bench.methods import default_methods
+from bdl_bench.problem import Problem
+from bdl_bench.progress import shown
+from bdl_bench.report import write_report
+from bdl_bench.report.notebook import Comparison
+from bdl_bench.tasks import TASKS, resolve_task
+from bdl_bench.tasks.registry import Task
+from estimators.errors import OptionError
+
+__all__ = ["compare"]
+
+Subject = str | Problem | Callable[[int], Problem]
+
+
+def compare(
+    problem: Subject | Sequence[str],
+    methods: Sequence[str] | None = None,
+    *,
+    seeds: int | Sequence[int] = 3,
+    tune: int = 1,
+    out: str | Path | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+    progress_bar: bool = True,
+) -> Comparison:
+    """Run methods on a problem and give back what was found; in a notebook, the report is shown in the cell.
+
+    Args:
+        problem: a function from a seed to a `Problem`; a `Problem`, for which a seed then changes the training and the
+            methods but not the split; the name of a bundled task, or several; or "module:factory".
+        methods: names of presets (`bdl-bench list`); None: the default ones.
+        seeds: how many, or which.
+        tune: how many fits each method may spend on its option on the validation rows; 0 for none, 1 for the scale of
+            the variance, temperature and noise alone.
+        out: where records and report go; an earlier folder is gone on with. None: a new temporary one.
+        device: "cpu", "cuda", "cuda:1", ...
+        threads: of torch; more pays for large networks.
+        progress_bar: shown on the standard error stream.
+
+    Errors: OptionError for unknown names; those of the problem. A method that fails is in the records, with its reason.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="bdl-bench-")) if out is None else Path(out)
+    numbers = range(seeds) if isinstance(seeds, int) else seeds
+    with _named(problem) as tasks:
+        grid = Grid(tasks, methods or default_methods(), numbers, directory, device, Workers(1, threads), tune=tune)
+        console = Console(stderr=True, quiet=not progress_bar)
+        with shown(console, grid.n_steps) as listener:
+            grid.run(listener)
+        write_report(directory)
+    return Comparison(directory)
+
+
+@contextmanager
+def _named(problem: Subject | Sequence[str]) -> Iterator[list[str]]:
+    """The names of tasks; a problem or a factory is registered for as long as it runs."""
+    if isinstance(problem, str):
+        yield [resolve_task(problem).name]
+    elif isinstance(problem, (list, tuple)):
+        yield [resolve_task(name).name for name in problem]
+    else:
+        task = _task(problem)
+        before = TASKS.get(task.name)
+        TASKS[task.name] = task
+        try:
+            yield [task.name]
+        finally:
+            TASKS.pop(task.name)
+            if before is not None:
+                TASKS[task.name] = before
+
+
+def _again(problem: Problem) -> Problem:
+    """The same problem with a network of its own, as it was before any training."""
+    again = copy.copy(problem)
+    again.model = copy.deepcopy(problem.model)
+    return again
+
+
+def _task(problem: object) -> Task:
+    if isinstance(problem, Problem):
+        return Task("problem", "a problem of your own", lambda seed: _again(problem))  # noqa: ARG005
+    if not callable(problem):
+        raise OptionError(
+            "a Problem, a function from a seed to one, or names of tasks",
+            received=f"a {type(problem).__name__}",
+            remedy="compare(make_problem) with make_problem(seed) -> Problem.",
+        )
+    summary = (problem.__doc__ or "a problem of your own").strip().partition("\n")[0]
+    return Task(getattr(problem, "__name__", "problem"), summary, problem)

@@ -1,0 +1,106 @@
+"""A preset: a named choice of parts of the library, and the one option of it that the comparison may tune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bdl_bench.problem import Problem
+from estimators import UncertaintyEstimator
+from estimators.errors import OptionError
+
+__all__ = [
+    "BASELINE",
+    "METHODS",
+    "PRIOR",
+    "REFERENCE",
+    "Axis",
+    "Build",
+    "Method",
+    "default_methods",
+    "methods_named",
+    "preset",
+    "register",
+]
+
+Build = Callable[[Problem, int], UncertaintyEstimator]
+
+BASELINE = "map"
+REFERENCE = "laplace"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The option of a method that tuning walks along: `values(problem, n)` are n of them, its own among them.
+
+    Every method has at most one, and gets the same number of values, so that none has a larger budget than another.
+    """
+
+    option: str
+    values: Callable[[Problem, int], list[Any]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A preset: `build(problem, seed)` gives an estimator yet to be fitted.
+
+    Args:
+        retrains: it trains networks of its own, and so needs `make_model` and `recipe` of the problem.
+        default: it runs where no methods are named.
+        axis: what tuning may change beside scale, temperature and noise.
+    """
+
+    name: str
+    summary: str
+    build: Build
+    retrains: bool = False
+    default: bool = False
+    axis: Axis | None = None
+
+
+def _prior_values(problem: Problem, n: int) -> list[Any]:
+    """δ of the problem times factors from 1/100 to 100, evenly spaced in their logarithm; for n = 1 its own."""
+    factors = np.logspace(-2, 2, n) if n > 1 else np.ones(1)
+    delta = problem.prior_precision
+    if isinstance(delta, Mapping):
+        return [{glob: float(value * factor) for glob, value in delta.items()} for factor in factors]
+    return [float(delta * factor) for factor in factors]
+
+
+PRIOR = Axis("prior_precision", _prior_values)
+
+METHODS: dict[str, Method] = {}
+
+
+def register(methods: Iterable[Method]) -> None:
+    """Add presets to METHODS, by name."""
+    METHODS.update({method.name: method for method in methods})
+
+
+def default_methods() -> list[str]:
+    """The names of those that run where none are named."""
+    return [name for name, method in METHODS.items() if method.default]
+
+
+def preset(estimator: Callable[..., UncertaintyEstimator], **options: Any) -> Build:  # noqa: ANN401
+    """A build of an estimator class with the network, likelihood and δ of the problem, and with these options."""
+
+    def build(problem: Problem, seed: int) -> UncertaintyEstimator:  # noqa: ARG001
+        return estimator(problem.model, problem.likelihood, prior_precision=problem.prior_precision, **options)
+
+    return build
+
+
+def methods_named(names: Sequence[str]) -> list[Method]:
+    """The presets of these names, in this order and once each."""
+    for name in names:
+        if name not in METHODS:
+            raise OptionError(
+                f"methods among {', '.join(METHODS)}",
+                received=repr(name),
+                remedy="bdl-bench list shows what each does.",
+            )
+    return [METHODS[name] for name in dict.fromkeys(names)]
