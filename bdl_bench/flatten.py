@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from estimators.likelihoods import Likelihood
@@ -19,7 +20,9 @@ from estimators.prediction import Prediction
 __all__ = ["flat_rows"]
 
 
-def flat_rows(prediction: Prediction, targets: Tensor, likelihood: Likelihood) -> tuple[Prediction, Tensor]:
+def flat_rows(
+    prediction: Prediction, targets: Tensor | None, likelihood: Likelihood
+) -> tuple[Prediction, Tensor | None]:
     """A prediction and its targets with one row a place that has a label.
 
     One class a row, outputs (B, C) and targets (B,): as they came. A class at each of several places, outputs
@@ -30,13 +33,23 @@ def flat_rows(prediction: Prediction, targets: Tensor, likelihood: Likelihood) -
 
     Args:
         prediction: of B rows, with outputs as the model gave them.
-        targets: of the same B rows, as the likelihood has them.
+        targets: of the same B rows, as the likelihood has them; None: there are none, and every place counts.
         likelihood: of the problem.
     """
-    places = likelihood.given(targets)
+    places = _places(prediction) if targets is None else likelihood.given(targets)
     if isinstance(places, Sites):
-        return _with(prediction, partial(_of_places, places)), places.labels[places.kept]
-    return _with(prediction, _of_rows), targets.flatten(1) if targets.ndim > 1 else targets
+        labels = None if targets is None else places.labels[places.kept]
+        return _with(prediction, partial(_of_places, places)), labels
+    return _with(prediction, _of_rows), targets.flatten(1) if targets is not None and targets.ndim > 1 else targets
+
+
+def _places(prediction: Prediction) -> Sites | None:
+    """All places of a prediction of classes, where there are several a row."""
+    shape = prediction.mean.movedim(prediction.class_dim, -1).shape[:-1]
+    if prediction.kind != "classification" or len(shape) == 1:
+        return None
+    every = prediction.mean.new_zeros(shape, dtype=torch.long).flatten(1)
+    return Sites(every, classes_first=prediction.class_dim == 1, ignored=-1)
 
 
 def _with(prediction: Prediction, flat: Callable[[str, Tensor], Tensor]) -> Prediction:

@@ -21,8 +21,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from bdl_bench.data.packages import package
 from bdl_bench.data.pretrained import pretrained
+from bdl_bench.networks.adapters import with_adapters
 from bdl_bench.networks.sentence import SentenceClassifier
 from bdl_bench.problem import Loader, Problem
 from bdl_bench.tasks.library_text import TOPICS, minilm, sentences
@@ -56,10 +56,8 @@ def make_problem(seed: int) -> Problem:
 
 
 def _network() -> nn.Module:
-    peft = package("peft", extra="text")
-    encoder = pretrained("AutoModel", minilm(), attn_implementation="eager").requires_grad_(False)
-    adapters = peft.LoraConfig(r=2, target_modules=["query", "value"], lora_dropout=0.0)
-    top = peft.inject_adapter_in_model(adapters, encoder.encoder.layer[-1])
+    encoder = pretrained("AutoModel", minilm(), attn_implementation="eager")
+    top = with_adapters(encoder.encoder.layer[-1], ["query", "value"], rank=2)
     return SentenceClassifier(top, encoder.config.hidden_size, len(_TOPICS))
 
 
