@@ -14,7 +14,8 @@ import torch
 
 from bdl_bench.footprint import Footprint, footprint
 from bdl_bench.maps import Prepared, load_problem, restore
-from bdl_bench.methods import METHODS, Method
+from bdl_bench.methods import METHODS
+from bdl_bench.methods.registry import refuse_without_recipe
 from bdl_bench.metrics import evaluate
 from bdl_bench.predictions import Arrays, beside_test, predicted
 from bdl_bench.problem import Problem
@@ -68,7 +69,8 @@ def failed(cell: Cell, error: BaseException) -> Record:
 def _measured(cell: Cell) -> tuple[Record, Arrays]:
     problem = _problem(cell)
     method = METHODS[cell.method]
-    _refuse_without_recipe(method, problem)
+    if method.retrains:
+        refuse_without_recipe(method.name, problem)
     with seeded(cell.prepared.seed):
         with footprint(cell.device) as memory:
             start = time.perf_counter()
@@ -103,15 +105,6 @@ def _problem(cell: Cell) -> Problem:
     elif _LAST[key].recipe is not None:
         restore(_LAST[key], cell.prepared, cell.directory)
     return _LAST[key]
-
-
-def _refuse_without_recipe(method: Method, problem: Problem) -> None:
-    if method.retrains and (problem.recipe is None or problem.make_model is None):
-        raise UnsupportedError(
-            f"a problem with make_model and recipe, since {method.name} trains networks of its own",
-            received="one without",
-            remedy="pass make_model= and recipe= to Problem.",
-        )
 
 
 def _passes(estimator: UncertaintyEstimator) -> float:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bdl_bench.problem import Loader, Problem, Query, queries
+from bdl_bench.loaders import Loader, Query, queries
+from bdl_bench.problem import Problem
 from estimators.pytrees import tensors_of
 
 __all__ = ["problem_digest"]

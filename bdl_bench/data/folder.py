@@ -71,6 +71,8 @@ class Source:
             return
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{self.name}.") as made:
             self.download(Path(made))
+            if absent := [file for file in missing if not (Path(made) / file).is_file()]:
+                raise FileNotFoundError(f"the download has no {', '.join(absent)}")
             for file in missing:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(made) / file, folder / file)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from bdl_bench.data.folder import Source
 from bdl_bench.data.pixels import Images
@@ -26,12 +27,9 @@ def mnist_like(name: str, part: str) -> Images:
     files = [f"{name}/raw/{_PREFIXES[part]}-{kind}" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     paths = Source(name, files, _ADDRESSES[name], _download(name)).paths()
     readers = torchvision_datasets("mnist")
-    try:
-        pixels, labels = readers.read_image_file(str(paths[0])), readers.read_label_file(str(paths[1]))
-    except (ValueError, TypeError, AssertionError, RuntimeError, IndexError) as error:
-        raise _unreadable(paths, error) from error
+    pixels, labels = _read(readers.read_image_file, paths[0]), _read(readers.read_label_file, paths[1])
     if len(pixels) != len(labels):
-        raise _unreadable(paths, ValueError(f"{len(pixels)} images and {len(labels)} labels"))
+        raise _unreadable(paths[1], f"{len(labels)} labels beside {len(pixels)} images")
     return Images(pixels.unsqueeze(-1).numpy(), labels.numpy().astype(np.int64))
 
 
@@ -42,9 +40,16 @@ def _download(name: str) -> Callable[[Path], None]:
     return download
 
 
-def _unreadable(paths: list[Path], error: Exception) -> DataError:
+def _read(reader: Callable[[str], Tensor], path: Path) -> Tensor:
+    try:
+        return reader(str(path))
+    except (ValueError, TypeError, AssertionError, RuntimeError, IndexError) as error:
+        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+
+
+def _unreadable(path: Path, received: str) -> DataError:
     return DataError(
-        f"idx files of images and of their labels at {paths[0]} and {paths[1].name}",
-        received=f"{type(error).__name__}: {error}",
-        remedy="remove them, so that they are downloaded again.",
+        f"bytes in the idx format, images (N, 28, 28) or labels (N,), at {path}",
+        received=received,
+        remedy="remove it, so that it is downloaded again.",
     )

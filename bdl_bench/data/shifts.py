@@ -21,7 +21,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 _Images = NDArray[np.float64]
 
 _NOISE = 0.1  # a severity, of the range of a pixel
-_TURN = 15.0  # degrees a severity
+_TURN = 6.0  # degrees a severity
 _CONTRAST = (0.8, 0.6, 0.45, 0.3, 0.15)  # of the distance from the mean of the image
 _FEATURE_NOISE = 0.25  # standard deviations a severity
 
@@ -49,8 +49,12 @@ def feature_shifts(x: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def _turned(pixels: _Images, degrees: float, clockwise: NDArray[np.bool_]) -> _Images:
-    ways = [ndimage.rotate(pixels, sign * degrees, axes=(2, 1), reshape=False, order=1) for sign in (1, -1)]
-    turned: _Images = np.where(clockwise[:, None, None], ways[0], ways[1])
+    # "grid-constant" since "constant" blackens the outermost pixels at the smallest turn
+    left, right = (
+        ndimage.rotate(pixels, sign * degrees, axes=(2, 1), reshape=False, order=1, mode="grid-constant")
+        for sign in (1, -1)
+    )
+    turned: _Images = np.where(clockwise[:, None, None], right, left)
     return turned
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import urllib.request
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,10 @@ def uci_table(name: str, number: int, n_inputs: int) -> tuple[Tensor, Tensor]:
 
 def _read(path: Path, n_columns: int) -> Tensor:
     try:
-        table = np.loadtxt(path, delimiter=",", skiprows=1, usecols=range(n_columns), ndmin=2)
-    except ValueError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of an empty file
+            table = np.loadtxt(path, delimiter=",", skiprows=1, usecols=range(n_columns), ndmin=2)
+    except (ValueError, UserWarning) as error:
         raise _unreadable(path, n_columns, str(error)) from error
     if not np.isfinite(table).all():
         raise _unreadable(path, n_columns, "NaN or Inf in it")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from bdl_bench.problem import Problem
 from estimators import UncertaintyEstimator
-from estimators.errors import OptionError
+from estimators.errors import OptionError, UnsupportedError
 
 __all__ = [
     "BASELINE",
@@ -20,10 +18,12 @@ __all__ = [
     "Axis",
     "Build",
     "Method",
+    "around",
     "default_methods",
+    "factors",
     "methods_named",
     "preset",
-    "register",
+    "refuse_without_recipe",
 ]
 
 Build = Callable[[Problem, int], UncertaintyEstimator]
@@ -61,23 +61,28 @@ class Method:
     axis: Axis | None = None
 
 
+def factors(n: int, *, decades: float) -> list[float]:
+    """n factors evenly spaced in their logarithm, 1 among them, from 10^−decades to 10^decades for an odd n."""
+    steps = max(1, n // 2)
+    return [float(10 ** (decades * k / steps)) for k in range(-steps, steps + 1)][:n] if n > 1 else [1.0]
+
+
+def around(option: str, centre: float, *, decades: float) -> Axis:
+    """An axis of numbers about the preset's own."""
+    return Axis(option, lambda problem, n: [centre * factor for factor in factors(n, decades=decades)])  # noqa: ARG005
+
+
 def _prior_values(problem: Problem, n: int) -> list[Any]:
-    """δ of the problem times factors from 1/100 to 100, evenly spaced in their logarithm; for n = 1 its own."""
-    factors = np.logspace(-2, 2, n) if n > 1 else np.ones(1)
+    """δ of the problem times factors from 1/100 to 100."""
     delta = problem.prior_precision
     if isinstance(delta, Mapping):
-        return [{glob: float(value * factor) for glob, value in delta.items()} for factor in factors]
-    return [float(delta * factor) for factor in factors]
+        return [{glob: float(value * factor) for glob, value in delta.items()} for factor in factors(n, decades=2)]
+    return [float(delta * factor) for factor in factors(n, decades=2)]
 
 
 PRIOR = Axis("prior_precision", _prior_values)
 
 METHODS: dict[str, Method] = {}
-
-
-def register(methods: Iterable[Method]) -> None:
-    """Add presets to METHODS, by name."""
-    METHODS.update({method.name: method for method in methods})
 
 
 def default_methods() -> list[str]:
@@ -92,6 +97,16 @@ def preset(estimator: Callable[..., UncertaintyEstimator], **options: Any) -> Bu
         return estimator(problem.model, problem.likelihood, prior_precision=problem.prior_precision, **options)
 
     return build
+
+
+def refuse_without_recipe(name: str, problem: Problem) -> None:
+    """UnsupportedError where a problem does not say how a network is made and trained."""
+    if problem.recipe is None or problem.make_model is None:
+        raise UnsupportedError(
+            f"a problem with make_model and recipe, since {name} trains networks of its own",
+            received="one without",
+            remedy="pass make_model= and recipe= to Problem.",
+        )
 
 
 def methods_named(names: Sequence[str]) -> list[Method]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bdl_bench.methods.registry import PRIOR, Build, Method, register
+from bdl_bench.methods.registry import PRIOR, Build, Method
 from bdl_bench.problem import Problem
 from estimators import (
     FineTune,
@@ -53,40 +53,38 @@ def _fine_tune(seed: int) -> FineTune:
     return FineTune(seed=seed)
 
 
-register(
-    [
-        Method(
-            "regvar-draws",
-            f"RegVar, {_DRAWS} posterior draws, each a short minibatch refit",
-            _regvar(_draws, _fine_tune),
-            default=True,
-            axis=PRIOR,
-        ),
-        Method(
-            "regvar-krylov",
-            f"RegVar, {_DRAWS} posterior draws, solved together by block CG",
-            _regvar(_draws, _limit),
-            default=True,
-            axis=PRIOR,
-        ),
-        Method(
-            "regvar-pointwise",
-            "RegVar, one solve for each test output: exact, as far as block CG goes",
-            _regvar(lambda seed: Pointwise(), _limit),  # noqa: ARG005
-            axis=PRIOR,
-        ),
-        Method(
-            "regvar-mean-absolute",
-            "RegVar as published, amortised: one solve for mean |f|; a sign-weighted covariance, not the variance",
-            _regvar(lambda seed: MeanAbsolute(), _limit),  # noqa: ARG005
-            default=True,
-            axis=PRIOR,
-        ),
-        Method(
-            "regvar-probes",
-            f"RegVar, {_DRAWS} random directions of the weights; unbiased, noisy, can be negative",
-            _regvar(_probes, _limit),
-            axis=PRIOR,
-        ),
-    ]
-)
+PRESETS = [
+    Method(
+        "regvar-draws",
+        f"RegVar, {_DRAWS} posterior draws, each a short minibatch refit",
+        _regvar(_draws, _fine_tune),
+        default=True,
+        axis=PRIOR,
+    ),
+    Method(
+        "regvar-krylov",
+        f"RegVar, {_DRAWS} posterior draws, solved together by block CG",
+        _regvar(_draws, _limit),
+        default=True,
+        axis=PRIOR,
+    ),
+    Method(
+        "regvar-pointwise",
+        "RegVar, one solve for each test output: exact, as far as block CG goes",
+        _regvar(lambda seed: Pointwise(), _limit),  # noqa: ARG005
+        axis=PRIOR,
+    ),
+    Method(
+        "regvar-mean-absolute",
+        "RegVar as published, amortised: one solve for mean |f|; a sign-weighted covariance, not the variance",
+        _regvar(lambda seed: MeanAbsolute(), _limit),  # noqa: ARG005
+        default=True,
+        axis=PRIOR,
+    ),
+    Method(
+        "regvar-probes",
+        f"RegVar, {_DRAWS} random directions of the weights; unbiased, noisy, can be negative",
+        _regvar(_probes, _limit),
+        axis=PRIOR,
+    ),
+]

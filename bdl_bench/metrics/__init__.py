@@ -1,6 +1,27 @@
-"""Metrics as pure functions of arrays; `table` binds them to the kinds of likelihood."""
+"""Metrics as pure functions of arrays; `table` and `sets` bind them to kinds of likelihood and parts of a record."""
 
-from bdl_bench.metrics.agreement import Agreement, agreement
-from bdl_bench.metrics.table import LEVELS, METRICS, Arrays, Metric, class_arrays, evaluate
+from bdl_bench.metrics.agreement import Agreement, WorstPoints, agreement, worst_points
+from bdl_bench.metrics.examples import class_arrays
+from bdl_bench.metrics.metric import Arrays, Metric, Sample
+from bdl_bench.metrics.parts import Parts, flattened, parts, tuned
+from bdl_bench.metrics.sets import evaluate, metrics_of
+from bdl_bench.metrics.table import LEVELS, METRICS
 
-__all__ = ["LEVELS", "METRICS", "Agreement", "Arrays", "Metric", "agreement", "class_arrays", "evaluate"]
+__all__ = [
+    "LEVELS",
+    "METRICS",
+    "Agreement",
+    "Arrays",
+    "Metric",
+    "Parts",
+    "Sample",
+    "WorstPoints",
+    "agreement",
+    "class_arrays",
+    "evaluate",
+    "flattened",
+    "metrics_of",
+    "parts",
+    "tuned",
+    "worst_points",
+]

@@ -1,4 +1,4 @@
-"""How well a variance agrees with the exact one, over the same outputs: rank, level and pointwise error."""
+"""How well a variance agrees with the exact one, over the same outputs: rank, level, shape and pointwise error."""
 
 from __future__ import annotations
 
@@ -8,31 +8,59 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-__all__ = ["Agreement", "agreement"]
+__all__ = ["Agreement", "WorstPoints", "agreement", "worst_points"]
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Rank, level and pointwise error.
+    """Rank, level, shape and pointwise error of a variance v against the exact e; q = v/e at each output.
 
-    `spearman`: rank correlation, None for a constant variance. With q = variance / exact at each output, `mean_ratio`
-    is the mean of q and `relative_rmse` is √mean (q − 1)².
+    `spearman`: rank correlation, None for a constant variance. `mean_ratio`: mean q. `relative_rmse`: √mean (q − 1)².
+    `geometric_level`: exp(mean log q), None where some v is not positive. `slope`: of the least-squares line of v on e
+    with an intercept, cov(v, e)/var(e): 1 where differences are kept, 0 where v is constant; None for a constant e.
+    `error_95`: 95th percentile of |q − 1|.
     """
 
     spearman: float | None
     mean_ratio: float
     relative_rmse: float
+    geometric_level: float | None
+    slope: float | None
+    error_95: float
+
+
+@dataclass(frozen=True)
+class WorstPoints:
+    """The outputs of largest |q − 1|, worst first: `indices` (k, number of axes) into the variance, `ratios` q (k,)."""
+
+    indices: Integers
+    ratios: Floats
 
 
 def agreement(variance: Floats, exact: Floats) -> Agreement:
     """Agreement of two variances of one shape; the exact one is positive everywhere."""
     v, e = variance.reshape(-1), exact.reshape(-1)
     quotient = v / e
-    varied = np.ptp(v) > 0 and np.ptp(e) > 0
     return Agreement(
-        spearman=float(spearmanr(v, e).statistic) if varied else None,
+        spearman=float(spearmanr(v, e).statistic) if np.ptp(v) > 0 and np.ptp(e) > 0 else None,
         mean_ratio=float(quotient.mean()),
         relative_rmse=float(np.sqrt(np.square(quotient - 1).mean())),
+        geometric_level=float(np.exp(np.log(quotient).mean())) if quotient.min() > 0 else None,
+        slope=_slope(v, e) if np.ptp(e) > 0 else None,
+        error_95=float(np.quantile(np.abs(quotient - 1), 0.95)),
     )
+
+
+def worst_points(variance: Floats, exact: Floats, *, k: int = 10) -> WorstPoints:
+    """The k outputs (all, where there are fewer) at which variance/exact is furthest from 1."""
+    quotient = variance / exact
+    order = np.argsort(-np.abs(quotient - 1), axis=None, kind="stable")[:k]
+    return WorstPoints(np.stack(np.unravel_index(order, variance.shape), axis=-1), quotient.reshape(-1)[order])
+
+
+def _slope(v: Floats, e: Floats) -> float:
+    centred = e - e.mean()
+    return float(centred @ (v - v.mean()) / (centred @ centred))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import entr
 
-__all__ = ["as_two_classes", "brier", "confidence", "correct", "nll"]
+__all__ = ["as_two_classes", "brier", "confidence", "correct", "entropy", "nll"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -34,6 +35,12 @@ def confidence(probs: Floats) -> Floats:
     """The probability of the most probable class, (M,)."""
     top: Floats = probs.max(-1)
     return top
+
+
+def entropy(probs: Floats) -> Floats:
+    """−Σ_c p_c log p_c, nats, (M,)."""
+    nats: Floats = entr(probs).sum(-1)
+    return nats
 
 
 def as_two_classes(probs: Floats, targets: Floats) -> tuple[Floats, Integers]:

@@ -1,6 +1,6 @@
 """Scores of Gaussian predictions N(mean, variance), variance = epistemic + noise; mean, variance, targets (M, C).
 
-Each returns one number an example, (M,): sums over outputs for the log-likelihood, means over outputs otherwise.
+Scores are one number an example, (M,): sums over outputs for log-likelihood and entropy, means over outputs otherwise.
 """
 
 from __future__ import annotations
@@ -8,10 +8,26 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
+from scoringrules import crps_normal
 
-__all__ = ["coverage", "crps", "nll", "squared_error", "width"]
+__all__ = [
+    "CURVE_LEVELS",
+    "central_level",
+    "coverage",
+    "coverage_curve",
+    "coverage_error",
+    "crps",
+    "entropy",
+    "nll",
+    "pit",
+    "squared_error",
+    "width",
+]
 
 Floats = NDArray[np.float64]
+
+CURVE_LEVELS: Floats = np.arange(1, 20) / 20
+"""Nominal coverages 5 %, 10 %, ..., 95 %."""
 
 
 def nll(mean: Floats, variance: Floats, targets: Floats) -> Floats:
@@ -26,14 +42,19 @@ def squared_error(mean: Floats, targets: Floats) -> Floats:
     return scores
 
 
+def entropy(variance: Floats) -> Floats:
+    """Of the prediction, ½ log(2πe · variance) summed over outputs, nats."""
+    nats: Floats = 0.5 * np.log(2 * np.pi * np.e * variance).sum(-1)
+    return nats
+
+
 def crps(mean: Floats, variance: Floats, targets: Floats) -> Floats:
-    """Continuous ranked probability score (Gneiting and Raftery 2007).
+    """Continuous ranked probability score of a Gaussian (Gneiting and Raftery 2007), by scoringrules.
 
     s (z (2Φ(z) − 1) + 2φ(z) − 1/√π),  z = (y − mean)/s
     """
-    s = np.sqrt(variance)
-    z = (targets - mean) / s
-    scores: Floats = (s * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))).mean(-1)
+    # The backend is named, since scoringrules takes numba wherever it finds it.
+    scores: Floats = crps_normal(targets, mean, np.sqrt(variance), backend="numpy").mean(-1)
     return scores
 
 
@@ -47,6 +68,32 @@ def width(variance: Floats, *, level: float) -> Floats:
     """The full width of the central interval of `level`, in the unit of the target."""
     widths: Floats = (2 * _quantile(level) * np.sqrt(variance)).mean(-1)
     return widths
+
+
+def pit(mean: Floats, variance: Floats, targets: Floats) -> Floats:
+    """The probability integral transform Φ((y − mean)/s), (M, C): uniform on [0, 1] where calibrated."""
+    values: Floats = norm.cdf((targets - mean) / np.sqrt(variance))
+    return values
+
+
+def central_level(mean: Floats, variance: Floats, targets: Floats) -> Floats:
+    """The level of the smallest central interval that holds the target, |2 PIT − 1|, (M, C)."""
+    levels: Floats = np.abs(2 * pit(mean, variance, targets) - 1)
+    return levels
+
+
+def coverage_curve(needed: Floats, *, levels: Floats = CURVE_LEVELS) -> Floats:
+    """The share of targets inside their central interval at each of L nominal levels, (..., L).
+
+    `needed` (..., M) are central levels. A calibrated prediction has the levels themselves (Kuleshov et al. 2018).
+    """
+    return np.stack([(needed <= level).mean(-1) for level in levels], axis=-1)
+
+
+def coverage_error(needed: Floats, *, levels: Floats = CURVE_LEVELS) -> Floats:
+    """The mean over the levels of |observed − nominal coverage|, (...)."""
+    error: Floats = np.abs(coverage_curve(needed, levels=levels) - levels).mean(-1)
+    return error
 
 
 def _quantile(level: float) -> float:

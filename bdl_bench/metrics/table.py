@@ -1,73 +1,93 @@
-"""The metrics of each kind of likelihood, under the names of the field, with how to read them."""
+"""The metrics of test rows, for each kind of likelihood, under the names of the field, with how to read them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.metrics import calibration, classification, regression
+from bdl_bench.metrics import calibration, classification, regression, selective, temperature
+from bdl_bench.metrics.examples import class_arrays, confidences, top_labels
+from bdl_bench.metrics.metric import Arrays, Metric, Sample
+from bdl_bench.metrics.parts import parts
 
-__all__ = ["LEVELS", "METRICS", "Arrays", "Metric", "class_arrays", "evaluate"]
+__all__ = ["LEVELS", "METRICS", "variance_metrics"]
 
 Floats = NDArray[np.float64]
-Arrays = Mapping[str, NDArray[np.float64]]
-"""mean, epistemic_variance (M, C), targets, and total_variance (M, C) or probs (M, C)."""
+Integers = NDArray[np.int64]
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One number for a set of predictions.
-
-    `scores` gives one number an example, whose mean (or its square root, where `root`) is the metric; None where a
-    metric does not split into examples, then `whole` computes it. `better` is the direction, or None where neither is;
-    `nominal` is the value that a calibrated prediction has.
-    """
-
-    key: str
-    label: str
-    reading: str
-    better: Literal["lower", "higher"] | None
-    scores: Callable[[Arrays], Floats] | None = None
-    whole: Callable[[Arrays], float] | None = None
-    root: bool = False
-    nominal: float | None = None
-
-    def value(self, arrays: Arrays) -> float:
-        """The metric of one set of predictions."""
-        if self.scores is None:
-            assert self.whole is not None
-            return self.whole(arrays)
-        mean = float(self.scores(arrays).mean())
-        return mean**0.5 if self.root else mean
+def variance_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
+    """Selective prediction by epistemic variance; none where that is constant over the test rows: it orders nothing."""
+    if kind == "regression" or "epistemic_variance" not in arrays or np.ptp(confidences(kind, arrays)) == 0:
+        return ()
+    rows = partial(_risk_by_variance, kind)
+    return (
+        Metric("sc/AURC/variance", "AURC (variance)", "area under the risk-coverage curve, least variance first",
+               "lower", rows=rows, whole=_along(selective.aurc)),
+        Metric("sc/AUGRC/variance", "AUGRC (variance)", "mean risk of an undetected failure, least variance first",
+               "lower", rows=rows, whole=_along(selective.augrc)),
+    )  # fmt: skip
 
 
-def evaluate(kind: str, arrays: Arrays) -> dict[str, float]:
-    """Every metric of that kind ("regression", "classification", "binary")."""
-    return {metric.key: metric.value(arrays) for metric in METRICS[kind]}
+def _class_scores(function: Callable[[Floats, Integers], Floats], arrays: Arrays) -> Floats:
+    return _of_rows(function(*class_arrays(arrays)), arrays)
 
 
-def class_arrays(arrays: Arrays) -> tuple[Floats, NDArray[np.int64]]:
-    """Class probabilities (M, C) and indices (M,); independent Bernoulli outputs count as examples of two classes."""
-    probs, targets = arrays["probs"], arrays["targets"]
-    if targets.ndim == 2:
-        return classification.as_two_classes(probs, targets)
-    return probs, targets.astype(np.int64)
-
-
-def _class_scores(function: Callable[[Floats, NDArray[np.int64]], Floats], arrays: Arrays) -> Floats:
-    return function(*class_arrays(arrays))
-
-
-def _calibration_error(function: Callable[[Floats, Floats], float], arrays: Arrays) -> float:
+def _nll_at_optimum(arrays: Arrays) -> Floats:
+    """The NLL at the temperature of the validation rows; where there are none, cross-validated on the test rows."""
+    validation = parts(arrays).validation
     probs, targets = class_arrays(arrays)
-    return function(classification.confidence(probs), classification.correct(probs, targets))
+    if not validation:
+        scores = temperature.cross_validated_nll(probs, targets, rows=len(arrays["targets"]))
+    else:
+        chosen = temperature.optimal_temperature(*class_arrays(validation))
+        scores = temperature.nll_at(probs, targets, chosen)
+    return _of_rows(scores, arrays)
+
+
+def _of_rows(scores: Floats, arrays: Arrays) -> Floats:
+    """Means over the outputs of each row, so that rows, and not outputs, are what is resampled."""
+    means: Floats = scores.reshape(len(arrays["targets"]), -1).mean(-1)
+    return means
+
+
+def _top_labels(arrays: Arrays) -> Sample:
+    return (top_labels(arrays),)
+
+
+def _classwise(arrays: Arrays) -> Sample:
+    probs, targets = class_arrays(arrays)
+    return ((*probs.T, targets.astype(np.float64)),)
+
+
+def _classwise_ece(sample: Sample) -> Floats:
+    *probs, targets = sample[0]
+    of_class = [calibration.ece(p, (targets == c).astype(np.float64)) for c, p in enumerate(probs)]
+    mean: Floats = np.mean(of_class, axis=0)
+    return mean
+
+
+def _risk(arrays: Arrays) -> Sample:
+    confidence, correct = top_labels(arrays)
+    return ((confidence, 1 - correct),)
+
+
+def _risk_by_variance(kind: str, arrays: Arrays) -> Sample:
+    return ((confidences(kind, arrays), 1 - top_labels(arrays)[1]),)
+
+
+def _along(function: Callable[..., Floats]) -> Callable[[Sample], Floats]:
+    """A function of the arrays of the first group."""
+    return partial(_of_first, function)
+
+
+def _of_first(function: Callable[..., Floats], sample: Sample) -> Floats:
+    return function(*sample[0])
 
 
 def _gaussian(function: Callable[..., Floats], arrays: Arrays, **keywords: float) -> Floats:
@@ -76,6 +96,10 @@ def _gaussian(function: Callable[..., Floats], arrays: Arrays, **keywords: float
 
 def _squared_error(arrays: Arrays) -> Floats:
     return regression.squared_error(arrays["mean"], arrays["targets"])
+
+
+def _central_levels(arrays: Arrays) -> Sample:
+    return ((_gaussian(regression.central_level, arrays),),)
 
 
 def _width(arrays: Arrays, *, level: float) -> Floats:
@@ -93,16 +117,31 @@ def _coverage_metric(level: float) -> Metric:
     )
 
 
-_CLASSIFICATION = (
+_BINARY = (
     Metric("cls/NLL", "NLL", "mean −log p(y), nats", "lower", partial(_class_scores, classification.nll)),
+    Metric("cls/NLL*", "NLL*", "NLL at the temperature of the best validation NLL", "lower", _nll_at_optimum),
     Metric("cls/Brier", "Brier", "squared distance to the one-hot target, 0 to 2", "lower",
            partial(_class_scores, classification.brier)),
     Metric("cls/Acc", "Accuracy", "share of correct top labels", "higher",
            partial(_class_scores, classification.correct)),
     Metric("cal/ECE", "ECE", "calibration error, 15 bins of equal width", "lower",
-           whole=partial(_calibration_error, calibration.ece)),
+           rows=_top_labels, whole=_along(calibration.ece)),
     Metric("cal/aECE", "aECE", "calibration error, 15 bins of equal mass", "lower",
-           whole=partial(_calibration_error, calibration.adaptive_ece)),
+           rows=_top_labels, whole=_along(calibration.adaptive_ece)),
+    Metric("cal/dECE", "dECE", "debiased l2 calibration error, 15 bins of equal mass", "lower",
+           rows=_top_labels, whole=_along(calibration.debiased_ece)),
+    Metric("sc/AURC", "AURC", "area under the risk-coverage curve of the top probability", "lower",
+           rows=_risk, whole=_along(selective.aurc)),
+    Metric("sc/E-AURC", "E-AURC", "AURC less that of the best order of the same predictions", "lower",
+           rows=_risk, whole=_along(selective.excess_aurc)),
+    Metric("sc/AUGRC", "AUGRC", "mean risk of an undetected failure, by the top probability", "lower",
+           rows=_risk, whole=_along(selective.augrc)),
+)  # fmt: skip
+
+_CLASSIFICATION = (
+    *_BINARY,
+    Metric("cal/cwECE", "cwECE", "mean over classes of the calibration error of their probability", "lower",
+           rows=_classwise, whole=_classwise_ece),
 )  # fmt: skip
 
 _REGRESSION = (
@@ -110,11 +149,14 @@ _REGRESSION = (
     Metric("reg/RMSE", "RMSE", "root mean squared error of the mean", "lower", _squared_error, root=True),
     Metric("reg/CRPS", "CRPS", "continuous ranked probability score", "lower", partial(_gaussian, regression.crps)),
     *map(_coverage_metric, LEVELS),
+    Metric("cal/QCE", "QCE", "mean |observed − nominal coverage| over 5 %, ..., 95 %", "lower",
+           rows=_central_levels, whole=_along(regression.coverage_error)),
     Metric("width/95", "width 95 %", "mean width of the central 95 % interval", None, partial(_width, level=0.95)),
-)
+)  # fmt: skip
 
 METRICS: dict[str, tuple[Metric, ...]] = {
     "regression": _REGRESSION,
     "classification": _CLASSIFICATION,
-    "binary": _CLASSIFICATION,
+    "binary": _BINARY,
 }
+"""The metrics that the test rows of any method have, whatever else its record holds."""

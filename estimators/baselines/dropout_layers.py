@@ -13,7 +13,6 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from estimators.errors import ModelError, UnsupportedError
 from estimators.network import structural_copy
-from estimators.rng import seeded_random_state
 
 __all__ = ["FixedDropout", "dropout_names", "with_dropout", "with_fixed_dropout"]
 
@@ -65,7 +64,8 @@ class FixedDropout(nn.Module):
 
     def _applied(self, value: Tensor, seed: int) -> Tensor:
         self.layer.train()
-        with seeded_random_state(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             result: Tensor = self.layer(value)
         return result
 

@@ -38,6 +38,8 @@ class SubnetworkLaplace(UncertaintyEstimator):
         A_S = Σₙ (Jₙᵀ Λₙ Jₙ)_SS + δ_S          covariance(x) = J_S A_S⁻¹ J_Sᵀ, (C, C)
 
     Its variance is nowhere above that of LinearizedLaplace over `subset_of_weights`, of which it is a part.
+    Weights that no training row uses (of pixels that are always 0, of tokens that do not occur) have the largest
+    marginal variance of all, 1/δ, and change no output: where there are many of them, choose by magnitude.
 
     Args:
         n_parameters: how many weights at most; all of the subset where there are fewer, which is LinearizedLaplace.

@@ -26,7 +26,7 @@ from estimators.training import fit_weights
 
 __all__ = ["SWAG", "Iterates"]
 
-DEFAULT_RECIPE = Recipe(epochs=40, batch_size=64, optimizer="sgd", lr=1e-2, schedule="constant")
+DEFAULT_RECIPE = Recipe(epochs=40, batch_size=64, optimizer="sgd", lr=5e-2, schedule="constant")
 
 
 class SWAG(MembersEstimator):

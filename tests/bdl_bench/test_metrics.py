@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from scipy.integrate import quad
-from scipy.stats import norm
+from scipy.stats import entropy, linregress, norm
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, mean_squared_error
 
-from bdl_bench.metrics import METRICS, agreement, calibration, classification, evaluate, regression
+from bdl_bench.metrics import METRICS, agreement, calibration, classification, evaluate, regression, worst_points
 
 PROBS = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.25, 0.5, 0.25]])
 TARGETS = np.array([0, 1, 1])
@@ -101,6 +101,22 @@ def test_crps_at_the_mean_is_the_known_constant():
     assert regression.crps(zero, one, zero)[0] == near((np.sqrt(2) - 1) / np.sqrt(np.pi))
 
 
+def test_crps_follows_its_closed_form(random_gaussians):
+    mean, variance, targets = random_gaussians
+    s = np.sqrt(variance)
+    z = (targets - mean) / s
+    expected = s * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
+    assert regression.crps(mean, variance, targets) == near(expected.mean(-1))
+
+
+def test_entropies_match_scipy(random_classes, random_gaussians):
+    probs, _ = random_classes
+    assert classification.entropy(probs) == near(entropy(probs, axis=-1))
+    _, variance, _ = random_gaussians
+    assert regression.entropy(variance) == near(norm.entropy(scale=np.sqrt(variance)).sum(-1))
+    assert classification.entropy(np.array([[1.0, 0.0]]))[0] == 0.0
+
+
 def test_coverage_and_width_use_the_central_interval():
     mean, variance = np.zeros((3, 1)), np.full((3, 1), 4.0)
     targets = np.array([[0.0], [3.9], [-4.0]])
@@ -121,8 +137,38 @@ def test_agreement_matches_hand_worked_ranks():
     assert found.mean_ratio == near((2 + 0.5 + 1 + 1) / 4)
 
 
-def test_a_constant_variance_has_no_rank_correlation():
-    assert agreement(np.zeros((2, 2)), np.array([[1.0, 2.0], [3.0, 4.0]])).spearman is None
+def test_a_constant_variance_has_no_rank_correlation_and_no_slope():
+    found = agreement(np.zeros((2, 2)), np.array([[1.0, 2.0], [3.0, 4.0]]))
+    assert found.spearman is None
+    assert found.slope == 0.0
+    assert found.geometric_level is None
+    assert agreement(np.array([1.0, 2.0]), np.ones(2)).slope is None
+
+
+def test_level_and_slope_match_hand_worked_values():
+    # Ratios 2, 1/2, 1: their geometric mean is 1. Variances 2, 1, 4 on 1, 2, 4: means 7/3 both.
+    found = agreement(np.array([2.0, 1.0, 4.0]), np.array([1.0, 2.0, 4.0]))
+    assert found.geometric_level == near(1.0)
+    covariance = (1 * 2 + 2 * 1 + 4 * 4) - 3 * (7 / 3) ** 2
+    assert found.slope == near(covariance / ((1 + 4 + 16) - 3 * (7 / 3) ** 2))
+    # |q − 1| is 0, 0.5, 1: the 95th percentile lies nine tenths of the way from the second to the third.
+    assert found.error_95 == near(0.5 + 0.9 * 0.5)
+
+
+def test_the_slope_matches_scipy_and_sees_a_shift_that_level_does_not():
+    rng = np.random.default_rng(3)
+    exact, variance = rng.gamma(2, size=(20, 2)), rng.gamma(2, size=(20, 2))
+    assert agreement(variance, exact).slope == near(linregress(exact.reshape(-1), variance.reshape(-1)).slope)
+    assert agreement(exact + 0.5, exact).slope == near(1.0)
+    assert agreement(0.3 * exact + 0.5, exact).slope == near(0.3)
+
+
+def test_the_worst_points_are_the_furthest_ratios_in_order():
+    exact = np.array([[1.0, 2.0], [4.0, 5.0]])
+    found = worst_points(np.array([[1.1, 6.0], [0.0, 5.0]]), exact, k=3)
+    assert found.indices.tolist() == [[0, 1], [1, 0], [0, 0]]
+    assert found.ratios == near([3.0, 0.0, 1.1])
+    assert len(worst_points(exact, exact).ratios) == 4
 
 
 @pytest.mark.parametrize("kind", sorted(METRICS))
@@ -137,7 +183,9 @@ def test_a_metric_with_scores_is_their_mean(kind):
         arrays = {"probs": rng.dirichlet([1, 1], size=30), "targets": rng.integers(2, size=30).astype(float)}
     values = evaluate(kind, arrays)
     assert list(values) == [metric.key for metric in METRICS[kind]]
+    assert all(type(value) is float for value in values.values())
     for metric in METRICS[kind]:
         if metric.scores is not None:
+            assert metric.scores(arrays).shape == (30,)
             mean_score = metric.scores(arrays).mean()
             assert values[metric.key] == near(np.sqrt(mean_score) if metric.root else mean_score)

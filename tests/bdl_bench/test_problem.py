@@ -6,6 +6,7 @@ from torch import nn
 
 from bdl_bench import Problem
 from bdl_bench.fingerprints import problem_digest
+from bdl_bench.loaders import queries
 from estimators.errors import DataError, ModelError, OptionError
 from estimators.likelihoods import Gaussian
 from estimators.training import Recipe
@@ -76,3 +77,61 @@ def test_the_digest_ignores_the_order_of_rows_and_nothing_else():
     ]  # fmt: skip
     digests = {problem_digest(problem(**other)) for other in others}
     assert len(digests | {base}) == len(others) + 1
+
+
+LINE = [torch.linspace(-1, 1, 5).unsqueeze(1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ood": {"far": [X[:, :2]]}}, "out-of-distribution far.*cannot be multiplied"),
+        ({"ood": {"far": []}}, "empty"),
+        ({"ood": {"far": iter([X])}}, "out-of-distribution far"),
+        ({"shifts": {"noise-1": [X]}}, "Tensor"),
+        ({"shifts": {"noise-1": [(X, Y[:3])]}}, r"shift noise-1.*\(3, 2\)"),
+        ({"shifts": {"noise-1": [(X, Y[:, 0])]}}, r"\(1,\)"),
+        ({"band": BATCHES}, r"ascending.*\(4, 3\)"),
+    ],
+)
+def test_further_sets_that_cannot_work_are_refused_by_name(changes, message):
+    with pytest.raises(DataError, match=message):
+        problem(**changes)
+
+
+def one_input(**changes):
+    batches, model = [(X[:, :1], Y)], nn.Linear(1, 2).eval()
+    nn.init.constant_(model.weight, 0.5)
+    nn.init.zeros_(model.bias)
+    return problem(model=model, train=batches, validation=batches, test=batches, **changes)
+
+
+def test_a_band_is_a_line_of_ascending_inputs():
+    assert one_input(band=LINE).band is LINE
+    with pytest.raises(DataError, match="ascending"):
+        one_input(band=[LINE[0].flip(0)])
+
+
+def test_a_band_moves_with_its_problem():
+    moved = one_input(band=LINE, ood={"far": LINE}).on("cpu")
+    assert torch.equal(next(queries(moved.band)).x, LINE[0])
+    assert one_input().on("cpu").band is None
+
+
+def test_queries_have_targets_where_the_loader_has():
+    dicts = [{"ids": X, "labels": Y}, {"ids": X}]
+    found = list(queries([(X, Y), X, *dicts]))
+    assert [query.y is None for query in found] == [False, True, False, True]
+    assert [len(query) for query in found] == [6, 6, 6, 6]
+    assert [sorted(query.x) for query in found[2:]] == [["ids"], ["ids"]]
+
+
+def test_the_digest_sees_further_sets():
+    sets = [
+        {},
+        {"ood": {"far": LINE}},
+        {"ood": {"away": LINE}},
+        {"band": LINE},
+        {"shifts": {"far": [(LINE[0], Y[:5])]}},
+    ]
+    assert len({problem_digest(one_input(**each)) for each in sets}) == len(sets)

@@ -232,3 +232,48 @@ def test_a_watch_scales_the_rate_from_then_on_and_may_put_the_weights_back():
     end = fit_weights(start, gradient, batches, recipe=recipe, generator=torch.Generator(), watch=watch)
     # 1 → 0.9, put back to 0 at half the rate and without momentum: −0.05, then −0.05 − 0.05 · (1 + 0.5)
     assert torch.allclose(torch.stack([*ends, end]).flatten(), torch.tensor([0.9, -0.05, -0.125, -0.125]).double())
+
+
+class Noise(nn.Module):
+    """The identity; in training it draws a number, as dropout would."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = []
+
+    def forward(self, x):
+        if self.training:
+            self.drawn.append(float(torch.rand(())))
+        return x
+
+
+class Watched(DataLoader):
+    """Batches of three rows; notes in which order they come."""
+
+    def __init__(self, *tensors, shuffle):
+        self.__dict__["seen"] = []
+        super().__init__(TensorDataset(*tensors), batch_size=3, shuffle=shuffle)
+
+    def __iter__(self):
+        for x, y in super().__iter__():
+            self.seen.extend(x[:, 0].tolist())
+            yield x, y
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_what_a_training_draws_at_random_differs_between_epochs(batch_size):
+    x, y = rows(6)
+    noise, recipe = Noise(), Recipe(epochs=4, batch_size=batch_size)
+    train_map(
+        nn.Sequential(nn.Linear(4, 2).double(), noise), "regression", [(x, y)] * 2, prior_precision=1.0, recipe=recipe
+    )
+    assert len(set(noise.drawn)) == len(noise.drawn) > 7
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batches_that_are_taken_as_they_come_come_as_the_loader_shuffles_them(shuffle):
+    loader = Watched(*rows(6), shuffle=shuffle)
+    recipe = Recipe(epochs=4, batch_size=None)
+    train_map(nn.Linear(4, 2).double(), "regression", loader, prior_precision=1.0, recipe=recipe)
+    orders = {tuple(loader.seen[i : i + 6]) for i in range(6, len(loader.seen), 6)}  # the first pass counts rows
+    assert (len(orders) > 1) is shuffle

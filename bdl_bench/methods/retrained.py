@@ -1,0 +1,66 @@
+"""Methods that train: other networks, one with dropout, or on from where the training ended."""
+
+from __future__ import annotations
+
+from bdl_bench.methods.registry import Method, around, refuse_without_recipe
+from bdl_bench.problem import Problem
+from estimators import UncertaintyEstimator
+from estimators.baselines import SWAG, DeepEnsemble, MCDropout
+from estimators.baselines.dropout_layers import dropout_names
+
+_MEMBERS, _RATE = 5, 0.1
+
+
+def _ensemble(problem: Problem, seed: int) -> UncertaintyEstimator:
+    assert problem.make_model is not None
+    assert problem.recipe is not None
+    return DeepEnsemble(
+        problem.model,
+        problem.likelihood,
+        prior_precision=problem.prior_precision,
+        make_model=problem.make_model,
+        recipe=problem.recipe,
+        n_members=_MEMBERS,
+        seed=seed,
+    )
+
+
+def _dropout(problem: Problem, seed: int) -> UncertaintyEstimator:
+    if dropout_names(problem.model):
+        return MCDropout(problem.model, problem.likelihood, prior_precision=problem.prior_precision, seed=seed)
+    refuse_without_recipe("dropout", problem)
+    return MCDropout(
+        problem.model,
+        problem.likelihood,
+        prior_precision=problem.prior_precision,
+        rate=_RATE,
+        make_model=problem.make_model,
+        recipe=problem.recipe,
+        seed=seed,
+    )
+
+
+def _swag(problem: Problem, seed: int) -> UncertaintyEstimator:
+    return SWAG(problem.model, problem.likelihood, prior_precision=problem.prior_precision, seed=seed)
+
+
+PRESETS = [
+    Method(
+        "ensemble",
+        f"{_MEMBERS} networks trained from different initialisations, the given one among them",
+        _ensemble,
+        retrains=True,
+    ),
+    Method(
+        "dropout",
+        "MC dropout: the network's own layers, or one trained with dropout before its linear layers",
+        _dropout,
+        axis=around("rate", _RATE, decades=0.6),
+    ),
+    Method(
+        "swag",
+        "SWAG: a Gaussian through the iterates of SGD at a constant rate",
+        _swag,
+        axis=around("recipe.lr", 1e-2, decades=1),
+    ),
+]

@@ -1,0 +1,90 @@
+"""The arrays of a record, split into the sets of rows that they are of.
+
+The layout is flat. Test rows have plain names; other sets of rows have a prefix, and the tuned estimator one more:
+
+    mean, epistemic_variance, total_variance | probs, targets
+    validation/<name>    ood/<set>/<name>    shift/<family>-<severity>/<name>
+    tuned/<any of these>
+
+Out-of-distribution rows may have no targets. Targets are data: where the tuned arrays lack those of a set, they are
+those of the arrays as fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estimators.errors import DataError
+
+__all__ = ["Parts", "flattened", "parts", "tuned"]
+
+Array = NDArray[np.float64]
+Named = Mapping[str, Array]
+_TUNED = "tuned/"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Arrays by name: of the test rows, the validation rows (empty where they were not kept), and each named set."""
+
+    test: Named
+    validation: Named = field(default_factory=dict)
+    ood: Mapping[str, Named] = field(default_factory=dict)
+    shift: Mapping[str, Named] = field(default_factory=dict)
+
+
+def parts(arrays: Named) -> Parts:
+    """The parts made by the estimator as fitted; DataError for a name that belongs to no part."""
+    test: dict[str, Array] = {}
+    validation: dict[str, Array] = {}
+    sets: dict[str, dict[str, dict[str, Array]]] = {"ood": {}, "shift": {}}
+    for path, array in arrays.items():
+        section, _, rest = path.partition("/")
+        group, _, name = rest.rpartition("/")
+        if not rest:
+            test[path] = array
+        elif section == "validation" and not group:
+            validation[name] = array
+        elif section in sets and group and name:
+            sets[section].setdefault(group, {})[name] = array
+        elif section != "tuned":
+            raise _unknown(path)
+    return Parts(test, validation, **sets)
+
+
+def tuned(arrays: Named) -> dict[str, Array]:
+    """The arrays made by the tuned estimator under the names of those as fitted; empty where nothing was tuned."""
+    found = {path.removeprefix(_TUNED): array for path, array in arrays.items() if path.startswith(_TUNED)}
+    filled = {path.rpartition("/")[0] for path in found}
+    for path, array in arrays.items():
+        group, _, name = path.rpartition("/")
+        if name == "targets" and group in filled:
+            found.setdefault(path, array)
+    return found
+
+
+def flattened(split: Parts, *, prefix: str = "") -> dict[str, Array]:
+    """The layout of these parts, `parts` undone; with `prefix="tuned/"` as those of the tuned estimator."""
+    return {f"{prefix}{path}": array for path, array in _paths(split)}
+
+
+def _paths(split: Parts) -> Iterator[tuple[str, Array]]:
+    yield from split.test.items()
+    for name, array in split.validation.items():
+        yield f"validation/{name}", array
+    for section, sets in (("ood", split.ood), ("shift", split.shift)):
+        for group, named in sets.items():
+            for name, array in named.items():
+                yield f"{section}/{group}/{name}", array
+
+
+def _unknown(path: str) -> DataError:
+    return DataError(
+        "arrays named <name>, validation/<name>, ood/<set>/<name>, shift/<set>/<name>, or one of these under tuned/",
+        received=path,
+        remedy="make the names with bdl_bench.metrics.flattened.",
+    )

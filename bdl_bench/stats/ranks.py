@@ -1,0 +1,123 @@
+"""Comparisons over tasks by ranks (Demšar 2006, "Statistical comparisons of classifiers over multiple data sets")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import f as fisher
+from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
+
+from bdl_bench.stats.intervals import Direction
+from estimators.errors import DataError
+
+__all__ = ["Ranking", "SignedRank", "critical_difference", "rank_methods", "signed_rank"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SignedRank:
+    """Wilcoxon's signed-rank test of n paired numbers: two-sided p-value, and the median of the differences."""
+
+    p_value: float
+    median: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Methods by average rank over tasks, 1 the best.
+
+    `average`: rank of each method, best first. `p_value`: of Friedman's test that all are alike, in the form of Iman
+    and Davenport. `critical_difference`: Nemenyi's; ranks that are closer are not distinguishable. `groups`: the
+    largest sets of methods, two or more, within one critical difference (the bars of Demšar's diagram).
+    """
+
+    average: dict[str, float]
+    n_tasks: int
+    p_value: float
+    critical_difference: float
+    groups: tuple[tuple[str, ...], ...]
+
+
+def signed_rank(values: Sequence[float], others: Sequence[float]) -> SignedRank:
+    """Wilcoxon's test of values − others over pairs, such as one a (task, seed).
+
+    Zero differences count half to either side (Demšar 2006). Differences are ranked across tasks, so that these should
+    be on one scale. Seeds of a task are not independent, so that with few tasks p is too small: average over seeds
+    first for a test over tasks.
+
+    Errors: DataError for an infinite or undefined difference.
+    """
+    differences = np.subtract(np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64))
+    if not len(differences) or not np.isfinite(differences).all():
+        raise DataError(
+            "one finite difference a pair",
+            received=f"{differences.tolist()[:10]}",
+            remedy="leave out pairs where either method has no finite value, and say so.",
+        )
+    p_value = 1.0 if not differences.any() else float(wilcoxon(differences, zero_method="zsplit").pvalue)
+    return SignedRank(p_value, float(np.median(differences)), len(differences))
+
+
+def rank_methods(values: Mapping[str, Mapping[str, float]], better: Direction, *, level: float = 0.95) -> Ranking:
+    """Average ranks of K >= 3 methods over N >= 2 tasks; `values[task][method]`, one number each (a mean over seeds).
+
+        F = (N − 1) χ² / (N (K − 1) − χ²) on K − 1 and (K − 1)(N − 1) degrees, χ² Friedman's, corrected for ties
+
+    Errors: DataError for fewer tasks or methods, for a method that a task lacks, and for undefined numbers.
+    """
+    names, table = _complete(values)
+    ranks = rankdata(table if better == "lower" else -table, axis=1)
+    order = np.argsort(ranks.mean(0), kind="stable")
+    average = {names[j]: float(ranks[:, j].mean()) for j in order}
+    difference = critical_difference(len(names), len(table), level=level)
+    return Ranking(average, len(table), _friedman(table), difference, _groups(average, difference))
+
+
+def critical_difference(n_methods: int, n_tasks: int, *, level: float = 0.95) -> float:
+    """Nemenyi's critical difference of average ranks, q √(K (K + 1) / 6N), √2 q of the studentized range."""
+    q = studentized_range.ppf(level, n_methods, np.inf) / np.sqrt(2)
+    return float(q * np.sqrt(n_methods * (n_methods + 1) / (6 * n_tasks)))
+
+
+def _complete(values: Mapping[str, Mapping[str, float]]) -> tuple[list[str], Floats]:
+    names = sorted({name for row in values.values() for name in row})
+    missing = [f"{task} lacks {name}" for task, row in values.items() for name in names if name not in row]
+    if missing or len(values) < 2 or len(names) < 3:
+        raise DataError(
+            "at least two tasks, each with the same three methods or more",
+            received="; ".join(missing) or f"{len(values)} tasks and {len(names)} methods",
+            remedy="leave out methods that some tasks lack; compare two methods by signed_rank.",
+        )
+    table = np.array([[row[name] for name in names] for row in values.values()], dtype=np.float64)
+    if np.isnan(table).any():
+        raise DataError("a number at each task and method", received="NaN", remedy="leave that task or method out.")
+    return names, table
+
+
+def _friedman(table: Floats) -> float:
+    tasks, methods = table.shape
+    if (np.ptp(table, axis=1) == 0).all():
+        return 1.0
+    chi = float(friedmanchisquare(*table.T).statistic)
+    rest = tasks * (methods - 1) - chi
+    if rest <= 1e-9 * chi:
+        return 0.0
+    return float(fisher.sf((tasks - 1) * chi / rest, methods - 1, (methods - 1) * (tasks - 1)))
+
+
+def _groups(average: Mapping[str, float], difference: float) -> tuple[tuple[str, ...], ...]:
+    """Runs of neighbours in rank within one difference, without those inside another run."""
+    names = list(average)
+    runs: list[tuple[str, ...]] = []
+    reached = 0
+    for start, first in enumerate(names):
+        end = max(i for i, name in enumerate(names) if average[name] - average[first] <= difference) + 1
+        if end > reached and end - start > 1:
+            runs.append(tuple(names[start:end]))
+        reached = max(reached, end)
+    return tuple(runs)

@@ -1,0 +1,151 @@
+"""Dropout against the module in train mode, masks recovered from its members, and a training written out."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from estimators import Gaussian
+from estimators.baselines import MCDropout
+from estimators.errors import ModelError, OptionError, UnsupportedError
+from estimators.rng import member_seeds, seeded_random_state
+from estimators.training import Recipe, train_map
+
+SHORT = Recipe(epochs=5, batch_size=7, lr=0.03)
+
+
+def make():
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+class Twice(nn.Module):
+    """One dropout module called twice, one of whole channels, and one that keeps mean and variance."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(2, 4, 3), nn.Linear(8, 3)
+        self.channels, self.drop, self.alpha = nn.Dropout1d(0.3), nn.Dropout(0.4), nn.AlphaDropout(0.2)
+
+    def forward(self, x):
+        h = self.channels(self.conv(x).tanh())
+        h = self.drop(self.drop(h)).flatten(1)
+        return self.head(self.alpha(h))
+
+
+def test_dropout_at_a_mask_is_the_network_with_each_row_dropped_alike(make_problem):
+    """A row by itself, through the module in train mode: what a mask may be, and in which shares."""
+    problem = make_problem("classification", Twice(), shape=(2, 4))
+    fitted = MCDropout(problem.model, "classification", n_samples=4000, seed=2).fit(problem.loader)
+    x = torch.cat([problem.query[:1]] * 3)
+    members = fitted.members(x)
+    assert torch.allclose(members[:, 0], members[:, 2], rtol=1e-12)  # all rows have the same mask
+    in_train_mode = copy.deepcopy(problem.model).train()
+    with torch.no_grad():
+        drawn = torch.stack([in_train_mode(x[:1])[0] for _ in range(4000)])
+    error = drawn.std(0) / math.sqrt(2000)
+    assert ((members[:, 0].mean(0) - drawn.mean(0)).abs() < 4 * error).all()
+    assert torch.allclose(members[:, 0].var(0), drawn.var(0), rtol=0.15)
+    assert not torch.allclose(drawn.var(0), drawn.new_zeros(3), atol=1e-3)
+
+
+def test_dropout_by_hand_on_a_plain_network(make_problem):
+    """f_s = W₂ (m_s ∘ tanh(W₁ x)) / (1 − p) for one mask m_s a member: recovered from members at many queries."""
+    p = 0.5
+    model = nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Dropout(p), nn.Linear(5, 3, bias=False))
+    problem = make_problem("classification", model)
+    fitted = MCDropout(problem.model, "classification", n_samples=20, seed=1).fit(problem.loader)
+    with torch.no_grad():
+        hidden = problem.model[0](problem.x).tanh()  # (20, 5)
+    masks = set()
+    for f in fitted.members(problem.x):
+        solved = torch.linalg.lstsq(hidden, f).solution  # diag(m) W₂ᵀ / (1 − p)
+        mask = (solved / problem.model[3].weight.T.detach()).mean(1) * (1 - p)
+        assert torch.allclose(mask, mask.round(), atol=1e-8)
+        assert set(mask.round().tolist()) <= {0.0, 1.0}
+        masks.add(tuple(mask.round().tolist()))
+    assert len(masks) > 10
+
+
+def test_a_network_without_dropout_is_trained_with_it_before_each_linear_layer_but_the_first(make_problem):
+    problem = make_problem("classification", make())
+    options = {"rate": 0.3, "make_model": make, "recipe": SHORT, "n_samples": 300, "prior_precision": 2.5}
+    fitted = MCDropout(problem.model, "classification", seed=3, **options).fit(problem.loader)
+
+    class Dropped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = make()
+
+        def forward(self, x):
+            h = self.net[2](self.net[1](self.net[0](x)))
+            return self.net[3](F.dropout(h, 0.3, self.training))
+
+    (seed,) = member_seeds(3, 1)
+    with seeded_random_state(seed):
+        by_hand = Dropped()
+        train_map(by_hand, "classification", problem.loader, prior_precision=2.5, recipe=SHORT, seed=seed)
+    for name, tensor in by_hand.net.state_dict().items():
+        assert torch.allclose(fitted.trained_[name], tensor, rtol=1e-9), name
+    with torch.no_grad():
+        assert torch.allclose(fitted.predict(problem.query).mean, by_hand.eval()(problem.query), atol=0.1)
+    larger = MCDropout(problem.model, "classification", seed=3, **{**options, "n_samples": 305}).fit(problem.loader)
+    assert torch.equal(larger.members(problem.query)[:300], fitted.members(problem.query))
+
+
+def test_a_linear_layer_behind_a_convolution_has_dropout_too(make_problem):
+    def convolutional():
+        return nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)).double()
+
+    problem = make_problem("classification", convolutional(), shape=(2, 4))
+    options = {"rate": 0.3, "make_model": convolutional, "recipe": SHORT, "n_samples": 5}
+    assert (MCDropout(problem.model, "classification", **options).fit(problem.loader).variance(problem.query) > 0).all()
+
+
+def test_shared_dropout_is_switched_on_wherever_it_is_registered(make_problem):
+    drop = nn.Dropout(0.5)
+    model = nn.Sequential(nn.Linear(4, 5), drop, nn.Identity(), drop)
+    problem = make_problem("regression", nn.Sequential(model, nn.Linear(5, 2)))
+    once = nn.Sequential(nn.Sequential(model[0], nn.Dropout(0.5)), problem.model[1]).eval()
+    variances = [
+        MCDropout(m, Gaussian(0.6), n_samples=600).fit(problem.loader).variance(problem.query)
+        for m in (problem.model, once)
+    ]
+    assert float(variances[0].mean() / variances[1].mean()) > 2  # E[m²]/(1−p)² − 1: 3 for two masks, 1 for one
+
+
+def test_batch_first_is_asked_for_where_rows_are_not_in_front(make_problem):
+    class SequenceFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.drop, self.head = nn.Linear(2, 4), nn.Dropout(0.3), nn.Linear(4, 3)
+
+        def forward(self, x):  # (B, T, 2)
+            h = self.drop(self.inner(x.transpose(0, 1)))
+            return self.head(h.mean(0))
+
+    problem = make_problem("classification", SequenceFirst(), shape=(3, 2))
+    fitted = MCDropout(problem.model, "classification", n_samples=3).fit(problem.loader)
+    with pytest.raises(UnsupportedError, match=r"rows in front.*\(3, 7, 4\).*7 rows"):
+        fitted.variance(problem.query)
+
+
+def test_dropout_options_that_contradict_the_model_are_refused(make_problem):
+    plain, dropping = make(), nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.2), nn.Linear(5, 3)).double().eval()
+    cases = [
+        (plain, {}, "dropout layers, or rate"),
+        (plain, {"rate": 0.1}, "dropout layers, or rate"),
+        (nn.Sequential(plain, nn.Dropout(0.0)), {}, "p > 0"),
+        (plain, {"rate": 1.0, "make_model": make, "recipe": SHORT}, "0 < rate < 1.*1.0"),
+        (dropping, {"rate": 0.1, "make_model": make, "recipe": SHORT}, "used as it is"),
+        (dropping, {"n_samples": 1}, "n_samples >= 2.*1"),
+    ]
+    for model, options, message in cases:
+        with pytest.raises(OptionError, match=message):
+            MCDropout(model, "classification", **options)
+    one = make_problem("classification", nn.Linear(4, 3))
+    how = {"rate": 0.1, "make_model": lambda: nn.Linear(4, 3).double(), "recipe": SHORT}
+    with pytest.raises(ModelError, match="behind another layer"):
+        MCDropout(one.model, "classification", **how).fit(one.loader)
