@@ -5,8 +5,9 @@ hub, 84 MB; weights of all-MiniLM-L6-v2 (Apache 2.0) from the package gt-all-min
 and 25,000 reviews, the first 128 tokens of each, shorter ones padded and masked.
 Split: 4,000 train and 500 validation reviews, drawn by the seed from the authors' training reviews, and 2,000 test
 reviews from theirs.
-Model: MiniLM with a head of two classes, the encoder's pooled first token. Trained are the head and LoRA adapters of rank
-4 on queries and values of all layers; float32. Dropout as pretrained, 0.1. Prior precision δ = 10, fixed, not tuned.
+Model: MiniLM with a head of two classes on the encoder's pooled first token. Trained are the head and LoRA adapters of
+rank 4 on queries and values of all layers: 37,634 parameters, float32. Dropout as pretrained, 0.1. Prior precision
+δ = 10, fixed, not tuned.
 Recipe: Adam, 3 epochs, batches of 32, learning rate 0.002, cosine.
 """
 
