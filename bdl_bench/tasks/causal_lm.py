@@ -87,17 +87,20 @@ def _judged(windows: Tensor) -> Loader:
 
 
 def _windows(texts: list[str], n: int, generator: torch.Generator) -> Tensor:
-    """n windows (n, T) of different texts, anywhere in them."""
-    chosen = torch.randperm(len(texts), generator=generator)[:n].tolist()
-    codes = [_codes(texts[i]) for i in chosen]
-    starts = [int(torch.randint(len(row) - _TOKENS + 1, (), generator=generator)) for row in codes]
-    return torch.stack([row[start : start + _TOKENS] for row, start in zip(codes, starts, strict=True)])
+    """n windows (n, T) of different texts, anywhere in them, no two alike."""
+    found: dict[tuple[int, ...], None] = {}
+    for i in torch.randperm(len(texts), generator=generator).tolist():
+        codes = _codes(texts[i])
+        start = int(torch.randint(len(codes) - _TOKENS + 1, (), generator=generator))
+        found[tuple(codes[start : start + _TOKENS])] = None
+        if len(found) == n:
+            break
+    return torch.tensor(list(found))
 
 
-def _codes(text: str) -> Tensor:
-    known = {character: code for code, character in enumerate(_ALPHABET)}
-    plain = ("0" if c.isdigit() else c for c in text.lower())
-    return torch.tensor([known.get(c, 0) for c in plain])
+def _codes(text: str) -> list[int]:
+    plain = ("0" if character.isdigit() else character for character in text.lower())
+    return [max(0, _ALPHABET.find(character)) for character in plain]
 
 
 def _with_typos(windows: Tensor, rate: float, generator: torch.Generator) -> Tensor:

