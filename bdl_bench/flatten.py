@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def _places(prediction: Prediction) -> Sites | None:
 
 def _with(prediction: Prediction, flat: Callable[[str, Tensor], Tensor]) -> Prediction:
     values = {field.name: getattr(prediction, field.name) for field in fields(prediction)}
-    changed = {name: flat(name, value) for name, value in values.items() if isinstance(value, Tensor)}
+    changed: dict[str, Any] = {name: flat(name, value) for name, value in values.items() if isinstance(value, Tensor)}
     return replace(prediction, **changed, class_dim=-1)
 
 

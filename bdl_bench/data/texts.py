@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,11 @@ class Texts:
         folder = data_folder() / self.name
         reader, files = _files(folder, split)
         try:
-            if files:
+            if not files:
+                return datasets.load_dataset(self.address, self.configuration, split=split)
+            with _quiet(datasets):
                 cache = str(data_folder() / ".datasets")
                 return datasets.load_dataset(reader, data_files=files, split="train", cache_dir=cache)
-            return datasets.load_dataset(self.address, self.configuration, split=split)
         except Exception as error:  # a downloader may raise anything
             raise MissingDataError(
                 f"files {split}*.parquet, .arrow or .json in {folder}, or {self.address} on the hub",
@@ -50,3 +53,15 @@ def _files(folder: Path, split: str) -> tuple[str, list[str]]:
         if files := sorted(map(str, folder.glob(f"{split}*.{ending}"))):
             return reader, files
     return "", []
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:  # noqa: ANN401
+    """No progress bar over local files."""
+    silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not silent:
+            datasets.enable_progress_bars()

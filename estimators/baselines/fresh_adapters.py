@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +43,10 @@ def _begin(module: nn.Module, name: str) -> None:
     """The trainable weights of a module and of those within it."""
     if not any(p.requires_grad for p in module.parameters()):
         return
-    if hasattr(module, "reset_lora_parameters"):
-        for adapter in {*module.lora_A, *module.lora_embedding_A}:  # type: ignore[misc]
-            module.reset_lora_parameters(adapter, init_lora_weights=True)
+    lora: Any = module
+    if hasattr(lora, "reset_lora_parameters"):
+        for adapter in dict.fromkeys([*lora.lora_A, *lora.lora_embedding_A]):
+            lora.reset_lora_parameters(adapter, init_lora_weights=True)
         return
     if any(p.requires_grad for p in module.parameters(recurse=False)):
         _reset(module, name)
@@ -53,10 +55,11 @@ def _begin(module: nn.Module, name: str) -> None:
 
 
 def _reset(module: nn.Module, name: str) -> None:
-    if not callable(getattr(module, "reset_parameters", None)):
+    reset: Any = getattr(module, "reset_parameters", None)
+    if not callable(reset):
         raise ModelError(
             "trainable weights in LoRA layers, or in layers with reset_parameters",
             received=f"some in {name or 'the model itself'!r}, a {type(module).__name__}",
             remedy="freeze them, or use DeepEnsemble with a make_model that draws them.",
         )
-    module.reset_parameters()  # type: ignore[operator]
+    reset()
