@@ -12,12 +12,12 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: float) -> str:
-    """Three decimals below ten, fewer above, powers of ten outside 0.001 to 100,000."""
+    """Three decimals below ten, four below 0.01, fewer above, powers of ten outside 0.0005 to 100,000."""
     size = abs(value)
     if size != 0 and not 5e-4 <= size < 1e5:
         text = f"{value:.1e}"
     else:
-        text = f"{value:.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
+        text = f"{value:.{4 if 0 < size < 0.01 else 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
     return text.replace("-", MINUS)
 
 

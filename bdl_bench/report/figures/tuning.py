@@ -18,7 +18,7 @@ __all__ = ["contours", "tuning_curves"]
 def tuning_curves(name: str, axis: str, score: str, lines: Mapping[str, Line], palette: Palette) -> Drawing:
     """One line a method; a dot at its pick, a red ring where that is at the end of the range."""
     height = max(2.5, 0.135 * len(lines) + 0.75)
-    with panel(axis, f"validation {score}", size=(4.1, height), margins=Margins(left=0.58, right=1.42)) as axes:
+    with panel(axis, f"validation {score}", size=(4.2, height), margins=Margins(left=0.58, right=1.52)) as axes:
         every = np.concatenate([line.x for line in lines.values()])
         log_axis(axes, "x", float(every.min()), float(every.max()), most=60)
         for method, line in lines.items():
