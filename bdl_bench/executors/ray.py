@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import pickle
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -28,7 +30,8 @@ class Ray(Executor):
     """One Ray task an item. It reserves `threads` processors, and a GPU where the device is cuda.
 
     Joins the cluster that RAY_ADDRESS names, or the one that runs on this machine; where there is none, starts one
-    and ends it in the end. Both packages, and a module of one's own, must be importable on every machine.
+    and ends it in the end. Both packages, and a module of one's own, must be importable on every machine: installed,
+    in a folder that all of them have, or sent there by `ray job submit --working-dir`.
     """
 
     def __init__(self, workers: Workers, device: str = "cpu") -> None:
@@ -79,8 +82,9 @@ class Ray(Executor):
 
         n_threads, n_gpus = self.workers.threads, int(self.device.type == "cuda")
         task = ray.remote(num_cpus=n_threads, num_gpus=n_gpus, max_retries=_RETRIES)(_task)
-        shared = ray.put(work)
-        return lambda item: task.remote(shared, item, n_threads)
+        paths = [path or str(Path.cwd()) for path in sys.path]
+        content = pickle.dumps(work)
+        return lambda item: task.remote(item, content, n_threads, paths)
 
     def _check_room(self, nodes: list[dict[str, Any]]) -> None:
         """Ray waits for ever for a machine that could take a task; so it is refused before."""
@@ -143,9 +147,14 @@ class _Tasks(Generic[Item]):
         return [(reference, self.running.pop(reference)) for reference in ended]
 
 
-def _task(work: Callable[[Item], Any], item: Item, threads: int) -> bytes:
+def _task(item: object, content: bytes, threads: int, paths: list[str]) -> bytes:
+    """Modules are found where the driver finds them, on a machine that has these folders.
+
+    The item comes as it is, since Ray follows references to its store only through arguments.
+    """
+    sys.path.extend(path for path in paths if path not in sys.path and Path(path).exists())
     torch.set_num_threads(threads)
-    return attempted(work, item)
+    return attempted(pickle.loads(content), item)
 
 
 def _outcome(reference: Any) -> Any:  # noqa: ANN401

@@ -81,14 +81,14 @@ class WorkerProcess(Generic[Item]):
 
 
 def fresh_processes(module: str) -> SpawnContext | ForkServerContext:
-    """How processes are started: from a server that has done nothing but import the module, so that it is done once.
+    """How processes are started: from a server that has done nothing but import modules, so that it is done once.
 
     A server has none of the threads, locks and device contexts that make a plain fork unsafe.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, module])
+    context.set_forkserver_preload(["bdl_bench.steps", module])
     return context
 
 

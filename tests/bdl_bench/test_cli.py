@@ -23,7 +23,7 @@ def invoke(*words):
 
 
 def compare(out, *words):
-    return invoke("compare", *words, "--seeds", 1, "--out", out)
+    return invoke("compare", "--executor", "in-process", *words, "--seeds", 1, "--out", out)
 
 
 def test_compare_ends_with_the_path_of_its_report(toy, tmp_path):

@@ -10,6 +10,9 @@ import pytest
 from work_items import end, meet, pid_or_stay, stay_in_a_worker
 
 from bdl_bench.executors import WorkerDiedError, Workers, executor_for
+from bdl_bench.grid import Grid
+from bdl_bench.methods import METHODS
+from bdl_bench.records import RecordStore
 
 
 def run(work, items, workers, started=lambda item: None):  # noqa: ARG005
@@ -86,3 +89,36 @@ class _Unloadable:
 
     def __reduce__(self):
         return os._exit, (7,)
+
+
+MODULE = '''
+import os, signal
+import torch
+from bdl_bench import Problem
+from bdl_bench.methods import METHODS, Method
+
+def die(problem, seed):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+METHODS["deadly"] = Method("deadly", "kills the process that it runs in", die)
+
+def make(seed):
+    """A trained network."""
+    g = torch.Generator().manual_seed(seed)
+    rows = [(torch.randn(9, 2, generator=g).double(), torch.randn(9, 2, generator=g).double())]
+    return Problem(torch.nn.Linear(2, 2).double().eval(), "regression", rows, rows, rows, prior_precision=2.0)
+'''
+
+
+def test_a_method_that_kills_its_process_has_failed_and_the_run_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "deadly_problem.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    grid = Grid(["deadly_problem:make"], ["deadly", "map"], [0], tmp_path, workers=Workers(1, executor="local"))
+    try:
+        deadly, other = grid.run(print)
+    finally:
+        METHODS.pop("deadly", None)
+    assert (deadly.status, other.status) == ("failed", "ok")
+    assert "WorkerDiedError" in deadly.reason
+    assert "probably out of memory" in deadly.reason
+    assert [r.status for r in RecordStore(tmp_path).all()] == ["failed", "ok"]

@@ -1,6 +1,8 @@
 """A Ray cluster of two nodes: the records of one process, without a common disk, and with a node lost on the way."""
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 MODULE = '''
+import time
+from pathlib import Path
+import ray
 import torch
 from torch import nn
 from bdl_bench import Problem
@@ -22,6 +27,12 @@ from estimators.training import Recipe
 
 def make(seed):
     """A small regression problem with two outputs."""
+    folder = Path(__file__).parent
+    if (folder / "hold").exists():
+        with (folder / f"begun.{seed}").open("a") as file:
+            print(ray.get_runtime_context().get_node_id(), file=file)
+        while not (folder / "go").exists():
+            time.sleep(0.05)
     g = torch.Generator().manual_seed(seed)
     x, y = torch.randn(40, 3, generator=g).double(), torch.randn(40, 2, generator=g).double()
     batches = list(zip(x.split(17), y.split(17)))
@@ -41,7 +52,7 @@ def cluster(tmp_path_factory):
     (folder / "ray_problem.py").write_text(MODULE)
     sys.path.insert(0, str(folder))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.second = cluster.add_node(num_cpus=1)
+    cluster.second, cluster.folder = cluster.add_node(num_cpus=1), folder
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()
@@ -74,20 +85,39 @@ def test_exceptions_and_deaths_are_outcomes(cluster):  # noqa: ARG001
     assert isinstance(outcomes["fine"], int)
 
 
-def test_records_are_those_of_one_process_without_a_common_disk_and_with_a_node_lost_on_the_way(cluster, tmp_path):
+def test_records_are_those_of_one_process_without_a_common_disk(cluster, tmp_path):  # noqa: ARG001
     grid(tmp_path / "here", Workers()).run(print)
-    events = []
 
-    def disturb(event):
-        events.append(event)
-        if event.status == "trained":  # the weights travel by themselves
+    def take_weights_away(event):
+        if event.status == "trained":
             for path in (tmp_path / "cluster" / "maps").rglob("*.safetensors"):
                 path.rename(path.with_suffix(".away"))
-        if event.status == "ok" and cluster.second is not None:
-            cluster.remove_node(cluster.second, allow_graceful=False)
-            cluster.second = None
 
-    records = grid(tmp_path / "cluster", ON_RAY).run(disturb)
+    grid(tmp_path / "cluster", ON_RAY).run(take_weights_away)
+    assert_same(tmp_path / "here", tmp_path / "cluster")
+
+
+def begun(folder, node):
+    """The seeds whose problem was made on a node."""
+    return {path.suffix for path in folder.glob("begun.*") if node.node_id in path.read_text().split()}
+
+
+def test_what_a_lost_node_was_at_runs_again_elsewhere(cluster, tmp_path):
+    folder, lost = cluster.folder, cluster.second
+    grid(tmp_path / "here", Workers()).run(print)
+    (folder / "hold").touch()
+
+    def lose():
+        while not begun(folder, lost):
+            time.sleep(0.05)
+        cluster.remove_node(lost, allow_graceful=False)
+        (folder / "go").touch()
+
+    with ThreadPoolExecutor() as beside:
+        losing = beside.submit(lose)
+        records = grid(tmp_path / "cluster", ON_RAY).run(print)
+        losing.result()
     assert [(r.status, r.reason) for r in records] == [("ok", None)] * 8
-    assert cluster.second is None
+    assert begun(folder, lost)
+    assert begun(folder, cluster.head_node) == {".0", ".1"}
     assert_same(tmp_path / "here", tmp_path / "cluster")
