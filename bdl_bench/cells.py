@@ -123,6 +123,8 @@ def _collected_warnings() -> Iterator[dict[str, str]]:
     """Warnings of the library inside the block, as one entry of a record; those of others go where they would."""
     found: dict[str, str] = {}
     with warnings.catch_warnings(record=True) as caught:
+        for category in _OURS:
+            warnings.simplefilter("always", category)
         yield found
     ours = [w for w in caught if issubclass(w.category, _OURS)]
     if ours:
