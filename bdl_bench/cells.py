@@ -5,28 +5,47 @@ from __future__ import annotations
 import dataclasses
 import time
 import traceback
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
+from bdl_bench.check import preflight
+from bdl_bench.data.folder import MissingDataError
 from bdl_bench.footprint import Footprint, footprint
 from bdl_bench.maps import Prepared, load_problem, restore
 from bdl_bench.methods import METHODS
 from bdl_bench.methods.registry import refuse_without_recipe
 from bdl_bench.metrics import evaluate
-from bdl_bench.predictions import Arrays, beside_test, predicted
+from bdl_bench.predictions import Arrays, Predictor, prefixed
 from bdl_bench.problem import Problem
-from bdl_bench.records import Cost, Record, RecordStore, content_key
+from bdl_bench.records import Cost, Record, Tuning, content_key
 from bdl_bench.seeding import seeded
 from bdl_bench.tasks import resolve_task
+from bdl_bench.tuned import tuned
 from bdl_bench.versions import environment
 from estimators import UncertaintyEstimator
-from estimators.errors import TooLargeError, UnsupportedError
+from estimators.errors import (
+    IndefiniteHessianError,
+    NotConvergedWarning,
+    TooLargeError,
+    TuningEdgeWarning,
+    UnsupportedError,
+)
 
-__all__ = ["Cell", "failed", "measure", "run_cell"]
+__all__ = ["CANNOT", "Cell", "Measured", "measure", "without_result"]
+
+Measured: TypeAlias = tuple[Record, Arrays | None]
+"""A record and its arrays, written by who asked for them."""
+
+_OURS = (NotConvergedWarning, TuningEdgeWarning)
+
+CANNOT = (IndefiniteHessianError, MissingDataError, TooLargeError, UnsupportedError)
+"""What is raised where a method has no answer for a network, however it is run, or a task has no data here."""
 
 
 @dataclass(frozen=True)
@@ -45,52 +64,72 @@ class Cell:
         return content_key(problem=self.prepared.key, method=self.method, tune=self.tune)
 
 
-def run_cell(cell: Cell) -> Record:
-    """Measure a cell and write its record."""
-    return RecordStore(cell.directory).write(*measure(cell))
-
-
-def measure(cell: Cell) -> tuple[Record, Arrays]:
-    """The record of a cell and its arrays: skipped, with the reason, where it cannot run; an error is recorded."""
+def measure(cell: Cell) -> Measured:
+    """The record of a cell and its arrays; without them where it raised."""
     try:
         return _measured(cell)
-    except (TooLargeError, UnsupportedError) as error:
-        return _blank(cell, status="skipped", reason=f"{type(error).__name__}: {error}"), {}
     except Exception as error:
-        return failed(cell, error), {}
+        return without_result(cell, error), None
 
 
-def failed(cell: Cell, error: BaseException) -> Record:
-    """The record of a cell that raised."""
-    text = "".join(traceback.format_exception(error))
-    return _blank(cell, status="failed", reason=f"{type(error).__name__}: {error}", traceback=text)
+def without_result(cell: Cell, error: BaseException) -> Record:
+    """The record of a cell that raised: skipped, with the reason, where it cannot run here, else failed."""
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, CANNOT):
+        return _blank(cell, status="skipped", reason=reason)
+    return _blank(cell, status="failed", reason=reason, traceback="".join(traceback.format_exception(error)))
 
 
-def _measured(cell: Cell) -> tuple[Record, Arrays]:
+def _measured(cell: Cell) -> Measured:
     problem = _problem(cell)
     method = METHODS[cell.method]
     if method.retrains:
         refuse_without_recipe(method.name, problem)
-    with seeded(cell.prepared.seed):
+    before = preflight(problem)
+    with seeded(cell.prepared.seed), _collected_warnings() as warned:
         with footprint(cell.device) as memory:
             start = time.perf_counter()
             estimator = method.build(problem, cell.prepared.seed).fit(problem.train)
-            fitted, passes = _now(cell.device), _passes(estimator)
-            arrays = predicted(estimator.predict, problem.test)
+            fitted, passes = _now(cell.device), estimator.passes_
+            predictor = Predictor(problem, estimator, estimator.predict)
+            test = predictor.test()
             seconds = fitted - start, _now(cell.device) - fitted
-        arrays |= beside_test(estimator.predict, problem)
+        arrays = test | predictor.beside_test()
+        tuning = tuned(estimator, method, problem, n=cell.tune)
+        again = {} if tuning is None else _everywhere(Predictor(problem, tuning.estimator, tuning.predict))
     kind = problem.likelihood.kind
     record = _blank(
         cell,
         status="ok",
         kind=kind,
         metrics=evaluate(kind, arrays),
-        cost=_cost(*seconds, passes, memory),
+        tuned=evaluate(kind, again) if again else {},
+        tuning=None if tuning is None else Tuning(**tuning.to_dict()),
+        cost=_cost(*seconds, passes, memory, None if tuning is None else tuning.seconds),
         training=cell.prepared.training,
-        configuration=_configuration(cell, problem, estimator, n_test=len(arrays["targets"])),
-        fit_report=_fit_report(estimator),
+        configuration=_configuration(cell, problem, estimator, n_test=len(test["targets"])),
+        fit_report=_fit_report(estimator) | warned,
+        preflight=before,
     )
-    return record, arrays
+    return record, arrays | prefixed("tuned", again)
+
+
+def _everywhere(predictor: Predictor) -> Arrays:
+    return predictor.test() | predictor.beside_test()
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[dict[str, str]]:
+    """Warnings of the library inside the block, as one entry of a record; those of others go where they would."""
+    found: dict[str, str] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        yield found
+    ours = [w for w in caught if issubclass(w.category, _OURS)]
+    if ours:
+        texts = dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in ours)
+        found["warnings"] = " | ".join(texts)
+    for other in (w for w in caught if w not in ours):
+        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
 
 
 _LAST: dict[tuple[str, Path, str], Problem] = {}
@@ -107,20 +146,18 @@ def _problem(cell: Cell) -> Problem:
     return _LAST[key]
 
 
-def _passes(estimator: UncertaintyEstimator) -> float:
-    """What the fit sent through the network, in forwards and backwards of the N training rows."""
-    return estimator.network_.ledger.cost / estimator.n_data_
-
-
 def _now(device: str) -> float:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def _cost(fit_seconds: float, predict_seconds: float, passes: float, memory: Footprint) -> Cost:
+def _cost(
+    fit_seconds: float, predict_seconds: float, passes: float, memory: Footprint, tuning_seconds: float | None
+) -> Cost:
     return Cost(
         passes=passes,
+        tuning_seconds=tuning_seconds,
         fit_seconds=fit_seconds,
         predict_seconds=predict_seconds,
         peak_bytes=memory.peak_bytes,

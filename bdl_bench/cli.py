@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bdl_bench.executors import Workers, check_executor
+from bdl_bench.executors import Workers
 from bdl_bench.grid import Grid
 from bdl_bench.methods import METHODS, default_methods
 from bdl_bench.progress import shown
@@ -24,7 +24,7 @@ from bdl_bench.report import write_report
 from bdl_bench.tasks import TASKS, resolve_task
 from bdl_bench.verify.run import VerifyResult, verify_problem, verify_zoo
 from bdl_bench.verify.table import to_terminal
-from estimators.errors import EstimatorError
+from estimators.errors import EstimatorError, OptionError
 
 __all__ = ["app", "main"]
 
@@ -47,7 +47,9 @@ def compare(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ..., N-1.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Where to write; an earlier one is resumed.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes to run cells in.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at a time; none: one, with ray as many as there is room for.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads in each; more pays for large networks.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     model: Annotated[list[str] | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
@@ -55,15 +57,15 @@ def compare(
         int, typer.Option(min=0, help="Fits a method may spend on its option; 0: no tuning, 1: scale and temperature.")
     ] = 1,
     data: Annotated[Path | None, typer.Option(help="Where data sets that need a download are, or go.")] = None,
-    executor: Annotated[str, typer.Option(help="local")] = "local",
+    executor: Annotated[str, typer.Option(help="local, in-process, or ray.")] = "local",
 ) -> None:
     """Train each task once a seed, fit every method on it, and write records and a report."""
     names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
     directory = out or _directory()
     _find_data_in(data)
-    grid = Grid(names, _methods(methods), range(seeds), directory, device, Workers(jobs, threads), tune)
+    workers = Workers(jobs, threads, executor)
+    grid = Grid(names, _methods(methods), range(seeds), directory, device, workers, tune)
     try:
-        check_executor(executor)
         grid.check()
     except EstimatorError as error:
         raise _usage(error) from error
@@ -94,6 +96,32 @@ def verify(
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(to_terminal(result.proofs))
     print((result.out / "verify.md").resolve())
     raise typer.Exit(0 if result.holds else FAILED)
+
+
+@app.command()
+def check(
+    task: Annotated[str | None, typer.Argument(help="A bundled task.")] = None,
+    *,
+    model: Annotated[str | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the problem.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the trained network is kept, or is from an earlier run.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    data: Annotated[Path | None, typer.Option(help="Where data sets that need a download are, or go.")] = None,
+) -> None:
+    """Look at a problem before any method runs on it: its weights, data and settings, and what methods cost."""
+    from bdl_bench.check import check_task, show
+
+    _find_data_in(data)
+    try:
+        subject = model or task
+        if subject is None:
+            raise OptionError("a task or --model module:factory", received="neither", remedy="bdl-bench check digits.")
+        diagnosis = check_task(subject, seed, out or _directory(), device)
+    except EstimatorError as error:
+        raise _usage(error) from error
+    raise typer.Exit(show(diagnosis, _console()))
 
 
 @app.command()
@@ -129,14 +157,14 @@ def bench(
 def list_() -> None:
     """List the bundled tasks and the methods."""
     console = _console()
-    for title, rows in (
-        ("tasks", {name: task.summary for name, task in TASKS.items()}),
-        ("methods", {name: method.summary for name, method in METHODS.items()}),
-    ):
-        table = Table(title, "what it is", box=None, pad_edge=False, title_justify="left")
-        for name, summary in rows.items():
-            table.add_row(escape(name), escape(summary))
-        console.print(table, "")
+    tasks = Table("tasks", "what it is", "what it needs", box=None, pad_edge=False)
+    for name, task in TASKS.items():
+        tasks.add_row(_starred(name, task.default), escape(task.summary), escape(task.needs or ""))
+    methods = Table("methods", "what it is", "tuned by", box=None, pad_edge=False)
+    for name, method in METHODS.items():
+        axis = method.axis.option if method.axis else ""
+        methods.add_row(_starred(name, method.default), escape(method.summary), escape(axis))
+    console.print(tasks, "", methods, "", "* runs where none is named")
 
 
 def main() -> None:
@@ -167,6 +195,10 @@ def _verified(name: str | None, wanted: _Wanted) -> VerifyResult:
         subset_of_weights=subset[0] if len(subset) == 1 else subset,
         n_points=wanted.points,
     )
+
+
+def _starred(name: str, default: bool) -> str:
+    return escape(name) + (" *" if default else "")
 
 
 def _find_data_in(directory: Path | None) -> None:

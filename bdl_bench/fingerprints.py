@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bdl_bench.loaders import Loader, Query, queries
 from bdl_bench.problem import Problem
-from estimators.pytrees import tensors_of
+from estimators.row_digests import bits, row_digests
 
 __all__ = ["problem_digest"]
 
@@ -22,7 +19,7 @@ def problem_digest(problem: Problem) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(problem.model.state_dict().items()):
         if isinstance(tensor, Tensor):
-            digest.update(name.encode() + _bytes(tensor.reshape(1, -1)).tobytes())
+            digest.update(name.encode() + bits(tensor.reshape(1, -1)).tobytes())
     settings = (problem.likelihood, problem.prior_precision, problem.recipe)
     digest.update(repr(settings).encode())
     for name, loader in _loaders(problem):
@@ -45,14 +42,4 @@ def _rows_digest(loader: Loader) -> bytes:
 
 
 def _batch_digest(batch: Query) -> int:
-    tables = [_bytes(t.reshape(len(batch), -1)) for t in tensors_of((batch.x, batch.y)) if len(t) == len(batch)]
-    total = 0
-    for i in range(len(batch)):
-        digest = hashlib.sha256(b"".join(table[i].tobytes() for table in tables))
-        total += int.from_bytes(digest.digest(), "little")
-    return total
-
-
-def _bytes(table: Tensor) -> NDArray[np.uint8]:
-    raw: NDArray[np.uint8] = table.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return raw
+    return sum(int.from_bytes(digest, "little") for digest in row_digests((batch.x, batch.y)))

@@ -2,49 +2,75 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from bdl_bench.executors import Content
 from bdl_bench.fingerprints import problem_digest
 from bdl_bench.problem import Problem
 from bdl_bench.records import Training, content_key, slug
 from bdl_bench.seeding import seeded
 from bdl_bench.tasks import Task, resolve_task
 from bdl_bench.versions import code_digest, file_digest
-from estimators.atomic import write_bytes
+from estimators.errors import StateError
 from estimators.training import train_map
 
-__all__ = ["Prepared", "load_problem", "prepare"]
+__all__ = ["Place", "Prepared", "Trained", "known_training", "load_problem", "map_path", "prepare", "restore"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One (task, seed) to train on a device; `known` is the cached training, if any: content key and seconds."""
+
+    task: str
+    seed: int
+    device: str
+    known: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A (task, seed) ready for stage two: the content key of its network and data, and how the network was trained."""
+    """A (task, seed) ready for stage two: the content key of its network and data, and how the network was trained.
+
+    `weights` is where its weights are read; None where the problem brings a trained network.
+    """
 
     task: str
     seed: int
     key: str
     training: Training
     cached: bool
+    weights: Content | None = field(default=None, compare=False, repr=False)
 
 
-def prepare(task_name: str, seed: int, directory: Path, device: str) -> Prepared:
-    """Train the network of (task, seed) by its recipe, unless the cached one has the same key."""
-    task = resolve_task(task_name)
-    problem = task.problem(seed)
-    key = _key(task, problem, seed, device)
+@dataclass(frozen=True)
+class Trained:
+    """What stage one gives: a value, written by who asked for it. `content` is the weights file where it is new."""
+
+    prepared: Prepared
+    content: bytes | None = None
+
+
+def prepare(place: Place) -> Trained:
+    """Train the network of (task, seed) by its recipe, unless what is known of it has the same key."""
+    task = resolve_task(place.task)
+    problem = task.problem(place.seed)
+    key = _key(task, problem, place)
     if problem.recipe is None:
-        return Prepared(task_name, seed, key, Training(seconds=None, recipe=None), cached=True)
-    path = _path(directory, task_name, seed)
-    metadata = _metadata(path)
-    cached = metadata.get("key") == key
-    seconds = float(metadata["seconds"]) if cached else _train(problem.on(device), seed, path, key)
-    return Prepared(task_name, seed, key, Training(seconds=seconds, recipe=repr(problem.recipe)), cached)
+        return Trained(Prepared(place.task, place.seed, key, Training(seconds=None, recipe=None), cached=True))
+    recipe = repr(problem.recipe)
+    if place.known is not None and place.known[0] == key:
+        training = Training(seconds=place.known[1], recipe=recipe)
+        return Trained(Prepared(place.task, place.seed, key, training, cached=True))
+    seconds, content = _train(problem.on(place.device), place.seed, key)
+    training = Training(seconds=seconds, recipe=recipe)
+    return Trained(Prepared(place.task, place.seed, key, training, cached=False), content)
 
 
 def load_problem(prepared: Prepared, directory: Path, device: str) -> Problem:
@@ -56,13 +82,42 @@ def load_problem(prepared: Prepared, directory: Path, device: str) -> Problem:
 
 
 def restore(problem: Problem, prepared: Prepared, directory: Path) -> None:
-    """Put the trained weights and buffers of stage one back into the network."""
-    state = safetensors.torch.load_file(_path(directory, prepared.task, prepared.seed))
-    problem.model.load_state_dict(state)
+    """Put the weights and buffers of stage one back into the network. Errors: StateError for those of another."""
+    content = (prepared.weights or map_path(directory, prepared.task, prepared.seed)).read_bytes()
+    key = _key_of(content)
+    if key != prepared.key:
+        raise StateError(
+            f"the weights of {prepared.task} seed {prepared.seed} with key {prepared.key}",
+            received=f"a file with key {key}: another run has trained it for other code, data or device since",
+            remedy="give each code, data and device a directory of its own, and the same command again.",
+        )
+    problem.model.load_state_dict(safetensors.torch.load(content))
     problem.model.eval()
 
 
-def _train(problem: Problem, seed: int, path: Path, key: str) -> float:
+def map_path(directory: Path, task: str, seed: int) -> Path:
+    """Where the weights of a (task, seed) lie."""
+    return directory / "maps" / slug(task) / f"seed-{seed}.safetensors"
+
+
+def known_training(path: Path) -> tuple[str, float] | None:
+    """Content key and seconds of a weights file that is whole; else None."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            return metadata["key"], float(metadata["seconds"])
+    except (OSError, safetensors.SafetensorError, KeyError):
+        return None
+
+
+def _key_of(content: bytes) -> str | None:
+    """From the header of the format: eight bytes of length, then JSON."""
+    length = int.from_bytes(content[:8], "little")
+    key: str | None = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get("key")
+    return key
+
+
+def _train(problem: Problem, seed: int, key: str) -> tuple[float, bytes]:
     assert problem.recipe is not None
     start = time.perf_counter()
     with seeded(seed):
@@ -76,8 +131,7 @@ def _train(problem: Problem, seed: int, path: Path, key: str) -> float:
         )
     seconds = time.perf_counter() - start
     state = {name: _plain(t) for name, t in problem.model.state_dict().items()}
-    write_bytes(path, safetensors.torch.save(state, metadata={"key": key, "seconds": repr(seconds)}))
-    return seconds
+    return seconds, safetensors.torch.save(state, metadata={"key": key, "seconds": repr(seconds)})
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -85,20 +139,10 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone().contiguous()
 
 
-def _key(task: Task, problem: Problem, seed: int, device: str) -> str:
-    with seeded(seed):
+def _key(task: Task, problem: Problem, place: Place) -> str:
+    with seeded(place.seed):
         digest = problem_digest(problem)
     source = file_digest(task.source_file)
-    return content_key(task=task.name, seed=seed, problem=digest, source=source, code=code_digest(), device=device)
-
-
-def _path(directory: Path, task: str, seed: int) -> Path:
-    return directory / "maps" / slug(task) / f"seed-{seed}.safetensors"
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, safetensors.SafetensorError):
-        return {}
+    return content_key(
+        task=task.name, seed=place.seed, problem=digest, source=source, code=code_digest(), device=place.device
+    )

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from estimators.atomic import write_bytes, write_text
 
-__all__ = ["ArrayFile", "Cost", "Record", "RecordStore", "Training", "Tuning", "TuningPoint", "content_key", "slug"]
+__all__ = ["ArrayFile", "Cost", "Record", "RecordStore", "Training", "Tuning", "content_key", "slug"]
 
 ArrayFile = Mapping[str, NDArray[Any]]
 Status = Literal["ok", "skipped", "failed"]
@@ -52,42 +52,30 @@ class Cost(BaseModel):
     exclusive: bool = True
 
 
-class TuningPoint(BaseModel):
-    """One fit of the search: the value of the axis, the best calibration there, and its score.
-
-    `scores` is the whole grid of the calibration, over `variance_scales` (rows) and the second axis (columns).
-    """
-
-    value: Any = None
-    variance_scale: float
-    softmax_temperature: float | None = None
-    sigma_noise: float | None = None
-    score: float
-    scores: list[list[float]] | None = None
-
-
 class Tuning(BaseModel):
-    """What was tuned on the validation rows, with the whole curve: the same budget for every method.
+    """What was tried on the validation rows: every point with its score (lower is better), and the one chosen.
 
-    `axis` is the option of the method that was walked along, None where it has none. `fits` counts them, the given one
-    included. `where` says whether the weights stayed: "post hoc at fixed weights" or "with retraining".
+    A point has a `value` on the axis (None where the method has no axis), `variance_scale`, `softmax_temperature` or
+    `sigma_noise`, and `score`. `at_edge` names what was chosen at the end of its range; `refined` says that it lies
+    between the points of the grid. `failures` are the values of the axis whose fit raised, with the reason. `fits` were
+    made beside the given one. `where`: whether the weights stayed, "post hoc at fixed weights", or "with retraining".
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    axis: str | None
-    where: str
-    score_name: str
-    validation_rows: int
-    fits: int
-    seconds: float
-    passes: float | None = None
-    points: list[TuningPoint]
-    chosen: TuningPoint
+    axis: str | None = None
+    unit: str | None = None
+    points: list[dict[str, float | None]] = Field(default_factory=list)
+    chosen: dict[str, float | None] = Field(default_factory=dict)
     at_edge: list[str] = Field(default_factory=list)
-    variance_scales: list[float] = Field(default_factory=list)
-    softmax_temperatures: list[float] = Field(default_factory=list)
-    sigma_noises: list[float] = Field(default_factory=list)
+    refined: bool = False
+    failures: dict[str, str] = Field(default_factory=dict)
+    seconds: float = 0.0
+    fits: int = 0
+    passes: float = 0.0
+    score_name: str = "NLL"
+    validation_rows: int = 0
+    where: str = "post hoc at fixed weights"
 
 
 class Record(BaseModel):

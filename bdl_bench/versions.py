@@ -14,7 +14,7 @@ import estimators
 __all__ = ["code_digest", "environment", "file_digest"]
 
 _PACKAGES = ("bdl-bench", "torch", "numpy", "scipy", "scikit-learn")
-_PRESENTATION = ("report", "verify", "bench", "cli.py", "progress.py", "stats")
+_PRESENTATION = ("report", "verify", "bench", "cli.py", "progress.py", "outlook.py", "events.py", "stats")
 """Parts of bdl_bench that read records, or never touch them: a change there leaves records valid."""
 
 

@@ -7,6 +7,7 @@ from estimators.likelihoods import Bernoulli, Categorical, Gaussian
 from estimators.regvar.estimator import RegVar
 from estimators.regvar.regularizers import MeanAbsolute, ParameterProbes, Pointwise, PosteriorDraws, SignedProbes
 from estimators.regvar.solvers import FineTune, LinearResponse, NewtonRefit
+from estimators.tuning import calibrate, optimize_prior_precision, tune
 
 __all__ = [
     "Bernoulli",
@@ -25,4 +26,7 @@ __all__ = [
     "RegVar",
     "SignedProbes",
     "UncertaintyEstimator",
+    "calibrate",
+    "optimize_prior_precision",
+    "tune",
 ]

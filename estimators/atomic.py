@@ -6,13 +6,16 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_bytes", "write_text"]
+__all__ = ["discard_leftovers", "write_bytes", "write_text"]
+
+
+_SUFFIX = ".part"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` in one step; a reader sees the old file, or the new one, or none, and never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -28,3 +31,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """The same for text, in UTF-8."""
     write_bytes(path, content.encode())
+
+
+def discard_leftovers(path: Path) -> None:
+    """Remove what writers of `path` left that were killed. Only for who knows that no other is writing it just now."""
+    if path.parent.is_dir():
+        for part in path.parent.iterdir():
+            if part.name.startswith(_prefix(path)) and part.name.endswith(_SUFFIX):
+                part.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:80]}."

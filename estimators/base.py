@@ -25,15 +25,15 @@ from estimators.network import Network
 from estimators.objective import Labels, Objective, Prior
 from estimators.prediction import Prediction
 from estimators.pytrees import PyTree
+from estimators.refittable import Refittable
 from estimators.rng import preserved_random_state
-from estimators.storable import Storable
 from estimators.subsets import SubsetSpec, delta_of_names, matching_names
 from estimators.team import Team
 
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
 
-class UncertaintyEstimator(Storable):
+class UncertaintyEstimator(Refittable):
     """Predictive variance of a trained network.
 
     Args:
@@ -208,11 +208,15 @@ class UncertaintyEstimator(Storable):
         """
         if link_approx not in ("probit", "mc"):
             raise OptionError('link_approx "probit" or "mc"', received=repr(link_approx), remedy='use "probit".')
-        variance = self.variance(x)
+        variance = self._predictive_variance(x)
         samples = self.sample(x, n_samples) if link_approx == "mc" and self.likelihood.kind != "regression" else None
         if link_approx == "mc" and samples is None:
             samples = variance[None]  # the likelihood says why regression has no Monte-Carlo link
         return self.likelihood.predict(self._mean(x), variance, samples)
+
+    def _predictive_variance(self, x: PyTree) -> Tensor:
+        """`variance`, as a distribution can have it."""
+        return self.variance(x)
 
     def _mean(self, x: PyTree) -> Tensor:
         return self.network_.shaped_outputs(x)

@@ -18,6 +18,7 @@ __all__ = [
     "OptionError",
     "StateError",
     "TooLargeError",
+    "TuningEdgeWarning",
     "UnsupportedError",
 ]
 
@@ -105,6 +106,10 @@ class ConvergenceError(EstimatorError, ArithmeticError):
 
 class NotConvergedWarning(UserWarning):
     """Posterior draws were left far from their end: the variance may be wrong by much more than Monte-Carlo error."""
+
+
+class TuningEdgeWarning(UserWarning):
+    """A tuned value is the last of its range: the optimum may lie beyond."""
 
 
 class LambdaTooLargeError(EstimatorError, ArithmeticError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,21 @@ class LinearizedLaplace(UncertaintyEstimator):
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.inverse_, self.jacobian_backend_ = learned["inverse"], learned["jacobian_backend"]
         self._hold(objective, restored(objective, tensors, learned["curvature"], curvature=self.curvature))
+
+    def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
+        ratio = fitted._ratio_to(self, changed)
+        if ratio is None or not self._allows(fitted, objective):
+            self._fit(objective, progress_bar=False)
+            return
+        self.inverse_, self.jacobian_backend_ = fitted.inverse_, fitted.jacobian_backend_
+        self._hold(objective, fitted.data_curvature_.moved(centre_of(objective, self.curvature), ratio))
+
+    def _allows(self, fitted: Self, objective: Objective) -> bool:
+        """Whether the form that was kept serves this prior: the dual one is of a proper prior, low rank of one δ."""
+        before, after = fitted.objective_.prior.precision, objective.prior.precision
+        if self.hessian_structure == "lowrank":
+            return bool((after * before[0] == before * after[0]).all())
+        return fitted.inverse_ not in ("dual", "streamed") or bool((after > 0).all())
 
     def _attached(self, objective: Objective) -> None:
         if isinstance(self.data_curvature_, (Products, StreamedRows)):

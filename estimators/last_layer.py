@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,16 @@ class LastLayerLaplace(UncertaintyEstimator):
         prior = self.head_.to_matrix(prior_precision)
         return _STRUCTURES[self.hessian_structure].precision(self.factors_, prior)
 
+    def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
+        ratio = fitted._ratio_to(self, changed)
+        if ratio is None:
+            self._fit(objective, progress_bar=False)
+            return
+        self.head_ = Head.described(objective.network, fitted.head_.description())
+        scaled = _STRUCTURES[self.hessian_structure].scaled
+        self.factors_ = {name: ratio * t if name == scaled else t for name, t in fitted.factors_.items()}
+        self.precision_ = self._precision_for(objective.prior.precision)
+
     def _learned(self) -> Learned:
         return self.factors_, {"head": self.head_.description()}
 
@@ -124,8 +134,12 @@ class LastLayerLaplace(UncertaintyEstimator):
 
 @dataclass(frozen=True)
 class _Structure:
-    """The factors of the data's curvature, and the precision from them for a prior (C, E)."""
+    """The factors of the data's curvature, and the precision from them for a prior (C, E).
 
+    `scaled` names the factor that is proportional to Λ.
+    """
+
+    scaled: str
     collect: Callable[[Head, Objective], Factors]
     precision: Callable[[Factors, Tensor], HeadPrecision]
 
@@ -161,9 +175,9 @@ def _single(prior: Tensor) -> float:
 
 
 _STRUCTURES: dict[str, _Structure] = {
-    "full": _Structure(_full, lambda factors, prior: FullHead(factors["curvature"], prior)),
+    "full": _Structure("curvature", _full, lambda factors, prior: FullHead(factors["curvature"], prior)),
     "kron": _Structure(
-        _kron, lambda factors, prior: KronHead(factors["mean_hessian"], factors["gram"], _single(prior))
+        "mean_hessian", _kron, lambda factors, prior: KronHead(factors["mean_hessian"], factors["gram"], _single(prior))
     ),
-    "diag": _Structure(_diag, lambda factors, prior: DiagHead(factors["diagonal"], prior)),
+    "diag": _Structure("diagonal", _diag, lambda factors, prior: DiagHead(factors["diagonal"], prior)),
 }

@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from estimators.errors import ModelChangedError, ModelError
 
-__all__ = ["Fingerprint", "check_model", "fingerprint", "refuse_if_changed"]
+__all__ = ["Fingerprint", "check_model", "fingerprint", "mode_faults", "refuse_if_changed", "weight_faults"]
 
 Fingerprint = dict[str, tuple[int, int, int]]
 _COLUMNS, _SHORT = 1024, 2**16
@@ -19,38 +19,45 @@ _COLUMNS, _SHORT = 1024, 2**16
 
 def check_model(model: nn.Module) -> None:
     """ModelError for non-finite weights, several devices or dtypes, dropout or batch statistics in train mode."""
-    _check_uniform(model)
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError("finite weights", received=f"NaN or Inf in {name!r}", remedy="train the model again.")
-    for name, module in model.named_modules():
-        if module.training:
-            _check_train_mode(name, module)
+    for fault in (*weight_faults(model), *mode_faults(model)):
+        raise fault
 
 
-def _check_uniform(model: nn.Module) -> None:
+def weight_faults(model: nn.Module) -> list[ModelError]:
+    """Several devices or dtypes, and non-finite weights, for which nothing can be computed."""
     kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
     if len(kinds) != 1:
         listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "no parameters"
-        raise ModelError(
-            "parameters of one dtype on one device", received=listed, remedy="model.to(device=..., dtype=...)."
-        )
+        remedy = "model.to(device=..., dtype=...)."
+        return [ModelError("parameters of one dtype on one device", received=listed, remedy=remedy)]
+    return [
+        ModelError("finite weights", received=f"NaN or Inf in {name!r}", remedy="train the model again.")
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
 
 
-def _check_train_mode(name: str, module: nn.Module) -> None:
+def mode_faults(model: nn.Module) -> list[ModelError]:
+    """Modules in train mode whose outputs would be random, or would depend on the other rows."""
+    found = (_mode_fault(name, module) for name, module in model.named_modules() if module.training)
+    return [fault for fault in found if fault is not None]
+
+
+def _mode_fault(name: str, module: nn.Module) -> ModelError | None:
     dropout = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
     if isinstance(dropout, float) and dropout > 0:
-        raise ModelError(
+        return ModelError(
             "a deterministic network",
             received=f"{name!r} ({type(module).__name__}) in train mode with dropout {dropout}",
             remedy="call model.eval() before fit.",
         )
     if isinstance(module, _NormBase) and (module.track_running_stats or "Batch" in type(module).__name__):
-        raise ModelError(
+        return ModelError(
             "normalisation with frozen statistics, so that rows do not depend on each other",
             received=f"{name!r} ({type(module).__name__}) in train mode",
             remedy="call model.eval() before fit.",
         )
+    return None
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from bdl_bench.methods.registry import PRIOR, Method, preset
+from typing import Any
+
+from bdl_bench.methods.registry import PRIOR, Build, Method, preset
+from bdl_bench.problem import Problem
+from estimators import UncertaintyEstimator
 from estimators.baselines import LaplaceTorch
+from estimators.errors import UnsupportedError
+
+
+def _theirs(**options: Any) -> Build:  # noqa: ANN401
+    build = preset(LaplaceTorch, **options)
+
+    def checked(problem: Problem, seed: int) -> UncertaintyEstimator:
+        if problem.likelihood.kind == "binary" or isinstance(problem.prior_precision, dict):
+            raise UnsupportedError(
+                "regression or classes, and one prior_precision, which is what laplace-torch takes",
+                received=f"{problem.likelihood!r}, prior_precision={problem.prior_precision!r}",
+                remedy="laplace, laplace-kron, laplace-diag and last-layer take all of them.",
+            )
+        return build(problem, seed)
+
+    return checked
+
 
 PRESETS = [
-    Method(name, f"laplace-torch: {what}", preset(LaplaceTorch, **options), axis=PRIOR)
+    Method(name, f"laplace-torch: {what}", _theirs(**options), axis=PRIOR)
     for name, what, options in (
         ("laplace-torch", "the full GGN", {"hessian_structure": "full"}),
         ("laplace-torch-kron", "its Kronecker factors of all weights", {"hessian_structure": "kron"}),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bdl_bench.methods.registry import PRIOR, Build, Method
-from bdl_bench.problem import Problem
+from bdl_bench.methods.registry import PRIOR, Build, Method, around
+from bdl_bench.problem import Problem, rows
 from estimators import (
     FineTune,
     LinearResponse,
@@ -16,10 +16,13 @@ from estimators import (
     RegVar,
     UncertaintyEstimator,
 )
+from estimators.errors import UnsupportedError
 from estimators.regvar.regularizers import Regularizer
 from estimators.regvar.solvers import Solver
 
 _DRAWS = 16
+_SOLVABLE = 500
+_LAM = 0.1
 
 
 def _regvar(regularizer: Callable[[int], Regularizer], solver: Callable[[int], Solver]) -> Build:
@@ -53,6 +56,18 @@ def _fine_tune(seed: int) -> FineTune:
     return FineTune(seed=seed)
 
 
+def _pointwise(problem: Problem, seed: int) -> UncertaintyEstimator:
+    loaders = [problem.validation, problem.test, *problem.ood.values(), *problem.shifts.values()]
+    n_rows = sum(len(batch) for loader in loaders for batch in rows(loader))
+    if n_rows > _SOLVABLE:
+        raise UnsupportedError(
+            f"a problem of at most {_SOLVABLE} rows beside the training rows, each of whose outputs is solved for",
+            received=f"one of {n_rows} rows",
+            remedy="laplace gives the same variance where a dense matrix fits; regvar-krylov comes close to it.",
+        )
+    return _regvar(lambda _: Pointwise(), _limit)(problem, seed)
+
+
 PRESETS = [
     Method(
         "regvar-draws",
@@ -71,7 +86,7 @@ PRESETS = [
     Method(
         "regvar-pointwise",
         "RegVar, one solve for each test output: exact, as far as block CG goes",
-        _regvar(lambda seed: Pointwise(), _limit),  # noqa: ARG005
+        _pointwise,
         axis=PRIOR,
     ),
     Method(
@@ -80,6 +95,12 @@ PRESETS = [
         _regvar(lambda seed: MeanAbsolute(), _limit),  # noqa: ARG005
         default=True,
         axis=PRIOR,
+    ),
+    Method(
+        "regvar-mean-absolute-refit",
+        "the same by minibatch refits at a finite λ, which is what tuning walks along",
+        _regvar(lambda _: MeanAbsolute(), lambda seed: FineTune(lam=_LAM, seed=seed)),
+        axis=around("solver.lam", _LAM, decades=2),
     ),
     Method(
         "regvar-probes",

@@ -8,7 +8,7 @@ from estimators import UncertaintyEstimator
 from estimators.baselines import SWAG, DeepEnsemble, MCDropout
 from estimators.baselines.dropout_layers import dropout_names
 
-_MEMBERS, _RATE = 5, 0.1
+_MEMBERS, _RATE, _MASKS = 5, 0.1, 30
 
 
 def _ensemble(problem: Problem, seed: int) -> UncertaintyEstimator:
@@ -27,7 +27,9 @@ def _ensemble(problem: Problem, seed: int) -> UncertaintyEstimator:
 
 def _dropout(problem: Problem, seed: int) -> UncertaintyEstimator:
     if dropout_names(problem.model):
-        return MCDropout(problem.model, problem.likelihood, prior_precision=problem.prior_precision, seed=seed)
+        return MCDropout(
+            problem.model, problem.likelihood, prior_precision=problem.prior_precision, n_samples=_MASKS, seed=seed
+        )
     refuse_without_recipe("dropout", problem)
     return MCDropout(
         problem.model,
@@ -36,6 +38,7 @@ def _dropout(problem: Problem, seed: int) -> UncertaintyEstimator:
         rate=_RATE,
         make_model=problem.make_model,
         recipe=problem.recipe,
+        n_samples=_MASKS,
         seed=seed,
     )
 
@@ -61,6 +64,6 @@ PRESETS = [
         "swag",
         "SWAG: a Gaussian through the iterates of SGD at a constant rate",
         _swag,
-        axis=around("recipe.lr", 1e-2, decades=1),
+        axis=around("step", 1.0, decades=1),
     ),
 ]

@@ -6,6 +6,7 @@ The layout is flat. Test rows have plain names; other sets of rows have a prefix
     validation/<name>    ood/<set>/<name>    shift/<family>-<severity>/<name>
     tuned/<any of these>
 
+`band/` and `train/` are for figures: rows that are drawn and not scored, and in no part here.
 Out-of-distribution rows may have no targets. Targets are data: where the tuned arrays lack those of a set, they are
 those of the arrays as fitted.
 """
@@ -25,6 +26,7 @@ __all__ = ["Parts", "flattened", "parts", "tuned"]
 Array = NDArray[np.float64]
 Named = Mapping[str, Array]
 _TUNED = "tuned/"
+_NOT_SCORED = ("tuned", "band", "train")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def parts(arrays: Named) -> Parts:
             validation[name] = array
         elif section in sets and group and name:
             sets[section].setdefault(group, {})[name] = array
-        elif section != "tuned":
+        elif section not in _NOT_SCORED:
             raise _unknown(path)
     return Parts(test, validation, **sets)
 

@@ -30,24 +30,24 @@ class Falling:
 
     def accepted(self, values: Floats) -> Floats:
         """At each place, the sum of values over the rows whose score is at least the one there, (..., M)."""
-        return np.take_along_axis(np.cumsum(self._in_order(values), -1), self.last, -1)
+        return _at(np.cumsum(self._in_order(values), -1), self.last)
 
     def expected(self, values: Floats) -> Floats:
         """At each place, the mean value of its group of ties: the expected value there over all orders of ties."""
         ordered = self._in_order(values)
         sums = np.cumsum(ordered, -1)
-        before = np.take_along_axis(sums - ordered, self.first, -1)
-        means: Floats = (np.take_along_axis(sums, self.last, -1) - before) / (self.last - self.first + 1)
+        before = _at(sums - ordered, self.first)
+        means: Floats = (_at(sums, self.last) - before) / (self.last - self.first + 1)
         return means
 
     def _in_order(self, values: Floats) -> Floats:
-        return np.take_along_axis(np.broadcast_to(values, self.order.shape), self.order, -1)
+        return values[self.order] if values.ndim == 1 else _at(values, self.order)
 
 
 def falling(scores: Floats) -> Falling:
     """The rows in falling order of `scores`, (..., M)."""
     order = np.argsort(-scores, axis=-1, kind="stable")
-    ranked = np.take_along_axis(scores, order, -1)
+    ranked = _at(scores, order)
     step = ranked[..., 1:] != ranked[..., :-1]
     edge = np.ones((*ranked.shape[:-1], 1), dtype=bool)
     places = np.arange(ranked.shape[-1])
@@ -55,3 +55,11 @@ def falling(scores: Floats) -> Falling:
     ends = np.where(np.concatenate([step, edge], -1), places, len(places))
     last = np.minimum.accumulate(ends[..., ::-1], axis=-1)[..., ::-1]
     return Falling(order, first, last)
+
+
+def _at(values: Floats, places: Integers) -> Floats:
+    """values[..., places], each row at its own places; `np.take_along_axis` does the same, ten times slower."""
+    lead, length = places.shape[:-1], places.shape[-1]
+    offset = length * np.arange(int(np.prod(lead))).reshape(*lead, 1)
+    taken: Floats = np.take(np.ascontiguousarray(values), places + offset)
+    return taken

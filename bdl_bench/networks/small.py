@@ -22,9 +22,9 @@ def convolutional(hidden: int = 227, *, bias: bool = True) -> nn.Sequential:
 
 
 def group_norm(n_classes: int = 10) -> nn.Sequential:
-    """Two convolutions with group normalisation (Wu & He 2018) on images (B, 1, 8, 8): 3,866 parameters."""
+    """Two convolutions with group normalisation (Wu & He 2018) on images (B, 1, 8, 8): 1,946 parameters."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU()),
+        *(nn.Conv2d(1, 8, 3, 2, padding=1), nn.GroupNorm(2, 8), nn.ReLU()),
         *(nn.Conv2d(8, 16, 3, 2, padding=1), nn.GroupNorm(4, 16), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(256, n_classes)),
+        *(nn.Flatten(), nn.Linear(64, n_classes)),
     )

@@ -1,30 +1,40 @@
-"""Records rendered: one self-contained HTML page, Markdown and CSV."""
+"""Records rendered: one self-contained HTML page, Markdown, CSV, Parquet, and every figure as a file on request."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from bdl_bench.report.csv_table import to_csv
+from bdl_bench.report.figures.gallery import FileFormat, Gallery
+from bdl_bench.report.frame import has_parquet, to_parquet
 from bdl_bench.report.html import to_html
 from bdl_bench.report.markdown import to_markdown
 from bdl_bench.report.view import build
-from estimators.atomic import write_text
+from estimators.atomic import write_bytes, write_text
 from estimators.errors import OptionError
 
 __all__ = ["write_report"]
 
 
-def write_report(directory: Path) -> Path:
-    """Render every record of `directory` into report.html, report.md and report.csv there; the path of the first."""
+def write_report(directory: Path, *, figures: FileFormat | None = None) -> Path:
+    """Render every record of `directory` into report.html, report.md and report.csv there; the path of the first.
+
+    With pandas and pyarrow (the extra `parquet`) also every number of every cell as report.parquet. `figures` ("svg" or
+    "pdf") saves every figure as `figures/<task>/<name>.<figures>` as well.
+
+    Raises OptionError for a directory without records, and for another kind of figures.
+    """
     if not any((directory / "records").rglob("*.json")):
         raise OptionError(
             "a directory that bdl-bench compare wrote",
             received=str(directory),
             remedy="check the path given to report.",
         )
-    report = build(directory)
+    report = build(directory, Gallery(directory / "figures", figures))
     page = directory / "report.html"
     write_text(page, to_html(report))
     write_text(directory / "report.md", to_markdown(report))
     write_text(directory / "report.csv", to_csv(report))
+    if has_parquet():
+        write_bytes(directory / "report.parquet", to_parquet(report.numbers))
     return page

@@ -1,4 +1,4 @@
-"""A report as CSV: one row for each number of each cell, for other tools to read."""
+"""A report as CSV: one row for each number of each table, for other tools to read."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import csv
 import io
 from collections.abc import Iterator
 
-from bdl_bench.report.view import Report
-from bdl_bench.stats import Interval
+from bdl_bench.report.long import LongRow
+from bdl_bench.report.quality import CostRow
+from bdl_bench.report.scores import ScoreTable
+from bdl_bench.report.view import Report, TaskView
+from bdl_bench.stats import Interval, mean_interval
 
 __all__ = ["to_csv"]
 
-_HEADER = ("task", "method", "quantity", "mean", "low95", "high95", "seeds", "against_map", "best_group")
+_HEADER = ("task", "method", "variant", "quantity", "mean", "low95", "high95", "seeds", "against_map", "best_group")
 Row = tuple[object, ...]
 
 
@@ -27,19 +30,58 @@ def to_csv(report: Report) -> str:
 
 def _rows(report: Report) -> Iterator[Row]:
     for task in report.tasks:
-        for method, cells in task.scores.cells.items():
-            for key, cell in cells.items():
-                yield (task.name, method, key, *_numbers(cell.interval), cell.against or "", int(cell.in_best_group))
-        for row in task.agreements:
-            found = {"spearman": row.spearman, "mean_ratio": row.mean_ratio, "relative_rmse": row.relative_rmse}
-            for name, interval in found.items():
-                if interval is not None:
-                    yield (task.name, row.method, f"agreement/{name}", *_numbers(interval), "", "")
-        for cost in task.costs:
-            medians = {"fit_seconds": cost.fit_seconds, "predict_seconds": cost.predict_seconds,
-                       "peak_bytes": cost.peak_bytes, "peak_rise_bytes": cost.rise_bytes}  # fmt: skip
-            for name, value in medians.items():
-                yield (task.name, cost.method, f"cost/{name} (median)", value, "", "", "", "", "")
+        for table in task.scores.tables:
+            yield from _scores(task.name, table)
+        yield from _agreements(task)
+        for cost in task.costs.rows:
+            yield from _costs(task.name, cost)
+    yield from _shifted(report.numbers)
+    if report.summary is not None and report.summary.ranking is not None:
+        for method, rank in report.summary.ranking.average.items():
+            yield ("", method, "", "average rank", rank, "", "", "", "", "")
+
+
+def _scores(task: str, table: ScoreTable) -> Iterator[Row]:
+    for method, cells in table.cells.items():
+        for key, cell in cells.items():
+            verdict = cell.against or ""
+            yield (task, method, _variant(table), key, *_numbers(cell.interval), verdict, int(cell.in_best_group))
+
+
+def _agreements(task: TaskView) -> Iterator[Row]:
+    for row in task.agreement.rows:
+        found = {"spearman": row.spearman, "mean_ratio": row.mean_ratio, "relative_rmse": row.relative_rmse}
+        for name, interval in found.items():
+            if interval is not None:
+                yield (task.name, row.method, "as fitted", f"agreement/{name}", *_numbers(interval), "", "")
+
+
+def _costs(task: str, cost: CostRow) -> Iterator[Row]:
+    medians = {
+        "fit_seconds": cost.fit_seconds,
+        "tuning_seconds": cost.tuning_seconds,
+        "predict_seconds": cost.predict_seconds,
+        "passes": cost.passes,
+        "peak_bytes": cost.peak_bytes,
+        "peak_rise_bytes": cost.rise_bytes,
+    }
+    for name, value in medians.items():
+        if value is not None:
+            yield (task, cost.method, "", f"cost/{name} (median)", value, "", "", "", "", "")
+
+
+def _shifted(numbers: list[LongRow]) -> Iterator[Row]:
+    """Metrics of shifted rows."""
+    found: dict[tuple[str, str, str, str], list[float]] = {}
+    for row in numbers:
+        if row.quantity.startswith("shift/"):
+            found.setdefault((row.task, row.method, row.variant, row.quantity), []).append(row.value)
+    for place, values in found.items():
+        yield (*place, *_numbers(mean_interval(values)), "", "")
+
+
+def _variant(table: ScoreTable) -> str:
+    return "tuned" if table.tuned else "as fitted"
 
 
 def _numbers(interval: Interval) -> Row:

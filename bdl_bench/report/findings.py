@@ -5,7 +5,7 @@ from __future__ import annotations
 from bdl_bench.methods import BASELINE
 from bdl_bench.report.quality import AgreementRow, CostRow
 from bdl_bench.report.scores import ScoreTable
-from bdl_bench.report.text import duration, number
+from bdl_bench.report.text import duration, listed, number
 
 __all__ = ["findings"]
 
@@ -25,11 +25,12 @@ def _first_metric(scores: ScoreTable) -> list[str]:
     if metric.key not in scores.best or len(scores.cells) < 2:
         return []
     best = scores.best[metric.key]
-    group = [m for m, row in scores.cells.items() if row[metric.key].in_best_group and m != best]
-    value = number(scores.cells[best][metric.key].interval.mean)
+    rows = {m: row[metric.key] for m, row in scores.cells.items() if metric.key in row}
+    group = [m for m, cell in rows.items() if cell.in_best_group and m != best]
+    value = number(rows[best].interval.mean)
     if group:
-        return [f"Best {metric.label}: {best} ({value}); not distinguishable from it: {_listed(group)}."]
-    alone = scores.cells[best][metric.key].in_best_group
+        return [f"Best {metric.label}: {best} ({value}); not distinguishable from it: {listed(group)}."]
+    alone = rows[best].in_best_group
     rest = "ahead of every other method" if alone else "but no two methods can be told apart by it"
     return [f"Best {metric.label}: {best} ({value}), {rest}."]
 
@@ -38,11 +39,11 @@ def _against_baseline(scores: ScoreTable) -> list[str]:
     metric = scores.metrics[0]
     if BASELINE not in scores.cells:
         return []
-    verdicts = {m: row[metric.key].against for m, row in scores.cells.items() if m != BASELINE}
+    verdicts = {m: row[metric.key].against for m, row in scores.cells.items() if m != BASELINE and metric.key in row}
     better = [m for m, v in verdicts.items() if v == "better"]
     worse = [m for m, v in verdicts.items() if v == "worse"]
     same = [m for m, v in verdicts.items() if v == "not distinguishable"]
-    parts = [f"{word}: {_listed(names)}" for word, names in
+    parts = [f"{word}: {listed(names)}" for word, names in
              (("better", better), ("worse", worse), ("not distinguishable", same)) if names]  # fmt: skip
     return [f"{metric.label} against {BASELINE}: {'; '.join(parts)}."] if parts else []
 
@@ -67,7 +68,3 @@ def _cheapest(costs: list[CostRow], rows: list[AgreementRow]) -> list[str]:
     least = min(candidates, key=lambda row: row.fit_seconds + row.predict_seconds)
     total = duration(least.fit_seconds + least.predict_seconds)
     return [f"Least time for an approximate variance: {least.method}, {total} to fit and predict."]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from bdl_bench.report.scores import ScoreCell
-from bdl_bench.report.text import duration, mebibytes, with_half_width
+from bdl_bench.report.quality import CostRow
+from bdl_bench.report.scores import ScoreCell, ScoreTable
+from bdl_bench.report.text import count, duration, mebibytes, number, with_half_width
 from bdl_bench.report.view import Report, TaskView
 from bdl_bench.stats import Interval
 
@@ -15,7 +16,7 @@ __all__ = ["to_markdown"]
 
 def to_markdown(report: Report) -> str:
     """The text."""
-    lines = ["# Comparison of predictive uncertainty", "", *_what_was_run(report)]
+    lines = ["# Comparison of predictive uncertainty", "", *_summary(report), *_what_was_run(report)]
     for task in report.tasks:
         lines += _task(task)
     lines += _not_finished(report)
@@ -25,11 +26,32 @@ def to_markdown(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _summary(report: Report) -> list[str]:
+    found = report.summary
+    if found is None:
+        return []
+    ranked = ["average rank"] if found.ranking else []
+    tasks = [f"{_escaped(c.task)}: {c.metric.label} {'tuned' if c.tuned else 'as fitted'}" for c in found.columns]
+    rows = (
+        (
+            _escaped(row.method),
+            *(["–" if row.rank is None else number(row.rank)] if found.ranking else []),
+            *(_score(cell) for cell in row.cells),
+            "–" if row.seconds is None else duration(row.seconds),
+        )
+        for row in found.rows
+    )
+    sentences = [f"- {_escaped(sentence)}" for sentence in found.sentences]
+    return [*sentences, "", *_table(("method", *ranked, *tasks, "time"), rows), ""]
+
+
 def _what_was_run(report: Report) -> list[str]:
     seeds = ", ".join(map(str, report.seeds))
+    tuned = "Tuned: what scored best on the validation rows, with the same budget for every method."
+    settings = tuned if report.tuned else "The prior precision δ is fixed by the task; nothing was tuned."
     return [
         f"Made {report.created}. Seeds: {seeds}. The network was trained once for each task and seed, and every method "
-        "started from it. The prior precision δ is fixed by the task; nothing was tuned.",
+        f"started from it. {settings}",
         "",
         *_table(("method", "what it is"), ((_escaped(m), _escaped(s)) for m, s in report.methods.items())),
     ]
@@ -38,23 +60,32 @@ def _what_was_run(report: Report) -> list[str]:
 def _task(task: TaskView) -> list[str]:
     lines = ["", f"## {_escaped(task.name)}", "", _escaped(task.summary), ""]
     lines += [f"- {_escaped(sentence)}" for sentence in task.findings]
-    header = ["method", *(f"{metric.label} {metric.key}" for metric in task.scores.metrics)]
-    keys = [metric.key for metric in task.scores.metrics]
-    rows = ((_escaped(m), *(_score(cells[key]) for key in keys)) for m, cells in task.scores.cells.items())
-    lines += ["", *_table(header, rows), "", "Mean ± half of the 95 % interval over seeds; bold: the best group."]
-    if task.agreements:
+    for table in task.scores.tables:
+        lines += ["", "Tuned:" if table.tuned else "As fitted:", "", *_scores(table)]
+    lines += ["", "Mean ± half of the 95 % interval over seeds; bold: the best group."]
+    if task.agreement.rows:
         header = ["method", "Spearman", "mean ratio", "relative RMSE"]
         agreements = (
             (_escaped(a.method), _maybe(a.spearman), _joined(a.mean_ratio), _joined(a.relative_rmse))
-            for a in task.agreements
+            for a in task.agreement.rows
         )
-        lines += ["", "Agreement with the exact variance:", "", *_table(header, agreements)]
-    header = ["method", "fit", "predict", "peak memory"]
-    costs = (
-        (_escaped(c.method), duration(c.fit_seconds), duration(c.predict_seconds), mebibytes(c.peak_bytes))
-        for c in task.costs
+        lines += ["", "Agreement with the exact variance, as fitted:", "", *_table(header, agreements)]
+    header = ["method", "fit", "tune", "predict", "passes", "peak memory"]
+    return [*lines, "", "Cost, medians over seeds:", "", *_table(header, map(_cost, task.costs.rows))]
+
+
+def _scores(table: ScoreTable) -> list[str]:
+    header = ["method", *(f"{metric.label} {metric.key}".replace("*", "\\*") for metric in table.metrics)]
+    keys = [metric.key for metric in table.metrics]
+    return _table(
+        header, ((_escaped(m), *(_score(cells.get(key)) for key in keys)) for m, cells in table.cells.items())
     )
-    return [*lines, "", "Cost, medians over seeds:", "", *_table(header, costs)]
+
+
+def _cost(row: CostRow) -> Sequence[str]:
+    seconds = (row.fit_seconds, row.tuning_seconds, row.predict_seconds)
+    times = ("–" if value is None else duration(value) for value in seconds)
+    return (_escaped(row.method), *times, count(row.passes), mebibytes(row.peak_bytes))
 
 
 def _not_finished(report: Report) -> list[str]:
@@ -65,7 +96,9 @@ def _not_finished(report: Report) -> list[str]:
     return ["", "## Skipped and failed", "", *_table(("task", "method", "seed", "status", "reason"), rows)]
 
 
-def _score(cell: ScoreCell) -> str:
+def _score(cell: ScoreCell | None) -> str:
+    if cell is None:
+        return "–"
     text = _joined(cell.interval)
     return f"**{text}**" if cell.in_best_group else text
 

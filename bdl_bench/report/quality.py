@@ -26,7 +26,10 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class CostRow:
-    """Medians over seeds: seconds to fit and to predict the test rows, bytes of peak memory and their rise."""
+    """Medians over seeds: seconds to fit, to tune and to predict, passes, bytes of peak memory and their rise.
+
+    `exclusive` False: in at least one cell other jobs ran at the same time, so that its seconds are an upper bound.
+    """
 
     method: str
     fit_seconds: float
@@ -35,6 +38,14 @@ class CostRow:
     rise_bytes: float
     peak_reset: bool
     device_peak_bytes: float | None
+    tuning_seconds: float | None = None
+    passes: float | None = None
+    exclusive: bool = True
+
+    @property
+    def total_seconds(self) -> float:
+        """To fit, tune and predict."""
+        return self.fit_seconds + self.predict_seconds + (self.tuning_seconds or 0.0)
 
 
 def agreement_rows(results: TaskResults) -> list[AgreementRow]:
@@ -72,6 +83,9 @@ def cost_rows(results: TaskResults) -> list[CostRow]:
                     median(c.peak_rise_bytes for c in costs),
                     all(c.peak_reset for c in costs),
                     _median_or_none(c.device_peak_bytes for c in costs),
+                    _median_or_none(c.tuning_seconds for c in costs),
+                    _median_or_none(c.passes for c in costs),
+                    all(c.exclusive for c in costs),
                 )
             )
     return rows
@@ -81,6 +95,6 @@ def _agreement(results: TaskResults, method: str, seed: int) -> Agreement:
     return agreement(*(results.arrays(name, seed)["epistemic_variance"] for name in (method, REFERENCE)))
 
 
-def _median_or_none(values: Iterable[int | None]) -> float | None:
+def _median_or_none(values: Iterable[float | None]) -> float | None:
     numbers = [value for value in values if value is not None]
     return median(numbers) if numbers else None

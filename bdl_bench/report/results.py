@@ -1,21 +1,27 @@
-"""Records gathered by task: which methods and seeds there are, with their arrays at hand."""
+"""Records gathered by task: which methods and seeds there are, with their arrays and measured metrics at hand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.methods import METHODS
-from bdl_bench.metrics import METRICS, Metric
+from bdl_bench.metrics import METRICS, Metric, evaluate, metrics_of
 from bdl_bench.records import Record, RecordStore
+from bdl_bench.report.arrays import ArrayView
 
-__all__ = ["TaskResults", "gather"]
+__all__ = ["TaskResults", "Variant", "gather", "readable"]
 
+Variant = bool
+"""False: as fitted; True: tuned."""
 Arrays = dict[str, NDArray[Any]]
+_SMALL = 2**22
+"""Bytes of a file whose arrays are read and kept together; of larger ones only what figures need is kept."""
 
 
 @dataclass
@@ -27,7 +33,8 @@ class TaskResults:
     kind: str
     store: RecordStore
     done: dict[str, dict[int, Record]]
-    _arrays: dict[tuple[str, int], Arrays] = field(default_factory=dict)
+    _arrays: dict[tuple[str, int], ArrayView] = field(default_factory=dict)
+    _measured: dict[tuple[str, int, Variant], dict[str, float]] = field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -40,29 +47,90 @@ class TaskResults:
         return sorted({seed for records in self.done.values() for seed in records})
 
     @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The metrics of this kind of likelihood."""
-        return METRICS[self.kind]
+    def complete_methods(self) -> list[str]:
+        """Methods that finished every seed, whose means can be compared; those with most seeds where none did."""
+        most = max(len(seeds) for seeds in self.done.values())
+        return [m for m, seeds in self.done.items() if len(seeds) == most]
 
-    def arrays(self, method: str, seed: int) -> Arrays:
-        """The per-example arrays of a finished cell, read once."""
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Every metric that some method has, but under shift: there it is drawn, not compared."""
+        found = {metric.key: metric for metric in METRICS[self.kind]}
+        for method in self.methods:
+            predictions = self.predictions(method, min(self.done[method])).scored()
+            found |= {metric.key: metric for metric in metrics_of(self.kind, predictions)}
+        return tuple(metric for key, metric in found.items() if not key.startswith("shift/"))
+
+    @property
+    def tuned_methods(self) -> list[str]:
+        """Methods of which every finished cell was also tuned."""
+        return [m for m in self.methods if all(self.arrays(m, s).tuned() is not None for s in self.done[m])]
+
+    def arrays(self, method: str, seed: int) -> ArrayView:
+        """The arrays of a finished cell; they are kept until `forget`."""
         place = (method, seed)
         if place not in self._arrays:
-            self._arrays[place] = self.store.arrays(self.done[method][seed])
+            path = self._path(method, seed)
+            self._arrays[place] = ArrayView.of(path, read=path.stat().st_size < _SMALL)
         return self._arrays[place]
+
+    def predictions(self, method: str, seed: int, *, tuned: Variant = False) -> ArrayView:
+        """The arrays of a finished cell as fitted, or of the tuned estimator."""
+        return _variant(self.arrays(method, seed), tuned=tuned)
+
+    def measured(self, method: str, seed: int, *, tuned: Variant = False) -> dict[str, float]:
+        """Every metric of a cell, computed now from its arrays, so that new metrics apply to old records."""
+        place = (method, seed, tuned)
+        if place not in self._measured:
+            path = self._path(method, seed)
+            large = path.stat().st_size >= _SMALL
+            view = ArrayView.of(path, read=True) if large else self.arrays(method, seed)
+            self._measured[place] = evaluate(self.kind, dict(_variant(view, tuned=tuned).scored()))
+        return self._measured[place]
 
     def shared_seeds(self, method: str, other: str) -> list[int]:
         """Seeds that both have."""
         return sorted(self.done.get(method, {}).keys() & self.done.get(other, {}).keys())
 
-    def values(self, method: str, key: str) -> list[float]:
-        """A metric of a method, one value a seed."""
-        return [record.metrics[key] for _, record in sorted(self.done[method].items())]
+    def values(self, method: str, key: str, *, tuned: Variant = False) -> list[float]:
+        """A metric of a method, one value a seed; empty where a seed has none."""
+        found = [self.measured(method, seed, tuned=tuned) for seed in sorted(self.done[method])]
+        return [values[key] for values in found] if all(key in values for values in found) else []
 
-    def pooled(self, method: str) -> Arrays:
-        """The arrays of all seeds of a method, one after the other."""
-        parts = [self.arrays(method, seed) for seed in sorted(self.done[method])]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def pooled(self, method: str, *, tuned: Variant = False) -> Arrays:
+        """The test rows of all seeds of a method, one after the other."""
+        parts = [self.predictions(method, seed, tuned=tuned) for seed in sorted(self.done[method])]
+        names = [name for name in parts[0] if "/" not in name and all(name in part for part in parts)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def forget(self) -> None:
+        """Let go of every array."""
+        self._arrays.clear()
+
+    def _path(self, method: str, seed: int) -> Path:
+        record = self.done[method][seed]
+        assert record.arrays is not None
+        return self.store.directory / record.arrays
+
+
+def _variant(view: ArrayView, *, tuned: Variant) -> ArrayView:
+    found = view.tuned() if tuned else view.fitted()
+    assert found is not None
+    return found
+
+
+def readable(store: RecordStore) -> list[Record]:
+    """Every record; one whose array file is gone counts as failed, so that the rest still has its report."""
+    return [record if _has_arrays(store, record) else _lost(record) for record in store.all()]
+
+
+def _has_arrays(store: RecordStore, record: Record) -> bool:
+    return record.status != "ok" or (record.arrays is not None and (store.directory / record.arrays).is_file())
+
+
+def _lost(record: Record) -> Record:
+    reason = f"its arrays are gone: {record.arrays}; the same command with the same --out makes them again."
+    return record.model_copy(update={"status": "failed", "reason": reason})
 
 
 def gather(store: RecordStore, records: Iterable[Record]) -> list[TaskResults]:

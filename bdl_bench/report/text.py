@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bdl_bench.stats import Interval
 
-__all__ = ["duration", "mebibytes", "number", "with_half_width"]
+__all__ = ["count", "duration", "listed", "mebibytes", "number", "with_half_width"]
 
 MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: float) -> str:
-    """Three decimals below ten, fewer above, powers of ten outside 0.001 to 100,000."""
+    """Three decimals below ten, four below 0.01, fewer above, powers of ten outside 0.0005 to 100,000."""
     size = abs(value)
     if size != 0 and not 5e-4 <= size < 1e5:
         text = f"{value:.1e}"
     else:
-        text = f"{value:.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
+        text = f"{value:.{4 if 0 < size < 0.01 else 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
     return text.replace("-", MINUS)
 
 
@@ -39,3 +41,17 @@ def mebibytes(size: float) -> str:
     """MiB without decimals, GiB with one above 10,000 MiB."""
     mib = size / 2**20
     return f"{mib:,.0f} MiB" if mib < 10_000 else f"{mib / 1024:,.1f} GiB"
+
+
+def count(value: float | None) -> str:
+    """A number of passes or points: no decimals from 100 on, one below, none for whole ones; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names in a row, the last of many only counted."""
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"

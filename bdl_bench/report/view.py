@@ -7,45 +7,54 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
-from bdl_bench.methods import BASELINE, METHODS, REFERENCE
+from bdl_bench.methods import METHODS
 from bdl_bench.records import Record, RecordStore
-from bdl_bench.report.figures import (
-    Picture,
-    coverage_picture,
-    first_confidence,
-    reliability_picture,
-    scatter_picture,
-)
+from bdl_bench.report.figures.canvas import styled
+from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.findings import findings
-from bdl_bench.report.quality import AgreementRow, CostRow, agreement_rows, cost_rows
-from bdl_bench.report.results import TaskResults, gather
-from bdl_bench.report.scores import ScoreTable, score_table
+from bdl_bench.report.long import LongRow, long_rows
+from bdl_bench.report.palette import Palette
+from bdl_bench.report.results import TaskResults, gather, readable
+from bdl_bench.report.sections.agreement import AgreementSection, agreement
+from bdl_bench.report.sections.bands import bands
+from bdl_bench.report.sections.calibration import calibration
+from bdl_bench.report.sections.configuration import configuration
+from bdl_bench.report.sections.context import Context
+from bdl_bench.report.sections.cost import Costs, costs
+from bdl_bench.report.sections.ood import out_of_distribution
+from bdl_bench.report.sections.scores import Scores, scores
+from bdl_bench.report.sections.selective import selective
+from bdl_bench.report.sections.shift import shift
+from bdl_bench.report.sections.tuning import tuning
+from bdl_bench.report.summary import Summary, summary
 from bdl_bench.tasks import TASKS
 
-__all__ = ["Report", "TaskView", "build"]
+__all__ = ["Report", "Section", "TaskView", "build"]
+
+
+class Section(Protocol):
+    """Part of a task: data, and the name of the template that shows it."""
+
+    @property
+    def template(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class TaskView:
-    """One task: tables, pictures and the sentences drawn from them."""
+    """One task: the sentences drawn from its tables, and its sections in the order of the page."""
 
     name: str
     anchor: str
     summary: str
     kind: str
     seeds: list[int]
-    configuration: dict[str, str]
-    training: str
-    scores: ScoreTable
-    agreements: list[AgreementRow]
-    costs: list[CostRow]
     findings: list[str]
-    calibration: list[Picture]
-    scatters: list[Picture]
-    fit_reports: dict[str, dict[str, str]]
-    incomplete: dict[str, int]
-    """Finished seeds of methods that miss some."""
+    scores: Scores
+    costs: Costs
+    agreement: AgreementSection
+    sections: list[Section]
 
 
 @dataclass(frozen=True)
@@ -53,78 +62,75 @@ class Report:
     """A whole report."""
 
     created: str
+    summary: Summary | None
     tasks: list[TaskView]
     methods: dict[str, str]
     seeds: list[int]
+    tuned: bool
     skipped: list[Record]
     failed: list[Record]
     environments: list[dict[str, str]]
     command: str
-    reference: str = REFERENCE
+    numbers: list[LongRow]
 
 
-def build(directory: Path) -> Report:
-    """The report of every record in a directory."""
+def build(directory: Path, gallery: Gallery | None = None) -> Report:
+    """The report of every record in a directory; `gallery` also saves its figures."""
+    gallery = gallery or Gallery()
     store = RecordStore(directory)
-    records = store.all()
-    views = [_task_view(results, index) for index, results in enumerate(gather(store, records))]
+    records = readable(store)
+    methods = _methods(records)
+    palette = Palette(methods)
+    views: list[TaskView] = []
+    numbers: list[LongRow] = []
+    for index, results in enumerate(gather(store, records)):
+        with styled():
+            views.append(_task_view(Context(results, palette, gallery), index))
+        numbers += long_rows(results)
+        results.forget()
     return Report(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        summary=summary(views, palette, gallery) if views else None,
         tasks=views,
-        methods={name: summary for name, summary in _methods(records).items()},
+        methods=methods,
         seeds=sorted({r.seed for r in records}),
+        tuned=any(r.tuning is not None for r in records),
         skipped=[r for r in records if r.status == "skipped"],
         failed=[r for r in records if r.status == "failed"],
         environments=_unique([r.environment for r in records]),
         command=_command(records),
+        numbers=numbers,
     )
 
 
-def _task_view(results: TaskResults, index: int) -> TaskView:
-    scores, agreements, costs = score_table(results), agreement_rows(results), cost_rows(results)
-    first = next(iter(next(iter(results.done.values())).values()))
+def _task_view(context: Context, index: int) -> TaskView:
+    results: TaskResults = context.results
+    table = scores(context)
+    cost, exact = costs(context, table.fair), agreement(context)
+    sections: Sequence[Section | None] = (
+        table,
+        cost,
+        calibration(context),
+        selective(context),
+        bands(context),
+        out_of_distribution(context, table),
+        shift(context),
+        exact,
+        tuning(context),
+        configuration(context),
+    )
     return TaskView(
         name=results.name,
         anchor=f"task-{index + 1}",
         summary=results.summary,
         kind=results.kind,
         seeds=results.seeds,
-        configuration=first.configuration,
-        training=_training(results),
-        scores=scores,
-        agreements=agreements,
-        costs=costs,
-        findings=findings(scores, agreements, costs),
-        calibration=_calibration(results),
-        scatters=_scatters(results),
-        fit_reports={m: next(iter(seeds.values())).fit_report for m, seeds in results.done.items()},
-        incomplete={m: len(s) for m, s in results.done.items() if len(s) < len(results.seeds)},
+        findings=findings(table.fair, exact.rows, cost.rows),
+        scores=table,
+        costs=cost,
+        agreement=exact,
+        sections=[section for section in sections if section is not None],
     )
-
-
-def _training(results: TaskResults) -> str:
-    trainings = [r.training for seeds in results.done.values() for r in seeds.values() if r.training is not None]
-    recipes = [t.recipe for t in trainings if t.recipe is not None]
-    return recipes[0] if recipes else "none: the network came trained"
-
-
-def _calibration(results: TaskResults) -> list[Picture]:
-    pooled = {method: results.pooled(method) for method in results.methods}
-    baseline = pooled.get(BASELINE)
-    if results.kind == "regression":
-        return [coverage_picture(m, a, baseline if m != BASELINE else None) for m, a in pooled.items()]
-    start = first_confidence(list(pooled.values()))
-    return [reliability_picture(m, a, baseline if m != BASELINE else None, start=start) for m, a in pooled.items()]
-
-
-def _scatters(results: TaskResults) -> list[Picture]:
-    pictures = []
-    for method in results.methods:
-        shared = results.shared_seeds(method, REFERENCE)
-        if method != REFERENCE and shared:
-            pair = (results.arrays(name, shared[0])["epistemic_variance"] for name in (method, REFERENCE))
-            pictures.append(scatter_picture(method, *pair))
-    return [picture for picture in pictures if picture is not None]
 
 
 def _methods(records: Sequence[Record]) -> dict[str, str]:

@@ -68,6 +68,11 @@ class MCDropout(MembersEstimator):
         self.n_samples, self.seed = n_samples, seed
         self._check_options()
 
+    @property
+    def retrains(self) -> bool:  # type: ignore[override]
+        """Whether a fit trains a network."""
+        return self.rate is not None
+
     @classmethod
     def _option_names(cls) -> list[str]:
         return [name for name in super()._option_names() if name != "make_model"]  # seen in the names of the tensors

@@ -41,6 +41,8 @@ class DeepEnsemble(MembersEstimator):
     Errors: ModelError for a `make_model` that does not fit; those of training.
     """
 
+    retrains = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -97,6 +97,11 @@ class LaplaceTorch(UncertaintyEstimator):
             raise _refused('CurvlinopsEF with "last_layer" and "diag"', "it returns the prior")
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        shape = objective.network.shaped_outputs(next(iter(objective.batches)).x).shape
+        if len(shape) > 2:
+            raise UnsupportedError(
+                "outputs (B, C)", received=f"shape {tuple(shape)}", remedy="LinearizedLaplace takes any shape."
+            )
         options: dict[str, Any] = {"prior_precision": self.prior_precision, "prior_mean": self.prior_mean}
         if isinstance(self.likelihood, Gaussian):
             options["sigma_noise"] = self.likelihood.sigma_noise

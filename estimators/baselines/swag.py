@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from estimators.network import differentiable
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
 from estimators.recipe import Recipe
+from estimators.regvar.solvers.search import auto_learning_rate
 from estimators.rng import member_seeds
 from estimators.state import Learned
 from estimators.subsets import SubsetSpec
@@ -26,7 +28,7 @@ from estimators.training import fit_weights
 
 __all__ = ["SWAG", "Iterates"]
 
-DEFAULT_RECIPE = Recipe(epochs=40, batch_size=64, optimizer="sgd", lr=5e-2, schedule="constant")
+DEFAULT_RECIPE = Recipe(epochs=40, batch_size=64, optimizer="sgd", lr="auto", schedule="constant")
 
 
 class SWAG(MembersEstimator):
@@ -39,7 +41,9 @@ class SWAG(MembersEstimator):
     statistics of a BatchNorm are frozen, as everywhere here: they are not estimated again for a sample.
 
     Args:
-        recipe: SGD at a constant rate (for the mean loss L/N), T epochs; the rate sets the size of Σ.
+        recipe: SGD at a constant rate (for the mean loss L/N), T epochs; the rate sets the size of Σ. lr="auto" is
+            `step` over the largest curvature of L/N that some batches show.
+        step: see there; descent bears about 2 without momentum, 4 with one of 0.9.
         max_rank: K >= 2, or T where that is less.
         n_samples: S >= 2 networks.
         seed: of the order of the rows and of the samples.
@@ -47,6 +51,8 @@ class SWAG(MembersEstimator):
     Fitted: `iterates_` (moments, deviations), `fit_report_`.
     Errors: OptionError for a recipe that is not such; ConvergenceError where it diverges.
     """
+
+    retrains = True
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class SWAG(MembersEstimator):
         prior_mean: float = 0.0,
         subset_of_weights: SubsetSpec = "all",
         recipe: Recipe = DEFAULT_RECIPE,
+        step: float = 1.0,
         max_rank: int = 20,
         n_samples: int = 30,
         seed: int = 0,
@@ -70,8 +77,8 @@ class SWAG(MembersEstimator):
         )
         check_at_least(2, "max_rank", max_rank)
         check_at_least(2, "n_samples", n_samples)
-        _refuse_other_descents(recipe)
-        self.recipe, self.max_rank, self.n_samples, self.seed = recipe, max_rank, n_samples, seed
+        _refuse_other_descents(recipe, step)
+        self.recipe, self.step, self.max_rank, self.n_samples, self.seed = recipe, step, max_rank, n_samples, seed
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.iterates_ = Iterates(objective.theta, self.max_rank)
@@ -87,12 +94,19 @@ class SWAG(MembersEstimator):
                 objective.theta,
                 gradient,
                 objective.batches,
-                recipe=self.recipe,
+                recipe=self._with_rate(objective),
                 generator=torch.Generator().manual_seed(self.seed),
                 watch=self.iterates_.add,
                 progress_bar=progress_bar,
             )
         self.fit_report_ = PassReport.of(objective)
+
+    def _with_rate(self, objective: Objective) -> Recipe:
+        recipe = self.recipe.for_rows(objective.batches.n_data)
+        if recipe.lr != "auto":
+            return recipe
+        largest = auto_learning_rate(objective.centred(curvature="ggn"), recipe, seed=self.seed)
+        return replace(recipe, lr=self.step * largest)
 
     def _learned(self) -> Learned:
         return self.iterates_.tensors(), {**super()._learned()[1], "count": self.iterates_.count}
@@ -163,13 +177,16 @@ class Iterates:
         return iterates
 
 
-def _refuse_other_descents(recipe: Recipe) -> None:
+def _refuse_other_descents(recipe: Recipe, step: float) -> None:
     plain = recipe.optimizer in ("sgd", "nesterov") and recipe.schedule == "constant" and recipe.average == 0
     enough = isinstance(recipe.epochs, str) or recipe.epochs >= 2
-    if not (plain and enough and not isinstance(recipe.lr, str)):
+    if not (plain and enough):
         raise OptionError(
-            'SGD at a constant rate: optimizer "sgd" or "nesterov", schedule="constant", average=0, a number as lr, '
-            "and at least 2 epochs",
+            'SGD at a constant rate: optimizer "sgd" or "nesterov", schedule="constant", average=0, at least 2 epochs',
             received=repr(recipe),
             remedy=f"{DEFAULT_RECIPE}.",
+        )
+    if not (step > 0 and math.isfinite(step)) or (step != 1 and recipe.lr != "auto"):
+        raise OptionError(
+            "step > 0, and 1 where the recipe has a number for lr", received=repr(step), remedy='lr="auto", step=1.'
         )

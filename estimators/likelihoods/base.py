@@ -53,6 +53,10 @@ class Likelihood(ABC):
     def predict(self, mean: Tensor, variance: Tensor, samples: Tensor | None) -> Prediction:
         """Predictive distribution from output mean and variance (M, C); `samples` (S, M, C) for Monte-Carlo."""
 
+    def curvature_ratio(self, other: Likelihood) -> float | None:
+        """s where Λ is s times that of `other` at any f; None where there is no such number."""
+        return 1.0 if self is other else None
+
     def hessian(self, f: Tensor) -> Tensor:
         """Λ, (B, C, C)."""
         return self.hessian_product(f, _identity_like(f)).permute(1, 2, 0)

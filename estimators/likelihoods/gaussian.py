@@ -45,6 +45,15 @@ class Gaussian(Likelihood):
             )
         return sigma
 
+    def curvature_ratio(self, other: Likelihood) -> float | None:
+        if self is other or not isinstance(other, Gaussian):
+            return super().curvature_ratio(other)
+        here, there = (torch.as_tensor(sigma, dtype=torch.float64) for sigma in (self.sigma_noise, other.sigma_noise))
+        if here.ndim and there.ndim and here.shape != there.shape:
+            return None
+        ratio = (there / here).square().flatten()  # Λ = diag(1/σ²)
+        return float(ratio[0]) if bool((ratio == ratio[0]).all()) else None
+
     def nll(self, f: Tensor, y: Tensor) -> Tensor:
         sigma = self._sigma(f)
         constant = (torch.log(sigma) + 0.5 * math.log(2 * math.pi)).expand(f.shape[-1]).sum()

@@ -1,4 +1,4 @@
-"""Refuse an A, known by its products, that is not positive definite: it has no inverse to read a variance from."""
+"""The ends of the spectrum of an A known by its products; an A that is not positive definite is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from estimators.errors import IndefiniteHessianError
 from estimators.precision.block_lanczos import Product, krylov_basis
 from estimators.precision.dense import smallest_allowed_ratio
 
-__all__ = ["refuse_indefinite_product"]
+__all__ = ["extreme_eigenvalues", "refuse_indefinite_product"]
 
 _COLUMNS, _SIZE = 4, 400
 
@@ -21,10 +21,21 @@ def refuse_indefinite_product(product: Product, like: Tensor) -> None:
     is orthogonal to every right-hand side J, and singular all the same.
     Errors: IndefiniteHessianError where the smallest Ritz value is too small a part of the largest.
     """
-    generator = torch.Generator(like.device).manual_seed(0)
-    start = torch.randn(_COLUMNS, like.numel(), generator=generator, dtype=like.dtype, device=like.device)
-    _, projected = krylov_basis(product, start, size=min(_SIZE, like.numel()))
-    ritz = torch.linalg.eigvalsh(projected)
-    smallest, largest = float(ritz[0]), float(ritz[-1])
+    smallest, largest = extreme_eigenvalues(product, like)
     if smallest <= smallest_allowed_ratio(like.dtype) * largest:
         raise IndefiniteHessianError(smallest=smallest, largest=largest)
+
+
+def extreme_eigenvalues(
+    product: Product, like: Tensor, *, columns: int = _COLUMNS, size: int = _SIZE
+) -> tuple[float, float]:
+    """The smallest and the largest Ritz value of a Krylov space of `size` vectors, for θ (P,) `like`.
+
+    All of them lie within the spectrum: the smallest eigenvalue is at most, the largest at least what is returned; both
+    are exact where `size` reaches P.
+    """
+    generator = torch.Generator(like.device).manual_seed(0)
+    start = torch.randn(columns, like.numel(), generator=generator, dtype=like.dtype, device=like.device)
+    _, projected = krylov_basis(product, start, size=min(size, like.numel()))
+    ritz = torch.linalg.eigvalsh(projected)
+    return float(ritz[0]), float(ritz[-1])

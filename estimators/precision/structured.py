@@ -72,6 +72,11 @@ class Blocks:
         """The maps and the rest, in JSON types."""
         return {"maps": [asdict(linear) for linear in self.maps.values()], "rest": self.rest}
 
+    def moved(self, objective: Objective, scale: float) -> Blocks:
+        """`scale` times this one, for another fit at the same weights and rows."""
+        blocks = {name: replace(block, eigenvalues=scale * block.eigenvalues) for name, block in self.blocks.items()}
+        return replace(self, network=objective.network, blocks=blocks, rest_diagonal=scale * self.rest_diagonal)
+
     @classmethod
     def restored(cls, network: Network, tensors: dict[str, Tensor], description: dict[str, Any]) -> Blocks:
         """From `tensors()` and `description()`."""

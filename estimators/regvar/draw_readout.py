@@ -57,7 +57,9 @@ class DrawReadout(Readout):
                 received=str(n_samples),
                 remedy=f"PosteriorDraws(n_draws={n_samples}).",
             )
-        response = self.network.jvp(x, self.displacement[:n_samples])
+        device = self.displacement.device
+        which = torch.randperm(len(self.displacement), generator=generator, device=device)[:n_samples]
+        response = self.network.jvp(x, self.displacement[which])
         return response if self.block is None else response + self.block.sample(x, n_samples, generator)
 
     def state(self) -> Learned:

@@ -128,6 +128,10 @@ class RegVar(UncertaintyEstimator):
     def _variance(self, x: PyTree) -> Tensor:
         return torch.cat([readout.variance(part) for readout, part in self._readouts(x)])
 
+    def _predictive_variance(self, x: PyTree) -> Tensor:
+        variance = self.variance(x)
+        return variance.clamp_min(0) if self.regularizer.signed else variance
+
     def _variance_shape(self, shape: torch.Size) -> torch.Size:
         return torch.Size((shape[0], -1)) if getattr(self.regularizer, "of", None) else shape
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from estimators.objective import Objective
 from estimators.regvar.energy import EnergyError
 from estimators.regvar.solvers.base import SolverReport
 
-__all__ = ["FitReport", "relative_gradient"]
+__all__ = ["FitReport", "relative_gradient", "relative_to_prior"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ def relative_gradient(objective: Objective) -> float:
     """‖∇L(θ̂)‖ over the slope of the prior there; over that of the data where the prior has none."""
     with objective.network.ledger.part("relative gradient"):
         total = objective.gradient(objective.theta)
+    return relative_to_prior(total, objective)
+
+
+def relative_to_prior(gradient: Tensor, objective: Objective) -> float:
+    """The same for ∇L(θ̂) (P,) that is known."""
     prior = objective.prior.precision * (objective.theta - objective.prior.mean)
-    scale = prior.norm() if float(prior.norm()) > 0 else (total - prior).norm()
-    return float(total.norm() / scale.clamp_min(torch.finfo(total.dtype).tiny))
+    scale = prior.norm() if float(prior.norm()) > 0 else (gradient - prior).norm()
+    return float(gradient.norm() / scale.clamp_min(torch.finfo(gradient.dtype).tiny))

@@ -3,17 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from synthetic_records import LONG, QUOTES, SCRIPT, write_grid
 from torch import nn
 
 from bdl_bench.methods import METHODS, Method
 from bdl_bench.metrics import evaluate
 from bdl_bench.problem import Problem
 from bdl_bench.records import Cost, Record, RecordStore, Training
+from bdl_bench.report import write_report
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators import LastLayerLaplace
 from estimators.errors import TooLargeError
 from estimators.training import Recipe
+
+SHOWN = ("map", "laplace", "regvar-draws", "ensemble", "dropout", SCRIPT, QUOTES, LONG)
 
 
 def make_toy(seed):
@@ -104,3 +108,12 @@ def write_record(tmp_path):
         return store.write(record, arrays)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory):
+    """The directory of a report with every section, rendered once; tests only read it."""
+    directory = tmp_path_factory.mktemp("rendered")
+    write_grid(directory, methods=SHOWN, seeds=2, rows=60)
+    write_report(directory)
+    return directory

@@ -41,7 +41,7 @@ def test_replicates_are_those_of_a_loop():
     values = np.empty((20, 2))
     for s, ((inside,), (outside,)) in enumerate(samples):
         places = picks == s
-        rows = [again.integers(m, size=(places.sum(), m)) for m in (12, 5)]
+        rows = [again.integers(m, size=(places.sum(), m), dtype=np.int32) for m in (12, 5)]
         labels = np.repeat([0, 1], [12, 5])
         values[places] = [
             roc_auc_score(labels, np.concatenate([inside[i], outside[j]])) for i, j in zip(*rows, strict=True)
@@ -106,7 +106,10 @@ def test_the_interval_of_a_biased_statistic_is_about_its_difference():
     found = bootstrap_statistic(bad, good, ece_of)
     expected = np.mean([ece_of(s) for s in bad]) - np.mean([ece_of(s) for s in good])
     assert found.mean == pytest.approx(expected)
-    assert found.low < expected < found.high
+    spread = np.subtract(*(bootstrap_replicates(method, ece_of) for method in (bad, good)))
+    assert abs(spread.mean() - expected) > 0.2 * found.half_width
+    around = np.quantile(spread, (0.025, 0.975)) - spread.mean()
+    assert (found.low - expected, found.high - expected) == pytest.approx(tuple(around))
 
 
 def test_the_interval_of_auroc_has_the_width_of_its_known_variance():

@@ -23,7 +23,7 @@ def invoke(*words):
 
 
 def compare(out, *words):
-    return invoke("compare", *words, "--seeds", 1, "--out", out)
+    return invoke("compare", "--executor", "in-process", *words, "--seeds", 1, "--out", out)
 
 
 def test_compare_ends_with_the_path_of_its_report(toy, tmp_path):
@@ -68,7 +68,7 @@ def test_one_s_own_model_is_compared_like_any_task(tmp_path, monkeypatch):
         (["no-such-task"], "no-such-task"),
         (["diabetes", "--methods", "nope"], "nope"),
         (["--model", "nowhere:make"], "nowhere"),
-        (["diabetes", "--executor", "ray"], "not there yet"),
+        (["diabetes", "--executor", "abacus"], "abacus"),
         (["diabetes", "--device", "abacus"], "abacus"),
         (["diabetes", "--jobs", "0"], "jobs"),
     ],
@@ -101,7 +101,7 @@ def test_an_interruption_says_how_to_go_on(toy, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bdl_bench.grid.run_all", interrupted)
+    monkeypatch.setattr("bdl_bench.grid.Stages", interrupted)
     result = compare(tmp_path, toy)
     assert result.exit_code == 130
     assert "--out" in result.stdout

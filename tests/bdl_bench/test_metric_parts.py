@@ -83,7 +83,7 @@ def test_tuned_arrays_do_not_take_targets_of_sets_that_they_do_not_have():
     assert list(tuned(arrays | {"tuned/probs": np.ones((2, 1))})) == ["probs", "targets"]
 
 
-@pytest.mark.parametrize("path", ["train/mean", "ood/mean", "validation/a/mean", "shift/blur-1/", "/mean"])
+@pytest.mark.parametrize("path", ["test/mean", "ood/mean", "validation/a/mean", "shift/blur-1/", "/mean"])
 def test_a_name_that_belongs_to_no_part_raises(path):
     with pytest.raises(DataError, match="Expected arrays named"):
         parts({path: np.zeros(1)})

@@ -1,35 +1,129 @@
-"""Progress: a bar on a terminal, plain lines elsewhere, and names shown as they are."""
+"""Progress: live on a terminal, plain lines elsewhere, names shown as they are, and the time left."""
 
 import io
 
 import pytest
 from rich.console import Console
 
-from bdl_bench.grid import Event
+from bdl_bench.events import Event
+from bdl_bench.outlook import Outlook
 from bdl_bench.progress import shown
 
 EVENTS = [
+    Event("[red]task[/red]", 0, None, "planned"),
+    Event("[red]task[/red]", 0, "laplace", "planned"),
     Event("[red]task[/red]", 0, None, "started"),
     Event("[red]task[/red]", 0, None, "trained", 1.5),
+    Event("[red]task[/red]", 0, "laplace", "waiting"),
     Event("[red]task[/red]", 0, "laplace", "failed", reason="TypeError: [/] is no tag"),
 ]
 
 
-def output(*, terminal):
-    file = io.StringIO()
-    with shown(Console(file=file, force_terminal=terminal, width=200), 2) as listen:
-        for event in EVENTS:
-            listen(event)
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def output(events, *, terminal, clock=None, n_steps=2):
+    file, clock = io.StringIO(), clock or Clock()
+    with shown(Console(file=file, force_terminal=terminal, width=200), n_steps, clock=clock) as listen:
+        for event in events:
+            if isinstance(event, float):
+                clock.now += event
+            else:
+                listen(event)
     return file.getvalue()
 
 
 def test_elsewhere_there_is_one_plain_line_an_event():
-    assert output(terminal=False).splitlines() == [
+    assert output(EVENTS, terminal=False).splitlines() == [
         "[1/2] [red]task[/red] seed 0 training: trained, 1.5 s",
+        "[red]task[/red] seed 0 laplace: another run is at it",
         "[2/2] [red]task[/red] seed 0 laplace: failed, TypeError: [/] is no tag",
     ]
 
 
-@pytest.mark.parametrize("words", ["trained", "2/2", "TypeError"])
+def test_now_and_then_a_plain_line_says_how_far_all_is():
+    steps = [("digits", seed, "laplace") for seed in range(4)]
+    events = [Event(*step, "planned") for step in steps]
+    events += [Event(*steps[0], "started"), 40.0, Event(*steps[0], "ok"), Event(*steps[1], "started")]
+    events += [5.0, Event(*steps[2], "failed")]  # too soon for another one
+    lines = output(events, terminal=False, n_steps=4).splitlines()
+    assert lines[1] == "1 of 4 done; about 2 min 0 s left"
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("words", ["trained", "2 of 2 done", "1 failed", "TypeError"])
 def test_on_a_terminal_there_are_lines_and_a_bar(words):
-    assert words in output(terminal=True)
+    assert words in output(EVENTS, terminal=True)
+
+
+def test_on_a_terminal_all_that_runs_is_shown_with_its_time():
+    events = [Event("digits", seed, "map", "started") for seed in range(20)]
+    shown_last = output([*events, 7.0], terminal=True, n_steps=20)
+    assert "digits seed 0 map (7.0 s)" in shown_last
+    assert "digits seed 11 map (7.0 s)" in shown_last
+    assert "and 8 more" in shown_last
+    assert "digits seed 12 map" not in shown_last
+
+
+def heard(*events, clock):
+    outlook = Outlook(0, clock)
+    for event in events:
+        if isinstance(event, float):
+            clock.now += event
+        else:
+            outlook.hear(event)
+    return outlook
+
+
+def planned(*steps):
+    return [Event(*step, "planned") for step in steps]
+
+
+def run(step, seconds, status="ok"):
+    return [Event(*step, "started"), seconds, Event(*step, status)]
+
+
+def test_nothing_is_foretold_before_anything_was_measured():
+    step = ("a", 0, "map")
+    assert heard(*planned(step), Event(*step, "started"), 3.0, clock=Clock()).seconds_left() is None
+
+
+def test_a_step_is_expected_to_take_what_its_method_took_on_its_task_and_else_the_mean_of_all():
+    steps = [("a", 0, "map"), ("a", 0, "slow"), ("a", 1, "map"), ("a", 1, "slow"), ("b", 0, "slow")]
+    outlook = heard(*planned(*steps), *run(steps[0], 2.0), *run(steps[1], 10.0), clock=Clock())
+    assert outlook.seconds_left() == 2 + 10 + (2 + 10) / 2
+
+
+def test_what_has_run_of_a_step_is_subtracted_and_never_more_than_it_was_expected_to_take():
+    steps = [("a", seed, "map") for seed in range(3)]
+    clock = Clock()
+    outlook = heard(*planned(*steps), *run(steps[0], 10.0), Event(*steps[1], "started"), 4.0, clock=clock)
+    assert outlook.seconds_left() == 6 + 10
+    clock.now += 100
+    assert outlook.seconds_left() == 10
+
+
+def test_steps_that_run_at_a_time_share_what_is_left_but_none_ends_before_its_own_time():
+    steps = [("a", seed, "map") for seed in range(5)]
+    beside = [Event(*steps[0], "started"), Event(*steps[1], "started"), 8.0]
+    ended = [Event(*steps[0], "ok"), Event(*steps[1], "ok")]
+    outlook = heard(*planned(*steps), *beside, *ended, clock=Clock())
+    assert outlook.seconds_left() == 3 * 8 / 2
+    for event in (Event(*steps[2], "cached"), Event(*steps[3], "cached"), Event(*steps[4], "started")):
+        outlook.hear(event)
+    assert outlook.seconds_left() == 8
+
+
+def test_what_was_cached_says_nothing_of_how_long_a_step_takes():
+    steps = [("a", seed, "map") for seed in range(3)]
+    cached = Event(*steps[0], "cached", seconds=500.0)
+    outlook = heard(*planned(*steps), cached, *run(steps[1], 3.0), clock=Clock())
+    assert outlook.seconds_left() == 3
+    assert (outlook.n_ended, dict(outlook.counts)) == (2, {"cached": 1, "ok": 1})

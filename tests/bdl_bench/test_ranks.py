@@ -42,7 +42,7 @@ def test_average_ranks_match_hand_worked_ones_in_both_directions():
 
 
 def test_the_p_value_is_that_of_iman_and_davenport():
-    table = [*np.random.default_rng(0).normal(size=(7, 4)), 0, 0.5, 1.0, 1.0]
+    table = np.random.default_rng(0).normal(size=(7, 4)) + np.array([0, 0.5, 1.0, 1.0])
     ranks = table.argsort(1).argsort(1) + 1
     chi = 12 * 7 / (4 * 5) * (np.square(ranks.mean(0)).sum() - 4 * 25 / 4)
     expected = fisher.sf(6 * chi / (7 * 3 - chi), 3, 18)
@@ -60,7 +60,7 @@ def test_methods_that_keep_their_order_are_told_apart_and_equal_ones_are_not():
 
 def test_groups_are_the_longest_runs_within_one_critical_difference():
     rng = np.random.default_rng(1)
-    table = [*rng.normal(size=(12, 6)), 0, 0.8, 1.6, 2.4, 3.2, 4.0]
+    table = rng.normal(size=(12, 6)) + 0.8 * np.arange(6)
     found = rank_methods(tasks(table), "lower")
     names = list(found.average)
     runs = [
@@ -97,9 +97,10 @@ def test_the_signed_rank_test_takes_equal_methods_for_equal():
 
 
 def test_zero_differences_count_half_to_either_side():
-    values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
-    zeros = signed_rank([*values, *[0.0] * 8], [0.0] * 16)
-    assert signed_rank(values, [0.0] * 8).p_value < zeros.p_value < 1
+    found = signed_rank([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, *[0.0] * 8], [0.0] * 16)
+    # The zeros hold ranks 1 to 8, 18 to either side; of 68 expected. Their tie takes (8³ − 8)/48 from the variance.
+    z = (18 - 68) / np.sqrt(16 * 17 * 33 / 24 - (8**3 - 8) / 48)
+    assert found.p_value == pytest.approx(2 * norm.cdf(z), rel=1e-9)
 
 
 def test_holm_matches_hand_worked_values():

@@ -1,14 +1,12 @@
-"""Gradient norm, subnetwork and temperature against dense formulas written a second time."""
+"""Gradient norm and subnetwork against dense formulas written a second time."""
 
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
 from torch import nn
-from torch.nn import functional as F
 
-from estimators import Categorical, LinearizedLaplace
-from estimators.baselines import MAP, GradientNorm, SubnetworkLaplace, TemperatureScaling
-from estimators.errors import DataError, NotConvergedWarning, OptionError, UnsupportedError
+from estimators import LinearizedLaplace
+from estimators.baselines import GradientNorm, SubnetworkLaplace
+from estimators.errors import OptionError
 
 KINDS = pytest.mark.parametrize("kind", ["classification", "binary", "regression"])
 
@@ -119,6 +117,22 @@ def test_a_subnetwork_is_the_dense_formula_of_the_weights_with_the_largest_margi
     assert torch.allclose(fitted.variance(problem.query), expected.diagonal(dim1=1, dim2=2), rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("chosen_by", ["variance", "magnitude"])
+def test_each_weight_of_a_subnetwork_has_its_own_prior(chosen_by, make_problem, by_hand):
+    problem = make_problem("classification")
+    reference = by_hand(problem)
+    delta = torch.full_like(reference.theta, 1.9)
+    delta[20:25] = delta[40:] = 0.3  # the two biases
+    options = {"prior_precision": {"*bias": 0.3, "*": 1.9}, "n_parameters": 30, "chosen_by": chosen_by}
+    fitted = SubnetworkLaplace(problem.model, "classification", **options).fit(problem.loader)
+    a, index = reference.precision(delta=delta), fitted.index_
+    assert delta[index].unique().tolist() == [0.3, 1.9]
+    assert not torch.equal(delta[index], delta[:30])
+    jacobian = reference.jacobian(problem.query)[..., index]
+    expected = jacobian @ torch.linalg.solve(a[index][:, index], jacobian.transpose(1, 2))
+    assert torch.allclose(fitted.covariance(problem.query), expected, rtol=1e-8, atol=1e-12)
+
+
 def test_the_largest_weights_are_chosen_by_magnitude(make_problem, by_hand):
     problem = make_problem("classification")
     fitted = SubnetworkLaplace(problem.model, "classification", n_parameters=6, chosen_by="magnitude")
@@ -169,84 +183,3 @@ def test_subnetwork_options_that_cannot_be_are_refused(make_problem):
             SubnetworkLaplace(model, "classification", n_parameters=bad)
     with pytest.raises(OptionError, match=r"chosen_by.*random"):
         SubnetworkLaplace(model, "classification", chosen_by="random")
-
-
-def overconfident(make_problem, kind):
-    """Logits ten times too large for labels that follow them in part."""
-    problem = make_problem(kind, n=200)
-    with torch.no_grad():
-        f = problem.model(problem.x)
-        probs = 3 * f
-        problem.y = (
-            torch.distributions.Categorical(logits=probs).sample()
-            if kind == "classification"
-            else torch.distributions.Bernoulli(logits=probs).sample()
-        )
-        problem.model[2].weight.mul_(30)
-        problem.model[2].bias.mul_(30)
-    return problem
-
-
-@pytest.mark.parametrize("kind", ["classification", "binary"])
-def test_the_temperature_is_the_minimum_of_the_validation_loss(kind, make_problem):
-    problem = overconfident(make_problem, kind)
-    x, y = problem.x[120:], problem.y[120:]
-    validation = [(x[:33], y[:33]), (x[33:], y[33:])]
-    fitted = TemperatureScaling(problem.model, kind, validation=validation).fit(problem.loader)
-    f = problem.model(x).detach()
-    loss = F.cross_entropy if kind == "classification" else F.binary_cross_entropy_with_logits
-    by_hand = minimize_scalar(lambda beta: float(loss(beta * f, y)), bracket=(0.05, 0.1), tol=1e-12)
-    assert fitted.temperature_ == pytest.approx(1 / by_hand.x, rel=1e-6)
-    assert 3 < fitted.temperature_ < 40
-    beta = torch.tensor(1 / fitted.temperature_, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(loss(beta * f, y), beta)
-    assert abs(float(slope)) < 1e-6
-    prediction = fitted.predict(problem.query)
-    scaled = problem.model(problem.query).detach() / fitted.temperature_
-    assert torch.allclose(prediction.mean, scaled, rtol=1e-12)
-    probs = scaled.softmax(-1) if kind == "classification" else scaled.sigmoid()
-    assert torch.allclose(prediction.probs, probs, rtol=1e-12)
-    assert torch.allclose(fitted.predict(problem.query, link_approx="mc", n_samples=3).probs, probs, rtol=1e-12)
-    assert float(prediction.epistemic_variance.abs().max()) == 0
-    by_calibration = MAP(problem.model, kind).fit(problem.loader).predict(problem.query)
-    by_calibration = by_calibration.calibrated(softmax_temperature=fitted.temperature_)
-    assert torch.allclose(by_calibration.probs, probs, rtol=1e-12)
-
-
-def test_temperature_of_pixels_leaves_ignored_ones_out(make_problem):
-    class Pixels(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(1, 3, 1)
-
-        def forward(self, x):
-            return 5 * self.conv(x)
-
-    problem = make_problem("regression", Pixels(), shape=(1, 2, 2))
-    f = problem.model(problem.x).detach()
-    y = torch.distributions.Categorical(logits=f.movedim(1, -1) / 5).sample()
-    y[:, 0, 0] = -100
-    fitted = TemperatureScaling(problem.model, Categorical(class_dim=1), validation=[(problem.x, y)])
-    fitted.fit([(problem.x, y)])
-    flat, kept = f.movedim(1, -1).reshape(-1, 3), y.reshape(-1) != -100
-    by_hand = minimize_scalar(lambda b: float(F.cross_entropy(b * flat[kept], y.reshape(-1)[kept])), tol=1e-12)
-    assert fitted.temperature_ == pytest.approx(1 / by_hand.x, rel=1e-6)
-    assert fitted.predict(problem.query).probs.shape == (7, 3, 2, 2)
-
-
-def test_a_validation_set_without_an_error_determines_no_temperature(make_problem):
-    problem = make_problem("classification")
-    y = problem.model(problem.x).argmax(-1)
-    fitted = TemperatureScaling(problem.model, "classification", validation=[(problem.x, y)])
-    with pytest.warns(NotConvergedWarning, match="bound, 0.01"):
-        fitted.fit(problem.loader)
-
-
-def test_what_has_no_temperature_is_refused(make_problem):
-    problem = make_problem("regression")
-    with pytest.raises(UnsupportedError, match=r"Gaussian\(sigma_noise=0.6\).*sigma_noise tuned"):
-        TemperatureScaling(problem.model, problem.likelihood, validation=problem.loader)
-    classes = make_problem("classification")
-    for validation in ([], [(classes.x, classes.y + 3)], [(classes.x[:, :2], classes.y)]):
-        with pytest.raises(DataError):
-            TemperatureScaling(classes.model, "classification", validation=validation).fit(classes.loader)

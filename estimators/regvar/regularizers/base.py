@@ -34,6 +34,8 @@ class Regularizer(ABC):
     at_query: ClassVar[bool] = False
     batch_dependent: ClassVar[bool] = False
     needs_ggn: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
+    """Whether its estimates of a variance may be negative; a prediction has 0 there."""
 
     @abstractmethod
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:

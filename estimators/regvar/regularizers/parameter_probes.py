@@ -27,6 +27,8 @@ class ParameterProbes(Regularizer):
     Unbiased for the exact Hessian too; it can be negative.
     """
 
+    signed = True
+
     def __init__(self, n_probes: int = 16, seed: int = 0) -> None:
         self.n_probes, self.seed = checked_count("n_probes", n_probes), seed
 

@@ -28,6 +28,8 @@ class SignedProbes(Regularizer):
     at_query = True
     batch_dependent = True
 
+    signed = True
+
     def __init__(self, n_probes: int = 16, seed: int = 0) -> None:
         self.n_probes, self.seed = checked_count("n_probes", n_probes), seed
 

@@ -127,10 +127,10 @@ class _Search:
         self.replicas, self.precondition = replicas, precondition
         self.arms = replicas.start
         self.gradient = replicas.gradient(self.arms)
-        norms = replicas.penalty.direction.norm(dim=1).clamp_min(torch.finfo(self.arms.dtype).tiny)
+        norms = replicas.penalty.direction.norm(dim=1)
+        norms = torch.where(norms > 0, norms, torch.inf)  # without a slope there is nowhere to go
         self.scale = norms[torch.arange(len(self.arms), device=norms.device) % len(norms)]
-        self.damping = torch.zeros_like(self.scale)
-        self.idle = torch.zeros_like(self.scale)
+        self.damping, self.idle = torch.zeros_like(self.scale), torch.zeros_like(self.scale)
         self.first: Tensor | None = None
         self.iterations = 0
 
@@ -153,7 +153,7 @@ class _Search:
             return torch.zeros_like(self.scale)
         length = self.first.norm(dim=1).clamp_min(torch.finfo(self.arms.dtype).tiny)
         departure: Tensor = (self.arms - self.first).norm(dim=1) / length
-        return departure
+        return torch.where(self.scale.isinf(), 0.0, departure)
 
     def step(self) -> None:
         inner = conjugate_gradients(
@@ -182,5 +182,5 @@ class _Search:
 
 def _is_centred(objective: Objective, penalty: Penalty, lam: float) -> bool:
     """Whether ∇L(θ̂) is small beside λ∇r: a refit of the trained loss itself drifts, and may go far."""
-    slope = float(objective.gradient(objective.theta).norm())
-    return slope <= 1e-3 * lam * float(penalty.direction.norm(dim=1).min())
+    slope, norms = objective.gradient(objective.theta).norm(), penalty.direction.norm(dim=1)
+    return not bool((slope > 1e-3 * lam * norms[norms > 0]).any())

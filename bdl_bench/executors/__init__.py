@@ -1,0 +1,17 @@
+"""Where work runs: in this process, in several of this machine, or on the machines of a Ray cluster."""
+
+from bdl_bench.executors.base import ONE_WORKER, Content, Executor, Outcome, Workers
+from bdl_bench.executors.choice import EXECUTORS, check_executor, executor_for
+from bdl_bench.executors.deaths import WorkerDiedError
+
+__all__ = [
+    "EXECUTORS",
+    "ONE_WORKER",
+    "Content",
+    "Executor",
+    "Outcome",
+    "WorkerDiedError",
+    "Workers",
+    "check_executor",
+    "executor_for",
+]

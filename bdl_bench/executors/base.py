@@ -1,0 +1,81 @@
+"""What executors have in common: items in, (item, outcome) out as they come; an exception is an outcome."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self, TypeAlias, TypeVar
+
+__all__ = ["ONE_WORKER", "POLL_SECONDS", "Content", "Executor", "Outcome", "Workers"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Outcome: TypeAlias = Result | Exception
+
+POLL_SECONDS = 0.2
+"""How long to wait before a source that had nothing to start is asked again."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Which executor, how many jobs at a time, and threads in each.
+
+    Args:
+        jobs: None is one job, and with ray as many as the cluster has room for.
+        threads: one is as fast as many for small networks, and steady on a busy machine, where threads wait for each
+            other. With ray they are the processors that a job reserves.
+        executor: "in-process", "local" or "ray"; None is in-process for one job and local for more.
+    """
+
+    jobs: int | None = None
+    threads: int = 1
+    executor: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The executor, chosen by the number of jobs where none was named."""
+        return self.executor or ("in-process" if self.jobs in (None, 1) else "local")
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether only one job of this run is at work at any time, so that its cost is its own."""
+        return self.name != "ray" and self.jobs in (None, 1)
+
+
+ONE_WORKER = Workers()
+
+
+class Content(Protocol):
+    """The bytes of a file, to be read wherever the work is."""
+
+    def read_bytes(self) -> bytes:
+        """All of them."""
+
+
+class Executor(ABC):
+    """Where work runs. Entered before the first item, left after the last one; leaving ends what still runs."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    @abstractmethod
+    def run(
+        self, work: Callable[[Item], Result], items: Iterator[Item | None], *, started: Callable[[Item], None]
+    ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
+        """Each item with its result, or with the exception that it raised, as they come.
+
+        Args:
+            work: a function of a module, where it runs in another process; so are items and results pickled.
+            items: asked for the next one when there is room for it; a None says that nothing can start just now, and
+                to ask again later.
+            started: told of an item at the moment when it starts.
+        """
+
+    def share(self, path: Path) -> Content:
+        """The content of a file in a form that can be put into an item."""
+        return path

@@ -1,0 +1,55 @@
+"""Why a worker process is gone, in words: the signal, and whether the memory of the machine may have been too small."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from estimators.errors import EstimatorError
+
+__all__ = ["WorkerDiedError", "death_of", "machine_bytes"]
+
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+class WorkerDiedError(EstimatorError, RuntimeError):
+    """The process that an item ran in ended before the item did: killed, crashed, or left by `os._exit`."""
+
+
+def death_of(exit_code: int | None) -> WorkerDiedError:
+    """The error for an exit code as `multiprocessing` gives it: −N is signal N; None where nobody knows."""
+    return WorkerDiedError(
+        "a worker process that lives until its item is done",
+        received=f"one that {_in_words(exit_code)}, as one before; the second try had nothing running beside it",
+        remedy="a method that needs less memory, a smaller problem, or more threads and fewer --jobs."
+        if exit_code == -signal.SIGKILL
+        else "the same cell with --executor in-process under `python -X faulthandler`, which shows where it ends.",
+    )
+
+
+def _in_words(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "was lost"
+    if exit_code >= 0:
+        return f"ended with exit status {exit_code}"
+    if -exit_code == signal.SIGKILL:
+        size = f"{machine_bytes() / 2**30:.1f} GiB"
+        return f"was killed by {_name(-exit_code)}, probably out of memory (this machine has {size})"
+    return f"was ended by {_name(-exit_code)}"
+
+
+def _name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
+
+
+def machine_bytes() -> int:
+    """The memory of the machine, or of the container where that is less."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(physical, int(_CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):
+        return physical

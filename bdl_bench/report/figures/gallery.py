@@ -1,0 +1,80 @@
+"""Drawings as data addresses that an <img> can hold, and as files where they are wanted.
+
+No request leaves the page, and nothing in an image can run a script.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from bdl_bench.records import slug
+from bdl_bench.report.figures.canvas import Drawing, styled
+from bdl_bench.report.figures.minify import minified
+from estimators.atomic import write_bytes
+from estimators.errors import OptionError
+
+__all__ = ["FileFormat", "Gallery", "Picture"]
+
+FileFormat = Literal["svg", "pdf"]
+_PLAIN = " !$'()*+,-./:;=?@[]^_|~"
+_ESCAPES = {code: quote(chr(code), safe=_PLAIN) for code in range(128) if quote(chr(code), safe=_PLAIN) != chr(code)}
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with its caption and its content in words."""
+
+    title: str
+    address: Markup
+    description: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Shows drawings; where `files` is given, each is also saved as `directory/<folder>/<name>.<files>`."""
+
+    directory: Path | None = None
+    files: FileFormat | None = None
+
+    def __post_init__(self) -> None:
+        if self.files not in (None, "svg", "pdf"):
+            raise OptionError(
+                'figures="svg", figures="pdf" or None', received=repr(self.files), remedy="choose one of these."
+            )
+
+    def show(self, folder: str, drawings: Iterable[Drawing]) -> list[Picture]:
+        """Each drawing as a picture of the page."""
+        return [self._picture(folder, drawing) for drawing in drawings]
+
+    def _picture(self, folder: str, drawing: Drawing) -> Picture:
+        if self.directory is not None and self.files is not None:
+            path = self.directory / slug(folder) / f"{slug(drawing.name)}.{self.files}"
+            with styled(), rc_context({"svg.fonttype": "path"}):
+                write_bytes(path, _saved(drawing.figure, self.files))
+        return Picture(drawing.title, _address(drawing.figure), drawing.description)
+
+
+def _address(figure: Figure) -> Markup:
+    """An SVG with text as text, percent-encoded."""
+    text = minified(_saved(figure, "svg").decode()).translate(_ESCAPES)
+    # Nothing is left in it that would end an attribute in double quotes, so that the page need not escape it again.
+    return Markup("data:image/svg+xml," + _BEYOND_ASCII.sub(lambda found: quote(found[0]), text))
+
+
+def _saved(figure: Figure, form: FileFormat) -> bytes:
+    buffer = io.BytesIO()
+    dates = {"Date": None, "Creator": None} if form == "svg" else {"CreationDate": None}
+    with styled():
+        figure.savefig(buffer, format=form, transparent=form == "svg", metadata=dates)
+    return buffer.getvalue()

@@ -1,0 +1,132 @@
+"""Direct labels: beside the ends of lines, stacked in a corner, or around points, so that no legend has to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from bdl_bench.report.figures.canvas import GUIDE
+from bdl_bench.report.palette import Palette
+
+__all__ = ["around_points", "beside_ends", "short", "spread", "stacked"]
+
+Floats = NDArray[np.float64]
+_SIZE = 7.5
+_OFFSETS = tuple(
+    (distance * x, distance * y)
+    for distance in (6, 11, 17, 24, 32, 41)
+    for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (0.8, -0.8), (-0.8, 0.8), (-0.8, -0.8))
+)
+
+
+def short(name: str, length: int = 20) -> str:
+    """A name cut in its middle to `length` characters, on one line."""
+    plain = " ".join(name.split())
+    if len(plain) <= length:
+        return plain
+    tail = (length - 1) // 3
+    return f"{plain[: length - 1 - tail]}…{plain[-tail:]}"
+
+
+def spread(places: Floats, gap: float, low: float, high: float) -> Floats:
+    """The places nearest to these (least squares) that lie `gap` apart in the same order, within low and high.
+
+    y₍ᵢ₊₁₎ ≥ y₍ᵢ₎ + gap is monotonicity of y₍ᵢ₎ − i·gap, so this is an isotonic regression. Too many labels for the
+    space are set closer than `gap`.
+    """
+    order = np.argsort(places, kind="stable")
+    gap = min(gap, (high - low) / max(len(places) - 1, 1))
+    steps = gap * np.arange(len(places))
+    fitted = isotonic_regression(places[order] - steps).x
+    moved = np.empty_like(places)
+    moved[order] = np.clip(fitted, low, max(low, high - steps[-1])) + steps
+    return moved
+
+
+def beside_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], palette: Palette) -> None:
+    """The name of each line to the right of the axes, joined to its last point by a thin line."""
+    if not ends:
+        return
+    figure = axes.figure
+    box = axes.get_position()
+    width, height = figure.get_size_inches() * 72  # type: ignore[union-attr]
+    to_points = np.array([width * box.width, height * box.height])
+    at = axes.transAxes.inverted().transform(axes.transData.transform(list(ends.values())))
+    places = spread(at[:, 1] * to_points[1], _SIZE * 1.18, 0.0, float(to_points[1])) / to_points[1]
+    for method, (x, y), place in zip(ends, at, places, strict=True):
+        label = 1 + 11 / to_points[0]
+        axes.plot([x, label], [y, place], transform=axes.transAxes, color=GUIDE, lw=0.6, clip_on=False, zorder=0)
+        axes.text(
+            label + 2 / to_points[0], place, short(method), transform=axes.transAxes, va="center", fontsize=_SIZE,
+            color=palette[method].colour,
+        )  # fmt: skip
+
+
+def stacked(
+    axes: Axes, methods: Sequence[str], palette: Palette, *, corner: tuple[float, float] = (0.05, 0.98)
+) -> None:
+    """Names one below the other in a corner of the axes, each behind a piece of its line."""
+    height = axes.get_position().height * axes.figure.get_size_inches()[1] * 72  # type: ignore[union-attr]
+    for place, method in enumerate(methods):
+        style = palette[method]
+        x, y = corner[0], corner[1] - (place + 0.5) * _SIZE * 1.2 / height
+        axes.plot(
+            [x, x + 0.13], [y, y], transform=axes.transAxes, color=style.colour, ls=style.dash, lw=1.3, zorder=4,
+        )  # fmt: skip
+        axes.text(
+            x + 0.16, y, short(method, 22), transform=axes.transAxes, va="center", fontsize=_SIZE - 0.5,
+            color=style.colour, zorder=4,
+        )  # fmt: skip
+
+
+def around_points(
+    axes: Axes, points: Mapping[str, tuple[float, float]], palette: Palette, *, bold: Collection[str] = ()
+) -> None:
+    """The name of each point near it, where it covers least of other names and points; those in `bold` in bold."""
+    box = axes.get_position()
+    width, height = axes.figure.get_size_inches() * 72  # type: ignore[union-attr]
+    scale = np.array([width * box.width, height * box.height])
+    at = axes.transAxes.inverted().transform(axes.transData.transform(list(points.values()))) * scale
+    taken = [(x - 3.5, y - 3.5, x + 3.5, y + 3.5) for x, y in at]
+    for method, point in zip(points, at, strict=True):
+        text = short(method)
+        boxes = [_text_box(point, offset, len(text) * (1.12 if method in bold else 1.0)) for offset in _OFFSETS]
+        costs = [_cost(b, taken, scale) + 0.3 * i for i, b in enumerate(boxes)]
+        chosen = boxes[int(np.argmin(costs))]
+        taken.append(chosen)
+        x, y = (chosen[0] + chosen[2]) / 2 / scale[0], (chosen[1] + chosen[3]) / 2 / scale[1]
+        axes.plot(
+            [point[0] / scale[0], x], [point[1] / scale[1], y], transform=axes.transAxes, color=GUIDE, lw=0.6, zorder=0,
+        )  # fmt: skip
+        axes.text(
+            x, y, text, transform=axes.transAxes, ha="center", va="center", fontsize=_SIZE,
+            color=palette[method].colour, weight="bold" if method in bold else "normal",
+        )  # fmt: skip
+
+
+Box = tuple[float, float, float, float]
+
+
+def _text_box(point: Floats, offset: tuple[float, float], letters: float) -> Box:
+    """Where a text of so many letters lies, in points, at an offset from a point."""
+    width, height = 0.58 * _SIZE * letters + 2, _SIZE * 1.1
+    x, y = point[0] + offset[0], point[1] + offset[1]
+    left = x if offset[0] > 0 else x - width if offset[0] < 0 else x - width / 2
+    return left, y - height / 2, left + width, y + height / 2
+
+
+def _cost(box: Box, taken: Sequence[Box], scale: Floats) -> float:
+    """Square points that a box covers of others or hangs over the axes."""
+    covered = sum(_overlap(box, other) for other in taken)
+    outside = max(0.0, -box[0]) + max(0.0, box[2] - scale[0]) + max(0.0, -box[1]) + max(0.0, box[3] - scale[1])
+    return float(covered + 40 * outside)
+
+
+def _overlap(one: Box, other: Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)

@@ -1,0 +1,59 @@
+"""Reliability diagrams (Guo et al. 2017; McInerney and Kallus 2025, Figure 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bdl_bench.metrics import class_arrays
+from bdl_bench.metrics.calibration import Bins, equal_mass_bins
+from bdl_bench.metrics.classification import confidence, correct
+from bdl_bench.report.figures.canvas import SOFT, Drawing, diagonal, panel
+from bdl_bench.report.palette import Style
+
+__all__ = ["first_confidence", "reliability"]
+
+Floats = NDArray[np.float64]
+Arrays = Mapping[str, NDArray[Any]]
+_BINS = 10
+
+
+def reliability(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None, start: float) -> Drawing:
+    """Accuracy against confidence in ten bins of equal mass with 95 % Wilson intervals; as fitted in grey if tuned."""
+    shown = top_label_bins(arrays if tuned is None else tuned)
+    with panel("confidence", "accuracy") as axes:
+        diagonal(axes, start, 1.0)
+        if tuned is not None:
+            before = top_label_bins(arrays)
+            axes.plot(before.confidence, before.accuracy, color=SOFT, lw=1.1)
+        low, high = wilson(shown)
+        axes.vlines(shown.confidence, low, high, color=style.colour, lw=0.9, alpha=0.55)
+        axes.plot(shown.confidence, shown.accuracy, color=style.colour, lw=1.4, marker="o", ms=2.6)
+        axes.set_xlim(start, 1.015)
+        axes.set_ylim(start, 1.03)
+    pairs = ", ".join(f"{c:.2f}: {a:.2f}" for c, a in zip(shown.confidence, shown.accuracy, strict=True))
+    words = f"Reliability of {method}{'' if tuned is None else ', tuned'}; confidence: accuracy {pairs}"
+    return Drawing.of(axes, f"reliability {method}", method, words)
+
+
+def first_confidence(pooled: Sequence[Arrays]) -> float:
+    """Where a common axis of confidence starts: below every bin of every method, rounded down to a tenth."""
+    lowest = min(min(b.confidence.min(), b.accuracy.min()) for b in map(top_label_bins, pooled))
+    return max(0.0, float(np.floor(lowest * 10 - 0.2) / 10))
+
+
+def top_label_bins(arrays: Arrays) -> Bins:
+    """Ten bins of equally many rows by the confidence of the top label."""
+    probs, targets = class_arrays(arrays)
+    return equal_mass_bins(confidence(probs), correct(probs, targets), n_bins=_BINS)
+
+
+def wilson(bins: Bins, z: float = 1.96) -> tuple[Floats, Floats]:
+    """95 % Wilson score intervals of the accuracy of each bin."""
+    p, n = bins.accuracy, bins.count
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return centre - half, centre + half

@@ -1,0 +1,58 @@
+"""Tasks with one input: the mean and its band over that input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bdl_bench.report.arrays import ArrayView
+from bdl_bench.report.figures.bands import band, band_limits
+from bdl_bench.report.figures.gallery import Picture
+from bdl_bench.report.sections.context import Context
+
+__all__ = ["Bands", "bands"]
+
+
+@dataclass(frozen=True)
+class Bands:
+    """One panel a method, of one seed."""
+
+    template: ClassVar[str] = "bands.html"
+    seed: int
+    pictures: list[Picture]
+    tuned: bool
+
+
+def bands(context: Context) -> Bands | None:
+    """None where the records hold no inputs of one number each, under `band/` or `ood/<set>/`."""
+    results = context.results
+    seed = results.seeds[0]
+    methods = [m for m in results.methods if seed in results.done[m]]
+    tuned = set(results.tuned_methods) == set(results.methods)
+    shown = {m: _one_input(results.predictions(m, seed, tuned=tuned)) for m in methods}
+    found = {m: view for m, view in shown.items() if view is not None}
+    if not found:
+        return None
+    limits = band_limits(list(found.values()))
+    panels = (
+        band(m, context.palette[m], view, limits=limits, data=_rows(results.predictions(m, seed)))
+        for m, view in found.items()
+    )
+    return Bands(seed, context.show(panels), tuned)
+
+
+def _one_input(arrays: ArrayView) -> ArrayView | None:
+    """The first set of rows with inputs of one number each and a prediction."""
+    for prefix in ("band", *(f"ood/{name}" for name in arrays.sets("ood"))):
+        view = arrays.under(prefix)
+        if {"x", "mean", "epistemic_variance"} <= view.keys() and view["x"].size == len(view["mean"]):
+            return view
+    return None
+
+
+def _rows(arrays: ArrayView) -> ArrayView | None:
+    """Training rows where the record has them, else test rows, as points under the band."""
+    for view in (arrays.under("train"), arrays):
+        if {"x", "targets"} <= view.keys() and view["x"].size == view["targets"].size:
+            return view
+    return None

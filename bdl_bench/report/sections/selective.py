@@ -1,0 +1,55 @@
+"""Risk-coverage: how the error falls when only the surest rows are answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bdl_bench.metrics.examples import top_labels
+from bdl_bench.metrics.selective import risk_coverage
+from bdl_bench.report.arrays import ArrayView
+from bdl_bench.report.figures.gallery import Picture
+from bdl_bench.report.figures.risk_coverage import Curve, risk_coverage_figures
+from bdl_bench.report.sections.context import Context
+
+__all__ = ["Selective", "selective"]
+
+Floats = NDArray[np.float64]
+_GRID = np.linspace(0.02, 1.0, 50)
+
+
+@dataclass(frozen=True)
+class Selective:
+    """One figure a family of methods."""
+
+    template: ClassVar[str] = "selective.html"
+    pictures: list[Picture]
+    tuned: bool
+
+
+def selective(context: Context) -> Selective | None:
+    """Of classes only: a regression with one variance for all rows has no order to select by."""
+    results = context.results
+    if results.kind == "regression":
+        return None
+    tuned = set(results.tuned_methods) == set(results.methods)
+    curves = {m: _mean_curve(context, m, tuned=tuned) for m in results.methods}
+    return Selective(context.show(risk_coverage_figures(curves, context.palette, risk="error of the answered")), tuned)
+
+
+def _mean_curve(context: Context, method: str, *, tuned: bool) -> Curve:
+    """The mean over seeds at each coverage."""
+    results = context.results
+    risks = [_risk(results.predictions(method, s, tuned=tuned)) for s in results.done[method]]
+    return _GRID, np.mean(risks, axis=0)
+
+
+def _risk(arrays: ArrayView) -> Floats:
+    """The error of the share of rows with the highest confidence, at the coverages of the grid."""
+    confidence, correct = top_labels(arrays)
+    curve = risk_coverage(confidence.reshape(-1), 1 - correct.reshape(-1))
+    risk: Floats = curve.selective_risk[np.clip(np.ceil(_GRID * len(curve.coverage)).astype(int) - 1, 0, None)]
+    return risk

@@ -1,0 +1,193 @@
+"""A grid on its way: what runs when, what is written, and who is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from pydantic import ValidationError
+
+from bdl_bench.cells import CANNOT, Cell, Measured, without_result
+from bdl_bench.claims import Claims
+from bdl_bench.disk import Disk
+from bdl_bench.events import Event, Listener
+from bdl_bench.executors import Executor, Outcome
+from bdl_bench.maps import Place, Prepared, Trained, known_training, map_path
+from bdl_bench.predictions import Arrays
+from bdl_bench.records import Record, RecordStore, Training
+from bdl_bench.schedule import Schedule
+from estimators.atomic import discard_leftovers, write_bytes
+
+if TYPE_CHECKING:
+    from bdl_bench.grid import Grid
+
+__all__ = ["Stages"]
+
+Item: TypeAlias = Place | Cell
+Step: TypeAlias = tuple[str, int, str | None]
+
+
+class Stages:
+    """One run of a grid. A cell can start when its network is trained; only this process writes into the directory."""
+
+    def __init__(self, grid: Grid, listener: Listener, executor: Executor, claims: Claims) -> None:
+        self.grid, self.listener, self.executor, self.claims = grid, listener, executor, claims
+        self.store, self.disk = RecordStore(grid.directory), Disk(grid.directory)
+        self.records: dict[Step, Record] = {}
+        self.exclusive: dict[Path, bool] = {}
+        self.before = {path: _mark(path) for path in self._record_paths()}
+        self.schedule: Schedule[Item] = Schedule(
+            claims, self._target, to_run=self._to_run, refused=self._ended, waiting=lambda i: self._tell(i, "waiting")
+        )
+
+    def run(self) -> dict[Step, Record]:
+        """The records of all cells: found, made, or made by another run meanwhile."""
+        from bdl_bench.steps import work  # imports for seconds
+
+        for task, seed, method in self.grid.steps:
+            if method is None:
+                self.schedule.add(Place(task, seed, self.grid.device))
+        running: Generator[tuple[Item, Outcome[Trained | Measured]], None, None]
+        running = self.executor.run(work, self.schedule, started=self._started)
+        with closing(running) as outcomes:
+            for item, outcome in outcomes:
+                self._ended(item, outcome)
+                self.schedule.close(item)
+        return self.records
+
+    def _record_paths(self) -> Iterator[Path]:
+        return (self.store.path(task, method, seed) for task, seed, method in self.grid.steps if method is not None)
+
+    def _target(self, item: Item) -> Path:
+        if isinstance(item, Place):
+            return map_path(self.grid.directory, item.task, item.seed)
+        return self.store.path(item.prepared.task, item.method, item.prepared.seed)
+
+    def _to_run(self, item: Item) -> Item | None:
+        """Under its lock: what another run has done meanwhile is taken over, what a killed one left is removed."""
+        path = self._target(item)
+        if isinstance(item, Cell) and (record := self._found(item)) is not None:
+            self._done(item, record, "cached" if record.status == "ok" else None)
+            return None
+        self.disk.check()
+        for written in (path, path.with_suffix(".npz")):
+            discard_leftovers(written)
+        return replace(item, known=known_training(path)) if isinstance(item, Place) else item
+
+    def _found(self, cell: Cell) -> Record | None:
+        """The valid record of a cell; one of a skip or a failure counts where another run made it during this one."""
+        place, path = cell.prepared, self._target(cell)
+        record = self.store.valid(place.task, cell.method, place.seed, key=cell.key)
+        if record is not None or _mark(path) == self.before.get(path):
+            return record
+        record = _read(path)
+        return record if record is not None and record.key == cell.key and record.status != "ok" else None
+
+    def _started(self, item: Item) -> None:
+        self.exclusive[self._target(item)] = self._is_exclusive()
+        self._tell(item, "started")
+
+    def _is_exclusive(self) -> bool:
+        return self.grid.workers.exclusive and not self.claims.others()
+
+    def _ended(self, item: Item, outcome: Outcome[Trained | Measured]) -> None:
+        if isinstance(item, Place):
+            self._trained(item, outcome)
+        elif isinstance(outcome, tuple):
+            exclusive = self.exclusive[self._target(item)] and self._is_exclusive()
+            self._done(item, self._written(item, _with_exclusive(outcome[0], exclusive=exclusive), outcome[1]))
+        else:
+            assert isinstance(outcome, Exception)
+            self._done(item, self._written(item, without_result(item, outcome)))
+
+    def _trained(self, place: Place, outcome: Outcome[Trained | Measured]) -> None:
+        try:
+            prepared = self._kept(place, outcome)
+        except Exception as error:
+            self._tell(place, "skipped" if isinstance(error, CANNOT) else "failed", reason=_reason(error))
+            self._fail_cells(place, error)
+            return
+        self._tell(place, "cached" if prepared.cached else "trained", seconds=prepared.training.seconds)
+        for cell in self._cells(prepared):
+            record = self._found(cell)
+            if record is None:
+                self.schedule.add(cell)
+            else:
+                self._done(cell, record, "cached" if record.status == "ok" else None)
+
+    def _kept(self, place: Place, outcome: Outcome[Trained | Measured]) -> Prepared:
+        """Stage one with its weights written, and where to read them."""
+        if isinstance(outcome, Exception):
+            raise outcome
+        assert isinstance(outcome, Trained)
+        path = self._target(place)
+        if outcome.content is not None:
+            with self.disk.writing():
+                write_bytes(path, outcome.content)
+        has_weights = outcome.prepared.training.recipe is not None
+        return replace(outcome.prepared, weights=self.executor.share(path) if has_weights else None)
+
+    def _cells(self, prepared: Prepared) -> list[Cell]:
+        methods = dict.fromkeys(self.grid.methods)
+        return [Cell(prepared, method, self.grid.directory, self.grid.device, self.grid.tune) for method in methods]
+
+    def _fail_cells(self, place: Place, error: Exception) -> None:
+        """Without a network there is nothing to run; a cell that another run is at is left to it."""
+        unknown = Prepared(place.task, place.seed, key="", training=Training(seconds=None, recipe=None), cached=False)
+        for cell in self._cells(unknown):
+            record = without_result(cell, error)
+            if self.claims.take(self._target(cell)):
+                record = self._written(cell, record)
+                self.claims.release(self._target(cell))
+            self._done(cell, record)
+
+    def _written(self, cell: Cell, record: Record, arrays: Arrays | None = None) -> Record:
+        """The record on disk; where that cannot be, one of the failure, on disk if it is small enough to be."""
+        try:
+            with self.disk.writing():
+                return self.store.write(record, arrays)
+        except OSError as error:
+            record = without_result(cell, error)
+            with suppress(OSError):
+                record = self.store.write(record)
+            return record
+
+    def _done(self, item: Cell, record: Record, status: str | None = None) -> None:
+        self.records[record.task, record.seed, record.method] = record
+        seconds = record.cost.fit_seconds + record.cost.predict_seconds if record.cost else None
+        self._tell(item, status or record.status, seconds=seconds, reason=record.reason)
+
+    def _tell(self, item: Item, status: str, *, seconds: float | None = None, reason: str | None = None) -> None:
+        place, method = (item, None) if isinstance(item, Place) else (item.prepared, item.method)
+        self.listener(Event(place.task, place.seed, method, status, seconds, reason))
+
+
+def _with_exclusive(record: Record, *, exclusive: bool) -> Record:
+    """The record with whether its cost was taken while nothing else of a grid ran."""
+    if record.cost is None:
+        return record
+    return record.model_copy(update={"cost": record.cost.model_copy(update={"exclusive": exclusive})})
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """What tells one version of a file from the next: files are replaced, never changed."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None

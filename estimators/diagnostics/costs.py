@@ -1,0 +1,158 @@
+"""What every method would cost here, before anything is run: bytes, passes, seconds.
+
+Passes are in the ledger's unit (`estimators.ledger`): forward and backward over N rows; a forward is a third, a
+backward two thirds, a product with A one for each vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from estimators.diagnostics.diagnosis import Cost, Finding
+from estimators.diagnostics.sizes import Sizes
+from estimators.diagnostics.subject import Subject
+from estimators.diagnostics.table import in_bytes, in_seconds
+from estimators.precision import dense, dual, streamed_dual
+from estimators.precision.posterior import LOW_RANK
+from estimators.precision.sizes import choose_inverse
+from estimators.regvar.regularizers import PosteriorDraws
+from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
+from estimators.regvar.solvers.flights import most_in_flight
+
+__all__ = ["cost_finding", "costs_of"]
+
+_CHECKS = 2 / 3  # the two passes that every fit makes before it begins
+_DRAWS = PosteriorDraws().n_draws
+_PRODUCTS = 9  # with A a draw, where bounds are read
+_BASIS_BYTES = 2**32  # of a Krylov space, at most
+_CHUNK_BYTES = 2**28  # of Jacobian rows at once
+_ITERATIONS = 100  # of CG: 80 for 3e-4 on a CNN of 38,000 parameters
+
+
+def cost_finding(subject: Subject) -> Iterator[Finding]:
+    """Which exact form fits, which methods do not; the table goes with the diagnosis."""
+    sizes = Sizes.of(subject)
+    costs = costs_of(sizes, subject)
+    subject.costs.extend(costs)
+    positive = choose_inverse(subject.objective.centred(curvature="ggn"), curvature="ggn", available=sizes.available)
+    exact = next(cost for cost in costs if cost.estimator == _FULL.format(positive))
+    too_large = [cost.estimator for cost in costs if not cost.fits]
+    values = {
+        "inverse": positive,
+        "bytes": exact.bytes_needed,
+        "seconds": exact.seconds,
+        "seconds_a_pass": sizes.seconds_a_pass,
+        "too_large": too_large,
+    }
+    measured = (
+        f"a pass over {sizes.n_data:,} rows takes {in_seconds(sizes.seconds_a_pass)}; the exact variance of "
+        f'{sizes.n_parameters:,} parameters by inverse="{positive}", {in_bytes(exact.bytes_needed)} and about '
+        f"{in_seconds(exact.seconds)}"
+    )
+    if positive != "cg" and not too_large:
+        yield Finding("cost", "ok", measured, values=values)
+        return
+    listed = f"too large: {', '.join(too_large)}." if too_large else "everything fits."
+    if positive == "cg":
+        listed += f" The exact form that fits solves {sizes.n_outputs} systems for every query row."
+    remedy = f'RegVar(regularizer=PosteriorDraws(), solver=LinearResponse()), or inverse="{positive}" for a few rows'
+    yield Finding("cost", "note", measured, listed, remedy, values)
+
+
+_FULL = 'LinearizedLaplace(inverse="{}")'
+_DIVIDE_BY_DELTA = ('"dual"', '"streamed"', '"lowrank"')
+
+
+def costs_of(sizes: Sizes, subject: Subject) -> list[Cost]:
+    """The table, exact methods first."""
+    kinds: list[tuple[str, Callable[[Sizes], tuple[float, float, float]]]] = [
+        (_FULL.format("cholesky"), _cholesky),
+        (_FULL.format("dual"), _dual),
+        (_FULL.format("streamed"), _streamed),
+        (_FULL.format("cg"), _cg),
+        ('LinearizedLaplace(hessian_structure="kron")', lambda s: _kron(s, passes=1)),
+        ('LinearizedLaplace(hessian_structure="ekfac")', lambda s: _kron(s, passes=2)),
+        ('LinearizedLaplace(hessian_structure="diag")', _diagonal),
+        ('LinearizedLaplace(hessian_structure="lowrank")', _low_rank),
+        ("RegVar(solver=FineTune())", lambda s: _fine_tune(s, subject)),
+        ("RegVar(solver=LinearResponse())", _linear_response),
+    ]
+    if sizes.head is not None:
+        kinds.insert(0, ("LastLayerLaplace()", _last_layer))
+    if not bool((subject.objective.prior.precision > 0).all()):
+        kinds = [(name, kind) for name, kind in kinds if not any(form in name for form in _DIVIDE_BY_DELTA)]
+    return [_cost(name, sizes, *kind(sizes)) for name, kind in kinds]
+
+
+def _cost(name: str, s: Sizes, bytes_needed: float, passes: float, flops: float) -> Cost:
+    seconds = s.seconds_of_checks + passes * s.seconds_a_pass + flops * s.seconds_a_flop
+    afterwards = f"and {_ITERATIONS * s.n_outputs:,} passes a query" if "cg" in name else ""
+    return Cost(name, int(bytes_needed), s.available, round(passes + _CHECKS, 2), seconds, afterwards)
+
+
+def _jacobian_passes(s: Sizes) -> float:
+    """A forward and a backward for each output."""
+    return 1 / 3 + 2 / 3 * s.n_outputs
+
+
+def _last_layer(s: Sizes) -> tuple[float, float, float]:
+    assert s.head is not None
+    return 5 * s.head**2 * s.algebra, 1 / 3, s.n_data * s.head**2 + s.head**3
+
+
+def _cholesky(s: Sizes) -> tuple[float, float, float]:
+    flops = s.n_data * s.n_outputs * s.n_parameters**2 + s.n_parameters**3 / 3
+    return dense.bytes_needed(s.n_parameters, s.algebra), _jacobian_passes(s), flops
+
+
+def _dual(s: Sizes) -> tuple[float, float, float]:
+    rows = s.n_data * s.n_outputs
+    flops = 2 * rows**2 * s.n_parameters + rows**3 / 3
+    return dual.bytes_needed(rows, s.n_parameters, s.algebra), _jacobian_passes(s), flops
+
+
+def _streamed(s: Sizes) -> tuple[float, float, float]:
+    rows = s.n_data * s.n_outputs
+    widths = sum(o + e for o, e in s.maps)
+    flops = 2 * rows**2 * widths + rows**3 / 3
+    return streamed_dual.bytes_needed(rows, s.algebra), 2 * _jacobian_passes(s), flops
+
+
+def _cg(s: Sizes) -> tuple[float, float, float]:
+    return min(_BASIS_BYTES, 64 * s.n_outputs * s.n_parameters * s.element), 0, 0
+
+
+def _kron(s: Sizes, *, passes: int) -> tuple[float, float, float]:
+    factors = sum(o**2 + e**2 for o, e in s.maps)
+    held = 3 * factors * s.algebra + 2 * s.n_parameters * s.element + _factor_rows(s)
+    flops = 2 * s.n_data * s.n_outputs * factors + 10 * sum(o**3 + e**3 for o, e in s.maps)
+    return held, passes * _jacobian_passes(s), flops
+
+
+def _diagonal(s: Sizes) -> tuple[float, float, float]:
+    return 3 * s.n_parameters * s.element + _factor_rows(s), _jacobian_passes(s), 0
+
+
+def _low_rank(s: Sizes) -> tuple[float, float, float]:
+    size = min(2 * LOW_RANK + 32, s.n_parameters)
+    return 4 * size * s.n_parameters * s.element, size, 4 * size**2 * s.n_parameters
+
+
+def _fine_tune(s: Sizes, subject: Subject) -> tuple[float, float, float]:
+    epochs = DEFAULT_RECIPE.for_rows(s.n_data).epochs
+    assert isinstance(epochs, int)
+    vector = s.n_parameters * s.element
+    flying = min(_DRAWS, most_in_flight(subject.objective.theta[None]))
+    return (8 * flying + 4 * _DRAWS) * vector, 1 + _DRAWS * (epochs + 2), 0
+
+
+def _linear_response(s: Sizes) -> tuple[float, float, float]:
+    size = min(_DRAWS * _PRODUCTS, s.n_parameters)
+    vector = s.n_parameters * s.element
+    return (2 * size + 6 * _DRAWS) * vector, 1 + _DRAWS * (_PRODUCTS + 1), 4 * size**2 * s.n_parameters
+
+
+def _factor_rows(s: Sizes) -> float:
+    """Jacobians of some rows at once, in factors; those of convolutions have a place for every pixel."""
+    a_row = sum(2 * e + 3 * s.n_outputs * o for o, e in s.maps) * s.element
+    return min(_CHUNK_BYTES, s.n_data * a_row)

@@ -1,0 +1,64 @@
+"""A diagnosis as plain text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from estimators.diagnostics.diagnosis import Cost, Finding
+
+__all__ = ["cost_table", "findings_table", "in_bytes", "in_seconds"]
+
+_WIDTH = 110
+
+
+def findings_table(findings: Sequence[Finding]) -> str:
+    """A line for each, with what it means and what to try below those that are not ok."""
+    if not findings:
+        return ""
+    column = max(len(finding.name) for finding in findings) + 2
+    return "\n".join(line for finding in findings for line in _lines(finding, column))
+
+
+def _lines(finding: Finding, column: int) -> list[str]:
+    margin = 9 + column
+    lines = textwrap.wrap(finding.measured, _WIDTH - margin) or [""]
+    if finding.level != "ok":
+        lines += textwrap.wrap(finding.meaning, _WIDTH - margin)
+        remedy = f"try: {finding.remedy}" if finding.remedy else ""
+        lines += textwrap.wrap(remedy, _WIDTH - margin, subsequent_indent="     ")
+    head = f"{finding.level:<9}{finding.name:<{column}}"
+    return [head + lines[0], *(" " * margin + line for line in lines[1:])]
+
+
+def cost_table(costs: Sequence[Cost]) -> str:
+    """A line for each method."""
+    if not costs:
+        return ""
+    column = max(len(cost.estimator) for cost in costs) + 2
+    head = f"{'what a fit would cost':<{column}}{'memory':>11}{'passes':>10}{'time':>10}  fits"
+    rows = [
+        f"{cost.estimator:<{column}}{in_bytes(cost.bytes_needed):>11}{cost.passes:>10.3g}"
+        f"{in_seconds(cost.seconds):>10}  {'yes' if cost.fits else 'no':<5}{cost.afterwards}".rstrip()
+        for cost in costs
+    ]
+    return "\n".join([head, *rows, f"of {in_bytes(costs[0].bytes_available)} of free memory"])
+
+
+def in_bytes(number: float) -> str:
+    """3.2 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if number < 1024 or unit == "TiB":
+            break
+        number /= 1024
+    return f"{number:.3g} {unit}"
+
+
+def in_seconds(seconds: float) -> str:
+    """12 ms, 3.1 s, 5 min, 2.5 h."""
+    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s")):
+        if seconds >= 2 * size or (unit == "s" and seconds >= 1):
+            return f"{seconds / size:.3g} {unit}"
+    return f"{1000 * seconds:.3g} ms"

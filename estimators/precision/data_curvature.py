@@ -1,0 +1,168 @@
+"""The data's part of A in the form that it was made in, from which A follows for any prior without a pass over data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from estimators.batches import AbsentBatches
+from estimators.objective import Objective
+from estimators.precision.base import Precision
+from estimators.precision.cg import CGPrecision, default_tolerance
+from estimators.precision.definiteness import refuse_indefinite_product
+from estimators.precision.dense import DensePrecision
+from estimators.precision.dual import DualPrecision
+from estimators.precision.streamed_dual import StreamedDual, inner_matrix
+from estimators.precision.structured import Blocks
+from estimators.widened import widened
+
+__all__ = ["DataCurvature", "Matrix", "Products", "Rows", "StreamedRows", "centre_of", "restored"]
+
+
+class DataCurvature(Protocol):
+    """The data's part of A, kept in one form."""
+
+    def precision(self, prior_precision: Tensor) -> Precision:
+        """A for a prior precision vector δ (P,)."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `restored` needs to make it again, beside the objective."""
+        ...
+
+    def description(self) -> dict[str, Any]:
+        """What it needs beside the tensors, in JSON types."""
+        ...
+
+    def moved(self, objective: Objective, scale: float) -> DataCurvature:
+        """`scale` times this one, for the centre of a new fit at the same weights and rows, whose prior is another."""
+        ...
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A dense (P, P) matrix; `exact_hessian` marks one that may be singular or indefinite."""
+
+    matrix: Tensor
+    exact_hessian: bool
+
+    def precision(self, prior_precision: Tensor) -> Precision:
+        doubtful = _is_doubtful(prior_precision, exact_hessian=self.exact_hessian)
+        matrix = self.matrix.clone()
+        matrix.diagonal().add_(prior_precision)
+        return DensePrecision(
+            matrix, check_condition=doubtful, smallest=0.0 if doubtful else float(prior_precision.min())
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"matrix": self.matrix}
+
+    def description(self) -> dict[str, Any]:
+        return {}
+
+    def moved(self, objective: Objective, scale: float) -> Matrix:  # noqa: ARG002
+        return self if scale == 1 else replace(self, matrix=scale * self.matrix)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """GGN rows R (N·C, P)."""
+
+    rows: Tensor
+
+    def precision(self, prior_precision: Tensor) -> Precision:
+        return DualPrecision(prior_precision, self.rows)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"rows": self.rows}
+
+    def description(self) -> dict[str, Any]:
+        return {}
+
+    def moved(self, objective: Objective, scale: float) -> Rows:  # noqa: ARG002
+        return self if scale == 1 else Rows(scale**0.5 * self.rows)
+
+
+@dataclass(frozen=True)
+class StreamedRows:
+    """R D⁻¹ Rᵀ (N·C, N·C) for the prior of an objective in float64, whose data give products with R."""
+
+    objective: Objective
+    inner: Tensor
+    marks: Tensor
+
+    def precision(self, prior_precision: Tensor) -> Precision:
+        prior_precision = prior_precision.to(self.inner.dtype)
+        ratio = self.objective.prior.precision / prior_precision
+        if bool((ratio == ratio[0]).all()):
+            return StreamedDual(self.objective, prior_precision, self.inner * ratio[0], self.marks)
+        prior = replace(self.objective.prior, precision=prior_precision)
+        inner = inner_matrix(replace(self.objective, prior=prior), self.marks)
+        return StreamedDual(self.objective, prior_precision, inner, self.marks)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"inner": self.inner, "marks": self.marks}
+
+    def description(self) -> dict[str, Any]:
+        return {}
+
+    def moved(self, objective: Objective, scale: float) -> StreamedRows:
+        objective = widened(objective)
+        ratio = self.objective.prior.precision / objective.prior.precision
+        if bool((ratio == ratio[0]).all()):
+            return StreamedRows(objective, self.inner * (scale * ratio[0]), self.marks)
+        return StreamedRows(objective, inner_matrix(objective, self.marks), self.marks)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Products with A of an objective, whose own prior is exchanged for the one asked for."""
+
+    objective: Objective
+    exact_hessian: bool
+
+    def precision(self, prior_precision: Tensor) -> Precision:
+        change, theta = prior_precision - self.objective.prior.precision, self.objective.theta
+
+        def product(v: Tensor) -> Tensor:
+            return self.objective.product(v) + v * change
+
+        absent = isinstance(self.objective.batches, AbsentBatches)
+        if not absent and _is_doubtful(prior_precision, exact_hessian=self.exact_hessian):
+            refuse_indefinite_product(product, theta)
+        return CGPrecision(product, tol=default_tolerance(theta.dtype))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def description(self) -> dict[str, Any]:
+        return {}
+
+    def moved(self, objective: Objective, scale: float) -> Products:  # noqa: ARG002
+        return Products(objective, self.exact_hessian)
+
+
+def centre_of(objective: Objective, curvature: str) -> Objective:
+    """The objective whose products are those of the curvature asked for."""
+    return objective if curvature == "hessian" else objective.centred(curvature="ggn")
+
+
+def restored(
+    objective: Objective, tensors: dict[str, Tensor], description: dict[str, Any], *, curvature: str
+) -> DataCurvature:
+    """The data's curvature from its tensors; without any it is products, which need the data."""
+    if description:
+        return Blocks.restored(objective.network, tensors, description)
+    exact_hessian = curvature == "hessian"
+    if "inner" in tensors:
+        return StreamedRows(widened(centre_of(objective, curvature)), tensors["inner"], tensors["marks"])
+    if "matrix" in tensors:
+        return Matrix(tensors["matrix"], exact_hessian)
+    return Rows(tensors["rows"]) if "rows" in tensors else Products(centre_of(objective, curvature), exact_hessian)
+
+
+def _is_doubtful(prior_precision: Tensor, *, exact_hessian: bool) -> bool:
+    """A GGN is positive definite wherever the prior is; nothing else can be taken for granted."""
+    return exact_hessian or not bool((prior_precision > 0).all())

@@ -1,0 +1,24 @@
+"""The conformance kit: `check_estimator` for one's own tests, with models whose answers are known in closed form."""
+
+from estimators.testing import formulas
+from estimators.testing.cases import CASES, Case
+from estimators.testing.kit import check_estimator
+from estimators.testing.outcomes import ConformanceError, Mismatch, NotApplicable, Outcome, Report
+from estimators.testing.registry import CHECKS, check
+from estimators.testing.subject import Claims, Subject
+
+__all__ = [
+    "CASES",
+    "CHECKS",
+    "Case",
+    "Claims",
+    "ConformanceError",
+    "Mismatch",
+    "NotApplicable",
+    "Outcome",
+    "Report",
+    "Subject",
+    "check",
+    "check_estimator",
+    "formulas",
+]

@@ -1,0 +1,25 @@
+"""The checks, by theme; importing them registers them, in this order."""
+
+# isort: off
+from estimators.testing.checks import interface
+from estimators.testing.checks import closed_form
+from estimators.testing.checks import laws
+from estimators.testing.checks import predictions
+from estimators.testing.checks import covariances
+from estimators.testing.checks import rows
+from estimators.testing.checks import side_effects
+from estimators.testing.checks import bad_input
+from estimators.testing.checks import saving
+# isort: on
+
+__all__ = [
+    "bad_input",
+    "closed_form",
+    "covariances",
+    "interface",
+    "laws",
+    "predictions",
+    "rows",
+    "saving",
+    "side_effects",
+]

@@ -1,0 +1,178 @@
+"""Construction, fit, shapes, dtypes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from estimators.errors import EstimatorError, NotFittedError
+from estimators.testing.cases import CASES
+from estimators.testing.outcomes import Mismatch, NotApplicable
+from estimators.testing.registry import check
+from estimators.testing.subject import REFUSALS, Subject
+
+__all__: list[str] = []
+
+
+@check("supports-a-model")
+def supports_a_model(subject: Subject) -> None:
+    """At least one of the kit's models is taken, so that the other checks have something to look at."""
+    refused = {}
+    for case in CASES.values():
+        try:
+            subject.fitted(case)
+        except NotApplicable as reason:
+            refused[case.name] = str(reason)
+    if len(refused) == len(CASES):
+        raise Mismatch(
+            f"an estimator that takes one of {', '.join(CASES)}",
+            received=f"one that refuses all of them; the first: {next(iter(refused.values()))}",
+            fault="make passes on model, likelihood and prior_precision; adapt= changes the networks to what it needs.",
+        )
+
+
+@check("constructor-stores")
+def constructor_stores(subject: Subject) -> None:
+    """The constructor stores its arguments, and neither runs the network nor learns anything."""
+    case = CASES["regression"]
+    model, calls = subject.model(case), []
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda *_: calls.append(1))
+    estimator = subject.build(case, model)
+    learned = [name for name in vars(estimator) if name.endswith("_") and not name.startswith("_")]
+    if calls or learned:
+        raise Mismatch(
+            "a constructor that only stores",
+            received=f"{len(calls)} calls of the network, learned attributes {learned}",
+            fault="move the work to _fit.",
+        )
+    if estimator.model is not model or estimator.prior_precision != case.delta:
+        raise Mismatch(
+            f"the model itself and prior_precision={case.delta}",
+            received=f"{'the model' if estimator.model is model else 'a copy'}, {estimator.prior_precision}",
+            fault="pass both to super().__init__; copies are made in fit.",
+        )
+
+
+@check("not-fitted")
+def not_fitted(subject: Subject) -> None:
+    """Before fit, queries raise NotFittedError."""
+    case = CASES["regression"]
+    estimator, x = subject.build(case), case.queries
+    for name, ask in (("variance", estimator.variance), ("predict", estimator.predict)):
+        try:
+            ask(x)
+        except NotFittedError:
+            continue
+        except Exception as error:
+            received = f"{type(error).__name__}: {error}"
+        else:
+            received = "an answer"
+        raise Mismatch(
+            f"NotFittedError from {name} before fit",
+            received=received,
+            fault="override _variance, not variance; or call self._check_fitted() first.",
+        )
+
+
+@check("fit-returns-self")
+def fit_returns_self(subject: Subject) -> None:
+    """`fit` returns the estimator."""
+    case = CASES["regression"]
+    estimator = subject.build(case)
+    try:
+        returned = estimator.fit(case.loader)
+    except REFUSALS as error:
+        raise NotApplicable(f"refuses it: {error}") from error
+    if returned is not estimator:
+        raise Mismatch("the estimator itself from fit", received=repr(returned), fault="return self.")
+
+
+@check("shapes")
+def shapes(subject: Subject) -> None:
+    """variance, mean and epistemic_variance are (M, C), for one query, too."""
+    for name in ("regression", "classification"):
+        case = CASES[name]
+        estimator, outputs = subject.fitted(case), len(case.network.weights[-1])
+        for m in (1, len(case.query)):
+            x = case.queries[:m]
+            prediction = estimator.predict(x)
+            found = {
+                "variance(x)": estimator.variance(x),
+                "predict(x).mean": prediction.mean,
+                "predict(x).epistemic_variance": prediction.epistemic_variance,
+            }
+            for what, tensor in found.items():
+                if tuple(tensor.shape) != (m, outputs):
+                    raise Mismatch(
+                        f"{what} of shape {(m, outputs)}",
+                        received=f"{tuple(tensor.shape)}",
+                        fault="return (M, C) from _variance, also for M = 1: no squeeze().",
+                    )
+
+
+@check("output-shape")
+def output_shape(subject: Subject) -> None:
+    """For outputs (M, 2, 1) the variance is (M, 2, 1), with the same values."""
+    case = CASES["regression"]
+    shaped = nn.Sequential(subject.model(case), nn.Unflatten(1, (2, 1))).eval()
+    loader = [(x, y[..., None]) for x, y in case.loader]
+    variance = subject.fit(case, shaped, loader, special=True).variance(case.queries)
+    expected = (len(case.query), 2, 1)
+    if tuple(variance.shape) != expected:
+        raise Mismatch(
+            f"a variance of the shape of the outputs, {expected}",
+            received=f"{tuple(variance.shape)}",
+            fault="override _variance, which gives (M, C); variance gives it the shape of the outputs.",
+        )
+
+
+@check("dtype-device")
+def dtype_device(subject: Subject) -> None:
+    """A float32 network has a float32 variance on its own device, detached."""
+    case = replace(CASES["regression"], name="float32 regression", dtype=torch.float32)
+    variance = subject.fitted(case).variance(case.queries)
+    if variance.dtype != torch.float32 or variance.device != case.queries.device or variance.requires_grad:
+        raise Mismatch(
+            "a detached float32 variance on the device of the model",
+            received=f"{variance.dtype} on {variance.device}, requires_grad={variance.requires_grad}",
+            fault="convert back after dense algebra in float64: .to(features.dtype); compute under torch.no_grad().",
+        )
+
+
+@check("finite")
+def finite(subject: Subject) -> None:
+    """No NaN or Inf, also far from the data."""
+    for case in CASES.values():
+        try:
+            estimator = subject.fitted(case)
+        except NotApplicable:
+            continue
+        variance = estimator.variance(10 * case.queries)
+        if not bool(torch.isfinite(variance).all()):
+            raise Mismatch(
+                f"finite variances on {case.name}, ten times as far out as the data",
+                received=f"{int((~torch.isfinite(variance)).sum())} NaN or Inf",
+                fault="a factorisation that lost its definiteness, or a division by an unbiased count of one.",
+            )
+
+
+@check("fit-idempotent")
+def fit_idempotent(subject: Subject) -> None:
+    """A second fit is as a first one, whatever the first was of."""
+    case = CASES["regression"]
+    expected = subject.variance(case)
+    estimator = subject.fit(case.rows(list(range(5))))
+    try:
+        received = estimator.fit(case.loader).variance(case.queries)
+    except EstimatorError as error:
+        raise Mismatch("a second fit", received=str(error), fault="fit must start afresh.") from error
+    if not np.allclose(received.numpy(), expected, rtol=1e-9, atol=0):
+        raise Mismatch(
+            f"the variance of a fresh fit, {expected[0, 0]:.6g}",
+            received=f"{float(received[0, 0]):.6g} after a fit to other rows",
+            fault="sums that go on from the last fit; set every learned attribute anew in _fit.",
+        )

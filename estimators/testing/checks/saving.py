@@ -1,0 +1,36 @@
+"""A fit that is saved and loaded."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from estimators.base import UncertaintyEstimator
+from estimators.errors import NotFittedError
+from estimators.testing.cases import CASES, Case
+from estimators.testing.outcomes import NotApplicable
+from estimators.testing.registry import check
+from estimators.testing.subject import REFUSALS, Subject, as_array
+
+__all__: list[str] = []
+
+
+@check("state-round-trip")
+def state_round_trip(subject: Subject) -> None:
+    """A new estimator with the state of a fitted one has its variance; data are attached where it asks for them."""
+    case = CASES["classification"]
+    fitted = subject.fitted(case)
+    try:
+        state = fitted.state_dict()
+        loaded = subject.build(case, fitted.model).load_state_dict(state)
+    except REFUSALS as error:
+        raise NotApplicable(f"cannot be saved: {error}") from error
+    received = as_array(_variance(loaded, case))
+    fault = "_learned leaves out what _variance needs, or _restore does not put it back."
+    subject.compare("the variance of the saved fit", received, subject.variance(case), fault=fault, slack=1e-7)
+
+
+def _variance(loaded: UncertaintyEstimator, case: Case) -> Tensor:
+    try:
+        return loaded.variance(case.queries)
+    except NotFittedError:
+        return loaded.attach(case.loader).variance(case.queries)

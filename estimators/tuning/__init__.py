@@ -1,0 +1,18 @@
+"""Fair tuning: one protocol for every method, on validation rows, with every score kept."""
+
+from estimators.tuning.calibration import Calibration, calibrate
+from estimators.tuning.grid import CalibrationGrid
+from estimators.tuning.prior import optimize_prior_precision
+from estimators.tuning.protocol import tune
+from estimators.tuning.tuned import Point, Surface, Tuned
+
+__all__ = [
+    "Calibration",
+    "CalibrationGrid",
+    "Point",
+    "Surface",
+    "Tuned",
+    "calibrate",
+    "optimize_prior_precision",
+    "tune",
+]

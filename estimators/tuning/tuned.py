@@ -1,0 +1,157 @@
+"""What tuning gives: the estimator and calibration to use, and everything that was tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from estimators.base import UncertaintyEstimator
+from estimators.errors import OptionError
+from estimators.prediction import Prediction
+from estimators.pytrees import PyTree
+from estimators.tuning.axis import Axis, is_number
+from estimators.tuning.calibration import Calibration, PointRecord
+
+__all__ = ["Point", "Surface", "Tuned"]
+
+E = TypeVar("E", bound=UncertaintyEstimator)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of the axis: the best calibration of the fit there, and what it took.
+
+    `passes` are forward and backward over the training rows, queries at the validation rows included; `refitted` is
+    False for the fit that was given. A fit that failed (an indefinite Hessian, a refit that diverged) has no
+    calibration, and says why in `failure`.
+    """
+
+    value: Any
+    calibration: Calibration | None
+    passes: float = 0.0
+    seconds: float = 0.0
+    refitted: bool = True
+    failure: str | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The least one at this value, None for a fit that failed."""
+        return None if self.calibration is None else self.calibration.score
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Scores over two axes: `scores` (values, variance scales); NaN-free, since fits that failed are left out."""
+
+    values: tuple[float, ...]
+    variance_scales: tuple[float, ...]
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Tuned(Generic[E]):
+    """The outcome. `estimator` is fitted, `calibration` is to be applied to what it predicts: `predict` does both.
+
+    `curve` has a point for each value of the axis, in the order of the values. `at_edge` names what was chosen at an
+    end of its range. `seconds` are of everything: fits, predictions, scores.
+    """
+
+    estimator: E
+    calibration: Calibration
+    axis: Axis
+    curve: tuple[Point, ...]
+    chosen: Point
+    seconds: float
+    validation_rows: int
+
+    def predict(self, x: PyTree) -> Prediction:
+        """Predictive distribution of the tuned estimator, calibrated."""
+        return self.calibration.apply(self.estimator.predict(x))
+
+    @property
+    def value(self) -> Any:  # noqa: ANN401
+        """The one chosen on the axis."""
+        return self.chosen.value
+
+    @property
+    def fits(self) -> int:
+        """How many were made for tuning; the given one is not among them."""
+        return sum(point.refitted for point in self.curve)
+
+    @property
+    def passes(self) -> float:
+        """Of all points."""
+        return math.fsum(point.passes for point in self.curve)
+
+    @property
+    def where(self) -> str:
+        """How the fits of the axis came about."""
+        return "with retraining" if self.estimator.retrains else "post hoc at fixed weights"
+
+    @property
+    def at_edge(self) -> tuple[str, ...]:
+        """What was chosen at an end of its range; on the axis, of the values whose fits did not fail."""
+        return (*self._axis_edge(), *self.calibration.at_edge)
+
+    @property
+    def places(self) -> dict[str, Any]:
+        """What was chosen on the axis and of the calibration, by name, with its score."""
+        return {**({} if self.axis.name is None else {self.axis.name: self.value}), **self.calibration.chosen()}
+
+    def _axis_edge(self) -> Sequence[str]:
+        usable = [point for point in self.curve if point.score is not None and is_number(point.value)]
+        worse = any(point.score != self.chosen.score for point in usable)
+        if self.axis.name is None or not worse or self.chosen.value not in (usable[0].value, usable[-1].value):
+            return ()
+        return (self.axis.name,)
+
+    def surface(self, *, other: float | None = 1.0) -> Surface:
+        """The score over values of the axis × variance scales: the paper's Figure 4, where the axis is solver.lam.
+
+        `other` is the softmax temperature or factor of σ to look at, a value of its grid; None: the best at each point.
+
+        Errors: OptionError for an `other` that was not tried, and where no value is a number.
+        """
+        points = [point for point in self.curve if point.calibration is not None and is_number(point.value)]
+        if not points:
+            raise OptionError("an axis of numbers", received=repr(self.axis.name), remedy="values of numbers.")
+        grid = self.calibration.grid
+        others = grid.others(self.calibration.kind)
+        if other is not None and other not in others:
+            raise OptionError(f"other among {others}, or None", received=repr(other), remedy="1, or None.")
+        tried = torch.stack([point.calibration.scores for point in points if point.calibration is not None])
+        scores = tried.amin(-1) if other is None else tried[..., others.index(other)]
+        return Surface(tuple(float(point.value) for point in points), grid.variance_scales, scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON types, as records have it: every point of every grid, what was chosen, the cost. Eight digits."""
+        chosen = {"value": self.value, **self.calibration.chosen()}
+        return {
+            "axis": self.axis.name,
+            "unit": self.axis.unit,
+            "points": [record for point in self.curve for record in self._records(point)],
+            "chosen": _rounded(chosen),
+            "at_edge": list(self.at_edge),
+            "refined": self.calibration.refined,
+            "failures": {str(point.value): point.failure for point in self.curve if point.failure is not None},
+            "seconds": self.seconds,
+            "fits": self.fits,
+            "passes": self.passes,
+            "score_name": self.calibration.score_name,
+            "validation_rows": self.validation_rows,
+            "where": self.where,
+        }
+
+    def _records(self, point: Point) -> list[PointRecord]:
+        if point.calibration is None:
+            return [_rounded({"value": point.value, **dict.fromkeys(self.calibration.chosen())})]
+        return [_rounded({"value": point.value, **record}) for record in point.calibration.points()]
+
+
+def _rounded(record: dict[str, Any]) -> PointRecord:
+    return {name: float(f"{value:.8g}") if is_number(value) else None for name, value in record.items()}

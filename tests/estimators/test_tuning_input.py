@@ -1,0 +1,47 @@
+"""What tuning refuses, and what it says."""
+
+import pytest
+from tuning_toys import laplace, toy
+
+from estimators import LinearizedLaplace, optimize_prior_precision, tune
+from estimators.baselines.map import MAP
+from estimators.errors import DataError, NotFittedError, OptionError, UnsupportedError
+
+
+def test_what_cannot_be_is_refused():
+    problem = toy("classification")
+    estimator, rows = laplace(problem), problem.validation
+    groups = laplace(problem, prior_precision={"*.bias": 0.1, "*": 1.0})
+    plain = MAP(problem.model, "classification").fit(problem.train)
+    with pytest.raises(UnsupportedError, match=r"marginal likelihood.*MAP"):
+        optimize_prior_precision(plain, method="marglik")
+    with pytest.raises(UnsupportedError, match='inverse="cg"'):
+        optimize_prior_precision(laplace(problem, inverse="cg"), method="marglik")
+    with pytest.raises(OptionError, match=r"gridsearch.*'bayes'"):
+        optimize_prior_precision(estimator, rows, method="bayes")
+    with pytest.raises(OptionError, match="no score of one's own for marglik"):
+        optimize_prior_precision(estimator, rows, method="marglik", score=len)
+    with pytest.raises(OptionError, match="validation rows"):
+        optimize_prior_precision(estimator)
+    with pytest.raises(OptionError, match="score"):
+        optimize_prior_precision(estimator, rows, score="mse")
+    with pytest.raises(OptionError, match="values of prior_precision"):
+        optimize_prior_precision(groups, rows)
+    with pytest.raises(OptionError, match="one number for prior_precision in marglik"):
+        optimize_prior_precision(groups, method="marglik", grid=[1.0])
+    with pytest.raises(OptionError, match="an option of LinearizedLaplace"):
+        tune(estimator, rows, axis="rate", values=[0.1])
+    with pytest.raises(OptionError, match="values of rank"):
+        tune(estimator, rows, axis="rank")
+    with pytest.raises(OptionError, match="no values without an axis"):
+        tune(estimator, rows, axis=None, values=[1.0])
+    with pytest.raises(UnsupportedError, match="sigma_noise"):
+        tune(estimator, rows, axis="sigma_noise")
+    with pytest.raises(DataError, match="iterated more than once"):
+        tune(estimator, iter(rows))
+    with pytest.raises(DataError, match="at least one row"):
+        tune(estimator, [])
+    with pytest.raises(DataError, match="integer class indices"):
+        tune(estimator, [(x, y.double()) for x, y in rows])
+    with pytest.raises(NotFittedError):
+        tune(LinearizedLaplace(problem.model, "classification"), rows)
