@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from estimators.errors import UnsupportedError
 from estimators.last_linear import LastLinear, find_last_linear
+from estimators.likelihoods import Likelihood
+from estimators.likelihoods.categorical import Sites
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.precision.dtype import algebra_dtype
@@ -48,13 +50,9 @@ class Head:
 
     def features(self, x: PyTree) -> Tensor:
         """φ (M, E) at θ̂, with a 1 appended where the bias is a parameter."""
-        return self.outputs_and_features(x)[1]
-
-    def outputs_and_features(self, x: PyTree) -> tuple[Tensor, Tensor]:
-        """f (M, C) and φ (M, E) at θ̂, by one forward."""
         with self.listening() as heard:
-            f = self.network.outputs(x)
-        return f, heard.features
+            self.network.outputs(x)
+        return heard.features
 
     @contextmanager
     def listening(self) -> Iterator[Heard]:
@@ -90,40 +88,61 @@ class Head:
         return self.network.subset.mask(self.layer.parameter_names).to(self.network.theta.device)
 
     def full_curvature(self, objective: Objective) -> Tensor:
-        """Σₙ Λₙ ⊗ φₙφₙᵀ, (C, E, C, E), in `algebra_dtype`."""
+        """Σₙ Λₙ ⊗ φₙφₙᵀ, (C, E, C, E), in `algebra_dtype`; n counts places, where a row has several."""
         c, e = self.n_outputs, self.n_features
         total = objective.theta.new_zeros(c * c, e * e, dtype=algebra_dtype(objective.theta.device))
-        chunk = max(1, 2**24 // (e * e))
-        for hessian, features in self._hessians_and_features(objective):
-            for lam, phi in zip(hessian.split(chunk), features.split(chunk), strict=True):
-                wide = phi.to(total.dtype)
-                outer = wide[:, :, None] * wide[:, None, :]
-                total.addmm_(lam.to(total.dtype).reshape(-1, c * c).T, outer.reshape(-1, e * e))
+        chunk = max(1, 2**24 // max(e * e, c * c))
+        for place in self._places(objective):
+            for f, phi in zip(place.f.split(chunk), place.features.to(total.dtype).split(chunk), strict=True):
+                lam = place.likelihood.hessian(f).to(total.dtype)
+                outer = phi[:, :, None] * phi[:, None, :]
+                total.addmm_(lam.reshape(-1, c * c).T, outer.reshape(-1, e * e))
         return total.reshape(c, c, e, e).permute(0, 2, 1, 3)
 
     def kron_factors(self, objective: Objective) -> tuple[Tensor, Tensor]:
-        """mean Λ (C, C) and Σ φφᵀ (E, E)."""
-        theta = objective.theta
+        """mean Λ (C, C) and Σ φφᵀ (E, E), over places where a row has several."""
+        theta, n = objective.theta, 0
         mean_hessian = theta.new_zeros(self.n_outputs, self.n_outputs)
         gram = theta.new_zeros(self.n_features, self.n_features)
-        for batch in objective.batches:
-            f, features = self.outputs_and_features(batch.x)
-            gram += features.T @ features
-            mean_hessian += objective.likelihood.hessian_sum(f)
-        return mean_hessian / objective.batches.n_data, gram
+        for place in self._places(objective):
+            gram += place.features.T @ place.features
+            mean_hessian += place.likelihood.hessian_sum(place.f)
+            n += len(place.f)
+        return mean_hessian / n, gram
 
     def diagonal(self, objective: Objective) -> Tensor:
         """Σₙ Λₙ,cc φₙₑ², (C, E)."""
         total = objective.theta.new_zeros(self.n_outputs, self.n_features)
-        for batch in objective.batches:
-            f, features = self.outputs_and_features(batch.x)
-            total += objective.likelihood.hessian_diagonal(f).T @ features.square()
+        for place in self._places(objective):
+            total += place.likelihood.hessian_diagonal(place.f).T @ place.features.square()
         return total
 
-    def _hessians_and_features(self, objective: Objective) -> Iterator[tuple[Tensor, Tensor]]:
+    def _places(self, objective: Objective) -> Iterator[Places]:
+        """Batch by batch, the places that have a label: of a row without several, the row."""
         for batch in objective.batches:
-            f, features = self.outputs_and_features(batch.x)
-            yield objective.likelihood.hessian(f), features
+            with self.listening() as heard:
+                f = self.network.shaped_outputs(batch.x).flatten(0, -2)
+            features, likelihood = heard.at_places.flatten(0, -2), objective.likelihood.given(batch.y)
+            if not isinstance(likelihood, Sites):
+                yield Places(likelihood, f, features)
+                continue
+            if likelihood.classes_first:
+                raise UnsupportedError(
+                    "classes along the last dimension, where a linear layer has its outputs",
+                    received="a likelihood with class_dim=1",
+                    remedy='subset_of_weights="all", or class_dim=-1.',
+                )
+            kept = likelihood.kept.flatten()
+            yield Places(likelihood.site, f[kept], features[kept])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the layer was used: the likelihood of one place, outputs (R, C) and features (R, E)."""
+
+    likelihood: Likelihood
+    f: Tensor
+    features: Tensor
 
 
 class Heard:
@@ -144,7 +163,7 @@ class Heard:
             raise UnsupportedError(
                 "features of shape (B, D) before the last layer",
                 received=f"{features.ndim} dimensions",
-                remedy='use LinearizedLaplace with subset_of_weights="last_layer".',
+                remedy='variance(x) of LastLayerLaplace, or LinearizedLaplace with subset_of_weights="last_layer".',
             )
         return features
 

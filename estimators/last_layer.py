@@ -32,6 +32,9 @@ class LastLayerLaplace(UncertaintyEstimator):
 
         full: A = Σₙ Λₙ ⊗ φₙφₙᵀ + δ       kron: A = mean Λ ⊗ Σ φφᵀ + δ I       diag: the diagonal of the full one
 
+    Where the layer is used at several places of a row, as on every token, n counts the places that have a label; there
+    variances and samples exist, covariances between the outputs of a row do not.
+
     Args:
         hessian_structure: "full", "kron" (one δ for the whole layer) or "diag".
         last_layer_name: the layer's name, where it should not be found by running the network.
@@ -103,18 +106,20 @@ class LastLayerLaplace(UncertaintyEstimator):
     def _checked_variance(self, x: PyTree) -> Tensor:
         self._check_fitted()
         with self.head_.listening() as heard:  # the forward of the check shows the features, too
-            self._check_query(x)
-        return self.precision_.variance(heard.features)
+            shape = self._check_query(x)
+        return self.precision_.variance(heard.at_places.flatten(0, -2)).reshape(shape)
 
     def _variance(self, x: PyTree) -> Tensor:
-        return self.precision_.variance(self.head_.features(x))
+        return self._checked_variance(x).flatten(1)
 
     def _covariance(self, x: PyTree) -> Tensor:
         return self.precision_.covariance(self.head_.features(x))
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         displaced = self.precision_.sample(n_samples, generator)
-        return self.network_.outputs(x) + torch.einsum("kce,me->kmc", displaced, self.head_.features(x))
+        with self.head_.listening() as heard:
+            f = self.network_.outputs(x)
+        return f + torch.einsum("kce,m...e->km...c", displaced, heard.at_places).flatten(2)
 
     def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
         """Laplace approximation of log p(D) over the last layer, in nats; another δ costs no pass for the curvature."""
