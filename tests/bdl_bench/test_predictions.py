@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from bdl_bench.metrics import evaluate, parts
-from bdl_bench.predictions import beside_test, predicted
+from bdl_bench.predictions import Predictor
 from bdl_bench.problem import Problem
-from estimators import LastLayerLaplace
+from estimators import LastLayerLaplace, LinearResponse, MeanAbsolute, RegVar
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = (torch.randn(7, 1, generator=GENERATOR, dtype=torch.float64) for _ in range(2))
@@ -30,8 +30,13 @@ def estimator(problem):
     return LastLayerLaplace(problem.model, "regression", prior_precision=0.5).fit(problem.train)
 
 
-def test_a_set_without_targets_has_predictions_alone(problem, estimator):
-    arrays = beside_test(estimator.predict, problem)
+@pytest.fixture
+def predictor(problem, estimator):
+    return Predictor(problem, estimator, estimator.predict)
+
+
+def test_a_set_without_targets_has_predictions_alone(predictor):
+    arrays = predictor.beside_test()
     assert {name for name in arrays if name.startswith("ood/bare/")} == {
         f"ood/bare/{name}" for name in ("mean", "epistemic_variance", "total_variance")
     }
@@ -39,8 +44,8 @@ def test_a_set_without_targets_has_predictions_alone(problem, estimator):
     assert np.array_equal(arrays["ood/known/targets"], Y.numpy())
 
 
-def test_a_band_has_its_inputs_and_those_of_the_training_rows(problem, estimator):
-    arrays = beside_test(estimator.predict, problem)
+def test_a_band_has_its_inputs_and_those_of_the_training_rows(estimator, predictor):
+    arrays = predictor.beside_test()
     assert np.array_equal(arrays["band/x"], torch.cat(LINE).numpy())
     expected = estimator.predict(torch.cat(LINE)).mean.detach().numpy()
     assert arrays["band/mean"] == pytest.approx(expected, rel=1e-12)
@@ -48,8 +53,40 @@ def test_a_band_has_its_inputs_and_those_of_the_training_rows(problem, estimator
     assert np.array_equal(arrays["train/targets"], Y.numpy())
 
 
-def test_a_band_is_drawn_and_not_scored(problem, estimator):
-    arrays = predicted(estimator.predict, problem.test) | beside_test(estimator.predict, problem)
+def test_a_band_is_drawn_and_not_scored(predictor):
+    arrays = predictor.test() | predictor.beside_test()
     assert set(parts(arrays).ood) == {"bare", "known"}
     scored = {name: array for name, array in arrays.items() if name.split("/")[0] not in ("band", "train")}
     assert evaluate("regression", arrays) == evaluate("regression", scored)
+
+
+def classes(n_outputs=3):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(12, 2, generator=generator, dtype=torch.float64)
+    y = torch.randint(n_outputs, (12,), generator=generator)
+    batches = [(x[:5], y[:5]), (x[5:], y[5:])]
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, n_outputs)).double().eval()
+    return Problem(
+        model, "classification", batches, batches, batches, prior_precision=0.5, ood={"far": [9 * x[:4], 9 * x[4:7]]}
+    )
+
+
+def test_centred_variances_are_those_without_the_common_level():
+    problem = classes()
+    estimator = LastLayerLaplace(problem.model, "classification", prior_precision=0.5).fit(problem.train)
+    arrays = Predictor(problem, estimator, estimator.predict).beside_test()
+    centring = torch.eye(3, dtype=torch.float64) - 1 / 3
+    x = torch.cat([batch[0] for batch in problem.test])
+    expected = (centring @ estimator.covariance(x) @ centring).diagonal(dim1=1, dim2=2)
+    assert arrays["centred_variance"] == pytest.approx(expected.numpy(), rel=1e-10)
+    assert arrays["ood/far/centred_variance"].shape == (7, 3)
+
+
+def test_a_method_without_covariances_has_no_centred_variance():
+    problem = classes()
+    estimator = RegVar(
+        problem.model, "classification", prior_precision=0.5, regularizer=MeanAbsolute(), solver=LinearResponse()
+    ).fit(problem.train)
+    arrays = Predictor(problem, estimator, estimator.predict).beside_test()
+    assert "ood/far/epistemic_variance" in arrays
+    assert not any(name.endswith("centred_variance") for name in arrays)
