@@ -15,12 +15,13 @@ from typing import Any, TypeAlias
 import torch
 
 from bdl_bench.check import preflight
+from bdl_bench.data.folder import MissingDataError
 from bdl_bench.footprint import Footprint, footprint
 from bdl_bench.maps import Prepared, load_problem, restore
 from bdl_bench.methods import METHODS
 from bdl_bench.methods.registry import refuse_without_recipe
 from bdl_bench.metrics import evaluate
-from bdl_bench.predictions import Arrays, beside_test, predicted, prefixed
+from bdl_bench.predictions import Arrays, Predictor, prefixed
 from bdl_bench.problem import Problem
 from bdl_bench.records import Cost, Record, Tuning, content_key
 from bdl_bench.seeding import seeded
@@ -36,15 +37,15 @@ from estimators.errors import (
     UnsupportedError,
 )
 
-__all__ = ["Cell", "Measured", "failed", "measure"]
+__all__ = ["CANNOT", "Cell", "Measured", "measure", "without_result"]
 
 Measured: TypeAlias = tuple[Record, Arrays | None]
 """A record and its arrays, written by who asked for them."""
 
 _OURS = (NotConvergedWarning, TuningEdgeWarning)
 
-_CANNOT = (IndefiniteHessianError, TooLargeError, UnsupportedError)
-"""What a method raises where it has no answer for a network, however it is run."""
+CANNOT = (IndefiniteHessianError, MissingDataError, TooLargeError, UnsupportedError)
+"""What is raised where a method has no answer for a network, however it is run, or a task has no data here."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,19 @@ class Cell:
 
 
 def measure(cell: Cell) -> Measured:
-    """The record of a cell and its arrays: skipped, with the reason, where it cannot run; an error is recorded."""
+    """The record of a cell and its arrays; without them where it raised."""
     try:
         return _measured(cell)
-    except _CANNOT as error:
-        return _blank(cell, status="skipped", reason=f"{type(error).__name__}: {error}"), None
     except Exception as error:
-        return failed(cell, error), None
+        return without_result(cell, error), None
 
 
-def failed(cell: Cell, error: BaseException) -> Record:
-    """The record of a cell that raised."""
-    text = "".join(traceback.format_exception(error))
-    return _blank(cell, status="failed", reason=f"{type(error).__name__}: {error}", traceback=text)
+def without_result(cell: Cell, error: BaseException) -> Record:
+    """The record of a cell that raised: skipped, with the reason, where it cannot run here, else failed."""
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, CANNOT):
+        return _blank(cell, status="skipped", reason=reason)
+    return _blank(cell, status="failed", reason=reason, traceback="".join(traceback.format_exception(error)))
 
 
 def _measured(cell: Cell) -> Measured:
@@ -90,11 +91,12 @@ def _measured(cell: Cell) -> Measured:
             start = time.perf_counter()
             estimator = method.build(problem, cell.prepared.seed).fit(problem.train)
             fitted, passes = _now(cell.device), estimator.passes_
-            test = predicted(estimator.predict, problem.test)
+            predictor = Predictor(problem, estimator, estimator.predict)
+            test = predictor.test()
             seconds = fitted - start, _now(cell.device) - fitted
-        arrays = test | beside_test(estimator.predict, problem)
+        arrays = test | predictor.beside_test()
         tuning = tuned(estimator, method, problem, n=cell.tune)
-        again = {} if tuning is None else predicted(tuning.predict, problem.test) | beside_test(tuning.predict, problem)
+        again = {} if tuning is None else _everywhere(Predictor(problem, tuning.estimator, tuning.predict))
     kind = problem.likelihood.kind
     record = _blank(
         cell,
@@ -112,11 +114,17 @@ def _measured(cell: Cell) -> Measured:
     return record, arrays | prefixed("tuned", again)
 
 
+def _everywhere(predictor: Predictor) -> Arrays:
+    return predictor.test() | predictor.beside_test()
+
+
 @contextmanager
 def _collected_warnings() -> Iterator[dict[str, str]]:
     """Warnings of the library inside the block, as one entry of a record; those of others go where they would."""
     found: dict[str, str] = {}
     with warnings.catch_warnings(record=True) as caught:
+        for category in _OURS:
+            warnings.simplefilter("always", category)
         yield found
     ours = [w for w in caught if issubclass(w.category, _OURS)]
     if ours:

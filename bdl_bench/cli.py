@@ -125,10 +125,14 @@ def check(
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(help="A directory that compare wrote.")]) -> None:
+def report(
+    directory: Annotated[Path, typer.Argument(help="A directory that compare wrote.")],
+    *,
+    figures: Annotated[str | None, typer.Option(help="Every figure as a file, too: svg or pdf.")] = None,
+) -> None:
     """Render the report again from its records."""
     try:
-        page = write_report(directory)
+        page = write_report(directory, figures=figures)
     except EstimatorError as error:
         raise _usage(error) from error
     print(page.resolve())

@@ -3,57 +3,96 @@
 Test rows have plain names: `mean`, `epistemic_variance`, `total_variance` or `probs`, `targets`. Others have a prefix:
 `validation/`, `ood/<set>/`, `shift/<set>/`; and what the tuned method says of all of them is under `tuned/` once more.
 A set whose loader knows no targets has none. Where a problem has a band, `band/` and `train/` have the inputs `x` too.
+Where it has out-of-distribution rows, those and the test rows have a `centred_variance` of their logits, if the method
+has covariances: without the level that all logits share, which changes no probability.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bdl_bench.flatten import flat_rows
 from bdl_bench.loaders import Loader, queries, rows
 from bdl_bench.problem import Problem
-from estimators.errors import DataError
+from estimators import UncertaintyEstimator
+from estimators.errors import DataError, UnsupportedError
 from estimators.prediction import Prediction
 from estimators.pytrees import PyTree
 
-__all__ = ["Arrays", "beside_test", "predicted", "prefixed"]
+__all__ = ["Arrays", "Predictor", "prefixed"]
 
 Arrays = dict[str, NDArray[np.float64]]
-Predict = Callable[[PyTree], Prediction]
 
 
-def predicted(predict: Predict, loader: Loader) -> Arrays:
-    """Predictions and targets of every row of a loader, in float64. Errors: DataError where one is not finite."""
-    parts: dict[str, list[Tensor]] = {}
-    for query in queries(loader):
-        for name, tensor in _fields(predict(query.x), query.y):
-            parts.setdefault(name, []).append(tensor.detach())
-    arrays = {name: torch.cat(pieces).cpu().double().numpy() for name, pieces in parts.items()}
-    _refuse_non_finite(arrays)
-    return arrays
+@dataclass(frozen=True)
+class Predictor:
+    """A fitted estimator, and what predicts by it: its own `predict`, or that of its tuning."""
 
+    problem: Problem
+    estimator: UncertaintyEstimator
+    predict: Callable[[PyTree], Prediction]
 
-def beside_test(predict: Predict, problem: Problem) -> Arrays:
-    """The same for validation rows, out-of-distribution rows and shifted rows, under their prefixes."""
-    loaders = {"validation": problem.validation}
-    loaders |= {f"ood/{name}": loader for name, loader in problem.ood.items()}
-    loaders |= {f"shift/{name}": loader for name, loader in problem.shifts.items()}
-    arrays: Arrays = {}
-    for name, loader in loaders.items():
-        arrays |= prefixed(name, predicted(predict, loader))
-    if problem.band is not None:
-        arrays |= prefixed("band", predicted(predict, problem.band) | {"x": _inputs(problem.band)})
-        arrays |= prefixed("train", {"x": _inputs(problem.train), "targets": _targets(problem.train)})
-    return arrays
+    def test(self) -> Arrays:
+        """Predictions and targets of the test rows, in float64. Errors: DataError where one is not finite."""
+        return self._on(self.problem.test)
+
+    def beside_test(self) -> Arrays:
+        """Those of validation, out-of-distribution and shifted rows, under their prefixes; and centred variances."""
+        problem = self.problem
+        loaders = {"validation": problem.validation}
+        loaders |= {f"ood/{name}": loader for name, loader in problem.ood.items()}
+        loaders |= {f"shift/{name}": loader for name, loader in problem.shifts.items()}
+        arrays = self._centred()
+        for name, loader in loaders.items():
+            arrays |= prefixed(name, self._on(loader))
+        if problem.band is not None:
+            arrays |= prefixed("band", self._on(problem.band) | {"x": _inputs(problem.band)})
+            arrays |= prefixed("train", {"x": _inputs(problem.train), "targets": _targets(problem.train)})
+        return arrays
+
+    def _on(self, loader: Loader) -> Arrays:
+        parts: dict[str, list[Tensor]] = {}
+        for query in queries(loader):
+            for name, tensor in _fields(*flat_rows(self.predict(query.x), query.y, self.problem.likelihood)):
+                parts.setdefault(name, []).append(tensor.detach())
+        arrays = {name: _joined(pieces) for name, pieces in parts.items()}
+        _refuse_non_finite(arrays)
+        return arrays
+
+    def _centred(self) -> Arrays:
+        """The variances of f − mean f of test and out-of-distribution rows; none where the method has none."""
+        problem = self.problem
+        flat = self.estimator.network_.shaped_outputs(next(queries(problem.test)).x).ndim == 2
+        if problem.likelihood.kind != "classification" or not problem.ood or not flat:
+            return {}
+        sets = {"": problem.test, **{f"ood/{name}/": loader for name, loader in problem.ood.items()}}
+        try:
+            return {f"{prefix}centred_variance": self._centred_on(loader) for prefix, loader in sets.items()}
+        except UnsupportedError:
+            return {}
+
+    def _centred_on(self, loader: Loader) -> NDArray[np.float64]:
+        return _joined([self.estimator.variance(query.x, of=_centre) for query in queries(loader)])
 
 
 def prefixed(name: str, arrays: Arrays) -> Arrays:
     """The same arrays under `<name>/`."""
     return {f"{name}/{key}": array for key, array in arrays.items()}
+
+
+def _centre(f: Tensor) -> Tensor:
+    return f - f.mean(-1, keepdim=True)
+
+
+def _joined(pieces: list[Tensor]) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = torch.cat(pieces).detach().cpu().double().numpy()
+    return array
 
 
 def _inputs(loader: Loader) -> NDArray[np.float64]:

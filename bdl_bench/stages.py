@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import ValidationError
 
-from bdl_bench.cells import Cell, Measured, failed
+from bdl_bench.cells import CANNOT, Cell, Measured, without_result
 from bdl_bench.claims import Claims
 from bdl_bench.disk import Disk
 from bdl_bench.events import Event, Listener
@@ -100,13 +100,13 @@ class Stages:
             self._done(item, self._written(item, _with_exclusive(outcome[0], exclusive=exclusive), outcome[1]))
         else:
             assert isinstance(outcome, Exception)
-            self._done(item, self._written(item, failed(item, outcome)))
+            self._done(item, self._written(item, without_result(item, outcome)))
 
     def _trained(self, place: Place, outcome: Outcome[Trained | Measured]) -> None:
         try:
             prepared = self._kept(place, outcome)
         except Exception as error:
-            self._tell(place, "failed", reason=_reason(error))
+            self._tell(place, "skipped" if isinstance(error, CANNOT) else "failed", reason=_reason(error))
             self._fail_cells(place, error)
             return
         self._tell(place, "cached" if prepared.cached else "trained", seconds=prepared.training.seconds)
@@ -137,7 +137,7 @@ class Stages:
         """Without a network there is nothing to run; a cell that another run is at is left to it."""
         unknown = Prepared(place.task, place.seed, key="", training=Training(seconds=None, recipe=None), cached=False)
         for cell in self._cells(unknown):
-            record = failed(cell, error)
+            record = without_result(cell, error)
             if self.claims.take(self._target(cell)):
                 record = self._written(cell, record)
                 self.claims.release(self._target(cell))
@@ -149,7 +149,7 @@ class Stages:
             with self.disk.writing():
                 return self.store.write(record, arrays)
         except OSError as error:
-            record = failed(cell, error)
+            record = without_result(cell, error)
             with suppress(OSError):
                 record = self.store.write(record)
             return record

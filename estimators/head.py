@@ -139,12 +139,18 @@ class Heard:
     @property
     def features(self) -> Tensor:
         """φ (M, E), with a 1 appended where the bias is a parameter. Errors: UnsupportedError for another shape."""
-        assert self._last is not None
-        features = self._last.detach()
+        features = self.at_places
         if features.ndim != 2:
             raise UnsupportedError(
                 "features of shape (B, D) before the last layer",
-                received=f"{tuple(features.shape)}",
+                received=f"{features.ndim} dimensions",
                 remedy='use LinearizedLaplace with subset_of_weights="last_layer".',
             )
-        return torch.cat([features, features.new_ones(len(features), 1)], dim=1) if self._bias else features
+        return features
+
+    @property
+    def at_places(self) -> Tensor:
+        """φ (M, ..., E) of a layer that is used at several places of a row, likewise."""
+        assert self._last is not None
+        features = self._last.detach()
+        return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1) if self._bias else features

@@ -16,13 +16,19 @@ __all__ = ["over_rows"]
 def over_rows(function: Callable[..., PyTree], *arguments: PyTree, chunk_size: int | None = None) -> PyTree:
     """`function` of each row of the arguments, pytrees of tensors with rows in front; outputs stacked likewise.
 
+    What is no tensor (a number, a flag) is the same for every row.
     Forwards that branch on the values of their inputs (the padding masks of Hugging Face encoders) or write in place
     (recurrent layers) fail inside vmap and work row by row.
     """
     try:
-        return vmap(function, chunk_size=chunk_size)(*arguments)
+        return vmap(function, in_dims=_row_dimensions(arguments), chunk_size=chunk_size)(*arguments)
     except RuntimeError:
         return _one_by_one(function, arguments)
+
+
+def _row_dimensions(arguments: tuple[PyTree, ...]) -> PyTree:
+    """0 in place of each tensor, None in place of all else."""
+    return pytree.tree_map(lambda leaf: 0 if isinstance(leaf, torch.Tensor) else None, arguments)
 
 
 def _one_by_one(function: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> PyTree:

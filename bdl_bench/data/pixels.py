@@ -74,7 +74,7 @@ class _Scaled(Dataset[object]):
         return x if chosen.labels is None else (x, torch.from_numpy(chosen.labels))
 
 
-def batches_of(images: Images, scale: Scale, *, batch_size: int = 500) -> DataLoader[object]:
+def batches_of(images: Images, scale: Scale, *, batch_size: int = 100) -> DataLoader[object]:
     """Batches in row order."""
     data = _Scaled(images, scale)
     return DataLoader(data, sampler=BatchSampler(SequentialSampler(data), batch_size, drop_last=False), batch_size=None)

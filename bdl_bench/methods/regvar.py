@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bdl_bench.methods.registry import PRIOR, Build, Method
+from bdl_bench.methods.registry import PRIOR, Build, Method, around
 from bdl_bench.problem import Problem, rows
 from estimators import (
     FineTune,
@@ -22,6 +22,7 @@ from estimators.regvar.solvers import Solver
 
 _DRAWS = 16
 _SOLVABLE = 500
+_LAM = 0.1
 
 
 def _regvar(regularizer: Callable[[int], Regularizer], solver: Callable[[int], Solver]) -> Build:
@@ -94,6 +95,12 @@ PRESETS = [
         _regvar(lambda seed: MeanAbsolute(), _limit),  # noqa: ARG005
         default=True,
         axis=PRIOR,
+    ),
+    Method(
+        "regvar-mean-absolute-refit",
+        "the same by minibatch refits at a finite λ, which is what tuning walks along",
+        _regvar(lambda _: MeanAbsolute(), lambda seed: FineTune(lam=_LAM, seed=seed)),
+        axis=around("solver.lam", _LAM, decades=2),
     ),
     Method(
         "regvar-probes",

@@ -35,12 +35,12 @@ def confidences(kind: str, arrays: Arrays) -> Floats:
 
 
 def variance_of_row(arrays: Arrays) -> Floats:
-    """The mean over outputs of the epistemic variance, (M,).
+    """The mean over outputs of the centred variance, where there is one, else of the epistemic variance, (M,).
 
-    For logits this holds the variance of their common level, which changes no probability: with C classes it is
+    For logits the latter holds the variance of their common level, which changes no probability: with C classes it is
     tr(Σ centred)/C + 1ᵀΣ1/C². Variances alone, without covariances, cannot tell the two apart.
     """
-    row: Floats = arrays["epistemic_variance"].mean(-1)
+    row: Floats = arrays.get("centred_variance", arrays["epistemic_variance"]).mean(-1)
     return row
 
 

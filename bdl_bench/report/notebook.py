@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bdl_bench.records import Record, RecordStore
 from bdl_bench.report.frame import to_frame
 from bdl_bench.report.long import long_rows
-from bdl_bench.report.results import gather
+from bdl_bench.report.results import gather, readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ class Comparison:
     @cached_property
     def records(self) -> list[Record]:
         """Every record, by task, method and seed."""
-        return RecordStore(self.directory).all()
+        return readable(RecordStore(self.directory))
 
     @cached_property
     def report(self) -> Path:

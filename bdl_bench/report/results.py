@@ -15,7 +15,7 @@ from bdl_bench.metrics import METRICS, Metric, evaluate, metrics_of
 from bdl_bench.records import Record, RecordStore
 from bdl_bench.report.arrays import ArrayView
 
-__all__ = ["TaskResults", "Variant", "gather"]
+__all__ = ["TaskResults", "Variant", "gather", "readable"]
 
 Variant = bool
 """False: as fitted; True: tuned."""
@@ -117,6 +117,20 @@ def _variant(view: ArrayView, *, tuned: Variant) -> ArrayView:
     found = view.tuned() if tuned else view.fitted()
     assert found is not None
     return found
+
+
+def readable(store: RecordStore) -> list[Record]:
+    """Every record; one whose array file is gone counts as failed, so that the rest still has its report."""
+    return [record if _has_arrays(store, record) else _lost(record) for record in store.all()]
+
+
+def _has_arrays(store: RecordStore, record: Record) -> bool:
+    return record.status != "ok" or (record.arrays is not None and (store.directory / record.arrays).is_file())
+
+
+def _lost(record: Record) -> Record:
+    reason = f"its arrays are gone: {record.arrays}; the same command with the same --out makes them again."
+    return record.model_copy(update={"status": "failed", "reason": reason})
 
 
 def gather(store: RecordStore, records: Iterable[Record]) -> list[TaskResults]:

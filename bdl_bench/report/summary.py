@@ -109,15 +109,16 @@ def _cell(task: OfTask, method: str) -> ScoreCell | None:
 def _over_tasks(ranking: Ranking | None) -> list[str]:
     if ranking is None:
         return []
-    best, rank = next(iter(ranking.average.items()))
-    group = next((group for group in ranking.groups if group[0] == best), (best,))
-    head = f"Over {ranking.n_tasks} tasks the best average rank is {rank:.2f}, of {best}"
+    rank = min(ranking.average.values())
+    best = [m for m, r in ranking.average.items() if r == rank]
+    group = next((group for group in ranking.groups if group[0] == best[0]), (best[0],))
+    head = f"Over {ranking.n_tasks} tasks the best average rank is {rank:.2f}, of {listed(best)}"
     tail = f"the critical difference is {ranking.critical_difference:.2f} (Nemenyi, 5 %)"
     if len(group) == len(ranking.average):
         return [f"{head}; {tail}, so that by ranks no two methods are distinguishable."]
-    if len(group) == 1:
+    if len(group) == len(best):
         return [f"{head}, distinguishable from every other; {tail}."]
-    return [f"{head}; {tail}. Not distinguishable from it: {listed(group[1:])}."]
+    return [f"{head}; {tail}. Not distinguishable from it: {listed(group[len(best) :])}."]
 
 
 def _of_task(task: OfTask) -> str:

@@ -12,13 +12,16 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: float) -> str:
-    """Three decimals below ten, fewer above, powers of ten outside 0.001 to 100,000."""
+    """Three decimals below ten, fewer above, more below 0.01, powers of ten outside 0.0005 to 100,000."""
     size = abs(value)
-    if size != 0 and not 5e-4 <= size < 1e5:
-        text = f"{value:.1e}"
-    else:
-        text = f"{value:.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
+    text = f"{value:.1e}" if size != 0 and not 5e-4 <= size < 1e5 else f"{value:.{_decimals(size)}f}"
     return text.replace("-", MINUS)
+
+
+def _decimals(size: float) -> int:
+    if 0 < size < 0.01:
+        return 4 if size >= 0.001 else 5
+    return 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
 
 
 def with_half_width(interval: Interval) -> tuple[str, str]:

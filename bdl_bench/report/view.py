@@ -16,7 +16,7 @@ from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.findings import findings
 from bdl_bench.report.long import LongRow, long_rows
 from bdl_bench.report.palette import Palette
-from bdl_bench.report.results import TaskResults, gather
+from bdl_bench.report.results import TaskResults, gather, readable
 from bdl_bench.report.sections.agreement import AgreementSection, agreement
 from bdl_bench.report.sections.bands import bands
 from bdl_bench.report.sections.calibration import calibration
@@ -78,7 +78,7 @@ def build(directory: Path, gallery: Gallery | None = None) -> Report:
     """The report of every record in a directory; `gallery` also saves its figures."""
     gallery = gallery or Gallery()
     store = RecordStore(directory)
-    records = store.all()
+    records = readable(store)
     methods = _methods(records)
     palette = Palette(methods)
     views: list[TaskView] = []
@@ -113,7 +113,7 @@ def _task_view(context: Context, index: int) -> TaskView:
         calibration(context),
         selective(context),
         bands(context),
-        out_of_distribution(context, table.fair),
+        out_of_distribution(context, table),
         shift(context),
         exact,
         tuning(context),

@@ -4,8 +4,10 @@ from estimators.baselines.dropout import MCDropout
 from estimators.baselines.ensemble import DeepEnsemble
 from estimators.baselines.gradient_norm import GradientNorm
 from estimators.baselines.laplace_torch import LaplaceTorch
+from estimators.baselines.lora_ensemble import LoRAEnsemble
 from estimators.baselines.map import MAP
 from estimators.baselines.members import MembersEstimator
+from estimators.baselines.multi_head import MultiHeadEnsemble
 from estimators.baselines.report import PassReport
 from estimators.baselines.subnetwork import SubnetworkLaplace
 from estimators.baselines.swag import SWAG
@@ -17,8 +19,10 @@ __all__ = [
     "DeepEnsemble",
     "GradientNorm",
     "LaplaceTorch",
+    "LoRAEnsemble",
     "MCDropout",
     "MembersEstimator",
+    "MultiHeadEnsemble",
     "PassReport",
     "SubnetworkLaplace",
     "TemperatureScaling",

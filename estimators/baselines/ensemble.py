@@ -67,8 +67,12 @@ class DeepEnsemble(MembersEstimator):
         trained: list[nn.Module] = []
         for seed in track(member_seeds(self.seed, self.n_members - 1), "members", shown=progress_bar):
             trained.append(retraining.run(objective, seed, others=trained, progress_bar=False))
-        self.members_ = [tensors_by_name(model) for model in trained]
+        self.members_ = [self._kept(model) for model in trained]
         self.fit_report_ = PassReport.of(objective)
+
+    def _kept(self, trained: nn.Module) -> dict[str, Tensor]:
+        """What tells a member from the model."""
+        return tensors_by_name(trained)
 
     def _learned(self) -> Learned:
         tensors = {f"{i}/{name}": t for i, member in enumerate(self.members_) for name, t in member.items()}

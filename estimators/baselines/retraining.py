@@ -46,11 +46,11 @@ class Retraining:
         return model
 
     def _fresh(self, objective: Objective, others: Sequence[nn.Module]) -> nn.Module:
-        """A new network on the device and of the dtype of the objective."""
+        """A new network on the device and of the dtype of the objective; frozen weights may be shared."""
         model = self.make_model().to(objective.theta)
         refuse_other_architecture(model, objective.network.module)
         taken = {id(p) for other in [objective.network.module, *others] for p in other.parameters()}
-        if any(id(p) in taken for p in model.parameters()):
+        if any(id(p) in taken for p in model.parameters() if p.requires_grad):
             raise ModelError(
                 "a make_model that builds a new network at each call",
                 received="one that returns weights in use, which training would overwrite",

@@ -60,6 +60,7 @@ def cost_finding(subject: Subject) -> Iterator[Finding]:
 
 
 _FULL = 'LinearizedLaplace(inverse="{}")'
+_DIVIDE_BY_DELTA = ('"dual"', '"streamed"', '"lowrank"')
 
 
 def costs_of(sizes: Sizes, subject: Subject) -> list[Cost]:
@@ -78,6 +79,8 @@ def costs_of(sizes: Sizes, subject: Subject) -> list[Cost]:
     ]
     if sizes.head is not None:
         kinds.insert(0, ("LastLayerLaplace()", _last_layer))
+    if not bool((subject.objective.prior.precision > 0).all()):
+        kinds = [(name, kind) for name, kind in kinds if not any(form in name for form in _DIVIDE_BY_DELTA)]
     return [_cost(name, sizes, *kind(sizes)) for name, kind in kinds]
 
 

@@ -124,7 +124,8 @@ def _compared(subject: Subject, decays: dict[str, float], factor: float) -> Find
     )
     if ratio <= _NEAR:
         return Finding("weight decay", "ok", measured, values=values)
-    meaning = f"the prior precision differs from that of the training by a factor of {ratio:.3g}."
+    far = f"by a factor of {ratio:.3g}" if ratio < float("inf") else "where one of them is 0"
+    meaning = f"the prior precision differs from that of the training {far}."
     remedy = f"prior_precision={_argument(belongs)}, unless it was chosen on validation data"
     return Finding("weight decay", "note" if ratio <= _FAR else "warning", measured, meaning, remedy, values)
 

@@ -113,21 +113,21 @@ class Sites(Likelihood):
         self.site = Categorical()
 
     def nll(self, f: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
-        log_p = self._by_site(f).log_softmax(-1)
+        log_p = self.by_site(f).log_softmax(-1)
         chosen = torch.where(self.kept, self.labels, 0).long()[..., None]
         return -(self.kept * log_p.gather(-1, chosen)[..., 0]).sum(-1)
 
     def expected_nll(self, f: Tensor, f_ref: Tensor) -> Tensor:
-        return (self.kept * self.site.expected_nll(self._by_site(f), self._by_site(f_ref))).sum(-1)
+        return (self.kept * self.site.expected_nll(self.by_site(f), self.by_site(f_ref))).sum(-1)
 
     def root_product(self, f: Tensor, v: Tensor) -> Tensor:
-        return self._flat(self.site.root_product(self._by_site(f), self._by_site(v)))
+        return self._flat(self.site.root_product(self.by_site(f), self.by_site(v)))
 
     def hessian_product(self, f: Tensor, v: Tensor) -> Tensor:
-        return self._flat(self.site.hessian_product(self._by_site(f), self._by_site(v)))
+        return self._flat(self.site.hessian_product(self.by_site(f), self.by_site(v)))
 
     def hessian_diagonal(self, f: Tensor) -> Tensor:
-        return self._flat(self.site.hessian_diagonal(self._by_site(f)))
+        return self._flat(self.site.hessian_diagonal(self.by_site(f)))
 
     def check_targets(self, f: Tensor, y: Tensor) -> None:
         self.site.check_targets(f, y)
@@ -135,8 +135,8 @@ class Sites(Likelihood):
     def predict(self, mean: Tensor, variance: Tensor, samples: Tensor | None) -> Prediction:
         return self.site.predict(mean, variance, samples)
 
-    def _by_site(self, values: Tensor) -> Tensor:
-        """(..., B, S·C) -> (..., B, S, C)."""
+    def by_site(self, values: Tensor) -> Tensor:
+        """Flat values by place and class: (..., B, S·C) -> (..., B, S, C)."""
         sites = self.labels.shape[-1]
         shape = (-1, sites) if self.classes_first else (sites, -1)
         split: Tensor = values.unflatten(-1, shape)

@@ -138,6 +138,15 @@ def test_a_run_where_everything_failed_still_has_a_report(write_record, tmp_path
     assert "went wrong" in write_report(tmp_path).read_text()
 
 
+def test_a_record_without_its_arrays_is_shown_as_failed_and_the_rest_is_reported(write_record, tmp_path):
+    write_record("t", "map", 0)
+    record = write_record("t", "laplace", 0)
+    (tmp_path / record.arrays).unlink()
+    text = Tags(write_report(tmp_path).read_text()).text
+    assert "its arrays are gone" in text
+    assert "t, NLL as fitted: best map" in text
+
+
 def test_a_single_seed_without_reference_or_baseline_still_has_a_report(write_record, tmp_path):
     write_record("t", "last-layer", 0, kind="classification")
     assert "was not run on this task" in write_report(tmp_path).read_text()
@@ -168,7 +177,8 @@ def test_a_directory_without_records_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0.000"), (1.23456, "1.235"), (-0.5, "−0.500"), (12.345, "12.35"), (123.45, "123.5"), (4321.0, "4321"),
+    [(0.0, "0.000"), (0.00123, "0.0012"), (0.00054, "0.00054"),
+     (1.23456, "1.235"), (-0.5, "−0.500"), (12.345, "12.35"), (123.45, "123.5"), (4321.0, "4321"),
      (1e-5, "1.0e−05"), (3e7, "3.0e+07"), (float("inf"), "inf")],
 )  # fmt: skip
 def test_numbers_have_few_digits(value, text):

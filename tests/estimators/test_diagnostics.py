@@ -216,6 +216,13 @@ def test_the_memory_of_the_exact_forms_is_what_the_forms_themselves_refuse_by(ma
         assert costs[f'LinearizedLaplace(inverse="{inverse}")'] == needed(objective)
 
 
+def test_forms_that_divide_by_the_prior_are_left_out_where_it_is_0(make_problem):
+    diagnosis = looked_at(make_problem(), "cost", prior_precision={"*bias": 0.0, "*": 2.0})
+    listed = " ".join(cost.estimator for cost in diagnosis.costs)
+    assert "cholesky" in listed
+    assert not any(form in listed for form in ("dual", "streamed", "lowrank"))
+
+
 def test_what_does_not_fit_is_said_with_what_does(make_problem, monkeypatch):
     problem = make_problem(model=nn.Sequential(nn.Linear(4, 60), nn.Tanh(), nn.Linear(60, 3)))
     monkeypatch.setattr("estimators.diagnostics.sizes.available_bytes", lambda _: 10**6)

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 INK, SOFT, GUIDE, BAD = "#3b4350", "#9aa3af", "#cfd5dc", "#b0392f"
+_STEPS = (1, 2, 2.5, 5, 10)
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
@@ -92,8 +93,9 @@ def panel(
                 1 - (margins.bottom + margins.top) / height,
             )
         )
+        axes.patch.set_visible(False)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(4 if min(size) < 2 else 6))
+            axis.set_major_locator(MaxNLocator(4 if min(size) < 2 else 6, steps=_STEPS))
         yield axes
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -108,7 +110,7 @@ def styled() -> AbstractContextManager[None]:
 def blank(size: tuple[float, float]) -> Iterator[Figure]:
     """A figure without axes, drawn in the common style."""
     with styled():
-        yield Figure(figsize=size, dpi=150)
+        yield Figure(figsize=size, frameon=False)
 
 
 def diagonal(axes: Axes, low: float, high: float) -> None:
@@ -122,7 +124,11 @@ def log_axis(axes: Axes, which: str, low: float, high: float, *, most: float = 1
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
     ratio = high / low
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < most / 3 else (1, 3) if ratio < most else (1,)))
+    axis.set_major_locator(
+        LogLocator(
+            subs=(1, 2, 5) if ratio < most / 3 else (1, 3) if ratio < most else (1,), numticks=6 if ratio < 1e6 else 5
+        )
+    )
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
     axis.set_minor_locator(NullLocator())

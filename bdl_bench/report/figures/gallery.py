@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bdl_bench.records import slug
 from bdl_bench.report.figures.canvas import Drawing, styled
+from bdl_bench.report.figures.minify import minified
 from estimators.atomic import write_bytes
 from estimators.errors import OptionError
 
 __all__ = ["FileFormat", "Gallery", "Picture"]
 
 FileFormat = Literal["svg", "pdf"]
-_PLAIN = " !$()*+,-./:;=?@[]^_|~"
+_PLAIN = " !$'()*+,-./:;=?@[]^_|~"
 _ESCAPES = {code: quote(chr(code), safe=_PLAIN) for code in range(128) if quote(chr(code), safe=_PLAIN) != chr(code)}
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
-_NUMBERS = re.compile(r"""(?<=[ '"])((?:d|x|y|transform|points|height|width)=")([^"]*)""")
-_DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Picture:
     """An image with its caption and its content in words."""
 
     title: str
-    address: str
+    address: Markup
     description: str
 
 
@@ -65,13 +65,11 @@ class Gallery:
         return Picture(drawing.title, _address(drawing.figure), drawing.description)
 
 
-def _address(figure: Figure) -> str:
-    """An SVG with text as text and coordinates to a hundredth of a point, percent-encoded."""
-    text = _saved(figure, "svg").decode()
-    text = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = _NUMBERS.sub(lambda found: found[1] + _DECIMALS.sub(r"\1", found[2].replace("\n", " ")), text)
-    text = re.sub(r">\s+<", "><", text)
-    return "data:image/svg+xml," + _BEYOND_ASCII.sub(lambda found: quote(found[0]), text.translate(_ESCAPES))
+def _address(figure: Figure) -> Markup:
+    """An SVG with text as text, percent-encoded."""
+    text = minified(_saved(figure, "svg").decode()).translate(_ESCAPES)
+    # Nothing is left in it that would end an attribute in double quotes, so that the page need not escape it again.
+    return Markup("data:image/svg+xml," + _BEYOND_ASCII.sub(lambda found: quote(found[0]), text))
 
 
 def _saved(figure: Figure, form: FileFormat) -> bytes:

@@ -14,7 +14,7 @@ from bdl_bench.report.palette import Palette
 __all__ = ["histograms"]
 
 Floats = NDArray[np.float64]
-_ROW, _NAMES, _WIDTH, _BINS = 0.3, 1.4, 4.1, 32
+_ROW, _NAMES, _WIDTH, _BINS = 0.3, 1.4, 4.1, 24
 
 
 def histograms(
@@ -29,12 +29,15 @@ def histograms(
     height = _ROW * rows + 0.7
     with blank((_WIDTH, height)) as figure:
         axes = figure.add_axes((_NAMES / _WIDTH, 0.38 / height, 1 - (_NAMES + 0.62) / _WIDTH, 1 - 0.62 / height))
+        edges = np.linspace(0, 1, _BINS + 1)
         for row, (method, (inside, outside)) in enumerate(scores.items()):
             base = float(rows - 1 - row)
             for values, colour, alpha in zip(
                 _densities(inside, outside), (SOFT, palette[method].colour), (0.55, 0.6), strict=True
             ):
-                axes.fill_between(*values_over_ranks(values, base), base, step="mid", color=colour, alpha=alpha, lw=0)
+                axes.stairs(
+                    base + 0.85 * values, baseline=base, edges=edges, fill=True, color=colour, alpha=alpha, lw=0
+                )
             axes.text(1.02, base + 0.3, note.get(method, ""), fontsize=7, color=INK, va="center")
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.05, rows)
@@ -44,12 +47,6 @@ def histograms(
         axes.set_xlabel("rank of the score among both sets")
         axes.text(1.02, rows + 0.05, "AUROC", fontsize=7, color=INK, va="bottom")
     return Drawing(name, title, f"{title}: test rows against others for {', '.join(scores)}", figure)
-
-
-def values_over_ranks(density: Floats, base: float) -> tuple[Floats, Floats]:
-    """Centres of the bins and the heights of a density, at most 0.9 above `base`."""
-    centres = (np.arange(_BINS) + 0.5) / _BINS
-    return centres, base + 0.85 * density
 
 
 def _densities(inside: Floats, outside: Floats) -> tuple[Floats, Floats]:

@@ -23,7 +23,7 @@ _OFFSETS = tuple(
 )
 
 
-def short(name: str, length: int = 19) -> str:
+def short(name: str, length: int = 20) -> str:
     """A name cut in its middle to `length` characters, on one line."""
     plain = " ".join(name.split())
     if len(plain) <= length:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from bdl_bench.report.figures.canvas import GUIDE, Drawing, Margins, log_axis, panel
 from bdl_bench.report.figures.labels import around_points
@@ -66,4 +65,3 @@ def _limit_values(axes: Axes, prices: Mapping[str, Price]) -> None:
     low, high = min(values), max(values)
     room = 0.12 * ((high - low) or abs(high) or 1.0)
     axes.set_ylim(low - room, high + room)
-    axes.yaxis.set_major_locator(MaxNLocator(5))

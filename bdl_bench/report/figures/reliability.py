@@ -28,7 +28,7 @@ def reliability(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | No
         diagonal(axes, start, 1.0)
         if tuned is not None:
             before = top_label_bins(arrays)
-            axes.plot(before.confidence, before.accuracy, color=SOFT, lw=1.1, marker="o", ms=1.8)
+            axes.plot(before.confidence, before.accuracy, color=SOFT, lw=1.1)
         low, high = wilson(shown)
         axes.vlines(shown.confidence, low, high, color=style.colour, lw=0.9, alpha=0.55)
         axes.plot(shown.confidence, shown.accuracy, color=style.colour, lw=1.4, marker="o", ms=2.6)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from bdl_bench.report.figures.canvas import GUIDE, Drawing, Margins, panel
@@ -32,7 +31,6 @@ def risk_coverage_figures(curves: Mapping[str, Curve], palette: Palette, *, risk
             axes.set_xlim(0, 1.0)
             axes.set_ylim(0, top * room)
             axes.set_xticks((0, 0.25, 0.5, 0.75, 1), ("0", "¼", "½", "¾", "1"))
-            axes.yaxis.set_major_locator(MaxNLocator(4))
             stacked(axes, members, palette)
         words = f"Risk against coverage of {', '.join(members)}; at half coverage: " + ", ".join(
             f"{m} {np.interp(0.5, *curves[m]):.3g}" for m in members

@@ -11,7 +11,7 @@ from bdl_bench.report.palette import Style
 __all__ = ["scatter"]
 
 Floats = NDArray[np.float64]
-_POINTS = 400
+_POINTS = 300
 
 
 def scatter(method: str, style: Style, variance: Floats, exact: Floats, *, worst: list[int]) -> Drawing | None:
@@ -28,9 +28,15 @@ def scatter(method: str, style: Style, variance: Floats, exact: Floats, *, worst
         low, high = float(x[positive].min()) / 1.1, float(x[positive].max()) * 1.1
         bottom, top = np.quantile(y[positive], (0.002, 0.998))
         diagonal(axes, low, high)
-        axes.scatter(x[chosen], y[chosen], s=4, color=style.colour, alpha=0.45, linewidths=0, rasterized=True)
+        axes.plot(*_dots(x[chosen], y[chosen]), color=style.colour, alpha=0.5, lw=2, solid_capstyle="round")
         axes.scatter(x[ringed], y[ringed], s=18, facecolors="none", edgecolors=BAD, linewidths=0.8)
         log_axis(axes, "x", low, high, most=60)
         log_axis(axes, "y", min(low, bottom / 1.15), max(high, top * 1.15), most=60)
     words = f"Standard deviation of {method} against the exact one, {len(chosen)} outputs"
     return Drawing.of(axes, f"agreement {method}", method, words)
+
+
+def _dots(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Points as strokes of no length with round ends: one path, a tenth of the size of as many markers."""
+    gaps = np.full_like(x, np.nan)
+    return np.stack([x, x * (1 + 1e-9), gaps], 1).reshape(-1), np.stack([y, y, gaps], 1).reshape(-1)

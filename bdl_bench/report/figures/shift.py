@@ -16,14 +16,11 @@ Curves = Mapping[str, Mapping[int, float]]
 def shift_figure(family: str, metric: str, curves: Curves, palette: Palette) -> Drawing:
     """Means over seeds, one line a method with its name at its end."""
     height = max(2.4, 0.135 * len(curves) + 0.7)
-    with panel("severity", metric, size=(4.1, height), margins=Margins(left=0.58, right=1.42)) as axes:
+    with panel("severity", metric, size=(4.2, height), margins=Margins(left=0.58, right=1.52)) as axes:
         for method, points in curves.items():
             style = palette[method]
             severities = sorted(points)
-            axes.plot(
-                severities, [points[s] for s in severities], color=style.colour, ls=style.dash, lw=1.3,
-                marker=style.marker, ms=2.8,
-            )  # fmt: skip
+            axes.plot(severities, [points[s] for s in severities], color=style.colour, ls=style.dash, lw=1.3)
         severities = sorted({s for points in curves.values() for s in points})
         axes.set_xticks(severities, ["test" if s == 0 else str(s) for s in severities])
         axes.set_xlim(severities[0], severities[-1])

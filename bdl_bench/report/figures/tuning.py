@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.ticker import FixedLocator
@@ -18,7 +18,7 @@ __all__ = ["contours", "tuning_curves"]
 def tuning_curves(name: str, axis: str, score: str, lines: Mapping[str, Line], palette: Palette) -> Drawing:
     """One line a method; a dot at its pick, a red ring where that is at the end of the range."""
     height = max(2.5, 0.135 * len(lines) + 0.75)
-    with panel(axis, f"validation {score}", size=(4.1, height), margins=Margins(left=0.58, right=1.42)) as axes:
+    with panel(axis, f"validation {score}", size=(4.2, height), margins=Margins(left=0.58, right=1.52)) as axes:
         every = np.concatenate([line.x for line in lines.values()])
         log_axis(axes, "x", float(every.min()), float(every.max()), most=60)
         for method, line in lines.items():
@@ -28,13 +28,20 @@ def tuning_curves(name: str, axis: str, score: str, lines: Mapping[str, Line], p
             axes.plot(line.pick, height_there, "o", color=style.colour, ms=3.6, clip_on=False, zorder=4)
             if line.at_edge:
                 axes.plot(line.pick, height_there, "o", mec=BAD, mfc="none", ms=8, clip_on=False, zorder=5)
-        lows, highs = [line.score.min() for line in lines.values()], [line.score.max() for line in lines.values()]
-        low, high = float(min(lows)), float(np.median(highs))
-        axes.set_ylim(low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1))
+        low, high = _visible(list(lines.values()))
+        axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
         beside_ends(axes, {m: (line.x[-1], min(max(line.score[-1], low), high)) for m, line in lines.items()}, palette)
     found = ", ".join(f"{m} {line.pick:.3g}" for m, line in lines.items())
     title = f"validation {score} over {axis}"
     return Drawing.of(axes, name, title, f"{title}; picked: {found}")
+
+
+def _visible(lines: Sequence[Line]) -> tuple[float, float]:
+    """The lowest score, and the highest pick with room for 60 % of the points above their own; the rest is cut."""
+    lowest = [float(line.score.min()) for line in lines]
+    excess = np.concatenate([line.score - low for line, low in zip(lines, lowest, strict=True)])
+    room = float(np.quantile(excess, 0.6)) or float(excess.max()) or 1.0
+    return min(lowest), max(lowest) + room
 
 
 def contours(method: str, axis: str, score: str, surface: Surface) -> Drawing:

@@ -22,6 +22,11 @@ class Configuration:
     fit_reports: dict[str, dict[str, str]]
     preflight: dict[str, dict[str, str]]
 
+    @property
+    def warned(self) -> bool:
+        """Whether the pre-flight check found anything but "ok"."""
+        return any(not answer.startswith("ok") for by in self.preflight.values() for answer in by)
+
 
 def configuration(context: Context) -> Configuration:
     """Always there."""
@@ -43,17 +48,22 @@ def _training(results: TaskResults) -> str:
 
 
 def _preflight(results: TaskResults) -> dict[str, dict[str, str]]:
-    """`found[name][answer]` is who says so: "all", or the methods."""
+    """`found[name][answer]`: the seeds that have it, empty where all agree. Methods of a seed share their problem."""
     answers: dict[str, dict[str, list[str]]] = {}
-    for method, seeds in results.done.items():
-        for record in seeds.values():
-            for name, answer in record.preflight.items():
-                answers.setdefault(name, {}).setdefault(answer, []).append(f"{method}, seed {record.seed}")
+    for seed, found in _by_seed(results).items():
+        for name, answer in found.items():
+            answers.setdefault(name, {}).setdefault(answer, []).append(str(seed))
     return {
-        name: {answer: _who(who) for answer, who in by.items()} if len(by) > 1 else dict.fromkeys(by, "")
+        name: {answer: f"seed {', '.join(seeds)}" if len(by) > 1 else "" for answer, seeds in by.items()}
         for name, by in answers.items()
     }
 
 
-def _who(cells: list[str]) -> str:
-    return "; ".join(cells[:3]) + (f" and {len(cells) - 3} more" if len(cells) > 3 else "")
+def _by_seed(results: TaskResults) -> dict[int, dict[str, str]]:
+    """The findings of the first method that has some, for each seed."""
+    found: dict[int, dict[str, str]] = {}
+    for seeds in results.done.values():
+        for seed, record in seeds.items():
+            if record.preflight:
+                found.setdefault(seed, record.preflight)
+    return dict(sorted(found.items()))

@@ -16,6 +16,7 @@ from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.histograms import histograms
 from bdl_bench.report.scores import ScoreTable
 from bdl_bench.report.sections.context import Context
+from bdl_bench.report.sections.scores import Scores
 from bdl_bench.report.text import number
 
 __all__ = ["Detection", "OutOfDistribution", "out_of_distribution"]
@@ -36,23 +37,27 @@ class Detection:
 
 @dataclass(frozen=True)
 class OutOfDistribution:
-    """Every set, from the table that methods are compared by."""
+    """Every set; its numbers are in the tables of scores."""
 
     template: ClassVar[str] = "ood.html"
-    table: ScoreTable
+    scores: Scores
     sets: list[Detection]
 
 
-def out_of_distribution(context: Context, table: ScoreTable) -> OutOfDistribution | None:
-    """None where no record has such rows."""
+def out_of_distribution(context: Context, scores: Scores) -> OutOfDistribution | None:
+    """None where no record has such rows. Histograms are of the table that methods are compared by."""
     by_set: dict[str, list[tuple[Metric, str, str]]] = {}
-    for metric in table.columns("ood/"):
-        if match := _KEY.fullmatch(metric.key):
+    found = {metric.key: metric for table in scores.tables for metric in table.columns("ood/")}
+    for key, metric in found.items():
+        if match := _KEY.fullmatch(key):
             by_set.setdefault(match[2], []).append((metric, match[1], match[3]))
+    for columns in by_set.values():
+        columns.sort(key=lambda column: _SCORES.index(column[2]))
     sets = [
-        Detection(name, columns, context.show(_histograms(context, table, name))) for name, columns in by_set.items()
+        Detection(name, columns, context.show(_histograms(context, scores.fair, name)))
+        for name, columns in by_set.items()
     ]
-    return OutOfDistribution(table, sets) if sets else None
+    return OutOfDistribution(scores, sets) if sets else None
 
 
 def _histograms(context: Context, table: ScoreTable, name: str) -> list[Drawing]:

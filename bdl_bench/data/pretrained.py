@@ -1,0 +1,48 @@
+"""Pretrained networks and tokenizers of transformers: from a local folder, or from the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from bdl_bench.data.folder import VARIABLE, MissingDataError, data_folder
+from bdl_bench.data.packages import package
+
+__all__ = ["pretrained"]
+
+
+def pretrained(kind: str, name: str, **options: Any) -> Any:  # noqa: ANN401
+    """`transformers.<kind>.from_pretrained(name)`, in float32, without a progress bar.
+
+    `name` is a folder, or a name on the hub; of the latter the folder models/<last part of the name> under the data
+    folder goes first, as `save_pretrained` writes it.
+    Errors: UnsupportedError without transformers; MissingDataError where there is neither folder nor network.
+    """
+    transformers = package("transformers", extra="text")
+    local = data_folder() / "models" / name.rpartition("/")[2]
+    try:
+        with _quiet(transformers):
+            found = getattr(transformers, kind).from_pretrained(str(local) if local.is_dir() else name, **options)
+    except OSError as error:
+        raise MissingDataError(
+            f"the network {name} in {local}, or on the hub",
+            received=f"{type(error).__name__}: {error}",
+            remedy=f"save it there with save_pretrained, or name a folder that has models/{local.name}: "
+            f"{VARIABLE}=DIR.",
+        ) from error
+    return found.float() if isinstance(found, nn.Module) else found
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:  # noqa: ANN401
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,67 @@
+"""Data sets of text through `datasets`: files under the data folder, or the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bdl_bench.data.folder import VARIABLE, MissingDataError, data_folder
+from bdl_bench.data.packages import package
+
+__all__ = ["Texts"]
+
+_READERS = {"parquet": "parquet", "arrow": "arrow", "json": "json", "jsonl": "json"}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A data set of the hub, a split of which is a table with columns such as "text" and "label".
+
+    The folder `name` under the data folder goes first, with files `<split>*` of the same columns: .parquet, .arrow,
+    .json or .jsonl.
+    """
+
+    name: str
+    address: str
+    configuration: str | None = None
+
+    def split(self, split: str) -> Any:  # noqa: ANN401
+        """A `datasets.Dataset`. Errors: UnsupportedError without `datasets`; MissingDataError."""
+        datasets = package("datasets", extra="hub")
+        folder = data_folder() / self.name
+        reader, files = _files(folder, split)
+        try:
+            if not files:
+                return datasets.load_dataset(self.address, self.configuration, split=split)
+            with _quiet(datasets):
+                cache = str(data_folder() / ".datasets")
+                return datasets.load_dataset(reader, data_files=files, split="train", cache_dir=cache)
+        except Exception as error:  # a downloader may raise anything
+            raise MissingDataError(
+                f"files {split}*.parquet, .arrow or .json in {folder}, or {self.address} on the hub",
+                received=f"{type(error).__name__}: {error}",
+                remedy=f"put its files there, or name a folder that has {self.name}: {VARIABLE}=DIR.",
+            ) from error
+
+
+def _files(folder: Path, split: str) -> tuple[str, list[str]]:
+    """The reader of the first ending that is there, and all files that have it."""
+    for ending, reader in _READERS.items():
+        if files := sorted(map(str, folder.glob(f"{split}*.{ending}"))):
+            return reader, files
+    return "", []
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:  # noqa: ANN401
+    """No progress bar over local files."""
+    silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not silent:
+            datasets.enable_progress_bars()

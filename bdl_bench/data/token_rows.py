@@ -1,0 +1,79 @@
+"""Texts as rows of tokens: cut at one length, padded up to it, and masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdl_bench.problem import Loader
+from estimators.errors import DataError
+
+__all__ = ["TokenRows", "drawn_rows"]
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """The first tokens of each text: `ids` and `mask` (N, T), the mask 1, and 0 for padding, which is on the right."""
+
+    ids: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, texts: list[str], tokenizer: Any, length: int) -> TokenRows:  # noqa: ANN401
+        """By a tokenizer of transformers; padding is the tokenizer's, or its end of text where it has none."""
+        rows = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        ids = torch.full((len(rows), length), padding)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        return cls(ids, mask)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def classified(self, labels: Tensor, *, batch_size: int) -> Loader:
+        """Batches with a class (N,) for each."""
+        return self._batches({"input_ids": self.ids, "attention_mask": self.mask, "labels": labels}, batch_size)
+
+    def read(self, *, batch_size: int) -> Loader:
+        """Batches to train a causal model on: its own tokens are the labels, padding has none."""
+        labels = torch.where(self.mask.bool(), self.ids, _IGNORED)
+        return self._batches({"input_ids": self.ids, "attention_mask": self.mask, "labels": labels}, batch_size)
+
+    def judged(self, n: int, *, batch_size: int) -> Loader:
+        """Batches to judge it by, of rows without padding: the last n tokens of each.
+
+        The model is asked for the logits of n + 1 places only, of which the very last predicts nothing.
+        Errors: DataError for rows with padding.
+        """
+        if not bool(self.mask.all()):
+            raise DataError("rows without padding", received="some that are shorter", remedy="longer texts only.")
+        places = n + 1
+        labelled = self._batches({"input_ids": self.ids, "labels": self.ids[:, -places:]}, batch_size)
+        return [{**batch, "logits_to_keep": places} for batch in labelled]
+
+    def _batches(self, columns: dict[str, Tensor], size: int) -> Loader:
+        pieces = [column.split(size) for column in columns.values()]
+        return [dict(zip(columns, batch, strict=True)) for batch in zip(*pieces, strict=True)]
+
+
+def drawn_rows(table: Any, n: int, seed: int, *, least_words: int = 1) -> Any:  # noqa: ANN401
+    """n rows of a table with a column "text", or all where there are fewer, in an order drawn by the seed.
+
+    Texts of fewer words than `least_words` (titles, empty lines) are passed over.
+    """
+    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen: list[int] = []
+    for i in order:
+        if len(chosen) == n:
+            break
+        if len(table[i]["text"].split()) >= least_words:
+            chosen.append(i)
+    return table.select(chosen)

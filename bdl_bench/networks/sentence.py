@@ -1,0 +1,31 @@
+"""A class for a sentence, by the last layers of a pretrained encoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["SentenceClassifier"]
+
+
+class SentenceClassifier(nn.Module):
+    """A layer of an encoder, the mean of what it gives over tokens that are not padding, and a linear head.
+
+    Args:
+        layer: (hidden states (B, T, D), what is added to the scores of attention (B, 1, 1, T)) -> (B, T, D).
+        width: D.
+        n_classes: C.
+    """
+
+    def __init__(self, layer: nn.Module, width: int, n_classes: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head = nn.Linear(width, n_classes)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (B, C) of hidden states (B, T, D), with a mask (B, T) of 1, and 0 for padding."""
+        kept = attention_mask.to(hidden_states.dtype)
+        blocked = (1 - kept)[:, None, None, :] * torch.finfo(hidden_states.dtype).min
+        weights = kept.unsqueeze(-1)
+        logits: Tensor = self.head((self.layer(hidden_states, blocked) * weights).sum(1) / weights.sum(1))
+        return logits

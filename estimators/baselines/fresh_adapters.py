@@ -1,0 +1,65 @@
+"""A copy of a network whose trained part, adapters and heads, begins anew; what is frozen is shared."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from estimators.errors import ModelError
+
+__all__ = ["trained_tensors", "with_fresh_adapters"]
+
+
+def with_fresh_adapters(model: nn.Module) -> nn.Module:
+    """A copy of `model` around the same frozen weights, its trainable ones drawn from the global random state.
+
+    LoRA layers of peft begin as peft has them begin, other layers by their own `reset_parameters`.
+    Errors: ModelError where nothing is frozen, or where a layer does not say how it begins.
+    """
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    if not frozen:
+        raise ModelError(
+            "a model whose weights are frozen but for adapters (requires_grad=False)",
+            received="one of which everything is trained",
+            remedy="DeepEnsemble for whole networks; peft's get_peft_model, or requires_grad_(False), for adapters.",
+        )
+    made = copy.deepcopy(model, {id(p): p for p in frozen})
+    _begin(made, "")
+    return made
+
+
+def trained_tensors(model: nn.Module, shared: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters, and those buffers that are not as in `shared`, by name."""
+    there = dict(shared.named_buffers())
+    buffers = [(name, b) for name, b in model.named_buffers() if not torch.equal(b, there[name])]
+    parameters = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
+    return dict([*parameters, *buffers])
+
+
+def _begin(module: nn.Module, name: str) -> None:
+    """The trainable weights of a module and of those within it."""
+    if not any(p.requires_grad for p in module.parameters()):
+        return
+    lora: Any = module
+    if hasattr(lora, "reset_lora_parameters"):
+        for adapter in dict.fromkeys([*lora.lora_A, *lora.lora_embedding_A]):
+            lora.reset_lora_parameters(adapter, init_lora_weights=True)
+        return
+    if any(p.requires_grad for p in module.parameters(recurse=False)):
+        _reset(module, name)
+    for child_name, child in module.named_children():
+        _begin(child, f"{name}.{child_name}" if name else child_name)
+
+
+def _reset(module: nn.Module, name: str) -> None:
+    reset: Any = getattr(module, "reset_parameters", None)
+    if not callable(reset):
+        raise ModelError(
+            "trainable weights in LoRA layers, or in layers with reset_parameters",
+            received=f"some in {name or 'the model itself'!r}, a {type(module).__name__}",
+            remedy="freeze them, or use DeepEnsemble with a make_model that draws them.",
+        )
+    reset()

@@ -1,0 +1,77 @@
+"""Every preset runs from beginning to end on a small problem, or says why it cannot."""
+
+import pytest
+import torch
+from torch import nn
+
+from bdl_bench import Problem
+from bdl_bench.grid import Grid
+from bdl_bench.methods import METHODS
+from bdl_bench.methods.registry import factors
+from bdl_bench.records import RecordStore
+from bdl_bench.tasks import TASKS
+from bdl_bench.tasks.registry import Task
+from estimators.training import Recipe
+
+
+def make(kind, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    f = x @ torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    targets = {"regression": f, "classification": f.argmax(-1), "binary": (f > 0).double()}
+    parts = [
+        list(zip(x[i].split(7), targets[kind][i].split(7), strict=True))
+        for i in (slice(30), slice(30, 40), slice(40, 50))
+    ]
+
+    def network():
+        return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+    return Problem(
+        network(),
+        kind,
+        *parts,
+        prior_precision=0.7,
+        recipe=Recipe(epochs=30, lr=2e-2),
+        make_model=network,
+        ood={"far": [(8 * x[:9], targets[kind][:9])]},
+    )
+
+
+SKIPPED = {
+    "regression": {"map-temperature", "lora-ensemble", "laplace-hessian"},
+    "classification": {"lora-ensemble", "laplace-hessian"},
+    "binary": {"lora-ensemble", "laplace-hessian", *(name for name in METHODS if name.startswith("laplace-torch"))},
+}
+
+
+@pytest.mark.parametrize("kind", SKIPPED)
+def test_every_preset_ends_with_predictions_or_a_reason(kind, tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "small", Task("small", "a small problem", lambda seed: make(kind, seed)))
+    records = Grid(["small"], list(METHODS), [0], tmp_path, tune=2).run(lambda event: None)
+    failed = {r.method: r.traceback for r in records if r.status == "failed"}
+    assert not failed
+    assert {r.method for r in records if r.status == "skipped"} <= SKIPPED[kind]
+    for record in records:
+        if record.status == "ok":
+            arrays = RecordStore(tmp_path).arrays(record)
+            assert arrays["mean"].shape == arrays["tuned/epistemic_variance"].shape == (10, 3)
+            assert (arrays["ood/far/epistemic_variance"] >= 0).all()
+            assert record.cost.passes >= 0
+
+
+def test_an_axis_has_as_many_values_as_asked_for_and_the_presets_own_among_them():
+    problem = make("classification", 0)
+    for method in METHODS.values():
+        if method.axis is not None:
+            for n in (1, 2, 3, 5, 6):
+                values = method.axis.values(problem, n)
+                assert len(values) == n
+            (own,) = method.axis.values(problem, 1)
+            assert any(abs(value / own - 1) < 1e-12 for value in values)
+
+
+def test_factors_are_evenly_spaced_in_their_logarithm():
+    assert factors(5, decades=2) == pytest.approx([0.01, 0.1, 1.0, 10.0, 100.0])
+    assert factors(1, decades=2) == [1.0]
+    assert factors(2, decades=2) == pytest.approx([0.01, 1.0])

@@ -1,0 +1,123 @@
+"""The multi-head ensemble: each head the minimum of its own weighted and anchored loss, given the features."""
+
+import pytest
+import torch
+from torch import nn
+
+from estimators.baselines import MultiHeadEnsemble
+from estimators.errors import ModelError, OptionError
+from estimators.likelihoods import CausalTokens
+from estimators.training import Recipe
+
+LONG = Recipe(epochs=700, batch_size=None, optimizer="nesterov", lr=0.05, schedule="constant")
+S, SEED = 4, 3
+
+
+def ensemble(problem, **changed):
+    options = {"recipe": LONG, "n_heads": S, "seed": SEED, "prior_precision": problem.delta}
+    return MultiHeadEnsemble(problem.model, problem.likelihood, **{**options, **changed})
+
+
+def drawn(n, entries, delta, mean):
+    """Anchors (S, entries) and counts of rows (S, N), drawn as the class says: anchors first."""
+    generator = torch.Generator().manual_seed(SEED)
+    anchors = mean + torch.randn(S, entries, generator=generator, dtype=torch.float64) / delta**0.5
+    rows = torch.randint(n, (S, n), generator=generator)
+    return anchors, torch.stack([(rows == i).sum(1) for i in range(n)], dim=1).double()
+
+
+def features_of(problem, x):
+    with torch.no_grad():
+        return torch.cat([problem.model[:-1](x), torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
+
+
+def as_matrices(vectors, c):
+    """θ of weight and bias, (S, C·D + C) -> (S, C, D + 1)."""
+    weight, bias = vectors[:, :-c], vectors[:, -c:]
+    return torch.cat([weight.reshape(len(vectors), c, -1), bias[:, :, None]], dim=2)
+
+
+def test_heads_of_a_regression_are_weighted_ridge_solutions(make_problem):
+    problem = make_problem("regression", delta=2.5)
+    problem.batch_size = 20
+    fitted = ensemble(problem, prior_mean=0.3).fit(problem.loader)
+    anchors, counts = drawn(20, 12, 2.5, 0.3)
+    phi = features_of(problem, problem.x)
+    for head, anchor, weight in zip(fitted.heads_, as_matrices(anchors, 2), counts, strict=True):
+        precision = (phi.T * weight) @ phi / 0.36 + 2.5 * torch.eye(6, dtype=torch.float64)
+        by_hand = torch.linalg.solve(precision, (phi.T * weight) @ problem.y / 0.36 + 2.5 * anchor.T).T
+        assert torch.allclose(head, by_hand, atol=1e-6)
+    outputs = torch.einsum("sce,me->smc", fitted.heads_, features_of(problem, problem.query))
+    assert torch.allclose(fitted.members(problem.query), outputs, rtol=1e-10)
+    assert torch.allclose(fitted.variance(problem.query), outputs.var(0), rtol=1e-10)
+
+
+def test_heads_of_a_classification_have_no_slope_of_their_loss(make_problem):
+    problem = make_problem("classification")
+    problem.batch_size = 20
+    fitted = ensemble(problem).fit(problem.loader)
+    anchors, counts = drawn(20, 18, 2.5, 0.0)
+    phi, one_hot = features_of(problem, problem.x), torch.eye(3, dtype=torch.float64)[problem.y]
+    for head, anchor, weight in zip(fitted.heads_, as_matrices(anchors, 3), counts, strict=True):
+        residual = torch.softmax(phi @ head.T, -1) - one_hot
+        slope = (residual * weight[:, None]).T @ phi + 2.5 * (head - anchor)
+        assert slope.abs().max() < 1e-5
+
+
+def test_batches_are_regrouped_and_more_heads_differ(make_problem):
+    problem = make_problem("classification")
+    recipe = Recipe(epochs=3, batch_size=7)
+    fitted = ensemble(problem, recipe=recipe, n_heads=6).fit(problem.loader)
+    assert fitted.heads_.shape == (6, 3, 6)
+    assert torch.unique(fitted.heads_[:, 0, 0]).numel() == 6
+    others = ensemble(problem, recipe=recipe, n_heads=6, seed=SEED + 1).fit(problem.loader)
+    assert not torch.allclose(others.heads_, fitted.heads_, atol=1e-2)
+
+
+def test_a_flat_prior_of_the_bias_anchors_it_at_its_mean(make_problem):
+    problem = make_problem("regression")
+    started = ensemble(problem, prior_precision={"*bias": 0.0, "*": 2.5}, recipe=Recipe(epochs=1, lr=1e-12))
+    heads = started.fit(problem.loader).heads_
+    assert heads[..., -1].abs().max() < 1e-9
+    assert heads[..., :-1].abs().min() > 1e-6
+
+
+class Reader(nn.Module):
+    """A token of 5 at each of T places: (B, T) -> logits (B, T, 5)."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.words(tokens).cumsum(1)))
+
+
+def test_heads_of_a_language_model_are_used_at_every_place():
+    model = Reader().double().eval()
+    tokens = torch.randint(0, 5, (9, 6), generator=torch.Generator().manual_seed(1))
+    labels = tokens.clone()
+    labels[::2, 4:] = -100
+    options = {"recipe": LONG, "n_heads": 2, "prior_precision": 2.5, "seed": SEED}
+    fitted = MultiHeadEnsemble(model, "causal_lm", **options).fit([(tokens, labels)])
+    with torch.no_grad():
+        phi = torch.tanh(model.words(tokens).cumsum(1))
+    outputs = torch.einsum("sce,mte->smtc", fitted.heads_, phi)
+    assert torch.allclose(fitted.members(tokens), outputs, rtol=1e-10)
+    assert fitted.variance(tokens).shape == (9, 6, 5)
+    generator = torch.Generator().manual_seed(SEED)
+    anchors = torch.randn(2, 20, generator=generator, dtype=torch.float64).reshape(2, 5, 4) / 2.5**0.5
+    rows = torch.randint(9, (2, 9), generator=generator)
+    for head, anchor, row in zip(fitted.heads_, anchors, rows, strict=True):
+        head = head.clone().requires_grad_()
+        loss = CausalTokens().nll((phi @ head.T).flatten(1), labels)[row].sum() + 1.25 * (head - anchor).square().sum()
+        (slope,) = torch.autograd.grad(loss, head)
+        assert slope.abs().max() < 1e-5
+
+
+def test_a_network_without_a_last_layer_of_its_own_is_refused(make_problem):
+    problem = make_problem("classification", nn.Sequential(nn.Linear(4, 3), nn.Tanh()))
+    with pytest.raises(ModelError, match=r"nn\.Linear"):
+        ensemble(problem).fit(problem.loader)
+    with pytest.raises(OptionError, match="n_heads >= 2"):
+        ensemble(problem, n_heads=1)
