@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import uuid
 from pathlib import Path
 from typing import Self
@@ -23,53 +22,56 @@ class Claims:
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.root = directory, directory / "locks"
-        self._held: dict[Path, FileLock] = {}
-        self._run = FileLock(self.root / "runs" / f"{uuid.uuid4().hex}.lock", thread_local=False)
+        self._mark = self.root / "runs" / f"{uuid.uuid4().hex}.lock"
+        self._locks: dict[Path, FileLock] = {}
 
     def __enter__(self) -> Self:
-        Path(self._run.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        self._run.acquire()
+        self._lock(self._mark).acquire(timeout=-1)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for path in list(self._held):
-            self.release(path)
         with contextlib.suppress(OSError):
-            os.unlink(self._run.lock_file)
-        self._run.release()
+            self._mark.unlink()
+        for lock in self._locks.values():
+            lock.release()
 
     def take(self, path: Path) -> bool:
-        """Claim a file of the directory; False where another run has it. Errors: OSError, on a full disk for one."""
-        if path in self._held:
-            return False
-        name = path.relative_to(self.directory)
-        lock = FileLock(self.root / name.with_name(f"{name.name}.lock"), timeout=0, thread_local=False)
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout:
-            return False
-        self._held[path] = lock
-        return True
+        """Claim a file of the directory; False where it is claimed. Errors: OSError, on a full disk for one."""
+        lock = self._lock(self._name(path))
+        return not lock.is_locked and _is_acquired(lock)
 
     def release(self, path: Path) -> None:
         """Let others have it; nothing happens where it is not held."""
-        lock = self._held.pop(path, None)
-        if lock is not None:
-            lock.release()
+        self._lock(self._name(path)).release()
 
     def others(self) -> bool:
         """Whether another run into this directory is alive; the marks of dead ones are removed."""
-        marks = [p for p in (self.root / "runs").glob("*.lock") if p != Path(self._run.lock_file)]
-        return any([not _is_stale(mark) for mark in marks])
+        marks = [mark for mark in self._mark.parent.glob("*.lock") if mark != self._mark]
+        return any([self._is_alive(mark) for mark in marks])
+
+    def _is_alive(self, mark: Path) -> bool:
+        lock = self._lock(mark)
+        if not _is_acquired(lock):
+            return True
+        mark.unlink(missing_ok=True)
+        lock.release()
+        return False
+
+    def _name(self, path: Path) -> Path:
+        name = path.relative_to(self.directory)
+        return self.root / name.with_name(f"{name.name}.lock")
+
+    def _lock(self, name: Path) -> FileLock:
+        """One object a file, kept to the end: an interruption that comes while one is deleted would be lost."""
+        if name not in self._locks:
+            name.parent.mkdir(parents=True, exist_ok=True)
+            self._locks[name] = FileLock(name, timeout=0, thread_local=False)
+        return self._locks[name]
 
 
-def _is_stale(mark: Path) -> bool:
-    lock = FileLock(mark, timeout=0, thread_local=False)
+def _is_acquired(lock: FileLock) -> bool:
     try:
         lock.acquire()
     except Timeout:
         return False
-    mark.unlink(missing_ok=True)
-    lock.release()
     return True

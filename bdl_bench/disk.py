@@ -52,9 +52,11 @@ class Disk:
                 probe.unlink(missing_ok=True)
 
     def _error(self, error: OSError) -> FullDiskError:
-        free = shutil.disk_usage(self.directory).free / 2**20
+        free = shutil.disk_usage(
+            next(p for p in (self.directory, *self.directory.absolute().parents) if p.exists())
+        ).free
         return FullDiskError(
             f"room for results in {self.directory.resolve()}",
-            received=f"{error.strerror} (free: {free:.1f} MiB)",
+            received=f"{error.strerror} (free: {free / 2**20:.1f} MiB)",
             remedy="make room there and give the same command again; it goes on from what is done.",
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from bdl_bench.claims import Claims
+from bdl_bench.disk import Disk
 from bdl_bench.events import Event, Listener
 from bdl_bench.executors import ONE_WORKER, Workers, check_executor, executor_for
 from bdl_bench.methods import methods_named
@@ -63,13 +65,16 @@ class Grid:
         """Run what is not yet done; the records of every cell, in the order tasks, methods, seeds.
 
         Several runs into one directory, of this machine or others, share the work. Leaving by an exception (Ctrl-C)
-        keeps what is done and ends what is under way.
+        keeps what is done and ends what is under way. Errors: OptionError as of `check`; FullDiskError.
         """
         self.check()
-        self.directory.mkdir(parents=True, exist_ok=True)
         for step in self.steps:
             listener(Event(*step, "planned"))
-        with Claims(self.directory) as claims, executor_for(self.workers, device=self.device) as executor:
+        with ExitStack() as stack:
+            with Disk(self.directory).writing():
+                self.directory.mkdir(parents=True, exist_ok=True)
+                claims = stack.enter_context(Claims(self.directory))
+            executor = stack.enter_context(executor_for(self.workers, device=self.device))
             records = Stages(self, listener, executor, claims).run()
         order = [(t, s, m) for t in self.tasks for m in self.methods for s in self.seeds]
         return [records[place] for place in order]
@@ -77,8 +82,13 @@ class Grid:
 
 def _check_device(name: str, *, elsewhere: bool) -> None:
     try:
-        if not (elsewhere and torch.device(name).type == "cuda"):
-            torch.zeros(1, device=name)
+        device = torch.device(name)
+        if not (elsewhere and device.type == "cuda"):
+            torch.zeros(1, device=device)
+        elif device.index:
+            raise RuntimeError("ray gives each job one GPU, whose number is 0 there")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise OptionError("a device that is here", received=f"{name!r}: {reason}", remedy="--device cpu.") from error
+        raise OptionError(
+            "a device that is here", received=f"{name!r}: {reason}", remedy="--device cpu or cuda."
+        ) from error

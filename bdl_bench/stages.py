@@ -20,6 +20,7 @@ from bdl_bench.maps import Place, Prepared, Trained, known_training, map_path
 from bdl_bench.predictions import Arrays
 from bdl_bench.records import Record, RecordStore, Training
 from bdl_bench.schedule import Schedule
+from bdl_bench.steps import Item, work
 from estimators.atomic import discard_leftovers, write_bytes
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Stages"]
 
-Item: TypeAlias = Place | Cell
 Step: TypeAlias = tuple[str, int, str | None]
 
 
@@ -46,8 +46,6 @@ class Stages:
 
     def run(self) -> dict[Step, Record]:
         """The records of all cells: found, made, or made by another run meanwhile."""
-        from bdl_bench.steps import work  # imports for seconds
-
         for task, seed, method in self.grid.steps:
             if method is None:
                 self.schedule.add(Place(task, seed, self.grid.device))

@@ -14,8 +14,11 @@ import estimators
 __all__ = ["code_digest", "environment", "file_digest"]
 
 _PACKAGES = ("bdl-bench", "torch", "numpy", "scipy", "scikit-learn")
-_PRESENTATION = ("report", "verify", "bench", "cli.py", "progress.py", "outlook.py", "events.py", "stats")
-"""Parts of bdl_bench that read records, or never touch them: a change there leaves records valid."""
+_ASIDE = (
+    *("report", "verify", "bench", "stats", "cli.py"),
+    *("executors", "claims.py", "schedule.py", "disk.py", "events.py", "outlook.py", "progress.py"),
+)
+"""Parts of bdl_bench that read records, or say where and when work runs: a change there leaves records valid."""
 
 
 @cache
@@ -48,7 +51,7 @@ def environment() -> dict[str, str]:
 def _sources() -> list[Path]:
     library = sorted(Path(estimators.__file__).parent.rglob("*.py"))
     root = Path(bdl_bench.__file__).parent
-    bench = sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in _PRESENTATION)
+    bench = sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in _ASIDE)
     return [*library, *bench]
 
 

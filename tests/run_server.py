@@ -13,7 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from bdl_bench import steps  # noqa: F401
+import bdl_bench.warm  # noqa: F401
 from bdl_bench.grid import Grid
 from estimators import atomic
 

@@ -25,6 +25,8 @@ def end(how):
         os.kill(os.getpid(), int(rest))
     if word == "exit":
         os._exit(int(rest))
+    if word == "variable":
+        return os.environ.get(rest)
     if word == "once":
         return once(Path(rest))
     return outcome(word)

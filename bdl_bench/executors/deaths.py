@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from estimators.errors import EstimatorError
 
 __all__ = ["WorkerDiedError", "death_of", "machine_bytes"]
 
-_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class WorkerDiedError(EstimatorError, RuntimeError):
@@ -48,8 +49,8 @@ def _name(number: int) -> str:
 
 def machine_bytes() -> int:
     """The memory of the machine, or of the container where that is less."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(physical, int(_CONTAINER_LIMIT.read_text()))
-    except (OSError, ValueError):
-        return physical
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # no container, or "max"
+            sizes.append(int(path.read_text()))
+    return min(sizes)

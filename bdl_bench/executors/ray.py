@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import sys
 import time
@@ -82,9 +83,8 @@ class Ray(Executor):
 
         n_threads, n_gpus = self.workers.threads, int(self.device.type == "cuda")
         task = ray.remote(num_cpus=n_threads, num_gpus=n_gpus, max_retries=_RETRIES)(_task)
-        paths = [path or str(Path.cwd()) for path in sys.path]
-        content = pickle.dumps(work)
-        return lambda item: task.remote(item, content, n_threads, paths)
+        content, surroundings = pickle.dumps(work), _Surroundings.here()
+        return lambda item: task.remote(item, content, n_threads, surroundings)
 
     def _check_room(self, nodes: list[dict[str, Any]]) -> None:
         """Ray waits for ever for a machine that could take a task; so it is refused before."""
@@ -147,12 +147,27 @@ class _Tasks(Generic[Item]):
         return [(reference, self.running.pop(reference)) for reference in ended]
 
 
-def _task(item: object, content: bytes, threads: int, paths: list[str]) -> bytes:
-    """Modules are found where the driver finds them, on a machine that has these folders.
+@dataclass(frozen=True)
+class _Surroundings:
+    """Where the driver finds modules, and what it has set for the bench."""
 
-    The item comes as it is, since Ray follows references to its store only through arguments.
-    """
-    sys.path.extend(path for path in paths if path not in sys.path and Path(path).exists())
+    paths: list[str]
+    variables: dict[str, str]
+
+    @classmethod
+    def here(cls) -> _Surroundings:
+        ours = {name: value for name, value in os.environ.items() if name.startswith("BDL_BENCH_")}
+        return cls([path or str(Path.cwd()) for path in sys.path], ours)
+
+    def take_effect(self) -> None:
+        """On a machine that has these folders."""
+        sys.path.extend(path for path in self.paths if path not in sys.path and Path(path).exists())
+        os.environ.update(self.variables)
+
+
+def _task(item: object, content: bytes, threads: int, surroundings: _Surroundings) -> bytes:
+    """The item comes as it is, since Ray follows references to its store only through arguments."""
+    surroundings.take_effect()
     torch.set_num_threads(threads)
     return attempted(pickle.loads(content), item)
 

@@ -88,7 +88,7 @@ def fresh_processes(module: str) -> SpawnContext | ForkServerContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bdl_bench.steps", module])
+    context.set_forkserver_preload(["bdl_bench.warm", module])
     return context
 
 

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 
 from bdl_bench import versions
+from bdl_bench.claims import Claims
 from bdl_bench.events import ENDINGS
 from bdl_bench.executors import Workers
 from bdl_bench.grid import Grid
@@ -85,7 +87,7 @@ def test_other_code_makes_everything_again(toy, tmp_path, monkeypatch):
 def test_the_code_digest_covers_the_library_and_not_the_report():
     names = {path.name for path in versions._sources()}
     assert {"laplace.py", "gaussian.py", "cells.py", "calibration.py", "digits.py"} <= names
-    assert not {"html.py", "cli.py"} & names
+    assert not {"html.py", "cli.py", "local.py", "outlook.py"} & names
 
 
 def test_a_failing_cell_is_recorded_and_the_others_go_on(toy, broken, tmp_path):
@@ -147,4 +149,68 @@ def test_a_grid_that_cannot_run_is_refused_before_anything_is_written(toy, tmp_p
     arguments = {"tasks": [toy], "methods": ["map"], "seeds": [0], "directory": tmp_path / "out", **change}
     with pytest.raises(OptionError):
         Grid(**arguments).run(lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cost_is_exclusive_where_nothing_else_was_at_work(toy, tmp_path):
+    (alone,), _ = run(Grid([toy], ["map"], [0], tmp_path / "alone"))
+    with Claims(tmp_path / "beside"):
+        (beside,), _ = run(Grid([toy], ["map"], [0], tmp_path / "beside"))
+    assert alone.cost.exclusive
+    assert not beside.cost.exclusive
+
+
+def test_weights_of_another_training_are_refused(toy, tmp_path):
+    grid = Grid([toy], ["map"], [0], tmp_path)
+
+    def exchange(event):
+        if event.status == "trained":  # as a run of other code would, between the training and the cell
+            (path,) = (tmp_path / "maps").rglob("*.safetensors")
+            metadata = {"key": "another", "seconds": "1.0"}
+            path.write_bytes(safetensors.torch.save(safetensors.torch.load_file(path), metadata=metadata))
+
+    (record,) = grid.run(exchange)
+    assert record.status == "failed"
+    assert "key another" in record.reason
+
+
+def test_a_failure_of_another_run_during_this_one_is_taken_over_and_a_later_run_tries_again(toy, broken, tmp_path):
+    other = Grid([toy], [broken], [0], tmp_path)
+    events = []
+
+    def run_beside(event):
+        events.append(event)
+        if (event.method, event.status) == ("map", "started"):
+            other.run(print)
+
+    _, record = Grid([toy], ["map", broken], [0], tmp_path).run(run_beside)
+    assert record.status == "failed"
+    assert [e.status for e in events if e.method == broken] == ["planned", "failed"]
+    later = []
+    other.run(later.append)
+    assert [e.status for e in later if e.method == broken] == ["planned", "started", "failed"]
+
+
+def test_tasks_methods_and_seeds_that_are_named_twice_run_once(toy, tmp_path):
+    grid = Grid([toy, toy], ["map", "map"], [0, 0], tmp_path)
+    records, events = run(grid)
+    assert [status for *_, status in events] == ["trained", "ok"]
+    assert len(records) == 8
+    assert grid.n_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "says"),
+    [
+        (Workers(2, executor="in-process"), "cpu", "executor local"),
+        (Workers(executor="abacus"), "cpu", "abacus"),
+        (Workers(jobs=0), "cpu", "jobs"),
+        (Workers(threads=0), "cpu", "threads"),
+        (Workers(executor="ray"), "cuda:1", "whose number is 0"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(workers, device, says, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("bdl_bench.executors.choice.importlib.util.find_spec", lambda name: name)
+    with pytest.raises(OptionError, match=says):
+        Grid([toy], ["map"], [0], tmp_path / "out", device, workers).run(print)
     assert not (tmp_path / "out").exists()

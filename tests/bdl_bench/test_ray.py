@@ -77,9 +77,12 @@ def test_a_task_needs_a_machine_that_can_take_it(cluster):  # noqa: ARG001
         executor_for(Workers(threads=2, executor="ray")).__enter__()
 
 
-def test_exceptions_and_deaths_are_outcomes(cluster):  # noqa: ARG001
+def test_exceptions_and_deaths_are_outcomes(cluster, monkeypatch):  # noqa: ARG001
+    monkeypatch.setenv("BDL_BENCH_DATA", "somewhere")
+    words = ["raise", "exit 3", "fine", "variable BDL_BENCH_DATA"]
     with executor_for(ON_RAY) as executor:
-        outcomes = dict(executor.run(end, iter(["raise", "exit 3", "fine"]), started=print))
+        outcomes = dict(executor.run(end, iter(words), started=print))
+    assert outcomes[words[3]] == "somewhere"
     assert isinstance(outcomes["raise"], ValueError)
     assert isinstance(outcomes["exit 3"], WorkerDiedError)
     assert isinstance(outcomes["fine"], int)
