@@ -73,7 +73,7 @@ TRAINED = [
     "state-round-trip",
 ]
 SHORT = Recipe(
-    epochs=40, batch_size=10, optimizer="nesterov", lr="auto", momentum=0.9, schedule="constant", average=0.3
+    epochs=20, batch_size=10, optimizer="nesterov", lr="auto", momentum=0.9, schedule="constant", average=0.3
 )
 
 POSTERIORS = {

@@ -20,7 +20,7 @@ from conformance_posteriors import POSTERIORS
 import estimators
 from estimators import LinearizedLaplace, UncertaintyEstimator
 from estimators.baselines import MAP
-from estimators.errors import OptionError
+from estimators.errors import OptionError, UnsupportedError
 from estimators.testing import CASES, CHECKS, check_estimator, formulas
 
 ROWS = {**POSTERIORS, **BASELINES}
@@ -114,3 +114,18 @@ def test_the_claim_of_a_class_is_read_where_none_is_passed():
 
     report = check_estimator(Claiming, checks=["closed-form-regression"])
     assert report.passed == ["closed-form-regression"]
+
+
+def of_classes_alone(model, likelihood, *, prior_precision):
+    """Laplace, but for regression."""
+    made = LinearizedLaplace(model, likelihood, prior_precision=prior_precision)
+    if made.likelihood.kind == "regression":
+        raise UnsupportedError("a likelihood of classes", received=repr(likelihood), remedy="LinearizedLaplace.")
+    return made
+
+
+def test_an_estimator_of_classes_alone_is_asked_all_that_is_not_about_regression():
+    report = check_estimator(of_classes_alone, exact="ggn")
+    of_regression = {"closed-form-regression", "closed-form-noise-per-output"}
+    of_regression |= {"scaling-law", "total-variance", "noise-not-epistemic"}
+    assert set(report.skipped) == of_regression
