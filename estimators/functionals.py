@@ -42,9 +42,10 @@ class Through(Network):
         values: Tensor = over_rows(self._value, f, x) if self._reads_inputs else over_rows(self._value, f)
         return values
 
-    def slopes(self, x: PyTree) -> Tensor:
-        """G at each row, (B, D, C)."""
+    def slopes(self, x: PyTree, *, at: Tensor | None = None) -> Tensor:
+        """G at each row, (B, D, C): at the outputs of the network, or at others (B, C)."""
         f = Network.shaped(self, self.subset.unflatten(self.theta), x).detach()
+        f = f if at is None else at.reshape(f.shape)
         rows = (f, x) if self._reads_inputs else (f,)
         slopes: Tensor = over_rows(jacrev(self._value), *rows)
         return slopes.flatten(2)

@@ -27,8 +27,9 @@ class MembersEstimator(UncertaintyEstimator):
         mean = (1/S) Σ_s f_s      p(y | x) = (1/S) Σ_s p(y | f_s(x))
         covariance = (1/(S−1)) Σ_s (f_s − mean)(f_s − mean)ᵀ
 
-    The covariance is the unbiased one. A member is the same function for every row and every call, so that the variance
-    of a row does not depend on the rows beside it. Subclasses write `_members`.
+    The covariance is the unbiased one; a function of the outputs is linearised at their mean over the members. A member
+    is the same function for every row and every call, so that the variance of a row does not depend on the rows beside
+    it. Subclasses write `_members`.
 
     Fitted: `fit_report_`, with the `passes` that were spent.
     """
@@ -78,8 +79,9 @@ class MembersEstimator(UncertaintyEstimator):
         return torch.einsum("smc,smd->mcd", deviations, deviations) / (len(members) - 1)
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        slopes = Through(self.network_, of).slopes(x)
-        return torch.einsum("mdc,smc->smd", slopes, self._members(x)).var(0)
+        members = self._members(x)
+        slopes = Through(self.network_, of).slopes(x, at=members.mean(0))
+        return torch.einsum("mdc,smc->smd", slopes, members).var(0)
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         return _resampled(self._members(x), n_samples, generator)

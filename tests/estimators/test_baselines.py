@@ -116,6 +116,15 @@ def test_the_variance_is_the_diagonal_of_the_covariance_and_passes_through_funct
 
 
 @every
+def test_a_function_of_the_outputs_is_linearised_at_the_predictive_mean(name, problem):
+    fitted = build(name, problem).fit(problem.loader)
+    mean = fitted.predict(problem.query).mean
+    by_hand = torch.einsum("mc,mcd,md->m", 2 * mean, fitted.covariance(problem.query), 2 * mean)
+    found = fitted.variance(problem.query, of=lambda f: f.square().sum())
+    assert torch.allclose(found, by_hand[:, None], rtol=1e-9, atol=1e-15)
+
+
+@every
 def test_a_loaded_fit_answers_as_the_one_that_was_saved(name, problem, tmp_path):
     fitted = build(name, problem).fit(problem.loader)
     fitted.save(tmp_path / "fit.safetensors")

@@ -4,199 +4,26 @@ A row says what the estimator claims; checks that it skips are listed, so that n
 is a new row.
 """
 
+import importlib
+import inspect
+import pkgutil
 import re
-from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conformance_baselines import BASELINES
+from conformance_posteriors import POSTERIORS
 
-from estimators import (
-    FineTune,
-    LastLayerLaplace,
-    LinearizedLaplace,
-    LinearResponse,
-    MeanAbsolute,
-    NewtonRefit,
-    ParameterProbes,
-    Pointwise,
-    PosteriorDraws,
-    RegVar,
-    SignedProbes,
-)
-from estimators.baselines import MAP, LaplaceTorch
-from estimators.errors import OptionError
+import estimators
+from estimators import LinearizedLaplace, UncertaintyEstimator
+from estimators.baselines import MAP
+from estimators.errors import OptionError, UnsupportedError
 from estimators.testing import CASES, CHECKS, check_estimator, formulas
-from estimators.training import Recipe
 
-CLOSED_FORMS = {name for name in CHECKS if name.startswith("closed-form")} | {"sample-joint"}
-LAWS = {
-    "below-prior",
-    "prior-limit",
-    "prior-monotone",
-    "data-take-variance",
-    "scaling-law",
-    "noise-not-epistemic",
-}
-SAMPLES = {name for name in CHECKS if name.startswith("sample")}
-COVARIANCE = {"covariance", "functional", "closed-form-covariance"}
-ENDS_IN_LINEAR = {"output-shape", "constant-output"}  # networks that do not end in a linear layer are refused
-
-
-@dataclass(frozen=True)
-class Row:
-    """An estimator, what it claims, and the names of the checks that do not apply to it."""
-
-    make: object
-    claims: dict = field(default_factory=dict)
-    skipped: set = field(default_factory=set)
-
-
-def laplace(**options):
-    return partial(LinearizedLaplace, **options)
-
-
-def regvar(regularizer, solver, **options):
-    return partial(RegVar, regularizer=regularizer, solver=solver, **options)
-
-
-def draws(n, **options):
-    return regvar(PosteriorDraws(n_draws=n, **options), LinearResponse())
-
-
-# A few of each kind: each solve is a refit to ten digits.
-REFITTED = [
-    "supports-a-model",
-    "constructor-stores",
-    "not-fitted",
-    "shapes",
-    "closed-form-network",
-    "closed-form-classification",
-    "closed-form-prior-groups",
-    "closed-form-frozen",
-    "closed-form-covariance",
-    "constant-output",
-    "prior-limit",
-    "model-untouched-by-fit",
-    "random-state-untouched",
-    "state-round-trip",
-]
-# Products and definiteness are tried by the rows of the GGN and of the dense Hessian; here, that they go together.
-SOLVED = [*REFITTED, "closed-form-regression", "closed-form-binary", "covariance", "functional", "predict-epistemic"]
-# Minibatch refits: the laws, and what training could touch.
-TRAINED = [
-    "supports-a-model",
-    "constructor-stores",
-    "shapes",
-    "dtype-device",
-    "non-negative",
-    "below-prior",
-    "prior-limit",
-    "data-take-variance",
-    "scaling-law",
-    "covariance",
-    "sample-shape",
-    "functional",
-    "batch-independence",
-    "dict-inputs",
-    "model-untouched-by-fit",
-    "random-state-untouched",
-    "reproducible",
-    "state-round-trip",
-]
-SHORT = Recipe(
-    epochs=40, batch_size=10, optimizer="nesterov", lr="auto", momentum=0.9, schedule="constant", average=0.3
-)
-
-GGN = {"exact": "ggn"}
-ROWS = {
-    "full": Row(laplace(), GGN),
-    "full, cholesky": Row(laplace(inverse="cholesky"), GGN),
-    "full, dual": Row(laplace(inverse="dual"), GGN),
-    "full, streamed": Row(laplace(inverse="streamed"), GGN),
-    "full, cg": Row(laplace(inverse="cg"), GGN),
-    "low rank, all of it": Row(laplace(hessian_structure="lowrank"), GGN),
-    "low rank": Row(laplace(hessian_structure="lowrank", rank=5), {"prior_of": "all"}, CLOSED_FORMS),
-    "kron": Row(laplace(hessian_structure="kron"), {"prior_of": "all"}, CLOSED_FORMS),
-    "ekfac": Row(laplace(hessian_structure="ekfac"), {"prior_of": "all"}, CLOSED_FORMS),
-    "diag": Row(laplace(hessian_structure="diag"), {"prior_of": "all"}, CLOSED_FORMS),
-    "hessian": Row(laplace(curvature="hessian"), {"exact": "hessian"}),
-    "hessian, cg": Row(laplace(curvature="hessian", inverse="cg"), {"exact": "hessian", "checks": SOLVED}),
-    "last layer": Row(LastLayerLaplace, {"exact": "last_layer"}, ENDS_IN_LINEAR),
-    "last layer, kron": Row(
-        partial(LastLayerLaplace, hessian_structure="kron"),
-        {"prior_of": "last_layer"},
-        ENDS_IN_LINEAR | CLOSED_FORMS,
-    ),
-    "last layer, diag": Row(
-        partial(LastLayerLaplace, hessian_structure="diag"),
-        {"prior_of": "last_layer"},
-        ENDS_IN_LINEAR | CLOSED_FORMS,
-    ),
-    "pointwise, linear response": Row(regvar(Pointwise(), LinearResponse()), GGN, SAMPLES),
-    "pointwise, linear response, hessian": Row(
-        regvar(Pointwise(), LinearResponse(), curvature="hessian"), {"exact": "hessian", "checks": SOLVED}
-    ),
-    "pointwise, newton": Row(regvar(Pointwise(), NewtonRefit()), {**GGN, "tolerance": 1e-5, "checks": REFITTED}),
-    "draws": Row(draws(800), {**GGN, "noise": 0.05, "n_samples": 800}),
-    "draws, no exact block": Row(draws(800, exact_block=None), {**GGN, "noise": 0.05, "n_samples": 800}),
-    "draws, bounds": Row(
-        draws(800, readout="bounds"),
-        {
-            **GGN,
-            "noise": 0.05,
-            "n_samples": 800,
-            "skip": {"sample-moments": "samples are the draws, the variance is not"},
-        },
-        {"sample-moments"},
-    ),
-    "draws, fine tune": Row(
-        regvar(PosteriorDraws(n_draws=16), FineTune(recipe=SHORT)),
-        {"prior_of": "all", "noise": 0.4, "n_samples": 16, "checks": TRAINED},
-        CLOSED_FORMS,
-    ),
-    "parameter probes": Row(
-        regvar(ParameterProbes(n_probes=1500), LinearResponse()), {**GGN, "noise": 0.1}, SAMPLES | COVARIANCE
-    ),
-    "signed probes": Row(
-        regvar(SignedProbes(n_probes=1500), LinearResponse()),
-        {**GGN, "noise": 0.1},
-        SAMPLES | COVARIANCE | {"batch-independence"},
-    ),
-    "mean absolute": Row(regvar(MeanAbsolute(), LinearResponse()), {}, CLOSED_FORMS | LAWS | SAMPLES | COVARIANCE),
-    "map": Row(
-        MAP,
-        {"skip": {"not-constant": "its variance is zero by definition"}},
-        CLOSED_FORMS | LAWS | {"not-constant"},
-    ),
-    "laplace-torch, full": Row(
-        partial(LaplaceTorch, hessian_structure="full"),
-        {**GGN, "tolerance": 1e-5},
-        SAMPLES
-        | {"output-shape", "dict-inputs", "state-round-trip"}
-        | {"closed-form-binary", "closed-form-prior-groups", "closed-form-noise-per-output"},
-    ),
-    "laplace-torch, kron": Row(
-        partial(LaplaceTorch, hessian_structure="kron"),
-        {"prior_of": "all"},
-        CLOSED_FORMS | SAMPLES | {"output-shape", "dict-inputs", "state-round-trip"},
-    ),
-    "laplace-torch, last layer": Row(
-        partial(LaplaceTorch, subset_of_weights="last_layer", hessian_structure="full"),
-        {"exact": "last_layer", "tolerance": 1e-5},
-        SAMPLES
-        | ENDS_IN_LINEAR
-        | {"dict-inputs", "state-round-trip"}
-        | {"closed-form-binary", "closed-form-prior-groups", "closed-form-noise-per-output"},
-    ),
-}
-
-# Methods that train or sample networks of their own (estimators/baselines): no Gaussian posterior over weights, so no
-# `prior_of`, and no laws. Those that need layers of their own (dropout) take `adapt=`; those that train need reasons in
-# `skip=` for checks of a mean that is not the network's. One row each, here:
-ROWS |= {}
+ROWS = {**POSTERIORS, **BASELINES}
 
 
 @cache
@@ -209,7 +36,29 @@ def test_an_estimator_keeps_the_contract_and_skips_nothing_but_what_is_listed(na
     row, report = ROWS[name], report_of(name)
     assert report.failed == {}
     asked = set(row.claims.get("checks", CHECKS))
-    assert set(report.skipped) == row.skipped & asked
+    assert set(report.skipped) == (row.skipped | set(row.claims.get("skip", {}))) & asked
+
+
+def class_of(row):
+    """What a row makes."""
+    made = getattr(row.make, "func", row.make)
+    if isinstance(made, type):
+        return made
+    case, adapt = CASES["classification"], row.claims.get("adapt", lambda model: model)
+    return type(made(adapt(case.module()).eval(), case.likelihood, prior_precision=case.delta))
+
+
+def subclasses_of(cls):
+    return {cls}.union(*map(subclasses_of, cls.__subclasses__()))
+
+
+def test_every_estimator_of_the_library_is_in_the_table():
+    for module in pkgutil.walk_packages(estimators.__path__, "estimators."):
+        importlib.import_module(module.name)
+    found = {cls for cls in subclasses_of(UncertaintyEstimator) if cls.__module__.startswith("estimators.")}
+    concrete = {cls for cls in found if not inspect.isabstract(cls)}
+    assert LinearizedLaplace in concrete
+    assert concrete - {class_of(row) for row in ROWS.values()} == set()
 
 
 def test_every_check_is_passed_by_some_estimator():
@@ -265,3 +114,18 @@ def test_the_claim_of_a_class_is_read_where_none_is_passed():
 
     report = check_estimator(Claiming, checks=["closed-form-regression"])
     assert report.passed == ["closed-form-regression"]
+
+
+def of_classes_alone(model, likelihood, *, prior_precision):
+    """Laplace, but for regression."""
+    made = LinearizedLaplace(model, likelihood, prior_precision=prior_precision)
+    if made.likelihood.kind == "regression":
+        raise UnsupportedError("a likelihood of classes", received=repr(likelihood), remedy="LinearizedLaplace.")
+    return made
+
+
+def test_an_estimator_of_classes_alone_is_asked_all_that_is_not_about_regression():
+    report = check_estimator(of_classes_alone, exact="ggn")
+    of_regression = {"closed-form-regression", "closed-form-noise-per-output"}
+    of_regression |= {"scaling-law", "total-variance", "noise-not-epistemic"}
+    assert set(report.skipped) == of_regression

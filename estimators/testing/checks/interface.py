@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from estimators.errors import EstimatorError, NotFittedError
+from estimators.testing.applicable import any_case, first_case, fitted_cases
 from estimators.testing.cases import CASES
 from estimators.testing.outcomes import Mismatch, NotApplicable
 from estimators.testing.registry import check
@@ -37,7 +38,7 @@ def supports_a_model(subject: Subject) -> None:
 @check("constructor-stores")
 def constructor_stores(subject: Subject) -> None:
     """The constructor stores its arguments, and neither runs the network nor learns anything."""
-    case = CASES["regression"]
+    case = any_case(subject)
     model, calls = subject.model(case), []
     for module in model.modules():
         module.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -60,7 +61,7 @@ def constructor_stores(subject: Subject) -> None:
 @check("not-fitted")
 def not_fitted(subject: Subject) -> None:
     """Before fit, queries raise NotFittedError."""
-    case = CASES["regression"]
+    case = any_case(subject)
     estimator, x = subject.build(case), case.queries
     for name, ask in (("variance", estimator.variance), ("predict", estimator.predict)):
         try:
@@ -81,7 +82,7 @@ def not_fitted(subject: Subject) -> None:
 @check("fit-returns-self")
 def fit_returns_self(subject: Subject) -> None:
     """`fit` returns the estimator."""
-    case = CASES["regression"]
+    case = any_case(subject)
     estimator = subject.build(case)
     try:
         returned = estimator.fit(case.loader)
@@ -94,8 +95,7 @@ def fit_returns_self(subject: Subject) -> None:
 @check("shapes")
 def shapes(subject: Subject) -> None:
     """variance, mean and epistemic_variance are (M, C), for one query, too."""
-    for name in ("regression", "classification"):
-        case = CASES[name]
+    for case in fitted_cases(subject, "regression", "classification"):
         estimator, outputs = subject.fitted(case), len(case.network.weights[-1])
         for m in (1, len(case.query)):
             x = case.queries[:m]
@@ -117,7 +117,7 @@ def shapes(subject: Subject) -> None:
 @check("output-shape")
 def output_shape(subject: Subject) -> None:
     """For outputs (M, 2, 1) the variance is (M, 2, 1), with the same values."""
-    case = CASES["regression"]
+    case = first_case(subject, "regression", "binary")
     shaped = nn.Sequential(subject.model(case), nn.Unflatten(1, (2, 1))).eval()
     loader = [(x, y[..., None]) for x, y in case.loader]
     variance = subject.fit(case, shaped, loader, special=True).variance(case.queries)
@@ -133,7 +133,7 @@ def output_shape(subject: Subject) -> None:
 @check("dtype-device")
 def dtype_device(subject: Subject) -> None:
     """A float32 network has a float32 variance on its own device, detached."""
-    case = replace(CASES["regression"], name="float32 regression", dtype=torch.float32)
+    case = replace(any_case(subject), name="in float32", dtype=torch.float32)
     variance = subject.fitted(case).variance(case.queries)
     if variance.dtype != torch.float32 or variance.device != case.queries.device or variance.requires_grad:
         raise Mismatch(
@@ -163,7 +163,7 @@ def finite(subject: Subject) -> None:
 @check("fit-idempotent")
 def fit_idempotent(subject: Subject) -> None:
     """A second fit is as a first one, whatever the first was of."""
-    case = CASES["regression"]
+    case = any_case(subject)
     expected = subject.variance(case)
     estimator = subject.fit(case.rows(list(range(5))))
     try:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from estimators.testing import formulas
+from estimators.testing.applicable import fitted_cases
 from estimators.testing.cases import CASES, Case
 from estimators.testing.networks import Array, FirstAndThird
 from estimators.testing.outcomes import Mismatch, NotApplicable
@@ -23,17 +24,9 @@ def _cases(subject: Subject) -> list[Case]:
 
     Of a network with a hidden layer the data's part of the Hessian may be indefinite, and add variance.
     """
-    taken = []
-    linear = subject.claims.exact == "hessian"
-    for name in ("linear regression", "softmax regression") if linear else ("regression", "classification"):
-        try:
-            subject.fitted(CASES[name])
-            taken.append(CASES[name])
-        except NotApplicable as reason:
-            refused = reason
-    if not taken:
-        raise refused
-    return taken
+    if subject.claims.exact == "hessian":
+        return fitted_cases(subject, "linear regression", "softmax regression")
+    return fitted_cases(subject, "regression", "classification")
 
 
 def _above(received: Array, bound: Array, slack: float) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from estimators.testing.applicable import fitted_cases
 from estimators.testing.cases import CASES
 from estimators.testing.networks import Array, WithDict
 from estimators.testing.outcomes import NotApplicable
@@ -20,8 +21,7 @@ __all__: list[str] = []
 @check("batch-independence")
 def batch_independence(subject: Subject) -> None:
     """The variance of a row does not depend on the rows that come with it."""
-    for name in ("regression", "classification"):
-        case = CASES[name]
+    for case in fitted_cases(subject, "regression", "classification"):
         estimator = subject.fitted(case)
         if estimator.batch_dependent:
             raise NotApplicable("batch_dependent: it speaks of the set of queries")

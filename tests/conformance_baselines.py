@@ -1,0 +1,172 @@
+"""Rows of the conformance table: the baselines, and the two networks of one's own loop.
+
+Those whose posterior is a number of networks claim no Gaussian posterior over weights, and so no laws. What trains does
+so in full batches, in which the order of the rows is irrelevant, and for a few epochs: the kit asks nothing of optima.
+"""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from conformance_row import CLOSED_FORMS, COVARIANCE, ENDS_IN_LINEAR, GGN, LAWS, SAMPLES, Row
+from torch import nn
+
+from estimators.baselines import (
+    MAP,
+    SWAG,
+    DeepEnsemble,
+    GradientNorm,
+    LaplaceTorch,
+    LoRAEnsemble,
+    MCDropout,
+    MultiHeadEnsemble,
+    SubnetworkLaplace,
+    TemperatureScaling,
+)
+from estimators.integrations.own_loop import TwoNetworks
+from estimators.testing import CASES
+from estimators.testing.networks import WithDict
+from estimators.training import Recipe
+
+FULL_BATCHES = Recipe(epochs=4, batch_size=64, lr=0.03)
+DESCENT = Recipe(epochs=6, batch_size=64, optimizer="sgd", lr="auto", schedule="constant")
+MEMBERS = 10  # samples are members, drawn again: their covariance is 1 − 1/S of the variance, which is unbiased
+ITS_OWN_MEAN = {"predict-mean": "the mean of the members is not the output of the network"}
+NOTHING_EXACT = CLOSED_FORMS | LAWS
+
+
+def fresh(model):
+    """The same architecture, drawn anew."""
+    made = copy.deepcopy(model)
+    for module in made.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return made
+
+
+def ensemble(model, likelihood, *, prior_precision):
+    options = {"make_model": partial(fresh, model), "recipe": FULL_BATCHES, "n_members": MEMBERS}
+    return DeepEnsemble(model, likelihood, prior_precision=prior_precision, **options)
+
+
+def trained_dropout(model, likelihood, *, prior_precision):
+    options = {"rate": 0.3, "make_model": partial(fresh, model), "recipe": FULL_BATCHES, "n_samples": 40}
+    return MCDropout(model, likelihood, prior_precision=prior_precision, **options)
+
+
+def behind_dropout(model):
+    return nn.Sequential(nn.Dropout(0.1), model)
+
+
+def behind_identity(model):
+    """The same function, with a first layer, which dropout spares."""
+    first = nn.Linear(3, 3, bias=False, dtype=next(model.parameters()).dtype)
+    nn.init.eye_(first.weight)
+    return nn.Sequential(first, model)
+
+
+def with_lora(model):
+    """Adapters that do nothing yet, on every linear layer."""
+    peft = pytest.importorskip("peft", reason="needs the extra: pip install bdl-bench[text]")
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    with torch.random.fork_rng(devices=[]):
+        return peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=linear), model)
+
+
+class HeldOut:
+    """The kit's rows, as the network takes them, for a temperature."""
+
+    def __init__(self, model, likelihood):
+        linear = sum(isinstance(module, nn.Linear) for module in model.modules()) == 1
+        names = ("softmax regression", "logistic regression") if linear else ("classification", "binary")
+        self.case = CASES[names[likelihood.kind == "binary"]]
+        self.model, self.dtype = model, next(model.parameters()).dtype
+
+    def __iter__(self):
+        x, y = self.case.inputs.to(self.dtype), self.case.targets
+        if self.case.kind == "binary":
+            y = y.to(self.dtype).reshape_as(self.model(x))
+        inputs = {"features": x, "shift": torch.zeros_like(x)} if isinstance(self.model, WithDict) else x
+        return iter([(inputs, y)])
+
+
+def temperature(model, likelihood, *, prior_precision):
+    validation = HeldOut(model, likelihood)
+    return TemperatureScaling(model, likelihood, validation=validation, prior_precision=prior_precision)
+
+
+def two_networks(model, likelihood, *, prior_precision):
+    """The second a small step away, which is what a training with the penalty would make."""
+    regularized, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in regularized.parameters():
+            parameter += 1e-3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return TwoNetworks(model, regularized, likelihood, lam=0.1, prior_precision=prior_precision)
+
+
+BASELINES = {
+    "map": Row(MAP, {"skip": {"not-constant": "its variance is zero by definition"}}, NOTHING_EXACT),
+    "temperature": Row(
+        temperature,
+        {
+            "skip": {
+                "not-constant": "its variance is zero by definition",
+                "predict-mean": "the mean is the output over T",
+            }
+        },
+        NOTHING_EXACT | {"total-variance"},  # regression has no temperature
+    ),
+    "gradient norm": Row(GradientNorm, {}, NOTHING_EXACT),
+    "subnetwork, all of it": Row(SubnetworkLaplace, GGN),
+    "subnetwork": Row(
+        partial(SubnetworkLaplace, n_parameters=12),
+        {"prior_of": "all", "skip": {"prior-limit": "the prior of the weights that are not chosen is left out"}},
+        CLOSED_FORMS,
+    ),
+    "ensemble": Row(ensemble, {"skip": ITS_OWN_MEAN}, NOTHING_EXACT),
+    "swag": Row(partial(SWAG, recipe=DESCENT, n_samples=MEMBERS), {"skip": ITS_OWN_MEAN}, NOTHING_EXACT),
+    "dropout": Row(partial(MCDropout, n_samples=40), {"adapt": behind_dropout, "skip": ITS_OWN_MEAN}, NOTHING_EXACT),
+    "dropout, trained": Row(
+        trained_dropout,
+        {
+            "adapt": behind_identity,
+            "skip": {
+                **ITS_OWN_MEAN,
+                "training-row-order": "dropout draws a mask for each place of a batch while it trains",
+            },
+        },
+        NOTHING_EXACT | {"rejects-train-mode"},  # a model with a dropout layer is refused before it can be tried
+    ),
+    "multi-head ensemble": Row(
+        partial(MultiHeadEnsemble, recipe=FULL_BATCHES),
+        {"skip": {**ITS_OWN_MEAN, "training-row-order": "the bootstrap draws rows by their places"}},
+        NOTHING_EXACT | ENDS_IN_LINEAR,
+    ),
+    "lora ensemble": Row(
+        partial(LoRAEnsemble, recipe=FULL_BATCHES, n_members=MEMBERS),
+        {"adapt": with_lora, "skip": ITS_OWN_MEAN},
+        NOTHING_EXACT,
+    ),
+    "two networks": Row(two_networks, {}, NOTHING_EXACT | SAMPLES | COVARIANCE | {"state-round-trip"}),
+    "laplace-torch, full": Row(
+        partial(LaplaceTorch, hessian_structure="full"),
+        {**GGN, "tolerance": 1e-5},
+        SAMPLES
+        | {"output-shape", "dict-inputs", "state-round-trip"}
+        | {"closed-form-binary", "closed-form-prior-groups", "closed-form-noise-per-output"},
+    ),
+    "laplace-torch, kron": Row(
+        partial(LaplaceTorch, hessian_structure="kron"),
+        {"prior_of": "all"},
+        CLOSED_FORMS | SAMPLES | {"output-shape", "dict-inputs", "state-round-trip"},
+    ),
+    "laplace-torch, last layer": Row(
+        partial(LaplaceTorch, subset_of_weights="last_layer", hessian_structure="full"),
+        {"exact": "last_layer", "tolerance": 1e-5},
+        SAMPLES
+        | ENDS_IN_LINEAR
+        | {"dict-inputs", "state-round-trip"}
+        | {"closed-form-binary", "closed-form-prior-groups", "closed-form-noise-per-output"},
+    ),
+}

@@ -1,0 +1,28 @@
+"""What a row of the conformance table says, and the sets of checks that rows have in common."""
+
+from dataclasses import dataclass, field
+
+from estimators.testing import CHECKS
+
+CLOSED_FORMS = {name for name in CHECKS if name.startswith("closed-form")} | {"sample-joint"}
+LAWS = {
+    "below-prior",
+    "prior-limit",
+    "prior-monotone",
+    "data-take-variance",
+    "scaling-law",
+    "noise-not-epistemic",
+}
+SAMPLES = {name for name in CHECKS if name.startswith("sample")}
+COVARIANCE = {"covariance", "functional", "closed-form-covariance"}
+ENDS_IN_LINEAR = {"output-shape", "constant-output"}  # networks that do not end in a linear layer are refused
+GGN = {"exact": "ggn"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """An estimator, what it claims, and the names of the checks that do not apply to it."""
+
+    make: object
+    claims: dict = field(default_factory=dict)
+    skipped: set = field(default_factory=set)
