@@ -88,8 +88,9 @@ def _measured(cell: Cell) -> Measured:
     before = preflight(problem)
     with seeded(cell.prepared.seed), _collected_warnings() as warned:
         with footprint(cell.device) as memory:
+            unfitted = method.build(problem, cell.prepared.seed)
             start = time.perf_counter()
-            estimator = method.build(problem, cell.prepared.seed).fit(problem.train)
+            estimator = unfitted.fit(problem.train)
             fitted, passes = _now(cell.device), estimator.passes_
             predictor = Predictor(problem, estimator, estimator.predict)
             test = predictor.test()

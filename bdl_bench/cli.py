@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bdl_bench.disk import Disk
 from bdl_bench.executors import Workers
 from bdl_bench.grid import Grid
 from bdl_bench.methods import METHODS, default_methods
@@ -71,7 +74,8 @@ def compare(
         raise _usage(error) from error
     records = _run(grid)
     _print_totals(records)
-    print(write_report(directory).resolve())
+    with _failures(), Disk(directory).writing():
+        print(write_report(directory).resolve())
     raise typer.Exit(FAILED if any(record.status == "failed" for record in records) else 0)
 
 
@@ -224,7 +228,7 @@ def _directory() -> Path:
 def _run(grid: Grid) -> list[Record]:
     console = _console()
     try:
-        with shown(console, grid.n_steps) as listener:
+        with _failures(), shown(console, grid.n_steps) as listener:
             return grid.run(listener)
     except KeyboardInterrupt:
         where = escape(str(grid.directory))
@@ -238,8 +242,22 @@ def _print_totals(records: list[Record]) -> None:
     _console().print(", ".join(f"{n} {status}" for status, n in counts.items() if n), highlight=False)
 
 
-def _usage(error: EstimatorError) -> typer.Exit:
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What ends a run that had begun: a full disk, workers that cannot start."""
+    try:
+        yield
+    except EstimatorError as error:
+        _say(error)
+        raise typer.Exit(FAILED) from error
+
+
+def _say(error: Exception) -> None:
     Console(stderr=True).print(f"[red]{escape(str(error))}[/red]", highlight=False, soft_wrap=True)
+
+
+def _usage(error: EstimatorError) -> typer.Exit:
+    _say(error)
     return typer.Exit(USAGE)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from bdl_bench.methods.registry import PRIOR, Build, Method, preset
@@ -21,6 +23,8 @@ def _theirs(**options: Any) -> Build:  # noqa: ANN401
                 received=f"{problem.likelihood!r}, prior_precision={problem.prior_precision!r}",
                 remedy="laplace, laplace-kron, laplace-diag and last-layer take all of them.",
             )
+        with suppress(ImportError, RuntimeError):  # the fit says what is wrong; its seconds are without the import
+            import_module("laplace")
         return build(problem, seed)
 
     return checked

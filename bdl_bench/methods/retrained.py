@@ -64,6 +64,6 @@ PRESETS = [
         "swag",
         "SWAG: a Gaussian through the iterates of SGD at a constant rate",
         _swag,
-        axis=around("step", 1.0, decades=1),
+        axis=around("step", 1.0, decades=0.5),
     ),
 ]

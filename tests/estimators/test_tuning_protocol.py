@@ -197,3 +197,21 @@ def test_groups_of_priors_are_values_where_they_are_named(fits):
     y = torch.tensor(problem.y_val)[:, None]
     for point, probs in zip(found.curve, expected, strict=False):
         assert point.score == pytest.approx(-float(probs.gather(1, y).log().mean()), rel=1e-9)
+
+
+def test_a_value_whose_fit_was_lost_is_kept_as_failed():
+    class Lost(MAP):
+        def __init__(self, model, likelihood, *, prior_precision=1.0, rate=1.0):
+            super().__init__(model, likelihood, prior_precision=prior_precision)
+            self.rate = rate
+
+        def _variance(self, x):
+            return super()._variance(x) + (float("nan") if self.rate > 1 else 0.0)
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(9, n, generator=generator, dtype=torch.float64) for n in (3, 2))
+    model = torch.nn.Linear(3, 2).double().eval()
+    found = tune(Lost(model, "regression").fit([(x, y)]), [(x, y)], axis="rate", values=[0.5, 1.0, 2.0])
+    assert [point.value for point in found.curve if point.score is None] == [2.0]
+    assert found.chosen.value in (0.5, 1.0)
+    assert "finite" in found.to_dict()["failures"]["2.0"]
