@@ -94,7 +94,7 @@ def test_swag_over_a_subset_moves_nothing_else(make_problem):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"optimizer": "adam"}, {"schedule": "cosine"}, {"average": 0.5}, {"lr": "auto"}, {"epochs": 1}],
+    [{"optimizer": "adam"}, {"schedule": "cosine"}, {"average": 0.5}, {"epochs": 1}],
     ids=str,
 )
 def test_swag_refuses_a_recipe_that_is_no_sgd_at_a_constant_rate(bad, make_problem):
