@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bdl_bench.report.csv_table import to_csv
-from bdl_bench.report.figures.gallery import FileFormat, Gallery
+from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.frame import has_parquet, to_parquet
 from bdl_bench.report.html import to_html
 from bdl_bench.report.markdown import to_markdown
@@ -16,7 +16,7 @@ from estimators.errors import OptionError
 __all__ = ["write_report"]
 
 
-def write_report(directory: Path, *, figures: FileFormat | None = None) -> Path:
+def write_report(directory: Path, *, figures: str | None = None) -> Path:
     """Render every record of `directory` into report.html, report.md and report.csv there; the path of the first.
 
     With pandas and pyarrow (the extra `parquet`) also every number of every cell as report.parquet. `figures` ("svg" or

@@ -59,6 +59,11 @@ class Predicted:
         return self.parts[0][0].kind
 
     @property
+    def finite(self) -> bool:
+        """Whether means and variances are numbers."""
+        return all(bool(torch.isfinite(t).all()) for p, _ in self.parts for t in (p.mean, p.epistemic_variance))
+
+    @property
     def n_rows(self) -> int:
         """Rows in all parts."""
         return sum(len(y) for _, y in self.parts)

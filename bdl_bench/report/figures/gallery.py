@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -23,9 +22,8 @@ from bdl_bench.report.figures.minify import minified
 from estimators.atomic import write_bytes
 from estimators.errors import OptionError
 
-__all__ = ["FileFormat", "Gallery", "Picture"]
+__all__ = ["Gallery", "Picture"]
 
-FileFormat = Literal["svg", "pdf"]
 _PLAIN = " !$'()*+,-./:;=?@[]^_|~"
 _ESCAPES = {code: quote(chr(code), safe=_PLAIN) for code in range(128) if quote(chr(code), safe=_PLAIN) != chr(code)}
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
@@ -45,7 +43,7 @@ class Gallery:
     """Shows drawings; where `files` is given, each is also saved as `directory/<folder>/<name>.<files>`."""
 
     directory: Path | None = None
-    files: FileFormat | None = None
+    files: str | None = None
 
     def __post_init__(self) -> None:
         if self.files not in (None, "svg", "pdf"):
