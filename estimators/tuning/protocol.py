@@ -95,7 +95,7 @@ class _Search(Generic[E]):
         try:
             estimator = fit()
             spent = estimator.passes_ if is_given else 0.0
-            calibration = self.calibrated(self.rows.predicted(estimator))
+            calibration = self.calibrated(_finite(self.rows.predicted(estimator)))
         except _FAILURES as error:
             self._error = error
             seconds, failure = time.perf_counter() - start, f"{type(error).__name__}: {error}"
@@ -113,6 +113,17 @@ class _Search(Generic[E]):
             assert self._error is not None
             raise self._error
         return self._best
+
+
+def _finite(predicted: Predicted) -> Predicted:
+    """The same. Errors: ConvergenceError where a fit was lost, whose predictions are no numbers."""
+    if not predicted.finite:
+        raise ConvergenceError(
+            "a fit whose predictions are finite",
+            received="NaN or Inf",
+            remedy="values nearer to that of the given fit.",
+        )
+    return predicted
 
 
 def _itself(estimator: E) -> E:

@@ -70,7 +70,7 @@ def _address(figure: Figure) -> Markup:
     return Markup("data:image/svg+xml," + _BEYOND_ASCII.sub(lambda found: quote(found[0]), text))
 
 
-def _saved(figure: Figure, form: FileFormat) -> bytes:
+def _saved(figure: Figure, form: str) -> bytes:
     buffer = io.BytesIO()
     dates = {"Date": None, "Creator": None} if form == "svg" else {"CreationDate": None}
     with styled():
