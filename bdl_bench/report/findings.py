@@ -7,7 +7,7 @@ from bdl_bench.report.quality import AgreementRow, CostRow
 from bdl_bench.report.scores import ScoreTable
 from bdl_bench.report.text import duration, listed, number
 
-__all__ = ["findings"]
+__all__ = ["findings", "overtuned"]
 
 
 def findings(scores: ScoreTable, agreements: list[AgreementRow], costs: list[CostRow]) -> list[str]:
@@ -17,6 +17,26 @@ def findings(scores: ScoreTable, agreements: list[AgreementRow], costs: list[Cos
         *_against_baseline(scores),
         *_closest(agreements),
         *_cheapest(costs, agreements),
+    ]
+
+
+def overtuned(fitted: ScoreTable, tuned: ScoreTable | None) -> list[str]:
+    """Where tuning made the first metric of the test rows worse for most methods: too few validation rows."""
+    metric = fitted.metrics[0]
+    if tuned is None or metric.better is None:
+        return []
+    sign = 1 if metric.better == "lower" else -1
+    both = [m for m in tuned.cells if metric.key in tuned.cells[m] and metric.key in fitted.cells.get(m, {})]
+    worse = [
+        m
+        for m in both
+        if sign * (tuned.cells[m][metric.key].interval.mean - fitted.cells[m][metric.key].interval.mean) > 0
+    ]
+    if 2 * len(worse) <= len(both):
+        return []
+    return [
+        f"Tuning made {metric.label} of the test rows worse for {len(worse)} of {len(both)} methods: the validation rows "
+        "are too few for what it chooses. Look at the table as fitted, too."
     ]
 
 

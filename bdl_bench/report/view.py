@@ -13,7 +13,7 @@ from bdl_bench.methods import METHODS
 from bdl_bench.records import Record, RecordStore
 from bdl_bench.report.figures.canvas import styled
 from bdl_bench.report.figures.gallery import Gallery
-from bdl_bench.report.findings import findings
+from bdl_bench.report.findings import findings, overtuned
 from bdl_bench.report.long import LongRow, long_rows
 from bdl_bench.report.palette import Palette
 from bdl_bench.report.results import TaskResults, gather, readable
@@ -125,7 +125,7 @@ def _task_view(context: Context, index: int) -> TaskView:
         summary=results.summary,
         kind=results.kind,
         seeds=results.seeds,
-        findings=findings(table.fair, exact.rows, cost.rows),
+        findings=[*findings(table.fair, exact.rows, cost.rows), *overtuned(table.fitted, table.tuned)],
         scores=table,
         costs=cost,
         agreement=exact,
@@ -151,4 +151,5 @@ def _command(records: Sequence[Record]) -> str:
         words += [] if task in TASKS else ["--model", task]
     words += ["--methods", ",".join(_methods(records))]
     words += ["--seeds", str(max(seeds, default=0) + 1)]
+    words += ["--tune", str(max((r.tuning.fits + 1 for r in records if r.tuning is not None), default=0))]
     return shlex.join(words)

@@ -7,8 +7,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from bdl_bench.metrics import METRICS
 from bdl_bench.report import write_report
+from bdl_bench.report.findings import overtuned
+from bdl_bench.report.scores import ScoreCell, ScoreTable
 from bdl_bench.report.text import duration, mebibytes, number
+from bdl_bench.stats import Interval
 from estimators.errors import OptionError
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>|`*$x^2$ {{ 7 * 7 }}'
@@ -188,3 +192,16 @@ def test_numbers_have_few_digits(value, text):
 def test_times_and_sizes_have_one_unit():
     assert [duration(s) for s in (0.0012, 0.25, 1.26, 75)] == ["1.2 ms", "250 ms", "1.3 s", "1 min 15 s"]
     assert [mebibytes(b) for b in (2**20, 2**30, 2**34)] == ["1 MiB", "1,024 MiB", "16.0 GiB"]
+
+
+def test_it_is_said_where_tuning_made_most_methods_worse():
+    metric = METRICS["classification"][0]
+
+    def table(*means):
+        cells = {f"m{i}": {metric.key: ScoreCell(Interval(v, None, None, 1), None, False)} for i, v in enumerate(means)}
+        return ScoreTable((metric,), cells, {})
+
+    assert overtuned(table(0.1, 0.2, 0.3), None) == []
+    assert overtuned(table(0.1, 0.2, 0.3), table(0.2, 0.1, 0.2)) == []
+    (sentence,) = overtuned(table(0.1, 0.2, 0.3), table(0.2, float("inf"), 0.2))
+    assert "worse for 2 of 3 methods" in sentence
