@@ -34,8 +34,8 @@ class MultiHeadEnsemble(MembersEstimator):
     φₙ are the features of the trained network, which stays as it is (Lee et al. 2015 train the trunk too). Given them
     the loss of a head is convex, so that other initialisations alone would all end in one: what sets the heads apart
     are the weights w of the rows, which stand for the noise of the data, and the anchors a, which stand for the prior
-    (Osband et al. 2018; Pearce et al. 2020). All are minimised together, from the trained layer, by full-batch L-BFGS in
-    float64 where the device has it; the body's features are computed once. Stored are the heads.
+    (Osband et al. 2018; Pearce et al. 2020). All are minimised together, from the trained layer, by full-batch L-BFGS
+    in float64 where the device has it; the body's features are computed once. Stored are the heads.
 
     Args:
         n_heads: S >= 2.
@@ -93,7 +93,7 @@ class MultiHeadEnsemble(MembersEstimator):
         heads = stacked_minimum(
             loss_and_slope,
             trained.expand_as(anchors),
-            self._whitening(trained, delta, batches),
+            lambda heads: self._whitening(heads, delta, batches),
             max_iter=self.max_iter,
             progress_bar=progress_bar,
         )
@@ -121,26 +121,27 @@ class MultiHeadEnsemble(MembersEstimator):
             start += len(batch)
         return found
 
-    def _whitening(self, trained: Tensor, delta: Tensor, batches: list[_Rows]) -> Whitening:
-        """Of Σ φφᵀ and the mean of Λ_cc over places at θ̂."""
-        c, e = trained.shape
-        gram, curvature, n = trained.new_zeros(e, e), trained.new_zeros(c), 0
+    def _whitening(self, heads: Tensor, delta: Tensor, batches: list[_Rows]) -> Whitening:
+        """Of Σ w λ φφᵀ, λ the mean of Λ_cc over c at the outputs of each head, and of Σ w Λ_cc relative to its mean."""
+        s, c, e = heads.shape
+        gram, curvature = heads.new_zeros(s, e, e), heads.new_zeros(s, c)
         for batch in batches:
-            features = batch.features.to(trained.dtype)
-            outputs = (features @ trained.T).flatten(1)
-            curvature += self.likelihood.given(batch.y).hessian_diagonal(outputs).reshape(-1, c).sum(0)
+            features = batch.features.to(heads.dtype)
+            outputs, repeated = _apply(heads, features).flatten(0, 1).flatten(1), _repeated(batch.y, s)
+            lam = self.likelihood.given(repeated).hessian_diagonal(outputs).reshape(s, len(features), -1, c)
+            lam = (lam * batch.weights.T[..., None, None]).flatten(1, 2)
             places = features.flatten(0, -2)
-            gram += places.T @ places
-            n += len(places)
-        return Whitening.of(gram, curvature / n, delta[0])
+            gram += torch.stack([(places.T * row) @ places for row in lam.mean(-1)])
+            curvature += lam.sum(1)
+        curvature = curvature.clamp_min(torch.finfo(curvature.dtype).tiny)  # 0 where a head is sure of every row
+        return Whitening.of(gram, curvature / curvature.mean(-1, keepdim=True), delta[0])
 
     def _data_part(self, heads: Tensor, batch: _Rows) -> tuple[Tensor, Tensor]:
         """Σ over heads and rows of w · −log p, and its slope (S, C, E)."""
         heads = heads.detach().requires_grad_()
         with torch.enable_grad():
             outputs = _apply(heads, batch.features.to(heads.dtype)).flatten(0, 1).flatten(1)
-            repeated = batch.y.repeat(len(heads), *[1] * (batch.y.ndim - 1))
-            losses = self.likelihood.nll(outputs, repeated).unflatten(0, (len(heads), -1))
+            losses = self.likelihood.nll(outputs, _repeated(batch.y, len(heads))).unflatten(0, (len(heads), -1))
             loss = (batch.weights.T * losses).sum()
             (slope,) = torch.autograd.grad(loss, heads)
         return loss.detach(), slope
@@ -173,3 +174,8 @@ class _Rows:
 def _apply(heads: Tensor, features: Tensor) -> Tensor:
     """W φ: (S, C, E) and (B, ..., E) -> (S, B, ..., C)."""
     return torch.einsum("sce,b...e->sb...c", heads, features)
+
+
+def _repeated(y: Tensor, n: int) -> Tensor:
+    """Targets of rows (B, ...) for n heads, (n·B, ...)."""
+    return y.repeat(n, *[1] * (y.ndim - 1))
