@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,20 +11,19 @@ from torch import Tensor, nn
 
 from estimators.baselines.members import MembersEstimator, check_at_least
 from estimators.baselines.report import PassReport
-from estimators.batch import Batch
-from estimators.batches import Batches
+from estimators.baselines.stacked_minimum import Whitening, stacked_minimum
 from estimators.head import Head
 from estimators.last_linear import last_linear_names
 from estimators.likelihoods import Likelihood
+from estimators.memory import rows_per_chunk
 from estimators.objective import Objective
+from estimators.precision.dtype import algebra_dtype
 from estimators.pytrees import PyTree
-from estimators.recipe import Recipe
 from estimators.state import Learned
-from estimators.training import fit_weights
 
 __all__ = ["MultiHeadEnsemble"]
 
-_RECIPE = Recipe(epochs=100, batch_size=64, optimizer="adam", lr=1e-2, schedule="cosine")
+_COPIES = 6  # of all outputs, that a loss and its slope hold at a time
 
 
 class MultiHeadEnsemble(MembersEstimator):
@@ -34,14 +34,17 @@ class MultiHeadEnsemble(MembersEstimator):
     φₙ are the features of the trained network, which stays as it is (Lee et al. 2015 train the trunk too). Given them
     the loss of a head is convex, so that other initialisations alone would all end in one: what sets the heads apart
     are the weights w of the rows, which stand for the noise of the data, and the anchors a, which stand for the prior
-    (Osband et al. 2018; Pearce et al. 2020). A head starts at its anchor. Stored are the heads.
+    (Osband et al. 2018; Pearce et al. 2020). All are minimised together, from the trained layer, by full-batch L-BFGS
+    in float64 where the device has it; the body's features are computed once. Stored are the heads.
 
     Args:
-        recipe: how the heads are trained, all at once; no pass through the body, whose features are computed once.
         n_heads: S >= 2.
-        seed: of weights, anchors and the order of the rows.
+        max_iter: iterations of L-BFGS at most. They end where the slope of every head, whitened by the curvature at the
+            trained layer, is below 1e-6 of that at the start (1e-3 where there is no float64).
+        seed: of weights and anchors.
 
     Fitted: `heads_` (S, C, E), a bias last; `fit_report_`, which has the passes for features, not those of the heads.
+    Warns: NotConvergedWarning where a head is not at its minimum after `max_iter` iterations.
     Errors: ModelError where the network does not end in a linear layer that is trained and its own.
     """
 
@@ -52,8 +55,8 @@ class MultiHeadEnsemble(MembersEstimator):
         *,
         prior_precision: float | Mapping[str, float] = 1.0,
         prior_mean: float = 0.0,
-        recipe: Recipe = _RECIPE,
         n_heads: int = 20,
+        max_iter: int = 500,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -64,7 +67,8 @@ class MultiHeadEnsemble(MembersEstimator):
             subset_of_weights="last_layer",
         )
         check_at_least(2, "n_heads", n_heads)
-        self.recipe, self.n_heads, self.seed = recipe, n_heads, seed
+        check_at_least(1, "max_iter", max_iter)
+        self.n_heads, self.max_iter, self.seed = n_heads, max_iter, seed
 
     def _names(self, train_loader: Iterable[Any]) -> list[str]:
         return last_linear_names(self.model, self._first_inputs(train_loader))
@@ -72,22 +76,28 @@ class MultiHeadEnsemble(MembersEstimator):
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.head_ = Head.of(objective.network, next(iter(objective.batches)).x)
         generator = torch.Generator().manual_seed(self.seed)
-        anchors = self._anchors(objective, generator)
-        rows = Batches.unchecked(self._weighted_features(objective, generator), keep=self.recipe.batch_size is not None)
-        delta = self.head_.to_matrix(objective.prior.precision)
+        wide = algebra_dtype(objective.theta.device)
+        anchors = self._anchors(objective, generator).to(wide)
+        batches = self._weighted_features(objective, generator)
+        delta = self.head_.to_matrix(objective.prior.precision).to(wide)
+        trained = self.head_.to_matrix(objective.theta).to(wide)
 
-        def gradient(heads: Tensor, batch: Batch) -> Tensor:
-            heads = heads.requires_grad_()
-            with torch.enable_grad():
-                losses = self._losses(heads, batch.x["features"], batch.y)
-                prior = 0.5 * (delta * (heads - anchors).square()).sum()
-                loss = (batch.x["weights"].T * losses).sum() + len(batch) / rows.n_data * prior
-                (slope,) = torch.autograd.grad(loss, heads)
-            return slope
+        def loss_and_slope(heads: Tensor) -> tuple[Tensor, Tensor]:
+            deviations = heads - anchors
+            loss, slope = 0.5 * (delta * deviations.square()).sum(), delta * deviations
+            for batch in batches:
+                data, data_slope = self._data_part(heads, batch)
+                loss, slope = loss + data, slope + data_slope
+            return loss, slope
 
-        self.heads_ = fit_weights(
-            anchors, gradient, rows, recipe=self.recipe, generator=generator, progress_bar=progress_bar
+        heads = stacked_minimum(
+            loss_and_slope,
+            trained.expand_as(anchors),
+            lambda heads: self._whitening(heads, delta, batches),
+            max_iter=self.max_iter,
+            progress_bar=progress_bar,
         )
+        self.heads_ = heads.to(objective.theta.dtype)
         self.fit_report_ = PassReport.of(objective)
 
     def _anchors(self, objective: Objective, generator: torch.Generator) -> Tensor:
@@ -96,24 +106,45 @@ class MultiHeadEnsemble(MembersEstimator):
         z = torch.randn(self.n_heads, len(delta), generator=generator, dtype=delta.dtype).to(delta.device)
         return self.head_.to_matrix(mean + torch.where(delta > 0, z / delta.sqrt(), 0.0))
 
-    def _weighted_features(self, objective: Objective, generator: torch.Generator) -> list[tuple[PyTree, Tensor]]:
-        """Features (B, ..., E), and how often each head has each row (B, S), batch by batch."""
+    def _weighted_features(self, objective: Objective, generator: torch.Generator) -> list[_Rows]:
+        """Batch by batch, in parts for which the outputs of all heads are small."""
         n, like = objective.batches.n_data, objective.theta
         drawn = torch.randint(n, (self.n_heads, n), generator=generator)
         counts = torch.stack([row.bincount(minlength=n) for row in drawn], dim=1).to(like)
         found, start = [], 0
         for batch in objective.batches:
-            weights = counts[start : start + len(batch)]
-            found.append(({"features": self._features(batch.x), "weights": weights}, batch.y))
+            features, weights = self._features(batch.x), counts[start : start + len(batch)]
+            outputs_a_row = features[0].numel() // features.shape[-1] * self.head_.n_outputs
+            size = rows_per_chunk(_COPIES * self.n_heads * outputs_a_row * 8)
+            parts = zip(features.split(size), weights.split(size), batch.y.split(size), strict=True)
+            found += [_Rows(*part) for part in parts]
             start += len(batch)
         return found
 
-    def _losses(self, heads: Tensor, features: Tensor, y: Tensor) -> Tensor:
-        """−log p of each row by each head, (S, B)."""
-        outputs = _apply(heads, features).flatten(0, 1).flatten(1)
-        repeated = y.repeat(len(heads), *[1] * (y.ndim - 1))
-        losses: Tensor = self.likelihood.nll(outputs, repeated).unflatten(0, (len(heads), -1))
-        return losses
+    def _whitening(self, heads: Tensor, delta: Tensor, batches: list[_Rows]) -> Whitening:
+        """Of Σ w λ φφᵀ, λ the mean of Λ_cc over c at the outputs of each head, and of Σ w Λ_cc relative to its mean."""
+        s, c, e = heads.shape
+        gram, curvature = heads.new_zeros(s, e, e), heads.new_zeros(s, c)
+        for batch in batches:
+            features = batch.features.to(heads.dtype)
+            outputs, repeated = _apply(heads, features).flatten(0, 1).flatten(1), _repeated(batch.y, s)
+            lam = self.likelihood.given(repeated).hessian_diagonal(outputs).reshape(s, len(features), -1, c)
+            lam = (lam * batch.weights.T[..., None, None]).flatten(1, 2)
+            places = features.flatten(0, -2)
+            gram += torch.stack([(places.T * row) @ places for row in lam.mean(-1)])
+            curvature += lam.sum(1)
+        curvature = curvature.clamp_min(torch.finfo(curvature.dtype).tiny)  # 0 where a head is sure of every row
+        return Whitening.of(gram, curvature / curvature.mean(-1, keepdim=True), delta[0])
+
+    def _data_part(self, heads: Tensor, batch: _Rows) -> tuple[Tensor, Tensor]:
+        """Σ over heads and rows of w · −log p, and its slope (S, C, E)."""
+        heads = heads.detach().requires_grad_()
+        with torch.enable_grad():
+            outputs = _apply(heads, batch.features.to(heads.dtype)).flatten(0, 1).flatten(1)
+            losses = self.likelihood.nll(outputs, _repeated(batch.y, len(heads))).unflatten(0, (len(heads), -1))
+            loss = (batch.weights.T * losses).sum()
+            (slope,) = torch.autograd.grad(loss, heads)
+        return loss.detach(), slope
 
     def _features(self, x: PyTree) -> Tensor:
         with self.head_.listening() as heard:
@@ -131,6 +162,20 @@ class MultiHeadEnsemble(MembersEstimator):
         return _apply(self.heads_, self._features(x)).flatten(2)
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Features (B, ..., E), how often each head has each row (B, S), and targets."""
+
+    features: Tensor
+    weights: Tensor
+    y: Tensor
+
+
 def _apply(heads: Tensor, features: Tensor) -> Tensor:
     """W φ: (S, C, E) and (B, ..., E) -> (S, B, ..., C)."""
     return torch.einsum("sce,b...e->sb...c", heads, features)
+
+
+def _repeated(y: Tensor, n: int) -> Tensor:
+    """Targets of rows (B, ...) for n heads, (n·B, ...)."""
+    return y.repeat(n, *[1] * (y.ndim - 1))

@@ -44,7 +44,7 @@ def build(name, problem, **changed):
         "ensemble": (DeepEnsemble, {**retrained, "n_members": 3, "seed": 5}),
         "dropout": (MCDropout, {**retrained, "rate": 0.3, "n_samples": 6, "seed": 5}),
         "swag": (SWAG, {"recipe": DESCENT, "n_samples": 5, "max_rank": 3, "prior_mean": 0.1}),
-        "multi-head": (MultiHeadEnsemble, {"recipe": SHORT, "n_heads": 4, "seed": 5, "prior_mean": 0.1}),
+        "multi-head": (MultiHeadEnsemble, {"n_heads": 4, "seed": 5, "prior_mean": 0.1}),
         "gradient norm": (GradientNorm, {}),
         "subnetwork": (SubnetworkLaplace, {"n_parameters": 11}),
         "temperature": (TemperatureScaling, {"validation": held_out(problem)}),
