@@ -33,7 +33,7 @@ def _theirs(**options: Any) -> Build:  # noqa: ANN401
 PRESETS = [
     Method(name, f"laplace-torch: {what}", _theirs(**options), axis=PRIOR)
     for name, what, options in (
-        ("laplace-torch", "the full GGN", {"hessian_structure": "full"}),
+        ("laplace-torch", "the full GGN", {"hessian_structure": "full", "backend": "BackPackGGN"}),
         ("laplace-torch-kron", "its Kronecker factors of all weights", {"hessian_structure": "kron"}),
         ("laplace-torch-diag", "its diagonal of all weights", {"hessian_structure": "diag"}),
         (

@@ -35,8 +35,8 @@ def overtuned(fitted: ScoreTable, tuned: ScoreTable | None) -> list[str]:
     if 2 * len(worse) <= len(both):
         return []
     return [
-        f"Tuning made {metric.label} of the test rows worse for {len(worse)} of {len(both)} methods: the validation rows "
-        "are too few for what it chooses. Look at the table as fitted, too."
+        f"Tuning made {metric.label} of the test rows worse for {len(worse)} of {len(both)} methods: the validation "
+        "rows are too few for what it chooses. Look at the table as fitted, too."
     ]
 
 

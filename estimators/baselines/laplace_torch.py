@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,14 @@ class LaplaceTorch(UncertaintyEstimator):
                     remedy="LinearizedLaplace of the same structure, or RegVar.",
                 ) from error
         self.laplace_ = fitted
+
+    def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
+        if changed != {"prior_precision"}:
+            return super()._refit(fitted, objective, changed)
+        with _its_ways(objective.theta.dtype):  # it keeps the curvature of the data apart from the prior
+            self.laplace_ = copy.deepcopy(fitted.laplace_)
+            self.laplace_.prior_precision = self.prior_precision
+        return None
 
     def _variance(self, x: PyTree) -> Tensor:
         return self._covariance(x).diagonal(dim1=-2, dim2=-1)

@@ -41,6 +41,8 @@ KEPT = {
 FITTED_AGAIN = {
     "map": (MAP, {}),
     "laplace-torch": (LaplaceTorch, {"hessian_structure": "full"}),
+    "laplace-torch kron": (LaplaceTorch, {"hessian_structure": "kron"}),
+    "laplace-torch diag": (LaplaceTorch, {"hessian_structure": "diag"}),
     "pointwise": (RegVar, {"regularizer": Pointwise(), "solver": LinearResponse()}),
     "newton": (RegVar, {"regularizer": ParameterProbes(3), "solver": NewtonRefit()}),
     "mean absolute": (RegVar, {"regularizer": MeanAbsolute(), "solver": SHORT}),
