@@ -73,7 +73,7 @@ def stacked_minimum(
     w, measure = start, whitened_at(start)
 
     def steepness() -> Tensor:
-        return torch.linalg.vector_norm(measure.slope(loss_and_slope(w)[1]).flatten(1), dim=1)
+        return measure.slope(loss_and_slope(w)[1]).square().sum((1, 2)).sqrt()
 
     first = left = steepness()
     for done in track(range(0, max_iter, _ITERATIONS_A_ROUND), "rounds", shown=progress_bar):
