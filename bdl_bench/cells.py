@@ -31,6 +31,7 @@ from bdl_bench.versions import environment
 from estimators import UncertaintyEstimator
 from estimators.errors import (
     IndefiniteHessianError,
+    NoLastLayerError,
     NotConvergedWarning,
     TooLargeError,
     TuningEdgeWarning,
@@ -44,7 +45,7 @@ Measured: TypeAlias = tuple[Record, Arrays | None]
 
 _OURS = (NotConvergedWarning, TuningEdgeWarning)
 
-CANNOT = (IndefiniteHessianError, MissingDataError, TooLargeError, UnsupportedError)
+CANNOT = (IndefiniteHessianError, MissingDataError, NoLastLayerError, TooLargeError, UnsupportedError)
 """What is raised where a method has no answer for a network, however it is run, or a task has no data here."""
 
 

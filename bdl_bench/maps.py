@@ -9,7 +9,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdl_bench.executors import Content
 from bdl_bench.fingerprints import problem_digest
@@ -91,7 +91,7 @@ def restore(problem: Problem, prepared: Prepared, directory: Path) -> None:
             received=f"a file with key {key}: another run has trained it for other code, data or device since",
             remedy="give each code, data and device a directory of its own, and the same command again.",
         )
-    problem.model.load_state_dict(safetensors.torch.load(content))
+    problem.model.load_state_dict(safetensors.torch.load(content), strict=False)  # all that training can move
     problem.model.eval()
 
 
@@ -130,8 +130,14 @@ def _train(problem: Problem, seed: int, key: str) -> tuple[float, bytes]:
             seed=seed,
         )
     seconds = time.perf_counter() - start
-    state = {name: _plain(t) for name, t in problem.model.state_dict().items()}
+    state = {name: _plain(t) for name, t in _moved(problem.model).items()}
     return seconds, safetensors.torch.save(state, metadata={"key": key, "seconds": repr(seconds)})
+
+
+def _moved(model: nn.Module) -> dict[str, Tensor]:
+    """What training can change: weights that require a gradient, and buffers. A frozen body is in the problem."""
+    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in frozen}
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ __all__ = [
     "LambdaTooLargeError",
     "ModelChangedError",
     "ModelError",
+    "NoLastLayerError",
     "NonDeterministicError",
     "NotConvergedWarning",
     "NotFittedError",
@@ -49,6 +50,10 @@ class NonDeterministicError(DataError):
 
 class ModelError(EstimatorError, ValueError):
     """The network cannot be used as it is (mode, outputs, layers, non-finite weights)."""
+
+
+class NoLastLayerError(ModelError):
+    """The network does not end in a linear layer that is trained and its own."""
 
 
 class ModelChangedError(ModelError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from estimators.errors import ModelError
+from estimators.errors import NoLastLayerError
 from estimators.network import output_tensor, structural_copy
 from estimators.pytrees import PyTree
 
@@ -32,18 +32,18 @@ class LastLinear:
 def find_last_linear(model: nn.Module, x: PyTree, *, name: str | None = None) -> LastLinear:
     """The linear layer that produces the outputs of `model`, or the one called `name`, checked to be so.
 
-    Errors: ModelError where there is none, where its weight is frozen, or where it is tied to another layer.
+    Errors: NoLastLayerError where there is none, where its weight is frozen, or where it is tied to another layer.
     """
     module = structural_copy(model)
     found = _producers(module, x)
     if name is not None and name not in found:
-        raise ModelError(
+        raise NoLastLayerError(
             f"a linear layer {name!r} whose output is the network's output",
             received=_listed(module, found),
             remedy="name the layer that ends the network, or leave last_layer_name out.",
         )
     if not found:
-        raise ModelError(
+        raise NoLastLayerError(
             "a network that ends in nn.Linear",
             received=_listed(module, found),
             remedy='end the network in nn.Linear, or use LinearizedLaplace or RegVar with subset_of_weights="all".',
@@ -100,14 +100,14 @@ def _checked_layer(module: nn.Module, name: str) -> LastLinear:
     layer = module.get_submodule(name)
     prefix = f"{name}." if name else ""
     if not isinstance(layer.weight, nn.Parameter) or not layer.weight.requires_grad:
-        raise ModelError(
+        raise NoLastLayerError(
             f"a trainable weight in the last layer {name!r}",
             received="a frozen one (requires_grad=False)",
             remedy="layer.requires_grad_(True), or a subset over other weights.",
         )
     owners = [n for n, p in module.named_parameters(remove_duplicate=False) if p is layer.weight]
     if len(owners) > 1:
-        raise ModelError(
+        raise NoLastLayerError(
             f"a last layer {name!r} of its own",
             received=f"a weight shared by {owners}",
             remedy='use subset_of_weights="all".',

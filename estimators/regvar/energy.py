@@ -40,7 +40,7 @@ class EnergyError:
             warnings.warn(
                 f"the draws have not converged: an energy error of {self.per_dimension:.2g} per effective dimension, "
                 f"where {_FAR} is still fair. Try more epochs in FineTune's recipe, a smaller lr if it diverged, or "
-                "solver=LinearResponse().",
+                "solver=LinearResponse(), with tol=1e-2 where it is that already.",
                 NotConvergedWarning,
                 stacklevel=5,
             )

@@ -4,17 +4,22 @@ from dataclasses import replace
 
 import pytest
 import safetensors.torch
+import torch
+from torch import nn
 
 from bdl_bench import versions
 from bdl_bench.claims import Claims
 from bdl_bench.events import ENDINGS
 from bdl_bench.executors import Workers
 from bdl_bench.grid import Grid
+from bdl_bench.maps import Place, known_training, load_problem, prepare
 from bdl_bench.methods import METHODS
+from bdl_bench.problem import Problem
 from bdl_bench.records import RecordStore
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators.errors import OptionError
+from estimators.training import Recipe
 
 
 def run(grid):
@@ -214,3 +219,25 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(workers, devic
     with pytest.raises(OptionError, match=says):
         Grid([toy], ["map"], [0], tmp_path / "out", device, workers).run(print)
     assert not (tmp_path / "out").exists()
+
+
+def test_frozen_weights_are_not_kept_with_those_that_were_trained(tmp_path, monkeypatch):
+    def make(seed):
+        generator = torch.Generator().manual_seed(seed)
+        x, y = (torch.randn(24, n, generator=generator, dtype=torch.float64) for n in (3, 2))
+        network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+        network[0].requires_grad_(False)
+        batches = list(zip(x.split(7), y.split(7), strict=True))
+        recipe = Recipe(epochs=2)
+        return Problem(network, "regression", batches, batches, batches[:2], prior_precision=0.5, recipe=recipe)
+
+    monkeypatch.setitem(TASKS, "frozen", Task("frozen", "a toy with a frozen layer", make))
+    run(Grid(["frozen"], ["map"], [0], tmp_path))
+    (path,) = (tmp_path / "maps").rglob("*.safetensors")
+    kept = safetensors.torch.load_file(path)
+    assert set(kept) == {"2.weight", "2.bias"}
+    fresh = TASKS["frozen"].problem(0).model
+    trained = load_problem(prepare(Place("frozen", 0, "cpu", known_training(path))).prepared, tmp_path, "cpu").model
+    assert torch.equal(trained[0].weight, fresh[0].weight)
+    assert torch.equal(trained[2].weight, kept["2.weight"])
+    assert not torch.equal(trained[2].weight, fresh[2].weight)
