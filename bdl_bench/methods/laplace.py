@@ -1,67 +1,42 @@
-"""Linearized Laplace, exact and by structure, over all weights and over the last layer."""
+"""Linearized Laplace, exact and by structure, over all weights, some of them, and over the last layer."""
 
 from __future__ import annotations
 
-from bdl_bench.methods.registry import PRIOR, REFERENCE, Build, Method, preset
+from bdl_bench.methods.registry import PRIOR, REFERENCE, Method, preset
 from estimators import LastLayerLaplace, LinearizedLaplace
 from estimators.baselines import SubnetworkLaplace
 
-
-def _method(name: str, summary: str, build: Build, *, default: bool = False) -> Method:
-    return Method(name, summary, build, default=default, axis=PRIOR)
-
+_EXACT = "linearized Laplace with the exact, full GGN: the reference variance"
+_LAST = "exact Laplace over the last linear layer, in closed form"
+_SUBNETWORK = "Laplace with the full GGN of the 1,000 single weights of largest marginal variance"
+_HESSIAN = "linearized Laplace with the exact Hessian; needs a positive definite one"
 
 PRESETS = [
-    _method(
-        REFERENCE,
-        "linearized Laplace with the exact, full GGN: the reference variance",
-        preset(LinearizedLaplace),
-        default=True,
+    Method(REFERENCE, _EXACT, preset(LinearizedLaplace), default=True, axis=PRIOR),
+    Method("laplace-hessian", _HESSIAN, preset(LinearizedLaplace, curvature="hessian"), axis=PRIOR),
+    *(
+        Method(
+            f"laplace-{structure}",
+            f"linearized Laplace, {what}",
+            preset(LinearizedLaplace, hessian_structure=structure),
+            axis=PRIOR,
+        )
+        for structure, what in (
+            ("kron", "K-FAC: a Kronecker product a layer"),
+            ("ekfac", "EKFAC: K-FAC's basis with exact eigenvalues"),
+            ("diag", "the diagonal of the GGN"),
+            ("lowrank", "the 100 leading directions of the GGN beside the prior"),
+        )
     ),
-    _method(
-        "laplace-hessian",
-        "linearized Laplace with the exact Hessian; needs a positive definite one",
-        preset(LinearizedLaplace, curvature="hessian"),
-    ),
-    _method(
-        "laplace-kron",
-        "linearized Laplace, K-FAC: a Kronecker product a layer",
-        preset(LinearizedLaplace, hessian_structure="kron"),
-    ),
-    _method(
-        "laplace-ekfac",
-        "linearized Laplace, EKFAC: K-FAC's basis with exact eigenvalues",
-        preset(LinearizedLaplace, hessian_structure="ekfac"),
-    ),
-    _method(
-        "laplace-diag",
-        "linearized Laplace, the diagonal of the GGN",
-        preset(LinearizedLaplace, hessian_structure="diag"),
-    ),
-    _method(
-        "laplace-lowrank",
-        "linearized Laplace, the 100 leading directions of the GGN beside the prior",
-        preset(LinearizedLaplace, hessian_structure="lowrank"),
-    ),
-    _method(
-        "subnetwork",
-        "Laplace with the full GGN of the 1,000 single weights of largest marginal variance",
-        preset(SubnetworkLaplace),
-    ),
-    _method(
-        "last-layer",
-        "exact Laplace over the last linear layer, in closed form",
-        preset(LastLayerLaplace),
-        default=True,
-    ),
-    _method(
-        "last-layer-kron",
-        "Laplace over the last linear layer, a Kronecker product",
-        preset(LastLayerLaplace, hessian_structure="kron"),
-    ),
-    _method(
-        "last-layer-diag",
-        "Laplace over the last linear layer, its diagonal",
-        preset(LastLayerLaplace, hessian_structure="diag"),
+    Method("subnetwork", _SUBNETWORK, preset(SubnetworkLaplace), axis=PRIOR),
+    Method("last-layer", _LAST, preset(LastLayerLaplace), default=True, axis=PRIOR),
+    *(
+        Method(
+            f"last-layer-{structure}",
+            f"Laplace over the last linear layer, {what}",
+            preset(LastLayerLaplace, hessian_structure=structure),
+            axis=PRIOR,
+        )
+        for structure, what in (("kron", "a Kronecker product"), ("diag", "its diagonal"))
     ),
 ]
