@@ -131,7 +131,7 @@ class LaplaceTorch(UncertaintyEstimator):
         if changed != {"prior_precision"}:
             return super()._refit(fitted, objective, changed)
         with _its_ways(objective.theta.dtype):  # it keeps the curvature of the data apart from the prior
-            self.laplace_ = copy.deepcopy(fitted.laplace_)
+            self.laplace_ = copy.copy(fitted.laplace_)
             self.laplace_.prior_precision = self.prior_precision
         return None
 

@@ -43,6 +43,7 @@ FITTED_AGAIN = {
     "laplace-torch": (LaplaceTorch, {"hessian_structure": "full"}),
     "laplace-torch kron": (LaplaceTorch, {"hessian_structure": "kron"}),
     "laplace-torch diag": (LaplaceTorch, {"hessian_structure": "diag"}),
+    "laplace-torch last layer": (LaplaceTorch, {"hessian_structure": "full", "subset_of_weights": "last_layer"}),
     "pointwise": (RegVar, {"regularizer": Pointwise(), "solver": LinearResponse()}),
     "newton": (RegVar, {"regularizer": ParameterProbes(3), "solver": NewtonRefit()}),
     "mean absolute": (RegVar, {"regularizer": MeanAbsolute(), "solver": SHORT}),
