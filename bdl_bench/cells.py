@@ -16,9 +16,10 @@ import torch
 
 from bdl_bench.check import preflight
 from bdl_bench.data.folder import MissingDataError
-from bdl_bench.footprint import Footprint, footprint
+from bdl_bench.footprint import footprint
+from bdl_bench.loaders import rewind
 from bdl_bench.maps import Prepared, load_problem, restore
-from bdl_bench.methods import METHODS
+from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.registry import refuse_without_recipe
 from bdl_bench.metrics import evaluate
 from bdl_bench.predictions import Arrays, Predictor, prefixed
@@ -37,6 +38,7 @@ from estimators.errors import (
     TuningEdgeWarning,
     UnsupportedError,
 )
+from estimators.tuning import Tuned
 
 __all__ = ["CANNOT", "Cell", "Measured", "measure", "without_result"]
 
@@ -82,21 +84,16 @@ def without_result(cell: Cell, error: BaseException) -> Record:
 
 
 def _measured(cell: Cell) -> Measured:
-    problem = _problem(cell)
-    method = METHODS[cell.method]
+    problem, method = _problem(cell), METHODS[cell.method]
     if method.retrains:
         refuse_without_recipe(method.name, problem)
+    rewind(problem.loaders())
     before = preflight(problem)
-    with seeded(cell.prepared.seed), _collected_warnings() as warned:
-        with footprint(cell.device) as memory:
-            unfitted = method.build(problem, cell.prepared.seed)
-            start = time.perf_counter()
-            estimator = unfitted.fit(problem.train)
-            fitted, passes = _now(cell.device), estimator.passes_
-            predictor = Predictor(problem, estimator, estimator.predict)
-            test = predictor.test()
-            seconds = fitted - start, _now(cell.device) - fitted
-        arrays = test | predictor.beside_test()
+    rewind(problem.loaders())
+    with seeded(cell.prepared.seed), _collected_warnings("warnings") as warned:
+        estimator, test, cost = _fitted(cell, method, problem)
+        arrays = test | Predictor(problem, estimator, estimator.predict).beside_test()
+    with seeded(cell.prepared.seed), _collected_warnings("warnings of tuning") as warned_too:
         tuning = tuned(estimator, method, problem, n=cell.tune)
         again = {} if tuning is None else _everywhere(Predictor(problem, tuning.estimator, tuning.predict))
     kind = problem.likelihood.kind
@@ -107,13 +104,43 @@ def _measured(cell: Cell) -> Measured:
         metrics=evaluate(kind, arrays),
         tuned=evaluate(kind, again) if again else {},
         tuning=None if tuning is None else Tuning(**tuning.to_dict()),
-        cost=_cost(*seconds, passes, memory, None if tuning is None else tuning.seconds),
+        cost=_with_tuning(cost, estimator, tuning),
         training=cell.prepared.training,
         configuration=_configuration(cell, problem, estimator, n_test=len(test["targets"])),
-        fit_report=_fit_report(estimator) | warned,
+        fit_report=_fit_report(estimator) | warned | warned_too,
         preflight=before,
     )
     return record, arrays | prefixed("tuned", again)
+
+
+def _fitted(cell: Cell, method: Method, problem: Problem) -> tuple[UncertaintyEstimator, Arrays, Cost]:
+    """A method fitted, what it says of the test rows, and what both took."""
+    with footprint(cell.device) as memory:
+        unfitted = method.build(problem, cell.prepared.seed)
+        start = time.perf_counter()
+        estimator = unfitted.fit(problem.train)
+        fitted, passes = _now(cell.device), estimator.passes_
+        test = Predictor(problem, estimator, estimator.predict).test()
+        predicted = _now(cell.device)
+    known = estimator.counts_passes
+    cost = Cost(
+        fit_seconds=fitted - start,
+        predict_seconds=predicted - fitted,
+        peak_bytes=memory.peak_bytes,
+        peak_rise_bytes=memory.rise_bytes,
+        peak_reset=memory.reset,
+        device_peak_bytes=memory.device_peak_bytes,
+        passes=passes if known else None,
+        predict_passes=estimator.passes_ - passes if known else None,
+    )
+    return estimator, test, cost
+
+
+def _with_tuning(cost: Cost, estimator: UncertaintyEstimator, tuning: Tuned[UncertaintyEstimator] | None) -> Cost:
+    if tuning is None:
+        return cost
+    passes = tuning.passes if estimator.counts_passes else None
+    return cost.model_copy(update={"tuning_seconds": tuning.seconds, "tuning_passes": passes})
 
 
 def _everywhere(predictor: Predictor) -> Arrays:
@@ -121,7 +148,7 @@ def _everywhere(predictor: Predictor) -> Arrays:
 
 
 @contextmanager
-def _collected_warnings() -> Iterator[dict[str, str]]:
+def _collected_warnings(name: str) -> Iterator[dict[str, str]]:
     """Warnings of the library inside the block, as one entry of a record; those of others go where they would."""
     found: dict[str, str] = {}
     with warnings.catch_warnings(record=True) as caught:
@@ -131,7 +158,7 @@ def _collected_warnings() -> Iterator[dict[str, str]]:
     ours = [w for w in caught if issubclass(w.category, _OURS)]
     if ours:
         texts = dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in ours)
-        found["warnings"] = " | ".join(texts)
+        found[name] = " | ".join(texts)
     for other in (w for w in caught if w not in ours):
         warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
 
@@ -156,21 +183,6 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def _cost(
-    fit_seconds: float, predict_seconds: float, passes: float, memory: Footprint, tuning_seconds: float | None
-) -> Cost:
-    return Cost(
-        passes=passes,
-        tuning_seconds=tuning_seconds,
-        fit_seconds=fit_seconds,
-        predict_seconds=predict_seconds,
-        peak_bytes=memory.peak_bytes,
-        peak_rise_bytes=memory.rise_bytes,
-        peak_reset=memory.reset,
-        device_peak_bytes=memory.device_peak_bytes,
-    )
-
-
 def _configuration(cell: Cell, problem: Problem, estimator: UncertaintyEstimator, *, n_test: int) -> dict[str, str]:
     return {
         "likelihood": repr(problem.likelihood),
@@ -181,6 +193,7 @@ def _configuration(cell: Cell, problem: Problem, estimator: UncertaintyEstimator
         "dtype": str(next(problem.model.parameters()).dtype).removeprefix("torch."),
         "device": cell.device,
         "threads": str(torch.get_num_threads()),
+        "tune": str(cell.tune),
     }
 
 
@@ -208,6 +221,7 @@ def _blank(cell: Cell, **fields: Any) -> Record:  # noqa: ANN401
         method=cell.method,
         method_summary=METHODS[cell.method].summary,
         seed=cell.prepared.seed,
+        problem=cell.prepared.key,
         environment=environment(),
         **fields,
     )

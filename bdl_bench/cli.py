@@ -146,7 +146,7 @@ def report(
 def bench(
     *,
     only: Annotated[
-        list[str] | None, typer.Option(help="A page (core, regvar, large) or a row; may be repeated.")
+        list[str] | None, typer.Option(help="A page (core, regvar, quality, large) or a row; may be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write.")] = None,
 ) -> None:
@@ -218,7 +218,7 @@ def _find_data_in(directory: Path | None) -> None:
 def _methods(names: str | None) -> list[str]:
     if names is None:
         return default_methods()
-    return list(METHODS) if names == "all" else names.split(",")
+    return list(METHODS) if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _directory() -> Path:

@@ -19,6 +19,7 @@ from bdl_bench.report import write_report
 from bdl_bench.report.notebook import Comparison
 from bdl_bench.tasks import TASKS, resolve_task
 from bdl_bench.tasks.registry import Task
+from bdl_bench.versions import source_of
 from estimators.errors import OptionError
 
 __all__ = ["compare"]
@@ -100,4 +101,4 @@ def _task(problem: object) -> Task:
             remedy="compare(make_problem) with make_problem(seed) -> Problem.",
         )
     summary = (problem.__doc__ or "a problem of your own").strip().partition("\n")[0]
-    return Task(getattr(problem, "__name__", "problem"), summary, problem)
+    return Task(getattr(problem, "__name__", "problem"), summary, problem, source=source_of(problem))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bdl_bench.loaders import Loader, Query, queries
 from bdl_bench.problem import Problem
+from bdl_bench.versions import source_of
 from estimators.row_digests import bits, row_digests
 
 __all__ = ["problem_digest"]
@@ -20,11 +21,24 @@ def problem_digest(problem: Problem) -> str:
     for name, tensor in sorted(problem.model.state_dict().items()):
         if isinstance(tensor, Tensor):
             digest.update(name.encode() + bits(tensor.reshape(1, -1)).tobytes())
-    settings = (problem.likelihood, problem.prior_precision, problem.recipe)
+    trained = [name for name, p in problem.model.named_parameters() if p.requires_grad]
+    settings = (problem.likelihood, problem.prior_precision, problem.recipe, trained)
     digest.update(repr(settings).encode())
+    for text in _architecture(problem):
+        digest.update(text.encode() + b"\0")
     for name, loader in _loaders(problem):
         digest.update(name.encode() + b"\0" + _rows_digest(loader))
     return digest.hexdigest()[:16]
+
+
+def _architecture(problem: Problem) -> Iterator[str]:
+    """What a network is beside its weights: its layers, and the source of those that are not torch's own."""
+    yield repr(problem.model)
+    kinds = {type(module) for module in problem.model.modules()}
+    own = sorted(
+        (k for k in kinds if not k.__module__.startswith("torch.")), key=lambda k: (k.__module__, k.__qualname__)
+    )
+    yield from map(source_of, [*own, problem.make_model])
 
 
 def _loaders(problem: Problem) -> Iterator[tuple[str, Loader]]:

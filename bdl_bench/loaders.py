@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from estimators.batch import Batch, Loader, split_batch
 from estimators.pytrees import PyTree, n_rows
 
-__all__ = ["Loader", "Query", "as_query", "queries", "rows"]
+__all__ = ["Loader", "Query", "as_query", "queries", "rewind", "rows"]
 
 
 def rows(loader: Loader) -> Iterator[Batch]:
@@ -40,3 +42,16 @@ def as_query(item: object) -> Query:
         return Query(item, None)
     batch = split_batch(item)
     return Query(batch.x, batch.y)
+
+
+_BEGINNINGS: WeakKeyDictionary[torch.Generator, Tensor] = WeakKeyDictionary()
+
+
+def rewind(loaders: Iterable[Loader]) -> None:
+    """Put generators that loaders shuffle by back to where they were at the first call: no use moves the next."""
+    for loader in loaders:
+        inner = getattr(loader, "loader", loader)  # on another device
+        for holder in (inner, getattr(inner, "sampler", None)):
+            generator = getattr(holder, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.set_state(_BEGINNINGS.setdefault(generator, generator.get_state()))

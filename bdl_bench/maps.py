@@ -148,7 +148,7 @@ def _plain(tensor: Tensor) -> Tensor:
 def _key(task: Task, problem: Problem, place: Place) -> str:
     with seeded(place.seed):
         digest = problem_digest(problem)
-    source = file_digest(task.source_file)
+    source = file_digest(task.source_file) + task.source
     return content_key(
         task=task.name, seed=place.seed, problem=digest, source=source, code=code_digest(), device=place.device
     )

@@ -21,7 +21,7 @@ from bdl_bench.flatten import flat_rows
 from bdl_bench.loaders import Loader, queries, rows
 from bdl_bench.problem import Problem
 from estimators import UncertaintyEstimator
-from estimators.errors import DataError, UnsupportedError
+from estimators.errors import DataError, TooLargeError, UnsupportedError
 from estimators.prediction import Prediction
 from estimators.pytrees import PyTree
 
@@ -74,7 +74,7 @@ class Predictor:
         sets = {"": problem.test, **{f"ood/{name}/": loader for name, loader in problem.ood.items()}}
         try:
             return {f"{prefix}centred_variance": self._centred_on(loader) for prefix, loader in sets.items()}
-        except UnsupportedError:
+        except (TooLargeError, UnsupportedError):
             return {}
 
     def _centred_on(self, loader: Loader) -> NDArray[np.float64]:

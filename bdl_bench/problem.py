@@ -70,6 +70,11 @@ class Problem:
         """The number of parameters that require a gradient."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
+    def loaders(self) -> list[Loader]:
+        """All of them."""
+        band = [] if self.band is None else [self.band]
+        return [self.train, self.validation, self.test, *self.ood.values(), *self.shifts.values(), *band]
+
     def on(self, device: str | torch.device) -> Problem:
         """The same problem with its network (moved in place) and every batch on `device`."""
         moved = copy.copy(self)

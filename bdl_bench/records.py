@@ -37,8 +37,9 @@ class Cost(BaseModel):
 
     `peak_reset` says that the peak was reset at the start of the cell; where not, it is the largest of the process
     so far and `peak_rise_bytes` is a lower bound. `device_peak_bytes` is the peak of the accelerator's allocator.
-    `passes` counts what the fit sent through a network, in forwards and backwards of the training rows; None where it
-    cannot be known. `exclusive`: no other job ran beside it, so that times mean what they say.
+    `passes` counts what the fit sent through a network, in forwards and backwards of the training rows,
+    `predict_passes` what the test rows took, solves at query time with them, `tuning_passes` all of tuning; None where
+    it cannot be known. `exclusive`: no other job ran beside it, so that times mean what they say.
     """
 
     fit_seconds: float
@@ -48,7 +49,9 @@ class Cost(BaseModel):
     peak_reset: bool
     device_peak_bytes: int | None = None
     passes: float | None = None
+    predict_passes: float | None = None
     tuning_seconds: float | None = None
+    tuning_passes: float | None = None
     exclusive: bool = True
 
 
@@ -81,7 +84,7 @@ class Tuning(BaseModel):
 class Record(BaseModel):
     """One cell. `metrics` under the names of the field, as fitted, and `tuned`; `reason` of a skip; `traceback`.
 
-    `preflight` is what was found of the problem before its cells ran.
+    `preflight` is what was found of the problem before its cells ran; `problem` is the content key of that problem.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
@@ -105,6 +108,7 @@ class Record(BaseModel):
     fit_report: dict[str, str] = Field(default_factory=dict)
     environment: dict[str, str] = Field(default_factory=dict)
     preflight: dict[str, str] = Field(default_factory=dict)
+    problem: str = ""
     arrays: str | None = None
     arrays_digest: str | None = None
 
@@ -134,15 +138,22 @@ class RecordStore:
 
     def valid(self, task: str, method: str, seed: int, *, key: str) -> Record | None:
         """The finished record of a cell if it has this key and its arrays are whole; else None."""
+        record = self.finished(task, method, seed)
+        return record if record is not None and record.key == key else None
+
+    def finished(self, task: str, method: str, seed: int) -> Record | None:
+        """The record of a cell that ended well, whatever its key, if its arrays are whole; else None."""
         record = _read(self.path(task, method, seed))
-        if record is None or record.key != key or record.status != "ok":
-            return None
-        return record if self._arrays_are_whole(record) else None
+        return record if record is not None and record.status == "ok" and self._arrays_are_whole(record) else None
 
     def all(self) -> list[Record]:
         """Every readable record, by task, method and seed."""
         records = [_read(path) for path in sorted(self.root.rglob("*.json"))]
         return sorted((r for r in records if r is not None), key=lambda r: (r.task, r.method, r.seed))
+
+    def written(self, record: Record) -> float:
+        """When, in seconds since the epoch."""
+        return self.path(record.task, record.method, record.seed).stat().st_mtime
 
     def arrays(self, record: Record) -> dict[str, NDArray[Any]]:
         """The per-example arrays of a record."""

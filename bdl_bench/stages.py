@@ -134,11 +134,12 @@ class Stages:
         return [Cell(prepared, method, self.grid.directory, self.grid.device, self.grid.tune) for method in methods]
 
     def _fail_cells(self, place: Place, error: Exception) -> None:
-        """Without a network there is nothing to run; a cell that another run is at is left to it."""
+        """Without a network there is nothing to run. What is finished stays; a cell of another run is left to it."""
         unknown = Prepared(place.task, place.seed, key="", training=Training(seconds=None, recipe=None), cached=False)
         for cell in self._cells(unknown):
             record = without_result(cell, error)
-            if self.claims.take(self._target(cell)):
+            kept = self.store.finished(place.task, cell.method, place.seed) is not None
+            if not kept and self.claims.take(self._target(cell)):
                 record = self._written(cell, record)
                 self.claims.release(self._target(cell))
             self._done(cell, record)

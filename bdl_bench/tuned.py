@@ -32,7 +32,7 @@ def tuned(
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TuningEdgeWarning)
-        if n == 1 or method.axis is None:
+        values = [] if n == 1 or method.axis is None else method.axis.values(problem, n)
+        if method.axis is None or not values:
             return tune(estimator, problem.validation, axis=None, grid=_GRID)
-        values = method.axis.values(problem, n)
         return tune(estimator, problem.validation, axis=method.axis.option, values=values, grid=_GRID)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import platform
 from functools import cache
 from importlib import metadata
@@ -11,9 +12,12 @@ from pathlib import Path
 import bdl_bench
 import estimators
 
-__all__ = ["code_digest", "environment", "file_digest"]
+__all__ = ["code_digest", "environment", "file_digest", "source_of"]
 
-_PACKAGES = ("bdl-bench", "torch", "numpy", "scipy", "scikit-learn")
+_PACKAGES = (
+    *("bdl-bench", "torch", "numpy", "scipy", "scikit-learn", "scoringrules"),
+    *("laplace-torch", "backpack-for-pytorch", "curvlinops-for-pytorch", "transformers", "peft"),
+)
 _ASIDE = (
     *("report", "verify", "bench", "stats", "cli.py"),
     *("executors", "claims.py", "schedule.py", "disk.py", "events.py", "outlook.py", "progress.py"),
@@ -23,10 +27,10 @@ _ASIDE = (
 
 @cache
 def code_digest() -> str:
-    """Sixteen hexadecimal digits of the sources of both packages (but presentation) and of the version of torch."""
-    digest = hashlib.sha256(_version("torch").encode())
+    """Sixteen hexadecimal digits of the sources of both packages (but presentation) and of the versions of others."""
+    digest = hashlib.sha256(" ".join(_version(name) for name in _PACKAGES[1:]).encode())
     for path in _sources():
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        digest.update("/".join(path.parts[-2:]).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -35,6 +39,14 @@ def file_digest(path: str | None) -> str:
     if path is None or not Path(path).is_file():
         return ""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def source_of(thing: object) -> str:
+    """The source text of a class or function; empty where there is none to read."""
+    try:
+        return inspect.getsource(thing)  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return ""
 
 
 def environment() -> dict[str, str]:

@@ -31,6 +31,9 @@ class Refittable(Storable):
     retrains: ClassVar[bool] = False
     """Whether a fit trains networks; else another fit is made post hoc, at the weights of the model that was passed."""
 
+    counts_passes: ClassVar[bool] = True
+    """Whether `passes_` is all that a fit sends through a network; False where another package does it."""
+
     def at_prior_precision(self, prior_precision: float | Mapping[str, float]) -> Self:
         """A new fit with another δ; this one stays as it is. See `with_options`."""
         return self.with_options(prior_precision=prior_precision)

@@ -139,7 +139,7 @@ BASELINES = {
         NOTHING_EXACT | {"rejects-train-mode"},  # a model with a dropout layer is refused before it can be tried
     ),
     "multi-head ensemble": Row(
-        partial(MultiHeadEnsemble, recipe=FULL_BATCHES),
+        partial(MultiHeadEnsemble, n_heads=MEMBERS),
         {"skip": {**ITS_OWN_MEAN, "training-row-order": "the bootstrap draws rows by their places"}},
         NOTHING_EXACT | ENDS_IN_LINEAR,
     ),

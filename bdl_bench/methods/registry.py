@@ -34,7 +34,7 @@ REFERENCE = "laplace"
 
 @dataclass(frozen=True)
 class Axis:
-    """The option of a method that tuning walks along: `values(problem, n)` are n of them, its own among them.
+    """The option of a method that tuning walks along: `values(problem, n)` are n of them, its own among them, or none.
 
     Every method has at most one, and gets the same number of values, so that none has a larger budget than another.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bdl_bench.methods.registry import Method, around, refuse_without_recipe
+from typing import Any
+
+from bdl_bench.methods.registry import Axis, Method, around, factors, refuse_without_recipe
 from bdl_bench.problem import Problem
 from estimators import UncertaintyEstimator
 from estimators.baselines import SWAG, DeepEnsemble, MCDropout
@@ -43,6 +45,11 @@ def _dropout(problem: Problem, seed: int) -> UncertaintyEstimator:
     )
 
 
+def _rates(problem: Problem, n: int) -> list[Any]:
+    """About the preset's own; none where the network has layers of its own, whose rate is what it was trained with."""
+    return [] if dropout_names(problem.model) else [_RATE * factor for factor in factors(n, decades=0.6)]
+
+
 def _swag(problem: Problem, seed: int) -> UncertaintyEstimator:
     return SWAG(problem.model, problem.likelihood, prior_precision=problem.prior_precision, seed=seed)
 
@@ -58,7 +65,7 @@ PRESETS = [
         "dropout",
         "MC dropout: the network's own layers, or one trained with dropout before its linear layers",
         _dropout,
-        axis=around("rate", _RATE, decades=0.6),
+        axis=Axis("rate", _rates),
     ),
     Method(
         "swag",

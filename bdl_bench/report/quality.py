@@ -8,6 +8,7 @@ from statistics import median
 
 from bdl_bench.methods import REFERENCE
 from bdl_bench.metrics import Agreement, agreement
+from bdl_bench.records import Cost
 from bdl_bench.report.results import TaskResults
 from bdl_bench.stats import Interval, mean_interval
 
@@ -26,7 +27,7 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class CostRow:
-    """Medians over seeds: seconds to fit, to tune and to predict, passes, bytes of peak memory and their rise.
+    """Medians over seeds: seconds to fit, to tune and to predict, passes of all three, bytes of memory, their rise.
 
     `exclusive` False: in at least one cell other jobs ran at the same time, so that its seconds are an upper bound.
     """
@@ -84,7 +85,7 @@ def cost_rows(results: TaskResults) -> list[CostRow]:
                     all(c.peak_reset for c in costs),
                     _median_or_none(c.device_peak_bytes for c in costs),
                     _median_or_none(c.tuning_seconds for c in costs),
-                    _median_or_none(c.passes for c in costs),
+                    _median_or_none(_all_passes(c) for c in costs),
                     all(c.exclusive for c in costs),
                 )
             )
@@ -93,6 +94,13 @@ def cost_rows(results: TaskResults) -> list[CostRow]:
 
 def _agreement(results: TaskResults, method: str, seed: int) -> Agreement:
     return agreement(*(results.arrays(name, seed)["epistemic_variance"] for name in (method, REFERENCE)))
+
+
+def _all_passes(cost: Cost) -> float | None:
+    """To fit, tune and predict."""
+    if cost.passes is None:
+        return None
+    return cost.passes + (cost.predict_passes or 0.0) + (cost.tuning_passes or 0.0)
 
 
 def _median_or_none(values: Iterable[float | None]) -> float | None:

@@ -120,8 +120,17 @@ def _variant(view: ArrayView, *, tuned: Variant) -> ArrayView:
 
 
 def readable(store: RecordStore) -> list[Record]:
-    """Every record; one whose array file is gone counts as failed, so that the rest still has its report."""
-    return [record if _has_arrays(store, record) else _lost(record) for record in store.all()]
+    """Every record. One whose arrays are gone, or of another problem than the last that was run, counts as failed."""
+    found = store.all()
+    newest = {(r.task, r.seed): r.problem for r in sorted(found, key=store.written) if r.status == "ok"}
+    return [_usable(store, record, newest.get((record.task, record.seed), "")) for record in found]
+
+
+def _usable(store: RecordStore, record: Record, problem: str) -> Record:
+    if record.status == "ok" and record.problem != problem:
+        reason = "of other data, code or device than the last run of its task and seed; run its method again."
+        return record.model_copy(update={"status": "failed", "reason": reason})
+    return record if _has_arrays(store, record) else _lost(record)
 
 
 def _has_arrays(store: RecordStore, record: Record) -> bool:

@@ -151,5 +151,8 @@ def _command(records: Sequence[Record]) -> str:
         words += [] if task in TASKS else ["--model", task]
     words += ["--methods", ",".join(_methods(records))]
     words += ["--seeds", str(max(seeds, default=0) + 1)]
-    words += ["--tune", str(max((r.tuning.fits + 1 for r in records if r.tuning is not None), default=0))]
+    settings = [r.configuration for r in records if r.status == "ok"]
+    words += ["--tune", max((c.get("tune", "0") for c in settings), default="0", key=int)]
+    devices = sorted({c["device"] for c in settings if c.get("device", "cpu") != "cpu"})
+    words += [word for device in devices for word in ("--device", device)]
     return shlex.join(words)

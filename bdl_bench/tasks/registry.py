@@ -21,7 +21,8 @@ Factory = Callable[[int], Problem]
 class Task:
     """A named source of problems. The seed changes the split, the initialisation and the batch order.
 
-    `needs` says what must be had first (a download and its size, an extra to install); None: nothing.
+    `needs` says what must be had first (a download and its size, an extra to install); None: nothing. `source` is the
+    text of `make` where no file has it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Task:
     default: bool = False
     source_file: str | None = None
     needs: str | None = None
+    source: str = ""
 
     def problem(self, seed: int) -> Problem:
         """The problem of one seed; whatever `make` draws, it draws from that seed."""

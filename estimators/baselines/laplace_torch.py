@@ -43,6 +43,8 @@ class LaplaceTorch(UncertaintyEstimator):
     Errors: OptionError for what it gets wrong or does not have; UnsupportedError for networks that it refuses.
     """
 
+    counts_passes = False
+
     def __init__(
         self,
         model: nn.Module,

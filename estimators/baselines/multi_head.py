@@ -48,6 +48,8 @@ class MultiHeadEnsemble(MembersEstimator):
     Errors: ModelError where the network does not end in a linear layer that is trained and its own.
     """
 
+    retrains = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -9,6 +9,7 @@ from torch import nn
 
 from bdl_bench import versions
 from bdl_bench.claims import Claims
+from bdl_bench.data.folder import MissingDataError
 from bdl_bench.events import ENDINGS
 from bdl_bench.executors import Workers
 from bdl_bench.grid import Grid
@@ -16,6 +17,7 @@ from bdl_bench.maps import Place, known_training, load_problem, prepare
 from bdl_bench.methods import METHODS
 from bdl_bench.problem import Problem
 from bdl_bench.records import RecordStore
+from bdl_bench.report.results import readable
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators.errors import OptionError
@@ -241,3 +243,45 @@ def test_frozen_weights_are_not_kept_with_those_that_were_trained(tmp_path, monk
     assert torch.equal(trained[0].weight, fresh[0].weight)
     assert torch.equal(trained[2].weight, kept["2.weight"])
     assert not torch.equal(trained[2].weight, fresh[2].weight)
+
+
+def test_finished_records_outlive_a_task_that_cannot_be_made_any_more(toy, tmp_path, monkeypatch):
+    grid = Grid([toy], ["map", "last-layer"], [0], tmp_path)
+    (first, _), _ = run(grid)
+    good = TASKS[toy]
+
+    def missing(seed):  # noqa: ARG001
+        raise MissingDataError("files", received="none", remedy="--data.")
+
+    monkeypatch.setitem(TASKS, toy, replace(good, make=missing))
+    records, _ = run(grid)
+    assert {r.status for r in records} == {"skipped"}
+    assert RecordStore(tmp_path).finished(toy, "map", 0) == first
+    monkeypatch.setitem(TASKS, toy, good)
+    assert {status for _, _, status in run(grid)[1]} == {"cached"}
+
+
+def test_records_of_another_problem_are_not_compared(toy, tmp_path, monkeypatch):
+    run(Grid([toy], ["map", "last-layer"], [0], tmp_path))
+    other = TASKS[toy].make
+    monkeypatch.setitem(TASKS, toy, replace(TASKS[toy], make=lambda seed: other(seed + 1)))
+    run(Grid([toy], ["map"], [0], tmp_path))
+    found = {r.method: (r.status, r.reason) for r in readable(RecordStore(tmp_path))}
+    assert found["map"] == ("ok", None)
+    assert found["last-layer"][0] == "failed"
+    assert "other data" in found["last-layer"][1]
+
+
+def test_dropout_of_the_network_itself_is_tuned_by_its_calibration_alone(tmp_path, monkeypatch):
+    def make(seed):
+        generator = torch.Generator().manual_seed(seed)
+        x, y = (torch.randn(24, n, generator=generator, dtype=torch.float64) for n in (3, 2))
+        batches = list(zip(x.split(7), y.split(7), strict=True))
+        network = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.3), nn.Linear(4, 2)).double()
+        recipe = Recipe(epochs=2)
+        return Problem(network, "regression", batches, batches, batches[:2], prior_precision=0.5, recipe=recipe)
+
+    monkeypatch.setitem(TASKS, "dropping", Task("dropping", "a toy with dropout", make))
+    (record,), _ = run(Grid(["dropping"], ["dropout"], [0], tmp_path, tune=3))
+    assert record.status == "ok"
+    assert (record.tuning.axis, record.tuning.fits) == (None, 0)

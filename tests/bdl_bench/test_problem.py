@@ -6,7 +6,7 @@ from torch import nn
 
 from bdl_bench import Problem
 from bdl_bench.fingerprints import problem_digest
-from bdl_bench.loaders import queries
+from bdl_bench.loaders import queries, rewind
 from estimators.errors import DataError, ModelError, OptionError
 from estimators.likelihoods import Gaussian
 from estimators.training import Recipe
@@ -135,3 +135,25 @@ def test_the_digest_sees_further_sets():
         {"shifts": {"far": [(LINE[0], Y[:5])]}},
     ]
     assert len({problem_digest(one_input(**each)) for each in sets}) == len(sets)
+
+
+def test_the_digest_sees_what_a_network_does_with_its_weights():
+    def digest(activation, *, frozen=False):
+        torch.random.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 2)).eval()
+        model[0].requires_grad_(not frozen)
+        return problem_digest(problem(model=model))
+
+    assert digest(nn.Tanh()) == digest(nn.Tanh())
+    assert len({digest(nn.Tanh()), digest(nn.ReLU()), digest(nn.Tanh(), frozen=True)}) == 3
+
+
+def test_loaders_that_shuffle_begin_again_after_a_rewind():
+    rows = torch.utils.data.TensorDataset(X, Y)
+    loader = torch.utils.data.DataLoader(rows, 2, shuffle=True, generator=torch.Generator().manual_seed(1))
+    made = problem(train=loader).on("cpu")
+    rewind(made.loaders())
+    first = [x.clone() for x, _ in made.train]
+    assert any(not torch.equal(a, b) for a, (b, _) in zip(first, made.train, strict=True))
+    rewind(made.loaders())
+    assert all(torch.equal(a, b) for a, (b, _) in zip(first, made.train, strict=True))
