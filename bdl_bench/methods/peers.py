@@ -35,7 +35,7 @@ PRESETS = [
     for name, what, options in (
         ("laplace-torch", "the full GGN", {"hessian_structure": "full", "backend": "BackPackGGN"}),
         ("laplace-torch-kron", "its Kronecker factors of all weights", {"hessian_structure": "kron"}),
-        ("laplace-torch-diag", "its diagonal of all weights", {"hessian_structure": "diag"}),
+        ("laplace-torch-diag", "its diagonal of all weights", {"hessian_structure": "diag", "backend": "BackPackGGN"}),
         (
             "laplace-torch-last-layer",
             "the full GGN of the last layer",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bdl_bench.loaders import queries
 from bdl_bench.methods.registry import PRIOR, Build, Method, around
-from bdl_bench.problem import Problem, rows
+from bdl_bench.problem import Problem
 from estimators import (
     FineTune,
     LinearResponse,
@@ -58,7 +59,7 @@ def _fine_tune(seed: int) -> FineTune:
 
 def _pointwise(problem: Problem, seed: int) -> UncertaintyEstimator:
     loaders = [problem.validation, problem.test, *problem.ood.values(), *problem.shifts.values()]
-    n_rows = sum(len(batch) for loader in loaders for batch in rows(loader))
+    n_rows = sum(len(query) for loader in loaders for query in queries(loader))
     if n_rows > _SOLVABLE:
         raise UnsupportedError(
             f"a problem of at most {_SOLVABLE} rows beside the training rows, each of whose outputs is solved for",
