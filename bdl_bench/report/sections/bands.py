@@ -20,16 +20,14 @@ class Bands:
     template: ClassVar[str] = "bands.html"
     seed: int
     pictures: list[Picture]
-    tuned: bool
 
 
 def bands(context: Context) -> Bands | None:
-    """None where the records hold no inputs of one number each, under `band/` or `ood/<set>/`."""
+    """As fitted; None where the records hold no inputs of one number each, under `band/` or `ood/<set>/`."""
     results = context.results
     seed = results.seeds[0]
     methods = [m for m in results.methods if seed in results.done[m]]
-    tuned = set(results.tuned_methods) == set(results.methods)
-    shown = {m: _one_input(results.predictions(m, seed, tuned=tuned)) for m in methods}
+    shown = {m: _one_input(results.predictions(m, seed)) for m in methods}
     found = {m: view for m, view in shown.items() if view is not None}
     if not found:
         return None
@@ -38,7 +36,7 @@ def bands(context: Context) -> Bands | None:
         band(m, context.palette[m], view, limits=limits, data=_rows(results.predictions(m, seed)))
         for m, view in found.items()
     )
-    return Bands(seed, context.show(panels), tuned)
+    return Bands(seed, context.show(panels))
 
 
 def _one_input(arrays: ArrayView) -> ArrayView | None:
