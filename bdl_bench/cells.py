@@ -35,7 +35,6 @@ from estimators.errors import (
     NoLastLayerError,
     NotConvergedWarning,
     TooLargeError,
-    TuningEdgeWarning,
     UnsupportedError,
 )
 from estimators.tuning import Tuned
@@ -44,8 +43,6 @@ __all__ = ["CANNOT", "Cell", "Measured", "measure", "without_result"]
 
 Measured: TypeAlias = tuple[Record, Arrays | None]
 """A record and its arrays, written by who asked for them."""
-
-_OURS = (NotConvergedWarning, TuningEdgeWarning)
 
 CANNOT = (IndefiniteHessianError, MissingDataError, NoLastLayerError, TooLargeError, UnsupportedError)
 """What is raised where a method has no answer for a network, however it is run, or a task has no data here."""
@@ -87,15 +84,15 @@ def _measured(cell: Cell) -> Measured:
     problem, method = _problem(cell), METHODS[cell.method]
     if method.retrains:
         refuse_without_recipe(method.name, problem)
-    rewind(problem.loaders())
+    rewind(problem.sets().values())
     before = preflight(problem)
-    rewind(problem.loaders())
+    rewind(problem.sets().values())
     with seeded(cell.prepared.seed), _collected_warnings("warnings") as warned:
-        estimator, test, cost = _fitted(cell, method, problem)
-        arrays = test | Predictor(problem, estimator, estimator.predict).beside_test()
+        predictor, test, cost = _fitted(cell, method, problem)
+        arrays, estimator = test | predictor.beside_test(), predictor.estimator
     with seeded(cell.prepared.seed), _collected_warnings("warnings of tuning") as warned_too:
         tuning = tuned(estimator, method, problem, n=cell.tune)
-        again = {} if tuning is None else _everywhere(Predictor(problem, tuning.estimator, tuning.predict))
+        again = {} if tuning is None else Predictor(problem, tuning.estimator, tuning.predict).everywhere()
     kind = problem.likelihood.kind
     record = _blank(
         cell,
@@ -113,14 +110,15 @@ def _measured(cell: Cell) -> Measured:
     return record, arrays | prefixed("tuned", again)
 
 
-def _fitted(cell: Cell, method: Method, problem: Problem) -> tuple[UncertaintyEstimator, Arrays, Cost]:
+def _fitted(cell: Cell, method: Method, problem: Problem) -> tuple[Predictor, Arrays, Cost]:
     """A method fitted, what it says of the test rows, and what both took."""
     with footprint(cell.device) as memory:
         unfitted = method.build(problem, cell.prepared.seed)
         start = time.perf_counter()
         estimator = unfitted.fit(problem.train)
         fitted, passes = _now(cell.device), estimator.passes_
-        test = Predictor(problem, estimator, estimator.predict).test()
+        predictor = Predictor(problem, estimator, estimator.predict)
+        test = predictor.test()
         predicted = _now(cell.device)
     known = estimator.counts_passes
     cost = Cost(
@@ -133,7 +131,7 @@ def _fitted(cell: Cell, method: Method, problem: Problem) -> tuple[UncertaintyEs
         passes=passes if known else None,
         predict_passes=estimator.passes_ - passes if known else None,
     )
-    return estimator, test, cost
+    return predictor, test, cost
 
 
 def _with_tuning(cost: Cost, estimator: UncertaintyEstimator, tuning: Tuned[UncertaintyEstimator] | None) -> Cost:
@@ -143,19 +141,14 @@ def _with_tuning(cost: Cost, estimator: UncertaintyEstimator, tuning: Tuned[Unce
     return cost.model_copy(update={"tuning_seconds": tuning.seconds, "tuning_passes": passes})
 
 
-def _everywhere(predictor: Predictor) -> Arrays:
-    return predictor.test() | predictor.beside_test()
-
-
 @contextmanager
 def _collected_warnings(name: str) -> Iterator[dict[str, str]]:
-    """Warnings of the library inside the block, as one entry of a record; those of others go where they would."""
+    """What did not converge inside the block, as one entry of a record; other warnings go where they would."""
     found: dict[str, str] = {}
     with warnings.catch_warnings(record=True) as caught:
-        for category in _OURS:
-            warnings.simplefilter("always", category)
+        warnings.simplefilter("always", NotConvergedWarning)
         yield found
-    ours = [w for w in caught if issubclass(w.category, _OURS)]
+    ours = [w for w in caught if issubclass(w.category, NotConvergedWarning)]
     if ours:
         texts = dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in ours)
         found[name] = " | ".join(texts)

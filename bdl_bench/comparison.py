@@ -18,7 +18,7 @@ from bdl_bench.progress import shown
 from bdl_bench.report import write_report
 from bdl_bench.report.notebook import Comparison
 from bdl_bench.tasks import TASKS, resolve_task
-from bdl_bench.tasks.registry import Task
+from bdl_bench.tasks.registry import Task, first_line
 from bdl_bench.versions import source_of
 from estimators.errors import OptionError
 
@@ -100,5 +100,5 @@ def _task(problem: object) -> Task:
             received=f"a {type(problem).__name__}",
             remedy="compare(make_problem) with make_problem(seed) -> Problem.",
         )
-    summary = (problem.__doc__ or "a problem of your own").strip().partition("\n")[0]
-    return Task(getattr(problem, "__name__", "problem"), summary, problem, source=source_of(problem))
+    name, summary = getattr(problem, "__name__", "problem"), first_line(problem) or "a problem of your own"
+    return Task(name, summary, problem, source=source_of(problem))

@@ -26,7 +26,7 @@ def problem_digest(problem: Problem) -> str:
     digest.update(repr(settings).encode())
     for text in _architecture(problem):
         digest.update(text.encode() + b"\0")
-    for name, loader in _loaders(problem):
+    for name, loader in sorted(problem.sets().items()):
         digest.update(name.encode() + b"\0" + _rows_digest(loader))
     return digest.hexdigest()[:16]
 
@@ -39,14 +39,6 @@ def _architecture(problem: Problem) -> Iterator[str]:
         (k for k in kinds if not k.__module__.startswith("torch.")), key=lambda k: (k.__module__, k.__qualname__)
     )
     yield from map(source_of, [*own, problem.make_model])
-
-
-def _loaders(problem: Problem) -> Iterator[tuple[str, Loader]]:
-    yield from {"train": problem.train, "validation": problem.validation, "test": problem.test}.items()
-    yield from ((f"ood/{name}", loader) for name, loader in sorted(problem.ood.items()))
-    yield from ((f"shift/{name}", loader) for name, loader in sorted(problem.shifts.items()))
-    if problem.band is not None:
-        yield "band", problem.band
 
 
 def _rows_digest(loader: Loader) -> bytes:

@@ -45,16 +45,18 @@ class Predictor:
     def beside_test(self) -> Arrays:
         """Those of validation, out-of-distribution and shifted rows, under their prefixes; and centred variances."""
         problem = self.problem
-        loaders = {"validation": problem.validation}
-        loaders |= {f"ood/{name}": loader for name, loader in problem.ood.items()}
-        loaders |= {f"shift/{name}": loader for name, loader in problem.shifts.items()}
         arrays = self._centred()
-        for name, loader in loaders.items():
-            arrays |= prefixed(name, self._on(loader))
+        for name, loader in problem.sets().items():
+            if name not in ("train", "test"):
+                arrays |= prefixed(name, self._on(loader))
         if problem.band is not None:
-            arrays |= prefixed("band", self._on(problem.band) | {"x": _inputs(problem.band)})
+            arrays |= prefixed("band", {"x": _inputs(problem.band)})
             arrays |= prefixed("train", {"x": _inputs(problem.train), "targets": _targets(problem.train)})
         return arrays
+
+    def everywhere(self) -> Arrays:
+        """Of all rows."""
+        return self.test() | self.beside_test()
 
     def _on(self, loader: Loader) -> Arrays:
         parts: dict[str, list[Tensor]] = {}
@@ -68,10 +70,12 @@ class Predictor:
     def _centred(self) -> Arrays:
         """The variances of f − mean f of test and out-of-distribution rows; none where the method has none."""
         problem = self.problem
-        flat = self.estimator.network_.shaped_outputs(next(queries(problem.test)).x).ndim == 2
-        if problem.likelihood.kind != "classification" or not problem.ood or not flat:
+        if problem.likelihood.kind != "classification" or not problem.ood:
             return {}
-        sets = {"": problem.test, **{f"ood/{name}/": loader for name, loader in problem.ood.items()}}
+        if self.estimator.network_.shaped_outputs(next(queries(problem.test)).x).ndim > 2:
+            return {}
+        sets = {"": problem.test}
+        sets |= {f"{name}/": loader for name, loader in problem.sets().items() if name.startswith("ood/")}
         try:
             return {f"{prefix}centred_variance": self._centred_on(loader) for prefix, loader in sets.items()}
         except (TooLargeError, UnsupportedError):

@@ -70,10 +70,14 @@ class Problem:
         """The number of parameters that require a gradient."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
-    def loaders(self) -> list[Loader]:
-        """All of them."""
-        band = [] if self.band is None else [self.band]
-        return [self.train, self.validation, self.test, *self.ood.values(), *self.shifts.values(), *band]
+    def sets(self) -> dict[str, Loader]:
+        """Every loader by the name that records have for its rows: train, validation, test, ood/…, shift/…, band."""
+        return {
+            **{name: getattr(self, name) for name in _SPLITS},
+            **{f"ood/{name}": loader for name, loader in self.ood.items()},
+            **{f"shift/{name}": loader for name, loader in self.shifts.items()},
+            **({} if self.band is None else {"band": self.band}),
+        }
 
     def on(self, device: str | torch.device) -> Problem:
         """The same problem with its network (moved in place) and every batch on `device`."""

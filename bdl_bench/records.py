@@ -141,9 +141,13 @@ class RecordStore:
         record = self.finished(task, method, seed)
         return record if record is not None and record.key == key else None
 
+    def read(self, task: str, method: str, seed: int) -> Record | None:
+        """The record of a cell, whatever it says; None where there is none that can be read."""
+        return _read(self.path(task, method, seed))
+
     def finished(self, task: str, method: str, seed: int) -> Record | None:
         """The record of a cell that ended well, whatever its key, if its arrays are whole; else None."""
-        record = _read(self.path(task, method, seed))
+        record = self.read(task, method, seed)
         return record if record is not None and record.status == "ok" and self._arrays_are_whole(record) else None
 
     def all(self) -> list[Record]:

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from pydantic import ValidationError
-
 from bdl_bench.cells import CANNOT, Cell, Measured, without_result
 from bdl_bench.claims import Claims
 from bdl_bench.disk import Disk
@@ -82,7 +80,7 @@ class Stages:
         record = self.store.valid(place.task, cell.method, place.seed, key=cell.key)
         if record is not None or _mark(path) == self.before.get(path):
             return record
-        record = _read(path)
+        record = self.store.read(place.task, cell.method, place.seed)
         return record if record is not None and record.key == cell.key and record.status != "ok" else None
 
     def _started(self, item: Item) -> None:
@@ -183,10 +181,3 @@ def _mark(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-def _read(path: Path) -> Record | None:
-    try:
-        return Record.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None

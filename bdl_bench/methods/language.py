@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from bdl_bench.methods.registry import PRIOR, Method
+from bdl_bench.methods.registry import PRIOR, Method, preset
 from bdl_bench.problem import Problem
 from estimators import UncertaintyEstimator
 from estimators.baselines import LoRAEnsemble, MultiHeadEnsemble
 from estimators.errors import UnsupportedError
 
 _MEMBERS = 5
-
-
-def _multi_head(problem: Problem, seed: int) -> UncertaintyEstimator:
-    return MultiHeadEnsemble(problem.model, problem.likelihood, prior_precision=problem.prior_precision, seed=seed)
 
 
 def _lora(problem: Problem, seed: int) -> UncertaintyEstimator:
@@ -28,21 +24,14 @@ def _lora(problem: Problem, seed: int) -> UncertaintyEstimator:
             received="one that is trained whole",
             remedy="ensemble.",
         )
-    return LoRAEnsemble(
-        problem.model,
-        problem.likelihood,
-        prior_precision=problem.prior_precision,
-        recipe=problem.recipe,
-        n_members=_MEMBERS,
-        seed=seed,
-    )
+    return preset(LoRAEnsemble, seeded=True, n_members=_MEMBERS, recipe=problem.recipe)(problem, seed)
 
 
 PRESETS = [
     Method(
         "multi-head",
         "20 last layers on the trained body, each with a prior draw and a resampled training set of its own",
-        _multi_head,
+        preset(MultiHeadEnsemble, seeded=True),
         axis=PRIOR,
     ),
     Method("lora-ensemble", f"{_MEMBERS} sets of LoRA adapters, each trained from a beginning of its own", _lora),

@@ -90,11 +90,17 @@ def default_methods() -> list[str]:
     return [name for name, method in METHODS.items() if method.default]
 
 
-def preset(estimator: Callable[..., UncertaintyEstimator], **options: Any) -> Build:  # noqa: ANN401
-    """A build of an estimator class with the network, likelihood and δ of the problem, and with these options."""
+def preset(estimator: Callable[..., UncertaintyEstimator], *, seeded: bool = False, **options: Any) -> Build:  # noqa: ANN401
+    """A build of an estimator class with the network, likelihood and δ of the problem, and with these options.
 
-    def build(problem: Problem, seed: int) -> UncertaintyEstimator:  # noqa: ARG001
-        return estimator(problem.model, problem.likelihood, prior_precision=problem.prior_precision, **options)
+    `seeded`: it takes the seed of the cell, too.
+    """
+
+    def build(problem: Problem, seed: int) -> UncertaintyEstimator:
+        chance = {"seed": seed} if seeded else {}
+        return estimator(
+            problem.model, problem.likelihood, prior_precision=problem.prior_precision, **chance, **options
+        )
 
     return build
 

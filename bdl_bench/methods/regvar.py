@@ -58,7 +58,7 @@ def _fine_tune(seed: int) -> FineTune:
 
 
 def _pointwise(problem: Problem, seed: int) -> UncertaintyEstimator:
-    loaders = [problem.validation, problem.test, *problem.ood.values(), *problem.shifts.values()]
+    loaders = (loader for name, loader in problem.sets().items() if name not in ("train", "band"))
     n_rows = sum(len(query) for loader in loaders for query in queries(loader))
     if n_rows > _SOLVABLE:
         raise UnsupportedError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bdl_bench.methods.registry import Axis, Method, around, factors, refuse_without_recipe
+from bdl_bench.methods.registry import Axis, Method, around, factors, preset, refuse_without_recipe
 from bdl_bench.problem import Problem
 from estimators import UncertaintyEstimator
 from estimators.baselines import SWAG, DeepEnsemble, MCDropout
@@ -14,44 +14,21 @@ _MEMBERS, _RATE, _MASKS = 5, 0.1, 30
 
 
 def _ensemble(problem: Problem, seed: int) -> UncertaintyEstimator:
-    assert problem.make_model is not None
-    assert problem.recipe is not None
-    return DeepEnsemble(
-        problem.model,
-        problem.likelihood,
-        prior_precision=problem.prior_precision,
-        make_model=problem.make_model,
-        recipe=problem.recipe,
-        n_members=_MEMBERS,
-        seed=seed,
-    )
+    own = {"make_model": problem.make_model, "recipe": problem.recipe}
+    return preset(DeepEnsemble, seeded=True, n_members=_MEMBERS, **own)(problem, seed)
 
 
 def _dropout(problem: Problem, seed: int) -> UncertaintyEstimator:
     if dropout_names(problem.model):
-        return MCDropout(
-            problem.model, problem.likelihood, prior_precision=problem.prior_precision, n_samples=_MASKS, seed=seed
-        )
+        return preset(MCDropout, seeded=True, n_samples=_MASKS)(problem, seed)
     refuse_without_recipe("dropout", problem)
-    return MCDropout(
-        problem.model,
-        problem.likelihood,
-        prior_precision=problem.prior_precision,
-        rate=_RATE,
-        make_model=problem.make_model,
-        recipe=problem.recipe,
-        n_samples=_MASKS,
-        seed=seed,
-    )
+    own = {"make_model": problem.make_model, "recipe": problem.recipe}
+    return preset(MCDropout, seeded=True, n_samples=_MASKS, rate=_RATE, **own)(problem, seed)
 
 
 def _rates(problem: Problem, n: int) -> list[Any]:
     """About the preset's own; none where the network has layers of its own, whose rate is what it was trained with."""
     return [] if dropout_names(problem.model) else [_RATE * factor for factor in factors(n, decades=0.6)]
-
-
-def _swag(problem: Problem, seed: int) -> UncertaintyEstimator:
-    return SWAG(problem.model, problem.likelihood, prior_precision=problem.prior_precision, seed=seed)
 
 
 PRESETS = [
@@ -70,7 +47,7 @@ PRESETS = [
     Method(
         "swag",
         "SWAG: a Gaussian through the iterates of SGD at a constant rate",
-        _swag,
+        preset(SWAG, seeded=True),
         axis=around("step", 1.0, decades=0.5),
     ),
 ]

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.stats import Interval
+from bdl_bench.stats.bootstrap import block_means
 
 __all__ = ["bootstrap_columns"]
 
 Floats = NDArray[np.float64]
-_BLOCKS = 2000
 
 
 def bootstrap_columns(differences: Sequence[Floats], *, n_resamples: int = 1000, seed: int = 0) -> list[Interval]:
@@ -25,7 +25,7 @@ def bootstrap_columns(differences: Sequence[Floats], *, n_resamples: int = 1000,
 
     The draws, and so the intervals, are those of `bootstrap_difference(..., n_resamples=, seed=)`.
     """
-    blocked = [_blocks(d) for d in differences]
+    blocked = [block_means(d) for d in differences]
     picks, counts = _draws(tuple(len(d) for d in blocked), n_resamples, seed)
     drawn = np.empty((*picks.shape, blocked[0].shape[1]))
     means = np.mean([d.mean(0) for d in blocked], axis=0)
@@ -53,10 +53,3 @@ def _draws(lengths: tuple[int, ...], n_resamples: int, seed: int) -> tuple[NDArr
         places = rows + length * np.arange(len(rows))[:, None]
         counts.append(np.bincount(places.reshape(-1), minlength=rows.size).reshape(rows.shape).astype(np.float64))
     return picks, counts
-
-
-def _blocks(values: Floats) -> Floats:
-    """At most 2,000 means of blocks of rows, which leaves the variance of the mean."""
-    if len(values) <= _BLOCKS:
-        return values
-    return np.array([block.mean(0) for block in np.array_split(values, _BLOCKS)])

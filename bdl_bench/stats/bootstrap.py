@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bdl_bench.metrics.metric import Sample, flat
 from bdl_bench.stats.intervals import Interval
 
-__all__ = ["bootstrap_difference", "bootstrap_replicates", "bootstrap_statistic", "replicate_difference"]
+__all__ = ["block_means", "bootstrap_difference", "bootstrap_replicates", "bootstrap_statistic", "replicate_difference"]
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Sample], Floats]
@@ -25,7 +25,7 @@ def bootstrap_difference(
 
     Arrays of more than 2,000 examples are averaged in that many blocks first, which leaves the variance of the mean.
     """
-    differences = [_blocks(a - b) for a, b in zip(scores, others, strict=True)]
+    differences = [block_means(a - b) for a, b in zip(scores, others, strict=True)]
     mean = float(np.mean([d.mean() for d in differences]))
     if not np.isfinite(mean):
         return Interval(mean, None, None, len(differences))
@@ -118,8 +118,8 @@ class _Falling:
         return tuple(array[places].reshape(len(picked), -1) for array in self.arrays)
 
 
-def _blocks(values: Floats) -> Floats:
-    """At most 2,000 block means, of blocks of one size but for one row."""
+def block_means(values: Floats) -> Floats:
+    """At most 2,000 means of blocks of rows, of one size but for one row, which leaves the variance of the mean."""
     if len(values) <= _BLOCKS:
         return values
-    return np.array([block.mean() for block in np.array_split(values, _BLOCKS)])
+    return np.array([block.mean(0) for block in np.array_split(values, _BLOCKS)])

@@ -12,7 +12,7 @@ from bdl_bench.problem import Problem
 from bdl_bench.seeding import seeded
 from estimators.errors import OptionError
 
-__all__ = ["TASKS", "Task", "from_reference", "register", "resolve_task"]
+__all__ = ["TASKS", "Task", "first_line", "from_reference", "register", "resolve_task"]
 
 Factory = Callable[[int], Problem]
 
@@ -49,15 +49,19 @@ class Task:
 TASKS: dict[str, Task] = {}
 
 
+def first_line(make: object) -> str:
+    """Of the docstring of a factory, which sums a task up; empty where it has none."""
+    return (getattr(make, "__doc__", None) or "").strip().partition("\n")[0]
+
+
 def register(
     name: str, *, default: bool = False, needs: str | None = None, summary: str | None = None
 ) -> Callable[[Factory], Factory]:
     """Register a factory `make(seed) -> Problem` under `name`; the summary is the first line of its docstring."""
 
     def decorate(make: Factory) -> Factory:
-        first_line = (make.__doc__ or "").strip().partition("\n")[0]
         source = getattr(sys.modules.get(make.__module__), "__file__", None)
-        TASKS[name] = Task(name, summary or first_line, make, default, source, needs)
+        TASKS[name] = Task(name, summary or first_line(make), make, default, source, needs)
         return make
 
     return decorate
@@ -99,5 +103,9 @@ def from_reference(reference: str) -> Task:
             received=f"a {type(factory).__name__}",
             remedy="name a factory(seed) -> Problem.",
         )
-    summary = (getattr(factory, "__doc__", None) or "your own problem").strip().partition("\n")[0]
-    return Task(reference, summary, factory, source_file=getattr(sys.modules[module_name], "__file__", None))
+    return Task(
+        reference,
+        first_line(factory) or "your own problem",
+        factory,
+        source_file=getattr(sys.modules[module_name], "__file__", None),
+    )

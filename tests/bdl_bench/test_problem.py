@@ -152,8 +152,8 @@ def test_loaders_that_shuffle_begin_again_after_a_rewind():
     rows = torch.utils.data.TensorDataset(X, Y)
     loader = torch.utils.data.DataLoader(rows, 2, shuffle=True, generator=torch.Generator().manual_seed(1))
     made = problem(train=loader).on("cpu")
-    rewind(made.loaders())
+    rewind(made.sets().values())
     first = [x.clone() for x, _ in made.train]
     assert any(not torch.equal(a, b) for a, (b, _) in zip(first, made.train, strict=True))
-    rewind(made.loaders())
+    rewind(made.sets().values())
     assert all(torch.equal(a, b) for a, (b, _) in zip(first, made.train, strict=True))
