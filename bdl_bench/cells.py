@@ -16,6 +16,7 @@ import torch
 
 from bdl_bench.check import preflight
 from bdl_bench.data.folder import MissingDataError
+from bdl_bench.executors.deaths import TimeLimitError
 from bdl_bench.footprint import footprint
 from bdl_bench.loaders import rewind
 from bdl_bench.maps import Prepared, load_problem, restore
@@ -44,8 +45,15 @@ __all__ = ["CANNOT", "Cell", "Measured", "measure", "without_result"]
 Measured: TypeAlias = tuple[Record, Arrays | None]
 """A record and its arrays, written by who asked for them."""
 
-CANNOT = (IndefiniteHessianError, MissingDataError, NoLastLayerError, TooLargeError, UnsupportedError)
-"""What is raised where a method has no answer for a network, however it is run, or a task has no data here."""
+CANNOT = (
+    IndefiniteHessianError,
+    MissingDataError,
+    NoLastLayerError,
+    TimeLimitError,
+    TooLargeError,
+    UnsupportedError,
+)
+"""What is raised where a method has no answer for a network, or none in time, or a task has no data here."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,8 @@ def without_result(cell: Cell, error: BaseException) -> Record:
     """The record of a cell that raised: skipped, with the reason, where it cannot run here, else failed."""
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, CANNOT):
-        return _blank(cell, status="skipped", reason=reason)
+        limit = error.seconds if isinstance(error, TimeLimitError) else None
+        return _blank(cell, status="skipped", reason=reason, limit=limit)
     return _blank(cell, status="failed", reason=reason, traceback="".join(traceback.format_exception(error)))
 
 

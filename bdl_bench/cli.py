@@ -61,12 +61,15 @@ def compare(
     ] = 1,
     data: Annotated[Path | None, typer.Option(help="Where data sets that need a download are, or go.")] = None,
     executor: Annotated[str, typer.Option(help="local, in-process, or ray.")] = "local",
+    limit: Annotated[
+        float | None, typer.Option(help="Seconds a cell may take; one that needs more is skipped. None: no limit.")
+    ] = None,
 ) -> None:
     """Train each task once a seed, fit every method on it, and write records and a report."""
     names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
     directory = out or _directory()
     _find_data_in(data)
-    workers = Workers(jobs, threads, executor)
+    workers = Workers(jobs, threads, executor, limit)
     grid = Grid(names, _methods(methods), range(seeds), directory, device, workers, tune)
     try:
         grid.check()

@@ -12,7 +12,7 @@ import torch
 from bdl_bench.claims import Claims
 from bdl_bench.disk import Disk
 from bdl_bench.events import Event, Listener
-from bdl_bench.executors import ONE_WORKER, Workers, check_executor, executor_for
+from bdl_bench.executors import ONE_WORKER, Workers, check_workers, executor_for
 from bdl_bench.methods import methods_named
 from bdl_bench.records import Record
 from bdl_bench.stages import Stages
@@ -36,7 +36,7 @@ class Grid:
     """Fits that each method may spend on its option; 0 tunes nothing, 1 the calibration of the given fit alone."""
 
     def check(self) -> None:
-        """OptionError for an unknown task, method, device or executor, for nothing to run, and for no workers."""
+        """OptionError for an unknown task, method or device, for nothing to run, and for workers that cannot be."""
         for task in self.tasks:
             resolve_task(task)
         methods_named(self.methods)
@@ -44,9 +44,7 @@ class Grid:
             raise OptionError("a task, a method and a seed at least", received="none", remedy="name some.")
         if self.tune < 0:
             raise OptionError("tune >= 0", received=str(self.tune), remedy="0 for no tuning, 5 for five fits a method.")
-        if self.workers.threads < 1 or (self.workers.jobs is not None and self.workers.jobs < 1):
-            raise OptionError("jobs and threads >= 1", received=str(self.workers), remedy="leave --jobs out for one.")
-        check_executor(self.workers.name, jobs=self.workers.jobs)
+        check_workers(self.workers)
         _check_device(self.device, elsewhere=self.workers.name == "ray")
 
     @property

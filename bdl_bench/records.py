@@ -84,7 +84,8 @@ class Tuning(BaseModel):
 class Record(BaseModel):
     """One cell. `metrics` under the names of the field, as fitted, and `tuned`; `reason` of a skip; `traceback`.
 
-    `preflight` is what was found of the problem before its cells ran; `problem` is the content key of that problem.
+    `preflight` is what was found of the problem before its cells ran; `problem` is the content key of that problem;
+    `limit` the seconds that were not enough for it, of a cell that was skipped for them.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
@@ -99,6 +100,7 @@ class Record(BaseModel):
     kind: str | None = None
     reason: str | None = None
     traceback: str | None = None
+    limit: float | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     tuned: dict[str, float] = Field(default_factory=dict)
     tuning: Tuning | None = None

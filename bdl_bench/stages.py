@@ -13,7 +13,7 @@ from bdl_bench.cells import CANNOT, Cell, Measured, without_result
 from bdl_bench.claims import Claims
 from bdl_bench.disk import Disk
 from bdl_bench.events import Event, Listener
-from bdl_bench.executors import Executor, Outcome
+from bdl_bench.executors import Executor, Outcome, TimeLimitError
 from bdl_bench.maps import Place, Prepared, Trained, known_training, map_path
 from bdl_bench.predictions import Arrays
 from bdl_bench.records import Record, RecordStore, Training
@@ -37,6 +37,7 @@ class Stages:
         self.store, self.disk = RecordStore(grid.directory), Disk(grid.directory)
         self.records: dict[Step, Record] = {}
         self.exclusive: dict[Path, bool] = {}
+        self.too_slow: dict[tuple[str, str], int] = {}
         self.before = {path: _mark(path) for path in self._record_paths()}
         self.schedule: Schedule[Item] = Schedule(
             claims, self._target, to_run=self._to_run, refused=self._ended, waiting=lambda i: self._tell(i, "waiting")
@@ -48,7 +49,7 @@ class Stages:
             if method is None:
                 self.schedule.add(Place(task, seed, self.grid.device))
         running: Generator[tuple[Item, Outcome[Trained | Measured]], None, None]
-        running = self.executor.run(work, self.schedule, started=self._started)
+        running = self.executor.run(work, self.schedule, started=self._started, limit=self._limit)
         with closing(running) as outcomes:
             for item, outcome in outcomes:
                 self._ended(item, outcome)
@@ -70,18 +71,40 @@ class Stages:
             self._done(item, record, "cached" if record.status == "ok" else None)
             return None
         self.disk.check()
+        if isinstance(item, Cell) and (error := self._foreseen(item)) is not None:
+            self._done(item, self._written(item, without_result(item, error)))
+            return None
         for written in (path, path.with_suffix(".npz")):
             discard_leftovers(written)
         return replace(item, known=known_training(path)) if isinstance(item, Place) else item
 
     def _found(self, cell: Cell) -> Record | None:
-        """The valid record of a cell; one of a skip or a failure counts where another run made it during this one."""
+        """The valid record of a cell.
+
+        One of a skip or a failure counts where another run made it during this one, or where the cell has no more time
+        now than was too little before.
+        """
         place, path = cell.prepared, self._target(cell)
         record = self.store.valid(place.task, cell.method, place.seed, key=cell.key)
-        if record is not None or _mark(path) == self.before.get(path):
+        if record is not None:
             return record
         record = self.store.read(place.task, cell.method, place.seed)
-        return record if record is not None and record.key == cell.key and record.status != "ok" else None
+        if record is None or record.key != cell.key or record.status == "ok":
+            return None
+        is_new = _mark(path) != self.before.get(path)
+        return record if is_new or self._is_out_of_time(record) else None
+
+    def _is_out_of_time(self, record: Record) -> bool:
+        limit = self.grid.workers.limit
+        return limit is not None and record.limit is not None and limit <= record.limit
+
+    def _limit(self, item: Item) -> float | None:
+        return self.grid.workers.limit if isinstance(item, Cell) else None
+
+    def _foreseen(self, cell: Cell) -> TimeLimitError | None:
+        """Where another seed was out of time, it is not spent again; the seeds of a method are of one size."""
+        seed, limit = self.too_slow.get((cell.prepared.task, cell.method)), self.grid.workers.limit
+        return None if seed is None or limit is None else TimeLimitError(limit, f"seed {seed}")
 
     def _started(self, item: Item) -> None:
         self.exclusive[self._target(item)] = self._is_exclusive()
@@ -155,6 +178,8 @@ class Stages:
 
     def _done(self, item: Cell, record: Record, status: str | None = None) -> None:
         self.records[record.task, record.seed, record.method] = record
+        if record.limit is not None:
+            self.too_slow.setdefault((record.task, record.method), record.seed)
         seconds = record.cost.fit_seconds + record.cost.predict_seconds if record.cost else None
         self._tell(item, status or record.status, seconds=seconds, reason=record.reason)
 

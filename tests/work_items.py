@@ -27,6 +27,8 @@ def end(how):
         os._exit(int(rest))
     if word == "variable":
         return os.environ.get(rest)
+    if word == "sleep":
+        time.sleep(float(rest))
     if word == "once":
         return once(Path(rest))
     return outcome(word)

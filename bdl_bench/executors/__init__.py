@@ -1,8 +1,8 @@
 """Where work runs: in this process, in several of this machine, or on the machines of a Ray cluster."""
 
 from bdl_bench.executors.base import ONE_WORKER, Content, Executor, Outcome, Workers
-from bdl_bench.executors.choice import EXECUTORS, check_executor, executor_for
-from bdl_bench.executors.deaths import WorkerDiedError
+from bdl_bench.executors.choice import EXECUTORS, check_workers, executor_for
+from bdl_bench.executors.deaths import TimeLimitError, WorkerDiedError
 
 __all__ = [
     "EXECUTORS",
@@ -10,8 +10,9 @@ __all__ = [
     "Content",
     "Executor",
     "Outcome",
+    "TimeLimitError",
     "WorkerDiedError",
     "Workers",
-    "check_executor",
+    "check_workers",
     "executor_for",
 ]

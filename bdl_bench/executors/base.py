@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, TypeAlias, TypeVar
 
-__all__ = ["ONE_WORKER", "POLL_SECONDS", "Content", "Executor", "Outcome", "Workers"]
+__all__ = ["ONE_WORKER", "POLL_SECONDS", "Content", "Executor", "Limit", "Outcome", "Workers", "no_limit"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Outcome: TypeAlias = Result | Exception
+Limit: TypeAlias = Callable[[Item], float | None]
+"""The seconds that an item may take; None for as long as it needs."""
 
 POLL_SECONDS = 0.2
 """How long to wait before a source that had nothing to start is asked again."""
@@ -26,17 +28,20 @@ class Workers:
         jobs: None is one job, and with ray as many as the cluster has room for.
         threads: one is as fast as many for small networks, and steady on a busy machine, where threads wait for each
             other. With ray they are the processors that a job reserves.
-        executor: "in-process", "local" or "ray"; None is in-process for one job and local for more.
+        executor: "in-process", "local" or "ray"; None is in-process for one job without a limit, and else local.
+        limit: seconds that a cell may take, tuning included; None is no limit. Trainings take what they need.
     """
 
     jobs: int | None = None
     threads: int = 1
     executor: str | None = None
+    limit: float | None = None
 
     @property
     def name(self) -> str:
-        """The executor, chosen by the number of jobs where none was named."""
-        return self.executor or ("in-process" if self.jobs in (None, 1) else "local")
+        """The executor; where none was named, local for what needs other processes: several jobs, or a limit."""
+        needs_processes = self.jobs not in (None, 1) or self.limit is not None
+        return self.executor or ("local" if needs_processes else "in-process")
 
     @property
     def exclusive(self) -> bool:
@@ -45,6 +50,10 @@ class Workers:
 
 
 ONE_WORKER = Workers()
+
+
+def no_limit(item: object) -> None:
+    """The `Limit` of items that take what they need."""
 
 
 class Content(Protocol):
@@ -65,7 +74,12 @@ class Executor(ABC):
 
     @abstractmethod
     def run(
-        self, work: Callable[[Item], Result], items: Iterator[Item | None], *, started: Callable[[Item], None]
+        self,
+        work: Callable[[Item], Result],
+        items: Iterator[Item | None],
+        *,
+        started: Callable[[Item], None],
+        limit: Limit[Item] = no_limit,
     ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
         """Each item with its result, or with the exception that it raised, as they come.
 
@@ -74,6 +88,7 @@ class Executor(ABC):
             items: asked for the next one when there is room for it; a None says that nothing can start just now, and
                 to ask again later.
             started: told of an item at the moment when it starts.
+            limit: the seconds that an item may take; one that takes longer is ended, its outcome a `TimeLimitError`.
         """
 
     def share(self, path: Path) -> Content:

@@ -1,4 +1,4 @@
-"""Why a worker process is gone, in words: the signal, and whether the memory of the machine may have been too small."""
+"""Why a worker process is gone, in words: its time was up, or the signal, and whether memory may have been short."""
 
 from __future__ import annotations
 
@@ -9,13 +9,25 @@ from pathlib import Path
 
 from estimators.errors import EstimatorError
 
-__all__ = ["WorkerDiedError", "death_of", "machine_bytes"]
+__all__ = ["TimeLimitError", "WorkerDiedError", "death_of", "machine_bytes"]
 
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 class WorkerDiedError(EstimatorError, RuntimeError):
     """The process that an item ran in ended before the item did: killed, crashed, or left by `os._exit`."""
+
+
+class TimeLimitError(EstimatorError, TimeoutError):
+    """An item took longer than the `seconds` that it was allowed, and was ended; or `other`, one like it, did."""
+
+    def __init__(self, seconds: float, other: str | None = None) -> None:
+        super().__init__(
+            f"a cell that ends within the limit of {seconds:g} s",
+            received="one that was still at work then" if other is None else f"not tried, since {other} did not",
+            remedy="a larger --limit, or more --threads.",
+        )
+        self.seconds = seconds
 
 
 def death_of(exit_code: int | None) -> WorkerDiedError:

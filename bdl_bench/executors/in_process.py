@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from bdl_bench.executors.attempts import tried
-from bdl_bench.executors.base import POLL_SECONDS, Executor, Outcome, Workers
+from bdl_bench.executors.base import POLL_SECONDS, Executor, Limit, Outcome, Workers, no_limit
 
 __all__ = ["InProcess"]
 
@@ -25,7 +25,12 @@ class InProcess(Executor):
         self.workers = workers
 
     def run(
-        self, work: Callable[[Item], Result], items: Iterator[Item | None], *, started: Callable[[Item], None]
+        self,
+        work: Callable[[Item], Result],
+        items: Iterator[Item | None],
+        *,
+        started: Callable[[Item], None],
+        limit: Limit[Item] = no_limit,  # noqa: ARG002  nothing here could end an item
     ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
         for item in items:
             if item is None:

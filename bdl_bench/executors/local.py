@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -9,8 +10,8 @@ from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
 from bdl_bench.executors.attempts import outcome_of
-from bdl_bench.executors.base import POLL_SECONDS, Executor, Outcome, Workers
-from bdl_bench.executors.deaths import WorkerDiedError, death_of
+from bdl_bench.executors.base import POLL_SECONDS, Executor, Limit, Outcome, Workers, no_limit
+from bdl_bench.executors.deaths import TimeLimitError, WorkerDiedError, death_of
 from bdl_bench.executors.worker import READY, WorkerProcess
 
 __all__ = ["Local"]
@@ -23,20 +24,28 @@ class Local(Executor):
     """Processes that import everything anew; what an item names (a task, a method) must be importable there.
 
     An item whose process died is tried once more, in a fresh process with nothing beside it, when nothing else can
-    start. If that dies too, the outcome is a `WorkerDiedError` with the signal.
+    start. If that dies too, the outcome is a `WorkerDiedError` with the signal. One that is at work for longer than its
+    limit is ended with its process, and not tried again.
     """
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
 
     def run(
-        self, work: Callable[[Item], Result], items: Iterator[Item | None], *, started: Callable[[Item], None]
+        self,
+        work: Callable[[Item], Result],
+        items: Iterator[Item | None],
+        *,
+        started: Callable[[Item], None],
+        limit: Limit[Item] = no_limit,
     ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
-        crew = _Crew(lambda: WorkerProcess(work, self.workers.threads), self.workers.jobs or 1, items, started)
+        crew = _Crew(lambda: WorkerProcess(work, self.workers.threads), self.workers.jobs or 1, items, started, limit)
         try:
             while crew.take_on():
                 for worker in crew.heard():
                     yield from crew.outcomes(worker)
+                for worker in crew.overdue():
+                    yield crew.ended(worker)
         finally:
             crew.dismiss()
 
@@ -50,8 +59,9 @@ class _Crew(Generic[Item]):
         jobs: int,
         items: Iterator[Item | None],
         started: Callable[[Item], None],
+        limit: Limit[Item],
     ) -> None:
-        self.hire, self.jobs, self.items, self.started = hire, jobs, items, started
+        self.hire, self.jobs, self.items, self.started, self.limit = hire, jobs, items, started, limit
         self.workers: list[WorkerProcess[Item]] = []
         self.died: deque[Item] = deque()
         self.alone: Item | None = None
@@ -75,9 +85,8 @@ class _Crew(Generic[Item]):
         if not self.workers:
             time.sleep(POLL_SECONDS)
             return []
-        could_start_more = not self.exhausted and self.alone is None and self._n_busy < self.jobs
         signs = {sign: worker for worker in self.workers for sign in worker.signs}
-        ready: list[Any] = wait(list(signs), POLL_SECONDS if could_start_more else None)
+        ready: list[Any] = wait(list(signs), self._patience())
         return list(dict.fromkeys(signs[sign] for sign in ready))
 
     def outcomes(self, worker: WorkerProcess[Item]) -> Iterator[tuple[Item, Outcome[Any]]]:
@@ -89,8 +98,26 @@ class _Crew(Generic[Item]):
             worker.ready = self.has_begun = True
             self._start(worker)
         elif item is not None:
-            worker.item, self.alone = None, None
+            worker.rest()
+            self.alone = None
             yield item, outcome_of(message)
+
+    def overdue(self) -> list[WorkerProcess[Item]]:
+        """The workers whose item has used up its time, and that have not said anything meanwhile."""
+        now = time.monotonic()
+        return [worker for worker in self.workers if now >= worker.deadline and not worker.has_spoken()]
+
+    def ended(self, worker: WorkerProcess[Item]) -> tuple[Item, TimeLimitError]:
+        """The item of a worker whose time is up, and its outcome; the process is ended with it."""
+        item = worker.item
+        assert item is not None
+        self.workers.remove(worker)
+        worker.dismiss()
+        worker.join()
+        self.alone = None
+        seconds = self.limit(item)
+        assert seconds is not None
+        return item, TimeLimitError(seconds)
 
     def dismiss(self) -> None:
         """End all processes."""
@@ -103,6 +130,15 @@ class _Crew(Generic[Item]):
     @property
     def _n_busy(self) -> int:
         return sum(worker.item is not None for worker in self.workers)
+
+    def _patience(self) -> float | None:
+        """Seconds until something has to be done without a word from a worker: start an item, or end one."""
+        could_start_more = not self.exhausted and self.alone is None and self._n_busy < self.jobs
+        deadline = min(worker.deadline for worker in self.workers)
+        waits = [POLL_SECONDS] if could_start_more else []
+        if deadline < math.inf:
+            waits.append(max(0.0, deadline - time.monotonic()))
+        return min(waits, default=None)
 
     def _next(self) -> Item | None:
         try:
@@ -123,7 +159,7 @@ class _Crew(Generic[Item]):
     def _start(self, worker: WorkerProcess[Item]) -> None:
         assert worker.item is not None
         self.started(worker.item)
-        worker.send(worker.item)
+        worker.send(worker.item, self.limit(worker.item))
 
     def _death(self, worker: WorkerProcess[Item]) -> Iterator[tuple[Item, Outcome[Any]]]:
         exit_code, item = worker.exit_code(), worker.item

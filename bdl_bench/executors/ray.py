@@ -15,8 +15,8 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 
 from bdl_bench.executors.attempts import attempted, outcome_of
-from bdl_bench.executors.base import POLL_SECONDS, Content, Executor, Outcome, Workers
-from bdl_bench.executors.deaths import WorkerDiedError
+from bdl_bench.executors.base import POLL_SECONDS, Content, Executor, Limit, Outcome, Workers, no_limit
+from bdl_bench.executors.deaths import TimeLimitError, WorkerDiedError
 from estimators.errors import OptionError
 
 __all__ = ["Ray"]
@@ -65,15 +65,23 @@ class Ray(Executor):
         return _Stored(ray.put(path.read_bytes()))
 
     def run(
-        self, work: Callable[[Item], Result], items: Iterator[Item | None], *, started: Callable[[Item], None]
+        self,
+        work: Callable[[Item], Result],
+        items: Iterator[Item | None],
+        *,
+        started: Callable[[Item], None],
+        limit: Limit[Item] = no_limit,
     ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
         import ray
 
-        tasks = _Tasks(self._submitter(work), self._room, items, started)
+        tasks = _Tasks(self._submitter(work), self._room, items, started, limit)
         try:
             while tasks.submit():
                 for reference, item in tasks.done():
                     yield item, _outcome(reference)
+                for reference, item, seconds in tasks.overdue():
+                    ray.cancel(reference, force=True)
+                    yield item, TimeLimitError(seconds)
         finally:
             for reference in tasks.running:
                 ray.cancel(reference, force=True)
@@ -117,9 +125,11 @@ class _Tasks(Generic[Item]):
         room: Callable[[], int],
         items: Iterator[Item | None],
         started: Callable[[Item], None],
+        limit: Limit[Item],
     ) -> None:
-        self.submit_one, self.room, self.items, self.started = submit, room, items, started
+        self.submit_one, self.room, self.items, self.started, self.limit = submit, room, items, started, limit
         self.running: dict[Any, Item] = {}
+        self.begun: dict[Any, float] = {}
         self.exhausted = False
 
     def submit(self) -> bool:
@@ -133,7 +143,8 @@ class _Tasks(Generic[Item]):
             if item is None:
                 break
             self.started(item)
-            self.running[self.submit_one(item)] = item
+            reference = self.submit_one(item)
+            self.running[reference], self.begun[reference] = item, time.monotonic()
         return bool(self.running) or not self.exhausted
 
     def done(self) -> list[tuple[Any, Item]]:
@@ -143,8 +154,17 @@ class _Tasks(Generic[Item]):
         if not self.running:
             time.sleep(POLL_SECONDS)
             return []
-        ended, _ = ray.wait(list(self.running), timeout=None if self.exhausted else POLL_SECONDS)
+        must_look = not self.exhausted or any(self.limit(item) is not None for item in self.running.values())
+        ended, _ = ray.wait(list(self.running), timeout=POLL_SECONDS if must_look else None)
         return [(reference, self.running.pop(reference)) for reference in ended]
+
+    def overdue(self) -> list[tuple[Any, Item, float]]:
+        """What has used up its time, from when it was handed to the cluster; the seconds that it had."""
+        limits = ((reference, item, self.limit(item)) for reference, item in self.running.items())
+        found = [(r, item, s) for r, item, s in limits if s is not None and time.monotonic() >= self.begun[r] + s]
+        for reference, _, _ in found:
+            del self.running[reference]
+        return found
 
 
 @dataclass(frozen=True)

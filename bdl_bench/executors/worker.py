@@ -6,11 +6,13 @@ that were running are lost, and none can be named.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -28,7 +30,10 @@ _PATIENCE = 5.0  # seconds for an idle process to leave
 
 
 class WorkerProcess(Generic[Item]):
-    """One process. It is given an item when it has said that it is ready; `item` is the one that it has, or None."""
+    """One process. It is given an item when it has said that it is ready; `item` is the one that it has, or None.
+
+    `deadline` is when its item's time is up, of the monotonic clock.
+    """
 
     def __init__(self, work: Callable[[Item], Any], threads: int) -> None:
         context = fresh_processes(work.__module__)
@@ -38,15 +43,17 @@ class WorkerProcess(Generic[Item]):
         theirs.close()
         self.ready = False
         self.item: Item | None = None
+        self.deadline = math.inf
 
     @property
     def signs(self) -> list[Any]:
         """What to wait for: a message, or the end of the process."""
         return [self.connection, self.process.sentinel]
 
-    def send(self, item: Item) -> None:
-        """Hand over the item. Errors: those of pickle; a process that is gone is noticed by `hear`."""
+    def send(self, item: Item, seconds: float | None) -> None:
+        """Hand over the item, and its time. Errors: those of pickle; a process that is gone is noticed by `hear`."""
         content = pickle.dumps(item)
+        self.deadline = math.inf if seconds is None else time.monotonic() + seconds
         try:
             self.connection.send_bytes(content)
         except OSError:
@@ -58,6 +65,14 @@ class WorkerProcess(Generic[Item]):
             return self.connection.recv_bytes() if self.connection.poll() else None
         except (EOFError, OSError):
             return None
+
+    def has_spoken(self) -> bool:
+        """Whether there is something to hear, the end of the process for one."""
+        return bool(wait(self.signs, 0))
+
+    def rest(self) -> None:
+        """It has done its item."""
+        self.item, self.deadline = None, math.inf
 
     def exit_code(self) -> int | None:
         """Of the process, which is at its end."""

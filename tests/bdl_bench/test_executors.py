@@ -5,7 +5,7 @@ import torch
 from work_items import end
 
 from bdl_bench import executors
-from bdl_bench.executors import ONE_WORKER, Workers, check_executor, deaths, executor_for
+from bdl_bench.executors import ONE_WORKER, Workers, check_workers, deaths, executor_for
 from bdl_bench.executors.attempts import RemoteTraceback, attempted, outcome_of
 from bdl_bench.executors.deaths import death_of, machine_bytes
 from estimators.errors import OptionError, UnsupportedError
@@ -104,13 +104,13 @@ def test_several_jobs_in_process_and_unknown_names_are_refused():
     with pytest.raises(OptionError, match="--executor local"):
         executor_for(Workers(2, executor="in-process"))
     with pytest.raises(OptionError, match="in-process, local, ray"):
-        check_executor("abacus")
+        check_workers(Workers(executor="abacus"))
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(executors.choice.importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
     with pytest.raises(UnsupportedError, match=r'pip install "bdl-bench\[ray\]"'):
-        check_executor("ray")
+        check_workers(Workers(executor="ray"))
 
 
 def test_the_memory_of_a_machine_is_that_of_its_container(tmp_path, monkeypatch):

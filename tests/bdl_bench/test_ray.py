@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from work_items import end
 
-from bdl_bench.executors import WorkerDiedError, Workers, executor_for
+from bdl_bench.executors import TimeLimitError, WorkerDiedError, Workers, executor_for
 from bdl_bench.grid import Grid
 from bdl_bench.records import RecordStore
 from estimators.errors import OptionError
@@ -85,6 +85,16 @@ def test_exceptions_and_deaths_are_outcomes(cluster, monkeypatch):  # noqa: ARG0
     assert outcomes[words[3]] == "somewhere"
     assert isinstance(outcomes["raise"], ValueError)
     assert isinstance(outcomes["exit 3"], WorkerDiedError)
+    assert isinstance(outcomes["fine"], int)
+
+
+def test_what_needs_longer_than_its_limit_is_ended(cluster):  # noqa: ARG001
+    limits = {"sleep 600": 5.0, "sleep 601": 5.0}
+    with executor_for(ON_RAY) as executor:
+        outcomes = dict(executor.run(end, iter([*limits, "raise", "fine"]), started=print, limit=limits.get))
+    assert isinstance(outcomes["sleep 600"], TimeLimitError)
+    assert isinstance(outcomes["sleep 601"], TimeLimitError)
+    assert isinstance(outcomes["raise"], ValueError)
     assert isinstance(outcomes["fine"], int)
 
 
