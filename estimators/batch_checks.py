@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from estimators.batch import Batch
 from estimators.errors import DataError, EstimatorError
+from estimators.finite import is_finite
 from estimators.likelihoods import Likelihood
 from estimators.network import Network
 from estimators.pytrees import PyTree, tensors_of
@@ -23,7 +23,7 @@ def check_batch(batch: Batch, network: Network, likelihood: Likelihood) -> Tenso
             received=f"{batch.y.device}",
             remedy="move both to one device: y.to(device).",
         )
-    if not bool(torch.isfinite(batch.y).all()):
+    if not is_finite(batch.y):
         raise DataError("finite targets", received="a NaN or Inf", remedy="clean the data.")
     if batch.y.shape[:1] != f.shape[:1]:
         raise DataError(
@@ -53,7 +53,7 @@ def check_inputs(x: PyTree, network: Network, *, what: str) -> Tensor:
             received=f"inputs of shape {shapes}, for which its forward says: {error}",
             remedy="compare the feature size and shape with those of the training rows.",
         ) from error
-    if not bool(torch.isfinite(f).all()):
+    if not is_finite(f):
         raise DataError(
             f"finite outputs for the {what}", received="NaN or Inf", remedy="check the weights and the scale of x."
         )
@@ -74,5 +74,5 @@ def _check_tensor(tensor: Tensor, theta: Tensor, what: str) -> None:
                 received=f"{tensor.dtype}",
                 remedy=f"x.to({theta.dtype}), or convert the model.",
             )
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise DataError(f"a finite {what}", received="NaN or Inf in the inputs", remedy="clean or impute the data.")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.errors import NoLastLayerError
+from estimators.finite import is_finite
 from estimators.network import output_tensor, structural_copy
 from estimators.pytrees import PyTree
 
@@ -81,7 +82,7 @@ def _passes_through(module: nn.Module, name: str, x: PyTree, f: Tensor) -> bool:
 
     Outputs that are empty or not finite say nothing; the checks of the data refuse them.
     """
-    if not f.numel() or not bool(torch.isfinite(f).all()):
+    if not f.numel() or not is_finite(f):
         return True
     reach = min(1 + 10 * float(f.abs().max()), torch.finfo(f.dtype).max / 4)
     values = torch.linspace(-reach, reach, f.numel(), dtype=f.dtype, device=f.device).view_as(f)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from estimators.batch import Batch
 from estimators.errors import ConvergenceError
+from estimators.finite import is_finite
 from estimators.recipe import Recipe
 from estimators.state import Learned
 
@@ -93,7 +94,7 @@ class Loop:
             self.mean.lerp_(self.parameter.data, (power + 1) / (self.averaged + power))
 
     def _refuse_divergence(self) -> None:
-        if not bool(torch.isfinite(self.parameter).all()):
+        if not is_finite(self.parameter):
             raise ConvergenceError(
                 "a descent that stays finite",
                 received=f"NaN or Inf with {self.recipe}",

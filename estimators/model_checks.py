@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from estimators.errors import ModelChangedError, ModelError
+from estimators.finite import is_finite
 
 __all__ = ["Fingerprint", "check_model", "fingerprint", "mode_faults", "refuse_if_changed", "weight_faults"]
 
@@ -33,7 +34,7 @@ def weight_faults(model: nn.Module) -> list[ModelError]:
     return [
         ModelError("finite weights", received=f"NaN or Inf in {name!r}", remedy="train the model again.")
         for name, tensor in model.state_dict().items()
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        if isinstance(tensor, Tensor) and not is_finite(tensor)
     ]
 
 

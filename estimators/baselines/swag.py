@@ -15,6 +15,7 @@ from estimators.baselines.members import MembersEstimator, check_at_least
 from estimators.baselines.report import PassReport
 from estimators.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
+from estimators.finite import is_finite
 from estimators.likelihoods import Likelihood
 from estimators.network import differentiable
 from estimators.objective import Objective
@@ -131,7 +132,7 @@ class Iterates:
 
     def add(self, theta: Tensor) -> float:
         """Enter an iterate; it asks for the rate that there was. Errors: ConvergenceError where it is not finite."""
-        if not bool(torch.isfinite(theta).all()):
+        if not is_finite(theta):
             raise ConvergenceError(
                 "an SGD whose iterates are finite",
                 received=f"NaN or Inf after {self.count} epochs",
