@@ -111,15 +111,15 @@ class LaplaceTorch(UncertaintyEstimator):
             options["last_layer_name"] = next(iter(objective.network.subset.shapes)).rpartition(".")[0]
         with _its_ways(objective.theta.dtype):
             laplace = _imported()
-            fitted = laplace.Laplace(
-                copy.deepcopy(self.model),
-                self.likelihood.kind,
-                subset_of_weights=self.subset_of_weights,
-                hessian_structure=self.hessian_structure,
-                backend=getattr(laplace.curvature, self.backend),
-                **options,
-            )
             try:
+                fitted = laplace.Laplace(
+                    copy.deepcopy(self.model),
+                    self.likelihood.kind,
+                    subset_of_weights=self.subset_of_weights,
+                    hessian_structure=self.hessian_structure,
+                    backend=getattr(laplace.curvature, self.backend),
+                    **options,
+                )
                 fitted.fit(_Rows(objective.batches), progress_bar=progress_bar)
             except Exception as error:
                 raise UnsupportedError(

@@ -57,35 +57,33 @@ class VarianceBounds:
         return lower, upper
 
     def _variance(self, x: PyTree) -> tuple[Tensor, Tensor]:
-        inside, taken = self._responses(x)
+        jacobian = self.network.jacobian(x)
+        inside, taken = self._responses(x, jacobian)
         lower, dtype = inside.square().sum(0), self.network.theta.dtype
         if self.block is not None:
             lower = lower + self.block.variance(x)
-        upper = self._prior_variance(x) - taken.square().sum(0)
+        prior = (jacobian * self.space.scale).double().square().sum(-1)  # Σ_p J_cp² / δ_p
+        upper = prior - taken.square().sum(0)
         return lower.to(dtype), torch.maximum(upper, lower).to(dtype)
 
     def _covariance(self, x: PyTree) -> tuple[Tensor, Tensor]:
-        inside, taken = self._responses(x)
+        jacobian = self.network.jacobian(x)
+        inside, taken = self._responses(x, jacobian)
         lower, dtype = torch.einsum("rmc,rmd->mcd", inside, inside), self.network.theta.dtype
         if self.block is not None:
             lower = lower + self.block.covariance(x)
-        scaled = (self.network.jacobian(x) * self.space.scale).double()
+        scaled = (jacobian * self.space.scale).double()
         upper = scaled @ scaled.transpose(1, 2) - torch.einsum("rmc,rmd->mcd", taken, taken)
         return lower.to(dtype), upper.to(dtype)
 
-    def _responses(self, x: PyTree) -> tuple[Tensor, Tensor]:
+    def _responses(self, x: PyTree, jacobian: Tensor) -> tuple[Tensor, Tensor]:
         """S^(−½) Z Jᵀ and what the data take away, (·, M, C) in float64."""
-        response = self.network.jvp(x, self.space.basis).double()  # [W; Q] Jᵀ
+        response = torch.tensordot(self.space.basis, jacobian, dims=([1], [2])).double()  # [W; Q] Jᵀ
         taken = torch.tensordot(self.space.seen, response, dims=1)
         inside = response[: self.space.rank]
         if self.block is not None and self.along_block is not None:
             inside = inside - self.block.response(self.along_block, x)
         return torch.tensordot(self.whitener, inside, dims=1), taken
-
-    def _prior_variance(self, x: PyTree) -> Tensor:
-        """Σ_p J_cp² / δ_p, (M, C)."""
-        scaled = self.network.jacobian(x) * self.space.scale
-        return scaled.double().square().sum(-1)
 
     def _chunks(self, x: PyTree) -> list[PyTree]:
         """Rows whose Jacobians and responses fit."""

@@ -129,6 +129,10 @@ def test_networks_that_it_refuses_are_refused_with_what_it_said():
     _, _, loader, _ = problem("classification", torch.float32)
     with pytest.raises(UnsupportedError, match=r"it says \w+"):
         LaplaceTorch(Residual().eval(), "classification", hessian_structure="full", backend="BackPackGGN").fit(loader)
+    partly_frozen = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).eval()
+    partly_frozen[0].requires_grad_(False)
+    with pytest.raises(UnsupportedError, match="grad are switched off"):
+        LaplaceTorch(partly_frozen, "classification", hessian_structure="full", backend="BackPackGGN").fit(loader)
 
 
 def test_an_installation_that_cannot_be_imported_is_named(monkeypatch):
