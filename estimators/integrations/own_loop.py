@@ -17,7 +17,7 @@ from estimators.model_checks import check_model, fingerprint, refuse_if_changed
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
-from estimators.regvar.solvers.search import nonlinearity
+from estimators.regvar.solvers.linearity import nonlinearity
 from estimators.subsets import SubsetSpec
 
 __all__ = ["TwoNetworks", "mean_absolute_penalty"]

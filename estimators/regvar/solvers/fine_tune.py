@@ -15,8 +15,9 @@ from estimators.regvar.penalty import Penalty
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
 from estimators.regvar.solvers.descent import Descent
 from estimators.regvar.solvers.flights import Flights, Landed, most_in_flight
+from estimators.regvar.solvers.linearity import auto_lam, nonlinearity
 from estimators.regvar.solvers.replicas import Replicas, checked_difference
-from estimators.regvar.solvers.search import auto_lam, auto_learning_rate, nonlinearity, replicas_at_once
+from estimators.regvar.solvers.search import auto_learning_rate, replicas_at_once
 from estimators.regvar.solvers.stopping import Stopping
 from estimators.team import Team
 from estimators.training import Recipe, fit_weights
@@ -37,7 +38,7 @@ class FineTune(Solver):
 
     Args:
         lam: λ, or "auto": the largest whose start keeps the network linear, ‖Δf − JΔθ‖/‖JΔθ‖ ≤ 0.05 (0.005
-            in float64).
+            in float64); made smaller on the way where the refits themselves leave the linear region.
         difference: "forward" (one arm, enough for a centred objective), "central" or "control".
         recipe: epochs, batches and optimizer. lr="auto" takes a stable rate from the curvature of some batches, and
             half of it from each epoch on in which the objective climbs. epochs="auto" with a constant rate stops
@@ -95,6 +96,7 @@ class FineTune(Solver):
         for which in flights.left():
             descent = self._descent(objective, mine.part(which), lam, recipe)
             flights.land(self._landed(descent, penalty, which, flights.keeping(), progress_bar=progress_bar))
+            lam = descent.replicas.lam
         landed = flights.together
         displacement = objective.team.together(landed.displacement, len(penalty.direction))
         return Solution(displacement, self._report(objective, displacement, lam, landed.rate), image=landed.image)
@@ -151,7 +153,8 @@ class FineTune(Solver):
     def _descent(self, objective: Objective, penalty: Penalty, lam: float, recipe: Recipe) -> Descent:
         at_once = self.batch_replicas
         at_once = replicas_at_once(objective) if isinstance(at_once, str) else at_once
-        return Descent(Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once), recipe)
+        replicas = Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once)
+        return Descent(replicas, recipe, fixed=self.lam != "auto")
 
     def _report(self, objective: Objective, displacement: Tensor, lam: float, rate: float) -> SolverReport:
         with objective.network.ledger.part("linearity"):
