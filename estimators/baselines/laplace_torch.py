@@ -40,7 +40,7 @@ class LaplaceTorch(UncertaintyEstimator):
             "CurvlinopsEF", "BackPackEF", "AsdlEF".
 
     Its Kronecker form gives a bias a factor of its own, where `LinearizedLaplace` has it as a column of the weight.
-    Errors: OptionError for what it gets wrong or does not have; UnsupportedError for networks that it refuses.
+    Errors: OptionError for what it gets wrong; UnsupportedError for likelihoods and networks that it does not take.
     """
 
     counts_passes = False
@@ -82,7 +82,7 @@ class LaplaceTorch(UncertaintyEstimator):
             raise OptionError("one prior_precision", received="a mapping", remedy="LinearizedLaplace takes mappings.")
         kind = self.likelihood.kind
         if kind not in ("regression", "classification") or type(self.likelihood).__name__ == "CausalTokens":
-            raise OptionError(
+            raise UnsupportedError(
                 '"regression" or "classification"', received=repr(self.likelihood), remedy="LinearizedLaplace has it."
             )
         if isinstance(self.likelihood, Gaussian) and torch.as_tensor(self.likelihood.sigma_noise).numel() > 1:

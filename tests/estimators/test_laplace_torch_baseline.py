@@ -110,7 +110,7 @@ def test_what_it_gets_wrong_or_does_not_have_is_refused_by_name(options, says):
         LaplaceTorch(nn.Linear(2, 3), "classification", **options)
     with pytest.raises(OptionError, match="one sigma_noise"):
         LaplaceTorch(nn.Linear(2, 3), Gaussian(torch.tensor([0.1, 0.2, 0.3])))
-    with pytest.raises(OptionError, match="Bernoulli"):
+    with pytest.raises(UnsupportedError, match="Bernoulli"):
         LaplaceTorch(nn.Linear(2, 1), "binary")
 
 

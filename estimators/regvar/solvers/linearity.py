@@ -30,7 +30,7 @@ def nonlinearity(objective: Objective, displacement: Tensor, lam: float, *, team
     with torch.no_grad():
         moved = torch.stack([network(objective.theta + lam * d, x) - f for d in some])
     apart, scale = (float(team.over_draws(part.square().sum())) for part in (moved - linear, linear))
-    return (apart / scale) ** 0.5 if scale > 0 else 0.0
+    return 0.0 if scale == 0 else (apart / scale) ** 0.5
 
 
 def auto_lam(objective: Objective, penalty: Penalty) -> float:
