@@ -10,6 +10,7 @@ One iteration is one product with A for each of at most K columns, one shared pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +22,10 @@ from estimators.errors import ConvergenceError
 from estimators.precision.block_lanczos import BlockLanczos, Product
 from estimators.state import Learned
 
-__all__ = ["BlockSolution", "block_cg"]
+__all__ = ["BlockSolution", "GoOn", "block_cg"]
+
+GoOn = Callable[[Tensor, Tensor, int], bool]
+"""u and b − A u, both (K, P), and the iterations behind them -> whether there should be another."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def block_cg(
     energy_tol: float = 0.0,
     max_iter: int = 1000,
     must_converge: bool = True,
+    go_on: GoOn | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> BlockSolution:
     """Solve A u = b for right_hand_sides (K, P), from `start` (K, P) or zero, to ‖b − A u‖ ≤ tol ‖b‖.
@@ -58,7 +63,8 @@ def block_cg(
     With energy_tol > 0, for A ⪰ I, ‖b − A u‖² ≤ energy_tol·bᵀu is enough, too: then bᵀu is that near to bᵀA⁻¹b.
     The basis is bounded by 4 GiB and a third of the memory: beyond it, its leading half is kept. With a `checkpoint` it
     goes on from the last iteration kept.
-    Errors: IndefiniteHessianError where T has a negative eigenvalue; ConvergenceError after `max_iter` iterations,
+    After `max_iter` iterations `go_on` is asked before each further one.
+    Errors: IndefiniteHessianError where T has a negative eigenvalue; ConvergenceError after the last iteration,
     unless what is reached by then is good enough (`must_converge` False).
     """
     b, tiny = right_hand_sides, torch.finfo(right_hand_sides.dtype).tiny
@@ -81,7 +87,12 @@ def block_cg(
         enough: Tensor = (energy_tol * linear.clamp_min(0)).sqrt()
         return torch.maximum(tol * scale, enough)
 
-    while not cycle.done(within()) and iterations < max_iter:
+    def more() -> bool:
+        if iterations < max_iter or go_on is None:
+            return iterations < max_iter
+        return go_on(u + cycle.correction(), cycle.remainder(), iterations)
+
+    while not cycle.done(within()) and more():
         if cycle.full():
             u = u + cycle.correction()
             cycle.thin()

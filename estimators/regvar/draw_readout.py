@@ -20,10 +20,11 @@ from estimators.regvar.exact_block import ExactBlock, FunctionalBlock
 from estimators.regvar.readout import Readout
 from estimators.state import Learned
 
-__all__ = ["BoundedReadout", "DrawReadout", "Level", "restored_draws"]
+__all__ = ["BoundedReadout", "ClampedReadout", "DrawReadout", "Level", "restored_draws"]
 
 _FEWEST, _MOST, _SHARE = 16, 256, 0.1  # training rows for the level: a tenth of them, within limits
 _OUTPUTS = 32  # for the level: a backward each
+_WIDE = 30.0  # upper over lower, where what lies between is no guide to the shape: docs/math.md, section 5
 
 
 class DrawReadout(Readout):
@@ -73,10 +74,19 @@ class DrawReadout(Readout):
 
 @dataclass(frozen=True)
 class Level:
-    """Where between the bounds the draws' variance lies, on average over some training rows; and its standard error."""
+    """Where between the bounds the draws' variance lies, on average over some training rows; and its standard error.
+
+    width: how many times the lower bound the upper one is, the median over those rows and their outputs.
+    """
 
     place: float
     error: float
+    width: float = 1.0
+
+    @property
+    def wide(self) -> bool:
+        """Whether the bounds are too far apart for a place between them."""
+        return self.width > _WIDE
 
     @classmethod
     def of(cls, draws: DrawReadout, bounds: VarianceBounds, objective: Objective) -> Level:
@@ -94,7 +104,8 @@ class Level:
             return cls(0.5, 0.5)  # the bounds have met
         places = (response.sum((1, 2)) + (known - lower).sum()) / width  # one a draw
         error = float(places.std()) / math.sqrt(len(places)) if len(places) > 1 else 0.5
-        return cls(float(places.mean().clamp(0, 1)), min(0.5, error))
+        apart = float((upper / lower.clamp_min(torch.finfo(lower.dtype).tiny)).median())
+        return cls(float(places.mean().clamp(0, 1)), min(0.5, error), apart)
 
 
 class BoundedReadout(DrawReadout):
@@ -109,11 +120,12 @@ class BoundedReadout(DrawReadout):
 
     def state(self) -> Learned:
         tensors, learned = super().state()
-        return {**tensors, **self.bounds.space.state()}, {**learned, "level": asdict(self.level)}
+        which = {"level": asdict(self.level), "clamped": isinstance(self, ClampedReadout)}
+        return {**tensors, **self.bounds.space.state()}, {**learned, **which}
 
     def through(self, of: Functional) -> BoundedReadout:
         draws = super().through(of)
-        return BoundedReadout(draws, replace(self.bounds, network=draws.network, block=draws.block), self.level)
+        return type(self)(draws, replace(self.bounds, network=draws.network, block=draws.block), self.level)
 
     def variance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.variance(x)
@@ -129,6 +141,24 @@ class BoundedReadout(DrawReadout):
         return (upper - lower) * self.level.error
 
 
+class ClampedReadout(BoundedReadout):
+    """The mean square of the draws, brought to the nearer bound where it lies outside of both.
+
+    For bounds so wide that a place between them says little about the shape: draws then err by √(2/K), and by what
+    they are from their end, but alike at every x.
+    """
+
+    def variance(self, x: PyTree) -> Tensor:
+        lower, upper = self.bounds.variance(x)
+        return DrawReadout.variance(self, x).clamp(lower, upper)
+
+    def covariance(self, x: PyTree) -> Tensor:
+        return DrawReadout.covariance(self, x)
+
+    def standard_error(self, x: PyTree) -> Tensor:
+        return DrawReadout.standard_error(self, x)
+
+
 def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> DrawReadout:
     """From `state()` of either readout."""
     block = None if learned["head"] is None else ExactBlock.restored(network, tensors["block"], learned["head"])
@@ -136,7 +166,8 @@ def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[s
     if "level" not in learned:
         return draws
     space = KrylovSpace.restored(tensors)
-    return BoundedReadout(draws, VarianceBounds.of(network, space, block), Level(**learned["level"]))
+    kind = ClampedReadout if learned["clamped"] else BoundedReadout
+    return kind(draws, VarianceBounds.of(network, space, block), Level(**learned["level"]))
 
 
 def _some_rows(objective: Objective) -> PyTree:

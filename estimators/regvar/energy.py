@@ -13,9 +13,9 @@ from estimators.errors import NotConvergedWarning
 from estimators.long_rows import dots
 from estimators.regvar.penalty import Penalty
 
-__all__ = ["EnergyError", "energy_error", "prior_energy"]
+__all__ = ["FAIR", "EnergyError", "energy_error", "prior_energy", "whitened_error"]
 
-_FAR = 0.5  # digits MLP: .26 to .36 with a mean variance within 2 %, .53 with 6 %, 1 and more far off
+FAIR = 0.5  # digits MLP: .26 to .36 with a mean variance within 2 %, .53 with 6 %, 1 and more far off
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class EnergyError:
 
     def warn_if_large(self) -> None:
         """NotConvergedWarning above half of a dimension's variance, by more than chance."""
-        if self.per_dimension - 2 * self.noise > _FAR:
+        if self.per_dimension - 2 * self.noise > FAIR:
             warnings.warn(
                 f"the draws have not converged: an energy error of {self.per_dimension:.2g} per effective dimension, "
-                f"where {_FAR} is still fair. Try more epochs in FineTune's recipe, a smaller lr if it diverged, or "
+                f"where {FAIR} is still fair. Try more epochs in FineTune's recipe, a smaller lr if it diverged, or "
                 "solver=LinearResponse(), with tol=1e-2 where it is that already.",
                 NotConvergedWarning,
                 stacklevel=5,
@@ -63,3 +63,12 @@ def prior_energy(penalty: Penalty, delta: Tensor) -> tuple[float, Tensor]:
     drawn = (penalty.direction != 0).any(0)
     unknown = float((drawn & (delta == 0)).sum())  # without a prior, z itself is not kept
     return float(drawn.sum()), dots(penalty.start, penalty.start, delta * drawn) + unknown
+
+
+def whitened_error(b: Tensor, prior_draws: Tensor, u: Tensor, remainder: Tensor) -> float:
+    """The energy error per dimension where the prior is the identity: A = G + 1, b − A u = remainder, all (K, P)."""
+    linear = dots(u, b)
+    quadratic = linear - dots(u, remainder)  # uᵀAu
+    along_data = (quadratic - dots(u, u)).mean()  # uᵀGu
+    error = (dots(prior_draws, prior_draws) - 2 * linear + quadratic).mean()
+    return float(error / along_data.clamp_min(torch.finfo(u.dtype).tiny))

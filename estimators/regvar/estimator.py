@@ -18,7 +18,7 @@ from estimators.objective import Objective
 from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.pytrees import PyTree, split_rows
 from estimators.regvar.centred import check_combination, refit_objective
-from estimators.regvar.draw_readout import BoundedReadout, DrawReadout
+from estimators.regvar.draw_readout import BoundedReadout, ClampedReadout, DrawReadout
 from estimators.regvar.energy import energy_error
 from estimators.regvar.readout import Readout
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
@@ -121,7 +121,7 @@ class RegVar(UncertaintyEstimator):
                 image = objective.product(solution.displacement) if solution.image is None else solution.image  # u → Au
             energy = energy_error(penalty, objective.prior.precision, solution.displacement, image)
             self.fit_report_ = replace(self.fit_report_, energy=energy, exact_block=readout.exact_block)
-            if solution.report.residual is None:  # the others measure their convergence
+            if solution.report.residual is None or isinstance(readout, ClampedReadout):  # the others know their end
                 energy.warn_if_large()
         return readout
 

@@ -13,7 +13,7 @@ from estimators.noise import precision_noise
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
 from estimators.regvar.bounds import VarianceBounds
-from estimators.regvar.draw_readout import BoundedReadout, DrawReadout, Level, restored_draws
+from estimators.regvar.draw_readout import BoundedReadout, ClampedReadout, DrawReadout, Level, restored_draws
 from estimators.regvar.exact_block import ExactBlock, find_exact_block
 from estimators.regvar.penalty import Tilt
 from estimators.regvar.readout import Readout
@@ -40,8 +40,9 @@ class PosteriorDraws(Regularizer):
             factor, else none), "last_layer", or None.
         readout: "draws" (the mean square: unbiased), "bounds" (a place between two bounds of the variance at each x,
             which the solver's Krylov space gives; the draws say which place: sharper by far, and needs LinearResponse
-            and a prior on every parameter), or "auto": bounds where the solver has them, unless exact_block=None asks
-            for plain Monte Carlo or there are fewer than 1,000 parameters, for which LinearizedLaplace is exact.
+            and a prior on every parameter), or "auto": bounds where the solver has them, and the draws within them
+            where they are wide, unless exact_block=None asks for plain Monte Carlo or there are fewer than 1,000
+            parameters, for which LinearizedLaplace is exact.
     """
 
     needs_ggn = True
@@ -88,7 +89,9 @@ class PosteriorDraws(Regularizer):
             draws = DrawReadout(objective.network, solution.displacement, block, reason)
             if bounded and solution.space is not None:
                 bounds = VarianceBounds.of(objective.network, solution.space, block)
-                return BoundedReadout(draws, bounds, Level.of(draws, bounds, objective))
+                level = Level.of(draws, bounds, objective)
+                kind = ClampedReadout if level.wide and self.readout == "auto" else BoundedReadout
+                return kind(draws, bounds, level)
             if self.readout == "bounds":
                 raise OptionError(
                     'a solver with a Krylov space and a prior on every parameter for readout="bounds"',

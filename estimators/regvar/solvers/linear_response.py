@@ -8,16 +8,19 @@ from torch import Tensor
 from estimators.checkpoint import Checkpoint
 from estimators.errors import OptionError
 from estimators.objective import Objective
-from estimators.precision.block_cg import BlockSolution, block_cg
+from estimators.precision.block_cg import BlockSolution, GoOn, block_cg
 from estimators.precision.cg import default_tolerance
 from estimators.precision.krylov_space import KrylovSpace
 from estimators.precision.stored_rows import HALVES
+from estimators.regvar.energy import FAIR, whitened_error
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport
 
 __all__ = ["LinearResponse"]
 
 _ENERGY = 1e-3
+_GOOD = 0.1  # energy error per dimension to come to, for draws that are not FAIR where their budget ends
+_LONGEST, _MOST_BYTES = 4, 2**31  # times the budget, and of the space, by then
 
 
 class LinearResponse(Solver):
@@ -29,7 +32,8 @@ class LinearResponse(Solver):
     Args:
         tol: relative residual ‖A u − ∇r‖ / ‖∇r‖ to reach. None: 1e-10 in float64; in float32 1e-5, or, with the GGN,
             ‖A u − ∇r‖² ≤ 1e-3 ∇rᵀu in the coordinates of the prior, which bounds the relative error of ∇rᵀu (for
-            Pointwise, the variance) by 1e-3; or the penalty's budget of products (posterior draws: noisy anyway).
+            Pointwise, the variance) by 1e-3; or the penalty's budget of products (posterior draws: noisy anyway),
+            and up to four times as many, if the memory bears their space, where the energy error is large after it.
         max_iter: block iterations, each one product with A a replica.
         basis_dtype: of the space that is kept with the fit: torch.float16 or torch.bfloat16 halves its memory and the
             file; None keeps it as it was solved in. On digits the variance changes by 4e-4 and 3e-3.
@@ -82,14 +86,18 @@ class LinearResponse(Solver):
     def _solved(self, objective: Objective, penalty: Penalty, scale: Tensor, checkpoint: Checkpoint) -> BlockSolution:
         """ũ with (s A s) ũ = s ∇r, u = s ũ."""
         budget = penalty.budget if self.tol is None else None
+        most = self.max_iter if budget is None else min(self.max_iter, max(1, budget - 1))  # one for the start
+        whitened, start = scale * penalty.direction, None if penalty.start is None else penalty.start / scale
+        longer = None if budget is None or start is None else _until_good(whitened, start, most, self.max_iter)
         return block_cg(
             lambda v: scale * objective.product(scale * v),
-            scale * penalty.direction,
-            start=None if penalty.start is None else penalty.start / scale,
+            whitened,
+            start=start,
             tol=default_tolerance(objective.theta.dtype) if self.tol is None else self.tol,
             energy_tol=_ENERGY if self.tol is None and self._bounded(objective, penalty) else 0.0,
-            max_iter=self.max_iter if budget is None else min(self.max_iter, max(1, budget - 1)),  # one for the start
+            max_iter=most,
             must_converge=budget is None,
+            go_on=longer,
             checkpoint=checkpoint,
         )
 
@@ -97,3 +105,15 @@ class LinearResponse(Solver):
         """Whether a residual bounds the error of ∇rᵀu: A ⪰ I, ∇rᵀ(A⁻¹∇r − u) = rᵀA⁻¹r ≤ ‖r‖² for u from zero."""
         curved = objective.data_term.semidefinite and bool((objective.prior.precision > 0).all())
         return curved and penalty.start is None and objective.theta.dtype != torch.float64
+
+
+def _until_good(b: Tensor, prior_draws: Tensor, usual: int, max_iter: int) -> GoOn:
+    """Beyond the usual iterations: on where the draws, (K, P), are not fair by then, until they are good."""
+    bearable = _MOST_BYTES // (b.numel() * b.element_size())
+    longest = min(max_iter, _LONGEST * usual, bearable)
+
+    def go_on(u: Tensor, remainder: Tensor, iterations: int) -> bool:
+        wanted = FAIR if iterations == usual else _GOOD
+        return iterations < longest and whitened_error(b, prior_draws, u, remainder) > wanted
+
+    return go_on
