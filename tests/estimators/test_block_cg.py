@@ -309,3 +309,20 @@ def test_long_rows_in_single_precision_are_orthonormal_to_seven_digits():
     assert float((inner(rows, rows) / exact - 1).abs().max()) < 2e-6
     assert float((dots(rows, rows) / exact.diagonal() - 1).abs().max()) < 2e-6
     assert float((dots(rows, rows[0]) - exact[:, 0]).abs().max() / exact[0, 0]) < 2e-6
+
+
+@pytest.mark.parametrize("start", [None, "given"])
+def test_after_its_iterations_it_asks_with_what_it_has_whether_to_go_on(start):
+    a, b, seen = matrix(SPECTRA["ill conditioned"]), vectors(2), []
+    start = vectors(2, seed=4) if start else None
+
+    def until_the_fifth(u, remainder, iterations):
+        assert torch.allclose(b - u @ a, remainder, rtol=1e-6, atol=1e-8 * float(a.norm()))
+        seen.append(iterations)
+        return iterations < 5
+
+    solved = block_cg(product_of(a), b, start=start, max_iter=3, must_converge=False, go_on=until_the_fifth)
+    assert seen == [3, 4, 5]
+    assert solved.iterations == 5
+    plain = block_cg(product_of(a), b, start=start, max_iter=5, must_converge=False)
+    assert torch.equal(solved.solution, plain.solution)

@@ -8,12 +8,17 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from estimators import FineTune, Gaussian, LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
-from estimators.errors import OptionError, UnsupportedError
+from estimators.errors import NotConvergedWarning, OptionError, UnsupportedError
 from estimators.precision.block_cg import block_cg
 from estimators.precision.krylov_space import KrylovSpace
 from estimators.precision.stored_rows import StoredRows
-from estimators.regvar import draw_readout
+from estimators.regvar import draw_readout, energy
+from estimators.regvar.draw_readout import BoundedReadout, ClampedReadout, DrawReadout
+from estimators.regvar.energy import whitened_error
+from estimators.regvar.regularizers import posterior_draws
+from estimators.regvar.solvers import linear_response
 
+OPTIONS = ("prior_precision", "regularizer", "solver")
 DELTAS = {"one": 1.7, "by name": {"0.*": 0.6, "*bias": 4.0, "*": 2.5}}
 
 
@@ -255,3 +260,82 @@ def test_rows_of_tiny_numbers_do_not_vanish_in_float16():
 def test_another_dtype_for_the_basis_is_refused():
     with pytest.raises(OptionError, match="basis_dtype"):
         LinearResponse(basis_dtype=torch.int8)
+
+
+def test_the_energy_error_where_the_prior_is_the_identity_is_the_same_number():
+    estimator, _ = fitted(1.7, solver=LinearResponse(max_iter=2), n_draws=3)
+    objective = estimator.refit_objective_
+    penalty, _ = estimator.regularizer.pose(objective)
+    delta, u = objective.prior.precision, estimator.readout_.displacement
+    remainder = penalty.direction - objective.product(u)
+    root = delta.sqrt()
+    whitened = whitened_error(penalty.direction / root, penalty.start * root, u * root, remainder / root)
+    assert whitened == pytest.approx(estimator.energy_error_, rel=1e-9)
+
+
+SIGMA = 0.2
+
+
+def steep(n_draws=4, **options):
+    """Draws for data so many and so sure that six products leave them far from their end."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        hidden = (nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh())
+        model = nn.Sequential(*hidden, nn.Linear(40, 3)).double().eval()
+        x = 2 * torch.randn(90, 6, dtype=torch.float64)
+    loader = [(part, torch.zeros(len(part), 3).double()) for part in x.split(40)]
+    options = {"regularizer": PosteriorDraws(n_draws), "solver": LinearResponse(), **options}
+    return RegVar(model, Gaussian(SIGMA), prior_precision=1.3, **options).fit(loader), x[:9] + 0.3
+
+
+def test_draws_that_are_not_fair_at_their_budget_go_on_until_they_are_good_or_four_times_as_long(monkeypatch):
+    monkeypatch.setattr(linear_response, "_LONGEST", 1)
+    monkeypatch.setattr(energy, "FAIR", math.inf)  # of the warning
+    usual, _ = steep()
+    iterations, far = usual.fit_report_.solver.iterations, usual.energy_error_
+    assert far > linear_response.FAIR
+    monkeypatch.setattr(linear_response, "_LONGEST", 4)
+    longer, _ = steep()
+    assert longer.fit_report_.solver.iterations <= 4 * iterations
+    assert longer.fit_report_.solver.iterations > iterations
+    assert longer.energy_error_ < linear_response._GOOD or longer.fit_report_.solver.iterations == 4 * iterations
+    assert longer.energy_error_ < far / 2
+    # as long as its space can be kept
+    rows = 4 * longer.network_.n_parameters * 8
+    monkeypatch.setattr(linear_response, "_MOST_BYTES", (iterations + 2) * rows)
+    assert steep()[0].fit_report_.solver.iterations == iterations + 2
+    # and as the user says
+    solver = LinearResponse(max_iter=iterations + 1)
+    assert steep(solver=solver)[0].fit_report_.solver.iterations == iterations + 1
+    monkeypatch.setattr(linear_response, "FAIR", 2 * far)
+    assert steep()[0].fit_report_.solver.iterations == iterations
+
+
+def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
+    monkeypatch.setattr(draw_readout, "_WIDE", 1.5)
+    monkeypatch.setattr(posterior_draws, "_LARGE", 10)
+    with pytest.warns(NotConvergedWarning, match="tol=1e-2 where it is that already"):
+        estimator, x = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), readout="auto")
+    between, _ = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), readout="bounds")
+    parts = (getattr(between.readout_, name) for name in ("network", "displacement", "block", "exact_block"))
+    plain = DrawReadout(*parts)
+    assert type(estimator.readout_) is ClampedReadout
+    assert type(between.readout_) is BoundedReadout
+    lower, upper = between.variance_bounds(x)
+    assert estimator.readout_.level.width > 1.5
+    drawn, variance = plain.variance(x), estimator.variance(x)
+    inside = (lower <= drawn) & (drawn <= upper)
+    assert 0 < int(inside.sum()) < inside.numel()
+    assert torch.allclose(variance, torch.where(drawn < lower, lower, torch.where(drawn > upper, upper, drawn)))
+    assert torch.allclose(estimator.covariance(x), plain.covariance(x))
+    assert torch.allclose(estimator.standard_error(x), plain.standard_error(x))
+    low, high = between.variance_bounds(problem()[2][0][0][:16])
+    assert estimator.readout_.level.width == pytest.approx(float((high / low).median()))
+    total = between.readout_.through(lambda f: f.sum()[None])
+    sums = plain.through(lambda f: f.sum()[None]).variance(x).clamp(*total.bounds.variance(x))
+    assert torch.allclose(estimator.readout_.through(lambda f: f.sum()[None]).variance(x), sums)
+    model, likelihood, loader, _ = problem()
+    restored = RegVar(model, likelihood, **{name: getattr(estimator, name) for name in OPTIONS})
+    restored.load_state_dict(estimator.state_dict())
+    assert type(restored.attach(loader).readout_) is ClampedReadout
+    assert torch.equal(restored.variance(x), variance)
