@@ -153,7 +153,11 @@ class ClampedReadout(BoundedReadout):
         return DrawReadout.variance(self, x).clamp(lower, upper)
 
     def covariance(self, x: PyTree) -> Tensor:
-        return DrawReadout.covariance(self, x)
+        """The correlations of the draws, and `variance` on the diagonal: Σ ← Σ √(v vᵀ / d dᵀ)."""
+        drawn = DrawReadout.covariance(self, x)
+        before = drawn.diagonal(dim1=1, dim2=2)
+        scale = (self.variance(x) / before.clamp_min(torch.finfo(drawn.dtype).tiny)).sqrt()
+        return drawn * scale[:, :, None] * scale[:, None, :]
 
     def standard_error(self, x: PyTree) -> Tensor:
         return DrawReadout.standard_error(self, x)
@@ -166,7 +170,7 @@ def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[s
     if "level" not in learned:
         return draws
     space = KrylovSpace.restored(tensors)
-    kind = ClampedReadout if learned["clamped"] else BoundedReadout
+    kind = ClampedReadout if learned.get("clamped") else BoundedReadout
     return kind(draws, VarianceBounds.of(network, space, block), Level(**learned["level"]))
 
 

@@ -28,15 +28,17 @@ class EnergyError:
     wherever the data say nothing. per_parameter divides by n, per_dimension by the effective dimension mean uᵀGu, G the
     data's part of A. The draws leave it uncertain: a small one may come out negative. Var(ξᵀA⁻¹ξ − ‖z‖²) is four
     times the effective dimension d, so that the standard error of per_dimension is `noise` = 2/√(dK).
+    `bound` is certain, since A is at least the prior: ‖u − A⁻¹ξ‖²_A = rᵀA⁻¹r ≤ Σ r²/δ for r = ξ − A u, per dimension.
     """
 
     per_parameter: float
     per_dimension: float
     noise: float = 0.0
+    bound: float = math.inf
 
     def warn_if_large(self) -> None:
         """NotConvergedWarning above half of a dimension's variance, by more than chance."""
-        if self.per_dimension - 2 * self.noise > FAIR:
+        if min(self.per_dimension - 2 * self.noise, self.bound) > FAIR:
             warnings.warn(
                 f"the draws have not converged: an energy error of {self.per_dimension:.2g} per effective dimension, "
                 f"where {FAIR} is still fair. Try more epochs in FineTune's recipe, a smaller lr if it diverged, or "
@@ -54,7 +56,16 @@ def energy_error(penalty: Penalty, delta: Tensor, displacement: Tensor, image: T
     along_data = (quadratic - dots(displacement, displacement, delta)).mean()  # uᵀGu
     error = float((from_prior - 2 * linear + quadratic).mean())
     dimension = max(float(along_data), torch.finfo(image.dtype).tiny)
-    return EnergyError(error / n, error / dimension, 2 / math.sqrt(dimension * len(displacement)))
+    noise, bound = 2 / math.sqrt(dimension * len(displacement)), _bound(penalty.direction, image, delta)
+    return EnergyError(error / n, error / dimension, noise, bound / dimension)
+
+
+def _bound(direction: Tensor, image: Tensor, delta: Tensor) -> float:
+    """Mean of Σ (ξ − A u)²/δ, a draw at a time; infinite without a prior on every parameter."""
+    if not bool((delta > 0).all()):
+        return math.inf
+    remainders = ((xi - product)[None] for xi, product in zip(direction, image, strict=True))
+    return sum(float(dots(r, r, 1 / delta)) for r in remainders) / len(direction)
 
 
 def prior_energy(penalty: Penalty, delta: Tensor) -> tuple[float, Tensor]:
@@ -66,9 +77,13 @@ def prior_energy(penalty: Penalty, delta: Tensor) -> tuple[float, Tensor]:
 
 
 def whitened_error(b: Tensor, prior_draws: Tensor, u: Tensor, remainder: Tensor) -> float:
-    """The energy error per dimension where the prior is the identity: A = G + 1, b − A u = remainder, all (K, P)."""
+    """The energy error per dimension, or its bound if that is less, where the prior is the identity.
+
+    A = G + 1, b − A u = remainder, all (K, P).
+    """
     linear = dots(u, b)
     quadratic = linear - dots(u, remainder)  # uᵀAu
     along_data = (quadratic - dots(u, u)).mean()  # uᵀGu
     error = (dots(prior_draws, prior_draws) - 2 * linear + quadratic).mean()
-    return float(error / along_data.clamp_min(torch.finfo(u.dtype).tiny))
+    bound = dots(remainder, remainder).mean()
+    return float(torch.minimum(error, bound) / along_data.clamp_min(torch.finfo(u.dtype).tiny))

@@ -44,7 +44,8 @@ class RegVar(UncertaintyEstimator):
         solver: NewtonRefit, FineTune, LinearResponse.
 
     Fitted: `fit_report_` (with what was spent), `energy_error_`, `exact_block_`, `relative_gradient_`.
-    Warns: NotConvergedWarning where FineTune left posterior draws far from their end (`energy_error_`).
+    Warns: NotConvergedWarning where posterior draws that are read as they are were left far from their end
+    (`energy_error_`).
     Errors: of `fit`, and IndefiniteHessianError, ConvergenceError, LambdaTooLargeError of the solvers; regularizers *at
     query* (Pointwise, SignedProbes) solve, and raise them, in `variance`.
     """

@@ -9,6 +9,7 @@ from torch import nn
 
 from estimators import FineTune, Gaussian, LinearResponse, ParameterProbes, PosteriorDraws, RegVar
 from estimators.errors import ConvergenceError, NotConvergedWarning
+from estimators.regvar.solvers import descent as descents
 from estimators.regvar.solvers import fine_tune
 from estimators.regvar.solvers.descent import Descent
 from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
@@ -143,3 +144,29 @@ def test_epochs_that_are_given_are_kept_and_a_falling_rate_has_the_usual_ones():
     assert epochs_of(fitted(30.0, replace(DEFAULT_RECIPE, epochs=5))) == pytest.approx(5)
     falling = replace(DEFAULT_RECIPE, schedule="cosine", average=0.0)
     assert epochs_of(fitted(30.0, falling)) == pytest.approx(USUAL)
+
+
+def test_it_looks_at_lam_after_1_2_4_8_epochs_and_one_that_climbs_is_looked_at_when_it_is_down(monkeypatch):
+    guarded, _, _ = descent()
+    looked, now = [], [0]
+
+    def halved(objective, displacement, lam):  # noqa: ARG001
+        looked.append(now[0])
+        return lam / 2
+
+    monkeypatch.setattr(descents, "straighter_lam", halved)
+    free = Descent(guarded.replicas, guarded.recipe, fixed=False)
+    free._at_start = 1.0
+    for now[0] in range(1, 21):
+        free._value = free._value + (100.0 if now[0] == 4 else -1.0)
+        free.watch(free.replicas.start)
+        if now[0] == 6:  # killed, and resumed
+            saved = free.state()
+            free = Descent(replace(guarded.replicas, lam=saved["lam"]), guarded.recipe, fixed=False)
+            free.restore(saved)
+    assert looked == [1, 2, 5, 10, 20]
+    assert free.replicas.lam == guarded.replicas.lam / 2**5
+    guarded._at_start = 1.0
+    for _ in range(4):
+        guarded.watch(guarded.replicas.start)
+    assert len(looked) == 5  # a λ that was given stays

@@ -11,6 +11,7 @@ from estimators.errors import NotConvergedWarning
 from estimators.regvar.solvers import linearity
 from estimators.regvar.solvers.linearity import auto_lam, nonlinearity, straighter_lam
 from estimators.rng import preserved_random_state
+from estimators.team import Team
 from estimators.training import Recipe
 
 DELTA = 0.6
@@ -108,7 +109,7 @@ def test_a_fit_that_stopped_goes_on_at_the_lam_it_had_come_to(tmp_path, monkeypa
     def writing(*args):
         write(*args)
         written.append(args)
-        if len(written) == 24:  # within the second of three flights
+        if len(written) == 17:  # after the first epoch of the second of three flights
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "write_file", writing)
@@ -117,3 +118,45 @@ def test_a_fit_that_stopped_goes_on_at_the_lam_it_had_come_to(tmp_path, monkeypa
     resumed = draws(model, rows, in_flight=2, checkpoint=tmp_path / "fit.safetensors")
     assert resumed.fit_report_.solver.lam == whole.fit_report_.solver.lam
     assert torch.equal(resumed.variance(x), whole.variance(x))
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
+def test_lam_stays_where_round_off_is_what_departs():
+    model, rows, _ = weakly_held()
+    with torch.no_grad():
+        model[2].bias += 3e3
+    fitted = draws(model, [(x, y + 3e3) for x, y in rows])
+    assert fitted.fit_report_.solver.lam > 5e-4
+    assert fitted.fit_report_.solver.nonlinearity < 0.5
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
+def test_the_departure_reported_is_the_largest_of_the_flights():
+    model, rows, _ = weakly_held()
+    fitted = draws(model, rows, in_flight=4)  # four, and one
+    objective, report = fitted.refit_objective_, fitted.fit_report_.solver
+    ends = fitted.readout_.displacement
+    at_the_last = [nonlinearity(objective, part, report.lam) for part in ends.split(4)]
+    assert report.nonlinearity >= (1 - 1e-5) * max(at_the_last)  # the first flew at that λ or a larger one
+
+
+class Other:
+    """The engine of a second process, which adds what the first one has measured."""
+
+    num_processes, process_index = 2, 1
+
+    def __init__(self, *measured):
+        self.measured = list(measured)
+
+    def reduce(self, mine, reduction):
+        assert reduction == "sum"
+        return mine + self.measured.pop(0)
+
+
+def test_processes_that_share_the_draws_agree_on_the_departure_of_all(objective):
+    steps = torch.tensor([[2.0], [-3.0]], dtype=torch.float64)
+    x = next(iter(objective.batches)).x
+    of_first = [x.norm().square() * (0.5**2 * 4) ** 2, x.norm().square() * (0.5 * 1.5 * 2) ** 2]
+    team = Team(1, 2, Other(*of_first), "draws")
+    alone = nonlinearity(objective, steps, 0.5)
+    assert nonlinearity(objective, steps[1:], 0.5, team=team) == pytest.approx(alone)

@@ -271,6 +271,12 @@ def test_the_energy_error_where_the_prior_is_the_identity_is_the_same_number():
     root = delta.sqrt()
     whitened = whitened_error(penalty.direction / root, penalty.start * root, u * root, remainder / root)
     assert whitened == pytest.approx(estimator.energy_error_, rel=1e-9)
+    # and a bound, where chance has made the estimate larger than that
+    error = estimator.fit_report_.energy
+    truth = torch.linalg.solve(objective.product(torch.eye(len(delta)).double()), remainder.T).T
+    dimension = error.per_parameter * float((penalty.direction != 0).any(0).sum()) / error.per_dimension
+    true = float((remainder * truth).sum(1).mean()) / dimension  # rᵀA⁻¹r
+    assert true < error.bound < 20 * true
 
 
 SIGMA = 0.2
@@ -327,7 +333,10 @@ def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
     inside = (lower <= drawn) & (drawn <= upper)
     assert 0 < int(inside.sum()) < inside.numel()
     assert torch.allclose(variance, torch.where(drawn < lower, lower, torch.where(drawn > upper, upper, drawn)))
-    assert torch.allclose(estimator.covariance(x), plain.covariance(x))
+    covariance, drawn_covariance = estimator.covariance(x), plain.covariance(x)
+    assert torch.allclose(covariance.diagonal(dim1=1, dim2=2), variance)
+    root = (variance / drawn).sqrt()
+    assert torch.allclose(covariance / (root[:, :, None] * root[:, None]), drawn_covariance)
     assert torch.allclose(estimator.standard_error(x), plain.standard_error(x))
     low, high = between.variance_bounds(problem()[2][0][0][:16])
     assert estimator.readout_.level.width == pytest.approx(float((high / low).median()))

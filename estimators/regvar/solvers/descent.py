@@ -32,12 +32,12 @@ class Descent:
     For a centred objective F is nearly a parabola, ∇F = A D − s∇r, so that slopes alone tell its value,
     F = ½ Dᵀ(∇F − s∇r), without the difference of two losses that are alike to many digits. Momentum and the noise of
     batches can make it climb at rates that any one batch would bear, and slowly: that is seen after some epochs. Where
-    λ is not `fixed`, it is made smaller after 1, 2, 4, 8, ... epochs whose end is no longer linear.
+    λ is not `fixed`, it is made smaller where the replicas after 1, 2, 4, 8, ... epochs are outside the linear region.
     """
 
     def __init__(self, replicas: Replicas, recipe: Recipe, *, fixed: bool = True) -> None:
         self.replicas, self.recipe, self.fixed = replicas, recipe, fixed
-        self.epochs = self.cuts = 0
+        self.epochs = self.looked = self.cuts = 0
         self._at_start = float("nan")
         self._lowest: float | None = None
         self._value = self._dimension = replicas.signs.new_zeros(()).double()
@@ -53,6 +53,7 @@ class Descent:
             "lam": self.replicas.lam,
             "lr": self.recipe.lr,
             "watched": self.epochs,
+            "looked": self.looked,
             "cuts": self.cuts,
             "at_start": self._at_start,
             "lowest": self._lowest,
@@ -61,7 +62,8 @@ class Descent:
 
     def restore(self, values: dict[str, Any]) -> None:
         """From `state`, λ and the learning rate aside."""
-        self.epochs, self.cuts, self._at_start = values["watched"], values["cuts"], values["at_start"]
+        self.epochs, self.looked = (values.get(name, 0) for name in ("watched", "looked"))
+        self.cuts, self._at_start = values["cuts"], values["at_start"]
         self._lowest, self.energy = values["lowest"], values["energy"]
 
     @property
@@ -117,9 +119,9 @@ class Descent:
 
     def _straighten(self, arms: Tensor) -> None:
         """A smaller λ where it takes one; the displacement, the slopes over λ and F mean the same at any."""
-        if self.fixed or self.epochs.bit_count() > 1:
+        if self.fixed or self.epochs < 2 * self.looked:
             return
-        replicas = self.replicas
+        self.looked, replicas = self.epochs, self.replicas
         lam = straighter_lam(replicas.objective, replicas.displacement(arms), replicas.lam)
         self.replicas = replace(replicas, lam=lam)
 

@@ -38,7 +38,8 @@ class FineTune(Solver):
 
     Args:
         lam: λ, or "auto": the largest whose start keeps the network linear, ‖Δf − JΔθ‖/‖JΔθ‖ ≤ 0.05 (0.005
-            in float64); made smaller on the way where the refits themselves leave the linear region.
+            in float64); with lr="auto" and a centred objective, made smaller on the way where the refits themselves
+            leave the linear region.
         difference: "forward" (one arm, enough for a centred objective), "central" or "control".
         recipe: epochs, batches and optimizer. lr="auto" takes a stable rate from the curvature of some batches, and
             half of it from each epoch on in which the objective climbs. epochs="auto" with a constant rate stops
@@ -99,7 +100,8 @@ class FineTune(Solver):
             lam = descent.replicas.lam
         landed = flights.together
         displacement = objective.team.together(landed.displacement, len(penalty.direction))
-        return Solution(displacement, self._report(objective, displacement, lam, landed.rate), image=landed.image)
+        report = SolverReport(repr(self), replicas=len(displacement), lam=lam, lr=landed.rate, nonlinearity=landed.bend)
+        return Solution(displacement, report, image=landed.image)
 
     def _landed(
         self, descent: Descent, penalty: Penalty, which: slice, checkpoint: Checkpoint, *, progress_bar: bool
@@ -122,8 +124,8 @@ class FineTune(Solver):
             checkpoint=descent.keeping(checkpoint),
             progress_bar=progress_bar,
         )
-        image = None if stopping is None else stopping.image
-        return Landed(descent.replicas.displacement(arms), image, descent.rate)
+        image, displacement = None if stopping is None else stopping.image, descent.replicas.displacement(arms)
+        return Landed(displacement, image, descent.rate, _departure(objective, displacement, descent.replicas.lam))
 
     def _size(self, objective: Objective, penalty: Penalty) -> int:
         """Replicas in flight."""
@@ -156,16 +158,18 @@ class FineTune(Solver):
         replicas = Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once)
         return Descent(replicas, recipe, fixed=self.lam != "auto")
 
-    def _report(self, objective: Objective, displacement: Tensor, lam: float, rate: float) -> SolverReport:
-        with objective.network.ledger.part("linearity"):
-            bend = nonlinearity(objective, displacement, lam)
-        if not bend <= _BENT:
-            raise LambdaTooLargeError(
-                f"refits that stay where the network responds linearly, ‖Δf − JΔθ‖ ≤ {_BENT} ‖JΔθ‖",
-                received=f"a ratio of {bend:.3g} at lam={lam:g}",
-                remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
-            )
-        return SolverReport(repr(self), replicas=len(displacement), lam=lam, lr=rate, nonlinearity=bend)
+
+def _departure(objective: Objective, displacement: Tensor, lam: float) -> float:
+    """‖Δf − JΔθ‖/‖JΔθ‖ of a flight's end. Errors: LambdaTooLargeError."""
+    with objective.network.ledger.part("linearity"):
+        bend = nonlinearity(objective, displacement, lam, team=objective.team)
+    if not bend <= _BENT:
+        raise LambdaTooLargeError(
+            f"refits that stay where the network responds linearly, ‖Δf − JΔθ‖ ≤ {_BENT} ‖JΔθ‖",
+            received=f"a ratio of {bend:.3g} at lam={lam:g}",
+            remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
+        )
+    return bend
 
 
 def _check_share(team: Team, penalty: Penalty, checkpoint: Checkpoint) -> None:

@@ -26,11 +26,12 @@ def most_in_flight(displacement: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Landed:
-    """Displacements (k, P), A times them where it was computed, and the learning rate in the end."""
+    """Displacements (k, P), A times them where it was computed, the learning rate in the end, and the departure."""
 
     displacement: Tensor
     image: Tensor | None
     rate: float
+    bend: float
 
 
 @dataclass
@@ -48,7 +49,9 @@ class Flights:
         if saved is None:
             return cls(n_replicas, size, checkpoint)
         tensors, values = saved
-        before = [Landed(tensors["landed"], tensors.get("images"), values["rate"])] if "landed" in tensors else []
+        before = []
+        if "landed" in tensors:
+            before = [Landed(tensors["landed"], tensors.get("images"), values["rate"], values.get("bend", 0.0))]
         return cls(n_replicas, values["in_flight"], checkpoint, before)
 
     def left(self) -> Iterator[slice]:
@@ -74,8 +77,8 @@ class Flights:
         """All of them."""
         images = [landed.image for landed in self.landed if landed.image is not None]
         whole = torch.cat([landed.displacement for landed in self.landed])
-        rate = min(landed.rate for landed in self.landed)
-        return Landed(whole, torch.cat(images) if len(images) == len(self.landed) else None, rate)
+        rate, bend = min(landed.rate for landed in self.landed), max(landed.bend for landed in self.landed)
+        return Landed(whole, torch.cat(images) if len(images) == len(self.landed) else None, rate, bend)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class _Kept(Checkpoint):
                 return tensors, values
             before = self.flights.together
             images = {} if before.image is None else {"images": before.image}
-            return {**tensors, "landed": before.displacement, **images}, {**values, "rate": before.rate}
+            ended = {"rate": before.rate, "bend": before.bend}
+            return {**tensors, "landed": before.displacement, **images}, {**values, **ended}
 
         self.inner.save(all_of_it)

@@ -33,7 +33,7 @@ class LinearResponse(Solver):
         tol: relative residual ‖A u − ∇r‖ / ‖∇r‖ to reach. None: 1e-10 in float64; in float32 1e-5, or, with the GGN,
             ‖A u − ∇r‖² ≤ 1e-3 ∇rᵀu in the coordinates of the prior, which bounds the relative error of ∇rᵀu (for
             Pointwise, the variance) by 1e-3; or the penalty's budget of products (posterior draws: noisy anyway),
-            and up to four times as many, if the memory bears their space, where the energy error is large after it.
+            and up to four times as many, while their space takes at most 2 GiB, where the energy error is large then.
         max_iter: block iterations, each one product with A a replica.
         basis_dtype: of the space that is kept with the fit: torch.float16 or torch.bfloat16 halves its memory and the
             file; None keeps it as it was solved in. On digits the variance changes by 4e-4 and 3e-3.

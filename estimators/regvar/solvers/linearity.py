@@ -55,11 +55,18 @@ def straighter_lam(objective: Objective, displacement: Tensor, lam: float) -> fl
 
     What the data determine shrinks along the way, ‖JΔθ‖ with it, and what the data do not see stays as long as it was:
     so the departure, relative to ‖JΔθ‖, grows from the start to the end. It is first order in λ, and the displacement
-    over λ is the same at any: a descent goes on from where it is.
+    over λ is the same at any: a descent goes on from where it is. What is round-off grows as λ falls; there λ stays.
     """
-    with objective.network.ledger.part("search for lam"):
-        bend = nonlinearity(objective, displacement, lam, team=objective.team)
-    return lam if bend <= _BENT else max(_SMALLEST_LAM, lam * _shrink(_STRAIGHT, bend))
+
+    def bend(at: float) -> float:
+        with objective.network.ledger.part("search for lam"):
+            return nonlinearity(objective, displacement, at, team=objective.team)
+
+    bent = bend(lam)
+    if bent <= _BENT:
+        return lam
+    lower = min(lam, max(_SMALLEST_LAM, lam * _shrink(_STRAIGHT, bent)))
+    return lower if not bend(lower) >= bent else lam
 
 
 def _shrink(wanted: float, bend: float) -> float:
