@@ -24,7 +24,7 @@ __all__ = ["BoundedReadout", "ClampedReadout", "DrawReadout", "Level", "restored
 
 _FEWEST, _MOST, _SHARE = 16, 256, 0.1  # training rows for the level: a tenth of them, within limits
 _OUTPUTS = 32  # for the level: a backward each
-_WIDE = 30.0  # upper over lower, where what lies between is no guide to the shape: docs/math.md, section 5
+_WIDE = 12.0  # upper over lower, where a place between them is no guide: docs/math.md, section 5
 
 
 class DrawReadout(Readout):
