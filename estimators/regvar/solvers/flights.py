@@ -42,6 +42,7 @@ class Flights:
     size: int
     checkpoint: Checkpoint
     landed: list[Landed] = field(default_factory=list)
+    saved: Learned | None = None  # what the first flight from here goes on from
 
     @classmethod
     def resumed(cls, n_replicas: int, size: int, checkpoint: Checkpoint, saved: Learned | None) -> Flights:
@@ -52,7 +53,7 @@ class Flights:
         before = []
         if "landed" in tensors:
             before = [Landed(tensors["landed"], tensors.get("images"), values["rate"], values.get("bend", 0.0))]
-        return cls(n_replicas, values["in_flight"], checkpoint, before)
+        return cls(n_replicas, values["in_flight"], checkpoint, before, saved)
 
     def left(self) -> Iterator[slice]:
         """The flights that have not landed."""
@@ -90,7 +91,7 @@ class _Kept(Checkpoint):
     number: int
 
     def load(self) -> Learned | None:
-        saved = self.inner.load()
+        saved, self.flights.saved = self.flights.saved, None
         if saved is None or saved[1]["number"] != self.number:
             return None
         return {name: tensor for name, tensor in saved[0].items() if name not in ("landed", "images")}, saved[1]
