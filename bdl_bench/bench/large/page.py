@@ -17,7 +17,7 @@ _PEAK = 8.0
 _DRAWS = 3 * math.sqrt(2 / N_DRAWS)
 _WITHIN = {"exact": 0.01, "pointwise": 0.1, "linear-response": _DRAWS, "fine-tune": _DRAWS}
 _HEADER = (
-    *("network", "P", "method", "fit, s", "variance, s", "passes", "peak, GiB", "goal", ""),
+    *("network", "P", "method", "fit, s", "variance, s", "passes", "energy error", "peak, GiB", "goal", ""),
     *("largest error", "goal", ""),
 )
 _HEAD = """# All weights of large networks
@@ -37,7 +37,8 @@ posteriors; their distance is shown, without a goal.
 exact: `LinearizedLaplace(inverse="streamed")`. pointwise: RegVar with `Pointwise`, by `LinearResponse` with its default
 tolerance, at the predicted class of each query, where it solves. linear-response and fine-tune: RegVar with
 `PosteriorDraws`, by the solver of that name. Passes (forward and backward over the rows) are those of each draw, or of
-each number solved for.
+each number solved for. The energy error, per effective dimension, says whether they were enough: above a half, fine-tune
+warns.
 
 """
 
@@ -56,9 +57,9 @@ def to_markdown(rows: dict[str, Measured]) -> str:
 
 def _line(model: str, method: str, row: Measured, reference: Measured | None) -> list[str]:
     if "failed" in row:
-        return [model, "–", method, row["failed"], *["–"] * 7, "**missed**"]
+        return [model, "–", method, row["failed"], *["–"] * 8, "**missed**"]
     start = [model, f"{row['n_parameters']:,}", method, f"{row['fit_seconds']:.0f}", f"{row['variance_seconds']:.1f}"]
-    start.append(f"{row['passes']:.0f}" if "passes" in row else "–")
+    start += [f"{row['passes']:.0f}" if "passes" in row else "–", f"{row['energy']:.2f}" if "energy" in row else "–"]
     size = row["peak"] / 2**30
     start += [gib(row["peak"]), *verdict(size, _PEAK if method in _WITHIN else None, at_most=True)]
     if reference is None:
