@@ -37,8 +37,8 @@ posteriors; their distance is shown, without a goal.
 exact: `LinearizedLaplace(inverse="streamed")`. pointwise: RegVar with `Pointwise`, by `LinearResponse` with its default
 tolerance, at the predicted class of each query, where it solves. linear-response and fine-tune: RegVar with
 `PosteriorDraws`, by the solver of that name. Passes (forward and backward over the rows) are those of each draw, or of
-each number solved for. The energy error, per effective dimension, says whether they were enough: above a half, fine-tune
-warns.
+each number solved for. The energy error, per effective dimension, says whether they were enough: above a half,
+fine-tune warns.
 
 """
 
