@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -114,13 +114,15 @@ class BoundedReadout(DrawReadout):
     Both bounds hold at every x, and the variance lies between them. Samples are the draws.
     """
 
+    clamped: ClassVar[bool] = False
+
     def __init__(self, draws: DrawReadout, bounds: VarianceBounds, level: Level) -> None:
         super().__init__(draws.network, draws.displacement, draws.block, draws.exact_block)
         self.bounds, self.level = bounds, level
 
     def state(self) -> Learned:
         tensors, learned = super().state()
-        which = {"level": asdict(self.level), "clamped": isinstance(self, ClampedReadout)}
+        which = {"level": asdict(self.level), "clamped": self.clamped}
         return {**tensors, **self.bounds.space.state()}, {**learned, **which}
 
     def through(self, of: Functional) -> BoundedReadout:
@@ -148,15 +150,17 @@ class ClampedReadout(BoundedReadout):
     they are from their end, but alike at every x.
     """
 
+    clamped = True
+
     def variance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.variance(x)
         return DrawReadout.variance(self, x).clamp(lower, upper)
 
     def covariance(self, x: PyTree) -> Tensor:
         """The correlations of the draws, and `variance` on the diagonal: Σ ← Σ √(v vᵀ / d dᵀ)."""
-        drawn = DrawReadout.covariance(self, x)
+        drawn, (lower, upper) = DrawReadout.covariance(self, x), self.bounds.variance(x)
         before = drawn.diagonal(dim1=1, dim2=2)
-        scale = (self.variance(x) / before.clamp_min(torch.finfo(drawn.dtype).tiny)).sqrt()
+        scale = (before.clamp(lower, upper) / before.clamp_min(torch.finfo(drawn.dtype).tiny)).sqrt()
         return drawn * scale[:, :, None] * scale[:, None, :]
 
     def standard_error(self, x: PyTree) -> Tensor:

@@ -51,13 +51,19 @@ class EnergyError:
 def energy_error(penalty: Penalty, delta: Tensor, displacement: Tensor, image: Tensor) -> EnergyError:
     """Of draws ξ = direction, started at z/√δ, at u = displacement, with their image A u, all (K, P); δ (P,)."""
     n, from_prior = prior_energy(penalty, delta)
-    quadratic = dots(displacement, image)  # uᵀAu
-    linear = dots(displacement, penalty.direction)  # ξᵀu
-    along_data = (quadratic - dots(displacement, displacement, delta)).mean()  # uᵀGu
-    error = float((from_prior - 2 * linear + quadratic).mean())
-    dimension = max(float(along_data), torch.finfo(image.dtype).tiny)
+    linear, quadratic = dots(displacement, penalty.direction), dots(displacement, image)  # ξᵀu, uᵀAu
+    held = dots(displacement, displacement, delta)
+    error, dimension = _error_and_dimension(from_prior, linear, quadratic, held, image.dtype)
     noise, bound = 2 / math.sqrt(dimension * len(displacement)), _bound(penalty.direction, image, delta)
     return EnergyError(error / n, error / dimension, noise, bound / dimension)
+
+
+def _error_and_dimension(
+    from_prior: Tensor, linear: Tensor, quadratic: Tensor, held: Tensor, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Means over draws of ‖z‖² − 2ξᵀu + uᵀAu, and of uᵀGu = uᵀAu − uᵀδu, from ‖z‖², ξᵀu, uᵀAu and uᵀδu, (K,) each."""
+    error, along_data = (from_prior - 2 * linear + quadratic).mean(), (quadratic - held).mean()
+    return float(error), max(float(along_data), torch.finfo(dtype).tiny)
 
 
 def _bound(direction: Tensor, image: Tensor, delta: Tensor) -> float:
@@ -83,7 +89,6 @@ def whitened_error(b: Tensor, prior_draws: Tensor, u: Tensor, remainder: Tensor)
     """
     linear = dots(u, b)
     quadratic = linear - dots(u, remainder)  # uᵀAu
-    along_data = (quadratic - dots(u, u)).mean()  # uᵀGu
-    error = (dots(prior_draws, prior_draws) - 2 * linear + quadratic).mean()
-    bound = dots(remainder, remainder).mean()
-    return float(torch.minimum(error, bound) / along_data.clamp_min(torch.finfo(u.dtype).tiny))
+    from_prior, held = dots(prior_draws, prior_draws), dots(u, u)
+    error, dimension = _error_and_dimension(from_prior, linear, quadratic, held, u.dtype)
+    return min(error, float(dots(remainder, remainder).mean())) / dimension

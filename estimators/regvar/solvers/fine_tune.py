@@ -162,7 +162,7 @@ class FineTune(Solver):
 def _departure(objective: Objective, displacement: Tensor, lam: float) -> float:
     """‖Δf − JΔθ‖/‖JΔθ‖ of a flight's end. Errors: LambdaTooLargeError."""
     with objective.network.ledger.part("linearity"):
-        bend = nonlinearity(objective, displacement, lam, team=objective.team)
+        bend = nonlinearity(objective, displacement, lam)
     if not bend <= _BENT:
         raise LambdaTooLargeError(
             f"refits that stay where the network responds linearly, ‖Δf − JΔθ‖ ≤ {_BENT} ‖JΔθ‖",

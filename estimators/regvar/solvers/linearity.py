@@ -7,7 +7,6 @@ from torch import Tensor
 
 from estimators.objective import Objective
 from estimators.regvar.penalty import Penalty
-from estimators.team import Team
 
 __all__ = ["auto_lam", "nonlinearity", "straighter_lam"]
 
@@ -17,19 +16,18 @@ _PROBED = 8
 _BENT, _STRAIGHT = 0.15, 0.08  # what a refit may come to; what is then aimed at
 
 
-def nonlinearity(objective: Objective, displacement: Tensor, lam: float, *, team: Team | None = None) -> float:
+def nonlinearity(objective: Objective, displacement: Tensor, lam: float) -> float:
     """‖Δf − JΔθ‖ / ‖JΔθ‖ for Δθ = λ · displacement (K, P), over the first batch and at most 8 of the displacements.
 
-    Where a `team` shares out the draws, over those of all processes.
+    Where several processes share out the draws, over those of all.
     """
-    team = team or Team()
     network, x = objective.network, next(iter(objective.batches)).x
     some = displacement[:_PROBED]
     linear = lam * network.jvp(x, some)
     f = network.outputs(x)
     with torch.no_grad():
         moved = torch.stack([network(objective.theta + lam * d, x) - f for d in some])
-    apart, scale = (float(team.over_draws(part.square().sum())) for part in (moved - linear, linear))
+    apart, scale = (float(objective.team.over_draws(part.square().sum())) for part in (moved - linear, linear))
     return 0.0 if scale == 0 else (apart / scale) ** 0.5
 
 
@@ -60,7 +58,7 @@ def straighter_lam(objective: Objective, displacement: Tensor, lam: float) -> fl
 
     def bend(at: float) -> float:
         with objective.network.ledger.part("search for lam"):
-            return nonlinearity(objective, displacement, at, team=objective.team)
+            return nonlinearity(objective, displacement, at)
 
     bent = bend(lam)
     if bent <= _BENT:
