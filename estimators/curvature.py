@@ -45,5 +45,5 @@ def dense_hessian(objective: Objective) -> Tensor:
     total = objective.theta.new_zeros(network.n_parameters, network.n_parameters)
     eye = torch.eye(network.n_parameters, dtype=total.dtype, device=total.device)
     for batch in objective.batches:
-        total += objective.data_term.curvature_product(network, batch, eye)
+        objective.data_term.curvature_product(network, batch, eye, total)
     return 0.5 * (total + total.T)

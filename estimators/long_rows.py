@@ -12,19 +12,18 @@ from torch import Tensor
 
 from estimators.precision.dtype import algebra_dtype
 
-__all__ = ["dots", "inner"]
+__all__ = ["combine_", "dots", "inner", "orthonormalise_"]
 
-_LONG = 2**15
+_LONG = {"cpu": 2**13}  # numbers in a part; a GPU has more to do at once
+_LONGER = 2**20
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """a bᵀ of rows (m, P) and (n, P): (m, n)."""
     wide = algebra_dtype(a.device)
-    if a.dtype == wide or a.shape[1] <= _LONG:
-        return (a @ b.T).to(wide)
     total = torch.zeros(len(a), len(b), dtype=wide, device=a.device)
     for part in _parts(a):
-        total += a[:, part] @ b[:, part].T
+        total += a[:, part].to(wide) @ b[:, part].to(wide).T
     return total
 
 
@@ -38,6 +37,36 @@ def dots(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
     return total
 
 
+def combine_(rows: Tensor, coefficients: Tensor) -> Tensor:
+    """The first rows of (m, P) become coefficients (n, m) @ rows, n <= m, in place: those, (n, P)."""
+    for part in _parts(rows):
+        rows[: len(coefficients), part] = (coefficients @ rows[:, part].to(coefficients.dtype)).to(rows.dtype)
+    return rows[: len(coefficients)]
+
+
+def orthonormalise_(rows: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis Q (k, P), k <= m, of the rows (m, P), in their place; and R (k, m), rowsᵀ = Qᵀ R.
+
+    Directions whose singular value is at most `floor` are dropped. Where the smallest that is kept is near to round-off
+    a second call makes the basis orthonormal to the last digits.
+    """
+    _, singular, right = torch.linalg.svd(_triangular(rows))  # rowsᵀ = Q₁ U S Vᵀ: Q = S⁻¹ Vᵀ rows
+    keep = singular > floor
+    kept = singular[keep, None]
+    return combine_(rows, right[: len(keep)][keep] / kept), kept * right[: len(keep)][keep]
+
+
+def _triangular(rows: Tensor) -> Tensor:
+    """R of rowsᵀ = Q R, part by part, (min(m, P), m)."""
+    found: Tensor | None = None
+    for part in _parts(rows):
+        columns = rows[:, part].T.to(algebra_dtype(rows.device))
+        found = torch.linalg.qr(columns if found is None else torch.cat([found, columns]), mode="r")[1]
+    assert found is not None
+    return found
+
+
 def _parts(rows: Tensor) -> Iterator[slice]:
-    for start in range(0, rows.shape[1], _LONG):
-        yield slice(start, start + _LONG)
+    length = _LONG.get(rows.device.type, _LONGER)
+    for start in range(0, rows.shape[1], length):
+        yield slice(start, start + length)

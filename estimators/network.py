@@ -98,15 +98,22 @@ class Network:
         """Jᵀ u for each of cotangents (K, B, C), summed over rows: (K, P)."""
         return self.outputs_and_vjp(x, lambda _: cotangents)[1]
 
-    def outputs_and_vjp(self, x: PyTree, cotangents: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """f (B, C), and Jᵀ u for each of cotangents(f) (K, B, C), summed over rows: (K, P). One forward."""
+    def outputs_and_vjp(
+        self, x: PyTree, cotangents: Callable[[Tensor], Tensor], total: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """f (B, C), and Jᵀ u for each of cotangents(f) (K, B, C), summed over rows: (K, P). One forward.
+
+        They are added to `total` (K, P), where it is given: with millions of parameters every copy counts.
+        """
         with differentiable():
             pulled = vjp(self.at(x), self.theta)
             f, pull = pulled[0], pulled[1]
             u = cotangents(f.detach())
-            result: Tensor = vmap(pull, chunk_size=self.vectors_at_once)(u)[0]
+            total = self.theta.new_zeros(len(u), self.n_parameters) if total is None else total
+            for part, some in zip(total.split(self.vectors_at_once), u.split(self.vectors_at_once), strict=True):
+                part += vmap(pull)(some)[0].detach()
         self.ledger.backward(len(u) * n_rows(x))
-        return f.detach(), result.detach()
+        return f.detach(), total
 
     def jacobian(self, x: PyTree) -> Tensor:
         """J at each row, (B, C, P): reverse mode, vectorised over rows where the model allows."""

@@ -25,5 +25,5 @@ def precision_noise(objective: Objective, n_draws: int, generator: torch.Generat
 
     with network.ledger.part("noise"):
         for batch in objective.batches:
-            xi += network.outputs_and_vjp(batch.x, partial(root_g, batch.y))[1]
+            network.outputs_and_vjp(batch.x, partial(root_g, batch.y), xi)
     return xi, z

@@ -61,8 +61,8 @@ class DataTerm(ABC):
         """Sum over the rows, a scalar; differentiable in θ (P,), and safe inside vmap."""
 
     @abstractmethod
-    def curvature_product(self, network: Network, batch: Batch, vectors: Tensor) -> Tensor:
-        """(K, P) -> (K, P): the batch's second derivative at θ̂ times each vector."""
+    def curvature_product(self, network: Network, batch: Batch, vectors: Tensor, total: Tensor | None = None) -> Tensor:
+        """(K, P) -> (K, P): the batch's second derivative at θ̂ times each vector; added to `total`, where given."""
 
 
 class Labels(DataTerm):
@@ -76,7 +76,7 @@ class Labels(DataTerm):
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
         return self.likelihood.nll(network(theta, x), targets).sum()
 
-    def curvature_product(self, network: Network, batch: Batch, vectors: Tensor) -> Tensor:
+    def curvature_product(self, network: Network, batch: Batch, vectors: Tensor, total: Tensor | None = None) -> Tensor:
         gradient = grad(lambda theta: self.likelihood.nll(network(theta, batch.x), batch.y).sum())
 
         def product(v: Tensor) -> Tensor:  # v → H v, forward over reverse
@@ -85,7 +85,8 @@ class Labels(DataTerm):
 
         k = len(vectors)
         with differentiable(), network.ledger.transformed(tangent=k, backward=k, backward_a_call=1) as counted:
-            return vmap(counted(product), chunk_size=network.vectors_at_once)(vectors).detach()
+            images: Tensor = vmap(counted(product), chunk_size=network.vectors_at_once)(vectors).detach()
+        return images if total is None else total.add_(images)
 
 
 class TiltedLabels(Labels):
@@ -116,14 +117,14 @@ class SelfTargets(DataTerm):
         f_ref, y = targets
         return self.likelihood.given(y).expected_nll(network(theta, x), f_ref).sum()
 
-    def curvature_product(self, network: Network, batch: Batch, vectors: Tensor) -> Tensor:
+    def curvature_product(self, network: Network, batch: Batch, vectors: Tensor, total: Tensor | None = None) -> Tensor:
         jv = network.jvp(batch.x, vectors)  # v → J v
         likelihood = self.likelihood.given(batch.y)
 
         def h_jv(f: Tensor) -> Tensor:  # J v → Λ J v
             return likelihood.hessian_product(f, jv)
 
-        return network.outputs_and_vjp(batch.x, h_jv)[1]  # Λ J v → Jᵀ Λ J v
+        return network.outputs_and_vjp(batch.x, h_jv, total)[1]  # Λ J v → Jᵀ Λ J v
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Objective:
         """A v for each of vectors (K, P): one shared pass over the data."""
         total = torch.zeros_like(vectors)
         for batch in self.team.parts(self.batches):
-            total += self.data_term.curvature_product(self.network, batch, vectors)
+            self.data_term.curvature_product(self.network, batch, vectors, total)
         return self.team.total(total).addcmul_(vectors, self.prior.precision)
 
     def centred(self, *, curvature: str) -> Objective:

@@ -12,38 +12,50 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError
+from estimators.long_rows import dots
 from estimators.precision.block_lanczos import BlockLanczos, Product
 from estimators.state import Learned
 
 __all__ = ["BlockSolution", "GoOn", "block_cg"]
 
-GoOn = Callable[[Tensor, Tensor, int], bool]
-"""u and b − A u, both (K, P), and the iterations behind them -> whether there should be another."""
-
 
 @dataclass(frozen=True)
 class BlockSolution:
-    """`solution` (K, P) of A u = b, `remainder` b − A u (K, P), and its relative norms `residuals` (K,).
+    """`solution` (K, P) of A u = b, and the relative norms `residuals` (K,) of b − A u = leftᵀ Q, left (k, K).
 
     The last Krylov space: W (r, P), T = W A Wᵀ (r, r), and the block Q (k, P) that would have come next, with
     `coupling` Q A Wᵀ (k, r): A Wᵀ = Wᵀ T + Qᵀ coupling. `basis` is W and Q, one after the other.
     """
 
     solution: Tensor
-    remainder: Tensor
+    left: Tensor
     residuals: Tensor
     iterations: int
     products: int
     basis: Tensor
     projected: Tensor
     coupling: Tensor
+
+    @property
+    def next_block(self) -> Tensor:
+        """Q."""
+        return self.basis[len(self.projected) :]
+
+    @property
+    def remainder(self) -> Tensor:
+        """b − A u, (K, P)."""
+        return self.left.T.to(self.basis.dtype) @ self.next_block
+
+
+GoOn = Callable[[BlockSolution], bool]
+"""What there is -> whether there should be another iteration."""
 
 
 def block_cg(
@@ -60,66 +72,101 @@ def block_cg(
 ) -> BlockSolution:
     """Solve A u = b for right_hand_sides (K, P), from `start` (K, P) or zero, to ‖b − A u‖ ≤ tol ‖b‖.
 
-    With energy_tol > 0, for A ⪰ I, ‖b − A u‖² ≤ energy_tol·bᵀu is enough, too: then bᵀu is that near to bᵀA⁻¹b.
-    The basis is bounded by 4 GiB and a third of the memory: beyond it, its leading half is kept. With a `checkpoint` it
-    goes on from the last iteration kept.
+    With energy_tol > 0, ‖b − A u‖² ≤ energy_tol·bᵀu is enough, too: where A ⪰ m, then bᵀu is within energy_tol/m of
+    bᵀA⁻¹b. The basis is bounded by 4 GiB and a third of the memory: beyond it, its leading half is kept. With a
+    `checkpoint` it goes on from the last iteration kept.
     After `max_iter` iterations `go_on` is asked before each further one.
     Errors: IndefiniteHessianError where T has a negative eigenvalue; ConvergenceError after the last iteration,
     unless what is reached by then is good enough (`must_converge` False).
     """
-    b, tiny = right_hand_sides, torch.finfo(right_hand_sides.dtype).tiny
-    scale: Tensor = b.norm(dim=1).clamp_min(tiny)
-    u = torch.zeros_like(b) if start is None else start.clone()
-    iterations = products = 0
     checkpoint = checkpoint or Checkpoint()
     saved = checkpoint.load()
     if saved is not None:
-        cycle, u, iterations, products = _resumed(product, saved, u.device)
-    else:
-        cycle = BlockLanczos(product, b.clone() if start is None else b - product(u))
-        products += len(u) * (start is not None)
-
-    def within() -> Tensor:
-        """The residuals that will do, (K,)."""
-        if not energy_tol:
-            return tol * scale
-        linear = (b * (u + cycle.correction())).sum(1)
-        enough: Tensor = (energy_tol * linear.clamp_min(0)).sqrt()
-        return torch.maximum(tol * scale, enough)
-
-    def more() -> bool:
-        if iterations < max_iter or go_on is None:
-            return iterations < max_iter
-        return go_on(u + cycle.correction(), cycle.remainder(), iterations)
-
-    while not cycle.done(within()) and more():
-        if cycle.full():
-            u = u + cycle.correction()
-            cycle.thin()
-        cycle.extend()
-        cycle.solve()
-        iterations += 1
-        checkpoint.save(partial(_state, cycle, u, iterations, products))
-    relative = cycle.residual_norms() / scale
-    if must_converge and not cycle.done(within()):
+        solve = _Solve.resumed(product, right_hand_sides, tol, energy_tol, saved)
+    else:  # room for what will be needed, where that is known
+        blocks = {} if must_converge else {"blocks": max_iter + 1}
+        solve = _Solve.begun(product, right_hand_sides, tol, energy_tol, start, **blocks)
+    while not solve.done and (solve.iterations < max_iter or (go_on is not None and go_on(solve.solved))):
+        solve.step()
+        checkpoint.save(solve.state)
+    solved = solve.solved
+    if must_converge and not solve.done:
         raise ConvergenceError(
             f"a relative residual of at most {tol:g} within {max_iter} iterations",
-            received=f"{float(relative.max()):.3g} after {iterations}",
+            received=f"{float(solved.residuals.max()):.3g} after {solved.iterations}",
             remedy="raise max_iter, loosen tol, or use a larger prior_precision (a better conditioned A).",
         )
-    u, products = u + cycle.correction(), products + cycle.products
-    remainder, coupling = cycle.remainder(), cycle.full_coupling()
-    return BlockSolution(u, remainder, relative, iterations, products, cycle.extended(), cycle.projected, coupling)
+    return solved
 
 
-def _state(cycle: BlockLanczos, u: Tensor, iterations: int, products: int) -> Learned:
-    counters = {"iterations": iterations, "products": products, "in_cycle": cycle.products}
-    return {"u": u, **cycle.tensors()}, counters
+@dataclass
+class _Solve:
+    """A solve on its way; `begin` (K, P) is u where the present cycle began, None for zero."""
 
+    b: Tensor
+    tol: float
+    energy_tol: float
+    begin: Tensor | None
+    cycle: BlockLanczos
+    iterations: int = 0
+    products: int = 0  # of cycles and checkpoints before
 
-def _resumed(product: Product, saved: Learned, device: torch.device) -> tuple[BlockLanczos, Tensor, int, int]:
-    """The cycle, u and the counters of `_state`."""
-    tensors = {name: tensor.to(device) for name, tensor in saved[0].items()}
-    cycle = BlockLanczos.restored(product, tensors)
-    iterations, products, cycle.products = (saved[1][name] for name in ("iterations", "products", "in_cycle"))
-    return cycle, tensors["u"], iterations, products
+    @classmethod
+    def begun(
+        cls, product: Product, b: Tensor, tol: float, energy_tol: float, start: Tensor | None, **room: int
+    ) -> Self:
+        """At `start`."""
+        residual = b if start is None else product(start).neg_().add_(b)
+        cycle = BlockLanczos(product, residual, **room)
+        return cls(b, tol, energy_tol, start, cycle, products=0 if start is None else len(start))
+
+    @classmethod
+    def resumed(cls, product: Product, b: Tensor, tol: float, energy_tol: float, saved: Learned) -> Self:
+        """From `state()`."""
+        tensors = {name: tensor.to(b.device) for name, tensor in saved[0].items()}
+        cycle = BlockLanczos.restored(product, tensors)
+        return cls(b, tol, energy_tol, tensors.get("u"), cycle, saved[1]["iterations"], saved[1]["products"])
+
+    def state(self) -> Learned:
+        begin = {} if self.begin is None else {"u": self.begin}
+        counters = {"iterations": self.iterations, "products": self.products + self.cycle.products}
+        return {**begin, **self.cycle.tensors()}, counters
+
+    def step(self) -> None:
+        """One iteration."""
+        if self.cycle.full():
+            self.begin = self.solution
+            self.cycle.thin()
+        self.cycle.extend()
+        self.cycle.solve()
+        self.iterations += 1
+
+    @property
+    def done(self) -> bool:
+        """Whether every residual will do."""
+        return self.cycle.done(self._within())
+
+    @property
+    def solution(self) -> Tensor:
+        """u (K, P), a new tensor."""
+        correction = self.cycle.correction()
+        return correction if self.begin is None else correction.add_(self.begin)
+
+    @property
+    def solved(self) -> BlockSolution:
+        """What there is by now."""
+        cycle = self.cycle
+        residuals, products = cycle.residual_norms() / self._scale, self.products + cycle.products
+        space = (cycle.extended, cycle.projected, cycle.full_coupling())
+        return BlockSolution(self.solution, cycle.left, residuals, self.iterations, products, *space)
+
+    @property
+    def _scale(self) -> Tensor:
+        return dots(self.b, self.b).sqrt().clamp_min(torch.finfo(self.b.dtype).tiny)
+
+    def _within(self) -> Tensor:
+        """The residuals that will do, (K,)."""
+        relative = self.tol * self._scale
+        if not self.energy_tol:
+            return relative
+        return torch.maximum(relative, (self.energy_tol * dots(self.b, self.solution).clamp_min(0)).sqrt())

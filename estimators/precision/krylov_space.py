@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from estimators.precision.block_cg import BlockSolution
+from estimators.precision.coordinates import Coordinates
 from estimators.precision.stored_rows import StoredRows
 
 __all__ = ["KrylovSpace"]
@@ -38,10 +39,16 @@ class KrylovSpace:
     seen: Tensor
 
     @classmethod
-    def of(cls, solved: BlockSolution, scale: Tensor, dtype: torch.dtype | None = None) -> KrylovSpace:
-        """The space of a solve in the coordinates θ̃ = θ/s, kept in `dtype`; its basis is scaled in place."""
-        stored = StoredRows.of(solved.basis.mul_(scale), dtype)
-        return cls._with(stored, scale, solved.projected.double(), solved.coupling.double())
+    def of(
+        cls, solved: BlockSolution, coordinates: Coordinates, delta: Tensor, dtype: torch.dtype | None = None
+    ) -> KrylovSpace:
+        """The space of a solve in `coordinates`, for prior precisions δ (P,), kept in `dtype`.
+
+        The solve's basis is scaled in place: it is not to be used afterwards.
+        """
+        stored = StoredRows.of(solved.basis.mul_(coordinates.whitener), dtype)
+        projected, coupling = (small.double() / coordinates.unit for small in (solved.projected, solved.coupling))
+        return cls._with(stored, delta.rsqrt(), projected, coupling)
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor]) -> KrylovSpace:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from estimators.long_rows import dots, inner
 from estimators.memory import rows_per_chunk
 from estimators.network import Network
 from estimators.precision.krylov_space import KrylovSpace
@@ -62,7 +63,8 @@ class VarianceBounds:
         lower, dtype = inside.square().sum(0), self.network.theta.dtype
         if self.block is not None:
             lower = lower + self.block.variance(x)
-        prior = (jacobian * self.space.scale).double().square().sum(-1)  # Σ_p J_cp² / δ_p
+        rows = jacobian.flatten(0, 1)
+        prior = dots(rows, rows, self.space.scale.square()).view_as(lower)  # Σ_p J_cp² / δ_p
         upper = prior - taken.square().sum(0)
         return lower.to(dtype), torch.maximum(upper, lower).to(dtype)
 
@@ -72,13 +74,13 @@ class VarianceBounds:
         lower, dtype = torch.einsum("rmc,rmd->mcd", inside, inside), self.network.theta.dtype
         if self.block is not None:
             lower = lower + self.block.covariance(x)
-        scaled = (jacobian * self.space.scale).double()
-        upper = scaled @ scaled.transpose(1, 2) - torch.einsum("rmc,rmd->mcd", taken, taken)
+        prior = torch.stack([inner(rows, rows) for rows in jacobian.mul_(self.space.scale)])
+        upper = prior - torch.einsum("rmc,rmd->mcd", taken, taken)
         return lower.to(dtype), upper.to(dtype)
 
     def _responses(self, x: PyTree, jacobian: Tensor) -> tuple[Tensor, Tensor]:
         """S^(−½) Z Jᵀ and what the data take away, (·, M, C) in float64."""
-        response = torch.tensordot(self.space.basis, jacobian, dims=([1], [2])).double()  # [W; Q] Jᵀ
+        response = inner(self.space.basis, jacobian.flatten(0, 1)).unflatten(1, jacobian.shape[:2])  # [W; Q] Jᵀ
         taken = torch.tensordot(self.space.seen, response, dims=1)
         inside = response[: self.space.rank]
         if self.block is not None and self.along_block is not None:

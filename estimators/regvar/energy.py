@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from estimators.errors import NotConvergedWarning
-from estimators.long_rows import dots
+from estimators.long_rows import dots, inner
+from estimators.precision.block_cg import BlockSolution
+from estimators.precision.coordinates import Coordinates
 from estimators.regvar.penalty import Penalty
+from estimators.team import Team
 
-__all__ = ["FAIR", "EnergyError", "energy_error", "prior_energy", "whitened_error"]
+__all__ = ["FAIR", "DrawEnergies", "EnergyError", "prior_energy"]
 
 FAIR = 0.5  # digits MLP: .26 to .36 with a mean variance within 2 %, .53 with 6 %, 1 and more far off
 
@@ -48,47 +53,63 @@ class EnergyError:
             )
 
 
-def energy_error(penalty: Penalty, delta: Tensor, displacement: Tensor, image: Tensor) -> EnergyError:
-    """Of draws ξ = direction, started at z/√δ, at u = displacement, with their image A u, all (K, P); δ (P,)."""
-    n, from_prior = prior_energy(penalty, delta)
-    linear, quadratic = dots(displacement, penalty.direction), dots(displacement, image)  # ξᵀu, uᵀAu
-    held = dots(displacement, displacement, delta)
-    error, dimension = _error_and_dimension(from_prior, linear, quadratic, held, image.dtype)
-    noise, bound = 2 / math.sqrt(dimension * len(displacement)), _bound(penalty.direction, image, delta)
-    return EnergyError(error / n, error / dimension, noise, bound / dimension)
+@dataclass(frozen=True)
+class DrawEnergies:
+    """What the energy error is made of, for each draw: terms (K, 5); and n, over how many parameters they are drawn."""
+
+    terms: Tensor
+    n: float
+
+    @classmethod
+    def of(cls, penalty: Penalty, delta: Tensor, displacement: Tensor, image: Tensor) -> Self:
+        """Of draws ξ = direction, started at z/√δ, at u = displacement, with their image A u, all (K, P); δ (P,)."""
+        n, from_prior = prior_energy(penalty, delta)
+        linear, quadratic = dots(displacement, penalty.direction), dots(displacement, image)  # ξᵀu, uᵀAu
+        held, bound = dots(displacement, displacement, delta), _bounds(penalty.direction, image, delta)
+        return cls(torch.stack([from_prior, linear, quadratic, held, bound], 1), n)
+
+    @classmethod
+    def solved(cls, penalty: Penalty, delta: Tensor, coordinates: Coordinates, solved: BlockSolution) -> Self:
+        """The same after a solve in other `coordinates`, from u alone: b − A u = leftᵀ Q, along the next block Q."""
+        n, from_prior = prior_energy(penalty, delta)
+        u, unit = solved.solution, coordinates.unit  # of the prior
+        linear = dots(u, coordinates.right(penalty.direction))
+        quadratic = linear - (inner(u, solved.next_block) * solved.left.T).sum(1)
+        held, left = unit * dots(u, u), solved.left.square().sum(0)
+        bound = left / unit if unit > 0 else torch.full_like(left, math.inf)
+        return cls(torch.stack([from_prior, linear, quadratic, held, bound], 1), n)
+
+    @classmethod
+    def joined(cls, parts: Sequence[DrawEnergies]) -> Self:
+        """Those of draws that were solved a part after the other."""
+        return cls(torch.cat([part.terms for part in parts]), parts[0].n)
+
+    def together(self, team: Team, n_draws: int) -> Self:
+        """Those of all draws, where several processes have shared them out."""
+        return replace(self, terms=team.together(self.terms, n_draws))
+
+    @property
+    def error(self) -> EnergyError:
+        """Of all draws."""
+        from_prior, linear, quadratic, held, bound = self.terms.mean(0).tolist()
+        error, dimension = from_prior - 2 * linear + quadratic, max(quadratic - held, 1e-30)
+        noise = 2 / math.sqrt(dimension * len(self.terms))
+        return EnergyError(error / self.n, error / dimension, noise, bound / dimension)
 
 
-def _error_and_dimension(
-    from_prior: Tensor, linear: Tensor, quadratic: Tensor, held: Tensor, dtype: torch.dtype
-) -> tuple[float, float]:
-    """Means over draws of ‖z‖² − 2ξᵀu + uᵀAu, and of uᵀGu = uᵀAu − uᵀδu, from ‖z‖², ξᵀu, uᵀAu and uᵀδu, (K,) each."""
-    error, along_data = (from_prior - 2 * linear + quadratic).mean(), (quadratic - held).mean()
-    return float(error), max(float(along_data), torch.finfo(dtype).tiny)
-
-
-def _bound(direction: Tensor, image: Tensor, delta: Tensor) -> float:
-    """Mean of Σ (ξ − A u)²/δ, a draw at a time; infinite without a prior on every parameter."""
+def _bounds(direction: Tensor, image: Tensor, delta: Tensor) -> Tensor:
+    """Σ (ξ − A u)²/δ of each draw, one at a time; infinite without a prior on every parameter."""
     if not bool((delta > 0).all()):
-        return math.inf
+        return torch.full_like(dots(image[:, :1], image[:, :1]), math.inf)
     remainders = ((xi - product)[None] for xi, product in zip(direction, image, strict=True))
-    return sum(float(dots(r, r, 1 / delta)) for r in remainders) / len(direction)
+    return torch.cat([dots(r, r, 1 / delta) for r in remainders])
 
 
 def prior_energy(penalty: Penalty, delta: Tensor) -> tuple[float, Tensor]:
     """n, and ‖z‖² of each draw, (K,), over what is drawn."""
     assert penalty.start is not None
-    drawn = (penalty.direction != 0).any(0)
+    drawn = torch.zeros_like(delta, dtype=torch.bool)
+    for direction in penalty.direction:
+        drawn |= direction != 0
     unknown = float((drawn & (delta == 0)).sum())  # without a prior, z itself is not kept
     return float(drawn.sum()), dots(penalty.start, penalty.start, delta * drawn) + unknown
-
-
-def whitened_error(b: Tensor, prior_draws: Tensor, u: Tensor, remainder: Tensor) -> float:
-    """The energy error per dimension, or its bound if that is less, where the prior is the identity.
-
-    A = G + 1, b − A u = remainder, all (K, P).
-    """
-    linear = dots(u, b)
-    quadratic = linear - dots(u, remainder)  # uᵀAu
-    from_prior, held = dots(prior_draws, prior_draws), dots(u, u)
-    error, dimension = _error_and_dimension(from_prior, linear, quadratic, held, u.dtype)
-    return min(error, float(dots(remainder, remainder).mean())) / dimension

@@ -19,11 +19,13 @@ from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.pytrees import PyTree, split_rows
 from estimators.regvar.centred import check_combination, refit_objective
 from estimators.regvar.draw_readout import BoundedReadout, ClampedReadout, DrawReadout
-from estimators.regvar.energy import energy_error
+from estimators.regvar.energy import DrawEnergies
+from estimators.regvar.penalty import Penalty
 from estimators.regvar.readout import Readout
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
 from estimators.regvar.report import FitReport, relative_gradient
 from estimators.regvar.solvers import FineTune, Solver
+from estimators.regvar.solvers.base import Solution
 from estimators.state import Learned
 from estimators.subsets import SubsetSpec
 
@@ -118,9 +120,7 @@ class RegVar(UncertaintyEstimator):
             readout = read(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
         if isinstance(readout, DrawReadout):
-            with objective.network.ledger.part("energy error"):
-                image = objective.product(solution.displacement) if solution.image is None else solution.image  # u → Au
-            energy = energy_error(penalty, objective.prior.precision, solution.displacement, image)
+            energy = _energies(objective, penalty, solution).error
             self.fit_report_ = replace(self.fit_report_, energy=energy, exact_block=readout.exact_block)
             if solution.report.residual is None or isinstance(readout, ClampedReadout):  # the others know their end
                 energy.warn_if_large()
@@ -209,3 +209,12 @@ class RegVar(UncertaintyEstimator):
         """‖∇L(θ̂)‖ / ‖δ(θ̂ − θ₀)‖: 0 at a stationary θ̂; centred refits are right at any."""
         self._check_fitted()
         return self.fit_report_.relative_gradient
+
+
+def _energies(objective: Objective, penalty: Penalty, solution: Solution) -> DrawEnergies:
+    """Of posterior draws: the solver's own, or by one product with A a draw."""
+    if solution.energies is not None:
+        return solution.energies
+    with objective.network.ledger.part("energy error"):
+        image = objective.product(solution.displacement)  # u → A u
+    return DrawEnergies.of(penalty, objective.prior.precision, solution.displacement, image)

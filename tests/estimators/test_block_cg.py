@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from estimators.errors import ConvergenceError, IndefiniteHessianError, UnsupportedError
-from estimators.long_rows import dots, inner
+from estimators.long_rows import combine_, dots, inner, orthonormalise_
 from estimators.precision.block_cg import block_cg
-from estimators.precision.block_lanczos import _orthonormal_rows, krylov_basis
+from estimators.precision.block_lanczos import krylov_basis
 from estimators.precision.cg import CGPrecision
 from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.precision.dense import DensePrecision
@@ -301,7 +301,7 @@ def test_long_rows_in_single_precision_are_orthonormal_to_seven_digits():
     """LAPACK's norms of rows of millions of entries err by 1e-4 and more: too much for the smallest eigenvalues."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(3, 4_000_000, generator=generator) * torch.rand(4_000_000, generator=generator).pow(4)
-    basis, factor = _orthonormal_rows(rows, torch.tensor(1e-6))
+    basis, factor = orthonormalise_(rows.clone(), torch.tensor(1e-6))
     assert float((inner(basis, basis) - torch.eye(3)).abs().max()) < 2e-6
     assert float((rows - factor.T.float() @ basis).norm() / rows.norm()) < 2e-5
     parts = [part.double() for part in rows.split(500_000, dim=1)]
@@ -311,15 +311,42 @@ def test_long_rows_in_single_precision_are_orthonormal_to_seven_digits():
     assert float((dots(rows, rows[0]) - exact[:, 0]).abs().max() / exact[0, 0]) < 2e-6
 
 
+@pytest.mark.parametrize("n", [7, 3, 70_000])
+def test_rows_are_made_orthonormal_in_their_place_and_those_that_depend_on_others_are_dropped(n):
+    rows = torch.randn(5, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows[3] = rows[0] - 2 * rows[2]
+    before = rows.clone()
+    basis, factor = orthonormalise_(rows, torch.tensor(1e-10))
+    assert basis.data_ptr() == rows.data_ptr()
+    assert basis.shape == (min(n, 4), n)
+    assert torch.allclose(basis @ basis.T, torch.eye(len(basis)).double(), atol=1e-10)
+    assert torch.allclose(factor.T @ basis, before, atol=1e-10)
+
+
+def test_a_block_of_nothing_has_no_basis():
+    basis, factor = orthonormalise_(torch.zeros(3, 50), torch.tensor(0.0))
+    assert (basis.shape, factor.shape) == ((0, 50), (0, 3))
+
+
+def test_rows_are_combined_in_their_place():
+    rows = torch.randn(4, 90_000, generator=torch.Generator().manual_seed(0))
+    coefficients = torch.randn(2, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wanted = (coefficients @ rows.double()).float()
+    found = combine_(rows, coefficients)
+    assert found.data_ptr() == rows.data_ptr()
+    assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("start", [None, "given"])
 def test_after_its_iterations_it_asks_with_what_it_has_whether_to_go_on(start):
     a, b, seen = matrix(SPECTRA["ill conditioned"]), vectors(2), []
     start = vectors(2, seed=4) if start else None
 
-    def until_the_fifth(u, remainder, iterations):
-        assert torch.allclose(b - u @ a, remainder, rtol=1e-6, atol=1e-8 * float(a.norm()))
-        seen.append(iterations)
-        return iterations < 5
+    def until_the_fifth(solved):
+        assert torch.allclose(b - solved.solution @ a, solved.remainder, rtol=1e-6, atol=1e-8 * float(a.norm()))
+        assert torch.allclose(solved.residuals, solved.remainder.norm(dim=1) / b.norm(dim=1))
+        seen.append(solved.iterations)
+        return solved.iterations < 5
 
     solved = block_cg(product_of(a), b, start=start, max_iter=3, must_converge=False, go_on=until_the_fifth)
     assert seen == [3, 4, 5]

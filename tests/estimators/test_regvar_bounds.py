@@ -10,11 +10,12 @@ from torch import nn
 from estimators import FineTune, Gaussian, LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
 from estimators.errors import NotConvergedWarning, OptionError, UnsupportedError
 from estimators.precision.block_cg import block_cg
+from estimators.precision.coordinates import Coordinates
 from estimators.precision.krylov_space import KrylovSpace
 from estimators.precision.stored_rows import StoredRows
 from estimators.regvar import draw_readout, energy
 from estimators.regvar.draw_readout import BoundedReadout, ClampedReadout, DrawReadout
-from estimators.regvar.energy import whitened_error
+from estimators.regvar.energy import DrawEnergies
 from estimators.regvar.regularizers import posterior_draws
 from estimators.regvar.solvers import linear_response
 
@@ -172,7 +173,9 @@ def test_the_image_that_the_energy_error_needs_costs_no_product(delta):
     objective = estimator.refit_objective_
     penalty, _ = estimator.regularizer.pose(objective)
     solution = estimator.solver.solve(objective, penalty)
-    assert torch.allclose(solution.image, objective.product(solution.displacement), rtol=1e-9, atol=1e-10)
+    precision, u = objective.prior.precision, solution.displacement
+    measured = DrawEnergies.of(penalty, precision, u, objective.product(u))
+    assert torch.allclose(solution.energies.terms, measured.terms, rtol=1e-9, atol=1e-10)
 
 
 def test_the_standard_error_is_that_of_the_level():
@@ -211,7 +214,8 @@ def test_round_off_of_a_low_rank_matrix_is_left_to_the_prior():
     matrix = rows.T @ rows + torch.eye(60, dtype=torch.float64)
     right = torch.randn(4, 60, generator=generator, dtype=torch.float64)
     solved = block_cg(lambda v: v @ matrix, right, tol=1e-12)
-    space = KrylovSpace.of(solved, torch.ones(60, dtype=torch.float64))
+    delta = torch.ones(60, dtype=torch.float64)
+    space = KrylovSpace.of(solved, Coordinates.of(delta), delta)
     taken = space.basis.T @ space.seen.T @ space.seen @ space.basis
     wanted = torch.eye(60, dtype=torch.float64) - torch.linalg.inv(matrix)
     assert math.isclose(float((taken - wanted).abs().max()), 0, abs_tol=1e-10)
@@ -262,21 +266,41 @@ def test_another_dtype_for_the_basis_is_refused():
         LinearResponse(basis_dtype=torch.int8)
 
 
-def test_the_energy_error_where_the_prior_is_the_identity_is_the_same_number():
+def test_the_energy_error_has_a_certain_bound():
+    """Where chance has made the estimate larger than that."""
     estimator, _ = fitted(1.7, solver=LinearResponse(max_iter=2), n_draws=3)
     objective = estimator.refit_objective_
     penalty, _ = estimator.regularizer.pose(objective)
-    delta, u = objective.prior.precision, estimator.readout_.displacement
+    u = estimator.readout_.displacement
     remainder = penalty.direction - objective.product(u)
-    root = delta.sqrt()
-    whitened = whitened_error(penalty.direction / root, penalty.start * root, u * root, remainder / root)
-    assert whitened == pytest.approx(estimator.energy_error_, rel=1e-9)
-    # and a bound, where chance has made the estimate larger than that
     error = estimator.fit_report_.energy
-    truth = torch.linalg.solve(objective.product(torch.eye(len(delta)).double()), remainder.T).T
+    truth = torch.linalg.solve(objective.product(torch.eye(u.shape[1]).double()), remainder.T).T
     dimension = error.per_parameter * float((penalty.direction != 0).any(0).sum()) / error.per_dimension
     true = float((remainder * truth).sum(1).mean()) / dimension  # rᵀA⁻¹r
     assert true < error.bound < 20 * true
+
+
+def test_energies_of_parts_are_those_of_the_whole():
+    estimator, _ = fitted(1.7, solver=LinearResponse(max_iter=2), n_draws=5)
+    objective, u = estimator.refit_objective_, estimator.readout_.displacement
+    penalty, _ = estimator.regularizer.pose(objective)
+    image, delta = objective.product(u), objective.prior.precision
+    parts = [DrawEnergies.of(penalty.part(p), delta, u[p], image[p]) for p in (slice(0, 2), slice(2, 5))]
+    assert DrawEnergies.joined(parts).error.per_dimension == pytest.approx(estimator.energy_error_, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("delta", "unit", "same"), [((2, 2, 2), 2, True), ((2, 0.5, 4), 1, False), ((2, 0, 4), 0, True)], ids=str
+)
+def test_a_single_prior_precision_needs_no_other_coordinates(delta, unit, same):
+    delta, v, seen = torch.tensor(delta, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64), []
+    coordinates = Coordinates.of(delta)
+    assert coordinates.unit == unit
+    image = coordinates.product(lambda v: seen.append(v) or delta * v)(v)
+    assert [found is v for found in (coordinates.right(v), coordinates.into(v), seen[0])] == [same] * 3
+    if unit:
+        assert torch.allclose(image, unit * v)
+        assert torch.allclose(coordinates.whitener * v, delta.rsqrt())
 
 
 SIGMA = 0.2

@@ -13,6 +13,7 @@ from estimators.checkpoint import Checkpoint
 from estimators.errors import OptionError
 from estimators.objective import Objective
 from estimators.precision.krylov_space import KrylovSpace
+from estimators.regvar.energy import DrawEnergies
 from estimators.regvar.penalty import Penalty
 
 __all__ = ["Solution", "Solver", "SolverReport", "checked_lam"]
@@ -41,11 +42,11 @@ class SolverReport:
 
 @dataclass(frozen=True)
 class Solution:
-    """Displacements (K, P) ≈ A⁻¹∇r, and the report; where the solver has them, A·displacement and its Krylov space."""
+    """Displacements (K, P) ≈ A⁻¹∇r, and the report; where the solver has them, energies and its Krylov space."""
 
     displacement: Tensor
     report: SolverReport
-    image: Tensor | None = None
+    energies: DrawEnergies | None = None
     space: KrylovSpace | None = None
 
 

@@ -96,23 +96,21 @@ class FineTune(Solver):
         flights = Flights.resumed(len(mine.direction), self._size(objective, mine), checkpoint, saved)
         for which in flights.left():
             descent = self._descent(objective, mine.part(which), lam, recipe)
-            flights.land(self._landed(descent, penalty, which, flights.keeping(), progress_bar=progress_bar))
+            flights.land(self._landed(descent, len(penalty.direction), flights.keeping(), progress_bar=progress_bar))
             lam = descent.replicas.lam
         landed = flights.together
-        displacement = objective.team.together(landed.displacement, len(penalty.direction))
+        team, k, energies = objective.team, len(penalty.direction), landed.energies
+        displacement = team.together(landed.displacement, k)
         report = SolverReport(repr(self), replicas=len(displacement), lam=lam, lr=landed.rate, nonlinearity=landed.bend)
-        return Solution(displacement, report, image=landed.image)
+        return Solution(displacement, report, None if energies is None else energies.together(team, k))
 
-    def _landed(
-        self, descent: Descent, penalty: Penalty, which: slice, checkpoint: Checkpoint, *, progress_bar: bool
-    ) -> Landed:
-        """A flight: the descent of some of the replicas."""
+    def _landed(self, descent: Descent, n_draws: int, checkpoint: Checkpoint, *, progress_bar: bool) -> Landed:
+        """A flight: the descent of some of the replicas of all `n_draws`."""
         objective = descent.replicas.objective
         guarded = self.recipe.lr == "auto" and objective.data_term.centred
         stopping = None
-        if guarded and self._chooses and penalty.start is not None:
-            measured = penalty if objective.team.shares == "draws" else penalty.part(which)
-            stopping = Stopping(descent, measured, len(penalty.direction))
+        if guarded and self._chooses and descent.replicas.penalty.start is not None:
+            stopping = Stopping(descent, n_draws)
         arms = fit_weights(
             descent.replicas.start,
             descent.gradient,
@@ -124,8 +122,9 @@ class FineTune(Solver):
             checkpoint=descent.keeping(checkpoint),
             progress_bar=progress_bar,
         )
-        image, displacement = None if stopping is None else stopping.image, descent.replicas.displacement(arms)
-        return Landed(displacement, image, descent.rate, _departure(objective, displacement, descent.replicas.lam))
+        energies = None if stopping is None else stopping.energies
+        displacement = descent.replicas.displacement(arms)
+        return Landed(displacement, energies, descent.rate, _departure(objective, displacement, descent.replicas.lam))
 
     def _size(self, objective: Objective, penalty: Penalty) -> int:
         """Replicas in flight."""

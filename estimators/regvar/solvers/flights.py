@@ -10,6 +10,7 @@ from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
 from estimators.memory import available_bytes
+from estimators.regvar.energy import DrawEnergies
 from estimators.state import Learned
 
 __all__ = ["Flights", "Landed", "most_in_flight"]
@@ -26,10 +27,10 @@ def most_in_flight(displacement: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Landed:
-    """Displacements (k, P), A times them where it was computed, the learning rate in the end, and the departure."""
+    """Displacements (k, P), their energies where they were computed, the learning rate in the end, the departure."""
 
     displacement: Tensor
-    image: Tensor | None
+    energies: DrawEnergies | None
     rate: float
     bend: float
 
@@ -52,7 +53,8 @@ class Flights:
         tensors, values = saved
         before = []
         if "landed" in tensors:
-            before = [Landed(tensors["landed"], tensors.get("images"), values["rate"], values.get("bend", 0.0))]
+            energies = DrawEnergies(tensors["energies"], values["n"]) if "energies" in tensors else None
+            before = [Landed(tensors["landed"], energies, values["rate"], values["bend"])]
         return cls(n_replicas, values["in_flight"], checkpoint, before, saved)
 
     def left(self) -> Iterator[slice]:
@@ -76,10 +78,11 @@ class Flights:
     @property
     def together(self) -> Landed:
         """All of them."""
-        images = [landed.image for landed in self.landed if landed.image is not None]
+        known = [landed.energies for landed in self.landed if landed.energies is not None]
+        energies = DrawEnergies.joined(known) if len(known) == len(self.landed) else None
         whole = torch.cat([landed.displacement for landed in self.landed])
         rate, bend = min(landed.rate for landed in self.landed), max(landed.bend for landed in self.landed)
-        return Landed(whole, torch.cat(images) if len(images) == len(self.landed) else None, rate, bend)
+        return Landed(whole, energies, rate, bend)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class _Kept(Checkpoint):
         saved, self.flights.saved = self.flights.saved, None
         if saved is None or saved[1]["number"] != self.number:
             return None
-        return {name: tensor for name, tensor in saved[0].items() if name not in ("landed", "images")}, saved[1]
+        return {name: tensor for name, tensor in saved[0].items() if name not in ("landed", "energies")}, saved[1]
 
     def save(self, state: Callable[[], Learned]) -> None:
         def all_of_it() -> Learned:
@@ -103,8 +106,9 @@ class _Kept(Checkpoint):
             if not self.flights.landed:
                 return tensors, values
             before = self.flights.together
-            images = {} if before.image is None else {"images": before.image}
-            ended = {"rate": before.rate, "bend": before.bend}
-            return {**tensors, "landed": before.displacement, **images}, {**values, **ended}
+            tensors, ended = {**tensors, "landed": before.displacement}, {"rate": before.rate, "bend": before.bend}
+            if before.energies is None:
+                return tensors, {**values, **ended}
+            return {**tensors, "energies": before.energies.terms}, {**values, **ended, "n": before.energies.n}
 
         self.inner.save(all_of_it)

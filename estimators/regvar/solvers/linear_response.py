@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
 from estimators.errors import OptionError
 from estimators.objective import Objective
 from estimators.precision.block_cg import BlockSolution, GoOn, block_cg
 from estimators.precision.cg import default_tolerance
+from estimators.precision.coordinates import Coordinates
 from estimators.precision.krylov_space import KrylovSpace
 from estimators.precision.stored_rows import HALVES
-from estimators.regvar.energy import FAIR, whitened_error
+from estimators.regvar.energy import FAIR, DrawEnergies
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport
 
@@ -26,8 +26,8 @@ _LONGEST, _MOST_BYTES = 4, 2**31  # times the budget, and of the space, by then
 class LinearResponse(Solver):
     """A u = ∇r for all replicas in one Krylov space, started at the penalty's first guess. No λ: it is the limit.
 
-    Solved in the coordinates where the prior is the identity, √δ θ, which is the same for a single δ and a
-    preconditioner for several. The space is handed on with the solution: posterior draws read bounds from it.
+    Solved in coordinates where the prior is a multiple of the identity: those of θ for a single δ, √δ θ, a
+    preconditioner, for several. The space is handed on with the solution: posterior draws read bounds from it.
 
     Args:
         tol: relative residual ‖A u − ∇r‖ / ‖∇r‖ to reach. None: 1e-10 in float64; in float32 1e-5, or, with the GGN,
@@ -67,53 +67,56 @@ class LinearResponse(Solver):
         checkpoint: Checkpoint,
     ) -> Solution:
         delta = objective.prior.precision
-        whitens = bool((delta > 0).all())
-        scale = delta.rsqrt() if whitens else torch.ones_like(delta)
-        solved = self._solved(objective, penalty, scale, checkpoint)
+        coordinates = Coordinates.of(delta)
+        solved = self._solved(objective, penalty, coordinates, checkpoint)
         report = SolverReport(
             repr(self),
             replicas=len(penalty.direction),
             iterations=solved.iterations,
             residual=float(solved.residuals.max()),
         )
-        return Solution(
-            solved.solution * scale,
-            report,
-            image=penalty.direction - solved.remainder / scale,
-            space=KrylovSpace.of(solved, scale, self.basis_dtype) if whitens and solved.iterations else None,
-        )
+        energies = None if penalty.start is None else DrawEnergies.solved(penalty, delta, coordinates, solved)
+        displacement, space = coordinates.back_(solved.solution), None
+        if coordinates.unit > 0 and solved.iterations:
+            space = KrylovSpace.of(solved, coordinates, delta, self.basis_dtype)
+        return Solution(displacement, report, energies, space)
 
-    def _solved(self, objective: Objective, penalty: Penalty, scale: Tensor, checkpoint: Checkpoint) -> BlockSolution:
+    def _solved(
+        self, objective: Objective, penalty: Penalty, coordinates: Coordinates, checkpoint: Checkpoint
+    ) -> BlockSolution:
         """ũ with (s A s) ũ = s ∇r, u = s ũ."""
         budget = penalty.budget if self.tol is None else None
         most = self.max_iter if budget is None else min(self.max_iter, max(1, budget - 1))  # one for the start
-        whitened, start = scale * penalty.direction, None if penalty.start is None else penalty.start / scale
-        longer = None if budget is None or start is None else _until_good(whitened, start, most, self.max_iter)
+        bounded = self.tol is None and self._bounded(objective, penalty, coordinates)
         return block_cg(
-            lambda v: scale * objective.product(scale * v),
-            whitened,
-            start=start,
+            coordinates.product(objective.product),
+            coordinates.right(penalty.direction),
+            start=coordinates.into(penalty.start),
             tol=default_tolerance(objective.theta.dtype) if self.tol is None else self.tol,
-            energy_tol=_ENERGY if self.tol is None and self._bounded(objective, penalty) else 0.0,
+            energy_tol=_ENERGY * coordinates.unit if bounded else 0.0,
             max_iter=most,
             must_converge=budget is None,
-            go_on=longer,
+            go_on=None if budget is None else self._until_good(objective, penalty, coordinates, most),
             checkpoint=checkpoint,
         )
 
-    def _bounded(self, objective: Objective, penalty: Penalty) -> bool:
-        """Whether a residual bounds the error of ∇rᵀu: A ⪰ I, ∇rᵀ(A⁻¹∇r − u) = rᵀA⁻¹r ≤ ‖r‖² for u from zero."""
-        curved = objective.data_term.semidefinite and bool((objective.prior.precision > 0).all())
+    def _bounded(self, objective: Objective, penalty: Penalty, coordinates: Coordinates) -> bool:
+        """Whether a residual bounds the error of ∇rᵀu: A ⪰ unit, ∇rᵀ(A⁻¹∇r − u) = rᵀA⁻¹r ≤ ‖r‖²/unit, u from zero."""
+        curved = objective.data_term.semidefinite and coordinates.unit > 0
         return curved and penalty.start is None and objective.theta.dtype != torch.float64
 
+    def _until_good(self, objective: Objective, penalty: Penalty, coordinates: Coordinates, usual: int) -> GoOn | None:
+        """Beyond the usual iterations: on where the draws, (K, P), are not fair by then, until they are good."""
+        if penalty.start is None:
+            return None
+        bearable = _MOST_BYTES // (penalty.start.numel() * penalty.start.element_size())
+        longest = min(self.max_iter, _LONGEST * usual, bearable)
 
-def _until_good(b: Tensor, prior_draws: Tensor, usual: int, max_iter: int) -> GoOn:
-    """Beyond the usual iterations: on where the draws, (K, P), are not fair by then, until they are good."""
-    bearable = _MOST_BYTES // (b.numel() * b.element_size())
-    longest = min(max_iter, _LONGEST * usual, bearable)
+        def go_on(solved: BlockSolution) -> bool:
+            if solved.iterations >= longest:
+                return False
+            error = DrawEnergies.solved(penalty, objective.prior.precision, coordinates, solved).error
+            wanted = FAIR if solved.iterations == usual else _GOOD
+            return min(error.per_dimension, error.bound) > wanted
 
-    def go_on(u: Tensor, remainder: Tensor, iterations: int) -> bool:
-        wanted = FAIR if iterations == usual else _GOOD
-        return iterations < longest and whitened_error(b, prior_draws, u, remainder) > wanted
-
-    return go_on
+        return go_on

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from estimators.recipe import Recipe
-from estimators.regvar.energy import energy_error
-from estimators.regvar.penalty import Penalty
+from estimators.regvar.energy import DrawEnergies
 from estimators.regvar.solvers.descent import Descent
 
 __all__ = ["Stopping"]
@@ -27,13 +26,12 @@ class Stopping:
 
     The more draws, `n_draws` in all, the less there is to be left undone. The energy of the average costs one gradient
     of each replica; before the usual end it is measured only where that of the iterates, which comes without a pass, is
-    small. `image` is A u at the average where it was enough.
+    small. `energies` are those of the average, of this process's draws, where it was enough.
     """
 
     descent: Descent
-    penalty: Penalty
     n_draws: int
-    image: Tensor | None = field(default=None, init=False)
+    energies: DrawEnergies | None = field(default=None, init=False)
 
     @property
     def longest(self) -> Recipe:
@@ -50,9 +48,10 @@ class Stopping:
         early = epochs < self._usual
         if epochs not in {round(share * self._usual) for share in _SHARES} or (early and not self._perhaps):
             return False
-        error, image = self._measured(arms)
+        energies = self._measured(arms)
+        error = energies.together(self.descent.replicas.objective.team, self.n_draws).error.per_dimension
         done = error <= (self._over_root(_SMALL) if early else max(self._over_root(_SMALL), _FAIR))
-        self.image = image if done else None
+        self.energies = energies if done else None
         return done
 
     @property
@@ -64,12 +63,9 @@ class Stopping:
         """Over √K."""
         return number / math.sqrt(self.n_draws)
 
-    def _measured(self, arms: Tensor) -> tuple[float, Tensor]:
-        """Energy error per dimension, and A u, of all draws."""
+    def _measured(self, arms: Tensor) -> DrawEnergies:
         replicas = self.descent.replicas
-        objective, k = replicas.objective, len(self.penalty.direction)
+        objective, penalty = replicas.objective, replicas.penalty
         with objective.network.ledger.part("energy error"):
-            image = replicas.displacement(replicas.gradient(arms)) + replicas.penalty.direction  # A u − ξ → A u
-        image = objective.team.together(image, k)
-        displacement = objective.team.together(replicas.displacement(arms), k)
-        return energy_error(self.penalty, objective.prior.precision, displacement, image).per_dimension, image
+            image = replicas.displacement(replicas.gradient(arms)).add_(penalty.direction)  # A u − ξ → A u
+        return DrawEnergies.of(penalty, objective.prior.precision, replicas.displacement(arms), image)
