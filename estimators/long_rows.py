@@ -47,13 +47,18 @@ def combine_(rows: Tensor, coefficients: Tensor) -> Tensor:
 def orthonormalise_(rows: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
     """An orthonormal basis Q (k, P), k <= m, of the rows (m, P), in their place; and R (k, m), rowsᵀ = Qᵀ R.
 
-    Directions whose singular value is at most `floor` are dropped. Where the smallest that is kept is near to round-off
-    a second call makes the basis orthonormal to the last digits.
+    Directions whose singular value is at most `floor` are dropped.
     """
-    _, singular, right = torch.linalg.svd(_triangular(rows))  # rowsᵀ = Q₁ U S Vᵀ: Q = S⁻¹ Vᵀ rows
+    triangular = _triangular(rows)
+    _, singular, right = torch.linalg.svd(triangular, full_matrices=False)  # rowsᵀ = Q₁ U S Vᵀ: Q = S⁻¹ Vᵀ rows
     keep = singular > floor
     kept = singular[keep, None]
-    return combine_(rows, right[: len(keep)][keep] / kept), kept * right[: len(keep)][keep]
+    basis, factor = combine_(rows, right[keep] / kept), kept * right[keep]
+    error = torch.finfo(triangular.dtype).eps * kept.max() / kept.min() if len(kept) else 0.0
+    if error > 2 * torch.finfo(rows.dtype).eps:  # the smallest are only nearly so
+        basis, second = orthonormalise_(basis, torch.zeros_like(floor))
+        factor = second @ factor
+    return basis, factor
 
 
 def _triangular(rows: Tensor) -> Tensor:

@@ -37,9 +37,8 @@ class BlockLanczos:
         room = max(2, min(blocks, _BASIS_BYTES // max(1, residual.nbytes)))
         self.storage = residual.new_empty(room * len(residual), residual.shape[1])
         self.storage[: len(residual)] = residual
-        rows, first = orthonormalise_(self.storage[: len(residual)], self.floor)
-        self.block, second = orthonormalise_(rows, torch.full_like(self.floor, _ROUND_OFF))
-        self.coupling = self.start = second @ first  # W r₀: what is not zero of it, and where
+        self.block, self.coupling = orthonormalise_(self.storage[: len(residual)], self.floor)
+        self.start = self.coupling  # W r₀: what is not zero of it, and where
         self.before = torch.zeros((), dtype=torch.long)
         self.coefficients = self.projected.new_zeros(0, len(residual))
 

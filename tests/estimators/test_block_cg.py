@@ -323,6 +323,17 @@ def test_rows_are_made_orthonormal_in_their_place_and_those_that_depend_on_other
     assert torch.allclose(factor.T @ basis, before, atol=1e-10)
 
 
+def test_directions_near_round_off_are_orthonormal_too():
+    generator = torch.Generator().manual_seed(0)
+    u, _ = torch.linalg.qr(torch.randn(300, 30, generator=generator, dtype=torch.float64))
+    v, _ = torch.linalg.qr(torch.randn(40, 30, generator=generator, dtype=torch.float64))
+    before = (u * torch.logspace(3, -13, 30, dtype=torch.float64)) @ v.T
+    basis, factor = orthonormalise_(before.clone(), torch.tensor(1e-12))
+    assert 25 <= len(basis) < 30
+    assert torch.allclose(basis @ basis.T, torch.eye(len(basis)).double(), atol=1e-13)
+    assert torch.allclose(factor.T @ basis, before, atol=1e-12)
+
+
 def test_a_block_of_nothing_has_no_basis():
     basis, factor = orthonormalise_(torch.zeros(3, 50), torch.tensor(0.0))
     assert (basis.shape, factor.shape) == ((0, 50), (0, 3))
