@@ -15,7 +15,7 @@ __all__ = ["Recipe"]
 
 _LEAST_EPOCHS, _LEAST_STEPS = 15, 240
 _ROWS_A_STEP, _STEPS_AN_EPOCH = 64, 8
-_OPTIMIZERS = ("sgd", "nesterov", "adam")
+_OPTIMIZERS = ("sgd", "nesterov", "adam", "conjugate", "auto")
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,  # noqa: ARG005
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -31,7 +31,9 @@ class Recipe:
         batch_size: rows a step, regrouped in a new order each epoch; None takes the loader's own batches as they come;
             "auto": 64, and fewer where an epoch would have fewer than 8 steps.
         optimizer: "sgd" (with `momentum`, a heavy ball), "nesterov" (with Nesterov's, stable at a rate of 1/L), or
-            "adam". Weight decay is not an option: the prior is in the loss.
+            "adam"; in FineTune also "conjugate" (slopes of all rows, along conjugate directions, without a rate: an
+            epoch is a step) or "auto", conjugate where the rows are few, and "nesterov". Weight decay is not an option:
+            the prior is in the loss.
         lr: learning rate, or "auto" where the solver that uses the recipe can choose it (FineTune).
         schedule: "cosine" (to zero) or "constant".
         average: a > 0 averages the iterates (Polyak & Juditsky 1992) with weights growing as t^(2/a − 2), which are on
@@ -87,8 +89,10 @@ class Recipe:
         return replace(self, batch_size=size, epochs=max(_LEAST_EPOCHS, math.ceil(_LEAST_STEPS / steps)))
 
     def build(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
-        """The optimizer over one tensor."""
+        """The optimizer over one tensor. Errors: OptionError for "conjugate"."""
+        if self.optimizer == "conjugate":
+            raise OptionError("a stochastic optimizer", received='"conjugate"', remedy='"nesterov", "sgd" or "adam".')
         if self.optimizer == "adam":
             return torch.optim.Adam([parameter], lr=self.learning_rate(0.0))
-        nesterov = self.optimizer == "nesterov" and self.momentum > 0
+        nesterov = self.optimizer in ("nesterov", "auto") and self.momentum > 0
         return torch.optim.SGD([parameter], lr=self.learning_rate(0.0), momentum=self.momentum, nesterov=nesterov)

@@ -61,11 +61,13 @@ class DrawEnergies:
     n: float
 
     @classmethod
-    def of(cls, penalty: Penalty, delta: Tensor, displacement: Tensor, image: Tensor) -> Self:
-        """Of draws ξ = direction, started at z/√δ, at u = displacement, with their image A u, all (K, P); δ (P,)."""
+    def of(cls, penalty: Penalty, delta: Tensor, displacement: Tensor, slope: Tensor) -> Self:
+        """Of draws ξ = direction, started at z/√δ, at u = displacement, with the slope A u − ξ, all (K, P); δ (P,)."""
         n, from_prior = prior_energy(penalty, delta)
-        linear, quadratic = dots(displacement, penalty.direction), dots(displacement, image)  # ξᵀu, uᵀAu
-        held, bound = dots(displacement, displacement, delta), _bounds(penalty.direction, image, delta)
+        linear = dots(displacement, penalty.direction)  # ξᵀu
+        quadratic, held = linear + dots(displacement, slope), dots(displacement, displacement, delta)
+        positive = bool((delta > 0).all())
+        bound = dots(slope, slope, 1 / delta) if positive else torch.full_like(linear, math.inf)
         return cls(torch.stack([from_prior, linear, quadratic, held, bound], 1), n)
 
     @classmethod
@@ -95,14 +97,6 @@ class DrawEnergies:
         error, dimension = from_prior - 2 * linear + quadratic, max(quadratic - held, 1e-30)
         noise = 2 / math.sqrt(dimension * len(self.terms))
         return EnergyError(error / self.n, error / dimension, noise, bound / dimension)
-
-
-def _bounds(direction: Tensor, image: Tensor, delta: Tensor) -> Tensor:
-    """Σ (ξ − A u)²/δ of each draw, one at a time; infinite without a prior on every parameter."""
-    if not bool((delta > 0).all()):
-        return torch.full_like(dots(image[:, :1], image[:, :1]), math.inf)
-    remainders = ((xi - product)[None] for xi, product in zip(direction, image, strict=True))
-    return torch.cat([dots(r, r, 1 / delta) for r in remainders])
 
 
 def prior_energy(penalty: Penalty, delta: Tensor) -> tuple[float, Tensor]:

@@ -216,5 +216,5 @@ def _energies(objective: Objective, penalty: Penalty, solution: Solution) -> Dra
     if solution.energies is not None:
         return solution.energies
     with objective.network.ledger.part("energy error"):
-        image = objective.product(solution.displacement)  # u → A u
-    return DrawEnergies.of(penalty, objective.prior.precision, solution.displacement, image)
+        slope = objective.product(solution.displacement).sub_(penalty.direction)  # u → A u − ξ
+    return DrawEnergies.of(penalty, objective.prior.precision, solution.displacement, slope)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError
 from estimators.long_rows import dots
 from estimators.regvar.energy import prior_energy
-from estimators.regvar.solvers.linearity import straighter_lam
 from estimators.regvar.solvers.replicas import Replicas
 from estimators.state import Learned
 from estimators.training import Recipe
@@ -31,13 +30,12 @@ class Descent:
 
     For a centred objective F is nearly a parabola, ∇F = A D − s∇r, so that slopes alone tell its value,
     F = ½ Dᵀ(∇F − s∇r), without the difference of two losses that are alike to many digits. Momentum and the noise of
-    batches can make it climb at rates that any one batch would bear, and slowly: that is seen after some epochs. Where
-    λ is not `fixed`, it is made smaller where the replicas after 1, 2, 4, 8, ... epochs are outside the linear region.
+    batches can make it climb at rates that any one batch would bear, and slowly: that is seen after some epochs.
     """
 
-    def __init__(self, replicas: Replicas, recipe: Recipe, *, fixed: bool = True) -> None:
-        self.replicas, self.recipe, self.fixed = replicas, recipe, fixed
-        self.epochs = self.looked = self.cuts = 0
+    def __init__(self, replicas: Replicas, recipe: Recipe) -> None:
+        self.replicas, self.recipe = replicas, recipe
+        self.cuts = 0
         self._at_start = float("nan")
         self._lowest: float | None = None
         self._value = self._dimension = replicas.signs.new_zeros(()).double()
@@ -52,8 +50,6 @@ class Descent:
         return {
             "lam": self.replicas.lam,
             "lr": self.recipe.lr,
-            "watched": self.epochs,
-            "looked": self.looked,
             "cuts": self.cuts,
             "at_start": self._at_start,
             "lowest": self._lowest,
@@ -62,7 +58,6 @@ class Descent:
 
     def restore(self, values: dict[str, Any]) -> None:
         """From `state`, λ and the learning rate aside."""
-        self.epochs, self.looked = (values.get(name, 0) for name in ("watched", "looked"))
         self.cuts, self._at_start = values["cuts"], values["at_start"]
         self._lowest, self.energy = values["lowest"], values["energy"]
 
@@ -99,10 +94,8 @@ class Descent:
         value, dimension = (float(team.over_draws(mine)) for mine in (self._value, self._dimension))
         self._value = self._dimension = torch.zeros_like(self._value)
         self.energy = self._energy(value, dimension)
-        self.epochs += 1
         if value <= self._most:
             self._lowest = value if self._lowest is None else min(value, self._lowest)
-            self._straighten(arms)
             return 1.0
         self.cuts += 1
         if self.cuts > _MOST_CUTS:
@@ -116,14 +109,6 @@ class Descent:
         if blown_up:
             arms.copy_(self.replicas.start)
         return _SLOWER
-
-    def _straighten(self, arms: Tensor) -> None:
-        """A smaller λ where it takes one; the displacement, the slopes over λ and F mean the same at any."""
-        if self.fixed or self.epochs < 2 * self.looked:
-            return
-        self.looked, replicas = self.epochs, self.replicas
-        lam = straighter_lam(replicas.objective, replicas.displacement(arms), replicas.lam)
-        self.replicas = replace(replicas, lam=lam)
 
     def _energy(self, value: float, dimension: float) -> float | None:
         """Energy error per dimension of the epoch's iterates, without a pass; None where r are not posterior draws."""

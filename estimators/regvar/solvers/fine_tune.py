@@ -13,6 +13,7 @@ from estimators.errors import LambdaTooLargeError, OptionError
 from estimators.objective import Objective
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
+from estimators.regvar.solvers.conjugate_refits import conjugate_refits
 from estimators.regvar.solvers.descent import Descent
 from estimators.regvar.solvers.flights import Flights, Landed, most_in_flight
 from estimators.regvar.solvers.linearity import auto_lam, nonlinearity
@@ -25,8 +26,10 @@ from estimators.training import Recipe, fit_weights
 __all__ = ["FineTune"]
 
 DEFAULT_RECIPE = Recipe(
-    epochs="auto", batch_size="auto", optimizer="nesterov", lr="auto", momentum=0.95, schedule="constant", average=0.3
+    epochs="auto", batch_size="auto", optimizer="auto", lr="auto", momentum=0.95, schedule="constant", average=0.3
 )
+_FEW_ROWS = 25  # epochs that stochastic gradients would take: conjugate ones need fewer, docs/math.md, section 6
+_LONGEST = 2  # times the usual epochs
 _BENT = 0.5  # saturating networks tend to 1
 
 
@@ -37,13 +40,15 @@ class FineTune(Solver):
     data say nothing. What is stored is the displacement (θ − θ̂)/λ.
 
     Args:
-        lam: λ, or "auto": the largest whose start keeps the network linear, ‖Δf − JΔθ‖/‖JΔθ‖ ≤ 0.05 (0.005
-            in float64); with lr="auto" and a centred objective, made smaller on the way where the refits themselves
-            leave the linear region.
+        lam: λ, or "auto": where the slopes of a refit at its start are nearest to those of the linear response, between
+            what the network bends and what round-off takes; of an objective that is not centred the largest whose start
+            keeps the network linear, ‖Δf − JΔθ‖/‖JΔθ‖ ≤ 0.05 (0.005 in float64).
         difference: "forward" (one arm, enough for a centred objective), "central" or "control".
         recipe: epochs, batches and optimizer. lr="auto" takes a stable rate from the curvature of some batches, and
             half of it from each epoch on in which the objective climbs. epochs="auto" with a constant rate stops
             posterior draws early where their energy error is small, and gives them twice the epochs where it is not.
+            optimizer="auto" goes along conjugate directions of all rows, without a rate, where the rows are so few that
+            stochastic gradients would take more than 25 epochs, and the refits are posterior draws.
         seed: orders the batches, alike in all arms.
         batch_replicas: replicas in one vectorised call, or "auto" (one at a time for convolutions on a CPU, where
             grouped convolutions are slow; else as many as memory allows).
@@ -79,6 +84,10 @@ class FineTune(Solver):
             raise OptionError('in_flight="auto" with share="draws"', received=repr(in_flight), remedy='share="rows".')
         if share not in ("rows", "draws"):
             raise OptionError('share "rows" or "draws"', received=repr(share), remedy='"rows".')
+        if recipe.optimizer == "conjugate" and difference != "forward":
+            raise OptionError(
+                'difference="forward" with optimizer="conjugate"', received=repr(difference), remedy='"nesterov".'
+            )
         if recipe.lr == "auto" and recipe.optimizer == "adam":
             raise OptionError(
                 'a number for lr with optimizer="adam"', received='"auto"', remedy='optimizer="nesterov", or lr=1e-3.'
@@ -92,20 +101,31 @@ class FineTune(Solver):
         _check_share(objective.team, penalty, checkpoint)
         saved = checkpoint.load()
         lam, recipe = self._found(objective, penalty, {} if saved is None else saved[1])
-        mine = penalty.part(objective.team.draws)
+        mine, k = penalty.part(objective.team.draws), len(penalty.direction)
         flights = Flights.resumed(len(mine.direction), self._size(objective, mine), checkpoint, saved)
         for which in flights.left():
-            descent = self._descent(objective, mine.part(which), lam, recipe)
-            flights.land(self._landed(descent, len(penalty.direction), flights.keeping(), progress_bar=progress_bar))
-            lam = descent.replicas.lam
-        landed = flights.together
-        team, k, energies = objective.team, len(penalty.direction), landed.energies
-        displacement = team.together(landed.displacement, k)
-        report = SolverReport(repr(self), replicas=len(displacement), lam=lam, lr=landed.rate, nonlinearity=landed.bend)
-        return Solution(displacement, report, None if energies is None else energies.together(team, k))
+            replicas, kept = self._replicas(objective, mine.part(which), lam), flights.keeping()
+            if recipe.optimizer == "conjugate":
+                flights.land(self._conjugate(replicas, recipe, kept, progress_bar=progress_bar))
+            else:
+                flights.land(self._stochastic(Descent(replicas, recipe), k, kept, progress_bar=progress_bar))
+        landed, team = flights.together, objective.team
+        report = SolverReport(
+            repr(self), replicas=k, lam=lam, lr=landed.rate, iterations=landed.steps, nonlinearity=landed.bend
+        )
+        energies = None if landed.energies is None else landed.energies.together(team, k)
+        return Solution(team.together(landed.displacement, k), report, energies)
 
-    def _landed(self, descent: Descent, n_draws: int, checkpoint: Checkpoint, *, progress_bar: bool) -> Landed:
-        """A flight: the descent of some of the replicas of all `n_draws`."""
+    def _conjugate(self, replicas: Replicas, recipe: Recipe, checkpoint: Checkpoint, *, progress_bar: bool) -> Landed:
+        """A flight along conjugate directions."""
+        assert isinstance(recipe.epochs, int)
+        most = recipe.epochs if self.recipe.epochs != "auto" else _LONGEST * recipe.epochs
+        displacement, energies, steps = conjugate_refits(replicas, most, checkpoint, progress_bar=progress_bar)
+        bend = _departure(replicas.objective, displacement, replicas.lam)
+        return Landed(displacement, energies, bend, steps=steps)
+
+    def _stochastic(self, descent: Descent, n_draws: int, checkpoint: Checkpoint, *, progress_bar: bool) -> Landed:
+        """A flight by stochastic gradients, of some of the replicas of all `n_draws`."""
         objective = descent.replicas.objective
         guarded = self.recipe.lr == "auto" and objective.data_term.centred
         stopping = None
@@ -124,7 +144,8 @@ class FineTune(Solver):
         )
         energies = None if stopping is None else stopping.energies
         displacement = descent.replicas.displacement(arms)
-        return Landed(displacement, energies, descent.rate, _departure(objective, displacement, descent.replicas.lam))
+        bend = _departure(objective, displacement, descent.replicas.lam)
+        return Landed(displacement, energies, bend, rate=descent.rate)
 
     def _size(self, objective: Objective, penalty: Penalty) -> int:
         """Replicas in flight."""
@@ -145,17 +166,31 @@ class FineTune(Solver):
         lam = self.lam if "lam" not in found else float(found["lam"])
         lam = auto_lam(objective, penalty) if isinstance(lam, str) else lam
         recipe = self.recipe.for_rows(objective.batches.n_data)
+        if self._few_rows(objective, penalty, recipe):
+            return lam, replace(recipe, optimizer="conjugate")
         if "lr" in found:
             return lam, replace(recipe, lr=float(found["lr"]))
         if recipe.lr == "auto":
             recipe = replace(recipe, lr=auto_learning_rate(objective, recipe, seed=self.seed))
         return lam, recipe
 
-    def _descent(self, objective: Objective, penalty: Penalty, lam: float, recipe: Recipe) -> Descent:
+    def _few_rows(self, objective: Objective, penalty: Penalty, recipe: Recipe) -> bool:
+        """Whether conjugate directions of all rows are asked for, or better. Errors: OptionError where impossible."""
+        draws = objective.data_term.centred and penalty.start is not None
+        if recipe.optimizer == "conjugate" and not draws:
+            raise OptionError(
+                'posterior draws of a centred objective with optimizer="conjugate"',
+                received=f"{type(penalty).__name__}, centred: {objective.data_term.centred}",
+                remedy='optimizer="nesterov", or PosteriorDraws().',
+            )
+        assert isinstance(recipe.epochs, int)
+        few = self._chooses and recipe.lr == "auto" and self.difference == "forward" and recipe.epochs > _FEW_ROWS
+        return recipe.optimizer == "conjugate" or (recipe.optimizer == "auto" and draws and few)
+
+    def _replicas(self, objective: Objective, penalty: Penalty, lam: float) -> Replicas:
         at_once = self.batch_replicas
         at_once = replicas_at_once(objective) if isinstance(at_once, str) else at_once
-        replicas = Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once)
-        return Descent(replicas, recipe, fixed=self.lam != "auto")
+        return Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once)
 
 
 def _departure(objective: Objective, displacement: Tensor, lam: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +28,18 @@ def most_in_flight(displacement: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Landed:
-    """Displacements (k, P), their energies where they were computed, the learning rate in the end, the departure."""
+    """Displacements (k, P), their energies where they were computed, the departure, the learning rate or the steps."""
 
     displacement: Tensor
     energies: DrawEnergies | None
-    rate: float
     bend: float
+    rate: float | None = None
+    steps: int | None = None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The numbers of it, in JSON types."""
+        return {"bend": self.bend, "rate": self.rate, "landed_steps": self.steps}
 
 
 @dataclass
@@ -54,7 +61,8 @@ class Flights:
         before = []
         if "landed" in tensors:
             energies = DrawEnergies(tensors["energies"], values["n"]) if "energies" in tensors else None
-            before = [Landed(tensors["landed"], energies, values["rate"], values["bend"])]
+            how = (values["bend"], values["rate"], values["landed_steps"])
+            before = [Landed(tensors["landed"], energies, *how)]
         return cls(n_replicas, values["in_flight"], checkpoint, before, saved)
 
     def left(self) -> Iterator[slice]:
@@ -81,8 +89,10 @@ class Flights:
         known = [landed.energies for landed in self.landed if landed.energies is not None]
         energies = DrawEnergies.joined(known) if len(known) == len(self.landed) else None
         whole = torch.cat([landed.displacement for landed in self.landed])
-        rate, bend = min(landed.rate for landed in self.landed), max(landed.bend for landed in self.landed)
-        return Landed(whole, energies, rate, bend)
+        rates = [landed.rate for landed in self.landed if landed.rate is not None]
+        steps = [landed.steps for landed in self.landed if landed.steps is not None]
+        bend = max(landed.bend for landed in self.landed)
+        return Landed(whole, energies, bend, min(rates, default=None), max(steps, default=None))
 
 
 @dataclass(frozen=True)
@@ -106,9 +116,9 @@ class _Kept(Checkpoint):
             if not self.flights.landed:
                 return tensors, values
             before = self.flights.together
-            tensors, ended = {**tensors, "landed": before.displacement}, {"rate": before.rate, "bend": before.bend}
+            tensors, values = {**tensors, "landed": before.displacement}, {**values, **before.how}
             if before.energies is None:
-                return tensors, {**values, **ended}
-            return {**tensors, "energies": before.energies.terms}, {**values, **ended, "n": before.energies.n}
+                return tensors, values
+            return {**tensors, "energies": before.energies.terms}, {**values, "n": before.energies.n}
 
         self.inner.save(all_of_it)

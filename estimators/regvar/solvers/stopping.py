@@ -67,5 +67,5 @@ class Stopping:
         replicas = self.descent.replicas
         objective, penalty = replicas.objective, replicas.penalty
         with objective.network.ledger.part("energy error"):
-            image = replicas.displacement(replicas.gradient(arms)).add_(penalty.direction)  # A u − ξ → A u
-        return DrawEnergies.of(penalty, objective.prior.precision, replicas.displacement(arms), image)
+            slope = replicas.displacement(replicas.gradient(arms))  # A u − ξ
+        return DrawEnergies.of(penalty, objective.prior.precision, replicas.displacement(arms), slope)

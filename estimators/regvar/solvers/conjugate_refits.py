@@ -1,0 +1,121 @@
+"""Refits by plain gradients of all rows along conjugate directions: no learning rate, for data sets that are small.
+
+∇F of a centred objective is A D − ∇r up to O(λ), so that the slopes at two points of a line tell A along it:
+
+    A p = [∇F(D + τ p) − ∇F(D)]/τ          D ← D − (pᵀg/pᵀA p) p          g ← g − (pᵀg/pᵀA p) A p
+
+One gradient of each replica a step (Polak & Ribière 1969); τ is the step before. Where stochastic gradients need a few
+hundred steps whatever the rows, these need about as many as there are distinct sizes of curvature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from estimators.checkpoint import Checkpoint
+from estimators.long_rows import dots
+from estimators.progress import track
+from estimators.regvar.energy import DrawEnergies
+from estimators.regvar.solvers.replicas import Replicas
+from estimators.state import Learned
+
+__all__ = ["conjugate_refits"]
+
+_ENOUGH = 0.1  # energy error per dimension, by what the slopes are followed to be
+_TRUSTED = 2.0  # times that, by the slopes anew in the end
+_FIRST = 1e-3  # of ‖D‖: the first step to try
+
+
+def conjugate_refits(
+    replicas: Replicas, most: int, checkpoint: Checkpoint, *, progress_bar: bool
+) -> tuple[Tensor, DrawEnergies, int]:
+    """Displacements (K, P) of posterior draws from their start, by at most `most` steps; energies, and the steps.
+
+    It ends where the energy error is small, for which it costs nothing to look; slopes that have been followed are then
+    computed anew, and it goes on where they disagree.
+    """
+    found = _Refits.begun(replicas) if (saved := checkpoint.load()) is None else _Refits.resumed(replicas, saved)
+    for _ in track(range(found.steps, most), "steps", shown=progress_bar):
+        if found.enough(_ENOUGH):
+            found.renew()
+            if found.enough(_TRUSTED * _ENOUGH):
+                return found.at, found.energies, found.steps
+        found.step()
+        checkpoint.save(partial(found.state))
+    found.renew()
+    return found.at, found.energies, found.steps
+
+
+@dataclass
+class _Refits:
+    """D, slopes g and directions p, all (K, P); `tried` (K,): steps along p to look at A from."""
+
+    replicas: Replicas
+    at: Tensor
+    slope: Tensor
+    direction: Tensor
+    tried: Tensor
+    steps: int = 0
+
+    _TENSORS: ClassVar = ("at", "slope", "direction", "tried")
+
+    @classmethod
+    def begun(cls, replicas: Replicas) -> _Refits:
+        """At the start, along the steepest descent."""
+        at = replicas.start
+        slope = replicas.gradient(at)
+        tried = _FIRST * (dots(at, at) / dots(slope, slope).clamp_min(torch.finfo(at.dtype).tiny)).sqrt()
+        return cls(replicas, at, slope, -slope, tried)
+
+    @classmethod
+    def resumed(cls, replicas: Replicas, saved: Learned) -> _Refits:
+        """From `state()`."""
+        device = replicas.objective.theta.device
+        tensors = {name: saved[0][name].to(device) for name in cls._TENSORS}
+        return cls(replicas, **tensors, steps=saved[1]["steps"])
+
+    def state(self) -> Learned:
+        tensors = {name: getattr(self, name) for name in self._TENSORS}
+        return tensors, {"steps": self.steps, "lam": self.replicas.lam}
+
+    def step(self) -> None:
+        """To the least of F along p, and the next direction."""
+        along, norm = dots(self.direction, self.slope), dots(self.slope, self.slope)
+        _add(self.at, self.direction, self.tried)
+        image = self.replicas.gradient(self.at).sub_(self.slope)  # τ A p
+        bend = dots(self.direction, image)
+        steps = torch.where(bend > 0, -along * self.tried / bend, 0.0)
+        _add(self.at, self.direction, steps - self.tried)
+        _add(self.slope, image, steps / self.tried)
+        turned = steps / self.tried * dots(self.slope, image) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        for p, g, factor in zip(self.direction, self.slope, turned.clamp_min(0).tolist(), strict=True):
+            p.mul_(factor).sub_(g)
+        self.tried = torch.where(steps > 0, steps, 0.5 * self.tried)
+        self.steps += 1
+
+    def renew(self) -> None:
+        """The slopes at D, instead of those that were followed; from there along the steepest descent."""
+        self.slope = self.replicas.gradient(self.at)
+        self.direction = -self.slope
+
+    def enough(self, wanted: float) -> bool:
+        """Whether the energy error, or its bound, is at most what is wanted."""
+        error = self.energies.error
+        return min(error.per_dimension, error.bound) <= wanted
+
+    @property
+    def energies(self) -> DrawEnergies:
+        """At D."""
+        replicas = self.replicas
+        return DrawEnergies.of(replicas.penalty, replicas.objective.prior.precision, self.at, self.slope)
+
+
+def _add(rows: Tensor, others: Tensor, factors: Tensor) -> None:
+    """Each of others (K, P) times its factor (K,) to rows, in place and without a copy."""
+    for row, other, factor in zip(rows, others, factors.tolist(), strict=True):
+        row.add_(other, alpha=factor)
