@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -91,10 +92,16 @@ class DrawEnergies:
         return replace(self, terms=team.together(self.terms, n_draws))
 
     @property
+    def dimensions(self) -> Tensor:
+        """uᵀGu of each draw, (K,): the effective dimension, on average."""
+        dimensions: Tensor = (self.terms[:, 2] - self.terms[:, 3]).clamp_min(sys.float_info.min)
+        return dimensions
+
+    @property
     def error(self) -> EnergyError:
         """Of all draws."""
-        from_prior, linear, quadratic, held, bound = self.terms.mean(0).tolist()
-        error, dimension = from_prior - 2 * linear + quadratic, max(quadratic - held, 1e-30)
+        from_prior, linear, quadratic, _, bound = self.terms.mean(0).tolist()
+        error, dimension = from_prior - 2 * linear + quadratic, float(self.dimensions.mean())
         noise = 2 / math.sqrt(dimension * len(self.terms))
         return EnergyError(error / self.n, error / dimension, noise, bound / dimension)
 

@@ -4,14 +4,13 @@
 
     A p = [∇F(D + τ p) − ∇F(D)]/τ          D ← D − (pᵀg/pᵀA p) p          g ← g − (pᵀg/pᵀA p) A p
 
-One gradient of each replica a step (Polak & Ribière 1969); τ is the step before. Where stochastic gradients need a few
+One gradient of each replica a step (Polak & Ribière 1969). Where stochastic gradients need a few
 hundred steps whatever the rows, these need about as many as there are distinct sizes of curvature.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -21,39 +20,46 @@ from estimators.checkpoint import Checkpoint
 from estimators.long_rows import dots
 from estimators.progress import track
 from estimators.regvar.energy import DrawEnergies
+from estimators.regvar.solvers.linearity import straightest_lam
 from estimators.regvar.solvers.replicas import Replicas
 from estimators.state import Learned
 
-__all__ = ["conjugate_refits"]
+__all__ = ["ConjugateRefits", "conjugate_refits"]
 
 _ENOUGH = 0.1  # energy error per dimension, by what the slopes are followed to be
 _TRUSTED = 2.0  # times that, by the slopes anew in the end
 _FIRST = 1e-3  # of ‖D‖: the first step to try
+_SEEN = 0.05  # of uᵀGu: what a step to try adds to F, so that round-off does not hide it
+_LOOKED_AGAIN = (8, 20)
 
 
 def conjugate_refits(
-    replicas: Replicas, most: int, checkpoint: Checkpoint, *, progress_bar: bool
-) -> tuple[Tensor, DrawEnergies, int]:
-    """Displacements (K, P) of posterior draws from their start, by at most `most` steps; energies, and the steps.
+    replicas: Replicas, most: int, checkpoint: Checkpoint, *, chooses: bool = False, progress_bar: bool = False
+) -> ConjugateRefits:
+    """Refits of posterior draws from their start, by at most `most` steps.
 
-    It ends where the energy error is small, for which it costs nothing to look; slopes that have been followed are then
-    computed anew, and it goes on where they disagree.
+    They end where the energy error is small, for which it costs nothing to look; slopes that have been followed are
+    then computed anew, and it goes on where they disagree. Where it `chooses` λ, it looks again after some steps, from
+    where the replicas have come to: what bends is less there than at the start.
     """
-    found = _Refits.begun(replicas) if (saved := checkpoint.load()) is None else _Refits.resumed(replicas, saved)
-    for _ in track(range(found.steps, most), "steps", shown=progress_bar):
-        if found.enough(_ENOUGH):
-            found.renew()
-            if found.enough(_TRUSTED * _ENOUGH):
-                return found.at, found.energies, found.steps
-        found.step()
-        checkpoint.save(partial(found.state))
-    found.renew()
-    return found.at, found.energies, found.steps
+    saved = checkpoint.load()
+    refits = ConjugateRefits.begun(replicas) if saved is None else ConjugateRefits.resumed(replicas, saved)
+    for _ in track(range(refits.steps, most), "steps", shown=progress_bar):
+        if chooses and refits.steps in _LOOKED_AGAIN:
+            refits.choose_again()
+        if refits.enough(_ENOUGH):
+            refits.renew()
+            if refits.enough(_TRUSTED * _ENOUGH):
+                return refits
+        refits.step()
+        checkpoint.save(refits.state)
+    refits.renew()
+    return refits
 
 
 @dataclass
-class _Refits:
-    """D, slopes g and directions p, all (K, P); `tried` (K,): steps along p to look at A from."""
+class ConjugateRefits:
+    """D, slopes g and directions p, all (K, P); `tried` (K,): τ."""
 
     replicas: Replicas
     at: Tensor
@@ -64,8 +70,21 @@ class _Refits:
 
     _TENSORS: ClassVar = ("at", "slope", "direction", "tried")
 
+    @property
+    def lam(self) -> float:
+        """λ by now."""
+        return self.replicas.lam
+
+    def choose_again(self) -> None:
+        """λ, from where the first replica has come to."""
+        one = self.replicas.penalty.part(slice(0, 1))
+        lam = straightest_lam(self.replicas.objective, one, self.at[:1])
+        if not 0.5 < lam / self.lam < 2:
+            self.replicas = replace(self.replicas, lam=lam)
+            self.renew()
+
     @classmethod
-    def begun(cls, replicas: Replicas) -> _Refits:
+    def begun(cls, replicas: Replicas) -> ConjugateRefits:
         """At the start, along the steepest descent."""
         at = replicas.start
         slope = replicas.gradient(at)
@@ -73,7 +92,7 @@ class _Refits:
         return cls(replicas, at, slope, -slope, tried)
 
     @classmethod
-    def resumed(cls, replicas: Replicas, saved: Learned) -> _Refits:
+    def resumed(cls, replicas: Replicas, saved: Learned) -> ConjugateRefits:
         """From `state()`."""
         device = replicas.objective.theta.device
         tensors = {name: saved[0][name].to(device) for name in cls._TENSORS}
@@ -86,16 +105,19 @@ class _Refits:
     def step(self) -> None:
         """To the least of F along p, and the next direction."""
         along, norm = dots(self.direction, self.slope), dots(self.slope, self.slope)
+        length = dots(self.direction, self.direction)
         _add(self.at, self.direction, self.tried)
         image = self.replicas.gradient(self.at).sub_(self.slope)  # τ A p
-        bend = dots(self.direction, image)
-        steps = torch.where(bend > 0, -along * self.tried / bend, 0.0)
+        bend = dots(self.direction, image) / self.tried  # pᵀA p
+        steps = torch.where(bend > 0, -along / bend, 0.0)
         _add(self.at, self.direction, steps - self.tried)
         _add(self.slope, image, steps / self.tried)
         turned = steps / self.tried * dots(self.slope, image) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         for p, g, factor in zip(self.direction, self.slope, turned.clamp_min(0).tolist(), strict=True):
             p.mul_(factor).sub_(g)
-        self.tried = torch.where(steps > 0, steps, 0.5 * self.tried)
+        next_bend = bend / length * dots(self.direction, self.direction)  # as if A were alike along both
+        seen = (_SEEN * self.energies.dimensions / next_bend).sqrt()
+        self.tried = torch.where(bend > 0, torch.maximum(steps, seen), 0.5 * self.tried)
         self.steps += 1
 
     def renew(self) -> None:

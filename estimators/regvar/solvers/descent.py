@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError
 from estimators.long_rows import dots
 from estimators.regvar.energy import prior_energy
+from estimators.regvar.solvers.linearity import straightest_lam
 from estimators.regvar.solvers.replicas import Replicas
 from estimators.state import Learned
 from estimators.training import Recipe
@@ -23,6 +24,7 @@ __all__ = ["Descent"]
 
 _CLIMB, _BLOWN_UP = 0.05, 10.0
 _SLOWER, _MOST_CUTS = 1 / 2, 12
+_LOOKED_AGAIN = (1, 4)
 
 
 class Descent:
@@ -30,12 +32,13 @@ class Descent:
 
     For a centred objective F is nearly a parabola, ∇F = A D − s∇r, so that slopes alone tell its value,
     F = ½ Dᵀ(∇F − s∇r), without the difference of two losses that are alike to many digits. Momentum and the noise of
-    batches can make it climb at rates that any one batch would bear, and slowly: that is seen after some epochs.
+    batches can make it climb at rates that any one batch would bear, and slowly: that is seen after some epochs. Where
+    it `chooses` λ, it looks again after the first and the fourth epoch, from where the replicas have come to.
     """
 
-    def __init__(self, replicas: Replicas, recipe: Recipe) -> None:
-        self.replicas, self.recipe = replicas, recipe
-        self.cuts = 0
+    def __init__(self, replicas: Replicas, recipe: Recipe, *, chooses: bool = False) -> None:
+        self.replicas, self.recipe, self.chooses = replicas, recipe, chooses
+        self.epochs = self.cuts = 0
         self._at_start = float("nan")
         self._lowest: float | None = None
         self._value = self._dimension = replicas.signs.new_zeros(()).double()
@@ -50,6 +53,7 @@ class Descent:
         return {
             "lam": self.replicas.lam,
             "lr": self.recipe.lr,
+            "watched": self.epochs,
             "cuts": self.cuts,
             "at_start": self._at_start,
             "lowest": self._lowest,
@@ -58,7 +62,7 @@ class Descent:
 
     def restore(self, values: dict[str, Any]) -> None:
         """From `state`, λ and the learning rate aside."""
-        self.cuts, self._at_start = values["cuts"], values["at_start"]
+        self.epochs, self.cuts, self._at_start = (values[name] for name in ("watched", "cuts", "at_start"))
         self._lowest, self.energy = values["lowest"], values["energy"]
 
     @property
@@ -94,8 +98,11 @@ class Descent:
         value, dimension = (float(team.over_draws(mine)) for mine in (self._value, self._dimension))
         self._value = self._dimension = torch.zeros_like(self._value)
         self.energy = self._energy(value, dimension)
+        self.epochs += 1
         if value <= self._most:
             self._lowest = value if self._lowest is None else min(value, self._lowest)
+            if self.chooses and self.epochs in _LOOKED_AGAIN:
+                self._choose_again(arms)
             return 1.0
         self.cuts += 1
         if self.cuts > _MOST_CUTS:
@@ -109,6 +116,12 @@ class Descent:
         if blown_up:
             arms.copy_(self.replicas.start)
         return _SLOWER
+
+    def _choose_again(self, arms: Tensor) -> None:
+        """λ at where the first replica has come to; the displacement, the slopes over λ and F mean the same at any."""
+        replicas = self.replicas
+        lam = straightest_lam(replicas.objective, replicas.penalty.part(slice(0, 1)), arms[:1])
+        self.replicas = replace(replicas, lam=lam)
 
     def _energy(self, value: float, dimension: float) -> float | None:
         """Energy error per dimension of the epoch's iterates, without a pass; None where r are not posterior draws."""

@@ -106,12 +106,14 @@ class FineTune(Solver):
         for which in flights.left():
             replicas, kept = self._replicas(objective, mine.part(which), lam), flights.keeping()
             if recipe.optimizer == "conjugate":
-                flights.land(self._conjugate(replicas, recipe, kept, progress_bar=progress_bar))
+                landed = self._conjugate(replicas, recipe, kept, progress_bar=progress_bar)
             else:
-                flights.land(self._stochastic(Descent(replicas, recipe), k, kept, progress_bar=progress_bar))
+                landed = self._stochastic(replicas, recipe, k, kept, progress_bar=progress_bar)
+            flights.land(landed)
+            lam = landed.lam
         landed, team = flights.together, objective.team
         report = SolverReport(
-            repr(self), replicas=k, lam=lam, lr=landed.rate, iterations=landed.steps, nonlinearity=landed.bend
+            repr(self), replicas=k, lam=landed.lam, lr=landed.rate, iterations=landed.steps, nonlinearity=landed.bend
         )
         energies = None if landed.energies is None else landed.energies.together(team, k)
         return Solution(team.together(landed.displacement, k), report, energies)
@@ -120,13 +122,17 @@ class FineTune(Solver):
         """A flight along conjugate directions."""
         assert isinstance(recipe.epochs, int)
         most = recipe.epochs if self.recipe.epochs != "auto" else _LONGEST * recipe.epochs
-        displacement, energies, steps = conjugate_refits(replicas, most, checkpoint, progress_bar=progress_bar)
-        bend = _departure(replicas.objective, displacement, replicas.lam)
-        return Landed(displacement, energies, bend, steps=steps)
+        chooses = self._chooses_lam(replicas.objective)
+        refits = conjugate_refits(replicas, most, checkpoint, chooses=chooses, progress_bar=progress_bar)
+        bend = _departure(replicas.objective, refits.at, refits.lam)
+        return Landed(refits.at, refits.energies, refits.lam, bend, steps=refits.steps)
 
-    def _stochastic(self, descent: Descent, n_draws: int, checkpoint: Checkpoint, *, progress_bar: bool) -> Landed:
+    def _stochastic(
+        self, replicas: Replicas, recipe: Recipe, n_draws: int, checkpoint: Checkpoint, *, progress_bar: bool
+    ) -> Landed:
         """A flight by stochastic gradients, of some of the replicas of all `n_draws`."""
-        objective = descent.replicas.objective
+        objective = replicas.objective
+        descent = Descent(replicas, recipe, chooses=self._chooses_lam(objective))
         guarded = self.recipe.lr == "auto" and objective.data_term.centred
         stopping = None
         if guarded and self._chooses and descent.replicas.penalty.start is not None:
@@ -144,8 +150,8 @@ class FineTune(Solver):
         )
         energies = None if stopping is None else stopping.energies
         displacement = descent.replicas.displacement(arms)
-        bend = _departure(objective, displacement, descent.replicas.lam)
-        return Landed(displacement, energies, bend, rate=descent.rate)
+        lam = descent.replicas.lam
+        return Landed(displacement, energies, lam, _departure(objective, displacement, lam), rate=descent.rate)
 
     def _size(self, objective: Objective, penalty: Penalty) -> int:
         """Replicas in flight."""
@@ -173,6 +179,10 @@ class FineTune(Solver):
         if recipe.lr == "auto":
             recipe = replace(recipe, lr=auto_learning_rate(objective, recipe, seed=self.seed))
         return lam, recipe
+
+    def _chooses_lam(self, objective: Objective) -> bool:
+        """Whether λ is ours to choose on the way; where processes share the draws it stays, alike in all."""
+        return self.lam == "auto" and objective.data_term.centred and objective.team.draws == slice(None)
 
     def _few_rows(self, objective: Objective, penalty: Penalty, recipe: Recipe) -> bool:
         """Whether conjugate directions of all rows are asked for, or better. Errors: OptionError where impossible."""

@@ -28,10 +28,11 @@ def most_in_flight(displacement: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Landed:
-    """Displacements (k, P), their energies where they were computed, the departure, the learning rate or the steps."""
+    """Displacements (k, P), energies where they were computed, λ, the departure, the learning rate or the steps."""
 
     displacement: Tensor
     energies: DrawEnergies | None
+    lam: float
     bend: float
     rate: float | None = None
     steps: int | None = None
@@ -39,7 +40,7 @@ class Landed:
     @property
     def how(self) -> dict[str, Any]:
         """The numbers of it, in JSON types."""
-        return {"bend": self.bend, "rate": self.rate, "landed_steps": self.steps}
+        return {"landed_lam": self.lam, "bend": self.bend, "rate": self.rate, "landed_steps": self.steps}
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Flights:
         before = []
         if "landed" in tensors:
             energies = DrawEnergies(tensors["energies"], values["n"]) if "energies" in tensors else None
-            how = (values["bend"], values["rate"], values["landed_steps"])
+            how = (values[name] for name in ("landed_lam", "bend", "rate", "landed_steps"))
             before = [Landed(tensors["landed"], energies, *how)]
         return cls(n_replicas, values["in_flight"], checkpoint, before, saved)
 
@@ -92,7 +93,8 @@ class Flights:
         rates = [landed.rate for landed in self.landed if landed.rate is not None]
         steps = [landed.steps for landed in self.landed if landed.steps is not None]
         bend = max(landed.bend for landed in self.landed)
-        return Landed(whole, energies, bend, min(rates, default=None), max(steps, default=None))
+        lam = self.landed[-1].lam
+        return Landed(whole, energies, lam, bend, min(rates, default=None), max(steps, default=None))
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from estimators.pytrees import PyTree
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.solvers.replicas import Replicas
 
-__all__ = ["auto_lam", "nonlinearity"]
+__all__ = ["auto_lam", "nonlinearity", "straightest_lam"]
 
 _SMALLEST = {torch.float64: 1e-8}  # elsewhere 1e-6
-_LARGE, _LARGEST = 1e-2, 0.1
+_BEGIN, _LARGEST = 1e-4, 0.1
 _BATCHES, _PROBED = 4, 8
 _LINEAR = {torch.float64: 0.005}  # elsewhere 0.05
 
@@ -41,22 +41,41 @@ def nonlinearity(objective: Objective, displacement: Tensor, lam: float) -> floa
 
 
 def auto_lam(objective: Objective, penalty: Penalty) -> float:
-    """λ for a centred objective by its slopes, for another by its outputs.
+    """λ for a centred objective by its slopes at the first guess, for another by its outputs there."""
+    if objective.data_term.centred:
+        return straightest_lam(objective, penalty.part(slice(0, 1)))
+    with objective.network.ledger.part("search for lam"):
+        return _lam_of_outputs(objective, penalty)
 
-    Of one replica at its first guess D, on some batches, ∇F(D) is compared with its limit A D − ∇r. What the network
-    bends is first order in λ, and the round-off of ∇L, divided by λ, of order −1: ‖apart‖² = a λ² + c/λ², which is
-    least at λ = (c/a)^¼. Outputs that are linear to 5 % are not enough with millions of parameters: D stays large where
+
+def straightest_lam(objective: Objective, penalty: Penalty, at: Tensor | None = None) -> float:
+    """λ at which slopes of one replica at D (1, P), on some batches, are nearest to their limit A D − ∇r.
+
+    None: at its first guess. What the network bends falls with λ, round-off in ∇L, divided by λ, grows: the least of
+    ‖apart‖ lies between. Outputs that are linear to 5 % are not enough with millions of parameters: D stays large where
     the data say nothing, and bends what they see of it, which becomes small (docs/math.md, section 6).
     """
-    smallest = _SMALLEST.get(objective.theta.dtype, 1e-6)
     with objective.network.ledger.part("search for lam"):
-        if not objective.data_term.centred:
-            return _lam_of_outputs(objective, penalty, smallest)
-        probe, small, large, lam = _Probe.of(objective, penalty.part(slice(0, 1))), smallest, _LARGE, smallest
-        for _ in range(2):  # the second time from nearer to where it is least
-            lam = min(_LARGEST, max(smallest, probe.between(small, large)))
-            small, large = max(smallest, lam / 10), lam * 10
-    return lam
+        probe, smallest = _Probe.of(objective, penalty, at), _smallest(objective)
+        lam, apart = _BEGIN, {_BEGIN: probe.apart(_BEGIN)}
+
+        def at_lam(lam: float) -> float:
+            if lam not in apart:
+                apart[lam] = probe.apart(lam)
+            return apart[lam]
+
+        for factor in (0.1, 10.0):
+            while smallest <= lam * factor <= _LARGEST and at_lam(lam * factor) < at_lam(lam):
+                lam *= factor
+        if not smallest <= lam / 10 <= lam * 10 <= _LARGEST:
+            return lam
+        return lam * 10 ** _least(*(math.log(max(at_lam(lam * f), 1e-300)) for f in (0.1, 1.0, 10.0)))
+
+
+def _least(below: float, here: float, above: float) -> float:
+    """Where the parabola through −1, 0 and 1 is least, within ½."""
+    bend = below - 2 * here + above
+    return max(-0.5, min(0.5, 0.5 * (below - above) / bend)) if bend > 0 and math.isfinite(bend) else 0.0
 
 
 @dataclass(frozen=True)
@@ -69,43 +88,35 @@ class _Probe:
     limit: Tensor
 
     @classmethod
-    def of(cls, objective: Objective, penalty: Penalty) -> Self:
-        """At the penalty's first guess, or as far along ∇r as ½ DᵀA D − ∇rᵀD falls."""
+    def of(cls, objective: Objective, penalty: Penalty, at: Tensor | None) -> Self:
+        """At D, the penalty's first guess, or as far along ∇r as ½ DᵀA D − ∇rᵀD falls."""
         data, network, parts = objective.data_term, objective.network, islice(objective.batches, _BATCHES)
         batches = [(part, data.targets(network, part)) for part in objective.team.parts(parts)]
         share = objective.team.total(objective.theta.new_tensor(sum(objective.share(part) for part, _ in batches)))
-        at = penalty.direction if penalty.start is None else penalty.start
+        guessed = at is None and penalty.start is None
+        at = penalty.start if at is None else at
+        at = penalty.direction if at is None else at
         image = torch.zeros_like(at)
         for batch, _ in batches:
             data.curvature_product(network, batch, at, image)
         image = objective.team.total(image).addcmul_(share * objective.prior.precision, at)
-        if penalty.start is None:
-            step = share * dots(at, at) / dots(at, image)
+        if guessed:
+            step = (share * dots(at, at) / dots(at, image)).to(at.dtype)
             at, image = at * step, image * step
         replica = Replicas.of(objective, penalty, 1.0, difference="forward", at_once=1)
         return cls(replica, batches, at, image - share * penalty.direction)
 
     def apart(self, lam: float) -> float:
         """‖∇F(D) − (A D − ∇r)‖² of the batches at λ."""
-        replica, total = replace(self.replica, lam=lam), -self.limit
-        slopes = torch.zeros_like(total)
+        replica, slopes = replace(self.replica, lam=lam), torch.zeros_like(self.limit)
         for batch, targets in self.batches:
             slopes += replica.batch_gradient(self.at, batch, targets)
-        total += replica.objective.team.total(slopes)
-        return float(dots(total, total))
-
-    def between(self, small: float, large: float) -> float:
-        """Where a λ² + c/λ² through its values at two λ is least; infinite where nothing bends."""
-        above = self.apart(large)
-        while not math.isfinite(above) and large > 10 * small:
-            large /= 10
-            above = self.apart(large)
-        at_small, at_large = self.apart(small) * small**2, above * large**2  # a λ⁴ + c
-        bend = (at_large - at_small) / (large**4 - small**4)
-        return (max(0.0, at_small - bend * small**4) / bend) ** 0.25 if bend > 0 else math.inf
+        slopes = replica.objective.team.total(slopes).sub_(self.limit)
+        found = float(dots(slopes, slopes))
+        return found if math.isfinite(found) else math.inf
 
 
-def _lam_of_outputs(objective: Objective, penalty: Penalty, smallest: float) -> float:
+def _lam_of_outputs(objective: Objective, penalty: Penalty) -> float:
     """The largest λ ≤ 0.1 at which the first guess keeps the outputs linear to 5 % (0.5 % in float64).
 
     Their departure is first order in λ, so that one measurement tells the next try. Penalties without a start are
@@ -118,7 +129,11 @@ def _lam_of_outputs(objective: Objective, penalty: Penalty, smallest: float) -> 
         if bend <= allowed:
             return lam
         lam *= min(0.5, max(1e-3, 0.9 * allowed / bend)) if bend < 1e3 else 1e-3
-    return max(lam, smallest)
+    return max(lam, _smallest(objective))
+
+
+def _smallest(objective: Objective) -> float:
+    return _SMALLEST.get(objective.theta.dtype, 1e-6)
 
 
 def _typical(prior_precision: Tensor) -> Tensor:
