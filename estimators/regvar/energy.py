@@ -62,9 +62,19 @@ class DrawEnergies:
     n: float
 
     @classmethod
-    def of(cls, penalty: Penalty, delta: Tensor, displacement: Tensor, slope: Tensor) -> Self:
-        """Of draws ξ = direction, started at z/√δ, at u = displacement, with the slope A u − ξ, all (K, P); δ (P,)."""
-        n, from_prior = prior_energy(penalty, delta)
+    def of(
+        cls,
+        penalty: Penalty,
+        delta: Tensor,
+        displacement: Tensor,
+        slope: Tensor,
+        prior: tuple[float, Tensor] | None = None,
+    ) -> Self:
+        """Of draws ξ = direction, started at z/√δ, at u = displacement, with the slope A u − ξ, all (K, P); δ (P,).
+
+        prior: their `prior_energy`, where it is known.
+        """
+        n, from_prior = prior_energy(penalty, delta) if prior is None else prior
         linear = dots(displacement, penalty.direction)  # ξᵀu
         quadratic, held = linear + dots(displacement, slope), dots(displacement, displacement, delta)
         positive = bool((delta > 0).all())

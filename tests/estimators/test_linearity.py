@@ -1,4 +1,4 @@
-"""λ: how far the network is from its linearization, and a descent that goes on at a smaller one."""
+"""λ: how far slopes and outputs are from their linearization, and a descent that looks for it again."""
 
 import math
 from dataclasses import replace
@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from estimators import FineTune, Gaussian, PosteriorDraws, RegVar, checkpoint
+from estimators import FineTune, Gaussian, LinearResponse, PosteriorDraws, RegVar, checkpoint
 from estimators.errors import NotConvergedWarning
-from estimators.regvar.solvers import linearity
-from estimators.regvar.solvers.linearity import auto_lam, nonlinearity, straighter_lam
+from estimators.regvar.penalty import Tilt
+from estimators.regvar.solvers import conjugate_refits, linearity
+from estimators.regvar.solvers import descent as descents
+from estimators.regvar.solvers.linearity import auto_lam, nonlinearity, straightest_lam
 from estimators.rng import preserved_random_state
 from estimators.team import Team
 from estimators.training import Recipe
@@ -57,13 +59,72 @@ def test_the_departure_of_a_square_by_hand(objective, lam):
     assert nonlinearity(objective, steps, lam) == pytest.approx(expected)
 
 
-def test_lam_stays_where_it_is_straight_and_else_comes_to_where_it_is(objective):
-    steps = torch.tensor([[2.0], [-3.0]], dtype=torch.float64)
-    assert straighter_lam(objective, steps, 1e-2) == 1e-2
-    lower = straighter_lam(objective, steps, 0.5)
-    assert nonlinearity(objective, steps, lower) == pytest.approx(linearity._STRAIGHT)
-    assert straighter_lam(objective, steps * math.nan, 1e-2) == pytest.approx(1e-5)
-    assert straighter_lam(objective, steps * math.inf, 1e-2) == pytest.approx(1e-5)
+def test_the_departure_of_slopes_of_a_square_by_hand(objective):
+    """f = x g(w), g = w + w², self-targets: ∇L = Σx² (g(w) − ĝ) g′(w) / σ², less its linear part."""
+    penalty, d, lam = Tilt.along(torch.ones(1, 1).double(), objective.theta), torch.tensor([[2.0]]).double(), 0.3
+    probe = linearity._Probe.of(objective, penalty, d)
+    slope, step = 1 + 2 * 0.25, lam * 2.0
+    squares = sum(float(batch.x.square().sum()) for batch in objective.batches) / 0.5**2
+    bent = squares * (slope * step + step**2) * (slope + 2 * step) / lam
+    assert probe.apart(lam) == pytest.approx((bent - squares * slope**2 * 2.0) ** 2)
+
+
+def apart(objective, at):
+    """‖∇F(D) − (A D − ∇r)‖ by λ, written a second time, for all rows and no penalty."""
+    limit = objective.product(at)
+
+    def measured(lam):
+        return float((objective.gradient(objective.theta + lam * at[0]) / lam - limit[0]).norm())
+
+    return measured
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_lam_is_where_slopes_are_nearest_to_linear_between_bending_and_round_off(dtype):
+    model, rows, _ = weakly_held(dtype)
+    fitted = RegVar(
+        model,
+        Gaussian(0.3),
+        prior_precision=0.01,
+        regularizer=PosteriorDraws(2, exact_block=None, readout="draws"),
+        solver=LinearResponse(),
+    ).fit(rows)
+    objective = fitted.refit_objective_
+    penalty, _ = fitted.regularizer.pose(objective)
+    measured = apart(objective, penalty.start[:1])
+    lam = auto_lam(objective, penalty)
+    assert lam == straightest_lam(objective, penalty, penalty.start[:1])
+    lower = lam / 10 if dtype == torch.float32 else lam / 2  # the smallest is tried first there
+    assert measured(lam) < min(measured(lam * 10), measured(lower) if dtype == torch.float32 else math.inf)
+    assert measured(lam) < 1e-3 * measured(0.1)
+    if dtype == torch.float32:
+        grid = [10 ** (-6 + k / 8) for k in range(41)]
+        assert measured(lam) < 2.5 * min(map(measured, grid))
+
+
+def test_networks_that_nothing_bends_have_the_largest_lam_or_one_as_good():
+    model = nn.Linear(3, 2).eval()
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    rows = [(x, x[:, :2])]
+    fitted = RegVar(model, Gaussian(0.3), solver=LinearResponse(), regularizer=PosteriorDraws(2, exact_block=None))
+    objective = fitted.fit(rows).refit_objective_
+    penalty, _ = fitted.regularizer.pose(objective)
+    assert auto_lam(objective, penalty) > 1e-3
+
+
+def test_without_a_first_guess_it_is_the_steepest_descent_that_is_tried(objective):
+    penalty = Tilt.along(torch.full((1, 1), 40.0).double(), objective.theta)
+    probe = linearity._Probe.of(objective, penalty, None)
+    exact = torch.linalg.solve(objective.product(torch.eye(1).double()), penalty.direction.T).T
+    assert torch.allclose(probe.at, exact)  # one parameter: the least of the parabola
+    assert float(probe.limit.abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("values", "least"), [((2.0, 0.0, 2.0), 0.0), ((1.0, 0.0, 3.0), -0.25), ((math.inf, 0.0, 1.0), 0.0), ((2, 1, 0), 0)]
+)
+def test_the_least_of_a_parabola_through_three_values(values, least):
+    assert linearity._least(*values) == pytest.approx(least)
 
 
 def weakly_held(dtype=torch.float32):
@@ -85,19 +146,28 @@ def draws(model, rows, *, lam="auto", in_flight="auto", **options):
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
-def test_refits_that_bend_the_network_go_on_at_a_smaller_lam():
-    model, rows, x = weakly_held()
+def test_refits_look_for_lam_again_from_where_they_have_come_to(monkeypatch):
+    model, rows, _ = weakly_held()
+    looked, look = [], linearity.straightest_lam
+
+    def looking(objective, penalty, at=None):
+        looked.append(None if at is None else at.clone())
+        return look(objective, penalty, at)
+
+    for module in (linearity, descents, conjugate_refits):
+        monkeypatch.setattr(module, "straightest_lam", looking)
     free = draws(model, rows)
-    objective = free.refit_objective_
-    first = auto_lam(objective, free.regularizer.pose(objective)[0])
-    held = draws(model, rows, lam=first)
-    assert held.fit_report_.solver.lam == first
-    assert held.fit_report_.solver.nonlinearity > 0.2
-    assert free.fit_report_.solver.lam < 0.7 * first
-    assert free.fit_report_.solver.nonlinearity < 0.6 * held.fit_report_.solver.nonlinearity
-    nearly_none = draws(model, rows, lam=first / 20).variance(x)
-    of_free, of_held = ((f.variance(x) - nearly_none).norm() / nearly_none.norm() for f in (free, held))
-    assert of_free < 0.6 * of_held
+    assert [at is None for at in looked] == [True, False, False]
+    assert not torch.equal(looked[1], looked[2])
+    assert free.fit_report_.solver.lam == look(free.refit_objective_, first_of(free), looked[2])
+    looked.clear()
+    held = draws(model, rows, lam=1e-3)
+    assert held.fit_report_.solver.lam == 1e-3
+    assert not looked
+
+
+def first_of(fitted):
+    return fitted.regularizer.pose(fitted.refit_objective_)[0].part(slice(0, 1))
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
@@ -122,12 +192,13 @@ def test_a_fit_that_stopped_goes_on_at_the_lam_it_had_come_to(tmp_path, monkeypa
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
-def test_lam_stays_where_round_off_is_what_departs():
+def test_more_round_off_takes_a_larger_lam():
     model, rows, _ = weakly_held()
+    before = draws(model, rows).fit_report_.solver.lam
     with torch.no_grad():
         model[2].bias += 3e3
     fitted = draws(model, [(x, y + 3e3) for x, y in rows])
-    assert fitted.fit_report_.solver.lam > 5e-4
+    assert fitted.fit_report_.solver.lam > 5 * before
     assert fitted.fit_report_.solver.nonlinearity < 0.5
 
 

@@ -10,6 +10,7 @@ hundred steps whatever the rows, these need about as many as there are distinct 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from estimators.checkpoint import Checkpoint
 from estimators.long_rows import dots
 from estimators.progress import track
-from estimators.regvar.energy import DrawEnergies
+from estimators.regvar.energy import DrawEnergies, prior_energy
 from estimators.regvar.solvers.linearity import straightest_lam
 from estimators.regvar.solvers.replicas import Replicas
 from estimators.state import Learned
@@ -31,6 +32,7 @@ _TRUSTED = 2.0  # times that, by the slopes anew in the end
 _FIRST = 1e-3  # of ‖D‖: the first step to try
 _SEEN = 0.05  # of uᵀGu: what a step to try adds to F, so that round-off does not hide it
 _LOOKED_AGAIN = (8, 20)
+_LAST = 3  # steps in which the error must not have fallen by more than what is enough, as chance cannot tell
 
 
 def conjugate_refits(
@@ -59,16 +61,19 @@ def conjugate_refits(
 
 @dataclass
 class ConjugateRefits:
-    """D, slopes g and directions p, all (K, P); `tried` (K,): τ."""
+    """D, slopes g and directions p, all (K, P); τ `tried` (K,); `fell` (3, K): ‖D − A⁻¹∇r‖²_A, in the last steps."""
 
     replicas: Replicas
     at: Tensor
     slope: Tensor
     direction: Tensor
     tried: Tensor
+    fell: Tensor
     steps: int = 0
+    _prior: tuple[float, Tensor] | None = None
+    _known: DrawEnergies | None = None
 
-    _TENSORS: ClassVar = ("at", "slope", "direction", "tried")
+    _TENSORS: ClassVar = ("at", "slope", "direction", "tried", "fell")
 
     @property
     def lam(self) -> float:
@@ -77,8 +82,7 @@ class ConjugateRefits:
 
     def choose_again(self) -> None:
         """λ, from where the first replica has come to."""
-        one = self.replicas.penalty.part(slice(0, 1))
-        lam = straightest_lam(self.replicas.objective, one, self.at[:1])
+        lam = straightest_lam(self.replicas.objective, self.replicas.penalty, self.at[:1])
         if not 0.5 < lam / self.lam < 2:
             self.replicas = replace(self.replicas, lam=lam)
             self.renew()
@@ -89,7 +93,7 @@ class ConjugateRefits:
         at = replicas.start
         slope = replicas.gradient(at)
         tried = _FIRST * (dots(at, at) / dots(slope, slope).clamp_min(torch.finfo(at.dtype).tiny)).sqrt()
-        return cls(replicas, at, slope, -slope, tried)
+        return cls(replicas, at, slope, -slope, tried, torch.full_like(tried, math.inf).repeat(_LAST, 1))
 
     @classmethod
     def resumed(cls, replicas: Replicas, saved: Learned) -> ConjugateRefits:
@@ -115,26 +119,33 @@ class ConjugateRefits:
         turned = steps / self.tried * dots(self.slope, image) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         for p, g, factor in zip(self.direction, self.slope, turned.clamp_min(0).tolist(), strict=True):
             p.mul_(factor).sub_(g)
+        self._known = None
         next_bend = bend / length * dots(self.direction, self.direction)  # as if A were alike along both
         seen = (_SEEN * self.energies.dimensions / next_bend).sqrt()
         self.tried = torch.where(bend > 0, torch.maximum(steps, seen), 0.5 * self.tried)
+        self.fell = torch.cat([self.fell[1:], -(along * steps)[None]])
         self.steps += 1
 
     def renew(self) -> None:
         """The slopes at D, instead of those that were followed; from there along the steepest descent."""
         self.slope = self.replicas.gradient(self.at)
         self.direction = -self.slope
+        self._known = None
 
     def enough(self, wanted: float) -> bool:
-        """Whether the energy error, or its bound, is at most what is wanted."""
-        error = self.energies.error
-        return min(error.per_dimension, error.bound) <= wanted
+        """Whether the energy error is at most what is wanted by its bound; or by its estimate, and it falls no more."""
+        energies = self.energies
+        error, fell = energies.error, float(self.fell.sum(0).mean() / energies.dimensions.mean())
+        return error.bound <= wanted or max(error.per_dimension, fell) <= wanted
 
     @property
     def energies(self) -> DrawEnergies:
         """At D."""
-        replicas = self.replicas
-        return DrawEnergies.of(replicas.penalty, replicas.objective.prior.precision, self.at, self.slope)
+        penalty, delta = self.replicas.penalty, self.replicas.objective.prior.precision
+        self._prior = prior_energy(penalty, delta) if self._prior is None else self._prior
+        if self._known is None:
+            self._known = DrawEnergies.of(penalty, delta, self.at, self.slope, self._prior)
+        return self._known
 
 
 def _add(rows: Tensor, others: Tensor, factors: Tensor) -> None:

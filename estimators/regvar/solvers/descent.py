@@ -43,6 +43,7 @@ class Descent:
         self._lowest: float | None = None
         self._value = self._dimension = replicas.signs.new_zeros(()).double()
         self.energy: float | None = None
+        self._prior: Tensor | None = None
 
     def keeping(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint of the loop, with what the descent itself goes by."""
@@ -120,15 +121,16 @@ class Descent:
     def _choose_again(self, arms: Tensor) -> None:
         """λ at where the first replica has come to; the displacement, the slopes over λ and F mean the same at any."""
         replicas = self.replicas
-        lam = straightest_lam(replicas.objective, replicas.penalty.part(slice(0, 1)), arms[:1])
-        self.replicas = replace(replicas, lam=lam)
+        self.replicas = replace(replicas, lam=straightest_lam(replicas.objective, replicas.penalty, arms[:1]))
 
     def _energy(self, value: float, dimension: float) -> float | None:
         """Energy error per dimension of the epoch's iterates, without a pass; None where r are not posterior draws."""
         replicas = self.replicas
         if replicas.penalty.start is None or dimension <= 0:
             return None
-        from_prior = prior_energy(replicas.penalty, replicas.objective.prior.precision)[1].mean()
+        if self._prior is None:
+            self._prior = prior_energy(replicas.penalty, replicas.objective.prior.precision)[1]
+        from_prior = self._prior.mean()
         of_arms = replicas.objective.team.over_draws(replicas.signs.abs().sum() * from_prior)
         return (float(of_arms) + 2 * value) / dimension
 

@@ -43,20 +43,20 @@ def nonlinearity(objective: Objective, displacement: Tensor, lam: float) -> floa
 def auto_lam(objective: Objective, penalty: Penalty) -> float:
     """λ for a centred objective by its slopes at the first guess, for another by its outputs there."""
     if objective.data_term.centred:
-        return straightest_lam(objective, penalty.part(slice(0, 1)))
+        return straightest_lam(objective, penalty)
     with objective.network.ledger.part("search for lam"):
         return _lam_of_outputs(objective, penalty)
 
 
 def straightest_lam(objective: Objective, penalty: Penalty, at: Tensor | None = None) -> float:
-    """λ at which slopes of one replica at D (1, P), on some batches, are nearest to their limit A D − ∇r.
+    """λ at which slopes of the first replica at D (1, P), on some batches, are nearest to their limit A D − ∇r.
 
     None: at its first guess. What the network bends falls with λ, round-off in ∇L, divided by λ, grows: the least of
     ‖apart‖ lies between. Outputs that are linear to 5 % are not enough with millions of parameters: D stays large where
     the data say nothing, and bends what they see of it, which becomes small (docs/math.md, section 6).
     """
     with objective.network.ledger.part("search for lam"):
-        probe, smallest = _Probe.of(objective, penalty, at), _smallest(objective)
+        probe, smallest = _Probe.of(objective, penalty.part(slice(0, 1)), at), _smallest(objective)
         lam, apart = _BEGIN, {_BEGIN: probe.apart(_BEGIN)}
 
         def at_lam(lam: float) -> float:
