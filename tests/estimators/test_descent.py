@@ -167,7 +167,7 @@ def test_it_looks_at_lam_again_after_some_epochs_and_not_where_lam_was_given(mon
             saved = free.state()
             free = Descent(replace(guarded.replicas, lam=saved["lam"]), guarded.recipe, chooses=True)
             free.restore(saved)
-    assert looked == [(1, 1, 1), (4, 1, 1)]
+    assert looked == [(1, 3, 1), (4, 3, 1)]
     assert free.replicas.lam == guarded.replicas.lam / 4
     guarded._at_start = 1.0
     for _ in range(4):

@@ -99,8 +99,8 @@ class ConjugateRefits:
     def resumed(cls, replicas: Replicas, saved: Learned) -> ConjugateRefits:
         """From `state()`."""
         device = replicas.objective.theta.device
-        tensors = {name: saved[0][name].to(device) for name in cls._TENSORS}
-        return cls(replicas, **tensors, steps=saved[1]["steps"])
+        at, slope, direction, tried, fell = (saved[0][name].to(device) for name in cls._TENSORS)
+        return cls(replicas, at, slope, direction, tried, fell, saved[1]["steps"])
 
     def state(self) -> Learned:
         tensors = {name: getattr(self, name) for name in self._TENSORS}

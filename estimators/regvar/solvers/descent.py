@@ -43,7 +43,7 @@ class Descent:
         self._lowest: float | None = None
         self._value = self._dimension = replicas.signs.new_zeros(()).double()
         self.energy: float | None = None
-        self._prior: Tensor | None = None
+        self._from_prior: Tensor | None = None
 
     def keeping(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint of the loop, with what the descent itself goes by."""
@@ -128,10 +128,9 @@ class Descent:
         replicas = self.replicas
         if replicas.penalty.start is None or dimension <= 0:
             return None
-        if self._prior is None:
-            self._prior = prior_energy(replicas.penalty, replicas.objective.prior.precision)[1]
-        from_prior = self._prior.mean()
-        of_arms = replicas.objective.team.over_draws(replicas.signs.abs().sum() * from_prior)
+        if self._from_prior is None:
+            self._from_prior = prior_energy(replicas.penalty, replicas.objective.prior.precision)[1].mean()
+        of_arms = replicas.objective.team.over_draws(replicas.signs.abs().sum() * self._from_prior)
         return (float(of_arms) + 2 * value) / dimension
 
     @property
