@@ -34,7 +34,7 @@ class BlockLanczos:
         self.product, self.products = product, 0
         self.floor = residual.norm(dim=1).max() * torch.finfo(residual.dtype).eps * 4
         self.projected = torch.zeros(0, 0, dtype=algebra_dtype(residual.device), device=residual.device)
-        room = max(2, min(blocks, _BASIS_BYTES // max(1, residual.nbytes)))
+        room = max(2, min(blocks, _BASIS_BYTES // max(1, residual.nbytes) + 2))  # so far it goes before it is thinned
         self.storage = residual.new_empty(room * len(residual), residual.shape[1])
         self.storage[: len(residual)] = residual
         self.block, self.coupling = orthonormalise_(self.storage[: len(residual)], self.floor)

@@ -116,11 +116,13 @@ class RegVar(UncertaintyEstimator):
         objective = self.refit_objective_
         penalty, read = regularizer.pose(objective, x)
         solution = self.solver.solve(objective, penalty, progress_bar=progress_bar, checkpoint=checkpoint)
+        energies = _energies(objective, penalty, solution)
+        del penalty  # 2K numbers a parameter, which a readout need not have beside it
         with objective.network.ledger.part("readout"):
             readout = read(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
-        if isinstance(readout, DrawReadout):
-            energy = _energies(objective, penalty, solution).error
+        if isinstance(readout, DrawReadout) and energies is not None:
+            energy = energies.error
             self.fit_report_ = replace(self.fit_report_, energy=energy, exact_block=readout.exact_block)
             if solution.report.residual is None or isinstance(readout, ClampedReadout):  # the others know their end
                 energy.warn_if_large()
@@ -211,9 +213,9 @@ class RegVar(UncertaintyEstimator):
         return self.fit_report_.relative_gradient
 
 
-def _energies(objective: Objective, penalty: Penalty, solution: Solution) -> DrawEnergies:
+def _energies(objective: Objective, penalty: Penalty, solution: Solution) -> DrawEnergies | None:
     """Of posterior draws: the solver's own, or by one product with A a draw."""
-    if solution.energies is not None:
+    if solution.energies is not None or penalty.start is None:
         return solution.energies
     with objective.network.ledger.part("energy error"):
         slope = objective.product(solution.displacement).sub_(penalty.direction)  # u → A u − ξ
