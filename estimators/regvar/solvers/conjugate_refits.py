@@ -4,8 +4,10 @@
 
     A p = [∇F(D + τ p) − ∇F(D)]/τ          D ← D − (pᵀg/pᵀA p) p          g ← g − (pᵀg/pᵀA p) A p
 
-One gradient of each replica a step (Polak & Ribière 1969). Where stochastic gradients need a few
-hundred steps whatever the rows, these need about as many as there are distinct sizes of curvature.
+In the end g is computed as A D − ∇r, by a product with A. Where that is not small, it goes on with what λ bends of ∇F
+taken off, b = ∇F(D) − (A D − ∇r), which is nearly the same everywhere near (defect correction).
+One gradient of each replica a step (Polak & Ribière 1969). Where stochastic gradients need a few hundred steps whatever
+the rows, these need about as many as there are distinct sizes of curvature.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _ENOUGH = 0.1  # energy error per dimension, by what the slopes are followed to 
 _TRUSTED = 2.0  # times that, by the slopes anew in the end
 _FIRST = 1e-3  # of ‖D‖: the first step to try
 _SEEN = 0.05  # of uᵀGu: what a step to try adds to F, so that round-off does not hide it
-_LOOKED_AGAIN = (8, 20)
+_LOOKED_AGAIN, _ALIKE = 8, 3.0
 _LAST = 3  # steps in which the error must not have fallen by more than what is enough, as chance cannot tell
 
 
@@ -41,27 +43,30 @@ def conjugate_refits(
     """Refits of posterior draws from their start, by at most `most` steps.
 
     They end where the energy error is small, for which it costs nothing to look; slopes that have been followed are
-    then computed anew, and it goes on where they disagree. Where it `chooses` λ, it looks again after some steps, from
-    where the replicas have come to: what bends is less there than at the start.
+    then computed anew, and it goes on where they disagree. Where it `chooses` λ, it does again after some steps: at the
+    start much is bent that is straight in the end.
     """
     saved = checkpoint.load()
     refits = ConjugateRefits.begun(replicas) if saved is None else ConjugateRefits.resumed(replicas, saved)
     for _ in track(range(refits.steps, most), "steps", shown=progress_bar):
-        if chooses and refits.steps in _LOOKED_AGAIN:
+        if chooses and refits.steps == _LOOKED_AGAIN:
             refits.choose_again()
         if refits.enough(_ENOUGH):
-            refits.renew()
+            refits.look_at_limit()
             if refits.enough(_TRUSTED * _ENOUGH):
                 return refits
         refits.step()
         checkpoint.save(refits.state)
-    refits.renew()
+    refits.look_at_limit()
     return refits
 
 
 @dataclass
 class ConjugateRefits:
-    """D, slopes g and directions p, all (K, P); τ `tried` (K,); `fell` (3, K): ‖D − A⁻¹∇r‖²_A, in the last steps."""
+    """D, slopes g, what is `bent` b (None: not taken off) and directions p, all (K, P); τ `tried` (K,).
+
+    fell (3, K): ‖D − A⁻¹∇r‖²_A, in the last steps.
+    """
 
     replicas: Replicas
     at: Tensor
@@ -69,7 +74,9 @@ class ConjugateRefits:
     direction: Tensor
     tried: Tensor
     fell: Tensor
+    bent: Tensor | None = None
     steps: int = 0
+    corrects: bool = False
     _prior: tuple[float, Tensor] | None = None
     _known: DrawEnergies | None = None
 
@@ -81,11 +88,12 @@ class ConjugateRefits:
         return self.replicas.lam
 
     def choose_again(self) -> None:
-        """λ, from where the first replica has come to."""
-        lam = straightest_lam(self.replicas.objective, self.replicas.penalty, self.at[:1])
-        if not 0.5 < lam / self.lam < 2:
+        """λ for the first replica's next step."""
+        at, step = self.at[:1], float(self.tried[0]) * self.direction[:1]
+        lam = straightest_lam(self.replicas.objective, self.replicas.penalty, at, step)
+        if not 1 / _ALIKE < lam / self.lam < _ALIKE:
             self.replicas = replace(self.replicas, lam=lam)
-            self.renew()
+            self._turn(self.replicas.gradient(self.at))
 
     @classmethod
     def begun(cls, replicas: Replicas) -> ConjugateRefits:
@@ -100,20 +108,26 @@ class ConjugateRefits:
         """From `state()`."""
         device = replicas.objective.theta.device
         at, slope, direction, tried, fell = (saved[0][name].to(device) for name in cls._TENSORS)
-        return cls(replicas, at, slope, direction, tried, fell, saved[1]["steps"])
+        bent = saved[0]["bent"].to(device) if "bent" in saved[0] else None
+        return cls(replicas, at, slope, direction, tried, fell, bent, saved[1]["steps"], saved[1]["corrects"])
 
     def state(self) -> Learned:
         tensors = {name: getattr(self, name) for name in self._TENSORS}
-        return tensors, {"steps": self.steps, "lam": self.replicas.lam}
+        tensors |= {} if self.bent is None else {"bent": self.bent}
+        return tensors, {"steps": self.steps, "corrects": self.corrects, "lam": self.replicas.lam}
 
     def step(self) -> None:
         """To the least of F along p, and the next direction."""
+        if self.corrects and self.bent is None:
+            self.bent = self.replicas.gradient(self.at).sub_(self.slope)
         along, norm = dots(self.direction, self.slope), dots(self.slope, self.slope)
         length = dots(self.direction, self.direction)
         _add(self.at, self.direction, self.tried)
         image = self.replicas.gradient(self.at).sub_(self.slope)  # τ A p
+        if self.bent is not None:
+            image.sub_(self.bent)
         bend = dots(self.direction, image) / self.tried  # pᵀA p
-        steps = torch.where(bend > 0, -along / bend, 0.0)
+        steps = torch.where(bend > 0, -along / torch.maximum(bend, self._least * length), 0.0)
         _add(self.at, self.direction, steps - self.tried)
         _add(self.slope, image, steps / self.tried)
         turned = steps / self.tried * dots(self.slope, image) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
@@ -126,11 +140,19 @@ class ConjugateRefits:
         self.fell = torch.cat([self.fell[1:], -(along * steps)[None]])
         self.steps += 1
 
-    def renew(self) -> None:
-        """The slopes at D, instead of those that were followed; from there along the steepest descent."""
-        self.slope = self.replicas.gradient(self.at)
-        self.direction = -self.slope
-        self._known = None
+    def look_at_limit(self) -> None:
+        """The slopes of the limit at D, instead of those that were followed; steps from here go to its least."""
+        self._turn(self.replicas.objective.product(self.at).sub_(self.replicas.penalty.direction))
+        self.corrects, self.bent = True, None
+
+    def _turn(self, slope: Tensor) -> None:
+        """Along the steepest descent of other slopes at D."""
+        self.slope, self.direction, self._known = slope, -slope, None
+
+    @property
+    def _least(self) -> float:
+        """No curvature is less than this."""
+        return float(self.replicas.objective.prior.precision.min())
 
     def enough(self, wanted: float) -> bool:
         """Whether the energy error is at most what is wanted by its bound; or by its estimate, and it falls no more."""

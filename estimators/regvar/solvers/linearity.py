@@ -48,15 +48,18 @@ def auto_lam(objective: Objective, penalty: Penalty) -> float:
         return _lam_of_outputs(objective, penalty)
 
 
-def straightest_lam(objective: Objective, penalty: Penalty, at: Tensor | None = None) -> float:
+def straightest_lam(
+    objective: Objective, penalty: Penalty, at: Tensor | None = None, step: Tensor | None = None
+) -> float:
     """λ at which slopes of the first replica at D (1, P), on some batches, are nearest to their limit A D − ∇r.
 
-    None: at its first guess. What the network bends falls with λ, round-off in ∇L, divided by λ, grows: the least of
-    ‖apart‖ lies between. Outputs that are linear to 5 % are not enough with millions of parameters: D stays large where
-    the data say nothing, and bends what they see of it, which becomes small (docs/math.md, section 6).
+    None: at its first guess. With a step, what they change by along it is compared, with A · step. What the network
+    bends falls with λ, and round-off in ∇L, divided by λ, grows: the least of ‖apart‖ lies between. Outputs that are
+    linear to 5 % are not enough with millions of parameters: D stays large where the data say nothing, and bends what
+    they see of it, which becomes small (docs/math.md, section 6).
     """
     with objective.network.ledger.part("search for lam"):
-        probe, smallest = _Probe.of(objective, penalty.part(slice(0, 1)), at), _smallest(objective)
+        probe, smallest = _Probe.of(objective, penalty.part(slice(0, 1)), at, step), _smallest(objective)
         lam, apart = _BEGIN, {_BEGIN: probe.apart(_BEGIN)}
 
         def at_lam(lam: float) -> float:
@@ -80,15 +83,16 @@ def _least(below: float, here: float, above: float) -> float:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A replica at D (1, P), some batches with their targets, and their part of the limit A D − ∇r."""
+    """A replica at D (1, P), some batches with their targets, and their part of the limit A D − ∇r, or A · step."""
 
     replica: Replicas
     batches: list[tuple[Batch, PyTree]]
     at: Tensor
     limit: Tensor
+    step: Tensor | None = None
 
     @classmethod
-    def of(cls, objective: Objective, penalty: Penalty, at: Tensor | None) -> Self:
+    def of(cls, objective: Objective, penalty: Penalty, at: Tensor | None, step: Tensor | None = None) -> Self:
         """At D, the penalty's first guess, or as far along ∇r as ½ DᵀA D − ∇rᵀD falls."""
         data, network, parts = objective.data_term, objective.network, islice(objective.batches, _BATCHES)
         batches = [(part, data.targets(network, part)) for part in objective.team.parts(parts)]
@@ -96,21 +100,26 @@ class _Probe:
         guessed = at is None and penalty.start is None
         at = penalty.start if at is None else at
         at = penalty.direction if at is None else at
+        moved = at if step is None else step
         image = torch.zeros_like(at)
         for batch, _ in batches:
-            data.curvature_product(network, batch, at, image)
-        image = objective.team.total(image).addcmul_(share * objective.prior.precision, at)
+            data.curvature_product(network, batch, moved, image)
+        image = objective.team.total(image).addcmul_(share * objective.prior.precision, moved)
         if guessed:
-            step = (share * dots(at, at) / dots(at, image)).to(at.dtype)
-            at, image = at * step, image * step
+            length = (share * dots(at, at) / dots(at, image)).to(at.dtype)
+            at, image = at * length, image * length
         replica = Replicas.of(objective, penalty, 1.0, difference="forward", at_once=1)
-        return cls(replica, batches, at, image - share * penalty.direction)
+        return cls(replica, batches, at, image if step is not None else image - share * penalty.direction, step)
 
     def apart(self, lam: float) -> float:
-        """‖∇F(D) − (A D − ∇r)‖² of the batches at λ."""
+        """‖∇F(D) − (A D − ∇r)‖², or ‖∇F(D + step) − ∇F(D) − A · step‖², of the batches at λ."""
         replica, slopes = replace(self.replica, lam=lam), torch.zeros_like(self.limit)
         for batch, targets in self.batches:
-            slopes += replica.batch_gradient(self.at, batch, targets)
+            if self.step is None:
+                slopes += replica.batch_gradient(self.at, batch, targets)
+            else:
+                slopes += replica.batch_gradient(self.at + self.step, batch, targets)
+                slopes -= replica.batch_gradient(self.at, batch, targets)
         slopes = replica.objective.team.total(slopes).sub_(self.limit)
         found = float(dots(slopes, slopes))
         return found if math.isfinite(found) else math.inf

@@ -24,9 +24,9 @@ _LONGEST = 2  # times the usual epochs
 class Stopping:
     """Looks at a quarter, half and all of the usual epochs, and gives the draws twice as many where they need it.
 
-    The more draws, `n_draws` in all, the less there is to be left undone. The energy of the average costs one gradient
-    of each replica; before the usual end it is measured only where that of the iterates, which comes without a pass, is
-    small. `energies` are those of the average, of this process's draws, where it was enough.
+    The more draws, `n_draws` in all, the less there is to be left undone. The energy of the average costs one product
+    with A a replica; before the usual end it is measured only where that of the iterates, which comes without a pass,
+    is small. `energies` are those of the average, of this process's draws, where it was enough.
     """
 
     descent: Descent
@@ -67,5 +67,6 @@ class Stopping:
         replicas = self.descent.replicas
         objective, penalty = replicas.objective, replicas.penalty
         with objective.network.ledger.part("energy error"):
-            slope = replicas.displacement(replicas.gradient(arms))  # A u − ξ
-        return DrawEnergies.of(penalty, objective.prior.precision, replicas.displacement(arms), slope)
+            u = replicas.displacement(arms)
+            slope = objective.product(u).sub_(penalty.direction)  # of the limit: what λ bends counts as an error
+        return DrawEnergies.of(penalty, objective.prior.precision, u, slope)
