@@ -88,11 +88,14 @@ class ConjugateRefits:
         return self.replicas.lam
 
     def choose_again(self) -> None:
-        """λ for the first replica's next step."""
+        """λ between the one that the slopes at the start wanted, and what the first replica's next step does.
+
+        The first keeps the end right, the second keeps round-off out of the steps.
+        """
         at, step = self.at[:1], float(self.tried[0]) * self.direction[:1]
         lam = straightest_lam(self.replicas.objective, self.replicas.penalty, at, step)
-        if not 1 / _ALIKE < lam / self.lam < _ALIKE:
-            self.replicas = replace(self.replicas, lam=lam)
+        if lam > _ALIKE * self.lam:
+            self.replicas = replace(self.replicas, lam=math.sqrt(lam * self.lam))
             self._turn(self.replicas.gradient(self.at))
 
     @classmethod
