@@ -47,15 +47,15 @@ def combine_(rows: Tensor, coefficients: Tensor) -> Tensor:
 def orthonormalise_(rows: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
     """An orthonormal basis Q (k, P), k <= m, of the rows (m, P), in their place; and R (k, m), rowsᵀ = Qᵀ R.
 
-    Directions whose singular value is at most `floor` are dropped.
+    Directions whose singular value is at most `floor`, or round-off of the largest, are dropped.
     """
     triangular = _triangular(rows)
+    eps = torch.finfo(triangular.dtype).eps
     _, singular, right = torch.linalg.svd(triangular, full_matrices=False)  # rowsᵀ = Q₁ U S Vᵀ: Q = S⁻¹ Vᵀ rows
-    keep = singular > floor
+    keep = singular > torch.maximum(floor.to(singular.dtype), eps * singular[:1])
     kept = singular[keep, None]
     basis, factor = combine_(rows, right[keep] / kept), kept * right[keep]
-    error = torch.finfo(triangular.dtype).eps * kept.max() / kept.min() if len(kept) else 0.0
-    if error > 2 * torch.finfo(rows.dtype).eps:  # the smallest are only nearly so
+    if len(kept) and eps * kept[0] / kept[-1] > 2 * torch.finfo(rows.dtype).eps:  # the smallest are only nearly so
         basis, second = orthonormalise_(basis, torch.zeros_like(floor))
         factor = second @ factor
     return basis, factor

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,19 @@ from torch import nn
 
 from estimators import FineTune, LastLayerLaplace, LinearResponse, MeanAbsolute, PosteriorDraws, RegVar, checkpoint
 from estimators.errors import ModelChangedError, StateError, UnsupportedError
+from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
 from estimators.rng import preserved_random_state
 from estimators.training import Recipe
 
 SGD = Recipe(epochs=12, batch_size=7, optimizer="sgd", lr="auto")
 ADAM = Recipe(epochs=12, batch_size=7, optimizer="adam", lr=0.02, schedule="constant", average=0.5)
+STOCHASTIC = replace(DEFAULT_RECIPE, optimizer="nesterov")
+CONJUGATE = Recipe(epochs=12, batch_size=7, optimizer="conjugate", lr="auto")
 FITS = {
     "sgd": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune(recipe=SGD)},
     "in flights": {"regularizer": PosteriorDraws(5, exact_block=None), "solver": FineTune(recipe=SGD, in_flight=2)},
-    "until enough": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune()},
+    "until enough": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune(recipe=STOCHASTIC)},
+    "conjugate": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune(recipe=CONJUGATE)},
     "adam, averaged": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=ADAM)},
     "mean absolute": {"regularizer": MeanAbsolute(), "solver": FineTune(1e-3, "control", recipe=SGD)},
     "draws": {"regularizer": PosteriorDraws(3, readout="draws"), "solver": LinearResponse(1e-9)},
@@ -77,7 +82,9 @@ def often(monkeypatch):
 @pytest.mark.parametrize("name", FITS)
 def test_a_fit_killed_on_its_way_goes_on_to_the_same_end(name, tmp_path):
     path = tmp_path / "fit.safetensors"
-    writes = {"in flights": 15, "draws": 2, "bounds": 2}.get(name, 5)  # 15: within the second of three flights
+    writes = {"in flights": 15, "draws": 2, "bounds": 2, "conjugate": 3}.get(
+        name, 5
+    )  # 15: within the second of three flights
     died = in_another_process(name, path, writes)
     assert died.returncode == -signal.SIGKILL, died.stderr
     with pytest.raises(StateError, match=r"finished fit.*checkpoint="):

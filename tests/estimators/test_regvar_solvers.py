@@ -142,7 +142,7 @@ def test_few_replicas_are_in_flight_where_memory_is_short(monkeypatch):
     solver = FineTune(recipe=Recipe(2, lr=1e-2, optimizer="sgd"))
     options = {"regularizer": PosteriorDraws(5, readout="draws"), "solver": solver}
     RegVar(model, likelihood, prior_precision=2.5, **options).fit(loader)
-    assert sizes == [2, 2, 1]
+    assert sizes == [1, 2, 2, 1]  # one is probed for λ
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
