@@ -122,6 +122,17 @@ def test_a_direction_along_which_it_does_not_rise_is_left_for_the_steepest_desce
     assert torch.allclose(refits.tried, 0.5 * tried)
 
 
+def test_replicas_that_are_at_their_end_stay_there_while_others_go_on():
+    _, objective, penalty = posed(linear=True, lam=1e-3)
+    exact = torch.linalg.solve(objective.product(torch.eye(len(objective.theta)).double()), penalty.direction.T).T
+    start = torch.cat([exact[:1], penalty.start[1:]])
+    refits = ConjugateRefits.begun(Replicas.of(objective, replace(penalty, start=start), 1e-3, difference="forward"))
+    refits.slope[0] = refits.direction[0] = 0.0
+    for _ in range(12):
+        refits.step()
+    assert torch.allclose(refits.at, exact, rtol=1e-6, atol=1e-7)
+
+
 class _Falling:
     """Slopes as of −A."""
 

@@ -138,7 +138,7 @@ class ConjugateRefits:
             p.mul_(factor).sub_(g)
         self._known = None
         next_bend = bend / length * dots(self.direction, self.direction)  # as if A were alike along both
-        seen = (_SEEN * self.energies.dimensions / next_bend).sqrt()
+        seen = torch.where(next_bend > 0, (_SEEN * self.energies.dimensions / next_bend).sqrt(), steps)
         self.tried = torch.where(bend > 0, torch.maximum(steps, seen), 0.5 * self.tried)
         self.fell = torch.cat([self.fell[1:], -(along * steps)[None]])
         self.steps += 1
