@@ -14,15 +14,14 @@ from estimators.precision.dtype import algebra_dtype
 
 __all__ = ["combine_", "dots", "inner", "orthonormalise_"]
 
-_LONG = {"cpu": 2**13}  # numbers in a part; a GPU has more to do at once
-_LONGER = 2**20
+_LONG, _AT_ONCE = 2**13, 2**26  # columns in a part; on a GPU, which has more to do at once, numbers
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """a bᵀ of rows (m, P) and (n, P): (m, n)."""
     wide = algebra_dtype(a.device)
     total = torch.zeros(len(a), len(b), dtype=wide, device=a.device)
-    for part in _parts(a):
+    for part in _parts(a if len(a) > len(b) else b):
         total += a[:, part].to(wide) @ b[:, part].to(wide).T
     return total
 
@@ -72,6 +71,6 @@ def _triangular(rows: Tensor) -> Tensor:
 
 
 def _parts(rows: Tensor) -> Iterator[slice]:
-    length = _LONG.get(rows.device.type, _LONGER)
+    length = _LONG if rows.device.type == "cpu" else max(_LONG, _AT_ONCE // max(1, len(rows)))
     for start in range(0, rows.shape[1], length):
         yield slice(start, start + length)

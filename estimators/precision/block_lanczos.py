@@ -34,7 +34,8 @@ class BlockLanczos:
         self.product, self.products = product, 0
         self.floor = residual.norm(dim=1).max() * torch.finfo(residual.dtype).eps * 4
         self.projected = torch.zeros(0, 0, dtype=algebra_dtype(residual.device), device=residual.device)
-        room = max(2, min(blocks, _BASIS_BYTES // max(1, residual.nbytes) + 2))  # so far it goes before it is thinned
+        most = min(_BASIS_BYTES, available_bytes(residual.device) // 3)
+        room = max(2, min(blocks, most // max(1, residual.nbytes) + 2))  # so far it goes before it is thinned
         self.storage = residual.new_empty(room * len(residual), residual.shape[1])
         self.storage[: len(residual)] = residual
         self.block, self.coupling = orthonormalise_(self.storage[: len(residual)], self.floor)
@@ -88,7 +89,7 @@ class BlockLanczos:
         return len(self.block) == 0 or bool((self.residual_norms() <= tolerance).all())
 
     def full(self) -> bool:
-        room = min(_BASIS_BYTES, available_bytes(self.block.device) // 3 + self.basis.nbytes)
+        room = min(_BASIS_BYTES, (available_bytes(self.block.device) + self.basis.nbytes) // 3)
         return self.basis.nbytes > room and self.rank >= 2 * len(self.block)
 
     def thin(self) -> None:

@@ -88,7 +88,8 @@ class DrawEnergies:
         u, unit = solved.solution, coordinates.unit  # of the prior
         linear = dots(u, coordinates.right(penalty.direction))
         quadratic = linear - (inner(u, solved.next_block) * solved.left.T).sum(1)
-        held, left = unit * dots(u, u), solved.left.square().sum(0)
+        held = dots(u, u, delta) if coordinates.scale is None else unit * dots(u, u)
+        left = solved.left.square().sum(0)
         bound = left / unit if unit > 0 else torch.full_like(left, math.inf)
         return cls(torch.stack([from_prior, linear, quadratic, held, bound], 1), n)
 

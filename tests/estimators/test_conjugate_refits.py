@@ -133,6 +133,43 @@ def test_replicas_that_are_at_their_end_stay_there_while_others_go_on():
     assert torch.allclose(refits.at, exact, rtol=1e-6, atol=1e-7)
 
 
+def test_without_a_prior_on_what_is_drawn_they_start_at_zero_and_end_all_the_same():
+    with preserved_random_state():
+        torch.manual_seed(3)
+        x = torch.randn(60, 2, dtype=torch.float64)
+        model = nn.Linear(2, 1).double().eval()
+    parts = {"prior_precision": {"*": 0.0}, "regularizer": PosteriorDraws(4, exact_block=None, readout="draws")}
+    rows = [(x[:40], x[:40, :1]), (x[40:], x[40:, :1])]
+    found, exact = (RegVar(model, Gaussian(SIGMA), solver=s, **parts).fit(rows) for s in (FineTune(), LinearResponse()))
+    assert found.fit_report_.solver.iterations <= 10
+    assert torch.allclose(found.variance(x[:5]), exact.variance(x[:5]), rtol=0.2)
+
+
+def test_a_new_direction_is_tried_as_far_as_the_one_before():
+    replicas, _, _ = posed()
+    refits = ConjugateRefits.begun(replicas)
+    for _ in range(4):
+        refits.step()
+    before = refits.tried * refits.direction.norm(dim=1)
+    refits.look_at_limit()
+    assert torch.allclose(refits.tried * refits.direction.norm(dim=1), before)
+
+
+def test_where_what_is_bent_is_taken_off_another_lam_measures_it_anew(monkeypatch):
+    replicas, _, _ = posed(lam=1e-3)
+    refits = ConjugateRefits.begun(replicas)
+    refits.step()
+    refits.look_at_limit()
+    refits.step()
+    assert refits.bent is not None
+    monkeypatch.setattr(module, "straightest_lam", lambda *args: 1e-1)  # noqa: ARG005
+    refits.choose_again()
+    assert refits.lam == pytest.approx(1e-2)
+    assert refits.bent is None
+    refits.step()
+    assert refits.bent is not None
+
+
 class _Falling:
     """Slopes as of −A."""
 

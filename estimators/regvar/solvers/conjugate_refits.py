@@ -96,14 +96,18 @@ class ConjugateRefits:
         lam = straightest_lam(self.replicas.objective, self.replicas.penalty, at, step)
         if lam > _ALIKE * self.lam:
             self.replicas = replace(self.replicas, lam=math.sqrt(lam * self.lam))
-            self._turn(self.replicas.gradient(self.at))
+            if self.corrects:
+                self.look_at_limit()
+            else:
+                self._turn(self.replicas.gradient(self.at))
 
     @classmethod
     def begun(cls, replicas: Replicas) -> ConjugateRefits:
         """At the start, along the steepest descent."""
         at = replicas.start
         slope = replicas.gradient(at)
-        tried = _FIRST * (dots(at, at) / dots(slope, slope).clamp_min(torch.finfo(at.dtype).tiny)).sqrt()
+        length = dots(at, at).sqrt()  # 0 where nothing has a prior
+        tried = _FIRST * torch.where(length > 0, length, 1.0) / _norm(slope)
         return cls(replicas, at, slope, -slope, tried, torch.full_like(tried, math.inf).repeat(_LAST, 1))
 
     @classmethod
@@ -149,7 +153,8 @@ class ConjugateRefits:
         self.corrects, self.bent = True, None
 
     def _turn(self, slope: Tensor) -> None:
-        """Along the steepest descent of other slopes at D."""
+        """Along the steepest descent of other slopes at D; τ p is as long as before."""
+        self.tried = self.tried * _norm(self.direction) / _norm(slope)
         self.slope, self.direction, self._known = slope, -slope, None
 
     @property
@@ -171,6 +176,11 @@ class ConjugateRefits:
         if self._known is None:
             self._known = DrawEnergies.of(penalty, delta, self.at, self.slope, self._prior)
         return self._known
+
+
+def _norm(rows: Tensor) -> Tensor:
+    """‖·‖ of each row, (K,), not 0."""
+    return dots(rows, rows).sqrt().clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def _add(rows: Tensor, others: Tensor, factors: Tensor) -> None:

@@ -102,7 +102,8 @@ class FineTune(Solver):
         saved = checkpoint.load()
         lam, recipe = self._found(objective, penalty, {} if saved is None else saved[1])
         mine, k = penalty.part(objective.team.draws), len(penalty.direction)
-        flights = Flights.resumed(len(mine.direction), self._size(objective, mine), checkpoint, saved)
+        size, device = self._size(objective, mine), objective.theta.device
+        flights = Flights.resumed(len(mine.direction), size, checkpoint, saved, device)
         for which in flights.left():
             replicas, kept = self._replicas(objective, mine.part(which), lam), flights.keeping()
             if recipe.optimizer == "conjugate":

@@ -54,16 +54,18 @@ class Flights:
     saved: Learned | None = None  # what the first flight from here goes on from
 
     @classmethod
-    def resumed(cls, n_replicas: int, size: int, checkpoint: Checkpoint, saved: Learned | None) -> Flights:
+    def resumed(
+        cls, n_replicas: int, size: int, checkpoint: Checkpoint, saved: Learned | None, device: torch.device
+    ) -> Flights:
         """From what the checkpoint had."""
         if saved is None:
             return cls(n_replicas, size, checkpoint)
         tensors, values = saved
         before = []
         if "landed" in tensors:
-            energies = DrawEnergies(tensors["energies"], values["n"]) if "energies" in tensors else None
+            energies = DrawEnergies(tensors["energies"].to(device), values["n"]) if "energies" in tensors else None
             how = (values[name] for name in ("landed_lam", "bend", "rate", "landed_steps"))
-            before = [Landed(tensors["landed"], energies, *how)]
+            before = [Landed(tensors["landed"].to(device), energies, *how)]
         return cls(n_replicas, values["in_flight"], checkpoint, before, saved)
 
     def left(self) -> Iterator[slice]:

@@ -97,9 +97,9 @@ class _Probe:
         data, network, parts = objective.data_term, objective.network, islice(objective.batches, _BATCHES)
         batches = [(part, data.targets(network, part)) for part in objective.team.parts(parts)]
         share = objective.team.total(objective.theta.new_tensor(sum(objective.share(part) for part, _ in batches)))
-        guessed = at is None and penalty.start is None
-        at = penalty.start if at is None else at
-        at = penalty.direction if at is None else at
+        guess = penalty.start if penalty.start is not None and bool(penalty.start.any()) else None
+        guessed = at is None and guess is None
+        at = next(found for found in (at, guess, penalty.direction) if found is not None)
         moved = at if step is None else step
         image = torch.zeros_like(at)
         for batch, _ in batches:
