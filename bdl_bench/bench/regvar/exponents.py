@@ -19,10 +19,11 @@ from estimators.training import Recipe
 
 __all__ = ["DRAWS", "N_DATA", "SOLVERS", "measure_exponents"]
 
-SOLVERS: dict[str, Callable[[], Solver]] = {
-    "FineTune": partial(FineTune, recipe=Recipe(5, 64, "sgd", 1e-3)),
-    "LinearResponse": LinearResponse,
+SOLVERS: dict[str, tuple[Callable[[], Solver], str]] = {
+    "FineTune": (partial(FineTune, recipe=Recipe(5, 64, "sgd", 1e-3)), "draws"),
+    "LinearResponse": (LinearResponse, "bounds"),
 }
+"""With how its draws are read: by bounds a solve has a fixed number of products."""
 DRAWS, N_DATA, _WIDTH = 4, 1024, 256
 _ROWS = (512, 1024, 2048, 5120)
 _WIDTHS = (256, 384, 560, 864)  # of two hidden layers: 85 thousand to 820 thousand parameters
@@ -59,8 +60,10 @@ def _network(width: int) -> nn.Module:
 
 
 def _fit(name: str, n_data: int, width: int) -> None:
-    model, draws = _network(width), PosteriorDraws(DRAWS)
+    solver, readout = SOLVERS[name]
+    model = _network(width)
+    draws = PosteriorDraws(DRAWS, exact_block=None, readout=readout)  # a block costs the cube of the last layer
     loader = [(torch.randn(64, 64), torch.randint(0, 10, (64,))) for _ in range(n_data // 64)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)
-        RegVar(model, "classification", prior_precision=10.0, regularizer=draws, solver=SOLVERS[name]()).fit(loader)
+        RegVar(model, "classification", prior_precision=10.0, regularizer=draws, solver=solver()).fit(loader)
