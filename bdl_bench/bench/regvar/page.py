@@ -39,9 +39,9 @@ Both slopes are above the one vector a replica that an answer takes: copies that
 ## Cost in N and in P
 
 Seconds of a fit of {draws} draws without an exact block (which costs the cube of the last layer's size beside), by rows
-at {size:,} parameters and by parameters at {rows} rows; `FineTune` with a fixed number of epochs, `LinearResponse` with a
-fixed number of products. The exponent is the slope in logarithms. Where seconds fall as the size grows, other programs
-were in the way, and the exponent says nothing.
+at {size:,} parameters and by parameters at {rows} rows; `FineTune` with a fixed number of epochs, `LinearResponse` with
+a fixed number of products. The exponent is the slope in logarithms. Where seconds fall as the size grows, other
+programs were in the way, and the exponent says nothing.
 
 """
 
