@@ -12,7 +12,7 @@ from torch import Tensor
 
 from estimators.precision.dtype import algebra_dtype
 
-__all__ = ["combine_", "dots", "inner", "orthonormalise_"]
+__all__ = ["combine_", "dots", "inner", "norms", "orthonormalise_"]
 
 _LONG, _AT_ONCE = 2**13, 2**26  # columns in a part; on a GPU, which has more to do at once, numbers
 
@@ -34,6 +34,11 @@ def dots(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
         product = a[:, part] * b[..., part]
         total += (product if weights is None else product * weights[part]).sum(1, dtype=wide)
     return total
+
+
+def norms(rows: Tensor) -> Tensor:
+    """‖·‖ of rows (K, P), (K,); at least the smallest number of their dtype, to divide by."""
+    return dots(rows, rows).sqrt().clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def combine_(rows: Tensor, coefficients: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError
-from estimators.long_rows import dots
+from estimators.long_rows import dots, norms
 from estimators.precision.block_lanczos import BlockLanczos, Product
 from estimators.state import Learned
 
@@ -156,17 +156,13 @@ class _Solve:
     def solved(self) -> BlockSolution:
         """What there is by now."""
         cycle = self.cycle
-        residuals, products = cycle.residual_norms() / self._scale, self.products + cycle.products
+        residuals, products = cycle.residual_norms() / norms(self.b), self.products + cycle.products
         space = (cycle.extended, cycle.projected, cycle.full_coupling())
         return BlockSolution(self.solution, cycle.left, residuals, self.iterations, products, *space)
 
-    @property
-    def _scale(self) -> Tensor:
-        return dots(self.b, self.b).sqrt().clamp_min(torch.finfo(self.b.dtype).tiny)
-
     def _within(self) -> Tensor:
         """The residuals that will do, (K,)."""
-        relative = self.tol * self._scale
+        relative = self.tol * norms(self.b)
         if not self.energy_tol:
             return relative
         return torch.maximum(relative, (self.energy_tol * dots(self.b, self.solution).clamp_min(0)).sqrt())

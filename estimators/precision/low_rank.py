@@ -18,6 +18,7 @@ from estimators.errors import OptionError
 from estimators.memory import refuse_if_too_large
 from estimators.objective import Objective
 from estimators.precision.block_lanczos import krylov_relation
+from estimators.precision.coordinates import Coordinates
 from estimators.precision.dtype import algebra_dtype
 
 __all__ = ["low_rank_rows"]
@@ -47,7 +48,7 @@ def low_rank_rows(objective: Objective, rank: int) -> Tensor:
     scale = delta.rsqrt()
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(min(_BLOCK, theta.numel()), theta.numel(), generator=generator, dtype=torch.float64).to(theta)
-    basis, projected, coupling = krylov_relation(lambda v: scale * objective.product(scale * v), start, size=size)
+    basis, projected, coupling = krylov_relation(Coordinates(scale, 1.0).product(objective.product), start, size=size)
     dtype = algebra_dtype(theta.device)
     eigenvalues, vectors = torch.linalg.eigh(projected.to(dtype))  # of T, ascending
     eigenvalues, vectors = eigenvalues.flip(0)[:rank] - 1, vectors.flip(1)[:, :rank]

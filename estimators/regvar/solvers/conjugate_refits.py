@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
-from estimators.long_rows import dots
+from estimators.long_rows import dots, norms
 from estimators.progress import track
 from estimators.regvar.energy import DrawEnergies, prior_energy
 from estimators.regvar.solvers.linearity import straightest_lam
@@ -107,7 +107,7 @@ class ConjugateRefits:
         at = replicas.start
         slope = replicas.gradient(at)
         length = dots(at, at).sqrt()  # 0 where nothing has a prior
-        tried = _FIRST * torch.where(length > 0, length, 1.0) / _norm(slope)
+        tried = _FIRST * torch.where(length > 0, length, 1.0) / norms(slope)
         return cls(replicas, at, slope, -slope, tried, torch.full_like(tried, math.inf).repeat(_LAST, 1))
 
     @classmethod
@@ -154,7 +154,7 @@ class ConjugateRefits:
 
     def _turn(self, slope: Tensor) -> None:
         """Along the steepest descent of other slopes at D; τ p is as long as before."""
-        self.tried = self.tried * _norm(self.direction) / _norm(slope)
+        self.tried = self.tried * norms(self.direction) / norms(slope)
         self.slope, self.direction, self._known = slope, -slope, None
 
     @property
@@ -176,11 +176,6 @@ class ConjugateRefits:
         if self._known is None:
             self._known = DrawEnergies.of(penalty, delta, self.at, self.slope, self._prior)
         return self._known
-
-
-def _norm(rows: Tensor) -> Tensor:
-    """‖·‖ of each row, (K,), not 0."""
-    return dots(rows, rows).sqrt().clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def _add(rows: Tensor, others: Tensor, factors: Tensor) -> None:

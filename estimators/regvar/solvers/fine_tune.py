@@ -19,7 +19,7 @@ from estimators.regvar.solvers.flights import Flights, Landed, most_in_flight
 from estimators.regvar.solvers.linearity import auto_lam, nonlinearity
 from estimators.regvar.solvers.replicas import Replicas, checked_difference
 from estimators.regvar.solvers.search import auto_learning_rate, replicas_at_once
-from estimators.regvar.solvers.stopping import Stopping
+from estimators.regvar.solvers.stopping import LONGEST, Stopping
 from estimators.team import Team
 from estimators.training import Recipe, fit_weights
 
@@ -29,7 +29,6 @@ DEFAULT_RECIPE = Recipe(
     epochs="auto", batch_size="auto", optimizer="auto", lr="auto", momentum=0.95, schedule="constant", average=0.3
 )
 _FEW_ROWS = 25  # epochs that stochastic gradients would take: conjugate ones need fewer, docs/math.md, section 6
-_LONGEST = 2  # times the usual epochs
 _BENT = 0.5  # saturating networks tend to 1
 
 
@@ -122,7 +121,7 @@ class FineTune(Solver):
     def _conjugate(self, replicas: Replicas, recipe: Recipe, checkpoint: Checkpoint, *, progress_bar: bool) -> Landed:
         """A flight along conjugate directions."""
         assert isinstance(recipe.epochs, int)
-        most = recipe.epochs if self.recipe.epochs != "auto" else _LONGEST * recipe.epochs
+        most = recipe.epochs if self.recipe.epochs != "auto" else LONGEST * recipe.epochs
         chooses = self._chooses_lam(replicas.objective)
         refits = conjugate_refits(replicas, most, checkpoint, chooses=chooses, progress_bar=progress_bar)
         bend = _departure(replicas.objective, refits.at, refits.lam)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 from typing import Self
 
@@ -20,7 +21,7 @@ from estimators.regvar.solvers.replicas import Replicas
 __all__ = ["auto_lam", "nonlinearity", "straightest_lam"]
 
 _SMALLEST = {torch.float64: 1e-8}  # elsewhere 1e-6
-_BEGIN, _LARGEST = 1e-4, 0.1
+_BEGIN, _LARGEST = -4, 0.1  # the power of ten that is tried first; the largest λ
 _BATCHES, _PROBED = 4, 8
 _LINEAR = {torch.float64: 0.005}  # elsewhere 0.05
 
@@ -59,20 +60,16 @@ def straightest_lam(
     they see of it, which becomes small (docs/math.md, section 6).
     """
     with objective.network.ledger.part("search for lam"):
-        probe, smallest = _Probe.of(objective, penalty.part(slice(0, 1)), at, step), _smallest(objective)
-        lam, apart = _BEGIN, {_BEGIN: probe.apart(_BEGIN)}
-
-        def at_lam(lam: float) -> float:
-            if lam not in apart:
-                apart[lam] = probe.apart(lam)
-            return apart[lam]
-
-        for factor in (0.1, 10.0):
-            while smallest <= lam * factor <= _LARGEST and at_lam(lam * factor) < at_lam(lam):
-                lam *= factor
-        if not smallest <= lam / 10 <= lam * 10 <= _LARGEST:
-            return lam
-        return lam * 10 ** _least(*(math.log(max(at_lam(lam * f), 1e-300)) for f in (0.1, 1.0, 10.0)))
+        probe = _Probe.of(objective, penalty.part(slice(0, 1)), at, step)
+        apart = cache(lambda power: probe.apart(math.pow(10, power)))
+        smallest, largest = round(math.log10(_smallest(objective))), round(math.log10(_LARGEST))
+        power = _BEGIN
+        for toward in (-1, 1):
+            while smallest <= power + toward <= largest and apart(power + toward) < apart(power):
+                power += toward
+        if power in (smallest, largest):
+            return math.pow(10, power)
+        return math.pow(10, power + _least(*(math.log(max(apart(power + k), 1e-300)) for k in (-1, 0, 1))))
 
 
 def _least(below: float, here: float, above: float) -> float:

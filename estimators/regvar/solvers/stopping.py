@@ -11,13 +11,13 @@ from estimators.recipe import Recipe
 from estimators.regvar.energy import DrawEnergies
 from estimators.regvar.solvers.descent import Descent
 
-__all__ = ["Stopping"]
+__all__ = ["LONGEST", "Stopping"]
 
 _SMALL = 1.2  # over √K, per dimension: what is left undone adds a twentieth to the noise of K draws
 _PERHAPS = 3.0  # over √K: of the iterates, which the noise of batches keeps above their average
 _FAIR = 0.35  # good enough to end
 _SHARES = (1 / 4, 1 / 2, 1)
-_LONGEST = 2  # times the usual epochs
+LONGEST = 2  # times the usual epochs
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Stopping:
     @property
     def longest(self) -> Recipe:
         """The recipe with the most epochs that it may have."""
-        return replace(self.descent.recipe, epochs=_LONGEST * self._usual)
+        return replace(self.descent.recipe, epochs=LONGEST * self._usual)
 
     @property
     def _usual(self) -> int:
