@@ -17,6 +17,8 @@ from estimators.memory import available_bytes
 from estimators.noise import precision_noise
 from estimators.objective import Objective
 from estimators.precision.dense import DensePrecision
+from estimators.precision.dual import DualPrecision
+from estimators.precision.factored_dual import FactoredDual
 from estimators.precision.posterior import (
     BUILDERS,
     LOW_RANK,
@@ -173,14 +175,15 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     def _noise(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """ξ ~ N(0, A), (n, P): by the kept rows R where there are any, Rᵀg + √δ z, else by a pass over the data."""
-        if not isinstance(self.data_curvature_, Rows):
+        precision = self.precision_
+        if not isinstance(precision, (DualPrecision, FactoredDual)):
             return precision_noise(self.objective_, n_samples, generator)[0]
-        theta, rows = self.theta_, self.data_curvature_.rows
+        theta, dtype = self.theta_, precision.cholesky.dtype
         g, z = (
-            torch.randn(n_samples, size, generator=generator, dtype=rows.dtype, device=rows.device)
-            for size in rows.shape
+            torch.randn(n_samples, size, generator=generator, dtype=dtype, device=theta.device)
+            for size in (len(precision.cholesky), len(theta))
         )
-        return (g @ rows + self.objective_.prior.precision.sqrt() * z).to(theta.dtype)
+        return (precision.transposed_times(g) + precision.prior_precision.sqrt() * z).to(theta.dtype)
 
     def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
         """Laplace approximation of log p(D), in nats; for another δ at the same θ̂ without a pass over the data.

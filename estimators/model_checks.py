@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -14,8 +15,9 @@ from estimators.finite import is_finite
 
 __all__ = ["Fingerprint", "check_model", "fingerprint", "mode_faults", "refuse_if_changed", "weight_faults"]
 
-Fingerprint = dict[str, tuple[int, int, int]]
-_COLUMNS, _SHORT = 1024, 2**16
+Sums = tuple[int, int, int]
+_STRIDES, _RUN, _SHORT = 16, 64, 2**14
+_TABLE = _STRIDES * _RUN  # a run is no longer than a stride, as every row longer than _SHORT is a few tables
 
 
 def check_model(model: nn.Module) -> None:
@@ -61,14 +63,53 @@ def _mode_fault(name: str, module: nn.Module) -> ModelError | None:
     return None
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """Sums over the bits of every parameter and buffer: by name, and in one go, which alone is compared as a rule."""
+
+    by_name: dict[str, Sums]
+    at_once: tuple[Sums, ...]
+
+
 def fingerprint(model: nn.Module) -> Fingerprint:
-    """Sums over the bits of every parameter and buffer: a few milliseconds for 10⁷, and any one change is seen."""
-    return {name: _sums(_words(t)) for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    """About a millisecond for 10⁷ numbers; any one change, and any exchange of two words, is seen."""
+    tensors = _tensors(model)
+    return Fingerprint({name: _sums(_words(t.flatten())) for name, t in tensors.items()}, _at_once(tensors))
 
 
-def _words(tensor: Tensor) -> Tensor:
+def refuse_if_changed(model: nn.Module, expected: Fingerprint) -> None:
+    """ModelChangedError where a weight or buffer differs from the fitted one."""
+    tensors = _tensors(model)
+    if _at_once(tensors) == expected.at_once and tensors.keys() == expected.by_name.keys():
+        return
+    found = fingerprint(model).by_name
+    names = found.keys() | expected.by_name.keys()
+    changed = sorted(name for name in names if found.get(name) != expected.by_name.get(name))
+    raise ModelChangedError(
+        "the model as it was fitted",
+        received=f"changed weights or buffers: {', '.join(changed[:5])}" + (", ..." if len(changed) > 5 else ""),
+        remedy="fit again, or restore the weights.",
+    )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
+def _at_once(tensors: dict[str, Tensor]) -> tuple[Sums, ...]:
+    """The sums of long tensors, and those of all short ones of one dtype and device joined."""
+    short: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    sums = []
+    for tensor in tensors.values():
+        if tensor.numel() > _SHORT:
+            sums.append(_sums(_words(tensor.flatten())))
+        else:
+            short.setdefault((tensor.dtype, tensor.device), []).append(tensor.flatten())
+    return (*sums, *(_sums(_words(torch.cat(alike))) for alike in short.values()))
+
+
+def _words(flat: Tensor) -> Tensor:
     """The bits as int64, filled up with zeros."""
-    flat = tensor.detach().flatten()
     flat = torch.view_as_real(flat).flatten() if flat.is_complex() else flat
     in_a_word = max(1, 8 // flat.element_size())
     if len(flat) % in_a_word or flat.storage_offset() % in_a_word:
@@ -76,16 +117,21 @@ def _words(tensor: Tensor) -> Tensor:
     return flat.view(torch.int64)
 
 
-def _sums(words: Tensor) -> tuple[int, int, int]:
-    """Of rows and of columns of a table, and of what is left, by odd numbers, so that no bit of a word is lost."""
-    n = len(words) // _COLUMNS * _COLUMNS if len(words) > _SHORT else 0
-    table, left = words[:n].view(-1, _COLUMNS), words[n:]
-    rows, columns = (_weighted(table.sum(1)), _weighted(table.sum(0))) if n else (0, 0)
-    return rows, columns, _weighted(left)
+def _sums(words: Tensor) -> Sums:
+    """Of words by odd numbers, so that no bit is lost: of a long row's in strides, in runs, and of what is left.
+
+    Two words of one run are of two strides: what an exchange hides from one sum the other shows.
+    """
+    n = len(words) // _TABLE * _TABLE if len(words) > _SHORT else 0
+    long, left = words[:n], words[n:]
+    strides, runs = (_weighted(long.view(_STRIDES, -1).sum(0)), _weighted(long.view(-1, _RUN).sum(1))) if n else (0, 0)
+    return strides, runs, _weighted(left)
 
 
 def _weighted(words: Tensor) -> int:
     n = len(words)
+    if not n:
+        return 0
     odd = _odd_numbers(max(n, _SHORT), words.device)[:n]
     return int(torch.dot(words, odd) if words.device.type == "cpu" else (words * odd).sum())  # dot: no whole numbers
 
@@ -93,15 +139,3 @@ def _weighted(words: Tensor) -> int:
 @lru_cache(maxsize=8)
 def _odd_numbers(n: int, device: torch.device) -> Tensor:
     return torch.arange(1, 2 * n + 1, 2, device=device)
-
-
-def refuse_if_changed(model: nn.Module, expected: Fingerprint) -> None:
-    """ModelChangedError where a weight or buffer differs from the fitted one."""
-    found = fingerprint(model)
-    changed = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    if changed:
-        raise ModelChangedError(
-            "the model as it was fitted",
-            received=f"changed weights or buffers: {', '.join(changed[:5])}" + (", ..." if len(changed) > 5 else ""),
-            remedy="fit again, or restore the weights.",
-        )

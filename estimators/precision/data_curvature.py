@@ -14,11 +14,14 @@ from estimators.precision.cg import CGPrecision, default_tolerance
 from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.precision.dense import DensePrecision
 from estimators.precision.dual import DualPrecision
+from estimators.precision.factored_dual import FactoredDual
+from estimators.precision.factored_rows import FactoredRows
+from estimators.precision.layout import Layout
 from estimators.precision.streamed_dual import StreamedDual, inner_matrix
 from estimators.precision.structured import Blocks
 from estimators.widened import widened
 
-__all__ = ["DataCurvature", "Matrix", "Products", "Rows", "StreamedRows", "centre_of", "restored"]
+__all__ = ["DataCurvature", "Matrix", "Products", "Rows", "RowsInFactors", "StreamedRows", "centre_of", "restored"]
 
 
 class DataCurvature(Protocol):
@@ -83,6 +86,25 @@ class Rows:
 
     def moved(self, objective: Objective, scale: float) -> Rows:  # noqa: ARG002
         return self if scale == 1 else Rows(scale**0.5 * self.rows)
+
+
+@dataclass(frozen=True)
+class RowsInFactors:
+    """GGN rows R (N·C, P), layer by layer in factors."""
+
+    rows: FactoredRows
+
+    def precision(self, prior_precision: Tensor) -> Precision:
+        return FactoredDual(prior_precision, self.rows)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.rows.tensors()
+
+    def description(self) -> dict[str, Any]:
+        return {"rows_of": self.rows.layout.description()}
+
+    def moved(self, objective: Objective, scale: float) -> RowsInFactors:  # noqa: ARG002
+        return self if scale == 1 else RowsInFactors(self.rows.scaled(scale**0.5))
 
 
 @dataclass(frozen=True)
@@ -153,6 +175,9 @@ def restored(
     objective: Objective, tensors: dict[str, Tensor], description: dict[str, Any], *, curvature: str
 ) -> DataCurvature:
     """The data's curvature from its tensors; without any it is products, which need the data."""
+    if "rows_of" in description:
+        layout = Layout.described(objective.network.subset, description["rows_of"])
+        return RowsInFactors(FactoredRows.restored(layout, tensors))
     if description:
         return Blocks.restored(objective.network, tensors, description)
     exact_hessian = curvature == "hessian"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch import Tensor
 from estimators.layer_rows import RowFactors
 from estimators.memory import rows_per_chunk
 
-__all__ = ["EigenBlock"]
+__all__ = ["EigenBlock", "by_rows"]
+
+_CACHE = 2**28
 
 
 @dataclass(frozen=True)
@@ -34,37 +36,47 @@ class EigenBlock:
         slopes = rows.slopes if self.output_basis is None else rows.slopes @ self.output_basis
         return RowFactors(inputs, slopes)
 
+    def jacobians(self, rows: RowFactors) -> Tensor:
+        """J̃ (M, K, O, r): each basis on the factors, or on their product, whichever is less work."""
+        _, k, t, o = rows.slopes.shape
+        u, v = self.output_basis, self.input_basis
+        u_first, v_first = t <= rows.inputs.shape[-1], t <= k * o
+        early = replace(self, output_basis=u if u_first else None, input_basis=v if v_first else None)
+        product = early.rotated(rows).jacobians()
+        product = product if v is None or v_first else product @ v
+        return product if u is None or u_first else u.T @ product
+
     def variance(self, rows: RowFactors) -> Tensor:
         """(M, K)."""
-        rotated = self.rotated(rows)
-        if rotated.inputs.shape[1] == 1:
+        if rows.inputs.shape[1] == 1:
+            rotated = self.rotated(rows)
             variance: Tensor = (rotated.slopes[:, :, 0].square() @ self._along(rows, rotated)[:, :, None])[..., 0]
             return variance
-        weights = self.eigenvalues.reciprocal()
-        variance = by_rows(rotated, lambda jacobian: (jacobian.square() * weights).sum((2, 3)))
+        weights = self.eigenvalues.reciprocal().flatten()
+        variance = by_rows(rows, lambda part: self.jacobians(part).square_().flatten(2) @ weights)
         if self.outside is None:
             return variance
-        slopes = rotated.slopes
-        return variance + ((self._unseen(rows, rotated)[:, None] @ slopes) * slopes).sum((2, 3)) / self.outside
+        slopes = rows.slopes
+        return variance + ((self._unseen(rows)[:, None] @ slopes) * slopes).sum((2, 3)) / self.outside
 
     def covariance(self, rows: RowFactors) -> Tensor:
         """(M, K, K)."""
-        rotated = self.rotated(rows)
-        if rotated.inputs.shape[1] == 1:
+        if rows.inputs.shape[1] == 1:
+            rotated = self.rotated(rows)
             slopes = rotated.slopes[:, :, 0]
             covariance: Tensor = (slopes * self._along(rows, rotated)[:, None]) @ slopes.transpose(1, 2)
             return covariance
+        weights = self.eigenvalues.rsqrt()
 
-        def gram(jacobian: Tensor) -> Tensor:
-            white = (jacobian * self.eigenvalues.rsqrt()).flatten(2)
+        def gram(part: RowFactors) -> Tensor:
+            white = self.jacobians(part).mul_(weights).flatten(2)
             return white @ white.transpose(1, 2)
 
-        covariance = by_rows(rotated, gram)
+        covariance = by_rows(rows, gram)
         if self.outside is None:
             return covariance
-        slopes = rotated.slopes.flatten(2)
-        seen = (self._unseen(rows, rotated)[:, None] @ rotated.slopes).flatten(2)
-        return covariance + seen @ slopes.transpose(1, 2) / self.outside
+        seen = (self._unseen(rows)[:, None] @ rows.slopes).flatten(2)
+        return covariance + seen @ rows.slopes.flatten(2).transpose(1, 2) / self.outside
 
     def _along(self, rows: RowFactors, rotated: RowFactors) -> Tensor:
         """aᵀ (the block of output o)⁻¹ a of one place, (M, O)."""
@@ -74,9 +86,10 @@ class EigenBlock:
             return along
         return along + ((rows.inputs[:, 0].square().sum(1) - inside.sum(1)).clamp_min(0) / self.outside)[:, None]
 
-    def _unseen(self, rows: RowFactors, rotated: RowFactors) -> Tensor:
+    def _unseen(self, rows: RowFactors) -> Tensor:
         """Products between places of the inputs that V leaves out, (M, T, T)."""
-        unseen: Tensor = rows.inputs @ rows.inputs.transpose(1, 2) - rotated.inputs @ rotated.inputs.transpose(1, 2)
+        inside = self.rotated(rows).inputs
+        unseen: Tensor = rows.inputs @ rows.inputs.transpose(1, 2) - inside @ inside.transpose(1, 2)
         return unseen
 
     def solve(self, matrices: Tensor) -> Tensor:
@@ -118,13 +131,13 @@ class EigenBlock:
         return left if self.input_basis is None else left @ self.input_basis.T
 
 
-def by_rows(rows: RowFactors, read: Callable[[Tensor], Tensor]) -> Tensor:
-    """`read` of the Jacobians J (m, K, O, E), made for as many rows at a time as fit."""
+def by_rows(rows: RowFactors, read: Callable[[RowFactors], Tensor]) -> Tensor:
+    """`read` of as many rows at a time as their Jacobians (m, K, O, E) stay in the cache."""
     _, k, _, o = rows.slopes.shape
     e, element = rows.inputs.shape[-1], rows.inputs.element_size()
     pieces = []
-    for part in _slices(len(rows.inputs), rows_per_chunk(2 * k * o * e * element)):
-        pieces.append(read(RowFactors(rows.inputs[part], rows.slopes[part]).jacobians()))
+    for part in _slices(len(rows.inputs), rows_per_chunk(k * o * e * element, budget=_CACHE)):
+        pieces.append(read(RowFactors(rows.inputs[part], rows.slopes[part])))
     return torch.cat(pieces)
 
 

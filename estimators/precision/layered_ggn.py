@@ -22,18 +22,23 @@ from estimators.precision.dtype import algebra_dtype
 from estimators.precision.layout import Layout, whitened_rows
 from estimators.pytrees import select_rows
 
-__all__ = ["layered_ggn", "worthwhile"]
+__all__ = ["layered_ggn", "used_once", "worthwhile"]
 
 _LEAST_OUTPUTS, _LEAST_PARAMETERS = 3, 500
 
 
-def worthwhile(objective: Objective, layers: Layers) -> bool:
-    """Whether it saves something: many parameters in maps that are used once a row, and outputs to sum over first."""
+def used_once(objective: Objective, layers: Layers) -> bool:
+    """Whether many parameters are in maps, and these are applied to one place of each row."""
     in_maps = sum(o * e for o, e in (linear.shape for linear in layers.maps.values()))
     n = objective.theta.numel()
-    if n < _LEAST_PARAMETERS or layers.n_outputs < _LEAST_OUTPUTS or 2 * in_maps < n:
+    if n < _LEAST_PARAMETERS or 2 * in_maps < n:
         return False
     return all(layers.uses_once(select_rows(batch.x, slice(0, 1))) for batch in objective.batches)
+
+
+def worthwhile(objective: Objective, layers: Layers) -> bool:
+    """Whether it saves something: there are outputs to sum over first."""
+    return layers.n_outputs >= _LEAST_OUTPUTS and used_once(objective, layers)
 
 
 def layered_ggn(objective: Objective, layers: Layers) -> Tensor:

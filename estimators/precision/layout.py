@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,17 @@ class Layout:
     subset: Subset
     maps: dict[str, LinearMap]
     rest: list[str]
+
+    def description(self) -> dict[str, Any]:
+        """The maps and the rest, in JSON types."""
+        return {"maps": [asdict(linear) for linear in self.maps.values()], "rest": self.rest}
+
+    @classmethod
+    def described(cls, subset: Subset, description: dict[str, Any]) -> Layout:
+        """From `description()`."""
+        return cls(
+            subset, {content["weight"]: LinearMap(**content) for content in description["maps"]}, description["rest"]
+        )
 
     def matrix(self, theta: Tensor, name: str) -> Tensor:
         """The entries of a map in vectors (..., P), as (..., O, E)."""

@@ -16,12 +16,14 @@ from estimators.precision.data_curvature import (
     Matrix,
     Products,
     Rows,
+    RowsInFactors,
     StreamedRows,
     centre_of,
     restored,
 )
 from estimators.precision.dtype import algebra_dtype
-from estimators.precision.layered_ggn import layered_ggn, worthwhile
+from estimators.precision.factored_dual import factored_rows
+from estimators.precision.layered_ggn import layered_ggn, used_once, worthwhile
 from estimators.precision.low_rank import low_rank_rows
 from estimators.precision.sizes import dual_bytes, n_ggn_rows, refuse_dense, streamed_bytes
 from estimators.precision.streamed_dual import inner_matrix, marks_of
@@ -37,6 +39,7 @@ __all__ = [
     "Matrix",
     "Products",
     "Rows",
+    "RowsInFactors",
     "StreamedRows",
     "build_low_rank",
     "centre_of",
@@ -62,6 +65,9 @@ def build_rows(objective: Objective) -> Built:
     refuse_if_too_large(
         "the dual form", dual_bytes(objective), device=objective.theta.device, remedy='inverse="cg", or RegVar.'
     )
+    layers = Layers(objective.network, next(iter(objective.batches)).x)
+    if used_once(objective, layers):
+        return RowsInFactors(factored_rows(objective, layers)), "layers"
     dtype, jacobian = algebra_dtype(objective.theta.device), JacobianRows(objective.network)
     return Rows(torch.cat([rows.to(dtype) for rows in ggn_rows(objective, jacobian)])), jacobian.backend
 

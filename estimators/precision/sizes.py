@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from estimators.layer_rows import Layers
 from estimators.memory import refuse_if_too_large
 from estimators.objective import Objective
-from estimators.precision import dense, dual, streamed_dual
+from estimators.precision import dense, dual, factored_dual, streamed_dual
 from estimators.precision.dtype import algebra_dtype
+from estimators.precision.layered_ggn import used_once
 
 __all__ = ["choose_inverse", "dual_bytes", "n_ggn_rows", "refuse_dense", "streamed_bytes"]
 
@@ -37,9 +39,12 @@ def dense_bytes(objective: Objective) -> int:
 
 
 def dual_bytes(objective: Objective) -> int:
-    """Memory of the dual form."""
-    theta = objective.theta
-    return dual.bytes_needed(n_ggn_rows(objective), theta.numel(), algebra_dtype(theta.device).itemsize)
+    """Memory of the dual form, with its rows in factors where they can be."""
+    theta, itemsize = objective.theta, algebra_dtype(objective.theta.device).itemsize
+    layers = Layers(objective.network, next(iter(objective.batches)).x)
+    if used_once(objective, layers):
+        return factored_dual.bytes_needed(objective.batches.n_data, layers.n_outputs, layers, itemsize)
+    return dual.bytes_needed(objective.batches.n_data * layers.n_outputs, theta.numel(), itemsize)
 
 
 def streamed_bytes(objective: Objective) -> int:

@@ -12,7 +12,7 @@ and δ is added to the eigenvalues, exactly. Nothing of size P × P or C × P ×
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,8 +48,7 @@ class Blocks:
 
     def precision(self, prior_precision: Tensor) -> BlockPrecision:
         """A for a prior precision vector δ (P,); δ must be one number within a map that has a basis of its own."""
-        layout = Layout(self.network.subset, self.maps, self.rest)
-        blocks = {}
+        layout, blocks = self._layout, {}
         for name, block in self.blocks.items():
             delta = layout.matrix(prior_precision, name)
             if block.input_basis is not None and float(delta.min()) != float(delta.max()):
@@ -61,6 +60,10 @@ class Blocks:
             _refuse_singular([block.eigenvalues for block in blocks.values()] + outside + [rest])
         return BlockPrecision(self.network, layout, blocks, rest)
 
+    @property
+    def _layout(self) -> Layout:
+        return Layout(self.network.subset, self.maps, self.rest)
+
     def tensors(self) -> dict[str, Tensor]:
         found = {_REST: self.rest_diagonal}
         for name, block in self.blocks.items():
@@ -70,7 +73,7 @@ class Blocks:
 
     def description(self) -> dict[str, Any]:
         """The maps and the rest, in JSON types."""
-        return {"maps": [asdict(linear) for linear in self.maps.values()], "rest": self.rest}
+        return self._layout.description()
 
     def moved(self, objective: Objective, scale: float) -> Blocks:
         """`scale` times this one, for another fit at the same weights and rows."""
@@ -80,14 +83,14 @@ class Blocks:
     @classmethod
     def restored(cls, network: Network, tensors: dict[str, Tensor], description: dict[str, Any]) -> Blocks:
         """From `tensors()` and `description()`."""
-        maps = {content["weight"]: LinearMap(**content) for content in description["maps"]}
+        layout = Layout.described(network.subset, description)
         blocks = {
             name: EigenBlock(
                 tensors[f"{name}/eigenvalues"], tensors.get(f"{name}/output"), tensors.get(f"{name}/input")
             )
-            for name in maps
+            for name in layout.maps
         }
-        return cls(network, maps, description["rest"], blocks, tensors[_REST])
+        return cls(network, layout.maps, layout.rest, blocks, tensors[_REST])
 
 
 class BlockPrecision(Precision):
@@ -186,17 +189,18 @@ def _with_own_eigenvalues(objective: Objective, layers: Layers, bases: dict[str,
     for rows in whitened_rows(objective, layers):
         rest += rows.rest.square().sum((0, 1))
         for name, factors in rows.factors.items():
-            sums[name] = sums[name] + _summed_squares(bases.get(name, blank).rotated(factors))
+            sums[name] = sums[name] + _summed_squares(bases.get(name, blank), factors)
     blocks = {name: replace(bases.get(name, blank), eigenvalues=total) for name, total in sums.items()}
     return Blocks(objective.network, layers.maps, layers.rest, blocks, rest)
 
 
-def _summed_squares(rows: RowFactors) -> Tensor:
+def _summed_squares(basis: EigenBlock, rows: RowFactors) -> Tensor:
     """Σ over rows and columns of J̃², (O, E)."""
     if rows.inputs.shape[1] == 1:
-        outer: Tensor = rows.slopes[:, :, 0].square().sum(1).T @ rows.inputs[:, 0].square()
+        rotated = basis.rotated(rows)
+        outer: Tensor = rotated.slopes[:, :, 0].square().sum(1).T @ rotated.inputs[:, 0].square()
         return outer
-    return by_rows(rows, lambda jacobian: jacobian.square().sum((0, 1))[None]).sum(0)
+    return by_rows(rows, lambda part: basis.jacobians(part).square_().sum((0, 1))[None]).sum(0)
 
 
 def _zeros_of_rest(objective: Objective, layers: Layers) -> Tensor:

@@ -112,7 +112,8 @@ def test_rows_in_another_order_are_refused(make_problem, monkeypatch):
 
 
 def test_it_is_taken_where_neither_rows_nor_matrix_fit(make_problem, monkeypatch):
-    problem = make_problem(model=nn.Sequential(nn.Linear(4, 90), nn.Tanh(), nn.Linear(90, 3)), n=5)
+    at_two_places = (nn.Unflatten(1, (2, 2)), nn.Linear(2, 90), nn.Tanh(), nn.Flatten(), nn.Linear(180, 3))
+    problem = make_problem(model=nn.Sequential(*at_two_places), n=5)
     monkeypatch.setattr(streamed_dual, "_KEPT_BYTES", 2**10)
     monkeypatch.setattr("estimators.laplace.available_bytes", lambda _: 2**17)
     assert fit(problem, "auto").inverse_ == "streamed"

@@ -237,7 +237,7 @@ def test_another_delta_costs_no_pass(structure):
 def test_fewer_rows_at_a_time_change_nothing(monkeypatch):
     estimator, x = fitted("kron", "residual")
     monkeypatch.setattr("estimators.layer_rows.rows_per_chunk", lambda _: 2)
-    monkeypatch.setattr("estimators.precision.eigen_block.rows_per_chunk", lambda _: 1)
+    monkeypatch.setattr("estimators.precision.eigen_block.rows_per_chunk", lambda _, **__: 1)
     again, _ = fitted("kron", "residual")
     assert torch.allclose(estimator.variance(x), again.variance(x))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bdl_bench.bench.large.models import MODELS, PRIOR_PRECISION
 from estimators import LinearizedLaplace, LinearResponse, Pointwise, PosteriorDraws, RegVar
 from estimators.base import UncertaintyEstimator
+from estimators.regvar.solvers import Solver
 
 __all__ = ["METHODS", "N_DRAWS", "largest_output", "method_record"]
 
@@ -37,17 +38,20 @@ def _exact(model: nn.Module) -> UncertaintyEstimator:
 
 
 def _linear_response(model: nn.Module) -> UncertaintyEstimator:
-    return RegVar(
-        model,
-        "classification",
-        prior_precision=PRIOR_PRECISION,
-        regularizer=PosteriorDraws(N_DRAWS),
-        solver=LinearResponse(),
-    )
+    return _draws(model, solver=LinearResponse())
 
 
 def _fine_tune(model: nn.Module) -> UncertaintyEstimator:
-    return RegVar(model, "classification", prior_precision=PRIOR_PRECISION, regularizer=PosteriorDraws(N_DRAWS))
+    return _draws(model)
+
+
+def _fine_tune_other_draws(model: nn.Module) -> UncertaintyEstimator:
+    return _draws(model, seed=1)
+
+
+def _draws(model: nn.Module, *, solver: Solver | None = None, seed: int = 0) -> UncertaintyEstimator:
+    regularizer = PosteriorDraws(N_DRAWS, seed=seed)
+    return RegVar(model, "classification", prior_precision=PRIOR_PRECISION, regularizer=regularizer, solver=solver)
 
 
 def _kron(model: nn.Module) -> UncertaintyEstimator:
@@ -63,6 +67,7 @@ METHODS: dict[str, Callable[[nn.Module], UncertaintyEstimator]] = {
     "pointwise": _pointwise,
     "linear-response": _linear_response,
     "fine-tune": _fine_tune,
+    "fine-tune-other-draws": _fine_tune_other_draws,
     "kron": _kron,
     "diag": _diag,
 }

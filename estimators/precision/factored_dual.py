@@ -1,0 +1,80 @@
+"""A = D + RᵀR in its dual form with rows in factors: inner products of rows, of the data and of queries, from these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from estimators.layer_rows import Layers
+from estimators.network import Network
+from estimators.objective import Objective
+from estimators.precision.dtype import algebra_dtype
+from estimators.precision.dual import FunctionSpace
+from estimators.precision.factored_rows import FactoredRows
+from estimators.precision.layout import Layout, whitened_rows
+from estimators.pytrees import PyTree, select_rows
+
+__all__ = ["FactoredDual", "bytes_needed", "factored_rows"]
+
+
+class FactoredDual(FunctionSpace):
+    """The rows R (N·C, P) are kept in factors, and computed with in their dtype."""
+
+    def __init__(self, prior_precision: Tensor, rows: FactoredRows) -> None:
+        self.rows = rows
+        super().__init__(prior_precision, rows.inner(rows, prior_precision.to(rows.rest.dtype)))
+
+    def rows_times(self, vectors: Tensor) -> Tensor:
+        return self.rows.times(vectors)
+
+    def transposed_times(self, coefficients: Tensor) -> Tensor:
+        return self.rows.transposed_times(coefficients)
+
+    def variance_at(self, network: Network, x: PyTree) -> Tensor:
+        layers = self._layers(network, x)
+        if layers is None:
+            return super().variance_at(network, x)
+        parts = [
+            query.own(self.prior_precision).diagonal(dim1=1, dim2=2) - removed.square().sum(0)
+            for query, removed in self._removed(layers, x)
+        ]
+        return torch.cat(parts).to(network.theta.dtype)
+
+    def covariance_at(self, network: Network, x: PyTree) -> Tensor:
+        layers = self._layers(network, x)
+        if layers is None:
+            return super().covariance_at(network, x)
+        parts = [
+            query.own(self.prior_precision) - torch.einsum("rmc,rmk->mck", removed, removed)
+            for query, removed in self._removed(layers, x)
+        ]
+        return torch.cat(parts).to(network.theta.dtype)
+
+    def _layers(self, network: Network, x: PyTree) -> Layers | None:
+        """Where queries use the same maps, once: the outputs of a functional may not."""
+        layers = Layers(network, x)
+        same = layers.maps == self.rows.layout.maps and layers.rest == self.rows.layout.rest
+        return layers if same and layers.uses_once(select_rows(x, slice(0, 1))) else None
+
+    def _removed(self, layers: Layers, x: PyTree) -> Iterator[tuple[FactoredRows, Tensor]]:
+        """Some queries, and L⁻¹ R D⁻¹ Jᵀ (N·C, m, C) of them: what the data take away from the prior's variance."""
+        for piece in layers.at(x):
+            query = FactoredRows.joined(self.rows.layout, [piece], self.cholesky.dtype)
+            along = self.rows.inner(query, self.prior_precision)
+            yield query, torch.linalg.solve_triangular(self.cholesky, along, upper=False).unflatten(1, query.shape)
+
+
+def factored_rows(objective: Objective, layers: Layers) -> FactoredRows:
+    """R at the training rows, in `algebra_dtype`."""
+    layout = Layout(objective.network.subset, layers.maps, layers.rest)
+    return FactoredRows.joined(layout, whitened_rows(objective, layers), algebra_dtype(objective.theta.device))
+
+
+def bytes_needed(n_rows: int, n_outputs: int, layers: Layers, element_size: int) -> int:
+    """The factors, joined once, and the inner matrix with a term of it and its factor."""
+    factors = sum(e + n_outputs * o for o, e in (linear.shape for linear in layers.maps.values()))
+    subset = layers.network.subset
+    rest = n_outputs * sum(subset.shapes[name].numel() for name in layers.rest)
+    return (2 * n_rows * (factors + rest) + 3 * (n_rows * n_outputs) ** 2) * element_size

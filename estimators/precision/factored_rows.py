@@ -1,0 +1,103 @@
+"""GGN rows R = SᵀJ in factors, for networks that use every weight once a row, and products with them.
+
+Along column k of S (Λ = SSᵀ) the row of a linear map is b_nk ⊗ a_n. With δ by input e alone, as priors by name have it,
+
+    (R D⁻¹ R'ᵀ)_nk,mj = Σ_maps (Σ_e a_ne a'_me / δ_e) (b_nk · b'_mj) + the rest
+
+takes (N·C)²·(E + O) multiplications in place of (N·C)²·E·O, and no row of P numbers is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from estimators.layer_rows import LayerRows
+from estimators.precision.layout import Layout
+
+__all__ = ["FactoredRows"]
+
+_REST = "rest"
+
+
+@dataclass(frozen=True)
+class FactoredRows:
+    """R (N·C, P): of each map, by its weight, inputs a (N, E) and slopes b (N, C, O); of the rest (N, C, P_rest)."""
+
+    layout: Layout
+    inputs: dict[str, Tensor]
+    slopes: dict[str, Tensor]
+    rest: Tensor
+
+    @classmethod
+    def joined(cls, layout: Layout, pieces: Iterable[LayerRows], dtype: torch.dtype) -> FactoredRows:
+        """The rows of all pieces, every map of which is applied to one place a row."""
+        found = list(pieces)
+        inputs = {name: torch.cat([p.factors[name].inputs[:, 0] for p in found]).to(dtype) for name in layout.maps}
+        slopes = {name: torch.cat([p.factors[name].slopes[:, :, 0] for p in found]).to(dtype) for name in layout.maps}
+        return cls(layout, inputs, slopes, torch.cat([p.rest for p in found]).to(dtype))
+
+    @classmethod
+    def restored(cls, layout: Layout, tensors: dict[str, Tensor]) -> FactoredRows:
+        """From `tensors()`."""
+        inputs, slopes = ({name: tensors[f"{name}/{part}"] for name in layout.maps} for part in ("inputs", "slopes"))
+        return cls(layout, inputs, slopes, tensors[_REST])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By names that a file can have."""
+        inputs = {f"{name}/inputs": tensor for name, tensor in self.inputs.items()}
+        return {_REST: self.rest} | inputs | {f"{name}/slopes": tensor for name, tensor in self.slopes.items()}
+
+    def scaled(self, scale: float) -> FactoredRows:
+        """scale · R."""
+        slopes = {name: scale * b for name, b in self.slopes.items()}
+        return replace(self, slopes=slopes, rest=scale * self.rest)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and C."""
+        return self.rest.shape[0], self.rest.shape[1]
+
+    def inner(self, others: FactoredRows, delta: Tensor) -> Tensor:
+        """R D⁻¹ R'ᵀ, (N·C, N'·C'), for δ (P,)."""
+        (n, c), (m, k) = self.shape, others.shape
+        total = (self.rest / self.layout.rest_of(delta)).flatten(0, 1) @ others.rest.flatten(0, 1).T
+        for name, delta_of_input in self._deltas(delta):
+            of_inputs = (self.inputs[name] / delta_of_input) @ others.inputs[name].T
+            of_slopes = self.slopes[name].flatten(0, 1) @ others.slopes[name].flatten(0, 1).T
+            total += of_slopes.view(n, c, m, k).mul_(of_inputs[:, None, :, None]).view(n * c, m * k)
+        return total
+
+    def own(self, delta: Tensor) -> Tensor:
+        """The blocks of R D⁻¹ Rᵀ of each row with itself, (N, C, C)."""
+        total = (self.rest / self.layout.rest_of(delta)) @ self.rest.transpose(1, 2)
+        for name, delta_of_input in self._deltas(delta):
+            of_inputs = (self.inputs[name].square() / delta_of_input).sum(1)
+            total += of_inputs[:, None, None] * (self.slopes[name] @ self.slopes[name].transpose(1, 2))
+        return total
+
+    def times(self, vectors: Tensor) -> Tensor:
+        """R v of vectors (K, P): (K, N·C)."""
+        total = torch.einsum("ncp,kp->knc", self.rest, self.layout.rest_of(vectors))
+        for name, a in self.inputs.items():
+            along = self.layout.matrix(vectors, name) @ a.T  # V a, (K, O, N)
+            total += torch.einsum("kon,nco->knc", along, self.slopes[name])
+        return total.flatten(1)
+
+    def transposed_times(self, coefficients: Tensor) -> Tensor:
+        """Rᵀ w of coefficients (K, N·C): (K, P)."""
+        w = coefficients.unflatten(1, self.shape)
+        total = coefficients.new_empty(len(w), self.layout.subset.n_parameters)
+        total[:, self.layout.rest_index] = torch.einsum("knc,ncp->kp", w, self.rest)
+        for name, a in self.inputs.items():
+            along = torch.einsum("knc,nco->kon", w, self.slopes[name])
+            self.layout.put(total, name, along @ a)
+        return total
+
+    def _deltas(self, delta: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """δ (E,) of each map, the same for all of its outputs."""
+        for name in self.layout.maps:
+            yield name, self.layout.matrix(delta, name)[0]

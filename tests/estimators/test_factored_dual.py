@@ -1,0 +1,135 @@
+"""The dual form with its rows in factors: equal to the one that keeps them whole, and to dense formulas."""
+
+import pytest
+import torch
+from torch import nn
+
+from estimators import LinearizedLaplace
+from estimators.errors import TooLargeError
+from estimators.precision import layered_ggn
+from estimators.precision.data_curvature import Rows, RowsInFactors
+from tests.estimators.test_layered_ggn import NETWORKS, Twice, wide
+
+
+@pytest.fixture
+def in_factors(monkeypatch):
+    """Whether small networks, too, have their rows in factors."""
+
+    def choose(chosen):
+        monkeypatch.setattr(layered_ggn, "_LEAST_PARAMETERS", 1 if chosen else 10**9)
+
+    return choose
+
+
+def fit(problem, **options):
+    options = {"prior_precision": problem.delta, "inverse": "dual", **options}
+    return LinearizedLaplace(problem.model, problem.likelihood, **options).fit(problem.loader)
+
+
+def close(a, b):
+    return torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+PROBLEMS = [("classification", name) for name in NETWORKS] + [("regression", None), ("binary", None)]
+
+
+def posed(make_problem, kind, name):
+    return make_problem(kind, model=NETWORKS[name]() if name else None)
+
+
+@pytest.mark.parametrize(("kind", "name"), PROBLEMS)
+def test_it_is_the_dense_formula(kind, name, in_factors, make_problem, by_hand):
+    problem = posed(make_problem, kind, name)
+    in_factors(chosen=True)
+    fitted, exact = fit(problem), by_hand(problem).covariance(problem.query)
+    assert isinstance(fitted.data_curvature_, RowsInFactors)
+    assert fitted.jacobian_backend_ == "layers"
+    assert close(fitted.covariance(problem.query), exact)
+    assert close(fitted.variance(problem.query), exact.diagonal(dim1=1, dim2=2))
+
+
+@pytest.mark.parametrize("delta", [1.7, {"*bias": 0.4, "*": 3.0}], ids=["a number", "by name"])
+@pytest.mark.parametrize(("kind", "name"), PROBLEMS)
+def test_products_with_its_rows_are_those_with_whole_ones(kind, name, delta, in_factors, make_problem):
+    problem = posed(make_problem, kind, name)
+    in_factors(chosen=True)
+    fitted = fit(problem, prior_precision=delta)
+    in_factors(chosen=False)
+    whole = fit(problem, prior_precision=delta)
+    assert isinstance(whole.data_curvature_, Rows)
+    vectors = torch.randn(3, fitted.theta_.numel(), dtype=torch.float64)
+    w = torch.randn(3, len(whole.data_curvature_.rows), dtype=torch.float64)
+    assert close(fitted.precision_.rows_times(vectors), whole.precision_.rows_times(vectors))
+    assert close(fitted.precision_.transposed_times(w), whole.precision_.transposed_times(w))
+    assert close(fitted.precision_.solve(vectors), whole.precision_.solve(vectors))
+    assert close(fitted.log_marginal_likelihood(), whole.log_marginal_likelihood())
+    assert close(fitted.log_marginal_likelihood(0.3), whole.log_marginal_likelihood(0.3))
+    assert close(fitted.sample(problem.query, 3), whole.sample(problem.query, 3))
+
+
+def test_a_functional_that_reads_outputs_has_the_variance_of_whole_rows(in_factors, make_problem):
+    problem = make_problem()
+    in_factors(chosen=True)
+    fitted = fit(problem)
+    in_factors(chosen=False)
+    margin = {"of": lambda f: f[0] * f[1]}
+    assert close(fitted.variance(problem.query, **margin), fit(problem).variance(problem.query, **margin))
+
+
+class Shared(nn.Module):
+    """At a query of two rows of four numbers the layer is used twice, at one of one row once."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 9), nn.Linear(9, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x)).sum(1))
+
+
+def test_queries_that_use_a_weight_at_several_places_have_whole_jacobians(in_factors, make_problem):
+    problem = make_problem(model=Shared(), shape=(1, 4))
+    in_factors(chosen=True)
+    fitted = fit(problem)
+    assert isinstance(fitted.data_curvature_, RowsInFactors)
+    in_factors(chosen=False)
+    longer = torch.cat([problem.query, problem.query.flip(0)], dim=1)
+    assert close(fitted.covariance(longer), fit(problem).covariance(longer))
+    assert close(fitted.variance(longer), fit(problem).variance(longer))
+
+
+def test_another_fit_at_the_same_weights_scales_it(in_factors, make_problem):
+    problem = make_problem("regression")
+    in_factors(chosen=True)
+    fitted = fit(problem)
+    vectors = torch.randn(3, fitted.theta_.numel(), dtype=torch.float64)
+    moved = fitted.data_curvature_.moved(fitted.objective_, 2.25).rows
+    assert close(moved.times(vectors), 1.5 * fitted.data_curvature_.rows.times(vectors))
+
+
+def test_a_saved_fit_is_the_fit(in_factors, make_problem, tmp_path):
+    problem = make_problem(model=NETWORKS["transposed"]())
+    in_factors(chosen=True)
+    fitted = fit(problem)
+    fitted.save(tmp_path / "fit.safetensors")
+    options = {"prior_precision": problem.delta, "inverse": "dual"}
+    loaded = LinearizedLaplace(problem.model, problem.likelihood, **options)
+    loaded.load(tmp_path / "fit.safetensors")
+    assert torch.equal(loaded.covariance(problem.query), fitted.covariance(problem.query))
+    assert torch.equal(loaded.precision_.log_det(), fitted.precision_.log_det())
+
+
+def test_it_is_taken_where_every_weight_is_used_once_a_row(make_problem):
+    assert isinstance(fit(make_problem(model=wide(3))).data_curvature_, RowsInFactors)
+    assert isinstance(fit(make_problem(model=Twice())).data_curvature_, Rows)
+    assert isinstance(fit(make_problem()).data_curvature_, Rows)
+
+
+def test_its_smaller_size_decides(make_problem, monkeypatch):
+    problem = make_problem(model=wide(3))
+    whole = 3 * 60 * fit(problem).theta_.numel() * 8
+    monkeypatch.setattr("estimators.laplace.available_bytes", lambda _: whole // 2)
+    assert fit(problem, inverse="auto").inverse_ == "dual"
+    monkeypatch.setattr("estimators.memory.available_bytes", lambda _: 1000)
+    with pytest.raises(TooLargeError, match=r"dual form"):
+        fit(problem)
