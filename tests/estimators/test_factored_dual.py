@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from once_a_row import NETWORKS, Twice, wide
 from torch import nn
 
 from estimators import LinearizedLaplace
 from estimators.errors import TooLargeError
 from estimators.precision import layered_ggn
 from estimators.precision.data_curvature import Rows, RowsInFactors
-from tests.estimators.test_layered_ggn import NETWORKS, Twice, wide
 
 
 @pytest.fixture

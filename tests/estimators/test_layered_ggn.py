@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from once_a_row import NETWORKS, Twice, wide
 from torch import nn
 
 from estimators import LinearizedLaplace
@@ -12,27 +13,6 @@ from estimators.objective import Labels, Objective, Prior
 from estimators.precision import layered_ggn
 from estimators.precision.layered_ggn import worthwhile
 from estimators.precision.symmetric import add_gram, gram, mirror
-
-
-class Transposed(nn.Module):
-    """A weight stored as (inputs, outputs), a residual, and a raw parameter in between."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
-        self.shift, self.head = nn.Parameter(torch.randn(4)), nn.Linear(4, 3, bias=False)
-
-    def forward(self, x):
-        return self.head(torch.tanh(torch.addmm(self.bias, x, self.weight)) * self.shift + x)
-
-
-NETWORKS = {
-    "plain": lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.ELU(), nn.Linear(5, 3)),
-    "without biases": lambda: nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 3, bias=False)),
-    "norm": lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)),
-    "frozen": lambda: nn.Sequential(nn.Linear(4, 6).requires_grad_(requires_grad=False), nn.Tanh(), nn.Linear(6, 3)),
-    "transposed": Transposed,
-}
 
 
 def objective_of(problem):
@@ -54,21 +34,6 @@ def test_it_is_the_hessian_of_the_linearised_network(name, chunk, make_problem, 
     monkeypatch.setattr(layered_ggn, "rows_per_chunk", lambda _: chunk)
     found = layered_ggn.layered_ggn(objective, layers_of(objective))
     assert torch.allclose(found, by_hand(problem).data_ggn(), rtol=1e-10, atol=1e-12)
-
-
-def wide(outputs):
-    return nn.Sequential(nn.Linear(4, 80), nn.Tanh(), nn.Linear(80, outputs))
-
-
-class Twice(nn.Module):
-    """One layer at two places a row."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.twice, self.head = nn.Linear(4, 25), nn.Linear(25, 25), nn.Linear(25, 3)
-
-    def forward(self, x):
-        return self.head(self.twice(torch.tanh(self.twice(self.first(x)))))
 
 
 def test_it_is_taken_where_it_saves_something(make_problem):
