@@ -49,7 +49,7 @@ ROWS = {
         goals={"later variance": 2000}, their_queries=50
     ),
     "last-diag-100": _row("diag", 128, 100)(goals={"later variance": 1e4}),
-    "last-diag-300": _row("diag", 128, 300)(goals={"later variance": 1e4}, their_queries=25),
+    "last-diag-300": _row("diag", 128, 300)(goals={"later variance": 1e4}, their_queries=10, batch_size=50),
     "last-diag-1000": _row("diag", 128, 1000)(their_bytes=_jacobian_bytes(128, 1000)),
     "last-kron-1000-wide": _row("kron", 512, 1000, covariance=True)(their_bytes=_jacobian_bytes(512, 1000)),
     "last-diag-1000-wide": _row("diag", 512, 1000, covariance=True)(their_bytes=_jacobian_bytes(512, 1000)),

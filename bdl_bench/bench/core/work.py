@@ -21,7 +21,7 @@ _ROWS, _BATCH = 1000, 500
 
 @dataclass(frozen=True)
 class Data:
-    """The network, its loader of 1000 rows in batches of 500, and queries."""
+    """The network, its loader of 1000 rows, and queries."""
 
     model: nn.Module
     loader: DataLoader[tuple[Tensor, ...]]
@@ -43,6 +43,7 @@ class Work:
         likelihood: of both.
         covariance: the variance steps ask for all of (C, C).
         peak_goal: of our peak, in bytes.
+        batch_size: of the rows, for both: less than the fastest where laplace-torch's Jacobians would not fit.
         their_bytes: what laplace-torch would need for our queries, by size, where that is too much to run it at all.
     """
 
@@ -57,6 +58,7 @@ class Work:
     likelihood: str = "classification"
     covariance: bool = False
     peak_goal: float | None = None
+    batch_size: int = _BATCH
     their_bytes: float | None = None
 
     def data(self) -> Data:
@@ -66,7 +68,7 @@ class Work:
         with torch.no_grad():
             f = model(x)
         y = f.argmax(-1) if self.likelihood == "classification" else f + torch.randn_like(f)
-        loader = DataLoader(TensorDataset(x, y), batch_size=_BATCH)
+        loader = DataLoader(TensorDataset(x, y), batch_size=self.batch_size)
         return Data(model, loader, torch.randn(self.queries, *self.shape))
 
     def read(self, estimator: UncertaintyEstimator, x: Tensor) -> Tensor:
