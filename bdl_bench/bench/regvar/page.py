@@ -24,8 +24,8 @@ weights, which do not depend on them, weigh more.
 
 """
 _MEMORY = """
-The peak of a step with the term is {extra:.2f} tensors of outputs above that of a plain one ({plain} GiB, outputs of
-{outputs} GiB; goal ≤ 1: {reached}).
+The peak of a step with the term grows by {slope:.3f} tensors of outputs more than that of a plain one (a line through
+outputs of {outputs} MiB, where it is {extra} MiB more; {constant:.1f} MiB without any; goal ≤ 1.00: {reached}).
 
 ## Memory of a fit
 
@@ -84,13 +84,18 @@ def _memory(rows: dict[str, Measured]) -> str:
         for name, row in found
     ]
     text = _MEMORY.format(
-        extra=extra["extra"],
-        plain=gib(extra["plain"]),
-        outputs=gib(extra["outputs"]),
-        reached=verdict(extra["extra"], _OUTPUTS, at_most=True)[1],
+        slope=extra["slope"],
+        constant=extra["constant"] / 2**20,
+        outputs=_mib(extra["outputs"]),
+        extra=_mib(extra["extra"]),
+        reached=verdict(round(extra["slope"], 2), _OUTPUTS, at_most=True)[1],
         n=found[0][1]["n_parameters"],
     )
     return text + table(header, lines) + "\n"
+
+
+def _mib(sizes: list[int]) -> str:
+    return ", ".join(f"{size / 2**20:.1f}" for size in sizes)
 
 
 def _exponents(rows: dict[str, Measured]) -> str:

@@ -16,6 +16,7 @@ __all__ = ["around_points", "beside_ends", "short", "spread", "stacked"]
 
 Floats = NDArray[np.float64]
 _SIZE = 7.5
+_OPAQUE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # lines end at a name, not go through it
 _OFFSETS = tuple(
     (distance * x, distance * y)
     for distance in (6, 11, 17, 24, 32, 41)
@@ -98,12 +99,11 @@ def around_points(
         costs = [_cost(b, taken, scale) + 0.3 * i for i, b in enumerate(boxes)]
         chosen = boxes[int(np.argmin(costs))]
         taken.append(chosen)
-        x, y = (chosen[0] + chosen[2]) / 2 / scale[0], (chosen[1] + chosen[3]) / 2 / scale[1]
-        axes.plot(
-            [point[0] / scale[0], x], [point[1] / scale[1], y], transform=axes.transAxes, color=GUIDE, lw=0.6, zorder=0,
-        )  # fmt: skip
+        corners = np.array(chosen).reshape(2, 2)
+        (x, y), end = corners.mean(0) / scale, point.clip(*corners)
+        axes.plot(*(np.stack([point, end]) / scale).T, transform=axes.transAxes, color=GUIDE, lw=0.6, zorder=0)
         axes.text(
-            x, y, text, transform=axes.transAxes, ha="center", va="center", fontsize=_SIZE,
+            x, y, text, transform=axes.transAxes, ha="center", va="center", fontsize=_SIZE, zorder=2, bbox=_OPAQUE,
             color=palette[method].colour, weight="bold" if method in bold else "normal",
         )  # fmt: skip
 
