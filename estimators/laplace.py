@@ -13,7 +13,6 @@ from estimators.errors import OptionError
 from estimators.evidence import log_marginal_likelihood
 from estimators.functionals import Functional, Through
 from estimators.likelihoods import Likelihood
-from estimators.memory import available_bytes
 from estimators.noise import precision_noise
 from estimators.objective import Objective
 from estimators.precision.dense import DensePrecision
@@ -102,7 +101,7 @@ class LinearizedLaplace(UncertaintyEstimator):
     def _chosen_inverse(self, centre: Objective) -> str:
         if self.hessian_structure != "full":
             return "dual" if self.hessian_structure == "lowrank" else "eigen"
-        return choose_inverse(centre, curvature=self.curvature, available=available_bytes(centre.theta.device))
+        return choose_inverse(centre, curvature=self.curvature, available=centre.available_bytes())
 
     def _learned(self) -> Learned:
         learned = {"inverse": self.inverse_, "jacobian_backend": self.jacobian_backend_}

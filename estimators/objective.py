@@ -23,6 +23,7 @@ from torch.func import grad, jvp, vmap
 from estimators.batch import Batch
 from estimators.batches import Batches
 from estimators.likelihoods import Likelihood
+from estimators.memory import available_bytes
 from estimators.network import Network, differentiable
 from estimators.pytrees import PyTree
 from estimators.team import Team
@@ -149,6 +150,10 @@ class Objective:
     def likelihood(self) -> Likelihood:
         """The likelihood of the data term."""
         return self.data_term.likelihood
+
+    def available_bytes(self) -> int:
+        """Free memory, of the process that has least of it: what all of them do must fit there."""
+        return self.team.least(available_bytes(self.theta.device), self.theta.device)
 
     def with_targets(self) -> Iterator[tuple[Batch, PyTree]]:
         """Each batch, as far as it is this process's, with its targets."""

@@ -84,6 +84,14 @@ class Team:
         whole[self.draws] = mine
         return self._sum(whole)
 
+    def least(self, mine: int, device: torch.device) -> int:
+        """The least of all processes' numbers, by which they decide alike where they share rows."""
+        if self.size == 1 or self.shares == "draws":
+            return mine
+        numbers = torch.zeros(self.size, dtype=torch.int64, device=device)
+        numbers[self.index] = mine
+        return int(self._sum(numbers).min())
+
     def _sum(self, mine: Tensor) -> Tensor:
         if self.size == 1:
             return mine

@@ -20,7 +20,7 @@ from torch import Tensor
 from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError
 from estimators.long_rows import dots, norms
-from estimators.precision.block_lanczos import BlockLanczos, Product
+from estimators.precision.block_lanczos import BlockLanczos, Free, Product
 from estimators.state import Learned
 
 __all__ = ["BlockSolution", "GoOn", "block_cg"]
@@ -69,12 +69,13 @@ def block_cg(
     must_converge: bool = True,
     go_on: GoOn | None = None,
     checkpoint: Checkpoint | None = None,
+    free: Free | None = None,
 ) -> BlockSolution:
     """Solve A u = b for right_hand_sides (K, P), from `start` (K, P) or zero, to ‖b − A u‖ ≤ tol ‖b‖.
 
     With energy_tol > 0, ‖b − A u‖² ≤ energy_tol·bᵀu is enough, too: where A ⪰ m, then bᵀu is within energy_tol/m of
-    bᵀA⁻¹b. The basis is bounded by 4 GiB and a third of the memory: beyond it, its leading half is kept. With a
-    `checkpoint` it goes on from the last iteration kept.
+    bᵀA⁻¹b. The basis is bounded by 4 GiB and a third of the memory that is `free`: beyond it, its leading half is
+    kept. With a `checkpoint` it goes on from the last iteration kept.
     After `max_iter` iterations `go_on` is asked before each further one.
     Errors: IndefiniteHessianError where T has a negative eigenvalue; ConvergenceError after the last iteration,
     unless what is reached by then is good enough (`must_converge` False).
@@ -82,10 +83,10 @@ def block_cg(
     checkpoint = checkpoint or Checkpoint()
     saved = checkpoint.load()
     if saved is not None:
-        solve = _Solve.resumed(product, right_hand_sides, tol, energy_tol, saved)
+        solve = _Solve.resumed(product, right_hand_sides, tol, energy_tol, saved, free)
     else:  # room for what will be needed, where that is known
         blocks = {} if must_converge else {"blocks": max_iter + 1}
-        solve = _Solve.begun(product, right_hand_sides, tol, energy_tol, start, **blocks)
+        solve = _Solve.begun(product, right_hand_sides, tol, energy_tol, start, free, **blocks)
     while not solve.done and (solve.iterations < max_iter or (go_on is not None and go_on(solve.solved))):
         solve.step()
         checkpoint.save(solve.state)
@@ -113,18 +114,27 @@ class _Solve:
 
     @classmethod
     def begun(
-        cls, product: Product, b: Tensor, tol: float, energy_tol: float, start: Tensor | None, **room: int
+        cls,
+        product: Product,
+        b: Tensor,
+        tol: float,
+        energy_tol: float,
+        start: Tensor | None,
+        free: Free | None,
+        **room: int,
     ) -> Self:
         """At `start`."""
         residual = b if start is None else product(start).neg_().add_(b)
-        cycle = BlockLanczos(product, residual, **room)
+        cycle = BlockLanczos(product, residual, free=free, **room)
         return cls(b, tol, energy_tol, start, cycle, products=0 if start is None else len(start))
 
     @classmethod
-    def resumed(cls, product: Product, b: Tensor, tol: float, energy_tol: float, saved: Learned) -> Self:
+    def resumed(
+        cls, product: Product, b: Tensor, tol: float, energy_tol: float, saved: Learned, free: Free | None
+    ) -> Self:
         """From `state()`."""
         tensors = {name: tensor.to(b.device) for name, tensor in saved[0].items()}
-        cycle = BlockLanczos.restored(product, tensors)
+        cycle = BlockLanczos.restored(product, tensors, free=free)
         return cls(b, tol, energy_tol, tensors.get("u"), cycle, saved[1]["iterations"], saved[1]["products"])
 
     def state(self) -> Learned:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 import torch
@@ -13,10 +14,12 @@ from estimators.long_rows import combine_, inner, orthonormalise_
 from estimators.memory import available_bytes
 from estimators.precision.dtype import algebra_dtype
 
-__all__ = ["BlockLanczos", "Product", "krylov_basis", "krylov_relation"]
+__all__ = ["BlockLanczos", "Free", "Product", "krylov_basis", "krylov_relation"]
 
 Product = Callable[[Tensor], Tensor]
 """v → A v for each of vectors (k, P), in a tensor that the caller may overwrite."""
+Free = Callable[[], int]
+"""Bytes of memory that are free; in a team, the same number in all processes."""
 _BASIS_BYTES = 2**32
 _BLOCKS = 8  # to begin with
 _ROUND_OFF = 0.5  # of a unit vector: with less left of it outside the space, it was round-off
@@ -30,11 +33,11 @@ class BlockLanczos:
     it makes.
     """
 
-    def __init__(self, product: Product, residual: Tensor, *, blocks: int = _BLOCKS) -> None:
-        self.product, self.products = product, 0
+    def __init__(self, product: Product, residual: Tensor, *, blocks: int = _BLOCKS, free: Free | None = None) -> None:
+        self.product, self.products, self.free = product, 0, _own(free, residual)
         self.floor = residual.norm(dim=1).max() * torch.finfo(residual.dtype).eps * 4
         self.projected = torch.zeros(0, 0, dtype=algebra_dtype(residual.device), device=residual.device)
-        most = min(_BASIS_BYTES, available_bytes(residual.device) // 3)
+        most = min(_BASIS_BYTES, self.free() // 3)
         room = max(2, min(blocks, most // max(1, residual.nbytes) + 2))  # so far it goes before it is thinned
         self.storage = residual.new_empty(room * len(residual), residual.shape[1])
         self.storage[: len(residual)] = residual
@@ -50,10 +53,10 @@ class BlockLanczos:
         return {"basis": self.extended, **{name: getattr(self, name) for name in self._KEPT}}
 
     @classmethod
-    def restored(cls, product: Product, tensors: dict[str, Tensor]) -> Self:
+    def restored(cls, product: Product, tensors: dict[str, Tensor], *, free: Free | None = None) -> Self:
         """From `tensors()`."""
         cycle = cls.__new__(cls)
-        cycle.product, cycle.products = product, 0
+        cycle.product, cycle.products, cycle.free = product, 0, _own(free, tensors["basis"])
         for name in cls._KEPT:
             setattr(cycle, name, tensors[name])
         cycle.storage = tensors["basis"]
@@ -89,7 +92,7 @@ class BlockLanczos:
         return len(self.block) == 0 or bool((self.residual_norms() <= tolerance).all())
 
     def full(self) -> bool:
-        room = min(_BASIS_BYTES, (available_bytes(self.block.device) + self.basis.nbytes) // 3)
+        room = min(_BASIS_BYTES, (self.free() + self.basis.nbytes) // 3)
         return self.basis.nbytes > room and self.rank >= 2 * len(self.block)
 
     def thin(self) -> None:
@@ -192,3 +195,8 @@ def _grown(product: Product, start: Tensor, size: int) -> BlockLanczos:
     while len(cycle.block) and len(cycle.basis) < size:
         cycle.extend()
     return cycle
+
+
+def _own(free: Free | None, tensor: Tensor) -> Free:
+    """`free`, or that of this process."""
+    return free or partial(available_bytes, tensor.device)

@@ -9,7 +9,7 @@ from estimators.errors import UnsupportedError
 from estimators.memory import rows_per_chunk
 from estimators.precision.base import Precision
 from estimators.precision.block_cg import block_cg
-from estimators.precision.block_lanczos import Product
+from estimators.precision.block_lanczos import Free, Product
 
 __all__ = ["CGPrecision", "default_tolerance"]
 
@@ -17,15 +17,15 @@ __all__ = ["CGPrecision", "default_tolerance"]
 class CGPrecision(Precision):
     """A v by `product` (K, P) -> (K, P); nothing of size P² is ever made."""
 
-    def __init__(self, product: Product, *, tol: float, max_iter: int = 1000) -> None:
-        self.product, self.tol, self.max_iter = product, tol, max_iter
+    def __init__(self, product: Product, *, tol: float, max_iter: int = 1000, free: Free | None = None) -> None:
+        self.product, self.tol, self.max_iter, self.free = product, tol, max_iter, free
 
     def solve(self, vectors: Tensor) -> Tensor:
         chunk = rows_per_chunk(64 * vectors.shape[1] * vectors.element_size(), budget=2**31)
-        solved = [
-            block_cg(self.product, part, tol=self.tol, max_iter=self.max_iter).solution for part in vectors.split(chunk)
-        ]
-        return torch.cat(solved)
+        return torch.cat([self._solved(part) for part in vectors.split(chunk)])
+
+    def _solved(self, vectors: Tensor) -> Tensor:
+        return block_cg(self.product, vectors, tol=self.tol, max_iter=self.max_iter, free=self.free).solution
 
     def covariance(self, jacobian: Tensor) -> Tensor:
         m, c, p = jacobian.shape

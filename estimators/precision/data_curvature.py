@@ -154,7 +154,7 @@ class Products:
         absent = isinstance(self.objective.batches, AbsentBatches)
         if not absent and _is_doubtful(prior_precision, exact_hessian=self.exact_hessian):
             refuse_indefinite_product(product, theta)
-        return CGPrecision(product, tol=default_tolerance(theta.dtype))
+        return CGPrecision(product, tol=default_tolerance(theta.dtype), free=self.objective.available_bytes)
 
     def tensors(self) -> dict[str, Tensor]:
         return {}

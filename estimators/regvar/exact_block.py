@@ -15,7 +15,6 @@ from torch import Tensor
 from estimators.errors import EstimatorError, OptionError
 from estimators.functionals import Functional, Through, variance_by_covariance
 from estimators.head import Head
-from estimators.memory import available_bytes
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.precision.linear_head import FullHead
@@ -126,7 +125,7 @@ def _usable_head(objective: Objective) -> Head:
     n, element = head.n_outputs * head.n_features, objective.theta.element_size()
     if n == objective.theta.numel():
         raise _unusable("weights beside the last layer to draw", "a subset that is the last layer alone")
-    if n > _LARGEST or 20 * n * n * element > available_bytes(objective.theta.device):
+    if n > _LARGEST or 20 * n * n * element > objective.available_bytes():
         raise _unusable(f"a last layer of at most {_LARGEST} parameters that fits into memory", f"one of {n}")
     head.features(next(iter(objective.batches)).x)
     return head

@@ -128,7 +128,7 @@ def test_it_is_taken_where_every_weight_is_used_once_a_row(make_problem):
 def test_its_smaller_size_decides(make_problem, monkeypatch):
     problem = make_problem(model=wide(3))
     whole = 3 * 60 * fit(problem).theta_.numel() * 8
-    monkeypatch.setattr("estimators.laplace.available_bytes", lambda _: whole // 2)
+    monkeypatch.setattr("estimators.objective.available_bytes", lambda _: whole // 2)
     assert fit(problem, inverse="auto").inverse_ == "dual"
     monkeypatch.setattr("estimators.memory.available_bytes", lambda _: 1000)
     with pytest.raises(TooLargeError, match=r"dual form"):

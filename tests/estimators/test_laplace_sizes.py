@@ -28,7 +28,7 @@ def fit(problem, **options):
 def test_auto_takes_the_cheapest_inverse_that_fits(width, n, curvature, available, choice, make_problem, monkeypatch):
     model = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3))
     problem = make_problem(model=model, n=n, delta=90.0)
-    monkeypatch.setattr("estimators.laplace.available_bytes", lambda _: available)
+    monkeypatch.setattr("estimators.objective.available_bytes", lambda _: available)
     fitted = fit(problem, curvature=curvature)
     assert fitted.inverse_ == choice
     assert bool((fitted.variance(problem.query) > 0).all())

@@ -115,7 +115,7 @@ def test_it_is_taken_where_neither_rows_nor_matrix_fit(make_problem, monkeypatch
     at_two_places = (nn.Unflatten(1, (2, 2)), nn.Linear(2, 90), nn.Tanh(), nn.Flatten(), nn.Linear(180, 3))
     problem = make_problem(model=nn.Sequential(*at_two_places), n=5)
     monkeypatch.setattr(streamed_dual, "_KEPT_BYTES", 2**10)
-    monkeypatch.setattr("estimators.laplace.available_bytes", lambda _: 2**17)
+    monkeypatch.setattr("estimators.objective.available_bytes", lambda _: 2**17)
     assert fit(problem, "auto").inverse_ == "streamed"
 
 

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from estimators import FineTune, LinearResponse, MeanAbsolute, NewtonRefit, PosteriorDraws, RegVar
+from estimators import FineTune, LinearResponse, MeanAbsolute, NewtonRefit, PosteriorDraws, RegVar, objective
 from estimators.batch import Batch
 from estimators.errors import OptionError
+from estimators.precision.block_lanczos import BlockLanczos
 from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
 from estimators.rng import preserved_random_state
 from estimators.team import Team
@@ -66,12 +67,38 @@ def in_a_process(directory, result):
     assert accelerator.num_processes == 2
     found = fits(Path(directory), accelerator=accelerator)
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, f"{result}-{accelerator.process_index}")
+    short_of_memory(accelerator)
     wrong_data(accelerator)
     wrong_shares(accelerator, Path(directory))
     accelerator.wait_for_everyone()
     accelerator.end_training()
     sys.stderr.flush()
     os._exit(0)  # gloo's threads, now and then, are still there when the interpreter takes itself apart, and abort it
+
+
+def short_of_memory(accelerator):
+    """One of them has no room for a basis, and both of them thin theirs; by the memory of each they would part."""
+    model, x = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 2)).double(), torch.rand(20, 3).double()
+    with torch.no_grad():
+        for place, p in enumerate(model.parameters()):
+            p.copy_(torch.arange(p.numel()).view_as(p).add(place).sin())
+        x.copy_(torch.arange(60.0).view_as(x).cos())
+
+    def variance(**options):
+        draws = PosteriorDraws(2, exact_block=None)
+        regvar = RegVar(model, "regression", regularizer=draws, solver=LinearResponse(tol=1e-10))
+        return regvar.fit([(x, x[:, :2])], **options).variance(x[:4])
+
+    alone, free = variance(), objective.available_bytes
+    objective.available_bytes = (lambda _: 1) if accelerator.process_index else free
+    thinned, thin = [], BlockLanczos.thin
+    BlockLanczos.thin = lambda cycle: (thinned.append(cycle.rank), thin(cycle))
+    try:
+        together = variance(accelerator=accelerator)
+    finally:
+        objective.available_bytes, BlockLanczos.thin = free, thin
+    assert thinned
+    assert torch.allclose(alone, together, rtol=1e-7)
 
 
 def wrong_shares(accelerator, directory):

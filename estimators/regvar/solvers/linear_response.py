@@ -98,6 +98,7 @@ class LinearResponse(Solver):
             must_converge=budget is None,
             go_on=None if budget is None else self._until_good(objective, penalty, coordinates, most),
             checkpoint=checkpoint,
+            free=objective.available_bytes,
         )
 
     def _bounded(self, objective: Objective, penalty: Penalty, coordinates: Coordinates) -> bool:

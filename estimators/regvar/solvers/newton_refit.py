@@ -9,7 +9,6 @@ from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError, IndefiniteHessianError, LambdaTooLargeError
-from estimators.memory import available_bytes
 from estimators.objective import Objective
 from estimators.precision import dense
 from estimators.precision.dense import DensePrecision
@@ -85,7 +84,7 @@ class NewtonRefit(Solver):
     def _preconditioner(self, objective: Objective) -> Apply | None:
         theta = objective.theta
         needed = dense.bytes_needed(theta.numel(), theta.element_size())
-        if self.preconditioner is None or theta.numel() > _DENSE_BELOW or needed > available_bytes(theta.device) // 2:
+        if self.preconditioner is None or theta.numel() > _DENSE_BELOW or needed > objective.available_bytes() // 2:
             return None
         matrix = objective.product(torch.eye(theta.numel(), dtype=theta.dtype, device=theta.device))
         try:
