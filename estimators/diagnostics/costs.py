@@ -12,7 +12,7 @@ from estimators.diagnostics.diagnosis import Cost, Finding
 from estimators.diagnostics.sizes import Sizes
 from estimators.diagnostics.subject import Subject
 from estimators.diagnostics.table import in_bytes, in_seconds
-from estimators.precision import dense, dual, streamed_dual
+from estimators.precision import dense, dual, factored_dual, streamed_dual
 from estimators.precision.posterior import LOW_RANK
 from estimators.precision.sizes import choose_inverse
 from estimators.regvar.regularizers import PosteriorDraws
@@ -107,6 +107,10 @@ def _cholesky(s: Sizes) -> tuple[float, float, float]:
 
 def _dual(s: Sizes) -> tuple[float, float, float]:
     rows = s.n_data * s.n_outputs
+    if s.used_once:
+        flops = 2 * rows**2 * sum(o + e for o, e in s.maps) + rows**3 / 3
+        needed = factored_dual.bytes_needed(s.n_data, s.n_outputs, s.n_parameters, s.maps, s.algebra)
+        return needed, _jacobian_passes(s), flops
     flops = 2 * rows**2 * s.n_parameters + rows**3 / 3
     return dual.bytes_needed(rows, s.n_parameters, s.algebra), _jacobian_passes(s), flops
 

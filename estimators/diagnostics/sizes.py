@@ -16,6 +16,7 @@ from estimators.last_linear import find_last_linear
 from estimators.layer_rows import Layers
 from estimators.memory import available_bytes
 from estimators.precision.dtype import algebra_dtype
+from estimators.precision.layered_ggn import used_once
 from estimators.pytrees import PyTree, n_rows
 
 __all__ = ["Sizes"]
@@ -27,9 +28,9 @@ _SQUARE = 384
 class Sizes:
     """N rows, C outputs, P parameters; bytes of a number of the network and of dense algebra; seconds.
 
-    maps: (outputs, inputs) of each linear map of the subset. head: C·(D + 1) of the last layer, None where it has no
-    closed form. seconds_of_checks: what every fit takes before it begins. seconds_a_pass: forward and backward over the
-    training rows. seconds_a_flop: of a dense product.
+    maps: (outputs, inputs) of each linear map of the subset; used_once: all at one place a row. head: C·(D + 1) of the
+    last layer, None where it has no closed form. seconds_of_checks: what every fit takes before it begins.
+    seconds_a_pass: forward and backward over the training rows. seconds_a_flop: of a dense product.
     """
 
     n_data: int
@@ -38,6 +39,7 @@ class Sizes:
     element: int
     algebra: int
     maps: tuple[tuple[int, int], ...]
+    used_once: bool
     head: int | None
     available: int
     seconds_of_checks: float
@@ -50,6 +52,7 @@ class Sizes:
         network, batches = subject.objective.network, subject.objective.batches
         theta, x = network.theta, next(iter(batches)).x
         dtype = algebra_dtype(theta.device)
+        layers = Layers(network, x)
         one = theta.new_ones(1, n_rows(x), subject.n_outputs)
         seconds = _seconds(lambda: network.vjp(x, one), theta.device)
         return cls(
@@ -58,7 +61,8 @@ class Sizes:
             n_parameters=theta.numel(),
             element=theta.element_size(),
             algebra=dtype.itemsize,
-            maps=tuple(linear.shape for linear in Layers(network, x).maps.values()),
+            maps=tuple(linear.shape for linear in layers.maps.values()),
+            used_once=used_once(subject.objective, layers),
             head=_head(subject),
             available=available_bytes(theta.device),
             seconds_of_checks=_seconds_of_checks(subject),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -72,9 +72,10 @@ def factored_rows(objective: Objective, layers: Layers) -> FactoredRows:
     return FactoredRows.joined(layout, whitened_rows(objective, layers), algebra_dtype(objective.theta.device))
 
 
-def bytes_needed(n_rows: int, n_outputs: int, layers: Layers, element_size: int) -> int:
-    """The factors, joined once, and the inner matrix with a term of it and its factor."""
-    factors = sum(e + n_outputs * o for o, e in (linear.shape for linear in layers.maps.values()))
-    subset = layers.network.subset
-    rest = n_outputs * sum(subset.shapes[name].numel() for name in layers.rest)
-    return (2 * n_rows * (factors + rest) + 3 * (n_rows * n_outputs) ** 2) * element_size
+def bytes_needed(
+    n_data: int, n_outputs: int, n_parameters: int, maps: Sequence[tuple[int, int]], element_size: int
+) -> int:
+    """Factors of maps (O, E) and the rest's rows, joined once, and the inner matrix, a term of it and its factor."""
+    factors = sum(e + n_outputs * o for o, e in maps)
+    rest = n_outputs * (n_parameters - sum(o * e for o, e in maps))
+    return (2 * n_data * (factors + rest) + 3 * (n_data * n_outputs) ** 2) * element_size

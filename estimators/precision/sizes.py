@@ -43,7 +43,8 @@ def dual_bytes(objective: Objective) -> int:
     theta, itemsize = objective.theta, algebra_dtype(objective.theta.device).itemsize
     layers = Layers(objective.network, next(iter(objective.batches)).x)
     if used_once(objective, layers):
-        return factored_dual.bytes_needed(objective.batches.n_data, layers.n_outputs, layers, itemsize)
+        maps = [linear.shape for linear in layers.maps.values()]
+        return factored_dual.bytes_needed(objective.batches.n_data, layers.n_outputs, theta.numel(), maps, itemsize)
     return dual.bytes_needed(objective.batches.n_data * layers.n_outputs, theta.numel(), itemsize)
 
 
