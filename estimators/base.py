@@ -94,7 +94,7 @@ class UncertaintyEstimator(Refittable):
             else:
                 self._fit_on(Path(checkpoint), objective, progress_bar=progress_bar)
         self.objective_ = objective
-        self.fingerprint_ = fingerprint(self.model)
+        self.fingerprint_ = fingerprint(self.model, objective.network.pieces)
         if checkpoint is not None and objective.team.leads:
             self.save(checkpoint)
         return self

@@ -16,8 +16,7 @@ from estimators.likelihoods import Likelihood
 from estimators.noise import precision_noise
 from estimators.objective import Objective
 from estimators.precision.dense import DensePrecision
-from estimators.precision.dual import DualPrecision
-from estimators.precision.factored_dual import FactoredDual
+from estimators.precision.dual import FunctionSpace
 from estimators.precision.posterior import (
     BUILDERS,
     LOW_RANK,
@@ -48,9 +47,10 @@ class LinearizedLaplace(UncertaintyEstimator):
         hessian_structure: "full"; or, of the GGN, layer by layer: "kron" (K-FAC), "ekfac" (its basis with exact
             eigenvalues: one pass more, sharper), "diag"; or "lowrank", the `rank` directions of which the data say most
             beside the prior, by products with the GGN (docs/math.md, section 2).
-        inverse: of the full structure "cholesky" (dense, P² memory), "dual" (function space, GGN only, N·C·P memory),
-            "streamed" (the same with (N·C)² memory: the rows are made anew, and queries need the data), "cg" (products
-            only), or "auto", which picks by size and says which in `inverse_`; of the others "eigen".
+        inverse: of the full structure "cholesky" (dense, P² memory), "dual" (function space, GGN only, (N·C)² memory
+            and the rows: N·C·P, or in factors where every weight is used once a row), "streamed" (the same without the
+            rows: they are made anew, and queries need the data), "cg" (products only), or "auto", which picks by size
+            and says which in `inverse_`; of the others "eigen".
 
     Fitted: `inverse_`; `jacobian_backend_`: "backpack", "torch.func", "layers" (factors, layer by layer), or "products"
     where no rows are made; `eigenvalues_` of "lowrank", in units of the prior precision.
@@ -175,7 +175,7 @@ class LinearizedLaplace(UncertaintyEstimator):
     def _noise(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """ξ ~ N(0, A), (n, P): by the kept rows R where there are any, Rᵀg + √δ z, else by a pass over the data."""
         precision = self.precision_
-        if not isinstance(precision, (DualPrecision, FactoredDual)):
+        if not isinstance(precision, FunctionSpace) or not precision.keeps_rows:
             return precision_noise(self.objective_, n_samples, generator)[0]
         theta, dtype = self.theta_, precision.cholesky.dtype
         g, z = (

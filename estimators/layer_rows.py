@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vjp, vmap
 
+from estimators.errors import UnsupportedError
 from estimators.linear_uses import LinearMap, LinearUse, UseRecorder
 from estimators.memory import rows_per_chunk
 from estimators.network import Network, differentiable
@@ -33,6 +34,12 @@ class RowFactors:
     inputs: Tensor
     slopes: Tensor
 
+    def at_one_place(self) -> RowFactors:
+        """Itself, where T = 1. Errors: UnsupportedError."""
+        if self.inputs.shape[1] != 1:
+            raise _not_alike(f"rows that apply one to {self.inputs.shape[1]} places")
+        return self
+
     def jacobians(self) -> Tensor:
         """Σ_t b_t a_tᵀ, (M, K, O, E)."""
         _, k, _, o = self.slopes.shape
@@ -50,13 +57,18 @@ class LayerRows:
 
 
 class Layers:
-    """The linear maps of a network by the name of their weight, and the names of the rest; found by one forward."""
+    """The linear maps of a network by the name of their weight, and the names of the rest; found by one forward.
 
-    def __init__(self, network: Network, x: PyTree) -> None:
+    With `maps` they are those of a fit, of which a query may use some only. Errors: UnsupportedError where it uses
+    their weights in other ways.
+    """
+
+    def __init__(self, network: Network, x: PyTree, maps: dict[str, LinearMap] | None = None) -> None:
         self.network = network
         self._pieces = {name: piece.clone() for name, piece in network.subset.unflatten(network.theta).items()}
         seen = self._look(select_rows(x, slice(0, 1)))
-        self.maps = _usable(seen)
+        self.maps = _usable(seen) if maps is None else maps
+        self._refuse_other_uses(seen)
         covered = {name for linear in self.maps.values() for name in linear.names}
         self.rest = [name for name in self._pieces if name not in covered]
 
@@ -66,11 +78,14 @@ class Layers:
         self.n_outputs, self._uses, self._looked_at = f.shape[-1], seen.uses, _shapes_of(row)
         return seen
 
-    def uses_once(self, row: PyTree) -> bool:
-        """Whether on this one row every map is applied to one place."""
-        uses = self._forward(row)[1].uses
-        names = [use.map.weight for use in uses]
-        return len(set(names)) == len(names) and all(len(use.inputs) == 1 for use in uses)
+    @property
+    def used_once(self) -> bool:
+        """Whether most parameters are in maps, and on the last row looked at each map was applied to one place."""
+        uses = [use for use in self._uses if use.map.weight in self.maps]
+        at_one_place = all(len(use.inputs) == 1 for use in uses)
+        in_maps = sum(o * e for o, e in (linear.shape for linear in self.maps.values()))
+        once = at_one_place and sorted(use.map.weight for use in uses) == sorted(self.maps)
+        return once and 2 * in_maps >= self.network.n_parameters
 
     def bytes_a_row(self) -> dict[str, int]:
         """Of the factors of one row along as many cotangents as outputs, by map, as the last row looked at had them."""
@@ -86,7 +101,7 @@ class Layers:
         """Rows of x a piece at a time; `cotangents(f, y)` (M, K, C), or each output by itself."""
         row = select_rows(x, slice(0, 1))
         if _shapes_of(row) != self._looked_at:
-            self._look(row)
+            self._refuse_other_uses(self._look(row))
         eye = torch.eye(self.n_outputs, dtype=self.network.theta.dtype, device=self.network.theta.device)
         for piece, targets in split_rows((x, y), self._rows_at_once):
             if cotangents is None:
@@ -102,29 +117,24 @@ class Layers:
         return rows_per_chunk(self.network.theta.element_size() * (2 * inputs + 3 * self.n_outputs * (slopes + rest)))
 
     def _rows(self, x: PyTree, cotangents: Tensor) -> LayerRows:
-        names: list[str] = []
         rows, k = cotangents.shape[:2]
-
-        def one(row: PyTree, u: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-            return self._one(row, u, names)
-
         with differentiable(), self.network.ledger.transformed(forward=rows, backward=rows * k) as counted:
-            inputs, slopes, rest = over_rows(counted(one), x, cotangents)
-        return LayerRows(self._joined(names, inputs, slopes), rest.detach())
+            inputs, slopes, rest = over_rows(counted(self._one), x, cotangents)
+        return LayerRows(self._joined(inputs, slopes, cotangents), rest.detach())
 
-    def _one(self, row: PyTree, cotangents: Tensor, names: list[str]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Of one row: inputs (T, E) and slopes (K, T, O) of every use, rest (K, P_rest); the uses' names are left."""
+    def _one(self, row: PyTree, cotangents: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Of one row: inputs (T, E) and slopes (K, T, O) of every use, rest (K, P_rest)."""
         uses: list[LinearUse] = []
 
         def forward(offsets: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
             f, seen = self._forward(row_as_batch(row), offsets)
             uses[:] = seen.uses
+            self._refuse_other_uses(seen)
             return f[0], [use.rows() for use in seen.uses]
 
         offsets = [cotangents.new_zeros(use.output_shape) for use in self._uses]
         _, pull, inputs = vjp(forward, offsets, has_aux=True)  # type: ignore[misc]
         pulled = vmap(pull)(cotangents)[0]
-        names[:] = [use.map.weight for use in uses]
         return inputs, [use.slopes(b) for use, b in zip(uses, pulled, strict=True)], self._rest_of(row, cotangents)
 
     def _rest_of(self, row: PyTree, cotangents: Tensor) -> Tensor:
@@ -142,14 +152,32 @@ class Layers:
         with differentiable(), UseRecorder(self._pieces, offsets) as recorder:
             return self.network.with_pieces(self._pieces, x), recorder
 
-    def _joined(self, names: list[str], inputs: list[Tensor], slopes: list[Tensor]) -> dict[str, RowFactors]:
-        """Uses of one weight joined along T: its Jacobian is their sum."""
-        factors = {}
-        for name in self.maps:
-            places = [i for i, used in enumerate(names) if used == name]
-            a, b = _cat([inputs[i] for i in places], 1), _cat([slopes[i] for i in places], 2)
+    def _joined(self, inputs: list[Tensor], slopes: list[Tensor], cotangents: Tensor) -> dict[str, RowFactors]:
+        """Uses of one weight joined along T: its Jacobian is their sum, over none where these rows do without it."""
+        factors, (m, k, _) = {}, cotangents.shape
+        for name, linear in self.maps.items():
+            places = [i for i, use in enumerate(self._uses) if use.map.weight == name]
+            o, e = linear.shape
+            a = _cat([inputs[i] for i in places], 1) if places else cotangents.new_zeros(m, 0, e)
+            b = _cat([slopes[i] for i in places], 2) if places else cotangents.new_zeros(m, k, 0, o)
             factors[name] = RowFactors(a.detach(), b.detach())
         return factors
+
+    def _refuse_other_uses(self, seen: UseRecorder) -> None:
+        """UnsupportedError where the maps are not used in the order looked at last, or their weights in other ways."""
+        order, found = ([use.map.weight for use in uses] for uses in (self._uses, seen.uses))
+        alike = all(self.maps.get(use.map.weight, use.map) == use.map for use in seen.uses)
+        covered = {name for linear in self.maps.values() for name in linear.names}
+        if order != found or not alike or seen.elsewhere & covered:
+            raise _not_alike("rows that differ in the layers that they go through, or in how a weight is used")
+
+
+def _not_alike(received: str) -> UnsupportedError:
+    return UnsupportedError(
+        "a network that uses its linear layers alike at every row",
+        received=received,
+        remedy='hessian_structure="full" with inverse="cholesky" or "cg", or RegVar.',
+    )
 
 
 def _shapes_of(row: PyTree) -> list[torch.Size]:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from estimators.pytrees import tensors_of
+
 __all__ = ["LinearMap", "LinearUse", "UseRecorder"]
 
 
@@ -86,8 +88,8 @@ class UseRecorder(TorchFunctionMode):
         use = None if reader is None else reader(self._name_of, *args, **kwargs)
         result = func(*args, **kwargs)
         if use is None:
-            if isinstance(result, Tensor):
-                self.elsewhere.update(name for name in map(self._name_of, [*args, *kwargs.values()]) if name)
+            if tensors_of(result):  # what asks for a shape or a dtype does not use the numbers
+                self.elsewhere.update(name for name in map(self._name_of, tensors_of((args, kwargs))) if name)
             return result
         if self.offsets is not None:
             result = result + self.offsets[len(self.uses)]

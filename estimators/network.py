@@ -53,6 +53,11 @@ class Network:
         """P."""
         return self.theta.numel()
 
+    @property
+    def pieces(self) -> dict[str, Tensor]:
+        """θ̂ by name, parts of `theta`."""
+        return self.subset.unflatten(self.theta)
+
     def __call__(self, theta: Tensor, x: PyTree) -> Tensor:
         """Outputs (B, C) at θ (P,)."""
         return self.with_pieces(self.subset.unflatten(theta), x)

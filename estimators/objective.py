@@ -152,7 +152,7 @@ class Objective:
         return self.data_term.likelihood
 
     def available_bytes(self) -> int:
-        """Free memory, of the process that has least of it: what all of them do must fit there."""
+        """Free memory; where processes share rows, that of the one that has least, in which what all do must fit."""
         return self.team.least(available_bytes(self.theta.device), self.theta.device)
 
     def with_targets(self) -> Iterator[tuple[Batch, PyTree]]:

@@ -50,7 +50,7 @@ class Storable(ABC):
         about.check(self._about(objective, {}))
         self._take_over(state, objective)
         self.objective_ = objective
-        self.fingerprint_ = fingerprint(self.model)
+        self.fingerprint_ = fingerprint(self.model, network.pieces)
         return self
 
     def _take_over(self, state: Mapping[str, Tensor | str], objective: Objective) -> None:

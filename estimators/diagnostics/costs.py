@@ -107,7 +107,7 @@ def _cholesky(s: Sizes) -> tuple[float, float, float]:
 
 def _dual(s: Sizes) -> tuple[float, float, float]:
     rows = s.n_data * s.n_outputs
-    if s.used_once:
+    if s.in_factors:
         flops = 2 * rows**2 * sum(o + e for o, e in s.maps) + rows**3 / 3
         needed = factored_dual.bytes_needed(s.n_data, s.n_outputs, s.n_parameters, s.maps, s.algebra)
         return needed, _jacobian_passes(s), flops

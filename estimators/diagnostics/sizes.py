@@ -16,7 +16,7 @@ from estimators.last_linear import find_last_linear
 from estimators.layer_rows import Layers
 from estimators.memory import available_bytes
 from estimators.precision.dtype import algebra_dtype
-from estimators.precision.layered_ggn import used_once
+from estimators.precision.factored_dual import in_factors
 from estimators.pytrees import PyTree, n_rows
 
 __all__ = ["Sizes"]
@@ -28,7 +28,7 @@ _SQUARE = 384
 class Sizes:
     """N rows, C outputs, P parameters; bytes of a number of the network and of dense algebra; seconds.
 
-    maps: (outputs, inputs) of each linear map of the subset; used_once: all at one place a row. head: C·(D + 1) of the
+    maps: (outputs, inputs) of each linear map of the subset; in_factors: all at one place a row. head: C·(D + 1) of the
     last layer, None where it has no closed form. seconds_of_checks: what every fit takes before it begins.
     seconds_a_pass: forward and backward over the training rows. seconds_a_flop: of a dense product.
     """
@@ -39,7 +39,7 @@ class Sizes:
     element: int
     algebra: int
     maps: tuple[tuple[int, int], ...]
-    used_once: bool
+    in_factors: bool
     head: int | None
     available: int
     seconds_of_checks: float
@@ -62,7 +62,7 @@ class Sizes:
             element=theta.element_size(),
             algebra=dtype.itemsize,
             maps=tuple(linear.shape for linear in layers.maps.values()),
-            used_once=used_once(subject.objective, layers),
+            in_factors=in_factors(layers),
             head=_head(subject),
             available=available_bytes(theta.device),
             seconds_of_checks=_seconds_of_checks(subject),

@@ -112,7 +112,7 @@ class TwoNetworks(UncertaintyEstimator):
         self._refuse_another_architecture()
         check_model(self.regularized)
         self.regularized_network_ = Network(self.regularized, list(objective.network.subset.shapes))
-        self.regularized_fingerprint_ = fingerprint(self.regularized)
+        self.regularized_fingerprint_ = fingerprint(self.regularized, self.regularized_network_.pieces)
         moved = (self.regularized_network_.theta - objective.theta) / self.lam
         self.nonlinearity_ = nonlinearity(objective, moved[None], self.lam)
         if not self.nonlinearity_ <= _BENT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,8 +20,11 @@ class FunctionSpace(Precision):
         A⁻¹ = D⁻¹ − D⁻¹Rᵀ (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹          (Woodbury)
         log|A| = Σ log δ + log|I + R D⁻¹ Rᵀ|
 
-    `inner` is R D⁻¹ Rᵀ (N·C, N·C), overwritten; everything is computed in its dtype.
+    `inner` is R D⁻¹ Rᵀ (N·C, N·C), overwritten; everything is computed in its dtype. `keeps_rows`: products with R need
+    no pass over the data.
     """
+
+    keeps_rows: ClassVar[bool] = True
 
     def __init__(self, prior_precision: Tensor, inner: Tensor) -> None:
         self.prior_precision = prior_precision.to(inner.dtype)

@@ -13,7 +13,7 @@ from estimators.memory import rows_per_chunk
 
 __all__ = ["EigenBlock", "by_rows"]
 
-_CACHE = 2**28
+_CACHE = 2**22  # bytes
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
+from estimators.errors import UnsupportedError
 from estimators.layer_rows import Layers
+from estimators.memory import rows_per_chunk
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.dual import FunctionSpace
 from estimators.precision.factored_rows import FactoredRows
 from estimators.precision.layout import Layout, whitened_rows
-from estimators.pytrees import PyTree, select_rows
+from estimators.pytrees import PyTree
 
-__all__ = ["FactoredDual", "bytes_needed", "factored_rows"]
+__all__ = ["FactoredDual", "bytes_needed", "factored_rows", "in_factors"]
+
+_LEAST_PARAMETERS = 500
 
 
 class FactoredDual(FunctionSpace):
@@ -53,17 +58,24 @@ class FactoredDual(FunctionSpace):
         return torch.cat(parts).to(network.theta.dtype)
 
     def _layers(self, network: Network, x: PyTree) -> Layers | None:
-        """Where queries use the same maps, once: the outputs of a functional may not."""
-        layers = Layers(network, x)
-        same = layers.maps == self.rows.layout.maps and layers.rest == self.rows.layout.rest
-        return layers if same and layers.uses_once(select_rows(x, slice(0, 1))) else None
+        """Where queries use the maps once a row."""
+        with suppress(UnsupportedError):
+            layers = Layers(network, x, self.rows.layout.maps)
+            return layers if layers.used_once else None
+        return None
 
     def _removed(self, layers: Layers, x: PyTree) -> Iterator[tuple[FactoredRows, Tensor]]:
         """Some queries, and L⁻¹ R D⁻¹ Jᵀ (N·C, m, C) of them: what the data take away from the prior's variance."""
+        at_once = rows_per_chunk(4 * len(self.cholesky) * self.rows.shape[1] * self.cholesky.element_size())
         for piece in layers.at(x):
-            query = FactoredRows.joined(self.rows.layout, [piece], self.cholesky.dtype)
-            along = self.rows.inner(query, self.prior_precision)
-            yield query, torch.linalg.solve_triangular(self.cholesky, along, upper=False).unflatten(1, query.shape)
+            for query in FactoredRows.joined(self.rows.layout, [piece], self.cholesky.dtype).split(at_once):
+                along = self.rows.inner(query, self.prior_precision)
+                yield query, torch.linalg.solve_triangular(self.cholesky, along, upper=False).unflatten(1, query.shape)
+
+
+def in_factors(layers: Layers) -> bool:
+    """Whether rows are kept in factors: where parameters are many, and each is used once in a row."""
+    return layers.network.n_parameters >= _LEAST_PARAMETERS and layers.used_once
 
 
 def factored_rows(objective: Objective, layers: Layers) -> FactoredRows:

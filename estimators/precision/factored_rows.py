@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from estimators.errors import UnsupportedError
 from estimators.layer_rows import LayerRows
 from estimators.precision.layout import Layout
 
@@ -34,10 +35,13 @@ class FactoredRows:
 
     @classmethod
     def joined(cls, layout: Layout, pieces: Iterable[LayerRows], dtype: torch.dtype) -> FactoredRows:
-        """The rows of all pieces, every map of which is applied to one place a row."""
+        """The rows of all pieces. Errors: UnsupportedError where a map is not at one place a row, or C is not one."""
         found = list(pieces)
-        inputs = {name: torch.cat([p.factors[name].inputs[:, 0] for p in found]).to(dtype) for name in layout.maps}
-        slopes = {name: torch.cat([p.factors[name].slopes[:, :, 0] for p in found]).to(dtype) for name in layout.maps}
+        if len({p.rest.shape[1] for p in found}) != 1:
+            raise UnsupportedError("one number of outputs at every row", received="several", remedy='inverse="cg".')
+        factors = {name: [p.factors[name].at_one_place() for p in found] for name in layout.maps}
+        inputs = {name: torch.cat([one.inputs[:, 0] for one in every]).to(dtype) for name, every in factors.items()}
+        slopes = {name: torch.cat([one.slopes[:, :, 0] for one in every]).to(dtype) for name, every in factors.items()}
         return cls(layout, inputs, slopes, torch.cat([p.rest for p in found]).to(dtype))
 
     @classmethod
@@ -55,6 +59,13 @@ class FactoredRows:
         """scale · R."""
         slopes = {name: scale * b for name, b in self.slopes.items()}
         return replace(self, slopes=slopes, rest=scale * self.rest)
+
+    def split(self, size: int) -> Iterator[FactoredRows]:
+        """Some rows at a time."""
+        for start in range(0, len(self.rest), size):
+            part = slice(start, start + size)
+            inputs, slopes = ({name: t[part] for name, t in factors.items()} for factors in (self.inputs, self.slopes))
+            yield replace(self, inputs=inputs, slopes=slopes, rest=self.rest[part])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,4 +111,6 @@ class FactoredRows:
     def _deltas(self, delta: Tensor) -> Iterator[tuple[str, Tensor]]:
         """δ (E,) of each map, the same for all of its outputs."""
         for name in self.layout.maps:
-            yield name, self.layout.matrix(delta, name)[0]
+            matrix = self.layout.matrix(delta, name)
+            assert bool((matrix == matrix[0]).all())
+            yield name, matrix[0]

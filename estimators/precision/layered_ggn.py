@@ -20,25 +20,16 @@ from estimators.memory import rows_per_chunk
 from estimators.objective import Objective
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.layout import Layout, whitened_rows
-from estimators.pytrees import select_rows
 
-__all__ = ["layered_ggn", "used_once", "worthwhile"]
+__all__ = ["layered_ggn", "worthwhile"]
 
 _LEAST_OUTPUTS, _LEAST_PARAMETERS = 3, 500
 
 
-def used_once(objective: Objective, layers: Layers) -> bool:
-    """Whether many parameters are in maps, and these are applied to one place of each row."""
-    in_maps = sum(o * e for o, e in (linear.shape for linear in layers.maps.values()))
-    n = objective.theta.numel()
-    if n < _LEAST_PARAMETERS or 2 * in_maps < n:
-        return False
-    return all(layers.uses_once(select_rows(batch.x, slice(0, 1))) for batch in objective.batches)
-
-
-def worthwhile(objective: Objective, layers: Layers) -> bool:
-    """Whether it saves something: there are outputs to sum over first."""
-    return layers.n_outputs >= _LEAST_OUTPUTS and used_once(objective, layers)
+def worthwhile(layers: Layers) -> bool:
+    """Whether it saves something: many parameters, and outputs to sum over first."""
+    many = layers.network.n_parameters >= _LEAST_PARAMETERS
+    return many and layers.n_outputs >= _LEAST_OUTPUTS and layers.used_once
 
 
 def layered_ggn(objective: Objective, layers: Layers) -> Tensor:
@@ -94,8 +85,8 @@ def _order(layers: Layers) -> tuple[list[tuple[int, int]], list[Tensor]]:
 
 
 def _factors(rows: LayerRows, layers: Layers, dtype: torch.dtype) -> list[_Factor]:
-    """Of the parts, in their order."""
-    maps = [rows.factors[name] for name in layers.maps]
+    """Of the parts, in their order. Errors: UnsupportedError where one is not applied to one place."""
+    maps = [rows.factors[name].at_one_place() for name in layers.maps]
     found = [_Factor(one.slopes[:, :, 0].to(dtype), one.inputs[:, 0].to(dtype)) for one in maps]
     rest = rows.rest.to(dtype)
     return [*found, _Factor(rest, rest.new_ones(len(rest), 1))]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
 from estimators.curvature import dense_ggn, dense_hessian, ggn_rows
+from estimators.errors import UnsupportedError
 from estimators.jacobians import JacobianRows
 from estimators.layer_rows import Layers
 from estimators.memory import refuse_if_too_large
@@ -22,10 +24,10 @@ from estimators.precision.data_curvature import (
     restored,
 )
 from estimators.precision.dtype import algebra_dtype
-from estimators.precision.factored_dual import factored_rows
-from estimators.precision.layered_ggn import layered_ggn, used_once, worthwhile
+from estimators.precision.factored_dual import factored_rows, in_factors
+from estimators.precision.layered_ggn import layered_ggn, worthwhile
 from estimators.precision.low_rank import low_rank_rows
-from estimators.precision.sizes import dual_bytes, n_ggn_rows, refuse_dense, streamed_bytes
+from estimators.precision.sizes import dual_bytes, n_ggn_rows, refuse_dense, streamed_bytes, whole_rows_bytes
 from estimators.precision.streamed_dual import inner_matrix, marks_of
 from estimators.precision.structured import collect
 from estimators.widened import widened
@@ -50,8 +52,9 @@ __all__ = [
 def build_matrix_ggn(objective: Objective) -> Built:
     refuse_dense(objective)
     layers = Layers(objective.network, next(iter(objective.batches)).x)
-    if worthwhile(objective, layers):
-        return Matrix(layered_ggn(objective, layers), exact_hessian=False), "layers"
+    if worthwhile(layers):
+        with suppress(UnsupportedError):  # rows that use other layers, or several times
+            return Matrix(layered_ggn(objective, layers), exact_hessian=False), "layers"
     jacobian = JacobianRows(objective.network)
     return Matrix(dense_ggn(objective, jacobian), exact_hessian=False), jacobian.backend
 
@@ -62,14 +65,18 @@ def build_matrix_hessian(objective: Objective) -> Built:
 
 
 def build_rows(objective: Objective) -> Built:
-    refuse_if_too_large(
-        "the dual form", dual_bytes(objective), device=objective.theta.device, remedy='inverse="cg", or RegVar.'
-    )
     layers = Layers(objective.network, next(iter(objective.batches)).x)
-    if used_once(objective, layers):
-        return RowsInFactors(factored_rows(objective, layers)), "layers"
+    _refuse_dual(objective, dual_bytes(objective, layers))
+    if in_factors(layers):
+        with suppress(UnsupportedError):
+            return RowsInFactors(factored_rows(objective, layers)), "layers"
+        _refuse_dual(objective, whole_rows_bytes(objective, layers))
     dtype, jacobian = algebra_dtype(objective.theta.device), JacobianRows(objective.network)
     return Rows(torch.cat([rows.to(dtype) for rows in ggn_rows(objective, jacobian)])), jacobian.backend
+
+
+def _refuse_dual(objective: Objective, needed: int) -> None:
+    refuse_if_too_large("the dual form", needed, device=objective.theta.device, remedy='inverse="cg", or RegVar.')
 
 
 def build_streamed(objective: Objective) -> Built:

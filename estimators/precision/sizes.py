@@ -7,18 +7,19 @@ from estimators.memory import refuse_if_too_large
 from estimators.objective import Objective
 from estimators.precision import dense, dual, factored_dual, streamed_dual
 from estimators.precision.dtype import algebra_dtype
-from estimators.precision.layered_ggn import used_once
+from estimators.precision.factored_dual import in_factors
 
-__all__ = ["choose_inverse", "dual_bytes", "n_ggn_rows", "refuse_dense", "streamed_bytes"]
+__all__ = ["choose_inverse", "dual_bytes", "n_ggn_rows", "refuse_dense", "streamed_bytes", "whole_rows_bytes"]
 
 _STREAMED_ROWS = 4096  # N·C, beyond which its matrix takes longer than products would
 
 
 def choose_inverse(objective: Objective, *, curvature: str, available: int) -> str:
     """The cheapest of "dual", "cholesky", "streamed" and "cg" that fits into half of the memory there is."""
-    n_rows, n_parameters = n_ggn_rows(objective), objective.network.n_parameters
+    layers = Layers(objective.network, next(iter(objective.batches)).x)
+    n_rows, n_parameters = objective.batches.n_data * layers.n_outputs, objective.network.n_parameters
     positive = bool((objective.prior.precision > 0).all())
-    if curvature == "ggn" and positive and n_rows < n_parameters and 2 * dual_bytes(objective) < available:
+    if curvature == "ggn" and positive and n_rows < n_parameters and 2 * dual_bytes(objective, layers) < available:
         return "dual"
     if 2 * dense_bytes(objective) < available:
         return "cholesky"
@@ -38,14 +39,19 @@ def dense_bytes(objective: Objective) -> int:
     return dense.bytes_needed(theta.numel(), algebra_dtype(theta.device).itemsize)
 
 
-def dual_bytes(objective: Objective) -> int:
+def dual_bytes(objective: Objective, layers: Layers) -> int:
     """Memory of the dual form, with its rows in factors where they can be."""
-    theta, itemsize = objective.theta, algebra_dtype(objective.theta.device).itemsize
-    layers = Layers(objective.network, next(iter(objective.batches)).x)
-    if used_once(objective, layers):
-        maps = [linear.shape for linear in layers.maps.values()]
-        return factored_dual.bytes_needed(objective.batches.n_data, layers.n_outputs, theta.numel(), maps, itemsize)
-    return dual.bytes_needed(objective.batches.n_data * layers.n_outputs, theta.numel(), itemsize)
+    if not in_factors(layers):
+        return whole_rows_bytes(objective, layers)
+    theta, maps = objective.theta, [linear.shape for linear in layers.maps.values()]
+    itemsize = algebra_dtype(theta.device).itemsize
+    return factored_dual.bytes_needed(objective.batches.n_data, layers.n_outputs, theta.numel(), maps, itemsize)
+
+
+def whole_rows_bytes(objective: Objective, layers: Layers) -> int:
+    """Memory of the dual form with whole rows."""
+    theta, n_rows = objective.theta, objective.batches.n_data * layers.n_outputs
+    return dual.bytes_needed(n_rows, theta.numel(), algebra_dtype(theta.device).itemsize)
 
 
 def streamed_bytes(objective: Objective) -> int:

@@ -35,6 +35,8 @@ class StreamedDual(FunctionSpace):
     `marks` are those of the batches that `inner` was made of: products take them in the same order.
     """
 
+    keeps_rows = False
+
     def __init__(self, objective: Objective, prior_precision: Tensor, inner: Tensor, marks: Tensor) -> None:
         self.objective, self.marks = objective, marks
         super().__init__(prior_precision, inner)

@@ -104,14 +104,14 @@ class BlockPrecision(Precision):
             parts = [block.variance(rows.factors[name]) for name, block in self.blocks.items()]
             return torch.stack([(rows.rest.square() / self.rest).sum(-1), *parts]).sum(0)
 
-        return torch.cat([read(rows) for rows in Layers(network, x).at(x)])
+        return torch.cat([read(rows) for rows in Layers(network, x, self.layout.maps).at(x)])
 
     def covariance_at(self, network: Network, x: PyTree) -> Tensor:
         def read(rows: LayerRows) -> Tensor:
             parts = [block.covariance(rows.factors[name]) for name, block in self.blocks.items()]
             return torch.stack([(rows.rest / self.rest) @ rows.rest.transpose(1, 2), *parts]).sum(0)
 
-        return torch.cat([read(rows) for rows in Layers(network, x).at(x)])
+        return torch.cat([read(rows) for rows in Layers(network, x, self.layout.maps).at(x)])
 
     def solve(self, vectors: Tensor) -> Tensor:
         solved = torch.zeros_like(vectors)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from once_a_row import NETWORKS, Twice, wide
 from torch import nn
+from torch.nn import functional
 
 from estimators import LinearizedLaplace
-from estimators.errors import TooLargeError
-from estimators.precision import layered_ggn
+from estimators.errors import TooLargeError, UnsupportedError
+from estimators.precision import factored_dual, layered_ggn
 from estimators.precision.data_curvature import Rows, RowsInFactors
 
 
@@ -16,7 +17,7 @@ def in_factors(monkeypatch):
     """Whether small networks, too, have their rows in factors."""
 
     def choose(chosen):
-        monkeypatch.setattr(layered_ggn, "_LEAST_PARAMETERS", 1 if chosen else 10**9)
+        monkeypatch.setattr(factored_dual, "_LEAST_PARAMETERS", 1 if chosen else 10**9)
 
     return choose
 
@@ -133,3 +134,119 @@ def test_its_smaller_size_decides(make_problem, monkeypatch):
     monkeypatch.setattr("estimators.memory.available_bytes", lambda _: 1000)
     with pytest.raises(TooLargeError, match=r"dual form"):
         fit(problem)
+
+
+class Chunked(nn.Module):
+    """A weight that enters as a linear layer, and in pieces."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 10), nn.Linear(10, 3)
+
+    def forward(self, x):
+        first, _ = self.inner.weight.chunk(2)
+        return self.head(torch.tanh(self.inner(x))) + functional.linear(x, first)[:, :3]
+
+
+class Stacked(nn.Module):
+    """A weight that enters as a linear layer, and in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 10), nn.Linear(10, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x))) * (1 + torch.stack([self.head.weight, self.head.weight]).mean())
+
+
+class Routed(nn.Module):
+    """Rows go through one of two layers, by their numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 10), nn.Linear(4, 10), nn.Linear(10, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(torch.stack([(self.a if row.sum() > 0 else self.b)(row) for row in x])))
+
+
+@pytest.mark.parametrize("inverse", ["dual", "cholesky"])
+@pytest.mark.parametrize("network", [Chunked, Stacked, Routed])
+def test_a_weight_used_in_other_ways_has_whole_rows(network, inverse, in_factors, make_problem, by_hand, monkeypatch):
+    problem = make_problem(model=network())
+    monkeypatch.setattr(layered_ggn, "_LEAST_PARAMETERS", 1)
+    in_factors(chosen=True)
+    fitted = fit(problem, inverse=inverse)
+    assert close(fitted.covariance(problem.query), by_hand(problem).covariance(problem.query))
+
+
+def test_a_structure_of_routed_rows_is_refused(make_problem):
+    problem = make_problem(model=Routed())
+    structured = LinearizedLaplace(problem.model, problem.likelihood, hessian_structure="kron")
+    with pytest.raises(UnsupportedError, match=r"alike at every row"):
+        structured.fit(problem.loader)
+
+
+class Longer(nn.Module):
+    """A second layer for rows that are longer, which are not the first ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.more, self.head = nn.Linear(4, 10), nn.Linear(10, 10), nn.Linear(10, 3)
+
+    def forward(self, x):
+        z = torch.tanh(self.inner(x[:, :4]))
+        return self.head(self.more(z) if x.shape[1] > 4 else z)
+
+
+class Several(nn.Module):
+    """As many outputs as the rows have numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(1, 3)
+
+    def forward(self, x):
+        return torch.tanh(self.inner(x[:, :1])).repeat(1, x.shape[1])
+
+
+@pytest.mark.parametrize("widths", [(4, 5), (5, 4)])
+@pytest.mark.parametrize(("network", "kind"), [(Longer, "classification"), (Several, "regression")])
+def test_batches_of_several_kinds_have_whole_rows(network, kind, widths, in_factors):
+    model, generator = network().double(), torch.Generator().manual_seed(1)
+    rows = [torch.randn(6, width, generator=generator, dtype=torch.float64) for width in widths]
+    targets = [torch.arange(6) % 3 if kind == "classification" else torch.zeros_like(model(x)).detach() for x in rows]
+    options = {"prior_precision": 2.0, "inverse": "dual"}
+
+    def covariance(chosen):
+        in_factors(chosen=chosen)
+        fitted = LinearizedLaplace(model, kind, **options).fit(list(zip(rows, targets, strict=True)))
+        return torch.cat([fitted.covariance(x).flatten() for x in rows])
+
+    assert close(covariance(chosen=True), covariance(chosen=False))
+
+
+def test_a_layer_that_some_batches_do_without_has_its_block():
+    model, generator = Longer().double(), torch.Generator().manual_seed(1)
+    rows = [torch.randn(6, width, generator=generator, dtype=torch.float64) for width in (5, 4)]
+    loader = [(x, torch.arange(6) % 3) for x in rows]
+    options = {"prior_precision": 2.0}
+    diag = LinearizedLaplace(model, "classification", hessian_structure="diag", **options).fit(loader)
+    whole = LinearizedLaplace(model, "classification", inverse="cholesky", **options).fit(loader)
+    diagonal = whole.data_curvature_.matrix.diagonal() + 2.0
+    jacobian = whole.network_.jacobian(rows[0])
+    assert close(diag.variance(rows[0]), (jacobian.square() / diagonal).sum(-1))
+    shorter = whole.network_.jacobian(rows[1])
+    assert close(diag.variance(rows[1]), (shorter.square() / diagonal).sum(-1))
+    kron = LinearizedLaplace(model, "classification", hessian_structure="kron", **options).fit(loader)
+    assert bool((kron.variance(rows[1]) > 0).all())
+
+
+def test_queries_are_read_a_few_at_a_time(in_factors, make_problem, monkeypatch):
+    problem = make_problem()
+    in_factors(chosen=True)
+    fitted = fit(problem)
+    together, variance = fitted.covariance(problem.query), fitted.variance(problem.query)
+    monkeypatch.setattr(factored_dual, "rows_per_chunk", lambda _: 2)
+    assert torch.allclose(fitted.covariance(problem.query), together, rtol=1e-12)
+    assert torch.allclose(fitted.variance(problem.query), variance, rtol=1e-12)

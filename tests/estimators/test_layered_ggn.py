@@ -40,9 +40,9 @@ def test_it_is_taken_where_it_saves_something(make_problem):
     cases = [(wide(3), True), (nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), False), (Twice(), False)]
     for model, expected in cases:
         objective = objective_of(make_problem(model=model))
-        assert worthwhile(objective, layers_of(objective)) is expected
+        assert worthwhile(layers_of(objective)) is expected
     objective = objective_of(make_problem("regression", model=wide(2)))
-    assert not worthwhile(objective, layers_of(objective))
+    assert not worthwhile(layers_of(objective))
 
 
 def test_laplace_says_that_it_took_it(make_problem, by_hand):

@@ -56,7 +56,7 @@ def to_markdown(rows: dict[str, Measured]) -> str:
         delta=PRIOR_PRECISION,
         queries=N_QUERIES,
         goal=_DRAWS,
-        chance=1 / chi2.sf(N_DRAWS * (1 + _DRAWS), N_DRAWS),
+        chance=1 / chi2.sf(N_DRAWS * (1 + _DRAWS), N_DRAWS),  # _DRAWS > 1: never below
     )
     lines = [
         _line(model, method, rows[f"{model}-{method}"], rows.get(f"{model}-{REFERENCE}"))

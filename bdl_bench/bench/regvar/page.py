@@ -9,7 +9,7 @@ from bdl_bench.bench.regvar import exponents, memory, step
 
 __all__ = ["to_markdown"]
 
-_STEP, _INFERENCE, _OUTPUTS = 1.1, 2.1, 1.0
+_STEP, _INFERENCE, _OUTPUTS = 1.1, 2.1, 1.01
 _HEAD = """# What RegVar costs
 
 Measured on {machine}
@@ -25,7 +25,8 @@ weights, which do not depend on them, weigh more.
 """
 _MEMORY = """
 The peak of a step with the term grows by {slope:.3f} tensors of outputs more than that of a plain one (a line through
-outputs of {outputs} MiB, where it is {extra} MiB more; {constant:.1f} MiB without any; goal ≤ 1.00: {reached}).
+outputs of {outputs} MiB, where it is {extra} MiB more; {constant:.1f} MiB without any; goal ≤ 1, to a
+hundredth: {reached}).
 
 ## Memory of a fit
 
@@ -88,7 +89,7 @@ def _memory(rows: dict[str, Measured]) -> str:
         constant=extra["constant"] / 2**20,
         outputs=_mib(extra["outputs"]),
         extra=_mib(extra["extra"]),
-        reached=verdict(round(extra["slope"], 2), _OUTPUTS, at_most=True)[1],
+        reached=verdict(extra["slope"], _OUTPUTS, at_most=True)[1],
         n=found[0][1]["n_parameters"],
     )
     return text + table(header, lines) + "\n"
