@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import torch
@@ -38,39 +38,34 @@ class FactoredDual(FunctionSpace):
         return self.rows.transposed_times(coefficients)
 
     def variance_at(self, network: Network, x: PyTree) -> Tensor:
-        layers = self._layers(network, x)
-        if layers is None:
-            return super().variance_at(network, x)
-        parts = [
-            query.own(self.prior_precision).diagonal(dim1=1, dim2=2) - removed.square().sum(0)
-            for query, removed in self._removed(layers, x)
-        ]
-        return torch.cat(parts).to(network.theta.dtype)
+        def variance(query: FactoredRows, removed: Tensor) -> Tensor:
+            return query.own(self.prior_precision).diagonal(dim1=1, dim2=2) - removed.square().sum(0)
+
+        with suppress(UnsupportedError):
+            return self._read(network, x, variance)
+        return super().variance_at(network, x)
 
     def covariance_at(self, network: Network, x: PyTree) -> Tensor:
-        layers = self._layers(network, x)
-        if layers is None:
-            return super().covariance_at(network, x)
-        parts = [
-            query.own(self.prior_precision) - torch.einsum("rmc,rmk->mck", removed, removed)
-            for query, removed in self._removed(layers, x)
-        ]
-        return torch.cat(parts).to(network.theta.dtype)
+        def covariance(query: FactoredRows, removed: Tensor) -> Tensor:
+            return query.own(self.prior_precision) - torch.einsum("rmc,rmk->mck", removed, removed)
 
-    def _layers(self, network: Network, x: PyTree) -> Layers | None:
-        """Where queries use the maps once a row."""
         with suppress(UnsupportedError):
-            layers = Layers(network, x, self.rows.layout.maps)
-            return layers if layers.used_once else None
-        return None
+            return self._read(network, x, covariance)
+        return super().covariance_at(network, x)
 
-    def _removed(self, layers: Layers, x: PyTree) -> Iterator[tuple[FactoredRows, Tensor]]:
-        """Some queries, and L⁻¹ R D⁻¹ Jᵀ (N·C, m, C) of them: what the data take away from the prior's variance."""
+    def _read(self, network: Network, x: PyTree, read: Callable[[FactoredRows, Tensor], Tensor]) -> Tensor:
+        """`read` of some queries and their L⁻¹ R D⁻¹ Jᵀ (N·C, m, C), what the data take away from the prior's variance.
+
+        Errors: UnsupportedError where queries do not use the maps once a row.
+        """
         at_once = rows_per_chunk(4 * len(self.cholesky) * self.rows.shape[1] * self.cholesky.element_size())
-        for piece in layers.at(x):
+        parts = []
+        for piece in Layers(network, x, self.rows.layout.maps).at(x):
             for query in FactoredRows.joined(self.rows.layout, [piece], self.cholesky.dtype).split(at_once):
                 along = self.rows.inner(query, self.prior_precision)
-                yield query, torch.linalg.solve_triangular(self.cholesky, along, upper=False).unflatten(1, query.shape)
+                removed = torch.linalg.solve_triangular(self.cholesky, along, upper=False)
+                parts.append(read(query, removed.unflatten(1, query.shape)))
+        return torch.cat(parts).to(network.theta.dtype)
 
 
 def in_factors(layers: Layers) -> bool:

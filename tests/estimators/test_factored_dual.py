@@ -180,6 +180,21 @@ def test_a_weight_used_in_other_ways_has_whole_rows(network, inverse, in_factors
     assert close(fitted.covariance(problem.query), by_hand(problem).covariance(problem.query))
 
 
+def test_queries_that_are_routed_have_whole_jacobians(in_factors, make_problem):
+    problem = make_problem(model=Routed())
+    alike = problem.x[problem.x.sum(1) > 0]  # all of them go through the first layer
+    loader = [(alike, torch.arange(len(alike)) % 3)]
+
+    def covariance(chosen):
+        in_factors(chosen=chosen)
+        options = {"prior_precision": 2.0, "inverse": "dual"}
+        fitted = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(loader)
+        assert isinstance(fitted.data_curvature_, RowsInFactors if chosen else Rows)
+        return fitted.covariance(problem.query)
+
+    assert close(covariance(chosen=True), covariance(chosen=False))
+
+
 def test_a_structure_of_routed_rows_is_refused(make_problem):
     problem = make_problem(model=Routed())
     structured = LinearizedLaplace(problem.model, problem.likelihood, hessian_structure="kron")
