@@ -228,7 +228,7 @@ class UncertaintyEstimator(Refittable):
     def _checked_outputs(self, x: PyTree) -> Tensor:
         """The outputs at θ̂ of what is a query."""
         self._check_fitted()
-        refuse_if_changed(self.model, self.fingerprint_)
+        refuse_if_changed(self.model, self.fingerprint_, self.network_.pieces)
         f = check_inputs(x, self.network_, what="query")
         if not len(f):
             raise DataError("at least one query row", received="none", remedy="leave out empty batches.")

@@ -87,15 +87,22 @@ class UseRecorder(TorchFunctionMode):
         reader = _READERS.get(func)
         use = None if reader is None else reader(self._name_of, *args, **kwargs)
         result = func(*args, **kwargs)
+        self._see_elsewhere(use, args, kwargs, result)
         if use is None:
-            if tensors_of(result):  # what asks for a shape or a dtype does not use the numbers
-                self.elsewhere.update(name for name in map(self._name_of, tensors_of((args, kwargs))) if name)
             return result
         if self.offsets is not None:
             result = result + self.offsets[len(self.uses)]
         linear, inputs, channels_first = use
         self.uses.append(LinearUse(linear, inputs, result.shape, channels_first))
         return result
+
+    def _see_elsewhere(self, use: _Read, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
+        """Parameters among the arguments that are not the weight or bias of the use."""
+        found = [name for name in map(self._name_of, tensors_of((args, kwargs))) if name]
+        for name in () if use is None else use[0].names:
+            found.remove(name)
+        if found and tensors_of(result):  # what asks for a shape or a dtype does not use the numbers
+            self.elsewhere.update(found)
 
     def _name_of(self, tensor: object) -> str | None:
         return self._names.get(id(tensor))

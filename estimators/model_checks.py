@@ -16,7 +16,7 @@ from estimators.finite import is_finite
 
 __all__ = ["Fingerprint", "check_model", "fingerprint", "mode_faults", "refuse_if_changed", "weight_faults"]
 
-Fingerprint = dict[str, Tensor | int]
+Fingerprint = dict[str, Tensor | int | None]
 _SHORT, _PIECE = 2**14, 2**16
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _STRIDES, _RUN = 16, 64
@@ -68,19 +68,23 @@ def _mode_fault(name: str, module: nn.Module) -> ModelError | None:
 
 
 def fingerprint(model: nn.Module, kept: Mapping[str, Tensor] | None = None) -> Fingerprint:
-    """Every parameter and buffer: what is `kept` of it elsewhere; else a copy of a short one, a hash of a long one."""
+    """Every parameter and buffer: None for what is `kept` elsewhere; a copy of a short one, a hash of a long one."""
     kept = kept or {}
-    return {
-        name: kept[name] if name in kept else tensor.clone() if tensor.numel() <= _SHORT else _hash(_words(tensor))
-        for name, tensor in _tensors(model).items()
-    }
+
+    def known(name: str, tensor: Tensor) -> Tensor | int | None:
+        if name in kept and _is(tensor, kept[name]):  # hooks may show others than the parameters
+            return None
+        return tensor.clone() if tensor.numel() <= _SHORT else _hash(_words(tensor))
+
+    return {name: known(name, tensor) for name, tensor in _tensors(model).items()}
 
 
-def refuse_if_changed(model: nn.Module, expected: Fingerprint) -> None:
+def refuse_if_changed(model: nn.Module, expected: Fingerprint, kept: Mapping[str, Tensor] | None = None) -> None:
     """ModelChangedError where a weight or buffer differs from the fitted one."""
     tensors = _tensors(model)
-    missing = expected.keys() - tensors.keys()
-    other = [name for name, tensor in tensors.items() if name not in expected or not _is(tensor, expected[name])]
+    known = {name: (kept or {})[name] if it is None else it for name, it in expected.items()}
+    missing = known.keys() - tensors.keys()
+    other = [name for name, tensor in tensors.items() if name not in known or not _is(tensor, known[name])]
     if missing or other:
         changed = sorted([*missing, *other])
         raise ModelChangedError(

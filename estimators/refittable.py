@@ -60,7 +60,7 @@ class Refittable(Storable):
         was loaded without its data and needs them; those of `fit`.
         """
         self._check_fitted()
-        refuse_if_changed(self.model, self.fingerprint_)
+        refuse_if_changed(self.model, self.fingerprint_, self.network_.pieces)
         new: Self = rebuilt(self, options)
         if new.likelihood.kind != self.likelihood.kind:
             raise OptionError(

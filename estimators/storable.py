@@ -34,7 +34,7 @@ class Storable(ABC):
     def state_dict(self) -> FittedState:
         """The fit as a flat dict of tensors, and a JSON text under "about"; the model is not in it, only its digest."""
         self._check_fitted()
-        refuse_if_changed(self.model, self.fingerprint_)
+        refuse_if_changed(self.model, self.fingerprint_, self.network_.pieces)
         tensors, learned = self._learned()
         return {**tensors, ABOUT: self._about(self.objective_, learned).to_json()}
 

@@ -8,6 +8,7 @@ import torch
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from estimators.errors import EstimatorError
 from estimators.pytrees import PyTree, n_rows
 
 __all__ = ["over_rows"]
@@ -22,6 +23,8 @@ def over_rows(function: Callable[..., PyTree], *arguments: PyTree, chunk_size: i
     """
     try:
         return vmap(function, in_dims=_row_dimensions(arguments), chunk_size=chunk_size)(*arguments)
+    except EstimatorError:
+        raise
     except RuntimeError:
         return _one_by_one(function, arguments)
 

@@ -127,7 +127,7 @@ class TwoNetworks(UncertaintyEstimator):
 
     def _checked_outputs(self, x: PyTree) -> Tensor:
         self._check_fitted()
-        refuse_if_changed(self.regularized, self.regularized_fingerprint_)
+        refuse_if_changed(self.regularized, self.regularized_fingerprint_, self.regularized_network_.pieces)
         return super()._checked_outputs(x)
 
     def _variance_given(self, x: PyTree, f: Tensor) -> Tensor:

@@ -159,6 +159,28 @@ class Stacked(nn.Module):
         return self.head(torch.tanh(self.inner(x))) * (1 + torch.stack([self.head.weight, self.head.weight]).mean())
 
 
+class AsInput(nn.Module):
+    """A weight that enters as a linear layer, and as the input of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.other, self.head = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x))) + self.other(self.inner.weight).sin().sum(0)
+
+
+class OfItself(nn.Module):
+    """A layer applied to its own weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x)) + self.inner(self.inner.weight).sin().sum(0))
+
+
 class Routed(nn.Module):
     """Rows go through one of two layers, by their numbers."""
 
@@ -171,13 +193,23 @@ class Routed(nn.Module):
 
 
 @pytest.mark.parametrize("inverse", ["dual", "cholesky"])
-@pytest.mark.parametrize("network", [Chunked, Stacked, Routed])
+@pytest.mark.parametrize("network", [Chunked, Stacked, AsInput, OfItself, Routed])
 def test_a_weight_used_in_other_ways_has_whole_rows(network, inverse, in_factors, make_problem, by_hand, monkeypatch):
     problem = make_problem(model=network())
     monkeypatch.setattr(layered_ggn, "_LEAST_PARAMETERS", 1)
     in_factors(chosen=True)
     fitted = fit(problem, inverse=inverse)
     assert close(fitted.covariance(problem.query), by_hand(problem).covariance(problem.query))
+
+
+@pytest.mark.parametrize("network", [Chunked, Stacked, AsInput, OfItself])
+def test_a_diagonal_is_that_of_all_ways_in(network, make_problem, by_hand):
+    problem = make_problem(model=network())
+    options = {"prior_precision": problem.delta, "hessian_structure": "diag"}
+    fitted = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(problem.loader)
+    diagonal = by_hand(problem).data_ggn().diagonal() + problem.delta
+    jacobian = fitted.network_.jacobian(problem.query)
+    assert close(fitted.variance(problem.query), (jacobian.square() / diagonal).sum(-1))
 
 
 def test_queries_that_are_routed_have_whole_jacobians(in_factors, make_problem):

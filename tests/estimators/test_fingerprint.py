@@ -1,10 +1,13 @@
 """Fingerprints of a model: cheap, and different after any change, of what is kept elsewhere, copied, or hashed."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from estimators import LinearizedLaplace
 from estimators.errors import ModelChangedError
 from estimators.model_checks import fingerprint, refuse_if_changed
 
@@ -16,13 +19,14 @@ def holding(values):
 
 
 def of(module, *, kept):
-    """Its fingerprint, with or without its tensors in a place of their own."""
-    return fingerprint(module, {name: t.clone() for name, t in module.state_dict().items()} if kept else None)
+    """Its fingerprint, with or without its tensors in a place of their own, and that place."""
+    place = {name: t.clone() for name, t in module.state_dict().items()} if kept else None
+    return fingerprint(module, place), place
 
 
 def is_seen(module, before):
     try:
-        refuse_if_changed(module, before)
+        refuse_if_changed(module, *before)
     except ModelChangedError:
         return True
     return False
@@ -71,8 +75,8 @@ def test_changes_of_signs_and_powers_of_two_do_not_cancel(dtype, shape, kept):
 def test_an_exchange_of_two_numbers_is_seen_at_any_distance(pair, distance):
     module = holding(torch.zeros(300_000, dtype=torch.float64))
     module.values[7], module.values[7 + distance] = pair
-    before = fingerprint(module)
-    assert isinstance(before["values"], int)  # a hash
+    before = of(module, kept=False)
+    assert isinstance(before[0]["values"], int)  # a hash
     module.values[7], module.values[7 + distance] = pair[::-1]
     assert is_seen(module, before)
 
@@ -85,13 +89,13 @@ def test_an_exchange_of_two_layers_is_seen(kept):
         model[0].weight.copy_(model[1].weight)
         model[1].weight.copy_(weight)
     with pytest.raises(ModelChangedError, match=r"buffers: 0.weight, 1.weight\."):
-        refuse_if_changed(model, before)
+        refuse_if_changed(model, *before)
 
 
 def test_a_slice_is_read_alone():
     whole = torch.arange(11.0)
     module = holding(whole[3:8])
-    before = fingerprint(module)
+    before = of(module, kept=False)
     whole[0] = -1.0
     assert not is_seen(module, before)
     whole[7] = -1.0
@@ -117,31 +121,50 @@ def test_a_slice_is_read_alone():
 def test_buffers_of_any_layout_have_a_fingerprint(make, kept):
     module = holding(make())
     before = of(module, kept=kept)
-    refuse_if_changed(module, before)
+    refuse_if_changed(module, *before)
     module.values = make() * 2
     with pytest.raises(ModelChangedError, match=r"buffers: values\."):
-        refuse_if_changed(module, before)
+        refuse_if_changed(module, *before)
 
 
 def test_parameters_in_another_order_are_the_same_model():
     model = nn.Linear(3, 2)
-    before = fingerprint(model)
+    before = of(model, kept=False)
     parametrize.register_parametrization(model, "weight", nn.Identity())
     parametrize.remove_parametrizations(model, "weight")
     assert list(model.state_dict()) == ["bias", "weight"]
-    refuse_if_changed(model, before)
+    refuse_if_changed(model, *before)
     with torch.no_grad():
         model.bias[1] += 1
     with pytest.raises(ModelChangedError, match=r"buffers: bias\."):
-        refuse_if_changed(model, before)
+        refuse_if_changed(model, *before)
 
 
 def test_other_dtypes_and_names_are_changes():
     model = nn.Linear(3, 2)
-    before = fingerprint(model, {name: t.clone() for name, t in model.state_dict().items()})
+    before = of(model, kept=True)
     model.register_buffer("more", torch.zeros(2))
     with pytest.raises(ModelChangedError, match=r"buffers: more\."):
-        refuse_if_changed(model, before)
+        refuse_if_changed(model, *before)
     model = nn.Linear(3, 2, bias=False).double()
     with pytest.raises(ModelChangedError, match=r"buffers: bias, weight\."):
-        refuse_if_changed(model, before)
+        refuse_if_changed(model, *before)
+
+
+def test_what_a_hook_shows_is_compared_with_what_it_showed():
+    model = nn.Linear(3, 2).double()
+    model._register_state_dict_hook(lambda _, shown, *__: shown.update({k: v.float() for k, v in shown.items()}))
+    place = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = fingerprint(model, place)
+    refuse_if_changed(model, before, place)
+    with torch.no_grad():
+        model.bias[1] += 1
+    with pytest.raises(ModelChangedError, match=r"buffers: bias\."):
+        refuse_if_changed(model, before, place)
+
+
+def test_a_fit_in_a_pickle_has_its_weights_once():
+    model = nn.Sequential(*(nn.Linear(20, 20) for _ in range(20)))
+    x = torch.randn(8, 20)
+    fitted = LinearizedLaplace(model, "regression", hessian_structure="diag").fit([(x, model(x).detach())])
+    assert len(pickle.dumps(fitted.fingerprint_)) < 20 * len(fitted.fingerprint_) + 1000
