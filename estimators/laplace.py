@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.base import UncertaintyEstimator, precision_vector
-from estimators.errors import OptionError
+from estimators.errors import OptionError, TooLargeError
 from estimators.evidence import log_marginal_likelihood
 from estimators.functionals import Functional, Through
 from estimators.likelihoods import Likelihood
@@ -20,6 +20,7 @@ from estimators.precision.dual import FunctionSpace
 from estimators.precision.posterior import (
     BUILDERS,
     LOW_RANK,
+    Built,
     DataCurvature,
     Products,
     Rows,
@@ -92,11 +93,20 @@ class LinearizedLaplace(UncertaintyEstimator):
                 received="0 for some",
                 remedy='inverse="cholesky" or "cg".',
             )
-        low_rank = self.hessian_structure == "lowrank"
-        build = build_low_rank(self.rank) if low_rank else BUILDERS[self.curvature, self.hessian_structure, inverse]
-        data_curvature, self.jacobian_backend_ = build(centre)
+        try:
+            data_curvature, self.jacobian_backend_ = self._built(centre, inverse)
+        except TooLargeError:
+            if (self.inverse, inverse) != ("auto", "dual"):
+                raise
+            inverse = "cg"  # later batches have whole rows only, which the choice could not know
+            data_curvature, self.jacobian_backend_ = self._built(centre, inverse)
         self._hold(objective, data_curvature)
         self.inverse_ = inverse
+
+    def _built(self, centre: Objective, inverse: str) -> Built:
+        if self.hessian_structure == "lowrank":
+            return build_low_rank(self.rank)(centre)
+        return BUILDERS[self.curvature, self.hessian_structure, inverse](centre)
 
     def _chosen_inverse(self, centre: Objective) -> str:
         if self.hessian_structure != "full":

@@ -37,6 +37,7 @@ LOW_RANK = 100
 __all__ = [
     "BUILDERS",
     "LOW_RANK",
+    "Built",
     "DataCurvature",
     "Matrix",
     "Products",

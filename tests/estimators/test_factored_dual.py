@@ -257,6 +257,27 @@ class Several(nn.Module):
         return torch.tanh(self.inner(x[:, :1])).repeat(1, x.shape[1])
 
 
+class Summed(nn.Module):
+    """A layer at as many places as the row has."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 300), nn.Linear(300, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x)).sum(1))
+
+
+def test_auto_goes_on_where_later_batches_have_whole_rows_only(monkeypatch):
+    model, generator = Summed().double(), torch.Generator().manual_seed(1)
+    shapes = ((4, 1, 4), (60, 2, 4))
+    loader = [(torch.randn(s, generator=generator, dtype=torch.float64), torch.arange(s[0]) % 3) for s in shapes]
+    for module in ("objective", "memory"):
+        monkeypatch.setattr(f"estimators.{module}.available_bytes", lambda _: 5_000_000)
+    fitted = LinearizedLaplace(model, "classification", prior_precision=2.0).fit(loader)
+    assert fitted.inverse_ == "cg"
+
+
 @pytest.mark.parametrize("widths", [(4, 5), (5, 4)])
 @pytest.mark.parametrize(("network", "kind"), [(Longer, "classification"), (Several, "regression")])
 def test_batches_of_several_kinds_have_whole_rows(network, kind, widths, in_factors):
