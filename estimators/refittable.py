@@ -13,7 +13,7 @@ from torch import Tensor
 from estimators.batches import Batches
 from estimators.errors import OptionError, UnsupportedError
 from estimators.likelihoods import Gaussian
-from estimators.model_checks import refuse_if_changed
+from estimators.model_checks import fingerprint, refuse_if_changed
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.rng import preserved_random_state
@@ -71,7 +71,7 @@ class Refittable(Storable):
         with preserved_random_state():
             objective = self._objective_for(new, frozenset(options))
             new._refit(self, objective, frozenset(options))
-        new.objective_, new.fingerprint_ = objective, self.fingerprint_
+        new.objective_, new.fingerprint_ = objective, fingerprint(self.model, objective.network.pieces)
         return new
 
     def _objective_for(self, new: Self, changed: frozenset[str]) -> Objective:
