@@ -17,10 +17,11 @@ from estimators.batch_checks import check_inputs
 from estimators.batches import Batches
 from estimators.checkpoint import Checkpoint, File
 from estimators.errors import DataError, OptionError, UnsupportedError
+from estimators.fingerprint import fingerprint, refuse_if_changed
 from estimators.functionals import Functional, Through, variance_by_covariance
 from estimators.last_linear import last_linear_names
 from estimators.likelihoods import Likelihood, resolve_likelihood
-from estimators.model_checks import check_model, fingerprint, refuse_if_changed
+from estimators.model_checks import check_model
 from estimators.network import Network
 from estimators.objective import Labels, Objective, Prior
 from estimators.prediction import Prediction

@@ -44,7 +44,7 @@ class Through(Network):
 
     def slopes(self, x: PyTree, *, at: Tensor | None = None) -> Tensor:
         """G at each row, (B, D, C): at the outputs of the network, or at others (B, C)."""
-        f = Network.shaped(self, self.subset.unflatten(self.theta), x).detach()
+        f = Network.shaped(self, self.pieces, x).detach()
         f = f if at is None else at.reshape(f.shape)
         rows = (f, x) if self._reads_inputs else (f,)
         slopes: Tensor = over_rows(jacrev(self._value), *rows)

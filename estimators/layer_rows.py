@@ -65,7 +65,7 @@ class Layers:
 
     def __init__(self, network: Network, x: PyTree, maps: dict[str, LinearMap] | None = None) -> None:
         self.network = network
-        self._pieces = {name: piece.clone() for name, piece in network.subset.unflatten(network.theta).items()}
+        self._pieces = {name: piece.clone() for name, piece in network.pieces.items()}
         seen = self._look(select_rows(x, slice(0, 1)))
         self.maps = _usable(seen) if maps is None else maps
         self._refuse_other_uses(seen)

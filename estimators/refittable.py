@@ -12,8 +12,8 @@ from torch import Tensor
 
 from estimators.batches import Batches
 from estimators.errors import OptionError, UnsupportedError
+from estimators.fingerprint import fingerprint, refuse_if_changed
 from estimators.likelihoods import Gaussian
-from estimators.model_checks import fingerprint, refuse_if_changed
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.rng import preserved_random_state

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from estimators.batches import AbsentBatches, Batches
 from estimators.errors import NotFittedError, StateError, UnsupportedError
+from estimators.fingerprint import Fingerprint, fingerprint, refuse_if_changed
 from estimators.likelihoods import Likelihood
-from estimators.model_checks import Fingerprint, check_model, fingerprint, refuse_if_changed
+from estimators.model_checks import check_model
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.rng import preserved_random_state

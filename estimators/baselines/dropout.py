@@ -125,7 +125,7 @@ class MCDropout(MembersEstimator):
 
     def _members(self, x: PyTree) -> Tensor:
         network = self._fixed
-        pieces = network.subset.unflatten(network.theta) if self.trained_ is None else self.trained_
+        pieces = network.pieces if self.trained_ is None else self.trained_
         layers = [module for module in network.module.modules() if isinstance(module, FixedDropout)]
         outputs = []
         for seed in member_seeds(self.seed, self.n_samples):

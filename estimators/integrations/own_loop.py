@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from estimators.base import UncertaintyEstimator
 from estimators.errors import ModelError, OptionError
+from estimators.fingerprint import fingerprint, refuse_if_changed
 from estimators.likelihoods import Likelihood
-from estimators.model_checks import check_model, fingerprint, refuse_if_changed
+from estimators.model_checks import check_model
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.pytrees import PyTree

@@ -28,8 +28,8 @@ class FactoredDual(FunctionSpace):
     """The rows R (N·C, P) are kept in factors, and computed with in their dtype."""
 
     def __init__(self, prior_precision: Tensor, rows: FactoredRows) -> None:
-        self.rows = rows
-        super().__init__(prior_precision, rows.inner(rows, prior_precision.to(rows.rest.dtype)))
+        self.rows, self.deltas = rows, rows.deltas(prior_precision.to(rows.rest.dtype))
+        super().__init__(prior_precision, rows.inner(rows, self.deltas))
 
     def rows_times(self, vectors: Tensor) -> Tensor:
         return self.rows.times(vectors)
@@ -39,7 +39,7 @@ class FactoredDual(FunctionSpace):
 
     def variance_at(self, network: Network, x: PyTree) -> Tensor:
         def variance(query: FactoredRows, removed: Tensor) -> Tensor:
-            return query.own(self.prior_precision).diagonal(dim1=1, dim2=2) - removed.square().sum(0)
+            return query.own(self.deltas).diagonal(dim1=1, dim2=2) - removed.square().sum(0)
 
         with suppress(UnsupportedError):
             return self._read(network, x, variance)
@@ -47,7 +47,7 @@ class FactoredDual(FunctionSpace):
 
     def covariance_at(self, network: Network, x: PyTree) -> Tensor:
         def covariance(query: FactoredRows, removed: Tensor) -> Tensor:
-            return query.own(self.prior_precision) - torch.einsum("rmc,rmk->mck", removed, removed)
+            return query.own(self.deltas) - torch.einsum("rmc,rmk->mck", removed, removed)
 
         with suppress(UnsupportedError):
             return self._read(network, x, covariance)
@@ -62,7 +62,7 @@ class FactoredDual(FunctionSpace):
         parts = []
         for piece in Layers(network, x, self.rows.layout.maps).at(x):
             for query in FactoredRows.joined(self.rows.layout, [piece], self.cholesky.dtype).split(at_once):
-                along = self.rows.inner(query, self.prior_precision)
+                along = self.rows.inner(query, self.deltas)
                 removed = torch.linalg.solve_triangular(self.cholesky, along, upper=False)
                 parts.append(read(query, removed.unflatten(1, query.shape)))
         return torch.cat(parts).to(network.theta.dtype)
@@ -75,8 +75,8 @@ def in_factors(layers: Layers) -> bool:
 
 def factored_rows(objective: Objective, layers: Layers) -> FactoredRows:
     """R at the training rows, in `algebra_dtype`."""
-    layout = Layout(objective.network.subset, layers.maps, layers.rest)
-    return FactoredRows.joined(layout, whitened_rows(objective, layers), algebra_dtype(objective.theta.device))
+    dtype = algebra_dtype(objective.theta.device)
+    return FactoredRows.joined(Layout.of(layers), whitened_rows(objective, layers), dtype)
 
 
 def bytes_needed(

@@ -72,21 +72,27 @@ class FactoredRows:
         """N and C."""
         return self.rest.shape[0], self.rest.shape[1]
 
-    def inner(self, others: FactoredRows, delta: Tensor) -> Tensor:
-        """R D⁻¹ R'ᵀ, (N·C, N'·C'), for δ (P,)."""
+    def deltas(self, delta: Tensor) -> dict[str, Tensor]:
+        """Of δ (P,): by input, (E,), of each map, the same for all of its outputs; and of the rest, (P_rest,)."""
+        matrices = {name: self.layout.matrix(delta, name) for name in self.layout.maps}
+        assert all(bool((matrix == matrix[0]).all()) for matrix in matrices.values())
+        return {_REST: self.layout.rest_of(delta)} | {name: matrix[0].clone() for name, matrix in matrices.items()}
+
+    def inner(self, others: FactoredRows, deltas: dict[str, Tensor]) -> Tensor:
+        """R D⁻¹ R'ᵀ, (N·C, N'·C')."""
         (n, c), (m, k) = self.shape, others.shape
-        total = (self.rest / self.layout.rest_of(delta)).flatten(0, 1) @ others.rest.flatten(0, 1).T
-        for name, delta_of_input in self._deltas(delta):
-            of_inputs = (self.inputs[name] / delta_of_input) @ others.inputs[name].T
+        total = (self.rest / deltas[_REST]).flatten(0, 1) @ others.rest.flatten(0, 1).T
+        for name, a in self.inputs.items():
+            of_inputs = (a / deltas[name]) @ others.inputs[name].T
             of_slopes = self.slopes[name].flatten(0, 1) @ others.slopes[name].flatten(0, 1).T
             total += of_slopes.view(n, c, m, k).mul_(of_inputs[:, None, :, None]).view(n * c, m * k)
         return total
 
-    def own(self, delta: Tensor) -> Tensor:
+    def own(self, deltas: dict[str, Tensor]) -> Tensor:
         """The blocks of R D⁻¹ Rᵀ of each row with itself, (N, C, C)."""
-        total = (self.rest / self.layout.rest_of(delta)) @ self.rest.transpose(1, 2)
-        for name, delta_of_input in self._deltas(delta):
-            of_inputs = (self.inputs[name].square() / delta_of_input).sum(1)
+        total = (self.rest / deltas[_REST]) @ self.rest.transpose(1, 2)
+        for name, a in self.inputs.items():
+            of_inputs = (a.square() / deltas[name]).sum(1)
             total += of_inputs[:, None, None] * (self.slopes[name] @ self.slopes[name].transpose(1, 2))
         return total
 
@@ -107,10 +113,3 @@ class FactoredRows:
             along = torch.einsum("knc,nco->kon", w, self.slopes[name])
             self.layout.put(total, name, along @ a)
         return total
-
-    def _deltas(self, delta: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """δ (E,) of each map, the same for all of its outputs."""
-        for name in self.layout.maps:
-            matrix = self.layout.matrix(delta, name)
-            assert bool((matrix == matrix[0]).all())
-            yield name, matrix[0]

@@ -76,7 +76,7 @@ class _Factor:
 
 def _order(layers: Layers) -> tuple[list[tuple[int, int]], list[Tensor]]:
     """The shapes (O, E) of the parts, the rest as (P_rest, 1) in the end, and the places of their entries in θ."""
-    layout = Layout(layers.network.subset, layers.maps, layers.rest)
+    layout = Layout.of(layers)
     theta = torch.arange(layers.network.n_parameters, device=layers.network.theta.device)
     shapes = [linear.shape for linear in layers.maps.values()]
     places = [layout.matrix(theta, name).flatten() for name in layers.maps]

@@ -14,7 +14,7 @@ from estimators.linear_uses import LinearMap
 from estimators.objective import Objective
 from estimators.subsets import Subset
 
-__all__ = ["Layout", "whitened_rows"]
+__all__ = ["Layout", "layers_of", "whitened_rows"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Layout:
     subset: Subset
     maps: dict[str, LinearMap]
     rest: list[str]
+
+    @classmethod
+    def of(cls, layers: Layers) -> Layout:
+        """Of the maps and the rest that were found."""
+        return cls(layers.network.subset, layers.maps, layers.rest)
 
     def description(self) -> dict[str, Any]:
         """The maps and the rest, in JSON types."""
@@ -63,6 +68,11 @@ class Layout:
         """Their places in θ."""
         places = [torch.arange(place.start, place.stop) for place in map(self.subset.slices.__getitem__, self.rest)]
         return torch.cat([torch.arange(0), *places])
+
+
+def layers_of(objective: Objective) -> Layers:
+    """As the first training row shows them."""
+    return Layers(objective.network, next(iter(objective.batches)).x)
 
 
 def whitened_rows(objective: Objective, layers: Layers) -> Iterator[LayerRows]:

@@ -10,7 +10,6 @@ import torch
 from estimators.curvature import dense_ggn, dense_hessian, ggn_rows
 from estimators.errors import UnsupportedError
 from estimators.jacobians import JacobianRows
-from estimators.layer_rows import Layers
 from estimators.memory import refuse_if_too_large
 from estimators.objective import Labels, Objective
 from estimators.precision.data_curvature import (
@@ -26,6 +25,7 @@ from estimators.precision.data_curvature import (
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.factored_dual import factored_rows, in_factors
 from estimators.precision.layered_ggn import layered_ggn, worthwhile
+from estimators.precision.layout import layers_of
 from estimators.precision.low_rank import low_rank_rows
 from estimators.precision.sizes import dual_bytes, n_ggn_rows, refuse_dense, streamed_bytes, whole_rows_bytes
 from estimators.precision.streamed_dual import inner_matrix, marks_of
@@ -52,7 +52,7 @@ __all__ = [
 
 def build_matrix_ggn(objective: Objective) -> Built:
     refuse_dense(objective)
-    layers = Layers(objective.network, next(iter(objective.batches)).x)
+    layers = layers_of(objective)
     if worthwhile(layers):
         with suppress(UnsupportedError):  # rows that use other layers, or several times
             return Matrix(layered_ggn(objective, layers), exact_hessian=False), "layers"
@@ -66,7 +66,7 @@ def build_matrix_hessian(objective: Objective) -> Built:
 
 
 def build_rows(objective: Objective) -> Built:
-    layers = Layers(objective.network, next(iter(objective.batches)).x)
+    layers = layers_of(objective)
     _refuse_dual(objective, dual_bytes(objective, layers))
     if in_factors(layers):
         with suppress(UnsupportedError):

@@ -8,6 +8,7 @@ from estimators.objective import Objective
 from estimators.precision import dense, dual, factored_dual, streamed_dual
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.factored_dual import in_factors
+from estimators.precision.layout import layers_of
 
 __all__ = ["choose_inverse", "dual_bytes", "n_ggn_rows", "refuse_dense", "streamed_bytes", "whole_rows_bytes"]
 
@@ -16,7 +17,7 @@ _STREAMED_ROWS = 4096  # N·C, beyond which its matrix takes longer than product
 
 def choose_inverse(objective: Objective, *, curvature: str, available: int) -> str:
     """The cheapest of "dual", "cholesky", "streamed" and "cg" that fits into half of the memory there is."""
-    layers = Layers(objective.network, next(iter(objective.batches)).x)
+    layers = layers_of(objective)
     n_rows, n_parameters = objective.batches.n_data * layers.n_outputs, objective.network.n_parameters
     positive = bool((objective.prior.precision > 0).all())
     if curvature == "ggn" and positive and n_rows < n_parameters and 2 * dual_bytes(objective, layers) < available:

@@ -20,7 +20,7 @@ from estimators.memory import rows_per_chunk
 from estimators.objective import Objective
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.dual import FunctionSpace
-from estimators.precision.layout import Layout, whitened_rows
+from estimators.precision.layout import Layout, layers_of, whitened_rows
 from estimators.precision.symmetric import add_gram, mirror
 from estimators.pytrees import PyTree
 
@@ -84,8 +84,8 @@ def _refuse_another_order(expected: Tensor, found: Tensor) -> None:
 def inner_matrix(objective: Objective, marks: Tensor) -> Tensor:
     """R D⁻¹ Rᵀ (N·C, N·C) in `algebra_dtype`: a sum over the layers, of which some are looked at in each pass."""
     device = objective.theta.device
-    layers = Layers(objective.network, next(iter(objective.batches)).x)
-    layout = Layout(objective.network.subset, layers.maps, layers.rest)
+    layers = layers_of(objective)
+    layout = Layout.of(layers)
     scale = objective.prior.precision.rsqrt()
     rest = SparseRows(layout.rest_of(scale))
     total: Tensor | None = None

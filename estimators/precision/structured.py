@@ -27,7 +27,7 @@ from estimators.precision.base import Precision
 from estimators.precision.dense import smallest_allowed_ratio
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.eigen_block import EigenBlock, by_rows
-from estimators.precision.layout import Layout, whitened_rows
+from estimators.precision.layout import Layout, layers_of, whitened_rows
 from estimators.precision.second_moment import SecondMoment
 from estimators.pytrees import PyTree
 
@@ -140,7 +140,7 @@ class BlockPrecision(Precision):
 
 def collect(objective: Objective, structure: str) -> Blocks:
     """The data's part of A: one pass over the data ("kron", "diag") or two ("ekfac")."""
-    layers = Layers(objective.network, next(iter(objective.batches)).x)
+    layers = layers_of(objective)
     if structure == "diag":
         return _with_own_eigenvalues(objective, layers, {})
     kron, rest = _kron(objective, layers)
