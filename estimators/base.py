@@ -22,6 +22,7 @@ from estimators.functionals import Functional, Through, variance_by_covariance
 from estimators.last_linear import last_linear_names
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.model_checks import check_model
+from estimators.models.exclusive import exclusively
 from estimators.network import Network
 from estimators.objective import Labels, Objective, Prior
 from estimators.prediction import Prediction
@@ -68,6 +69,7 @@ class UncertaintyEstimator(Refittable):
         self.prior_mean = prior_mean
         self.subset_of_weights = subset_of_weights
 
+    @exclusively
     def fit(
         self,
         train_loader: Iterable[Any],
@@ -91,10 +93,11 @@ class UncertaintyEstimator(Refittable):
             objective = replace(self._objective(train_loader), team=Team.of(accelerator))
             objective.team.check_alike(objective.theta, objective.batches)
             if checkpoint is None:
-                self._fit(objective, progress_bar=progress_bar)
+                self._checked_fit(objective, progress_bar=progress_bar)
             else:
                 self._fit_on(Path(checkpoint), objective, progress_bar=progress_bar)
         self.objective_ = objective
+        self._report_derivatives(objective)
         self.fingerprint_ = fingerprint(self.model, objective.network.pieces)
         if checkpoint is not None and objective.team.leads:
             self.save(checkpoint)
@@ -108,11 +111,21 @@ class UncertaintyEstimator(Refittable):
         try:
             finished = self._checkpoint.finished()
             if finished is None:
-                self._fit(objective, progress_bar=progress_bar)
+                self._checked_fit(objective, progress_bar=progress_bar)
             else:
                 self._take_over(finished, objective)
         finally:
             self._checkpoint = Checkpoint()
+
+    def _checked_fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        """`_fit`, whose derivatives are compared with plain autograd at every training row."""
+        check = objective.network.check
+        check.fitting = True
+        try:
+            self._fit(objective, progress_bar=progress_bar)
+        finally:
+            check.fitting = False
+        check.check_slope()
 
     def _objective(self, train_loader: Iterable[Any]) -> Objective:
         """L over the chosen subset, with model and data checked."""
@@ -162,6 +175,7 @@ class UncertaintyEstimator(Refittable):
             remedy="use LinearizedLaplace, LastLayerLaplace or RegVar with PosteriorDraws.",
         )
 
+    @exclusively
     def variance(self, x: PyTree, *, of: Functional | None = None) -> Tensor:
         """Epistemic variance of the outputs at M queries, (M, C), squared units of the output; noise is not in it.
 
@@ -189,11 +203,13 @@ class UncertaintyEstimator(Refittable):
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
         return variance_by_covariance(Through(self.network_, of).slopes(x), self._covariance(x))
 
+    @exclusively
     def covariance(self, x: PyTree) -> Tensor:
         """Epistemic covariance between the outputs of each query, (M, C, C), C counting all outputs of a row."""
         self._check_query(x)
         return self._covariance(x)
 
+    @exclusively
     def sample(self, x: PyTree, n_samples: int, *, seed: int = 0) -> Tensor:
         """Function samples (n_samples, M, C), jointly over the rows of x, reproducible by `seed`."""
         shape = self._check_query(x)
@@ -202,6 +218,7 @@ class UncertaintyEstimator(Refittable):
         generator = torch.Generator(self.network_.theta.device).manual_seed(seed)
         return self._sample(x, n_samples, generator).reshape(n_samples, *shape)
 
+    @exclusively
     def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
         """Predictive distribution: mean, epistemic variance, and noise or class probabilities.
 
@@ -233,7 +250,7 @@ class UncertaintyEstimator(Refittable):
         f = check_inputs(x, self.network_, what="query")
         if not len(f):
             raise DataError("at least one query row", received="none", remedy="leave out empty batches.")
-        return f
+        return self.network_.check_query(x, f)
 
 
 def _checked_precision(value: float | Mapping[str, float]) -> float | dict[str, float]:

@@ -7,6 +7,7 @@ from functools import partial
 __all__ = [
     "ConvergenceError",
     "DataError",
+    "DerivativeRouteWarning",
     "EstimatorError",
     "IndefiniteHessianError",
     "LambdaTooLargeError",
@@ -107,6 +108,10 @@ class IndefiniteHessianError(EstimatorError, ArithmeticError):
 
 class ConvergenceError(EstimatorError, ArithmeticError):
     """An iterative solver stopped before its tolerance."""
+
+
+class DerivativeRouteWarning(UserWarning):
+    """A fast derivative of the network disagrees with plain autograd, or fails; a slower route is used instead."""
 
 
 class NotConvergedWarning(UserWarning):

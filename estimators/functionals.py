@@ -7,13 +7,16 @@ through that network, and no covariance between all outputs is made.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import jacrev
+from torch.utils import _pytree as pytree
 
+from estimators.models.self_check import Disagreement
 from estimators.network import Network
 from estimators.pytrees import PyTree
 from estimators.vectorise import over_rows
@@ -25,7 +28,10 @@ Functional = Callable[..., Tensor]
 
 
 class Through(Network):
-    """g∘f in place of f: rows (B, D), D counting what g returns."""
+    """g∘f in place of f: rows (B, D), D counting what g returns.
+
+    Where the derivatives of g∘f disagree with plain autograd, they are G times those of f.
+    """
 
     def __init__(self, network: Network, of: Functional) -> None:
         self.module, self.subset, self.theta, self.frozen = (
@@ -35,20 +41,63 @@ class Through(Network):
             network.frozen,
         )
         self.ledger = network.ledger
-        self.of, self._reads_inputs = of, _n_arguments(of) > 1
+        self.check = network.check.for_function()
+        self.routes = replace(network.routes, first=dict(network.routes.first))
+        self.base, self.of, self._reads_inputs = network, of, _n_arguments(of) > 1
 
     def shaped(self, pieces: dict[str, Tensor], x: PyTree) -> Tensor:
-        f = super().shaped(pieces, x)
+        return self._values(super().shaped(pieces, x), x)
+
+    def shaped_outputs(self, x: PyTree) -> Tensor:
+        return self._values(super().shaped_outputs(x), x)
+
+    def _values(self, f: Tensor, x: PyTree) -> Tensor:
         values: Tensor = over_rows(self._value, f, x) if self._reads_inputs else over_rows(self._value, f)
         return values
 
     def slopes(self, x: PyTree, *, at: Tensor | None = None) -> Tensor:
         """G at each row, (B, D, C): at the outputs of the network, or at others (B, C)."""
-        f = Network.shaped(self, self.pieces, x).detach()
+        f = self.base.shaped_outputs(x)
         f = f if at is None else at.reshape(f.shape)
         rows = (f, x) if self._reads_inputs else (f,)
-        slopes: Tensor = over_rows(jacrev(self._value), *rows)
-        return slopes.flatten(2)
+        slopes: Tensor = over_rows(jacrev(self._value), *rows).flatten(2)
+        u = self.check.random(slopes[..., 0])
+        expected = self._pulled_through(x, f, u)
+        apart = (torch.einsum("bd,bdc->bc", u, slopes) - expected).abs().max() if len(f) else slopes.new_zeros(())
+        if float(apart) <= self.check.tolerance() * float(expected.abs().max()):
+            return slopes
+        d = range(slopes.shape[1])
+        picks = [torch.eye(len(d), dtype=f.dtype, device=f.device)[i].expand(len(f), -1) for i in d]
+        return torch.stack([self._pulled_through(x, f, pick) for pick in picks], dim=1)
+
+    def _pulled_through(self, x: PyTree, f: Tensor, u: Tensor) -> Tensor:
+        """Gᵀu (B, C) for u (B, D), by plain autograd row by row."""
+        with torch.enable_grad():
+            leaf = f.detach().clone().requires_grad_()
+            rows = [self._value(leaf[i], *self._inputs_of(x, i)) for i in range(len(leaf))]
+            (pulled,) = torch.autograd.grad(torch.stack(rows), leaf, u, allow_unused=True)
+        return torch.zeros_like(f).flatten(1) if pulled is None else pulled.flatten(1)
+
+    def _inputs_of(self, x: PyTree, i: int) -> tuple[PyTree, ...]:
+        return (pytree.tree_map_only(Tensor, lambda t: t[i], x),) if self._reads_inputs else ()
+
+    def _two_reverse_passes(self, x: PyTree, vectors: Tensor) -> Tensor:
+        return torch.einsum("bdc,kbc->kbd", self.slopes(x), super()._two_reverse_passes(x, vectors))
+
+    def _own_rows(self, x: PyTree) -> Tensor:
+        return self.slopes(x) @ super()._own_rows(x)
+
+    def _own_pull(self, x: PyTree, cotangents: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        values = self.outputs(x)
+        u = torch.einsum("bdc,kbd->kbc", self.slopes(x), cotangents(values))
+        return values, super()._own_pull(x, lambda _: u)[1]
+
+    def slope_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
+        return super().slope_error(x, self._pulled_through(x, self.base.shaped_outputs(x), u), product, names)
+
+    def _along_error(self, x: PyTree, u: Tensor, along: Tensor, r: Tensor) -> Disagreement:
+        through = self._pulled_through(x, self.base.shaped_outputs(x), u)
+        return self.check.along_error(x, through, along, r, u=u)
 
     def _value(self, f: Tensor, *x: PyTree) -> Tensor:
         return self.of(f, *x).flatten()

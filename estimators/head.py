@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from estimators.errors import UnsupportedError
+from estimators.errors import NoLastLayerError, UnsupportedError
 from estimators.last_linear import LastLinear, find_last_linear
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.categorical import Sites
@@ -51,8 +51,44 @@ class Head:
     def features(self, x: PyTree) -> Tensor:
         """φ (M, E) at θ̂, with a 1 appended where the bias is a parameter."""
         with self.listening() as heard:
-            self.network.outputs(x)
+            f = self.network.shaped_outputs(x)
+        self.check(x, f, heard)
         return heard.features
+
+    def check(self, x: PyTree, f: Tensor, heard: Heard) -> None:
+        """Whether the layer ends the network at x: f = Wφ + b (B, ..., C) there, and ∂f/∂W = φ.
+
+        Raises:
+            NoLastLayerError: outputs that are masked, gated or detached after the layer, or weights used elsewhere.
+        """
+        weight, bias = self._linear.weight, self._linear.bias
+        given = heard.inputs
+        expected = None if given is None else torch.nn.functional.linear(given, weight, bias).detach()
+        check = self.network.check
+        if not check.enabled:
+            return
+        if expected is None or expected.shape != f.shape:
+            raise _not_last(self.layer.name, "outputs that the layer did not make")
+        scale = float(f.double().abs().max()) if f.numel() else 0.0
+        apart = float((expected.double() - f.double()).abs().max()) if f.numel() else 0.0
+        if not apart <= check.tolerance() * scale:
+            raise _not_last(self.layer.name, f"rows whose outputs differ from the layer's by {apart:.2g}")
+        if not check.due("last layer", x):
+            return
+        u = check.random(f)
+        slope = u.flatten(0, -2).T @ heard.at_places.flatten(0, -2).to(u)  # Σ u φᵀ, (C, E)
+        parts = [slope] if self.layer.bias is None else [slope[:, :-1], slope[:, -1]]
+        product = torch.cat([part.flatten() for part in parts])
+        found = self.network.slope_error(x, u.flatten(1), product, self.layer.parameter_names)
+        if not found.within(check.tolerance()):
+            raise _not_last(self.layer.name, f"a gradient with respect to its weights that {found}")
+        check.seen("last layer", len(f), found.error)
+
+    @property
+    def _linear(self) -> nn.Linear:
+        linear = self.network.module.get_submodule(self.layer.name)
+        assert isinstance(linear, nn.Linear)
+        return linear
 
     @contextmanager
     def listening(self) -> Iterator[Heard]:
@@ -121,7 +157,9 @@ class Head:
         """Batch by batch, the places that have a label: of a row without several, the row."""
         for batch in objective.batches:
             with self.listening() as heard:
-                f = self.network.shaped_outputs(batch.x).flatten(0, -2)
+                shaped = self.network.shaped_outputs(batch.x)
+            self.check(batch.x, shaped, heard)
+            f = shaped.flatten(0, -2)
             features, likelihood = heard.at_places.flatten(0, -2), objective.likelihood.given(batch.y)
             if not isinstance(likelihood, Sites):
                 yield Places(likelihood, f, features)
@@ -134,6 +172,15 @@ class Head:
                 )
             kept = likelihood.kept.flatten()
             yield Places(likelihood.site, f[kept], features[kept])
+
+
+def _not_last(name: str, received: str) -> NoLastLayerError:
+    return NoLastLayerError(
+        f"a last layer {name!r} that ends the network at every row, and whose weights are used nowhere else",
+        received=received,
+        remedy='subset_of_weights="all" with LinearizedLaplace or RegVar, or move what comes after the layer out of '
+        "the network.",
+    )
 
 
 @dataclass(frozen=True)
@@ -151,9 +198,16 @@ class Heard:
     def __init__(self, *, bias: bool) -> None:
         self._bias = bias
         self._last: Tensor | None = None
+        self._calls = 0
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG002
         self._last = arguments[0].clone()
+        self._calls += 1
+
+    @property
+    def inputs(self) -> Tensor | None:
+        """What the layer was given (M, ..., D); None where it was not called, or several times."""
+        return self._last if self._calls == 1 else None
 
     @property
     def features(self) -> Tensor:

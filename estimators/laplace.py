@@ -13,6 +13,7 @@ from estimators.errors import OptionError, TooLargeError
 from estimators.evidence import log_marginal_likelihood
 from estimators.functionals import Functional, Through
 from estimators.likelihoods import Likelihood
+from estimators.models.exclusive import exclusively
 from estimators.noise import precision_noise
 from estimators.objective import Objective
 from estimators.precision.dense import DensePrecision
@@ -194,6 +195,7 @@ class LinearizedLaplace(UncertaintyEstimator):
         )
         return (precision.transposed_times(g) + precision.prior_precision.sqrt() * z).to(theta.dtype)
 
+    @exclusively
     def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
         """Laplace approximation of log p(D), in nats; for another δ at the same θ̂ without a pass over the data.
 

@@ -16,6 +16,7 @@ from estimators.head import Head
 from estimators.last_linear import find_last_linear
 from estimators.likelihoods import Likelihood
 from estimators.memory import refuse_if_too_large
+from estimators.models.exclusive import exclusively
 from estimators.objective import Objective
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.linear_head import DiagHead, FullHead, HeadPrecision, KronHead
@@ -106,8 +107,9 @@ class LastLayerLaplace(UncertaintyEstimator):
     def _checked_variance(self, x: PyTree) -> Tensor:
         self._check_fitted()
         with self.head_.listening() as heard:  # the forward of the check shows the features, too
-            shape = self._check_query(x)
-        return self.precision_.variance(heard.at_places.flatten(0, -2)).reshape(shape)
+            f = self._checked_outputs(x)
+        self.head_.check(x, f, heard)
+        return self.precision_.variance(heard.at_places.flatten(0, -2)).reshape(f.shape)
 
     def _variance(self, x: PyTree) -> Tensor:
         return self._checked_variance(x).flatten(1)
@@ -118,9 +120,11 @@ class LastLayerLaplace(UncertaintyEstimator):
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         displaced = self.precision_.sample(n_samples, generator)
         with self.head_.listening() as heard:
-            f = self.network_.outputs(x)
-        return f + torch.einsum("kce,m...e->km...c", displaced, heard.at_places).flatten(2)
+            f = self.network_.shaped_outputs(x)
+        self.head_.check(x, f, heard)
+        return f.flatten(1) + torch.einsum("kce,m...e->km...c", displaced, heard.at_places).flatten(2)
 
+    @exclusively
     def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
         """Laplace approximation of log p(D) over the last layer, in nats; another δ costs no pass for the curvature."""
         self._check_fitted()

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from estimators.errors import NoLastLayerError
 from estimators.finite import is_finite
-from estimators.network import output_tensor, structural_copy
+from estimators.models.kernels import differentiable
+from estimators.models.outputs import output_tensor
+from estimators.models.own_module import fresh
+from estimators.network import structural_copy
 from estimators.pytrees import PyTree
+from estimators.wrappers import unwrap_children_, unwrapped
 
 __all__ = ["LastLinear", "find_last_linear", "last_linear_names"]
 
@@ -35,7 +39,7 @@ def find_last_linear(model: nn.Module, x: PyTree, *, name: str | None = None) ->
 
     Errors: NoLastLayerError where there is none, where its weight is frozen, or where it is tied to another layer.
     """
-    module = structural_copy(model)
+    module = unwrap_children_(structural_copy(unwrapped(model)))
     found = _producers(module, x)
     if name is not None and name not in found:
         raise NoLastLayerError(
@@ -73,7 +77,8 @@ def _producers(module: nn.Module, x: PyTree) -> list[str]:
 
 
 def _outputs(module: nn.Module, x: PyTree) -> Tensor:
-    with torch.no_grad():
+    x = fresh(x)  # a forward may write into its inputs
+    with torch.no_grad(), differentiable():
         return output_tensor(module(**x) if isinstance(x, dict) else module(x))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vjp, vmap
 
-from estimators.errors import UnsupportedError
+from estimators.errors import EstimatorError, UnsupportedError
 from estimators.linear_uses import LinearMap, LinearUse, UseRecorder
 from estimators.memory import rows_per_chunk
 from estimators.network import Network, differentiable
@@ -23,6 +23,8 @@ from estimators.pytrees import PyTree, n_rows, row_as_batch, select_rows, split_
 from estimators.vectorise import over_rows
 
 __all__ = ["LayerRows", "Layers", "RowFactors"]
+
+FACTORS = "factors of layers"
 
 Cotangents = Callable[[Tensor, Tensor], Tensor]
 
@@ -74,7 +76,12 @@ class Layers:
 
     def _look(self, row: PyTree) -> UseRecorder:
         """What one row's forward shows: the uses, and the number of outputs."""
-        f, seen = self._forward(row)
+        try:
+            f, seen = self._forward(row)
+        except EstimatorError:
+            raise
+        except RuntimeError:  # inside a function mode; the network itself has given outputs before
+            f, seen = self.network.outputs(row), UseRecorder(self._pieces)
         self.n_outputs, self._uses, self._looked_at = f.shape[-1], seen.uses, _shapes_of(row)
         return seen
 
@@ -119,8 +126,44 @@ class Layers:
     def _rows(self, x: PyTree, cotangents: Tensor) -> LayerRows:
         rows, k = cotangents.shape[:2]
         with differentiable(), self.network.ledger.transformed(forward=rows, backward=rows * k) as counted:
-            inputs, slopes, rest = over_rows(counted(self._one), x, cotangents)
-        return LayerRows(self._joined(inputs, slopes, cotangents), rest.detach())
+            try:
+                inputs, slopes, rest = over_rows(counted(self._one), x, cotangents)
+            except EstimatorError:
+                raise
+            except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+                raise _unseen(f"layers that cannot be differentiated in a vectorised call ({error})") from error
+        found = LayerRows(self._joined(inputs, slopes, cotangents), rest.detach())
+        self._check(x, cotangents, found)
+        return found
+
+    def _check(self, x: PyTree, cotangents: Tensor, rows: LayerRows) -> None:
+        """Compare Σ c b aᵀ of random c (M, K) with Jᵀ(Σ c u) by plain autograd on the user's module.
+
+        Raises:
+            UnsupportedError: a weight is used where the layers do not show it.
+        """
+        check = self.network.check
+        if not check.due(FACTORS, x, cotangents.shape[1]):
+            return
+        c = check.random(cotangents[..., 0])
+        apart = self.network.slope_error(x, torch.einsum("mk,mkc->mc", c, cotangents), self._contracted(rows, c))
+        if apart.within(check.tolerance()):
+            check.seen(FACTORS, n_rows(x), apart.error)
+            return
+        check.report.disagreements.append(f"{FACTORS}: {apart}; the forms without factors are used where they exist")
+        raise _unseen(f"factors of layers whose slope {apart}")
+
+    def _contracted(self, rows: LayerRows, c: Tensor) -> Tensor:
+        """Σ_mk c J, (P,)."""
+        from estimators.precision.layout import Layout  # the layout of θ knows layers, not the reverse
+
+        layout, total = Layout.of(self), torch.zeros_like(self.network.theta)
+        for name, factors in rows.factors.items():
+            weighted = factors.slopes * c[:, :, None, None].to(factors.slopes)
+            layout.put(total, name, torch.einsum("mkto,mte->oe", weighted, factors.inputs).to(total))
+        if self.rest:
+            total[layout.rest_index.to(total.device)] = torch.einsum("mk,mkp->p", c.to(rows.rest), rows.rest).to(total)
+        return total
 
     def _one(self, row: PyTree, cotangents: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Of one row: inputs (T, E) and slopes (K, T, O) of every use, rest (K, P_rest)."""
@@ -146,7 +189,7 @@ class Layers:
             return cotangents @ f
 
         slopes = jacrev(outputs)({name: self._pieces[name] for name in self.rest})
-        return torch.cat([slopes[name].flatten(1) for name in self.rest], dim=1)
+        return torch.cat([slopes[name].reshape(len(cotangents), -1) for name in self.rest], dim=1)
 
     def _forward(self, x: PyTree, offsets: list[Tensor] | None = None) -> tuple[Tensor, UseRecorder]:
         with differentiable(), UseRecorder(self._pieces, offsets) as recorder:
@@ -177,6 +220,14 @@ def _not_alike(received: str) -> UnsupportedError:
         "a network that uses its linear layers alike at every row",
         received=received,
         remedy='hessian_structure="full" with inverse="cholesky" or "cg", or RegVar.',
+    )
+
+
+def _unseen(received: str) -> UnsupportedError:
+    return UnsupportedError(
+        "a network whose layers show every use of their weights",
+        received=received,
+        remedy='hessian_structure="full" with inverse="cholesky", "dual" or "cg", or RegVar: they need no layers.',
     )
 
 

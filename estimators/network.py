@@ -10,25 +10,31 @@ the chosen parameters and the rest detached.
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
-from estimators.errors import ModelError
+from estimators.errors import EstimatorError, ModelError, UnsupportedError
 from estimators.ledger import Ledger
-from estimators.pytrees import PyTree, n_rows, row_as_batch
+from estimators.models.kernels import differentiable
+from estimators.models.outputs import output_tensor
+from estimators.models.own_module import OwnModule, fresh
+from estimators.models.parameter_swap import ParameterSwap
+from estimators.models.self_check import DISPLACED, OUTPUTS, Disagreement, SelfCheck
+from estimators.pytrees import PyTree, n_rows, row_as_batch, tensors_of
 from estimators.recurrent import make_differentiable
 from estimators.subsets import Subset
 from estimators.vectorise import over_rows
+from estimators.wrappers import unwrap_children_, unwrapped
 
 __all__ = ["Network", "differentiable", "output_tensor", "structural_copy"]
+
+R = TypeVar("R")
 
 _VECTORISED_ELEMENTS = 2**22
 
@@ -36,17 +42,32 @@ _VECTORISED_ELEMENTS = 2**22
 class Network:
     """f(θ, x) of shape (B, C), for θ (P,) over a subset of the parameters of `model`; `theta` is θ̂, a copy.
 
-    `ledger` counts the rows that go through it.
+    Products with J are taken by the fastest route that agrees with plain autograd on the user's own module:
+
+        J v       forward mode, two reverse passes, rows of J
+        Jᵀ u      torch.func, plain autograd
+        rows      torch.func vectorised over rows, plain autograd one row at a time
+
+    `check` holds the comparisons and their report (`estimators.models.self_check`); `ledger` counts the rows that go
+    through the network.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self.module = structural_copy(model)
+    def __init__(self, model: nn.Module, names: Sequence[str], *, own: OwnModule | None = None) -> None:
+        self.module = unwrap_children_(structural_copy(unwrapped(model)))
         make_differentiable(self.module)
         self.subset = Subset.of(self.module, names)
         parameters = {name: p.detach() for name, p in self.module.named_parameters()}
         self.theta = self.subset.flatten(parameters).clone()
         self.frozen = {name: p for name, p in parameters.items() if name not in self.subset.shapes}
         self.ledger = Ledger()
+        self.check = SelfCheck(OwnModule(model, self.subset) if own is None else own, self.subset)
+        self.routes = Routes()
+
+    def counted_anew(self) -> Network:
+        """The same function with the routes that were found, and a ledger of its own."""
+        other = copy.copy(self)
+        other.ledger = Ledger()
+        return other
 
     @property
     def n_parameters(self) -> int:
@@ -67,11 +88,15 @@ class Network:
         return self.shaped(pieces, x).flatten(1)
 
     def shaped(self, pieces: dict[str, Tensor], x: PyTree) -> Tensor:
-        """Outputs (B, ...) as the model gives them, likewise."""
-        arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
+        """Outputs (B, ...) as the model gives them with these tensors in place of the chosen parameters."""
+        arguments, keywords = as_arguments(self._protected(x))
+        tensors = {**self.frozen, **pieces}
         self.ledger.forward(n_rows(x))
         with differentiable():
-            return output_tensor(functional_call(self.module, {**self.frozen, **pieces}, arguments, keywords))
+            if self.routes.swap == BY_NAME:
+                return output_tensor(functional_call(self.module, tensors, arguments, keywords))
+            with ParameterSwap(self.module, tensors):
+                return output_tensor(self.module(*arguments, **keywords))
 
     def outputs(self, x: PyTree) -> Tensor:
         """f(θ̂, x), (B, C), without a graph."""
@@ -79,25 +104,176 @@ class Network:
 
     def shaped_outputs(self, x: PyTree) -> Tensor:
         """f(θ̂, x) as the model gives it, (B, ...), without a graph: by the module, whose weights are θ̂."""
-        arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
         self.ledger.forward(n_rows(x))
+        if self.routes.outputs_by_own_module:
+            return self.check.own.outputs(x)
+        given = self._protected(x)
+        arguments, keywords = as_arguments(given)
+        versions = [tensor._version for tensor in tensors_of(given)]
         with torch.no_grad(), differentiable():
-            return output_tensor(self.module(*arguments, **keywords))
+            f = output_tensor(self.module(*arguments, **keywords))
+        if self.routes.writes_inputs is None:
+            self.routes.written = self.routes.written or versions != [t._version for t in tensors_of(given)]
+        return f
+
+    def _protected(self, x: PyTree) -> PyTree:
+        """Copies of the inputs of a forward that writes into them, or may."""
+        return x if self.routes.writes_inputs is False else fresh(x)
 
     def at(self, x: PyTree) -> Callable[[Tensor], Tensor]:
         """θ -> f(θ, x)."""
         return lambda theta: self(theta, x)
 
+    # ------------------------------------------------------------------ checks
+
+    def check_batch(self, x: PyTree, f: Tensor, *, what: str = "training row") -> Tensor:
+        """The outputs (B, ...) of the user's own module, where those of the copy, f, are not the same.
+
+        Raises:
+            ModelError: the outputs of a row depend on the other rows.
+        """
+        if not self.check.enabled:
+            return f
+        own = self.check.own.outputs(x)
+        scale = float(own.double().abs().max()) if own.numel() else 0.0
+        apart = float((own.double() - f.double()).abs().max()) if own.shape == f.shape and own.numel() else 0.0
+        if own.shape != f.shape or not apart <= self.check.tolerance() * scale:
+            self.routes.outputs_by_own_module = True
+            reason = f"differ by {apart:.2g} where the largest is {scale:.2g}"
+            self.check.give_up(OUTPUTS, "those of a copy of the module", reason, instead="the module itself is called")
+            f = own
+        self.check.check_rows_alone(x, own, what=what)
+        self.check.seen(OUTPUTS, n_rows(x), 0.0 if scale == 0 else apart / scale)
+        return f
+
+    def check_query(self, x: PyTree, f: Tensor) -> Tensor:
+        """`check_batch` at queries of a new kind."""
+        return self.check_batch(x, f, what="query") if self.check.due("queries", x) else f
+
+    def data_seen(self, n_data: int) -> None:
+        """The training rows have been seen: their number is known, and what the forward does to its inputs."""
+        self.check.n_data = n_data
+        if self.routes.writes_inputs is None:
+            self.routes.writes_inputs = self.routes.written
+
+    def check_displaced(self, x: PyTree) -> None:
+        """ModelError where f(θ, x) does not follow the slope of the user's module: weights cannot be displaced."""
+        if self.check.enabled and self.check.due(DISPLACED, x):
+            self.vjp(x, self.outputs(x)[None] * 0 + 1)  # a route by identity is found here
+            with differentiable():
+                self.check.check_displaced(x, lambda theta: self(theta, x), self.theta)
+            self.check.seen(DISPLACED, n_rows(x), 0.0)
+
+    def first_agreeing(
+        self,
+        what: str,
+        x: PyTree,
+        routes: Sequence[tuple[str, Callable[[], R]]],
+        difference: Callable[[R], Disagreement] | None,
+    ) -> R:
+        """What the fastest route gives that agrees with plain autograd at x; routes given up are not tried again.
+
+        `routes` are names and computations, the last of them plain autograd itself; difference(result) compares.
+        """
+        tried = [(i, swap) for i in range(self.routes.first.get(what, 0), len(routes)) for swap in self._swaps()]
+        for i, swap in tried:
+            if i < self.routes.first.get(what, 0) or (self.routes.swap == BY_IDENTITY and swap == BY_NAME):
+                continue
+            name, compute = routes[i]
+            is_last, before = i == len(routes) - 1, self.routes.swap
+            self.routes.swap = before if is_last else swap
+            try:
+                result = compute()
+                if is_last or difference is None:
+                    apart = None
+                else:
+                    apart = difference(result)
+            except _FAILURES as error:
+                if isinstance(error, _NOT_OURS) or is_last:
+                    raise
+                reason = f"fails ({_short(error)})"
+            else:
+                if apart is None or apart.within(self.check.tolerance()):
+                    if apart is not None:
+                        self.check.seen(what, n_rows(x), apart.error)
+                    self._using(what, name, swap if not is_last else before, before)
+                    return result
+                reason = str(apart)
+            self.routes.swap = before
+            if swap == BY_IDENTITY or before == BY_IDENTITY:
+                self.routes.first[what] = i + 1
+                self.check.give_up(what, name, reason, instead=routes[i + 1][0])
+        raise AssertionError("plain autograd is the last route")
+
+    def _swaps(self) -> tuple[str, ...]:
+        return (BY_NAME, BY_IDENTITY) if self.routes.swap == BY_NAME else (BY_IDENTITY,)
+
+    def _using(self, what: str, name: str, swap: str, before: str) -> None:
+        """Enter the route in use; parameters exchanged by identity stay so."""
+        self.check.report.routes[what] = name
+        if swap != before:
+            self.check.give_up(
+                "weights",
+                "functional_call on a copy of the module",
+                "misses uses of them (a closure, a hook, a list, or a forward replaced on the instance)",
+                instead="every use is exchanged by the identity of the parameter",
+            )
+
+    # ------------------------------------------------------------------ products
+
     def jvp(self, x: PyTree, vectors: Tensor) -> Tensor:
         """J v for each of vectors (K, P): (K, B, C)."""
+        parts, lengths = [], set[int]()
+        for some in vectors.split(self.vectors_at_once):  # what vmap does may depend on how many there are
+            is_due = len(some) not in lengths and self.check.due("J v", x, len(some))
+            lengths.add(len(some))
+            parts.append(self._jvp(x, some, is_due=is_due))
+        return torch.cat(parts)
 
+    def _jvp(self, x: PyTree, vectors: Tensor, *, is_due: bool) -> Tensor:
+        probes = self.check.random(vectors) if is_due else vectors[:0]  # as many: vmap rules may depend on it
+
+        def difference(found: tuple[Tensor, Tensor]) -> Disagreement:
+            c, u = self.check.random(probes[:, 0]), self.check.random(found[0][0])
+            return self._along_error(x, u, torch.tensordot(c, found[0], dims=1), c @ probes)
+
+        def both(route: Callable[[PyTree, Tensor], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
+            return lambda: (route(x, probes) if is_due else probes, route(x, vectors))
+
+        routes = [
+            ("forward mode", both(self._forward_mode)),
+            ("two reverse passes", both(self._two_reverse_passes)),
+            ("rows of J by plain autograd", lambda: (probes, self._along_own_rows(x, vectors))),
+        ]
+        return self.first_agreeing("J v", x, routes, difference if is_due else None)[1]
+
+    def _along_own_rows(self, x: PyTree, vectors: Tensor) -> Tensor:
+        return torch.einsum("bcp,kp->kbc", self._own_rows(x), vectors)
+
+    def _along_error(self, x: PyTree, u: Tensor, along: Tensor, r: Tensor) -> Disagreement:
+        return self.check.along_error(x, u, along, r)
+
+    def _forward_mode(self, x: PyTree, vectors: Tensor) -> Tensor:
         def one(v: Tensor) -> Tensor:
             product: Tensor = jvp(self.at(x), (self.theta,), (v,))[1]
             return product
 
         with differentiable(), torch.no_grad(), self.ledger.transformed(tangent=len(vectors)) as counted:
-            products: Tensor = vmap(counted(one), chunk_size=self.vectors_at_once)(vectors)
+            products: Tensor = vmap(counted(one))(vectors)
         return products
+
+    def _two_reverse_passes(self, x: PyTree, vectors: Tensor) -> Tensor:
+        self._count_own(x, backwards=1 + len(vectors))
+        return self.check.own.jvp(x, vectors)
+
+    def _own_rows(self, x: PyTree) -> Tensor:
+        jacobian = self.check.own.jacobian(x, self.theta.dtype)
+        self._count_own(x, backwards=jacobian.shape[1])
+        return jacobian
+
+    def _count_own(self, x: PyTree, *, backwards: int) -> None:
+        self.ledger.forward(n_rows(x))
+        self.ledger.backward(n_rows(x) * backwards)
 
     def vjp(self, x: PyTree, cotangents: Tensor) -> Tensor:
         """Jᵀ u for each of cotangents (K, B, C), summed over rows: (K, P)."""
@@ -110,19 +286,126 @@ class Network:
 
         They are added to `total` (K, P), where it is given: with millions of parameters every copy counts.
         """
-        with differentiable():
-            pulled = vjp(self.at(x), self.theta)
-            f, pull = pulled[0], pulled[1]
-            u = cotangents(f.detach())
-            total = self.theta.new_zeros(len(u), self.n_parameters) if total is None else total
-            for part, some in zip(total.split(self.vectors_at_once), u.split(self.vectors_at_once), strict=True):
-                part += vmap(pull)(some)[0].detach()
+        what = "Jᵀ u"
+        if self.routes.first.get(what, 0):
+            f, products = self._own_pull(x, cotangents)
+            self._count_own(x, backwards=len(products))
+            return f, products if total is None else total.add_(products)
+        pulls = _Pulls(self, x)
+        f = pulls.outputs()
+        u = cotangents(f)
+        total = self.theta.new_zeros(len(u), self.n_parameters) if total is None else total
+        lengths = set[int]()
+        for part, some in zip(total.split(self.vectors_at_once), u.split(self.vectors_at_once), strict=True):
+            is_due = len(some) not in lengths and self.check.due(what, x, len(some))
+            lengths.add(len(some))
+            part += self._pulled(what, x, some, pulls, is_due=is_due)
+        return f, total
+
+    def _pulled(self, what: str, x: PyTree, u: Tensor, pulls: _Pulls, *, is_due: bool) -> Tensor:
+        """Jᵀ u (K, P) of one vectorised call."""
+
+        def difference(products: Tensor) -> Disagreement:
+            c = self.check.random(products[:, 0])
+            return self.slope_error(x, torch.tensordot(c.to(u), u, dims=1), c @ products)
+
         self.ledger.backward(len(u) * n_rows(x))
-        return f.detach(), total
+        routes = [
+            ("torch.func", lambda: pulls(u)),
+            ("plain autograd", lambda: self._own_pull(x, lambda _: u)[1]),
+        ]
+        return self.first_agreeing(what, x, routes, difference if is_due else None)
+
+    def _own_pull(self, x: PyTree, cotangents: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        dtype = self.theta.dtype
+        f, products = self.check.own.outputs_and_vjp(x, lambda f: cotangents(f.to(dtype)))
+        return f.to(dtype), products.to(dtype)
+
+    def slope_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
+        """How far `product` is from Jᵀu (P,) by plain autograd, for u (B, C); over the parameters `names` only."""
+        self._count_own(x, backwards=1)
+        return self.check.slope_error(x, u, product, names)
+
+    def slope_of(self, x: PyTree, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """∇ of a scalar loss of the outputs f (B, C) at θ̂: (P,), by Jᵀ(∂loss/∂f)."""
+
+        def by_outputs(f: Tensor) -> Tensor:
+            with torch.enable_grad():
+                leaf = f.detach().requires_grad_()
+                return torch.autograd.grad(loss(leaf), leaf)[0][None]
+
+        return self.outputs_and_vjp(x, by_outputs)[1][0]
+
+    def hessian_product(self, x: PyTree, loss: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+        """∇²loss(f(x; θ)) v at θ̂ for each of vectors (K, P): (K, P).
+
+        Raises:
+            UnsupportedError: an operation of the network cannot be differentiated twice.
+        """
+        parts, lengths = [], set[int]()
+        for some in vectors.split(self.vectors_at_once):
+            is_due = len(some) not in lengths and self.check.due("Hessian products", x, len(some))
+            lengths.add(len(some))
+            parts.append(self._hessian_product(x, loss, some, is_due=is_due))
+        return torch.cat(parts)
+
+    def _hessian_product(self, x: PyTree, loss: Callable[[Tensor], Tensor], vectors: Tensor, *, is_due: bool) -> Tensor:
+        def difference(products: Tensor) -> Disagreement:
+            c = self.check.random(vectors[:, 0])
+            expected = self._own_hessian_product(x, loss, (c @ vectors)[None])[0]
+            return self.check.compare(c @ products, expected)
+
+        routes = [
+            ("forward over reverse mode", lambda: self._forward_over_reverse(x, loss, vectors)),
+            ("plain autograd, twice", lambda: self._own_hessian_product(x, loss, vectors)),
+        ]
+        return self.first_agreeing("Hessian products", x, routes, difference if is_due else None)
+
+    def _forward_over_reverse(self, x: PyTree, loss: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+        gradient, k = grad(lambda theta: loss(self(theta, x))), len(vectors)
+
+        def product(v: Tensor) -> Tensor:  # v → H v
+            image: Tensor = jvp(gradient, (self.theta,), (v,))[1]
+            return image
+
+        with differentiable(), self.ledger.transformed(tangent=k, backward=k, backward_a_call=1) as counted:
+            images: Tensor = vmap(counted(product))(vectors).detach()
+        return images
+
+    def _own_hessian_product(self, x: PyTree, loss: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+        self._count_own(x, backwards=1 + 2 * len(vectors))
+        try:
+            return self.check.own.hessian_product(x, loss, vectors)
+        except EstimatorError:
+            raise
+        except RuntimeError as error:
+            raise UnsupportedError(
+                'a network that can be differentiated twice for curvature="hessian"',
+                received=f"one for which torch says: {_short(error)}",
+                remedy='curvature="ggn", which needs first derivatives only.',
+            ) from error
 
     def jacobian(self, x: PyTree) -> Tensor:
-        """J at each row, (B, C, P): reverse mode, vectorised over rows where the model allows."""
+        """J at each row, (B, C, P): reverse mode, vectorised over rows where that is right."""
+        routes = [("torch.func, vectorised over rows", lambda: self._vectorised_rows(x)), self.plain_rows(x)]
+        return self.first_agreeing("rows of J", x, routes, self.rows_difference(x, "rows of J"))
 
+    def plain_rows(self, x: PyTree) -> tuple[str, Callable[[], Tensor]]:
+        """The last route to the rows of J."""
+        return "plain autograd, one row at a time", lambda: self._own_rows(x)
+
+    def rows_difference(self, x: PyTree, what: str) -> Callable[[Tensor], Disagreement] | None:
+        """How rows J (B, C, P) are compared at x, where that is due: Σ u J with Jᵀu."""
+        if not self.check.due(what, x):
+            return None
+
+        def difference(jacobian: Tensor) -> Disagreement:
+            u = self.check.random(jacobian[..., 0])
+            return self.slope_error(x, u, torch.einsum("bc,bcp->p", u, jacobian))
+
+        return difference
+
+    def _vectorised_rows(self, x: PyTree) -> Tensor:
         def one(row: PyTree) -> Tensor:
             slope: Tensor = jacrev(lambda theta: self(theta, row_as_batch(row))[0])(self.theta)
             return slope
@@ -138,6 +421,65 @@ class Network:
         """How many parameter vectors are worth pushing through one vectorised call."""
         every = self.n_parameters + sum(p.numel() for p in self.frozen.values())  # activations grow with all of them
         return max(1, _VECTORISED_ELEMENTS // every)
+
+
+BY_NAME, BY_IDENTITY = "by name", "by identity"
+
+
+@dataclass
+class Routes:
+    """Which routes are in use: how parameters are exchanged, the first route to try, what a forward does to inputs."""
+
+    swap: str = BY_NAME
+    first: dict[str, int] = field(default_factory=dict)
+    outputs_by_own_module: bool = False
+    copies_in_a_loop: bool = False
+    writes_inputs: bool | None = None
+    written: bool = False
+
+
+class _Pulls:
+    """u -> Jᵀu at some rows by torch.func, after one forward for each way to exchange parameters."""
+
+    def __init__(self, network: Network, x: PyTree) -> None:
+        self._network, self._x = network, x
+        self._made: dict[str, tuple[Tensor, Any]] = {}
+
+    def outputs(self) -> Tensor:
+        """f (B, C); by the module where torch.func cannot."""
+        try:
+            return self._pull()[0]
+        except _FAILURES as error:
+            if isinstance(error, _NOT_OURS):
+                raise
+            return self._network.outputs(self._x)
+
+    def __call__(self, u: Tensor) -> Tensor:
+        with differentiable():
+            products: Tensor = vmap(self._pull()[1])(u)[0].detach()
+        return products
+
+    def _pull(self) -> tuple[Tensor, Any]:
+        network, swap = self._network, self._network.routes.swap
+        if swap not in self._made:
+            with differentiable():
+                f, pull = vjp(network.at(self._x), network.theta)[:2]
+            self._made[swap] = f.detach(), pull
+        return self._made[swap]
+
+
+def as_arguments(x: PyTree) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
+    """Arguments and keywords of the model's forward: a dict goes in by its names."""
+    return ((), x) if isinstance(x, dict) else ((x,), {})
+
+
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError)
+_NOT_OURS = (EstimatorError, torch.OutOfMemoryError)
+
+
+def _short(error: BaseException) -> str:
+    """The first sentence of an error of torch."""
+    return str(error).strip().split("\n")[0].split(". ")[0][:160] or type(error).__name__
 
 
 def structural_copy(model: nn.Module) -> nn.Module:
@@ -156,42 +498,3 @@ def structural_copy(model: nn.Module) -> nn.Module:
             received=f"one for which it says: {error}",
             remedy="remove tensors with a graph, locks and open files from the attributes of its modules.",
         ) from error
-
-
-def output_tensor(output: object) -> Tensor:
-    """The outputs (B, ...) of a model: a tensor, or the `.logits` of an object."""
-    tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(tensor, Tensor):
-        raise ModelError(
-            "a model that returns a tensor, or an object with a tensor `.logits`",
-            received=f"an output of type {type(output).__name__}",
-            remedy="wrap the model in a Module whose forward picks the tensor, or joins several (torch.cat).",
-        )
-    if tensor.ndim < 2:
-        raise ModelError(
-            "outputs of shape (B, C), or (B, ...) with several dimensions a row",
-            received=f"shape {tuple(tensor.shape)}",
-            remedy="give the output a last dimension, for instance .unsqueeze(-1), and the targets too.",
-        )
-    return tensor
-
-
-@contextmanager
-def differentiable() -> Iterator[None]:
-    """Run attention through kernels that forward mode and vmap can differentiate; the settings are put back after."""
-    _load_forward_rules()
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-@cache
-def _load_forward_rules() -> None:
-    """The first use of forward mode compiles torch's own rules with a deprecated call: keep its warning from users."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))

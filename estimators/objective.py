@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad
 
 from estimators.batch import Batch
 from estimators.batches import Batches
@@ -78,15 +78,7 @@ class Labels(DataTerm):
         return self.likelihood.nll(network(theta, x), targets).sum()
 
     def curvature_product(self, network: Network, batch: Batch, vectors: Tensor, total: Tensor | None = None) -> Tensor:
-        gradient = grad(lambda theta: self.likelihood.nll(network(theta, batch.x), batch.y).sum())
-
-        def product(v: Tensor) -> Tensor:  # v → H v, forward over reverse
-            image: Tensor = jvp(gradient, (network.theta,), (v,))[1]
-            return image
-
-        k = len(vectors)
-        with differentiable(), network.ledger.transformed(tangent=k, backward=k, backward_a_call=1) as counted:
-            images: Tensor = vmap(counted(product), chunk_size=network.vectors_at_once)(vectors).detach()
+        images = network.hessian_product(batch.x, lambda f: self.likelihood.nll(f, batch.y).sum(), vectors)
         return images if total is None else total.add_(images)
 
 
@@ -96,9 +88,8 @@ class TiltedLabels(Labels):
     centred = True
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
-        with differentiable(), network.ledger.part("targets"), network.ledger.transformed(backward=1):
-            slope = grad(lambda theta: self.likelihood.nll(network(theta, batch.x), batch.y).sum())(network.theta)
-        return batch.y, slope.detach()
+        with network.ledger.part("targets"):
+            return batch.y, network.slope_of(batch.x, lambda f: self.likelihood.nll(f, batch.y).sum())
 
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
         labels, slope = targets
@@ -177,10 +168,24 @@ class Objective:
     def gradient(self, theta: Tensor) -> Tensor:
         """∇L(θ), (P,)."""
         total = torch.zeros_like(theta)
+        if type(self.data_term) is Labels and theta is self.theta:
+            for batch in self.team.parts(self.batches):
+                likelihood, y = self.likelihood, batch.y
+                total += self.network.slope_of(batch.x, lambda f, y=y: likelihood.nll(f, y).sum())  # type: ignore[misc]
+            return self.team.total(total).addcmul_(self.prior.precision, theta - self.prior.mean)
         for batch, targets in self.with_targets():
             with differentiable(), self.network.ledger.transformed(backward=1):
                 total += grad(self.batch_loss)(theta, batch.x, targets, self.share(batch)).detach()
         return self.team.total(total)
+
+    def check_displaced(self) -> None:
+        """Check that outputs follow the gradient of the user's module where weights are displaced.
+
+        Raises:
+            ModelError: they do not, so that no refit can be read.
+        """
+        for batch in self.team.parts(self.batches):
+            self.network.check_displaced(batch.x)
 
     def product(self, vectors: Tensor) -> Tensor:
         """A v for each of vectors (K, P): one shared pass over the data."""

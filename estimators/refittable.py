@@ -14,6 +14,7 @@ from estimators.batches import Batches
 from estimators.errors import OptionError, UnsupportedError
 from estimators.fingerprint import fingerprint, refuse_if_changed
 from estimators.likelihoods import Gaussian
+from estimators.models.exclusive import exclusively
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.rng import preserved_random_state
@@ -49,6 +50,7 @@ class Refittable(Storable):
             )
         return self.with_options(likelihood=Gaussian(sigma_noise))
 
+    @exclusively
     def with_options(self, **options: Any) -> Self:  # noqa: ANN401
         """A new fit with other arguments of the constructor, on the same model and the rows that were read.
 
@@ -70,15 +72,24 @@ class Refittable(Storable):
             )
         with preserved_random_state():
             objective = self._objective_for(new, frozenset(options))
-            new._refit(self, objective, frozenset(options))
+            check = objective.network.check
+            check.fitting = True
+            try:
+                new._refit(self, objective, frozenset(options))
+            finally:
+                check.fitting = False
         new.objective_, new.fingerprint_ = objective, fingerprint(self.model, objective.network.pieces)
+        new._report_derivatives(objective)
         return new
 
     def _objective_for(self, new: Self, changed: frozenset[str]) -> Objective:
         """L of the new options, over the rows that were read."""
         batches = self.objective_.batches
         names = list(self.network_.subset.shapes) if changed <= _SCALES else new._names(_Pairs(batches))
-        return replace(new._over(Network(self.model, names), batches), team=self.objective_.team)
+        same = set(names) == set(self.network_.subset.shapes)
+        network = self.network_.counted_anew() if same else Network(self.model, names)
+        network.data_seen(batches.n_data)
+        return replace(new._over(network, batches), team=self.objective_.team)
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:  # noqa: ARG002
         """`_fit`, or less where `fitted`, with these options changed, has a part of it already."""

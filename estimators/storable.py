@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from estimators.batches import AbsentBatches, Batches
 from estimators.errors import NotFittedError, StateError, UnsupportedError
 from estimators.fingerprint import Fingerprint, fingerprint, refuse_if_changed
+from estimators.fit_report import FitReport
 from estimators.likelihoods import Likelihood
 from estimators.model_checks import check_model
+from estimators.models.exclusive import exclusively
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.rng import preserved_random_state
@@ -31,7 +33,9 @@ class Storable(ABC):
     likelihood: Likelihood
     objective_: Objective
     fingerprint_: Fingerprint
+    fit_report_: FitReport
 
+    @exclusively
     def state_dict(self) -> FittedState:
         """The fit as a flat dict of tensors, and a JSON text under "about"; the model is not in it, only its digest."""
         self._check_fitted()
@@ -39,6 +43,7 @@ class Storable(ABC):
         tensors, learned = self._learned()
         return {**tensors, ABOUT: self._about(self.objective_, learned).to_json()}
 
+    @exclusively
     def load_state_dict(self, state: Mapping[str, Tensor | str]) -> Self:
         """Take over a fit from `state_dict()`: same options, same model, any device; the data are not needed.
 
@@ -52,7 +57,14 @@ class Storable(ABC):
         self._take_over(state, objective)
         self.objective_ = objective
         self.fingerprint_ = fingerprint(self.model, network.pieces)
+        self._report_derivatives(objective)
         return self
+
+    def _report_derivatives(self, objective: Objective) -> None:
+        """`fit_report_` with what was compared with plain autograd."""
+        report = objective.network.check.report
+        fitted = getattr(self, "fit_report_", None)
+        self.fit_report_ = FitReport(report) if fitted is None else replace(fitted, derivatives=report)
 
     def _take_over(self, state: Mapping[str, Tensor | str], objective: Objective) -> None:
         """The learned part of a state that has been checked."""
@@ -67,6 +79,7 @@ class Storable(ABC):
         """Take over the fit in a file that `save` wrote. Errors: StateError, ModelChangedError, FileNotFoundError."""
         return self.load_state_dict(read_file(path))
 
+    @exclusively
     def attach(self, train_loader: Iterable[Any]) -> Self:
         """Give a loaded fit its training data again: for what solves at query time, or needs the likelihood's value.
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from estimators.batch import Batch
 from estimators.batches import Batches
 from estimators.checkpoint import Checkpoint
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.loop import BatchGradient, Enough, Loop, Watch
-from estimators.network import output_tensor
+from estimators.models.outputs import output_tensor
+from estimators.network import as_arguments
 from estimators.progress import track
 from estimators.recipe import Recipe
 from estimators.subsets import Subset, delta_of_names, matching_names
@@ -87,25 +87,33 @@ def train_map(
     start = subset.flatten({name: p.detach() for name, p in model.named_parameters()})
     delta = delta_of_names(prior_precision, subset, start)
 
+    chosen = [dict(model.named_parameters())[name] for name in subset.shapes]
+
     def gradient(theta: Tensor, batch: Batch) -> Tensor:
-        theta = theta.requires_grad_()
-        arguments, keywords = ((), batch.x) if isinstance(batch.x, dict) else ((batch.x,), {})
+        _write(chosen, subset, theta)  # into the module itself: however forward reaches a weight, it is this one
+        arguments, keywords = as_arguments(batch.x)
         with torch.enable_grad():
-            f = output_tensor(functional_call(model, subset.unflatten(theta), arguments, keywords))
+            f = output_tensor(model(*arguments, **keywords))
             likelihood.check_targets(f, batch.y)
-            prior = 0.5 * (delta * theta.square()).sum()
-            loss = likelihood.nll(f.flatten(1), batch.y).sum() + len(batch) / batches.n_data * prior
-            (slope,) = torch.autograd.grad(loss, theta)
-        return slope
+            loss = likelihood.nll(f.flatten(1), batch.y).sum()
+            slopes = torch.autograd.grad(loss, chosen, allow_unused=True)
+        pairs = zip(slopes, chosen, strict=True)
+        slope = torch.cat([torch.zeros_like(p).flatten() if g is None else g.to_dense().flatten() for g, p in pairs])
+        return slope + len(batch) / batches.n_data * delta * theta.detach()
 
     generator = torch.Generator().manual_seed(seed)
     model.train()
+    trained = start
     try:
         trained = fit_weights(start, gradient, batches, recipe=recipe, generator=generator, progress_bar=progress_bar)
     finally:
         model.eval()
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in subset.unflatten(trained).items():
-            parameters[name].copy_(value)
+        _write(chosen, subset, trained)  # after an exception: as they were
     return model
+
+
+def _write(parameters: list[nn.Parameter], subset: Subset, theta: Tensor) -> None:
+    """θ (P,) into the parameters, in place."""
+    with torch.no_grad():
+        for parameter, value in zip(parameters, subset.unflatten(theta.detach()).values(), strict=True):
+            parameter.copy_(value)

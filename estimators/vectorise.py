@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from estimators.errors import EstimatorError
 from estimators.pytrees import PyTree, n_rows
 
-__all__ = ["over_rows"]
+__all__ = ["one_by_one", "over_rows"]
 
 
 def over_rows(function: Callable[..., PyTree], *arguments: PyTree, chunk_size: int | None = None) -> PyTree:
@@ -26,7 +26,7 @@ def over_rows(function: Callable[..., PyTree], *arguments: PyTree, chunk_size: i
     except EstimatorError:
         raise
     except RuntimeError:
-        return _one_by_one(function, arguments)
+        return one_by_one(function, arguments)
 
 
 def _row_dimensions(arguments: tuple[PyTree, ...]) -> PyTree:
@@ -34,7 +34,9 @@ def _row_dimensions(arguments: tuple[PyTree, ...]) -> PyTree:
     return pytree.tree_map(lambda leaf: 0 if isinstance(leaf, torch.Tensor) else None, arguments)
 
 
-def _one_by_one(function: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> PyTree:
+def one_by_one(function: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> PyTree:
+    """`function` of each row of the arguments in a loop; outputs stacked."""
+
     def row(i: int) -> PyTree:
         return function(*pytree.tree_map_only(torch.Tensor, lambda t: t[i], arguments))
 

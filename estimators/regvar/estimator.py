@@ -14,6 +14,7 @@ from estimators.checkpoint import Checkpoint
 from estimators.errors import UnsupportedError
 from estimators.functionals import Functional
 from estimators.likelihoods import Likelihood
+from estimators.models.exclusive import exclusively
 from estimators.objective import Objective
 from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.pytrees import PyTree, split_rows
@@ -23,7 +24,7 @@ from estimators.regvar.energy import DrawEnergies
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.readout import Readout
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
-from estimators.regvar.report import FitReport, relative_gradient
+from estimators.regvar.report import RegVarReport, relative_gradient
 from estimators.regvar.solvers import FineTune, Solver
 from estimators.regvar.solvers.base import Solution
 from estimators.state import Learned
@@ -51,6 +52,8 @@ class RegVar(UncertaintyEstimator):
     Errors: of `fit`, and IndefiniteHessianError, ConvergenceError, LambdaTooLargeError of the solvers; regularizers *at
     query* (Pointwise, SignedProbes) solve, and raise them, in `variance`.
     """
+
+    fit_report_: RegVarReport
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class RegVar(UncertaintyEstimator):
         return self.regularizer.batch_dependent
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
-        self.fit_report_ = FitReport(relative_gradient(objective))
+        self.fit_report_ = RegVarReport(relative_gradient=relative_gradient(objective))
         self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
             with objective.network.ledger.part("definiteness"):
@@ -101,7 +104,7 @@ class RegVar(UncertaintyEstimator):
         return tensors, {"readout": learned, "report": asdict(self.fit_report_)}
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        self.fit_report_ = FitReport.restored(learned["report"])
+        self.fit_report_ = RegVarReport.restored(learned["report"])
         at_query = self.regularizer.at_query
         self.readout_ = None if at_query else self.regularizer.restored(objective.network, tensors, learned["readout"])
         self._attached(objective)
@@ -154,11 +157,13 @@ class RegVar(UncertaintyEstimator):
             )
         return self.network_.outputs(x) + self.readout_.sample(x, n_samples, generator)
 
+    @exclusively
     def standard_error(self, x: PyTree) -> Tensor:
         """Monte-Carlo standard error of `variance`, (M, C); of SignedProbes, ParameterProbes and PosteriorDraws."""
         shape = self._variance_shape(self._check_query(x))
         return torch.cat([readout.standard_error(part) for readout, part in self._readouts(x)]).reshape(shape)
 
+    @exclusively
     def variance_bounds(self, x: PyTree) -> tuple[Tensor, Tensor]:
         """lower(x) ≤ J A⁻¹ Jᵀ ≤ upper(x), both (M, C): certain, from the Krylov space that the draws were solved in.
 

@@ -107,14 +107,15 @@ def find_exact_block(objective: Objective, choice: str | None) -> tuple[ExactBlo
         return None, "none: exact_block=None"
     try:
         with objective.network.ledger.part("exact block"):
-            head = _usable_head(objective)
+            block = _factored(_usable_head(objective), objective)
     except EstimatorError as error:
         if choice == "last_layer":
             raise
         return None, f"none: expected {error.expected}, found {error.received}"
+    head = block.head
     n = head.n_outputs * head.n_features
     name = head.layer.name or "the network itself"
-    return _factored(head, objective), f"last layer {name!r}: {n} of {objective.theta.numel()} parameters"
+    return block, f"last layer {name!r}: {n} of {objective.theta.numel()} parameters"
 
 
 def _usable_head(objective: Objective) -> Head:

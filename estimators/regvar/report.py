@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from estimators.fit_report import FitReport
+from estimators.models.self_check import DerivativeReport
 from estimators.objective import Objective
 from estimators.regvar.energy import EnergyError
 from estimators.regvar.solvers.base import SolverReport
 
-__all__ = ["FitReport", "relative_gradient", "relative_to_prior"]
+__all__ = ["RegVarReport", "relative_gradient", "relative_to_prior"]
 
 
-@dataclass(frozen=True)
-class FitReport:
+@dataclass(frozen=True, kw_only=True)
+class RegVarReport(FitReport):
     """What `fit` found and did.
 
     relative_gradient: ‖∇L(θ̂)‖ / ‖δ(θ̂ − θ₀)‖, 0 at a stationary point, about 1 far from it; centred refits do not mind.
@@ -37,10 +39,11 @@ class FitReport:
         return sum(self.passes.values())
 
     @classmethod
-    def restored(cls, content: dict[str, Any]) -> FitReport:
+    def restored(cls, content: dict[str, Any]) -> RegVarReport:
         """From the dict of its fields."""
-        solver, energy = content["solver"], content["energy"]
+        solver, energy, derivatives = content["solver"], content["energy"], content.get("derivatives")
         parts = {
+            "derivatives": None if derivatives is None else DerivativeReport(**derivatives),
             "solver": None if solver is None else SolverReport(**solver),
             "energy": None if energy is None else EnergyError(**energy),
         }

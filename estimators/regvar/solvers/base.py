@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
-from estimators.errors import OptionError
+from estimators.errors import EstimatorError, ModelError, OptionError
 from estimators.objective import Objective
 from estimators.precision.krylov_space import KrylovSpace
 from estimators.regvar.energy import DrawEnergies
@@ -68,14 +69,34 @@ class Solver(ABC):
         kept = (checkpoint or Checkpoint()).belonging_to(penalty.direction.norm(dim=1))
         ledger = objective.network.ledger
         before = ledger.cost
+        if self.refits:
+            try:
+                objective.check_displaced()
+            except (EstimatorError, torch.OutOfMemoryError):
+                raise
+            except RuntimeError as error:
+                raise _not_transformable(self, error) from error
         with ledger.part("solve"):
-            solution = self._solve(objective, penalty, progress_bar=progress_bar, checkpoint=kept)
+            try:
+                solution = self._solve(objective, penalty, progress_bar=progress_bar, checkpoint=kept)
+            except (EstimatorError, torch.OutOfMemoryError):
+                raise
+            except RuntimeError as error:
+                raise _not_transformable(self, error) from error
         passes = (ledger.cost - before) / objective.batches.n_data / len(penalty.direction)
         return replace(solution, report=replace(solution.report, passes=passes))
 
     @abstractmethod
     def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool, checkpoint: Checkpoint) -> Solution:
         """The solver's own part of `solve`."""
+
+
+def _not_transformable(solver: Solver, error: RuntimeError) -> ModelError:
+    return ModelError(
+        f"a network whose displaced weights can be differentiated by torch.func, for {type(solver).__name__}",
+        received=f"one for which torch says: {str(error).strip().splitlines()[0][:200] if str(error) else error!r}",
+        remedy="solver=LinearResponse(), which needs derivatives at the trained weights only.",
+    )
 
 
 def checked_lam(lam: float | str, *, auto: bool) -> float | str:

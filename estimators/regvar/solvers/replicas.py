@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp
+from torch.func import grad, jvp, vjp
 
 from estimators.batch import Batch
 from estimators.errors import OptionError
 from estimators.ledger import Ledger
-from estimators.network import differentiable
+from estimators.models.kernels import differentiable
 from estimators.objective import Objective
 from estimators.pytrees import PyTree, select_rows
 from estimators.regvar.penalty import Penalty
-from estimators.vectorise import over_rows
+from estimators.vectorise import one_by_one, over_rows
 
 __all__ = ["DIFFERENCES", "Replicas", "checked_difference"]
 
@@ -88,7 +89,7 @@ class Replicas:
             return found
 
         with differentiable(), self._ledger.transformed(forward=a, backward=a) as counted:
-            slopes: Tensor = over_rows(counted(at), arms, self.items, self.signs, chunk_size=self.at_once)
+            slopes: Tensor = self._over_arms(counted(at), batch, arms, self.items, self.signs)
         return self._with_quadratic(slopes.detach(), arms, share)
 
     def _bent(self, batch: Batch, targets: PyTree) -> Value:
@@ -130,9 +131,26 @@ class Replicas:
         for batch, targets in self.objective.with_targets():
             bend, a = self._batch_product(self._batch_value(batch, targets)), len(arms)
             with differentiable(), self._ledger.transformed(forward=a, tangent=a, backward=2 * a) as counted:
-                rows = (arms, self.items, self.signs, vectors)
-                total += over_rows(counted(bend), *rows, chunk_size=self.at_once).detach()
+                total += self._over_arms(counted(bend), batch, arms, self.items, self.signs, vectors).detach()
         return self.objective.team.total(total)
+
+    def _over_arms(self, function: Callable[..., Tensor], batch: Batch, *rows: PyTree) -> Tensor:
+        """`function` of each arm: vectorised, and compared with a loop at the first batch of its kind."""
+        network = self.objective.network
+        if network.routes.copies_in_a_loop:
+            looped: Tensor = one_by_one(function, rows)
+            return looped
+        found: Tensor = over_rows(function, *rows, chunk_size=self.at_once)
+        if len(self.signs) == 1 or not network.check.is_new("displaced copies", batch.x, len(rows), len(self.signs)):
+            return found
+        looped = one_by_one(function, rows)
+        apart = float((looped.double() - found.double()).norm())
+        if apart <= network.check.tolerance() * float(looped.double().norm()):
+            return found
+        network.routes.copies_in_a_loop = True
+        reason = f"differs from a loop by {apart:.2g}, where the norm is {float(looped.norm()):.2g}"
+        network.check.give_up("displaced copies", "vmap over them", reason, instead="one at a time")
+        return looped
 
     @property
     def _ledger(self) -> Ledger:
@@ -141,7 +159,11 @@ class Replicas:
     @staticmethod
     def _batch_product(value: Value) -> Callable[[Tensor, PyTree, Tensor, Tensor], Tensor]:
         def one(d: Tensor, item: PyTree, sign: Tensor, v: Tensor) -> Tensor:  # v → H v, forward over reverse
-            image: Tensor = jvp(lambda d: grad(value)(d, item, sign), (d,), (v,))[1]
+            slope = partial(grad(value), item=item, sign=sign)
+            try:
+                image: Tensor = jvp(slope, (d,), (v,))[1]
+            except NotImplementedError:  # an operation without forward mode: reverse over reverse, H being symmetric
+                image = vjp(slope, d)[1](v)[0]
             return image
 
         return one

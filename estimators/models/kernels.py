@@ -1,0 +1,46 @@
+"""Kernels that can be differentiated in every way: attention by its formula, and compiled functions as plain Python."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["differentiable", "eager"]
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run `torch.compile`d functions uncompiled; without cost where nothing was compiled in this process."""
+    if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Run attention through kernels that forward mode and vmap can differentiate; the settings are put back after."""
+    _load_forward_rules()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), eager():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@cache
+def _load_forward_rules() -> None:
+    """The first use of forward mode compiles torch's own rules with a deprecated call: keep its warning from users."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))

@@ -1,0 +1,201 @@
+"""The user's own module, differentiated by plain `torch.autograd` at its own weights: the reference of every route.
+
+Nothing is copied, swapped or vectorised: what a hook, a closure, a custom function or a `torch.no_grad()` block does in
+the user's training loop, it does here. Every other way to a derivative is compared with this one, and replaced by it
+where they disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from estimators.errors import EstimatorError
+from estimators.models.kernels import differentiable
+from estimators.models.outputs import output_tensor
+from estimators.pytrees import PyTree, n_rows, select_rows, with_floats
+from estimators.subsets import Subset
+from estimators.wrappers import unwrapped
+
+__all__ = ["OwnModule", "fresh"]
+
+
+class OwnModule:
+    """f(x) of the user's module with a graph, and products with J = ∂f/∂θ over the parameters of `subset`.
+
+    Args:
+        model: the user's module; it is called, never changed.
+        subset: the chosen parameters, θ (P,).
+
+    Inputs and vectors may be of another floating-point dtype than the module: they are converted to its dtype, and
+    results back to theirs.
+    """
+
+    def __init__(self, model: nn.Module, subset: Subset) -> None:
+        self.model, self.subset = unwrapped(model), subset
+        self._modes = {id(module): module.training for module in self.model.modules()}  # of the fit
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The chosen parameters, in the order of θ."""
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        return [named[name] for name in self.subset.shapes]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the chosen parameters."""
+        return self.parameters[0].dtype
+
+    def outputs(self, x: PyTree) -> Tensor:
+        """f(x) in the model's shape (B, ...), without a graph."""
+        with self._running(), torch.no_grad():
+            return self._forward(x)
+
+    def vjp(self, x: PyTree, cotangents: Tensor, names: Sequence[str] | None = None) -> Tensor:
+        """Jᵀ u for cotangents u (K, B, C), summed over rows: (K, P); `names`: over these parameters only, (K, P')."""
+        return self.outputs_and_vjp(x, cotangents, names)[1]
+
+    def outputs_and_vjp(
+        self,
+        x: PyTree,
+        cotangents: Tensor | Callable[[Tensor], Tensor],
+        names: Sequence[str] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """f (B, C) without a graph, and Jᵀ u for u (K, B, C), or for u = cotangents(f): (K, P)."""
+        with self._running():
+            f = self._forward(x).flatten(1)
+            chosen, known = self._chosen(names), f.detach()
+            u = cotangents if isinstance(cotangents, Tensor) else cotangents(known)
+            if len(u) <= f.numel():
+                products = torch.stack([self._pull(f, one, chosen) for one in u.to(f.dtype)])
+            else:  # fewer backward passes by the rows of J
+                products = u.to(f.dtype).flatten(1) @ self._rows_of(f, chosen).flatten(0, 1)
+        return known, products.to(u.dtype)
+
+    def jacobian(self, x: PyTree, dtype: torch.dtype) -> Tensor:
+        """J at each row, (B, C, P) in `dtype`: a forward pass for each row, and a backward pass for each output.
+
+        A module that does not take one row is given all rows together.
+        """
+        rows = n_rows(x)
+        try:
+            parts = [self._jacobian(select_rows(x, slice(i, i + 1)))[0] for i in range(rows)]
+        except EstimatorError:
+            raise
+        except (RuntimeError, ValueError, IndexError):
+            return self._jacobian(x).to(dtype)
+        return torch.stack(parts).to(dtype)
+
+    def jvp(self, x: PyTree, vectors: Tensor) -> Tensor:
+        """J v for vectors v (K, P): (K, B, C), by two reverse passes: J v = ∂⟨Jᵀu, v⟩/∂u.
+
+        Raises:
+            RuntimeError: an operation of the model cannot be differentiated twice.
+        """
+        with self._running():
+            f = self._forward(x).flatten(1)
+            if not f.requires_grad:
+                return torch.zeros(len(vectors), *f.shape, dtype=vectors.dtype, device=f.device)
+            if len(vectors) > f.numel():  # fewer backward passes by the rows of J
+                rows = self._rows_of(f, self._chosen(None))
+                return torch.einsum("bcp,kp->kbc", rows, vectors.to(f.dtype)).to(vectors.dtype)
+            u = torch.zeros_like(f, requires_grad=True)
+            pulled = torch.autograd.grad(f, self._chosen(None), u, create_graph=True, allow_unused=True)
+            products = [self._along(pulled, v, u) for v in vectors.to(f.dtype)]
+        return torch.stack(products).to(vectors.dtype)
+
+    def _along(self, pulled: Sequence[Tensor | None], vector: Tensor, u: Tensor) -> Tensor:
+        """∂⟨Jᵀu, v⟩/∂u."""
+        pieces = self.subset.unflatten(vector).values()
+        terms = [(g.to_dense() * v).sum() for g, v in zip(pulled, pieces, strict=True) if g is not None]
+        total = torch.stack(terms).sum() if terms else u.sum() * 0
+        if not total.requires_grad:
+            return torch.zeros_like(u)
+        (product,) = torch.autograd.grad(total, u, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(u) if product is None else product.detach()
+
+    def hessian_product(self, x: PyTree, loss: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+        """∇²ℓ(f(x; θ)) v at θ̂ for a scalar loss of the outputs f (B, C), and vectors (K, P): (K, P)."""
+        with self._running():
+            chosen = self._chosen(None)
+            value = loss(self._forward(x).flatten(1).to(vectors.dtype))
+            slopes = torch.autograd.grad(value, chosen, create_graph=True, allow_unused=True)
+            return torch.stack([self._curved(slopes, v, chosen) for v in vectors])
+
+    def _curved(self, slopes: Sequence[Tensor | None], vector: Tensor, chosen: list[Tensor]) -> Tensor:
+        pieces = self.subset.unflatten(vector).values()
+        terms = [(g.to_dense() * v).sum() for g, v in zip(slopes, pieces, strict=True) if g is not None]
+        total = torch.stack(terms).sum() if terms else vector.sum() * 0
+        if not total.requires_grad:
+            return torch.zeros_like(vector)
+        products = torch.autograd.grad(total, chosen, retain_graph=True, allow_unused=True)
+        return _flat(products, chosen)
+
+    def _jacobian(self, x: PyTree) -> Tensor:
+        """J (B, C, P), of all rows of x in one forward pass, by a backward pass for each row and output."""
+        with self._running():
+            return self._rows_of(self._forward(x).flatten(1), self._chosen(None))
+
+    def _rows_of(self, f: Tensor, chosen: list[Tensor]) -> Tensor:
+        """∂f/∂θ (B, C, P) for f (B, C) with a graph."""
+        jacobian = torch.empty(*f.shape, sum(p.numel() for p in chosen), dtype=f.dtype, device=f.device)
+        for b in range(f.shape[0]):
+            for c in range(f.shape[1]):
+                pick = torch.zeros_like(f)
+                pick[b, c] = 1.0
+                jacobian[b, c] = self._pull(f, pick, chosen)
+        return jacobian
+
+    @staticmethod
+    def _pull(f: Tensor, u: Tensor, chosen: list[Tensor]) -> Tensor:
+        """Jᵀ u, (P,): 0 where no gradient arrives."""
+        if not f.requires_grad:
+            return _flat([None] * len(chosen), chosen)
+        return _flat(torch.autograd.grad(f, chosen, u, retain_graph=True, allow_unused=True), chosen)
+
+    def _chosen(self, names: Sequence[str] | None) -> list[Tensor]:
+        if names is None:
+            return self.parameters
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        return [named[name] for name in names]
+
+    def _forward(self, x: PyTree) -> Tensor:
+        """Of copies of the inputs, into which a forward may write."""
+        x = with_floats(fresh(x), self.dtype)
+        arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
+        return output_tensor(self.model(*arguments, **keywords))
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """With gradients, in the modes of the fit; the module's own modes and requires_grad are put back."""
+        modes = [(own, own.training) for own in self.model.modules()]
+        frozen = [p for p in self.parameters if not p.requires_grad]
+        try:
+            for own, training in modes:
+                own.training = self._modes.get(id(own), training)
+            for p in frozen:
+                p.requires_grad_(True)
+            with torch.enable_grad(), differentiable():
+                yield
+        finally:
+            for own, training in modes:
+                own.training = training
+            for p in frozen:
+                p.requires_grad_(False)
+
+
+def fresh(x: PyTree) -> PyTree:
+    """Copies of the tensors of x."""
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), x)
+
+
+def _flat(slopes: Sequence[Tensor | None], chosen: Sequence[Tensor]) -> Tensor:
+    """(P,) of slopes by parameter; sparse ones made dense."""
+    pairs = zip(slopes, chosen, strict=True)
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if g is None else g.detach().to_dense().flatten() for g, p in pairs]
+    )

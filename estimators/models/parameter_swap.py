@@ -1,0 +1,43 @@
+"""Other values in place of a module's parameters, wherever its forward meets them.
+
+`torch.func.functional_call` exchanges the entries of `_parameters`. A weight that is reached in another way, through a
+closure, a list, a `functools.partial` or a forward that was replaced on the instance, keeps its old value there. Here
+the exchange is made where a torch function is called with the parameter, by its identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["ParameterSwap"]
+
+
+class ParameterSwap(TorchFunctionMode):
+    """Within this mode every torch function that is given a parameter of `module` is given the tensor of its name."""
+
+    def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        self._tensors = {id(parameters[name]): tensor for name, tensor in tensors.items()}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        return func(*(self._swapped(a) for a in args), **{k: self._swapped(v) for k, v in (kwargs or {}).items()})
+
+    def _swapped(self, value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, Tensor):
+            return self._tensors.get(id(value), value)
+        if type(value) in (list, tuple):
+            return type(value)(self._swapped(part) for part in value)
+        if type(value) is dict:
+            return {key: self._swapped(part) for key, part in value.items()}
+        return value

@@ -1,0 +1,144 @@
+"""What a forward pass may leave behind on the user's side is put back: buffers, attributes, and containers of hooks.
+
+A forward may count calls in a buffer, keep an activation as an attribute, or hand features to a dict that a hook closes
+over. Calls of this library must leave none of that: a value from inside a functional transform is dead outside of it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["preserved_state"]
+
+_DEPTH = 4  # a container in a dict of an object that a closure holds
+_MOST = 10_000  # entries of a container that is data rather than state
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+@contextmanager
+def preserved_state(model: nn.Module) -> Iterator[None]:
+    """Put buffers, attributes and reachable containers of `model` back to what they were, also after an exception."""
+    kept_tensors = [(tensor, tensor._version, tensor.detach().clone()) for tensor in _state_tensors(model)]
+    kept_containers = [(container, _shallow(container)) for container in _containers(model)]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for container, before in kept_containers:
+            _put_back(container, before)
+        with torch.no_grad():
+            for tensor, version, value in kept_tensors:
+                if tensor._version != version and not torch.equal(tensor, value):
+                    tensor.copy_(value)
+        for module, training in modes:
+            module.training = training
+
+
+def _state_tensors(model: nn.Module) -> list[Tensor]:
+    """Buffers, and tensors that are plain attributes, each once."""
+    found: dict[int, Tensor] = {}
+    for module in model.modules():
+        attributes = [value for value in vars(module).values() if isinstance(value, Tensor)]
+        for tensor in [*module._buffers.values(), *attributes]:
+            if tensor is not None and not isinstance(tensor, nn.Parameter) and tensor.layout == torch.strided:
+                if not tensor.is_inference() and not _is_wrapped(tensor):
+                    found[id(tensor)] = tensor
+    return list(found.values())
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Whether it comes from inside a functional transform."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def _containers(model: nn.Module) -> list[Any]:
+    """Dicts, lists, sets and deques that a forward can change: of modules, their hooks, and what these close over."""
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        _collect(vars(module), found, 1)
+        _collect(module._buffers, found, 1)
+        for name in _HOOKS:
+            for hook in getattr(module, name).values():
+                _collect(hook, found, _DEPTH)
+        forward = getattr(type(module), "forward", None)
+        if isinstance(forward, types.FunctionType) and not forward.__module__.startswith("torch."):
+            _collect_globals(forward, found)
+        for name, value in vars(module).items():
+            if not name.startswith("_") or callable(value):
+                _collect(value, found, _DEPTH)
+    return list(found.values())
+
+
+def _collect(value: Any, found: dict[int, Any], depth: int) -> None:  # noqa: ANN401
+    """Enter the containers reachable from `value` within `depth` steps; tensors and modules are no containers."""
+    if depth == 0 or id(value) in found or isinstance(value, (Tensor, nn.Module, type, types.ModuleType)):
+        return
+    if isinstance(value, (dict, list, set, deque)):
+        if len(value) <= _MOST:
+            found[id(value)] = value
+            inner: Iterable[Any] = value.values() if isinstance(value, dict) else value
+            if depth > 1:
+                for part in list(inner):
+                    _collect(part, found, depth - 1)
+        return
+    for part in _inside(value):
+        _collect(part, found, depth - 1 if not isinstance(value, types.CellType) else depth)
+    if isinstance(value, types.FunctionType):
+        _collect_globals(value, found)
+
+
+def _inside(value: Any) -> list[Any]:  # noqa: ANN401
+    """What a function, a method, a partial or an object holds."""
+    if isinstance(value, types.FunctionType):
+        return [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)] + list(
+            value.__defaults__ or ()
+        )
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    content = getattr(value, "__dict__", None)
+    return [content] if isinstance(content, dict) and not isinstance(value, (torch.dtype, torch.device)) else []
+
+
+def _collect_globals(function: types.FunctionType, found: dict[int, Any]) -> None:
+    """Containers of the function's module that it names."""
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, (dict, list, set, deque)) and len(value) <= _MOST:
+            found[id(value)] = value
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _shallow(container: Any) -> Any:  # noqa: ANN401
+    return dict(container) if isinstance(container, dict) else list(container)
+
+
+def _put_back(container: Any, before: Any) -> None:  # noqa: ANN401
+    if isinstance(container, dict):
+        if not (len(container) == len(before) and all(container.get(k, before) is v for k, v in before.items())):
+            container.clear()
+            container.update(before)
+    elif len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
+        container.clear()
+        container.update(before) if isinstance(container, set) else container.extend(before)

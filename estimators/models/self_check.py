@@ -1,0 +1,296 @@
+"""Every derivative that a fit uses is compared with plain autograd on the user's own module, on every batch.
+
+Four statements cover all routes, for random weights u of the outputs and a random direction r of the parameters:
+
+    Jᵀu by backward passes, by rows of J, by the factors of layers or the features of a last layer    ‖·− g‖ / ‖g‖
+    ⟨u, J r⟩ by forward mode                                                                          against ⟨g, r⟩
+    ⟨u, f(θ̂ + εr) − f(θ̂ − εr)⟩ / 2ε of the function whose weights can be displaced                   against ⟨g, r⟩
+    f of a row alone                                                                                  against f of the batch
+
+g = `torch.autograd.grad`(⟨u, f⟩) on the module itself. A route that disagrees is given up for the next slower one; what
+cannot be answered (rows that depend on each other, no slope at all, weights that cannot be displaced) raises.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.func import grad
+from torch.utils import _pytree as pytree
+
+from estimators.errors import DerivativeRouteWarning, ModelError
+from estimators.models.own_module import OwnModule
+from estimators.pytrees import PyTree, n_rows, select_rows
+from estimators.subsets import Subset
+
+__all__ = ["DerivativeReport", "Disagreement", "SelfCheck"]
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
+"""Largest relative error of a route: round-off of the dtype with room to spare; wrong routes were off by .01 to 270."""
+OUTPUTS, DISPLACED = "outputs", "displaced weights"
+"""Comparisons without a slope."""
+ROWS_ALONE = 2
+"""Rows of a batch that are computed by themselves, too."""
+_STEPS = {torch.float64: (1e-6, 1e-5, 1e-4)}
+_DISPLACED = {torch.float64: 1e-3}  # elsewhere .2: a difference of two float32 outputs
+_ABSOLUTE = 1e-2
+"""Part of the norm of the whole slope that is added to that of a parameter, below which its error is round-off."""
+
+
+@dataclass
+class DerivativeReport:
+    """What was checked against plain autograd, and what was chosen because of it.
+
+    Attributes:
+        rows: rows compared, by what was computed ("rows of J", "J v", ...).
+        largest_error: largest relative error of what was used, by the same names.
+        routes: the route in use, by the same names.
+        disagreements: one sentence for each route that was given up.
+    """
+
+    rows: dict[str, int] = field(default_factory=dict)
+    largest_error: dict[str, float] = field(default_factory=dict)
+    routes: dict[str, str] = field(default_factory=dict)
+    disagreements: list[str] = field(default_factory=list)
+
+
+class SelfCheck:
+    """Comparisons with `own`, for as long as batches or kinds of queries are new.
+
+    Args:
+        own: the user's module, differentiated by plain autograd.
+        subset: the chosen parameters.
+    """
+
+    def __init__(self, own: OwnModule, subset: Subset) -> None:
+        self.own, self.subset = own, subset
+        self.report = DerivativeReport()
+        self.n_data, self.fitting = 0, False
+        self.slope_seen = False
+        self._kinds: dict[str, set[object]] = {}
+        self._generator = torch.Generator().manual_seed(0)
+        self.enabled = True
+
+    def for_function(self) -> SelfCheck:
+        """A check of a function of these outputs: the same module and report, every kind of query new."""
+        other = copy.copy(self)
+        other._kinds = {}
+        return other
+
+    # ---------------------------------------------------------------- when
+
+    def is_new(self, what: str, x: PyTree, *more: object) -> bool:
+        """Whether x is of a kind that `what` has not been computed at."""
+        kinds, kind = self._kinds.setdefault(what, set()), (_kind(x), more)
+        is_new = kind not in kinds
+        kinds.add(kind)
+        return is_new and self.enabled
+
+    def due(self, what: str, x: PyTree, *more: object) -> bool:
+        """Whether `what` is to be compared at x: in a fit at every row once, afterwards at queries of a new kind."""
+        if not self.enabled or not n_rows(x):
+            return False
+        is_new = self.is_new(what, x, *more)
+        return is_new or (self.fitting and self.report.rows.get(what, 0) < self.n_data)
+
+    def seen(self, what: str, rows: int, error: float) -> None:
+        """Enter a comparison that held."""
+        self.report.rows[what] = self.report.rows.get(what, 0) + rows
+        self.report.largest_error[what] = max(error, self.report.largest_error.get(what, 0.0))
+
+    # ---------------------------------------------------------------- what is compared
+
+    def random(self, like: Tensor) -> Tensor:
+        """Standard normal numbers of the shape, dtype and device of `like`, from a generator of its own."""
+        return torch.randn(like.shape, generator=self._generator, dtype=torch.float64).to(like)
+
+    def slope_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
+        """How far `product` (P,) is from Jᵀu by plain autograd, for u (B, C)."""
+        g = self.own.vjp(x, u[None], names)[0]
+        self._check_finite(g)
+        self.slope_seen = self.slope_seen or bool(g.any())
+        shapes = self.subset.shapes if names is None else {name: self.subset.shapes[name] for name in names}
+        return _worst(shapes, product, g)
+
+    def along_error(
+        self, x: PyTree, cotangent: Tensor, along: Tensor, r: Tensor, *, u: Tensor | None = None
+    ) -> Disagreement:
+        """How far ⟨u, along⟩ of along = J r (B, C) is from ⟨g, r⟩, r (P,), in units of the norm of its terms.
+
+        g = Jᵀu by plain autograd; of a function of the outputs `cotangent` is Gᵀu, else u itself.
+        """
+        u = cotangent if u is None else u
+        g = self.own.vjp(x, cotangent[None])[0]
+        self._check_finite(g)
+        self.slope_seen = self.slope_seen or bool(g.any())
+        terms = g.double() * r.double()
+        wrong = float((u.double() * along.double()).sum() - terms.sum())
+        return Disagreement(_ratio(abs(wrong), float(terms.norm())), None)
+
+    def compare(self, product: Tensor, expected: Tensor) -> Disagreement:
+        """How far two vectors (P,) are apart."""
+        return _worst(self.subset.shapes, product, expected)
+
+    def tolerance(self) -> float:
+        """Largest relative error of a route that is in use."""
+        return TOLERANCE.get(self.own.dtype, 0.1)
+
+    # ---------------------------------------------------------------- what raises
+
+    def check_rows_alone(self, x: PyTree, f: Tensor, *, what: str) -> None:
+        """ModelError where a row's outputs depend on the other rows of x; f (B, ...) are those of all rows."""
+        if len(f) < 2 or not self.enabled:
+            return
+        picks = torch.randperm(len(f), generator=self._generator)[:ROWS_ALONE].tolist()
+        for i in picks:
+            alone = self._alone(x, i)
+            expected = f[i : i + 1]
+            if alone is None:
+                continue
+            if alone.shape != expected.shape:
+                raise _coupled(what, f"outputs of shape {tuple(alone.shape)} for a row alone, and of "
+                               f"{tuple(expected.shape)} among others")  # fmt: skip
+            scale = float(f.abs().double().max())
+            error = _ratio(float((alone.double() - expected.double()).abs().max()), scale)
+            if not error <= max(self.tolerance(), 1e-3 if self.own.dtype != torch.float64 else 0.0):
+                raise _coupled(what, f"outputs of a row alone that differ by {error:.2g} of the largest output from "
+                               "those among others")  # fmt: skip
+
+    def _alone(self, x: PyTree, i: int) -> Tensor | None:
+        """f of row i alone; None where the module takes no single row."""
+        try:
+            return self.own.outputs(select_rows(x, slice(i, i + 1)))
+        except (RuntimeError, IndexError):
+            return None
+        except ValueError as error:  # batch statistics of one value
+            if "more than 1 value" in str(error):
+                raise _coupled("row", "batch normalisation over the rows of a batch") from error
+            return None
+
+    def check_displaced(self, x: PyTree, function: Callable[[Tensor], Tensor], theta: Tensor) -> None:
+        """ModelError where f(θ, x) of displaced weights does not move along the slope of the user's module."""
+        with torch.no_grad():
+            f = function(theta)
+        u = self.random(f)
+        g = self.own.vjp(x, u[None])[0]
+        by_function = grad(lambda theta: (u * function(theta)).sum())(theta)
+        apart = _worst(self.subset.shapes, by_function.detach(), g)
+        r = self.random(theta) * theta.abs().mean().clamp_min(1e-3)
+        terms = g.double() * r.double()
+        expected, scale = float(terms.sum()), float(terms.norm())
+        errors = []
+        for step in _STEPS.get(theta.dtype, (1e-3, 1e-2)):
+            with torch.no_grad():
+                moved = function(theta + step * r).double() - function(theta - step * r).double()
+            errors.append(_ratio(abs(float((u.double() * moved).sum()) / (2 * step) - expected), scale))
+        if not apart.within(self.tolerance()):
+            raise _not_displaceable(f"a gradient of displaced weights that {apart}")
+        if min(errors) > _DISPLACED.get(theta.dtype, 0.2):
+            raise _not_displaceable(f"outputs that differ from it by {min(errors):.2g}")
+
+    def check_slope(self) -> None:
+        """ModelError where slopes were compared, and no gradient has reached any chosen parameter."""
+        compared = self.report.rows.keys() - {OUTPUTS, DISPLACED}
+        if self.enabled and compared and not self.slope_seen:
+            raise ModelError(
+                "outputs with a gradient with respect to the chosen parameters",
+                received="a gradient of exactly 0 at every row (outputs detached, or computed under torch.no_grad())",
+                remedy="remove .detach(), .data, .item() or torch.no_grad() from forward, or choose the parameters "
+                "that the outputs depend on by subset_of_weights.",
+            )
+
+    def _check_finite(self, g: Tensor) -> None:
+        if not bool(torch.isfinite(g).all()):
+            names = [name for name, place in self.subset.slices.items() if len(g) == self.subset.n_parameters
+                     and not bool(torch.isfinite(g[place]).all())]  # fmt: skip
+            listed = ", ".join(names[:3]) or "the last layer"
+            raise ModelError(
+                "finite gradients of the outputs",
+                received=f"NaN or Inf in the gradient of {listed}",
+                remedy="look for sqrt, norm, log or a division at 0 in forward, and add a small constant inside it.",
+            )
+
+    # ---------------------------------------------------------------- what is given up
+
+    def give_up(self, what: str, route: str, reason: str, *, instead: str) -> None:
+        """Enter that a route is not used any more, and warn."""
+        sentence = f"{what}: {route} {reason}; {instead} instead"
+        self.report.disagreements.append(sentence)
+        warnings.warn(
+            f"A fast derivative of this network was not used. {sentence}. The results are those of plain autograd.",
+            DerivativeRouteWarning,
+            stacklevel=2,
+        )
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A relative error, and the parameter in which it is largest."""
+
+    error: float
+    name: str | None
+
+    def within(self, tolerance: float) -> bool:
+        """Whether it is round-off; NaN is not."""
+        return self.error <= tolerance
+
+    def __str__(self) -> str:
+        place = "" if self.name is None else f", most in {self.name!r}"
+        return f"differs from plain autograd by {100 * self.error:.2g} %{place}"
+
+
+def _worst(shapes: dict[str, torch.Size], product: Tensor, g: Tensor) -> Disagreement:
+    """The parameter with the largest error, relative to its slope and a part of the whole one's."""
+    sizes = [shape.numel() for shape in shapes.values()]
+    whole = g.double().norm()
+    parts = zip(shapes, product.double().split(sizes), g.double().split(sizes), strict=True)
+    errors = [
+        (_ratio(float((got - expected).norm()), float(expected.norm() + _ABSOLUTE * whole)), name)
+        for name, got, expected in parts
+    ]
+    error, name = max(errors, key=lambda pair: pair[0] if pair[0] == pair[0] else float("inf"))
+    return Disagreement(error, name)
+
+
+def _ratio(error: float, scale: float) -> float:
+    """error/scale; 0 where both are 0."""
+    if error == 0:
+        return 0.0
+    return error / scale if scale > 0 else float("inf")
+
+
+def _kind(x: PyTree) -> object:
+    """What two queries have in common if they are computed alike: structure, shapes, dtypes, and values of flags."""
+    leaves, structure = pytree.tree_flatten(x)
+    return str(structure), tuple(_kind_of_leaf(leaf) for leaf in leaves)
+
+
+def _kind_of_leaf(leaf: object) -> object:
+    if not isinstance(leaf, Tensor):
+        return repr(leaf)
+    flags = (bool(leaf.any()), bool(leaf.all())) if leaf.dtype == torch.bool else None
+    return tuple(leaf.shape), leaf.dtype, flags
+
+
+def _not_displaceable(received: str) -> ModelError:
+    return ModelError(
+        "weights that can be displaced: outputs that move along the gradient of the network",
+        received=f"{received} (a weight inside torch.no_grad(), a padding row of an embedding, a gradient hook, or a "
+        "weight of a compiled or scripted part)",
+        remedy="solver=LinearResponse(), which displaces no weight; or freeze weights without a gradient by "
+        "requires_grad_(False), and register every module as a submodule.",
+    )
+
+
+def _coupled(what: str, received: str) -> ModelError:
+    return ModelError(
+        f"a network whose outputs at a {what} do not depend on the other rows",
+        received=received,
+        remedy="use running statistics in batch normalisation (track_running_stats=True), batch_first=True in encoders "
+        "that are given (B, T, C), and no mean or softmax over dimension 0.",
+    )
