@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from estimators.batch import Batch, Loader, empty_loader, size_in_bytes, split_batch
 from estimators.batch_checks import check_batch

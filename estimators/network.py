@@ -184,10 +184,7 @@ class Network:
             self.routes.swap = before if is_last else swap
             try:
                 result = compute()
-                if is_last or difference is None:
-                    apart = None
-                else:
-                    apart = difference(result)
+                apart = None if is_last or difference is None else difference(result)
             except _FAILURES as error:
                 if isinstance(error, _NOT_OURS) or is_last:
                     raise

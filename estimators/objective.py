@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -78,7 +79,7 @@ class Labels(DataTerm):
         return self.likelihood.nll(network(theta, x), targets).sum()
 
     def curvature_product(self, network: Network, batch: Batch, vectors: Tensor, total: Tensor | None = None) -> Tensor:
-        images = network.hessian_product(batch.x, lambda f: self.likelihood.nll(f, batch.y).sum(), vectors)
+        images = network.hessian_product(batch.x, partial(_nll, self.likelihood, batch.y), vectors)
         return images if total is None else total.add_(images)
 
 
@@ -89,7 +90,7 @@ class TiltedLabels(Labels):
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
         with network.ledger.part("targets"):
-            return batch.y, network.slope_of(batch.x, lambda f: self.likelihood.nll(f, batch.y).sum())
+            return batch.y, network.slope_of(batch.x, partial(_nll, self.likelihood, batch.y))
 
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
         labels, slope = targets
@@ -117,6 +118,10 @@ class SelfTargets(DataTerm):
             return likelihood.hessian_product(f, jv)
 
         return network.outputs_and_vjp(batch.x, h_jv, total)[1]  # Λ J v → Jᵀ Λ J v
+
+
+def _nll(likelihood: Likelihood, y: Tensor, f: Tensor) -> Tensor:
+    return likelihood.nll(f, y).sum()
 
 
 @dataclass(frozen=True)
@@ -170,8 +175,7 @@ class Objective:
         total = torch.zeros_like(theta)
         if type(self.data_term) is Labels and theta is self.theta:
             for batch in self.team.parts(self.batches):
-                likelihood, y = self.likelihood, batch.y
-                total += self.network.slope_of(batch.x, lambda f, y=y: likelihood.nll(f, y).sum())  # type: ignore[misc]
+                total += self.network.slope_of(batch.x, partial(_nll, self.likelihood, batch.y))
             return self.team.total(total).addcmul_(self.prior.precision, theta - self.prior.mean)
         for batch, targets in self.with_targets():
             with differentiable(), self.network.ledger.transformed(backward=1):

@@ -1,13 +1,13 @@
 """Models inside wrappers that change neither weights nor outputs: torch.compile, DataParallel, averaged models.
 
-`torch.compile(model)` puts `_orig_mod.` before every parameter name, `nn.DataParallel(model)` puts `module.`. Names that
-users write, that errors list and that files keep are those of the module inside, so that a fit of the one belongs to
-the other.
+`torch.compile(model)` puts `_orig_mod.` before every parameter name, `nn.DataParallel(model)` puts `module.`. Names
+that users write, that errors list and that files keep are those of the module inside, so that a fit of the one belongs
+to the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -69,7 +69,7 @@ def parameter_aliases(model: nn.Module) -> dict[str, list[str]]:
     return {names[0]: names for names in by_identity.values()}
 
 
-def _plain_names(model: nn.Module, names: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
+def _plain_names(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """(name, name without wrappers) of each tensor that does not belong to a wrapper itself."""
     inside = {path: inner for path, m in model.named_modules(remove_duplicate=False) if (inner := _inner_name(m))}
     for name in names:

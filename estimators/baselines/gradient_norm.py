@@ -40,7 +40,7 @@ class GradientNorm(UncertaintyEstimator):
         return {}, {"passes": self.fit_report_.passes}
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
-        self.fit_report_ = PassReport(learned["passes"])
+        self.fit_report_ = PassReport(passes=learned["passes"])
 
     def _variance(self, x: PyTree) -> Tensor:
         return _identity(self.network_, x).variance_at(self.network_, x)

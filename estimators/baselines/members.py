@@ -90,7 +90,7 @@ class MembersEstimator(UncertaintyEstimator):
         return {}, {"passes": self.fit_report_.passes}
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
-        self.fit_report_ = PassReport(learned["passes"])
+        self.fit_report_ = PassReport(passes=learned["passes"])
 
 
 def check_at_least(least: int, name: str, value: int) -> None:

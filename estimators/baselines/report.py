@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from estimators.fit_report import FitReport
 from estimators.objective import Objective
 
 __all__ = ["PassReport"]
 
 
-@dataclass(frozen=True)
-class PassReport:
+@dataclass(frozen=True, kw_only=True)
+class PassReport(FitReport):
     """Passes of forward and backward over the training rows that `fit` spent, by what they were for.
 
     Every row is counted, from the first check of the data on, and the training of networks of one's own; that of the
@@ -27,4 +28,4 @@ class PassReport:
     @classmethod
     def of(cls, objective: Objective) -> PassReport:
         """What the ledger of its network has."""
-        return cls(objective.network.ledger.passes(objective.batches.n_data, 1))
+        return cls(passes=objective.network.ledger.passes(objective.batches.n_data, 1))

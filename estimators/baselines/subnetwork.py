@@ -50,6 +50,8 @@ class SubnetworkLaplace(UncertaintyEstimator):
     Errors: TooLargeError before any allocation; IndefiniteHessianError for a δ of 0 where the data leave A_S singular.
     """
 
+    fit_report_: PassReport
+
     def __init__(
         self,
         model: nn.Module,
@@ -94,7 +96,7 @@ class SubnetworkLaplace(UncertaintyEstimator):
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self._hold(Matrix(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
-        self.fit_report_ = PassReport(learned["passes"])
+        self.fit_report_ = PassReport(passes=learned["passes"])
 
     def _variance(self, x: PyTree) -> Tensor:
         return self.precision_.variance_at(self.network_, x)

@@ -39,6 +39,8 @@ class TemperatureScaling(MAP):
     Errors: UnsupportedError for regression; those of `fit` for either loader.
     """
 
+    fit_report_: PassReport
+
     def __init__(
         self,
         model: nn.Module,
@@ -72,7 +74,7 @@ class TemperatureScaling(MAP):
         return {}, {"temperature": self.temperature_, "passes": self.fit_report_.passes}
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
-        self.temperature_, self.fit_report_ = learned["temperature"], PassReport(learned["passes"])
+        self.temperature_, self.fit_report_ = learned["temperature"], PassReport(passes=learned["passes"])
 
     def _mean(self, x: PyTree) -> Tensor:
         return super()._mean(x) / self.temperature_

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,7 @@ from estimators.models.preserved_state import preserved_state
 
 __all__ = ["exclusive", "exclusively"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class _HasModel(Protocol):
-    model: nn.Module
-
-
-S = TypeVar("S", bound=_HasModel)
+F = TypeVar("F", bound=Callable[..., Any])
 
 _LOCK = threading.RLock()
 _DEPTH = 0
@@ -52,19 +44,18 @@ def exclusive(model: nn.Module) -> Iterator[None]:
             _DEPTH -= 1
 
 
-def exclusively(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+def exclusively(method: F) -> F:
     """Run a public method of an estimator within `exclusive`; inference tensors among its arguments are copied."""
 
     @wraps(method)
-    def call(self: S, *arguments: P.args, **keywords: P.kwargs) -> R:
+    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401
         with exclusive(self.model):
             given = (arguments, keywords)
             if any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves(given)):
-                plain, named = pytree.tree_map_only(Tensor, _ordinary, given)
-                return method(self, *plain, **named)
+                arguments, keywords = pytree.tree_map_only(Tensor, _ordinary, given)
             return method(self, *arguments, **keywords)
 
-    return call
+    return cast(F, call)
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

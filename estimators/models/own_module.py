@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from estimators.errors import EstimatorError
 from estimators.models.kernels import differentiable
 from estimators.models.outputs import output_tensor
+from estimators.models.preserved_state import preserved_tensors
 from estimators.pytrees import PyTree, n_rows, select_rows, with_floats
 from estimators.subsets import Subset
 from estimators.wrappers import unwrapped
@@ -179,7 +180,7 @@ class OwnModule:
                 own.training = self._modes.get(id(own), training)
             for p in frozen:
                 p.requires_grad_(True)
-            with torch.enable_grad(), differentiable():
+            with torch.enable_grad(), differentiable(), preserved_tensors(self.model):
                 yield
         finally:
             for own, training in modes:

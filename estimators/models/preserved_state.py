@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["preserved_state"]
+__all__ = ["preserved_state", "preserved_tensors"]
 
 _DEPTH = 4  # a container in a dict of an object that a closure holds
 _MOST = 10_000  # entries of a container that is data rather than state
@@ -31,20 +31,32 @@ _HOOKS = (
 @contextmanager
 def preserved_state(model: nn.Module) -> Iterator[None]:
     """Put buffers, attributes and reachable containers of `model` back to what they were, also after an exception."""
-    kept_tensors = [(tensor, tensor._version, tensor.detach().clone()) for tensor in _state_tensors(model)]
     kept_containers = [(container, _shallow(container)) for container in _containers(model)]
     modes = [(module, module.training) for module in model.modules()]
     try:
-        yield
+        with preserved_tensors(model):
+            yield
     finally:
         for container, before in kept_containers:
             _put_back(container, before)
-        with torch.no_grad():
-            for tensor, version, value in kept_tensors:
-                if tensor._version != version and not torch.equal(tensor, value):
-                    tensor.copy_(value)
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def preserved_tensors(model: nn.Module) -> Iterator[None]:
+    """Put the numbers of buffers and of tensors among the attributes of `model` back to what they were."""
+    kept = [(tensor, tensor._version, tensor.detach().clone()) for tensor in _state_tensors(model)]
+    entries = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
+    try:
+        yield
+    finally:
+        for buffers, before in entries:
+            _put_back(buffers, before)
+        with torch.no_grad():
+            for tensor, version, value in kept:
+                if tensor._version != version:
+                    tensor.copy_(value)
 
 
 def _state_tensors(model: nn.Module) -> list[Tensor]:
@@ -53,15 +65,15 @@ def _state_tensors(model: nn.Module) -> list[Tensor]:
     for module in model.modules():
         attributes = [value for value in vars(module).values() if isinstance(value, Tensor)]
         for tensor in [*module._buffers.values(), *attributes]:
-            if tensor is not None and not isinstance(tensor, nn.Parameter) and tensor.layout == torch.strided:
-                if not tensor.is_inference() and not _is_wrapped(tensor):
-                    found[id(tensor)] = tensor
+            if tensor is not None and _is_state(tensor):
+                found[id(tensor)] = tensor
     return list(found.values())
 
 
-def _is_wrapped(tensor: Tensor) -> bool:
-    """Whether it comes from inside a functional transform."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+def _is_state(tensor: Tensor) -> bool:
+    """Whether it has numbers of its own: no parameter, and nothing from inside a functional transform."""
+    plain = not isinstance(tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_inference()
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _containers(model: nn.Module) -> list[Any]:

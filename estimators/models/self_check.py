@@ -2,10 +2,10 @@
 
 Four statements cover all routes, for random weights u of the outputs and a random direction r of the parameters:
 
-    Jᵀu by backward passes, by rows of J, by the factors of layers or the features of a last layer    ‖·− g‖ / ‖g‖
-    ⟨u, J r⟩ by forward mode                                                                          against ⟨g, r⟩
-    ⟨u, f(θ̂ + εr) − f(θ̂ − εr)⟩ / 2ε of the function whose weights can be displaced                   against ⟨g, r⟩
-    f of a row alone                                                                                  against f of the batch
+    Jᵀu    by backward passes, rows of J, factors of layers, features of a last layer      against g
+    ⟨u, J r⟩    by forward mode                                                            against ⟨g, r⟩
+    ⟨u, f(θ̂ + εr) − f(θ̂ − εr)⟩ / 2ε    of the function whose weights can be displaced     against ⟨g, r⟩
+    f    of a row alone                                                                    against f among others
 
 g = `torch.autograd.grad`(⟨u, f⟩) on the module itself. A route that disagrees is given up for the next slower one; what
 cannot be answered (rows that depend on each other, no slope at all, weights that cannot be displaced) raises.
