@@ -11,11 +11,13 @@ from torch import nn
 
 from estimators.pytrees import PyTree, n_rows
 
-__all__ = ["Ledger", "Rows"]
+__all__ = ["SELF_CHECK", "Ledger", "Rows"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+SELF_CHECK = "self-check"
+"""The part of comparisons with plain autograd."""
 FORWARD, TANGENT, BACKWARD = 1 / 3, 1 / 3, 2 / 3
 
 
@@ -108,6 +110,10 @@ class Ledger:
     def cost(self) -> float:
         """Of all parts, in rows through forward and backward."""
         return sum(rows.cost for rows in self.parts.values())
+
+    def cost_without(self, part: str) -> float:
+        """Of all parts but one."""
+        return sum(rows.cost for name, rows in self.parts.items() if name != part)
 
     def passes(self, n_data: int, replicas: int) -> dict[str, float]:
         """Passes over N rows a replica, by part."""

@@ -33,6 +33,8 @@ class GradientNorm(UncertaintyEstimator):
     Fitted: `fit_report_`.
     """
 
+    fit_report_: PassReport
+
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         self.fit_report_ = PassReport.of(objective)
 

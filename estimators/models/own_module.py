@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from estimators.errors import EstimatorError
+from estimators.ledger import Ledger
 from estimators.models.kernels import differentiable
 from estimators.models.outputs import output_tensor
 from estimators.models.preserved_state import preserved_tensors
@@ -38,6 +39,7 @@ class OwnModule:
 
     def __init__(self, model: nn.Module, subset: Subset) -> None:
         self.model, self.subset = unwrapped(model), subset
+        self.ledger, self._rows = Ledger(), 0
         self._modes = {id(module): module.training for module in self.model.modules()}  # of the fit
 
     @property
@@ -104,6 +106,7 @@ class OwnModule:
             if len(vectors) > f.numel():  # fewer backward passes by the rows of J
                 rows = self._rows_of(f, self._chosen(None))
                 return torch.einsum("bcp,kp->kbc", rows, vectors.to(f.dtype)).to(vectors.dtype)
+            self.ledger.backward(self._rows * (1 + len(vectors)))
             u = torch.zeros_like(f, requires_grad=True)
             pulled = torch.autograd.grad(f, self._chosen(None), u, create_graph=True, allow_unused=True)
             products = [self._along(pulled, v, u) for v in vectors.to(f.dtype)]
@@ -124,6 +127,7 @@ class OwnModule:
         with self._running():
             chosen = self._chosen(None)
             value = loss(self._forward(x).flatten(1).to(vectors.dtype))
+            self.ledger.backward(self._rows * (1 + 2 * len(vectors)))
             slopes = torch.autograd.grad(value, chosen, create_graph=True, allow_unused=True)
             return torch.stack([self._curved(slopes, v, chosen) for v in vectors])
 
@@ -151,11 +155,12 @@ class OwnModule:
                 jacobian[b, c] = self._pull(f, pick, chosen)
         return jacobian
 
-    @staticmethod
-    def _pull(f: Tensor, u: Tensor, chosen: list[Tensor]) -> Tensor:
+    def _pull(self, f: Tensor, u: Tensor, chosen: list[Tensor]) -> Tensor:
         """Jᵀ u, (P,): 0 where no gradient arrives."""
         if not f.requires_grad:
             return _flat([None] * len(chosen), chosen)
+        if len(chosen) == len(self.subset.shapes):  # to a few last ones it is next to nothing
+            self.ledger.backward(self._rows)
         return _flat(torch.autograd.grad(f, chosen, u, retain_graph=True, allow_unused=True), chosen)
 
     def _chosen(self, names: Sequence[str] | None) -> list[Tensor]:
@@ -166,6 +171,8 @@ class OwnModule:
 
     def _forward(self, x: PyTree) -> Tensor:
         """Of copies of the inputs, into which a forward may write."""
+        self._rows = n_rows(x)
+        self.ledger.forward(self._rows)
         x = with_floats(fresh(x), self.dtype)
         arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
         return output_tensor(self.model(*arguments, **keywords))

@@ -129,7 +129,7 @@ def test_the_parts_of_a_fit_cost_what_they_are():
     assert {name: report.passes[name] for name in expected} == pytest.approx(expected)
     product, shares = 1, report.passes["exact block"] / shared  # and features, and finding the layer
     assert product + 4 * shared < shares * shared < product + 7 * shared
-    assert report.passes.keys() - expected == {"exact block", "search for lam", "linearity"}
+    assert report.passes.keys() - expected == {"exact block", "search for lam", "linearity", "self-check"}
     solver = ("targets", "solve", "search for lr", "search for lam", "linearity")
     assert report.solver.passes == pytest.approx(sum(report.passes[name] for name in solver))
 
@@ -137,7 +137,9 @@ def test_the_parts_of_a_fit_cost_what_they_are():
 def test_solves_at_query_count_their_own():
     loader, x = rows(), rows()[0][0][:2]
     estimator = RegVar(network(), "classification", regularizer=Pointwise(), solver=LinearResponse()).fit(loader)
-    assert estimator.fit_report_.passes == pytest.approx({"checks": 2 / 3, "relative gradient": 1})
+    by_the_module = 1 / 3 + 1 + 2 * 3 / 23 / 3  # a forward, a gradient, and two rows of each batch alone
+    expected = {"checks": 2 / 3, "relative gradient": 1, "self-check": by_the_module}
+    assert estimator.fit_report_.passes == pytest.approx(expected)
     estimator.variance(x)
     report = estimator.fit_report_.solver
     assert report.passes == pytest.approx(report.iterations * (1 + 2 / 3 / 6), rel=0.3)  # 6 right-hand sides

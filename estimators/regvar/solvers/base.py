@@ -12,6 +12,7 @@ from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
 from estimators.errors import EstimatorError, ModelError, OptionError
+from estimators.ledger import SELF_CHECK
 from estimators.objective import Objective
 from estimators.precision.krylov_space import KrylovSpace
 from estimators.regvar.energy import DrawEnergies
@@ -24,8 +25,8 @@ __all__ = ["Solution", "Solver", "SolverReport", "checked_lam"]
 class SolverReport:
     """What a solve did.
 
-    passes: what it spent a replica, in passes of forward and backward over the training rows, all of it counted:
-        searches, targets, every arm, checks at the end. A product with A is one a vector, and the forwards that all
+    passes: what it spent a replica, in passes of forward and backward over the training rows, all of it counted but the
+        self-check: searches, targets, every arm, checks at the end. A product with A is one a vector, and the forwards that all
         share a third each (`estimators.ledger`);
     residual: the worst ‖gradient‖ / ‖∇r‖ at the end, where it was measured;
     nonlinearity: ‖Δf − J Δθ‖ / ‖J Δθ‖ at the end of a minibatch refit, on one batch.
@@ -68,7 +69,7 @@ class Solver(ABC):
         """Displacements (K, P)."""
         kept = (checkpoint or Checkpoint()).belonging_to(penalty.direction.norm(dim=1))
         ledger = objective.network.ledger
-        before = ledger.cost
+        before = ledger.cost_without(SELF_CHECK)
         if self.refits:
             try:
                 objective.check_displaced()
@@ -83,7 +84,7 @@ class Solver(ABC):
                 raise
             except RuntimeError as error:
                 raise _not_transformable(self, error) from error
-        passes = (ledger.cost - before) / objective.batches.n_data / len(penalty.direction)
+        passes = (ledger.cost_without(SELF_CHECK) - before) / objective.batches.n_data / len(penalty.direction)
         return replace(solution, report=replace(solution.report, passes=passes))
 
     @abstractmethod

@@ -88,8 +88,7 @@ class Replicas:
             found: Tensor = slope(torch.add(objective.theta, d, alpha=self.lam), item, sign)
             return found
 
-        with differentiable(), self._ledger.transformed(forward=a, backward=a) as counted:
-            slopes: Tensor = self._over_arms(counted(at), batch, arms, self.items, self.signs)
+        slopes = self._over_arms(at, batch, arms, self.items, self.signs, forward=a, backward=a)
         return self._with_quadratic(slopes.detach(), arms, share)
 
     def _bent(self, batch: Batch, targets: PyTree) -> Value:
@@ -130,26 +129,37 @@ class Replicas:
         total = torch.zeros_like(vectors)
         for batch, targets in self.objective.with_targets():
             bend, a = self._batch_product(self._batch_value(batch, targets)), len(arms)
-            with differentiable(), self._ledger.transformed(forward=a, tangent=a, backward=2 * a) as counted:
-                total += self._over_arms(counted(bend), batch, arms, self.items, self.signs, vectors).detach()
+            rows = (arms, self.items, self.signs, vectors)
+            total += self._over_arms(bend, batch, *rows, forward=a, tangent=a, backward=2 * a).detach()
         return self.objective.team.total(total)
 
-    def _over_arms(self, function: Callable[..., Tensor], batch: Batch, *rows: PyTree) -> Tensor:
+    def _over_arms(
+        self, function: Callable[..., Tensor], batch: Batch, arms: Tensor, *rows: PyTree, **multiples: float
+    ) -> Tensor:
         """`function` of each arm: vectorised, and compared with a loop at the first batch of its kind."""
-        network = self.objective.network
+        network, n_arms = self.objective.network, len(arms)
         if network.routes.copies_in_a_loop:
-            looped: Tensor = one_by_one(function, rows)
-            return looped
-        found: Tensor = over_rows(function, *rows, chunk_size=self.at_once)
-        if len(self.signs) == 1 or not network.check.is_new("displaced copies", batch.x, len(rows), len(self.signs)):
+            return self._in_a_loop(function, (arms, *rows), multiples)
+        with differentiable(), self._ledger.transformed(**multiples) as counted:
+            found: Tensor = over_rows(counted(function), arms, *rows, chunk_size=self.at_once)
+        if n_arms == 1 or not bool(arms.any()) or not network.check.is_new("copies", batch.x, len(rows), n_arms):
             return found
-        looped = one_by_one(function, rows)
-        apart = float((looped.double() - found.double()).norm())
-        if apart <= network.check.tolerance() * float(looped.double().norm()):
+        with network.check.counted():
+            looped = self._in_a_loop(function, (arms, *rows), multiples)
+        apart, scale = float((looped.double() - found.double()).norm()), float(looped.double().norm())
+        round_off = torch.finfo(looped.dtype).eps ** 0.5 * looped.numel() ** 0.5
+        if apart <= network.check.tolerance() * max(scale, round_off):
             return found
         network.routes.copies_in_a_loop = True
-        reason = f"differs from a loop by {apart:.2g}, where the norm is {float(looped.norm()):.2g}"
+        reason = f"differs from a loop by {apart:.2g}, where the norm is {scale:.2g}"
         network.check.give_up("displaced copies", "vmap over them", reason, instead="one at a time")
+        return looped
+
+    def _in_a_loop(
+        self, function: Callable[..., Tensor], rows: tuple[PyTree, ...], multiples: dict[str, float]
+    ) -> Tensor:
+        with differentiable(), self._ledger.transformed(**multiples) as counted:
+            looped: Tensor = one_by_one(counted(function), rows)
         return looped
 
     @property
