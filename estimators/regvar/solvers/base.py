@@ -25,9 +25,9 @@ __all__ = ["Solution", "Solver", "SolverReport", "checked_lam"]
 class SolverReport:
     """What a solve did.
 
-    passes: what it spent a replica, in passes of forward and backward over the training rows, all of it counted but the
-        self-check: searches, targets, every arm, checks at the end. A product with A is one a vector, and the forwards that all
-        share a third each (`estimators.ledger`);
+    passes: what it spent a replica, in passes of forward and backward over the training rows: searches, targets, every
+        arm, checks at the end; the self-check apart. A product with A is one a vector, and the forwards that all share
+        a third each (`estimators.ledger`);
     residual: the worst ‖gradient‖ / ‖∇r‖ at the end, where it was measured;
     nonlinearity: ‖Δf − J Δθ‖ / ‖J Δθ‖ at the end of a minibatch refit, on one batch.
     """
