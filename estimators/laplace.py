@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.base import UncertaintyEstimator, precision_vector
-from estimators.errors import OptionError, TooLargeError
+from estimators.errors import OptionError, TooLargeError, UnsupportedError
 from estimators.evidence import log_marginal_likelihood
 from estimators.functionals import Functional, Through
 from estimators.likelihoods import Likelihood
@@ -87,32 +87,38 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         centre = centre_of(objective, self.curvature)
-        inverse = self._chosen_inverse(centre) if self.inverse == "auto" else self.inverse
-        if inverse in ("dual", "streamed") and not bool((objective.prior.precision > 0).all()):
+        inverses = self._inverses(centre) if self.inverse == "auto" else [self.inverse]
+        if inverses[0] in ("dual", "streamed") and not bool((objective.prior.precision > 0).all()):
             raise OptionError(
                 "a positive prior_precision for every parameter in the dual form",
                 received="0 for some",
                 remedy='inverse="cholesky" or "cg".',
             )
-        try:
-            data_curvature, self.jacobian_backend_ = self._built(centre, inverse)
-        except TooLargeError:
-            if (self.inverse, inverse) != ("auto", "dual"):
-                raise
-            inverse = "cg"  # later batches have whole rows only, which the choice could not know
-            data_curvature, self.jacobian_backend_ = self._built(centre, inverse)
-        self._hold(objective, data_curvature)
-        self.inverse_ = inverse
+        for inverse in inverses:
+            try:
+                data_curvature, self.jacobian_backend_ = self._built(centre, inverse)
+            except (TooLargeError, UnsupportedError) as error:  # what later batches show, the choice could not know
+                if inverse == inverses[-1]:
+                    raise
+                reason = f'inverse="{inverse}" of inverse="auto": expected {error.expected}, received {error.received}'
+                centre.network.check.report.disagreements.append(reason)
+                continue
+            self._hold(objective, data_curvature)
+            self.inverse_ = inverse
+            return
 
     def _built(self, centre: Objective, inverse: str) -> Built:
         if self.hessian_structure == "lowrank":
             return build_low_rank(self.rank)(centre)
         return BUILDERS[self.curvature, self.hessian_structure, inverse](centre)
 
-    def _chosen_inverse(self, centre: Objective) -> str:
+    def _inverses(self, centre: Objective) -> list[str]:
+        """What "auto" tries, one after the other: the choice by size, then those that need less of the network."""
         if self.hessian_structure != "full":
-            return "dual" if self.hessian_structure == "lowrank" else "eigen"
-        return choose_inverse(centre, curvature=self.curvature, available=centre.available_bytes())
+            return ["dual" if self.hessian_structure == "lowrank" else "eigen"]
+        chosen = choose_inverse(centre, curvature=self.curvature, available=centre.available_bytes())
+        others = [inverse for inverse in ("cholesky", "cg") if inverse != chosen]
+        return [chosen] if chosen == "cg" else [chosen, *others]
 
     def _learned(self) -> Learned:
         learned = {"inverse": self.inverse_, "jacobian_backend": self.jacobian_backend_}

@@ -174,6 +174,25 @@ class Network:
             self.ledger.backward(n_rows(x))
         self.check.seen(DISPLACED, n_rows(x), 0.0)
 
+    def check_exchanged(self, x: PyTree, tensors: dict[str, Tensor], trained: nn.Module) -> None:
+        """Check that these tensors, by name, make this network the `trained` one at x.
+
+        Raises:
+            ModelError: they do not, so that a network cannot be kept as its tensors.
+        """
+        expected = OwnModule(trained, self.subset).outputs(x).flatten(1)
+        for swap in self._swaps():
+            self.routes.swap = swap
+            with torch.no_grad():
+                apart = float((self.with_pieces(tensors, x) - expected).double().abs().max()) if len(expected) else 0.0
+            if apart <= self.check.tolerance() * float(expected.double().abs().max().clamp_min(1e-300)):
+                return
+        raise ModelError(
+            "networks that differ in the parameters and buffers of their modules only",
+            received=f"one whose outputs differ by {apart:.2g} from those of its tensors in the module that was passed",
+            remedy="register every tensor that training changes as a parameter or buffer of a submodule.",
+        )
+
     def first_agreeing(
         self,
         what: str,

@@ -68,6 +68,9 @@ class DeepEnsemble(MembersEstimator):
         for seed in track(member_seeds(self.seed, self.n_members - 1), "members", shown=progress_bar):
             trained.append(retraining.run(objective, seed, others=trained, progress_bar=False))
         self.members_ = [self._kept(model) for model in trained]
+        for batch in objective.batches:
+            for model, member in zip(trained, self.members_, strict=True):
+                objective.network.check_exchanged(batch.x, member, model)
         self.fit_report_ = PassReport.of(objective)
 
     def _kept(self, trained: nn.Module) -> dict[str, Tensor]:
@@ -76,10 +79,11 @@ class DeepEnsemble(MembersEstimator):
 
     def _learned(self) -> Learned:
         tensors = {f"{i}/{name}": t for i, member in enumerate(self.members_) for name, t in member.items()}
-        return tensors, super()._learned()[1]
+        return tensors, {**super()._learned()[1], "exchange": self.network_.routes.swap}
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         super()._restore(objective, tensors, learned)
+        objective.network.routes.swap = learned["exchange"]
         self.members_ = [{} for _ in range(self.n_members - 1)]
         for key, tensor in tensors.items():
             i, _, name = key.partition("/")

@@ -17,7 +17,7 @@ from estimators.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
 from estimators.finite import is_finite
 from estimators.likelihoods import Likelihood
-from estimators.network import differentiable
+from estimators.models.kernels import differentiable
 from estimators.objective import Objective
 from estimators.pytrees import PyTree
 from estimators.recipe import Recipe
@@ -83,6 +83,7 @@ class SWAG(MembersEstimator):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.iterates_ = Iterates(objective.theta, self.max_rank)
+        objective.check_displaced()
 
         def gradient(theta: Tensor, batch: Batch) -> Tensor:
             targets, share = objective.data_term.targets(objective.network, batch), objective.share(batch)

@@ -17,12 +17,17 @@ __all__ = ["ParameterSwap"]
 
 
 class ParameterSwap(TorchFunctionMode):
-    """Within this mode every torch function that is given a parameter of `module` is given the tensor of its name."""
+    """Within this mode every torch function that is given a parameter or buffer is given the tensor of its name.
+
+    Args:
+        module: whose parameters and buffers are exchanged.
+        tensors: what takes their place, by name; others stay.
+    """
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        parameters = dict(module.named_parameters(remove_duplicate=False))
-        self._tensors = {id(parameters[name]): tensor for name, tensor in tensors.items()}
+        named = dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
+        self._tensors = {id(named[name]): tensor for name, tensor in tensors.items()}
 
     def __torch_function__(
         self,
