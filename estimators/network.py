@@ -139,19 +139,19 @@ class Network:
             return self._checked_batch(x, f, what=what)
 
     def _checked_batch(self, x: PyTree, f: Tensor, *, what: str) -> Tensor:
-        own = self.check.own.outputs(x)
-        scale = float(own.double().abs().max()) if own.numel() else 0.0
-        apart = float((own.double() - f.double()).abs().max()) if own.shape == f.shape and own.numel() else 0.0
-        if not apart <= self.check.tolerance() * scale and not torch.equal(own, self.check.own.outputs(x)):
+        apart = self.check.row_alone_error(x, f)
+        if apart <= self.check.tolerance():
+            self.check.seen(OUTPUTS, n_rows(x), apart)
+            return f
+        own = self.check.own.outputs(x)  # not alike: the copy, the other rows or chance
+        if not torch.equal(own, self.check.own.outputs(x)):
             return f  # random: two passes over the data will show it
-        if own.shape != f.shape or not apart <= self.check.tolerance() * scale:
-            self.routes.outputs_by_own_module = True
-            reason = f"differ by {apart:.2g} where the largest is {scale:.2g}"
-            self.check.give_up(OUTPUTS, "those of a copy of the module", reason, instead="the module itself is called")
-            f = own
         self.check.check_rows_alone(x, own, what=what)
-        self.check.seen(OUTPUTS, n_rows(x), 0.0 if scale == 0 else apart / scale)
-        return f
+        if not torch.equal(own, f):
+            self.routes.outputs_by_own_module = True
+            reason = "differ from those of the module"
+            self.check.give_up(OUTPUTS, "those of a copy of the module", reason, instead="the module itself is called")
+        return own
 
     def check_query(self, x: PyTree, f: Tensor) -> Tensor:
         """`check_batch` at queries of a new kind."""
@@ -250,14 +250,17 @@ class Network:
     def jvp(self, x: PyTree, vectors: Tensor) -> Tensor:
         """J v for each of vectors (K, P): (K, B, C)."""
         parts, lengths = [], set[int]()
-        for some in vectors.split(self.vectors_at_once):  # what vmap does may depend on how many there are
-            is_due = len(some) not in lengths and self.check.due("J v", x, len(some))
+        for some in vectors.split(self.vectors_at_once):
+            count = 0
+            if len(some) not in lengths and self.check.due("J v", x, len(some)):
+                # What a vmap rule does may depend on how many vectors there are: as many, once for each kind.
+                count = len(some) if self.check.is_new("J v, vectorised", x, len(some)) else 1
             lengths.add(len(some))
-            parts.append(self._jvp(x, some, is_due=is_due))
+            parts.append(self._jvp(x, some, self.check.random(some[:count])))
         return torch.cat(parts)
 
-    def _jvp(self, x: PyTree, vectors: Tensor, *, is_due: bool) -> Tensor:
-        probes = self.check.random(vectors) if is_due else vectors[:0]  # as many: vmap rules may depend on it
+    def _jvp(self, x: PyTree, vectors: Tensor, probes: Tensor) -> Tensor:
+        """J v (K, B, C) of one vectorised call; random probes (k, P), k > 0, where it is to be compared."""
 
         def difference(found: tuple[Tensor, Tensor]) -> Disagreement:
             c, u = self.check.random(probes[:, 0]), self.check.random(found[0][0])
@@ -266,7 +269,7 @@ class Network:
         def both(route: Callable[[PyTree, Tensor], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
             def probed() -> Tensor:
                 with self.check.counted():
-                    return route(x, probes) if is_due else probes
+                    return route(x, probes) if len(probes) else probes
 
             return lambda: (probed(), route(x, vectors))
 
@@ -275,7 +278,7 @@ class Network:
             ("two reverse passes", both(self._two_reverse_passes)),
             ("rows of J by plain autograd", lambda: (probes, self._along_own_rows(x, vectors))),
         ]
-        return self.first_agreeing("J v", x, routes, difference if is_due else None)[1]
+        return self.first_agreeing("J v", x, routes, difference if len(probes) else None)[1]
 
     def _along_own_rows(self, x: PyTree, vectors: Tensor) -> Tensor:
         return torch.einsum("bcp,kp->kbc", self._own_rows(x), vectors)
