@@ -65,7 +65,8 @@ class JacobianRows:
             return self.network.jacobian(x)
         rows = self._backpack
         routes = [("BackPACK", lambda: rows(x)), ("torch.func", lambda: self.network.jacobian(x))]
-        return self.network.first_agreeing(_BACKPACK, x, routes, self.network.rows_difference(x, _BACKPACK))
+        difference = self.network.rows_difference(x, _BACKPACK)
+        return self.network.first_agreeing(_BACKPACK, x, routes, difference, last_is_plain=False)
 
 
 def backpack_supports(network: Network) -> bool:
@@ -77,7 +78,7 @@ def backpack_supports(network: Network) -> bool:
 
 
 def _collect_sequential(module: nn.Module, leaves: list[nn.Module]) -> bool:
-    if module._forward_hooks or module._forward_pre_hooks:
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         return False
     if type(module) is nn.Sequential:
         return all([_collect_sequential(child, leaves) for child in module])

@@ -112,9 +112,19 @@ class Network:
         arguments, keywords = as_arguments(given)
         versions = [tensor._version for tensor in tensors_of(given)]
         with torch.no_grad(), differentiable():
-            f = output_tensor(self.module(*arguments, **keywords))
+            try:
+                f = output_tensor(self.module(*arguments, **keywords))
+            except (KeyError, AttributeError, NameError) as error:  # state that the copy does not have
+                f = self._outputs_of_own_module(x, error)
         if self.routes.writes_inputs is None:
             self.routes.written = self.routes.written or versions != [t._version for t in tensors_of(given)]
+        return f
+
+    def _outputs_of_own_module(self, x: PyTree, error: Exception) -> Tensor:
+        f = self.check.own.outputs(x)
+        self.routes.outputs_by_own_module = True
+        reason = f"cannot be computed ({type(error).__name__}: {error})"
+        self.check.give_up(OUTPUTS, "those of a copy of the module", reason, instead="the module itself is called")
         return f
 
     def _protected(self, x: PyTree) -> PyTree:
@@ -199,44 +209,53 @@ class Network:
         x: PyTree,
         routes: Sequence[tuple[str, Callable[[], R]]],
         difference: Callable[[R], Disagreement] | None,
+        *,
+        last_is_plain: bool = True,
     ) -> R:
         """What the fastest route gives that agrees with plain autograd at x; routes given up are not tried again.
 
-        `routes` are names and computations, the last of them plain autograd itself; difference(result) compares.
+        Args:
+            what: the name of what is computed, in the report.
+            x: inputs of B rows.
+            routes: names and computations, from fast to slow; the last is plain autograd, or checks by itself.
+            difference: how far a result is from plain autograd; None where it need not be compared.
+            last_is_plain: whether the last route is plain autograd, a row at a time or all together.
+
+        Raises:
+            ModelError: plain autograd fails, or gives other slopes for a row alone than for all rows together.
         """
-        tried = [(i, swap) for i in range(self.routes.first.get(what, 0), len(routes)) for swap in self._swaps()]
-        for i, swap in tried:
-            if i < self.routes.first.get(what, 0) or (self.routes.swap == BY_IDENTITY and swap == BY_NAME):
-                continue
-            name, compute = routes[i]
-            is_last, before = i == len(routes) - 1, self.routes.swap
-            self.routes.swap = before if is_last else swap
-            try:
-                result = compute()
-                apart = None if is_last or difference is None else difference(result)
-            except _FAILURES as error:
-                if isinstance(error, _NOT_OURS) or is_last:
-                    raise
-                reason = f"fails ({_short(error)})"
-            else:
-                if apart is None or apart.within(self.check.tolerance()):
-                    if apart is not None:
-                        self.check.seen(what, n_rows(x), apart.error)
-                    self._using(what, name, swap if not is_last else before, before)
-                    return result
-                reason = str(apart)
-            self.routes.swap = before
-            if swap == BY_IDENTITY or before == BY_IDENTITY:
-                self.routes.first[what] = i + 1
-                self.check.give_up(what, name, reason, instead=routes[i + 1][0])
-        raise AssertionError("plain autograd is the last route")
-
-    def _swaps(self) -> tuple[str, ...]:
-        return (BY_NAME, BY_IDENTITY) if self.routes.swap == BY_NAME else (BY_IDENTITY,)
-
-    def _using(self, what: str, name: str, swap: str, before: str) -> None:
-        """Enter the route in use; parameters exchanged by identity stay so."""
+        for i, (name, compute) in list(enumerate(routes[:-1]))[self.routes.first.get(what, 0) :]:
+            reason = ""
+            for swap in self._swaps():
+                found = self._attempt(what, x, compute, difference, swap)
+                if not isinstance(found, _GivenUp):
+                    self.check.report.routes[what] = name
+                    return found
+                reason = reason or found.reason
+            self.routes.first[what] = i + 1
+            self.check.give_up(what, name, reason, instead=routes[i + 1][0])
+        name, compute = routes[-1]
         self.check.report.routes[what] = name
+        return self._by_plain_autograd(what, x, compute, difference) if last_is_plain else compute()
+
+    def _attempt(
+        self, what: str, x: PyTree, compute: Callable[[], R], difference: Callable[[R], Disagreement] | None, swap: str
+    ) -> R | _GivenUp:
+        """The result of a route with parameters exchanged in one way, or why it is not used."""
+        before, self.routes.swap = self.routes.swap, swap
+        try:
+            result = compute()
+            apart = None if difference is None else difference(result)
+        except _FAILURES as error:
+            self.routes.swap = before
+            if isinstance(error, _NOT_OURS):
+                raise
+            return _GivenUp(f"fails ({_short(error)})")
+        if apart is not None and not apart.within(self.check.tolerance()):
+            self.routes.swap = before
+            return _GivenUp(str(apart))
+        if apart is not None:
+            self.check.seen(what, n_rows(x), apart.error)
         if swap != before:
             self.check.give_up(
                 "weights",
@@ -244,6 +263,35 @@ class Network:
                 "misses uses of them (a closure, a hook, a list, or a forward replaced on the instance)",
                 instead="every use is exchanged by the identity of the parameter",
             )
+        return result
+
+    def _by_plain_autograd(
+        self, what: str, x: PyTree, compute: Callable[[], R], difference: Callable[[R], Disagreement] | None
+    ) -> R:
+        try:
+            result = compute()
+            apart = None if difference is None else difference(result)
+        except _FAILURES as error:
+            if isinstance(error, _NOT_OURS):
+                raise
+            raise ModelError(
+                "a network that torch.autograd.grad can differentiate",
+                received=f"one for which it says: {_short(error)}",
+                remedy="use_reentrant=False in torch.utils.checkpoint, and no operation without a derivative.",
+            ) from error
+        if apart is not None and not apart.within(self.check.tolerance()):
+            raise ModelError(
+                "a network whose gradient at a row does not depend on the other rows",
+                received=f"one whose gradient of a row alone {apart}",
+                remedy="leave out scale_grad_by_freq=True and statistics of the batch.",
+            )
+        if apart is not None:
+            self.check.seen(what, n_rows(x), apart.error)
+        return result
+
+    def _swaps(self) -> tuple[str, ...]:
+        """Ways to exchange parameters that may be tried."""
+        return (BY_NAME, BY_IDENTITY) if self.routes.swap == BY_NAME else (BY_IDENTITY,)
 
     # ------------------------------------------------------------------ products
 
@@ -462,6 +510,13 @@ class Routes:
     written: bool = False
 
 
+@dataclass(frozen=True)
+class _GivenUp:
+    """Why a route is not used."""
+
+    reason: str
+
+
 class _Pulls:
     """u -> Jᵀu at some rows by torch.func, after one forward for each way to exchange parameters."""
 
@@ -510,15 +565,28 @@ def structural_copy(model: nn.Module) -> nn.Module:
     """New module objects around the same parameters, with buffers of their own (a forward may write to them).
 
     Hooks and swaps on the copy never reach the user's model. Tensors that a forward has left on a module (a cached
-    activation, the weight of an old-style weight norm) are shared: those with a graph cannot be copied.
+    activation, the weight of an old-style weight norm) are shared: those with a graph cannot be copied. So are all
+    attributes of a model that `copy.deepcopy` cannot copy (scripted functions, locks, open files).
     """
     left = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor)]
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), left)}
     try:
         return copy.deepcopy(model, shared)
-    except (RuntimeError, TypeError) as error:
-        raise ModelError(
-            "a model that copy.deepcopy can copy",
-            received=f"one for which it says: {error}",
-            remedy="remove tensors with a graph, locks and open files from the attributes of its modules.",
-        ) from error
+    except Exception:
+        return _modules_copied(model, {})
+
+
+def _modules_copied(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    """The same, with every attribute but submodules, buffers and the dicts of hooks shared."""
+    if id(module) in made or isinstance(module, torch.jit.ScriptModule):
+        return made.get(id(module), module)
+    other = made[id(module)] = module.__new__(type(module))
+    other.__dict__ = {
+        name: copy.copy(value) if name.startswith("_") and isinstance(value, dict) else value
+        for name, value in vars(module).items()
+    }
+    other._buffers = {name: b if b is None else b.detach().clone() for name, b in module._buffers.items()}
+    other._modules = {
+        name: child if child is None else _modules_copied(child, made) for name, child in module._modules.items()
+    }
+    return other

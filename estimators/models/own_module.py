@@ -175,7 +175,8 @@ class OwnModule:
         self.ledger.forward(self._rows)
         x = with_floats(fresh(x), self.dtype)
         arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
-        return output_tensor(self.model(*arguments, **keywords))
+        f = output_tensor(self.model(*arguments, **keywords))
+        return f.clone() if f.is_inference() else f
 
     @contextmanager
     def _running(self) -> Iterator[None]:

@@ -73,7 +73,7 @@ class SelfCheck:
         self.own.ledger = ledger
         self.report = DerivativeReport()
         self.n_data, self.fitting = 0, False
-        self.slope_seen = False
+        self.slope_seen = self._slope_wanted = False
         self._kinds: dict[str, set[object]] = {}
         self._generator = torch.Generator().manual_seed(0)
         self.enabled = True
@@ -127,7 +127,7 @@ class SelfCheck:
         with self.counted():
             g = self.own.vjp(x, u[None], names)[0]
         self._check_finite(g)
-        self.slope_seen = self.slope_seen or bool(g.any())
+        self._see_slope(u, g)
         shapes = self.subset.shapes if names is None else {name: self.subset.shapes[name] for name in names}
         return _worst(shapes, product, g)
 
@@ -142,14 +142,14 @@ class SelfCheck:
         with self.counted():
             g = self.own.vjp(x, cotangent[None])[0]
         self._check_finite(g)
-        self.slope_seen = self.slope_seen or bool(g.any())
+        self._see_slope(cotangent, g)
         terms = g.double() * r.double()
         wrong = float((u.double() * along.double()).sum() - terms.sum())
         return Disagreement(_ratio(abs(wrong), float(terms.norm())), None)
 
     def compare(self, product: Tensor, expected: Tensor) -> Disagreement:
         """How far a vector (P,) is from one by plain autograd."""
-        self.slope_seen = self.slope_seen or bool(expected.any())
+        self._see_slope(expected, expected)
         return _worst(self.subset.shapes, product, expected)
 
     def tolerance(self) -> float:
@@ -205,14 +205,20 @@ class SelfCheck:
 
     def check_slope(self) -> None:
         """ModelError where slopes were compared, and no gradient has reached any chosen parameter."""
-        compared = self.report.rows.keys() - {OUTPUTS, DISPLACED}
-        if self.enabled and compared and not self.slope_seen:
+        if self.enabled and self._slope_wanted and not self.slope_seen:
             raise ModelError(
                 "outputs with a gradient with respect to the chosen parameters",
                 received="a gradient of exactly 0 at every row (outputs detached, or computed under torch.no_grad())",
                 remedy="remove .detach(), .data, .item() or torch.no_grad() from forward, or choose the parameters "
                 "that the outputs depend on by subset_of_weights.",
             )
+
+    def _see_slope(self, u: Tensor, g: Tensor) -> None:
+        """Enter whether a gradient g arrives for a cotangent u that is not 0; at a query it has to."""
+        self.slope_seen = self.slope_seen or bool(g.any())
+        self._slope_wanted = self._slope_wanted or bool(u.any())
+        if not self.fitting:
+            self.check_slope()
 
     def _check_finite(self, g: Tensor) -> None:
         if not bool(torch.isfinite(g).all()):
