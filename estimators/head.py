@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from estimators.errors import NoLastLayerError, UnsupportedError
+from estimators.errors import EstimatorError, NoLastLayerError, UnsupportedError
 from estimators.last_linear import LastLinear, find_last_linear
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.categorical import Sites
@@ -33,8 +33,14 @@ class Head:
     @classmethod
     def of(cls, network: Network, x: PyTree, *, name: str | None = None) -> Head:
         """The head that produces the outputs on x. Errors: ModelError, UnsupportedError."""
-        with network.ledger.calls_of(network.module):
-            return cls.described(network, asdict(find_last_linear(network.module, x, name=name)))
+        try:
+            with network.ledger.calls_of(network.module):
+                found = find_last_linear(network.module, x, name=name)
+        except EstimatorError:
+            raise
+        except RuntimeError as error:  # scripted modules take no hooks
+            raise _not_last(name or "?", f"a module for which torch says: {error}") from error
+        return cls.described(network, asdict(found))
 
     @classmethod
     def described(cls, network: Network, description: dict[str, str | None]) -> Head:

@@ -111,15 +111,21 @@ def _checked_layer(module: nn.Module, name: str) -> LastLinear:
             received="a frozen one (requires_grad=False)",
             remedy="layer.requires_grad_(True), or a subset over other weights.",
         )
-    owners = [n for n, p in module.named_parameters(remove_duplicate=False) if p is layer.weight]
+    owners = _owners(module, layer.weight)
+    if isinstance(layer.bias, nn.Parameter) and len(owners) == 1:
+        owners = _owners(module, layer.bias)
     if len(owners) > 1:
         raise NoLastLayerError(
             f"a last layer {name!r} of its own",
-            received=f"a weight shared by {owners}",
+            received=f"a weight or bias shared by {owners}",
             remedy='use subset_of_weights="all".',
         )
     bias = layer.bias if isinstance(layer.bias, nn.Parameter) and layer.bias.requires_grad else None
     return LastLinear(name, f"{prefix}weight", None if bias is None else f"{prefix}bias")
+
+
+def _owners(module: nn.Module, parameter: Tensor) -> list[str]:
+    return [name for name, p in module.named_parameters(remove_duplicate=False) if p is parameter]
 
 
 def _listed(module: nn.Module, found: list[str]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from estimators.models.preserved_state import preserved_state
+from estimators.rng import preserved_random_state
 
 __all__ = ["exclusive", "exclusively"]
 
@@ -28,7 +29,7 @@ _DEPTH = 0
 
 @contextmanager
 def exclusive(model: nn.Module) -> Iterator[None]:
-    """Take the turn of this process; inside, autocast and inference mode are off, and the model's state is put back."""
+    """Take the turn of this process; inside, autocast and inference mode are off; state that a forward moves is put back."""
     global _DEPTH
     with _LOCK, ExitStack() as stack:
         if _DEPTH == 0:
@@ -36,6 +37,7 @@ def exclusive(model: nn.Module) -> Iterator[None]:
             for device in ("cpu", "cuda", *({p.device.type for p in model.parameters()} - {"cpu", "cuda", "meta"})):
                 if _autocasts(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(preserved_random_state())
             stack.enter_context(preserved_state(model))
         _DEPTH += 1
         try:

@@ -93,7 +93,10 @@ def test_a_fit_killed_on_its_way_goes_on_to_the_same_end(name, tmp_path):
     undisturbed = estimator(name).fit(rows())
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     assert torch.allclose(resumed.variance(x), undisturbed.variance(x), rtol=1e-9, atol=1e-13)
-    assert resumed.fit_report_.passes == pytest.approx(undisturbed.fit_report_.passes)
+    passes = [dict(report.passes) for report in (resumed.fit_report_, undisturbed.fit_report_)]
+    for found in passes:
+        found.pop("self-check")  # the process that goes on compares its own derivatives
+    assert passes[0] == pytest.approx(passes[1])
     assert resumed.fit_report_.solver.lr == undisturbed.fit_report_.solver.lr
 
 
