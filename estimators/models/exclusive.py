@@ -29,7 +29,7 @@ _DEPTH = 0
 
 @contextmanager
 def exclusive(model: nn.Module) -> Iterator[None]:
-    """Take the turn of this process; inside, autocast and inference mode are off; state that a forward moves is put back."""
+    """Take the turn of this process, without autocast or inference mode; what a forward moves is put back."""
     global _DEPTH
     with _LOCK, ExitStack() as stack:
         if _DEPTH == 0:
