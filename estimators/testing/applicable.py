@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from estimators.testing.cases import CASES, Case
+from estimators.testing.cases import Case
 from estimators.testing.outcomes import NotApplicable
 from estimators.testing.subject import Subject
 
@@ -13,11 +13,11 @@ def first_case(subject: Subject, *names: str) -> Case:
     """The first of these whose likelihood is not refused; the first of all where each is."""
     for name in names:
         try:
-            subject.build(CASES[name])
+            subject.build(subject.cases[name])
         except NotApplicable:
             continue
-        return CASES[name]
-    return CASES[names[0]]
+        return subject.cases[name]
+    return subject.cases[names[0]]
 
 
 def any_case(subject: Subject) -> Case:
@@ -30,11 +30,11 @@ def fitted_cases(subject: Subject, *names: str) -> list[Case]:
     found, reasons = [], []
     for name in names:
         try:
-            subject.fitted(CASES[name])
+            subject.fitted(subject.cases[name])
         except NotApplicable as reason:
             reasons.append(reason)
         else:
-            found.append(CASES[name])
+            found.append(subject.cases[name])
     if not found:
         raise reasons[-1]
     return found

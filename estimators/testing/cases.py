@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from estimators.testing.networks import Array, Dense
 
-__all__ = ["CASES", "GROUPS", "Case"]
+__all__ = ["CASES", "CPU", "GROUPS", "Case"]
 
+CPU = torch.device("cpu")
 _N, _M, _D, _HIDDEN = 20, 7, 3, 4
 GROUPS = {"*bias": 0.9, "*": 3.1}
 """A prior precision for biases and one for weights."""
@@ -25,6 +26,7 @@ class Case:
 
     kind: of the likelihood. sigma: of the noise, one or one an output (regression). network: with its weights.
     x (N, D), y (N, C) or (N,), query (M, D), in numpy. delta: δ, or a mapping by glob. batch_size: of the loader.
+    dtype and device: of the module and of every tensor.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Case:
     sigma: float | tuple[float, ...] = 0.6
     batch_size: int = 6
     dtype: torch.dtype = torch.float64
+    device: torch.device = CPU
 
     @property
     def likelihood(self) -> Likelihood:
@@ -47,23 +50,23 @@ class Case:
 
     def module(self) -> nn.Module:
         """A new module, in eval mode."""
-        return self.network.module(self.dtype)
+        return self.network.module(self.dtype).to(self.device)
 
     @property
     def inputs(self) -> Tensor:
         """x as a tensor."""
-        return torch.from_numpy(self.x).to(self.dtype)
+        return torch.from_numpy(self.x).to(self.device, self.dtype)
 
     @property
     def targets(self) -> Tensor:
         """y as a tensor."""
         y = torch.from_numpy(self.y)
-        return y.long() if self.kind == "classification" else y.to(self.dtype)
+        return y.to(self.device, torch.long if self.kind == "classification" else self.dtype)
 
     @property
     def queries(self) -> Tensor:
         """The queries as a tensor."""
-        return torch.from_numpy(self.query).to(self.dtype)
+        return torch.from_numpy(self.query).to(self.device, self.dtype)
 
     @property
     def loader(self) -> list[tuple[Tensor, Tensor]]:

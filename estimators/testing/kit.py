@@ -5,12 +5,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Collection, Mapping
 
+import torch
 from torch import nn
 
 from estimators.errors import OptionError
 from estimators.rng import preserved_random_state
 from estimators.testing import checks as _checks
-from estimators.testing.cases import CASES
 from estimators.testing.outcomes import ConformanceError, Mismatch, NotApplicable, Outcome, Report
 from estimators.testing.registry import CHECKS
 from estimators.testing.subject import Claims, Make, Subject
@@ -33,6 +33,7 @@ def check_estimator(
     adapt: Callable[[nn.Module], nn.Module] | None = None,
     skip: Mapping[str, str] | None = None,
     checks: Collection[str] | None = None,
+    device: str | torch.device = "cpu",
     raises: bool = True,
 ) -> Report:
     """Check that an estimator keeps the contract of `UncertaintyEstimator`, and is right where it says that it is.
@@ -49,6 +50,7 @@ def check_estimator(
         adapt: what the kit's networks (linear layers and tanh) are made into, for methods that need some layer.
         skip: reasons by the names of checks that do not apply.
         checks: names of those to make; None: all of them.
+        device: where networks, rows and queries are, such as "cuda": results have to come back there.
         raises: whether to raise where some fail.
 
     Errors: ConformanceError with every failure and its likely fault; OptionError for a bad argument.
@@ -56,12 +58,13 @@ def check_estimator(
     skip = dict(skip or {})
     _check_names([*skip, *(checks or ())])
     adapt = adapt or _as_it_is
-    claims = Claims(_claimed(make, exact, adapt), prior_of, noise, tolerance, n_samples)
+    where = _device(device)
+    claims = Claims(_claimed(make, exact, adapt, where), prior_of, noise, tolerance, n_samples)
     if prior_of is None and claims.exact is not None:
         claims = Claims(claims.exact, _prior_of(claims.exact), noise, tolerance, n_samples)
     if claims.prior_of not in _SUBSETS:
         raise OptionError(f"prior_of among {_SUBSETS}", received=repr(prior_of), remedy='"all".')
-    subject = Subject(make, claims, adapt)
+    subject = Subject(make, claims, adapt, where)
     wanted = CHECKS if checks is None else {name: CHECKS[name] for name in CHECKS if name in checks}
     outcomes = tuple(_outcome(name, subject, skip.get(name)) for name in wanted)
     report = Report(_name(make), outcomes)
@@ -80,10 +83,21 @@ def _check_names(names: Collection[str]) -> None:
         raise OptionError(f"checks among {', '.join(CHECKS)}", received=repr(unknown[0]), remedy="one of these names.")
 
 
-def _claimed(make: Make, exact: bool | str | None, adapt: Callable[[nn.Module], nn.Module]) -> str | None:
+def _device(device: str | torch.device) -> torch.device:
+    """With the index that its tensors have."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        remedy = '"cpu", or the name of an accelerator that PyTorch finds: "cuda", "mps", "xpu".'
+        raise OptionError("a device of this machine", received=f"{device!r}: {error}", remedy=remedy) from error
+
+
+def _claimed(
+    make: Make, exact: bool | str | None, adapt: Callable[[nn.Module], nn.Module], device: torch.device
+) -> str | None:
     """The claim as "ggn", "hessian", "last_layer" or None."""
     if exact is None:
-        exact = _attribute(Subject(make, Claims(None, None, 0.0, 0.0, 1), adapt))
+        exact = _attribute(Subject(make, Claims(None, None, 0.0, 0.0, 1), adapt, device))
     if exact not in _EXACT:
         raise OptionError(f"exact among {_EXACT}", received=repr(exact), remedy="False for an approximation.")
     if isinstance(exact, bool):
@@ -93,7 +107,7 @@ def _claimed(make: Make, exact: bool | str | None, adapt: Callable[[nn.Module], 
 
 def _attribute(subject: Subject) -> bool | str:
     """The class attribute `exact` of the first estimator that is made at all."""
-    for case in CASES.values():
+    for case in subject.cases.values():
         try:
             return getattr(subject.build(case), "exact", False)
         except NotApplicable:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from estimators.base import UncertaintyEstimator
 from estimators.errors import ModelError, OptionError, UnsupportedError
-from estimators.testing.cases import Case
+from estimators.testing.cases import CASES, CPU, Case
 from estimators.testing.networks import Array
 from estimators.testing.outcomes import Mismatch, NotApplicable
 
@@ -43,16 +44,22 @@ class Claims:
 
 @dataclass
 class Subject:
-    """An estimator by its factory; fits are kept, so that many checks share one."""
+    """An estimator by its factory, and the device that it is on; fits are kept, so that many checks share one."""
 
     make: Make
     claims: Claims
     adapt: Callable[[nn.Module], nn.Module]
+    device: torch.device = CPU
     _fits: dict[str, UncertaintyEstimator] = field(default_factory=dict)
+
+    @cached_property
+    def cases(self) -> dict[str, Case]:
+        """The kit's problems by name, on the device."""
+        return {name: replace(case, device=self.device) for name, case in CASES.items()}
 
     def model(self, case: Case) -> nn.Module:
         """A new network for a case."""
-        return self.adapt(case.module()).eval()
+        return self.adapt(case.module()).to(case.device).eval()
 
     def build(self, case: Case, model: nn.Module | None = None) -> UncertaintyEstimator:
         """A new estimator; NotApplicable where it refuses the likelihood or the prior."""

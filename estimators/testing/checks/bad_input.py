@@ -87,7 +87,7 @@ def rejects_one_shot_loader(subject: Subject) -> None:
 def rejects_train_mode(subject: Subject) -> None:
     """A network whose dropout or batch statistics are in train mode."""
     case = any_case(subject)
-    for layer in (nn.Dropout(0.3), nn.BatchNorm1d(case.x.shape[1]).to(case.dtype)):
+    for layer in (nn.Dropout(0.3), nn.BatchNorm1d(case.x.shape[1]).to(case.device, case.dtype)):
         model = nn.Sequential(layer, subject.model(case)).train()
         _refuses_loader(subject, case, f"{type(layer).__name__} in train mode", case.loader, model)
 

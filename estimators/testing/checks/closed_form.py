@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from estimators.testing import formulas
-from estimators.testing.cases import CASES, GROUPS, Case
+from estimators.testing.cases import GROUPS, Case
 from estimators.testing.outcomes import NotApplicable
 from estimators.testing.registry import check
 from estimators.testing.subject import Subject, as_array
@@ -27,20 +27,20 @@ def _compared(subject: Subject, case: Case, fault: str = _SCALE) -> None:
 @check("closed-form-regression")
 def closed_form_regression(subject: Subject) -> None:
     """Linear regression: the exact posterior variance."""
-    _compared(subject, CASES["linear regression"])
+    _compared(subject, subject.cases["linear regression"])
 
 
 @check("closed-form-classification")
 def closed_form_classification(subject: Subject) -> None:
     """Softmax regression on three classes: the Laplace approximation by hand."""
     fault = f"{_SCALE} Or outputs in another order."
-    _compared(subject, CASES["softmax regression"], fault)
+    _compared(subject, subject.cases["softmax regression"], fault)
 
 
 @check("closed-form-binary")
 def closed_form_binary(subject: Subject) -> None:
     """Logistic regression with two outputs."""
-    _compared(subject, CASES["logistic regression"])
+    _compared(subject, subject.cases["logistic regression"])
 
 
 @check("closed-form-network")
@@ -49,7 +49,7 @@ def closed_form_network(subject: Subject) -> None:
     taken = 0
     for name in ("regression", "classification", "binary"):
         try:
-            _compared(subject, CASES[name], f"{_SCALE} Or layers in another order.")
+            _compared(subject, subject.cases[name], f"{_SCALE} Or layers in another order.")
             taken += 1
         except NotApplicable as reason:
             refused = reason
@@ -60,28 +60,28 @@ def closed_form_network(subject: Subject) -> None:
 @check("closed-form-float32")
 def closed_form_float32(subject: Subject) -> None:
     """The same in float32, to 2e-3."""
-    case = replace(CASES["classification"], name="classification in float32", dtype=torch.float32)
+    case = replace(subject.cases["classification"], name="classification in float32", dtype=torch.float32)
     _compared(subject, case, "a cancellation in float32: do the dense algebra in float64.")
 
 
 @check("closed-form-prior-groups")
 def closed_form_prior_groups(subject: Subject) -> None:
     """Another prior precision for biases than for weights."""
-    case = replace(CASES["classification"], name="classification with two priors", delta=GROUPS)
+    case = replace(subject.cases["classification"], name="classification with two priors", delta=GROUPS)
     _compared(subject, case, "one δ for all groups, or δ in the order of the mapping rather than of the parameters.")
 
 
 @check("closed-form-noise-per-output")
 def closed_form_noise_per_output(subject: Subject) -> None:
     """A noise for each output."""
-    case = replace(CASES["regression"], name="regression with two noises", sigma=(0.5, 1.4))
+    case = replace(subject.cases["regression"], name="regression with two noises", sigma=(0.5, 1.4))
     _compared(subject, case, "one σ for all outputs.")
 
 
 @check("closed-form-frozen")
 def closed_form_frozen(subject: Subject) -> None:
     """Frozen parameters are left out: with the first layer frozen, what remains is the last layer."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     expected = formulas.covariance(case, subject.exact, frozen_first=True)
     variance = np.diag(expected).reshape(len(case.query), -1)
     model = subject.model(case)
@@ -95,7 +95,7 @@ def closed_form_frozen(subject: Subject) -> None:
 @check("closed-form-covariance")
 def closed_form_covariance(subject: Subject) -> None:
     """The covariance between three outputs of a row."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     joint = formulas.covariance(case, subject.exact).reshape(len(case.query), 3, len(case.query), 3)
     expected = np.einsum("mcmd->mcd", joint)
     fault = "blocks transposed or outputs and rows exchanged in a reshape."

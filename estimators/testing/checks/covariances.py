@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from estimators.testing import formulas
-from estimators.testing.cases import CASES
 from estimators.testing.networks import Array
 from estimators.testing.outcomes import Mismatch, NotApplicable
 from estimators.testing.registry import check
@@ -19,7 +18,7 @@ __all__: list[str] = []
 @check("covariance")
 def covariance(subject: Subject) -> None:
     """(M, C, C), symmetric, positive semidefinite, with the variance on its diagonal."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     found, variance = subject.covariance(case), subject.variance(case)
     m, c = variance.shape
     if found.shape != (m, c, c):
@@ -42,7 +41,7 @@ def covariance(subject: Subject) -> None:
 @check("sample-shape")
 def sample_shape(subject: Subject) -> None:
     """Samples are (S, M, C)."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     found = subject.samples(case)
     expected = (subject.claims.n_samples, len(case.query), 3)
     if found.shape != expected:
@@ -52,7 +51,7 @@ def sample_shape(subject: Subject) -> None:
 @check("sample-moments")
 def sample_moments(subject: Subject) -> None:
     """Mean and covariance of the samples are predict's mean and the covariance, within five standard errors."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     samples = subject.samples(case)
     s, variance = len(samples), subject.variance(case)
     mean = as_array(subject.fitted(case).predict(case.queries).mean)
@@ -71,7 +70,7 @@ def sample_moments(subject: Subject) -> None:
 
 def _covariance(subject: Subject) -> Array:
     """(M, C, C); without one, the diagonal, and NaN elsewhere."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     try:
         return subject.covariance(case)
     except NotApplicable:
@@ -98,7 +97,7 @@ def _compare_moments(found: Array, expected: Array, n_samples: int, what: str) -
 @check("sample-joint")
 def sample_joint(subject: Subject) -> None:
     """Samples are functions: rows of one sample go together, with the exact covariance between rows."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     samples = subject.samples(case)
     expected = formulas.covariance(case, subject.exact)
     centred = (samples - case.network.outputs(case.query)).reshape(len(samples), -1)
@@ -109,7 +108,7 @@ def sample_joint(subject: Subject) -> None:
 @check("sample-seed")
 def sample_seed(subject: Subject) -> None:
     """One seed gives one set of samples."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     estimator = subject.fitted(case)
     first, second = (as_array(asked(lambda: estimator.sample(case.queries, 3, seed=5))) for _ in range(2))
     if not np.array_equal(first, second):
@@ -123,7 +122,7 @@ def sample_seed(subject: Subject) -> None:
 @check("sample-seed-varies")
 def sample_seed_varies(subject: Subject) -> None:
     """Another seed gives others."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     estimator = subject.fitted(case)
     first, second = (as_array(asked(lambda s=s: estimator.sample(case.queries, 3, seed=s))) for s in (5, 6))  # type: ignore[misc]
     if np.array_equal(first, second) and subject.variance(case).max() > 0:
@@ -142,7 +141,7 @@ def _functional(f: Tensor) -> Tensor:
 @check("functional")
 def functional(subject: Subject) -> None:
     """variance(x, of=g) is diag(G Σ Gᵀ), G by hand."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     estimator = subject.fitted(case)
     received = as_array(asked(lambda: estimator.variance(case.queries, of=_functional)))
     f = as_array(estimator.predict(case.queries).mean)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from estimators.base import UncertaintyEstimator
 from estimators.errors import EstimatorError, NotFittedError
 from estimators.testing.applicable import any_case, first_case, fitted_cases
-from estimators.testing.cases import CASES
 from estimators.testing.outcomes import Mismatch, NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import REFUSALS, Subject
+from estimators.testing.subject import REFUSALS, Subject, as_array
 
 __all__: list[str] = []
 
@@ -22,14 +23,14 @@ __all__: list[str] = []
 def supports_a_model(subject: Subject) -> None:
     """At least one of the kit's models is taken, so that the other checks have something to look at."""
     refused = {}
-    for case in CASES.values():
+    for case in subject.cases.values():
         try:
             subject.fitted(case)
         except NotApplicable as reason:
             refused[case.name] = str(reason)
-    if len(refused) == len(CASES):
+    if len(refused) == len(subject.cases):
         raise Mismatch(
-            f"an estimator that takes one of {', '.join(CASES)}",
+            f"an estimator that takes one of {', '.join(subject.cases)}",
             received=f"one that refuses all of them; the first: {next(iter(refused.values()))}",
             fault="make passes on model, likelihood and prior_precision; adapt= changes the networks to what it needs.",
         )
@@ -132,21 +133,34 @@ def output_shape(subject: Subject) -> None:
 
 @check("dtype-device")
 def dtype_device(subject: Subject) -> None:
-    """A float32 network has a float32 variance on its own device, detached."""
+    """All that a float32 network is asked for is float32, detached, and on the device of the network."""
     case = replace(any_case(subject), name="in float32", dtype=torch.float32)
-    variance = subject.fitted(case).variance(case.queries)
-    if variance.dtype != torch.float32 or variance.device != case.queries.device or variance.requires_grad:
-        raise Mismatch(
-            "a detached float32 variance on the device of the model",
-            received=f"{variance.dtype} on {variance.device}, requires_grad={variance.requires_grad}",
-            fault="convert back after dense algebra in float64: .to(features.dtype); compute under torch.no_grad().",
-        )
+    for name, tensor in _answers(subject.fitted(case), case.queries):
+        if tensor.dtype != torch.float32 or tensor.device != case.queries.device or tensor.requires_grad:
+            raise Mismatch(
+                f"a detached float32 tensor on {case.queries.device}, the device of the model, from {name}",
+                received=f"{tensor.dtype} on {tensor.device}, requires_grad={tensor.requires_grad}",
+                fault="convert back after dense algebra: .to(features); compute under torch.no_grad().",
+            )
+
+
+def _answers(estimator: UncertaintyEstimator, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a fit gives at queries, with the question."""
+    yield "variance", estimator.variance(x)
+    for name, value in vars(estimator.predict(x)).items():
+        if isinstance(value, Tensor):
+            yield f"predict's {name}", value
+    for name, ask in (("covariance", estimator.covariance), ("sample", lambda x: estimator.sample(x, 3))):
+        try:
+            yield name, ask(x)
+        except REFUSALS:
+            continue
 
 
 @check("finite")
 def finite(subject: Subject) -> None:
     """No NaN or Inf, also far from the data."""
-    for case in CASES.values():
+    for case in subject.cases.values():
         try:
             estimator = subject.fitted(case)
         except NotApplicable:
@@ -170,7 +184,7 @@ def fit_idempotent(subject: Subject) -> None:
         received = estimator.fit(case.loader).variance(case.queries)
     except EstimatorError as error:
         raise Mismatch("a second fit", received=str(error), fault="fit must start afresh.") from error
-    if not np.allclose(received.numpy(), expected, rtol=1e-9, atol=0):
+    if not np.allclose(as_array(received), expected, rtol=1e-9, atol=0):
         raise Mismatch(
             f"the variance of a fresh fit, {expected[0, 0]:.6g}",
             received=f"{float(received[0, 0]):.6g} after a fit to other rows",

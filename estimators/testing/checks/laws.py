@@ -8,7 +8,7 @@ import numpy as np
 
 from estimators.testing import formulas
 from estimators.testing.applicable import fitted_cases
-from estimators.testing.cases import CASES, Case
+from estimators.testing.cases import Case
 from estimators.testing.networks import Array, FirstAndThird
 from estimators.testing.outcomes import Mismatch, NotApplicable
 from estimators.testing.registry import check
@@ -37,7 +37,7 @@ def _above(received: Array, bound: Array, slack: float) -> float:
 @check("non-negative")
 def non_negative(subject: Subject) -> None:
     """A variance is not negative."""
-    for case in CASES.values():
+    for case in subject.cases.values():
         try:
             variance = subject.variance(case)
         except NotApplicable:
@@ -136,7 +136,7 @@ def data_take_variance(subject: Subject) -> None:
 def scaling_law(subject: Subject) -> None:
     """σ → sσ with δ → δ/s² multiplies A by 1/s², and so the variance by s²."""
     _ = subject.prior_of
-    case = CASES["regression"]
+    case = subject.cases["regression"]
     assert isinstance(case.sigma, float)
     assert isinstance(case.delta, float)
     scale = 3.0
@@ -149,8 +149,8 @@ def scaling_law(subject: Subject) -> None:
 @check("constant-output")
 def constant_output(subject: Subject) -> None:
     """An output that no weight moves has variance 0, and it alone."""
-    case = CASES["classification"]
-    estimator = subject.fit(case, FirstAndThird(subject.model(case)).eval(), special=True)
+    case = subject.cases["classification"]
+    estimator = subject.fit(case, FirstAndThird(subject.model(case)).to(case.device).eval(), special=True)
     variance = as_array(estimator.variance(case.queries))
     still, moving = np.abs(variance[:, 1]).max(), variance[:, [0, 2]].min()
     if still > 1e-9 * variance.max() or (subject.claims.prior_of is not None and not moving > 0):

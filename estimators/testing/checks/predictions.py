@@ -10,7 +10,7 @@ import torch
 
 from estimators.prediction import Prediction
 from estimators.testing import formulas
-from estimators.testing.cases import CASES, Case
+from estimators.testing.cases import Case
 from estimators.testing.networks import Array
 from estimators.testing.outcomes import Mismatch, NotApplicable
 from estimators.testing.registry import check
@@ -26,7 +26,7 @@ def _predicted(subject: Subject, *names: str) -> Iterator[tuple[Case, Prediction
     taken = 0
     for name in names:
         try:
-            yield CASES[name], subject.fitted(CASES[name]).predict(CASES[name].queries)
+            yield subject.cases[name], subject.fitted(subject.cases[name]).predict(subject.cases[name].queries)
             taken += 1
         except NotApplicable as reason:
             refused = reason
@@ -55,7 +55,7 @@ def predict_epistemic(subject: Subject) -> None:
 @check("total-variance")
 def total_variance(subject: Subject) -> None:
     """In regression total = epistemic + aleatoric, the latter σ², and neither is in the other."""
-    case = replace(CASES["regression"], name="regression with a large noise", sigma=30.0, delta=1e4)
+    case = replace(subject.cases["regression"], name="regression with a large noise", sigma=30.0, delta=1e4)
     prediction = subject.fitted(case).predict(case.queries)
     if prediction.aleatoric_variance is None or prediction.total_variance is None:
         raise Mismatch(
@@ -75,7 +75,7 @@ def total_variance(subject: Subject) -> None:
 def noise_not_epistemic(subject: Subject) -> None:
     """variance(x) has no observation noise in it: with little left to learn it is far below σ²."""
     _ = subject.prior_of
-    case = replace(CASES["regression"], name="regression with a large noise", sigma=30.0, delta=1e4)
+    case = replace(subject.cases["regression"], name="regression with a large noise", sigma=30.0, delta=1e4)
     variance = as_array(subject.fitted(case).variance(case.queries))
     if variance.max() > 1.0:
         raise Mismatch(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from estimators.testing.applicable import fitted_cases
-from estimators.testing.cases import CASES
 from estimators.testing.networks import Array, WithDict
 from estimators.testing.outcomes import NotApplicable
 from estimators.testing.registry import check
@@ -41,7 +40,7 @@ def batch_independence(subject: Subject) -> None:
 @check("training-row-order")
 def training_row_order(subject: Subject) -> None:
     """The order of the training rows is irrelevant."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     shuffled = case.rows(np.random.default_rng(0).permutation(len(case.x)).tolist())
     _same_fit(subject, shuffled.loader, "rows in another order", "rows and targets no longer belong together.")
 
@@ -49,7 +48,7 @@ def training_row_order(subject: Subject) -> None:
 @check("loader-batch-size")
 def loader_batch_size(subject: Subject) -> None:
     """So is how the loader batches them, with a ragged last batch or without."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     for size in (7, len(case.x)):
         loader = list(zip(case.inputs.split(size), case.targets.split(size), strict=True))
         fault = "the last, smaller batch is dropped or weighs as much as a full one; or means of batches are averaged."
@@ -57,7 +56,7 @@ def loader_batch_size(subject: Subject) -> None:
 
 
 def _same_fit(subject: Subject, loader: list[tuple[Tensor, Tensor]], what: str, fault: str) -> None:
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     expected = subject.variance(case)
     received = as_array(subject.fit(case, loader=loader).variance(case.queries))
     subject.compare(f"the same variance with {what}", received, expected, fault=fault)
@@ -66,7 +65,7 @@ def _same_fit(subject: Subject, loader: list[tuple[Tensor, Tensor]], what: str, 
 @check("dict-inputs")
 def dict_inputs(subject: Subject) -> None:
     """Batches that are dicts with "labels", queries that are dicts."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     loader = [{**_as_dict(x), "labels": y} for x, y in case.loader]
     estimator = subject.fit(case, WithDict(subject.model(case)).eval(), loader, special=True)
     received: Array = as_array(estimator.variance(_as_dict(case.queries)))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from estimators.base import UncertaintyEstimator
 from estimators.errors import NotFittedError
-from estimators.testing.cases import CASES, Case
+from estimators.testing.cases import Case
 from estimators.testing.outcomes import NotApplicable
 from estimators.testing.registry import check
 from estimators.testing.subject import REFUSALS, Subject, as_array
@@ -17,7 +17,7 @@ __all__: list[str] = []
 @check("state-round-trip")
 def state_round_trip(subject: Subject) -> None:
     """A new estimator with the state of a fitted one has its variance; data are attached where it asks for them."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     fitted = subject.fitted(case)
     try:
         state = fitted.state_dict()

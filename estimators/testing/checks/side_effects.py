@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from estimators.errors import EstimatorError
-from estimators.testing.cases import CASES
 from estimators.testing.networks import Array
 from estimators.testing.outcomes import Mismatch
 from estimators.testing.registry import check
@@ -22,8 +21,8 @@ __all__: list[str] = []
 
 def _with_buffers(subject: Subject) -> nn.Module:
     """A network with batch statistics in eval mode, partly frozen, with a gradient that is the user's."""
-    case = CASES["classification"]
-    norm = nn.BatchNorm1d(case.x.shape[1]).to(case.dtype)
+    case = subject.cases["classification"]
+    norm = nn.BatchNorm1d(case.x.shape[1]).to(case.device, case.dtype)
     norm.running_mean = torch.full_like(norm.get_buffer("running_mean"), 0.3)
     norm.requires_grad_(False)
     model = nn.Sequential(norm, subject.model(case)).eval()
@@ -37,13 +36,13 @@ def model_untouched_by_fit(subject: Subject) -> None:
     """`fit` changes no weight, buffer, mode, requires_grad, gradient or hook."""
     model = _with_buffers(subject)
     with unchanged_model(model, "fit"):
-        subject.fit(CASES["classification"], model, special=True)
+        subject.fit(subject.cases["classification"], model, special=True)
 
 
 @check("model-untouched-by-queries")
 def model_untouched_by_queries(subject: Subject) -> None:
     """Nor do variance, predict, covariance and sample."""
-    case, model = CASES["classification"], _with_buffers(subject)
+    case, model = subject.cases["classification"], _with_buffers(subject)
     estimator = subject.fit(case, model, special=True)
     with unchanged_model(model, "the queries"):
         estimator.variance(case.queries)
@@ -75,10 +74,10 @@ class _OnPurposeError(Exception):
 def untouched_after_an_exception(subject: Subject) -> None:
     """Where the loader raises, model and random state are as they were, and the exception arrives."""
     model = _with_buffers(subject)
-    estimator = subject.build(CASES["classification"], model)
+    estimator = subject.build(subject.cases["classification"], model)
     with unchanged_random_state("a fit that failed"), unchanged_model(model, "a fit that failed"):
         try:
-            estimator.fit(_Failing(CASES["classification"].loader))
+            estimator.fit(_Failing(subject.cases["classification"].loader))
         except (_OnPurposeError, EstimatorError):
             return
     raise Mismatch("the exception of the loader", received="a fit", fault="a bare except.")
@@ -87,7 +86,7 @@ def untouched_after_an_exception(subject: Subject) -> None:
 @check("random-state-untouched")
 def random_state_untouched(subject: Subject) -> None:
     """`fit` with a loader that shuffles, and queries, leave the global random states of torch, numpy and random."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     loader = DataLoader(TensorDataset(case.inputs, case.targets), batch_size=6, shuffle=True)
     model = subject.model(case)
     with unchanged_random_state("fit"):
@@ -104,7 +103,7 @@ def random_state_untouched(subject: Subject) -> None:
 @check("reproducible")
 def reproducible(subject: Subject) -> None:
     """Two fits with the same options agree, whatever the global random state."""
-    case = CASES["classification"]
+    case = subject.cases["classification"]
     expected: Array = subject.variance(case)
     with advanced_random_state():
         estimator = subject.fit(case)
