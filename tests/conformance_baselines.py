@@ -5,6 +5,7 @@ so in full batches, in which the order of the rows is irrelevant, and for a few 
 """
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -80,8 +81,9 @@ class HeldOut:
     def __init__(self, model, likelihood):
         linear = sum(isinstance(module, nn.Linear) for module in model.modules()) == 1
         names = ("softmax regression", "logistic regression") if linear else ("classification", "binary")
-        self.case = CASES[names[likelihood.kind == "binary"]]
-        self.model, self.dtype = model, next(model.parameters()).dtype
+        parameter = next(model.parameters())
+        self.case = replace(CASES[names[likelihood.kind == "binary"]], device=parameter.device)
+        self.model, self.dtype = model, parameter.dtype
 
     def __iter__(self):
         x, y = self.case.inputs.to(self.dtype), self.case.targets
@@ -101,7 +103,8 @@ def two_networks(model, likelihood, *, prior_precision):
     regularized, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in regularized.parameters():
-            parameter += 1e-3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            step = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter += 1e-3 * step.to(parameter.device)
     return TwoNetworks(model, regularized, likelihood, lam=0.1, prior_precision=prior_precision)
 
 

@@ -16,13 +16,14 @@ operations arrive in `__torch_dispatch__`; functions that make tensors (`torch.z
 one by one. Memory, streams, timing and rounding of an accelerator are not simulated.
 """
 
+import copy
 from contextlib import contextmanager
 from functools import cache
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_iter, tree_map
+from torch.utils._pytree import tree_map
 
 __all__ = ["DEVICE", "DeviceTensor", "generators_of_the_device"]
 
@@ -40,11 +41,16 @@ class _BackendModule(backend_registration._DummyBackendModule):
 backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_BackendModule())
 DEVICE = torch.device(NAME, 0)
 
-_FACTORIES = """
-    _efficientzerotensor arange arange.start arange.start_step empty.memory_format empty_permuted empty_strided eye eye.m
-    full linspace logspace normal.float_float ones rand rand.generator randint randint.generator randint.low
-    randint.low_generator randn randn.generator randperm randperm.generator scalar_tensor tril_indices triu_indices zeros
-""".split()
+_FACTORIES = {  # by name: the overloads
+    **dict.fromkeys(("empty_permuted", "empty_strided", "full", "linspace", "logspace", "ones", "zeros"), ("",)),
+    **dict.fromkeys(("scalar_tensor", "tril_indices", "triu_indices"), ("",)),
+    **dict.fromkeys(("rand", "randn", "randperm"), ("", "generator")),
+    "arange": ("", "start", "start_step"),
+    "empty": ("memory_format",),
+    "eye": ("", "m"),
+    "normal": ("float_float",),
+    "randint": ("", "generator", "low", "low_generator"),
+}
 # Indices may be on the CPU; the tensor that is indexed, and values that are put into it, have to be on one device.
 _INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
 
@@ -78,6 +84,17 @@ class DeviceTensor(torch.Tensor):
     def tolist(self):
         return self.inner.tolist()
 
+    def data_ptr(self):
+        return self.inner.data_ptr()
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            made = DeviceTensor(self.inner.clone()).requires_grad_(self.requires_grad)
+            made.__dict__.update({name: value for name, value in vars(self).items() if name != "inner"})  # a parameter
+            made.grad = copy.deepcopy(self.grad, memo)
+            memo[id(self)] = made
+        return memo[id(self)]
+
     def _set_data(self, value):
         torch.Tensor.data.__set__(self, value)
         self.inner = value.inner
@@ -86,7 +103,7 @@ class DeviceTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # noqa: ARG003
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _call(func, args, kwargs or {})
 
 
@@ -95,21 +112,27 @@ def _call(func, args, kwargs):
     if torch.Tag.inplace_view in func.tags:
         raise NotImplementedError(f"simulated device: {func} would change the shape of a tensor in place")
     _check_devices(func, args, kwargs)
-    result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+    result = func(*_inner(args), **{name: _inner(value) for name, value in kwargs.items()})
     if _written(func):
         return _arguments_written(func, args, kwargs)
     device = kwargs.get("device")
-    return result if device is not None and device.type != NAME else tree_map(_on_device, result)
+    return result if device is not None and device.type != NAME else _on_device(result)
 
 
 def _inner(value):
+    """With the tensors inside, and the CPU in the place of the device."""
     if isinstance(value, DeviceTensor):
         return value.inner
-    return CPU if isinstance(value, torch.device) else value
+    if isinstance(value, list | tuple):
+        return [_inner(v) for v in value]
+    return CPU if isinstance(value, torch.device) and value.type == NAME else value
 
 
 def _on_device(value):
-    return DeviceTensor(value) if isinstance(value, torch.Tensor) else value
+    """A result, with every tensor wrapped."""
+    if isinstance(value, torch.Tensor):
+        return DeviceTensor(value)
+    return tree_map(_on_device, value) if isinstance(value, list | tuple) else value
 
 
 @cache
@@ -135,10 +158,11 @@ def _check_devices(func, args, kwargs):
         return
     if name in _INDEXED:
         args = (args[0], *args[2:])
-    values = list(tree_iter((args, kwargs)))
-    others = [v for v in values if isinstance(v, torch.Tensor) and not isinstance(v, DeviceTensor)]
-    if any(v.dim() or not _takes_numbers(func) for v in others) or (others and len(others) == len(_tensors(values))):
-        found = ", ".join(f"{tuple(v.shape)} on {v.device}" for v in _tensors(values))
+    values = _flat([*args, *kwargs.values()])
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    others = [v for v in tensors if not isinstance(v, DeviceTensor)]
+    if others and (len(others) == len(tensors) or not all(v.dim() == 0 and _takes_numbers(func) for v in others)):
+        found = ", ".join(f"{tuple(v.shape)} on {v.device}" for v in tensors)
         raise RuntimeError(f"simulated device: {func} expected all tensors on one device, got {found}")
     device = kwargs.get("device") or DEVICE
     generators = [v for v in values if isinstance(v, torch._C.Generator)]
@@ -146,10 +170,11 @@ def _check_devices(func, args, kwargs):
         raise RuntimeError(f"simulated device: {func} expected a generator of {device}, got one of the other device")
 
 
-def _tensors(values):
-    return [v for v in values if isinstance(v, torch.Tensor)]
+def _flat(values):
+    return [v for value in values for v in (_flat(value) if isinstance(value, list | tuple) else [value])]
 
 
+@cache
 def _takes_numbers(func):
     """Whether a tensor without dimensions may come from the CPU, as a number would."""
     return torch.Tag.pointwise in func.tags or func._opname in ("fill_", "masked_fill", "masked_fill_", *_INDEXED)
@@ -181,7 +206,7 @@ class _Generator(torch.Generator):
 class _GeneratorsOfTheCPU(TorchFunctionMode):
     """RuntimeError for numbers drawn on the CPU by a generator of the device: such calls do not arrive at a tensor."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         drawn = isinstance(kwargs.get("generator"), _Generator) and isinstance(result, torch.Tensor)
@@ -202,9 +227,8 @@ def generators_of_the_device():
         torch.Generator = original
 
 
-def _factory(name):
-    packet, _, overload = name.partition(".")
-    operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
+def _factory(name, overload=""):
+    operator = getattr(getattr(torch.ops.aten, name), overload or "default")
     return lambda *args, **kwargs: _call(operator, args, kwargs)
 
 
@@ -214,6 +238,8 @@ def _copy_from(source, target, non_blocking=False):  # noqa: ARG001
 
 
 _library = torch.library.Library("aten", "IMPL")
-for _name in _FACTORIES:
-    _library.impl(_name, _factory(_name), "PrivateUse1")
+for _name, _overloads in _FACTORIES.items():
+    for _overload in _overloads:
+        _library.impl(f"{_name}.{_overload}".rstrip("."), _factory(_name, _overload), "PrivateUse1")
 _library.impl("_copy_from", _copy_from, "PrivateUse1")
+_library.impl("_efficientzerotensor", _factory("zeros"), "PrivateUse1")  # tangents: here with memory, as others are
