@@ -11,7 +11,7 @@ happen before the first backward pass of the process: import it at the top of a 
     assert variance.device == DEVICE
     variance.cpu()
 
-It uses PyTorch's registration of a backend in Python: the device's tensors are wrappers around tensors of the CPU, whose
+It uses the registration of a backend in Python: tensors of the device are wrappers around tensors of the CPU, whose
 operations arrive in `__torch_dispatch__`; functions that make tensors (`torch.zeros(3, device="sim")`) are registered
 one by one. Memory, streams, timing and rounding of an accelerator are not simulated.
 """
@@ -23,6 +23,7 @@ from functools import cache
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map
 
 __all__ = ["DEVICE", "DeviceTensor", "generators_of_the_device"]
@@ -109,9 +110,10 @@ class DeviceTensor(torch.Tensor):
 
 def _call(func, args, kwargs):
     """One operation on the tensors inside, after the checks that a device makes."""
-    if torch.Tag.inplace_view in func.tags:
-        raise NotImplementedError(f"simulated device: {func} would change the shape of a tensor in place")
     _check_devices(func, args, kwargs)
+    if torch.Tag.inplace_view in func.tags:
+        with no_dispatch():
+            func(*args, **kwargs)  # the shape of the wrapper
     result = func(*_inner(args), **{name: _inner(value) for name, value in kwargs.items()})
     if _written(func):
         return _arguments_written(func, args, kwargs)
