@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
-from conformance_baselines import BASELINES, FULL_BATCHES, behind_identity, fresh, with_lora
+from conformance_baselines import BASELINES, DESCENT, FULL_BATCHES, behind_identity, fresh, with_lora
 from conformance_posteriors import POSTERIORS
 from conformance_row import Row
 from simulated_device import DEVICE
@@ -40,7 +40,7 @@ SHORTER = {
     "parameter probes": Row(partial(RegVar, regularizer=ParameterProbes(n_probes=5), solver=LinearResponse())),
     "signed probes": Row(partial(RegVar, regularizer=SignedProbes(n_probes=5), solver=LinearResponse())),
     "ensemble": Row(ensemble),
-    "swag": Row(partial(SWAG, recipe=replace(SGD, average=1.0), n_samples=4)),
+    "swag": Row(partial(SWAG, recipe=DESCENT, n_samples=4)),
     "dropout, trained": Row(trained_dropout, {"adapt": behind_identity}),
     "multi-head ensemble": Row(partial(MultiHeadEnsemble, n_heads=3)),
     "lora ensemble": Row(partial(LoRAEnsemble, recipe=SHORT, n_members=2), {"adapt": with_lora}),

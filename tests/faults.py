@@ -274,6 +274,36 @@ class HalfSaved(Good):
         return {name: 0.5 * tensor for name, tensor in tensors.items()}, learned
 
 
+class ConstantOfTheCPU(Good):
+    def _variance(self, x):
+        return super()._variance(x) * torch.ones(1, dtype=x.dtype)
+
+
+class ResultOnTheCPU(Good):
+    def _variance(self, x):
+        return super()._variance(x).cpu()
+
+
+class SamplesOnTheCPU(Good):
+    def _sample(self, x, n_samples, generator):
+        return super()._sample(x, n_samples, generator).cpu()
+
+
+class GeneratorOfTheCPU(Good):
+    def _sample(self, x, n_samples, generator):
+        own = torch.Generator().manual_seed(generator.initial_seed())
+        return super()._sample(x, n_samples, own)
+
+
+class SamplesByNumpy(Good):
+    def _sample(self, x, n_samples, generator):
+        return torch.from_numpy(super()._sample(x, n_samples, generator).numpy()).to(x)
+
+
+DEVICE_FAULTS = [ConstantOfTheCPU, ResultOnTheCPU, SamplesOnTheCPU, GeneratorOfTheCPU, SamplesByNumpy]
+"""What is wrong on an accelerator only."""
+
+
 def refusing(*_, **__):
     raise UnsupportedError("nothing", received="something", remedy="nothing.")
 

@@ -109,7 +109,7 @@ class LaplaceTorch(UncertaintyEstimator):
             options["sigma_noise"] = self.likelihood.sigma_noise
         if self.subset_of_weights == "last_layer":
             options["last_layer_name"] = next(iter(objective.network.subset.shapes)).rpartition(".")[0]
-        with _its_ways(objective.theta.dtype):
+        with _its_ways(objective.theta):
             laplace = _imported()
             try:
                 fitted = laplace.Laplace(
@@ -132,7 +132,7 @@ class LaplaceTorch(UncertaintyEstimator):
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
         if changed != {"prior_precision"}:
             return super()._refit(fitted, objective, changed)
-        with _its_ways(objective.theta.dtype):  # it keeps the curvature of the data apart from the prior
+        with _its_ways(objective.theta):  # it keeps the curvature of the data apart from the prior
             self.laplace_ = copy.copy(fitted.laplace_)
             self.laplace_.prior_precision = self.prior_precision
         return None
@@ -141,7 +141,7 @@ class LaplaceTorch(UncertaintyEstimator):
         return self._covariance(x).diagonal(dim1=-2, dim2=-1)
 
     def _covariance(self, x: PyTree) -> Tensor:
-        with _its_ways(self.theta_.dtype):
+        with _its_ways(self.theta_):
             covariance: Tensor = self.laplace_._glm_predictive_distribution(x)[1]
         return covariance.detach()
 
@@ -165,12 +165,12 @@ class _Rows:
 
 
 @contextmanager
-def _its_ways(dtype: torch.dtype) -> Iterator[None]:
-    """It makes tensors of the default dtype, and warns of its own dependencies."""
+def _its_ways(theta: Tensor) -> Iterator[None]:
+    """It makes tensors of the default dtype on the default device, and warns of its own dependencies."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(theta.dtype)
     try:
-        with warnings.catch_warnings():
+        with theta.device, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

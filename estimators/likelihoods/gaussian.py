@@ -48,7 +48,8 @@ class Gaussian(Likelihood):
     def curvature_ratio(self, other: Likelihood) -> float | None:
         if self is other or not isinstance(other, Gaussian):
             return super().curvature_ratio(other)
-        here, there = (torch.as_tensor(sigma, dtype=torch.float64) for sigma in (self.sigma_noise, other.sigma_noise))
+        sigmas = (self.sigma_noise, other.sigma_noise)  # perhaps of two devices
+        here, there = (torch.as_tensor(sigma, dtype=torch.float64, device="cpu") for sigma in sigmas)
         if here.ndim and there.ndim and here.shape != there.shape:
             return None
         ratio = (there / here).square().flatten()  # Λ = diag(1/σ²)

@@ -1,13 +1,15 @@
 """Every estimator on a simulated accelerator: the numbers of the CPU, on the device, and no tensors of two devices."""
 
+import numpy
 import pytest
 import torch
 from device_fits import ROWS, answers, assert_same, fits, made
-from simulated_device import DEVICE, generators_of_the_device
+from faults import DEVICE_FAULTS
+from simulated_device import DEVICE, DeviceTensor, generators_of_the_device
 
-from estimators.errors import NotFittedError, UnsupportedError
+from estimators.errors import NotFittedError, OptionError, UnsupportedError
+from estimators.testing import check_estimator
 
-CPU = torch.device("cpu")
 NOT_SAVED = {"two networks", "laplace-torch, full", "laplace-torch, kron", "laplace-torch, last layer"}
 
 
@@ -45,4 +47,64 @@ def test_a_fit_saved_on_one_device_is_loaded_on_the_other(name, tmp_path):
 def test_what_cannot_be_saved_says_so(name, tmp_path):
     with pytest.raises(UnsupportedError):
         fits(name).there.save(tmp_path / "fit")
-    assert DEVICE != CPU
+
+
+REFUSED = {
+    "sums": lambda here, there: here + there,
+    "products": lambda here, there: here @ there,
+    "a number of the device": lambda here, there: here + there.sum(),
+    "joining": lambda here, there: torch.cat([here, there]),
+    "stacked numbers": lambda here, there: torch.stack([here.sum(), there.sum()]),
+    "rows of the CPU by an index of the device": lambda here, there: here[there.argmax(0)],
+    "index_select by an index of the CPU": lambda here, there: there.index_select(0, here.argmax(0)),
+    "values of the CPU put in": lambda here, there: there.index_put((torch.tensor([0]),), here[0]),
+    "numpy": lambda here, there: there.numpy(),
+    "an array": lambda here, there: numpy.asarray(there),
+    "a generator of the CPU": lambda here, there: there.normal_(generator=torch.Generator()),
+    "a generator of the device": lambda here, there: torch.randn(2, generator=torch.Generator(DEVICE)),
+}
+
+
+@pytest.mark.parametrize("act", REFUSED.values(), ids=REFUSED)
+def test_the_simulated_device_raises_where_an_accelerator_does(act):
+    here, there = torch.eye(3), torch.eye(3, device=DEVICE)
+    with pytest.raises((RuntimeError, TypeError), match="sim"):
+        act(here, there)
+
+
+def test_what_an_accelerator_takes_from_the_cpu_the_simulated_device_takes():
+    there = torch.eye(3, device=DEVICE)
+    found = [there + torch.tensor(1.0), there[torch.tensor([0, 2])], there[torch.tensor([True, False, True])]]
+    found += [
+        torch.where(there > 0, torch.tensor(2.0), there),
+        torch.randn(2, generator=torch.Generator(DEVICE).manual_seed(3), device=DEVICE),
+    ]
+    there[0] = torch.tensor(7.0)
+    there[1].copy_(torch.ones(3))
+    assert all(isinstance(tensor, DeviceTensor) and tensor.device == DEVICE for tensor in [*found, there])
+    assert there.tolist() == [[7.0] * 3, [1.0] * 3, [0.0, 0.0, 1.0]]
+    assert torch.equal(found[-1].cpu(), torch.randn(2, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("fault", DEVICE_FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_of_devices_that_the_cpu_does_not_show_is_found_on_the_device(fault):
+    assert check_estimator(fault, checks=["dtype-device"]).passed == ["dtype-device"]
+    report = check_estimator(fault, checks=["dtype-device"], device=DEVICE, raises=False)
+    assert list(report.failed) == ["dtype-device"]
+    assert "sim" in report.failed["dtype-device"]
+
+
+KIT = ["shapes", "output-shape", "dtype-device", "closed-form-network", "closed-form-prior-groups"]
+KIT += ["closed-form-noise-per-output", "closed-form-frozen", "constant-output", "sample-joint", "dict-inputs"]
+KIT += ["model-untouched-by-fit", "random-state-untouched", "rejects-nan", "notices-a-changed-model"]
+
+
+@pytest.mark.parametrize("name", ["full", "last layer"])
+def test_an_estimator_conforms_on_a_device(name):
+    report = check_estimator(ROWS[name].make, **ROWS[name].claims, checks=KIT, device=DEVICE)
+    assert set(report.skipped) == ROWS[name].skipped & set(KIT)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(OptionError, match="a device of this machine"):
+        check_estimator(ROWS["full"].make, device="no such device")
