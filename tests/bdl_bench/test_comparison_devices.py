@@ -21,8 +21,8 @@ def _generators():
 def make_problem(seed):
     """Three classes of three inputs, with rows of another distribution and shifted ones."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(30, 3, generator=generator, dtype=torch.float64)
-    y = torch.randint(0, 3, (30,), generator=generator)
+    x = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (20,), generator=generator)
     batches = list(zip(x.split(7), y.split(7), strict=True))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -41,9 +41,7 @@ def make_problem(seed):
 
 
 def found(tmp_path, device):
-    compared = compare(
-        make_problem, METHODS, seeds=1, tune=1, out=tmp_path / device, device=device, progress_bar=False
-    )
+    compared = compare(make_problem, METHODS, seeds=1, tune=1, out=tmp_path / device, device=device, progress_bar=False)
     return {record.method: record for record in compared.records}
 
 

@@ -22,21 +22,21 @@ def _generators():
 @pytest.mark.parametrize("name", ROWS)
 def test_an_estimator_gives_on_a_device_the_numbers_of_the_cpu(name):
     both = fits(name)
-    expected = answers(both.here, both.case.queries)
-    assert_same(expected, answers(both.there, both.case_there.queries))
+    expected = answers(both.here, both.case.queries[:2])
+    assert_same(expected, answers(both.there, both.case_there.queries[:2]))
 
 
 def _variance(estimator, case):
     try:
-        return estimator.variance(case.queries)
+        return estimator.variance(case.queries[:2])
     except NotFittedError:
-        return estimator.attach(case.loader).variance(case.queries)
+        return estimator.attach(case.loader).variance(case.queries[:2])
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in NOT_SAVED])
 def test_a_fit_saved_on_one_device_is_loaded_on_the_other(name, tmp_path):
     both = fits(name)
-    expected = {"variance": both.here.variance(both.case.queries)}
+    expected = {"variance": both.here.variance(both.case.queries[:2])}
     for saved, case in ((both.here, both.case_there), (both.there, both.case)):
         saved.save(tmp_path / "fit")
         loaded = made(ROWS[name], case).load(tmp_path / "fit")
@@ -58,10 +58,10 @@ REFUSED = {
     "rows of the CPU by an index of the device": lambda here, there: here[there.argmax(0)],
     "index_select by an index of the CPU": lambda here, there: there.index_select(0, here.argmax(0)),
     "values of the CPU put in": lambda here, there: there.index_put((torch.tensor([0]),), here[0]),
-    "numpy": lambda here, there: there.numpy(),
-    "an array": lambda here, there: numpy.asarray(there),
-    "a generator of the CPU": lambda here, there: there.normal_(generator=torch.Generator()),
-    "a generator of the device": lambda here, there: torch.randn(2, generator=torch.Generator(DEVICE)),
+    "numpy": lambda _, there: there.numpy(),
+    "an array": lambda _, there: numpy.asarray(there),
+    "a generator of the CPU": lambda _, there: there.normal_(generator=torch.Generator()),
+    "a generator of the device": lambda *_: torch.randn(2, generator=torch.Generator(DEVICE)),
 }
 
 
@@ -75,10 +75,8 @@ def test_the_simulated_device_raises_where_an_accelerator_does(act):
 def test_what_an_accelerator_takes_from_the_cpu_the_simulated_device_takes():
     there = torch.eye(3, device=DEVICE)
     found = [there + torch.tensor(1.0), there[torch.tensor([0, 2])], there[torch.tensor([True, False, True])]]
-    found += [
-        torch.where(there > 0, torch.tensor(2.0), there),
-        torch.randn(2, generator=torch.Generator(DEVICE).manual_seed(3), device=DEVICE),
-    ]
+    found.append(torch.where(there > 0, torch.tensor(2.0), there))
+    found.append(torch.randn(2, generator=torch.Generator(DEVICE).manual_seed(3), device=DEVICE))
     there[0] = torch.tensor(7.0)
     there[1].copy_(torch.ones(3))
     assert all(isinstance(tensor, DeviceTensor) and tensor.device == DEVICE for tensor in [*found, there])
