@@ -9,7 +9,7 @@ from bdl_bench import Problem, compare
 from bdl_bench.check import check_problem
 from estimators.training import Recipe
 
-METHODS = ["map", "last-layer", "laplace-kron", "regvar-draws"]
+METHODS = ["last-layer", "laplace-kron", "regvar-draws"]
 
 
 @pytest.fixture(autouse=True)
