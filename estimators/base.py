@@ -119,13 +119,9 @@ class UncertaintyEstimator(Refittable):
 
     def _checked_fit(self, objective: Objective, *, progress_bar: bool) -> None:
         """`_fit`, whose derivatives are compared with plain autograd at every training row."""
-        check = objective.network.check
-        check.fitting = True
-        try:
+        with objective.network.check.on_training_rows():
             self._fit(objective, progress_bar=progress_bar)
-        finally:
-            check.fitting = False
-        check.check_slope()
+        objective.network.check.check_slope()
 
     def _objective(self, train_loader: Iterable[Any]) -> Objective:
         """L over the chosen subset, with model and data checked."""

@@ -188,14 +188,16 @@ class Objective:
         Raises:
             ModelError: they do not, so that no refit can be read.
         """
-        for batch in self.team.parts(self.batches):
-            self.network.check_displaced(batch.x)
+        with self.network.check.on_training_rows():
+            for batch in self.team.parts(self.batches):
+                self.network.check_displaced(batch.x)
 
     def product(self, vectors: Tensor) -> Tensor:
         """A v for each of vectors (K, P): one shared pass over the data."""
         total = torch.zeros_like(vectors)
-        for batch in self.team.parts(self.batches):
-            self.data_term.curvature_product(self.network, batch, vectors, total)
+        with self.network.check.on_training_rows():
+            for batch in self.team.parts(self.batches):
+                self.data_term.curvature_product(self.network, batch, vectors, total)
         return self.team.total(total).addcmul_(vectors, self.prior.precision)
 
     def centred(self, *, curvature: str) -> Objective:

@@ -72,12 +72,8 @@ class Refittable(Storable):
             )
         with preserved_random_state():
             objective = self._objective_for(new, frozenset(options))
-            check = objective.network.check
-            check.fitting = True
-            try:
+            with objective.network.check.on_training_rows():
                 new._refit(self, objective, frozenset(options))
-            finally:
-                check.fitting = False
         new.objective_, new.fingerprint_ = objective, fingerprint(self.model, objective.network.pieces)
         new._report_derivatives(objective)
         return new

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -88,6 +88,15 @@ class SelfCheck:
     def counted(self) -> AbstractContextManager[None]:
         """Within it, rows are counted as those of the self-check."""
         return self.own.ledger.part(SELF_CHECK)
+
+    @contextmanager
+    def on_training_rows(self) -> Iterator[None]:
+        """Within it, x are training rows: each is compared once, whatever its kind."""
+        before, self.fitting = self.fitting, True
+        try:
+            yield
+        finally:
+            self.fitting = before
 
     def for_function(self) -> SelfCheck:
         """A check of a function of these outputs: the same module and report, every kind of query new."""

@@ -1,0 +1,365 @@
+"""Every comparison of the self-check is seen to fail when what it compares is broken on purpose, also in one row."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from estimators import (
+    FineTune,
+    LastLayerLaplace,
+    LinearizedLaplace,
+    LinearResponse,
+    NewtonRefit,
+    Pointwise,
+    PosteriorDraws,
+    RegVar,
+)
+from estimators.errors import DerivativeRouteWarning, ModelError, NoLastLayerError, UnsupportedError
+from estimators.head import Heard
+from estimators.jacobians import _BackpackRows
+from estimators.layer_rows import Layers
+from estimators.network import Network, _Pulls
+
+DELTA, N, BATCH = 1.7, 23, 9
+MARK = 7.0  # the first feature of the one row in which derivatives are broken
+
+
+class Plain(nn.Module):
+    """A custom forward, so that no BackPACK is used; 3 outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.a(x)))
+
+
+def network(kind=Plain):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return kind().double().eval()
+
+
+def rows(marked=17):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(N, 4, generator=generator, dtype=torch.float64)
+    x[marked, 0] = MARK
+    return list(zip(x.split(BATCH), torch.randint(0, 3, (N,), generator=generator).split(BATCH), strict=True))
+
+
+QUERIES = torch.randn(4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def jacobian(model, x):
+    parameters = list(model.parameters())
+    f = model(x)
+    slopes = [torch.autograd.grad(value, parameters, retain_graph=True) for value in f.flatten()]
+    return f.detach(), torch.stack([torch.cat([g.flatten() for g in one]) for one in slopes]).view(*f.shape, -1)
+
+
+def exact(model):
+    """diag J A⁻¹ Jᵀ of the softmax likelihood, by plain autograd."""
+    total = 0.0
+    for x, _ in rows():
+        f, j = jacobian(model, x)
+        p = f.softmax(-1)
+        lam = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+        total = total + torch.einsum("ncp,ncd,ndq->pq", j, lam, j)
+    total = total + DELTA * torch.eye(len(total), dtype=torch.float64)
+    j = jacobian(model, QUERIES)[1]
+    return torch.einsum("mcp,pq,mcq->mc", j, torch.linalg.inv(total), j)
+
+
+def has_mark(x):
+    return bool((x[:, 0] == MARK).any())
+
+
+def broken(function, place=1):
+    """A method whose result is 1 % too large where its inputs hold the marked row."""
+
+    def call(*arguments, **keywords):
+        found = function(*arguments, **keywords)
+        return 1.01 * found if has_mark(arguments[place]) else found
+
+    return call
+
+
+def laplace(model, **options):
+    return LinearizedLaplace(model, "classification", prior_precision=DELTA, **options)
+
+
+def pointwise(model, solver=None):
+    solver = LinearResponse(tol=1e-12) if solver is None else solver
+    return RegVar(model, "classification", prior_precision=DELTA, regularizer=Pointwise(), solver=solver)
+
+
+@pytest.mark.parametrize("inverse", ["cholesky", "dual"])
+def test_rows_of_j_that_are_wrong_in_one_row_are_replaced(inverse, monkeypatch):
+    monkeypatch.setattr(Network, "_vectorised_rows", broken(Network._vectorised_rows))
+    with pytest.warns(DerivativeRouteWarning, match="rows of J.*differs from plain autograd by.*one row at a time"):
+        estimator = laplace(network(), inverse=inverse).fit(rows())
+    torch.testing.assert_close(estimator.variance(QUERIES), exact(network()))
+    assert estimator.jacobian_backend_ == "autograd"
+    assert estimator.fit_report_.derivatives.routes["rows of J"].startswith("plain autograd")
+
+
+def test_backpack_that_is_wrong_in_one_row_gives_way_to_torch_func(monkeypatch):
+    monkeypatch.setattr(_BackpackRows, "__call__", broken(_BackpackRows.__call__))
+    model = network(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+    with pytest.warns(DerivativeRouteWarning, match="BackPACK"):
+        estimator = laplace(model, inverse="cholesky").fit(rows())
+    torch.testing.assert_close(estimator.variance(QUERIES), exact(model))
+    assert estimator.jacobian_backend_ == "torch.func"
+
+
+def test_forward_mode_that_is_wrong_in_one_row_gives_way_to_two_reverse_passes(monkeypatch):
+    monkeypatch.setattr(Network, "_forward_mode", broken(Network._forward_mode))
+    estimator = pointwise(network()).fit(rows())
+    with pytest.warns(DerivativeRouteWarning, match="J v: forward mode differs.*two reverse passes instead"):
+        found = estimator.variance(QUERIES)
+    torch.testing.assert_close(found, exact(network()))
+
+
+def test_forward_mode_is_compared_at_every_batch_of_a_fit(monkeypatch):
+    monkeypatch.setattr(Network, "_forward_mode", broken(Network._forward_mode))
+    draws = PosteriorDraws(200, exact_block=None)
+    options = {"prior_precision": DELTA, "solver": LinearResponse(tol=1e-12)}
+    with pytest.warns(DerivativeRouteWarning, match="J v: forward mode differs"):
+        found = RegVar(network(), "classification", regularizer=draws, **options).fit(rows())
+    monkeypatch.undo()
+    expected = RegVar(network(), "classification", regularizer=draws, **options).fit(rows())
+    torch.testing.assert_close(found.variance(QUERIES), expected.variance(QUERIES))
+    assert found.fit_report_.derivatives.rows["J v"] >= N
+
+
+def test_backward_passes_that_are_wrong_in_one_row_give_way_to_autograd(monkeypatch):
+    plain = _Pulls.__call__
+    monkeypatch.setattr(_Pulls, "__call__", lambda self, u: (1.01 if has_mark(self._x) else 1.0) * plain(self, u))
+    with pytest.warns(DerivativeRouteWarning, match="Jᵀ u: torch.func differs.*plain autograd instead"):
+        estimator = pointwise(network()).fit(rows())
+    torch.testing.assert_close(estimator.variance(QUERIES), exact(network()))
+
+
+def test_hessian_products_that_are_wrong_in_one_row_give_way_to_autograd(monkeypatch):
+    model = network()
+    options = {"prior_precision": 40.0, "curvature": "hessian", "inverse": "cholesky"}
+    expected = LinearizedLaplace(model, "classification", **options).fit(rows()).variance(QUERIES)
+    monkeypatch.setattr(Network, "_forward_over_reverse", broken(Network._forward_over_reverse))
+    with pytest.warns(DerivativeRouteWarning, match="Hessian products.*plain autograd, twice"):
+        estimator = LinearizedLaplace(model, "classification", **options).fit(rows())
+    torch.testing.assert_close(estimator.variance(QUERIES), expected)
+
+
+def scaled_factors(monkeypatch):
+    plain = Layers._joined
+
+    def joined(self, inputs, slopes, cotangents):
+        return plain(self, inputs, [1.01 * b for b in slopes], cotangents)
+
+    monkeypatch.setattr(Layers, "_joined", joined)
+
+
+def test_factors_of_layers_that_are_wrong_are_an_error_where_nothing_else_will_do(monkeypatch):
+    scaled_factors(monkeypatch)
+    with pytest.raises(UnsupportedError, match="factors of layers whose slope differs from plain autograd by"):
+        laplace(network(), hessian_structure="kron").fit(rows())
+
+
+def test_factors_of_layers_that_are_wrong_give_way_to_rows(monkeypatch):
+    model = network(lambda: nn.Sequential(nn.Linear(4, 80), nn.Tanh(), nn.Linear(80, 3)))
+    expected = exact(model)
+    assert laplace(model, inverse="cholesky").fit(rows()).jacobian_backend_ == "layers"
+    scaled_factors(monkeypatch)
+    for inverse in ("cholesky", "dual"):
+        estimator = laplace(model, inverse=inverse).fit(rows())
+        assert estimator.jacobian_backend_ != "layers"
+        torch.testing.assert_close(estimator.variance(QUERIES), expected)
+        assert "factors of layers" in " ".join(estimator.fit_report_.derivatives.disagreements)
+
+
+def test_features_of_the_last_layer_that_are_wrong_are_an_error(monkeypatch):
+    plain = Heard.at_places.fget
+    monkeypatch.setattr(Heard, "at_places", property(lambda self: 1.01 * plain(self)))
+    with pytest.raises(NoLastLayerError, match="differs from plain autograd"):
+        LastLayerLaplace(network(), "classification", prior_precision=DELTA).fit(rows())
+
+
+class Switched(Plain):
+    """Outputs that the last layer does not make in the marked row."""
+
+    def forward(self, x):
+        f = super().forward(x)
+        return torch.where(x[:, :1] == MARK, 0.3 * f, f)
+
+
+def test_a_last_layer_that_does_not_end_the_network_in_one_row_is_an_error():
+    with pytest.raises(NoLastLayerError, match="rows whose outputs differ"):
+        LastLayerLaplace(network(Switched), "classification", prior_precision=DELTA).fit(rows())
+    draws = RegVar(network(Switched), "classification", prior_precision=DELTA, solver=LinearResponse()).fit(rows())
+    assert draws.exact_block_.startswith("none")
+
+
+class OtherWhenCopied(Plain):
+    """A copy of it is another function."""
+
+    factor = 1.0
+
+    def __deepcopy__(self, memo):
+        other = copy._reconstruct(self, memo, *self.__reduce_ex__(4)[:2], deepcopy=copy.deepcopy, state=None)
+        nn.Module.__init__(other)
+        for name, child in self.named_children():
+            setattr(other, name, copy.deepcopy(child, memo))
+        other.factor = 1.01
+        return other
+
+    def forward(self, x):
+        return self.factor * super().forward(x)
+
+
+def test_a_copy_that_is_another_function_is_not_used():
+    model = network(OtherWhenCopied)
+    model.eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        estimator = laplace(model, inverse="cholesky").fit(rows())
+    torch.testing.assert_close(estimator.variance(QUERIES), exact(model))
+    assert any("outputs: those of a copy of the module" in str(w.message) for w in caught)
+
+
+class Centred(Plain):
+    def forward(self, x):
+        f = super().forward(x)
+        return f - 0.1 * f.mean(0)
+
+
+class CentredSlopes(Plain):
+    """The values of a row do not depend on the others, its gradient does."""
+
+    def forward(self, x):
+        f = super().forward(x)
+        coupled = f.mean(0, keepdim=True)
+        return f + coupled - coupled.detach()
+
+
+@pytest.mark.parametrize("make", [laplace, pointwise])
+def test_rows_that_depend_on_each_other_are_an_error(make):
+    with pytest.raises(ModelError, match="do not depend on the other rows"):
+        make(network(Centred)).fit(rows())
+
+
+def test_batches_of_one_row_are_compared_in_pairs():
+    single = [(x[i : i + 1], y[i : i + 1]) for x, y in rows() for i in range(len(x))]
+    with pytest.raises(ModelError, match="do not depend on the other rows"):
+        laplace(network(Centred)).fit(single)
+
+
+def test_gradients_that_depend_on_the_other_rows_are_an_error():
+    with (
+        pytest.raises(ModelError, match="gradient at a row does not depend on the other rows"),
+        pytest.warns(DerivativeRouteWarning),
+    ):
+        laplace(network(CentredSlopes), inverse="cholesky").fit(rows())
+
+
+class FrozenInside(Plain):
+    def forward(self, x):
+        with torch.no_grad():
+            h = torch.tanh(self.a(x))
+        return self.head(h)
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.DerivativeRouteWarning")
+@pytest.mark.parametrize("solver", [NewtonRefit(), FineTune()])
+def test_weights_that_move_the_outputs_without_a_gradient_cannot_be_displaced(solver):
+    regularizer = Pointwise() if isinstance(solver, NewtonRefit) else PosteriorDraws()
+    options = {"prior_precision": DELTA, "regularizer": regularizer, "solver": solver}
+    with pytest.raises(ModelError, match=r"weights that can be displaced.*LinearResponse"):
+        RegVar(network(FrozenInside), "classification", **options).fit(rows()).variance(QUERIES)
+
+
+class Detached(Plain):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class InfiniteSlope(Plain):
+    def forward(self, x):
+        return super().forward(x) + torch.sqrt(self.a(x[:, :1].expand(-1, 4) * 0).square().sum(1, keepdim=True) * 0)
+
+
+@pytest.mark.parametrize("make", [laplace, pointwise])
+def test_outputs_without_a_gradient_are_an_error(make):
+    with pytest.raises(ModelError, match="gradient of exactly 0 at every row"):
+        make(network(Detached)).fit(rows()).variance(QUERIES)
+
+
+@pytest.mark.parametrize("make", [laplace, pointwise])
+def test_a_gradient_that_is_not_finite_names_the_parameter(make):
+    with pytest.raises(ModelError, match=r"NaN or Inf in the gradient of a\.weight"):
+        make(network(InfiniteSlope)).fit(rows()).variance(QUERIES)
+
+
+def test_a_right_network_has_no_disagreement_and_every_row_compared():
+    estimator = laplace(network(), inverse="cholesky").fit(rows())
+    report = estimator.fit_report_.derivatives
+    assert report.disagreements == []
+    assert report.rows == {"outputs": N, "rows of J": N}
+    assert max(report.largest_error.values()) < 1e-12
+
+
+def test_a_query_of_another_kind_is_compared_too(monkeypatch):
+    estimator = laplace(network(), inverse="cholesky").fit(rows())
+    estimator.variance(QUERIES)
+    plain = Network._vectorised_rows
+    monkeypatch.setattr(Network, "_vectorised_rows", lambda self, x: (1.01 if len(x) == 3 else 1.0) * plain(self, x))
+    with pytest.warns(DerivativeRouteWarning):
+        found = estimator.variance(QUERIES[:3])
+    torch.testing.assert_close(found, exact(network())[:3])
+
+
+class Counting(Plain):
+    """Counts its calls, keeps an activation and hands it to a dict that a hook closes over."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.last, self.seen = None, {}
+        self.a.register_forward_hook(lambda _, __, output: self.seen.__setitem__("hidden", output))
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = torch.tanh(self.a(x))
+        return self.head(torch.tanh(self.seen["hidden"]))
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.DerivativeRouteWarning")
+@pytest.mark.parametrize("make", [laplace, pointwise])
+def test_what_a_forward_leaves_behind_is_as_before(make):
+    model = network(Counting)
+    model(QUERIES)
+    before, hidden = copy.copy(vars(model)), model.seen["hidden"]
+    found = make(model).fit(rows()).variance(QUERIES)
+    assert float(model.calls) == 1.0
+    assert model.last is before["last"]
+    assert model.seen["hidden"] is hidden
+    torch.testing.assert_close(found, exact(model))
+
+
+def test_a_forward_that_writes_into_its_inputs_leaves_those_of_the_caller_alone():
+    class Writes(Plain):
+        def forward(self, x):
+            x.sub_(0.5)
+            return super().forward(x)
+
+    model, loader, queries = network(Writes), rows(), QUERIES.clone()
+    kept = [x.clone() for x, _ in loader]
+    found = laplace(model).fit(loader).variance(queries)
+    assert all(torch.equal(a, b) for a, (b, _) in zip(kept, loader, strict=True))
+    assert torch.equal(queries, QUERIES)
+    shifted = [(x - 0.5, y) for x, y in rows()]
+    expected = laplace(network()).fit(shifted).variance(QUERIES - 0.5)
+    torch.testing.assert_close(found, expected)
