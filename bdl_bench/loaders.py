@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from estimators.batch import Batch, Loader, split_batch
-from estimators.pytrees import PyTree, n_rows
+from estimators.batch import Batch, Loader, is_mapping, split_batch
+from estimators.pytrees import PyTree, as_inputs, n_rows
 
 __all__ = ["Loader", "Query", "as_query", "queries", "rewind", "rows"]
 
@@ -28,7 +28,7 @@ class Query:
     y: Tensor | None
 
     def __len__(self) -> int:
-        return n_rows(self.x)
+        return n_rows(self.x) if self.y is None else len(self.y)
 
 
 def queries(loader: Loader) -> Iterator[Query]:
@@ -38,8 +38,9 @@ def queries(loader: Loader) -> Iterator[Query]:
 
 def as_query(item: object) -> Query:
     """One item of a loader."""
-    if isinstance(item, Tensor) or (isinstance(item, dict) and "labels" not in item):
-        return Query(item, None)
+    named = is_mapping(item)
+    if isinstance(item, Tensor) or (named and not {"labels", "label"} & as_inputs(item).keys()):
+        return Query(as_inputs(item), None)
     batch = split_batch(item)
     return Query(batch.x, batch.y)
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from estimators.pytrees import PyTree, n_rows, tensors_of
+from estimators.pytrees import PyTree, n_rows, row_tensors
 
 __all__ = ["bits", "row_digests"]
 
@@ -17,7 +17,7 @@ __all__ = ["bits", "row_digests"]
 def row_digests(rows: PyTree) -> list[bytes]:
     """A digest of 32 bytes for each row of a pytree, over all of its tensors with as many rows; others are left out."""
     n = n_rows(rows)
-    tables = [bits(t.reshape(n, -1)) for t in tensors_of(rows) if len(t) == n]
+    tables = [bits(t.reshape(n, -1)) for t in row_tensors(rows) if len(t) == n]
     return [hashlib.sha256(b"".join(table[i].tobytes() for table in tables)).digest() for i in range(n)]
 
 

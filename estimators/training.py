@@ -14,8 +14,8 @@ from estimators.checkpoint import Checkpoint
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.loop import BatchGradient, Enough, Loop, Watch
 from estimators.models.outputs import output_tensor
-from estimators.network import as_arguments
 from estimators.progress import track
+from estimators.pytrees import forward_arguments
 from estimators.recipe import Recipe
 from estimators.subsets import Subset, delta_of_names, matching_names
 
@@ -91,7 +91,7 @@ def train_map(
 
     def gradient(theta: Tensor, batch: Batch) -> Tensor:
         _write(chosen, subset, theta)  # into the module itself: however forward reaches a weight, it is this one
-        arguments, keywords = as_arguments(batch.x)
+        arguments, keywords = forward_arguments(batch.x)
         with torch.enable_grad():
             f = output_tensor(model(*arguments, **keywords))
             likelihood.check_targets(f, batch.y)

@@ -17,7 +17,7 @@ from estimators.batches import Batches
 from estimators.errors import OptionError, UnsupportedError
 from estimators.likelihoods import Gaussian, Likelihood
 from estimators.objective import Objective
-from estimators.pytrees import PyTree
+from estimators.pytrees import PyTree, plain_inputs
 
 __all__ = ["LaplaceTorch"]
 
@@ -158,7 +158,8 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
-            yield {**batch.x, "labels": batch.y} if isinstance(batch.x, dict) else (batch.x, batch.y)
+            x = plain_inputs(batch.x)
+            yield {**x, "labels": batch.y} if isinstance(x, dict) else (x, batch.y)
 
     def __len__(self) -> int:
         return sum(1 for _ in self.batches)
