@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from estimators.batch import Batch, Loader, empty_loader, size_in_bytes, split_batch
-from estimators.batch_checks import check_batch
+from estimators.batch_checks import check_batch, check_finite, naming_batch
 from estimators.errors import NonDeterministicError, NotFittedError
 from estimators.likelihoods import Likelihood
 from estimators.network import Network
@@ -48,6 +48,7 @@ class Batches:
             stored = first.run(loader, network, likelihood, keep=True)
             if first.n_data == 0:
                 raise empty_loader()
+            second.layout = first.layout
             checked = network.routes.outputs_by_own_module
             second.run(loader, network, likelihood, keep=False, check=True)
             if network.routes.outputs_by_own_module != checked:  # the copy of the model gives other outputs
@@ -61,9 +62,11 @@ class Batches:
     def unchecked(loader: Loader, *, keep: bool) -> Batches:
         """For a training: one pass over `loader`, to count N and, with `keep`, to store what is small enough."""
         kept, layout, n_data = _Kept(keep=keep), RowLayout(), 0
-        for item in loader:
-            batch = split_batch(item)
-            layout, n_data = layout.observe(batch.x, len(batch)), n_data + len(batch)
+        for index, item in enumerate(loader):
+            with naming_batch(index):
+                batch = split_batch(item)
+                check_finite(batch.marked(ALL_ROWS))
+                layout, n_data = layout.observe(batch.x, len(batch)), n_data + len(batch)
             kept.add(batch)
         if n_data == 0:
             raise empty_loader()
@@ -124,8 +127,8 @@ class AbsentBatches(Batches):
 class _Pass:
     """What one pass saw: N, the sums, and which tensors have rows."""
 
-    def __init__(self, layout: RowLayout = ALL_ROWS) -> None:
-        self.n_data, self.sums, self.layout = 0, Sums(), layout
+    def __init__(self) -> None:
+        self.n_data, self.sums, self.layout = 0, Sums(), ALL_ROWS
         self._single: Batch | None = None
         self._paired = False
 
@@ -134,14 +137,15 @@ class _Pass:
     ) -> tuple[Batch, ...] | None:
         """`check`: compare outputs with those of the user's own module, rows alone and together."""
         kept = _Kept(keep=keep)
-        for item in loader:
-            batch = split_batch(item)
-            marked = batch.marked(self.layout)  # in the first pass as far as it is known
-            f = check_batch(marked, network, likelihood)
-            if check:
-                f = self._compared(marked, network, f)
-            self.sums = self.sums.plus(f, batch.y)
-            self.layout = self.layout.observe(batch.x, len(batch))
+        for index, item in enumerate(loader):
+            with naming_batch(index):
+                batch = split_batch(item)
+                marked = batch.marked(self.layout)  # in the first pass as far as it is known
+                f = check_batch(marked, network, likelihood)
+                if check:
+                    f = self._compared(marked, network, f)
+                self.sums = self.sums.plus(f, batch.y)
+                self.layout = self.layout.observe(batch.x, len(batch))
             self.n_data += len(batch)
             kept.add(batch)
         return kept.batches

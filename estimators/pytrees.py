@@ -277,8 +277,8 @@ def _no_rows(lengths: dict[str, int], rows: int) -> DataError:
     return DataError(
         f"inputs with a tensor that has a row for each of the {rows} targets",
         received=f"first dimensions {listed}",
-        remedy="put rows first (transpose inside forward), and pad what is packed into one long tensor, such as the "
-        "nodes of several graphs, to (B, ...) with a mask.",
+        remedy="check how the loader pairs inputs and targets; put rows first (transpose inside forward), and pad what "
+        "is packed into one long tensor, such as the nodes of several graphs, to (B, ...) with a mask.",
     )
 
 

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from estimators.batch import Batch
+from estimators.batch import Batch, split_batch
+from estimators.batch_checks import check_batch, naming_batch
 from estimators.batches import Batches
 from estimators.checkpoint import Checkpoint
+from estimators.errors import DataError
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.loop import BatchGradient, Enough, Loop, Watch
 from estimators.models.outputs import output_tensor
+from estimators.network import Network
 from estimators.progress import track
 from estimators.pytrees import forward_arguments
 from estimators.recipe import Recipe
@@ -106,6 +109,11 @@ def train_map(
     trained = start
     try:
         trained = fit_weights(start, gradient, batches, recipe=recipe, generator=generator, progress_bar=progress_bar)
+    except (DataError, RuntimeError, IndexError, TypeError):
+        model.eval()
+        _write(chosen, subset, start)
+        _check_every_batch(model, likelihood, train_loader)  # rows were regrouped: says which batch it is
+        raise
     finally:
         model.eval()
         _write(chosen, subset, trained)  # after an exception: as they were
@@ -117,3 +125,11 @@ def _write(parameters: list[nn.Parameter], subset: Subset, theta: Tensor) -> Non
     with torch.no_grad():
         for parameter, value in zip(parameters, subset.unflatten(theta.detach()).values(), strict=True):
             parameter.copy_(value)
+
+
+def _check_every_batch(model: nn.Module, likelihood: Likelihood, loader: Iterable[Any]) -> None:
+    """Raise DataError, with the index of the batch and row, for the first batch that the model cannot be trained on."""
+    network = Network(model, matching_names(model, "all"))
+    for index, item in enumerate(loader):
+        with naming_batch(index):
+            check_batch(split_batch(item), network, likelihood)

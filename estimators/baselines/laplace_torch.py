@@ -16,6 +16,7 @@ from estimators.base import UncertaintyEstimator
 from estimators.batches import Batches
 from estimators.errors import OptionError, UnsupportedError
 from estimators.likelihoods import Gaussian, Likelihood
+from estimators.likelihoods.categorical import Sites
 from estimators.objective import Objective
 from estimators.pytrees import PyTree, plain_inputs
 
@@ -104,6 +105,8 @@ class LaplaceTorch(UncertaintyEstimator):
             raise UnsupportedError(
                 "outputs (B, C)", received=f"shape {tuple(shape)}", remedy="LinearizedLaplace takes any shape."
             )
+        if any(isinstance(objective.likelihood.given(batch.y), Sites) for batch in objective.batches):
+            raise _refused("ignored rows (label -100)", "it takes their curvature to be that of labelled ones")
         options: dict[str, Any] = {"prior_precision": self.prior_precision, "prior_mean": self.prior_mean}
         if isinstance(self.likelihood, Gaussian):
             options["sigma_noise"] = self.likelihood.sigma_noise

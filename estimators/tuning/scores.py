@@ -78,7 +78,8 @@ def negative_log_predictive(prediction: Prediction, targets: Tensor, likelihood:
     assert prediction.probs is not None
     if prediction.kind == "binary":
         check_same_shape(prediction.probs, targets)
-        return -torch.where(targets > 0.5, prediction.probs, 1 - prediction.probs).log().flatten()
+        p, y = prediction.probs, targets.to(prediction.probs.dtype)
+        return -(torch.xlogy(y, p) + torch.xlogy(1 - y, 1 - p)).flatten()
     return _categorical(prediction.probs.movedim(prediction.class_dim, -1), targets, likelihood)
 
 
@@ -92,7 +93,9 @@ def _gaussian(prediction: Prediction, targets: Tensor) -> Tensor:
 
 
 def _categorical(probs: Tensor, targets: Tensor, likelihood: Likelihood | None) -> Tensor:
-    """Of probabilities (M, C) or (M, ..., C)."""
+    """Of probabilities (M, C) or (M, ..., C); soft targets have their shape."""
+    if targets.is_floating_point() and targets.shape == probs.shape:
+        return -torch.xlogy(targets.to(probs.dtype), probs).sum(-1).flatten()
     if targets.shape != probs.shape[:-1]:
         raise DataError(
             f"labels of shape {tuple(probs.shape[:-1])}", received=f"{tuple(targets.shape)}", remedy="one a prediction."
@@ -101,4 +104,5 @@ def _categorical(probs: Tensor, targets: Tensor, likelihood: Likelihood | None) 
     if not isinstance(places, Sites):
         return -probs.gather(-1, targets.long()[..., None]).log().flatten()
     kept, labels = places.kept, places.labels
-    return -probs.flatten(1, -2)[kept].gather(-1, labels[kept].long()[:, None]).log().flatten()
+    by_place = probs.reshape(*kept.shape, probs.shape[-1])
+    return -by_place[kept].gather(-1, labels[kept].long()[:, None]).log().flatten()
