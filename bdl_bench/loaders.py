@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from estimators.batch import Batch, Loader, is_mapping, split_batch
-from estimators.pytrees import PyTree, as_inputs, n_rows
+from estimators.pytrees import PyTree, as_inputs, copied, n_rows
 
 __all__ = ["Loader", "Query", "as_query", "queries", "rewind", "rows"]
 
 
 def rows(loader: Loader) -> Iterator[Batch]:
-    """The batches of a loader, each as (x, y)."""
-    return (split_batch(item) for item in loader)
+    """The batches of a loader as (x, y), with tensors of their own: a loader may fill one buffer again and again."""
+    return (split_batch(item).copy() for item in loader)
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def as_query(item: object) -> Query:
     """One item of a loader."""
     named = is_mapping(item)
     if isinstance(item, Tensor) or (named and not {"labels", "label"} & as_inputs(item).keys()):
-        return Query(as_inputs(item), None)
-    batch = split_batch(item)
+        return Query(copied(as_inputs(item)), None)
+    batch = split_batch(item).copy()
     return Query(batch.x, batch.y)
 
 

@@ -141,7 +141,7 @@ def _check_finite_outputs(f: Tensor, what: str) -> None:
 
 
 def _first_row_with(bad: Tensor) -> str:
-    """ " in row 2", the first with a True entry."""
+    """The words that name the first row with a True entry."""
     if not bad.ndim:
         return ""
     return f" in row {int(bad.reshape(len(bad), -1).any(1).int().argmax())}"

@@ -73,10 +73,8 @@ def hessian_of(model, likelihood, x, y):
     def loss(theta):
         parts = dict(zip(dict(shapes), theta.split([s.numel() for _, s in shapes]), strict=True))
         f = torch.func.functional_call(model, {name: parts[name].view(s) for name, s in shapes}, (x,))
-        data = (
-            F.cross_entropy(f, y, reduction="sum") if likelihood == "classification" else binary(f, y, reduction="sum")
-        )
-        return data + 0.5 * DELTA * theta.square().sum()
+        torchs = F.cross_entropy if likelihood == "classification" else F.binary_cross_entropy_with_logits
+        return torchs(f, y, reduction="sum") + 0.5 * DELTA * theta.square().sum()
 
     theta = torch.cat([p.detach().flatten() for p in model.parameters()])
     return torch.autograd.functional.hessian(loss, theta)
