@@ -39,7 +39,7 @@ __all__ = [
     "select_rows",
     "split_rows",
     "tensors_of",
-        "with_floats",
+    "with_floats",
 ]
 
 PyTree: TypeAlias = Any
