@@ -23,7 +23,7 @@ from estimators.batch import Batch
 from estimators.errors import OptionError
 from estimators.last_linear import last_linear_names
 from estimators.model_checks import check_model
-from estimators.pytrees import PyTree, RowLayout, concatenate, select_rows, unwrapped
+from estimators.pytrees import PyTree, RowLayout, concatenate, plain_inputs, select_rows
 from estimators.subsets import SubsetSpec, matching_names
 from estimators.training import train_map
 
@@ -123,7 +123,7 @@ def _queries(problem: Problem, n_points: int) -> PyTree:
         taken += len(batch)
         if taken >= n_points:
             break
-    return unwrapped(select_rows(concatenate([batch.x for batch in batches]), slice(0, n_points)))
+    return plain_inputs(select_rows(concatenate([batch.x for batch in batches]), slice(0, n_points)))
 
 
 def _in_double(batch: tuple[PyTree, Tensor]) -> tuple[PyTree, Tensor]:
