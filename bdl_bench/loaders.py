@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from estimators.batch import Batch, Loader, is_mapping, split_batch
-from estimators.pytrees import PyTree, as_inputs, copied, n_rows
+from estimators.inputs import as_inputs
+from estimators.pytrees import PyTree, copied, n_rows
 
 __all__ = ["Loader", "Query", "as_query", "queries", "rewind", "rows"]
 

@@ -19,6 +19,7 @@ from estimators.checkpoint import Checkpoint, File
 from estimators.errors import DataError, OptionError, UnsupportedError
 from estimators.fingerprint import fingerprint, refuse_if_changed
 from estimators.functionals import Functional, Through, variance_by_covariance
+from estimators.inputs import as_inputs
 from estimators.last_linear import last_linear_names
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.model_checks import check_model
@@ -26,7 +27,7 @@ from estimators.models.exclusive import exclusively
 from estimators.network import Network
 from estimators.objective import Labels, Objective, Prior
 from estimators.prediction import Prediction
-from estimators.pytrees import PyTree, as_inputs, n_rows
+from estimators.pytrees import PyTree, n_rows
 from estimators.refittable import Refittable
 from estimators.rng import preserved_random_state
 from estimators.subsets import SubsetSpec, delta_of_names, matching_names

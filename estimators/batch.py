@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from estimators.errors import DataError
-from estimators.pytrees import PyTree, RowLayout, as_inputs, copied, split_rows, tensors_of
+from estimators.inputs import as_inputs
+from estimators.pytrees import PyTree, RowLayout, copied, split_rows, tensors_of
 from estimators.rng import preserved_random_state
 
 __all__ = ["Batch", "Loader", "empty_loader", "first_batch", "is_mapping", "size_in_bytes", "split_batch"]

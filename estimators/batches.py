@@ -55,6 +55,7 @@ class Batches:
                 first = _Pass()
                 stored = first.run(loader, network, likelihood, keep=True)
         _check_same(first, second)
+        first.layout.check_lists()
         network.data_seen(first.n_data)
         return cls(loader, first.n_data, _marked(stored, first.layout), first.sums, first.layout)
 
@@ -70,6 +71,7 @@ class Batches:
             kept.add(batch)
         if n_data == 0:
             raise empty_loader()
+        layout.check_lists()
         return FreeBatches(loader, n_data, _marked(kept.batches, layout), layout=layout)
 
     def __iter__(self) -> Iterator[Batch]:

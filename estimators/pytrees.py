@@ -8,15 +8,12 @@ tensors, tensors without dimensions, numbers, strings and flags.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from estimators.errors import DataError
@@ -26,7 +23,6 @@ __all__ = [
     "PyTree",
     "RowLayout",
     "Shared",
-    "as_inputs",
     "concatenate",
     "copied",
     "difference",
@@ -43,8 +39,6 @@ __all__ = [
 ]
 
 PyTree: TypeAlias = Any
-
-_CONSTANTS = (bool, int, float, complex, str, bytes, np.generic, Enum, torch.dtype, torch.device, torch.Size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +60,8 @@ class RowLayout:
         unequal: paths of the tensors whose first dimension was neither B nor 1 in some batch.
         single: paths of those whose first dimension was 1 in some batch of more than one row.
         with_rows: paths of those whose first dimension was B in some batch of more than one row.
+        lists: paths of lists of B Python values in some batch of more than one row.
+        other_lists: paths of lists of Python values of another length.
 
     Example:
         >>> layout = RowLayout().observe({"x": torch.zeros(4, 3), "positions": torch.zeros(1, 3)}, 4)
@@ -76,6 +72,8 @@ class RowLayout:
     unequal: frozenset[str] = frozenset()
     single: frozenset[str] = frozenset()
     with_rows: frozenset[str] = frozenset()
+    lists: frozenset[str] = frozenset()
+    other_lists: frozenset[str] = frozenset()
 
     @property
     def shared(self) -> frozenset[str]:
@@ -87,11 +85,24 @@ class RowLayout:
         lengths = {path: len(leaf) for path, leaf in _leaves(plain_inputs(x)) if _has_rows(leaf)}
         if rows not in lengths.values():
             raise _no_rows(lengths, rows)
+        lists = {path: len(node) for path, node in _leaves(x, is_leaf=_is_plain_list) if _is_plain_list(node)}
         return RowLayout(
             self.unequal | {path for path, n in lengths.items() if n not in (rows, 1)},
             self.single | {path for path, n in lengths.items() if n == 1 != rows},
             self.with_rows | {path for path, n in lengths.items() if n == rows != 1},
+            self.lists | {path for path, n in lists.items() if n == rows != 1},
+            self.other_lists | {path for path, n in lists.items() if n != rows},
         )
+
+    def check_lists(self) -> None:
+        """Raise DataError for a list of Python values that is as long as the batch in every batch."""
+        for path in sorted(self.lists - self.other_lists):
+            raise DataError(
+                "tensors for what differs between rows",
+                received=f"a list of Python values at {path}, as many as rows in every batch",
+                remedy="make it a tensor in the collate function, torch.tensor(values); text as token ids. A sequence "
+                "that all rows share may be a tuple.",
+            )
 
     def mark(self, x: PyTree, rows: int | None = None) -> PyTree:
         """The inputs with their shared tensors wrapped in `Shared`.
@@ -118,24 +129,6 @@ class RowLayout:
 
 ALL_ROWS = RowLayout()
 """The layout of inputs of which every tensor has rows."""
-
-
-def as_inputs(x: PyTree) -> PyTree:
-    """The inputs of a batch or a query as they are passed on: any mapping or dataclass becomes a dict.
-
-    So transformers' BatchEncoding and ModelOutput, OrderedDict and UserDict are dicts, whose entries are the arguments
-    of the forward by name.
-
-    Raises:
-        DataError: inputs whose rows cannot be taken (packed, nested or sparse tensors, arrays and other objects).
-    """
-    if isinstance(x, Mapping):
-        x = dict(x.items())
-    elif is_dataclass(x) and not isinstance(x, (type, Shared)):
-        x = {field.name: getattr(x, field.name) for field in fields(x)}
-    for path, leaf in pytree.tree_flatten_with_path(x, is_leaf=lambda node: isinstance(node, PackedSequence))[0]:
-        _check_leaf(leaf, pytree.keystr(path))
-    return x
 
 
 def forward_arguments(x: PyTree) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
@@ -252,9 +245,14 @@ def _has_rows(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.ndim > 0
 
 
-def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
+def _is_plain_list(node: object) -> bool:
+    """A list of numbers or strings."""
+    return isinstance(node, list) and bool(node) and all(isinstance(v, (int, float, complex, str)) for v in node)
+
+
+def _leaves(tree: PyTree, is_leaf: Callable[[PyTree], bool] | None = None) -> list[tuple[str, Any]]:
     """Leaves with their paths as text: "['mask']", "[0]", or "" for the tree itself."""
-    return [(pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree)[0]]
+    return [(pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]]
 
 
 def _common_length(lengths: dict[str, int]) -> int:
@@ -279,27 +277,4 @@ def _no_rows(lengths: dict[str, int], rows: int) -> DataError:
         received=f"first dimensions {listed}",
         remedy="check how the loader pairs inputs and targets; put rows first (transpose inside forward), and pad what "
         "is packed into one long tensor, such as the nodes of several graphs, to (B, ...) with a mask.",
-    )
-
-
-def _check_leaf(leaf: object, path: str) -> None:
-    """Refuse a leaf whose rows cannot be taken."""
-    leaf = leaf.value if isinstance(leaf, Shared) else leaf
-    if leaf is None or callable(leaf) or isinstance(leaf, _CONSTANTS):
-        return
-    if isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_nested:
-        return
-    remedy = "make it a dense tensor with rows first, .to_dense() for a sparse one, or convert it inside forward."
-    if isinstance(leaf, PackedSequence):
-        remedy = "pass padded sequences (B, T, ...) and their lengths (B,), and call pack_padded_sequence in forward."
-    elif isinstance(leaf, Tensor) and leaf.is_nested:
-        remedy = "pad: torch.nested.to_padded_tensor(x, 0.0), and pass the lengths or a mask; nest it inside forward."
-    elif isinstance(leaf, np.ndarray):
-        remedy = "torch.from_numpy(x)."
-    kind = f"a tensor of layout {leaf.layout}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
-    kind = "a nested tensor" if isinstance(leaf, Tensor) and leaf.is_nested else kind
-    raise DataError(
-        "inputs made of dense tensors, numbers and strings",
-        received=kind + (f" at {path}" if path else ""),
-        remedy=remedy,
     )

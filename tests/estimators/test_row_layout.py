@@ -379,3 +379,35 @@ def test_rows_packed_into_one_long_tensor_are_refused():
     batch = {"nodes": torch.randn(7, 2), "graph": torch.tensor([0, 0, 1, 1, 1, 2, 2]), "labels": torch.arange(3) % C}
     with pytest.raises(DataError, match=r"each of the 3 targets.*\['graph'\] 7.*pad what is packed"):
         LinearizedLaplace(Pooled().eval(), "classification").fit([batch])
+
+
+def test_a_list_of_a_python_value_for_each_row_is_refused_and_a_tuple_for_all_is_not():
+    model, sized, query = problem("time as a number")
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x, time, scale):
+            return self.inner(x, time) * torch.tensor(scale).double().mean()
+
+    batches = with_targets(sized, "regression")
+    lists = [({**x, "scale": [1.0] * len(y)}, y) for x, y in batches]
+    with pytest.raises(DataError, match=r"\['scale'\].*torch\.tensor"):
+        LinearizedLaplace(Scaled().eval(), "regression").fit(lists)
+    with pytest.raises(DataError, match=r"\['scale'\].*torch\.tensor"):
+        train_map(Scaled(), "regression", lists, prior_precision=1.0, recipe=Recipe(epochs=1, lr=0.1))
+    for scale in ((1.0, 1.0, 1.0, 1.0), [1.0, 1.0]):
+        scaled = [({**x, "scale": scale}, y) for x, y in batches]
+        found = LinearizedLaplace(Scaled().eval(), "regression", prior_precision=DELTA).fit(scaled)
+        expected = reference(model, batches, query, "regression")
+        assert torch.allclose(found.variance({**query, "scale": scale}), expected, rtol=1e-7)
+
+
+def test_queries_made_in_inference_mode_are_taken_in_any_mapping():
+    model, sized, query = problem("time as a number")
+    fitted = LinearizedLaplace(model, "regression").fit(with_targets(sized, "regression"))
+    with torch.inference_mode():
+        made = UserDict({**query, "x": query["x"].clone()})
+    assert torch.equal(fitted.variance(made), fitted.variance(query))
