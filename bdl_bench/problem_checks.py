@@ -14,7 +14,7 @@ from estimators.errors import DataError, ModelError, OptionError
 from estimators.likelihoods import Likelihood
 from estimators.model_checks import check_model
 from estimators.network import output_tensor
-from estimators.pytrees import PyTree, RowLayout, forward_arguments, split_rows, tensors_of
+from estimators.pytrees import ALL_ROWS, PyTree, forward_arguments, n_rows, row_tensors, split_rows, tensors_of
 from estimators.rng import preserved_random_state
 
 __all__ = ["FirstRows", "check_band", "check_precision", "check_split", "check_trained"]
@@ -79,7 +79,9 @@ class FirstRows:
     def check_labelled(self, name: str, loader: Loader, likelihood: Likelihood) -> None:
         """The network accepts the first row, and the likelihood its target."""
         whole = split_batch(_first_item(name, loader))
-        row = whole.marked(RowLayout().observe(whole.x, len(whole))).parts(1)[0]
+        if len(whole) not in map(len, row_tensors(whole.x)):
+            _check_length(name, whole.y, n_rows(whole.x))
+        row = whole.marked(ALL_ROWS).parts(1)[0]
         _check_targets(name, row, self._output(name, row.x), likelihood)
 
     def _output(self, name: str, x: PyTree) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from estimators.batch import Batch, Loader, empty_loader, size_in_bytes, split_batch
+from estimators.ambiguous_rows import resolved
+from estimators.batch import Batch, Loader, empty_loader, first_batch, size_in_bytes, split_batch
 from estimators.batch_checks import check_batch, check_finite, naming_batch
 from estimators.errors import NonDeterministicError, NotFittedError
 from estimators.likelihoods import Likelihood
 from estimators.network import Network
-from estimators.pytrees import ALL_ROWS, RowLayout, concatenate, difference, select_rows
+from estimators.pytrees import ALL_ROWS, PyTree, RowLayout, concatenate, difference, select_rows
 from estimators.rng import preserved_random_state
 from estimators.sums import Sums
 
@@ -48,11 +49,12 @@ class Batches:
             stored = first.run(loader, network, likelihood, keep=True)
             if first.n_data == 0:
                 raise empty_loader()
+            first.layout = _resolved(first.layout, loader, stored, network.shaped_outputs)
             second.layout = first.layout
             checked = network.routes.outputs_by_own_module
             second.run(loader, network, likelihood, keep=False, check=True)
             if network.routes.outputs_by_own_module != checked:  # the copy of the model gives other outputs
-                first = _Pass()
+                first = _Pass(first.layout)
                 stored = first.run(loader, network, likelihood, keep=True)
         _check_same(first, second)
         first.layout.check_lists()
@@ -60,8 +62,12 @@ class Batches:
         return cls(loader, first.n_data, _marked(stored, first.layout), first.sums, first.layout)
 
     @staticmethod
-    def unchecked(loader: Loader, *, keep: bool) -> Batches:
-        """For a training: one pass over `loader`, to count N and, with `keep`, to store what is small enough."""
+    def unchecked(loader: Loader, *, keep: bool, outputs: Callable[[PyTree], Tensor] | None = None) -> Batches:
+        """For a training: one pass over `loader`, to count N and, with `keep`, to store what is small enough.
+
+        `outputs` is the model, marked inputs -> f (B, ...): where all batches have one size, it tells which tensors
+        have rows.
+        """
         kept, layout, n_data = _Kept(keep=keep), RowLayout(), 0
         for index, item in enumerate(loader):
             with naming_batch(index):
@@ -72,6 +78,8 @@ class Batches:
         if n_data == 0:
             raise empty_loader()
         layout.check_lists()
+        if outputs is not None:
+            layout = _resolved(layout, loader, kept.batches, outputs)
         return FreeBatches(loader, n_data, _marked(kept.batches, layout), layout=layout)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -129,8 +137,8 @@ class AbsentBatches(Batches):
 class _Pass:
     """What one pass saw: N, the sums, and which tensors have rows."""
 
-    def __init__(self) -> None:
-        self.n_data, self.sums, self.layout = 0, Sums(), ALL_ROWS
+    def __init__(self, layout: RowLayout = ALL_ROWS) -> None:
+        self.n_data, self.sums, self.layout = 0, Sums(), layout
         self._single: Batch | None = None
         self._paired = False
 
@@ -181,6 +189,16 @@ class _Kept:
             self._batches = None
         if self._batches is not None:
             self._batches.append(batch.copy())
+
+
+def _resolved(
+    layout: RowLayout, loader: Loader, stored: tuple[Batch, ...] | None, outputs: Callable[[PyTree], Tensor]
+) -> RowLayout:
+    """The layout, where shapes leave it open by computing rows of the first batch by themselves."""
+    if len(layout.sizes) != 1 or len(layout.with_rows - layout.unequal) < 2:
+        return layout
+    batch = stored[0] if stored else first_batch(loader)
+    return resolved(layout, batch.x, len(batch), outputs)
 
 
 def _marked(batches: tuple[Batch, ...] | None, layout: RowLayout) -> tuple[Batch, ...] | None:

@@ -8,8 +8,8 @@ tensors, tensors without dimensions, numbers, strings and flags.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -54,7 +54,8 @@ class RowLayout:
 
     A tensor is shared if its first dimension differs from the number of rows B in any batch. One of length 1 may be
     either, since models broadcast it: it is shared unless it has B rows in another batch. Where all batches have the
-    same B, a shared tensor of that length cannot be told from one with rows, and is taken to have rows.
+    same B, shapes do not tell a shared tensor of that length from one with rows: it is taken to have rows, unless
+    `estimators.ambiguous_rows` finds otherwise.
 
     Args:
         unequal: paths of the tensors whose first dimension was neither B nor 1 in some batch.
@@ -62,6 +63,7 @@ class RowLayout:
         with_rows: paths of those whose first dimension was B in some batch of more than one row.
         lists: paths of lists of B Python values in some batch of more than one row.
         other_lists: paths of lists of Python values of another length.
+        sizes: the numbers of rows of the batches of more than one.
 
     Example:
         >>> layout = RowLayout().observe({"x": torch.zeros(4, 3), "positions": torch.zeros(1, 3)}, 4)
@@ -74,6 +76,7 @@ class RowLayout:
     with_rows: frozenset[str] = frozenset()
     lists: frozenset[str] = frozenset()
     other_lists: frozenset[str] = frozenset()
+    sizes: frozenset[int] = frozenset()
 
     @property
     def shared(self) -> frozenset[str]:
@@ -92,7 +95,12 @@ class RowLayout:
             self.with_rows | {path for path, n in lengths.items() if n == rows != 1},
             self.lists | {path for path, n in lists.items() if n == rows != 1},
             self.other_lists | {path for path, n in lists.items() if n != rows},
+            self.sizes | ({rows} - {1}),
         )
+
+    def with_shared(self, paths: Iterable[str]) -> RowLayout:
+        """The layout in which the tensors at these paths are shared, too."""
+        return replace(self, unequal=self.unequal | set(paths))
 
     def check_lists(self) -> None:
         """Raise DataError for a list of Python values that is as long as the batch in every batch."""

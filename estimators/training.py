@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from estimators.loop import BatchGradient, Enough, Loop, Watch
 from estimators.models.outputs import output_tensor
 from estimators.network import Network
 from estimators.progress import track
-from estimators.pytrees import forward_arguments
+from estimators.pytrees import PyTree, copied, forward_arguments
 from estimators.recipe import Recipe
 from estimators.subsets import Subset, delta_of_names, matching_names
 
@@ -85,7 +86,8 @@ def train_map(
     batch statistics work as in any training; they draw from the global random state.
     """
     likelihood, recipe = resolve_likelihood(likelihood), recipe or Recipe()
-    batches = Batches.unchecked(train_loader, keep=recipe.batch_size is not None)
+    keep = recipe.batch_size is not None
+    batches = Batches.unchecked(train_loader, keep=keep, outputs=partial(_outputs_in_eval_mode, model))
     subset = Subset.of(model, matching_names(model, "all"))
     start = subset.flatten({name: p.detach() for name, p in model.named_parameters()})
     delta = delta_of_names(prior_precision, subset, start)
@@ -125,6 +127,19 @@ def _write(parameters: list[nn.Parameter], subset: Subset, theta: Tensor) -> Non
     with torch.no_grad():
         for parameter, value in zip(parameters, subset.unflatten(theta.detach()).values(), strict=True):
             parameter.copy_(value)
+
+
+def _outputs_in_eval_mode(model: nn.Module, x: PyTree) -> Tensor:
+    """f (B, ...) without a graph; the model's modes are put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            arguments, keywords = forward_arguments(copied(x))
+            return output_tensor(model(*arguments, **keywords))
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _check_every_batch(model: nn.Module, likelihood: Likelihood, loader: Iterable[Any]) -> None:

@@ -411,3 +411,45 @@ def test_queries_made_in_inference_mode_are_taken_in_any_mapping():
     with torch.inference_mode():
         made = UserDict({**query, "x": query["x"].clone()})
     assert torch.equal(fitted.variance(made), fitted.variance(query))
+
+
+class Projected(nn.Module):
+    """A matrix (4, 4) that rows share; a mask has rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, C)
+
+    def forward(self, basis, mask, x):
+        return self.last(torch.tanh(self.first(x) @ basis) * mask)
+
+
+def projected(sizes=(4, 4, 4), basis=None):
+    torch.manual_seed(2)
+    model = Projected().double().eval()
+    basis = torch.randn(4, 4).double() if basis is None else basis
+    inputs = [{"basis": basis, "mask": torch.rand(b, 4).double(), "x": torch.randn(b, 3).double()} for b in (*sizes, 3)]
+    return model, [(x, torch.randn(len(x["x"]), C).double()) for x in inputs[:-1]], inputs[-1]
+
+
+@pytest.mark.parametrize("estimator", ["cholesky", "dual", "default", "pointwise", "refit"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_batches_of_one_size_tell_what_rows_share_by_a_row_alone(estimator, kept, monkeypatch):
+    """The matrix has as many rows as every batch."""
+    if not kept:
+        monkeypatch.setattr("estimators.batches._CACHE_BYTES", 100)
+    model, batches, query = projected()
+    fitted = ESTIMATORS[estimator](model, "regression", prior_precision=DELTA).fit(batches)
+    expected = reference(model, batches, query, "regression")
+    assert fitted.objective_.batches.layout.shared == {"['basis']"}
+    assert torch.allclose(fitted.variance(query), expected, rtol=1e-4 if estimator == "refit" else 1e-7)
+
+
+def test_training_on_batches_of_one_size_keeps_what_rows_share_whole():
+    model, batches, _ = projected()
+    model.train()
+    train_map(model, "regression", batches, prior_precision=DELTA, recipe=Recipe(epochs=3000, batch_size=5, lr=0.02))
+    loss = 0.5 * DELTA * sum(p.square().sum() for p in model.parameters())
+    loss = loss + sum(0.5 * (outputs(model, x) - y).square().sum() for x, y in batches)
+    slopes = torch.autograd.grad(loss, list(model.parameters()))
+    assert max(float(slope.abs().max()) for slope in slopes) < 0.1
