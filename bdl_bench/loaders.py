@@ -11,7 +11,7 @@ from torch import Tensor
 
 from estimators.batch import Batch, Loader, is_mapping, split_batch
 from estimators.inputs import as_inputs
-from estimators.pytrees import PyTree, copied, n_rows
+from estimators.pytrees import ALL_ROWS, PyTree, copied, n_rows, row_tensors
 
 __all__ = ["Loader", "Query", "as_query", "queries", "rewind", "rows"]
 
@@ -29,7 +29,7 @@ class Query:
     y: Tensor | None
 
     def __len__(self) -> int:
-        return n_rows(self.x) if self.y is None else len(self.y)
+        return n_rows(self.x)
 
 
 def queries(loader: Loader) -> Iterator[Query]:
@@ -41,9 +41,17 @@ def as_query(item: object) -> Query:
     """One item of a loader."""
     named = is_mapping(item)
     if isinstance(item, Tensor) or (named and not {"labels", "label"} & as_inputs(item).keys()):
-        return Query(copied(as_inputs(item)), None)
+        return Query(_marked(copied(as_inputs(item)), None), None)
     batch = split_batch(item).copy()
-    return Query(batch.x, batch.y)
+    return Query(_marked(batch.x, len(batch)), batch.y)
+
+
+def _marked(x: PyTree, n: int | None) -> PyTree:
+    """The inputs with the tensors marked that rows share; as they are, if their number is in none or not known."""
+    lengths = {len(tensor) for tensor in row_tensors(x)}
+    if n is None and len(lengths) == 1:
+        (n,) = lengths
+    return ALL_ROWS.mark(x, n) if n in lengths else x
 
 
 _BEGINNINGS: WeakKeyDictionary[torch.Generator, Tensor] = WeakKeyDictionary()

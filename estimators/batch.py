@@ -67,7 +67,7 @@ def split_batch(item: object) -> Batch:
 
 def is_mapping(item: object) -> bool:
     """Whether a batch or query is taken by the names of its entries."""
-    return isinstance(item, Mapping) or (is_dataclass(item) and not isinstance(item, type))
+    return isinstance(item, Mapping) or (is_dataclass(item) and not isinstance(item, (type, Batch)))
 
 
 def _of_mapping(item: object, entries: dict[str, Any]) -> Batch:
