@@ -111,7 +111,7 @@ class Categorical(Likelihood):
 
 def _check_probabilities(y: Tensor) -> None:
     """Soft targets are not negative, and those of a row add up to 1 within the precision of their dtype."""
-    total, least = y.double().sum(-1), float(y.min()) if y.numel() else 0.0
+    total, least = y.sum(-1), float(y.min()) if y.numel() else 0.0
     if least < 0 or bool(((total - 1).abs() > max(1e-4, 8 * torch.finfo(y.dtype).eps)).any()):
         raise DataError(
             "soft targets that are probabilities: not negative, with the sum 1 over the classes",
