@@ -18,6 +18,7 @@ from estimators.network import as_arguments
 from estimators.progress import track
 from estimators.recipe import Recipe
 from estimators.subsets import Subset, delta_of_names, matching_names
+from estimators.wrappers import parameter_names, unwrapped
 
 __all__ = ["Recipe", "fit_weights", "train_map"]
 
@@ -83,17 +84,19 @@ def train_map(
     """
     likelihood, recipe = resolve_likelihood(likelihood), recipe or Recipe()
     batches = Batches.unchecked(train_loader, keep=recipe.batch_size is not None)
-    subset = Subset.of(model, matching_names(model, "all"))
-    start = subset.flatten({name: p.detach() for name, p in model.named_parameters()})
+    inner = unwrapped(model)
+    subset = Subset.of(inner, matching_names(inner, "all"))
+    own_names, parameters = parameter_names(inner), dict(inner.named_parameters())
+    start = subset.flatten({name: parameters[own].detach() for name, own in own_names.items()})
     delta = delta_of_names(prior_precision, subset, start)
 
-    chosen = [dict(model.named_parameters())[name] for name in subset.shapes]
+    chosen = [parameters[own_names[name]] for name in subset.shapes]
 
     def gradient(theta: Tensor, batch: Batch) -> Tensor:
         _write(chosen, subset, theta)  # into the module itself: however forward reaches a weight, it is this one
         arguments, keywords = as_arguments(batch.x)
         with torch.enable_grad():
-            f = output_tensor(model(*arguments, **keywords))
+            f = output_tensor(inner(*arguments, **keywords))
             likelihood.check_targets(f, batch.y)
             loss = likelihood.nll(f.flatten(1), batch.y).sum()
             slopes = torch.autograd.grad(loss, chosen, allow_unused=True)
