@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 __all__ = [
+    "CalibrationNotSavedWarning",
     "ConvergenceError",
     "DataError",
     "DerivativeRouteWarning",
@@ -116,6 +117,10 @@ class DerivativeRouteWarning(UserWarning):
 
 class NotConvergedWarning(UserWarning):
     """Posterior draws were left far from their end: the variance may be wrong by much more than Monte-Carlo error."""
+
+
+class CalibrationNotSavedWarning(UserWarning):
+    """A tuned fit was saved by itself: the file has no variance scale and no temperature or noise factor."""
 
 
 class TuningEdgeWarning(UserWarning):
