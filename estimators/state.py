@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class About:
     n_data: int
     sums: Sums
     learned: dict[str, Any]
+    derivatives: dict[str, Any] = field(default_factory=dict)  # what was compared with plain autograd
 
     def to_json(self) -> str:
         """The text under "about"."""

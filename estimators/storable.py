@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,6 +18,7 @@ from estimators.fit_report import FitReport
 from estimators.likelihoods import Likelihood
 from estimators.model_checks import check_model
 from estimators.models.exclusive import exclusively
+from estimators.models.self_check import DerivativeReport
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.option_values import described
@@ -75,6 +76,7 @@ class Storable(ABC):
         _check_untuned(state)
         about.check(type(self).__name__, self._described_options(), digest(self.model))
         network = Network(self.model, about.parameters)
+        network.check.report = DerivativeReport(**about.derivatives)
         objective = self._over(network, AbsentBatches((), about.n_data, sums=about.sums))
         self._take_over(state, objective)
         self.objective_, self._calibrated_by = objective, None
@@ -145,7 +147,8 @@ class Storable(ABC):
         batches, names = objective.batches, list(objective.network.subset.shapes)
         assert batches.sums is not None
         kind, options = type(self).__name__, self._described_options()
-        return About(kind, options, names, digest(self.model), batches.n_data, batches.sums, learned)
+        derivatives = asdict(objective.network.check.report)
+        return About(kind, options, names, digest(self.model), batches.n_data, batches.sums, learned, derivatives)
 
     def _described_options(self) -> dict[str, Any]:
         """Every option by value, in JSON types."""
