@@ -15,6 +15,7 @@ from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.loop import BatchGradient, Enough, Loop, Watch
 from estimators.models.outputs import output_tensor
 from estimators.network import as_arguments
+from estimators.option_checks import checked_number, checked_precision, checked_seed
 from estimators.progress import track
 from estimators.recipe import Recipe
 from estimators.subsets import Subset, delta_of_names, matching_names
@@ -88,6 +89,10 @@ def train_map(
     subset = Subset.of(inner, matching_names(inner, "all"))
     own_names, parameters = parameter_names(inner), dict(inner.named_parameters())
     start = subset.flatten({name: parameters[own].detach() for name, own in own_names.items()})
+    if isinstance(prior_precision, Mapping):
+        prior_precision = checked_precision(prior_precision)
+    else:
+        prior_precision = checked_number("prior_precision", prior_precision, at_least=0)
     delta = delta_of_names(prior_precision, subset, start)
 
     chosen = [parameters[own_names[name]] for name in subset.shapes]
@@ -104,7 +109,7 @@ def train_map(
         slope = torch.cat([torch.zeros_like(p).flatten() if g is None else g.to_dense().flatten() for g, p in pairs])
         return slope + len(batch) / batches.n_data * delta * theta.detach()
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checked_seed(seed))
     model.train()
     trained = start
     try:

@@ -34,6 +34,8 @@ from estimators.errors import OptionError
 from estimators.likelihoods import CausalTokens
 from estimators.options import constructor_options
 from estimators.recipe import Recipe
+from estimators.training import train_map
+from estimators.tuning import CalibrationGrid
 
 SGD = Recipe(epochs=2, optimizer="sgd", lr="auto", schedule="constant")
 
@@ -185,3 +187,28 @@ def test_a_parameter_without_a_prior_is_a_number_too():
     for bad in ([0.1, -0.2], [], torch.ones(2, 2), [0.1, "a"], torch.tensor([True])):
         with pytest.raises(OptionError, match="sigma_noise"):
             Gaussian(bad)
+
+
+@pytest.mark.parametrize("bad", ["a", None, True, math.nan, [0.5], -0.5], ids=repr)
+def test_numbers_of_a_calibration_are_checked_too(bad, make_problem):
+    for name in ("variance_scales", "softmax_temperatures", "noise_factors"):
+        with pytest.raises(OptionError, match=name):
+            CalibrationGrid(**{name: (0.5, bad)})
+        with pytest.raises(OptionError, match=name):
+            CalibrationGrid(**{name: 3})
+    problem = make_problem("classification")
+    prediction = LinearizedLaplace(problem.model, "classification").fit(problem.loader).predict(problem.query)
+    for name in ("variance_scale", "softmax_temperature"):
+        with pytest.raises(OptionError, match=name):
+            prediction.calibrated(**{name: bad})
+    grid = CalibrationGrid(torch.tensor([0.5, 2.0]), np.array([0.5]), [np.float32(2)])
+    assert (grid.variance_scales, grid.softmax_temperatures, grid.noise_factors) == ((0.5, 1, 2), (0.5, 1), (1, 2))
+
+
+@pytest.mark.parametrize("bad", ["a", None, True, math.nan, -0.5, {"*": "a"}, {"0.*": 1.0, "1.*": 1.0}], ids=repr)
+def test_a_training_checks_its_prior_precision(bad):
+    rows = [(torch.zeros(4, 3).double(), torch.zeros(4).long())]
+    with pytest.raises(OptionError, match="prior_precision"):
+        train_map(network(), "classification", rows, prior_precision=bad, recipe=Recipe(epochs=1))
+    with pytest.raises(OptionError, match="seed"):
+        train_map(network(), "classification", rows, prior_precision=np.float32(1), recipe=Recipe(epochs=1), seed="a")
