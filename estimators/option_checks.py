@@ -74,9 +74,13 @@ def checked_number(
     bounds = {">": above, ">=": at_least, "<": below, "<=": at_most}
     if number is not None and math.isfinite(number) and all(_holds(number, sign, to) for sign, to in bounds.items()):
         return float(number)
-    limits = " and ".join(f"{sign} {to:g}" for sign, to in bounds.items() if to is not None)
-    expected = f"{name} {limits}, a number" if limits else f"{name}, a finite number"
-    raise OptionError(_or_words(expected, words), received=shown(value), remedy=remedy or "a number in that range.")
+    lower = f"{above:g} < " if above is not None else f"{at_least:g} <= " if at_least is not None else ""
+    upper = f" < {below:g}" if below is not None else f" <= {at_most:g}" if at_most is not None else ""
+    if lower and not upper:
+        lower, upper = "", f" > {above:g}" if above is not None else f" >= {at_least:g}"
+    kind = "a number" if lower or upper else "a finite number"
+    expected = _or_words(f"{lower}{name}{upper}, {kind}", words)
+    raise OptionError(expected, received=shown(value), remedy=remedy or "a number in that range.")
 
 
 def checked_integer(
