@@ -7,7 +7,7 @@ from estimators.likelihoods import Bernoulli, Categorical, Gaussian
 from estimators.regvar.estimator import RegVar
 from estimators.regvar.regularizers import MeanAbsolute, ParameterProbes, Pointwise, PosteriorDraws, SignedProbes
 from estimators.regvar.solvers import FineTune, LinearResponse, NewtonRefit
-from estimators.tuning import calibrate, optimize_prior_precision, tune
+from estimators.tuning import Tuned, calibrate, optimize_prior_precision, tune
 
 __all__ = [
     "Bernoulli",
@@ -25,6 +25,7 @@ __all__ = [
     "Prediction",
     "RegVar",
     "SignedProbes",
+    "Tuned",
     "UncertaintyEstimator",
     "calibrate",
     "optimize_prior_precision",

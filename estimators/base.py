@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -16,7 +15,7 @@ from estimators.batch import first_batch
 from estimators.batch_checks import check_inputs
 from estimators.batches import Batches
 from estimators.checkpoint import Checkpoint, File
-from estimators.errors import DataError, OptionError, UnsupportedError
+from estimators.errors import DataError, UnsupportedError
 from estimators.fingerprint import fingerprint, refuse_if_changed
 from estimators.functionals import Functional, Through, variance_by_covariance
 from estimators.inputs import as_inputs
@@ -26,12 +25,14 @@ from estimators.model_checks import check_model
 from estimators.models.exclusive import exclusively
 from estimators.network import Network
 from estimators.objective import Labels, Objective, Prior
+from estimators.option_checks import checked_choice, checked_integer, checked_number, checked_precision, checked_seed
 from estimators.prediction import Prediction
 from estimators.pytrees import PyTree, n_rows
 from estimators.refittable import Refittable
 from estimators.rng import preserved_random_state
-from estimators.subsets import SubsetSpec, delta_of_names, matching_names
+from estimators.subsets import SubsetSpec, checked_subset, delta_of_names, matching_names
 from estimators.team import Team
+from estimators.wrappers import parameter_names, unwrapped
 
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
@@ -64,11 +65,11 @@ class UncertaintyEstimator(Refittable):
         prior_mean: float = 0.0,
         subset_of_weights: SubsetSpec = "all",
     ) -> None:
-        self.model = model
+        self.model = unwrapped(model)
         self.likelihood = resolve_likelihood(likelihood)
-        self.prior_precision = _checked_precision(prior_precision)
-        self.prior_mean = prior_mean
-        self.subset_of_weights = subset_of_weights
+        self.prior_precision = checked_precision(prior_precision)
+        self.prior_mean = checked_number("prior_mean", prior_mean, remedy="0, or the mean of all weights.")
+        self.subset_of_weights = checked_subset(subset_of_weights)
 
     @exclusively
     def fit(
@@ -97,7 +98,7 @@ class UncertaintyEstimator(Refittable):
                 self._checked_fit(objective, progress_bar=progress_bar)
             else:
                 self._fit_on(Path(checkpoint), objective, progress_bar=progress_bar)
-        self.objective_ = objective
+        self.objective_, self._calibrated_by = objective, None
         self._report_derivatives(objective)
         self.fingerprint_ = fingerprint(self.model, objective.network.pieces)
         if checkpoint is not None and objective.team.leads:
@@ -144,7 +145,8 @@ class UncertaintyEstimator(Refittable):
     def _first_inputs(self, train_loader: Iterable[Any]) -> PyTree:
         """The inputs of the first batch, known to fit the model."""
         x = first_batch(train_loader).x
-        name = next(name for name, p in self.model.named_parameters() if p.is_floating_point())
+        parameters = dict(self.model.named_parameters())
+        name = next(name for name, own in parameter_names(self.model).items() if parameters[own].is_floating_point())
         check_inputs(x, Network(self.model, [name]), what="training batch")
         return x
 
@@ -213,9 +215,8 @@ class UncertaintyEstimator(Refittable):
         """Function samples (n_samples, M, C), jointly over the rows of x, reproducible by `seed`."""
         x = self._inputs(x)
         shape = self._check_query(x)
-        if n_samples < 1:
-            raise OptionError("n_samples >= 1", received=str(n_samples), remedy="ask for at least one sample.")
-        generator = torch.Generator(self.network_.theta.device).manual_seed(seed)
+        n_samples = checked_integer("n_samples", n_samples, at_least=1, remedy="ask for at least one sample.")
+        generator = torch.Generator(self.network_.theta.device).manual_seed(checked_seed(seed))
         return self._sample(x, n_samples, generator).reshape(n_samples, *shape)
 
     @exclusively
@@ -224,8 +225,7 @@ class UncertaintyEstimator(Refittable):
 
         `link_approx` for classification and binary: "probit", or "mc" with `n_samples` function samples.
         """
-        if link_approx not in ("probit", "mc"):
-            raise OptionError('link_approx "probit" or "mc"', received=repr(link_approx), remedy='use "probit".')
+        checked_choice("link_approx", link_approx, ("probit", "mc"))
         x = self._inputs(x)
         variance = self._predictive_variance(x)
         samples = self.sample(x, n_samples) if link_approx == "mc" and self.likelihood.kind != "regression" else None
@@ -265,20 +265,6 @@ class UncertaintyEstimator(Refittable):
         return self.network_.check_query(x, f)
 
 
-def _checked_precision(value: float | Mapping[str, float]) -> float | dict[str, float]:
-    """A positive number, or a mapping of globs to non-negative ones."""
-    if isinstance(value, Mapping):
-        if value and all(math.isfinite(number) and number >= 0 for number in value.values()):
-            return {glob: float(number) for glob, number in value.items()}
-    elif isinstance(value, (int, float)) and math.isfinite(value) and value > 0:
-        return float(value)
-    raise OptionError(
-        "prior_precision > 0, a number or a mapping {glob of parameter names: number >= 0}",
-        received=repr(value),
-        remedy="δ of the sum convention; from weight decay wd on a mean cross-entropy over N rows it is N·wd.",
-    )
-
-
 def precision_vector(value: float | Mapping[str, float], network: Network) -> Tensor:
     """δ (P,) of a valid number or mapping of globs."""
-    return delta_of_names(_checked_precision(value), network.subset, network.theta)
+    return delta_of_names(checked_precision(value), network.subset, network.theta)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from estimators.errors import StateError
 from estimators.ledger import Ledger, Rows
-from estimators.state import ABOUT, PROGRESS, About, FittedState, Learned, read_file, write_file
+from estimators.state import ABOUT, PROGRESS, TUNING, About, FittedState, Learned, read_file, write_file
 
 __all__ = ["Checkpoint", "File"]
 
@@ -84,7 +84,13 @@ class File(Checkpoint):
             return None
         state = read_file(self.path)
         about = About.of(state)
-        about.check(self.about)
+        if TUNING in state:
+            raise StateError(
+                "a checkpoint of a fit",
+                received=f"a tuned estimator at {self.path}",
+                remedy="name another file, or read it by Tuned.load(path, estimator).",
+            )
+        about.check(self.about.estimator, self.about.options, self.about.model)
         if about.n_data != self.about.n_data or not about.sums.agrees(self.about.sums):
             raise StateError(
                 f"a checkpoint of these {self.about.n_data} training rows",

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Self
 
 __all__ = [
+    "CalibrationNotSavedWarning",
     "ConvergenceError",
     "DataError",
     "DerivativeRouteWarning",
@@ -126,6 +127,10 @@ class DerivativeRouteWarning(UserWarning):
 
 class NotConvergedWarning(UserWarning):
     """Posterior draws were left far from their end: the variance may be wrong by much more than Monte-Carlo error."""
+
+
+class CalibrationNotSavedWarning(UserWarning):
+    """A tuned fit was saved by itself: the file has no variance scale and no temperature or noise factor."""
 
 
 class TuningEdgeWarning(UserWarning):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.errors import ModelChangedError
+from estimators.wrappers import named_tensors
 
 __all__ = ["Fingerprint", "fingerprint", "refuse_if_changed"]
 
@@ -30,12 +31,12 @@ def fingerprint(model: nn.Module, kept: Mapping[str, Tensor] | None = None) -> F
             return None
         return tensor.clone() if tensor.numel() <= _SHORT else _hash(_words(tensor))
 
-    return {name: known(name, tensor) for name, tensor in _tensors(model).items()}
+    return {name: known(name, tensor) for name, tensor in named_tensors(model).items()}
 
 
 def refuse_if_changed(model: nn.Module, expected: Fingerprint, kept: Mapping[str, Tensor] | None = None) -> None:
     """ModelChangedError where a weight or buffer differs from the fitted one."""
-    tensors = _tensors(model)
+    tensors = named_tensors(model)
     known = {name: (kept or {})[name] if it is None else it for name, it in expected.items()}
     missing = known.keys() - tensors.keys()
     other = [name for name, tensor in tensors.items() if name not in known or not _is(tensor, known[name])]
@@ -46,10 +47,6 @@ def refuse_if_changed(model: nn.Module, expected: Fingerprint, kept: Mapping[str
             received=f"changed weights or buffers: {', '.join(changed[:5])}" + (", ..." if len(changed) > 5 else ""),
             remedy="fit again, or restore the weights.",
         )
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
 
 
 def _is(tensor: Tensor, known: Tensor | int) -> bool:

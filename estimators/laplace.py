@@ -16,6 +16,7 @@ from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
 from estimators.noise import precision_noise
 from estimators.objective import Objective
+from estimators.option_checks import checked_integer, shown
 from estimators.precision.dense import DensePrecision
 from estimators.precision.dual import FunctionSpace
 from estimators.precision.posterior import (
@@ -80,9 +81,8 @@ class LinearizedLaplace(UncertaintyEstimator):
             prior_mean=prior_mean,
             subset_of_weights=subset_of_weights,
         )
-        self.curvature, self.hessian_structure, self.inverse, self.rank = curvature, hessian_structure, inverse, rank
-        if not isinstance(rank, int) or rank < 1:
-            raise OptionError("rank >= 1", received=repr(rank), remedy=f"a whole number, such as {LOW_RANK}.")
+        self.curvature, self.hessian_structure, self.inverse = curvature, hessian_structure, inverse
+        self.rank = checked_integer("rank", rank, at_least=1, remedy=f"a whole number, such as {LOW_RANK}.")
         _check_key(curvature, hessian_structure, inverse)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
@@ -215,11 +215,12 @@ class LinearizedLaplace(UncertaintyEstimator):
 
 
 def _check_key(curvature: str, structure: str, inverse: str) -> None:
-    keys = [key for key in BUILDERS if (curvature, structure) == key[:2] and inverse in ("auto", key[2])]
+    words = all(isinstance(word, str) for word in (curvature, structure, inverse))
+    keys = [key for key in BUILDERS if words and (curvature, structure) == key[:2] and inverse in ("auto", key[2])]
     if not keys:
         listed = "; ".join(", ".join(key) for key in BUILDERS)
         raise OptionError(
             "curvature, hessian_structure and inverse among those that exist",
-            received=f"{curvature}, {structure}, {inverse}",
+            received=shown((curvature, structure, inverse)),
             remedy=f'one of: {listed}; or inverse="auto". The exact Hessian has no dual form.',
         )

@@ -18,6 +18,7 @@ from estimators.likelihoods import Likelihood
 from estimators.memory import refuse_if_too_large
 from estimators.models.exclusive import exclusively
 from estimators.objective import Objective
+from estimators.option_checks import checked_choice, checked_instance
 from estimators.precision.dtype import algebra_dtype
 from estimators.precision.linear_head import DiagHead, FullHead, HeadPrecision, KronHead
 from estimators.pytrees import PyTree
@@ -66,12 +67,10 @@ class LastLayerLaplace(UncertaintyEstimator):
             raise OptionError(
                 'subset_of_weights="last_layer"', received=repr(subset_of_weights), remedy="use LinearizedLaplace."
             )
-        if hessian_structure not in _STRUCTURES:
-            raise OptionError(
-                f"hessian_structure among {sorted(_STRUCTURES)}",
-                received=repr(hessian_structure),
-                remedy='"full" where (C·(D+1))² numbers fit into memory, else "kron".',
-            )
+        remedy = '"full" where (C·(D+1))² numbers fit into memory, else "kron".'
+        checked_choice("hessian_structure", hessian_structure, sorted(_STRUCTURES), remedy=remedy)
+        if last_layer_name is not None:
+            checked_instance("last_layer_name", last_layer_name, str, remedy="the name of a layer, or None.")
 
     def _names(self, train_loader: Iterable[Any]) -> list[str]:
         return find_last_linear(self.model, self._first_inputs(train_loader), name=self.last_layer_name).parameter_names

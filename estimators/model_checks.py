@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from estimators.errors import ModelError
 from estimators.finite import is_finite
+from estimators.wrappers import named_tensors
 
 __all__ = ["check_model", "mode_faults", "weight_faults"]
 
@@ -27,8 +28,8 @@ def weight_faults(model: nn.Module) -> list[ModelError]:
         return [ModelError("parameters of one dtype on one device", received=listed, remedy=remedy)]
     return [
         ModelError("finite weights", received=f"NaN or Inf in {name!r}", remedy="train the model again.")
-        for name, tensor in model.state_dict().items()
-        if isinstance(tensor, Tensor) and not is_finite(tensor)
+        for name, tensor in named_tensors(model).items()
+        if not is_finite(tensor)
     ]
 
 

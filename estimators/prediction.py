@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from estimators.errors import OptionError, UnsupportedError
+from estimators.errors import UnsupportedError
+from estimators.option_checks import checked_number
 
 __all__ = ["Prediction"]
 
@@ -45,12 +46,10 @@ class Prediction:
         Errors: OptionError for a scale < 0 or a temperature <= 0; UnsupportedError for a Monte-Carlo prediction without
         its samples, and for a temperature in regression.
         """
-        if not (math.isfinite(variance_scale) and variance_scale >= 0):
-            raise OptionError("variance_scale >= 0", received=str(variance_scale), remedy="pass a non-negative scale.")
-        if not (math.isfinite(softmax_temperature) and softmax_temperature > 0):
-            raise OptionError(
-                "softmax_temperature > 0", received=str(softmax_temperature), remedy="pass a positive temperature."
-            )
+        variance_scale = checked_number("variance_scale", variance_scale, at_least=0, remedy="a non-negative scale.")
+        softmax_temperature = checked_number(
+            "softmax_temperature", softmax_temperature, above=0, remedy="a positive temperature."
+        )
         variance, samples = self.epistemic_variance * variance_scale, self._spread(math.sqrt(variance_scale))
         if self.kind == "regression":
             return replace(self._calibrated_regression(variance, softmax_temperature), samples=samples)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from estimators.errors import OptionError
+from estimators.option_checks import checked_choice, checked_integer, checked_number
 
 __all__ = ["Recipe"]
 
@@ -40,8 +42,11 @@ class Recipe:
             average as old as the last share a of them (Shamir & Zhang 2013): one need not know where it ends. 0 for
             the last iterate. For a constant rate.
         rows_at_once: rows in one forward and backward; the slopes of a step's parts are added (gradient accumulation).
-            None: a step's rows at once.
+            None: a step's rows at once. It does not affect the fit: a saved fit may be read with another value.
     """
+
+    not_compared: ClassVar = frozenset({"rows_at_once"})
+    """Fields that change the memory of a fit, and its result by round-off only."""
 
     epochs: int | str = 100
     batch_size: int | str | None = 64
@@ -53,25 +58,24 @@ class Recipe:
     rows_at_once: int | None = None
 
     def __post_init__(self) -> None:
-        for name, words in (("epochs", ("auto",)), ("batch_size", ("auto", None)), ("rows_at_once", (None,))):
-            value = getattr(self, name)
-            if value not in words and (not isinstance(value, int) or value < 1):
-                listed = " or ".join(map(repr, words))
-                raise OptionError(f"{name} >= 1 or {listed}", received=repr(value), remedy="a positive whole number.")
-        if self.optimizer not in _OPTIMIZERS:
-            raise OptionError(
-                f"optimizer among {_OPTIMIZERS}", received=repr(self.optimizer), remedy='"nesterov", "sgd" or "adam".'
-            )
-        if self.schedule not in _SCHEDULES:
-            raise OptionError(
-                f"schedule among {sorted(_SCHEDULES)}", received=repr(self.schedule), remedy='"cosine" or "constant".'
-            )
-        if not (self.lr == "auto" or (isinstance(self.lr, (int, float)) and math.isfinite(self.lr) and self.lr > 0)):
-            raise OptionError('lr > 0 or "auto"', received=repr(self.lr), remedy="a positive number.")
-        if not 0 <= self.momentum < 1:
-            raise OptionError("momentum in [0, 1)", received=str(self.momentum), remedy="0.9, or 0 for none.")
-        if not 0 <= self.average <= 1:
-            raise OptionError("average in [0, 1]", received=str(self.average), remedy="0.5, or 0 for none.")
+        words: dict[str, tuple[str | None, ...]] = {
+            "epochs": ("auto",),
+            "batch_size": ("auto", None),
+            "rows_at_once": (None,),
+        }
+        for name, allowed in words.items():
+            self._keep(name, checked_integer(name, getattr(self, name), at_least=1, words=allowed))
+        checked_choice("optimizer", self.optimizer, _OPTIMIZERS, remedy='"nesterov", "sgd" or "adam".')
+        checked_choice("schedule", self.schedule, sorted(_SCHEDULES), remedy='"cosine" or "constant".')
+        self._keep("lr", checked_number("lr", self.lr, above=0, words=("auto",)))
+        momentum = checked_number("momentum", self.momentum, at_least=0, below=1, remedy="0.9, or 0 for none.")
+        self._keep("momentum", momentum)
+        average = checked_number("average", self.average, at_least=0, at_most=1, remedy="0.5, or 0 for none.")
+        self._keep("average", average)
+
+    def _keep(self, name: str, value: object) -> None:
+        """Store a checked value, a plain number, in the frozen field."""
+        object.__setattr__(self, name, value)
 
     def learning_rate(self, progress: float) -> float:
         """The rate after `progress` in [0, 1] of all rows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from estimators.likelihoods import Gaussian
 from estimators.models.exclusive import exclusively
 from estimators.network import Network
 from estimators.objective import Objective
+from estimators.options import constructor_options, stored_option
 from estimators.rng import preserved_random_state
 from estimators.storable import Storable
 
@@ -124,7 +124,7 @@ def rebuilt(part: Any, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
 
     Errors: OptionError for a name that is none of them; those of the constructor.
     """
-    names = [name for name in inspect.signature(type(part).__init__).parameters if name != "self"]
+    names = constructor_options(type(part))
     direct = {name: value for name, value in options.items() if "." not in name}
     nested: dict[str, dict[str, Any]] = {}
     for name, value in options.items():
@@ -138,16 +138,6 @@ def rebuilt(part: Any, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
                 received=repr(name),
                 remedy="a dotted name for that of a part, such as solver.lam.",
             )
-    arguments = {name: _stored(part, name) for name in names}
+    arguments = {name: stored_option(part, name) for name in names}
     inner = {name: rebuilt(arguments[name], changes) for name, changes in nested.items()}
     return type(part)(**{**arguments, **direct, **inner})
-
-
-def _stored(part: Any, name: str) -> Any:  # noqa: ANN401
-    if not hasattr(part, name):
-        raise UnsupportedError(
-            f"a {type(part).__name__} that keeps each argument of its constructor under its name",
-            received=f"one without {name!r}",
-            remedy=f"store it: self.{name} = {name}; or construct and fit another.",
-        )
-    return getattr(part, name)

@@ -1,7 +1,8 @@
 """A fit as plain data: tensors and a description, saved by safetensors and checked when loaded. No pickle.
 
 A state is a flat dict: tensors by name, and under "about" a JSON text with what they belong to: the estimator and its
-options, a digest of the model, and the number of rows and sums of the training data. Loading refuses what differs.
+options by value, a digest of the model, and the number of rows and sums of the training data. Loading raises StateError
+for what differs. A tuned estimator has its calibration and its table under "tuning".
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from torch import Tensor, nn
 
 from estimators.atomic import write_bytes
 from estimators.errors import ModelChangedError, StateError
+from estimators.option_values import differences
 from estimators.sums import Sums
+from estimators.wrappers import named_tensors
 
-__all__ = ["ABOUT", "PROGRESS", "About", "FittedState", "Learned", "digest", "read_file", "write_file"]
+__all__ = ["ABOUT", "PROGRESS", "TUNING", "About", "FittedState", "Learned", "digest", "read_file", "write_file"]
 
-ABOUT, PROGRESS = "about", "progress"
-FORMAT = 1
+ABOUT, TUNING, PROGRESS = "about", "tuning", "progress"
+FORMAT = 2
+_ORDERS = "orders in memory"
+_BY_REPR = 1  # the format whose options were texts, without seeds, rates and the middle of long tensors
 FittedState = dict[str, Tensor | str]
 Learned = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -34,16 +39,18 @@ Learned = tuple[dict[str, Tensor], dict[str, Any]]
 class About:
     """What the tensors of a state belong to; `learned` is the estimator's own, in JSON types.
 
-    `shared_inputs` are the paths of the input tensors that the rows of a batch share.
+    `options` are described by `estimators.option_values`; `shared_inputs` are the paths of the input tensors that the
+    rows of a batch share.
     """
 
     estimator: str
-    options: dict[str, str]
+    options: dict[str, Any]
     parameters: list[str]
     model: str
     n_data: int
     sums: Sums
     learned: dict[str, Any]
+    derivatives: dict[str, Any] = field(default_factory=dict)  # what was compared with plain autograd
     shared_inputs: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -56,15 +63,18 @@ class About:
         text = state.get(ABOUT)
         try:
             content = json.loads(text) if isinstance(text, str) else {}
-            if content.pop("format", None) != FORMAT:
-                raise TypeError
-            return cls(**{**content, "sums": Sums(**content["sums"])})
+            found = content.pop("format", None)
+            if found == FORMAT:
+                return cls(**{**content, "sums": Sums(**content["sums"])})
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise StateError(
-                f'a fitted state of format {FORMAT}, from state_dict() or save(), with its "about"',
-                received=f"a {type(state).__name__} with entries {sorted(map(str, state))[:5]}",
-                remedy="fit again and save, or load it with the version that wrote it.",
-            ) from None
+            found = None
+        if found == _BY_REPR:
+            raise _older_format()
+        raise StateError(
+            f'a fitted state of format {FORMAT}, from state_dict() or save(), with its "about"',
+            received=f"a {type(state).__name__} with entries {sorted(map(str, state))[:5]}",
+            remedy="fit again and save, or load it with the version that wrote it.",
+        )
 
     @property
     def unfinished(self) -> bool:
@@ -81,23 +91,22 @@ class About:
             )
         return self.learned
 
-    def check(self, expected: About) -> None:
-        """Refuse a state of another estimator, other options or another model; `expected` is of the one at hand."""
-        if self.estimator != expected.estimator:
+    def check(self, estimator: str, options: dict[str, Any], model: str) -> None:
+        """Raise StateError or ModelChangedError for a state of another estimator, other options or another model."""
+        if self.estimator != estimator:
             raise StateError(
-                f"a state of {expected.estimator}", received=f"one of {self.estimator}", remedy="load it into that."
+                f"a state of {estimator}", received=f"one of {self.estimator}", remedy="load it into that."
             )
-        names = self.options.keys() | expected.options.keys()
-        differing = [name for name in sorted(names) if self.options.get(name) != expected.options.get(name)]
+        names = dict.fromkeys([*options, *self.options])
+        found = [differences(self.options.get(name), options.get(name), name) for name in names]
+        differing = [difference for several in found for difference in several]
         if differing:
-            listed = "; ".join(f"{name}: {self.options.get(name)} there" for name in differing)
-            here = "; ".join(f"{name}={expected.options.get(name)}" for name in differing)
             raise StateError(
-                f"a state fitted with the options of this estimator, {here}",
-                received=listed,
+                f"a state fitted with the options of this estimator, {'; '.join(f'{n}={h}' for n, _, h in differing)}",
+                received="; ".join(f"{name}={there}" for name, there, _ in differing),
                 remedy="construct the estimator with the options that were fitted, or fit again.",
             )
-        if self.model != expected.model:
+        if self.model != model:
             raise ModelChangedError(
                 "the model that was fitted",
                 received="one whose weights or buffers differ from it",
@@ -106,22 +115,24 @@ class About:
 
 
 def digest(model: nn.Module) -> str:
-    """SHA-256 of names, shapes, dtypes and bytes of all parameters and buffers, on whatever device they are."""
+    """SHA-256 of names, shapes, dtypes and bytes of all parameters and buffers, on whatever device they are.
+
+    Names are those inside wrappers, so that a compiled model has the digest of the plain one.
+    """
     sha = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            values = tensor.detach().cpu().contiguous()
-            sha.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
-            sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    for name, tensor in named_tensors(model).items():
+        values = tensor.detach().cpu().contiguous()
+        sha.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
+        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 
 def write_file(state: FittedState, path: str | Path) -> None:
     """One safetensors file, whole or not at all."""
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in state.items() if isinstance(t, Tensor)}
-    about = state[ABOUT]
-    assert isinstance(about, str)
-    write_bytes(Path(path), safetensors.torch.save(tensors, metadata={ABOUT: about}))
+    orders = {name: order for name, t in state.items() if isinstance(t, Tensor) and (order := _order(t)) is not None}
+    texts = {name: text for name, text in state.items() if isinstance(text, str)} | {_ORDERS: json.dumps(orders)}
+    write_bytes(Path(path), safetensors.torch.save(tensors, metadata=texts))
 
 
 def read_file(path: str | Path) -> FittedState:
@@ -130,9 +141,35 @@ def read_file(path: str | Path) -> FittedState:
         raise FileNotFoundError(f"no fitted state at {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            about = (file.metadata() or {}).get(ABOUT, "")
-            return {**{name: file.get_tensor(name) for name in file.keys()}, ABOUT: about}  # noqa: SIM118
+            texts = {ABOUT: "", **(file.metadata() or {})}
+            orders = json.loads(texts.pop(_ORDERS, "{}"))
+            # Copies: of memory with another alignment, products round otherwise.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return {**{name: _ordered(t, orders.get(name)) for name, t in tensors.items()}, **texts}
     except (OSError, safetensors.SafetensorError) as error:
         raise StateError(
             "a safetensors file", received=f"{path}: {error}", remedy="save the fitted estimator again."
         ) from error
+
+
+def _order(tensor: Tensor) -> list[int] | None:
+    """The dimensions of a dense tensor from the slowest to the fastest in memory; None for the usual order."""
+    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+    return None if tensor.is_contiguous() or not tensor.permute(order).is_contiguous() else order
+
+
+def _ordered(tensor: Tensor, order: list[int] | None) -> Tensor:
+    """The same values in that order in memory: sums over other strides round otherwise."""
+    if order is None:
+        return tensor
+    inverse = [order.index(dim) for dim in range(tensor.ndim)]
+    return tensor.permute(order).contiguous().permute(inverse)
+
+
+def _older_format() -> StateError:
+    return StateError(
+        f"a fitted state of format {FORMAT}, which has every option by value",
+        received=f"one of format {_BY_REPR}, written by an earlier version, which left out options such as seed, "
+        "learning rate and tolerance, so that it cannot be told whether they agree",
+        remedy="fit again and save, or load it with the version that wrote it.",
+    )

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from estimators.batches import AbsentBatches, Batches
-from estimators.errors import NotFittedError, StateError, UnsupportedError
+from estimators.errors import CalibrationNotSavedWarning, NotFittedError, StateError, UnsupportedError
 from estimators.fingerprint import Fingerprint, fingerprint, refuse_if_changed
 from estimators.fit_report import FitReport
 from estimators.likelihoods import Likelihood
 from estimators.model_checks import check_model
 from estimators.models.exclusive import exclusively
+from estimators.models.self_check import DerivativeReport
 from estimators.network import Network
 from estimators.objective import Objective
+from estimators.option_values import described
+from estimators.options import constructor_options, stored_option
 from estimators.pytrees import RowLayout
 from estimators.rng import preserved_random_state
-from estimators.state import ABOUT, About, FittedState, Learned, digest, read_file, write_file
+from estimators.state import ABOUT, TUNING, About, FittedState, Learned, digest, read_file, write_file
 
 __all__ = ["Storable"]
 
@@ -30,15 +33,34 @@ __all__ = ["Storable"]
 class Storable(ABC):
     """What was fitted, an objective over a model, with the tensors and values that a method learned from it."""
 
+    not_compared: ClassVar[frozenset[str]] = frozenset()
+    """Options that do not affect the fit, or that cannot be compared: a saved fit may be read with others."""
+
     model: nn.Module
     likelihood: Likelihood
     objective_: Objective
     fingerprint_: Fingerprint
     fit_report_: FitReport
+    _calibrated_by: str | None = None
+    """What tuning found to change its predictions by, which is not a part of the fit."""
 
     @exclusively
     def state_dict(self) -> FittedState:
-        """The fit as a flat dict of tensors, and a JSON text under "about"; the model is not in it, only its digest."""
+        """The fit as a flat dict of tensors, and a JSON text under "about"; the model is not in it, only its digest.
+
+        Warns: CalibrationNotSavedWarning where the fit was tuned, and predictions are to be calibrated.
+        """
+        if self._calibrated_by is not None:
+            warnings.warn(
+                f"a fit that was tuned is saved without its calibration, {self._calibrated_by}: save what tune "
+                "returned, tuned.save(path), and read it by Tuned.load(path, estimator)",
+                CalibrationNotSavedWarning,
+                stacklevel=2,
+            )
+        return self._fitted_state()
+
+    def _fitted_state(self) -> FittedState:
+        """`state_dict`, without the warning."""
         self._check_fitted()
         refuse_if_changed(self.model, self.fingerprint_, self.network_.pieces)
         tensors, learned = self._learned()
@@ -52,12 +74,14 @@ class Storable(ABC):
         """
         check_model(self.model)
         about = About.of(state)
+        _check_untuned(state)
+        about.check(type(self).__name__, self._described_options(), digest(self.model))
         network = Network(self.model, about.parameters)
+        network.check.report = DerivativeReport(**about.derivatives)
         layout = RowLayout(frozenset(about.shared_inputs))
         objective = self._over(network, AbsentBatches((), about.n_data, sums=about.sums, layout=layout))
-        about.check(self._about(objective, {}))
         self._take_over(state, objective)
-        self.objective_ = objective
+        self.objective_, self._calibrated_by = objective, None
         self.fingerprint_ = fingerprint(self.model, network.pieces)
         self._report_derivatives(objective)
         return self
@@ -66,7 +90,10 @@ class Storable(ABC):
         """`fit_report_` with what was compared with plain autograd."""
         report = objective.network.check.report
         fitted = getattr(self, "fit_report_", None)
-        self.fit_report_ = FitReport(report) if fitted is None else replace(fitted, derivatives=report)
+        if fitted is None:
+            self.fit_report_ = FitReport(report)
+        elif isinstance(fitted, FitReport):  # an estimator of others may have a report of its own
+            self.fit_report_ = replace(fitted, derivatives=report)
 
     def _take_over(self, state: Mapping[str, Tensor | str], objective: Objective) -> None:
         """The learned part of a state that has been checked."""
@@ -122,17 +149,20 @@ class Storable(ABC):
         """The data have come back."""
 
     def _about(self, objective: Objective, learned: dict[str, Any]) -> About:
-        options = {name: repr(getattr(self, name)) for name in self._option_names()}
         batches, names = objective.batches, list(objective.network.subset.shapes)
         assert batches.sums is not None
-        shared = sorted(batches.layout.shared)
-        model = digest(self.model)
-        return About(type(self).__name__, options, names, model, batches.n_data, batches.sums, learned, shared)
+        kind, options, model = type(self).__name__, self._described_options(), digest(self.model)
+        derivatives, shared = asdict(objective.network.check.report), sorted(batches.layout.shared)
+        return About(kind, options, names, model, batches.n_data, batches.sums, learned, derivatives, shared)
+
+    def _described_options(self) -> dict[str, Any]:
+        """Every option by value, in JSON types."""
+        return {name: described(stored_option(self, name)) for name in self._option_names()}
 
     @classmethod
     def _option_names(cls) -> list[str]:
-        """The arguments of the constructor, which only stores them."""
-        return [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "model")]
+        """The options that tell a fit from another: those of the constructor, which only stores them."""
+        return [name for name in constructor_options(cls) if name != "model" and name not in cls.not_compared]
 
     @property
     def network_(self) -> Network:
@@ -160,3 +190,12 @@ class Storable(ABC):
             raise NotFittedError(
                 f"a fitted {type(self).__name__}", received="one without fit", remedy="call fit(train_loader) first."
             )
+
+
+def _check_untuned(state: Mapping[str, Tensor | str]) -> None:
+    if TUNING in state:
+        raise StateError(
+            "the state of a fit alone",
+            received="a tuned one, whose calibration this estimator would lose",
+            remedy="Tuned.load(path, estimator), from estimators.tuning, whose predict applies it.",
+        )

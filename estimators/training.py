@@ -18,10 +18,12 @@ from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.loop import BatchGradient, Enough, Loop, Watch
 from estimators.models.outputs import output_tensor
 from estimators.network import Network
+from estimators.option_checks import checked_number, checked_precision, checked_seed
 from estimators.progress import track
 from estimators.pytrees import PyTree, copied, forward_arguments
 from estimators.recipe import Recipe
 from estimators.subsets import Subset, delta_of_names, matching_names
+from estimators.wrappers import parameter_names, unwrapped
 
 __all__ = ["Recipe", "fit_weights", "train_map"]
 
@@ -86,19 +88,24 @@ def train_map(
     batch statistics work as in any training; they draw from the global random state.
     """
     likelihood, recipe = resolve_likelihood(likelihood), recipe or Recipe()
-    keep = recipe.batch_size is not None
-    batches = Batches.unchecked(train_loader, keep=keep, outputs=partial(_outputs_in_eval_mode, model))
-    subset = Subset.of(model, matching_names(model, "all"))
-    start = subset.flatten({name: p.detach() for name, p in model.named_parameters()})
+    inner, keep = unwrapped(model), recipe.batch_size is not None
+    batches = Batches.unchecked(train_loader, keep=keep, outputs=partial(_outputs_in_eval_mode, inner))
+    subset = Subset.of(inner, matching_names(inner, "all"))
+    own_names, parameters = parameter_names(inner), dict(inner.named_parameters())
+    start = subset.flatten({name: parameters[own].detach() for name, own in own_names.items()})
+    if isinstance(prior_precision, Mapping):
+        prior_precision = checked_precision(prior_precision)
+    else:
+        prior_precision = checked_number("prior_precision", prior_precision, at_least=0)
     delta = delta_of_names(prior_precision, subset, start)
 
-    chosen = [dict(model.named_parameters())[name] for name in subset.shapes]
+    chosen = [parameters[own_names[name]] for name in subset.shapes]
 
     def gradient(theta: Tensor, batch: Batch) -> Tensor:
         _write(chosen, subset, theta)  # into the module itself: however forward reaches a weight, it is this one
         arguments, keywords = forward_arguments(batch.x)
         with torch.enable_grad():
-            f = output_tensor(model(*arguments, **keywords))
+            f = output_tensor(inner(*arguments, **keywords))
             likelihood.check_targets(f, batch.y)
             loss = likelihood.nll(f.flatten(1), batch.y).sum()
             slopes = torch.autograd.grad(loss, chosen, allow_unused=True)
@@ -106,7 +113,7 @@ def train_map(
         slope = torch.cat([torch.zeros_like(p).flatten() if g is None else g.to_dense().flatten() for g, p in pairs])
         return slope + len(batch) / batches.n_data * delta * theta.detach()
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checked_seed(seed))
     model.train()
     trained = start
     try:

@@ -1,13 +1,13 @@
 """Models inside wrappers that change neither weights nor outputs: torch.compile, DataParallel, averaged models.
 
-`torch.compile(model)` puts `_orig_mod.` before every parameter name, `nn.DataParallel(model)` puts `module.`. Names
+`torch.compile(model)` puts `_orig_mod.` before every parameter name, `nn.DataParallel(model)` puts `module.`. The names
 that users write, that errors list and that files keep are those of the module inside, so that a fit of the one belongs
 to the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from estimators.errors import ModelError
 
-__all__ = ["named_tensors", "parameter_aliases", "unwrap_children_", "unwrapped"]
+__all__ = ["named_tensors", "parameter_aliases", "parameter_names", "plain_names", "unwrap_children_", "unwrapped"]
 
 _PARALLEL = (DataParallel, DistributedDataParallel, AveragedModel)
 _COMPILED = "_orig_mod"
@@ -51,31 +51,36 @@ def unwrap_children_(module: nn.Module) -> nn.Module:
     return module
 
 
+def plain_names(model: nn.Module, names: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Yield (name, name without wrappers) of each tensor that does not belong to a wrapper itself."""
+    inside = {path: inner for path, m in model.named_modules(remove_duplicate=False) if (inner := _inner_name(m))}
+    for name in names:
+        plain = _plain_name(name, inside) if inside else name
+        if plain is not None:
+            yield name, plain
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of `model.state_dict()` by their names without wrappers.
 
     Buffers that belong to a wrapper itself (the count of an averaged model) are left out.
     """
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    return {plain: state[name] for name, plain in _plain_names(model, state)}
+    return {plain: state[name] for name, plain in plain_names(model, state)}
+
+
+def parameter_names(model: nn.Module) -> dict[str, str]:
+    """Return the name that each parameter has in `model` itself, by its name without wrappers; a tied one once."""
+    return {plain: name for name, plain in plain_names(model, dict(model.named_parameters()))}
 
 
 def parameter_aliases(model: nn.Module) -> dict[str, list[str]]:
     """Return all names of each parameter, without wrappers, by its first one: tied weights have several."""
     by_identity: dict[int, list[str]] = {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, plain in _plain_names(model, parameters):
+    for name, plain in plain_names(model, parameters):
         by_identity.setdefault(id(parameters[name]), []).append(plain)
     return {names[0]: names for names in by_identity.values()}
-
-
-def _plain_names(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(name, name without wrappers) of each tensor that does not belong to a wrapper itself."""
-    inside = {path: inner for path, m in model.named_modules(remove_duplicate=False) if (inner := _inner_name(m))}
-    for name in names:
-        plain = _plain_name(name, inside) if inside else name
-        if plain is not None:
-            yield name, plain
 
 
 def _plain_name(name: str, inside: dict[str, str]) -> str | None:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from estimators.baselines.dropout_layers import FixedDropout, dropout_names, with_dropout, with_fixed_dropout
-from estimators.baselines.members import MembersEstimator, check_at_least
+from estimators.baselines.members import MembersEstimator
 from estimators.baselines.report import PassReport
-from estimators.baselines.retraining import MakeModel, Retraining, tensors_by_name
+from estimators.baselines.retraining import MakeModel, Retraining, checked_make_model, tensors_by_name
 from estimators.errors import OptionError
 from estimators.likelihoods import Likelihood
 from estimators.network import Network, structural_copy
 from estimators.objective import Objective
+from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed
 from estimators.pytrees import PyTree, n_rows
 from estimators.recipe import Recipe
 from estimators.rng import member_seeds
@@ -63,19 +64,16 @@ class MCDropout(MembersEstimator):
         seed: int = 0,
     ) -> None:
         super().__init__(model, likelihood, prior_precision=prior_precision)
-        check_at_least(2, "n_samples", n_samples)
-        self.rate, self.make_model, self.recipe = rate, make_model, recipe
-        self.n_samples, self.seed = n_samples, seed
+        self.n_samples, self.seed = checked_integer("n_samples", n_samples, at_least=2), checked_seed(seed)
+        self.rate = checked_number("rate", rate, above=0, below=1, words=(None,), remedy="0.1.")
+        self.make_model = None if make_model is None else checked_make_model(make_model)
+        self.recipe = recipe if recipe is None else checked_instance("recipe", recipe, Recipe, remedy="Recipe().")
         self._check_options()
 
     @property
     def retrains(self) -> bool:  # type: ignore[override]
         """Whether a fit trains a network."""
         return self.rate is not None
-
-    @classmethod
-    def _option_names(cls) -> list[str]:
-        return [name for name in super()._option_names() if name != "make_model"]  # seen in the names of the tensors
 
     def _check_options(self) -> None:
         found, given = dropout_names(self.model), (self.rate, self.make_model, self.recipe)
@@ -91,8 +89,6 @@ class MCDropout(MembersEstimator):
                 received=f"none with p > 0, and rate={self.rate}, make_model={self.make_model}, recipe={self.recipe}",
                 remedy="MCDropout(..., rate=0.1, make_model=lambda: MyNetwork(...), recipe=Recipe(...)).",
             )
-        if self.rate is not None and not 0 < self.rate < 1:
-            raise OptionError("0 < rate < 1", received=str(self.rate), remedy="0.1.")
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         trained = None if self.rate is None else tensors_by_name(self._train(objective, progress_bar=progress_bar))

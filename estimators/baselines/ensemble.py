@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from estimators.baselines.members import MembersEstimator, check_at_least
+from estimators.baselines.members import MembersEstimator
 from estimators.baselines.report import PassReport
-from estimators.baselines.retraining import MakeModel, Retraining, tensors_by_name
+from estimators.baselines.retraining import MakeModel, Retraining, checked_make_model, tensors_by_name
 from estimators.likelihoods import Likelihood
 from estimators.objective import Objective
+from estimators.option_checks import checked_instance, checked_integer, checked_seed
 from estimators.progress import track
 from estimators.pytrees import PyTree
 from estimators.recipe import Recipe
@@ -55,12 +56,9 @@ class DeepEnsemble(MembersEstimator):
         prior_precision: float | Mapping[str, float] = 1.0,
     ) -> None:
         super().__init__(model, likelihood, prior_precision=prior_precision)
-        check_at_least(2, "n_members", n_members)
-        self.make_model, self.recipe, self.n_members, self.seed = make_model, recipe, n_members, seed
-
-    @classmethod
-    def _option_names(cls) -> list[str]:
-        return [name for name in super()._option_names() if name != "make_model"]  # seen in the names of the tensors
+        self.make_model = checked_make_model(make_model)
+        self.recipe = checked_instance("recipe", recipe, Recipe, remedy="Recipe(epochs=100).")
+        self.n_members, self.seed = checked_integer("n_members", n_members, at_least=2), checked_seed(seed)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         retraining = Retraining(self.make_model, self.recipe, self.prior_precision)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.errors import ModelError
+from estimators.wrappers import plain_names
 
 __all__ = ["trained_tensors", "with_fresh_adapters"]
 
@@ -36,7 +37,8 @@ def trained_tensors(model: nn.Module, shared: nn.Module) -> dict[str, Tensor]:
     there = dict(shared.named_buffers())
     buffers = [(name, b) for name, b in model.named_buffers() if not torch.equal(b, there[name])]
     parameters = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
-    return dict([*parameters, *buffers])
+    tensors = dict([*parameters, *buffers])
+    return {plain: tensors[name] for name, plain in plain_names(model, tensors)}
 
 
 def _begin(module: nn.Module, name: str) -> None:

@@ -18,6 +18,7 @@ from estimators.errors import OptionError, UnsupportedError
 from estimators.likelihoods import Gaussian, Likelihood
 from estimators.likelihoods.categorical import Sites
 from estimators.objective import Objective
+from estimators.option_checks import checked_choice
 from estimators.pytrees import PyTree, plain_inputs
 
 __all__ = ["LaplaceTorch"]
@@ -68,17 +69,14 @@ class LaplaceTorch(UncertaintyEstimator):
         self._check_options()
 
     def _check_options(self) -> None:
-        if self.hessian_structure in _WRONG_STRUCTURES:
+        if isinstance(self.hessian_structure, str) and self.hessian_structure in _WRONG_STRUCTURES:
             raise _refused(self.hessian_structure, _WRONG_STRUCTURES[self.hessian_structure])
         for name, allowed in (
             ("hessian_structure", _STRUCTURES),
             ("backend", _BACKENDS),
             ("subset_of_weights", _SUBSETS),
         ):
-            if getattr(self, name) not in allowed:
-                raise OptionError(
-                    f"{name} among {allowed}", received=repr(getattr(self, name)), remedy="LinearizedLaplace has more."
-                )
+            checked_choice(name, getattr(self, name), allowed, remedy="LinearizedLaplace has more.")
         if isinstance(self.prior_precision, dict):
             raise OptionError("one prior_precision", received="a mapping", remedy="LinearizedLaplace takes mappings.")
         kind = self.likelihood.kind

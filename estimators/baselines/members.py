@@ -11,14 +11,14 @@ from torch import Tensor
 
 from estimators.base import UncertaintyEstimator
 from estimators.baselines.report import PassReport
-from estimators.errors import OptionError
 from estimators.functionals import Functional, Through
 from estimators.objective import Objective
+from estimators.option_checks import checked_choice, checked_integer
 from estimators.prediction import Prediction
 from estimators.pytrees import PyTree
 from estimators.state import Learned
 
-__all__ = ["MembersEstimator", "check_at_least"]
+__all__ = ["MembersEstimator"]
 
 
 class MembersEstimator(UncertaintyEstimator):
@@ -53,8 +53,7 @@ class MembersEstimator(UncertaintyEstimator):
         or "probit", from their mean and variance. `n_samples` draws that many members for "mc", with replacement; None:
         each member once. Regression has the members' mean, and their variance plus σ².
         """
-        if link_approx not in (None, "probit", "mc"):
-            raise OptionError('link_approx "probit" or "mc"', received=repr(link_approx), remedy="leave it out.")
+        checked_choice("link_approx", link_approx, ("probit", "mc", None), remedy="leave it out.")
         x = self._inputs(x)
         shape = self._check_query(x)
         members = _shaped(self._members(x), shape)
@@ -66,7 +65,7 @@ class MembersEstimator(UncertaintyEstimator):
 
     def _drawn(self, members: Tensor, n_samples: int, *, seed: int) -> Tensor:
         """Members drawn with replacement, (n_samples, ...)."""
-        check_at_least(1, "n_samples", n_samples)
+        n_samples = checked_integer("n_samples", n_samples, at_least=1)
         return _resampled(members, n_samples, torch.Generator(members.device).manual_seed(seed))
 
     def _mean(self, x: PyTree) -> Tensor:
@@ -93,12 +92,6 @@ class MembersEstimator(UncertaintyEstimator):
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
         self.fit_report_ = PassReport(passes=learned["passes"])
-
-
-def check_at_least(least: int, name: str, value: int) -> None:
-    """OptionError for what is no whole number, or too small a one."""
-    if not isinstance(value, int) or value < least:
-        raise OptionError(f"{name} >= {least}", received=repr(value), remedy="a whole number, not smaller than that.")
 
 
 def _shaped(members: Tensor, shape: torch.Size) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from estimators.baselines.members import MembersEstimator, check_at_least
+from estimators.baselines.members import MembersEstimator
 from estimators.baselines.report import PassReport
 from estimators.baselines.stacked_minimum import Whitening, stacked_minimum
 from estimators.head import Head
@@ -17,6 +17,7 @@ from estimators.last_linear import last_linear_names
 from estimators.likelihoods import Likelihood
 from estimators.memory import rows_per_chunk
 from estimators.objective import Objective
+from estimators.option_checks import checked_integer, checked_seed
 from estimators.precision.dtype import algebra_dtype
 from estimators.pytrees import PyTree
 from estimators.state import Learned
@@ -68,9 +69,8 @@ class MultiHeadEnsemble(MembersEstimator):
             prior_mean=prior_mean,
             subset_of_weights="last_layer",
         )
-        check_at_least(2, "n_heads", n_heads)
-        check_at_least(1, "max_iter", max_iter)
-        self.n_heads, self.max_iter, self.seed = n_heads, max_iter, seed
+        self.n_heads, self.seed = checked_integer("n_heads", n_heads, at_least=2), checked_seed(seed)
+        self.max_iter = checked_integer("max_iter", max_iter, at_least=1)
 
     def _names(self, train_loader: Iterable[Any]) -> list[str]:
         return last_linear_names(self.model, self._first_inputs(train_loader))

@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from estimators.batches import Batches
-from estimators.errors import ModelError
+from estimators.errors import ModelError, OptionError
 from estimators.objective import Objective
 from estimators.recipe import Recipe
 from estimators.rng import seeded_random_state
 from estimators.training import train_map
+from estimators.wrappers import plain_names, unwrapped
 
-__all__ = ["MakeModel", "Retraining", "tensors_by_name"]
+__all__ = ["MakeModel", "Retraining", "checked_make_model", "tensors_by_name"]
 
 MakeModel = Callable[[], nn.Module]
 
@@ -47,7 +48,7 @@ class Retraining:
 
     def _fresh(self, objective: Objective, others: Sequence[nn.Module]) -> nn.Module:
         """A new network on the device and of the dtype of the objective; frozen weights may be shared."""
-        model = self.make_model().to(objective.theta)
+        model = unwrapped(self.make_model()).to(objective.theta)
         refuse_other_architecture(model, objective.network.module)
         taken = {id(p) for other in [objective.network.module, *others] for p in other.parameters()}
         if any(id(p) in taken for p in model.parameters() if p.requires_grad):
@@ -79,9 +80,21 @@ class _Rows:
         return ((batch.x, batch.y) for batch in self.batches.stored)
 
 
+def checked_make_model(make_model: object) -> MakeModel:
+    """Return a function without arguments. Raises OptionError for what cannot be called, as a network can."""
+    if callable(make_model) and not isinstance(make_model, nn.Module):
+        return make_model
+    raise OptionError(
+        "make_model, a function without arguments that builds a network",
+        received=f"an object of class {type(make_model).__name__}",
+        remedy="make_model=lambda: MyNetwork(...).",
+    )
+
+
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, all that tells one trained network from another."""
-    return {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    return {plain: tensors[name].detach() for name, plain in plain_names(model, tensors)}
 
 
 def refuse_other_architecture(model: nn.Module, expected: nn.Module) -> None:

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from estimators.base import UncertaintyEstimator
-from estimators.baselines.members import check_at_least
 from estimators.baselines.report import PassReport
 from estimators.curvature import ggn_rows
-from estimators.errors import OptionError
 from estimators.functionals import Functional, Through
 from estimators.jacobians import JacobianRows
 from estimators.likelihoods import Likelihood
 from estimators.memory import refuse_if_too_large
 from estimators.objective import Objective
+from estimators.option_checks import checked_choice, checked_integer
 from estimators.precision.columns import ColumnPrecision
 from estimators.precision.dense import DensePrecision, bytes_needed
 from estimators.precision.dtype import algebra_dtype
@@ -70,10 +69,8 @@ class SubnetworkLaplace(UncertaintyEstimator):
             prior_mean=prior_mean,
             subset_of_weights=subset_of_weights,
         )
-        check_at_least(1, "n_parameters", n_parameters)
-        if chosen_by not in _CHOICES:
-            raise OptionError(f"chosen_by among {_CHOICES}", received=repr(chosen_by), remedy='"variance".')
-        self.n_parameters, self.chosen_by = n_parameters, chosen_by
+        self.n_parameters = checked_integer("n_parameters", n_parameters, at_least=1)
+        self.chosen_by = checked_choice("chosen_by", chosen_by, _CHOICES)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         n = min(self.n_parameters, objective.network.n_parameters)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from estimators.baselines.members import MembersEstimator, check_at_least
+from estimators.baselines.members import MembersEstimator
 from estimators.baselines.report import PassReport
 from estimators.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
@@ -19,6 +19,7 @@ from estimators.finite import is_finite
 from estimators.likelihoods import Likelihood
 from estimators.models.kernels import differentiable
 from estimators.objective import Objective
+from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed
 from estimators.pytrees import PyTree
 from estimators.recipe import Recipe
 from estimators.regvar.solvers.search import auto_learning_rate
@@ -76,10 +77,11 @@ class SWAG(MembersEstimator):
             prior_mean=prior_mean,
             subset_of_weights=subset_of_weights,
         )
-        check_at_least(2, "max_rank", max_rank)
-        check_at_least(2, "n_samples", n_samples)
-        _refuse_other_descents(recipe, step)
-        self.recipe, self.step, self.max_rank, self.n_samples, self.seed = recipe, step, max_rank, n_samples, seed
+        self.recipe = checked_instance("recipe", recipe, Recipe, remedy=f"{DEFAULT_RECIPE}.")
+        self.step = checked_number("step", step, above=0, remedy="1.")
+        _refuse_other_descents(self.recipe, self.step)
+        self.max_rank = checked_integer("max_rank", max_rank, at_least=2)
+        self.n_samples, self.seed = checked_integer("n_samples", n_samples, at_least=2), checked_seed(seed)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.iterates_ = Iterates(objective.theta, self.max_rank)
@@ -188,7 +190,5 @@ def _refuse_other_descents(recipe: Recipe, step: float) -> None:
             received=repr(recipe),
             remedy=f"{DEFAULT_RECIPE}.",
         )
-    if not (step > 0 and math.isfinite(step)) or (step != 1 and recipe.lr != "auto"):
-        raise OptionError(
-            "step > 0, and 1 where the recipe has a number for lr", received=repr(step), remedy='lr="auto", step=1.'
-        )
+    if step != 1 and recipe.lr != "auto":
+        raise OptionError("step=1 where the recipe has a number for lr", received=repr(step), remedy='lr="auto".')

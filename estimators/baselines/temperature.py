@@ -32,7 +32,8 @@ class TemperatureScaling(MAP):
     One number for all outputs, between 0.01 and 100; the loss is convex in 1/T. Outputs, means and samples are f/T.
 
     Args:
-        validation: a re-iterable loader of (x, y) that the network was not trained on.
+        validation: a re-iterable loader of (x, y) that the network was not trained on. A saved fit has its temperature,
+            and may be loaded with any: data are not compared.
 
     Fitted: `temperature_`; `fit_report_`, in which a forward of the validation rows counts as one of training rows.
     Warns: NotConvergedWarning where T ends at a bound, as it does where every row is classified rightly.
@@ -40,6 +41,7 @@ class TemperatureScaling(MAP):
     """
 
     fit_report_: PassReport
+    not_compared = frozenset({"validation"})
 
     def __init__(
         self,
@@ -57,10 +59,6 @@ class TemperatureScaling(MAP):
                 remedy="MAP with sigma_noise tuned on the validation rows: Gaussian(sigma_noise=their RMSE).",
             )
         self.validation = validation
-
-    @classmethod
-    def _option_names(cls) -> list[str]:
-        return [name for name in super()._option_names() if name != "validation"]  # data are not options
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         network = objective.network

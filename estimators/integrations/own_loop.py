@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from estimators.likelihoods import Likelihood
 from estimators.model_checks import check_model
 from estimators.network import Network
 from estimators.objective import Objective
+from estimators.option_checks import checked_number
 from estimators.pytrees import PyTree
 from estimators.regvar.solvers.linearity import nonlinearity
 from estimators.subsets import SubsetSpec
@@ -150,6 +150,4 @@ def _shapes(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype, torch.
 
 
 def _checked_lam(lam: float) -> float:
-    if not (isinstance(lam, (int, float)) and math.isfinite(lam) and lam > 0):
-        raise OptionError("lam > 0", received=repr(lam), remedy="0.1, the published value, or less.")
-    return float(lam)
+    return float(checked_number("lam", lam, above=0, remedy="0.1, the published value, or less."))

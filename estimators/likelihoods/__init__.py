@@ -6,6 +6,7 @@ from estimators.likelihoods.bernoulli import Bernoulli
 from estimators.likelihoods.categorical import Categorical
 from estimators.likelihoods.causal_tokens import CausalTokens
 from estimators.likelihoods.gaussian import Gaussian
+from estimators.option_checks import shown
 
 __all__ = ["Bernoulli", "Categorical", "CausalTokens", "Gaussian", "Likelihood", "resolve_likelihood"]
 
@@ -21,10 +22,10 @@ def resolve_likelihood(likelihood: str | Likelihood) -> Likelihood:
     """The likelihood object of a field name: "regression", "classification", "binary" or "causal_lm"."""
     if isinstance(likelihood, Likelihood):
         return likelihood
-    if likelihood not in _BY_NAME:
+    if not isinstance(likelihood, str) or likelihood not in _BY_NAME:
         raise OptionError(
             f"a likelihood object or one of {sorted(_BY_NAME)}",
-            received=repr(likelihood),
+            received=shown(likelihood),
             remedy='for example likelihood="classification" or Gaussian(sigma_noise=0.5).',
         )
     return _BY_NAME[likelihood]()

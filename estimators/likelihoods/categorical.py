@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from estimators.errors import DataError, OptionError
 from estimators.likelihoods.base import Likelihood
+from estimators.option_checks import checked_integer, shown
 from estimators.prediction import Prediction, from_logits, from_samples
 
 __all__ = ["Categorical", "Sites"]
@@ -33,9 +34,10 @@ class Categorical(Likelihood):
     kind = "classification"
 
     def __init__(self, class_dim: int = -1, ignore_index: int = -100) -> None:
-        if class_dim not in (-1, 1):
-            raise OptionError("class_dim -1 or 1", received=repr(class_dim), remedy="1 for logits (B, C, H, W).")
-        self.class_dim, self.ignore_index = class_dim, ignore_index
+        self.class_dim = checked_integer("class_dim", class_dim, remedy="1 for logits (B, C, H, W).")
+        if self.class_dim not in (-1, 1):
+            raise OptionError("class_dim -1 or 1", received=shown(class_dim), remedy="1 for logits (B, C, H, W).")
+        self.ignore_index = checked_integer("ignore_index", ignore_index, remedy="-100.")
 
     def __repr__(self) -> str:
         special = {"class_dim": -1, "ignore_index": -100}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from estimators.errors import DataError, OptionError, UnsupportedError
 from estimators.likelihoods.base import Likelihood, check_same_shape
+from estimators.option_checks import as_number, shown
 from estimators.prediction import Prediction
 
 __all__ = ["Gaussian"]
@@ -22,15 +24,8 @@ class Gaussian(Likelihood):
 
     kind = "regression"
 
-    def __init__(self, sigma_noise: float | Tensor = 1.0) -> None:
-        sigma = torch.as_tensor(sigma_noise)
-        if sigma.ndim > 1 or not bool(torch.isfinite(sigma).all()) or not bool((sigma > 0).all()):
-            raise OptionError(
-                "sigma_noise > 0: a standard deviation, a number or one per output",
-                received=repr(sigma_noise),
-                remedy="pass the standard deviation of the noise, for instance the RMSE on validation data.",
-            )
-        self.sigma_noise = sigma_noise
+    def __init__(self, sigma_noise: float | Sequence[float] | Tensor = 1.0) -> None:
+        self.sigma_noise = _checked_sigma(sigma_noise)
 
     def __repr__(self) -> str:
         return f"Gaussian(sigma_noise={self.sigma_noise})"
@@ -85,3 +80,23 @@ class Gaussian(Likelihood):
             )
         noise = self._sigma(mean.flatten(1)).square().expand_as(mean.flatten(1)).view_as(mean)
         return Prediction(mean, variance, self.kind, aleatoric_variance=noise, total_variance=variance + noise)
+
+
+def _checked_sigma(value: object) -> float | Tensor:
+    """A number, or a tensor (C,)."""
+    number = None if isinstance(value, Tensor) and value.ndim else as_number(value)
+    try:
+        exact = None if isinstance(value, Tensor) else torch.float64  # Python's numbers are of that type
+        sigma = torch.as_tensor(value if number is None else number, dtype=exact).detach()
+        usable = sigma.ndim <= 1 and sigma.numel() > 0 and not sigma.is_complex()
+        usable = usable and torch.as_tensor(value).dtype != torch.bool
+        usable = usable and bool(torch.isfinite(sigma).all()) and bool((sigma > 0).all())
+    except (TypeError, ValueError, RuntimeError):
+        usable = False
+    if usable:
+        return sigma if number is None else float(number)
+    raise OptionError(
+        "sigma_noise > 0: a standard deviation, a number or one per output",
+        received=shown(value),
+        remedy="pass the standard deviation of the noise, for instance the RMSE on validation data.",
+    )

@@ -7,7 +7,7 @@ where they disagree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,7 +20,7 @@ from estimators.models.outputs import output_tensor
 from estimators.models.preserved_state import preserved_tensors
 from estimators.pytrees import PyTree, copied, forward_arguments, n_rows, select_rows, with_floats
 from estimators.subsets import Subset
-from estimators.wrappers import unwrapped
+from estimators.wrappers import plain_names, unwrapped
 
 __all__ = ["OwnModule", "fresh"]
 
@@ -44,8 +44,7 @@ class OwnModule:
     @property
     def parameters(self) -> list[Tensor]:
         """The chosen parameters, in the order of θ."""
-        named = dict(self.model.named_parameters(remove_duplicate=False))
-        return [named[name] for name in self.subset.shapes]
+        return self._named(self.subset.shapes)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -165,8 +164,13 @@ class OwnModule:
     def _chosen(self, names: Sequence[str] | None) -> list[Tensor]:
         if names is None:
             return self.parameters
+        return self._named(names)
+
+    def _named(self, names: Iterable[str]) -> list[Tensor]:
+        """Parameters by their names without wrappers."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
-        return [named[name] for name in names]
+        plain = {name: named[own] for own, name in plain_names(self.model, named)}
+        return [plain[name] for name in names]
 
     def _forward(self, x: PyTree) -> Tensor:
         """Of copies of the inputs, into which a forward may write."""

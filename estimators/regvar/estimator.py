@@ -16,6 +16,7 @@ from estimators.functionals import Functional
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
 from estimators.objective import Objective
+from estimators.option_checks import checked_choice, checked_flag, checked_instance
 from estimators.precision.definiteness import refuse_indefinite_product
 from estimators.pytrees import PyTree, split_rows
 from estimators.regvar.centred import check_combination, refit_objective
@@ -75,9 +76,12 @@ class RegVar(UncertaintyEstimator):
             prior_mean=prior_mean,
             subset_of_weights=subset_of_weights,
         )
-        self.curvature, self.centred = curvature, centred
-        self.regularizer = PosteriorDraws() if regularizer is None else regularizer
-        self.solver = FineTune() if solver is None else solver
+        self.curvature = checked_choice("curvature", curvature, ("ggn", "hessian"))
+        self.centred = checked_flag("centred", centred)
+        made = PosteriorDraws() if regularizer is None else regularizer
+        self.regularizer = checked_instance("regularizer", made, Regularizer, remedy="PosteriorDraws(n_draws=32).")
+        made_solver = FineTune() if solver is None else solver
+        self.solver = checked_instance("solver", made_solver, Solver, remedy="LinearResponse().")
         check_combination(self.regularizer, self.solver, curvature=curvature, centred=centred)
 
     @property

@@ -12,6 +12,8 @@ import torch
 from estimators.base import UncertaintyEstimator
 from estimators.errors import OptionError, UnsupportedError
 from estimators.likelihoods import Gaussian
+from estimators.option_checks import as_number
+from estimators.option_values import described
 
 __all__ = ["Axis", "is_number", "log_spaced"]
 
@@ -66,6 +68,7 @@ class Axis:
             raise OptionError("no values without an axis", received=repr(values), remedy='axis="prior_precision".')
         if values is None:
             values = [] if self.name is None else self._around(given, decades)
+        values = [_plain(value) for value in values]
         others = [value for value in values if not same(value, given)]
         numbers = sorted(value for value in [given, *others] if is_number(value))
         return [value for value in [given, *others] if not is_number(value)] + numbers
@@ -93,9 +96,17 @@ def is_number(value: object) -> bool:
 
 def same(value: object, other: object) -> bool:
     """Whether one fit serves both, for numbers up to round-off."""
-    if isinstance(value, (int, float)) and isinstance(other, (int, float)):
+    if is_number(value) and is_number(other):
+        assert isinstance(value, (int, float))
+        assert isinstance(other, (int, float))
         return abs(value - other) <= 1e-12 * abs(value)
-    return type(value) is type(other) and bool(value == other)
+    return bool(described(value) == described(other))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """A number of numpy or torch as one of Python, with a place on the axis; anything else as it is."""
+    number = as_number(value) if getattr(value, "ndim", 0) == 0 else None
+    return value if number is None else number
 
 
 def _sigma_noise(estimator: UncertaintyEstimator) -> Any:  # noqa: ANN401

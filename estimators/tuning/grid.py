@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from estimators.errors import OptionError
+from estimators.option_checks import as_number, shown
 
 __all__ = ["DEFAULT_GRID", "IDENTITY", "CalibrationGrid"]
 
@@ -30,12 +32,14 @@ class CalibrationGrid:
 
     def __post_init__(self) -> None:
         for name in ("variance_scales", "softmax_temperatures", "noise_factors"):
-            values = {float(value) for value in getattr(self, name)}
+            given = getattr(self, name)
+            numbers = [as_number(value) for value in given] if isinstance(given, Iterable) else [None]
             least = 0.0 if name == "variance_scales" else math.ulp(0.0)
-            if not all(math.isfinite(value) and value >= least for value in values):
+            values = {float(n) for n in numbers if n is not None and math.isfinite(n) and n >= least}
+            if not all(number in values for number in numbers):
                 raise OptionError(
                     f"finite {name}, {'>= 0' if least == 0 else '> 0'}",
-                    received=repr(getattr(self, name)),
+                    received=shown(given),
                     remedy="for instance 10 ** (k / 2) for k in range(-4, 5).",
                 )
             object.__setattr__(self, name, tuple(sorted(values | {1.0})))

@@ -14,7 +14,7 @@ from estimators.tuning.calibration import Calibration, calibrated_on, warn_of_ed
 from estimators.tuning.grid import DEFAULT_GRID, CalibrationGrid
 from estimators.tuning.rows import Predicted, ValidationRows
 from estimators.tuning.scores import Score, Scorer
-from estimators.tuning.tuned import Point, Tuned
+from estimators.tuning.tuned import Point, Tuned, mark_tuned
 
 __all__ = ["searched", "tune"]
 
@@ -76,6 +76,7 @@ def searched(
         fit = partial(_itself, estimator) if is_given else partial(named.at, estimator, value)
         search.visit(value, fit, is_given=is_given)
     point, tuned_estimator, calibration = search.best()
+    mark_tuned(tuned_estimator, calibration)
     seconds = time.perf_counter() - start
     return Tuned(tuned_estimator, calibration, named, tuple(search.curve), point, seconds, rows.batches.n_data)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -14,10 +15,12 @@ from estimators.base import UncertaintyEstimator
 from estimators.errors import OptionError
 from estimators.prediction import Prediction
 from estimators.pytrees import PyTree
+from estimators.state import FittedState, read_file, write_file
 from estimators.tuning.axis import Axis, is_number
 from estimators.tuning.calibration import Calibration, PointRecord
+from estimators.tuning.stored import StoredTuning, as_tuned, stored_tuning
 
-__all__ = ["Point", "Surface", "Tuned"]
+__all__ = ["Point", "Surface", "Tuned", "mark_tuned"]
 
 E = TypeVar("E", bound=UncertaintyEstimator)
 
@@ -57,6 +60,9 @@ class Surface:
 class Tuned(Generic[E]):
     """The outcome. `estimator` is fitted, `calibration` is to be applied to what it predicts: `predict` does both.
 
+    `save` writes all of it to one file and `Tuned.load` reads it. `estimator.save` alone leaves the calibration out,
+    and warns of it.
+
     `curve` has a point for each value of the axis, in the order of the values. `at_edge` names what was chosen at an
     end of its range. `seconds` are of everything: fits, predictions, scores.
     """
@@ -72,6 +78,59 @@ class Tuned(Generic[E]):
     def predict(self, x: PyTree) -> Prediction:
         """Predictive distribution of the tuned estimator, calibrated."""
         return self.calibration.apply(self.estimator.predict(x))
+
+    def state_dict(self) -> FittedState:
+        """Return the fit, its calibration and the table of tuning as a flat dict of tensors and JSON texts."""
+        stored = StoredTuning(
+            self.calibration, self.axis, self.curve, self._index(), self.seconds, self.validation_rows
+        )
+        return {**self.estimator._fitted_state(), **stored_tuning(stored)}
+
+    def save(self, path: str | Path) -> None:
+        """Write the tuned estimator to one safetensors file, whole or not at all: fit, calibration, table of tuning."""
+        write_file(self.state_dict(), path)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor | str], estimator: E) -> Tuned[E]:
+        """Return what `state_dict` was called on; see `load`."""
+        fitted, stored = as_tuned(state, estimator)
+        tuned = cls(
+            fitted,
+            stored.calibration,
+            stored.axis,
+            stored.curve,
+            stored.curve[stored.chosen],
+            stored.seconds,
+            stored.validation_rows,
+        )
+        mark_tuned(fitted, stored.calibration)
+        return tuned
+
+    @classmethod
+    def load(cls, path: str | Path, estimator: E) -> Tuned[E]:
+        """Return the tuned estimator in a file that `save` wrote; its predictions are those before, bit for bit.
+
+        Args:
+            path: the file.
+            estimator: constructed with the options of the one that was tuned, on the same model. It stays as it is,
+                and its value of the tuned option does not matter: the chosen one is in the file. Only a tuned option
+                that is an object, such as a solver, must be the chosen one.
+
+        Raises:
+            StateError: for the file of a fit that was not tuned, of other options, or of another estimator.
+            ModelChangedError: for another model.
+            FileNotFoundError: for no file.
+
+        Example:
+            >>> tuned = tune(RegVar(model, "regression").fit(train), validation)
+            >>> tuned.save("tuned.safetensors")
+            >>> again = Tuned.load("tuned.safetensors", RegVar(model, "regression"))
+        """
+        return cls.from_state_dict(read_file(path), estimator)
+
+    def _index(self) -> int:
+        """The place of the chosen point among the tried."""
+        return next(i for i, point in enumerate(self.curve) if point is self.chosen)
 
     @property
     def value(self) -> Any:  # noqa: ANN401
@@ -151,6 +210,13 @@ class Tuned(Generic[E]):
         if point.calibration is None:
             return [_rounded({"value": point.value, **dict.fromkeys(self.calibration.chosen())})]
         return [_rounded({"value": point.value, **record}) for record in point.calibration.points()]
+
+
+def mark_tuned(estimator: UncertaintyEstimator, calibration: Calibration) -> None:
+    """Let a fit know of a calibration, of which it warns where it is saved without."""
+    if (calibration.variance_scale, calibration.other) != (1.0, 1.0):
+        places = {name: value for name, value in calibration.chosen().items() if name != "score"}
+        estimator._calibrated_by = ", ".join(f"{name}={value:.4g}" for name, value in places.items())
 
 
 def _rounded(record: dict[str, Any]) -> PointRecord:

@@ -1,18 +1,21 @@
 """A fit killed on its way goes on from its checkpoint, and ends as if nothing had happened."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from estimators import FineTune, LastLayerLaplace, LinearResponse, MeanAbsolute, PosteriorDraws, RegVar, checkpoint
 from estimators.errors import ModelChangedError, StateError, UnsupportedError
+from estimators.refittable import rebuilt
 from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
 from estimators.rng import preserved_random_state
 from estimators.training import Recipe
@@ -161,3 +164,34 @@ def test_writes_are_some_time_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_file", None)
     estimator("bounds").fit(rows(), checkpoint=path)
     assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "changes"),
+    [
+        ("sgd", "solver", {"seed": 1, "share": "draws", "in_flight": 3, "lam": 1e-3, "difference": "central"}),
+        ("sgd", "solver.recipe", {"epochs": 13, "lr": 0.01, "momentum": 0.8, "batch_size": 8, "average": 0.5}),
+        ("sgd", "regularizer", {"seed": 1, "n_draws": 4, "readout": "draws", "exact_block": "auto"}),
+        ("draws", "solver", {"tol": 1e-8, "max_iter": 999, "basis_dtype": torch.float16}),
+    ],
+)
+def test_a_fit_on_its_way_is_not_gone_on_with_under_any_other_option(name, part, changes, tmp_path):
+    path = tmp_path / "fit.safetensors"
+    assert in_another_process(name, path, 2).returncode == -signal.SIGKILL
+    for option, value in changes.items():
+        other = rebuilt(estimator(name), {f"{part}.{option}": value})
+        with pytest.raises(StateError, match=re.escape(f"{part}.{option}")):
+            other.fit(rows(), checkpoint=path)
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
+def test_a_fit_on_its_way_goes_on_under_equal_options_and_other_memory(tmp_path):
+    path = tmp_path / "fit.safetensors"
+    assert in_another_process("sgd", path, 5).returncode == -signal.SIGKILL
+    recipe = replace(SGD, momentum=np.float64(0.9), rows_at_once=4)
+    solver = FineTune(recipe=recipe, seed=np.int64(0), batch_replicas=1)
+    options = {"prior_precision": torch.tensor(2), "prior_mean": 0, "subset_of_weights": "all", "solver": solver}
+    resumed = estimator("sgd", **options).fit(rows(), checkpoint=path)
+    undisturbed = estimator("sgd").fit(rows())
+    x = rows()[0][0]
+    assert torch.allclose(resumed.variance(x), undisturbed.variance(x), rtol=1e-9, atol=1e-13)

@@ -98,11 +98,11 @@ def test_a_loaded_fit_answers_as_the_one_that_was_saved(name, tmp_path):
     fitted = build(name).fit(data())
     fitted.save(tmp_path / "fit.safetensors")
     loaded = build(name).load(tmp_path / "fit.safetensors")
-    for before, after in zip(answers(fitted), answers(loaded), strict=True):
-        assert torch.allclose(before, after, rtol=1e-10, atol=1e-13)
     assert loaded.n_data_ == 23
     for attribute in [a for a in vars(fitted) if a in ("inverse_", "jacobian_backend_", "fit_report_")]:
-        assert getattr(fitted, attribute) == getattr(loaded, attribute)
+        assert getattr(fitted, attribute) == getattr(loaded, attribute)  # queries will add to the reports of both
+    for before, after in zip(answers(fitted), answers(loaded), strict=True):
+        assert torch.allclose(before, after, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", NEEDS_DATA)
@@ -164,7 +164,7 @@ def test_a_state_of_another_estimator_or_none_at_all_is_refused(tmp_path):
     with pytest.raises(StateError, match="of LastLayerLaplace"):
         build("last layer full").load_state_dict(build("map").fit(data()).state_dict())
     for state in ({}, {"about": "{}"}, {"about": "[]"}, {"about": json.dumps({"format": 99})}):
-        with pytest.raises(StateError, match="format 1"):
+        with pytest.raises(StateError, match="format 2"):
             build("map").load_state_dict(state)
     (tmp_path / "other").write_bytes(b"not a file of this kind")
     with pytest.raises(StateError, match="safetensors"):

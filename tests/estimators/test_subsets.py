@@ -1,12 +1,17 @@
 """Which parameters a posterior is over, and the flat vector θ that they make."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from estimators import LastLayerLaplace, LinearizedLaplace, MeanAbsolute, RegVar
 from estimators.errors import OptionError
+from estimators.recipe import Recipe
 from estimators.subsets import Subset, delta_of_names, matching_names
+from estimators.training import train_map
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def named(model, names):
         ("[02].weight", ["0.weight", "2.weight"]),
         ("4.weight", ["4.weight"]),
         (["4.*", "0.bias"], ["0.bias", "4.weight", "4.bias"]),
-        (("2.bias", "no such name"), ["2.bias"]),
+        (("2.bias", "4.*"), ["2.bias", "4.weight", "4.bias"]),
     ],
     ids=repr,
 )
@@ -143,3 +148,115 @@ def test_a_tied_weight_moves_in_both_places(make_problem, by_hand):
     problem = make_problem(model=Tied(), shape=(3,))
     fitted = LinearizedLaplace(problem.model, problem.likelihood, prior_precision=problem.delta).fit(problem.loader)
     assert torch.allclose(fitted.variance(problem.query), by_hand(problem).variance(problem.query), rtol=1e-9)
+
+
+class Tied(nn.Module):
+    """A head that shares its weight with the first layer, under a second name."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 3)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.embed(x)))
+
+
+def fitted(problem, model=None, **options):
+    options = {"inverse": "cholesky", "prior_precision": problem.delta, **options}
+    return LinearizedLaplace(model or problem.model, problem.likelihood, **options).fit(problem.loader)
+
+
+@pytest.mark.parametrize("spec", [["2.*", "haed.*"], ("2.bias", "2.biass"), ["0.*", ""]], ids=repr)
+def test_each_glob_of_a_subset_must_match_and_the_error_names_the_nearest_parameters(spec, make_problem):
+    problem = make_problem()
+    with pytest.raises(OptionError, match=rf"{spec[1]!r}, which matches none.*2\.bias"):
+        LinearizedLaplace(problem.model, problem.likelihood, subset_of_weights=spec).fit(problem.loader)
+
+
+@pytest.mark.parametrize(
+    ("delta", "says"),
+    [
+        ({"1.*": 50.0, "*": 1.0}, r"'1\.\*', which matches none.*0\.weight"),
+        ({"2.wieght": 50.0, "*": 1.0}, r"'2\.wieght', which matches none.*2\.weight, "),
+        ({"*": 1.0, "2.*": 50.0}, r"'2\.\*', all of whose matches \(2\.weight, 2\.bias\).*'\*' before it"),
+        ({"0.*": 1.0, "2.*": 2.0, "*": 3.0}, r"'\*', all of whose matches.*'0\.\*', '2\.\*' before it"),
+        ({"*weight": 1.0, "*bias": 2.0, "2.*": 3.0}, r"'2\.\*'.*decided by '\*bias', '\*weight' before it"),
+    ],
+    ids=repr,
+)
+def test_a_glob_of_the_prior_that_decides_nothing_is_rejected(delta, says, make_problem):
+    problem = make_problem()
+    for subset in ("all", "last_layer"):
+        with pytest.raises(OptionError, match=says):
+            fitted(problem, prior_precision=delta, subset_of_weights=subset)
+    whole = fitted(problem)
+    with pytest.raises(OptionError, match=says):
+        whole.at_prior_precision(delta)
+    with pytest.raises(OptionError, match=says):
+        whole.log_marginal_likelihood(delta)
+
+
+def test_one_mapping_over_the_whole_model_serves_every_subset(make_problem):
+    problem = make_problem()
+    delta = {"0.*": 0.3, "2.weight": 1.7, "2.bias": 2.9}
+    last = fitted(problem, prior_precision=delta, subset_of_weights="last_layer")
+    n_weights = problem.model[2].weight.numel()
+    expected = [1.7] * n_weights + [2.9] * problem.model[2].bias.numel()
+    assert last.objective_.prior.precision.tolist() == expected
+    problem.model[0].requires_grad_(requires_grad=False)
+    assert fitted(problem, prior_precision=delta).objective_.prior.precision.tolist() == expected
+
+
+def test_a_tied_weight_is_found_by_each_of_its_names(make_problem):
+    problem = make_problem(model=Tied(), shape=(3,))
+    expected = {"embed.weight": 50.0, "embed.bias": 1.3, "head.bias": 1.3}
+    for glob in ("embed.weight", "head.weight", "head.w*"):
+        estimator = fitted(problem, prior_precision={glob: 50.0, "*": 1.3})
+        found = estimator.network_.subset.unflatten(estimator.objective_.prior.precision)
+        assert {name: float(part.unique()) for name, part in found.items()} == expected
+        assert matching_names(problem.model, ["embed.bias", glob]) == ["embed.weight", "embed.bias"]
+    with pytest.raises(OptionError, match=r"'head\.weight', all of whose.*'embed\.weight'"):
+        fitted(problem, prior_precision={"embed.weight": 1.0, "head.weight": 2.0, "*": 3.0})
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compiled", "data parallel"])
+@pytest.mark.parametrize("where", ["the model", "a layer"])
+def test_globs_see_the_names_inside_a_wrapper(wrap, where, make_problem):
+    problem = make_problem()
+    options = {"prior_precision": {"2.*": 50.0, "*": 1.3}, "subset_of_weights": ["0.*", "2.bias"]}
+    plain = fitted(problem, **options)
+    model = wrap(problem.model)
+    if where == "a layer":
+        model = nn.Sequential(wrap(problem.model[0]), *problem.model[1:-1], wrap(problem.model[-1]))
+    inside = fitted(problem, model, **options)
+    assert list(inside.network_.subset.shapes) == ["0.weight", "0.bias", "2.bias"]
+    assert torch.allclose(inside.variance(problem.query), plain.variance(problem.query), rtol=1e-12)
+    with pytest.raises(OptionError, match=r"'_orig_mod\.2\.\*', which matches none.* 2\.weight"):
+        fitted(problem, model, prior_precision={"_orig_mod.2.*": 50.0, "*": 1.3})
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # by the tracer of torch.compile
+@pytest.mark.parametrize(
+    "wrap", [partial(torch.compile, backend="eager"), nn.DataParallel], ids=["compiled", "data parallel"]
+)
+@pytest.mark.parametrize("where", ["the model", "a layer"])
+def test_training_a_wrapped_model_trains_every_weight(wrap, where):
+    torch.manual_seed(2)
+    x, y = torch.randn(23, 3).double(), torch.randn(23, 2).double()
+    loader = list(zip(x.split(9), y.split(9), strict=True))
+    plain = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    twin = copy.deepcopy(plain)
+    model = wrap(twin) if where == "the model" else nn.Sequential(wrap(twin[0]), twin[1], wrap(twin[2]))
+    options = {"prior_precision": {"2.*": 5.0, "*": 1.3}, "recipe": Recipe(epochs=3)}
+    train_map(plain, "regression", loader, **options)
+    train_map(model, "regression", loader, **options)
+    for expected, trained in zip(plain.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(expected, trained, rtol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [3, None, [], ["0.*", 2], {"0.*": 1.0}, torch.ones(2)], ids=repr)
+def test_a_subset_of_another_type_is_rejected_at_once(bad, model):
+    with pytest.raises(OptionError, match=r"subset_of_weights.*Try: "):
+        LinearizedLaplace(model, "classification", subset_of_weights=bad)

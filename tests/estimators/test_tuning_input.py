@@ -1,6 +1,8 @@
 """What tuning refuses, and what it says."""
 
+import numpy as np
 import pytest
+import torch
 from tuning_toys import laplace, toy
 
 from estimators import LinearizedLaplace, optimize_prior_precision, tune
@@ -45,3 +47,17 @@ def test_what_cannot_be_is_refused():
         tune(estimator, [(x, y.double()) for x, y in rows])
     with pytest.raises(NotFittedError):
         tune(LinearizedLaplace(problem.model, "classification"), rows)
+
+
+def test_values_may_be_numbers_of_any_type_and_the_given_one_is_not_fitted_again():
+    problem = toy("classification")
+    estimator = laplace(problem, prior_precision=2.0)
+    for values in (np.array([0.5, 2.0, 8.0]), torch.tensor([8.0, 0.5, 2.0]), [np.float32(8), torch.tensor(0.5), 2]):
+        found = tune(estimator, problem.validation, values=values)
+        assert [point.value for point in found.curve] == [0.5, 2.0, 8.0]
+        assert all(type(point.value) in (int, float) for point in found.curve)
+        assert found.fits == 2
+        assert found.surface().values == (0.5, 2.0, 8.0)
+    groups = laplace(problem, prior_precision={"0.*": 2.0, "*": 1.0})
+    found = tune(groups, problem.validation, values=[{"0.*": 2, "*": torch.tensor(1.0)}, {"0.*": 3, "*": 1}])
+    assert found.fits == 1

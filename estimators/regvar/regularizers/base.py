@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from estimators.errors import OptionError
 from estimators.functionals import Functional
 from estimators.network import Network
 from estimators.objective import Objective
+from estimators.option_checks import checked_integer
 from estimators.pytrees import PyTree
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.readout import Readout
@@ -56,9 +56,7 @@ class Regularizer(ABC):
 
 def checked_count(name: str, value: int) -> int:
     """A whole number >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name} >= 1, a whole number", received=repr(value), remedy="16 is a good start.")
-    return value
+    return checked_integer(name, value, at_least=1, remedy="16 is a good start.")
 
 
 def probe_generator(objective: Objective, seed: int) -> torch.Generator:

@@ -12,6 +12,7 @@ from torch import Tensor
 from estimators.errors import UnsupportedError
 from estimators.network import Network
 from estimators.objective import Objective
+from estimators.option_checks import checked_seed
 from estimators.pytrees import PyTree
 from estimators.regvar.penalty import Tilt
 from estimators.regvar.readout import Readout
@@ -30,7 +31,7 @@ class ParameterProbes(Regularizer):
     signed = True
 
     def __init__(self, n_probes: int = 16, seed: int = 0) -> None:
-        self.n_probes, self.seed = checked_count("n_probes", n_probes), seed
+        self.n_probes, self.seed = checked_count("n_probes", n_probes), checked_seed(seed)
 
     def __repr__(self) -> str:
         return f"ParameterProbes(n_probes={self.n_probes}, seed={self.seed})"

@@ -12,6 +12,7 @@ from estimators.functionals import Functional, Through
 from estimators.memory import rows_per_chunk
 from estimators.network import Network
 from estimators.objective import Objective
+from estimators.option_checks import shown
 from estimators.pytrees import PyTree, row_as_batch, select_rows
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.readout import Readout
@@ -34,6 +35,10 @@ class Pointwise(Regularizer):
     at_query = True
 
     def __init__(self, of: Functional | None = None) -> None:
+        if of is not None and not callable(of):
+            raise OptionError(
+                "of, a function of one row's outputs, or None", received=shown(of), remedy="of=lambda f: f[0] - f[1]."
+            )
         self.of = of
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from estimators.errors import OptionError
 from estimators.network import Network
 from estimators.noise import precision_noise
 from estimators.objective import Objective
+from estimators.option_checks import checked_choice, checked_seed
 from estimators.pytrees import PyTree
 from estimators.regvar.bounds import VarianceBounds
 from estimators.regvar.draw_readout import BoundedReadout, ClampedReadout, DrawReadout, Level, restored_draws
@@ -50,13 +51,9 @@ class PosteriorDraws(Regularizer):
     def __init__(
         self, n_draws: int = 16, seed: int = 0, exact_block: str | None = "auto", readout: str = "auto"
     ) -> None:
-        if exact_block not in ("auto", "last_layer", None):
-            raise OptionError(
-                'exact_block "auto", "last_layer" or None', received=repr(exact_block), remedy='use "auto".'
-            )
-        if readout not in ("auto", "draws", "bounds"):
-            raise OptionError('readout "auto", "draws" or "bounds"', received=repr(readout), remedy='use "auto".')
-        self.n_draws, self.seed, self.exact_block = checked_count("n_draws", n_draws), seed, exact_block
+        self.n_draws, self.seed = checked_count("n_draws", n_draws), checked_seed(seed)
+        self.exact_block = checked_choice("exact_block", exact_block, ("auto", "last_layer", None))
+        readout = checked_choice("readout", readout, ("auto", "draws", "bounds"))
         self.readout = readout
 
     def __repr__(self) -> str:

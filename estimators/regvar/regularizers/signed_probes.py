@@ -9,6 +9,7 @@ from torch import Tensor
 
 from estimators.network import Network
 from estimators.objective import Objective
+from estimators.option_checks import checked_seed
 from estimators.pytrees import PyTree
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
@@ -31,7 +32,7 @@ class SignedProbes(Regularizer):
     signed = True
 
     def __init__(self, n_probes: int = 16, seed: int = 0) -> None:
-        self.n_probes, self.seed = checked_count("n_probes", n_probes), seed
+        self.n_probes, self.seed = checked_count("n_probes", n_probes), checked_seed(seed)
 
     def __repr__(self) -> str:
         return f"SignedProbes(n_probes={self.n_probes}, seed={self.seed})"

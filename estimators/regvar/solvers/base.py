@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
-from estimators.errors import EstimatorError, ModelError, OptionError
+from estimators.errors import EstimatorError, ModelError
 from estimators.ledger import SELF_CHECK
 from estimators.objective import Objective
+from estimators.option_checks import checked_number
 from estimators.precision.krylov_space import KrylovSpace
 from estimators.regvar.energy import DrawEnergies
 from estimators.regvar.penalty import Penalty
@@ -102,10 +102,5 @@ def _not_transformable(solver: Solver, error: RuntimeError) -> ModelError:
 
 def checked_lam(lam: float | str, *, auto: bool) -> float | str:
     """λ > 0, or "auto" where the solver can choose."""
-    if auto and lam == "auto":
-        return lam
-    if isinstance(lam, (int, float)) and math.isfinite(lam) and lam > 0:
-        return float(lam)
-    raise OptionError(
-        "lam > 0" + (' or "auto"' if auto else ""), received=repr(lam), remedy="1e-4 in float64, or FineTune's auto."
-    )
+    remedy = "1e-4 in float64, or FineTune's auto."
+    return checked_number("lam", lam, above=0, words=("auto",) if auto else (), remedy=remedy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from estimators.checkpoint import Checkpoint
 from estimators.errors import LambdaTooLargeError, OptionError
 from estimators.objective import Objective
+from estimators.option_checks import checked_choice, checked_instance, checked_integer, checked_seed
 from estimators.regvar.penalty import Penalty
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
 from estimators.regvar.solvers.conjugate_refits import conjugate_refits
@@ -50,7 +51,8 @@ class FineTune(Solver):
             stochastic gradients would take more than 25 epochs, and the refits are posterior draws.
         seed: orders the batches, alike in all arms.
         batch_replicas: replicas in one vectorised call, or "auto" (one at a time for convolutions on a CPU, where
-            grouped convolutions are slow; else as many as memory allows).
+            grouped convolutions are slow; else as many as memory allows). It does not affect the fit: a saved fit or
+            a checkpoint may be read with another value.
         in_flight: replicas that descend together, each with eight vectors of θ's size in memory; the others wait, and
             share no forward passes with them. "auto": as many as an eighth of the memory bears (all, in several
             processes).
@@ -62,6 +64,8 @@ class FineTune(Solver):
     """
 
     refits = True
+    not_compared: ClassVar = frozenset({"batch_replicas"})
+    """Options that change the memory and the time of a fit, and its result by round-off only."""
 
     def __init__(
         self,
@@ -75,14 +79,12 @@ class FineTune(Solver):
         share: str = "rows",
     ) -> None:
         self.lam, self.difference = checked_lam(lam, auto=True), checked_difference(difference)
-        self.recipe, self.seed, self.batch_replicas, self.share = recipe, seed, batch_replicas, share
-        self.in_flight = in_flight
-        if in_flight != "auto" and (not isinstance(in_flight, int) or in_flight < 1):
-            raise OptionError('in_flight >= 1 or "auto"', received=repr(in_flight), remedy="a positive whole number.")
+        self.recipe = checked_instance("recipe", recipe, Recipe, remedy="Recipe(epochs=100).")
+        self.seed, self.share = checked_seed(seed), checked_choice("share", share, ("rows", "draws"))
+        self.batch_replicas = checked_integer("batch_replicas", batch_replicas, at_least=1, words=("auto",))
+        self.in_flight = checked_integer("in_flight", in_flight, at_least=1, words=("auto",))
         if in_flight != "auto" and share == "draws":
             raise OptionError('in_flight="auto" with share="draws"', received=repr(in_flight), remedy='share="rows".')
-        if share not in ("rows", "draws"):
-            raise OptionError('share "rows" or "draws"', received=repr(share), remedy='"rows".')
         if recipe.optimizer == "conjugate" and difference != "forward":
             raise OptionError(
                 'difference="forward" with optimizer="conjugate"', received=repr(difference), remedy='"nesterov".'

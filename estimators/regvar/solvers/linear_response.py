@@ -7,6 +7,7 @@ import torch
 from estimators.checkpoint import Checkpoint
 from estimators.errors import OptionError
 from estimators.objective import Objective
+from estimators.option_checks import checked_integer, checked_number, shown
 from estimators.precision.block_cg import BlockSolution, GoOn, block_cg
 from estimators.precision.cg import default_tolerance
 from estimators.precision.coordinates import Coordinates
@@ -46,11 +47,13 @@ class LinearResponse(Solver):
     def __init__(
         self, tol: float | None = None, max_iter: int = 1000, *, basis_dtype: torch.dtype | None = None
     ) -> None:
-        self.tol, self.max_iter, self.basis_dtype = tol, max_iter, basis_dtype
-        if basis_dtype not in (None, *HALVES):
+        self.tol = checked_number("tol", tol, above=0, words=(None,), remedy="None, or 1e-6.")
+        self.max_iter = checked_integer("max_iter", max_iter, at_least=1, remedy="1000.")
+        self.basis_dtype = basis_dtype
+        if not (basis_dtype is None or (isinstance(basis_dtype, torch.dtype) and basis_dtype in HALVES)):
             raise OptionError(
                 f"basis_dtype None or one of {', '.join(map(str, HALVES))}",
-                received=repr(basis_dtype),
+                received=shown(basis_dtype),
                 remedy="None keeps the basis in the dtype of the model.",
             )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from estimators.checkpoint import Checkpoint
 from estimators.errors import ConvergenceError, IndefiniteHessianError, LambdaTooLargeError
 from estimators.objective import Objective
+from estimators.option_checks import checked_choice, checked_integer, checked_number
 from estimators.precision import dense
 from estimators.precision.dense import DensePrecision
 from estimators.progress import track
@@ -56,7 +57,9 @@ class NewtonRefit(Solver):
         preconditioner: str | None = "auto",
     ) -> None:
         self.lam, self.difference = float(checked_lam(lam, auto=False)), checked_difference(difference)
-        self.tol, self.max_iter, self.preconditioner = tol, max_iter, preconditioner
+        self.tol = checked_number("tol", tol, above=0, remedy="1e-9.")
+        self.max_iter = checked_integer("max_iter", max_iter, at_least=1, remedy="30.")
+        self.preconditioner = checked_choice("preconditioner", preconditioner, ("auto", None))
 
     def __repr__(self) -> str:
         return f"NewtonRefit(lam={self.lam:g}, difference={self.difference!r})"

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp
 
 from estimators.batch import Batch
-from estimators.errors import OptionError
 from estimators.ledger import Ledger
 from estimators.models.kernels import differentiable
 from estimators.objective import Objective
+from estimators.option_checks import checked_choice
 from estimators.pytrees import PyTree, select_rows
 from estimators.regvar.penalty import Penalty
 from estimators.vectorise import one_by_one, over_rows
@@ -192,6 +192,4 @@ class Replicas:
 
 def checked_difference(difference: str) -> str:
     """One of DIFFERENCES."""
-    if difference not in DIFFERENCES:
-        raise OptionError(f"difference among {sorted(DIFFERENCES)}", received=repr(difference), remedy='"central".')
-    return difference
+    return checked_choice("difference", difference, sorted(DIFFERENCES), remedy='"central".')

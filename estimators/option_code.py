@@ -1,0 +1,147 @@
+"""Functions and classes by what they do: digests of their code, alike in every process of one version of Python."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+import types
+from collections.abc import Callable
+from functools import cache, cached_property
+from typing import Any
+
+__all__ = ["class_code", "class_name", "code_of", "function_name", "is_library", "names_alone"]
+
+Describe = Callable[[Any], Any]
+_OWN = frozenset({"estimators", "bdl_bench"})
+_DATA = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset, type(None))
+_MADE_BY_PYTHON = frozenset(
+    {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__"}
+    | {"__annotations__", "__abstractmethods__", "__dataclass_fields__", "__dataclass_params__", "__match_args__"}
+    | {"__parameters__", "__orig_bases__", "__hash__", "_abc_impl", "__slots__", "__annotations_cache__"}
+)
+
+
+def class_name(kind: type) -> str:
+    """Return the name of a class: alone where it is of these packages or of a user, with its module elsewhere."""
+    name = kind.__qualname__.rpartition("<locals>.")[2]
+    return name if _top(kind.__module__) in _OWN or not is_library(kind.__module__) else f"{kind.__module__}.{name}"
+
+
+def function_name(function: Any) -> str:  # noqa: ANN401
+    """Return the module and the name of a function of a library."""
+    module, name = getattr(function, "__module__", None) or "", getattr(function, "__qualname__", None)
+    name = name or getattr(function, "__name__", None) or type(function).__qualname__
+    return name if _top(module) in _OWN or not module else f"{module}.{name}"
+
+
+def names_alone(function: types.FunctionType) -> bool:
+    """Whether a function of Python is known by its name: one of a library, at the top level of its module or class."""
+    module = function.__module__
+    return module not in (None, "builtins") and is_library(module) and "<" not in function.__qualname__
+
+
+def code_of(function: types.FunctionType, describe: Describe) -> str:
+    """Return the SHA-256 of a function's code, defaults, and of what it closes over and names.
+
+    Of the globals that it names, numbers, strings and collections count by value, functions and classes by their
+    code, and anything else by its class: a program's other objects are no part of a function.
+    """
+    closure = {}
+    names = function.__code__.co_freevars
+    for name, cell in zip(names, function.__closure__ or (), strict=True):
+        try:
+            closure[name] = describe(cell.cell_contents)
+        except ValueError:  # a cell that is still empty
+            closure[name] = None
+    named = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+    parts = [
+        _code(function.__code__),
+        describe(list(function.__defaults__ or ())),
+        describe(function.__kwdefaults__ or {}),
+        closure,
+        {name: _global(value, describe) for name, value in sorted(named.items())},
+    ]
+    return _digest(parts)
+
+
+def class_code(kind: type, describe: Describe) -> str:
+    """Return the SHA-256 of the code of a class and of its bases, up to those of a library."""
+    parts: list[Any] = []
+    for base in kind.__mro__:
+        if is_library(base.__module__):
+            parts.append(class_name(base))
+            continue
+        members = {name: _member(item) for name, item in vars(base).items() if name not in _MADE_BY_PYTHON}
+        described = {name: [_global(part, describe) for part in several] for name, several in sorted(members.items())}
+        parts.append([class_name(base), described])
+    return _digest(parts)
+
+
+@cache
+def is_library(module: str | None) -> bool:
+    """Whether a module is Python's own, of these packages or of one that is installed; all others are a user's."""
+    top = _top(module or "builtins")
+    if top == "__main__":
+        return False
+    if top in _OWN or top in sys.stdlib_module_names:
+        return True
+    try:
+        loaded = sys.modules.get(top)
+        spec = importlib.util.find_spec(top) if loaded is None else getattr(loaded, "__spec__", None)
+    except (ImportError, ValueError, AttributeError):
+        return False
+    origin = str(getattr(spec, "origin", None) or "")
+    return "site-packages" in origin or "dist-packages" in origin
+
+
+def _member(item: object) -> list[object]:
+    """The functions of a member of a class, or its value."""
+    if isinstance(item, (staticmethod, classmethod)):
+        return [item.__func__]
+    if isinstance(item, property):
+        return [part for part in (item.fget, item.fset) if part is not None]
+    if isinstance(item, cached_property):
+        return [item.func]
+    return [item]
+
+
+def _global(value: object, describe: Describe) -> Any:  # noqa: ANN401
+    known = isinstance(value, (*_DATA, types.FunctionType, types.ModuleType, type)) or _is_array(value)
+    return describe(value) if known else {"object": class_name(type(value))}
+
+
+def _is_array(value: object) -> bool:
+    return type(value).__module__.partition(".")[0] in ("numpy", "torch") and hasattr(value, "shape")
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Names that code looks up, that of functions inside it among them."""
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _code(code: types.CodeType) -> Any:  # noqa: ANN401
+    """Instructions, constants and names: neither the file nor the lines."""
+    constants = [_constant(constant) for constant in code.co_consts]
+    variables = [code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars]
+    return [code.co_code.hex(), constants, variables, code.co_argcount, code.co_kwonlyargcount, code.co_flags]
+
+
+def _constant(constant: object) -> Any:  # noqa: ANN401
+    if isinstance(constant, types.CodeType):
+        return _code(constant)
+    if isinstance(constant, frozenset):
+        return sorted(map(repr, constant))  # its own order differs between processes
+    if isinstance(constant, tuple):
+        return [_constant(item) for item in constant]
+    return f"{type(constant).__name__} {constant!r}"
+
+
+def _digest(parts: Any) -> str:  # noqa: ANN401
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
