@@ -8,6 +8,7 @@ features, residuals, custom forwards) goes through `torch.func`.
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,10 @@ class JacobianRows:
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self._backpack = _BackpackRows(network) if backpack_supports(network) else None
+        self._backpack = None
+        if backpack_supports(network):
+            with suppress(Exception):  # a module with an attribute that cannot be copied
+                self._backpack = _BackpackRows(network)
 
     @property
     def backend(self) -> str:
