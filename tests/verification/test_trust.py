@@ -1,0 +1,39 @@
+"""Networks of others: every route gives the variance that plain autograd gives on the module itself, or a typed error.
+
+By default every network is fitted by the default estimator and some by RegVar; every route and likelihood with
+`-m verification`.
+"""
+
+import pytest
+from trust_networks import BUILDERS
+from trust_routes import DEFAULTS, LIKELIHOODS, ROUTES, builders, run
+
+NAMES = list(builders())
+THIN = [(name, LIKELIHOODS[i % 2], "laplace") for i, name in enumerate(NAMES)] + [
+    (name, LIKELIHOODS[i // 4 % 2], "pointwise") for i, name in enumerate(NAMES) if i % 4 == 0
+]
+
+
+@pytest.mark.parametrize(("name", "likelihood", "route"), THIN)
+def test_the_default_routes_are_right_or_raise_a_typed_error(name, likelihood, route):
+    _, failures = run(name, likelihood, ROUTES[route])
+    assert failures == []
+
+
+@pytest.mark.verification
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_route_is_right_or_raises_a_typed_error(name, likelihood, route, page):
+    outcome, failures = run(name, likelihood, ROUTES[route])
+    page.outcomes.setdefault((name, route), []).append(outcome)
+    assert failures == []
+
+
+def test_the_networks_are_many_and_of_every_kind():
+    cases = [BUILDERS[name]() for name in BUILDERS]
+    assert len(cases) >= 60
+    assert {case.expects for case in cases} == {"answer", "refuse", "answer or refuse"}
+    assert len({case.kind for case in cases}) == 9
+    assert all(len(case.batches) == 3 for case in cases)
+    assert set(DEFAULTS) <= set(ROUTES)
