@@ -47,7 +47,8 @@ def network(
         raise ValueError(expects)
 
     def register(factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        title = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", factory.__name__).replace("_", "-").lower().strip("-")
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", factory.__name__)
+        title = name or words.replace("_", "-").lower().strip("-")
         if title in BUILDERS:
             raise ValueError(f"two networks are named {title}")
         kind = factory.__module__.rpartition(".")[2]
