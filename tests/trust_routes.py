@@ -95,7 +95,7 @@ def run(name: str, likelihood: str, route: Route) -> tuple[Outcome, list[str]]:
             outcome = Outcome(None, refusal=f"{type(error).__name__}: {error}")
         except Exception as error:  # whatever else is raised is a fault to report
             outcome = Outcome(None, raw=f"{type(error).__name__}: {str(error)[:200]}")
-        outcome = dataclasses.replace(outcome, left_behind=tuple(before.differences(case)))
+        outcome = dataclasses.replace(outcome, left_behind=tuple(dict.fromkeys(before.differences(case))))
         answered = outcome.error is not None and case.expects == "refuse"
         may_answer = not answered or _has_an_answer(name, likelihood, _names(fitted))
     return outcome, outcome.failures(case, route, may_answer=may_answer)

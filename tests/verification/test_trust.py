@@ -34,6 +34,6 @@ def test_the_networks_are_many_and_of_every_kind():
     cases = [BUILDERS[name]() for name in BUILDERS]
     assert len(cases) >= 60
     assert {case.expects for case in cases} == {"answer", "refuse", "answer or refuse"}
-    assert len({case.kind for case in cases}) == 9
+    assert len({case.kind for case in cases}) == 10
     assert all(len(case.batches) == 3 for case in cases)
     assert set(DEFAULTS) <= set(ROUTES)
