@@ -5,6 +5,7 @@ Nothing here comes from `estimators`: J is what `backward` puts into `.grad`, A 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -63,11 +64,19 @@ class Reference:
     jacobian: Tensor
     data: Tensor
     prior_precision: float
+    theta: Tensor
 
     @property
     def variance(self) -> Tensor:
         """(M, C)."""
         return self.covariance.diagonal(dim1=1, dim2=2)
+
+    @property
+    def log_prior_minus_log_det(self) -> Tensor:
+        """−½ δ‖θ̂‖² + ½ P log δ − ½ log|A|: the marginal likelihood without log p(D|θ̂)."""
+        precision = self.data + self.prior_precision * torch.eye(len(self.data), dtype=torch.float64)
+        prior = len(self.data) * math.log(self.prior_precision) - self.prior_precision * self.theta.square().sum()
+        return 0.5 * (prior - torch.linalg.slogdet(precision)[1])
 
     @property
     def diagonal_variance(self) -> Tensor:
@@ -100,4 +109,6 @@ def reference(
     precision = data + prior_precision * torch.eye(len(data), dtype=torch.float64)
     _, j = jacobian(model, queries, names)
     solved = torch.linalg.solve(precision, j.flatten(0, 1).T).T.view_as(j)
-    return Reference(torch.einsum("mcp,mdp->mcd", j, solved), j, data, prior_precision)
+    parameters = dict(model.named_parameters())
+    theta = torch.cat([_flat(parameters[name].detach()) for name in names])
+    return Reference(torch.einsum("mcp,mdp->mcd", j, solved), j, data, prior_precision, theta)

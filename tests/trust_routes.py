@@ -89,7 +89,8 @@ def run(name: str, likelihood: str, route: Route) -> tuple[Outcome, list[str]]:
         warnings.simplefilter("ignore")
         try:
             fitted = route.fit(case, likelihood)
-            expected = _reference(name, likelihood, _names(fitted))
+            with torch.random.fork_rng(devices=[]):
+                expected = _reference(name, likelihood, _names(fitted))
             outcome = Outcome(route.error(fitted, case, expected))
         except EstimatorError as error:
             outcome = Outcome(None, refusal=f"{type(error).__name__}: {error}")
@@ -102,19 +103,22 @@ def run(name: str, likelihood: str, route: Route) -> tuple[Outcome, list[str]]:
 
 
 def _loader(case: Case, likelihood: str) -> list:
+    return list(zip(case.batches, _targets(case, likelihood), strict=True))
+
+
+def _targets(case: Case, likelihood: str) -> list[Tensor]:
     generator = torch.Generator().manual_seed(7)
     sizes = [len(f) for f in _outputs_of_batches(case.name)]
     if likelihood == "regression":
-        ys = [torch.randn(n, case.n_outputs, generator=generator, dtype=torch.float64) for n in sizes]
-    else:
-        ys = [torch.randint(case.n_outputs, (n,), generator=generator) for n in sizes]
-    return list(zip(case.batches, ys, strict=True))
+        return [torch.randn(n, case.n_outputs, generator=generator, dtype=torch.float64) for n in sizes]
+    return [torch.randint(case.n_outputs, (n,), generator=generator) for n in sizes]
 
 
 @lru_cache
 def _outputs_of_batches(name: str) -> list[Tensor]:
     case = builders()[name]()
-    return [outputs(case.model, copied(x)).detach() for x in case.batches]
+    with torch.random.fork_rng(devices=[]):
+        return [outputs(case.model, copied(x)).detach() for x in case.batches]
 
 
 def _fitted(kind: type, **options) -> Callable[[Case, str], object]:
@@ -182,6 +186,20 @@ def _outside_of_bounds(fitted, case: Case, expected: Reference) -> float:
     return max(float(outside), 0.0) if math.isfinite(float(outside)) else math.inf
 
 
+def _evidence(fitted, case: Case, expected: Reference) -> float:
+    """The log marginal likelihood in nats, to 1e-6 of itself."""
+    likelihood = "regression" if isinstance(fitted.likelihood, Gaussian) else "classification"
+    f = torch.cat(_outputs_of_batches(case.name)).double()
+    y = torch.cat(_targets(case, likelihood))
+    if likelihood == "regression":
+        log_likelihood = torch.distributions.Normal(f, SIGMA).log_prob(y).sum()
+    else:
+        log_likelihood = -torch.nn.functional.cross_entropy(f, y, reduction="sum")
+    right = log_likelihood + expected.log_prior_minus_log_det
+    error = float((fitted.log_marginal_likelihood().double() - right).abs() / right.abs().clamp_min(1.0))
+    return error if math.isfinite(error) else math.inf
+
+
 _EXACT = {"regularizer": Pointwise(), "solver": LinearResponse()}
 _BOUNDED = {"regularizer": PosteriorDraws(8, readout="bounds"), "solver": LinearResponse()}
 _NEWTON = {"regularizer": Pointwise(), "solver": NewtonRefit(1e-4)}
@@ -195,6 +213,8 @@ ROUTES: dict[str, Route] = {
     "cg": Route(_fitted(LinearizedLaplace, inverse="cg"), _covariance),
     "diag": Route(_fitted(LinearizedLaplace, hessian_structure="diag"), _diagonal),
     "last layer": Route(_fitted(LastLayerLaplace), _variance),
+    "evidence": Route(_fitted(LinearizedLaplace), _evidence),
+    "evidence, last layer": Route(_fitted(LastLayerLaplace), _evidence),
     "last layer, by subset": Route(_fitted(LinearizedLaplace, subset_of_weights="last_layer"), _variance),
     "draws": Route(
         _fitted(RegVar, regularizer=PosteriorDraws(_DRAWS), solver=LinearResponse()), _drawn_variance, _STATISTICAL
