@@ -233,6 +233,7 @@ def _names(fitted) -> tuple[str, ...] | None:
     parameters = [name for name, p in fitted.model.named_parameters() if p.requires_grad]
     if len(chosen) == len(parameters):
         return None
+    parameters = [name for name, _ in fitted.model.named_parameters(remove_duplicate=False)]
     plain = {name.replace("_orig_mod.", ""): name for name in parameters}
     return tuple(name if name in parameters else plain[name] for name in chosen)
 
