@@ -5,11 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from bdl_bench.verify.table import to_markdown
-from estimators.atomic import write_text
-
-SECTION = "## Networks of others"
+from verification_page import Page
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,45 +14,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-class Page:
-    """What the tests of a session found: proofs, and outcomes by network and route."""
-
-    def __init__(self):
-        self.proofs, self.outcomes = [], {}
-
-    def write(self, path):
-        """Each of the two parts if it is new, else as it was."""
-        before, _, after = (path.read_text() if path.exists() else "").partition(SECTION)
-        if self.proofs:
-            before = to_markdown(self.proofs, title="Verification: RegVar against the dense reference") + "\n"
-        write_text(path, before + (self._networks() if self.outcomes else SECTION + after if after else ""))
-
-    def _networks(self):
-        routes = list(dict.fromkeys(route for _, route in self.outcomes))
-        lines = [SECTION, "", _LEGEND, "", _line(["network", *routes]), _line(["---"] * (len(routes) + 1))]
-        for name in dict.fromkeys(name for name, _ in self.outcomes):
-            lines.append(_line([name, *(_worst(self.outcomes.get((name, route), [])) for route in routes)]))
-        return "\n".join(lines) + "\n"
-
-
-_LEGEND = """Small networks whose derivatives are hard to get right (tests/trust_networks), and every route to their
-variances, against plain `backward` on the module itself, one output at a time, in float64. Each cell is the larger of
-regression and classification: the largest difference over the largest variance, or the typed error that was raised.
-*draws* and *samples* have 1,000 draws, and five standard errors are 0.22; *bounds*: how far the reference is outside;
-*refit*: central differences at λ = 1e-4."""
-
-
-def _line(cells):
-    return "| " + " | ".join(cells) + " |"
-
-
-def _worst(outcomes):
-    """The larger error; else the name of what was raised."""
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    raised = sorted({str(outcome) for outcome in outcomes if outcome.error is None})
-    return ", ".join([f"{max(errors):.1e}"] * bool(errors) + raised) or "–"
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ By default every network is fitted by the default estimator and some by RegVar; 
 
 import pytest
 from trust_networks import BUILDERS
-from trust_routes import DEFAULTS, LIKELIHOODS, ROUTES, builders, run
+from trust_routes import DEFAULTS, LIKELIHOODS, ROUTES, Outcome, builders, run
+from verification_page import Page
 
 NAMES = list(builders())
 THIN = [(name, LIKELIHOODS[i % 2], "laplace") for i, name in enumerate(NAMES)] + [
@@ -37,3 +38,18 @@ def test_the_networks_are_many_and_of_every_kind():
     assert len({case.kind for case in cases}) == 10
     assert all(len(case.batches) == 3 for case in cases)
     assert set(DEFAULTS) <= set(ROUTES)
+
+
+def test_the_page_has_a_section_of_networks_and_keeps_the_rest(tmp_path):
+    page, path = Page(), tmp_path / "page.md"
+    path.write_text("# Proofs\n\n| a |\n")
+    page.outcomes[("net", "laplace")] = [Outcome(1e-9), Outcome(3e-9)]
+    page.outcomes[("net", "last layer")] = [Outcome(None, refusal="NoLastLayerError: no | last layer")]
+    page.outcomes[("other", "laplace")] = [Outcome(None, raw="RuntimeError: shapes"), Outcome(0.5)]
+    for _ in range(2):
+        page.write(path)
+    text = path.read_text()
+    assert text.startswith("# Proofs\n\n| a |\n")
+    assert text.count("## Networks of others") == 1
+    assert "| net | 3.0e-09 | NoLastLayerError |" in text
+    assert "| other | 5.0e-01, raw RuntimeError | – |" in text
