@@ -17,7 +17,9 @@ class Page:
         before, _, after = (path.read_text() if path.exists() else "").partition(SECTION)
         if self.proofs:
             before = to_markdown(self.proofs, title="Verification: RegVar against the dense reference") + "\n"
-        write_text(path, before + (self._networks() if self.outcomes else SECTION + after if after else ""))
+        write_text(
+            path, before.rstrip() + "\n\n" + (self._networks() if self.outcomes else SECTION + after if after else "")
+        )
 
     def _networks(self):
         routes = list(dict.fromkeys(route for _, route in self.outcomes))
