@@ -148,6 +148,14 @@ def _variance(fitted, case: Case, expected: Reference) -> float:
     return max(together, float(alone)) if math.isfinite(float(alone)) else math.inf
 
 
+def _refitted(fitted, case: Case, expected: Reference) -> float:
+    """Of the first query, if there is one by itself: each output is a refit."""
+    first = _first_row(case.queries)
+    if first is None:
+        return _worst(fitted.variance(case.queries).flatten(1), expected.variance)
+    return _worst(fitted.variance(first).flatten(1), expected.variance[:1])
+
+
 def _first_row(x):
     """The first query by itself; None where the inputs do not count their rows."""
     tensors = list(x.values()) if isinstance(x, Mapping) else [x]
@@ -222,7 +230,7 @@ ROUTES: dict[str, Route] = {
     "bounds": Route(_fitted(RegVar, **_BOUNDED), _outside_of_bounds),
     "samples": Route(_fitted(LinearizedLaplace), _sampled, _STATISTICAL),
     "samples, cg": Route(_fitted(LinearizedLaplace, inverse="cg"), _sampled, _STATISTICAL),
-    "refit": Route(_fitted(RegVar, **_NEWTON), _variance, _REFIT),
+    "refit": Route(_fitted(RegVar, **_NEWTON), _refitted, _REFIT),
 }
 DEFAULTS = ("laplace", "pointwise")
 
