@@ -4,30 +4,16 @@ A covering of every pair of choices by default; the full product with `-m verifi
 file named by BDL_VERIFICATION_TABLE where there is one.
 """
 
-import os
-from pathlib import Path
-
 import pytest
 from cases import all_cases, covering, singular_cases
 
 from bdl_bench.verify.proof import Claim, prove
-from bdl_bench.verify.table import write_table
 
 COVERING = covering()
 
 
 def proof_of(case):
     return prove(case.problem, Claim(case.curvature, case.subset_of_weights, case.names), name=str(case), split=False)
-
-
-@pytest.fixture(scope="session")
-def collected():
-    """The proofs of the full suite, written at its end where a file is named."""
-    proofs = []
-    yield proofs
-    path = os.environ.get("BDL_VERIFICATION_TABLE")
-    if path and proofs:
-        write_table(proofs, Path(path))
 
 
 @pytest.mark.parametrize("case", COVERING, ids=str)
@@ -71,10 +57,10 @@ def test_the_covering_has_every_pair_that_can_be_proved():
 
 @pytest.mark.verification
 @pytest.mark.parametrize("case", all_cases(), ids=str)
-def test_every_case_and_every_rung(case, collected):
+def test_every_case_and_every_rung(case, page):
     smallest, _ = case.spectrum()
     if smallest > 0 and not case.well_posed and case not in singular_cases():
         pytest.skip(f"smallest eigenvalue {smallest:.2g}, below a tenth of the prior precision")
     proof = proof_of(case)
-    collected.append(proof)
+    page.proofs.append(proof)
     assert proof.failures() == []

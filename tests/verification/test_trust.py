@@ -1,0 +1,55 @@
+"""Networks of others: every route gives the variance that plain autograd gives on the module itself, or a typed error.
+
+By default every network is fitted by the default estimator and some by RegVar; every route and likelihood with
+`-m verification`.
+"""
+
+import pytest
+from trust_networks import BUILDERS
+from trust_routes import DEFAULTS, LIKELIHOODS, ROUTES, Outcome, builders, run
+from verification_page import Page
+
+NAMES = list(builders())
+THIN = [(name, LIKELIHOODS[i % 2], "laplace") for i, name in enumerate(NAMES)] + [
+    (name, LIKELIHOODS[i // 4 % 2], "pointwise") for i, name in enumerate(NAMES) if i % 4 == 0
+]
+
+
+@pytest.mark.parametrize(("name", "likelihood", "route"), THIN)
+def test_the_default_routes_are_right_or_raise_a_typed_error(name, likelihood, route):
+    _, failures = run(name, likelihood, ROUTES[route])
+    assert failures == []
+
+
+@pytest.mark.verification
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_route_is_right_or_raises_a_typed_error(name, likelihood, route, page):
+    outcome, failures = run(name, likelihood, ROUTES[route])
+    page.outcomes.setdefault((name, route), []).append(outcome)
+    assert failures == []
+
+
+def test_the_networks_are_many_and_of_every_kind():
+    cases = [BUILDERS[name]() for name in BUILDERS]
+    assert len(cases) >= 60
+    assert {case.expects for case in cases} == {"answer", "refuse", "answer or refuse"}
+    assert len({case.kind for case in cases}) == 10
+    assert all(len(case.batches) == 3 for case in cases)
+    assert set(DEFAULTS) <= set(ROUTES)
+
+
+def test_the_page_has_a_section_of_networks_and_keeps_the_rest(tmp_path):
+    page, path = Page(), tmp_path / "page.md"
+    path.write_text("# Proofs\n\n| a |\n")
+    page.outcomes[("net", "laplace")] = [Outcome(1e-9), Outcome(3e-9)]
+    page.outcomes[("net", "last layer")] = [Outcome(None, refusal="NoLastLayerError: no | last layer")]
+    page.outcomes[("other", "laplace")] = [Outcome(None, raw="RuntimeError: shapes"), Outcome(0.5)]
+    for _ in range(2):
+        page.write(path)
+    text = path.read_text()
+    assert text.startswith("# Proofs\n\n| a |\n")
+    assert text.count("## Networks of others") == 1
+    assert "| net | 3.0e-09 | NoLastLayerError |" in text
+    assert "| other | 5.0e-01, raw RuntimeError | – |" in text
