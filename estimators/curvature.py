@@ -10,7 +10,7 @@ from torch import Tensor
 from estimators.jacobians import JacobianRows
 from estimators.memory import rows_per_chunk
 from estimators.objective import Objective
-from estimators.precision.dtype import algebra_dtype
+from estimators.precision.dtype import algebra_dtype, widen
 from estimators.precision.symmetric import add_gram, mirror
 from estimators.pytrees import split_rows
 
@@ -18,14 +18,16 @@ __all__ = ["dense_ggn", "dense_hessian", "ggn_rows"]
 
 
 def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
-    """Rows R with Σ RᵀR = Σₙ Jₙᵀ Λₙ Jₙ, a chunk of B rows at a time: (B·C, P), R = Sᵀ J with Λ = S Sᵀ."""
+    """Rows R with Σ RᵀR = Σₙ Jₙᵀ Λₙ Jₙ, a chunk of B rows at a time: (B·C, P), R = Sᵀ J with Λ = S Sᵀ.
+
+    J is of the network's dtype; S and R are in `algebra_dtype`."""
     network = objective.network
     for batch in objective.batches:
         n_outputs = network.outputs(batch.x).shape[-1]
-        chunk = rows_per_chunk(3 * n_outputs * network.n_parameters * network.theta.element_size())
+        chunk = rows_per_chunk(3 * n_outputs * network.n_parameters * algebra_dtype(network.theta.device).itemsize)
         for x, y in split_rows((batch.x, batch.y), chunk):
-            root = objective.likelihood.given(y).hessian_sqrt(network.outputs(x))
-            rows = torch.einsum("bck,bcp->bkp", root, jacobian(x))
+            root = objective.likelihood.given(y).hessian_sqrt(widen(network.outputs(x)))
+            rows = torch.einsum("bck,bcp->bkp", root, widen(jacobian(x)))
             yield rows.reshape(-1, network.n_parameters)
 
 
@@ -34,7 +36,7 @@ def dense_ggn(objective: Objective, jacobian: JacobianRows) -> Tensor:
     n = objective.network.n_parameters
     total = objective.theta.new_zeros(n, n, dtype=algebra_dtype(objective.theta.device))
     for rows in ggn_rows(objective, jacobian):
-        add_gram(total, rows.to(total.dtype).T)
+        add_gram(total, rows.T)
     mirror(total)
     return total
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from estimators.errors import UnsupportedError
 from estimators.objective import Objective
+from estimators.precision.dtype import widen
 
 __all__ = ["log_marginal_likelihood"]
 
@@ -22,11 +23,11 @@ def log_marginal_likelihood(objective: Objective, prior_precision: Tensor, log_d
             received="prior_precision 0 for some parameters",
             remedy="give every parameter a positive prior_precision.",
         )
-    offset = objective.theta - objective.prior.mean
-    scatter = (prior_precision * offset.square()).sum()
-    return _log_likelihood(objective) - 0.5 * (scatter - prior_precision.log().sum() + log_det)
+    delta, offset = widen(prior_precision), widen(objective.theta) - widen(objective.prior.mean)
+    scatter = (delta * offset.square()).sum()
+    return _log_likelihood(objective) - 0.5 * (scatter - delta.log().sum() + log_det)
 
 
 def _log_likelihood(objective: Objective) -> Tensor:
     network, likelihood = objective.network, objective.likelihood
-    return -torch.stack([likelihood.nll(network.outputs(b.x), b.y).sum() for b in objective.batches]).sum()
+    return -torch.stack([likelihood.nll(widen(network.outputs(b.x)), b.y).sum() for b in objective.batches]).sum()

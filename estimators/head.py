@@ -15,7 +15,7 @@ from estimators.likelihoods import Likelihood
 from estimators.likelihoods.categorical import Sites
 from estimators.network import Network
 from estimators.objective import Objective
-from estimators.precision.dtype import algebra_dtype
+from estimators.precision.dtype import algebra_dtype, widen
 from estimators.pytrees import PyTree
 
 __all__ = ["Head"]
@@ -135,15 +135,15 @@ class Head:
         total = objective.theta.new_zeros(c * c, e * e, dtype=algebra_dtype(objective.theta.device))
         chunk = max(1, 2**24 // max(e * e, c * c))
         for place in self._places(objective):
-            for f, phi in zip(place.f.split(chunk), place.features.to(total.dtype).split(chunk), strict=True):
-                lam = place.likelihood.hessian(f).to(total.dtype)
+            for f, phi in zip(place.f.split(chunk), place.features.split(chunk), strict=True):
+                lam = place.likelihood.hessian(f)
                 outer = phi[:, :, None] * phi[:, None, :]
                 total.addmm_(lam.reshape(-1, c * c).T, outer.reshape(-1, e * e))
         return total.reshape(c, c, e, e).permute(0, 2, 1, 3)
 
     def kron_factors(self, objective: Objective) -> tuple[Tensor, Tensor]:
-        """mean Λ (C, C) and Σ φφᵀ (E, E), over places where a row has several."""
-        theta, n = objective.theta, 0
+        """mean Λ (C, C) and Σ φφᵀ (E, E) in `algebra_dtype`, over places where a row has several."""
+        theta, n = widen(objective.theta[:0]), 0
         mean_hessian = theta.new_zeros(self.n_outputs, self.n_outputs)
         gram = theta.new_zeros(self.n_features, self.n_features)
         for place in self._places(objective):
@@ -153,20 +153,20 @@ class Head:
         return mean_hessian / n, gram
 
     def diagonal(self, objective: Objective) -> Tensor:
-        """Σₙ Λₙ,cc φₙₑ², (C, E)."""
-        total = objective.theta.new_zeros(self.n_outputs, self.n_features)
+        """Σₙ Λₙ,cc φₙₑ², (C, E), in `algebra_dtype`."""
+        total = widen(objective.theta[:0]).new_zeros(self.n_outputs, self.n_features)
         for place in self._places(objective):
             total += place.likelihood.hessian_diagonal(place.f).T @ place.features.square()
         return total
 
     def _places(self, objective: Objective) -> Iterator[Places]:
-        """Batch by batch, the places that have a label: of a row without several, the row."""
+        """Batch by batch, the places that have a label: of a row without several, the row. In `algebra_dtype`."""
         for batch in objective.batches:
             with self.listening() as heard:
                 shaped = self.network.shaped_outputs(batch.x)
             self.check(batch.x, shaped, heard)
-            f = shaped.flatten(0, -2)
-            features, likelihood = heard.at_places.flatten(0, -2), objective.likelihood.given(batch.y)
+            f = widen(shaped.flatten(0, -2))
+            features, likelihood = widen(heard.at_places.flatten(0, -2)), objective.likelihood.given(batch.y)
             if not isinstance(likelihood, Sites):
                 yield Places(likelihood, f, features)
                 continue

@@ -121,7 +121,8 @@ class LastLayerLaplace(UncertaintyEstimator):
         with self.head_.listening() as heard:
             f = self.network_.shaped_outputs(x)
         self.head_.check(x, f, heard)
-        return f.flatten(1) + torch.einsum("kce,m...e->km...c", displaced, heard.at_places).flatten(2)
+        response = torch.einsum("kce,m...e->km...c", displaced, heard.at_places.to(displaced.dtype)).flatten(2)
+        return f.flatten(1) + response.to(f.dtype)
 
     @exclusively
     def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:

@@ -36,6 +36,10 @@ class RowFactors:
     inputs: Tensor
     slopes: Tensor
 
+    def to(self, dtype: torch.dtype) -> RowFactors:
+        """Returns the factors in a dtype."""
+        return RowFactors(self.inputs.to(dtype), self.slopes.to(dtype))
+
     def at_one_place(self) -> RowFactors:
         """Itself, where T = 1. Errors: UnsupportedError."""
         if self.inputs.shape[1] != 1:

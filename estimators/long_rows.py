@@ -31,8 +31,8 @@ def dots(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
     wide = algebra_dtype(a.device)
     total = torch.zeros(len(a), dtype=wide, device=a.device)
     for part in _parts(a):
-        product = a[:, part] * b[..., part]
-        total += (product if weights is None else product * weights[part]).sum(1, dtype=wide)
+        product = a[:, part].to(wide) * b[..., part].to(wide)
+        total += (product if weights is None else product * weights[part].to(wide)).sum(1)
     return total
 
 

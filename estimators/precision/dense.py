@@ -7,10 +7,9 @@ from torch import Tensor
 
 from estimators.errors import IndefiniteHessianError
 from estimators.precision.base import Precision
+from estimators.precision.dtype import WELL_CONDITIONED
 
 __all__ = ["DensePrecision", "bytes_needed", "smallest_allowed_ratio"]
-
-_WELL_CONDITIONED = 1e6
 
 
 class DensePrecision(Precision):
@@ -28,7 +27,7 @@ class DensePrecision(Precision):
         if check_condition:
             _refuse_near_singular(matrix)
         self.cholesky = _factor(matrix)
-        self._narrows = float(matrix.norm()) <= _WELL_CONDITIONED * smallest  # ‖A‖_F ≥ its largest eigenvalue
+        self._narrows = float(matrix.norm()) <= WELL_CONDITIONED * smallest  # ‖A‖_F ≥ its largest eigenvalue
         self._narrow: Tensor | None = None
 
     @classmethod

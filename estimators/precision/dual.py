@@ -52,7 +52,7 @@ class FunctionSpace(Precision):
 
     def variance(self, jacobian: Tensor) -> Tensor:
         scaled, removed = self._prior_and_removed(jacobian)
-        return ((scaled * jacobian).sum(-1) - removed.square().sum(1)).to(jacobian.dtype)
+        return ((scaled * jacobian.to(scaled.dtype)).sum(-1) - removed.square().sum(1)).to(jacobian.dtype)
 
     def _prior_and_removed(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
         """J D⁻¹ (M, C, P), and L⁻¹ R D⁻¹ Jᵀ (M, N·C, C): what the data take away from the prior's variance."""

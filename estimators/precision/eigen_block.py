@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from estimators.layer_rows import RowFactors
 from estimators.memory import rows_per_chunk
+from estimators.precision.dtype import WELL_CONDITIONED
 
 __all__ = ["EigenBlock", "by_rows"]
 
 _CACHE = 2**22  # bytes
+_WELL_CONDITIONED_OUTSIDE = 1e4
+"""`WELL_CONDITIONED` where inputs lie outside the basis: their part, |a|² less that inside, is a difference."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class EigenBlock:
     Where V has fewer columns than rows, A is `outside`, a number, on the inputs that it leaves out. A row's Jacobian is
     J = Σ_t b_t a_tᵀ; in the basis, J̃ = Uᵀ J V = Σ_t (Uᵀb_t)(Vᵀa_t)ᵀ, and J A⁻¹ Jᵀ = Σ J̃²/λ. With one place t, J̃² is an
     outer product and is never made.
+
+    Eigenvalues and bases are in `algebra_dtype`. Rows in float32 are read in float32 where the block is conditioned
+    well enough, and widened elsewhere; results are of the dtype that they were computed in.
     """
 
     eigenvalues: Tensor
@@ -48,6 +55,8 @@ class EigenBlock:
 
     def variance(self, rows: RowFactors) -> Tensor:
         """(M, K)."""
+        if rows.inputs.dtype != self.eigenvalues.dtype:
+            return self._narrow.variance(rows) if self._narrows else self.variance(rows.to(self.eigenvalues.dtype))
         if rows.inputs.shape[1] == 1:
             rotated = self.rotated(rows)
             variance: Tensor = (rotated.slopes[:, :, 0].square() @ self._along(rows, rotated)[:, :, None])[..., 0]
@@ -61,6 +70,8 @@ class EigenBlock:
 
     def covariance(self, rows: RowFactors) -> Tensor:
         """(M, K, K)."""
+        if rows.inputs.dtype != self.eigenvalues.dtype:
+            return self._narrow.covariance(rows) if self._narrows else self.covariance(rows.to(self.eigenvalues.dtype))
         if rows.inputs.shape[1] == 1:
             rotated = self.rotated(rows)
             slopes = rotated.slopes[:, :, 0]
@@ -78,6 +89,20 @@ class EigenBlock:
         seen = (self._unseen(rows)[:, None] @ rows.slopes).flatten(2)
         return covariance + seen @ rows.slopes.flatten(2).transpose(1, 2) / self.outside
 
+    @cached_property
+    def _narrows(self) -> bool:
+        """Whether rows in float32 may be read in float32."""
+        smallest, largest = (float(end) for end in self.eigenvalues.aminmax())
+        if self.outside is None:
+            return largest <= WELL_CONDITIONED * smallest
+        return largest <= _WELL_CONDITIONED_OUTSIDE * min(smallest, float(self.outside))
+
+    @cached_property
+    def _narrow(self) -> EigenBlock:
+        """The block in float32."""
+        parts = (self.eigenvalues, self.output_basis, self.input_basis, self.outside)
+        return EigenBlock(*(None if part is None else part.float() for part in parts))  # type: ignore[arg-type]
+
     def _along(self, rows: RowFactors, rotated: RowFactors) -> Tensor:
         """aᵀ (the block of output o)⁻¹ a of one place, (M, O)."""
         inside = rotated.inputs[:, 0].square()
@@ -94,6 +119,7 @@ class EigenBlock:
 
     def solve(self, matrices: Tensor) -> Tensor:
         """A⁻¹ of matrices (n, O, E)."""
+        matrices = matrices.to(self.eigenvalues.dtype)
         solved = self._back(self._into(matrices) / self.eigenvalues)
         return solved if self.outside is None else solved + self._left_out(matrices) / self.outside
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from estimators.layer_rows import LayerRows, Layers
 from estimators.linear_uses import LinearMap
 from estimators.objective import Objective
+from estimators.precision.dtype import widen
 from estimators.subsets import Subset
 
 __all__ = ["Layout", "layers_of", "whitened_rows"]
@@ -79,7 +80,7 @@ def whitened_rows(objective: Objective, layers: Layers) -> Iterator[LayerRows]:
     """Along the columns of S, Λ = SSᵀ, at every training row."""
 
     def root(f: Tensor, y: Tensor) -> Tensor:
-        return objective.likelihood.given(y).hessian_sqrt(f).transpose(1, 2)
+        return objective.likelihood.given(y).hessian_sqrt(widen(f)).transpose(1, 2).to(f.dtype)
 
     for batch in objective.batches:
         yield from layers.at(batch.x, root, batch.y)

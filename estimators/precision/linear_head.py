@@ -14,12 +14,17 @@ from torch import Tensor
 from estimators.errors import IndefiniteHessianError
 from estimators.memory import rows_per_chunk
 from estimators.precision.dense import DensePrecision, smallest_allowed_ratio
+from estimators.precision.dtype import widen
 
 __all__ = ["DiagHead", "FullHead", "HeadPrecision", "KronHead"]
 
 
 class HeadPrecision(ABC):
-    """A over (C, E), and what is read from it at features φ (M, E)."""
+    """A over (C, E), and what is read from it at features φ (M, E).
+
+    A is held in `algebra_dtype`, and features are widened to it: along an eigenvector of a small eigenvalue, features
+    in float32 leave round-off of their whole length. Variances have the dtype of the features, samples that of A.
+    """
 
     @abstractmethod
     def variance(self, features: Tensor) -> Tensor:
@@ -45,17 +50,17 @@ class FullHead(HeadPrecision):
         n = prior_precision.numel()
         matrix = curvature.reshape(n, n) + prior_precision.reshape(n).to(curvature.dtype).diag()
         dense = DensePrecision(matrix, check_condition=not bool((prior_precision > 0).all()))
-        self._hold(dense, prior_precision.shape, prior_precision.dtype)
+        self._hold(dense, prior_precision.shape)
 
     @classmethod
-    def factored(cls, cholesky: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> FullHead:
+    def factored(cls, cholesky: Tensor, shape: tuple[int, int]) -> FullHead:
         """From the factor (C·E, C·E) of A that was kept, and the layer's shape (C, E)."""
         head = cls.__new__(cls)
-        head._hold(DensePrecision.factored(cholesky), shape, dtype)
+        head._hold(DensePrecision.factored(cholesky), shape)
         return head
 
-    def _hold(self, dense: DensePrecision, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.dense, self.shape, self.dtype = dense, shape, dtype
+    def _hold(self, dense: DensePrecision, shape: tuple[int, ...]) -> None:
+        self.dense, self.shape = dense, shape
         self.inverse = torch.cholesky_inverse(self.dense.cholesky).reshape(*self.shape, *self.shape)
         self.diagonal_blocks = self.inverse.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
 
@@ -73,7 +78,7 @@ class FullHead(HeadPrecision):
         return torch.cat(pieces).to(features.dtype)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        return self.dense.sample(n_samples, generator).reshape(n_samples, *self.shape).to(self.dtype)
+        return self.dense.sample(n_samples, generator).reshape(n_samples, *self.shape)
 
     def log_det(self) -> Tensor:
         return self.dense.log_det()
@@ -83,28 +88,28 @@ class KronHead(HeadPrecision):
     """A = Λ̄ ⊗ Q + δ I, Q = Σ φφᵀ (E, E), Λ̄ = mean Λ (C, C): δ is exact, in the eigenbasis (Immer et al. 2021)."""
 
     def __init__(self, mean_hessian: Tensor, features_gram: Tensor, prior_precision: float) -> None:
-        values, self.output_basis = torch.linalg.eigh(mean_hessian)
-        moments, self.feature_basis = torch.linalg.eigh(features_gram)
+        values, self.output_basis = torch.linalg.eigh(widen(mean_hessian))
+        moments, self.feature_basis = torch.linalg.eigh(widen(features_gram))
         self.eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) + prior_precision
         if prior_precision == 0:
             _refuse_singular(self.eigenvalues)
 
     def _spectrum(self, features: Tensor) -> Tensor:
         """Variance along each output eigenvector, (M, C): Σ_e (Vᵀφ)²_e / (l_c q_e + δ)."""
-        spectrum: Tensor = (features @ self.feature_basis).square() @ self.eigenvalues.reciprocal().T
+        spectrum: Tensor = (widen(features) @ self.feature_basis).square() @ self.eigenvalues.reciprocal().T
         return spectrum
 
     def variance(self, features: Tensor) -> Tensor:
         variance: Tensor = self._spectrum(features) @ self.output_basis.square().T
-        return variance
+        return variance.to(features.dtype)
 
     def covariance(self, features: Tensor) -> Tensor:
         spectrum, basis = self._spectrum(features), self.output_basis
         m, c = spectrum.shape
         covariance = spectrum.new_empty(m, c, c)
-        for part in torch.arange(m).split(rows_per_chunk(2 * c * c * features.element_size(), budget=2**26)):
+        for part in torch.arange(m).split(rows_per_chunk(2 * c * c * spectrum.element_size(), budget=2**26)):
             torch.matmul(basis * spectrum[part, None, :], basis.T, out=covariance[part[0] : part[-1] + 1])
-        return covariance
+        return covariance.to(features.dtype)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         z = torch.randn(n_samples, *self.eigenvalues.shape, generator=generator, dtype=self.eigenvalues.dtype,
@@ -120,12 +125,12 @@ class DiagHead(HeadPrecision):
     """A = diag(Σₙ Λₙ,cc φₙₑ²) + diag δ, both (C, E)."""
 
     def __init__(self, diagonal: Tensor, prior_precision: Tensor) -> None:
-        self.diagonal = diagonal + prior_precision
+        self.diagonal = widen(diagonal) + prior_precision
         if not bool((prior_precision > 0).all()):
             _refuse_singular(self.diagonal)
 
     def variance(self, features: Tensor) -> Tensor:
-        return features.square() @ self.diagonal.reciprocal().T
+        return (widen(features).square() @ self.diagonal.reciprocal().T).to(features.dtype)
 
     def covariance(self, features: Tensor) -> Tensor:
         return self.variance(features).diag_embed()

@@ -22,7 +22,6 @@ from estimators.precision.data_curvature import (
     centre_of,
     restored,
 )
-from estimators.precision.dtype import algebra_dtype
 from estimators.precision.factored_dual import factored_rows, in_factors
 from estimators.precision.layered_ggn import layered_ggn, worthwhile
 from estimators.precision.layout import layers_of
@@ -62,7 +61,7 @@ def build_matrix_ggn(objective: Objective) -> Built:
 
 def build_matrix_hessian(objective: Objective) -> Built:
     refuse_dense(objective)
-    return Matrix(dense_hessian(objective), exact_hessian=True), "products"
+    return Matrix(dense_hessian(widened(objective)), exact_hessian=True), "products"
 
 
 def build_rows(objective: Objective) -> Built:
@@ -72,8 +71,8 @@ def build_rows(objective: Objective) -> Built:
         with suppress(UnsupportedError):
             return RowsInFactors(factored_rows(objective, layers)), "layers"
         _refuse_dual(objective, whole_rows_bytes(objective, layers))
-    dtype, jacobian = algebra_dtype(objective.theta.device), JacobianRows(objective.network)
-    return Rows(torch.cat([rows.to(dtype) for rows in ggn_rows(objective, jacobian)])), jacobian.backend
+    jacobian = JacobianRows(objective.network)
+    return Rows(torch.cat(list(ggn_rows(objective, jacobian)))), jacobian.backend
 
 
 def _refuse_dual(objective: Objective, needed: int) -> None:

@@ -25,7 +25,7 @@ from estimators.network import Network
 from estimators.objective import Objective
 from estimators.precision.base import Precision
 from estimators.precision.dense import smallest_allowed_ratio
-from estimators.precision.dtype import algebra_dtype
+from estimators.precision.dtype import algebra_dtype, widen
 from estimators.precision.eigen_block import EigenBlock, by_rows
 from estimators.precision.layout import Layout, layers_of, whitened_rows
 from estimators.precision.second_moment import SecondMoment
@@ -102,14 +102,15 @@ class BlockPrecision(Precision):
     def variance_at(self, network: Network, x: PyTree) -> Tensor:
         def read(rows: LayerRows) -> Tensor:
             parts = [block.variance(rows.factors[name]) for name, block in self.blocks.items()]
-            return torch.stack([(rows.rest.square() / self.rest).sum(-1), *parts]).sum(0)
+            return sum(parts, (widen(rows.rest).square() / self.rest).sum(-1)).to(network.theta.dtype)
 
         return torch.cat([read(rows) for rows in Layers(network, x, self.layout.maps).at(x)])
 
     def covariance_at(self, network: Network, x: PyTree) -> Tensor:
         def read(rows: LayerRows) -> Tensor:
             parts = [block.covariance(rows.factors[name]) for name, block in self.blocks.items()]
-            return torch.stack([(rows.rest / self.rest) @ rows.rest.transpose(1, 2), *parts]).sum(0)
+            rest = widen(rows.rest)
+            return sum(parts, (rest / self.rest) @ rest.transpose(1, 2)).to(network.theta.dtype)
 
         return torch.cat([read(rows) for rows in Layers(network, x, self.layout.maps).at(x)])
 
@@ -122,7 +123,9 @@ class BlockPrecision(Precision):
 
     def covariance(self, jacobian: Tensor) -> Tensor:
         m, c, p = jacobian.shape
-        return jacobian @ self.solve(jacobian.reshape(m * c, p)).reshape(m, c, p).transpose(1, 2)
+        wide = widen(jacobian)
+        solved = self.solve(wide.reshape(m * c, p)).reshape(m, c, p)
+        return (wide @ solved.transpose(1, 2)).to(jacobian.dtype)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Displacements (n, P) ~ N(0, A⁻¹)."""
@@ -157,19 +160,19 @@ def _kron(objective: Objective, layers: Layers) -> tuple[dict[str, EigenBlock], 
     inner = {name: SecondMoment(e, dtype) for name, (_, e) in shapes.items()}
     rest = _zeros_of_rest(objective, layers)
     for rows in whitened_rows(objective, layers):
-        rest += rows.rest.square().sum((0, 1))
+        rest += widen(rows.rest).square().sum((0, 1))
         for name, factors in rows.factors.items():
-            a, b = factors.inputs.flatten(0, 1), factors.slopes.flatten(0, 2)
+            a, b = factors.inputs.flatten(0, 1), widen(factors.slopes).flatten(0, 2)
             inner[name].add(a)  # Σ a aᵀ
             outer[name] += b.T @ b  # Σ b bᵀ
-    return {name: _eigen(outer[name], inner[name], objective.theta.dtype) for name in shapes}, rest
+    return {name: _eigen(outer[name], inner[name]) for name in shapes}, rest
 
 
-def _eigen(outer: Tensor, inner: SecondMoment, dtype: torch.dtype) -> EigenBlock:
+def _eigen(outer: Tensor, inner: SecondMoment) -> EigenBlock:
     values, output_basis = torch.linalg.eigh(outer)
     moments, input_basis = inner.eigen()
     eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) / inner.n_rows
-    return EigenBlock(eigenvalues.to(dtype), output_basis.to(dtype), input_basis.to(dtype))
+    return EigenBlock(eigenvalues, output_basis, input_basis)
 
 
 def _with_prior(block: EigenBlock, delta: Tensor) -> EigenBlock:
@@ -184,12 +187,13 @@ def _with_prior(block: EigenBlock, delta: Tensor) -> EigenBlock:
 def _with_own_eigenvalues(objective: Objective, layers: Layers, bases: dict[str, EigenBlock]) -> Blocks:
     """Σ J̃² in the basis of each block, or in that of the weights."""
     rest = _zeros_of_rest(objective, layers)
-    blank = EigenBlock(torch.zeros((), dtype=rest.dtype, device=rest.device))
+    dtype = rest.dtype
+    blank = EigenBlock(torch.zeros((), dtype=dtype, device=rest.device))
     sums: dict[str, Tensor] = dict.fromkeys(layers.maps, rest.new_zeros(()))
     for rows in whitened_rows(objective, layers):
-        rest += rows.rest.square().sum((0, 1))
+        rest += widen(rows.rest).square().sum((0, 1))
         for name, factors in rows.factors.items():
-            sums[name] = sums[name] + _summed_squares(bases.get(name, blank), factors)
+            sums[name] = sums[name] + _summed_squares(bases.get(name, blank), factors.to(dtype))
     blocks = {name: replace(bases.get(name, blank), eigenvalues=total) for name, total in sums.items()}
     return Blocks(objective.network, layers.maps, layers.rest, blocks, rest)
 
@@ -205,7 +209,7 @@ def _summed_squares(basis: EigenBlock, rows: RowFactors) -> Tensor:
 
 def _zeros_of_rest(objective: Objective, layers: Layers) -> Tensor:
     n = sum(objective.network.subset.shapes[name].numel() for name in layers.rest)
-    return objective.theta.new_zeros(n)
+    return widen(objective.theta[:0]).new_zeros(n)
 
 
 def _several_deltas(linear: LinearMap, delta: Tensor) -> OptionError:

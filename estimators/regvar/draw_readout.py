@@ -62,7 +62,9 @@ class DrawReadout(Readout):
         device = self.displacement.device
         which = torch.randperm(len(self.displacement), generator=generator, device=device)[:n_samples]
         response = self.network.jvp(x, self.displacement[which])
-        return response if self.block is None else response + self.block.sample(x, n_samples, generator)
+        if self.block is None:
+            return response
+        return response + self.block.sample(x, n_samples, generator).to(response.dtype)
 
     def state(self) -> Learned:
         block, head = ({}, None) if self.block is None else self.block.state()

@@ -55,7 +55,7 @@ class ExactBlock:
         """From `state()`."""
         head = Head.described(network, description)
         shape = (head.n_outputs, head.n_features)
-        return cls(head, FullHead.factored(cholesky, shape, network.theta.dtype))
+        return cls(head, FullHead.factored(cholesky, shape))
 
     def variance(self, x: PyTree) -> Tensor:
         """(M, C), of the block alone."""
