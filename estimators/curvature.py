@@ -20,7 +20,8 @@ __all__ = ["dense_ggn", "dense_hessian", "ggn_rows"]
 def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
     """Rows R with Σ RᵀR = Σₙ Jₙᵀ Λₙ Jₙ, a chunk of B rows at a time: (B·C, P), R = Sᵀ J with Λ = S Sᵀ.
 
-    J is of the network's dtype; S and R are in `algebra_dtype`."""
+    J is of the network's dtype; S and R are in `algebra_dtype`.
+    """
     network = objective.network
     for batch in objective.batches:
         n_outputs = network.outputs(batch.x).shape[-1]
