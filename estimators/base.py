@@ -183,9 +183,9 @@ class UncertaintyEstimator(Refittable):
         """
         x = self._inputs(x)
         if of is None:
-            return self._checked_variance(x)
+            return self._returned(self._checked_variance(x))
         self._check_query(x)
-        return self._variance_of(x, of)
+        return self._returned(self._variance_of(x, of))
 
     def _checked_variance(self, x: PyTree) -> Tensor:
         """`variance` itself, after the checks of the query."""
@@ -208,7 +208,7 @@ class UncertaintyEstimator(Refittable):
         """Epistemic covariance between the outputs of each query, (M, C, C), C counting all outputs of a row."""
         x = self._inputs(x)
         self._check_query(x)
-        return self._covariance(x)
+        return self._returned(self._covariance(x))
 
     @exclusively
     def sample(self, x: PyTree, n_samples: int, *, seed: int = 0) -> Tensor:
@@ -217,7 +217,7 @@ class UncertaintyEstimator(Refittable):
         shape = self._check_query(x)
         n_samples = checked_integer("n_samples", n_samples, at_least=1, remedy="ask for at least one sample.")
         generator = torch.Generator(self.network_.theta.device).manual_seed(checked_seed(seed))
-        return self._sample(x, n_samples, generator).reshape(n_samples, *shape)
+        return self._returned(self._sample(x, n_samples, generator)).reshape(n_samples, *shape)
 
     @exclusively
     def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
@@ -238,7 +238,11 @@ class UncertaintyEstimator(Refittable):
         return self.variance(x)
 
     def _mean(self, x: PyTree) -> Tensor:
-        return self.network_.shaped_outputs(x)
+        return self._returned(self.network_.shaped_outputs(x))
+
+    def _returned(self, values: Tensor) -> Tensor:
+        """The values in the dtype of the model's outputs, whatever they were computed in."""
+        return values.to(self.network_.result_dtype or values.dtype)
 
     def _inputs(self, x: PyTree) -> PyTree:
         """A query as a pytree in which the tensors that rows share are marked, as in the training batches."""

@@ -37,7 +37,8 @@ def check_batch(batch: Batch, network: Network, likelihood: Likelihood) -> Tenso
             received=f"{batch.y.device}",
             remedy="move both to one device: y.to(device).",
         )
-    check_targets(f, batch.y, likelihood)
+    known = batch.y.dtype in network.target_dtypes
+    check_targets(f.to(batch.y.dtype) if known else f, batch.y, likelihood)
     return f
 
 
@@ -73,7 +74,7 @@ def check_inputs(x: PyTree, network: Network, *, what: str) -> Tensor:
         raise DataError("inputs with at least one tensor", received=type(x).__name__, remedy="pass tensors.")
     with_rows = row_tensors(x)
     for tensor in tensors:
-        _check_kind(tensor, network.theta, what)
+        _check_kind(tensor, network, what)
         _check_finite_inputs(tensor, what, has_rows=any(tensor is t for t in with_rows))
     try:
         f = network.shaped_outputs(x)
@@ -91,18 +92,19 @@ def check_inputs(x: PyTree, network: Network, *, what: str) -> Tensor:
     return f
 
 
-def _check_kind(tensor: Tensor, theta: Tensor, what: str) -> None:
+def _check_kind(tensor: Tensor, network: Network, what: str) -> None:
+    theta = network.theta
     if tensor.device != theta.device:
         raise DataError(
             f"a {what} on the device of the model, {theta.device}",
             received=f"a tensor on {tensor.device}",
             remedy="move model and data to one device.",
         )
-    if tensor.is_floating_point() and tensor.dtype != theta.dtype:
+    if tensor.is_floating_point() and tensor.dtype not in network.input_dtypes:
         raise DataError(
-            f"a {what} of the dtype of the model, {theta.dtype}",
+            f"a {what} of the dtype of the model, {' or '.join(map(str, network.input_dtypes))}",
             received=f"{tensor.dtype}",
-            remedy=f"x.to({theta.dtype}), or convert the model.",
+            remedy=f"x.to({network.input_dtypes[0]}), or convert the model.",
         )
 
 

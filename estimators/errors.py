@@ -11,6 +11,7 @@ __all__ = [
     "DataError",
     "DerivativeRouteWarning",
     "EstimatorError",
+    "IllConditionedError",
     "IndefiniteHessianError",
     "LambdaTooLargeError",
     "ModelChangedError",
@@ -115,6 +116,22 @@ class IndefiniteHessianError(EstimatorError, ArithmeticError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return partial(type(self), smallest=self.smallest, largest=self.largest), ()
+
+
+class IllConditionedError(EstimatorError, ArithmeticError):
+    """Products with A in the dtype of the network carry too much round-off for a variance to be read from them."""
+
+    def __init__(self, *, condition: float, dtype: object) -> None:
+        self.condition, self.dtype = condition, dtype
+        super().__init__(
+            f"a precision A whose condition number leaves digits to products in {dtype}",
+            received=f"one of at least {condition:.2g}",
+            remedy="standardise the inputs (and regression targets) to mean 0 and variance 1 and train on these, "
+            "call model.double() on a device that has float64, or use a larger prior_precision.",
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(type(self), condition=self.condition, dtype=self.dtype), ()
 
 
 class ConvergenceError(EstimatorError, ArithmeticError):

@@ -8,24 +8,29 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from estimators.errors import ModelError
 from estimators.finite import is_finite
+from estimators.working_dtype import FLOATS
 from estimators.wrappers import named_tensors
 
 __all__ = ["check_model", "mode_faults", "weight_faults"]
 
 
 def check_model(model: nn.Module) -> None:
-    """ModelError for non-finite weights, several devices or dtypes, dropout or batch statistics in train mode."""
+    """ModelError for non-finite weights, several devices, dropout or batch statistics in train mode."""
     for fault in (*weight_faults(model), *mode_faults(model)):
         raise fault
 
 
 def weight_faults(model: nn.Module) -> list[ModelError]:
-    """Several devices or dtypes, and non-finite weights, for which nothing can be computed."""
-    kinds = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
-    if len(kinds) != 1:
-        listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds)) or "no parameters"
-        remedy = "model.to(device=..., dtype=...)."
-        return [ModelError("parameters of one dtype on one device", received=listed, remedy=remedy)]
+    """Several devices, dtypes that cannot be computed with, and non-finite weights."""
+    floats = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
+    devices = {p.device for p in floats}
+    if len(devices) != 1:
+        listed = ", ".join(sorted(map(str, devices))) or "no parameters"
+        return [ModelError("parameters on one device", received=listed, remedy="model.to(device).")]
+    others = {str(p.dtype) for p in floats if p.dtype.to_real() not in FLOATS}
+    if others:
+        expected = f"parameters in one of {', '.join(map(str, FLOATS))}, or complex ones of such parts"
+        return [ModelError(expected, received=", ".join(sorted(others)), remedy="model.to(torch.float32).")]
     return [
         ModelError("finite weights", received=f"NaN or Inf in {name!r}", remedy="train the model again.")
         for name, tensor in named_tensors(model).items()

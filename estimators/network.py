@@ -26,10 +26,11 @@ from estimators.models.outputs import output_tensor
 from estimators.models.own_module import OwnModule, fresh
 from estimators.models.parameter_swap import ParameterSwap
 from estimators.models.self_check import DISPLACED, OUTPUTS, Disagreement, SelfCheck
-from estimators.pytrees import PyTree, forward_arguments, n_rows, row_as_batch, tensors_of
+from estimators.pytrees import PyTree, forward_arguments, n_rows, row_as_batch, select_rows, tensors_of
 from estimators.recurrent import make_differentiable
 from estimators.subsets import Subset
 from estimators.vectorise import over_rows
+from estimators.working_dtype import in_dtype, is_converted, working_dtype
 from estimators.wrappers import unwrap_children_, unwrapped
 
 __all__ = ["Network", "differentiable", "output_tensor", "structural_copy"]
@@ -49,18 +50,31 @@ class Network:
         rows      torch.func vectorised over rows, plain autograd one row at a time
 
     `check` holds the comparisons and their report (`estimators.models.self_check`); `ledger` counts the rows that go
-    through the network.
+    through the network. It is computed in `dtype`, or in the `working_dtype` of the model; `result_dtype` is that of
+    the outputs of the model itself, known from the first of `shaped_outputs` on.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], *, own: OwnModule | None = None) -> None:
-        self.module = unwrap_children_(structural_copy(unwrapped(model)))
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        *,
+        own: OwnModule | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        dtype = working_dtype(model) if dtype is None else dtype
+        self.module = in_dtype(unwrap_children_(structural_copy(unwrapped(model))), dtype)
+        self._stored = structural_copy(unwrapped(model)) if is_converted(self.module) else None
+        self.result_dtype: torch.dtype | None = None
         make_differentiable(self.module)
         self.subset = Subset.of(self.module, names)
         parameters = {name: p.detach() for name, p in self.module.named_parameters()}
         self.theta = self.subset.flatten(parameters).clone()
         self.frozen = {name: p for name, p in parameters.items() if name not in self.subset.shapes}
         self.ledger = Ledger()
-        self.check = SelfCheck(OwnModule(model, self.subset) if own is None else own, self.subset, self.ledger)
+        if own is None:  # converted, the copy is what derivatives are compared with
+            own = OwnModule(model if self._stored is None else self.module, self.subset)
+        self.check = SelfCheck(own, self.subset, self.ledger)
         self.routes = Routes()
 
     def counted_anew(self) -> Network:
@@ -74,6 +88,17 @@ class Network:
     def n_parameters(self) -> int:
         """P."""
         return self.theta.numel()
+
+    @property
+    def input_dtypes(self) -> list[torch.dtype]:
+        """Floating-point dtypes of the inputs that it takes: those of the stored weights, and that it computes in."""
+        stored = () if self._stored is None else self._stored.parameters()
+        return list(dict.fromkeys([*(p.dtype for p in stored if p.is_floating_point()), self.theta.dtype]))
+
+    @property
+    def target_dtypes(self) -> list[torch.dtype]:
+        """Floating-point dtypes of the targets that it takes: those of inputs, and of the outputs of the model."""
+        return [*self.input_dtypes, *([] if self.result_dtype is None else [self.result_dtype])]
 
     @property
     def pieces(self) -> dict[str, Tensor]:
@@ -95,9 +120,11 @@ class Network:
         self.ledger.forward(n_rows(x))
         with differentiable():
             if self.routes.swap == BY_NAME:
-                return output_tensor(functional_call(self.module, tensors, arguments, keywords))
-            with ParameterSwap(self.module, tensors):
-                return output_tensor(self.module(*arguments, **keywords))
+                f = output_tensor(functional_call(self.module, tensors, arguments, keywords))
+            else:
+                with ParameterSwap(self.module, tensors):
+                    f = output_tensor(self.module(*arguments, **keywords))
+        return f.to(self.theta.dtype)
 
     def outputs(self, x: PyTree) -> Tensor:
         """f(θ̂, x), (B, C), without a graph."""
@@ -107,7 +134,7 @@ class Network:
         """f(θ̂, x) as the model gives it, (B, ...), without a graph: by the module, whose weights are θ̂."""
         self.ledger.forward(n_rows(x))
         if self.routes.outputs_by_own_module:
-            return self.check.own.outputs(x)
+            return self.check.own.outputs(x).to(self.theta.dtype)
         given = self._protected(x)
         arguments, keywords = forward_arguments(given)
         versions = [tensor._version for tensor in tensors_of(given)]
@@ -118,7 +145,24 @@ class Network:
                 f = self._outputs_of_own_module(x, error)
         if self.routes.writes_inputs is None:
             self.routes.written = self.routes.written or versions != [t._version for t in tensors_of(given)]
-        return f
+        if self.result_dtype is None:
+            self.result_dtype = f.dtype if self._stored is None else self._dtype_as_stored(x)
+        return f.to(self.theta.dtype)
+
+    def _dtype_as_stored(self, x: PyTree) -> torch.dtype:
+        """The dtype of the outputs of the model with its weights as they are stored, by one row."""
+        arguments, keywords = forward_arguments(fresh(select_rows(x, slice(0, 1))))
+        assert self._stored is not None
+        try:
+            with torch.no_grad():
+                return output_tensor(self._stored(*arguments, **keywords)).dtype
+        except RuntimeError as error:
+            stored = ", ".join(sorted({str(p.dtype) for p in self._stored.parameters()}))
+            raise ModelError(
+                "a model that accepts its inputs with its weights as they are stored",
+                received=f"weights in {stored}, for which its forward says: {error}",
+                remedy="model.to(torch.float32), or casts between its parts.",
+            ) from error
 
     def _outputs_of_own_module(self, x: PyTree, error: Exception) -> Tensor:
         f = self.check.own.outputs(x)

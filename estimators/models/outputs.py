@@ -21,6 +21,12 @@ def output_tensor(output: object) -> Tensor:
             received=f"an output of type {type(output).__name__}",
             remedy="wrap the model in a Module whose forward picks the tensor, or joins several (torch.cat).",
         )
+    if not tensor.is_floating_point():
+        raise ModelError(
+            "real outputs of a floating-point dtype",
+            received=str(tensor.dtype),
+            remedy="return the real part, or real and imaginary parts side by side (torch.view_as_real).",
+        )
     if tensor.ndim < 2:
         raise ModelError(
             "outputs of shape (B, C), or (B, ...) with several dimensions a row",

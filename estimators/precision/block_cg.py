@@ -18,12 +18,19 @@ import torch
 from torch import Tensor
 
 from estimators.checkpoint import Checkpoint
-from estimators.errors import ConvergenceError
+from estimators.errors import ConvergenceError, IllConditionedError
 from estimators.long_rows import dots, norms
 from estimators.precision.block_lanczos import BlockLanczos, Free, Product
 from estimators.state import Learned
 
-__all__ = ["BlockSolution", "GoOn", "block_cg"]
+__all__ = ["BlockSolution", "GoOn", "block_cg", "check_condition"]
+
+_MOST_CONDITIONED = 5e4
+"""‖T‖ over the smallest eigenvalue up to which products in float32 are accurate enough.
+
+Seen with wine and breast cancer, inputs as they are, 6 networks, δ from .01 to 100: an error of the variance of up to
+6e-8 times this ratio, so up to 3e-3. Networks on standardised inputs, trained until they fit, lie below 1e4 at δ = 1.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ def block_cg(
     go_on: GoOn | None = None,
     checkpoint: Checkpoint | None = None,
     free: Free | None = None,
+    smallest: float | None = None,
 ) -> BlockSolution:
     """Solve A u = b for right_hand_sides (K, P), from `start` (K, P) or zero, to ‖b − A u‖ ≤ tol ‖b‖.
 
@@ -77,8 +85,10 @@ def block_cg(
     bᵀA⁻¹b. The basis is bounded by 4 GiB and a third of the memory that is `free`: beyond it, its leading half is
     kept. With a `checkpoint` it goes on from the last iteration kept.
     After `max_iter` iterations `go_on` is asked before each further one.
-    Errors: IndefiniteHessianError where T has a negative eigenvalue; ConvergenceError after the last iteration,
-    unless what is reached by then is good enough (`must_converge` False).
+    With `smallest`, a number that no eigenvalue of A is below (0 where none is known), products in another dtype than
+    float64 are checked to be accurate enough for A.
+    Errors: IndefiniteHessianError where T has a negative eigenvalue; IllConditionedError; ConvergenceError after the
+    last iteration, unless what is reached by then is good enough (`must_converge` False).
     """
     checkpoint = checkpoint or Checkpoint()
     saved = checkpoint.load()
@@ -88,7 +98,7 @@ def block_cg(
         blocks = {} if must_converge else {"blocks": max_iter + 1}
         solve = _Solve.begun(product, right_hand_sides, tol, energy_tol, start, free, **blocks)
     while not solve.done and (solve.iterations < max_iter or (go_on is not None and go_on(solve.solved))):
-        solve.step()
+        solve.step(smallest)
         checkpoint.save(solve.state)
     solved = solve.solved
     if must_converge and not solve.done:
@@ -142,12 +152,14 @@ class _Solve:
         counters = {"iterations": self.iterations, "products": self.products + self.cycle.products}
         return {**begin, **self.cycle.tensors()}, counters
 
-    def step(self) -> None:
-        """One iteration."""
+    def step(self, smallest: float | None = None) -> None:
+        """One iteration; `smallest` as `block_cg` takes it."""
         if self.cycle.full():
             self.begin = self.solution
             self.cycle.thin()
         self.cycle.extend()
+        if smallest is not None:
+            check_condition(self.cycle.projected, smallest, self.b.dtype)
         self.cycle.solve()
         self.iterations += 1
 
@@ -176,3 +188,18 @@ class _Solve:
         if not self.energy_tol:
             return relative
         return torch.maximum(relative, (self.energy_tol * dots(self.b, self.solution).clamp_min(0)).sqrt())
+
+
+def check_condition(projected: Tensor, smallest: float, dtype: torch.dtype) -> None:
+    """Raise IllConditionedError where products in `dtype` are not accurate enough for T = W A Wᵀ (r, r).
+
+    ‖T‖ is at most √r times the largest eigenvalue of A, and near it where few eigenvalues lead. Without a bound of the
+    smallest eigenvalue of A (0), that of T is taken, which is not below it.
+    """
+    if dtype == torch.float64:
+        return
+    largest = float(projected.norm())
+    if smallest <= 0:
+        smallest = max(float(torch.linalg.eigvalsh(projected)[0]), torch.finfo(dtype).eps * largest)
+    if largest > _MOST_CONDITIONED * smallest:
+        raise IllConditionedError(condition=largest / smallest, dtype=dtype)

@@ -10,9 +10,11 @@ from torch import Tensor
 from estimators.batches import AbsentBatches
 from estimators.objective import Objective
 from estimators.precision.base import Precision
+from estimators.precision.block_lanczos import Product
 from estimators.precision.cg import CGPrecision, default_tolerance
-from estimators.precision.definiteness import refuse_indefinite_product
+from estimators.precision.definiteness import positive_definite
 from estimators.precision.dense import DensePrecision
+from estimators.precision.dtype import algebra_dtype
 from estimators.precision.dual import DualPrecision
 from estimators.precision.factored_dual import FactoredDual
 from estimators.precision.factored_rows import FactoredRows
@@ -146,15 +148,12 @@ class Products:
     exact_hessian: bool
 
     def precision(self, prior_precision: Tensor) -> Precision:
-        change, theta = prior_precision - self.objective.prior.precision, self.objective.theta
-
-        def product(v: Tensor) -> Tensor:
-            return self.objective.product(v) + v * change
-
-        absent = isinstance(self.objective.batches, AbsentBatches)
-        if not absent and _is_doubtful(prior_precision, exact_hessian=self.exact_hessian):
-            refuse_indefinite_product(product, theta)
-        return CGPrecision(product, tol=default_tolerance(theta.dtype), free=self.objective.available_bytes)
+        if not _is_doubtful(prior_precision, exact_hessian=self.exact_hessian):
+            return _by_products(self.objective, prior_precision, smallest=float(prior_precision.min()))
+        here = self.objective
+        if not isinstance(here.batches, AbsentBatches):
+            here = positive_definite(here, lambda objective: _product_of(objective, prior_precision))
+        return _by_products(here, prior_precision, smallest=0.0)
 
     def tensors(self) -> dict[str, Tensor]:
         return {}
@@ -186,6 +185,25 @@ def restored(
     if "matrix" in tensors:
         return Matrix(tensors["matrix"], exact_hessian)
     return Rows(tensors["rows"]) if "rows" in tensors else Products(centre_of(objective, curvature), exact_hessian)
+
+
+def _product_of(objective: Objective, prior_precision: Tensor) -> Product:
+    """Products with A of an objective, with another prior in place of its own."""
+    change = prior_precision.to(objective.theta.dtype) - objective.prior.precision
+    return lambda v: objective.product(v) + v * change
+
+
+def _by_products(objective: Objective, prior_precision: Tensor, *, smallest: float) -> CGPrecision:
+    """A by products, in the dtype of the objective; in float64 where these are not accurate enough."""
+    theta = objective.theta
+    widest = theta.dtype == algebra_dtype(theta.device)
+    return CGPrecision(
+        _product_of(objective, prior_precision),
+        tol=default_tolerance(theta.dtype),
+        free=objective.available_bytes,
+        smallest=smallest,
+        wider=None if widest else lambda: _by_products(widened(objective), prior_precision, smallest=smallest),
+    )
 
 
 def _is_doubtful(prior_precision: Tensor, *, exact_hessian: bool) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from estimators.errors import IndefiniteHessianError
+from estimators.objective import Objective
 from estimators.precision.block_lanczos import Product, krylov_basis
 from estimators.precision.dense import smallest_allowed_ratio
+from estimators.widened import widened
 
-__all__ = ["extreme_eigenvalues", "refuse_indefinite_product"]
+__all__ = ["extreme_eigenvalues", "positive_definite", "refuse_indefinite_product"]
 
 _COLUMNS, _SIZE = 4, 400
 
@@ -24,6 +28,22 @@ def refuse_indefinite_product(product: Product, like: Tensor) -> None:
     smallest, largest = extreme_eigenvalues(product, like)
     if smallest <= smallest_allowed_ratio(like.dtype) * largest:
         raise IndefiniteHessianError(smallest=smallest, largest=largest)
+
+
+def positive_definite(objective: Objective, product_of: Callable[[Objective], Product]) -> Objective:
+    """Returns an objective whose A is positive definite: this one, or in float64, if float32 cannot show it.
+
+    Errors: IndefiniteHessianError where A is not.
+    """
+    try:
+        refuse_indefinite_product(product_of(objective), objective.theta)
+    except IndefiniteHessianError:
+        wide = widened(objective)
+        if wide is objective:
+            raise
+        refuse_indefinite_product(product_of(wide), wide.theta)
+        return wide
+    return objective
 
 
 def extreme_eigenvalues(

@@ -14,12 +14,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from estimators.errors import OptionError
+from estimators.errors import IllConditionedError, OptionError
 from estimators.memory import refuse_if_too_large
 from estimators.objective import Objective
+from estimators.precision.block_cg import check_condition
 from estimators.precision.block_lanczos import krylov_relation
 from estimators.precision.coordinates import Coordinates
-from estimators.precision.dtype import algebra_dtype
+from estimators.precision.dtype import algebra_dtype, widen
+from estimators.widened import widened
 
 __all__ = ["low_rank_rows"]
 
@@ -29,8 +31,19 @@ _BLOCK = 8
 def low_rank_rows(objective: Objective, rank: int) -> Tensor:
     """R (r, P), r ≤ rank, of an objective whose second derivative is GGN + δ; about 2·rank products with it.
 
-    Errors: OptionError for δ = 0; TooLargeError.
+    Products are in the dtype of the objective, or in float64 where these are not accurate enough.
+    Errors: OptionError for δ = 0; TooLargeError; IllConditionedError on a device without float64.
     """
+    try:
+        return _rows(objective, rank)
+    except IllConditionedError:
+        wide = widened(objective)
+        if wide is objective:
+            raise
+        return _rows(wide, rank)
+
+
+def _rows(objective: Objective, rank: int) -> Tensor:
     delta, theta = objective.prior.precision, objective.theta
     if not bool((delta > 0).all()):
         raise OptionError(
@@ -49,6 +62,7 @@ def low_rank_rows(objective: Objective, rank: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(min(_BLOCK, theta.numel()), theta.numel(), generator=generator, dtype=torch.float64).to(theta)
     basis, projected, coupling = krylov_relation(Coordinates(scale, 1.0).product(objective.product), start, size=size)
+    check_condition(projected, 1.0, theta.dtype)
     dtype = algebra_dtype(theta.device)
     eigenvalues, vectors = torch.linalg.eigh(projected.to(dtype))  # of T, ascending
     eigenvalues, vectors = eigenvalues.flip(0)[:rank] - 1, vectors.flip(1)[:, :rank]
@@ -57,5 +71,5 @@ def low_rank_rows(objective: Objective, rank: int) -> Tensor:
     image = torch.cat([projected, coupling]).to(dtype)  # A Wᵀ = [W; Q]ᵀ [T; B]
     image[: len(projected)].diagonal().sub_(1)  # G̃ Wᵀ
     expansion = (image @ vectors / eigenvalues.sqrt()).T  # of the rows in [W; Q]
-    rows: Tensor = (expansion @ basis.to(dtype)) / scale.to(dtype)
+    rows: Tensor = (expansion @ widen(basis)) / widen(scale)
     return rows

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from estimators.base import UncertaintyEstimator
 from estimators.checkpoint import Checkpoint
-from estimators.errors import UnsupportedError
+from estimators.errors import IllConditionedError, UnsupportedError
 from estimators.functionals import Functional
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
 from estimators.objective import Objective
 from estimators.option_checks import checked_choice, checked_flag, checked_instance
-from estimators.precision.definiteness import refuse_indefinite_product
+from estimators.precision.definiteness import positive_definite
 from estimators.pytrees import PyTree, split_rows
 from estimators.regvar.centred import check_combination, refit_objective
 from estimators.regvar.draw_readout import BoundedReadout, ClampedReadout, DrawReadout
@@ -30,6 +30,7 @@ from estimators.regvar.solvers import FineTune, Solver
 from estimators.regvar.solvers.base import Solution
 from estimators.state import Learned
 from estimators.subsets import SubsetSpec
+from estimators.widened import widened, widened_network
 
 __all__ = ["RegVar"]
 
@@ -94,7 +95,7 @@ class RegVar(UncertaintyEstimator):
         self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
             with objective.network.ledger.part("definiteness"):
-                refuse_indefinite_product(self.refit_objective_.product, objective.theta)
+                self.refit_objective_ = positive_definite(self.refit_objective_, lambda posed: posed.product)
         self.readout_: Readout | None = None
         if not self.regularizer.at_query:
             self.readout_ = self._solved(None, self.regularizer, progress_bar=progress_bar, checkpoint=self._checkpoint)
@@ -109,8 +110,10 @@ class RegVar(UncertaintyEstimator):
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.fit_report_ = RegVarReport.restored(learned["report"])
-        at_query = self.regularizer.at_query
-        self.readout_ = None if at_query else self.regularizer.restored(objective.network, tensors, learned["readout"])
+        self.readout_ = None
+        if not self.regularizer.at_query:
+            network = widened_network(objective.network, tensors["displacement"].dtype)
+            self.readout_ = self.regularizer.restored(network, tensors, learned["readout"])
         self._attached(objective)
 
     def _attached(self, objective: Objective) -> None:
@@ -119,7 +122,19 @@ class RegVar(UncertaintyEstimator):
     def _solved(
         self, x: PyTree, regularizer: Regularizer, *, progress_bar: bool = False, checkpoint: Checkpoint | None = None
     ) -> Readout:
-        """Pose, solve, read."""
+        """Pose, solve, read: in the dtype of the network, or in float64 where that carries too much round-off."""
+        try:
+            return self._solved_once(x, regularizer, progress_bar=progress_bar, checkpoint=checkpoint)
+        except IllConditionedError:
+            wide = widened(self.refit_objective_)
+            if wide is self.refit_objective_:
+                raise
+            self.refit_objective_ = wide
+            return self._solved_once(x, regularizer, progress_bar=progress_bar, checkpoint=checkpoint)
+
+    def _solved_once(
+        self, x: PyTree, regularizer: Regularizer, *, progress_bar: bool, checkpoint: Checkpoint | None
+    ) -> Readout:
         objective = self.refit_objective_
         penalty, read = regularizer.pose(objective, x)
         solution = self.solver.solve(objective, penalty, progress_bar=progress_bar, checkpoint=checkpoint)
@@ -166,7 +181,8 @@ class RegVar(UncertaintyEstimator):
         """Monte-Carlo standard error of `variance`, (M, C); of SignedProbes, ParameterProbes and PosteriorDraws."""
         x = self._inputs(x)
         shape = self._variance_shape(self._check_query(x))
-        return torch.cat([readout.standard_error(part) for readout, part in self._readouts(x)]).reshape(shape)
+        errors = torch.cat([readout.standard_error(part) for readout, part in self._readouts(x)])
+        return self._returned(errors).reshape(shape)
 
     @exclusively
     def variance_bounds(self, x: PyTree) -> tuple[Tensor, Tensor]:
@@ -183,7 +199,7 @@ class RegVar(UncertaintyEstimator):
                 remedy='regularizer=PosteriorDraws(readout="bounds"), solver=LinearResponse().',
             )
         lower, upper = self.readout_.bounds.variance(x)
-        return lower.reshape(shape), upper.reshape(shape)
+        return self._returned(lower).reshape(shape), self._returned(upper).reshape(shape)
 
     def _readouts(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[Readout, PyTree]]:
         """The fitted readout for x, or solves for pieces of x that fit into memory."""

@@ -39,7 +39,8 @@ class LinearResponse(Solver):
         basis_dtype: of the space that is kept with the fit: torch.float16 or torch.bfloat16 halves its memory and the
             file; None keeps it as it was solved in. On digits the variance changes by 4e-4 and 3e-3.
 
-    Errors: ConvergenceError beyond max_iter, IndefiniteHessianError where A is met with a negative curvature.
+    Errors: ConvergenceError beyond max_iter, IndefiniteHessianError where A is met with a negative curvature,
+    IllConditionedError where products in float32 are not accurate enough (RegVar then solves in float64).
     """
 
     refits = False
@@ -102,6 +103,7 @@ class LinearResponse(Solver):
             go_on=None if budget is None else self._until_good(objective, penalty, coordinates, most),
             checkpoint=checkpoint,
             free=objective.available_bytes,
+            smallest=coordinates.unit if objective.data_term.semidefinite else 0.0,
         )
 
     def _bounded(self, objective: Objective, penalty: Penalty, coordinates: Coordinates) -> bool:
