@@ -10,6 +10,7 @@ __all__ = [
     "ConvergenceError",
     "DataError",
     "DerivativeRouteWarning",
+    "DiagonalWeightsWarning",
     "EstimatorError",
     "IllConditionedError",
     "IndefiniteHessianError",
@@ -148,6 +149,10 @@ class NotConvergedWarning(UserWarning):
 
 class CalibrationNotSavedWarning(UserWarning):
     """A tuned fit was saved by itself: the file has no variance scale and no temperature or noise factor."""
+
+
+class DiagonalWeightsWarning(UserWarning):
+    """A Kronecker structure treats the weights of some layers by the diagonal of their GGN alone."""
 
 
 class TuningEdgeWarning(UserWarning):

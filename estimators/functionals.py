@@ -39,7 +39,7 @@ class Through(Network):
             network.theta,
             network.frozen,
         )
-        self.ledger = network.ledger
+        self.ledger, self.result_dtype, self._stored = network.ledger, network.result_dtype, network._stored
         self.check = network.check.for_function()
         self.routes = replace(network.routes, first=dict(network.routes.first))
         self.base, self.of, self._reads_inputs = network, of, _n_arguments(of) > 1

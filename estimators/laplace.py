@@ -32,7 +32,7 @@ from estimators.precision.posterior import (
     restored,
 )
 from estimators.precision.sizes import choose_inverse
-from estimators.precision.structured import BlockPrecision
+from estimators.precision.structured import BlockPrecision, Blocks
 from estimators.pytrees import PyTree
 from estimators.state import Learned
 from estimators.subsets import SubsetSpec
@@ -56,7 +56,7 @@ class LinearizedLaplace(UncertaintyEstimator):
             and says which in `inverse_`; of the others "eigen".
 
     Fitted: `inverse_`; `jacobian_backend_`: "backpack", "torch.func", "layers" (factors, layer by layer), or "products"
-    where no rows are made; `eigenvalues_` of "lowrank", in units of the prior precision.
+    where no rows are made; `diagonal_weights_` of "kron" and "ekfac"; `eigenvalues_` of "lowrank", in units of the prior precision.
     Errors: OptionError for a combination that does not exist; TooLargeError before any allocation;
     IndefiniteHessianError for a singular or indefinite Hessian.
     """
@@ -172,6 +172,23 @@ class LinearizedLaplace(UncertaintyEstimator):
                 "a factored Hessian to sample from", received='inverse="cg"', remedy='inverse="cholesky".'
             )
         return self.precision_.solve(self._noise(n_samples, generator))
+
+    @property
+    def diagonal_weights_(self) -> list[str]:
+        """Names of the parameters of which a layer-by-layer structure keeps the exact diagonal of the GGN alone.
+
+        Of "kron" and "ekfac" these are norms, embeddings, raw tensors and layers without Kronecker factors.
+        Errors: OptionError for a structure that is not layer by layer.
+        """
+        self._check_fitted()
+        if not isinstance(self.data_curvature_, Blocks):
+            raise OptionError(
+                'hessian_structure "kron", "ekfac" or "diag"',
+                received=repr(self.hessian_structure),
+                remedy="construct it so.",
+            )
+        names = self.network_.subset.shapes
+        return list(names) if self.hessian_structure == "diag" else [n for n in names if n in self.data_curvature_.rest]
 
     @property
     def eigenvalues_(self) -> Tensor:

@@ -26,6 +26,11 @@ __all__ = ["LayerRows", "Layers", "RowFactors"]
 
 FACTORS = "factors of layers"
 
+_NO_PRODUCTS = {
+    *("embedding", "embedding_bag", "add", "__add__", "__radd__", "__iadd__", "add_", "layer_norm", "group_norm"),
+    *("__getitem__", "expand", "expand_as", "unsqueeze"),
+}
+"""Names of functions that take a weight otherwise than as a factor of a product with the activations."""
 Cotangents = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -87,7 +92,22 @@ class Layers:
         except RuntimeError:  # inside a function mode; the network itself has given outputs before
             f, seen = self.network.outputs(row), UseRecorder(self._pieces)
         self.n_outputs, self._uses, self._looked_at = f.shape[-1], seen.uses, _shapes_of(row)
+        self._functions = seen.functions
         return seen
+
+    @property
+    def other_products(self) -> list[str]:
+        """Names in the rest of weights that may be factors of products, in no way or in several that are known.
+
+        What only embeds or shifts, and what has one dimension (scales of norms), is left out.
+        """
+        linear = {use.map.weight for use in self._uses}
+
+        def is_factor(name: str) -> bool:
+            matrix = sum(size > 1 for size in self._pieces[name].shape) > 1
+            return matrix and (name in linear or not self._functions.get(name, {""}) <= _NO_PRODUCTS)
+
+        return [name for name in self.rest if is_factor(name)]
 
     @property
     def used_once(self) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from estimators.convolution_uses import CONVOLUTIONS, ConvolutionPatches
 from estimators.pytrees import tensors_of
 
 __all__ = ["LinearMap", "LinearUse", "UseRecorder"]
@@ -20,13 +21,18 @@ __all__ = ["LinearMap", "LinearUse", "UseRecorder"]
 
 @dataclass(frozen=True)
 class LinearMap:
-    """A weight as a matrix (O, D), with its bias where both are chosen; `transposed`: it is stored as (D, O)."""
+    """A weight as a matrix (O, D), with its bias where both are chosen.
+
+    `transposed`: it is stored as (D, O); of a transposed convolution as (D/k, O, k), k = `n_kernel` entries of its
+    kernel.
+    """
 
     weight: str
     bias: str | None
     n_outputs: int
     n_inputs: int
     transposed: bool = False
+    n_kernel: int = 1
 
     @property
     def names(self) -> list[str]:
@@ -41,12 +47,15 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class LinearUse:
-    """One call on one row: inputs (T, D), one a place that the weight is applied to, and the shape of its output."""
+    """One call on one row: inputs (T, D), one a place that the weight is applied to, and the shape of its output.
+
+    `space`: how many dimensions come after the channels in that shape; None where the channels are last.
+    """
 
     map: LinearMap
     inputs: Tensor
     output_shape: torch.Size
-    channels_first: bool
+    space: int | None
 
     def rows(self) -> Tensor:
         """(T, E): a 1 appended for a bias."""
@@ -56,15 +65,14 @@ class LinearUse:
 
     def slopes(self, pulled: Tensor) -> Tensor:
         """Slopes by the call's output (K, *output_shape) -> (K, T, O)."""
-        if self.channels_first:
-            return pulled.flatten(3).squeeze(1).transpose(1, 2)
-        return pulled.reshape(len(pulled), -1, self.map.n_outputs)
+        last = pulled if self.space is None else pulled.movedim(-1 - self.space, -1)
+        return last.reshape(len(pulled), -1, self.map.n_outputs)
 
 
 class UseRecorder(TorchFunctionMode):
     """Records the uses in one forward on one row; adds offset i to the output of use i, to be differentiated by.
 
-    `elsewhere`: chosen parameters that also entered in some other way.
+    `elsewhere`: chosen parameters that also entered in some other way, and `functions`: by which functions.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], offsets: list[Tensor] | None = None) -> None:
@@ -72,6 +80,7 @@ class UseRecorder(TorchFunctionMode):
         self._names = {id(tensor): name for name, tensor in parameters.items()}
         self.offsets, self.uses = offsets, list[LinearUse]()
         self.elsewhere: set[str] = set()
+        self.functions: dict[str, set[str]] = {}
 
     def __torch_function__(
         self,
@@ -87,22 +96,31 @@ class UseRecorder(TorchFunctionMode):
         reader = _READERS.get(func)
         use = None if reader is None else reader(self._name_of, *args, **kwargs)
         result = func(*args, **kwargs)
-        self._see_elsewhere(use, args, kwargs, result)
+        self._see_elsewhere(func, use, args, kwargs, result)
         if use is None:
             return result
         if self.offsets is not None:
             result = result + self.offsets[len(self.uses)]
-        linear, inputs, channels_first = use
-        self.uses.append(LinearUse(linear, inputs, result.shape, channels_first))
+        linear, inputs, space = use
+        self.uses.append(LinearUse(linear, inputs, result.shape, space))
         return result
 
-    def _see_elsewhere(self, use: _Read, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
+    def _see_elsewhere(
+        self,
+        func: Callable[..., Any],
+        use: _Read,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: object,
+    ) -> None:
         """Parameters among the arguments that are not the weight or bias of the use."""
         found = [name for name in map(self._name_of, tensors_of((args, kwargs))) if name]
         for name in () if use is None else use[0].names:
             found.remove(name)
         if found and tensors_of(result):  # what asks for a shape or a dtype does not use the numbers
             self.elsewhere.update(found)
+            for name in found:
+                self.functions.setdefault(name, set()).add(getattr(func, "__name__", repr(func)))
 
     def _name_of(self, tensor: object) -> str | None:
         return self._names.get(id(tensor))
@@ -116,14 +134,14 @@ def _entered(mode: TorchFunctionMode) -> Iterator[None]:
 
 
 _NameOf = Callable[[object], str | None]
-_Read = tuple[LinearMap, Tensor, bool] | None
+_Read = tuple[LinearMap, Tensor, int | None] | None
 
 
 def _linear(name_of: _NameOf, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _Read:
     name = name_of(weight)
     if name is None:
         return None
-    return LinearMap(name, name_of(bias), *weight.shape), input.reshape(-1, weight.shape[1]), False
+    return LinearMap(name, name_of(bias), *weight.shape), input.reshape(-1, weight.shape[1]), None
 
 
 def _addmm(name_of: _NameOf, bias: Tensor, input: Tensor, weight: Tensor, **scales: float) -> _Read:
@@ -131,29 +149,27 @@ def _addmm(name_of: _NameOf, bias: Tensor, input: Tensor, weight: Tensor, **scal
     if name is None or scales or bias.ndim != 1:
         return None
     n_inputs, n_outputs = weight.shape
-    return LinearMap(name, name_of(bias), n_outputs, n_inputs, transposed=True), input, False
+    return LinearMap(name, name_of(bias), n_outputs, n_inputs, transposed=True), input, None
 
 
-def _conv2d(
-    name_of: _NameOf,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | tuple[int, ...] = 1,
-    padding: int | tuple[int, ...] | str = 0,
-    dilation: int | tuple[int, ...] = 1,
-    groups: int = 1,
-) -> _Read:
-    name = name_of(weight)
-    if name is None or groups != 1 or isinstance(padding, str):
-        return None
-    patches = F.unfold(input, weight.shape[2:], dilation, padding, stride)  # (1, D, T)
-    return LinearMap(name, name_of(bias), len(weight), weight[0].numel()), patches[0].T, True
+def _reader_of(patches_of: Callable[..., ConvolutionPatches | None]) -> Callable[..., _Read]:
+    """The reader of a kind of convolution."""
+
+    def read(name_of: _NameOf, *args: Any, **kwargs: Any) -> _Read:  # noqa: ANN401
+        weight = kwargs["weight"] if "weight" in kwargs else args[1]
+        name = name_of(weight)
+        call = None if name is None else patches_of(*args, **kwargs)
+        if name is None or call is None:
+            return None
+        kernel = call.n_kernel if call.transposed else 1
+        linear = LinearMap(name, name_of(call.bias), call.n_outputs, call.n_inputs, call.transposed, kernel)
+        return linear, call.patches(), call.dimensions
+
+    return read
 
 
 _READERS: dict[Callable[..., Any], Callable[..., _Read]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
-    torch.conv2d: _conv2d,
-    F.conv2d: _conv2d,
+    **{convolution: _reader_of(patches_of) for convolution, patches_of in CONVOLUTIONS.items()},
 }

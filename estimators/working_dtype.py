@@ -95,7 +95,7 @@ class _WideCasts(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Any,  # noqa: ANN401
-        types: object,  # noqa: ARG002
+        types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401

@@ -45,9 +45,11 @@ class Layout:
     def matrix(self, theta: Tensor, name: str) -> Tensor:
         """The entries of a map in vectors (..., P), as (..., O, E)."""
         linear, places = self.maps[name], self.subset.slices
-        shape = (linear.n_inputs, -1) if linear.transposed else (linear.n_outputs, -1)
-        weight: Tensor = theta[..., places[linear.weight]].unflatten(-1, shape)
-        weight = weight.transpose(-1, -2) if linear.transposed else weight
+        weight: Tensor = theta[..., places[linear.weight]]
+        if linear.transposed:  # (D/k, O, k) -> (O, D/k, k)
+            weight = weight.unflatten(-1, (-1, linear.n_outputs, linear.n_kernel)).transpose(-3, -2).flatten(-2)
+        else:
+            weight = weight.unflatten(-1, (linear.n_outputs, -1))
         if linear.bias is None:
             return weight
         return torch.cat([weight, theta[..., places[linear.bias], None]], dim=-1)
@@ -56,7 +58,9 @@ class Layout:
         """Write (..., O, E) to its entries of vectors (..., P)."""
         linear, places = self.maps[name], self.subset.slices
         weight = matrix[..., : linear.n_inputs]
-        theta[..., places[linear.weight]] = (weight.transpose(-1, -2) if linear.transposed else weight).flatten(-2)
+        if linear.transposed:
+            weight = weight.unflatten(-1, (-1, linear.n_kernel)).transpose(-3, -2).flatten(-2)
+        theta[..., places[linear.weight]] = weight.flatten(-2)
         if linear.bias is not None:
             theta[..., places[linear.bias]] = matrix[..., -1]
 

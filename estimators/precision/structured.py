@@ -12,13 +12,14 @@ and δ is added to the eigenvalues, exactly. Nothing of size P × P or C × P ×
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from estimators.errors import IndefiniteHessianError, OptionError
+from estimators.errors import DiagonalWeightsWarning, IndefiniteHessianError, OptionError
 from estimators.layer_rows import LayerRows, Layers, RowFactors
 from estimators.linear_uses import LinearMap
 from estimators.network import Network
@@ -146,10 +147,24 @@ def collect(objective: Objective, structure: str) -> Blocks:
     layers = layers_of(objective)
     if structure == "diag":
         return _with_own_eigenvalues(objective, layers, {})
+    _warn_of_diagonals(layers, structure)
     kron, rest = _kron(objective, layers)
     if structure == "ekfac":
         return _with_own_eigenvalues(objective, layers, kron)
     return Blocks(objective.network, layers.maps, layers.rest, kron, rest)
+
+
+def _warn_of_diagonals(layers: Layers, structure: str) -> None:
+    """DiagonalWeightsWarning for weights of layers that have no Kronecker factors here."""
+    names = layers.other_products
+    if names:
+        warnings.warn(
+            f'hessian_structure="{structure}" has no Kronecker factors for {", ".join(names)}: it keeps the exact '
+            "diagonal of their GGN. Known are linear layers, and convolutions without groups in 1 to 3 dimensions, "
+            'transposed ones too. hessian_structure="full" keeps all correlations.',
+            DiagonalWeightsWarning,
+            stacklevel=2,
+        )
 
 
 def _kron(objective: Objective, layers: Layers) -> tuple[dict[str, EigenBlock], Tensor]:
