@@ -56,7 +56,8 @@ class LinearizedLaplace(UncertaintyEstimator):
             and says which in `inverse_`; of the others "eigen".
 
     Fitted: `inverse_`; `jacobian_backend_`: "backpack", "torch.func", "layers" (factors, layer by layer), or "products"
-    where no rows are made; `diagonal_weights_` of "kron" and "ekfac"; `eigenvalues_` of "lowrank", in units of the prior precision.
+    where no rows are made; `diagonal_weights_` of "kron" and "ekfac"; `eigenvalues_` of "lowrank", in units of the
+    prior precision.
     Errors: OptionError for a combination that does not exist; TooLargeError before any allocation;
     IndefiniteHessianError for a singular or indefinite Hessian.
     """

@@ -74,8 +74,7 @@ class _Converting:
     def __call__(self, *args: PyTree, **kwargs: PyTree) -> Any:  # noqa: ANN401
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: _converted(t, self._dtype), (args, kwargs))
         with _WideCasts(self._dtype):
-            output = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        return output
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
 @cache

@@ -147,8 +147,8 @@ def collect(objective: Objective, structure: str) -> Blocks:
     layers = layers_of(objective)
     if structure == "diag":
         return _with_own_eigenvalues(objective, layers, {})
-    _warn_of_diagonals(layers, structure)
     kron, rest = _kron(objective, layers)
+    _warn_of_diagonals(layers, structure)
     if structure == "ekfac":
         return _with_own_eigenvalues(objective, layers, kron)
     return Blocks(objective.network, layers.maps, layers.rest, kron, rest)

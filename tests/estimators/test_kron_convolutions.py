@@ -1,4 +1,4 @@
-"""Kronecker structures of every kind of convolution equal those of the same function written as patches and a Linear."""
+"""Kronecker structures of every kind of convolution equal those of the same function by patches and nn.Linear."""
 
 import itertools
 
