@@ -146,7 +146,8 @@ class UncertaintyEstimator(Refittable):
         """The inputs of the first batch, known to fit the model."""
         x = first_batch(train_loader).x
         parameters = dict(self.model.named_parameters())
-        name = next(name for name, own in parameter_names(self.model).items() if parameters[own].is_floating_point())
+        own = {name: parameters[inner] for name, inner in parameter_names(self.model).items()}
+        name = next(name for name, p in own.items() if p.is_floating_point() or p.is_complex())
         check_inputs(x, Network(self.model, [name]), what="training batch")
         return x
 

@@ -20,6 +20,7 @@ from estimators.linear_uses import LinearMap, LinearUse, UseRecorder
 from estimators.memory import rows_per_chunk
 from estimators.network import Network, differentiable
 from estimators.pytrees import PyTree, n_rows, row_as_batch, select_rows, split_rows, tensors_of
+from estimators.subsets import complex_of
 from estimators.vectorise import over_rows
 
 __all__ = ["LayerRows", "Layers", "RowFactors"]
@@ -208,11 +209,15 @@ class Layers:
         if not self.rest:
             return cotangents.new_zeros(len(cotangents), 0)
 
+        complex_names = self.network.subset.complex_names
+
         def outputs(rest: dict[str, Tensor]) -> Tensor:
-            f: Tensor = self.network.with_pieces({**self._pieces, **rest}, row_as_batch(row))[0]
+            pieces = {name: complex_of(piece) if name in complex_names else piece for name, piece in rest.items()}
+            f: Tensor = self.network.with_pieces({**self._pieces, **pieces}, row_as_batch(row))[0]
             return cotangents @ f
 
-        slopes = jacrev(outputs)({name: self._pieces[name] for name in self.rest})
+        pieces = {name: self._pieces[name] for name in self.rest}
+        slopes = jacrev(outputs)({n: torch.view_as_real(p) if p.is_complex() else p for n, p in pieces.items()})
         return torch.cat([slopes[name].reshape(len(cotangents), -1) for name in self.rest], dim=1)
 
     def _forward(self, x: PyTree, offsets: list[Tensor] | None = None) -> tuple[Tensor, UseRecorder]:

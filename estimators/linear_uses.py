@@ -77,7 +77,7 @@ class UseRecorder(TorchFunctionMode):
 
     def __init__(self, parameters: Mapping[str, Tensor], offsets: list[Tensor] | None = None) -> None:
         super().__init__()
-        self._names = {id(tensor): name for name, tensor in parameters.items()}
+        self._names = {id(tensor): name for name, tensor in parameters.items() if not tensor.is_complex()}
         self.offsets, self.uses = offsets, list[LinearUse]()
         self.elsewhere: set[str] = set()
         self.functions: dict[str, set[str]] = {}

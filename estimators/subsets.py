@@ -14,7 +14,7 @@ from estimators.errors import OptionError
 from estimators.option_checks import shown
 from estimators.wrappers import parameter_aliases, parameter_names
 
-__all__ = ["Subset", "SubsetSpec", "checked_subset", "delta_of_names", "matching_names"]
+__all__ = ["Subset", "SubsetSpec", "checked_subset", "complex_of", "delta_of_names", "matching_names"]
 
 SubsetSpec = str | Sequence[str]
 Aliases = dict[str, list[str]]
@@ -26,23 +26,31 @@ class Subset:
     """Named parameters in a fixed order, and the map between them and one flat vector θ (P,).
 
     `aliases` has all names of every parameter of the model, inside or outside of the subset, by its first name: a tied
-    weight has several.
+    weight has several. A complex parameter has two entries of θ for each of its own, real and imaginary part;
+    `complex_names` lists such.
     """
 
     shapes: dict[str, torch.Size]
     aliases: Aliases = field(default_factory=dict)
+    complex_names: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: nn.Module, names: Sequence[str]) -> Subset:
         """The subset with these names, in the model's own order."""
         chosen, parameters = set(names), dict(model.named_parameters())
-        shapes = {name: parameters[own].shape for name, own in parameter_names(model).items() if name in chosen}
-        return cls(shapes, parameter_aliases(model))
+        found = {name: parameters[own] for name, own in parameter_names(model).items() if name in chosen}
+        pairs = frozenset(name for name, p in found.items() if p.is_complex())
+        return cls({name: p.shape for name, p in found.items()}, parameter_aliases(model), pairs)
 
     @property
     def sizes(self) -> list[int]:
-        """Number of entries of each parameter."""
-        return [shape.numel() for shape in self.shapes.values()]
+        """Number of entries of θ of each parameter."""
+        return [shape.numel() * (1 + (name in self.complex_names)) for name, shape in self.shapes.items()]
+
+    def n_entries(self, names: Iterable[str]) -> int:
+        """Returns how many entries of θ these parameters have together."""
+        sizes = dict(zip(self.shapes, self.sizes, strict=True))
+        return sum(sizes[name] for name in names)
 
     @property
     def n_parameters(self) -> int:
@@ -60,12 +68,16 @@ class Subset:
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Named tensors -> θ (P,)."""
-        return torch.cat([tensors[name].reshape(-1) for name in self.shapes])
+        parts = (tensors[name].resolve_conj() for name in self.shapes)
+        return torch.cat([(torch.view_as_real(p) if p.is_complex() else p).reshape(-1) for p in parts])
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """θ (P,) -> named views of it."""
-        parts = theta.split(self.sizes)
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        """θ (P,) -> named views of it; of complex parameters, new tensors."""
+        parts = zip(self.shapes.items(), theta.split(self.sizes), strict=True)
+        return {
+            name: complex_of(part.view(*shape, 2)) if name in self.complex_names else part.view(shape)
+            for (name, shape), part in parts
+        }
 
     def mask(self, names: Sequence[str]) -> Tensor:
         """(P,) bool: true where θ belongs to one of `names`."""
@@ -73,6 +85,11 @@ class Subset:
         for name in names:
             mask[self.slices[name]] = True
         return mask
+
+
+def complex_of(pairs: Tensor) -> Tensor:
+    """Real pairs (..., 2) -> complex numbers (...), wherever the pairs lie in memory."""
+    return torch.complex(pairs[..., 0], pairs[..., 1])
 
 
 def checked_subset(spec: SubsetSpec) -> str | list[str]:

@@ -62,7 +62,7 @@ class GradientNorm(UncertaintyEstimator):
 def _identity(network: Network, x: PyTree) -> BlockPrecision:
     """A = I over the layers that these inputs go through."""
     layers, zero = Layers(network, x), network.theta.new_zeros(())
-    rest = zero.expand(sum(network.subset.shapes[name].numel() for name in layers.rest))
+    rest = zero.expand(network.subset.n_entries(layers.rest))
     blocks = dict.fromkeys(layers.maps, EigenBlock(zero))
     nothing = Blocks(network, layers.maps, layers.rest, blocks, rest)
     return nothing.precision(torch.ones_like(network.theta))

@@ -129,7 +129,7 @@ def _unused(subject: Subject) -> Finding:
             break
     if not still:
         return Finding("unused parameters", "ok", "every parameter moves the outputs", values={"unused": []})
-    size = sum(network.subset.shapes[name].numel() for name in still)
+    size = network.subset.n_entries(still)
     listed = ", ".join(still[:5]) + (", ..." if len(still) > 5 else "")
     return Finding(
         "unused parameters",

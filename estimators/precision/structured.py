@@ -223,8 +223,7 @@ def _summed_squares(basis: EigenBlock, rows: RowFactors) -> Tensor:
 
 
 def _zeros_of_rest(objective: Objective, layers: Layers) -> Tensor:
-    n = sum(objective.network.subset.shapes[name].numel() for name in layers.rest)
-    return widen(objective.theta[:0]).new_zeros(n)
+    return widen(objective.theta[:0]).new_zeros(objective.network.subset.n_entries(layers.rest))
 
 
 def _several_deltas(linear: LinearMap, delta: Tensor) -> OptionError:
