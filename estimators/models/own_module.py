@@ -49,7 +49,7 @@ class OwnModule:
     @property
     def dtype(self) -> torch.dtype:
         """Of the chosen parameters."""
-        return self.parameters[0].dtype
+        return self.parameters[0].dtype.to_real()
 
     def outputs(self, x: PyTree) -> Tensor:
         """f(x) in the model's shape (B, ...), without a graph."""
@@ -113,8 +113,8 @@ class OwnModule:
     def _along(self, pulled: Sequence[Tensor | None], vector: Tensor, u: Tensor) -> Tensor:
         """∂⟨Jᵀu, v⟩/∂u."""
         pieces = self.subset.unflatten(vector).values()
-        terms = [(g.to_dense() * v).sum() for g, v in zip(pulled, pieces, strict=True) if g is not None]
-        total = torch.stack(terms).sum() if terms else u.sum() * 0
+        total = _inner(pulled, pieces)
+        total = u.sum() * 0 if total is None else total
         if not total.requires_grad:
             return torch.zeros_like(u)
         (product,) = torch.autograd.grad(total, u, retain_graph=True, allow_unused=True)
@@ -131,8 +131,8 @@ class OwnModule:
 
     def _curved(self, slopes: Sequence[Tensor | None], vector: Tensor, chosen: list[Tensor]) -> Tensor:
         pieces = self.subset.unflatten(vector).values()
-        terms = [(g.to_dense() * v).sum() for g, v in zip(slopes, pieces, strict=True) if g is not None]
-        total = torch.stack(terms).sum() if terms else vector.sum() * 0
+        total = _inner(slopes, pieces)
+        total = vector.sum() * 0 if total is None else total
         if not total.requires_grad:
             return torch.zeros_like(vector)
         products = torch.autograd.grad(total, chosen, retain_graph=True, allow_unused=True)
@@ -145,7 +145,8 @@ class OwnModule:
 
     def _rows_of(self, f: Tensor, chosen: list[Tensor]) -> Tensor:
         """∂f/∂θ (B, C, P) for f (B, C) with a graph."""
-        jacobian = torch.empty(*f.shape, sum(p.numel() for p in chosen), dtype=f.dtype, device=f.device)
+        size = sum(p.numel() * (1 + p.is_complex()) for p in chosen)
+        jacobian = torch.empty(*f.shape, size, dtype=f.dtype, device=f.device)
         for b in range(f.shape[0]):
             for c in range(f.shape[1]):
                 pick = torch.zeros_like(f)
@@ -206,8 +207,14 @@ def fresh(x: PyTree) -> PyTree:
 
 
 def _flat(slopes: Sequence[Tensor | None], chosen: Sequence[Tensor]) -> Tensor:
-    """(P,) of slopes by parameter; sparse ones made dense."""
+    """(P,) of slopes by parameter; sparse ones made dense, complex ones pairs of reals."""
     pairs = zip(slopes, chosen, strict=True)
-    return torch.cat(
-        [torch.zeros_like(p).flatten() if g is None else g.detach().to_dense().flatten() for g, p in pairs]
-    )
+    dense = (torch.zeros_like(p) if g is None else g.detach().to_dense().resolve_conj() for g, p in pairs)
+    return torch.cat([(torch.view_as_real(g) if g.is_complex() else g).flatten() for g in dense])
+
+
+def _inner(slopes: Sequence[Tensor | None], pieces: Iterable[Tensor]) -> Tensor | None:
+    """Σ of slopes times pieces, over pairs of reals where these are complex; None where no slope arrives."""
+    found = [(g.to_dense(), v) for g, v in zip(slopes, pieces, strict=True) if g is not None]
+    terms = [(g.conj() * v).sum().real if g.is_complex() else (g * v).sum() for g, v in found]
+    return torch.stack(terms).sum() if terms else None

@@ -14,10 +14,13 @@ from estimators.checkpoint import Checkpoint
 from estimators.errors import IllConditionedError, UnsupportedError
 from estimators.functionals import Functional
 from estimators.likelihoods import Likelihood
+from estimators.long_rows import norms
 from estimators.models.exclusive import exclusively
 from estimators.objective import Objective
 from estimators.option_checks import checked_choice, checked_flag, checked_instance
+from estimators.precision.block_cg import products_are_accurate
 from estimators.precision.definiteness import positive_definite
+from estimators.precision.dtype import widen
 from estimators.pytrees import PyTree, split_rows
 from estimators.regvar.centred import check_combination, refit_objective
 from estimators.regvar.draw_readout import BoundedReadout, ClampedReadout, DrawReadout
@@ -245,5 +248,14 @@ def _energies(objective: Objective, penalty: Penalty, solution: Solution) -> Dra
     if solution.energies is not None or penalty.start is None:
         return solution.energies
     with objective.network.ledger.part("energy error"):
-        slope = objective.product(solution.displacement).sub_(penalty.direction)  # u → A u − ξ
+        slope = _slope(objective, solution.displacement, penalty.direction)
     return DrawEnergies.of(penalty, objective.prior.precision, solution.displacement, slope)
+
+
+def _slope(objective: Objective, displacement: Tensor, direction: Tensor) -> Tensor:
+    """A u − ξ, (K, P); in float64 where a product in the dtype of the objective carries too much round-off."""
+    image = objective.product(displacement)
+    largest, smallest = float((norms(image) / norms(displacement)).max()), float(objective.prior.precision.min())
+    if not products_are_accurate(objective.theta.dtype, largest=largest, smallest=smallest):
+        image = widened(objective).product(widen(displacement))
+    return image.sub_(direction)
