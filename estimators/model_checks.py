@@ -23,9 +23,8 @@ def check_model(model: nn.Module) -> None:
 def weight_faults(model: nn.Module) -> list[ModelError]:
     """Several devices, dtypes that cannot be computed with, and non-finite weights."""
     floats = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
-    devices = {p.device for p in floats}
-    if len(devices) != 1:
-        listed = ", ".join(sorted(map(str, devices))) or "no parameters"
+    if len({p.device for p in floats}) != 1:
+        listed = ", ".join(sorted({f"{p.dtype} on {p.device}" for p in floats})) or "no parameters"
         return [ModelError("parameters on one device", received=listed, remedy="model.to(device).")]
     others = {str(p.dtype) for p in floats if p.dtype.to_real() not in FLOATS}
     if others:

@@ -32,7 +32,7 @@ class EnergyError:
 
     The first term is unknown, its mean is not; ‖z‖² of the draw's own prior noise is nearer to it, since ξ = √δ z
     wherever the data say nothing. per_parameter divides by n, per_dimension by the effective dimension mean uᵀGu, G the
-    data's part of A. The draws leave it uncertain, and it is kept between 0 and `bound`. Var(ξᵀA⁻¹ξ − ‖z‖²) is four
+    data's part of A. The draws leave it uncertain: a small one may come out negative (`clipped` does not). Var(ξᵀA⁻¹ξ − ‖z‖²) is four
     times the effective dimension d, so that the standard error of per_dimension is `noise` = 2/√(dK).
     `bound` is certain, since A is at least the prior: ‖u − A⁻¹ξ‖²_A = rᵀA⁻¹r ≤ Σ r²/δ for r = ξ − A u, per dimension.
     """
@@ -41,6 +41,11 @@ class EnergyError:
     per_dimension: float
     noise: float = 0.0
     bound: float = math.inf
+
+    @property
+    def clipped(self) -> float:
+        """per_dimension, brought between 0 and `bound`, within which the error lies for certain."""
+        return min(max(self.per_dimension, 0.0), self.bound)
 
     def warn_if_large(self) -> None:
         """NotConvergedWarning above half of a dimension's variance, by more than chance."""
@@ -114,7 +119,6 @@ class DrawEnergies:
         from_prior, linear, quadratic, _, bound = self.terms.mean(0).tolist()
         error, dimension = from_prior - 2 * linear + quadratic, float(self.dimensions.mean())
         noise = 2 / math.sqrt(dimension * len(self.terms))
-        error = min(max(error, 0.0), bound)  # certain, where chance or round-off says otherwise
         return EnergyError(error / self.n, error / dimension, noise, bound / dimension)
 
 

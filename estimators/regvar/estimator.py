@@ -219,7 +219,7 @@ class RegVar(UncertaintyEstimator):
         self._check_fitted()
         if self.fit_report_.energy is None:
             raise self._not_draws()
-        return self.fit_report_.energy.per_dimension
+        return self.fit_report_.energy.clipped
 
     @property
     def exact_block_(self) -> str:
