@@ -72,8 +72,8 @@ class Network:
         self.theta = self.subset.flatten(parameters).clone()
         self.frozen = {name: p for name, p in parameters.items() if name not in self.subset.shapes}
         self.ledger = Ledger()
-        if own is None:  # converted, the copy is what derivatives are compared with
-            own = OwnModule(model if self._stored is None else self.module, self.subset)
+        if own is None:  # of a converted network, a copy in its dtype is what derivatives are compared with
+            own = OwnModule(model if self._stored is None else structural_copy(self.module), self.subset)
         self.check = SelfCheck(own, self.subset, self.ledger)
         self.routes = Routes()
 

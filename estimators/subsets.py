@@ -49,8 +49,12 @@ class Subset:
 
     def n_entries(self, names: Iterable[str]) -> int:
         """Returns how many entries of θ these parameters have together."""
-        sizes = dict(zip(self.shapes, self.sizes, strict=True))
-        return sum(sizes[name] for name in names)
+        return sum(self.entries[name] for name in names)
+
+    @property
+    def entries(self) -> dict[str, int]:
+        """How many entries of θ each parameter has."""
+        return dict(zip(self.shapes, self.sizes, strict=True))
 
     @property
     def n_parameters(self) -> int:

@@ -137,8 +137,8 @@ class SelfCheck:
             g = self.own.vjp(x, u[None], names)[0]
         self._check_finite(g)
         self._see_slope(u, g)
-        shapes = self.subset.shapes if names is None else {name: self.subset.shapes[name] for name in names}
-        return _worst(shapes, product, g)
+        entries = self.subset.entries
+        return _worst(entries if names is None else {name: entries[name] for name in names}, product, g)
 
     def along_error(
         self, x: PyTree, cotangent: Tensor, along: Tensor, r: Tensor, *, u: Tensor | None = None
@@ -159,7 +159,7 @@ class SelfCheck:
     def compare(self, product: Tensor, expected: Tensor) -> Disagreement:
         """How far a vector (P,) is from one by plain autograd."""
         self._see_slope(expected, expected)
-        return _worst(self.subset.shapes, product, expected)
+        return _worst(self.subset.entries, product, expected)
 
     def tolerance(self) -> float:
         """Largest relative error of a route that is in use."""
@@ -198,7 +198,7 @@ class SelfCheck:
         u = self.random(f)
         g = self.own.vjp(x, u[None])[0]
         by_function = grad(lambda theta: (u * function(theta)).sum())(theta)
-        apart = _worst(self.subset.shapes, by_function.detach(), g)
+        apart = _worst(self.subset.entries, by_function.detach(), g)
         r = self.random(theta) * theta.abs().mean().clamp_min(1e-3)
         terms = g.double() * r.double()
         expected, scale = float(terms.sum()), float(terms.norm())
@@ -269,11 +269,11 @@ class Disagreement:
         return f"differs from plain autograd by {100 * self.error:.2g} %{place}"
 
 
-def _worst(shapes: dict[str, torch.Size], product: Tensor, g: Tensor) -> Disagreement:
-    """The parameter with the largest error, relative to its slope and a part of the whole one's."""
-    sizes = [shape.numel() for shape in shapes.values()]
+def _worst(entries: dict[str, int], product: Tensor, g: Tensor) -> Disagreement:
+    """The parameter with the largest error, relative to its slope and a part of the whole one's; entries of θ each."""
+    sizes = list(entries.values())
     whole = g.double().norm()
-    parts = zip(shapes, product.double().split(sizes), g.double().split(sizes), strict=True)
+    parts = zip(entries, product.double().split(sizes), g.double().split(sizes), strict=True)
     errors = [
         (_ratio(float((got - expected).norm()), float(expected.norm() + _ABSOLUTE * whole)), name)
         for name, got, expected in parts
