@@ -97,7 +97,8 @@ def _transposed(
     def patches() -> Tensor:
         spread = _with_zeros_between(_batched(input, n), strides)
         turned = _patches(_padded(spread, pads), kernel, [1] * n, dilations).unflatten(1, (-1, *kernel))
-        return turned.flip(list(range(2, 2 + n))).flatten(1)
+        found: Tensor = turned.flip(list(range(2, 2 + n))).flatten(1)
+        return found
 
     return ConvolutionPatches(weight, bias, patches, n, transposed=True)
 

@@ -49,7 +49,8 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             if buffer is not None:
                 part._buffers[name] = _converted(buffer, dtype)
     kind = type(model)
-    model.__class__ = _converting(kind._plain if issubclass(kind, _Converting) else kind, dtype)
+    plain = kind._plain if issubclass(kind, _Converting) else kind
+    model.__class__ = _converting(plain, dtype)  # type: ignore[arg-type]
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,8 +57,8 @@ class CGPrecision(Precision):
 
     def _solved_here(self, vectors: Tensor) -> Tensor:
         chunk = rows_per_chunk(64 * vectors.shape[1] * vectors.element_size(), budget=2**31)
-        options = {"tol": self.tol, "max_iter": self.max_iter, "free": self.free, "smallest": self.smallest}
-        return torch.cat([block_cg(self.product, part, **options).solution for part in vectors.split(chunk)])
+        solve = partial(block_cg, tol=self.tol, max_iter=self.max_iter, free=self.free, smallest=self.smallest)
+        return torch.cat([solve(self.product, part).solution for part in vectors.split(chunk)])
 
     def covariance(self, jacobian: Tensor) -> Tensor:
         m, c, p = jacobian.shape

@@ -33,7 +33,8 @@ class EnergyError:
     The first term is unknown, its mean is not; ‖z‖² of the draw's own prior noise is nearer to it, since ξ = √δ z
     wherever the data say nothing. per_parameter divides by n, per_dimension by the effective dimension mean uᵀGu, G the
     data's part of A. The draws leave it uncertain: a small one may come out negative (`clipped` does not).
-    Var(ξᵀA⁻¹ξ − ‖z‖²) is four times the effective dimension d, so that the standard error of per_dimension is `noise` = 2/√(dK).
+    Var(ξᵀA⁻¹ξ − ‖z‖²) is four times the effective dimension d, so that the standard error of
+    per_dimension is `noise` = 2/√(dK).
     `bound` is certain, since A is at least the prior: ‖u − A⁻¹ξ‖²_A = rᵀA⁻¹r ≤ Σ r²/δ for r = ξ − A u, per dimension.
     """
 
