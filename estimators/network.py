@@ -51,7 +51,8 @@ class Network:
 
     `check` holds the comparisons and their report (`estimators.models.self_check`); `ledger` counts the rows that go
     through the network. It is computed in `dtype`, or in the `working_dtype` of the model; `result_dtype` is that of
-    the outputs of the model itself, known from the first of `shaped_outputs` on.
+    the outputs of the model itself, known from the first of `shaped_outputs` on. `stored` differentiates the user's
+    module where `model` is a copy of it.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class Network:
         model: nn.Module,
         names: Sequence[str],
         *,
-        own: OwnModule | None = None,
         dtype: torch.dtype | None = None,
+        stored: OwnModule | None = None,
     ) -> None:
         dtype = working_dtype(model) if dtype is None else dtype
         self.module = in_dtype(unwrap_children_(structural_copy(unwrapped(model))), dtype)
@@ -72,9 +73,11 @@ class Network:
         self.theta = self.subset.flatten(parameters).clone()
         self.frozen = {name: p for name, p in parameters.items() if name not in self.subset.shapes}
         self.ledger = Ledger()
-        if own is None:  # of a converted network, a copy in its dtype is what derivatives are compared with
-            own = OwnModule(model if self._stored is None else structural_copy(self.module), self.subset)
-        self.check = SelfCheck(own, self.subset, self.ledger)
+        if self._stored is None:
+            self.check = SelfCheck(OwnModule(model, self.subset), self.subset, self.ledger)
+        else:  # a copy in the dtype of the computation is compared with closely, the module itself roughly
+            own, stored = OwnModule(structural_copy(self.module), self.subset), stored or OwnModule(model, self.subset)
+            self.check = SelfCheck(own, self.subset, self.ledger, stored)
         self.routes = Routes()
 
     def counted_anew(self) -> Network:

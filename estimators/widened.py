@@ -36,7 +36,8 @@ def widened_network(network: Network, dtype: torch.dtype) -> Network:
     """Returns the network in a dtype, with the same count of passes; itself where it is in that already."""
     if network.theta.dtype == dtype:
         return network
-    wide = Network(network.module, list(network.subset.shapes), dtype=dtype)
+    stored = network.check.stored or network.check.own
+    wide = Network(network.module, list(network.subset.shapes), dtype=dtype, stored=stored)
     wide.ledger, wide.result_dtype = network.ledger, network.result_dtype or network.theta.dtype
     wide.routes = network.routes  # found for the same module
     return wide

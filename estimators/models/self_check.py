@@ -66,10 +66,11 @@ class SelfCheck:
         own: the user's module, differentiated by plain autograd.
         subset: the chosen parameters.
         ledger: counts the rows that go through `own`.
+        stored: the user's module where `own` is a copy of it in another dtype: of fewer digits, and no copy.
     """
 
-    def __init__(self, own: OwnModule, subset: Subset, ledger: Ledger) -> None:
-        self.own, self.subset = own, subset
+    def __init__(self, own: OwnModule, subset: Subset, ledger: Ledger, stored: OwnModule | None = None) -> None:
+        self.own, self.subset, self.stored = own, subset, stored
         self.own.ledger = ledger
         self.report = DerivativeReport()
         self.n_data, self.fitting = 0, False
@@ -138,7 +139,12 @@ class SelfCheck:
         self._check_finite(g)
         self._see_slope(u, g)
         entries = self.subset.entries
-        return _worst(entries if names is None else {name: entries[name] for name in names}, product, g)
+        entries = entries if names is None else {name: entries[name] for name in names}
+        found = _worst(entries, product, g)
+        if self.stored is None or not found.within(self.tolerance()):
+            return found
+        rough = _worst(entries, product, self.stored.vjp(x, u[None], names)[0])
+        return found if rough.within(TOLERANCE.get(self.stored.dtype, 0.1)) else rough
 
     def along_error(
         self, x: PyTree, cotangent: Tensor, along: Tensor, r: Tensor, *, u: Tensor | None = None
@@ -152,9 +158,11 @@ class SelfCheck:
             g = self.own.vjp(x, cotangent[None])[0]
         self._check_finite(g)
         self._see_slope(cotangent, g)
-        terms = g.double() * r.double()
-        wrong = float((u.double() * along.double()).sum() - terms.sum())
-        return Disagreement(_ratio(abs(wrong), float(terms.norm())), None)
+        found = _along(u, along, g, r)
+        if self.stored is None or not found.within(self.tolerance()):
+            return found
+        rough = _along(u, along, self.stored.vjp(x, cotangent[None])[0], r)
+        return found if rough.within(TOLERANCE.get(self.stored.dtype, 0.1)) else rough
 
     def compare(self, product: Tensor, expected: Tensor) -> Disagreement:
         """How far a vector (P,) is from one by plain autograd."""
@@ -280,6 +288,13 @@ def _worst(entries: dict[str, int], product: Tensor, g: Tensor) -> Disagreement:
     ]
     error, name = max(errors, key=lambda pair: pair[0] if pair[0] == pair[0] else float("inf"))
     return Disagreement(error, name)
+
+
+def _along(u: Tensor, along: Tensor, g: Tensor, r: Tensor) -> Disagreement:
+    """⟨u, J r⟩ against ⟨g, r⟩, in units of the norm of the terms of the latter."""
+    terms = g.double() * r.double()
+    wrong = float((u.double() * along.double()).sum() - terms.sum())
+    return Disagreement(_ratio(abs(wrong), float(terms.norm())), None)
 
 
 def _apart(alone: Tensor, expected: Tensor) -> float:
