@@ -8,12 +8,13 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from estimators.errors import DataError, OptionError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.base import check_same_shape
 from estimators.likelihoods.categorical import Sites
-from estimators.prediction import Prediction
+from estimators.prediction import Prediction, log_odds_of, log_probs_of
 
 __all__ = ["Parts", "Score", "Scorer", "negative_log_predictive"]
 
@@ -75,11 +76,11 @@ def negative_log_predictive(prediction: Prediction, targets: Tensor, likelihood:
     """
     if prediction.kind == "regression":
         return _gaussian(prediction, targets)
-    assert prediction.probs is not None
     if prediction.kind == "binary":
-        check_same_shape(prediction.probs, targets)
-        return -torch.where(targets > 0.5, prediction.probs, 1 - prediction.probs).log().flatten()
-    return _categorical(prediction.probs.movedim(prediction.class_dim, -1), targets, likelihood)
+        log_odds = log_odds_of(prediction)
+        check_same_shape(log_odds, targets)
+        return -F.logsigmoid(torch.where(targets > 0.5, log_odds, -log_odds)).flatten()
+    return _categorical(log_probs_of(prediction).movedim(prediction.class_dim, -1), targets, likelihood)
 
 
 def _gaussian(prediction: Prediction, targets: Tensor) -> Tensor:
@@ -91,14 +92,13 @@ def _gaussian(prediction: Prediction, targets: Tensor) -> Tensor:
     return density.flatten(1).sum(1)
 
 
-def _categorical(probs: Tensor, targets: Tensor, likelihood: Likelihood | None) -> Tensor:
-    """Of probabilities (M, C) or (M, ..., C)."""
-    if targets.shape != probs.shape[:-1]:
-        raise DataError(
-            f"labels of shape {tuple(probs.shape[:-1])}", received=f"{tuple(targets.shape)}", remedy="one a prediction."
-        )
+def _categorical(log_probs: Tensor, targets: Tensor, likelihood: Likelihood | None) -> Tensor:
+    """Of log-probabilities (M, C) or (M, ..., C)."""
+    expected = tuple(log_probs.shape[:-1])
+    if targets.shape != expected:
+        raise DataError(f"labels of shape {expected}", received=f"{tuple(targets.shape)}", remedy="one a prediction.")
     places = likelihood.given(targets) if likelihood is not None else None
     if not isinstance(places, Sites):
-        return -probs.gather(-1, targets.long()[..., None]).log().flatten()
+        return -log_probs.gather(-1, targets.long()[..., None]).flatten()
     kept, labels = places.kept, places.labels
-    return -probs.flatten(1, -2)[kept].gather(-1, labels[kept].long()[:, None]).log().flatten()
+    return -log_probs.flatten(1, -2)[kept].gather(-1, labels[kept].long()[:, None]).flatten()
