@@ -1,6 +1,7 @@
 """What a fitted method says of every row of a problem, as named arrays: those of a record.
 
-Test rows have plain names: `mean`, `epistemic_variance`, `total_variance` or `probs`, `targets`. Others have a prefix:
+Test rows have plain names: `mean`, `epistemic_variance`, `total_variance` or `probs` with `log_probs` (classification)
+or `log_odds` (binary), `targets`. Others have a prefix:
 `validation/`, `ood/<set>/`, `shift/<set>/`; and what the tuned method says of all of them is under `tuned/` once more.
 A set whose loader knows no targets has none. Where a problem has a band, `band/` and `train/` have the inputs `x` too.
 Where it has out-of-distribution rows, those and the test rows have a `centred_variance` of their logits, if the method
@@ -108,7 +109,7 @@ def _targets(loader: Loader) -> NDArray[np.float64]:
 
 
 def _fields(prediction: Prediction, targets: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-    for name in ("mean", "epistemic_variance", "total_variance", "probs"):
+    for name in ("mean", "epistemic_variance", "total_variance", "probs", "log_probs", "log_odds"):
         tensor = getattr(prediction, name)
         if tensor is not None:
             yield name, tensor
