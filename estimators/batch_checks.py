@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import Tensor
 
 from estimators.batch import Batch
-from estimators.errors import DataError, EstimatorError
+from estimators.errors import DataError, EstimatorError, NotLogitsWarning
 from estimators.finite import is_finite
 from estimators.likelihoods import Likelihood
+from estimators.likelihoods.link_check import REMEDY, LinkCheck
+from estimators.models.outputs import output_tensor
 from estimators.network import Network
 from estimators.pytrees import PyTree, tensors_of
 
-__all__ = ["check_batch", "check_inputs"]
+__all__ = ["check_batch", "check_inputs", "warn_of_probabilities"]
 
 
 def check_batch(batch: Batch, network: Network, likelihood: Likelihood) -> Tensor:
@@ -76,3 +80,20 @@ def _check_tensor(tensor: Tensor, theta: Tensor, what: str) -> None:
             )
         if not is_finite(tensor):
             raise DataError(f"a finite {what}", received="NaN or Inf in the inputs", remedy="clean or impute the data.")
+
+
+def warn_of_probabilities(link: LinkCheck | None, network: Network) -> None:
+    """NotLogitsWarning if all outputs that `link` has seen look like probabilities, not like logits."""
+
+    def forward(x: PyTree) -> Tensor:
+        arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
+        return output_tensor(network.module(*arguments, **keywords))
+
+    found = None if link is None else link.found(forward)
+    if link is not None and found is not None:
+        warnings.warn(
+            f"the outputs of the model are {found}; the likelihood {link.likelihood!r} expects logits and applies its "
+            f"link itself, so that every number would be of another model. Try: {REMEDY}",
+            NotLogitsWarning,
+            stacklevel=5,
+        )

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from estimators.batch import Batch, Loader, empty_loader, size_in_bytes, split_batch
-from estimators.batch_checks import check_batch
+from estimators.batch_checks import check_batch, warn_of_probabilities
 from estimators.errors import NonDeterministicError, NotFittedError
 from estimators.likelihoods import Likelihood
+from estimators.likelihoods.link_check import LinkCheck
 from estimators.network import Network
 from estimators.pytrees import concatenate, select_rows
 from estimators.rng import preserved_random_state
@@ -40,12 +41,14 @@ class Batches:
         """Two passes over `loader`: validate every batch, count N, and refuse data that differ between passes.
 
         Errors: DataError (empty, shapes, labels, dtypes, devices, NaN or Inf), NonDeterministicError.
+        Warns: NotLogitsWarning where every output looks like a probability.
         """
-        first, second = _Pass(), _Pass()
+        first, second = _Pass(LinkCheck(likelihood)), _Pass()
         with preserved_random_state():
             stored = first.run(loader, network, likelihood, keep=True)
             if first.n_data == 0:
                 raise empty_loader()
+            warn_of_probabilities(first.link, network)
             checked = network.routes.outputs_by_own_module
             second.run(loader, network, likelihood, keep=False, check=True)
             if network.routes.outputs_by_own_module != checked:  # the copy of the model gives other outputs
@@ -122,8 +125,8 @@ class AbsentBatches(Batches):
 class _Pass:
     """What one pass saw: N, and the sums."""
 
-    def __init__(self) -> None:
-        self.n_data, self.sums = 0, Sums()
+    def __init__(self, link: LinkCheck | None = None) -> None:
+        self.n_data, self.sums, self.link = 0, Sums(), link
         self._single: Batch | None = None
         self._paired = False
 
@@ -136,6 +139,8 @@ class _Pass:
         for item in loader:
             batch = split_batch(item)
             f = check_batch(batch, network, likelihood)
+            if self.link is not None:
+                self.link.add(batch.x, f, batch.y)
             if check:
                 f = self._compared(batch, network, f)
             self.sums = self.sums.plus(f, batch.y)

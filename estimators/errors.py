@@ -17,6 +17,7 @@ __all__ = [
     "NonDeterministicError",
     "NotConvergedWarning",
     "NotFittedError",
+    "NotLogitsWarning",
     "OptionError",
     "StateError",
     "TooLargeError",
@@ -116,6 +117,10 @@ class DerivativeRouteWarning(UserWarning):
 
 class NotConvergedWarning(UserWarning):
     """Posterior draws were left far from their end: the variance may be wrong by much more than Monte-Carlo error."""
+
+
+class NotLogitsWarning(UserWarning):
+    """The outputs of the model look like probabilities where the likelihood expects logits."""
 
 
 class TuningEdgeWarning(UserWarning):
