@@ -32,12 +32,14 @@ class Query:
 
 
 def queries(loader: Loader) -> Iterator[Query]:
-    """The batches of a loader of (x, y), of x alone, or of dicts with or without "labels"."""
+    """The batches of a loader of (x, y), of x alone (also as [x]), or of dicts with or without "labels"."""
     return (as_query(item) for item in loader)
 
 
 def as_query(item: object) -> Query:
-    """One item of a loader."""
+    """One item of a loader; [x], which a DataLoader yields for TensorDataset(x), is x alone."""
+    if isinstance(item, (tuple, list)) and len(item) == 1 and isinstance(item[0], (Tensor, dict)):
+        return as_query(item[0])
     if isinstance(item, Tensor) or (isinstance(item, dict) and "labels" not in item):
         return Query(item, None)
     batch = split_batch(item)

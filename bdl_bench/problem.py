@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bdl_bench.loader_checks import LoaderChecks
 from bdl_bench.loaders import Loader, rows
-from bdl_bench.problem_checks import FirstRows, check_band, check_precision, check_split, check_trained
+from bdl_bench.problem_checks import check_band, check_precision, check_trained
 from estimators.errors import ModelError
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.network import structural_copy
@@ -30,11 +31,13 @@ class Problem:
     Args:
         model: the network, outputs (B, C). Trained and in eval mode, unless a `recipe` says how to train it.
         likelihood: "regression", "classification", "binary", or an object such as `Gaussian(sigma_noise=0.5)`.
-        train, validation, test: re-iterable loaders of (x, y), or of dicts with "labels".
+        train, validation, test: re-iterable loaders of (x, y), or of dicts with "labels". Every batch is checked when
+            the problem is made. Labels of rows that are scored are hard ones: class indices, or 0 and 1.
         prior_precision: δ > 0, a number or a mapping {glob of parameter names: number}.
         recipe: how the network is trained (`estimators.training.Recipe`); None where it is trained already.
         make_model: builds a fresh, untrained network, for methods that train several.
-        ood: named loaders of out-of-distribution inputs: of (x, y) where targets are known, or of x alone.
+        ood: named loaders of out-of-distribution inputs: of (x, y) where targets are known, which then fit the
+            likelihood, or of x alone, as a tensor, a dict, or [x].
         shifts: named loaders of shifted (x, y); the sets of a family are named "<family>-<severity>", severity 1 to 5.
         band: a loader of points along a line, x (M, 1) ascending, with or without the noiseless y: where the report
             draws the mean and a band of two standard deviations. Nothing is scored there.
@@ -98,16 +101,16 @@ class Problem:
         check_precision(self.prior_precision)
         if self.recipe is None:
             check_trained(self.model)
-        network = structural_copy(self.model).eval()
+        checks = LoaderChecks(structural_copy(self.model).eval(), self.likelihood)
         for name in _SPLITS:
-            check_split(name, getattr(self, name), network, self.likelihood)
-        first_rows = FirstRows(network)
+            checks.check_split(name, getattr(self, name), scored=name != "train")
+        checks.check_link()
         for name, loader in self.shifts.items():
-            first_rows.check_labelled(f"shift {name}", loader, self.likelihood)
+            checks.check_shift(f"shift {name}", loader)
         for name, loader in self.ood.items():
-            first_rows.check(f"out-of-distribution {name}", loader)
+            checks.check_queries(f"ood {name}", loader)
         if self.band is not None:
-            check_band(first_rows.check("band", self.band))
+            check_band(checks.check_queries("band", self.band))
 
 
 class _OnDevice:

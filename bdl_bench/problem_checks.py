@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from bdl_bench.loaders import Loader, as_query
-from estimators.batch import Batch, empty_loader, split_batch
 from estimators.errors import DataError, ModelError, OptionError
-from estimators.likelihoods import Likelihood
 from estimators.model_checks import check_model
-from estimators.network import output_tensor
-from estimators.pytrees import PyTree, split_rows, tensors_of
-from estimators.rng import preserved_random_state
+from estimators.pytrees import PyTree
 
-__all__ = ["FirstRows", "check_band", "check_precision", "check_split", "check_trained"]
+__all__ = ["check_band", "check_precision", "check_trained"]
 
 
 def check_precision(value: float | Mapping[str, float]) -> None:
@@ -43,87 +38,13 @@ def check_trained(model: nn.Module) -> None:
     check_model(model)
 
 
-def check_split(name: str, loader: Loader, network: nn.Module, likelihood: Likelihood) -> None:
-    """The first batch goes through the network and fits the likelihood."""
-    batch = split_batch(_first_item(name, loader))
-    _check_targets(name, batch, _outputs(name, batch.x, network), likelihood)
-
-
-def _check_targets(name: str, batch: Batch, f: Tensor, likelihood: Likelihood) -> None:
-    _check_length(name, batch.y, f.shape[0])
-    likelihood.check_targets(f, batch.y)
-
-
-def _check_length(name: str, y: Tensor, n: int) -> None:
-    if y.shape[:1] != (n,):
-        raise DataError(
-            f"one target for each of the {n} rows of the {name} loader",
-            received=f"targets of shape {tuple(y.shape)}",
-            remedy="check how the loader pairs x and y.",
-        )
-
-
-class FirstRows:
-    """The first row of further sets: through the network once for each form of a row, since there may be many sets."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.outputs: dict[object, Tensor] = {}
-
-    def check(self, name: str, loader: Loader) -> PyTree:
-        """The inputs of the first batch, which the network accepts."""
-        x = as_query(_first_item(name, loader)).x
-        self._output(name, x)
-        return x
-
-    def check_labelled(self, name: str, loader: Loader, likelihood: Likelihood) -> None:
-        """The network accepts the first row, and the likelihood its target."""
-        whole = split_batch(_first_item(name, loader))
-        _check_length(name, whole.y, len(whole))
-        row = whole.parts(1)[0]
-        _check_targets(name, row, self._output(name, row.x), likelihood)
-
-    def _output(self, name: str, x: PyTree) -> Tensor:
-        row = split_rows(x, 1)[0]
-        form = tuple((tensor.shape, tensor.dtype) for tensor in tensors_of(row))
-        if form not in self.outputs:
-            self.outputs[form] = _outputs(name, row, self.network)
-        return self.outputs[form]
-
-
-def check_band(x: PyTree) -> None:
-    """The inputs of a band have one column and ascend. Errors: DataError."""
-    one_column = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 1
-    if not one_column or bool((x.diff(dim=0) < 0).any()):
+def check_band(batches: list[PyTree]) -> None:
+    """The inputs of a band have one column and ascend, over all batches. Errors: DataError."""
+    one_column = all(isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 1 for x in batches)
+    if not one_column or bool((torch.cat(batches).diff(dim=0) < 0).any()):
+        x = batches[0]
         raise DataError(
             "a band along a line, x (M, 1) ascending",
             received=f"x of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}",
             remedy="torch.linspace(...).unsqueeze(1), or leave band out where inputs have several columns.",
         )
-
-
-def _first_item(name: str, loader: Loader) -> object:
-    """The loader can be iterated again, and the random state is left as it was."""
-    if isinstance(loader, Iterator):
-        raise DataError(
-            f"a {name} loader that can be iterated more than once",
-            received=f"a one-shot {type(loader).__name__}",
-            remedy="pass a DataLoader or a list of batches.",
-        )
-    with preserved_random_state():
-        for item in loader:
-            return item
-    raise empty_loader()
-
-
-def _outputs(name: str, x: PyTree, network: nn.Module) -> Tensor:
-    arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
-    try:
-        with torch.no_grad():
-            return output_tensor(network(*arguments, **keywords))
-    except (RuntimeError, IndexError, TypeError) as error:
-        raise DataError(
-            f"batches of the {name} loader that the network accepts",
-            received=f"one for which its forward says: {error}",
-            remedy="compare feature size, dtype and device with what the network was built for.",
-        ) from error
