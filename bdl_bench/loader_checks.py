@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from bdl_bench.loaders import Loader, Query, as_query
 from estimators.batch import split_batch
@@ -118,7 +119,7 @@ class LoaderChecks:
             self.link.add(query.x, f, query.y)
             return f
         row = split_rows(query.x, 1)[0] if len(query) else query.x
-        form = tuple((tensor.shape, tensor.dtype) for tensor in tensors_of(row))
+        form = _form(row)
         if form not in self._outputs:
             self._outputs[form] = _finite(_forward(self.network, row))
         return self._outputs[form]
@@ -211,6 +212,13 @@ def _forward(network: nn.Module, x: PyTree) -> Tensor:
             received=f"one for which its forward says: {error}",
             remedy="compare feature size, dtype and device with what the network was built for.",
         ) from error
+
+
+def _form(row: PyTree) -> object:
+    """What tells rows apart that a network may treat differently: shapes, dtypes, and values beside the tensors."""
+    leaves, structure = pytree.tree_flatten(row)
+    named = (str(leaf.shape) + str(leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
+    return str(structure), tuple(named)
 
 
 def _finite(f: Tensor) -> Tensor:
