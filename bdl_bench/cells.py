@@ -174,7 +174,7 @@ def _problem(cell: Cell) -> Problem:
     if key not in _LAST:
         _LAST.clear()
         _LAST[key] = load_problem(cell.prepared, cell.directory, cell.device)
-    elif _LAST[key].recipe is not None:
+    elif _LAST[key].trains_model:
         restore(_LAST[key], cell.prepared, cell.directory)
     return _LAST[key]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdl_bench.loaders import Loader, Query, queries
 from bdl_bench.problem import Problem
@@ -18,11 +18,10 @@ __all__ = ["problem_digest"]
 def problem_digest(problem: Problem) -> str:
     """Sixteen hexadecimal digits; the same for a loader that only shuffles, another for any changed value."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(problem.model.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            digest.update(name.encode() + bits(tensor.reshape(1, -1)).tobytes())
+    for network in (problem.model, *(problem.trained_members or ()), problem.dropout_model):
+        digest.update(_weights(network))
     trained = [name for name, p in problem.model.named_parameters() if p.requires_grad]
-    settings = (problem.likelihood, problem.prior_precision, problem.recipe, trained)
+    settings = (problem.likelihood, problem.prior_precision, problem.recipe, problem.trained, trained)
     digest.update(repr(settings).encode())
     for text in _architecture(problem):
         digest.update(text.encode() + b"\0")
@@ -31,10 +30,19 @@ def problem_digest(problem: Problem) -> str:
     return digest.hexdigest()[:16]
 
 
+def _weights(network: nn.Module | None) -> bytes:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()) if network is not None else ():
+        if isinstance(tensor, Tensor):
+            digest.update(name.encode() + bits(tensor.reshape(1, -1)).tobytes())
+    return digest.digest()
+
+
 def _architecture(problem: Problem) -> Iterator[str]:
     """What a network is beside its weights: its layers, and the source of those that are not torch's own."""
-    yield repr(problem.model)
-    kinds = {type(module) for module in problem.model.modules()}
+    networks = [network for network in (problem.model, problem.dropout_model) if network is not None]
+    yield from map(repr, networks)
+    kinds = {type(module) for network in networks for module in network.modules()}
     own = sorted(
         (k for k in kinds if not k.__module__.startswith("torch.")), key=lambda k: (k.__module__, k.__qualname__)
     )

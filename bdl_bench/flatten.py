@@ -51,7 +51,8 @@ def kept_rows(targets: Tensor | None, n: int, likelihood: Likelihood) -> Tensor 
     ignored = getattr(likelihood, "ignore_index", None)
     if targets is None or ignored is None or targets.ndim != 1 or bool((targets != ignored).all()):
         return slice(n)
-    return targets != ignored
+    kept: Tensor = targets != ignored
+    return kept
 
 
 def _places(prediction: Prediction) -> Sites | None:

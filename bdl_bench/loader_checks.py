@@ -20,7 +20,7 @@ from estimators.network import output_tensor
 from estimators.pytrees import PyTree, split_rows, tensors_of
 from estimators.rng import preserved_random_state
 
-__all__ = ["LoaderChecks", "located"]
+__all__ = ["LoaderChecks", "each_item", "located"]
 
 _FORWARD_ERRORS = (RuntimeError, IndexError, TypeError, ValueError, KeyError)
 
@@ -72,7 +72,7 @@ class LoaderChecks:
     ) -> list[PyTree]:
         kept: list[PyTree] = []
         n_rows = n_labels = n_targets = 0
-        with closing(_items(name, loader)) as items:  # at once, so that the random state is put back after an error
+        with closing(each_item(name, loader)) as items:  # at once, so that the random state is put back after an error
             for index, item in enumerate(items):
                 with located(name, index):
                     query = read(item)
@@ -175,7 +175,7 @@ def _labelled(item: object) -> Query:
     return Query(batch.x, batch.y)
 
 
-def _items(name: str, loader: Loader) -> Generator[Any]:
+def each_item(name: str, loader: Loader) -> Generator[Any]:
     """Every item; the random state, and that of the loader's own generators, is left as it was."""
     if isinstance(loader, Iterator):
         raise DataError(

@@ -16,6 +16,7 @@ from bdl_bench.fingerprints import problem_digest
 from bdl_bench.problem import Problem
 from bdl_bench.records import Training, content_key, slug
 from bdl_bench.seeding import seeded
+from bdl_bench.starting_point import starting_point
 from bdl_bench.tasks import Task, resolve_task
 from bdl_bench.versions import code_digest, file_digest
 from estimators.errors import StateError
@@ -62,21 +63,21 @@ def prepare(place: Place) -> Trained:
     task = resolve_task(place.task)
     problem = task.problem(place.seed)
     key = _key(task, problem, place)
-    if problem.recipe is None:
+    if not problem.trains_model:
         return Trained(Prepared(place.task, place.seed, key, Training(seconds=None, recipe=None), cached=True))
-    recipe = repr(problem.recipe)
+    start = starting_point(problem)
     if place.known is not None and place.known[0] == key:
-        training = Training(seconds=place.known[1], recipe=recipe)
+        training = start.training(place.known[1])
         return Trained(Prepared(place.task, place.seed, key, training, cached=True))
     seconds, content = _train(problem.on(place.device), place.seed, key)
-    training = Training(seconds=seconds, recipe=recipe)
+    training = start.training(seconds)
     return Trained(Prepared(place.task, place.seed, key, training, cached=False), content)
 
 
 def load_problem(prepared: Prepared, directory: Path, device: str) -> Problem:
     """The problem with its trained network in eval mode, on `device`."""
     problem = resolve_task(prepared.task).problem(prepared.seed)
-    if problem.recipe is not None:
+    if problem.trains_model:
         restore(problem, prepared, directory)
     return problem.on(device)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,14 @@ from torch.utils import _pytree as pytree
 
 from bdl_bench.loader_checks import LoaderChecks
 from bdl_bench.loaders import Loader, rows
-from bdl_bench.problem_checks import check_band, check_precision, check_trained
+from bdl_bench.problem_checks import (
+    check_band,
+    check_dropout_model,
+    check_members,
+    check_precision,
+    check_trained,
+    check_trained_option,
+)
 from estimators.errors import ModelError
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.network import structural_copy
@@ -20,7 +28,12 @@ from estimators.network import structural_copy
 if TYPE_CHECKING:
     from estimators.training import Recipe
 
-__all__ = ["Loader", "Problem", "rows"]
+__all__ = ["ENSEMBLE_SIZE", "Loader", "Members", "Problem", "rows"]
+
+ENSEMBLE_SIZE = 5
+"""Networks in a deep ensemble, `model` among them; five as in Lakshminarayanan et al. (2017)."""
+
+Members = Sequence[nn.Module] | Callable[[int], nn.Module]
 
 _SPLITS = ("train", "validation", "test")
 
@@ -34,8 +47,14 @@ class Problem:
         train, validation, test: re-iterable loaders of (x, y), or of dicts with "labels". Every batch is checked when
             the problem is made. Labels of rows that are scored are hard ones: class indices, or 0 and 1.
         prior_precision: δ > 0, a number or a mapping {glob of parameter names: number}.
-        recipe: how the network is trained (`estimators.training.Recipe`); None where it is trained already.
+        recipe: how the network is trained (`estimators.training.Recipe`), from the weights that it comes with; None if
+            it is trained already.
+        trained: True: `model` is used as it is, also with a `recipe`, which then serves only methods that train
+            networks of their own. None or False, with a recipe: `model` is trained by it, and the report says so.
         make_model: builds a fresh, untrained network, for methods that train several.
+        members: trained networks of the architecture of `model` for the deep ensemble, whose first member is `model`
+            itself: a list, or a function from 1, 2, 3, 4 to one, for instance from a seed to a checkpoint.
+        dropout_model: a trained network with dropout layers, in eval mode, for MC dropout; of any architecture.
         ood: named loaders of out-of-distribution inputs: of (x, y) where targets are known, which then fit the
             likelihood, or of x alone, as a tensor, a dict, or [x].
         shifts: named loaders of shifted (x, y); the sets of a family are named "<family>-<severity>", severity 1 to 5.
@@ -55,7 +74,10 @@ class Problem:
         *,
         prior_precision: float | Mapping[str, float],
         recipe: Recipe | None = None,
+        trained: bool | None = None,
         make_model: Callable[[], nn.Module] | None = None,
+        members: Members | None = None,
+        dropout_model: nn.Module | None = None,
         ood: Mapping[str, Loader] | None = None,
         shifts: Mapping[str, Loader] | None = None,
         band: Loader | None = None,
@@ -64,7 +86,9 @@ class Problem:
         self.likelihood = resolve_likelihood(likelihood)
         self.train, self.validation, self.test = train, validation, test
         self.prior_precision = prior_precision
-        self.recipe, self.make_model = recipe, make_model
+        self.recipe, self.trained, self.make_model = recipe, trained, make_model
+        self.members = list(members) if isinstance(members, Iterable) else members
+        self.dropout_model = dropout_model
         self.ood, self.shifts, self.band = dict(ood or {}), dict(shifts or {}), band
         self._check()
 
@@ -72,6 +96,18 @@ class Problem:
     def n_parameters(self) -> int:
         """The number of parameters that require a gradient."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def trains_model(self) -> bool:
+        """Whether the recipe trains `model`."""
+        return self.recipe is not None and not self.trained
+
+    @cached_property
+    def trained_members(self) -> list[nn.Module] | None:
+        """The trained networks of the ensemble beside `model`; None if there are none."""
+        if self.members is None or isinstance(self.members, list):
+            return self.members
+        return [self.members(number) for number in range(1, ENSEMBLE_SIZE)]
 
     def sets(self) -> dict[str, Loader]:
         """Every loader by the name that records have for its rows: train, validation, test, ood/…, shift/…, band."""
@@ -86,6 +122,7 @@ class Problem:
         """The same problem with its network (moved in place) and every batch on `device`."""
         moved = copy.copy(self)
         moved.model = self.model.to(device)
+        moved.dropout_model = None if self.dropout_model is None else self.dropout_model.to(device)
         for name in _SPLITS:
             setattr(moved, name, _OnDevice(getattr(self, name), device))
         moved.ood = {name: _OnDevice(loader, device) for name, loader in self.ood.items()}
@@ -99,8 +136,13 @@ class Problem:
                 "a torch.nn.Module", received=type(self.model).__name__, remedy="pass the network itself, not a path."
             )
         check_precision(self.prior_precision)
-        if self.recipe is None:
+        check_trained_option(self.trained, has_recipe=self.recipe is not None)
+        if not self.trains_model:
             check_trained(self.model)
+        if isinstance(self.members, list):
+            check_members(self.members, self.model)
+        if self.dropout_model is not None:
+            check_dropout_model(self.dropout_model)
         checks = LoaderChecks(structural_copy(self.model).eval(), self.likelihood)
         for name in _SPLITS:
             checks.check_split(name, getattr(self, name), scored=name != "train")

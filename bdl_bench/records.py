@@ -26,10 +26,30 @@ Status = Literal["ok", "skipped", "failed"]
 
 
 class Training(BaseModel):
-    """How the MAP of one (task, seed) came about; `seconds` is None where the network came trained."""
+    """How the MAP of one (task, seed) came about; `seconds` is None if the network came trained and was used as it is.
+
+    `epochs` are those of the recipe. `loss_before` is the mean −log p of a training label, in nats, at the weights that
+    the network came with; `further` says that these had been trained before: they do much better than no training.
+    """
 
     seconds: float | None
     recipe: str | None
+    epochs: int | None = None
+    loss_before: float | None = None
+    further: bool = False
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        if self.recipe is None:
+            return "none: the network came trained and was used as it is"
+        if self.epochs is None:  # of a record that does not say
+            return self.recipe
+        before = "" if self.loss_before is None else f" (mean −log p of a training label there: {self.loss_before:.3g})"
+        start = f"{self.epochs} epochs by {self.recipe}, from the weights that the problem came with{before}"
+        if not self.further:
+            return f"trained for {start}"
+        return f"trained further for {start}, which had been trained before; trained=True of Problem keeps them"
 
 
 class Cost(BaseModel):

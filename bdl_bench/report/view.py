@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from bdl_bench.methods import METHODS
-from bdl_bench.records import Record, RecordStore
+from bdl_bench.records import Record, RecordStore, Training
 from bdl_bench.report.figures.canvas import styled
 from bdl_bench.report.figures.gallery import Gallery
-from bdl_bench.report.findings import findings, overtuned
+from bdl_bench.report.findings import findings, overtuned, trained_further
 from bdl_bench.report.long import LongRow, long_rows
 from bdl_bench.report.palette import Palette
 from bdl_bench.report.results import TaskResults, gather, readable
@@ -125,12 +125,20 @@ def _task_view(context: Context, index: int) -> TaskView:
         summary=results.summary,
         kind=results.kind,
         seeds=results.seeds,
-        findings=[*findings(table.fair, exact.rows, cost.rows), *overtuned(table.fitted, table.tuned)],
+        findings=[
+            *trained_further(_trainings(results)),
+            *findings(table.fair, exact.rows, cost.rows),
+            *overtuned(table.fitted, table.tuned),
+        ],
         scores=table,
         costs=cost,
         agreement=exact,
         sections=[section for section in sections if section is not None],
     )
+
+
+def _trainings(results: TaskResults) -> list[Training | None]:
+    return [record.training for seeds in results.done.values() for record in seeds.values()]
 
 
 def _methods(records: Sequence[Record]) -> dict[str, str]:
