@@ -45,7 +45,7 @@ class LinkCheck:
 
     def add(self, x: PyTree, f: Tensor, y: Tensor | None) -> None:
         """Look at the outputs f (B, ...) of one batch x, y."""
-        if not self.possible:
+        if not self.possible or not len(f):
             return
         f = f.detach()
         if isinstance(self.likelihood, Categorical):
