@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 
 from bdl_bench.check import preflight
+from bdl_bench.custom_methods import as_estimator
 from bdl_bench.data.folder import MissingDataError
 from bdl_bench.executors.deaths import TimeLimitError
 from bdl_bench.footprint import footprint
@@ -23,6 +24,7 @@ from bdl_bench.maps import Prepared, load_problem, restore
 from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.registry import refuse_without_recipe
 from bdl_bench.metrics import evaluate
+from bdl_bench.metrics.array_checks import check_arrays
 from bdl_bench.predictions import Arrays, Predictor, prefixed
 from bdl_bench.problem import Problem
 from bdl_bench.records import Cost, Record, Tuning, content_key
@@ -103,6 +105,8 @@ def _measured(cell: Cell) -> Measured:
         tuning = tuned(estimator, method, problem, n=cell.tune)
         again = {} if tuning is None else Predictor(problem, tuning.estimator, tuning.predict).everywhere()
     kind = problem.likelihood.kind
+    check_arrays(arrays)
+    check_arrays(prefixed("tuned", again))
     record = _blank(
         cell,
         status="ok",
@@ -122,7 +126,7 @@ def _measured(cell: Cell) -> Measured:
 def _fitted(cell: Cell, method: Method, problem: Problem) -> tuple[Predictor, Arrays, Cost]:
     """A method fitted, what it says of the test rows, and what both took."""
     with footprint(cell.device) as memory:
-        unfitted = method.build(problem, cell.prepared.seed)
+        unfitted = as_estimator(method.build(problem, cell.prepared.seed), problem)
         start = time.perf_counter()
         estimator = unfitted.fit(problem.train)
         fitted, passes = _now(cell.device), estimator.passes_
@@ -207,6 +211,7 @@ def _fit_report(estimator: UncertaintyEstimator) -> dict[str, str]:
     values: dict[str, Any] = dict(report) if isinstance(report, Mapping) else {"report": report}
     learned = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name[0] != "_"}
     learned.pop("fit_report_", None)
+    learned |= getattr(estimator, "method_report_", {})  # of a plain class
     merged = {**learned, **values}
     return {name: _plain(value) for name, value in merged.items() if isinstance(value, (str, bool, int, float))}
 

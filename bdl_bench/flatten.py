@@ -18,7 +18,7 @@ from estimators.likelihoods import Likelihood
 from estimators.likelihoods.categorical import Sites
 from estimators.prediction import Prediction
 
-__all__ = ["flat_rows", "kept_rows"]
+__all__ = ["flat_rows"]
 
 
 def flat_rows(
@@ -26,11 +26,11 @@ def flat_rows(
 ) -> tuple[Prediction, Tensor | None]:
     """A prediction and its targets with one row a place that has a label.
 
-    One class a row, outputs (B, C) and targets (B,): as they came, without the rows whose label is ignored. A class at
-    each of several places, outputs (B, ..., C) or (B, C, ...) and labels of the places: (M, C) and (M,), M counting the
-    places whose label is not ignored, in the order of rows and, in a row, of places. For causal models labels are
-    shifted: what is predicted at t is judged by the token at t + 1. Numbers (regression, binary) of several dimensions:
-    (B, C) and (B, C), C counting all outputs of a row.
+    One class a row, outputs (B, C) and targets (B,): as they came. A class at each of several places, outputs
+    (B, ..., C) or (B, C, ...) and labels of the places: (M, C) and (M,), M counting the places whose label is not
+    ignored, in the order of rows and, in a row, of places. For causal models labels are shifted: what is predicted at t
+    is judged by the token at t + 1. Numbers (regression, binary) of several dimensions: (B, C) and (B, C), C counting
+    all outputs of a row.
 
     Args:
         prediction: of B rows, with outputs as the model gave them.
@@ -41,18 +41,7 @@ def flat_rows(
     if isinstance(places, Sites):
         labels = None if targets is None else places.labels[places.kept]
         return _with(prediction, partial(_of_places, places)), labels
-    kept = kept_rows(targets, len(prediction.mean), likelihood)
-    flat = _with(prediction, partial(_of_rows, kept))
-    return flat, None if targets is None else (targets.flatten(1) if targets.ndim > 1 else targets)[kept]
-
-
-def kept_rows(targets: Tensor | None, n: int, likelihood: Likelihood) -> Tensor | slice:
-    """Which of n rows have a label, of one class a row: all but those whose label is `ignore_index`."""
-    ignored = getattr(likelihood, "ignore_index", None)
-    if targets is None or ignored is None or targets.ndim != 1 or bool((targets != ignored).all()):
-        return slice(n)
-    kept: Tensor = targets != ignored
-    return kept
+    return _with(prediction, _of_rows), targets.flatten(1) if targets is not None and targets.ndim > 1 else targets
 
 
 def _places(prediction: Prediction) -> Sites | None:
@@ -70,10 +59,10 @@ def _with(prediction: Prediction, flat: Callable[[str, Tensor], Tensor]) -> Pred
     return replace(prediction, **changed, class_dim=-1)
 
 
-def _of_rows(kept: Tensor | slice, name: str, values: Tensor) -> Tensor:
+def _of_rows(name: str, values: Tensor) -> Tensor:
     if name == "samples":  # (S, B, ...)
-        return values.flatten(2)[:, kept]
-    return (values.flatten(1) if values.ndim > 1 else values)[kept]
+        return values.flatten(2)
+    return values.flatten(1) if values.ndim > 1 else values
 
 
 def _of_places(places: Sites, name: str, values: Tensor) -> Tensor:

@@ -1,17 +1,17 @@
 """Labels, shapes, dtypes and NaN in any batch of any loader are refused with the loader, the batch and the row."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bdl_bench import Problem
-from bdl_bench.flatten import flat_rows
 from bdl_bench.loaders import queries
 from bdl_bench.metrics import evaluate
+from bdl_bench.metrics.array_checks import check_arrays
 from bdl_bench.predictions import Predictor
 from estimators.baselines.map import MAP
 from estimators.errors import DataError, ModelError
-from estimators.likelihoods import Categorical
 from estimators.training import Recipe
 
 LOADERS = ("train", "validation", "test", "ood far", "shift noise-1")
@@ -142,18 +142,6 @@ def test_ignored_places_are_no_labels_where_the_likelihood_has_several_a_row():
                 prior_precision=1.0)  # fmt: skip
 
 
-def test_rows_whose_only_label_is_ignored_are_left_out_of_flat_rows():
-    likelihood, y = Categorical(), CLASSES.clone()
-    y[[2, 7]] = -100
-    samples = torch.randn(5, 11, 3, generator=torch.Generator().manual_seed(2))
-    flat, targets = flat_rows(likelihood.predict(samples.mean(0), samples.var(0), samples), y, likelihood)
-    kept = [i for i in range(11) if i not in (2, 7)]
-    assert targets.tolist() == CLASSES[kept].tolist()
-    assert torch.equal(flat.mean, samples.mean(0)[kept])
-    assert torch.equal(flat.samples, samples[:, kept])
-    assert flat.log_probs.shape == (9, 3)
-
-
 def test_metrics_refuse_targets_that_are_no_classes():
     arrays = {"probs": torch.full((2, 3), 1 / 3).numpy(), "epistemic_variance": torch.ones(2, 3).numpy()}
     for bad in (-1.0, 3.0, 0.5):
@@ -183,17 +171,25 @@ def test_a_link_inside_the_model_is_refused(kind, link, recipe):
         Problem(model, kind, good, good, good, prior_precision=1.0, recipe=recipe)
 
 
-class Broken(MAP):
-    """Gives NaN for one query."""
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("centred_variance", np.nan, "NaN or Inf among 6 values of ood/far/centred_variance, the first in row 1"),
+        ("epistemic_variance", np.inf, "ood/far/epistemic_variance, the first in row 1"),
+        ("total_variance", 0.0, "positive in row 1"),
+        ("total_variance", -2.0, "-2 as the least of ood/far/total_variance"),
+        ("log_probs", np.nan, "ood/far/log_probs"),
+    ],
+)
+def test_what_is_no_number_is_not_scored(name, value, told):
+    good = np.ones((3, 2))
+    bad = good.copy()
+    bad[1, 0] = value
+    check_arrays({name: good, "row_id": np.array(["a", "b", "c"])})
+    with pytest.raises(DataError, match=told):
+        check_arrays({name: good, f"ood/far/{name}": bad})
 
-    def _variance(self, x):
-        return torch.where(x[:, :1] == X[9, 0], torch.nan, super()._variance(x))
 
-
-def test_a_prediction_that_is_no_number_is_named_by_loader_batch_and_row():
-    made = problem("regression", "train", batches(X, labels("regression")))
-    estimator = Broken(made.model, "regression").fit(made.train)
-    with pytest.raises(DataError, match=r"in the test loader, batch 2 .*NaN or Inf.*row 1 of the batch"):
-        Predictor(made, estimator, estimator.predict).test()
-    with pytest.raises(DataError, match=r"in the validation loader, batch 2"):
-        Predictor(made, estimator, estimator.predict).beside_test()
+def test_a_class_of_probability_zero_is_a_number():
+    with np.errstate(divide="ignore"):
+        check_arrays({"log_probs": np.log([[1.0, 0.0]])})
