@@ -79,7 +79,8 @@ def negative_log_predictive(prediction: Prediction, targets: Tensor, likelihood:
     if prediction.kind == "binary":
         log_odds = log_odds_of(prediction)
         check_same_shape(log_odds, targets)
-        return -F.logsigmoid(torch.where(targets > 0.5, log_odds, -log_odds)).flatten()
+        y = targets.to(log_odds.dtype)
+        return -(_weighted(y, F.logsigmoid(log_odds)) + _weighted(1 - y, F.logsigmoid(-log_odds))).flatten()
     return _categorical(log_probs_of(prediction).movedim(prediction.class_dim, -1), targets, likelihood)
 
 
@@ -93,7 +94,9 @@ def _gaussian(prediction: Prediction, targets: Tensor) -> Tensor:
 
 
 def _categorical(log_probs: Tensor, targets: Tensor, likelihood: Likelihood | None) -> Tensor:
-    """Of log-probabilities (M, C) or (M, ..., C)."""
+    """Of log-probabilities (M, C) or (M, ..., C); soft targets have their shape."""
+    if targets.is_floating_point() and targets.shape == log_probs.shape:
+        return -_weighted(targets.to(log_probs.dtype), log_probs).sum(-1).flatten()
     expected = tuple(log_probs.shape[:-1])
     if targets.shape != expected:
         raise DataError(f"labels of shape {expected}", received=f"{tuple(targets.shape)}", remedy="one a prediction.")
@@ -101,4 +104,10 @@ def _categorical(log_probs: Tensor, targets: Tensor, likelihood: Likelihood | No
     if not isinstance(places, Sites):
         return -log_probs.gather(-1, targets.long()[..., None]).flatten()
     kept, labels = places.kept, places.labels
-    return -log_probs.flatten(1, -2)[kept].gather(-1, labels[kept].long()[:, None]).flatten()
+    by_place = log_probs.reshape(*kept.shape, log_probs.shape[-1])
+    return -by_place[kept].gather(-1, labels[kept].long()[:, None]).flatten()
+
+
+def _weighted(weights: Tensor, logs: Tensor) -> Tensor:
+    """weights · logs, 0 where a weight is 0, also for a logarithm of −∞."""
+    return torch.where(weights == 0, 0.0, weights * logs)

@@ -61,7 +61,6 @@ def with_label(kind, value):
     [
         ("classification", -1, "from -1 to -1"),
         ("classification", 3, "from 3 to 3"),
-        ("classification", -100, "-100"),
         ("binary", 2.0, "2"),
         ("binary", -1.0, "-1"),
         ("binary", float("nan"), "NaN"),

@@ -239,6 +239,17 @@ def test_the_score_of_tuning_is_finite_where_probabilities_are_zero(kind):
         assert scores.tolist() == pytest.approx([900.0, np.log(2), 900.0], rel=1e-15)
 
 
+def test_soft_targets_weigh_the_log_probabilities():
+    mean, variance = torch.tensor([[900.0, 0.0]]), torch.zeros(1, 2)
+    classes = Categorical().predict(mean, variance, None)
+    assert negative_log_predictive(classes, torch.tensor([[0.25, 0.75]])).tolist() == [675.0]
+    outputs = Bernoulli().predict(mean, variance, None)
+    scores = negative_log_predictive(outputs, torch.tensor([[0.25, 0.5]]))
+    assert scores.tolist() == pytest.approx([675.0, np.log(2)], rel=1e-15)
+    certain = Prediction(mean, variance, "classification", probs=torch.tensor([[1.0, 0.0]]))
+    assert negative_log_predictive(certain, torch.tensor([[1.0, 0.0]])).tolist() == [0.0]
+
+
 def test_a_prediction_with_probabilities_alone_is_scored_by_them():
     probs = torch.tensor([[0.7, 0.2, 0.1]])
     alone = Prediction(torch.zeros(1, 3), torch.zeros(1, 3), "classification", probs=probs)
