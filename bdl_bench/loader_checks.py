@@ -17,7 +17,7 @@ from estimators.errors import DataError, EstimatorError, ModelError, Unsupported
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.link_check import REMEDY, LinkCheck
 from estimators.network import output_tensor
-from estimators.pytrees import PyTree, split_rows, tensors_of
+from estimators.pytrees import PyTree, n_rows, split_rows, tensors_of
 from estimators.rng import preserved_random_state
 
 __all__ = ["LoaderChecks", "each_item", "located"]
@@ -71,21 +71,22 @@ class LoaderChecks:
         keep: bool = False,
     ) -> list[PyTree]:
         kept: list[PyTree] = []
-        n_rows = n_labels = n_targets = 0
+        total = n_labels = n_targets = 0
         with closing(each_item(name, loader)) as items:  # at once, so that the random state is put back after an error
             for index, item in enumerate(items):
                 with located(name, index):
                     query = read(item)
                     self._check_inputs(name, index, query.x)
+                    if query.y is not None:
+                        _check_count(name, index, query.x, query.y)
                     f = self._outputs_of(query, whole=whole_first and index == 0)
                     if query.y is not None:
-                        _check_count(name, index, query.y, len(query))
                         self._check_targets(name, index, f.expand(len(query), *f.shape[1:]), query.y, scored=scored)
                         n_labels, n_targets = n_labels + _n_labels(query.y, self.likelihood), n_targets + 1
-                n_rows += len(query)
+                total += len(query)
                 if keep:
                     kept.append(query.x)
-        if not n_rows:
+        if not total:
             raise DataError(
                 f"a {name} loader that yields at least one row",
                 received="an empty one",
@@ -101,7 +102,7 @@ class LoaderChecks:
 
     def _check_inputs(self, name: str, batch: int, x: PyTree) -> None:
         tensors = tensors_of(x)
-        if not tensors or not tensors[0].ndim:
+        if not any(tensor.ndim for tensor in tensors):
             raise DataError("inputs with at least one tensor whose first dimension counts rows",
                             received=type(x).__name__, remedy="pass tensors of shape (rows, ...).")  # fmt: skip
         for tensor in tensors:
@@ -115,13 +116,21 @@ class LoaderChecks:
     def _outputs_of(self, query: Query, *, whole: bool) -> Tensor:
         """Outputs of all rows, (B, ...), or of one row of this form, (1, ...)."""
         if whole:
-            f = _finite(_forward(self.network, query.x))
+            with torch.no_grad():
+                f = _finite(_forward(self.network, query.x))
+            if f.shape[:1] != (len(query),):
+                raise DataError(
+                    f"one output for each of the {len(query)} rows",
+                    received=f"outputs of shape {tuple(f.shape)}",
+                    remedy="let the first dimension of the outputs count the rows: view(len(x), -1) in forward.",
+                )
             self.link.add(query.x, f, query.y)
             return f
         row = split_rows(query.x, 1)[0] if len(query) else query.x
         form = _form(row)
         if form not in self._outputs:
-            self._outputs[form] = _finite(_forward(self.network, row))
+            with torch.no_grad():
+                self._outputs[form] = _finite(_forward(self.network, row))
         return self._outputs[form]
 
     def _check_targets(self, name: str, batch: int, f: Tensor, y: Tensor, *, scored: bool) -> None:
@@ -229,12 +238,13 @@ def _finite(f: Tensor) -> Tensor:
     return f.detach()
 
 
-def _check_count(name: str, batch: int, y: Tensor, n: int) -> None:
-    if y.shape[:1] != (n,):
-        row = min(n, len(y)) if y.ndim else 0
+def _check_count(name: str, batch: int, x: PyTree, y: Tensor) -> None:
+    """Some tensor of the inputs has as many rows as there are targets. Errors: DataError."""
+    if not y.ndim or all(len(tensor) != len(y) for tensor in tensors_of(x) if tensor.ndim):
+        n = n_rows(x)
         raise DataError(
             f"one target for each of the {n} rows",
-            received=f"{_at(name, batch, row)} targets of shape {tuple(y.shape)}",
+            received=f"{_at(name, batch, min(n, len(y)) if y.ndim else 0)} targets of shape {tuple(y.shape)}",
             remedy="check how the loader pairs x and y.",
         )
 
