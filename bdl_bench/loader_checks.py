@@ -147,6 +147,9 @@ class LoaderChecks:
             row, of_row = _first_failure(check, f, y)
             # What is wrong with the row is told more exactly by its own error, unless that is about another shape.
             told = of_row if of_row is not None and of_row.expected == error.expected else error
+            if name.startswith("ood "):  # often of other classes
+                remedy = f"{told.remedy.rstrip('.')}; or leave the labels of {name} out: x alone, or [x]."
+                told = type(told)(told.expected, received=told.received, remedy=remedy)
             with located(name, batch, row):
                 raise told from None
 

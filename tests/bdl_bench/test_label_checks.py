@@ -73,6 +73,11 @@ def test_a_bad_label_in_the_last_batch_is_named_by_loader_batch_and_row(loader, 
         problem(kind, loader, with_label(kind, value))
 
 
+def test_labels_of_other_classes_may_be_left_out_of_an_ood_loader():
+    with pytest.raises(DataError, match=r"leave the labels of ood far out: x alone, or \[x\]"):
+        problem("classification", "ood far", with_label("classification", 7))
+
+
 @pytest.mark.parametrize("loader", SCORED)
 def test_a_soft_binary_label_is_not_scored_as_a_hard_one(loader):
     with pytest.raises(DataError, match=rf"{loader} loader, batch 2, row {ROW} .*0\.3"):
