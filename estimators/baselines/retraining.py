@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from estimators.batches import Batches
 from estimators.errors import ModelError
+from estimators.network import structural_copy
 from estimators.objective import Objective
 from estimators.recipe import Recipe
 from estimators.rng import seeded_random_state
 from estimators.training import train_map
+from estimators.wrappers import unwrap_children_, unwrapped
 
 __all__ = ["MakeModel", "Retraining", "tensors_by_name"]
 
@@ -80,8 +82,9 @@ class _Rows:
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, all that tells one trained network from another."""
-    return {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    """Parameters and buffers, all that tells one trained network from another, by their names without wrappers."""
+    plain = unwrap_children_(structural_copy(unwrapped(model)))
+    return {name: t.detach() for name, t in [*plain.named_parameters(), *plain.named_buffers()]}
 
 
 def refuse_other_architecture(model: nn.Module, expected: nn.Module, *, what: str = "a make_model that builds") -> None:

@@ -182,6 +182,13 @@ def test_a_cached_training_still_says_so(tmp_path):
     assert second.training == first.training
 
 
+def test_members_in_wrappers_are_the_networks_inside():
+    wrapped = [nn.DataParallel(copy.deepcopy(each)).eval() for each in OTHERS]
+    expected = ensemble(trained_members=OTHERS).fit(BATCHES).variance(X)
+    assert torch.equal(ensemble(trained_members=wrapped).fit(BATCHES).variance(X), expected)
+    assert problem(members=wrapped).trained_members == wrapped
+
+
 def test_a_model_marked_as_trained_is_used_as_it_is_beside_a_recipe(tmp_path):
     made = problem(recipe=Recipe(epochs=2), make_model=fresh, trained=True)
     record, arrays, _ = run(made, "map", tmp_path)
