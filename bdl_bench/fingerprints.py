@@ -56,4 +56,4 @@ def _rows_digest(loader: Loader) -> bytes:
 
 
 def _batch_digest(batch: Query) -> int:
-    return sum(int.from_bytes(digest, "little") for digest in row_digests((batch.x, batch.y)))
+    return sum(int.from_bytes(digest, "little") for digest in row_digests((batch.x, batch.y), len(batch)))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from estimators.errors import DataError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.categorical import Sites
 from estimators.prediction import Prediction
@@ -37,6 +38,12 @@ def flat_rows(
         targets: of the same B rows, as the likelihood has them; None: there are none, and every place counts.
         likelihood: of the problem.
     """
+    if targets is not None and prediction.kind == "classification" and targets.is_floating_point():
+        raise DataError(
+            "class indices as the targets of rows that are scored; soft targets are for training rows",
+            received=f"targets of shape {tuple(targets.shape)} and dtype {targets.dtype}",
+            remedy="y.argmax(-1) in the validation and test loaders.",
+        )
     places = _places(prediction) if targets is None else likelihood.given(targets)
     if isinstance(places, Sites):
         labels = None if targets is None else places.labels[places.kept]

@@ -17,7 +17,16 @@ from estimators.errors import DataError, EstimatorError, ModelError, Unsupported
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.link_check import REMEDY, LinkCheck
 from estimators.network import output_tensor
-from estimators.pytrees import PyTree, n_rows, split_rows, tensors_of
+from estimators.pytrees import (
+    ALL_ROWS,
+    PyTree,
+    RowLayout,
+    forward_arguments,
+    n_rows,
+    plain_inputs,
+    split_rows,
+    tensors_of,
+)
 from estimators.rng import preserved_random_state
 
 __all__ = ["LoaderChecks", "each_item", "located"]
@@ -126,7 +135,8 @@ class LoaderChecks:
                 )
             self.link.add(query.x, f, query.y)
             return f
-        row = split_rows(query.x, 1)[0] if len(query) else query.x
+        layout = RowLayout().observe(query.x, len(query)) if len(query) else ALL_ROWS
+        row = split_rows(layout.mark(plain_inputs(query.x), len(query)), 1)[0] if len(query) else query.x
         form = _form(row)
         if form not in self._outputs:
             with torch.no_grad():
@@ -213,7 +223,7 @@ def _generators(loader: Loader) -> Iterable[torch.Generator]:
 
 
 def _forward(network: nn.Module, x: PyTree) -> Tensor:
-    arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
+    arguments, keywords = forward_arguments(x)
     try:
         return output_tensor(network(*arguments, **keywords))
     except EstimatorError:
@@ -228,7 +238,7 @@ def _forward(network: nn.Module, x: PyTree) -> Tensor:
 
 def _form(row: PyTree) -> object:
     """What tells rows apart that a network may treat differently: shapes, dtypes, and values beside the tensors."""
-    leaves, structure = pytree.tree_flatten(row)
+    leaves, structure = pytree.tree_flatten(plain_inputs(row))
     named = (str(leaf.shape) + str(leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
     return str(structure), tuple(named)
 
@@ -277,4 +287,4 @@ def _n_labels(y: Tensor, likelihood: Likelihood) -> int:
 
 
 def _first_row(bad: Tensor) -> int:
-    return int(bad.flatten(1).any(1).nonzero()[0]) if bad.ndim > 1 else int(bad.nonzero()[0])
+    return int(bad.reshape(len(bad), -1).any(1).nonzero()[0]) if bad.ndim else 0

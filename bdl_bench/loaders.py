@@ -9,15 +9,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from estimators.batch import Batch, Loader, split_batch
-from estimators.pytrees import PyTree, n_rows
+from estimators.batch import Batch, Loader, is_mapping, split_batch
+from estimators.inputs import as_inputs
+from estimators.pytrees import ALL_ROWS, PyTree, copied, n_rows, row_tensors
 
 __all__ = ["Loader", "Query", "as_query", "queries", "rewind", "rows"]
 
 
 def rows(loader: Loader) -> Iterator[Batch]:
-    """The batches of a loader, each as (x, y)."""
-    return (split_batch(item) for item in loader)
+    """The batches of a loader as (x, y), with tensors of their own: a loader may fill one buffer again and again."""
+    return (split_batch(item).copy() for item in loader)
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,27 @@ class Query:
 
 
 def queries(loader: Loader) -> Iterator[Query]:
-    """The batches of a loader of (x, y), of x alone (also as [x]), or of dicts with or without "labels"."""
+    """The batches of a loader of (x, y), of x alone, or of dicts with or without "labels"."""
     return (as_query(item) for item in loader)
 
 
 def as_query(item: object) -> Query:
     """One item of a loader; [x], which a DataLoader yields for TensorDataset(x), is x alone."""
-    if isinstance(item, (tuple, list)) and len(item) == 1 and isinstance(item[0], (Tensor, dict)):
+    if isinstance(item, (tuple, list)) and len(item) == 1 and (isinstance(item[0], Tensor) or is_mapping(item[0])):
         return as_query(item[0])
-    if isinstance(item, Tensor) or (isinstance(item, dict) and "labels" not in item):
-        return Query(item, None)
-    batch = split_batch(item)
-    return Query(batch.x, batch.y)
+    named = is_mapping(item)
+    if isinstance(item, Tensor) or (named and not {"labels", "label"} & as_inputs(item).keys()):
+        return Query(_marked(copied(as_inputs(item)), None), None)
+    batch = split_batch(item).copy()
+    return Query(_marked(batch.x, len(batch)), batch.y)
+
+
+def _marked(x: PyTree, n: int | None) -> PyTree:
+    """The inputs with the tensors marked that rows share; as they are, if their number is in none or not known."""
+    lengths = {len(tensor) for tensor in row_tensors(x)}
+    if n is None and len(lengths) == 1:
+        (n,) = lengths
+    return ALL_ROWS.mark(x, n) if n in lengths else x
 
 
 _BEGINNINGS: WeakKeyDictionary[torch.Generator, Tensor] = WeakKeyDictionary()

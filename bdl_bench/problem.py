@@ -21,7 +21,9 @@ from bdl_bench.problem_checks import (
     check_trained,
     check_trained_option,
 )
+from estimators.batch import is_mapping
 from estimators.errors import ModelError
+from estimators.inputs import as_inputs
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.network import structural_copy
 
@@ -163,4 +165,13 @@ class _OnDevice:
 
     def __iter__(self) -> Iterator[Any]:
         for item in self.loader:
-            yield pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), item)
+            yield pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), _as_pytree(item))
+
+
+def _as_pytree(item: object) -> object:
+    """An item of a loader whose mappings and dataclasses are dicts, through which pytrees see the tensors."""
+    if is_mapping(item):
+        return as_inputs(item)
+    if isinstance(item, (tuple, list)):
+        return tuple(as_inputs(part) if is_mapping(part) else part for part in item)
+    return item

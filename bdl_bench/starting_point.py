@@ -17,7 +17,7 @@ from bdl_bench.records import Training
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian
 from estimators.likelihoods.categorical import Sites
 from estimators.network import output_tensor, structural_copy
-from estimators.pytrees import PyTree
+from estimators.pytrees import PyTree, forward_arguments
 
 __all__ = ["StartingPoint", "starting_point"]
 
@@ -99,5 +99,5 @@ def _outputs(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _forward(network: nn.Module, x: PyTree) -> Tensor:
-    arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
+    arguments, keywords = forward_arguments(x)
     return output_tensor(network(*arguments, **keywords))

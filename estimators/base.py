@@ -19,6 +19,7 @@ from estimators.checkpoint import Checkpoint, File
 from estimators.errors import DataError, OptionError, UnsupportedError
 from estimators.fingerprint import fingerprint, refuse_if_changed
 from estimators.functionals import Functional, Through, variance_by_covariance
+from estimators.inputs import as_inputs
 from estimators.last_linear import last_linear_names
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.model_checks import check_model
@@ -26,7 +27,7 @@ from estimators.models.exclusive import exclusively
 from estimators.network import Network
 from estimators.objective import Labels, Objective, Prior
 from estimators.prediction import Prediction
-from estimators.pytrees import PyTree
+from estimators.pytrees import PyTree, n_rows
 from estimators.refittable import Refittable
 from estimators.rng import preserved_random_state
 from estimators.subsets import SubsetSpec, delta_of_names, matching_names
@@ -178,6 +179,7 @@ class UncertaintyEstimator(Refittable):
         Outputs of another shape (M, ...) have variances of that shape. With `of=g` the variance of g(f(x)) by the delta
         method, diag(G Σ Gᵀ), (M, D): g maps the outputs of one row, or these and its inputs, to a tensor of D entries.
         """
+        x = self._inputs(x)
         if of is None:
             return self._checked_variance(x)
         self._check_query(x)
@@ -202,12 +204,14 @@ class UncertaintyEstimator(Refittable):
     @exclusively
     def covariance(self, x: PyTree) -> Tensor:
         """Epistemic covariance between the outputs of each query, (M, C, C), C counting all outputs of a row."""
+        x = self._inputs(x)
         self._check_query(x)
         return self._covariance(x)
 
     @exclusively
     def sample(self, x: PyTree, n_samples: int, *, seed: int = 0) -> Tensor:
         """Function samples (n_samples, M, C), jointly over the rows of x, reproducible by `seed`."""
+        x = self._inputs(x)
         shape = self._check_query(x)
         if n_samples < 1:
             raise OptionError("n_samples >= 1", received=str(n_samples), remedy="ask for at least one sample.")
@@ -222,6 +226,7 @@ class UncertaintyEstimator(Refittable):
         """
         if link_approx not in ("probit", "mc"):
             raise OptionError('link_approx "probit" or "mc"', received=repr(link_approx), remedy='use "probit".')
+        x = self._inputs(x)
         variance = self._predictive_variance(x)
         samples = self.sample(x, n_samples) if link_approx == "mc" and self.likelihood.kind != "regression" else None
         if link_approx == "mc" and samples is None:
@@ -235,17 +240,28 @@ class UncertaintyEstimator(Refittable):
     def _mean(self, x: PyTree) -> Tensor:
         return self.network_.shaped_outputs(x)
 
+    def _inputs(self, x: PyTree) -> PyTree:
+        """A query as a pytree in which the tensors that rows share are marked, as in the training batches."""
+        self._check_fitted()
+        return self.objective_.batches.layout.mark(as_inputs(x))
+
     def _check_query(self, x: PyTree) -> torch.Size:
         """Refuse what is not a query; the shape of its outputs."""
         return self._checked_outputs(x).shape
 
     def _checked_outputs(self, x: PyTree) -> Tensor:
-        """The outputs at θ̂ of what is a query."""
+        """The outputs at θ̂ of marked inputs that are a query."""
         self._check_fitted()
         refuse_if_changed(self.model, self.fingerprint_, self.network_.pieces)
         f = check_inputs(x, self.network_, what="query")
         if not len(f):
             raise DataError("at least one query row", received="none", remedy="leave out empty batches.")
+        if len(f) != n_rows(x):
+            raise DataError(
+                f"one output row for each of the {n_rows(x)} rows of the query",
+                received=f"outputs of shape {tuple(f.shape)}",
+                remedy="put rows first in every tensor of the query, and leave them first in forward.",
+            )
         return self.network_.check_query(x, f)
 
 

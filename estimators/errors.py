@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Self
 
 __all__ = [
     "ConvergenceError",
@@ -31,7 +32,16 @@ class EstimatorError(Exception):
 
     def __init__(self, expected: str, *, received: str, remedy: str) -> None:
         self.expected, self.received, self.remedy = expected, received, remedy
-        super().__init__(f"Expected {expected}. Received {received}. Try: {remedy}")
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        return f"Expected {self.expected}. Received {self.received}. Try: {self.remedy}"
+
+    def at(self, place: str) -> Self:
+        """The same error, whose message also names the place that it was found at, such as "in batch 3"."""
+        self.received = f"{self.received}, {place}"
+        self.args = (self._message(),)
+        return self
 
     def __reduce__(self) -> tuple[object, ...]:
         """How to make it again: raised in another process, it arrives as it was."""

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import jacrev
-from torch.utils import _pytree as pytree
 
 from estimators.models.self_check import Disagreement
 from estimators.network import Network
-from estimators.pytrees import PyTree
+from estimators.pytrees import PyTree, plain_inputs, select_rows
 from estimators.vectorise import over_rows
 
 __all__ = ["Functional", "Through", "next_token_log_probs", "next_token_logits"]
@@ -79,7 +78,7 @@ class Through(Network):
         return torch.zeros_like(f).flatten(1) if pulled is None else pulled.flatten(1)
 
     def _inputs_of(self, x: PyTree, i: int) -> tuple[PyTree, ...]:
-        return (pytree.tree_map_only(Tensor, lambda t: t[i], x),) if self._reads_inputs else ()
+        return (select_rows(x, i),) if self._reads_inputs else ()
 
     def _two_reverse_passes(self, x: PyTree, vectors: Tensor) -> Tensor:
         return torch.einsum("bdc,kbc->kbd", self.slopes(x), super()._two_reverse_passes(x, vectors))
@@ -100,7 +99,7 @@ class Through(Network):
         return self.check.along_error(x, through, along, r, u=u)
 
     def _value(self, f: Tensor, *x: PyTree) -> Tensor:
-        return self.of(f, *x).flatten()
+        return self.of(f, *map(plain_inputs, x)).flatten()
 
 
 def _n_arguments(of: Functional) -> int:

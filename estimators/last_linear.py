@@ -14,7 +14,7 @@ from estimators.models.kernels import differentiable
 from estimators.models.outputs import output_tensor
 from estimators.models.own_module import fresh
 from estimators.network import structural_copy
-from estimators.pytrees import PyTree
+from estimators.pytrees import PyTree, forward_arguments
 from estimators.wrappers import unwrap_children_, unwrapped
 
 __all__ = ["LastLinear", "find_last_linear", "last_linear_names"]
@@ -77,9 +77,9 @@ def _producers(module: nn.Module, x: PyTree) -> list[str]:
 
 
 def _outputs(module: nn.Module, x: PyTree) -> Tensor:
-    x = fresh(x)  # a forward may write into its inputs
+    arguments, keywords = forward_arguments(fresh(x))  # a forward may write into its inputs
     with torch.no_grad(), differentiable():
-        return output_tensor(module(**x) if isinstance(x, dict) else module(x))
+        return output_tensor(module(*arguments, **keywords))
 
 
 def _passes_through(module: nn.Module, name: str, x: PyTree, f: Tensor) -> bool:

@@ -26,7 +26,7 @@ from estimators.models.outputs import output_tensor
 from estimators.models.own_module import OwnModule, fresh
 from estimators.models.parameter_swap import ParameterSwap
 from estimators.models.self_check import DISPLACED, OUTPUTS, Disagreement, SelfCheck
-from estimators.pytrees import PyTree, n_rows, row_as_batch, tensors_of
+from estimators.pytrees import PyTree, forward_arguments, n_rows, row_as_batch, tensors_of
 from estimators.recurrent import make_differentiable
 from estimators.subsets import Subset
 from estimators.vectorise import over_rows
@@ -90,7 +90,7 @@ class Network:
 
     def shaped(self, pieces: dict[str, Tensor], x: PyTree) -> Tensor:
         """Outputs (B, ...) as the model gives them with these tensors in place of the chosen parameters."""
-        arguments, keywords = as_arguments(self._protected(x))
+        arguments, keywords = forward_arguments(self._protected(x))
         tensors = {**self.frozen, **pieces}
         self.ledger.forward(n_rows(x))
         with differentiable():
@@ -109,7 +109,7 @@ class Network:
         if self.routes.outputs_by_own_module:
             return self.check.own.outputs(x)
         given = self._protected(x)
-        arguments, keywords = as_arguments(given)
+        arguments, keywords = forward_arguments(given)
         versions = [tensor._version for tensor in tensors_of(given)]
         with torch.no_grad(), differentiable():
             try:
@@ -545,11 +545,6 @@ class _Pulls:
                 f, pull = vjp(network.at(self._x), network.theta)[:2]
             self._made[swap] = f.detach(), pull
         return self._made[swap]
-
-
-def as_arguments(x: PyTree) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
-    """Arguments and keywords of the model's forward: a dict goes in by its names."""
-    return ((), x) if isinstance(x, dict) else ((x,), {})
 
 
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError)

@@ -8,17 +8,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from estimators.pytrees import PyTree, n_rows, tensors_of
 
 __all__ = ["bits", "row_digests"]
 
 
-def row_digests(rows: PyTree) -> list[bytes]:
-    """A digest of 32 bytes for each row of a pytree, over all of its tensors with as many rows; others are left out."""
-    n = n_rows(rows)
-    tables = [bits(t.reshape(n, -1)) for t in tensors_of(rows) if len(t) == n]
-    return [hashlib.sha256(b"".join(table[i].tobytes() for table in tables)).digest() for i in range(n)]
+def row_digests(rows: PyTree, n: int | None = None) -> list[bytes]:
+    """A digest of 32 bytes for each row of a pytree, over its tensors and over all that the rows share.
+
+    Args:
+        rows: inputs, or inputs and targets.
+        n: the number of rows; None: that of the first tensor with rows. Other tensors are shared by the rows.
+    """
+    n = n_rows(rows) if n is None else n
+    tables, shared = list[NDArray[np.uint8]](), b""
+    for leaf in pytree.tree_leaves(rows):
+        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == n:
+            tables.append(bits(leaf.reshape(n, -1)))
+        else:
+            tensors = tensors_of(leaf)
+            shared += bits(tensors[0].reshape(1, -1)).tobytes() if tensors else repr(leaf).encode()
+    return [hashlib.sha256(b"".join([*(table[i].tobytes() for table in tables), shared])).digest() for i in range(n)]
 
 
 def bits(table: Tensor) -> NDArray[np.uint8]:

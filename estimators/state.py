@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ Learned = tuple[dict[str, Tensor], dict[str, Any]]
 
 @dataclass(frozen=True)
 class About:
-    """What the tensors of a state belong to; `learned` is the estimator's own, in JSON types."""
+    """What the tensors of a state belong to; `learned` is the estimator's own, in JSON types.
+
+    `shared_inputs` are the paths of the input tensors that the rows of a batch share.
+    """
 
     estimator: str
     options: dict[str, str]
@@ -41,6 +44,7 @@ class About:
     n_data: int
     sums: Sums
     learned: dict[str, Any]
+    shared_inputs: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         """The text under "about"."""

@@ -20,6 +20,7 @@ from estimators.model_checks import check_model
 from estimators.models.exclusive import exclusively
 from estimators.network import Network
 from estimators.objective import Objective
+from estimators.pytrees import RowLayout
 from estimators.rng import preserved_random_state
 from estimators.state import ABOUT, About, FittedState, Learned, digest, read_file, write_file
 
@@ -52,7 +53,8 @@ class Storable(ABC):
         check_model(self.model)
         about = About.of(state)
         network = Network(self.model, about.parameters)
-        objective = self._over(network, AbsentBatches((), about.n_data, sums=about.sums))
+        layout = RowLayout(frozenset(about.shared_inputs))
+        objective = self._over(network, AbsentBatches((), about.n_data, sums=about.sums, layout=layout))
         about.check(self._about(objective, {}))
         self._take_over(state, objective)
         self.objective_ = objective
@@ -123,7 +125,9 @@ class Storable(ABC):
         options = {name: repr(getattr(self, name)) for name in self._option_names()}
         batches, names = objective.batches, list(objective.network.subset.shapes)
         assert batches.sums is not None
-        return About(type(self).__name__, options, names, digest(self.model), batches.n_data, batches.sums, learned)
+        shared = sorted(batches.layout.shared)
+        model = digest(self.model)
+        return About(type(self).__name__, options, names, model, batches.n_data, batches.sums, learned, shared)
 
     @classmethod
     def _option_names(cls) -> list[str]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from estimators.batch import Batch
+from estimators.batch import Batch, split_batch
+from estimators.batch_checks import check_batch, naming_batch
 from estimators.batches import Batches
 from estimators.checkpoint import Checkpoint
+from estimators.errors import DataError
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.loop import BatchGradient, Enough, Loop, Watch
 from estimators.models.outputs import output_tensor
-from estimators.network import as_arguments
+from estimators.network import Network
 from estimators.progress import track
+from estimators.pytrees import PyTree, copied, forward_arguments
 from estimators.recipe import Recipe
 from estimators.subsets import Subset, delta_of_names, matching_names
 
@@ -82,7 +86,8 @@ def train_map(
     batch statistics work as in any training; they draw from the global random state.
     """
     likelihood, recipe = resolve_likelihood(likelihood), recipe or Recipe()
-    batches = Batches.unchecked(train_loader, keep=recipe.batch_size is not None)
+    keep = recipe.batch_size is not None
+    batches = Batches.unchecked(train_loader, keep=keep, outputs=partial(_outputs_in_eval_mode, model))
     subset = Subset.of(model, matching_names(model, "all"))
     start = subset.flatten({name: p.detach() for name, p in model.named_parameters()})
     delta = delta_of_names(prior_precision, subset, start)
@@ -91,7 +96,7 @@ def train_map(
 
     def gradient(theta: Tensor, batch: Batch) -> Tensor:
         _write(chosen, subset, theta)  # into the module itself: however forward reaches a weight, it is this one
-        arguments, keywords = as_arguments(batch.x)
+        arguments, keywords = forward_arguments(batch.x)
         with torch.enable_grad():
             f = output_tensor(model(*arguments, **keywords))
             likelihood.check_targets(f, batch.y)
@@ -106,6 +111,11 @@ def train_map(
     trained = start
     try:
         trained = fit_weights(start, gradient, batches, recipe=recipe, generator=generator, progress_bar=progress_bar)
+    except (DataError, RuntimeError, IndexError, TypeError):
+        model.eval()
+        _write(chosen, subset, start)
+        _check_every_batch(model, likelihood, train_loader)  # rows were regrouped: says which batch it is
+        raise
     finally:
         model.eval()
         _write(chosen, subset, trained)  # after an exception: as they were
@@ -117,3 +127,24 @@ def _write(parameters: list[nn.Parameter], subset: Subset, theta: Tensor) -> Non
     with torch.no_grad():
         for parameter, value in zip(parameters, subset.unflatten(theta.detach()).values(), strict=True):
             parameter.copy_(value)
+
+
+def _outputs_in_eval_mode(model: nn.Module, x: PyTree) -> Tensor:
+    """f (B, ...) without a graph; the model's modes are put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            arguments, keywords = forward_arguments(copied(x))
+            return output_tensor(model(*arguments, **keywords))
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _check_every_batch(model: nn.Module, likelihood: Likelihood, loader: Iterable[Any]) -> None:
+    """Raise DataError, with the index of the batch and row, for the first batch that the model cannot be trained on."""
+    network = Network(model, matching_names(model, "all"))
+    for index, item in enumerate(loader):
+        with naming_batch(index):
+            check_batch(split_batch(item), network, likelihood)

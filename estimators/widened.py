@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.batch import Batch, Loader, split_batch
-from estimators.batches import AbsentBatches, Batches
+from estimators.batches import AbsentBatches
 from estimators.network import Network, structural_copy
 from estimators.objective import Objective
 from estimators.precision.dtype import algebra_dtype
@@ -29,7 +29,7 @@ def widened(objective: Objective) -> Objective:
     batches = objective.batches
     if not isinstance(batches, AbsentBatches):
         stored = None if batches.stored is None else tuple(_wide_batch(batch, dtype) for batch in batches.stored)
-        batches = Batches(_Wide(batches.loader, dtype), batches.n_data, stored, batches.sums)
+        batches = replace(batches, loader=_Wide(batches.loader, dtype), stored=stored)
     return replace(objective, network=network, prior=prior, batches=batches)
 
 

@@ -19,10 +19,11 @@ from bdl_bench.verify.proof import Claim, Proof, prove
 from bdl_bench.verify.subject import Subject
 from bdl_bench.verify.table import to_json, to_markdown
 from estimators.atomic import write_bytes, write_text
+from estimators.batch import Batch
 from estimators.errors import OptionError
 from estimators.last_linear import last_linear_names
 from estimators.model_checks import check_model
-from estimators.pytrees import PyTree, concatenate, n_rows, select_rows
+from estimators.pytrees import PyTree, RowLayout, concatenate, plain_inputs, select_rows
 from estimators.subsets import SubsetSpec, matching_names
 from estimators.training import train_map
 
@@ -109,19 +110,21 @@ def _subject(problem: Problem, n_points: int) -> tuple[Subject, list[str]]:
     model = model.double().eval()
     check_model(model)
     batches = [_in_double((batch.x, batch.y)) for batch in rows(problem.train)]
-    queries = concatenate([batch.x for batch in _first_rows(problem, n_points)])
-    x, _ = _in_double((select_rows(queries, slice(0, n_points)), torch.zeros(1)))
+    x, _ = _in_double((_queries(problem, n_points), torch.zeros(1)))
     return Subject(model, problem.likelihood, problem.prior_precision, batches, x), notes
 
 
-def _first_rows(problem: Problem, n_points: int) -> list[PyTree]:
-    taken, batches = 0, []
+def _queries(problem: Problem, n_points: int) -> PyTree:
+    """The first rows of the test loader, with what they share. Errors: DataError if they do not share the same."""
+    layout, taken, batches = RowLayout(), 0, list[Batch]()
+    for batch in rows(problem.train):
+        layout = layout.observe(batch.x, len(batch))
     for batch in rows(problem.test):
-        batches.append(batch)
-        taken += n_rows(batch.x)
+        batches.append(batch.marked(layout))
+        taken += len(batch)
         if taken >= n_points:
             break
-    return batches
+    return plain_inputs(select_rows(concatenate([batch.x for batch in batches]), slice(0, n_points)))
 
 
 def _in_double(batch: tuple[PyTree, Tensor]) -> tuple[PyTree, Tensor]:

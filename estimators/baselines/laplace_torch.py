@@ -16,8 +16,9 @@ from estimators.base import UncertaintyEstimator
 from estimators.batches import Batches
 from estimators.errors import OptionError, UnsupportedError
 from estimators.likelihoods import Gaussian, Likelihood
+from estimators.likelihoods.categorical import Sites
 from estimators.objective import Objective
-from estimators.pytrees import PyTree
+from estimators.pytrees import PyTree, plain_inputs
 
 __all__ = ["LaplaceTorch"]
 
@@ -104,6 +105,8 @@ class LaplaceTorch(UncertaintyEstimator):
             raise UnsupportedError(
                 "outputs (B, C)", received=f"shape {tuple(shape)}", remedy="LinearizedLaplace takes any shape."
             )
+        if any(isinstance(objective.likelihood.given(batch.y), Sites) for batch in objective.batches):
+            raise _refused("ignored rows (label -100)", "it takes their curvature to be that of labelled ones")
         options: dict[str, Any] = {"prior_precision": self.prior_precision, "prior_mean": self.prior_mean}
         if isinstance(self.likelihood, Gaussian):
             options["sigma_noise"] = self.likelihood.sigma_noise
@@ -158,7 +161,8 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
-            yield {**batch.x, "labels": batch.y} if isinstance(batch.x, dict) else (batch.x, batch.y)
+            x = plain_inputs(batch.x)
+            yield {**x, "labels": batch.y} if isinstance(x, dict) else (x, batch.y)
 
     def __len__(self) -> int:
         return sum(1 for _ in self.batches)

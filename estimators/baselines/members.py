@@ -42,6 +42,7 @@ class MembersEstimator(UncertaintyEstimator):
 
     def members(self, x: PyTree) -> Tensor:
         """f_s(x) of all members, (S, M, C), or (S, M, ...) for outputs of several dimensions."""
+        x = self._inputs(x)
         shape = self._check_query(x)
         return _shaped(self._members(x), shape)
 
@@ -54,6 +55,7 @@ class MembersEstimator(UncertaintyEstimator):
         """
         if link_approx not in (None, "probit", "mc"):
             raise OptionError('link_approx "probit" or "mc"', received=repr(link_approx), remedy="leave it out.")
+        x = self._inputs(x)
         shape = self._check_query(x)
         members = _shaped(self._members(x), shape)
         samples = members if n_samples is None else self._drawn(members, n_samples, seed=0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from estimators.diagnostics.diagnosis import Finding
 from estimators.diagnostics.subject import Subject
 from estimators.errors import UnsupportedError
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from estimators.likelihoods.categorical import Sites
 
 __all__ = ["decay_finding", "prior_precision_of"]
 
@@ -85,16 +86,16 @@ def _no_delta(optimizer: torch.optim.Optimizer) -> Finding:
 
 
 def _n_labels(subject: Subject) -> int | None:
-    """T, where a row has several labels: those that are kept."""
+    """T, where a row has several labels, or none: those that are kept."""
     if subject.likelihood.kind != "classification":
         return None
-    total = 0
+    total, one_a_row = 0, True
     for batch in subject.objective.batches:
-        if batch.y.ndim == 1:
-            return None
-        kept: Tensor = subject.likelihood.given(batch.y).kept  # type: ignore[attr-defined]
-        total += int(kept.sum())
-    return total
+        sites = subject.likelihood.given(batch.y)
+        several = isinstance(sites, Sites)
+        total += int(sites.kept.sum()) if isinstance(sites, Sites) else len(batch)
+        one_a_row = one_a_row and not several
+    return None if one_a_row else total
 
 
 def _decays(subject: Subject) -> dict[str, float]:

@@ -13,6 +13,7 @@ from estimators.batches import Batches
 from estimators.diagnostics.diagnosis import Finding
 from estimators.diagnostics.subject import Subject
 from estimators.likelihoods import Gaussian, Likelihood
+from estimators.likelihoods.categorical import Sites
 
 __all__ = ["target_findings"]
 
@@ -43,8 +44,20 @@ class _Scores:
 
     @property
     def accuracy(self) -> float:
-        hits = self.f.argmax(-1) == self.y if self.classes else (self.f > 0) == (self.y > 0.5)
+        hits = self.f.argmax(-1) == self.labels if self.classes else (self.f > 0) == (self.y > 0.5)
         return float(hits.double().mean())
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices (n,): of soft targets the most probable."""
+        return self.y.argmax(-1) if self.y.is_floating_point() else self.y.long()
+
+    @property
+    def counts(self) -> Tensor:
+        """Labels by class, (C,): of soft targets the sum of their probabilities."""
+        if self.y.is_floating_point():
+            return self.y.double().sum(0)
+        return torch.bincount(self.y.long(), minlength=self.f.shape[-1])
 
     @property
     def rmse(self) -> Tensor:
@@ -55,13 +68,13 @@ class _Scores:
     def nll(self) -> float:
         """A label, in nats."""
         if self.classes:
-            return float(torch.nn.functional.cross_entropy(self.f, self.y.long()))
+            return float(self.likelihood.nll(self.f, self.y).mean())
         return float(self.likelihood.nll(self.f, self.y).mean()) / self.f.shape[-1]
 
     def nll_of_constant(self, train: _Scores) -> float:
         """Of the best constant prediction for the training targets."""
         if self.classes:
-            counts = torch.bincount(train.y.long(), minlength=self.f.shape[-1]).double() + 1e-9
+            counts = train.counts.double() + 1e-9
             constant = (counts / counts.sum()).log()
         elif isinstance(self.likelihood, Gaussian):
             constant = train.y.double().mean(0)
@@ -74,12 +87,10 @@ def _paired(likelihood: Likelihood, f: Tensor, y: Tensor) -> tuple[Tensor, Tenso
     """Rows of outputs and targets; the kept places of rows that have several."""
     if likelihood.kind != "classification":
         return f.flatten(1), y.flatten(1)
-    if y.ndim == 1:
-        return f, y
     sites = likelihood.given(y)
-    kept, labels = sites.kept, sites.labels  # type: ignore[attr-defined]
-    by_site = f.movedim(getattr(likelihood, "class_dim", -1), -1).flatten(1, -2)
-    return by_site[kept], labels[kept]
+    if not isinstance(sites, Sites):
+        return f, y
+    return sites.by_site(f.flatten(1))[sites.kept], sites.labels[sites.kept]
 
 
 def target_findings(subject: Subject) -> Iterator[Finding]:
@@ -118,7 +129,7 @@ def _training(train: _Scores) -> Finding:
 
 
 def _balance(train: _Scores) -> Finding:
-    counts = torch.bincount(train.y.long(), minlength=train.f.shape[-1])
+    counts = train.counts
     least, most, absent = int(counts.min()), int(counts.max()), int((counts == 0).sum())
     values = {"least": least, "most": most, "absent": absent, "classes": len(counts)}
     measured = f"{len(counts)} classes with {least:,} to {most:,} labels each"
@@ -146,7 +157,7 @@ def _accuracy(scores: dict[str, _Scores]) -> Finding:
 
 def _majority(train: _Scores) -> float:
     if train.classes:
-        return float(torch.bincount(train.y.long()).max()) / len(train.y)
+        return float(train.counts.max()) / len(train.y)
     ones = train.y.double().mean(0)
     return float(torch.maximum(ones, 1 - ones).mean())
 

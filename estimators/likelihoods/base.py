@@ -25,6 +25,11 @@ class Likelihood(ABC):
 
     kind: ClassVar[str]
 
+    def __repr__(self) -> str:
+        """The class with its attributes: the same text for the same values, also in another process."""
+        listed = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(self).items()))
+        return f"{type(self).__name__}({listed})"
+
     def given(self, y: Tensor) -> Likelihood:  # noqa: ARG002
         """The same for the rows with targets y: it knows which of their outputs have one. Here, all."""
         return self

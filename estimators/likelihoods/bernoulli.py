@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +14,7 @@ __all__ = ["Bernoulli"]
 
 
 class Bernoulli(Likelihood):
-    """Independent Bernoulli outputs on logits f (B, C), y (B, C) in {0, 1}.
+    """Independent Bernoulli outputs on logits f (B, C), y (B, C) in {0, 1}, or probabilities between (soft targets).
 
     −log p = Σ_c softplus(f_c) − y_c f_c;  with p = sigmoid f:  Λ = diag(p(1−p)).
     """
@@ -39,10 +40,13 @@ class Bernoulli(Likelihood):
 
     def check_targets(self, f: Tensor, y: Tensor) -> None:
         check_same_shape(f, y)
-        strange = y[(y != 0) & (y != 1)]
+        strange = y[(y < 0) | (y > 1)] if y.dtype != torch.bool else y[:0]
         if strange.numel():
             raise DataError(
-                "binary labels 0 or 1", received=f"a label {strange[0].item()}", remedy="map the labels to 0 and 1."
+                "binary labels 0 or 1, or probabilities between them",
+                received=f"a label {strange[0].item()}",
+                remedy="map the labels to 0 and 1; an output without a label needs a likelihood of your own, whose "
+                "given(y) leaves it out.",
             )
 
     def predict(self, mean: Tensor, variance: Tensor, samples: Tensor | None) -> Prediction:

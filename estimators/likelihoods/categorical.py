@@ -17,11 +17,17 @@ class Categorical(Likelihood):
     """Softmax cross-entropy on logits f (B, C), y (B,) class indices; or on several class predictions a row.
 
     −log p = logsumexp f − f_y;  with p = softmax f:  Λ = diag(p) − p pᵀ,  S = diag(√p) − p √pᵀ.
+    y (B, C) of floating-point numbers are soft targets, the probabilities of the classes: −Σ_c y_c log p_c, the same Λ.
 
     Args:
         class_dim: -1 for logits (B, ..., C), as of token classifiers; 1 for (B, C, ...), as of segmentation networks.
             Targets have the shape without it.
-        ignore_index: the label of places without one, where there are several a row: padding, void pixels.
+        ignore_index: the label of what has none: padding, void pixels, or a whole row. It counts in N, as a row of the
+            loader, but has no loss and no curvature.
+
+    Example:
+        >>> Categorical().nll(torch.zeros(3, 2), torch.tensor([0, 1, -100]))
+        tensor([0.6931, 0.6931, 0.0000])
     """
 
     kind = "classification"
@@ -37,13 +43,15 @@ class Categorical(Likelihood):
         return f"{type(self).__name__}({', '.join(listed)})"
 
     def given(self, y: Tensor) -> Likelihood:
-        if y.ndim == 1:
+        if y.is_floating_point() or (y.ndim == 1 and not bool((y == self.ignore_index).any())):
             return self
-        return Sites(y.flatten(1), classes_first=self.class_dim == 1, ignored=self.ignore_index)
+        return Sites(y.reshape(len(y), -1), classes_first=self.class_dim == 1, ignored=self.ignore_index)
 
     def nll(self, f: Tensor, y: Tensor) -> Tensor:
+        if y.is_floating_point():
+            return -(y.to(f.dtype) * f.log_softmax(-1)).sum(-1)
         if y.ndim == 1:
-            return F.cross_entropy(f, y.long(), reduction="none")
+            return F.cross_entropy(f, y.long(), reduction="none", ignore_index=self.ignore_index)
         return self.given(y).nll(f, y)
 
     def expected_nll(self, f: Tensor, f_ref: Tensor) -> Tensor:
@@ -68,10 +76,13 @@ class Categorical(Likelihood):
         return total
 
     def check_targets(self, f: Tensor, y: Tensor) -> None:
+        if y.is_floating_point() and y.shape == f.shape and f.ndim == 2:
+            _check_probabilities(y)
+            return
         if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
             raise DataError(
-                "integer class indices",
-                received=f"targets of dtype {y.dtype}",
+                "integer class indices, or probabilities of the classes for outputs (B, C), of their shape",
+                received=f"targets of dtype {y.dtype} and shape {tuple(y.shape)}",
                 remedy='y.long() for indices, y.argmax(-1) for one-hot rows, or likelihood="regression"/"binary".',
             )
         classes = f.movedim(self.class_dim, -1)
@@ -82,7 +93,7 @@ class Categorical(Likelihood):
                 remedy="one index a row: y.squeeze(-1), or y.argmax(-1) for one-hot rows; "
                 "Categorical(class_dim=1) for outputs (B, C, H, W).",
             )
-        self._check_range(y[y != self.ignore_index] if y.ndim > 1 else y, classes.shape[-1])
+        self._check_range(y[y != self.ignore_index], classes.shape[-1])
 
     def _check_range(self, y: Tensor, n_classes: int) -> None:
         if y.numel() and (int(y.max()) >= n_classes or int(y.min()) < 0):
@@ -96,6 +107,18 @@ class Categorical(Likelihood):
         if samples is not None:
             return from_samples(mean, variance, samples, kind=self.kind, class_dim=self.class_dim)
         return from_logits(mean, variance, kind=self.kind, class_dim=self.class_dim)
+
+
+def _check_probabilities(y: Tensor) -> None:
+    """Soft targets are not negative, and those of a row add up to 1 within the precision of their dtype."""
+    total, least = y.double().sum(-1), float(y.min()) if y.numel() else 0.0
+    if least < 0 or bool(((total - 1).abs() > max(1e-4, 8 * torch.finfo(y.dtype).eps)).any()):
+        raise DataError(
+            "soft targets that are probabilities: not negative, with the sum 1 over the classes",
+            received=f"rows with sums from {float(total.min()):.6g} to {float(total.max()):.6g}, smallest {least:.6g}",
+            remedy='y.softmax(-1) for logits, y / y.sum(-1, keepdim=True) for counts, or likelihood="binary" for '
+            "several labels a row.",
+        )
 
 
 class Sites(Likelihood):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from estimators.errors import ModelError
@@ -10,11 +12,12 @@ __all__ = ["output_tensor"]
 
 
 def output_tensor(output: object) -> Tensor:
-    """The outputs (B, ...) of a model: a tensor, or the `.logits` of an object."""
-    tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    """The outputs (B, ...) of a model: a tensor, or the "logits" of a mapping or an object."""
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    tensor = output if isinstance(output, Tensor) else named
     if not isinstance(tensor, Tensor):
         raise ModelError(
-            "a model that returns a tensor, or an object with a tensor `.logits`",
+            'a model that returns a tensor, or a dict or object with a tensor "logits"',
             received=f"an output of type {type(output).__name__}",
             remedy="wrap the model in a Module whose forward picks the tensor, or joins several (torch.cat).",
         )

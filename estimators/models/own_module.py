@@ -12,14 +12,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from estimators.errors import EstimatorError
 from estimators.ledger import Ledger
 from estimators.models.kernels import differentiable
 from estimators.models.outputs import output_tensor
 from estimators.models.preserved_state import preserved_tensors
-from estimators.pytrees import PyTree, n_rows, select_rows, with_floats
+from estimators.pytrees import PyTree, copied, forward_arguments, n_rows, select_rows, with_floats
 from estimators.subsets import Subset
 from estimators.wrappers import unwrapped
 
@@ -174,7 +173,7 @@ class OwnModule:
         self._rows = n_rows(x)
         self.ledger.forward(self._rows)
         x = with_floats(fresh(x), self.dtype)
-        arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
+        arguments, keywords = forward_arguments(x)
         f = output_tensor(self.model(*arguments, **keywords))
         return f.clone() if f.is_inference() else f
 
@@ -199,7 +198,7 @@ class OwnModule:
 
 def fresh(x: PyTree) -> PyTree:
     """Copies of the tensors of x."""
-    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), x)
+    return copied(x)
 
 
 def _flat(slopes: Sequence[Tensor | None], chosen: Sequence[Tensor]) -> Tensor:

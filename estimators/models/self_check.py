@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from estimators.errors import DerivativeRouteWarning, ModelError
 from estimators.ledger import SELF_CHECK, Ledger
 from estimators.models.own_module import OwnModule
-from estimators.pytrees import PyTree, n_rows, select_rows
+from estimators.pytrees import PyTree, Shared, n_rows, select_rows
 from estimators.subsets import Subset
 
 __all__ = ["DerivativeReport", "Disagreement", "SelfCheck"]
@@ -303,6 +303,8 @@ def _kind(x: PyTree) -> object:
 
 
 def _kind_of_leaf(leaf: object) -> object:
+    if isinstance(leaf, Shared):
+        return "shared", _kind_of_leaf(leaf.value)
     if not isinstance(leaf, Tensor):
         return repr(leaf)
     flags = (bool(leaf.any()), bool(leaf.all())) if leaf.dtype == torch.bool else None

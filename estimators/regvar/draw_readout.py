@@ -14,7 +14,7 @@ from estimators.functionals import Functional, Through
 from estimators.network import Network
 from estimators.objective import Objective
 from estimators.precision.krylov_space import KrylovSpace
-from estimators.pytrees import PyTree, concatenate, n_rows, select_rows
+from estimators.pytrees import PyTree, select_rows
 from estimators.regvar.bounds import VarianceBounds
 from estimators.regvar.exact_block import ExactBlock, FunctionalBlock
 from estimators.regvar.readout import Readout
@@ -24,6 +24,7 @@ __all__ = ["BoundedReadout", "ClampedReadout", "DrawReadout", "Level", "restored
 
 _FEWEST, _MOST, _SHARE = 16, 256, 0.1  # training rows for the level: a tenth of them, within limits
 _OUTPUTS = 32  # for the level: a backward each
+_SEED = 0  # of the rows for the level
 _WIDE = 12.0  # upper over lower, where a place between them is no guide: docs/math.md, section 5
 
 
@@ -91,7 +92,27 @@ class Level:
     @classmethod
     def of(cls, draws: DrawReadout, bounds: VarianceBounds, objective: Objective) -> Level:
         """From a tenth of the training rows; of many outputs (tokens, pixels) from random combinations."""
-        x = _some_rows(objective)
+        parts = [_Part.of(draws, bounds, x) for x in _some_rows(objective)]
+        lower, upper = (torch.cat([getattr(part, name) for part in parts]) for name in ("lower", "upper"))
+        width = (upper - lower).sum()
+        if not float(width) > 1e-9 * float(upper.sum()):
+            return cls(0.5, 0.5)  # the bounds have met
+        places = sum(part.above for part in parts) / width  # one a draw
+        error = float(places.std()) / math.sqrt(len(places)) if len(places) > 1 else 0.5
+        apart = float((upper / lower.clamp_min(torch.finfo(lower.dtype).tiny)).median())
+        return cls(float(places.mean().clamp(0, 1)), min(0.5, error), apart)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """At some rows of one batch: both bounds, flat, and by how much each draw is above the lower one in sum, (K,)."""
+
+    lower: Tensor
+    upper: Tensor
+    above: Tensor
+
+    @classmethod
+    def of(cls, draws: DrawReadout, bounds: VarianceBounds, x: PyTree) -> _Part:
         combine = _combinations(draws.network, x)
         if combine is not None:
             draws = draws.through(combine)
@@ -99,13 +120,7 @@ class Level:
         lower, upper = bounds.variance(x)
         response = draws.network.jvp(x, draws.displacement).square()  # (K, M, C)
         known = torch.zeros_like(lower) if draws.block is None else draws.block.variance(x)
-        width = (upper - lower).sum()
-        if not float(width) > 1e-9 * float(upper.sum()):
-            return cls(0.5, 0.5)  # the bounds have met
-        places = (response.sum((1, 2)) + (known - lower).sum()) / width  # one a draw
-        error = float(places.std()) / math.sqrt(len(places)) if len(places) > 1 else 0.5
-        apart = float((upper / lower.clamp_min(torch.finfo(lower.dtype).tiny)).median())
-        return cls(float(places.mean().clamp(0, 1)), min(0.5, error), apart)
+        return cls(lower.flatten(), upper.flatten(), response.sum((1, 2)) + (known - lower).sum())
 
 
 class BoundedReadout(DrawReadout):
@@ -178,16 +193,21 @@ def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[s
     return kind(draws, VarianceBounds.of(network, space, block), Level(**learned["level"]))
 
 
-def _some_rows(objective: Objective) -> PyTree:
-    """Rows of the first batches."""
-    wanted = min(_MOST, max(_FEWEST, int(_SHARE * objective.batches.n_data)))
-    taken: list[PyTree] = []
+def _some_rows(objective: Objective) -> list[PyTree]:
+    """Rows drawn at random from all batches, those of a batch together: a loader may be sorted, for instance by class.
+
+    Batches are not joined, since their rows may share a value or have a shape of their own.
+    """
+    n_data = objective.batches.n_data
+    wanted = min(_MOST, max(_FEWEST, int(_SHARE * n_data)))
+    order = torch.randperm(n_data, generator=torch.Generator().manual_seed(_SEED))
+    chosen, start, taken = order[:wanted].sort().values, 0, list[PyTree]()
     for batch in objective.batches:
-        taken.append(select_rows(batch.x, slice(0, wanted)))
-        wanted -= n_rows(taken[-1])
-        if wanted <= 0:
-            break
-    return concatenate(taken)
+        inside = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
+        if len(inside):
+            taken.append(select_rows(batch.x, inside.to(batch.y.device)))
+        start += len(batch)
+    return taken
 
 
 def _combinations(network: Network, x: PyTree) -> Functional | None:

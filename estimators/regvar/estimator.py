@@ -160,6 +160,7 @@ class RegVar(UncertaintyEstimator):
     @exclusively
     def standard_error(self, x: PyTree) -> Tensor:
         """Monte-Carlo standard error of `variance`, (M, C); of SignedProbes, ParameterProbes and PosteriorDraws."""
+        x = self._inputs(x)
         shape = self._variance_shape(self._check_query(x))
         return torch.cat([readout.standard_error(part) for readout, part in self._readouts(x)]).reshape(shape)
 
@@ -169,6 +170,7 @@ class RegVar(UncertaintyEstimator):
 
         Errors: UnsupportedError where the draws are read by their mean square or there are none.
         """
+        x = self._inputs(x)
         shape = self._check_query(x)
         if not isinstance(self.readout_, BoundedReadout):
             raise UnsupportedError(

@@ -131,8 +131,19 @@ ROWS = {
         with_targets("classification", torch.eye(3).long()[torch.arange(20) % 3]), DataError, r"\(6, 3\)", "argmax"),
     "labels outside of {0, 1} for binary": (
         with_targets("binary", torch.full((20, 3), 2)), DataError, "a label 2", "map the labels"),
-    "soft labels for binary": (
-        with_targets("binary", torch.full((20, 3), 0.5)), DataError, r"a label 0\.5", "map the labels"),
+    "labels beyond 1 for binary": (
+        with_targets("binary", torch.full((20, 3), 1.5)), DataError, r"a label 1\.5", "map the labels"),
+    "soft targets that are counts": (
+        with_targets("classification", torch.full((20, 3), 2.0)), DataError, "sums from 6 to 6", r"y / y\.sum"),
+    "soft targets that are logits": (
+        with_targets("classification", torch.tensor([[2.0, -0.5, -0.5]]).expand(20, 3)), DataError, r"-0\.5",
+        "softmax"),
+    "NaN among several targets": (
+        with_targets("regression", torch.tensor([[0.0, nan, 0.0]], dtype=F64).expand(20, 3)), DataError,
+        "NaN or Inf in row 0, in batch 0", r"-999.*given\(y\)"),
+    "masked logits": (
+        with_model(lambda: Returns(lambda f: f.masked_fill(torch.tensor([True, False, False]), -inf))), DataError,
+        "-Inf in row 0, as logits of masked classes", r"masked_fill\(mask, -1e4\)"),
     "targets of another dtype": (
         with_targets("regression", torch.zeros(20, 3)), DataError, r"torch\.float32", r"y\.to\(outputs\.dtype\)"),
     "inputs of another dtype": (

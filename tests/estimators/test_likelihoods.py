@@ -181,9 +181,10 @@ def test_one_sigma_per_output_must_match_the_outputs():
         (Categorical(), torch.zeros(B, dtype=torch.bool), "integer.*bool"),
         (Categorical(), torch.zeros(B, 1, dtype=torch.int64), r"\(5, 1\)"),
         (Categorical(), torch.tensor([0, 1, 2, 3, 0]), "0..2.*0 to 3"),
-        (Categorical(), torch.tensor([0, 1, 2, -100, 0]), "0..2.*-100 to 2"),
+        (Categorical(), torch.tensor([0, 1, 2, -10, 0]), "0..2.*-10 to 2"),
+        (Categorical(ignore_index=-1), torch.tensor([0, 1, -1, -100, 0]), "0..2.*-100 to 1"),
         (Bernoulli(), torch.zeros(B), r"\(5, 3\).*\(5,\)"),
-        (Bernoulli(), torch.full((B, C), 0.5), "0 or 1.*0.5"),
+        (Bernoulli(), torch.full((B, C), 1.5), "0 or 1.*1.5"),
         (Bernoulli(), torch.full((B, C), -1), "0 or 1.*-1"),
     ],
 )

@@ -365,7 +365,9 @@ def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
     root = (variance / drawn).sqrt()
     assert torch.allclose(covariance / (root[:, :, None] * root[:, None]), drawn_covariance)
     assert torch.allclose(estimator.standard_error(x), plain.standard_error(x))
-    low, high = between.variance_bounds(problem()[2][0][0][:16])
+    rows = torch.cat([x for x, _ in problem()[2]])
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:16]  # of all batches
+    low, high = between.variance_bounds(rows[chosen])
     assert estimator.readout_.level.width == pytest.approx(float((high / low).median()))
     total = between.readout_.through(lambda f: f.sum()[None])
     sums = plain.through(lambda f: f.sum()[None]).variance(x).clamp(*total.bounds.variance(x))
@@ -375,3 +377,20 @@ def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
     restored.load_state_dict(estimator.state_dict())
     assert type(restored.attach(loader).readout_) is ClampedReadout
     assert torch.equal(restored.variance(x), variance)
+
+
+@pytest.mark.parametrize("batch_size", [7, 64, 300])
+def test_the_weight_between_the_bounds_is_estimated_at_rows_of_every_class(batch_size):
+    """A loader that is sorted by class: the first tenth of its rows are of one class."""
+    model = nn.Sequential(nn.Linear(2, 3)).double().eval()
+    y = torch.arange(3).repeat_interleave(100)
+    x = torch.stack([torch.arange(300.0), y.float()], 1).double()
+    loader = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+    objective = LinearizedLaplace(model, "classification").fit(loader).objective_
+    chosen = torch.cat(draw_readout._some_rows(objective))
+    again = torch.cat(draw_readout._some_rows(objective))
+    assert torch.equal(chosen, again)
+    assert chosen.shape == (30, 2)
+    assert len(chosen[:, 0].unique()) == 30
+    assert torch.equal(chosen, x[chosen[:, 0].long()])
+    assert chosen[:, 1].long().bincount().min() >= 5

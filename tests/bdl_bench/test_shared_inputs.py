@@ -1,0 +1,86 @@
+"""The comparison of a network whose rows share inputs, from loaders of any mapping that reuse their tensors."""
+
+from collections import UserDict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bdl_bench import Problem
+from bdl_bench.fingerprints import problem_digest
+from bdl_bench.predictions import Predictor
+from bdl_bench.problem import _OnDevice
+from estimators import LinearizedLaplace
+from estimators.errors import DataError
+
+EDGES = torch.tensor([[0, 1, 2, 1], [1, 2, 3, 3]])
+
+
+class Graph(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.node, self.head = nn.Linear(2, 3), nn.Linear(3, 2)
+
+    def forward(self, edges, time, x):
+        h = torch.tanh(self.node(x) * (1 + time))
+        return self.head((h[:, edges[0]] * h[:, edges[1]]).sum(1))
+
+
+def batches(seed=0, sizes=(4, 4, 2)):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        UserDict(
+            edges=EDGES, time=torch.tensor(0.3 * i), x=torch.randn(b, 4, 2, generator=generator),
+            labels=torch.arange(b) % 2,
+        )
+        for i, b in enumerate(sizes)
+    ]  # fmt: skip
+
+
+def make_problem(**loaders):
+    torch.manual_seed(1)
+    made = {"train": batches(), "validation": batches(1), "test": batches(2), **loaders}
+    return Problem(Graph().eval(), "classification", **made, prior_precision=0.5, shifts={"noise-1": batches(3)})
+
+
+def test_predictions_are_those_of_the_users_model_batch_by_batch():
+    problem = make_problem()
+    fitted = LinearizedLaplace(problem.model, "classification", prior_precision=0.5).fit(problem.train)
+    arrays = Predictor(problem, fitted, fitted.predict).everywhere()
+    inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches(2)]
+    expected = torch.cat([problem.model(**x) for x in inputs]).detach().numpy()
+    assert np.allclose(arrays["mean"], expected, atol=1e-5)
+    variance = torch.cat([fitted.variance(x) for x in inputs]).numpy()
+    assert np.allclose(arrays["epistemic_variance"], variance, rtol=1e-4)
+
+
+def test_the_digest_of_a_problem_sees_every_row_and_what_rows_share():
+    """The edges come first, and have two rows for batches of four."""
+    before = problem_digest(make_problem())
+    assert before == problem_digest(make_problem())
+    for name in ("edges", "time", "x"):
+        changed = batches()
+        changed[0][name] = changed[0][name].clone()
+        changed[0][name].view(-1)[-1] += 1 if name != "edges" else -1
+        assert problem_digest(make_problem(train=changed)) != before
+
+
+def test_soft_targets_are_for_training_rows_alone():
+    soft = [{**batch, "labels": torch.full((len(batch["labels"]), 2), 0.5)} for batch in batches()]
+    problem = make_problem(train=soft)
+    fitted = LinearizedLaplace(problem.model, "classification", prior_precision=0.5).fit(problem.train)
+    assert np.isfinite(Predictor(problem, fitted, fitted.predict).test()["mean"]).all()
+    with pytest.raises(DataError, match="argmax"):
+        Predictor(make_problem(test=soft), fitted, fitted.predict).test()
+
+
+def test_batches_of_any_mapping_are_moved_to_a_device():
+    """On the device without data: its tensors have shapes alone."""
+    loader = make_problem().on("meta").train
+    for batch in loader:
+        assert {tensor.device.type for tensor in batch.values()} == {"meta"}
+    pairs = [(UserDict(x=torch.zeros(2, 3)), torch.zeros(2)), ((torch.zeros(2), torch.ones(2)), torch.zeros(2))]
+    (named, _), (several, _) = _OnDevice(pairs, "meta")
+    assert named["x"].device.type == "meta"
+    assert isinstance(several, tuple)
