@@ -18,6 +18,7 @@ from bdl_bench.check import preflight
 from bdl_bench.data.folder import MissingDataError
 from bdl_bench.executors.deaths import TimeLimitError
 from bdl_bench.footprint import footprint
+from bdl_bench.kept_rows import AS_GIVEN
 from bdl_bench.loaders import rewind
 from bdl_bench.maps import Prepared, load_problem, restore
 from bdl_bench.methods import METHODS, Method
@@ -196,7 +197,14 @@ def _configuration(cell: Cell, problem: Problem, estimator: UncertaintyEstimator
         "device": cell.device,
         "threads": str(torch.get_num_threads()),
         "tune": str(cell.tune),
+        "row_order": _row_orders(problem),
     }
+
+
+def _row_orders(problem: Problem) -> str:
+    """In which order the rows of each set came to the method, where that is not the loader's own."""
+    orders = [f"{name}: {order}" for name, order in problem.row_orders().items() if order != AS_GIVEN]
+    return "; ".join(orders) or AS_GIVEN
 
 
 def _fit_report(estimator: UncertaintyEstimator) -> dict[str, str]:

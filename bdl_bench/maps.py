@@ -12,13 +12,13 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from bdl_bench.executors import Content
-from bdl_bench.fingerprints import problem_digest
+from bdl_bench.fingerprints import problem_digest, rows_digests
 from bdl_bench.problem import Problem
 from bdl_bench.records import Training, content_key, slug
 from bdl_bench.seeding import seeded
 from bdl_bench.tasks import Task, resolve_task
 from bdl_bench.versions import code_digest, file_digest
-from estimators.errors import StateError
+from estimators.errors import NonDeterministicError, StateError
 from estimators.training import train_map
 
 __all__ = ["Place", "Prepared", "Trained", "known_training", "load_problem", "map_path", "prepare", "restore"]
@@ -38,7 +38,8 @@ class Place:
 class Prepared:
     """A (task, seed) ready for stage two: the content key of its network and data, and how the network was trained.
 
-    `weights` is where its weights are read; None where the problem brings a trained network.
+    `weights` is where its weights are read; None where the problem brings a trained network. `rows` has a digest of the
+    rows of each set.
     """
 
     task: str
@@ -47,6 +48,7 @@ class Prepared:
     training: Training
     cached: bool
     weights: Content | None = field(default=None, compare=False, repr=False)
+    rows: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -60,25 +62,47 @@ class Trained:
 def prepare(place: Place) -> Trained:
     """Train the network of (task, seed) by its recipe, unless what is known of it has the same key."""
     task = resolve_task(place.task)
-    problem = task.problem(place.seed)
-    key = _key(task, problem, place)
+    problem = _kept(task, place.seed)
+    key, rows = _key(task, problem, place), rows_digests(problem)
     if problem.recipe is None:
-        return Trained(Prepared(place.task, place.seed, key, Training(seconds=None, recipe=None), cached=True))
-    recipe = repr(problem.recipe)
-    if place.known is not None and place.known[0] == key:
-        training = Training(seconds=place.known[1], recipe=recipe)
-        return Trained(Prepared(place.task, place.seed, key, training, cached=True))
-    seconds, content = _train(problem.on(place.device), place.seed, key)
-    training = Training(seconds=seconds, recipe=recipe)
-    return Trained(Prepared(place.task, place.seed, key, training, cached=False), content)
+        training, content, cached = Training(seconds=None, recipe=None), None, True
+    elif place.known is not None and place.known[0] == key:
+        training, content, cached = Training(seconds=place.known[1], recipe=repr(problem.recipe)), None, True
+    else:
+        seconds, content = _train(problem.on(place.device), place.seed, key)
+        training, cached = Training(seconds=seconds, recipe=repr(problem.recipe)), False
+    return Trained(Prepared(place.task, place.seed, key, training, cached, rows=rows), content)
 
 
 def load_problem(prepared: Prepared, directory: Path, device: str) -> Problem:
-    """The problem with its trained network in eval mode, on `device`."""
-    problem = resolve_task(prepared.task).problem(prepared.seed)
+    """The problem with its trained network in eval mode and the rows of stage one, on `device`.
+
+    Errors: NonDeterministicError where its rows are others than those that stage one saw.
+    """
+    problem = _kept(resolve_task(prepared.task), prepared.seed)
+    _check_same_rows(problem, prepared)
     if problem.recipe is not None:
         restore(problem, prepared, directory)
     return problem.on(device)
+
+
+def _kept(task: Task, seed: int) -> Problem:
+    """The problem of a seed, its sets read once."""
+    problem = task.problem(seed)
+    with seeded(seed):
+        return problem.kept()
+
+
+def _check_same_rows(problem: Problem, prepared: Prepared) -> None:
+    with seeded(prepared.seed):
+        found = rows_digests(problem)
+    other = sorted(name for name, rows in prepared.rows.items() if found.get(name) != rows)
+    if other:
+        raise NonDeterministicError(
+            f"the same rows for {prepared.task} seed {prepared.seed} in every process",
+            received=f"other rows than before in: {', '.join(other)}",
+            remedy="draw the data from the seed that the factory is given, and pad rows that are shuffled to one length.",
+        )
 
 
 def restore(problem: Problem, prepared: Prepared, directory: Path) -> None:
