@@ -85,7 +85,7 @@ class Record(BaseModel):
     """One cell. `metrics` under the names of the field, as fitted, and `tuned`; `reason` of a skip; `traceback`.
 
     `preflight` is what was found of the problem before its cells ran; `problem` is the content key of that problem;
-    `limit` the seconds that were not enough for it, of a cell that was skipped for them.
+    `task_code` and `method_code` are digests of the code and the options of the task and of the method; `limit` the seconds that were not enough for it, of a cell that was skipped for them.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
@@ -111,6 +111,8 @@ class Record(BaseModel):
     environment: dict[str, str] = Field(default_factory=dict)
     preflight: dict[str, str] = Field(default_factory=dict)
     problem: str = ""
+    task_code: str = ""
+    method_code: str = ""
     arrays: str | None = None
     arrays_digest: str | None = None
 
@@ -150,7 +152,7 @@ class RecordStore:
     def finished(self, task: str, method: str, seed: int) -> Record | None:
         """The record of a cell that ended well, whatever its key, if its arrays are whole; else None."""
         record = self.read(task, method, seed)
-        return record if record is not None and record.status == "ok" and self._arrays_are_whole(record) else None
+        return record if record is not None and record.status == "ok" and self.arrays_are_whole(record) else None
 
     def all(self) -> list[Record]:
         """Every readable record, by task, method and seed."""
@@ -168,7 +170,8 @@ class RecordStore:
         with np.load(self.directory / record.arrays, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
 
-    def _arrays_are_whole(self, record: Record) -> bool:
+    def arrays_are_whole(self, record: Record) -> bool:
+        """Whether the arrays of a record are those that were written with it."""
         path = self.directory / (record.arrays or "")
         return path.is_file() and _digest(path.read_bytes()) == record.arrays_digest
 
