@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 
 from bdl_bench.check import preflight
+from bdl_bench.content_digests import content_digest
 from bdl_bench.data.folder import MissingDataError
 from bdl_bench.executors.deaths import TimeLimitError
 from bdl_bench.footprint import footprint
@@ -70,7 +71,16 @@ class Cell:
     @property
     def key(self) -> str:
         """The content key of the record that this cell makes."""
-        return content_key(problem=self.prepared.key, method=self.method, tune=self.tune)
+        return content_key(problem=self.prepared.key, method=self.method, code=self.code, tune=self.tune)
+
+    @property
+    def code(self) -> str:
+        """A digest of the method: its options by value, its code, and the user's modules that this imports.
+
+        It is computed anew in each process, from what is loaded there.
+        """
+        method = METHODS[self.method]
+        return content_digest(method.build, method.axis, method.retrains)
 
 
 def measure(cell: Cell) -> Measured:
@@ -232,6 +242,8 @@ def _blank(cell: Cell, **fields: Any) -> Record:  # noqa: ANN401
         method_summary=METHODS[cell.method].summary,
         seed=cell.prepared.seed,
         problem=cell.prepared.key,
+        task_code=cell.prepared.code,
+        method_code=cell.code,
         environment=environment(),
         **fields,
     )

@@ -19,7 +19,6 @@ from bdl_bench.report import write_report
 from bdl_bench.report.notebook import Comparison
 from bdl_bench.tasks import TASKS, resolve_task
 from bdl_bench.tasks.registry import Task, first_line
-from bdl_bench.versions import source_of
 from estimators.errors import OptionError
 
 __all__ = ["compare"]
@@ -101,4 +100,4 @@ def _task(problem: object) -> Task:
             remedy="compare(make_problem) with make_problem(seed) -> Problem.",
         )
     name, summary = getattr(problem, "__name__", "problem"), first_line(problem) or "a problem of your own"
-    return Task(name, summary, problem, source=source_of(problem))
+    return Task(name, summary, problem)

@@ -11,13 +11,14 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from bdl_bench.content_digests import content_digest
 from bdl_bench.executors import Content
 from bdl_bench.fingerprints import problem_digest, rows_digests
 from bdl_bench.problem import Problem
 from bdl_bench.records import Training, content_key, slug
 from bdl_bench.seeding import seeded
 from bdl_bench.tasks import Task, resolve_task
-from bdl_bench.versions import code_digest, file_digest
+from bdl_bench.versions import code_digest
 from estimators.errors import NonDeterministicError, StateError
 from estimators.training import train_map
 
@@ -39,7 +40,7 @@ class Prepared:
     """A (task, seed) ready for stage two: the content key of its network and data, and how the network was trained.
 
     `weights` is where its weights are read; None where the problem brings a trained network. `rows` has a digest of the
-    rows of each set.
+    rows of each set, `code` one of the code that makes the problem.
     """
 
     task: str
@@ -49,6 +50,7 @@ class Prepared:
     cached: bool
     weights: Content | None = field(default=None, compare=False, repr=False)
     rows: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def prepare(place: Place) -> Trained:
     """Train the network of (task, seed) by its recipe, unless what is known of it has the same key."""
     task = resolve_task(place.task)
     problem = _kept(task, place.seed)
-    key, rows = _key(task, problem, place), rows_digests(problem)
+    code = _code(task)
+    key, rows = _key(task, problem, place, code), rows_digests(problem)
     if problem.recipe is None:
         training, content, cached = Training(seconds=None, recipe=None), None, True
     elif place.known is not None and place.known[0] == key:
@@ -71,7 +74,7 @@ def prepare(place: Place) -> Trained:
     else:
         seconds, content = _train(problem.on(place.device), place.seed, key)
         training, cached = Training(seconds=seconds, recipe=repr(problem.recipe)), False
-    return Trained(Prepared(place.task, place.seed, key, training, cached, rows=rows), content)
+    return Trained(Prepared(place.task, place.seed, key, training, cached, rows=rows, code=code), content)
 
 
 def load_problem(prepared: Prepared, directory: Path, device: str) -> Problem:
@@ -169,10 +172,11 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone().contiguous()
 
 
-def _key(task: Task, problem: Problem, place: Place) -> str:
-    with seeded(place.seed):
-        digest = problem_digest(problem)
-    source = file_digest(task.source_file) + task.source
-    return content_key(
-        task=task.name, seed=place.seed, problem=digest, source=source, code=code_digest(), device=place.device
-    )
+def _key(task: Task, problem: Problem, place: Place, code: str) -> str:
+    digest = problem_digest(problem)
+    return content_key(task=task.name, seed=place.seed, problem=digest, code=code, device=place.device)
+
+
+def _code(task: Task) -> str:
+    """A digest of what makes the problems of a task: both packages, the factory, and the user's modules it imports."""
+    return content_key(packages=code_digest(), factory=content_digest(task.make, values=False))

@@ -104,6 +104,10 @@ class Problem:
         """Return in which order the rows of each set come, in words."""
         return {name: row_order(loader) for name, loader in self.sets().items()}
 
+    def __getstate__(self) -> dict[str, object]:
+        """What a problem is; rows that were read are read again."""
+        return {**vars(self), "_kept": {}}
+
     def _kept_set(self, name: str, loader: Loader, budget: Budget) -> Loader:
         given, kept = self._kept.get(name, (None, loader))
         if given is not loader:
