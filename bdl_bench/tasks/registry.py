@@ -85,9 +85,15 @@ def from_reference(reference: str) -> Task:
         )
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    if any(sign in module_name for sign in ("/", "\\")) or not all(module_name.split(".")):
+        raise OptionError(
+            'a module by the name that Python imports it by, in "module:factory"',
+            received=f"{module_name!r}, which looks like a path",
+            remedy=f"{Path(module_name).stem or 'my_module'}:{attribute}, from the folder of the module.",
+        )
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise OptionError(
             f"an importable factory {reference!r}",
             received=f"{type(error).__name__}: {error}",
