@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bdl_bench.directories import check_directory, new_directory
+from bdl_bench.directories import made, new_directory
 from bdl_bench.disk import Disk
 from bdl_bench.executors import Workers
 from bdl_bench.grid import Grid
@@ -228,11 +228,8 @@ def _seeds(text: str) -> list[int]:
 
 
 def _directory(out: Path | None) -> Path:
-    """The directory that was named, if it can be written, or a new one."""
-    if out is None:
-        return new_directory()
-    check_directory(out)
-    return out
+    """The directory that was named, or a new one. Errors: OptionError where it cannot be written."""
+    return new_directory() if out is None else made(out)
 
 
 def _run(grid: Grid) -> list[Record]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bdl_bench.directories import check_directory
+from bdl_bench.directories import made
 from bdl_bench.executors import Workers
 from bdl_bench.grid import Grid
 from bdl_bench.methods import default_methods, methods_named
@@ -59,7 +59,6 @@ def compare(
     Errors: OptionError for unknown names; those of the problem. A method that fails is in the records, with its reason.
     """
     directory = Path(tempfile.mkdtemp(prefix="bdl-bench-")) if out is None else Path(out)
-    check_directory(directory)
     numbers = _seeds(seeds)
     chosen = [methods] if isinstance(methods, str) else list(methods or default_methods())
     methods_named(chosen)
@@ -91,7 +90,7 @@ def _named(problem: Subject | Sequence[str], directory: Path) -> Iterator[list[s
         yield [resolve_task(name).name for name in problem]
     else:
         task = _task(problem)
-        name = name_in(directory, task.name, identity_of(problem), taken=TASKS)
+        name = name_in(made(directory), task.name, identity_of(problem), taken=TASKS)
         TASKS[name] = replace(task, name=name)
         try:
             yield [name]

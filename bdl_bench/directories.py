@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from datetime import datetime
 from itertools import count
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from estimators.errors import OptionError
 
-__all__ = ["check_directory", "new_directory"]
+__all__ = ["check_directory", "made", "new_directory"]
 
 
 def check_directory(directory: Path) -> None:
@@ -24,10 +25,21 @@ def check_directory(directory: Path) -> None:
         raise _unusable(directory, f"no permission to write in {found}")
 
 
+def made(directory: Path) -> Path:
+    """Create a directory if it is not there, and return it. Raises OptionError if that cannot be."""
+    check_directory(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _unusable(directory, f"{type(error).__name__}: {error.strerror}") from error
+    return directory
+
+
 def new_directory(parent: Path = Path("bdl-results")) -> Path:
     """Create and return a directory named by the time; one that is there already is another run's, and gets a number."""
-    check_directory(parent)
-    parent.mkdir(parents=True, exist_ok=True)
+    made(parent)
     now = f"{datetime.now():%Y-%m-%d_%H%M%S}"
     for number in count(1):
         directory = parent / (now if number == 1 else f"{now}-{number}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bdl_bench.claims import Claims
-from bdl_bench.directories import check_directory
+from bdl_bench.directories import check_directory, made
 from bdl_bench.disk import Disk
 from bdl_bench.events import Event, Listener
 from bdl_bench.executors import ONE_WORKER, Workers, check_workers, executor_for
@@ -77,7 +77,7 @@ class Grid:
             listener(Event(*step, "planned"))
         with ExitStack() as stack:
             with Disk(self.directory).writing():
-                self.directory.mkdir(parents=True, exist_ok=True)
+                made(self.directory)
                 claims = stack.enter_context(Claims(self.directory))
             executor = stack.enter_context(executor_for(self.workers, device=self.device))
             records = Stages(self, listener, executor, claims).run()

@@ -52,10 +52,11 @@ class Predictor:
     def beside_test(self) -> Arrays:
         """Those of validation, out-of-distribution and shifted rows, under their prefixes; and centred variances."""
         problem = self.problem
-        arrays = self._centred()
+        arrays: Arrays = {}
         for name in problem.sets():
             if name not in ("train", "test"):
                 arrays |= prefixed(name, self._on(name))
+        arrays |= self._centred()
         if problem.band is not None:
             arrays |= prefixed("band", {"x": _in_order(self._kept("band"), _inputs(list(queries(self._kept("band")))))})
             train = list(queries(problem.train))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from estimators.atomic import write_bytes, write_text
+from estimators.errors import StateError
 
 __all__ = ["ArrayFile", "Cost", "Record", "RecordStore", "Training", "Tuning", "content_key", "slug"]
 
@@ -156,19 +159,34 @@ class RecordStore:
 
     def all(self) -> list[Record]:
         """Every readable record, by task, method and seed."""
-        records = [_read(path) for path in sorted(self.root.rglob("*.json"))]
+        records = [_read(path) for path in self._paths()]
         return sorted((r for r in records if r is not None), key=lambda r: (r.task, r.method, r.seed))
+
+    def unreadable(self) -> dict[str, str]:
+        """Return why each file that cannot be read as a record cannot be, by its path in the directory."""
+        found = ((path.relative_to(self.directory).as_posix(), _why_unreadable(path)) for path in self._paths())
+        return {name: reason for name, reason in found if reason is not None}
 
     def written(self, record: Record) -> float:
         """When, in seconds since the epoch."""
         return self.path(record.task, record.method, record.seed).stat().st_mtime
 
     def arrays(self, record: Record) -> dict[str, NDArray[Any]]:
-        """The per-example arrays of a record."""
+        """The per-example arrays of a record. Errors: StateError where the file is gone or damaged."""
         if record.arrays is None:
             return {}
-        with np.load(self.directory / record.arrays, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        try:
+            with np.load(self.directory / record.arrays, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise StateError(
+                f"the arrays of {record.task} {record.method} seed {record.seed} in {record.arrays}",
+                received=f"{type(error).__name__}: {error}",
+                remedy="the same command with the same --out makes them again.",
+            ) from error
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.root.rglob("*.json"))
 
     def arrays_are_whole(self, record: Record) -> bool:
         """Whether the arrays of a record are those that were written with it."""
@@ -193,6 +211,19 @@ def _read(path: Path) -> Record | None:
         return Record.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+def _why_unreadable(path: Path) -> str | None:
+    """The first thing that is wrong with a file; None for a record."""
+    try:
+        Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        return f"{type(error).__name__}: {error.strerror}"
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}" if where else str(first["msg"])
+    return None
 
 
 def _npz(arrays: ArrayFile) -> bytes:
