@@ -288,6 +288,7 @@ def _of_the_factory(model: str | None) -> Iterator[None]:
 
 def _say(error: Exception) -> None:
     text = str(error) if isinstance(error, EstimatorError) else f"{type(error).__name__}: {error}"
+    text = " ".join(text.split())
     Console(stderr=True).print(f"[red]{escape(text)}[/red]", highlight=False, soft_wrap=True)
 
 

@@ -20,8 +20,8 @@ from bdl_bench.problem import Problem
 from bdl_bench.progress import shown
 from bdl_bench.report import write_report
 from bdl_bench.report.notebook import Comparison
-from bdl_bench.tasks import TASKS, resolve_task
 from bdl_bench.task_names import identity_of, name_in
+from bdl_bench.tasks import TASKS, resolve_task
 from bdl_bench.tasks.registry import Task, first_line
 from estimators.errors import OptionError
 

@@ -208,7 +208,8 @@ def _globals(function: FunctionType) -> dict[str, object]:
 
 def _state(value: Any) -> object:  # noqa: ANN401
     """What an object says it holds, its attributes and slots, or what it would be copied by; None for none of these."""
-    if type(value).__getstate__ is not object.__getstate__:
+    own: Any = type(value).__getstate__
+    if own is not object.__getstate__:
         try:
             return value.__getstate__()
         except Exception:  # whatever says that it cannot be copied

@@ -38,7 +38,7 @@ def made(directory: Path) -> Path:
 
 
 def new_directory(parent: Path = Path("bdl-results")) -> Path:
-    """Create and return a directory named by the time; one that is there already is another run's, and gets a number."""
+    """Create and return a directory named by the time, with a number if another run has made that one."""
     made(parent)
     now = f"{datetime.now():%Y-%m-%d_%H%M%S}"
     for number in count(1):

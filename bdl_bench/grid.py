@@ -39,10 +39,9 @@ class Grid:
     def check(self) -> None:
         """OptionError for an unknown task, method or device, a directory or workers that cannot be, nothing to run."""
         for name in ("tasks", "methods"):
-            if isinstance(getattr(self, name), str):
-                raise OptionError(
-                    f"{name} as a list of names", received=repr(getattr(self, name)), remedy=f"[{getattr(self, name)!r}]."
-                )
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise OptionError(f"{name} as a list of names", received=repr(value), remedy=f"[{value!r}].")
         for task in self.tasks:
             resolve_task(task)
         methods_named(self.methods)

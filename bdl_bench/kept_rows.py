@@ -24,8 +24,17 @@ from estimators.errors import DataError, NonDeterministicError
 from estimators.pytrees import concatenate, select_rows
 from estimators.rng import preserved_random_state, seeded_random_state
 
-__all__ = ["AS_GIVEN", "HELD_OUT_BYTES", "TRAIN_BYTES", "Budget", "CheckedRows", "KeptRows", "kept_rows", "kept_train",
-           "row_order"]
+__all__ = [
+    "AS_GIVEN",
+    "HELD_OUT_BYTES",
+    "TRAIN_BYTES",
+    "Budget",
+    "CheckedRows",
+    "KeptRows",
+    "kept_rows",
+    "kept_train",
+    "row_order",
+]
 
 HELD_OUT_BYTES = 2**31
 """Of all sets of a problem that are not trained on, together; sets beyond it are read again for every use."""
@@ -79,7 +88,7 @@ class KeptRows:
         return replace(self, device=device)
 
     def place(self, index: int) -> str:
-        """Name the row with this index through the batches, by batch and row of the loader where it does not shuffle."""
+        """Name the row with this index through the batches: by batch and row if the loader does not shuffle."""
         row = index if self.order is None else int(np.flatnonzero(self.order == index)[0])
         if self.row_order == SORTED:
             return f"{self.name} loader, row {row} in the order of row digests"
@@ -252,7 +261,11 @@ def _in_dataset_order(loader: Loader) -> Loader:
         return loader
     sampler, size = batches.sampler, len(loader.dataset)  # type: ignore[arg-type]
     draws_all = not sampler.replacement and sampler.num_samples == size
-    if not draws_all or sampler.data_source is not loader.dataset or (batches.drop_last and size % batches.batch_size):
+    if (
+        not draws_all
+        or id(sampler.data_source) != id(loader.dataset)
+        or (batches.drop_last and size % batches.batch_size)
+    ):
         return loader
     in_order = BatchSampler(SequentialSampler(loader.dataset), batches.batch_size, drop_last=False)  # type: ignore[arg-type]
     same = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn", "timeout")}

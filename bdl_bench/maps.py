@@ -104,7 +104,7 @@ def _check_same_rows(problem: Problem, prepared: Prepared) -> None:
         raise NonDeterministicError(
             f"the same rows for {prepared.task} seed {prepared.seed} in every process",
             received=f"other rows than before in: {', '.join(other)}",
-            remedy="draw the data from the seed that the factory is given, and pad rows that are shuffled to one length.",
+            remedy="draw the data from the seed that the factory is given; pad rows that are shuffled to one length.",
         )
 
 

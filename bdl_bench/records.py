@@ -88,7 +88,8 @@ class Record(BaseModel):
     """One cell. `metrics` under the names of the field, as fitted, and `tuned`; `reason` of a skip; `traceback`.
 
     `preflight` is what was found of the problem before its cells ran; `problem` is the content key of that problem;
-    `task_code` and `method_code` are digests of the code and the options of the task and of the method; `limit` the seconds that were not enough for it, of a cell that was skipped for them.
+    `task_code` and `method_code` are digests of the code and the options of the task and of the method; `limit` the
+    seconds that were not enough for it, of a cell that was skipped for them.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
@@ -176,7 +177,7 @@ class RecordStore:
         if record.arrays is None:
             return {}
         try:
-            with np.load(self.directory / record.arrays, allow_pickle=False) as file:
+            with open(self.directory / record.arrays, "rb") as content, np.load(content, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise StateError(

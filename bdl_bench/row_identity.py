@@ -20,6 +20,9 @@ __all__ = ["Digests", "Ids", "digests_of_rows", "ids_of", "located", "matching_o
 Digests = list[bytes]
 Ids = NDArray[np.uint64]
 
+_ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
+"""The odd factors of the SplitMix64 generator, modulo 2⁶⁴: they spread numbers that are near to each other."""
+
 
 def digests_of_rows(x: PyTree, y: Tensor | None) -> Digests:
     """Return a digest of 32 bytes for each row of a batch.
@@ -58,7 +61,7 @@ def position_ids(rows: Ids, row_of: NDArray[np.int64]) -> Ids:
     """
     starts = np.searchsorted(row_of, np.arange(len(rows)))
     within = (np.arange(len(row_of)) - starts[row_of]).astype(np.uint64)
-    mixed: Ids = (rows[row_of] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ (within * np.uint64(0xBF58476D1CE4E5B9))
+    mixed: Ids = (rows[row_of] + np.uint64(1)) * _ODD[0] ^ within * _ODD[1]
     return mixed
 
 

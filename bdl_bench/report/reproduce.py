@@ -13,7 +13,7 @@ __all__ = ["command"]
 
 
 def command(records: Sequence[Record]) -> str:
-    """Return the command line that runs these tasks, methods and seeds; a line of Python for each problem made there."""
+    """Return the command that runs these tasks, methods and seeds, and a line of Python for each problem made there."""
     tasks = sorted({r.task for r in records})
     bundled, references = [t for t in tasks if t in TASKS], [t for t in tasks if t not in TASKS and ":" in t]
     lines = [_command_line(records, bundled, references)] if bundled or references else []

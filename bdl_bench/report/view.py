@@ -15,8 +15,8 @@ from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.findings import findings, overtuned
 from bdl_bench.report.long import LongRow, long_rows
 from bdl_bench.report.palette import Palette
-from bdl_bench.report.results import TaskResults, gather, readable
 from bdl_bench.report.reproduce import command
+from bdl_bench.report.results import TaskResults, gather, readable
 from bdl_bench.report.sections.agreement import AgreementSection, agreement
 from bdl_bench.report.sections.bands import bands
 from bdl_bench.report.sections.calibration import calibration

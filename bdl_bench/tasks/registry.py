@@ -85,7 +85,7 @@ def from_reference(reference: str) -> Task:
         )
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    if any(sign in module_name for sign in ("/", "\\")) or not all(module_name.split(".")):
+    if any(sign in module_name for sign in "/\\") or module_name.endswith(".py") or not all(module_name.split(".")):
         raise OptionError(
             'a module by the name that Python imports it by, in "module:factory"',
             received=f"{module_name!r}, which looks like a path",

@@ -47,7 +47,6 @@ def with_generator(x, y, size):
     return DataLoader(TensorDataset(x, y), size, shuffle=True, generator=torch.Generator().manual_seed(3))
 
 
-
 def make(loader, seed):
     """Three classes; 13 does not divide N; every set by the same kind of loader."""
     g = torch.Generator().manual_seed(seed)
@@ -70,7 +69,7 @@ def records(monkeypatch, tmp_path):
     def run(name, loader, methods=METHODS):
         monkeypatch.setitem(TASKS, "classes", Task("classes", "three classes", lambda seed: make(loader, seed)))
         grid = Grid(["classes"], methods, [0], tmp_path / name, tune=3)
-        assert {r.status for r in grid.run(lambda event: None)} == {"ok"}
+        assert {r.status for r in grid.run(lambda _: None)} == {"ok"}
         store = RecordStore(tmp_path / name)
         (results,) = gather(store, readable(store))
         return results
@@ -125,7 +124,9 @@ def test_what_depends_on_the_order_of_training_rows_is_the_same_on_every_run_of_
     assert f"train: {SORTED}" in first.done["map"][0].configuration["row_order"]
 
 
-def test_a_method_that_does_not_depend_on_the_order_is_the_same_for_training_rows_of_ones_own_loader(tmp_path, monkeypatch):
+def test_a_method_that_does_not_depend_on_the_order_is_the_same_for_a_training_loader_of_ones_own(
+    tmp_path, monkeypatch
+):
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double().eval()
     g = torch.Generator().manual_seed(0)
     x, y = (torch.randn(N, n, generator=g, dtype=torch.float64) for n in (3, 2))
@@ -139,7 +140,7 @@ def test_a_method_that_does_not_depend_on_the_order_is_the_same_for_training_row
     for name, loader in (("ordered", ordered), ("own", Shuffling)):
         monkeypatch.setitem(TASKS, "numbers", Task("numbers", "", lambda seed: trained(loader)))  # noqa: B023, ARG005
         runs = Grid(["numbers"], ["laplace", "last-layer", "laplace-kron", "regvar-pointwise"], [0], tmp_path / name)
-        found[name] = runs.run(lambda event: None)
+        found[name] = runs.run(lambda _: None)
     for here, there in zip(found["own"], found["ordered"], strict=True):
         assert here.metrics == pytest.approx(there.metrics, rel=1e-8)
         assert "train: sorted by row digest" in here.configuration["row_order"]
@@ -193,7 +194,7 @@ def test_a_held_out_loader_with_other_rows_on_every_pass_is_named(monkeypatch, t
         return problem
 
     monkeypatch.setitem(TASKS, "dropping", Task("dropping", "", make_dropping))
-    (record,) = Grid(["dropping"], ["map"], [0], tmp_path).run(lambda event: None)
+    (record,) = Grid(["dropping"], ["map"], [0], tmp_path).run(lambda _: None)
     assert record.status == "failed"
     assert record.reason.startswith("NonDeterministicError")
     assert "shift/noise-2 loader" in record.reason
@@ -258,7 +259,7 @@ def test_bad_rows_are_named_by_loader_batch_and_row(name, monkeypatch, tmp_path)
         return problem
 
     monkeypatch.setitem(TASKS, "bad", Task("bad", "", make_bad))
-    (record,) = Grid(["bad"], ["last-layer"], [0], tmp_path).run(lambda event: None)
+    (record,) = Grid(["bad"], ["last-layer"], [0], tmp_path).run(lambda _: None)
     assert record.status == "failed"
     assert f"{name} loader, batch 2, row 3" in record.reason
 

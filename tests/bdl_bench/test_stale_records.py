@@ -135,7 +135,13 @@ def run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("attribute", "name", "old", "new", "factor"),
     [
-        ("build", "stale_estimator.py", "scaled(super()._checked_variance(x))", "3 * scaled(super()._checked_variance(x))", 3),
+        (
+            "build",
+            "stale_estimator.py",
+            "scaled(super()._checked_variance(x))",
+            "3 * scaled(super()._checked_variance(x))",
+            3,
+        ),
         ("build", "stale_helpers/scales.py", "numbers.FACTOR * variance", "5 * numbers.FACTOR * variance", 5),
         ("build", "stale_helpers/numbers.py", "2.0", "6.0", 3),
         ("build_late", "stale_helpers/late.py", "3.0", "4.0", None),
@@ -166,7 +172,7 @@ def test_an_edit_that_is_not_imported_yet_does_not_make_old_numbers_valid_for_th
 def test_an_edited_module_that_a_task_imports_gives_fresh_numbers(name, modules, tmp_path):
     def once():
         modules.forget()
-        (record,) = Grid(["stale_task:make"], ["map"], [0], tmp_path / "out").run(lambda event: None)
+        (record,) = Grid(["stale_task:make"], ["map"], [0], tmp_path / "out").run(lambda _: None)
         return record.key, RecordStore(tmp_path / "out").arrays(record)["mean"]
 
     (key, before), (same, _) = once(), once()
@@ -202,17 +208,27 @@ def long_table(middle):
     return table
 
 
+def with_factor(problem, seed, factor):  # noqa: ARG001
+    delta = factor * problem.prior_precision
+    return LastLayerLaplace(problem.model, problem.likelihood, prior_precision=delta)
+
+
+def with_default(value):
+    return lambda problem, seed, factor=value: with_factor(problem, seed, factor)
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
         (with_options(hessian_structure="full"), with_options(hessian_structure="diag")),
         (build_with(Options(1.0, torch.ones(3))), build_with(Options(2.0, torch.ones(3)))),
         (build_with(Options(1.0, long_table(1.0))), build_with(Options(1.0, long_table(9000.0)))),
-        (lambda p, s, d=1.0: preset(LastLayerLaplace)(p, s), lambda p, s, d=2.0: preset(LastLayerLaplace)(p, s)),
-        (functools.partial(build_with, Options(1.0, torch.ones(1)))(), functools.partial(build_with, Options(3.0, torch.ones(1)))()),
+        (with_default(1.0), with_default(2.0)),
+        (lambda p, s: preset(LastLayerLaplace)(p, s + 1), lambda p, s: preset(LastLayerLaplace)(p, s + 2)),
+        (functools.partial(with_factor, factor=1.0), functools.partial(with_factor, factor=3.0)),
     ],
-    ids=["preset", "dataclass", "long tensor", "default of a lambda", "closure"],
-)  # fmt: skip
+    ids=["preset", "dataclass", "long tensor", "default of a lambda", "lambda", "partial"],
+)
 def test_other_options_of_a_method_of_the_same_name_give_fresh_numbers(before, after, run):
     assert not run(before)[0]
     assert run(before)[0]
@@ -281,7 +297,7 @@ def test_records_of_older_code_are_not_mixed_into_the_mean_over_seeds(tmp_path, 
     for structure, seeds in (("full", [0, 1]), ("diag", [0])):
         mine = replace(METHODS["laplace"], name="mine", build=with_options(hessian_structure=structure))
         monkeypatch.setitem(METHODS, "mine", mine)
-        Grid(["fixed"], ["mine"], seeds, tmp_path).run(lambda event: None)
+        Grid(["fixed"], ["mine"], seeds, tmp_path).run(lambda _: None)
     found = {r.seed: (r.status, r.reason or "") for r in readable(RecordStore(tmp_path))}
     assert found[0][0] == "ok"
     assert found[1][0] == "failed"
