@@ -19,9 +19,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from bdl_bench.loaders import Loader, Query, as_query
-from bdl_bench.row_identity import Digests, digests_of_rows, located
+from bdl_bench.row_identity import Digests, bits_by_row, digests_of_rows, located
 from estimators.errors import DataError, NonDeterministicError
-from estimators.pytrees import concatenate, select_rows
 from estimators.rng import preserved_random_state, seeded_random_state
 
 __all__ = [
@@ -276,29 +275,55 @@ def _in_dataset_order(loader: Loader) -> Loader:
 
 def _by_digest(batches: Sequence[Query], digests: Digests) -> tuple[tuple[Query, ...], Digests, Order] | None:
     """Rows sorted by digest in batches of the largest size, and the way back; None where rows cannot be regrouped."""
-    trees = [(batch.x, batch.y) for batch in batches]
-    if len({_form(tree, len(batch)) for tree, batch in zip(trees, batches, strict=True)} - {None}) != 1:
+    whole = _joined(batches)
+    if whole is None:
         return None
-    if any(_form(tree, len(batch)) is None for tree, batch in zip(trees, batches, strict=True)):
-        return None
+    columns, structure = whole
     order = sorted(range(len(digests)), key=digests.__getitem__)
-    whole = concatenate(trees)
     size = max(map(len, batches))
-    starts = range(0, len(order), size)
-    grouped = tuple(Query(*select_rows(whole, torch.tensor(order[start : start + size]))) for start in starts)
+    grouped = []
+    for start in range(0, len(order), size):
+        index = torch.tensor(order[start : start + size])
+        leaves = [leaf[index.to(leaf.device)] if by_row else leaf for leaf, by_row in columns]
+        grouped.append(Query(*pytree.tree_unflatten(leaves, structure)))
     back = np.empty(len(order), dtype=np.int64)
     back[order] = np.arange(len(order))
-    return grouped, [digests[i] for i in order], back
+    return tuple(grouped), [digests[i] for i in order], back
 
 
-def _form(tree: Any, n: int) -> object | None:  # noqa: ANN401
-    """What batches have in common whose rows can be regrouped; None for one with tensors that are not by row."""
-    leaves, structure = pytree.tree_flatten(tree)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    if not all(t.ndim and len(t) == n and t.layout == torch.strided for t in tensors):
+def _joined(batches: Sequence[Query]) -> tuple[list[tuple[Any, bool]], pytree.TreeSpec] | None:
+    """Every leaf of all batches as one, and whether it has rows; None if batches differ in more than their rows."""
+    flattened = [pytree.tree_flatten((batch.x, batch.y)) for batch in batches]
+    structures = [structure for _, structure in flattened]
+    if any(structure != structures[0] for structure in structures):
         return None
-    plain = tuple(repr(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
-    return str(structure), plain, tuple((t.shape[1:], t.dtype, str(t.device)) for t in tensors)
+    columns: list[tuple[Any, bool]] = []
+    for leaves in zip(*(leaves for leaves, _ in flattened), strict=True):
+        first = leaves[0]
+        if _have_rows(leaves, batches):
+            if len({(leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves}) != 1:
+                return None
+            columns.append((torch.cat(leaves), True))
+        elif all(_are_equal(leaf, first) for leaf in leaves):
+            columns.append((first, False))
+        else:
+            return None
+    return columns, structures[0]
+
+
+def _have_rows(leaves: Sequence[Any], batches: Sequence[Query]) -> bool:
+    """Whether the first dimension of a tensor counts rows in every batch."""
+    return all(
+        isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.layout == torch.strided and len(leaf) == len(batch)
+        for leaf, batch in zip(leaves, batches, strict=True)
+    )
+
+
+def _are_equal(leaf: object, other: object) -> bool:
+    if not isinstance(leaf, Tensor) or not isinstance(other, Tensor):
+        return type(leaf) is type(other) and repr(leaf) == repr(other)
+    alike = leaf.shape == other.shape and leaf.dtype == other.dtype
+    return alike and np.array_equal(bits_by_row(leaf.unsqueeze(0)), bits_by_row(other.unsqueeze(0)))
 
 
 def _sorted_batches(batches: Sequence[Query]) -> tuple[tuple[Query, ...], Digests]:

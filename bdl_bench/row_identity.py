@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from estimators.errors import DataError
 from estimators.pytrees import PyTree, n_rows
 
-__all__ = ["Digests", "Ids", "digests_of_rows", "ids_of", "located", "matching_order", "position_ids"]
+__all__ = ["Digests", "Ids", "bits_by_row", "digests_of_rows", "ids_of", "located", "matching_order", "position_ids"]
 
 Digests = list[bytes]
 Ids = NDArray[np.uint64]
@@ -28,23 +28,23 @@ def digests_of_rows(x: PyTree, y: Tensor | None) -> Digests:
     """Return a digest of 32 bytes for each row of a batch.
 
     A tensor that has as many rows as the batch contributes its own row; any other tensor, and every plain value beside
-    the tensors, is shared by the rows and contributes to all of them.
+    the tensors, is shared by the rows and contributes to all of them. So the digest of a row does not depend on the
+    rows beside it.
 
     Args:
         x: inputs of B rows, a tensor or a pytree of tensors.
         y: targets of the same rows, (B, ...), or None.
     """
-    n = n_rows(x)
-    shared, tables = hashlib.sha256(), []
+    n = n_rows(x) if y is None or not y.ndim else len(y)
+    columns: list[list[bytes]] = []
     for leaf in pytree.tree_leaves((x, y)):
-        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == n:
-            tables.append(_bytes_by_row(leaf))
-        elif isinstance(leaf, Tensor):
-            shared.update(_bytes_by_row(leaf.reshape(1, -1)).tobytes())
+        if isinstance(leaf, Tensor):
+            has_rows = leaf.ndim > 0 and len(leaf) == n
+            table = bits_by_row(leaf if has_rows else leaf.unsqueeze(0))
+            columns.append([row.tobytes() for row in table] * (1 if has_rows else n))
         elif isinstance(leaf, (str, bytes, bool, int, float, complex)):
-            shared.update(repr(leaf).encode())
-    prefix = shared.digest()
-    return [hashlib.sha256(prefix + b"".join(table[i].tobytes() for table in tables)).digest() for i in range(n)]
+            columns.append([repr(leaf).encode()] * n)
+    return [_digest(parts) for parts in zip(*columns, strict=True)] if columns else []
 
 
 def ids_of(digests: Digests) -> Ids:
@@ -92,9 +92,17 @@ def located(name: str, batch: int) -> Iterator[None]:
         raise type(error)(error.expected, received=f"{error.received} ({place})", remedy=error.remedy) from error
 
 
-def _bytes_by_row(tensor: Tensor) -> NDArray[np.uint8]:
+def bits_by_row(tensor: Tensor) -> NDArray[np.uint8]:
+    """Return the bytes of each row of a tensor of any layout and dtype."""
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
     table = (dense.flatten(1) if dense.ndim > 1 else dense.unsqueeze(1)).contiguous()
     raw: NDArray[np.uint8] = table.view(torch.uint8).numpy()
     return raw
+
+
+def _digest(parts: tuple[bytes, ...]) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()

@@ -243,6 +243,26 @@ def test_the_identity_of_a_row_has_its_inputs_its_target_and_what_its_batch_shar
     assert digests_of_rows(x, None)[0] != base[0]
 
 
+def test_rows_are_regrouped_with_what_they_share_and_a_batch_of_one_row_changes_no_identity():
+    x, y = torch.arange(14.0).reshape(7, 2), torch.arange(7)
+    positions = torch.arange(2)[None]
+
+    def batches(order, size):
+        return [({"x": x[i], "positions": positions, "kind": "a"}, y[i]) for i in torch.tensor(order).split(size)]
+
+    first = kept_rows("test", batches([0, 1, 2, 3, 4, 5, 6], 3), Budget())
+    second = kept_rows("test", batches([6, 2, 0, 4, 1, 3, 5], 3), Budget())
+    assert first.digests == second.digests
+    assert [len(targets) for _, targets in first] == [3, 3, 1]
+    for (here, targets), (there, others) in zip(first, second, strict=True):
+        assert torch.equal(here["x"], there["x"])
+        assert torch.equal(targets, others)
+        assert torch.equal(here["positions"], positions)
+        assert torch.equal(here["x"][:, 0], 2.0 * targets)
+    arrays = torch.cat([targets for _, targets in first])[torch.from_numpy(first.order)]
+    assert torch.equal(arrays, y)
+
+
 def test_equal_rows_match_in_any_order_and_other_rows_do_not():
     ids = ids_of([bytes([i]) * 32 for i in (3, 1, 1, 2)])
     order = matching_order(ids[[1, 0, 3, 2]], ids)
