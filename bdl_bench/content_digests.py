@@ -31,6 +31,8 @@ __all__ = ["content_digest"]
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range, slice)
 _NO_VALUE = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random, type(threading.Lock()))
 """What changes by being used: its state is no option."""
+_PRESETS = "bdl_bench.methods"
+"""Presets are read like a user's functions: their options are constants of these modules."""
 _OF_EVERY_CLASS = (
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__parameters__"),
     *("__abstractmethods__", "_abc_impl", "__orig_bases__", "__static_attributes__", "__firstlineno__"),
@@ -114,7 +116,7 @@ class _Walk:
         name = function.__qualname__.encode()
         parts = [self.of(function.__defaults__), self.of(function.__kwdefaults__)]
         parts += [self.of(value) for value in _closure(function)]
-        if not is_users(function.__module__):
+        if not is_users(function.__module__) and not function.__module__.startswith(_PRESETS):
             return _sha("function", f"{function.__module__}{_version(function.__module__)}.".encode() + name, *parts)
         if not self.code:
             own = code_bytes(function.__code__) if "<lambda>" in function.__qualname__ else b""

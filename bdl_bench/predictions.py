@@ -167,10 +167,10 @@ def _fields(prediction: Prediction, targets: Tensor | None) -> Iterator[tuple[st
 
 def _refuse_non_finite(arrays: Arrays, kept: KeptRows | CheckedRows, row_of: NDArray[np.int64]) -> None:
     for name, array in arrays.items():
-        finite = np.isfinite(array).reshape(len(array), -1).all(1)
-        if not finite.all():
-            place = kept.place(int(row_of[np.flatnonzero(~finite)[0]]))
-            bad = int(np.size(array) - np.isfinite(array).sum())
+        wrong = np.isnan(array) if name.startswith("log_") else ~np.isfinite(array)  # a class may have probability 0
+        rows = np.flatnonzero(wrong.reshape(len(array), -1).any(1))
+        if len(rows):
+            place, bad = kept.place(int(row_of[rows[0]])), int(wrong.sum())
             raise DataError(
                 "finite predictions",
                 received=f"{bad} NaN or Inf among {np.size(array)} values of {name}, the first at: {place}",

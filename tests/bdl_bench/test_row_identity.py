@@ -200,6 +200,18 @@ def test_a_held_out_loader_with_other_rows_on_every_pass_is_named(monkeypatch, t
     assert "shift/noise-2 loader" in record.reason
 
 
+def test_rows_that_differ_between_two_calls_of_a_factory_are_named(monkeypatch, tmp_path):
+    def make_drawn(seed):
+        problem = make(ordered, seed)
+        problem.validation[0][0][:] = torch.from_numpy(GENERATOR.normal(size=(13, 3)))
+        return problem
+
+    monkeypatch.setitem(TASKS, "drawn", Task("drawn", "", make_drawn))
+    (record,) = Grid(["drawn"], ["map"], [0], tmp_path).run(lambda _: None)
+    assert record.status == "failed"
+    assert "other rows than before in: validation" in record.reason
+
+
 def test_rows_that_are_too_many_to_keep_must_come_in_one_order():
     x, y = torch.randn(20, 2), torch.randint(3, (20,))
     kept = kept_rows("test", Shuffling(x, y, 6), Budget(bytes_left=10))

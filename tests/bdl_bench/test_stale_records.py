@@ -235,6 +235,17 @@ def test_other_options_of_a_method_of_the_same_name_give_fresh_numbers(before, a
     assert not run(after)[0]
 
 
+def test_another_constant_of_a_preset_is_another_option(monkeypatch):
+    before = {name: content_digest(method.build) for name, method in METHODS.items()}
+    monkeypatch.setattr("bdl_bench.methods.regvar._DRAWS", 8)
+    after = {name: content_digest(method.build) for name, method in METHODS.items()}
+    assert {name for name in before if before[name] != after[name]} == {
+        "regvar-draws",
+        "regvar-krylov",
+        "regvar-probes",
+    }
+
+
 CELL = """
 FACTOR = {factor}
 
