@@ -116,12 +116,13 @@ class _Walk:
         name = function.__qualname__.encode()
         parts = [self.of(function.__defaults__), self.of(function.__kwdefaults__)]
         parts += [self.of(value) for value in _closure(function)]
-        if not is_users(function.__module__) and not function.__module__.startswith(_PRESETS):
-            return _sha("function", f"{function.__module__}{_version(function.__module__)}.".encode() + name, *parts)
+        module = function.__module__ or MAIN[0]
+        if not is_users(module) and not module.startswith(_PRESETS):
+            return _sha("function", f"{module}{_version(module)}.".encode() + name, *parts)
         if not self.code:
             own = code_bytes(function.__code__) if "<lambda>" in function.__qualname__ else b""
             return _sha("function", name, own, *parts)
-        self._met(function.__module__)
+        self._met(module)
         parts.append(code_bytes(function.__code__))
         for key, value in sorted(_globals(function).items()):
             parts += [key.encode(), self.of(value)]
@@ -177,8 +178,8 @@ class _Walk:
     def _unordered(self, digests: Iterable[bytes]) -> bytes:
         return b"".join(sorted(digests))
 
-    def _met(self, module: str) -> None:
-        self.modules.add(module)
+    def _met(self, module: str | None) -> None:
+        self.modules.add(module or MAIN[0])
 
 
 def _version(module: str) -> str:

@@ -32,10 +32,14 @@ _SEEN: WeakKeyDictionary[ModuleType, tuple[object, bytes]] = WeakKeyDictionary()
 
 
 def is_users(name: str | None) -> bool:
-    """Whether the module of this name is the user's own: a script or notebook, or a file that is not installed."""
-    if not name:
+    """Whether code of the module of this name is the user's own: anything that is not known to be installed."""
+    if not name or name in MAIN:
+        return True
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names or top in (bdl_bench.__name__, estimators.__name__):
         return False
-    return name in MAIN or _file_of(name) is not None
+    origin = _origin(name) or _origin(top)
+    return origin is None or not _is_installed_file(origin)
 
 
 def modules_digest(names: Iterable[str]) -> str:
@@ -145,8 +149,7 @@ def _file_of(name: str) -> Path | None:
     origin = _origin(name)
     if origin is None:
         return None
-    path = Path(origin)
-    return path if path.is_file() and not _is_installed(path.resolve()) and not _is_installed(path.absolute()) else None
+    return Path(origin) if Path(origin).is_file() and not _is_installed_file(origin) else None
 
 
 def _origin(name: str) -> str | None:
@@ -179,8 +182,11 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 @cache
-def _is_installed(path: Path) -> bool:
-    return any(part in _INSTALLED for part in path.parts) or any(path.is_relative_to(root) for root in _roots())
+def _is_installed_file(origin: str) -> bool:
+    paths = Path(origin).absolute(), Path(origin).resolve()
+    return any(part in _INSTALLED for path in paths for part in path.parts) or any(
+        path.is_relative_to(root) for path in paths for root in _roots()
+    )
 
 
 @cache

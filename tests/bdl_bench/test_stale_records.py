@@ -260,16 +260,17 @@ build = lambda problem, seed: Mine(problem.model, problem.likelihood, prior_prec
 """
 
 
-def notebook(factor):
-    namespace = {"__name__": "__main__", "LastLayerLaplace": LastLayerLaplace}
+def notebook(factor, name="__main__"):
+    namespace = {"__name__": name, "LastLayerLaplace": LastLayerLaplace}
     exec(CELL.format(factor=factor), namespace)
     return namespace["build"]
 
 
-def test_what_a_notebook_defines_counts_by_its_code_and_by_the_globals_that_it_reads(run):
-    _, before = run(notebook(2.0))
-    assert run(notebook(2.0))[0]
-    is_cached, after = run(notebook(4.0))
+@pytest.mark.parametrize("name", ["__main__", "a_module_without_a_file", None])
+def test_what_a_notebook_defines_counts_by_its_code_and_by_the_globals_that_it_reads(name, run):
+    _, before = run(notebook(2.0, name))
+    assert run(notebook(2.0, name))[0]
+    is_cached, after = run(notebook(4.0, name))
     assert not is_cached
     assert after == pytest.approx(2 * before, rel=1e-6)
 
