@@ -15,10 +15,12 @@ from typing import Any, TypeAlias
 import torch
 
 from bdl_bench.check import preflight
+from bdl_bench.content_digests import content_digest
 from bdl_bench.custom_methods import as_estimator
 from bdl_bench.data.folder import MissingDataError
 from bdl_bench.executors.deaths import TimeLimitError
 from bdl_bench.footprint import footprint
+from bdl_bench.kept_rows import AS_GIVEN
 from bdl_bench.loaders import rewind
 from bdl_bench.maps import Prepared, load_problem, restore
 from bdl_bench.methods import METHODS, Method
@@ -71,7 +73,16 @@ class Cell:
     @property
     def key(self) -> str:
         """The content key of the record that this cell makes."""
-        return content_key(problem=self.prepared.key, method=self.method, tune=self.tune)
+        return content_key(problem=self.prepared.key, method=self.method, code=self.code, tune=self.tune)
+
+    @property
+    def code(self) -> str:
+        """A digest of the method: its options by value, its code, and the user's modules that this imports.
+
+        It is computed anew in each process, from what is loaded there.
+        """
+        method = METHODS[self.method]
+        return content_digest(method.build, method.axis, method.retrains)
 
 
 def measure(cell: Cell) -> Measured:
@@ -200,7 +211,14 @@ def _configuration(cell: Cell, problem: Problem, estimator: UncertaintyEstimator
         "device": cell.device,
         "threads": str(torch.get_num_threads()),
         "tune": str(cell.tune),
+        "row_order": _row_orders(problem),
     }
+
+
+def _row_orders(problem: Problem) -> str:
+    """In which order the rows of each set came to the method, where that is not the loader's own."""
+    orders = [f"{name}: {order}" for name, order in problem.row_orders().items() if order != AS_GIVEN]
+    return "; ".join(orders) or AS_GIVEN
 
 
 def _fit_report(estimator: UncertaintyEstimator) -> dict[str, str]:
@@ -229,6 +247,8 @@ def _blank(cell: Cell, **fields: Any) -> Record:  # noqa: ANN401
         method_summary=METHODS[cell.method].summary,
         seed=cell.prepared.seed,
         problem=cell.prepared.key,
+        task_code=cell.prepared.code,
+        method_code=cell.code,
         environment=environment(),
         **fields,
     )

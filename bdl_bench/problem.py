@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bdl_bench.kept_rows import Budget, CheckedRows, KeptRows, kept_rows, kept_train, row_order
 from bdl_bench.loader_checks import LoaderChecks
 from bdl_bench.loaders import Loader, rows
 from bdl_bench.problem_checks import (
@@ -92,6 +93,7 @@ class Problem:
         self.members = list(members) if isinstance(members, Iterable) else members
         self.dropout_model = dropout_model
         self.ood, self.shifts, self.band = dict(ood or {}), dict(shifts or {}), band
+        self._kept: dict[str, tuple[Loader, Loader]] = {}
         self._check()
 
     @property
@@ -122,15 +124,53 @@ class Problem:
 
     def on(self, device: str | torch.device) -> Problem:
         """The same problem with its network (moved in place) and every batch on `device`."""
-        moved = copy.copy(self)
+        moved = self._with_sets({name: _on_device(loader, device) for name, loader in self.sets().items()})
         moved.model = self.model.to(device)
         moved.dropout_model = None if self.dropout_model is None else self.dropout_model.to(device)
-        for name in _SPLITS:
-            setattr(moved, name, _OnDevice(getattr(self, name), device))
-        moved.ood = {name: _OnDevice(loader, device) for name, loader in self.ood.items()}
-        moved.shifts = {name: _OnDevice(loader, device) for name, loader in self.shifts.items()}
-        moved.band = None if self.band is None else _OnDevice(self.band, device)
         return moved
+
+    def kept(self) -> Problem:
+        """Return the same problem with every set read once and its rows kept, so that no two passes differ in order.
+
+        Training rows are put in one order if the recipe regroups them; if it takes the loader's own batches
+        (`batch_size=None`), they stay with the loader. Sets are read at the first call and then reused.
+
+        Raises:
+            DataError: for a batch that is none; it names the set and the batch.
+            NonDeterministicError: if two passes over a set that is not trained on give other rows.
+        """
+        budget = Budget()
+        return self._with_sets({name: self._kept_set(name, loader, budget) for name, loader in self.sets().items()})
+
+    def row_orders(self) -> dict[str, str]:
+        """Return in which order the rows of each set come, in words."""
+        return {name: row_order(loader) for name, loader in self.sets().items()}
+
+    def __getstate__(self) -> dict[str, object]:
+        """What a problem is; rows that were read are read again."""
+        return {**vars(self), "_kept": {}}
+
+    def _kept_set(self, name: str, loader: Loader, budget: Budget) -> Loader:
+        given, kept = self._kept.get(name, (None, loader))
+        if given is not loader:
+            own_batches = self.recipe is not None and self.recipe.batch_size is None
+            if name == "train":
+                kept = loader if own_batches else kept_train(loader)
+            else:
+                kept = kept_rows(name, loader, budget)
+            self._kept[name] = loader, kept
+        return kept
+
+    def _with_sets(self, sets: Mapping[str, Loader]) -> Problem:
+        """The same problem with other loaders, by the names of `sets`."""
+        changed = copy.copy(self)
+        changed._kept = {}
+        for name in _SPLITS:
+            setattr(changed, name, sets[name])
+        changed.ood = {name: sets[f"ood/{name}"] for name in self.ood}
+        changed.shifts = {name: sets[f"shift/{name}"] for name in self.shifts}
+        changed.band = sets.get("band")
+        return changed
 
     def _check(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -155,6 +195,10 @@ class Problem:
             checks.check_queries(f"ood {name}", loader)
         if self.band is not None:
             check_band(checks.check_queries("band", self.band))
+
+
+def _on_device(loader: Loader, device: str | torch.device) -> Loader:
+    return loader.on(device) if isinstance(loader, (KeptRows, CheckedRows)) else _OnDevice(loader, device)
 
 
 class _OnDevice:
