@@ -15,14 +15,18 @@ from typing import Any, TypeAlias
 import torch
 
 from bdl_bench.check import preflight
+from bdl_bench.content_digests import content_digest
+from bdl_bench.custom_methods import as_estimator
 from bdl_bench.data.folder import MissingDataError
 from bdl_bench.executors.deaths import TimeLimitError
 from bdl_bench.footprint import footprint
+from bdl_bench.kept_rows import AS_GIVEN
 from bdl_bench.loaders import rewind
 from bdl_bench.maps import Prepared, load_problem, restore
 from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.registry import refuse_without_recipe
 from bdl_bench.metrics import evaluate
+from bdl_bench.metrics.array_checks import check_arrays
 from bdl_bench.predictions import Arrays, Predictor, prefixed
 from bdl_bench.problem import Problem
 from bdl_bench.records import Cost, Record, Tuning, content_key
@@ -69,7 +73,16 @@ class Cell:
     @property
     def key(self) -> str:
         """The content key of the record that this cell makes."""
-        return content_key(problem=self.prepared.key, method=self.method, tune=self.tune)
+        return content_key(problem=self.prepared.key, method=self.method, code=self.code, tune=self.tune)
+
+    @property
+    def code(self) -> str:
+        """A digest of the method: its options by value, its code, and the user's modules that this imports.
+
+        It is computed anew in each process, from what is loaded there.
+        """
+        method = METHODS[self.method]
+        return content_digest(method.build, method.axis, method.retrains)
 
 
 def measure(cell: Cell) -> Measured:
@@ -103,6 +116,8 @@ def _measured(cell: Cell) -> Measured:
         tuning = tuned(estimator, method, problem, n=cell.tune)
         again = {} if tuning is None else Predictor(problem, tuning.estimator, tuning.predict).everywhere()
     kind = problem.likelihood.kind
+    check_arrays(arrays)
+    check_arrays(prefixed("tuned", again))
     record = _blank(
         cell,
         status="ok",
@@ -122,7 +137,7 @@ def _measured(cell: Cell) -> Measured:
 def _fitted(cell: Cell, method: Method, problem: Problem) -> tuple[Predictor, Arrays, Cost]:
     """A method fitted, what it says of the test rows, and what both took."""
     with footprint(cell.device) as memory:
-        unfitted = method.build(problem, cell.prepared.seed)
+        unfitted = as_estimator(method.build(problem, cell.prepared.seed), problem)
         start = time.perf_counter()
         estimator = unfitted.fit(problem.train)
         fitted, passes = _now(cell.device), estimator.passes_
@@ -174,7 +189,7 @@ def _problem(cell: Cell) -> Problem:
     if key not in _LAST:
         _LAST.clear()
         _LAST[key] = load_problem(cell.prepared, cell.directory, cell.device)
-    elif _LAST[key].recipe is not None:
+    elif _LAST[key].trains_model:
         restore(_LAST[key], cell.prepared, cell.directory)
     return _LAST[key]
 
@@ -196,7 +211,14 @@ def _configuration(cell: Cell, problem: Problem, estimator: UncertaintyEstimator
         "device": cell.device,
         "threads": str(torch.get_num_threads()),
         "tune": str(cell.tune),
+        "row_order": _row_orders(problem),
     }
+
+
+def _row_orders(problem: Problem) -> str:
+    """In which order the rows of each set came to the method, where that is not the loader's own."""
+    orders = [f"{name}: {order}" for name, order in problem.row_orders().items() if order != AS_GIVEN]
+    return "; ".join(orders) or AS_GIVEN
 
 
 def _fit_report(estimator: UncertaintyEstimator) -> dict[str, str]:
@@ -207,6 +229,7 @@ def _fit_report(estimator: UncertaintyEstimator) -> dict[str, str]:
     values: dict[str, Any] = dict(report) if isinstance(report, Mapping) else {"report": report}
     learned = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name[0] != "_"}
     learned.pop("fit_report_", None)
+    learned |= getattr(estimator, "method_report_", {})  # of a plain class
     merged = {**learned, **values}
     return {name: _plain(value) for name, value in merged.items() if isinstance(value, (str, bool, int, float))}
 
@@ -224,6 +247,8 @@ def _blank(cell: Cell, **fields: Any) -> Record:  # noqa: ANN401
         method_summary=METHODS[cell.method].summary,
         seed=cell.prepared.seed,
         problem=cell.prepared.key,
+        task_code=cell.prepared.code,
+        method_code=cell.code,
         environment=environment(),
         **fields,
     )

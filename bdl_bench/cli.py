@@ -6,8 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,17 +16,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bdl_bench.directories import made, new_directory
 from bdl_bench.disk import Disk
 from bdl_bench.executors import Workers
 from bdl_bench.grid import Grid
 from bdl_bench.methods import METHODS, default_methods
+from bdl_bench.problem import Problem
 from bdl_bench.progress import shown
 from bdl_bench.records import Record
 from bdl_bench.report import write_report
 from bdl_bench.tasks import TASKS, resolve_task
 from bdl_bench.verify.run import VerifyResult, verify_problem, verify_zoo
 from bdl_bench.verify.table import to_terminal
-from estimators.errors import EstimatorError, OptionError
+from estimators.errors import EstimatorError, ModelError, OptionError
 
 __all__ = ["app", "main"]
 
@@ -49,6 +50,9 @@ def compare(
         str | None, typer.Option(help="Presets with commas between, or all; none: the default ones.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ..., N-1.")] = 3,
+    seed_list: Annotated[
+        str | None, typer.Option(help="Seeds with commas between, for instance 5,7; instead of --seeds.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; an earlier one is resumed.")] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Jobs at a time; none: one, with ray as many as there is room for.")
@@ -67,15 +71,14 @@ def compare(
 ) -> None:
     """Train each task once a seed, fit every method on it, and write records and a report."""
     names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
-    directory = out or _directory()
-    _find_data_in(data)
-    workers = Workers(jobs, threads, executor, limit)
-    grid = Grid(names, _methods(methods), range(seeds), directory, device, workers, tune)
-    try:
+    with _bad_usage():
+        _find_data_in(data)
+        workers = Workers(jobs, threads, executor, limit)
+        wanted = range(seeds) if seed_list is None else _seeds(seed_list)
+        grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune)
         grid.check()
-    except EstimatorError as error:
-        raise _usage(error) from error
-    records = _run(grid)
+        directory = _directory(out)
+    records = _run(replace(grid, directory=directory))
     _print_totals(records)
     with _failures(), Disk(directory).writing():
         print(write_report(directory).resolve())
@@ -96,10 +99,9 @@ def verify(
 ) -> None:
     """Prove RegVar against a dense reference: λ ladder, orders of convergence, and where an error comes from."""
     torch.set_num_threads(threads)
-    try:
-        result = _verified(model or task, _Wanted(curvature, subset, points, seed, out or _directory()))
-    except EstimatorError as error:
-        raise _usage(error) from error
+    with _bad_usage(), _of_the_factory(model):
+        problem = None if (name := model or task) is None else resolve_task(name).problem(seed)
+        result = _verified(name, problem, _Wanted(curvature, subset, points, _directory(out)))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(to_terminal(result.proofs))
     print((result.out / "verify.md").resolve())
     raise typer.Exit(0 if result.holds else FAILED)
@@ -120,14 +122,13 @@ def check(
     """Look at a problem before any method runs on it: its weights, data and settings, and what methods cost."""
     from bdl_bench.check import check_task, show
 
-    _find_data_in(data)
-    try:
+    with _bad_usage(), _of_the_factory(model):
+        _find_data_in(data)
         subject = model or task
         if subject is None:
             raise OptionError("a task or --model module:factory", received="neither", remedy="bdl-bench check digits.")
-        diagnosis = check_task(subject, seed, out or _directory(), device)
-    except EstimatorError as error:
-        raise _usage(error) from error
+        resolve_task(subject)
+        diagnosis = check_task(subject, seed, _directory(out), device)
     raise typer.Exit(show(diagnosis, _console()))
 
 
@@ -138,10 +139,8 @@ def report(
     figures: Annotated[str | None, typer.Option(help="Every figure as a file, too: svg or pdf.")] = None,
 ) -> None:
     """Render the report again from its records."""
-    try:
+    with _bad_usage():
         page = write_report(directory, figures=figures)
-    except EstimatorError as error:
-        raise _usage(error) from error
     print(page.resolve())
 
 
@@ -156,10 +155,8 @@ def bench(
     """Measure times and memory beside laplace-torch, and of RegVar by itself; large networks only where asked for."""
     from bdl_bench.bench.run import run_bench
 
-    try:
-        pages = run_bench(only or [], out or _directory(), lambda row: print(row, flush=True))
-    except EstimatorError as error:
-        raise _usage(error) from error
+    with _bad_usage():
+        pages = run_bench(only or [], _directory(out), lambda row: print(row, flush=True))
     for page in pages:
         print(page.resolve())
 
@@ -190,16 +187,15 @@ class _Wanted:
     curvature: str
     subset: str
     points: int
-    seed: int
     out: Path
 
 
-def _verified(name: str | None, wanted: _Wanted) -> VerifyResult:
-    if name is None:
+def _verified(name: str | None, problem: Problem | None, wanted: _Wanted) -> VerifyResult:
+    if name is None or problem is None:
         return verify_zoo(out=wanted.out, listener=lambda case: print(case, flush=True))
     subset = wanted.subset.split(",")
     return verify_problem(
-        resolve_task(name).problem(wanted.seed),
+        problem,
         out=wanted.out,
         name=name,
         curvature=wanted.curvature,
@@ -224,8 +220,16 @@ def _methods(names: str | None) -> list[str]:
     return list(METHODS) if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _directory() -> Path:
-    return Path("bdl-results") / f"{datetime.now():%Y-%m-%d_%H%M%S}"
+def _seeds(text: str) -> list[int]:
+    numbers = [word.strip() for word in text.split(",") if word.strip()]
+    if not numbers or not all(word.isdecimal() for word in numbers):
+        raise OptionError("--seed-list with seeds >= 0 and commas between", received=repr(text), remedy="5,7.")
+    return [int(word) for word in numbers]
+
+
+def _directory(out: Path | None) -> Path:
+    """The directory that was named, or a new one. Errors: OptionError where it cannot be written."""
+    return new_directory() if out is None else made(out)
 
 
 def _run(grid: Grid) -> list[Record]:
@@ -247,21 +251,45 @@ def _print_totals(records: list[Record]) -> None:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """What ends a run that had begun: a full disk, workers that cannot start."""
+    """What ends a run that had begun: a full disk, a directory that is gone, workers that cannot start."""
     try:
         yield
-    except EstimatorError as error:
+    except (EstimatorError, OSError) as error:
         _say(error)
         raise typer.Exit(FAILED) from error
 
 
+@contextmanager
+def _bad_usage() -> Iterator[None]:
+    """What cannot be run as it was asked for: said in a line, without a traceback."""
+    try:
+        yield
+    except (EstimatorError, OSError) as error:
+        _say(error)
+        raise typer.Exit(USAGE) from error
+
+
+@contextmanager
+def _of_the_factory(model: str | None) -> Iterator[None]:
+    """Whatever a factory of the user's raises, as a typed error that names it."""
+    try:
+        yield
+    except (EstimatorError, typer.Exit):
+        raise
+    except Exception as error:
+        if model is None:
+            raise
+        raise ModelError(
+            f"a problem from {model} that can be made and looked at",
+            received=f"{type(error).__name__}: {error}",
+            remedy="call the factory in Python to see where it raises.",
+        ) from error
+
+
 def _say(error: Exception) -> None:
-    Console(stderr=True).print(f"[red]{escape(str(error))}[/red]", highlight=False, soft_wrap=True)
-
-
-def _usage(error: EstimatorError) -> typer.Exit:
-    _say(error)
-    return typer.Exit(USAGE)
+    text = str(error) if isinstance(error, EstimatorError) else f"{type(error).__name__}: {error}"
+    text = " ".join(text.split())
+    Console(stderr=True).print(f"[red]{escape(text)}[/red]", highlight=False, soft_wrap=True)
 
 
 def _console() -> Console:

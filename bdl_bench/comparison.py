@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import copy
+import operator
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from bdl_bench.directories import made
 from bdl_bench.executors import Workers
 from bdl_bench.grid import Grid
-from bdl_bench.methods import default_methods
+from bdl_bench.methods import default_methods, methods_named
 from bdl_bench.problem import Problem
 from bdl_bench.progress import shown
 from bdl_bench.report import write_report
 from bdl_bench.report.notebook import Comparison
+from bdl_bench.task_names import identity_of, name_in
 from bdl_bench.tasks import TASKS, resolve_task
 from bdl_bench.tasks.registry import Task, first_line
-from bdl_bench.versions import source_of
 from estimators.errors import OptionError
 
 __all__ = ["compare"]
@@ -29,7 +32,7 @@ Subject = str | Problem | Callable[[int], Problem]
 
 def compare(
     problem: Subject | Sequence[str],
-    methods: Sequence[str] | None = None,
+    methods: str | Sequence[str] | None = None,
     *,
     seeds: int | Sequence[int] = 3,
     tune: int = 1,
@@ -43,11 +46,12 @@ def compare(
     Args:
         problem: a function from a seed to a `Problem`; a `Problem`, for which a seed then changes the training and the
             methods but not the split; the name of a bundled task, or several; or "module:factory".
-        methods: names of presets (`bdl-bench list`); None: the default ones.
+        methods: names of presets (`bdl-bench list`), or a single name; None: the default ones.
         seeds: how many, or which.
         tune: how many fits each method may spend on its option on the validation rows; 0 for none, 1 for the scale of
             the variance, temperature and noise alone.
-        out: where records and report go; an earlier folder is gone on with. None: a new temporary one.
+        out: where records and report go; an earlier folder is gone on with, and another problem with the same name
+            gets a number there ("problem-2"). None: a new temporary one.
         device: "cpu", "cuda", "cuda:1", ...
         threads: of torch; more pays for large networks.
         progress_bar: shown on the standard error stream.
@@ -55,18 +59,30 @@ def compare(
     Errors: OptionError for unknown names; those of the problem. A method that fails is in the records, with its reason.
     """
     directory = Path(tempfile.mkdtemp(prefix="bdl-bench-")) if out is None else Path(out)
-    numbers = range(seeds) if isinstance(seeds, int) else seeds
-    with _named(problem) as tasks:
-        grid = Grid(tasks, methods or default_methods(), numbers, directory, device, Workers(1, threads), tune=tune)
+    numbers = _seeds(seeds)
+    chosen = [methods] if isinstance(methods, str) else list(methods or default_methods())
+    methods_named(chosen)
+    with _named(problem, directory) as tasks:
+        grid = Grid(tasks, chosen, numbers, directory, device, Workers(1, threads), tune=tune)
         console = Console(stderr=True, quiet=not progress_bar)
         with shown(console, grid.n_steps) as listener:
             grid.run(listener)
         write_report(directory)
-    return Comparison(directory)
+    return Comparison(directory, tasks)
+
+
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    """Errors: OptionError for what is neither a number of seeds nor some seeds."""
+    try:
+        return list(range(seeds)) if isinstance(seeds, int) else [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise OptionError(
+            "a number of seeds, or a list of seeds", received=repr(seeds), remedy="seeds=3 or seeds=[5, 7]."
+        ) from error
 
 
 @contextmanager
-def _named(problem: Subject | Sequence[str]) -> Iterator[list[str]]:
+def _named(problem: Subject | Sequence[str], directory: Path) -> Iterator[list[str]]:
     """The names of tasks; a problem or a factory is registered for as long as it runs."""
     if isinstance(problem, str):
         yield [resolve_task(problem).name]
@@ -74,14 +90,12 @@ def _named(problem: Subject | Sequence[str]) -> Iterator[list[str]]:
         yield [resolve_task(name).name for name in problem]
     else:
         task = _task(problem)
-        before = TASKS.get(task.name)
-        TASKS[task.name] = task
+        name = name_in(made(directory), task.name, identity_of(problem), taken=TASKS)
+        TASKS[name] = replace(task, name=name)
         try:
-            yield [task.name]
+            yield [name]
         finally:
-            TASKS.pop(task.name)
-            if before is not None:
-                TASKS[task.name] = before
+            TASKS.pop(name)
 
 
 def _again(problem: Problem) -> Problem:
@@ -101,4 +115,4 @@ def _task(problem: object) -> Task:
             remedy="compare(make_problem) with make_problem(seed) -> Problem.",
         )
     name, summary = getattr(problem, "__name__", "problem"), first_line(problem) or "a problem of your own"
-    return Task(name, summary, problem, source=source_of(problem))
+    return Task(name, summary, problem)

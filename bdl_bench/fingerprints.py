@@ -1,51 +1,50 @@
-"""What a problem is made of, as a digest: weights, settings, and the rows of its data in whatever order they come."""
+"""What a problem is made of, as a digest: network, settings, and the rows of its data in whatever order they come."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 
-from torch import Tensor
-
-from bdl_bench.loaders import Loader, Query, queries
+from bdl_bench.content_digests import content_digest
+from bdl_bench.kept_rows import CheckedRows, KeptRows
+from bdl_bench.loaders import Loader, queries
 from bdl_bench.problem import Problem
-from bdl_bench.versions import source_of
-from estimators.row_digests import bits, row_digests
+from bdl_bench.row_identity import digests_of_rows, located
 
-__all__ = ["problem_digest"]
+__all__ = ["problem_digest", "rows_digests"]
 
 
 def problem_digest(problem: Problem) -> str:
     """Sixteen hexadecimal digits; the same for a loader that only shuffles, another for any changed value."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(problem.model.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            digest.update(name.encode() + bits(tensor.reshape(1, -1)).tobytes())
     trained = [name for name, p in problem.model.named_parameters() if p.requires_grad]
-    settings = (problem.likelihood, problem.prior_precision, problem.recipe, trained)
-    digest.update(repr(settings).encode())
-    for text in _architecture(problem):
-        digest.update(text.encode() + b"\0")
-    for name, loader in sorted(problem.sets().items()):
-        digest.update(name.encode() + b"\0" + _rows_digest(loader))
+    settings = (
+        problem.likelihood, problem.prior_precision, problem.recipe, problem.trained, problem.make_model, trained
+    )  # fmt: skip
+    own = (problem.trained_members, problem.dropout_model)
+    digest = hashlib.sha256(content_digest(problem.model, own, settings).encode())
+    for name, rows in sorted(rows_digests(problem).items()):
+        digest.update(f"{name}\0{rows}".encode())
     return digest.hexdigest()[:16]
 
 
-def _architecture(problem: Problem) -> Iterator[str]:
-    """What a network is beside its weights: its layers, and the source of those that are not torch's own."""
-    yield repr(problem.model)
-    kinds = {type(module) for module in problem.model.modules()}
-    own = sorted(
-        (k for k in kinds if not k.__module__.startswith("torch.")), key=lambda k: (k.__module__, k.__qualname__)
-    )
-    yield from map(source_of, [*own, problem.make_model])
+def rows_digests(problem: Problem) -> dict[str, str]:
+    """Return a digest of the rows of each set by its name: a sum of digests of rows, modulo 2²⁵⁶.
+
+    It does not depend on their order, nor on the size of batches.
+    """
+    sets = problem.sets().items()
+    return {name: f"{sum(_row_numbers(name, loader)) % 2**256:064x}" for name, loader in sets}
 
 
-def _rows_digest(loader: Loader) -> bytes:
-    """A sum of digests of rows, modulo 2²⁵⁶: it does not depend on their order, nor on the size of batches."""
-    total = sum(_batch_digest(batch) for batch in queries(loader))
-    return (total % 2**256).to_bytes(32, "little")
-
-
-def _batch_digest(batch: Query) -> int:
-    return sum(int.from_bytes(digest, "little") for digest in row_digests((batch.x, batch.y), len(batch)))
+def _row_numbers(name: str, loader: Loader) -> Iterator[int]:
+    if isinstance(loader, (KeptRows, CheckedRows)):
+        yield from (int.from_bytes(digest, "little") for digest in loader.digests)
+        return
+    batches, number = queries(loader), 0
+    while True:
+        with located(name, number):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield from (int.from_bytes(digest, "little") for digest in digests_of_rows(batch.x, batch.y))
+        number += 1

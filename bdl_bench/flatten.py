@@ -19,7 +19,7 @@ from estimators.likelihoods import Likelihood
 from estimators.likelihoods.categorical import Sites
 from estimators.prediction import Prediction
 
-__all__ = ["flat_rows"]
+__all__ = ["flat_rows", "row_of_each"]
 
 
 def flat_rows(
@@ -49,6 +49,15 @@ def flat_rows(
         labels = None if targets is None else places.labels[places.kept]
         return _with(prediction, partial(_of_places, places)), labels
     return _with(prediction, _of_rows), targets.flatten(1) if targets is not None and targets.ndim > 1 else targets
+
+
+def row_of_each(prediction: Prediction, targets: Tensor | None, likelihood: Likelihood) -> Tensor | None:
+    """Return, for each of the M rows that `flat_rows` makes of B, the index of the one that it belongs to, (M,).
+
+    None where flat rows are the rows. Arguments as of `flat_rows`.
+    """
+    places = _places(prediction) if targets is None else likelihood.given(targets)
+    return places.kept.nonzero()[:, 0] if isinstance(places, Sites) else None
 
 
 def _places(prediction: Prediction) -> Sites | None:

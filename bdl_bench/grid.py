@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from bdl_bench.claims import Claims
+from bdl_bench.directories import check_directory, made
 from bdl_bench.disk import Disk
 from bdl_bench.events import Event, Listener
 from bdl_bench.executors import ONE_WORKER, Workers, check_workers, executor_for
@@ -36,7 +37,11 @@ class Grid:
     """Fits that each method may spend on its option; 0 tunes nothing, 1 the calibration of the given fit alone."""
 
     def check(self) -> None:
-        """OptionError for an unknown task, method or device, for nothing to run, and for workers that cannot be."""
+        """OptionError for an unknown task, method or device, a directory or workers that cannot be, nothing to run."""
+        for name in ("tasks", "methods"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise OptionError(f"{name} as a list of names", received=repr(value), remedy=f"[{value!r}].")
         for task in self.tasks:
             resolve_task(task)
         methods_named(self.methods)
@@ -45,6 +50,7 @@ class Grid:
         if self.tune < 0:
             raise OptionError("tune >= 0", received=str(self.tune), remedy="0 for no tuning, 5 for five fits a method.")
         check_workers(self.workers)
+        check_directory(self.directory)
         _check_device(self.device, elsewhere=self.workers.name == "ray")
 
     @property
@@ -70,7 +76,7 @@ class Grid:
             listener(Event(*step, "planned"))
         with ExitStack() as stack:
             with Disk(self.directory).writing():
-                self.directory.mkdir(parents=True, exist_ok=True)
+                made(self.directory)
                 claims = stack.enter_context(Claims(self.directory))
             executor = stack.enter_context(executor_for(self.workers, device=self.device))
             records = Stages(self, listener, executor, claims).run()

@@ -38,7 +38,9 @@ def queries(loader: Loader) -> Iterator[Query]:
 
 
 def as_query(item: object) -> Query:
-    """One item of a loader."""
+    """One item of a loader; [x], which a DataLoader yields for TensorDataset(x), is x alone."""
+    if isinstance(item, (tuple, list)) and len(item) == 1 and (isinstance(item[0], Tensor) or is_mapping(item[0])):
+        return as_query(item[0])
     named = is_mapping(item)
     if isinstance(item, Tensor) or (named and not {"labels", "label"} & as_inputs(item).keys()):
         return Query(_marked(copied(as_inputs(item)), None), None)

@@ -11,14 +11,16 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from bdl_bench.content_digests import content_digest
 from bdl_bench.executors import Content
-from bdl_bench.fingerprints import problem_digest
+from bdl_bench.fingerprints import problem_digest, rows_digests
 from bdl_bench.problem import Problem
 from bdl_bench.records import Training, content_key, slug
 from bdl_bench.seeding import seeded
+from bdl_bench.starting_point import starting_point
 from bdl_bench.tasks import Task, resolve_task
-from bdl_bench.versions import code_digest, file_digest
-from estimators.errors import StateError
+from bdl_bench.versions import code_digest
+from estimators.errors import NonDeterministicError, StateError
 from estimators.training import train_map
 
 __all__ = ["Place", "Prepared", "Trained", "known_training", "load_problem", "map_path", "prepare", "restore"]
@@ -38,7 +40,8 @@ class Place:
 class Prepared:
     """A (task, seed) ready for stage two: the content key of its network and data, and how the network was trained.
 
-    `weights` is where its weights are read; None where the problem brings a trained network.
+    `weights` is where its weights are read; None where the problem brings a trained network. `rows` has a digest of the
+    rows of each set, `code` one of the code that makes the problem.
     """
 
     task: str
@@ -47,6 +50,8 @@ class Prepared:
     training: Training
     cached: bool
     weights: Content | None = field(default=None, compare=False, repr=False)
+    rows: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,25 +65,51 @@ class Trained:
 def prepare(place: Place) -> Trained:
     """Train the network of (task, seed) by its recipe, unless what is known of it has the same key."""
     task = resolve_task(place.task)
-    problem = task.problem(place.seed)
-    key = _key(task, problem, place)
-    if problem.recipe is None:
-        return Trained(Prepared(place.task, place.seed, key, Training(seconds=None, recipe=None), cached=True))
-    recipe = repr(problem.recipe)
-    if place.known is not None and place.known[0] == key:
-        training = Training(seconds=place.known[1], recipe=recipe)
-        return Trained(Prepared(place.task, place.seed, key, training, cached=True))
-    seconds, content = _train(problem.on(place.device), place.seed, key)
-    training = Training(seconds=seconds, recipe=recipe)
-    return Trained(Prepared(place.task, place.seed, key, training, cached=False), content)
+    problem = _kept(task, place.seed)
+    code = _code(task)
+    key, rows = _key(task, problem, place, code), rows_digests(problem)
+    content, cached = None, True
+    if not problem.trains_model:
+        training = Training(seconds=None, recipe=None)
+    else:
+        start = starting_point(problem)
+        seconds = place.known[1] if place.known is not None and place.known[0] == key else None
+        if seconds is None:
+            cached = False
+            seconds, content = _train(problem.on(place.device), place.seed, key)
+        training = start.training(seconds)
+    return Trained(Prepared(place.task, place.seed, key, training, cached, rows=rows, code=code), content)
 
 
 def load_problem(prepared: Prepared, directory: Path, device: str) -> Problem:
-    """The problem with its trained network in eval mode, on `device`."""
-    problem = resolve_task(prepared.task).problem(prepared.seed)
-    if problem.recipe is not None:
+    """The problem with its trained network in eval mode and the rows of stage one, on `device`.
+
+    Errors: NonDeterministicError where its rows are others than those that stage one saw.
+    """
+    problem = _kept(resolve_task(prepared.task), prepared.seed)
+    _check_same_rows(problem, prepared)
+    if problem.trains_model:
         restore(problem, prepared, directory)
     return problem.on(device)
+
+
+def _kept(task: Task, seed: int) -> Problem:
+    """The problem of a seed, its sets read once."""
+    problem = task.problem(seed)
+    with seeded(seed):
+        return problem.kept()
+
+
+def _check_same_rows(problem: Problem, prepared: Prepared) -> None:
+    with seeded(prepared.seed):
+        found = rows_digests(problem)
+    other = sorted(name for name, rows in prepared.rows.items() if found.get(name) != rows)
+    if other:
+        raise NonDeterministicError(
+            f"the same rows for {prepared.task} seed {prepared.seed} in every process",
+            received=f"other rows than before in: {', '.join(other)}",
+            remedy="draw the data from the seed that the factory is given; pad rows that are shuffled to one length.",
+        )
 
 
 def restore(problem: Problem, prepared: Prepared, directory: Path) -> None:
@@ -145,10 +176,11 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone().contiguous()
 
 
-def _key(task: Task, problem: Problem, place: Place) -> str:
-    with seeded(place.seed):
-        digest = problem_digest(problem)
-    source = file_digest(task.source_file) + task.source
-    return content_key(
-        task=task.name, seed=place.seed, problem=digest, source=source, code=code_digest(), device=place.device
-    )
+def _key(task: Task, problem: Problem, place: Place, code: str) -> str:
+    digest = problem_digest(problem)
+    return content_key(task=task.name, seed=place.seed, problem=digest, code=code, device=place.device)
+
+
+def _code(task: Task) -> str:
+    """A digest of what makes the problems of a task: both packages, the factory, and the user's modules it imports."""
+    return content_key(packages=code_digest(), factory=content_digest(task.make, values=False))

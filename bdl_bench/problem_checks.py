@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bdl_bench.loaders import Loader, as_query
-from estimators.batch import Batch, empty_loader, split_batch
+from estimators.baselines.dropout_layers import dropout_names
+from estimators.baselines.retraining import refuse_other_architecture
 from estimators.errors import DataError, ModelError, OptionError
-from estimators.likelihoods import Likelihood
 from estimators.model_checks import check_model
-from estimators.network import output_tensor
-from estimators.pytrees import ALL_ROWS, PyTree, forward_arguments, n_rows, row_tensors, split_rows, tensors_of
-from estimators.rng import preserved_random_state
+from estimators.pytrees import PyTree
 
-__all__ = ["FirstRows", "check_band", "check_precision", "check_split", "check_trained"]
+__all__ = [
+    "check_band",
+    "check_dropout_model",
+    "check_members",
+    "check_precision",
+    "check_trained",
+    "check_trained_option",
+]
 
 
 def check_precision(value: float | Mapping[str, float]) -> None:
@@ -36,95 +40,54 @@ def check_trained(model: nn.Module) -> None:
     """A network without a recipe is in eval mode and finite. Errors: ModelError."""
     if model.training:
         raise ModelError(
-            "a trained network in eval mode, since there is no recipe to train it by",
+            "a trained network in eval mode, since no recipe trains it",
             received="a network in train mode",
-            remedy="call model.eval(), or pass recipe=Recipe(...) to have it trained.",
+            remedy="call model.eval(), or pass recipe=Recipe(...) (without trained=True) to have it trained.",
         )
     check_model(model)
 
 
-def check_split(name: str, loader: Loader, network: nn.Module, likelihood: Likelihood) -> None:
-    """The first batch goes through the network and fits the likelihood."""
-    batch = split_batch(_first_item(name, loader))
-    _check_targets(name, batch, _outputs(name, batch.x, network), likelihood)
-
-
-def _check_targets(name: str, batch: Batch, f: Tensor, likelihood: Likelihood) -> None:
-    _check_length(name, batch.y, f.shape[0])
-    likelihood.check_targets(f, batch.y)
-
-
-def _check_length(name: str, y: Tensor, n: int) -> None:
-    if y.shape[:1] != (n,):
-        raise DataError(
-            f"one target for each of the {n} rows of the {name} loader",
-            received=f"targets of shape {tuple(y.shape)}",
-            remedy="check how the loader pairs x and y.",
+def check_trained_option(trained: bool | None, *, has_recipe: bool) -> None:
+    """Errors: OptionError for a network that is not trained and has no recipe."""
+    if trained is False and not has_recipe:
+        raise OptionError(
+            "a recipe for a network that is not trained",
+            received="trained=False without one",
+            remedy="recipe=Recipe(...), or leave trained out.",
         )
 
 
-class FirstRows:
-    """The first row of further sets: through the network once for each form of a row, since there may be many sets."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.outputs: dict[object, Tensor] = {}
-
-    def check(self, name: str, loader: Loader) -> PyTree:
-        """The inputs of the first batch, which the network accepts."""
-        x = as_query(_first_item(name, loader)).x
-        self._output(name, x)
-        return x
-
-    def check_labelled(self, name: str, loader: Loader, likelihood: Likelihood) -> None:
-        """The network accepts the first row, and the likelihood its target."""
-        whole = split_batch(_first_item(name, loader))
-        if len(whole) not in map(len, row_tensors(whole.x)):
-            _check_length(name, whole.y, n_rows(whole.x))
-        row = whole.marked(ALL_ROWS).parts(1)[0]
-        _check_targets(name, row, self._output(name, row.x), likelihood)
-
-    def _output(self, name: str, x: PyTree) -> Tensor:
-        row = split_rows(x, 1)[0]
-        form = tuple((tensor.shape, tensor.dtype) for tensor in tensors_of(row))
-        if form not in self.outputs:
-            self.outputs[form] = _outputs(name, row, self.network)
-        return self.outputs[form]
+def check_members(members: Sequence[nn.Module], model: nn.Module) -> None:
+    """Trained networks in eval mode, of the architecture of the model. Errors: ModelError."""
+    for index, member in enumerate(members):
+        if not isinstance(member, nn.Module):
+            raise ModelError(
+                "members that are torch.nn.Modules",
+                received=f"a {type(member).__name__} as members[{index}]",
+                remedy="load the networks first, or pass a function that does.",
+            )
+        check_trained(member)
+        refuse_other_architecture(member, model, what=f"members[{index}] with")
 
 
-def check_band(x: PyTree) -> None:
-    """The inputs of a band have one column and ascend. Errors: DataError."""
-    one_column = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 1
-    if not one_column or bool((x.diff(dim=0) < 0).any()):
+def check_dropout_model(model: nn.Module) -> None:
+    """A trained network in eval mode with dropout layers. Errors: ModelError."""
+    if not isinstance(model, nn.Module) or not dropout_names(model):
+        raise ModelError(
+            "a dropout_model with layers nn.Dropout of p > 0",
+            received=f"a {type(model).__name__} without",
+            remedy="leave dropout_model out; with make_model and recipe a network with dropout is trained.",
+        )
+    check_trained(model)
+
+
+def check_band(batches: list[PyTree]) -> None:
+    """The inputs of a band have one column and ascend, over all batches. Errors: DataError."""
+    one_column = all(isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 1 for x in batches)
+    if not one_column or bool((torch.cat(batches).diff(dim=0) < 0).any()):
+        x = batches[0]
         raise DataError(
             "a band along a line, x (M, 1) ascending",
             received=f"x of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}",
             remedy="torch.linspace(...).unsqueeze(1), or leave band out where inputs have several columns.",
         )
-
-
-def _first_item(name: str, loader: Loader) -> object:
-    """The loader can be iterated again, and the random state is left as it was."""
-    if isinstance(loader, Iterator):
-        raise DataError(
-            f"a {name} loader that can be iterated more than once",
-            received=f"a one-shot {type(loader).__name__}",
-            remedy="pass a DataLoader or a list of batches.",
-        )
-    with preserved_random_state():
-        for item in loader:
-            return item
-    raise empty_loader()
-
-
-def _outputs(name: str, x: PyTree, network: nn.Module) -> Tensor:
-    arguments, keywords = forward_arguments(x)
-    try:
-        with torch.no_grad():
-            return output_tensor(network(*arguments, **keywords))
-    except (RuntimeError, IndexError, TypeError) as error:
-        raise DataError(
-            f"batches of the {name} loader that the network accepts",
-            received=f"one for which its forward says: {error}",
-            remedy="compare feature size, dtype and device with what the network was built for.",
-        ) from error

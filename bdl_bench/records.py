@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from estimators.atomic import write_bytes, write_text
+from estimators.errors import StateError
 
 __all__ = ["ArrayFile", "Cost", "Record", "RecordStore", "Training", "Tuning", "content_key", "slug"]
 
@@ -26,10 +29,30 @@ Status = Literal["ok", "skipped", "failed"]
 
 
 class Training(BaseModel):
-    """How the MAP of one (task, seed) came about; `seconds` is None where the network came trained."""
+    """How the MAP of one (task, seed) came about; `seconds` is None if the network came trained and was used as it is.
+
+    `epochs` are those of the recipe. `loss_before` is the mean −log p of a training label, in nats, at the weights that
+    the network came with; `further` says that these had been trained before: they do much better than no training.
+    """
 
     seconds: float | None
     recipe: str | None
+    epochs: int | None = None
+    loss_before: float | None = None
+    further: bool = False
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        if self.recipe is None:
+            return "none: the network came trained and was used as it is"
+        if self.epochs is None:  # of a record that does not say
+            return self.recipe
+        before = "" if self.loss_before is None else f" (mean −log p of a training label there: {self.loss_before:.3g})"
+        start = f"{self.epochs} epochs by {self.recipe}, from the weights that the problem came with{before}"
+        if not self.further:
+            return f"trained for {start}"
+        return f"trained further for {start}, which had been trained before; trained=True of Problem keeps them"
 
 
 class Cost(BaseModel):
@@ -85,7 +108,8 @@ class Record(BaseModel):
     """One cell. `metrics` under the names of the field, as fitted, and `tuned`; `reason` of a skip; `traceback`.
 
     `preflight` is what was found of the problem before its cells ran; `problem` is the content key of that problem;
-    `limit` the seconds that were not enough for it, of a cell that was skipped for them.
+    `task_code` and `method_code` are digests of the code and the options of the task and of the method; `limit` the
+    seconds that were not enough for it, of a cell that was skipped for them.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
@@ -111,6 +135,8 @@ class Record(BaseModel):
     environment: dict[str, str] = Field(default_factory=dict)
     preflight: dict[str, str] = Field(default_factory=dict)
     problem: str = ""
+    task_code: str = ""
+    method_code: str = ""
     arrays: str | None = None
     arrays_digest: str | None = None
 
@@ -150,25 +176,41 @@ class RecordStore:
     def finished(self, task: str, method: str, seed: int) -> Record | None:
         """The record of a cell that ended well, whatever its key, if its arrays are whole; else None."""
         record = self.read(task, method, seed)
-        return record if record is not None and record.status == "ok" and self._arrays_are_whole(record) else None
+        return record if record is not None and record.status == "ok" and self.arrays_are_whole(record) else None
 
     def all(self) -> list[Record]:
         """Every readable record, by task, method and seed."""
-        records = [_read(path) for path in sorted(self.root.rglob("*.json"))]
+        records = [_read(path) for path in self._paths()]
         return sorted((r for r in records if r is not None), key=lambda r: (r.task, r.method, r.seed))
+
+    def unreadable(self) -> dict[str, str]:
+        """Return why each file that cannot be read as a record cannot be, by its path in the directory."""
+        found = ((path.relative_to(self.directory).as_posix(), _why_unreadable(path)) for path in self._paths())
+        return {name: reason for name, reason in found if reason is not None}
 
     def written(self, record: Record) -> float:
         """When, in seconds since the epoch."""
         return self.path(record.task, record.method, record.seed).stat().st_mtime
 
     def arrays(self, record: Record) -> dict[str, NDArray[Any]]:
-        """The per-example arrays of a record."""
+        """The per-example arrays of a record. Errors: StateError where the file is gone or damaged."""
         if record.arrays is None:
             return {}
-        with np.load(self.directory / record.arrays, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        try:
+            with open(self.directory / record.arrays, "rb") as content, np.load(content, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise StateError(
+                f"the arrays of {record.task} {record.method} seed {record.seed} in {record.arrays}",
+                received=f"{type(error).__name__}: {error}",
+                remedy="the same command with the same --out makes them again.",
+            ) from error
 
-    def _arrays_are_whole(self, record: Record) -> bool:
+    def _paths(self) -> list[Path]:
+        return sorted(self.root.rglob("*.json"))
+
+    def arrays_are_whole(self, record: Record) -> bool:
+        """Whether the arrays of a record are those that were written with it."""
         path = self.directory / (record.arrays or "")
         return path.is_file() and _digest(path.read_bytes()) == record.arrays_digest
 
@@ -190,6 +232,19 @@ def _read(path: Path) -> Record | None:
         return Record.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+def _why_unreadable(path: Path) -> str | None:
+    """The first thing that is wrong with a file; None for a record."""
+    try:
+        Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        return f"{type(error).__name__}: {error.strerror}"
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}" if where else str(first["msg"])
+    return None
 
 
 def _npz(arrays: ArrayFile) -> bytes:

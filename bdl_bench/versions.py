@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import platform
 from functools import cache
 from importlib import metadata
@@ -12,7 +11,7 @@ from pathlib import Path
 import bdl_bench
 import estimators
 
-__all__ = ["code_digest", "environment", "file_digest", "source_of"]
+__all__ = ["code_digest", "environment"]
 
 _PACKAGES = (
     *("bdl-bench", "torch", "numpy", "scipy", "scikit-learn", "scoringrules"),
@@ -32,21 +31,6 @@ def code_digest() -> str:
     for path in _sources():
         digest.update("/".join(path.parts[-2:]).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def file_digest(path: str | None) -> str:
-    """The digest of one source file; empty where there is none to read."""
-    if path is None or not Path(path).is_file():
-        return ""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
-def source_of(thing: object) -> str:
-    """The source text of a class or function; empty where there is none to read."""
-    try:
-        return inspect.getsource(thing)  # type: ignore[arg-type]
-    except (OSError, TypeError):
-        return ""
 
 
 def environment() -> dict[str, str]:

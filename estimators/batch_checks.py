@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor
 
 from estimators.batch import Batch
-from estimators.errors import DataError, EstimatorError
+from estimators.errors import DataError, EstimatorError, NotLogitsWarning
 from estimators.finite import is_finite
 from estimators.likelihoods import Likelihood
+from estimators.likelihoods.link_check import REMEDY, LinkCheck
+from estimators.models.outputs import output_tensor
 from estimators.network import Network
-from estimators.pytrees import PyTree, row_tensors, tensors_of
+from estimators.pytrees import PyTree, forward_arguments, row_tensors, tensors_of
 
-__all__ = ["check_batch", "check_finite", "check_inputs", "check_targets", "naming_batch"]
+__all__ = ["check_batch", "check_finite", "check_inputs", "check_targets", "naming_batch", "warn_of_probabilities"]
 
 
 @contextmanager
@@ -90,6 +93,23 @@ def check_inputs(x: PyTree, network: Network, *, what: str) -> Tensor:
         ) from error
     _check_finite_outputs(f, what)
     return f
+
+
+def warn_of_probabilities(link: LinkCheck | None, network: Network) -> None:
+    """NotLogitsWarning if all outputs that `link` has seen look like probabilities, not like logits."""
+
+    def forward(x: PyTree) -> Tensor:
+        arguments, keywords = forward_arguments(x)
+        return output_tensor(network.module(*arguments, **keywords))
+
+    found = None if link is None else link.found(forward)
+    if link is not None and found is not None:
+        warnings.warn(
+            f"the outputs of the model are {found}; the likelihood {link.likelihood!r} expects logits and applies its "
+            f"link itself, so that every number would be of another model. Try: {REMEDY}",
+            NotLogitsWarning,
+            stacklevel=5,
+        )
 
 
 def _check_kind(tensor: Tensor, network: Network, what: str) -> None:

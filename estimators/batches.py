@@ -10,9 +10,10 @@ from torch import Tensor
 
 from estimators.ambiguous_rows import resolved
 from estimators.batch import Batch, Loader, empty_loader, first_batch, size_in_bytes, split_batch
-from estimators.batch_checks import check_batch, check_finite, naming_batch
+from estimators.batch_checks import check_batch, check_finite, naming_batch, warn_of_probabilities
 from estimators.errors import NonDeterministicError, NotFittedError
 from estimators.likelihoods import Likelihood
+from estimators.likelihoods.link_check import LinkCheck
 from estimators.network import Network
 from estimators.pytrees import ALL_ROWS, PyTree, RowLayout, concatenate, difference, select_rows
 from estimators.rng import preserved_random_state
@@ -43,12 +44,15 @@ class Batches:
         """Two passes over `loader`: validate every batch, count N, and refuse data that differ between passes.
 
         Errors: DataError (empty, shapes, labels, dtypes, devices, NaN or Inf), NonDeterministicError.
+        Warns: NotLogitsWarning where every output looks like a probability.
         """
         first, second = _Pass(), _Pass()
+        first.link = LinkCheck(likelihood)
         with preserved_random_state():
             stored = first.run(loader, network, likelihood, keep=True)
             if first.n_data == 0:
                 raise empty_loader()
+            warn_of_probabilities(first.link, network)
             first.layout = _resolved(first.layout, loader, stored, network.shaped_outputs)
             second.layout = first.layout
             checked = network.routes.outputs_by_own_module
@@ -139,6 +143,7 @@ class _Pass:
 
     def __init__(self, layout: RowLayout = ALL_ROWS) -> None:
         self.n_data, self.sums, self.layout = 0, Sums(), layout
+        self.link: LinkCheck | None = None
         self._single: Batch | None = None
         self._paired = False
 
@@ -152,6 +157,8 @@ class _Pass:
                 batch = split_batch(item)
                 marked = batch.marked(self.layout)  # in the first pass as far as it is known
                 f = check_batch(marked, network, likelihood)
+                if self.link is not None:
+                    self.link.add(marked.x, f, batch.y)
                 if check:
                     f = self._compared(marked, network, f)
                 self.sums = self.sums.plus(f, batch.y)

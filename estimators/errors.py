@@ -21,6 +21,7 @@ __all__ = [
     "NonDeterministicError",
     "NotConvergedWarning",
     "NotFittedError",
+    "NotLogitsWarning",
     "OptionError",
     "StateError",
     "TooLargeError",
@@ -153,6 +154,10 @@ class CalibrationNotSavedWarning(UserWarning):
 
 class DiagonalWeightsWarning(UserWarning):
     """A Kronecker structure treats the weights of some layers by the diagonal of their GGN alone."""
+
+
+class NotLogitsWarning(UserWarning):
+    """The outputs of the model look like probabilities where the likelihood expects logits."""
 
 
 class TuningEdgeWarning(UserWarning):

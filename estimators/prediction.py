@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from estimators.errors import UnsupportedError
 from estimators.option_checks import checked_number
+from estimators.precision.dtype import algebra_dtype
 
-__all__ = ["Prediction"]
+__all__ = ["Prediction", "log_odds_of", "log_probs_of", "log_softmax"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Prediction:
     Regression fills `aleatoric_variance` and `total_variance` (squared units of the target); classification and binary
     fill `probs` (M, C) and `entropy` (M,), in nats, or (M, C) for independent Bernoulli outputs; classes lie along
     `class_dim`.
+    `log_probs` (M, C) of classification are log p of each class, and `log_odds` (M, C) of binary log p/(1 − p) of each
+    output, both in float64 whatever the dtype of the network (float32 on devices without float64). They hold what
+    `probs` rounds away: a probability below 1e-45 is 0 in float32, and one above 1 − 6e-8 is 1. Score by them.
     `samples` (S, M, ...) are function samples of the outputs, where the prediction was made from any: of a Monte-Carlo
     link, or of the members of an ensemble, whose `mean` and `epistemic_variance` are theirs.
     """
@@ -36,6 +41,8 @@ class Prediction:
     link_approx: str | None = None
     class_dim: int = -1
     samples: Tensor | None = None
+    log_probs: Tensor | None = None
+    log_odds: Tensor | None = None
 
     def calibrated(self, *, variance_scale: float = 1.0, softmax_temperature: float = 1.0) -> Prediction:
         """The same prediction with the epistemic variance times `variance_scale` and the logits over a temperature.
@@ -82,22 +89,69 @@ class Prediction:
 
 
 def from_logits(mean: Tensor, variance: Tensor, *, kind: str, class_dim: int = -1) -> Prediction:
-    """Probit approximation (MacKay 1992): logits over √(1 + π/8 · variance), then the link."""
-    scaled = mean / torch.sqrt(1 + math.pi / 8 * variance)
-    probs = scaled.softmax(class_dim) if kind == "classification" else scaled.sigmoid()
-    entropy = entropy_of(probs, kind=kind, class_dim=class_dim)
-    return Prediction(mean, variance, kind, probs=probs, entropy=entropy, link_approx="probit", class_dim=class_dim)
+    """Probit approximation (MacKay 1992): logits over √(1 + π/8 · variance), then the link, in float64."""
+    wide_mean, wide_variance = _wide(mean), _wide(variance)
+    scaled = wide_mean / torch.sqrt(1 + math.pi / 8 * wide_variance)
+    logs = log_softmax(scaled, class_dim) if kind == "classification" else scaled
+    return _with_logs(Prediction(mean, variance, kind, link_approx="probit", class_dim=class_dim), logs)
 
 
 def from_samples(mean: Tensor, variance: Tensor, samples: Tensor, *, kind: str, class_dim: int = -1) -> Prediction:
-    """Monte-Carlo average of the link over logit samples (S, M, ...)."""
-    of_sample = class_dim if class_dim < 0 else class_dim + 1
-    probs = (samples.softmax(of_sample) if kind == "classification" else samples.sigmoid()).mean(0)
-    made = {"probs": probs, "entropy": entropy_of(probs, kind=kind, class_dim=class_dim), "samples": samples}
-    return Prediction(mean, variance, kind, link_approx="mc", class_dim=class_dim, **made)
+    """Monte-Carlo average of the link over logit samples (S, M, ...), as a log-mean-exp in float64."""
+    wide = _wide(samples)
+    if kind == "classification":
+        of_sample = class_dim if class_dim < 0 else class_dim + 1
+        logs = log_softmax(log_softmax(wide, of_sample).logsumexp(0), class_dim)
+    else:
+        # Both averages have the same divisor S, which cancels.
+        logs = F.logsigmoid(wide).logsumexp(0) - F.logsigmoid(-wide).logsumexp(0)
+    made = Prediction(mean, variance, kind, link_approx="mc", class_dim=class_dim, samples=samples)
+    return _with_logs(made, logs)
 
 
-def entropy_of(probs: Tensor, *, kind: str, class_dim: int) -> Tensor:
-    """In nats: over the classes, or of each independent Bernoulli output."""
-    entropy: Tensor = torch.special.entr(probs)
-    return entropy.sum(class_dim) if kind == "classification" else entropy + torch.special.entr(1 - probs)
+def log_softmax(logits: Tensor, dim: int) -> Tensor:
+    """log p along `dim`, accurate for the largest class too.
+
+    With f_m the largest logit, log p_m = −log(1 + Σ_{c≠m} exp(f_c − f_m)). torch's own sums the 1 with the rest, so
+    that a log p_m between −1e-16 and 0 becomes 0 in float64.
+    """
+    shifted = logits - logits.amax(dim, keepdim=True)
+    largest = logits.argmax(dim, keepdim=True)
+    rest = shifted.exp().scatter(dim, largest, 0.0).sum(dim, keepdim=True)
+    return shifted - rest.log1p()
+
+
+def log_probs_of(prediction: Prediction) -> Tensor:
+    """log p of each class of a classification; of a prediction without `log_probs`, the logarithm of `probs`."""
+    if prediction.log_probs is not None:
+        return prediction.log_probs
+    assert prediction.probs is not None
+    return _wide(prediction.probs).log()
+
+
+def log_odds_of(prediction: Prediction) -> Tensor:
+    """log p/(1 − p) of each Bernoulli output; of a prediction without `log_odds`, that of `probs`."""
+    if prediction.log_odds is not None:
+        return prediction.log_odds
+    assert prediction.probs is not None
+    return _wide(prediction.probs).logit()
+
+
+def _with_logs(prediction: Prediction, logs: Tensor) -> Prediction:
+    """The prediction with probabilities and entropy of these log-probabilities, or log-odds for binary."""
+    dtype = prediction.mean.dtype
+    if prediction.kind == "classification":
+        entropy = _minus_p_log_p(logs).sum(prediction.class_dim)
+        return replace(prediction, log_probs=logs, probs=logs.exp().to(dtype), entropy=entropy.to(dtype))
+    entropy = _minus_p_log_p(F.logsigmoid(logs)) + _minus_p_log_p(F.logsigmoid(-logs))
+    return replace(prediction, log_odds=logs, probs=logs.sigmoid().to(dtype), entropy=entropy.to(dtype))
+
+
+def _minus_p_log_p(log_p: Tensor) -> Tensor:
+    """−p log p, 0 where p is."""
+    p = log_p.exp()
+    return torch.where(p > 0, -p * log_p, 0.0)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(algebra_dtype(values.device))

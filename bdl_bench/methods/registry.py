@@ -111,7 +111,7 @@ def refuse_without_recipe(name: str, problem: Problem) -> None:
         raise UnsupportedError(
             f"a problem with make_model and recipe, since {name} trains networks of its own",
             received="one without",
-            remedy="pass make_model= and recipe= to Problem.",
+            remedy="pass make_model= and recipe= to Problem, or networks of your own: members=, dropout_model=.",
         )
 
 

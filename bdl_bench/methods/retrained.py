@@ -5,20 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from bdl_bench.methods.registry import Axis, Method, around, factors, preset, refuse_without_recipe
-from bdl_bench.problem import Problem
+from bdl_bench.problem import ENSEMBLE_SIZE, Problem
 from estimators import UncertaintyEstimator
 from estimators.baselines import SWAG, DeepEnsemble, MCDropout
 from estimators.baselines.dropout_layers import dropout_names
 
-_MEMBERS, _RATE, _MASKS = 5, 0.1, 30
+_RATE, _MASKS = 0.1, 30
 
 
 def _ensemble(problem: Problem, seed: int) -> UncertaintyEstimator:
+    if problem.members is not None:
+        return preset(DeepEnsemble, trained_members=problem.trained_members)(problem, seed)
+    refuse_without_recipe("ensemble", problem)
     own = {"make_model": problem.make_model, "recipe": problem.recipe}
-    return preset(DeepEnsemble, seeded=True, n_members=_MEMBERS, **own)(problem, seed)
+    return preset(DeepEnsemble, seeded=True, n_members=ENSEMBLE_SIZE, **own)(problem, seed)
 
 
 def _dropout(problem: Problem, seed: int) -> UncertaintyEstimator:
+    if problem.dropout_model is not None:  # nothing is trained, so that a prior of other names is not needed
+        return MCDropout(problem.dropout_model, problem.likelihood, n_samples=_MASKS, seed=seed)
     if dropout_names(problem.model):
         return preset(MCDropout, seeded=True, n_samples=_MASKS)(problem, seed)
     refuse_without_recipe("dropout", problem)
@@ -28,19 +33,19 @@ def _dropout(problem: Problem, seed: int) -> UncertaintyEstimator:
 
 def _rates(problem: Problem, n: int) -> list[Any]:
     """About the preset's own; none where the network has layers of its own, whose rate is what it was trained with."""
-    return [] if dropout_names(problem.model) else [_RATE * factor for factor in factors(n, decades=0.6)]
+    own = problem.dropout_model is not None or dropout_names(problem.model)
+    return [] if own else [_RATE * factor for factor in factors(n, decades=0.6)]
 
 
 PRESETS = [
     Method(
         "ensemble",
-        f"{_MEMBERS} networks trained from different initialisations, the given one among them",
+        f"{ENSEMBLE_SIZE} networks trained from different initialisations, the given one among them; or your own",
         _ensemble,
-        retrains=True,
     ),
     Method(
         "dropout",
-        "MC dropout: the network's own layers, or one trained with dropout before its linear layers",
+        "MC dropout: the network's own layers, or one trained with dropout before its linear layers; or your own",
         _dropout,
         axis=Axis("rate", _rates),
     ),

@@ -6,7 +6,8 @@
 confidence_b and accuracy_b are means over the n_b rows of bin b. Equal-width bins (Naeini et al. 2015; Guo et al. 2017)
 are [0, 1/B], (1/B, 2/B], ..., (1 − 1/B, 1]: a confidence of exactly 1 is in the last one, which is closed. Equal-mass
 bins (Nixon et al. 2019, adaptive) hold equally many rows, but rows of equal confidence stay together, in the lower bin,
-so that no result depends on the order of the rows.
+so that no result depends on the order of the rows. `order` is a score that orders rows as the confidence does and tells
+those apart whose confidence is 1 in float64 (its log-odds); None: the confidence itself.
 
 dECE is the debiased l2 error of Kumar, Liang and Ma (2019, "Verified uncertainty calibration") over equal-mass bins.
 The term that is subtracted is what chance alone adds to the squared difference in a bin. As in their code, a bin of one
@@ -54,16 +55,17 @@ def ece(confidence: Floats, correct: Floats, *, n_bins: int = N_BINS) -> Floats:
     return _absolute_error(confidence - correct, _by_width(confidence, n_bins), n_bins)
 
 
-def adaptive_ece(confidence: Floats, correct: Floats, *, n_bins: int = N_BINS) -> Floats:
+def adaptive_ece(confidence: Floats, correct: Floats, order: Floats | None = None, *, n_bins: int = N_BINS) -> Floats:
     """Expected calibration error over equal-mass bins, (...)."""
-    return _absolute_error(confidence - correct, _by_mass(confidence, n_bins), n_bins)
+    index = _by_mass(confidence if order is None else order, n_bins)
+    return _absolute_error(confidence - correct, index, n_bins)
 
 
-def debiased_ece(confidence: Floats, correct: Floats, *, n_bins: int = N_BINS) -> Floats:
+def debiased_ece(confidence: Floats, correct: Floats, order: Floats | None = None, *, n_bins: int = N_BINS) -> Floats:
     """The debiased l2 calibration error over equal-mass bins of two rows or more, (...)."""
     rows = confidence.shape[-1]
     n_bins = max(1, min(n_bins, rows // 2))
-    index = _by_mass(confidence, n_bins)
+    index = _by_mass(confidence if order is None else order, n_bins)
     count, gap, hits = (_sums(index, v, n_bins) for v in (np.ones_like(confidence), confidence - correct, correct))
     filled, many = np.maximum(count, 1), np.maximum(count - 1, 1)
     accuracy = hits / filled
@@ -84,9 +86,9 @@ def equal_width_bins(confidence: Floats, correct: Floats, *, n_bins: int = N_BIN
     return _bins(confidence, correct, _by_width(confidence, n_bins))
 
 
-def equal_mass_bins(confidence: Floats, correct: Floats, *, n_bins: int = N_BINS) -> Bins:
+def equal_mass_bins(confidence: Floats, correct: Floats, order: Floats | None = None, *, n_bins: int = N_BINS) -> Bins:
     """Consecutive rows in order of confidence, as equally many a bin as ties allow."""
-    return _bins(confidence, correct, _by_mass(confidence, n_bins))
+    return _bins(confidence, correct, _by_mass(confidence if order is None else order, n_bins))
 
 
 def _by_width(confidence: Floats, n_bins: int) -> Integers:

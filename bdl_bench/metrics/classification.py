@@ -1,10 +1,15 @@
-"""Scores of class probabilities, one number an example: probs (M, C), rows summing to 1; targets (M,) class indices."""
+"""Scores of class probabilities, one number an example, from their logarithms.
+
+`log_probs` (M, C) are float64, `targets` (M,) class indices. `bdl_bench.metrics.log_space.logs` makes log-probabilities
+of probabilities, and its `log_softmax` those of logits.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import entr
+
+from bdl_bench.metrics.log_space import log_sigmoid
 
 __all__ = ["as_two_classes", "brier", "confidence", "correct", "entropy", "nll"]
 
@@ -12,42 +17,47 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
-def nll(probs: Floats, targets: Integers) -> Floats:
+def nll(log_probs: Floats, targets: Integers) -> Floats:
     """−log p(y), nats, (M,); infinite where a class was given probability 0."""
-    with np.errstate(divide="ignore"):
-        scores: Floats = -np.log(_of_target(probs, targets))
+    scores: Floats = 0.0 - _of_target(log_probs, targets)
     return scores
 
 
-def brier(probs: Floats, targets: Integers) -> Floats:
-    """Σ_c (p_c − 1[y = c])², between 0 and 2, (M,)."""
-    scores: Floats = np.square(probs).sum(-1) - 2 * _of_target(probs, targets) + 1
+def brier(log_probs: Floats, targets: Integers) -> Floats:
+    """Σ_c (p_c − 1[y = c])², between 0 and 2, (M,).
+
+    1 − p_y is summed over the other classes, so that a right row of probability 1 − 1e-20 does not score exactly 0.
+    """
+    probs = np.exp(log_probs)
+    probs[np.arange(len(targets)), targets] = 0.0
+    scores: Floats = np.square(probs.sum(-1)) + np.square(probs).sum(-1)
     return scores
 
 
-def correct(probs: Floats, targets: Integers) -> Floats:
+def correct(log_probs: Floats, targets: Integers) -> Floats:
     """1 where the most probable class is the target, else 0, (M,)."""
-    hits: Floats = (probs.argmax(-1) == targets).astype(np.float64)
+    hits: Floats = (log_probs.argmax(-1) == targets).astype(np.float64)
     return hits
 
 
-def confidence(probs: Floats) -> Floats:
+def confidence(log_probs: Floats) -> Floats:
     """The probability of the most probable class, (M,)."""
-    top: Floats = probs.max(-1)
+    top: Floats = np.exp(log_probs.max(-1))
     return top
 
 
-def entropy(probs: Floats) -> Floats:
+def entropy(log_probs: Floats) -> Floats:
     """−Σ_c p_c log p_c, nats, (M,)."""
-    nats: Floats = entr(probs).sum(-1)
+    finite = np.where(np.isneginf(log_probs), 0.0, log_probs)
+    nats: Floats = 0.0 - (np.exp(log_probs) * finite).sum(-1)
     return nats
 
 
-def as_two_classes(probs: Floats, targets: Floats) -> tuple[Floats, Integers]:
-    """Independent Bernoulli outputs (M, C) as M·C examples of two classes: probs (M·C, 2), targets (M·C,)."""
-    p = probs.reshape(-1)
-    return np.stack([1 - p, p], axis=-1), targets.reshape(-1).astype(np.int64)
+def as_two_classes(log_odds: Floats, targets: Floats) -> tuple[Floats, Integers]:
+    """Bernoulli outputs (M, C) as M·C examples of two classes: log-probabilities (M·C, 2) and targets (M·C,)."""
+    odds = log_odds.reshape(-1)
+    return np.stack([log_sigmoid(-odds), log_sigmoid(odds)], axis=-1), targets.reshape(-1).astype(np.int64)
 
 
-def _of_target(probs: Floats, targets: Integers) -> Floats:
-    return probs[np.arange(len(targets)), targets]
+def _of_target(log_probs: Floats, targets: Integers) -> Floats:
+    return log_probs[np.arange(len(targets)), targets]

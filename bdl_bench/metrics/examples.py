@@ -1,32 +1,58 @@
-"""The rows of one part as the metrics want them: class probabilities, scores of confidence and of uncertainty."""
+"""The rows of one part as the metrics want them: log-probabilities, scores of confidence and of uncertainty."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from bdl_bench.metrics import classification, regression
+from bdl_bench.metrics.log_space import log_entropy, log_odds_of_top, log_sigmoid, logs
 from bdl_bench.metrics.metric import Arrays
+from estimators.errors import DataError
 
-__all__ = ["class_arrays", "confidences", "predictive_entropy", "top_labels", "variance_of_row"]
+__all__ = ["TopLabels", "class_arrays", "confidences", "entropy_order", "predictive_entropy", "top_labels",
+           "variance_of_row"]  # fmt: skip
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
+class TopLabels(NamedTuple):
+    """Of the most probable class of each row: its probability, the log-odds of that, and 1 where it is the target.
+
+    The log-odds order the rows as the probabilities do, and do not tie where these are 1 in float64.
+    """
+
+    confidence: Floats
+    log_odds: Floats
+    correct: Floats
+
+
 def class_arrays(arrays: Arrays) -> tuple[Floats, Integers]:
-    """Class probabilities (M, C) and indices (M,); independent Bernoulli outputs count as examples of two classes."""
-    probs, targets = arrays["probs"], arrays["targets"]
-    if targets.ndim == 2:
-        return classification.as_two_classes(probs, targets)
-    return probs, targets.astype(np.int64)
+    """Log-probabilities (M, C) and class indices (M,); independent Bernoulli outputs count as examples of two classes.
+
+    Errors: DataError for a target that is not the index of a class.
+    """
+    targets = arrays["targets"]
+    binary = targets.ndim == 2
+    _check_indices(targets, 2 if binary else arrays["probs" if "probs" in arrays else "log_probs"].shape[-1])
+    if binary:
+        return classification.as_two_classes(_log_odds(arrays), targets)
+    return _log_probs(arrays), targets.astype(np.int64)
 
 
-def top_labels(arrays: Arrays) -> tuple[Floats, Floats]:
-    """Confidence in the top label, and 1 where it is right, (M,); (M, C) for Bernoulli outputs."""
-    probs, targets = class_arrays(arrays)
-    shape = arrays["targets"].shape
-    return classification.confidence(probs).reshape(shape), classification.correct(probs, targets).reshape(shape)
+def top_labels(arrays: Arrays) -> TopLabels:
+    """Of each row, (M,); (M, C) for Bernoulli outputs."""
+    log_probs, targets = class_arrays(arrays)
+    found = (
+        classification.confidence(log_probs),
+        log_odds_of_top(log_probs),
+        classification.correct(log_probs, targets),
+    )
+    return TopLabels(*(values.reshape(arrays["targets"].shape) for values in found))
 
 
 def confidences(kind: str, arrays: Arrays) -> Floats:
@@ -51,7 +77,48 @@ def predictive_entropy(kind: str, arrays: Arrays) -> Floats:
     """
     if kind == "regression":
         return regression.entropy(arrays["total_variance"])
-    probs = arrays["probs"]
     if kind == "binary":
-        return classification.entropy(probs) + classification.entropy(1 - probs)
-    return classification.entropy(probs)
+        summed: Floats = classification.entropy(_two_classes(arrays)).sum(-1)
+        return summed
+    return classification.entropy(_log_probs(arrays))
+
+
+def entropy_order(kind: str, arrays: Arrays) -> Floats:
+    """A score that orders rows as `predictive_entropy` does, (M,), and does not tie where that is 0 in float64.
+
+    For classes and Bernoulli outputs, the logarithm of the entropy.
+    """
+    if kind == "regression":
+        return predictive_entropy(kind, arrays)
+    if kind == "binary":
+        summed: Floats = np.logaddexp.reduce(log_entropy(_two_classes(arrays)), axis=-1)
+        return summed
+    return log_entropy(_log_probs(arrays))
+
+
+def _two_classes(arrays: Arrays) -> Floats:
+    """(M, C, 2)."""
+    odds = _log_odds(arrays)
+    return np.stack([log_sigmoid(-odds), log_sigmoid(odds)], axis=-1)
+
+
+def _log_probs(arrays: Arrays) -> Floats:
+    return arrays["log_probs"] if "log_probs" in arrays else logs(arrays["probs"])
+
+
+def _log_odds(arrays: Arrays) -> Floats:
+    if "log_odds" in arrays:
+        return arrays["log_odds"]
+    odds: Floats = logit(arrays["probs"])
+    return odds
+
+
+def _check_indices(targets: Floats, n_classes: int) -> None:
+    bad = (targets != np.floor(targets)) | (targets < 0) | (targets >= n_classes)
+    if bad.any():
+        row = int(np.argwhere(bad)[0, 0])
+        raise DataError(
+            f"targets that are class indices 0..{n_classes - 1}",
+            received=f"{targets[row]} in row {row}",
+            remedy="metrics need one hard label a prediction: round or argmax soft labels, leave out unlabelled rows.",
+        )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.metrics import ood
-from bdl_bench.metrics.examples import predictive_entropy, variance_of_row
+from bdl_bench.metrics.examples import entropy_order, predictive_entropy, variance_of_row
 from bdl_bench.metrics.metric import Arrays, Metric, Sample
 from bdl_bench.metrics.parts import parts
 from bdl_bench.metrics.table import METRICS, variance_metrics
@@ -45,7 +45,7 @@ def ood_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
         metric
         for name in parts(arrays).ood
         for score in ("variance", "entropy")
-        if np.ptp(np.concatenate(ood_scores(kind, arrays, name, score))) > 0
+        if _differ(np.concatenate(_detection_scores(kind, arrays, name, score)))
         for metric in _detection(kind, name, score)
     )
 
@@ -56,6 +56,18 @@ def ood_scores(kind: str, arrays: Arrays, name: str, score: str) -> tuple[Floats
     if score == "variance":
         return variance_of_row(split.test), variance_of_row(split.ood[name])
     return predictive_entropy(kind, split.test), predictive_entropy(kind, split.ood[name])
+
+
+def _detection_scores(kind: str, arrays: Arrays, name: str, score: str) -> tuple[Floats, Floats]:
+    """Scores that order the rows as `ood_scores` do, without ties of entropies that are 0 in float64."""
+    if score == "variance":
+        return ood_scores(kind, arrays, name, score)
+    split = parts(arrays)
+    return entropy_order(kind, split.test), entropy_order(kind, split.ood[name])
+
+
+def _differ(scores: Floats) -> bool:
+    return bool((scores != scores[0]).any())
 
 
 def shift_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
@@ -88,7 +100,7 @@ def _detection(kind: str, name: str, score: str) -> tuple[Metric, ...]:
 
 
 def _detection_rows(kind: str, name: str, score: str, arrays: Arrays) -> Sample:
-    inside, outside = ood_scores(kind, arrays, name, score)
+    inside, outside = _detection_scores(kind, arrays, name, score)
     return (inside,), (outside,)
 
 

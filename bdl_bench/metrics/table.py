@@ -41,12 +41,12 @@ def _class_scores(function: Callable[[Floats, Integers], Floats], arrays: Arrays
 def _nll_at_optimum(arrays: Arrays) -> Floats:
     """The NLL at the temperature of the validation rows; where there are none, cross-validated on the test rows."""
     validation = parts(arrays).validation
-    probs, targets = class_arrays(arrays)
+    log_probs, targets = class_arrays(arrays)
     if not validation:
-        scores = temperature.cross_validated_nll(probs, targets, rows=len(arrays["targets"]))
+        scores = temperature.cross_validated_nll(log_probs, targets, rows=len(arrays["targets"]))
     else:
         chosen = temperature.optimal_temperature(*class_arrays(validation))
-        scores = temperature.nll_at(probs, targets, chosen)
+        scores = temperature.nll_at(log_probs, targets, chosen)
     return _of_rows(scores, arrays)
 
 
@@ -56,13 +56,19 @@ def _of_rows(scores: Floats, arrays: Arrays) -> Floats:
     return means
 
 
-def _top_labels(arrays: Arrays) -> Sample:
-    return (top_labels(arrays),)
+def _confidence(arrays: Arrays) -> Sample:
+    found = top_labels(arrays)
+    return ((found.confidence, found.correct),)
+
+
+def _confidence_and_order(arrays: Arrays) -> Sample:
+    found = top_labels(arrays)
+    return ((found.confidence, found.correct, found.log_odds),)
 
 
 def _classwise(arrays: Arrays) -> Sample:
-    probs, targets = class_arrays(arrays)
-    return ((*probs.T, targets.astype(np.float64)),)
+    log_probs, targets = class_arrays(arrays)
+    return ((*np.exp(log_probs).T, targets.astype(np.float64)),)
 
 
 def _classwise_ece(sample: Sample) -> Floats:
@@ -73,12 +79,12 @@ def _classwise_ece(sample: Sample) -> Floats:
 
 
 def _risk(arrays: Arrays) -> Sample:
-    confidence, correct = top_labels(arrays)
-    return ((confidence, 1 - correct),)
+    found = top_labels(arrays)
+    return ((found.log_odds, 1 - found.correct),)
 
 
 def _risk_by_variance(kind: str, arrays: Arrays) -> Sample:
-    return ((confidences(kind, arrays), 1 - top_labels(arrays)[1]),)
+    return ((confidences(kind, arrays), 1 - top_labels(arrays).correct),)
 
 
 def _along(function: Callable[..., Floats]) -> Callable[[Sample], Floats]:
@@ -125,11 +131,11 @@ _BINARY = (
     Metric("cls/Acc", "Accuracy", "share of correct top labels", "higher",
            partial(_class_scores, classification.correct)),
     Metric("cal/ECE", "ECE", "calibration error, 15 bins of equal width", "lower",
-           rows=_top_labels, whole=_along(calibration.ece)),
+           rows=_confidence, whole=_along(calibration.ece)),
     Metric("cal/aECE", "aECE", "calibration error, 15 bins of equal mass", "lower",
-           rows=_top_labels, whole=_along(calibration.adaptive_ece)),
+           rows=_confidence_and_order, whole=_along(calibration.adaptive_ece)),
     Metric("cal/dECE", "dECE", "debiased l2 calibration error, 15 bins of equal mass", "lower",
-           rows=_top_labels, whole=_along(calibration.debiased_ece)),
+           rows=_confidence_and_order, whole=_along(calibration.debiased_ece)),
     Metric("sc/AURC", "AURC", "area under the risk-coverage curve of the top probability", "lower",
            rows=_risk, whole=_along(selective.aurc)),
     Metric("sc/E-AURC", "E-AURC", "AURC less that of the best order of the same predictions", "lower",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from bdl_bench.methods import BASELINE
+from bdl_bench.records import Training
 from bdl_bench.report.quality import AgreementRow, CostRow
 from bdl_bench.report.scores import ScoreTable
 from bdl_bench.report.text import duration, listed, number
 
-__all__ = ["findings", "overtuned"]
+__all__ = ["findings", "overtuned", "trained_further"]
 
 
 def findings(scores: ScoreTable, agreements: list[AgreementRow], costs: list[CostRow]) -> list[str]:
@@ -17,6 +20,17 @@ def findings(scores: ScoreTable, agreements: list[AgreementRow], costs: list[Cos
         *_against_baseline(scores),
         *_closest(agreements),
         *_cheapest(costs, agreements),
+    ]
+
+
+def trained_further(trainings: Iterable[Training | None]) -> list[str]:
+    """If the recipe trained a network that had been trained before: for how long, and how to have it used as it is."""
+    found = [training for training in trainings if training is not None and training.further]
+    if not found:
+        return []
+    return [
+        f"The network came with trained weights and was trained further for {found[0].epochs} epochs, since the "
+        "problem has a recipe. Problem(..., trained=True) uses it as it is."
     ]
 
 

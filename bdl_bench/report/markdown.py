@@ -20,7 +20,8 @@ def to_markdown(report: Report) -> str:
     for task in report.tasks:
         lines += _task(task)
     lines += _not_finished(report)
-    lines += ["", "## How to reproduce", "", f"    {_line(report.command)}", ""]
+    lines += _unreadable(report)
+    lines += ["", "## How to reproduce", "", *(f"    {line}" for line in report.command.splitlines()), ""]
     for environment in report.environments:
         lines += [", ".join(f"{_escaped(name)} {_escaped(value)}" for name, value in environment.items()), ""]
     return "\n".join(lines)
@@ -94,6 +95,13 @@ def _not_finished(report: Report) -> list[str]:
         return []
     rows = ((_escaped(r.task), _escaped(r.method), str(r.seed), r.status, _escaped(r.reason or "")) for r in records)
     return ["", "## Skipped and failed", "", *_table(("task", "method", "seed", "status", "reason"), rows)]
+
+
+def _unreadable(report: Report) -> list[str]:
+    if not report.unreadable:
+        return []
+    rows = ((_escaped(name), _escaped(reason)) for name, reason in report.unreadable.items())
+    return ["", "## Files that cannot be read as records", "", *_table(("file", "reason"), rows)]
 
 
 def _score(cell: ScoreCell | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -11,6 +12,7 @@ from bdl_bench.records import Record, RecordStore
 from bdl_bench.report.frame import to_frame
 from bdl_bench.report.long import long_rows
 from bdl_bench.report.results import gather, readable
+from estimators.errors import StateError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,15 +25,17 @@ class Comparison:
 
     In a notebook it shows its report in a frame of its own: the script of the page, which sorts tables, runs there
     without the rights of the notebook.
+
+    Args:
+        directory: where it was written.
+        tasks: the names of the tasks whose records it has; None: all in the directory.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, tasks: Collection[str] | None = None) -> None:
         self.directory = Path(directory)
-
-    @cached_property
-    def records(self) -> list[Record]:
-        """Every record, by task, method and seed."""
-        return readable(RecordStore(self.directory))
+        found = readable(RecordStore(self.directory))
+        self.records: list[Record] = [record for record in found if tasks is None or record.task in tasks]
+        """By task, method and seed, as they were when this was made; a later run does not change them."""
 
     @cached_property
     def report(self) -> Path:
@@ -42,9 +46,20 @@ class Comparison:
         return page if page.is_file() else write_report(self.directory)
 
     def to_frame(self) -> pd.DataFrame:
-        """All numbers in long format: task, method, seed, variant, quantity, value. Needs the extra `notebook`."""
-        found = gather(RecordStore(self.directory), self.records)
-        return to_frame([row for results in found for row in long_rows(results)])
+        """All numbers in long format: task, method, seed, variant, quantity, value. Needs the extra `notebook`.
+
+        Raises:
+            StateError: if the arrays of a record were replaced since, by a later run into the directory.
+        """
+        store = RecordStore(self.directory)
+        replaced = [r for r in self.records if r.status == "ok" and not store.arrays_are_whole(r)]
+        if replaced:
+            raise StateError(
+                "the arrays that were written with these records",
+                received=f"others for {', '.join(f'{r.task} {r.method} seed {r.seed}' for r in replaced)}",
+                remedy="Comparison(directory) for what is there now; a directory of its own for each comparison.",
+            )
+        return to_frame([row for results in gather(store, self.records) for row in long_rows(results)])
 
     def __repr__(self) -> str:
         counts = {status: sum(r.status == status for r in self.records) for status in ("ok", "skipped", "failed")}

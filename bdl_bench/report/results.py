@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from bdl_bench.methods import METHODS
 from bdl_bench.metrics import METRICS, Metric, evaluate, metrics_of
 from bdl_bench.records import Record, RecordStore
 from bdl_bench.report.arrays import ArrayView
+from bdl_bench.report.pairing import Rows, orders_between, rows_of, why_not_comparable
 
 __all__ = ["TaskResults", "Variant", "gather", "readable"]
 
@@ -26,7 +27,11 @@ _SMALL = 2**22
 
 @dataclass
 class TaskResults:
-    """The finished cells of one task: `done[method][seed]`; methods in the order of the registry."""
+    """The finished cells of one task: `done[method][seed]`; methods in the order of the registry.
+
+    The arrays of all methods of a seed are in one order of rows, that of the first method, whatever order they were
+    written in.
+    """
 
     name: str
     summary: str
@@ -34,6 +39,7 @@ class TaskResults:
     store: RecordStore
     done: dict[str, dict[int, Record]]
     _arrays: dict[tuple[str, int], ArrayView] = field(default_factory=dict)
+    _identities: dict[tuple[str, int], Rows] = field(default_factory=dict)
     _measured: dict[tuple[str, int, Variant], dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -71,7 +77,8 @@ class TaskResults:
         place = (method, seed)
         if place not in self._arrays:
             path = self._path(method, seed)
-            self._arrays[place] = ArrayView.of(path, read=path.stat().st_size < _SMALL)
+            orders = orders_between(self._rows(method, seed), self._rows(self._first_method(seed), seed))
+            self._arrays[place] = ArrayView.of(path, read=path.stat().st_size < _SMALL, orders=orders)
         return self._arrays[place]
 
     def predictions(self, method: str, seed: int, *, tuned: Variant = False) -> ArrayView:
@@ -107,6 +114,14 @@ class TaskResults:
         """Let go of every array."""
         self._arrays.clear()
 
+    def _first_method(self, seed: int) -> str:
+        return next(method for method, seeds in self.done.items() if seed in seeds)
+
+    def _rows(self, method: str, seed: int) -> Rows:
+        if (method, seed) not in self._identities:
+            self._identities[method, seed] = rows_of(self._path(method, seed))
+        return self._identities[method, seed]
+
     def _path(self, method: str, seed: int) -> Path:
         record = self.done[method][seed]
         assert record.arrays is not None
@@ -120,26 +135,68 @@ def _variant(view: ArrayView, *, tuned: Variant) -> ArrayView:
 
 
 def readable(store: RecordStore) -> list[Record]:
-    """Every record. One whose arrays are gone, or of another problem than the last that was run, counts as failed."""
-    found = store.all()
-    newest = {(r.task, r.seed): r.problem for r in sorted(found, key=store.written) if r.status == "ok"}
-    return [_usable(store, record, newest.get((record.task, record.seed), "")) for record in found]
+    """Every record that can be read; one that must not be compared with the others counts as failed, with the reason.
+
+    That is one whose arrays are gone or damaged; one of other data, code or options than the last that was run; and one
+    whose rows are not those of the last record of its task and seed.
+    """
+    found = [_with_arrays(store, record) for record in store.all()]
+    newest = _Newest(sorted((r for r in found if r.status == "ok"), key=store.written, reverse=True))
+    checked = [newest.checked(record) for record in found]
+    return _of_the_same_rows(store, checked)
 
 
-def _usable(store: RecordStore, record: Record, problem: str) -> Record:
-    if record.status == "ok" and record.problem != problem:
-        reason = "of other data, code or device than the last run of its task and seed; run its method again."
-        return record.model_copy(update={"status": "failed", "reason": reason})
-    return record if _has_arrays(store, record) else _lost(record)
+class _Newest:
+    """What the records of a task, of a seed and of a method must have in common: what the last one has."""
+
+    def __init__(self, newest_first: Sequence[Record]) -> None:
+        self.problems: dict[tuple[str, int], str] = {}
+        self.task_codes: dict[str, str] = {}
+        self.method_codes: dict[tuple[str, str], str] = {}
+        for record in newest_first:
+            self.problems.setdefault((record.task, record.seed), record.problem)
+            self.task_codes.setdefault(record.task, record.task_code)
+            self.method_codes.setdefault((record.task, record.method), record.method_code)
+
+    def checked(self, record: Record) -> Record:
+        """The record, or as failed."""
+        if record.status != "ok":
+            return record
+        if record.problem != self.problems[record.task, record.seed]:
+            return _failed(record, "of other data, code or device than the last run of its task and seed")
+        if record.task_code != self.task_codes[record.task]:
+            return _failed(record, "of other code than the last run of its task with another seed")
+        if record.method_code != self.method_codes[record.task, record.method]:
+            return _failed(record, "of other code or options of its method than the last run with another seed")
+        return record
 
 
-def _has_arrays(store: RecordStore, record: Record) -> bool:
-    return record.status != "ok" or (record.arrays is not None and (store.directory / record.arrays).is_file())
+def _of_the_same_rows(store: RecordStore, records: list[Record]) -> list[Record]:
+    """Records of other rows than the last one of their task and seed as failed."""
+    reference: dict[tuple[str, int], tuple[str, Rows]] = {}
+    ok = [record for record in records if record.status == "ok" and record.arrays is not None]
+    for record in sorted(ok, key=store.written, reverse=True):
+        if (record.task, record.seed) not in reference:
+            reference[record.task, record.seed] = record.method, rows_of(store.directory / str(record.arrays))
+    checked = []
+    for record in records:
+        if record.status == "ok" and record.arrays is not None:
+            method, rows = reference[record.task, record.seed]
+            reason = why_not_comparable(rows_of(store.directory / record.arrays), rows)
+            record = record if reason is None else _failed(record, f"not comparable with {method}: {reason}")
+        checked.append(record)
+    return checked
 
 
-def _lost(record: Record) -> Record:
-    reason = f"its arrays are gone: {record.arrays}; the same command with the same --out makes them again."
-    return record.model_copy(update={"status": "failed", "reason": reason})
+def _with_arrays(store: RecordStore, record: Record) -> Record:
+    if record.status != "ok" or store.arrays_are_whole(record):
+        return record
+    return _failed(record, f"its arrays are gone or damaged: {record.arrays}")
+
+
+def _failed(record: Record, reason: str) -> Record:
+    remedy = "run its method again; the same command with the same --out does."
+    return record.model_copy(update={"status": "failed", "reason": f"{reason}; {remedy}"})
 
 
 def gather(store: RecordStore, records: Iterable[Record]) -> list[TaskResults]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 from bdl_bench.methods import METHODS
-from bdl_bench.records import Record, RecordStore
+from bdl_bench.records import Record, RecordStore, Training
 from bdl_bench.report.figures.canvas import styled
 from bdl_bench.report.figures.gallery import Gallery
-from bdl_bench.report.findings import findings, overtuned
+from bdl_bench.report.findings import findings, overtuned, trained_further
 from bdl_bench.report.long import LongRow, long_rows
 from bdl_bench.report.palette import Palette
+from bdl_bench.report.reproduce import command
 from bdl_bench.report.results import TaskResults, gather, readable
 from bdl_bench.report.sections.agreement import AgreementSection, agreement
 from bdl_bench.report.sections.bands import bands
@@ -29,7 +29,6 @@ from bdl_bench.report.sections.selective import selective
 from bdl_bench.report.sections.shift import shift
 from bdl_bench.report.sections.tuning import tuning
 from bdl_bench.report.summary import Summary, summary
-from bdl_bench.tasks import TASKS
 
 __all__ = ["Report", "Section", "TaskView", "build"]
 
@@ -69,6 +68,7 @@ class Report:
     tuned: bool
     skipped: list[Record]
     failed: list[Record]
+    unreadable: dict[str, str]
     environments: list[dict[str, str]]
     command: str
     numbers: list[LongRow]
@@ -97,8 +97,9 @@ def build(directory: Path, gallery: Gallery | None = None) -> Report:
         tuned=any(r.tuning is not None for r in records),
         skipped=[r for r in records if r.status == "skipped"],
         failed=[r for r in records if r.status == "failed"],
+        unreadable=store.unreadable(),
         environments=_unique([r.environment for r in records]),
-        command=_command(records),
+        command=command(records),
         numbers=numbers,
     )
 
@@ -125,12 +126,20 @@ def _task_view(context: Context, index: int) -> TaskView:
         summary=results.summary,
         kind=results.kind,
         seeds=results.seeds,
-        findings=[*findings(table.fair, exact.rows, cost.rows), *overtuned(table.fitted, table.tuned)],
+        findings=[
+            *trained_further(_trainings(results)),
+            *findings(table.fair, exact.rows, cost.rows),
+            *overtuned(table.fitted, table.tuned),
+        ],
         scores=table,
         costs=cost,
         agreement=exact,
         sections=[section for section in sections if section is not None],
     )
+
+
+def _trainings(results: TaskResults) -> list[Training | None]:
+    return [record.training for seeds in results.done.values() for record in seeds.values()]
 
 
 def _methods(records: Sequence[Record]) -> dict[str, str]:
@@ -140,19 +149,3 @@ def _methods(records: Sequence[Record]) -> dict[str, str]:
 
 def _unique(environments: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return list({tuple(sorted(e.items())): e for e in environments if e}.values())
-
-
-def _command(records: Sequence[Record]) -> str:
-    """The command that runs this grid again."""
-    tasks = sorted({r.task for r in records})
-    seeds = sorted({r.seed for r in records})
-    words = ["bdl-bench", "compare", *(t for t in tasks if t in TASKS)]
-    for task in tasks:
-        words += [] if task in TASKS else ["--model", task]
-    words += ["--methods", ",".join(_methods(records))]
-    words += ["--seeds", str(max(seeds, default=0) + 1)]
-    settings = [r.configuration for r in records if r.status == "ok"]
-    words += ["--tune", max((c.get("tune", "0") for c in settings), default="0", key=int)]
-    devices = sorted({c["device"] for c in settings if c.get("device", "cpu") != "cpu"})
-    words += [word for device in devices for word in ("--device", device)]
-    return shlex.join(words)

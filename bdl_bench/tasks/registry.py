@@ -21,17 +21,14 @@ Factory = Callable[[int], Problem]
 class Task:
     """A named source of problems. The seed changes the split, the initialisation and the batch order.
 
-    `needs` says what must be had first (a download and its size, an extra to install); None: nothing. `source` is the
-    text of `make` where no file has it.
+    `needs` says what must be had first (a download and its size, an extra to install); None: nothing.
     """
 
     name: str
     summary: str
     make: Factory
     default: bool = False
-    source_file: str | None = None
     needs: str | None = None
-    source: str = ""
 
     def problem(self, seed: int) -> Problem:
         """The problem of one seed; whatever `make` draws, it draws from that seed."""
@@ -60,8 +57,7 @@ def register(
     """Register a factory `make(seed) -> Problem` under `name`; the summary is the first line of its docstring."""
 
     def decorate(make: Factory) -> Factory:
-        source = getattr(sys.modules.get(make.__module__), "__file__", None)
-        TASKS[name] = Task(name, summary or first_line(make), make, default, source, needs)
+        TASKS[name] = Task(name, summary or first_line(make), make, default, needs)
         return make
 
     return decorate
@@ -89,9 +85,15 @@ def from_reference(reference: str) -> Task:
         )
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    if any(sign in module_name for sign in "/\\") or module_name.endswith(".py") or not all(module_name.split(".")):
+        raise OptionError(
+            'a module by the name that Python imports it by, in "module:factory"',
+            received=f"{module_name!r}, which looks like a path",
+            remedy=f"{Path(module_name).stem or 'my_module'}:{attribute}, from the folder of the module.",
+        )
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise OptionError(
             f"an importable factory {reference!r}",
             received=f"{type(error).__name__}: {error}",
@@ -103,9 +105,4 @@ def from_reference(reference: str) -> Task:
             received=f"a {type(factory).__name__}",
             remedy="name a factory(seed) -> Problem.",
         )
-    return Task(
-        reference,
-        first_line(factory) or "your own problem",
-        factory,
-        source_file=getattr(sys.modules[module_name], "__file__", None),
-    )
+    return Task(reference, first_line(factory) or "your own problem", factory)

@@ -98,7 +98,8 @@ def write_result(proofs: Sequence[Proof], out: Path) -> VerifyResult:
 def _subject(problem: Problem, n_points: int) -> tuple[Subject, list[str]]:
     """The problem in float64 on the CPU, and what was done to it, in words."""
     model, notes = copy.deepcopy(problem.model).cpu(), []
-    if problem.recipe is not None:
+    if problem.trains_model:
+        assert problem.recipe is not None
         train_map(
             model, problem.likelihood, problem.train, prior_precision=problem.prior_precision, recipe=problem.recipe
         )

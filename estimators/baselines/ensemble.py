@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from estimators.baselines.members import MembersEstimator
 from estimators.baselines.report import PassReport
-from estimators.baselines.retraining import MakeModel, Retraining, checked_make_model, tensors_by_name
+from estimators.baselines.retraining import (
+    MakeModel,
+    Retraining,
+    checked_make_model,
+    refuse_other_architecture,
+    tensors_by_name,
+)
+from estimators.errors import ModelError, OptionError
 from estimators.likelihoods import Likelihood
+from estimators.model_checks import check_model
 from estimators.objective import Objective
 from estimators.option_checks import checked_instance, checked_integer, checked_seed
 from estimators.progress import track
@@ -22,54 +30,92 @@ from estimators.state import Learned
 
 __all__ = ["DeepEnsemble"]
 
+_MEMBERS = 5
+
 
 class DeepEnsemble(MembersEstimator):
     """Networks trained from independent initialisations and orders of the rows (Lakshminarayanan et al. 2017).
 
         f_1 = the model that was passed, f_2 ... f_S = make_model() trained by `recipe` on the same loss and prior
 
-    Their variance is that between local optima, of all weights at once; it is no approximation of a Laplace variance.
-    Each member keeps its own buffers, such as the statistics of a BatchNorm. No adversarial examples.
+    or f_2 ... f_S = `trained_members`, networks of the same architecture that were trained already; then a fit trains
+    nothing. Their variance is that between local optima, of all weights at once; it is no approximation of a Laplace
+    variance. Each member keeps its own buffers, such as the statistics of a BatchNorm. No adversarial examples.
 
     Args:
         make_model: builds a fresh network of the architecture of `model`, drawing its weights from the global random
             state, which is put back.
         recipe: how a member is trained: as the model was, for members that are alike.
-        n_members: S >= 2, the model itself included; a larger ensemble begins with the same members.
+        trained_members: networks beside `model`, in eval mode; instead of `make_model` and `recipe`.
+        n_members: S >= 2, the model itself included; a larger ensemble begins with the same members. None: 5, or one
+            more than there are `trained_members`.
         seed: of initialisations and orders.
 
-    Fitted: `members_`, the tensors of f_2 ... f_S by name; `fit_report_`, in which a member costs its epochs.
-    Errors: ModelError for a `make_model` that does not fit; those of training.
-    """
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> def network(seed):
+        ...     torch.manual_seed(seed)
+        ...     return nn.Linear(3, 2).eval()  # trained, in real use
+        >>> ensemble = DeepEnsemble(network(0), "regression", trained_members=[network(1), network(2)])
+        >>> ensemble.fit([(torch.randn(8, 3), torch.randn(8, 2))]).variance(torch.randn(4, 3)).shape
+        torch.Size([4, 2])
 
-    retrains = True
+    Fitted: `members_`, the tensors of f_2 ... f_S by name; `fit_report_`, in which a member costs its epochs.
+    Errors: ModelError for a `make_model` or a member that does not fit; OptionError for both or neither; those of
+    training.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         likelihood: str | Likelihood,
         *,
-        make_model: MakeModel,
-        recipe: Recipe,
-        n_members: int = 5,
+        make_model: MakeModel | None = None,
+        recipe: Recipe | None = None,
+        trained_members: Sequence[nn.Module] | None = None,
+        n_members: int | None = None,
         seed: int = 0,
         prior_precision: float | Mapping[str, float] = 1.0,
     ) -> None:
         super().__init__(model, likelihood, prior_precision=prior_precision)
-        self.make_model = checked_make_model(make_model)
-        self.recipe = checked_instance("recipe", recipe, Recipe, remedy="Recipe(epochs=100).")
-        self.n_members, self.seed = checked_integer("n_members", n_members, at_least=2), checked_seed(seed)
+        _refuse_both_or_neither(make_model, recipe, trained_members)
+        self.n_members = _number_of_members(n_members, trained_members)
+        self.make_model = None if make_model is None else checked_make_model(make_model)
+        remedy = "Recipe(epochs=100)."
+        self.recipe = None if recipe is None else checked_instance("recipe", recipe, Recipe, remedy=remedy)
+        self.seed, self.trained_members = checked_seed(seed), trained_members
+
+    @property
+    def retrains(self) -> bool:  # type: ignore[override]
+        """Whether a fit trains networks."""
+        return self.trained_members is None
+
+    @classmethod
+    def _option_names(cls) -> list[str]:
+        return [name for name in super()._option_names() if name != "trained_members"]  # seen in the tensors
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        if self.trained_members is not None:
+            self.members_ = _tensors_of(self.trained_members, objective)
+            self._check_exchanged(objective, self.trained_members)
+            self.fit_report_ = PassReport.of(objective)
+            return
+        assert self.make_model is not None
+        assert self.recipe is not None
         retraining = Retraining(self.make_model, self.recipe, self.prior_precision)
         trained: list[nn.Module] = []
         for seed in track(member_seeds(self.seed, self.n_members - 1), "members", shown=progress_bar):
             trained.append(retraining.run(objective, seed, others=trained, progress_bar=False))
         self.members_ = [self._kept(model) for model in trained]
+        self._check_exchanged(objective, trained)
+        self.fit_report_ = PassReport.of(objective)
+
+    def _check_exchanged(self, objective: Objective, trained: Sequence[nn.Module]) -> None:
+        """Check that the tensors of each member make the network of the model that member. Raises ModelError."""
         for batch in objective.batches:
             for model, member in zip(trained, self.members_, strict=True):
                 objective.network.check_exchanged(batch.x, member, model)
-        self.fit_report_ = PassReport.of(objective)
 
     def _kept(self, trained: nn.Module) -> dict[str, Tensor]:
         """What tells a member from the model."""
@@ -92,3 +138,62 @@ class DeepEnsemble(MembersEstimator):
         with torch.no_grad():
             others = [network.with_pieces(member, x) for member in self.members_]
         return torch.stack([network.outputs(x), *others])
+
+
+def _number_of_members(n_members: int | None, members: Sequence[nn.Module] | None) -> int:
+    given = None if members is None else 1 + len(members)
+    n = (given or _MEMBERS) if n_members is None else n_members
+    n = checked_integer("n_members", n, at_least=2)
+    if given is not None and n != given:
+        raise OptionError(
+            f"n_members={given}, the model and its {given - 1} members", received=str(n), remedy="leave n_members out."
+        )
+    return n
+
+
+def _refuse_both_or_neither(
+    make_model: MakeModel | None, recipe: Recipe | None, members: Sequence[nn.Module] | None
+) -> None:
+    complete = make_model is not None and recipe is not None
+    none = make_model is None and recipe is None
+    if (members is None and not complete) or (members is not None and not none):
+        raise OptionError(
+            "trained_members, or make_model and recipe to train them",
+            received=f"trained_members={'None' if members is None else f'a list of {len(members)}'}, "
+            f"make_model={make_model}, recipe={recipe}",
+            remedy="trained_members=[...], or make_model=lambda: MyNetwork(...) and recipe=Recipe(...).",
+        )
+
+
+def _tensors_of(members: Sequence[nn.Module], objective: Objective) -> list[dict[str, Tensor]]:
+    """Copies of their tensors by name, on the device and of the dtype of the model. Errors: ModelError."""
+    networks = [tensors_by_name(objective.network.module)]
+    for index, member in enumerate(members):
+        if not isinstance(member, nn.Module):
+            raise ModelError(
+                "trained_members that are torch.nn.Modules",
+                received=f"a {type(member).__name__} as number {index}",
+                remedy="load the networks first.",
+            )
+        check_model(member)
+        refuse_other_architecture(member, objective.network.module, what=f"trained_members[{index}] with")
+        tensors = {name: _like(tensor, objective.theta) for name, tensor in tensors_by_name(member).items()}
+        _refuse_twin(index, tensors, networks)
+        networks.append(tensors)
+    return networks[1:]
+
+
+def _like(tensor: Tensor, theta: Tensor) -> Tensor:
+    return tensor.to(theta, copy=True) if tensor.is_floating_point() else tensor.to(theta.device, copy=True)
+
+
+def _refuse_twin(index: int, tensors: dict[str, Tensor], others: Sequence[dict[str, Tensor]]) -> None:
+    """ModelError for the same network twice, which would only make the variance smaller."""
+    for number, other in enumerate(others):
+        if all(torch.equal(tensor, other[name]) for name, tensor in tensors.items()):
+            twin = "the model" if number == 0 else f"trained_members[{number - 1}]"
+            raise ModelError(
+                "trained_members that differ from the model and from each other",
+                received=f"the weights of {twin} again, in trained_members[{index}]",
+                remedy="pass networks of other seeds; the model itself is the first member and is not listed.",
+            )

@@ -97,14 +97,14 @@ def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
     return {plain: tensors[name].detach() for name, plain in plain_names(model, tensors)}
 
 
-def refuse_other_architecture(model: nn.Module, expected: nn.Module) -> None:
+def refuse_other_architecture(model: nn.Module, expected: nn.Module, *, what: str = "a make_model that builds") -> None:
     """ModelError where the names or shapes of parameters and buffers differ."""
     here, there = tensors_by_name(expected), tensors_by_name(model)
     differing = [n for n in sorted(here.keys() | there.keys()) if _shape(here.get(n)) != _shape(there.get(n))]
     if differing:
         name = differing[0]
         raise ModelError(
-            f"a make_model that builds the architecture of the model, with {name!r} {_shape(here.get(name))}",
+            f"{what} the architecture of the model, with {name!r} {_shape(here.get(name))}",
             received=f"one with {name!r} {_shape(there.get(name))}; {len(differing)} tensors differ",
             remedy="build the network that was trained, wrapped in the same way.",
         )

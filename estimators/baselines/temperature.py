@@ -16,6 +16,7 @@ from estimators.batches import Batches
 from estimators.errors import NotConvergedWarning, UnsupportedError
 from estimators.likelihoods import Likelihood
 from estimators.objective import Objective
+from estimators.precision.dtype import algebra_dtype
 from estimators.pytrees import PyTree
 from estimators.state import Learned
 
@@ -64,7 +65,8 @@ class TemperatureScaling(MAP):
         network = objective.network
         with network.ledger.part("validation"):
             batches = Batches.checked(self.validation, network, self.likelihood)
-            held_out = [(network.outputs(batch.x), batch.y) for batch in batches]
+            wide = algebra_dtype(network.theta.device)
+            held_out = [(network.outputs(batch.x).to(wide), batch.y) for batch in batches]
         self.temperature_ = best_temperature(self.likelihood, held_out)
         self.fit_report_ = PassReport.of(objective)
 

@@ -8,12 +8,13 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from estimators.errors import DataError, OptionError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.base import check_same_shape
 from estimators.likelihoods.categorical import Sites
-from estimators.prediction import Prediction
+from estimators.prediction import Prediction, log_odds_of, log_probs_of
 
 __all__ = ["Parts", "Score", "Scorer", "negative_log_predictive"]
 
@@ -75,12 +76,12 @@ def negative_log_predictive(prediction: Prediction, targets: Tensor, likelihood:
     """
     if prediction.kind == "regression":
         return _gaussian(prediction, targets)
-    assert prediction.probs is not None
     if prediction.kind == "binary":
-        check_same_shape(prediction.probs, targets)
-        p, y = prediction.probs, targets.to(prediction.probs.dtype)
-        return -(torch.xlogy(y, p) + torch.xlogy(1 - y, 1 - p)).flatten()
-    return _categorical(prediction.probs.movedim(prediction.class_dim, -1), targets, likelihood)
+        log_odds = log_odds_of(prediction)
+        check_same_shape(log_odds, targets)
+        y = targets.to(log_odds.dtype)
+        return -(_weighted(y, F.logsigmoid(log_odds)) + _weighted(1 - y, F.logsigmoid(-log_odds))).flatten()
+    return _categorical(log_probs_of(prediction).movedim(prediction.class_dim, -1), targets, likelihood)
 
 
 def _gaussian(prediction: Prediction, targets: Tensor) -> Tensor:
@@ -92,17 +93,21 @@ def _gaussian(prediction: Prediction, targets: Tensor) -> Tensor:
     return density.flatten(1).sum(1)
 
 
-def _categorical(probs: Tensor, targets: Tensor, likelihood: Likelihood | None) -> Tensor:
-    """Of probabilities (M, C) or (M, ..., C); soft targets have their shape."""
-    if targets.is_floating_point() and targets.shape == probs.shape:
-        return -torch.xlogy(targets.to(probs.dtype), probs).sum(-1).flatten()
-    if targets.shape != probs.shape[:-1]:
-        raise DataError(
-            f"labels of shape {tuple(probs.shape[:-1])}", received=f"{tuple(targets.shape)}", remedy="one a prediction."
-        )
+def _categorical(log_probs: Tensor, targets: Tensor, likelihood: Likelihood | None) -> Tensor:
+    """Of log-probabilities (M, C) or (M, ..., C); soft targets have their shape."""
+    if targets.is_floating_point() and targets.shape == log_probs.shape:
+        return -_weighted(targets.to(log_probs.dtype), log_probs).sum(-1).flatten()
+    expected = tuple(log_probs.shape[:-1])
+    if targets.shape != expected:
+        raise DataError(f"labels of shape {expected}", received=f"{tuple(targets.shape)}", remedy="one a prediction.")
     places = likelihood.given(targets) if likelihood is not None else None
     if not isinstance(places, Sites):
-        return -probs.gather(-1, targets.long()[..., None]).log().flatten()
+        return -log_probs.gather(-1, targets.long()[..., None]).flatten()
     kept, labels = places.kept, places.labels
-    by_place = probs.reshape(*kept.shape, probs.shape[-1])
-    return -by_place[kept].gather(-1, labels[kept].long()[:, None]).log().flatten()
+    by_place = log_probs.reshape(*kept.shape, log_probs.shape[-1])
+    return -by_place[kept].gather(-1, labels[kept].long()[:, None]).flatten()
+
+
+def _weighted(weights: Tensor, logs: Tensor) -> Tensor:
+    """weights · logs, 0 where a weight is 0, also for a logarithm of −∞."""
+    return torch.where(weights == 0, 0.0, weights * logs)

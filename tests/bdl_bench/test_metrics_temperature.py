@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.special import softmax
+from scipy.special import log_softmax, logit, softmax
 from sklearn.metrics import log_loss
 
 from bdl_bench.metrics import METRICS, classification, evaluate, temperature
+from bdl_bench.metrics.log_space import logs
 
 
 def near(value):
@@ -32,27 +33,29 @@ def nll_star(arrays):
 
 def test_tempering_probabilities_divides_the_logits(overconfident):
     logits, targets = overconfident
-    assert temperature.tempered(softmax(logits, axis=-1), 1.7) == near(softmax(logits / 1.7, axis=-1))
+    assert temperature.tempered(log_softmax(logits, axis=-1), 1.7) == near(log_softmax(logits / 1.7, axis=-1))
     expected = log_loss(targets, softmax(logits / 1.7, axis=-1), labels=range(5))
-    assert temperature.nll_at(softmax(logits, axis=-1), targets, 1.7).mean() == near(expected)
+    assert temperature.nll_at(log_softmax(logits, axis=-1), targets, 1.7).mean() == near(expected)
 
 
 def test_tempering_matches_hand_worked_values():
-    assert temperature.tempered(np.array([[0.8, 0.2]]), 0.5) == near(np.array([[0.64 / 0.68, 0.04 / 0.68]]))
-    assert temperature.tempered(np.array([[0.5, 0.5, 0.0]]), 3.0) == near(np.array([[0.5, 0.5, 0.0]]))
+    assert np.exp(temperature.tempered(logs(np.array([[0.8, 0.2]])), 0.5)) == near(
+        np.array([[0.64 / 0.68, 0.04 / 0.68]])
+    )
+    assert np.exp(temperature.tempered(logs(np.array([[0.5, 0.5, 0.0]])), 3.0)) == near(np.array([[0.5, 0.5, 0.0]]))
 
 
 def test_temperature_one_gives_the_nll(overconfident):
     logits, targets = overconfident
     probs = softmax(logits, axis=-1)
-    assert temperature.tempered(probs, 1.0) == near(probs)
-    assert temperature.nll_at(probs, targets, 1.0).tolist() == classification.nll(probs, targets).tolist()
-    assert temperature.nll_at(probs, targets, 1 + 1e-12) == near(classification.nll(probs, targets))
+    assert np.exp(temperature.tempered(logs(probs), 1.0)) == near(probs)
+    assert temperature.nll_at(logs(probs), targets, 1.0).tolist() == classification.nll(logs(probs), targets).tolist()
+    assert temperature.nll_at(logs(probs), targets, 1 + 1e-12) == near(classification.nll(logs(probs), targets))
 
 
 def test_the_temperature_is_that_of_a_search_and_near_the_true_one(overconfident):
     logits, targets = overconfident
-    found = temperature.optimal_temperature(softmax(logits, axis=-1), targets)
+    found = temperature.optimal_temperature(log_softmax(logits, axis=-1), targets)
     searched = minimize_scalar(
         lambda t: log_loss(targets, softmax(logits / t, axis=-1), labels=range(5)), bounds=(0.5, 10), method="bounded",
         options={"xatol": 1e-9},
@@ -64,8 +67,8 @@ def test_the_temperature_is_that_of_a_search_and_near_the_true_one(overconfident
 def test_the_slope_at_the_optimum_is_zero(overconfident):
     logits, targets = overconfident
     probs = softmax(logits, axis=-1)
-    found = temperature.optimal_temperature(probs, targets)
-    around = [temperature.nll_at(probs, targets, found * factor).mean() for factor in (1 - 1e-3, 1, 1 + 1e-3)]
+    found = temperature.optimal_temperature(logs(probs), targets)
+    around = [temperature.nll_at(logs(probs), targets, found * factor).mean() for factor in (1 - 1e-3, 1, 1 + 1e-3)]
     assert around[1] < min(around[0], around[2])
     assert around[0] == pytest.approx(around[2], rel=1e-7)
 
@@ -73,20 +76,20 @@ def test_the_slope_at_the_optimum_is_zero(overconfident):
 def test_two_classes_have_the_hand_worked_temperature():
     # Three of four are right at probability 0.9: the best single probability is 0.75, so 9^(1/T) = 3 and T = 2.
     probs, targets = np.tile([0.9, 0.1], (4, 1)), np.array([0, 0, 0, 1])
-    assert temperature.optimal_temperature(probs, targets) == near(2.0)
+    assert temperature.optimal_temperature(logs(probs), targets) == near(2.0)
 
 
 def test_labels_that_are_always_right_or_always_wrong_reach_the_bounds():
     probs = np.tile([0.8, 0.2], (6, 1))
-    assert temperature.optimal_temperature(probs, np.zeros(6, dtype=int)) == temperature.BOUNDS[0]
-    assert temperature.optimal_temperature(probs, np.ones(6, dtype=int)) == temperature.BOUNDS[1]
+    assert temperature.optimal_temperature(logs(probs), np.zeros(6, dtype=int)) == temperature.BOUNDS[0]
+    assert temperature.optimal_temperature(logs(probs), np.ones(6, dtype=int)) == temperature.BOUNDS[1]
 
 
 def test_a_row_of_probability_zero_has_no_say_in_the_temperature_and_still_costs_infinity():
     probs, targets = np.tile([0.9, 0.1, 0.0], (5, 1)), np.array([0, 0, 0, 1, 2])
-    assert temperature.optimal_temperature(probs, targets) == near(2.0)
-    assert temperature.nll_at(probs, targets, 2.0)[-1] == np.inf
-    assert temperature.optimal_temperature(probs[4:], targets[4:]) == 1.0
+    assert temperature.optimal_temperature(logs(probs), targets) == near(2.0)
+    assert temperature.nll_at(logs(probs), targets, 2.0)[-1] == np.inf
+    assert temperature.optimal_temperature(logs(probs[4:]), targets[4:]) == 1.0
 
 
 def test_the_validation_rows_choose_and_the_test_rows_are_scored(overconfident):
@@ -96,8 +99,8 @@ def test_the_validation_rows_choose_and_the_test_rows_are_scored(overconfident):
         "probs": probs[:150], "targets": targets[:150].astype(float),
         "validation/probs": probs[150:], "validation/targets": targets[150:].astype(float),
     }  # fmt: skip
-    chosen = temperature.optimal_temperature(probs[150:], targets[150:])
-    expected = temperature.nll_at(probs[:150], targets[:150], chosen)
+    chosen = temperature.optimal_temperature(logs(probs[150:]), targets[150:])
+    expected = temperature.nll_at(logs(probs[:150]), targets[:150], chosen)
     assert nll_star(arrays) == near(expected)
     values = evaluate("classification", arrays)
     assert values["cls/NLL*"] == near(expected.mean())
@@ -112,8 +115,8 @@ def test_without_validation_rows_each_half_is_scored_at_the_temperature_of_the_o
         first = rng.permutation(400) < 200
         scores = np.empty(400)
         for scored, chosen_on in ((first, ~first), (~first, first)):
-            chosen = temperature.optimal_temperature(probs[chosen_on], targets[chosen_on])
-            scores[scored] = temperature.nll_at(probs[scored], targets[scored], chosen)
+            chosen = temperature.optimal_temperature(logs(probs[chosen_on]), targets[chosen_on])
+            scores[scored] = temperature.nll_at(logs(probs[scored]), targets[scored], chosen)
         runs.append(scores)
     assert nll_star({"probs": probs, "targets": targets.astype(float)}) == near(np.mean(runs, axis=0))
 
@@ -121,15 +124,15 @@ def test_without_validation_rows_each_half_is_scored_at_the_temperature_of_the_o
 def test_cross_validation_does_not_see_its_own_labels():
     # With one row a half the other row alone decides; right rows want T = 0.01, which a wrong row pays for.
     probs, targets = np.array([[0.6, 0.4], [0.6, 0.4]]), np.array([0, 1])
-    right, wrong = (temperature.nll_at(probs, targets, t) for t in temperature.BOUNDS)
-    assert temperature.cross_validated_nll(probs, targets) == near([wrong[0], right[1]])
+    right, wrong = (temperature.nll_at(logs(probs), targets, t) for t in temperature.BOUNDS)
+    assert temperature.cross_validated_nll(logs(probs), targets) == near([wrong[0], right[1]])
 
 
 def test_the_outputs_of_a_row_are_halved_together():
     rng = np.random.default_rng(3)
     p = rng.uniform(size=(40, 3))
     arrays = {"probs": p, "targets": (rng.uniform(size=(40, 3)) < p).astype(float)}
-    pairs, targets = classification.as_two_classes(p, arrays["targets"])
+    pairs, targets = classification.as_two_classes(logit(p), arrays["targets"])
     whole = temperature.cross_validated_nll(pairs, targets, rows=40).reshape(40, 3)
     split = temperature.cross_validated_nll(pairs, targets).reshape(40, 3)
     assert not np.allclose(whole, split)
@@ -138,4 +141,4 @@ def test_the_outputs_of_a_row_are_halved_together():
 
 
 def test_a_single_row_is_scored_as_it_is():
-    assert temperature.cross_validated_nll(np.array([[0.3, 0.7]]), np.array([1])) == near([-np.log(0.7)])
+    assert temperature.cross_validated_nll(logs(np.array([[0.3, 0.7]])), np.array([1])) == near([-np.log(0.7)])

@@ -38,7 +38,7 @@ def predictor(problem, estimator):
 def test_a_set_without_targets_has_predictions_alone(predictor):
     arrays = predictor.beside_test()
     assert {name for name in arrays if name.startswith("ood/bare/")} == {
-        f"ood/bare/{name}" for name in ("mean", "epistemic_variance", "total_variance")
+        f"ood/bare/{name}" for name in ("mean", "epistemic_variance", "total_variance", "row_id")
     }
     assert arrays["ood/bare/mean"].shape == (3, 1)
     assert np.array_equal(arrays["ood/known/targets"], Y.numpy())

@@ -85,12 +85,12 @@ LINE = [torch.linspace(-1, 1, 5).unsqueeze(1)]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ood": {"far": [X[:, :2]]}}, "out-of-distribution far.*cannot be multiplied"),
+        ({"ood": {"far": [X[:, :2]]}}, "ood far.*cannot be multiplied"),
         ({"ood": {"far": []}}, "empty"),
-        ({"ood": {"far": iter([X])}}, "out-of-distribution far"),
+        ({"ood": {"far": iter([X])}}, "ood far"),
         ({"shifts": {"noise-1": [X]}}, "Tensor"),
         ({"shifts": {"noise-1": [(X, Y[:3])]}}, r"shift noise-1.*\(3, 2\)"),
-        ({"shifts": {"noise-1": [(X, Y[:, 0])]}}, r"\(1,\)"),
+        ({"shifts": {"noise-1": [(X, Y[:, 0])]}}, r"shift noise-1.*\(6,\)"),
         ({"band": BATCHES}, r"ascending.*\(4, 3\)"),
     ],
 )

@@ -171,7 +171,7 @@ def test_records_of_several_versions_are_pointed_out(write_record, tmp_path):
 
 def test_the_command_to_run_it_again_quotes_what_a_shell_would_read(write_record, tmp_path):
     write_record("my mod:make", "map", 1)
-    assert "--model 'my mod:make' --methods map --seeds 2" in Tags(write_report(tmp_path).read_text()).text
+    assert "--model 'my mod:make' --methods map --seed-list 1" in Tags(write_report(tmp_path).read_text()).text
 
 
 def test_a_directory_without_records_is_refused(tmp_path):

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.metrics import class_arrays
 from bdl_bench.metrics.calibration import Bins, equal_mass_bins
-from bdl_bench.metrics.classification import confidence, correct
+from bdl_bench.metrics.examples import top_labels
 from bdl_bench.report.figures.canvas import SOFT, Drawing, diagonal, panel
 from bdl_bench.report.palette import Style
 
@@ -47,8 +46,9 @@ def first_confidence(pooled: Sequence[Arrays]) -> float:
 
 def top_label_bins(arrays: Arrays) -> Bins:
     """Ten bins of equally many rows by the confidence of the top label."""
-    probs, targets = class_arrays(arrays)
-    return equal_mass_bins(confidence(probs), correct(probs, targets), n_bins=_BINS)
+    found = top_labels(arrays)
+    confidence, log_odds, correct = (values.reshape(-1) for values in found)
+    return equal_mass_bins(confidence, correct, log_odds, n_bins=_BINS)
 
 
 def wilson(bins: Bins, z: float = 1.96) -> tuple[Floats, Floats]:

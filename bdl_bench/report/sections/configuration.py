@@ -43,8 +43,8 @@ def configuration(context: Context) -> Configuration:
 
 def _training(results: TaskResults) -> str:
     trainings = [r.training for seeds in results.done.values() for r in seeds.values() if r.training is not None]
-    recipes = [t.recipe for t in trainings if t.recipe is not None]
-    return recipes[0] if recipes else "none: the network came trained"
+    trained = [t for t in trainings if t.recipe is not None]
+    return (trained or trainings)[0].summary if trainings else "not recorded"
 
 
 def _preflight(results: TaskResults) -> dict[str, dict[str, str]]:

@@ -49,7 +49,7 @@ def _mean_curve(context: Context, method: str, *, tuned: bool) -> Curve:
 
 def _risk(arrays: ArrayView) -> Floats:
     """The error of the share of rows with the highest confidence, at the coverages of the grid."""
-    confidence, correct = top_labels(arrays)
-    curve = risk_coverage(confidence.reshape(-1), 1 - correct.reshape(-1))
+    found = top_labels(arrays)
+    curve = risk_coverage(found.log_odds.reshape(-1), 1 - found.correct.reshape(-1))
     risk: Floats = curve.selective_risk[np.clip(np.ceil(_GRID * len(curve.coverage)).astype(int) - 1, 0, None)]
     return risk

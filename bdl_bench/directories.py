@@ -1,0 +1,57 @@
+"""The directory that a run writes into: whether it can, and a new one of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+from estimators.errors import OptionError
+
+__all__ = ["check_directory", "made", "new_directory"]
+
+
+def check_directory(directory: Path) -> None:
+    """Raise OptionError for a directory that cannot be written: a file, below a file, or without permission.
+
+    Nothing is created.
+    """
+    found = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+    if not found.is_dir():
+        raise _unusable(directory, f"{found} is a file" if found.exists() else f"{found} is a broken link")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise _unusable(directory, f"no permission to write in {found}")
+
+
+def made(directory: Path) -> Path:
+    """Create a directory if it is not there, and return it. Raises OptionError if that cannot be."""
+    check_directory(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _unusable(directory, f"{type(error).__name__}: {error.strerror}") from error
+    return directory
+
+
+def new_directory(parent: Path = Path("bdl-results")) -> Path:
+    """Create and return a directory named by the time, with a number if another run has made that one."""
+    made(parent)
+    now = f"{datetime.now():%Y-%m-%d_%H%M%S}"
+    for number in count(1):
+        directory = parent / (now if number == 1 else f"{now}-{number}")
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            continue
+        return directory
+    raise AssertionError
+
+
+def _unusable(directory: Path, received: str) -> OptionError:
+    return OptionError(
+        f"a directory to write into at {directory}", received=received, remedy="name another with --out (out=)."
+    )

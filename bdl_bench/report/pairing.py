@@ -1,0 +1,83 @@
+"""Which rows of two records are the same rows: by the identity that predictions keep beside them, never by position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bdl_bench.row_identity import matching_order
+
+__all__ = ["Rows", "orders_between", "rows_of", "why_not_comparable"]
+
+Rows = Mapping[str, NDArray[Any]]
+"""`row_id` and `targets` of each set, as arrays of a record are named, without those of the tuned estimator."""
+
+_ID, _TARGETS = "row_id", "targets"
+_JOINED = ("", "validation", "ood", "shift")
+
+
+def rows_of(path: Path) -> Rows:
+    """Return the identities and targets of the rows in a file of arrays."""
+    with np.load(path, allow_pickle=False) as file:
+        names = [name for name in file.files if _is_of_rows(name)]
+        return {name: file[name] for name in names}
+
+
+def why_not_comparable(rows: Rows, reference: Rows) -> str | None:
+    """Return why two records are not of the same rows; None if they are.
+
+    Records of earlier versions have no identities. Two of these are of the same rows if the targets of every set are
+    equal, row by row.
+    """
+    for name in _sets(rows, reference):
+        reason = _difference(name, rows, reference)
+        if reason is not None:
+            return f"{reason} in its {name or 'test'} rows"
+    return None
+
+
+def orders_between(rows: Rows, reference: Rows) -> dict[str, NDArray[np.int64]]:
+    """Return, for each set whose order differs, the indices that put the rows into the order of the reference."""
+    orders: dict[str, NDArray[np.int64]] = {}
+    for name in _sets(rows, reference):
+        mine, theirs = rows.get(_named(name, _ID)), reference.get(_named(name, _ID))
+        if mine is None or theirs is None or np.array_equal(mine, theirs):
+            continue
+        order = matching_order(mine, theirs)
+        assert order is not None
+        orders[name] = order
+    return orders
+
+
+def _difference(name: str, rows: Rows, reference: Rows) -> str | None:
+    mine, theirs = (found.get(_named(name, _ID)) for found in (rows, reference))
+    if mine is not None and theirs is not None:
+        if matching_order(mine, theirs) is not None:
+            return None
+        other = len(mine) - int(np.isin(mine, theirs).sum())
+        return f"{other} of {len(mine)} rows are others, of {len(theirs)} there"
+    if (mine is None) != (theirs is None):
+        return "only one of both records has row identities"
+    targets = [found.get(_named(name, _TARGETS)) for found in (rows, reference)]
+    if targets[0] is None or targets[1] is None or np.array_equal(targets[0], targets[1], equal_nan=True):
+        return None
+    return "other targets, and no row identities,"
+
+
+def _sets(rows: Rows, reference: Rows) -> list[str]:
+    """The sets that both have."""
+    mine, theirs = ({name.rpartition("/")[0] for name in found} for found in (rows, reference))
+    return sorted(mine & theirs)
+
+
+def _is_of_rows(name: str) -> bool:
+    group, _, field = name.rpartition("/")
+    return field in (_ID, _TARGETS) and group.partition("/")[0] in _JOINED
+
+
+def _named(name: str, field: str) -> str:
+    return f"{name}/{field}" if name else field

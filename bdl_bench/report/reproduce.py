@@ -1,0 +1,64 @@
+"""The commands that run again what a report shows."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from bdl_bench.methods import METHODS
+from bdl_bench.records import Record
+from bdl_bench.tasks import TASKS
+
+__all__ = ["command"]
+
+
+def command(records: Sequence[Record]) -> str:
+    """Return the command that runs these tasks, methods and seeds, and a line of Python for each problem made there."""
+    tasks = sorted({r.task for r in records})
+    bundled, references = [t for t in tasks if t in TASKS], [t for t in tasks if t not in TASKS and ":" in t]
+    lines = [_command_line(records, bundled, references)] if bundled or references else []
+    lines += [_python(records, task) for task in tasks if task not in (*bundled, *references)]
+    return "\n".join(lines)
+
+
+def _command_line(records: Sequence[Record], bundled: Sequence[str], references: Sequence[str]) -> str:
+    found = [record for record in records if record.task in (*bundled, *references)]
+    words = ["bdl-bench", "compare", *bundled]
+    for reference in references:
+        words += ["--model", reference]
+    seeds = _seeds(found)
+    words += ["--methods", ",".join(_methods(found))]
+    if seeds == list(range(len(seeds))):
+        words += ["--seeds", str(len(seeds))]
+    else:
+        words += ["--seed-list", ",".join(map(str, seeds))]
+    words += ["--tune", str(_tune(found))]
+    words += [word for device in _devices(found) for word in ("--device", device)]
+    return shlex.join(words)
+
+
+def _python(records: Sequence[Record], task: str) -> str:
+    """A call with the problem, which only the code that made it has, by its name."""
+    found = [record for record in records if record.task == task]
+    options = [f"seeds={_seeds(found)}", f"tune={_tune(found)}", *(f"device={d!r}" for d in _devices(found))]
+    name, comment = (task, "") if task.isidentifier() else ("problem", f"  # problem: {task!r}")
+    return f"bdl_bench.compare({name}, {_methods(found)}, {', '.join(options)}){comment}"
+
+
+def _methods(records: Sequence[Record]) -> list[str]:
+    found = {record.method for record in records}
+    return [*(name for name in METHODS if name in found), *sorted(found - METHODS.keys())]
+
+
+def _seeds(records: Sequence[Record]) -> list[int]:
+    return sorted({record.seed for record in records})
+
+
+def _tune(records: Sequence[Record]) -> int:
+    return max((int(r.configuration.get("tune", "0")) for r in records if r.status == "ok"), default=0)
+
+
+def _devices(records: Sequence[Record]) -> list[str]:
+    """The device, where it is not the CPU; runs on several are each repeated by a command of their own."""
+    found = sorted({r.configuration.get("device", "cpu") for r in records if r.status == "ok"} - {"cpu"})
+    return found[:1]
