@@ -68,7 +68,7 @@ class Head:
             NoLastLayerError: outputs that are masked, gated or detached after the layer, or weights used elsewhere.
         """
         weight, bias = self._linear.weight, self._linear.bias
-        given = heard.inputs
+        given = None if heard.inputs is None else heard.inputs.to(weight.dtype)
         expected = None if given is None else torch.nn.functional.linear(given, weight, bias).detach()
         check = self.network.check
         if not check.enabled:

@@ -23,6 +23,15 @@ def check_model(model: nn.Module) -> None:
 def weight_faults(model: nn.Module) -> list[ModelError]:
     """Several devices, dtypes that cannot be computed with, and non-finite weights."""
     floats = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
+    offloaded = [name for name, p in model.named_parameters() if p.is_meta]
+    if offloaded:
+        return [
+            ModelError(
+                "parameters in memory",
+                received=f"{offloaded[0]!r} on the meta device, as accelerate's cpu_offload and disk_offload leave it",
+                remedy="accelerate.hooks.remove_hook_from_module(model, recurse=True), which brings the weights back.",
+            )
+        ]
     if len({p.device for p in floats}) != 1:
         listed = ", ".join(sorted({f"{p.dtype} on {p.device}" for p in floats})) or "no parameters"
         return [ModelError("parameters on one device", received=listed, remedy="model.to(device).")]

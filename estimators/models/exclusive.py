@@ -39,11 +39,23 @@ def exclusive(model: nn.Module) -> Iterator[None]:
                     stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(preserved_random_state())
             stack.enter_context(preserved_state(model))
+            _leave_autocast(model)
         _DEPTH += 1
         try:
             yield
         finally:
             _DEPTH -= 1
+
+
+def _leave_autocast(model: nn.Module) -> None:
+    """Use the forward from before `accelerate` wrapped it in autocast, as `Trainer(bf16=True)` leaves it.
+
+    The wrapped forward is put back with the other attributes of the module.
+    """
+    for module in model.modules():
+        original = vars(module).get("_original_forward")
+        if original is not None and "forward" in vars(module):
+            vars(module)["forward"] = original
 
 
 def exclusively(method: F) -> F:
