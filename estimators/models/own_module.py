@@ -47,6 +47,17 @@ class OwnModule:
         return self._named(self.subset.shapes)
 
     @property
+    def input_dtype(self) -> torch.dtype:
+        """Of the first floating-point parameter of the module, frozen or not: that of its inputs."""
+        return next(p.dtype.to_real() for p in self.model.parameters() if p.is_floating_point() or p.is_complex())
+
+    @property
+    def coarsest_dtype(self) -> torch.dtype:
+        """Of the parameters with the fewest digits."""
+        floats = {p.dtype.to_real() for p in self.model.parameters() if p.is_floating_point() or p.is_complex()}
+        return max(floats, key=lambda dtype: torch.finfo(dtype).eps)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the chosen parameters."""
         return self.parameters[0].dtype.to_real()
@@ -177,7 +188,7 @@ class OwnModule:
         """Of copies of the inputs, into which a forward may write."""
         self._rows = n_rows(x)
         self.ledger.forward(self._rows)
-        x = with_floats(fresh(x), self.dtype)
+        x = with_floats(fresh(x), self.input_dtype)
         arguments, keywords = forward_arguments(x)
         f = output_tensor(self.model(*arguments, **keywords))
         return f.clone() if f.is_inference() else f

@@ -144,7 +144,7 @@ class SelfCheck:
         if self.stored is None or not found.within(self.tolerance()):
             return found
         rough = _worst(entries, product, self.stored.vjp(x, u[None], names)[0])
-        return found if rough.within(TOLERANCE.get(self.stored.dtype, 0.1)) else rough
+        return found if rough.within(TOLERANCE.get(self.stored.coarsest_dtype, 0.1)) else rough
 
     def along_error(
         self, x: PyTree, cotangent: Tensor, along: Tensor, r: Tensor, *, u: Tensor | None = None
@@ -162,7 +162,7 @@ class SelfCheck:
         if self.stored is None or not found.within(self.tolerance()):
             return found
         rough = _along(u, along, self.stored.vjp(x, cotangent[None])[0], r)
-        return found if rough.within(TOLERANCE.get(self.stored.dtype, 0.1)) else rough
+        return found if rough.within(TOLERANCE.get(self.stored.coarsest_dtype, 0.1)) else rough
 
     def compare(self, product: Tensor, expected: Tensor) -> Disagreement:
         """How far a vector (P,) is from one by plain autograd."""
