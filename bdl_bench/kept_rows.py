@@ -21,6 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from bdl_bench.loaders import Loader, Query, as_query
 from bdl_bench.row_identity import Digests, bits_by_row, digests_of_rows, located
 from estimators.errors import DataError, NonDeterministicError
+from estimators.pytrees import plain_inputs, tensors_of
 from estimators.rng import preserved_random_state, seeded_random_state
 
 __all__ = [
@@ -79,7 +80,8 @@ class KeptRows:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
-            item = batch.x if batch.y is None else (batch.x, batch.y)
+            x = plain_inputs(batch.x)
+            item = x if batch.y is None else (x, batch.y)
             yield item if self.device is None else _moved(item, self.device)
 
     def on(self, device: str | torch.device) -> KeptRows:
@@ -211,7 +213,7 @@ def _first_pass(name: str, loader: Loader, limit: int) -> _Pass:
             digests += digests_of_rows(query.x, query.y)
             size += _size(query)
             if kept is not None:
-                kept.append(_copied(query))
+                kept.append(query)  # with tensors of its own
             if size > limit:
                 kept = None
     if not digests:
@@ -320,6 +322,7 @@ def _have_rows(leaves: Sequence[Any], batches: Sequence[Query]) -> bool:
 
 
 def _are_equal(leaf: object, other: object) -> bool:
+    leaf, other = plain_inputs(leaf), plain_inputs(other)
     if not isinstance(leaf, Tensor) or not isinstance(other, Tensor):
         return type(leaf) is type(other) and repr(leaf) == repr(other)
     alike = leaf.shape == other.shape and leaf.dtype == other.dtype
@@ -332,14 +335,8 @@ def _sorted_batches(batches: Sequence[Query]) -> tuple[tuple[Query, ...], Digest
     return tuple(batches[i] for _, i in pairs), [digest for found, _ in pairs for digest in found]
 
 
-def _copied(query: Query) -> Query:
-    """A copy: a loader may use its tensors again for the next batch."""
-    x, y = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (query.x, query.y))
-    return Query(x, y)
-
-
 def _size(query: Query) -> int:
-    return sum(t.numel() * t.element_size() for t in pytree.tree_leaves((query.x, query.y)) if isinstance(t, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of((query.x, query.y)))
 
 
 def _moved(item: Any, device: str | torch.device) -> Any:  # noqa: ANN401

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from estimators.errors import DataError
-from estimators.pytrees import PyTree, n_rows
+from estimators.pytrees import PyTree, n_rows, plain_inputs
 
 __all__ = ["Digests", "Ids", "bits_by_row", "digests_of_rows", "ids_of", "located", "matching_order", "position_ids"]
 
@@ -37,7 +37,7 @@ def digests_of_rows(x: PyTree, y: Tensor | None) -> Digests:
     """
     n = n_rows(x) if y is None or not y.ndim else len(y)
     columns: list[list[bytes]] = []
-    for leaf in pytree.tree_leaves((x, y)):
+    for leaf in pytree.tree_leaves(plain_inputs((x, y))):
         if isinstance(leaf, Tensor):
             has_rows = leaf.ndim > 0 and len(leaf) == n
             table = bits_by_row(leaf if has_rows else leaf.unsqueeze(0))
