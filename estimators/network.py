@@ -240,7 +240,7 @@ class Network:
         expected = OwnModule(trained, self.subset).outputs(x).flatten(1)
         for swap in self._swaps():
             self.routes.swap = swap
-            with torch.no_grad():
+            with torch.no_grad(), self.check.counted():
                 apart = float((self.with_pieces(tensors, x) - expected).double().abs().max()) if len(expected) else 0.0
             if apart <= self.check.tolerance() * float(expected.double().abs().max().clamp_min(1e-300)):
                 return
