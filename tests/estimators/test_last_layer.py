@@ -236,7 +236,7 @@ def test_a_layer_too_large_for_the_full_form_is_refused_with_the_size(make_probl
 @pytest.mark.parametrize("bad", ["lowrank", None, "FULL"])
 def test_an_unknown_structure_is_refused(bad, make_problem):
     problem = make_problem()
-    with pytest.raises(OptionError, match=rf"'diag', 'full', 'kron'.*{bad}"):
+    with pytest.raises(OptionError, match=rf"'diag' or 'full' or 'kron'.*{bad}"):
         LastLayerLaplace(problem.model, problem.likelihood, hessian_structure=bad)
 
 
