@@ -109,9 +109,10 @@ class DiagonalCovariance(Good):
 
 
 class TrainModeAfterFit(Good):
-    def _fit(self, objective, *, progress_bar):
-        super()._fit(objective, progress_bar=progress_bar)
+    def fit(self, train_loader, **options):  # what `_fit` leaves behind is put back
+        super().fit(train_loader, **options)
         self.model.train()
+        return self
 
 
 class ChangedWeight(Good):
