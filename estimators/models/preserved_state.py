@@ -20,6 +20,7 @@ __all__ = ["preserved_state", "preserved_tensors"]
 
 _DEPTH = 4  # a container in a dict of an object that a closure holds
 _MOST = 10_000  # entries of a container that is data rather than state
+_MISSING = object()
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -32,6 +33,7 @@ _HOOKS = (
 def preserved_state(model: nn.Module) -> Iterator[None]:
     """Put buffers, attributes and reachable containers of `model` back to what they were, also after an exception."""
     kept_containers = [(container, _shallow(container)) for container in _containers(model)]
+    kept_globals = [(container, dict(container)) for container in _global_dicts(model)]
     modes = [(module, module.training) for module in model.modules()]
     try:
         with preserved_tensors(model):
@@ -39,6 +41,8 @@ def preserved_state(model: nn.Module) -> Iterator[None]:
     finally:
         for container, before in kept_containers:
             _put_back(container, before)
+        for container, before in kept_globals:
+            _put_tensors_back(container, before)
         for module, training in modes:
             module.training = training
 
@@ -85,9 +89,6 @@ def _containers(model: nn.Module) -> list[Any]:
         for name in _HOOKS:
             for hook in getattr(module, name).values():
                 _collect(hook, found, _DEPTH)
-        forward = getattr(type(module), "forward", None)
-        if isinstance(forward, types.FunctionType) and not forward.__module__.startswith("torch."):
-            _collect_globals(forward, found)
         for name, value in vars(module).items():
             if not name.startswith("_") or callable(value):
                 _collect(value, found, _DEPTH)
@@ -108,8 +109,6 @@ def _collect(value: Any, found: dict[int, Any], depth: int) -> None:  # noqa: AN
         return
     for part in _inside(value):
         _collect(part, found, depth - 1 if not isinstance(value, types.CellType) else depth)
-    if isinstance(value, types.FunctionType):
-        _collect_globals(value, found)
 
 
 def _inside(value: Any) -> list[Any]:  # noqa: ANN401
@@ -126,12 +125,16 @@ def _inside(value: Any) -> list[Any]:  # noqa: ANN401
     return [content] if isinstance(content, dict) and not isinstance(value, (torch.dtype, torch.device)) else []
 
 
-def _collect_globals(function: types.FunctionType, found: dict[int, Any]) -> None:
-    """Containers of the function's module that it names."""
-    for name in function.__code__.co_names:
-        value = function.__globals__.get(name)
-        if isinstance(value, (dict, list, set, deque)) and len(value) <= _MOST:
-            found[id(value)] = value
+def _global_dicts(model: nn.Module) -> list[dict[Any, Any]]:
+    """Dicts among the globals that forwards and hooks name."""
+    functions = [type(module).forward for module in model.modules()]
+    functions += [hook for module in model.modules() for name in _HOOKS for hook in getattr(module, name).values()]
+    found: dict[int, dict[Any, Any]] = {}
+    for function in functions:
+        if isinstance(function, types.FunctionType) and not function.__module__.startswith("torch."):
+            named = (function.__globals__.get(name) for name in function.__code__.co_names)
+            found |= {id(value): value for value in named if type(value) is dict and len(value) <= _MOST}
+    return list(found.values())
 
 
 def _is_filled(cell: types.CellType) -> bool:
@@ -147,10 +150,22 @@ def _shallow(container: Any) -> Any:  # noqa: ANN401
 
 
 def _put_back(container: Any, before: Any) -> None:  # noqa: ANN401
+    """Undo what changed, entry by entry: other threads may read the container."""
     if isinstance(container, dict):
-        if not (len(container) == len(before) and all(container.get(k, before) is v for k, v in before.items())):
-            container.clear()
-            container.update(before)
+        for key in [key for key in container if key not in before]:
+            del container[key]
+        for key, value in before.items():
+            if container.get(key, _MISSING) is not value:
+                container[key] = value
     elif len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
         container.clear()
         container.update(before) if isinstance(container, set) else container.extend(before)
+
+
+def _put_tensors_back(container: dict[Any, Any], before: dict[Any, Any]) -> None:
+    """Undo tensors that were put into a container of a module's globals; what else changed there may be of others."""
+    for key in [key for key, value in container.items() if isinstance(value, Tensor)]:
+        if key not in before:
+            del container[key]
+        elif container[key] is not before[key]:
+            container[key] = before[key]
