@@ -18,7 +18,7 @@ from torch.func import jacrev, vjp, vmap
 from estimators.errors import EstimatorError, UnsupportedError
 from estimators.linear_uses import LinearMap, LinearUse, UseRecorder
 from estimators.memory import rows_per_chunk
-from estimators.network import Network, differentiable
+from estimators.network import FAILURES, Network, differentiable
 from estimators.pytrees import PyTree, n_rows, row_as_batch, select_rows, split_rows, tensors_of
 from estimators.subsets import complex_of
 from estimators.vectorise import over_rows
@@ -90,7 +90,7 @@ class Layers:
             f, seen = self._forward(row)
         except EstimatorError:
             raise
-        except RuntimeError:  # inside a function mode; the network itself has given outputs before
+        except FAILURES:  # inside a function mode; the network itself has given outputs before
             f, seen = self.network.outputs(row), UseRecorder(self._pieces)
         self.n_outputs, self._uses, self._looked_at = f.shape[-1], seen.uses, _shapes_of(row)
         self._functions = seen.functions
@@ -155,7 +155,7 @@ class Layers:
                 inputs, slopes, rest = over_rows(counted(self._one), x, cotangents)
             except EstimatorError:
                 raise
-            except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            except FAILURES as error:
                 raise _unseen(f"layers that cannot be differentiated in a vectorised call ({error})") from error
         found = LayerRows(self._joined(inputs, slopes, cotangents), rest.detach())
         self._check(x, cotangents, found)

@@ -33,7 +33,7 @@ from estimators.vectorise import over_rows
 from estimators.working_dtype import in_dtype, is_converted, working_dtype
 from estimators.wrappers import unwrap_children_, unwrapped
 
-__all__ = ["Network", "differentiable", "output_tensor", "structural_copy"]
+__all__ = ["FAILURES", "Network", "differentiable", "output_tensor", "structural_copy"]
 
 R = TypeVar("R")
 
@@ -293,7 +293,7 @@ class Network:
         try:
             result = compute()
             apart = None if difference is None else difference(result)
-        except _FAILURES as error:
+        except FAILURES as error:
             self.routes.swap = before
             if isinstance(error, _NOT_OURS):
                 raise
@@ -318,7 +318,7 @@ class Network:
         try:
             result = compute()
             apart = None if difference is None else difference(result)
-        except _FAILURES as error:
+        except FAILURES as error:
             if isinstance(error, _NOT_OURS):
                 raise
             raise ModelError(
@@ -575,7 +575,7 @@ class _Pulls:
         """f (B, C); by the module where torch.func cannot."""
         try:
             return self._pull()[0]
-        except _FAILURES as error:
+        except FAILURES as error:
             if isinstance(error, _NOT_OURS):
                 raise
             return self._network.outputs(self._x)
@@ -594,7 +594,8 @@ class _Pulls:
         return self._made[swap]
 
 
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError)
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError)
+"""What a route raises that the network does not allow; errors of this library among them are raised further."""
 _NOT_OURS = (EstimatorError, torch.OutOfMemoryError)
 
 

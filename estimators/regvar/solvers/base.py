@@ -12,6 +12,7 @@ from torch import Tensor
 from estimators.checkpoint import Checkpoint
 from estimators.errors import EstimatorError, ModelError
 from estimators.ledger import SELF_CHECK
+from estimators.network import FAILURES
 from estimators.objective import Objective
 from estimators.option_checks import checked_number
 from estimators.precision.krylov_space import KrylovSpace
@@ -75,7 +76,7 @@ class Solver(ABC):
                 objective.check_displaced()
             except (EstimatorError, torch.OutOfMemoryError):
                 raise
-            except RuntimeError as error:
+            except FAILURES as error:
                 raise _not_transformable(self, error) from error
         with ledger.part("solve"):
             try:
@@ -92,7 +93,7 @@ class Solver(ABC):
         """The solver's own part of `solve`."""
 
 
-def _not_transformable(solver: Solver, error: RuntimeError) -> ModelError:
+def _not_transformable(solver: Solver, error: Exception) -> ModelError:
     return ModelError(
         f"a network whose displaced weights can be differentiated by torch.func, for {type(solver).__name__}",
         received=f"one for which torch says: {str(error).strip().splitlines()[0][:200] if str(error) else error!r}",
