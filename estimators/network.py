@@ -371,12 +371,14 @@ class Network:
         routes = [
             ("forward mode", both(self._forward_mode)),
             ("two reverse passes", both(self._two_reverse_passes)),
-            ("rows of J by plain autograd", lambda: (probes, self._along_own_rows(x, vectors))),
+            ("rows of J by plain autograd", lambda: self._along_own_rows(x, probes, vectors)),
         ]
         return self.first_agreeing("J v", x, routes, difference if len(probes) else None)[1]
 
-    def _along_own_rows(self, x: PyTree, vectors: Tensor) -> Tensor:
-        return torch.einsum("bcp,kp->kbc", self._own_rows(x), vectors)
+    def _along_own_rows(self, x: PyTree, probes: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        jacobian = self._own_rows(x)
+        along, products = (torch.einsum("bcp,kp->kbc", jacobian, some) for some in (probes, vectors))
+        return along, products
 
     def _along_error(self, x: PyTree, u: Tensor, along: Tensor, r: Tensor) -> Disagreement:
         return self.check.along_error(x, u, along, r)
