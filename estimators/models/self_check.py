@@ -34,6 +34,9 @@ __all__ = ["DerivativeReport", "Disagreement", "SelfCheck"]
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 """Largest relative error of a route: round-off of the dtype with room to spare; wrong routes were off by .01 to 270."""
+SECOND_DERIVATIVES = 100.0
+"""Round-off of second derivatives in units of that of first ones: of saturated classes Λ = p − p² is a difference of
+nearly equal numbers. Seen at a polished optimum: 1.3e-6."""
 OUTPUTS, DISPLACED = "outputs", "displaced weights"
 """Comparisons without a slope."""
 _STEPS = {torch.float64: (1e-6, 1e-5, 1e-4)}
@@ -164,10 +167,11 @@ class SelfCheck:
         rough = _along(u, along, self.stored.vjp(x, cotangent[None])[0], r)
         return found if rough.within(TOLERANCE.get(self.stored.coarsest_dtype, 0.1)) else rough
 
-    def compare(self, product: Tensor, expected: Tensor) -> Disagreement:
-        """How far a vector (P,) is from one by plain autograd."""
+    def compare_curved(self, product: Tensor, expected: Tensor) -> Disagreement:
+        """How far H v (P,) is from that by plain autograd, in units of the round-off of second derivatives."""
         self._see_slope(expected, expected)
-        return _worst(self.subset.entries, product, expected)
+        found = _worst(self.subset.entries, product, expected)
+        return Disagreement(found.error / SECOND_DERIVATIVES, found.name)
 
     def tolerance(self) -> float:
         """Largest relative error of a route that is in use."""
