@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -21,11 +19,13 @@ from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 from estimators.errors import EstimatorError, ModelError, UnsupportedError
 from estimators.ledger import Ledger
+from estimators.models.derivative_routes import BY_NAME, FAILURES, DerivativeRoutes, is_ours, short
 from estimators.models.kernels import differentiable
 from estimators.models.outputs import output_tensor
 from estimators.models.own_module import OwnModule, fresh
 from estimators.models.parameter_swap import ParameterSwap
 from estimators.models.self_check import DISPLACED, OUTPUTS, Disagreement, SelfCheck
+from estimators.models.structural_copy import structural_copy
 from estimators.pytrees import PyTree, forward_arguments, n_rows, row_as_batch, select_rows, tensors_of
 from estimators.recurrent import make_differentiable
 from estimators.subsets import Subset
@@ -78,7 +78,7 @@ class Network:
         else:  # a copy in the dtype of the computation is compared with closely, the module itself roughly
             own, stored = OwnModule(structural_copy(self.module), self.subset), stored or OwnModule(model, self.subset)
             self.check = SelfCheck(own, self.subset, self.ledger, stored)
-        self.routes = Routes()
+        self.routes = DerivativeRoutes()
 
     def counted_anew(self) -> Network:
         """The same function with the routes that were found, and a ledger of its own."""
@@ -238,7 +238,7 @@ class Network:
             ModelError: they do not, so that a network cannot be kept as its tensors.
         """
         expected = OwnModule(trained, self.subset).outputs(x).flatten(1)
-        for swap in self._swaps():
+        for swap in self.routes.swaps():
             self.routes.swap = swap
             with torch.no_grad(), self.check.counted():
                 apart = float((self.with_pieces(tensors, x) - expected).double().abs().max()) if len(expected) else 0.0
@@ -259,86 +259,8 @@ class Network:
         *,
         last_is_plain: bool = True,
     ) -> R:
-        """What the fastest route gives that agrees with plain autograd at x; routes given up are not tried again.
-
-        Args:
-            what: the name of what is computed, in the report.
-            x: inputs of B rows.
-            routes: names and computations, from fast to slow; the last is plain autograd, or checks by itself.
-            difference: how far a result is from plain autograd; None where it need not be compared.
-            last_is_plain: whether the last route is plain autograd, a row at a time or all together.
-
-        Raises:
-            ModelError: plain autograd fails, or gives other slopes for a row alone than for all rows together.
-        """
-        for i, (name, compute) in list(enumerate(routes[:-1]))[self.routes.first.get(what, 0) :]:
-            reason = ""
-            for swap in self._swaps():
-                found = self._attempt(what, x, compute, difference, swap)
-                if not isinstance(found, _GivenUp):
-                    self.check.report.routes[what] = name
-                    return found
-                reason = reason or found.reason
-            self.routes.first[what] = i + 1
-            self.check.give_up(what, name, reason, instead=routes[i + 1][0])
-        name, compute = routes[-1]
-        self.check.report.routes[what] = name
-        return self._by_plain_autograd(what, x, compute, difference) if last_is_plain else compute()
-
-    def _attempt(
-        self, what: str, x: PyTree, compute: Callable[[], R], difference: Callable[[R], Disagreement] | None, swap: str
-    ) -> R | _GivenUp:
-        """The result of a route with parameters exchanged in one way, or why it is not used."""
-        before, self.routes.swap = self.routes.swap, swap
-        try:
-            result = compute()
-            apart = None if difference is None else difference(result)
-        except FAILURES as error:
-            self.routes.swap = before
-            if isinstance(error, _NOT_OURS):
-                raise
-            return _GivenUp(f"fails ({_short(error)})")
-        if apart is not None and not apart.within(self.check.tolerance()):
-            self.routes.swap = before
-            return _GivenUp(str(apart))
-        if apart is not None:
-            self.check.seen(what, n_rows(x), apart.error)
-        if swap != before:
-            self.check.give_up(
-                "weights",
-                "functional_call on a copy of the module",
-                "misses uses of them (a closure, a hook, a list, or a forward replaced on the instance)",
-                instead="every use is exchanged by the identity of the parameter",
-            )
-        return result
-
-    def _by_plain_autograd(
-        self, what: str, x: PyTree, compute: Callable[[], R], difference: Callable[[R], Disagreement] | None
-    ) -> R:
-        try:
-            result = compute()
-            apart = None if difference is None else difference(result)
-        except FAILURES as error:
-            if isinstance(error, _NOT_OURS):
-                raise
-            raise ModelError(
-                "a network that torch.autograd.grad can differentiate",
-                received=f"one for which it says: {_short(error)}",
-                remedy="use_reentrant=False in torch.utils.checkpoint, and no operation without a derivative.",
-            ) from error
-        if apart is not None and not apart.within(self.check.tolerance()):
-            raise ModelError(
-                "a network whose gradient at a row does not depend on the other rows",
-                received=f"one whose gradient of a row alone {apart}",
-                remedy="leave out scale_grad_by_freq=True and statistics of the batch.",
-            )
-        if apart is not None:
-            self.check.seen(what, n_rows(x), apart.error)
-        return result
-
-    def _swaps(self) -> tuple[str, ...]:
-        """Ways to exchange parameters that may be tried."""
-        return (BY_NAME, BY_IDENTITY) if self.routes.swap == BY_NAME else (BY_IDENTITY,)
+        """What the fastest of `routes` gives that agrees with plain autograd at x (`DerivativeRoutes`)."""
+        return self.routes.first_agreeing(self.check, what, x, routes, difference, last_is_plain=last_is_plain)
 
     # ------------------------------------------------------------------ products
 
@@ -502,7 +424,7 @@ class Network:
         except RuntimeError as error:
             raise UnsupportedError(
                 'a network that can be differentiated twice for curvature="hessian"',
-                received=f"one for which torch says: {_short(error)}",
+                received=f"one for which torch says: {short(error)}",
                 remedy='curvature="ggn", which needs first derivatives only.',
             ) from error
 
@@ -544,28 +466,6 @@ class Network:
         return max(1, _VECTORISED_ELEMENTS // every)
 
 
-BY_NAME, BY_IDENTITY = "by name", "by identity"
-
-
-@dataclass
-class Routes:
-    """Which routes are in use: how parameters are exchanged, the first route to try, what a forward does to inputs."""
-
-    swap: str = BY_NAME
-    first: dict[str, int] = field(default_factory=dict)
-    outputs_by_own_module: bool = False
-    copies_in_a_loop: bool = False
-    writes_inputs: bool | None = None
-    written: bool = False
-
-
-@dataclass(frozen=True)
-class _GivenUp:
-    """Why a route is not used."""
-
-    reason: str
-
-
 class _Pulls:
     """u -> Jᵀu at some rows by torch.func, after one forward for each way to exchange parameters."""
 
@@ -578,7 +478,7 @@ class _Pulls:
         try:
             return self._pull()[0]
         except FAILURES as error:
-            if isinstance(error, _NOT_OURS):
+            if is_ours(error):
                 raise
             return self._network.outputs(self._x)
 
@@ -594,44 +494,3 @@ class _Pulls:
                 f, pull = vjp(network.at(self._x), network.theta)[:2]
             self._made[swap] = f.detach(), pull
         return self._made[swap]
-
-
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError)
-"""What a route raises that the network does not allow; errors of this library among them are raised further."""
-_NOT_OURS = (EstimatorError, torch.OutOfMemoryError)
-
-
-def _short(error: BaseException) -> str:
-    """The first sentence of an error of torch."""
-    return str(error).strip().split("\n")[0].split(". ")[0][:160] or type(error).__name__
-
-
-def structural_copy(model: nn.Module) -> nn.Module:
-    """New module objects around the same parameters, with buffers of their own (a forward may write to them).
-
-    Hooks and swaps on the copy never reach the user's model. Tensors that a forward has left on a module (a cached
-    activation, the weight of an old-style weight norm) are shared: those with a graph cannot be copied. So are all
-    attributes of a model that `copy.deepcopy` cannot copy (scripted functions, locks, open files).
-    """
-    left = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor)]
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), left)}
-    try:
-        return copy.deepcopy(model, shared)
-    except Exception:
-        return _modules_copied(model, {})
-
-
-def _modules_copied(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
-    """The same, with every attribute but submodules, buffers and the dicts of hooks shared."""
-    if id(module) in made or isinstance(module, torch.jit.ScriptModule):
-        return made.get(id(module), module)
-    other = made[id(module)] = module.__new__(type(module))
-    other.__dict__ = {
-        name: copy.copy(value) if name.startswith("_") and isinstance(value, dict) else value
-        for name, value in vars(module).items()
-    }
-    other._buffers = {name: b if b is None else b.detach().clone() for name, b in module._buffers.items()}
-    other._modules = {
-        name: child if child is None else _modules_copied(child, made) for name, child in module._modules.items()
-    }
-    return other
