@@ -213,7 +213,9 @@ class Heard:
     @property
     def inputs(self) -> Tensor | None:
         """What the layer was given (M, ..., D); None where it was not called, or several times."""
-        return self._last if self._calls == 1 else None
+        if self._calls != 1 or self._last is None:
+            return None
+        return self._last.detach().clone() if self._last.is_inference() else self._last.detach()
 
     @property
     def features(self) -> Tensor:
@@ -231,5 +233,5 @@ class Heard:
     def at_places(self) -> Tensor:
         """φ (M, ..., E) of a layer that is used at several places of a row, likewise."""
         assert self._last is not None
-        features = self._last.detach()
+        features = self._last.detach().clone() if self._last.is_inference() else self._last.detach()
         return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1) if self._bias else features

@@ -150,7 +150,7 @@ class Network:
             self.routes.written = self.routes.written or versions != [t._version for t in tensors_of(given)]
         if self.result_dtype is None:
             self.result_dtype = f.dtype if self._stored is None else self._dtype_as_stored(x)
-        return f.to(self.theta.dtype)
+        return _ordinary(f).to(self.theta.dtype)
 
     def _dtype_as_stored(self, x: PyTree) -> torch.dtype:
         """The dtype of the outputs of the model with its weights as they are stored, by one row."""
@@ -492,5 +492,10 @@ class _Pulls:
         if swap not in self._made:
             with differentiable():
                 f, pull = vjp(network.at(self._x), network.theta)[:2]
-            self._made[swap] = f.detach(), pull
+            self._made[swap] = _ordinary(f.detach()), pull
         return self._made[swap]
+
+
+def _ordinary(f: Tensor) -> Tensor:
+    """Outputs of a forward in inference mode as an ordinary tensor."""
+    return f.clone() if f.is_inference() else f

@@ -35,7 +35,7 @@ def outputs(model: nn.Module, x) -> Tensor:
 
 def jacobian(model: nn.Module, x, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     """f (B, C) and J (B, C, P) over the named parameters, all rows in one forward pass."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = _parameters(model)
     chosen = [parameters[name] for name in names]
     f = outputs(model, copied(x))
     rows = []
@@ -109,6 +109,12 @@ def reference(
     precision = data + prior_precision * torch.eye(len(data), dtype=torch.float64)
     _, j = jacobian(model, queries, names)
     solved = torch.linalg.solve(precision, j.flatten(0, 1).T).T.view_as(j)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = _parameters(model)
     theta = torch.cat([_flat(parameters[name].detach()) for name in names])
     return Reference(torch.einsum("mcp,mdp->mcd", j, solved), j, data, prior_precision, theta)
+
+
+def _parameters(model):
+    """By their names, with the wrappers of torch.compile and DataParallel and without them."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return {name.replace("_orig_mod.", "").removeprefix("module."): p for name, p in named.items()} | named

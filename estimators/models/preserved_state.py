@@ -127,8 +127,9 @@ def _inside(value: Any) -> list[Any]:  # noqa: ANN401
 
 def _global_dicts(model: nn.Module) -> list[dict[Any, Any]]:
     """Dicts among the globals that forwards and hooks name."""
-    functions = [type(module).forward for module in model.modules()]
-    functions += [hook for module in model.modules() for name in _HOOKS for hook in getattr(module, name).values()]
+    plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    functions = [type(module).forward for module in plain]
+    functions += [hook for module in plain for name in _HOOKS for hook in getattr(module, name).values()]
     found: dict[int, dict[Any, Any]] = {}
     for function in functions:
         if isinstance(function, types.FunctionType) and not function.__module__.startswith("torch."):
