@@ -23,18 +23,9 @@ def check_model(model: nn.Module) -> None:
 def weight_faults(model: nn.Module) -> list[ModelError]:
     """Several devices, dtypes that cannot be computed with, and non-finite weights."""
     floats = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
-    offloaded = [name for name, p in model.named_parameters() if p.is_meta]
-    if offloaded:
-        return [
-            ModelError(
-                "parameters in memory",
-                received=f"{offloaded[0]!r} on the meta device, as accelerate's cpu_offload and disk_offload leave it",
-                remedy="accelerate.hooks.remove_hook_from_module(model, recurse=True), which brings the weights back.",
-            )
-        ]
-    if len({p.device for p in floats}) != 1:
-        listed = ", ".join(sorted({f"{p.dtype} on {p.device}" for p in floats})) or "no parameters"
-        return [ModelError("parameters on one device", received=listed, remedy="model.to(device).")]
+    device_fault = _device_fault(model, floats)
+    if device_fault is not None:
+        return [device_fault]
     others = {str(p.dtype) for p in floats if p.dtype.to_real() not in FLOATS}
     if others:
         expected = f"parameters in one of {', '.join(map(str, FLOATS))}, or complex ones of such parts"
@@ -44,6 +35,22 @@ def weight_faults(model: nn.Module) -> list[ModelError]:
         for name, tensor in named_tensors(model).items()
         if not is_finite(tensor)
     ]
+
+
+def _device_fault(model: nn.Module, floats: list[nn.Parameter]) -> ModelError | None:
+    """Weights that were moved out of memory, that have no values, or that are on several devices."""
+    without_values = [name for name, p in model.named_parameters() if p.is_meta]
+    if without_values and any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return ModelError(
+            "parameters in memory",
+            received=f"{without_values[0]!r} on the meta device, as accelerate's cpu_offload and disk_offload leave it",
+            remedy="accelerate.hooks.remove_hook_from_module(model, recurse=True), which brings the weights back.",
+        )
+    if not without_values and len({p.device for p in floats}) == 1:
+        return None
+    listed = ", ".join(sorted({f"{p.dtype} on {p.device}" for p in floats})) or "no parameters"
+    to_device = "model.to_empty(device=device) and load_state_dict" if without_values else "model.to(device)"
+    return ModelError("parameters on one device that holds their values", received=listed, remedy=f"{to_device}.")
 
 
 def mode_faults(model: nn.Module) -> list[ModelError]:
