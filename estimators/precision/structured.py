@@ -116,11 +116,11 @@ class BlockPrecision(Precision):
         return torch.cat([read(rows) for rows in Layers(network, x, self.layout.maps).at(x)])
 
     def solve(self, vectors: Tensor) -> Tensor:
-        solved = torch.zeros_like(vectors)
+        solved = torch.zeros_like(vectors, dtype=self.rest.dtype)
         for name, block in self.blocks.items():
             self.layout.put(solved, name, block.solve(self.layout.matrix(vectors, name)))
         solved[..., self.layout.rest_index] = self.layout.rest_of(vectors) / self.rest
-        return solved
+        return solved.to(vectors.dtype)
 
     def covariance(self, jacobian: Tensor) -> Tensor:
         m, c, p = jacobian.shape

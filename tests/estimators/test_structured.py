@@ -210,6 +210,15 @@ def test_variance_covariance_solve_and_determinant_speak_of_one_matrix(structure
     assert torch.allclose(torch.cat([estimator.variance(part) for part in x.split(2)]), estimator.variance(x))
 
 
+@pytest.mark.parametrize("structure", ["kron", "ekfac", "diag"])
+def test_float32_vectors_are_solved_in_float64_and_come_back_in_float32(structure):
+    estimator, _ = fitted(structure, "attention")
+    vectors = torch.randn(3, estimator.theta_.numel(), dtype=torch.float64)
+    solved = estimator.precision_.solve(vectors.float())
+    assert solved.dtype == torch.float32
+    assert torch.allclose(solved.double(), estimator.precision_.solve(vectors.float().double()), rtol=1e-6)
+
+
 @pytest.mark.parametrize("structure", ["kron", "diag"])
 def test_samples_have_the_covariance(structure):
     estimator, x = fitted(structure, "attention")
