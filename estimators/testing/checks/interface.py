@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from estimators.base import UncertaintyEstimator
 from estimators.errors import EstimatorError, NotFittedError
+from estimators.precision.dtype import algebra_dtype
 from estimators.testing.applicable import any_case, first_case, fitted_cases
 from estimators.testing.outcomes import Mismatch, NotApplicable
 from estimators.testing.registry import check
@@ -131,14 +132,20 @@ def output_shape(subject: Subject) -> None:
         )
 
 
+_LOGS = ("predict's log_probs", "predict's log_odds")
+"""In float64 whatever the network's dtype: they keep what `probs` rounds away."""
+
+
 @check("dtype-device")
 def dtype_device(subject: Subject) -> None:
-    """All that a float32 network is asked for is float32, detached, and on the device of the network."""
+    """All that a float32 network is asked for is float32 (logs of probabilities float64), detached, on its device."""
     case = replace(any_case(subject), name="in float32", dtype=torch.float32)
     for name, tensor in _answers(subject.fitted(case), case.queries):
-        if tensor.dtype != torch.float32 or tensor.device != case.queries.device or tensor.requires_grad:
+        dtype = algebra_dtype(tensor.device) if name in _LOGS else torch.float32
+        if tensor.dtype != dtype or tensor.device != case.queries.device or tensor.requires_grad:
+            expected = str(dtype).removeprefix("torch.")
             raise Mismatch(
-                f"a detached float32 tensor on {case.queries.device}, the device of the model, from {name}",
+                f"a detached {expected} tensor on {case.queries.device}, the device of the model, from {name}",
                 received=f"{tensor.dtype} on {tensor.device}, requires_grad={tensor.requires_grad}",
                 fault="convert back after dense algebra: .to(features); compute under torch.no_grad().",
             )
