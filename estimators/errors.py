@@ -9,6 +9,7 @@ __all__ = [
     "CalibrationNotSavedWarning",
     "ConvergenceError",
     "DataError",
+    "DependentRowsError",
     "DerivativeRouteWarning",
     "DiagonalWeightsWarning",
     "EstimatorError",
@@ -69,6 +70,10 @@ class ModelError(EstimatorError, ValueError):
 
 class NoLastLayerError(ModelError):
     """The network does not end in a linear layer that is trained and its own."""
+
+
+class DependentRowsError(ModelError):
+    """The outputs of the network at a row depend on the other rows of its batch."""
 
 
 class ModelChangedError(ModelError):

@@ -20,7 +20,7 @@ from estimators.diagnostics.overlap import overlap_findings
 from estimators.diagnostics.spectrum import spectrum_findings
 from estimators.diagnostics.subject import Check, Subject
 from estimators.diagnostics.targets import target_findings
-from estimators.errors import DataError, EstimatorError, NonDeterministicError, OptionError
+from estimators.errors import DataError, DependentRowsError, EstimatorError, NonDeterministicError, OptionError
 from estimators.likelihoods import Likelihood
 from estimators.network import structural_copy
 from estimators.objective import Objective
@@ -108,8 +108,16 @@ def _objective(estimator: MAP, train_loader: Iterable[Any]) -> Objective | Findi
     except OptionError:
         raise
     except EstimatorError as error:
-        name = "determinism" if isinstance(error, NonDeterministicError) else "training data"
-        return _fault(name if isinstance(error, DataError) else "model", error)
+        return _fault(_name_of(error), error)
+
+
+def _name_of(error: EstimatorError) -> str:
+    """The finding that says what `fit` refuses."""
+    if isinstance(error, NonDeterministicError):
+        return "determinism"
+    if isinstance(error, DependentRowsError):
+        return "independence of rows"
+    return "training data" if isinstance(error, DataError) else "model"
 
 
 def _fault(name: str, error: EstimatorError) -> Finding:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.func import grad
 from torch.utils import _pytree as pytree
 
-from estimators.errors import DerivativeRouteWarning, ModelError
+from estimators.errors import DependentRowsError, DerivativeRouteWarning, ModelError
 from estimators.ledger import SELF_CHECK, Ledger
 from estimators.models.own_module import OwnModule
 from estimators.pytrees import PyTree, Shared, n_rows, select_rows
@@ -180,7 +180,7 @@ class SelfCheck:
     # ---------------------------------------------------------------- what raises
 
     def check_rows_alone(self, x: PyTree, f: Tensor, *, what: str) -> None:
-        """ModelError where a row's outputs depend on the other rows of x; f (B, ...) are those of all rows."""
+        """DependentRowsError where a row's outputs depend on the other rows of x; f (B, ...) are those of all rows."""
         error = self.row_alone_error(x, f)
         if not error <= self.tolerance():
             raise _coupled(what, f"outputs of a row alone that differ by {error:.2g} of the largest output")
@@ -340,8 +340,8 @@ def _not_displaceable(received: str) -> ModelError:
     )
 
 
-def _coupled(what: str, received: str) -> ModelError:
-    return ModelError(
+def _coupled(what: str, received: str) -> DependentRowsError:
+    return DependentRowsError(
         f"a network whose outputs at a {what} do not depend on the other rows",
         received=received,
         remedy="use running statistics in batch normalisation (track_running_stats=True), batch_first=True in encoders "
