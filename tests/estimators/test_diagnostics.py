@@ -142,7 +142,10 @@ def test_a_random_forward_is_an_error(make_problem):
 
 def test_rows_that_depend_on_each_other_are_an_error(make_problem):
     problem = make_problem(model=Centred())
-    assert looked_at(problem, "forward")["independence of rows"].level == "error"
+    diagnosis = looked_at(problem, "forward")
+    assert diagnosis["independence of rows"].level == "error"
+    assert "of a row alone" in diagnosis["independence of rows"].measured
+    assert diagnosis["the rest"].measured == "not looked at: forward"
 
 
 def test_tied_frozen_and_idle_parameters_are_counted_and_named(make_problem):
@@ -160,11 +163,11 @@ def test_tied_frozen_and_idle_parameters_are_counted_and_named(make_problem):
     ("spoil", "name"),
     [
         (lambda problem: problem.model[0].weight.data.fill_(float("nan")), "weights"),
-        (lambda problem: problem.model[0].float(), "weights"),
+        (lambda problem: problem.model[0].to("meta"), "weights"),
         (lambda problem: problem.x.view(-1)[3:4].fill_(float("inf")), "training data"),
         (lambda problem: problem.y.fill_(7), "training data"),
     ],
-    ids=["NaN", "two dtypes", "Inf in x", "labels beyond the classes"],
+    ids=["NaN", "two devices", "Inf in x", "labels beyond the classes"],
 )
 def test_what_cannot_be_computed_with_is_an_error_and_nothing_is_raised(make_problem, spoil, name):
     problem = make_problem()
