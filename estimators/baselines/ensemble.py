@@ -154,6 +154,12 @@ def _number_of_members(n_members: int | None, members: Sequence[nn.Module] | Non
 def _refuse_both_or_neither(
     make_model: MakeModel | None, recipe: Recipe | None, members: Sequence[nn.Module] | None
 ) -> None:
+    if members is not None and not isinstance(members, (Sequence, nn.ModuleList)):
+        raise OptionError(
+            "trained_members as a list of networks",
+            received=f"a {type(members).__name__}",
+            remedy="trained_members=[network_2, network_3].",
+        )
     complete = make_model is not None and recipe is not None
     none = make_model is None and recipe is None
     if (members is None and not complete) or (members is not None and not none):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from estimators.baselines.ensemble import DeepEnsemble
 from estimators.baselines.fresh_adapters import trained_tensors, with_fresh_adapters
 from estimators.likelihoods import Likelihood
+from estimators.option_checks import checked_integer
 from estimators.recipe import Recipe
 
 __all__ = ["LoRAEnsemble"]
@@ -49,7 +50,7 @@ class LoRAEnsemble(DeepEnsemble):
             likelihood,
             make_model=partial(with_fresh_adapters, model),
             recipe=recipe,
-            n_members=n_members,
+            n_members=checked_integer("n_members", n_members, at_least=2),
             seed=seed,
             prior_precision=prior_precision,
         )

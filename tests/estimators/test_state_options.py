@@ -179,7 +179,14 @@ CASES = {
     "heads": ((MultiHeadEnsemble, {"n_heads": 3}), {**BASE, "n_heads": 4, "max_iter": 499, "seed": 1}),
     "temperature": ((TemperatureScaling, {"validation": data("classification")}), BASE),
 }
-COMPARED_NOWHERE = {"model", "validation", "solver.batch_replicas", "solver.recipe.rows_at_once", "recipe.rows_at_once"}
+COMPARED_NOWHERE = {
+    "model",
+    "trained_members",
+    "validation",
+    "solver.batch_replicas",
+    "solver.recipe.rows_at_once",
+    "recipe.rows_at_once",
+}
 MODELS = {"adapters": adapters}
 
 
