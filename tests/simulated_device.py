@@ -41,6 +41,14 @@ class _BackendModule(backend_registration._DummyBackendModule):
     def is_available(self):
         return False
 
+    def get_rng_state(self, device=None):  # noqa: ARG002
+        """That of the CPU, which draws its numbers; asked for by `torch.random.fork_rng()`."""
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state, device=None):  # noqa: ARG002
+        """Set that of the CPU."""
+        torch.set_rng_state(state)
+
 
 backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_BackendModule())
 DEVICE = torch.device(NAME, 0)
