@@ -152,7 +152,7 @@ def test_more_data_and_a_stronger_prior_never_raise_the_variance(make_problem):
 
 def test_without_information_the_variance_is_that_of_the_prior(make_problem, by_hand):
     problem = make_problem(n=1)
-    problem.x = torch.zeros_like(problem.x)
+    problem.x = torch.full_like(problem.x, 1e-9)
     fitted = fit(problem, subset_of_weights="0.weight", inverse="cholesky")
     jacobian = by_hand(problem, ["0.weight"]).jacobian(problem.query)
     assert torch.allclose(fitted.variance(problem.query), jacobian.square().sum(-1) / problem.delta, rtol=1e-12)

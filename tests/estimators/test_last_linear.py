@@ -90,7 +90,7 @@ def frozen():
 
 
 UNUSABLE = {
-    "tied to another": (Tied, r"a weight shared by \['first\.weight', 'second\.weight'\]"),
+    "tied to another": (Tied, r"a weight or bias shared by \['first\.weight', 'second\.weight'\]"),
     "called twice": (Recurrent, r"\[\] produce the output"),
     "frozen": (frozen, "a frozen one"),
     "scaled afterwards": (Scaled, r"\['layer'\], of which \[\] produce the output"),

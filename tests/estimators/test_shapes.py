@@ -312,6 +312,7 @@ def next_token_slopes(model, x, function):
     [(next_token_logits, lambda f: f), (next_token_log_probs, lambda f: f.log_softmax(-1))],
     ids=["logits", "log_probs"],
 )
+@pytest.mark.filterwarnings("ignore::estimators.errors.DiagonalWeightsWarning")
 @pytest.mark.parametrize("method", ["cholesky", "dual", "kron", "pointwise", "draws"])
 def test_the_variance_of_chosen_tokens_is_that_of_the_delta_method(functional, function, method):
     model, x, y, likelihood, _ = language()
@@ -385,6 +386,7 @@ def test_recurrent_networks(kind, options):
     assert type(model.recurrent) is kind
 
 
+@pytest.mark.filterwarnings("ignore::estimators.errors.DiagonalWeightsWarning")
 @pytest.mark.parametrize("structure", ["kron", "ekfac", "diag"])
 def test_structured_laplace_of_a_recurrent_network_runs(structure):
     model, x, y, likelihood, loss = tags()
