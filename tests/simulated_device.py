@@ -17,6 +17,7 @@ one by one. Memory, streams, timing and rounding of an accelerator are not simul
 """
 
 import copy
+import sys
 from contextlib import contextmanager
 from functools import cache
 
@@ -232,12 +233,19 @@ class _GeneratorsOfTheCPU(TorchFunctionMode):
 def generators_of_the_device():
     """Let torch.Generator take the device, which PyTorch has no registration for in Python."""
     original = torch.Generator
-    torch.Generator = _Generator
+    _replace_generator(original, _Generator)
     try:
         with _GeneratorsOfTheCPU():
             yield
     finally:
-        torch.Generator = original
+        _replace_generator(_Generator, original)
+
+
+def _replace_generator(old, new):
+    """In torch, and in modules of others that say `from torch import Generator`, imported before or inside."""
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("torch.") and getattr(module, "__dict__", {}).get("Generator") is old:
+            module.Generator = new
 
 
 def _factory(name, overload=""):
