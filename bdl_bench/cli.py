@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bdl_bench.directories import made, new_directory
+from bdl_bench.directories import directory_for, made, new_directory
 from bdl_bench.disk import Disk
 from bdl_bench.executors import Workers
 from bdl_bench.grid import Grid
@@ -77,7 +77,7 @@ def compare(
         wanted = range(seeds) if seed_list is None else _seeds(seed_list)
         grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune)
         grid.check()
-        directory = _directory(out)
+        directory = new_directory() if out is None else made(out)
     records = _run(replace(grid, directory=directory))
     _print_totals(records)
     with _failures(), Disk(directory).writing():
@@ -99,9 +99,9 @@ def verify(
 ) -> None:
     """Prove RegVar against a dense reference: λ ladder, orders of convergence, and where an error comes from."""
     torch.set_num_threads(threads)
-    with _bad_usage(), _of_the_factory(model):
+    with _bad_usage(), _of_the_factory(model), directory_for(out) as directory:
         problem = None if (name := model or task) is None else resolve_task(name).problem(seed)
-        result = _verified(name, problem, _Wanted(curvature, subset, points, _directory(out)))
+        result = _verified(name, problem, _Wanted(curvature, subset, points, directory))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(to_terminal(result.proofs))
     print((result.out / "verify.md").resolve())
     raise typer.Exit(0 if result.holds else FAILED)
@@ -128,7 +128,8 @@ def check(
         if subject is None:
             raise OptionError("a task or --model module:factory", received="neither", remedy="bdl-bench check digits.")
         resolve_task(subject)
-        diagnosis = check_task(subject, seed, _directory(out), device)
+        with directory_for(out) as directory:
+            diagnosis = check_task(subject, seed, directory, device)
     raise typer.Exit(show(diagnosis, _console()))
 
 
@@ -155,8 +156,8 @@ def bench(
     """Measure times and memory beside laplace-torch, and of RegVar by itself; large networks only where asked for."""
     from bdl_bench.bench.run import run_bench
 
-    with _bad_usage():
-        pages = run_bench(only or [], _directory(out), lambda row: print(row, flush=True))
+    with _bad_usage(), directory_for(out) as directory:
+        pages = run_bench(only or [], directory, lambda row: print(row, flush=True))
     for page in pages:
         print(page.resolve())
 
@@ -225,11 +226,6 @@ def _seeds(text: str) -> list[int]:
     if not numbers or not all(word.isdecimal() for word in numbers):
         raise OptionError("--seed-list with seeds >= 0 and commas between", received=repr(text), remedy="5,7.")
     return [int(word) for word in numbers]
-
-
-def _directory(out: Path | None) -> Path:
-    """The directory that was named, or a new one. Errors: OptionError where it cannot be written."""
-    return new_directory() if out is None else made(out)
 
 
 def _run(grid: Grid) -> list[Record]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 
 from estimators.errors import OptionError
 
-__all__ = ["check_directory", "made", "new_directory"]
+__all__ = ["check_directory", "directory_for", "made", "new_directory"]
 
 
 def check_directory(directory: Path) -> None:
@@ -49,6 +51,32 @@ def new_directory(parent: Path = Path("bdl-results")) -> Path:
             continue
         return directory
     raise AssertionError
+
+
+@contextmanager
+def directory_for(out: Path | None) -> Iterator[Path]:
+    """Create the directory that was named, or a new one, for what the block writes.
+
+    If the block raises, what was created and is still empty is removed again.
+
+    Args:
+        out: the directory; None: a new one, named by the time.
+
+    Raises:
+        OptionError: the directory cannot be created or written.
+    """
+    named = Path("bdl-results") if out is None else out
+    absent = [path for path in (named, *named.parents) if not path.exists()]
+    directory = new_directory(named) if out is None else made(named)
+    try:
+        yield directory
+    except BaseException:
+        for path in dict.fromkeys([*([directory] if out is None else []), *absent]):
+            try:
+                path.rmdir()
+            except OSError:  # the block, or another process, has written into it
+                break
+        raise
 
 
 def _unusable(directory: Path, received: str) -> OptionError:

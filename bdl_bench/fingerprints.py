@@ -10,6 +10,7 @@ from bdl_bench.kept_rows import CheckedRows, KeptRows
 from bdl_bench.loaders import Loader, queries
 from bdl_bench.problem import Problem
 from bdl_bench.row_identity import digests_of_rows, located
+from estimators.pytrees import RowLayout
 
 __all__ = ["problem_digest", "rows_digests"]
 
@@ -33,14 +34,14 @@ def rows_digests(problem: Problem) -> dict[str, str]:
     It does not depend on their order, nor on the size of batches.
     """
     sets = problem.sets().items()
-    return {name: f"{sum(_row_numbers(name, loader)) % 2**256:064x}" for name, loader in sets}
+    return {name: f"{sum(_row_numbers(name, loader, problem.layout)) % 2**256:064x}" for name, loader in sets}
 
 
-def _row_numbers(name: str, loader: Loader) -> Iterator[int]:
+def _row_numbers(name: str, loader: Loader, layout: RowLayout) -> Iterator[int]:
     if isinstance(loader, (KeptRows, CheckedRows)):
         yield from (int.from_bytes(digest, "little") for digest in loader.digests)
         return
-    batches, number = queries(loader), 0
+    batches, number = queries(loader, layout), 0
     while True:
         with located(name, number):
             batch = next(batches, None)

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from bdl_bench.loaders import Loader, Query, as_query
+from bdl_bench.loaders import Loader, Query, as_query, moved
 from bdl_bench.row_identity import Digests, bits_by_row, digests_of_rows, located
 from estimators.errors import DataError, NonDeterministicError
-from estimators.pytrees import plain_inputs, tensors_of
+from estimators.pytrees import ALL_ROWS, RowLayout, plain_inputs, tensors_of
 from estimators.rng import preserved_random_state, seeded_random_state
 
 __all__ = [
@@ -82,7 +82,7 @@ class KeptRows:
         for batch in self.batches:
             x = plain_inputs(batch.x)
             item = x if batch.y is None else (x, batch.y)
-            yield item if self.device is None else _moved(item, self.device)
+            yield item if self.device is None else moved(item, self.device)
 
     def on(self, device: str | torch.device) -> KeptRows:
         """The same rows, moved to a device batch by batch."""
@@ -109,24 +109,25 @@ class CheckedRows:
     digests: Digests
     row_order: str = AS_GIVEN
     device: str | torch.device | None = None
+    layout: RowLayout = ALL_ROWS
     order: None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[Any]:
         start = 0
         for number, item in enumerate(self.loader):
             with located(self.name, number):
-                query = as_query(item)
+                query = as_query(item, self.layout)
             found = digests_of_rows(query.x, query.y)
             if found != self.digests[start : start + len(found)]:
                 raise self._moved_rows(f"other rows in batch {number} (rows {start} to {start + len(found) - 1})")
             start += len(found)
-            yield item if self.device is None else _moved(item, self.device)
+            yield item if self.device is None else moved(item, self.device)
         if start != len(self.digests):
             raise self._moved_rows(f"{start} rows, {len(self.digests)} in the first pass")
 
     def on(self, device: str | torch.device) -> CheckedRows:
         """The same rows, moved to a device batch by batch."""
-        return CheckedRows(self.name, self.loader, self.digests, self.row_order, device)
+        return replace(self, device=device)
 
     def place(self, index: int) -> str:
         """Name the row with this index."""
@@ -141,11 +142,17 @@ class CheckedRows:
         )
 
 
-def kept_rows(name: str, loader: Loader, budget: Budget) -> KeptRows | CheckedRows:
+def kept_rows(name: str, loader: Loader, budget: Budget, layout: RowLayout = ALL_ROWS) -> KeptRows | CheckedRows:
     """Read a loader of rows that are not trained on, and keep the rows.
 
     Batches are regrouped by the digests of their rows where rows can be regrouped, so that what a method predicts does
     not depend on the order in which they came; `order` has the way back.
+
+    Args:
+        name: of the set, as in `Problem.sets`.
+        loader: of the set; rows that are kept already are returned as they are.
+        budget: bytes that may still be kept, reduced by those of this set.
+        layout: which tensors of the inputs have rows, `Problem.layout`.
 
     Raises:
         DataError: for a batch that is none, or a loader without rows; it names the set and the batch.
@@ -153,11 +160,11 @@ def kept_rows(name: str, loader: Loader, budget: Budget) -> KeptRows | CheckedRo
     """
     if isinstance(loader, (KeptRows, CheckedRows)):
         return loader
-    found = _first_pass(name, loader, budget.bytes_left)
+    found = _first_pass(name, loader, budget.bytes_left, layout)
     if found.batches is None:
-        return CheckedRows(name, found.loader, found.digests, found.row_order)
+        return CheckedRows(name, found.loader, found.digests, found.row_order, layout=layout)
     budget.bytes_left -= found.size
-    shuffles = _shuffles(name, found)
+    shuffles = _shuffles(name, found, layout)
     regrouped = _by_digest(found.batches, found.digests)
     row_order, sizes = SORTED if shuffles else found.row_order, tuple(map(len, found.batches))
     if regrouped is not None:
@@ -167,7 +174,7 @@ def kept_rows(name: str, loader: Loader, budget: Budget) -> KeptRows | CheckedRo
     return KeptRows(name, batches, digests, None, row_order, sizes)
 
 
-def kept_train(loader: Loader) -> Loader:
+def kept_train(loader: Loader, layout: RowLayout = ALL_ROWS) -> Loader:
     """Return training rows in an order that is the same on every pass; the loader itself where that cannot be.
 
     Batches of a loader that does not shuffle stay as they are. Rows that differ between passes (random augmentation,
@@ -175,11 +182,11 @@ def kept_train(loader: Loader) -> Loader:
     """
     if isinstance(loader, (KeptRows, CheckedRows)):
         return loader
-    found = _first_pass("train", loader, TRAIN_BYTES)
+    found = _first_pass("train", loader, TRAIN_BYTES, layout)
     if found.batches is None:
         return loader
     try:
-        shuffles = _shuffles("train", found)
+        shuffles = _shuffles("train", found, layout)
     except NonDeterministicError:
         return loader
     sizes = tuple(map(len, found.batches))
@@ -201,7 +208,7 @@ class _Pass:
     size: int
 
 
-def _first_pass(name: str, loader: Loader, limit: int) -> _Pass:
+def _first_pass(name: str, loader: Loader, limit: int, layout: RowLayout) -> _Pass:
     ordered = _in_dataset_order(loader)
     kept: list[Query] | None = []
     digests: Digests = []
@@ -209,7 +216,7 @@ def _first_pass(name: str, loader: Loader, limit: int) -> _Pass:
     with preserved_random_state():
         for number, item in enumerate(ordered):
             with located(name, number):
-                query = as_query(item)
+                query = as_query(item, layout)
             digests += digests_of_rows(query.x, query.y)
             size += _size(query)
             if kept is not None:
@@ -226,14 +233,14 @@ def _first_pass(name: str, loader: Loader, limit: int) -> _Pass:
     return _Pass(ordered, row_order, None if kept is None else tuple(kept), digests, size)
 
 
-def _shuffles(name: str, first: _Pass) -> bool:
+def _shuffles(name: str, first: _Pass, layout: RowLayout) -> bool:
     """Whether a second pass has another order. Errors: NonDeterministicError where it has other rows."""
     if isinstance(first.loader, (list, tuple)):
         return False
     again: Digests = []
     with seeded_random_state(_ANOTHER_SEED):  # from the state of the first pass, the same order would be drawn
         for item in first.loader:
-            query = as_query(item)
+            query = as_query(item, layout)
             again += digests_of_rows(query.x, query.y)
     if again == first.digests:
         return False
@@ -337,7 +344,3 @@ def _sorted_batches(batches: Sequence[Query]) -> tuple[tuple[Query, ...], Digest
 
 def _size(query: Query) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of((query.x, query.y)))
-
-
-def _moved(item: Any, device: str | torch.device) -> Any:  # noqa: ANN401
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), item)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bdl_bench.loaders import Loader, Query, as_query
+from estimators.ambiguous_rows import resolved
 from estimators.batch import split_batch
 from estimators.errors import DataError, EstimatorError, ModelError, UnsupportedError
 from estimators.likelihoods import Likelihood
@@ -24,6 +25,7 @@ from estimators.pytrees import (
     forward_arguments,
     n_rows,
     plain_inputs,
+    row_tensors,
     split_rows,
     tensors_of,
 )
@@ -41,11 +43,15 @@ class LoaderChecks:
     The first batch of a split goes through the network whole. Of other batches one row does, for each form that rows
     have: there may be many sets, and a network that takes one row takes another of the same shapes and dtypes. Targets
     and inputs are looked at in every batch.
+
+    `layout` says which tensors of the inputs have rows, learned from all batches so far. Where shapes leave it open, it
+    is found by computing rows of the first batch by themselves, as an estimator does.
     """
 
     network: nn.Module
     likelihood: Likelihood
     link: LinkCheck = field(init=False)
+    layout: RowLayout = field(default=ALL_ROWS, init=False)
     _outputs: dict[object, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,7 +79,7 @@ class LoaderChecks:
         self,
         name: str,
         loader: Loader,
-        read: Callable[[object], Query],
+        read: Callable[[object, RowLayout], Query],
         *,
         scored: bool,
         whole_first: bool = False,
@@ -84,17 +90,18 @@ class LoaderChecks:
         with closing(each_item(name, loader)) as items:  # at once, so that the random state is put back after an error
             for index, item in enumerate(items):
                 with located(name, index):
-                    query = read(item)
+                    query = read(item, self.layout)
                     self._check_inputs(name, index, query.x)
                     if query.y is not None:
                         _check_count(name, index, query.x, query.y)
+                    query = self._observed(query)
                     f = self._outputs_of(query, whole=whole_first and index == 0)
                     if query.y is not None:
                         self._check_targets(name, index, f.expand(len(query), *f.shape[1:]), query.y, scored=scored)
                         n_labels, n_targets = n_labels + _n_labels(query.y, self.likelihood), n_targets + 1
                 total += len(query)
                 if keep:
-                    kept.append(query.x)
+                    kept.append(plain_inputs(query.x))
         if not total:
             raise DataError(
                 f"a {name} loader that yields at least one row",
@@ -122,6 +129,18 @@ class LoaderChecks:
                     remedy="clean or impute the data.",
                 )
 
+    def _observed(self, query: Query) -> Query:
+        """The batch, marked by a layout that knows it, too."""
+        rows = len(query)
+        if not rows:
+            return query
+        is_first = not self.layout.sizes
+        self.layout = self.layout.observe(query.x, rows)
+        if is_first:
+            with torch.no_grad():
+                self.layout = resolved(self.layout, query.x, rows, lambda x: _forward(self.network, x))
+        return Query(self.layout.mark(plain_inputs(query.x), rows), query.y)
+
     def _outputs_of(self, query: Query, *, whole: bool) -> Tensor:
         """Outputs of all rows, (B, ...), or of one row of this form, (1, ...)."""
         if whole:
@@ -135,8 +154,7 @@ class LoaderChecks:
                 )
             self.link.add(query.x, f, query.y)
             return f
-        layout = RowLayout().observe(query.x, len(query)) if len(query) else ALL_ROWS
-        row = split_rows(layout.mark(plain_inputs(query.x), len(query)), 1)[0] if len(query) else query.x
+        row = split_rows(query.x, 1)[0] if len(query) else query.x
         form = _form(row)
         if form not in self._outputs:
             with torch.no_grad():
@@ -192,9 +210,8 @@ def _first_failure(
     return 0, None
 
 
-def _labelled(item: object) -> Query:
-    batch = split_batch(item)
-    return Query(batch.x, batch.y)
+def _labelled(item: object, layout: RowLayout) -> Query:
+    return as_query(split_batch(item), layout)
 
 
 def each_item(name: str, loader: Loader) -> Generator[Any]:
@@ -252,9 +269,9 @@ def _finite(f: Tensor) -> Tensor:
 
 
 def _check_count(name: str, batch: int, x: PyTree, y: Tensor) -> None:
-    """Some tensor of the inputs has as many rows as there are targets. Errors: DataError."""
-    if not y.ndim or all(len(tensor) != len(y) for tensor in tensors_of(x) if tensor.ndim):
-        n = n_rows(x)
+    """Some tensor of the inputs, beside those that rows share, has a row for each target. Errors: DataError."""
+    if not y.ndim or all(len(tensor) != len(y) for tensor in row_tensors(x)):
+        n = n_rows(x) or n_rows(plain_inputs(x))
         raise DataError(
             f"one target for each of the {n} rows",
             received=f"{_at(name, batch, min(n, len(y)) if y.ndim else 0)} targets of shape {tuple(y.shape)}",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from estimators.batch import Batch, Loader, is_mapping, split_batch
 from estimators.inputs import as_inputs
-from estimators.pytrees import ALL_ROWS, PyTree, copied, n_rows, row_tensors
+from estimators.pytrees import ALL_ROWS, PyTree, RowLayout, copied, n_rows, row_tensors
 
-__all__ = ["Loader", "Query", "as_query", "queries", "rewind", "rows"]
+__all__ = ["Loader", "Query", "as_query", "moved", "queries", "rewind", "rows"]
 
 
 def rows(loader: Loader) -> Iterator[Batch]:
@@ -32,28 +34,41 @@ class Query:
         return n_rows(self.x)
 
 
-def queries(loader: Loader) -> Iterator[Query]:
-    """The batches of a loader of (x, y), of x alone, or of dicts with or without "labels"."""
-    return (as_query(item) for item in loader)
+def queries(loader: Loader, layout: RowLayout = ALL_ROWS) -> Iterator[Query]:
+    """The batches of a loader of (x, y), of x alone, or of dicts with or without "labels".
+
+    Args:
+        loader: of a problem.
+        layout: which tensors of the inputs have rows, `Problem.layout`; without it, shapes tell them batch by batch.
+
+    Raises:
+        DataError: for an item that is no batch, or without targets and with tensors of different numbers of rows.
+    """
+    return (as_query(item, layout) for item in loader)
 
 
-def as_query(item: object) -> Query:
-    """One item of a loader; [x], which a DataLoader yields for TensorDataset(x), is x alone."""
+def as_query(item: object, layout: RowLayout = ALL_ROWS) -> Query:
+    """One item of a loader; [x], which a DataLoader yields for TensorDataset(x), is x alone.
+
+    Args and errors are those of `queries`. Tensors that rows share are marked in the inputs.
+    """
     if isinstance(item, (tuple, list)) and len(item) == 1 and (isinstance(item[0], Tensor) or is_mapping(item[0])):
-        return as_query(item[0])
+        return as_query(item[0], layout)
     named = is_mapping(item)
     if isinstance(item, Tensor) or (named and not {"labels", "label"} & as_inputs(item).keys()):
-        return Query(_marked(copied(as_inputs(item)), None), None)
+        return Query(layout.mark(copied(as_inputs(item))), None)
     batch = split_batch(item).copy()
-    return Query(_marked(batch.x, len(batch)), batch.y)
+    rows_fit = len(batch) in {len(tensor) for tensor in row_tensors(batch.x)}
+    return Query(layout.mark(batch.x, len(batch)) if rows_fit else batch.x, batch.y)
 
 
-def _marked(x: PyTree, n: int | None) -> PyTree:
-    """The inputs with the tensors marked that rows share; as they are, if their number is in none or not known."""
-    lengths = {len(tensor) for tensor in row_tensors(x)}
-    if n is None and len(lengths) == 1:
-        (n,) = lengths
-    return ALL_ROWS.mark(x, n) if n in lengths else x
+def moved(item: object, device: str | torch.device) -> Any:  # noqa: ANN401
+    """One item of a loader with its tensors on a device; mappings and dataclasses become dicts."""
+    if is_mapping(item):
+        item = as_inputs(item)
+    elif isinstance(item, (tuple, list)):
+        item = tuple(as_inputs(part) if is_mapping(part) else part for part in item)
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), item)
 
 
 _BEGINNINGS: WeakKeyDictionary[torch.Generator, Tensor] = WeakKeyDictionary()

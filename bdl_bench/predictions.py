@@ -59,8 +59,9 @@ class Predictor:
                 arrays |= prefixed(name, self._on(name))
         arrays |= self._centred()
         if problem.band is not None:
-            arrays |= prefixed("band", {"x": _in_order(self._kept("band"), _inputs(list(queries(self._kept("band")))))})
-            train = list(queries(problem.train))
+            band = self._kept("band")
+            arrays |= prefixed("band", {"x": _in_order(band, _inputs(list(queries(band, problem.layout))))})
+            train = list(queries(problem.train, problem.layout))
             targets = [query.y for query in train if query.y is not None]
             arrays |= prefixed("train", {"x": _inputs(train), "targets": _joined(targets)})
         return arrays
@@ -79,7 +80,7 @@ class Predictor:
         parts: dict[str, list[Tensor]] = {}
         rows: list[Tensor] = []
         start = 0
-        for query in queries(kept):
+        for query in queries(kept, self.problem.layout):
             prediction = self._predicted(kept, query, start)
             for key, tensor in _fields(*flat_rows(prediction, query.y, likelihood)):
                 parts.setdefault(key, []).append(tensor.detach())
@@ -114,7 +115,8 @@ class Predictor:
         problem = self.problem
         if problem.likelihood.kind != "classification" or not problem.ood:
             return {}
-        if self.estimator.network_.shaped_outputs(next(queries(self._kept("test"))).x).ndim > 2:
+        first = next(queries(self._kept("test"), problem.layout))
+        if self.estimator.network_.shaped_outputs(first.x).ndim > 2:
             return {}
         sets = {"": "test"} | {f"{name}/": name for name in problem.sets() if name.startswith("ood/")}
         try:
@@ -123,7 +125,8 @@ class Predictor:
             return {}
 
     def _centred_on(self, kept: KeptRows | CheckedRows) -> NDArray[np.float64]:
-        return _in_order(kept, _joined([self.estimator.variance(query.x, of=_centre) for query in queries(kept)]))
+        batches = queries(kept, self.problem.layout)
+        return _in_order(kept, _joined([self.estimator.variance(query.x, of=_centre) for query in batches]))
 
 
 def prefixed(name: str, arrays: Arrays) -> Arrays:

@@ -8,12 +8,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from bdl_bench.kept_rows import Budget, CheckedRows, KeptRows, kept_rows, kept_train, row_order
 from bdl_bench.loader_checks import LoaderChecks
-from bdl_bench.loaders import Loader, rows
+from bdl_bench.loaders import Loader, moved, rows
 from bdl_bench.problem_checks import (
     check_band,
     check_dropout_model,
@@ -22,11 +21,10 @@ from bdl_bench.problem_checks import (
     check_trained,
     check_trained_option,
 )
-from estimators.batch import is_mapping
 from estimators.errors import ModelError
-from estimators.inputs import as_inputs
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.network import structural_copy
+from estimators.pytrees import ALL_ROWS, RowLayout
 
 if TYPE_CHECKING:
     from estimators.training import Recipe
@@ -94,12 +92,18 @@ class Problem:
         self.dropout_model = dropout_model
         self.ood, self.shifts, self.band = dict(ood or {}), dict(shifts or {}), band
         self._kept: dict[str, tuple[Loader, Loader]] = {}
+        self._layout = ALL_ROWS
         self._check()
 
     @property
     def n_parameters(self) -> int:
         """The number of parameters that require a gradient."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def layout(self) -> RowLayout:
+        """Which tensors of the inputs have rows, found over all sets when the problem is made."""
+        return self._layout
 
     @property
     def trains_model(self) -> bool:
@@ -155,9 +159,9 @@ class Problem:
         if given is not loader:
             own_batches = self.recipe is not None and self.recipe.batch_size is None
             if name == "train":
-                kept = loader if own_batches else kept_train(loader)
+                kept = loader if own_batches else kept_train(loader, self.layout)
             else:
-                kept = kept_rows(name, loader, budget)
+                kept = kept_rows(name, loader, budget, self.layout)
             self._kept[name] = loader, kept
         return kept
 
@@ -195,6 +199,7 @@ class Problem:
             checks.check_queries(f"ood {name}", loader)
         if self.band is not None:
             check_band(checks.check_queries("band", self.band))
+        self._layout = checks.layout
 
 
 def _on_device(loader: Loader, device: str | torch.device) -> Loader:
@@ -209,13 +214,4 @@ class _OnDevice:
 
     def __iter__(self) -> Iterator[Any]:
         for item in self.loader:
-            yield pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), _as_pytree(item))
-
-
-def _as_pytree(item: object) -> object:
-    """An item of a loader whose mappings and dataclasses are dicts, through which pytrees see the tensors."""
-    if is_mapping(item):
-        return as_inputs(item)
-    if isinstance(item, (tuple, list)):
-        return tuple(as_inputs(part) if is_mapping(part) else part for part in item)
-    return item
+            yield moved(item, self.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from estimators.errors import DataError
-from estimators.pytrees import PyTree, n_rows, plain_inputs
+from estimators.pytrees import PyTree, Shared, n_rows, plain_inputs
 
 __all__ = ["Digests", "Ids", "bits_by_row", "digests_of_rows", "ids_of", "located", "matching_order", "position_ids"]
 
@@ -27,20 +27,21 @@ _ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
 def digests_of_rows(x: PyTree, y: Tensor | None) -> Digests:
     """Return a digest of 32 bytes for each row of a batch.
 
-    A tensor that has as many rows as the batch contributes its own row; any other tensor, and every plain value beside
-    the tensors, is shared by the rows and contributes to all of them. So the digest of a row does not depend on the
+    A tensor that has as many rows as the batch contributes its own row. Any other tensor, one that is marked as shared,
+    and every plain value beside the tensors contribute to all rows. So the digest of a row does not depend on the
     rows beside it.
 
     Args:
-        x: inputs of B rows, a tensor or a pytree of tensors.
+        x: inputs of B rows, a tensor or a pytree of tensors; shared ones may be marked (`RowLayout.mark`).
         y: targets of the same rows, (B, ...), or None.
     """
     n = n_rows(x) if y is None or not y.ndim else len(y)
     columns: list[list[bytes]] = []
-    for leaf in pytree.tree_leaves(plain_inputs((x, y))):
-        if isinstance(leaf, Tensor):
-            has_rows = leaf.ndim > 0 and len(leaf) == n
-            table = bits_by_row(leaf if has_rows else leaf.unsqueeze(0))
+    for leaf in pytree.tree_leaves((x, y)):
+        if isinstance(leaf, (Tensor, Shared)):
+            tensor: Tensor = plain_inputs(leaf)
+            has_rows = tensor is leaf and tensor.ndim > 0 and len(tensor) == n
+            table = bits_by_row(tensor if has_rows else tensor.unsqueeze(0))
             columns.append([row.tobytes() for row in table] * (1 if has_rows else n))
         elif isinstance(leaf, (str, bytes, bool, int, float, complex)):
             columns.append([repr(leaf).encode()] * n)

@@ -23,7 +23,7 @@ from estimators.batch import Batch
 from estimators.errors import OptionError
 from estimators.last_linear import last_linear_names
 from estimators.model_checks import check_model
-from estimators.pytrees import PyTree, RowLayout, concatenate, plain_inputs, select_rows
+from estimators.pytrees import PyTree, concatenate, plain_inputs, select_rows
 from estimators.subsets import SubsetSpec, matching_names
 from estimators.training import train_map
 
@@ -116,11 +116,9 @@ def _subject(problem: Problem, n_points: int) -> tuple[Subject, list[str]]:
 
 def _queries(problem: Problem, n_points: int) -> PyTree:
     """The first rows of the test loader, with what they share. Errors: DataError if they do not share the same."""
-    layout, taken, batches = RowLayout(), 0, list[Batch]()
-    for batch in rows(problem.train):
-        layout = layout.observe(batch.x, len(batch))
+    taken, batches = 0, list[Batch]()
     for batch in rows(problem.test):
-        batches.append(batch.marked(layout))
+        batches.append(batch.marked(problem.layout))
         taken += len(batch)
         if taken >= n_points:
             break

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from bdl_bench import compare
 from bdl_bench.cli import app
-from bdl_bench.directories import new_directory
+from bdl_bench.directories import directory_for, new_directory
 from bdl_bench.grid import Grid
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
@@ -143,6 +143,37 @@ def test_directories_of_runs_that_start_at_the_same_time_are_their_own(tmp_path)
         found = list(pool.map(lambda _: new_directory(tmp_path / "results"), range(24)))
     assert len(set(found)) == 24
     assert all(directory.is_dir() for directory in found)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "diabetes", "--methods", "none-such"),
+        ("compare", "--model", "has_factories:number"),
+        ("check", "--model", "has_factories:failing"),
+        ("bench", "--only", "none-such"),
+        ("verify", "--model", "has_factories:empty"),
+        ("verify", "diabetes", "--curvature", "fisher"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("out", [("--out", "a/b"), ()], ids=["named", "new"])
+def test_bad_usage_creates_no_directory(words, out, modules, tmp_path):  # noqa: ARG001
+    before = sorted(path for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__")
+    assert invoke(*words, *out).exit_code == 2
+    after = sorted(path for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__")
+    assert after == before
+
+
+def test_only_what_is_empty_and_new_is_removed_after_an_error(tmp_path):
+    (tmp_path / "old").mkdir()
+    for out in (tmp_path / "old", tmp_path / "old" / "new", tmp_path / "written" / "into"):
+        with pytest.raises(KeyError), directory_for(out) as directory:  # noqa: PT012
+            if "written" in out.parts:
+                (directory / "file").touch()
+            raise KeyError
+    assert list((tmp_path / "old").iterdir()) == []
+    assert (tmp_path / "written" / "into" / "file").exists()
 
 
 def test_names_of_problems_that_are_claimed_at_the_same_time_are_their_own(tmp_path):
