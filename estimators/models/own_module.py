@@ -39,6 +39,7 @@ class OwnModule:
     def __init__(self, model: nn.Module, subset: Subset) -> None:
         self.model, self.subset = unwrapped(model), subset
         self.ledger, self._rows = Ledger(), 0
+        self._own_names: dict[str, str] = {}
         self._modes = {id(module): module.training for module in self.model.modules()}  # of the fit
 
     @property
@@ -181,8 +182,9 @@ class OwnModule:
     def _named(self, names: Iterable[str]) -> list[Tensor]:
         """Parameters by their names without wrappers."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
-        plain = {name: named[own] for own, name in plain_names(self.model, named)}
-        return [plain[name] for name in names]
+        if not self._own_names.keys() >= set(names):
+            self._own_names = {plain: own for own, plain in plain_names(self.model, named)}
+        return [named[self._own_names[name]] for name in names]
 
     def _forward(self, x: PyTree) -> Tensor:
         """Of copies of the inputs, into which a forward may write."""
@@ -197,6 +199,7 @@ class OwnModule:
     def _running(self) -> Iterator[None]:
         """With gradients, in the modes of the fit; the module's own modes and requires_grad are put back."""
         modes = [(own, own.training) for own in self.model.modules()]
+        modes = [(own, training) for own, training in modes if self._modes.get(id(own), training) != training]
         frozen = [p for p in self.parameters if not p.requires_grad]
         try:
             for own, training in modes:
