@@ -15,13 +15,14 @@ from estimators.batch import first_batch
 from estimators.batch_checks import check_inputs
 from estimators.batches import Batches
 from estimators.checkpoint import Checkpoint, File
-from estimators.errors import DataError, UnsupportedError
+from estimators.errors import DataError, OptionError, UnsupportedError
 from estimators.fingerprint import fingerprint, refuse_if_changed
 from estimators.functionals import Functional, Through, variance_by_covariance
 from estimators.inputs import as_inputs
 from estimators.last_linear import last_linear_names
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.model_checks import check_model
+from estimators.models.derivative_routes import FAILURES, is_ours, short
 from estimators.models.exclusive import exclusively
 from estimators.network import Network
 from estimators.objective import Labels, Objective, Prior
@@ -186,7 +187,16 @@ class UncertaintyEstimator(Refittable):
         if of is None:
             return self._returned(self._checked_variance(x))
         self._check_query(x)
-        return self._returned(self._variance_of(x, of))
+        try:
+            return self._returned(self._variance_of(x, of))
+        except FAILURES as error:
+            if is_ours(error):
+                raise
+            raise OptionError(
+                "of, a differentiable function of the outputs of one row, to a tensor of one shape at every row",
+                received=f"one for which torch says: {short(error)}",
+                remedy="of=lambda f: f[0] - f[1]; torch operations, not in place, with a result that depends on f.",
+            ) from error
 
     def _checked_variance(self, x: PyTree) -> Tensor:
         """`variance` itself, after the checks of the query."""

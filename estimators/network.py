@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
-from estimators.errors import EstimatorError, ModelError, UnsupportedError
+from estimators.errors import EstimatorError, ModelChangedError, ModelError, UnsupportedError
 from estimators.ledger import Ledger
-from estimators.models.derivative_routes import BY_NAME, FAILURES, DerivativeRoutes, is_ours, short
+from estimators.models.derivative_routes import BY_IDENTITY, BY_NAME, FAILURES, DerivativeRoutes, is_ours, short
 from estimators.models.kernels import differentiable
 from estimators.models.outputs import output_tensor
 from estimators.models.own_module import OwnModule, fresh
@@ -36,6 +36,7 @@ from estimators.wrappers import unwrap_children_, unwrapped
 __all__ = ["FAILURES", "Network", "differentiable", "output_tensor", "structural_copy"]
 
 R = TypeVar("R")
+QUERY = "query"
 
 _VECTORISED_ELEMENTS = 2**22
 
@@ -204,6 +205,12 @@ class Network:
         if not torch.equal(own, self.check.own.outputs(x)):
             return f  # random: two passes over the data will show it
         self.check.check_rows_alone(x, own, what=what)
+        if what == QUERY and not torch.equal(own, f):
+            raise ModelChangedError(
+                "the function that was fitted",
+                received="a module whose outputs at this query are not those of its copy from the fit",
+                remedy="fit again after changing hooks, attributes or submodules; load around the fitted network.",
+            )
         if not torch.equal(own, f):
             self.routes.outputs_by_own_module = True
             reason = "differ from those of the module"
@@ -211,8 +218,8 @@ class Network:
         return own
 
     def check_query(self, x: PyTree, f: Tensor) -> Tensor:
-        """`check_batch` at queries of a new kind."""
-        return self.check_batch(x, f, what="query") if self.check.due("queries", x) else f
+        """`check_batch` at a query. Raises ModelChangedError for a module that is another function by now."""
+        return self.check_batch(x, f, what=QUERY)
 
     def data_seen(self, n_data: int) -> None:
         """The training rows have been seen: their number is known, and what the forward does to its inputs."""
@@ -238,7 +245,7 @@ class Network:
             ModelError: they do not, so that a network cannot be kept as its tensors.
         """
         expected = OwnModule(trained, self.subset).outputs(x).flatten(1)
-        for swap in self.routes.swaps():
+        for swap in (BY_IDENTITY, BY_NAME):  # by identity first: no use of a tensor is missed, whatever the inputs
             self.routes.swap = swap
             with torch.no_grad(), self.check.counted():
                 apart = float((self.with_pieces(tensors, x) - expected).double().abs().max()) if len(expected) else 0.0

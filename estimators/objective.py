@@ -154,7 +154,9 @@ class Objective:
     def with_targets(self) -> Iterator[tuple[Batch, PyTree]]:
         """Each batch, as far as it is this process's, with its targets."""
         for batch in self.team.parts(self.batches):
-            yield batch, self.data_term.targets(self.network, batch)
+            with self.network.check.on_training_rows():
+                targets = self.data_term.targets(self.network, batch)
+            yield batch, targets
 
     def batch_loss(self, theta: Tensor, x: PyTree, targets: PyTree, share: float) -> Tensor:
         """The batch's part of L: its rows, and `share` = B/N of the prior. Differentiable, and safe inside vmap."""
@@ -174,8 +176,9 @@ class Objective:
         """∇L(θ), (P,)."""
         total = torch.zeros_like(theta)
         if type(self.data_term) is Labels and theta is self.theta:
-            for batch in self.team.parts(self.batches):
-                total += self.network.slope_of(batch.x, partial(_nll, self.likelihood, batch.y))
+            with self.network.check.on_training_rows():
+                for batch in self.team.parts(self.batches):
+                    total += self.network.slope_of(batch.x, partial(_nll, self.likelihood, batch.y))
             return self.team.total(total).addcmul_(self.prior.precision, theta - self.prior.mean)
         for batch, targets in self.with_targets():
             with differentiable(), self.network.ledger.transformed(backward=1):

@@ -115,11 +115,13 @@ class About:
 
 
 def digest(model: nn.Module) -> str:
-    """SHA-256 of names, shapes, dtypes and bytes of all parameters and buffers, on whatever device they are.
+    """SHA-256 of the classes of layers, and names, shapes, dtypes and bytes of all parameters and buffers.
 
-    Names are those inside wrappers, so that a compiled model has the digest of the plain one.
+    Names are those inside wrappers, so that a compiled model has the digest of the plain one. Layers are modules
+    without submodules: another activation has no tensors, and is another function.
     """
     sha = hashlib.sha256()
+    sha.update(" ".join(type(m).__name__ for m in model.modules() if not m._modules).encode())
     for name, tensor in named_tensors(model).items():
         values = tensor.detach().cpu().contiguous()
         sha.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())

@@ -17,6 +17,7 @@ from estimators.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
 from estimators.finite import is_finite
 from estimators.likelihoods import Likelihood
+from estimators.models.derivative_routes import BY_IDENTITY
 from estimators.models.kernels import differentiable
 from estimators.objective import Objective
 from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed
@@ -85,6 +86,7 @@ class SWAG(MembersEstimator):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.iterates_ = Iterates(objective.theta, self.max_rank)
+        objective.network.routes.swap = BY_IDENTITY  # no use of a weight is missed, whatever the inputs
         objective.check_displaced()
 
         def gradient(theta: Tensor, batch: Batch) -> Tensor:
@@ -117,6 +119,7 @@ class SWAG(MembersEstimator):
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         super()._restore(objective, tensors, learned)
+        objective.network.routes.swap = BY_IDENTITY
         self.iterates_ = Iterates.restored(tensors, learned["count"], self.max_rank)
 
     def _members(self, x: PyTree) -> Tensor:

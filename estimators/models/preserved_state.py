@@ -7,7 +7,7 @@ over. Calls of this library must leave none of that: a value from inside a funct
 from __future__ import annotations
 
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -66,12 +66,22 @@ def preserved_tensors(model: nn.Module) -> Iterator[None]:
 def _state_tensors(model: nn.Module) -> list[Tensor]:
     """Buffers, and tensors that are plain attributes, each once."""
     found: dict[int, Tensor] = {}
-    for module in model.modules():
-        attributes = [value for value in vars(module).values() if isinstance(value, Tensor)]
-        for tensor in [*module._buffers.values(), *attributes]:
-            if tensor is not None and _is_state(tensor):
-                found[id(tensor)] = tensor
+    buffers = [buffer for module in model.modules() for buffer in module._buffers.values()]
+    named = ((name, value) for module in model.modules() for name, value in vars(module).items())
+    attributes = [value for name, value in named if isinstance(value, Tensor) or not name.startswith("_")]
+    for value in [*buffers, *attributes, *_in_containers(attributes, _DEPTH)]:
+        if isinstance(value, Tensor) and _is_state(value):
+            found[id(value)] = value
     return list(found.values())
+
+
+def _in_containers(values: Iterable[Any], depth: int) -> Iterator[Any]:
+    """What lists and dicts among `values` hold, and so on."""
+    for value in values:
+        if depth > 0 and type(value) in (dict, list, tuple, OrderedDict) and len(value) <= _MOST:
+            inner = list(value.values()) if isinstance(value, dict) else list(value)
+            yield from inner
+            yield from _in_containers(inner, depth - 1)
 
 
 def _is_state(tensor: Tensor) -> bool:

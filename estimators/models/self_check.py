@@ -41,6 +41,8 @@ OUTPUTS, DISPLACED = "outputs", "displaced weights"
 """Comparisons without a slope."""
 _STEPS = {torch.float64: (1e-6, 1e-5, 1e-4)}
 _DISPLACED = {torch.float64: 1e-3}  # elsewhere .2: a difference of two float32 outputs
+_UNDERFLOW = 1e-30
+"""A slope that a narrower dtype may have as 0."""
 _ABSOLUTE = 1e-2
 """Part of the norm of the whole slope that is added to that of a parameter, below which its error is round-off."""
 
@@ -118,11 +120,14 @@ class SelfCheck:
         return is_new and self.enabled
 
     def due(self, what: str, x: PyTree, *more: object) -> bool:
-        """Whether `what` is to be compared at x: in a fit at every row once, afterwards at queries of a new kind."""
+        """Whether `what` is to be compared at x: at every training row once, and at every query.
+
+        Queries of one kind may differ in their values: one row alone may take another branch of forward.
+        """
         if not self.enabled or not n_rows(x):
             return False
         is_new = self.is_new(what, x, *more)
-        return is_new or (self.fitting and self.report.rows.get(what, 0) < self.n_data)
+        return is_new or not self.fitting or self.report.rows.get(what, 0) < self.n_data
 
     def seen(self, what: str, rows: int, error: float) -> None:
         """Enter a comparison that held."""
@@ -146,7 +151,10 @@ class SelfCheck:
         found = _worst(entries, product, g)
         if self.stored is None or not found.within(self.tolerance()):
             return found
-        rough = _worst(entries, product, self.stored.vjp(x, u[None], names)[0])
+        stored = self.stored.vjp(x, u[None], names)[0]
+        if not bool(stored.any()) and float(product.abs().max()) < _UNDERFLOW:
+            return found
+        rough = _worst(entries, product, stored)
         return found if rough.within(TOLERANCE.get(self.stored.coarsest_dtype, 0.1)) else rough
 
     def along_error(
@@ -186,22 +194,25 @@ class SelfCheck:
             raise _coupled(what, f"outputs of a row alone that differ by {error:.2g} of the largest output")
 
     def row_alone_error(self, x: PyTree, f: Tensor) -> float:
-        """How far the module's outputs at a row alone are from those in f (B, ...), relative to the largest.
+        """How far the module's outputs at some of the rows are from those in f (B, ...), relative to the largest.
 
-        A module that takes no single row is given two; 0 where it does not take these either.
+        One row alone, and a random half of the rows: rows may depend on each other for some values only. A module that
+        takes no single row is given the half; 0 where it does not take this either.
         """
-        rows = torch.randperm(len(f), generator=self._generator)[:2].sort().values.to(f.device)
-        for pick in (rows[:1], rows):
-            try:
-                alone = self.own.outputs(select_rows(x, pick))
-            except (RuntimeError, IndexError):
-                continue
-            except ValueError as error:
-                if "more than 1 value" in str(error):  # batch statistics of one value
-                    raise _coupled("row", "batch normalisation over the rows of a batch") from error
-                continue
-            return _ratio(_apart(alone, f[pick]), float(f.abs().double().max()) if f.numel() else 0.0)
-        return 0.0
+        rows = torch.randperm(len(f), generator=self._generator)[: max(1, len(f) // 2)].to(f.device)
+        errors = [self._part_error(x, f, pick.sort().values) for pick in {1: rows[:1], len(rows): rows}.values()]
+        return max(errors)
+
+    def _part_error(self, x: PyTree, f: Tensor, pick: Tensor) -> float:
+        try:
+            alone = self.own.outputs(select_rows(x, pick))
+        except (RuntimeError, IndexError):
+            return 0.0
+        except ValueError as error:
+            if "more than 1 value" in str(error):  # batch statistics of one value
+                raise _coupled("row", "batch normalisation over the rows of a batch") from error
+            return 0.0
+        return _ratio(_apart(alone, f[pick]), float(f.abs().double().max()) if f.numel() else 0.0)
 
     def check_displaced(self, x: PyTree, function: Callable[[Tensor], Tensor], theta: Tensor) -> None:
         """ModelError where f(θ, x) of displaced weights does not move along the slope of the user's module."""

@@ -11,6 +11,7 @@ from estimators.curvature import dense_ggn, dense_hessian, ggn_rows
 from estimators.errors import UnsupportedError
 from estimators.jacobians import JacobianRows
 from estimators.memory import refuse_if_too_large
+from estimators.models.derivative_routes import FAILURES, is_ours, short
 from estimators.objective import Labels, Objective
 from estimators.precision.data_curvature import (
     DataCurvature,
@@ -87,8 +88,17 @@ def build_streamed(objective: Objective) -> Built:
         remedy='inverse="cg", or RegVar.',
     )
     objective = widened(objective)
-    marks = marks_of(objective)
-    return StreamedRows(objective, inner_matrix(objective, marks), marks), "products"
+    try:
+        marks = marks_of(objective)
+        return StreamedRows(objective, inner_matrix(objective, marks), marks), "products"
+    except FAILURES as error:
+        if is_ours(error):
+            raise
+        raise UnsupportedError(
+            'a network that can be computed in float64 for inverse="streamed"',
+            received=f"one for which torch says: {short(error)}",
+            remedy='model.double(), or inverse="cg".',
+        ) from error
 
 
 def build_products(objective: Objective) -> Built:

@@ -43,15 +43,17 @@ class StreamedDual(FunctionSpace):
 
     def rows_times(self, vectors: Tensor) -> Tensor:
         network = self.objective.network
-        parts = [torch.einsum("bck,nbc->nbk", root, network.jvp(x, vectors)).flatten(1) for x, root in self._roots()]
-        return torch.cat(parts, dim=1)
+        with network.check.on_training_rows():
+            products = ((root, network.jvp(x, vectors)) for x, root in self._roots())
+            return torch.cat([torch.einsum("bck,nbc->nbk", root, jv).flatten(1) for root, jv in products], dim=1)
 
     def transposed_times(self, coefficients: Tensor) -> Tensor:
         total, start = coefficients.new_zeros(len(coefficients), self.objective.theta.numel()), 0
         for x, root in self._roots():
             b, c, _ = root.shape
             w = coefficients[:, start : start + b * c].reshape(-1, b, c)
-            total += self.objective.network.vjp(x, torch.einsum("bck,nbk->nbc", root, w))
+            with self.objective.network.check.on_training_rows():
+                total += self.objective.network.vjp(x, torch.einsum("bck,nbk->nbc", root, w))
             start += b * c
         return total
 
