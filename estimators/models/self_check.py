@@ -65,7 +65,7 @@ class DerivativeReport:
 
 
 class SelfCheck:
-    """Comparisons with `own`, for as long as batches or kinds of queries are new.
+    """Comparisons with `own`: of every training row once, and of every query.
 
     Args:
         own: the user's module, differentiated by plain autograd.
