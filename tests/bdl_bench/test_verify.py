@@ -1,6 +1,7 @@
 """`verify` on one's own model: the parts of the error, the files, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 from bdl_bench.problem import Problem
 from bdl_bench.verify.cases import Case
 from bdl_bench.verify.decomposition import decompose
-from bdl_bench.verify.proof import Claim, prove
+from bdl_bench.verify.ladder import Ladder
+from bdl_bench.verify.proof import Claim, Proof, prove
 from bdl_bench.verify.run import verify_problem, write_result
 from bdl_bench.verify.table import to_markdown
 from estimators import atomic
@@ -143,3 +145,33 @@ def test_what_fails_is_said_in_words():
     proof = prove(case.problem, Claim("ggn", "all", case.names), name="coarse", lams=(3e-2, 1e-2, 3e-3), split=False)
     assert any("best rung" in failure for failure in proof.failures())
     assert "fails" in to_markdown([proof])
+
+
+_QUADRATIC_IN_LAM = Ladder("forward", LAMS, tuple(lam**2 for lam in LAMS), (None,) * len(LAMS))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"exact": {"laplace cg": 1e-7}}, "laplace cg: error 1.0e-07"),
+        ({"refusals": {"laplace cg": "ConvergenceError: 3 iterations"}}, "laplace cg: ConvergenceError"),
+        ({"ladders": {"forward": _QUADRATIC_IN_LAM}}, "forward: slope 2.000"),
+        ({"spectrum": (-1.0, 2.0)}, "laplace cholesky"),
+        ({"spectrum": (-1.0, 2.0), "exact": {}, "refusals": {"laplace cg": "TooLargeError: 3 bytes"}}, "TooLargeError"),
+    ],
+    ids=["large error", "error raised", "wrong order", "indefinite accepted", "indefinite with another error"],
+)
+def test_each_bound_that_does_not_hold_is_one_failure(changed, named):
+    holds = Proof(
+        "network",
+        "ggn",
+        "all",
+        n_parameters=2,
+        n_rows=3,
+        relative_gradient=0.0,
+        spectrum=(1.0, 2.0),
+        exact={"laplace cholesky": 1e-9},
+    )
+    assert holds.failures() == []
+    (failure,) = replace(holds, **changed).failures()
+    assert named in failure
