@@ -91,6 +91,13 @@ def test_other_code_makes_everything_again(toy, tmp_path, monkeypatch):
     assert run(grid)[1] == [(None, 0, "trained"), ("map", 0, "ok")]
 
 
+def test_another_tuning_budget_makes_the_records_again_and_keeps_the_network(toy, tmp_path):
+    grid = Grid([toy], ["map"], [0], tmp_path)
+    run(grid)
+    assert run(replace(grid, tune=1))[1] == [(None, 0, "cached"), ("map", 0, "ok")]
+    assert run(replace(grid, tune=1))[1] == [(None, 0, "cached"), ("map", 0, "cached")]
+
+
 def test_the_code_digest_covers_the_library_and_not_the_report():
     names = {path.name for path in versions._sources()}
     assert {"laplace.py", "gaussian.py", "cells.py", "calibration.py", "digits.py"} <= names

@@ -139,6 +139,17 @@ def checked(problem, loader):
     return Batches.checked(loader, network, problem.likelihood)
 
 
+def test_data_that_are_read_again_come_in_one_order_and_leave_the_random_state(make_problem, monkeypatch):
+    problem = make_problem()
+    monkeypatch.setattr("estimators.batches._CACHE_BYTES", 100)
+    batches = checked(problem, DataLoader(TensorDataset(problem.x, problem.y), batch_size=6, shuffle=True))
+    assert batches.stored is None
+    state = torch.get_rng_state()
+    first = torch.cat([batch.x for batch in batches])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.cat([batch.x for batch in batches]), first)
+
+
 def test_small_data_are_kept_and_the_loader_is_not_asked_again(make_problem):
     problem = make_problem()
     passes = []

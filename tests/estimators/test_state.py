@@ -160,6 +160,18 @@ def test_other_options_are_refused_by_name(name, changed, message):
         build(name, **changed).load_state_dict(state)
 
 
+@pytest.mark.parametrize("has_it", ["file", "estimator"])
+def test_an_option_that_only_one_side_has_is_refused_by_name(has_it):
+    state = build("cholesky").fit(data()).state_dict()
+    about = json.loads(state["about"])
+    if has_it == "file":
+        about["options"]["damping"] = 0.5
+    else:
+        del about["options"]["inverse"]
+    with pytest.raises(StateError, match="damping" if has_it == "file" else "inverse"):
+        build("cholesky").load_state_dict({**state, "about": json.dumps(about)})
+
+
 def test_a_state_of_another_estimator_or_none_at_all_is_refused(tmp_path):
     with pytest.raises(StateError, match="of LastLayerLaplace"):
         build("last layer full").load_state_dict(build("map").fit(data()).state_dict())
