@@ -1,6 +1,7 @@
 """The grid: train once, run every cell, go on after a failure or an interruption, do nothing twice."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -47,6 +48,13 @@ def test_a_record_says_what_was_run(toy, tmp_path):
     assert record.configuration["prior_precision"] == "0.5"
     assert "epochs=2" in record.training.recipe
     assert record.metrics["reg/RMSE"] > 0
+
+
+def test_a_cost_has_the_seconds_of_the_fit_and_of_the_prediction_apart(toy, tmp_path, monkeypatch):
+    clock = iter([10.0, 13.0, 18.0])  # before the fit, after it, after the prediction
+    monkeypatch.setattr("bdl_bench.cells.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    (record,), _ = run(Grid([toy], ["map"], [0], tmp_path))
+    assert (record.cost.fit_seconds, record.cost.predict_seconds) == (3.0, 5.0)
 
 
 def test_every_method_starts_from_the_same_network(toy, tmp_path):

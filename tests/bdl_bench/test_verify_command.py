@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from bdl_bench import cli
 from bdl_bench.cli import app
 from bdl_bench.verify.cases import Case
-from bdl_bench.verify.run import verify_zoo
+from bdl_bench.verify.run import VerifyResult, verify_zoo
 
 MODULE = '''
 import torch
@@ -68,3 +68,22 @@ def test_without_a_model_the_zoo_is_proved_case_by_case(tmp_path, monkeypatch):
     result = verify("--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert [line for line in result.stdout.splitlines() if line in map(str, few)] == [str(case) for case in few]
+
+
+def test_each_option_of_verify_reaches_the_verification(my_model, tmp_path, monkeypatch):
+    passed = {}
+
+    def verified(problem, **options):  # noqa: ARG001
+        passed.update(options)
+        return VerifyResult((), options["out"])
+
+    monkeypatch.setattr(cli, "verify_problem", verified)
+    result = verify("--model", my_model, "--curvature", "hessian", "--subset", "0.*,2.bias", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert passed == {
+        "out": tmp_path / "out",
+        "name": my_model,
+        "curvature": "hessian",
+        "subset_of_weights": ["0.*", "2.bias"],
+        "n_points": 2,
+    }
