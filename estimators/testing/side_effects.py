@@ -64,7 +64,7 @@ def unchanged_random_state(during: str) -> Iterator[None]:
         raise Mismatch(
             f"the global random state of {', '.join(before)} as before {during}",
             received=f"another one of {', '.join(changed)}",
-            fault="draw from a torch.Generator with a seed field, or use estimators.runtime.rng.preserved_random_state.",
+            fault="draw from a torch.Generator with a seed field, or use estimators.runtime.rng.preserved_random_state",
         )
 
 

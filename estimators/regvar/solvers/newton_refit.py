@@ -188,9 +188,6 @@ def _is_centred(objective: Objective, penalty: Penalty, lam: float) -> bool:
     return not bool((slope > 1e-3 * lam * norms[norms > 0]).any())
 
 
-Apply = Callable[[Tensor], Tensor]
-
-
 @dataclass(frozen=True)
 class InnerSolution:
     """`solution` (A, P); where `negative_curvature` (A,) is true it is the iterate before that curvature was met.
