@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bdl_bench import cli
 from bdl_bench.cli import app
-from bdl_bench.executors import Workers
-from bdl_bench.grid import Grid
+from bdl_bench.cli import commands as cli
+from bdl_bench.runner.executors import Workers
+from bdl_bench.runner.grid import Grid
 
 MODULE = '''
 import torch
@@ -107,7 +107,7 @@ def test_an_interruption_says_how_to_go_on(toy, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bdl_bench.grid.Stages", interrupted)
+    monkeypatch.setattr("bdl_bench.runner.grid.Stages", interrupted)
     result = compare(tmp_path, toy)
     assert result.exit_code == 130
     assert "--out" in result.stdout
