@@ -1,5 +1,6 @@
 """The command line: exit codes, and the path of the report as the last line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -122,10 +123,13 @@ def test_each_option_of_compare_reaches_the_grid(toy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cli, "_run", run)
     monkeypatch.setattr(cli, "write_report", lambda directory: directory / "report.html")
+    monkeypatch.setenv("BDL_BENCH_DATA", "elsewhere")
     words = ["--methods", "map", "--seed-list", "5,7", "--out", tmp_path, "--tune", 4, "--limit", 30]
+    words += ["--data", tmp_path / "data"]
     result = invoke("compare", toy, *words, "--jobs", 2, "--threads", 3)
     assert result.exit_code == 0, result.output
     assert grids == [Grid([toy], ["map"], [5, 7], tmp_path, "cpu", Workers(2, 3, "local", 30.0), 4)]
+    assert os.environ["BDL_BENCH_DATA"] == str(tmp_path / "data")
 
 
 def test_report_passes_the_wanted_figures_on(tmp_path, monkeypatch):
