@@ -16,8 +16,8 @@ from bdl_bench.report.results import readable
 from bdl_bench.runner.events import ENDINGS
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
-from bdl_bench.runner.locks import Claims
-from bdl_bench.runner.train_job import Place, known_training, load_problem, prepare
+from bdl_bench.runner.locks import FileLocks
+from bdl_bench.runner.train_job import TrainingJob, known_training, load_problem, prepare
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators.errors import OptionError
@@ -107,7 +107,7 @@ def test_another_tuning_budget_makes_the_records_again_and_keeps_the_network(toy
 
 def test_the_code_digest_covers_the_library_and_not_the_report():
     names = {path.name for path in versions._sources()}
-    assert {"laplace.py", "gaussian.py", "cells.py", "calibration.py", "digits.py"} <= names
+    assert {"laplace.py", "gaussian.py", "evaluate_job.py", "calibration.py", "digits.py"} <= names
     assert not {"html.py", "cli.py", "local.py", "outlook.py"} & names
 
 
@@ -175,7 +175,7 @@ def test_a_grid_that_cannot_run_is_refused_before_anything_is_written(toy, tmp_p
 
 def test_a_cost_is_exclusive_where_nothing_else_was_at_work(toy, tmp_path):
     (alone,), _ = run(Grid([toy], ["map"], [0], tmp_path / "alone"))
-    with Claims(tmp_path / "beside"):
+    with FileLocks(tmp_path / "beside"):
         (beside,), _ = run(Grid([toy], ["map"], [0], tmp_path / "beside"))
     assert alone.cost.exclusive
     assert not beside.cost.exclusive
@@ -253,7 +253,9 @@ def test_frozen_weights_are_not_kept_with_those_that_were_trained(tmp_path, monk
     kept = safetensors.torch.load_file(path)
     assert set(kept) == {"2.weight", "2.bias"}
     fresh = TASKS["frozen"].problem(0).model
-    trained = load_problem(prepare(Place("frozen", 0, "cpu", known_training(path))).prepared, tmp_path, "cpu").model
+    trained = load_problem(
+        prepare(TrainingJob("frozen", 0, "cpu", known_training(path))).prepared, tmp_path, "cpu"
+    ).model
     assert torch.equal(trained[0].weight, fresh[0].weight)
     assert torch.equal(trained[2].weight, kept["2.weight"])
     assert not torch.equal(trained[2].weight, fresh[2].weight)
