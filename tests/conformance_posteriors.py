@@ -80,7 +80,7 @@ POSTERIORS = {
     "full": Row(laplace(), GGN),
     "full, cholesky": Row(laplace(inverse="cholesky"), GGN),
     "full, dual": Row(laplace(inverse="dual"), GGN),
-    "full, streamed": Row(laplace(inverse="streamed"), GGN),
+    "full, matrix_free_dual": Row(laplace(inverse="matrix_free_dual"), GGN),
     "full, cg": Row(laplace(inverse="cg"), GGN),
     "low rank, all of it": Row(laplace(hessian_structure="lowrank"), GGN),
     "low rank": Row(laplace(hessian_structure="lowrank", rank=5), {"prior_of": "all"}, CLOSED_FORMS),

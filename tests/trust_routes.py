@@ -217,7 +217,7 @@ ROUTES: dict[str, Route] = {
     "pointwise": Route(_fitted(RegVar, **_EXACT), _variance, must_answer=True),
     "cholesky": Route(_fitted(LinearizedLaplace, inverse="cholesky"), _covariance),
     "dual": Route(_fitted(LinearizedLaplace, inverse="dual"), _covariance),
-    "streamed": Route(_fitted(LinearizedLaplace, inverse="streamed"), _covariance),
+    "matrix_free_dual": Route(_fitted(LinearizedLaplace, inverse="matrix_free_dual"), _covariance),
     "cg": Route(_fitted(LinearizedLaplace, inverse="cg"), _covariance),
     "diag": Route(_fitted(LinearizedLaplace, hessian_structure="diag"), _diagonal),
     "last layer": Route(_fitted(LastLayerLaplace), _variance),

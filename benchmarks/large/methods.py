@@ -34,7 +34,7 @@ def _pointwise(model: nn.Module) -> UncertaintyEstimator:
 
 
 def _exact(model: nn.Module) -> UncertaintyEstimator:
-    return LinearizedLaplace(model, "classification", prior_precision=PRIOR_PRECISION, inverse="streamed")
+    return LinearizedLaplace(model, "classification", prior_precision=PRIOR_PRECISION, inverse="matrix_free_dual")
 
 
 def _linear_response(model: nn.Module) -> UncertaintyEstimator:

@@ -35,11 +35,11 @@ published weights, a new head of six classes) tells from 16 tokens which of six 
 on the {n} rows first. The largest error is max |variance / reference − 1| over the queries, at the predicted class of
 each, a dash where the reference has not been run.
 The reference is from outside: curvlinops' GGN in float64 and scipy's conjugate gradients at a relative residual
-of 1e-6, started at the answer of the function-space form (`inverse="streamed"`, in float64). Kron and diag are other
-posteriors; their distance is shown, without a goal.
+of 1e-6, started at the answer of the function-space form (`inverse="matrix_free_dual"`, in float64). Kron and diag are
+other posteriors; their distance is shown, without a goal.
 
-exact: `LinearizedLaplace(inverse="streamed")`. pointwise: RegVar with `Pointwise`, by `LinearResponse` with its default
-tolerance, at the predicted class of each query, where it solves. linear-response and fine-tune: RegVar with
+exact: `LinearizedLaplace(inverse="matrix_free_dual")`. pointwise: RegVar with `Pointwise`, by `LinearResponse` with its
+default tolerance, at the predicted class of each query, where it solves. linear-response and fine-tune: RegVar with
 `PosteriorDraws`, by the solver of that name; fine-tune-other-draws has another seed. Passes (forward and backward over
 the rows) are those of each draw, or of each number solved for. The energy error, per effective dimension, says whether
 they were enough: above a half, fine-tune warns. The variance of {draws} exact draws is χ²/{draws} times the true one:

@@ -58,7 +58,9 @@ def reference_record(name: str) -> dict[str, Any]:
         return ggn @ v + PRIOR_PRECISION * v
 
     start = time.perf_counter()
-    guess = LinearizedLaplace(subject.model, "classification", prior_precision=PRIOR_PRECISION, inverse="streamed")
+    guess = LinearizedLaplace(
+        subject.model, "classification", prior_precision=PRIOR_PRECISION, inverse="matrix_free_dual"
+    )
     guess.fit(loader)
     guessed = time.perf_counter() - start
     precision = LinearOperator(ggn.shape, matvec=product, dtype=np.float64)

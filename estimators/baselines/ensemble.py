@@ -115,7 +115,7 @@ class DeepEnsemble(MembersEstimator):
         """Check that the tensors of each member make the network of the model that member. Raises ModelError."""
         for batch in objective.batches:
             for model, member in zip(trained, self.members_, strict=True):
-                objective.network.check_exchanged(batch.x, member, model)
+                objective.network.check_parameter_swap(batch.x, member, model)
 
     def _kept(self, trained: nn.Module) -> dict[str, Tensor]:
         """What tells a member from the model."""

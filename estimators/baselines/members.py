@@ -81,7 +81,7 @@ class MembersEstimator(UncertaintyEstimator):
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
         members = self._members(x)
-        slopes = ComposedNetwork(self.network_, of).slopes(x, at=members.mean(0))
+        slopes = ComposedNetwork(self.network_, of).function_jacobian(x, at=members.mean(0))
         return torch.einsum("mdc,smc->smd", slopes, members).var(0)
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:

@@ -158,7 +158,7 @@ class MultiHeadEnsemble(MembersEstimator):
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         super()._restore(objective, tensors, learned)
-        self.head_, self.heads_ = LastLayer.described(objective.network, learned["head"]), tensors["heads"]
+        self.head_, self.heads_ = LastLayer.from_description(objective.network, learned["head"]), tensors["heads"]
 
     def _members(self, x: PyTree) -> Tensor:
         return _apply(self.heads_, self._features(x)).flatten(2)

@@ -22,9 +22,9 @@ from estimators.curvature.krylov.low_rank import low_rank_rows
 from estimators.curvature.layerwise.blocks import collect
 from estimators.curvature.layerwise.factored_dual import factored_rows, in_factors
 from estimators.curvature.layerwise.ggn import layered_ggn, worthwhile
-from estimators.curvature.layerwise.matrix_free_dual import inner_matrix, marks_of
+from estimators.curvature.layerwise.matrix_free_dual import batch_checksums, inner_matrix
 from estimators.curvature.layerwise.whitened_rows import layers_of
-from estimators.curvature.sizes import dual_bytes, n_ggn_rows, refuse_dense, streamed_bytes, whole_rows_bytes
+from estimators.curvature.sizes import check_dense_size, dual_bytes, matrix_free_bytes, n_ggn_rows, whole_rows_bytes
 from estimators.errors import UnsupportedError
 from estimators.models.derivative_routes import FAILURES, is_ours, short
 from estimators.models.jacobians import JacobianRows
@@ -51,7 +51,7 @@ __all__ = [
 
 
 def build_matrix_ggn(objective: Objective) -> Built:
-    refuse_dense(objective)
+    check_dense_size(objective)
     layers = layers_of(objective)
     if worthwhile(layers):
         with suppress(UnsupportedError):  # rows that use other layers, or several times
@@ -61,7 +61,7 @@ def build_matrix_ggn(objective: Objective) -> Built:
 
 
 def build_matrix_hessian(objective: Objective) -> Built:
-    refuse_dense(objective)
+    check_dense_size(objective)
     return DenseCurvature(dense_hessian(to_float64(objective)), exact_hessian=True), "products"
 
 
@@ -80,22 +80,22 @@ def _refuse_dual(objective: Objective, needed: int) -> None:
     refuse_if_too_large("the dual form", needed, device=objective.theta.device, remedy='inverse="cg", or RegVar.')
 
 
-def build_streamed(objective: Objective) -> Built:
+def build_matrix_free(objective: Objective) -> Built:
     refuse_if_too_large(
         f"a matrix of the {n_ggn_rows(objective)} outputs of all rows",
-        streamed_bytes(objective),
+        matrix_free_bytes(objective),
         device=objective.theta.device,
         remedy='inverse="cg", or RegVar.',
     )
     objective = to_float64(objective)
     try:
-        marks = marks_of(objective)
+        marks = batch_checksums(objective)
         return MatrixFreeCurvature(objective, inner_matrix(objective, marks), marks), "products"
     except FAILURES as error:
         if is_ours(error):
             raise
         raise UnsupportedError(
-            'a network that can be computed in float64 for inverse="streamed"',
+            'a network that can be computed in float64 for inverse="matrix_free_dual"',
             received=f"one for which torch says: {short(error)}",
             remedy='model.double(), or inverse="cg".',
         ) from error
@@ -120,7 +120,7 @@ Builder = Callable[[Objective], Built]
 BUILDERS: dict[tuple[str, str, str], Builder] = {
     ("ggn", "full", "cholesky"): build_matrix_ggn,
     ("ggn", "full", "dual"): build_rows,
-    ("ggn", "full", "streamed"): build_streamed,
+    ("ggn", "full", "matrix_free_dual"): build_matrix_free,
     ("ggn", "full", "cg"): build_products,
     ("ggn", "lowrank", "dual"): build_low_rank(LOW_RANK),
     ("ggn", "kron", "eigen"): build_blocks("kron"),

@@ -50,7 +50,7 @@ class DataCurvature(Protocol):
         """What it needs beside the tensors, in JSON types."""
         ...
 
-    def moved(self, objective: Objective, scale: float) -> DataCurvature:
+    def rescaled(self, objective: Objective, scale: float) -> DataCurvature:
         """`scale` times this one, for the centre of a new fit at the same weights and rows, whose prior is another."""
         ...
 
@@ -76,7 +76,7 @@ class DenseCurvature:
     def description(self) -> dict[str, Any]:
         return {}
 
-    def moved(self, objective: Objective, scale: float) -> DenseCurvature:  # noqa: ARG002
+    def rescaled(self, objective: Objective, scale: float) -> DenseCurvature:  # noqa: ARG002
         return self if scale == 1 else replace(self, matrix=scale * self.matrix)
 
 
@@ -95,7 +95,7 @@ class JacobianCurvature:
     def description(self) -> dict[str, Any]:
         return {}
 
-    def moved(self, objective: Objective, scale: float) -> JacobianCurvature:  # noqa: ARG002
+    def rescaled(self, objective: Objective, scale: float) -> JacobianCurvature:  # noqa: ARG002
         return self if scale == 1 else JacobianCurvature(scale**0.5 * self.rows)
 
 
@@ -114,7 +114,7 @@ class FactoredCurvature:
     def description(self) -> dict[str, Any]:
         return {"rows_of": self.rows.layout.description()}
 
-    def moved(self, objective: Objective, scale: float) -> FactoredCurvature:  # noqa: ARG002
+    def rescaled(self, objective: Objective, scale: float) -> FactoredCurvature:  # noqa: ARG002
         return self if scale == 1 else FactoredCurvature(self.rows.scaled(scale**0.5))
 
 
@@ -141,7 +141,7 @@ class MatrixFreeCurvature:
     def description(self) -> dict[str, Any]:
         return {}
 
-    def moved(self, objective: Objective, scale: float) -> MatrixFreeCurvature:
+    def rescaled(self, objective: Objective, scale: float) -> MatrixFreeCurvature:
         objective = to_float64(objective)
         ratio = self.objective.prior.precision / objective.prior.precision
         if bool((ratio == ratio[0]).all()):
@@ -170,7 +170,7 @@ class ProductCurvature:
     def description(self) -> dict[str, Any]:
         return {}
 
-    def moved(self, objective: Objective, scale: float) -> ProductCurvature:  # noqa: ARG002
+    def rescaled(self, objective: Objective, scale: float) -> ProductCurvature:  # noqa: ARG002
         return ProductCurvature(objective, self.exact_hessian)
 
 
@@ -184,7 +184,7 @@ def restored(
 ) -> DataCurvature:
     """The data's curvature from its tensors; without any it is products, which need the data."""
     if "rows_of" in description:
-        layout = Layout.described(objective.network.subset, description["rows_of"])
+        layout = Layout.from_description(objective.network.subset, description["rows_of"])
         return FactoredCurvature(FactoredRows.restored(layout, tensors))
     if description:
         return Blocks.restored(objective.network, tensors, description)
@@ -213,7 +213,7 @@ def _by_products(objective: Objective, prior_precision: Tensor, *, smallest: flo
     return CGPrecision(
         _product_of(objective, prior_precision),
         tol=default_tolerance(theta.dtype),
-        free=objective.available_bytes,
+        free_bytes=objective.available_bytes,
         smallest=smallest,
         wider=None if widest else lambda: _by_products(to_float64(objective), prior_precision, smallest=smallest),
     )

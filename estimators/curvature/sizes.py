@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from estimators.curvature.dense import cholesky as dense
 from estimators.curvature.dense import dual
-from estimators.curvature.layerwise import factored_dual
-from estimators.curvature.layerwise import matrix_free_dual as streamed_dual
+from estimators.curvature.layerwise import factored_dual, matrix_free_dual
 from estimators.curvature.layerwise.factored_dual import in_factors
 from estimators.curvature.layerwise.whitened_rows import layers_of
 from estimators.models.layer_jacobians import LayerwiseJacobian
@@ -13,13 +12,13 @@ from estimators.numerics.dtype import algebra_dtype
 from estimators.objective.objective import Objective
 from estimators.runtime.memory import refuse_if_too_large
 
-__all__ = ["choose_inverse", "dual_bytes", "n_ggn_rows", "refuse_dense", "streamed_bytes", "whole_rows_bytes"]
+__all__ = ["check_dense_size", "choose_inverse", "dual_bytes", "matrix_free_bytes", "n_ggn_rows", "whole_rows_bytes"]
 
 _STREAMED_ROWS = 4096  # N·C, beyond which its matrix takes longer than products would
 
 
 def choose_inverse(objective: Objective, *, curvature: str, available: int) -> str:
-    """The cheapest of "dual", "cholesky", "streamed" and "cg" that fits into half of the memory there is."""
+    """The cheapest of "dual", "cholesky", "matrix_free_dual" and "cg" that fits into half of the memory there is."""
     layers = layers_of(objective)
     n_rows, n_parameters = objective.batches.n_data * layers.n_outputs, objective.network.n_parameters
     positive = bool((objective.prior.precision > 0).all())
@@ -28,7 +27,7 @@ def choose_inverse(objective: Objective, *, curvature: str, available: int) -> s
     if 2 * dense_bytes(objective) < available:
         return "cholesky"
     few = curvature == "ggn" and positive and n_rows <= _STREAMED_ROWS
-    return "streamed" if few and 2 * streamed_bytes(objective) < available else "cg"
+    return "matrix_free_dual" if few and 2 * matrix_free_bytes(objective) < available else "cg"
 
 
 def n_ggn_rows(objective: Objective) -> int:
@@ -58,12 +57,12 @@ def whole_rows_bytes(objective: Objective, layers: LayerwiseJacobian) -> int:
     return dual.bytes_needed(n_rows, theta.numel(), algebra_dtype(theta.device).itemsize)
 
 
-def streamed_bytes(objective: Objective) -> int:
+def matrix_free_bytes(objective: Objective) -> int:
     """Memory of the dual form without its rows."""
-    return streamed_dual.bytes_needed(n_ggn_rows(objective), algebra_dtype(objective.theta.device).itemsize)
+    return matrix_free_dual.bytes_needed(n_ggn_rows(objective), algebra_dtype(objective.theta.device).itemsize)
 
 
-def refuse_dense(objective: Objective) -> None:
+def check_dense_size(objective: Objective) -> None:
     """TooLargeError where the dense form would not fit."""
     refuse_if_too_large(
         f"a dense precision of {objective.network.n_parameters} parameters",

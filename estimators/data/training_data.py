@@ -55,14 +55,14 @@ class TrainingData:
             warn_of_probabilities(first.link, network)
             first.layout = _resolved(first.layout, loader, stored, network.shaped_outputs)
             second.layout = first.layout
-            checked = network.routes.outputs_by_own_module
+            checked = network.routes.outputs_by_user_module
             second.run(loader, network, likelihood, keep=False, check=True)
-            if network.routes.outputs_by_own_module != checked:  # the copy of the model gives other outputs
+            if network.routes.outputs_by_user_module != checked:  # the copy of the model gives other outputs
                 first = _Pass(first.layout)
                 stored = first.run(loader, network, likelihood, keep=True)
         _check_same(first, second)
         first.layout.check_lists()
-        network.data_seen(first.n_data)
+        network.record_training_rows(first.n_data)
         return cls(loader, first.n_data, _marked(stored, first.layout), first.sums, first.layout)
 
     @staticmethod

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from estimators.curvature.builders import LOW_RANK
 from estimators.curvature.dense import cholesky as dense
 from estimators.curvature.dense import dual
-from estimators.curvature.layerwise import factored_dual
-from estimators.curvature.layerwise import matrix_free_dual as streamed_dual
+from estimators.curvature.layerwise import factored_dual, matrix_free_dual
 from estimators.curvature.sizes import choose_inverse
 from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Cost, Finding
@@ -64,7 +63,7 @@ def cost_finding(subject: DiagnosticContext) -> Iterator[Finding]:
 
 
 _FULL = 'LinearizedLaplace(inverse="{}")'
-_DIVIDE_BY_DELTA = ('"dual"', '"streamed"', '"lowrank"')
+_DIVIDE_BY_DELTA = ('"dual"', '"matrix_free_dual"', '"lowrank"')
 
 
 def costs_of(sizes: Sizes, subject: DiagnosticContext) -> list[Cost]:
@@ -72,7 +71,7 @@ def costs_of(sizes: Sizes, subject: DiagnosticContext) -> list[Cost]:
     kinds: list[tuple[str, Callable[[Sizes], tuple[float, float, float]]]] = [
         (_FULL.format("cholesky"), _cholesky),
         (_FULL.format("dual"), _dual),
-        (_FULL.format("streamed"), _streamed),
+        (_FULL.format("matrix_free_dual"), _matrix_free),
         (_FULL.format("cg"), _cg),
         ('LinearizedLaplace(hessian_structure="kron")', lambda s: _kron(s, passes=1)),
         ('LinearizedLaplace(hessian_structure="ekfac")', lambda s: _kron(s, passes=2)),
@@ -119,11 +118,11 @@ def _dual(s: Sizes) -> tuple[float, float, float]:
     return dual.bytes_needed(rows, s.n_parameters, s.algebra), _jacobian_passes(s) + _COMPARED, flops
 
 
-def _streamed(s: Sizes) -> tuple[float, float, float]:
+def _matrix_free(s: Sizes) -> tuple[float, float, float]:
     rows = s.n_data * s.n_outputs
     widths = sum(o + e for o, e in s.maps)
     flops = 2 * rows**2 * widths + rows**3 / 3
-    return streamed_dual.bytes_needed(rows, s.algebra), 2 * _jacobian_passes(s) + _COMPARED, flops
+    return matrix_free_dual.bytes_needed(rows, s.algebra), 2 * _jacobian_passes(s) + _COMPARED, flops
 
 
 def _cg(s: Sizes) -> tuple[float, float, float]:

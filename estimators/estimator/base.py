@@ -126,7 +126,7 @@ class UncertaintyEstimator(Refittable):
         """`_fit`, whose derivatives are compared with plain autograd at every training row."""
         with objective.network.check.on_training_rows():
             self._fit(objective, progress_bar=progress_bar)
-        objective.network.check.check_slope()
+        objective.network.check.check_gradient()
         objective.network.check.forget_gradients()
 
     def _objective(self, train_loader: Iterable[Any]) -> Objective:
@@ -215,7 +215,7 @@ class UncertaintyEstimator(Refittable):
         return shape
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return variance_by_covariance(ComposedNetwork(self.network_, of).slopes(x), self._covariance(x))
+        return variance_by_covariance(ComposedNetwork(self.network_, of).function_jacobian(x), self._covariance(x))
 
     @exclusively
     def covariance(self, x: PyTree) -> Tensor:

@@ -84,8 +84,8 @@ class Refittable(Storable):
         batches = self.objective_.batches
         names = list(self.network_.subset.shapes) if changed <= _SCALES else new._names(_Pairs(batches))
         same = set(names) == set(self.network_.subset.shapes)
-        network = self.network_.counted_anew() if same else Network(self.model, names)
-        network.data_seen(batches.n_data)
+        network = self.network_.with_own_counter() if same else Network(self.model, names)
+        network.record_training_rows(batches.n_data)
         return replace(new._over(network, batches), process_group=self.objective_.process_group)
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:  # noqa: ARG002

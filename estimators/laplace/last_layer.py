@@ -90,7 +90,7 @@ class LastLayerLaplace(UncertaintyEstimator):
         if ratio is None:
             self._fit(objective, progress_bar=False)
             return
-        self.head_ = LastLayer.described(objective.network, fitted.head_.description())
+        self.head_ = LastLayer.from_description(objective.network, fitted.head_.description())
         scaled = _STRUCTURES[self.hessian_structure].scaled
         self.factors_ = {name: ratio * t if name == scaled else t for name, t in fitted.factors_.items()}
         self.precision_ = self._precision_for(objective.prior.precision)
@@ -99,7 +99,7 @@ class LastLayerLaplace(UncertaintyEstimator):
         return self.factors_, {"head": self.head_.description()}
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        self.head_ = LastLayer.described(objective.network, learned["head"])
+        self.head_ = LastLayer.from_description(objective.network, learned["head"])
         self.factors_ = tensors
         self.precision_ = self._precision_for(objective.prior.precision)
 

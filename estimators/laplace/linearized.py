@@ -51,8 +51,8 @@ class LinearizedLaplace(UncertaintyEstimator):
             eigenvalues: one pass more, sharper), "diag"; or "lowrank", the `rank` directions of which the data say most
             beside the prior, by products with the GGN (docs/math.md, section 2).
         inverse: of the full structure "cholesky" (dense, P² memory), "dual" (function space, GGN only, (N·C)² memory
-            and the rows: N·C·P, or in factors where every weight is used once a row), "streamed" (the same without the
-            rows: they are made anew, and queries need the data), "cg" (products only), or "auto", which picks by size
+            and the rows: N·C·P, or in factors where every weight is used once a row), "matrix_free_dual"
+            (the dual form without stored rows: each product recomputes them, and queries need the data), "cg" (products only), or "auto", which picks by size
             and says which in `inverse_`; of the others "eigen".
 
     Fitted: `inverse_`; `jacobian_backend_`: "backpack", "torch.func", "layers" (factors, layer by layer), or "products"
@@ -89,7 +89,7 @@ class LinearizedLaplace(UncertaintyEstimator):
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         centre = centre_of(objective, self.curvature)
         inverses = self._inverses(centre) if self.inverse == "auto" else [self.inverse]
-        if inverses[0] in ("dual", "streamed") and not bool((objective.prior.precision > 0).all()):
+        if inverses[0] in ("dual", "matrix_free_dual") and not bool((objective.prior.precision > 0).all()):
             raise OptionError(
                 "a positive prior_precision for every parameter in the dual form",
                 received="0 for some",
@@ -135,14 +135,14 @@ class LinearizedLaplace(UncertaintyEstimator):
             self._fit(objective, progress_bar=False)
             return
         self.inverse_, self.jacobian_backend_ = fitted.inverse_, fitted.jacobian_backend_
-        self._hold(objective, fitted.data_curvature_.moved(centre_of(objective, self.curvature), ratio))
+        self._hold(objective, fitted.data_curvature_.rescaled(centre_of(objective, self.curvature), ratio))
 
     def _allows(self, fitted: Self, objective: Objective) -> bool:
         """Whether the form that was kept serves this prior: the dual one is of a proper prior, low rank of one δ."""
         before, after = fitted.objective_.prior.precision, objective.prior.precision
         if self.hessian_structure == "lowrank":
             return bool((after * before[0] == before * after[0]).all())
-        return fitted.inverse_ not in ("dual", "streamed") or bool((after > 0).all())
+        return fitted.inverse_ not in ("dual", "matrix_free_dual") or bool((after > 0).all())
 
     def _attached(self, objective: Objective) -> None:
         if isinstance(self.data_curvature_, (ProductCurvature, MatrixFreeCurvature)):

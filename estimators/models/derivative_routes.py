@@ -37,7 +37,7 @@ class DerivativeRoutes:
 
     swap: str = BY_NAME
     first: dict[str, int] = field(default_factory=dict)
-    outputs_by_own_module: bool = False
+    outputs_by_user_module: bool = False
     copies_in_a_loop: bool = False
     writes_inputs: bool | None = None
     written: bool = False

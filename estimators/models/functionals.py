@@ -54,7 +54,7 @@ class ComposedNetwork(Network):
         values: Tensor = over_rows(self._value, f, x) if self._reads_inputs else over_rows(self._value, f)
         return values
 
-    def slopes(self, x: PyTree, *, at: Tensor | None = None) -> Tensor:
+    def function_jacobian(self, x: PyTree, *, at: Tensor | None = None) -> Tensor:
         """G at each row, (B, D, C): at the outputs of the network, or at others (B, C)."""
         f = self.base.shaped_outputs(x)
         f = f if at is None else at.reshape(f.shape)
@@ -81,22 +81,22 @@ class ComposedNetwork(Network):
         return (select_rows(x, i),) if self._reads_inputs else ()
 
     def _two_reverse_passes(self, x: PyTree, vectors: Tensor) -> Tensor:
-        return torch.einsum("bdc,kbc->kbd", self.slopes(x), super()._two_reverse_passes(x, vectors))
+        return torch.einsum("bdc,kbc->kbd", self.function_jacobian(x), super()._two_reverse_passes(x, vectors))
 
     def _own_rows(self, x: PyTree) -> Tensor:
-        return self.slopes(x) @ super()._own_rows(x)
+        return self.function_jacobian(x) @ super()._own_rows(x)
 
     def _own_pull(self, x: PyTree, cotangents: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         values = self.outputs(x)
-        u = torch.einsum("bdc,kbd->kbc", self.slopes(x), cotangents(values))
+        u = torch.einsum("bdc,kbd->kbc", self.function_jacobian(x), cotangents(values))
         return values, super()._own_pull(x, lambda _: u)[1]
 
-    def slope_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
-        return super().slope_error(x, self._pulled_through(x, self.base.shaped_outputs(x), u), product, names)
+    def gradient_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
+        return super().gradient_error(x, self._pulled_through(x, self.base.shaped_outputs(x), u), product, names)
 
     def _along_error(self, x: PyTree, u: Tensor, along: Tensor, r: Tensor) -> Disagreement:
         through = self._pulled_through(x, self.base.shaped_outputs(x), u)
-        return self.check.along_error(x, through, along, r, u=u)
+        return self.check.directional_error(x, through, along, r, u=u)
 
     def _value(self, f: Tensor, *x: PyTree) -> Tensor:
         return self.of(f, *map(plain_inputs, x)).flatten()

@@ -12,7 +12,7 @@ from estimators.errors import NoLastLayerError
 from estimators.models.kernels import differentiable
 from estimators.models.network import structural_copy
 from estimators.models.outputs import output_tensor
-from estimators.models.own_module import fresh
+from estimators.models.user_module import fresh
 from estimators.numerics.pytrees import PyTree, forward_arguments
 from estimators.numerics.reductions import is_finite
 from estimators.runtime.module_wrappers import unwrap_children_, unwrapped

@@ -47,7 +47,7 @@ class JacobianFactors:
         """Returns the factors in a dtype."""
         return JacobianFactors(self.inputs.to(dtype), self.slopes.to(dtype))
 
-    def at_one_place(self) -> JacobianFactors:
+    def at_single_position(self) -> JacobianFactors:
         """Itself, where T = 1. Errors: UnsupportedError."""
         if self.inputs.shape[1] != 1:
             raise _not_alike(f"rows that apply one to {self.inputs.shape[1]} places")
@@ -115,9 +115,9 @@ class LayerwiseJacobian:
     def no_weight_sharing(self) -> bool:
         """Whether most parameters are in maps, and on the last row looked at each map was applied to one place."""
         uses = [use for use in self._uses if use.map.weight in self.maps]
-        at_one_place = all(len(use.inputs) == 1 for use in uses)
+        at_single_position = all(len(use.inputs) == 1 for use in uses)
         in_maps = sum(o * e for o, e in (linear.shape for linear in self.maps.values()))
-        once = at_one_place and sorted(use.map.weight for use in uses) == sorted(self.maps)
+        once = at_single_position and sorted(use.map.weight for use in uses) == sorted(self.maps)
         return once and 2 * in_maps >= self.network.n_parameters
 
     def bytes_a_row(self) -> dict[str, int]:
@@ -172,7 +172,7 @@ class LayerwiseJacobian:
         if not check.due(FACTORS, x, cotangents.shape[1]):
             return
         c = check.random(cotangents[..., 0])
-        apart = self.network.slope_error(x, torch.einsum("mk,mkc->mc", c, cotangents), self._contracted(rows, c))
+        apart = self.network.gradient_error(x, torch.einsum("mk,mkc->mc", c, cotangents), self._contracted(rows, c))
         if apart.within(check.tolerance()):
             check.seen(FACTORS, n_rows(x), apart.error)
             return
@@ -186,7 +186,7 @@ class LayerwiseJacobian:
             weighted = factors.slopes * c[:, :, None, None].to(factors.slopes)
             layout.put(total, name, torch.einsum("mkto,mte->oe", weighted, factors.inputs).to(total))
         if self.rest:
-            total[layout.rest_index.to(total.device)] = torch.einsum("mk,mkp->p", c.to(rows.rest), rows.rest).to(total)
+            total[layout.other_index.to(total.device)] = torch.einsum("mk,mkp->p", c.to(rows.rest), rows.rest).to(total)
         return total
 
     def _one(self, row: PyTree, cotangents: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:

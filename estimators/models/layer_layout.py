@@ -27,7 +27,7 @@ class Layout:
         return {"maps": [asdict(linear) for linear in self.maps.values()], "rest": self.rest}
 
     @classmethod
-    def described(cls, subset: Subset, description: dict[str, Any]) -> Layout:
+    def from_description(cls, subset: Subset, description: dict[str, Any]) -> Layout:
         """From `description()`."""
         return cls(
             subset, {content["weight"]: LinearMap(**content) for content in description["maps"]}, description["rest"]
@@ -55,12 +55,12 @@ class Layout:
         if linear.bias is not None:
             theta[..., places[linear.bias]] = matrix[..., -1]
 
-    def rest_of(self, theta: Tensor) -> Tensor:
+    def other_entries(self, theta: Tensor) -> Tensor:
         """The entries of the rest, (..., P_rest)."""
-        return theta[..., self.rest_index]
+        return theta[..., self.other_index]
 
     @property
-    def rest_index(self) -> Tensor:
+    def other_index(self) -> Tensor:
         """Their places in θ."""
         places = [torch.arange(place.start, place.stop) for place in map(self.subset.slices.__getitem__, self.rest)]
         return torch.cat([torch.arange(0), *places])

@@ -22,11 +22,11 @@ from estimators.models.derivative_routes import BY_IDENTITY, BY_NAME, FAILURES, 
 from estimators.models.fused_kernels import make_differentiable
 from estimators.models.kernels import differentiable
 from estimators.models.outputs import output_tensor
-from estimators.models.own_module import OwnModule, fresh
 from estimators.models.parameter_swap import ParameterSwap
 from estimators.models.self_check import DISPLACED, OUTPUTS, Disagreement, SelfCheck
 from estimators.models.structural_copy import structural_copy
 from estimators.models.subsets import Subset
+from estimators.models.user_module import UserModule, fresh
 from estimators.models.working_dtype import in_dtype, is_converted, working_dtype
 from estimators.numerics.pytrees import PyTree, forward_arguments, n_rows, row_as_batch, select_rows, tensors_of
 from estimators.numerics.vectorize import over_rows
@@ -62,7 +62,7 @@ class Network:
         names: Sequence[str],
         *,
         dtype: torch.dtype | None = None,
-        stored: OwnModule | None = None,
+        stored: UserModule | None = None,
     ) -> None:
         dtype = working_dtype(model) if dtype is None else dtype
         self.module = in_dtype(unwrap_children_(structural_copy(unwrapped(model))), dtype)
@@ -75,13 +75,16 @@ class Network:
         self.frozen = {name: p for name, p in parameters.items() if name not in self.subset.shapes}
         self.pass_counter = PassCounter()
         if self._stored is None:
-            self.check = SelfCheck(OwnModule(model, self.subset), self.subset, self.pass_counter)
+            self.check = SelfCheck(UserModule(model, self.subset), self.subset, self.pass_counter)
         else:  # a copy in the dtype of the computation is compared with closely, the module itself roughly
-            own, stored = OwnModule(structural_copy(self.module), self.subset), stored or OwnModule(model, self.subset)
+            own, stored = (
+                UserModule(structural_copy(self.module), self.subset),
+                stored or UserModule(model, self.subset),
+            )
             self.check = SelfCheck(own, self.subset, self.pass_counter, stored)
         self.routes = DerivativeRoutes()
 
-    def counted_anew(self) -> Network:
+    def with_own_counter(self) -> Network:
         """The same function with the routes that were found, and a ledger of its own."""
         other = copy.copy(self)
         other.pass_counter = PassCounter()
@@ -137,7 +140,7 @@ class Network:
     def shaped_outputs(self, x: PyTree) -> Tensor:
         """f(θ̂, x) as the model gives it, (B, ...), without a graph: by the module, whose weights are θ̂."""
         self.pass_counter.forward(n_rows(x))
-        if self.routes.outputs_by_own_module:
+        if self.routes.outputs_by_user_module:
             return self.check.own.outputs(x).to(self.theta.dtype)
         given = self._protected(x)
         arguments, keywords = forward_arguments(given)
@@ -170,7 +173,7 @@ class Network:
 
     def _outputs_of_own_module(self, x: PyTree, error: Exception) -> Tensor:
         f = self.check.own.outputs(x)
-        self.routes.outputs_by_own_module = True
+        self.routes.outputs_by_user_module = True
         reason = f"cannot be computed ({type(error).__name__}: {error})"
         self.check.give_up(OUTPUTS, "those of a copy of the module", reason, instead="the module itself is called")
         return f
@@ -212,7 +215,7 @@ class Network:
                 remedy="fit again after changing hooks, attributes or submodules; load around the fitted network.",
             )
         if not torch.equal(own, f):
-            self.routes.outputs_by_own_module = True
+            self.routes.outputs_by_user_module = True
             reason = "differ from those of the module"
             self.check.give_up(OUTPUTS, "those of a copy of the module", reason, instead="the module itself is called")
         return own
@@ -221,7 +224,7 @@ class Network:
         """`check_batch` at a query. Raises ModelChangedError for a module that is another function by now."""
         return self.check_batch(x, f, what=QUERY)
 
-    def data_seen(self, n_data: int) -> None:
+    def record_training_rows(self, n_data: int) -> None:
         """The training rows have been seen: their number is known, and what the forward does to its inputs."""
         self.check.n_data = n_data
         if self.routes.writes_inputs is None:
@@ -238,13 +241,13 @@ class Network:
             self.pass_counter.backward(n_rows(x))
         self.check.seen(DISPLACED, n_rows(x), 0.0)
 
-    def check_exchanged(self, x: PyTree, tensors: dict[str, Tensor], trained: nn.Module) -> None:
+    def check_parameter_swap(self, x: PyTree, tensors: dict[str, Tensor], trained: nn.Module) -> None:
         """Check that these tensors, by name, make this network the `trained` one at x.
 
         Raises:
             ModelError: they do not, so that a network cannot be kept as its tensors.
         """
-        expected = OwnModule(trained, self.subset).outputs(x).flatten(1)
+        expected = UserModule(trained, self.subset).outputs(x).flatten(1)
         for swap in (BY_IDENTITY, BY_NAME):  # by identity first: no use of a tensor is missed, whatever the inputs
             self.routes.swap = swap
             with torch.no_grad(), self.check.counted():
@@ -278,7 +281,7 @@ class Network:
     def jvp(self, x: PyTree, vectors: Tensor) -> Tensor:
         """J v for each of vectors (K, P): (K, B, C)."""
         parts, lengths = [], set[int]()
-        for some in vectors.split(self.vectors_at_once):
+        for some in vectors.split(self.vectors_per_call):
             count = 0
             if len(some) not in lengths and self.check.due("J v", x, len(some)):
                 # What a vmap rule does may depend on how many vectors there are: as many, once for each kind.
@@ -318,7 +321,7 @@ class Network:
         return along, products
 
     def _along_error(self, x: PyTree, u: Tensor, along: Tensor, r: Tensor) -> Disagreement:
-        return self.check.along_error(x, u, along, r)
+        return self.check.directional_error(x, u, along, r)
 
     def _forward_mode(self, x: PyTree, vectors: Tensor) -> Tensor:
         def one(v: Tensor) -> Tensor:
@@ -356,7 +359,7 @@ class Network:
         u = cotangents(f)
         total = self.theta.new_zeros(len(u), self.n_parameters) if total is None else total
         lengths = set[int]()
-        for part, some in zip(total.split(self.vectors_at_once), u.split(self.vectors_at_once), strict=True):
+        for part, some in zip(total.split(self.vectors_per_call), u.split(self.vectors_per_call), strict=True):
             is_due = len(some) not in lengths and self.check.due(what, x, len(some))
             lengths.add(len(some))
             products = self._pulled(what, x, some, pulls, is_due=is_due)
@@ -369,7 +372,7 @@ class Network:
 
         def difference(products: Tensor) -> Disagreement:
             c = self.check.random(products[:, 0])
-            return self.slope_error(x, torch.tensordot(c.to(u), u, dims=1), c @ products)
+            return self.gradient_error(x, torch.tensordot(c.to(u), u, dims=1), c @ products)
 
         self.pass_counter.backward(len(u) * n_rows(x))
         routes = [
@@ -383,11 +386,11 @@ class Network:
         f, products = self.check.own.outputs_and_vjp(x, lambda f: cotangents(f.to(dtype)))
         return f.to(dtype), products.to(dtype)
 
-    def slope_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
+    def gradient_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
         """How far `product` is from Jᵀu (P,) by plain autograd, for u (B, C); over the parameters `names` only."""
-        return self.check.slope_error(x, u, product, names)
+        return self.check.gradient_error(x, u, product, names)
 
-    def slope_of(self, x: PyTree, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    def gradient_of(self, x: PyTree, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """∇ of a scalar loss of the outputs f (B, C) at θ̂: (P,), by Jᵀ(∂loss/∂f)."""
 
         def by_outputs(f: Tensor) -> Tensor:
@@ -404,7 +407,7 @@ class Network:
             UnsupportedError: an operation of the network cannot be differentiated twice.
         """
         parts, lengths = [], set[int]()
-        for some in vectors.split(self.vectors_at_once):
+        for some in vectors.split(self.vectors_per_call):
             is_due = len(some) not in lengths and self.check.due("Hessian products", x, len(some))
             lengths.add(len(some))
             parts.append(self._hessian_product(x, loss, some, is_due=is_due))
@@ -462,7 +465,7 @@ class Network:
 
         def difference(jacobian: Tensor) -> Disagreement:
             u = self.check.cotangent(x, jacobian[..., 0])
-            return self.slope_error(x, u, torch.einsum("bc,bcp->p", u, jacobian))
+            return self.gradient_error(x, u, torch.einsum("bc,bcp->p", u, jacobian))
 
         return difference
 
@@ -478,7 +481,7 @@ class Network:
         return jacobian
 
     @property
-    def vectors_at_once(self) -> int:
+    def vectors_per_call(self) -> int:
         """How many parameter vectors are worth pushing through one vectorised call."""
         every = self.n_parameters + sum(p.numel() for p in self.frozen.values())  # activations grow with all of them
         return max(1, _VECTORISED_ELEMENTS // every)

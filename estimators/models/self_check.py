@@ -26,8 +26,8 @@ from torch.utils import _pytree as pytree
 
 from estimators.errors import DependentRowsError, DerivativeRouteWarning, ModelError
 from estimators.models.known_gradients import KnownGradients
-from estimators.models.own_module import OwnModule
 from estimators.models.subsets import Subset
+from estimators.models.user_module import UserModule
 from estimators.numerics.pytrees import PyTree, Shared, n_rows, select_rows
 from estimators.runtime.pass_counter import SELF_CHECK, PassCounter
 
@@ -78,13 +78,13 @@ class SelfCheck:
     """
 
     def __init__(
-        self, own: OwnModule, subset: Subset, pass_counter: PassCounter, stored: OwnModule | None = None
+        self, own: UserModule, subset: Subset, pass_counter: PassCounter, stored: UserModule | None = None
     ) -> None:
         self.own, self.subset, self.stored = own, subset, stored
         self.own.pass_counter = pass_counter
         self.report = DerivativeReport()
         self.n_data, self.fitting = 0, False
-        self.slope_seen = self._slope_wanted = False
+        self.gradient_seen = self._slope_wanted = False
         self._kinds: dict[str, set[object]] = {}
         self._generator = torch.Generator().manual_seed(0)
         self._known = KnownGradients()
@@ -171,7 +171,7 @@ class SelfCheck:
             self._known.keep(x, u, g)
         return g
 
-    def slope_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
+    def gradient_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
         """How far `product` (P,) is from Jᵀu by plain autograd, for u (B, C)."""
         g = self._gradient(x, u, names)
         self._check_finite(g)
@@ -187,7 +187,7 @@ class SelfCheck:
         rough = _worst(entries, product, stored)
         return found if rough.within(TOLERANCE.get(self.stored.coarsest_dtype, 0.1)) else rough
 
-    def along_error(
+    def directional_error(
         self, x: PyTree, cotangent: Tensor, along: Tensor, r: Tensor, *, u: Tensor | None = None
     ) -> Disagreement:
         """How far ⟨u, along⟩ of along = J r (B, C) is from ⟨g, r⟩, r (P,), in units of the norm of its terms.
@@ -264,9 +264,9 @@ class SelfCheck:
         if min(errors) > _DISPLACED.get(theta.dtype, 0.2):
             raise _not_displaceable(f"outputs that differ from it by {min(errors):.2g}")
 
-    def check_slope(self) -> None:
+    def check_gradient(self) -> None:
         """ModelError where slopes were compared, and no gradient has reached any chosen parameter."""
-        if self.enabled and self._slope_wanted and not self.slope_seen:
+        if self.enabled and self._slope_wanted and not self.gradient_seen:
             raise ModelError(
                 "outputs with a gradient with respect to the chosen parameters",
                 received="a gradient of exactly 0 at every row (outputs detached, or computed under torch.no_grad())",
@@ -276,10 +276,10 @@ class SelfCheck:
 
     def _see_slope(self, u: Tensor, g: Tensor) -> None:
         """Enter whether a gradient g arrives for a cotangent u that is not 0; at a query it has to."""
-        self.slope_seen = self.slope_seen or bool(g.any())
+        self.gradient_seen = self.gradient_seen or bool(g.any())
         self._slope_wanted = self._slope_wanted or bool(u.any())
         if not self.fitting:
-            self.check_slope()
+            self.check_gradient()
 
     def _check_finite(self, g: Tensor) -> None:
         if not bool(torch.isfinite(g).all()):

@@ -90,7 +90,7 @@ class GradientCorrectedLoss(LabelLoss):
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
         with network.pass_counter.part("targets"):
-            return batch.y, network.slope_of(batch.x, partial(_nll, self.likelihood, batch.y))
+            return batch.y, network.gradient_of(batch.x, partial(_nll, self.likelihood, batch.y))
 
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
         labels, slope = targets
@@ -178,7 +178,7 @@ class Objective:
         if type(self.data_term) is LabelLoss and theta is self.theta:
             with self.network.check.on_training_rows():
                 for batch in self.process_group.parts(self.batches):
-                    total += self.network.slope_of(batch.x, partial(_nll, self.likelihood, batch.y))
+                    total += self.network.gradient_of(batch.x, partial(_nll, self.likelihood, batch.y))
             return self.process_group.total(total).addcmul_(self.prior.precision, theta - self.prior.mean)
         for batch, targets in self.with_targets():
             with differentiable(), self.network.pass_counter.transformed(backward=1):

@@ -94,10 +94,10 @@ class SampleANormErrors:
         """The same after a solve in other `coordinates`, from u alone: b − A u = leftᵀ Q, along the next block Q."""
         n, from_prior = prior_energy(perturbation, delta)
         u, unit = solved.solution, coordinates.unit  # of the prior
-        linear = dots(u, coordinates.right(perturbation.direction))
-        quadratic = linear - (inner(u, solved.next_block) * solved.left.T).sum(1)
+        linear = dots(u, coordinates.whiten_rhs(perturbation.direction))
+        quadratic = linear - (inner(u, solved.next_block) * solved.residual_coefficients.T).sum(1)
         held = dots(u, u, delta) if coordinates.scale is None else unit * dots(u, u)
-        left = solved.left.square().sum(0)
+        left = solved.residual_coefficients.square().sum(0)
         bound = left / unit if unit > 0 else torch.full_like(left, math.inf)
         return cls(torch.stack([from_prior, linear, quadratic, held, bound], 1), n)
 

@@ -53,7 +53,7 @@ class RaoBlackwellBlock:
     @classmethod
     def restored(cls, network: Network, cholesky: Tensor, description: dict[str, str | None]) -> RaoBlackwellBlock:
         """From `state()`."""
-        head = LastLayer.described(network, description)
+        head = LastLayer.from_description(network, description)
         shape = (head.n_outputs, head.n_features)
         return cls(head, FullLastLayer.factored(cholesky, shape))
 
@@ -86,15 +86,15 @@ class ComposedBlock(RaoBlackwellBlock):
         return cls(block.head, block.precision, ComposedNetwork(block.head.network, of))
 
     def variance(self, x: PyTree) -> Tensor:
-        return variance_by_covariance(self.network.slopes(x), super().covariance(x))
+        return variance_by_covariance(self.network.function_jacobian(x), super().covariance(x))
 
     def covariance(self, x: PyTree) -> Tensor:
-        slopes = self.network.slopes(x)
+        slopes = self.network.function_jacobian(x)
         return slopes @ super().covariance(x) @ slopes.transpose(1, 2)
 
     def response(self, coefficients: Tensor, x: PyTree) -> Tensor:
         response = super().response(coefficients, x)
-        return torch.einsum("mdc,kmc->kmd", self.network.slopes(x).to(response.dtype), response)
+        return torch.einsum("mdc,kmc->kmd", self.network.function_jacobian(x).to(response.dtype), response)
 
 
 def find_rao_blackwell_block(objective: Objective, choice: str | None) -> tuple[RaoBlackwellBlock | None, str]:

@@ -8,7 +8,7 @@ from estimators.curvature.dense.dual import DualPrecision
 from estimators.curvature.krylov.block_cg import block_cg
 from estimators.curvature.krylov.block_lanczos import krylov_basis
 from estimators.curvature.krylov.cg_precision import CGPrecision
-from estimators.curvature.krylov.definiteness import refuse_indefinite_product
+from estimators.curvature.krylov.definiteness import check_positive_definite
 from estimators.errors import ConvergenceError, IndefiniteHessianError, UnsupportedError
 from estimators.numerics.reductions import combine_, dots, inner, orthonormalise_
 
@@ -165,14 +165,14 @@ def test_a_bounded_basis_keeps_what_it_has_solved_for(monkeypatch):
     assert float(rest.norm() / (w @ a).norm()) < 1e-9
 
 
-@pytest.mark.parametrize("energy_tol", [1e-1, 1e-3, 1e-6])
-def test_an_energy_tolerance_bounds_the_error_of_the_quadratic_form(energy_tol):
+@pytest.mark.parametrize("a_norm_tol", [1e-1, 1e-3, 1e-6])
+def test_an_energy_tolerance_bounds_the_error_of_the_quadratic_form(a_norm_tol):
     a, b = matrix(SPECTRA["well conditioned"]), vectors(3)  # A ⪰ I
-    solved = block_cg(product_of(a), b, tol=1e-12, energy_tol=energy_tol)
+    solved = block_cg(product_of(a), b, tol=1e-12, a_norm_tol=a_norm_tol)
     exact = (b * torch.linalg.solve(a, b.T).T).sum(1)
     error = 1 - (b * solved.solution).sum(1) / exact
     assert bool((error >= -1e-10).all())
-    assert bool((error <= energy_tol).all())
+    assert bool((error <= a_norm_tol).all())
     assert solved.iterations < block_cg(product_of(a), b, tol=1e-12).iterations
 
 
@@ -228,14 +228,14 @@ def test_a_singular_or_indefinite_matrix_is_refused_by_its_products(smallest):
     spectrum = SPECTRA["well conditioned"].clone()
     spectrum[3] = smallest
     with pytest.raises(IndefiniteHessianError) as caught:
-        refuse_indefinite_product(product_of(matrix(spectrum)), vectors(1)[0])
+        check_positive_definite(product_of(matrix(spectrum)), vectors(1)[0])
     assert caught.value.smallest == pytest.approx(smallest, abs=1e-12)
     assert caught.value.largest == pytest.approx(5.0)
 
 
 @spectra
 def test_a_definite_matrix_is_let_through(spectrum):
-    refuse_indefinite_product(product_of(matrix(spectrum)), vectors(1)[0])
+    check_positive_definite(product_of(matrix(spectrum)), vectors(1)[0])
 
 
 def rows_and_prior():
@@ -359,7 +359,7 @@ def test_after_its_iterations_it_asks_with_what_it_has_whether_to_go_on(start):
         seen.append(solved.iterations)
         return solved.iterations < 5
 
-    solved = block_cg(product_of(a), b, start=start, max_iter=3, must_converge=False, go_on=until_the_fifth)
+    solved = block_cg(product_of(a), b, start=start, max_iter=3, must_converge=False, should_continue=until_the_fifth)
     assert seen == [3, 4, 5]
     assert solved.iterations == 5
     plain = block_cg(product_of(a), b, start=start, max_iter=5, must_converge=False)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from estimators import LastLayerLaplace, LinearizedLaplace, LinearResponse, RegVar
-from estimators.curvature.sizes import dense_bytes, dual_bytes, streamed_bytes
+from estimators.curvature.sizes import dense_bytes, dual_bytes, matrix_free_bytes
 from estimators.diagnostics import CHECKS, QUICK, diagnose
 from estimators.errors import OptionError
 from estimators.models.layer_jacobians import LayerwiseJacobian
@@ -219,7 +219,7 @@ def test_the_memory_of_the_exact_forms_is_what_the_forms_themselves_refuse_by(wi
     costs = {cost.estimator: cost.bytes_needed for cost in looked_at(problem, "cost").costs}
     layers = LayerwiseJacobian(objective.network, next(iter(objective.batches)).x)
     forms = {"cholesky": dense_bytes(objective), "dual": dual_bytes(objective, layers)}
-    for inverse, needed in (forms | {"streamed": streamed_bytes(objective)}).items():
+    for inverse, needed in (forms | {"matrix_free_dual": matrix_free_bytes(objective)}).items():
         assert costs[f'LinearizedLaplace(inverse="{inverse}")'] == needed
 
 
@@ -227,7 +227,7 @@ def test_forms_that_divide_by_the_prior_are_left_out_where_it_is_0(make_problem)
     diagnosis = looked_at(make_problem(), "cost", prior_precision={"*bias": 0.0, "*": 2.0})
     listed = " ".join(cost.estimator for cost in diagnosis.costs)
     assert "cholesky" in listed
-    assert not any(form in listed for form in ("dual", "streamed", "lowrank"))
+    assert not any(form in listed for form in ("dual", "matrix_free_dual", "lowrank"))
 
 
 def test_what_does_not_fit_is_said_with_what_does(make_problem, monkeypatch):

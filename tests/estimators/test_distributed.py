@@ -92,12 +92,12 @@ def short_of_memory(accelerator):
 
     alone, free = variance(), objective.available_bytes
     objective.available_bytes = (lambda _: 1) if accelerator.process_index else free
-    thinned, thin = [], BlockLanczos.thin
-    BlockLanczos.thin = lambda cycle: (thinned.append(cycle.rank), thin(cycle))
+    thinned, thin = [], BlockLanczos.thick_restart
+    BlockLanczos.thick_restart = lambda cycle: (thinned.append(cycle.rank), thin(cycle))
     try:
         together = variance(accelerator=accelerator)
     finally:
-        objective.available_bytes, BlockLanczos.thin = free, thin
+        objective.available_bytes, BlockLanczos.thick_restart = free, thin
     assert thinned
     assert torch.allclose(alone, together, rtol=1e-7)
 

@@ -107,7 +107,7 @@ def test_another_fit_at_the_same_weights_scales_it(in_factors, make_problem):
     in_factors(chosen=True)
     fitted = fit(problem)
     vectors = torch.randn(3, fitted.theta_.numel(), dtype=torch.float64)
-    moved = fitted.data_curvature_.moved(fitted.objective_, 2.25).rows
+    moved = fitted.data_curvature_.rescaled(fitted.objective_, 2.25).rows
     assert close(moved.times(vectors), 1.5 * fitted.data_curvature_.rows.times(vectors))
 
 
@@ -275,7 +275,7 @@ def test_auto_goes_on_where_later_batches_have_whole_rows_only(monkeypatch):
     model, generator = Summed().double(), torch.Generator().manual_seed(1)
     shapes = ((4, 1, 4), (60, 2, 4))
     loader = [(torch.randn(s, generator=generator, dtype=torch.float64), torch.arange(s[0]) % 3) for s in shapes]
-    for module in ("objective", "memory"):
+    for module in ("objective.objective", "runtime.memory"):
         monkeypatch.setattr(f"estimators.{module}.available_bytes", lambda _: 5_000_000)
     fitted = LinearizedLaplace(model, "classification", prior_precision=2.0).fit(loader)
     assert fitted.inverse_ == "cg"

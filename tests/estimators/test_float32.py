@@ -74,7 +74,7 @@ def laplace(**options):
 
 CLOSED = {
     **{f"last layer, {structure}": last_layer(structure) for structure in ("full", "kron", "diag")},
-    **{inverse: laplace(inverse=inverse) for inverse in ("cholesky", "dual", "streamed", "cg", "auto")},
+    **{inverse: laplace(inverse=inverse) for inverse in ("cholesky", "dual", "matrix_free_dual", "cg", "auto")},
     **{s: laplace(hessian_structure=s) for s in ("kron", "ekfac", "diag", "lowrank")},
     "subset": laplace(subset_of_weights="last_layer", inverse="cholesky"),
 }

@@ -234,7 +234,7 @@ def jacobian_of_pairs(model, x):
 
 
 ROUTES = {
-    **{inverse: {"inverse": inverse} for inverse in ("cholesky", "dual", "streamed", "cg", "auto")},
+    **{inverse: {"inverse": inverse} for inverse in ("cholesky", "dual", "matrix_free_dual", "cg", "auto")},
     "diag": {"hessian_structure": "diag"},
 }
 

@@ -64,14 +64,14 @@ def test_the_dtype_of_the_model_is_that_of_the_variance(dtype, make_problem):
     exact = fit(problem, inverse="cholesky").variance(problem.query)
     problem.model.to(dtype)
     problem.x, problem.query = problem.x.to(dtype), problem.query.to(dtype)
-    for inverse in ("cholesky", "dual", "streamed", "cg"):
+    for inverse in ("cholesky", "dual", "matrix_free_dual", "cg"):
         found = fit(problem, inverse=inverse).variance(problem.query)
         assert found.dtype == dtype
         assert torch.allclose(found.double(), exact, rtol=2e-3 if dtype == torch.float32 else 1e-8)
 
 
 @pytest.mark.parametrize(("sigma", "delta"), [(0.05, 1e-2), (0.01, 1e-3)])
-@pytest.mark.parametrize("route", ["cholesky", "dual", "streamed", "cg", "last layer"])
+@pytest.mark.parametrize("route", ["cholesky", "dual", "matrix_free_dual", "cg", "last layer"])
 def test_little_noise_and_a_weak_prior_cost_single_precision_no_digits(route, sigma, delta, make_problem):
     """The variance is then a remainder of 1e-6 of the prior's: what float32 algebra loses."""
     model = nn.Sequential(nn.Linear(10, 50), nn.Tanh(), nn.Linear(50, 1))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from estimators import LinearizedLaplace
-from estimators.curvature.layerwise import matrix_free_dual as streamed_dual
+from estimators.curvature.layerwise import matrix_free_dual
 from estimators.errors import NonDeterministicError, NotFittedError, OptionError, TooLargeError
 
 
@@ -52,26 +52,26 @@ def close(a, b):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_it_answers_as_the_form_that_keeps_its_rows(name, kept, make_problem, monkeypatch):
     problem = PROBLEMS[name](make_problem)
-    monkeypatch.setattr(streamed_dual, "_KEPT_BYTES", kept)
-    dual, streamed = fit(problem, "dual"), fit(problem, "streamed")
-    assert streamed.inverse_ == "streamed"
-    assert close(streamed.variance(problem.query), dual.variance(problem.query))
-    assert close(streamed.covariance(problem.query), dual.covariance(problem.query))
-    assert close(streamed.log_marginal_likelihood(), dual.log_marginal_likelihood())
-    vectors = torch.randn(2, streamed.theta_.numel(), dtype=torch.float64)
-    assert close(streamed.precision_.solve(vectors), dual.precision_.solve(vectors))
+    monkeypatch.setattr(matrix_free_dual, "_KEPT_BYTES", kept)
+    dual, matrix_free = fit(problem, "dual"), fit(problem, "matrix_free_dual")
+    assert matrix_free.inverse_ == "matrix_free_dual"
+    assert close(matrix_free.variance(problem.query), dual.variance(problem.query))
+    assert close(matrix_free.covariance(problem.query), dual.covariance(problem.query))
+    assert close(matrix_free.log_marginal_likelihood(), dual.log_marginal_likelihood())
+    vectors = torch.randn(2, matrix_free.theta_.numel(), dtype=torch.float64)
+    assert close(matrix_free.precision_.solve(vectors), dual.precision_.solve(vectors))
 
 
 @pytest.mark.parametrize("delta", [7.0, {"0.*": 3.0, "*": 1.5}], ids=["a number", "by name"])
 def test_another_prior_is_that_of_a_new_fit(delta, make_problem):
     problem = make_problem()
-    fitted, anew = fit(problem, "streamed"), fit(problem, "dual", prior_precision=delta)
+    fitted, anew = fit(problem, "matrix_free_dual"), fit(problem, "dual", prior_precision=delta)
     assert close(fitted.log_marginal_likelihood(delta), anew.log_marginal_likelihood())
 
 
 def test_samples_have_the_covariance(make_problem):
     problem = make_problem()
-    fitted = fit(problem, "streamed")
+    fitted = fit(problem, "matrix_free_dual")
     f = fitted.predict(problem.query).mean
     samples = fitted.sample(problem.query, 4000) - f
     ratio = samples.square().mean(0) / fitted.variance(problem.query)
@@ -80,9 +80,9 @@ def test_samples_have_the_covariance(make_problem):
 
 def test_a_saved_fit_needs_the_data_again(make_problem, tmp_path):
     problem = make_problem()
-    fitted = fit(problem, "streamed")
+    fitted = fit(problem, "matrix_free_dual")
     fitted.save(tmp_path / "fit.safetensors")
-    options = {"prior_precision": problem.delta, "inverse": "streamed"}
+    options = {"prior_precision": problem.delta, "inverse": "matrix_free_dual"}
     loaded = LinearizedLaplace(problem.model, problem.likelihood, **options)
     loaded.load(tmp_path / "fit.safetensors")
     with pytest.raises(NotFittedError, match=r"attach"):
@@ -106,7 +106,7 @@ def test_rows_in_another_order_are_refused(make_problem, monkeypatch):
     problem = make_problem()
     monkeypatch.setattr("estimators.data.training_data._CACHE_BYTES", 0)
     loader = Turning(problem.loader)
-    options = {"prior_precision": problem.delta, "inverse": "streamed"}
+    options = {"prior_precision": problem.delta, "inverse": "matrix_free_dual"}
     with pytest.raises(NonDeterministicError, match=r"same order.*does not shuffle"):
         LinearizedLaplace(problem.model, problem.likelihood, **options).fit(loader).variance(problem.query)
 
@@ -114,17 +114,17 @@ def test_rows_in_another_order_are_refused(make_problem, monkeypatch):
 def test_it_is_taken_where_neither_rows_nor_matrix_fit(make_problem, monkeypatch):
     at_two_places = (nn.Unflatten(1, (2, 2)), nn.Linear(2, 90), nn.Tanh(), nn.Flatten(), nn.Linear(180, 3))
     problem = make_problem(model=nn.Sequential(*at_two_places), n=5)
-    monkeypatch.setattr(streamed_dual, "_KEPT_BYTES", 2**10)
+    monkeypatch.setattr(matrix_free_dual, "_KEPT_BYTES", 2**10)
     monkeypatch.setattr("estimators.objective.objective.available_bytes", lambda _: 2**17)
-    assert fit(problem, "auto").inverse_ == "streamed"
+    assert fit(problem, "auto").inverse_ == "matrix_free_dual"
 
 
 def test_what_it_cannot_do_is_refused(make_problem, monkeypatch):
     problem = make_problem()
     with pytest.raises(OptionError, match=r"positive prior_precision"):
-        fit(problem, "streamed", prior_precision={"*.bias": 0.0, "*": 2.0})
+        fit(problem, "matrix_free_dual", prior_precision={"*.bias": 0.0, "*": 2.0})
     with pytest.raises(OptionError, match=r"hessian"):
-        fit(problem, "streamed", curvature="hessian")
+        fit(problem, "matrix_free_dual", curvature="hessian")
     monkeypatch.setattr("estimators.runtime.memory.available_bytes", lambda _: 1000)
     with pytest.raises(TooLargeError, match=r"outputs of all rows"):
-        fit(problem, "streamed")
+        fit(problem, "matrix_free_dual")

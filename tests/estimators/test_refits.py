@@ -28,7 +28,7 @@ SHORT = FineTune(1e-3, recipe=Recipe(epochs=3, batch_size=7, optimizer="sgd", lr
 KEPT = {
     "cholesky": (LinearizedLaplace, {"inverse": "cholesky"}),
     "dual": (LinearizedLaplace, {"inverse": "dual"}),
-    "streamed": (LinearizedLaplace, {"inverse": "streamed"}),
+    "matrix_free_dual": (LinearizedLaplace, {"inverse": "matrix_free_dual"}),
     "products": (LinearizedLaplace, {"inverse": "cg"}),
     "kron": (LinearizedLaplace, {"hessian_structure": "kron"}),
     "ekfac": (LinearizedLaplace, {"hessian_structure": "ekfac"}),
@@ -125,7 +125,7 @@ def test_a_curvature_that_is_kept_costs_no_pass(name, make_problem):
     assert fitted.passes_ == spent > 0
 
 
-@pytest.mark.parametrize("name", ["cholesky", "dual", "streamed", "products", "diag", "lowrank", "last layer"])
+@pytest.mark.parametrize("name", ["cholesky", "dual", "matrix_free_dual", "products", "diag", "lowrank", "last layer"])
 def test_groups_of_other_priors_are_fitted_rightly(name, make_problem):
     problem = make_problem()
     groups = {"*.bias": 0.7, "*": 9.0}
@@ -168,7 +168,7 @@ def test_queries_of_a_new_fit_are_not_entered_for_the_old(name, make_problem):
     assert found.passes_ > new
 
 
-@pytest.mark.parametrize("name", ["streamed", "kron", "last layer"])
+@pytest.mark.parametrize("name", ["matrix_free_dual", "kron", "last layer"])
 def test_a_new_fit_can_be_saved_and_loaded(name, make_problem, tmp_path):
     problem = make_problem("regression")
     found = fit(name, problem).at_prior_precision(11.0).at_sigma_noise(1.7)
@@ -176,7 +176,7 @@ def test_a_new_fit_can_be_saved_and_loaded(name, make_problem, tmp_path):
     problem.likelihood = found.likelihood
     kind, own = KEPT[name]
     loaded = kind(problem.model, problem.likelihood, prior_precision=11.0, **own).load(tmp_path / "fit.safetensors")
-    if name == "streamed":
+    if name == "matrix_free_dual":
         loaded.attach(problem.loader)
     assert close(loaded.variance(problem.query), found.variance(problem.query))
 

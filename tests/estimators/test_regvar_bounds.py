@@ -301,7 +301,7 @@ def test_a_single_prior_precision_needs_no_other_coordinates(delta, unit, same):
     coordinates = PriorWhitening.of(delta)
     assert coordinates.unit == unit
     image = coordinates.product(lambda v: seen.append(v) or delta * v)(v)
-    assert [found is v for found in (coordinates.right(v), coordinates.into(v), seen[0])] == [same] * 3
+    assert [found is v for found in (coordinates.whiten_rhs(v), coordinates.whiten(v), seen[0])] == [same] * 3
     if unit:
         assert torch.allclose(image, unit * v)
         assert torch.allclose(coordinates.whitener * v, delta.rsqrt())

@@ -23,7 +23,7 @@ from estimators.models import Network
 from estimators.models.jacobians import _BackpackRows
 from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.network import _Pulls
-from estimators.models.own_module import OwnModule
+from estimators.models.user_module import UserModule
 
 DELTA, N, BATCH = 1.7, 23, 9
 MARK = 7.0  # the first feature of the one row in which derivatives are broken
@@ -315,9 +315,9 @@ def test_a_right_network_has_no_disagreement_and_every_row_compared():
 
 def test_all_kinds_of_products_share_one_gradient_of_each_batch(monkeypatch):
     differentiated = []
-    vjp = OwnModule.vjp
+    vjp = UserModule.vjp
     monkeypatch.setattr(
-        OwnModule, "vjp", lambda own, x, u, *names: differentiated.append(len(x)) or vjp(own, x, u, *names)
+        UserModule, "vjp", lambda own, x, u, *names: differentiated.append(len(x)) or vjp(own, x, u, *names)
     )
     fitted = RegVar(network(), "classification", solver=LinearResponse(), regularizer=PosteriorDraws(4)).fit(rows())
     compared = fitted.fit_report_.derivatives.rows

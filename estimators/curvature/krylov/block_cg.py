@@ -17,13 +17,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from estimators.curvature.krylov.block_lanczos import BlockLanczos, Free, Product
+from estimators.curvature.krylov.block_lanczos import BlockLanczos, FreeBytes, Product
 from estimators.errors import ConvergenceError, IllConditionedError
 from estimators.numerics.reductions import dots, norms
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.persistence.state import Learned
 
-__all__ = ["BlockSolution", "GoOn", "block_cg", "check_condition", "products_are_accurate"]
+__all__ = ["BlockSolution", "ShouldContinue", "block_cg", "check_condition", "products_are_accurate"]
 
 _MOST_CONDITIONED = 5e4
 """‖T‖ over the smallest eigenvalue up to which products in float32 are accurate enough.
@@ -42,7 +42,7 @@ class BlockSolution:
     """
 
     solution: Tensor
-    left: Tensor
+    residual_coefficients: Tensor
     residuals: Tensor
     iterations: int
     products: int
@@ -58,10 +58,10 @@ class BlockSolution:
     @property
     def remainder(self) -> Tensor:
         """b − A u, (K, P)."""
-        return self.left.T.to(self.basis.dtype) @ self.next_block
+        return self.residual_coefficients.T.to(self.basis.dtype) @ self.next_block
 
 
-GoOn = Callable[[BlockSolution], bool]
+ShouldContinue = Callable[[BlockSolution], bool]
 """What there is -> whether there should be another iteration."""
 
 
@@ -71,20 +71,20 @@ def block_cg(
     *,
     start: Tensor | None = None,
     tol: float = 1e-6,
-    energy_tol: float = 0.0,
+    a_norm_tol: float = 0.0,
     max_iter: int = 1000,
     must_converge: bool = True,
-    go_on: GoOn | None = None,
+    should_continue: ShouldContinue | None = None,
     checkpoint: Checkpoint | None = None,
-    free: Free | None = None,
+    free_bytes: FreeBytes | None = None,
     smallest: float | None = None,
 ) -> BlockSolution:
     """Solve A u = b for right_hand_sides (K, P), from `start` (K, P) or zero, to ‖b − A u‖ ≤ tol ‖b‖.
 
     With energy_tol > 0, ‖b − A u‖² ≤ energy_tol·bᵀu is enough, too: where A ⪰ m, then bᵀu is within energy_tol/m of
-    bᵀA⁻¹b. The basis is bounded by 4 GiB and a third of the memory that is `free`: beyond it, its leading half is
+    bᵀA⁻¹b. The basis is bounded by 4 GiB and a third of the memory that is `free_bytes`: beyond it, its leading half is
     kept. With a `checkpoint` it goes on from the last iteration kept.
-    After `max_iter` iterations `go_on` is asked before each further one.
+    After `max_iter` iterations `should_continue` is asked before each further one.
     With `smallest`, a number that no eigenvalue of A is below (0 where none is known), products in another dtype than
     float64 are checked to be accurate enough for A.
     Errors: IndefiniteHessianError where T has a negative eigenvalue; IllConditionedError; ConvergenceError after the
@@ -93,11 +93,13 @@ def block_cg(
     checkpoint = checkpoint or Checkpoint()
     saved = checkpoint.load()
     if saved is not None:
-        solve = _Solve.resumed(product, right_hand_sides, tol, energy_tol, saved, free)
+        solve = _Solve.resumed(product, right_hand_sides, tol, a_norm_tol, saved, free_bytes)
     else:  # room for what will be needed, where that is known
         blocks = {} if must_converge else {"blocks": max_iter + 1}
-        solve = _Solve.begun(product, right_hand_sides, tol, energy_tol, start, free, **blocks)
-    while not solve.done and (solve.iterations < max_iter or (go_on is not None and go_on(solve.solved))):
+        solve = _Solve.begun(product, right_hand_sides, tol, a_norm_tol, start, free_bytes, **blocks)
+    while not solve.done and (
+        solve.iterations < max_iter or (should_continue is not None and should_continue(solve.solved))
+    ):
         solve.step(smallest)
         checkpoint.save(solve.state)
     solved = solve.solved
@@ -116,7 +118,7 @@ class _Solve:
 
     b: Tensor
     tol: float
-    energy_tol: float
+    a_norm_tol: float
     begin: Tensor | None
     cycle: BlockLanczos
     iterations: int = 0
@@ -128,24 +130,24 @@ class _Solve:
         product: Product,
         b: Tensor,
         tol: float,
-        energy_tol: float,
+        a_norm_tol: float,
         start: Tensor | None,
-        free: Free | None,
+        free_bytes: FreeBytes | None,
         **room: int,
     ) -> Self:
         """At `start`."""
         residual = b if start is None else product(start).neg_().add_(b)
-        cycle = BlockLanczos(product, residual, free=free, **room)
-        return cls(b, tol, energy_tol, start, cycle, products=0 if start is None else len(start))
+        cycle = BlockLanczos(product, residual, free_bytes=free_bytes, **room)
+        return cls(b, tol, a_norm_tol, start, cycle, products=0 if start is None else len(start))
 
     @classmethod
     def resumed(
-        cls, product: Product, b: Tensor, tol: float, energy_tol: float, saved: Learned, free: Free | None
+        cls, product: Product, b: Tensor, tol: float, a_norm_tol: float, saved: Learned, free_bytes: FreeBytes | None
     ) -> Self:
         """From `state()`."""
         tensors = {name: tensor.to(b.device) for name, tensor in saved[0].items()}
-        cycle = BlockLanczos.restored(product, tensors, free=free)
-        return cls(b, tol, energy_tol, tensors.get("u"), cycle, saved[1]["iterations"], saved[1]["products"])
+        cycle = BlockLanczos.restored(product, tensors, free_bytes=free_bytes)
+        return cls(b, tol, a_norm_tol, tensors.get("u"), cycle, saved[1]["iterations"], saved[1]["products"])
 
     def state(self) -> Learned:
         begin = {} if self.begin is None else {"u": self.begin}
@@ -156,7 +158,7 @@ class _Solve:
         """One iteration; `smallest` as `block_cg` takes it."""
         if self.cycle.full():
             self.begin = self.solution
-            self.cycle.thin()
+            self.cycle.thick_restart()
         self.cycle.extend()
         if smallest is not None:
             check_condition(self.cycle.projected, smallest, self.b.dtype)
@@ -180,14 +182,14 @@ class _Solve:
         cycle = self.cycle
         residuals, products = cycle.residual_norms() / norms(self.b), self.products + cycle.products
         space = (cycle.extended, cycle.projected, cycle.full_coupling())
-        return BlockSolution(self.solution, cycle.left, residuals, self.iterations, products, *space)
+        return BlockSolution(self.solution, cycle.residual_coefficients, residuals, self.iterations, products, *space)
 
     def _within(self) -> Tensor:
         """The residuals that will do, (K,)."""
         relative = self.tol * norms(self.b)
-        if not self.energy_tol:
+        if not self.a_norm_tol:
             return relative
-        return torch.maximum(relative, (self.energy_tol * dots(self.b, self.solution).clamp_min(0)).sqrt())
+        return torch.maximum(relative, (self.a_norm_tol * dots(self.b, self.solution).clamp_min(0)).sqrt())
 
 
 def products_are_accurate(dtype: torch.dtype, *, largest: float, smallest: float) -> bool:

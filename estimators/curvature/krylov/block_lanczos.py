@@ -14,11 +14,11 @@ from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.reductions import combine_, inner, orthonormalise_
 from estimators.runtime.memory import available_bytes
 
-__all__ = ["BlockLanczos", "Free", "Product", "krylov_basis", "krylov_relation"]
+__all__ = ["BlockLanczos", "FreeBytes", "Product", "krylov_basis", "krylov_relation"]
 
 Product = Callable[[Tensor], Tensor]
 """v → A v for each of vectors (k, P), in a tensor that the caller may overwrite."""
-Free = Callable[[], int]
+FreeBytes = Callable[[], int]
 """Bytes of memory that are free; in a team, the same number in all processes."""
 _BASIS_BYTES = 2**32
 _BLOCKS = 8  # to begin with
@@ -33,11 +33,13 @@ class BlockLanczos:
     it makes.
     """
 
-    def __init__(self, product: Product, residual: Tensor, *, blocks: int = _BLOCKS, free: Free | None = None) -> None:
-        self.product, self.products, self.free = product, 0, _own(free, residual)
+    def __init__(
+        self, product: Product, residual: Tensor, *, blocks: int = _BLOCKS, free_bytes: FreeBytes | None = None
+    ) -> None:
+        self.product, self.products, self.free_bytes = product, 0, _own(free_bytes, residual)
         self.floor = residual.norm(dim=1).max() * torch.finfo(residual.dtype).eps * 4
         self.projected = torch.zeros(0, 0, dtype=algebra_dtype(residual.device), device=residual.device)
-        most = min(_BASIS_BYTES, self.free() // 3)
+        most = min(_BASIS_BYTES, self.free_bytes() // 3)
         room = max(2, min(blocks, most // max(1, residual.nbytes) + 2))  # so far it goes before it is thinned
         self.storage = residual.new_empty(room * len(residual), residual.shape[1])
         self.storage[: len(residual)] = residual
@@ -53,10 +55,10 @@ class BlockLanczos:
         return {"basis": self.extended, **{name: getattr(self, name) for name in self._KEPT}}
 
     @classmethod
-    def restored(cls, product: Product, tensors: dict[str, Tensor], *, free: Free | None = None) -> Self:
+    def restored(cls, product: Product, tensors: dict[str, Tensor], *, free_bytes: FreeBytes | None = None) -> Self:
         """From `tensors()`."""
         cycle = cls.__new__(cls)
-        cycle.product, cycle.products, cycle.free = product, 0, _own(free, tensors["basis"])
+        cycle.product, cycle.products, cycle.free_bytes = product, 0, _own(free_bytes, tensors["basis"])
         for name in cls._KEPT:
             setattr(cycle, name, tensors[name])
         cycle.storage = tensors["basis"]
@@ -92,15 +94,15 @@ class BlockLanczos:
         return len(self.block) == 0 or bool((self.residual_norms() <= tolerance).all())
 
     def full(self) -> bool:
-        room = min(_BASIS_BYTES, (self.free() + self.basis.nbytes) // 3)
+        room = min(_BASIS_BYTES, (self.free_bytes() + self.basis.nbytes) // 3)
         return self.basis.nbytes > room and self.rank >= 2 * len(self.block)
 
-    def thin(self) -> None:
+    def thick_restart(self) -> None:
         """Go on from the present u with the leading half of the space: A V = V Θ + Qᵀ(…), Q the next block.
 
         Thick restart (Wu & Simon 2000): the Ritz vectors of the largest Ritz values stay solved for.
         """
-        left, keep, block = self.left, self.rank // 2, self.block
+        left, keep, block = self.residual_coefficients, self.rank // 2, self.block
         values, vectors = torch.linalg.eigh(self.projected)
         combine_(self.basis, vectors[:, -keep:].T)  # in place, without a second basis
         self.projected = values[-keep:].diag()
@@ -109,7 +111,7 @@ class BlockLanczos:
         self.coefficients = self.coefficients[:0]
 
     @property
-    def left(self) -> Tensor:
+    def residual_coefficients(self) -> Tensor:
         """(k, K): b − A u = leftᵀ Q."""
         if not len(self.coefficients):
             return self.start
@@ -117,7 +119,7 @@ class BlockLanczos:
 
     def residual_norms(self) -> Tensor:
         """‖b − A u‖ of each right-hand side."""
-        norms: Tensor = self.left.norm(dim=0)
+        norms: Tensor = self.residual_coefficients.norm(dim=0)
         return norms
 
     def full_coupling(self) -> Tensor:
@@ -197,6 +199,6 @@ def _grown(product: Product, start: Tensor, size: int) -> BlockLanczos:
     return cycle
 
 
-def _own(free: Free | None, tensor: Tensor) -> Free:
-    """`free`, or that of this process."""
-    return free or partial(available_bytes, tensor.device)
+def _own(free_bytes: FreeBytes | None, tensor: Tensor) -> FreeBytes:
+    """`free_bytes`, or that of this process."""
+    return free_bytes or partial(available_bytes, tensor.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from estimators.curvature.base import Precision
 from estimators.curvature.krylov.block_cg import block_cg
-from estimators.curvature.krylov.block_lanczos import Free, Product
+from estimators.curvature.krylov.block_lanczos import FreeBytes, Product
 from estimators.errors import IllConditionedError, UnsupportedError
 from estimators.numerics.dtype import widen
 from estimators.runtime.memory import rows_per_chunk
@@ -33,11 +33,11 @@ class CGPrecision(Precision):
         *,
         tol: float,
         max_iter: int = 1000,
-        free: Free | None = None,
+        free_bytes: FreeBytes | None = None,
         smallest: float | None = None,
         wider: Callable[[], CGPrecision] | None = None,
     ) -> None:
-        self.product, self.tol, self.max_iter, self.free = product, tol, max_iter, free
+        self.product, self.tol, self.max_iter, self.free_bytes = product, tol, max_iter, free_bytes
         self.smallest, self._make_wider = smallest, wider
         self._wider: CGPrecision | None = None
 
@@ -57,7 +57,9 @@ class CGPrecision(Precision):
 
     def _solved_here(self, vectors: Tensor) -> Tensor:
         chunk = rows_per_chunk(64 * vectors.shape[1] * vectors.element_size(), budget=2**31)
-        solve = partial(block_cg, tol=self.tol, max_iter=self.max_iter, free=self.free, smallest=self.smallest)
+        solve = partial(
+            block_cg, tol=self.tol, max_iter=self.max_iter, free_bytes=self.free_bytes, smallest=self.smallest
+        )
         return torch.cat([solve(self.product, part).solution for part in vectors.split(chunk)])
 
     def covariance(self, jacobian: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from estimators.errors import IndefiniteHessianError
 from estimators.objective.float64 import to_float64
 from estimators.objective.objective import Objective
 
-__all__ = ["extreme_eigenvalues", "positive_definite", "refuse_indefinite_product"]
+__all__ = ["check_positive_definite", "extreme_eigenvalues", "positive_definite"]
 
 _COLUMNS, _SIZE = 4, 400
 
 
-def refuse_indefinite_product(product: Product, like: Tensor) -> None:
+def check_positive_definite(product: Product, like: Tensor) -> None:
     """Lanczos from random vectors, for θ (P,) `like`: the whole spectrum below 400 parameters, its ends beyond.
 
     Solves alone cannot show it: a direction that leaves the outputs alone (query and key of attention turned together)
@@ -36,12 +36,12 @@ def positive_definite(objective: Objective, product_of: Callable[[Objective], Pr
     Errors: IndefiniteHessianError where A is not.
     """
     try:
-        refuse_indefinite_product(product_of(objective), objective.theta)
+        check_positive_definite(product_of(objective), objective.theta)
     except IndefiniteHessianError:
         wide = to_float64(objective)
         if wide is objective:
             raise
-        refuse_indefinite_product(product_of(wide), wide.theta)
+        check_positive_definite(product_of(wide), wide.theta)
         return wide
     return objective
 

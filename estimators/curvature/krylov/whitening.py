@@ -38,15 +38,15 @@ class PriorWhitening:
             return product
         return lambda v: product(scale * v).mul_(scale)
 
-    def right(self, b: Tensor) -> Tensor:
+    def whiten_rhs(self, b: Tensor) -> Tensor:
         """A right-hand side b (K, P): s b."""
         return b if self.scale is None else self.scale * b
 
-    def into(self, u: Tensor | None) -> Tensor | None:
+    def whiten(self, u: Tensor | None) -> Tensor | None:
         """ũ = u/s, (K, P)."""
         return u if self.scale is None or u is None else u / self.scale
 
-    def back_(self, u: Tensor) -> Tensor:
+    def unwhiten_(self, u: Tensor) -> Tensor:
         """u = s ũ, in its place."""
         return u if self.scale is None else u.mul_(self.scale)
 

@@ -41,10 +41,10 @@ class LastLayer:
             raise
         except FAILURES as error:  # a scripted module takes no hooks; a copy may lack what a hook stores
             raise _not_last(name or "?", f"a copy that raises {type(error).__name__}: {short(error)}") from error
-        return cls.described(network, asdict(found))
+        return cls.from_description(network, asdict(found))
 
     @classmethod
-    def described(cls, network: Network, description: dict[str, str | None]) -> LastLayer:
+    def from_description(cls, network: Network, description: dict[str, str | None]) -> LastLayer:
         """The head of a `description()`."""
         layer = LastLinear(**description)  # type: ignore[arg-type]
         linear = network.module.get_submodule(layer.name)
@@ -86,7 +86,7 @@ class LastLayer:
         slope = u.flatten(0, -2).T @ heard.at_positions.flatten(0, -2).to(u)  # Σ u φᵀ, (C, E)
         parts = [slope] if self.layer.bias is None else [slope[:, :-1], slope[:, -1]]
         product = torch.cat([part.flatten() for part in parts])
-        found = self.network.slope_error(x, u.flatten(1), product, self.layer.parameter_names)
+        found = self.network.gradient_error(x, u.flatten(1), product, self.layer.parameter_names)
         if not found.within(check.tolerance()):
             raise _not_last(self.layer.name, f"a gradient with respect to its weights that {found}")
         check.seen("last layer", len(f), found.error)

@@ -56,7 +56,7 @@ class Blocks:
             if block.input_basis is not None and float(delta.min()) != float(delta.max()):
                 raise _several_deltas(self.maps[name], delta)
             blocks[name] = _with_prior(block, delta)
-        rest = self.rest_diagonal + layout.rest_of(prior_precision)
+        rest = self.rest_diagonal + layout.other_entries(prior_precision)
         if not bool((prior_precision > 0).all()):
             outside = [block.outside for block in blocks.values() if block.outside is not None]
             _refuse_singular([block.eigenvalues for block in blocks.values()] + outside + [rest])
@@ -77,7 +77,7 @@ class Blocks:
         """The maps and the rest, in JSON types."""
         return self._layout.description()
 
-    def moved(self, objective: Objective, scale: float) -> Blocks:
+    def rescaled(self, objective: Objective, scale: float) -> Blocks:
         """`scale` times this one, for another fit at the same weights and rows."""
         blocks = {name: replace(block, eigenvalues=scale * block.eigenvalues) for name, block in self.blocks.items()}
         return replace(self, network=objective.network, blocks=blocks, rest_diagonal=scale * self.rest_diagonal)
@@ -85,7 +85,7 @@ class Blocks:
     @classmethod
     def restored(cls, network: Network, tensors: dict[str, Tensor], description: dict[str, Any]) -> Blocks:
         """From `tensors()` and `description()`."""
-        layout = Layout.described(network.subset, description)
+        layout = Layout.from_description(network.subset, description)
         blocks = {
             name: KroneckerBlock(
                 tensors[f"{name}/eigenvalues"], tensors.get(f"{name}/output"), tensors.get(f"{name}/input")
@@ -120,7 +120,7 @@ class BlockPrecision(Precision):
         solved = torch.zeros_like(vectors, dtype=self.rest.dtype)
         for name, block in self.blocks.items():
             self.layout.put(solved, name, block.solve(self.layout.matrix(vectors, name)))
-        solved[..., self.layout.rest_index] = self.layout.rest_of(vectors) / self.rest
+        solved[..., self.layout.other_index] = self.layout.other_entries(vectors) / self.rest
         return solved.to(vectors.dtype)
 
     def covariance(self, jacobian: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class BlockPrecision(Precision):
         for name, block in self.blocks.items():
             self.layout.put(theta, name, block.sample(n_samples, generator))
         z = torch.randn(n_samples, len(rest), generator=generator, dtype=rest.dtype, device=rest.device)
-        theta[:, self.layout.rest_index] = z / rest.sqrt()
+        theta[:, self.layout.other_index] = z / rest.sqrt()
         return theta
 
     def log_det(self) -> Tensor:

@@ -39,7 +39,7 @@ class FactoredRows:
         found = list(params)
         if len({p.rest.shape[1] for p in found}) != 1:
             raise UnsupportedError("one number of outputs at every row", received="several", remedy='inverse="cg".')
-        factors = {name: [p.factors[name].at_one_place() for p in found] for name in layout.maps}
+        factors = {name: [p.factors[name].at_single_position() for p in found] for name in layout.maps}
         inputs = {name: torch.cat([one.inputs[:, 0] for one in every]).to(dtype) for name, every in factors.items()}
         slopes = {name: torch.cat([one.slopes[:, :, 0] for one in every]).to(dtype) for name, every in factors.items()}
         return cls(layout, inputs, slopes, torch.cat([p.rest for p in found]).to(dtype))
@@ -76,7 +76,9 @@ class FactoredRows:
         """Of δ (P,): by input, (E,), of each map, the same for all of its outputs; and of the rest, (P_rest,)."""
         matrices = {name: self.layout.matrix(delta, name) for name in self.layout.maps}
         assert all(bool((matrix == matrix[0]).all()) for matrix in matrices.values())
-        return {_REST: self.layout.rest_of(delta)} | {name: matrix[0].clone() for name, matrix in matrices.items()}
+        return {_REST: self.layout.other_entries(delta)} | {
+            name: matrix[0].clone() for name, matrix in matrices.items()
+        }
 
     def inner(self, others: FactoredRows, deltas: dict[str, Tensor]) -> Tensor:
         """R D⁻¹ R'ᵀ, (N·C, N'·C')."""
@@ -98,7 +100,7 @@ class FactoredRows:
 
     def times(self, vectors: Tensor) -> Tensor:
         """R v of vectors (K, P): (K, N·C)."""
-        total = torch.einsum("ncp,kp->knc", self.rest, self.layout.rest_of(vectors))
+        total = torch.einsum("ncp,kp->knc", self.rest, self.layout.other_entries(vectors))
         for name, a in self.inputs.items():
             along = self.layout.matrix(vectors, name) @ a.T  # V a, (K, O, N)
             total += torch.einsum("kon,nco->knc", along, self.slopes[name])
@@ -108,7 +110,7 @@ class FactoredRows:
         """Rᵀ w of coefficients (K, N·C): (K, P)."""
         w = coefficients.unflatten(1, self.shape)
         total = coefficients.new_empty(len(w), self.layout.subset.n_parameters)
-        total[:, self.layout.rest_index] = torch.einsum("knc,ncp->kp", w, self.rest)
+        total[:, self.layout.other_index] = torch.einsum("knc,ncp->kp", w, self.rest)
         for name, a in self.inputs.items():
             along = torch.einsum("knc,nco->kon", w, self.slopes[name])
             self.layout.put(total, name, along @ a)

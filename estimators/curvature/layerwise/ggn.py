@@ -81,13 +81,13 @@ def _order(layers: LayerwiseJacobian) -> tuple[list[tuple[int, int]], list[Tenso
     theta = torch.arange(layers.network.n_parameters, device=layers.network.theta.device)
     shapes = [linear.shape for linear in layers.maps.values()]
     places = [layout.matrix(theta, name).flatten() for name in layers.maps]
-    rest = layout.rest_of(theta)
+    rest = layout.other_entries(theta)
     return [*shapes, (len(rest), 1)], [*places, rest]
 
 
 def _factors(rows: LayerwiseRows, layers: LayerwiseJacobian, dtype: torch.dtype) -> list[_Factor]:
     """Of the parts, in their order. Errors: UnsupportedError where one is not applied to one place."""
-    maps = [rows.factors[name].at_one_place() for name in layers.maps]
+    maps = [rows.factors[name].at_single_position() for name in layers.maps]
     found = [_Factor(one.slopes[:, :, 0].to(dtype), one.inputs[:, 0].to(dtype)) for one in maps]
     rest = rows.rest.to(dtype)
     return [*found, _Factor(rest, rest.new_ones(len(rest), 1))]

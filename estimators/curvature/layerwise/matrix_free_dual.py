@@ -25,7 +25,7 @@ from estimators.numerics.symmetric import add_gram, mirror
 from estimators.objective.objective import Objective
 from estimators.runtime.memory import rows_per_chunk
 
-__all__ = ["MatrixFreeDual", "bytes_needed", "inner_matrix", "marks_of"]
+__all__ = ["MatrixFreeDual", "batch_checksums", "bytes_needed", "inner_matrix"]
 
 _KEPT_BYTES = 2**31
 
@@ -66,7 +66,7 @@ class MatrixFreeDual(FunctionSpace):
             yield batch.x, self.objective.likelihood.given(batch.y).hessian_sqrt(f)
 
 
-def marks_of(objective: Objective) -> Tensor:
+def batch_checksums(objective: Objective) -> Tensor:
     """A number for each batch that tells it from the others, its sum of outputs, (number of batches,)."""
     return torch.stack([_mark(objective.network.outputs(batch.x)) for batch in objective.batches])
 
@@ -90,7 +90,7 @@ def inner_matrix(objective: Objective, marks: Tensor) -> Tensor:
     layers = layers_of(objective)
     layout = Layout(layers.network.subset, layers.maps, layers.rest)
     scale = objective.prior.precision.rsqrt()
-    rest = SparseRows(layout.rest_of(scale))
+    rest = SparseRows(layout.other_entries(scale))
     total: Tensor | None = None
     for names in _groups(layers, objective.batches.n_data):
         factors: dict[str, list[JacobianFactors]] = {name: [] for name in names}
@@ -104,7 +104,7 @@ def inner_matrix(objective: Objective, marks: Tensor) -> Tensor:
         for name, kept in factors.items():
             _add_layer(total, kept, layout.matrix(scale, name))
     assert total is not None
-    _refuse_another_order(marks, marks_of(objective))
+    _refuse_another_order(marks, batch_checksums(objective))
     for columns in rest.columns(rows_per_chunk(len(total) * total.element_size())):
         add_gram(total, columns.to(total.dtype))
     mirror(total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from estimators.curvature.krylov.block_cg import BlockSolution, GoOn, block_cg
+from estimators.curvature.krylov.block_cg import BlockSolution, ShouldContinue, block_cg
 from estimators.curvature.krylov.cg_precision import default_tolerance
 from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.curvature.krylov.stored_rows import HALVES
@@ -82,7 +82,7 @@ class LinearResponse(Solver):
         energies = (
             None if perturbation.start is None else SampleANormErrors.solved(perturbation, delta, coordinates, solved)
         )
-        displacement, space = coordinates.back_(solved.solution), None
+        displacement, space = coordinates.unwhiten_(solved.solution), None
         if coordinates.unit > 0 and solved.iterations:
             space = KrylovSpace.of(solved, coordinates, delta, self.basis_dtype)
         return Solution(displacement, report, energies, space)
@@ -96,15 +96,15 @@ class LinearResponse(Solver):
         bounded = self.tol is None and self._bounded(objective, perturbation, coordinates)
         return block_cg(
             coordinates.product(objective.product),
-            coordinates.right(perturbation.direction),
-            start=coordinates.into(perturbation.start),
+            coordinates.whiten_rhs(perturbation.direction),
+            start=coordinates.whiten(perturbation.start),
             tol=default_tolerance(objective.theta.dtype) if self.tol is None else self.tol,
-            energy_tol=_ENERGY * coordinates.unit if bounded else 0.0,
+            a_norm_tol=_ENERGY * coordinates.unit if bounded else 0.0,
             max_iter=most,
             must_converge=budget is None,
-            go_on=None if budget is None else self._until_good(objective, perturbation, coordinates, most),
+            should_continue=None if budget is None else self._until_good(objective, perturbation, coordinates, most),
             checkpoint=checkpoint,
-            free=objective.available_bytes,
+            free_bytes=objective.available_bytes,
             smallest=coordinates.unit if objective.data_term.semidefinite else 0.0,
         )
 
@@ -115,18 +115,18 @@ class LinearResponse(Solver):
 
     def _until_good(
         self, objective: Objective, perturbation: Perturbation, coordinates: PriorWhitening, usual: int
-    ) -> GoOn | None:
+    ) -> ShouldContinue | None:
         """Beyond the usual iterations: on where the draws, (K, P), are not fair by then, until they are good."""
         if perturbation.start is None:
             return None
         bearable = _MOST_BYTES // (perturbation.start.numel() * perturbation.start.element_size())
         longest = min(self.max_iter, _LONGEST * usual, bearable)
 
-        def go_on(solved: BlockSolution) -> bool:
+        def should_continue(solved: BlockSolution) -> bool:
             if solved.iterations >= longest:
                 return False
             error = SampleANormErrors.solved(perturbation, objective.prior.precision, coordinates, solved).error
             wanted = FAIR if solved.iterations == usual else _GOOD
             return min(error.per_dimension, error.bound) > wanted
 
-        return go_on
+        return should_continue

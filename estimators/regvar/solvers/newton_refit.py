@@ -73,7 +73,7 @@ class NewtonRefit(Solver):
         checkpoint: Checkpoint,  # noqa: ARG002
     ) -> Solution:
         replicas = PerturbedCopies.of(
-            objective, perturbation, self.lam, difference=self.difference, at_once=objective.network.vectors_at_once
+            objective, perturbation, self.lam, difference=self.difference, at_once=objective.network.vectors_per_call
         )
         search = _Search(replicas, self._preconditioner(objective))
         centred = _is_centred(objective, perturbation, self.lam)

@@ -134,7 +134,7 @@ _WORTH_A_VECTOR = 2**20  # numbers in all replicas: on a CPU 8 times as fast at 
 
 def replicas_at_once(objective: Objective) -> int:
     """Replicas in one vectorised call: bounded by memory; on a CPU by what is worth it, and one for convolutions."""
-    modules, at_once = objective.network.module.modules(), objective.network.vectors_at_once
+    modules, at_once = objective.network.module.modules(), objective.network.vectors_per_call
     if objective.theta.device.type != "cpu":
         return at_once
     if any(isinstance(m, nn.modules.conv._ConvNd) for m in modules):

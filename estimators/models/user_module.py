@@ -22,10 +22,10 @@ from estimators.numerics.pytrees import PyTree, copied, forward_arguments, n_row
 from estimators.runtime.module_wrappers import plain_names, unwrapped
 from estimators.runtime.pass_counter import PassCounter
 
-__all__ = ["OwnModule", "fresh"]
+__all__ = ["UserModule", "fresh"]
 
 
-class OwnModule:
+class UserModule:
     """f(x) of the user's module with a graph, and products with J = ∂f/∂θ over the parameters of `subset`.
 
     Args:
