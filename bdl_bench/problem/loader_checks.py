@@ -17,7 +17,7 @@ from estimators.data.batch_dimension import resolved
 from estimators.errors import DataError, EstimatorError, ModelError, UnsupportedError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.link_check import REMEDY, LinkCheck
-from estimators.models.network import output_tensor
+from estimators.models.outputs import output_tensor
 from estimators.numerics.pytrees import (
     ALL_ROWS,
     PyTree,

@@ -23,7 +23,7 @@ from bdl_bench.problem.loader_checks import LoaderChecks
 from bdl_bench.problem.queries import Loader, moved, rows
 from estimators.errors import ModelError
 from estimators.likelihoods import Likelihood, resolve_likelihood
-from estimators.models.network import structural_copy
+from estimators.models.structural_copy import structural_copy
 from estimators.numerics.pytrees import ALL_ROWS, RowLayout
 
 if TYPE_CHECKING:

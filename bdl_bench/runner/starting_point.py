@@ -16,7 +16,8 @@ from bdl_bench.problem.queries import rows
 from bdl_bench.records.record import Training
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian
 from estimators.likelihoods.categorical import Sites
-from estimators.models.network import output_tensor, structural_copy
+from estimators.models.outputs import output_tensor
+from estimators.models.structural_copy import structural_copy
 from estimators.numerics.pytrees import PyTree, forward_arguments
 
 __all__ = ["StartingPoint", "starting_point"]

@@ -3,7 +3,7 @@
 import backpack  # noqa: F401
 import torch._dynamo  # noqa: F401  by the first optimizer of a process
 
-from estimators.models.network import differentiable
+from estimators.models.kernels import differentiable
 
 with differentiable():  # compiles torch's rules of forward mode
     pass

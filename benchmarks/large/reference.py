@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.large.models import MODELS, N_QUERIES, PRIOR_PRECISION
 from estimators import LinearizedLaplace
-from estimators.models.network import output_tensor
+from estimators.models.outputs import output_tensor
 from estimators.numerics.pytrees import PyTree, n_rows, select_rows, with_floats
 
 __all__ = ["reference_record"]

@@ -14,7 +14,8 @@ from estimators.baselines.retraining import MakeModel, Retraining, checked_make_
 from estimators.errors import OptionError
 from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
-from estimators.models.network import Network, structural_copy
+from estimators.models.network import Network
+from estimators.models.structural_copy import structural_copy
 from estimators.numerics.pytrees import PyTree, n_rows
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed

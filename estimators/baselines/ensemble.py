@@ -20,6 +20,7 @@ from estimators.errors import ModelError, OptionError
 from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
 from estimators.models.checks import check_model
+from estimators.models.function_checks import check_parameter_swap
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_instance, checked_integer, checked_seed
@@ -115,7 +116,7 @@ class DeepEnsemble(MembersEstimator):
         """Check that the tensors of each member make the network of the model that member. Raises ModelError."""
         for batch in objective.batches:
             for model, member in zip(trained, self.members_, strict=True):
-                objective.network.check_parameter_swap(batch.x, member, model)
+                check_parameter_swap(objective.network, batch.x, member, model)
 
     def _kept(self, trained: nn.Module) -> dict[str, Tensor]:
         """What tells a member from the model."""

@@ -62,7 +62,7 @@ class GradientNorm(UncertaintyEstimator):
 def _identity(network: Network, x: PyTree) -> BlockPrecision:
     """A = I over the layers that these inputs go through."""
     layers, zero = LayerwiseJacobian(network, x), network.theta.new_zeros(())
-    rest = zero.expand(network.subset.n_entries(layers.rest))
+    rest = zero.expand(network.subset.n_entries(layers.other_params))
     blocks = dict.fromkeys(layers.maps, KroneckerBlock(zero))
-    nothing = Blocks(network, layers.maps, layers.rest, blocks, rest)
+    nothing = Blocks(network, layers.maps, layers.other_params, blocks, rest)
     return nothing.precision(torch.ones_like(network.theta))

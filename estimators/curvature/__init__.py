@@ -1,1 +1,1 @@
-"""Representations of the posterior precision A, one a file: each can solve with it and read variances from it."""
+"""Representations of the posterior precision A, one per file, with solves and variances."""

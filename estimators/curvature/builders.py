@@ -1,4 +1,4 @@
-"""How each form of the data's curvature is made from an objective."""
+"""Functions that make each form of the data's curvature from an objective."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from estimators.curvature.layerwise.matrix_free_dual import batch_checksums, inn
 from estimators.curvature.layerwise.whitened_rows import layers_of
 from estimators.curvature.sizes import check_dense_size, dual_bytes, matrix_free_bytes, n_ggn_rows, whole_rows_bytes
 from estimators.errors import UnsupportedError
-from estimators.models.derivative_routes import FAILURES, is_ours, short
+from estimators.models.derivative_routes import FAILURES, is_final_error, short
 from estimators.models.jacobians import JacobianRows
 from estimators.objective.float64 import to_float64
 from estimators.objective.objective import LabelLoss, Objective
 from estimators.runtime.memory import refuse_if_too_large
 
 LOW_RANK = 100
+"""Default rank of `hessian_structure="lowrank"`."""
 
 __all__ = [
     "BUILDERS",
@@ -51,36 +52,41 @@ __all__ = [
 
 
 def build_matrix_ggn(objective: Objective) -> Built:
+    """The dense GGN, layer by layer if that is cheaper."""
     check_dense_size(objective)
     layers = layers_of(objective)
     if worthwhile(layers):
-        with suppress(UnsupportedError):  # rows that use other layers, or several times
+        with suppress(UnsupportedError):  # rows use other layers, or a layer several times
             return DenseCurvature(layered_ggn(objective, layers), exact_hessian=False), "layers"
     jacobian = JacobianRows(objective.network)
     return DenseCurvature(dense_ggn(objective, jacobian), exact_hessian=False), jacobian.backend
 
 
 def build_matrix_hessian(objective: Objective) -> Built:
+    """The dense Hessian."""
     check_dense_size(objective)
     return DenseCurvature(dense_hessian(to_float64(objective)), exact_hessian=True), "products"
 
 
 def build_rows(objective: Objective) -> Built:
+    """GGN rows, in factors if the network allows."""
     layers = layers_of(objective)
-    _refuse_dual(objective, dual_bytes(objective, layers))
+    _check_dual_size(objective, dual_bytes(objective, layers))
     if in_factors(layers):
         with suppress(UnsupportedError):
             return FactoredCurvature(factored_rows(objective, layers)), "layers"
-        _refuse_dual(objective, whole_rows_bytes(objective, layers))
+        _check_dual_size(objective, whole_rows_bytes(objective, layers))
     jacobian = JacobianRows(objective.network)
     return JacobianCurvature(torch.cat(list(ggn_rows(objective, jacobian)))), jacobian.backend
 
 
-def _refuse_dual(objective: Objective, needed: int) -> None:
+def _check_dual_size(objective: Objective, needed: int) -> None:
+    """Raise TooLargeError if the dual form needs more memory than there is."""
     refuse_if_too_large("the dual form", needed, device=objective.theta.device, remedy='inverse="cg", or RegVar.')
 
 
 def build_matrix_free(objective: Objective) -> Built:
+    """R D⁻¹ Rᵀ without stored rows R."""
     refuse_if_too_large(
         f"a matrix of the {n_ggn_rows(objective)} outputs of all rows",
         matrix_free_bytes(objective),
@@ -89,10 +95,10 @@ def build_matrix_free(objective: Objective) -> Built:
     )
     objective = to_float64(objective)
     try:
-        marks = batch_checksums(objective)
-        return MatrixFreeCurvature(objective, inner_matrix(objective, marks), marks), "products"
+        checksums = batch_checksums(objective)
+        return MatrixFreeCurvature(objective, inner_matrix(objective, checksums), checksums), "products"
     except FAILURES as error:
-        if is_ours(error):
+        if is_final_error(error):
             raise
         raise UnsupportedError(
             'a network that can be computed in float64 for inverse="matrix_free_dual"',
@@ -102,20 +108,22 @@ def build_matrix_free(objective: Objective) -> Built:
 
 
 def build_products(objective: Objective) -> Built:
+    """Products with A, each a pass over the data."""
     return ProductCurvature(objective, exact_hessian=isinstance(objective.data_term, LabelLoss)), "products"
 
 
 def build_blocks(structure: str) -> Builder:
+    """A function that makes the GGN layer by layer, for "kron", "ekfac" or "diag"."""
     return lambda objective: (collect(objective, structure), "layers")
 
 
 def build_low_rank(rank: int) -> Builder:
-    """The leading directions of the GGN."""
+    """A function that makes GGN rows of the `rank` leading directions."""
     return lambda objective: (JacobianCurvature(low_rank_rows(objective, rank)), "products")
 
 
 Built = tuple[DataCurvature, str]
-"""The data's curvature, and where Jacobian rows came from."""
+"""The data's curvature, and the route to the Jacobian rows."""
 Builder = Callable[[Objective], Built]
 BUILDERS: dict[tuple[str, str, str], Builder] = {
     ("ggn", "full", "cholesky"): build_matrix_ggn,

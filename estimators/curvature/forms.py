@@ -1,4 +1,4 @@
-"""The data's part of A in the form that it was made in, from which A follows for any prior without a pass over data."""
+"""The data's part of A in several forms: A for any prior follows from it without a pass over the data."""
 
 from __future__ import annotations
 
@@ -36,39 +36,38 @@ __all__ = [
 
 
 class DataCurvature(Protocol):
-    """The data's part of A, kept in one form."""
+    """The data's part of the posterior precision A, in one form."""
 
     def precision(self, prior_precision: Tensor) -> Precision:
-        """A for a prior precision vector δ (P,)."""
+        """A for a prior precision δ (P,)."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """What `restored` needs to make it again, beside the objective."""
+        """The tensors from which `restored` makes it again, with the objective."""
         ...
 
     def description(self) -> dict[str, Any]:
-        """What it needs beside the tensors, in JSON types."""
+        """What `restored` needs besides the tensors, in JSON types."""
         ...
 
     def rescaled(self, objective: Objective, scale: float) -> DataCurvature:
-        """`scale` times this one, for the centre of a new fit at the same weights and rows, whose prior is another."""
+        """`scale` times this one, for a new objective at the same weights and rows with another prior."""
         ...
 
 
 @dataclass(frozen=True)
 class DenseCurvature:
-    """A dense (P, P) matrix; `exact_hessian` marks one that may be singular or indefinite."""
+    """A dense matrix (P, P); `exact_hessian` tells whether it may be singular or indefinite."""
 
     matrix: Tensor
     exact_hessian: bool
 
     def precision(self, prior_precision: Tensor) -> Precision:
-        doubtful = _is_doubtful(prior_precision, exact_hessian=self.exact_hessian)
+        check = _may_be_indefinite(prior_precision, exact_hessian=self.exact_hessian)
         matrix = self.matrix.clone()
         matrix.diagonal().add_(prior_precision)
-        return DensePrecision(
-            matrix, check_condition=doubtful, smallest=0.0 if doubtful else float(prior_precision.min())
-        )
+        smallest = 0.0 if check else float(prior_precision.min())
+        return DensePrecision(matrix, check_condition=check, smallest=smallest)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"matrix": self.matrix}
@@ -101,7 +100,7 @@ class JacobianCurvature:
 
 @dataclass(frozen=True)
 class FactoredCurvature:
-    """GGN rows R (N·C, P), layer by layer in factors."""
+    """GGN rows R (N·C, P) in factors, layer by layer."""
 
     rows: FactoredRows
 
@@ -120,23 +119,26 @@ class FactoredCurvature:
 
 @dataclass(frozen=True)
 class MatrixFreeCurvature:
-    """R D⁻¹ Rᵀ (N·C, N·C) for the prior of an objective in float64, whose data give products with R."""
+    """R D⁻¹ Rᵀ (N·C, N·C) for the prior of an objective in float64; products with R are passes over its data.
+
+    `checksums` are those of the batches that `inner` was computed from.
+    """
 
     objective: Objective
     inner: Tensor
-    marks: Tensor
+    checksums: Tensor
 
     def precision(self, prior_precision: Tensor) -> Precision:
         prior_precision = prior_precision.to(self.inner.dtype)
         ratio = self.objective.prior.precision / prior_precision
         if bool((ratio == ratio[0]).all()):
-            return MatrixFreeDual(self.objective, prior_precision, self.inner * ratio[0], self.marks)
+            return MatrixFreeDual(self.objective, prior_precision, self.inner * ratio[0], self.checksums)
         prior = replace(self.objective.prior, precision=prior_precision)
-        inner = inner_matrix(replace(self.objective, prior=prior), self.marks)
-        return MatrixFreeDual(self.objective, prior_precision, inner, self.marks)
+        inner = inner_matrix(replace(self.objective, prior=prior), self.checksums)
+        return MatrixFreeDual(self.objective, prior_precision, inner, self.checksums)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"inner": self.inner, "marks": self.marks}
+        return {"inner": self.inner, "checksums": self.checksums}
 
     def description(self) -> dict[str, Any]:
         return {}
@@ -145,24 +147,24 @@ class MatrixFreeCurvature:
         objective = to_float64(objective)
         ratio = self.objective.prior.precision / objective.prior.precision
         if bool((ratio == ratio[0]).all()):
-            return MatrixFreeCurvature(objective, self.inner * (scale * ratio[0]), self.marks)
-        return MatrixFreeCurvature(objective, inner_matrix(objective, self.marks), self.marks)
+            return MatrixFreeCurvature(objective, self.inner * (scale * ratio[0]), self.checksums)
+        return MatrixFreeCurvature(objective, inner_matrix(objective, self.checksums), self.checksums)
 
 
 @dataclass(frozen=True)
 class ProductCurvature:
-    """Products with A of an objective, whose own prior is exchanged for the one asked for."""
+    """Products with A of an objective, with another prior in place of its own."""
 
     objective: Objective
     exact_hessian: bool
 
     def precision(self, prior_precision: Tensor) -> Precision:
-        if not _is_doubtful(prior_precision, exact_hessian=self.exact_hessian):
+        if not _may_be_indefinite(prior_precision, exact_hessian=self.exact_hessian):
             return _by_products(self.objective, prior_precision, smallest=float(prior_precision.min()))
-        here = self.objective
-        if not isinstance(here.batches, AbsentTrainingData):
-            here = positive_definite(here, lambda objective: _product_of(objective, prior_precision))
-        return _by_products(here, prior_precision, smallest=0.0)
+        objective = self.objective
+        if not isinstance(objective.batches, AbsentTrainingData):
+            objective = positive_definite(objective, lambda objective: _product_of(objective, prior_precision))
+        return _by_products(objective, prior_precision, smallest=0.0)
 
     def tensors(self) -> dict[str, Tensor]:
         return {}
@@ -175,14 +177,14 @@ class ProductCurvature:
 
 
 def centre_of(objective: Objective, curvature: str) -> Objective:
-    """The objective whose products are those of the curvature asked for."""
+    """The objective whose A has the curvature "hessian" or "ggn"."""
     return objective if curvature == "hessian" else objective.centred(curvature="ggn")
 
 
 def restored(
     objective: Objective, tensors: dict[str, Tensor], description: dict[str, Any], *, curvature: str
 ) -> DataCurvature:
-    """The data's curvature from its tensors; without any it is products, which need the data."""
+    """The data's curvature from its tensors and description; without tensors, products that need the data."""
     if "rows_of" in description:
         layout = Layout.from_description(objective.network.subset, description["rows_of"])
         return FactoredCurvature(FactoredRows.restored(layout, tensors))
@@ -190,35 +192,35 @@ def restored(
         return Blocks.restored(objective.network, tensors, description)
     exact_hessian = curvature == "hessian"
     if "inner" in tensors:
-        return MatrixFreeCurvature(to_float64(centre_of(objective, curvature)), tensors["inner"], tensors["marks"])
+        return MatrixFreeCurvature(to_float64(centre_of(objective, curvature)), tensors["inner"], tensors["checksums"])
     if "matrix" in tensors:
         return DenseCurvature(tensors["matrix"], exact_hessian)
-    return (
-        JacobianCurvature(tensors["rows"])
-        if "rows" in tensors
-        else ProductCurvature(centre_of(objective, curvature), exact_hessian)
-    )
+    if "rows" in tensors:
+        return JacobianCurvature(tensors["rows"])
+    return ProductCurvature(centre_of(objective, curvature), exact_hessian)
 
 
 def _product_of(objective: Objective, prior_precision: Tensor) -> Product:
-    """Products with A of an objective, with another prior in place of its own."""
+    """The product with A of an objective, with another prior in place of its own."""
     change = prior_precision.to(objective.theta.dtype) - objective.prior.precision
     return lambda v: objective.product(v) + v * change
 
 
 def _by_products(objective: Objective, prior_precision: Tensor, *, smallest: float) -> CGPrecision:
-    """A by products, in the dtype of the objective; in float64 where these are not accurate enough."""
+    """A by products, in the dtype of the objective, or in float64 if these are not accurate enough."""
     theta = objective.theta
-    widest = theta.dtype == algebra_dtype(theta.device)
+    is_widest = theta.dtype == algebra_dtype(theta.device)
     return CGPrecision(
         _product_of(objective, prior_precision),
         tol=default_tolerance(theta.dtype),
         free_bytes=objective.available_bytes,
         smallest=smallest,
-        wider=None if widest else lambda: _by_products(to_float64(objective), prior_precision, smallest=smallest),
+        in_float64=None
+        if is_widest
+        else lambda: _by_products(to_float64(objective), prior_precision, smallest=smallest),
     )
 
 
-def _is_doubtful(prior_precision: Tensor, *, exact_hessian: bool) -> bool:
-    """A GGN is positive definite wherever the prior is; nothing else can be taken for granted."""
+def _may_be_indefinite(prior_precision: Tensor, *, exact_hessian: bool) -> bool:
+    """Whether A may be indefinite: it may not if it is a GGN plus a positive prior precision."""
     return exact_hessian or not bool((prior_precision > 0).all())

@@ -1,4 +1,4 @@
-"""What each form of an exact precision needs, and which to take."""
+"""The memory of each form of an exact posterior precision, and the choice of a form."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from estimators.runtime.memory import refuse_if_too_large
 
 __all__ = ["check_dense_size", "choose_inverse", "dual_bytes", "matrix_free_bytes", "n_ggn_rows", "whole_rows_bytes"]
 
-_STREAMED_ROWS = 4096  # N·C, beyond which its matrix takes longer than products would
+_MOST_MATRIX_FREE_ROWS = 4096
+"""Largest N·C at which the matrix of the matrix-free dual form takes less time than products with A."""
 
 
 def choose_inverse(objective: Objective, *, curvature: str, available: int) -> str:
-    """The cheapest of "dual", "cholesky", "matrix_free_dual" and "cg" that fits into half of the memory there is."""
+    """The cheapest of "dual", "cholesky", "matrix_free_dual" and "cg" that fits into half of `available` bytes."""
     layers = layers_of(objective)
     n_rows, n_parameters = objective.batches.n_data * layers.n_outputs, objective.network.n_parameters
     positive = bool((objective.prior.precision > 0).all())
@@ -26,24 +27,24 @@ def choose_inverse(objective: Objective, *, curvature: str, available: int) -> s
         return "dual"
     if 2 * dense_bytes(objective) < available:
         return "cholesky"
-    few = curvature == "ggn" and positive and n_rows <= _STREAMED_ROWS
+    few = curvature == "ggn" and positive and n_rows <= _MOST_MATRIX_FREE_ROWS
     return "matrix_free_dual" if few and 2 * matrix_free_bytes(objective) < available else "cg"
 
 
 def n_ggn_rows(objective: Objective) -> int:
-    """N·C."""
+    """N·C, the number of GGN rows."""
     first = next(iter(objective.batches))
     return objective.batches.n_data * objective.network.outputs(first.x).shape[-1]
 
 
 def dense_bytes(objective: Objective) -> int:
-    """Memory of the dense form: the data's matrix is kept beside the factor."""
+    """Memory in bytes of the dense form: the data's matrix and the factor."""
     theta = objective.theta
     return dense.bytes_needed(theta.numel(), algebra_dtype(theta.device).itemsize)
 
 
 def dual_bytes(objective: Objective, layers: LayerwiseJacobian) -> int:
-    """Memory of the dual form, with its rows in factors where they can be."""
+    """Memory in bytes of the dual form, with its rows in factors if the network allows."""
     if not in_factors(layers):
         return whole_rows_bytes(objective, layers)
     theta, maps = objective.theta, [linear.shape for linear in layers.maps.values()]
@@ -52,18 +53,22 @@ def dual_bytes(objective: Objective, layers: LayerwiseJacobian) -> int:
 
 
 def whole_rows_bytes(objective: Objective, layers: LayerwiseJacobian) -> int:
-    """Memory of the dual form with whole rows."""
+    """Memory in bytes of the dual form with rows of P numbers."""
     theta, n_rows = objective.theta, objective.batches.n_data * layers.n_outputs
     return dual.bytes_needed(n_rows, theta.numel(), algebra_dtype(theta.device).itemsize)
 
 
 def matrix_free_bytes(objective: Objective) -> int:
-    """Memory of the dual form without its rows."""
+    """Memory in bytes of the dual form without stored rows."""
     return matrix_free_dual.bytes_needed(n_ggn_rows(objective), algebra_dtype(objective.theta.device).itemsize)
 
 
 def check_dense_size(objective: Objective) -> None:
-    """TooLargeError where the dense form would not fit."""
+    """Check that the dense form fits into memory.
+
+    Raises:
+        TooLargeError: it does not.
+    """
     refuse_if_too_large(
         f"a dense precision of {objective.network.n_parameters} parameters",
         dense_bytes(objective),

@@ -14,6 +14,7 @@ from estimators.data.checks import check_batch, check_finite, naming_batch, warn
 from estimators.errors import NonDeterministicError, NotFittedError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.link_check import LinkCheck
+from estimators.models.function_checks import check_outputs
 from estimators.models.network import Network
 from estimators.numerics.pytrees import ALL_ROWS, PyTree, RowLayout, concatenate, difference, select_rows
 from estimators.persistence.checksums import DatasetChecksum
@@ -169,12 +170,12 @@ class _Pass:
 
     def _compared(self, batch: Batch, network: Network, f: Tensor) -> Tensor:
         """f, compared with the user's own module; batches of one row are also tried in pairs."""
-        f = network.check_batch(batch.x, f)
+        f = check_outputs(network, batch.x, f)
         before, self._single = self._single, batch if len(batch) == 1 else None
         if before is None or self._single is None or self._paired or difference([before.x, batch.x]):
             return f
         pair = concatenate([before.x, batch.x])
-        network.check_batch(pair, network.shaped_outputs(pair))
+        check_outputs(network, pair, network.shaped_outputs(pair))
         self._paired = True
         return f
 

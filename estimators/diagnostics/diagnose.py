@@ -23,7 +23,7 @@ from estimators.diagnostics.targets import target_findings
 from estimators.diagnostics.weight_decay import decay_finding
 from estimators.errors import DataError, DependentRowsError, EstimatorError, NonDeterministicError, OptionError
 from estimators.likelihoods import Likelihood
-from estimators.models.network import structural_copy
+from estimators.models.structural_copy import structural_copy
 from estimators.models.subsets import SubsetSpec
 from estimators.objective.objective import Objective
 from estimators.runtime.rng import preserved_random_state

@@ -21,8 +21,9 @@ from estimators.estimator.refitting import Refittable
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.likelihoods.prediction import Prediction
 from estimators.models.checks import check_model
-from estimators.models.derivative_routes import FAILURES, is_ours, short
+from estimators.models.derivative_routes import FAILURES, is_final_error, short
 from estimators.models.exclusive import exclusively
+from estimators.models.function_checks import check_query
 from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.models.last_linear import last_linear_names
 from estimators.models.network import Network
@@ -193,7 +194,7 @@ class UncertaintyEstimator(Refittable):
         try:
             return self._returned(self._variance_of(x, of))
         except FAILURES as error:
-            if is_ours(error):
+            if is_final_error(error):
                 raise
             raise OptionError(
                 "of, a differentiable function of the outputs of one row, to a tensor of one shape at every row",
@@ -280,7 +281,7 @@ class UncertaintyEstimator(Refittable):
                 received=f"outputs of shape {tuple(f.shape)}",
                 remedy="put rows first in every tensor of the query, and leave them first in forward.",
             )
-        return self.network_.check_query(x, f)
+        return check_query(self.network_, x, f)
 
 
 def precision_vector(value: float | Mapping[str, float], network: Network) -> Tensor:

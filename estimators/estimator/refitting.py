@@ -18,6 +18,7 @@ from estimators.models.exclusive import exclusively
 from estimators.models.network import Network
 from estimators.objective.objective import Objective
 from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
+from estimators.runtime.pass_counter import PassCounter
 from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["Refittable", "rebuilt"]
@@ -84,7 +85,7 @@ class Refittable(Storable):
         batches = self.objective_.batches
         names = list(self.network_.subset.shapes) if changed <= _SCALES else new._names(_Pairs(batches))
         same = set(names) == set(self.network_.subset.shapes)
-        network = self.network_.with_own_counter() if same else Network(self.model, names)
+        network = self.network_.counted_by(PassCounter()) if same else Network(self.model, names)
         network.record_training_rows(batches.n_data)
         return replace(new._over(network, batches), process_group=self.objective_.process_group)
 

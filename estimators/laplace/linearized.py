@@ -52,8 +52,8 @@ class LinearizedLaplace(UncertaintyEstimator):
             beside the prior, by products with the GGN (docs/math.md, section 2).
         inverse: of the full structure "cholesky" (dense, P² memory), "dual" (function space, GGN only, (N·C)² memory
             and the rows: N·C·P, or in factors where every weight is used once a row), "matrix_free_dual"
-            (the dual form without stored rows: each product recomputes them, and queries need the data), "cg" (products only), or "auto", which picks by size
-            and says which in `inverse_`; of the others "eigen".
+            (the dual form without stored rows: each product recomputes them, and queries need the data), "cg" (products
+            only), or "auto", which picks by size and says which in `inverse_`; of the others "eigen".
 
     Fitted: `inverse_`; `jacobian_backend_`: "backpack", "torch.func", "layers" (factors, layer by layer), or "products"
     where no rows are made; `diagonal_weights_` of "kron" and "ekfac"; `eigenvalues_` of "lowrank", in units of the
@@ -189,7 +189,11 @@ class LinearizedLaplace(UncertaintyEstimator):
                 remedy="construct it so.",
             )
         names = self.network_.subset.shapes
-        return list(names) if self.hessian_structure == "diag" else [n for n in names if n in self.data_curvature_.rest]
+        return (
+            list(names)
+            if self.hessian_structure == "diag"
+            else [n for n in names if n in self.data_curvature_.other_params]
+        )
 
     @property
     def eigenvalues_(self) -> Tensor:

@@ -108,7 +108,7 @@ class SubnetworkLaplace(UncertaintyEstimator):
         inner, theta = self.precision_.inner, self.theta_
         assert isinstance(inner, DensePrecision)
         displaced = inner.sample(n_samples, generator).to(theta.dtype)
-        return self.network_.outputs(x) + self.network_.jvp(x, self.precision_.placed(displaced, len(theta)))
+        return self.network_.outputs(x) + self.network_.jvp(x, self.precision_.scattered(displaced, len(theta)))
 
 
 def _marginal_variance(objective: Objective) -> Tensor:

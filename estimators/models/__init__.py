@@ -1,7 +1,8 @@
-"""The user's network: its derivatives by several routes, and the check that they agree with plain autograd."""
+"""The derivatives of the user's network by several routes, and the check that they agree with plain autograd."""
 
+from estimators.models.disagreement import Disagreement
 from estimators.models.functionals import ComposedNetwork, Functional, next_token_log_probs
 from estimators.models.network import Network
-from estimators.models.self_check import DerivativeReport, Disagreement
+from estimators.models.self_check import DerivativeReport
 
 __all__ = ["ComposedNetwork", "DerivativeReport", "Disagreement", "Functional", "Network", "next_token_log_probs"]

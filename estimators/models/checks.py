@@ -1,4 +1,4 @@
-"""Is this network fit to be used: finite and deterministic."""
+"""Checks that a network has finite weights and is deterministic."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ __all__ = ["check_model", "mode_faults", "weight_faults"]
 
 
 def check_model(model: nn.Module) -> None:
-    """ModelError for non-finite weights, several devices, dropout or batch statistics in train mode."""
+    """Check that weights are finite and on one device, and that no module is random or uses batch statistics.
+
+    Raises:
+        ModelError: one of these does not hold.
+    """
     for fault in (*weight_faults(model), *mode_faults(model)):
         raise fault
 
 
 def weight_faults(model: nn.Module) -> list[ModelError]:
-    """Several devices, dtypes that cannot be computed with, and non-finite weights."""
+    """The errors for weights on several devices, in unsupported dtypes, or not finite."""
     floats = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
     device_fault = _device_fault(model, floats)
     if device_fault is not None:
@@ -38,7 +42,7 @@ def weight_faults(model: nn.Module) -> list[ModelError]:
 
 
 def _device_fault(model: nn.Module, floats: list[nn.Parameter]) -> ModelError | None:
-    """Weights that were moved out of memory, that have no values, or that are on several devices."""
+    """The error for weights that are offloaded, have no values, or are on several devices; None if there is none."""
     without_values = [name for name, p in model.named_parameters() if p.is_meta]
     if without_values and any(hasattr(module, "_hf_hook") for module in model.modules()):
         return ModelError(
@@ -54,7 +58,7 @@ def _device_fault(model: nn.Module, floats: list[nn.Parameter]) -> ModelError | 
 
 
 def mode_faults(model: nn.Module) -> list[ModelError]:
-    """Modules in train mode whose outputs would be random, or would depend on the other rows."""
+    """The errors for modules in train mode whose outputs are random, or depend on the other rows."""
     found = (_mode_fault(name, module) for name, module in model.named_modules() if module.training)
     return [fault for fault in found if fault is not None]
 

@@ -1,8 +1,8 @@
-"""Convolutions as linear maps: the patch of inputs that every output position sees, in 1, 2 or 3 dimensions.
+"""Convolutions in 1, 2 or 3 dimensions as linear maps of the patch of inputs at every output position.
 
 A convolution applies one matrix, its weight as (O, C·k), to the patch of each output position. A transposed convolution
-is the convolution of its input with zeros in between (stride − 1 of them) and its kernel turned around, so that it
-has patches too.
+is the convolution of its input, with stride − 1 zeros between neighbours, with the reversed kernel. Therefore it has
+patches too.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ _Size = int | Sequence[int]
 
 @dataclass(frozen=True)
 class ConvolutionPatches:
-    """One call: its weight and bias, the patches (T, C·k), and in how many dimensions the kernel moves.
+    """One call of a convolution.
 
-    T counts the output positions of all images of the call. `transposed`: the weight is stored as (C, O, *kernel).
+    Attributes:
+        weight: the weight.
+        bias: the bias, or None.
+        patches: makes the patches (T, C·k), T counting the output positions of all images of the call.
+        dimensions: the number of dimensions of the kernel, 1 to 3.
+        transposed: whether the weight is stored as (C, O, *kernel).
     """
 
     weight: Tensor
@@ -36,17 +41,17 @@ class ConvolutionPatches:
 
     @property
     def n_kernel(self) -> int:
-        """k, how many entries the kernel has."""
+        """k, the number of entries of the kernel."""
         return math.prod(self.weight.shape[2:])
 
     @property
     def n_outputs(self) -> int:
-        """O."""
+        """O, the number of output channels."""
         return self.weight.shape[1 if self.transposed else 0]
 
     @property
     def n_inputs(self) -> int:
-        """C·k."""
+        """C·k, the number of entries of a patch."""
         return self.weight.numel() // self.n_outputs
 
 
@@ -59,7 +64,7 @@ def _convolution(
     dilation: _Size = 1,
     groups: int = 1,
 ) -> ConvolutionPatches | None:
-    """Of a call of torch.conv1d, conv2d or conv3d; None of a grouped one, whose groups see different inputs."""
+    """A call of torch.conv1d, conv2d or conv3d; None if it is grouped: groups have different inputs."""
     if groups != 1:
         return None
     n = weight.ndim - 2
@@ -86,7 +91,7 @@ def _transposed(
     groups: int = 1,
     dilation: _Size = 1,
 ) -> ConvolutionPatches | None:
-    """Of a call of torch.conv_transpose1d, 2d or 3d; None of a grouped one."""
+    """A call of torch.conv_transpose1d, 2d or 3d; None if it is grouped."""
     if groups != 1:
         return None
     n = weight.ndim - 2
@@ -96,8 +101,8 @@ def _transposed(
 
     def patches() -> Tensor:
         spread = _with_zeros_between(_batched(input, n), strides)
-        turned = _patches(_padded(spread, pads), kernel, [1] * n, dilations).unflatten(1, (-1, *kernel))
-        found: Tensor = turned.flip(list(range(2, 2 + n))).flatten(1)
+        reversed_patches = _patches(_padded(spread, pads), kernel, [1] * n, dilations).unflatten(1, (-1, *kernel))
+        found: Tensor = reversed_patches.flip(list(range(2, 2 + n))).flatten(1)
         return found
 
     return ConvolutionPatches(weight, bias, patches, n, transposed=True)
@@ -120,25 +125,25 @@ CONVOLUTIONS: dict[Callable[..., Any], Callable[..., ConvolutionPatches | None]]
 
 
 def _each(size: _Size, n: int) -> list[int]:
-    """A number for each dimension."""
+    """A size as n numbers, one per dimension."""
     numbers = [size] if isinstance(size, int) else list(size)
     return numbers * n if len(numbers) == 1 else numbers
 
 
 def _batched(input: Tensor, n: int) -> Tensor:
-    """(B, C, *space), of one image (C, *space) too."""
+    """Images as (B, C, *space), also a single one (C, *space)."""
     return input if input.ndim == n + 2 else input.unsqueeze(0)
 
 
 def _padded(images: Tensor, pads: list[tuple[int, int]]) -> Tensor:
-    """Zeros before and after each dimension of space; cut off where negative."""
+    """Pad images by zeros before and after each dimension of space; negative numbers crop."""
     if not any(map(any, pads)):
         return images
     return F.pad(images, [number for pad in reversed(pads) for number in pad])
 
 
 def _with_zeros_between(images: Tensor, strides: list[int]) -> Tensor:
-    """stride − 1 zeros between neighbours, along each dimension of space."""
+    """Insert stride − 1 zeros between neighbours along each dimension of space."""
     for dim, stride in enumerate(strides, 2):
         if stride > 1:
             zeros = torch.zeros_like(images).unsqueeze(dim + 1)
@@ -148,7 +153,7 @@ def _with_zeros_between(images: Tensor, strides: list[int]) -> Tensor:
 
 
 def _patches(images: Tensor, kernel: Sequence[int], strides: list[int], dilations: list[int]) -> Tensor:
-    """(B, C, *space) -> (B·T, C·k)."""
+    """Patches (B·T, C·k) of images (B, C, *space)."""
     n = len(kernel)
     if n == 2:
         return F.unfold(images, tuple(kernel), tuple(dilations), 0, tuple(strides)).transpose(1, 2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Which way to a derivative is used: the fastest that agrees with plain autograd on the user's own module."""
+"""Which route to a derivative is used: the fastest that agrees with plain autograd on the user's own module."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import TypeVar
 import torch
 
 from estimators.errors import EstimatorError, ModelError
-from estimators.models.self_check import Disagreement, SelfCheck
+from estimators.models.disagreement import Disagreement
+from estimators.models.self_check import SelfCheck
 from estimators.numerics.pytrees import PyTree, n_rows
 
-__all__ = ["BY_IDENTITY", "BY_NAME", "FAILURES", "DerivativeRoutes", "is_ours", "short"]
+__all__ = ["BY_IDENTITY", "BY_NAME", "FAILURES", "DerivativeRoutes", "is_final_error", "short"]
 
 R = TypeVar("R")
 
 BY_NAME, BY_IDENTITY = "by name", "by identity"
-"""How parameters are exchanged: the entries of a module, or every tensor that is one of them."""
+"""How parameters are swapped: the entries of a module by name, or every tensor that is one of the parameters."""
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError)
-"""What a route raises that the network does not allow; errors of this library among them are raised further."""
+"""What torch raises if a network does not allow a route. `is_final_error` tells which of these to raise further."""
 
 
 @dataclass
@@ -27,12 +28,12 @@ class DerivativeRoutes:
     """Which routes of a network are in use.
 
     Attributes:
-        swap: how parameters are exchanged, `BY_NAME` or `BY_IDENTITY`.
-        first: the number of the first route to try, by what is computed; those before have been given up.
-        outputs_by_own_module: whether a copy of the module gives other outputs than the module.
+        swap: how parameters are swapped, `BY_NAME` or `BY_IDENTITY`.
+        first: the index of the first route to try, by what is computed; earlier routes have disagreed or failed.
+        outputs_by_user_module: whether a copy of the module has other outputs than the module.
         copies_in_a_loop: whether vmap over displaced copies is wrong.
-        writes_inputs: whether a forward writes into its inputs; None: not known yet.
-        written: whether one has been seen to.
+        writes_inputs: whether a forward writes into its inputs; None if not known yet.
+        input_write_seen: whether a forward has written into its inputs so far.
     """
 
     swap: str = BY_NAME
@@ -40,7 +41,7 @@ class DerivativeRoutes:
     outputs_by_user_module: bool = False
     copies_in_a_loop: bool = False
     writes_inputs: bool | None = None
-    written: bool = False
+    input_write_seen: bool = False
 
     def first_agreeing(
         self,
@@ -52,29 +53,32 @@ class DerivativeRoutes:
         *,
         last_is_plain: bool = True,
     ) -> R:
-        """What the fastest route gives that agrees with plain autograd at x; routes given up are not tried again.
+        """Compute by the fastest route that agrees with plain autograd at x; a route that disagreed is not tried again.
 
         Args:
             check: compares, and keeps the report.
-            what: the name of what is computed, in the report.
+            what: the name of what is computed, for the report.
             x: inputs of B rows.
-            routes: names and computations, from fast to slow; the last is plain autograd, or checks by itself.
-            difference: how far a result is from plain autograd; None where it need not be compared.
-            last_is_plain: whether the last route is plain autograd, a row at a time or all together.
+            routes: names and computations, from fast to slow; the last is plain autograd, or has its own check.
+            difference: the error of a result against plain autograd; None if it need not be compared.
+            last_is_plain: whether the last route is plain autograd, one row at a time or all together.
+
+        Returns:
+            The result of the route.
 
         Raises:
-            ModelError: plain autograd fails, or gives other slopes for a row alone than for all rows together.
+            ModelError: plain autograd fails, or its gradient at a row alone differs from that among all rows.
         """
         for i, (name, compute) in list(enumerate(routes[:-1]))[self.first.get(what, 0) :]:
             reason = ""
-            for swap in self.swaps():
+            for swap in self._swaps():
                 found = self._attempt(check, what, x, compute, difference, swap)
-                if not isinstance(found, _GivenUp):
+                if not isinstance(found, _Rejected):
                     check.report.routes[what] = name
                     return found
                 reason = reason or found.reason
             self.first[what] = i + 1
-            check.give_up(what, name, reason, instead=routes[i + 1][0])
+            check.report.record_fallback(what, name, reason, instead=routes[i + 1][0])
         name, compute = routes[-1]
         check.report.routes[what] = name
         return _by_plain_autograd(check, what, x, compute, difference) if last_is_plain else compute()
@@ -87,24 +91,24 @@ class DerivativeRoutes:
         compute: Callable[[], R],
         difference: Callable[[R], Disagreement] | None,
         swap: str,
-    ) -> R | _GivenUp:
-        """The result of a route with parameters exchanged in one way, or why it is not used."""
+    ) -> R | _Rejected:
+        """The result of a route with parameters swapped in one way, or why it is rejected."""
         before, self.swap = self.swap, swap
         try:
             result = compute()
-            apart = None if difference is None else difference(result)
+            found = None if difference is None else difference(result)
         except FAILURES as error:
             self.swap = before
-            if is_ours(error):
+            if is_final_error(error):
                 raise
-            return _GivenUp(f"fails ({short(error)})")
-        if apart is not None and not apart.within(check.tolerance()):
+            return _Rejected(f"fails ({short(error)})")
+        if found is not None and not found.within(check.tolerance()):
             self.swap = before
-            return _GivenUp(str(apart))
-        if apart is not None:
-            check.seen(what, n_rows(x), apart.error)
+            return _Rejected(str(found))
+        if found is not None:
+            check.report.record_agreement(what, n_rows(x), found.error)
         if swap != before:
-            check.give_up(
+            check.report.record_fallback(
                 "weights",
                 "functional_call on a copy of the module",
                 "misses uses of them (a closure, a hook, a list, or a forward replaced on the instance)",
@@ -112,45 +116,47 @@ class DerivativeRoutes:
             )
         return result
 
-    def swaps(self) -> tuple[str, ...]:
-        """Ways to exchange parameters that may be tried."""
+    def _swaps(self) -> tuple[str, ...]:
+        """Ways to swap parameters that may be tried."""
         return (BY_NAME, BY_IDENTITY) if self.swap == BY_NAME else (BY_IDENTITY,)
 
 
 def _by_plain_autograd(
     check: SelfCheck, what: str, x: PyTree, compute: Callable[[], R], difference: Callable[[R], Disagreement] | None
 ) -> R:
+    """The result of plain autograd; compared too, since rows one at a time may differ from all rows together."""
     try:
         result = compute()
-        apart = None if difference is None else difference(result)
+        found = None if difference is None else difference(result)
     except FAILURES as error:
-        if is_ours(error):
+        if is_final_error(error):
             raise
         raise ModelError(
             "a network that torch.autograd.grad can differentiate",
             received=f"one for which it says: {short(error)}",
             remedy="use_reentrant=False in torch.utils.checkpoint, and no operation without a derivative.",
         ) from error
-    if apart is not None and not apart.within(check.tolerance()):
+    if found is None:
+        return result
+    if not found.within(check.tolerance()):
         raise ModelError(
             "a network whose gradient at a row does not depend on the other rows",
-            received=f"one whose gradient of a row alone {apart}",
+            received=f"one whose gradient of a row alone {found}",
             remedy="leave out scale_grad_by_freq=True and statistics of the batch.",
         )
-    if apart is not None:
-        check.seen(what, n_rows(x), apart.error)
+    check.report.record_agreement(what, n_rows(x), found.error)
     return result
 
 
 @dataclass(frozen=True)
-class _GivenUp:
+class _Rejected:
     """Why a route is not used."""
 
     reason: str
 
 
-def is_ours(error: BaseException) -> bool:
-    """Whether an error is one of this library, or about memory: no other route would do."""
+def is_final_error(error: BaseException) -> bool:
+    """Whether no other route can help: an error of this library, or one about memory."""
     return isinstance(error, (EstimatorError, torch.OutOfMemoryError))
 
 

@@ -1,7 +1,8 @@
-"""One computation at a time, in the precision of the weights: torch's forward mode and kernel settings are global.
+"""A lock that lets one computation run at a time: settings of torch that it changes are global.
 
-Levels of forward-mode differentiation, the attention kernel that is chosen and autocast are settings of the process or
-thread; hooks that read features are settings of a module. Calls from several threads therefore take turns.
+Levels of forward-mode differentiation, the choice of the attention kernel and autocast are settings of the process or
+the thread, and hooks that read features are settings of a module. Calls from several threads therefore wait for each
+other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from estimators.models.outputs import without_inference
 from estimators.models.preserved_state import preserved_state
 from estimators.runtime.rng import preserved_random_state
 
@@ -29,7 +31,7 @@ _DEPTH = 0
 
 @contextmanager
 def exclusive(model: nn.Module) -> Iterator[None]:
-    """Take the turn of this process, without autocast or inference mode; what a forward moves is put back."""
+    """Hold the lock of the process without autocast and inference mode; restore the state of the model afterwards."""
     global _DEPTH
     with _LOCK, ExitStack() as stack:
         if _DEPTH == 0:
@@ -48,9 +50,9 @@ def exclusive(model: nn.Module) -> Iterator[None]:
 
 
 def _leave_autocast(model: nn.Module) -> None:
-    """Use the forward from before `accelerate` wrapped it in autocast, as `Trainer(bf16=True)` leaves it.
+    """Use the forward from before `accelerate` wrapped it in autocast, as `Trainer(bf16=True)` does.
 
-    The wrapped forward is put back with the other attributes of the module.
+    `preserved_state` restores the wrapped forward with the other attributes of the module.
     """
     for module in model.modules():
         original = vars(module).get("_original_forward")
@@ -66,15 +68,10 @@ def exclusively(method: F) -> F:
         with exclusive(self.model):
             given = (arguments, keywords)
             if any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves(given)):
-                arguments, keywords = pytree.tree_map_only(Tensor, _ordinary, given)
+                arguments, keywords = pytree.tree_map_only(Tensor, without_inference, given)
             return method(self, *arguments, **keywords)
 
     return cast(F, call)
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    """A tensor made in inference mode cannot be differentiated through: a copy can."""
-    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _autocasts(device: str) -> bool:

@@ -1,4 +1,4 @@
-"""Recurrent layers that forward mode can differentiate: the fused kernels of oneDNN and cuDNN have no such rule."""
+"""Recurrent layers that forward mode can differentiate, without the fused kernels of oneDNN and cuDNN."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["make_differentiable"]
 
 
 def make_differentiable(module: nn.Module) -> None:
-    """Let the plain kernels run in the LSTM, GRU and RNN layers of `module`, in place: the same values to round-off."""
+    """Use plain kernels in the LSTM, GRU and RNN layers of `module`, in place; values agree to round-off."""
     for layer in module.modules():
         if type(layer) in _PLAIN:
             layer.__class__ = _PLAIN[type(layer)]
@@ -21,6 +21,7 @@ def make_differentiable(module: nn.Module) -> None:
 
 @contextmanager
 def _plain_kernels() -> Iterator[None]:
+    """Disable the fused kernels: they have no rule for forward mode."""
     fused: list[Any] = [torch.backends.mkldnn, torch.backends.cudnn]
     enabled = [backend.enabled for backend in fused]
     try:
@@ -33,6 +34,8 @@ def _plain_kernels() -> Iterator[None]:
 
 
 class _PlainKernels:
+    """A recurrent layer whose forward uses plain kernels."""
+
     def forward(self, *arguments: object, **keywords: object) -> object:
         with _plain_kernels():
             return super().forward(*arguments, **keywords)  # type: ignore[misc]

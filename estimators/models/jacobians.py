@@ -1,8 +1,8 @@
-"""Jacobian rows J(x) for dense curvatures: BackPACK where its layers allow, torch.func where not.
+"""Jacobian rows J(x) for dense curvatures: by BackPACK if it supports all layers, else by torch.func.
 
-BackPACK (Dangel et al. 2020) extends a private deep copy of the model, so that the hooks and attributes it needs never
-reach the user's. It is used for nested `Sequential`s of layers that it knows; anything else (attention, norms over
-features, residuals, custom forwards) goes through `torch.func`.
+BackPACK (Dangel et al. 2020) extends a private deep copy of the model, so that its hooks never reach the user's model.
+It is used for nested `Sequential`s of the layers that it supports. All other models (attention, norms over features,
+residual connections, custom forwards) are differentiated by `torch.func`.
 """
 
 from __future__ import annotations
@@ -45,21 +45,18 @@ _KNOWN_LAYERS = (
 
 
 class JacobianRows:
-    """x -> J (B, C, P) at θ̂, compared with plain autograd on the user's module at every training row.
-
-    `backend` is the route in use: "backpack", "torch.func", or "autograd" where these disagree with it.
-    """
+    """A function from x to J (B, C, P) at θ̂, compared with plain autograd at every training row."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
         self._backpack = None
         if backpack_supports(network):
-            with suppress(Exception):  # a module with an attribute that cannot be copied
+            with suppress(Exception):  # an attribute of the module cannot be copied
                 self._backpack = _BackpackRows(network)
 
     @property
     def backend(self) -> str:
-        """The route in use."""
+        """The route in use: "backpack", "torch.func", or "autograd" if both disagree with plain autograd."""
         if self._backpack is not None and not self.network.routes.first.get(_BACKPACK, 0):
             return "backpack"
         return "autograd" if self.network.routes.first.get("rows of J", 0) else "torch.func"
@@ -69,8 +66,9 @@ class JacobianRows:
             return self.network.jacobian(x)
         rows = self._backpack
         routes = [("BackPACK", lambda: rows(x)), ("torch.func", lambda: self.network.jacobian(x))]
-        difference = self.network.rows_difference(x, _BACKPACK)
-        return self.network.first_agreeing(_BACKPACK, x, routes, difference, last_is_plain=False)
+        difference = self.network.jacobian_difference(x, _BACKPACK)
+        check = self.network.check
+        return self.network.routes.first_agreeing(check, _BACKPACK, x, routes, difference, last_is_plain=False)
 
 
 def backpack_supports(network: Network) -> bool:
@@ -91,7 +89,7 @@ def _collect_sequential(module: nn.Module, leaves: list[nn.Module]) -> bool:
 
 
 def _has_plain_padding(module: nn.Module) -> bool:
-    """Zeros, in numbers: BackPACK ignores other modes, and "same" makes its convolutions over rows warn."""
+    """Whether padding is by zeros, as numbers: BackPACK ignores other modes, and warns for "same"."""
     return getattr(module, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(module, "padding", 0), str)
 
 
@@ -101,7 +99,7 @@ def _has_tied_parameters(module: nn.Module) -> bool:
 
 
 class _BackpackRows:
-    """One backward pass an output, per-example gradients by BackPACK's BatchGrad."""
+    """J (B, C, P) by a backward pass per output, with per-example gradients by BackPACK's BatchGrad."""
 
     def __init__(self, network: Network) -> None:
         from backpack import extend
@@ -135,16 +133,16 @@ class _BackpackRows:
 
 
 def _work_out_of_place(module: nn.Module) -> None:
-    """Activations that overwrite their input: backward hooks forbid it, and in a Sequential the values are the same."""
+    """Make activations allocate their output: backward hooks forbid in-place ones, and the values are the same."""
     for layer in module.modules():
         if getattr(layer, "inplace", False):
             layer.inplace = False  # type: ignore[assignment]
 
 
 def _with_gradient(x: PyTree) -> PyTree:
-    """x as a leaf that needs a gradient: BackPACK's module hooks fire fully only then.
+    """x as a leaf that requires a gradient: BackPACK's module hooks run fully only then.
 
-    A dict holds the one argument of a Sequential by its name.
+    A dict has the single argument of a Sequential, by name.
     """
     if isinstance(x, dict):
         (x,) = x.values()

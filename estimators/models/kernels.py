@@ -1,4 +1,4 @@
-"""Kernels that can be differentiated in every way: attention by its formula, and compiled functions as plain Python."""
+"""Kernels that every transform can differentiate: attention by its formula, compiled functions as plain Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["differentiable", "eager"]
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Run `torch.compile`d functions uncompiled; without cost where nothing was compiled in this process."""
+    """Run `torch.compile`d functions uncompiled; costs nothing if nothing was compiled in this process."""
     if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
         yield
         return
@@ -27,7 +27,7 @@ def eager() -> Iterator[None]:
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Run attention through kernels that forward mode and vmap can differentiate; the settings are put back after."""
+    """Run attention by kernels that forward mode and vmap can differentiate; restore the settings afterwards."""
     _load_forward_rules()
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -40,7 +40,7 @@ def differentiable() -> Iterator[None]:
 
 @cache
 def _load_forward_rules() -> None:
-    """The first use of forward mode compiles torch's own rules with a deprecated call: keep its warning from users."""
+    """Use forward mode once without warnings: the first use compiles torch's own rules by a deprecated call."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))

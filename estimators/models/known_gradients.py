@@ -1,7 +1,7 @@
-"""Gradients by plain autograd at the training rows that a fit has compared already.
+"""A cache of gradients by plain autograd at the training rows that a fit has compared.
 
 A fit compares several kinds of products (J v, Jᵀu, rows of J, features of a last layer) at the same batches. One
-gradient g = Jᵀu of each batch serves them all, as long as all of them together take little memory.
+gradient g = Jᵀu per batch serves all of them, as long as the gradients together take little memory.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from estimators.numerics.pytrees import PyTree, Shared
 __all__ = ["KnownGradients"]
 
 _MOST_BYTES = 2**28
-"""Of all that is kept: 256 MiB; further batches are differentiated once for each kind of product."""
+"""Memory of the cache, 256 MiB. Further batches are differentiated once per kind of product."""
 
 
 class KnownGradients:
-    """Pairs of u and g = Jᵀu, found by the content of the batch."""
+    """Pairs of u and g = Jᵀu, by the content of the batch."""
 
     def __init__(self) -> None:
         self._pairs: dict[bytes, tuple[Tensor, Tensor]] = {}
@@ -38,7 +38,7 @@ class KnownGradients:
         return pair[1] if pair is not None and torch.equal(pair[0], u.to(pair[0])) else None
 
     def keep(self, x: PyTree, u: Tensor, g: Tensor) -> None:
-        """Keep copies of u (B, C) and g (P,), if there is room."""
+        """Keep copies of u (B, C) and g (P,), if the memory allows."""
         size = u.numel() * u.element_size() + g.numel() * g.element_size()
         if self._bytes + size <= _MOST_BYTES:
             self._bytes += size

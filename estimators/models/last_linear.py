@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,10 +11,9 @@ from torch import Tensor, nn
 
 from estimators.errors import NoLastLayerError
 from estimators.models.kernels import differentiable
-from estimators.models.network import structural_copy
 from estimators.models.outputs import output_tensor
-from estimators.models.user_module import fresh
-from estimators.numerics.pytrees import PyTree, forward_arguments
+from estimators.models.structural_copy import structural_copy
+from estimators.numerics.pytrees import PyTree, copied, forward_arguments
 from estimators.numerics.reductions import is_finite
 from estimators.runtime.module_wrappers import unwrap_children_, unwrapped
 
@@ -22,7 +22,10 @@ __all__ = ["LastLinear", "find_last_linear", "last_linear_names"]
 
 @dataclass(frozen=True)
 class LastLinear:
-    """The layer's name in the model; `weight` and `bias` are full parameter names, None where absent or frozen."""
+    """The last linear layer by its name in the model.
+
+    `weight` and `bias` are full parameter names; `bias` is None if it is absent or frozen.
+    """
 
     name: str
     weight: str
@@ -30,14 +33,15 @@ class LastLinear:
 
     @property
     def parameter_names(self) -> list[str]:
-        """Trainable parameter names, weight first."""
+        """The names of the trainable parameters, weight first."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
 
 def find_last_linear(model: nn.Module, x: PyTree, *, name: str | None = None) -> LastLinear:
-    """The linear layer that produces the outputs of `model`, or the one called `name`, checked to be so.
+    """Find the linear layer that produces the outputs of `model` at x; with `name`, check that it is this one.
 
-    Errors: NoLastLayerError where there is none, where its weight is frozen, or where it is tied to another layer.
+    Raises:
+        NoLastLayerError: there is none, its weight is frozen, or its weight is tied to another layer.
     """
     module = unwrap_children_(structural_copy(unwrapped(model)))
     found = _producers(module, x)
@@ -57,12 +61,12 @@ def find_last_linear(model: nn.Module, x: PyTree, *, name: str | None = None) ->
 
 
 def last_linear_names(model: nn.Module, x: PyTree) -> list[str]:
-    """Parameter names of the last linear layer."""
+    """The parameter names of the last linear layer of `model` at x."""
     return find_last_linear(model, x).parameter_names
 
 
 def _producers(module: nn.Module, x: PyTree) -> list[str]:
-    """Names of the linear layers whose output is what the network returns."""
+    """The names of the linear layers whose output is what the network returns."""
     calls: list[tuple[str, Tensor]] = []
 
     def recorder(name: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -73,20 +77,21 @@ def _producers(module: nn.Module, x: PyTree) -> list[str]:
             layer.register_forward_hook(recorder(name))
     f = _outputs(module, x)
     recorded = list(calls)  # the hooks record further calls below
+    n_calls = Counter(name for name, _ in recorded)
     names = [name for name, output in recorded if output.shape == f.shape and torch.equal(output, f)]
-    return [name for name in names if _called_once(name, recorded) and _passes_through(module, name, x, f)]
+    return [name for name in names if n_calls[name] == 1 and _passes_through(module, name, x, f)]
 
 
 def _outputs(module: nn.Module, x: PyTree) -> Tensor:
-    arguments, keywords = forward_arguments(fresh(x))  # a forward may write into its inputs
+    arguments, keywords = forward_arguments(copied(x))  # a forward may write into its inputs
     with torch.no_grad(), differentiable():
         return output_tensor(module(*arguments, **keywords))
 
 
 def _passes_through(module: nn.Module, name: str, x: PyTree, f: Tensor) -> bool:
-    """Whether the network returns what the layer gives, also values of either sign beyond its outputs f (B, C) on x.
+    """Whether the network returns any output of the layer unchanged, also values beyond its outputs f (B, C) at x.
 
-    Outputs that are empty or not finite say nothing; the checks of the data refuse them.
+    Outputs that are empty or not finite cannot show this; the checks of the data reject them.
     """
     if not f.numel() or not is_finite(f):
         return True
@@ -97,10 +102,6 @@ def _passes_through(module: nn.Module, name: str, x: PyTree, f: Tensor) -> bool:
         return torch.equal(_outputs(module, x), values)
     finally:
         hook.remove()
-
-
-def _called_once(name: str, calls: list[tuple[str, Tensor]]) -> bool:
-    return sum(called == name for called, _ in calls) == 1
 
 
 def _checked_layer(module: nn.Module, name: str) -> LastLinear:

@@ -1,9 +1,9 @@
 """Per-row Jacobians in factors, layer by layer.
 
-A linear map with inputs a and slopes b by its output has J = Σ_t b_t a_tᵀ, which need not be made. Sharing over t
-(tokens, pixels, repeated calls) is a longer sum. Rows are taken one at a time inside `vmap`, so that it does not matter
-where a layer keeps its batch dimension. Parameters that enter otherwise (norms, embeddings, raw tensors) are the rest,
-with plain Jacobian rows.
+A linear map with inputs a and gradients b with respect to its output has J = Σ_t b_t a_tᵀ over the positions t that it
+is applied to (tokens, pixels, repeated calls), and the product need not be made. Rows are taken one at a time inside
+`vmap`, so that it does not matter where a layer keeps its batch dimension. All other parameters (norms, embeddings, raw
+tensors) have plain Jacobian rows.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.func import jacrev, vjp, vmap
 
 from estimators.errors import EstimatorError, UnsupportedError
+from estimators.models.derivative_routes import FAILURES
+from estimators.models.kernels import differentiable
 from estimators.models.layer_layout import Layout
 from estimators.models.linear_calls import LinearCall, LinearCallTracer, LinearMap
-from estimators.models.network import FAILURES, Network, differentiable
+from estimators.models.network import Network
 from estimators.models.subsets import complex_of
 from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch, select_rows, split_rows, tensors_of
 from estimators.numerics.vectorize import over_rows
@@ -27,231 +29,280 @@ from estimators.runtime.memory import rows_per_chunk
 __all__ = ["JacobianFactors", "LayerwiseJacobian", "LayerwiseRows"]
 
 FACTORS = "factors of layers"
+"""Name of the comparison of the factors in the report."""
 
 _NO_PRODUCTS = {
     *("embedding", "embedding_bag", "add", "__add__", "__radd__", "__iadd__", "add_", "layer_norm", "group_norm"),
     *("__getitem__", "expand", "expand_as", "unsqueeze"),
 }
-"""Names of functions that take a weight otherwise than as a factor of a product with the activations."""
+"""Names of functions that use a weight otherwise than as a factor of a product with the activations."""
 Cotangents = Callable[[Tensor, Tensor], Tensor]
+"""Outputs f (M, C) and targets y -> K cotangents per row, (M, K, C)."""
 
 
 @dataclass(frozen=True)
 class JacobianFactors:
-    """Of one linear map at M rows: inputs a (M, T, E), a 1 appended for a bias; slopes b (M, K, T, O)."""
+    """Factors of the Jacobian of one linear map at M rows.
+
+    Attributes:
+        inputs: a (M, T, E), with a 1 appended for a bias.
+        gradients: b (M, K, T, O), by the output of the map, of K cotangents each.
+    """
 
     inputs: Tensor
-    slopes: Tensor
+    gradients: Tensor
 
     def to(self, dtype: torch.dtype) -> JacobianFactors:
-        """Returns the factors in a dtype."""
-        return JacobianFactors(self.inputs.to(dtype), self.slopes.to(dtype))
+        """The factors in another dtype."""
+        return JacobianFactors(self.inputs.to(dtype), self.gradients.to(dtype))
 
     def at_single_position(self) -> JacobianFactors:
-        """Itself, where T = 1. Errors: UnsupportedError."""
+        """Return the factors themselves after checking that T = 1.
+
+        Raises:
+            UnsupportedError: the map is applied to several positions of a row.
+        """
         if self.inputs.shape[1] != 1:
-            raise _not_alike(f"rows that apply one to {self.inputs.shape[1]} places")
+            raise _rows_differ(f"rows that apply one to {self.inputs.shape[1]} positions")
         return self
 
     def jacobians(self) -> Tensor:
         """Σ_t b_t a_tᵀ, (M, K, O, E)."""
-        _, k, _, o = self.slopes.shape
-        left = self.slopes.transpose(2, 3).flatten(1, 2)  # (M, K·O, T): one product a row
+        _, k, _, o = self.gradients.shape
+        left = self.gradients.transpose(2, 3).flatten(1, 2)  # (M, K·O, T): one product per row
         jacobians: Tensor = (left @ self.inputs).unflatten(1, (k, o))
         return jacobians
 
 
 @dataclass(frozen=True)
 class LayerwiseRows:
-    """At M rows, for K cotangents each: factors by linear map, and the rest's rows (M, K, P_rest)."""
+    """Jacobian rows at M rows of x, for K cotangents each.
+
+    Attributes:
+        factors: of each linear map, by the name of its weight.
+        other_rows: plain rows over all other parameters, (M, K, P_other).
+    """
 
     factors: dict[str, JacobianFactors]
-    rest: Tensor
+    other_rows: Tensor
 
 
 class LayerwiseJacobian:
-    """The linear maps of a network by the name of their weight, and the names of the rest; found by one forward.
+    """The linear maps of a network by the name of their weight, and its other parameters; found by one forward.
 
-    With `maps` they are those of a fit, of which a query may use some only. Errors: UnsupportedError where it uses
-    their weights in other ways.
+    Args:
+        network: the network.
+        x: inputs, of which the first row is used.
+        maps: the linear maps of a fit, of which a query may use only some; None finds them.
+
+    Raises:
+        UnsupportedError: `maps` are given, and x uses their weights in other ways.
     """
 
     def __init__(self, network: Network, x: PyTree, maps: dict[str, LinearMap] | None = None) -> None:
         self.network = network
-        self._pieces = {name: piece.clone() for name, piece in network.params.items()}
-        seen = self._look(select_rows(x, slice(0, 1)))
-        self.maps = _usable(seen) if maps is None else maps
-        self._refuse_other_uses(seen)
+        self._params = {name: param.clone() for name, param in network.params.items()}
+        tracer = self._trace(select_rows(x, slice(0, 1)))
+        self.maps = _usable_maps(tracer) if maps is None else maps
+        self._check_calls(tracer)
         covered = {name for linear in self.maps.values() for name in linear.names}
-        self.rest = [name for name in self._pieces if name not in covered]
+        self.other_params = [name for name in self._params if name not in covered]
 
-    def _look(self, row: PyTree) -> LinearCallTracer:
-        """What one row's forward shows: the uses, and the number of outputs."""
+    def _trace(self, row: PyTree) -> LinearCallTracer:
+        """Trace the forward of one row, and keep its calls and its number of outputs."""
         try:
-            f, seen = self._forward(row)
+            f, tracer = self._forward(row)
         except EstimatorError:
             raise
-        except FAILURES:  # inside a function mode; the network itself has given outputs before
-            f, seen = self.network.outputs(row), LinearCallTracer(self._pieces)
-        self.n_outputs, self._uses, self._looked_at = f.shape[-1], seen.uses, _shapes_of(row)
-        self._functions = seen.functions
-        return seen
+        except FAILURES:  # inside a function mode; the network itself has computed outputs before
+            f, tracer = self.network.outputs(row), LinearCallTracer(self._params)
+        self.n_outputs, self._calls, self._traced_shapes = f.shape[-1], tracer.calls, _shapes_of(row)
+        self._functions = tracer.functions
+        return tracer
+
+    @property
+    def layout(self) -> Layout:
+        """Where the maps and the other parameters lie in θ."""
+        return Layout(self.network.subset, self.maps, self.other_params)
 
     @property
     def other_products(self) -> list[str]:
-        """Names in the rest of weights that may be factors of products, in no way or in several that are known.
+        """Names of other parameters that may be factors of products, in no known way or in several ways.
 
-        What only embeds or shifts, and what has one dimension (scales of norms), is left out.
+        Embeddings, shifts, and parameters with one dimension (scales of norms) are left out.
         """
-        linear = {use.map.weight for use in self._uses}
+        linear = {call.map.weight for call in self._calls}
 
         def is_factor(name: str) -> bool:
-            matrix = sum(size > 1 for size in self._pieces[name].shape) > 1
-            return matrix and (name in linear or not self._functions.get(name, {""}) <= _NO_PRODUCTS)
+            is_matrix = sum(size > 1 for size in self._params[name].shape) > 1
+            return is_matrix and (name in linear or not self._functions.get(name, {""}) <= _NO_PRODUCTS)
 
-        return [name for name in self.rest if is_factor(name)]
+        return [name for name in self.other_params if is_factor(name)]
 
     @property
     def no_weight_sharing(self) -> bool:
-        """Whether most parameters are in maps, and on the last row looked at each map was applied to one place."""
-        uses = [use for use in self._uses if use.map.weight in self.maps]
-        at_single_position = all(len(use.inputs) == 1 for use in uses)
+        """Whether the last traced row used each map once, at one position, and most parameters are in maps."""
+        calls = [call for call in self._calls if call.map.weight in self.maps]
+        at_one_position = all(len(call.inputs) == 1 for call in calls)
         in_maps = sum(o * e for o, e in (linear.shape for linear in self.maps.values()))
-        once = at_single_position and sorted(use.map.weight for use in uses) == sorted(self.maps)
+        once = at_one_position and sorted(call.map.weight for call in calls) == sorted(self.maps)
         return once and 2 * in_maps >= self.network.n_parameters
 
-    def bytes_a_row(self) -> dict[str, int]:
-        """Of the factors of one row along as many cotangents as outputs, by map, as the last row looked at had them."""
+    def bytes_per_row(self) -> dict[str, int]:
+        """Memory of the factors of one row, for as many cotangents as outputs, by map, from the last traced row."""
         element = self.network.theta.element_size()
         found = dict.fromkeys(self.maps, 0)
-        for use in self._uses:
-            if use.map.weight in found:
-                slopes = self.n_outputs * use.output_shape.numel()
-                found[use.map.weight] += element * (use.rows().numel() + slopes)
+        for call in self._calls:
+            if call.map.weight in found:
+                gradients = self.n_outputs * call.output_shape.numel()
+                found[call.map.weight] += element * (call.augmented_inputs().numel() + gradients)
         return found
 
-    def at(self, x: PyTree, cotangents: Cotangents | None = None, y: Tensor | None = None) -> Iterator[LayerwiseRows]:
-        """Rows of x a piece at a time; `cotangents(f, y)` (M, K, C), or each output by itself."""
+    def rows_at(
+        self, x: PyTree, cotangents: Cotangents | None = None, y: Tensor | None = None
+    ) -> Iterator[LayerwiseRows]:
+        """Yield the Jacobian rows at x, a chunk of rows at a time.
+
+        Args:
+            x: inputs of B rows.
+            cotangents: makes K cotangents per row from outputs and targets; None takes each output.
+            y: targets of the rows, for `cotangents`.
+
+        Raises:
+            UnsupportedError: rows use the layers in different ways, or a weight where the layers do not show it.
+        """
         row = select_rows(x, slice(0, 1))
-        if _shapes_of(row) != self._looked_at:
-            self._refuse_other_uses(self._look(row))
+        if _shapes_of(row) != self._traced_shapes:
+            self._check_calls(self._trace(row))
         eye = torch.eye(self.n_outputs, dtype=self.network.theta.dtype, device=self.network.theta.device)
-        for piece, targets in split_rows((x, y), self._rows_at_once):
+        for chunk, targets in split_rows((x, y), self._chunk_size):
             if cotangents is None:
-                yield self._rows(piece, eye.expand(n_rows(piece), -1, -1))
+                yield self._rows(chunk, eye.expand(n_rows(chunk), -1, -1))
             else:
-                yield self._rows(piece, cotangents(self.network.outputs(piece), targets))
+                yield self._rows(chunk, cotangents(self.network.outputs(chunk), targets))
 
     @property
-    def _rows_at_once(self) -> int:
-        inputs = sum(use.inputs.numel() for use in self._uses)
-        slopes = sum(use.output_shape.numel() for use in self._uses)
-        rest = sum(self._pieces[name].numel() for name in self.rest)
-        return rows_per_chunk(self.network.theta.element_size() * (2 * inputs + 3 * self.n_outputs * (slopes + rest)))
+    def _chunk_size(self) -> int:
+        inputs = sum(call.inputs.numel() for call in self._calls)
+        outputs = sum(call.output_shape.numel() for call in self._calls)
+        others = sum(self._params[name].numel() for name in self.other_params)
+        element = self.network.theta.element_size()
+        return rows_per_chunk(element * (2 * inputs + 3 * self.n_outputs * (outputs + others)))
 
     def _rows(self, x: PyTree, cotangents: Tensor) -> LayerwiseRows:
         rows, k = cotangents.shape[:2]
         with differentiable(), self.network.pass_counter.transformed(forward=rows, backward=rows * k) as counted:
             try:
-                inputs, slopes, rest = over_rows(counted(self._one), x, cotangents)
+                inputs, gradients, others = over_rows(counted(self._single_row), x, cotangents)
             except EstimatorError:
                 raise
             except FAILURES as error:
-                raise _unseen(f"layers that cannot be differentiated in a vectorised call ({error})") from error
-        found = LayerwiseRows(self._joined(inputs, slopes, cotangents), rest.detach())
-        self._check(x, cotangents, found)
+                raise _hidden_use(f"layers that cannot be differentiated in a vectorised call ({error})") from error
+        found = LayerwiseRows(self._joined(inputs, gradients, cotangents), others.detach())
+        self._compare(x, cotangents, found)
         return found
 
-    def _check(self, x: PyTree, cotangents: Tensor, rows: LayerwiseRows) -> None:
+    def _compare(self, x: PyTree, cotangents: Tensor, rows: LayerwiseRows) -> None:
         """Compare Σ c b aᵀ of random c (M, K) with Jᵀ(Σ c u) by plain autograd on the user's module.
 
         Raises:
             UnsupportedError: a weight is used where the layers do not show it.
         """
         check = self.network.check
-        if not check.due(FACTORS, x, cotangents.shape[1]):
+        if not check.is_due(FACTORS, x, cotangents.shape[1]):
             return
         c = check.random(cotangents[..., 0])
-        apart = self.network.gradient_error(x, torch.einsum("mk,mkc->mc", c, cotangents), self._contracted(rows, c))
-        if apart.within(check.tolerance()):
-            check.seen(FACTORS, n_rows(x), apart.error)
+        found = self.network.gradient_error(x, torch.einsum("mk,mkc->mc", c, cotangents), self._contracted(rows, c))
+        if found.within(check.tolerance()):
+            check.report.record_agreement(FACTORS, n_rows(x), found.error)
             return
-        check.report.disagreements.append(f"{FACTORS}: {apart}; the forms without factors are used where they exist")
-        raise _unseen(f"factors of layers whose slope {apart}")
+        check.report.disagreements.append(f"{FACTORS}: {found}; the forms without factors are used where they exist")
+        raise _hidden_use(f"factors of layers whose gradient {found}")
 
     def _contracted(self, rows: LayerwiseRows, c: Tensor) -> Tensor:
         """Σ_mk c J, (P,)."""
-        layout, total = Layout(self.network.subset, self.maps, self.rest), torch.zeros_like(self.network.theta)
+        layout, total = self.layout, torch.zeros_like(self.network.theta)
         for name, factors in rows.factors.items():
-            weighted = factors.slopes * c[:, :, None, None].to(factors.slopes)
+            weighted = factors.gradients * c[:, :, None, None].to(factors.gradients)
             layout.put(total, name, torch.einsum("mkto,mte->oe", weighted, factors.inputs).to(total))
-        if self.rest:
-            total[layout.other_index.to(total.device)] = torch.einsum("mk,mkp->p", c.to(rows.rest), rows.rest).to(total)
+        if self.other_params:
+            others = torch.einsum("mk,mkp->p", c.to(rows.other_rows), rows.other_rows)
+            total[layout.other_index.to(total.device)] = others.to(total)
         return total
 
-    def _one(self, row: PyTree, cotangents: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Of one row: inputs (T, E) and slopes (K, T, O) of every use, rest (K, P_rest)."""
-        uses: list[LinearCall] = []
+    def _single_row(self, row: PyTree, cotangents: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Inputs (T, E) and gradients (K, T, O) of every call at one row, and rows (K, P_other)."""
+        calls: list[LinearCall] = []
 
         def forward(offsets: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            f, seen = self._forward(row_as_batch(row), offsets)
-            uses[:] = seen.uses
-            self._refuse_other_uses(seen)
-            return f[0], [use.rows() for use in seen.uses]
+            f, tracer = self._forward(row_as_batch(row), offsets)
+            calls[:] = tracer.calls
+            self._check_calls(tracer)
+            return f[0], [call.augmented_inputs() for call in calls]
 
-        offsets = [cotangents.new_zeros(use.output_shape) for use in self._uses]
+        # The gradient by an offset 0 that is added to the output of a call is the gradient by this output.
+        offsets = [cotangents.new_zeros(call.output_shape) for call in self._calls]
         _, pull, inputs = vjp(forward, offsets, has_aux=True)  # type: ignore[misc]
         pulled = vmap(pull)(cotangents)[0]
-        return inputs, [use.slopes(b) for use, b in zip(uses, pulled, strict=True)], self._rest_of(row, cotangents)
+        gradients = [call.by_position(b) for call, b in zip(calls, pulled, strict=True)]
+        return inputs, gradients, self._other_rows(row, cotangents)
 
-    def _rest_of(self, row: PyTree, cotangents: Tensor) -> Tensor:
-        if not self.rest:
+    def _other_rows(self, row: PyTree, cotangents: Tensor) -> Tensor:
+        """Plain rows (K, P_other) at one row."""
+        if not self.other_params:
             return cotangents.new_zeros(len(cotangents), 0)
 
         complex_names = self.network.subset.complex_names
 
-        def outputs(rest: dict[str, Tensor]) -> Tensor:
-            params = {name: complex_of(piece) if name in complex_names else piece for name, piece in rest.items()}
-            f: Tensor = self.network.functional_outputs({**self._pieces, **params}, row_as_batch(row))[0]
+        def outputs(others: dict[str, Tensor]) -> Tensor:
+            params = {name: complex_of(param) if name in complex_names else param for name, param in others.items()}
+            f: Tensor = self.network.functional_outputs({**self._params, **params}, row_as_batch(row))[0]
             return cotangents @ f
 
-        params = {name: self._pieces[name] for name in self.rest}
-        slopes = jacrev(outputs)({n: torch.view_as_real(p) if p.is_complex() else p for n, p in params.items()})
-        return torch.cat([slopes[name].reshape(len(cotangents), -1) for name in self.rest], dim=1)
+        params = {name: self._params[name] for name in self.other_params}
+        jacobians = jacrev(outputs)({n: torch.view_as_real(p) if p.is_complex() else p for n, p in params.items()})
+        return torch.cat([jacobians[name].reshape(len(cotangents), -1) for name in self.other_params], dim=1)
 
     def _forward(self, x: PyTree, offsets: list[Tensor] | None = None) -> tuple[Tensor, LinearCallTracer]:
-        with differentiable(), LinearCallTracer(self._pieces, offsets) as recorder:
-            return self.network.functional_outputs(self._pieces, x), recorder
+        with differentiable(), LinearCallTracer(self._params, offsets) as tracer:
+            return self.network.functional_outputs(self._params, x), tracer
 
-    def _joined(self, inputs: list[Tensor], slopes: list[Tensor], cotangents: Tensor) -> dict[str, JacobianFactors]:
-        """Uses of one weight joined along T: its Jacobian is their sum, over none where these rows do without it."""
+    def _joined(self, inputs: list[Tensor], gradients: list[Tensor], cotangents: Tensor) -> dict[str, JacobianFactors]:
+        """Factors by map: calls of one weight are joined along T, since its Jacobian is their sum.
+
+        A map that these rows do not use has T = 0.
+        """
         factors, (m, k, _) = {}, cotangents.shape
         for name, linear in self.maps.items():
-            places = [i for i, use in enumerate(self._uses) if use.map.weight == name]
+            of_map = [i for i, call in enumerate(self._calls) if call.map.weight == name]
             o, e = linear.shape
-            a = _cat([inputs[i] for i in places], 1) if places else cotangents.new_zeros(m, 0, e)
-            b = _cat([slopes[i] for i in places], 2) if places else cotangents.new_zeros(m, k, 0, o)
+            a = _cat([inputs[i] for i in of_map], 1) if of_map else cotangents.new_zeros(m, 0, e)
+            b = _cat([gradients[i] for i in of_map], 2) if of_map else cotangents.new_zeros(m, k, 0, o)
             factors[name] = JacobianFactors(a.detach(), b.detach())
         return factors
 
-    def _refuse_other_uses(self, seen: LinearCallTracer) -> None:
-        """UnsupportedError where the maps are not used in the order looked at last, or their weights in other ways."""
-        order, found = ([use.map.weight for use in uses] for uses in (self._uses, seen.uses))
-        alike = all(self.maps.get(use.map.weight, use.map) == use.map for use in seen.uses)
+    def _check_calls(self, tracer: LinearCallTracer) -> None:
+        """Check that the maps are called in the order of the last trace, and that their weights enter nowhere else.
+
+        Raises:
+            UnsupportedError: they are not.
+        """
+        expected, found = ([call.map.weight for call in calls] for calls in (self._calls, tracer.calls))
+        alike = all(self.maps.get(call.map.weight, call.map) == call.map for call in tracer.calls)
         covered = {name for linear in self.maps.values() for name in linear.names}
-        if order != found or not alike or seen.elsewhere & covered:
-            raise _not_alike("rows that differ in the layers that they go through, or in how a weight is used")
+        if expected != found or not alike or tracer.other_uses & covered:
+            raise _rows_differ("rows that differ in the layers that they go through, or in how a weight is used")
 
 
-def _not_alike(received: str) -> UnsupportedError:
+def _rows_differ(received: str) -> UnsupportedError:
     return UnsupportedError(
-        "a network that uses its linear layers alike at every row",
+        "a network that uses its linear layers in the same way at every row",
         received=received,
         remedy='hessian_structure="full" with inverse="cholesky" or "cg", or RegVar.',
     )
 
 
-def _unseen(received: str) -> UnsupportedError:
+def _hidden_use(received: str) -> UnsupportedError:
     return UnsupportedError(
         "a network whose layers show every use of their weights",
         received=received,
@@ -264,20 +315,22 @@ def _shapes_of(row: PyTree) -> list[torch.Size]:
 
 
 def _cat(tensors: list[Tensor], dim: int) -> Tensor:
-    """Joined; one by itself is not copied."""
+    """The tensors joined along `dim`; a single one is not copied."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
-def _usable(seen: LinearCallTracer) -> dict[str, LinearMap]:
-    """Maps whose weight and bias enter in one way only; of calls with and without a bias, or in two layouts, none."""
-    maps: dict[str, set[LinearMap]] = {}
-    for use in seen.uses:
-        maps.setdefault(use.map.weight, set()).add(use.map)
-    biases = [linear.bias for kinds in maps.values() for linear in kinds if linear.bias is not None]
+def _usable_maps(tracer: LinearCallTracer) -> dict[str, LinearMap]:
+    """Maps whose weight and bias enter in one way only.
+
+    Calls with and without a bias, or in two layouts, leave their weight out.
+    """
+    kinds: dict[str, set[LinearMap]] = {}
+    for call in tracer.calls:
+        kinds.setdefault(call.map.weight, set()).add(call.map)
+    biases = [linear.bias for several in kinds.values() for linear in several if linear.bias is not None]
+    single = {name: next(iter(several)) for name, several in kinds.items() if len(several) == 1}
     return {
-        name: next(iter(kinds))
-        for name, kinds in maps.items()
-        if len(kinds) == 1
-        and not seen.elsewhere.intersection(next(iter(kinds)).names)
-        and biases.count(next(iter(kinds)).bias or "") <= 1
+        name: linear
+        for name, linear in single.items()
+        if not tracer.other_uses.intersection(linear.names) and biases.count(linear.bias or "") <= 1
     }

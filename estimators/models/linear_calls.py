@@ -1,4 +1,4 @@
-"""See every use of a chosen parameter as the weight of a linear map, whatever module or function makes it."""
+"""Trace every call that uses a chosen parameter as the weight of a linear map, in any module or function."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,10 +20,15 @@ __all__ = ["LinearCall", "LinearCallTracer", "LinearMap"]
 
 @dataclass(frozen=True)
 class LinearMap:
-    """A weight as a matrix (O, D), with its bias where both are chosen.
+    """A weight as a matrix (O, D), with its bias if both are chosen.
 
-    `transposed`: it is stored as (D, O); of a transposed convolution as (D/k, O, k), k = `n_kernel` entries of its
-    kernel.
+    Attributes:
+        weight: name of the weight.
+        bias: name of the bias; None if there is none, or it is not chosen.
+        n_outputs: O.
+        n_inputs: D.
+        transposed: whether the weight is stored as (D, O), or as (D/k, O, k) for a transposed convolution.
+        n_kernel: k, the number of entries of the kernel of a transposed convolution.
     """
 
     weight: str
@@ -36,20 +40,24 @@ class LinearMap:
 
     @property
     def names(self) -> list[str]:
-        """Weight first."""
+        """The names of the parameters, weight first."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(O, E), E = D, or D + 1 with the bias as the last column."""
+        """(O, E) with E = D, or D + 1 with the bias as the last column."""
         return self.n_outputs, self.n_inputs + (self.bias is not None)
 
 
 @dataclass(frozen=True)
 class LinearCall:
-    """One call on one row: inputs (T, D), one a place that the weight is applied to, and the shape of its output.
+    """One call of a linear map on one row.
 
-    `space`: how many dimensions come after the channels in that shape; None where the channels are last.
+    Attributes:
+        map: the linear map.
+        inputs: (T, D), one row per position that the weight is applied to.
+        output_shape: the shape of the output of the call.
+        space: how many dimensions come after the channels in `output_shape`; None if the channels are last.
     """
 
     map: LinearMap
@@ -57,29 +65,36 @@ class LinearCall:
     output_shape: torch.Size
     space: int | None
 
-    def rows(self) -> Tensor:
-        """(T, E): a 1 appended for a bias."""
+    def augmented_inputs(self) -> Tensor:
+        """Inputs (T, E), with a 1 appended for a bias."""
         if self.map.bias is None:
             return self.inputs
         return torch.cat([self.inputs, self.inputs.new_ones(len(self.inputs), 1)], dim=1)
 
-    def slopes(self, pulled: Tensor) -> Tensor:
-        """Slopes by the call's output (K, *output_shape) -> (K, T, O)."""
-        last = pulled if self.space is None else pulled.movedim(-1 - self.space, -1)
-        return last.reshape(len(pulled), -1, self.map.n_outputs)
+    def by_position(self, gradients: Tensor) -> Tensor:
+        """Gradients by the output of the call, (K, *output_shape), as (K, T, O)."""
+        last = gradients if self.space is None else gradients.movedim(-1 - self.space, -1)
+        return last.reshape(len(gradients), -1, self.map.n_outputs)
 
 
 class LinearCallTracer(TorchFunctionMode):
-    """Records the uses in one forward on one row; adds offset i to the output of use i, to be differentiated by.
+    """A mode that records the linear calls in the forward of one row.
 
-    `elsewhere`: chosen parameters that also entered in some other way, and `functions`: by which functions.
+    Args:
+        parameters: the chosen parameters, by name.
+        offsets: tensors that are added to the outputs of the calls, in order, to differentiate by them.
+
+    Attributes:
+        calls: the recorded calls.
+        other_uses: names of parameters that are also used in some other way.
+        functions: the names of the functions of these other uses, by parameter.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], offsets: list[Tensor] | None = None) -> None:
         super().__init__()
         self._names = {id(tensor): name for name, tensor in parameters.items() if not tensor.is_complex()}
-        self.offsets, self.uses = offsets, list[LinearCall]()
-        self.elsewhere: set[str] = set()
+        self.offsets, self.calls = offsets, list[LinearCall]()
+        self.other_uses: set[str] = set()
         self.functions: dict[str, set[str]] = {}
 
     def __torch_function__(
@@ -94,31 +109,31 @@ class LinearCallTracer(TorchFunctionMode):
             with _entered(self):
                 return func(*args, **kwargs)
         reader = _READERS.get(func)
-        use = None if reader is None else reader(self._name_of, *args, **kwargs)
+        linear_use = None if reader is None else reader(self._name_of, *args, **kwargs)
         result = func(*args, **kwargs)
-        self._see_elsewhere(func, use, args, kwargs, result)
-        if use is None:
+        self._record_other_uses(func, linear_use, args, kwargs, result)
+        if linear_use is None:
             return result
         if self.offsets is not None:
-            result = result + self.offsets[len(self.uses)]
-        linear, inputs, space = use
-        self.uses.append(LinearCall(linear, inputs, result.shape, space))
+            result = result + self.offsets[len(self.calls)]
+        linear, inputs, space = linear_use
+        self.calls.append(LinearCall(linear, inputs, result.shape, space))
         return result
 
-    def _see_elsewhere(
+    def _record_other_uses(
         self,
         func: Callable[..., Any],
-        use: _Read,
+        linear_use: _LinearUse,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         result: object,
     ) -> None:
-        """Parameters among the arguments that are not the weight or bias of the use."""
+        """Record parameters among the arguments that are not the weight or bias of the linear use."""
         found = [name for name in map(self._name_of, tensors_of((args, kwargs))) if name]
-        for name in () if use is None else use[0].names:
+        for name in () if linear_use is None else linear_use[0].names:
             found.remove(name)
-        if found and tensors_of(result):  # what asks for a shape or a dtype does not use the numbers
-            self.elsewhere.update(found)
+        if found and tensors_of(result):  # asking for a shape or a dtype does not use the numbers
+            self.other_uses.update(found)
             for name in found:
                 self.functions.setdefault(name, set()).add(getattr(func, "__name__", repr(func)))
 
@@ -128,23 +143,29 @@ class LinearCallTracer(TorchFunctionMode):
 
 @contextmanager
 def _entered(mode: TorchFunctionMode) -> Iterator[None]:
-    """Look inside a function of Python's, which hands itself over whole as long as it finds a mode switched on."""
-    with mock.patch.object(F, "has_torch_function", return_value=False), mode:
-        yield
+    """Trace the calls inside a function written in Python, which otherwise passes itself to the mode as one call."""
+    original = F.has_torch_function
+    F.has_torch_function = lambda *_: False
+    try:
+        with mode:
+            yield
+    finally:
+        F.has_torch_function = original
 
 
 _NameOf = Callable[[object], str | None]
-_Read = tuple[LinearMap, Tensor, int | None] | None
+_LinearUse = tuple[LinearMap, Tensor, int | None] | None
+"""The map, its inputs (T, D), and `LinearCall.space`; None if no chosen parameter is the weight."""
 
 
-def _linear(name_of: _NameOf, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _Read:
+def _linear(name_of: _NameOf, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _LinearUse:
     name = name_of(weight)
     if name is None:
         return None
     return LinearMap(name, name_of(bias), *weight.shape), input.reshape(-1, weight.shape[1]), None
 
 
-def _addmm(name_of: _NameOf, bias: Tensor, input: Tensor, weight: Tensor, **scales: float) -> _Read:
+def _addmm(name_of: _NameOf, bias: Tensor, input: Tensor, weight: Tensor, **scales: float) -> _LinearUse:
     name = name_of(weight)
     if name is None or scales or bias.ndim != 1:
         return None
@@ -152,10 +173,10 @@ def _addmm(name_of: _NameOf, bias: Tensor, input: Tensor, weight: Tensor, **scal
     return LinearMap(name, name_of(bias), n_outputs, n_inputs, transposed=True), input, None
 
 
-def _reader_of(patches_of: Callable[..., ConvolutionPatches | None]) -> Callable[..., _Read]:
-    """The reader of a kind of convolution."""
+def _reader_of(patches_of: Callable[..., ConvolutionPatches | None]) -> Callable[..., _LinearUse]:
+    """The reader of the calls of one kind of convolution."""
 
-    def read(name_of: _NameOf, *args: Any, **kwargs: Any) -> _Read:  # noqa: ANN401
+    def read(name_of: _NameOf, *args: Any, **kwargs: Any) -> _LinearUse:  # noqa: ANN401
         weight = kwargs["weight"] if "weight" in kwargs else args[1]
         name = name_of(weight)
         call = None if name is None else patches_of(*args, **kwargs)
@@ -168,7 +189,7 @@ def _reader_of(patches_of: Callable[..., ConvolutionPatches | None]) -> Callable
     return read
 
 
-_READERS: dict[Callable[..., Any], Callable[..., _Read]] = {
+_READERS: dict[Callable[..., Any], Callable[..., _LinearUse]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
     **{convolution: _reader_of(patches_of) for convolution, patches_of in CONVOLUTIONS.items()},

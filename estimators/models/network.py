@@ -1,308 +1,93 @@
-"""A network as a function of one flat vector: f(θ, x), and its products with the Jacobian J = ∂f/∂θ.
-
-Outputs of any shape (B, ...) are rows (B, C) here, C counting all outputs of a row: the logits of all pixels, or of all
-tokens. What estimators return has the shape that the model gave.
-
-The user's module is never touched: a structural copy that shares its tensors is called functionally, with θ in place of
-the chosen parameters and the rest detached.
-"""
+"""Products of a network with its Jacobian J = ∂f/∂θ and with the Hessian of a loss of its outputs."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
+from torch import Tensor
+from torch.func import grad, jacrev, jvp, vjp, vmap
 
-from estimators.errors import EstimatorError, ModelChangedError, ModelError, UnsupportedError
-from estimators.models.derivative_routes import BY_IDENTITY, BY_NAME, FAILURES, DerivativeRoutes, is_ours, short
-from estimators.models.fused_kernels import make_differentiable
+from estimators.errors import EstimatorError, UnsupportedError
+from estimators.models.derivative_routes import FAILURES, is_final_error, short
+from estimators.models.disagreement import Disagreement
 from estimators.models.kernels import differentiable
-from estimators.models.outputs import output_tensor
-from estimators.models.parameter_swap import ParameterSwap
-from estimators.models.self_check import DISPLACED, OUTPUTS, Disagreement, SelfCheck
-from estimators.models.structural_copy import structural_copy
-from estimators.models.subsets import Subset
-from estimators.models.user_module import UserModule, fresh
-from estimators.models.working_dtype import in_dtype, is_converted, working_dtype
-from estimators.numerics.pytrees import PyTree, forward_arguments, n_rows, row_as_batch, select_rows, tensors_of
+from estimators.models.network_function import NetworkFunction
+from estimators.models.outputs import without_inference
+from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch
 from estimators.numerics.vectorize import over_rows
-from estimators.runtime.module_wrappers import unwrap_children_, unwrapped
-from estimators.runtime.pass_counter import PassCounter
 
-__all__ = ["FAILURES", "Network", "differentiable", "output_tensor", "structural_copy"]
+__all__ = ["Network"]
 
 R = TypeVar("R")
-QUERY = "query"
-
+Loss = Callable[[Tensor], Tensor]
+"""Outputs f (B, C) -> a scalar."""
 _VECTORISED_ELEMENTS = 2**22
+"""Numbers of parameters in all vectors of one vectorised call: beyond it, a call takes no less time per vector."""
 
 
-class Network:
-    """f(θ, x) of shape (B, C), for θ (P,) over a subset of the parameters of `model`; `theta` is θ̂, a copy.
+class Network(NetworkFunction):
+    """A network with its derivatives at θ̂, each by the fastest route that agrees with plain autograd.
 
-    Products with J are taken by the fastest route that agrees with plain autograd on the user's own module:
+        J v            forward mode, two reverse passes, rows of J
+        Jᵀ u           torch.func, plain autograd
+        rows of J      torch.func vectorised over rows, plain autograd one row at a time
+        H v            forward over reverse mode, plain autograd twice
 
-        J v       forward mode, two reverse passes, rows of J
-        Jᵀ u      torch.func, plain autograd
-        rows      torch.func vectorised over rows, plain autograd one row at a time
+    Args:
+        model: the user's module; it is called, and never changed.
+        names: the chosen parameters, the entries of θ.
+        dtype: the dtype of the computation; None takes float32, or float64 if a weight has it.
+        stored: differentiates the user's module if `model` is a copy of it in another dtype.
 
-    `check` holds the comparisons and their report (`estimators.models.self_check`); `pass_counter` counts the rows that
-    go through the network. It is computed in `dtype`, or in the `working_dtype` of the model; `result_dtype` is that of
-    the outputs of the model itself, known from the first of `shaped_outputs` on. `stored` differentiates the user's
-    module where `model` is a copy of it.
+    Example:
+        >>> import torch
+        >>> network = Network(torch.nn.Linear(3, 2), ["weight", "bias"])
+        >>> network.jacobian(torch.ones(5, 3)).shape
+        torch.Size([5, 2, 8])
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        names: Sequence[str],
-        *,
-        dtype: torch.dtype | None = None,
-        stored: UserModule | None = None,
-    ) -> None:
-        dtype = working_dtype(model) if dtype is None else dtype
-        self.module = in_dtype(unwrap_children_(structural_copy(unwrapped(model))), dtype)
-        self._stored = structural_copy(unwrapped(model)) if is_converted(self.module) else None
-        self.result_dtype: torch.dtype | None = None
-        make_differentiable(self.module)
-        self.subset = Subset.of(self.module, names)
-        parameters = {name: p.detach() for name, p in self.module.named_parameters()}
-        self.theta = self.subset.flatten(parameters).clone()
-        self.frozen = {name: p for name, p in parameters.items() if name not in self.subset.shapes}
-        self.pass_counter = PassCounter()
-        if self._stored is None:
-            self.check = SelfCheck(UserModule(model, self.subset), self.subset, self.pass_counter)
-        else:  # a copy in the dtype of the computation is compared with closely, the module itself roughly
-            own, stored = (
-                UserModule(structural_copy(self.module), self.subset),
-                stored or UserModule(model, self.subset),
-            )
-            self.check = SelfCheck(own, self.subset, self.pass_counter, stored)
-        self.routes = DerivativeRoutes()
-
-    def with_own_counter(self) -> Network:
-        """The same function with the routes that were found, and a ledger of its own."""
-        other = copy.copy(self)
-        other.pass_counter = PassCounter()
-        other.check = self.check.counted_by(other.pass_counter)
-        return other
-
-    @property
-    def n_parameters(self) -> int:
-        """P."""
-        return self.theta.numel()
-
-    @property
-    def input_dtypes(self) -> list[torch.dtype]:
-        """Floating-point dtypes of the inputs that it takes: those of the stored weights, and that it computes in."""
-        stored = () if self._stored is None else self._stored.parameters()
-        return list(dict.fromkeys([*(p.dtype for p in stored if p.is_floating_point()), self.theta.dtype]))
-
-    @property
-    def target_dtypes(self) -> list[torch.dtype]:
-        """Floating-point dtypes of the targets that it takes: those of inputs, and of the outputs of the model."""
-        return [*self.input_dtypes, *([] if self.result_dtype is None else [self.result_dtype])]
-
-    @property
-    def params(self) -> dict[str, Tensor]:
-        """θ̂ by name, parts of `theta`."""
-        return self.subset.unflatten(self.theta)
-
-    def __call__(self, theta: Tensor, x: PyTree) -> Tensor:
-        """Outputs (B, C) at θ (P,)."""
-        return self.functional_outputs(self.subset.unflatten(theta), x)
-
-    def functional_outputs(self, params: dict[str, Tensor], x: PyTree) -> Tensor:
-        """Outputs (B, C) with these tensors, by name, in place of the chosen parameters."""
-        return self.shaped(params, x).flatten(1)
-
-    def shaped(self, params: dict[str, Tensor], x: PyTree) -> Tensor:
-        """Outputs (B, ...) as the model gives them with these tensors in place of the chosen parameters."""
-        arguments, keywords = forward_arguments(self._protected(x))
-        tensors = {**self.frozen, **params}
-        self.pass_counter.forward(n_rows(x))
-        with differentiable():
-            if self.routes.swap == BY_NAME:
-                f = output_tensor(functional_call(self.module, tensors, arguments, keywords))
-            else:
-                with ParameterSwap(self.module, tensors):
-                    f = output_tensor(self.module(*arguments, **keywords))
-        return f.to(self.theta.dtype)
-
-    def outputs(self, x: PyTree) -> Tensor:
-        """f(θ̂, x), (B, C), without a graph."""
-        return self.shaped_outputs(x).flatten(1)
-
-    def shaped_outputs(self, x: PyTree) -> Tensor:
-        """f(θ̂, x) as the model gives it, (B, ...), without a graph: by the module, whose weights are θ̂."""
-        self.pass_counter.forward(n_rows(x))
-        if self.routes.outputs_by_user_module:
-            return self.check.own.outputs(x).to(self.theta.dtype)
-        given = self._protected(x)
-        arguments, keywords = forward_arguments(given)
-        versions = [tensor._version for tensor in tensors_of(given)]
-        with torch.no_grad(), differentiable():
-            try:
-                f = output_tensor(self.module(*arguments, **keywords))
-            except (KeyError, AttributeError, NameError) as error:  # state that the copy does not have
-                f = self._outputs_of_own_module(x, error)
-        if self.routes.writes_inputs is None:
-            self.routes.written = self.routes.written or versions != [t._version for t in tensors_of(given)]
-        if self.result_dtype is None:
-            self.result_dtype = f.dtype if self._stored is None else self._dtype_as_stored(x)
-        return _ordinary(f).to(self.theta.dtype)
-
-    def _dtype_as_stored(self, x: PyTree) -> torch.dtype:
-        """The dtype of the outputs of the model with its weights as they are stored, by one row."""
-        arguments, keywords = forward_arguments(fresh(select_rows(x, slice(0, 1))))
-        assert self._stored is not None
-        try:
-            with torch.no_grad():
-                return output_tensor(self._stored(*arguments, **keywords)).dtype
-        except RuntimeError as error:
-            stored = ", ".join(sorted({str(p.dtype) for p in self._stored.parameters()}))
-            raise ModelError(
-                "a model that accepts its inputs with its weights as they are stored",
-                received=f"weights in {stored}, for which its forward says: {error}",
-                remedy="model.to(torch.float32), or casts between its parts.",
-            ) from error
-
-    def _outputs_of_own_module(self, x: PyTree, error: Exception) -> Tensor:
-        f = self.check.own.outputs(x)
-        self.routes.outputs_by_user_module = True
-        reason = f"cannot be computed ({type(error).__name__}: {error})"
-        self.check.give_up(OUTPUTS, "those of a copy of the module", reason, instead="the module itself is called")
-        return f
-
-    def _protected(self, x: PyTree) -> PyTree:
-        """Copies of the inputs of a forward that writes into them, or may."""
-        return x if self.routes.writes_inputs is False else fresh(x)
-
-    def at(self, x: PyTree) -> Callable[[Tensor], Tensor]:
-        """θ -> f(θ, x)."""
-        return lambda theta: self(theta, x)
-
-    # ------------------------------------------------------------------ checks
-
-    def check_batch(self, x: PyTree, f: Tensor, *, what: str = "training row") -> Tensor:
-        """The outputs (B, ...) of the user's own module, where those of the copy, f, are not the same.
-
-        Raises:
-            ModelError: the outputs of a row depend on the other rows.
-        """
-        if not self.check.enabled:
-            return f
-        with self.check.counted():
-            return self._checked_batch(x, f, what=what)
-
-    def _checked_batch(self, x: PyTree, f: Tensor, *, what: str) -> Tensor:
-        apart = self.check.row_alone_error(x, f)
-        if apart <= self.check.tolerance():
-            self.check.seen(OUTPUTS, n_rows(x), apart)
-            return f
-        own = self.check.own.outputs(x)  # not alike: the copy, the other rows or chance
-        if not torch.equal(own, self.check.own.outputs(x)):
-            return f  # random: two passes over the data will show it
-        self.check.check_rows_alone(x, own, what=what)
-        if what == QUERY and not torch.equal(own, f):
-            raise ModelChangedError(
-                "the function that was fitted",
-                received="a module whose outputs at this query are not those of its copy from the fit",
-                remedy="fit again after changing hooks, attributes or submodules; load around the fitted network.",
-            )
-        if not torch.equal(own, f):
-            self.routes.outputs_by_user_module = True
-            reason = "differ from those of the module"
-            self.check.give_up(OUTPUTS, "those of a copy of the module", reason, instead="the module itself is called")
-        return own
-
-    def check_query(self, x: PyTree, f: Tensor) -> Tensor:
-        """`check_batch` at a query. Raises ModelChangedError for a module that is another function by now."""
-        return self.check_batch(x, f, what=QUERY)
-
-    def record_training_rows(self, n_data: int) -> None:
-        """The training rows have been seen: their number is known, and what the forward does to its inputs."""
-        self.check.n_data = n_data
-        if self.routes.writes_inputs is None:
-            self.routes.writes_inputs = self.routes.written
-
-    def check_displaced(self, x: PyTree) -> None:
-        """ModelError where f(θ, x) does not follow the slope of the user's module: weights cannot be displaced."""
-        if not self.check.due(DISPLACED, x):
-            return
-        with self.check.counted():
-            self.vjp(x, self.outputs(x)[None] * 0 + 1)  # a route by identity is found here
-            with differentiable():
-                self.check.check_displaced(x, lambda theta: self(theta, x), self.theta)
-            self.pass_counter.backward(n_rows(x))
-        self.check.seen(DISPLACED, n_rows(x), 0.0)
-
-    def check_parameter_swap(self, x: PyTree, tensors: dict[str, Tensor], trained: nn.Module) -> None:
-        """Check that these tensors, by name, make this network the `trained` one at x.
-
-        Raises:
-            ModelError: they do not, so that a network cannot be kept as its tensors.
-        """
-        expected = UserModule(trained, self.subset).outputs(x).flatten(1)
-        for swap in (BY_IDENTITY, BY_NAME):  # by identity first: no use of a tensor is missed, whatever the inputs
-            self.routes.swap = swap
-            with torch.no_grad(), self.check.counted():
-                apart = (
-                    float((self.functional_outputs(tensors, x) - expected).double().abs().max())
-                    if len(expected)
-                    else 0.0
-                )
-            if apart <= self.check.tolerance() * float(expected.double().abs().max().clamp_min(1e-300)):
-                return
-        raise ModelError(
-            "networks that differ in the parameters and buffers of their modules only",
-            received=f"one whose outputs differ by {apart:.2g} from those of its tensors in the module that was passed",
-            remedy="register every tensor that training changes as a parameter or buffer of a submodule.",
-        )
-
-    def first_agreeing(
-        self,
-        what: str,
-        x: PyTree,
-        routes: Sequence[tuple[str, Callable[[], R]]],
-        difference: Callable[[R], Disagreement] | None,
-        *,
-        last_is_plain: bool = True,
-    ) -> R:
-        """What the fastest of `routes` gives that agrees with plain autograd at x (`DerivativeRoutes`)."""
-        return self.routes.first_agreeing(self.check, what, x, routes, difference, last_is_plain=last_is_plain)
-
-    # ------------------------------------------------------------------ products
-
     def jvp(self, x: PyTree, vectors: Tensor) -> Tensor:
-        """J v for each of vectors (K, P): (K, B, C)."""
-        parts, lengths = [], set[int]()
-        for some in vectors.split(self.vectors_per_call):
-            count = 0
-            if len(some) not in lengths and self.check.due("J v", x, len(some)):
-                # What a vmap rule does may depend on how many vectors there are: as many, once for each kind.
-                count = len(some) if self.check.is_new("J v, vectorised", x, len(some)) else 1
-            lengths.add(len(some))
+        """Compute J v.
+
+        Args:
+            x: inputs of B rows.
+            vectors: v (K, P).
+
+        Returns:
+            J v (K, B, C).
+
+        Raises:
+            ModelError: plain autograd fails on the user's module.
+        """
+        parts = []
+        for some, is_due in self._calls("J v", x, vectors):
+            # The result of a vmap rule may depend on how many vectors there are: as many probes, once per kind of x.
+            count = len(some) if is_due and self.check.is_new("J v, vectorised", x, len(some)) else int(is_due)
             parts.append(self._jvp(x, some, self.check.random(some[:count])))
         return torch.cat(parts)
 
+    def _calls(self, what: str, x: PyTree, vectors: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """The vectors of each vectorised call, and whether it is to be compared: once per number of vectors."""
+        lengths = set[int]()
+        for some in vectors.split(self.vectors_per_call):
+            yield some, len(some) not in lengths and self.check.is_due(what, x, len(some))
+            lengths.add(len(some))
+
     def _jvp(self, x: PyTree, vectors: Tensor, probes: Tensor) -> Tensor:
-        """J v (K, B, C) of one vectorised call; random probes (k, P), k > 0, where it is to be compared."""
+        """J v (K, B, C) of one vectorised call; it is compared if there are random probes (k, P), k > 0."""
 
         def difference(found: tuple[Tensor, Tensor]) -> Disagreement:
             c, u = self.check.random(probes[:, 0]), self.check.cotangent(x, found[0][0])
-            return self._along_error(x, u, torch.tensordot(c, found[0], dims=1), c @ probes)
+            return self._directional_error(x, u, torch.tensordot(c, found[0], dims=1), c @ probes)
 
         def both(route: Callable[[PyTree, Tensor], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
             def products() -> tuple[Tensor, Tensor]:
                 if len(probes) == len(vectors):  # a call of its own with as many vectors
                     with self.check.counted():
-                        along = route(x, probes)
-                    return along, route(x, vectors)
+                        of_probes = route(x, probes)
+                    return of_probes, route(x, vectors)
                 images = route(x, torch.cat([probes, vectors]))
                 return images[: len(probes)], images[len(probes) :].clone()  # callers write into them
 
@@ -311,17 +96,26 @@ class Network:
         routes = [
             ("forward mode", both(self._forward_mode)),
             ("two reverse passes", both(self._two_reverse_passes)),
-            ("rows of J by plain autograd", lambda: self._along_own_rows(x, probes, vectors)),
+            ("rows of J by plain autograd", lambda: self._jvp_by_rows(x, probes, vectors)),
         ]
-        return self.first_agreeing("J v", x, routes, difference if len(probes) else None)[1]
+        return self._first_agreeing("J v", x, routes, difference if len(probes) else None)[1]
 
-    def _along_own_rows(self, x: PyTree, probes: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        jacobian = self._own_rows(x)
-        along, products = (torch.einsum("bcp,kp->kbc", jacobian, some) for some in (probes, vectors))
-        return along, products
+    def _first_agreeing(
+        self,
+        what: str,
+        x: PyTree,
+        routes: Sequence[tuple[str, Callable[[], R]]],
+        difference: Callable[[R], Disagreement] | None,
+    ) -> R:
+        return self.routes.first_agreeing(self.check, what, x, routes, difference)
 
-    def _along_error(self, x: PyTree, u: Tensor, along: Tensor, r: Tensor) -> Disagreement:
-        return self.check.directional_error(x, u, along, r)
+    def _jvp_by_rows(self, x: PyTree, probes: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        jacobian = self._plain_rows(x)
+        of_probes, products = (torch.einsum("bcp,kp->kbc", jacobian, some) for some in (probes, vectors))
+        return of_probes, products
+
+    def _directional_error(self, x: PyTree, u: Tensor, jvp: Tensor, r: Tensor) -> Disagreement:
+        return self.check.directional_error(x, u, jvp, r)
 
     def _forward_mode(self, x: PyTree, vectors: Tensor) -> Tensor:
         def one(v: Tensor) -> Tensor:
@@ -333,41 +127,60 @@ class Network:
         return products
 
     def _two_reverse_passes(self, x: PyTree, vectors: Tensor) -> Tensor:
-        return self.check.own.jvp(x, vectors)
+        return self.check.reference.jvp(x, vectors)
 
-    def _own_rows(self, x: PyTree) -> Tensor:
-        return self.check.own.jacobian(x, self.theta.dtype)
+    def _plain_rows(self, x: PyTree) -> Tensor:
+        """J (B, C, P) by plain autograd, one row at a time."""
+        return self.check.reference.jacobian(x, self.theta.dtype)
 
     def vjp(self, x: PyTree, cotangents: Tensor) -> Tensor:
-        """Jᵀ u for each of cotangents (K, B, C), summed over rows: (K, P)."""
+        """Compute Jᵀ u, summed over rows.
+
+        Args:
+            x: inputs of B rows.
+            cotangents: u (K, B, C).
+
+        Returns:
+            Jᵀ u (K, P).
+
+        Raises:
+            ModelError: plain autograd fails on the user's module.
+        """
         return self.outputs_and_vjp(x, lambda _: cotangents)[1]
 
     def outputs_and_vjp(
         self, x: PyTree, cotangents: Callable[[Tensor], Tensor], total: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """f (B, C), and Jᵀ u for each of cotangents(f) (K, B, C), summed over rows: (K, P). One forward.
+        """Compute the outputs f and Jᵀ u for cotangents u that depend on f, with one forward.
 
-        They are added to `total` (K, P), where it is given: with millions of parameters every copy counts.
+        Args:
+            x: inputs of B rows.
+            cotangents: f (B, C) -> u (K, B, C).
+            total: (K, P), to which the products are added in place. With millions of parameters every copy counts.
+
+        Returns:
+            f (B, C), and Jᵀ u (K, P) summed over rows, or `total`.
+
+        Raises:
+            ModelError: plain autograd fails on the user's module.
         """
         what = "Jᵀ u"
         if self.routes.first.get(what, 0):
-            f, products = self._own_pull(x, cotangents)
+            f, products = self._plain_vjp(x, cotangents)
             with torch.no_grad():
                 return f, products if total is None else total.add_(products)
         pulls = _Pulls(self, x)
         f = pulls.outputs()
         u = cotangents(f)
         total = self.theta.new_zeros(len(u), self.n_parameters) if total is None else total
-        lengths = set[int]()
-        for part, some in zip(total.split(self.vectors_per_call), u.split(self.vectors_per_call), strict=True):
-            is_due = len(some) not in lengths and self.check.due(what, x, len(some))
-            lengths.add(len(some))
-            products = self._pulled(what, x, some, pulls, is_due=is_due)
+        parts = total.split(self.vectors_per_call)
+        for part, (some, is_due) in zip(parts, self._calls(what, x, u), strict=True):
+            products = self._vjp(what, x, some, pulls, is_due=is_due)
             with torch.no_grad():  # the caller's mode may be another than that in which `total` was split
                 part += products
         return f, total
 
-    def _pulled(self, what: str, x: PyTree, u: Tensor, pulls: _Pulls, *, is_due: bool) -> Tensor:
+    def _vjp(self, what: str, x: PyTree, u: Tensor, pulls: _Pulls, *, is_due: bool) -> Tensor:
         """Jᵀ u (K, P) of one vectorised call."""
 
         def difference(products: Tensor) -> Disagreement:
@@ -377,21 +190,46 @@ class Network:
         self.pass_counter.backward(len(u) * n_rows(x))
         routes = [
             ("torch.func", lambda: pulls(u)),
-            ("plain autograd", lambda: self._own_pull(x, lambda _: u)[1]),
+            ("plain autograd", lambda: self._plain_vjp(x, lambda _: u)[1]),
         ]
-        return self.first_agreeing(what, x, routes, difference if is_due else None)
+        return self._first_agreeing(what, x, routes, difference if is_due else None)
 
-    def _own_pull(self, x: PyTree, cotangents: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def _plain_vjp(self, x: PyTree, cotangents: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """f (B, C) and Jᵀ u (K, P) by plain autograd."""
         dtype = self.theta.dtype
-        f, products = self.check.own.outputs_and_vjp(x, lambda f: cotangents(f.to(dtype)))
+        f, products = self.check.reference.outputs_and_vjp(x, lambda f: cotangents(f.to(dtype)))
         return f.to(dtype), products.to(dtype)
 
     def gradient_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
-        """How far `product` is from Jᵀu (P,) by plain autograd, for u (B, C); over the parameters `names` only."""
+        """Compare a product with Jᵀu by plain autograd.
+
+        Args:
+            x: inputs of B rows.
+            u: a cotangent (B, C).
+            product: what should be Jᵀu (P,), or (P',) over the parameters `names`.
+            names: the parameters that `product` is over; None for all.
+
+        Returns:
+            The parameter with the largest relative error, and this error.
+
+        Raises:
+            ModelError: the gradient by plain autograd is not finite.
+        """
         return self.check.gradient_error(x, u, product, names)
 
-    def gradient_of(self, x: PyTree, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """∇ of a scalar loss of the outputs f (B, C) at θ̂: (P,), by Jᵀ(∂loss/∂f)."""
+    def gradient_of(self, x: PyTree, loss: Loss) -> Tensor:
+        """Compute the gradient at θ̂ of a loss of the outputs, by Jᵀ(∂loss/∂f).
+
+        Args:
+            x: inputs of B rows.
+            loss: f (B, C) -> a scalar.
+
+        Returns:
+            The gradient (P,).
+
+        Raises:
+            ModelError: plain autograd fails on the user's module.
+        """
 
         def by_outputs(f: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -400,33 +238,39 @@ class Network:
 
         return self.outputs_and_vjp(x, by_outputs)[1][0]
 
-    def hessian_product(self, x: PyTree, loss: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
-        """∇²loss(f(x; θ)) v at θ̂ for each of vectors (K, P): (K, P).
+    def hessian_product(self, x: PyTree, loss: Loss, vectors: Tensor) -> Tensor:
+        """Compute ∇²loss(f(x; θ)) v at θ̂.
+
+        Args:
+            x: inputs of B rows.
+            loss: f (B, C) -> a scalar.
+            vectors: v (K, P).
+
+        Returns:
+            The products (K, P).
 
         Raises:
             UnsupportedError: an operation of the network cannot be differentiated twice.
         """
-        parts, lengths = [], set[int]()
-        for some in vectors.split(self.vectors_per_call):
-            is_due = len(some) not in lengths and self.check.due("Hessian products", x, len(some))
-            lengths.add(len(some))
-            parts.append(self._hessian_product(x, loss, some, is_due=is_due))
-        return torch.cat(parts)
+        calls = self._calls("Hessian products", x, vectors)
+        return torch.cat([self._hessian_product(x, loss, some, is_due=is_due) for some, is_due in calls])
 
-    def _hessian_product(self, x: PyTree, loss: Callable[[Tensor], Tensor], vectors: Tensor, *, is_due: bool) -> Tensor:
+    def _hessian_product(self, x: PyTree, loss: Loss, vectors: Tensor, *, is_due: bool) -> Tensor:
+        """∇²loss v (K, P) of one vectorised call."""
+
         def difference(products: Tensor) -> Disagreement:
             c = self.check.random(vectors[:, 0])
             with self.check.counted():
-                expected = self._own_hessian_product(x, loss, (c @ vectors)[None])[0]
-            return self.check.compare_curved(c @ products, expected)
+                expected = self._plain_hessian_product(x, loss, (c @ vectors)[None])[0]
+            return self.check.curvature_error(c @ products, expected)
 
         routes = [
             ("forward over reverse mode", lambda: self._forward_over_reverse(x, loss, vectors)),
-            ("plain autograd, twice", lambda: self._own_hessian_product(x, loss, vectors)),
+            ("plain autograd, twice", lambda: self._plain_hessian_product(x, loss, vectors)),
         ]
-        return self.first_agreeing("Hessian products", x, routes, difference if is_due else None)
+        return self._first_agreeing("Hessian products", x, routes, difference if is_due else None)
 
-    def _forward_over_reverse(self, x: PyTree, loss: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+    def _forward_over_reverse(self, x: PyTree, loss: Loss, vectors: Tensor) -> Tensor:
         gradient, k = grad(lambda theta: loss(self(theta, x))), len(vectors)
 
         def product(v: Tensor) -> Tensor:  # v → H v
@@ -437,9 +281,9 @@ class Network:
             images: Tensor = vmap(counted(product))(vectors).detach()
         return images
 
-    def _own_hessian_product(self, x: PyTree, loss: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+    def _plain_hessian_product(self, x: PyTree, loss: Loss, vectors: Tensor) -> Tensor:
         try:
-            return self.check.own.hessian_product(x, loss, vectors)
+            return self.check.reference.hessian_product(x, loss, vectors)
         except EstimatorError:
             raise
         except RuntimeError as error:
@@ -450,17 +294,34 @@ class Network:
             ) from error
 
     def jacobian(self, x: PyTree) -> Tensor:
-        """J at each row, (B, C, P): reverse mode, vectorised over rows where that is right."""
-        routes = [("torch.func, vectorised over rows", lambda: self._vectorised_rows(x)), self.plain_rows(x)]
-        return self.first_agreeing("rows of J", x, routes, self.rows_difference(x, "rows of J"))
+        """Compute the rows of J by reverse mode, vectorised over rows if that is right.
 
-    def plain_rows(self, x: PyTree) -> tuple[str, Callable[[], Tensor]]:
-        """The last route to the rows of J."""
-        return "plain autograd, one row at a time", lambda: self._own_rows(x)
+        Args:
+            x: inputs of B rows.
 
-    def rows_difference(self, x: PyTree, what: str) -> Callable[[Tensor], Disagreement] | None:
-        """How rows J (B, C, P) are compared at x, where that is due: Σ u J with Jᵀu."""
-        if not self.check.due(what, x):
+        Returns:
+            J (B, C, P).
+
+        Raises:
+            ModelError: plain autograd fails, or the gradient of a row depends on the other rows.
+        """
+        routes = [
+            ("torch.func, vectorised over rows", lambda: self._vectorised_rows(x)),
+            ("plain autograd, one row at a time", lambda: self._plain_rows(x)),
+        ]
+        return self._first_agreeing("rows of J", x, routes, self.jacobian_difference(x, "rows of J"))
+
+    def jacobian_difference(self, x: PyTree, what: str) -> Callable[[Tensor], Disagreement] | None:
+        """Return the comparison of the rows of J at x, if it is due: Σ u J against Jᵀu.
+
+        Args:
+            x: inputs of B rows.
+            what: the name of the route in the report.
+
+        Returns:
+            A function of J (B, C, P), or None if no comparison is due.
+        """
+        if not self.check.is_due(what, x):
             return None
 
         def difference(jacobian: Tensor) -> Disagreement:
@@ -471,8 +332,8 @@ class Network:
 
     def _vectorised_rows(self, x: PyTree) -> Tensor:
         def one(row: PyTree) -> Tensor:
-            slope: Tensor = jacrev(lambda theta: self(theta, row_as_batch(row))[0])(self.theta)
-            return slope
+            jacobian: Tensor = jacrev(lambda theta: self(theta, row_as_batch(row))[0])(self.theta)
+            return jacobian
 
         rows = n_rows(x)
         with differentiable(), self.pass_counter.transformed(forward=rows) as counted:
@@ -482,24 +343,24 @@ class Network:
 
     @property
     def vectors_per_call(self) -> int:
-        """How many parameter vectors are worth pushing through one vectorised call."""
+        """How many parameter vectors one vectorised call takes, at least 1."""
         every = self.n_parameters + sum(p.numel() for p in self.frozen.values())  # activations grow with all of them
         return max(1, _VECTORISED_ELEMENTS // every)
 
 
 class _Pulls:
-    """u -> Jᵀu at some rows by torch.func, after one forward for each way to exchange parameters."""
+    """u -> Jᵀu at some rows by torch.func, after one forward per way to swap parameters."""
 
     def __init__(self, network: Network, x: PyTree) -> None:
         self._network, self._x = network, x
         self._made: dict[str, tuple[Tensor, Any]] = {}
 
     def outputs(self) -> Tensor:
-        """f (B, C); by the module where torch.func cannot."""
+        """f (B, C); by the module if torch.func fails."""
         try:
             return self._pull()[0]
         except FAILURES as error:
-            if is_ours(error):
+            if is_final_error(error):
                 raise
             return self._network.outputs(self._x)
 
@@ -513,10 +374,5 @@ class _Pulls:
         if swap not in self._made:
             with differentiable():
                 f, pull = vjp(network.at(self._x), network.theta)[:2]
-            self._made[swap] = _ordinary(f.detach()), pull
+            self._made[swap] = without_inference(f.detach()), pull
         return self._made[swap]
-
-
-def _ordinary(f: Tensor) -> Tensor:
-    """Outputs of a forward in inference mode as an ordinary tensor."""
-    return f.clone() if f.is_inference() else f

@@ -1,4 +1,4 @@
-"""What a model returns, as one tensor."""
+"""The outputs of a model as one ordinary tensor."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from torch import Tensor
 
 from estimators.errors import ModelError
 
-__all__ = ["output_tensor"]
+__all__ = ["output_tensor", "without_inference"]
 
 
 def output_tensor(output: object) -> Tensor:
-    """The outputs (B, ...) of a model: a tensor, or the "logits" of a mapping or an object."""
+    """Return the outputs of a model as one tensor.
+
+    Args:
+        output: what the model returned: a tensor, or a mapping or an object with a tensor "logits".
+
+    Returns:
+        The outputs (B, ...), with at least two dimensions.
+
+    Raises:
+        ModelError: there is no tensor, it is not of a floating-point dtype, or it has fewer than two dimensions.
+    """
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     tensor = output if isinstance(output, Tensor) else named
     if not isinstance(tensor, Tensor):
@@ -29,8 +39,13 @@ def output_tensor(output: object) -> Tensor:
         )
     if tensor.ndim < 2:
         raise ModelError(
-            "outputs of shape (B, C), or (B, ...) with several dimensions a row",
+            "outputs of shape (B, C), or (B, ...) with several dimensions per row",
             received=f"shape {tuple(tensor.shape)}",
             remedy="give the output a last dimension, for instance .unsqueeze(-1), and the targets too.",
         )
     return tensor
+
+
+def without_inference(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if it was made in inference mode: autograd cannot save such a tensor for backward."""
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -1,8 +1,8 @@
-"""Other values in place of a module's parameters, wherever its forward meets them.
+"""Swap the parameters of a module for other tensors, wherever its forward uses them.
 
-`torch.func.functional_call` exchanges the entries of `_parameters`. A weight that is reached in another way, through a
-closure, a list, a `functools.partial` or a forward that was replaced on the instance, keeps its old value there. Here
-the exchange is made where a torch function is called with the parameter, by its identity.
+`torch.func.functional_call` swaps the entries of `_parameters`. A weight that is used in another way, by a closure, a
+list, a `functools.partial` or a forward that was replaced on the instance, keeps its old value there. `ParameterSwap`
+replaces a parameter in the arguments of every torch function, by its identity.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["ParameterSwap"]
 
 
 class ParameterSwap(TorchFunctionMode):
-    """Within this mode every torch function that is given a parameter or buffer is given the tensor of its name.
+    """A mode in which every torch function receives other tensors in place of parameters and buffers.
 
     Args:
-        module: whose parameters and buffers are exchanged.
-        tensors: what takes their place, by name; others stay.
+        module: the module whose parameters and buffers are replaced.
+        tensors: the replacements, by name; other parameters stay.
     """
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

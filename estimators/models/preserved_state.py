@@ -1,7 +1,7 @@
-"""What a forward pass may leave behind on the user's side is put back: buffers, attributes, and containers of hooks.
+"""Restore the state that a forward pass may change: buffers, attributes, and containers that hooks use.
 
-A forward may count calls in a buffer, keep an activation as an attribute, or hand features to a dict that a hook closes
-over. Calls of this library must leave none of that: a value from inside a functional transform is dead outside of it.
+A forward may count calls in a buffer, keep an activation as an attribute, or store features in a dict of a hook's
+closure. Calls of this library must not change these: a value from inside a functional transform is invalid outside it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 __all__ = ["preserved_state", "preserved_tensors"]
 
-_DEPTH = 4  # a container in a dict of an object that a closure holds
-_MOST = 10_000  # entries of a container that is data rather than state
+_DEPTH = 4
+"""How many references deep containers are searched: a container in a dict of an object in a closure."""
+_MOST = 10_000
+"""Largest container that counts as state; larger ones are data, and too slow to copy per call."""
 _MISSING = object()
 _HOOKS = (
     "_forward_hooks",
@@ -31,7 +33,7 @@ _HOOKS = (
 
 @contextmanager
 def preserved_state(model: nn.Module) -> Iterator[None]:
-    """Put buffers, attributes and reachable containers of `model` back to what they were, also after an exception."""
+    """Restore buffers, attributes and reachable containers of `model` afterwards, also after an exception."""
     kept_containers = [(container, _shallow(container)) for container in _containers(model)]
     kept_globals = [(container, dict(container)) for container in _global_dicts(model)]
     modes = [(module, module.training) for module in model.modules()]
@@ -49,7 +51,7 @@ def preserved_state(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved_tensors(model: nn.Module) -> Iterator[None]:
-    """Put the numbers of buffers and of tensors among the attributes of `model` back to what they were."""
+    """Restore the values of buffers and of tensors among the attributes of `model` afterwards."""
     kept = [(tensor, tensor._version, tensor.detach().clone()) for tensor in _state_tensors(model)]
     entries = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
     try:
@@ -64,7 +66,7 @@ def preserved_tensors(model: nn.Module) -> Iterator[None]:
 
 
 def _state_tensors(model: nn.Module) -> list[Tensor]:
-    """Buffers, and tensors that are plain attributes, each once."""
+    """Buffers, and tensors among the attributes, each once."""
     found: dict[int, Tensor] = {}
     buffers = [buffer for module in model.modules() for buffer in module._buffers.values()]
     named = ((name, value) for module in model.modules() for name, value in vars(module).items())
@@ -76,7 +78,7 @@ def _state_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _in_containers(values: Iterable[Any], depth: int) -> Iterator[Any]:
-    """What lists and dicts among `values` hold, and so on."""
+    """The contents of lists and dicts among `values`, and of those inside them, down to `depth`."""
     for value in values:
         if depth > 0 and type(value) in (dict, list, tuple, OrderedDict) and len(value) <= _MOST:
             inner = list(value.values()) if isinstance(value, dict) else list(value)
@@ -85,13 +87,13 @@ def _in_containers(values: Iterable[Any], depth: int) -> Iterator[Any]:
 
 
 def _is_state(tensor: Tensor) -> bool:
-    """Whether it has numbers of its own: no parameter, and nothing from inside a functional transform."""
+    """Whether a tensor can be restored: no parameter, and not from inside a functional transform."""
     plain = not isinstance(tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_inference()
     return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _containers(model: nn.Module) -> list[Any]:
-    """Dicts, lists, sets and deques that a forward can change: of modules, their hooks, and what these close over."""
+    """Dicts, lists, sets and deques that a forward can change: of modules, of hooks, and in closures of hooks."""
     found: dict[int, Any] = {}
     for module in model.modules():
         _collect(vars(module), found, 1)
@@ -106,7 +108,7 @@ def _containers(model: nn.Module) -> list[Any]:
 
 
 def _collect(value: Any, found: dict[int, Any], depth: int) -> None:  # noqa: ANN401
-    """Enter the containers reachable from `value` within `depth` steps; tensors and modules are no containers."""
+    """Add the containers that are reachable from `value` within `depth` references; tensors and modules are skipped."""
     if depth == 0 or id(value) in found or isinstance(value, (Tensor, nn.Module, type, types.ModuleType)):
         return
     if isinstance(value, (dict, list, set, deque)):
@@ -122,7 +124,7 @@ def _collect(value: Any, found: dict[int, Any], depth: int) -> None:  # noqa: AN
 
 
 def _inside(value: Any) -> list[Any]:  # noqa: ANN401
-    """What a function, a method, a partial or an object holds."""
+    """The objects that a function, a method, a partial or an object refers to."""
     if isinstance(value, types.FunctionType):
         return [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)] + list(
             value.__defaults__ or ()
@@ -136,7 +138,7 @@ def _inside(value: Any) -> list[Any]:  # noqa: ANN401
 
 
 def _global_dicts(model: nn.Module) -> list[dict[Any, Any]]:
-    """Dicts among the globals that forwards and hooks name."""
+    """Dicts among the globals that the code of forwards and hooks refers to."""
     plain = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     functions = [type(module).forward for module in plain]
     functions += [hook for module in plain for name in _HOOKS for hook in getattr(module, name).values()]
@@ -161,7 +163,7 @@ def _shallow(container: Any) -> Any:  # noqa: ANN401
 
 
 def _put_back(container: Any, before: Any) -> None:  # noqa: ANN401
-    """Undo what changed, entry by entry: other threads may read the container."""
+    """Restore a container entry by entry: other threads may read it."""
     if isinstance(container, dict):
         for key in [key for key in container if key not in before]:
             del container[key]
@@ -174,7 +176,7 @@ def _put_back(container: Any, before: Any) -> None:  # noqa: ANN401
 
 
 def _put_tensors_back(container: dict[Any, Any], before: dict[Any, Any]) -> None:
-    """Undo tensors that were put into a container of a module's globals; what else changed there may be of others."""
+    """Restore the tensors in a dict of a module's globals; other code may have made the other changes."""
     for key in [key for key, value in container.items() if isinstance(value, Tensor)]:
         if key not in before:
             del container[key]

@@ -1,4 +1,4 @@
-"""A copy of a module that shares its weights."""
+"""Copy the modules of a model without copying its weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["structural_copy"]
 
 
 def structural_copy(model: nn.Module) -> nn.Module:
-    """New module objects around the same parameters, with buffers of their own (a forward may write to them).
+    """Make new module objects around the same parameters, with copies of the buffers (a forward may write to them).
 
     Hooks and swaps on the copy never reach the user's model. Tensors that a forward has left on a module (a cached
-    activation, the weight of an old-style weight norm) are shared: those with a graph cannot be copied. So are all
-    attributes of a model that `copy.deepcopy` cannot copy (scripted functions, locks, open files).
+    activation, the weight of an old-style weight norm) are shared, since tensors with a graph cannot be copied. All
+    attributes are shared if `copy.deepcopy` cannot copy the model (scripted functions, locks, open files).
     """
     left = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor)]
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), left)}
@@ -27,7 +27,7 @@ def structural_copy(model: nn.Module) -> nn.Module:
 
 
 def _modules_copied(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
-    """The same, with every attribute but submodules, buffers and the dicts of hooks shared."""
+    """Copy the module objects, buffers and dicts of hooks, and share every other attribute."""
     if id(module) in made or isinstance(module, torch.jit.ScriptModule):
         return made.get(id(module), module)
     other = made[id(module)] = module.__new__(type(module))

@@ -1,4 +1,4 @@
-"""Which parameters a posterior is over: a choice of names, and the flat vector θ that they make."""
+"""The choice of the parameters that a posterior is over, and the flat vector θ of their entries."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ _WILDCARDS = str.maketrans("", "", "*?[]!")
 class Subset:
     """Named parameters in a fixed order, and the map between them and one flat vector θ (P,).
 
-    `aliases` has all names of every parameter of the model, inside or outside of the subset, by its first name: a tied
-    weight has several. A complex parameter has two entries of θ for each of its own, real and imaginary part;
-    `complex_names` lists such.
+    Attributes:
+        shapes: the shapes of the parameters, by name.
+        aliases: all names of every parameter of the model, inside or outside of the subset, by its first name. A tied
+            weight has several names.
+        complex_names: the names of complex parameters. θ has two entries per complex entry, real and imaginary part.
     """
 
     shapes: dict[str, torch.Size]
@@ -44,39 +46,39 @@ class Subset:
 
     @property
     def sizes(self) -> list[int]:
-        """Number of entries of θ of each parameter."""
+        """The number of entries of θ per parameter."""
         return [shape.numel() * (1 + (name in self.complex_names)) for name, shape in self.shapes.items()]
 
     def n_entries(self, names: Iterable[str]) -> int:
-        """Returns how many entries of θ these parameters have together."""
+        """How many entries of θ these parameters have together."""
         return sum(self.entries[name] for name in names)
 
     @property
     def entries(self) -> dict[str, int]:
-        """How many entries of θ each parameter has."""
+        """The number of entries of θ, by parameter."""
         return dict(zip(self.shapes, self.sizes, strict=True))
 
     @property
     def n_parameters(self) -> int:
-        """P."""
+        """P, the number of entries of θ."""
         return sum(self.sizes)
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Where each parameter lies in θ."""
-        places, start = {}, 0
+        """The slice of θ that each parameter has."""
+        slices, start = {}, 0
         for name, size in zip(self.shapes, self.sizes, strict=True):
-            places[name] = slice(start, start + size)
+            slices[name] = slice(start, start + size)
             start += size
-        return places
+        return slices
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Named tensors -> θ (P,)."""
+        """Named tensors as θ (P,)."""
         parts = (tensors[name].resolve_conj() for name in self.shapes)
         return torch.cat([(torch.view_as_real(p) if p.is_complex() else p).reshape(-1) for p in parts])
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """θ (P,) -> named views of it; of complex parameters, new tensors."""
+        """θ (P,) as named views of it; new tensors for complex parameters."""
         parts = zip(self.shapes.items(), theta.split(self.sizes), strict=True)
         return {
             name: complex_of(part.view(*shape, 2)) if name in self.complex_names else part.view(shape)
@@ -84,7 +86,7 @@ class Subset:
         }
 
     def mask(self, names: Sequence[str]) -> Tensor:
-        """(P,) bool: true where θ belongs to one of `names`."""
+        """A mask (P,) of bool: whether the entry of θ belongs to one of `names`."""
         mask = torch.zeros(self.n_parameters, dtype=torch.bool)
         for name in names:
             mask[self.slices[name]] = True
@@ -92,12 +94,12 @@ class Subset:
 
 
 def complex_of(pairs: Tensor) -> Tensor:
-    """Real pairs (..., 2) -> complex numbers (...), wherever the pairs lie in memory."""
+    """Pairs of real numbers (..., 2) as complex numbers (...), whatever their strides."""
     return torch.complex(pairs[..., 0], pairs[..., 1])
 
 
 def checked_subset(spec: SubsetSpec) -> str | list[str]:
-    """Return the subset as it is kept: a string, or a list of globs.
+    """Check the option `subset_of_weights`, and return it as a string or a list of globs.
 
     Raises:
         OptionError: for anything else than a string or a sequence of strings.
@@ -148,7 +150,7 @@ def delta_of_names(value: float | Mapping[str, float], subset: Subset, like: Ten
         if glob not in deciding.values():
             raise _decides_nothing(glob, value, subset.aliases)
     vector = torch.empty_like(like)
-    for name, place in subset.slices.items():
+    for name, entries in subset.slices.items():
         decided_by = deciding[name]
         if decided_by is None:
             raise OptionError(
@@ -156,7 +158,7 @@ def delta_of_names(value: float | Mapping[str, float], subset: Subset, like: Ten
                 received=f"a mapping {dict(value)!r} without a match for {name!r}",
                 remedy='add an entry "*" as the last one.',
             )
-        vector[place] = value[decided_by]
+        vector[entries] = value[decided_by]
     return vector
 
 
@@ -195,7 +197,7 @@ def _decides_nothing(glob: str, value: Mapping[str, float], aliases: Aliases) ->
 
 
 def _nearest(glob: str, aliases: Aliases) -> str:
-    """The names most like a glob, or the first ones."""
+    """The parameter names most similar to a glob, for an error message."""
     names = [name for several in aliases.values() for name in several]
     near = get_close_matches(glob.translate(_WILDCARDS), names, n=3, cutoff=0.3)
     return _listed([*near, *(name for name in names if name not in near)]) if names else "none"

@@ -1,12 +1,13 @@
 """The user's own module, differentiated by plain `torch.autograd` at its own weights: the reference of every route.
 
-Nothing is copied, swapped or vectorised: what a hook, a closure, a custom function or a `torch.no_grad()` block does in
-the user's training loop, it does here. Every other way to a derivative is compared with this one, and replaced by it
-where they disagree.
+Nothing is copied, swapped or vectorised. A hook, a closure, a custom function or a `torch.no_grad()` block therefore
+has the same effect as in the user's training loop. Every other route is compared with this one, and replaced by it if
+they disagree.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,25 +16,25 @@ from torch import Tensor, nn
 
 from estimators.errors import EstimatorError
 from estimators.models.kernels import differentiable
-from estimators.models.outputs import output_tensor
+from estimators.models.outputs import output_tensor, without_inference
 from estimators.models.preserved_state import preserved_tensors
 from estimators.models.subsets import Subset
 from estimators.numerics.pytrees import PyTree, copied, forward_arguments, n_rows, select_rows, with_floats
 from estimators.runtime.module_wrappers import plain_names, unwrapped
 from estimators.runtime.pass_counter import PassCounter
 
-__all__ = ["UserModule", "fresh"]
+__all__ = ["UserModule"]
 
 
 class UserModule:
     """f(x) of the user's module with a graph, and products with J = ∂f/∂θ over the parameters of `subset`.
 
     Args:
-        model: the user's module; it is called, never changed.
+        model: the user's module; it is called, and never changed.
         subset: the chosen parameters, θ (P,).
 
-    Inputs and vectors may be of another floating-point dtype than the module: they are converted to its dtype, and
-    results back to theirs.
+    Inputs and vectors may have another floating-point dtype than the module. They are converted to its dtype, and
+    results are converted back.
     """
 
     def __init__(self, model: nn.Module, subset: Subset) -> None:
@@ -42,6 +43,12 @@ class UserModule:
         self._own_names: dict[str, str] = {}
         self._modes = {id(module): module.training for module in self.model.modules()}  # of the fit
 
+    def counted_by(self, pass_counter: PassCounter) -> UserModule:
+        """A copy for the same module whose rows are counted by another counter."""
+        other = copy.copy(self)
+        other.pass_counter = pass_counter
+        return other
+
     @property
     def parameters(self) -> list[Tensor]:
         """The chosen parameters, in the order of θ."""
@@ -49,18 +56,18 @@ class UserModule:
 
     @property
     def input_dtype(self) -> torch.dtype:
-        """Of the first floating-point parameter of the module, frozen or not: that of its inputs."""
+        """The dtype of the inputs: that of the first floating-point parameter of the module, frozen or not."""
         return next(p.dtype.to_real() for p in self.model.parameters() if p.is_floating_point() or p.is_complex())
 
     @property
     def coarsest_dtype(self) -> torch.dtype:
-        """Of the parameters with the fewest digits."""
+        """The dtype of the parameters with the fewest digits."""
         floats = {p.dtype.to_real() for p in self.model.parameters() if p.is_floating_point() or p.is_complex()}
         return max(floats, key=lambda dtype: torch.finfo(dtype).eps)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the chosen parameters."""
+        """The dtype of the chosen parameters."""
         return self.parameters[0].dtype.to_real()
 
     def outputs(self, x: PyTree) -> Tensor:
@@ -69,7 +76,7 @@ class UserModule:
             return self._forward(x)
 
     def vjp(self, x: PyTree, cotangents: Tensor, names: Sequence[str] | None = None) -> Tensor:
-        """Jᵀ u for cotangents u (K, B, C), summed over rows: (K, P); `names`: over these parameters only, (K, P')."""
+        """Jᵀ u (K, P), summed over rows, for cotangents u (K, B, C); (K, P') over the parameters `names` only."""
         return self.outputs_and_vjp(x, cotangents, names)[1]
 
     def outputs_and_vjp(
@@ -78,7 +85,7 @@ class UserModule:
         cotangents: Tensor | Callable[[Tensor], Tensor],
         names: Sequence[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """f (B, C) without a graph, and Jᵀ u for u (K, B, C), or for u = cotangents(f): (K, P)."""
+        """f (B, C) without a graph, and Jᵀ u (K, P) for u (K, B, C) or u = cotangents(f)."""
         with self._running():
             f = self._forward(x).flatten(1)
             chosen, known = self._chosen(names), f.detach()
@@ -90,9 +97,9 @@ class UserModule:
         return known, products.to(u.dtype)
 
     def jacobian(self, x: PyTree, dtype: torch.dtype) -> Tensor:
-        """J at each row, (B, C, P) in `dtype`: a forward pass for each row, and a backward pass for each output.
+        """J (B, C, P) in `dtype`, by a forward pass per row and a backward pass per output.
 
-        A module that does not take one row is given all rows together.
+        A module that does not accept a single row is given all rows together.
         """
         rows = n_rows(x)
         try:
@@ -104,7 +111,7 @@ class UserModule:
         return torch.stack(parts).to(dtype)
 
     def jvp(self, x: PyTree, vectors: Tensor) -> Tensor:
-        """J v for vectors v (K, P): (K, B, C), by two reverse passes: J v = ∂⟨Jᵀu, v⟩/∂u.
+        """J v (K, B, C) for vectors v (K, P), by two reverse passes: J v = ∂⟨Jᵀu, v⟩/∂u.
 
         Raises:
             RuntimeError: an operation of the model cannot be differentiated twice.
@@ -119,11 +126,11 @@ class UserModule:
             self.pass_counter.backward(self._rows * (1 + len(vectors)))
             u = torch.zeros_like(f, requires_grad=True)
             pulled = torch.autograd.grad(f, self._chosen(None), u, create_graph=True, allow_unused=True)
-            products = [self._along(pulled, v, u) for v in vectors.to(f.dtype)]
+            products = [self._jvp_of_pulled(pulled, v, u) for v in vectors.to(f.dtype)]
         return torch.stack(products).to(vectors.dtype)
 
-    def _along(self, pulled: Sequence[Tensor | None], vector: Tensor, u: Tensor) -> Tensor:
-        """∂⟨Jᵀu, v⟩/∂u."""
+    def _jvp_of_pulled(self, pulled: Sequence[Tensor | None], vector: Tensor, u: Tensor) -> Tensor:
+        """J v = ∂⟨Jᵀu, v⟩/∂u from Jᵀu with a graph, by parameter."""
         params = self.subset.unflatten(vector).values()
         total = _inner(pulled, params)
         total = u.sum() * 0 if total is None else total
@@ -133,17 +140,18 @@ class UserModule:
         return torch.zeros_like(u) if product is None else product.detach()
 
     def hessian_product(self, x: PyTree, loss: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
-        """∇²ℓ(f(x; θ)) v at θ̂ for a scalar loss of the outputs f (B, C), and vectors (K, P): (K, P)."""
+        """∇²ℓ(f(x; θ)) v (K, P) at θ̂, for a scalar loss ℓ of the outputs f (B, C) and vectors v (K, P)."""
         with self._running():
             chosen = self._chosen(None)
             value = loss(self._forward(x).flatten(1).to(vectors.dtype))
             self.pass_counter.backward(self._rows * (1 + 2 * len(vectors)))
-            slopes = torch.autograd.grad(value, chosen, create_graph=True, allow_unused=True)
-            return torch.stack([self._curved(slopes, v, chosen) for v in vectors])
+            gradients = torch.autograd.grad(value, chosen, create_graph=True, allow_unused=True)
+            return torch.stack([self._hessian_times(gradients, v, chosen) for v in vectors])
 
-    def _curved(self, slopes: Sequence[Tensor | None], vector: Tensor, chosen: list[Tensor]) -> Tensor:
+    def _hessian_times(self, gradients: Sequence[Tensor | None], vector: Tensor, chosen: list[Tensor]) -> Tensor:
+        """∂⟨g, v⟩/∂θ from gradients g with a graph, by parameter."""
         params = self.subset.unflatten(vector).values()
-        total = _inner(slopes, params)
+        total = _inner(gradients, params)
         total = vector.sum() * 0 if total is None else total
         if not total.requires_grad:
             return torch.zeros_like(vector)
@@ -151,7 +159,7 @@ class UserModule:
         return _flat(products, chosen)
 
     def _jacobian(self, x: PyTree) -> Tensor:
-        """J (B, C, P), of all rows of x in one forward pass, by a backward pass for each row and output."""
+        """J (B, C, P) of all rows of x in one forward pass, by a backward pass per row and output."""
         with self._running():
             return self._rows_of(self._forward(x).flatten(1), self._chosen(None))
 
@@ -167,37 +175,34 @@ class UserModule:
         return jacobian
 
     def _pull(self, f: Tensor, u: Tensor, chosen: list[Tensor]) -> Tensor:
-        """Jᵀ u, (P,): 0 where no gradient arrives."""
+        """Jᵀ u (P,), 0 for parameters that no gradient reaches."""
         if not f.requires_grad:
             return _flat([None] * len(chosen), chosen)
-        if len(chosen) == len(self.subset.shapes):  # to a few last ones it is next to nothing
+        if len(chosen) == len(self.subset.shapes):  # a backward pass to the last layer costs next to nothing
             self.pass_counter.backward(self._rows)
         return _flat(torch.autograd.grad(f, chosen, u, retain_graph=True, allow_unused=True), chosen)
 
     def _chosen(self, names: Sequence[str] | None) -> list[Tensor]:
-        if names is None:
-            return self.parameters
-        return self._named(names)
+        return self.parameters if names is None else self._named(names)
 
     def _named(self, names: Iterable[str]) -> list[Tensor]:
-        """Parameters by their names without wrappers."""
+        """Parameters by their names inside wrappers such as torch.compile."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
         if not self._own_names.keys() >= set(names):
             self._own_names = {plain: own for own, plain in plain_names(self.model, named)}
         return [named[self._own_names[name]] for name in names]
 
     def _forward(self, x: PyTree) -> Tensor:
-        """Of copies of the inputs, into which a forward may write."""
+        """f (B, ...) with a graph, at copies of the inputs: a forward may write into them."""
         self._rows = n_rows(x)
         self.pass_counter.forward(self._rows)
-        x = with_floats(fresh(x), self.input_dtype)
+        x = with_floats(copied(x), self.input_dtype)
         arguments, keywords = forward_arguments(x)
-        f = output_tensor(self.model(*arguments, **keywords))
-        return f.clone() if f.is_inference() else f
+        return without_inference(output_tensor(self.model(*arguments, **keywords)))
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """With gradients, in the modes of the fit; the module's own modes and requires_grad are put back."""
+        """Enable gradients and the modes of the fit; restore the module's modes and requires_grad afterwards."""
         modes = [(own, own.training) for own in self.model.modules()]
         modes = [(own, training) for own, training in modes if self._modes.get(id(own), training) != training]
         frozen = [p for p in self.parameters if not p.requires_grad]
@@ -215,20 +220,15 @@ class UserModule:
                 p.requires_grad_(False)
 
 
-def fresh(x: PyTree) -> PyTree:
-    """Copies of the tensors of x."""
-    return copied(x)
-
-
-def _flat(slopes: Sequence[Tensor | None], chosen: Sequence[Tensor]) -> Tensor:
-    """(P,) of slopes by parameter; sparse ones made dense, complex ones pairs of reals."""
-    pairs = zip(slopes, chosen, strict=True)
+def _flat(gradients: Sequence[Tensor | None], chosen: Sequence[Tensor]) -> Tensor:
+    """Gradients by parameter as one vector (P,); sparse ones become dense, complex ones pairs of real numbers."""
+    pairs = zip(gradients, chosen, strict=True)
     dense = (torch.zeros_like(p) if g is None else g.detach().to_dense().resolve_conj() for g, p in pairs)
     return torch.cat([(torch.view_as_real(g) if g.is_complex() else g).flatten() for g in dense])
 
 
-def _inner(slopes: Sequence[Tensor | None], params: Iterable[Tensor]) -> Tensor | None:
-    """Σ of slopes times pieces, over pairs of reals where these are complex; None where no slope arrives."""
-    found = [(g.to_dense(), v) for g, v in zip(slopes, params, strict=True) if g is not None]
+def _inner(gradients: Sequence[Tensor | None], params: Iterable[Tensor]) -> Tensor | None:
+    """⟨gradients, params⟩, real parts of the terms of complex ones; None if no parameter has a gradient."""
+    found = [(g.to_dense(), v) for g, v in zip(gradients, params, strict=True) if g is not None]
     terms = [(g.conj() * v).sum().real if g.is_complex() else (g * v).sum() for g, v in found]
     return torch.stack(terms).sum() if terms else None

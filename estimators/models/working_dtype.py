@@ -1,8 +1,8 @@
-"""The dtype that a network is computed in: float32 or float64, whatever dtypes its weights are stored in.
+"""The dtype of the computation of a network: float32 or float64, whatever dtypes its weights are stored in.
 
-A network in bfloat16 or float16, or in several dtypes (a frozen base in bfloat16 under adapters in float32), is
-computed on a copy in one dtype: outputs and Jacobians are then right to the rounding of the weights themselves, where
-those of the forward in bfloat16 are wrong in their third digit, and variances by 10 to 30 %.
+A network in bfloat16 or float16, or in several dtypes (a frozen base in bfloat16 with adapters in float32), is
+computed on a copy in one dtype. Outputs and Jacobians are then right up to the rounding of the weights. Computed in
+bfloat16 they are wrong in the third digit, and variances by 10 to 30 %.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from estimators.numerics.pytrees import PyTree
 __all__ = ["FLOATS", "in_dtype", "is_converted", "working_dtype"]
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-"""Dtypes of weights that can be computed with, from narrow to wide; complex ones count by their parts."""
+"""Supported dtypes of weights, from narrow to wide; a complex dtype counts as that of its parts."""
 _CASTS = {Tensor.bfloat16, Tensor.half, Tensor.float}
 
 
 def working_dtype(model: nn.Module) -> torch.dtype:
-    """Returns the widest dtype of the floating-point and complex parameters, and at least float32."""
+    """Return the widest dtype of the floating-point and complex parameters, at least float32."""
     dtypes = [p.dtype.to_real() for p in model.parameters() if p.is_floating_point() or p.is_complex()]
     return reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Returns a structural copy of a model for `dtype`: itself, where all of its weights have it already.
+    """Convert a structural copy of a model to `dtype`, in place; nothing is done if all of its weights have it already.
 
-    Parameters and buffers are converted, with new tensors in place of those that are shared with the user's model.
-    Inputs are converted when it is called, and casts inside its forward to a narrower dtype lead to `dtype` instead.
+    New tensors replace the parameters and buffers that are shared with the user's model. The converted model converts
+    its inputs, and casts to a narrower dtype inside its forward give `dtype` instead.
     """
     floats = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
     if all(p.dtype.to_real() == dtype for p in floats):
@@ -55,19 +55,19 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def is_converted(model: nn.Module) -> bool:
-    """Whether a model is computed in another dtype than its weights were stored in."""
+    """Whether `in_dtype` has converted the model from the dtype in which its weights are stored."""
     return isinstance(model, _Converting)
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in a dtype, or in the complex one of such parts; whole numbers as they are."""
+    """The tensor in `dtype`, or in the complex dtype with such parts; integers stay as they are."""
     if tensor.is_complex():
         return tensor.to(dtype.to_complex())
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 class _Converting:
-    """What a converted model does when it is called; in front of its own class among the bases."""
+    """The call of a converted model: the first base of its class, before the model's own class."""
 
     _dtype: ClassVar[torch.dtype]
     _plain: ClassVar[type[nn.Module]]
@@ -80,12 +80,12 @@ class _Converting:
 
 @cache
 def _converting(kind: type[nn.Module], dtype: torch.dtype) -> type[nn.Module]:
-    """The class of a converted model: a subclass of its own, so that methods and attributes stay what they are."""
+    """The class of a converted model: a subclass of its own class, so that it keeps methods and attributes."""
     return type(kind.__name__, (_Converting, kind), {"_dtype": dtype, "_plain": kind, "__module__": kind.__module__})
 
 
 class _WideCasts(TorchFunctionMode):
-    """Casts and new tensors of a narrower dtype have `dtype` instead: a forward may name the dtype of its weights."""
+    """A mode in which casts and new tensors have `dtype` instead of a narrower one: a forward may name such a dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

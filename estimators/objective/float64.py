@@ -36,9 +36,10 @@ def network_in_float64(network: Network, dtype: torch.dtype) -> Network:
     """Returns the network in a dtype, with the same count of passes; itself where it is in that already."""
     if network.theta.dtype == dtype:
         return network
-    stored = network.check.stored or network.check.own
+    stored = network.check.stored or network.check.reference
     wide = Network(network.module, list(network.subset.shapes), dtype=dtype, stored=stored)
-    wide.pass_counter, wide.result_dtype = network.pass_counter, network.result_dtype or network.theta.dtype
+    wide = wide.counted_by(network.pass_counter)
+    wide.result_dtype = network.result_dtype or network.theta.dtype
     wide.routes = network.routes  # found for the same module
     return wide
 

@@ -25,7 +25,9 @@ from estimators.data.batch import Batch
 from estimators.data.distributed import ProcessGroup
 from estimators.data.training_data import TrainingData
 from estimators.likelihoods import Likelihood
-from estimators.models.network import Network, differentiable
+from estimators.models.function_checks import check_displaced_outputs
+from estimators.models.kernels import differentiable
+from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
 from estimators.runtime.memory import available_bytes
 
@@ -193,7 +195,7 @@ class Objective:
         """
         with self.network.check.on_training_rows():
             for batch in self.process_group.parts(self.batches):
-                self.network.check_displaced(batch.x)
+                check_displaced_outputs(self.network, batch.x)
 
     def product(self, vectors: Tensor) -> Tensor:
         """A v for each of vectors (K, P): one shared pass over the data."""

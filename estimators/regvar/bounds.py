@@ -85,7 +85,7 @@ class VarianceBounds:
     def _responses(self, x: PyTree, jacobian: Tensor) -> tuple[Tensor, Tensor]:
         """S^(−½) Z Jᵀ and what the data take away, (·, M, C) in float64."""
         response = inner(self.space.basis, jacobian.flatten(0, 1)).unflatten(1, jacobian.shape[:2])  # [W; Q] Jᵀ
-        taken = torch.tensordot(self.space.seen, response, dims=1)
+        taken = torch.tensordot(self.space.reduction, response, dims=1)
         inside = response[: self.space.rank]
         if self.block is not None and self.along_block is not None:
             inside = inside - self.block.response(self.along_block, x)

@@ -12,7 +12,7 @@ from bdl_bench.problem.queries import queries, rows
 from bdl_bench.tasks import TASKS, imdb, language_models
 from bdl_bench.tasks.language_models import TASKS_OF_GPT_NEO
 from estimators import LinearResponse, PosteriorDraws, RegVar
-from estimators.models.network import output_tensor
+from estimators.models.outputs import output_tensor
 from estimators.training import Recipe, train_map
 
 NEEDS = "needs the extras: pip install bdl-bench[text,hub]"

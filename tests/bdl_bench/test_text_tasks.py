@@ -13,7 +13,7 @@ from bdl_bench.records.fingerprints import problem_digest
 from bdl_bench.tasks import TASKS, causal_lm
 from estimators.baselines import MAP
 from estimators.errors import DataError, UnsupportedError
-from estimators.models.network import output_tensor
+from estimators.models.outputs import output_tensor
 from estimators.training import Recipe, train_map
 
 NEEDS = "needs the extra: pip install bdl-bench[text]"

@@ -128,9 +128,7 @@ def test_the_factors_are_the_jacobian_of_the_weight(name):
     network = Network(model, [n for n, _ in model.named_parameters()])
     found = LayerwiseJacobian(network, x)
     assert list(found.maps) == ["0.weight", "3.weight"]
-    from estimators.models.layer_layout import Layout
-
-    layout, (rows,) = Layout.of(found), list(found.at(x))
+    layout, (rows,) = found.layout, list(found.rows_at(x))
     jacobian = torch.zeros(5, 2, network.n_parameters, dtype=F64)
     for weight, factors in rows.factors.items():
         layout.put(jacobian, weight, factors.jacobians())
@@ -184,7 +182,7 @@ def test_weights_of_which_the_diagonal_alone_is_kept_are_named(structure):
         estimator = fitted(model, x, y, structure)
     assert estimator.diagonal_weights_ == ["0.weight", "0.bias"]
     full = fitted(model, x, y, "full", inverse="cholesky").data_curvature_.matrix.diagonal()
-    kept = estimator.data_curvature_.rest_diagonal
+    kept = estimator.data_curvature_.other_diagonal
     assert torch.allclose(kept, full[: len(kept)], rtol=1e-10)
 
 

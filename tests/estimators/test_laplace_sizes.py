@@ -115,7 +115,7 @@ def test_queries_in_float32_are_solved_in_it_where_the_condition_allows(smallest
     jacobian = torch.randn(4, 3, 60, generator=generator)
     found = precision.variance(jacobian)
     exact = (jacobian.double() @ torch.linalg.solve(matrix, jacobian.double().transpose(1, 2))).diagonal(dim1=1, dim2=2)
-    assert (precision._narrow is not None) is narrow
+    assert (precision._float32 is not None) is narrow
     assert found.dtype == torch.float32
     assert float((found / exact - 1).abs().max()) < (2e-5 if narrow else 1e-6)  # round-off times a condition of 1e5
     precision.variance(jacobian.double())

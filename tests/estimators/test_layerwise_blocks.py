@@ -114,15 +114,15 @@ def test_the_factors_and_the_rest_are_the_jacobian(name):
     model, x, _ = problem(name)
     network = Network(model, [n for n, _ in model.named_parameters()])
     layers = LayerwiseJacobian(network, x)
-    assert [list(layers.maps), layers.rest] == list(NETWORKS[name][2:])
+    assert [list(layers.maps), layers.other_params] == list(NETWORKS[name][2:])
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     jacobian = jacrev(lambda p: functional_call(model, p, (x,)))(parameters)  # derived without the library
-    rows = list(layers.at(x))
-    rest = torch.cat([part.rest for part in rows])
-    assert torch.allclose(rest, torch.cat([rest[..., :0], *(jacobian[n].flatten(2) for n in layers.rest)], -1))
+    rows = list(layers.rows_at(x))
+    rest = torch.cat([part.other_rows for part in rows])
+    assert torch.allclose(rest, torch.cat([rest[..., :0], *(jacobian[n].flatten(2) for n in layers.other_params)], -1))
     for weight, linear in layers.maps.items():
         factors = [part.factors[weight] for part in rows]
-        whole = torch.cat([torch.einsum("mkto,mte->mkoe", f.slopes, f.inputs) for f in factors])
+        whole = torch.cat([torch.einsum("mkto,mte->mkoe", f.gradients, f.inputs) for f in factors])
         expected = jacobian[weight].flatten(3) if not linear.transposed else jacobian[weight].transpose(2, 3)
         assert torch.allclose(whole[..., : linear.n_inputs], expected)
         if linear.bias is not None:

@@ -137,7 +137,7 @@ def test_the_parts_of_a_fit_cost_what_they_are():
 def test_solves_at_query_count_their_own():
     loader, x = rows(), rows()[0][0][:2]
     estimator = RegVar(network(), "classification", regularizer=Pointwise(), solver=LinearResponse()).fit(loader)
-    by_the_module = 1 + (3 + 4 + 4 + 2) / 23 / 3  # a gradient; of each batch one row alone, and half of the rows
+    by_the_module = 1 + (3 * 3 + 2 + 2 + 1) / 23 / 3  # a gradient; of each batch three rows alone, and a quarter
     expected = {"checks": 2 / 3, "relative gradient": 1, "self-check": by_the_module}
     assert estimator.fit_report_.passes == pytest.approx(expected)
     estimator.variance(x)

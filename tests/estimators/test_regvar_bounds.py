@@ -220,7 +220,7 @@ def test_round_off_of_a_low_rank_matrix_is_left_to_the_prior():
     solved = block_cg(lambda v: v @ matrix, right, tol=1e-12)
     delta = torch.ones(60, dtype=torch.float64)
     space = KrylovSpace.of(solved, PriorWhitening.of(delta), delta)
-    taken = space.basis.T @ space.seen.T @ space.seen @ space.basis
+    taken = space.basis.T @ space.reduction.T @ space.reduction @ space.basis
     wanted = torch.eye(60, dtype=torch.float64) - torch.linalg.inv(matrix)
     assert math.isclose(float((taken - wanted).abs().max()), 0, abs_tol=1e-10)
 

@@ -59,8 +59,8 @@ QUERIES = torch.randn(4, 4, generator=torch.Generator().manual_seed(2), dtype=to
 def jacobian(model, x):
     parameters = list(model.parameters())
     f = model(x)
-    slopes = [torch.autograd.grad(value, parameters, retain_graph=True) for value in f.flatten()]
-    return f.detach(), torch.stack([torch.cat([g.flatten() for g in one]) for one in slopes]).view(*f.shape, -1)
+    gradients = [torch.autograd.grad(value, parameters, retain_graph=True) for value in f.flatten()]
+    return f.detach(), torch.stack([torch.cat([g.flatten() for g in one]) for one in gradients]).view(*f.shape, -1)
 
 
 def exact(model):
@@ -159,15 +159,15 @@ def test_hessian_products_that_are_wrong_in_one_row_give_way_to_autograd(monkeyp
 def scaled_factors(monkeypatch):
     plain = LayerwiseJacobian._joined
 
-    def joined(self, inputs, slopes, cotangents):
-        return plain(self, inputs, [1.01 * b for b in slopes], cotangents)
+    def joined(self, inputs, gradients, cotangents):
+        return plain(self, inputs, [1.01 * b for b in gradients], cotangents)
 
     monkeypatch.setattr(LayerwiseJacobian, "_joined", joined)
 
 
 def test_factors_of_layers_that_are_wrong_are_an_error_where_nothing_else_will_do(monkeypatch):
     scaled_factors(monkeypatch)
-    with pytest.raises(UnsupportedError, match="factors of layers whose slope differs from plain autograd by"):
+    with pytest.raises(UnsupportedError, match="factors of layers whose gradient differs from plain autograd by"):
         laplace(network(), hessian_structure="kron").fit(rows())
 
 

@@ -1,4 +1,4 @@
-"""A = D + RᵀR in its dual (function-space) form: small where rows N·C are fewer than parameters P."""
+"""A = D + RᵀR in its dual (function-space) form: small if the N·C rows are fewer than the P parameters."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ __all__ = ["DualPrecision", "FunctionSpace", "bytes_needed"]
 
 
 class FunctionSpace(Precision):
-    """D = diag δ > 0 and R (N·C, P) the GGN rows SᵀJ, by products with R (docs/math.md, section 2).
+    """A = D + RᵀR by products with R, where D = diag δ > 0 and R (N·C, P) has the GGN rows SᵀJ.
 
         A⁻¹ = D⁻¹ − D⁻¹Rᵀ (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹          (Woodbury)
         log|A| = Σ log δ + log|I + R D⁻¹ Rᵀ|
 
-    `inner` is R D⁻¹ Rᵀ (N·C, N·C), overwritten; everything is computed in its dtype. `keeps_rows`: products with R need
-    no pass over the data.
+    The formulas are derived in docs/math.md, section 2. Everything is computed in the dtype of `inner`.
+
+    Args:
+        prior_precision: δ (P,).
+        inner: R D⁻¹ Rᵀ (N·C, N·C); it is overwritten.
+
+    Attributes:
+        keeps_rows: whether products with R need no pass over the data.
     """
 
     keeps_rows: ClassVar[bool] = True
@@ -33,33 +39,33 @@ class FunctionSpace(Precision):
 
     @abstractmethod
     def rows_times(self, vectors: Tensor) -> Tensor:
-        """R v of vectors (K, P): (K, N·C)."""
+        """R v (K, N·C) for vectors v (K, P)."""
 
     @abstractmethod
     def transposed_times(self, coefficients: Tensor) -> Tensor:
-        """Rᵀ w of coefficients (K, N·C): (K, P)."""
+        """Rᵀ w (K, P) for coefficients w (K, N·C)."""
 
     def solve(self, vectors: Tensor) -> Tensor:
         scaled = vectors.to(self.cholesky.dtype) / self.prior_precision  # D⁻¹ v
-        along = self.rows_times(scaled)  # R D⁻¹ v
-        inner = torch.cholesky_solve(along.T, self.cholesky).T  # (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹ v
+        projected = self.rows_times(scaled)  # R D⁻¹ v
+        inner = torch.cholesky_solve(projected.T, self.cholesky).T  # (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹ v
         return (scaled - self.transposed_times(inner) / self.prior_precision).to(vectors.dtype)
 
     def covariance(self, jacobian: Tensor) -> Tensor:
-        scaled, removed = self._prior_and_removed(jacobian)
+        scaled, removed = self._prior_and_reduction(jacobian)
         prior = scaled @ jacobian.to(scaled.dtype).transpose(1, 2)
         return (prior - removed.transpose(1, 2) @ removed).to(jacobian.dtype)
 
     def variance(self, jacobian: Tensor) -> Tensor:
-        scaled, removed = self._prior_and_removed(jacobian)
+        scaled, removed = self._prior_and_reduction(jacobian)
         return ((scaled * jacobian.to(scaled.dtype)).sum(-1) - removed.square().sum(1)).to(jacobian.dtype)
 
-    def _prior_and_removed(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
-        """J D⁻¹ (M, C, P), and L⁻¹ R D⁻¹ Jᵀ (M, N·C, C): what the data take away from the prior's variance."""
+    def _prior_and_reduction(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
+        """J D⁻¹ (M, C, P), and L⁻¹ R D⁻¹ Jᵀ (M, N·C, C), by whose squares the data reduce the prior variance."""
         m, c, p = jacobian.shape
         scaled = jacobian.to(self.cholesky.dtype) / self.prior_precision
-        along = self.rows_times(scaled.reshape(m * c, p))
-        removed = torch.linalg.solve_triangular(self.cholesky, along.T, upper=False)
+        projected = self.rows_times(scaled.reshape(m * c, p))
+        removed = torch.linalg.solve_triangular(self.cholesky, projected.T, upper=False)
         return scaled, removed.reshape(-1, m, c).permute(1, 0, 2)
 
     def log_det(self) -> Tensor:
@@ -68,7 +74,7 @@ class FunctionSpace(Precision):
 
 
 class DualPrecision(FunctionSpace):
-    """The rows R (N·C, P) are kept, and computed with in their dtype."""
+    """A = D + RᵀR with the rows R (N·C, P) in memory; everything is computed in their dtype."""
 
     def __init__(self, prior_precision: Tensor, rows: Tensor) -> None:
         self.rows = rows
@@ -82,5 +88,5 @@ class DualPrecision(FunctionSpace):
 
 
 def bytes_needed(n_rows: int, n_parameters: int, element_size: int) -> int:
-    """The rows (kept, joined and scaled once), the inner matrix and its factor."""
+    """Memory in bytes of the rows (stored, joined and scaled), the inner matrix and its factor."""
     return (3 * n_rows * n_parameters + 3 * n_rows**2) * element_size

@@ -1,4 +1,4 @@
-"""The data's part of A: GGN rows SᵀJ, dense GGN, dense Hessian."""
+"""The data's part of A as GGN rows SᵀJ, a dense GGN or a dense Hessian."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["dense_ggn", "dense_hessian", "ggn_rows"]
 
 
 def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
-    """Rows R with Σ RᵀR = Σₙ Jₙᵀ Λₙ Jₙ, a chunk of B rows at a time: (B·C, P), R = Sᵀ J with Λ = S Sᵀ.
+    """Yield rows R = SᵀJ (B·C, P) with Λ = S Sᵀ, a chunk of B data at a time: Σ RᵀR = Σₙ Jₙᵀ Λₙ Jₙ.
 
-    J is of the network's dtype; S and R are in `algebra_dtype`.
+    J has the network's dtype; S and R are in `algebra_dtype`.
     """
     network = objective.network
     for batch in objective.batches:
@@ -33,7 +33,7 @@ def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
 
 
 def dense_ggn(objective: Objective, jacobian: JacobianRows) -> Tensor:
-    """Σₙ Jₙᵀ Λₙ Jₙ, (P, P), without the prior, in `algebra_dtype`."""
+    """Σₙ Jₙᵀ Λₙ Jₙ (P, P), without the prior, in `algebra_dtype`."""
     n = objective.network.n_parameters
     total = objective.theta.new_zeros(n, n, dtype=algebra_dtype(objective.theta.device))
     for rows in ggn_rows(objective, jacobian):
@@ -43,7 +43,7 @@ def dense_ggn(objective: Objective, jacobian: JacobianRows) -> Tensor:
 
 
 def dense_hessian(objective: Objective) -> Tensor:
-    """∇² of the data term at θ̂, (P, P), without the prior; symmetrised against round-off."""
+    """The Hessian (P, P) of the data term at θ̂, without the prior; symmetrised against round-off."""
     network = objective.network
     total = objective.theta.new_zeros(network.n_parameters, network.n_parameters)
     eye = torch.eye(network.n_parameters, dtype=total.dtype, device=total.device)

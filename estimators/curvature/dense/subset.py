@@ -1,4 +1,4 @@
-"""The precision of a few entries of θ, the others held where they are."""
+"""The posterior precision of some entries of θ, with all others fixed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["ColumnPrecision"]
 
 
 class ColumnPrecision(Precision):
-    """A over the entries `index` (n,) of θ, by a precision `inner` of n; the rest has no variance.
+    """A over the entries `index` (n,) of θ, by a precision `inner` of n entries; all others have no variance.
 
-    J A⁻¹ Jᵀ takes the columns of J at `index`. By the Schur complement it is never above that of a posterior over all.
+    J A⁻¹ Jᵀ takes the columns of J at `index`. By the Schur complement it is at most that of a posterior over all of θ.
     """
 
     def __init__(self, inner: Precision, index: Tensor) -> None:
         self.inner, self.index = inner, index
 
     def solve(self, vectors: Tensor) -> Tensor:
-        return self.placed(self.inner.solve(vectors[:, self.index]), vectors.shape[1])
+        return self.scattered(self.inner.solve(vectors[:, self.index]), vectors.shape[1])
 
     def covariance(self, jacobian: Tensor) -> Tensor:
         return self.inner.covariance(jacobian[..., self.index])
@@ -30,6 +30,6 @@ class ColumnPrecision(Precision):
     def log_det(self) -> Tensor:
         return self.inner.log_det()
 
-    def placed(self, values: Tensor, n_parameters: int) -> Tensor:
-        """(K, n) at their places in zeros (K, P)."""
+    def scattered(self, values: Tensor, n_parameters: int) -> Tensor:
+        """Vectors (K, P) with values (K, n) at `index`, and 0 elsewhere."""
         return values.new_zeros(len(values), n_parameters).index_copy(1, self.index, values)

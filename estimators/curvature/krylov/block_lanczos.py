@@ -1,4 +1,4 @@
-"""The Krylov space that block conjugate gradients search: an orthonormal basis that grows by a block an iteration."""
+"""Block Lanczos: an orthonormal basis of a Krylov space that grows by one block per iteration."""
 
 from __future__ import annotations
 
@@ -19,47 +19,63 @@ __all__ = ["BlockLanczos", "FreeBytes", "Product", "krylov_basis", "krylov_relat
 Product = Callable[[Tensor], Tensor]
 """v → A v for each of vectors (k, P), in a tensor that the caller may overwrite."""
 FreeBytes = Callable[[], int]
-"""Bytes of memory that are free; in a team, the same number in all processes."""
+"""The free memory in bytes; processes that share a fit receive the same number."""
 _BASIS_BYTES = 2**32
-_BLOCKS = 8  # to begin with
-_ROUND_OFF = 0.5  # of a unit vector: with less left of it outside the space, it was round-off
+"""Largest size of a basis, 4 GiB."""
+_BLOCKS = 8
+"""Blocks that the storage has room for at first."""
+_ROUND_OFF = 0.5
+"""Smallest norm outside the space of a new unit vector; below it, the vector is round-off."""
 
 
 class BlockLanczos:
-    """The Krylov space of one residual block (K, P): basis W (r, P) by rows, T = W A Wᵀ, W r₀ and the next block Q.
+    """The Krylov space of a block of residuals r₀: basis W (r, P) by rows, T = W A Wᵀ, and the next block Q (k, P).
 
-    A Wᵀ = Wᵀ T + Qᵀ (Q A Wᵀ): what is left of a right-hand side after the Galerkin solve lies along Q, and is Qᵀ left.
-    Of the size of θ it has W and Q alone, in one storage with room for `blocks` of them, and in `extend` the block that
-    it makes.
+    A Wᵀ = Wᵀ T + Qᵀ (Q A Wᵀ). Therefore the residual after the Galerkin solve lies in the span of Q. Only W and Q have
+    the size of θ, in one storage, besides the new block in `extend`.
+
+    Args:
+        product: v (k, P) -> A v (k, P).
+        residual: r₀ (K, P).
+        blocks: how many blocks the storage has room for at first.
+        free_bytes: the free memory; None for that of this process.
     """
 
     def __init__(
         self, product: Product, residual: Tensor, *, blocks: int = _BLOCKS, free_bytes: FreeBytes | None = None
     ) -> None:
-        self.product, self.products, self.free_bytes = product, 0, _own(free_bytes, residual)
+        self.product, self.products, self.free_bytes = (
+            product,
+            0,
+            free_bytes or partial(available_bytes, residual.device),
+        )
         self.floor = residual.norm(dim=1).max() * torch.finfo(residual.dtype).eps * 4
         self.projected = torch.zeros(0, 0, dtype=algebra_dtype(residual.device), device=residual.device)
         most = min(_BASIS_BYTES, self.free_bytes() // 3)
-        room = max(2, min(blocks, most // max(1, residual.nbytes) + 2))  # so far it goes before it is thinned
+        room = max(2, min(blocks, most // max(1, residual.nbytes) + 2))  # it grows to `most` before a restart
         self.storage = residual.new_empty(room * len(residual), residual.shape[1])
         self.storage[: len(residual)] = residual
         self.block, self.coupling = orthonormalise_(self.storage[: len(residual)], self.floor)
-        self.start = self.coupling  # W r₀: what is not zero of it, and where
+        self.start = self.coupling  # the non-zero rows of W r₀, from row `before` on
         self.before = torch.zeros((), dtype=torch.long)
         self.coefficients = self.projected.new_zeros(0, len(residual))
 
-    _KEPT = ("floor", "projected", "coupling", "start", "before", "coefficients")
+    _STATE = ("floor", "projected", "coupling", "start", "before", "coefficients")
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that it goes on from."""
-        return {"basis": self.extended, **{name: getattr(self, name) for name in self._KEPT}}
+        """The tensors from which `restored` continues."""
+        return {"basis": self.extended, **{name: getattr(self, name) for name in self._STATE}}
 
     @classmethod
     def restored(cls, product: Product, tensors: dict[str, Tensor], *, free_bytes: FreeBytes | None = None) -> Self:
-        """From `tensors()`."""
+        """The space of `tensors()`."""
         cycle = cls.__new__(cls)
-        cycle.product, cycle.products, cycle.free_bytes = product, 0, _own(free_bytes, tensors["basis"])
-        for name in cls._KEPT:
+        cycle.product, cycle.products, cycle.free_bytes = (
+            product,
+            0,
+            free_bytes or partial(available_bytes, tensors["basis"].device),
+        )
+        for name in cls._STATE:
             setattr(cycle, name, tensors[name])
         cycle.storage = tensors["basis"]
         cycle.block = cycle.storage[cycle.rank :]
@@ -67,21 +83,21 @@ class BlockLanczos:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """r, the number of vectors in W."""
         return len(self.projected)
 
     @property
     def basis(self) -> Tensor:
-        """W (r, P), the filled part of the storage: large bases are not copied at every step."""
+        """W (r, P), a view of the storage: large bases are not copied at every step."""
         return self.storage[: self.rank]
 
     @property
     def extended(self) -> Tensor:
-        """W and the next block, (r + k, P)."""
+        """W and the next block Q, (r + k, P)."""
         return self.storage[: self.rank + len(self.block)]
 
     def _store(self, block: Tensor) -> None:
-        """The next block behind W."""
+        """Store the next block Q after W."""
         end = self.rank + len(block)
         if end > len(self.storage):
             grown = self.storage.new_empty(end + max(len(block), end // 2), self.storage.shape[1])
@@ -91,58 +107,64 @@ class BlockLanczos:
         self.block = self.storage[self.rank : end]
 
     def done(self, tolerance: Tensor) -> bool:
+        """Whether the space is exhausted, or all residual norms are at most `tolerance` (K,)."""
         return len(self.block) == 0 or bool((self.residual_norms() <= tolerance).all())
 
     def full(self) -> bool:
+        """Whether the basis has reached the memory it may take."""
         room = min(_BASIS_BYTES, (self.free_bytes() + self.basis.nbytes) // 3)
         return self.basis.nbytes > room and self.rank >= 2 * len(self.block)
 
     def thick_restart(self) -> None:
-        """Go on from the present u with the leading half of the space: A V = V Θ + Qᵀ(…), Q the next block.
+        """Continue from the present u with the leading half of the space (thick restart, Wu & Simon 2000).
 
-        Thick restart (Wu & Simon 2000): the Ritz vectors of the largest Ritz values stay solved for.
+        The Ritz vectors V of the largest Ritz values Θ stay: A Vᵀ = Vᵀ Θ + Qᵀ(…), with the same next block Q.
         """
-        left, keep, block = self.residual_coefficients, self.rank // 2, self.block
+        residual, keep, block = self.residual_coefficients, self.rank // 2, self.block
         values, vectors = torch.linalg.eigh(self.projected)
         combine_(self.basis, vectors[:, -keep:].T)  # in place, without a second basis
         self.projected = values[-keep:].diag()
         self._store(block)
-        self.start, self.before = left, torch.tensor(keep)
+        self.start, self.before = residual, torch.tensor(keep)
         self.coefficients = self.coefficients[:0]
 
     @property
     def residual_coefficients(self) -> Tensor:
-        """(k, K): b − A u = leftᵀ Q."""
+        """R (k, K) with b − A u = Rᵀ Q."""
         if not len(self.coefficients):
             return self.start
         return -self.coupling @ self.coefficients[len(self.coefficients) - self.coupling.shape[1] :]
 
     def residual_norms(self) -> Tensor:
-        """‖b − A u‖ of each right-hand side."""
+        """‖b − A u‖ per right-hand side, (K,)."""
         norms: Tensor = self.residual_coefficients.norm(dim=0)
         return norms
 
     def full_coupling(self) -> Tensor:
-        """Q A Wᵀ (k, r): the next block couples to the last one only."""
+        """Q A Wᵀ (k, r), non-zero at the last block only."""
         coupling = self.coupling.new_zeros(len(self.block), self.rank)
         if self.rank:
             coupling[:, self.rank - self.coupling.shape[1] :] = self.coupling
         return coupling
 
     def extend(self) -> None:
+        """Add the next block to W, and compute the block after it by one product with A."""
         image = self.product(self.block)  # W_j → A W_j
         self.products += len(image)
         outside = self.storage[: self.rank + len(image)]  # W with W_j
         floor = self._image_floor(image, len(outside))
-        self._grow_projected(_taken_out(image, outside), self.rank)
-        _taken_out(image, outside)  # a second time: round-off of the first
+        self._grow_projected(_orthogonalise_(image, outside), self.rank)
+        _orthogonalise_(image, outside)  # a second time, against round-off of the first
         rows, first = orthonormalise_(image, floor)
-        _taken_out(rows, outside)  # a third: what was small has been scaled up
-        rows, second = orthonormalise_(rows, torch.full_like(floor, _ROUND_OFF))  # mostly in the basis: round-off
+        _orthogonalise_(rows, outside)  # a third time: small rows have been scaled up
+        rows, second = orthonormalise_(
+            rows, torch.full_like(floor, _ROUND_OFF)
+        )  # drop rows that lie mostly in the basis
         self._store(rows)
         self.coupling = second @ first
 
     def _grow_projected(self, along: Tensor, old: int) -> None:
+        """Extend T by the inner products (k, r + k) of the new image with W, symmetrised against round-off."""
         grown = along.new_zeros(along.shape[1], along.shape[1])
         grown[:old, :old] = self.projected
         grown[old:, :] = along
@@ -151,12 +173,17 @@ class BlockLanczos:
         self.projected = grown
 
     def _image_floor(self, image: Tensor, used: int) -> Tensor:
+        """The norm below which a row of A W is round-off; infinite if W spans the whole space."""
         room = image.shape[1] - used
         floor = image.norm(dim=1).max() * torch.finfo(image.dtype).eps * 32
         return floor if room > 0 else torch.full_like(floor, torch.inf)
 
     def solve(self) -> None:
-        """Coefficients T⁻¹ W r₀; T without a Cholesky factor proves A indefinite (Cauchy interlacing)."""
+        """Compute the coefficients T⁻¹ W r₀.
+
+        Raises:
+            IndefiniteHessianError: T has no Cholesky factor; by Cauchy interlacing A is then not positive definite.
+        """
         rhs = self.projected.new_zeros(self.rank, self.start.shape[1])
         rhs[int(self.before) : int(self.before) + len(self.start)] = self.start
         factor, info = torch.linalg.cholesky_ex(self.projected)
@@ -166,39 +193,35 @@ class BlockLanczos:
         self.coefficients = torch.cholesky_solve(rhs, factor)
 
     def correction(self) -> Tensor:
-        """u less where the cycle began, (K, P)."""
+        """The difference (K, P) between u and its value at the start of the cycle."""
         return self.coefficients.T.to(self.storage.dtype) @ self.basis[: len(self.coefficients)]
 
 
-def _taken_out(rows: Tensor, basis: Tensor) -> Tensor:
-    """Leave of the rows (k, P), in place, what is orthogonal to the basis (r, P): what they had along it, (k, r)."""
+def _orthogonalise_(rows: Tensor, basis: Tensor) -> Tensor:
+    """Make rows (k, P) orthogonal to the basis (r, P) in place, and return their inner products (k, r) with it."""
     along = inner(rows, basis)
     rows.addmm_(along.to(rows.dtype), basis, alpha=-1)
     return along
 
 
 def krylov_basis(product: Product, start: Tensor, *, size: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal basis (r, P) of the Krylov space of `start` (K, P), and T (r, r); r ≥ size or the space is exhausted.
+    """An orthonormal basis (r, P) of the Krylov space of `start` (K, P), and T (r, r).
 
-    Its eigenvalues (Ritz values) lie within the spectrum of A: the smallest bounds A's smallest from above.
+    r is at least `size`, unless the space is exhausted. Eigenvalues of T (Ritz values) lie within the spectrum of A.
     """
     cycle = _grown(product, start, size)
     return cycle.basis, cycle.projected
 
 
 def krylov_relation(product: Product, start: Tensor, *, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with the next block: W and Q (r + k, P), T, and `coupling` Q A Wᵀ (k, r)."""
+    """The Krylov space of `start` with its next block: W and Q (r + k, P), T (r, r), and Q A Wᵀ (k, r)."""
     cycle = _grown(product, start, size)
     return cycle.extended, cycle.projected, cycle.full_coupling()
 
 
 def _grown(product: Product, start: Tensor, size: int) -> BlockLanczos:
+    """Block Lanczos with at least `size` vectors, unless the space is exhausted."""
     cycle = BlockLanczos(product, start)
     while len(cycle.block) and len(cycle.basis) < size:
         cycle.extend()
     return cycle
-
-
-def _own(free_bytes: FreeBytes | None, tensor: Tensor) -> FreeBytes:
-    """`free_bytes`, or that of this process."""
-    return free_bytes or partial(available_bytes, tensor.device)

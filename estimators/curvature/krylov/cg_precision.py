@@ -1,4 +1,4 @@
-"""A as products only: every solve is a block CG run over the data."""
+"""A posterior precision by products: every solve runs block CG over the data."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ __all__ = ["CGPrecision", "default_tolerance"]
 
 
 class CGPrecision(Precision):
-    """A v by `product` (K, P) -> (K, P); nothing of size P² is ever made.
+    """A by products A v; nothing of size P² is ever made.
 
     Args:
-        smallest: a number that no eigenvalue of A is below, 0 where none is known; None leaves products unchecked.
-        wider: makes the same precision with products in float64, which takes over for good where those in float32 are
-            not accurate enough.
+        product: v (K, P) -> A v (K, P).
+        tol: the relative residual of a solve.
+        max_iter: the largest number of iterations of a solve.
+        free_bytes: the memory for the Krylov basis; None for the free memory of this process.
+        smallest: a lower bound of the eigenvalues of A, 0 if none is known; None leaves products unchecked.
+        in_float64: makes the same precision with products in float64. It is used from the first solve on whose products
+            in float32 are not accurate enough.
     """
 
     def __init__(
@@ -35,27 +39,28 @@ class CGPrecision(Precision):
         max_iter: int = 1000,
         free_bytes: FreeBytes | None = None,
         smallest: float | None = None,
-        wider: Callable[[], CGPrecision] | None = None,
+        in_float64: Callable[[], CGPrecision] | None = None,
     ) -> None:
         self.product, self.tol, self.max_iter, self.free_bytes = product, tol, max_iter, free_bytes
-        self.smallest, self._make_wider = smallest, wider
-        self._wider: CGPrecision | None = None
+        self.smallest, self._make_float64 = smallest, in_float64
+        self._float64: CGPrecision | None = None
 
     def solve(self, vectors: Tensor) -> Tensor:
         return self._solved(vectors).to(vectors.dtype)
 
     def _solved(self, vectors: Tensor) -> Tensor:
-        """A⁻¹ v of each of vectors (K, P): in their dtype, or in float64 where that was needed."""
-        if self._wider is None:
+        """A⁻¹ v (K, P) for vectors v (K, P), in their dtype, or in float64 if that is needed."""
+        if self._float64 is None:
             try:
-                return self._solved_here(vectors)
+                return self._solved_in_dtype(vectors)
             except IllConditionedError:
-                if self._make_wider is None:
+                if self._make_float64 is None:
                     raise
-                self._wider = self._make_wider()
-        return self._wider._solved_here(widen(vectors))
+                self._float64 = self._make_float64()
+        return self._float64._solved_in_dtype(widen(vectors))
 
-    def _solved_here(self, vectors: Tensor) -> Tensor:
+    def _solved_in_dtype(self, vectors: Tensor) -> Tensor:
+        """A⁻¹ v (K, P), a chunk of right-hand sides at a time."""
         chunk = rows_per_chunk(64 * vectors.shape[1] * vectors.element_size(), budget=2**31)
         solve = partial(
             block_cg, tol=self.tol, max_iter=self.max_iter, free_bytes=self.free_bytes, smallest=self.smallest
@@ -72,10 +77,10 @@ class CGPrecision(Precision):
         raise UnsupportedError(
             "a factored precision for its determinant",
             received='inverse="cg"',
-            remedy='use inverse="cholesky" or "dual" where they fit, or hessian_structure="kron"/"diag".',
+            remedy='use inverse="cholesky" or "dual" if they fit, or hessian_structure="kron"/"diag".',
         )
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
-    """Relative residual that the dtype can reach with room to spare: 1e-10 in float64, 1e-5 in float32."""
+    """A relative residual that the dtype reaches with certainty: 1e-10 in float64, 1e-5 in float32."""
     return 1e-10 if dtype == torch.float64 else 1e-5

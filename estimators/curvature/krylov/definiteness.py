@@ -1,4 +1,4 @@
-"""The ends of the spectrum of an A known by its products; an A that is not positive definite is refused."""
+"""The extreme eigenvalues of an A that is known by its products, and the check that A is positive definite."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from estimators.curvature.dense.cholesky import smallest_allowed_ratio
+from estimators.curvature.definiteness import smallest_allowed_ratio
 from estimators.curvature.krylov.block_lanczos import Product, krylov_basis
 from estimators.errors import IndefiniteHessianError
 from estimators.objective.float64 import to_float64
@@ -16,14 +16,17 @@ from estimators.objective.objective import Objective
 __all__ = ["check_positive_definite", "extreme_eigenvalues", "positive_definite"]
 
 _COLUMNS, _SIZE = 4, 400
+"""Size of the Krylov space and of its blocks: the whole spectrum of up to 400 parameters, and its ends beyond."""
 
 
 def check_positive_definite(product: Product, like: Tensor) -> None:
-    """Lanczos from random vectors, for θ (P,) `like`: the whole spectrum below 400 parameters, its ends beyond.
+    """Check by Lanczos from random vectors that A is positive definite, for θ (P,) `like`.
 
-    Solves alone cannot show it: a direction that leaves the outputs alone (query and key of attention turned together)
-    is orthogonal to every right-hand side J, and singular all the same.
-    Errors: IndefiniteHessianError where the smallest Ritz value is too small a part of the largest.
+    Solves alone cannot show it. A direction that does not change the outputs (query and key of attention rotated
+    together) is orthogonal to every right-hand side J, and singular.
+
+    Raises:
+        IndefiniteHessianError: the smallest Ritz value is too small a part of the largest.
     """
     smallest, largest = extreme_eigenvalues(product, like)
     if smallest <= smallest_allowed_ratio(like.dtype) * largest:
@@ -31,9 +34,10 @@ def check_positive_definite(product: Product, like: Tensor) -> None:
 
 
 def positive_definite(objective: Objective, product_of: Callable[[Objective], Product]) -> Objective:
-    """Returns an objective whose A is positive definite: this one, or in float64, if float32 cannot show it.
+    """The objective after a check that its A is positive definite; in float64 if float32 cannot show it.
 
-    Errors: IndefiniteHessianError where A is not.
+    Raises:
+        IndefiniteHessianError: A is not positive definite.
     """
     try:
         check_positive_definite(product_of(objective), objective.theta)
@@ -51,8 +55,8 @@ def extreme_eigenvalues(
 ) -> tuple[float, float]:
     """The smallest and the largest Ritz value of a Krylov space of `size` vectors, for θ (P,) `like`.
 
-    All of them lie within the spectrum: the smallest eigenvalue is at most, the largest at least what is returned; both
-    are exact where `size` reaches P.
+    Ritz values lie within the spectrum. The smallest eigenvalue of A is at most the first, and the largest is at least
+    the second; both are exact if `size` reaches P.
     """
     generator = torch.Generator(like.device).manual_seed(0)
     start = torch.randn(columns, like.numel(), generator=generator, dtype=like.dtype, device=like.device)

@@ -1,12 +1,12 @@
-"""The leading part of a GGN: a few rows R with RᵀR ≈ G, for the dual form.
+"""A low-rank approximation of a GGN: a few rows R with RᵀR ≈ G, for the dual form.
 
-In the coordinates where the prior is the identity, θ = s θ̃ with s = 1/√δ, G̃ = s G s. What the data say of a direction
-counts against 1 there, so that its leading eigenvectors are the ones to keep. Block Lanczos gives a basis W of a Krylov
-space with T = W (G̃ + I) Wᵀ, and Ritz pairs (μ, v) of G̃ in it; of the r leading ones the Nyström rows are taken,
+In coordinates in which the prior precision is the identity, θ = s θ̃ with s = 1/√δ, G̃ = s G s. Eigenvalues of G̃ compare
+with 1 there, so the leading eigenvectors matter most. Block Lanczos gives a basis W of a Krylov space with
+T = W (G̃ + I) Wᵀ, and Ritz pairs (μ, v) of G̃ in it. The Nyström rows of the r leading pairs are
 
     R̃ = μ^(−½) vᵀ G̃        R̃ᵀR̃ = G̃ V (Vᵀ G̃ V)⁻¹ Vᵀ G̃ ⪯ G̃        R = R̃ / s
 
-which are √μ vᵀ where a pair has converged, and never claim more than the data said where it has not.
+They are √μ vᵀ for a converged pair, and RᵀR ⪯ G holds for all pairs.
 """
 
 from __future__ import annotations
@@ -26,13 +26,20 @@ from estimators.runtime.memory import refuse_if_too_large
 __all__ = ["low_rank_rows"]
 
 _BLOCK = 8
+"""Vectors per block: one pass over the data serves all of them."""
+_OVERSAMPLING = 2
+"""Krylov vectors per wanted row, so that the leading pairs converge."""
 
 
 def low_rank_rows(objective: Objective, rank: int) -> Tensor:
-    """R (r, P), r ≤ rank, of an objective whose second derivative is GGN + δ; about 2·rank products with it.
+    """R (r, P), r ≤ rank, of an objective with A = GGN + δ, by about 2·rank products with A.
 
-    Products are in the dtype of the objective, or in float64 where these are not accurate enough.
-    Errors: OptionError for δ = 0; TooLargeError; IllConditionedError on a device without float64.
+    Products are in the dtype of the objective, or in float64 if these are not accurate enough.
+
+    Raises:
+        OptionError: some δ are 0.
+        TooLargeError: the Krylov space does not fit into memory.
+        IllConditionedError: float64 is needed on a device without it.
     """
     try:
         return _rows(objective, rank)
@@ -51,7 +58,7 @@ def _rows(objective: Objective, rank: int) -> Tensor:
             received="0 for some",
             remedy='hessian_structure="full".',
         )
-    size = min(2 * rank + 4 * _BLOCK, theta.numel())
+    size = min(_OVERSAMPLING * rank + 4 * _BLOCK, theta.numel())
     refuse_if_too_large(
         f"a Krylov space of {size} vectors of {theta.numel()} numbers",
         4 * size * theta.numel() * theta.element_size(),
@@ -68,8 +75,8 @@ def _rows(objective: Objective, rank: int) -> Tensor:
     dtype = algebra_dtype(theta.device)
     eigenvalues, vectors = torch.linalg.eigh(projected.to(dtype))  # of T, ascending
     eigenvalues, vectors = eigenvalues.flip(0)[:rank] - 1, vectors.flip(1)[:, :rank]
-    seen = eigenvalues > 16 * torch.finfo(theta.dtype).eps * (1 + eigenvalues[0])
-    eigenvalues, vectors = eigenvalues[seen], vectors[:, seen]
+    keep = eigenvalues > 16 * torch.finfo(theta.dtype).eps * (1 + eigenvalues[0])
+    eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]
     image = torch.cat([projected, coupling]).to(dtype)  # A Wᵀ = [W; Q]ᵀ [T; B]
     image[: len(projected)].diagonal().sub_(1)  # G̃ Wᵀ
     expansion = (image @ vectors / eigenvalues.sqrt()).T  # of the rows in [W; Q]

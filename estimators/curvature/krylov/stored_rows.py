@@ -1,4 +1,4 @@
-"""Rows of numbers that are kept for long: as they are, or in half the memory."""
+"""Rows that are stored for the lifetime of an estimator, optionally in half precision."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from torch import Tensor
 __all__ = ["HALVES", "StoredRows"]
 
 HALVES = (torch.float16, torch.bfloat16)
+"""The half-precision dtypes in which rows may be stored."""
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """values (r, P) of some dtype, each row times its size (r,), of the dtype that they are read in.
+    """Rows (r, P), each stored as values times a size.
 
-    In float16 a row is divided by its largest entry first, or the small ones of a long unit vector would vanish.
+    In float16 each row is divided by its largest entry first: small entries of a long unit vector would underflow.
+
+    Attributes:
+        values: (r, P), in the dtype of the storage.
+        sizes: (r,), in the dtype of the computation; None for 1.
     """
 
     values: Tensor
@@ -25,7 +30,7 @@ class StoredRows:
 
     @classmethod
     def of(cls, rows: Tensor, dtype: torch.dtype | None) -> Self:
-        """Keep rows (r, P) in `dtype`; None: as they are, not copied."""
+        """Store rows (r, P) in `dtype`; None stores them as they are, without a copy."""
         if dtype is None:
             return cls(rows)
         values = torch.empty_like(rows, dtype=dtype)
@@ -40,9 +45,9 @@ class StoredRows:
 
     @property
     def rows(self) -> Tensor:
-        """(r, P), to compute with."""
+        """The rows (r, P) in the dtype of the computation."""
         return self.values if self.sizes is None else self.values.to(self.sizes.dtype) * self.sizes[:, None]
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors by the names of `restored`."""
+        """The tensors by their names in a file."""
         return {"basis": self.values} | ({} if self.sizes is None else {"sizes": self.sizes})

@@ -1,4 +1,4 @@
-"""Coordinates in which the prior is a multiple of the identity."""
+"""Coordinates in which the prior precision is a multiple of the identity."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ __all__ = ["PriorWhitening"]
 
 @dataclass(frozen=True)
 class PriorWhitening:
-    """θ = s θ̃, where A becomes s A s = G̃ + `unit`·1, with G̃ ⪰ 0 for a GGN.
+    """Coordinates θ = s θ̃, in which A becomes s A s = G̃ + `unit`·I, with G̃ ⪰ 0 for a GGN.
 
-    For a single δ they are those of θ itself, with δ as the unit, and nothing of θ's size is copied; for several,
-    s = 1/√δ, a preconditioner, and the unit is 1. Where some δ are 0 they are θ's own, and the unit is 0.
+    A single δ needs no change of coordinates: s = 1, and the unit is δ. For several δ, s = 1/√δ is a preconditioner,
+    and the unit is 1. If some δ are 0, s = 1 and the unit is 0.
+
+    Attributes:
+        scale: s (P,); None for 1, so that nothing of the size of θ is copied.
+        unit: the prior precision in these coordinates.
     """
 
     scale: Tensor | None
@@ -25,33 +29,33 @@ class PriorWhitening:
 
     @classmethod
     def of(cls, delta: Tensor) -> Self:
-        """For prior precisions (P,)."""
+        """The coordinates for prior precisions δ (P,)."""
         smallest, largest = float(delta.min()), float(delta.max())
         if smallest in (0.0, largest):
             return cls(None, smallest)
         return cls(delta.rsqrt(), 1.0)
 
     def product(self, product: Product) -> Product:
-        """v → A v  becomes  ṽ → s A s ṽ."""
+        """The product ṽ → s A s ṽ from the product v → A v."""
         scale = self.scale
         if scale is None:
             return product
         return lambda v: product(scale * v).mul_(scale)
 
     def whiten_rhs(self, b: Tensor) -> Tensor:
-        """A right-hand side b (K, P): s b."""
+        """A right-hand side s b for b (K, P)."""
         return b if self.scale is None else self.scale * b
 
     def whiten(self, u: Tensor | None) -> Tensor | None:
-        """ũ = u/s, (K, P)."""
+        """ũ = u/s for u (K, P)."""
         return u if self.scale is None or u is None else u / self.scale
 
     def unwhiten_(self, u: Tensor) -> Tensor:
-        """u = s ũ, in its place."""
+        """u = s ũ for ũ (K, P), in place."""
         return u if self.scale is None else u.mul_(self.scale)
 
     @property
     def whitener(self) -> Tensor | float:
-        """What takes orthonormal vectors of these coordinates to θ's, with the identity as the prior's precision."""
+        """The factor from orthonormal vectors here to θ, scaled so that the prior precision is the identity."""
         assert self.unit > 0
         return self.unit**-0.5 if self.scale is None else self.scale

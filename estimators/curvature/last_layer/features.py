@@ -1,4 +1,4 @@
-"""The last linear layer as a function of its features: what the closed forms and the exact block of RegVar share."""
+"""The last linear layer as a function of its features, for closed forms and for RegVar's Rao-Blackwellisation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from estimators.errors import EstimatorError, NoLastLayerError, UnsupportedError
 from estimators.likelihoods import Likelihood
@@ -15,16 +16,29 @@ from estimators.likelihoods.categorical import Sites
 from estimators.models.derivative_routes import FAILURES, short
 from estimators.models.last_linear import LastLinear, find_last_linear
 from estimators.models.network import Network
+from estimators.models.outputs import without_inference
 from estimators.numerics.dtype import algebra_dtype, widen
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 
-__all__ = ["LastLayer"]
+__all__ = ["FeatureHook", "LastLayer", "PositionBatch"]
+
+_COMPARISON = "last layer"
+"""Name of the comparison of the features in the report."""
+_CHUNK_ELEMENTS = 2**24
+"""Numbers in the outer products φφᵀ and Λ of one chunk of rows: 128 MiB each in float64."""
 
 
 @dataclass(frozen=True)
 class LastLayer:
-    """A last layer f = Wφ + b: its features, and its part of θ as a matrix (C, E), E = D, or D + 1 with a bias."""
+    """A last layer f = Wφ + b, whose entries of θ form a matrix (C, E) with E = D, or D + 1 with a bias.
+
+    Attributes:
+        network: the network that the layer ends.
+        layer: the names of the layer and of its parameters.
+        n_outputs: C.
+        n_features: E.
+    """
 
     network: Network
     layer: LastLinear
@@ -33,7 +47,11 @@ class LastLayer:
 
     @classmethod
     def of(cls, network: Network, x: PyTree, *, name: str | None = None) -> LastLayer:
-        """The head that produces the outputs on x. Errors: ModelError, UnsupportedError."""
+        """The layer that produces the outputs at x, or the one called `name`.
+
+        Raises:
+            NoLastLayerError: there is none, or the one called `name` does not produce the outputs.
+        """
         try:
             with network.pass_counter.calls_of(network.module):
                 found = find_last_linear(network.module, x, name=name)
@@ -45,51 +63,58 @@ class LastLayer:
 
     @classmethod
     def from_description(cls, network: Network, description: dict[str, str | None]) -> LastLayer:
-        """The head of a `description()`."""
+        """The layer of a `description()`."""
         layer = LastLinear(**description)  # type: ignore[arg-type]
         linear = network.module.get_submodule(layer.name)
         assert isinstance(linear, nn.Linear)
         return cls(network, layer, linear.out_features, linear.in_features + (layer.bias is not None))
 
     def description(self) -> dict[str, str | None]:
-        """The layer by its names."""
+        """The names of the layer and of its parameters, in JSON types."""
         return asdict(self.layer)
 
     def features(self, x: PyTree) -> Tensor:
-        """φ (M, E) at θ̂, with a 1 appended where the bias is a parameter."""
-        with self.capture_features() as heard:
-            f = self.network.shaped_outputs(x)
-        self.check(x, f, heard)
-        return heard.features
-
-    def check(self, x: PyTree, f: Tensor, heard: FeatureHook) -> None:
-        """Whether the layer ends the network at x: f = Wφ + b (B, ..., C) there, and ∂f/∂W = φ.
+        """φ (M, E) at θ̂, with a 1 appended if the bias is a parameter.
 
         Raises:
-            NoLastLayerError: outputs that are masked, gated or detached after the layer, or weights used elsewhere.
+            UnsupportedError: the layer is applied to several positions of a row.
         """
-        weight, bias = self._linear.weight, self._linear.bias
-        given = None if heard.inputs is None else heard.inputs.to(weight.dtype)
-        expected = None if given is None else torch.nn.functional.linear(given, weight, bias).detach()
+        with self.capture_features() as hook:
+            f = self.network.shaped_outputs(x)
+        self.check(x, f, hook)
+        return hook.features
+
+    def check(self, x: PyTree, f: Tensor, hook: FeatureHook) -> None:
+        """Check that the layer ends the network at x: f = Wφ + b (B, ..., C), and ∂f/∂W = φ.
+
+        Raises:
+            NoLastLayerError: outputs are masked, gated or detached after the layer, or its weights are used elsewhere.
+        """
         check = self.network.check
         if not check.enabled:
             return
-        if expected is None or expected.shape != f.shape:
-            raise _not_last(self.layer.name, "outputs that the layer did not make")
-        scale = float(f.double().abs().max()) if f.numel() else 0.0
-        apart = float((expected.double() - f.double()).abs().max()) if f.numel() else 0.0
-        if not apart <= check.tolerance() * scale:
-            raise _not_last(self.layer.name, f"rows whose outputs differ from the layer's by {apart:.2g}")
-        if not check.due("last layer", x):
+        self._check_outputs(f, hook)
+        if not check.is_due(_COMPARISON, x):
             return
         u = check.cotangent(x, f)
-        slope = u.flatten(0, -2).T @ heard.at_positions.flatten(0, -2).to(u)  # Σ u φᵀ, (C, E)
-        parts = [slope] if self.layer.bias is None else [slope[:, :-1], slope[:, -1]]
+        gradient = u.flatten(0, -2).T @ hook.at_positions.flatten(0, -2).to(u)  # Σ u φᵀ, (C, E)
+        parts = [gradient] if self.layer.bias is None else [gradient[:, :-1], gradient[:, -1]]
         product = torch.cat([part.flatten() for part in parts])
         found = self.network.gradient_error(x, u.flatten(1), product, self.layer.parameter_names)
         if not found.within(check.tolerance()):
             raise _not_last(self.layer.name, f"a gradient with respect to its weights that {found}")
-        check.seen("last layer", len(f), found.error)
+        check.report.record_agreement(_COMPARISON, len(f), found.error)
+
+    def _check_outputs(self, f: Tensor, hook: FeatureHook) -> None:
+        """Raise NoLastLayerError unless f (B, ..., C) is Wφ + b."""
+        weight, bias, inputs = self._linear.weight, self._linear.bias, hook.inputs
+        expected = None if inputs is None else F.linear(inputs.to(weight.dtype), weight, bias).detach()
+        if expected is None or expected.shape != f.shape:
+            raise _not_last(self.layer.name, "outputs that the layer did not make")
+        scale = float(f.double().abs().max()) if f.numel() else 0.0
+        difference = float((expected.double() - f.double()).abs().max()) if f.numel() else 0.0
+        if not difference <= self.network.check.tolerance() * scale:
+            raise _not_last(self.layer.name, f"rows whose outputs differ from the layer's by {difference:.2g}")
 
     @property
     def _linear(self) -> nn.Linear:
@@ -99,75 +124,75 @@ class LastLayer:
 
     @contextmanager
     def capture_features(self) -> Iterator[FeatureHook]:
-        """The features of the forwards within."""
-        heard = FeatureHook(bias=self.layer.bias is not None)
-        hook = self.network.module.get_submodule(self.layer.name).register_forward_pre_hook(heard)
+        """Capture the features of a forward inside the context."""
+        hook = FeatureHook(bias=self.layer.bias is not None)
+        handle = self._linear.register_forward_pre_hook(hook)
         try:
-            yield heard
+            yield hook
         finally:
-            hook.remove()
+            handle.remove()
 
     def to_matrix(self, theta: Tensor) -> Tensor:
-        """The layer's entries of vectors (..., P) as (..., C, E)."""
-        places = self.network.subset.slices
-        weight: Tensor = theta[..., places[self.layer.weight]].unflatten(-1, (self.n_outputs, -1))
+        """The layer's entries (..., C, E) of vectors (..., P)."""
+        slices = self.network.subset.slices
+        weight: Tensor = theta[..., slices[self.layer.weight]].unflatten(-1, (self.n_outputs, -1))
         if self.layer.bias is None:
             return weight
-        return torch.cat([weight, theta[..., places[self.layer.bias], None]], dim=-1)
+        return torch.cat([weight, theta[..., slices[self.layer.bias], None]], dim=-1)
 
     def to_theta(self, matrix: Tensor) -> Tensor:
-        """(..., C, E) -> (..., P), zero outside the layer."""
-        places = self.network.subset.slices
+        """Vectors (..., P) with a matrix (..., C, E) as the layer's entries, and 0 outside the layer."""
+        slices = self.network.subset.slices
         theta = matrix.new_zeros(*matrix.shape[:-2], self.network.n_parameters)
         weight = matrix if self.layer.bias is None else matrix[..., :-1]
-        theta[..., places[self.layer.weight]] = weight.flatten(-2)
+        theta[..., slices[self.layer.weight]] = weight.flatten(-2)
         if self.layer.bias is not None:
-            theta[..., places[self.layer.bias]] = matrix[..., -1]
+            theta[..., slices[self.layer.bias]] = matrix[..., -1]
         return theta
 
     @property
     def mask(self) -> Tensor:
-        """(P,) bool: the layer's entries of θ."""
+        """A mask (P,) of bool: whether an entry of θ belongs to the layer."""
         return self.network.subset.mask(self.layer.parameter_names).to(self.network.theta.device)
 
     def full_curvature(self, objective: Objective) -> Tensor:
-        """Σₙ Λₙ ⊗ φₙφₙᵀ, (C, E, C, E), in `algebra_dtype`; n counts places, where a row has several."""
+        """Σₙ Λₙ ⊗ φₙφₙᵀ (C, E, C, E) in `algebra_dtype`, n counting the positions of all rows."""
         c, e = self.n_outputs, self.n_features
         total = objective.theta.new_zeros(c * c, e * e, dtype=algebra_dtype(objective.theta.device))
-        chunk = max(1, 2**24 // max(e * e, c * c))
-        for place in self._places(objective):
-            for f, phi in zip(place.f.split(chunk), place.features.split(chunk), strict=True):
-                lam = place.likelihood.hessian(f)
+        chunk = max(1, _CHUNK_ELEMENTS // max(e * e, c * c))
+        for batch in self._position_batches(objective):
+            for f, phi in zip(batch.f.split(chunk), batch.features.split(chunk), strict=True):
+                lam = batch.likelihood.hessian(f)
                 outer = phi[:, :, None] * phi[:, None, :]
                 total.addmm_(lam.reshape(-1, c * c).T, outer.reshape(-1, e * e))
         return total.reshape(c, c, e, e).permute(0, 2, 1, 3)
 
     def kron_factors(self, objective: Objective) -> tuple[Tensor, Tensor]:
-        """mean Λ (C, C) and Σ φφᵀ (E, E) in `algebra_dtype`, over places where a row has several."""
+        """Mean Λ (C, C) and Σ φφᵀ (E, E) in `algebra_dtype`, over the positions of all rows."""
         theta, n = widen(objective.theta[:0]), 0
         mean_hessian = theta.new_zeros(self.n_outputs, self.n_outputs)
         gram = theta.new_zeros(self.n_features, self.n_features)
-        for place in self._places(objective):
-            gram += place.features.T @ place.features
-            mean_hessian += place.likelihood.hessian_sum(place.f)
-            n += len(place.f)
+        for batch in self._position_batches(objective):
+            gram += batch.features.T @ batch.features
+            mean_hessian += batch.likelihood.hessian_sum(batch.f)
+            n += len(batch.f)
         return mean_hessian / n, gram
 
     def diagonal(self, objective: Objective) -> Tensor:
-        """Σₙ Λₙ,cc φₙₑ², (C, E), in `algebra_dtype`."""
+        """Σₙ Λₙ,cc φₙₑ² (C, E) in `algebra_dtype`, n counting the positions of all rows."""
         total = widen(objective.theta[:0]).new_zeros(self.n_outputs, self.n_features)
-        for place in self._places(objective):
-            total += place.likelihood.hessian_diagonal(place.f).T @ place.features.square()
+        for batch in self._position_batches(objective):
+            total += batch.likelihood.hessian_diagonal(batch.f).T @ batch.features.square()
         return total
 
-    def _places(self, objective: Objective) -> Iterator[PositionBatch]:
-        """Batch by batch, the places that have a label: of a row without several, the row. In `algebra_dtype`."""
+    def _position_batches(self, objective: Objective) -> Iterator[PositionBatch]:
+        """The labelled positions of each batch, in `algebra_dtype`; the rows if a row has a single output vector."""
         for batch in objective.batches:
-            with self.capture_features() as heard:
+            with self.capture_features() as hook:
                 shaped = self.network.shaped_outputs(batch.x)
-            self.check(batch.x, shaped, heard)
+            self.check(batch.x, shaped, hook)
             f = widen(shaped.flatten(0, -2))
-            features, likelihood = widen(heard.at_positions.flatten(0, -2)), objective.likelihood.given(batch.y)
+            features, likelihood = widen(hook.at_positions.flatten(0, -2)), objective.likelihood.given(batch.y)
             if not isinstance(likelihood, Sites):
                 yield PositionBatch(likelihood, f, features)
                 continue
@@ -177,8 +202,8 @@ class LastLayer:
                     received="a likelihood with class_dim=1",
                     remedy='subset_of_weights="all", or class_dim=-1.',
                 )
-            kept = likelihood.kept.flatten()
-            yield PositionBatch(likelihood.site, f[kept], features[kept])
+            labelled = likelihood.kept.flatten()
+            yield PositionBatch(likelihood.site, f[labelled], features[labelled])
 
 
 def _not_last(name: str, received: str) -> NoLastLayerError:
@@ -192,7 +217,13 @@ def _not_last(name: str, received: str) -> NoLastLayerError:
 
 @dataclass(frozen=True)
 class PositionBatch:
-    """Where the layer was used: the likelihood of one place, outputs (R, C) and features (R, E)."""
+    """Positions that the layer is applied to, such as the tokens or pixels of a batch.
+
+    Attributes:
+        likelihood: the likelihood of one position.
+        f: outputs (R, C).
+        features: φ (R, E).
+    """
 
     likelihood: Likelihood
     f: Tensor
@@ -200,27 +231,29 @@ class PositionBatch:
 
 
 class FeatureHook:
-    """A forward hook that keeps what the layer was last given."""
+    """A forward pre-hook that captures the input of a layer; `bias` tells whether a 1 is appended to features."""
 
     def __init__(self, *, bias: bool) -> None:
         self._bias = bias
         self._last: Tensor | None = None
-        self._calls = 0
+        self._n_calls = 0
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG002
         self._last = arguments[0].clone()
-        self._calls += 1
+        self._n_calls += 1
 
     @property
     def inputs(self) -> Tensor | None:
-        """What the layer was given (M, ..., D); None where it was not called, or several times."""
-        if self._calls != 1 or self._last is None:
-            return None
-        return self._last.detach().clone() if self._last.is_inference() else self._last.detach()
+        """The input (M, ..., D) of the layer; None if the layer was not called once."""
+        return None if self._n_calls != 1 or self._last is None else without_inference(self._last.detach())
 
     @property
     def features(self) -> Tensor:
-        """φ (M, E), with a 1 appended where the bias is a parameter. Errors: UnsupportedError for another shape."""
+        """φ (M, E), with a 1 appended if the bias is a parameter.
+
+        Raises:
+            UnsupportedError: the layer is applied to several positions of a row.
+        """
         features = self.at_positions
         if features.ndim != 2:
             raise UnsupportedError(
@@ -232,7 +265,7 @@ class FeatureHook:
 
     @property
     def at_positions(self) -> Tensor:
-        """φ (M, ..., E) of a layer that is used at several places of a row, likewise."""
+        """φ (M, ..., E) at all positions of each row, with a 1 appended if the bias is a parameter."""
         assert self._last is not None
-        features = self._last.detach().clone() if self._last.is_inference() else self._last.detach()
+        features = without_inference(self._last.detach())
         return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1) if self._bias else features

@@ -1,7 +1,7 @@
 """Precisions of a last linear layer f = Wφ + b in closed form on its features.
 
-θ of the layer is the matrix (C, E), E = D + 1 with a bias: a row an output, the bias last; φ (M, E) has a 1 appended.
-Every f_c depends on row c alone, through φ, so that no Jacobian (M, C, C·E) is ever made.
+θ of the layer is the matrix (C, E), E = D + 1 with a bias: one row per output, the bias last. φ (M, E) has a 1
+appended. Every f_c depends on row c alone, through φ. Therefore no Jacobian (M, C, C·E) is ever made.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from estimators.curvature.dense.cholesky import DensePrecision, smallest_allowed_ratio
-from estimators.errors import IndefiniteHessianError
+from estimators.curvature.base import standard_normal
+from estimators.curvature.definiteness import check_eigenvalues
+from estimators.curvature.dense.cholesky import DensePrecision
 from estimators.numerics.dtype import widen
 from estimators.runtime.memory import rows_per_chunk
 
@@ -20,46 +21,46 @@ __all__ = ["DiagLastLayer", "FullLastLayer", "KronLastLayer", "LastLayerPrecisio
 
 
 class LastLayerPrecision(ABC):
-    """A over (C, E), and what is read from it at features φ (M, E).
+    """A over the entries (C, E) of a layer, and variances at features φ (M, E).
 
-    A is held in `algebra_dtype`, and features are widened to it: along an eigenvector of a small eigenvalue, features
-    in float32 leave round-off of their whole length. Variances have the dtype of the features, samples that of A.
+    A is in `algebra_dtype`, and features are converted to it: along an eigenvector of a small eigenvalue, features in
+    float32 have round-off of their whole length. Variances have the dtype of the features, samples that of A.
     """
 
     @abstractmethod
     def variance(self, features: Tensor) -> Tensor:
-        """(M, C)."""
+        """The variance (M, C) of the outputs at features φ (M, E)."""
 
     @abstractmethod
     def covariance(self, features: Tensor) -> Tensor:
-        """(M, C, C)."""
+        """The covariance (M, C, C) of the outputs at features φ (M, E)."""
 
     @abstractmethod
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        """Displacements of the layer ~ N(0, A⁻¹), (n_samples, C, E)."""
+        """Displacements (n_samples, C, E) of the layer ~ N(0, A⁻¹)."""
 
     @abstractmethod
     def log_det(self) -> Tensor:
-        """log |A|."""
+        """log |A|, a scalar."""
 
 
 class FullLastLayer(LastLayerPrecision):
-    """A = Σₙ Λₙ ⊗ φₙφₙᵀ + diag δ, from curvature (C, E, C, E) and δ (C, E); computed in the dtype of the curvature."""
+    """A = Σₙ Λₙ ⊗ φₙφₙᵀ + diag δ, from the sum (C, E, C, E) and δ (C, E), in the dtype of the sum."""
 
     def __init__(self, curvature: Tensor, prior_precision: Tensor) -> None:
         n = prior_precision.numel()
         matrix = curvature.reshape(n, n) + prior_precision.reshape(n).to(curvature.dtype).diag()
         dense = DensePrecision(matrix, check_condition=not bool((prior_precision > 0).all()))
-        self._hold(dense, prior_precision.shape)
+        self._set_factor(dense, prior_precision.shape)
 
     @classmethod
     def factored(cls, cholesky: Tensor, shape: tuple[int, int]) -> FullLastLayer:
-        """From the factor (C·E, C·E) of A that was kept, and the layer's shape (C, E)."""
-        head = cls.__new__(cls)
-        head._hold(DensePrecision.factored(cholesky), shape)
-        return head
+        """A from its Cholesky factor (C·E, C·E) and the shape (C, E) of the layer."""
+        precision = cls.__new__(cls)
+        precision._set_factor(DensePrecision.factored(cholesky), shape)
+        return precision
 
-    def _hold(self, dense: DensePrecision, shape: tuple[int, ...]) -> None:
+    def _set_factor(self, dense: DensePrecision, shape: tuple[int, ...]) -> None:
         self.dense, self.shape = dense, shape
         self.inverse = torch.cholesky_inverse(self.dense.cholesky).reshape(*self.shape, *self.shape)
         self.diagonal_blocks = self.inverse.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
@@ -70,12 +71,12 @@ class FullLastLayer(LastLayerPrecision):
 
     def covariance(self, features: Tensor) -> Tensor:
         c, e = self.shape
-        params = []
+        parts = []
         wide = features.to(self.inverse.dtype)
         for part in wide.split(rows_per_chunk(2 * c * c * e * wide.element_size())):
             left = (part @ self.inverse.permute(1, 0, 2, 3).reshape(e, -1)).reshape(-1, c, c, e)  # φᵀA⁻¹
-            params.append(torch.einsum("mcke,me->mck", left, part))
-        return torch.cat(params).to(features.dtype)
+            parts.append(torch.einsum("mcke,me->mck", left, part))
+        return torch.cat(parts).to(features.dtype)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         return self.dense.sample(n_samples, generator).reshape(n_samples, *self.shape)
@@ -92,7 +93,7 @@ class KronLastLayer(LastLayerPrecision):
         moments, self.feature_basis = torch.linalg.eigh(widen(features_gram))
         self.eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) + prior_precision
         if prior_precision == 0:
-            _refuse_singular(self.eigenvalues)
+            check_eigenvalues(self.eigenvalues)
 
     def _spectrum(self, features: Tensor) -> Tensor:
         """Variance along each output eigenvector, (M, C): Σ_e (Vᵀφ)²_e / (l_c q_e + δ)."""
@@ -112,10 +113,9 @@ class KronLastLayer(LastLayerPrecision):
         return covariance.to(features.dtype)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        z = torch.randn(n_samples, *self.eigenvalues.shape, generator=generator, dtype=self.eigenvalues.dtype,
-                        device=self.eigenvalues.device)  # fmt: skip
-        draws: Tensor = self.output_basis @ (z / self.eigenvalues.sqrt()) @ self.feature_basis.T
-        return draws
+        z = standard_normal((n_samples, *self.eigenvalues.shape), self.eigenvalues, generator)
+        samples: Tensor = self.output_basis @ (z / self.eigenvalues.sqrt()) @ self.feature_basis.T
+        return samples
 
     def log_det(self) -> Tensor:
         return self.eigenvalues.log().sum()
@@ -127,7 +127,7 @@ class DiagLastLayer(LastLayerPrecision):
     def __init__(self, diagonal: Tensor, prior_precision: Tensor) -> None:
         self.diagonal = widen(diagonal) + prior_precision
         if not bool((prior_precision > 0).all()):
-            _refuse_singular(self.diagonal)
+            check_eigenvalues(self.diagonal)
 
     def variance(self, features: Tensor) -> Tensor:
         return (widen(features).square() @ self.diagonal.reciprocal().T).to(features.dtype)
@@ -136,15 +136,7 @@ class DiagLastLayer(LastLayerPrecision):
         return self.variance(features).diag_embed()
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        z = torch.randn(n_samples, *self.diagonal.shape, generator=generator, dtype=self.diagonal.dtype,
-                        device=self.diagonal.device)  # fmt: skip
-        return z / self.diagonal.sqrt()
+        return standard_normal((n_samples, *self.diagonal.shape), self.diagonal, generator) / self.diagonal.sqrt()
 
     def log_det(self) -> Tensor:
         return self.diagonal.log().sum()
-
-
-def _refuse_singular(eigenvalues: Tensor) -> None:
-    smallest, largest = float(eigenvalues.min()), float(eigenvalues.max())
-    if smallest <= smallest_allowed_ratio(eigenvalues.dtype) * largest:
-        raise IndefiniteHessianError(smallest=smallest, largest=largest)

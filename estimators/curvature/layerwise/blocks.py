@@ -1,30 +1,31 @@
-"""The GGN layer by layer: kron (K-FAC), ekfac, diag. The rest (norms, embeddings, raw tensors) keeps its diagonal.
+"""The GGN layer by layer: kron (K-FAC), ekfac, diag. Other parameters (norms, embeddings) keep its diagonal.
 
-For a linear map with inputs a_nt and slopes b_nkt by its output, along the columns k of S_n (Λ = S Sᵀ), the block of
-the GGN is Σ_nk (Σ_t b aᵀ)(Σ_t b aᵀ)ᵀ over the entries of W. It is replaced by
+A linear map has inputs a_nt, and gradients b_nkt with respect to its output along the columns k of S_n (Λ = S Sᵀ). Its
+block of the GGN is Σ_nk (Σ_t b aᵀ)(Σ_t b aᵀ)ᵀ over the entries of W. It is replaced by
 
-    kron     Σ_nt a aᵀ ⊗ Σ_nkt b bᵀ / (number of places nt): Martens & Grosse 2015, "expand" of Eschenhagen et al. 2023
+    kron     Σ_nt a aᵀ ⊗ Σ_nkt b bᵀ / (positions nt): Martens & Grosse 2015, "expand" in Eschenhagen et al. 2023
     ekfac    the same basis U ⊗ V, with the eigenvalues Σ_nk (Uᵀ Σ_t b aᵀ V)² of the block itself: George et al. 2018
     diag     the basis of the weights, with those eigenvalues: the exact diagonal
 
-and δ is added to the eigenvalues, exactly. Nothing of size P × P or C × P × batch is made.
+δ is added to the eigenvalues exactly. Nothing of size P × P or C × P × batch is made.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from estimators.curvature.base import Precision
-from estimators.curvature.dense.cholesky import smallest_allowed_ratio
+from estimators.curvature.base import Precision, standard_normal
+from estimators.curvature.definiteness import check_eigenvalues
 from estimators.curvature.layerwise.kronecker_block import KroneckerBlock, by_rows
 from estimators.curvature.layerwise.second_moment import SecondMoment
 from estimators.curvature.layerwise.whitened_rows import layers_of, whitened_rows
-from estimators.errors import DiagonalWeightsWarning, IndefiniteHessianError, OptionError
+from estimators.errors import DiagonalWeightsWarning, OptionError
 from estimators.models.layer_jacobians import JacobianFactors, LayerwiseJacobian, LayerwiseRows
 from estimators.models.layer_layout import Layout
 from estimators.models.linear_calls import LinearMap
@@ -35,56 +36,71 @@ from estimators.objective.objective import Objective
 
 __all__ = ["BlockPrecision", "Blocks", "collect"]
 
-_REST = "rest"
+_OTHERS = "other_params"
+"""Name of the tensor of the other parameters in a file."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The data's part of A: a block by the name of a map's weight, and the diagonal (P_rest,) of the rest."""
+    """The data's part of A in blocks.
+
+    Attributes:
+        network: the network.
+        maps: the linear maps, by the name of their weight.
+        other_params: the names of all other parameters.
+        blocks: the block of each map, by the name of its weight.
+        other_diagonal: the diagonal (P_other,) of the other parameters.
+    """
 
     network: Network
     maps: dict[str, LinearMap]
-    rest: list[str]
+    other_params: list[str]
     blocks: dict[str, KroneckerBlock]
-    rest_diagonal: Tensor
+    other_diagonal: Tensor
 
     def precision(self, prior_precision: Tensor) -> BlockPrecision:
-        """A for a prior precision vector δ (P,); δ must be one number within a map that has a basis of its own."""
+        """A for a prior precision δ (P,).
+
+        Raises:
+            OptionError: δ has several values within a map in a Kronecker basis.
+            IndefiniteHessianError: some δ are 0, and A is singular.
+        """
         layout, blocks = self._layout, {}
         for name, block in self.blocks.items():
             delta = layout.matrix(prior_precision, name)
             if block.input_basis is not None and float(delta.min()) != float(delta.max()):
                 raise _several_deltas(self.maps[name], delta)
             blocks[name] = _with_prior(block, delta)
-        rest = self.rest_diagonal + layout.other_entries(prior_precision)
+        others = self.other_diagonal + layout.other_entries(prior_precision)
         if not bool((prior_precision > 0).all()):
             outside = [block.outside for block in blocks.values() if block.outside is not None]
-            _refuse_singular([block.eigenvalues for block in blocks.values()] + outside + [rest])
-        return BlockPrecision(self.network, layout, blocks, rest)
+            check_eigenvalues(others, *(block.eigenvalues for block in blocks.values()), *outside)
+        return BlockPrecision(layout, blocks, others)
 
     @property
     def _layout(self) -> Layout:
-        return Layout(self.network.subset, self.maps, self.rest)
+        return Layout(self.network.subset, self.maps, self.other_params)
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {_REST: self.rest_diagonal}
+        """The tensors from which `restored` makes the blocks, with `description()`."""
+        found = {_OTHERS: self.other_diagonal}
         for name, block in self.blocks.items():
             parts = {"eigenvalues": block.eigenvalues, "output": block.output_basis, "input": block.input_basis}
             found |= {f"{name}/{part}": tensor for part, tensor in parts.items() if tensor is not None}
         return found
 
     def description(self) -> dict[str, Any]:
-        """The maps and the rest, in JSON types."""
+        """The maps and the other parameters, in JSON types."""
         return self._layout.description()
 
     def rescaled(self, objective: Objective, scale: float) -> Blocks:
-        """`scale` times this one, for another fit at the same weights and rows."""
+        """`scale` times these blocks, for a new objective at the same weights and rows."""
         blocks = {name: replace(block, eigenvalues=scale * block.eigenvalues) for name, block in self.blocks.items()}
-        return replace(self, network=objective.network, blocks=blocks, rest_diagonal=scale * self.rest_diagonal)
+        return replace(self, network=objective.network, blocks=blocks, other_diagonal=scale * self.other_diagonal)
 
     @classmethod
     def restored(cls, network: Network, tensors: dict[str, Tensor], description: dict[str, Any]) -> Blocks:
-        """From `tensors()` and `description()`."""
+        """The blocks of `tensors()` and `description()`."""
         layout = Layout.from_description(network.subset, description)
         blocks = {
             name: KroneckerBlock(
@@ -92,76 +108,80 @@ class Blocks:
             )
             for name in layout.maps
         }
-        return cls(network, layout.maps, layout.rest, blocks, tensors[_REST])
+        return cls(network, layout.maps, layout.other_params, blocks, tensors[_OTHERS])
 
 
 class BlockPrecision(Precision):
-    """A, block by block."""
+    """A in blocks: one per linear map, and a diagonal `others` (P_other,) over the other parameters."""
 
-    def __init__(self, network: Network, layout: Layout, blocks: dict[str, KroneckerBlock], rest: Tensor) -> None:
-        self.network, self.layout, self.blocks, self.rest = network, layout, blocks, rest
+    def __init__(self, layout: Layout, blocks: dict[str, KroneckerBlock], others: Tensor) -> None:
+        self.layout, self.blocks, self.others = layout, blocks, others
 
     def variance_at(self, network: Network, x: PyTree) -> Tensor:
-        def read(rows: LayerwiseRows) -> Tensor:
+        def variance(rows: LayerwiseRows) -> Tensor:
             parts = [block.variance(rows.factors[name]) for name, block in self.blocks.items()]
-            return sum(parts, (widen(rows.rest).square() / self.rest).sum(-1)).to(network.theta.dtype)
+            return sum(parts, (widen(rows.other_rows).square() / self.others).sum(-1))
 
-        return torch.cat([read(rows) for rows in LayerwiseJacobian(network, x, self.layout.maps).at(x)])
+        return self._by_rows(network, x, variance)
 
     def covariance_at(self, network: Network, x: PyTree) -> Tensor:
-        def read(rows: LayerwiseRows) -> Tensor:
+        def covariance(rows: LayerwiseRows) -> Tensor:
             parts = [block.covariance(rows.factors[name]) for name, block in self.blocks.items()]
-            rest = widen(rows.rest)
-            return sum(parts, (rest / self.rest) @ rest.transpose(1, 2)).to(network.theta.dtype)
+            others = widen(rows.other_rows)
+            return sum(parts, (others / self.others) @ others.transpose(1, 2))
 
-        return torch.cat([read(rows) for rows in LayerwiseJacobian(network, x, self.layout.maps).at(x)])
+        return self._by_rows(network, x, covariance)
+
+    def _by_rows(self, network: Network, x: PyTree, read: Callable[[LayerwiseRows], Tensor]) -> Tensor:
+        """Apply `read` to the Jacobian rows at x, a chunk at a time, and join the results."""
+        layers = LayerwiseJacobian(network, x, self.layout.maps)
+        return torch.cat([read(rows).to(network.theta.dtype) for rows in layers.rows_at(x)])
 
     def solve(self, vectors: Tensor) -> Tensor:
-        solved = torch.zeros_like(vectors, dtype=self.rest.dtype)
+        solved = torch.zeros_like(vectors, dtype=self.others.dtype)
         for name, block in self.blocks.items():
             self.layout.put(solved, name, block.solve(self.layout.matrix(vectors, name)))
-        solved[..., self.layout.other_index] = self.layout.other_entries(vectors) / self.rest
+        solved[..., self.layout.other_index] = self.layout.other_entries(vectors) / self.others
         return solved.to(vectors.dtype)
 
     def covariance(self, jacobian: Tensor) -> Tensor:
         m, c, p = jacobian.shape
-        wide = widen(jacobian)
-        solved = self.solve(wide.reshape(m * c, p)).reshape(m, c, p)
-        return (wide @ solved.transpose(1, 2)).to(jacobian.dtype)
+        rows = widen(jacobian)
+        solved = self.solve(rows.reshape(m * c, p)).reshape(m, c, p)
+        return (rows @ solved.transpose(1, 2)).to(jacobian.dtype)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        """Displacements (n, P) ~ N(0, A⁻¹)."""
-        rest, p = self.rest, self.layout.subset.n_parameters
-        theta = rest.new_zeros(n_samples, p)
+        """Displacements (n_samples, P) ~ N(0, A⁻¹)."""
+        theta = self.others.new_zeros(n_samples, self.layout.subset.n_parameters)
         for name, block in self.blocks.items():
             self.layout.put(theta, name, block.sample(n_samples, generator))
-        z = torch.randn(n_samples, len(rest), generator=generator, dtype=rest.dtype, device=rest.device)
-        theta[:, self.layout.other_index] = z / rest.sqrt()
+        z = standard_normal((n_samples, len(self.others)), self.others, generator)
+        theta[:, self.layout.other_index] = z / self.others.sqrt()
         return theta
 
     def log_det(self) -> Tensor:
-        return torch.stack([self.rest.log().sum(), *(block.log_det() for block in self.blocks.values())]).sum()
+        return torch.stack([self.others.log().sum(), *(block.log_det() for block in self.blocks.values())]).sum()
 
 
 def collect(objective: Objective, structure: str) -> Blocks:
-    """The data's part of A: one pass over the data ("kron", "diag") or two ("ekfac")."""
+    """Compute the blocks in one pass over the data ("kron", "diag") or two ("ekfac")."""
     layers = layers_of(objective)
     if structure == "diag":
         return _with_own_eigenvalues(objective, layers, {})
-    kron, rest = _kron(objective, layers)
+    kron, others = _kron(objective, layers)
     _warn_of_diagonals(layers, structure)
     if structure == "ekfac":
         return _with_own_eigenvalues(objective, layers, kron)
-    return Blocks(objective.network, layers.maps, layers.rest, kron, rest)
+    return Blocks(objective.network, layers.maps, layers.other_params, kron, others)
 
 
 def _warn_of_diagonals(layers: LayerwiseJacobian, structure: str) -> None:
-    """DiagonalWeightsWarning for weights of layers that have no Kronecker factors here."""
+    """Warn with DiagonalWeightsWarning if some layers have no Kronecker factors."""
     names = layers.other_products
     if names:
         warnings.warn(
             f'hessian_structure="{structure}" has no Kronecker factors for {", ".join(names)}: it keeps the exact '
-            "diagonal of their GGN. Known are linear layers, and convolutions without groups in 1 to 3 dimensions, "
+            "diagonal of their GGN. Supported are linear layers, and convolutions without groups in 1 to 3 dimensions, "
             'transposed ones too. hessian_structure="full" keeps all correlations.',
             DiagonalWeightsWarning,
             stacklevel=2,
@@ -169,22 +189,23 @@ def _warn_of_diagonals(layers: LayerwiseJacobian, structure: str) -> None:
 
 
 def _kron(objective: Objective, layers: LayerwiseJacobian) -> tuple[dict[str, KroneckerBlock], Tensor]:
-    """Blocks in the eigenbasis of both factors, and the diagonal of the rest."""
+    """Blocks in the eigenbasis of both factors, and the diagonal of the other parameters."""
     dtype, device = algebra_dtype(objective.theta.device), objective.theta.device
     shapes = {name: linear.shape for name, linear in layers.maps.items()}
     outer = {name: torch.zeros(o, o, dtype=dtype, device=device) for name, (o, _) in shapes.items()}
     inner = {name: SecondMoment(e, dtype) for name, (_, e) in shapes.items()}
-    rest = _zeros_of_rest(objective, layers)
+    others = _zeros_of_others(objective, layers)
     for rows in whitened_rows(objective, layers):
-        rest += widen(rows.rest).square().sum((0, 1))
+        others += widen(rows.other_rows).square().sum((0, 1))
         for name, factors in rows.factors.items():
-            a, b = factors.inputs.flatten(0, 1), widen(factors.slopes).flatten(0, 2)
+            a, b = factors.inputs.flatten(0, 1), widen(factors.gradients).flatten(0, 2)
             inner[name].add(a)  # Σ a aᵀ
             outer[name] += b.T @ b  # Σ b bᵀ
-    return {name: _eigen(outer[name], inner[name]) for name in shapes}, rest
+    return {name: _eigen(outer[name], inner[name]) for name in shapes}, others
 
 
 def _eigen(outer: Tensor, inner: SecondMoment) -> KroneckerBlock:
+    """The block Σ a aᵀ ⊗ Σ b bᵀ / (number of positions) in its eigenbasis."""
     values, output_basis = torch.linalg.eigh(outer)
     moments, input_basis = inner.eigen()
     eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) / inner.n_rows
@@ -192,7 +213,7 @@ def _eigen(outer: Tensor, inner: SecondMoment) -> KroneckerBlock:
 
 
 def _with_prior(block: KroneckerBlock, delta: Tensor) -> KroneckerBlock:
-    """δ (O, E) added to the eigenvalues; it is all there is on inputs that were never seen."""
+    """The block with δ (O, E) added to its eigenvalues; δ alone is the eigenvalue for inputs outside the data."""
     basis = block.input_basis
     if basis is None:
         return replace(block, eigenvalues=block.eigenvalues + delta)
@@ -201,30 +222,31 @@ def _with_prior(block: KroneckerBlock, delta: Tensor) -> KroneckerBlock:
 
 
 def _with_own_eigenvalues(objective: Objective, layers: LayerwiseJacobian, bases: dict[str, KroneckerBlock]) -> Blocks:
-    """Σ J̃² in the basis of each block, or in that of the weights."""
-    rest = _zeros_of_rest(objective, layers)
-    dtype = rest.dtype
-    blank = KroneckerBlock(torch.zeros((), dtype=dtype, device=rest.device))
-    sums: dict[str, Tensor] = dict.fromkeys(layers.maps, rest.new_zeros(()))
+    """Blocks with eigenvalues Σ J̃² in the basis of each of `bases`, or in that of the weights."""
+    others = _zeros_of_others(objective, layers)
+    dtype = others.dtype
+    blank = KroneckerBlock(torch.zeros((), dtype=dtype, device=others.device))
+    sums: dict[str, Tensor] = dict.fromkeys(layers.maps, others.new_zeros(()))
     for rows in whitened_rows(objective, layers):
-        rest += widen(rows.rest).square().sum((0, 1))
+        others += widen(rows.other_rows).square().sum((0, 1))
         for name, factors in rows.factors.items():
             sums[name] = sums[name] + _summed_squares(bases.get(name, blank), factors.to(dtype))
     blocks = {name: replace(bases.get(name, blank), eigenvalues=total) for name, total in sums.items()}
-    return Blocks(objective.network, layers.maps, layers.rest, blocks, rest)
+    return Blocks(objective.network, layers.maps, layers.other_params, blocks, others)
 
 
 def _summed_squares(basis: KroneckerBlock, rows: JacobianFactors) -> Tensor:
-    """Σ over rows and columns of J̃², (O, E)."""
+    """Σ J̃² (O, E) over rows and cotangents."""
     if rows.inputs.shape[1] == 1:
         rotated = basis.rotated(rows)
-        outer: Tensor = rotated.slopes[:, :, 0].square().sum(1).T @ rotated.inputs[:, 0].square()
+        outer: Tensor = rotated.gradients[:, :, 0].square().sum(1).T @ rotated.inputs[:, 0].square()
         return outer
     return by_rows(rows, lambda part: basis.jacobians(part).square_().sum((0, 1))[None]).sum(0)
 
 
-def _zeros_of_rest(objective: Objective, layers: LayerwiseJacobian) -> Tensor:
-    return widen(objective.theta[:0]).new_zeros(objective.network.subset.n_entries(layers.rest))
+def _zeros_of_others(objective: Objective, layers: LayerwiseJacobian) -> Tensor:
+    """Zeros (P_other,) in `algebra_dtype`."""
+    return widen(objective.theta[:0]).new_zeros(objective.network.subset.n_entries(layers.other_params))
 
 
 def _several_deltas(linear: LinearMap, delta: Tensor) -> OptionError:
@@ -233,10 +255,3 @@ def _several_deltas(linear: LinearMap, delta: Tensor) -> OptionError:
         received=f"values from {float(delta.min()):g} to {float(delta.max()):g}",
         remedy='hessian_structure="diag" or "full", or one number for weight and bias of a layer.',
     )
-
-
-def _refuse_singular(eigenvalues: list[Tensor]) -> None:
-    values = torch.cat([part.flatten() for part in eigenvalues])
-    smallest, largest = float(values.min()), float(values.max())
-    if smallest <= smallest_allowed_ratio(values.dtype) * largest:
-        raise IndefiniteHessianError(smallest=smallest, largest=largest)

@@ -1,10 +1,11 @@
-"""GGN rows R = SᵀJ in factors, for networks that use every weight once a row, and products with them.
+"""GGN rows R = SᵀJ in factors, and products with them, for networks that use every weight once per row.
 
-Along column k of S (Λ = SSᵀ) the row of a linear map is b_nk ⊗ a_n. With δ by input e alone, as priors by name have it,
+Along column k of S (Λ = SSᵀ) the row of a linear map is b_nk ⊗ a_n. For δ that depends on the input e alone, as
+prior precisions by name do,
 
-    (R D⁻¹ R'ᵀ)_nk,mj = Σ_maps (Σ_e a_ne a'_me / δ_e) (b_nk · b'_mj) + the rest
+    (R D⁻¹ R'ᵀ)_nk,mj = Σ_maps (Σ_e a_ne a'_me / δ_e) (b_nk · b'_mj) + other parameters
 
-takes (N·C)²·(E + O) multiplications in place of (N·C)²·E·O, and no row of P numbers is made.
+takes (N·C)²·(E + O) multiplications instead of (N·C)²·E·O, and no row of P numbers is made.
 """
 
 from __future__ import annotations
@@ -21,97 +22,115 @@ from estimators.models.layer_layout import Layout
 
 __all__ = ["FactoredRows"]
 
-_REST = "rest"
+_OTHERS = "other_params"
+"""Name of the rows of the other parameters in a file."""
 
 
 @dataclass(frozen=True)
 class FactoredRows:
-    """R (N·C, P): of each map, by its weight, inputs a (N, E) and slopes b (N, C, O); of the rest (N, C, P_rest)."""
+    """Rows R (N·C, P) in factors.
+
+    Attributes:
+        layout: where the maps and the other parameters lie in θ.
+        inputs: a (N, E) of each map, by the name of its weight.
+        gradients: b (N, C, O) of each map, by the name of its weight.
+        other_rows: rows over the other parameters, (N, C, P_other).
+    """
 
     layout: Layout
     inputs: dict[str, Tensor]
-    slopes: dict[str, Tensor]
-    rest: Tensor
+    gradients: dict[str, Tensor]
+    other_rows: Tensor
 
     @classmethod
-    def joined(cls, layout: Layout, params: Iterable[LayerwiseRows], dtype: torch.dtype) -> FactoredRows:
-        """The rows of all pieces. Errors: UnsupportedError where a map is not at one place a row, or C is not one."""
-        found = list(params)
-        if len({p.rest.shape[1] for p in found}) != 1:
+    def joined(cls, layout: Layout, chunks: Iterable[LayerwiseRows], dtype: torch.dtype) -> FactoredRows:
+        """Join the rows of all chunks.
+
+        Raises:
+            UnsupportedError: a map is applied to several positions of a row, or rows differ in C.
+        """
+        found = list(chunks)
+        if len({rows.other_rows.shape[1] for rows in found}) != 1:
             raise UnsupportedError("one number of outputs at every row", received="several", remedy='inverse="cg".')
-        factors = {name: [p.factors[name].at_single_position() for p in found] for name in layout.maps}
-        inputs = {name: torch.cat([one.inputs[:, 0] for one in every]).to(dtype) for name, every in factors.items()}
-        slopes = {name: torch.cat([one.slopes[:, :, 0] for one in every]).to(dtype) for name, every in factors.items()}
-        return cls(layout, inputs, slopes, torch.cat([p.rest for p in found]).to(dtype))
+        factors = {name: [rows.factors[name].at_single_position() for rows in found] for name in layout.maps}
+        inputs = {name: torch.cat([f.inputs[:, 0] for f in parts]).to(dtype) for name, parts in factors.items()}
+        gradients = {
+            name: torch.cat([f.gradients[:, :, 0] for f in parts]).to(dtype) for name, parts in factors.items()
+        }
+        return cls(layout, inputs, gradients, torch.cat([rows.other_rows for rows in found]).to(dtype))
 
     @classmethod
     def restored(cls, layout: Layout, tensors: dict[str, Tensor]) -> FactoredRows:
-        """From `tensors()`."""
-        inputs, slopes = ({name: tensors[f"{name}/{part}"] for name in layout.maps} for part in ("inputs", "slopes"))
-        return cls(layout, inputs, slopes, tensors[_REST])
+        """The rows of `tensors()`."""
+        inputs, gradients = (
+            {name: tensors[f"{name}/{part}"] for name in layout.maps} for part in ("inputs", "gradients")
+        )
+        return cls(layout, inputs, gradients, tensors[_OTHERS])
 
     def tensors(self) -> dict[str, Tensor]:
-        """By names that a file can have."""
+        """The tensors by their names in a file, from which `restored` makes the rows."""
         inputs = {f"{name}/inputs": tensor for name, tensor in self.inputs.items()}
-        return {_REST: self.rest} | inputs | {f"{name}/slopes": tensor for name, tensor in self.slopes.items()}
+        gradients = {f"{name}/gradients": tensor for name, tensor in self.gradients.items()}
+        return {_OTHERS: self.other_rows} | inputs | gradients
 
     def scaled(self, scale: float) -> FactoredRows:
         """scale · R."""
-        slopes = {name: scale * b for name, b in self.slopes.items()}
-        return replace(self, slopes=slopes, rest=scale * self.rest)
+        gradients = {name: scale * b for name, b in self.gradients.items()}
+        return replace(self, gradients=gradients, other_rows=scale * self.other_rows)
 
     def split(self, size: int) -> Iterator[FactoredRows]:
-        """Some rows at a time."""
-        for start in range(0, len(self.rest), size):
+        """Yield chunks of `size` data."""
+        for start in range(0, len(self.other_rows), size):
             part = slice(start, start + size)
-            inputs, slopes = ({name: t[part] for name, t in factors.items()} for factors in (self.inputs, self.slopes))
-            yield replace(self, inputs=inputs, slopes=slopes, rest=self.rest[part])
+            inputs = {name: a[part] for name, a in self.inputs.items()}
+            gradients = {name: b[part] for name, b in self.gradients.items()}
+            yield replace(self, inputs=inputs, gradients=gradients, other_rows=self.other_rows[part])
 
     @property
     def shape(self) -> tuple[int, int]:
         """N and C."""
-        return self.rest.shape[0], self.rest.shape[1]
+        return self.other_rows.shape[0], self.other_rows.shape[1]
 
     def deltas(self, delta: Tensor) -> dict[str, Tensor]:
-        """Of δ (P,): by input, (E,), of each map, the same for all of its outputs; and of the rest, (P_rest,)."""
+        """The entries of δ (P,): (E,) for each map, the same for all of its outputs, and (P_other,)."""
         matrices = {name: self.layout.matrix(delta, name) for name in self.layout.maps}
         assert all(bool((matrix == matrix[0]).all()) for matrix in matrices.values())
-        return {_REST: self.layout.other_entries(delta)} | {
+        return {_OTHERS: self.layout.other_entries(delta)} | {
             name: matrix[0].clone() for name, matrix in matrices.items()
         }
 
     def inner(self, others: FactoredRows, deltas: dict[str, Tensor]) -> Tensor:
-        """R D⁻¹ R'ᵀ, (N·C, N'·C')."""
+        """R D⁻¹ R'ᵀ (N·C, N'·C') with the rows R' of `others`."""
         (n, c), (m, k) = self.shape, others.shape
-        total = (self.rest / deltas[_REST]).flatten(0, 1) @ others.rest.flatten(0, 1).T
+        total = (self.other_rows / deltas[_OTHERS]).flatten(0, 1) @ others.other_rows.flatten(0, 1).T
         for name, a in self.inputs.items():
             of_inputs = (a / deltas[name]) @ others.inputs[name].T
-            of_slopes = self.slopes[name].flatten(0, 1) @ others.slopes[name].flatten(0, 1).T
-            total += of_slopes.view(n, c, m, k).mul_(of_inputs[:, None, :, None]).view(n * c, m * k)
+            of_gradients = self.gradients[name].flatten(0, 1) @ others.gradients[name].flatten(0, 1).T
+            total += of_gradients.view(n, c, m, k).mul_(of_inputs[:, None, :, None]).view(n * c, m * k)
         return total
 
-    def own(self, deltas: dict[str, Tensor]) -> Tensor:
-        """The blocks of R D⁻¹ Rᵀ of each row with itself, (N, C, C)."""
-        total = (self.rest / deltas[_REST]) @ self.rest.transpose(1, 2)
+    def self_products(self, deltas: dict[str, Tensor]) -> Tensor:
+        """The diagonal blocks (N, C, C) of R D⁻¹ Rᵀ, of each datum with itself."""
+        total = (self.other_rows / deltas[_OTHERS]) @ self.other_rows.transpose(1, 2)
         for name, a in self.inputs.items():
             of_inputs = (a.square() / deltas[name]).sum(1)
-            total += of_inputs[:, None, None] * (self.slopes[name] @ self.slopes[name].transpose(1, 2))
+            total += of_inputs[:, None, None] * (self.gradients[name] @ self.gradients[name].transpose(1, 2))
         return total
 
     def times(self, vectors: Tensor) -> Tensor:
-        """R v of vectors (K, P): (K, N·C)."""
-        total = torch.einsum("ncp,kp->knc", self.rest, self.layout.other_entries(vectors))
+        """R v (K, N·C) for vectors v (K, P)."""
+        total = torch.einsum("ncp,kp->knc", self.other_rows, self.layout.other_entries(vectors))
         for name, a in self.inputs.items():
-            along = self.layout.matrix(vectors, name) @ a.T  # V a, (K, O, N)
-            total += torch.einsum("kon,nco->knc", along, self.slopes[name])
+            va = self.layout.matrix(vectors, name) @ a.T  # V a, (K, O, N)
+            total += torch.einsum("kon,nco->knc", va, self.gradients[name])
         return total.flatten(1)
 
     def transposed_times(self, coefficients: Tensor) -> Tensor:
-        """Rᵀ w of coefficients (K, N·C): (K, P)."""
+        """Rᵀ w (K, P) for coefficients w (K, N·C)."""
         w = coefficients.unflatten(1, self.shape)
         total = coefficients.new_empty(len(w), self.layout.subset.n_parameters)
-        total[:, self.layout.other_index] = torch.einsum("knc,ncp->kp", w, self.rest)
+        total[:, self.layout.other_index] = torch.einsum("knc,ncp->kp", w, self.other_rows)
         for name, a in self.inputs.items():
-            along = torch.einsum("knc,nco->kon", w, self.slopes[name])
-            self.layout.put(total, name, along @ a)
+            weighted = torch.einsum("knc,nco->kon", w, self.gradients[name])
+            self.layout.put(total, name, weighted @ a)
         return total

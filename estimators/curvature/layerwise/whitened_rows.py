@@ -1,4 +1,4 @@
-"""The layers of an objective's network, and its Jacobian rows in factors along the columns of S."""
+"""Jacobian rows in factors along the columns of S, with Λ = SSᵀ, at the training rows."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["layers_of", "whitened_rows"]
 
 
 def layers_of(objective: Objective) -> LayerwiseJacobian:
-    """As the first training row shows them."""
+    """The layers of the network, traced at the first training row."""
     return LayerwiseJacobian(objective.network, next(iter(objective.batches)).x)
 
 
 def whitened_rows(objective: Objective, layers: LayerwiseJacobian) -> Iterator[LayerwiseRows]:
-    """Along the columns of S, Λ = SSᵀ, at every training row."""
+    """Yield the rows SᵀJ of every training row, in factors."""
 
     def root(f: Tensor, y: Tensor) -> Tensor:
         return objective.likelihood.given(y).hessian_sqrt(widen(f)).transpose(1, 2).to(f.dtype)
 
     for batch in objective.batches:
-        yield from layers.at(batch.x, root, batch.y)
+        yield from layers.rows_at(batch.x, root, batch.y)

@@ -158,7 +158,7 @@ class PerturbedCopies:
             return found
         network.routes.copies_in_a_loop = True
         reason = f"differs from a loop by {apart:.2g}, where the norm is {scale:.2g}"
-        network.check.give_up("displaced copies", "vmap over them", reason, instead="one at a time")
+        network.check.report.record_fallback("displaced copies", "vmap over them", reason, instead="one at a time")
         return looped
 
     def _in_a_loop(

@@ -1,0 +1,69 @@
+"""The error of a derivative relative to the one by plain autograd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Disagreement", "error_along_direction", "largest_parameter_error", "relative_error"]
+
+_WHOLE_NORM_SHARE = 1e-2
+"""Share of the norm of the whole gradient that is added to the norm of one parameter's gradient in a relative error.
+
+Without it, round-off in a parameter with a gradient near 0 would count as a disagreement."""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """How far a derivative is from the one by plain autograd.
+
+    Attributes:
+        error: the relative error, without a unit; NaN if the derivative is not finite.
+        name: the parameter with the largest error; None if the error is not of one parameter.
+    """
+
+    error: float
+    name: str | None
+
+    def within(self, tolerance: float) -> bool:
+        """Return whether the error is round-off.
+
+        Args:
+            tolerance: the largest relative error that counts as round-off.
+
+        Returns:
+            True if the error is at most `tolerance`; False for NaN.
+        """
+        return self.error <= tolerance
+
+    def __str__(self) -> str:
+        parameter = "" if self.name is None else f", most in {self.name!r}"
+        return f"differs from plain autograd by {100 * self.error:.2g} %{parameter}"
+
+
+def largest_parameter_error(entries: dict[str, int], product: Tensor, gradient: Tensor) -> Disagreement:
+    """The parameter in which `product` (P,) differs most from `gradient` (P,); `entries` are the sizes by name."""
+    sizes = list(entries.values())
+    whole = gradient.double().norm()
+    parts = zip(entries, product.double().split(sizes), gradient.double().split(sizes), strict=True)
+    errors = [
+        (relative_error(float((got - expected).norm()), float(expected.norm() + _WHOLE_NORM_SHARE * whole)), name)
+        for name, got, expected in parts
+    ]
+    error, name = max(errors, key=lambda pair: pair[0] if pair[0] == pair[0] else float("inf"))
+    return Disagreement(error, name)
+
+
+def error_along_direction(u: Tensor, jvp: Tensor, gradient: Tensor, r: Tensor) -> Disagreement:
+    """The error of ⟨u, J r⟩ against ⟨g, r⟩, relative to the norm of the terms g_i r_i of the latter."""
+    terms = gradient.double() * r.double()
+    difference = float((u.double() * jvp.double()).sum() - terms.sum())
+    return Disagreement(relative_error(abs(difference), float(terms.norm())), None)
+
+
+def relative_error(error: float, scale: float) -> float:
+    """error/scale; 0 if both are 0, infinite if only the scale is."""
+    if error == 0:
+        return 0.0
+    return error / scale if scale > 0 else float("inf")
