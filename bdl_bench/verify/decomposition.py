@@ -47,7 +47,7 @@ def decompose(
     subject: VerificationCase, subset: SubsetSpec, names: list[str], *, n_draws: int = 16, seed: int = 0
 ) -> list[Link]:
     """The links for the weights `subset`, called `names` in the model, at the subject's queries."""
-    chain = _Chain(subject, subset, PosteriorDraws(n_draws, seed=seed, readout="draws"))
+    chain = _Chain(subject, subset, PosteriorDraws(n_draws, seed=seed, variance_estimate="monte_carlo"))
     ggn = _exact(subject, names, "ggn")
     solved = chain.variance(LinearResponse(tol=1e-10))
     tuned = chain.variance(FineTune())

@@ -23,7 +23,7 @@ _ROWS, _WIDTH = 256, 1024
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "FineTune, one replica at a time": partial(FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), vmap_chunk_size=1),
     "FineTune, one replica in flight": partial(
-        FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), vmap_chunk_size=1, in_flight=1
+        FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), vmap_chunk_size=1, max_concurrent=1
     ),
     "LinearResponse": LinearResponse,
 }

@@ -19,9 +19,9 @@ from estimators.errors import NotConvergedWarning
 from estimators.numerics.reductions import dots, inner
 from estimators.regvar.perturbation import Perturbation
 
-__all__ = ["FAIR", "ANormError", "SampleANormErrors", "prior_energy"]
+__all__ = ["CONVERGED", "ANormError", "SampleANormErrors", "prior_draw_norms"]
 
-FAIR = 0.5  # digits MLP: .26 to .36 with a mean variance within 2 %, .53 with 6 %, 1 and more far off
+CONVERGED = 0.5  # digits MLP: .26 to .36 with a mean variance within 2 %, .53 with 6 %, 1 and more far off
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class ANormError:
 
     def warn_if_large(self) -> None:
         """NotConvergedWarning above half of a dimension's variance, by more than chance."""
-        if min(self.per_dimension - 2 * self.noise, self.bound) > FAIR:
+        if min(self.per_dimension - 2 * self.noise, self.bound) > CONVERGED:
             warnings.warn(
                 f"the draws have not converged: an energy error of {self.per_dimension:.2g} per effective dimension, "
-                f"where {FAIR} is still fair. Try more epochs in FineTune's recipe, a smaller lr if it diverged, or "
+                f"where {CONVERGED} is still fair. Try more epochs in FineTune's recipe, a smaller lr if it diverged, or "
                 "solver=LinearResponse(), with tol=1e-2 where it is that already.",
                 NotConvergedWarning,
                 stacklevel=5,
@@ -78,10 +78,10 @@ class SampleANormErrors:
     ) -> Self:
         """Of draws ξ = direction, started at z/√δ, at u = displacement, with the slope A u − ξ, all (K, P); δ (P,).
 
-        prior: their `prior_energy`, where it is known.
+        prior: their `prior_draw_norms`, where it is known.
         """
-        n, from_prior = prior_energy(perturbation, delta) if prior is None else prior
-        linear = dots(displacement, perturbation.direction)  # ξᵀu
+        n, from_prior = prior_draw_norms(perturbation, delta) if prior is None else prior
+        linear = dots(displacement, perturbation.gradient)  # ξᵀu
         quadratic, held = linear + dots(displacement, slope), dots(displacement, displacement, delta)
         positive = bool((delta > 0).all())
         bound = dots(slope, slope, 1 / delta) if positive else torch.full_like(linear, math.inf)
@@ -92,9 +92,9 @@ class SampleANormErrors:
         cls, perturbation: Perturbation, delta: Tensor, coordinates: PriorWhitening, solved: BlockSolution
     ) -> Self:
         """The same after a solve in other `coordinates`, from u alone: b − A u = leftᵀ Q, along the next block Q."""
-        n, from_prior = prior_energy(perturbation, delta)
+        n, from_prior = prior_draw_norms(perturbation, delta)
         u, unit = solved.solution, coordinates.unit  # of the prior
-        linear = dots(u, coordinates.right(perturbation.direction))
+        linear = dots(u, coordinates.right(perturbation.gradient))
         quadratic = linear - (inner(u, solved.next_block) * solved.left.T).sum(1)
         held = dots(u, u, delta) if coordinates.scale is None else unit * dots(u, u)
         left = solved.left.square().sum(0)
@@ -125,11 +125,11 @@ class SampleANormErrors:
         return ANormError(error / self.n, error / dimension, noise, bound / dimension)
 
 
-def prior_energy(perturbation: Perturbation, delta: Tensor) -> tuple[float, Tensor]:
+def prior_draw_norms(perturbation: Perturbation, delta: Tensor) -> tuple[float, Tensor]:
     """n, and ‖z‖² of each draw, (K,), over what is drawn."""
-    assert perturbation.start is not None
+    assert perturbation.initial_guess is not None
     drawn = torch.zeros_like(delta, dtype=torch.bool)
-    for direction in perturbation.direction:
+    for direction in perturbation.gradient:
         drawn |= direction != 0
     unknown = float((drawn & (delta == 0)).sum())  # without a prior, z itself is not kept
-    return float(drawn.sum()), dots(perturbation.start, perturbation.start, delta * drawn) + unknown
+    return float(drawn.sum()), dots(perturbation.initial_guess, perturbation.initial_guess, delta * drawn) + unknown

@@ -98,24 +98,24 @@ class RegVar(UncertaintyEstimator):
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
             with objective.network.pass_counter.part("definiteness"):
                 self.refit_objective_ = positive_definite(self.refit_objective_, lambda posed: posed.product)
-        self.readout_: VarianceEstimate | None = None
+        self.variance_estimate_: VarianceEstimate | None = None
         if not self.regularizer.at_query:
-            self.readout_ = self._solved(None, self.regularizer, progress_bar=progress_bar, checkpoint=self._checkpoint)
+            self.variance_estimate_ = self._solved(None, self.regularizer, progress_bar=progress_bar, checkpoint=self._checkpoint)
         solver = self.fit_report_.solver
-        replicas = 1 if solver is None else solver.replicas
-        passes = objective.network.pass_counter.passes(objective.batches.n_data, replicas)
+        copies = 1 if solver is None else solver.n_perturbations
+        passes = objective.network.pass_counter.passes(objective.batches.n_data, copies)
         self.fit_report_ = replace(self.fit_report_, passes=passes)
 
     def _learned(self) -> Learned:
-        tensors, learned = ({}, {}) if self.readout_ is None else self.readout_.state()
-        return tensors, {"readout": learned, "report": asdict(self.fit_report_)}
+        tensors, learned = ({}, {}) if self.variance_estimate_ is None else self.variance_estimate_.state()
+        return tensors, {"variance_estimate": learned, "report": asdict(self.fit_report_)}
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.fit_report_ = RegVarReport.restored(learned["report"])
-        self.readout_ = None
+        self.variance_estimate_ = None
         if not self.regularizer.at_query:
             network = network_in_float64(objective.network, tensors["displacement"].dtype)
-            self.readout_ = self.regularizer.restored(network, tensors, learned["readout"])
+            self.variance_estimate_ = self.regularizer.restored(network, tensors, learned["variance_estimate"])
         self._attached(objective)
 
     def _attached(self, objective: Objective) -> None:
@@ -138,22 +138,22 @@ class RegVar(UncertaintyEstimator):
         self, x: PyTree, regularizer: Regularizer, *, progress_bar: bool, checkpoint: Checkpoint | None
     ) -> VarianceEstimate:
         objective = self.refit_objective_
-        perturbation, read = regularizer.pose(objective, x)
+        perturbation, read = regularizer.build_problem(objective, x)
         solution = self.solver.solve(objective, perturbation, progress_bar=progress_bar, checkpoint=checkpoint)
-        energies = _energies(objective, perturbation, solution)
+        a_norm_errors = _a_norm_errors(objective, perturbation, solution)
         del perturbation  # 2K numbers a parameter, which a readout need not have beside it
-        with objective.network.pass_counter.part("readout"):
-            readout = read(solution)
+        with objective.network.pass_counter.part("variance estimate"):
+            variance_estimate = read(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
-        if isinstance(readout, MonteCarloVariance) and energies is not None:
-            energy = energies.error
-            self.fit_report_ = replace(self.fit_report_, energy=energy, rao_blackwell=readout.rao_blackwell)
-            if solution.report.residual is None or isinstance(readout, ClippedMonteCarlo):  # the others know their end
-                energy.warn_if_large()
-        return readout
+        if isinstance(variance_estimate, MonteCarloVariance) and a_norm_errors is not None:
+            a_norm_error = a_norm_errors.error
+            self.fit_report_ = replace(self.fit_report_, a_norm_error=a_norm_error, rao_blackwell=variance_estimate.rao_blackwell)
+            if solution.report.residual is None or isinstance(variance_estimate, ClippedMonteCarlo):  # the others know their end
+                a_norm_error.warn_if_large()
+        return variance_estimate
 
     def _variance(self, x: PyTree) -> Tensor:
-        return torch.cat([readout.variance(part) for readout, part in self._readouts(x)])
+        return torch.cat([variance_estimate.variance(part) for variance_estimate, part in self._estimates(x)])
 
     def _predictive_variance(self, x: PyTree) -> Tensor:
         variance = self.variance(x)
@@ -163,27 +163,27 @@ class RegVar(UncertaintyEstimator):
         return torch.Size((shape[0], -1)) if getattr(self.regularizer, "of", None) else shape
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        regularizer = self.regularizer.reading(of)
+        regularizer = self.regularizer.for_functional(of)
         if regularizer is not self.regularizer:  # the functional is solved for
-            return torch.cat([readout.variance(part) for readout, part in self._readouts(x, regularizer)])
-        return torch.cat([readout.through(of).variance(part) for readout, part in self._readouts(x)])
+            return torch.cat([variance_estimate.variance(part) for variance_estimate, part in self._estimates(x, regularizer)])
+        return torch.cat([variance_estimate.compose(of).variance(part) for variance_estimate, part in self._estimates(x)])
 
     def _covariance(self, x: PyTree) -> Tensor:
-        return torch.cat([readout.covariance(part) for readout, part in self._readouts(x)])
+        return torch.cat([variance_estimate.covariance(part) for variance_estimate, part in self._estimates(x)])
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
-        if self.readout_ is None:
+        if self.variance_estimate_ is None:
             raise UnsupportedError(
                 "a regularizer with function samples", received=repr(self.regularizer), remedy="PosteriorDraws()."
             )
-        return self.network_.outputs(x) + self.readout_.sample(x, n_samples, generator)
+        return self.network_.outputs(x) + self.variance_estimate_.sample(x, n_samples, generator)
 
     @exclusively
     def standard_error(self, x: PyTree) -> Tensor:
         """Monte-Carlo standard error of `variance`, (M, C); of SignedProbes, ParameterProbes and PosteriorDraws."""
         x = self._inputs(x)
         shape = self._variance_shape(self._check_query(x))
-        errors = torch.cat([readout.standard_error(part) for readout, part in self._readouts(x)])
+        errors = torch.cat([variance_estimate.standard_error(part) for variance_estimate, part in self._estimates(x)])
         return self._returned(errors).reshape(shape)
 
     @exclusively
@@ -194,21 +194,21 @@ class RegVar(UncertaintyEstimator):
         """
         x = self._inputs(x)
         shape = self._check_query(x)
-        if not isinstance(self.readout_, InterpolatedBounds):
+        if not isinstance(self.variance_estimate_, InterpolatedBounds):
             raise UnsupportedError(
                 "posterior draws read between the bounds of a Krylov space",
                 received=f"{self.regularizer!r} by {self.solver!r}",
                 remedy='regularizer=PosteriorDraws(readout="bounds"), solver=LinearResponse().',
             )
-        lower, upper = self.readout_.bounds.variance(x)
+        lower, upper = self.variance_estimate_.bounds.variance(x)
         return self._returned(lower).reshape(shape), self._returned(upper).reshape(shape)
 
-    def _readouts(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[VarianceEstimate, PyTree]]:
+    def _estimates(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[VarianceEstimate, PyTree]]:
         """The fitted readout for x, or solves for pieces of x that fit into memory."""
-        if self.readout_ is not None:
-            return [(self.readout_, x)]
+        if self.variance_estimate_ is not None:
+            return [(self.variance_estimate_, x)]
         objective, regularizer = self.refit_objective_, regularizer or self.regularizer
-        rows = regularizer.rows_at_once(objective, self.network_.outputs(x).shape[-1])
+        rows = regularizer.rows_per_solve(objective, self.network_.outputs(x).shape[-1])
         parts = [x] if rows is None else split_rows(x, rows)
         return [(self._solved(part, regularizer), part) for part in parts]
 
@@ -216,9 +216,9 @@ class RegVar(UncertaintyEstimator):
     def a_norm_error_(self) -> float:
         """Mean ‖u − A⁻¹ξ‖²_A per effective dimension of the posterior draws: how far the solver was from its end."""
         self._check_fitted()
-        if self.fit_report_.energy is None:
+        if self.fit_report_.a_norm_error is None:
             raise self._not_draws()
-        return self.fit_report_.energy.clipped
+        return self.fit_report_.a_norm_error.clipped
 
     @property
     def rao_blackwell_(self) -> str:
@@ -242,12 +242,12 @@ class RegVar(UncertaintyEstimator):
         return self.fit_report_.relative_gradient
 
 
-def _energies(objective: Objective, perturbation: Perturbation, solution: Solution) -> SampleANormErrors | None:
+def _a_norm_errors(objective: Objective, perturbation: Perturbation, solution: Solution) -> SampleANormErrors | None:
     """Of posterior draws: the solver's own, or by one product with A a draw."""
-    if solution.energies is not None or perturbation.start is None:
-        return solution.energies
-    with objective.network.pass_counter.part("energy error"):
-        slope = _slope(objective, solution.displacement, perturbation.direction)
+    if solution.a_norm_errors is not None or perturbation.initial_guess is None:
+        return solution.a_norm_errors
+    with objective.network.pass_counter.part("A-norm error"):
+        slope = _slope(objective, solution.displacement, perturbation.gradient)
     return SampleANormErrors.of(perturbation, objective.prior.precision, solution.displacement, slope)
 
 

@@ -25,7 +25,7 @@ __all__ = ["BoundInterpolation", "ClippedMonteCarlo", "InterpolatedBounds", "Mon
 _FEWEST, _MOST, _SHARE = 16, 256, 0.1  # training rows for the level: a tenth of them, within limits
 _OUTPUTS = 32  # for the level: a backward each
 _SEED = 0  # of the rows for the level
-_WIDE = 12.0  # upper over lower, where a place between them is no guide: docs/math.md, section 5
+_LOOSE = 12.0  # upper over lower, where a place between them is no guide: docs/math.md, section 5
 
 
 class MonteCarloVariance(VarianceEstimate):
@@ -48,7 +48,7 @@ class MonteCarloVariance(VarianceEstimate):
         drawn = torch.einsum("kmc,kmd->mcd", response, response) / len(response)
         return drawn if self.block is None else self.block.covariance(x) + drawn
 
-    def through(self, of: Functional) -> MonteCarloVariance:
+    def compose(self, of: Functional) -> MonteCarloVariance:
         block = None if self.block is None else ComposedBlock.of(self.block, of)
         return MonteCarloVariance(ComposedNetwork(self.network, of), self.displacement, block, self.rao_blackwell)
 
@@ -82,27 +82,27 @@ class BoundInterpolation:
     width: how many times the lower bound the upper one is, the median over those rows and their outputs.
     """
 
-    place: float
+    weight: float
     error: float
-    width: float = 1.0
+    bound_ratio: float = 1.0
 
     @property
-    def wide(self) -> bool:
+    def bounds_are_loose(self) -> bool:
         """Whether the bounds are too far apart for a place between them."""
-        return self.width > _WIDE
+        return self.bound_ratio > _LOOSE
 
     @classmethod
     def of(cls, draws: MonteCarloVariance, bounds: VarianceBounds, objective: Objective) -> BoundInterpolation:
         """From a tenth of the training rows; of many outputs (tokens, pixels) from random combinations."""
         parts = [_Part.of(draws, bounds, x) for x in _some_rows(objective)]
         lower, upper = (torch.cat([getattr(part, name) for part in parts]) for name in ("lower", "upper"))
-        width = (upper - lower).sum()
-        if not float(width) > 1e-9 * float(upper.sum()):
+        bound_ratio = (upper - lower).sum()
+        if not float(bound_ratio) > 1e-9 * float(upper.sum()):
             return cls(0.5, 0.5)  # the bounds have met
-        places = sum(part.above for part in parts) / width  # one a draw
-        error = float(places.std()) / math.sqrt(len(places)) if len(places) > 1 else 0.5
+        weights = sum(part.above for part in parts) / bound_ratio  # one a draw
+        error = float(weights.std()) / math.sqrt(len(weights)) if len(weights) > 1 else 0.5
         apart = float((upper / lower.clamp_min(torch.finfo(lower.dtype).tiny)).median())
-        return cls(float(places.mean().clamp(0, 1)), min(0.5, error), apart)
+        return cls(float(weights.mean().clamp(0, 1)), min(0.5, error), apart)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class _Part:
     def of(cls, draws: MonteCarloVariance, bounds: VarianceBounds, x: PyTree) -> _Part:
         combine = _combinations(draws.network, x)
         if combine is not None:
-            draws = draws.through(combine)
+            draws = draws.compose(combine)
             bounds = replace(bounds, network=draws.network, block=draws.block)
         lower, upper = bounds.variance(x)
         response = draws.network.jvp(x, draws.displacement).square()  # (K, M, C)
@@ -131,33 +131,33 @@ class InterpolatedBounds(MonteCarloVariance):
     Both bounds hold at every x, and the variance lies between them. Samples are the draws.
     """
 
-    clamped: ClassVar[bool] = False
+    clipped: ClassVar[bool] = False
 
-    def __init__(self, draws: MonteCarloVariance, bounds: VarianceBounds, level: BoundInterpolation) -> None:
+    def __init__(self, draws: MonteCarloVariance, bounds: VarianceBounds, interpolation: BoundInterpolation) -> None:
         super().__init__(draws.network, draws.displacement, draws.block, draws.rao_blackwell)
-        self.bounds, self.level = bounds, level
+        self.bounds, self.interpolation = bounds, interpolation
 
     def state(self) -> Learned:
         tensors, learned = super().state()
-        which = {"level": asdict(self.level), "clamped": self.clamped}
+        which = {"interpolation": asdict(self.interpolation), "clipped": self.clipped}
         return {**tensors, **self.bounds.space.state()}, {**learned, **which}
 
-    def through(self, of: Functional) -> InterpolatedBounds:
-        draws = super().through(of)
-        return type(self)(draws, replace(self.bounds, network=draws.network, block=draws.block), self.level)
+    def compose(self, of: Functional) -> InterpolatedBounds:
+        draws = super().compose(of)
+        return type(self)(draws, replace(self.bounds, network=draws.network, block=draws.block), self.interpolation)
 
     def variance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.variance(x)
-        return torch.lerp(lower, upper, self.level.place)
+        return torch.lerp(lower, upper, self.interpolation.weight)
 
     def covariance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.covariance(x)
-        return torch.lerp(lower, upper, self.level.place)
+        return torch.lerp(lower, upper, self.interpolation.weight)
 
     def standard_error(self, x: PyTree) -> Tensor:
         """Of the level alone; how far the shape may be off is bounded by `bounds`."""
         lower, upper = self.bounds.variance(x)
-        return (upper - lower) * self.level.error
+        return (upper - lower) * self.interpolation.error
 
 
 class ClippedMonteCarlo(InterpolatedBounds):
@@ -167,7 +167,7 @@ class ClippedMonteCarlo(InterpolatedBounds):
     they are from their end, but alike at every x.
     """
 
-    clamped = True
+    clipped = True
 
     def variance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.variance(x)
@@ -188,11 +188,11 @@ def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[s
     """From `state()` of either readout."""
     block = None if learned["head"] is None else RaoBlackwellBlock.restored(network, tensors["block"], learned["head"])
     draws = MonteCarloVariance(network, tensors["displacement"], block, learned["rao_blackwell"])
-    if "level" not in learned:
+    if "interpolation" not in learned:
         return draws
     space = KrylovSpace.restored(tensors)
-    kind = ClippedMonteCarlo if learned.get("clamped") else InterpolatedBounds
-    return kind(draws, VarianceBounds.of(network, space, block), BoundInterpolation(**learned["level"]))
+    kind = ClippedMonteCarlo if learned.get("clipped") else InterpolatedBounds
+    return kind(draws, VarianceBounds.of(network, space, block), BoundInterpolation(**learned["interpolation"]))
 
 
 def _some_rows(objective: Objective) -> list[PyTree]:

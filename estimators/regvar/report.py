@@ -29,7 +29,7 @@ class RegVarReport(FitReport):
 
     relative_gradient: float
     solver: SolverReport | None = None
-    energy: ANormError | None = None
+    a_norm_error: ANormError | None = None
     rao_blackwell: str | None = None
     passes: dict[str, float] = field(default_factory=dict)
 
@@ -41,11 +41,11 @@ class RegVarReport(FitReport):
     @classmethod
     def restored(cls, content: dict[str, Any]) -> RegVarReport:
         """From the dict of its fields."""
-        solver, energy, derivatives = content["solver"], content["energy"], content.get("derivatives")
+        solver, a_norm_error, derivatives = content["solver"], content["a_norm_error"], content.get("derivatives")
         parts = {
             "derivatives": None if derivatives is None else DerivativeReport(**derivatives),
             "solver": None if solver is None else SolverReport(**solver),
-            "energy": None if energy is None else ANormError(**energy),
+            "a_norm_error": None if a_norm_error is None else ANormError(**a_norm_error),
         }
         return cls(**{**content, **parts})
 

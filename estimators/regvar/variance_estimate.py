@@ -38,7 +38,7 @@ class VarianceEstimate(ABC):
         """Monte-Carlo standard error of `variance`, (M, C)."""
         raise self._unsupported("a Monte-Carlo error", "SignedProbes, ParameterProbes or PosteriorDraws")
 
-    def through(self, of: Functional) -> VarianceEstimate:  # noqa: ARG002
+    def compose(self, of: Functional) -> VarianceEstimate:  # noqa: ARG002
         """The same displacements, read through g∘f."""
         raise self._unsupported("the variance of a functional", "PosteriorDraws, or Pointwise(of=...)")
 

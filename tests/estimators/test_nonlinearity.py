@@ -16,7 +16,7 @@ from estimators.regvar.perturbation import LinearPerturbation
 from estimators.regvar.solvers.fine_tuning import conjugate_gradients as conjugate_refits
 from estimators.regvar.solvers.fine_tuning import nonlinearity as linearity
 from estimators.regvar.solvers.fine_tuning import sgd as descents
-from estimators.regvar.solvers.fine_tuning.nonlinearity import auto_lam, nonlinearity, straightest_lam
+from estimators.regvar.solvers.fine_tuning.nonlinearity import auto_lam, nonlinearity, select_lam
 from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
 
@@ -93,16 +93,16 @@ def test_lam_is_where_slopes_are_nearest_to_linear_between_bending_and_round_off
         model,
         Gaussian(0.3),
         prior_precision=0.01,
-        regularizer=PosteriorDraws(2, rao_blackwell=None, readout="draws"),
+        regularizer=PosteriorDraws(2, rao_blackwell=None, variance_estimate="monte_carlo"),
         solver=LinearResponse(),
     ).fit(rows)
     # The fit goes on in float64 where float32 has too much round-off; λ is chosen here in the dtype of the network.
     objective = refit_objective(fitted.objective_, curvature="ggn", centred=True)
     assert objective.theta.dtype == dtype
-    perturbation, _ = fitted.regularizer.pose(objective)
-    measured = apart(objective, perturbation.start[:1])
+    perturbation, _ = fitted.regularizer.build_problem(objective)
+    measured = apart(objective, perturbation.initial_guess[:1])
     lam = auto_lam(objective, perturbation)
-    assert lam == straightest_lam(objective, perturbation, perturbation.start[:1])
+    assert lam == select_lam(objective, perturbation, perturbation.initial_guess[:1])
     lower = lam / 10 if dtype == torch.float32 else lam / 2  # the smallest is tried first there
     assert measured(lam) < min(measured(lam * 10), measured(lower) if dtype == torch.float32 else math.inf)
     assert measured(lam) < 1e-3 * measured(0.1)
@@ -117,14 +117,14 @@ def test_networks_that_nothing_bends_have_the_largest_lam_or_one_as_good():
     rows = [(x, x[:, :2])]
     fitted = RegVar(model, Gaussian(0.3), solver=LinearResponse(), regularizer=PosteriorDraws(2, rao_blackwell=None))
     objective = fitted.fit(rows).refit_objective_
-    perturbation, _ = fitted.regularizer.pose(objective)
+    perturbation, _ = fitted.regularizer.build_problem(objective)
     assert auto_lam(objective, perturbation) > 1e-3
 
 
 def test_without_a_first_guess_it_is_the_steepest_descent_that_is_tried(objective):
     perturbation = LinearPerturbation.along(torch.full((1, 1), 40.0).double(), objective.theta)
     probe = linearity._Probe.of(objective, perturbation, None)
-    exact = torch.linalg.solve(objective.product(torch.eye(1).double()), perturbation.direction.T).T
+    exact = torch.linalg.solve(objective.product(torch.eye(1).double()), perturbation.gradient.T).T
     assert torch.allclose(probe.at, exact)  # one parameter: the least of the parabola
     assert float(probe.limit.abs().max()) < 1e-9
 
@@ -145,11 +145,11 @@ def weakly_held(dtype=torch.float32):
     return model, list(zip(x.split(16), torch.sin(2 * x[:, :2]).split(16), strict=True)), x
 
 
-def draws(model, rows, *, lam="auto", in_flight="auto", **options):
+def draws(model, rows, *, lam="auto", max_concurrent="auto", **options):
     solver = FineTune(
-        lam, recipe=Recipe(epochs=16, batch_size=16, optimizer="nesterov", lr="auto"), in_flight=in_flight
+        lam, recipe=Recipe(epochs=16, batch_size=16, optimizer="nesterov", lr="auto"), max_concurrent=max_concurrent
     )
-    regularizer = PosteriorDraws(5, rao_blackwell=None, readout="draws")
+    regularizer = PosteriorDraws(5, rao_blackwell=None, variance_estimate="monte_carlo")
     parts = {"prior_precision": 0.01, "regularizer": regularizer, "solver": solver}
     return RegVar(model, Gaussian(0.3), **parts).fit(rows, **options)
 
@@ -157,14 +157,14 @@ def draws(model, rows, *, lam="auto", in_flight="auto", **options):
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
 def test_refits_look_for_lam_again_from_where_they_have_come_to(monkeypatch):
     model, rows, _ = weakly_held()
-    looked, look = [], linearity.straightest_lam
+    looked, look = [], linearity.select_lam
 
     def looking(objective, perturbation, at=None):
         looked.append(None if at is None else at.clone())
         return look(objective, perturbation, at)
 
     for module in (linearity, descents, conjugate_refits):
-        monkeypatch.setattr(module, "straightest_lam", looking)
+        monkeypatch.setattr(module, "select_lam", looking)
     free = draws(model, rows)
     assert [at is None for at in looked] == [True, False, False]
     assert not torch.equal(looked[1], looked[2])
@@ -176,14 +176,14 @@ def test_refits_look_for_lam_again_from_where_they_have_come_to(monkeypatch):
 
 
 def first_of(fitted):
-    return fitted.regularizer.pose(fitted.refit_objective_)[0].part(slice(0, 1))
+    return fitted.regularizer.build_problem(fitted.refit_objective_)[0].part(slice(0, 1))
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
 def test_a_fit_that_stopped_goes_on_at_the_lam_it_had_come_to(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
     model, rows, x = weakly_held()
-    whole = draws(model, rows, in_flight=2)
+    whole = draws(model, rows, max_concurrent=2)
     written, write = [], checkpoint.write_file
 
     def writing(*args):
@@ -194,8 +194,8 @@ def test_a_fit_that_stopped_goes_on_at_the_lam_it_had_come_to(tmp_path, monkeypa
 
     monkeypatch.setattr(checkpoint, "write_file", writing)
     with pytest.raises(KeyboardInterrupt):
-        draws(model, rows, in_flight=2, checkpoint=tmp_path / "fit.safetensors")
-    resumed = draws(model, rows, in_flight=2, checkpoint=tmp_path / "fit.safetensors")
+        draws(model, rows, max_concurrent=2, checkpoint=tmp_path / "fit.safetensors")
+    resumed = draws(model, rows, max_concurrent=2, checkpoint=tmp_path / "fit.safetensors")
     assert resumed.fit_report_.solver.lam == whole.fit_report_.solver.lam
     assert torch.equal(resumed.variance(x), whole.variance(x))
 
@@ -214,9 +214,9 @@ def test_more_round_off_takes_a_larger_lam():
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
 def test_the_departure_reported_is_the_largest_of_the_flights():
     model, rows, _ = weakly_held()
-    fitted = draws(model, rows, in_flight=4)  # four, and one
+    fitted = draws(model, rows, max_concurrent=4)  # four, and one
     objective, report = fitted.refit_objective_, fitted.fit_report_.solver
-    ends = fitted.readout_.displacement
+    ends = fitted.variance_estimate_.displacement
     at_the_last = [nonlinearity(objective, part, report.lam) for part in ends.split(4)]
     assert report.nonlinearity >= (1 - 1e-5) * max(at_the_last)  # the first flew at that λ or a larger one
 

@@ -12,7 +12,7 @@ from estimators.errors import ConvergenceError, NotConvergedWarning
 from estimators.regvar.solvers.fine_tuning import fine_tune
 from estimators.regvar.solvers.fine_tuning import sgd as descents
 from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
-from estimators.regvar.solvers.fine_tuning.sgd import Descent
+from estimators.regvar.solvers.fine_tuning.sgd import SGDRefits
 from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
 from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
@@ -37,9 +37,9 @@ def descent(solver=None, **options):
     options = {"prior_precision": 0.7, "regularizer": PosteriorDraws(3, rao_blackwell=None), **options}
     estimator = RegVar(network(linear=True), Gaussian(0.6), solver=solver or FineTune(), **options).fit(rows())
     objective = estimator.refit_objective_
-    perturbation, _ = estimator.regularizer.pose(objective)
+    perturbation, _ = estimator.regularizer.build_problem(objective)
     return (
-        Descent(PerturbedCopies.of(objective, perturbation, 1e-2, difference="forward"), Recipe(lr=0.1)),
+        SGDRefits(PerturbedCopies.of(objective, perturbation, 1e-2, difference="forward"), Recipe(lr=0.1)),
         objective,
         perturbation,
     )
@@ -49,26 +49,26 @@ def descent(solver=None, **options):
 def test_its_value_over_an_epoch_is_that_of_the_parabola(regularizer):
     guarded, objective, perturbation = descent(LinearResponse(), regularizer=regularizer)
     generator = torch.Generator().manual_seed(3)
-    arms = torch.randn(perturbation.direction.shape, generator=generator, dtype=torch.float64)
-    slope = sum(guarded.gradient(arms, batch) for batch in objective.batches.shuffled(7, generator))
-    image = objective.product(arms)
-    assert torch.allclose(slope, image - perturbation.direction)
-    expected = 0.5 * (arms * image).sum() - (arms * perturbation.direction).sum()  # ½ DᵀAD − ξᵀD
+    displacements = torch.randn(perturbation.gradient.shape, generator=generator, dtype=torch.float64)
+    slope = sum(guarded.gradient(displacements, batch) for batch in objective.batches.shuffled(7, generator))
+    image = objective.product(displacements)
+    assert torch.allclose(slope, image - perturbation.gradient)
+    expected = 0.5 * (displacements * image).sum() - (displacements * perturbation.gradient).sum()  # ½ DᵀAD − ξᵀD
     assert float(guarded._value) == pytest.approx(float(expected))
-    assert guarded.watch(arms) == 1.0
+    assert guarded.watch(displacements) == 1.0
     assert float(guarded._value) == 0.0
 
 
 def test_a_climb_halves_the_rate_and_arms_that_blew_up_start_again():
     guarded, objective, perturbation = descent()
-    start = guarded.replicas.start
+    start = guarded.copies.initial_guess
 
-    def after_an_epoch_at(arms):
+    def after_an_epoch_at(displacements):
         for batch in objective.batches:
-            guarded.gradient(arms, batch)
-        return guarded.watch(arms)
+            guarded.gradient(displacements, batch)
+        return guarded.watch(displacements)
 
-    solved = torch.linalg.solve(objective.product(torch.eye(8).double()), perturbation.direction.T).T
+    solved = torch.linalg.solve(objective.product(torch.eye(8).double()), perturbation.gradient.T).T
     assert after_an_epoch_at(start.clone()) == 1.0
     assert after_an_epoch_at(solved.clone()) == 1.0
     climbed = start.clone()
@@ -91,7 +91,7 @@ RATES = {"cosine": (dict(schedule="cosine", average=0.0), 0.02), "constant": ({}
 
 @pytest.mark.parametrize("schedule", RATES)
 @pytest.mark.parametrize("too_fast", [5.0, 300.0])
-@pytest.mark.parametrize("regularizer", [PosteriorDraws(4, readout="draws"), ParameterProbes(4)], ids=repr)
+@pytest.mark.parametrize("regularizer", [PosteriorDraws(4, variance_estimate="monte_carlo"), ParameterProbes(4)], ids=repr)
 def test_a_rate_much_too_high_ends_at_the_solution_all_the_same(regularizer, too_fast, schedule, monkeypatch):
     chosen = fine_tune.auto_learning_rate
     monkeypatch.setattr(fine_tune, "auto_learning_rate", lambda *args, **kw: too_fast * chosen(*args, **kw))
@@ -109,7 +109,7 @@ STOCHASTIC = replace(DEFAULT_RECIPE, optimizer="nesterov")
 
 
 def fitted(delta, recipe=STOCHASTIC):
-    regularizer = PosteriorDraws(40, readout="draws")
+    regularizer = PosteriorDraws(40, variance_estimate="monte_carlo")
     estimator = RegVar(
         network(), Gaussian(0.6), prior_precision=delta, regularizer=regularizer, solver=FineTune(recipe=recipe)
     )
@@ -139,12 +139,12 @@ def test_draws_have_the_epochs_that_they_need(delta, epochs):
 
 def test_the_energy_error_of_draws_that_stop_is_that_of_a_product():
     estimator = fitted(30.0)
-    objective, displacement = estimator.refit_objective_, estimator.readout_.displacement
-    perturbation, _ = estimator.regularizer.pose(objective)
+    objective, displacement = estimator.refit_objective_, estimator.variance_estimate_.displacement
+    perturbation, _ = estimator.regularizer.build_problem(objective)
     image, delta = objective.product(displacement), objective.prior.precision
-    n, from_prior = (perturbation.direction != 0).any(0).sum(), delta * perturbation.start.square()
-    gap = from_prior.sum(1) - 2 * (displacement * perturbation.direction).sum(1) + (displacement * image).sum(1)
-    assert estimator.fit_report_.energy.per_parameter == pytest.approx(float(gap.mean() / n), abs=1e-3)
+    n, from_prior = (perturbation.gradient != 0).any(0).sum(), delta * perturbation.initial_guess.square()
+    gap = from_prior.sum(1) - 2 * (displacement * perturbation.gradient).sum(1) + (displacement * image).sum(1)
+    assert estimator.fit_report_.a_norm_error.per_parameter == pytest.approx(float(gap.mean() / n), abs=1e-3)
 
 
 def test_epochs_that_are_given_are_kept_and_a_falling_rate_has_the_usual_ones():
@@ -158,22 +158,22 @@ def test_it_looks_at_lam_again_after_some_epochs_and_not_where_lam_was_given(mon
     looked, now = [], [0]
 
     def halved(objective, perturbation, at):  # noqa: ARG001
-        looked.append((now[0], len(perturbation.direction), len(at)))
-        return 0.5 * free.replicas.lam
+        looked.append((now[0], len(perturbation.gradient), len(at)))
+        return 0.5 * free.copies.lam
 
-    monkeypatch.setattr(descents, "straightest_lam", halved)
-    free = Descent(guarded.replicas, guarded.recipe, chooses=True)
+    monkeypatch.setattr(descents, "select_lam", halved)
+    free = SGDRefits(guarded.copies, guarded.recipe, chooses=True)
     free._at_start = 1.0
     for now[0] in range(1, 9):
         free._value = free._value - 1.0
-        free.watch(free.replicas.start)
+        free.watch(free.copies.initial_guess)
         if now[0] == 2:  # killed, and resumed
             saved = free.state()
-            free = Descent(replace(guarded.replicas, lam=saved["lam"]), guarded.recipe, chooses=True)
+            free = SGDRefits(replace(guarded.copies, lam=saved["lam"]), guarded.recipe, chooses=True)
             free.restore(saved)
     assert looked == [(1, 3, 1), (4, 3, 1)]
-    assert free.replicas.lam == guarded.replicas.lam / 4
+    assert free.copies.lam == guarded.copies.lam / 4
     guarded._at_start = 1.0
     for _ in range(4):
-        guarded.watch(guarded.replicas.start)
+        guarded.watch(guarded.copies.initial_guess)
     assert len(looked) == 2

@@ -46,7 +46,7 @@ ESTIMATORS = {
     "draws": (RegVar, {"regularizer": PosteriorDraws(5), "solver": RESPONSE}),
     "fine tune": (RegVar, {"regularizer": PosteriorDraws(3), "solver": FineTune()}),
     "plain draws": (RegVar, {"regularizer": PosteriorDraws(5, rao_blackwell=None), "solver": RESPONSE}),
-    "bounds": (RegVar, {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse(max_iter=2)}),
+    "bounds": (RegVar, {"regularizer": PosteriorDraws(3, variance_estimate="bounds"), "solver": LinearResponse(max_iter=2)}),
     "parameter probes": (RegVar, {"regularizer": ParameterProbes(5), "solver": NewtonRefit()}),
     "mean absolute": (RegVar, {"regularizer": MeanAbsolute(), "solver": RESPONSE}),
 }

@@ -18,10 +18,10 @@ from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution
 from estimators.regvar.variance_estimate import VarianceEstimate
 
-__all__ = ["Posed", "Regularizer", "checked_count", "probe_generator"]
+__all__ = ["RegularizedProblem", "Regularizer", "checked_count", "probe_generator"]
 
-Read = Callable[[Solution], VarianceEstimate]
-Posed = tuple[Perturbation, Read]
+MakeEstimate = Callable[[Solution], VarianceEstimate]
+RegularizedProblem = tuple[Perturbation, MakeEstimate]
 
 
 class Regularizer(ABC):
@@ -38,18 +38,18 @@ class Regularizer(ABC):
     """Whether its estimates of a variance may be negative; a prediction has 0 there."""
 
     @abstractmethod
-    def pose(self, objective: Objective, x: PyTree = None) -> Posed:
+    def build_problem(self, objective: Objective, x: PyTree = None) -> RegularizedProblem:
         """The penalty at the queries x (None for regularizers at fit), and what turns its solution to a readout."""
 
     def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> VarianceEstimate:
         """The readout of a fit from its `state()`; only regularizers at fit have one."""
         raise NotImplementedError
 
-    def reading(self, of: Functional) -> Regularizer:  # noqa: ARG002
+    def for_functional(self, of: Functional) -> Regularizer:  # noqa: ARG002
         """The regularizer that solves for the functional `of`; itself, where a solution serves all of them."""
         return self
 
-    def rows_at_once(self, objective: Objective, n_outputs: int) -> int | None:  # noqa: ARG002
+    def rows_per_solve(self, objective: Objective, n_outputs: int) -> int | None:  # noqa: ARG002
         """How many query rows to solve for together; None for all of them."""
         return None
 

@@ -13,7 +13,7 @@ from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
 from estimators.regvar.perturbation import Perturbation
-from estimators.regvar.regularizers.base import Posed, Regularizer
+from estimators.regvar.regularizers.base import RegularizedProblem, Regularizer
 from estimators.regvar.variance_estimate import VarianceEstimate
 
 __all__ = ["MeanAbsolute"]
@@ -29,7 +29,7 @@ class MeanAbsolute(Regularizer):
     def __repr__(self) -> str:
         return "MeanAbsolute()"
 
-    def pose(self, objective: Objective, x: PyTree = None) -> Posed:  # noqa: ARG002
+    def build_problem(self, objective: Objective, x: PyTree = None) -> RegularizedProblem:  # noqa: ARG002
         network = objective.network
         direction = torch.zeros_like(objective.theta)[None]
         with network.pass_counter.part("direction"):

@@ -16,7 +16,7 @@ from estimators.objective.objective import Objective
 from estimators.option_checks import checked_seed
 from estimators.persistence.state import Learned
 from estimators.regvar.perturbation import LinearPerturbation
-from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
+from estimators.regvar.regularizers.base import RegularizedProblem, Regularizer, checked_count, probe_generator
 from estimators.regvar.variance_estimate import VarianceEstimate
 
 __all__ = ["ParameterProbes", "Products"]
@@ -36,7 +36,7 @@ class ParameterProbes(Regularizer):
     def __repr__(self) -> str:
         return f"ParameterProbes(n_probes={self.n_probes}, seed={self.seed})"
 
-    def pose(self, objective: Objective, x: PyTree = None) -> Posed:  # noqa: ARG002
+    def build_problem(self, objective: Objective, x: PyTree = None) -> RegularizedProblem:  # noqa: ARG002
         theta, network = objective.theta, objective.network
         generator = probe_generator(objective, self.seed)
         u = torch.randn(self.n_probes, theta.numel(), generator=generator, dtype=theta.dtype, device=theta.device)

@@ -15,7 +15,7 @@ from estimators.objective.objective import Objective
 from estimators.option_checks import shown
 from estimators.persistence.state import Learned
 from estimators.regvar.perturbation import Perturbation
-from estimators.regvar.regularizers.base import Posed, Regularizer
+from estimators.regvar.regularizers.base import RegularizedProblem, Regularizer
 from estimators.regvar.variance_estimate import VarianceEstimate
 from estimators.runtime.memory import rows_per_chunk
 
@@ -44,7 +44,7 @@ class Pointwise(Regularizer):
     def __repr__(self) -> str:
         return "Pointwise()" if self.of is None else f"Pointwise(of={getattr(self.of, '__name__', self.of)!r})"
 
-    def pose(self, objective: Objective, x: PyTree = None) -> Posed:
+    def build_problem(self, objective: Objective, x: PyTree = None) -> RegularizedProblem:
         network = objective.network if self.of is None else ComposedNetwork(objective.network, self.of)
         slopes = network.jacobian(x)  # ∂g/∂θ (M, D, P)
         m, d, p = slopes.shape
@@ -54,14 +54,14 @@ class Pointwise(Regularizer):
         perturbation = _OutputValue(slopes.reshape(m * d, p), items, network=network)
         return perturbation, lambda solution: _Columns(slopes, solution.displacement.reshape(m, d, p))
 
-    def reading(self, of: Functional) -> Pointwise:
+    def for_functional(self, of: Functional) -> Pointwise:
         if self.of is None:
             return Pointwise(of)
         raise OptionError(
             "one functional", received=f"variance(of=...) and {self!r}", remedy="RegVar with Pointwise(), or no of=."
         )
 
-    def rows_at_once(self, objective: Objective, n_outputs: int) -> int | None:
+    def rows_per_solve(self, objective: Objective, n_outputs: int) -> int | None:
         size = objective.theta.numel() * objective.theta.element_size()
         return rows_per_chunk(_COPIES * n_outputs * size, budget=2**31)
 

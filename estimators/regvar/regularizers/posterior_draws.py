@@ -23,7 +23,7 @@ from estimators.regvar.monte_carlo import (
 )
 from estimators.regvar.perturbation import LinearPerturbation
 from estimators.regvar.rao_blackwell import RaoBlackwellBlock, find_rao_blackwell_block
-from estimators.regvar.regularizers.base import Posed, Read, Regularizer, checked_count, probe_generator
+from estimators.regvar.regularizers.base import RegularizedProblem, MakeEstimate, Regularizer, checked_count, probe_generator
 from estimators.regvar.solvers.base import Solution
 from estimators.regvar.variance_estimate import VarianceEstimate
 
@@ -55,18 +55,18 @@ class PosteriorDraws(Regularizer):
     needs_ggn = True
 
     def __init__(
-        self, n_draws: int = 16, seed: int = 0, rao_blackwell: str | None = "auto", readout: str = "auto"
+        self, n_draws: int = 16, seed: int = 0, rao_blackwell: str | None = "auto", variance_estimate: str = "auto"
     ) -> None:
         self.n_draws, self.seed = checked_count("n_draws", n_draws), checked_seed(seed)
         self.rao_blackwell = checked_choice("rao_blackwell", rao_blackwell, ("auto", "last_layer", None))
-        readout = checked_choice("readout", readout, ("auto", "draws", "bounds"))
-        self.readout = readout
+        variance_estimate = checked_choice("variance_estimate", variance_estimate, ("auto", "draws", "bounds"))
+        self.variance_estimate = variance_estimate
 
     def __repr__(self) -> str:
         block = f"exact_block={self.rao_blackwell!r}"
-        return f"PosteriorDraws(n_draws={self.n_draws}, seed={self.seed}, {block}, readout={self.readout!r})"
+        return f"PosteriorDraws(n_draws={self.n_draws}, seed={self.seed}, {block}, readout={self.variance_estimate!r})"
 
-    def pose(self, objective: Objective, x: PyTree = None) -> Posed:  # noqa: ARG002
+    def build_problem(self, objective: Objective, x: PyTree = None) -> RegularizedProblem:  # noqa: ARG002
         block, reason = find_rao_blackwell_block(objective, self.rao_blackwell)
         xi, z = precision_noise(objective, self.n_draws, probe_generator(objective, self.seed))
         start = _prior_draw(z, objective.prior.precision)
@@ -82,24 +82,24 @@ class PosteriorDraws(Regularizer):
         return restored_draws(network, tensors, learned)
 
     def _wants_bounds(self, objective: Objective) -> bool:
-        if self.readout != "auto":
-            return self.readout == "bounds"
+        if self.variance_estimate != "auto":
+            return self.variance_estimate == "bounds"
         large = objective.theta.numel() >= _LARGE
         return large and self.rao_blackwell is not None and bool((objective.prior.precision > 0).all())
 
-    def _read(self, objective: Objective, block: RaoBlackwellBlock | None, reason: str, *, bounded: bool) -> Read:
+    def _read(self, objective: Objective, block: RaoBlackwellBlock | None, reason: str, *, bounded: bool) -> MakeEstimate:
         def read(solution: Solution) -> MonteCarloVariance:
             draws = MonteCarloVariance(objective.network, solution.displacement, block, reason)
             if bounded and solution.space is not None:
                 bounds = VarianceBounds.of(objective.network, solution.space, block)
-                level = BoundInterpolation.of(draws, bounds, objective)
-                kind = ClippedMonteCarlo if level.wide and self.readout == "auto" else InterpolatedBounds
-                return kind(draws, bounds, level)
-            if self.readout == "bounds":
+                interpolation = BoundInterpolation.of(draws, bounds, objective)
+                kind = ClippedMonteCarlo if interpolation.bounds_are_loose and self.variance_estimate == "auto" else InterpolatedBounds
+                return kind(draws, bounds, interpolation)
+            if self.variance_estimate == "bounds":
                 raise OptionError(
                     'a solver with a Krylov space and a prior on every parameter for readout="bounds"',
                     received=solution.report.solver,
-                    remedy='solver=LinearResponse(), or readout="draws".',
+                    remedy='solver=LinearResponse(), or readout="monte_carlo".',
                 )
             return draws
 

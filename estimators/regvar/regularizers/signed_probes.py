@@ -13,7 +13,7 @@ from estimators.objective.objective import Objective
 from estimators.option_checks import checked_seed
 from estimators.persistence.state import Learned
 from estimators.regvar.perturbation import Perturbation
-from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
+from estimators.regvar.regularizers.base import RegularizedProblem, Regularizer, checked_count, probe_generator
 from estimators.regvar.regularizers.parameter_probes import Products
 
 __all__ = ["SignedProbes"]
@@ -37,7 +37,7 @@ class SignedProbes(Regularizer):
     def __repr__(self) -> str:
         return f"SignedProbes(n_probes={self.n_probes}, seed={self.seed})"
 
-    def pose(self, objective: Objective, x: PyTree = None) -> Posed:
+    def build_problem(self, objective: Objective, x: PyTree = None) -> RegularizedProblem:
         network = objective.network
         signs = self.signs(objective, network.outputs(x))
         direction = network.vjp(x, signs)  # Jᵀ s, summed over the query set

@@ -34,7 +34,7 @@ class SolverReport:
     """
 
     solver: str
-    replicas: int
+    n_perturbations: int
     passes: float = 0.0
     lam: float | None = None
     lr: float | None = None
@@ -49,7 +49,7 @@ class Solution:
 
     displacement: Tensor
     report: SolverReport
-    energies: SampleANormErrors | None = None
+    a_norm_errors: SampleANormErrors | None = None
     space: KrylovSpace | None = None
 
 
@@ -68,7 +68,7 @@ class Solver(ABC):
         checkpoint: Checkpoint | None = None,
     ) -> Solution:
         """Displacements (K, P)."""
-        kept = (checkpoint or Checkpoint()).belonging_to(perturbation.direction.norm(dim=1))
+        kept = (checkpoint or Checkpoint()).belonging_to(perturbation.gradient.norm(dim=1))
         pass_counter = objective.network.pass_counter
         before = pass_counter.cost_without(SELF_CHECK)
         if self.refits:
@@ -86,7 +86,7 @@ class Solver(ABC):
             except RuntimeError as error:
                 raise _not_transformable(self, error) from error
         passes = (
-            (pass_counter.cost_without(SELF_CHECK) - before) / objective.batches.n_data / len(perturbation.direction)
+            (pass_counter.cost_without(SELF_CHECK) - before) / objective.batches.n_data / len(perturbation.gradient)
         )
         return replace(solution, report=replace(solution.report, passes=passes))
 

@@ -13,7 +13,7 @@ from estimators.errors import OptionError
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_integer, checked_number, shown
 from estimators.persistence.checkpoint import Checkpoint
-from estimators.regvar.a_norm_error import FAIR, SampleANormErrors
+from estimators.regvar.a_norm_error import CONVERGED, SampleANormErrors
 from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport
 
@@ -75,29 +75,29 @@ class LinearResponse(Solver):
         solved = self._solved(objective, perturbation, coordinates, checkpoint)
         report = SolverReport(
             repr(self),
-            replicas=len(perturbation.direction),
+            n_perturbations=len(perturbation.gradient),
             iterations=solved.iterations,
             residual=float(solved.residuals.max()),
         )
-        energies = (
-            None if perturbation.start is None else SampleANormErrors.solved(perturbation, delta, coordinates, solved)
+        a_norm_errors = (
+            None if perturbation.initial_guess is None else SampleANormErrors.solved(perturbation, delta, coordinates, solved)
         )
         displacement, space = coordinates.back_(solved.solution), None
         if coordinates.unit > 0 and solved.iterations:
             space = KrylovSpace.of(solved, coordinates, delta, self.basis_dtype)
-        return Solution(displacement, report, energies, space)
+        return Solution(displacement, report, a_norm_errors, space)
 
     def _solved(
         self, objective: Objective, perturbation: Perturbation, coordinates: PriorWhitening, checkpoint: Checkpoint
     ) -> BlockSolution:
         """ũ with (s A s) ũ = s ∇r, u = s ũ."""
-        budget = perturbation.budget if self.tol is None else None
+        budget = perturbation.max_products if self.tol is None else None
         most = self.max_iter if budget is None else min(self.max_iter, max(1, budget - 1))  # one for the start
         bounded = self.tol is None and self._bounded(objective, perturbation, coordinates)
         return block_cg(
             coordinates.product(objective.product),
-            coordinates.right(perturbation.direction),
-            start=coordinates.into(perturbation.start),
+            coordinates.right(perturbation.gradient),
+            start=coordinates.into(perturbation.initial_guess),
             tol=default_tolerance(objective.theta.dtype) if self.tol is None else self.tol,
             energy_tol=_ENERGY * coordinates.unit if bounded else 0.0,
             max_iter=most,
@@ -111,22 +111,22 @@ class LinearResponse(Solver):
     def _bounded(self, objective: Objective, perturbation: Perturbation, coordinates: PriorWhitening) -> bool:
         """Whether a residual bounds the error of ∇rᵀu: A ⪰ unit, ∇rᵀ(A⁻¹∇r − u) = rᵀA⁻¹r ≤ ‖r‖²/unit, u from zero."""
         curved = objective.data_term.semidefinite and coordinates.unit > 0
-        return curved and perturbation.start is None and objective.theta.dtype != torch.float64
+        return curved and perturbation.initial_guess is None and objective.theta.dtype != torch.float64
 
     def _until_good(
         self, objective: Objective, perturbation: Perturbation, coordinates: PriorWhitening, usual: int
     ) -> GoOn | None:
         """Beyond the usual iterations: on where the draws, (K, P), are not fair by then, until they are good."""
-        if perturbation.start is None:
+        if perturbation.initial_guess is None:
             return None
-        bearable = _MOST_BYTES // (perturbation.start.numel() * perturbation.start.element_size())
+        bearable = _MOST_BYTES // (perturbation.initial_guess.numel() * perturbation.initial_guess.element_size())
         longest = min(self.max_iter, _LONGEST * usual, bearable)
 
         def go_on(solved: BlockSolution) -> bool:
             if solved.iterations >= longest:
                 return False
             error = SampleANormErrors.solved(perturbation, objective.prior.precision, coordinates, solved).error
-            wanted = FAIR if solved.iterations == usual else _GOOD
+            wanted = CONVERGED if solved.iterations == usual else _GOOD
             return min(error.per_dimension, error.bound) > wanted
 
         return go_on

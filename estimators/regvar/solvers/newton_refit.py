@@ -72,17 +72,17 @@ class NewtonRefit(Solver):
         progress_bar: bool,
         checkpoint: Checkpoint,  # noqa: ARG002
     ) -> Solution:
-        replicas = PerturbedCopies.of(
-            objective, perturbation, self.lam, difference=self.difference, at_once=objective.network.vectors_at_once
+        copies = PerturbedCopies.of(
+            objective, perturbation, self.lam, difference=self.difference, chunk_size=objective.network.vectors_at_once
         )
-        search = _Search(replicas, self._preconditioner(objective))
+        search = _Search(copies, self._preconditioner(objective))
         centred = _is_centred(objective, perturbation, self.lam)
         for _ in track(range(self.max_iter), "Newton steps", shown=progress_bar):
             if search.finished(self.tol) or (centred and float(search.departure().max()) > _LOST):
                 break
             search.step()
         self._judge(search, centred=centred)
-        return Solution(replicas.displacement(search.arms), self._report(search))
+        return Solution(copies.displacement(search.displacements), self._report(search))
 
     def _preconditioner(self, objective: Objective) -> Apply | None:
         theta = objective.theta
@@ -115,7 +115,7 @@ class NewtonRefit(Solver):
     def _report(self, search: _Search) -> SolverReport:
         return SolverReport(
             repr(self),
-            replicas=len(search.replicas.perturbation.direction),
+            n_perturbations=len(search.copies.perturbation.gradient),
             lam=self.lam,
             iterations=search.iterations,
             residual=float(search.relative().max()),
@@ -125,13 +125,13 @@ class NewtonRefit(Solver):
 class _Search:
     """Levenberg–Marquardt-damped Newton steps, each arm with its own damping μ; merit: the norm of the gradient."""
 
-    def __init__(self, replicas: PerturbedCopies, precondition: Apply | None) -> None:
-        self.replicas, self.precondition = replicas, precondition
-        self.arms = replicas.start
-        self.gradient = replicas.gradient(self.arms)
-        norms = replicas.perturbation.direction.norm(dim=1)
+    def __init__(self, copies: PerturbedCopies, precondition: Apply | None) -> None:
+        self.copies, self.precondition = copies, precondition
+        self.displacements = copies.initial_guess
+        self.gradient = copies.gradient(self.displacements)
+        norms = copies.perturbation.gradient.norm(dim=1)
         norms = torch.where(norms > 0, norms, torch.inf)  # without a slope there is nowhere to go
-        self.scale = norms[torch.arange(len(self.arms), device=norms.device) % len(norms)]
+        self.scale = norms[torch.arange(len(self.displacements), device=norms.device) % len(norms)]
         self.damping, self.idle = torch.zeros_like(self.scale), torch.zeros_like(self.scale)
         self.first: Tensor | None = None
         self.iterations = 0
@@ -153,20 +153,20 @@ class _Search:
         """‖D − D₁‖ / ‖D₁‖, D₁ the end of the first step; 0 before one was made."""
         if self.first is None:
             return torch.zeros_like(self.scale)
-        length = self.first.norm(dim=1).clamp_min(torch.finfo(self.arms.dtype).tiny)
-        departure: Tensor = (self.arms - self.first).norm(dim=1) / length
+        length = self.first.norm(dim=1).clamp_min(torch.finfo(self.displacements.dtype).tiny)
+        departure: Tensor = (self.displacements - self.first).norm(dim=1) / length
         return torch.where(self.scale.isinf(), 0.0, departure)
 
     def step(self) -> None:
         inner = conjugate_gradients(
-            lambda v: self.replicas.product(self.arms, v) + self.damping[:, None] * v,
+            lambda v: self.copies.product(self.displacements, v) + self.damping[:, None] * v,
             -self.gradient,
             precondition=self.precondition,
             tol=_FORCING,
-            max_iter=min(500, 2 * self.arms.shape[1]),
+            max_iter=min(500, 2 * self.displacements.shape[1]),
         )
-        proposal = self.arms + inner.solution
-        gradient = self.replicas.gradient(proposal)
+        proposal = self.displacements + inner.solution
+        gradient = self.copies.gradient(proposal)
         self.iterations += 1
         ratio = gradient.norm(dim=1) / self.gradient.norm(dim=1)
         self.idle = torch.where(ratio < 0.5, 0.0, self.idle + 1)  # NaN counts as idle
@@ -175,7 +175,7 @@ class _Search:
     def _move(self, accepted: Tensor, proposal: Tensor, gradient: Tensor, curvature: Tensor) -> None:
         if self.first is None:
             self.first = proposal
-        self.arms = torch.where(accepted[:, None], proposal, self.arms)
+        self.displacements = torch.where(accepted[:, None], proposal, self.displacements)
         self.gradient = torch.where(accepted[:, None], gradient, self.gradient)
         floor = 1e-3 * curvature  # the first damping: a thousandth of the curvature along the gradient
         relaxed = torch.where(self.damping > floor, self.damping / 10, 0.0)
@@ -184,7 +184,7 @@ class _Search:
 
 def _is_centred(objective: Objective, perturbation: Perturbation, lam: float) -> bool:
     """Whether ∇L(θ̂) is small beside λ∇r: a refit of the trained loss itself drifts, and may go far."""
-    slope, norms = objective.gradient(objective.theta).norm(), perturbation.direction.norm(dim=1)
+    slope, norms = objective.gradient(objective.theta).norm(), perturbation.gradient.norm(dim=1)
     return not bool((slope > 1e-3 * lam * norms[norms > 0]).any())
 
 

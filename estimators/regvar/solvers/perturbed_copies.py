@@ -46,7 +46,7 @@ class PerturbedCopies:
     difference: str
     signs: Tensor
     items: PyTree
-    at_once: int | None = None
+    chunk_size: int | None = None
 
     @classmethod
     def of(
@@ -56,46 +56,46 @@ class PerturbedCopies:
         lam: float,
         *,
         difference: str,
-        at_once: int | None = None,
+        chunk_size: int | None = None,
     ) -> Self:
-        """The arms that `difference` needs; `at_once` of them go through one vectorised call (None: all)."""
-        k = len(perturbation.direction)
-        ones = perturbation.direction.new_ones(k)
+        """The arms that `difference` needs; `chunk_size` of them go through one vectorised call (None: all)."""
+        k = len(perturbation.gradient)
+        ones = perturbation.gradient.new_ones(k)
         signs = {"forward": ones, "central": torch.cat([ones, -ones]), "control": torch.cat([ones, ones[:1] * 0])}
         index = torch.arange(len(signs[difference]), device=ones.device) % k
         items = perturbation.items if len(index) == k else select_rows(perturbation.items, index)
-        return cls(objective, perturbation, lam, difference, signs[difference], items, at_once)
+        return cls(objective, perturbation, lam, difference, signs[difference], items, chunk_size)
 
     @property
     def start(self) -> Tensor:
         """First guesses (A, P): those of the penalties times the arms' signs, or zero."""
-        guess, k = self.perturbation.start, len(self.perturbation.direction)
+        guess, k = self.perturbation.initial_guess, len(self.perturbation.gradient)
         if guess is None:
             return torch.zeros(len(self.signs), self.objective.theta.numel()).to(self.objective.theta)
         return self.signs[:, None] * guess[torch.arange(len(self.signs), device=guess.device) % k]
 
-    def displacement(self, arms: Tensor) -> Tensor:
+    def displacement(self, displacements: Tensor) -> Tensor:
         """(A, P) -> (K, P): the difference over λ."""
-        k = len(self.perturbation.direction)
+        k = len(self.perturbation.gradient)
         if self.difference == "forward":
-            return arms
-        return 0.5 * (arms[:k] - arms[k:]) if self.difference == "central" else arms[:k] - arms[k:]
+            return displacements
+        return 0.5 * (displacements[:k] - displacements[k:]) if self.difference == "central" else displacements[:k] - displacements[k:]
 
-    def batch_gradient(self, arms: Tensor, batch: Batch, targets: PyTree) -> Tensor:
+    def batch_gradient(self, displacements: Tensor, batch: Batch, targets: PyTree) -> Tensor:
         """The batch's part of ∇F, (A, P).
 
         Only what bends is differentiated: the slopes of the prior and of a linear r are added in place, since with
         millions of parameters every tensor of θ's size counts.
         """
-        objective, a = self.objective, len(arms)
+        objective, a = self.objective, len(displacements)
         slope, share = grad(self._bent(batch, targets)), objective.share(batch)
 
         def at(d: Tensor, item: PyTree, sign: Tensor) -> Tensor:
             found: Tensor = slope(torch.add(objective.theta, d, alpha=self.lam), item, sign)
             return found
 
-        slopes = self._over_arms(at, batch, arms, self.items, self.signs, forward=a, backward=a)
-        return self._with_quadratic(slopes.detach(), arms, share)
+        slopes = self._over_arms(at, batch, displacements, self.items, self.signs, forward=a, backward=a)
+        return self._with_quadratic(slopes.detach(), displacements, share)
 
     def _bent(self, batch: Batch, targets: PyTree) -> Value:
         """The data's loss, and −λ s r where r is not linear, as a function of θ."""
@@ -110,48 +110,48 @@ class PerturbedCopies:
 
         return value
 
-    def _with_quadratic(self, slopes: Tensor, arms: Tensor, share: float) -> Tensor:
+    def _with_quadratic(self, slopes: Tensor, displacements: Tensor, share: float) -> Tensor:
         """slopes/λ + B/N·δ(D + (θ̂ − θ₀)/λ), and −B/N·s u of a linear r; slopes (A, P) are overwritten."""
-        prior, theta, k = self.objective.prior, self.objective.theta, len(self.perturbation.direction)
+        prior, theta, k = self.objective.prior, self.objective.theta, len(self.perturbation.gradient)
         centred = prior.mean is theta  # by `Objective.centred`
         pull = None if centred else share / self.lam * prior.precision * (theta - prior.mean)
         for a, slope in enumerate(slopes):
-            slope.div_(self.lam).addcmul_(prior.precision, arms[a], value=share)
+            slope.div_(self.lam).addcmul_(prior.precision, displacements[a], value=share)
             if pull is not None:
                 slope.add_(pull)
             if self.perturbation.linear and float(self.signs[a]) != 0:
-                slope.sub_(self.perturbation.direction[a % k], alpha=share * float(self.signs[a]))
+                slope.sub_(self.perturbation.gradient[a % k], alpha=share * float(self.signs[a]))
         return slopes
 
-    def gradient(self, arms: Tensor) -> Tensor:
+    def gradient(self, displacements: Tensor) -> Tensor:
         """∇F at arms (A, P): (A, P)."""
-        total = torch.zeros_like(arms)
+        total = torch.zeros_like(displacements)
         for batch, targets in self.objective.with_targets():
-            total += self.batch_gradient(arms, batch, targets)
+            total += self.batch_gradient(displacements, batch, targets)
         return self.objective.process_group.total(total)
 
-    def product(self, arms: Tensor, vectors: Tensor) -> Tensor:
+    def product(self, displacements: Tensor, vectors: Tensor) -> Tensor:
         """∇²F at arms (A, P) times vectors (A, P), arm by arm."""
         total = torch.zeros_like(vectors)
         for batch, targets in self.objective.with_targets():
-            bend, a = self._batch_product(self._batch_value(batch, targets)), len(arms)
-            rows = (arms, self.items, self.signs, vectors)
+            bend, a = self._batch_product(self._batch_value(batch, targets)), len(displacements)
+            rows = (displacements, self.items, self.signs, vectors)
             total += self._over_arms(bend, batch, *rows, forward=a, tangent=a, backward=2 * a).detach()
         return self.objective.process_group.total(total)
 
     def _over_arms(
-        self, function: Callable[..., Tensor], batch: Batch, arms: Tensor, *rows: PyTree, **multiples: float
+        self, function: Callable[..., Tensor], batch: Batch, displacements: Tensor, *rows: PyTree, **multiples: float
     ) -> Tensor:
         """`function` of each arm: vectorised, and compared with a loop at the first batch of its kind."""
-        network, n_arms = self.objective.network, len(arms)
+        network, n_copies = self.objective.network, len(displacements)
         if network.routes.copies_in_a_loop:
-            return self._in_a_loop(function, (arms, *rows), multiples)
+            return self._in_a_loop(function, (displacements, *rows), multiples)
         with differentiable(), self._pass_counter.transformed(**multiples) as counted:
-            found: Tensor = over_rows(counted(function), arms, *rows, chunk_size=self.at_once)
-        if n_arms == 1 or not bool(arms.any()) or not network.check.is_new("copies", batch.x, len(rows), n_arms):
+            found: Tensor = over_rows(counted(function), displacements, *rows, chunk_size=self.chunk_size)
+        if n_copies == 1 or not bool(displacements.any()) or not network.check.is_new("copies", batch.x, len(rows), n_copies):
             return found
         with network.check.counted():
-            looped = self._in_a_loop(function, (arms, *rows), multiples)
+            looped = self._in_a_loop(function, (displacements, *rows), multiples)
         apart, scale = float((looped.double() - found.double()).norm()), float(looped.double().norm())
         round_off = torch.finfo(looped.dtype).eps ** 0.5 * looped.numel() ** 0.5
         if apart <= network.check.tolerance() * max(scale, round_off):

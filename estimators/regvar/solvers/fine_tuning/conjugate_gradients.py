@@ -22,8 +22,8 @@ from torch import Tensor
 from estimators.numerics.reductions import dots, norms
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.persistence.state import Learned
-from estimators.regvar.a_norm_error import SampleANormErrors, prior_energy
-from estimators.regvar.solvers.fine_tuning.nonlinearity import straightest_lam
+from estimators.regvar.a_norm_error import SampleANormErrors, prior_draw_norms
+from estimators.regvar.solvers.fine_tuning.nonlinearity import select_lam
 from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
 from estimators.runtime.progress import track
 
@@ -38,7 +38,7 @@ _LAST = 3  # steps in which the error must not have fallen by more than what is 
 
 
 def conjugate_refits(
-    replicas: PerturbedCopies, most: int, checkpoint: Checkpoint, *, chooses: bool = False, progress_bar: bool = False
+    copies: PerturbedCopies, most: int, checkpoint: Checkpoint, *, chooses: bool = False, progress_bar: bool = False
 ) -> ConjugateRefits:
     """Refits of posterior draws from their start, by at most `most` steps.
 
@@ -47,7 +47,7 @@ def conjugate_refits(
     start much is bent that is straight in the end.
     """
     saved = checkpoint.load()
-    refits = ConjugateRefits.begun(replicas) if saved is None else ConjugateRefits.resumed(replicas, saved)
+    refits = ConjugateRefits.begun(copies) if saved is None else ConjugateRefits.resumed(copies, saved)
     for _ in track(range(refits.steps, most), "steps", shown=progress_bar):
         if chooses and refits.steps == _LOOKED_AGAIN:
             refits.choose_again()
@@ -68,7 +68,7 @@ class ConjugateRefits:
     fell (3, K): ‖D − A⁻¹∇r‖²_A, in the last steps.
     """
 
-    replicas: PerturbedCopies
+    copies: PerturbedCopies
     at: Tensor
     slope: Tensor
     direction: Tensor
@@ -85,7 +85,7 @@ class ConjugateRefits:
     @property
     def lam(self) -> float:
         """λ by now."""
-        return self.replicas.lam
+        return self.copies.lam
 
     def choose_again(self) -> None:
         """λ between the one that the slopes at the start wanted, and what the first replica's next step does.
@@ -93,44 +93,44 @@ class ConjugateRefits:
         The first keeps the end right, the second keeps round-off out of the steps.
         """
         at, step = self.at[:1], float(self.tried[0]) * self.direction[:1]
-        lam = straightest_lam(self.replicas.objective, self.replicas.perturbation, at, step)
+        lam = select_lam(self.copies.objective, self.copies.perturbation, at, step)
         if lam > _ALIKE * self.lam:
-            self.replicas = replace(self.replicas, lam=math.sqrt(lam * self.lam))
+            self.copies = replace(self.copies, lam=math.sqrt(lam * self.lam))
             if self.corrects:
                 self.look_at_limit()
             else:
-                self._turn(self.replicas.gradient(self.at))
+                self._turn(self.copies.gradient(self.at))
 
     @classmethod
-    def begun(cls, replicas: PerturbedCopies) -> ConjugateRefits:
+    def begun(cls, copies: PerturbedCopies) -> ConjugateRefits:
         """At the start, along the steepest descent."""
-        at = replicas.start
-        slope = replicas.gradient(at)
+        at = copies.initial_guess
+        slope = copies.gradient(at)
         length = dots(at, at).sqrt()  # 0 where nothing has a prior
         tried = _FIRST * torch.where(length > 0, length, 1.0) / norms(slope)
-        return cls(replicas, at, slope, -slope, tried, torch.full_like(tried, math.inf).repeat(_LAST, 1))
+        return cls(copies, at, slope, -slope, tried, torch.full_like(tried, math.inf).repeat(_LAST, 1))
 
     @classmethod
-    def resumed(cls, replicas: PerturbedCopies, saved: Learned) -> ConjugateRefits:
+    def resumed(cls, copies: PerturbedCopies, saved: Learned) -> ConjugateRefits:
         """From `state()`."""
-        device = replicas.objective.theta.device
+        device = copies.objective.theta.device
         at, slope, direction, tried, fell = (saved[0][name].to(device) for name in cls._TENSORS)
         bent = saved[0]["bent"].to(device) if "bent" in saved[0] else None
-        return cls(replicas, at, slope, direction, tried, fell, bent, saved[1]["steps"], saved[1]["corrects"])
+        return cls(copies, at, slope, direction, tried, fell, bent, saved[1]["steps"], saved[1]["corrects"])
 
     def state(self) -> Learned:
         tensors = {name: getattr(self, name) for name in self._TENSORS}
         tensors |= {} if self.bent is None else {"bent": self.bent}
-        return tensors, {"steps": self.steps, "corrects": self.corrects, "lam": self.replicas.lam}
+        return tensors, {"steps": self.steps, "corrects": self.corrects, "lam": self.copies.lam}
 
     def step(self) -> None:
         """To the least of F along p, and the next direction."""
         if self.corrects and self.bent is None:
-            self.bent = self.replicas.gradient(self.at).sub_(self.slope)
+            self.bent = self.copies.gradient(self.at).sub_(self.slope)
         along, norm = dots(self.direction, self.slope), dots(self.slope, self.slope)
         length = dots(self.direction, self.direction)
         _add(self.at, self.direction, self.tried)
-        image = self.replicas.gradient(self.at).sub_(self.slope)  # τ A p
+        image = self.copies.gradient(self.at).sub_(self.slope)  # τ A p
         if self.bent is not None:
             image.sub_(self.bent)
         bend = dots(self.direction, image) / self.tried  # pᵀA p
@@ -142,14 +142,14 @@ class ConjugateRefits:
             p.mul_(factor).sub_(g)
         self._known = None
         next_bend = bend / length * dots(self.direction, self.direction)  # as if A were alike along both
-        seen = torch.where(next_bend > 0, (_SEEN * self.energies.dimensions / next_bend).sqrt(), steps)
+        seen = torch.where(next_bend > 0, (_SEEN * self.a_norm_errors.dimensions / next_bend).sqrt(), steps)
         self.tried = torch.where(bend > 0, torch.maximum(steps, seen), 0.5 * self.tried)
         self.fell = torch.cat([self.fell[1:], -(along * steps)[None]])
         self.steps += 1
 
     def look_at_limit(self) -> None:
         """The slopes of the limit at D, instead of those that were followed; steps from here go to its least."""
-        self._turn(self.replicas.objective.product(self.at).sub_(self.replicas.perturbation.direction))
+        self._turn(self.copies.objective.product(self.at).sub_(self.copies.perturbation.gradient))
         self.corrects, self.bent = True, None
 
     def _turn(self, slope: Tensor) -> None:
@@ -160,19 +160,19 @@ class ConjugateRefits:
     @property
     def _least(self) -> float:
         """No curvature is less than this."""
-        return float(self.replicas.objective.prior.precision.min())
+        return float(self.copies.objective.prior.precision.min())
 
     def enough(self, wanted: float) -> bool:
         """Whether the energy error is at most what is wanted by its bound; or by its estimate, and it falls no more."""
-        energies = self.energies
-        error, fell = energies.error, float(self.fell.sum(0).mean() / energies.dimensions.mean())
+        a_norm_errors = self.a_norm_errors
+        error, fell = a_norm_errors.error, float(self.fell.sum(0).mean() / a_norm_errors.dimensions.mean())
         return error.bound <= wanted or max(error.per_dimension, fell) <= wanted
 
     @property
-    def energies(self) -> SampleANormErrors:
+    def a_norm_errors(self) -> SampleANormErrors:
         """At D."""
-        perturbation, delta = self.replicas.perturbation, self.replicas.objective.prior.precision
-        self._prior = prior_energy(perturbation, delta) if self._prior is None else self._prior
+        perturbation, delta = self.copies.perturbation, self.copies.objective.prior.precision
+        self._prior = prior_draw_norms(perturbation, delta) if self._prior is None else self._prior
         if self._known is None:
             self._known = SampleANormErrors.of(perturbation, delta, self.at, self.slope, self._prior)
         return self._known

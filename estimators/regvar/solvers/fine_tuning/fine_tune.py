@@ -17,8 +17,8 @@ from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
 from estimators.regvar.solvers.fine_tuning.conjugate_gradients import conjugate_refits
 from estimators.regvar.solvers.fine_tuning.nonlinearity import auto_lam, nonlinearity
-from estimators.regvar.solvers.fine_tuning.sample_batches import Flights, Landed, most_in_flight, replicas_at_once
-from estimators.regvar.solvers.fine_tuning.sgd import Descent
+from estimators.regvar.solvers.fine_tuning.sample_batches import SampleBatches, SolvedBatch, max_concurrent_samples, default_chunk_size
+from estimators.regvar.solvers.fine_tuning.sgd import SGDRefits
 from estimators.regvar.solvers.fine_tuning.stopping import LONGEST, Stopping
 from estimators.regvar.solvers.perturbed_copies import PerturbedCopies, checked_difference
 from estimators.training.learning_rate import auto_learning_rate
@@ -75,16 +75,16 @@ class FineTune(Solver):
         *,
         seed: int = 0,
         vmap_chunk_size: int | str = "auto",
-        in_flight: int | str = "auto",
-        share: str = "rows",
+        max_concurrent: int | str = "auto",
+        shard_by: str = "rows",
     ) -> None:
         self.lam, self.difference = checked_lam(lam, auto=True), checked_difference(difference)
         self.recipe = checked_instance("recipe", recipe, Recipe, remedy="Recipe(epochs=100).")
-        self.seed, self.share = checked_seed(seed), checked_choice("share", share, ("rows", "draws"))
+        self.seed, self.shard_by = checked_seed(seed), checked_choice("shard_by", shard_by, ("rows", "draws"))
         self.vmap_chunk_size = checked_integer("vmap_chunk_size", vmap_chunk_size, at_least=1, words=("auto",))
-        self.in_flight = checked_integer("in_flight", in_flight, at_least=1, words=("auto",))
-        if in_flight != "auto" and share == "draws":
-            raise OptionError('in_flight="auto" with share="draws"', received=repr(in_flight), remedy='share="rows".')
+        self.max_concurrent = checked_integer("max_concurrent", max_concurrent, at_least=1, words=("auto",))
+        if max_concurrent != "auto" and shard_by == "draws":
+            raise OptionError('max_concurrent="auto" with shard_by="draws"', received=repr(max_concurrent), remedy='shard_by="rows".')
         if recipe.optimizer == "conjugate" and difference != "forward":
             raise OptionError(
                 'difference="forward" with optimizer="conjugate"', received=repr(difference), remedy='"nesterov".'
@@ -100,51 +100,51 @@ class FineTune(Solver):
     def _solve(
         self, objective: Objective, perturbation: Perturbation, *, progress_bar: bool, checkpoint: Checkpoint
     ) -> Solution:
-        objective = replace(objective, process_group=objective.process_group.sharing(self.share))
-        _check_share(objective.process_group, perturbation, checkpoint)
+        objective = replace(objective, process_group=objective.process_group.sharing(self.shard_by))
+        _check_sharding(objective.process_group, perturbation, checkpoint)
         saved = checkpoint.load()
         lam, recipe = self._found(objective, perturbation, {} if saved is None else saved[1])
-        mine, k = perturbation.part(objective.process_group.draws), len(perturbation.direction)
+        mine, k = perturbation.part(objective.process_group.draws), len(perturbation.gradient)
         size, device = self._size(objective, mine), objective.theta.device
-        flights = Flights.resumed(len(mine.direction), size, checkpoint, saved, device)
+        flights = SampleBatches.resumed(len(mine.gradient), size, checkpoint, saved, device)
         for which in flights.left():
-            replicas, kept = self._replicas(objective, mine.part(which), lam), flights.keeping()
+            copies, kept = self._replicas(objective, mine.part(which), lam), flights.keeping()
             if recipe.optimizer == "conjugate":
-                landed = self._conjugate(replicas, recipe, kept, progress_bar=progress_bar)
+                landed = self._conjugate(copies, recipe, kept, progress_bar=progress_bar)
             else:
-                landed = self._stochastic(replicas, recipe, k, kept, progress_bar=progress_bar)
+                landed = self._stochastic(copies, recipe, k, kept, progress_bar=progress_bar)
             flights.land(landed)
             lam = landed.lam
         landed, process_group = flights.together, objective.process_group
         report = SolverReport(
-            repr(self), replicas=k, lam=landed.lam, lr=landed.rate, iterations=landed.steps, nonlinearity=landed.bend
+            repr(self), n_perturbations=k, lam=landed.lam, lr=landed.rate, iterations=landed.steps, nonlinearity=landed.bend
         )
-        energies = None if landed.energies is None else landed.energies.together(process_group, k)
-        return Solution(process_group.together(landed.displacement, k), report, energies)
+        a_norm_errors = None if landed.a_norm_errors is None else landed.a_norm_errors.together(process_group, k)
+        return Solution(process_group.together(landed.displacement, k), report, a_norm_errors)
 
     def _conjugate(
-        self, replicas: PerturbedCopies, recipe: Recipe, checkpoint: Checkpoint, *, progress_bar: bool
-    ) -> Landed:
+        self, copies: PerturbedCopies, recipe: Recipe, checkpoint: Checkpoint, *, progress_bar: bool
+    ) -> SolvedBatch:
         """A flight along conjugate directions."""
         assert isinstance(recipe.epochs, int)
         most = recipe.epochs if self.recipe.epochs != "auto" else LONGEST * recipe.epochs
-        chooses = self._chooses_lam(replicas.objective)
-        refits = conjugate_refits(replicas, most, checkpoint, chooses=chooses, progress_bar=progress_bar)
-        bend = _departure(replicas.objective, refits.at, refits.lam)
-        return Landed(refits.at, refits.energies, refits.lam, bend, steps=refits.steps)
+        chooses = self._chooses_lam(copies.objective)
+        refits = conjugate_refits(copies, most, checkpoint, chooses=chooses, progress_bar=progress_bar)
+        bend = _departure(copies.objective, refits.at, refits.lam)
+        return SolvedBatch(refits.at, refits.a_norm_errors, refits.lam, bend, steps=refits.steps)
 
     def _stochastic(
-        self, replicas: PerturbedCopies, recipe: Recipe, n_draws: int, checkpoint: Checkpoint, *, progress_bar: bool
-    ) -> Landed:
+        self, copies: PerturbedCopies, recipe: Recipe, n_draws: int, checkpoint: Checkpoint, *, progress_bar: bool
+    ) -> SolvedBatch:
         """A flight by stochastic gradients, of some of the replicas of all `n_draws`."""
-        objective = replicas.objective
-        descent = Descent(replicas, recipe, chooses=self._chooses_lam(objective))
+        objective = copies.objective
+        descent = SGDRefits(copies, recipe, chooses=self._chooses_lam(objective))
         guarded = self.recipe.lr == "auto" and objective.data_term.centred
         stopping = None
-        if guarded and self._chooses and descent.replicas.perturbation.start is not None:
+        if guarded and self._chooses and descent.copies.perturbation.initial_guess is not None:
             stopping = Stopping(descent, n_draws)
-        arms = fit_weights(
-            descent.replicas.start,
+        displacements = fit_weights(
+            descent.copies.initial_guess,
             descent.gradient,
             objective.batches,
             recipe=descent.recipe if stopping is None else stopping.longest,
@@ -154,19 +154,19 @@ class FineTune(Solver):
             checkpoint=descent.keeping(checkpoint),
             progress_bar=progress_bar,
         )
-        energies = None if stopping is None else stopping.energies
-        displacement = descent.replicas.displacement(arms)
-        lam = descent.replicas.lam
-        return Landed(displacement, energies, lam, _departure(objective, displacement, lam), rate=descent.rate)
+        a_norm_errors = None if stopping is None else stopping.a_norm_errors
+        displacement = descent.copies.displacement(displacements)
+        lam = descent.copies.lam
+        return SolvedBatch(displacement, a_norm_errors, lam, _departure(objective, displacement, lam), rate=descent.rate)
 
     def _size(self, objective: Objective, perturbation: Perturbation) -> int:
         """Replicas in flight."""
-        k = len(perturbation.direction)
-        if not isinstance(self.in_flight, str):
-            return min(k, self.in_flight)
-        arms = 2 if self.difference == "central" else 1
+        k = len(perturbation.gradient)
+        if not isinstance(self.max_concurrent, str):
+            return min(k, self.max_concurrent)
+        displacements = 2 if self.difference == "central" else 1
         alone = objective.process_group.size == 1
-        return min(k, max(1, most_in_flight(perturbation.direction) // arms)) if alone else k
+        return min(k, max(1, max_concurrent_samples(perturbation.gradient) // displacements)) if alone else k
 
     @property
     def _chooses(self) -> bool:
@@ -192,7 +192,7 @@ class FineTune(Solver):
 
     def _few_rows(self, objective: Objective, perturbation: Perturbation, recipe: Recipe) -> bool:
         """Whether conjugate directions of all rows are asked for, or better. Errors: OptionError where impossible."""
-        draws = objective.data_term.centred and perturbation.start is not None
+        draws = objective.data_term.centred and perturbation.initial_guess is not None
         if recipe.optimizer == "conjugate" and not draws:
             raise OptionError(
                 'posterior draws of a centred objective with optimizer="conjugate"',
@@ -204,14 +204,14 @@ class FineTune(Solver):
         return recipe.optimizer == "conjugate" or (recipe.optimizer == "auto" and draws and few)
 
     def _replicas(self, objective: Objective, perturbation: Perturbation, lam: float) -> PerturbedCopies:
-        at_once = self.vmap_chunk_size
-        at_once = replicas_at_once(objective) if isinstance(at_once, str) else at_once
-        return PerturbedCopies.of(objective, perturbation, lam, difference=self.difference, at_once=at_once)
+        chunk_size = self.vmap_chunk_size
+        chunk_size = default_chunk_size(objective) if isinstance(chunk_size, str) else chunk_size
+        return PerturbedCopies.of(objective, perturbation, lam, difference=self.difference, chunk_size=chunk_size)
 
 
 def _departure(objective: Objective, displacement: Tensor, lam: float) -> float:
     """‖Δf − JΔθ‖/‖JΔθ‖ of a flight's end. Errors: LambdaTooLargeError."""
-    with objective.network.pass_counter.part("linearity"):
+    with objective.network.pass_counter.part("nonlinearity"):
         bend = nonlinearity(objective, displacement, lam)
     if not bend <= _BENT:
         raise LambdaTooLargeError(
@@ -222,19 +222,19 @@ def _departure(objective: Objective, displacement: Tensor, lam: float) -> float:
     return bend
 
 
-def _check_share(process_group: ProcessGroup, perturbation: Perturbation, checkpoint: Checkpoint) -> None:
+def _check_sharding(process_group: ProcessGroup, perturbation: Perturbation, checkpoint: Checkpoint) -> None:
     """Draws can be shared out where there are enough, and nothing is to be resumed. Errors: OptionError."""
     if process_group.size == 1 or process_group.shares == "rows":
         return
-    if len(perturbation.direction) < process_group.size:
+    if len(perturbation.gradient) < process_group.size:
         raise OptionError(
             f"at least {process_group.size} draws for {process_group.size} processes",
-            received=str(len(perturbation.direction)),
-            remedy='more draws, or share="rows".',
+            received=str(len(perturbation.gradient)),
+            remedy='more draws, or shard_by="rows".',
         )
     if checkpoint.keeps:
         raise OptionError(
             "processes that share the rows, for a fit with a checkpoint",
-            received='share="draws"',
-            remedy='share="rows", or leave the checkpoint out and save() in the end.',
+            received='shard_by="draws"',
+            remedy='shard_by="rows", or leave the checkpoint out and save() in the end.',
         )

@@ -18,7 +18,7 @@ from estimators.objective.objective import Objective
 from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
 
-__all__ = ["auto_lam", "nonlinearity", "straightest_lam"]
+__all__ = ["auto_lam", "nonlinearity", "select_lam"]
 
 _SMALLEST = {torch.float64: 1e-8}  # elsewhere 1e-6
 _BEGIN, _LARGEST = -4, 0.1  # the power of ten that is tried first; the largest λ
@@ -44,12 +44,12 @@ def nonlinearity(objective: Objective, displacement: Tensor, lam: float) -> floa
 def auto_lam(objective: Objective, perturbation: Perturbation) -> float:
     """λ for a centred objective by its slopes at the first guess, for another by its outputs there."""
     if objective.data_term.centred:
-        return straightest_lam(objective, perturbation)
+        return select_lam(objective, perturbation)
     with objective.network.pass_counter.part("search for lam"):
         return _lam_of_outputs(objective, perturbation)
 
 
-def straightest_lam(
+def select_lam(
     objective: Objective, perturbation: Perturbation, at: Tensor | None = None, step: Tensor | None = None
 ) -> float:
     """λ at which slopes of the first replica at D (1, P), on some batches, are nearest to their limit A D − ∇r.
@@ -98,9 +98,9 @@ class _Probe:
         share = objective.process_group.total(
             objective.theta.new_tensor(sum(objective.share(part) for part, _ in batches))
         )
-        guess = perturbation.start if perturbation.start is not None and bool(perturbation.start.any()) else None
+        guess = perturbation.initial_guess if perturbation.initial_guess is not None and bool(perturbation.initial_guess.any()) else None
         guessed = at is None and guess is None
-        at = next(found for found in (at, guess, perturbation.direction) if found is not None)
+        at = next(found for found in (at, guess, perturbation.gradient) if found is not None)
         moved = at if step is None else step
         image = torch.zeros_like(at)
         for batch, _ in batches:
@@ -109,8 +109,8 @@ class _Probe:
         if guessed:
             length = (share * dots(at, at) / dots(at, image)).to(at.dtype)
             at, image = at * length, image * length
-        replica = PerturbedCopies.of(objective, perturbation, 1.0, difference="forward", at_once=1)
-        return cls(replica, batches, at, image if step is not None else image - share * perturbation.direction, step)
+        replica = PerturbedCopies.of(objective, perturbation, 1.0, difference="forward", chunk_size=1)
+        return cls(replica, batches, at, image if step is not None else image - share * perturbation.gradient, step)
 
     def apart(self, lam: float) -> float:
         """‖∇F(D) − (A D − ∇r)‖², or ‖∇F(D + step) − ∇F(D) − A · step‖², of the batches at λ."""
@@ -133,9 +133,9 @@ def _lam_of_outputs(objective: Objective, perturbation: Perturbation) -> float:
     probed along ∇r/δ, at least as long as A⁻¹∇r.
     """
     guess = (
-        perturbation.start
-        if perturbation.start is not None
-        else perturbation.direction / _typical(objective.prior.precision)
+        perturbation.initial_guess
+        if perturbation.initial_guess is not None
+        else perturbation.gradient / _typical(objective.prior.precision)
     )
     lam, allowed = _LARGEST, _LINEAR.get(objective.theta.dtype, 0.05)
     for _ in range(8):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from estimators.regvar.a_norm_error import SampleANormErrors
-from estimators.regvar.solvers.fine_tuning.sgd import Descent
+from estimators.regvar.solvers.fine_tuning.sgd import SGDRefits
 from estimators.training.recipe import Recipe
 
 __all__ = ["LONGEST", "Stopping"]
@@ -26,12 +26,12 @@ class Stopping:
 
     The more draws, `n_draws` in all, the less there is to be left undone. The energy of the average costs one product
     with A a replica; before the usual end it is measured only where that of the iterates, which comes without a pass,
-    is small. `energies` are those of the average, of this process's draws, where it was enough.
+    is small. `a_norm_errors` are those of the average, of this process's draws, where it was enough.
     """
 
-    descent: Descent
+    descent: SGDRefits
     n_draws: int
-    energies: SampleANormErrors | None = field(default=None, init=False)
+    a_norm_errors: SampleANormErrors | None = field(default=None, init=False)
 
     @property
     def longest(self) -> Recipe:
@@ -43,30 +43,30 @@ class Stopping:
         assert isinstance(self.descent.recipe.epochs, int)
         return self.descent.recipe.epochs
 
-    def enough(self, arms: Tensor, epochs: int) -> bool:
+    def enough(self, displacements: Tensor, epochs: int) -> bool:
         """Whether the averaged arms (A, P) will do after this many epochs."""
         early = epochs < self._usual
         if epochs not in {round(share * self._usual) for share in _SHARES} or (early and not self._perhaps):
             return False
-        energies = self._measured(arms)
-        error = energies.together(self.descent.replicas.objective.process_group, self.n_draws).error.per_dimension
+        a_norm_errors = self._measured(displacements)
+        error = a_norm_errors.together(self.descent.copies.objective.process_group, self.n_draws).error.per_dimension
         done = error <= (self._over_root(_SMALL) if early else max(self._over_root(_SMALL), _FAIR))
-        self.energies = energies if done else None
+        self.a_norm_errors = a_norm_errors if done else None
         return done
 
     @property
     def _perhaps(self) -> bool:
-        iterates = self.descent.energy
+        iterates = self.descent.a_norm_error
         return iterates is not None and iterates <= self._over_root(_PERHAPS)
 
     def _over_root(self, number: float) -> float:
         """Over √K."""
         return number / math.sqrt(self.n_draws)
 
-    def _measured(self, arms: Tensor) -> SampleANormErrors:
-        replicas = self.descent.replicas
-        objective, perturbation = replicas.objective, replicas.perturbation
-        with objective.network.pass_counter.part("energy error"):
-            u = replicas.displacement(arms)
-            slope = objective.product(u).sub_(perturbation.direction)  # of the limit: what λ bends counts as an error
+    def _measured(self, displacements: Tensor) -> SampleANormErrors:
+        copies = self.descent.copies
+        objective, perturbation = copies.objective, copies.perturbation
+        with objective.network.pass_counter.part("A-norm error"):
+            u = copies.displacement(displacements)
+            slope = objective.product(u).sub_(perturbation.gradient)  # of the limit: what λ bends counts as an error
         return SampleANormErrors.of(perturbation, objective.prior.precision, u, slope)
