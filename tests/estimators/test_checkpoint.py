@@ -27,7 +27,10 @@ STOCHASTIC = replace(DEFAULT_RECIPE, optimizer="nesterov")
 CONJUGATE = Recipe(epochs=12, batch_size=7, optimizer="conjugate", lr="auto")
 FITS = {
     "sgd": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=SGD)},
-    "in flights": {"regularizer": PosteriorDraws(5, rao_blackwell=None), "solver": FineTune(recipe=SGD, max_concurrent=2)},
+    "in flights": {
+        "regularizer": PosteriorDraws(5, rao_blackwell=None),
+        "solver": FineTune(recipe=SGD, max_concurrent=2),
+    },
     "until enough": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=STOCHASTIC)},
     "conjugate": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=CONJUGATE)},
     "adam, averaged": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=ADAM)},

@@ -71,7 +71,7 @@ def test_with_all_their_steps_they_are_the_exact_response(block):
     exact = fitted(model, rows, solver=LinearResponse(tol=1e-12), block=block).variance(x)
     solver = FineTune(1e-7, recipe=replace(CONJUGATE, epochs=80))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_ENOUGH", 1e-9)
+        patch.setattr(module, "_TARGET_ERROR", 1e-9)
         found = fitted(model, rows, solver=solver, block=block)
     assert float((found.variance(x) / exact - 1).abs().max()) < 1e-3
     assert found.fit_report_.solver.iterations <= 80
@@ -89,7 +89,7 @@ def test_they_end_where_the_energy_error_is_small_and_report_it_from_slopes_comp
     true = float((((u - exact) @ a) * (u - exact)).sum(1).mean())
     dimension = error.per_parameter * float((perturbation.gradient != 0).any(0).sum()) / error.per_dimension
     assert true / dimension <= error.bound * (1 + 1e-3)
-    assert min(error.per_dimension, error.bound) <= module._TRUSTED * module._ENOUGH
+    assert min(error.per_dimension, error.bound) <= module._RECOMPUTED_FACTOR * module._TARGET_ERROR
     measured = SampleANormErrors.of(
         perturbation, objective.prior.precision, u, objective.product(u) - perturbation.gradient
     ).error
@@ -106,11 +106,11 @@ def test_slopes_that_were_followed_wrongly_are_found_out():
         refits.step()
     right = refits.slope.clone()
     refits.slope, refits._known = torch.zeros_like(right), None  # a bound of 0
-    assert refits.enough(module._ENOUGH)
-    refits.look_at_limit()
+    assert refits.enough(module._TARGET_ERROR)
+    refits.recompute_slope()
     assert torch.allclose(refits.slope, right, rtol=1e-3, atol=1e-3)
     assert torch.equal(refits.direction, -refits.slope)
-    assert not refits.enough(module._TRUSTED * module._ENOUGH)
+    assert not refits.enough(module._RECOMPUTED_FACTOR * module._TARGET_ERROR)
 
 
 def test_a_direction_along_which_it_does_not_rise_is_left_for_the_steepest_descent():
@@ -143,7 +143,10 @@ def test_without_a_prior_on_what_is_drawn_they_start_at_zero_and_end_all_the_sam
         torch.manual_seed(3)
         x = torch.randn(60, 2, dtype=torch.float64)
         model = nn.Linear(2, 1).double().eval()
-    parts = {"prior_precision": {"*": 0.0}, "regularizer": PosteriorDraws(4, rao_blackwell=None, variance_estimate="monte_carlo")}
+    parts = {
+        "prior_precision": {"*": 0.0},
+        "regularizer": PosteriorDraws(4, rao_blackwell=None, variance_estimate="monte_carlo"),
+    }
     rows = [(x[:40], x[:40, :1]), (x[40:], x[40:, :1])]
     found, exact = (RegVar(model, Gaussian(SIGMA), solver=s, **parts).fit(rows) for s in (FineTune(), LinearResponse()))
     assert found.fit_report_.solver.iterations <= 10
@@ -156,7 +159,7 @@ def test_a_new_direction_is_tried_as_far_as_the_one_before():
     for _ in range(4):
         refits.step()
     before = refits.tried * refits.direction.norm(dim=1)
-    refits.look_at_limit()
+    refits.recompute_slope()
     assert torch.allclose(refits.tried * refits.direction.norm(dim=1), before)
 
 
@@ -164,15 +167,15 @@ def test_where_what_is_bent_is_taken_off_another_lam_measures_it_anew(monkeypatc
     copies, _, _ = posed(lam=1e-3)
     refits = ConjugateRefits.begun(copies)
     refits.step()
-    refits.look_at_limit()
+    refits.recompute_slope()
     refits.step()
-    assert refits.bent is not None
+    assert refits.nonlinear_part is not None
     monkeypatch.setattr(module, "select_lam", lambda *args: 1e-1)  # noqa: ARG005
-    refits.choose_again()
+    refits.select_lam_again()
     assert refits.lam == pytest.approx(1e-2)
-    assert refits.bent is None
+    assert refits.nonlinear_part is None
     refits.step()
-    assert refits.bent is not None
+    assert refits.nonlinear_part is not None
 
 
 class _Falling:

@@ -11,7 +11,6 @@ from estimators import FineTune, Gaussian, LinearResponse, PosteriorDraws, RegVa
 from estimators.data.distributed import ProcessGroup
 from estimators.errors import NotConvergedWarning
 from estimators.persistence import checkpoint
-from estimators.regvar.estimator import refit_objective
 from estimators.regvar.perturbation import LinearPerturbation
 from estimators.regvar.solvers.fine_tuning import conjugate_gradients as conjugate_refits
 from estimators.regvar.solvers.fine_tuning import nonlinearity as linearity
@@ -72,11 +71,11 @@ def test_the_departure_of_slopes_of_a_square_by_hand(objective):
     probe = linearity._Probe.of(objective, perturbation, d)
     slope, step = 1 + 2 * 0.25, lam * 2.0
     squares = sum(float(batch.x.square().sum()) for batch in objective.batches) / 0.5**2
-    bent = squares * (slope * step + step**2) * (slope + 2 * step) / lam
-    assert probe.apart(lam) == pytest.approx((bent - squares * slope**2 * 2.0) ** 2)
+    nonlinear_part = squares * (slope * step + step**2) * (slope + 2 * step) / lam
+    assert probe.distance(lam) == pytest.approx((nonlinear_part - squares * slope**2 * 2.0) ** 2)
 
 
-def apart(objective, at):
+def distance(objective, at):
     """‖∇F(D) − (A D − ∇r)‖ by λ, written a second time, for all rows and no penalty."""
     limit = objective.product(at)
 
@@ -97,10 +96,10 @@ def test_lam_is_where_slopes_are_nearest_to_linear_between_bending_and_round_off
         solver=LinearResponse(),
     ).fit(rows)
     # The fit goes on in float64 where float32 has too much round-off; λ is chosen here in the dtype of the network.
-    objective = refit_objective(fitted.objective_, curvature="ggn", centred=True)
+    objective = fitted.objective_.centred(curvature="ggn")
     assert objective.theta.dtype == dtype
     perturbation, _ = fitted.regularizer.build_problem(objective)
-    measured = apart(objective, perturbation.initial_guess[:1])
+    measured = distance(objective, perturbation.initial_guess[:1])
     lam = auto_lam(objective, perturbation)
     assert lam == select_lam(objective, perturbation, perturbation.initial_guess[:1])
     lower = lam / 10 if dtype == torch.float32 else lam / 2  # the smallest is tried first there
@@ -176,7 +175,7 @@ def test_refits_look_for_lam_again_from_where_they_have_come_to(monkeypatch):
 
 
 def first_of(fitted):
-    return fitted.regularizer.build_problem(fitted.refit_objective_)[0].part(slice(0, 1))
+    return fitted.regularizer.build_problem(fitted.refit_objective_)[0].select(slice(0, 1))
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")

@@ -13,8 +13,7 @@ from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.curvature.krylov.stored_rows import StoredRows
 from estimators.curvature.krylov.whitening import PriorWhitening
 from estimators.errors import NotConvergedWarning, OptionError, UnsupportedError
-from estimators.regvar import a_norm_error
-from estimators.regvar import monte_carlo as draw_readout
+from estimators.regvar import a_norm_error, monte_carlo
 from estimators.regvar.a_norm_error import SampleANormErrors
 from estimators.regvar.monte_carlo import ClippedMonteCarlo, InterpolatedBounds, MonteCarloVariance
 from estimators.regvar.regularizers import posterior_draws
@@ -39,7 +38,9 @@ def problem(kind="classification", width=12):
     return model, Gaussian(0.6) if kind == "regression" else kind, loader, 1.5 * randn(7, 6)
 
 
-def fitted(delta, *, n_draws=2, solver=None, dtype=torch.float64, kind="classification", variance_estimate="bounds", **options):
+def fitted(
+    delta, *, n_draws=2, solver=None, dtype=torch.float64, kind="classification", variance_estimate="bounds", **options
+):
     model, likelihood, loader, x = problem(kind)
     model, loader = model.to(dtype), [(a.to(dtype), b.to(dtype) if b.is_floating_point() else b) for a, b in loader]
     regvar = RegVar(
@@ -230,7 +231,7 @@ def test_the_level_of_many_outputs_comes_from_combinations_of_them_and_costs_no_
     solver = LinearResponse(max_iter=1)
     options = {"n_draws": 16, "solver": solver, "rao_blackwell": block}
     every, _ = fitted(1.7, **options)
-    monkeypatch.setattr(draw_readout, "_OUTPUTS", 2)  # of three
+    monkeypatch.setattr(monte_carlo, "_MAX_OUTPUTS", 2)  # of three
     some, _ = fitted(1.7, **options)
     interpolation, expected = some.variance_estimate_.interpolation, every.variance_estimate_.interpolation
     assert interpolation.weight != expected.weight
@@ -289,8 +290,8 @@ def test_energies_of_parts_are_those_of_the_whole():
     objective, u = estimator.refit_objective_, estimator.variance_estimate_.displacement
     perturbation, _ = estimator.regularizer.build_problem(objective)
     slope, delta = objective.product(u) - perturbation.gradient, objective.prior.precision
-    parts = [SampleANormErrors.of(perturbation.part(p), delta, u[p], slope[p]) for p in (slice(0, 2), slice(2, 5))]
-    assert SampleANormErrors.joined(parts).error.per_dimension == pytest.approx(estimator.a_norm_error_, rel=1e-9)
+    parts = [SampleANormErrors.of(perturbation.select(p), delta, u[p], slope[p]) for p in (slice(0, 2), slice(2, 5))]
+    assert SampleANormErrors.concatenate(parts).error.per_dimension == pytest.approx(estimator.a_norm_error_, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -323,20 +324,22 @@ def steep(n_draws=4, **options):
 
 
 def test_draws_that_are_not_fair_at_their_budget_go_on_until_they_are_good_or_four_times_as_long(monkeypatch):
-    monkeypatch.setattr(linear_response, "_LONGEST", 1)
+    monkeypatch.setattr(linear_response, "_MAX_EXTENSION", 1)
     monkeypatch.setattr(a_norm_error, "CONVERGED", math.inf)  # of the warning
     usual, _ = steep()
     iterations, far = usual.fit_report_.solver.iterations, usual.a_norm_error_
     assert far > linear_response.CONVERGED
-    monkeypatch.setattr(linear_response, "_LONGEST", 4)
+    monkeypatch.setattr(linear_response, "_MAX_EXTENSION", 4)
     longer, _ = steep()
     assert longer.fit_report_.solver.iterations <= 4 * iterations
     assert longer.fit_report_.solver.iterations > iterations
-    assert longer.a_norm_error_ < linear_response._GOOD or longer.fit_report_.solver.iterations == 4 * iterations
+    assert (
+        longer.a_norm_error_ < linear_response._TARGET_ERROR or longer.fit_report_.solver.iterations == 4 * iterations
+    )
     assert longer.a_norm_error_ < far / 2
     # as long as its space can be kept
     rows = 4 * longer.network_.n_parameters * 8
-    monkeypatch.setattr(linear_response, "_MOST_BYTES", (iterations + 2) * rows)
+    monkeypatch.setattr(linear_response, "_MAX_SPACE_BYTES", (iterations + 2) * rows)
     assert steep()[0].fit_report_.solver.iterations == iterations + 2
     # and as the user says
     solver = LinearResponse(max_iter=iterations + 1)
@@ -346,12 +349,14 @@ def test_draws_that_are_not_fair_at_their_budget_go_on_until_they_are_good_or_fo
 
 
 def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
-    monkeypatch.setattr(draw_readout, "_LOOSE", 1.5)
-    monkeypatch.setattr(posterior_draws, "_LARGE", 10)
+    monkeypatch.setattr(monte_carlo, "_LOOSE_RATIO", 1.5)
+    monkeypatch.setattr(posterior_draws, "_SMALL_NETWORK", 10)
     with pytest.warns(NotConvergedWarning, match="tol=1e-2 where it is that already"):
         estimator, x = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), variance_estimate="auto")
     between, _ = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), variance_estimate="bounds")
-    parts = (getattr(between.variance_estimate_, name) for name in ("network", "displacement", "block", "rao_blackwell"))
+    parts = (
+        getattr(between.variance_estimate_, name) for name in ("network", "displacement", "block", "rao_blackwell")
+    )
     plain = MonteCarloVariance(*parts)
     assert type(estimator.variance_estimate_) is ClippedMonteCarlo
     assert type(between.variance_estimate_) is InterpolatedBounds
@@ -388,8 +393,8 @@ def test_the_weight_between_the_bounds_is_estimated_at_rows_of_every_class(batch
     x = torch.stack([torch.arange(300.0), y.float()], 1).double()
     loader = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
     objective = LinearizedLaplace(model, "classification").fit(loader).objective_
-    chosen = torch.cat(draw_readout._some_rows(objective))
-    again = torch.cat(draw_readout._some_rows(objective))
+    chosen = torch.cat(monte_carlo._some_rows(objective))
+    again = torch.cat(monte_carlo._some_rows(objective))
     assert torch.equal(chosen, again)
     assert chosen.shape == (30, 2)
     assert len(chosen[:, 0].unique()) == 30

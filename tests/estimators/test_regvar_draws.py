@@ -111,7 +111,10 @@ def test_the_standard_error_is_root_two_over_k_of_the_drawn_part():
 @pytest.mark.parametrize("block", [None, "last_layer"])
 def test_the_energy_error_falls_by_the_squared_distance_to_the_solution(block):
     model, likelihood, loader, _ = problem()
-    parts = {"prior_precision": 1.7, "regularizer": PosteriorDraws(400, rao_blackwell=block, variance_estimate="monte_carlo")}
+    parts = {
+        "prior_precision": 1.7,
+        "regularizer": PosteriorDraws(400, rao_blackwell=block, variance_estimate="monte_carlo"),
+    }
     short = FineTune(recipe=Recipe(epochs=3, optimizer="sgd", lr="auto"))
     with pytest.warns(NotConvergedWarning, match="more epochs"):
         rough = RegVar(model, likelihood, solver=short, **parts).fit(loader)
@@ -213,7 +216,7 @@ def test_the_exact_block_steps_aside_and_says_why(case):
 
 
 def test_a_last_layer_too_large_to_factor_is_left_to_the_draws(monkeypatch):
-    monkeypatch.setattr("estimators.regvar.rao_blackwell._LARGEST", 20)
+    monkeypatch.setattr("estimators.regvar.rao_blackwell._MAX_PARAMETERS", 20)
     model, likelihood, loader, _ = problem()
     assert "at most 20 parameters" in draws(model, likelihood, loader, 4, 0, "auto").rao_blackwell_
 

@@ -1,6 +1,6 @@
 """The λ ladder: refits at falling λ tend to the dense reference of their curvature, at the order of their difference.
 
-A pairwise_cover of every pair of choices by default; the full product with `-m verification`, which writes its table to the
+A pairwise cover of the choices by default; the full product with `-m verification`, which writes its table to the
 file named by BDL_VERIFICATION_TABLE where there is one.
 """
 
