@@ -61,9 +61,9 @@ class ANormError:
         """Emit NotConvergedWarning if the error exceeds 0.5 per dimension by more than two standard errors."""
         if min(self.per_dimension - 2 * self.standard_error, self.bound) > CONVERGED:
             warnings.warn(
-                f"the draws have not converged: expected an A-norm error of at most {CONVERGED} per effective dimension, "
-                f"received {self.per_dimension:.2g}. Try more epochs in FineTune's recipe, a smaller lr if it diverged, or "
-                "solver=LinearResponse(), with tol=1e-2 if that is the solver already.",
+                f"the draws have not converged: expected an A-norm error of at most {CONVERGED} per effective "
+                f"dimension, received {self.per_dimension:.2g}. Try more epochs in FineTune's recipe, a smaller lr if it "
+                "diverged, or solver=LinearResponse(), with tol=1e-2 if that is the solver already.",
                 NotConvergedWarning,
                 stacklevel=5,
             )

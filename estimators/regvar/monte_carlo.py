@@ -188,8 +188,9 @@ class ClippedMonteCarlo(InterpolatedBounds):
         return MonteCarloVariance.variance(self, x).clamp(lower, upper)
 
     def covariance(self, x: PyTree) -> Tensor:
-        """Return the correlations of the draws with `variance` v on the diagonal, Σ √(v vᵀ / d dᵀ), d the diagonal of Σ."""
+        """Return the correlations of the draws with `variance` on the diagonal."""
         drawn, (lower, upper) = MonteCarloVariance.covariance(self, x), self.bounds.variance(x)
+        # Σ ← Σ √(v vᵀ / d dᵀ), d the diagonal of Σ and v the clipped variance.
         before = drawn.diagonal(dim1=1, dim2=2)
         scale = (before.clamp(lower, upper) / before.clamp_min(torch.finfo(drawn.dtype).tiny)).sqrt()
         return drawn * scale[:, :, None] * scale[:, None, :]

@@ -87,7 +87,7 @@ def test_the_estimator_gives_its_bounds_and_says_when_it_has_none():
     variance = exact(1.7).variance(x)
     assert bool((lower < variance).all())
     assert bool((variance < upper).all())
-    plain, x = fitted(1.7, variance_estimate="draws")
+    plain, x = fitted(1.7, variance_estimate="monte_carlo")
     with pytest.raises(UnsupportedError, match='variance_estimate="bounds"'):
         plain.variance_bounds(x)
 
@@ -198,7 +198,7 @@ def test_the_standard_error_is_that_of_the_level():
 def test_the_order_of_the_variances_is_the_exact_one_long_before_the_draws_have_it():
     truth = exact(1.7)
     estimator, x = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=5))
-    draws, _ = fitted(1.7, n_draws=4, solver=LinearResponse(), variance_estimate="draws")
+    draws, _ = fitted(1.7, n_draws=4, solver=LinearResponse(), variance_estimate="monte_carlo")
     correlation = [
         spearmanr(found.variance(x).flatten(), truth.variance(x).flatten()).statistic for found in (estimator, draws)
     ]
@@ -209,7 +209,7 @@ def test_the_order_of_the_variances_is_the_exact_one_long_before_the_draws_have_
     ("delta", "solver"), [(1.7, FineTune()), ({"*bias": 0.0, "*": 1.7}, LinearResponse())], ids=["solver", "prior"]
 )
 def test_bounds_that_nobody_can_give_are_refused_with_the_remedy(delta, solver):
-    with pytest.raises(OptionError, match=r'LinearResponse\(\), or variance_estimate="draws"'):
+    with pytest.raises(OptionError, match=r'LinearResponse\(\), or variance_estimate="monte_carlo"'):
         fitted(delta, solver=solver, kind="regression")
 
 
