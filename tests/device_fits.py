@@ -32,7 +32,7 @@ def trained_dropout(model, likelihood, **options):
 
 SHORTER = {
     "draws": Row(partial(RegVar, regularizer=PosteriorDraws(4), solver=LinearResponse())),
-    "draws, no exact block": Row(
+    "draws, no Rao-Blackwellisation": Row(
         partial(RegVar, regularizer=PosteriorDraws(4, rao_blackwell=None), solver=LinearResponse())
     ),
     "draws, bounds": Row(

@@ -27,7 +27,7 @@ STOCHASTIC = replace(DEFAULT_RECIPE, optimizer="nesterov")
 CONJUGATE = Recipe(epochs=12, batch_size=7, optimizer="conjugate", lr="auto")
 FITS = {
     "sgd": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=SGD)},
-    "in flights": {
+    "in sample batches": {
         "regularizer": PosteriorDraws(5, rao_blackwell=None),
         "solver": FineTune(recipe=SGD, max_concurrent=2),
     },
@@ -89,9 +89,9 @@ def often(monkeypatch):
 @pytest.mark.parametrize("name", FITS)
 def test_a_fit_killed_on_its_way_goes_on_to_the_same_end(name, tmp_path):
     path = tmp_path / "fit.safetensors"
-    writes = {"in flights": 15, "draws": 2, "bounds": 2, "conjugate": 3}.get(
+    writes = {"in sample batches": 15, "draws": 2, "bounds": 2, "conjugate": 3}.get(
         name, 5
-    )  # 15: within the second of three flights
+    )  # 15: within the second of three sample batches
     died = in_another_process(name, path, writes)
     assert died.returncode == -signal.SIGKILL, died.stderr
     with pytest.raises(StateError, match=r"finished fit.*checkpoint="):

@@ -78,7 +78,7 @@ def test_with_all_their_steps_they_are_the_exact_response(block):
     assert found.fit_report_.solver.lr is None
 
 
-def test_they_end_where_the_energy_error_is_small_and_report_it_from_slopes_computed_anew():
+def test_they_stop_at_a_small_a_norm_error_and_report_it_from_recomputed_gradients():
     model, rows, _ = problem()
     estimator = fitted(model, rows)
     objective, u = estimator.refit_objective_, estimator.variance_estimate_.displacement
@@ -125,12 +125,12 @@ def test_a_direction_along_which_it_does_not_rise_is_left_for_the_steepest_desce
     assert torch.allclose(refits.tried, 0.5 * tried)
 
 
-def test_replicas_that_are_at_their_end_stay_there_while_others_go_on():
+def test_converged_samples_stay_while_others_continue():
     _, objective, perturbation = posed(linear=True, lam=1e-3)
     exact = torch.linalg.solve(objective.product(torch.eye(len(objective.theta)).double()), perturbation.gradient.T).T
     start = torch.cat([exact[:1], perturbation.initial_guess[1:]])
     refits = ConjugateRefits.begun(
-        PerturbedCopies.of(objective, replace(perturbation, start=start), 1e-3, difference="forward")
+        PerturbedCopies.of(objective, replace(perturbation, initial_guess=start), 1e-3, difference="forward")
     )
     refits.slope[0] = refits.direction[0] = 0.0
     for _ in range(12):
@@ -163,7 +163,7 @@ def test_a_new_direction_is_tried_as_far_as_the_one_before():
     assert torch.allclose(refits.tried * refits.direction.norm(dim=1), before)
 
 
-def test_where_what_is_bent_is_taken_off_another_lam_measures_it_anew(monkeypatch):
+def test_another_lam_recomputes_the_nonlinear_part(monkeypatch):
     copies, _, _ = posed(lam=1e-3)
     refits = ConjugateRefits.begun(copies)
     refits.step()
@@ -227,7 +227,7 @@ def test_a_recipe_that_asks_for_something_is_a_stochastic_one(solver):
     assert report.iterations is None
 
 
-def test_penalties_without_a_start_descend_by_stochastic_gradients():
+def test_perturbations_without_an_initial_guess_are_refitted_by_sgd():
     model, rows, _ = problem(40)
     solver = FineTune(recipe=replace(DEFAULT_RECIPE, epochs="auto"))
     estimator = RegVar(model, Gaussian(SIGMA), regularizer=MeanAbsolute(), solver=solver).fit(rows)
@@ -236,7 +236,7 @@ def test_penalties_without_a_start_descend_by_stochastic_gradients():
         RegVar(model, Gaussian(SIGMA), regularizer=MeanAbsolute(), solver=FineTune(recipe=CONJUGATE)).fit(rows)
 
 
-def test_two_arms_are_refused():
+def test_central_differences_raise():
     with pytest.raises(OptionError, match='difference="forward"'):
         FineTune(difference="central", recipe=CONJUGATE)
 
@@ -261,7 +261,7 @@ def test_single_precision_comes_near_to_double():
 
 
 @pytest.mark.parametrize("max_concurrent", ["auto", 2])
-def test_a_fit_that_stopped_goes_on_and_ends_alike(max_concurrent, tmp_path, monkeypatch):
+def test_an_interrupted_fit_resumes_with_the_same_result(max_concurrent, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
     model, rows, x = problem()
     solver = FineTune(recipe=CONJUGATE, max_concurrent=max_concurrent)
@@ -283,9 +283,9 @@ def test_a_fit_that_stopped_goes_on_and_ends_alike(max_concurrent, tmp_path, mon
     assert resumed.fit_report_.a_norm_error == whole.fit_report_.a_norm_error
 
 
-def test_a_penalty_is_followed_from_its_start_without_a_look_where_it_is_there():
+def test_no_step_is_made_from_an_exact_initial_guess():
     copies, objective, perturbation = posed()
     exact = torch.linalg.solve(objective.product(torch.eye(len(objective.theta)).double()), perturbation.gradient.T).T
-    there = PerturbedCopies.of(objective, replace(perturbation, start=exact), 1e-7, difference="forward")
+    there = PerturbedCopies.of(objective, replace(perturbation, initial_guess=exact), 1e-7, difference="forward")
     assert conjugate_refits(there, 10, Checkpoint()).steps == 0
     assert conjugate_refits(copies, 10, Checkpoint()).steps > 2

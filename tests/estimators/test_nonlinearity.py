@@ -1,4 +1,4 @@
-"""λ: how far slopes and outputs are from their linearization, and a descent that looks for it again."""
+"""λ: how far slopes and outputs are from their linearization, and SGD refits that select λ again."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ from estimators.persistence import checkpoint
 from estimators.regvar.perturbation import LinearPerturbation
 from estimators.regvar.solvers.fine_tuning import conjugate_gradients as conjugate_refits
 from estimators.regvar.solvers.fine_tuning import nonlinearity as linearity
-from estimators.regvar.solvers.fine_tuning import sgd as descents
+from estimators.regvar.solvers.fine_tuning import sgd
 from estimators.regvar.solvers.fine_tuning.nonlinearity import auto_lam, nonlinearity, select_lam
 from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
@@ -23,7 +23,7 @@ DELTA = 0.6
 
 
 class Square(nn.Module):
-    """f = x (w + w²), so that J = x (1 + 2 w), and the departure at a step s is x s²."""
+    """f = x (w + w²), so that J = x (1 + 2 w), and the nonlinearity ratio at a step s is x s²."""
 
     def __init__(self, w):
         super().__init__()
@@ -54,14 +54,14 @@ def objective():
 
 
 @pytest.mark.parametrize("lam", [0.5, 1e-2])
-def test_the_departure_of_a_square_by_hand(objective, lam):
+def test_the_nonlinearity_of_a_square_by_hand(objective, lam):
     steps = torch.tensor([[2.0], [-3.0]], dtype=torch.float64)
     slope = 1 + 2 * 0.25  # ‖λ²(4, 9)‖ / ‖λ · 1.5 · (2, 3)‖
     expected = lam * math.hypot(4, 9) / (slope * math.hypot(2, 3))
     assert nonlinearity(objective, steps, lam) == pytest.approx(expected)
 
 
-def test_the_departure_of_slopes_of_a_square_by_hand(objective):
+def test_the_nonlinearity_of_gradients_of_a_square_by_hand(objective):
     """f = x g(w), g = w + w², self-targets: ∇L = Σx² (g(w) − ĝ) g′(w) / σ², less its linear part."""
     perturbation, d, lam = (
         LinearPerturbation.along(torch.ones(1, 1).double(), objective.theta),
@@ -76,7 +76,7 @@ def test_the_departure_of_slopes_of_a_square_by_hand(objective):
 
 
 def distance(objective, at):
-    """‖∇F(D) − (A D − ∇r)‖ by λ, written a second time, for all rows and no penalty."""
+    """‖∇F(D) − (A D − ∇r)‖ by λ, written a second time, for all rows and no perturbation."""
     limit = objective.product(at)
 
     def measured(lam):
@@ -86,7 +86,7 @@ def distance(objective, at):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_lam_is_where_slopes_are_nearest_to_linear_between_bending_and_round_off(dtype):
+def test_lam_minimises_the_error_of_gradients_from_nonlinearity_and_round_off(dtype):
     model, rows, _ = weakly_held(dtype)
     fitted = RegVar(
         model,
@@ -110,7 +110,7 @@ def test_lam_is_where_slopes_are_nearest_to_linear_between_bending_and_round_off
         assert measured(lam) < 2.5 * min(map(measured, grid))
 
 
-def test_networks_that_nothing_bends_have_the_largest_lam_or_one_as_good():
+def test_linear_networks_have_the_largest_lam_or_one_as_good():
     model = nn.Linear(3, 2).eval()
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     rows = [(x, x[:, :2])]
@@ -131,12 +131,12 @@ def test_without_a_first_guess_it_is_the_steepest_descent_that_is_tried(objectiv
 @pytest.mark.parametrize(
     ("values", "least"), [((2.0, 0.0, 2.0), 0.0), ((1.0, 0.0, 3.0), -0.25), ((math.inf, 0.0, 1.0), 0.0), ((2, 1, 0), 0)]
 )
-def test_the_least_of_a_parabola_through_three_values(values, least):
-    assert linearity._least(*values) == pytest.approx(least)
+def test_the_minimum_of_a_parabola_through_three_values(values, least):
+    assert linearity._parabola_minimum(*values) == pytest.approx(least)
 
 
 def weakly_held(dtype=torch.float32):
-    """A network that its few rows and a weak prior hold so loosely that draws bend it."""
+    """A network that its few rows and a weak prior determine so loosely that it is nonlinear between draws."""
     with preserved_random_state():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2)).to(dtype).eval()
@@ -162,7 +162,7 @@ def test_refits_look_for_lam_again_from_where_they_have_come_to(monkeypatch):
         looked.append(None if at is None else at.clone())
         return look(objective, perturbation, at)
 
-    for module in (linearity, descents, conjugate_refits):
+    for module in (linearity, sgd, conjugate_refits):
         monkeypatch.setattr(module, "select_lam", looking)
     free = draws(model, rows)
     assert [at is None for at in looked] == [True, False, False]
@@ -188,7 +188,7 @@ def test_a_fit_that_stopped_goes_on_at_the_lam_it_had_come_to(tmp_path, monkeypa
     def writing(*args):
         write(*args)
         written.append(args)
-        if len(written) == 17:  # after the first epoch of the second of three flights
+        if len(written) == 17:  # after the first epoch of the second of three sample batches
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "write_file", writing)
@@ -211,7 +211,7 @@ def test_more_round_off_takes_a_larger_lam():
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
-def test_the_departure_reported_is_the_largest_of_the_flights():
+def test_the_reported_nonlinearity_is_the_largest_of_the_sample_batches():
     model, rows, _ = weakly_held()
     fitted = draws(model, rows, max_concurrent=4)  # four, and one
     objective, report = fitted.refit_objective_, fitted.fit_report_.solver
@@ -233,7 +233,7 @@ class Other:
         return mine + self.measured.pop(0)
 
 
-def test_processes_that_share_the_draws_agree_on_the_departure_of_all(objective):
+def test_processes_that_share_the_draws_agree_on_the_nonlinearity_of_all(objective):
     steps = torch.tensor([[2.0], [-3.0]], dtype=torch.float64)
     x = next(iter(objective.batches)).x
     of_first = [x.norm().square() * (0.5**2 * 4) ** 2, x.norm().square() * (0.5 * 1.5 * 2) ** 2]

@@ -72,7 +72,7 @@ SHORT = Recipe(epochs=3, batch_size=7, optimizer="sgd", lr="auto", momentum=0.5)
 FITS = {
     "draws": {"regularizer": PosteriorDraws(3), "solver": FineTune(recipe=SHORT)},
     "plain draws": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=SHORT)},
-    "one replica at a time": {"regularizer": PosteriorDraws(5), "solver": FineTune(recipe=SHORT, vmap_chunk_size=2)},
+    "one copy at a time": {"regularizer": PosteriorDraws(5), "solver": FineTune(recipe=SHORT, vmap_chunk_size=2)},
     "central": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=SHORT)},
     "control": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "control", recipe=SHORT)},
     "given lr": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, recipe=Recipe(epochs=2, lr=0.01))},
@@ -153,7 +153,7 @@ def test_an_interrupted_part_leaves_its_name():
     assert pass_counter.parts["checks"].forward == 3
 
 
-def test_draws_left_far_from_their_end_warn_and_longer_descents_do_not():
+def test_draws_that_have_not_converged_warn_and_longer_refits_do_not():
     options = {"prior_precision": 2.0, "regularizer": PosteriorDraws(32)}
     short = RegVar(network(), "classification", solver=FineTune(recipe=Recipe(1, 23, "sgd", 1e-3)), **options)
     with pytest.warns(NotConvergedWarning, match=r"per effective dimension.*more epochs.*LinearResponse"):

@@ -93,7 +93,7 @@ def test_the_estimator_gives_its_bounds_and_says_when_it_has_none():
 
 
 @pytest.mark.parametrize("delta", DELTAS.values(), ids=DELTAS)
-def test_the_bounds_are_galerkin_with_the_exact_block_and_nystroem(delta):
+def test_the_bounds_are_galerkin_with_the_last_layer_and_nystroem(delta):
     estimator, x = fitted(delta, solver=LinearResponse(max_iter=3))
     bounds, objective = estimator.variance_estimate_.bounds, estimator.refit_objective_
     p, prior = objective.theta.numel(), objective.prior.precision
@@ -157,7 +157,7 @@ def test_without_a_tolerance_draws_stop_at_nine_products_each_and_with_one_they_
 
 
 @pytest.mark.parametrize("width", [12, 120])
-def test_auto_reads_bounds_of_large_networks_and_plain_draws_where_asked(width):
+def test_auto_interpolates_for_large_networks_unless_rao_blackwell_is_none(width):
     model, likelihood, loader, _ = problem(width=width)
     kinds = []
     for block in ("auto", None):
@@ -170,7 +170,7 @@ def test_auto_reads_bounds_of_large_networks_and_plain_draws_where_asked(width):
 
 
 @pytest.mark.parametrize("delta", [*DELTAS.values(), {"*bias": 0.0, "*": 1.7}], ids=[*DELTAS, "some without"])
-def test_the_image_that_the_energy_error_needs_costs_no_product(delta):
+def test_the_a_norm_error_of_block_cg_costs_no_product(delta):
     options = {"solver": LinearResponse(max_iter=3)}
     if delta not in DELTAS.values():  # no bounds without a prior
         options = {"solver": LinearResponse(tol=0.5), "variance_estimate": "monte_carlo", "kind": "regression"}
@@ -227,7 +227,7 @@ def test_round_off_of_a_low_rank_matrix_is_left_to_the_prior():
 
 
 @pytest.mark.parametrize("block", ["auto", None])
-def test_the_level_of_many_outputs_comes_from_combinations_of_them_and_costs_no_more(block, monkeypatch):
+def test_the_weight_of_many_outputs_comes_from_random_combinations_and_costs_no_more(block, monkeypatch):
     solver = LinearResponse(max_iter=1)
     options = {"n_draws": 16, "solver": solver, "rao_blackwell": block}
     every, _ = fitted(1.7, **options)
@@ -271,7 +271,7 @@ def test_another_dtype_for_the_basis_is_refused():
         LinearResponse(basis_dtype=torch.int8)
 
 
-def test_the_energy_error_has_a_certain_bound():
+def test_the_a_norm_error_has_a_certain_bound():
     """Where chance has made the estimate larger than that."""
     estimator, _ = fitted(1.7, solver=LinearResponse(max_iter=2), n_draws=3)
     objective = estimator.refit_objective_
@@ -323,7 +323,7 @@ def steep(n_draws=4, **options):
     return RegVar(model, Gaussian(SIGMA), prior_precision=1.3, **options).fit(loader), x[:9] + 0.3
 
 
-def test_draws_that_are_not_fair_at_their_budget_go_on_until_they_are_good_or_four_times_as_long(monkeypatch):
+def test_draws_that_have_not_converged_continue_up_to_four_times_as_long(monkeypatch):
     monkeypatch.setattr(linear_response, "_MAX_EXTENSION", 1)
     monkeypatch.setattr(a_norm_error, "CONVERGED", math.inf)  # of the warning
     usual, _ = steep()
@@ -348,10 +348,10 @@ def test_draws_that_are_not_fair_at_their_budget_go_on_until_they_are_good_or_fo
     assert steep()[0].fit_report_.solver.iterations == iterations
 
 
-def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
+def test_if_the_bounds_are_loose_the_monte_carlo_estimate_is_clipped_to_them(monkeypatch):
     monkeypatch.setattr(monte_carlo, "_LOOSE_RATIO", 1.5)
     monkeypatch.setattr(posterior_draws, "_SMALL_NETWORK", 10)
-    with pytest.warns(NotConvergedWarning, match="tol=1e-2 where it is that already"):
+    with pytest.warns(NotConvergedWarning, match="tol=1e-2 if that is the solver already"):
         estimator, x = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), variance_estimate="auto")
     between, _ = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), variance_estimate="bounds")
     parts = (
@@ -376,7 +376,7 @@ def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
     low, high = between.variance_bounds(rows[chosen])
     assert estimator.variance_estimate_.interpolation.bound_ratio == pytest.approx(float((high / low).median()))
     total = between.variance_estimate_.compose(lambda f: f.sum()[None])
-    sums = plain.through(lambda f: f.sum()[None]).variance(x).clamp(*total.bounds.variance(x))
+    sums = plain.compose(lambda f: f.sum()[None]).variance(x).clamp(*total.bounds.variance(x))
     assert torch.allclose(estimator.variance_estimate_.compose(lambda f: f.sum()[None]).variance(x), sums)
     model, likelihood, loader, _ = problem()
     restored = RegVar(model, likelihood, **{name: getattr(estimator, name) for name in OPTIONS})

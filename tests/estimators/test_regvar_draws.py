@@ -1,4 +1,4 @@
-"""PosteriorDraws read by their mean square: unbiased, with relative error √(2/K), sharper with the exact block."""
+"""The mean square of PosteriorDraws: unbiased, relative error √(2/K), less with Rao-Blackwellisation."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_the_relative_error_of_plain_draws_is_root_two_over_k(k, seeds):
 
 
 @pytest.mark.parametrize("k", [16, 128])
-def test_the_exact_block_keeps_the_mean_and_lowers_the_error(k):
+def test_rao_blackwellisation_keeps_the_mean_and_lowers_the_error(k):
     model, likelihood, loader, x = problem()
     exact = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
     last = LastLayerLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
@@ -109,7 +109,7 @@ def test_the_standard_error_is_root_two_over_k_of_the_drawn_part():
 
 
 @pytest.mark.parametrize("block", [None, "last_layer"])
-def test_the_energy_error_falls_by_the_squared_distance_to_the_solution(block):
+def test_the_a_norm_error_decreases_by_the_squared_distance_to_the_solution(block):
     model, likelihood, loader, _ = problem()
     parts = {
         "prior_precision": 1.7,
@@ -181,7 +181,7 @@ CASES = {
 }
 
 
-def test_the_exact_block_steps_aside_for_a_vocabulary_of_fifty_thousand():
+def test_auto_skips_rao_blackwellisation_for_a_vocabulary_of_fifty_thousand():
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 50_000))
     x, y = torch.zeros(3, 4), torch.arange(3)
     objective = RegVar(model.eval(), "classification")._objective([(x, y)])
@@ -193,7 +193,7 @@ def test_the_exact_block_steps_aside_for_a_vocabulary_of_fifty_thousand():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_exact_block_steps_aside_and_says_why(case):
+def test_auto_skips_rao_blackwellisation_and_says_why(case):
     make, subset, reason = CASES[case]
     _, _, loader, x = problem("regression", c=4)
     model = make().double().eval()

@@ -97,7 +97,7 @@ def test_newton_refits_without_a_preconditioner_end_at_the_same_displacement():
 
 
 @pytest.mark.parametrize("regularizer", [Pointwise(), PosteriorDraws(5)], ids=repr)
-def test_a_loop_over_replicas_equals_one_vectorised_call(regularizer):
+def test_a_loop_over_copies_equals_one_vectorised_call(regularizer):
     model, likelihood, loader, x = problem()
     recipe = Recipe(epochs=3, batch_size=8, optimizer="sgd", lr="auto")
     variances = [
@@ -113,7 +113,7 @@ def test_a_loop_over_replicas_equals_one_vectorised_call(regularizer):
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("difference", ["forward", "central", "control"])
-def test_replicas_in_flights_of_any_size_end_where_all_together_do(size, difference):
+def test_sample_batches_of_any_size_give_the_same_displacements(size, difference):
     model, likelihood, loader, _ = problem("classification")
     recipe = Recipe(6, batch_size=10, optimizer="sgd", lr="auto")
 
@@ -127,7 +127,7 @@ def test_replicas_in_flights_of_any_size_end_where_all_together_do(size, differe
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
-def test_few_replicas_are_in_flight_where_memory_is_short(monkeypatch):
+def test_few_samples_are_concurrent_if_memory_is_short(monkeypatch):
     model, likelihood, loader, _ = problem("classification")
     n = sum(p.numel() for p in model.parameters())
     monkeypatch.setattr(

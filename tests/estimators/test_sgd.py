@@ -1,4 +1,4 @@
-"""The guarded descent: the objective's value from slopes alone, and what happens where it climbs."""
+"""SGD refits: the objective's value from gradients alone, and learning-rate reductions when it increases."""
 
 import warnings
 from dataclasses import replace
@@ -10,7 +10,7 @@ from torch import nn
 from estimators import FineTune, Gaussian, LinearResponse, ParameterProbes, PosteriorDraws, RegVar
 from estimators.errors import ConvergenceError, NotConvergedWarning
 from estimators.regvar.solvers.fine_tuning import fine_tune
-from estimators.regvar.solvers.fine_tuning import sgd as descents
+from estimators.regvar.solvers.fine_tuning import sgd
 from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
 from estimators.regvar.solvers.fine_tuning.sgd import SGDRefits
 from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
@@ -32,8 +32,8 @@ def network(*, linear=False):
         return nn.Sequential(*layers).double().eval()
 
 
-def descent(solver=None, **options):
-    """A descent on draws for a linear network, where F is a parabola, and the objective."""
+def sgd_refits(solver=None, **options):
+    """SGD refits of draws for a linear network, for which F is quadratic, with objective and perturbation."""
     options = {"prior_precision": 0.7, "regularizer": PosteriorDraws(3, rao_blackwell=None), **options}
     estimator = RegVar(network(linear=True), Gaussian(0.6), solver=solver or FineTune(), **options).fit(rows())
     objective = estimator.refit_objective_
@@ -47,7 +47,7 @@ def descent(solver=None, **options):
 
 @pytest.mark.parametrize("regularizer", [PosteriorDraws(3, rao_blackwell=None), ParameterProbes(3)], ids=repr)
 def test_its_value_over_an_epoch_is_that_of_the_parabola(regularizer):
-    guarded, objective, perturbation = descent(LinearResponse(), regularizer=regularizer)
+    guarded, objective, perturbation = sgd_refits(LinearResponse(), regularizer=regularizer)
     generator = torch.Generator().manual_seed(3)
     displacements = torch.randn(perturbation.gradient.shape, generator=generator, dtype=torch.float64)
     slope = sum(guarded.gradient(displacements, batch) for batch in objective.batches.shuffled(7, generator))
@@ -59,8 +59,8 @@ def test_its_value_over_an_epoch_is_that_of_the_parabola(regularizer):
     assert float(guarded._value) == 0.0
 
 
-def test_a_climb_halves_the_rate_and_arms_that_blew_up_start_again():
-    guarded, objective, perturbation = descent()
+def test_an_increase_halves_the_learning_rate_and_resets_diverged_copies():
+    guarded, objective, perturbation = sgd_refits()
     start = guarded.copies.initial_guess
 
     def after_an_epoch_at(displacements):
@@ -71,9 +71,9 @@ def test_a_climb_halves_the_rate_and_arms_that_blew_up_start_again():
     solved = torch.linalg.solve(objective.product(torch.eye(8).double()), perturbation.gradient.T).T
     assert after_an_epoch_at(start.clone()) == 1.0
     assert after_an_epoch_at(solved.clone()) == 1.0
-    climbed = start.clone()
-    assert after_an_epoch_at(climbed) == 0.5
-    assert torch.equal(climbed, start)
+    increased = start.clone()
+    assert after_an_epoch_at(increased) == 0.5
+    assert torch.equal(increased, start)
     assert guarded.rate == 0.05
     for diverged in (1e3 * start, start + float("nan")):
         assert after_an_epoch_at(diverged) == 0.5
@@ -81,7 +81,7 @@ def test_a_climb_halves_the_rate_and_arms_that_blew_up_start_again():
     assert after_an_epoch_at(solved.clone()) == 1.0
     factors = [after_an_epoch_at(1e3 * start) for _ in range(9)]
     assert factors == [0.5] * 9
-    with pytest.raises(ConvergenceError, match="climbs at"):
+    with pytest.raises(ConvergenceError, match="an increase at"):
         after_an_epoch_at(1e3 * start)
 
 
@@ -126,7 +126,7 @@ EARLY = round(USUAL / 4)
 
 
 def epochs_of(estimator):
-    """Nothing but forwards and backwards of each replica is entered under "solve"."""
+    """Only forward and backward passes of each copy are counted under "solve"."""
     return estimator.fit_report_.passes["solve"]
 
 
@@ -139,7 +139,7 @@ def test_draws_have_the_epochs_that_they_need(delta, epochs):
         assert estimator.a_norm_error_ < 0.9 * fitted(delta, replace(DEFAULT_RECIPE, epochs=USUAL)).a_norm_error_
 
 
-def test_the_energy_error_of_draws_that_stop_is_that_of_a_product():
+def test_the_a_norm_error_of_stopped_draws_is_that_of_a_product():
     estimator = fitted(30.0)
     objective, displacement = estimator.refit_objective_, estimator.variance_estimate_.displacement
     perturbation, _ = estimator.regularizer.build_problem(objective)
@@ -156,14 +156,14 @@ def test_epochs_that_are_given_are_kept_and_a_falling_rate_has_the_usual_ones():
 
 
 def test_it_looks_at_lam_again_after_some_epochs_and_not_where_lam_was_given(monkeypatch):
-    guarded, _, _ = descent()
+    guarded, _, _ = sgd_refits()
     looked, now = [], [0]
 
     def halved(objective, perturbation, at):  # noqa: ARG001
         looked.append((now[0], len(perturbation.gradient), len(at)))
         return 0.5 * free.copies.lam
 
-    monkeypatch.setattr(descents, "select_lam", halved)
+    monkeypatch.setattr(sgd, "select_lam", halved)
     free = SGDRefits(guarded.copies, guarded.recipe, selects_lam=True)
     free._at_start = 1.0
     for now[0] in range(1, 9):

@@ -291,7 +291,7 @@ def test_class_dim_is_named_where_it_is_missing():
         CausalTokens().check_targets(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
 
 
-def test_the_exact_block_steps_aside_for_many_outputs_a_row_and_says_so():
+def test_auto_skips_rao_blackwellisation_for_many_outputs_per_row_and_says_so():
     model, x, y, likelihood, _ = tags()
     estimator = RegVar(model, likelihood, regularizer=PosteriorDraws(2), solver=EXACT).fit(loader(x, y))
     assert "none: expected features of shape (B, D)" in estimator.rao_blackwell_
@@ -340,7 +340,7 @@ def margin(f):
 
 @pytest.mark.parametrize("variance_estimate", ["monte_carlo", "bounds"])
 @pytest.mark.parametrize("rao_blackwell", ["last_layer", None])
-def test_draws_and_bounds_are_read_through_a_functional(variance_estimate, rao_blackwell):
+def test_draws_and_bounds_give_the_variance_of_a_functional(variance_estimate, rao_blackwell):
     torch.manual_seed(0)
     model = double(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)))
     x, y = torch.randn(20, 3).double(), torch.randint(0, 3, (20,))

@@ -155,7 +155,7 @@ class SGDRefits:
     def _prior(self, displacements: Tensor) -> Tensor:
         """Return Σ δ D² over all copies."""
         delta = self.copies.objective.prior.precision
-        return torch.stack([dots(arm[None], arm, delta)[0] for arm in displacements]).sum()
+        return torch.stack([dots(d[None], d, delta)[0] for d in displacements]).sum()
 
 
 @dataclass(frozen=True)
