@@ -70,7 +70,7 @@ def measure_quality(network: str, delta: float, seed: int) -> Measured:
 def regvar(
     problem: Problem, x: Tensor, k: int, solver: Solver, variance_estimate: str, seed: int, block: str | None = "auto"
 ) -> tuple[Tensor, float, Measured]:
-    """Variance, total passes, energy error."""
+    """Variance, total passes, A-norm error."""
     draws = PosteriorDraws(k, seed=seed, variance_estimate=variance_estimate, rao_blackwell=block)
     delta = problem.prior_precision
     fitted = RegVar(problem.model, "classification", prior_precision=delta, regularizer=draws, solver=solver)

@@ -62,8 +62,8 @@ class ANormError:
         if min(self.per_dimension - 2 * self.standard_error, self.bound) > CONVERGED:
             warnings.warn(
                 f"the draws have not converged: expected an A-norm error of at most {CONVERGED} per effective "
-                f"dimension, received {self.per_dimension:.2g}. Try more epochs in the recipe of FineTune, a smaller lr "
-                "if it diverged, or solver=LinearResponse(), with tol=1e-2 if that is the solver already.",
+                f"dimension, received {self.per_dimension:.2g}. Try more epochs in the recipe of FineTune, a smaller "
+                "lr if it diverged, or solver=LinearResponse(), with tol=1e-2 if that is the solver already.",
                 NotConvergedWarning,
                 stacklevel=5,
             )

@@ -224,7 +224,7 @@ def test_pointwise_solves_in_pieces_that_fit_into_memory(monkeypatch):
     model, likelihood, loader, x = problem()
     fitted = RegVar(model, likelihood, regularizer=Pointwise(), solver=LinearResponse()).fit(loader)
     whole = fitted.covariance(x)
-    monkeypatch.setattr(Pointwise, "rows_at_once", lambda *_: 2)
+    monkeypatch.setattr(Pointwise, "rows_per_solve", lambda *_: 2)
     assert relative(fitted.covariance(x), whole) < 1e-9
     assert fitted.fit_report_.solver.n_perturbations == 3  # the last piece: one row of three outputs
 
