@@ -87,6 +87,7 @@ class RegVar(UncertaintyEstimator):
     """
 
     fit_report_: RegVarReport
+    refit_objective_: Objective
 
     def __init__(
         self,
