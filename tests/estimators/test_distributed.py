@@ -109,7 +109,7 @@ def wrong_shares(accelerator, directory):
         model.weight.fill_(0.3)
         model.bias.fill_(0.1)
     solver = FineTune(shard_by="draws")
-    for draws, path, said in ((1, None, "at least 2 draws"), (2, directory / "fit", "share the rows")):
+    for draws, path, said in ((1, None, "at least 2 draws"), (2, directory / "fit", "for a fit with a checkpoint")):
         regvar = RegVar(model, "regression", regularizer=PosteriorDraws(draws, rao_blackwell=None), solver=solver)
         with pytest.raises(OptionError, match=said):
             regvar.fit([(x, x[:, :1])], accelerator=accelerator, checkpoint=path)

@@ -254,7 +254,7 @@ def _checked_nonlinearity(objective: Objective, displacement: Tensor, lam: float
         ratio = nonlinearity(objective, displacement, lam)
     if not ratio <= _MAX_NONLINEARITY:
         raise LambdaTooLargeError(
-            f"refits that stay where the network responds linearly, ‖Δf − JΔθ‖ ≤ {_MAX_NONLINEARITY} ‖JΔθ‖",
+            f"refits in the linear region of the network, ‖Δf − JΔθ‖ ≤ {_MAX_NONLINEARITY} ‖JΔθ‖",
             received=f"a ratio of {ratio:.3g} at lam={lam:g}",
             remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
         )
