@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bdl_bench.problem import Problem
+from bdl_bench.problem.problem import Problem
 
 if TYPE_CHECKING:
     from bdl_bench.comparison import compare

@@ -12,16 +12,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bdl_bench.directories import made
-from bdl_bench.executors import Workers
-from bdl_bench.grid import Grid
+from bdl_bench.cli.progress import shown
 from bdl_bench.methods import default_methods, methods_named
-from bdl_bench.problem import Problem
-from bdl_bench.progress import shown
+from bdl_bench.problem.problem import Problem
 from bdl_bench.report import write_report
 from bdl_bench.report.notebook import Comparison
-from bdl_bench.task_names import identity_of, name_in
+from bdl_bench.runner.directories import made
+from bdl_bench.runner.executors import Workers
+from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS, resolve_task
+from bdl_bench.tasks.names import identity_of, name_in
 from bdl_bench.tasks.registry import Task, first_line
 from estimators.errors import OptionError
 

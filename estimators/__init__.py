@@ -1,8 +1,8 @@
 """Predictive variance of trained PyTorch networks: RegVar, exact linearized Laplace, last-layer Laplace, baselines."""
 
-from estimators.base import Prediction, UncertaintyEstimator
-from estimators.laplace import LinearizedLaplace
-from estimators.last_layer import LastLayerLaplace
+from estimators.estimator.base import Prediction, UncertaintyEstimator
+from estimators.laplace.last_layer import LastLayerLaplace
+from estimators.laplace.linearized import LinearizedLaplace
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian
 from estimators.regvar.estimator import RegVar
 from estimators.regvar.regularizers import MeanAbsolute, ParameterProbes, Pointwise, PosteriorDraws, SignedProbes

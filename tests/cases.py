@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from bdl_bench.verify.cases import all_cases, covering
-from bdl_bench.verify.ladder import relative_error
+from bdl_bench.verify.lambda_sweep import relative_error
 
 __all__ = ["all_cases", "covering", "fitted", "layer_norm_network", "relative_error", "singular_cases"]
 

@@ -25,7 +25,7 @@ from estimators.baselines import (
     SubnetworkLaplace,
     TemperatureScaling,
 )
-from estimators.integrations.own_loop import TwoNetworks
+from estimators.integrations.manual_training import TwoNetworks
 from estimators.testing import CASES
 from estimators.testing.networks import WithDict
 from estimators.training import Recipe

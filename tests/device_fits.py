@@ -11,9 +11,9 @@ from simulated_device import DEVICE
 
 from estimators import FineTune, LinearResponse, ParameterProbes, PosteriorDraws, RegVar, SignedProbes
 from estimators.baselines import SWAG, DeepEnsemble, LoRAEnsemble, MCDropout, MultiHeadEnsemble
-from estimators.recipe import Recipe
 from estimators.testing import CASES
 from estimators.testing.subject import REFUSALS
+from estimators.training import Recipe
 
 __all__ = ["ROWS", "Fits", "answers", "assert_same", "fits", "made"]
 

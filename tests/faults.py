@@ -7,7 +7,7 @@ from torch import nn
 
 from estimators import LinearizedLaplace
 from estimators.errors import UnsupportedError
-from estimators.fingerprint import fingerprint
+from estimators.persistence.fingerprint import fingerprint
 
 
 class Good(LinearizedLaplace):

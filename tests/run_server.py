@@ -13,9 +13,9 @@ import sys
 import traceback
 from pathlib import Path
 
-import bdl_bench.warm  # noqa: F401
-from bdl_bench.grid import Grid
-from estimators import atomic
+import bdl_bench.runner.warm_up  # noqa: F401
+from bdl_bench.runner.grid import Grid
+from estimators.persistence import atomic
 
 
 class RunServer:

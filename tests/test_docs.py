@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from bdl_bench.cli import app
 from bdl_bench.methods import METHODS
 from bdl_bench.tasks import TASKS
-from estimators.rng import preserved_random_state
+from estimators.runtime.rng import preserved_random_state
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

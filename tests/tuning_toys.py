@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from estimators import Gaussian, LinearizedLaplace
-from estimators.recipe import Recipe
-from estimators.rng import preserved_random_state
-from estimators.training import train_map
+from estimators.runtime.rng import preserved_random_state
+from estimators.training import Recipe, train_map
 
 __all__ = ["SIGMA", "Toy", "laplace", "toy"]
 

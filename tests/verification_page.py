@@ -1,7 +1,7 @@
 """docs/verification.md, as the whole verification suite writes it: proofs, and networks of others."""
 
 from bdl_bench.verify.table import to_markdown
-from estimators.atomic import write_text
+from estimators.persistence.atomic import write_text
 
 SECTION = "## Networks of others"
 

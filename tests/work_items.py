@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bdl_bench.executors import Workers, executor_for
+from bdl_bench.runner.executors import Workers, executor_for
 
 
 class Odd(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdl_bench.problem import Loader
+from bdl_bench.problem.problem import Loader
 from estimators.errors import DataError
 
 __all__ = ["TokenRows", "drawn_rows"]

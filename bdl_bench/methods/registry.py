@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bdl_bench.problem import Problem
+from bdl_bench.problem.problem import Problem
 from estimators import UncertaintyEstimator
 from estimators.errors import OptionError, UnsupportedError
 

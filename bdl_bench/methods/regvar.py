@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bdl_bench.loaders import queries
 from bdl_bench.methods.registry import PRIOR, Build, Method, around
-from bdl_bench.problem import Problem
+from bdl_bench.problem.problem import Problem
+from bdl_bench.problem.queries import queries
 from estimators import (
     FineTune,
     LinearResponse,

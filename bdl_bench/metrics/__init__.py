@@ -1,10 +1,10 @@
 """Metrics as pure functions of arrays; `table` and `sets` bind them to kinds of likelihood and parts of a record."""
 
 from bdl_bench.metrics.agreement import Agreement, WorstPoints, agreement, worst_points
-from bdl_bench.metrics.examples import class_arrays
+from bdl_bench.metrics.evaluation import evaluate, metrics_of
+from bdl_bench.metrics.groups import Parts, flattened, parts, tuned
 from bdl_bench.metrics.metric import Arrays, Metric, Sample
-from bdl_bench.metrics.parts import Parts, flattened, parts, tuned
-from bdl_bench.metrics.sets import evaluate, metrics_of
+from bdl_bench.metrics.per_example import class_arrays
 from bdl_bench.metrics.table import LEVELS, METRICS
 
 __all__ = [

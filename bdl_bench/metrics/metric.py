@@ -13,7 +13,7 @@ __all__ = ["Arrays", "Metric", "Sample", "flat"]
 
 Floats = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[np.float64]]
-"""The arrays of a record, in the layout of `bdl_bench.metrics.parts`."""
+"""The arrays of a record, in the layout of `bdl_bench.metrics.groups`."""
 
 Sample = tuple[tuple[Floats, ...], ...]
 """Groups of rows that are drawn apart (in- and out-of-distribution, severities); arrays of a group share their rows."""

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.metrics import calibration, classification, regression, selective, temperature
-from bdl_bench.metrics.examples import class_arrays, confidences, top_labels
+from bdl_bench.metrics.groups import parts
 from bdl_bench.metrics.metric import Arrays, Metric, Sample
-from bdl_bench.metrics.parts import parts
+from bdl_bench.metrics.per_example import class_arrays, confidences, top_labels
 
 __all__ = ["LEVELS", "METRICS", "variance_metrics"]
 

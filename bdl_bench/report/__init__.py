@@ -10,8 +10,8 @@ from bdl_bench.report.frame import has_parquet, to_parquet
 from bdl_bench.report.html import to_html
 from bdl_bench.report.markdown import to_markdown
 from bdl_bench.report.view import build
-from estimators.atomic import write_bytes, write_text
 from estimators.errors import OptionError
+from estimators.persistence.atomic import write_bytes, write_text
 
 __all__ = ["write_report"]
 

@@ -6,9 +6,9 @@ import csv
 import io
 from collections.abc import Iterator
 
-from bdl_bench.report.long import LongRow
-from bdl_bench.report.quality import CostRow
+from bdl_bench.report.reference_agreement import CostRow
 from bdl_bench.report.scores import ScoreTable
+from bdl_bench.report.tidy import LongRow
 from bdl_bench.report.view import Report, TaskView
 from bdl_bench.stats import Interval, mean_interval
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bdl_bench.methods import BASELINE
-from bdl_bench.records import Training
-from bdl_bench.report.quality import AgreementRow, CostRow
+from bdl_bench.records.record import Training
+from bdl_bench.report.formatting import duration, listed, number
+from bdl_bench.report.reference_agreement import AgreementRow, CostRow
 from bdl_bench.report.scores import ScoreTable
-from bdl_bench.report.text import duration, listed, number
 
 __all__ = ["findings", "overtuned", "trained_further"]
 

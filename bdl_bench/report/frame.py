@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from bdl_bench.report.long import LongRow
+from bdl_bench.report.tidy import LongRow
 from estimators.errors import UnsupportedError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bdl_bench.metrics import Metric
+from bdl_bench.report.formatting import count, duration, mebibytes, number, with_half_width
 from bdl_bench.report.scores import ScoreCell
-from bdl_bench.report.text import count, duration, mebibytes, number, with_half_width
 from bdl_bench.report.view import Report
 
 __all__ = ["to_html"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from bdl_bench.report.quality import CostRow
+from bdl_bench.report.formatting import count, duration, mebibytes, number, with_half_width
+from bdl_bench.report.reference_agreement import CostRow
 from bdl_bench.report.scores import ScoreCell, ScoreTable
-from bdl_bench.report.text import count, duration, mebibytes, number, with_half_width
 from bdl_bench.report.view import Report, TaskView
 from bdl_bench.stats import Interval
 

@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bdl_bench.records import Record, RecordStore
+from bdl_bench.records.record import Record, RecordStore
 from bdl_bench.report.frame import to_frame
-from bdl_bench.report.long import long_rows
 from bdl_bench.report.results import gather, readable
+from bdl_bench.report.tidy import long_rows
 from estimators.errors import StateError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.row_identity import matching_order
+from bdl_bench.problem.row_identity import matching_order
 
 __all__ = ["Rows", "orders_between", "rows_of", "why_not_comparable"]
 

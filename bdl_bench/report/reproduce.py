@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from bdl_bench.methods import METHODS
-from bdl_bench.records import Record
+from bdl_bench.records.record import Record
 from bdl_bench.tasks import TASKS
 
 __all__ = ["command"]

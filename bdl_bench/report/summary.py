@@ -9,11 +9,11 @@ from typing import Protocol
 from bdl_bench.metrics import Metric
 from bdl_bench.report.figures.critical_difference import critical_difference_figure
 from bdl_bench.report.figures.gallery import Gallery, Picture
+from bdl_bench.report.formatting import listed, number
 from bdl_bench.report.palette import Palette
 from bdl_bench.report.scores import ScoreCell
 from bdl_bench.report.sections.cost import Costs
 from bdl_bench.report.sections.scores import Scores
-from bdl_bench.report.text import listed, number
 from bdl_bench.stats import Ranking, rank_methods
 
 __all__ = ["Column", "Summary", "SummaryRow", "summary"]

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from bdl_bench.methods import METHODS
-from bdl_bench.records import Record, RecordStore, Training
+from bdl_bench.records.record import Record, RecordStore, Training
 from bdl_bench.report.figures.canvas import styled
 from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.findings import findings, overtuned, trained_further
-from bdl_bench.report.long import LongRow, long_rows
 from bdl_bench.report.palette import Palette
 from bdl_bench.report.reproduce import command
 from bdl_bench.report.results import TaskResults, gather, readable
@@ -29,6 +28,7 @@ from bdl_bench.report.sections.selective import selective
 from bdl_bench.report.sections.shift import shift
 from bdl_bench.report.sections.tuning import tuning
 from bdl_bench.report.summary import Summary, summary
+from bdl_bench.report.tidy import LongRow, long_rows
 
 __all__ = ["Report", "Section", "TaskView", "build"]
 

@@ -16,10 +16,10 @@ from sklearn.datasets import load_breast_cancer
 from torch import nn
 
 from bdl_bench.data.shifts import feature_shifts
-from bdl_bench.problem import Problem
+from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.registry import register
 from bdl_bench.tasks.split import loader, split_indices, standardised
-from estimators.training import Recipe
+from estimators.training.training import Recipe
 
 __all__ = ["make_problem"]
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from bdl_bench.data.packages import package
-from bdl_bench.problem import Loader, Problem
+from bdl_bench.problem.problem import Loader, Problem
 from bdl_bench.tasks.library_text import sentences
 from bdl_bench.tasks.registry import register
 from bdl_bench.tasks.split import split_indices
-from estimators.training import Recipe
+from estimators.training.training import Recipe
 
 __all__ = ["make_problem"]
 

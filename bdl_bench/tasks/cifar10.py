@@ -23,10 +23,10 @@ from bdl_bench.data.corrupted_cifar import corrupted_cifar10
 from bdl_bench.data.pixels import Scale, batches_of, shuffled_batches_of
 from bdl_bench.data.svhn import svhn_test
 from bdl_bench.networks.resnet import resnet18, small_image_stem
-from bdl_bench.problem import Problem
+from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.registry import register
 from bdl_bench.tasks.split import split_indices
-from estimators.training import Recipe
+from estimators.training.training import Recipe
 
 __all__ = ["make_problem"]
 

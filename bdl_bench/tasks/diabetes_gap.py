@@ -16,11 +16,11 @@ import torch
 from sklearn.datasets import load_diabetes
 from torch import nn
 
-from bdl_bench.problem import Problem
+from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.registry import register
 from bdl_bench.tasks.split import gap_split, loader, standardised
 from estimators.likelihoods import Gaussian
-from estimators.training import Recipe
+from estimators.training.training import Recipe
 
 __all__ = ["make_problem"]
 

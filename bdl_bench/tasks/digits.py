@@ -17,10 +17,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from bdl_bench.data.shifts import image_shifts
-from bdl_bench.problem import Problem
+from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.registry import register
 from bdl_bench.tasks.split import loader, split_indices
-from estimators.training import Recipe
+from estimators.training.training import Recipe
 
 __all__ = ["digits_problem", "make_problem"]
 

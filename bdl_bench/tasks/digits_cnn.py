@@ -11,10 +11,10 @@ from __future__ import annotations
 from torch import nn
 
 from bdl_bench.networks.small import group_norm
-from bdl_bench.problem import Problem
+from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.digits import digits_problem
 from bdl_bench.tasks.registry import register
-from estimators.training import Recipe
+from estimators.training.training import Recipe
 
 __all__ = ["make_problem"]
 

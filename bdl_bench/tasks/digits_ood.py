@@ -13,10 +13,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from bdl_bench.problem import Problem
+from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.registry import register
 from bdl_bench.tasks.split import loader, split_indices
-from estimators.training import Recipe
+from estimators.training.training import Recipe
 
 __all__ = ["make_problem"]
 

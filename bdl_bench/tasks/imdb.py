@@ -22,10 +22,10 @@ from bdl_bench.data.pretrained import pretrained
 from bdl_bench.data.texts import Texts
 from bdl_bench.data.token_rows import TokenRows, drawn_rows
 from bdl_bench.networks.adapters import with_adapters
-from bdl_bench.problem import Loader, Problem
+from bdl_bench.problem.problem import Loader, Problem
 from bdl_bench.tasks.library_text import minilm
 from bdl_bench.tasks.registry import register
-from estimators.training import Recipe
+from estimators.training.training import Recipe
 
 __all__ = ["REVIEWS", "make_problem"]
 

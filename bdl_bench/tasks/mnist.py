@@ -16,10 +16,10 @@ from __future__ import annotations
 from bdl_bench.data.mnist import mnist_like
 from bdl_bench.data.pixels import Scale, batches_of
 from bdl_bench.networks.lenet import lenet
-from bdl_bench.problem import Problem
+from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.registry import register
 from bdl_bench.tasks.split import split_indices
-from estimators.training import Recipe
+from estimators.training.training import Recipe
 
 __all__ = ["fashion_mnist", "mnist"]
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdl_bench.problem import Problem
-from bdl_bench.seeding import seeded
+from bdl_bench.problem.problem import Problem
 from estimators.errors import OptionError
+from estimators.runtime.rng import seeded
 
 __all__ = ["TASKS", "Task", "first_line", "from_reference", "register", "resolve_task"]
 

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from bdl_bench.data.pretrained import pretrained
 from bdl_bench.networks.adapters import with_adapters
 from bdl_bench.networks.sentence import SentenceClassifier
-from bdl_bench.problem import Loader, Problem
+from bdl_bench.problem.problem import Loader, Problem
 from bdl_bench.tasks.library_text import TOPICS, minilm, sentences
 from bdl_bench.tasks.registry import register
-from estimators.training import Recipe
+from estimators.training.training import Recipe
 
 __all__ = ["make_problem"]
 

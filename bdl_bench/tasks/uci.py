@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from bdl_bench.data.uci import uci_table
-from bdl_bench.problem import Problem
+from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.registry import register
 from bdl_bench.tasks.split import Indices, gap_split, loader, split_indices, standardised
 from estimators.likelihoods import Gaussian
-from estimators.training import Recipe
+from estimators.training.training import Recipe
 
 __all__ = ["TABLES", "UciTable"]
 

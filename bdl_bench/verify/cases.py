@@ -8,10 +8,10 @@ from itertools import combinations, product
 
 import torch
 
+from bdl_bench.verify.problems import ARCHITECTURES, LIKELIHOODS, TRAININGS, zoo_problem
 from bdl_bench.verify.reference import DenseReference
 from bdl_bench.verify.subject import Subject
-from bdl_bench.verify.zoo import ARCHITECTURES, LIKELIHOODS, TRAININGS, zoo_problem
-from estimators.subsets import SubsetSpec
+from estimators.models.subsets import SubsetSpec
 
 __all__ = ["CURVATURES", "SUBSETS", "Case", "all_cases", "covering"]
 

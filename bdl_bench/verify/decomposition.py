@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdl_bench.verify.ladder import relative_error
+from bdl_bench.verify.lambda_sweep import relative_error
 from bdl_bench.verify.subject import Subject, names_of
 from estimators import FineTune, LinearResponse, NewtonRefit, PosteriorDraws, RegVar
 from estimators.errors import EstimatorError
-from estimators.last_linear import last_linear_names
+from estimators.models.last_linear import last_linear_names
+from estimators.models.subsets import SubsetSpec
 from estimators.regvar.solvers import Solver
-from estimators.subsets import SubsetSpec
 
 __all__ = ["Link", "decompose"]
 

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bdl_bench.verify.ladder import Ladder
+from bdl_bench.verify.checks import Proof
+from bdl_bench.verify.lambda_sweep import Ladder
 from bdl_bench.verify.orders import QUADRATIC
-from bdl_bench.verify.proof import Proof
 
 __all__ = ["ladder_figure", "to_bytes"]
 

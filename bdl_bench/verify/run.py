@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bdl_bench.problem import Problem, rows
+from bdl_bench.problem.problem import Problem, rows
 from bdl_bench.verify.cases import Case, covering
-from bdl_bench.verify.ladder import LAMS
+from bdl_bench.verify.checks import Claim, Proof, prove
+from bdl_bench.verify.lambda_sweep import LAMS
 from bdl_bench.verify.plot import ladder_figure, to_bytes
-from bdl_bench.verify.proof import Claim, Proof, prove
 from bdl_bench.verify.subject import Subject
 from bdl_bench.verify.table import to_json, to_markdown
-from estimators.atomic import write_bytes, write_text
-from estimators.batch import Batch
+from estimators.data.batch import Batch
 from estimators.errors import OptionError
-from estimators.last_linear import last_linear_names
-from estimators.model_checks import check_model
-from estimators.pytrees import PyTree, concatenate, plain_inputs, select_rows
-from estimators.subsets import SubsetSpec, matching_names
-from estimators.training import train_map
+from estimators.models.checks import check_model
+from estimators.models.last_linear import last_linear_names
+from estimators.models.subsets import SubsetSpec, matching_names
+from estimators.numerics.pytrees import PyTree, concatenate, plain_inputs, select_rows
+from estimators.persistence.atomic import write_bytes, write_text
+from estimators.training.training import train_map
 
 __all__ = ["VerifyResult", "verify_problem", "verify_zoo", "write_result"]
 

@@ -11,9 +11,9 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from bdl_bench.verify.ladder import Ladder
-from bdl_bench.verify.proof import Proof
-from estimators.atomic import write_text
+from bdl_bench.verify.checks import Proof
+from bdl_bench.verify.lambda_sweep import Ladder
+from estimators.persistence.atomic import write_text
 
 __all__ = ["to_json", "to_markdown", "to_terminal", "verdict", "write_table"]
 

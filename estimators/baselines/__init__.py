@@ -8,10 +8,10 @@ from estimators.baselines.lora_ensemble import LoRAEnsemble
 from estimators.baselines.map import MAP
 from estimators.baselines.members import MembersEstimator
 from estimators.baselines.multi_head import MultiHeadEnsemble
-from estimators.baselines.report import PassReport
-from estimators.baselines.subnetwork import SubnetworkLaplace
 from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
+from estimators.estimator.fit_report import PassReport
+from estimators.laplace.subnetwork import SubnetworkLaplace
 
 __all__ = [
     "MAP",

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from estimators.baselines.dropout_layers import FixedDropout, dropout_names, with_dropout, with_fixed_dropout
 from estimators.baselines.members import MembersEstimator
-from estimators.baselines.report import PassReport
 from estimators.baselines.retraining import MakeModel, Retraining, checked_make_model, tensors_by_name
 from estimators.errors import OptionError
+from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
-from estimators.network import Network, structural_copy
-from estimators.objective import Objective
+from estimators.models.network import Network, structural_copy
+from estimators.numerics.pytrees import PyTree, n_rows
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed
-from estimators.pytrees import PyTree, n_rows
-from estimators.recipe import Recipe
-from estimators.rng import member_seeds
-from estimators.state import Learned
+from estimators.persistence.state import Learned
+from estimators.runtime.rng import member_seeds
+from estimators.training.recipe import Recipe
 
 __all__ = ["MCDropout"]
 

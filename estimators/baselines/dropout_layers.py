@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from estimators.errors import ModelError, UnsupportedError
-from estimators.network import structural_copy
+from estimators.models.network import structural_copy
 
 __all__ = ["FixedDropout", "dropout_names", "with_dropout", "with_fixed_dropout"]
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from estimators.baselines.members import MembersEstimator
-from estimators.baselines.report import PassReport
 from estimators.baselines.retraining import (
     MakeModel,
     Retraining,
@@ -18,15 +17,16 @@ from estimators.baselines.retraining import (
     tensors_by_name,
 )
 from estimators.errors import ModelError, OptionError
+from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
-from estimators.model_checks import check_model
-from estimators.objective import Objective
+from estimators.models.checks import check_model
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_instance, checked_integer, checked_seed
-from estimators.progress import track
-from estimators.pytrees import PyTree
-from estimators.recipe import Recipe
-from estimators.rng import member_seeds
-from estimators.state import Learned
+from estimators.persistence.state import Learned
+from estimators.runtime.progress import track
+from estimators.runtime.rng import member_seeds
+from estimators.training.recipe import Recipe
 
 __all__ = ["DeepEnsemble"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.errors import ModelError
-from estimators.wrappers import plain_names
+from estimators.runtime.module_wrappers import plain_names
 
 __all__ = ["trained_tensors", "with_fresh_adapters"]
 

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.base import UncertaintyEstimator
-from estimators.baselines.report import PassReport
-from estimators.functionals import Functional, Through
-from estimators.layer_rows import Layers
-from estimators.network import Network
-from estimators.objective import Objective
-from estimators.precision.eigen_block import EigenBlock
-from estimators.precision.structured import BlockPrecision, Blocks
-from estimators.pytrees import PyTree
-from estimators.state import Learned
+from estimators.curvature.layerwise.blocks import BlockPrecision, Blocks
+from estimators.curvature.layerwise.kronecker_block import EigenBlock
+from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.fit_report import PassReport
+from estimators.models.functionals import Functional, Through
+from estimators.models.layer_jacobians import Layers
+from estimators.models.network import Network
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
+from estimators.persistence.state import Learned
 
 __all__ = ["GradientNorm"]
 

@@ -12,14 +12,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from estimators.base import UncertaintyEstimator
-from estimators.batches import Batches
+from estimators.data.training_data import Batches
 from estimators.errors import OptionError, UnsupportedError
+from estimators.estimator.base import UncertaintyEstimator
 from estimators.likelihoods import Gaussian, Likelihood
 from estimators.likelihoods.categorical import Sites
-from estimators.objective import Objective
+from estimators.numerics.pytrees import PyTree, plain_inputs
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice
-from estimators.pytrees import PyTree, plain_inputs
 
 __all__ = ["LaplaceTorch"]
 

@@ -11,7 +11,7 @@ from estimators.baselines.ensemble import DeepEnsemble
 from estimators.baselines.fresh_adapters import trained_tensors, with_fresh_adapters
 from estimators.likelihoods import Likelihood
 from estimators.option_checks import checked_integer
-from estimators.recipe import Recipe
+from estimators.training.recipe import Recipe
 
 __all__ = ["LoRAEnsemble"]
 

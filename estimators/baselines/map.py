@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.base import UncertaintyEstimator
-from estimators.objective import Objective
-from estimators.pytrees import PyTree
-from estimators.state import Learned
+from estimators.estimator.base import UncertaintyEstimator
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
+from estimators.persistence.state import Learned
 
 __all__ = ["MAP"]
 

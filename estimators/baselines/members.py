@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.base import UncertaintyEstimator
-from estimators.baselines.report import PassReport
-from estimators.functionals import Functional, Through
-from estimators.objective import Objective
+from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.fit_report import PassReport
+from estimators.likelihoods.prediction import Prediction
+from estimators.models.functionals import Functional, Through
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_integer
-from estimators.prediction import Prediction
-from estimators.pytrees import PyTree
-from estimators.state import Learned
+from estimators.persistence.state import Learned
 
 __all__ = ["MembersEstimator"]
 

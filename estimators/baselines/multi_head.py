@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from estimators.baselines.members import MembersEstimator
-from estimators.baselines.report import PassReport
 from estimators.baselines.stacked_minimum import Whitening, stacked_minimum
-from estimators.head import Head
-from estimators.last_linear import last_linear_names
+from estimators.curvature.last_layer.features import Head
+from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
-from estimators.memory import rows_per_chunk
-from estimators.objective import Objective
+from estimators.models.last_linear import last_linear_names
+from estimators.numerics.dtype import algebra_dtype
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_integer, checked_seed
-from estimators.precision.dtype import algebra_dtype
-from estimators.pytrees import PyTree
-from estimators.state import Learned
+from estimators.persistence.state import Learned
+from estimators.runtime.memory import rows_per_chunk
 
 __all__ = ["MultiHeadEnsemble"]
 

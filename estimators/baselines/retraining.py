@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from estimators.batches import Batches
+from estimators.data.training_data import Batches
 from estimators.errors import ModelError, OptionError
-from estimators.objective import Objective
-from estimators.recipe import Recipe
-from estimators.rng import seeded_random_state
-from estimators.training import train_map
-from estimators.wrappers import plain_names, unwrapped
+from estimators.objective.objective import Objective
+from estimators.runtime.module_wrappers import plain_names, unwrapped
+from estimators.runtime.rng import seeded_random_state
+from estimators.training.recipe import Recipe
+from estimators.training.training import train_map
 
 __all__ = ["MakeModel", "Retraining", "checked_make_model", "tensors_by_name"]
 

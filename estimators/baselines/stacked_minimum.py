@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import NotConvergedWarning
-from estimators.progress import track
+from estimators.runtime.progress import track
 
 __all__ = ["Whitening", "stacked_minimum"]
 

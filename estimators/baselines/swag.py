@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from estimators.baselines.members import MembersEstimator
-from estimators.baselines.report import PassReport
-from estimators.batch import Batch
+from estimators.data.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
-from estimators.finite import is_finite
+from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
 from estimators.models.derivative_routes import BY_IDENTITY
 from estimators.models.kernels import differentiable
-from estimators.objective import Objective
+from estimators.models.subsets import SubsetSpec
+from estimators.numerics.pytrees import PyTree
+from estimators.numerics.reductions import is_finite
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed
-from estimators.pytrees import PyTree
-from estimators.recipe import Recipe
-from estimators.regvar.solvers.search import auto_learning_rate
-from estimators.rng import member_seeds
-from estimators.state import Learned
-from estimators.subsets import SubsetSpec
-from estimators.training import fit_weights
+from estimators.persistence.state import Learned
+from estimators.runtime.rng import member_seeds
+from estimators.training.learning_rate import auto_learning_rate
+from estimators.training.recipe import Recipe
+from estimators.training.training import fit_weights
 
 __all__ = ["SWAG", "Iterates"]
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from estimators.baselines.map import MAP
-from estimators.baselines.report import PassReport
-from estimators.batches import Batches
+from estimators.data.training_data import Batches
 from estimators.errors import NotConvergedWarning, UnsupportedError
+from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
-from estimators.objective import Objective
-from estimators.precision.dtype import algebra_dtype
-from estimators.pytrees import PyTree
-from estimators.state import Learned
+from estimators.numerics.dtype import algebra_dtype
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
+from estimators.persistence.state import Learned
 
 __all__ = ["TemperatureScaling"]
 

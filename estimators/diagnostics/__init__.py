@@ -1,7 +1,8 @@
 """The pre-flight diagnosis: what is wrong, what misleads, what a fit would cost."""
 
-from estimators.diagnostics.decay import prior_precision_of
 from estimators.diagnostics.diagnose import CHECKS, QUICK, diagnose
-from estimators.diagnostics.diagnosis import Cost, Diagnosis, Finding
+from estimators.diagnostics.diagnosis import Diagnosis
+from estimators.diagnostics.findings import Cost, Finding
+from estimators.diagnostics.weight_decay import prior_precision_of
 
 __all__ = ["CHECKS", "QUICK", "Cost", "Diagnosis", "Finding", "diagnose", "prior_precision_of"]

@@ -1,23 +1,26 @@
 """What every method would cost here, before anything is run: bytes, passes, seconds.
 
-Passes are in the ledger's unit (`estimators.ledger`): forward and backward over N rows; a forward is a third, a
-backward two thirds, a product with A one for each vector.
+Passes are in the ledger's unit (`estimators.runtime.pass_counter`): forward and backward over N rows; a forward is a
+third, a backward two thirds, a product with A one for each vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from estimators.diagnostics.diagnosis import Cost, Finding
+from estimators.curvature.builders import LOW_RANK
+from estimators.curvature.dense import cholesky as dense
+from estimators.curvature.dense import dual
+from estimators.curvature.layerwise import factored_dual
+from estimators.curvature.layerwise import matrix_free_dual as streamed_dual
+from estimators.curvature.sizes import choose_inverse
+from estimators.diagnostics.context import Subject
+from estimators.diagnostics.findings import Cost, Finding
 from estimators.diagnostics.sizes import Sizes
-from estimators.diagnostics.subject import Subject
-from estimators.diagnostics.table import in_bytes, in_seconds
-from estimators.precision import dense, dual, factored_dual, streamed_dual
-from estimators.precision.posterior import LOW_RANK
-from estimators.precision.sizes import choose_inverse
 from estimators.regvar.regularizers import PosteriorDraws
-from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
-from estimators.regvar.solvers.flights import most_in_flight
+from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
+from estimators.regvar.solvers.fine_tuning.sample_batches import most_in_flight
+from estimators.runtime.units import in_bytes, in_seconds
 
 __all__ = ["cost_finding", "costs_of"]
 

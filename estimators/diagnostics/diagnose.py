@@ -10,22 +10,23 @@ import torch
 from torch import nn
 
 from estimators.baselines.map import MAP
-from estimators.batches import Batches
+from estimators.data.training_data import Batches
+from estimators.diagnostics.context import Check, Subject
 from estimators.diagnostics.costs import cost_finding
-from estimators.diagnostics.decay import decay_finding
-from estimators.diagnostics.diagnosis import Diagnosis, Finding, Level
-from estimators.diagnostics.modes import forward_findings, mode_finding, parameter_finding, weight_finding
-from estimators.diagnostics.optimum import gradient_finding, newton_finding
+from estimators.diagnostics.diagnosis import Diagnosis
+from estimators.diagnostics.findings import Finding, Level
+from estimators.diagnostics.model_mode import forward_findings, mode_finding, parameter_finding, weight_finding
 from estimators.diagnostics.overlap import overlap_findings
 from estimators.diagnostics.spectrum import spectrum_findings
-from estimators.diagnostics.subject import Check, Subject
+from estimators.diagnostics.stationarity import gradient_finding, newton_finding
 from estimators.diagnostics.targets import target_findings
+from estimators.diagnostics.weight_decay import decay_finding
 from estimators.errors import DataError, DependentRowsError, EstimatorError, NonDeterministicError, OptionError
 from estimators.likelihoods import Likelihood
-from estimators.network import structural_copy
-from estimators.objective import Objective
-from estimators.rng import preserved_random_state
-from estimators.subsets import SubsetSpec
+from estimators.models.network import structural_copy
+from estimators.models.subsets import SubsetSpec
+from estimators.objective.objective import Objective
+from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["CHECKS", "QUICK", "diagnose"]
 

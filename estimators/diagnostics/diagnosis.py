@@ -2,54 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from estimators.diagnostics.findings import Cost, Finding
 from estimators.diagnostics.table import cost_table, findings_table
 
-__all__ = ["Cost", "Diagnosis", "Finding", "Level"]
-
-Level = Literal["ok", "note", "warning", "error"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    name: which. level: "ok", "note" (worth knowing), "warning" (a number will mislead), "error" (a fit would raise, or
-    be of something else). measured: the numbers in words. meaning: what follows. remedy: what to try.
-    values: the numbers, in JSON types.
-    """
-
-    name: str
-    level: Level
-    measured: str
-    meaning: str = ""
-    remedy: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a fit of one method would take here: an estimate, made before.
-
-    estimator: how it is constructed. bytes_needed, bytes_available: at its peak, beside the model and the data.
-    passes: forward and backward over the training rows. seconds: of the fit, one process. afterwards: what queries
-    cost, where that is more than a few passes.
-    """
-
-    estimator: str
-    bytes_needed: int
-    bytes_available: int
-    passes: float
-    seconds: float
-    afterwards: str = ""
-
-    @property
-    def fits(self) -> bool:
-        """Whether it fits into the free memory."""
-        return self.bytes_needed <= self.bytes_available
+__all__ = ["Diagnosis"]
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from estimators.batches import Batches
-from estimators.diagnostics.diagnosis import Finding, Level
-from estimators.diagnostics.subject import Subject
-from estimators.row_digests import row_digests
+from estimators.data.training_data import Batches
+from estimators.diagnostics.context import Subject
+from estimators.diagnostics.findings import Finding, Level
+from estimators.persistence.checksums import row_digests
 
 __all__ = ["overlap_findings"]
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from estimators.batches import Batches
-from estimators.diagnostics.subject import Subject
+from estimators.curvature.layerwise.factored_dual import in_factors
+from estimators.data.training_data import Batches
+from estimators.diagnostics.context import Subject
 from estimators.errors import EstimatorError
-from estimators.last_linear import find_last_linear
-from estimators.layer_rows import Layers
-from estimators.memory import available_bytes
-from estimators.precision.dtype import algebra_dtype
-from estimators.precision.factored_dual import in_factors
-from estimators.pytrees import PyTree, n_rows
+from estimators.models.last_linear import find_last_linear
+from estimators.models.layer_jacobians import Layers
+from estimators.numerics.dtype import algebra_dtype
+from estimators.numerics.pytrees import PyTree, n_rows
+from estimators.runtime.memory import available_bytes
 
 __all__ = ["Sizes"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from estimators.diagnostics.diagnosis import Finding
-from estimators.diagnostics.subject import Subject
-from estimators.precision.definiteness import extreme_eigenvalues
-from estimators.precision.dense import smallest_allowed_ratio
+from estimators.curvature.dense.cholesky import smallest_allowed_ratio
+from estimators.curvature.krylov.definiteness import extreme_eigenvalues
+from estimators.diagnostics.context import Subject
+from estimators.diagnostics.findings import Finding
 
 __all__ = ["spectrum_findings"]
 

@@ -6,10 +6,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from estimators.diagnostics.diagnosis import Cost, Finding
+from estimators.runtime.units import in_bytes, in_seconds
 
-__all__ = ["cost_table", "findings_table", "in_bytes", "in_seconds"]
+if TYPE_CHECKING:
+    from estimators.diagnostics.findings import Cost, Finding
+
+__all__ = ["cost_table", "findings_table"]
 
 _WIDTH = 110
 
@@ -45,20 +47,3 @@ def cost_table(costs: Sequence[Cost]) -> str:
         for cost in costs
     ]
     return "\n".join([head, *rows, f"of {in_bytes(costs[0].bytes_available)} of free memory"])
-
-
-def in_bytes(number: float) -> str:
-    """3.2 MiB."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if number < 1024 or unit == "TiB":
-            break
-        number /= 1024
-    return f"{number:.3g} {unit}"
-
-
-def in_seconds(seconds: float) -> str:
-    """12 ms, 3.1 s, 5 min, 2.5 h."""
-    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s")):
-        if seconds >= 2 * size or (unit == "s" and seconds >= 1):
-            return f"{seconds / size:.3g} {unit}"
-    return f"{1000 * seconds:.3g} ms"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from estimators.batch_checks import check_batch
-from estimators.batches import Batches
-from estimators.diagnostics.diagnosis import Finding
-from estimators.diagnostics.subject import Subject
+from estimators.data.checks import check_batch
+from estimators.data.training_data import Batches
+from estimators.diagnostics.context import Subject
+from estimators.diagnostics.findings import Finding
 from estimators.likelihoods import Gaussian, Likelihood
 from estimators.likelihoods.categorical import Sites
 

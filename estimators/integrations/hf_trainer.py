@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from estimators.errors import DataError, OptionError
-from estimators.integrations.own_loop import mean_absolute_penalty
-from estimators.network import output_tensor
+from estimators.integrations.manual_training import mean_absolute_penalty
+from estimators.models.network import output_tensor
 
 __all__ = ["MeanAbsoluteTraining"]
 

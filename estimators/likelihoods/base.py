@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import DataError
-from estimators.prediction import Prediction
+from estimators.likelihoods.prediction import Prediction
 
 __all__ = ["Likelihood", "check_same_shape"]
 

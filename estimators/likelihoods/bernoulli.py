@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from estimators.errors import DataError
 from estimators.likelihoods.base import Likelihood, check_same_shape
-from estimators.prediction import Prediction, from_logits, from_samples
+from estimators.likelihoods.prediction import Prediction, from_logits, from_samples
 
 __all__ = ["Bernoulli"]
 

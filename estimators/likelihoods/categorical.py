@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from estimators.errors import DataError, OptionError
 from estimators.likelihoods.base import Likelihood
+from estimators.likelihoods.prediction import Prediction, from_logits, from_samples
 from estimators.option_checks import checked_integer, shown
-from estimators.prediction import Prediction, from_logits, from_samples
 
 __all__ = ["Categorical", "Sites"]
 

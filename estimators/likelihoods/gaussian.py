@@ -10,8 +10,8 @@ from torch import Tensor
 
 from estimators.errors import DataError, OptionError, UnsupportedError
 from estimators.likelihoods.base import Likelihood, check_same_shape
+from estimators.likelihoods.prediction import Prediction
 from estimators.option_checks import as_number, shown
-from estimators.prediction import Prediction
 
 __all__ = ["Gaussian"]
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from estimators.likelihoods.base import Likelihood
 from estimators.likelihoods.bernoulli import Bernoulli
 from estimators.likelihoods.categorical import Categorical
-from estimators.pytrees import PyTree, split_rows
+from estimators.numerics.pytrees import PyTree, split_rows
 
 __all__ = ["LinkCheck"]
 

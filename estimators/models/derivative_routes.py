@@ -10,7 +10,7 @@ import torch
 
 from estimators.errors import EstimatorError, ModelError
 from estimators.models.self_check import Disagreement, SelfCheck
-from estimators.pytrees import PyTree, n_rows
+from estimators.numerics.pytrees import PyTree, n_rows
 
 __all__ = ["BY_IDENTITY", "BY_NAME", "FAILURES", "DerivativeRoutes", "is_ours", "short"]
 

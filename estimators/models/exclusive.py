@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from estimators.models.preserved_state import preserved_state
-from estimators.rng import preserved_random_state
+from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["exclusive", "exclusively"]
 

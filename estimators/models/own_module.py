@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from estimators.errors import EstimatorError
-from estimators.ledger import Ledger
 from estimators.models.kernels import differentiable
 from estimators.models.outputs import output_tensor
 from estimators.models.preserved_state import preserved_tensors
-from estimators.pytrees import PyTree, copied, forward_arguments, n_rows, select_rows, with_floats
-from estimators.subsets import Subset
-from estimators.wrappers import plain_names, unwrapped
+from estimators.models.subsets import Subset
+from estimators.numerics.pytrees import PyTree, copied, forward_arguments, n_rows, select_rows, with_floats
+from estimators.runtime.module_wrappers import plain_names, unwrapped
+from estimators.runtime.pass_counter import Ledger
 
 __all__ = ["OwnModule", "fresh"]
 

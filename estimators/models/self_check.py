@@ -25,10 +25,10 @@ from torch.func import grad
 from torch.utils import _pytree as pytree
 
 from estimators.errors import DependentRowsError, DerivativeRouteWarning, ModelError
-from estimators.ledger import SELF_CHECK, Ledger
 from estimators.models.own_module import OwnModule
-from estimators.pytrees import PyTree, Shared, n_rows, select_rows
-from estimators.subsets import Subset
+from estimators.models.subsets import Subset
+from estimators.numerics.pytrees import PyTree, Shared, n_rows, select_rows
+from estimators.runtime.pass_counter import SELF_CHECK, Ledger
 
 __all__ = ["DerivativeReport", "Disagreement", "SelfCheck"]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from estimators.long_rows import dots, inner
-from estimators.memory import rows_per_chunk
-from estimators.network import Network
-from estimators.precision.krylov_space import KrylovSpace
-from estimators.pytrees import PyTree, split_rows
-from estimators.regvar.exact_block import ExactBlock
+from estimators.curvature.krylov.krylov_space import KrylovSpace
+from estimators.models.network import Network
+from estimators.numerics.pytrees import PyTree, split_rows
+from estimators.numerics.reductions import dots, inner
+from estimators.regvar.rao_blackwell import ExactBlock
+from estimators.runtime.memory import rows_per_chunk
 
 __all__ = ["VarianceBounds"]
 

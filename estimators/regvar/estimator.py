@@ -9,33 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from estimators.base import UncertaintyEstimator
-from estimators.checkpoint import Checkpoint
-from estimators.errors import IllConditionedError, UnsupportedError
-from estimators.functionals import Functional
+from estimators.curvature.krylov.block_cg import products_are_accurate
+from estimators.curvature.krylov.definiteness import positive_definite
+from estimators.errors import IllConditionedError, OptionError, UnsupportedError
+from estimators.estimator.base import UncertaintyEstimator
 from estimators.likelihoods import Likelihood
-from estimators.long_rows import norms
 from estimators.models.exclusive import exclusively
-from estimators.objective import Objective
+from estimators.models.functionals import Functional
+from estimators.models.subsets import SubsetSpec
+from estimators.numerics.dtype import widen
+from estimators.numerics.pytrees import PyTree, split_rows
+from estimators.numerics.reductions import norms
+from estimators.objective.float64 import widened, widened_network
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_flag, checked_instance
-from estimators.precision.block_cg import products_are_accurate
-from estimators.precision.definiteness import positive_definite
-from estimators.precision.dtype import widen
-from estimators.pytrees import PyTree, split_rows
-from estimators.regvar.centred import check_combination, refit_objective
-from estimators.regvar.draw_readout import BoundedReadout, ClampedReadout, DrawReadout
-from estimators.regvar.energy import DrawEnergies
-from estimators.regvar.penalty import Penalty
-from estimators.regvar.readout import Readout
+from estimators.persistence.checkpoint import Checkpoint
+from estimators.persistence.state import Learned
+from estimators.regvar.a_norm_error import DrawEnergies
+from estimators.regvar.monte_carlo import BoundedReadout, ClampedReadout, DrawReadout
+from estimators.regvar.perturbation import Penalty
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
 from estimators.regvar.report import RegVarReport, relative_gradient
 from estimators.regvar.solvers import FineTune, Solver
 from estimators.regvar.solvers.base import Solution
-from estimators.state import Learned
-from estimators.subsets import SubsetSpec
-from estimators.widened import widened, widened_network
+from estimators.regvar.variance_estimate import Readout
 
-__all__ = ["RegVar"]
+__all__ = ["RegVar", "check_combination", "refit_objective"]
 
 
 class RegVar(UncertaintyEstimator):
@@ -259,3 +258,32 @@ def _slope(objective: Objective, displacement: Tensor, direction: Tensor) -> Ten
     if not products_are_accurate(objective.theta.dtype, largest=largest, smallest=smallest):
         image = widened(objective).product(widen(displacement))
     return image.sub_(direction)
+
+
+def refit_objective(objective: Objective, *, curvature: str, centred: bool) -> Objective:
+    """The centred objective of `curvature`, or L itself: exact only where θ̂ is stationary (docs/math.md, section 3)."""
+    return objective.centred(curvature=curvature) if centred else objective
+
+
+def check_combination(regularizer: Regularizer, solver: Solver, *, curvature: str, centred: bool) -> None:
+    """OptionError or UnsupportedError for parts that do not go together."""
+    if curvature not in ("ggn", "hessian"):
+        raise OptionError('curvature "ggn" or "hessian"', received=repr(curvature), remedy='use "ggn".')
+    if not isinstance(regularizer, Regularizer) or not isinstance(solver, Solver):
+        raise OptionError(
+            "a regularizer and a solver",
+            received=f"{regularizer!r} and {solver!r}",
+            remedy="for instance regularizer=PosteriorDraws(), solver=LinearResponse(): objects, not classes.",
+        )
+    if regularizer.needs_ggn and curvature == "hessian":
+        raise UnsupportedError(
+            f'curvature="ggn" with {type(regularizer).__name__}, whose noise has the GGN as its covariance',
+            received='"hessian", which would give the sandwich H⁻¹GH⁻¹',
+            remedy="Pointwise() or ParameterProbes(), right for any positive definite curvature.",
+        )
+    if not centred and (curvature == "ggn" or not solver.refits):
+        raise OptionError(
+            'curvature="hessian" and a solver that refits with centred=False: the trained loss itself is refitted',
+            received=f'curvature="{curvature}" and {type(solver).__name__}',
+            remedy='curvature="hessian" with NewtonRefit or FineTune, or centred=True.',
+        )

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.fit_report import FitReport
+from estimators.estimator.fit_report import FitReport
 from estimators.models.self_check import DerivativeReport
-from estimators.objective import Objective
-from estimators.regvar.energy import EnergyError
+from estimators.objective.objective import Objective
+from estimators.regvar.a_norm_error import EnergyError
 from estimators.regvar.solvers.base import SolverReport
 
 __all__ = ["RegVarReport", "relative_gradient", "relative_to_prior"]
@@ -24,7 +24,7 @@ class RegVarReport(FitReport):
     relative_gradient: ‖∇L(θ̂)‖ / ‖δ(θ̂ − θ₀)‖, 0 at a stationary point, about 1 far from it; centred refits do not mind.
     solver: of the last solve. energy: of posterior draws. exact_block: which, and why.
     passes: what `fit` spent a replica (a draw), by what it was for, in passes of forward and backward over the training
-        rows; every row counted, from the first check of the data on (`estimators.ledger` has the prices).
+        rows; every row counted, from the first check of the data on (`estimators.runtime.pass_counter` has the prices).
     """
 
     relative_gradient: float

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from estimators.errors import OptionError
-from estimators.rng import preserved_random_state
+from estimators.runtime.rng import preserved_random_state
 from estimators.testing import checks as _checks
 from estimators.testing.outcomes import ConformanceError, Mismatch, NotApplicable, Outcome, Report
 from estimators.testing.registry import CHECKS

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from estimators.base import UncertaintyEstimator
 from estimators.errors import ModelError, OptionError, UnsupportedError
+from estimators.estimator.base import UncertaintyEstimator
 from estimators.testing.cases import CASES, CPU, Case
 from estimators.testing.networks import Array
 from estimators.testing.outcomes import Mismatch, NotApplicable

@@ -3,8 +3,9 @@
 from estimators.tuning.calibration import Calibration, calibrate
 from estimators.tuning.grid import CalibrationGrid
 from estimators.tuning.prior import optimize_prior_precision
-from estimators.tuning.protocol import tune
-from estimators.tuning.tuned import Point, Surface, Tuned
+from estimators.tuning.trials import Point, Surface
+from estimators.tuning.tune import tune
+from estimators.tuning.tuned import Tuned
 
 __all__ = [
     "Calibration",

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from estimators.errors import OptionError, TuningEdgeWarning
 from estimators.likelihoods import Likelihood
-from estimators.prediction import Prediction
+from estimators.likelihoods.prediction import Prediction
 from estimators.tuning.grid import DEFAULT_GRID, CalibrationGrid
 from estimators.tuning.refinement import Optimum, between_neighbours
-from estimators.tuning.rows import Predicted, applied
 from estimators.tuning.scores import Score, Scorer
+from estimators.tuning.validation import Predicted, applied
 
 __all__ = ["Calibration", "calibrate", "calibrated_on", "warn_of_edges"]
 

@@ -10,17 +10,18 @@ from typing import Any, TypeVar
 
 import torch
 
-from estimators.base import UncertaintyEstimator
 from estimators.errors import IndefiniteHessianError, OptionError, UnsupportedError
+from estimators.estimator.base import UncertaintyEstimator
 from estimators.likelihoods import Gaussian
-from estimators.tuning.axis import Axis, is_number
 from estimators.tuning.calibration import Calibration, calibrated_on, warn_of_edges
 from estimators.tuning.grid import IDENTITY
-from estimators.tuning.protocol import searched
 from estimators.tuning.refinement import Optimum, between_neighbours
-from estimators.tuning.rows import ValidationRows
 from estimators.tuning.scores import Score, Scorer
-from estimators.tuning.tuned import Point, Tuned
+from estimators.tuning.trials import Point
+from estimators.tuning.tune import searched
+from estimators.tuning.tuned import Tuned
+from estimators.tuning.tuned_option import Axis, is_number
+from estimators.tuning.validation import ValidationRows
 
 __all__ = ["optimize_prior_precision"]
 

@@ -14,7 +14,7 @@ from estimators.errors import DataError, OptionError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.base import check_same_shape
 from estimators.likelihoods.categorical import Sites
-from estimators.prediction import Prediction, log_odds_of, log_probs_of
+from estimators.likelihoods.prediction import Prediction, log_odds_of, log_probs_of
 
 __all__ = ["Parts", "Score", "Scorer", "negative_log_predictive"]
 

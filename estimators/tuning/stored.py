@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from estimators.base import UncertaintyEstimator
 from estimators.errors import OptionError, StateError
+from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.refitting import rebuilt
 from estimators.likelihoods import Gaussian
 from estimators.option_checks import as_number
-from estimators.option_values import described, in_words
-from estimators.refittable import rebuilt
-from estimators.state import TUNING, FittedState
-from estimators.tuning.axis import Axis
+from estimators.persistence.option_values import described, in_words
+from estimators.persistence.state import TUNING, FittedState
 from estimators.tuning.calibration import Calibration
 from estimators.tuning.grid import CalibrationGrid
+from estimators.tuning.tuned_option import Axis
 
 if TYPE_CHECKING:
-    from estimators.tuning.tuned import Point
+    from estimators.tuning.trials import Point
 
 __all__ = ["StoredTuning", "as_tuned", "stored_tuning"]
 
@@ -146,7 +146,7 @@ class _Reader:
         return Calibration(**{**stored, "grid": grid, "scores": self._tensor(stored["scores"])})
 
     def point(self, stored: dict[str, Any]) -> Point:
-        from estimators.tuning.tuned import Point
+        from estimators.tuning.trials import Point
 
         value = self.value(stored["value"])
         value = in_words(value.description) if isinstance(value, _Described) else value

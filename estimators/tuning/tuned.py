@@ -11,49 +11,19 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from estimators.base import UncertaintyEstimator
 from estimators.errors import OptionError
-from estimators.prediction import Prediction
-from estimators.pytrees import PyTree
-from estimators.state import FittedState, read_file, write_file
-from estimators.tuning.axis import Axis, is_number
+from estimators.estimator.base import UncertaintyEstimator
+from estimators.likelihoods.prediction import Prediction
+from estimators.numerics.pytrees import PyTree
+from estimators.persistence.state import FittedState, read_file, write_file
 from estimators.tuning.calibration import Calibration, PointRecord
 from estimators.tuning.stored import StoredTuning, as_tuned, stored_tuning
+from estimators.tuning.trials import Point, Surface
+from estimators.tuning.tuned_option import Axis, is_number
 
-__all__ = ["Point", "Surface", "Tuned", "mark_tuned"]
+__all__ = ["Tuned", "mark_tuned"]
 
 E = TypeVar("E", bound=UncertaintyEstimator)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One value of the axis: the best calibration of the fit there, and what it took.
-
-    `passes` are forward and backward over the training rows, queries at the validation rows included; `refitted` is
-    False for the fit that was given. A fit that failed (an indefinite Hessian, a refit that diverged) has no
-    calibration, and says why in `failure`.
-    """
-
-    value: Any
-    calibration: Calibration | None
-    passes: float = 0.0
-    seconds: float = 0.0
-    refitted: bool = True
-    failure: str | None = None
-
-    @property
-    def score(self) -> float | None:
-        """The least one at this value, None for a fit that failed."""
-        return None if self.calibration is None else self.calibration.score
-
-
-@dataclass(frozen=True)
-class Surface:
-    """Scores over two axes: `scores` (values, variance scales); NaN-free, since fits that failed are left out."""
-
-    values: tuple[float, ...]
-    variance_scales: tuple[float, ...]
-    scores: Tensor
 
 
 @dataclass(frozen=True)

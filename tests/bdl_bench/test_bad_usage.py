@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 from bdl_bench import compare
 from bdl_bench.cli import app
-from bdl_bench.directories import directory_for, new_directory
-from bdl_bench.grid import Grid
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
 from bdl_bench.report.results import readable
 from bdl_bench.report.view import build
-from bdl_bench.task_names import name_in
+from bdl_bench.runner.directories import directory_for, new_directory
+from bdl_bench.runner.grid import Grid
+from bdl_bench.tasks.names import name_in
 from estimators.errors import OptionError, StateError
 
 MODULES = {

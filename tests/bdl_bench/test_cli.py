@@ -104,7 +104,7 @@ def test_an_interruption_says_how_to_go_on(toy, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bdl_bench.grid.Stages", interrupted)
+    monkeypatch.setattr("bdl_bench.runner.grid.Stages", interrupted)
     result = compare(tmp_path, toy)
     assert result.exit_code == 130
     assert "--out" in result.stdout

@@ -6,7 +6,7 @@ from simulated_device import DEVICE, generators_of_the_device
 from torch import nn
 
 from bdl_bench import Problem, compare
-from bdl_bench.check import check_problem
+from bdl_bench.runner.preflight import check_problem
 from estimators.training import Recipe
 
 METHODS = ["last-layer", "laplace-kron", "regvar-draws"]

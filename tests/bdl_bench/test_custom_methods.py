@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from bdl_bench import Problem, compare
-from bdl_bench.custom_methods import as_estimator
 from bdl_bench.methods import METHODS, Method
+from bdl_bench.methods.custom_methods import as_estimator
 from bdl_bench.records import RecordStore
 from estimators import LastLayerLaplace
 from estimators.errors import DataError, OptionError

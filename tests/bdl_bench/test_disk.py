@@ -7,10 +7,10 @@ import subprocess
 
 import pytest
 
-from bdl_bench.disk import Disk, FullDiskError
-from bdl_bench.grid import Grid
 from bdl_bench.records import RecordStore
-from estimators import atomic
+from bdl_bench.runner.disk import Disk, FullDiskError
+from bdl_bench.runner.grid import Grid
+from estimators.persistence import atomic
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import pytest
 import torch
 from work_items import end
 
-from bdl_bench import executors
-from bdl_bench.executors import ONE_WORKER, Workers, check_workers, deaths, executor_for
-from bdl_bench.executors.attempts import RemoteTraceback, attempted, outcome_of
-from bdl_bench.executors.deaths import death_of, machine_bytes
+from bdl_bench.runner import executors
+from bdl_bench.runner.executors import ONE_WORKER, Workers, check_workers, executor_for
+from bdl_bench.runner.executors import worker_errors as deaths
+from bdl_bench.runner.executors.retries import RemoteTraceback, attempted, outcome_of
+from bdl_bench.runner.executors.worker_errors import death_of, machine_bytes
 from estimators.errors import OptionError, UnsupportedError
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from work_items import end, meet, pid_or_stay, stay_in_a_worker
 
-from bdl_bench.executors import WorkerDiedError, Workers, executor_for
-from bdl_bench.grid import Grid
 from bdl_bench.methods import METHODS
 from bdl_bench.records import RecordStore
+from bdl_bench.runner.executors import WorkerDiedError, Workers, executor_for
+from bdl_bench.runner.grid import Grid
 
 
 def run(work, items, workers, started=lambda item: None):  # noqa: ARG005
@@ -79,7 +79,7 @@ def test_processes_leave_with_the_one_that_started_them(tmp_path):
 
 
 def test_where_no_process_can_start_the_run_ends_with_the_reason(monkeypatch):
-    monkeypatch.setattr("bdl_bench.executors.worker._serve", _Unloadable())
+    monkeypatch.setattr("bdl_bench.runner.executors.worker._serve", _Unloadable())
     with pytest.raises(WorkerDiedError, match="__main__"):
         run(end, ["fine"], Workers(1, executor="local"))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bdl_bench.flatten import flat_rows
+from bdl_bench.problem.flatten import flat_rows
 from estimators import Bernoulli, Categorical, Gaussian
 from estimators.likelihoods import CausalTokens
 

@@ -7,17 +7,16 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from bdl_bench import versions
-from bdl_bench.claims import Claims
 from bdl_bench.data.folder import MissingDataError
-from bdl_bench.events import ENDINGS
-from bdl_bench.executors import Workers
-from bdl_bench.grid import Grid
-from bdl_bench.maps import Place, known_training, load_problem, prepare
 from bdl_bench.methods import METHODS
 from bdl_bench.problem import Problem
-from bdl_bench.records import RecordStore
+from bdl_bench.records import RecordStore, versions
 from bdl_bench.report.results import readable
+from bdl_bench.runner.events import ENDINGS
+from bdl_bench.runner.executors import Workers
+from bdl_bench.runner.grid import Grid
+from bdl_bench.runner.locks import Claims
+from bdl_bench.runner.train_job import Place, known_training, load_problem, prepare
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators.errors import OptionError
@@ -87,7 +86,7 @@ def test_a_damaged_network_file_is_trained_again(toy, tmp_path):
 def test_other_code_makes_everything_again(toy, tmp_path, monkeypatch):
     grid = Grid([toy], ["map"], [0], tmp_path)
     run(grid)
-    monkeypatch.setattr("bdl_bench.maps.code_digest", lambda: "another")
+    monkeypatch.setattr("bdl_bench.runner.train_job.code_digest", lambda: "another")
     assert run(grid)[1] == [(None, 0, "trained"), ("map", 0, "ok")]
 
 
@@ -217,7 +216,7 @@ def test_tasks_methods_and_seeds_that_are_named_twice_run_once(toy, tmp_path):
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_written(workers, device, says, toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("bdl_bench.executors.choice.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("bdl_bench.runner.executors.choice.importlib.util.find_spec", lambda name: name)
     with pytest.raises(OptionError, match=says):
         Grid([toy], ["map"], [0], tmp_path / "out", device, workers).run(print)
     assert not (tmp_path / "out").exists()

@@ -7,12 +7,12 @@ from tiny_texts import texts, write_gpt_neo, write_imdb, write_wikitext
 from bdl_bench.data.folder import MissingDataError
 from bdl_bench.data.pretrained import pretrained
 from bdl_bench.data.texts import Texts
-from bdl_bench.flatten import flat_rows
-from bdl_bench.loaders import queries, rows
+from bdl_bench.problem.flatten import flat_rows
+from bdl_bench.problem.queries import queries, rows
 from bdl_bench.tasks import TASKS, imdb, language_models
 from bdl_bench.tasks.language_models import TASKS_OF_GPT_NEO
 from estimators import LinearResponse, PosteriorDraws, RegVar
-from estimators.network import output_tensor
+from estimators.models.network import output_tensor
 from estimators.training import Recipe, train_map
 
 NEEDS = "needs the extras: pip install bdl-bench[text,hub]"

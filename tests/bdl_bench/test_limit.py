@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from work_items import end
 
-from bdl_bench.executors import TimeLimitError, Workers, check_workers, executor_for
-from bdl_bench.grid import Grid
 from bdl_bench.methods import METHODS
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
+from bdl_bench.runner.executors import TimeLimitError, Workers, check_workers, executor_for
+from bdl_bench.runner.grid import Grid
 from estimators.errors import OptionError
 
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from bdl_bench import Problem
-from bdl_bench.grid import Grid
 from bdl_bench.methods import METHODS
 from bdl_bench.methods.registry import factors
 from bdl_bench.records import RecordStore
+from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators.training import Recipe

@@ -17,13 +17,13 @@ from scipy.special import logsumexp
 from torch import nn
 
 from bdl_bench.metrics import evaluate
-from bdl_bench.metrics.examples import top_labels
 from bdl_bench.metrics.log_space import log_entropy, log_odds_of_top, log_softmax, logs
-from bdl_bench.predictions import Predictor
+from bdl_bench.metrics.per_example import top_labels
 from bdl_bench.problem import Problem
+from bdl_bench.records.predictions import Predictor
 from estimators.baselines.map import MAP
 from estimators.likelihoods import Bernoulli, Categorical
-from estimators.prediction import Prediction
+from estimators.likelihoods.prediction import Prediction
 from estimators.tuning.scores import negative_log_predictive
 
 GAPS = [50, 100, 200, 500, 1000]

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from bdl_bench import Problem, compare
-from bdl_bench.fingerprints import problem_digest
 from bdl_bench.records import RecordStore, Training
+from bdl_bench.records.fingerprints import problem_digest
 from estimators.baselines import DeepEnsemble, MCDropout
 from estimators.errors import ModelError, OptionError
-from estimators.rng import seeded_random_state
+from estimators.runtime.rng import seeded_random_state
 from estimators.training import Recipe, train_map
 
 GENERATOR = torch.Generator().manual_seed(0)

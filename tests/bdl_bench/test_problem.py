@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from bdl_bench import Problem
-from bdl_bench.fingerprints import problem_digest
-from bdl_bench.loaders import queries, rewind
+from bdl_bench.problem.queries import queries, rewind
+from bdl_bench.records.fingerprints import problem_digest
 from estimators.errors import DataError, ModelError, OptionError
 from estimators.likelihoods import Gaussian
 from estimators.training import Recipe

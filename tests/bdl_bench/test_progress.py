@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from bdl_bench.events import Event
-from bdl_bench.outlook import Outlook
-from bdl_bench.progress import shown
+from bdl_bench.cli.progress import shown
+from bdl_bench.runner.eta import Outlook
+from bdl_bench.runner.events import Event
 
 EVENTS = [
     Event("[red]task[/red]", 0, None, "planned"),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from work_items import end
 
-from bdl_bench.executors import TimeLimitError, WorkerDiedError, Workers, executor_for
-from bdl_bench.grid import Grid
 from bdl_bench.records import RecordStore
+from bdl_bench.runner.executors import TimeLimitError, WorkerDiedError, Workers, executor_for
+from bdl_bench.runner.grid import Grid
 from estimators.errors import OptionError
 
 ray = pytest.importorskip("ray")

@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from bdl_bench.records import Record, RecordStore, content_key, slug
-from estimators.atomic import write_bytes, write_text
+from bdl_bench.records import Record, RecordStore
+from bdl_bench.records.record import content_key, slug
+from estimators.persistence.atomic import write_bytes, write_text
 
 
 def test_a_write_that_is_cut_short_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 from bdl_bench.metrics import METRICS
 from bdl_bench.report import write_report
 from bdl_bench.report.findings import overtuned
+from bdl_bench.report.formatting import duration, mebibytes, number
 from bdl_bench.report.scores import ScoreCell, ScoreTable
-from bdl_bench.report.text import duration, mebibytes, number
 from bdl_bench.stats import Interval
 from estimators.errors import OptionError
 

@@ -10,11 +10,11 @@ from bdl_bench.report import write_report
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.figures.labels import short, spread
 from bdl_bench.report.figures.pareto import Price, frontier
-from bdl_bench.report.grids import line, surface
+from bdl_bench.report.formatting import count, listed
 from bdl_bench.report.notebook import Comparison
 from bdl_bench.report.palette import Palette, family_of
 from bdl_bench.report.resampling import bootstrap_columns
-from bdl_bench.report.text import count, listed
+from bdl_bench.report.tuning_curves import line, surface
 from bdl_bench.stats import bootstrap_difference
 from estimators.errors import OptionError, UnsupportedError
 

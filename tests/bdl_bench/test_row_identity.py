@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bdl_bench.grid import Grid
-from bdl_bench.kept_rows import AS_GIVEN, DATASET_ORDER, SORTED, Budget, CheckedRows, kept_rows
 from bdl_bench.metrics import agreement, evaluate
 from bdl_bench.problem import Problem
+from bdl_bench.problem.kept_rows import AS_GIVEN, DATASET_ORDER, SORTED, Budget, CheckedRows, kept_rows
+from bdl_bench.problem.row_identity import digests_of_rows, ids_of, matching_order
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
 from bdl_bench.report.results import gather, readable
-from bdl_bench.row_identity import digests_of_rows, ids_of, matching_order
+from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators.errors import DataError, NonDeterministicError

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from bdl_bench import compare
-from bdl_bench.content_digests import content_digest
-from bdl_bench.fingerprints import problem_digest
-from bdl_bench.grid import Grid
 from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.registry import preset
 from bdl_bench.problem import Problem
 from bdl_bench.records import RecordStore
+from bdl_bench.records.content_digests import content_digest
+from bdl_bench.records.fingerprints import problem_digest
 from bdl_bench.report.results import readable
+from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators import LastLayerLaplace, LinearizedLaplace

@@ -9,13 +9,13 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from bdl_bench.fingerprints import problem_digest
-from bdl_bench.loaders import queries, rows
+from bdl_bench.problem.queries import queries, rows
+from bdl_bench.records.fingerprints import problem_digest
 from bdl_bench.tasks import TASKS, from_reference, resolve_task
 from bdl_bench.tasks.split import standardised
 from estimators import LinearizedLaplace
 from estimators.errors import OptionError
-from estimators.pytrees import tensors_of
+from estimators.numerics.pytrees import tensors_of
 from estimators.training import train_map
 
 OFFLINE = sorted(name for name, task in TASKS.items() if task.needs is None)

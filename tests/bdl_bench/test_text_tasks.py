@@ -6,16 +6,15 @@ import torch
 from bdl_bench.data import packages
 from bdl_bench.data.packages import package
 from bdl_bench.data.token_rows import TokenRows, drawn_rows
-from bdl_bench.fingerprints import problem_digest
-from bdl_bench.flatten import flat_rows
-from bdl_bench.loaders import queries, rows
 from bdl_bench.networks.sentence import SentenceClassifier
+from bdl_bench.problem.flatten import flat_rows
+from bdl_bench.problem.queries import queries, rows
+from bdl_bench.records.fingerprints import problem_digest
 from bdl_bench.tasks import TASKS, causal_lm
 from estimators.baselines import MAP
 from estimators.errors import DataError, UnsupportedError
-from estimators.network import output_tensor
-from estimators.recipe import Recipe
-from estimators.training import train_map
+from estimators.models.network import output_tensor
+from estimators.training import Recipe, train_map
 
 NEEDS = "needs the extra: pip install bdl-bench[text]"
 

@@ -9,12 +9,12 @@ from torch import nn
 
 from bdl_bench.problem import Problem
 from bdl_bench.verify.cases import Case
+from bdl_bench.verify.checks import Claim, prove
 from bdl_bench.verify.decomposition import decompose
-from bdl_bench.verify.proof import Claim, prove
 from bdl_bench.verify.run import verify_problem, write_result
 from bdl_bench.verify.table import to_markdown
-from estimators import atomic
 from estimators.errors import OptionError, TooLargeError
+from estimators.persistence import atomic
 from estimators.training import Recipe
 
 LAMS = (1e-2, 1e-3, 1e-4, 1e-5)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bdl_bench import cli
 from bdl_bench.cli import app
+from bdl_bench.cli import commands as cli
 from bdl_bench.verify.cases import Case
 from bdl_bench.verify.run import verify_zoo
 
@@ -58,7 +58,7 @@ def test_bad_usage_ends_with_two_and_a_message(words, my_model, tmp_path):
 
 
 def test_a_bound_that_does_not_hold_ends_with_one(my_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("bdl_bench.verify.proof.EXACT", 0.0)
+    monkeypatch.setattr("bdl_bench.verify.checks.EXACT", 0.0)
     assert verify("--model", my_model, "--out", tmp_path / "out").exit_code == 1
 
 

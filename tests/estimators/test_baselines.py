@@ -18,7 +18,7 @@ from estimators.baselines import (
     TemperatureScaling,
 )
 from estimators.errors import ModelChangedError, NotFittedError, OptionError, StateError
-from estimators.rng import preserved_random_state
+from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
 
 SHORT = Recipe(epochs=3, batch_size=7)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from estimators import Gaussian
 from estimators.baselines import MCDropout
 from estimators.errors import ModelError, OptionError, UnsupportedError
-from estimators.rng import member_seeds, seeded_random_state
+from estimators.runtime.rng import member_seeds, seeded_random_state
 from estimators.training import Recipe, train_map
 
 SHORT = Recipe(epochs=5, batch_size=7, lr=0.03)

@@ -8,7 +8,7 @@ from torch import nn
 
 from estimators.baselines import DeepEnsemble
 from estimators.errors import ModelError, OptionError
-from estimators.rng import member_seeds, seeded_random_state
+from estimators.runtime.rng import member_seeds, seeded_random_state
 from estimators.training import Recipe, train_map
 
 SHORT = Recipe(epochs=5, batch_size=7, lr=0.03)

@@ -9,7 +9,7 @@ from torch import nn
 from estimators.baselines import DeepEnsemble, LoRAEnsemble
 from estimators.baselines.fresh_adapters import with_fresh_adapters
 from estimators.errors import ModelError
-from estimators.rng import member_seeds, seeded_random_state
+from estimators.runtime.rng import member_seeds, seeded_random_state
 from estimators.training import Recipe, train_map
 
 SHORT = Recipe(epochs=5, batch_size=7, lr=0.03)

@@ -12,7 +12,7 @@ from estimators import Gaussian
 from estimators.baselines import SWAG
 from estimators.baselines.swag import Iterates
 from estimators.errors import ConvergenceError, OptionError
-from estimators.rng import member_seeds
+from estimators.runtime.rng import member_seeds
 from estimators.training import Recipe
 
 DESCENT = Recipe(epochs=6, batch_size=7, optimizer="sgd", lr=0.02, momentum=0.5, schedule="constant")

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
+from estimators.curvature.dense.cholesky import DensePrecision
+from estimators.curvature.dense.dual import DualPrecision
+from estimators.curvature.krylov.block_cg import block_cg
+from estimators.curvature.krylov.block_lanczos import krylov_basis
+from estimators.curvature.krylov.cg_precision import CGPrecision
+from estimators.curvature.krylov.definiteness import refuse_indefinite_product
 from estimators.errors import ConvergenceError, IndefiniteHessianError, UnsupportedError
-from estimators.long_rows import combine_, dots, inner, orthonormalise_
-from estimators.precision.block_cg import block_cg
-from estimators.precision.block_lanczos import krylov_basis
-from estimators.precision.cg import CGPrecision
-from estimators.precision.definiteness import refuse_indefinite_product
-from estimators.precision.dense import DensePrecision
-from estimators.precision.dual import DualPrecision
+from estimators.numerics.reductions import combine_, dots, inner, orthonormalise_
 
 P = 40
 
@@ -145,7 +145,7 @@ def test_a_block_converges_in_fewer_iterations_than_a_single_vector():
 
 @pytest.mark.parametrize("bound", [3, 6, 12, 30])
 def test_a_bounded_basis_restarts_and_ends_at_the_same_solution(bound, monkeypatch):
-    monkeypatch.setattr("estimators.precision.block_lanczos._BASIS_BYTES", bound * P * 8)
+    monkeypatch.setattr("estimators.curvature.krylov.block_lanczos._BASIS_BYTES", bound * P * 8)
     a, b = matrix(SPECTRA["well conditioned"]), vectors(3)
     solved = block_cg(product_of(a), b, tol=1e-11)
     exact = torch.linalg.solve(a, b.T).T
@@ -157,7 +157,7 @@ def test_a_bounded_basis_restarts_and_ends_at_the_same_solution(bound, monkeypat
 def test_a_bounded_basis_keeps_what_it_has_solved_for(monkeypatch):
     a, b = matrix(SPECTRA["a few large, as a GGN"]), vectors(2)
     free = block_cg(product_of(a), b, tol=1e-8)
-    monkeypatch.setattr("estimators.precision.block_lanczos._BASIS_BYTES", 8 * P * 8)
+    monkeypatch.setattr("estimators.curvature.krylov.block_lanczos._BASIS_BYTES", 8 * P * 8)
     bounded = block_cg(product_of(a), b, tol=1e-8)
     assert bounded.iterations <= 2 * free.iterations
     w, next_block = bounded.basis.split([len(bounded.projected), len(bounded.basis) - len(bounded.projected)])

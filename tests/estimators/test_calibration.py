@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from estimators import Bernoulli, Categorical, Gaussian, calibrate
 from estimators.errors import DataError, OptionError, TuningEdgeWarning, UnsupportedError
 from estimators.likelihoods import CausalTokens
-from estimators.prediction import Prediction
+from estimators.likelihoods.prediction import Prediction
 from estimators.tuning import CalibrationGrid
 
 M, C, SIGMA = 300, 3, 0.4

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from estimators import FineTune, LastLayerLaplace, LinearResponse, MeanAbsolute, PosteriorDraws, RegVar, checkpoint
+from estimators import FineTune, LastLayerLaplace, LinearResponse, MeanAbsolute, PosteriorDraws, RegVar
 from estimators.errors import ModelChangedError, StateError, UnsupportedError
-from estimators.refittable import rebuilt
-from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
-from estimators.rng import preserved_random_state
+from estimators.estimator.refitting import rebuilt
+from estimators.persistence import checkpoint
+from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
+from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
 
 SGD = Recipe(epochs=12, batch_size=7, optimizer="sgd", lr="auto")

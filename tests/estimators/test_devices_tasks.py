@@ -18,14 +18,13 @@ from estimators import (
     Pointwise,
     PosteriorDraws,
     RegVar,
-    checkpoint,
     optimize_prior_precision,
     tune,
 )
 from estimators.diagnostics import diagnose
-from estimators.recipe import Recipe
+from estimators.persistence import checkpoint
 from estimators.testing import CASES
-from estimators.training import train_map
+from estimators.training import Recipe, train_map
 from estimators.tuning import CalibrationGrid
 
 CASE = CASES["classification"]

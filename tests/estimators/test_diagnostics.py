@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from estimators import LastLayerLaplace, LinearizedLaplace, LinearResponse, RegVar
+from estimators.curvature.sizes import dense_bytes, dual_bytes, streamed_bytes
 from estimators.diagnostics import CHECKS, QUICK, diagnose
 from estimators.errors import OptionError
-from estimators.layer_rows import Layers
-from estimators.precision.sizes import dense_bytes, dual_bytes, streamed_bytes
+from estimators.models.layer_jacobians import Layers
 
 
 def looked_at(problem, *checks, **options):

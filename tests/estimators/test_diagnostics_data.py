@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from estimators import Bernoulli, Categorical, Gaussian
 from estimators.diagnostics import diagnose, prior_precision_of
 from estimators.errors import UnsupportedError
-from estimators.row_digests import row_digests
+from estimators.persistence.checksums import row_digests
 
 
 def looked_at(problem, *checks, **options):

@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn import functional
 
 from estimators import LinearizedLaplace
+from estimators.curvature.forms import Rows, RowsInFactors
+from estimators.curvature.layerwise import factored_dual
+from estimators.curvature.layerwise import ggn as layered_ggn
 from estimators.errors import TooLargeError, UnsupportedError
-from estimators.precision import factored_dual, layered_ggn
-from estimators.precision.data_curvature import Rows, RowsInFactors
 
 
 @pytest.fixture
@@ -131,9 +132,9 @@ def test_it_is_taken_where_every_weight_is_used_once_a_row(make_problem):
 def test_its_smaller_size_decides(make_problem, monkeypatch):
     problem = make_problem(model=wide(3))
     whole = 3 * 60 * fit(problem).theta_.numel() * 8
-    monkeypatch.setattr("estimators.objective.available_bytes", lambda _: whole // 2)
+    monkeypatch.setattr("estimators.objective.objective.available_bytes", lambda _: whole // 2)
     assert fit(problem, inverse="auto").inverse_ == "dual"
-    monkeypatch.setattr("estimators.memory.available_bytes", lambda _: 1000)
+    monkeypatch.setattr("estimators.runtime.memory.available_bytes", lambda _: 1000)
     with pytest.raises(TooLargeError, match=r"dual form"):
         fit(problem)
 

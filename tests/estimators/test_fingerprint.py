@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from estimators import LinearizedLaplace
 from estimators.errors import ModelChangedError
-from estimators.fingerprint import fingerprint, refuse_if_changed
+from estimators.persistence.fingerprint import fingerprint, refuse_if_changed
 
 
 def holding(values):

@@ -17,8 +17,8 @@ from estimators import (
     PosteriorDraws,
     RegVar,
 )
+from estimators.curvature.krylov.block_cg import block_cg
 from estimators.errors import IllConditionedError
-from estimators.precision.block_cg import block_cg
 
 DATA = {"wine": load_wine, "breast cancer": load_breast_cancer}
 KINDS = {"classification": "classification", "regression": Gaussian(0.5)}

@@ -60,7 +60,7 @@ def test_a_loader_that_fails_in_any_pass_leaves_everything_as_it_was(n, kept, er
     ids=["ggn", "hessian", "cg", "last layer", "fine tune"],
 )
 def test_a_loader_that_is_read_again_may_fail_in_any_later_pass(n, make, untouched, monkeypatch):
-    monkeypatch.setattr("estimators.batches._CACHE_BYTES", 1)
+    monkeypatch.setattr("estimators.data.training_data._CACHE_BYTES", 1)
     model = mlp()
     loader = Interrupting(batches(), n, KeyboardInterrupt())
     with untouched(model):

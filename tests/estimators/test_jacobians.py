@@ -6,9 +6,9 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from estimators import LinearizedLaplace
-from estimators.jacobians import JacobianRows
-from estimators.network import Network
-from estimators.subsets import matching_names
+from estimators.models import Network
+from estimators.models.jacobians import JacobianRows
+from estimators.models.subsets import matching_names
 
 
 def images(*layers, features):

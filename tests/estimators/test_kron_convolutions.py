@@ -8,8 +8,8 @@ from torch import nn
 
 from estimators import Gaussian, LinearizedLaplace
 from estimators.errors import DiagonalWeightsWarning
-from estimators.layer_rows import Layers
-from estimators.network import Network
+from estimators.models import Network
+from estimators.models.layer_jacobians import Layers
 
 F64 = torch.float64
 
@@ -128,7 +128,7 @@ def test_the_factors_are_the_jacobian_of_the_weight(name):
     network = Network(model, [n for n, _ in model.named_parameters()])
     found = Layers(network, x)
     assert list(found.maps) == ["0.weight", "3.weight"]
-    from estimators.precision.layout import Layout
+    from estimators.models.layer_layout import Layout
 
     layout, (rows,) = Layout.of(found), list(found.at(x))
     jacobian = torch.zeros(5, 2, network.n_parameters, dtype=F64)

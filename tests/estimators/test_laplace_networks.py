@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from estimators import LinearizedLaplace
 from estimators.errors import IndefiniteHessianError
-from estimators.network import Network
+from estimators.models import Network
 
 kinds = pytest.mark.parametrize("kind", ["regression", "classification", "binary"])
 

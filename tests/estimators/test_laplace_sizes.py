@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from estimators import Gaussian, LastLayerLaplace, LinearizedLaplace
+from estimators.curvature.dense.cholesky import DensePrecision
 from estimators.errors import TooLargeError
-from estimators.precision.dense import DensePrecision
 
 
 def fit(problem, **options):
@@ -28,7 +28,7 @@ def fit(problem, **options):
 def test_auto_takes_the_cheapest_inverse_that_fits(width, n, curvature, available, choice, make_problem, monkeypatch):
     model = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3))
     problem = make_problem(model=model, n=n, delta=90.0)
-    monkeypatch.setattr("estimators.objective.available_bytes", lambda _: available)
+    monkeypatch.setattr("estimators.objective.objective.available_bytes", lambda _: available)
     fitted = fit(problem, curvature=curvature)
     assert fitted.inverse_ == choice
     assert bool((fitted.variance(problem.query) > 0).all())
@@ -48,8 +48,8 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_made(
 ):
     problem = make_problem()
     made = []
-    monkeypatch.setattr(f"estimators.precision.posterior.{build}", lambda *_: made.append(build))
-    monkeypatch.setattr("estimators.memory.available_bytes", lambda _: 1000)
+    monkeypatch.setattr(f"estimators.curvature.builders.{build}", lambda *_: made.append(build))
+    monkeypatch.setattr("estimators.runtime.memory.available_bytes", lambda _: 1000)
     with untouched(problem.model), pytest.raises(TooLargeError, match=r"of available memory.*Try: .*cg") as caught:
         fit(problem, **options)
     assert not made
@@ -100,8 +100,8 @@ def test_no_rows_are_made_for_products(curvature, make_problem):
 def test_an_empty_memory_of_rows_takes_small_pieces_to_the_same_result(make_problem, monkeypatch):
     problem = make_problem()
     whole = fit(problem).covariance(problem.query)
-    monkeypatch.setattr("estimators.curvature.rows_per_chunk", lambda _: 4)
-    monkeypatch.setattr("estimators.precision.base.rows_per_chunk", lambda _: 2)
+    monkeypatch.setattr("estimators.curvature.dense.ggn.rows_per_chunk", lambda _: 4)
+    monkeypatch.setattr("estimators.curvature.base.rows_per_chunk", lambda _: 2)
     assert torch.allclose(fit(problem).covariance(problem.query), whole, rtol=1e-10)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from estimators import Gaussian, LastLayerLaplace, LinearizedLaplace
 from estimators.baselines import LaplaceTorch
 from estimators.errors import OptionError, UnsupportedError
-from estimators.rng import preserved_random_state
+from estimators.runtime.rng import preserved_random_state
 
 DELTA, SIGMA = 2.5, 0.5
 

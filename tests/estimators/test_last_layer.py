@@ -193,7 +193,7 @@ def test_variance_does_not_depend_on_how_queries_and_rows_are_batched(structure,
     whole = fitted.covariance(problem.query)
     pieces = torch.cat([fitted.covariance(part) for part in problem.query.split(2)])
     assert torch.allclose(pieces, whole, rtol=1e-10)
-    monkeypatch.setattr("estimators.precision.linear_head.rows_per_chunk", lambda _, **__: 3)
+    monkeypatch.setattr("estimators.curvature.last_layer.precision.rows_per_chunk", lambda _, **__: 3)
     assert torch.allclose(fit(problem, hessian_structure=structure).covariance(problem.query), whole, rtol=1e-10)
     problem.batch_size = 20
     assert torch.allclose(fit(problem, hessian_structure=structure).covariance(problem.query), whole, rtol=1e-10)
@@ -214,7 +214,7 @@ def test_last_layer_uncertainty_is_part_of_that_of_all_layers(structure, make_pr
 @pytest.mark.parametrize("structure", ["kron", "diag"])
 def test_a_thousand_classes_need_no_jacobian(structure, make_problem, monkeypatch):
     """(B, C, C·(D+1)) would be 20 × 1000 × 65000 numbers, 10 GB; the network's own Jacobian is never asked for."""
-    monkeypatch.setattr("estimators.network.Network.jacobian", None)
+    monkeypatch.setattr("estimators.models.network.Network.jacobian", None)
     model = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 1000))
     problem = make_problem(model=model)
     problem.y = torch.arange(20) * 50
@@ -226,8 +226,8 @@ def test_a_thousand_classes_need_no_jacobian(structure, make_problem, monkeypatc
 
 def test_a_layer_too_large_for_the_full_form_is_refused_with_the_size(make_problem, monkeypatch):
     problem = make_problem()
-    monkeypatch.setattr("estimators.memory.available_bytes", lambda _: 1000)
-    monkeypatch.setattr("estimators.head.Head.full_curvature", None)
+    monkeypatch.setattr("estimators.runtime.memory.available_bytes", lambda _: 1000)
+    monkeypatch.setattr("estimators.curvature.last_layer.features.Head.full_curvature", None)
     with pytest.raises(TooLargeError, match=r'18 parameters.*hessian_structure="kron" or "diag"') as caught:
         fit(problem)
     assert caught.value.bytes_needed >= 18**2 * 8

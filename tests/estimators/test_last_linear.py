@@ -6,7 +6,7 @@ from torch import nn
 
 from estimators import LastLayerLaplace, LinearizedLaplace
 from estimators.errors import ModelError
-from estimators.last_linear import find_last_linear
+from estimators.models.last_linear import find_last_linear
 
 
 def fit(problem, **options):

@@ -6,7 +6,7 @@ from torch import nn
 
 from estimators import Gaussian, LinearizedLaplace
 from estimators.errors import OptionError
-from estimators.rng import preserved_random_state
+from estimators.runtime.rng import preserved_random_state
 
 PRIORS = {"one": 1.7, "by name": {"0.*": 0.6, "*bias": 4.0, "*": 2.5}}
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from estimators import memory
 from estimators.errors import TooLargeError
+from estimators.runtime import memory
 
 CPU = torch.device("cpu")
 

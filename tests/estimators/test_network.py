@@ -9,8 +9,8 @@ from torch.func import functional_call, jacrev
 from torch.nn.utils import parametrizations
 
 from estimators import LastLayerLaplace, LinearizedLaplace, LinearResponse, Pointwise, RegVar
-from estimators.network import Network
-from estimators.subsets import matching_names
+from estimators.models import Network
+from estimators.models.subsets import matching_names
 
 
 def network_of(model):
@@ -42,7 +42,7 @@ def test_products_in_small_pieces_are_the_same(problem, monkeypatch):
     network = network_of(problem.model)
     v, u = torch.randn(5, network.n_parameters).double(), torch.randn(5, 20, 3).double()
     whole = network.jvp(problem.x, v), network.vjp(problem.x, u)
-    monkeypatch.setattr("estimators.network._VECTORISED_ELEMENTS", 2 * network.n_parameters)
+    monkeypatch.setattr("estimators.models.network._VECTORISED_ELEMENTS", 2 * network.n_parameters)
     assert torch.allclose(network.jvp(problem.x, v), whole[0], rtol=1e-12)
     assert torch.allclose(network.vjp(problem.x, u), whole[1], rtol=1e-12)
 

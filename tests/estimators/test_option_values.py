@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from estimators import FineTune, Gaussian, LinearResponse, PosteriorDraws
-from estimators.option_values import described, differences, digest_of, in_words
-from estimators.recipe import Recipe
+from estimators.persistence.option_values import described, differences, digest_of, in_words
+from estimators.training import Recipe
 
 SCALE = 3.0
 LONG = torch.linspace(0.1, 2.0, 1200)

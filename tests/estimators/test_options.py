@@ -28,13 +28,12 @@ from estimators.baselines.laplace_torch import LaplaceTorch
 from estimators.baselines.lora_ensemble import LoRAEnsemble
 from estimators.baselines.map import MAP
 from estimators.baselines.multi_head import MultiHeadEnsemble
-from estimators.baselines.subnetwork import SubnetworkLaplace
 from estimators.baselines.swag import SWAG
 from estimators.errors import OptionError
+from estimators.estimator.options import constructor_options
+from estimators.laplace import SubnetworkLaplace
 from estimators.likelihoods import CausalTokens
-from estimators.options import constructor_options
-from estimators.recipe import Recipe
-from estimators.training import train_map
+from estimators.training import Recipe, train_map
 from estimators.tuning import CalibrationGrid
 
 SGD = Recipe(epochs=2, optimizer="sgd", lr="auto", schedule="constant")

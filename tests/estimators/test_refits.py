@@ -21,8 +21,8 @@ from estimators import (
 from estimators.baselines import LaplaceTorch
 from estimators.baselines.map import MAP
 from estimators.errors import ModelChangedError, NotFittedError, OptionError, UnsupportedError
-from estimators.recipe import Recipe
-from estimators.refittable import rebuilt
+from estimators.estimator.refitting import rebuilt
+from estimators.training import Recipe
 
 SHORT = FineTune(1e-3, recipe=Recipe(epochs=3, batch_size=7, optimizer="sgd", lr=0.02))
 KEPT = {

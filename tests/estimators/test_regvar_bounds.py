@@ -8,14 +8,15 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from estimators import FineTune, Gaussian, LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
+from estimators.curvature.krylov.block_cg import block_cg
+from estimators.curvature.krylov.krylov_space import KrylovSpace
+from estimators.curvature.krylov.stored_rows import StoredRows
+from estimators.curvature.krylov.whitening import Coordinates
 from estimators.errors import NotConvergedWarning, OptionError, UnsupportedError
-from estimators.precision.block_cg import block_cg
-from estimators.precision.coordinates import Coordinates
-from estimators.precision.krylov_space import KrylovSpace
-from estimators.precision.stored_rows import StoredRows
-from estimators.regvar import draw_readout, energy
-from estimators.regvar.draw_readout import BoundedReadout, ClampedReadout, DrawReadout
-from estimators.regvar.energy import DrawEnergies
+from estimators.regvar import a_norm_error as energy
+from estimators.regvar import monte_carlo as draw_readout
+from estimators.regvar.a_norm_error import DrawEnergies
+from estimators.regvar.monte_carlo import BoundedReadout, ClampedReadout, DrawReadout
 from estimators.regvar.regularizers import posterior_draws
 from estimators.regvar.solvers import linear_response
 

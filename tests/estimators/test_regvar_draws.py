@@ -18,7 +18,7 @@ from estimators import (
     RegVar,
 )
 from estimators.errors import ModelError, NotConvergedWarning, OptionError, UnsupportedError
-from estimators.regvar.exact_block import find_exact_block
+from estimators.regvar.rao_blackwell import find_exact_block
 from estimators.training import Recipe
 
 
@@ -213,7 +213,7 @@ def test_the_exact_block_steps_aside_and_says_why(case):
 
 
 def test_a_last_layer_too_large_to_factor_is_left_to_the_draws(monkeypatch):
-    monkeypatch.setattr("estimators.regvar.exact_block._LARGEST", 20)
+    monkeypatch.setattr("estimators.regvar.rao_blackwell._LARGEST", 20)
     model, likelihood, loader, _ = problem()
     assert "at most 20 parameters" in draws(model, likelihood, loader, 4, 0, "auto").exact_block_
 

@@ -28,8 +28,8 @@ from estimators.errors import (
     OptionError,
     UnsupportedError,
 )
-from estimators.regvar.solvers.conjugate_gradients import conjugate_gradients
-from estimators.regvar.solvers.replicas import Replicas
+from estimators.regvar.solvers.newton_refit import conjugate_gradients
+from estimators.regvar.solvers.perturbed_copies import Replicas
 from estimators.training import Recipe, train_map
 
 
@@ -130,7 +130,9 @@ def test_replicas_in_flights_of_any_size_end_where_all_together_do(size, differe
 def test_few_replicas_are_in_flight_where_memory_is_short(monkeypatch):
     model, likelihood, loader, _ = problem("classification")
     n = sum(p.numel() for p in model.parameters())
-    monkeypatch.setattr("estimators.regvar.solvers.flights.available_bytes", lambda _: 8 * 8 * 8 * n * 2)
+    monkeypatch.setattr(
+        "estimators.regvar.solvers.fine_tuning.sample_batches.available_bytes", lambda _: 8 * 8 * 8 * n * 2
+    )
     sizes = []
     of = Replicas.of
 

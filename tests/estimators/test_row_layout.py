@@ -19,13 +19,13 @@ from estimators import (
     PosteriorDraws,
     RegVar,
 )
-from estimators.batch import split_batch
-from estimators.batches import Batches
+from estimators.data import Batches
+from estimators.data.batch import split_batch
 from estimators.errors import DataError
 from estimators.likelihoods import resolve_likelihood
-from estimators.network import Network
-from estimators.pytrees import RowLayout, Shared, concatenate, n_rows, select_rows, split_rows, tensors_of
-from estimators.subsets import matching_names
+from estimators.models import Network
+from estimators.models.subsets import matching_names
+from estimators.numerics.pytrees import RowLayout, Shared, concatenate, n_rows, select_rows, split_rows, tensors_of
 from estimators.training import Recipe, train_map
 
 DELTA = 0.7
@@ -437,7 +437,7 @@ def projected(sizes=(4, 4, 4), basis=None):
 def test_batches_of_one_size_tell_what_rows_share_by_a_row_alone(estimator, kept, monkeypatch):
     """The matrix has as many rows as every batch."""
     if not kept:
-        monkeypatch.setattr("estimators.batches._CACHE_BYTES", 100)
+        monkeypatch.setattr("estimators.data.training_data._CACHE_BYTES", 100)
     model, batches, query = projected()
     fitted = ESTIMATORS[estimator](model, "regression", prior_precision=DELTA).fit(batches)
     expected = reference(model, batches, query, "regression")

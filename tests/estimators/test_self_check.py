@@ -17,11 +17,12 @@ from estimators import (
     PosteriorDraws,
     RegVar,
 )
+from estimators.curvature.last_layer.features import Heard
 from estimators.errors import DerivativeRouteWarning, ModelError, NoLastLayerError, UnsupportedError
-from estimators.head import Heard
-from estimators.jacobians import _BackpackRows
-from estimators.layer_rows import Layers
-from estimators.network import Network, _Pulls
+from estimators.models import Network
+from estimators.models.jacobians import _BackpackRows
+from estimators.models.layer_jacobians import Layers
+from estimators.models.network import _Pulls
 
 DELTA, N, BATCH = 1.7, 23, 9
 MARK = 7.0  # the first feature of the one row in which derivatives are broken

@@ -24,8 +24,9 @@ from estimators import (
     RegVar,
 )
 from estimators.errors import DataError, OptionError, UnsupportedError
-from estimators.functionals import next_token_log_probs, next_token_logits
 from estimators.likelihoods import CausalTokens, resolve_likelihood
+from estimators.models import next_token_log_probs
+from estimators.models.functionals import next_token_logits
 
 DELTA, SIGMA = 0.7, 0.6
 EXACT = LinearResponse(tol=1e-12)

@@ -34,15 +34,15 @@ from estimators.baselines.gradient_norm import GradientNorm
 from estimators.baselines.lora_ensemble import LoRAEnsemble
 from estimators.baselines.map import MAP
 from estimators.baselines.multi_head import MultiHeadEnsemble
-from estimators.baselines.subnetwork import SubnetworkLaplace
 from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
+from estimators.curvature.builders import LOW_RANK
 from estimators.errors import StateError
+from estimators.estimator.options import constructor_options
+from estimators.estimator.refitting import rebuilt
+from estimators.laplace import SubnetworkLaplace
 from estimators.likelihoods import CausalTokens
-from estimators.options import constructor_options
-from estimators.precision.posterior import LOW_RANK
-from estimators.recipe import Recipe
-from estimators.refittable import rebuilt
+from estimators.training import Recipe
 
 SGD = Recipe(epochs=2, batch_size=7, optimizer="sgd", lr="auto", schedule="constant")
 RECIPE = {

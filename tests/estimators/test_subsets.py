@@ -9,9 +9,8 @@ from torch import nn
 
 from estimators import LastLayerLaplace, LinearizedLaplace, MeanAbsolute, RegVar
 from estimators.errors import OptionError
-from estimators.recipe import Recipe
-from estimators.subsets import Subset, delta_of_names, matching_names
-from estimators.training import train_map
+from estimators.models.subsets import Subset, delta_of_names, matching_names
+from estimators.training import Recipe, train_map
 
 
 @pytest.fixture

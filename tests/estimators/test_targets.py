@@ -337,7 +337,7 @@ class Reusing:
 @pytest.mark.parametrize("estimator", ["cholesky", "pointwise", "refit"])
 def test_a_loader_that_reuses_its_tensors_gives_the_same_fit(estimator, kept, monkeypatch):
     if not kept:
-        monkeypatch.setattr("estimators.batches._CACHE_BYTES", 100)
+        monkeypatch.setattr("estimators.data.training_data._CACHE_BYTES", 100)
     model, y = mlp(), torch.arange(20) % C
     make = ESTIMATORS[estimator]
     expected = make(model, "classification", prior_precision=DELTA).fit(batches(X, y, 5)).variance(X[:3])

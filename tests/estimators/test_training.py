@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from estimators import Gaussian
 from estimators.baselines.map import MAP
-from estimators.batches import Batches
+from estimators.data import Batches
 from estimators.errors import ConvergenceError, DataError, OptionError
 from estimators.training import Recipe, fit_weights, train_map
 

@@ -31,7 +31,6 @@ from estimators.baselines.gradient_norm import GradientNorm
 from estimators.baselines.laplace_torch import LaplaceTorch
 from estimators.baselines.map import MAP
 from estimators.baselines.multi_head import MultiHeadEnsemble
-from estimators.baselines.subnetwork import SubnetworkLaplace
 from estimators.baselines.swag import SWAG
 from estimators.errors import (
     CalibrationNotSavedWarning,
@@ -40,7 +39,8 @@ from estimators.errors import (
     StateError,
     UnsupportedError,
 )
-from estimators.recipe import Recipe
+from estimators.laplace import SubnetworkLaplace
+from estimators.training import Recipe
 from estimators.tuning import CalibrationGrid
 
 pytestmark = [

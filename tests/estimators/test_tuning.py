@@ -11,7 +11,7 @@ from tuning_toys import SIGMA, laplace, toy
 
 from estimators import Categorical, FineTune, MeanAbsolute, RegVar, optimize_prior_precision, tune
 from estimators.errors import OptionError
-from estimators.recipe import Recipe
+from estimators.training import Recipe
 from estimators.tuning import CalibrationGrid
 
 kinds = pytest.mark.parametrize("kind", ["regression", "classification"])

@@ -16,11 +16,11 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bdl_bench.records import slug
+from bdl_bench.records.record import slug
 from bdl_bench.report.figures.canvas import Drawing, styled
 from bdl_bench.report.figures.minify import minified
-from estimators.atomic import write_bytes
 from estimators.errors import OptionError
+from estimators.persistence.atomic import write_bytes
 
 __all__ = ["Gallery", "Picture"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.metrics.calibration import Bins, equal_mass_bins
-from bdl_bench.metrics.examples import top_labels
+from bdl_bench.metrics.per_example import top_labels
 from bdl_bench.report.figures.canvas import SOFT, Drawing, diagonal, panel
 from bdl_bench.report.palette import Style
 

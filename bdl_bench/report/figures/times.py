@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from bdl_bench.report.figures.canvas import INK, Drawing, blank, log_axis
 from bdl_bench.report.figures.labels import short
+from bdl_bench.report.formatting import duration
 from bdl_bench.report.palette import Palette
-from bdl_bench.report.text import duration
 
 __all__ = ["times"]
 

@@ -9,8 +9,8 @@ from matplotlib.ticker import FixedLocator
 
 from bdl_bench.report.figures.canvas import BAD, INK, Drawing, Margins, log_axis, panel
 from bdl_bench.report.figures.labels import beside_ends
-from bdl_bench.report.grids import Line, Surface
 from bdl_bench.report.palette import Palette
+from bdl_bench.report.tuning_curves import Line, Surface
 
 __all__ = ["contours", "tuning_curves"]
 

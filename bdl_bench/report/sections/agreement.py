@@ -13,7 +13,7 @@ from bdl_bench.metrics import worst_points
 from bdl_bench.report.figures.canvas import Drawing
 from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.scatter import scatter
-from bdl_bench.report.quality import AgreementRow, agreement_rows
+from bdl_bench.report.reference_agreement import AgreementRow, agreement_rows
 from bdl_bench.report.sections.context import Context
 
 __all__ = ["AgreementSection", "WorstPoint", "agreement"]

@@ -11,7 +11,7 @@ from bdl_bench.report.figures.canvas import Drawing
 from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.pareto import Price, pareto
 from bdl_bench.report.figures.times import times
-from bdl_bench.report.quality import CostRow, cost_rows
+from bdl_bench.report.reference_agreement import CostRow, cost_rows
 from bdl_bench.report.scores import ScoreTable
 from bdl_bench.report.sections.context import Context
 

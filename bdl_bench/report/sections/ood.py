@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.metrics import Metric
-from bdl_bench.metrics.sets import ood_scores
+from bdl_bench.metrics.evaluation import ood_scores
 from bdl_bench.report.figures.canvas import Drawing
 from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.histograms import histograms
+from bdl_bench.report.formatting import number
 from bdl_bench.report.scores import ScoreTable
 from bdl_bench.report.sections.context import Context
 from bdl_bench.report.sections.scores import Scores
-from bdl_bench.report.text import number
 
 __all__ = ["Detection", "OutOfDistribution", "out_of_distribution"]
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.metrics.examples import top_labels
+from bdl_bench.metrics.per_example import top_labels
 from bdl_bench.metrics.selective import risk_coverage
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.figures.gallery import Picture

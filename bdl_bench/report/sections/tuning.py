@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import ClassVar
 
-from bdl_bench.records import Record, Tuning
+from bdl_bench.records.record import Record, Tuning
 from bdl_bench.report.figures.canvas import Drawing
 from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.tuning import contours, tuning_curves
-from bdl_bench.report.grids import SCALE, line, surface
+from bdl_bench.report.formatting import number
 from bdl_bench.report.sections.context import Context
-from bdl_bench.report.text import number
+from bdl_bench.report.tuning_curves import SCALE, line, surface
 
 __all__ = ["TuningRow", "TuningSection", "tuning"]
 

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from estimators.functionals import Functional
-from estimators.network import Network
-from estimators.objective import Objective
+from estimators.models.functionals import Functional
+from estimators.models.network import Network
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_integer
-from estimators.pytrees import PyTree
-from estimators.regvar.penalty import Penalty
-from estimators.regvar.readout import Readout
+from estimators.regvar.perturbation import Penalty
 from estimators.regvar.solvers.base import Solution
+from estimators.regvar.variance_estimate import Readout
 
 __all__ = ["Posed", "Regularizer", "checked_count", "probe_generator"]
 

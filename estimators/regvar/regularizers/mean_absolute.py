@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.network import Network
-from estimators.objective import Objective
-from estimators.pytrees import PyTree
-from estimators.regvar.penalty import Penalty
-from estimators.regvar.readout import Readout
+from estimators.models.network import Network
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
+from estimators.persistence.state import Learned
+from estimators.regvar.perturbation import Penalty
 from estimators.regvar.regularizers.base import Posed, Regularizer
-from estimators.state import Learned
+from estimators.regvar.variance_estimate import Readout
 
 __all__ = ["MeanAbsolute"]
 

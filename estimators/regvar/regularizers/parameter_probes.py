@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from estimators.errors import UnsupportedError
-from estimators.network import Network
-from estimators.objective import Objective
+from estimators.models.network import Network
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_seed
-from estimators.pytrees import PyTree
-from estimators.regvar.penalty import Tilt
-from estimators.regvar.readout import Readout
+from estimators.persistence.state import Learned
+from estimators.regvar.perturbation import Tilt
 from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
-from estimators.state import Learned
+from estimators.regvar.variance_estimate import Readout
 
 __all__ = ["ParameterProbes", "Products"]
 

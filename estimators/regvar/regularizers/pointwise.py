@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from estimators.errors import OptionError
-from estimators.functionals import Functional, Through
-from estimators.memory import rows_per_chunk
-from estimators.network import Network
-from estimators.objective import Objective
+from estimators.models.functionals import Functional, Through
+from estimators.models.network import Network
+from estimators.numerics.pytrees import PyTree, row_as_batch, select_rows
+from estimators.objective.objective import Objective
 from estimators.option_checks import shown
-from estimators.pytrees import PyTree, row_as_batch, select_rows
-from estimators.regvar.penalty import Penalty
-from estimators.regvar.readout import Readout
+from estimators.persistence.state import Learned
+from estimators.regvar.perturbation import Penalty
 from estimators.regvar.regularizers.base import Posed, Regularizer
-from estimators.state import Learned
+from estimators.regvar.variance_estimate import Readout
+from estimators.runtime.memory import rows_per_chunk
 
 __all__ = ["Pointwise"]
 

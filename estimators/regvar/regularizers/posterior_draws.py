@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from estimators.errors import OptionError
-from estimators.network import Network
-from estimators.noise import precision_noise
-from estimators.objective import Objective
+from estimators.models.network import Network
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
+from estimators.objective.prior_noise import precision_noise
 from estimators.option_checks import checked_choice, checked_seed
-from estimators.pytrees import PyTree
 from estimators.regvar.bounds import VarianceBounds
-from estimators.regvar.draw_readout import BoundedReadout, ClampedReadout, DrawReadout, Level, restored_draws
-from estimators.regvar.exact_block import ExactBlock, find_exact_block
-from estimators.regvar.penalty import Tilt
-from estimators.regvar.readout import Readout
+from estimators.regvar.monte_carlo import BoundedReadout, ClampedReadout, DrawReadout, Level, restored_draws
+from estimators.regvar.perturbation import Tilt
+from estimators.regvar.rao_blackwell import ExactBlock, find_exact_block
 from estimators.regvar.regularizers.base import Posed, Read, Regularizer, checked_count, probe_generator
 from estimators.regvar.solvers.base import Solution
+from estimators.regvar.variance_estimate import Readout
 
 __all__ = ["PosteriorDraws"]
 

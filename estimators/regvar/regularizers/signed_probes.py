@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from estimators.network import Network
-from estimators.objective import Objective
+from estimators.models.network import Network
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_seed
-from estimators.pytrees import PyTree
-from estimators.regvar.penalty import Penalty
+from estimators.persistence.state import Learned
+from estimators.regvar.perturbation import Penalty
 from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
 from estimators.regvar.regularizers.parameter_probes import Products
-from estimators.state import Learned
 
 __all__ = ["SignedProbes"]
 

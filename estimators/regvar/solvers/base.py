@@ -9,15 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from estimators.checkpoint import Checkpoint
+from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.errors import EstimatorError, ModelError
-from estimators.ledger import SELF_CHECK
-from estimators.network import FAILURES
-from estimators.objective import Objective
+from estimators.models.network import FAILURES
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_number
-from estimators.precision.krylov_space import KrylovSpace
-from estimators.regvar.energy import DrawEnergies
-from estimators.regvar.penalty import Penalty
+from estimators.persistence.checkpoint import Checkpoint
+from estimators.regvar.a_norm_error import DrawEnergies
+from estimators.regvar.perturbation import Penalty
+from estimators.runtime.pass_counter import SELF_CHECK
 
 __all__ = ["Solution", "Solver", "SolverReport", "checked_lam"]
 
@@ -28,7 +28,7 @@ class SolverReport:
 
     passes: what it spent a replica, in passes of forward and backward over the training rows: searches, targets, every
         arm, checks at the end; the self-check apart. A product with A is one a vector, and the forwards that all share
-        a third each (`estimators.ledger`);
+        a third each (`estimators.runtime.pass_counter`);
     residual: the worst ‖gradient‖ / ‖∇r‖ at the end, where it was measured;
     nonlinearity: ‖Δf − J Δθ‖ / ‖J Δθ‖ at the end of a minibatch refit, on one batch.
     """

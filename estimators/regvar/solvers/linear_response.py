@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from estimators.checkpoint import Checkpoint
+from estimators.curvature.krylov.block_cg import BlockSolution, GoOn, block_cg
+from estimators.curvature.krylov.cg_precision import default_tolerance
+from estimators.curvature.krylov.krylov_space import KrylovSpace
+from estimators.curvature.krylov.stored_rows import HALVES
+from estimators.curvature.krylov.whitening import Coordinates
 from estimators.errors import OptionError
-from estimators.objective import Objective
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_integer, checked_number, shown
-from estimators.precision.block_cg import BlockSolution, GoOn, block_cg
-from estimators.precision.cg import default_tolerance
-from estimators.precision.coordinates import Coordinates
-from estimators.precision.krylov_space import KrylovSpace
-from estimators.precision.stored_rows import HALVES
-from estimators.regvar.energy import FAIR, DrawEnergies
-from estimators.regvar.penalty import Penalty
+from estimators.persistence.checkpoint import Checkpoint
+from estimators.regvar.a_norm_error import FAIR, DrawEnergies
+from estimators.regvar.perturbation import Penalty
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport
 
 __all__ = ["LinearResponse"]

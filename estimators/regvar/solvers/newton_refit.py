@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from estimators.checkpoint import Checkpoint
+from estimators.curvature.dense import cholesky as dense
+from estimators.curvature.dense.cholesky import DensePrecision
 from estimators.errors import ConvergenceError, IndefiniteHessianError, LambdaTooLargeError
-from estimators.objective import Objective
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_integer, checked_number
-from estimators.precision import dense
-from estimators.precision.dense import DensePrecision
-from estimators.progress import track
-from estimators.regvar.penalty import Penalty
+from estimators.persistence.checkpoint import Checkpoint
+from estimators.regvar.perturbation import Penalty
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
-from estimators.regvar.solvers.conjugate_gradients import conjugate_gradients
-from estimators.regvar.solvers.replicas import Replicas, checked_difference
+from estimators.regvar.solvers.perturbed_copies import Replicas, checked_difference
+from estimators.runtime.progress import track
 
-__all__ = ["NewtonRefit"]
+__all__ = ["InnerSolution", "NewtonRefit", "conjugate_gradients"]
 
 _DENSE_BELOW = 2048
 _FORCING = 1e-3  # relative residual of the inner solves: the outer convergence is then linear with this factor
@@ -186,3 +186,50 @@ def _is_centred(objective: Objective, penalty: Penalty, lam: float) -> bool:
     """Whether ∇L(θ̂) is small beside λ∇r: a refit of the trained loss itself drifts, and may go far."""
     slope, norms = objective.gradient(objective.theta).norm(), penalty.direction.norm(dim=1)
     return not bool((slope > 1e-3 * lam * norms[norms > 0]).any())
+
+
+@dataclass(frozen=True)
+class InnerSolution:
+    """`solution` (A, P); where `negative_curvature` (A,) is true it is the iterate before that curvature was met.
+
+    `curvature` (A,): the size of the Rayleigh quotient along the first direction.
+    """
+
+    solution: Tensor
+    negative_curvature: Tensor
+    curvature: Tensor
+    iterations: int
+
+
+def conjugate_gradients(
+    product: Apply, rhs: Tensor, *, precondition: Apply | None, tol: float, max_iter: int
+) -> InnerSolution:
+    """H_a u_a = b_a for rhs (A, P) to ‖b − H u‖ ≤ tol ‖b‖ or to negative curvature (Steihaug 1983)."""
+    precondition = precondition or (lambda v: v)
+    u, residual = torch.zeros_like(rhs), rhs
+    z = precondition(residual)
+    direction, rho = z, _dot(residual, z)
+    target = tol * rhs.norm(dim=1)
+    negative = torch.zeros_like(target, dtype=torch.bool)
+    curvature, iterations = torch.zeros_like(target), 0
+    active = residual.norm(dim=1) > target
+    while iterations < max_iter and bool(active.any()):
+        image = product(direction)
+        bend = _dot(direction, image)
+        if iterations == 0:
+            curvature = bend.abs() / _dot(direction, direction).clamp_min(torch.finfo(rhs.dtype).tiny)
+        negative |= active & ~(bend > 0)
+        active &= bend > 0
+        step = torch.where(active, rho / torch.where(active, bend, 1.0), 0.0)[:, None]
+        u, residual = u + step * direction, residual - step * image
+        z = precondition(residual)
+        rho_next = _dot(residual, z)
+        direction = z + torch.where(active, rho_next / torch.where(active, rho, 1.0), 0.0)[:, None] * direction
+        rho = rho_next
+        iterations += 1
+        active &= residual.norm(dim=1) > target
+    return InnerSolution(u, negative, curvature, iterations)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1)

@@ -3,7 +3,7 @@
 # isort: off
 from estimators.testing.checks import interface
 from estimators.testing.checks import closed_form
-from estimators.testing.checks import laws
+from estimators.testing.checks import invariants as laws
 from estimators.testing.checks import predictions
 from estimators.testing.checks import covariances
 from estimators.testing.checks import rows

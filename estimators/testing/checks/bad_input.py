@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.errors import EstimatorError
-from estimators.testing.applicable import any_case, first_case
+from estimators.testing.case_selection import any_case, first_case
 from estimators.testing.cases import Case
 from estimators.testing.outcomes import Mismatch
 from estimators.testing.registry import check

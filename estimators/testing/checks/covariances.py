@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from estimators.rng import seeded_random_state
+from estimators.runtime.rng import seeded_random_state
 from estimators.testing import formulas
 from estimators.testing.networks import Array
 from estimators.testing.outcomes import Mismatch, NotApplicable

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from estimators.base import UncertaintyEstimator
 from estimators.errors import EstimatorError, NotFittedError
-from estimators.precision.dtype import algebra_dtype
-from estimators.testing.applicable import any_case, first_case, fitted_cases
+from estimators.estimator.base import UncertaintyEstimator
+from estimators.numerics.dtype import algebra_dtype
+from estimators.testing.case_selection import any_case, first_case, fitted_cases
 from estimators.testing.outcomes import Mismatch, NotApplicable
 from estimators.testing.registry import check
 from estimators.testing.subject import REFUSALS, Subject, as_array

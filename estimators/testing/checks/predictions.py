@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from estimators.prediction import Prediction
+from estimators.likelihoods.prediction import Prediction
 from estimators.testing import formulas
 from estimators.testing.cases import Case
 from estimators.testing.networks import Array

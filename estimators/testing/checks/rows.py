@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from estimators.testing.applicable import fitted_cases
+from estimators.testing.case_selection import fitted_cases
 from estimators.testing.networks import Array, WithDict
 from estimators.testing.outcomes import NotApplicable
 from estimators.testing.registry import check
@@ -69,7 +69,7 @@ def dict_inputs(subject: Subject) -> None:
     loader = [{**_as_dict(x), "labels": y} for x, y in case.loader]
     estimator = subject.fit(case, WithDict(subject.model(case)).eval(), loader, special=True)
     received: Array = as_array(estimator.variance(_as_dict(case.queries)))
-    fault = "x is taken for a tensor; use estimators.pytrees."
+    fault = "x is taken for a tensor; use estimators.numerics.pytrees."
     subject.compare("the variance of the same rows as tensors", received, subject.variance(case), fault=fault)
 
 

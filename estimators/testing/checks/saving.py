@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from estimators.base import UncertaintyEstimator
 from estimators.errors import NotFittedError
+from estimators.estimator.base import UncertaintyEstimator
 from estimators.testing.cases import Case
 from estimators.testing.outcomes import NotApplicable
 from estimators.testing.registry import check

@@ -13,8 +13,8 @@ from estimators.errors import EstimatorError
 from estimators.testing.networks import Array
 from estimators.testing.outcomes import Mismatch
 from estimators.testing.registry import check
+from estimators.testing.side_effects import advanced_random_state, unchanged_model, unchanged_random_state
 from estimators.testing.subject import REFUSALS, Subject, as_array
-from estimators.testing.watch import advanced_random_state, unchanged_model, unchanged_random_state
 
 __all__: list[str] = []
 

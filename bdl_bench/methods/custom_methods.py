@@ -1,0 +1,179 @@
+"""Methods of your own that are plain classes with `fit` and `variance`: given what an estimator of this library has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from bdl_bench.problem.problem import Problem
+from estimators import Prediction, UncertaintyEstimator
+from estimators.errors import DataError, OptionError
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
+from estimators.persistence.fingerprint import fingerprint, refuse_if_changed
+
+__all__ = ["NOT_REPORTED", "CustomEstimator", "as_estimator"]
+
+NOT_REPORTED = "not reported"
+"""What a record says of a number that a method does not count."""
+
+
+def as_estimator(method: object, problem: Problem) -> UncertaintyEstimator:
+    """Return an estimator as it is, and any object with `fit(train_loader)` and `variance(x)` wrapped as one.
+
+    Raises:
+        OptionError: for an object without these two methods.
+    """
+    if isinstance(method, UncertaintyEstimator):
+        return method
+    missing = [name for name in ("fit", "variance") if not callable(getattr(method, name, None))]
+    if missing:
+        raise OptionError(
+            "a method with fit(train_loader) and variance(x)",
+            received=f"a {type(method).__name__} without {' and '.join(missing)}",
+            remedy="write them, or subclass estimators.UncertaintyEstimator.",
+        )
+    return CustomEstimator(method, problem)
+
+
+class CustomEstimator(UncertaintyEstimator):
+    """A user's object with `fit(train_loader)` and `variance(x)`, as an estimator.
+
+    `variance(x)` gives the epistemic variance of the outputs at x, of their shape (M, C), as a tensor or an array; (M,)
+    if there is one output. Optional are `covariance(x)` (M, C, C), `predict(x)`, which then gives a whole `Prediction`
+    in place of one from the problem's network and the variance, and `passes_` after the fit. `fit` may return itself,
+    another fitted object, or nothing. What is absent is recorded as "not reported".
+
+    Args:
+        method: the object.
+        problem: what it is fitted on.
+
+    Example:
+        >>> class Constant:
+        ...     def fit(self, train_loader): ...
+        ...     def variance(self, x):
+        ...         return torch.ones(len(x), 1)
+        >>> estimator = as_estimator(Constant(), problem).fit(problem.train)  # doctest: +SKIP
+    """
+
+    def __init__(self, method: Any, problem: Problem) -> None:  # noqa: ANN401
+        super().__init__(problem.model, problem.likelihood, prior_precision=problem.prior_precision)
+        self.method, self.problem = method, problem
+        self.method_report_: dict[str, Any] = {}
+
+    @property
+    def retrains(self) -> bool:  # type: ignore[override]
+        """Whether a fit trains networks, as far as the method says so."""
+        return bool(getattr(self.method, "retrains", False))
+
+    @property
+    def counts_passes(self) -> bool:  # type: ignore[override]
+        """Whether the method says how many passes it has spent."""
+        return isinstance(getattr(self.method, "passes_", None), (int, float))
+
+    @property
+    def passes_(self) -> float:
+        """As the method counts them; 0 if it does not, which records show as not reported."""
+        return float(self.method.passes_) if self.counts_passes else 0.0
+
+    def fit(
+        self,
+        train_loader: Iterable[Any],
+        *,
+        progress_bar: bool = False,
+        checkpoint: str | Path | None = None,
+        accelerator: Any = None,  # noqa: ANN401
+    ) -> Self:
+        """Check the data as for every estimator, and fit the method on the same loader."""
+        self._loader = train_loader
+        return super().fit(train_loader, progress_bar=progress_bar, checkpoint=checkpoint, accelerator=accelerator)
+
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
+        before = fingerprint(self.model)
+        fitted = self.method.fit(self._loader)
+        refuse_if_changed(self.model, before)  # the next method gets the same network
+        if fitted is not None and callable(getattr(fitted, "variance", None)):
+            self.method = fitted
+        self.method_report_ = self._report()
+
+    def _report(self) -> dict[str, Any]:
+        """What the method says of its fit: its report, and learned attributes."""
+        report = getattr(self.method, "fit_report_", None) or {}
+        if dataclasses.is_dataclass(report) and not isinstance(report, type):
+            report = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+        named = dict(report) if isinstance(report, Mapping) else {"report": str(report)}
+        attributes = getattr(self.method, "__dict__", {})
+        learned = {name: value for name, value in attributes.items() if name.endswith("_") and name[0] != "_"}
+        learned.pop("fit_report_", None)
+        passes = {} if self.counts_passes else {"passes": NOT_REPORTED}
+        return {**passes, **learned, **named}
+
+    def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
+        """Predictive distribution: of the method's own `predict`, or from the network's outputs and the variance."""
+        if not callable(getattr(self.method, "predict", None)):
+            return super().predict(x, link_approx=link_approx, n_samples=n_samples)
+        made = self.method.predict(x)
+        if not isinstance(made, Prediction):
+            raise DataError(
+                f"an estimators.Prediction from {self._name}.predict",
+                received=f"a {type(made).__name__}",
+                remedy="likelihood.predict(mean, variance, None) makes one; without predict, the network's outputs and "
+                "variance(x) are used.",
+            )
+        return made
+
+    def _variance(self, x: PyTree) -> Tensor:
+        f = self.network_.shaped_outputs(x)
+        variance = self._as_tensor(self.method.variance(x), f)
+        if variance.shape == f.shape[:1] and f[0].numel() == 1:
+            variance = variance.reshape(f.shape)
+        self._check_shape("variance", variance, f.shape)
+        if bool((variance < 0).any()):
+            raise DataError(
+                f"a variance >= 0 from {self._name}.variance",
+                received=f"{float(variance.min()):.3g} as the least",
+                remedy="return squared standard deviations.",
+            )
+        return variance.flatten(1)
+
+    def _covariance(self, x: PyTree) -> Tensor:
+        if not callable(getattr(self.method, "covariance", None)):
+            return super()._covariance(x)
+        f = self.network_.outputs(x)
+        covariance = self._as_tensor(self.method.covariance(x), f)
+        self._check_shape("covariance", covariance, torch.Size([*f.shape, f.shape[1]]))
+        return covariance
+
+    def _as_tensor(self, values: object, f: Tensor) -> Tensor:
+        try:
+            return torch.as_tensor(values).detach().to(f)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"a tensor or an array of numbers from {self._name}",
+                received=f"a {type(values).__name__}",
+                remedy="return a tensor of the shape of the outputs.",
+            ) from error
+
+    def _check_shape(self, what: str, values: Tensor, expected: torch.Size) -> None:
+        if values.shape != expected:
+            raise DataError(
+                f"a {what} of shape {tuple(expected)} from {self._name}.{what}",
+                received=f"shape {tuple(values.shape)}",
+                remedy="one number for each output of each row; nothing is broadcast silently.",
+            )
+        bad = int(values.numel() - torch.isfinite(values).sum())
+        if bad:
+            raise DataError(
+                f"a finite {what} from {self._name}.{what}",
+                received=f"{bad} NaN or Inf among {values.numel()} values",
+                remedy="look at the method; no number is put in place of a NaN.",
+            )
+
+    @property
+    def _name(self) -> str:
+        return type(self.method).__name__

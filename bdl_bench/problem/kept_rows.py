@@ -1,0 +1,346 @@
+"""The rows of a loader, read once and kept, so that every method, metric and tuning sees the same rows in one order.
+
+A loader that shuffles gives another order on every pass, and predictions of two passes must not be paired by position.
+So each set of a problem is read once. Torch's own shuffling is left out: such a loader is read in the order of its data
+set. A loader that shuffles by itself has its rows sorted by their digests, which do not depend on the pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from bdl_bench.problem.queries import Loader, Query, as_query, moved
+from bdl_bench.problem.row_identity import Digests, bits_by_row, digests_of_rows, located
+from estimators.errors import DataError, NonDeterministicError
+from estimators.numerics.pytrees import ALL_ROWS, RowLayout, plain_inputs, tensors_of
+from estimators.runtime.rng import preserved_random_state, seeded_random_state
+
+__all__ = [
+    "AS_GIVEN",
+    "HELD_OUT_BYTES",
+    "TRAIN_BYTES",
+    "Budget",
+    "CheckedRows",
+    "KeptRows",
+    "kept_rows",
+    "kept_train",
+    "row_order",
+]
+
+HELD_OUT_BYTES = 2**31
+"""Of all sets of a problem that are not trained on, together; sets beyond it are read again for every use."""
+TRAIN_BYTES = 2**28
+"""As many as the trainer and the estimators keep (`estimators.data.training_data`)."""
+
+AS_GIVEN, DATASET_ORDER = "the loader's own", "the data set's (the loader shuffles)"
+SORTED = "sorted by row digest (the loader shuffles)"
+READ_AGAIN = "read from the loader on every pass"
+_ANOTHER_SEED = 1_000_003
+
+Order = NDArray[np.int64]
+
+
+@dataclass
+class Budget:
+    """Bytes that may still be kept."""
+
+    bytes_left: int = HELD_OUT_BYTES
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRows:
+    """Batches that were read once.
+
+    Args:
+        name: of the set, as in `Problem.sets`.
+        batches: of inputs and targets; iterating gives these.
+        digests: of every row, in the order of the batches.
+        order: which row, counted through the batches, is written first, second, ...; None: in the order of the batches.
+        row_order: what that order is, in words.
+        sizes: rows in each batch of the loader, by which a row is named in errors.
+        device: where batches are moved as they are read; None: they stay where they are.
+    """
+
+    name: str
+    batches: tuple[Query, ...]
+    digests: Digests
+    order: Order | None = None
+    row_order: str = AS_GIVEN
+    sizes: tuple[int, ...] = ()
+    device: str | torch.device | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            x = plain_inputs(batch.x)
+            item = x if batch.y is None else (x, batch.y)
+            yield item if self.device is None else moved(item, self.device)
+
+    def on(self, device: str | torch.device) -> KeptRows:
+        """The same rows, moved to a device batch by batch."""
+        return replace(self, device=device)
+
+    def place(self, index: int) -> str:
+        """Name the row with this index through the batches: by batch and row if the loader does not shuffle."""
+        row = index if self.order is None else int(np.flatnonzero(self.order == index)[0])
+        if self.row_order == SORTED:
+            return f"{self.name} loader, row {row} in the order of row digests"
+        batch = int(np.searchsorted(np.cumsum(self.sizes), row, side="right"))
+        return f"{self.name} loader, batch {batch}, row {row - sum(self.sizes[:batch])} of it"
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedRows:
+    """The rows of a loader that are too many to be kept, every pass checked against the digests of the first.
+
+    Errors: NonDeterministicError, while it is iterated, for a pass with other rows or with another order.
+    """
+
+    name: str
+    loader: Loader
+    digests: Digests
+    row_order: str = AS_GIVEN
+    device: str | torch.device | None = None
+    layout: RowLayout = ALL_ROWS
+    order: None = field(default=None, init=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        start = 0
+        for number, item in enumerate(self.loader):
+            with located(self.name, number):
+                query = as_query(item, self.layout)
+            found = digests_of_rows(query.x, query.y)
+            if found != self.digests[start : start + len(found)]:
+                raise self._moved_rows(f"other rows in batch {number} (rows {start} to {start + len(found) - 1})")
+            start += len(found)
+            yield item if self.device is None else moved(item, self.device)
+        if start != len(self.digests):
+            raise self._moved_rows(f"{start} rows, {len(self.digests)} in the first pass")
+
+    def on(self, device: str | torch.device) -> CheckedRows:
+        """The same rows, moved to a device batch by batch."""
+        return replace(self, device=device)
+
+    def place(self, index: int) -> str:
+        """Name the row with this index."""
+        return f"{self.name} loader, row {index}"
+
+    def _moved_rows(self, received: str) -> NonDeterministicError:
+        return NonDeterministicError(
+            f"a {self.name} loader with the same rows in the same order on every pass, since its rows are too many to "
+            f"be kept (more than {HELD_OUT_BYTES / 2**30:g} GiB with the other sets)",
+            received=received,
+            remedy="shuffle=False for rows that are not trained on, or fewer of them.",
+        )
+
+
+def kept_rows(name: str, loader: Loader, budget: Budget, layout: RowLayout = ALL_ROWS) -> KeptRows | CheckedRows:
+    """Read a loader of rows that are not trained on, and keep the rows.
+
+    Batches are regrouped by the digests of their rows where rows can be regrouped, so that what a method predicts does
+    not depend on the order in which they came; `order` has the way back.
+
+    Args:
+        name: of the set, as in `Problem.sets`.
+        loader: of the set; rows that are kept already are returned as they are.
+        budget: bytes that may still be kept, reduced by those of this set.
+        layout: which tensors of the inputs have rows, `Problem.layout`.
+
+    Raises:
+        DataError: for a batch that is none, or a loader without rows; it names the set and the batch.
+        NonDeterministicError: if a second pass has other rows.
+    """
+    if isinstance(loader, (KeptRows, CheckedRows)):
+        return loader
+    found = _first_pass(name, loader, budget.bytes_left, layout)
+    if found.batches is None:
+        return CheckedRows(name, found.loader, found.digests, found.row_order, layout=layout)
+    budget.bytes_left -= found.size
+    shuffles = _shuffles(name, found, layout)
+    regrouped = _by_digest(found.batches, found.digests)
+    row_order, sizes = SORTED if shuffles else found.row_order, tuple(map(len, found.batches))
+    if regrouped is not None:
+        batches, digests, order = regrouped
+        return KeptRows(name, batches, digests, None if shuffles else order, row_order, sizes)
+    batches, digests = _sorted_batches(found.batches) if shuffles else (found.batches, found.digests)
+    return KeptRows(name, batches, digests, None, row_order, sizes)
+
+
+def kept_train(loader: Loader, layout: RowLayout = ALL_ROWS) -> Loader:
+    """Return training rows in an order that is the same on every pass; the loader itself where that cannot be.
+
+    Batches of a loader that does not shuffle stay as they are. Rows that differ between passes (random augmentation,
+    `drop_last`) and rows beyond what the trainer keeps are left to the loader.
+    """
+    if isinstance(loader, (KeptRows, CheckedRows)):
+        return loader
+    found = _first_pass("train", loader, TRAIN_BYTES, layout)
+    if found.batches is None:
+        return loader
+    try:
+        shuffles = _shuffles("train", found, layout)
+    except NonDeterministicError:
+        return loader
+    sizes = tuple(map(len, found.batches))
+    if not shuffles:
+        return KeptRows("train", found.batches, found.digests, None, found.row_order, sizes)
+    regrouped = _by_digest(found.batches, found.digests)
+    batches, digests = regrouped[:2] if regrouped is not None else _sorted_batches(found.batches)
+    return KeptRows("train", batches, digests, None, SORTED, sizes)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What the first pass found; `batches` is None where they are too large."""
+
+    loader: Loader
+    row_order: str
+    batches: tuple[Query, ...] | None
+    digests: Digests
+    size: int
+
+
+def _first_pass(name: str, loader: Loader, limit: int, layout: RowLayout) -> _Pass:
+    ordered = _in_dataset_order(loader)
+    kept: list[Query] | None = []
+    digests: Digests = []
+    size = 0
+    with preserved_random_state():
+        for number, item in enumerate(ordered):
+            with located(name, number):
+                query = as_query(item, layout)
+            digests += digests_of_rows(query.x, query.y)
+            size += _size(query)
+            if kept is not None:
+                kept.append(query)  # with tensors of its own
+            if size > limit:
+                kept = None
+    if not digests:
+        raise DataError(
+            f"a {name} loader that yields at least one row",
+            received="an empty one",
+            remedy="check the data set, drop_last and the sampler; pass a re-iterable loader, not an iterator.",
+        )
+    row_order = AS_GIVEN if ordered is loader else DATASET_ORDER
+    return _Pass(ordered, row_order, None if kept is None else tuple(kept), digests, size)
+
+
+def _shuffles(name: str, first: _Pass, layout: RowLayout) -> bool:
+    """Whether a second pass has another order. Errors: NonDeterministicError where it has other rows."""
+    if isinstance(first.loader, (list, tuple)):
+        return False
+    again: Digests = []
+    with seeded_random_state(_ANOTHER_SEED):  # from the state of the first pass, the same order would be drawn
+        for item in first.loader:
+            query = as_query(item, layout)
+            again += digests_of_rows(query.x, query.y)
+    if again == first.digests:
+        return False
+    if sorted(again) != sorted(first.digests):
+        new = len(set(again) - set(first.digests))
+        raise NonDeterministicError(
+            f"the same rows in every pass over the {name} loader (their order may differ)",
+            received=f"{len(first.digests)} rows in the first pass, {len(again)} in the second, {new} of them new",
+            remedy="a re-iterable loader, drop_last=False when shuffling, no random augmentation, a sampler without "
+            "replacement, and rows padded to one length where they are shuffled.",
+        )
+    return True
+
+
+def row_order(loader: Loader) -> str:
+    """Return in which order rows come, in words."""
+    return loader.row_order if isinstance(loader, (KeptRows, CheckedRows)) else READ_AGAIN
+
+
+def _in_dataset_order(loader: Loader) -> Loader:
+    """A DataLoader that only shuffles, made to read its data set from beginning to end; any other loader as it is."""
+    if type(loader) is not DataLoader:
+        return loader
+    batches = loader.batch_sampler if loader.batch_size is not None else loader.sampler
+    if type(batches) is not BatchSampler or type(batches.sampler) is not RandomSampler:
+        return loader
+    sampler, size = batches.sampler, len(loader.dataset)  # type: ignore[arg-type]
+    draws_all = not sampler.replacement and sampler.num_samples == size
+    if (
+        not draws_all
+        or id(sampler.data_source) != id(loader.dataset)
+        or (batches.drop_last and size % batches.batch_size)
+    ):
+        return loader
+    in_order = BatchSampler(SequentialSampler(loader.dataset), batches.batch_size, drop_last=False)  # type: ignore[arg-type]
+    same = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn", "timeout")}
+    if loader.batch_size is None:
+        return DataLoader(loader.dataset, sampler=in_order, batch_size=None, **same)
+    return DataLoader(loader.dataset, batch_sampler=in_order, **same)
+
+
+def _by_digest(batches: Sequence[Query], digests: Digests) -> tuple[tuple[Query, ...], Digests, Order] | None:
+    """Rows sorted by digest in batches of the largest size, and the way back; None where rows cannot be regrouped."""
+    whole = _joined(batches)
+    if whole is None:
+        return None
+    columns, structure = whole
+    order = sorted(range(len(digests)), key=digests.__getitem__)
+    size = max(map(len, batches))
+    grouped = []
+    for start in range(0, len(order), size):
+        index = torch.tensor(order[start : start + size])
+        leaves = [leaf[index.to(leaf.device)] if by_row else leaf for leaf, by_row in columns]
+        grouped.append(Query(*pytree.tree_unflatten(leaves, structure)))
+    back = np.empty(len(order), dtype=np.int64)
+    back[order] = np.arange(len(order))
+    return tuple(grouped), [digests[i] for i in order], back
+
+
+def _joined(batches: Sequence[Query]) -> tuple[list[tuple[Any, bool]], pytree.TreeSpec] | None:
+    """Every leaf of all batches as one, and whether it has rows; None if batches differ in more than their rows."""
+    flattened = [pytree.tree_flatten((batch.x, batch.y)) for batch in batches]
+    structures = [structure for _, structure in flattened]
+    if any(structure != structures[0] for structure in structures):
+        return None
+    columns: list[tuple[Any, bool]] = []
+    for leaves in zip(*(leaves for leaves, _ in flattened), strict=True):
+        first = leaves[0]
+        if _have_rows(leaves, batches):
+            if len({(leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves}) != 1:
+                return None
+            columns.append((torch.cat(leaves), True))
+        elif all(_are_equal(leaf, first) for leaf in leaves):
+            columns.append((first, False))
+        else:
+            return None
+    return columns, structures[0]
+
+
+def _have_rows(leaves: Sequence[Any], batches: Sequence[Query]) -> bool:
+    """Whether the first dimension of a tensor counts rows in every batch."""
+    return all(
+        isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.layout == torch.strided and len(leaf) == len(batch)
+        for leaf, batch in zip(leaves, batches, strict=True)
+    )
+
+
+def _are_equal(leaf: object, other: object) -> bool:
+    leaf, other = plain_inputs(leaf), plain_inputs(other)
+    if not isinstance(leaf, Tensor) or not isinstance(other, Tensor):
+        return type(leaf) is type(other) and repr(leaf) == repr(other)
+    alike = leaf.shape == other.shape and leaf.dtype == other.dtype
+    return alike and np.array_equal(bits_by_row(leaf.unsqueeze(0)), bits_by_row(other.unsqueeze(0)))
+
+
+def _sorted_batches(batches: Sequence[Query]) -> tuple[tuple[Query, ...], Digests]:
+    """Whole batches, sorted by the digests of their rows."""
+    pairs = sorted(((digests_of_rows(b.x, b.y), i) for i, b in enumerate(batches)))
+    return tuple(batches[i] for _, i in pairs), [digest for found, _ in pairs for digest in found]
+
+
+def _size(query: Query) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of((query.x, query.y)))

@@ -1,0 +1,51 @@
+"""What a problem is made of, as a digest: network, settings, and the rows of its data in whatever order they come."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from bdl_bench.problem.kept_rows import CheckedRows, KeptRows
+from bdl_bench.problem.problem import Problem
+from bdl_bench.problem.queries import Loader, queries
+from bdl_bench.problem.row_identity import digests_of_rows, located
+from bdl_bench.records.content_digests import content_digest
+from estimators.numerics.pytrees import RowLayout
+
+__all__ = ["problem_digest", "rows_digests"]
+
+
+def problem_digest(problem: Problem) -> str:
+    """Sixteen hexadecimal digits; the same for a loader that only shuffles, another for any changed value."""
+    trained = [name for name, p in problem.model.named_parameters() if p.requires_grad]
+    settings = (
+        problem.likelihood, problem.prior_precision, problem.recipe, problem.trained, problem.make_model, trained
+    )  # fmt: skip
+    own = (problem.trained_members, problem.dropout_model)
+    digest = hashlib.sha256(content_digest(problem.model, own, settings).encode())
+    for name, rows in sorted(rows_digests(problem).items()):
+        digest.update(f"{name}\0{rows}".encode())
+    return digest.hexdigest()[:16]
+
+
+def rows_digests(problem: Problem) -> dict[str, str]:
+    """Return a digest of the rows of each set by its name: a sum of digests of rows, modulo 2²⁵⁶.
+
+    It does not depend on their order, nor on the size of batches.
+    """
+    sets = problem.sets().items()
+    return {name: f"{sum(_row_numbers(name, loader, problem.layout)) % 2**256:064x}" for name, loader in sets}
+
+
+def _row_numbers(name: str, loader: Loader, layout: RowLayout) -> Iterator[int]:
+    if isinstance(loader, (KeptRows, CheckedRows)):
+        yield from (int.from_bytes(digest, "little") for digest in loader.digests)
+        return
+    batches, number = queries(loader, layout), 0
+    while True:
+        with located(name, number):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield from (int.from_bytes(digest, "little") for digest in digests_of_rows(batch.x, batch.y))
+        number += 1

@@ -1,0 +1,182 @@
+"""What a fitted method says of every row of a problem, as named arrays: those of a record.
+
+Test rows have plain names: `mean`, `epistemic_variance`, `total_variance` or `probs`, `targets`; beside `probs` there
+are `log_probs` of classes, or `log_odds` of binary outputs. Others have a prefix:
+`validation/`, `ood/<set>/`, `shift/<set>/`; and what the tuned method says of all of them is under `tuned/` once more.
+A set whose loader knows no targets has none. Where a problem has a band, `band/` and `train/` have the inputs `x` too.
+Where it has out-of-distribution rows, those and the test rows have a `centred_variance` of their logits, if the method
+has covariances: without the level that all logits share, which changes no probability.
+
+Every set has `row_id`, a digest of the inputs and the target of each row. Arrays of two records are paired by it and
+never by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bdl_bench.problem.flatten import flat_rows, row_of_each
+from bdl_bench.problem.kept_rows import CheckedRows, KeptRows
+from bdl_bench.problem.problem import Problem
+from bdl_bench.problem.queries import Query, queries
+from bdl_bench.problem.row_identity import ids_of, position_ids
+from estimators import UncertaintyEstimator
+from estimators.errors import DataError, TooLargeError, UnsupportedError
+from estimators.likelihoods.prediction import Prediction
+from estimators.numerics.pytrees import PyTree, split_rows
+
+__all__ = ["ROW_ID", "Arrays", "Predictor", "prefixed"]
+
+Arrays = dict[str, NDArray[Any]]
+ROW_ID = "row_id"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A fitted estimator, and what predicts by it: its own `predict`, or that of its tuning."""
+
+    problem: Problem
+    estimator: UncertaintyEstimator
+    predict: Callable[[PyTree], Prediction]
+
+    def test(self) -> Arrays:
+        """Predictions and targets of the test rows, in float64. Errors: DataError where one is not finite."""
+        return self._on("test")
+
+    def beside_test(self) -> Arrays:
+        """Those of validation, out-of-distribution and shifted rows, under their prefixes; and centred variances."""
+        problem = self.problem
+        arrays: Arrays = {}
+        for name in problem.sets():
+            if name not in ("train", "test"):
+                arrays |= prefixed(name, self._on(name))
+        arrays |= self._centred()
+        if problem.band is not None:
+            band = self._kept("band")
+            arrays |= prefixed("band", {"x": _in_order(band, _inputs(list(queries(band, problem.layout))))})
+            train = list(queries(problem.train, problem.layout))
+            targets = [query.y for query in train if query.y is not None]
+            arrays |= prefixed("train", {"x": _inputs(train), "targets": _joined(targets)})
+        return arrays
+
+    def everywhere(self) -> Arrays:
+        """Of all rows."""
+        return self.test() | self.beside_test()
+
+    def _kept(self, name: str) -> KeptRows | CheckedRows:
+        kept = self.problem.kept().sets()[name]
+        assert isinstance(kept, (KeptRows, CheckedRows))
+        return kept
+
+    def _on(self, name: str) -> Arrays:
+        kept, likelihood = self._kept(name), self.problem.likelihood
+        parts: dict[str, list[Tensor]] = {}
+        rows: list[Tensor] = []
+        start = 0
+        for query in queries(kept, self.problem.layout):
+            prediction = self._predicted(kept, query, start)
+            for key, tensor in _fields(*flat_rows(prediction, query.y, likelihood)):
+                parts.setdefault(key, []).append(tensor.detach())
+            of_row = row_of_each(prediction, query.y, likelihood)
+            rows.append(start + (torch.arange(len(query)) if of_row is None else of_row.cpu()))
+            start += len(query)
+        arrays: Arrays = {key: _joined(pieces) for key, pieces in parts.items()}
+        row_of = torch.cat(rows).numpy()
+        _refuse_non_finite(arrays, kept, row_of)
+        ids = ids_of(kept.digests)
+        arrays[ROW_ID] = ids if np.array_equal(row_of, np.arange(len(ids))) else position_ids(ids, row_of)
+        return {key: _in_order(kept, array, row_of) for key, array in arrays.items()}
+
+    def _predicted(self, kept: KeptRows | CheckedRows, query: Query, start: int) -> Prediction:
+        """What is predicted at a batch. Errors: DataError, naming the set and the first row that it is raised for."""
+        try:
+            return self.predict(query.x)
+        except DataError as error:
+            row = next((i for i, x in enumerate(split_rows(query.x, 1)) if self._raises(x)), None)
+            place = f"{kept.name} loader" if row is None else kept.place(start + row)
+            raise type(error)(error.expected, received=f"{error.received} ({place})", remedy=error.remedy) from error
+
+    def _raises(self, x: PyTree) -> bool:
+        try:
+            self.predict(x)
+        except DataError:
+            return True
+        return False
+
+    def _centred(self) -> Arrays:
+        """The variances of f − mean f of test and out-of-distribution rows; none where the method has none."""
+        problem = self.problem
+        if problem.likelihood.kind != "classification" or not problem.ood:
+            return {}
+        first = next(queries(self._kept("test"), problem.layout))
+        if self.estimator.network_.shaped_outputs(first.x).ndim > 2:
+            return {}
+        sets = {"": "test"} | {f"{name}/": name for name in problem.sets() if name.startswith("ood/")}
+        try:
+            return {f"{prefix}centred_variance": self._centred_on(self._kept(name)) for prefix, name in sets.items()}
+        except (TooLargeError, UnsupportedError):
+            return {}
+
+    def _centred_on(self, kept: KeptRows | CheckedRows) -> NDArray[np.float64]:
+        batches = queries(kept, self.problem.layout)
+        return _in_order(kept, _joined([self.estimator.variance(query.x, of=_centre) for query in batches]))
+
+
+def prefixed(name: str, arrays: Arrays) -> Arrays:
+    """The same arrays under `<name>/`."""
+    return {f"{name}/{key}": array for key, array in arrays.items()}
+
+
+def _in_order(
+    kept: KeptRows | CheckedRows, array: NDArray[Any], row_of: NDArray[np.int64] | None = None
+) -> NDArray[Any]:
+    """The array with its rows in the order in which they are written; `row_of` where a row has several positions."""
+    if kept.order is None:
+        return array
+    if row_of is None or np.array_equal(row_of, np.arange(len(kept.order))):
+        return array[kept.order]
+    rank = np.empty(len(kept.order), dtype=np.int64)
+    rank[kept.order] = np.arange(len(kept.order))
+    return array[np.argsort(rank[row_of], kind="stable")]
+
+
+def _centre(f: Tensor) -> Tensor:
+    return f - f.mean(-1, keepdim=True)
+
+
+def _joined(pieces: list[Tensor]) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = torch.cat(pieces).detach().cpu().double().numpy()
+    return array
+
+
+def _inputs(batches: list[Query]) -> NDArray[np.float64]:
+    return _joined([batch.x for batch in batches])
+
+
+def _fields(prediction: Prediction, targets: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    for name in ("mean", "epistemic_variance", "total_variance", "probs", "log_probs", "log_odds"):
+        tensor = getattr(prediction, name)
+        if tensor is not None:
+            yield name, tensor
+    if targets is not None:
+        yield "targets", targets
+
+
+def _refuse_non_finite(arrays: Arrays, kept: KeptRows | CheckedRows, row_of: NDArray[np.int64]) -> None:
+    for name, array in arrays.items():
+        wrong = np.isnan(array) if name.startswith("log_") else ~np.isfinite(array)  # a class may have probability 0
+        rows = np.flatnonzero(wrong.reshape(len(array), -1).any(1))
+        if len(rows):
+            place, bad = kept.place(int(row_of[rows[0]])), int(wrong.sum())
+            raise DataError(
+                "finite predictions",
+                received=f"{bad} NaN or Inf among {np.size(array)} values of {name}, the first at: {place}",
+                remedy="look at the scale of the data, and at prior_precision.",
+            )

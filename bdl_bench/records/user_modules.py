@@ -1,0 +1,198 @@
+"""The user's own modules: which they are, what they import, and a digest of their sources.
+
+A number in a record depends on every module that a method, an estimator, a task or a problem imports. Modules of the
+standard library, of installed packages and of these two packages count by their version instead (`versions`).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from weakref import WeakKeyDictionary
+
+import estimators
+
+__all__ = ["MAIN", "code_bytes", "is_users", "modules_digest"]
+
+MAIN = ("__main__", "__mp_main__")
+"""A script or a notebook, and a script as a worker process has it: known by its functions, not by its file."""
+
+_INSTALLED = ("site-packages", "dist-packages")
+_SEEN: WeakKeyDictionary[ModuleType, tuple[object, bytes]] = WeakKeyDictionary()
+
+
+def is_users(name: str | None) -> bool:
+    """Whether code of the module of this name is the user's own: anything that is not known to be installed."""
+    if not name or name in MAIN:
+        return True
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names or top in (__name__.partition(".")[0], estimators.__name__):
+        return False
+    origin = _origin(name) or _origin(top)
+    return origin is None or not _is_installed_file(origin)
+
+
+def modules_digest(names: Iterable[str]) -> str:
+    """Return a digest of the sources of the user's modules among these and of all that they import, at any depth."""
+    found: dict[str, bytes] = {}
+    waiting = [name for name in names if name not in MAIN]
+    while waiting:
+        name = waiting.pop()
+        for part in _with_parents(name):
+            if part not in found and part not in MAIN and (path := _file_of(part)) is not None:
+                found[part] = _content(part, path)
+                waiting += _imported(part, found[part])
+    digest = hashlib.sha256()
+    for name, content in sorted(found.items()):
+        digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest() + _loaded_code(name))
+    return digest.hexdigest()
+
+
+def code_bytes(code: CodeType) -> bytes:
+    """Return what a code object does, as bytes that do not depend on its file and lines."""
+    digest = hashlib.sha256(code.co_code)
+    digest.update(repr((code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)).encode())
+    digest.update(repr((code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags)).encode())
+    for constant in code.co_consts:
+        digest.update(_constant_bytes(constant))
+    digest.update(code.co_exceptiontable)
+    return digest.digest()
+
+
+def _constant_bytes(constant: object) -> bytes:
+    if isinstance(constant, CodeType):
+        return code_bytes(constant)
+    if isinstance(constant, frozenset):  # its order depends on the process
+        return b"".join(sorted(map(_constant_bytes, constant)))
+    return repr(constant).encode()
+
+
+def _content(name: str, path: Path) -> bytes:
+    """The source of a module as it was when it was first looked at: an edit counts when the module is loaded again."""
+    module = sys.modules.get(name)
+    if module is None:
+        return path.read_bytes()
+    spec = getattr(module, "__spec__", None)  # another object after a reload
+    seen = _SEEN.get(module)
+    if seen is None or seen[0] is not spec:
+        _SEEN[module] = seen = spec, path.read_bytes()
+    return seen[1]
+
+
+def _loaded_code(name: str) -> bytes:
+    """The code of the functions of a loaded module: it differs from the file if that was edited since the import."""
+    digest = hashlib.sha256()
+    for key, value in sorted(vars(sys.modules[name]).items()) if name in sys.modules else ():
+        members = vars(value).items() if isinstance(value, type) else [("", value)]
+        for member, function in members:
+            if isinstance(function, FunctionType) and value.__module__ == name:
+                digest.update(f"{key}.{member}".encode() + code_bytes(function.__code__))
+    return digest.digest()
+
+
+def _imported(name: str, content: bytes) -> Iterator[str]:
+    """Names that may be modules: those in the import statements, and the modules of what the namespace holds."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):  # a compiled extension, or a file that was edited into one that does not parse
+        return
+    package = name if _is_package(name) else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node.module or "", node.level, package)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+        elif isinstance(node, ast.Call) and _is_import_call(node):
+            first = node.args[0]
+            assert isinstance(first, ast.Constant)
+            yield str(first.value)
+    for value in list(vars(sys.modules[name]).values()) if name in sys.modules else ():
+        found = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if isinstance(found, str):
+            yield found
+
+
+def _is_import_call(node: ast.Call) -> bool:
+    """import_module("name") or __import__("name")."""
+    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    is_import = called in ("import_module", "__import__") and bool(node.args)
+    return is_import and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
+
+
+def _absolute(module: str, level: int, package: str) -> str:
+    if level == 0:
+        return module
+    parents = package.split(".")
+    base = ".".join(parents[: len(parents) - level + 1])
+    return ".".join(part for part in (base, module) if part)
+
+
+def _with_parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts)) if all(parts[: i + 1])]
+
+
+def _file_of(name: str) -> Path | None:
+    """The file of a module that is the user's own; None for any other, and where there is none."""
+    origin = _origin(name)
+    if origin is None:
+        return None
+    return Path(origin) if Path(origin).is_file() and not _is_installed_file(origin) else None
+
+
+def _origin(name: str) -> str | None:
+    module = sys.modules.get(name)
+    if module is not None:
+        return getattr(module, "__file__", None)
+    spec = _spec(name)
+    return spec.origin if spec is not None and spec.has_location else None
+
+
+def _is_package(name: str) -> bool:
+    if name in sys.modules:
+        return hasattr(sys.modules[name], "__path__")
+    spec = _spec(name)
+    return spec is not None and spec.submodule_search_locations is not None
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Of a module that is not loaded, found without executing its parents."""
+    top, *rest = _with_parents(name) or [""]
+    try:
+        spec = importlib.util.find_spec(top) if top else None
+        for part in rest:
+            if spec is None or spec.submodule_search_locations is None:
+                return None
+            spec = PathFinder.find_spec(part, spec.submodule_search_locations)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    return spec
+
+
+@cache
+def _is_installed_file(origin: str) -> bool:
+    paths = Path(origin).absolute(), Path(origin).resolve()
+    return any(part in _INSTALLED for path in paths for part in path.parts) or any(
+        path.is_relative_to(root) for path in paths for root in _roots()
+    )
+
+
+@cache
+def _roots() -> tuple[Path, ...]:
+    """Where modules lie that are not the user's: the standard library, installed packages, and these two packages."""
+    paths = sysconfig.get_paths()
+    found = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    found += [*getattr(site, "getsitepackages", list)(), site.getusersitepackages()]
+    own = [Path(__file__).parents[1], Path(str(estimators.__file__)).parent]
+    return (*(Path(path).resolve() for path in found), *own, *(path.resolve() for path in own))

@@ -1,0 +1,58 @@
+"""What code produced a record: a digest of the sources that numbers depend on, and the versions around them."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import estimators
+
+__all__ = ["code_digest", "environment"]
+
+_PACKAGES = (
+    *("bdl-bench", "torch", "numpy", "scipy", "scikit-learn", "scoringrules"),
+    *("laplace-torch", "backpack-for-pytorch", "curvlinops-for-pytorch", "transformers", "peft"),
+)
+_ASIDE = (
+    *("report", "verify", "stats", "cli"),
+    *(f"runner/{name}" for name in ("executors", "locks.py", "schedule.py", "disk.py", "events.py", "eta.py")),
+)
+"""Parts of bdl_bench that read records, or say where and when work runs: a change there leaves records valid."""
+
+
+@cache
+def code_digest() -> str:
+    """Sixteen hexadecimal digits of the sources of both packages (but presentation) and of the versions of others."""
+    digest = hashlib.sha256(" ".join(_version(name) for name in _PACKAGES[1:]).encode())
+    for path in _sources():
+        digest.update("/".join(path.parts[-2:]).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def environment() -> dict[str, str]:
+    """Versions of Python, of the packages that matter, of the code and of the machine's architecture."""
+    versions = {name: _version(name) for name in _PACKAGES}
+    return {
+        "code": code_digest(),
+        "python": platform.python_version(),
+        **versions,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _sources() -> list[Path]:
+    library = sorted(Path(estimators.__file__).parent.rglob("*.py"))
+    root = Path(__file__).parents[1]
+    aside = tuple(root / name for name in _ASIDE)
+    bench = sorted(p for p in root.rglob("*.py") if not any(p.is_relative_to(part) for part in aside))
+    return [*library, *bench]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,18 @@
+"""Where work runs: in this process, in several of this machine, or on the machines of a Ray cluster."""
+
+from bdl_bench.runner.executors.base import ONE_WORKER, Content, Executor, Outcome, Workers
+from bdl_bench.runner.executors.choice import EXECUTORS, check_workers, executor_for
+from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerDiedError
+
+__all__ = [
+    "EXECUTORS",
+    "ONE_WORKER",
+    "Content",
+    "Executor",
+    "Outcome",
+    "TimeLimitError",
+    "WorkerDiedError",
+    "Workers",
+    "check_workers",
+    "executor_for",
+]

@@ -1,0 +1,50 @@
+"""The executors by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+
+from bdl_bench.runner.executors.base import Executor, Workers
+from bdl_bench.runner.executors.in_process import InProcess
+from bdl_bench.runner.executors.local import Local
+from bdl_bench.runner.executors.ray import Ray
+from estimators.errors import OptionError, UnsupportedError
+
+__all__ = ["EXECUTORS", "check_workers", "executor_for"]
+
+EXECUTORS: dict[str, Callable[[Workers, str], Executor]] = {
+    "in-process": lambda workers, _: InProcess(workers),
+    "local": lambda workers, _: Local(workers),
+    "ray": Ray,
+}
+
+
+def executor_for(workers: Workers, *, device: str = "cpu") -> Executor:
+    """The executor of these workers; `device` is what a job computes on, since ray has to reserve it."""
+    check_workers(workers)
+    return EXECUTORS[workers.name](workers, device)
+
+
+def check_workers(workers: Workers) -> None:
+    """OptionError for a name that there is not and numbers that cannot be, UnsupportedError for a missing ray."""
+    name, jobs, limit = workers.name, workers.jobs, workers.limit
+    if name not in EXECUTORS:
+        raise OptionError(f"an executor among {', '.join(EXECUTORS)}", received=repr(name), remedy="leave it out.")
+    if workers.threads < 1 or (jobs is not None and jobs < 1):
+        raise OptionError("jobs and threads >= 1", received=str(workers), remedy="leave --jobs out for one.")
+    if limit is not None and not 0 < limit < math.inf:
+        raise OptionError("a limit of seconds above 0", received=f"{limit:g}", remedy="leave --limit out for none.")
+    if name == "in-process" and jobs not in (None, 1):
+        raise OptionError("one job with executor in-process", received=f"{jobs}", remedy="--executor local.")
+    if name == "in-process" and limit is not None:
+        raise OptionError(
+            "an executor that can end a cell", received="a limit with executor in-process", remedy="--executor local."
+        )
+    if name == "ray" and importlib.util.find_spec("ray") is None:
+        raise UnsupportedError(
+            "ray, which executor ray needs",
+            received="an installation without it",
+            remedy='pip install "bdl-bench[ray]", or --executor local.',
+        )

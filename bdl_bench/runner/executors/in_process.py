@@ -1,0 +1,52 @@
+"""Everything in this process, one item after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from bdl_bench.runner.executors.base import POLL_SECONDS, Executor, Limit, Outcome, Workers, no_limit
+from bdl_bench.runner.executors.retries import tried
+
+__all__ = ["InProcess"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class InProcess(Executor):
+    """No process is started, nothing is pickled: a debugger and live objects work. What kills this process ends it."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+
+    def run(
+        self,
+        work: Callable[[Item], Result],
+        items: Iterator[Item | None],
+        *,
+        started: Callable[[Item], None],
+        limit: Limit[Item] = no_limit,  # noqa: ARG002  nothing here could end an item
+    ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
+        for item in items:
+            if item is None:
+                time.sleep(POLL_SECONDS)
+                continue
+            started(item)
+            with _threads(self.workers.threads):
+                outcome = tried(work, item)
+            yield item, outcome
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,103 @@
+"""What is known of a network before its training: whether it had been trained already, by its loss on training rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bdl_bench.problem.loader_checks import each_item
+from bdl_bench.problem.problem import Problem
+from bdl_bench.problem.queries import rows
+from bdl_bench.records.record import Training
+from estimators.likelihoods import Bernoulli, Categorical, Gaussian
+from estimators.likelihoods.categorical import Sites
+from estimators.models.network import output_tensor, structural_copy
+from estimators.numerics.pytrees import PyTree, forward_arguments
+
+__all__ = ["StartingPoint", "starting_point"]
+
+_LABELS = 1000
+"""Labels that the loss is a mean over, about: enough to tell a trained network from a fresh one."""
+_SHARE = 0.8
+"""A network is taken for trained if its loss is below this share of that of no training: log C nats for C classes, in
+regression the variance of the targets against the mean squared error. Fresh networks are near 1 or above."""
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """The recipe and its epochs, and the loss at the weights that the network comes with."""
+
+    recipe: str
+    epochs: int
+    loss: float | None
+    trained: bool
+
+    def training(self, seconds: float) -> Training:
+        """As records have it."""
+        return Training(
+            seconds=seconds, recipe=self.recipe, epochs=self.epochs, loss_before=self.loss, further=self.trained
+        )
+
+
+def starting_point(problem: Problem) -> StartingPoint:
+    """Of a problem whose recipe trains its network; nothing is changed."""
+    assert problem.recipe is not None
+    with closing(each_item("train", problem.train)) as items:
+        n_rows = sum(len(batch) for batch in rows(items))
+    epochs = problem.recipe.for_rows(n_rows).epochs
+    assert isinstance(epochs, int)
+    loss, share = _loss_and_share(problem)
+    return StartingPoint(repr(problem.recipe), epochs, loss, trained=share is not None and share < _SHARE)
+
+
+def _loss_and_share(problem: Problem) -> tuple[float | None, float | None]:
+    """Mean −log p of a label in nats, and the loss as a share of that of no training; None for other likelihoods."""
+    likelihood = problem.likelihood
+    if not isinstance(likelihood, (Gaussian, Categorical, Bernoulli)):
+        return None, None
+    nll = n_labels = untrained = 0.0
+    errors, targets = [], []
+    for f, y in _outputs(problem):
+        nll += float(likelihood.nll(f, y).sum())
+        if isinstance(likelihood, Categorical):
+            places = likelihood.given(y)
+            n, classes = (int(places.kept.sum()), places.by_site(f).shape[-1]) if isinstance(places, Sites) else (
+                len(y), f.shape[-1])  # fmt: skip
+            n_labels, untrained = n_labels + n, untrained + n * math.log(classes)
+        else:
+            n_labels, untrained = n_labels + y.numel(), untrained + y.numel() * math.log(2)
+        if isinstance(likelihood, Gaussian):
+            errors.append((f - y.flatten(1)).square())
+            targets.append(y.flatten(1).double())
+    if not n_labels:
+        return None, None
+    if isinstance(likelihood, Gaussian):
+        joined = torch.cat(targets)
+        spread = float((joined - joined.mean(0)).square().sum())
+        share = float(torch.cat(errors).sum()) / spread if spread > 0 else None
+    else:
+        share = nll / untrained if untrained > 0 else None
+    return nll / n_labels, share
+
+
+def _outputs(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
+    """Outputs (B, C) in float64 and targets of the first batches, until there are enough labels."""
+    network = structural_copy(problem.model).eval()
+    n_labels = 0
+    with closing(each_item("train", problem.train)) as items:
+        for batch in rows(items):
+            with torch.no_grad():
+                yield _forward(network, batch.x).flatten(1).double(), batch.y
+            n_labels += batch.y.numel()
+            if n_labels >= _LABELS:
+                return
+
+
+def _forward(network: nn.Module, x: PyTree) -> Tensor:
+    arguments, keywords = forward_arguments(x)
+    return output_tensor(network(*arguments, **keywords))

@@ -1,0 +1,68 @@
+"""Names of a user's own problems in a directory: two of them stay two, the same one keeps its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Container
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+from bdl_bench.records.content_digests import content_digest
+from bdl_bench.records.record import slug
+
+__all__ = ["identity_of", "name_in"]
+
+
+def identity_of(problem: object) -> str:
+    """Return what tells a problem, or a factory of problems, from others, and stays the same when its code is edited.
+
+    A function of a module is known by its name. A lambda, a function made inside another one, and a `Problem` are known
+    by the values that they hold, a lambda also by its code.
+    """
+    module, name = getattr(problem, "__module__", ""), getattr(problem, "__qualname__", "")
+    if name and "<" not in name:
+        return f"{module}:{name}"
+    return f"{module}:{name}:{content_digest(problem, code=False)}"
+
+
+def name_in(directory: Path, wanted: str, identity: str, *, taken: Container[str] = ()) -> str:
+    """Return the name of a problem in a directory: `wanted`, or with a number if another problem has it there.
+
+    The name is kept in `tasks/<name>.json` of the directory, written once. Runs that start at the same time agree.
+    """
+    names = (wanted if number == 1 else f"{wanted}-{number}" for number in count(1))
+    return next(name for name in names if name not in taken and _owner(directory, name, identity) == identity)
+
+
+def _owner(directory: Path, name: str, identity: str) -> str:
+    """Whose name it is; this one's if it was nobody's."""
+    path = directory / "tasks" / f"{slug(name)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"name": name, "identity": identity}, file)
+        if not path.exists():
+            with suppress(FileExistsError):
+                _put(Path(part), path)
+    finally:
+        Path(part).unlink()
+    try:
+        owner: str = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return owner
+
+
+def _put(part: Path, path: Path) -> None:
+    """The whole file under its name, unless there is one already: FileExistsError."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with open(path, "xb") as file:
+            file.write(part.read_bytes())

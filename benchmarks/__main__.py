@@ -1,0 +1,50 @@
+"""`python -m benchmarks`: measure times and memory, and write their pages."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.run import run_bench
+from estimators.errors import EstimatorError
+
+__all__ = ["main"]
+
+USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmarks that the command line asks for and print the paths of their pages.
+
+    Args:
+        arguments: the words of the command line; None: those of this process.
+
+    Returns:
+        The exit status: 0, or 2 for a page or row that does not exist.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure times and memory beside laplace-torch, and of RegVar alone.",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        help="a page (core, regvar, quality, large) or a row; may be repeated; none: all but the large networks",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="where to write")
+    options = parser.parse_args(arguments)
+    try:
+        pages = run_bench(options.only, options.out, lambda row: print(row, flush=True))
+    except (EstimatorError, OSError) as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    for page in pages:
+        print(page.resolve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""A row measured: times in turns in one process, peaks of memory in one process each, and the results compared."""
+
+from __future__ import annotations
+
+import gc
+
+from torch import Tensor
+
+from benchmarks.clock import Timing, interleaved, timed
+from benchmarks.core.laplace_torch import Theirs, fastest
+from benchmarks.core.rows import ROWS
+from benchmarks.core.work import STEPS, Data, Work
+from benchmarks.fresh import in_fresh_process
+from benchmarks.records import Measured
+
+__all__ = ["measure"]
+
+
+def measure(name: str) -> Measured:
+    """Everything the table says of a row."""
+    work = ROWS[name]
+    times, _ = in_fresh_process(_times, name)
+    _, peak = in_fresh_process(_ours_once, name)
+    found = {**work.describe(), **times, "peak": peak}
+    if work.their_bytes is None or work.their_queries is not None:
+        found["error"], _ = in_fresh_process(_error, name)
+        _, found["their_peak"] = in_fresh_process(_theirs_once, name, times["backends"][0])
+    return found
+
+
+class _Ours:
+    """A fit and two readings, timed, and the result of the last."""
+
+    def __init__(self, work: Work, data: Data) -> None:
+        self.work, self.data = work, data
+        self.result: Tensor | None = None
+
+    def __call__(self) -> list[float]:
+        estimator = self.work.ours(self.data.model)
+
+        def read() -> None:
+            self.result = self.work.read(estimator, self.data.queries)
+
+        seconds = [timed(step) for step in (lambda: estimator.fit(self.data.loader), read, read)]
+        gc.collect()
+        return seconds
+
+
+def _times(name: str) -> Measured:
+    work = ROWS[name]
+    data = work.data()
+    ours = _Ours(work, data)
+    runs = work.their_bytes is None or work.their_queries is not None
+    ours()
+    theirs = fastest(work, data) if runs else []
+    timings = interleaved([ours, *theirs])
+    best = [min(timing, key=lambda t: t.median) for timing in zip(*timings[1:], strict=True)]
+    return {
+        "ours": _seconds(timings[0]),
+        "theirs": _seconds(best) if runs else None,
+        "backends": [one.backend for one in theirs],
+        "difference": {one.backend: _difference(ours, one) for one in theirs},
+    }
+
+
+def _seconds(timings: list[Timing]) -> dict[str, dict[str, float]]:
+    return {step: {"median": t.median, "spread": t.spread} for step, t in zip(STEPS, timings, strict=True)}
+
+
+def _difference(ours: _Ours, theirs: Theirs) -> float:
+    """Largest |ours − theirs| over the largest |theirs|, at the queries that both have."""
+    assert ours.result is not None
+    assert theirs.result is not None
+    b = theirs.result
+    return float((ours.result[: len(b)] - b).abs().max() / b.abs().max())
+
+
+def _error(name: str) -> float:
+    """The same of our answer and that of the network in float64."""
+    work = ROWS[name]
+    data = work.data()
+    narrow = work.read(work.ours(data.model).fit(data.loader), data.queries)
+    rows = [(x.double(), y.double() if y.is_floating_point() else y) for x, y in data.loader]
+    wide = work.read(work.ours(data.model.double()).fit(rows), data.queries.double())
+    return float((narrow - wide).abs().max() / wide.abs().max())
+
+
+def _ours_once(name: str) -> None:
+    work = ROWS[name]
+    data = work.data()
+    estimator = work.ours(data.model)
+    estimator.fit(data.loader)
+    work.read(estimator, data.queries)
+
+
+def _theirs_once(name: str, backend: str) -> None:
+    work = ROWS[name]
+    Theirs(work, work.data(), backend)()

@@ -1,0 +1,32 @@
+"""A function in a process of its own: its peak of memory is not that of what ran before."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from typing import TypeVar
+
+import torch
+
+from bdl_bench.runner.peak_memory import footprint
+
+__all__ = ["in_fresh_process"]
+
+T = TypeVar("T")
+
+
+def in_fresh_process(function: Callable[..., T], *arguments: object) -> tuple[T, int]:
+    """The result of a function that pickles, and the rise of the peak resident bytes above the imports, one thread."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measured, partial(function, *arguments)).result()
+
+
+def _measured(function: Callable[[], T]) -> tuple[T, int]:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with footprint("cpu") as found:
+        result = function()
+    return result, found.rise_bytes

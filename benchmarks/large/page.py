@@ -1,0 +1,98 @@
+"""docs/benchmarks/large.md from what was measured."""
+
+from __future__ import annotations
+
+import math
+
+from scipy.stats import chi2
+
+from benchmarks.large.methods import METHODS, N_DRAWS
+from benchmarks.large.models import MODELS, N_DATA, N_QUERIES, PRIOR_PRECISION
+from benchmarks.machine import machine
+from benchmarks.markdown import gib, table, verdict
+from benchmarks.records import Measured
+
+__all__ = ["REFERENCE", "to_markdown"]
+
+REFERENCE = "reference"
+_PEAK = 8.0
+_DRAWS = 3 * math.sqrt(2 / N_DRAWS)
+_WITHIN = {"exact": 0.01, "pointwise": 0.1}
+_WITHIN |= dict.fromkeys(("linear-response", "fine-tune", "fine-tune-other-draws"), _DRAWS)
+_HEADER = (
+    *("network", "P", "method", "fit, s", "variance, s", "passes", "energy error", "peak, GiB", "goal", ""),
+    *("largest error", "goal", ""),
+)
+_HEAD = """# All weights of large networks
+
+Measured on {machine}
+Float32, N = {n}, {draws} draws, δ = {delta:g}, {queries} queries; other programs were running.
+`python -m benchmarks --only large` makes this page, in hours; `--only` one of its rows, such as resnet18-kron, measures
+that one again.
+
+ResNet-18 and ViT-tiny (patches of 8) see handwritten digits enlarged to 3×32×32; MiniLM (all-MiniLM-L6-v2, six layers,
+published weights, a new head of six classes) tells from 16 tokens which of six texts they are from. Each was trained
+on the {n} rows first. The largest error is max |variance / reference − 1| over the queries, at the predicted class of
+each, a dash where the reference has not been run.
+The reference is from outside: curvlinops' GGN in float64 and scipy's conjugate gradients at a relative residual
+of 1e-6, started at the answer of the function-space form (`inverse="streamed"`, in float64). Kron and diag are other
+posteriors; their distance is shown, without a goal.
+
+exact: `LinearizedLaplace(inverse="streamed")`. pointwise: RegVar with `Pointwise`, by `LinearResponse` with its default
+tolerance, at the predicted class of each query, where it solves. linear-response and fine-tune: RegVar with
+`PosteriorDraws`, by the solver of that name; fine-tune-other-draws has another seed. Passes (forward and backward over
+the rows) are those of each draw, or of each number solved for. The energy error, per effective dimension, says whether
+they were enough: above a half, fine-tune warns. The variance of {draws} exact draws is χ²/{draws} times the true one:
+by that alone one number in {chance:.0f} is off by more than the goal of {goal:.1f}.
+
+"""
+
+
+def to_markdown(rows: dict[str, Measured]) -> str:
+    """The page."""
+    head = _HEAD.format(
+        machine=machine(),
+        n=N_DATA,
+        draws=N_DRAWS,
+        delta=PRIOR_PRECISION,
+        queries=N_QUERIES,
+        goal=_DRAWS,
+        chance=1 / chi2.sf(N_DRAWS * (1 + _DRAWS), N_DRAWS),  # _DRAWS > 1: never below
+    )
+    lines = [
+        _line(model, method, rows[f"{model}-{method}"], rows.get(f"{model}-{REFERENCE}"))
+        for model in MODELS
+        for method in METHODS
+        if f"{model}-{method}" in rows
+    ]
+    return head + table(_HEADER, lines) + "\n" + _references(rows)
+
+
+def _line(model: str, method: str, row: Measured, reference: Measured | None) -> list[str]:
+    if "failed" in row:
+        return [model, "–", method, row["failed"], *["–"] * 8, "**missed**"]
+    start = [model, f"{row['n_parameters']:,}", method, f"{row['fit_seconds']:.0f}", f"{row['variance_seconds']:.1f}"]
+    start += [f"{row['passes']:.0f}" if "passes" in row else "–", f"{row['energy']:.2f}" if "energy" in row else "–"]
+    size = row["peak"] / 2**30
+    start += [gib(row["peak"]), *verdict(size, _PEAK if method in _WITHIN else None, at_most=True)]
+    if reference is None:
+        return [*start, "–", "–", "–"]
+    error = largest_error(row, reference)
+    return [*start, f"{error:.3f}", *verdict(error, _WITHIN.get(method), at_most=True)]
+
+
+def largest_error(row: Measured, reference: Measured) -> float:
+    """max |variance / reference − 1| at the reference's classes."""
+    pairs = zip(row["variance"], reference["classes"], reference["variance"], strict=True)
+    errors: list[float] = [abs(variance[c if len(variance) > 1 else 0] / exact - 1) for variance, c, exact in pairs]
+    return max(errors)
+
+
+def _references(rows: dict[str, Measured]) -> str:
+    found = {model: rows[f"{model}-{REFERENCE}"] for model in MODELS if f"{model}-{REFERENCE}" in rows}
+    words = [
+        f"{model}: residual {max(row['guess_residuals']):.1e} at the start, {row['products']} products, "
+        f"{row['seconds']:.0f} s, {row['guess_seconds']:.0f} of them for the start"
+        for model, row in found.items()
+    ]
+    return f"\nThe reference, for {N_QUERIES} numbers each: {'; '.join(words)}.\n" if words else ""

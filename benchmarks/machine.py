@@ -1,0 +1,19 @@
+"""The machine and the versions that a table was measured with, in one sentence."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+from bdl_bench.records.versions import environment
+
+__all__ = ["machine"]
+
+
+def machine() -> str:
+    """As "2 cores, 24 GiB, x86_64; one thread; torch ..."."""
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = environment()
+    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "python"))
+    system = f"{os.cpu_count()} cores, {gib:.0f} GiB, {platform.machine()}"
+    return f"{system}, one thread; {named}; page written by code {versions['code']}."

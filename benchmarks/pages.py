@@ -1,0 +1,72 @@
+"""The pages of docs/benchmarks: which rows each has, how a row is measured, and how the page is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.core import page as core_page
+from benchmarks.core.measure import measure as measure_core
+from benchmarks.core.rows import ROWS
+from benchmarks.large import page as large_page
+from benchmarks.large.measure import measure as measure_large
+from benchmarks.large.methods import METHODS
+from benchmarks.large.models import MODELS
+from benchmarks.quality import page as quality_page
+from benchmarks.quality.measure import measure_quality
+from benchmarks.quality.networks import NETWORKS
+from benchmarks.records import Measured
+from benchmarks.regvar import exponents, memory, step
+from benchmarks.regvar import page as regvar_page
+from benchmarks.regvar.step_memory import measure_step_memory
+
+__all__ = ["PAGES", "Page"]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Rows by name; `default`: measured where nothing was asked for."""
+
+    rows: dict[str, Callable[[], Measured]]
+    to_markdown: Callable[[dict[str, Measured]], str]
+    default: bool = True
+
+
+def _numbered(
+    prefix: str, names: dict[str, object], measure: Callable[[str], Measured]
+) -> dict[str, Callable[[], Measured]]:
+    return {f"{prefix}-{i}": partial(measure, name) for i, name in enumerate(names)}
+
+
+PAGES: dict[str, Page] = {
+    "core": Page({name: partial(measure_core, name) for name in ROWS}, core_page.to_markdown),
+    "regvar": Page(
+        {
+            **_numbered("step", dict(step.MODELS), step.measure_step),
+            "step-memory": measure_step_memory,
+            **_numbered("memory", dict(memory.SOLVERS), memory.measure_memory),
+            **_numbered("exponents", dict(exponents.SOLVERS), exponents.measure_exponents),
+        },
+        regvar_page.to_markdown,
+    ),
+    "quality": Page(
+        {
+            quality_page.name_of(network, delta, seed): partial(measure_quality, network, delta, seed)
+            for network in NETWORKS
+            for delta in quality_page.DELTAS
+            for seed in quality_page.SEEDS
+        },
+        quality_page.to_markdown,
+        default=False,
+    ),
+    "large": Page(
+        {
+            f"{model}-{method}": partial(measure_large, model, method)
+            for model in MODELS
+            for method in (large_page.REFERENCE, *METHODS)
+        },
+        large_page.to_markdown,
+        default=False,
+    ),
+}

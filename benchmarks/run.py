@@ -1,0 +1,55 @@
+"""`python -m benchmarks`: rows measured, recorded one by one, and their pages written again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+
+from benchmarks.pages import PAGES
+from benchmarks.records import read, write
+from estimators.errors import OptionError
+from estimators.persistence.atomic import write_text
+
+__all__ = ["run_bench"]
+
+Listener = Callable[[str], None]
+
+
+def run_bench(only: Sequence[str], out: Path, listener: Listener = print) -> list[Path]:
+    """Measure the rows, or all rows of the pages, named in `only` (none: the default pages); the pages written.
+
+    A row's record is kept in DIR/records, so that a page shows all rows that were ever measured there.
+    A row whose process is killed is left out, with a word. Errors: OptionError for a name that is neither.
+    """
+    chosen = _chosen(only)
+    for page, row in chosen:
+        listener(f"{page}: {row}")
+        try:
+            measured = PAGES[page].rows[row]()
+        except BrokenExecutor:  # its process was killed: the other rows need not suffer
+            listener(f"{page}: {row} was killed, as where memory runs out; not recorded")
+            continue
+        write(out, page, row, measured)
+        _write_page(page, out)
+    return [out / f"{page}.md" for page in dict.fromkeys(page for page, _ in chosen)]
+
+
+def _write_page(name: str, out: Path) -> None:
+    page = PAGES[name]
+    write_text(out / f"{name}.md", page.to_markdown(read(out, name, list(page.rows))))
+
+
+def _chosen(only: Sequence[str]) -> list[tuple[str, str]]:
+    """(page, row) of the names."""
+    every = [(page, row) for page, found in PAGES.items() for row in found.rows]
+    if not only:
+        return [(page, row) for page, row in every if PAGES[page].default]
+    unknown = [name for name in only if name not in PAGES and name not in {row for _, row in every}]
+    if unknown:
+        raise OptionError(
+            f"a page among {', '.join(PAGES)}, or a row among {', '.join(row for _, row in every)}",
+            received=", ".join(unknown),
+            remedy="leave --only out to measure all but the large networks.",
+        )
+    return [(page, row) for page, row in every if page in only or row in only]

@@ -1,0 +1,86 @@
+"""A = D + RᵀR in its dual (function-space) form: small where rows N·C are fewer than parameters P."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from estimators.curvature.base import Precision
+from estimators.numerics.symmetric import gram
+
+__all__ = ["DualPrecision", "FunctionSpace", "bytes_needed"]
+
+
+class FunctionSpace(Precision):
+    """D = diag δ > 0 and R (N·C, P) the GGN rows SᵀJ, by products with R (docs/math.md, section 2).
+
+        A⁻¹ = D⁻¹ − D⁻¹Rᵀ (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹          (Woodbury)
+        log|A| = Σ log δ + log|I + R D⁻¹ Rᵀ|
+
+    `inner` is R D⁻¹ Rᵀ (N·C, N·C), overwritten; everything is computed in its dtype. `keeps_rows`: products with R need
+    no pass over the data.
+    """
+
+    keeps_rows: ClassVar[bool] = True
+
+    def __init__(self, prior_precision: Tensor, inner: Tensor) -> None:
+        self.prior_precision = prior_precision.to(inner.dtype)
+        inner.diagonal().add_(1.0)
+        self.cholesky = torch.linalg.cholesky(inner)
+
+    @abstractmethod
+    def rows_times(self, vectors: Tensor) -> Tensor:
+        """R v of vectors (K, P): (K, N·C)."""
+
+    @abstractmethod
+    def transposed_times(self, coefficients: Tensor) -> Tensor:
+        """Rᵀ w of coefficients (K, N·C): (K, P)."""
+
+    def solve(self, vectors: Tensor) -> Tensor:
+        scaled = vectors.to(self.cholesky.dtype) / self.prior_precision  # D⁻¹ v
+        along = self.rows_times(scaled)  # R D⁻¹ v
+        inner = torch.cholesky_solve(along.T, self.cholesky).T  # (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹ v
+        return (scaled - self.transposed_times(inner) / self.prior_precision).to(vectors.dtype)
+
+    def covariance(self, jacobian: Tensor) -> Tensor:
+        scaled, removed = self._prior_and_removed(jacobian)
+        prior = scaled @ jacobian.to(scaled.dtype).transpose(1, 2)
+        return (prior - removed.transpose(1, 2) @ removed).to(jacobian.dtype)
+
+    def variance(self, jacobian: Tensor) -> Tensor:
+        scaled, removed = self._prior_and_removed(jacobian)
+        return ((scaled * jacobian.to(scaled.dtype)).sum(-1) - removed.square().sum(1)).to(jacobian.dtype)
+
+    def _prior_and_removed(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
+        """J D⁻¹ (M, C, P), and L⁻¹ R D⁻¹ Jᵀ (M, N·C, C): what the data take away from the prior's variance."""
+        m, c, p = jacobian.shape
+        scaled = jacobian.to(self.cholesky.dtype) / self.prior_precision
+        along = self.rows_times(scaled.reshape(m * c, p))
+        removed = torch.linalg.solve_triangular(self.cholesky, along.T, upper=False)
+        return scaled, removed.reshape(-1, m, c).permute(1, 0, 2)
+
+    def log_det(self) -> Tensor:
+        log_det: Tensor = self.prior_precision.log().sum() + 2 * self.cholesky.diagonal().log().sum()
+        return log_det
+
+
+class DualPrecision(FunctionSpace):
+    """The rows R (N·C, P) are kept, and computed with in their dtype."""
+
+    def __init__(self, prior_precision: Tensor, rows: Tensor) -> None:
+        self.rows = rows
+        super().__init__(prior_precision, gram(rows * prior_precision.to(rows.dtype).rsqrt()))  # R D⁻¹ Rᵀ
+
+    def rows_times(self, vectors: Tensor) -> Tensor:
+        return vectors @ self.rows.T
+
+    def transposed_times(self, coefficients: Tensor) -> Tensor:
+        return coefficients @ self.rows
+
+
+def bytes_needed(n_rows: int, n_parameters: int, element_size: int) -> int:
+    """The rows (kept, joined and scaled once), the inner matrix and its factor."""
+    return (3 * n_rows * n_parameters + 3 * n_rows**2) * element_size

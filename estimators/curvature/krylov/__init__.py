@@ -1,0 +1,1 @@
+"""The posterior precision by products alone: conjugate gradients, Lanczos, low rank."""

@@ -1,0 +1,75 @@
+"""The leading part of a GGN: a few rows R with RᵀR ≈ G, for the dual form.
+
+In the coordinates where the prior is the identity, θ = s θ̃ with s = 1/√δ, G̃ = s G s. What the data say of a direction
+counts against 1 there, so that its leading eigenvectors are the ones to keep. Block Lanczos gives a basis W of a Krylov
+space with T = W (G̃ + I) Wᵀ, and Ritz pairs (μ, v) of G̃ in it; of the r leading ones the Nyström rows are taken,
+
+    R̃ = μ^(−½) vᵀ G̃        R̃ᵀR̃ = G̃ V (Vᵀ G̃ V)⁻¹ Vᵀ G̃ ⪯ G̃        R = R̃ / s
+
+which are √μ vᵀ where a pair has converged, and never claim more than the data said where it has not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from estimators.curvature.krylov.block_cg import check_condition
+from estimators.curvature.krylov.block_lanczos import krylov_relation
+from estimators.curvature.krylov.whitening import Coordinates
+from estimators.errors import IllConditionedError, OptionError
+from estimators.numerics.dtype import algebra_dtype, widen
+from estimators.objective.float64 import widened
+from estimators.objective.objective import Objective
+from estimators.runtime.memory import refuse_if_too_large
+
+__all__ = ["low_rank_rows"]
+
+_BLOCK = 8
+
+
+def low_rank_rows(objective: Objective, rank: int) -> Tensor:
+    """R (r, P), r ≤ rank, of an objective whose second derivative is GGN + δ; about 2·rank products with it.
+
+    Products are in the dtype of the objective, or in float64 where these are not accurate enough.
+    Errors: OptionError for δ = 0; TooLargeError; IllConditionedError on a device without float64.
+    """
+    try:
+        return _rows(objective, rank)
+    except IllConditionedError:
+        wide = widened(objective)
+        if wide is objective:
+            raise
+        return _rows(wide, rank)
+
+
+def _rows(objective: Objective, rank: int) -> Tensor:
+    delta, theta = objective.prior.precision, objective.theta
+    if not bool((delta > 0).all()):
+        raise OptionError(
+            'a positive prior_precision for every parameter with hessian_structure="lowrank"',
+            received="0 for some",
+            remedy='hessian_structure="full".',
+        )
+    size = min(2 * rank + 4 * _BLOCK, theta.numel())
+    refuse_if_too_large(
+        f"a Krylov space of {size} vectors of {theta.numel()} numbers",
+        4 * size * theta.numel() * theta.element_size(),
+        device=theta.device,
+        remedy='a smaller rank, hessian_structure="ekfac", or RegVar.',
+    )
+    scale = delta.rsqrt()
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(min(_BLOCK, theta.numel()), theta.numel(), generator=generator, dtype=torch.float64).to(theta)
+    basis, projected, coupling = krylov_relation(Coordinates(scale, 1.0).product(objective.product), start, size=size)
+    check_condition(projected, 1.0, theta.dtype)
+    dtype = algebra_dtype(theta.device)
+    eigenvalues, vectors = torch.linalg.eigh(projected.to(dtype))  # of T, ascending
+    eigenvalues, vectors = eigenvalues.flip(0)[:rank] - 1, vectors.flip(1)[:, :rank]
+    seen = eigenvalues > 16 * torch.finfo(theta.dtype).eps * (1 + eigenvalues[0])
+    eigenvalues, vectors = eigenvalues[seen], vectors[:, seen]
+    image = torch.cat([projected, coupling]).to(dtype)  # A Wᵀ = [W; Q]ᵀ [T; B]
+    image[: len(projected)].diagonal().sub_(1)  # G̃ Wᵀ
+    expansion = (image @ vectors / eigenvalues.sqrt()).T  # of the rows in [W; Q]
+    rows: Tensor = (expansion @ widen(basis)) / widen(scale)
+    return rows

@@ -1,0 +1,1 @@
+"""The posterior precision of the last linear layer alone, from its input features."""

@@ -1,0 +1,91 @@
+"""A = D + RᵀR in its dual form with rows in factors: inner products of rows, of the data and of queries, from these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from estimators.curvature.dense.dual import FunctionSpace
+from estimators.curvature.layerwise.factored_rows import FactoredRows
+from estimators.curvature.layerwise.whitened_rows import whitened_rows
+from estimators.errors import UnsupportedError
+from estimators.models.layer_jacobians import Layers
+from estimators.models.layer_layout import Layout
+from estimators.models.network import Network
+from estimators.numerics.dtype import algebra_dtype
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
+from estimators.runtime.memory import rows_per_chunk
+
+__all__ = ["FactoredDual", "bytes_needed", "factored_rows", "in_factors"]
+
+_LEAST_PARAMETERS = 500
+
+
+class FactoredDual(FunctionSpace):
+    """The rows R (N·C, P) are kept in factors, and computed with in their dtype."""
+
+    def __init__(self, prior_precision: Tensor, rows: FactoredRows) -> None:
+        self.rows, self.deltas = rows, rows.deltas(prior_precision.to(rows.rest.dtype))
+        super().__init__(prior_precision, rows.inner(rows, self.deltas))
+
+    def rows_times(self, vectors: Tensor) -> Tensor:
+        return self.rows.times(vectors)
+
+    def transposed_times(self, coefficients: Tensor) -> Tensor:
+        return self.rows.transposed_times(coefficients)
+
+    def variance_at(self, network: Network, x: PyTree) -> Tensor:
+        def variance(query: FactoredRows, removed: Tensor) -> Tensor:
+            return query.own(self.deltas).diagonal(dim1=1, dim2=2) - removed.square().sum(0)
+
+        with suppress(UnsupportedError):
+            return self._read(network, x, variance)
+        return super().variance_at(network, x)
+
+    def covariance_at(self, network: Network, x: PyTree) -> Tensor:
+        def covariance(query: FactoredRows, removed: Tensor) -> Tensor:
+            return query.own(self.deltas) - torch.einsum("rmc,rmk->mck", removed, removed)
+
+        with suppress(UnsupportedError):
+            return self._read(network, x, covariance)
+        return super().covariance_at(network, x)
+
+    def _read(self, network: Network, x: PyTree, read: Callable[[FactoredRows, Tensor], Tensor]) -> Tensor:
+        """`read` of some queries and their L⁻¹ R D⁻¹ Jᵀ (N·C, m, C), what the data take away from the prior's variance.
+
+        Errors: UnsupportedError where queries do not use the maps once a row.
+        """
+        at_once = rows_per_chunk(4 * len(self.cholesky) * self.rows.shape[1] * self.cholesky.element_size())
+        parts = []
+        for piece in Layers(network, x, self.rows.layout.maps).at(x):
+            for query in FactoredRows.joined(self.rows.layout, [piece], self.cholesky.dtype).split(at_once):
+                along = self.rows.inner(query, self.deltas)
+                removed = torch.linalg.solve_triangular(self.cholesky, along, upper=False)
+                parts.append(read(query, removed.unflatten(1, query.shape)))
+        return torch.cat(parts).to(network.theta.dtype)
+
+
+def in_factors(layers: Layers) -> bool:
+    """Whether rows are kept in factors: where parameters are many, and each is used once in a row."""
+    return layers.network.n_parameters >= _LEAST_PARAMETERS and layers.used_once
+
+
+def factored_rows(objective: Objective, layers: Layers) -> FactoredRows:
+    """R at the training rows, in `algebra_dtype`."""
+    dtype = algebra_dtype(objective.theta.device)
+    return FactoredRows.joined(
+        Layout(layers.network.subset, layers.maps, layers.rest), whitened_rows(objective, layers), dtype
+    )
+
+
+def bytes_needed(
+    n_data: int, n_outputs: int, n_parameters: int, maps: Sequence[tuple[int, int]], element_size: int
+) -> int:
+    """Factors of maps (O, E) and the rest's rows, joined once, and the inner matrix, a term of it and its factor."""
+    factors = sum(e + n_outputs * o for o, e in maps)
+    rest = n_outputs * (n_parameters - sum(o * e for o, e in maps))
+    return (2 * n_data * (factors + rest) + 3 * (n_data * n_outputs) ** 2) * element_size

@@ -1,0 +1,229 @@
+"""Loaders of (x, y) made re-iterable and trustworthy: rows counted, determinism checked, random state left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from estimators.data.batch import Batch, Loader, empty_loader, first_batch, size_in_bytes, split_batch
+from estimators.data.batch_dimension import resolved
+from estimators.data.checks import check_batch, check_finite, naming_batch, warn_of_probabilities
+from estimators.errors import NonDeterministicError, NotFittedError
+from estimators.likelihoods import Likelihood
+from estimators.likelihoods.link_check import LinkCheck
+from estimators.models.network import Network
+from estimators.numerics.pytrees import ALL_ROWS, PyTree, RowLayout, concatenate, difference, select_rows
+from estimators.persistence.checksums import Sums
+from estimators.runtime.rng import preserved_random_state
+
+__all__ = ["AbsentBatches", "Batches", "FreeBatches"]
+
+_CACHE_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The training data: iterate it as often as you like, the sums over it are the same each time.
+
+    `n_data` is N, counted from what the loader yields; `stored` holds copies of the batches where they are small enough
+    to keep. `sums` tell these data from others, whatever their order. `layout` says which tensors of the inputs have
+    rows; the others are marked in every batch.
+    """
+
+    loader: Loader
+    n_data: int
+    stored: tuple[Batch, ...] | None = None
+    sums: Sums | None = None
+    layout: RowLayout = ALL_ROWS
+
+    @classmethod
+    def checked(cls, loader: Loader, network: Network, likelihood: Likelihood) -> Batches:
+        """Two passes over `loader`: validate every batch, count N, and refuse data that differ between passes.
+
+        Errors: DataError (empty, shapes, labels, dtypes, devices, NaN or Inf), NonDeterministicError.
+        Warns: NotLogitsWarning where every output looks like a probability.
+        """
+        first, second = _Pass(), _Pass()
+        first.link = LinkCheck(likelihood)
+        with preserved_random_state():
+            stored = first.run(loader, network, likelihood, keep=True)
+            if first.n_data == 0:
+                raise empty_loader()
+            warn_of_probabilities(first.link, network)
+            first.layout = _resolved(first.layout, loader, stored, network.shaped_outputs)
+            second.layout = first.layout
+            checked = network.routes.outputs_by_own_module
+            second.run(loader, network, likelihood, keep=False, check=True)
+            if network.routes.outputs_by_own_module != checked:  # the copy of the model gives other outputs
+                first = _Pass(first.layout)
+                stored = first.run(loader, network, likelihood, keep=True)
+        _check_same(first, second)
+        first.layout.check_lists()
+        network.data_seen(first.n_data)
+        return cls(loader, first.n_data, _marked(stored, first.layout), first.sums, first.layout)
+
+    @staticmethod
+    def unchecked(loader: Loader, *, keep: bool, outputs: Callable[[PyTree], Tensor] | None = None) -> Batches:
+        """For a training: one pass over `loader`, to count N and, with `keep`, to store what is small enough.
+
+        `outputs` is the model, marked inputs -> f (B, ...): where all batches have one size, it tells which tensors
+        have rows.
+        """
+        kept, layout, n_data = _Kept(keep=keep), RowLayout(), 0
+        for index, item in enumerate(loader):
+            with naming_batch(index):
+                batch = split_batch(item)
+                check_finite(batch.marked(ALL_ROWS))
+                layout, n_data = layout.observe(batch.x, len(batch)), n_data + len(batch)
+            kept.add(batch)
+        if n_data == 0:
+            raise empty_loader()
+        layout.check_lists()
+        if outputs is not None:
+            layout = _resolved(layout, loader, kept.batches, outputs)
+        return FreeBatches(loader, n_data, _marked(kept.batches, layout), layout=layout)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.stored is not None:
+            yield from self.stored
+            return
+        with preserved_random_state():
+            for item in self.loader:  # a copy: the loader may fill one buffer again and again
+                yield split_batch(item).copy().marked(self.layout)
+
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """One epoch in an order drawn from `generator`.
+
+        Rows are regrouped if the data are stored and the batches differ in nothing but their rows. Of other stored
+        batches (padding, a time or a temperature of each batch) the order is drawn, and their rows stay together; data
+        that are not stored come as the loader yields them.
+        """
+        if self.stored is None:
+            yield from self
+            return
+        if difference([batch.x for batch in self.stored]) or difference([batch.y for batch in self.stored]):
+            for i in torch.randperm(len(self.stored), generator=generator).tolist():
+                yield self.stored[i]
+            return
+        x = concatenate([batch.x for batch in self.stored])
+        y = torch.cat([batch.y for batch in self.stored])
+        order = torch.randperm(self.n_data, generator=generator).to(y.device)
+        for index in order.split(batch_size):
+            yield Batch(select_rows(x, index), y[index])
+
+
+class FreeBatches(Batches):
+    """The data of a training, whose epochs differ: what the loader and the network draw moves the random state on."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.stored is not None:
+            return iter(self.stored)
+        return (split_batch(item).marked(self.layout) for item in self.loader)
+
+
+class AbsentBatches(Batches):
+    """The data of a fit that was loaded from a file: counted and summed, but not here."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        raise NotFittedError(
+            "the training data, which this method or estimator needs again",
+            received="a fitted state that was loaded without them",
+            remedy="estimator.attach(train_loader).",
+        )
+
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:  # noqa: ARG002
+        return iter(self)
+
+
+class _Pass:
+    """What one pass saw: N, the sums, and which tensors have rows."""
+
+    def __init__(self, layout: RowLayout = ALL_ROWS) -> None:
+        self.n_data, self.sums, self.layout = 0, Sums(), layout
+        self.link: LinkCheck | None = None
+        self._single: Batch | None = None
+        self._paired = False
+
+    def run(
+        self, loader: Loader, network: Network, likelihood: Likelihood, *, keep: bool, check: bool = False
+    ) -> tuple[Batch, ...] | None:
+        """`check`: compare outputs with those of the user's own module, rows alone and together."""
+        kept = _Kept(keep=keep)
+        for index, item in enumerate(loader):
+            with naming_batch(index):
+                batch = split_batch(item)
+                marked = batch.marked(self.layout)  # in the first pass as far as it is known
+                f = check_batch(marked, network, likelihood)
+                if self.link is not None:
+                    self.link.add(marked.x, f, batch.y)
+                if check:
+                    f = self._compared(marked, network, f)
+                self.sums = self.sums.plus(f, batch.y)
+                self.layout = self.layout.observe(batch.x, len(batch))
+            self.n_data += len(batch)
+            kept.add(batch)
+        return kept.batches
+
+    def _compared(self, batch: Batch, network: Network, f: Tensor) -> Tensor:
+        """f, compared with the user's own module; batches of one row are also tried in pairs."""
+        f = network.check_batch(batch.x, f)
+        before, self._single = self._single, batch if len(batch) == 1 else None
+        if before is None or self._single is None or self._paired or difference([before.x, batch.x]):
+            return f
+        pair = concatenate([before.x, batch.x])
+        network.check_batch(pair, network.shaped_outputs(pair))
+        self._paired = True
+        return f
+
+
+class _Kept:
+    """Copies of batches as long as they are small; a loader may change its own tensors later."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self._batches: list[Batch] | None = [] if keep else None
+        self._size = 0
+
+    @property
+    def batches(self) -> tuple[Batch, ...] | None:
+        return None if self._batches is None else tuple(self._batches)
+
+    def add(self, batch: Batch) -> None:
+        self._size += size_in_bytes(batch)
+        if self._size > _CACHE_BYTES:
+            self._batches = None
+        if self._batches is not None:
+            self._batches.append(batch.copy())
+
+
+def _resolved(
+    layout: RowLayout, loader: Loader, stored: tuple[Batch, ...] | None, outputs: Callable[[PyTree], Tensor]
+) -> RowLayout:
+    """The layout, where shapes leave it open by computing rows of the first batch by themselves."""
+    if len(layout.sizes) != 1 or len(layout.with_rows - layout.unequal) < 2:
+        return layout
+    batch = stored[0] if stored else first_batch(loader)
+    return resolved(layout, batch.x, len(batch), outputs)
+
+
+def _marked(batches: tuple[Batch, ...] | None, layout: RowLayout) -> tuple[Batch, ...] | None:
+    return None if batches is None else tuple(batch.marked(layout) for batch in batches)
+
+
+def _check_same(first: _Pass, second: _Pass) -> None:
+    if second.n_data != first.n_data:
+        raise NonDeterministicError(
+            "the same rows in every pass over the loader",
+            received=f"{first.n_data} rows in the first pass, {second.n_data} in the second",
+            remedy="pass a re-iterable loader (a DataLoader or a list of batches), not an iterator or a generator.",
+        )
+    if not first.sums.agrees(second.sums):
+        sums = [f"{sums.outputs:.8g} and {sums.targets:.8g}" for sums in (first.sums, second.sums)]
+        raise NonDeterministicError(
+            "the same rows and outputs in every pass over the loader (their order may differ)",
+            received=f"a sum of outputs and one of targets: {sums[0]} in the first pass, {sums[1]} in the second",
+            remedy="use drop_last=False when shuffling, no random augmentation, a sampler without replacement, "
+            "and no randomness inside the model (functional dropout).",
+        )

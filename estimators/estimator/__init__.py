@@ -1,0 +1,6 @@
+"""The interface of every estimator, with refitting, saving and reports."""
+
+from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.fit_report import FitReport, PassReport
+
+__all__ = ["FitReport", "PassReport", "UncertaintyEstimator"]

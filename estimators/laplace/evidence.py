@@ -1,0 +1,33 @@
+"""The Laplace approximation of the marginal likelihood."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from estimators.errors import UnsupportedError
+from estimators.numerics.dtype import widen
+from estimators.objective.objective import Objective
+
+__all__ = ["log_marginal_likelihood"]
+
+
+def log_marginal_likelihood(objective: Objective, prior_precision: Tensor, log_det: Tensor) -> Tensor:
+    """log p(D|θ̂) − ½ Σ δ(θ̂−θ₀)² + ½ Σ log δ − ½ log|A|, a scalar in nats; the 2π of prior and Gaussian cancel.
+
+    Errors: UnsupportedError for an improper prior (δ = 0 somewhere), which has no evidence.
+    """
+    if not bool((prior_precision > 0).all()):
+        raise UnsupportedError(
+            "a proper prior for a marginal likelihood",
+            received="prior_precision 0 for some parameters",
+            remedy="give every parameter a positive prior_precision.",
+        )
+    delta, offset = widen(prior_precision), widen(objective.theta) - widen(objective.prior.mean)
+    scatter = (delta * offset.square()).sum()
+    return _log_likelihood(objective) - 0.5 * (scatter - delta.log().sum() + log_det)
+
+
+def _log_likelihood(objective: Objective) -> Tensor:
+    network, likelihood = objective.network, objective.likelihood
+    return -torch.stack([likelihood.nll(widen(network.outputs(b.x)), b.y).sum() for b in objective.batches]).sum()

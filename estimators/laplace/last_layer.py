@@ -1,0 +1,187 @@
+"""Last-layer Laplace in closed form on features: an independent second route to the last layer's linearized Laplace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from estimators.curvature.last_layer.features import Head
+from estimators.curvature.last_layer.precision import DiagHead, FullHead, HeadPrecision, KronHead
+from estimators.errors import OptionError
+from estimators.estimator.base import UncertaintyEstimator, precision_vector
+from estimators.laplace.evidence import log_marginal_likelihood
+from estimators.likelihoods import Likelihood
+from estimators.models.exclusive import exclusively
+from estimators.models.last_linear import find_last_linear
+from estimators.numerics.dtype import algebra_dtype
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
+from estimators.option_checks import checked_choice, checked_instance
+from estimators.persistence.state import Learned
+from estimators.runtime.memory import refuse_if_too_large
+
+__all__ = ["LastLayerLaplace"]
+
+Factors = dict[str, Tensor]
+
+
+class LastLayerLaplace(UncertaintyEstimator):
+    """Laplace over the last linear layer f = Wφ + b (Kristiadi et al. 2020; Daxberger et al. 2021).
+
+        full: A = Σₙ Λₙ ⊗ φₙφₙᵀ + δ       kron: A = mean Λ ⊗ Σ φφᵀ + δ I       diag: the diagonal of the full one
+
+    Where the layer is used at several places of a row, as on every token, n counts the places that have a label; there
+    variances and samples exist, covariances between the outputs of a row do not.
+
+    Args:
+        hessian_structure: "full", "kron" (one δ for the whole layer) or "diag".
+        last_layer_name: the layer's name, where it should not be found by running the network.
+
+    Fitted: `head_` (the layer and its features), `precision_`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        prior_precision: float | Mapping[str, float] = 1.0,
+        prior_mean: float = 0.0,
+        subset_of_weights: str = "last_layer",
+        hessian_structure: str = "full",
+        last_layer_name: str | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            likelihood,
+            prior_precision=prior_precision,
+            prior_mean=prior_mean,
+            subset_of_weights=subset_of_weights,
+        )
+        self.hessian_structure, self.last_layer_name = hessian_structure, last_layer_name
+        if subset_of_weights != "last_layer":
+            raise OptionError(
+                'subset_of_weights="last_layer"', received=repr(subset_of_weights), remedy="use LinearizedLaplace."
+            )
+        remedy = '"full" where (C·(D+1))² numbers fit into memory, else "kron".'
+        checked_choice("hessian_structure", hessian_structure, sorted(_STRUCTURES), remedy=remedy)
+        if last_layer_name is not None:
+            checked_instance("last_layer_name", last_layer_name, str, remedy="the name of a layer, or None.")
+
+    def _names(self, train_loader: Iterable[Any]) -> list[str]:
+        return find_last_linear(self.model, self._first_inputs(train_loader), name=self.last_layer_name).parameter_names
+
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
+        first = next(iter(objective.batches))
+        self.head_ = Head.of(objective.network, first.x, name=self.last_layer_name)
+        self.factors_ = _STRUCTURES[self.hessian_structure].collect(self.head_, objective)
+        self.precision_ = self._precision_for(objective.prior.precision)
+
+    def _precision_for(self, prior_precision: Tensor) -> HeadPrecision:
+        prior = self.head_.to_matrix(prior_precision)
+        return _STRUCTURES[self.hessian_structure].precision(self.factors_, prior)
+
+    def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
+        ratio = fitted._ratio_to(self, changed)
+        if ratio is None:
+            self._fit(objective, progress_bar=False)
+            return
+        self.head_ = Head.described(objective.network, fitted.head_.description())
+        scaled = _STRUCTURES[self.hessian_structure].scaled
+        self.factors_ = {name: ratio * t if name == scaled else t for name, t in fitted.factors_.items()}
+        self.precision_ = self._precision_for(objective.prior.precision)
+
+    def _learned(self) -> Learned:
+        return self.factors_, {"head": self.head_.description()}
+
+    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        self.head_ = Head.described(objective.network, learned["head"])
+        self.factors_ = tensors
+        self.precision_ = self._precision_for(objective.prior.precision)
+
+    def _checked_variance(self, x: PyTree) -> Tensor:
+        self._check_fitted()
+        with self.head_.listening() as heard:  # the forward of the check shows the features, too
+            f = self._checked_outputs(x)
+        self.head_.check(x, f, heard)
+        return self.precision_.variance(heard.at_places.flatten(0, -2)).reshape(f.shape)
+
+    def _variance(self, x: PyTree) -> Tensor:
+        return self._checked_variance(x).flatten(1)
+
+    def _covariance(self, x: PyTree) -> Tensor:
+        return self.precision_.covariance(self.head_.features(x))
+
+    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+        displaced = self.precision_.sample(n_samples, generator)
+        with self.head_.listening() as heard:
+            f = self.network_.shaped_outputs(x)
+        self.head_.check(x, f, heard)
+        response = torch.einsum("kce,m...e->km...c", displaced, heard.at_places.to(displaced.dtype)).flatten(2)
+        return f.flatten(1) + response.to(f.dtype)
+
+    @exclusively
+    def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
+        """Laplace approximation of log p(D) over the last layer, in nats; another δ costs no pass for the curvature."""
+        self._check_fitted()
+        vector = self.objective_.prior.precision
+        precision = self.precision_
+        if prior_precision is not None:
+            vector = precision_vector(prior_precision, self.network_)
+            precision = self._precision_for(vector)
+        return log_marginal_likelihood(self.objective_, vector, precision.log_det())
+
+
+@dataclass(frozen=True)
+class _Structure:
+    """The factors of the data's curvature, and the precision from them for a prior (C, E).
+
+    `scaled` names the factor that is proportional to Λ.
+    """
+
+    scaled: str
+    collect: Callable[[Head, Objective], Factors]
+    precision: Callable[[Factors, Tensor], HeadPrecision]
+
+
+def _full(head: Head, objective: Objective) -> Factors:
+    n = head.n_outputs * head.n_features
+    refuse_if_too_large(
+        f"a full last-layer precision of {n} parameters",
+        5 * n * n * algebra_dtype(objective.theta.device).itemsize,
+        device=objective.theta.device,
+        remedy='hessian_structure="kron" or "diag".',
+    )
+    return {"curvature": head.full_curvature(objective)}
+
+
+def _kron(head: Head, objective: Objective) -> Factors:
+    mean_hessian, gram = head.kron_factors(objective)
+    return {"mean_hessian": mean_hessian, "gram": gram}
+
+
+def _diag(head: Head, objective: Objective) -> Factors:
+    return {"diagonal": head.diagonal(objective)}
+
+
+def _single(prior: Tensor) -> float:
+    if float(prior.min()) != float(prior.max()):
+        raise OptionError(
+            'one prior_precision for the whole last layer with hessian_structure="kron"',
+            received=f"values from {float(prior.min()):g} to {float(prior.max()):g}",
+            remedy='hessian_structure="full" or "diag", or one number.',
+        )
+    return float(prior.min())
+
+
+_STRUCTURES: dict[str, _Structure] = {
+    "full": _Structure("curvature", _full, lambda factors, prior: FullHead(factors["curvature"], prior)),
+    "kron": _Structure(
+        "mean_hessian", _kron, lambda factors, prior: KronHead(factors["mean_hessian"], factors["gram"], _single(prior))
+    ),
+    "diag": _Structure("diagonal", _diag, lambda factors, prior: DiagHead(factors["diagonal"], prior)),
+}

@@ -1,0 +1,128 @@
+"""Laplace over single weights that are chosen one by one, the others fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from estimators.curvature.builders import BUILDERS, Matrix
+from estimators.curvature.dense.cholesky import DensePrecision, bytes_needed
+from estimators.curvature.dense.ggn import ggn_rows
+from estimators.curvature.dense.subset import ColumnPrecision
+from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.fit_report import PassReport
+from estimators.likelihoods import Likelihood
+from estimators.models.functionals import Functional, Through
+from estimators.models.jacobians import JacobianRows
+from estimators.models.subsets import SubsetSpec
+from estimators.numerics.dtype import algebra_dtype
+from estimators.numerics.pytrees import PyTree
+from estimators.numerics.symmetric import add_gram, mirror
+from estimators.objective.objective import Objective
+from estimators.option_checks import checked_choice, checked_integer
+from estimators.persistence.state import Learned
+from estimators.runtime.memory import refuse_if_too_large
+
+__all__ = ["SubnetworkLaplace"]
+
+_CHOICES = ("variance", "magnitude")
+
+
+class SubnetworkLaplace(UncertaintyEstimator):
+    """Linearized Laplace with the full GGN of a few single weights S (Daxberger et al. 2021, subnetwork inference).
+
+        A_S = Σₙ (Jₙᵀ Λₙ Jₙ)_SS + δ_S          covariance(x) = J_S A_S⁻¹ J_Sᵀ, (C, C)
+
+    Its variance is nowhere above that of LinearizedLaplace over `subset_of_weights`, of which it is a part.
+    Weights that no training row uses (of pixels that are always 0, of tokens that do not occur) have the largest
+    marginal variance of all, 1/δ, and change no output: where there are many of them, choose by magnitude.
+
+    Args:
+        n_parameters: how many weights at most; all of the subset where there are fewer, which is LinearizedLaplace.
+        chosen_by: "variance", the largest marginal variances 1/(diag GGN + δ) of a diagonal Laplace, as in the paper;
+            or "magnitude", the largest |θ̂|.
+
+    Fitted: `index_`, the places of S in θ, ascending; `fit_report_`.
+    Errors: TooLargeError before any allocation; IndefiniteHessianError for a δ of 0 where the data leave A_S singular.
+    """
+
+    fit_report_: PassReport
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        prior_precision: float | Mapping[str, float] = 1.0,
+        prior_mean: float = 0.0,
+        subset_of_weights: SubsetSpec = "all",
+        n_parameters: int = 1000,
+        chosen_by: str = "variance",
+    ) -> None:
+        super().__init__(
+            model,
+            likelihood,
+            prior_precision=prior_precision,
+            prior_mean=prior_mean,
+            subset_of_weights=subset_of_weights,
+        )
+        self.n_parameters = checked_integer("n_parameters", n_parameters, at_least=1)
+        self.chosen_by = checked_choice("chosen_by", chosen_by, _CHOICES)
+
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
+        n = min(self.n_parameters, objective.network.n_parameters)
+        device = objective.theta.device
+        needed = bytes_needed(n, algebra_dtype(device).itemsize)
+        refuse_if_too_large(f"the precision of {n} weights", needed, device=device, remedy="fewer n_parameters.")
+        scores = objective.theta.abs() if self.chosen_by == "magnitude" else _marginal_variance(objective)
+        index = scores.sort(descending=True, stable=True).indices[:n].sort().values
+        with objective.network.ledger.part("curvature"):
+            matrix = Matrix(_ggn_of(objective, index), exact_hessian=False)
+        self._hold(matrix, index, objective)
+        self.fit_report_ = PassReport.of(objective)
+
+    def _hold(self, matrix: Matrix, index: Tensor, objective: Objective) -> None:
+        self.data_curvature_, self.index_ = matrix, index
+        self.precision_ = ColumnPrecision(matrix.precision(objective.prior.precision[index]), index)
+
+    def _learned(self) -> Learned:
+        return {**self.data_curvature_.tensors(), "index": self.index_}, {"passes": self.fit_report_.passes}
+
+    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        self._hold(Matrix(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
+        self.fit_report_ = PassReport(passes=learned["passes"])
+
+    def _variance(self, x: PyTree) -> Tensor:
+        return self.precision_.variance_at(self.network_, x)
+
+    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
+        return self.precision_.variance_at(Through(self.network_, of), x)
+
+    def _covariance(self, x: PyTree) -> Tensor:
+        return self.precision_.covariance_at(self.network_, x)
+
+    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+        inner, theta = self.precision_.inner, self.theta_
+        assert isinstance(inner, DensePrecision)
+        displaced = inner.sample(n_samples, generator).to(theta.dtype)
+        return self.network_.outputs(x) + self.network_.jvp(x, self.precision_.placed(displaced, len(theta)))
+
+
+def _marginal_variance(objective: Objective) -> Tensor:
+    """1/(diag GGN + δ), (P,)."""
+    with objective.network.ledger.part("choice"):
+        diagonal, _ = BUILDERS["ggn", "diag", "eigen"](objective.centred(curvature="ggn"))
+    precision = diagonal.precision(objective.prior.precision)
+    return precision.solve(torch.ones_like(objective.theta)[None])[0]
+
+
+def _ggn_of(objective: Objective, index: Tensor) -> Tensor:
+    """(Σₙ Jₙᵀ Λₙ Jₙ)_SS, (n, n), without the prior."""
+    total = objective.theta.new_zeros(len(index), len(index), dtype=algebra_dtype(objective.theta.device))
+    for rows in ggn_rows(objective, JacobianRows(objective.network)):
+        add_gram(total, rows[:, index].to(total.dtype).T)
+    mirror(total)
+    return total

@@ -1,0 +1,133 @@
+"""Find the last linear layer: the `nn.Linear` whose output is the network's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from estimators.errors import NoLastLayerError
+from estimators.models.kernels import differentiable
+from estimators.models.network import structural_copy
+from estimators.models.outputs import output_tensor
+from estimators.models.own_module import fresh
+from estimators.numerics.pytrees import PyTree, forward_arguments
+from estimators.numerics.reductions import is_finite
+from estimators.runtime.module_wrappers import unwrap_children_, unwrapped
+
+__all__ = ["LastLinear", "find_last_linear", "last_linear_names"]
+
+
+@dataclass(frozen=True)
+class LastLinear:
+    """The layer's name in the model; `weight` and `bias` are full parameter names, None where absent or frozen."""
+
+    name: str
+    weight: str
+    bias: str | None
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Trainable parameter names, weight first."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+
+def find_last_linear(model: nn.Module, x: PyTree, *, name: str | None = None) -> LastLinear:
+    """The linear layer that produces the outputs of `model`, or the one called `name`, checked to be so.
+
+    Errors: NoLastLayerError where there is none, where its weight is frozen, or where it is tied to another layer.
+    """
+    module = unwrap_children_(structural_copy(unwrapped(model)))
+    found = _producers(module, x)
+    if name is not None and name not in found:
+        raise NoLastLayerError(
+            f"a linear layer {name!r} whose output is the network's output",
+            received=_listed(module, found),
+            remedy="name the layer that ends the network, or leave last_layer_name out.",
+        )
+    if not found:
+        raise NoLastLayerError(
+            "a network that ends in nn.Linear",
+            received=_listed(module, found),
+            remedy='end the network in nn.Linear, or use LinearizedLaplace or RegVar with subset_of_weights="all".',
+        )
+    return _checked_layer(module, name or found[-1])
+
+
+def last_linear_names(model: nn.Module, x: PyTree) -> list[str]:
+    """Parameter names of the last linear layer."""
+    return find_last_linear(model, x).parameter_names
+
+
+def _producers(module: nn.Module, x: PyTree) -> list[str]:
+    """Names of the linear layers whose output is what the network returns."""
+    calls: list[tuple[str, Tensor]] = []
+
+    def recorder(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _module, _args, output: calls.append((name, output))
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward:
+            layer.register_forward_hook(recorder(name))
+    f = _outputs(module, x)
+    names = [name for name, output in calls if output.shape == f.shape and torch.equal(output, f)]
+    return [name for name in names if _called_once(name, calls) and _passes_through(module, name, x, f)]
+
+
+def _outputs(module: nn.Module, x: PyTree) -> Tensor:
+    arguments, keywords = forward_arguments(fresh(x))  # a forward may write into its inputs
+    with torch.no_grad(), differentiable():
+        return output_tensor(module(*arguments, **keywords))
+
+
+def _passes_through(module: nn.Module, name: str, x: PyTree, f: Tensor) -> bool:
+    """Whether the network returns what the layer gives, also values of either sign beyond its outputs f (B, C) on x.
+
+    Outputs that are empty or not finite say nothing; the checks of the data refuse them.
+    """
+    if not f.numel() or not is_finite(f):
+        return True
+    reach = min(1 + 10 * float(f.abs().max()), torch.finfo(f.dtype).max / 4)
+    values = torch.linspace(-reach, reach, f.numel(), dtype=f.dtype, device=f.device).view_as(f)
+    hook = module.get_submodule(name).register_forward_hook(lambda *_: values.clone(), prepend=True)
+    try:
+        return torch.equal(_outputs(module, x), values)
+    finally:
+        hook.remove()
+
+
+def _called_once(name: str, calls: list[tuple[str, Tensor]]) -> bool:
+    return sum(called == name for called, _ in calls) == 1
+
+
+def _checked_layer(module: nn.Module, name: str) -> LastLinear:
+    layer = module.get_submodule(name)
+    prefix = f"{name}." if name else ""
+    if not isinstance(layer.weight, nn.Parameter) or not layer.weight.requires_grad:
+        raise NoLastLayerError(
+            f"a trainable weight in the last layer {name!r}",
+            received="a frozen one (requires_grad=False)",
+            remedy="layer.requires_grad_(True), or a subset over other weights.",
+        )
+    owners = _owners(module, layer.weight)
+    if isinstance(layer.bias, nn.Parameter) and len(owners) == 1:
+        owners = _owners(module, layer.bias)
+    if len(owners) > 1:
+        raise NoLastLayerError(
+            f"a last layer {name!r} of its own",
+            received=f"a weight or bias shared by {owners}",
+            remedy='use subset_of_weights="all".',
+        )
+    bias = layer.bias if isinstance(layer.bias, nn.Parameter) and layer.bias.requires_grad else None
+    return LastLinear(name, f"{prefix}weight", None if bias is None else f"{prefix}bias")
+
+
+def _owners(module: nn.Module, parameter: Tensor) -> list[str]:
+    return [name for name, p in module.named_parameters(remove_duplicate=False) if p is parameter]
+
+
+def _listed(module: nn.Module, found: list[str]) -> str:
+    layers = [name or "(the model itself)" for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    return f"linear layers {layers}, of which {found} produce the output" if layers else "a network without nn.Linear"

@@ -1,0 +1,1 @@
+"""Numerics without models: pytrees of rows, vectorization, reductions in float64, dtypes, symmetric products."""

@@ -1,0 +1,29 @@
+"""Draws ξ ~ N(0, GGN + δ): one backward pass over the data, no per-example bookkeeping (docs/math.md, section 5)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
+
+__all__ = ["precision_noise"]
+
+
+def precision_noise(objective: Objective, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """ξ = Σₙ Jₙᵀ Sₙ gₙ + √δ z with g, z ~ N(0, I), Λ = S Sᵀ: ξ (K, P), and z (K, P)."""
+    theta, network = objective.theta, objective.network
+    z = torch.randn(n_draws, theta.numel(), generator=generator, dtype=theta.dtype, device=theta.device)
+    xi = objective.prior.precision.sqrt() * z
+
+    def root_g(y: PyTree, f: Tensor) -> Tensor:
+        g = torch.randn(n_draws, *f.shape, generator=generator, dtype=f.dtype, device=f.device)
+        return objective.likelihood.given(y).root_product(f, g)
+
+    with network.ledger.part("noise"), network.check.on_training_rows():
+        for batch in objective.batches:
+            network.outputs_and_vjp(batch.x, partial(root_g, batch.y), xi)
+    return xi, z

@@ -1,0 +1,109 @@
+"""A fit on its way: what it has so far in one file, from which it goes on after whatever ended the process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from estimators.errors import StateError
+from estimators.persistence.state import ABOUT, PROGRESS, TUNING, About, FittedState, Learned, read_file, write_file
+from estimators.runtime.pass_counter import Ledger, Rows
+
+__all__ = ["Checkpoint", "File"]
+
+_SECONDS = 30.0  # between two writes
+
+
+class Checkpoint:
+    """Where a loop keeps its state. This one keeps nothing, for fits that were not asked to."""
+
+    keeps: ClassVar[bool] = False
+
+    def load(self) -> Learned | None:
+        """Tensors and JSON values of the last `save`; None at the beginning."""
+        return None
+
+    def save(self, state: Callable[[], Learned]) -> None:
+        """Offer the state: called after every step of a loop, it asks for `state()` and writes now and then."""
+
+    def belonging_to(self, marks: Tensor) -> Checkpoint:  # noqa: ARG002
+        """The same for the problem with these marks, a few numbers that a resumed fit must find again."""
+        return self
+
+
+@dataclass
+class File(Checkpoint):
+    """A safetensors file, whole or absent, of one estimator on one model and data; it holds the ledger too.
+
+    In the end `UncertaintyEstimator.fit` puts the fit itself in its place.
+    """
+
+    keeps: ClassVar[bool] = True
+
+    path: Path
+    about: About
+    ledger: Ledger
+    writes: bool = True  # only one of several processes does
+    marks: list[float] = field(default_factory=list)
+    written: float = field(default_factory=time.monotonic)
+
+    def belonging_to(self, marks: Tensor) -> File:
+        return replace(self, marks=marks.double().tolist())
+
+    def finished(self) -> FittedState | None:
+        """The fit, where the file has it already. Errors: StateError, ModelChangedError for one of something else."""
+        state = self._state()
+        return None if state is None or About.of(state).unfinished else state
+
+    def load(self) -> Learned | None:
+        state = self._state()
+        if state is None:
+            return None
+        progress = About.of(state).learned[PROGRESS]
+        self._check(progress["marks"])
+        self.ledger.parts = {name: Rows(**rows) for name, rows in progress["passes"].items()}
+        return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}, progress["values"]
+
+    def save(self, state: Callable[[], Learned]) -> None:
+        if not self.writes or time.monotonic() - self.written < _SECONDS:
+            return
+        tensors, values = state()
+        passes = {name: asdict(rows) for name, rows in self.ledger.parts.items()}
+        progress = {"values": values, "marks": self.marks, "passes": passes}
+        write_file({**tensors, ABOUT: replace(self.about, learned={PROGRESS: progress}).to_json()}, self.path)
+        self.written = time.monotonic()
+
+    def _state(self) -> FittedState | None:
+        if not self.path.exists():
+            return None
+        state = read_file(self.path)
+        about = About.of(state)
+        if TUNING in state:
+            raise StateError(
+                "a checkpoint of a fit",
+                received=f"a tuned estimator at {self.path}",
+                remedy="name another file, or read it by Tuned.load(path, estimator).",
+            )
+        about.check(self.about.estimator, self.about.options, self.about.model)
+        if about.n_data != self.about.n_data or not about.sums.agrees(self.about.sums):
+            raise StateError(
+                f"a checkpoint of these {self.about.n_data} training rows",
+                received=f"one of {about.n_data} rows with other inputs or targets",
+                remedy="fit with the loader that was fitted, or name another file.",
+            )
+        return state
+
+    def _check(self, marks: list[float]) -> None:
+        here, there = torch.tensor(self.marks), torch.tensor(marks)
+        if here.shape != there.shape or not torch.allclose(here, there, rtol=1e-4):
+            raise StateError(
+                "training rows in the order of the fit that was interrupted, which its noise was drawn in",
+                received="another order",
+                remedy="a loader without shuffling, or with a seeded generator; or fit anew, without the file.",
+            )

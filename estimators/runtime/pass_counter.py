@@ -1,0 +1,123 @@
+"""What a fit costs: the rows that go through the network, counted where they go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from torch import nn
+
+from estimators.numerics.pytrees import PyTree, n_rows
+
+__all__ = ["SELF_CHECK", "Ledger", "Rows"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SELF_CHECK = "self-check"
+"""The part of comparisons with plain autograd."""
+FORWARD, TANGENT, BACKWARD = 1 / 3, 1 / 3, 2 / 3
+
+
+@dataclass
+class Rows:
+    """Rows by direction: forward, forward mode (of one vector each), backward (of one cotangent each)."""
+
+    forward: float = 0.0
+    tangent: float = 0.0
+    backward: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """In rows through forward and backward: a forward is a third, a tangent too, a backward two thirds."""
+        return FORWARD * self.forward + TANGENT * self.tangent + BACKWARD * self.backward
+
+
+class Ledger:
+    """Rows that went through a network, by the part of the fit that they were for.
+
+    The unit is a pass: forward and backward over N rows. So a gradient is one, a product with A is one a vector (a
+    tangent and a backward), a forward alone a third; what is computed once for all vectors is counted once.
+
+    `Network` enters every forward by itself. Whoever differentiates or vectorises it says what that multiplies, by
+    `transformed`.
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[str, Rows] = {}
+        self._name = "checks"
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Enter what is computed inside under `name`; the innermost name counts."""
+        outer, self._name = self._name, name
+        try:
+            yield
+        finally:
+            self._name = outer
+
+    def forward(self, rows: int) -> None:
+        """Enter a forward of `rows`."""
+        self._rows().forward += rows
+
+    def backward(self, rows: int) -> None:
+        """Enter a backward of `rows`."""
+        self._rows().backward += rows
+
+    @contextmanager
+    def calls_of(self, module: nn.Module) -> Iterator[None]:
+        """Enter the plain forwards of a module, and of the copies made of it inside."""
+
+        def enter(_module: nn.Module, args: tuple[PyTree, ...], keywords: dict[str, PyTree]) -> None:
+            self.forward(n_rows((args, keywords)))
+
+        hook = module.register_forward_pre_hook(enter, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def transformed(
+        self, *, forward: float | None = None, tangent: float = 0, backward: float = 0, backward_a_call: float = 0
+    ) -> Iterator[Callable[[Callable[P, T]], Callable[P, T]]]:
+        """What the forwards inside stand for, in multiples of one call of the function wrapped in what this yields.
+
+        So a function that vmap calls once, over `forward` replicas, counts as that many, and one that is called for
+        each in a loop counts the same. None: the calls themselves, of which there is one where nothing was wrapped.
+        """
+        rows = self._rows()
+        before, calls = rows.forward, 0
+
+        def counted(function: Callable[P, T]) -> Callable[P, T]:
+            def call(*arguments: P.args, **keywords: P.kwargs) -> T:
+                nonlocal calls
+                calls += 1
+                return function(*arguments, **keywords)
+
+            return call
+
+        yield counted
+        calls = max(calls, 1)
+        a_call = (rows.forward - before) / calls
+        rows.forward = before + (calls if forward is None else forward) * a_call
+        rows.tangent += tangent * a_call
+        rows.backward += (backward + backward_a_call * calls) * a_call
+
+    @property
+    def cost(self) -> float:
+        """Of all parts, in rows through forward and backward."""
+        return sum(rows.cost for rows in self.parts.values())
+
+    def cost_without(self, part: str) -> float:
+        """Of all parts but one."""
+        return sum(rows.cost for name, rows in self.parts.items() if name != part)
+
+    def passes(self, n_data: int, replicas: int) -> dict[str, float]:
+        """Passes over N rows a replica, by part."""
+        return {name: rows.cost / n_data / replicas for name, rows in self.parts.items()}
+
+    def _rows(self) -> Rows:
+        return self.parts.setdefault(self._name, Rows())

@@ -1,0 +1,94 @@
+"""Watching what must stay as it is: a model, and the global random states."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from estimators.testing.outcomes import Mismatch
+
+__all__ = ["advanced_random_state", "unchanged_model", "unchanged_random_state"]
+
+
+@contextmanager
+def unchanged_model(model: nn.Module, during: str) -> Iterator[None]:
+    """Mismatch where weights, buffers, modes, requires_grad, gradients or hooks differ afterwards."""
+    before = _state(model)
+    yield
+    after = _state(model)
+    changed = [name for name in before.keys() | after.keys() if not _same(before.get(name), after.get(name))]
+    if changed:
+        raise Mismatch(
+            f"the model as it was before {during}",
+            received=f"another {', '.join(sorted(changed)[:4])}",
+            fault="work on a copy (estimators.models.Network), and put back what was changed in a finally clause.",
+        )
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    state: dict[str, Any] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        state[f"{name}.requires_grad"] = parameter.requires_grad
+        state[f"{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
+        state[f"{name} (the tensor itself)"] = id(parameter)
+    for name, module in model.named_modules():
+        state[f"mode of {name or 'the model'}"] = module.training
+        state[f"hooks of {name or 'the model'}"] = [len(getattr(module, hooks)) for hooks in _HOOKS]
+    return state
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a.nan_to_num(123.0), b.nan_to_num(123.0))
+    return type(a) is type(b) and a == b
+
+
+@contextmanager
+def unchanged_random_state(during: str) -> Iterator[None]:
+    """Mismatch where the state of torch, numpy or random differs afterwards; it is put back either way."""
+    before = _random_state()
+    yield
+    after = _random_state()
+    changed = [name for name in before if before[name] != after[name]]
+    _restore(before)
+    if changed:
+        raise Mismatch(
+            f"the global random state of {', '.join(before)} as before {during}",
+            received=f"another one of {', '.join(changed)}",
+            fault="draw from a torch.Generator with a seed field, or use estimators.runtime.rng.preserved_random_state",
+        )
+
+
+@contextmanager
+def advanced_random_state() -> Iterator[None]:
+    """Another global random state inside, the former one afterwards."""
+    before = _random_state()
+    try:
+        torch.rand(17)
+        np.random.random(17)
+        random.random()
+        yield
+    finally:
+        _restore(before)
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()
+    numpy_state = (kind, tuple(np.asarray(keys).tolist()), *rest)
+    return {"torch": bytes(torch.get_rng_state().numpy()), "numpy": numpy_state, "random": random.getstate()}
+
+
+def _restore(state: dict[str, Any]) -> None:
+    torch.set_rng_state(torch.tensor(list(state["torch"]), dtype=torch.uint8))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    random.setstate(state["random"])

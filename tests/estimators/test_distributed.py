@@ -1,0 +1,188 @@
+"""Two processes that share the rows end where one does."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from estimators import FineTune, LinearResponse, MeanAbsolute, NewtonRefit, PosteriorDraws, RegVar
+from estimators.curvature.krylov.block_lanczos import BlockLanczos
+from estimators.data import Batch
+from estimators.data.distributed import Team
+from estimators.errors import OptionError
+from estimators.objective import objective
+from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
+from estimators.runtime.rng import preserved_random_state
+from estimators.training import Recipe
+
+SGD = Recipe(epochs=6, batch_size=7, optimizer="sgd", lr="auto")
+FITS = {
+    "fine-tune": {"regularizer": PosteriorDraws(3), "solver": FineTune(recipe=SGD)},
+    "fine-tune, draws shared": {
+        "regularizer": PosteriorDraws(3, readout="draws"),
+        "solver": FineTune(recipe=replace(DEFAULT_RECIPE, batch_size=7), share="draws"),
+    },
+    "central, draws shared": {
+        "regularizer": PosteriorDraws(3),
+        "solver": FineTune(1e-3, "central", recipe=SGD, share="draws"),
+    },
+    "linear response": {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse()},
+    "newton": {"regularizer": PosteriorDraws(2), "solver": NewtonRefit()},
+    "hessian": {"regularizer": MeanAbsolute(), "solver": FineTune(1e-3, "central", recipe=SGD), "curvature": "hessian"},
+}
+
+
+def fits(directory, **options):
+    """Of two dtypes; 22 rows in batches of 9, 9 and 4, then of 7, 7, 7 and 1: the second process has no row of that."""
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(22, 4, generator=generator, dtype=torch.float64).to(dtype)
+        y = torch.randint(0, 3, (22,), generator=generator)
+        with preserved_random_state():
+            torch.manual_seed(2)
+            model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype).eval()
+        for name, parts in FITS.items():
+            if name == "newton" and dtype == torch.float32:
+                continue
+            regvar = RegVar(model, "classification", prior_precision=30.0, **parts)
+            path = None if "shared" in name else directory / f"{name}-{dtype}.safetensors"
+            regvar.fit(list(zip(x.split(9), y.split(9), strict=True)), checkpoint=path, **options)
+            found[f"{name} {str(dtype)[6:]}"] = regvar.variance(x[:6])
+    return found
+
+
+def in_a_process(directory, result):
+    """One of the processes, as `accelerate launch --cpu` starts them."""
+    from accelerate import Accelerator
+
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    found = fits(Path(directory), accelerator=accelerator)
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, f"{result}-{accelerator.process_index}")
+    short_of_memory(accelerator)
+    wrong_data(accelerator)
+    wrong_shares(accelerator, Path(directory))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads, now and then, are still there when the interpreter takes itself apart, and abort it
+
+
+def short_of_memory(accelerator):
+    """One of them has no room for a basis, and both of them thin theirs; by the memory of each they would part."""
+    model, x = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 2)).double(), torch.rand(20, 3).double()
+    with torch.no_grad():
+        for place, p in enumerate(model.parameters()):
+            p.copy_(torch.arange(p.numel()).view_as(p).add(place).sin())
+        x.copy_(torch.arange(60.0).view_as(x).cos())
+
+    def variance(**options):
+        draws = PosteriorDraws(2, exact_block=None)
+        regvar = RegVar(model, "regression", regularizer=draws, solver=LinearResponse(tol=1e-10))
+        return regvar.fit([(x, x[:, :2])], **options).variance(x[:4])
+
+    alone, free = variance(), objective.available_bytes
+    objective.available_bytes = (lambda _: 1) if accelerator.process_index else free
+    thinned, thin = [], BlockLanczos.thin
+    BlockLanczos.thin = lambda cycle: (thinned.append(cycle.rank), thin(cycle))
+    try:
+        together = variance(accelerator=accelerator)
+    finally:
+        objective.available_bytes, BlockLanczos.thin = free, thin
+    assert thinned
+    assert torch.allclose(alone, together, rtol=1e-7)
+
+
+def wrong_shares(accelerator, directory):
+    """Draws that are too few, or that should go on from a checkpoint."""
+    model, x = nn.Linear(2, 1), torch.arange(12.0).reshape(6, 2)
+    with torch.no_grad():
+        model.weight.fill_(0.3)
+        model.bias.fill_(0.1)
+    solver = FineTune(share="draws")
+    for draws, path, said in ((1, None, "at least 2 draws"), (2, directory / "fit", "share the rows")):
+        regvar = RegVar(model, "regression", regularizer=PosteriorDraws(draws, exact_block=None), solver=solver)
+        with pytest.raises(OptionError, match=said):
+            regvar.fit([(x, x[:, :1])], accelerator=accelerator, checkpoint=path)
+
+
+def wrong_data(accelerator):
+    """A loader that was divided among the processes already."""
+    from estimators.errors import DataError, ModelError
+
+    model, x = nn.Linear(2, 1), torch.arange(12.0).reshape(6, 2)
+    with torch.no_grad():
+        model.weight.fill_(0.3)
+        model.bias.fill_(0.1)
+    mine = x[accelerator.process_index :: 2]
+    with pytest.raises(DataError, match="whole loader"):
+        RegVar(model, "regression").fit([(mine, mine[:, :1])], accelerator=accelerator)
+    with torch.no_grad():
+        model.bias.fill_(float(accelerator.process_index))
+    with pytest.raises(ModelError, match="same weights"):
+        RegVar(model, "regression").fit([(x, x[:, :1])], accelerator=accelerator)
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
+def test_two_processes_end_where_one_does(tmp_path):
+    pytest.importorskip("accelerate")
+    here, result = Path(__file__), tmp_path / "result"
+    (tmp_path / "two").mkdir()
+    code = f"import sys; sys.path[:0] = {[str(here.parent), str(here.parents[2])]!r}; import {here.stem} as t; "
+    code += f"t.in_a_process({str(tmp_path / 'two')!r}, {str(result)!r})"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    environments = [{**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True)
+        for env in environments
+    ]
+    said = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    alone = fits(tmp_path)
+    first, second = load_file(f"{result}-0"), load_file(f"{result}-1")
+    assert first.keys() == second.keys() == alone.keys()
+    for name, variance in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        apart = float((first[name] - variance).abs().max() / variance.abs().max())
+        assert apart < (1e-9 if "64" in name else 1e-2), name  # a difference of two refits in float32 is so good
+
+
+def test_the_parts_of_a_team_are_the_batch():
+    batch = Batch({"a": torch.arange(5)}, torch.arange(5) * 2)
+    parts = [Team(index, 3).part(batch) for index in range(3)]
+    assert sorted(torch.cat([part.x["a"] for part in parts]).tolist()) == list(range(5))
+    assert all(torch.equal(part.y, 2 * part.x["a"]) for part in parts)
+    assert Team(4, 6).part(batch) is not None
+    assert Team(5, 6).part(batch) is None
+
+
+def test_draws_are_shared_out_and_put_together():
+    class Engine:
+        def reduce(self, mine, reduction):
+            assert reduction == "sum"
+            return mine + other
+
+    draws, teams = torch.arange(10.0).reshape(5, 2), [Team(index, 2, Engine(), "draws") for index in range(2)]
+    other = torch.zeros(5, 2)
+    other[1::2] = draws[1::2]
+    assert torch.equal(teams[0].together(draws[teams[0].draws], 5), draws)
+    assert torch.equal(teams[0].total(draws), draws)
+    assert teams[0].part(Batch(draws, draws)) is not None
+    assert torch.equal(teams[1].sharing("rows").together(draws, 5), draws)
+
+
+def test_what_is_no_accelerator_is_refused():
+    with pytest.raises(OptionError, match=r"accelerate\.Accelerator.*received str|Received str"):
+        RegVar(nn.Linear(2, 1), "regression").fit([(torch.ones(3, 2), torch.ones(3, 1))], accelerator="gpu")

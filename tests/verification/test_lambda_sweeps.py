@@ -1,0 +1,66 @@
+"""The λ ladder: refits at falling λ tend to the dense reference of their curvature, at the order of their difference.
+
+A covering of every pair of choices by default; the full product with `-m verification`, which writes its table to the
+file named by BDL_VERIFICATION_TABLE where there is one.
+"""
+
+import pytest
+from cases import all_cases, covering, singular_cases
+
+from bdl_bench.verify.checks import Claim, prove
+
+COVERING = covering()
+
+
+def proof_of(case):
+    return prove(case.problem, Claim(case.curvature, case.subset_of_weights, case.names), name=str(case), split=False)
+
+
+@pytest.mark.parametrize("case", COVERING, ids=str)
+def test_refits_tend_to_the_reference_at_their_order(case):
+    assert case.well_posed
+    proof = proof_of(case)
+    _assert_rungs(proof)
+    assert proof.failures() == []
+
+
+def _assert_rungs(proof):
+    """The bounds once more, as numbers."""
+    forward, central = proof.ladders["forward"], proof.ladders["central"]
+    assert central.at(1e-4) <= 2e-4
+    assert central.best <= 1e-6
+    if forward.order.note == "quadratic":
+        assert all(error <= 1e-9 for error in (*forward.errors, *central.errors))
+        return
+    assert abs(forward.order.slope - 1) <= 0.1
+    assert abs(central.order.slope - 2) <= 0.15
+    assert len(central.order.lams) >= 3
+
+
+def test_the_covering_has_every_pair_that_can_be_proved():
+    def pairs(case):
+        training = "minibatch" if case.training == "retuned" else case.training
+        choices = list(enumerate((case.architecture, case.likelihood, training, case.curvature, case.subset)))
+        return {(a, b) for a in choices for b in choices if a < b}
+
+    provable = [
+        case
+        for case in all_cases()
+        if case.curvature == "ggn"
+        or case.subset == "last_layer"
+        or (case.training in ("polished", "retuned") and not case.singular_by_symmetry)
+    ]
+    wanted = set().union(*(pairs(case) for case in provable))
+    assert wanted == set().union(*(pairs(case) for case in COVERING))
+    assert len(COVERING) <= 18
+
+
+@pytest.mark.verification
+@pytest.mark.parametrize("case", all_cases(), ids=str)
+def test_every_case_and_every_rung(case, page):
+    smallest, _ = case.spectrum()
+    if smallest > 0 and not case.well_posed and case not in singular_cases():
+        pytest.skip(f"smallest eigenvalue {smallest:.2g}, below a tenth of the prior precision")
+    proof = proof_of(case)
+    page.proofs.append(proof)
+    assert proof.failures() == []
