@@ -1,4 +1,4 @@
-"""A hook of mkdocs: makes one reference page for each folder of the two packages, so that no module can be forgotten."""
+"""A hook of mkdocs: makes one reference page for each folder of the two packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importing the library is light, its public names are there, and its own methods need torch, numpy and safetensors only."""
+"""Importing the library is light, and its own methods need torch, numpy and safetensors only."""
 
 import subprocess
 import sys
@@ -86,7 +86,9 @@ def test_the_blocked_packages_are_really_blocked():
 
 def test_own_methods_fit_and_predict_without_the_optional_packages():
     code = """
-    from estimators import FineTune, LastLayerLaplace, LinearizedLaplace, LinearResponse, NewtonRefit, Pointwise, RegVar
+    import copy
+
+    from estimators import LastLayerLaplace, LinearizedLaplace, LinearResponse, NewtonRefit, Pointwise, RegVar
     from estimators.baselines import MAP, DeepEnsemble, GradientNorm
     from estimators.training import Recipe, train_map
 
@@ -101,7 +103,7 @@ def test_own_methods_fit_and_predict_without_the_optional_packages():
         RegVar(model, "classification", regularizer=Pointwise(), solver=NewtonRefit()),
         MAP(model, "classification"),
         GradientNorm(model, "classification"),
-        DeepEnsemble(model, "classification", recipe=short, n_members=2),
+        DeepEnsemble(model, "classification", trained_members=[copy.deepcopy(model)], n_members=2),
     ]
     for estimator in fits:
         estimator.fit(loader)
@@ -119,7 +121,7 @@ def test_own_methods_fit_and_predict_without_the_optional_packages():
     [
         ("scipy", "tune(MAP(model, 'classification').fit(loader), loader)"),
         ("scipy", "TemperatureScaling(model, 'classification', validation=loader).fit(loader)"),
-        ("rich", "train_map(model, 'classification', loader, recipe=Recipe(epochs=1), progress_bar=True)"),
+        ("rich", "train_map(model, 'classification', loader, prior_precision=1.0, recipe=short, progress_bar=True)"),
         ("baselines", "LaplaceTorch(model, 'classification').fit(loader)"),
     ],
 )
@@ -129,6 +131,8 @@ def test_what_needs_another_package_names_it(needs, code):
     from estimators.baselines import MAP, LaplaceTorch, TemperatureScaling
     from estimators.errors import UnsupportedError
     from estimators.training import Recipe, train_map
+
+    short = Recipe(epochs=1)
     """
     attempt = f"try:\n    {code}\nexcept UnsupportedError as error:\n    print(error)\n"
     answer = run(WITHOUT_OPTIONAL + DATA + textwrap.dedent(imports) + attempt)
