@@ -92,7 +92,7 @@ def test_own_methods_fit_and_predict_without_the_optional_packages():
     from estimators.baselines import MAP, DeepEnsemble, GradientNorm
     from estimators.training import Recipe, train_map
 
-    short = Recipe(epochs=2)
+    short, untrained = Recipe(epochs=2), copy.deepcopy(model)
     train_map(model, "classification", loader, prior_precision=1.0, recipe=short)
     fits = [
         *(LinearizedLaplace(model, "classification", hessian_structure=s) for s in ("full", "kron", "ekfac", "diag")),
@@ -103,7 +103,7 @@ def test_own_methods_fit_and_predict_without_the_optional_packages():
         RegVar(model, "classification", regularizer=Pointwise(), solver=NewtonRefit()),
         MAP(model, "classification"),
         GradientNorm(model, "classification"),
-        DeepEnsemble(model, "classification", trained_members=[copy.deepcopy(model)], n_members=2),
+        DeepEnsemble(model, "classification", trained_members=[untrained], n_members=2),
     ]
     for estimator in fits:
         estimator.fit(loader)
