@@ -125,6 +125,7 @@ class UncertaintyEstimator(Refittable):
         with objective.network.check.on_training_rows():
             self._fit(objective, progress_bar=progress_bar)
         objective.network.check.check_slope()
+        objective.network.check.forget_gradients()
 
     def _objective(self, train_loader: Iterable[Any]) -> Objective:
         """L over the chosen subset, with model and data checked."""

@@ -74,6 +74,7 @@ class Refittable(Storable):
             objective = self._objective_for(new, frozenset(options))
             with objective.network.check.on_training_rows():
                 new._refit(self, objective, frozenset(options))
+            objective.network.check.forget_gradients()
         new.objective_, new.fingerprint_ = objective, fingerprint(self.model, objective.network.pieces)
         new._report_derivatives(objective)
         return new

@@ -287,15 +287,19 @@ class Network:
         """J v (K, B, C) of one vectorised call; random probes (k, P), k > 0, where it is to be compared."""
 
         def difference(found: tuple[Tensor, Tensor]) -> Disagreement:
-            c, u = self.check.random(probes[:, 0]), self.check.random(found[0][0])
+            c, u = self.check.random(probes[:, 0]), self.check.cotangent(x, found[0][0])
             return self._along_error(x, u, torch.tensordot(c, found[0], dims=1), c @ probes)
 
         def both(route: Callable[[PyTree, Tensor], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
-            def probed() -> Tensor:
-                with self.check.counted():
-                    return route(x, probes) if len(probes) else probes
+            def products() -> tuple[Tensor, Tensor]:
+                if len(probes) == len(vectors):  # a call of its own with as many vectors
+                    with self.check.counted():
+                        along = route(x, probes)
+                    return along, route(x, vectors)
+                along, images = route(x, torch.cat([probes, vectors])).split([len(probes), len(vectors)])
+                return along, images
 
-            return lambda: (probed(), route(x, vectors))
+            return products
 
         routes = [
             ("forward mode", both(self._forward_mode)),
@@ -450,7 +454,7 @@ class Network:
             return None
 
         def difference(jacobian: Tensor) -> Disagreement:
-            u = self.check.random(jacobian[..., 0])
+            u = self.check.cotangent(x, jacobian[..., 0])
             return self.slope_error(x, u, torch.einsum("bc,bcp->p", u, jacobian))
 
         return difference

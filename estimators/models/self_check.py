@@ -25,6 +25,7 @@ from torch.func import grad
 from torch.utils import _pytree as pytree
 
 from estimators.errors import DependentRowsError, DerivativeRouteWarning, ModelError
+from estimators.models.known_gradients import KnownGradients
 from estimators.models.own_module import OwnModule
 from estimators.models.subsets import Subset
 from estimators.numerics.pytrees import PyTree, Shared, n_rows, select_rows
@@ -82,6 +83,7 @@ class SelfCheck:
         self.slope_seen = self._slope_wanted = False
         self._kinds: dict[str, set[object]] = {}
         self._generator = torch.Generator().manual_seed(0)
+        self._known = KnownGradients()
         self.enabled = True
 
     def counted_by(self, ledger: Ledger) -> SelfCheck:
@@ -140,10 +142,34 @@ class SelfCheck:
         """Standard normal numbers of the shape, dtype and device of `like`, from a generator of its own."""
         return torch.randn(like.shape, generator=self._generator, dtype=torch.float64).to(like)
 
-    def slope_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
-        """How far `product` (P,) is from Jᵀu by plain autograd, for u (B, C)."""
+    def cotangent(self, x: PyTree, like: Tensor) -> Tensor:
+        """A cotangent u of the shape of `like` (B, ..., C): that of an earlier comparison at these rows, or random.
+
+        Its gradient is known then, so that another kind of product costs no further pass over the training rows.
+        """
+        known = self._known.cotangent(x) if self.fitting else None
+        if known is None or known.numel() != like.numel() or not bool(known.any()):
+            return self.random(like)
+        return known.reshape(like.shape).to(like)
+
+    def forget_gradients(self) -> None:
+        """Release what `cotangent` needs: the training rows have been compared."""
+        self._known = KnownGradients()
+
+    def _gradient(self, x: PyTree, u: Tensor, names: Sequence[str] | None = None) -> Tensor:
+        """Jᵀu (P,) by plain autograd for u (B, C), or its entries of the parameters `names`: computed, or known."""
+        known = self._known.gradient(x, u) if self.fitting else None
+        if known is not None:
+            return known if names is None else torch.cat([known[self.subset.slices[name]] for name in names])
         with self.counted():
             g = self.own.vjp(x, u[None], names)[0]
+        if self.fitting and names is None:
+            self._known.keep(x, u, g)
+        return g
+
+    def slope_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
+        """How far `product` (P,) is from Jᵀu by plain autograd, for u (B, C)."""
+        g = self._gradient(x, u, names)
         self._check_finite(g)
         self._see_slope(u, g)
         entries = self.subset.entries
@@ -165,8 +191,7 @@ class SelfCheck:
         g = Jᵀu by plain autograd; of a function of the outputs `cotangent` is Gᵀu, else u itself.
         """
         u = cotangent if u is None else u
-        with self.counted():
-            g = self.own.vjp(x, cotangent[None])[0]
+        g = self._gradient(x, cotangent)
         self._check_finite(g)
         self._see_slope(cotangent, g)
         found = _along(u, along, g, r)

@@ -23,6 +23,7 @@ from estimators.models import Network
 from estimators.models.jacobians import _BackpackRows
 from estimators.models.layer_jacobians import Layers
 from estimators.models.network import _Pulls
+from estimators.models.own_module import OwnModule
 
 DELTA, N, BATCH = 1.7, 23, 9
 MARK = 7.0  # the first feature of the one row in which derivatives are broken
@@ -310,6 +311,19 @@ def test_a_right_network_has_no_disagreement_and_every_row_compared():
     assert report.disagreements == []
     assert report.rows == {"outputs": N, "rows of J": N}
     assert max(report.largest_error.values()) < 1e-12
+
+
+def test_all_kinds_of_products_share_one_gradient_of_each_batch(monkeypatch):
+    differentiated = []
+    vjp = OwnModule.vjp
+    monkeypatch.setattr(
+        OwnModule, "vjp", lambda own, x, u, *names: differentiated.append(len(x)) or vjp(own, x, u, *names)
+    )
+    fitted = RegVar(network(), "classification", solver=LinearResponse(), regularizer=PosteriorDraws(4)).fit(rows())
+    compared = fitted.fit_report_.derivatives.rows
+    assert all(compared[kind] >= N for kind in ("J v", "Jᵀ u", "last layer"))
+    new_kinds = sum(compared[kind] - N for kind in ("J v", "Jᵀ u", "last layer"))
+    assert sum(differentiated) <= N + new_kinds + BATCH
 
 
 def test_a_query_of_another_kind_is_compared_too(monkeypatch):

@@ -81,7 +81,7 @@ class Head:
             raise _not_last(self.layer.name, f"rows whose outputs differ from the layer's by {apart:.2g}")
         if not check.due("last layer", x):
             return
-        u = check.random(f)
+        u = check.cotangent(x, f)
         slope = u.flatten(0, -2).T @ heard.at_places.flatten(0, -2).to(u)  # Σ u φᵀ, (C, E)
         parts = [slope] if self.layer.bias is None else [slope[:, :-1], slope[:, -1]]
         product = torch.cat([part.flatten() for part in parts])

@@ -1,0 +1,59 @@
+"""Gradients by plain autograd at the training rows that a fit has compared already.
+
+A fit compares several kinds of products (J v, Jᵀu, rows of J, features of a last layer) at the same batches. One
+gradient g = Jᵀu of each batch serves them all, as long as all of them together take little memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from estimators.numerics.pytrees import PyTree, Shared
+
+__all__ = ["KnownGradients"]
+
+_MOST_BYTES = 2**28
+"""Of all that is kept: 256 MiB; further batches are differentiated once for each kind of product."""
+
+
+class KnownGradients:
+    """Pairs of u and g = Jᵀu, found by the content of the batch."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[bytes, tuple[Tensor, Tensor]] = {}
+        self._bytes = 0
+
+    def cotangent(self, x: PyTree) -> Tensor | None:
+        """u (B, C) of an earlier comparison at x, or None."""
+        pair = self._pairs.get(_digest(x)) if self._pairs else None
+        return None if pair is None else pair[0]
+
+    def gradient(self, x: PyTree, u: Tensor) -> Tensor | None:
+        """g (P,) for exactly this u (B, C) at x, or None."""
+        pair = self._pairs.get(_digest(x)) if self._pairs else None
+        return pair[1] if pair is not None and torch.equal(pair[0], u.to(pair[0])) else None
+
+    def keep(self, x: PyTree, u: Tensor, g: Tensor) -> None:
+        """Keep copies of u (B, C) and g (P,), if there is room."""
+        size = u.numel() * u.element_size() + g.numel() * g.element_size()
+        if self._bytes + size <= _MOST_BYTES:
+            self._bytes += size
+            self._pairs.setdefault(_digest(x), (u.detach().clone(), g.detach().clone()))
+
+
+def _digest(x: PyTree) -> bytes:
+    """A digest of the structure of x and of all of its numbers."""
+    leaves, structure = pytree.tree_flatten(x)
+    digest = hashlib.blake2b(str(structure).encode(), digest_size=16)
+    for item in leaves:
+        leaf = item.value if isinstance(item, Shared) else item
+        if isinstance(leaf, Tensor):
+            digest.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
+            digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.digest()
