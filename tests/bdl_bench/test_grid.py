@@ -92,7 +92,7 @@ def test_other_code_makes_everything_again(toy, tmp_path, monkeypatch):
 
 def test_the_code_digest_covers_the_library_and_not_the_report():
     names = {path.name for path in versions._sources()}
-    assert {"laplace.py", "gaussian.py", "cells.py", "calibration.py", "digits.py"} <= names
+    assert {"laplace.py", "gaussian.py", "evaluate_job.py", "calibration.py", "digits.py"} <= names
     assert not {"html.py", "cli.py", "local.py", "outlook.py"} & names
 
 
