@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from bdl_bench.runner.peak_memory import footprint
+from bdl_bench.runner.peak_memory import peak_memory
 
 __all__ = ["in_fresh_process"]
 
@@ -27,6 +27,6 @@ def in_fresh_process(function: Callable[..., T], *arguments: object) -> tuple[T,
 def _measured(function: Callable[[], T]) -> tuple[T, int]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    with footprint("cpu") as found:
+    with peak_memory("cpu") as found:
         result = function()
     return result, found.rise_bytes

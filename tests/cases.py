@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from bdl_bench.verify.cases import all_cases, covering
+from bdl_bench.verify.cases import all_cases, pairwise_cover
 from bdl_bench.verify.lambda_sweep import relative_error
 
-__all__ = ["all_cases", "covering", "fitted", "layer_norm_network", "relative_error", "singular_cases"]
+__all__ = ["all_cases", "fitted", "layer_norm_network", "pairwise_cover", "relative_error", "singular_cases"]
 
 
 def fitted(kind, case, **options):

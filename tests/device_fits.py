@@ -33,7 +33,7 @@ def trained_dropout(model, likelihood, **options):
 SHORTER = {
     "draws": Row(partial(RegVar, regularizer=PosteriorDraws(4), solver=LinearResponse())),
     "draws, no exact block": Row(
-        partial(RegVar, regularizer=PosteriorDraws(4, exact_block=None), solver=LinearResponse())
+        partial(RegVar, regularizer=PosteriorDraws(4, rao_blackwell=None), solver=LinearResponse())
     ),
     "draws, bounds": Row(partial(RegVar, regularizer=PosteriorDraws(4, readout="bounds"), solver=LinearResponse())),
     "draws, fine tune": Row(partial(RegVar, regularizer=PosteriorDraws(3), solver=FineTune(recipe=SGD))),

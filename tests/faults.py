@@ -7,7 +7,7 @@ from torch import nn
 
 from estimators import LinearizedLaplace
 from estimators.errors import UnsupportedError
-from estimators.persistence.fingerprint import fingerprint
+from estimators.persistence.weight_checksum import weight_checksum
 
 
 class Good(LinearizedLaplace):
@@ -238,8 +238,8 @@ class EmptyIsFine(Good):
 
 class ModelMayChange(Good):
     def variance(self, x, *, of=None):
-        if hasattr(self, "fingerprint_"):
-            self.fingerprint_ = fingerprint(self.model)
+        if hasattr(self, "weight_checksum_"):
+            self.weight_checksum_ = weight_checksum(self.model)
         return super().variance(x, of=of)
 
 

@@ -26,7 +26,7 @@ from bdl_bench.runner.disk import Disk
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS, resolve_task
-from bdl_bench.verify.run import VerifyResult, verify_problem, verify_zoo
+from bdl_bench.verify.run import VerifyResult, verify_problem, verify_test_problems
 from bdl_bench.verify.table import to_terminal
 from estimators.errors import EstimatorError, ModelError, OptionError
 
@@ -87,7 +87,9 @@ def compare(
 
 @app.command()
 def verify(
-    task: Annotated[str | None, typer.Argument(help="A bundled task; none: a covering of small networks.")] = None,
+    task: Annotated[
+        str | None, typer.Argument(help="A bundled task; none: a pairwise_cover of small networks.")
+    ] = None,
     *,
     model: Annotated[str | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
     curvature: Annotated[str, typer.Option(help="ggn or hessian, of the network proved on.")] = "ggn",
@@ -177,7 +179,7 @@ class _Wanted:
 
 def _verified(name: str | None, problem: Problem | None, wanted: _Wanted) -> VerifyResult:
     if name is None or problem is None:
-        return verify_zoo(out=wanted.out, listener=lambda case: print(case, flush=True))
+        return verify_test_problems(out=wanted.out, listener=lambda case: print(case, flush=True))
     subset = wanted.subset.split(",")
     return verify_problem(
         problem,

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bdl_bench.report.formatting import duration
-from bdl_bench.runner.eta import Outlook, Step
+from bdl_bench.runner.eta import Step, TimeEstimate
 from bdl_bench.runner.events import ENDINGS, Event
 
 __all__ = ["shown"]
@@ -30,7 +30,7 @@ def shown(
     console: Console, n_steps: int, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[Event], None]]:
     """A listener for a grid of n steps (trainings and cells)."""
-    outlook = Outlook(n_steps, clock)
+    outlook = TimeEstimate(n_steps, clock)
     if not console.is_terminal:
         yield _PlainLines(console, outlook)
         return
@@ -54,7 +54,7 @@ def shown(
 class _PlainLines:
     """`[ 3/42] task seed 0 method: ok, 1.2 s`, for logs, and now and then how far all is."""
 
-    def __init__(self, console: Console, outlook: Outlook) -> None:
+    def __init__(self, console: Console, outlook: TimeEstimate) -> None:
         self.console, self.outlook = console, outlook
         self.last = outlook.clock()
 
@@ -74,7 +74,7 @@ class _PlainLines:
         self.console.print(markup, soft_wrap=True, highlight=False)
 
 
-def _summary(outlook: Outlook) -> str:
+def _summary(outlook: TimeEstimate) -> str:
     """`12 of 42 done, 1 failed; running: task seed 0 laplace (12 s); about 3 min 5 s left`."""
     parts = [_counts(outlook)]
     if outlook.running:
@@ -82,7 +82,7 @@ def _summary(outlook: Outlook) -> str:
     return "; ".join([*parts, *_time_left(outlook)])
 
 
-def _board(outlook: Outlook) -> Group:
+def _board(outlook: TimeEstimate) -> Group:
     """The bar and what stands beside it, then one line for each step that runs."""
     head = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=outlook.n_steps, completed=outlook.n_ended, width=30)
@@ -93,17 +93,17 @@ def _board(outlook: Outlook) -> Group:
     return Group(head, *running[:_LINES], *rest)
 
 
-def _counts(outlook: Outlook) -> str:
+def _counts(outlook: TimeEstimate) -> str:
     marked = [f"{outlook.counts[status]} {status}" for status in ("failed", "skipped") if outlook.counts[status]]
     return ", ".join([f"{outlook.n_ended} of {outlook.n_steps} done", *marked])
 
 
-def _time_left(outlook: Outlook) -> list[str]:
+def _time_left(outlook: TimeEstimate) -> list[str]:
     seconds = outlook.seconds_left()
     return [] if seconds is None or not outlook.left else [f"about {duration(max(1.0, seconds))} left"]
 
 
-def _running(outlook: Outlook, step: Step) -> str:
+def _running(outlook: TimeEstimate, step: Step) -> str:
     return f"{_name(step)} ({duration(max(0.0, outlook.elapsed(step)))})"
 
 

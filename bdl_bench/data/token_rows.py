@@ -60,8 +60,8 @@ class TokenRows:
         return [{**batch, "logits_to_keep": places} for batch in labelled]
 
     def _batches(self, columns: dict[str, Tensor], size: int) -> Loader:
-        pieces = [column.split(size) for column in columns.values()]
-        return [dict(zip(columns, batch, strict=True)) for batch in zip(*pieces, strict=True)]
+        params = [column.split(size) for column in columns.values()]
+        return [dict(zip(columns, batch, strict=True)) for batch in zip(*params, strict=True)]
 
 
 def drawn_rows(table: Any, n: int, seed: int, *, least_words: int = 1) -> Any:  # noqa: ANN401

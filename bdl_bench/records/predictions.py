@@ -87,7 +87,7 @@ class Predictor:
             of_row = row_of_each(prediction, query.y, likelihood)
             rows.append(start + (torch.arange(len(query)) if of_row is None else of_row.cpu()))
             start += len(query)
-        arrays: Arrays = {key: _joined(pieces) for key, pieces in parts.items()}
+        arrays: Arrays = {key: _joined(params) for key, params in parts.items()}
         row_of = torch.cat(rows).numpy()
         _refuse_non_finite(arrays, kept, row_of)
         ids = ids_of(kept.digests)
@@ -151,8 +151,8 @@ def _centre(f: Tensor) -> Tensor:
     return f - f.mean(-1, keepdim=True)
 
 
-def _joined(pieces: list[Tensor]) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = torch.cat(pieces).detach().cpu().double().numpy()
+def _joined(params: list[Tensor]) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = torch.cat(params).detach().cpu().double().numpy()
     return array
 
 

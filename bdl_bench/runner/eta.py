@@ -9,12 +9,12 @@ from statistics import fmean
 
 from bdl_bench.runner.events import ENDINGS, Event
 
-__all__ = ["Outlook", "Step"]
+__all__ = ["Step", "TimeEstimate"]
 
 Step = tuple[str, int, str | None]
 
 
-class Outlook:
+class TimeEstimate:
     """The state of a grid, from its events and a clock.
 
     A step is expected to take the mean of what the same method on the same task has taken, or of all that have run

@@ -28,9 +28,9 @@ from bdl_bench.records.predictions import Arrays, Predictor, prefixed
 from bdl_bench.records.record import Cost, Record, Tuning, content_key
 from bdl_bench.records.versions import environment
 from bdl_bench.runner.executors.worker_errors import TimeLimitError
-from bdl_bench.runner.peak_memory import footprint
+from bdl_bench.runner.peak_memory import peak_memory
 from bdl_bench.runner.preflight import preflight
-from bdl_bench.runner.train_job import Prepared, load_problem, restore
+from bdl_bench.runner.train_job import TrainedModel, load_problem, restore
 from bdl_bench.runner.tuning import tuned
 from bdl_bench.tasks import resolve_task
 from estimators import UncertaintyEstimator
@@ -44,7 +44,7 @@ from estimators.errors import (
 from estimators.runtime.rng import seeded
 from estimators.tuning import Tuned
 
-__all__ = ["CANNOT", "Cell", "Measured", "measure", "without_result"]
+__all__ = ["CANNOT", "EvaluationJob", "Measured", "measure", "without_result"]
 
 Measured: TypeAlias = tuple[Record, Arrays | None]
 """A record and its arrays, written by who asked for them."""
@@ -61,10 +61,10 @@ CANNOT = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class EvaluationJob:
     """One method on one prepared (task, seed)."""
 
-    prepared: Prepared
+    prepared: TrainedModel
     method: str
     directory: Path
     device: str
@@ -85,7 +85,7 @@ class Cell:
         return content_digest(method.build, method.axis, method.retrains)
 
 
-def measure(cell: Cell) -> Measured:
+def measure(cell: EvaluationJob) -> Measured:
     """The record of a cell and its arrays; without them where it raised."""
     try:
         return _measured(cell)
@@ -93,7 +93,7 @@ def measure(cell: Cell) -> Measured:
         return without_result(cell, error), None
 
 
-def without_result(cell: Cell, error: BaseException) -> Record:
+def without_result(cell: EvaluationJob, error: BaseException) -> Record:
     """The record of a cell that raised: skipped, with the reason, where it cannot run here, else failed."""
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, CANNOT):
@@ -102,7 +102,7 @@ def without_result(cell: Cell, error: BaseException) -> Record:
     return _blank(cell, status="failed", reason=reason, traceback="".join(traceback.format_exception(error)))
 
 
-def _measured(cell: Cell) -> Measured:
+def _measured(cell: EvaluationJob) -> Measured:
     problem, method = _problem(cell), METHODS[cell.method]
     if method.retrains:
         refuse_without_recipe(method.name, problem)
@@ -134,9 +134,9 @@ def _measured(cell: Cell) -> Measured:
     return record, arrays | prefixed("tuned", again)
 
 
-def _fitted(cell: Cell, method: Method, problem: Problem) -> tuple[Predictor, Arrays, Cost]:
+def _fitted(cell: EvaluationJob, method: Method, problem: Problem) -> tuple[Predictor, Arrays, Cost]:
     """A method fitted, what it says of the test rows, and what both took."""
-    with footprint(cell.device) as memory:
+    with peak_memory(cell.device) as memory:
         unfitted = as_estimator(method.build(problem, cell.prepared.seed), problem)
         start = time.perf_counter()
         estimator = unfitted.fit(problem.train)
@@ -183,7 +183,7 @@ def _collected_warnings(name: str) -> Iterator[dict[str, str]]:
 _LAST: dict[tuple[str, Path, str], Problem] = {}
 
 
-def _problem(cell: Cell) -> Problem:
+def _problem(cell: EvaluationJob) -> Problem:
     """The problem of the cell, its weights as stage one left them; the last one of this process is kept."""
     key = (cell.prepared.key, cell.directory, cell.device)
     if key not in _LAST:
@@ -200,7 +200,9 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def _configuration(cell: Cell, problem: Problem, estimator: UncertaintyEstimator, *, n_test: int) -> dict[str, str]:
+def _configuration(
+    cell: EvaluationJob, problem: Problem, estimator: UncertaintyEstimator, *, n_test: int
+) -> dict[str, str]:
     return {
         "likelihood": repr(problem.likelihood),
         "prior_precision": repr(problem.prior_precision),
@@ -238,7 +240,7 @@ def _plain(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _blank(cell: Cell, **fields: Any) -> Record:  # noqa: ANN401
+def _blank(cell: EvaluationJob, **fields: Any) -> Record:  # noqa: ANN401
     return Record(
         key=cell.key,
         task=cell.prepared.task,

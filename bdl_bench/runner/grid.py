@@ -16,7 +16,7 @@ from bdl_bench.records.predictions import Arrays
 from bdl_bench.records.record import Record, RecordStore, Training
 from bdl_bench.runner.directories import check_directory, made
 from bdl_bench.runner.disk import Disk
-from bdl_bench.runner.evaluate_job import CANNOT, Cell, Measured, without_result
+from bdl_bench.runner.evaluate_job import CANNOT, EvaluationJob, Measured, without_result
 from bdl_bench.runner.events import Event, Listener
 from bdl_bench.runner.executors import (
     ONE_WORKER,
@@ -28,14 +28,14 @@ from bdl_bench.runner.executors import (
     executor_for,
 )
 from bdl_bench.runner.jobs import Item, work
-from bdl_bench.runner.locks import Claims
+from bdl_bench.runner.locks import FileLocks
 from bdl_bench.runner.schedule import Schedule
-from bdl_bench.runner.train_job import Place, Prepared, Trained, known_training, map_path
+from bdl_bench.runner.train_job import Trained, TrainedModel, TrainingJob, known_training, map_path
 from bdl_bench.tasks import resolve_task
 from estimators.errors import OptionError
 from estimators.persistence.atomic import discard_leftovers, write_bytes
 
-__all__ = ["Event", "Grid", "Stages"]
+__all__ = ["Event", "Grid", "GridRun"]
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class Grid:
         with ExitStack() as stack:
             with Disk(self.directory).writing():
                 made(self.directory)
-                claims = stack.enter_context(Claims(self.directory))
+                claims = stack.enter_context(FileLocks(self.directory))
             executor = stack.enter_context(executor_for(self.workers, device=self.device))
-            records = Stages(self, listener, executor, claims).run()
+            records = GridRun(self, listener, executor, claims).run()
         order = [(t, s, m) for t in self.tasks for m in self.methods for s in self.seeds]
         return [records[place] for place in order]
 
@@ -116,10 +116,10 @@ def _check_device(name: str, *, elsewhere: bool) -> None:
 Step: TypeAlias = tuple[str, int, str | None]
 
 
-class Stages:
+class GridRun:
     """One run of a grid. A cell can start when its network is trained; only this process writes into the directory."""
 
-    def __init__(self, grid: Grid, listener: Listener, executor: Executor, claims: Claims) -> None:
+    def __init__(self, grid: Grid, listener: Listener, executor: Executor, claims: FileLocks) -> None:
         self.grid, self.listener, self.executor, self.claims = grid, listener, executor, claims
         self.store, self.disk = RecordStore(grid.directory), Disk(grid.directory)
         self.records: dict[Step, Record] = {}
@@ -134,7 +134,7 @@ class Stages:
         """The records of all cells: found, made, or made by another run meanwhile."""
         for task, seed, method in self.grid.steps:
             if method is None:
-                self.schedule.add(Place(task, seed, self.grid.device))
+                self.schedule.add(TrainingJob(task, seed, self.grid.device))
         running: Generator[tuple[Item, Outcome[Trained | Measured]], None, None]
         running = self.executor.run(work, self.schedule, started=self._started, limit=self._limit)
         with closing(running) as outcomes:
@@ -147,25 +147,25 @@ class Stages:
         return (self.store.path(task, method, seed) for task, seed, method in self.grid.steps if method is not None)
 
     def _target(self, item: Item) -> Path:
-        if isinstance(item, Place):
+        if isinstance(item, TrainingJob):
             return map_path(self.grid.directory, item.task, item.seed)
         return self.store.path(item.prepared.task, item.method, item.prepared.seed)
 
     def _to_run(self, item: Item) -> Item | None:
         """Under its lock: what another run has done meanwhile is taken over, what a killed one left is removed."""
         path = self._target(item)
-        if isinstance(item, Cell) and (record := self._found(item)) is not None:
+        if isinstance(item, EvaluationJob) and (record := self._found(item)) is not None:
             self._done(item, record, "cached" if record.status == "ok" else None)
             return None
         self.disk.check()
-        if isinstance(item, Cell) and (error := self._foreseen(item)) is not None:
+        if isinstance(item, EvaluationJob) and (error := self._foreseen(item)) is not None:
             self._done(item, self._written(item, without_result(item, error)))
             return None
         for written in (path, path.with_suffix(".npz")):
             discard_leftovers(written)
-        return replace(item, known=known_training(path)) if isinstance(item, Place) else item
+        return replace(item, known=known_training(path)) if isinstance(item, TrainingJob) else item
 
-    def _found(self, cell: Cell) -> Record | None:
+    def _found(self, cell: EvaluationJob) -> Record | None:
         """The valid record of a cell.
 
         One of a skip or a failure counts where another run made it during this one, or where the cell has no more time
@@ -186,9 +186,9 @@ class Stages:
         return limit is not None and record.limit is not None and limit <= record.limit
 
     def _limit(self, item: Item) -> float | None:
-        return self.grid.workers.limit if isinstance(item, Cell) else None
+        return self.grid.workers.limit if isinstance(item, EvaluationJob) else None
 
-    def _foreseen(self, cell: Cell) -> TimeLimitError | None:
+    def _foreseen(self, cell: EvaluationJob) -> TimeLimitError | None:
         """Where another seed was out of time, it is not spent again; the seeds of a method are of one size."""
         seed, limit = self.too_slow.get((cell.prepared.task, cell.method)), self.grid.workers.limit
         return None if seed is None or limit is None else TimeLimitError(limit, f"seed {seed}")
@@ -201,7 +201,7 @@ class Stages:
         return self.grid.workers.exclusive and not self.claims.others()
 
     def _ended(self, item: Item, outcome: Outcome[Trained | Measured]) -> None:
-        if isinstance(item, Place):
+        if isinstance(item, TrainingJob):
             self._trained(item, outcome)
         elif isinstance(outcome, tuple):
             exclusive = self.exclusive[self._target(item)] and self._is_exclusive()
@@ -210,7 +210,7 @@ class Stages:
             assert isinstance(outcome, Exception)
             self._done(item, self._written(item, without_result(item, outcome)))
 
-    def _trained(self, place: Place, outcome: Outcome[Trained | Measured]) -> None:
+    def _trained(self, place: TrainingJob, outcome: Outcome[Trained | Measured]) -> None:
         try:
             prepared = self._kept(place, outcome)
         except Exception as error:
@@ -225,7 +225,7 @@ class Stages:
             else:
                 self._done(cell, record, "cached" if record.status == "ok" else None)
 
-    def _kept(self, place: Place, outcome: Outcome[Trained | Measured]) -> Prepared:
+    def _kept(self, place: TrainingJob, outcome: Outcome[Trained | Measured]) -> TrainedModel:
         """Stage one with its weights written, and where to read them."""
         if isinstance(outcome, Exception):
             raise outcome
@@ -237,13 +237,17 @@ class Stages:
         has_weights = outcome.prepared.training.recipe is not None
         return replace(outcome.prepared, weights=self.executor.share(path) if has_weights else None)
 
-    def _cells(self, prepared: Prepared) -> list[Cell]:
+    def _cells(self, prepared: TrainedModel) -> list[EvaluationJob]:
         methods = dict.fromkeys(self.grid.methods)
-        return [Cell(prepared, method, self.grid.directory, self.grid.device, self.grid.tune) for method in methods]
+        return [
+            EvaluationJob(prepared, method, self.grid.directory, self.grid.device, self.grid.tune) for method in methods
+        ]
 
-    def _fail_cells(self, place: Place, error: Exception) -> None:
+    def _fail_cells(self, place: TrainingJob, error: Exception) -> None:
         """Without a network there is nothing to run. What is finished stays; a cell of another run is left to it."""
-        unknown = Prepared(place.task, place.seed, key="", training=Training(seconds=None, recipe=None), cached=False)
+        unknown = TrainedModel(
+            place.task, place.seed, key="", training=Training(seconds=None, recipe=None), cached=False
+        )
         for cell in self._cells(unknown):
             record = without_result(cell, error)
             kept = self.store.finished(place.task, cell.method, place.seed) is not None
@@ -252,7 +256,7 @@ class Stages:
                 self.claims.release(self._target(cell))
             self._done(cell, record)
 
-    def _written(self, cell: Cell, record: Record, arrays: Arrays | None = None) -> Record:
+    def _written(self, cell: EvaluationJob, record: Record, arrays: Arrays | None = None) -> Record:
         """The record on disk; where that cannot be, one of the failure, on disk if it is small enough to be."""
         try:
             with self.disk.writing():
@@ -263,7 +267,7 @@ class Stages:
                 record = self.store.write(record)
             return record
 
-    def _done(self, item: Cell, record: Record, status: str | None = None) -> None:
+    def _done(self, item: EvaluationJob, record: Record, status: str | None = None) -> None:
         self.records[record.task, record.seed, record.method] = record
         if record.limit is not None:
             self.too_slow.setdefault((record.task, record.method), record.seed)
@@ -271,7 +275,7 @@ class Stages:
         self._tell(item, status or record.status, seconds=seconds, reason=record.reason)
 
     def _tell(self, item: Item, status: str, *, seconds: float | None = None, reason: str | None = None) -> None:
-        place, method = (item, None) if isinstance(item, Place) else (item.prepared, item.method)
+        place, method = (item, None) if isinstance(item, TrainingJob) else (item.prepared, item.method)
         self.listener(Event(place.task, place.seed, method, status, seconds, reason))
 
 

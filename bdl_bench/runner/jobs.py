@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from bdl_bench.runner.evaluate_job import Cell, Measured, measure
-from bdl_bench.runner.train_job import Place, Trained, prepare
+from bdl_bench.runner.evaluate_job import EvaluationJob, Measured, measure
+from bdl_bench.runner.train_job import Trained, TrainingJob, prepare
 
 __all__ = ["Item", "work"]
 
-Item: TypeAlias = Place | Cell
+Item: TypeAlias = TrainingJob | EvaluationJob
 
 
 def work(item: Item) -> Trained | Measured:
     """Train a network, or measure a method on it."""
     import bdl_bench.runner.warm_up  # noqa: F401  where work is done, and only there
 
-    return prepare(item) if isinstance(item, Place) else measure(item)
+    return prepare(item) if isinstance(item, TrainingJob) else measure(item)

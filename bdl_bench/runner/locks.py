@@ -9,10 +9,10 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-__all__ = ["Claims"]
+__all__ = ["FileLocks"]
 
 
-class Claims:
+class FileLocks:
     """The files of a directory that this run is about to write; nobody else may, until they are released.
 
     A claim is a lock of the operating system on a file under `locks/`, and so ends with its process, however that

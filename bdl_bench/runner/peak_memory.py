@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Footprint", "footprint"]
+__all__ = ["PeakMemory", "peak_memory"]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass
-class Footprint:
+class PeakMemory:
     """Filled when the block ends: peak resident bytes, their rise above the start, and the accelerator's peak."""
 
     peak_bytes: int = 0
@@ -28,12 +28,12 @@ class Footprint:
 
 
 @contextmanager
-def footprint(device: str) -> Iterator[Footprint]:
+def peak_memory(device: str) -> Iterator[PeakMemory]:
     """Measure the block. Where the peak cannot be reset it is the largest of the process so far (`reset` is False)."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    found = Footprint(reset=_reset_peak())
+    found = PeakMemory(reset=_reset_peak())
     before = _resident("VmRSS") if found.reset else _largest_so_far()
     try:
         yield found

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from bdl_bench.problem.problem import Problem
-from bdl_bench.runner.train_job import Place, known_training, load_problem, map_path, prepare
+from bdl_bench.runner.train_job import TrainingJob, known_training, load_problem, map_path, prepare
 from estimators.diagnostics import CHECKS, Diagnosis, diagnose
 from estimators.persistence.atomic import write_bytes
 
@@ -44,7 +44,7 @@ def check_task(task: str, seed: int, directory: Path, device: str = "cpu") -> Di
     Errors: those of the task and of its training.
     """
     path = map_path(directory, task, seed)
-    trained = prepare(Place(task, seed, device, known_training(path)))
+    trained = prepare(TrainingJob(task, seed, device, known_training(path)))
     if trained.content is not None:
         write_bytes(path, trained.content)
     return check_problem(load_problem(trained.prepared, directory, device))

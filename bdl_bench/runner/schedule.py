@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from bdl_bench.runner.locks import Claims
+from bdl_bench.runner.locks import FileLocks
 
 __all__ = ["Schedule"]
 
@@ -28,7 +28,7 @@ class Schedule(Iterator[Item | None], Generic[Item]):
 
     def __init__(
         self,
-        claims: Claims,
+        claims: FileLocks,
         target: Callable[[Item], Path],
         *,
         to_run: Callable[[Item], Item | None],

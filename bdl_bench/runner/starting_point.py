@@ -49,7 +49,7 @@ def starting_point(problem: Problem) -> StartingPoint:
     assert problem.recipe is not None
     with closing(each_item("train", problem.train)) as items:
         n_rows = sum(len(batch) for batch in rows(items))
-    epochs = problem.recipe.for_rows(n_rows).epochs
+    epochs = problem.recipe.resolve(n_rows).epochs
     assert isinstance(epochs, int)
     loss, share = _loss_and_share(problem)
     return StartingPoint(repr(problem.recipe), epochs, loss, trained=share is not None and share < _SHARE)

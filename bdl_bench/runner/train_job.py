@@ -23,11 +23,11 @@ from estimators.errors import NonDeterministicError, StateError
 from estimators.runtime.rng import seeded
 from estimators.training.training import train_map
 
-__all__ = ["Place", "Prepared", "Trained", "known_training", "load_problem", "map_path", "prepare", "restore"]
+__all__ = ["Trained", "TrainedModel", "TrainingJob", "known_training", "load_problem", "map_path", "prepare", "restore"]
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingJob:
     """One (task, seed) to train on a device; `known` is the cached training, if any: content key and seconds."""
 
     task: str
@@ -37,7 +37,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TrainedModel:
     """A (task, seed) ready for stage two: the content key of its network and data, and how the network was trained.
 
     `weights` is where its weights are read; None where the problem brings a trained network. `rows` has a digest of the
@@ -58,11 +58,11 @@ class Prepared:
 class Trained:
     """What stage one gives: a value, written by who asked for it. `content` is the weights file where it is new."""
 
-    prepared: Prepared
+    prepared: TrainedModel
     content: bytes | None = None
 
 
-def prepare(place: Place) -> Trained:
+def prepare(place: TrainingJob) -> Trained:
     """Train the network of (task, seed) by its recipe, unless what is known of it has the same key."""
     task = resolve_task(place.task)
     problem = _kept(task, place.seed)
@@ -78,10 +78,10 @@ def prepare(place: Place) -> Trained:
             cached = False
             seconds, content = _train(problem.on(place.device), place.seed, key)
         training = start.training(seconds)
-    return Trained(Prepared(place.task, place.seed, key, training, cached, rows=rows, code=code), content)
+    return Trained(TrainedModel(place.task, place.seed, key, training, cached, rows=rows, code=code), content)
 
 
-def load_problem(prepared: Prepared, directory: Path, device: str) -> Problem:
+def load_problem(prepared: TrainedModel, directory: Path, device: str) -> Problem:
     """The problem with its trained network in eval mode and the rows of stage one, on `device`.
 
     Errors: NonDeterministicError where its rows are others than those that stage one saw.
@@ -100,7 +100,7 @@ def _kept(task: Task, seed: int) -> Problem:
         return problem.kept()
 
 
-def _check_same_rows(problem: Problem, prepared: Prepared) -> None:
+def _check_same_rows(problem: Problem, prepared: TrainedModel) -> None:
     with seeded(prepared.seed):
         found = rows_digests(problem)
     other = sorted(name for name, rows in prepared.rows.items() if found.get(name) != rows)
@@ -112,7 +112,7 @@ def _check_same_rows(problem: Problem, prepared: Prepared) -> None:
         )
 
 
-def restore(problem: Problem, prepared: Prepared, directory: Path) -> None:
+def restore(problem: Problem, prepared: TrainedModel, directory: Path) -> None:
     """Put the weights and buffers of stage one back into the network. Errors: StateError for those of another."""
     content = (prepared.weights or map_path(directory, prepared.task, prepared.seed)).read_bytes()
     key = _key_of(content)
@@ -176,7 +176,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone().contiguous()
 
 
-def _key(task: Task, problem: Problem, place: Place, code: str) -> str:
+def _key(task: Task, problem: Problem, place: TrainingJob, code: str) -> str:
     digest = problem_digest(problem)
     return content_key(task=task.name, seed=place.seed, problem=digest, code=code, device=place.device)
 

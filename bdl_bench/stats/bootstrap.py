@@ -71,8 +71,8 @@ def bootstrap_replicates(
     drawn = np.empty(picks.shape)
     for s, sample in enumerate(samples):
         places = picks == s
-        pieces = [statistic(resample) for resample in _resamples(sample, int(places.sum()), rng)]
-        drawn[places] = np.concatenate([np.empty(0), *pieces])
+        params = [statistic(resample) for resample in _resamples(sample, int(places.sum()), rng)]
+        drawn[places] = np.concatenate([np.empty(0), *params])
     means: Floats = drawn.mean(-1)
     return means
 

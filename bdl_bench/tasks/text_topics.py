@@ -99,8 +99,8 @@ def _loader(labelled: list[tuple[str, int]], generator: torch.Generator) -> Load
     texts, labels = zip(*(labelled[i] for i in order), strict=True)
     hidden, mask = _hidden_states(list(texts))
     columns = {"hidden_states": hidden, "attention_mask": mask, "labels": torch.tensor(labels)}
-    pieces = {name: column.split(40) for name, column in columns.items()}
-    return [dict(zip(pieces, batch, strict=True)) for batch in zip(*pieces.values(), strict=True)]
+    params = {name: column.split(40) for name, column in columns.items()}
+    return [dict(zip(params, batch, strict=True)) for batch in zip(*params.values(), strict=True)]
 
 
 def _hidden_states(texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The cases of the proof: problem × curvature × subset, all of them and a covering of every pair of choices."""
+"""The cases of the proof: problem × curvature × subset, all of them and a pairwise_cover of every pair of choices."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from itertools import combinations, product
 
 import torch
 
-from bdl_bench.verify.problems import ARCHITECTURES, LIKELIHOODS, TRAININGS, zoo_problem
+from bdl_bench.verify.problems import ARCHITECTURES, LIKELIHOODS, TRAININGS, test_problem
 from bdl_bench.verify.reference import DenseReference
-from bdl_bench.verify.subject import Subject
+from bdl_bench.verify.subject import VerificationCase
 from estimators.models.subsets import SubsetSpec
 
-__all__ = ["CURVATURES", "SUBSETS", "Case", "all_cases", "covering"]
+__all__ = ["CURVATURES", "SUBSETS", "Case", "all_cases", "pairwise_cover"]
 
 CURVATURES = ("ggn", "hessian")
 SUBSETS = ("all", "last_layer", "by_name")
@@ -56,10 +56,10 @@ class Case:
         return "-".join((self.architecture, self.likelihood, self.training, self.curvature, self.subset))
 
     @property
-    def problem(self) -> Subject:
+    def problem(self) -> VerificationCase:
         """The trained problem, cached."""
         seed, delta = _OTHERS.get((self.architecture, self.likelihood, self.training), (_SEED, _DELTA))
-        return zoo_problem(self.architecture, self.likelihood, self.training, seed, delta)
+        return test_problem(self.architecture, self.likelihood, self.training, seed, delta)
 
     @property
     def subset_of_weights(self) -> SubsetSpec:
@@ -110,7 +110,7 @@ def all_cases() -> list[Case]:
     return [Case(*choice) for choice in product(ARCHITECTURES, LIKELIHOODS, TRAININGS, CURVATURES, SUBSETS)]
 
 
-def covering() -> list[Case]:
+def pairwise_cover() -> list[Case]:
     """Few cases such that every pair of choices that can be proved is in one of them: greedy, in a fixed order.
 
     Hessians off a minimum may be indefinite but for the last layer, so that "retuned" stands in for "minibatch" there;

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from bdl_bench.verify.decomposition import Link, decompose
-from bdl_bench.verify.lambda_sweep import LAMS, Ladder, climb, relative_error
+from bdl_bench.verify.lambda_sweep import LAMS, LambdaSweep, relative_error, run_sweep
 from bdl_bench.verify.orders import EXPECTED
 from bdl_bench.verify.reference import DenseReference
-from bdl_bench.verify.subject import Subject
+from bdl_bench.verify.subject import VerificationCase
 from estimators import LinearizedLaplace, LinearResponse, Pointwise, RegVar, UncertaintyEstimator
 from estimators.errors import EstimatorError, IndefiniteHessianError, TooLargeError
 from estimators.models.subsets import SubsetSpec
 from estimators.runtime.memory import available_bytes
 
-__all__ = ["Claim", "Proof", "prove", "refuse_if_too_large"]
+__all__ = ["Check", "Verification", "refuse_if_too_large", "verify"]
 
 _Estimator = TypeVar("_Estimator", bound=UncertaintyEstimator)
 
@@ -31,7 +31,7 @@ _LARGEST = 2**31  # bytes: beyond this the dense, slow route takes hours
 
 
 @dataclass(frozen=True)
-class Proof:
+class Verification:
     """What was measured.
 
     exact: the error of each exact route; refusals: of the routes that raised, the error; ladders: by difference;
@@ -47,7 +47,7 @@ class Proof:
     spectrum: tuple[float, float]
     exact: dict[str, float] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
-    ladders: dict[str, Ladder] = field(default_factory=dict)
+    ladders: dict[str, LambdaSweep] = field(default_factory=dict)
     links: tuple[Link, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -78,7 +78,7 @@ class Proof:
             yield from _central_failures(self.ladders["central"])
 
 
-def _central_failures(ladder: Ladder) -> Iterator[str]:
+def _central_failures(ladder: LambdaSweep) -> Iterator[str]:
     lam, bound = AT_RUNG
     at = ladder.at(lam) if lam in ladder.lams else 0.0
     if at is None or at > bound:
@@ -88,7 +88,7 @@ def _central_failures(ladder: Ladder) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Claim:
+class Check:
     """What is to be proved: A of this curvature over the weights `subset`, which the reference knows as `names`."""
 
     curvature: str
@@ -99,9 +99,15 @@ class Claim:
         return self.subset if isinstance(self.subset, str) else ", ".join(self.subset)
 
 
-def prove(
-    subject: Subject, claim: Claim, *, name: str, lams: Sequence[float] = LAMS, split: bool = True, draws: int = 16
-) -> Proof:
+def verify(
+    subject: VerificationCase,
+    claim: Check,
+    *,
+    name: str,
+    lams: Sequence[float] = LAMS,
+    split: bool = True,
+    draws: int = 16,
+) -> Verification:
     """Measure everything; with `split` also the parts of the error of `draws` posterior draws.
 
     Errors: TooLargeError where the dense reference would not fit.
@@ -109,7 +115,7 @@ def prove(
     reference = subject.reference(claim.names)
     refuse_if_too_large(subject, reference)
     eigenvalues = torch.linalg.eigvalsh(reference.precision(claim.curvature))
-    proof = Proof(
+    proof = Verification(
         name,
         claim.curvature,
         str(claim),
@@ -125,7 +131,7 @@ def prove(
     return replace(proof, exact=errors, refusals=refusals, ladders=ladders, links=tuple(links))
 
 
-def _exact_routes(subject: Subject, claim: Claim, exact: Tensor) -> tuple[dict[str, float], dict[str, str]]:
+def _exact_routes(subject: VerificationCase, claim: Check, exact: Tensor) -> tuple[dict[str, float], dict[str, str]]:
     errors, refusals = {}, {}
     for route, estimator in _routes(subject, claim):
         try:
@@ -135,19 +141,19 @@ def _exact_routes(subject: Subject, claim: Claim, exact: Tensor) -> tuple[dict[s
     return errors, refusals
 
 
-def _routes(subject: Subject, claim: Claim) -> Iterator[tuple[str, UncertaintyEstimator]]:
+def _routes(subject: VerificationCase, claim: Check) -> Iterator[tuple[str, UncertaintyEstimator]]:
     for inverse in _INVERSES[claim.curvature]:
         yield f"laplace {inverse}", _build(LinearizedLaplace, subject, claim, inverse=inverse)
     response = LinearResponse(tol=1e-12)
     yield "linear response", _build(RegVar, subject, claim, regularizer=Pointwise(), solver=response)
 
 
-def _ladders(subject: Subject, claim: Claim, exact: Tensor, lams: Sequence[float]) -> dict[str, Ladder]:
+def _ladders(subject: VerificationCase, claim: Check, exact: Tensor, lams: Sequence[float]) -> dict[str, LambdaSweep]:
     estimator = _build(RegVar, subject, claim, regularizer=Pointwise(), solver=LinearResponse()).fit(subject.batches)
-    return {d: climb(estimator, subject.queries, exact, difference=d, lams=lams) for d in EXPECTED}
+    return {d: run_sweep(estimator, subject.queries, exact, difference=d, lams=lams) for d in EXPECTED}
 
 
-def _build(kind: Callable[..., _Estimator], subject: Subject, claim: Claim, **options: object) -> _Estimator:
+def _build(kind: Callable[..., _Estimator], subject: VerificationCase, claim: Check, **options: object) -> _Estimator:
     return kind(
         subject.model,
         subject.likelihood,
@@ -158,7 +164,7 @@ def _build(kind: Callable[..., _Estimator], subject: Subject, claim: Claim, **op
     )
 
 
-def refuse_if_too_large(subject: Subject, reference: DenseReference) -> None:
+def refuse_if_too_large(subject: VerificationCase, reference: DenseReference) -> None:
     """TooLargeError where the dense reference needs more than 2 GiB or half of the free memory."""
     theta, f = reference.theta, reference.outputs(subject.batches[0][0])
     p, rows = theta.numel(), subject.n_rows * f.shape[-1]

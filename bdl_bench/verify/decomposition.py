@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bdl_bench.verify.lambda_sweep import relative_error
-from bdl_bench.verify.subject import Subject, names_of
+from bdl_bench.verify.subject import VerificationCase, names_of
 from estimators import FineTune, LinearResponse, NewtonRefit, PosteriorDraws, RegVar
 from estimators.errors import EstimatorError
 from estimators.models.last_linear import last_linear_names
@@ -44,7 +44,7 @@ class Link:
 
 
 def decompose(
-    subject: Subject, subset: SubsetSpec, names: list[str], *, n_draws: int = 16, seed: int = 0
+    subject: VerificationCase, subset: SubsetSpec, names: list[str], *, n_draws: int = 16, seed: int = 0
 ) -> list[Link]:
     """The links for the weights `subset`, called `names` in the model, at the subject's queries."""
     chain = _Chain(subject, subset, PosteriorDraws(n_draws, seed=seed, readout="draws"))
@@ -67,7 +67,7 @@ def decompose(
 class _Chain:
     """Posterior draws by one solver after another; `lam` is the λ that the last refit chose."""
 
-    subject: Subject
+    subject: VerificationCase
     subset: SubsetSpec
     regularizer: PosteriorDraws
     lam: float | None = None
@@ -91,7 +91,7 @@ class _Chain:
         return found
 
 
-def _hessian_variance(subject: Subject, names: list[str]) -> Variance:
+def _hessian_variance(subject: VerificationCase, names: list[str]) -> Variance:
     reference = subject.reference(names)
     eigenvalues = torch.linalg.eigvalsh(reference.precision("hessian"))
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
@@ -100,7 +100,7 @@ def _hessian_variance(subject: Subject, names: list[str]) -> Variance:
     return _exact(subject, names, "hessian")
 
 
-def _structure_gap(subject: Subject, names: list[str], ggn: Tensor) -> Link:
+def _structure_gap(subject: VerificationCase, names: list[str], ggn: Tensor) -> Link:
     """From all weights to the chosen ones, or to the last layer where all are chosen."""
     everything = names_of(subject.model)
     if set(names) != set(everything):
@@ -109,7 +109,7 @@ def _structure_gap(subject: Subject, names: list[str], ggn: Tensor) -> Link:
     return _link("structure gap", "GGN of all weights → of the last layer", ggn, _last_layer_variance(subject))
 
 
-def _last_layer_variance(subject: Subject) -> Variance:
+def _last_layer_variance(subject: VerificationCase) -> Variance:
     try:
         names = last_linear_names(subject.model, subject.batches[0][0])
     except EstimatorError as error:
@@ -117,7 +117,7 @@ def _last_layer_variance(subject: Subject) -> Variance:
     return _exact(subject, names, "ggn")
 
 
-def _exact(subject: Subject, names: list[str], curvature: str) -> Tensor:
+def _exact(subject: VerificationCase, names: list[str], curvature: str) -> Tensor:
     """The reference's variance over these parameters, (M, C)."""
     return subject.reference(names).covariance(subject.queries, curvature).diagonal(dim1=1, dim2=2)
 

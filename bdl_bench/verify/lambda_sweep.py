@@ -11,13 +11,13 @@ from bdl_bench.verify.orders import Order, fit_order
 from estimators import NewtonRefit, Pointwise, RegVar
 from estimators.errors import ConvergenceError, LambdaTooLargeError
 
-__all__ = ["LAMS", "Ladder", "climb", "relative_error"]
+__all__ = ["LAMS", "LambdaSweep", "relative_error", "run_sweep"]
 
 LAMS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 
 
 @dataclass(frozen=True)
-class Ladder:
+class LambdaSweep:
     """Errors (max difference over max value) at each λ; None where the refit was refused, `refusals` saying why."""
 
     difference: str
@@ -40,7 +40,9 @@ class Ladder:
         return self.errors[self.lams.index(lam)]
 
 
-def climb(fitted: RegVar, x: object, exact: Tensor, *, difference: str, lams: Sequence[float] = LAMS) -> Ladder:
+def run_sweep(
+    fitted: RegVar, x: object, exact: Tensor, *, difference: str, lams: Sequence[float] = LAMS
+) -> LambdaSweep:
     """Pointwise Newton refits of a fitted RegVar at each λ, against the exact covariance (M, C, C) at x.
 
     `fitted` needs Pointwise(), which solves at query: only its solver changes from rung to rung.
@@ -60,7 +62,7 @@ def climb(fitted: RegVar, x: object, exact: Tensor, *, difference: str, lams: Se
                 refusals.append(type(error).__name__)
     finally:
         fitted.solver = before
-    return Ladder(difference, tuple(lams), tuple(errors), tuple(refusals))
+    return LambdaSweep(difference, tuple(lams), tuple(errors), tuple(refusals))
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bdl_bench.verify.checks import Proof
-from bdl_bench.verify.lambda_sweep import Ladder
+from bdl_bench.verify.checks import Verification
+from bdl_bench.verify.lambda_sweep import LambdaSweep
 from bdl_bench.verify.orders import QUADRATIC
 
 __all__ = ["ladder_figure", "to_bytes"]
@@ -35,7 +35,7 @@ _STYLE: dict[Any, Any] = {
 _COLUMNS = 4
 
 
-def ladder_figure(proofs: Sequence[Proof]) -> Figure:
+def ladder_figure(proofs: Sequence[Verification]) -> Figure:
     """One panel a proof with ladders: measured errors as points, the fitted line over the rungs it was fitted to."""
     shown = [proof for proof in proofs if proof.ladders]
     columns = max(1, min(_COLUMNS, len(shown)))
@@ -63,7 +63,7 @@ def to_bytes(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: Axes, proof: Proof) -> None:
+def _draw(axes: Axes, proof: Verification) -> None:
     for difference, ladder in proof.ladders.items():
         _draw_ladder(axes, difference, ladder)
     axes.set_xscale("log")
@@ -76,7 +76,7 @@ def _draw(axes: Axes, proof: Proof) -> None:
     axes.legend(frameon=False, fontsize=7)
 
 
-def _draw_ladder(axes: Axes, difference: str, ladder: Ladder) -> None:
+def _draw_ladder(axes: Axes, difference: str, ladder: LambdaSweep) -> None:
     colour, order = _COLOURS[difference], ladder.order
     rungs = [(lam, error) for lam, error in zip(ladder.lams, ladder.errors, strict=True) if error is not None]
     label = f"{difference}: {order.note}" if order.slope is None else f"{difference}: slope {order.slope:.2f}"

@@ -14,14 +14,14 @@ from torch.func import grad
 
 from bdl_bench.verify.networks import INPUT_SHAPES, NETWORKS
 from bdl_bench.verify.reference import DenseReference
-from bdl_bench.verify.subject import Subject, names_of
+from bdl_bench.verify.subject import VerificationCase, names_of
 from estimators.data.batch import Batch
-from estimators.data.training_data import Batches
+from estimators.data.training_data import TrainingData
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from estimators.runtime.rng import seeded
 from estimators.training.training import Recipe, fit_weights
 
-__all__ = ["ARCHITECTURES", "LIKELIHOODS", "TRAININGS", "zoo_problem"]
+__all__ = ["ARCHITECTURES", "LIKELIHOODS", "TRAININGS", "test_problem"]
 
 ARCHITECTURES = tuple(NETWORKS)
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
@@ -35,7 +35,7 @@ _ROWS, _LOADED, _BATCH, _OUTPUTS = 26, 15, 7, {"regression": 2, "classification"
 
 
 @cache
-def zoo_problem(architecture: str, likelihood: str, training: str, seed: int, delta: float) -> Subject:
+def test_problem(architecture: str, likelihood: str, training: str, seed: int, delta: float) -> VerificationCase:
     """The problem, trained from its seed.
 
     "polished": to a gradient of about 1e-12. "early": stopped at a relative gradient of about one. "minibatch": by Adam
@@ -48,7 +48,7 @@ def zoo_problem(architecture: str, likelihood: str, training: str, seed: int, de
         y = _targets(likelihood, x)
         queries = 1.3 * torch.randn(2, *INPUT_SHAPES[architecture], dtype=torch.float64)
     batches = list(zip(x.split(_LOADED), y.split(_LOADED), strict=True))
-    problem = Subject(model, LIKELIHOODS[likelihood](), delta, batches, queries)
+    problem = VerificationCase(model, LIKELIHOODS[likelihood](), delta, batches, queries)
     _TRAIN[training](problem)
     return problem
 
@@ -64,7 +64,7 @@ def _targets(likelihood: str, x: Tensor) -> Tensor:
     return (noisy[:, 0] > 0).long() + (noisy[:, 1] > 0).long()
 
 
-def _early(problem: Subject) -> None:
+def _early(problem: VerificationCase) -> None:
     """Quasi-Newton steps, stopped at the first point whose relative gradient is below 1.2."""
 
     def stop(intermediate_result: OptimizeResult) -> None:
@@ -75,15 +75,15 @@ def _early(problem: Subject) -> None:
     _minimise(_in_one_batch(problem), method="L-BFGS-B", callback=stop, options={"maxiter": 2000, "ftol": 0.0})
 
 
-def _minibatch(problem: Subject) -> None:
+def _minibatch(problem: VerificationCase) -> None:
     _descend(problem, epochs=200, lr=0.01, batch_size=_BATCH)
 
 
-def _retuned(problem: Subject) -> None:
+def _retuned(problem: VerificationCase) -> None:
     _polished(replace(problem, prior_precision=_delta(problem) / 4))
 
 
-def _polished(problem: Subject) -> None:
+def _polished(problem: VerificationCase) -> None:
     """Quasi-Newton, a trust region with exact Hessians, then plain Newton steps against its own stopping rule."""
     whole = _in_one_batch(problem)
     _minimise(whole, method="L-BFGS-B", options={"maxiter": 4000, "maxcor": 40, "ftol": 0.0, "gtol": 1e-5})
@@ -100,12 +100,12 @@ def _polished(problem: Subject) -> None:
     _at(whole, theta)
 
 
-def _delta(problem: Subject) -> float:
+def _delta(problem: VerificationCase) -> float:
     assert isinstance(problem.prior_precision, float)
     return problem.prior_precision
 
 
-def _minimise(problem: Subject, **how: object) -> np.ndarray:
+def _minimise(problem: VerificationCase, **how: object) -> np.ndarray:
     """The end of a minimiser of scipy on L, from where the network is; the network is left there."""
     found = minimize(
         lambda t: float(_at(problem, t).energy(torch.from_numpy(t))),
@@ -118,12 +118,12 @@ def _minimise(problem: Subject, **how: object) -> np.ndarray:
     return end
 
 
-def _in_one_batch(problem: Subject) -> Subject:
+def _in_one_batch(problem: VerificationCase) -> VerificationCase:
     x, y = (torch.cat(parts) for parts in zip(*problem.batches, strict=True))
     return replace(problem, batches=[(x, y)])
 
 
-def _descend(problem: Subject, *, epochs: int, lr: float, batch_size: int = _ROWS) -> None:
+def _descend(problem: VerificationCase, *, epochs: int, lr: float, batch_size: int = _ROWS) -> None:
     """Adam on the network in eval mode: frozen statistics stay as they are."""
     reference = problem.reference(names_of(problem.model))
 
@@ -136,14 +136,14 @@ def _descend(problem: Subject, *, epochs: int, lr: float, batch_size: int = _ROW
     trained = fit_weights(
         reference.theta,
         slope,
-        Batches.unchecked(problem.batches, keep=True),
+        TrainingData.unchecked(problem.batches, keep=True),
         recipe=Recipe(epochs=epochs, batch_size=batch_size, lr=lr, schedule="constant"),
         generator=torch.Generator().manual_seed(0),
     )
     _at(problem, trained.numpy())
 
 
-def _at(problem: Subject, theta: np.ndarray) -> DenseReference:
+def _at(problem: VerificationCase, theta: np.ndarray) -> DenseReference:
     """The reference with the network moved to θ."""
     parameters = list(problem.model.parameters())
     with torch.no_grad():
@@ -152,7 +152,7 @@ def _at(problem: Subject, theta: np.ndarray) -> DenseReference:
     return problem.reference(names_of(problem.model))
 
 
-_TRAIN: dict[str, Callable[[Subject], None]] = {
+_TRAIN: dict[str, Callable[[VerificationCase], None]] = {
     "polished": _polished,
     "early": _early,
     "minibatch": _minibatch,

@@ -1,4 +1,4 @@
-"""`bdl-bench verify`: a proof on one's own model, or on a covering of the zoo; a table, a figure, and files of both."""
+"""`bdl-bench verify`: a proof on one's own model, or on a pairwise_cover of the zoo; a table, a figure, and files of both."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bdl_bench.problem.problem import Problem, rows
-from bdl_bench.verify.cases import Case, covering
-from bdl_bench.verify.checks import Claim, Proof, prove
+from bdl_bench.verify.cases import Case, pairwise_cover
+from bdl_bench.verify.checks import Check, Verification, verify
 from bdl_bench.verify.lambda_sweep import LAMS
 from bdl_bench.verify.plot import ladder_figure, to_bytes
-from bdl_bench.verify.subject import Subject
+from bdl_bench.verify.subject import VerificationCase
 from bdl_bench.verify.table import to_json, to_markdown
 from estimators.data.batch import Batch
 from estimators.errors import OptionError
@@ -27,7 +27,7 @@ from estimators.numerics.pytrees import PyTree, concatenate, plain_inputs, selec
 from estimators.persistence.atomic import write_bytes, write_text
 from estimators.training.training import train_map
 
-__all__ = ["VerifyResult", "verify_problem", "verify_zoo", "write_result"]
+__all__ = ["VerifyResult", "verify_problem", "verify_test_problems", "write_result"]
 
 Listener = Callable[[str], None]
 
@@ -36,7 +36,7 @@ Listener = Callable[[str], None]
 class VerifyResult:
     """The proofs, and the directory with verify.json, verify.md, ladder.png and ladder.svg."""
 
-    proofs: tuple[Proof, ...]
+    proofs: tuple[Verification, ...]
     out: Path
 
     @property
@@ -65,27 +65,29 @@ def verify_problem(
     if n_points < 1:
         raise OptionError("n_points >= 1", received=str(n_points), remedy="8 are enough to see a disagreement.")
     subject, notes = _subject(problem, n_points)
-    claim = Claim(curvature, subset_of_weights, _names(subject, subset_of_weights))
-    proof = prove(subject, claim, name=name, lams=lams)
+    claim = Check(curvature, subset_of_weights, _names(subject, subset_of_weights))
+    proof = verify(subject, claim, name=name, lams=lams)
     return write_result([replace(proof, notes=tuple(notes))], out)
 
 
-def verify_zoo(*, out: Path, listener: Listener | None = None, cases: Iterable[Case] | None = None) -> VerifyResult:
-    """Prove a covering of the zoo: each pair of architecture, likelihood, training, curvature and weights once.
+def verify_test_problems(
+    *, out: Path, listener: Listener | None = None, cases: Iterable[Case] | None = None
+) -> VerifyResult:
+    """Prove a pairwise_cover of the zoo: each pair of architecture, likelihood, training, curvature and weights once.
 
     The error of posterior draws is split into its parts where the GGN of all weights is proved.
     """
     proofs = []
-    for case in covering() if cases is None else cases:
+    for case in pairwise_cover() if cases is None else cases:
         if listener is not None:
             listener(str(case))
-        claim = Claim(case.curvature, case.subset_of_weights, case.names)
+        claim = Check(case.curvature, case.subset_of_weights, case.names)
         name = f"{case.architecture}, {case.likelihood}, {case.training}"
-        proofs.append(prove(case.problem, claim, name=name, split=(case.curvature, case.subset) == ("ggn", "all")))
+        proofs.append(verify(case.problem, claim, name=name, split=(case.curvature, case.subset) == ("ggn", "all")))
     return write_result(proofs, out)
 
 
-def write_result(proofs: Sequence[Proof], out: Path) -> VerifyResult:
+def write_result(proofs: Sequence[Verification], out: Path) -> VerifyResult:
     """Write verify.json, verify.md, ladder.png and ladder.svg into `out`, each whole or not at all."""
     figure = ladder_figure(proofs)
     for form in ("png", "svg"):
@@ -95,7 +97,7 @@ def write_result(proofs: Sequence[Proof], out: Path) -> VerifyResult:
     return VerifyResult(tuple(proofs), out)
 
 
-def _subject(problem: Problem, n_points: int) -> tuple[Subject, list[str]]:
+def _subject(problem: Problem, n_points: int) -> tuple[VerificationCase, list[str]]:
     """The problem in float64 on the CPU, and what was done to it, in words."""
     model, notes = copy.deepcopy(problem.model).cpu(), []
     if problem.trains_model:
@@ -111,7 +113,7 @@ def _subject(problem: Problem, n_points: int) -> tuple[Subject, list[str]]:
     check_model(model)
     batches = [_in_double((batch.x, batch.y)) for batch in rows(problem.train)]
     x, _ = _in_double((_queries(problem, n_points), torch.zeros(1)))
-    return Subject(model, problem.likelihood, problem.prior_precision, batches, x), notes
+    return VerificationCase(model, problem.likelihood, problem.prior_precision, batches, x), notes
 
 
 def _queries(problem: Problem, n_points: int) -> PyTree:
@@ -136,7 +138,7 @@ def _in_double(batch: tuple[PyTree, Tensor]) -> tuple[PyTree, Tensor]:
     return double
 
 
-def _names(subject: Subject, subset: SubsetSpec) -> list[str]:
+def _names(subject: VerificationCase, subset: SubsetSpec) -> list[str]:
     if subset == "last_layer":
         return last_linear_names(subject.model, subject.batches[0][0])
     return matching_names(subject.model, subset)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from bdl_bench.verify.reference import DenseReference
 from estimators.likelihoods import Likelihood
 
-__all__ = ["Subject", "names_of"]
+__all__ = ["VerificationCase", "names_of"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class VerificationCase:
     """A network at θ̂ in eval mode; batches of (x, y), ragged where they come so; queries, a batch of x."""
 
     model: nn.Module

@@ -11,8 +11,8 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from bdl_bench.verify.checks import Proof
-from bdl_bench.verify.lambda_sweep import Ladder
+from bdl_bench.verify.checks import Verification
+from bdl_bench.verify.lambda_sweep import LambdaSweep
 from estimators.persistence.atomic import write_text
 
 __all__ = ["to_json", "to_markdown", "to_terminal", "verdict", "write_table"]
@@ -39,19 +39,19 @@ for the GGN) and `RegVar(Pointwise(), LinearResponse())`; bound 1e-8. *Slopes*: 
 2e-4 and 1e-6. *Relative gradient*: ‖∇L‖/‖δθ̂‖ at θ̂, 0 where it is stationary."""
 
 
-def write_table(proofs: Sequence[Proof], path: Path) -> None:
+def write_table(proofs: Sequence[Verification], path: Path) -> None:
     """The Markdown page of the full suite, whole or not at all."""
     write_text(path, to_markdown(proofs, title="Verification: RegVar against the dense reference"))
 
 
-def verdict(proof: Proof) -> str:
+def verdict(proof: Verification) -> str:
     """One or two words."""
     if proof.failures():
         return "fails"
     return "agrees" if proof.definite else "refused, as it must be"
 
 
-def to_terminal(proofs: Sequence[Proof]) -> Group:
+def to_terminal(proofs: Sequence[Verification]) -> Group:
     """The tables of `proofs`, one line each, and the parts of the error where they were measured."""
     table = Table(*_HEADER, box=None, pad_edge=False)
     for proof in proofs:
@@ -66,7 +66,7 @@ def to_terminal(proofs: Sequence[Proof]) -> Group:
     return Group(*parts)
 
 
-def to_markdown(proofs: Sequence[Proof], *, title: str = "Verification") -> str:
+def to_markdown(proofs: Sequence[Verification], *, title: str = "Verification") -> str:
     """The same as Markdown."""
     failed = sum(bool(proof.failures()) for proof in proofs)
     lines = [f"# {title}", "", f"{len(proofs)} cases, {failed} of them with a bound that does not hold.", "", _LEGEND]
@@ -76,7 +76,7 @@ def to_markdown(proofs: Sequence[Proof], *, title: str = "Verification") -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_json(proofs: Sequence[Proof]) -> str:
+def to_json(proofs: Sequence[Verification]) -> str:
     """Every number."""
     content = []
     for proof in proofs:
@@ -85,7 +85,7 @@ def to_json(proofs: Sequence[Proof]) -> str:
     return json.dumps({"proofs": content}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _details(proof: Proof) -> list[str]:
+def _details(proof: Verification) -> list[str]:
     lines = [f"- {text}" for text in (*proof.failures(), *proof.notes)]
     if proof.links:
         rows = [
@@ -96,7 +96,7 @@ def _details(proof: Proof) -> list[str]:
     return ["", f"## {proof.name}", "", *lines] if lines else []
 
 
-def _links_table(proof: Proof) -> Group:
+def _links_table(proof: Verification) -> Group:
     title = f"{escape(proof.name)}: where the error of posterior draws comes from"
     table = Table("part", "from → to", "error", "mean ratio", title=title, box=None, title_justify="left")
     for link in proof.links:
@@ -105,7 +105,7 @@ def _links_table(proof: Proof) -> Group:
     return Group(table, *(escape(note) for note in notes))
 
 
-def _cells(proof: Proof) -> tuple[str, ...]:
+def _cells(proof: Verification) -> tuple[str, ...]:
     forward, central = proof.ladders.get("forward"), proof.ladders.get("central")
     return (
         proof.name,
@@ -123,7 +123,7 @@ def _cells(proof: Proof) -> tuple[str, ...]:
     )
 
 
-def _slope(ladder: Ladder | None) -> str:
+def _slope(ladder: LambdaSweep | None) -> str:
     if ladder is None:
         return "–"
     return ladder.order.note if ladder.order.slope is None else f"{ladder.order.slope:.3f}"

@@ -71,11 +71,11 @@ def regvar(
     problem: Problem, x: Tensor, k: int, solver: Solver, readout: str, seed: int, block: str | None = "auto"
 ) -> tuple[Tensor, float, Measured]:
     """Variance, total passes, energy error."""
-    draws = PosteriorDraws(k, seed=seed, readout=readout, exact_block=block)
+    draws = PosteriorDraws(k, seed=seed, readout=readout, rao_blackwell=block)
     delta = problem.prior_precision
     fitted = RegVar(problem.model, "classification", prior_precision=delta, regularizer=draws, solver=solver)
     fitted.fit(problem.train)
-    more = {"passes_a_draw": fitted.fit_report_.total_passes, "energy_error": fitted.energy_error_}
+    more = {"passes_a_draw": fitted.fit_report_.total_passes, "a_norm_error": fitted.a_norm_error_}
     return fitted.variance(x), k * fitted.fit_report_.total_passes, more
 
 

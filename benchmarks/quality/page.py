@@ -68,5 +68,5 @@ def _line(points: list[Measured]) -> list[str]:
         f"{median('spearman'):.3f} ({min(p['spearman'] for p in points):.3f})",
         f"{median('relative_rmse'):.3f} ({max(p['relative_rmse'] for p in points):.3f})",
         f"{statistics.median(ratios):.3f} ({farthest:.3f})",
-        f"{median('energy_error'):.3f}" if "energy_error" in first else "–",
+        f"{median('a_norm_error'):.3f}" if "a_norm_error" in first else "–",
     ]

@@ -62,7 +62,7 @@ def _network(width: int) -> nn.Module:
 def _fit(name: str, n_data: int, width: int) -> None:
     solver, readout = SOLVERS[name]
     model = _network(width)
-    draws = PosteriorDraws(DRAWS, exact_block=None, readout=readout)  # a block costs the cube of the last layer
+    draws = PosteriorDraws(DRAWS, rao_blackwell=None, readout=readout)  # a block costs the cube of the last layer
     loader = [(torch.randn(64, 64), torch.randint(0, 10, (64,))) for _ in range(n_data // 64)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)

@@ -21,9 +21,9 @@ __all__ = ["SOLVERS", "measure_memory"]
 _REPLICAS = (4, 8, 16, 32)
 _ROWS, _WIDTH = 256, 1024
 SOLVERS: dict[str, Callable[[], Solver]] = {
-    "FineTune, one replica at a time": partial(FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), batch_replicas=1),
+    "FineTune, one replica at a time": partial(FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), vmap_chunk_size=1),
     "FineTune, one replica in flight": partial(
-        FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), batch_replicas=1, in_flight=1
+        FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), vmap_chunk_size=1, in_flight=1
     ),
     "LinearResponse": LinearResponse,
 }
@@ -66,5 +66,5 @@ def _plain() -> None:
 
 
 def _fit(name: str, n_draws: int) -> None:
-    draws = PosteriorDraws(n_draws, exact_block=None)
+    draws = PosteriorDraws(n_draws, rao_blackwell=None)
     RegVar(_network(), "classification", prior_precision=10.0, regularizer=draws, solver=SOLVERS[name]()).fit(_data())

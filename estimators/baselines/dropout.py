@@ -121,12 +121,12 @@ class MCDropout(MembersEstimator):
 
     def _members(self, x: PyTree) -> Tensor:
         network = self._fixed
-        pieces = network.pieces if self.trained_ is None else self.trained_
+        params = network.params if self.trained_ is None else self.trained_
         layers = [module for module in network.module.modules() if isinstance(module, FixedDropout)]
         outputs = []
         for seed in member_seeds(self.seed, self.n_samples):
             for layer, of_layer in zip(layers, member_seeds(seed, len(layers)), strict=True):
                 layer.draw(of_layer, n_rows(x))
             with torch.no_grad():
-                outputs.append(network.with_pieces(pieces, x))
+                outputs.append(network.functional_outputs(params, x))
         return torch.stack(outputs)

@@ -136,7 +136,7 @@ class DeepEnsemble(MembersEstimator):
     def _members(self, x: PyTree) -> Tensor:
         network = self.network_
         with torch.no_grad():
-            others = [network.with_pieces(member, x) for member in self.members_]
+            others = [network.functional_outputs(member, x) for member in self.members_]
         return torch.stack([network.outputs(x), *others])
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from estimators.curvature.layerwise.blocks import BlockPrecision, Blocks
-from estimators.curvature.layerwise.kronecker_block import EigenBlock
+from estimators.curvature.layerwise.kronecker_block import KroneckerBlock
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.fit_report import PassReport
-from estimators.models.functionals import Functional, Through
-from estimators.models.layer_jacobians import Layers
+from estimators.models.functionals import ComposedNetwork, Functional
+from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
@@ -48,7 +48,7 @@ class GradientNorm(UncertaintyEstimator):
         return _identity(self.network_, x).variance_at(self.network_, x)
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return _identity(self.network_, x).variance_at(Through(self.network_, of), x)
+        return _identity(self.network_, x).variance_at(ComposedNetwork(self.network_, of), x)
 
     def _covariance(self, x: PyTree) -> Tensor:
         return _identity(self.network_, x).covariance_at(self.network_, x)
@@ -61,8 +61,8 @@ class GradientNorm(UncertaintyEstimator):
 
 def _identity(network: Network, x: PyTree) -> BlockPrecision:
     """A = I over the layers that these inputs go through."""
-    layers, zero = Layers(network, x), network.theta.new_zeros(())
+    layers, zero = LayerwiseJacobian(network, x), network.theta.new_zeros(())
     rest = zero.expand(network.subset.n_entries(layers.rest))
-    blocks = dict.fromkeys(layers.maps, EigenBlock(zero))
+    blocks = dict.fromkeys(layers.maps, KroneckerBlock(zero))
     nothing = Blocks(network, layers.maps, layers.rest, blocks, rest)
     return nothing.precision(torch.ones_like(network.theta))

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from estimators.data.training_data import Batches
+from estimators.data.training_data import TrainingData
 from estimators.errors import OptionError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.likelihoods import Gaussian, Likelihood
@@ -152,7 +152,7 @@ class LaplaceTorch(UncertaintyEstimator):
 class _Rows:
     """Batches as its loader: it asks for the length of `dataset`, and for tuples or dicts."""
 
-    batches: Batches
+    batches: TrainingData
 
     @property
     def dataset(self) -> range:

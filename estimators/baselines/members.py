@@ -12,7 +12,7 @@ from torch import Tensor
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods.prediction import Prediction
-from estimators.models.functionals import Functional, Through
+from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_integer
@@ -81,7 +81,7 @@ class MembersEstimator(UncertaintyEstimator):
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
         members = self._members(x)
-        slopes = Through(self.network_, of).slopes(x, at=members.mean(0))
+        slopes = ComposedNetwork(self.network_, of).slopes(x, at=members.mean(0))
         return torch.einsum("mdc,smc->smd", slopes, members).var(0)
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from estimators.baselines.members import MembersEstimator
 from estimators.baselines.stacked_minimum import Whitening, stacked_minimum
-from estimators.curvature.last_layer.features import Head
+from estimators.curvature.last_layer.features import LastLayer
 from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
 from estimators.models.last_linear import last_linear_names
@@ -76,7 +76,7 @@ class MultiHeadEnsemble(MembersEstimator):
         return last_linear_names(self.model, self._first_inputs(train_loader))
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
-        self.head_ = Head.of(objective.network, next(iter(objective.batches)).x)
+        self.head_ = LastLayer.of(objective.network, next(iter(objective.batches)).x)
         generator = torch.Generator().manual_seed(self.seed)
         wide = algebra_dtype(objective.theta.device)
         anchors = self._anchors(objective, generator).to(wide)
@@ -149,16 +149,16 @@ class MultiHeadEnsemble(MembersEstimator):
         return loss.detach(), slope
 
     def _features(self, x: PyTree) -> Tensor:
-        with self.head_.listening() as heard:
+        with self.head_.capture_features() as heard:
             self.head_.network.outputs(x)
-        return heard.at_places
+        return heard.at_positions
 
     def _learned(self) -> Learned:
         return {"heads": self.heads_}, {**super()._learned()[1], "head": self.head_.description()}
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         super()._restore(objective, tensors, learned)
-        self.head_, self.heads_ = Head.described(objective.network, learned["head"]), tensors["heads"]
+        self.head_, self.heads_ = LastLayer.described(objective.network, learned["head"]), tensors["heads"]
 
     def _members(self, x: PyTree) -> Tensor:
         return _apply(self.heads_, self._features(x)).flatten(2)

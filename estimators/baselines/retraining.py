@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from estimators.data.training_data import Batches
+from estimators.data.training_data import TrainingData
 from estimators.errors import ModelError, OptionError
 from estimators.objective.objective import Objective
 from estimators.runtime.module_wrappers import plain_names, unwrapped
@@ -61,18 +61,18 @@ class Retraining:
 
     def _count(self, objective: Objective) -> None:
         n = objective.batches.n_data
-        epochs = self.recipe.for_rows(n).epochs
+        epochs = self.recipe.resolve(n).epochs
         assert not isinstance(epochs, str)
-        with objective.network.ledger.part("training"):
-            objective.network.ledger.forward(epochs * n)
-            objective.network.ledger.backward(epochs * n)
+        with objective.network.pass_counter.part("training"):
+            objective.network.pass_counter.forward(epochs * n)
+            objective.network.pass_counter.backward(epochs * n)
 
 
 @dataclass(frozen=True)
 class _Rows:
     """Batches as a loader of pairs; those that are not stored as their own loader, which shuffles anew each epoch."""
 
-    batches: Batches
+    batches: TrainingData
 
     def __iter__(self) -> Iterator[Any]:
         if self.batches.stored is None:

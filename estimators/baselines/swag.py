@@ -91,11 +91,11 @@ class SWAG(MembersEstimator):
 
         def gradient(theta: Tensor, batch: Batch) -> Tensor:
             targets, share = objective.data_term.targets(objective.network, batch), objective.share(batch)
-            with differentiable(), objective.network.ledger.transformed(backward=1):
+            with differentiable(), objective.network.pass_counter.transformed(backward=1):
                 slope: Tensor = grad(objective.batch_loss)(theta, batch.x, targets, share)
             return slope.detach()
 
-        with objective.network.ledger.part("training"):
+        with objective.network.pass_counter.part("training"):
             fit_weights(
                 objective.theta,
                 gradient,
@@ -108,7 +108,7 @@ class SWAG(MembersEstimator):
         self.fit_report_ = PassReport.of(objective)
 
     def _with_rate(self, objective: Objective) -> Recipe:
-        recipe = self.recipe.for_rows(objective.batches.n_data)
+        recipe = self.recipe.resolve(objective.batches.n_data)
         if recipe.lr != "auto":
             return recipe
         largest = auto_learning_rate(objective.centred(curvature="ggn"), recipe, seed=self.seed)

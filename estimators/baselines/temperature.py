@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.baselines.map import MAP
-from estimators.data.training_data import Batches
+from estimators.data.training_data import TrainingData
 from estimators.errors import NotConvergedWarning, UnsupportedError
 from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
@@ -64,8 +64,8 @@ class TemperatureScaling(MAP):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         network = objective.network
-        with network.ledger.part("validation"):
-            batches = Batches.checked(self.validation, network, self.likelihood)
+        with network.pass_counter.part("validation"):
+            batches = TrainingData.checked(self.validation, network, self.likelihood)
             wide = algebra_dtype(network.theta.device)
             held_out = [(network.outputs(batch.x).to(wide), batch.y) for batch in batches]
         self.temperature_ = best_temperature(self.likelihood, held_out)

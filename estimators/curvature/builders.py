@@ -10,11 +10,11 @@ import torch
 from estimators.curvature.dense.ggn import dense_ggn, dense_hessian, ggn_rows
 from estimators.curvature.forms import (
     DataCurvature,
-    Matrix,
-    Products,
-    Rows,
-    RowsInFactors,
-    StreamedRows,
+    DenseCurvature,
+    FactoredCurvature,
+    JacobianCurvature,
+    MatrixFreeCurvature,
+    ProductCurvature,
     centre_of,
     restored,
 )
@@ -28,8 +28,8 @@ from estimators.curvature.sizes import dual_bytes, n_ggn_rows, refuse_dense, str
 from estimators.errors import UnsupportedError
 from estimators.models.derivative_routes import FAILURES, is_ours, short
 from estimators.models.jacobians import JacobianRows
-from estimators.objective.float64 import widened
-from estimators.objective.objective import Labels, Objective
+from estimators.objective.float64 import to_float64
+from estimators.objective.objective import LabelLoss, Objective
 from estimators.runtime.memory import refuse_if_too_large
 
 LOW_RANK = 100
@@ -39,11 +39,11 @@ __all__ = [
     "LOW_RANK",
     "Built",
     "DataCurvature",
-    "Matrix",
-    "Products",
-    "Rows",
-    "RowsInFactors",
-    "StreamedRows",
+    "DenseCurvature",
+    "FactoredCurvature",
+    "JacobianCurvature",
+    "MatrixFreeCurvature",
+    "ProductCurvature",
     "build_low_rank",
     "centre_of",
     "restored",
@@ -55,14 +55,14 @@ def build_matrix_ggn(objective: Objective) -> Built:
     layers = layers_of(objective)
     if worthwhile(layers):
         with suppress(UnsupportedError):  # rows that use other layers, or several times
-            return Matrix(layered_ggn(objective, layers), exact_hessian=False), "layers"
+            return DenseCurvature(layered_ggn(objective, layers), exact_hessian=False), "layers"
     jacobian = JacobianRows(objective.network)
-    return Matrix(dense_ggn(objective, jacobian), exact_hessian=False), jacobian.backend
+    return DenseCurvature(dense_ggn(objective, jacobian), exact_hessian=False), jacobian.backend
 
 
 def build_matrix_hessian(objective: Objective) -> Built:
     refuse_dense(objective)
-    return Matrix(dense_hessian(widened(objective)), exact_hessian=True), "products"
+    return DenseCurvature(dense_hessian(to_float64(objective)), exact_hessian=True), "products"
 
 
 def build_rows(objective: Objective) -> Built:
@@ -70,10 +70,10 @@ def build_rows(objective: Objective) -> Built:
     _refuse_dual(objective, dual_bytes(objective, layers))
     if in_factors(layers):
         with suppress(UnsupportedError):
-            return RowsInFactors(factored_rows(objective, layers)), "layers"
+            return FactoredCurvature(factored_rows(objective, layers)), "layers"
         _refuse_dual(objective, whole_rows_bytes(objective, layers))
     jacobian = JacobianRows(objective.network)
-    return Rows(torch.cat(list(ggn_rows(objective, jacobian)))), jacobian.backend
+    return JacobianCurvature(torch.cat(list(ggn_rows(objective, jacobian)))), jacobian.backend
 
 
 def _refuse_dual(objective: Objective, needed: int) -> None:
@@ -87,10 +87,10 @@ def build_streamed(objective: Objective) -> Built:
         device=objective.theta.device,
         remedy='inverse="cg", or RegVar.',
     )
-    objective = widened(objective)
+    objective = to_float64(objective)
     try:
         marks = marks_of(objective)
-        return StreamedRows(objective, inner_matrix(objective, marks), marks), "products"
+        return MatrixFreeCurvature(objective, inner_matrix(objective, marks), marks), "products"
     except FAILURES as error:
         if is_ours(error):
             raise
@@ -102,7 +102,7 @@ def build_streamed(objective: Objective) -> Built:
 
 
 def build_products(objective: Objective) -> Built:
-    return Products(objective, exact_hessian=isinstance(objective.data_term, Labels)), "products"
+    return ProductCurvature(objective, exact_hessian=isinstance(objective.data_term, LabelLoss)), "products"
 
 
 def build_blocks(structure: str) -> Builder:
@@ -111,7 +111,7 @@ def build_blocks(structure: str) -> Builder:
 
 def build_low_rank(rank: int) -> Builder:
     """The leading directions of the GGN."""
-    return lambda objective: (Rows(low_rank_rows(objective, rank)), "products")
+    return lambda objective: (JacobianCurvature(low_rank_rows(objective, rank)), "products")
 
 
 Built = tuple[DataCurvature, str]

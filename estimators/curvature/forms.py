@@ -16,14 +16,23 @@ from estimators.curvature.krylov.definiteness import positive_definite
 from estimators.curvature.layerwise.blocks import Blocks
 from estimators.curvature.layerwise.factored_dual import FactoredDual
 from estimators.curvature.layerwise.factored_rows import FactoredRows
-from estimators.curvature.layerwise.matrix_free_dual import StreamedDual, inner_matrix
-from estimators.data.training_data import AbsentBatches
+from estimators.curvature.layerwise.matrix_free_dual import MatrixFreeDual, inner_matrix
+from estimators.data.training_data import AbsentTrainingData
 from estimators.models.layer_layout import Layout
 from estimators.numerics.dtype import algebra_dtype
-from estimators.objective.float64 import widened
+from estimators.objective.float64 import to_float64
 from estimators.objective.objective import Objective
 
-__all__ = ["DataCurvature", "Matrix", "Products", "Rows", "RowsInFactors", "StreamedRows", "centre_of", "restored"]
+__all__ = [
+    "DataCurvature",
+    "DenseCurvature",
+    "FactoredCurvature",
+    "JacobianCurvature",
+    "MatrixFreeCurvature",
+    "ProductCurvature",
+    "centre_of",
+    "restored",
+]
 
 
 class DataCurvature(Protocol):
@@ -47,7 +56,7 @@ class DataCurvature(Protocol):
 
 
 @dataclass(frozen=True)
-class Matrix:
+class DenseCurvature:
     """A dense (P, P) matrix; `exact_hessian` marks one that may be singular or indefinite."""
 
     matrix: Tensor
@@ -67,12 +76,12 @@ class Matrix:
     def description(self) -> dict[str, Any]:
         return {}
 
-    def moved(self, objective: Objective, scale: float) -> Matrix:  # noqa: ARG002
+    def moved(self, objective: Objective, scale: float) -> DenseCurvature:  # noqa: ARG002
         return self if scale == 1 else replace(self, matrix=scale * self.matrix)
 
 
 @dataclass(frozen=True)
-class Rows:
+class JacobianCurvature:
     """GGN rows R (N·C, P)."""
 
     rows: Tensor
@@ -86,12 +95,12 @@ class Rows:
     def description(self) -> dict[str, Any]:
         return {}
 
-    def moved(self, objective: Objective, scale: float) -> Rows:  # noqa: ARG002
-        return self if scale == 1 else Rows(scale**0.5 * self.rows)
+    def moved(self, objective: Objective, scale: float) -> JacobianCurvature:  # noqa: ARG002
+        return self if scale == 1 else JacobianCurvature(scale**0.5 * self.rows)
 
 
 @dataclass(frozen=True)
-class RowsInFactors:
+class FactoredCurvature:
     """GGN rows R (N·C, P), layer by layer in factors."""
 
     rows: FactoredRows
@@ -105,12 +114,12 @@ class RowsInFactors:
     def description(self) -> dict[str, Any]:
         return {"rows_of": self.rows.layout.description()}
 
-    def moved(self, objective: Objective, scale: float) -> RowsInFactors:  # noqa: ARG002
-        return self if scale == 1 else RowsInFactors(self.rows.scaled(scale**0.5))
+    def moved(self, objective: Objective, scale: float) -> FactoredCurvature:  # noqa: ARG002
+        return self if scale == 1 else FactoredCurvature(self.rows.scaled(scale**0.5))
 
 
 @dataclass(frozen=True)
-class StreamedRows:
+class MatrixFreeCurvature:
     """R D⁻¹ Rᵀ (N·C, N·C) for the prior of an objective in float64, whose data give products with R."""
 
     objective: Objective
@@ -121,10 +130,10 @@ class StreamedRows:
         prior_precision = prior_precision.to(self.inner.dtype)
         ratio = self.objective.prior.precision / prior_precision
         if bool((ratio == ratio[0]).all()):
-            return StreamedDual(self.objective, prior_precision, self.inner * ratio[0], self.marks)
+            return MatrixFreeDual(self.objective, prior_precision, self.inner * ratio[0], self.marks)
         prior = replace(self.objective.prior, precision=prior_precision)
         inner = inner_matrix(replace(self.objective, prior=prior), self.marks)
-        return StreamedDual(self.objective, prior_precision, inner, self.marks)
+        return MatrixFreeDual(self.objective, prior_precision, inner, self.marks)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"inner": self.inner, "marks": self.marks}
@@ -132,16 +141,16 @@ class StreamedRows:
     def description(self) -> dict[str, Any]:
         return {}
 
-    def moved(self, objective: Objective, scale: float) -> StreamedRows:
-        objective = widened(objective)
+    def moved(self, objective: Objective, scale: float) -> MatrixFreeCurvature:
+        objective = to_float64(objective)
         ratio = self.objective.prior.precision / objective.prior.precision
         if bool((ratio == ratio[0]).all()):
-            return StreamedRows(objective, self.inner * (scale * ratio[0]), self.marks)
-        return StreamedRows(objective, inner_matrix(objective, self.marks), self.marks)
+            return MatrixFreeCurvature(objective, self.inner * (scale * ratio[0]), self.marks)
+        return MatrixFreeCurvature(objective, inner_matrix(objective, self.marks), self.marks)
 
 
 @dataclass(frozen=True)
-class Products:
+class ProductCurvature:
     """Products with A of an objective, whose own prior is exchanged for the one asked for."""
 
     objective: Objective
@@ -151,7 +160,7 @@ class Products:
         if not _is_doubtful(prior_precision, exact_hessian=self.exact_hessian):
             return _by_products(self.objective, prior_precision, smallest=float(prior_precision.min()))
         here = self.objective
-        if not isinstance(here.batches, AbsentBatches):
+        if not isinstance(here.batches, AbsentTrainingData):
             here = positive_definite(here, lambda objective: _product_of(objective, prior_precision))
         return _by_products(here, prior_precision, smallest=0.0)
 
@@ -161,8 +170,8 @@ class Products:
     def description(self) -> dict[str, Any]:
         return {}
 
-    def moved(self, objective: Objective, scale: float) -> Products:  # noqa: ARG002
-        return Products(objective, self.exact_hessian)
+    def moved(self, objective: Objective, scale: float) -> ProductCurvature:  # noqa: ARG002
+        return ProductCurvature(objective, self.exact_hessian)
 
 
 def centre_of(objective: Objective, curvature: str) -> Objective:
@@ -176,15 +185,19 @@ def restored(
     """The data's curvature from its tensors; without any it is products, which need the data."""
     if "rows_of" in description:
         layout = Layout.described(objective.network.subset, description["rows_of"])
-        return RowsInFactors(FactoredRows.restored(layout, tensors))
+        return FactoredCurvature(FactoredRows.restored(layout, tensors))
     if description:
         return Blocks.restored(objective.network, tensors, description)
     exact_hessian = curvature == "hessian"
     if "inner" in tensors:
-        return StreamedRows(widened(centre_of(objective, curvature)), tensors["inner"], tensors["marks"])
+        return MatrixFreeCurvature(to_float64(centre_of(objective, curvature)), tensors["inner"], tensors["marks"])
     if "matrix" in tensors:
-        return Matrix(tensors["matrix"], exact_hessian)
-    return Rows(tensors["rows"]) if "rows" in tensors else Products(centre_of(objective, curvature), exact_hessian)
+        return DenseCurvature(tensors["matrix"], exact_hessian)
+    return (
+        JacobianCurvature(tensors["rows"])
+        if "rows" in tensors
+        else ProductCurvature(centre_of(objective, curvature), exact_hessian)
+    )
 
 
 def _product_of(objective: Objective, prior_precision: Tensor) -> Product:
@@ -202,7 +215,7 @@ def _by_products(objective: Objective, prior_precision: Tensor, *, smallest: flo
         tol=default_tolerance(theta.dtype),
         free=objective.available_bytes,
         smallest=smallest,
-        wider=None if widest else lambda: _by_products(widened(objective), prior_precision, smallest=smallest),
+        wider=None if widest else lambda: _by_products(to_float64(objective), prior_precision, smallest=smallest),
     )
 
 

@@ -8,7 +8,7 @@ from estimators.curvature.layerwise import factored_dual
 from estimators.curvature.layerwise import matrix_free_dual as streamed_dual
 from estimators.curvature.layerwise.factored_dual import in_factors
 from estimators.curvature.layerwise.whitened_rows import layers_of
-from estimators.models.layer_jacobians import Layers
+from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.numerics.dtype import algebra_dtype
 from estimators.objective.objective import Objective
 from estimators.runtime.memory import refuse_if_too_large
@@ -43,7 +43,7 @@ def dense_bytes(objective: Objective) -> int:
     return dense.bytes_needed(theta.numel(), algebra_dtype(theta.device).itemsize)
 
 
-def dual_bytes(objective: Objective, layers: Layers) -> int:
+def dual_bytes(objective: Objective, layers: LayerwiseJacobian) -> int:
     """Memory of the dual form, with its rows in factors where they can be."""
     if not in_factors(layers):
         return whole_rows_bytes(objective, layers)
@@ -52,7 +52,7 @@ def dual_bytes(objective: Objective, layers: Layers) -> int:
     return factored_dual.bytes_needed(objective.batches.n_data, layers.n_outputs, theta.numel(), maps, itemsize)
 
 
-def whole_rows_bytes(objective: Objective, layers: Layers) -> int:
+def whole_rows_bytes(objective: Objective, layers: LayerwiseJacobian) -> int:
     """Memory of the dual form with whole rows."""
     theta, n_rows = objective.theta, objective.batches.n_data * layers.n_outputs
     return dual.bytes_needed(n_rows, theta.numel(), algebra_dtype(theta.device).itemsize)

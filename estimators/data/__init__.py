@@ -1,6 +1,6 @@
 """Data: one batch, the training data as an iterable of batches, their checks, several processes."""
 
 from estimators.data.batch import Batch, Loader
-from estimators.data.training_data import AbsentBatches, Batches
+from estimators.data.training_data import AbsentTrainingData, TrainingData
 
-__all__ = ["AbsentBatches", "Batch", "Batches", "Loader"]
+__all__ = ["AbsentTrainingData", "Batch", "Loader", "TrainingData"]

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from estimators.data.batch import Batch
-from estimators.data.training_data import Batches
+from estimators.data.training_data import TrainingData
 from estimators.errors import DataError, ModelError, OptionError
 from estimators.numerics.pytrees import select_rows
 
-__all__ = ["Team"]
+__all__ = ["ProcessGroup"]
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """Process `index` of `size`; `engine` adds up tensors. By itself a process is a team of one.
 
     `shares` is what they divide among them: "rows", those of every batch, whose sums `total` adds up; or "draws", the
@@ -31,7 +31,7 @@ class Team:
     shares: str = "rows"
 
     @classmethod
-    def of(cls, accelerator: Any) -> Team:  # noqa: ANN401
+    def of(cls, accelerator: Any) -> ProcessGroup:  # noqa: ANN401
         """The processes of an `accelerate.Accelerator`; None for one. Errors: OptionError."""
         if accelerator is None:
             return cls()
@@ -44,7 +44,7 @@ class Team:
         return cls(accelerator.process_index, accelerator.num_processes, accelerator)
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether it is the one that writes files."""
         return self.index == 0
 
@@ -98,7 +98,7 @@ class Team:
         total: Tensor = self.engine.reduce(mine, reduction="sum")
         return total
 
-    def check_alike(self, theta: Tensor, batches: Batches) -> None:
+    def check_alike(self, theta: Tensor, batches: TrainingData) -> None:
         """Refuse weights or data that are not the same in all processes. Errors: ModelError, DataError."""
         if self.size == 1:
             return

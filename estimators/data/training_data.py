@@ -16,16 +16,16 @@ from estimators.likelihoods import Likelihood
 from estimators.likelihoods.link_check import LinkCheck
 from estimators.models.network import Network
 from estimators.numerics.pytrees import ALL_ROWS, PyTree, RowLayout, concatenate, difference, select_rows
-from estimators.persistence.checksums import Sums
+from estimators.persistence.checksums import DatasetChecksum
 from estimators.runtime.rng import preserved_random_state
 
-__all__ = ["AbsentBatches", "Batches", "FreeBatches"]
+__all__ = ["AbsentTrainingData", "TrainingData", "UnlabelledData"]
 
 _CACHE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
-class Batches:
+class TrainingData:
     """The training data: iterate it as often as you like, the sums over it are the same each time.
 
     `n_data` is N, counted from what the loader yields; `stored` holds copies of the batches where they are small enough
@@ -36,11 +36,11 @@ class Batches:
     loader: Loader
     n_data: int
     stored: tuple[Batch, ...] | None = None
-    sums: Sums | None = None
+    sums: DatasetChecksum | None = None
     layout: RowLayout = ALL_ROWS
 
     @classmethod
-    def checked(cls, loader: Loader, network: Network, likelihood: Likelihood) -> Batches:
+    def checked(cls, loader: Loader, network: Network, likelihood: Likelihood) -> TrainingData:
         """Two passes over `loader`: validate every batch, count N, and refuse data that differ between passes.
 
         Errors: DataError (empty, shapes, labels, dtypes, devices, NaN or Inf), NonDeterministicError.
@@ -66,7 +66,7 @@ class Batches:
         return cls(loader, first.n_data, _marked(stored, first.layout), first.sums, first.layout)
 
     @staticmethod
-    def unchecked(loader: Loader, *, keep: bool, outputs: Callable[[PyTree], Tensor] | None = None) -> Batches:
+    def unchecked(loader: Loader, *, keep: bool, outputs: Callable[[PyTree], Tensor] | None = None) -> TrainingData:
         """For a training: one pass over `loader`, to count N and, with `keep`, to store what is small enough.
 
         `outputs` is the model, marked inputs -> f (B, ...): where all batches have one size, it tells which tensors
@@ -84,7 +84,7 @@ class Batches:
         layout.check_lists()
         if outputs is not None:
             layout = _resolved(layout, loader, kept.batches, outputs)
-        return FreeBatches(loader, n_data, _marked(kept.batches, layout), layout=layout)
+        return UnlabelledData(loader, n_data, _marked(kept.batches, layout), layout=layout)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.stored is not None:
@@ -115,7 +115,7 @@ class Batches:
             yield Batch(select_rows(x, index), y[index])
 
 
-class FreeBatches(Batches):
+class UnlabelledData(TrainingData):
     """The data of a training, whose epochs differ: what the loader and the network draw moves the random state on."""
 
     def __iter__(self) -> Iterator[Batch]:
@@ -124,7 +124,7 @@ class FreeBatches(Batches):
         return (split_batch(item).marked(self.layout) for item in self.loader)
 
 
-class AbsentBatches(Batches):
+class AbsentTrainingData(TrainingData):
     """The data of a fit that was loaded from a file: counted and summed, but not here."""
 
     def __iter__(self) -> Iterator[Batch]:
@@ -142,7 +142,7 @@ class _Pass:
     """What one pass saw: N, the sums, and which tensors have rows."""
 
     def __init__(self, layout: RowLayout = ALL_ROWS) -> None:
-        self.n_data, self.sums, self.layout = 0, Sums(), layout
+        self.n_data, self.sums, self.layout = 0, DatasetChecksum(), layout
         self.link: LinkCheck | None = None
         self._single: Batch | None = None
         self._paired = False

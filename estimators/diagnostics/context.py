@@ -9,16 +9,16 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from estimators.data.training_data import Batches
+from estimators.data.training_data import TrainingData
 from estimators.diagnostics.findings import Cost, Finding
 from estimators.likelihoods import Likelihood
 from estimators.objective.objective import Objective
 
-__all__ = ["Check", "Subject"]
+__all__ = ["Check", "DiagnosticContext"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class DiagnosticContext:
     """A trained network with its objective.
 
     model: the user's own. objective: over a copy of it in eval mode. splits: the rows of validation and test, where
@@ -27,7 +27,7 @@ class Subject:
 
     model: nn.Module
     objective: Objective
-    splits: dict[str, Batches] = field(default_factory=dict)
+    splits: dict[str, TrainingData] = field(default_factory=dict)
     weight_decay: float | torch.optim.Optimizer | None = None
     costs: list[Cost] = field(default_factory=list)
 
@@ -52,4 +52,4 @@ class Subject:
         return int(self.objective.network.outputs(next(iter(self.objective.batches)).x).shape[-1])
 
 
-Check = Callable[[Subject], Iterable[Finding]]
+Check = Callable[[DiagnosticContext], Iterable[Finding]]

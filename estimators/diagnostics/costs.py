@@ -14,7 +14,7 @@ from estimators.curvature.dense import dual
 from estimators.curvature.layerwise import factored_dual
 from estimators.curvature.layerwise import matrix_free_dual as streamed_dual
 from estimators.curvature.sizes import choose_inverse
-from estimators.diagnostics.context import Subject
+from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Cost, Finding
 from estimators.diagnostics.sizes import Sizes
 from estimators.regvar.regularizers import PosteriorDraws
@@ -33,7 +33,7 @@ _CHUNK_BYTES = 2**28  # of Jacobian rows at once
 _ITERATIONS = 100  # of CG: 80 for 3e-4 on a CNN of 38,000 parameters
 
 
-def cost_finding(subject: Subject) -> Iterator[Finding]:
+def cost_finding(subject: DiagnosticContext) -> Iterator[Finding]:
     """Which exact form fits, which methods do not; the table goes with the diagnosis."""
     sizes = Sizes.of(subject)
     costs = costs_of(sizes, subject)
@@ -67,7 +67,7 @@ _FULL = 'LinearizedLaplace(inverse="{}")'
 _DIVIDE_BY_DELTA = ('"dual"', '"streamed"', '"lowrank"')
 
 
-def costs_of(sizes: Sizes, subject: Subject) -> list[Cost]:
+def costs_of(sizes: Sizes, subject: DiagnosticContext) -> list[Cost]:
     """The table, exact methods first."""
     kinds: list[tuple[str, Callable[[Sizes], tuple[float, float, float]]]] = [
         (_FULL.format("cholesky"), _cholesky),
@@ -146,8 +146,8 @@ def _low_rank(s: Sizes) -> tuple[float, float, float]:
     return 4 * size * s.n_parameters * s.element, size + 2 * _COMPARED, 4 * size**2 * s.n_parameters
 
 
-def _fine_tune(s: Sizes, subject: Subject) -> tuple[float, float, float]:
-    epochs = DEFAULT_RECIPE.for_rows(s.n_data).epochs
+def _fine_tune(s: Sizes, subject: DiagnosticContext) -> tuple[float, float, float]:
+    epochs = DEFAULT_RECIPE.resolve(s.n_data).epochs
     assert isinstance(epochs, int)
     vector = s.n_parameters * s.element
     flying = min(_DRAWS, most_in_flight(subject.objective.theta[None]))

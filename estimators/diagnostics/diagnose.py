@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from estimators.baselines.map import MAP
-from estimators.data.training_data import Batches
-from estimators.diagnostics.context import Check, Subject
+from estimators.data.training_data import TrainingData
+from estimators.diagnostics.context import Check, DiagnosticContext
 from estimators.diagnostics.costs import cost_finding
 from estimators.diagnostics.diagnosis import Diagnosis
 from estimators.diagnostics.findings import Finding, Level
@@ -84,7 +84,7 @@ def diagnose(
             return Diagnosis((*found, outcome, _not_looked_at(checks)))
         found.append(parameter_finding(model, outcome.theta.numel()))
         splits = _splits({"validation": validation, "test": test})
-        subject = Subject(model, outcome, splits.rows, weight_decay)
+        subject = DiagnosticContext(model, outcome, splits.rows, weight_decay)
         found += splits.faults
         for name, check in CHECKS.items():
             if name in checks:
@@ -129,7 +129,7 @@ def _fault(name: str, error: EstimatorError) -> Finding:
 class _Splits:
     """Held-out rows, and the sets that could not be read."""
 
-    rows: dict[str, Batches]
+    rows: dict[str, TrainingData]
     faults: list[Finding]
 
 
@@ -139,13 +139,15 @@ def _splits(loaders: Mapping[str, Iterable[Any] | None]) -> _Splits:
         if loader is None:
             continue
         try:
-            splits.rows[name] = Batches.unchecked(loader, keep=True)
+            splits.rows[name] = TrainingData.unchecked(loader, keep=True)
         except EstimatorError as error:
             splits.faults.append(_fault(f"{name} data", error))
     return splits
 
 
-def _measured(name: str, check: Callable[[Subject], Iterable[Finding]], subject: Subject) -> Iterator[Finding]:
+def _measured(
+    name: str, check: Callable[[DiagnosticContext], Iterable[Finding]], subject: DiagnosticContext
+) -> Iterator[Finding]:
     """The findings of a check; one that could not be made says so."""
     try:
         yield from check(subject)

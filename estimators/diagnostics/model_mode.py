@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from estimators.diagnostics.context import Subject
+from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Finding, Level
 from estimators.models.checks import mode_faults, weight_faults
 from estimators.models.network import Network
@@ -75,7 +75,7 @@ def _tied(model: nn.Module) -> list[list[str]]:
     return [names for names in by_tensor.values() if len(names) > 1]
 
 
-def forward_findings(subject: Subject) -> Iterator[Finding]:
+def forward_findings(subject: DiagnosticContext) -> Iterator[Finding]:
     """Two forwards of one batch, a part of it by itself, and which parameters move the outputs at all."""
     network = subject.objective.network
     x = next(iter(subject.objective.batches)).x
@@ -114,7 +114,7 @@ def _independent(difference: float, dtype: torch.dtype) -> Finding:
     return Finding("independence of rows", "error", measured, meaning, remedy, values)
 
 
-def _unused(subject: Subject) -> Finding:
+def _unused(subject: DiagnosticContext) -> Finding:
     """Parameters of the subset that no output of the training rows depends on, seen through random cotangents."""
     network: Network = subject.objective.network
     generator = torch.Generator().manual_seed(0)

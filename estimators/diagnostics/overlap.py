@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from estimators.data.training_data import Batches
-from estimators.diagnostics.context import Subject
+from estimators.data.training_data import TrainingData
+from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Finding, Level
-from estimators.persistence.checksums import row_digests
+from estimators.persistence.checksums import row_hashes
 
 __all__ = ["overlap_findings"]
 
 _MANY = 0.05
 
 
-def overlap_findings(subject: Subject) -> Iterator[Finding]:
+def overlap_findings(subject: DiagnosticContext) -> Iterator[Finding]:
     """Inputs of validation and test that are among those of the sets before, and repeated training rows."""
     sets = {"train": subject.objective.batches, **subject.splits}
     digests = {name: _digests(batches) for name, batches in sets.items()}
@@ -25,9 +25,9 @@ def overlap_findings(subject: Subject) -> Iterator[Finding]:
             yield _shared(earlier, held_out, digests)
 
 
-def _digests(batches: Batches) -> list[bytes]:
+def _digests(batches: TrainingData) -> list[bytes]:
     """Of the inputs alone: a row with another label is the same row."""
-    return [digest for batch in batches for digest in row_digests(batch.x)]
+    return [digest for batch in batches for digest in row_hashes(batch.x)]
 
 
 def _repeated(train: list[bytes]) -> Finding:

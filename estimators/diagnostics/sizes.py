@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from estimators.curvature.layerwise.factored_dual import in_factors
-from estimators.data.training_data import Batches
-from estimators.diagnostics.context import Subject
+from estimators.data.training_data import TrainingData
+from estimators.diagnostics.context import DiagnosticContext
 from estimators.errors import EstimatorError
 from estimators.models.last_linear import find_last_linear
-from estimators.models.layer_jacobians import Layers
+from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree, n_rows
 from estimators.runtime.memory import available_bytes
@@ -47,12 +47,12 @@ class Sizes:
     seconds_a_flop: float
 
     @classmethod
-    def of(cls, subject: Subject) -> Sizes:
+    def of(cls, subject: DiagnosticContext) -> Sizes:
         """Of a network and its data: a batch goes through it three times, and all of the rows twice."""
         network, batches = subject.objective.network, subject.objective.batches
         theta, x = network.theta, next(iter(batches)).x
         dtype = algebra_dtype(theta.device)
-        layers = Layers(network, x)
+        layers = LayerwiseJacobian(network, x)
         one = theta.new_ones(1, n_rows(x), subject.n_outputs)
         seconds = _seconds(lambda: network.vjp(x, one), theta.device)
         return cls(
@@ -75,13 +75,13 @@ class Sizes:
 class _Pairs:
     """Batches as a loader gives them, none of them kept."""
 
-    batches: Batches
+    batches: TrainingData
 
     def __iter__(self) -> Iterator[tuple[PyTree, Tensor]]:
         return ((batch.x, batch.y) for batch in self.batches)
 
 
-def _head(subject: Subject) -> int | None:
+def _head(subject: DiagnosticContext) -> int | None:
     network = subject.objective.network
     try:
         layer = find_last_linear(network.module, next(iter(subject.objective.batches)).x)
@@ -91,11 +91,11 @@ def _head(subject: Subject) -> int | None:
     return sum(parameters[name].numel() for name in layer.parameter_names)
 
 
-def _seconds_of_checks(subject: Subject) -> float:
+def _seconds_of_checks(subject: DiagnosticContext) -> float:
     """Two passes with every batch validated."""
     objective = subject.objective
     start = _now(objective.theta.device)
-    Batches.checked(_Pairs(objective.batches), objective.network, objective.likelihood)
+    TrainingData.checked(_Pairs(objective.batches), objective.network, objective.likelihood)
     return _now(objective.theta.device) - start
 
 

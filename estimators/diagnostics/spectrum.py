@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from estimators.curvature.dense.cholesky import smallest_allowed_ratio
 from estimators.curvature.krylov.definiteness import extreme_eigenvalues
-from estimators.diagnostics.context import Subject
+from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Finding
 
 __all__ = ["spectrum_findings"]
@@ -15,7 +15,7 @@ _WHOLE, _STEPS, _STEPS_UP = 400, 64, 16
 _BUDGET = 2**31
 
 
-def spectrum_findings(subject: Subject) -> Iterator[Finding]:
+def spectrum_findings(subject: DiagnosticContext) -> Iterator[Finding]:
     """Smallest eigenvalue of ∇²L, largest of GGN + δ, by Lanczos; the whole spectrum below 400 parameters."""
     theta = subject.objective.theta
     room = max(8, _BUDGET // (2 * theta.numel() * theta.element_size()))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from estimators.curvature.krylov.block_cg import block_cg
-from estimators.diagnostics.context import Subject
+from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Finding, Level
 from estimators.regvar.report import relative_to_prior
 
@@ -16,7 +16,7 @@ _SMALL, _LARGE = 0.1, 1.0
 _ITERATIONS = 20
 
 
-def gradient_finding(subject: Subject) -> Iterator[Finding]:
+def gradient_finding(subject: DiagnosticContext) -> Iterator[Finding]:
     """‖∇L‖ / ‖δ(θ − θ₀)‖."""
     relative = relative_to_prior(subject.gradient, subject.objective)
     norm, loss = float(subject.gradient.norm()), float(subject.objective.loss(subject.objective.theta))
@@ -36,7 +36,7 @@ def gradient_finding(subject: Subject) -> Iterator[Finding]:
     yield Finding("gradient", "note" if relative <= _LARGE else "warning", measured, meaning, remedy, values)
 
 
-def newton_finding(subject: Subject) -> Iterator[Finding]:
+def newton_finding(subject: DiagnosticContext) -> Iterator[Finding]:
     """½ gᵀA⁻¹g with A = GGN + δ, by a few iterations of CG, which give it from below.
 
     By Cauchy and Schwarz |J A⁻¹g| ≤ √(J A⁻¹Jᵀ) √(gᵀA⁻¹g): a Newton step moves no linearised output by more than

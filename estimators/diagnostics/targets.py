@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from estimators.data.checks import check_batch
-from estimators.data.training_data import Batches
-from estimators.diagnostics.context import Subject
+from estimators.data.training_data import TrainingData
+from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Finding
 from estimators.likelihoods import Gaussian, Likelihood
 from estimators.likelihoods.categorical import Sites
@@ -30,7 +30,7 @@ class _Scores:
     y: Tensor
 
     @classmethod
-    def of(cls, subject: Subject, batches: Batches) -> _Scores:
+    def of(cls, subject: DiagnosticContext, batches: TrainingData) -> _Scores:
         pairs = []
         for batch in batches:
             f = check_batch(batch, subject.objective.network, subject.likelihood)
@@ -93,7 +93,7 @@ def _paired(likelihood: Likelihood, f: Tensor, y: Tensor) -> tuple[Tensor, Tenso
     return sites.by_site(f.flatten(1))[sites.kept], sites.labels[sites.kept]
 
 
-def target_findings(subject: Subject) -> Iterator[Finding]:
+def target_findings(subject: DiagnosticContext) -> Iterator[Finding]:
     """Balance of classes, noise against residuals, and whether the loss looks trained, on every set."""
     sets = {"train": subject.objective.batches, **subject.splits}
     scores = {name: _Scores.of(subject, batches) for name, batches in sets.items()}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from estimators.diagnostics.context import Subject
+from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Finding
 from estimators.errors import UnsupportedError
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -44,7 +44,7 @@ def prior_precision_of(
     )
 
 
-def decay_finding(subject: Subject) -> Iterator[Finding]:
+def decay_finding(subject: DiagnosticContext) -> Iterator[Finding]:
     """The δ that belongs to the weight decay, and how far the one passed is from it."""
     if subject.weight_decay is None:
         return
@@ -85,7 +85,7 @@ def _no_delta(optimizer: torch.optim.Optimizer) -> Finding:
     )
 
 
-def _n_labels(subject: Subject) -> int | None:
+def _n_labels(subject: DiagnosticContext) -> int | None:
     """T, where a row has several labels, or none: those that are kept."""
     if subject.likelihood.kind != "classification":
         return None
@@ -98,7 +98,7 @@ def _n_labels(subject: Subject) -> int | None:
     return None if one_a_row else total
 
 
-def _decays(subject: Subject) -> dict[str, float]:
+def _decays(subject: DiagnosticContext) -> dict[str, float]:
     """The weight decay of each parameter of the subset; those that no group of the optimizer has were not trained."""
     names = list(subject.objective.network.subset.shapes)
     if not isinstance(subject.weight_decay, torch.optim.Optimizer):
@@ -109,7 +109,7 @@ def _decays(subject: Subject) -> dict[str, float]:
     return {name: found[id(parameters[name])] for name in names if id(parameters[name]) in found}
 
 
-def _compared(subject: Subject, decays: dict[str, float], factor: float) -> Finding:
+def _compared(subject: DiagnosticContext, decays: dict[str, float], factor: float) -> Finding:
     if not any(decays.values()):
         meaning = "the prior had no part in training: every prior precision is chosen afterwards."
         remedy = "choose prior_precision on validation data, or by the marginal likelihood"

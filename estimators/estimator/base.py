@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from estimators.data.batch import first_batch
 from estimators.data.checks import check_inputs
-from estimators.data.distributed import Team
+from estimators.data.distributed import ProcessGroup
 from estimators.data.inputs import as_inputs
-from estimators.data.training_data import Batches
+from estimators.data.training_data import TrainingData
 from estimators.errors import DataError, OptionError, UnsupportedError
 from estimators.estimator.refitting import Refittable
 from estimators.likelihoods import Likelihood, resolve_likelihood
@@ -23,15 +23,15 @@ from estimators.likelihoods.prediction import Prediction
 from estimators.models.checks import check_model
 from estimators.models.derivative_routes import FAILURES, is_ours, short
 from estimators.models.exclusive import exclusively
-from estimators.models.functionals import Functional, Through, variance_by_covariance
+from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.models.last_linear import last_linear_names
 from estimators.models.network import Network
 from estimators.models.subsets import SubsetSpec, checked_subset, delta_of_names, matching_names
 from estimators.numerics.pytrees import PyTree, n_rows
-from estimators.objective.objective import Labels, Objective, Prior
+from estimators.objective.objective import LabelLoss, Objective, Prior
 from estimators.option_checks import checked_choice, checked_integer, checked_number, checked_precision, checked_seed
 from estimators.persistence.checkpoint import Checkpoint, File
-from estimators.persistence.fingerprint import fingerprint, refuse_if_changed
+from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
 from estimators.runtime.rng import preserved_random_state
 
@@ -93,16 +93,16 @@ class UncertaintyEstimator(Refittable):
         ModelChangedError where the file belongs to another fit.
         """
         with preserved_random_state():
-            objective = replace(self._objective(train_loader), team=Team.of(accelerator))
-            objective.team.check_alike(objective.theta, objective.batches)
+            objective = replace(self._objective(train_loader), process_group=ProcessGroup.of(accelerator))
+            objective.process_group.check_alike(objective.theta, objective.batches)
             if checkpoint is None:
                 self._checked_fit(objective, progress_bar=progress_bar)
             else:
                 self._fit_on(Path(checkpoint), objective, progress_bar=progress_bar)
         self.objective_, self._calibrated_by = objective, None
         self._report_derivatives(objective)
-        self.fingerprint_ = fingerprint(self.model, objective.network.pieces)
-        if checkpoint is not None and objective.team.leads:
+        self.weight_checksum_ = weight_checksum(self.model, objective.network.params)
+        if checkpoint is not None and objective.process_group.is_main_process:
             self.save(checkpoint)
         return self
 
@@ -110,7 +110,9 @@ class UncertaintyEstimator(Refittable):
         """Go on from a file, or begin."""
         if type(self)._learned is UncertaintyEstimator._learned:
             raise self._unsaved()
-        self._checkpoint = File(path, self._about(objective, {}), objective.network.ledger, objective.team.leads)
+        self._checkpoint = File(
+            path, self._about(objective, {}), objective.network.pass_counter, objective.process_group.is_main_process
+        )
         try:
             finished = self._checkpoint.finished()
             if finished is None:
@@ -132,12 +134,12 @@ class UncertaintyEstimator(Refittable):
         check_model(self.model)
         names = self._names(train_loader)
         network = Network(self.model, names)
-        return self._over(network, Batches.checked(train_loader, network, self.likelihood))
+        return self._over(network, TrainingData.checked(train_loader, network, self.likelihood))
 
-    def _over(self, network: Network, batches: Batches) -> Objective:
+    def _over(self, network: Network, batches: TrainingData) -> Objective:
         mean = torch.full_like(network.theta, self.prior_mean)
         prior = Prior(precision_vector(self.prior_precision, network), mean)
-        return Objective(network, Labels(self.likelihood), prior, batches)
+        return Objective(network, LabelLoss(self.likelihood), prior, batches)
 
     def _names(self, train_loader: Iterable[Any]) -> list[str]:
         if self.subset_of_weights == "last_layer":
@@ -213,7 +215,7 @@ class UncertaintyEstimator(Refittable):
         return shape
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return variance_by_covariance(Through(self.network_, of).slopes(x), self._covariance(x))
+        return variance_by_covariance(ComposedNetwork(self.network_, of).slopes(x), self._covariance(x))
 
     @exclusively
     def covariance(self, x: PyTree) -> Tensor:
@@ -268,7 +270,7 @@ class UncertaintyEstimator(Refittable):
     def _checked_outputs(self, x: PyTree) -> Tensor:
         """The outputs at θ̂ of marked inputs that are a query."""
         self._check_fitted()
-        refuse_if_changed(self.model, self.fingerprint_, self.network_.pieces)
+        refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
         f = check_inputs(x, self.network_, what="query")
         if not len(f):
             raise DataError("at least one query row", received="none", remedy="leave out empty batches.")

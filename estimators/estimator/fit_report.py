@@ -39,4 +39,4 @@ class PassReport(FitReport):
     @classmethod
     def of(cls, objective: Objective) -> PassReport:
         """What the ledger of its network has."""
-        return cls(passes=objective.network.ledger.passes(objective.batches.n_data, 1))
+        return cls(passes=objective.network.pass_counter.passes(objective.batches.n_data, 1))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from estimators.data.training_data import Batches
+from estimators.data.training_data import TrainingData
 from estimators.errors import OptionError, UnsupportedError
 from estimators.estimator.options import constructor_options, stored_option
 from estimators.estimator.saving import Storable
@@ -17,7 +17,7 @@ from estimators.likelihoods import Gaussian
 from estimators.models.exclusive import exclusively
 from estimators.models.network import Network
 from estimators.objective.objective import Objective
-from estimators.persistence.fingerprint import fingerprint, refuse_if_changed
+from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
 from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["Refittable", "rebuilt"]
@@ -62,7 +62,7 @@ class Refittable(Storable):
         was loaded without its data and needs them; those of `fit`.
         """
         self._check_fitted()
-        refuse_if_changed(self.model, self.fingerprint_, self.network_.pieces)
+        refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
         new: Self = rebuilt(self, options)
         if new.likelihood.kind != self.likelihood.kind:
             raise OptionError(
@@ -75,7 +75,7 @@ class Refittable(Storable):
             with objective.network.check.on_training_rows():
                 new._refit(self, objective, frozenset(options))
             objective.network.check.forget_gradients()
-        new.objective_, new.fingerprint_ = objective, fingerprint(self.model, objective.network.pieces)
+        new.objective_, new.weight_checksum_ = objective, weight_checksum(self.model, objective.network.params)
         new._report_derivatives(objective)
         return new
 
@@ -86,7 +86,7 @@ class Refittable(Storable):
         same = set(names) == set(self.network_.subset.shapes)
         network = self.network_.counted_anew() if same else Network(self.model, names)
         network.data_seen(batches.n_data)
-        return replace(new._over(network, batches), team=self.objective_.team)
+        return replace(new._over(network, batches), process_group=self.objective_.process_group)
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:  # noqa: ARG002
         """`_fit`, or less where `fitted`, with these options changed, has a part of it already."""
@@ -99,7 +99,7 @@ class Refittable(Storable):
     @property
     def passes_(self) -> float:
         """What this fit has spent, queries included, in passes of forward and backward over N rows."""
-        return self.network_.ledger.cost / self.n_data_
+        return self.network_.pass_counter.cost / self.n_data_
 
     @abstractmethod
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
@@ -114,7 +114,7 @@ class Refittable(Storable):
 class _Pairs:
     """Batches as a loader of pairs."""
 
-    batches: Batches
+    batches: TrainingData
 
     def __iter__(self) -> Iterator[Any]:
         return ((batch.x, batch.y) for batch in self.batches)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from estimators.data.training_data import AbsentBatches, Batches
+from estimators.data.training_data import AbsentTrainingData, TrainingData
 from estimators.errors import CalibrationNotSavedWarning, NotFittedError, StateError, UnsupportedError
 from estimators.estimator.fit_report import FitReport
 from estimators.estimator.options import constructor_options, stored_option
@@ -22,9 +22,9 @@ from estimators.models.network import Network
 from estimators.models.self_check import DerivativeReport
 from estimators.numerics.pytrees import RowLayout
 from estimators.objective.objective import Objective
-from estimators.persistence.fingerprint import Fingerprint, fingerprint, refuse_if_changed
 from estimators.persistence.option_values import described
 from estimators.persistence.state import ABOUT, TUNING, About, FittedState, Learned, digest, read_file, write_file
+from estimators.persistence.weight_checksum import Fingerprint, refuse_if_changed, weight_checksum
 from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["Storable"]
@@ -39,7 +39,7 @@ class Storable(ABC):
     model: nn.Module
     likelihood: Likelihood
     objective_: Objective
-    fingerprint_: Fingerprint
+    weight_checksum_: Fingerprint
     fit_report_: FitReport
     _calibrated_by: str | None = None
     """What tuning found to change its predictions by, which is not a part of the fit."""
@@ -62,7 +62,7 @@ class Storable(ABC):
     def _fitted_state(self) -> FittedState:
         """`state_dict`, without the warning."""
         self._check_fitted()
-        refuse_if_changed(self.model, self.fingerprint_, self.network_.pieces)
+        refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
         tensors, learned = self._learned()
         return {**tensors, ABOUT: self._about(self.objective_, learned).to_json()}
 
@@ -79,10 +79,10 @@ class Storable(ABC):
         network = Network(self.model, about.parameters)
         network.check.report = DerivativeReport(**about.derivatives)
         layout = RowLayout(frozenset(about.shared_inputs))
-        objective = self._over(network, AbsentBatches((), about.n_data, sums=about.sums, layout=layout))
+        objective = self._over(network, AbsentTrainingData((), about.n_data, sums=about.sums, layout=layout))
         self._take_over(state, objective)
         self.objective_, self._calibrated_by = objective, None
-        self.fingerprint_ = fingerprint(self.model, network.pieces)
+        self.weight_checksum_ = weight_checksum(self.model, network.params)
         self._report_derivatives(objective)
         return self
 
@@ -116,7 +116,7 @@ class Storable(ABC):
         """
         self._check_fitted()
         with preserved_random_state():
-            batches = Batches.checked(train_loader, self.network_, self.likelihood)
+            batches = TrainingData.checked(train_loader, self.network_, self.likelihood)
         fitted = self.objective_.batches
         assert fitted.sums is not None
         assert batches.sums is not None
@@ -182,7 +182,7 @@ class Storable(ABC):
         return self.objective_.batches.n_data
 
     @abstractmethod
-    def _over(self, network: Network, batches: Batches) -> Objective:
+    def _over(self, network: Network, batches: TrainingData) -> Objective:
         """The objective of these options."""
 
     def _check_fitted(self) -> None:

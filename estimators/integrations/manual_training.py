@@ -18,7 +18,7 @@ from estimators.models.subsets import SubsetSpec
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_number
-from estimators.persistence.fingerprint import fingerprint, refuse_if_changed
+from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
 from estimators.regvar.solvers.fine_tuning.nonlinearity import nonlinearity
 
 __all__ = ["TwoNetworks", "mean_absolute_penalty"]
@@ -113,7 +113,7 @@ class TwoNetworks(UncertaintyEstimator):
         self._refuse_another_architecture()
         check_model(self.regularized)
         self.regularized_network_ = Network(self.regularized, list(objective.network.subset.shapes))
-        self.regularized_fingerprint_ = fingerprint(self.regularized, self.regularized_network_.pieces)
+        self.regularized_fingerprint_ = weight_checksum(self.regularized, self.regularized_network_.params)
         moved = (self.regularized_network_.theta - objective.theta) / self.lam
         self.nonlinearity_ = nonlinearity(objective, moved[None], self.lam)
         if not self.nonlinearity_ <= _BENT:
@@ -128,7 +128,7 @@ class TwoNetworks(UncertaintyEstimator):
 
     def _checked_outputs(self, x: PyTree) -> Tensor:
         self._check_fitted()
-        refuse_if_changed(self.regularized, self.regularized_fingerprint_, self.regularized_network_.pieces)
+        refuse_if_changed(self.regularized, self.regularized_fingerprint_, self.regularized_network_.params)
         return super()._checked_outputs(x)
 
     def _variance_given(self, x: PyTree, f: Tensor) -> Tensor:

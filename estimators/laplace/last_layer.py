@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from estimators.curvature.last_layer.features import Head
-from estimators.curvature.last_layer.precision import DiagHead, FullHead, HeadPrecision, KronHead
+from estimators.curvature.last_layer.features import LastLayer
+from estimators.curvature.last_layer.precision import DiagLastLayer, FullLastLayer, KronLastLayer, LastLayerPrecision
 from estimators.errors import OptionError
 from estimators.estimator.base import UncertaintyEstimator, precision_vector
 from estimators.laplace.evidence import log_marginal_likelihood
@@ -77,11 +77,11 @@ class LastLayerLaplace(UncertaintyEstimator):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         first = next(iter(objective.batches))
-        self.head_ = Head.of(objective.network, first.x, name=self.last_layer_name)
+        self.head_ = LastLayer.of(objective.network, first.x, name=self.last_layer_name)
         self.factors_ = _STRUCTURES[self.hessian_structure].collect(self.head_, objective)
         self.precision_ = self._precision_for(objective.prior.precision)
 
-    def _precision_for(self, prior_precision: Tensor) -> HeadPrecision:
+    def _precision_for(self, prior_precision: Tensor) -> LastLayerPrecision:
         prior = self.head_.to_matrix(prior_precision)
         return _STRUCTURES[self.hessian_structure].precision(self.factors_, prior)
 
@@ -90,7 +90,7 @@ class LastLayerLaplace(UncertaintyEstimator):
         if ratio is None:
             self._fit(objective, progress_bar=False)
             return
-        self.head_ = Head.described(objective.network, fitted.head_.description())
+        self.head_ = LastLayer.described(objective.network, fitted.head_.description())
         scaled = _STRUCTURES[self.hessian_structure].scaled
         self.factors_ = {name: ratio * t if name == scaled else t for name, t in fitted.factors_.items()}
         self.precision_ = self._precision_for(objective.prior.precision)
@@ -99,16 +99,16 @@ class LastLayerLaplace(UncertaintyEstimator):
         return self.factors_, {"head": self.head_.description()}
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        self.head_ = Head.described(objective.network, learned["head"])
+        self.head_ = LastLayer.described(objective.network, learned["head"])
         self.factors_ = tensors
         self.precision_ = self._precision_for(objective.prior.precision)
 
     def _checked_variance(self, x: PyTree) -> Tensor:
         self._check_fitted()
-        with self.head_.listening() as heard:  # the forward of the check shows the features, too
+        with self.head_.capture_features() as heard:  # the forward of the check shows the features, too
             f = self._checked_outputs(x)
         self.head_.check(x, f, heard)
-        return self.precision_.variance(heard.at_places.flatten(0, -2)).reshape(f.shape)
+        return self.precision_.variance(heard.at_positions.flatten(0, -2)).reshape(f.shape)
 
     def _variance(self, x: PyTree) -> Tensor:
         return self._checked_variance(x).flatten(1)
@@ -118,10 +118,10 @@ class LastLayerLaplace(UncertaintyEstimator):
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         displaced = self.precision_.sample(n_samples, generator)
-        with self.head_.listening() as heard:
+        with self.head_.capture_features() as heard:
             f = self.network_.shaped_outputs(x)
         self.head_.check(x, f, heard)
-        response = torch.einsum("kce,m...e->km...c", displaced, heard.at_places.to(displaced.dtype)).flatten(2)
+        response = torch.einsum("kce,m...e->km...c", displaced, heard.at_positions.to(displaced.dtype)).flatten(2)
         return f.flatten(1) + response.to(f.dtype)
 
     @exclusively
@@ -144,11 +144,11 @@ class _Structure:
     """
 
     scaled: str
-    collect: Callable[[Head, Objective], Factors]
-    precision: Callable[[Factors, Tensor], HeadPrecision]
+    collect: Callable[[LastLayer, Objective], Factors]
+    precision: Callable[[Factors, Tensor], LastLayerPrecision]
 
 
-def _full(head: Head, objective: Objective) -> Factors:
+def _full(head: LastLayer, objective: Objective) -> Factors:
     n = head.n_outputs * head.n_features
     refuse_if_too_large(
         f"a full last-layer precision of {n} parameters",
@@ -159,12 +159,12 @@ def _full(head: Head, objective: Objective) -> Factors:
     return {"curvature": head.full_curvature(objective)}
 
 
-def _kron(head: Head, objective: Objective) -> Factors:
+def _kron(head: LastLayer, objective: Objective) -> Factors:
     mean_hessian, gram = head.kron_factors(objective)
     return {"mean_hessian": mean_hessian, "gram": gram}
 
 
-def _diag(head: Head, objective: Objective) -> Factors:
+def _diag(head: LastLayer, objective: Objective) -> Factors:
     return {"diagonal": head.diagonal(objective)}
 
 
@@ -179,9 +179,11 @@ def _single(prior: Tensor) -> float:
 
 
 _STRUCTURES: dict[str, _Structure] = {
-    "full": _Structure("curvature", _full, lambda factors, prior: FullHead(factors["curvature"], prior)),
+    "full": _Structure("curvature", _full, lambda factors, prior: FullLastLayer(factors["curvature"], prior)),
     "kron": _Structure(
-        "mean_hessian", _kron, lambda factors, prior: KronHead(factors["mean_hessian"], factors["gram"], _single(prior))
+        "mean_hessian",
+        _kron,
+        lambda factors, prior: KronLastLayer(factors["mean_hessian"], factors["gram"], _single(prior)),
     ),
-    "diag": _Structure("diagonal", _diag, lambda factors, prior: DiagHead(factors["diagonal"], prior)),
+    "diag": _Structure("diagonal", _diag, lambda factors, prior: DiagLastLayer(factors["diagonal"], prior)),
 }

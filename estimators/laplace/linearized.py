@@ -13,9 +13,9 @@ from estimators.curvature.builders import (
     LOW_RANK,
     Built,
     DataCurvature,
-    Products,
-    Rows,
-    StreamedRows,
+    JacobianCurvature,
+    MatrixFreeCurvature,
+    ProductCurvature,
     build_low_rank,
     centre_of,
     restored,
@@ -29,7 +29,7 @@ from estimators.estimator.base import UncertaintyEstimator, precision_vector
 from estimators.laplace.evidence import log_marginal_likelihood
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
-from estimators.models.functionals import Functional, Through
+from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.models.subsets import SubsetSpec
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
@@ -145,7 +145,7 @@ class LinearizedLaplace(UncertaintyEstimator):
         return fitted.inverse_ not in ("dual", "streamed") or bool((after > 0).all())
 
     def _attached(self, objective: Objective) -> None:
-        if isinstance(self.data_curvature_, (Products, StreamedRows)):
+        if isinstance(self.data_curvature_, (ProductCurvature, MatrixFreeCurvature)):
             self._hold(objective, restored(objective, self.data_curvature_.tensors(), {}, curvature=self.curvature))
 
     def _hold(self, objective: Objective, data_curvature: DataCurvature) -> None:
@@ -156,7 +156,7 @@ class LinearizedLaplace(UncertaintyEstimator):
         return self.precision_.variance_at(self.network_, x)
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return self.precision_.variance_at(Through(self.network_, of), x)
+        return self.precision_.variance_at(ComposedNetwork(self.network_, of), x)
 
     def _covariance(self, x: PyTree) -> Tensor:
         return self.precision_.covariance_at(self.network_, x)
@@ -198,7 +198,7 @@ class LinearizedLaplace(UncertaintyEstimator):
         What is left out is below the last. A direction of eigenvalue μ that is left out has (1 + μ) times its variance.
         """
         self._check_fitted()
-        if self.hessian_structure != "lowrank" or not isinstance(self.data_curvature_, Rows):
+        if self.hessian_structure != "lowrank" or not isinstance(self.data_curvature_, JacobianCurvature):
             raise OptionError(
                 'hessian_structure="lowrank"', received=repr(self.hessian_structure), remedy="construct it so."
             )

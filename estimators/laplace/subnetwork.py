@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from estimators.curvature.builders import BUILDERS, Matrix
+from estimators.curvature.builders import BUILDERS, DenseCurvature
 from estimators.curvature.dense.cholesky import DensePrecision, bytes_needed
 from estimators.curvature.dense.ggn import ggn_rows
 from estimators.curvature.dense.subset import ColumnPrecision
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
-from estimators.models.functionals import Functional, Through
+from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.models.jacobians import JacobianRows
 from estimators.models.subsets import SubsetSpec
 from estimators.numerics.dtype import algebra_dtype
@@ -79,12 +79,12 @@ class SubnetworkLaplace(UncertaintyEstimator):
         refuse_if_too_large(f"the precision of {n} weights", needed, device=device, remedy="fewer n_parameters.")
         scores = objective.theta.abs() if self.chosen_by == "magnitude" else _marginal_variance(objective)
         index = scores.sort(descending=True, stable=True).indices[:n].sort().values
-        with objective.network.ledger.part("curvature"):
-            matrix = Matrix(_ggn_of(objective, index), exact_hessian=False)
+        with objective.network.pass_counter.part("curvature"):
+            matrix = DenseCurvature(_ggn_of(objective, index), exact_hessian=False)
         self._hold(matrix, index, objective)
         self.fit_report_ = PassReport.of(objective)
 
-    def _hold(self, matrix: Matrix, index: Tensor, objective: Objective) -> None:
+    def _hold(self, matrix: DenseCurvature, index: Tensor, objective: Objective) -> None:
         self.data_curvature_, self.index_ = matrix, index
         self.precision_ = ColumnPrecision(matrix.precision(objective.prior.precision[index]), index)
 
@@ -92,14 +92,14 @@ class SubnetworkLaplace(UncertaintyEstimator):
         return {**self.data_curvature_.tensors(), "index": self.index_}, {"passes": self.fit_report_.passes}
 
     def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        self._hold(Matrix(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
+        self._hold(DenseCurvature(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
         self.fit_report_ = PassReport(passes=learned["passes"])
 
     def _variance(self, x: PyTree) -> Tensor:
         return self.precision_.variance_at(self.network_, x)
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return self.precision_.variance_at(Through(self.network_, of), x)
+        return self.precision_.variance_at(ComposedNetwork(self.network_, of), x)
 
     def _covariance(self, x: PyTree) -> Tensor:
         return self.precision_.covariance_at(self.network_, x)
@@ -113,7 +113,7 @@ class SubnetworkLaplace(UncertaintyEstimator):
 
 def _marginal_variance(objective: Objective) -> Tensor:
     """1/(diag GGN + δ), (P,)."""
-    with objective.network.ledger.part("choice"):
+    with objective.network.pass_counter.part("choice"):
         diagonal, _ = BUILDERS["ggn", "diag", "eigen"](objective.centred(curvature="ggn"))
     precision = diagonal.precision(objective.prior.precision)
     return precision.solve(torch.ones_like(objective.theta)[None])[0]

@@ -1,7 +1,7 @@
 """The user's network: its derivatives by several routes, and the check that they agree with plain autograd."""
 
-from estimators.models.functionals import Functional, Through, next_token_log_probs
+from estimators.models.functionals import ComposedNetwork, Functional, next_token_log_probs
 from estimators.models.network import Network
 from estimators.models.self_check import DerivativeReport, Disagreement
 
-__all__ = ["DerivativeReport", "Disagreement", "Functional", "Network", "Through", "next_token_log_probs"]
+__all__ = ["ComposedNetwork", "DerivativeReport", "Disagreement", "Functional", "Network", "next_token_log_probs"]

@@ -20,13 +20,13 @@ from estimators.models.self_check import Disagreement
 from estimators.numerics.pytrees import PyTree, plain_inputs, select_rows
 from estimators.numerics.vectorize import over_rows
 
-__all__ = ["Functional", "Through", "next_token_log_probs", "next_token_logits"]
+__all__ = ["ComposedNetwork", "Functional", "next_token_log_probs", "next_token_logits"]
 
 Functional = Callable[..., Tensor]
 """g(outputs of one row) or g(outputs of one row, inputs of that row) -> a scalar or a tensor; differentiable."""
 
 
-class Through(Network):
+class ComposedNetwork(Network):
     """g∘f in place of f: rows (B, D), D counting what g returns.
 
     Where the derivatives of g∘f disagree with plain autograd, they are G times those of f.
@@ -39,13 +39,13 @@ class Through(Network):
             network.theta,
             network.frozen,
         )
-        self.ledger, self.result_dtype, self._stored = network.ledger, network.result_dtype, network._stored
+        self.pass_counter, self.result_dtype, self._stored = network.pass_counter, network.result_dtype, network._stored
         self.check = network.check.for_function()
         self.routes = replace(network.routes, first=dict(network.routes.first))
         self.base, self.of, self._reads_inputs = network, of, _n_arguments(of) > 1
 
-    def shaped(self, pieces: dict[str, Tensor], x: PyTree) -> Tensor:
-        return self._values(super().shaped(pieces, x), x)
+    def shaped(self, params: dict[str, Tensor], x: PyTree) -> Tensor:
+        return self._values(super().shaped(params, x), x)
 
     def shaped_outputs(self, x: PyTree) -> Tensor:
         return self._values(super().shaped_outputs(x), x)

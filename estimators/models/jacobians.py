@@ -129,8 +129,8 @@ class _BackpackRows:
                 columns.append(torch.cat([p.grad_batch.reshape(f.shape[0], -1) for p in chosen], dim=1))  # type: ignore[attr-defined]
                 self.module.zero_grad(set_to_none=True)
         jacobian = torch.stack(columns, dim=1).detach()
-        self.network.ledger.forward(len(jacobian))
-        self.network.ledger.backward(len(jacobian) * len(columns))
+        self.network.pass_counter.forward(len(jacobian))
+        self.network.pass_counter.backward(len(jacobian) * len(columns))
         return jacobian
 
 

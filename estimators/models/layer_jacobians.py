@@ -17,14 +17,14 @@ from torch.func import jacrev, vjp, vmap
 
 from estimators.errors import EstimatorError, UnsupportedError
 from estimators.models.layer_layout import Layout
-from estimators.models.linear_calls import LinearMap, LinearUse, UseRecorder
+from estimators.models.linear_calls import LinearCall, LinearCallTracer, LinearMap
 from estimators.models.network import FAILURES, Network, differentiable
 from estimators.models.subsets import complex_of
 from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch, select_rows, split_rows, tensors_of
 from estimators.numerics.vectorize import over_rows
 from estimators.runtime.memory import rows_per_chunk
 
-__all__ = ["LayerRows", "Layers", "RowFactors"]
+__all__ = ["JacobianFactors", "LayerwiseJacobian", "LayerwiseRows"]
 
 FACTORS = "factors of layers"
 
@@ -37,17 +37,17 @@ Cotangents = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class RowFactors:
+class JacobianFactors:
     """Of one linear map at M rows: inputs a (M, T, E), a 1 appended for a bias; slopes b (M, K, T, O)."""
 
     inputs: Tensor
     slopes: Tensor
 
-    def to(self, dtype: torch.dtype) -> RowFactors:
+    def to(self, dtype: torch.dtype) -> JacobianFactors:
         """Returns the factors in a dtype."""
-        return RowFactors(self.inputs.to(dtype), self.slopes.to(dtype))
+        return JacobianFactors(self.inputs.to(dtype), self.slopes.to(dtype))
 
-    def at_one_place(self) -> RowFactors:
+    def at_one_place(self) -> JacobianFactors:
         """Itself, where T = 1. Errors: UnsupportedError."""
         if self.inputs.shape[1] != 1:
             raise _not_alike(f"rows that apply one to {self.inputs.shape[1]} places")
@@ -62,14 +62,14 @@ class RowFactors:
 
 
 @dataclass(frozen=True)
-class LayerRows:
+class LayerwiseRows:
     """At M rows, for K cotangents each: factors by linear map, and the rest's rows (M, K, P_rest)."""
 
-    factors: dict[str, RowFactors]
+    factors: dict[str, JacobianFactors]
     rest: Tensor
 
 
-class Layers:
+class LayerwiseJacobian:
     """The linear maps of a network by the name of their weight, and the names of the rest; found by one forward.
 
     With `maps` they are those of a fit, of which a query may use some only. Errors: UnsupportedError where it uses
@@ -78,21 +78,21 @@ class Layers:
 
     def __init__(self, network: Network, x: PyTree, maps: dict[str, LinearMap] | None = None) -> None:
         self.network = network
-        self._pieces = {name: piece.clone() for name, piece in network.pieces.items()}
+        self._pieces = {name: piece.clone() for name, piece in network.params.items()}
         seen = self._look(select_rows(x, slice(0, 1)))
         self.maps = _usable(seen) if maps is None else maps
         self._refuse_other_uses(seen)
         covered = {name for linear in self.maps.values() for name in linear.names}
         self.rest = [name for name in self._pieces if name not in covered]
 
-    def _look(self, row: PyTree) -> UseRecorder:
+    def _look(self, row: PyTree) -> LinearCallTracer:
         """What one row's forward shows: the uses, and the number of outputs."""
         try:
             f, seen = self._forward(row)
         except EstimatorError:
             raise
         except FAILURES:  # inside a function mode; the network itself has given outputs before
-            f, seen = self.network.outputs(row), UseRecorder(self._pieces)
+            f, seen = self.network.outputs(row), LinearCallTracer(self._pieces)
         self.n_outputs, self._uses, self._looked_at = f.shape[-1], seen.uses, _shapes_of(row)
         self._functions = seen.functions
         return seen
@@ -112,7 +112,7 @@ class Layers:
         return [name for name in self.rest if is_factor(name)]
 
     @property
-    def used_once(self) -> bool:
+    def no_weight_sharing(self) -> bool:
         """Whether most parameters are in maps, and on the last row looked at each map was applied to one place."""
         uses = [use for use in self._uses if use.map.weight in self.maps]
         at_one_place = all(len(use.inputs) == 1 for use in uses)
@@ -130,7 +130,7 @@ class Layers:
                 found[use.map.weight] += element * (use.rows().numel() + slopes)
         return found
 
-    def at(self, x: PyTree, cotangents: Cotangents | None = None, y: Tensor | None = None) -> Iterator[LayerRows]:
+    def at(self, x: PyTree, cotangents: Cotangents | None = None, y: Tensor | None = None) -> Iterator[LayerwiseRows]:
         """Rows of x a piece at a time; `cotangents(f, y)` (M, K, C), or each output by itself."""
         row = select_rows(x, slice(0, 1))
         if _shapes_of(row) != self._looked_at:
@@ -149,20 +149,20 @@ class Layers:
         rest = sum(self._pieces[name].numel() for name in self.rest)
         return rows_per_chunk(self.network.theta.element_size() * (2 * inputs + 3 * self.n_outputs * (slopes + rest)))
 
-    def _rows(self, x: PyTree, cotangents: Tensor) -> LayerRows:
+    def _rows(self, x: PyTree, cotangents: Tensor) -> LayerwiseRows:
         rows, k = cotangents.shape[:2]
-        with differentiable(), self.network.ledger.transformed(forward=rows, backward=rows * k) as counted:
+        with differentiable(), self.network.pass_counter.transformed(forward=rows, backward=rows * k) as counted:
             try:
                 inputs, slopes, rest = over_rows(counted(self._one), x, cotangents)
             except EstimatorError:
                 raise
             except FAILURES as error:
                 raise _unseen(f"layers that cannot be differentiated in a vectorised call ({error})") from error
-        found = LayerRows(self._joined(inputs, slopes, cotangents), rest.detach())
+        found = LayerwiseRows(self._joined(inputs, slopes, cotangents), rest.detach())
         self._check(x, cotangents, found)
         return found
 
-    def _check(self, x: PyTree, cotangents: Tensor, rows: LayerRows) -> None:
+    def _check(self, x: PyTree, cotangents: Tensor, rows: LayerwiseRows) -> None:
         """Compare Σ c b aᵀ of random c (M, K) with Jᵀ(Σ c u) by plain autograd on the user's module.
 
         Raises:
@@ -179,7 +179,7 @@ class Layers:
         check.report.disagreements.append(f"{FACTORS}: {apart}; the forms without factors are used where they exist")
         raise _unseen(f"factors of layers whose slope {apart}")
 
-    def _contracted(self, rows: LayerRows, c: Tensor) -> Tensor:
+    def _contracted(self, rows: LayerwiseRows, c: Tensor) -> Tensor:
         """Σ_mk c J, (P,)."""
         layout, total = Layout(self.network.subset, self.maps, self.rest), torch.zeros_like(self.network.theta)
         for name, factors in rows.factors.items():
@@ -191,7 +191,7 @@ class Layers:
 
     def _one(self, row: PyTree, cotangents: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Of one row: inputs (T, E) and slopes (K, T, O) of every use, rest (K, P_rest)."""
-        uses: list[LinearUse] = []
+        uses: list[LinearCall] = []
 
         def forward(offsets: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
             f, seen = self._forward(row_as_batch(row), offsets)
@@ -211,19 +211,19 @@ class Layers:
         complex_names = self.network.subset.complex_names
 
         def outputs(rest: dict[str, Tensor]) -> Tensor:
-            pieces = {name: complex_of(piece) if name in complex_names else piece for name, piece in rest.items()}
-            f: Tensor = self.network.with_pieces({**self._pieces, **pieces}, row_as_batch(row))[0]
+            params = {name: complex_of(piece) if name in complex_names else piece for name, piece in rest.items()}
+            f: Tensor = self.network.functional_outputs({**self._pieces, **params}, row_as_batch(row))[0]
             return cotangents @ f
 
-        pieces = {name: self._pieces[name] for name in self.rest}
-        slopes = jacrev(outputs)({n: torch.view_as_real(p) if p.is_complex() else p for n, p in pieces.items()})
+        params = {name: self._pieces[name] for name in self.rest}
+        slopes = jacrev(outputs)({n: torch.view_as_real(p) if p.is_complex() else p for n, p in params.items()})
         return torch.cat([slopes[name].reshape(len(cotangents), -1) for name in self.rest], dim=1)
 
-    def _forward(self, x: PyTree, offsets: list[Tensor] | None = None) -> tuple[Tensor, UseRecorder]:
-        with differentiable(), UseRecorder(self._pieces, offsets) as recorder:
-            return self.network.with_pieces(self._pieces, x), recorder
+    def _forward(self, x: PyTree, offsets: list[Tensor] | None = None) -> tuple[Tensor, LinearCallTracer]:
+        with differentiable(), LinearCallTracer(self._pieces, offsets) as recorder:
+            return self.network.functional_outputs(self._pieces, x), recorder
 
-    def _joined(self, inputs: list[Tensor], slopes: list[Tensor], cotangents: Tensor) -> dict[str, RowFactors]:
+    def _joined(self, inputs: list[Tensor], slopes: list[Tensor], cotangents: Tensor) -> dict[str, JacobianFactors]:
         """Uses of one weight joined along T: its Jacobian is their sum, over none where these rows do without it."""
         factors, (m, k, _) = {}, cotangents.shape
         for name, linear in self.maps.items():
@@ -231,10 +231,10 @@ class Layers:
             o, e = linear.shape
             a = _cat([inputs[i] for i in places], 1) if places else cotangents.new_zeros(m, 0, e)
             b = _cat([slopes[i] for i in places], 2) if places else cotangents.new_zeros(m, k, 0, o)
-            factors[name] = RowFactors(a.detach(), b.detach())
+            factors[name] = JacobianFactors(a.detach(), b.detach())
         return factors
 
-    def _refuse_other_uses(self, seen: UseRecorder) -> None:
+    def _refuse_other_uses(self, seen: LinearCallTracer) -> None:
         """UnsupportedError where the maps are not used in the order looked at last, or their weights in other ways."""
         order, found = ([use.map.weight for use in uses] for uses in (self._uses, seen.uses))
         alike = all(self.maps.get(use.map.weight, use.map) == use.map for use in seen.uses)
@@ -268,7 +268,7 @@ def _cat(tensors: list[Tensor], dim: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
-def _usable(seen: UseRecorder) -> dict[str, LinearMap]:
+def _usable(seen: LinearCallTracer) -> dict[str, LinearMap]:
     """Maps whose weight and bias enter in one way only; of calls with and without a bias, or in two layouts, none."""
     maps: dict[str, set[LinearMap]] = {}
     for use in seen.uses:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from estimators.models.convolution_calls import CONVOLUTIONS, ConvolutionPatches
 from estimators.numerics.pytrees import tensors_of
 
-__all__ = ["LinearMap", "LinearUse", "UseRecorder"]
+__all__ = ["LinearCall", "LinearCallTracer", "LinearMap"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LinearMap:
 
 
 @dataclass(frozen=True)
-class LinearUse:
+class LinearCall:
     """One call on one row: inputs (T, D), one a place that the weight is applied to, and the shape of its output.
 
     `space`: how many dimensions come after the channels in that shape; None where the channels are last.
@@ -69,7 +69,7 @@ class LinearUse:
         return last.reshape(len(pulled), -1, self.map.n_outputs)
 
 
-class UseRecorder(TorchFunctionMode):
+class LinearCallTracer(TorchFunctionMode):
     """Records the uses in one forward on one row; adds offset i to the output of use i, to be differentiated by.
 
     `elsewhere`: chosen parameters that also entered in some other way, and `functions`: by which functions.
@@ -78,7 +78,7 @@ class UseRecorder(TorchFunctionMode):
     def __init__(self, parameters: Mapping[str, Tensor], offsets: list[Tensor] | None = None) -> None:
         super().__init__()
         self._names = {id(tensor): name for name, tensor in parameters.items() if not tensor.is_complex()}
-        self.offsets, self.uses = offsets, list[LinearUse]()
+        self.offsets, self.uses = offsets, list[LinearCall]()
         self.elsewhere: set[str] = set()
         self.functions: dict[str, set[str]] = {}
 
@@ -102,7 +102,7 @@ class UseRecorder(TorchFunctionMode):
         if self.offsets is not None:
             result = result + self.offsets[len(self.uses)]
         linear, inputs, space = use
-        self.uses.append(LinearUse(linear, inputs, result.shape, space))
+        self.uses.append(LinearCall(linear, inputs, result.shape, space))
         return result
 
     def _see_elsewhere(

@@ -31,7 +31,7 @@ from estimators.models.working_dtype import in_dtype, is_converted, working_dtyp
 from estimators.numerics.pytrees import PyTree, forward_arguments, n_rows, row_as_batch, select_rows, tensors_of
 from estimators.numerics.vectorize import over_rows
 from estimators.runtime.module_wrappers import unwrap_children_, unwrapped
-from estimators.runtime.pass_counter import Ledger
+from estimators.runtime.pass_counter import PassCounter
 
 __all__ = ["FAILURES", "Network", "differentiable", "output_tensor", "structural_copy"]
 
@@ -50,8 +50,8 @@ class Network:
         Jᵀ u      torch.func, plain autograd
         rows      torch.func vectorised over rows, plain autograd one row at a time
 
-    `check` holds the comparisons and their report (`estimators.models.self_check`); `ledger` counts the rows that go
-    through the network. It is computed in `dtype`, or in the `working_dtype` of the model; `result_dtype` is that of
+    `check` holds the comparisons and their report (`estimators.models.self_check`); `pass_counter` counts the rows that
+    go through the network. It is computed in `dtype`, or in the `working_dtype` of the model; `result_dtype` is that of
     the outputs of the model itself, known from the first of `shaped_outputs` on. `stored` differentiates the user's
     module where `model` is a copy of it.
     """
@@ -73,19 +73,19 @@ class Network:
         parameters = {name: p.detach() for name, p in self.module.named_parameters()}
         self.theta = self.subset.flatten(parameters).clone()
         self.frozen = {name: p for name, p in parameters.items() if name not in self.subset.shapes}
-        self.ledger = Ledger()
+        self.pass_counter = PassCounter()
         if self._stored is None:
-            self.check = SelfCheck(OwnModule(model, self.subset), self.subset, self.ledger)
+            self.check = SelfCheck(OwnModule(model, self.subset), self.subset, self.pass_counter)
         else:  # a copy in the dtype of the computation is compared with closely, the module itself roughly
             own, stored = OwnModule(structural_copy(self.module), self.subset), stored or OwnModule(model, self.subset)
-            self.check = SelfCheck(own, self.subset, self.ledger, stored)
+            self.check = SelfCheck(own, self.subset, self.pass_counter, stored)
         self.routes = DerivativeRoutes()
 
     def counted_anew(self) -> Network:
         """The same function with the routes that were found, and a ledger of its own."""
         other = copy.copy(self)
-        other.ledger = Ledger()
-        other.check = self.check.counted_by(other.ledger)
+        other.pass_counter = PassCounter()
+        other.check = self.check.counted_by(other.pass_counter)
         return other
 
     @property
@@ -105,23 +105,23 @@ class Network:
         return [*self.input_dtypes, *([] if self.result_dtype is None else [self.result_dtype])]
 
     @property
-    def pieces(self) -> dict[str, Tensor]:
+    def params(self) -> dict[str, Tensor]:
         """θ̂ by name, parts of `theta`."""
         return self.subset.unflatten(self.theta)
 
     def __call__(self, theta: Tensor, x: PyTree) -> Tensor:
         """Outputs (B, C) at θ (P,)."""
-        return self.with_pieces(self.subset.unflatten(theta), x)
+        return self.functional_outputs(self.subset.unflatten(theta), x)
 
-    def with_pieces(self, pieces: dict[str, Tensor], x: PyTree) -> Tensor:
+    def functional_outputs(self, params: dict[str, Tensor], x: PyTree) -> Tensor:
         """Outputs (B, C) with these tensors, by name, in place of the chosen parameters."""
-        return self.shaped(pieces, x).flatten(1)
+        return self.shaped(params, x).flatten(1)
 
-    def shaped(self, pieces: dict[str, Tensor], x: PyTree) -> Tensor:
+    def shaped(self, params: dict[str, Tensor], x: PyTree) -> Tensor:
         """Outputs (B, ...) as the model gives them with these tensors in place of the chosen parameters."""
         arguments, keywords = forward_arguments(self._protected(x))
-        tensors = {**self.frozen, **pieces}
-        self.ledger.forward(n_rows(x))
+        tensors = {**self.frozen, **params}
+        self.pass_counter.forward(n_rows(x))
         with differentiable():
             if self.routes.swap == BY_NAME:
                 f = output_tensor(functional_call(self.module, tensors, arguments, keywords))
@@ -136,7 +136,7 @@ class Network:
 
     def shaped_outputs(self, x: PyTree) -> Tensor:
         """f(θ̂, x) as the model gives it, (B, ...), without a graph: by the module, whose weights are θ̂."""
-        self.ledger.forward(n_rows(x))
+        self.pass_counter.forward(n_rows(x))
         if self.routes.outputs_by_own_module:
             return self.check.own.outputs(x).to(self.theta.dtype)
         given = self._protected(x)
@@ -235,7 +235,7 @@ class Network:
             self.vjp(x, self.outputs(x)[None] * 0 + 1)  # a route by identity is found here
             with differentiable():
                 self.check.check_displaced(x, lambda theta: self(theta, x), self.theta)
-            self.ledger.backward(n_rows(x))
+            self.pass_counter.backward(n_rows(x))
         self.check.seen(DISPLACED, n_rows(x), 0.0)
 
     def check_exchanged(self, x: PyTree, tensors: dict[str, Tensor], trained: nn.Module) -> None:
@@ -248,7 +248,11 @@ class Network:
         for swap in (BY_IDENTITY, BY_NAME):  # by identity first: no use of a tensor is missed, whatever the inputs
             self.routes.swap = swap
             with torch.no_grad(), self.check.counted():
-                apart = float((self.with_pieces(tensors, x) - expected).double().abs().max()) if len(expected) else 0.0
+                apart = (
+                    float((self.functional_outputs(tensors, x) - expected).double().abs().max())
+                    if len(expected)
+                    else 0.0
+                )
             if apart <= self.check.tolerance() * float(expected.double().abs().max().clamp_min(1e-300)):
                 return
         raise ModelError(
@@ -321,7 +325,7 @@ class Network:
             product: Tensor = jvp(self.at(x), (self.theta,), (v,))[1]
             return product
 
-        with differentiable(), torch.no_grad(), self.ledger.transformed(tangent=len(vectors)) as counted:
+        with differentiable(), torch.no_grad(), self.pass_counter.transformed(tangent=len(vectors)) as counted:
             products: Tensor = vmap(counted(one))(vectors)
         return products
 
@@ -364,7 +368,7 @@ class Network:
             c = self.check.random(products[:, 0])
             return self.slope_error(x, torch.tensordot(c.to(u), u, dims=1), c @ products)
 
-        self.ledger.backward(len(u) * n_rows(x))
+        self.pass_counter.backward(len(u) * n_rows(x))
         routes = [
             ("torch.func", lambda: pulls(u)),
             ("plain autograd", lambda: self._own_pull(x, lambda _: u)[1]),
@@ -423,7 +427,7 @@ class Network:
             image: Tensor = jvp(gradient, (self.theta,), (v,))[1]
             return image
 
-        with differentiable(), self.ledger.transformed(tangent=k, backward=k, backward_a_call=1) as counted:
+        with differentiable(), self.pass_counter.transformed(tangent=k, backward=k, backward_a_call=1) as counted:
             images: Tensor = vmap(counted(product))(vectors).detach()
         return images
 
@@ -465,9 +469,9 @@ class Network:
             return slope
 
         rows = n_rows(x)
-        with differentiable(), self.ledger.transformed(forward=rows) as counted:
+        with differentiable(), self.pass_counter.transformed(forward=rows) as counted:
             jacobian: Tensor = over_rows(counted(one), x).detach()
-        self.ledger.backward(rows * jacobian.shape[1])
+        self.pass_counter.backward(rows * jacobian.shape[1])
         return jacobian
 
     @property

@@ -20,7 +20,7 @@ from estimators.models.preserved_state import preserved_tensors
 from estimators.models.subsets import Subset
 from estimators.numerics.pytrees import PyTree, copied, forward_arguments, n_rows, select_rows, with_floats
 from estimators.runtime.module_wrappers import plain_names, unwrapped
-from estimators.runtime.pass_counter import Ledger
+from estimators.runtime.pass_counter import PassCounter
 
 __all__ = ["OwnModule", "fresh"]
 
@@ -38,7 +38,7 @@ class OwnModule:
 
     def __init__(self, model: nn.Module, subset: Subset) -> None:
         self.model, self.subset = unwrapped(model), subset
-        self.ledger, self._rows = Ledger(), 0
+        self.pass_counter, self._rows = PassCounter(), 0
         self._own_names: dict[str, str] = {}
         self._modes = {id(module): module.training for module in self.model.modules()}  # of the fit
 
@@ -116,7 +116,7 @@ class OwnModule:
             if len(vectors) > f.numel():  # fewer backward passes by the rows of J
                 rows = self._rows_of(f, self._chosen(None))
                 return torch.einsum("bcp,kp->kbc", rows, vectors.to(f.dtype)).to(vectors.dtype)
-            self.ledger.backward(self._rows * (1 + len(vectors)))
+            self.pass_counter.backward(self._rows * (1 + len(vectors)))
             u = torch.zeros_like(f, requires_grad=True)
             pulled = torch.autograd.grad(f, self._chosen(None), u, create_graph=True, allow_unused=True)
             products = [self._along(pulled, v, u) for v in vectors.to(f.dtype)]
@@ -124,8 +124,8 @@ class OwnModule:
 
     def _along(self, pulled: Sequence[Tensor | None], vector: Tensor, u: Tensor) -> Tensor:
         """∂⟨Jᵀu, v⟩/∂u."""
-        pieces = self.subset.unflatten(vector).values()
-        total = _inner(pulled, pieces)
+        params = self.subset.unflatten(vector).values()
+        total = _inner(pulled, params)
         total = u.sum() * 0 if total is None else total
         if not total.requires_grad:
             return torch.zeros_like(u)
@@ -137,13 +137,13 @@ class OwnModule:
         with self._running():
             chosen = self._chosen(None)
             value = loss(self._forward(x).flatten(1).to(vectors.dtype))
-            self.ledger.backward(self._rows * (1 + 2 * len(vectors)))
+            self.pass_counter.backward(self._rows * (1 + 2 * len(vectors)))
             slopes = torch.autograd.grad(value, chosen, create_graph=True, allow_unused=True)
             return torch.stack([self._curved(slopes, v, chosen) for v in vectors])
 
     def _curved(self, slopes: Sequence[Tensor | None], vector: Tensor, chosen: list[Tensor]) -> Tensor:
-        pieces = self.subset.unflatten(vector).values()
-        total = _inner(slopes, pieces)
+        params = self.subset.unflatten(vector).values()
+        total = _inner(slopes, params)
         total = vector.sum() * 0 if total is None else total
         if not total.requires_grad:
             return torch.zeros_like(vector)
@@ -171,7 +171,7 @@ class OwnModule:
         if not f.requires_grad:
             return _flat([None] * len(chosen), chosen)
         if len(chosen) == len(self.subset.shapes):  # to a few last ones it is next to nothing
-            self.ledger.backward(self._rows)
+            self.pass_counter.backward(self._rows)
         return _flat(torch.autograd.grad(f, chosen, u, retain_graph=True, allow_unused=True), chosen)
 
     def _chosen(self, names: Sequence[str] | None) -> list[Tensor]:
@@ -189,7 +189,7 @@ class OwnModule:
     def _forward(self, x: PyTree) -> Tensor:
         """Of copies of the inputs, into which a forward may write."""
         self._rows = n_rows(x)
-        self.ledger.forward(self._rows)
+        self.pass_counter.forward(self._rows)
         x = with_floats(fresh(x), self.input_dtype)
         arguments, keywords = forward_arguments(x)
         f = output_tensor(self.model(*arguments, **keywords))
@@ -227,8 +227,8 @@ def _flat(slopes: Sequence[Tensor | None], chosen: Sequence[Tensor]) -> Tensor:
     return torch.cat([(torch.view_as_real(g) if g.is_complex() else g).flatten() for g in dense])
 
 
-def _inner(slopes: Sequence[Tensor | None], pieces: Iterable[Tensor]) -> Tensor | None:
+def _inner(slopes: Sequence[Tensor | None], params: Iterable[Tensor]) -> Tensor | None:
     """Σ of slopes times pieces, over pairs of reals where these are complex; None where no slope arrives."""
-    found = [(g.to_dense(), v) for g, v in zip(slopes, pieces, strict=True) if g is not None]
+    found = [(g.to_dense(), v) for g, v in zip(slopes, params, strict=True) if g is not None]
     terms = [(g.conj() * v).sum().real if g.is_complex() else (g * v).sum() for g, v in found]
     return torch.stack(terms).sum() if terms else None

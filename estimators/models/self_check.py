@@ -29,7 +29,7 @@ from estimators.models.known_gradients import KnownGradients
 from estimators.models.own_module import OwnModule
 from estimators.models.subsets import Subset
 from estimators.numerics.pytrees import PyTree, Shared, n_rows, select_rows
-from estimators.runtime.pass_counter import SELF_CHECK, Ledger
+from estimators.runtime.pass_counter import SELF_CHECK, PassCounter
 
 __all__ = ["DerivativeReport", "Disagreement", "SelfCheck"]
 
@@ -75,9 +75,11 @@ class SelfCheck:
         stored: the user's module where `own` is a copy of it in another dtype: of fewer digits, and no copy.
     """
 
-    def __init__(self, own: OwnModule, subset: Subset, ledger: Ledger, stored: OwnModule | None = None) -> None:
+    def __init__(
+        self, own: OwnModule, subset: Subset, pass_counter: PassCounter, stored: OwnModule | None = None
+    ) -> None:
         self.own, self.subset, self.stored = own, subset, stored
-        self.own.ledger = ledger
+        self.own.pass_counter = pass_counter
         self.report = DerivativeReport()
         self.n_data, self.fitting = 0, False
         self.slope_seen = self._slope_wanted = False
@@ -86,16 +88,16 @@ class SelfCheck:
         self._known = KnownGradients()
         self.enabled = True
 
-    def counted_by(self, ledger: Ledger) -> SelfCheck:
+    def counted_by(self, pass_counter: PassCounter) -> SelfCheck:
         """A check of the same network, whose rows are counted by another ledger."""
         other = copy.copy(self)
         other.own = copy.copy(self.own)
-        other.own.ledger = ledger
+        other.own.pass_counter = pass_counter
         return other
 
     def counted(self) -> AbstractContextManager[None]:
         """Within it, rows are counted as those of the self-check."""
-        return self.own.ledger.part(SELF_CHECK)
+        return self.own.pass_counter.part(SELF_CHECK)
 
     @contextmanager
     def on_training_rows(self) -> Iterator[None]:

@@ -1,5 +1,5 @@
 """The objective L(θ): a data term and a prior over the training data, and products with its curvature A."""
 
-from estimators.objective.objective import Labels, Objective, Prior, SelfTargets
+from estimators.objective.objective import LabelLoss, Objective, Prior, SelfTargetLoss
 
-__all__ = ["Labels", "Objective", "Prior", "SelfTargets"]
+__all__ = ["LabelLoss", "Objective", "Prior", "SelfTargetLoss"]

@@ -9,36 +9,36 @@ import torch
 from torch import Tensor
 
 from estimators.data.batch import Batch, Loader, split_batch
-from estimators.data.training_data import AbsentBatches
+from estimators.data.training_data import AbsentTrainingData
 from estimators.models.network import Network
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree, with_floats
 from estimators.objective.objective import Objective
 
-__all__ = ["widened", "widened_network"]
+__all__ = ["network_in_float64", "to_float64"]
 
 
-def widened(objective: Objective) -> Objective:
+def to_float64(objective: Objective) -> Objective:
     """Returns the objective in `algebra_dtype`; itself where it is in that already."""
     dtype = algebra_dtype(objective.theta.device)
     if objective.theta.dtype == dtype:
         return objective
-    network = widened_network(objective.network, dtype)
+    network = network_in_float64(objective.network, dtype)
     prior = replace(objective.prior, precision=objective.prior.precision.to(dtype), mean=objective.prior.mean.to(dtype))
     batches = objective.batches
-    if not isinstance(batches, AbsentBatches):
+    if not isinstance(batches, AbsentTrainingData):
         stored = None if batches.stored is None else tuple(_wide_batch(batch, dtype) for batch in batches.stored)
         batches = replace(batches, loader=_Wide(batches.loader, dtype), stored=stored)
     return replace(objective, network=network, prior=prior, batches=batches)
 
 
-def widened_network(network: Network, dtype: torch.dtype) -> Network:
+def network_in_float64(network: Network, dtype: torch.dtype) -> Network:
     """Returns the network in a dtype, with the same count of passes; itself where it is in that already."""
     if network.theta.dtype == dtype:
         return network
     stored = network.check.stored or network.check.own
     wide = Network(network.module, list(network.subset.shapes), dtype=dtype, stored=stored)
-    wide.ledger, wide.result_dtype = network.ledger, network.result_dtype or network.theta.dtype
+    wide.pass_counter, wide.result_dtype = network.pass_counter, network.result_dtype or network.theta.dtype
     wide.routes = network.routes  # found for the same module
     return wide
 

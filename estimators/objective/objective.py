@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.func import grad
 
 from estimators.data.batch import Batch
-from estimators.data.distributed import Team
-from estimators.data.training_data import Batches
+from estimators.data.distributed import ProcessGroup
+from estimators.data.training_data import TrainingData
 from estimators.likelihoods import Likelihood
 from estimators.models.network import Network, differentiable
 from estimators.numerics.pytrees import PyTree
 from estimators.runtime.memory import available_bytes
 
-__all__ = ["DataTerm", "Labels", "Objective", "Prior", "SelfTargets", "TiltedLabels"]
+__all__ = ["DataTerm", "GradientCorrectedLoss", "LabelLoss", "Objective", "Prior", "SelfTargetLoss"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class DataTerm(ABC):
         """(K, P) -> (K, P): the batch's second derivative at θ̂ times each vector; added to `total`, where given."""
 
 
-class Labels(DataTerm):
+class LabelLoss(DataTerm):
     """−log p(y | f): the loss that was trained. Its curvature is the exact Hessian."""
 
     centred = False
@@ -83,13 +83,13 @@ class Labels(DataTerm):
         return images if total is None else total.add_(images)
 
 
-class TiltedLabels(Labels):
+class GradientCorrectedLoss(LabelLoss):
     """−log p(y | f) less its slope at θ̂, batch by batch: the same curvature, and no gradient at θ̂ in any batch."""
 
     centred = True
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
-        with network.ledger.part("targets"):
+        with network.pass_counter.part("targets"):
             return batch.y, network.slope_of(batch.x, partial(_nll, self.likelihood, batch.y))
 
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
@@ -97,13 +97,13 @@ class TiltedLabels(Labels):
         return super().loss(network, theta, x, labels) - torch.dot(slope, theta - network.theta)
 
 
-class SelfTargets(DataTerm):
+class SelfTargetLoss(DataTerm):
     """−E[log p(y | f)] over y from the network's own prediction at θ̂. Its curvature at θ̂ is exactly the GGN."""
 
     semidefinite = True
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
-        with network.ledger.part("targets"):
+        with network.pass_counter.part("targets"):
             return network.outputs(batch.x), batch.y
 
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
@@ -128,14 +128,14 @@ def _nll(likelihood: Likelihood, y: Tensor, f: Tensor) -> Tensor:
 class Objective:
     """L(θ) over the chosen parameters of a network; A is its second derivative at θ̂.
 
-    Of the data each process of the `team` takes its rows; sums are those over all.
+    Of the data each process of the `process_group` takes its rows; sums are those over all.
     """
 
     network: Network
     data_term: DataTerm
     prior: Prior
-    batches: Batches
-    team: Team = field(default_factory=Team)
+    batches: TrainingData
+    process_group: ProcessGroup = field(default_factory=ProcessGroup)
 
     @property
     def theta(self) -> Tensor:
@@ -149,11 +149,11 @@ class Objective:
 
     def available_bytes(self) -> int:
         """Free memory; where processes share rows, that of the one that has least, in which what all do must fit."""
-        return self.team.least(available_bytes(self.theta.device), self.theta.device)
+        return self.process_group.least(available_bytes(self.theta.device), self.theta.device)
 
     def with_targets(self) -> Iterator[tuple[Batch, PyTree]]:
         """Each batch, as far as it is this process's, with its targets."""
-        for batch in self.team.parts(self.batches):
+        for batch in self.process_group.parts(self.batches):
             with self.network.check.on_training_rows():
                 targets = self.data_term.targets(self.network, batch)
             yield batch, targets
@@ -170,20 +170,20 @@ class Objective:
         """L(θ)."""
         with torch.no_grad():
             parts = [self.batch_loss(theta, b.x, t, self.share(b)) for b, t in self.with_targets()]
-        return self.team.total(torch.stack([theta.new_zeros(()), *parts]).sum())
+        return self.process_group.total(torch.stack([theta.new_zeros(()), *parts]).sum())
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇L(θ), (P,)."""
         total = torch.zeros_like(theta)
-        if type(self.data_term) is Labels and theta is self.theta:
+        if type(self.data_term) is LabelLoss and theta is self.theta:
             with self.network.check.on_training_rows():
-                for batch in self.team.parts(self.batches):
+                for batch in self.process_group.parts(self.batches):
                     total += self.network.slope_of(batch.x, partial(_nll, self.likelihood, batch.y))
-            return self.team.total(total).addcmul_(self.prior.precision, theta - self.prior.mean)
+            return self.process_group.total(total).addcmul_(self.prior.precision, theta - self.prior.mean)
         for batch, targets in self.with_targets():
-            with differentiable(), self.network.ledger.transformed(backward=1):
+            with differentiable(), self.network.pass_counter.transformed(backward=1):
                 total += grad(self.batch_loss)(theta, batch.x, targets, self.share(batch)).detach()
-        return self.team.total(total)
+        return self.process_group.total(total)
 
     def check_displaced(self) -> None:
         """Check that outputs follow the gradient of the user's module where weights are displaced.
@@ -192,16 +192,16 @@ class Objective:
             ModelError: they do not, so that no refit can be read.
         """
         with self.network.check.on_training_rows():
-            for batch in self.team.parts(self.batches):
+            for batch in self.process_group.parts(self.batches):
                 self.network.check_displaced(batch.x)
 
     def product(self, vectors: Tensor) -> Tensor:
         """A v for each of vectors (K, P): one shared pass over the data."""
         total = torch.zeros_like(vectors)
         with self.network.check.on_training_rows():
-            for batch in self.team.parts(self.batches):
+            for batch in self.process_group.parts(self.batches):
                 self.data_term.curvature_product(self.network, batch, vectors, total)
-        return self.team.total(total).addcmul_(vectors, self.prior.precision)
+        return self.process_group.total(total).addcmul_(vectors, self.prior.precision)
 
     def centred(self, *, curvature: str) -> Objective:
         """An objective whose gradient vanishes at θ̂ and whose second derivative there is the curvature asked for.
@@ -209,6 +209,6 @@ class Objective:
         "ggn": the network trained on its own predictions. Its Hessian at θ̂ is exactly the GGN + δ.
         "hessian": L(θ) − ∇L(θ̂)ᵀ(θ − θ̂). Either way the prior, less its slope, is ½ Σ δ (θ − θ̂)².
         """
-        terms = {"ggn": SelfTargets, "hessian": TiltedLabels}
+        terms = {"ggn": SelfTargetLoss, "hessian": GradientCorrectedLoss}
         prior = replace(self.prior, mean=self.theta)
         return replace(self, data_term=terms[curvature](self.likelihood), prior=prior)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from estimators.errors import StateError
 from estimators.persistence.state import ABOUT, PROGRESS, TUNING, About, FittedState, Learned, read_file, write_file
-from estimators.runtime.pass_counter import Ledger, Rows
+from estimators.runtime.pass_counter import PassCounter, RowCounts
 
 __all__ = ["Checkpoint", "File"]
 
@@ -48,7 +48,7 @@ class File(Checkpoint):
 
     path: Path
     about: About
-    ledger: Ledger
+    pass_counter: PassCounter
     writes: bool = True  # only one of several processes does
     marks: list[float] = field(default_factory=list)
     written: float = field(default_factory=time.monotonic)
@@ -67,14 +67,14 @@ class File(Checkpoint):
             return None
         progress = About.of(state).learned[PROGRESS]
         self._check(progress["marks"])
-        self.ledger.parts = {name: Rows(**rows) for name, rows in progress["passes"].items()}
+        self.pass_counter.parts = {name: RowCounts(**rows) for name, rows in progress["passes"].items()}
         return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}, progress["values"]
 
     def save(self, state: Callable[[], Learned]) -> None:
         if not self.writes or time.monotonic() - self.written < _SECONDS:
             return
         tensors, values = state()
-        passes = {name: asdict(rows) for name, rows in self.ledger.parts.items()}
+        passes = {name: asdict(rows) for name, rows in self.pass_counter.parts.items()}
         progress = {"values": values, "marks": self.marks, "passes": passes}
         write_file({**tensors, ABOUT: replace(self.about, learned={PROGRESS: progress}).to_json()}, self.path)
         self.written = time.monotonic()

@@ -13,11 +13,11 @@ from torch.utils import _pytree as pytree
 
 from estimators.numerics.pytrees import PyTree, n_rows, tensors_of
 
-__all__ = ["Sums", "bits", "row_digests"]
+__all__ = ["DatasetChecksum", "bits", "row_hashes"]
 
 
 @dataclass(frozen=True)
-class Sums:
+class DatasetChecksum:
     """Of a pass over the data, in double precision: outputs and targets weighted by column, and their sizes."""
 
     outputs: float = 0.0
@@ -25,18 +25,18 @@ class Sums:
     targets: float = 0.0
     targets_size: float = 0.0
 
-    def plus(self, f: Tensor, y: Tensor) -> Sums:
+    def plus(self, f: Tensor, y: Tensor) -> DatasetChecksum:
         """With the rows of one more batch."""
         outputs, outputs_size = _weighted(f)
         targets, targets_size = _weighted(y)
-        return Sums(
+        return DatasetChecksum(
             self.outputs + outputs,
             self.outputs_size + outputs_size,
             self.targets + targets,
             self.targets_size + targets_size,
         )
 
-    def agrees(self, other: Sums) -> bool:
+    def agrees(self, other: DatasetChecksum) -> bool:
         """Whether both are of the same rows, up to the round-off of another order or device."""
         outputs = abs(self.outputs - other.outputs) <= 1e-5 * self.outputs_size
         return outputs and abs(self.targets - other.targets) <= 1e-5 * self.targets_size
@@ -50,7 +50,7 @@ def _weighted(values: Tensor) -> tuple[float, float]:
     return float((values * weights).sum() + squares), float((values.abs() * weights).sum() + squares)
 
 
-def row_digests(rows: PyTree, n: int | None = None) -> list[bytes]:
+def row_hashes(rows: PyTree, n: int | None = None) -> list[bytes]:
     """A digest of 32 bytes for each row of a pytree, over its tensors and over all that the rows share.
 
     Args:

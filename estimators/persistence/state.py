@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from estimators.errors import ModelChangedError, StateError
 from estimators.persistence.atomic import write_bytes
-from estimators.persistence.checksums import Sums
+from estimators.persistence.checksums import DatasetChecksum
 from estimators.persistence.option_values import differences
 from estimators.runtime.module_wrappers import named_tensors
 
@@ -48,7 +48,7 @@ class About:
     parameters: list[str]
     model: str
     n_data: int
-    sums: Sums
+    sums: DatasetChecksum
     learned: dict[str, Any]
     derivatives: dict[str, Any] = field(default_factory=dict)  # what was compared with plain autograd
     shared_inputs: list[str] = field(default_factory=list)
@@ -65,7 +65,7 @@ class About:
             content = json.loads(text) if isinstance(text, str) else {}
             found = content.pop("format", None)
             if found == FORMAT:
-                return cls(**{**content, "sums": Sums(**content["sums"])})
+                return cls(**{**content, "sums": DatasetChecksum(**content["sums"])})
         except (ValueError, TypeError, KeyError, AttributeError):
             found = None
         if found == _BY_REPR:

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from estimators.curvature.krylov.block_cg import BlockSolution
-from estimators.curvature.krylov.whitening import Coordinates
-from estimators.data.distributed import Team
+from estimators.curvature.krylov.whitening import PriorWhitening
+from estimators.data.distributed import ProcessGroup
 from estimators.errors import NotConvergedWarning
 from estimators.numerics.reductions import dots, inner
-from estimators.regvar.perturbation import Penalty
+from estimators.regvar.perturbation import Perturbation
 
-__all__ = ["FAIR", "DrawEnergies", "EnergyError", "prior_energy"]
+__all__ = ["FAIR", "ANormError", "SampleANormErrors", "prior_energy"]
 
 FAIR = 0.5  # digits MLP: .26 to .36 with a mean variance within 2 %, .53 with 6 %, 1 and more far off
 
 
 @dataclass(frozen=True)
-class EnergyError:
+class ANormError:
     """Mean over draws of ‖u − A⁻¹ξ‖²_A, by one product with A each; u the displacement, n = P less the exact block.
 
         ‖u − A⁻¹ξ‖²_A = ξᵀA⁻¹ξ − 2ξᵀu + uᵀAu          E ξᵀA⁻¹ξ = n = E‖z‖²
@@ -61,7 +61,7 @@ class EnergyError:
 
 
 @dataclass(frozen=True)
-class DrawEnergies:
+class SampleANormErrors:
     """What the energy error is made of, for each draw: terms (K, 5); and n, over how many parameters they are drawn."""
 
     terms: Tensor
@@ -70,7 +70,7 @@ class DrawEnergies:
     @classmethod
     def of(
         cls,
-        penalty: Penalty,
+        perturbation: Perturbation,
         delta: Tensor,
         displacement: Tensor,
         slope: Tensor,
@@ -80,19 +80,21 @@ class DrawEnergies:
 
         prior: their `prior_energy`, where it is known.
         """
-        n, from_prior = prior_energy(penalty, delta) if prior is None else prior
-        linear = dots(displacement, penalty.direction)  # ξᵀu
+        n, from_prior = prior_energy(perturbation, delta) if prior is None else prior
+        linear = dots(displacement, perturbation.direction)  # ξᵀu
         quadratic, held = linear + dots(displacement, slope), dots(displacement, displacement, delta)
         positive = bool((delta > 0).all())
         bound = dots(slope, slope, 1 / delta) if positive else torch.full_like(linear, math.inf)
         return cls(torch.stack([from_prior, linear, quadratic, held, bound], 1), n)
 
     @classmethod
-    def solved(cls, penalty: Penalty, delta: Tensor, coordinates: Coordinates, solved: BlockSolution) -> Self:
+    def solved(
+        cls, perturbation: Perturbation, delta: Tensor, coordinates: PriorWhitening, solved: BlockSolution
+    ) -> Self:
         """The same after a solve in other `coordinates`, from u alone: b − A u = leftᵀ Q, along the next block Q."""
-        n, from_prior = prior_energy(penalty, delta)
+        n, from_prior = prior_energy(perturbation, delta)
         u, unit = solved.solution, coordinates.unit  # of the prior
-        linear = dots(u, coordinates.right(penalty.direction))
+        linear = dots(u, coordinates.right(perturbation.direction))
         quadratic = linear - (inner(u, solved.next_block) * solved.left.T).sum(1)
         held = dots(u, u, delta) if coordinates.scale is None else unit * dots(u, u)
         left = solved.left.square().sum(0)
@@ -100,13 +102,13 @@ class DrawEnergies:
         return cls(torch.stack([from_prior, linear, quadratic, held, bound], 1), n)
 
     @classmethod
-    def joined(cls, parts: Sequence[DrawEnergies]) -> Self:
+    def joined(cls, parts: Sequence[SampleANormErrors]) -> Self:
         """Those of draws that were solved a part after the other."""
         return cls(torch.cat([part.terms for part in parts]), parts[0].n)
 
-    def together(self, team: Team, n_draws: int) -> Self:
+    def together(self, process_group: ProcessGroup, n_draws: int) -> Self:
         """Those of all draws, where several processes have shared them out."""
-        return replace(self, terms=team.together(self.terms, n_draws))
+        return replace(self, terms=process_group.together(self.terms, n_draws))
 
     @property
     def dimensions(self) -> Tensor:
@@ -115,19 +117,19 @@ class DrawEnergies:
         return dimensions
 
     @property
-    def error(self) -> EnergyError:
+    def error(self) -> ANormError:
         """Of all draws."""
         from_prior, linear, quadratic, _, bound = self.terms.mean(0).tolist()
         error, dimension = from_prior - 2 * linear + quadratic, float(self.dimensions.mean())
         noise = 2 / math.sqrt(dimension * len(self.terms))
-        return EnergyError(error / self.n, error / dimension, noise, bound / dimension)
+        return ANormError(error / self.n, error / dimension, noise, bound / dimension)
 
 
-def prior_energy(penalty: Penalty, delta: Tensor) -> tuple[float, Tensor]:
+def prior_energy(perturbation: Perturbation, delta: Tensor) -> tuple[float, Tensor]:
     """n, and ‖z‖² of each draw, (K,), over what is drawn."""
-    assert penalty.start is not None
+    assert perturbation.start is not None
     drawn = torch.zeros_like(delta, dtype=torch.bool)
-    for direction in penalty.direction:
+    for direction in perturbation.direction:
         drawn |= direction != 0
     unknown = float((drawn & (delta == 0)).sum())  # without a prior, z itself is not kept
-    return float(drawn.sum()), dots(penalty.start, penalty.start, delta * drawn) + unknown
+    return float(drawn.sum()), dots(perturbation.start, perturbation.start, delta * drawn) + unknown

@@ -11,7 +11,7 @@ from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree, split_rows
 from estimators.numerics.reductions import dots, inner
-from estimators.regvar.rao_blackwell import ExactBlock
+from estimators.regvar.rao_blackwell import RaoBlackwellBlock
 from estimators.runtime.memory import rows_per_chunk
 
 __all__ = ["VarianceBounds"]
@@ -30,12 +30,12 @@ class VarianceBounds:
 
     network: Network
     space: KrylovSpace
-    block: ExactBlock | None
+    block: RaoBlackwellBlock | None
     whitener: Tensor  # (q, r), its square is S⁻¹
     along_block: Tensor | None  # A_LL⁻¹ A_LW, (r, C, E)
 
     @classmethod
-    def of(cls, network: Network, space: KrylovSpace, block: ExactBlock | None) -> VarianceBounds:
+    def of(cls, network: Network, space: KrylovSpace, block: RaoBlackwellBlock | None) -> VarianceBounds:
         """Prepare the small matrices."""
         schur, along = space.galerkin, None
         if block is not None:

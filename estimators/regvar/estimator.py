@@ -20,19 +20,19 @@ from estimators.models.subsets import SubsetSpec
 from estimators.numerics.dtype import widen
 from estimators.numerics.pytrees import PyTree, split_rows
 from estimators.numerics.reductions import norms
-from estimators.objective.float64 import widened, widened_network
+from estimators.objective.float64 import network_in_float64, to_float64
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_flag, checked_instance
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.persistence.state import Learned
-from estimators.regvar.a_norm_error import DrawEnergies
-from estimators.regvar.monte_carlo import BoundedReadout, ClampedReadout, DrawReadout
-from estimators.regvar.perturbation import Penalty
+from estimators.regvar.a_norm_error import SampleANormErrors
+from estimators.regvar.monte_carlo import ClippedMonteCarlo, InterpolatedBounds, MonteCarloVariance
+from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
 from estimators.regvar.report import RegVarReport, relative_gradient
 from estimators.regvar.solvers import FineTune, Solver
 from estimators.regvar.solvers.base import Solution
-from estimators.regvar.variance_estimate import Readout
+from estimators.regvar.variance_estimate import VarianceEstimate
 
 __all__ = ["RegVar", "check_combination", "refit_objective"]
 
@@ -50,9 +50,9 @@ class RegVar(UncertaintyEstimator):
         regularizer: r and its readout: Pointwise, MeanAbsolute, SignedProbes, ParameterProbes, PosteriorDraws.
         solver: NewtonRefit, FineTune, LinearResponse.
 
-    Fitted: `fit_report_` (with what was spent), `energy_error_`, `exact_block_`, `relative_gradient_`.
+    Fitted: `fit_report_` (with what was spent), `a_norm_error_`, `rao_blackwell_`, `relative_gradient_`.
     Warns: NotConvergedWarning where posterior draws that are read as they are were left far from their end
-    (`energy_error_`).
+    (`a_norm_error_`).
     Errors: of `fit`, and IndefiniteHessianError, ConvergenceError, LambdaTooLargeError of the solvers; regularizers *at
     query* (Pointwise, SignedProbes) solve, and raise them, in `variance`.
     """
@@ -96,14 +96,14 @@ class RegVar(UncertaintyEstimator):
         self.fit_report_ = RegVarReport(relative_gradient=relative_gradient(objective))
         self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
-            with objective.network.ledger.part("definiteness"):
+            with objective.network.pass_counter.part("definiteness"):
                 self.refit_objective_ = positive_definite(self.refit_objective_, lambda posed: posed.product)
-        self.readout_: Readout | None = None
+        self.readout_: VarianceEstimate | None = None
         if not self.regularizer.at_query:
             self.readout_ = self._solved(None, self.regularizer, progress_bar=progress_bar, checkpoint=self._checkpoint)
         solver = self.fit_report_.solver
         replicas = 1 if solver is None else solver.replicas
-        passes = objective.network.ledger.passes(objective.batches.n_data, replicas)
+        passes = objective.network.pass_counter.passes(objective.batches.n_data, replicas)
         self.fit_report_ = replace(self.fit_report_, passes=passes)
 
     def _learned(self) -> Learned:
@@ -114,7 +114,7 @@ class RegVar(UncertaintyEstimator):
         self.fit_report_ = RegVarReport.restored(learned["report"])
         self.readout_ = None
         if not self.regularizer.at_query:
-            network = widened_network(objective.network, tensors["displacement"].dtype)
+            network = network_in_float64(objective.network, tensors["displacement"].dtype)
             self.readout_ = self.regularizer.restored(network, tensors, learned["readout"])
         self._attached(objective)
 
@@ -123,12 +123,12 @@ class RegVar(UncertaintyEstimator):
 
     def _solved(
         self, x: PyTree, regularizer: Regularizer, *, progress_bar: bool = False, checkpoint: Checkpoint | None = None
-    ) -> Readout:
+    ) -> VarianceEstimate:
         """Pose, solve, read: in the dtype of the network, or in float64 where that carries too much round-off."""
         try:
             return self._solved_once(x, regularizer, progress_bar=progress_bar, checkpoint=checkpoint)
         except IllConditionedError:
-            wide = widened(self.refit_objective_)
+            wide = to_float64(self.refit_objective_)
             if wide is self.refit_objective_:
                 raise
             self.refit_objective_ = wide
@@ -136,19 +136,19 @@ class RegVar(UncertaintyEstimator):
 
     def _solved_once(
         self, x: PyTree, regularizer: Regularizer, *, progress_bar: bool, checkpoint: Checkpoint | None
-    ) -> Readout:
+    ) -> VarianceEstimate:
         objective = self.refit_objective_
-        penalty, read = regularizer.pose(objective, x)
-        solution = self.solver.solve(objective, penalty, progress_bar=progress_bar, checkpoint=checkpoint)
-        energies = _energies(objective, penalty, solution)
-        del penalty  # 2K numbers a parameter, which a readout need not have beside it
-        with objective.network.ledger.part("readout"):
+        perturbation, read = regularizer.pose(objective, x)
+        solution = self.solver.solve(objective, perturbation, progress_bar=progress_bar, checkpoint=checkpoint)
+        energies = _energies(objective, perturbation, solution)
+        del perturbation  # 2K numbers a parameter, which a readout need not have beside it
+        with objective.network.pass_counter.part("readout"):
             readout = read(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
-        if isinstance(readout, DrawReadout) and energies is not None:
+        if isinstance(readout, MonteCarloVariance) and energies is not None:
             energy = energies.error
-            self.fit_report_ = replace(self.fit_report_, energy=energy, exact_block=readout.exact_block)
-            if solution.report.residual is None or isinstance(readout, ClampedReadout):  # the others know their end
+            self.fit_report_ = replace(self.fit_report_, energy=energy, rao_blackwell=readout.rao_blackwell)
+            if solution.report.residual is None or isinstance(readout, ClippedMonteCarlo):  # the others know their end
                 energy.warn_if_large()
         return readout
 
@@ -194,7 +194,7 @@ class RegVar(UncertaintyEstimator):
         """
         x = self._inputs(x)
         shape = self._check_query(x)
-        if not isinstance(self.readout_, BoundedReadout):
+        if not isinstance(self.readout_, InterpolatedBounds):
             raise UnsupportedError(
                 "posterior draws read between the bounds of a Krylov space",
                 received=f"{self.regularizer!r} by {self.solver!r}",
@@ -203,7 +203,7 @@ class RegVar(UncertaintyEstimator):
         lower, upper = self.readout_.bounds.variance(x)
         return self._returned(lower).reshape(shape), self._returned(upper).reshape(shape)
 
-    def _readouts(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[Readout, PyTree]]:
+    def _readouts(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[VarianceEstimate, PyTree]]:
         """The fitted readout for x, or solves for pieces of x that fit into memory."""
         if self.readout_ is not None:
             return [(self.readout_, x)]
@@ -213,7 +213,7 @@ class RegVar(UncertaintyEstimator):
         return [(self._solved(part, regularizer), part) for part in parts]
 
     @property
-    def energy_error_(self) -> float:
+    def a_norm_error_(self) -> float:
         """Mean ‖u − A⁻¹ξ‖²_A per effective dimension of the posterior draws: how far the solver was from its end."""
         self._check_fitted()
         if self.fit_report_.energy is None:
@@ -221,12 +221,12 @@ class RegVar(UncertaintyEstimator):
         return self.fit_report_.energy.clipped
 
     @property
-    def exact_block_(self) -> str:
+    def rao_blackwell_(self) -> str:
         """Which exact block the posterior draws use, and why."""
         self._check_fitted()
-        if self.fit_report_.exact_block is None:
+        if self.fit_report_.rao_blackwell is None:
             raise self._not_draws()
-        return self.fit_report_.exact_block
+        return self.fit_report_.rao_blackwell
 
     def _not_draws(self) -> UnsupportedError:
         return UnsupportedError(
@@ -242,13 +242,13 @@ class RegVar(UncertaintyEstimator):
         return self.fit_report_.relative_gradient
 
 
-def _energies(objective: Objective, penalty: Penalty, solution: Solution) -> DrawEnergies | None:
+def _energies(objective: Objective, perturbation: Perturbation, solution: Solution) -> SampleANormErrors | None:
     """Of posterior draws: the solver's own, or by one product with A a draw."""
-    if solution.energies is not None or penalty.start is None:
+    if solution.energies is not None or perturbation.start is None:
         return solution.energies
-    with objective.network.ledger.part("energy error"):
-        slope = _slope(objective, solution.displacement, penalty.direction)
-    return DrawEnergies.of(penalty, objective.prior.precision, solution.displacement, slope)
+    with objective.network.pass_counter.part("energy error"):
+        slope = _slope(objective, solution.displacement, perturbation.direction)
+    return SampleANormErrors.of(perturbation, objective.prior.precision, solution.displacement, slope)
 
 
 def _slope(objective: Objective, displacement: Tensor, direction: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ def _slope(objective: Objective, displacement: Tensor, direction: Tensor) -> Ten
     image = objective.product(displacement)
     largest, smallest = float((norms(image) / norms(displacement)).max()), float(objective.prior.precision.min())
     if not products_are_accurate(objective.theta.dtype, largest=largest, smallest=smallest):
-        image = widened(objective).product(widen(displacement))
+        image = to_float64(objective).product(widen(displacement))
     return image.sub_(direction)
 
 

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.errors import UnsupportedError
-from estimators.models.functionals import Functional, Through
+from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree, select_rows
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
 from estimators.regvar.bounds import VarianceBounds
-from estimators.regvar.rao_blackwell import ExactBlock, FunctionalBlock
-from estimators.regvar.variance_estimate import Readout
+from estimators.regvar.rao_blackwell import ComposedBlock, RaoBlackwellBlock
+from estimators.regvar.variance_estimate import VarianceEstimate
 
-__all__ = ["BoundedReadout", "ClampedReadout", "DrawReadout", "Level", "restored_draws"]
+__all__ = ["BoundInterpolation", "ClippedMonteCarlo", "InterpolatedBounds", "MonteCarloVariance", "restored_draws"]
 
 _FEWEST, _MOST, _SHARE = 16, 256, 0.1  # training rows for the level: a tenth of them, within limits
 _OUTPUTS = 32  # for the level: a backward each
@@ -28,12 +28,12 @@ _SEED = 0  # of the rows for the level
 _WIDE = 12.0  # upper over lower, where a place between them is no guide: docs/math.md, section 5
 
 
-class DrawReadout(Readout):
+class MonteCarloVariance(VarianceEstimate):
     """Mean squared response of K draws, plus the exact block's own variance."""
 
-    def __init__(self, network: Network, displacement: Tensor, block: ExactBlock | None, reason: str) -> None:
+    def __init__(self, network: Network, displacement: Tensor, block: RaoBlackwellBlock | None, reason: str) -> None:
         self.network, self.displacement = network, displacement
-        self.block, self.exact_block = block, reason
+        self.block, self.rao_blackwell = block, reason
 
     def drawn_variance(self, x: PyTree) -> Tensor:
         """The part that the draws estimate, (M, C)."""
@@ -48,9 +48,9 @@ class DrawReadout(Readout):
         drawn = torch.einsum("kmc,kmd->mcd", response, response) / len(response)
         return drawn if self.block is None else self.block.covariance(x) + drawn
 
-    def through(self, of: Functional) -> DrawReadout:
-        block = None if self.block is None else FunctionalBlock.of(self.block, of)
-        return DrawReadout(Through(self.network, of), self.displacement, block, self.exact_block)
+    def through(self, of: Functional) -> MonteCarloVariance:
+        block = None if self.block is None else ComposedBlock.of(self.block, of)
+        return MonteCarloVariance(ComposedNetwork(self.network, of), self.displacement, block, self.rao_blackwell)
 
     def sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         if n_samples > len(self.displacement):
@@ -68,7 +68,7 @@ class DrawReadout(Readout):
 
     def state(self) -> Learned:
         block, head = ({}, None) if self.block is None else self.block.state()
-        return {"displacement": self.displacement, **block}, {"exact_block": self.exact_block, "head": head}
+        return {"displacement": self.displacement, **block}, {"rao_blackwell": self.rao_blackwell, "head": head}
 
     def standard_error(self, x: PyTree) -> Tensor:
         """√(2/K) of the drawn part."""
@@ -76,7 +76,7 @@ class DrawReadout(Readout):
 
 
 @dataclass(frozen=True)
-class Level:
+class BoundInterpolation:
     """Where between the bounds the draws' variance lies, on average over some training rows; and its standard error.
 
     width: how many times the lower bound the upper one is, the median over those rows and their outputs.
@@ -92,7 +92,7 @@ class Level:
         return self.width > _WIDE
 
     @classmethod
-    def of(cls, draws: DrawReadout, bounds: VarianceBounds, objective: Objective) -> Level:
+    def of(cls, draws: MonteCarloVariance, bounds: VarianceBounds, objective: Objective) -> BoundInterpolation:
         """From a tenth of the training rows; of many outputs (tokens, pixels) from random combinations."""
         parts = [_Part.of(draws, bounds, x) for x in _some_rows(objective)]
         lower, upper = (torch.cat([getattr(part, name) for part in parts]) for name in ("lower", "upper"))
@@ -114,7 +114,7 @@ class _Part:
     above: Tensor
 
     @classmethod
-    def of(cls, draws: DrawReadout, bounds: VarianceBounds, x: PyTree) -> _Part:
+    def of(cls, draws: MonteCarloVariance, bounds: VarianceBounds, x: PyTree) -> _Part:
         combine = _combinations(draws.network, x)
         if combine is not None:
             draws = draws.through(combine)
@@ -125,7 +125,7 @@ class _Part:
         return cls(lower.flatten(), upper.flatten(), response.sum((1, 2)) + (known - lower).sum())
 
 
-class BoundedReadout(DrawReadout):
+class InterpolatedBounds(MonteCarloVariance):
     """Shape from the Krylov space, level from the draws: lower + place·(upper − lower), place from the training rows.
 
     Both bounds hold at every x, and the variance lies between them. Samples are the draws.
@@ -133,8 +133,8 @@ class BoundedReadout(DrawReadout):
 
     clamped: ClassVar[bool] = False
 
-    def __init__(self, draws: DrawReadout, bounds: VarianceBounds, level: Level) -> None:
-        super().__init__(draws.network, draws.displacement, draws.block, draws.exact_block)
+    def __init__(self, draws: MonteCarloVariance, bounds: VarianceBounds, level: BoundInterpolation) -> None:
+        super().__init__(draws.network, draws.displacement, draws.block, draws.rao_blackwell)
         self.bounds, self.level = bounds, level
 
     def state(self) -> Learned:
@@ -142,7 +142,7 @@ class BoundedReadout(DrawReadout):
         which = {"level": asdict(self.level), "clamped": self.clamped}
         return {**tensors, **self.bounds.space.state()}, {**learned, **which}
 
-    def through(self, of: Functional) -> BoundedReadout:
+    def through(self, of: Functional) -> InterpolatedBounds:
         draws = super().through(of)
         return type(self)(draws, replace(self.bounds, network=draws.network, block=draws.block), self.level)
 
@@ -160,7 +160,7 @@ class BoundedReadout(DrawReadout):
         return (upper - lower) * self.level.error
 
 
-class ClampedReadout(BoundedReadout):
+class ClippedMonteCarlo(InterpolatedBounds):
     """The mean square of the draws, brought to the nearer bound where it lies outside of both.
 
     For bounds so wide that a place between them says little about the shape: draws then err by √(2/K), and by what
@@ -171,28 +171,28 @@ class ClampedReadout(BoundedReadout):
 
     def variance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.variance(x)
-        return DrawReadout.variance(self, x).clamp(lower, upper)
+        return MonteCarloVariance.variance(self, x).clamp(lower, upper)
 
     def covariance(self, x: PyTree) -> Tensor:
         """The correlations of the draws, and `variance` on the diagonal: Σ ← Σ √(v vᵀ / d dᵀ)."""
-        drawn, (lower, upper) = DrawReadout.covariance(self, x), self.bounds.variance(x)
+        drawn, (lower, upper) = MonteCarloVariance.covariance(self, x), self.bounds.variance(x)
         before = drawn.diagonal(dim1=1, dim2=2)
         scale = (before.clamp(lower, upper) / before.clamp_min(torch.finfo(drawn.dtype).tiny)).sqrt()
         return drawn * scale[:, :, None] * scale[:, None, :]
 
     def standard_error(self, x: PyTree) -> Tensor:
-        return DrawReadout.standard_error(self, x)
+        return MonteCarloVariance.standard_error(self, x)
 
 
-def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> DrawReadout:
+def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> MonteCarloVariance:
     """From `state()` of either readout."""
-    block = None if learned["head"] is None else ExactBlock.restored(network, tensors["block"], learned["head"])
-    draws = DrawReadout(network, tensors["displacement"], block, learned["exact_block"])
+    block = None if learned["head"] is None else RaoBlackwellBlock.restored(network, tensors["block"], learned["head"])
+    draws = MonteCarloVariance(network, tensors["displacement"], block, learned["rao_blackwell"])
     if "level" not in learned:
         return draws
     space = KrylovSpace.restored(tensors)
-    kind = ClampedReadout if learned.get("clamped") else BoundedReadout
-    return kind(draws, VarianceBounds.of(network, space, block), Level(**learned["level"]))
+    kind = ClippedMonteCarlo if learned.get("clamped") else InterpolatedBounds
+    return kind(draws, VarianceBounds.of(network, space, block), BoundInterpolation(**learned["level"]))
 
 
 def _some_rows(objective: Objective) -> list[PyTree]:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from estimators.numerics.pytrees import PyTree, select_rows
 
-__all__ = ["Penalty", "Tilt"]
+__all__ = ["LinearPerturbation", "Perturbation"]
 
 
 @dataclass(frozen=True)
-class Penalty(ABC):
+class Perturbation(ABC):
     """K scalars r_k(θ).
 
     direction (K, P) = ∇r_k(θ̂);  start (K, P) or None: a first guess of A⁻¹∇r_k;  items: a pytree of tensors with
@@ -41,7 +41,7 @@ class Penalty(ABC):
 
 
 @dataclass(frozen=True)
-class Tilt(Penalty):
+class LinearPerturbation(Perturbation):
     """r_k(θ) = u_kᵀ(θ − θ̂): linear, the items being the directions u themselves."""
 
     linear = True
@@ -50,7 +50,7 @@ class Tilt(Penalty):
     @classmethod
     def along(
         cls, direction: Tensor, centre: Tensor, *, start: Tensor | None = None, budget: int | None = None
-    ) -> Tilt:
+    ) -> LinearPerturbation:
         """Tilts by direction (K, P) about centre (P,)."""
         return cls(direction, direction, start, budget, centre)
 

@@ -12,26 +12,26 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from estimators.curvature.last_layer.features import Head
-from estimators.curvature.last_layer.precision import FullHead
+from estimators.curvature.last_layer.features import LastLayer
+from estimators.curvature.last_layer.precision import FullLastLayer
 from estimators.errors import EstimatorError, OptionError
-from estimators.models.functionals import Functional, Through, variance_by_covariance
+from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
 
-__all__ = ["ExactBlock", "FunctionalBlock", "find_exact_block"]
+__all__ = ["ComposedBlock", "RaoBlackwellBlock", "find_rao_blackwell_block"]
 
 _LARGEST = 8192  # entries of θ: a factorisation of seconds
 
 
 @dataclass(frozen=True)
-class ExactBlock:
+class RaoBlackwellBlock:
     """The last layer with its factored part A_LL of the precision."""
 
-    head: Head
-    precision: FullHead
+    head: LastLayer
+    precision: FullLastLayer
 
     @property
     def mask(self) -> Tensor:
@@ -43,7 +43,7 @@ class ExactBlock:
         k = len(xi)
         solved = self.precision.dense.solve(self.head.to_matrix(xi).reshape(k, -1))  # A_LL⁻¹ ξ_L
         embedded = self.head.to_theta(solved.reshape(k, self.head.n_outputs, self.head.n_features))
-        with objective.network.ledger.part("exact block"):
+        with objective.network.pass_counter.part("exact block"):
             return objective.product(embedded).neg_().add_(xi).masked_fill_(self.mask, 0.0)
 
     def state(self) -> Learned:
@@ -51,11 +51,11 @@ class ExactBlock:
         return {"block": self.precision.dense.cholesky}, self.head.description()
 
     @classmethod
-    def restored(cls, network: Network, cholesky: Tensor, description: dict[str, str | None]) -> ExactBlock:
+    def restored(cls, network: Network, cholesky: Tensor, description: dict[str, str | None]) -> RaoBlackwellBlock:
         """From `state()`."""
-        head = Head.described(network, description)
+        head = LastLayer.described(network, description)
         shape = (head.n_outputs, head.n_features)
-        return cls(head, FullHead.factored(cholesky, shape))
+        return cls(head, FullLastLayer.factored(cholesky, shape))
 
     def variance(self, x: PyTree) -> Tensor:
         """(M, C), of the block alone."""
@@ -75,15 +75,15 @@ class ExactBlock:
 
 
 @dataclass(frozen=True)
-class FunctionalBlock(ExactBlock):
+class ComposedBlock(RaoBlackwellBlock):
     """The same block, read through a function g of the outputs."""
 
-    network: Through
+    network: ComposedNetwork
 
     @classmethod
-    def of(cls, block: ExactBlock, of: Functional) -> Self:
+    def of(cls, block: RaoBlackwellBlock, of: Functional) -> Self:
         """`block` through g."""
-        return cls(block.head, block.precision, Through(block.head.network, of))
+        return cls(block.head, block.precision, ComposedNetwork(block.head.network, of))
 
     def variance(self, x: PyTree) -> Tensor:
         return variance_by_covariance(self.network.slopes(x), super().covariance(x))
@@ -97,7 +97,7 @@ class FunctionalBlock(ExactBlock):
         return torch.einsum("mdc,kmc->kmd", self.network.slopes(x).to(response.dtype), response)
 
 
-def find_exact_block(objective: Objective, choice: str | None) -> tuple[ExactBlock | None, str]:
+def find_rao_blackwell_block(objective: Objective, choice: str | None) -> tuple[RaoBlackwellBlock | None, str]:
     """The block for "auto", "last_layer" or None, and in words which and why.
 
     "auto" steps aside where the last layer is not linear, trainable, untied, within the subset and small enough;
@@ -106,7 +106,7 @@ def find_exact_block(objective: Objective, choice: str | None) -> tuple[ExactBlo
     if choice is None:
         return None, "none: exact_block=None"
     try:
-        with objective.network.ledger.part("exact block"):
+        with objective.network.pass_counter.part("exact block"):
             block = _factored(_usable_head(objective), objective)
     except EstimatorError as error:
         if choice == "last_layer":
@@ -118,8 +118,8 @@ def find_exact_block(objective: Objective, choice: str | None) -> tuple[ExactBlo
     return block, f"last layer {name!r}: {n} of {objective.theta.numel()} parameters"
 
 
-def _usable_head(objective: Objective) -> Head:
-    head = Head.of(objective.network, next(iter(objective.batches)).x)
+def _usable_head(objective: Objective) -> LastLayer:
+    head = LastLayer.of(objective.network, next(iter(objective.batches)).x)
     inside = set(objective.network.subset.shapes)
     if not inside.issuperset(head.layer.parameter_names):
         raise _unusable("a last layer within subset_of_weights", f"{head.layer.name!r}, not or not all of it inside")
@@ -136,7 +136,7 @@ def _unusable(expected: str, received: str) -> OptionError:
     return OptionError(expected, received=received, remedy='exact_block=None or "auto".')
 
 
-def _factored(head: Head, objective: Objective) -> ExactBlock:
+def _factored(head: LastLayer, objective: Objective) -> RaoBlackwellBlock:
     prior = head.to_matrix(objective.prior.precision)
-    with objective.network.ledger.part("exact block"):
-        return ExactBlock(head, FullHead(head.full_curvature(objective), prior))
+    with objective.network.pass_counter.part("exact block"):
+        return RaoBlackwellBlock(head, FullLastLayer(head.full_curvature(objective), prior))

@@ -11,7 +11,7 @@ from torch import Tensor
 from estimators.estimator.fit_report import FitReport
 from estimators.models.self_check import DerivativeReport
 from estimators.objective.objective import Objective
-from estimators.regvar.a_norm_error import EnergyError
+from estimators.regvar.a_norm_error import ANormError
 from estimators.regvar.solvers.base import SolverReport
 
 __all__ = ["RegVarReport", "relative_gradient", "relative_to_prior"]
@@ -29,8 +29,8 @@ class RegVarReport(FitReport):
 
     relative_gradient: float
     solver: SolverReport | None = None
-    energy: EnergyError | None = None
-    exact_block: str | None = None
+    energy: ANormError | None = None
+    rao_blackwell: str | None = None
     passes: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -45,14 +45,14 @@ class RegVarReport(FitReport):
         parts = {
             "derivatives": None if derivatives is None else DerivativeReport(**derivatives),
             "solver": None if solver is None else SolverReport(**solver),
-            "energy": None if energy is None else EnergyError(**energy),
+            "energy": None if energy is None else ANormError(**energy),
         }
         return cls(**{**content, **parts})
 
 
 def relative_gradient(objective: Objective) -> float:
     """‖∇L(θ̂)‖ over the slope of the prior there; over that of the data where the prior has none."""
-    with objective.network.ledger.part("relative gradient"):
+    with objective.network.pass_counter.part("relative gradient"):
         total = objective.gradient(objective.theta)
     return relative_to_prior(total, objective)
 

@@ -12,10 +12,10 @@ from estimators.models.functionals import Functional
 from estimators.numerics.pytrees import PyTree
 from estimators.persistence.state import Learned
 
-__all__ = ["Readout"]
+__all__ = ["VarianceEstimate"]
 
 
-class Readout(ABC):
+class VarianceEstimate(ABC):
     """Reads variances at queries x from displacements (K, P) ≈ A⁻¹∇r."""
 
     @abstractmethod
@@ -38,7 +38,7 @@ class Readout(ABC):
         """Monte-Carlo standard error of `variance`, (M, C)."""
         raise self._unsupported("a Monte-Carlo error", "SignedProbes, ParameterProbes or PosteriorDraws")
 
-    def through(self, of: Functional) -> Readout:  # noqa: ARG002
+    def through(self, of: Functional) -> VarianceEstimate:  # noqa: ARG002
         """The same displacements, read through g∘f."""
         raise self._unsupported("the variance of a functional", "PosteriorDraws, or Pointwise(of=...)")
 

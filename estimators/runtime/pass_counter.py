@@ -11,7 +11,7 @@ from torch import nn
 
 from estimators.numerics.pytrees import PyTree, n_rows
 
-__all__ = ["SELF_CHECK", "Ledger", "Rows"]
+__all__ = ["SELF_CHECK", "PassCounter", "RowCounts"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,7 +22,7 @@ FORWARD, TANGENT, BACKWARD = 1 / 3, 1 / 3, 2 / 3
 
 
 @dataclass
-class Rows:
+class RowCounts:
     """Rows by direction: forward, forward mode (of one vector each), backward (of one cotangent each)."""
 
     forward: float = 0.0
@@ -35,7 +35,7 @@ class Rows:
         return FORWARD * self.forward + TANGENT * self.tangent + BACKWARD * self.backward
 
 
-class Ledger:
+class PassCounter:
     """Rows that went through a network, by the part of the fit that they were for.
 
     The unit is a pass: forward and backward over N rows. So a gradient is one, a product with A is one a vector (a
@@ -46,7 +46,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self.parts: dict[str, Rows] = {}
+        self.parts: dict[str, RowCounts] = {}
         self._name = "checks"
 
     @contextmanager
@@ -119,5 +119,5 @@ class Ledger:
         """Passes over N rows a replica, by part."""
         return {name: rows.cost / n_data / replicas for name, rows in self.parts.items()}
 
-    def _rows(self) -> Rows:
-        return self.parts.setdefault(self._name, Rows())
+    def _rows(self) -> RowCounts:
+        return self.parts.setdefault(self._name, RowCounts())

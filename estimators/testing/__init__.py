@@ -3,21 +3,21 @@
 from estimators.testing import formulas
 from estimators.testing.cases import CASES, Case
 from estimators.testing.kit import check_estimator
-from estimators.testing.outcomes import ConformanceError, Mismatch, NotApplicable, Outcome, Report
+from estimators.testing.outcomes import CheckFailure, ConformanceError, NotApplicable, Outcome, Report
 from estimators.testing.registry import CHECKS, check
-from estimators.testing.subject import Claims, Subject
+from estimators.testing.subject import Capabilities, EstimatorCase
 
 __all__ = [
     "CASES",
     "CHECKS",
+    "Capabilities",
     "Case",
-    "Claims",
+    "CheckFailure",
     "ConformanceError",
-    "Mismatch",
+    "EstimatorCase",
     "NotApplicable",
     "Outcome",
     "Report",
-    "Subject",
     "check",
     "check_estimator",
     "formulas",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ConformanceError", "Mismatch", "NotApplicable", "Outcome", "Report"]
+__all__ = ["CheckFailure", "ConformanceError", "NotApplicable", "Outcome", "Report"]
 
 
-class Mismatch(AssertionError):
+class CheckFailure(AssertionError):
     """A property that does not hold: what was expected, what was received, the likely fault."""
 
     def __init__(self, expected: str, *, received: str, fault: str) -> None:

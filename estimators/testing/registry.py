@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimators.testing.subject import Subject
+from estimators.testing.subject import EstimatorCase
 
 __all__ = ["CHECKS", "Check", "check"]
 
-Check = Callable[[Subject], None]
+Check = Callable[[EstimatorCase], None]
 CHECKS: dict[str, Check] = {}
 
 

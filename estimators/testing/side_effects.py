@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from estimators.testing.outcomes import Mismatch
+from estimators.testing.outcomes import CheckFailure
 
 __all__ = ["advanced_random_state", "unchanged_model", "unchanged_random_state"]
 
@@ -24,7 +24,7 @@ def unchanged_model(model: nn.Module, during: str) -> Iterator[None]:
     after = _state(model)
     changed = [name for name in before.keys() | after.keys() if not _same(before.get(name), after.get(name))]
     if changed:
-        raise Mismatch(
+        raise CheckFailure(
             f"the model as it was before {during}",
             received=f"another {', '.join(sorted(changed)[:4])}",
             fault="work on a copy (estimators.models.Network), and put back what was changed in a finally clause.",
@@ -61,7 +61,7 @@ def unchanged_random_state(during: str) -> Iterator[None]:
     changed = [name for name in before if before[name] != after[name]]
     _restore(before)
     if changed:
-        raise Mismatch(
+        raise CheckFailure(
             f"the global random state of {', '.join(before)} as before {during}",
             received=f"another one of {', '.join(changed)}",
             fault="draw from a torch.Generator with a seed field, or use estimators.runtime.rng.preserved_random_state",

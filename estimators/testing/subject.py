@@ -15,9 +15,9 @@ from estimators.errors import ModelError, OptionError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.testing.cases import CASES, CPU, Case
 from estimators.testing.networks import Array
-from estimators.testing.outcomes import Mismatch, NotApplicable
+from estimators.testing.outcomes import CheckFailure, NotApplicable
 
-__all__ = ["REFUSALS", "Claims", "Make", "Subject", "as_array", "asked"]
+__all__ = ["REFUSALS", "Capabilities", "EstimatorCase", "Make", "as_array", "asked"]
 
 Make = Callable[..., UncertaintyEstimator]
 REFUSALS = (OptionError, UnsupportedError)
@@ -25,7 +25,7 @@ REFUSALS = (OptionError, UnsupportedError)
 
 
 @dataclass(frozen=True)
-class Claims:
+class Capabilities:
     """What an estimator claims.
 
     exact: the variance is J A⁻¹ Jᵀ with A the "ggn" or the "hessian" over all weights, or the GGN over the
@@ -43,11 +43,11 @@ class Claims:
 
 
 @dataclass
-class Subject:
+class EstimatorCase:
     """An estimator by its factory, and the device that it is on; fits are kept, so that many checks share one."""
 
     make: Make
-    claims: Claims
+    claims: Capabilities
     adapt: Callable[[nn.Module], nn.Module]
     device: torch.device = CPU
     _fits: dict[str, UncertaintyEstimator] = field(default_factory=dict)
@@ -127,12 +127,12 @@ class Subject:
         """Mismatch where an entry differs by more than the slack, of itself or of a thousandth of the largest."""
         slack = self.slack() if slack is None else slack
         if received.shape != expected.shape:
-            raise Mismatch(f"{what} of shape {expected.shape}", received=f"{received.shape}", fault=fault)
+            raise CheckFailure(f"{what} of shape {expected.shape}", received=f"{received.shape}", fault=fault)
         allowed = slack * np.maximum(np.abs(expected), 1e-3 * np.abs(expected).max())
         worst = np.unravel_index(np.argmax(np.abs(received - expected) - allowed), expected.shape)
         if not np.abs(received - expected)[worst] <= allowed[worst]:
             place = ", ".join(str(int(i)) for i in worst)
-            raise Mismatch(
+            raise CheckFailure(
                 f"{what}: {expected[worst]:.6g} at [{place}], to {slack:.1g}",
                 received=f"{received[worst]:.6g}, a mean ratio of {_ratio(received, expected):.4g} over all",
                 fault=fault,

@@ -14,7 +14,7 @@ from estimators.numerics.reductions import is_finite
 from estimators.persistence.state import Learned
 from estimators.training.recipe import Recipe
 
-__all__ = ["BatchGradient", "Enough", "Loop", "Watch"]
+__all__ = ["BatchGradient", "Enough", "TrainerState", "Watch"]
 
 BatchGradient = Callable[[Tensor, Batch], Tensor]
 Watch = Callable[[Tensor], float]
@@ -23,7 +23,7 @@ Enough = Callable[[Tensor, int], bool]
 """The result so far and its epochs -> whether that will do."""
 
 
-class Loop:
+class TrainerState:
     """Weights, optimizer, generator and counters; `recipe` is one for these N rows."""
 
     def __init__(self, weights: Tensor, recipe: Recipe, n_data: int, generator: torch.Generator) -> None:

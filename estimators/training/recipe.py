@@ -82,7 +82,7 @@ class Recipe:
         assert not isinstance(self.lr, str)
         return self.lr * _SCHEDULES[self.schedule](progress)
 
-    def for_rows(self, n_data: int) -> Recipe:
+    def resolve(self, n_data: int) -> Recipe:
         """The recipe with its rows a step and its number of epochs, for N rows."""
         size = self.batch_size
         if isinstance(size, str):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from estimators.data.batch import Batch, split_batch
 from estimators.data.checks import check_batch, naming_batch
-from estimators.data.training_data import Batches
+from estimators.data.training_data import TrainingData
 from estimators.errors import DataError
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.models.network import Network
@@ -22,7 +22,7 @@ from estimators.option_checks import checked_number, checked_precision, checked_
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
 from estimators.runtime.progress import track
-from estimators.training.loop import BatchGradient, Enough, Loop, Watch
+from estimators.training.loop import BatchGradient, Enough, TrainerState, Watch
 from estimators.training.recipe import Recipe
 
 __all__ = ["Recipe", "fit_weights", "train_map"]
@@ -31,7 +31,7 @@ __all__ = ["Recipe", "fit_weights", "train_map"]
 def fit_weights(
     weights: Tensor,
     gradient: BatchGradient,
-    batches: Batches,
+    batches: TrainingData,
     *,
     recipe: Recipe,
     generator: torch.Generator,
@@ -48,9 +48,9 @@ def fit_weights(
     epoch. With a `checkpoint` it goes on from the last epoch kept.
     Errors: ConvergenceError where the weights stop being finite.
     """
-    recipe = recipe.for_rows(batches.n_data)
+    recipe = recipe.resolve(batches.n_data)
     assert not isinstance(recipe.epochs, str)
-    loop = Loop(weights, recipe, batches.n_data, generator)
+    loop = TrainerState(weights, recipe, batches.n_data, generator)
     checkpoint = checkpoint or Checkpoint()
     if (saved := checkpoint.load()) is not None:
         loop.restore(*saved)
@@ -64,9 +64,9 @@ def fit_weights(
     return loop.result
 
 
-def epoch(batches: Batches, recipe: Recipe, generator: torch.Generator) -> Iterable[Batch]:
+def epoch(batches: TrainingData, recipe: Recipe, generator: torch.Generator) -> Iterable[Batch]:
     """The batches of one epoch."""
-    size = recipe.for_rows(batches.n_data).batch_size
+    size = recipe.resolve(batches.n_data).batch_size
     assert not isinstance(size, str)
     return batches if size is None else batches.shuffled(size, generator)
 
@@ -89,7 +89,7 @@ def train_map(
     """
     likelihood, recipe = resolve_likelihood(likelihood), recipe or Recipe()
     inner, keep = unwrapped(model), recipe.batch_size is not None
-    batches = Batches.unchecked(train_loader, keep=keep, outputs=partial(_outputs_in_eval_mode, inner))
+    batches = TrainingData.unchecked(train_loader, keep=keep, outputs=partial(_outputs_in_eval_mode, inner))
     subset = Subset.of(inner, matching_names(inner, "all"))
     own_names, parameters = parameter_names(inner), dict(inner.named_parameters())
     start = subset.flatten({name: parameters[own].detach() for name, own in own_names.items()})

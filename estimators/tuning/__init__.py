@@ -3,7 +3,7 @@
 from estimators.tuning.calibration import Calibration, calibrate
 from estimators.tuning.grid import CalibrationGrid
 from estimators.tuning.prior import optimize_prior_precision
-from estimators.tuning.trials import Point, Surface
+from estimators.tuning.trials import Point, ScoreGrid
 from estimators.tuning.tune import tune
 from estimators.tuning.tuned import Tuned
 
@@ -11,7 +11,7 @@ __all__ = [
     "Calibration",
     "CalibrationGrid",
     "Point",
-    "Surface",
+    "ScoreGrid",
     "Tuned",
     "calibrate",
     "optimize_prior_precision",

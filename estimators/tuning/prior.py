@@ -20,14 +20,14 @@ from estimators.tuning.scores import Score, Scorer
 from estimators.tuning.trials import Point
 from estimators.tuning.tune import searched
 from estimators.tuning.tuned import Tuned
-from estimators.tuning.tuned_option import Axis, is_number
+from estimators.tuning.tuned_option import TunedOption, is_number
 from estimators.tuning.validation import ValidationRows
 
 __all__ = ["optimize_prior_precision"]
 
 E = TypeVar("E", bound=UncertaintyEstimator)
 
-_AXIS = Axis("prior_precision")
+_AXIS = TunedOption("prior_precision")
 _DECADES = 4.0
 
 

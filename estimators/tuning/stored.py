@@ -20,7 +20,7 @@ from estimators.persistence.option_values import described, in_words
 from estimators.persistence.state import TUNING, FittedState
 from estimators.tuning.calibration import Calibration
 from estimators.tuning.grid import CalibrationGrid
-from estimators.tuning.tuned_option import Axis
+from estimators.tuning.tuned_option import TunedOption
 
 if TYPE_CHECKING:
     from estimators.tuning.trials import Point
@@ -38,7 +38,7 @@ class StoredTuning:
     """What a tuned estimator has beside its fit."""
 
     calibration: Calibration
-    axis: Axis
+    axis: TunedOption
     curve: tuple[Point, ...]
     chosen: int
     seconds: float
@@ -105,7 +105,7 @@ def as_tuned(state: Mapping[str, Tensor | str], estimator: E) -> tuple[E, Stored
     """
     content = _content(state)
     reader = _Reader(state)
-    axis, chosen = Axis(content["axis"]), content["chosen"]
+    axis, chosen = TunedOption(content["axis"]), content["chosen"]
     fit = {name: value for name, value in state.items() if name != TUNING and not name.startswith(_PREFIX)}
     fitted = _with_value(estimator, axis, reader.value(content["curve"][chosen]["value"])).load_state_dict(fit)
     curve = tuple(reader.point(point) for point in content["curve"])
@@ -177,7 +177,7 @@ class _Described:
     description: Any
 
 
-def _with_value(estimator: E, axis: Axis, value: Any) -> E:  # noqa: ANN401
+def _with_value(estimator: E, axis: TunedOption, value: Any) -> E:  # noqa: ANN401
     """A new estimator with that value of the axis, not fitted."""
     if axis.name is None:
         return _rebuilt(estimator, {})

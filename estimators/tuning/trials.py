@@ -9,7 +9,7 @@ from torch import Tensor
 
 from estimators.tuning.calibration import Calibration
 
-__all__ = ["Point", "Surface"]
+__all__ = ["Point", "ScoreGrid"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Surface:
+class ScoreGrid:
     """Scores over two axes: `scores` (values, variance scales); NaN-free, since fits that failed are left out."""
 
     values: tuple[float, ...]

@@ -14,7 +14,7 @@ from estimators.tuning.grid import DEFAULT_GRID, CalibrationGrid
 from estimators.tuning.scores import Score, Scorer
 from estimators.tuning.trials import Point
 from estimators.tuning.tuned import Tuned, mark_tuned
-from estimators.tuning.tuned_option import Axis, same
+from estimators.tuning.tuned_option import TunedOption, same
 from estimators.tuning.validation import Predicted, ValidationRows
 
 __all__ = ["searched", "tune"]
@@ -54,7 +54,7 @@ def tune(
     Errors: OptionError for an axis or values that are none; DataError for validation rows that are none. A value whose
     fit fails for numerical reasons is kept as failed; where all do, the last of their errors is raised.
     """
-    named = Axis(axis)
+    named = TunedOption(axis)
     candidates = named.candidates(estimator, values, decades=_DECADES)
     calibrated = partial(calibrated_on, grid=grid, scorer=Scorer(score, estimator.likelihood), refine=refine)
     tuned = searched(estimator, named, candidates, ValidationRows.of(val_loader), calibrated)
@@ -64,7 +64,7 @@ def tune(
 
 def searched(
     estimator: E,
-    named: Axis,
+    named: TunedOption,
     candidates: Sequence[Any],
     rows: ValidationRows,
     calibrated: Callable[[Predicted], Calibration],

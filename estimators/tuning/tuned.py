@@ -18,8 +18,8 @@ from estimators.numerics.pytrees import PyTree
 from estimators.persistence.state import FittedState, read_file, write_file
 from estimators.tuning.calibration import Calibration, PointRecord
 from estimators.tuning.stored import StoredTuning, as_tuned, stored_tuning
-from estimators.tuning.trials import Point, Surface
-from estimators.tuning.tuned_option import Axis, is_number
+from estimators.tuning.trials import Point, ScoreGrid
+from estimators.tuning.tuned_option import TunedOption, is_number
 
 __all__ = ["Tuned", "mark_tuned"]
 
@@ -39,7 +39,7 @@ class Tuned(Generic[E]):
 
     estimator: E
     calibration: Calibration
-    axis: Axis
+    axis: TunedOption
     curve: tuple[Point, ...]
     chosen: Point
     seconds: float
@@ -139,7 +139,7 @@ class Tuned(Generic[E]):
             return ()
         return (self.axis.name,)
 
-    def surface(self, *, other: float | None = 1.0) -> Surface:
+    def surface(self, *, other: float | None = 1.0) -> ScoreGrid:
         """The score over values of the axis × variance scales: the paper's Figure 4, where the axis is solver.lam.
 
         `other` is the softmax temperature or factor of σ to look at, a value of its grid; None: the best at each point.
@@ -155,7 +155,7 @@ class Tuned(Generic[E]):
             raise OptionError(f"other among {others}, or None", received=repr(other), remedy="1, or None.")
         tried = torch.stack([point.calibration.scores for point in points if point.calibration is not None])
         scores = tried.amin(-1) if other is None else tried[..., others.index(other)]
-        return Surface(tuple(float(point.value) for point in points), grid.variance_scales, scores)
+        return ScoreGrid(tuple(float(point.value) for point in points), grid.variance_scales, scores)
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON types, as records have it: every point of every grid, what was chosen, the cost. Eight digits."""

@@ -15,7 +15,7 @@ from estimators.likelihoods import Gaussian
 from estimators.option_checks import as_number
 from estimators.persistence.option_values import described
 
-__all__ = ["Axis", "is_number", "log_spaced"]
+__all__ = ["TunedOption", "is_number", "log_spaced"]
 
 E = TypeVar("E", bound=UncertaintyEstimator)
 
@@ -23,7 +23,7 @@ _UNITS = {"prior_precision": "1/weight²", "sigma_noise": "target"}
 
 
 @dataclass(frozen=True)
-class Axis:
+class TunedOption:
     """`name`: "prior_precision", "sigma_noise", another option such as "rate", or that of a part, such as "solver.lam".
 
     None: nothing is fitted again.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.data.training_data import Batches
+from estimators.data.training_data import TrainingData
 from estimators.errors import DataError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.likelihoods.prediction import Prediction
@@ -87,7 +87,7 @@ class Predicted:
 class ValidationRows:
     """A loader of rows that no network was trained on, read once where they are small enough to keep."""
 
-    batches: Batches
+    batches: TrainingData
 
     @classmethod
     def of(cls, loader: Iterable[Any]) -> ValidationRows:
@@ -99,7 +99,7 @@ class ValidationRows:
                 remedy="pass a DataLoader or a list of batches.",
             )
         with preserved_random_state():
-            return cls(Batches.unchecked(loader, keep=True))
+            return cls(TrainingData.unchecked(loader, keep=True))
 
     def predicted(self, estimator: UncertaintyEstimator) -> Predicted:
         """What a fitted estimator predicts, by its own default link."""

@@ -1,11 +1,15 @@
 """The command line: exit codes, and the path of the report as the last line."""
 
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from bdl_bench.cli import app
+from bdl_bench.cli import commands as cli
+from bdl_bench.runner.executors import Workers
+from bdl_bench.runner.grid import Grid
 
 MODULE = '''
 import torch
@@ -104,7 +108,37 @@ def test_an_interruption_says_how_to_go_on(toy, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bdl_bench.runner.grid.Stages", interrupted)
+    monkeypatch.setattr("bdl_bench.runner.grid.GridRun", interrupted)
     result = compare(tmp_path, toy)
     assert result.exit_code == 130
     assert "--out" in result.stdout
+
+
+def test_each_option_of_compare_reaches_the_grid(toy, tmp_path, monkeypatch):
+    grids = []
+
+    def run(grid):
+        grids.append(grid)
+        return []
+
+    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(cli, "write_report", lambda directory: directory / "report.html")
+    monkeypatch.setenv("BDL_BENCH_DATA", "elsewhere")
+    words = ["--methods", "map", "--seed-list", "5,7", "--out", tmp_path, "--tune", 4, "--limit", 30]
+    words += ["--data", tmp_path / "data"]
+    result = invoke("compare", toy, *words, "--jobs", 2, "--threads", 3)
+    assert result.exit_code == 0, result.output
+    assert grids == [Grid([toy], ["map"], [5, 7], tmp_path, "cpu", Workers(2, 3, "local", 30.0), 4)]
+    assert os.environ["BDL_BENCH_DATA"] == str(tmp_path / "data")
+
+
+def test_report_passes_the_wanted_figures_on(tmp_path, monkeypatch):
+    passed = []
+
+    def write(directory, *, figures):
+        passed.append((directory, figures))
+        return directory / "report.html"
+
+    monkeypatch.setattr(cli, "write_report", write)
+    assert invoke("report", tmp_path, "--figures", "svg").exit_code == 0
+    assert passed == [(tmp_path, "svg")]

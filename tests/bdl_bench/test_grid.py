@@ -1,6 +1,7 @@
 """The grid: train once, run every cell, go on after a failure or an interruption, do nothing twice."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -15,8 +16,8 @@ from bdl_bench.report.results import readable
 from bdl_bench.runner.events import ENDINGS
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
-from bdl_bench.runner.locks import Claims
-from bdl_bench.runner.train_job import Place, known_training, load_problem, prepare
+from bdl_bench.runner.locks import FileLocks
+from bdl_bench.runner.train_job import TrainingJob, known_training, load_problem, prepare
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators.errors import OptionError
@@ -46,6 +47,13 @@ def test_a_record_says_what_was_run(toy, tmp_path):
     assert record.configuration["prior_precision"] == "0.5"
     assert "epochs=2" in record.training.recipe
     assert record.metrics["reg/RMSE"] > 0
+
+
+def test_a_cost_has_the_seconds_of_the_fit_and_of_the_prediction_apart(toy, tmp_path, monkeypatch):
+    clock = iter([10.0, 13.0, 18.0])  # before the fit, after it, after the prediction
+    monkeypatch.setattr("bdl_bench.runner.evaluate_job.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    (record,), _ = run(Grid([toy], ["map"], [0], tmp_path))
+    assert (record.cost.fit_seconds, record.cost.predict_seconds) == (3.0, 5.0)
 
 
 def test_every_method_starts_from_the_same_network(toy, tmp_path):
@@ -88,6 +96,13 @@ def test_other_code_makes_everything_again(toy, tmp_path, monkeypatch):
     run(grid)
     monkeypatch.setattr("bdl_bench.runner.train_job.code_digest", lambda: "another")
     assert run(grid)[1] == [(None, 0, "trained"), ("map", 0, "ok")]
+
+
+def test_another_tuning_budget_makes_the_records_again_and_keeps_the_network(toy, tmp_path):
+    grid = Grid([toy], ["map"], [0], tmp_path)
+    run(grid)
+    assert run(replace(grid, tune=1))[1] == [(None, 0, "cached"), ("map", 0, "ok")]
+    assert run(replace(grid, tune=1))[1] == [(None, 0, "cached"), ("map", 0, "cached")]
 
 
 def test_the_code_digest_covers_the_library_and_not_the_report():
@@ -160,7 +175,7 @@ def test_a_grid_that_cannot_run_is_refused_before_anything_is_written(toy, tmp_p
 
 def test_a_cost_is_exclusive_where_nothing_else_was_at_work(toy, tmp_path):
     (alone,), _ = run(Grid([toy], ["map"], [0], tmp_path / "alone"))
-    with Claims(tmp_path / "beside"):
+    with FileLocks(tmp_path / "beside"):
         (beside,), _ = run(Grid([toy], ["map"], [0], tmp_path / "beside"))
     assert alone.cost.exclusive
     assert not beside.cost.exclusive
@@ -238,7 +253,9 @@ def test_frozen_weights_are_not_kept_with_those_that_were_trained(tmp_path, monk
     kept = safetensors.torch.load_file(path)
     assert set(kept) == {"2.weight", "2.bias"}
     fresh = TASKS["frozen"].problem(0).model
-    trained = load_problem(prepare(Place("frozen", 0, "cpu", known_training(path))).prepared, tmp_path, "cpu").model
+    trained = load_problem(
+        prepare(TrainingJob("frozen", 0, "cpu", known_training(path))).prepared, tmp_path, "cpu"
+    ).model
     assert torch.equal(trained[0].weight, fresh[0].weight)
     assert torch.equal(trained[2].weight, kept["2.weight"])
     assert not torch.equal(trained[2].weight, fresh[2].weight)

@@ -2,14 +2,14 @@
 
 import pytest
 
-from bdl_bench.runner.locks import Claims
+from bdl_bench.runner.locks import FileLocks
 from bdl_bench.runner.schedule import Schedule
 from estimators.persistence.atomic import discard_leftovers, write_bytes
 
 
 @pytest.fixture
 def two_runs(tmp_path):
-    with Claims(tmp_path) as mine, Claims(tmp_path) as theirs:
+    with FileLocks(tmp_path) as mine, FileLocks(tmp_path) as theirs:
         yield mine, theirs
 
 
@@ -25,9 +25,9 @@ def test_a_file_is_claimed_once_until_it_is_released(two_runs, tmp_path):
 
 
 def test_leaving_releases_everything(tmp_path):
-    with Claims(tmp_path) as first:
+    with FileLocks(tmp_path) as first:
         assert first.take(tmp_path / "a")
-    with Claims(tmp_path) as second:
+    with FileLocks(tmp_path) as second:
         assert second.take(tmp_path / "a")
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from bdl_bench.runner import peak_memory as module
-from bdl_bench.runner.peak_memory import footprint
+from bdl_bench.runner.peak_memory import peak_memory
 
 SIZE = 2**27
 
 
 def test_memory_that_was_held_for_a_moment_is_in_the_rise():
-    with footprint("cpu") as found:
+    with peak_memory("cpu") as found:
         np.ones(SIZE, dtype=np.uint8)
     if not found.reset:
         pytest.skip("this system cannot reset the peak")
@@ -21,7 +21,7 @@ def test_memory_that_was_held_for_a_moment_is_in_the_rise():
 
 def test_a_peak_before_the_block_is_not_counted():
     np.ones(SIZE, dtype=np.uint8)
-    with footprint("cpu") as found:
+    with peak_memory("cpu") as found:
         np.ones(SIZE // 16, dtype=np.uint8)
     if not found.reset:
         pytest.skip("this system cannot reset the peak")
@@ -30,7 +30,7 @@ def test_a_peak_before_the_block_is_not_counted():
 
 def test_without_a_reset_the_figure_is_the_largest_so_far_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_CLEAR", tmp_path / "missing" / "clear_refs")
-    with footprint("cpu") as found:
+    with peak_memory("cpu") as found:
         pass
     assert not found.reset
     assert found.peak_bytes > 0
@@ -38,6 +38,6 @@ def test_without_a_reset_the_figure_is_the_largest_so_far_and_says_so(monkeypatc
 
 
 def test_the_footprint_is_filled_also_when_the_block_raises():
-    with pytest.raises(ZeroDivisionError), footprint("cpu") as found:
+    with pytest.raises(ZeroDivisionError), peak_memory("cpu") as found:
         1 / 0  # noqa: B018
     assert found.peak_bytes > 0

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from bdl_bench.cli.progress import shown
-from bdl_bench.runner.eta import Outlook
+from bdl_bench.runner.eta import TimeEstimate
 from bdl_bench.runner.events import Event
 
 EVENTS = [
@@ -73,7 +73,7 @@ def test_on_a_terminal_all_that_runs_is_shown_with_its_time():
 
 
 def heard(*events, clock):
-    outlook = Outlook(0, clock)
+    outlook = TimeEstimate(0, clock)
     for event in events:
         if isinstance(event, float):
             clock.now += event

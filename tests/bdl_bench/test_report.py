@@ -5,7 +5,9 @@ import io
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from bdl_bench.metrics import METRICS
 from bdl_bench.report import write_report
@@ -127,6 +129,19 @@ def test_the_csv_holds_every_number_of_every_table(tmp_path):
     assert {("cls", "map", "cls/NLL"), ("reg", "regvar-draws", "agreement/mean_ratio")} <= quantities
     ratio = next(r for r in rows if r["quantity"] == "agreement/mean_ratio" and r["method"] == "last-layer")
     assert float(ratio["mean"]) == pytest.approx(2 / 3)
+
+
+def test_the_csv_has_means_with_their_intervals_and_costs_under_their_names(write_record, tmp_path):
+    records = [write_record("t", "laplace", seed) for seed in range(3)]
+    write_report(tmp_path)
+    rows = {row["quantity"]: row for row in csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text()))}
+    values = [record.metrics["reg/NLL"] for record in records]
+    half = student.ppf(0.975, 2) * np.std(values, ddof=1) / np.sqrt(3)
+    found = [float(rows["reg/NLL"][name]) for name in ("mean", "low95", "high95")]
+    assert found == pytest.approx([np.mean(values), np.mean(values) - half, np.mean(values) + half])
+    assert rows["reg/NLL"]["seeds"] == "3"
+    costs = {"fit_seconds": 1.5, "predict_seconds": 0.01, "peak_bytes": 2**28, "peak_rise_bytes": 2**20}
+    assert {name: float(rows[f"cost/{name} (median)"]["mean"]) for name in costs} == costs
 
 
 def test_skipped_and_failed_cells_are_shown_with_their_reason(write_record, tmp_path):

@@ -1,6 +1,7 @@
 """`verify` on one's own model: the parts of the error, the files, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import nn
 
 from bdl_bench.problem import Problem
 from bdl_bench.verify.cases import Case
-from bdl_bench.verify.checks import Claim, prove
+from bdl_bench.verify.checks import Check, Verification, verify
 from bdl_bench.verify.decomposition import decompose
+from bdl_bench.verify.lambda_sweep import LambdaSweep
 from bdl_bench.verify.run import verify_problem, write_result
 from bdl_bench.verify.table import to_markdown
 from estimators.errors import OptionError, TooLargeError
@@ -103,7 +105,7 @@ def test_a_problem_with_a_recipe_is_trained_first(tmp_path):
 
 def test_an_indefinite_hessian_is_a_verdict_and_not_a_failure(tmp_path):
     case = Case("mlp", "binary", "early", "hessian", "all")
-    proof = prove(case.problem, Claim("hessian", "all", case.names), name="early", lams=LAMS, split=False)
+    proof = verify(case.problem, Check("hessian", "all", case.names), name="early", lams=LAMS, split=False)
     assert not proof.definite
     assert proof.failures() == []
     assert proof.ladders == {}
@@ -127,7 +129,7 @@ def test_bad_options_are_refused(bad, tmp_path):
 
 def test_a_write_that_fails_leaves_no_part_of_a_file(tmp_path, monkeypatch):
     case = Case("mlp", "binary", "early", "hessian", "all")
-    proof = prove(case.problem, Claim("hessian", "all", case.names), name="early", lams=LAMS, split=False)
+    proof = verify(case.problem, Check("hessian", "all", case.names), name="early", lams=LAMS, split=False)
 
     def fail(*_):
         raise OSError("no space left")
@@ -140,6 +142,36 @@ def test_a_write_that_fails_leaves_no_part_of_a_file(tmp_path, monkeypatch):
 
 def test_what_fails_is_said_in_words():
     case = Case("mlp", "classification", "polished", "ggn", "all")
-    proof = prove(case.problem, Claim("ggn", "all", case.names), name="coarse", lams=(3e-2, 1e-2, 3e-3), split=False)
+    proof = verify(case.problem, Check("ggn", "all", case.names), name="coarse", lams=(3e-2, 1e-2, 3e-3), split=False)
     assert any("best rung" in failure for failure in proof.failures())
     assert "fails" in to_markdown([proof])
+
+
+_QUADRATIC_IN_LAM = LambdaSweep("forward", LAMS, tuple(lam**2 for lam in LAMS), (None,) * len(LAMS))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"exact": {"laplace cg": 1e-7}}, "laplace cg: error 1.0e-07"),
+        ({"refusals": {"laplace cg": "ConvergenceError: 3 iterations"}}, "laplace cg: ConvergenceError"),
+        ({"ladders": {"forward": _QUADRATIC_IN_LAM}}, "forward: slope 2.000"),
+        ({"spectrum": (-1.0, 2.0)}, "laplace cholesky"),
+        ({"spectrum": (-1.0, 2.0), "exact": {}, "refusals": {"laplace cg": "TooLargeError: 3 bytes"}}, "TooLargeError"),
+    ],
+    ids=["large error", "error raised", "wrong order", "indefinite accepted", "indefinite with another error"],
+)
+def test_each_bound_that_does_not_hold_is_one_failure(changed, named):
+    holds = Verification(
+        "network",
+        "ggn",
+        "all",
+        n_parameters=2,
+        n_rows=3,
+        relative_gradient=0.0,
+        spectrum=(1.0, 2.0),
+        exact={"laplace cholesky": 1e-9},
+    )
+    assert holds.failures() == []
+    (failure,) = replace(holds, **changed).failures()
+    assert named in failure

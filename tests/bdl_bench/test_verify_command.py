@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from bdl_bench.cli import app
 from bdl_bench.cli import commands as cli
 from bdl_bench.verify.cases import Case
-from bdl_bench.verify.run import verify_zoo
+from bdl_bench.verify.run import VerifyResult, verify_test_problems
 
 MODULE = '''
 import torch
@@ -64,7 +64,26 @@ def test_a_bound_that_does_not_hold_ends_with_one(my_model, tmp_path, monkeypatc
 
 def test_without_a_model_the_zoo_is_proved_case_by_case(tmp_path, monkeypatch):
     few = [Case("mlp", "binary", "early", curvature, "last_layer") for curvature in ("ggn", "hessian")]
-    monkeypatch.setattr(cli, "verify_zoo", lambda **how: verify_zoo(cases=few, **how))
+    monkeypatch.setattr(cli, "verify_test_problems", lambda **how: verify_test_problems(cases=few, **how))
     result = verify("--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert [line for line in result.stdout.splitlines() if line in map(str, few)] == [str(case) for case in few]
+
+
+def test_each_option_of_verify_reaches_the_verification(my_model, tmp_path, monkeypatch):
+    passed = {}
+
+    def verified(problem, **options):  # noqa: ARG001
+        passed.update(options)
+        return VerifyResult((), options["out"])
+
+    monkeypatch.setattr(cli, "verify_problem", verified)
+    result = verify("--model", my_model, "--curvature", "hessian", "--subset", "0.*,2.bias", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert passed == {
+        "out": tmp_path / "out",
+        "name": my_model,
+        "curvature": "hessian",
+        "subset_of_weights": ["0.*", "2.bias"],
+        "n_points": 2,
+    }

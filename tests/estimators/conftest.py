@@ -112,8 +112,8 @@ class ByHand:
         self.theta = torch.cat([everything[name].detach().reshape(-1) for name in names])
 
     def f(self, theta, x):
-        pieces = theta.split([shape.numel() for shape in self.shapes.values()])
-        state = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), pieces, strict=True)}
+        params = theta.split([shape.numel() for shape in self.shapes.values()])
+        state = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), params, strict=True)}
         return functional_call(self.problem.model, state, (x,))
 
     def minus_log_p(self, f, y):

@@ -160,11 +160,11 @@ def test_where_the_variance_misleads_the_scale_is_zero_and_no_edge():
 def test_batches_are_as_good_as_all_rows_at_once():
     prediction, y = rows("classification", samples=4)
     whole = calibrate(prediction, y)
-    pieces = [
+    params = [
         Categorical().predict(prediction.mean[part], prediction.epistemic_variance[part], prediction.samples[:, part])
         for part in (slice(0, 25), slice(25, 50), slice(50, M))
     ]
-    found = calibrate(pieces, [y[:25], y[25:50], y[50:]])
+    found = calibrate(params, [y[:25], y[25:50], y[50:]])
     assert torch.equal(found.scores, whole.scores)
     assert (found.variance_scale, found.other) == (whole.variance_scale, whole.other)
 

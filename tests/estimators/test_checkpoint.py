@@ -26,10 +26,10 @@ ADAM = Recipe(epochs=12, batch_size=7, optimizer="adam", lr=0.02, schedule="cons
 STOCHASTIC = replace(DEFAULT_RECIPE, optimizer="nesterov")
 CONJUGATE = Recipe(epochs=12, batch_size=7, optimizer="conjugate", lr="auto")
 FITS = {
-    "sgd": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune(recipe=SGD)},
-    "in flights": {"regularizer": PosteriorDraws(5, exact_block=None), "solver": FineTune(recipe=SGD, in_flight=2)},
-    "until enough": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune(recipe=STOCHASTIC)},
-    "conjugate": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune(recipe=CONJUGATE)},
+    "sgd": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=SGD)},
+    "in flights": {"regularizer": PosteriorDraws(5, rao_blackwell=None), "solver": FineTune(recipe=SGD, in_flight=2)},
+    "until enough": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=STOCHASTIC)},
+    "conjugate": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=CONJUGATE)},
     "adam, averaged": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=ADAM)},
     "mean absolute": {"regularizer": MeanAbsolute(), "solver": FineTune(1e-3, "control", recipe=SGD)},
     "draws": {"regularizer": PosteriorDraws(3, readout="draws"), "solver": LinearResponse(1e-9)},
@@ -172,7 +172,7 @@ def test_writes_are_some_time_apart(tmp_path, monkeypatch):
     [
         ("sgd", "solver", {"seed": 1, "share": "draws", "in_flight": 3, "lam": 1e-3, "difference": "central"}),
         ("sgd", "solver.recipe", {"epochs": 13, "lr": 0.01, "momentum": 0.8, "batch_size": 8, "average": 0.5}),
-        ("sgd", "regularizer", {"seed": 1, "n_draws": 4, "readout": "draws", "exact_block": "auto"}),
+        ("sgd", "regularizer", {"seed": 1, "n_draws": 4, "readout": "draws", "rao_blackwell": "auto"}),
         ("draws", "solver", {"tol": 1e-8, "max_iter": 999, "basis_dtype": torch.float16}),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_fit_on_its_way_goes_on_under_equal_options_and_other_memory(tmp_path)
     path = tmp_path / "fit.safetensors"
     assert in_another_process("sgd", path, 5).returncode == -signal.SIGKILL
     recipe = replace(SGD, momentum=np.float64(0.9), rows_at_once=4)
-    solver = FineTune(recipe=recipe, seed=np.int64(0), batch_replicas=1)
+    solver = FineTune(recipe=recipe, seed=np.int64(0), vmap_chunk_size=1)
     options = {"prior_precision": torch.tensor(2), "prior_mean": 0, "subset_of_weights": "all", "solver": solver}
     resumed = estimator("sgd", **options).fit(rows(), checkpoint=path)
     undisturbed = estimator("sgd").fit(rows())

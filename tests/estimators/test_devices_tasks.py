@@ -135,7 +135,7 @@ def interrupted_after(monkeypatch, n_writes):
 @pytest.mark.parametrize("solver", [FineTune(recipe=SGD), LinearResponse(1e-9)], ids=["fine tune", "linear response"])
 def test_a_fit_interrupted_on_one_device_goes_on_on_the_other(solver, first, second, monkeypatch, tmp_path):
     def estimator(case):
-        options = {"regularizer": PosteriorDraws(3, exact_block=None), "solver": solver}
+        options = {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": solver}
         return RegVar(case.module(), "classification", prior_precision=case.delta, **options)
 
     expected = estimator(CASE).fit(CASE.loader).variance(CASE.queries)

@@ -13,7 +13,7 @@ from estimators import LastLayerLaplace, LinearizedLaplace, LinearResponse, RegV
 from estimators.curvature.sizes import dense_bytes, dual_bytes, streamed_bytes
 from estimators.diagnostics import CHECKS, QUICK, diagnose
 from estimators.errors import OptionError
-from estimators.models.layer_jacobians import Layers
+from estimators.models.layer_jacobians import LayerwiseJacobian
 
 
 def looked_at(problem, *checks, **options):
@@ -208,7 +208,7 @@ def test_a_cost_has_about_the_passes_that_the_ledger_counts(make_problem, name):
     costs = {cost.estimator: cost for cost in looked_at(problem, "cost").costs}
     make, factor = FITS[name]
     fitted = make(problem.model, problem.likelihood, prior_precision=problem.delta).fit(problem.loader)
-    counted = fitted.network_.ledger.cost / 120
+    counted = fitted.network_.pass_counter.cost / 120
     assert counted / factor <= costs[name].passes <= counted * factor
 
 
@@ -217,7 +217,7 @@ def test_the_memory_of_the_exact_forms_is_what_the_forms_themselves_refuse_by(wi
     problem = make_problem(model=nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3)))
     objective = LinearizedLaplace(problem.model, problem.likelihood).fit(problem.loader).objective_
     costs = {cost.estimator: cost.bytes_needed for cost in looked_at(problem, "cost").costs}
-    layers = Layers(objective.network, next(iter(objective.batches)).x)
+    layers = LayerwiseJacobian(objective.network, next(iter(objective.batches)).x)
     forms = {"cholesky": dense_bytes(objective), "dual": dual_bytes(objective, layers)}
     for inverse, needed in (forms | {"streamed": streamed_bytes(objective)}).items():
         assert costs[f'LinearizedLaplace(inverse="{inverse}")'] == needed

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from estimators import Bernoulli, Categorical, Gaussian
 from estimators.diagnostics import diagnose, prior_precision_of
 from estimators.errors import UnsupportedError
-from estimators.persistence.checksums import row_digests
+from estimators.persistence.checksums import row_hashes
 
 
 def looked_at(problem, *checks, **options):
@@ -38,10 +38,10 @@ def test_repeated_training_rows_are_counted(make_problem):
 
 def test_a_digest_is_of_one_row_over_all_tensors_of_a_pytree():
     x = {"a": torch.arange(6.0).view(3, 2), "b": torch.arange(3), "scalar": torch.ones(1)}
-    digests = row_digests(x)
+    digests = row_hashes(x)
     assert len(set(digests)) == 3
     changed = {**x, "b": torch.tensor([0, 1, 5])}
-    assert [a == b for a, b in zip(digests, row_digests(changed), strict=True)] == [True, True, False]
+    assert [a == b for a, b in zip(digests, row_hashes(changed), strict=True)] == [True, True, False]
 
 
 def mean_losses():

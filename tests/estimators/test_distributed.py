@@ -15,7 +15,7 @@ from torch import nn
 from estimators import FineTune, LinearResponse, MeanAbsolute, NewtonRefit, PosteriorDraws, RegVar
 from estimators.curvature.krylov.block_lanczos import BlockLanczos
 from estimators.data import Batch
-from estimators.data.distributed import Team
+from estimators.data.distributed import ProcessGroup
 from estimators.errors import OptionError
 from estimators.objective import objective
 from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
@@ -86,7 +86,7 @@ def short_of_memory(accelerator):
         x.copy_(torch.arange(60.0).view_as(x).cos())
 
     def variance(**options):
-        draws = PosteriorDraws(2, exact_block=None)
+        draws = PosteriorDraws(2, rao_blackwell=None)
         regvar = RegVar(model, "regression", regularizer=draws, solver=LinearResponse(tol=1e-10))
         return regvar.fit([(x, x[:, :2])], **options).variance(x[:4])
 
@@ -110,7 +110,7 @@ def wrong_shares(accelerator, directory):
         model.bias.fill_(0.1)
     solver = FineTune(share="draws")
     for draws, path, said in ((1, None, "at least 2 draws"), (2, directory / "fit", "share the rows")):
-        regvar = RegVar(model, "regression", regularizer=PosteriorDraws(draws, exact_block=None), solver=solver)
+        regvar = RegVar(model, "regression", regularizer=PosteriorDraws(draws, rao_blackwell=None), solver=solver)
         with pytest.raises(OptionError, match=said):
             regvar.fit([(x, x[:, :1])], accelerator=accelerator, checkpoint=path)
 
@@ -161,11 +161,11 @@ def test_two_processes_end_where_one_does(tmp_path):
 
 def test_the_parts_of_a_team_are_the_batch():
     batch = Batch({"a": torch.arange(5)}, torch.arange(5) * 2)
-    parts = [Team(index, 3).part(batch) for index in range(3)]
+    parts = [ProcessGroup(index, 3).part(batch) for index in range(3)]
     assert sorted(torch.cat([part.x["a"] for part in parts]).tolist()) == list(range(5))
     assert all(torch.equal(part.y, 2 * part.x["a"]) for part in parts)
-    assert Team(4, 6).part(batch) is not None
-    assert Team(5, 6).part(batch) is None
+    assert ProcessGroup(4, 6).part(batch) is not None
+    assert ProcessGroup(5, 6).part(batch) is None
 
 
 def test_draws_are_shared_out_and_put_together():
@@ -174,7 +174,7 @@ def test_draws_are_shared_out_and_put_together():
             assert reduction == "sum"
             return mine + other
 
-    draws, teams = torch.arange(10.0).reshape(5, 2), [Team(index, 2, Engine(), "draws") for index in range(2)]
+    draws, teams = torch.arange(10.0).reshape(5, 2), [ProcessGroup(index, 2, Engine(), "draws") for index in range(2)]
     other = torch.zeros(5, 2)
     other[1::2] = draws[1::2]
     assert torch.equal(teams[0].together(draws[teams[0].draws], 5), draws)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from estimators import LinearizedLaplace
-from estimators.curvature.forms import Rows, RowsInFactors
+from estimators.curvature.forms import FactoredCurvature, JacobianCurvature
 from estimators.curvature.layerwise import factored_dual
 from estimators.curvature.layerwise import ggn as layered_ggn
 from estimators.errors import TooLargeError, UnsupportedError
@@ -44,7 +44,7 @@ def test_it_is_the_dense_formula(kind, name, in_factors, make_problem, by_hand):
     problem = posed(make_problem, kind, name)
     in_factors(chosen=True)
     fitted, exact = fit(problem), by_hand(problem).covariance(problem.query)
-    assert isinstance(fitted.data_curvature_, RowsInFactors)
+    assert isinstance(fitted.data_curvature_, FactoredCurvature)
     assert fitted.jacobian_backend_ == "layers"
     assert close(fitted.covariance(problem.query), exact)
     assert close(fitted.variance(problem.query), exact.diagonal(dim1=1, dim2=2))
@@ -60,7 +60,7 @@ def test_products_with_its_rows_are_those_with_whole_ones(kind, name, by_name, i
     fitted = fit(problem, prior_precision=delta)
     in_factors(chosen=False)
     whole = fit(problem, prior_precision=delta)
-    assert isinstance(whole.data_curvature_, Rows)
+    assert isinstance(whole.data_curvature_, JacobianCurvature)
     vectors = torch.randn(3, fitted.theta_.numel(), dtype=torch.float64)
     w = torch.randn(3, len(whole.data_curvature_.rows), dtype=torch.float64)
     assert close(fitted.precision_.rows_times(vectors), whole.precision_.rows_times(vectors))
@@ -95,7 +95,7 @@ def test_queries_that_use_a_weight_at_several_places_have_whole_jacobians(in_fac
     problem = make_problem(model=Shared(), shape=(1, 4))
     in_factors(chosen=True)
     fitted = fit(problem)
-    assert isinstance(fitted.data_curvature_, RowsInFactors)
+    assert isinstance(fitted.data_curvature_, FactoredCurvature)
     in_factors(chosen=False)
     longer = torch.cat([problem.query, problem.query.flip(0)], dim=1)
     assert close(fitted.covariance(longer), fit(problem).covariance(longer))
@@ -124,9 +124,9 @@ def test_a_saved_fit_is_the_fit(in_factors, make_problem, tmp_path):
 
 
 def test_it_is_taken_where_every_weight_is_used_once_a_row(make_problem):
-    assert isinstance(fit(make_problem(model=wide(3))).data_curvature_, RowsInFactors)
-    assert isinstance(fit(make_problem(model=Twice())).data_curvature_, Rows)
-    assert isinstance(fit(make_problem()).data_curvature_, Rows)
+    assert isinstance(fit(make_problem(model=wide(3))).data_curvature_, FactoredCurvature)
+    assert isinstance(fit(make_problem(model=Twice())).data_curvature_, JacobianCurvature)
+    assert isinstance(fit(make_problem()).data_curvature_, JacobianCurvature)
 
 
 def test_its_smaller_size_decides(make_problem, monkeypatch):
@@ -224,7 +224,7 @@ def test_queries_that_are_routed_have_whole_jacobians(in_factors, make_problem):
         in_factors(chosen=chosen)
         options = {"prior_precision": 2.0, "inverse": "dual"}
         fitted = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(loader)
-        assert isinstance(fitted.data_curvature_, RowsInFactors if chosen else Rows)
+        assert isinstance(fitted.data_curvature_, FactoredCurvature if chosen else JacobianCurvature)
         return fitted.covariance(problem.query)
 
     assert close(covariance(chosen=True), covariance(chosen=False))

@@ -11,11 +11,11 @@ from estimators import FineTune, Gaussian, LinearResponse, MeanAbsolute, Posteri
 from estimators.errors import NotConvergedWarning, OptionError
 from estimators.persistence import checkpoint
 from estimators.persistence.checkpoint import Checkpoint
-from estimators.regvar.a_norm_error import DrawEnergies
+from estimators.regvar.a_norm_error import SampleANormErrors
 from estimators.regvar.solvers.fine_tuning import conjugate_gradients as module
 from estimators.regvar.solvers.fine_tuning.conjugate_gradients import ConjugateRefits, conjugate_refits
 from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
-from estimators.regvar.solvers.perturbed_copies import Replicas
+from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
 from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
 
@@ -33,7 +33,7 @@ def problem(n=70, *, dtype=torch.float64, linear=False):
 
 
 def fitted(model, rows, recipe=CONJUGATE, *, k=4, block="auto", solver=None, **options):
-    regularizer = PosteriorDraws(k, exact_block=block, readout="draws")
+    regularizer = PosteriorDraws(k, rao_blackwell=block, readout="draws")
     solver = FineTune(recipe=recipe) if solver is None else solver
     parts = {"prior_precision": DELTA, "regularizer": regularizer, "solver": solver}
     return RegVar(model, Gaussian(SIGMA), **parts).fit(rows, **options)
@@ -43,15 +43,15 @@ def posed(*, linear=False, k=4, lam=1e-6):
     model, rows, _ = problem(linear=linear)
     estimator = fitted(model, rows, solver=LinearResponse(), k=k, block=None)
     objective = estimator.refit_objective_
-    penalty, _ = estimator.regularizer.pose(objective)
-    return Replicas.of(objective, penalty, lam, difference="forward"), objective, penalty
+    perturbation, _ = estimator.regularizer.pose(objective)
+    return PerturbedCopies.of(objective, perturbation, lam, difference="forward"), objective, perturbation
 
 
 def test_steps_are_those_of_conjugate_gradients_written_a_second_time():
-    replicas, objective, penalty = posed(linear=True, lam=1e-3)
+    replicas, objective, perturbation = posed(linear=True, lam=1e-3)
     a = objective.product(torch.eye(len(objective.theta)).double())
-    u = penalty.start.clone()
-    r = penalty.direction - u @ a
+    u = perturbation.start.clone()
+    r = perturbation.direction - u @ a
     p = r.clone()
     refits = ConjugateRefits.begun(replicas)
     for _ in range(5):
@@ -82,15 +82,17 @@ def test_they_end_where_the_energy_error_is_small_and_report_it_from_slopes_comp
     model, rows, _ = problem()
     estimator = fitted(model, rows)
     objective, u = estimator.refit_objective_, estimator.readout_.displacement
-    penalty, _ = estimator.regularizer.pose(objective)
+    perturbation, _ = estimator.regularizer.pose(objective)
     a = objective.product(torch.eye(u.shape[1]).double())
-    exact = torch.linalg.solve(a, penalty.direction.T).T
+    exact = torch.linalg.solve(a, perturbation.direction.T).T
     error = estimator.fit_report_.energy
     true = float((((u - exact) @ a) * (u - exact)).sum(1).mean())
-    dimension = error.per_parameter * float((penalty.direction != 0).any(0).sum()) / error.per_dimension
+    dimension = error.per_parameter * float((perturbation.direction != 0).any(0).sum()) / error.per_dimension
     assert true / dimension <= error.bound * (1 + 1e-3)
     assert min(error.per_dimension, error.bound) <= module._TRUSTED * module._ENOUGH
-    measured = DrawEnergies.of(penalty, objective.prior.precision, u, objective.product(u) - penalty.direction).error
+    measured = SampleANormErrors.of(
+        perturbation, objective.prior.precision, u, objective.product(u) - perturbation.direction
+    ).error
     assert error.per_dimension == pytest.approx(measured.per_dimension, rel=1e-4, abs=1e-5)
     assert 3 < estimator.fit_report_.solver.iterations < 40
     passes = estimator.fit_report_.passes["solve"]
@@ -124,10 +126,12 @@ def test_a_direction_along_which_it_does_not_rise_is_left_for_the_steepest_desce
 
 
 def test_replicas_that_are_at_their_end_stay_there_while_others_go_on():
-    _, objective, penalty = posed(linear=True, lam=1e-3)
-    exact = torch.linalg.solve(objective.product(torch.eye(len(objective.theta)).double()), penalty.direction.T).T
-    start = torch.cat([exact[:1], penalty.start[1:]])
-    refits = ConjugateRefits.begun(Replicas.of(objective, replace(penalty, start=start), 1e-3, difference="forward"))
+    _, objective, perturbation = posed(linear=True, lam=1e-3)
+    exact = torch.linalg.solve(objective.product(torch.eye(len(objective.theta)).double()), perturbation.direction.T).T
+    start = torch.cat([exact[:1], perturbation.start[1:]])
+    refits = ConjugateRefits.begun(
+        PerturbedCopies.of(objective, replace(perturbation, start=start), 1e-3, difference="forward")
+    )
     refits.slope[0] = refits.direction[0] = 0.0
     for _ in range(12):
         refits.step()
@@ -139,7 +143,7 @@ def test_without_a_prior_on_what_is_drawn_they_start_at_zero_and_end_all_the_sam
         torch.manual_seed(3)
         x = torch.randn(60, 2, dtype=torch.float64)
         model = nn.Linear(2, 1).double().eval()
-    parts = {"prior_precision": {"*": 0.0}, "regularizer": PosteriorDraws(4, exact_block=None, readout="draws")}
+    parts = {"prior_precision": {"*": 0.0}, "regularizer": PosteriorDraws(4, rao_blackwell=None, readout="draws")}
     rows = [(x[:40], x[:40, :1]), (x[40:], x[40:, :1])]
     found, exact = (RegVar(model, Gaussian(SIGMA), solver=s, **parts).fit(rows) for s in (FineTune(), LinearResponse()))
     assert found.fit_report_.solver.iterations <= 10
@@ -247,7 +251,7 @@ def test_single_precision_comes_near_to_double():
         estimator = fitted(model, rows, k=200)
         found[dtype] = estimator.variance(x).double()
         assert estimator.fit_report_.solver.lam < 1e-2
-        assert math.isfinite(estimator.energy_error_)
+        assert math.isfinite(estimator.a_norm_error_)
     exact = fitted(*problem()[:2], solver=LinearResponse(), k=200).variance(problem()[2])
     for variance in found.values():  # their draws differ: 1/10 is √(2/200)
         assert float((variance / exact - 1).square().mean().sqrt()) < 0.2
@@ -277,8 +281,8 @@ def test_a_fit_that_stopped_goes_on_and_ends_alike(in_flight, tmp_path, monkeypa
 
 
 def test_a_penalty_is_followed_from_its_start_without_a_look_where_it_is_there():
-    replicas, objective, penalty = posed()
-    exact = torch.linalg.solve(objective.product(torch.eye(len(objective.theta)).double()), penalty.direction.T).T
-    there = Replicas.of(objective, replace(penalty, start=exact), 1e-7, difference="forward")
+    replicas, objective, perturbation = posed()
+    exact = torch.linalg.solve(objective.product(torch.eye(len(objective.theta)).double()), perturbation.direction.T).T
+    there = PerturbedCopies.of(objective, replace(perturbation, start=exact), 1e-7, difference="forward")
     assert conjugate_refits(there, 10, Checkpoint()).steps == 0
     assert conjugate_refits(replicas, 10, Checkpoint()).steps > 2

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from estimators import LinearizedLaplace
 from estimators.errors import ModelChangedError
-from estimators.persistence.fingerprint import fingerprint, refuse_if_changed
+from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
 
 
 def holding(values):
@@ -21,7 +21,7 @@ def holding(values):
 def of(module, *, kept):
     """Its fingerprint, with or without its tensors in a place of their own, and that place."""
     place = {name: t.clone() for name, t in module.state_dict().items()} if kept else None
-    return fingerprint(module, place), place
+    return weight_checksum(module, place), place
 
 
 def is_seen(module, before):
@@ -155,7 +155,7 @@ def test_what_a_hook_shows_is_compared_with_what_it_showed():
     model = nn.Linear(3, 2).double()
     model._register_state_dict_hook(lambda _, shown, *__: shown.update({k: v.float() for k, v in shown.items()}))
     place = {name: p.detach().clone() for name, p in model.named_parameters()}
-    before = fingerprint(model, place)
+    before = weight_checksum(model, place)
     refuse_if_changed(model, before, place)
     with torch.no_grad():
         model.bias[1] += 1
@@ -167,4 +167,4 @@ def test_a_fit_in_a_pickle_has_its_weights_once():
     model = nn.Sequential(*(nn.Linear(20, 20) for _ in range(20)))
     x = torch.randn(8, 20)
     fitted = LinearizedLaplace(model, "regression", hessian_structure="diag").fit([(x, model(x).detach())])
-    assert len(pickle.dumps(fitted.fingerprint_)) < 20 * len(fitted.fingerprint_) + 1000
+    assert len(pickle.dumps(fitted.weight_checksum_)) < 20 * len(fitted.weight_checksum_) + 1000

@@ -110,14 +110,14 @@ def test_pointwise_is_laplace_in_float64(data, kind, delta):
 @cases
 @pytest.mark.parametrize("rao_blackwell", ["auto", None])
 def test_draws_are_those_of_float64_or_as_near_to_the_exact_variance(data, kind, delta, rao_blackwell):
-    draws = PosteriorDraws(n_draws=200, exact_block=rao_blackwell)
+    draws = PosteriorDraws(n_draws=200, rao_blackwell=rao_blackwell)
     narrow, wide, queries = both(regvar(draws), data, kind, delta)
     exact = both(CLOSED["cholesky"], data, kind, delta)[1].variance(queries.double())
     if narrow.refit_objective_.theta.dtype == torch.float64:  # the same draws
         assert agree(narrow, wide, queries)
     error = narrow.standard_error(queries).double() + 1e-2 * exact
     assert ((narrow.variance(queries).double() - exact).abs() <= 5 * error).all()
-    assert narrow.energy_error_ >= 0
+    assert narrow.a_norm_error_ >= 0
 
 
 @cases

@@ -70,8 +70,8 @@ UNKNOWN = {
 def by_torch(model, names, x):
     """jacrev of the user's own module, over all rows at once."""
     chosen = {name: p.detach() for name, p in model.named_parameters() if name in names}
-    pieces = jacrev(lambda parameters: functional_call(model, parameters, (x,)))(chosen)
-    return torch.cat([pieces[name].flatten(2) for name in names], dim=-1).detach()
+    params = jacrev(lambda parameters: functional_call(model, parameters, (x,)))(chosen)
+    return torch.cat([params[name].flatten(2) for name in names], dim=-1).detach()
 
 
 def inputs(shape, n=5):

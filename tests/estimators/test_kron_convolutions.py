@@ -9,7 +9,7 @@ from torch import nn
 from estimators import Gaussian, LinearizedLaplace
 from estimators.errors import DiagonalWeightsWarning
 from estimators.models import Network
-from estimators.models.layer_jacobians import Layers
+from estimators.models.layer_jacobians import LayerwiseJacobian
 
 F64 = torch.float64
 
@@ -126,7 +126,7 @@ def test_the_structure_is_that_of_the_same_function_by_patches(name, structure):
 def test_the_factors_are_the_jacobian_of_the_weight(name):
     model, _, x, _ = pair(name)
     network = Network(model, [n for n, _ in model.named_parameters()])
-    found = Layers(network, x)
+    found = LayerwiseJacobian(network, x)
     assert list(found.maps) == ["0.weight", "3.weight"]
     from estimators.models.layer_layout import Layout
 

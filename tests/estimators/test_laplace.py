@@ -80,8 +80,8 @@ def test_variance_does_not_depend_on_how_the_queries_are_batched(inverse, make_p
     fitted = fit(problem, inverse=inverse)
     whole = fitted.variance(problem.query)
     for size in (1, 2, 5):
-        pieces = torch.cat([fitted.variance(part) for part in problem.query.split(size)])
-        assert torch.allclose(pieces, whole, rtol=1e-8)
+        params = torch.cat([fitted.variance(part) for part in problem.query.split(size)])
+        assert torch.allclose(params, whole, rtol=1e-8)
 
 
 @kinds

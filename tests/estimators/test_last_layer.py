@@ -191,8 +191,8 @@ def test_variance_does_not_depend_on_how_queries_and_rows_are_batched(structure,
     problem = make_problem()
     fitted = fit(problem, hessian_structure=structure)
     whole = fitted.covariance(problem.query)
-    pieces = torch.cat([fitted.covariance(part) for part in problem.query.split(2)])
-    assert torch.allclose(pieces, whole, rtol=1e-10)
+    params = torch.cat([fitted.covariance(part) for part in problem.query.split(2)])
+    assert torch.allclose(params, whole, rtol=1e-10)
     monkeypatch.setattr("estimators.curvature.last_layer.precision.rows_per_chunk", lambda _, **__: 3)
     assert torch.allclose(fit(problem, hessian_structure=structure).covariance(problem.query), whole, rtol=1e-10)
     problem.batch_size = 20
@@ -227,7 +227,7 @@ def test_a_thousand_classes_need_no_jacobian(structure, make_problem, monkeypatc
 def test_a_layer_too_large_for_the_full_form_is_refused_with_the_size(make_problem, monkeypatch):
     problem = make_problem()
     monkeypatch.setattr("estimators.runtime.memory.available_bytes", lambda _: 1000)
-    monkeypatch.setattr("estimators.curvature.last_layer.features.Head.full_curvature", None)
+    monkeypatch.setattr("estimators.curvature.last_layer.features.LastLayer.full_curvature", None)
     with pytest.raises(TooLargeError, match=r'18 parameters.*hessian_structure="kron" or "diag"') as caught:
         fit(problem)
     assert caught.value.bytes_needed >= 18**2 * 8

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from estimators import Gaussian, LastLayerLaplace, LinearizedLaplace
 from estimators.errors import DiagonalWeightsWarning, IndefiniteHessianError, OptionError
 from estimators.models import Network
-from estimators.models.layer_jacobians import Layers
+from estimators.models.layer_jacobians import LayerwiseJacobian
 
 
 class Attention(nn.Module):
@@ -113,7 +113,7 @@ def dense(name="mlp", kind="classification", n=7, **options):
 def test_the_factors_and_the_rest_are_the_jacobian(name):
     model, x, _ = problem(name)
     network = Network(model, [n for n, _ in model.named_parameters()])
-    layers = Layers(network, x)
+    layers = LayerwiseJacobian(network, x)
     assert [list(layers.maps), layers.rest] == list(NETWORKS[name][2:])
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     jacobian = jacrev(lambda p: functional_call(model, p, (x,)))(parameters)  # derived without the library

@@ -8,22 +8,22 @@ from torch import nn
 from estimators import LinearizedLaplace
 from estimators.curvature.layerwise import ggn as layered_ggn
 from estimators.curvature.layerwise.ggn import worthwhile
-from estimators.data import Batches
+from estimators.data import TrainingData
 from estimators.models import Network
-from estimators.models.layer_jacobians import Layers
+from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.numerics.symmetric import add_gram, gram, mirror
-from estimators.objective import Labels, Objective, Prior
+from estimators.objective import LabelLoss, Objective, Prior
 
 
 def objective_of(problem):
     network = Network(problem.model, [name for name, p in problem.model.named_parameters() if p.requires_grad])
-    batches = Batches.checked(problem.loader, network, problem.likelihood)
+    batches = TrainingData.checked(problem.loader, network, problem.likelihood)
     delta = torch.full_like(network.theta, problem.delta)
-    return Objective(network, Labels(problem.likelihood), Prior(delta, torch.zeros_like(delta)), batches)
+    return Objective(network, LabelLoss(problem.likelihood), Prior(delta, torch.zeros_like(delta)), batches)
 
 
 def layers_of(objective):
-    return Layers(objective.network, next(iter(objective.batches)).x)
+    return LayerwiseJacobian(objective.network, next(iter(objective.batches)).x)
 
 
 @pytest.mark.parametrize("chunk", [3, 1000])

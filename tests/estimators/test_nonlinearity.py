@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from estimators import FineTune, Gaussian, LinearResponse, PosteriorDraws, RegVar
-from estimators.data.distributed import Team
+from estimators.data.distributed import ProcessGroup
 from estimators.errors import NotConvergedWarning
 from estimators.persistence import checkpoint
 from estimators.regvar.estimator import refit_objective
-from estimators.regvar.perturbation import Tilt
+from estimators.regvar.perturbation import LinearPerturbation
 from estimators.regvar.solvers.fine_tuning import conjugate_gradients as conjugate_refits
 from estimators.regvar.solvers.fine_tuning import nonlinearity as linearity
 from estimators.regvar.solvers.fine_tuning import sgd as descents
@@ -41,7 +41,7 @@ def square(w=0.25):
         Square(w),
         Gaussian(0.5),
         prior_precision=DELTA,
-        regularizer=PosteriorDraws(3, exact_block=None),
+        regularizer=PosteriorDraws(3, rao_blackwell=None),
         solver=FineTune(lam=1e-3, recipe=Recipe(epochs=1, lr=1e-4, optimizer="sgd")),
     )
     return fitted, list(zip(x.split(4), y.split(4), strict=True))
@@ -64,8 +64,12 @@ def test_the_departure_of_a_square_by_hand(objective, lam):
 
 def test_the_departure_of_slopes_of_a_square_by_hand(objective):
     """f = x g(w), g = w + w², self-targets: ∇L = Σx² (g(w) − ĝ) g′(w) / σ², less its linear part."""
-    penalty, d, lam = Tilt.along(torch.ones(1, 1).double(), objective.theta), torch.tensor([[2.0]]).double(), 0.3
-    probe = linearity._Probe.of(objective, penalty, d)
+    perturbation, d, lam = (
+        LinearPerturbation.along(torch.ones(1, 1).double(), objective.theta),
+        torch.tensor([[2.0]]).double(),
+        0.3,
+    )
+    probe = linearity._Probe.of(objective, perturbation, d)
     slope, step = 1 + 2 * 0.25, lam * 2.0
     squares = sum(float(batch.x.square().sum()) for batch in objective.batches) / 0.5**2
     bent = squares * (slope * step + step**2) * (slope + 2 * step) / lam
@@ -89,16 +93,16 @@ def test_lam_is_where_slopes_are_nearest_to_linear_between_bending_and_round_off
         model,
         Gaussian(0.3),
         prior_precision=0.01,
-        regularizer=PosteriorDraws(2, exact_block=None, readout="draws"),
+        regularizer=PosteriorDraws(2, rao_blackwell=None, readout="draws"),
         solver=LinearResponse(),
     ).fit(rows)
     # The fit goes on in float64 where float32 has too much round-off; λ is chosen here in the dtype of the network.
     objective = refit_objective(fitted.objective_, curvature="ggn", centred=True)
     assert objective.theta.dtype == dtype
-    penalty, _ = fitted.regularizer.pose(objective)
-    measured = apart(objective, penalty.start[:1])
-    lam = auto_lam(objective, penalty)
-    assert lam == straightest_lam(objective, penalty, penalty.start[:1])
+    perturbation, _ = fitted.regularizer.pose(objective)
+    measured = apart(objective, perturbation.start[:1])
+    lam = auto_lam(objective, perturbation)
+    assert lam == straightest_lam(objective, perturbation, perturbation.start[:1])
     lower = lam / 10 if dtype == torch.float32 else lam / 2  # the smallest is tried first there
     assert measured(lam) < min(measured(lam * 10), measured(lower) if dtype == torch.float32 else math.inf)
     assert measured(lam) < 1e-3 * measured(0.1)
@@ -111,16 +115,16 @@ def test_networks_that_nothing_bends_have_the_largest_lam_or_one_as_good():
     model = nn.Linear(3, 2).eval()
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     rows = [(x, x[:, :2])]
-    fitted = RegVar(model, Gaussian(0.3), solver=LinearResponse(), regularizer=PosteriorDraws(2, exact_block=None))
+    fitted = RegVar(model, Gaussian(0.3), solver=LinearResponse(), regularizer=PosteriorDraws(2, rao_blackwell=None))
     objective = fitted.fit(rows).refit_objective_
-    penalty, _ = fitted.regularizer.pose(objective)
-    assert auto_lam(objective, penalty) > 1e-3
+    perturbation, _ = fitted.regularizer.pose(objective)
+    assert auto_lam(objective, perturbation) > 1e-3
 
 
 def test_without_a_first_guess_it_is_the_steepest_descent_that_is_tried(objective):
-    penalty = Tilt.along(torch.full((1, 1), 40.0).double(), objective.theta)
-    probe = linearity._Probe.of(objective, penalty, None)
-    exact = torch.linalg.solve(objective.product(torch.eye(1).double()), penalty.direction.T).T
+    perturbation = LinearPerturbation.along(torch.full((1, 1), 40.0).double(), objective.theta)
+    probe = linearity._Probe.of(objective, perturbation, None)
+    exact = torch.linalg.solve(objective.product(torch.eye(1).double()), perturbation.direction.T).T
     assert torch.allclose(probe.at, exact)  # one parameter: the least of the parabola
     assert float(probe.limit.abs().max()) < 1e-9
 
@@ -145,7 +149,7 @@ def draws(model, rows, *, lam="auto", in_flight="auto", **options):
     solver = FineTune(
         lam, recipe=Recipe(epochs=16, batch_size=16, optimizer="nesterov", lr="auto"), in_flight=in_flight
     )
-    regularizer = PosteriorDraws(5, exact_block=None, readout="draws")
+    regularizer = PosteriorDraws(5, rao_blackwell=None, readout="draws")
     parts = {"prior_precision": 0.01, "regularizer": regularizer, "solver": solver}
     return RegVar(model, Gaussian(0.3), **parts).fit(rows, **options)
 
@@ -155,9 +159,9 @@ def test_refits_look_for_lam_again_from_where_they_have_come_to(monkeypatch):
     model, rows, _ = weakly_held()
     looked, look = [], linearity.straightest_lam
 
-    def looking(objective, penalty, at=None):
+    def looking(objective, perturbation, at=None):
         looked.append(None if at is None else at.clone())
-        return look(objective, penalty, at)
+        return look(objective, perturbation, at)
 
     for module in (linearity, descents, conjugate_refits):
         monkeypatch.setattr(module, "straightest_lam", looking)
@@ -234,6 +238,6 @@ def test_processes_that_share_the_draws_agree_on_the_departure_of_all(objective)
     steps = torch.tensor([[2.0], [-3.0]], dtype=torch.float64)
     x = next(iter(objective.batches)).x
     of_first = [x.norm().square() * (0.5**2 * 4) ** 2, x.norm().square() * (0.5 * 1.5 * 2) ** 2]
-    team = Team(1, 2, Other(*of_first), "draws")
+    process_group = ProcessGroup(1, 2, Other(*of_first), "draws")
     alone = nonlinearity(objective, steps, 0.5)
-    assert nonlinearity(replace(objective, team=team), steps[1:], 0.5) == pytest.approx(alone)
+    assert nonlinearity(replace(objective, process_group=process_group), steps[1:], 0.5) == pytest.approx(alone)

@@ -93,7 +93,7 @@ EQUAL = [
     (partial(top_level, 1), partial(top_level, 1.0)),
     (Laplacian(2), Laplacian(2.0, torch.tensor(1.0))),
     (Gaussian(LONG), Gaussian(LONG.tolist())),
-    (FineTune(1, seed=3), FineTune(1.0, seed=np.int64(3), batch_replicas=7)),
+    (FineTune(1, seed=3), FineTune(1.0, seed=np.int64(3), vmap_chunk_size=7)),
     (FineTune(recipe=Recipe(lr=1)), FineTune(recipe=Recipe(lr=np.float32(1.0), rows_at_once=5))),
     (float("nan"), np.float32("nan")),
     (True, np.True_),

@@ -17,7 +17,7 @@ from estimators import (
     RegVar,
 )
 from estimators.errors import NotConvergedWarning
-from estimators.runtime.pass_counter import Ledger
+from estimators.runtime.pass_counter import PassCounter
 from estimators.training import Recipe
 
 WIDTH = 5
@@ -71,8 +71,8 @@ def rows():
 SHORT = Recipe(epochs=3, batch_size=7, optimizer="sgd", lr="auto", momentum=0.5)
 FITS = {
     "draws": {"regularizer": PosteriorDraws(3), "solver": FineTune(recipe=SHORT)},
-    "plain draws": {"regularizer": PosteriorDraws(3, exact_block=None), "solver": FineTune(recipe=SHORT)},
-    "one replica at a time": {"regularizer": PosteriorDraws(5), "solver": FineTune(recipe=SHORT, batch_replicas=2)},
+    "plain draws": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=SHORT)},
+    "one replica at a time": {"regularizer": PosteriorDraws(5), "solver": FineTune(recipe=SHORT, vmap_chunk_size=2)},
     "central": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=SHORT)},
     "control": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "control", recipe=SHORT)},
     "given lr": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, recipe=Recipe(epochs=2, lr=0.01))},
@@ -98,14 +98,14 @@ def fitted(name):
 
 
 @pytest.mark.parametrize("name", FITS)
-@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("params", [False, True])
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
-def test_the_ledger_has_every_row_of_a_fit_in_each_direction(name, pieces, monkeypatch):
-    if pieces:
+def test_the_ledger_has_every_row_of_a_fit_in_each_direction(name, params, monkeypatch):
+    if params:
         monkeypatch.setattr("estimators.models.network._VECTORISED_ELEMENTS", 2 * 43)  # two vectors a call
     estimator = fitted(name)
     seen = dict(SEEN)
-    parts = estimator.network_.ledger.parts.values()
+    parts = estimator.network_.pass_counter.parts.values()
     for kind in ("forward", "tangent", "backward"):
         assert sum(getattr(part, kind) for part in parts) == pytest.approx(seen.get(kind, 0)), kind
     price = (seen["forward"] + seen.get("tangent", 0) + 2 * seen["backward"]) / 3
@@ -146,11 +146,11 @@ def test_solves_at_query_count_their_own():
 
 
 def test_an_interrupted_part_leaves_its_name():
-    ledger = Ledger()
-    with pytest.raises(KeyboardInterrupt), ledger.part("noise"), ledger.transformed(backward=1):
+    pass_counter = PassCounter()
+    with pytest.raises(KeyboardInterrupt), pass_counter.part("noise"), pass_counter.transformed(backward=1):
         raise KeyboardInterrupt
-    ledger.forward(3)
-    assert ledger.parts["checks"].forward == 3
+    pass_counter.forward(3)
+    assert pass_counter.parts["checks"].forward == 3
 
 
 def test_draws_left_far_from_their_end_warn_and_longer_descents_do_not():
@@ -158,5 +158,5 @@ def test_draws_left_far_from_their_end_warn_and_longer_descents_do_not():
     short = RegVar(network(), "classification", solver=FineTune(recipe=Recipe(1, 23, "sgd", 1e-3)), **options)
     with pytest.warns(NotConvergedWarning, match=r"per effective dimension.*more epochs.*LinearResponse"):
         short.fit(rows())
-    assert short.energy_error_ > 0.5
-    assert RegVar(network(), "classification", **options).fit(rows()).energy_error_ < 0.5
+    assert short.a_norm_error_ > 0.5
+    assert RegVar(network(), "classification", **options).fit(rows()).a_norm_error_ < 0.5

@@ -11,12 +11,12 @@ from estimators import FineTune, Gaussian, LastLayerLaplace, LinearizedLaplace, 
 from estimators.curvature.krylov.block_cg import block_cg
 from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.curvature.krylov.stored_rows import StoredRows
-from estimators.curvature.krylov.whitening import Coordinates
+from estimators.curvature.krylov.whitening import PriorWhitening
 from estimators.errors import NotConvergedWarning, OptionError, UnsupportedError
 from estimators.regvar import a_norm_error as energy
 from estimators.regvar import monte_carlo as draw_readout
-from estimators.regvar.a_norm_error import DrawEnergies
-from estimators.regvar.monte_carlo import BoundedReadout, ClampedReadout, DrawReadout
+from estimators.regvar.a_norm_error import SampleANormErrors
+from estimators.regvar.monte_carlo import ClippedMonteCarlo, InterpolatedBounds, MonteCarloVariance
 from estimators.regvar.regularizers import posterior_draws
 from estimators.regvar.solvers import linear_response
 
@@ -67,14 +67,14 @@ def smallest(matrix):
 @pytest.mark.parametrize("iterations", [1, 2, 5])
 def test_both_bounds_hold_as_matrices_and_close_as_the_space_grows(kind, delta, block, iterations):
     solver = LinearResponse(max_iter=iterations)
-    estimator, x = fitted(delta, kind=kind, solver=solver, exact_block=block)
+    estimator, x = fitted(delta, kind=kind, solver=solver, rao_blackwell=block)
     truth = exact(delta, kind).covariance(x)
     lower, upper = estimator.readout_.bounds.covariance(x)
     assert smallest(truth - lower) > -1e-10
     assert smallest(upper - truth) > -1e-10
     assert float((upper - lower).diagonal(dim1=1, dim2=2).sum()) > 1e-3
     if iterations > 1:
-        less, _ = fitted(delta, kind=kind, solver=LinearResponse(max_iter=1), exact_block=block)
+        less, _ = fitted(delta, kind=kind, solver=LinearResponse(max_iter=1), rao_blackwell=block)
         low, high = less.readout_.bounds.covariance(x)
         assert smallest(lower - low) > -1e-10
         assert smallest(high - upper) > -1e-10
@@ -160,7 +160,7 @@ def test_auto_reads_bounds_of_large_networks_and_plain_draws_where_asked(width):
     model, likelihood, loader, _ = problem(width=width)
     kinds = []
     for block in ("auto", None):
-        parts = {"regularizer": PosteriorDraws(3, exact_block=block), "solver": LinearResponse()}
+        parts = {"regularizer": PosteriorDraws(3, rao_blackwell=block), "solver": LinearResponse()}
         estimator = RegVar(model, likelihood, prior_precision=1.7, **parts).fit(loader)
         kinds.append(hasattr(estimator.readout_, "bounds"))
         if not kinds[-1]:
@@ -175,10 +175,10 @@ def test_the_image_that_the_energy_error_needs_costs_no_product(delta):
         options = {"solver": LinearResponse(tol=0.5), "readout": "draws", "kind": "regression"}
     estimator, _ = fitted(delta, n_draws=3, **options)
     objective = estimator.refit_objective_
-    penalty, _ = estimator.regularizer.pose(objective)
-    solution = estimator.solver.solve(objective, penalty)
+    perturbation, _ = estimator.regularizer.pose(objective)
+    solution = estimator.solver.solve(objective, perturbation)
     precision, u = objective.prior.precision, solution.displacement
-    measured = DrawEnergies.of(penalty, precision, u, objective.product(u) - penalty.direction)
+    measured = SampleANormErrors.of(perturbation, precision, u, objective.product(u) - perturbation.direction)
     assert torch.allclose(solution.energies.terms, measured.terms, rtol=1e-9, atol=1e-10)
 
 
@@ -219,7 +219,7 @@ def test_round_off_of_a_low_rank_matrix_is_left_to_the_prior():
     right = torch.randn(4, 60, generator=generator, dtype=torch.float64)
     solved = block_cg(lambda v: v @ matrix, right, tol=1e-12)
     delta = torch.ones(60, dtype=torch.float64)
-    space = KrylovSpace.of(solved, Coordinates.of(delta), delta)
+    space = KrylovSpace.of(solved, PriorWhitening.of(delta), delta)
     taken = space.basis.T @ space.seen.T @ space.seen @ space.basis
     wanted = torch.eye(60, dtype=torch.float64) - torch.linalg.inv(matrix)
     assert math.isclose(float((taken - wanted).abs().max()), 0, abs_tol=1e-10)
@@ -228,7 +228,7 @@ def test_round_off_of_a_low_rank_matrix_is_left_to_the_prior():
 @pytest.mark.parametrize("block", ["auto", None])
 def test_the_level_of_many_outputs_comes_from_combinations_of_them_and_costs_no_more(block, monkeypatch):
     solver = LinearResponse(max_iter=1)
-    options = {"n_draws": 16, "solver": solver, "exact_block": block}
+    options = {"n_draws": 16, "solver": solver, "rao_blackwell": block}
     every, _ = fitted(1.7, **options)
     monkeypatch.setattr(draw_readout, "_OUTPUTS", 2)  # of three
     some, _ = fitted(1.7, **options)
@@ -274,12 +274,12 @@ def test_the_energy_error_has_a_certain_bound():
     """Where chance has made the estimate larger than that."""
     estimator, _ = fitted(1.7, solver=LinearResponse(max_iter=2), n_draws=3)
     objective = estimator.refit_objective_
-    penalty, _ = estimator.regularizer.pose(objective)
+    perturbation, _ = estimator.regularizer.pose(objective)
     u = estimator.readout_.displacement
-    remainder = penalty.direction - objective.product(u)
+    remainder = perturbation.direction - objective.product(u)
     error = estimator.fit_report_.energy
     truth = torch.linalg.solve(objective.product(torch.eye(u.shape[1]).double()), remainder.T).T
-    dimension = error.per_parameter * float((penalty.direction != 0).any(0).sum()) / error.per_dimension
+    dimension = error.per_parameter * float((perturbation.direction != 0).any(0).sum()) / error.per_dimension
     true = float((remainder * truth).sum(1).mean()) / dimension  # rᵀA⁻¹r
     assert true < error.bound < 20 * true
 
@@ -287,10 +287,10 @@ def test_the_energy_error_has_a_certain_bound():
 def test_energies_of_parts_are_those_of_the_whole():
     estimator, _ = fitted(1.7, solver=LinearResponse(max_iter=2), n_draws=5)
     objective, u = estimator.refit_objective_, estimator.readout_.displacement
-    penalty, _ = estimator.regularizer.pose(objective)
-    slope, delta = objective.product(u) - penalty.direction, objective.prior.precision
-    parts = [DrawEnergies.of(penalty.part(p), delta, u[p], slope[p]) for p in (slice(0, 2), slice(2, 5))]
-    assert DrawEnergies.joined(parts).error.per_dimension == pytest.approx(estimator.energy_error_, rel=1e-9)
+    perturbation, _ = estimator.regularizer.pose(objective)
+    slope, delta = objective.product(u) - perturbation.direction, objective.prior.precision
+    parts = [SampleANormErrors.of(perturbation.part(p), delta, u[p], slope[p]) for p in (slice(0, 2), slice(2, 5))]
+    assert SampleANormErrors.joined(parts).error.per_dimension == pytest.approx(estimator.a_norm_error_, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_energies_of_parts_are_those_of_the_whole():
 )
 def test_a_single_prior_precision_needs_no_other_coordinates(delta, unit, same):
     delta, v, seen = torch.tensor(delta, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64), []
-    coordinates = Coordinates.of(delta)
+    coordinates = PriorWhitening.of(delta)
     assert coordinates.unit == unit
     image = coordinates.product(lambda v: seen.append(v) or delta * v)(v)
     assert [found is v for found in (coordinates.right(v), coordinates.into(v), seen[0])] == [same] * 3
@@ -326,14 +326,14 @@ def test_draws_that_are_not_fair_at_their_budget_go_on_until_they_are_good_or_fo
     monkeypatch.setattr(linear_response, "_LONGEST", 1)
     monkeypatch.setattr(energy, "FAIR", math.inf)  # of the warning
     usual, _ = steep()
-    iterations, far = usual.fit_report_.solver.iterations, usual.energy_error_
+    iterations, far = usual.fit_report_.solver.iterations, usual.a_norm_error_
     assert far > linear_response.FAIR
     monkeypatch.setattr(linear_response, "_LONGEST", 4)
     longer, _ = steep()
     assert longer.fit_report_.solver.iterations <= 4 * iterations
     assert longer.fit_report_.solver.iterations > iterations
-    assert longer.energy_error_ < linear_response._GOOD or longer.fit_report_.solver.iterations == 4 * iterations
-    assert longer.energy_error_ < far / 2
+    assert longer.a_norm_error_ < linear_response._GOOD or longer.fit_report_.solver.iterations == 4 * iterations
+    assert longer.a_norm_error_ < far / 2
     # as long as its space can be kept
     rows = 4 * longer.network_.n_parameters * 8
     monkeypatch.setattr(linear_response, "_MOST_BYTES", (iterations + 2) * rows)
@@ -351,10 +351,10 @@ def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
     with pytest.warns(NotConvergedWarning, match="tol=1e-2 where it is that already"):
         estimator, x = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), readout="auto")
     between, _ = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), readout="bounds")
-    parts = (getattr(between.readout_, name) for name in ("network", "displacement", "block", "exact_block"))
-    plain = DrawReadout(*parts)
-    assert type(estimator.readout_) is ClampedReadout
-    assert type(between.readout_) is BoundedReadout
+    parts = (getattr(between.readout_, name) for name in ("network", "displacement", "block", "rao_blackwell"))
+    plain = MonteCarloVariance(*parts)
+    assert type(estimator.readout_) is ClippedMonteCarlo
+    assert type(between.readout_) is InterpolatedBounds
     lower, upper = between.variance_bounds(x)
     assert estimator.readout_.level.width > 1.5
     drawn, variance = plain.variance(x), estimator.variance(x)
@@ -376,7 +376,7 @@ def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
     model, likelihood, loader, _ = problem()
     restored = RegVar(model, likelihood, **{name: getattr(estimator, name) for name in OPTIONS})
     restored.load_state_dict(estimator.state_dict())
-    assert type(restored.attach(loader).readout_) is ClampedReadout
+    assert type(restored.attach(loader).readout_) is ClippedMonteCarlo
     assert torch.equal(restored.variance(x), variance)
 
 

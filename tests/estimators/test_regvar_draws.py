@@ -18,7 +18,7 @@ from estimators import (
     RegVar,
 )
 from estimators.errors import ModelError, NotConvergedWarning, OptionError, UnsupportedError
-from estimators.regvar.rao_blackwell import find_exact_block
+from estimators.regvar.rao_blackwell import find_rao_blackwell_block
 from estimators.training import Recipe
 
 
@@ -38,7 +38,7 @@ def problem(kind="classification", c=3, n=37):
 
 
 def draws(model, likelihood, loader, k, seed, block):
-    regularizer = PosteriorDraws(k, seed=seed, exact_block=block, readout="draws")
+    regularizer = PosteriorDraws(k, seed=seed, rao_blackwell=block, readout="draws")
     return RegVar(model, likelihood, prior_precision=1.7, regularizer=regularizer, solver=LinearResponse()).fit(loader)
 
 
@@ -111,7 +111,7 @@ def test_the_standard_error_is_root_two_over_k_of_the_drawn_part():
 @pytest.mark.parametrize("block", [None, "last_layer"])
 def test_the_energy_error_falls_by_the_squared_distance_to_the_solution(block):
     model, likelihood, loader, _ = problem()
-    parts = {"prior_precision": 1.7, "regularizer": PosteriorDraws(400, exact_block=block, readout="draws")}
+    parts = {"prior_precision": 1.7, "regularizer": PosteriorDraws(400, rao_blackwell=block, readout="draws")}
     short = FineTune(recipe=Recipe(epochs=3, optimizer="sgd", lr="auto"))
     with pytest.warns(NotConvergedWarning, match="more epochs"):
         rough = RegVar(model, likelihood, solver=short, **parts).fit(loader)
@@ -124,14 +124,14 @@ def test_the_energy_error_falls_by_the_squared_distance_to_the_solution(block):
     assert truth > 0.5
     assert energies[0] - energies[1] == pytest.approx(truth, rel=1e-6)
     assert energies[1] == pytest.approx(0, abs=0.5)  # Monte Carlo alone
-    assert rough.energy_error_ == rough.fit_report_.energy.per_dimension
+    assert rough.a_norm_error_ == rough.fit_report_.energy.per_dimension
 
 
 def test_draws_do_not_depend_on_how_the_queries_are_batched():
     model, likelihood, loader, x = problem()
     fitted = draws(model, likelihood, loader, 16, 0, "auto")
-    pieces = torch.cat([fitted.variance(part) for part in x.split(7)])
-    assert torch.allclose(fitted.variance(x), pieces, rtol=1e-12)
+    params = torch.cat([fitted.variance(part) for part in x.split(7)])
+    assert torch.allclose(fitted.variance(x), params, rtol=1e-12)
 
 
 def test_the_same_seed_gives_the_same_draws_and_another_seed_others():
@@ -182,11 +182,11 @@ def test_the_exact_block_steps_aside_for_a_vocabulary_of_fifty_thousand():
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 50_000))
     x, y = torch.zeros(3, 4), torch.arange(3)
     objective = RegVar(model.eval(), "classification")._objective([(x, y)])
-    block, reason = find_exact_block(objective, "auto")
+    block, reason = find_rao_blackwell_block(objective, "auto")
     assert block is None
     assert "450000" in reason
     with pytest.raises(OptionError, match="450000"):
-        find_exact_block(objective, "last_layer")
+        find_rao_blackwell_block(objective, "last_layer")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -201,12 +201,12 @@ def test_the_exact_block_steps_aside_and_says_why(case):
         regularizer=PosteriorDraws(4000),
         solver=LinearResponse(),
     ).fit(loader)
-    assert fitted.exact_block_.startswith("none")
-    assert reason in fitted.exact_block_
+    assert fitted.rao_blackwell_.startswith("none")
+    assert reason in fitted.rao_blackwell_
     exact = LinearizedLaplace(model, Gaussian(0.6), subset_of_weights=subset).fit(loader).variance(x)
     assert torch.allclose(fitted.variance(x), exact, rtol=5 * math.sqrt(2 / 4000))
     insisting = RegVar(
-        model, Gaussian(0.6), subset_of_weights=subset, regularizer=PosteriorDraws(exact_block="last_layer")
+        model, Gaussian(0.6), subset_of_weights=subset, regularizer=PosteriorDraws(rao_blackwell="last_layer")
     )
     with pytest.raises((OptionError, ModelError)):
         insisting.fit(loader)
@@ -215,24 +215,26 @@ def test_the_exact_block_steps_aside_and_says_why(case):
 def test_a_last_layer_too_large_to_factor_is_left_to_the_draws(monkeypatch):
     monkeypatch.setattr("estimators.regvar.rao_blackwell._LARGEST", 20)
     model, likelihood, loader, _ = problem()
-    assert "at most 20 parameters" in draws(model, likelihood, loader, 4, 0, "auto").exact_block_
+    assert "at most 20 parameters" in draws(model, likelihood, loader, 4, 0, "auto").rao_blackwell_
 
 
 def test_the_block_in_use_is_named_with_its_size():
     model, likelihood, loader, _ = problem()
-    assert draws(model, likelihood, loader, 4, 0, "auto").exact_block_ == "last layer '2': 21 of 51 parameters"
+    assert draws(model, likelihood, loader, 4, 0, "auto").rao_blackwell_ == "last layer '2': 21 of 51 parameters"
 
 
 def test_parameters_without_a_prior_are_drawn_too():
     model, likelihood, loader, x = problem("regression")
     delta = {"*bias": 0.0, "*": 1.7}
     exact = LinearizedLaplace(model, likelihood, prior_precision=delta, inverse="cholesky").fit(loader).variance(x)
-    regularizer = PosteriorDraws(4000, exact_block=None)
+    regularizer = PosteriorDraws(4000, rao_blackwell=None)
     fitted = RegVar(model, likelihood, prior_precision=delta, regularizer=regularizer, solver=LinearResponse())
     assert torch.allclose(fitted.fit(loader).variance(x), exact, rtol=5 * math.sqrt(2 / 4000))
 
 
-@pytest.mark.parametrize("bad", [{"n_draws": 0}, {"n_draws": 2.5}, {"exact_block": "first_layer"}, {"readout": "mean"}])
+@pytest.mark.parametrize(
+    "bad", [{"n_draws": 0}, {"n_draws": 2.5}, {"rao_blackwell": "first_layer"}, {"readout": "mean"}]
+)
 def test_bad_options_are_refused(bad):
     with pytest.raises(OptionError, match=str(next(iter(bad.values())))):
         PosteriorDraws(**bad)

@@ -118,9 +118,9 @@ def test_parameter_probes_give_the_mean_product_of_two_responses(kind, curvature
 @EITHER
 @pytest.mark.parametrize("block", [None, "last_layer"])
 def test_posterior_draws_give_the_mean_squared_response_to_the_noise(kind, solver, block):
-    regularizer = PosteriorDraws(n_draws=5, seed=3, exact_block=block)
+    regularizer = PosteriorDraws(n_draws=5, seed=3, rao_blackwell=block)
     regvar, x, _, jacobian, inverse = fitted(kind, "ggn", regularizer, solver)
-    plain = PosteriorDraws(n_draws=5, seed=3, exact_block=None)
+    plain = PosteriorDraws(n_draws=5, seed=3, rao_blackwell=None)
     xi = plain.pose(regvar.refit_objective_)[0].direction  # the noise: its covariance is tested by its statistics
     formula = torch.zeros(())
     if block is not None:

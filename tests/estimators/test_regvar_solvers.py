@@ -29,7 +29,7 @@ from estimators.errors import (
     UnsupportedError,
 )
 from estimators.regvar.solvers.newton_refit import conjugate_gradients
-from estimators.regvar.solvers.perturbed_copies import Replicas
+from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
 from estimators.training import Recipe, train_map
 
 
@@ -101,7 +101,7 @@ def test_a_loop_over_replicas_equals_one_vectorised_call(regularizer):
     model, likelihood, loader, x = problem()
     recipe = Recipe(epochs=3, batch_size=8, optimizer="sgd", lr="auto")
     variances = [
-        RegVar(model, likelihood, regularizer=regularizer, solver=FineTune(1e-3, recipe=recipe, batch_replicas=n))
+        RegVar(model, likelihood, regularizer=regularizer, solver=FineTune(1e-3, recipe=recipe, vmap_chunk_size=n))
         .fit(loader)
         .variance(x)
         for n in (1, 2, 100)
@@ -134,13 +134,13 @@ def test_few_replicas_are_in_flight_where_memory_is_short(monkeypatch):
         "estimators.regvar.solvers.fine_tuning.sample_batches.available_bytes", lambda _: 8 * 8 * 8 * n * 2
     )
     sizes = []
-    of = Replicas.of
+    of = PerturbedCopies.of
 
-    def counted(objective, penalty, *args, **options):
-        sizes.append(len(penalty.direction))
-        return of(objective, penalty, *args, **options)
+    def counted(objective, perturbation, *args, **options):
+        sizes.append(len(perturbation.direction))
+        return of(objective, perturbation, *args, **options)
 
-    monkeypatch.setattr(Replicas, "of", counted)
+    monkeypatch.setattr(PerturbedCopies, "of", counted)
     solver = FineTune(recipe=Recipe(2, lr=1e-2, optimizer="sgd"))
     options = {"regularizer": PosteriorDraws(5, readout="draws"), "solver": solver}
     RegVar(model, likelihood, prior_precision=2.5, **options).fit(loader)
@@ -233,8 +233,8 @@ def test_signed_probes_alone_speak_of_the_set_of_queries():
     model, likelihood, loader, x = problem()
     for regularizer in REGULARIZERS:
         fitted = RegVar(model, likelihood, regularizer=regularizer, solver=LinearResponse()).fit(loader)
-        pieces = torch.cat([fitted.variance(part) for part in x.split(2)])
-        assert (relative(pieces, fitted.variance(x)) > 1e-6) == fitted.batch_dependent
+        params = torch.cat([fitted.variance(part) for part in x.split(2)])
+        assert (relative(params, fitted.variance(x)) > 1e-6) == fitted.batch_dependent
 
 
 def test_what_a_regularizer_cannot_say_raises():
@@ -255,7 +255,7 @@ def test_what_a_regularizer_cannot_say_raises():
             with pytest.raises(UnsupportedError):
                 fitted.sample(x, 2)
             with pytest.raises(UnsupportedError):
-                _ = fitted.energy_error_
+                _ = fitted.a_norm_error_
 
 
 def test_a_lambda_too_large_is_refused_with_a_smaller_one():
@@ -330,7 +330,7 @@ def test_bad_options_of_solvers_and_regularizers_are_refused(make):
         make()
 
 
-@pytest.mark.parametrize("name", ["fit_report_", "energy_error_", "exact_block_", "relative_gradient_"])
+@pytest.mark.parametrize("name", ["fit_report_", "a_norm_error_", "rao_blackwell_", "relative_gradient_"])
 def test_fitted_attributes_before_fit_say_so(name):
     model, likelihood, _, _ = problem()
     with pytest.raises((NotFittedError, AttributeError)):

@@ -19,7 +19,7 @@ from estimators import (
     PosteriorDraws,
     RegVar,
 )
-from estimators.data import Batches
+from estimators.data import TrainingData
 from estimators.data.batch import split_batch
 from estimators.errors import DataError
 from estimators.likelihoods import resolve_likelihood
@@ -189,7 +189,7 @@ def test_an_epoch_of_regrouped_rows_has_the_outputs_of_the_users_batches(name):
     model, sized, _ = problem(name)
     batches = with_targets(sized, "regression")
     network = Network(model, matching_names(model, "all"))
-    checked = Batches.checked(batches, network, resolve_likelihood("regression"))
+    checked = TrainingData.checked(batches, network, resolve_likelihood("regression"))
     found = torch.cat([network.outputs(b.x) for b in checked.shuffled(3, torch.Generator().manual_seed(1))])
     expected = torch.cat([outputs(model, x) for x, _ in batches])
     assert torch.allclose(found.sort(0).values, expected.sort(0).values)

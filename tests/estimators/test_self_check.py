@@ -17,11 +17,11 @@ from estimators import (
     PosteriorDraws,
     RegVar,
 )
-from estimators.curvature.last_layer.features import Heard
+from estimators.curvature.last_layer.features import FeatureHook
 from estimators.errors import DerivativeRouteWarning, ModelError, NoLastLayerError, UnsupportedError
 from estimators.models import Network
 from estimators.models.jacobians import _BackpackRows
-from estimators.models.layer_jacobians import Layers
+from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.network import _Pulls
 from estimators.models.own_module import OwnModule
 
@@ -128,7 +128,7 @@ def test_forward_mode_that_is_wrong_in_one_row_gives_way_to_two_reverse_passes(m
 
 def test_forward_mode_is_compared_at_every_batch_of_a_fit(monkeypatch):
     monkeypatch.setattr(Network, "_forward_mode", broken(Network._forward_mode))
-    draws = PosteriorDraws(200, exact_block=None)
+    draws = PosteriorDraws(200, rao_blackwell=None)
     options = {"prior_precision": DELTA, "solver": LinearResponse(tol=1e-12)}
     with pytest.warns(DerivativeRouteWarning, match="J v: forward mode differs"):
         found = RegVar(network(), "classification", regularizer=draws, **options).fit(rows())
@@ -157,12 +157,12 @@ def test_hessian_products_that_are_wrong_in_one_row_give_way_to_autograd(monkeyp
 
 
 def scaled_factors(monkeypatch):
-    plain = Layers._joined
+    plain = LayerwiseJacobian._joined
 
     def joined(self, inputs, slopes, cotangents):
         return plain(self, inputs, [1.01 * b for b in slopes], cotangents)
 
-    monkeypatch.setattr(Layers, "_joined", joined)
+    monkeypatch.setattr(LayerwiseJacobian, "_joined", joined)
 
 
 def test_factors_of_layers_that_are_wrong_are_an_error_where_nothing_else_will_do(monkeypatch):
@@ -184,8 +184,8 @@ def test_factors_of_layers_that_are_wrong_give_way_to_rows(monkeypatch):
 
 
 def test_features_of_the_last_layer_that_are_wrong_are_an_error(monkeypatch):
-    plain = Heard.at_places.fget
-    monkeypatch.setattr(Heard, "at_places", property(lambda self: 1.01 * plain(self)))
+    plain = FeatureHook.at_positions.fget
+    monkeypatch.setattr(FeatureHook, "at_positions", property(lambda self: 1.01 * plain(self)))
     with pytest.raises(NoLastLayerError, match="differs from plain autograd"):
         LastLayerLaplace(network(), "classification", prior_precision=DELTA).fit(rows())
 
@@ -202,7 +202,7 @@ def test_a_last_layer_that_does_not_end_the_network_in_one_row_is_an_error():
     with pytest.raises(NoLastLayerError, match="rows whose outputs differ"):
         LastLayerLaplace(network(Switched), "classification", prior_precision=DELTA).fit(rows())
     draws = RegVar(network(Switched), "classification", prior_precision=DELTA, solver=LinearResponse()).fit(rows())
-    assert draws.exact_block_.startswith("none")
+    assert draws.rao_blackwell_.startswith("none")
 
 
 class OtherWhenCopied(Plain):

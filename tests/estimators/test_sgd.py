@@ -13,7 +13,7 @@ from estimators.regvar.solvers.fine_tuning import fine_tune
 from estimators.regvar.solvers.fine_tuning import sgd as descents
 from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
 from estimators.regvar.solvers.fine_tuning.sgd import Descent
-from estimators.regvar.solvers.perturbed_copies import Replicas
+from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
 from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
 
@@ -34,29 +34,33 @@ def network(*, linear=False):
 
 def descent(solver=None, **options):
     """A descent on draws for a linear network, where F is a parabola, and the objective."""
-    options = {"prior_precision": 0.7, "regularizer": PosteriorDraws(3, exact_block=None), **options}
+    options = {"prior_precision": 0.7, "regularizer": PosteriorDraws(3, rao_blackwell=None), **options}
     estimator = RegVar(network(linear=True), Gaussian(0.6), solver=solver or FineTune(), **options).fit(rows())
     objective = estimator.refit_objective_
-    penalty, _ = estimator.regularizer.pose(objective)
-    return Descent(Replicas.of(objective, penalty, 1e-2, difference="forward"), Recipe(lr=0.1)), objective, penalty
+    perturbation, _ = estimator.regularizer.pose(objective)
+    return (
+        Descent(PerturbedCopies.of(objective, perturbation, 1e-2, difference="forward"), Recipe(lr=0.1)),
+        objective,
+        perturbation,
+    )
 
 
-@pytest.mark.parametrize("regularizer", [PosteriorDraws(3, exact_block=None), ParameterProbes(3)], ids=repr)
+@pytest.mark.parametrize("regularizer", [PosteriorDraws(3, rao_blackwell=None), ParameterProbes(3)], ids=repr)
 def test_its_value_over_an_epoch_is_that_of_the_parabola(regularizer):
-    guarded, objective, penalty = descent(LinearResponse(), regularizer=regularizer)
+    guarded, objective, perturbation = descent(LinearResponse(), regularizer=regularizer)
     generator = torch.Generator().manual_seed(3)
-    arms = torch.randn(penalty.direction.shape, generator=generator, dtype=torch.float64)
+    arms = torch.randn(perturbation.direction.shape, generator=generator, dtype=torch.float64)
     slope = sum(guarded.gradient(arms, batch) for batch in objective.batches.shuffled(7, generator))
     image = objective.product(arms)
-    assert torch.allclose(slope, image - penalty.direction)
-    expected = 0.5 * (arms * image).sum() - (arms * penalty.direction).sum()  # ½ DᵀAD − ξᵀD
+    assert torch.allclose(slope, image - perturbation.direction)
+    expected = 0.5 * (arms * image).sum() - (arms * perturbation.direction).sum()  # ½ DᵀAD − ξᵀD
     assert float(guarded._value) == pytest.approx(float(expected))
     assert guarded.watch(arms) == 1.0
     assert float(guarded._value) == 0.0
 
 
 def test_a_climb_halves_the_rate_and_arms_that_blew_up_start_again():
-    guarded, objective, penalty = descent()
+    guarded, objective, perturbation = descent()
     start = guarded.replicas.start
 
     def after_an_epoch_at(arms):
@@ -64,7 +68,7 @@ def test_a_climb_halves_the_rate_and_arms_that_blew_up_start_again():
             guarded.gradient(arms, batch)
         return guarded.watch(arms)
 
-    solved = torch.linalg.solve(objective.product(torch.eye(8).double()), penalty.direction.T).T
+    solved = torch.linalg.solve(objective.product(torch.eye(8).double()), perturbation.direction.T).T
     assert after_an_epoch_at(start.clone()) == 1.0
     assert after_an_epoch_at(solved.clone()) == 1.0
     climbed = start.clone()
@@ -98,7 +102,7 @@ def test_a_rate_much_too_high_ends_at_the_solution_all_the_same(regularizer, too
     solved = RegVar(network(), Gaussian(0.6), solver=LinearResponse(tol=1e-10), **options).fit(rows())
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
     assert float((refit.variance(x) - solved.variance(x)).norm() / solved.variance(x).norm()) < bound
-    assert refit.fit_report_.solver.lr < 20 * chosen(refit.refit_objective_, recipe.for_rows(45), seed=0)
+    assert refit.fit_report_.solver.lr < 20 * chosen(refit.refit_objective_, recipe.resolve(45), seed=0)
 
 
 STOCHASTIC = replace(DEFAULT_RECIPE, optimizer="nesterov")
@@ -115,7 +119,7 @@ def fitted(delta, recipe=STOCHASTIC):
     return estimator
 
 
-USUAL = DEFAULT_RECIPE.for_rows(45).epochs
+USUAL = DEFAULT_RECIPE.resolve(45).epochs
 EARLY = round(USUAL / 4)
 
 
@@ -128,18 +132,18 @@ def epochs_of(estimator):
 def test_draws_have_the_epochs_that_they_need(delta, epochs):
     estimator = fitted(delta)
     assert epochs_of(estimator) == pytest.approx(epochs)
-    assert (estimator.energy_error_ < 0.35) == (epochs < 2 * USUAL)
+    assert (estimator.a_norm_error_ < 0.35) == (epochs < 2 * USUAL)
     if epochs == 2 * USUAL:
-        assert estimator.energy_error_ < 0.9 * fitted(delta, replace(DEFAULT_RECIPE, epochs=USUAL)).energy_error_
+        assert estimator.a_norm_error_ < 0.9 * fitted(delta, replace(DEFAULT_RECIPE, epochs=USUAL)).a_norm_error_
 
 
 def test_the_energy_error_of_draws_that_stop_is_that_of_a_product():
     estimator = fitted(30.0)
     objective, displacement = estimator.refit_objective_, estimator.readout_.displacement
-    penalty, _ = estimator.regularizer.pose(objective)
+    perturbation, _ = estimator.regularizer.pose(objective)
     image, delta = objective.product(displacement), objective.prior.precision
-    n, from_prior = (penalty.direction != 0).any(0).sum(), delta * penalty.start.square()
-    gap = from_prior.sum(1) - 2 * (displacement * penalty.direction).sum(1) + (displacement * image).sum(1)
+    n, from_prior = (perturbation.direction != 0).any(0).sum(), delta * perturbation.start.square()
+    gap = from_prior.sum(1) - 2 * (displacement * perturbation.direction).sum(1) + (displacement * image).sum(1)
     assert estimator.fit_report_.energy.per_parameter == pytest.approx(float(gap.mean() / n), abs=1e-3)
 
 
@@ -153,8 +157,8 @@ def test_it_looks_at_lam_again_after_some_epochs_and_not_where_lam_was_given(mon
     guarded, _, _ = descent()
     looked, now = [], [0]
 
-    def halved(objective, penalty, at):  # noqa: ARG001
-        looked.append((now[0], len(penalty.direction), len(at)))
+    def halved(objective, perturbation, at):  # noqa: ARG001
+        looked.append((now[0], len(perturbation.direction), len(at)))
         return 0.5 * free.replicas.lam
 
     monkeypatch.setattr(descents, "straightest_lam", halved)

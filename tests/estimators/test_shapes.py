@@ -142,11 +142,11 @@ class Reference:
         self.theta = torch.cat([p.detach().flatten() for p in model.parameters()])
 
     def _f(self, theta, x):
-        pieces, at = {}, 0
+        params, at = {}, 0
         for name, p in self.model.named_parameters():
-            pieces[name], at = theta[at : at + p.numel()].view_as(p), at + p.numel()
+            params[name], at = theta[at : at + p.numel()].view_as(p), at + p.numel()
         arguments, keywords = ((), x) if isinstance(x, dict) else ((x,), {})
-        return torch.func.functional_call(self.model, pieces, arguments, keywords)
+        return torch.func.functional_call(self.model, params, arguments, keywords)
 
     def jacobian(self, x):
         """(M, C, P), all outputs of a row in C."""
@@ -221,7 +221,7 @@ def test_pointwise_regvar_is_exact_laplace(case, solver):
 def test_posterior_draws_have_the_covariance(case):
     """4000 draws: each mean square within five standard errors √(2/K) of the exact variance."""
     model, x, y, likelihood, loss = case
-    draws = PosteriorDraws(4000, seed=1, exact_block=None, readout="draws")
+    draws = PosteriorDraws(4000, seed=1, rao_blackwell=None, readout="draws")
     estimator = RegVar(model, likelihood, prior_precision=DELTA, regularizer=draws, solver=EXACT).fit(loader(x, y))
     expected = Reference(model, loss).covariance(x, y, rows_of(x, 0, 2)).diagonal(dim1=1, dim2=2)
     ratio = estimator.variance(rows_of(x, 0, 2)).flatten(1) / expected
@@ -294,7 +294,7 @@ def test_class_dim_is_named_where_it_is_missing():
 def test_the_exact_block_steps_aside_for_many_outputs_a_row_and_says_so():
     model, x, y, likelihood, _ = tags()
     estimator = RegVar(model, likelihood, regularizer=PosteriorDraws(2), solver=EXACT).fit(loader(x, y))
-    assert "none: expected features of shape (B, D)" in estimator.exact_block_
+    assert "none: expected features of shape (B, D)" in estimator.rao_blackwell_
     closed = LastLayerLaplace(model, likelihood).fit(loader(x, y))  # which needs no block of a row
     other = LinearizedLaplace(model, likelihood, subset_of_weights="last_layer").fit(loader(x, y))
     assert torch.allclose(closed.variance(x), other.variance(x), rtol=1e-8)
@@ -323,7 +323,7 @@ def test_the_variance_of_chosen_tokens_is_that_of_the_delta_method(functional, f
         "kron": lambda: LinearizedLaplace(model, likelihood, prior_precision=DELTA, hessian_structure="kron"),
         "pointwise": lambda: RegVar(model, likelihood, prior_precision=DELTA, regularizer=Pointwise(), solver=EXACT),
         "draws": lambda: RegVar(
-            model, likelihood, prior_precision=DELTA, regularizer=PosteriorDraws(5, exact_block=None), solver=EXACT
+            model, likelihood, prior_precision=DELTA, regularizer=PosteriorDraws(5, rao_blackwell=None), solver=EXACT
         ),
     }
     estimator = estimators[method]().fit(loader(x, y))
@@ -339,12 +339,12 @@ def margin(f):
 
 
 @pytest.mark.parametrize("readout", ["draws", "bounds"])
-@pytest.mark.parametrize("exact_block", ["last_layer", None])
-def test_draws_and_bounds_are_read_through_a_functional(readout, exact_block):
+@pytest.mark.parametrize("rao_blackwell", ["last_layer", None])
+def test_draws_and_bounds_are_read_through_a_functional(readout, rao_blackwell):
     torch.manual_seed(0)
     model = double(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)))
     x, y = torch.randn(20, 3).double(), torch.randint(0, 3, (20,))
-    regularizer = PosteriorDraws(3, exact_block=exact_block, readout=readout)
+    regularizer = PosteriorDraws(3, rao_blackwell=rao_blackwell, readout=readout)
     solver = LinearResponse(tol=1e-12, max_iter=4) if readout == "draws" else LinearResponse()
     solver = EXACT if readout == "draws" else solver
     estimator = RegVar(model, "classification", prior_precision=DELTA, regularizer=regularizer, solver=solver)

@@ -45,7 +45,7 @@ ESTIMATORS = {
     "last layer diag": (LastLayerLaplace, {"hessian_structure": "diag"}),
     "draws": (RegVar, {"regularizer": PosteriorDraws(5), "solver": RESPONSE}),
     "fine tune": (RegVar, {"regularizer": PosteriorDraws(3), "solver": FineTune()}),
-    "plain draws": (RegVar, {"regularizer": PosteriorDraws(5, exact_block=None), "solver": RESPONSE}),
+    "plain draws": (RegVar, {"regularizer": PosteriorDraws(5, rao_blackwell=None), "solver": RESPONSE}),
     "bounds": (RegVar, {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse(max_iter=2)}),
     "parameter probes": (RegVar, {"regularizer": ParameterProbes(5), "solver": NewtonRefit()}),
     "mean absolute": (RegVar, {"regularizer": MeanAbsolute(), "solver": RESPONSE}),
@@ -158,6 +158,18 @@ def test_other_options_are_refused_by_name(name, changed, message):
     state = build(name).fit(data()).state_dict()
     with pytest.raises(StateError, match=message):
         build(name, **changed).load_state_dict(state)
+
+
+@pytest.mark.parametrize("has_it", ["file", "estimator"])
+def test_an_option_that_only_one_side_has_is_refused_by_name(has_it):
+    state = build("cholesky").fit(data()).state_dict()
+    about = json.loads(state["about"])
+    if has_it == "file":
+        about["options"]["damping"] = 0.5
+    else:
+        del about["options"]["inverse"]
+    with pytest.raises(StateError, match="damping" if has_it == "file" else "inverse"):
+        build("cholesky").load_state_dict({**state, "about": json.dumps(about)})
 
 
 def test_a_state_of_another_estimator_or_none_at_all_is_refused(tmp_path):

@@ -109,7 +109,7 @@ def regvar(regularizer, solver, **options):
     return RegVar, {"regularizer": regularizer, "solver": solver, **options}
 
 
-DRAWS = {"n_draws": 4, "seed": 1, "exact_block": None, "readout": "draws"}
+DRAWS = {"n_draws": 4, "seed": 1, "rao_blackwell": None, "readout": "draws"}
 RESPONSE = {"tol": 1e-6, "max_iter": 900, "basis_dtype": torch.float16}
 FINE_TUNE = {
     "lam": 1e-3,
@@ -215,7 +215,7 @@ def every_change():
         known = set(options_of(build(name)))
         yield from ((name, option, value) for option, value in changes.items() if option in known and value is not None)
         yield from ((name, option, None) for option, value in changes.items() if option in known and value is None
-                    and option.split(".")[-1] in ("exact_block", "preconditioner", "batch_size"))  # fmt: skip
+                    and option.split(".")[-1] in ("rao_blackwell", "preconditioner", "batch_size"))  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from estimators import Gaussian
 from estimators.baselines.map import MAP
-from estimators.data import Batches
+from estimators.data import TrainingData
 from estimators.errors import ConvergenceError, DataError, OptionError
 from estimators.training import Recipe, fit_weights, train_map
 
@@ -79,7 +79,9 @@ def test_every_epoch_sees_every_row_once_in_a_new_order():
 
     generator = torch.Generator().manual_seed(0)
     recipe = Recipe(epochs=3, batch_size=3, optimizer="sgd")
-    fit_weights(torch.zeros(2, 5), gradient, Batches.unchecked(loader, keep=True), recipe=recipe, generator=generator)
+    fit_weights(
+        torch.zeros(2, 5), gradient, TrainingData.unchecked(loader, keep=True), recipe=recipe, generator=generator
+    )
     assert [len(b) for b in seen] == [3, 3, 3, 1] * 3
     epochs = [torch.cat(seen[i : i + 4]) for i in (0, 4, 8)]
     assert all(torch.equal(epoch.sort().values, x[:, 0].sort().values) for epoch in epochs)
@@ -88,7 +90,7 @@ def test_every_epoch_sees_every_row_once_in_a_new_order():
 
 def test_a_stack_of_replicas_descends_as_each_would_alone():
     x, y = rows(20)
-    batches = Batches.unchecked([(x, y)], keep=True)
+    batches = TrainingData.unchecked([(x, y)], keep=True)
 
     def gradient(weights, batch):
         return torch.einsum("bp,kp->kp", batch.x**2, weights) - 1
@@ -114,7 +116,7 @@ def test_cosine_falls_to_zero_and_constant_stays():
 
 @pytest.mark.parametrize(("n", "batch_size", "epochs"), [(1024, 64, 15), (300, 64, 48), (10, None, 240), (10, 64, 240)])
 def test_auto_epochs_are_fifteen_and_never_fewer_than_240_steps(n, batch_size, epochs):
-    recipe = Recipe(epochs="auto", batch_size=batch_size).for_rows(n)
+    recipe = Recipe(epochs="auto", batch_size=batch_size).resolve(n)
     assert recipe.epochs == epochs
     assert recipe.epochs * math.ceil(n / (batch_size or n)) >= 240
 
@@ -123,7 +125,7 @@ def test_auto_epochs_are_fifteen_and_never_fewer_than_240_steps(n, batch_size, e
     ("n", "rows", "epochs"), [(10, 2, 48), (128, 16, 30), (300, 38, 30), (512, 64, 30), (5000, 64, 15)]
 )
 def test_auto_batches_are_of_64_rows_and_never_fewer_than_8_an_epoch(n, rows, epochs):
-    recipe = Recipe(epochs="auto", batch_size="auto").for_rows(n)
+    recipe = Recipe(epochs="auto", batch_size="auto").resolve(n)
     assert (recipe.batch_size, recipe.epochs) == (rows, epochs)
 
 
@@ -192,7 +194,7 @@ def test_a_step_taken_in_parts_is_the_same_step():
 def test_iterates_are_averaged_with_weights_that_grow():
     """Slopes of ½w² with noise: w moves by −lr (w + e); weights Γ(t + 6)/Γ(t) at average = 1/4, as t⁶ for large t."""
     x, y = rows(16)
-    batches = Batches.unchecked([(x[i : i + 4], y[i : i + 4]) for i in range(0, 16, 4)], keep=True)
+    batches = TrainingData.unchecked([(x[i : i + 4], y[i : i + 4]) for i in range(0, 16, 4)], keep=True)
     seen = []
 
     def gradient(weights, batch):
@@ -213,7 +215,7 @@ def test_iterates_are_averaged_with_weights_that_grow():
 
 def test_a_watch_scales_the_rate_from_then_on_and_may_put_the_weights_back():
     x, y = rows(8)
-    batches = Batches.unchecked([(x, y)], keep=True)
+    batches = TrainingData.unchecked([(x, y)], keep=True)
     steps, ends = [], []
 
     def watch(weights):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from estimators import LastLayerLaplace, LinearizedLaplace
-from estimators.data import Batches
+from estimators.data import TrainingData
 from estimators.data.batch import split_batch
 from estimators.errors import DataError, ModelChangedError, NonDeterministicError
 from estimators.models import Network
@@ -136,7 +136,18 @@ def test_data_too_large_to_keep_are_read_again_with_the_random_state_restored(ma
 
 def checked(problem, loader):
     network = Network(problem.model, matching_names(problem.model, "all"))
-    return Batches.checked(loader, network, problem.likelihood)
+    return TrainingData.checked(loader, network, problem.likelihood)
+
+
+def test_data_that_are_read_again_come_in_one_order_and_leave_the_random_state(make_problem, monkeypatch):
+    problem = make_problem()
+    monkeypatch.setattr("estimators.data.training_data._CACHE_BYTES", 100)
+    batches = checked(problem, DataLoader(TensorDataset(problem.x, problem.y), batch_size=6, shuffle=True))
+    assert batches.stored is None
+    state = torch.get_rng_state()
+    first = torch.cat([batch.x for batch in batches])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.cat([batch.x for batch in batches]), first)
 
 
 def test_small_data_are_kept_and_the_loader_is_not_asked_again(make_problem):

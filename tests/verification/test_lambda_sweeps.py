@@ -1,19 +1,19 @@
 """The λ ladder: refits at falling λ tend to the dense reference of their curvature, at the order of their difference.
 
-A covering of every pair of choices by default; the full product with `-m verification`, which writes its table to the
+A pairwise_cover of every pair of choices by default; the full product with `-m verification`, which writes its table to the
 file named by BDL_VERIFICATION_TABLE where there is one.
 """
 
 import pytest
-from cases import all_cases, covering, singular_cases
+from cases import all_cases, pairwise_cover, singular_cases
 
-from bdl_bench.verify.checks import Claim, prove
+from bdl_bench.verify.checks import Check, verify
 
-COVERING = covering()
+COVERING = pairwise_cover()
 
 
 def proof_of(case):
-    return prove(case.problem, Claim(case.curvature, case.subset_of_weights, case.names), name=str(case), split=False)
+    return verify(case.problem, Check(case.curvature, case.subset_of_weights, case.names), name=str(case), split=False)
 
 
 @pytest.mark.parametrize("case", COVERING, ids=str)

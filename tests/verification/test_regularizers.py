@@ -69,7 +69,7 @@ def test_parameter_probes_are_products_of_two_responses(case):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.curvature == "ggn"], ids=str)
 def test_plain_draws_are_mean_squared_responses(case):
-    estimator = fitted(RegVar, case, regularizer=PosteriorDraws(PROBES, seed=4, exact_block=None), solver=SOLVER)
+    estimator = fitted(RegVar, case, regularizer=PosteriorDraws(PROBES, seed=4, rao_blackwell=None), solver=SOLVER)
     exact = dense.draws_variance(case.reference, case.problem.queries, _direction(estimator))
     assert relative_error(estimator.variance(case.problem.queries), exact) < 1e-8
 
@@ -79,12 +79,12 @@ def test_parameter_directions_are_standard_normal_and_draws_have_the_covariance_
     u = _direction(fitted(RegVar, case, regularizer=ParameterProbes(4000), solver=SOLVER))
     p = u.shape[1]
     assert relative_error(u.T @ u / len(u), torch.eye(p, dtype=u.dtype)) < 0.12
-    xi = _direction(fitted(RegVar, case, regularizer=PosteriorDraws(4000, exact_block=None), solver=SOLVER))
+    xi = _direction(fitted(RegVar, case, regularizer=PosteriorDraws(4000, rao_blackwell=None), solver=SOLVER))
     exact = case.reference.precision("ggn")
     assert relative_error(xi.T @ xi / len(xi), exact) < 0.12
 
 
 def _direction(estimator):
     """∇r of the fitted estimator's probes, drawn again from their seed: (K, P)."""
-    penalty, _ = estimator.regularizer.pose(estimator.refit_objective_)
-    return penalty.direction
+    perturbation, _ = estimator.regularizer.pose(estimator.refit_objective_)
+    return perturbation.direction

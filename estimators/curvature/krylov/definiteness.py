@@ -10,7 +10,7 @@ from torch import Tensor
 from estimators.curvature.dense.cholesky import smallest_allowed_ratio
 from estimators.curvature.krylov.block_lanczos import Product, krylov_basis
 from estimators.errors import IndefiniteHessianError
-from estimators.objective.float64 import widened
+from estimators.objective.float64 import to_float64
 from estimators.objective.objective import Objective
 
 __all__ = ["extreme_eigenvalues", "positive_definite", "refuse_indefinite_product"]
@@ -38,7 +38,7 @@ def positive_definite(objective: Objective, product_of: Callable[[Objective], Pr
     try:
         refuse_indefinite_product(product_of(objective), objective.theta)
     except IndefiniteHessianError:
-        wide = widened(objective)
+        wide = to_float64(objective)
         if wide is objective:
             raise
         refuse_indefinite_product(product_of(wide), wide.theta)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from estimators.curvature.krylov.block_cg import BlockSolution
 from estimators.curvature.krylov.stored_rows import StoredRows
-from estimators.curvature.krylov.whitening import Coordinates
+from estimators.curvature.krylov.whitening import PriorWhitening
 
 __all__ = ["KrylovSpace"]
 
@@ -40,7 +40,7 @@ class KrylovSpace:
 
     @classmethod
     def of(
-        cls, solved: BlockSolution, coordinates: Coordinates, delta: Tensor, dtype: torch.dtype | None = None
+        cls, solved: BlockSolution, coordinates: PriorWhitening, delta: Tensor, dtype: torch.dtype | None = None
     ) -> KrylovSpace:
         """The space of a solve in `coordinates`, for prior precisions δ (P,), kept in `dtype`.
 

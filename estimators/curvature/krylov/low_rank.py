@@ -16,10 +16,10 @@ from torch import Tensor
 
 from estimators.curvature.krylov.block_cg import check_condition
 from estimators.curvature.krylov.block_lanczos import krylov_relation
-from estimators.curvature.krylov.whitening import Coordinates
+from estimators.curvature.krylov.whitening import PriorWhitening
 from estimators.errors import IllConditionedError, OptionError
 from estimators.numerics.dtype import algebra_dtype, widen
-from estimators.objective.float64 import widened
+from estimators.objective.float64 import to_float64
 from estimators.objective.objective import Objective
 from estimators.runtime.memory import refuse_if_too_large
 
@@ -37,7 +37,7 @@ def low_rank_rows(objective: Objective, rank: int) -> Tensor:
     try:
         return _rows(objective, rank)
     except IllConditionedError:
-        wide = widened(objective)
+        wide = to_float64(objective)
         if wide is objective:
             raise
         return _rows(wide, rank)
@@ -61,7 +61,9 @@ def _rows(objective: Objective, rank: int) -> Tensor:
     scale = delta.rsqrt()
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(min(_BLOCK, theta.numel()), theta.numel(), generator=generator, dtype=torch.float64).to(theta)
-    basis, projected, coupling = krylov_relation(Coordinates(scale, 1.0).product(objective.product), start, size=size)
+    basis, projected, coupling = krylov_relation(
+        PriorWhitening(scale, 1.0).product(objective.product), start, size=size
+    )
     check_condition(projected, 1.0, theta.dtype)
     dtype = algebra_dtype(theta.device)
     eigenvalues, vectors = torch.linalg.eigh(projected.to(dtype))  # of T, ascending

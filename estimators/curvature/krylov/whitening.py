@@ -9,11 +9,11 @@ from torch import Tensor
 
 from estimators.curvature.krylov.block_lanczos import Product
 
-__all__ = ["Coordinates"]
+__all__ = ["PriorWhitening"]
 
 
 @dataclass(frozen=True)
-class Coordinates:
+class PriorWhitening:
     """θ = s θ̃, where A becomes s A s = G̃ + `unit`·1, with G̃ ⪰ 0 for a GGN.
 
     For a single δ they are those of θ itself, with δ as the unit, and nothing of θ's size is copied; for several,

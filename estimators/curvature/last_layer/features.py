@@ -18,11 +18,11 @@ from estimators.numerics.dtype import algebra_dtype, widen
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 
-__all__ = ["Head"]
+__all__ = ["LastLayer"]
 
 
 @dataclass(frozen=True)
-class Head:
+class LastLayer:
     """A last layer f = Wφ + b: its features, and its part of θ as a matrix (C, E), E = D, or D + 1 with a bias."""
 
     network: Network
@@ -31,10 +31,10 @@ class Head:
     n_features: int
 
     @classmethod
-    def of(cls, network: Network, x: PyTree, *, name: str | None = None) -> Head:
+    def of(cls, network: Network, x: PyTree, *, name: str | None = None) -> LastLayer:
         """The head that produces the outputs on x. Errors: ModelError, UnsupportedError."""
         try:
-            with network.ledger.calls_of(network.module):
+            with network.pass_counter.calls_of(network.module):
                 found = find_last_linear(network.module, x, name=name)
         except EstimatorError:
             raise
@@ -43,7 +43,7 @@ class Head:
         return cls.described(network, asdict(found))
 
     @classmethod
-    def described(cls, network: Network, description: dict[str, str | None]) -> Head:
+    def described(cls, network: Network, description: dict[str, str | None]) -> LastLayer:
         """The head of a `description()`."""
         layer = LastLinear(**description)  # type: ignore[arg-type]
         linear = network.module.get_submodule(layer.name)
@@ -56,12 +56,12 @@ class Head:
 
     def features(self, x: PyTree) -> Tensor:
         """φ (M, E) at θ̂, with a 1 appended where the bias is a parameter."""
-        with self.listening() as heard:
+        with self.capture_features() as heard:
             f = self.network.shaped_outputs(x)
         self.check(x, f, heard)
         return heard.features
 
-    def check(self, x: PyTree, f: Tensor, heard: Heard) -> None:
+    def check(self, x: PyTree, f: Tensor, heard: FeatureHook) -> None:
         """Whether the layer ends the network at x: f = Wφ + b (B, ..., C) there, and ∂f/∂W = φ.
 
         Raises:
@@ -82,7 +82,7 @@ class Head:
         if not check.due("last layer", x):
             return
         u = check.cotangent(x, f)
-        slope = u.flatten(0, -2).T @ heard.at_places.flatten(0, -2).to(u)  # Σ u φᵀ, (C, E)
+        slope = u.flatten(0, -2).T @ heard.at_positions.flatten(0, -2).to(u)  # Σ u φᵀ, (C, E)
         parts = [slope] if self.layer.bias is None else [slope[:, :-1], slope[:, -1]]
         product = torch.cat([part.flatten() for part in parts])
         found = self.network.slope_error(x, u.flatten(1), product, self.layer.parameter_names)
@@ -97,9 +97,9 @@ class Head:
         return linear
 
     @contextmanager
-    def listening(self) -> Iterator[Heard]:
+    def capture_features(self) -> Iterator[FeatureHook]:
         """The features of the forwards within."""
-        heard = Heard(bias=self.layer.bias is not None)
+        heard = FeatureHook(bias=self.layer.bias is not None)
         hook = self.network.module.get_submodule(self.layer.name).register_forward_pre_hook(heard)
         try:
             yield heard
@@ -159,16 +159,16 @@ class Head:
             total += place.likelihood.hessian_diagonal(place.f).T @ place.features.square()
         return total
 
-    def _places(self, objective: Objective) -> Iterator[Places]:
+    def _places(self, objective: Objective) -> Iterator[PositionBatch]:
         """Batch by batch, the places that have a label: of a row without several, the row. In `algebra_dtype`."""
         for batch in objective.batches:
-            with self.listening() as heard:
+            with self.capture_features() as heard:
                 shaped = self.network.shaped_outputs(batch.x)
             self.check(batch.x, shaped, heard)
             f = widen(shaped.flatten(0, -2))
-            features, likelihood = widen(heard.at_places.flatten(0, -2)), objective.likelihood.given(batch.y)
+            features, likelihood = widen(heard.at_positions.flatten(0, -2)), objective.likelihood.given(batch.y)
             if not isinstance(likelihood, Sites):
-                yield Places(likelihood, f, features)
+                yield PositionBatch(likelihood, f, features)
                 continue
             if likelihood.classes_first:
                 raise UnsupportedError(
@@ -177,7 +177,7 @@ class Head:
                     remedy='subset_of_weights="all", or class_dim=-1.',
                 )
             kept = likelihood.kept.flatten()
-            yield Places(likelihood.site, f[kept], features[kept])
+            yield PositionBatch(likelihood.site, f[kept], features[kept])
 
 
 def _not_last(name: str, received: str) -> NoLastLayerError:
@@ -190,7 +190,7 @@ def _not_last(name: str, received: str) -> NoLastLayerError:
 
 
 @dataclass(frozen=True)
-class Places:
+class PositionBatch:
     """Where the layer was used: the likelihood of one place, outputs (R, C) and features (R, E)."""
 
     likelihood: Likelihood
@@ -198,7 +198,7 @@ class Places:
     features: Tensor
 
 
-class Heard:
+class FeatureHook:
     """A forward hook that keeps what the layer was last given."""
 
     def __init__(self, *, bias: bool) -> None:
@@ -220,7 +220,7 @@ class Heard:
     @property
     def features(self) -> Tensor:
         """φ (M, E), with a 1 appended where the bias is a parameter. Errors: UnsupportedError for another shape."""
-        features = self.at_places
+        features = self.at_positions
         if features.ndim != 2:
             raise UnsupportedError(
                 "features of shape (B, D) before the last layer",
@@ -230,7 +230,7 @@ class Heard:
         return features
 
     @property
-    def at_places(self) -> Tensor:
+    def at_positions(self) -> Tensor:
         """φ (M, ..., E) of a layer that is used at several places of a row, likewise."""
         assert self._last is not None
         features = self._last.detach().clone() if self._last.is_inference() else self._last.detach()

@@ -16,10 +16,10 @@ from estimators.errors import IndefiniteHessianError
 from estimators.numerics.dtype import widen
 from estimators.runtime.memory import rows_per_chunk
 
-__all__ = ["DiagHead", "FullHead", "HeadPrecision", "KronHead"]
+__all__ = ["DiagLastLayer", "FullLastLayer", "KronLastLayer", "LastLayerPrecision"]
 
 
-class HeadPrecision(ABC):
+class LastLayerPrecision(ABC):
     """A over (C, E), and what is read from it at features φ (M, E).
 
     A is held in `algebra_dtype`, and features are widened to it: along an eigenvector of a small eigenvalue, features
@@ -43,7 +43,7 @@ class HeadPrecision(ABC):
         """log |A|."""
 
 
-class FullHead(HeadPrecision):
+class FullLastLayer(LastLayerPrecision):
     """A = Σₙ Λₙ ⊗ φₙφₙᵀ + diag δ, from curvature (C, E, C, E) and δ (C, E); computed in the dtype of the curvature."""
 
     def __init__(self, curvature: Tensor, prior_precision: Tensor) -> None:
@@ -53,7 +53,7 @@ class FullHead(HeadPrecision):
         self._hold(dense, prior_precision.shape)
 
     @classmethod
-    def factored(cls, cholesky: Tensor, shape: tuple[int, int]) -> FullHead:
+    def factored(cls, cholesky: Tensor, shape: tuple[int, int]) -> FullLastLayer:
         """From the factor (C·E, C·E) of A that was kept, and the layer's shape (C, E)."""
         head = cls.__new__(cls)
         head._hold(DensePrecision.factored(cholesky), shape)
@@ -70,12 +70,12 @@ class FullHead(HeadPrecision):
 
     def covariance(self, features: Tensor) -> Tensor:
         c, e = self.shape
-        pieces = []
+        params = []
         wide = features.to(self.inverse.dtype)
         for part in wide.split(rows_per_chunk(2 * c * c * e * wide.element_size())):
             left = (part @ self.inverse.permute(1, 0, 2, 3).reshape(e, -1)).reshape(-1, c, c, e)  # φᵀA⁻¹
-            pieces.append(torch.einsum("mcke,me->mck", left, part))
-        return torch.cat(pieces).to(features.dtype)
+            params.append(torch.einsum("mcke,me->mck", left, part))
+        return torch.cat(params).to(features.dtype)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         return self.dense.sample(n_samples, generator).reshape(n_samples, *self.shape)
@@ -84,7 +84,7 @@ class FullHead(HeadPrecision):
         return self.dense.log_det()
 
 
-class KronHead(HeadPrecision):
+class KronLastLayer(LastLayerPrecision):
     """A = Λ̄ ⊗ Q + δ I, Q = Σ φφᵀ (E, E), Λ̄ = mean Λ (C, C): δ is exact, in the eigenbasis (Immer et al. 2021)."""
 
     def __init__(self, mean_hessian: Tensor, features_gram: Tensor, prior_precision: float) -> None:
@@ -121,7 +121,7 @@ class KronHead(HeadPrecision):
         return self.eigenvalues.log().sum()
 
 
-class DiagHead(HeadPrecision):
+class DiagLastLayer(LastLayerPrecision):
     """A = diag(Σₙ Λₙ,cc φₙₑ²) + diag δ, both (C, E)."""
 
     def __init__(self, diagonal: Tensor, prior_precision: Tensor) -> None:

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from estimators.curvature.base import Precision
 from estimators.curvature.dense.cholesky import smallest_allowed_ratio
-from estimators.curvature.layerwise.kronecker_block import EigenBlock, by_rows
+from estimators.curvature.layerwise.kronecker_block import KroneckerBlock, by_rows
 from estimators.curvature.layerwise.second_moment import SecondMoment
 from estimators.curvature.layerwise.whitened_rows import layers_of, whitened_rows
 from estimators.errors import DiagonalWeightsWarning, IndefiniteHessianError, OptionError
-from estimators.models.layer_jacobians import LayerRows, Layers, RowFactors
+from estimators.models.layer_jacobians import JacobianFactors, LayerwiseJacobian, LayerwiseRows
 from estimators.models.layer_layout import Layout
 from estimators.models.linear_calls import LinearMap
 from estimators.models.network import Network
@@ -45,7 +45,7 @@ class Blocks:
     network: Network
     maps: dict[str, LinearMap]
     rest: list[str]
-    blocks: dict[str, EigenBlock]
+    blocks: dict[str, KroneckerBlock]
     rest_diagonal: Tensor
 
     def precision(self, prior_precision: Tensor) -> BlockPrecision:
@@ -87,7 +87,7 @@ class Blocks:
         """From `tensors()` and `description()`."""
         layout = Layout.described(network.subset, description)
         blocks = {
-            name: EigenBlock(
+            name: KroneckerBlock(
                 tensors[f"{name}/eigenvalues"], tensors.get(f"{name}/output"), tensors.get(f"{name}/input")
             )
             for name in layout.maps
@@ -98,23 +98,23 @@ class Blocks:
 class BlockPrecision(Precision):
     """A, block by block."""
 
-    def __init__(self, network: Network, layout: Layout, blocks: dict[str, EigenBlock], rest: Tensor) -> None:
+    def __init__(self, network: Network, layout: Layout, blocks: dict[str, KroneckerBlock], rest: Tensor) -> None:
         self.network, self.layout, self.blocks, self.rest = network, layout, blocks, rest
 
     def variance_at(self, network: Network, x: PyTree) -> Tensor:
-        def read(rows: LayerRows) -> Tensor:
+        def read(rows: LayerwiseRows) -> Tensor:
             parts = [block.variance(rows.factors[name]) for name, block in self.blocks.items()]
             return sum(parts, (widen(rows.rest).square() / self.rest).sum(-1)).to(network.theta.dtype)
 
-        return torch.cat([read(rows) for rows in Layers(network, x, self.layout.maps).at(x)])
+        return torch.cat([read(rows) for rows in LayerwiseJacobian(network, x, self.layout.maps).at(x)])
 
     def covariance_at(self, network: Network, x: PyTree) -> Tensor:
-        def read(rows: LayerRows) -> Tensor:
+        def read(rows: LayerwiseRows) -> Tensor:
             parts = [block.covariance(rows.factors[name]) for name, block in self.blocks.items()]
             rest = widen(rows.rest)
             return sum(parts, (rest / self.rest) @ rest.transpose(1, 2)).to(network.theta.dtype)
 
-        return torch.cat([read(rows) for rows in Layers(network, x, self.layout.maps).at(x)])
+        return torch.cat([read(rows) for rows in LayerwiseJacobian(network, x, self.layout.maps).at(x)])
 
     def solve(self, vectors: Tensor) -> Tensor:
         solved = torch.zeros_like(vectors, dtype=self.rest.dtype)
@@ -155,7 +155,7 @@ def collect(objective: Objective, structure: str) -> Blocks:
     return Blocks(objective.network, layers.maps, layers.rest, kron, rest)
 
 
-def _warn_of_diagonals(layers: Layers, structure: str) -> None:
+def _warn_of_diagonals(layers: LayerwiseJacobian, structure: str) -> None:
     """DiagonalWeightsWarning for weights of layers that have no Kronecker factors here."""
     names = layers.other_products
     if names:
@@ -168,7 +168,7 @@ def _warn_of_diagonals(layers: Layers, structure: str) -> None:
         )
 
 
-def _kron(objective: Objective, layers: Layers) -> tuple[dict[str, EigenBlock], Tensor]:
+def _kron(objective: Objective, layers: LayerwiseJacobian) -> tuple[dict[str, KroneckerBlock], Tensor]:
     """Blocks in the eigenbasis of both factors, and the diagonal of the rest."""
     dtype, device = algebra_dtype(objective.theta.device), objective.theta.device
     shapes = {name: linear.shape for name, linear in layers.maps.items()}
@@ -184,14 +184,14 @@ def _kron(objective: Objective, layers: Layers) -> tuple[dict[str, EigenBlock], 
     return {name: _eigen(outer[name], inner[name]) for name in shapes}, rest
 
 
-def _eigen(outer: Tensor, inner: SecondMoment) -> EigenBlock:
+def _eigen(outer: Tensor, inner: SecondMoment) -> KroneckerBlock:
     values, output_basis = torch.linalg.eigh(outer)
     moments, input_basis = inner.eigen()
     eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) / inner.n_rows
-    return EigenBlock(eigenvalues, output_basis, input_basis)
+    return KroneckerBlock(eigenvalues, output_basis, input_basis)
 
 
-def _with_prior(block: EigenBlock, delta: Tensor) -> EigenBlock:
+def _with_prior(block: KroneckerBlock, delta: Tensor) -> KroneckerBlock:
     """δ (O, E) added to the eigenvalues; it is all there is on inputs that were never seen."""
     basis = block.input_basis
     if basis is None:
@@ -200,11 +200,11 @@ def _with_prior(block: EigenBlock, delta: Tensor) -> EigenBlock:
     return replace(block, eigenvalues=block.eigenvalues + delta[0, 0], outside=outside)
 
 
-def _with_own_eigenvalues(objective: Objective, layers: Layers, bases: dict[str, EigenBlock]) -> Blocks:
+def _with_own_eigenvalues(objective: Objective, layers: LayerwiseJacobian, bases: dict[str, KroneckerBlock]) -> Blocks:
     """Σ J̃² in the basis of each block, or in that of the weights."""
     rest = _zeros_of_rest(objective, layers)
     dtype = rest.dtype
-    blank = EigenBlock(torch.zeros((), dtype=dtype, device=rest.device))
+    blank = KroneckerBlock(torch.zeros((), dtype=dtype, device=rest.device))
     sums: dict[str, Tensor] = dict.fromkeys(layers.maps, rest.new_zeros(()))
     for rows in whitened_rows(objective, layers):
         rest += widen(rows.rest).square().sum((0, 1))
@@ -214,7 +214,7 @@ def _with_own_eigenvalues(objective: Objective, layers: Layers, bases: dict[str,
     return Blocks(objective.network, layers.maps, layers.rest, blocks, rest)
 
 
-def _summed_squares(basis: EigenBlock, rows: RowFactors) -> Tensor:
+def _summed_squares(basis: KroneckerBlock, rows: JacobianFactors) -> Tensor:
     """Σ over rows and columns of J̃², (O, E)."""
     if rows.inputs.shape[1] == 1:
         rotated = basis.rotated(rows)
@@ -223,7 +223,7 @@ def _summed_squares(basis: EigenBlock, rows: RowFactors) -> Tensor:
     return by_rows(rows, lambda part: basis.jacobians(part).square_().sum((0, 1))[None]).sum(0)
 
 
-def _zeros_of_rest(objective: Objective, layers: Layers) -> Tensor:
+def _zeros_of_rest(objective: Objective, layers: LayerwiseJacobian) -> Tensor:
     return widen(objective.theta[:0]).new_zeros(objective.network.subset.n_entries(layers.rest))
 
 

@@ -12,7 +12,7 @@ from estimators.curvature.dense.dual import FunctionSpace
 from estimators.curvature.layerwise.factored_rows import FactoredRows
 from estimators.curvature.layerwise.whitened_rows import whitened_rows
 from estimators.errors import UnsupportedError
-from estimators.models.layer_jacobians import Layers
+from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.layer_layout import Layout
 from estimators.models.network import Network
 from estimators.numerics.dtype import algebra_dtype
@@ -61,7 +61,7 @@ class FactoredDual(FunctionSpace):
         """
         at_once = rows_per_chunk(4 * len(self.cholesky) * self.rows.shape[1] * self.cholesky.element_size())
         parts = []
-        for piece in Layers(network, x, self.rows.layout.maps).at(x):
+        for piece in LayerwiseJacobian(network, x, self.rows.layout.maps).at(x):
             for query in FactoredRows.joined(self.rows.layout, [piece], self.cholesky.dtype).split(at_once):
                 along = self.rows.inner(query, self.deltas)
                 removed = torch.linalg.solve_triangular(self.cholesky, along, upper=False)
@@ -69,12 +69,12 @@ class FactoredDual(FunctionSpace):
         return torch.cat(parts).to(network.theta.dtype)
 
 
-def in_factors(layers: Layers) -> bool:
+def in_factors(layers: LayerwiseJacobian) -> bool:
     """Whether rows are kept in factors: where parameters are many, and each is used once in a row."""
-    return layers.network.n_parameters >= _LEAST_PARAMETERS and layers.used_once
+    return layers.network.n_parameters >= _LEAST_PARAMETERS and layers.no_weight_sharing
 
 
-def factored_rows(objective: Objective, layers: Layers) -> FactoredRows:
+def factored_rows(objective: Objective, layers: LayerwiseJacobian) -> FactoredRows:
     """R at the training rows, in `algebra_dtype`."""
     dtype = algebra_dtype(objective.theta.device)
     return FactoredRows.joined(

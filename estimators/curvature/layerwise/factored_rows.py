@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import UnsupportedError
-from estimators.models.layer_jacobians import LayerRows
+from estimators.models.layer_jacobians import LayerwiseRows
 from estimators.models.layer_layout import Layout
 
 __all__ = ["FactoredRows"]
@@ -34,9 +34,9 @@ class FactoredRows:
     rest: Tensor
 
     @classmethod
-    def joined(cls, layout: Layout, pieces: Iterable[LayerRows], dtype: torch.dtype) -> FactoredRows:
+    def joined(cls, layout: Layout, params: Iterable[LayerwiseRows], dtype: torch.dtype) -> FactoredRows:
         """The rows of all pieces. Errors: UnsupportedError where a map is not at one place a row, or C is not one."""
-        found = list(pieces)
+        found = list(params)
         if len({p.rest.shape[1] for p in found}) != 1:
             raise UnsupportedError("one number of outputs at every row", received="several", remedy='inverse="cg".')
         factors = {name: [p.factors[name].at_one_place() for p in found] for name in layout.maps}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from estimators.curvature.layerwise.whitened_rows import whitened_rows
-from estimators.models.layer_jacobians import LayerRows, Layers
+from estimators.models.layer_jacobians import LayerwiseJacobian, LayerwiseRows
 from estimators.models.layer_layout import Layout
 from estimators.numerics.dtype import algebra_dtype
 from estimators.objective.objective import Objective
@@ -27,13 +27,13 @@ __all__ = ["layered_ggn", "worthwhile"]
 _LEAST_OUTPUTS, _LEAST_PARAMETERS = 3, 500
 
 
-def worthwhile(layers: Layers) -> bool:
+def worthwhile(layers: LayerwiseJacobian) -> bool:
     """Whether it saves something: many parameters, and outputs to sum over first."""
     many = layers.network.n_parameters >= _LEAST_PARAMETERS
-    return many and layers.n_outputs >= _LEAST_OUTPUTS and layers.used_once
+    return many and layers.n_outputs >= _LEAST_OUTPUTS and layers.no_weight_sharing
 
 
-def layered_ggn(objective: Objective, layers: Layers) -> Tensor:
+def layered_ggn(objective: Objective, layers: LayerwiseJacobian) -> Tensor:
     """Σₙ Jₙᵀ Λₙ Jₙ, (P, P), without the prior, in `algebra_dtype`."""
     theta = objective.theta
     dtype, p = algebra_dtype(theta.device), theta.numel()
@@ -75,7 +75,7 @@ class _Factor:
         return pairs.T @ (self.inputs[:, :, None] * other.inputs[:, None]).reshape(n, -1)
 
 
-def _order(layers: Layers) -> tuple[list[tuple[int, int]], list[Tensor]]:
+def _order(layers: LayerwiseJacobian) -> tuple[list[tuple[int, int]], list[Tensor]]:
     """The shapes (O, E) of the parts, the rest as (P_rest, 1) in the end, and the places of their entries in θ."""
     layout = Layout(layers.network.subset, layers.maps, layers.rest)
     theta = torch.arange(layers.network.n_parameters, device=layers.network.theta.device)
@@ -85,7 +85,7 @@ def _order(layers: Layers) -> tuple[list[tuple[int, int]], list[Tensor]]:
     return [*shapes, (len(rest), 1)], [*places, rest]
 
 
-def _factors(rows: LayerRows, layers: Layers, dtype: torch.dtype) -> list[_Factor]:
+def _factors(rows: LayerwiseRows, layers: LayerwiseJacobian, dtype: torch.dtype) -> list[_Factor]:
     """Of the parts, in their order. Errors: UnsupportedError where one is not applied to one place."""
     maps = [rows.factors[name].at_one_place() for name in layers.maps]
     found = [_Factor(one.slopes[:, :, 0].to(dtype), one.inputs[:, 0].to(dtype)) for one in maps]

@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from estimators.models.layer_jacobians import RowFactors
+from estimators.models.layer_jacobians import JacobianFactors
 from estimators.numerics.dtype import WELL_CONDITIONED
 from estimators.runtime.memory import rows_per_chunk
 
-__all__ = ["EigenBlock", "by_rows"]
+__all__ = ["KroneckerBlock", "by_rows"]
 
 _CACHE = 2**22  # bytes
 _WELL_CONDITIONED_OUTSIDE = 1e4
@@ -21,7 +21,7 @@ _WELL_CONDITIONED_OUTSIDE = 1e4
 
 
 @dataclass(frozen=True)
-class EigenBlock:
+class KroneckerBlock:
     """A = (U ⊗ V) diag(λ) (U ⊗ V)ᵀ over a weight (O, E): λ (O, r) > 0, U (O, O) and V (E, r), or None for the identity.
 
     Where V has fewer columns than rows, A is `outside`, a number, on the inputs that it leaves out. A row's Jacobian is
@@ -37,13 +37,13 @@ class EigenBlock:
     input_basis: Tensor | None = None
     outside: Tensor | None = None
 
-    def rotated(self, rows: RowFactors) -> RowFactors:
+    def rotated(self, rows: JacobianFactors) -> JacobianFactors:
         """The factors in the basis."""
         inputs = rows.inputs if self.input_basis is None else rows.inputs @ self.input_basis
         slopes = rows.slopes if self.output_basis is None else rows.slopes @ self.output_basis
-        return RowFactors(inputs, slopes)
+        return JacobianFactors(inputs, slopes)
 
-    def jacobians(self, rows: RowFactors) -> Tensor:
+    def jacobians(self, rows: JacobianFactors) -> Tensor:
         """J̃ (M, K, O, r): each basis on the factors, or on their product, whichever is less work."""
         _, k, t, o = rows.slopes.shape
         u, v = self.output_basis, self.input_basis
@@ -53,7 +53,7 @@ class EigenBlock:
         product = product if v is None or v_first else product @ v
         return product if u is None or u_first else u.T @ product
 
-    def variance(self, rows: RowFactors) -> Tensor:
+    def variance(self, rows: JacobianFactors) -> Tensor:
         """(M, K)."""
         if rows.inputs.dtype != self.eigenvalues.dtype:
             return self._narrow.variance(rows) if self._narrows else self.variance(rows.to(self.eigenvalues.dtype))
@@ -68,7 +68,7 @@ class EigenBlock:
         slopes = rows.slopes
         return variance + ((self._unseen(rows)[:, None] @ slopes) * slopes).sum((2, 3)) / self.outside
 
-    def covariance(self, rows: RowFactors) -> Tensor:
+    def covariance(self, rows: JacobianFactors) -> Tensor:
         """(M, K, K)."""
         if rows.inputs.dtype != self.eigenvalues.dtype:
             return self._narrow.covariance(rows) if self._narrows else self.covariance(rows.to(self.eigenvalues.dtype))
@@ -79,7 +79,7 @@ class EigenBlock:
             return covariance
         weights = self.eigenvalues.rsqrt()
 
-        def gram(part: RowFactors) -> Tensor:
+        def gram(part: JacobianFactors) -> Tensor:
             white = self.jacobians(part).mul_(weights).flatten(2)
             return white @ white.transpose(1, 2)
 
@@ -98,12 +98,12 @@ class EigenBlock:
         return largest <= _WELL_CONDITIONED_OUTSIDE * min(smallest, float(self.outside))
 
     @cached_property
-    def _narrow(self) -> EigenBlock:
+    def _narrow(self) -> KroneckerBlock:
         """The block in float32."""
         parts = (self.eigenvalues, self.output_basis, self.input_basis, self.outside)
-        return EigenBlock(*(None if part is None else part.float() for part in parts))  # type: ignore[arg-type]
+        return KroneckerBlock(*(None if part is None else part.float() for part in parts))  # type: ignore[arg-type]
 
-    def _along(self, rows: RowFactors, rotated: RowFactors) -> Tensor:
+    def _along(self, rows: JacobianFactors, rotated: JacobianFactors) -> Tensor:
         """aᵀ (the block of output o)⁻¹ a of one place, (M, O)."""
         inside = rotated.inputs[:, 0].square()
         along: Tensor = inside @ self.eigenvalues.reciprocal().T
@@ -111,7 +111,7 @@ class EigenBlock:
             return along
         return along + ((rows.inputs[:, 0].square().sum(1) - inside.sum(1)).clamp_min(0) / self.outside)[:, None]
 
-    def _unseen(self, rows: RowFactors) -> Tensor:
+    def _unseen(self, rows: JacobianFactors) -> Tensor:
         """Products between places of the inputs that V leaves out, (M, T, T)."""
         inside = self.rotated(rows).inputs
         unseen: Tensor = rows.inputs @ rows.inputs.transpose(1, 2) - inside @ inside.transpose(1, 2)
@@ -157,14 +157,14 @@ class EigenBlock:
         return left if self.input_basis is None else left @ self.input_basis.T
 
 
-def by_rows(rows: RowFactors, read: Callable[[RowFactors], Tensor]) -> Tensor:
+def by_rows(rows: JacobianFactors, read: Callable[[JacobianFactors], Tensor]) -> Tensor:
     """`read` of as many rows at a time as their Jacobians (m, K, O, E) stay in the cache."""
     _, k, _, o = rows.slopes.shape
     e, element = rows.inputs.shape[-1], rows.inputs.element_size()
-    pieces = []
+    params = []
     for part in _slices(len(rows.inputs), rows_per_chunk(k * o * e * element, budget=_CACHE)):
-        pieces.append(read(RowFactors(rows.inputs[part], rows.slopes[part])))
-    return torch.cat(pieces)
+        params.append(read(JacobianFactors(rows.inputs[part], rows.slopes[part])))
+    return torch.cat(params)
 
 
 def _slices(n: int, size: int) -> list[slice]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from estimators.curvature.dense.dual import FunctionSpace
 from estimators.curvature.layerwise.whitened_rows import layers_of, whitened_rows
 from estimators.errors import NonDeterministicError
-from estimators.models.layer_jacobians import Layers, RowFactors
+from estimators.models.layer_jacobians import JacobianFactors, LayerwiseJacobian
 from estimators.models.layer_layout import Layout
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
@@ -25,12 +25,12 @@ from estimators.numerics.symmetric import add_gram, mirror
 from estimators.objective.objective import Objective
 from estimators.runtime.memory import rows_per_chunk
 
-__all__ = ["StreamedDual", "bytes_needed", "inner_matrix", "marks_of"]
+__all__ = ["MatrixFreeDual", "bytes_needed", "inner_matrix", "marks_of"]
 
 _KEPT_BYTES = 2**31
 
 
-class StreamedDual(FunctionSpace):
+class MatrixFreeDual(FunctionSpace):
     """The rows are made anew for each product; `inner` R D⁻¹ Rᵀ (N·C, N·C) is overwritten.
 
     `marks` are those of the batches that `inner` was made of: products take them in the same order.
@@ -93,7 +93,7 @@ def inner_matrix(objective: Objective, marks: Tensor) -> Tensor:
     rest = SparseRows(layout.rest_of(scale))
     total: Tensor | None = None
     for names in _groups(layers, objective.batches.n_data):
-        factors: dict[str, list[RowFactors]] = {name: [] for name in names}
+        factors: dict[str, list[JacobianFactors]] = {name: [] for name in names}
         for rows in whitened_rows(objective, layers):
             for name, kept in factors.items():
                 kept.append(rows.factors[name])
@@ -116,7 +116,7 @@ def bytes_needed(n_rows: int, element_size: int) -> int:
     return 3 * n_rows**2 * element_size + 2 * _KEPT_BYTES
 
 
-def _groups(layers: Layers, n_data: int) -> list[list[str]]:
+def _groups(layers: LayerwiseJacobian, n_data: int) -> list[list[str]]:
     """The maps, as many together as may be kept in one pass; at least one group."""
     groups: list[list[str]] = [[]]
     room = _KEPT_BYTES
@@ -129,7 +129,7 @@ def _groups(layers: Layers, n_data: int) -> list[list[str]]:
     return groups
 
 
-def _add_layer(total: Tensor, kept: list[RowFactors], scale: Tensor) -> None:
+def _add_layer(total: Tensor, kept: list[JacobianFactors], scale: Tensor) -> None:
     """Add J D⁻¹ Jᵀ of a layer, J = Σ_t b_t a_tᵀ, some of its outputs at a time; scale is D^(−½) (O, E)."""
     at_once = rows_per_chunk(len(total) * scale.shape[1] * total.element_size(), budget=2**29)
     for first in range(0, len(scale), at_once):
@@ -137,7 +137,7 @@ def _add_layer(total: Tensor, kept: list[RowFactors], scale: Tensor) -> None:
         rows = total.new_empty(len(total), scale[part].numel())
         start = 0
         for factors in kept:
-            jacobian = RowFactors(factors.inputs, factors.slopes[..., part]).jacobians().mul_(scale[part])
+            jacobian = JacobianFactors(factors.inputs, factors.slopes[..., part]).jacobians().mul_(scale[part])
             rows[start : start + jacobian.shape[0] * jacobian.shape[1]] = jacobian.flatten(2).flatten(0, 1)
             start += jacobian.shape[0] * jacobian.shape[1]
         add_gram(total, rows)

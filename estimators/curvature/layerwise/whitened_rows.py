@@ -6,19 +6,19 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from estimators.models.layer_jacobians import LayerRows, Layers
+from estimators.models.layer_jacobians import LayerwiseJacobian, LayerwiseRows
 from estimators.numerics.dtype import widen
 from estimators.objective.objective import Objective
 
 __all__ = ["layers_of", "whitened_rows"]
 
 
-def layers_of(objective: Objective) -> Layers:
+def layers_of(objective: Objective) -> LayerwiseJacobian:
     """As the first training row shows them."""
-    return Layers(objective.network, next(iter(objective.batches)).x)
+    return LayerwiseJacobian(objective.network, next(iter(objective.batches)).x)
 
 
-def whitened_rows(objective: Objective, layers: Layers) -> Iterator[LayerRows]:
+def whitened_rows(objective: Objective, layers: LayerwiseJacobian) -> Iterator[LayerwiseRows]:
     """Along the columns of S, Λ = SSᵀ, at every training row."""
 
     def root(f: Tensor, y: Tensor) -> Tensor:

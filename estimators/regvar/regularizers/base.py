@@ -14,14 +14,14 @@ from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_integer
-from estimators.regvar.perturbation import Penalty
+from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution
-from estimators.regvar.variance_estimate import Readout
+from estimators.regvar.variance_estimate import VarianceEstimate
 
 __all__ = ["Posed", "Regularizer", "checked_count", "probe_generator"]
 
-Read = Callable[[Solution], Readout]
-Posed = tuple[Penalty, Read]
+Read = Callable[[Solution], VarianceEstimate]
+Posed = tuple[Perturbation, Read]
 
 
 class Regularizer(ABC):
@@ -41,7 +41,7 @@ class Regularizer(ABC):
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:
         """The penalty at the queries x (None for regularizers at fit), and what turns its solution to a readout."""
 
-    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> Readout:
+    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> VarianceEstimate:
         """The readout of a fit from its `state()`; only regularizers at fit have one."""
         raise NotImplementedError
 

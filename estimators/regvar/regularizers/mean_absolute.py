@@ -12,9 +12,9 @@ from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
-from estimators.regvar.perturbation import Penalty
+from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.regularizers.base import Posed, Regularizer
-from estimators.regvar.variance_estimate import Readout
+from estimators.regvar.variance_estimate import VarianceEstimate
 
 __all__ = ["MeanAbsolute"]
 
@@ -32,20 +32,20 @@ class MeanAbsolute(Regularizer):
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:  # noqa: ARG002
         network = objective.network
         direction = torch.zeros_like(objective.theta)[None]
-        with network.ledger.part("direction"):
+        with network.pass_counter.part("direction"):
             for batch in objective.batches:
                 f, slope = network.outputs_and_vjp(batch.x, lambda f: f.sign()[None])
                 direction += slope / (objective.batches.n_data * f.shape[-1])
         items = direction.new_zeros(1)
-        penalty = _MeanAbsoluteOutputs(direction, items, network=network, n_data=objective.batches.n_data)
-        return penalty, lambda solution: _AbsoluteResponse(network, solution.displacement)
+        perturbation = _MeanAbsoluteOutputs(direction, items, network=network, n_data=objective.batches.n_data)
+        return perturbation, lambda solution: _AbsoluteResponse(network, solution.displacement)
 
-    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> Readout:  # noqa: ARG002
+    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> VarianceEstimate:  # noqa: ARG002
         return _AbsoluteResponse(network, tensors["displacement"])
 
 
 @dataclass(frozen=True)
-class _MeanAbsoluteOutputs(Penalty):
+class _MeanAbsoluteOutputs(Perturbation):
     """A batch's rows of (1/NC) Σ |f|."""
 
     network: Network | None = None
@@ -57,7 +57,7 @@ class _MeanAbsoluteOutputs(Penalty):
         return f.abs().sum() / (self.n_data * f.shape[-1])
 
 
-class _AbsoluteResponse(Readout):
+class _AbsoluteResponse(VarianceEstimate):
     def __init__(self, network: Network, displacement: Tensor) -> None:
         self.network, self.displacement = network, displacement
 

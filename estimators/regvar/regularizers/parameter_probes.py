@@ -15,9 +15,9 @@ from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_seed
 from estimators.persistence.state import Learned
-from estimators.regvar.perturbation import Tilt
+from estimators.regvar.perturbation import LinearPerturbation
 from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
-from estimators.regvar.variance_estimate import Readout
+from estimators.regvar.variance_estimate import VarianceEstimate
 
 __all__ = ["ParameterProbes", "Products"]
 
@@ -40,14 +40,14 @@ class ParameterProbes(Regularizer):
         theta, network = objective.theta, objective.network
         generator = probe_generator(objective, self.seed)
         u = torch.randn(self.n_probes, theta.numel(), generator=generator, dtype=theta.dtype, device=theta.device)
-        penalty = Tilt.along(u, theta)
-        return penalty, lambda solution: _ParameterProducts(network, solution.displacement, u)
+        perturbation = LinearPerturbation.along(u, theta)
+        return perturbation, lambda solution: _ParameterProducts(network, solution.displacement, u)
 
-    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> Readout:  # noqa: ARG002
+    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> VarianceEstimate:  # noqa: ARG002
         return _ParameterProducts(network, tensors["displacement"], tensors["probes"])
 
 
-class Products(Readout):
+class Products(VarianceEstimate):
     """The mean of K products (K, M, C) at the queries, and its standard error."""
 
     @abstractmethod

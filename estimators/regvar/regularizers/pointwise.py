@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from estimators.errors import OptionError
-from estimators.models.functionals import Functional, Through
+from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree, row_as_batch, select_rows
 from estimators.objective.objective import Objective
 from estimators.option_checks import shown
 from estimators.persistence.state import Learned
-from estimators.regvar.perturbation import Penalty
+from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.regularizers.base import Posed, Regularizer
-from estimators.regvar.variance_estimate import Readout
+from estimators.regvar.variance_estimate import VarianceEstimate
 from estimators.runtime.memory import rows_per_chunk
 
 __all__ = ["Pointwise"]
@@ -45,14 +45,14 @@ class Pointwise(Regularizer):
         return "Pointwise()" if self.of is None else f"Pointwise(of={getattr(self.of, '__name__', self.of)!r})"
 
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:
-        network = objective.network if self.of is None else Through(objective.network, self.of)
+        network = objective.network if self.of is None else ComposedNetwork(objective.network, self.of)
         slopes = network.jacobian(x)  # ∂g/∂θ (M, D, P)
         m, d, p = slopes.shape
         rows = torch.arange(m, device=slopes.device).repeat_interleave(d)
         picks = torch.eye(d, dtype=slopes.dtype, device=slopes.device).repeat(m, 1)
         items = (select_rows(x, rows), picks)
-        penalty = _OutputValue(slopes.reshape(m * d, p), items, network=network)
-        return penalty, lambda solution: _Columns(slopes, solution.displacement.reshape(m, d, p))
+        perturbation = _OutputValue(slopes.reshape(m * d, p), items, network=network)
+        return perturbation, lambda solution: _Columns(slopes, solution.displacement.reshape(m, d, p))
 
     def reading(self, of: Functional) -> Pointwise:
         if self.of is None:
@@ -67,7 +67,7 @@ class Pointwise(Regularizer):
 
 
 @dataclass(frozen=True)
-class _OutputValue(Penalty):
+class _OutputValue(Perturbation):
     """r_k(θ) = g_d(f(x_m; θ)), items (x_m, one-hot of d); no training row has a part of its own in it."""
 
     network: Network | None = None
@@ -78,7 +78,7 @@ class _OutputValue(Penalty):
         return share * torch.dot(pick, self.network(theta, row_as_batch(row))[0])
 
 
-class _Columns(Readout):
+class _Columns(VarianceEstimate):
     """Column d of the covariance at row m is J(x_m) u_md; both (M, D, P)."""
 
     def __init__(self, slopes: Tensor, displacement: Tensor) -> None:

@@ -14,12 +14,18 @@ from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
 from estimators.option_checks import checked_choice, checked_seed
 from estimators.regvar.bounds import VarianceBounds
-from estimators.regvar.monte_carlo import BoundedReadout, ClampedReadout, DrawReadout, Level, restored_draws
-from estimators.regvar.perturbation import Tilt
-from estimators.regvar.rao_blackwell import ExactBlock, find_exact_block
+from estimators.regvar.monte_carlo import (
+    BoundInterpolation,
+    ClippedMonteCarlo,
+    InterpolatedBounds,
+    MonteCarloVariance,
+    restored_draws,
+)
+from estimators.regvar.perturbation import LinearPerturbation
+from estimators.regvar.rao_blackwell import RaoBlackwellBlock, find_rao_blackwell_block
 from estimators.regvar.regularizers.base import Posed, Read, Regularizer, checked_count, probe_generator
 from estimators.regvar.solvers.base import Solution
-from estimators.regvar.variance_estimate import Readout
+from estimators.regvar.variance_estimate import VarianceEstimate
 
 __all__ = ["PosteriorDraws"]
 
@@ -49,19 +55,19 @@ class PosteriorDraws(Regularizer):
     needs_ggn = True
 
     def __init__(
-        self, n_draws: int = 16, seed: int = 0, exact_block: str | None = "auto", readout: str = "auto"
+        self, n_draws: int = 16, seed: int = 0, rao_blackwell: str | None = "auto", readout: str = "auto"
     ) -> None:
         self.n_draws, self.seed = checked_count("n_draws", n_draws), checked_seed(seed)
-        self.exact_block = checked_choice("exact_block", exact_block, ("auto", "last_layer", None))
+        self.rao_blackwell = checked_choice("rao_blackwell", rao_blackwell, ("auto", "last_layer", None))
         readout = checked_choice("readout", readout, ("auto", "draws", "bounds"))
         self.readout = readout
 
     def __repr__(self) -> str:
-        block = f"exact_block={self.exact_block!r}"
+        block = f"exact_block={self.rao_blackwell!r}"
         return f"PosteriorDraws(n_draws={self.n_draws}, seed={self.seed}, {block}, readout={self.readout!r})"
 
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:  # noqa: ARG002
-        block, reason = find_exact_block(objective, self.exact_block)
+        block, reason = find_rao_blackwell_block(objective, self.rao_blackwell)
         xi, z = precision_noise(objective, self.n_draws, probe_generator(objective, self.seed))
         start = _prior_draw(z, objective.prior.precision)
         if block is not None:
@@ -69,25 +75,25 @@ class PosteriorDraws(Regularizer):
             start.masked_fill_(block.mask, 0.0)
         bounded = self._wants_bounds(objective)
         budget = _PRODUCTS - 1 - (block is not None) if bounded else None  # one for ξ, one for the block
-        penalty = Tilt.along(xi, objective.theta, start=start, budget=budget)
-        return penalty, self._read(objective, block, reason, bounded=bounded)
+        perturbation = LinearPerturbation.along(xi, objective.theta, start=start, budget=budget)
+        return perturbation, self._read(objective, block, reason, bounded=bounded)
 
-    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> Readout:
+    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> VarianceEstimate:
         return restored_draws(network, tensors, learned)
 
     def _wants_bounds(self, objective: Objective) -> bool:
         if self.readout != "auto":
             return self.readout == "bounds"
         large = objective.theta.numel() >= _LARGE
-        return large and self.exact_block is not None and bool((objective.prior.precision > 0).all())
+        return large and self.rao_blackwell is not None and bool((objective.prior.precision > 0).all())
 
-    def _read(self, objective: Objective, block: ExactBlock | None, reason: str, *, bounded: bool) -> Read:
-        def read(solution: Solution) -> DrawReadout:
-            draws = DrawReadout(objective.network, solution.displacement, block, reason)
+    def _read(self, objective: Objective, block: RaoBlackwellBlock | None, reason: str, *, bounded: bool) -> Read:
+        def read(solution: Solution) -> MonteCarloVariance:
+            draws = MonteCarloVariance(objective.network, solution.displacement, block, reason)
             if bounded and solution.space is not None:
                 bounds = VarianceBounds.of(objective.network, solution.space, block)
-                level = Level.of(draws, bounds, objective)
-                kind = ClampedReadout if level.wide and self.readout == "auto" else BoundedReadout
+                level = BoundInterpolation.of(draws, bounds, objective)
+                kind = ClippedMonteCarlo if level.wide and self.readout == "auto" else InterpolatedBounds
                 return kind(draws, bounds, level)
             if self.readout == "bounds":
                 raise OptionError(

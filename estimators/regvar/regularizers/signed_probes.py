@@ -12,7 +12,7 @@ from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_seed
 from estimators.persistence.state import Learned
-from estimators.regvar.perturbation import Penalty
+from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.regularizers.base import Posed, Regularizer, checked_count, probe_generator
 from estimators.regvar.regularizers.parameter_probes import Products
 
@@ -41,8 +41,8 @@ class SignedProbes(Regularizer):
         network = objective.network
         signs = self.signs(objective, network.outputs(x))
         direction = network.vjp(x, signs)  # Jᵀ s, summed over the query set
-        penalty = _SignedSum(direction, signs, network=network, queries=x)
-        return penalty, lambda solution: _SignedProducts(signs * network.jvp(x, solution.displacement))
+        perturbation = _SignedSum(direction, signs, network=network, queries=x)
+        return perturbation, lambda solution: _SignedProducts(signs * network.jvp(x, solution.displacement))
 
     def signs(self, objective: Objective, f: Tensor) -> Tensor:
         """±1, (K, M, C), for outputs f (M, C)."""
@@ -52,7 +52,7 @@ class SignedProbes(Regularizer):
 
 
 @dataclass(frozen=True)
-class _SignedSum(Penalty):
+class _SignedSum(Perturbation):
     """r_k(θ) = Σ s_k ∘ f(queries; θ), items s (K, M, C)."""
 
     network: Network | None = None

@@ -15,8 +15,8 @@ from estimators.models.network import FAILURES
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_number
 from estimators.persistence.checkpoint import Checkpoint
-from estimators.regvar.a_norm_error import DrawEnergies
-from estimators.regvar.perturbation import Penalty
+from estimators.regvar.a_norm_error import SampleANormErrors
+from estimators.regvar.perturbation import Perturbation
 from estimators.runtime.pass_counter import SELF_CHECK
 
 __all__ = ["Solution", "Solver", "SolverReport", "checked_lam"]
@@ -49,7 +49,7 @@ class Solution:
 
     displacement: Tensor
     report: SolverReport
-    energies: DrawEnergies | None = None
+    energies: SampleANormErrors | None = None
     space: KrylovSpace | None = None
 
 
@@ -62,15 +62,15 @@ class Solver(ABC):
     def solve(
         self,
         objective: Objective,
-        penalty: Penalty,
+        perturbation: Perturbation,
         *,
         progress_bar: bool = False,
         checkpoint: Checkpoint | None = None,
     ) -> Solution:
         """Displacements (K, P)."""
-        kept = (checkpoint or Checkpoint()).belonging_to(penalty.direction.norm(dim=1))
-        ledger = objective.network.ledger
-        before = ledger.cost_without(SELF_CHECK)
+        kept = (checkpoint or Checkpoint()).belonging_to(perturbation.direction.norm(dim=1))
+        pass_counter = objective.network.pass_counter
+        before = pass_counter.cost_without(SELF_CHECK)
         if self.refits:
             try:
                 objective.check_displaced()
@@ -78,18 +78,22 @@ class Solver(ABC):
                 raise
             except FAILURES as error:
                 raise _not_transformable(self, error) from error
-        with ledger.part("solve"):
+        with pass_counter.part("solve"):
             try:
-                solution = self._solve(objective, penalty, progress_bar=progress_bar, checkpoint=kept)
+                solution = self._solve(objective, perturbation, progress_bar=progress_bar, checkpoint=kept)
             except (EstimatorError, torch.OutOfMemoryError):
                 raise
             except RuntimeError as error:
                 raise _not_transformable(self, error) from error
-        passes = (ledger.cost_without(SELF_CHECK) - before) / objective.batches.n_data / len(penalty.direction)
+        passes = (
+            (pass_counter.cost_without(SELF_CHECK) - before) / objective.batches.n_data / len(perturbation.direction)
+        )
         return replace(solution, report=replace(solution.report, passes=passes))
 
     @abstractmethod
-    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool, checkpoint: Checkpoint) -> Solution:
+    def _solve(
+        self, objective: Objective, perturbation: Perturbation, *, progress_bar: bool, checkpoint: Checkpoint
+    ) -> Solution:
         """The solver's own part of `solve`."""
 
 

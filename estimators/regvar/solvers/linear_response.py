@@ -8,13 +8,13 @@ from estimators.curvature.krylov.block_cg import BlockSolution, GoOn, block_cg
 from estimators.curvature.krylov.cg_precision import default_tolerance
 from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.curvature.krylov.stored_rows import HALVES
-from estimators.curvature.krylov.whitening import Coordinates
+from estimators.curvature.krylov.whitening import PriorWhitening
 from estimators.errors import OptionError
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_integer, checked_number, shown
 from estimators.persistence.checkpoint import Checkpoint
-from estimators.regvar.a_norm_error import FAIR, DrawEnergies
-from estimators.regvar.perturbation import Penalty
+from estimators.regvar.a_norm_error import FAIR, SampleANormErrors
+from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport
 
 __all__ = ["LinearResponse"]
@@ -65,63 +65,67 @@ class LinearResponse(Solver):
     def _solve(
         self,
         objective: Objective,
-        penalty: Penalty,
+        perturbation: Perturbation,
         *,
         progress_bar: bool,  # noqa: ARG002
         checkpoint: Checkpoint,
     ) -> Solution:
         delta = objective.prior.precision
-        coordinates = Coordinates.of(delta)
-        solved = self._solved(objective, penalty, coordinates, checkpoint)
+        coordinates = PriorWhitening.of(delta)
+        solved = self._solved(objective, perturbation, coordinates, checkpoint)
         report = SolverReport(
             repr(self),
-            replicas=len(penalty.direction),
+            replicas=len(perturbation.direction),
             iterations=solved.iterations,
             residual=float(solved.residuals.max()),
         )
-        energies = None if penalty.start is None else DrawEnergies.solved(penalty, delta, coordinates, solved)
+        energies = (
+            None if perturbation.start is None else SampleANormErrors.solved(perturbation, delta, coordinates, solved)
+        )
         displacement, space = coordinates.back_(solved.solution), None
         if coordinates.unit > 0 and solved.iterations:
             space = KrylovSpace.of(solved, coordinates, delta, self.basis_dtype)
         return Solution(displacement, report, energies, space)
 
     def _solved(
-        self, objective: Objective, penalty: Penalty, coordinates: Coordinates, checkpoint: Checkpoint
+        self, objective: Objective, perturbation: Perturbation, coordinates: PriorWhitening, checkpoint: Checkpoint
     ) -> BlockSolution:
         """ũ with (s A s) ũ = s ∇r, u = s ũ."""
-        budget = penalty.budget if self.tol is None else None
+        budget = perturbation.budget if self.tol is None else None
         most = self.max_iter if budget is None else min(self.max_iter, max(1, budget - 1))  # one for the start
-        bounded = self.tol is None and self._bounded(objective, penalty, coordinates)
+        bounded = self.tol is None and self._bounded(objective, perturbation, coordinates)
         return block_cg(
             coordinates.product(objective.product),
-            coordinates.right(penalty.direction),
-            start=coordinates.into(penalty.start),
+            coordinates.right(perturbation.direction),
+            start=coordinates.into(perturbation.start),
             tol=default_tolerance(objective.theta.dtype) if self.tol is None else self.tol,
             energy_tol=_ENERGY * coordinates.unit if bounded else 0.0,
             max_iter=most,
             must_converge=budget is None,
-            go_on=None if budget is None else self._until_good(objective, penalty, coordinates, most),
+            go_on=None if budget is None else self._until_good(objective, perturbation, coordinates, most),
             checkpoint=checkpoint,
             free=objective.available_bytes,
             smallest=coordinates.unit if objective.data_term.semidefinite else 0.0,
         )
 
-    def _bounded(self, objective: Objective, penalty: Penalty, coordinates: Coordinates) -> bool:
+    def _bounded(self, objective: Objective, perturbation: Perturbation, coordinates: PriorWhitening) -> bool:
         """Whether a residual bounds the error of ∇rᵀu: A ⪰ unit, ∇rᵀ(A⁻¹∇r − u) = rᵀA⁻¹r ≤ ‖r‖²/unit, u from zero."""
         curved = objective.data_term.semidefinite and coordinates.unit > 0
-        return curved and penalty.start is None and objective.theta.dtype != torch.float64
+        return curved and perturbation.start is None and objective.theta.dtype != torch.float64
 
-    def _until_good(self, objective: Objective, penalty: Penalty, coordinates: Coordinates, usual: int) -> GoOn | None:
+    def _until_good(
+        self, objective: Objective, perturbation: Perturbation, coordinates: PriorWhitening, usual: int
+    ) -> GoOn | None:
         """Beyond the usual iterations: on where the draws, (K, P), are not fair by then, until they are good."""
-        if penalty.start is None:
+        if perturbation.start is None:
             return None
-        bearable = _MOST_BYTES // (penalty.start.numel() * penalty.start.element_size())
+        bearable = _MOST_BYTES // (perturbation.start.numel() * perturbation.start.element_size())
         longest = min(self.max_iter, _LONGEST * usual, bearable)
 
         def go_on(solved: BlockSolution) -> bool:
             if solved.iterations >= longest:
                 return False
-            error = DrawEnergies.solved(penalty, objective.prior.precision, coordinates, solved).error
+            error = SampleANormErrors.solved(perturbation, objective.prior.precision, coordinates, solved).error
             wanted = FAIR if solved.iterations == usual else _GOOD
             return min(error.per_dimension, error.bound) > wanted
 

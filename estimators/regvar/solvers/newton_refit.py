@@ -14,9 +14,9 @@ from estimators.errors import ConvergenceError, IndefiniteHessianError, LambdaTo
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_integer, checked_number
 from estimators.persistence.checkpoint import Checkpoint
-from estimators.regvar.perturbation import Penalty
+from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
-from estimators.regvar.solvers.perturbed_copies import Replicas, checked_difference
+from estimators.regvar.solvers.perturbed_copies import PerturbedCopies, checked_difference
 from estimators.runtime.progress import track
 
 __all__ = ["InnerSolution", "NewtonRefit", "conjugate_gradients"]
@@ -67,16 +67,16 @@ class NewtonRefit(Solver):
     def _solve(
         self,
         objective: Objective,
-        penalty: Penalty,
+        perturbation: Perturbation,
         *,
         progress_bar: bool,
         checkpoint: Checkpoint,  # noqa: ARG002
     ) -> Solution:
-        replicas = Replicas.of(
-            objective, penalty, self.lam, difference=self.difference, at_once=objective.network.vectors_at_once
+        replicas = PerturbedCopies.of(
+            objective, perturbation, self.lam, difference=self.difference, at_once=objective.network.vectors_at_once
         )
         search = _Search(replicas, self._preconditioner(objective))
-        centred = _is_centred(objective, penalty, self.lam)
+        centred = _is_centred(objective, perturbation, self.lam)
         for _ in track(range(self.max_iter), "Newton steps", shown=progress_bar):
             if search.finished(self.tol) or (centred and float(search.departure().max()) > _LOST):
                 break
@@ -115,7 +115,7 @@ class NewtonRefit(Solver):
     def _report(self, search: _Search) -> SolverReport:
         return SolverReport(
             repr(self),
-            replicas=len(search.replicas.penalty.direction),
+            replicas=len(search.replicas.perturbation.direction),
             lam=self.lam,
             iterations=search.iterations,
             residual=float(search.relative().max()),
@@ -125,11 +125,11 @@ class NewtonRefit(Solver):
 class _Search:
     """Levenberg–Marquardt-damped Newton steps, each arm with its own damping μ; merit: the norm of the gradient."""
 
-    def __init__(self, replicas: Replicas, precondition: Apply | None) -> None:
+    def __init__(self, replicas: PerturbedCopies, precondition: Apply | None) -> None:
         self.replicas, self.precondition = replicas, precondition
         self.arms = replicas.start
         self.gradient = replicas.gradient(self.arms)
-        norms = replicas.penalty.direction.norm(dim=1)
+        norms = replicas.perturbation.direction.norm(dim=1)
         norms = torch.where(norms > 0, norms, torch.inf)  # without a slope there is nowhere to go
         self.scale = norms[torch.arange(len(self.arms), device=norms.device) % len(norms)]
         self.damping, self.idle = torch.zeros_like(self.scale), torch.zeros_like(self.scale)
@@ -182,9 +182,9 @@ class _Search:
         self.damping = torch.where(accepted, relaxed, torch.maximum(10 * self.damping, floor))
 
 
-def _is_centred(objective: Objective, penalty: Penalty, lam: float) -> bool:
+def _is_centred(objective: Objective, perturbation: Perturbation, lam: float) -> bool:
     """Whether ∇L(θ̂) is small beside λ∇r: a refit of the trained loss itself drifts, and may go far."""
-    slope, norms = objective.gradient(objective.theta).norm(), penalty.direction.norm(dim=1)
+    slope, norms = objective.gradient(objective.theta).norm(), perturbation.direction.norm(dim=1)
     return not bool((slope > 1e-3 * lam * norms[norms > 0]).any())
 
 

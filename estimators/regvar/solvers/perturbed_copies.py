@@ -22,10 +22,10 @@ from estimators.numerics.pytrees import PyTree, select_rows
 from estimators.numerics.vectorize import one_by_one, over_rows
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice
-from estimators.regvar.perturbation import Penalty
-from estimators.runtime.pass_counter import Ledger
+from estimators.regvar.perturbation import Perturbation
+from estimators.runtime.pass_counter import PassCounter
 
-__all__ = ["DIFFERENCES", "Replicas", "checked_difference"]
+__all__ = ["DIFFERENCES", "PerturbedCopies", "checked_difference"]
 
 Value = Callable[[Tensor, PyTree, Tensor], Tensor]
 
@@ -37,11 +37,11 @@ DIFFERENCES = {
 
 
 @dataclass(frozen=True)
-class Replicas:
+class PerturbedCopies:
     """A arms over K penalties: signs s (A,), the items of each arm, and λ."""
 
     objective: Objective
-    penalty: Penalty
+    perturbation: Perturbation
     lam: float
     difference: str
     signs: Tensor
@@ -50,27 +50,33 @@ class Replicas:
 
     @classmethod
     def of(
-        cls, objective: Objective, penalty: Penalty, lam: float, *, difference: str, at_once: int | None = None
+        cls,
+        objective: Objective,
+        perturbation: Perturbation,
+        lam: float,
+        *,
+        difference: str,
+        at_once: int | None = None,
     ) -> Self:
         """The arms that `difference` needs; `at_once` of them go through one vectorised call (None: all)."""
-        k = len(penalty.direction)
-        ones = penalty.direction.new_ones(k)
+        k = len(perturbation.direction)
+        ones = perturbation.direction.new_ones(k)
         signs = {"forward": ones, "central": torch.cat([ones, -ones]), "control": torch.cat([ones, ones[:1] * 0])}
         index = torch.arange(len(signs[difference]), device=ones.device) % k
-        items = penalty.items if len(index) == k else select_rows(penalty.items, index)
-        return cls(objective, penalty, lam, difference, signs[difference], items, at_once)
+        items = perturbation.items if len(index) == k else select_rows(perturbation.items, index)
+        return cls(objective, perturbation, lam, difference, signs[difference], items, at_once)
 
     @property
     def start(self) -> Tensor:
         """First guesses (A, P): those of the penalties times the arms' signs, or zero."""
-        guess, k = self.penalty.start, len(self.penalty.direction)
+        guess, k = self.perturbation.start, len(self.perturbation.direction)
         if guess is None:
             return torch.zeros(len(self.signs), self.objective.theta.numel()).to(self.objective.theta)
         return self.signs[:, None] * guess[torch.arange(len(self.signs), device=guess.device) % k]
 
     def displacement(self, arms: Tensor) -> Tensor:
         """(A, P) -> (K, P): the difference over λ."""
-        k = len(self.penalty.direction)
+        k = len(self.perturbation.direction)
         if self.difference == "forward":
             return arms
         return 0.5 * (arms[:k] - arms[k:]) if self.difference == "central" else arms[:k] - arms[k:]
@@ -93,28 +99,28 @@ class Replicas:
 
     def _bent(self, batch: Batch, targets: PyTree) -> Value:
         """The data's loss, and −λ s r where r is not linear, as a function of θ."""
-        objective, penalty, lam = self.objective, self.penalty, self.lam
+        objective, perturbation, lam = self.objective, self.perturbation, self.lam
         share = objective.share(batch)
 
         def value(theta: Tensor, item: PyTree, sign: Tensor) -> Tensor:
             loss = objective.data_term.loss(objective.network, theta, batch.x, targets)
-            if penalty.linear:
+            if perturbation.linear:
                 return loss
-            return loss - lam * sign * penalty.value(theta, item, batch.x, share)
+            return loss - lam * sign * perturbation.value(theta, item, batch.x, share)
 
         return value
 
     def _with_quadratic(self, slopes: Tensor, arms: Tensor, share: float) -> Tensor:
         """slopes/λ + B/N·δ(D + (θ̂ − θ₀)/λ), and −B/N·s u of a linear r; slopes (A, P) are overwritten."""
-        prior, theta, k = self.objective.prior, self.objective.theta, len(self.penalty.direction)
+        prior, theta, k = self.objective.prior, self.objective.theta, len(self.perturbation.direction)
         centred = prior.mean is theta  # by `Objective.centred`
         pull = None if centred else share / self.lam * prior.precision * (theta - prior.mean)
         for a, slope in enumerate(slopes):
             slope.div_(self.lam).addcmul_(prior.precision, arms[a], value=share)
             if pull is not None:
                 slope.add_(pull)
-            if self.penalty.linear and float(self.signs[a]) != 0:
-                slope.sub_(self.penalty.direction[a % k], alpha=share * float(self.signs[a]))
+            if self.perturbation.linear and float(self.signs[a]) != 0:
+                slope.sub_(self.perturbation.direction[a % k], alpha=share * float(self.signs[a]))
         return slopes
 
     def gradient(self, arms: Tensor) -> Tensor:
@@ -122,7 +128,7 @@ class Replicas:
         total = torch.zeros_like(arms)
         for batch, targets in self.objective.with_targets():
             total += self.batch_gradient(arms, batch, targets)
-        return self.objective.team.total(total)
+        return self.objective.process_group.total(total)
 
     def product(self, arms: Tensor, vectors: Tensor) -> Tensor:
         """∇²F at arms (A, P) times vectors (A, P), arm by arm."""
@@ -131,7 +137,7 @@ class Replicas:
             bend, a = self._batch_product(self._batch_value(batch, targets)), len(arms)
             rows = (arms, self.items, self.signs, vectors)
             total += self._over_arms(bend, batch, *rows, forward=a, tangent=a, backward=2 * a).detach()
-        return self.objective.team.total(total)
+        return self.objective.process_group.total(total)
 
     def _over_arms(
         self, function: Callable[..., Tensor], batch: Batch, arms: Tensor, *rows: PyTree, **multiples: float
@@ -140,7 +146,7 @@ class Replicas:
         network, n_arms = self.objective.network, len(arms)
         if network.routes.copies_in_a_loop:
             return self._in_a_loop(function, (arms, *rows), multiples)
-        with differentiable(), self._ledger.transformed(**multiples) as counted:
+        with differentiable(), self._pass_counter.transformed(**multiples) as counted:
             found: Tensor = over_rows(counted(function), arms, *rows, chunk_size=self.at_once)
         if n_arms == 1 or not bool(arms.any()) or not network.check.is_new("copies", batch.x, len(rows), n_arms):
             return found
@@ -158,13 +164,13 @@ class Replicas:
     def _in_a_loop(
         self, function: Callable[..., Tensor], rows: tuple[PyTree, ...], multiples: dict[str, float]
     ) -> Tensor:
-        with differentiable(), self._ledger.transformed(**multiples) as counted:
+        with differentiable(), self._pass_counter.transformed(**multiples) as counted:
             looped: Tensor = one_by_one(counted(function), rows)
         return looped
 
     @property
-    def _ledger(self) -> Ledger:
-        return self.objective.network.ledger
+    def _pass_counter(self) -> PassCounter:
+        return self.objective.network.pass_counter
 
     @staticmethod
     def _batch_product(value: Value) -> Callable[[Tensor, PyTree, Tensor, Tensor], Tensor]:
@@ -179,13 +185,13 @@ class Replicas:
         return one
 
     def _batch_value(self, batch: Batch, targets: PyTree) -> Value:
-        objective, penalty, lam = self.objective, self.penalty, self.lam
+        objective, perturbation, lam = self.objective, self.perturbation, self.lam
         share = objective.share(batch)
 
         def value(d: Tensor, item: PyTree, sign: Tensor) -> Tensor:
             theta = objective.theta + lam * d
             loss = objective.batch_loss(theta, batch.x, targets, share)
-            return (loss - lam * sign * penalty.value(theta, item, batch.x, share)) / lam**2
+            return (loss - lam * sign * perturbation.value(theta, item, batch.x, share)) / lam**2
 
         return value
 

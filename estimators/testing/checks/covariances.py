@@ -9,21 +9,21 @@ from torch import Tensor
 from estimators.runtime.rng import seeded_random_state
 from estimators.testing import formulas
 from estimators.testing.networks import Array
-from estimators.testing.outcomes import Mismatch, NotApplicable
+from estimators.testing.outcomes import CheckFailure, NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import Subject, as_array, asked
+from estimators.testing.subject import EstimatorCase, as_array, asked
 
 __all__: list[str] = []
 
 
 @check("covariance")
-def covariance(subject: Subject) -> None:
+def covariance(subject: EstimatorCase) -> None:
     """(M, C, C), symmetric, positive semidefinite, with the variance on its diagonal."""
     case = subject.cases["classification"]
     found, variance = subject.covariance(case), subject.variance(case)
     m, c = variance.shape
     if found.shape != (m, c, c):
-        raise Mismatch(f"a covariance of shape {(m, c, c)}", received=f"{found.shape}", fault="rows and outputs.")
+        raise CheckFailure(f"a covariance of shape {(m, c, c)}", received=f"{found.shape}", fault="rows and outputs.")
     fault = "blocks transposed or mixed up in a reshape, or a covariance of its own."
     diagonal = np.einsum("mcc->mc", found)
     slack = max(1e-6, subject.claims.tolerance)
@@ -32,7 +32,7 @@ def covariance(subject: Subject) -> None:
     skew = float(np.abs(found - found.transpose(0, 2, 1)).max())
     least = float(np.linalg.eigvalsh(found).min())
     if skew > 1e-8 * scale or least < -1e-8 * scale:
-        raise Mismatch(
+        raise CheckFailure(
             "a symmetric, positive semidefinite covariance",
             received=f"a skew part of {skew:.3g}, a smallest eigenvalue of {least:.3g}, entries up to {scale:.3g}",
             fault=fault,
@@ -40,17 +40,17 @@ def covariance(subject: Subject) -> None:
 
 
 @check("sample-shape")
-def sample_shape(subject: Subject) -> None:
+def sample_shape(subject: EstimatorCase) -> None:
     """Samples are (S, M, C)."""
     case = subject.cases["classification"]
     found = subject.samples(case)
     expected = (subject.claims.n_samples, len(case.query), 3)
     if found.shape != expected:
-        raise Mismatch(f"samples of shape {expected}", received=f"{found.shape}", fault="samples come first.")
+        raise CheckFailure(f"samples of shape {expected}", received=f"{found.shape}", fault="samples come first.")
 
 
 @check("sample-moments")
-def sample_moments(subject: Subject) -> None:
+def sample_moments(subject: EstimatorCase) -> None:
     """Mean and covariance of the samples are predict's mean and the covariance, within five standard errors."""
     case = subject.cases["classification"]
     samples = subject.samples(case)
@@ -59,7 +59,7 @@ def sample_moments(subject: Subject) -> None:
     error = np.sqrt(np.maximum(variance, 0) / s)
     off = np.abs(samples.mean(0) - mean)
     if (off > 5 * error + 1e-9 * np.abs(mean).max()).any():
-        raise Mismatch(
+        raise CheckFailure(
             f"samples around the mean, to {5 * error.max():.2g}",
             received=f"a mean of samples {off.max():.3g} off",
             fault="samples of the displacement without f(x), or around another network.",
@@ -69,7 +69,7 @@ def sample_moments(subject: Subject) -> None:
     _compare_moments(found, _covariance(subject), s, "the covariance between outputs")
 
 
-def _covariance(subject: Subject) -> Array:
+def _covariance(subject: EstimatorCase) -> Array:
     """(M, C, C); without one, the diagonal, and NaN elsewhere."""
     case = subject.cases["classification"]
     try:
@@ -88,7 +88,7 @@ def _compare_moments(found: Array, expected: Array, n_samples: int, what: str) -
     off = np.abs(found - expected)[known] - 6 * error[known] - 1e-12
     if off.size and off.max() > 0:
         worst = int(np.argmax(off))
-        raise Mismatch(
+        raise CheckFailure(
             f"{what} of {n_samples} samples: {expected[known][worst]:.4g} ± {error[known][worst]:.2g}",
             received=f"{found[known][worst]:.4g}",
             fault="samples of another posterior: A⁻¹ in place of its root, a lower factor where an upper one belongs.",
@@ -96,7 +96,7 @@ def _compare_moments(found: Array, expected: Array, n_samples: int, what: str) -
 
 
 @check("sample-joint")
-def sample_joint(subject: Subject) -> None:
+def sample_joint(subject: EstimatorCase) -> None:
     """Samples are functions: rows of one sample go together, with the exact covariance between rows."""
     case = subject.cases["classification"]
     samples = subject.samples(case)
@@ -107,7 +107,7 @@ def sample_joint(subject: Subject) -> None:
 
 
 @check("sample-seed")
-def sample_seed(subject: Subject) -> None:
+def sample_seed(subject: EstimatorCase) -> None:
     """One seed gives one set of samples, whatever the global random state."""
     case = subject.cases["classification"]
     estimator = subject.fitted(case)
@@ -118,7 +118,7 @@ def sample_seed(subject: Subject) -> None:
 
     first, second = sampled(1), sampled(2)
     if not np.array_equal(first, second):
-        raise Mismatch(
+        raise CheckFailure(
             "the same samples for the same seed",
             received=f"a difference of {np.abs(first - second).max():.3g}",
             fault="the generator that is passed to _sample is not used everywhere.",
@@ -126,13 +126,13 @@ def sample_seed(subject: Subject) -> None:
 
 
 @check("sample-seed-varies")
-def sample_seed_varies(subject: Subject) -> None:
+def sample_seed_varies(subject: EstimatorCase) -> None:
     """Another seed gives others."""
     case = subject.cases["classification"]
     estimator = subject.fitted(case)
     first, second = (as_array(asked(lambda s=s: estimator.sample(case.queries, 3, seed=s))) for s in (5, 6))  # type: ignore[misc]
     if np.array_equal(first, second) and subject.variance(case).max() > 0:
-        raise Mismatch(
+        raise CheckFailure(
             "other samples for another seed",
             received="the same ones",
             fault="a generator of its own in _sample, with a fixed seed.",
@@ -145,7 +145,7 @@ def _functional(f: Tensor) -> Tensor:
 
 
 @check("functional")
-def functional(subject: Subject) -> None:
+def functional(subject: EstimatorCase) -> None:
     """variance(x, of=g) is diag(G Σ Gᵀ), G by hand."""
     case = subject.cases["classification"]
     estimator = subject.fitted(case)

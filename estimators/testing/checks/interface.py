@@ -13,15 +13,15 @@ from estimators.errors import EstimatorError, NotFittedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.numerics.dtype import algebra_dtype
 from estimators.testing.case_selection import any_case, first_case, fitted_cases
-from estimators.testing.outcomes import Mismatch, NotApplicable
+from estimators.testing.outcomes import CheckFailure, NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import REFUSALS, Subject, as_array
+from estimators.testing.subject import REFUSALS, EstimatorCase, as_array
 
 __all__: list[str] = []
 
 
 @check("supports-a-model")
-def supports_a_model(subject: Subject) -> None:
+def supports_a_model(subject: EstimatorCase) -> None:
     """At least one of the kit's models is taken, so that the other checks have something to look at."""
     refused = {}
     for case in subject.cases.values():
@@ -30,7 +30,7 @@ def supports_a_model(subject: Subject) -> None:
         except NotApplicable as reason:
             refused[case.name] = str(reason)
     if len(refused) == len(subject.cases):
-        raise Mismatch(
+        raise CheckFailure(
             f"an estimator that takes one of {', '.join(subject.cases)}",
             received=f"one that refuses all of them; the first: {next(iter(refused.values()))}",
             fault="make passes on model, likelihood and prior_precision; adapt= changes the networks to what it needs.",
@@ -38,7 +38,7 @@ def supports_a_model(subject: Subject) -> None:
 
 
 @check("constructor-stores")
-def constructor_stores(subject: Subject) -> None:
+def constructor_stores(subject: EstimatorCase) -> None:
     """The constructor stores its arguments, and neither runs the network nor learns anything."""
     case = any_case(subject)
     model, calls = subject.model(case), []
@@ -47,13 +47,13 @@ def constructor_stores(subject: Subject) -> None:
     estimator = subject.build(case, model)
     learned = [name for name in vars(estimator) if name.endswith("_") and not name.startswith("_")]
     if calls or learned:
-        raise Mismatch(
+        raise CheckFailure(
             "a constructor that only stores",
             received=f"{len(calls)} calls of the network, learned attributes {learned}",
             fault="move the work to _fit.",
         )
     if estimator.model is not model or estimator.prior_precision != case.delta:
-        raise Mismatch(
+        raise CheckFailure(
             f"the model itself and prior_precision={case.delta}",
             received=f"{'the model' if estimator.model is model else 'a copy'}, {estimator.prior_precision}",
             fault="pass both to super().__init__; copies are made in fit.",
@@ -61,7 +61,7 @@ def constructor_stores(subject: Subject) -> None:
 
 
 @check("not-fitted")
-def not_fitted(subject: Subject) -> None:
+def not_fitted(subject: EstimatorCase) -> None:
     """Before fit, queries raise NotFittedError."""
     case = any_case(subject)
     estimator, x = subject.build(case), case.queries
@@ -74,7 +74,7 @@ def not_fitted(subject: Subject) -> None:
             received = f"{type(error).__name__}: {error}"
         else:
             received = "an answer"
-        raise Mismatch(
+        raise CheckFailure(
             f"NotFittedError from {name} before fit",
             received=received,
             fault="override _variance, not variance; or call self._check_fitted() first.",
@@ -82,7 +82,7 @@ def not_fitted(subject: Subject) -> None:
 
 
 @check("fit-returns-self")
-def fit_returns_self(subject: Subject) -> None:
+def fit_returns_self(subject: EstimatorCase) -> None:
     """`fit` returns the estimator."""
     case = any_case(subject)
     estimator = subject.build(case)
@@ -91,11 +91,11 @@ def fit_returns_self(subject: Subject) -> None:
     except REFUSALS as error:
         raise NotApplicable(f"refuses it: {error}") from error
     if returned is not estimator:
-        raise Mismatch("the estimator itself from fit", received=repr(returned), fault="return self.")
+        raise CheckFailure("the estimator itself from fit", received=repr(returned), fault="return self.")
 
 
 @check("shapes")
-def shapes(subject: Subject) -> None:
+def shapes(subject: EstimatorCase) -> None:
     """variance, mean and epistemic_variance are (M, C), for one query, too."""
     for case in fitted_cases(subject, "regression", "classification"):
         estimator, outputs = subject.fitted(case), len(case.network.weights[-1])
@@ -109,7 +109,7 @@ def shapes(subject: Subject) -> None:
             }
             for what, tensor in found.items():
                 if tuple(tensor.shape) != (m, outputs):
-                    raise Mismatch(
+                    raise CheckFailure(
                         f"{what} of shape {(m, outputs)}",
                         received=f"{tuple(tensor.shape)}",
                         fault="return (M, C) from _variance, also for M = 1: no squeeze().",
@@ -117,7 +117,7 @@ def shapes(subject: Subject) -> None:
 
 
 @check("output-shape")
-def output_shape(subject: Subject) -> None:
+def output_shape(subject: EstimatorCase) -> None:
     """For outputs (M, 2, 1) the variance is (M, 2, 1), with the same values."""
     case = first_case(subject, "regression", "binary")
     shaped = nn.Sequential(subject.model(case), nn.Unflatten(1, (2, 1))).eval()
@@ -125,7 +125,7 @@ def output_shape(subject: Subject) -> None:
     variance = subject.fit(case, shaped, loader, special=True).variance(case.queries)
     expected = (len(case.query), 2, 1)
     if tuple(variance.shape) != expected:
-        raise Mismatch(
+        raise CheckFailure(
             f"a variance of the shape of the outputs, {expected}",
             received=f"{tuple(variance.shape)}",
             fault="override _variance, which gives (M, C); variance gives it the shape of the outputs.",
@@ -137,14 +137,14 @@ _LOGS = ("predict's log_probs", "predict's log_odds")
 
 
 @check("dtype-device")
-def dtype_device(subject: Subject) -> None:
+def dtype_device(subject: EstimatorCase) -> None:
     """All that a float32 network is asked for is float32 (logs of probabilities float64), detached, on its device."""
     case = replace(any_case(subject), name="in float32", dtype=torch.float32)
     for name, tensor in _answers(subject.fitted(case), case.queries):
         dtype = algebra_dtype(tensor.device) if name in _LOGS else torch.float32
         if tensor.dtype != dtype or tensor.device != case.queries.device or tensor.requires_grad:
             expected = str(dtype).removeprefix("torch.")
-            raise Mismatch(
+            raise CheckFailure(
                 f"a detached {expected} tensor on {case.queries.device}, the device of the model, from {name}",
                 received=f"{tensor.dtype} on {tensor.device}, requires_grad={tensor.requires_grad}",
                 fault="convert back after dense algebra: .to(features); compute under torch.no_grad().",
@@ -165,7 +165,7 @@ def _answers(estimator: UncertaintyEstimator, x: Tensor) -> Iterator[tuple[str, 
 
 
 @check("finite")
-def finite(subject: Subject) -> None:
+def finite(subject: EstimatorCase) -> None:
     """No NaN or Inf, also far from the data."""
     for case in subject.cases.values():
         try:
@@ -174,7 +174,7 @@ def finite(subject: Subject) -> None:
             continue
         variance = estimator.variance(10 * case.queries)
         if not bool(torch.isfinite(variance).all()):
-            raise Mismatch(
+            raise CheckFailure(
                 f"finite variances on {case.name}, ten times as far out as the data",
                 received=f"{int((~torch.isfinite(variance)).sum())} NaN or Inf",
                 fault="a factorisation that lost its definiteness, or a division by an unbiased count of one.",
@@ -182,7 +182,7 @@ def finite(subject: Subject) -> None:
 
 
 @check("fit-idempotent")
-def fit_idempotent(subject: Subject) -> None:
+def fit_idempotent(subject: EstimatorCase) -> None:
     """A second fit is as a first one, whatever the first was of."""
     case = any_case(subject)
     expected = subject.variance(case)
@@ -190,9 +190,9 @@ def fit_idempotent(subject: Subject) -> None:
     try:
         received = estimator.fit(case.loader).variance(case.queries)
     except EstimatorError as error:
-        raise Mismatch("a second fit", received=str(error), fault="fit must start afresh.") from error
+        raise CheckFailure("a second fit", received=str(error), fault="fit must start afresh.") from error
     if not np.allclose(as_array(received), expected, rtol=1e-9, atol=0):
-        raise Mismatch(
+        raise CheckFailure(
             f"the variance of a fresh fit, {expected[0, 0]:.6g}",
             received=f"{float(received[0, 0]):.6g} after a fit to other rows",
             fault="sums that go on from the last fit; set every learned attribute anew in _fit.",

@@ -10,16 +10,16 @@ from estimators.testing import formulas
 from estimators.testing.case_selection import fitted_cases
 from estimators.testing.cases import Case
 from estimators.testing.networks import Array, FirstAndThird
-from estimators.testing.outcomes import Mismatch, NotApplicable
+from estimators.testing.outcomes import CheckFailure, NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import Subject, as_array
+from estimators.testing.subject import EstimatorCase, as_array
 
 __all__: list[str] = []
 
 _FLAT, _STIFF = 1e-9, 1e7
 
 
-def _cases(subject: Subject) -> list[Case]:
+def _cases(subject: EstimatorCase) -> list[Case]:
     """One with Λ = I/σ² and one with a full Λ, as far as they are taken; linear ones where A is the exact Hessian.
 
     Of a network with a hidden layer the data's part of the Hessian may be indefinite, and add variance.
@@ -35,7 +35,7 @@ def _above(received: Array, bound: Array, slack: float) -> float:
 
 
 @check("non-negative")
-def non_negative(subject: Subject) -> None:
+def non_negative(subject: EstimatorCase) -> None:
     """A variance is not negative."""
     for case in subject.cases.values():
         try:
@@ -43,7 +43,7 @@ def non_negative(subject: Subject) -> None:
         except NotApplicable:
             continue
         if variance.min() < 0:
-            raise Mismatch(
+            raise CheckFailure(
                 f"variances >= 0 on {case.name}",
                 received=f"{variance.min():.4g}, {int((variance < 0).sum())} of {variance.size} negative",
                 fault="an indefinite matrix, transposed blocks, or an estimate that is unbiased but not a variance.",
@@ -51,13 +51,13 @@ def non_negative(subject: Subject) -> None:
 
 
 @check("not-constant")
-def not_constant(subject: Subject) -> None:
+def not_constant(subject: EstimatorCase) -> None:
     """The variance depends on x, and is positive."""
     for case in _cases(subject):
         variance = subject.variance(case)
         spread = float((variance.max(0) - variance.min(0)).min())
         if not spread > _FLAT * float(variance.max()):
-            raise Mismatch(
+            raise CheckFailure(
                 f"a variance that differs between the queries of {case.name}",
                 received=f"{variance[0, 0]:.4g} at all of them",
                 fault="the query is not looked at, or the mean over queries is returned.",
@@ -65,14 +65,14 @@ def not_constant(subject: Subject) -> None:
 
 
 @check("below-prior")
-def below_prior(subject: Subject) -> None:
+def below_prior(subject: EstimatorCase) -> None:
     """Data only take variance away: it is below that of the prior, J δ⁻¹ Jᵀ."""
     for case in _cases(subject):
         prior = formulas.prior_variance(case, subject.prior_of)
         received = subject.variance(case)
         over = float((received / prior).max())
         if over > 1 + subject.slack():
-            raise Mismatch(
+            raise CheckFailure(
                 f"at most the variance of the prior at every query of {case.name}",
                 received=f"{over:.4g} times it",
                 fault="the prior is left out or counted less, or observation noise is added.",
@@ -80,7 +80,7 @@ def below_prior(subject: Subject) -> None:
 
 
 @check("prior-limit")
-def prior_limit(subject: Subject) -> None:
+def prior_limit(subject: EstimatorCase) -> None:
     """For δ → ∞ the variance is J Jᵀ/δ: it neither keeps a noise nor counts the prior otherwise."""
     for case in _cases(subject):
         stiff = replace(case, name=f"{case.name}, large δ", delta=_STIFF)
@@ -95,7 +95,7 @@ def prior_limit(subject: Subject) -> None:
 
 
 @check("prior-monotone")
-def prior_monotone(subject: Subject) -> None:
+def prior_monotone(subject: EstimatorCase) -> None:
     """A larger prior precision gives a smaller variance."""
     _ = subject.prior_of
     for case in _cases(subject):
@@ -103,7 +103,7 @@ def prior_monotone(subject: Subject) -> None:
         stiffer = replace(case, name=f"{case.name}, twice δ", delta=2 * case.delta)
         before, after = subject.variance(case), as_array(subject.fit(stiffer).variance(case.queries))
         if _above(after, before, subject.slack()) > 0 or not after.mean() < 0.99 * before.mean():
-            raise Mismatch(
+            raise CheckFailure(
                 f"a smaller variance of {case.name} at twice the prior precision",
                 received=f"{float(after.mean() / before.mean()):.4g} times it on average",
                 fault="the prior is left out, or its precision used as a variance.",
@@ -111,7 +111,7 @@ def prior_monotone(subject: Subject) -> None:
 
 
 @check("data-take-variance")
-def data_take_variance(subject: Subject) -> None:
+def data_take_variance(subject: EstimatorCase) -> None:
     """With every row twice the variance is between half and all of what it was: losses are sums, never means."""
     _ = subject.prior_of
     for case in _cases(subject):
@@ -119,13 +119,13 @@ def data_take_variance(subject: Subject) -> None:
         before, after = subject.variance(case), as_array(subject.fit(doubled).variance(case.queries))
         slack = subject.slack()
         if _above(after, before, slack) > 0 or _above(before / 2, after, slack) > 0:
-            raise Mismatch(
+            raise CheckFailure(
                 f"between 1/2 and 1 times the variance of {case.name} where every row is there twice",
                 received=f"{float((after / before).min()):.4g} to {float((after / before).max()):.4g} times it",
                 fault="rows counted wrongly, or sampled with the wrong weight.",
             )
         if not after.mean() < (0.98 if not subject.claims.noise else 1) * before.mean():
-            raise Mismatch(
+            raise CheckFailure(
                 f"a smaller variance of {case.name} where every row is there twice",
                 received=f"{float(after.mean() / before.mean()):.4g} times it on average",
                 fault="a mean over rows where L is a sum, so that N does not count.",
@@ -133,7 +133,7 @@ def data_take_variance(subject: Subject) -> None:
 
 
 @check("scaling-law")
-def scaling_law(subject: Subject) -> None:
+def scaling_law(subject: EstimatorCase) -> None:
     """σ → sσ with δ → δ/s² multiplies A by 1/s², and so the variance by s²."""
     _ = subject.prior_of
     case = subject.cases["regression"]
@@ -147,14 +147,14 @@ def scaling_law(subject: Subject) -> None:
 
 
 @check("constant-output")
-def constant_output(subject: Subject) -> None:
+def constant_output(subject: EstimatorCase) -> None:
     """An output that no weight moves has variance 0, and it alone."""
     case = subject.cases["classification"]
     estimator = subject.fit(case, FirstAndThird(subject.model(case)).to(case.device).eval(), special=True)
     variance = as_array(estimator.variance(case.queries))
     still, moving = np.abs(variance[:, 1]).max(), variance[:, [0, 2]].min()
     if still > 1e-9 * variance.max() or (subject.claims.prior_of is not None and not moving > 0):
-        raise Mismatch(
+        raise CheckFailure(
             "variance 0 of the second output, which is constant, and positive ones of the others",
             received=f"{variance[0, 0]:.4g}, {variance[0, 1]:.4g}, {variance[0, 2]:.4g} at the first query",
             fault="outputs in another order, or something added to each of them.",

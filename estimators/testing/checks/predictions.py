@@ -12,16 +12,16 @@ from estimators.likelihoods.prediction import Prediction
 from estimators.testing import formulas
 from estimators.testing.cases import Case
 from estimators.testing.networks import Array
-from estimators.testing.outcomes import Mismatch, NotApplicable
+from estimators.testing.outcomes import CheckFailure, NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import Subject, as_array
+from estimators.testing.subject import EstimatorCase, as_array
 
 __all__: list[str] = []
 
 _CLOSE = 1e-9
 
 
-def _predicted(subject: Subject, *names: str) -> Iterator[tuple[Case, Prediction]]:
+def _predicted(subject: EstimatorCase, *names: str) -> Iterator[tuple[Case, Prediction]]:
     """Of the cases that are taken."""
     taken = 0
     for name in names:
@@ -35,7 +35,7 @@ def _predicted(subject: Subject, *names: str) -> Iterator[tuple[Case, Prediction
 
 
 @check("predict-mean")
-def predict_mean(subject: Subject) -> None:
+def predict_mean(subject: EstimatorCase) -> None:
     """The mean is the output of the network."""
     for case, prediction in _predicted(subject, "regression", "classification", "binary"):
         expected = case.network.outputs(case.query)
@@ -44,7 +44,7 @@ def predict_mean(subject: Subject) -> None:
 
 
 @check("predict-epistemic")
-def predict_epistemic(subject: Subject) -> None:
+def predict_epistemic(subject: EstimatorCase) -> None:
     """predict(x).epistemic_variance is variance(x)."""
     for case, prediction in _predicted(subject, "regression", "classification", "binary"):
         received = as_array(prediction.epistemic_variance)
@@ -53,12 +53,12 @@ def predict_epistemic(subject: Subject) -> None:
 
 
 @check("total-variance")
-def total_variance(subject: Subject) -> None:
+def total_variance(subject: EstimatorCase) -> None:
     """In regression total = epistemic + aleatoric, the latter σ², and neither is in the other."""
     case = replace(subject.cases["regression"], name="regression with a large noise", sigma=30.0, delta=1e4)
     prediction = subject.fitted(case).predict(case.queries)
     if prediction.aleatoric_variance is None or prediction.total_variance is None:
-        raise Mismatch(
+        raise CheckFailure(
             "aleatoric_variance and total_variance in regression",
             received="None",
             fault="let the likelihood make the Prediction: self.likelihood.predict(mean, variance, None).",
@@ -72,13 +72,13 @@ def total_variance(subject: Subject) -> None:
 
 
 @check("noise-not-epistemic")
-def noise_not_epistemic(subject: Subject) -> None:
+def noise_not_epistemic(subject: EstimatorCase) -> None:
     """variance(x) has no observation noise in it: with little left to learn it is far below σ²."""
     _ = subject.prior_of
     case = replace(subject.cases["regression"], name="regression with a large noise", sigma=30.0, delta=1e4)
     variance = as_array(subject.fitted(case).variance(case.queries))
     if variance.max() > 1.0:
-        raise Mismatch(
+        raise CheckFailure(
             "an epistemic variance below 1e-3 σ² at δ = 1e4",
             received=f"{variance.max() / 900:.3g} σ²",
             fault="observation noise is added to variance(x); predict adds it.",
@@ -86,12 +86,12 @@ def noise_not_epistemic(subject: Subject) -> None:
 
 
 @check("probabilities")
-def probabilities(subject: Subject) -> None:
+def probabilities(subject: EstimatorCase) -> None:
     """Class probabilities lie in [0, 1] and sum to 1; entropies go with them."""
     for case, prediction in _predicted(subject, "classification", "binary"):
         probs, entropy = _both(prediction, case)
         if probs.min() < 0 or probs.max() > 1:
-            raise Mismatch("probs in [0, 1]", received=f"{probs.min():.4g} to {probs.max():.4g}", fault="logits.")
+            raise CheckFailure("probs in [0, 1]", received=f"{probs.min():.4g} to {probs.max():.4g}", fault="logits.")
         by_hand = -np.where(probs > 0, probs * np.log(np.maximum(probs, 1e-300)), 0)
         if case.kind == "binary":
             by_hand -= np.where(probs < 1, (1 - probs) * np.log(np.maximum(1 - probs, 1e-300)), 0)
@@ -105,12 +105,12 @@ def probabilities(subject: Subject) -> None:
 
 def _both(prediction: Prediction, case: Case) -> tuple[Array, Array]:
     if prediction.probs is None or prediction.entropy is None:
-        raise Mismatch(f"probs and entropy on {case.name}", received="None", fault="Prediction without them.")
+        raise CheckFailure(f"probs and entropy on {case.name}", received="None", fault="Prediction without them.")
     return as_array(prediction.probs), as_array(prediction.entropy)
 
 
 @check("link")
-def link(subject: Subject) -> None:
+def link(subject: EstimatorCase) -> None:
     """Probabilities are those of mean and variance by the probit link, or the mean over the samples that came along."""
     for case, prediction in _predicted(subject, "classification", "binary"):
         probs = _both(prediction, case)[0]

@@ -9,13 +9,13 @@ from estimators.estimator.base import UncertaintyEstimator
 from estimators.testing.cases import Case
 from estimators.testing.outcomes import NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import REFUSALS, Subject, as_array
+from estimators.testing.subject import REFUSALS, EstimatorCase, as_array
 
 __all__: list[str] = []
 
 
 @check("state-round-trip")
-def state_round_trip(subject: Subject) -> None:
+def state_round_trip(subject: EstimatorCase) -> None:
     """A new estimator with the state of a fitted one has its variance; data are attached where it asks for them."""
     case = subject.cases["classification"]
     fitted = subject.fitted(case)

@@ -11,15 +11,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from estimators.errors import EstimatorError
 from estimators.testing.networks import Array
-from estimators.testing.outcomes import Mismatch
+from estimators.testing.outcomes import CheckFailure
 from estimators.testing.registry import check
 from estimators.testing.side_effects import advanced_random_state, unchanged_model, unchanged_random_state
-from estimators.testing.subject import REFUSALS, Subject, as_array
+from estimators.testing.subject import REFUSALS, EstimatorCase, as_array
 
 __all__: list[str] = []
 
 
-def _with_buffers(subject: Subject) -> nn.Module:
+def _with_buffers(subject: EstimatorCase) -> nn.Module:
     """A network with batch statistics in eval mode, partly frozen, with a gradient that is the user's."""
     case = subject.cases["classification"]
     norm = nn.BatchNorm1d(case.x.shape[1]).to(case.device, case.dtype)
@@ -32,7 +32,7 @@ def _with_buffers(subject: Subject) -> nn.Module:
 
 
 @check("model-untouched-by-fit")
-def model_untouched_by_fit(subject: Subject) -> None:
+def model_untouched_by_fit(subject: EstimatorCase) -> None:
     """`fit` changes no weight, buffer, mode, requires_grad, gradient or hook."""
     model = _with_buffers(subject)
     with unchanged_model(model, "fit"):
@@ -40,7 +40,7 @@ def model_untouched_by_fit(subject: Subject) -> None:
 
 
 @check("model-untouched-by-queries")
-def model_untouched_by_queries(subject: Subject) -> None:
+def model_untouched_by_queries(subject: EstimatorCase) -> None:
     """Nor do variance, predict, covariance and sample."""
     case, model = subject.cases["classification"], _with_buffers(subject)
     estimator = subject.fit(case, model, special=True)
@@ -71,7 +71,7 @@ class _OnPurposeError(Exception):
 
 
 @check("untouched-after-an-exception")
-def untouched_after_an_exception(subject: Subject) -> None:
+def untouched_after_an_exception(subject: EstimatorCase) -> None:
     """Where the loader raises, model and random state are as they were, and the exception arrives."""
     model = _with_buffers(subject)
     estimator = subject.build(subject.cases["classification"], model)
@@ -80,11 +80,11 @@ def untouched_after_an_exception(subject: Subject) -> None:
             estimator.fit(_Failing(subject.cases["classification"].loader))
         except (_OnPurposeError, EstimatorError):
             return
-    raise Mismatch("the exception of the loader", received="a fit", fault="a bare except.")
+    raise CheckFailure("the exception of the loader", received="a fit", fault="a bare except.")
 
 
 @check("random-state-untouched")
-def random_state_untouched(subject: Subject) -> None:
+def random_state_untouched(subject: EstimatorCase) -> None:
     """`fit` with a loader that shuffles, and queries, leave the global random states of torch, numpy and random."""
     case = subject.cases["classification"]
     loader = DataLoader(TensorDataset(case.inputs, case.targets), batch_size=6, shuffle=True)
@@ -101,7 +101,7 @@ def random_state_untouched(subject: Subject) -> None:
 
 
 @check("reproducible")
-def reproducible(subject: Subject) -> None:
+def reproducible(subject: EstimatorCase) -> None:
     """Two fits with the same options agree, whatever the global random state."""
     case = subject.cases["classification"]
     expected: Array = subject.variance(case)
@@ -111,7 +111,7 @@ def reproducible(subject: Subject) -> None:
         again = as_array(estimator.variance(case.queries))
     for how, found in (("another fit", received), ("another query", again)):
         if not np.allclose(found, expected, rtol=1e-9, atol=0):
-            raise Mismatch(
+            raise CheckFailure(
                 f"the same variance, {expected[0, 0]:.6g}, from {how} in another global random state",
                 received=f"{found[0, 0]:.6g}",
                 fault="draw from a torch.Generator with a seed field, never from the global state.",

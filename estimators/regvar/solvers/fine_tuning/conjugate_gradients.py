@@ -22,9 +22,9 @@ from torch import Tensor
 from estimators.numerics.reductions import dots, norms
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.persistence.state import Learned
-from estimators.regvar.a_norm_error import DrawEnergies, prior_energy
+from estimators.regvar.a_norm_error import SampleANormErrors, prior_energy
 from estimators.regvar.solvers.fine_tuning.nonlinearity import straightest_lam
-from estimators.regvar.solvers.perturbed_copies import Replicas
+from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
 from estimators.runtime.progress import track
 
 __all__ = ["ConjugateRefits", "conjugate_refits"]
@@ -38,7 +38,7 @@ _LAST = 3  # steps in which the error must not have fallen by more than what is 
 
 
 def conjugate_refits(
-    replicas: Replicas, most: int, checkpoint: Checkpoint, *, chooses: bool = False, progress_bar: bool = False
+    replicas: PerturbedCopies, most: int, checkpoint: Checkpoint, *, chooses: bool = False, progress_bar: bool = False
 ) -> ConjugateRefits:
     """Refits of posterior draws from their start, by at most `most` steps.
 
@@ -68,7 +68,7 @@ class ConjugateRefits:
     fell (3, K): ‖D − A⁻¹∇r‖²_A, in the last steps.
     """
 
-    replicas: Replicas
+    replicas: PerturbedCopies
     at: Tensor
     slope: Tensor
     direction: Tensor
@@ -78,7 +78,7 @@ class ConjugateRefits:
     steps: int = 0
     corrects: bool = False
     _prior: tuple[float, Tensor] | None = None
-    _known: DrawEnergies | None = None
+    _known: SampleANormErrors | None = None
 
     _TENSORS: ClassVar = ("at", "slope", "direction", "tried", "fell")
 
@@ -93,7 +93,7 @@ class ConjugateRefits:
         The first keeps the end right, the second keeps round-off out of the steps.
         """
         at, step = self.at[:1], float(self.tried[0]) * self.direction[:1]
-        lam = straightest_lam(self.replicas.objective, self.replicas.penalty, at, step)
+        lam = straightest_lam(self.replicas.objective, self.replicas.perturbation, at, step)
         if lam > _ALIKE * self.lam:
             self.replicas = replace(self.replicas, lam=math.sqrt(lam * self.lam))
             if self.corrects:
@@ -102,7 +102,7 @@ class ConjugateRefits:
                 self._turn(self.replicas.gradient(self.at))
 
     @classmethod
-    def begun(cls, replicas: Replicas) -> ConjugateRefits:
+    def begun(cls, replicas: PerturbedCopies) -> ConjugateRefits:
         """At the start, along the steepest descent."""
         at = replicas.start
         slope = replicas.gradient(at)
@@ -111,7 +111,7 @@ class ConjugateRefits:
         return cls(replicas, at, slope, -slope, tried, torch.full_like(tried, math.inf).repeat(_LAST, 1))
 
     @classmethod
-    def resumed(cls, replicas: Replicas, saved: Learned) -> ConjugateRefits:
+    def resumed(cls, replicas: PerturbedCopies, saved: Learned) -> ConjugateRefits:
         """From `state()`."""
         device = replicas.objective.theta.device
         at, slope, direction, tried, fell = (saved[0][name].to(device) for name in cls._TENSORS)
@@ -149,7 +149,7 @@ class ConjugateRefits:
 
     def look_at_limit(self) -> None:
         """The slopes of the limit at D, instead of those that were followed; steps from here go to its least."""
-        self._turn(self.replicas.objective.product(self.at).sub_(self.replicas.penalty.direction))
+        self._turn(self.replicas.objective.product(self.at).sub_(self.replicas.perturbation.direction))
         self.corrects, self.bent = True, None
 
     def _turn(self, slope: Tensor) -> None:
@@ -169,12 +169,12 @@ class ConjugateRefits:
         return error.bound <= wanted or max(error.per_dimension, fell) <= wanted
 
     @property
-    def energies(self) -> DrawEnergies:
+    def energies(self) -> SampleANormErrors:
         """At D."""
-        penalty, delta = self.replicas.penalty, self.replicas.objective.prior.precision
-        self._prior = prior_energy(penalty, delta) if self._prior is None else self._prior
+        perturbation, delta = self.replicas.perturbation, self.replicas.objective.prior.precision
+        self._prior = prior_energy(perturbation, delta) if self._prior is None else self._prior
         if self._known is None:
-            self._known = DrawEnergies.of(penalty, delta, self.at, self.slope, self._prior)
+            self._known = SampleANormErrors.of(perturbation, delta, self.at, self.slope, self._prior)
         return self._known
 
 

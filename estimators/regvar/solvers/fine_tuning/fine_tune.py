@@ -8,19 +8,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from estimators.data.distributed import Team
+from estimators.data.distributed import ProcessGroup
 from estimators.errors import LambdaTooLargeError, OptionError
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_instance, checked_integer, checked_seed
 from estimators.persistence.checkpoint import Checkpoint
-from estimators.regvar.perturbation import Penalty
+from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
 from estimators.regvar.solvers.fine_tuning.conjugate_gradients import conjugate_refits
 from estimators.regvar.solvers.fine_tuning.nonlinearity import auto_lam, nonlinearity
 from estimators.regvar.solvers.fine_tuning.sample_batches import Flights, Landed, most_in_flight, replicas_at_once
 from estimators.regvar.solvers.fine_tuning.sgd import Descent
 from estimators.regvar.solvers.fine_tuning.stopping import LONGEST, Stopping
-from estimators.regvar.solvers.perturbed_copies import Replicas, checked_difference
+from estimators.regvar.solvers.perturbed_copies import PerturbedCopies, checked_difference
 from estimators.training.learning_rate import auto_learning_rate
 from estimators.training.training import Recipe, fit_weights
 
@@ -64,7 +64,7 @@ class FineTune(Solver):
     """
 
     refits = True
-    not_compared: ClassVar = frozenset({"batch_replicas"})
+    not_compared: ClassVar = frozenset({"vmap_chunk_size"})
     """Options that change the memory and the time of a fit, and its result by round-off only."""
 
     def __init__(
@@ -74,14 +74,14 @@ class FineTune(Solver):
         recipe: Recipe = DEFAULT_RECIPE,
         *,
         seed: int = 0,
-        batch_replicas: int | str = "auto",
+        vmap_chunk_size: int | str = "auto",
         in_flight: int | str = "auto",
         share: str = "rows",
     ) -> None:
         self.lam, self.difference = checked_lam(lam, auto=True), checked_difference(difference)
         self.recipe = checked_instance("recipe", recipe, Recipe, remedy="Recipe(epochs=100).")
         self.seed, self.share = checked_seed(seed), checked_choice("share", share, ("rows", "draws"))
-        self.batch_replicas = checked_integer("batch_replicas", batch_replicas, at_least=1, words=("auto",))
+        self.vmap_chunk_size = checked_integer("vmap_chunk_size", vmap_chunk_size, at_least=1, words=("auto",))
         self.in_flight = checked_integer("in_flight", in_flight, at_least=1, words=("auto",))
         if in_flight != "auto" and share == "draws":
             raise OptionError('in_flight="auto" with share="draws"', received=repr(in_flight), remedy='share="rows".')
@@ -97,12 +97,14 @@ class FineTune(Solver):
     def __repr__(self) -> str:
         return f"FineTune(lam={self.lam}, difference={self.difference!r}, epochs={self.recipe.epochs})"
 
-    def _solve(self, objective: Objective, penalty: Penalty, *, progress_bar: bool, checkpoint: Checkpoint) -> Solution:
-        objective = replace(objective, team=objective.team.sharing(self.share))
-        _check_share(objective.team, penalty, checkpoint)
+    def _solve(
+        self, objective: Objective, perturbation: Perturbation, *, progress_bar: bool, checkpoint: Checkpoint
+    ) -> Solution:
+        objective = replace(objective, process_group=objective.process_group.sharing(self.share))
+        _check_share(objective.process_group, perturbation, checkpoint)
         saved = checkpoint.load()
-        lam, recipe = self._found(objective, penalty, {} if saved is None else saved[1])
-        mine, k = penalty.part(objective.team.draws), len(penalty.direction)
+        lam, recipe = self._found(objective, perturbation, {} if saved is None else saved[1])
+        mine, k = perturbation.part(objective.process_group.draws), len(perturbation.direction)
         size, device = self._size(objective, mine), objective.theta.device
         flights = Flights.resumed(len(mine.direction), size, checkpoint, saved, device)
         for which in flights.left():
@@ -113,14 +115,16 @@ class FineTune(Solver):
                 landed = self._stochastic(replicas, recipe, k, kept, progress_bar=progress_bar)
             flights.land(landed)
             lam = landed.lam
-        landed, team = flights.together, objective.team
+        landed, process_group = flights.together, objective.process_group
         report = SolverReport(
             repr(self), replicas=k, lam=landed.lam, lr=landed.rate, iterations=landed.steps, nonlinearity=landed.bend
         )
-        energies = None if landed.energies is None else landed.energies.together(team, k)
-        return Solution(team.together(landed.displacement, k), report, energies)
+        energies = None if landed.energies is None else landed.energies.together(process_group, k)
+        return Solution(process_group.together(landed.displacement, k), report, energies)
 
-    def _conjugate(self, replicas: Replicas, recipe: Recipe, checkpoint: Checkpoint, *, progress_bar: bool) -> Landed:
+    def _conjugate(
+        self, replicas: PerturbedCopies, recipe: Recipe, checkpoint: Checkpoint, *, progress_bar: bool
+    ) -> Landed:
         """A flight along conjugate directions."""
         assert isinstance(recipe.epochs, int)
         most = recipe.epochs if self.recipe.epochs != "auto" else LONGEST * recipe.epochs
@@ -130,14 +134,14 @@ class FineTune(Solver):
         return Landed(refits.at, refits.energies, refits.lam, bend, steps=refits.steps)
 
     def _stochastic(
-        self, replicas: Replicas, recipe: Recipe, n_draws: int, checkpoint: Checkpoint, *, progress_bar: bool
+        self, replicas: PerturbedCopies, recipe: Recipe, n_draws: int, checkpoint: Checkpoint, *, progress_bar: bool
     ) -> Landed:
         """A flight by stochastic gradients, of some of the replicas of all `n_draws`."""
         objective = replicas.objective
         descent = Descent(replicas, recipe, chooses=self._chooses_lam(objective))
         guarded = self.recipe.lr == "auto" and objective.data_term.centred
         stopping = None
-        if guarded and self._chooses and descent.replicas.penalty.start is not None:
+        if guarded and self._chooses and descent.replicas.perturbation.start is not None:
             stopping = Stopping(descent, n_draws)
         arms = fit_weights(
             descent.replicas.start,
@@ -155,26 +159,26 @@ class FineTune(Solver):
         lam = descent.replicas.lam
         return Landed(displacement, energies, lam, _departure(objective, displacement, lam), rate=descent.rate)
 
-    def _size(self, objective: Objective, penalty: Penalty) -> int:
+    def _size(self, objective: Objective, perturbation: Perturbation) -> int:
         """Replicas in flight."""
-        k = len(penalty.direction)
+        k = len(perturbation.direction)
         if not isinstance(self.in_flight, str):
             return min(k, self.in_flight)
         arms = 2 if self.difference == "central" else 1
-        alone = objective.team.size == 1
-        return min(k, max(1, most_in_flight(penalty.direction) // arms)) if alone else k
+        alone = objective.process_group.size == 1
+        return min(k, max(1, most_in_flight(perturbation.direction) // arms)) if alone else k
 
     @property
     def _chooses(self) -> bool:
         """Whether the number of epochs is ours to choose, and the rate does not depend on it."""
         return self.recipe.epochs == "auto" and self.recipe.schedule == "constant"
 
-    def _found(self, objective: Objective, penalty: Penalty, found: dict[str, Any]) -> tuple[float, Recipe]:
+    def _found(self, objective: Objective, perturbation: Perturbation, found: dict[str, Any]) -> tuple[float, Recipe]:
         """λ and the recipe with its learning rate, as they were found, or looked for now."""
         lam = self.lam if "lam" not in found else float(found["lam"])
-        lam = auto_lam(objective, penalty) if isinstance(lam, str) else lam
-        recipe = self.recipe.for_rows(objective.batches.n_data)
-        if self._few_rows(objective, penalty, recipe):
+        lam = auto_lam(objective, perturbation) if isinstance(lam, str) else lam
+        recipe = self.recipe.resolve(objective.batches.n_data)
+        if self._few_rows(objective, perturbation, recipe):
             return lam, replace(recipe, optimizer="conjugate")
         if "lr" in found:
             return lam, replace(recipe, lr=float(found["lr"]))
@@ -184,30 +188,30 @@ class FineTune(Solver):
 
     def _chooses_lam(self, objective: Objective) -> bool:
         """Whether λ is ours to choose on the way; where processes share the draws it stays, alike in all."""
-        return self.lam == "auto" and objective.data_term.centred and objective.team.draws == slice(None)
+        return self.lam == "auto" and objective.data_term.centred and objective.process_group.draws == slice(None)
 
-    def _few_rows(self, objective: Objective, penalty: Penalty, recipe: Recipe) -> bool:
+    def _few_rows(self, objective: Objective, perturbation: Perturbation, recipe: Recipe) -> bool:
         """Whether conjugate directions of all rows are asked for, or better. Errors: OptionError where impossible."""
-        draws = objective.data_term.centred and penalty.start is not None
+        draws = objective.data_term.centred and perturbation.start is not None
         if recipe.optimizer == "conjugate" and not draws:
             raise OptionError(
                 'posterior draws of a centred objective with optimizer="conjugate"',
-                received=f"{type(penalty).__name__}, centred: {objective.data_term.centred}",
+                received=f"{type(perturbation).__name__}, centred: {objective.data_term.centred}",
                 remedy='optimizer="nesterov", or PosteriorDraws().',
             )
         assert isinstance(recipe.epochs, int)
         few = self._chooses and recipe.lr == "auto" and self.difference == "forward" and recipe.epochs > _FEW_ROWS
         return recipe.optimizer == "conjugate" or (recipe.optimizer == "auto" and draws and few)
 
-    def _replicas(self, objective: Objective, penalty: Penalty, lam: float) -> Replicas:
-        at_once = self.batch_replicas
+    def _replicas(self, objective: Objective, perturbation: Perturbation, lam: float) -> PerturbedCopies:
+        at_once = self.vmap_chunk_size
         at_once = replicas_at_once(objective) if isinstance(at_once, str) else at_once
-        return Replicas.of(objective, penalty, lam, difference=self.difference, at_once=at_once)
+        return PerturbedCopies.of(objective, perturbation, lam, difference=self.difference, at_once=at_once)
 
 
 def _departure(objective: Objective, displacement: Tensor, lam: float) -> float:
     """‖Δf − JΔθ‖/‖JΔθ‖ of a flight's end. Errors: LambdaTooLargeError."""
-    with objective.network.ledger.part("linearity"):
+    with objective.network.pass_counter.part("linearity"):
         bend = nonlinearity(objective, displacement, lam)
     if not bend <= _BENT:
         raise LambdaTooLargeError(
@@ -218,14 +222,14 @@ def _departure(objective: Objective, displacement: Tensor, lam: float) -> float:
     return bend
 
 
-def _check_share(team: Team, penalty: Penalty, checkpoint: Checkpoint) -> None:
+def _check_share(process_group: ProcessGroup, perturbation: Perturbation, checkpoint: Checkpoint) -> None:
     """Draws can be shared out where there are enough, and nothing is to be resumed. Errors: OptionError."""
-    if team.size == 1 or team.shares == "rows":
+    if process_group.size == 1 or process_group.shares == "rows":
         return
-    if len(penalty.direction) < team.size:
+    if len(perturbation.direction) < process_group.size:
         raise OptionError(
-            f"at least {team.size} draws for {team.size} processes",
-            received=str(len(penalty.direction)),
+            f"at least {process_group.size} draws for {process_group.size} processes",
+            received=str(len(perturbation.direction)),
             remedy='more draws, or share="rows".',
         )
     if checkpoint.keeps:

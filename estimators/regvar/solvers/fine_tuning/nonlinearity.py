@@ -15,8 +15,8 @@ from estimators.data.batch import Batch
 from estimators.numerics.pytrees import PyTree
 from estimators.numerics.reductions import dots
 from estimators.objective.objective import Objective
-from estimators.regvar.perturbation import Penalty
-from estimators.regvar.solvers.perturbed_copies import Replicas
+from estimators.regvar.perturbation import Perturbation
+from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
 
 __all__ = ["auto_lam", "nonlinearity", "straightest_lam"]
 
@@ -37,20 +37,20 @@ def nonlinearity(objective: Objective, displacement: Tensor, lam: float) -> floa
     f = network.outputs(x)
     with torch.no_grad():
         moved = torch.stack([network(objective.theta + lam * d, x) - f for d in some])
-    apart, scale = (float(objective.team.over_draws(part.square().sum())) for part in (moved - linear, linear))
+    apart, scale = (float(objective.process_group.over_draws(part.square().sum())) for part in (moved - linear, linear))
     return 0.0 if scale == 0 else (apart / scale) ** 0.5
 
 
-def auto_lam(objective: Objective, penalty: Penalty) -> float:
+def auto_lam(objective: Objective, perturbation: Perturbation) -> float:
     """λ for a centred objective by its slopes at the first guess, for another by its outputs there."""
     if objective.data_term.centred:
-        return straightest_lam(objective, penalty)
-    with objective.network.ledger.part("search for lam"):
-        return _lam_of_outputs(objective, penalty)
+        return straightest_lam(objective, perturbation)
+    with objective.network.pass_counter.part("search for lam"):
+        return _lam_of_outputs(objective, perturbation)
 
 
 def straightest_lam(
-    objective: Objective, penalty: Penalty, at: Tensor | None = None, step: Tensor | None = None
+    objective: Objective, perturbation: Perturbation, at: Tensor | None = None, step: Tensor | None = None
 ) -> float:
     """λ at which slopes of the first replica at D (1, P), on some batches, are nearest to their limit A D − ∇r.
 
@@ -59,8 +59,8 @@ def straightest_lam(
     linear to 5 % are not enough with millions of parameters: D stays large where the data say nothing, and bends what
     they see of it, which becomes small (docs/math.md, section 6).
     """
-    with objective.network.ledger.part("search for lam"):
-        probe = _Probe.of(objective, penalty.part(slice(0, 1)), at, step)
+    with objective.network.pass_counter.part("search for lam"):
+        probe = _Probe.of(objective, perturbation.part(slice(0, 1)), at, step)
         apart = cache(lambda power: probe.apart(math.pow(10, power)))
         smallest, largest = round(math.log10(_smallest(objective))), round(math.log10(_LARGEST))
         power = _BEGIN
@@ -82,31 +82,35 @@ def _least(below: float, here: float, above: float) -> float:
 class _Probe:
     """A replica at D (1, P), some batches with their targets, and their part of the limit A D − ∇r, or A · step."""
 
-    replica: Replicas
+    replica: PerturbedCopies
     batches: list[tuple[Batch, PyTree]]
     at: Tensor
     limit: Tensor
     step: Tensor | None = None
 
     @classmethod
-    def of(cls, objective: Objective, penalty: Penalty, at: Tensor | None, step: Tensor | None = None) -> Self:
+    def of(
+        cls, objective: Objective, perturbation: Perturbation, at: Tensor | None, step: Tensor | None = None
+    ) -> Self:
         """At D, the penalty's first guess, or as far along ∇r as ½ DᵀA D − ∇rᵀD falls."""
         data, network, parts = objective.data_term, objective.network, islice(objective.batches, _BATCHES)
-        batches = [(part, data.targets(network, part)) for part in objective.team.parts(parts)]
-        share = objective.team.total(objective.theta.new_tensor(sum(objective.share(part) for part, _ in batches)))
-        guess = penalty.start if penalty.start is not None and bool(penalty.start.any()) else None
+        batches = [(part, data.targets(network, part)) for part in objective.process_group.parts(parts)]
+        share = objective.process_group.total(
+            objective.theta.new_tensor(sum(objective.share(part) for part, _ in batches))
+        )
+        guess = perturbation.start if perturbation.start is not None and bool(perturbation.start.any()) else None
         guessed = at is None and guess is None
-        at = next(found for found in (at, guess, penalty.direction) if found is not None)
+        at = next(found for found in (at, guess, perturbation.direction) if found is not None)
         moved = at if step is None else step
         image = torch.zeros_like(at)
         for batch, _ in batches:
             data.curvature_product(network, batch, moved, image)
-        image = objective.team.total(image).addcmul_(share * objective.prior.precision, moved)
+        image = objective.process_group.total(image).addcmul_(share * objective.prior.precision, moved)
         if guessed:
             length = (share * dots(at, at) / dots(at, image)).to(at.dtype)
             at, image = at * length, image * length
-        replica = Replicas.of(objective, penalty, 1.0, difference="forward", at_once=1)
-        return cls(replica, batches, at, image if step is not None else image - share * penalty.direction, step)
+        replica = PerturbedCopies.of(objective, perturbation, 1.0, difference="forward", at_once=1)
+        return cls(replica, batches, at, image if step is not None else image - share * perturbation.direction, step)
 
     def apart(self, lam: float) -> float:
         """‖∇F(D) − (A D − ∇r)‖², or ‖∇F(D + step) − ∇F(D) − A · step‖², of the batches at λ."""
@@ -117,18 +121,22 @@ class _Probe:
             else:
                 slopes += replica.batch_gradient(self.at + self.step, batch, targets)
                 slopes -= replica.batch_gradient(self.at, batch, targets)
-        slopes = replica.objective.team.total(slopes).sub_(self.limit)
+        slopes = replica.objective.process_group.total(slopes).sub_(self.limit)
         found = float(dots(slopes, slopes))
         return found if math.isfinite(found) else math.inf
 
 
-def _lam_of_outputs(objective: Objective, penalty: Penalty) -> float:
+def _lam_of_outputs(objective: Objective, perturbation: Perturbation) -> float:
     """The largest λ ≤ 0.1 at which the first guess keeps the outputs linear to 5 % (0.5 % in float64).
 
     Their departure is first order in λ, so that one measurement tells the next try. Penalties without a start are
     probed along ∇r/δ, at least as long as A⁻¹∇r.
     """
-    guess = penalty.start if penalty.start is not None else penalty.direction / _typical(objective.prior.precision)
+    guess = (
+        perturbation.start
+        if perturbation.start is not None
+        else perturbation.direction / _typical(objective.prior.precision)
+    )
     lam, allowed = _LARGEST, _LINEAR.get(objective.theta.dtype, 0.05)
     for _ in range(8):
         bend = nonlinearity(objective, guess, lam)

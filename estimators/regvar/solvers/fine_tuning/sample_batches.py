@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from estimators.objective.objective import Objective
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.persistence.state import Learned
-from estimators.regvar.a_norm_error import DrawEnergies
+from estimators.regvar.a_norm_error import SampleANormErrors
 from estimators.runtime.memory import available_bytes
 
 __all__ = ["Flights", "Landed", "most_in_flight", "replicas_at_once"]
@@ -32,7 +32,7 @@ class Landed:
     """Displacements (k, P), energies where they were computed, λ, the departure, the learning rate or the steps."""
 
     displacement: Tensor
-    energies: DrawEnergies | None
+    energies: SampleANormErrors | None
     lam: float
     bend: float
     rate: float | None = None
@@ -64,7 +64,7 @@ class Flights:
         tensors, values = saved
         before = []
         if "landed" in tensors:
-            energies = DrawEnergies(tensors["energies"].to(device), values["n"]) if "energies" in tensors else None
+            energies = SampleANormErrors(tensors["energies"].to(device), values["n"]) if "energies" in tensors else None
             how = (values[name] for name in ("landed_lam", "bend", "rate", "landed_steps"))
             before = [Landed(tensors["landed"].to(device), energies, *how)]
         return cls(n_replicas, values["in_flight"], checkpoint, before, saved)
@@ -91,7 +91,7 @@ class Flights:
     def together(self) -> Landed:
         """All of them."""
         known = [landed.energies for landed in self.landed if landed.energies is not None]
-        energies = DrawEnergies.joined(known) if len(known) == len(self.landed) else None
+        energies = SampleANormErrors.joined(known) if len(known) == len(self.landed) else None
         whole = torch.cat([landed.displacement for landed in self.landed])
         rates = [landed.rate for landed in self.landed if landed.rate is not None]
         steps = [landed.steps for landed in self.landed if landed.steps is not None]

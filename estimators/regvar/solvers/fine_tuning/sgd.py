@@ -17,7 +17,7 @@ from estimators.persistence.checkpoint import Checkpoint
 from estimators.persistence.state import Learned
 from estimators.regvar.a_norm_error import prior_energy
 from estimators.regvar.solvers.fine_tuning.nonlinearity import straightest_lam
-from estimators.regvar.solvers.perturbed_copies import Replicas
+from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
 from estimators.training.training import Recipe
 
 __all__ = ["Descent"]
@@ -36,7 +36,7 @@ class Descent:
     it `chooses` λ, it looks again after the first and the fourth epoch, from where the replicas have come to.
     """
 
-    def __init__(self, replicas: Replicas, recipe: Recipe, *, chooses: bool = False) -> None:
+    def __init__(self, replicas: PerturbedCopies, recipe: Recipe, *, chooses: bool = False) -> None:
         self.replicas, self.recipe, self.chooses = replicas, recipe, chooses
         self.epochs = self.cuts = 0
         self._at_start = float("nan")
@@ -75,17 +75,17 @@ class Descent:
     def gradient(self, arms: Tensor, batch: Batch) -> Tensor:
         """The batch's part of ∇F, (A, P)."""
         objective = self.replicas.objective
-        mine = objective.team.part(batch)
+        mine = objective.process_group.part(batch)
         if mine is None:
             slope = torch.zeros_like(arms)
         else:
             slope = self.replicas.batch_gradient(arms, mine, objective.data_term.targets(objective.network, mine))
-        slope = objective.team.total(slope)
+        slope = objective.process_group.total(slope)
         share = objective.share(batch)
         along, tilts = dots(arms, slope).sum(), share * self._tilts(arms).sum()
         value = 0.5 * (along - tilts)
         if math.isnan(self._at_start):
-            self._at_start = float(objective.team.over_draws(value) / share)  # as one batch has it
+            self._at_start = float(objective.process_group.over_draws(value) / share)  # as one batch has it
         self._value = self._value + value
         self._dimension = self._dimension + along + tilts - share * self._prior(arms)  # uᵀGu
         return slope
@@ -95,8 +95,8 @@ class Descent:
 
         Errors: ConvergenceError where it climbs at every rate.
         """
-        team = self.replicas.objective.team
-        value, dimension = (float(team.over_draws(mine)) for mine in (self._value, self._dimension))
+        process_group = self.replicas.objective.process_group
+        value, dimension = (float(process_group.over_draws(mine)) for mine in (self._value, self._dimension))
         self._value = self._dimension = torch.zeros_like(self._value)
         self.energy = self._energy(value, dimension)
         self.epochs += 1
@@ -121,16 +121,16 @@ class Descent:
     def _choose_again(self, arms: Tensor) -> None:
         """λ at where the first replica has come to; the displacement, the slopes over λ and F mean the same at any."""
         replicas = self.replicas
-        self.replicas = replace(replicas, lam=straightest_lam(replicas.objective, replicas.penalty, arms[:1]))
+        self.replicas = replace(replicas, lam=straightest_lam(replicas.objective, replicas.perturbation, arms[:1]))
 
     def _energy(self, value: float, dimension: float) -> float | None:
         """Energy error per dimension of the epoch's iterates, without a pass; None where r are not posterior draws."""
         replicas = self.replicas
-        if replicas.penalty.start is None or dimension <= 0:
+        if replicas.perturbation.start is None or dimension <= 0:
             return None
         if self._from_prior is None:
-            self._from_prior = prior_energy(replicas.penalty, replicas.objective.prior.precision)[1].mean()
-        of_arms = replicas.objective.team.over_draws(replicas.signs.abs().sum() * self._from_prior)
+            self._from_prior = prior_energy(replicas.perturbation, replicas.objective.prior.precision)[1].mean()
+        of_arms = replicas.objective.process_group.over_draws(replicas.signs.abs().sum() * self._from_prior)
         return (float(of_arms) + 2 * value) / dimension
 
     @property
@@ -142,7 +142,7 @@ class Descent:
 
     def _tilts(self, arms: Tensor) -> Tensor:
         """s_a ∇r_aᵀD_a, (A,)."""
-        direction, k = self.replicas.penalty.direction, len(self.replicas.penalty.direction)
+        direction, k = self.replicas.perturbation.direction, len(self.replicas.perturbation.direction)
         along = torch.cat([dots(arms[a : a + 1], direction[a % k]) for a in range(len(arms))])
         return self.replicas.signs * along
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from estimators.regvar.a_norm_error import DrawEnergies
+from estimators.regvar.a_norm_error import SampleANormErrors
 from estimators.regvar.solvers.fine_tuning.sgd import Descent
 from estimators.training.recipe import Recipe
 
@@ -31,7 +31,7 @@ class Stopping:
 
     descent: Descent
     n_draws: int
-    energies: DrawEnergies | None = field(default=None, init=False)
+    energies: SampleANormErrors | None = field(default=None, init=False)
 
     @property
     def longest(self) -> Recipe:
@@ -49,7 +49,7 @@ class Stopping:
         if epochs not in {round(share * self._usual) for share in _SHARES} or (early and not self._perhaps):
             return False
         energies = self._measured(arms)
-        error = energies.together(self.descent.replicas.objective.team, self.n_draws).error.per_dimension
+        error = energies.together(self.descent.replicas.objective.process_group, self.n_draws).error.per_dimension
         done = error <= (self._over_root(_SMALL) if early else max(self._over_root(_SMALL), _FAIR))
         self.energies = energies if done else None
         return done
@@ -63,10 +63,10 @@ class Stopping:
         """Over √K."""
         return number / math.sqrt(self.n_draws)
 
-    def _measured(self, arms: Tensor) -> DrawEnergies:
+    def _measured(self, arms: Tensor) -> SampleANormErrors:
         replicas = self.descent.replicas
-        objective, penalty = replicas.objective, replicas.penalty
-        with objective.network.ledger.part("energy error"):
+        objective, perturbation = replicas.objective, replicas.perturbation
+        with objective.network.pass_counter.part("energy error"):
             u = replicas.displacement(arms)
-            slope = objective.product(u).sub_(penalty.direction)  # of the limit: what λ bends counts as an error
-        return DrawEnergies.of(penalty, objective.prior.precision, u, slope)
+            slope = objective.product(u).sub_(perturbation.direction)  # of the limit: what λ bends counts as an error
+        return SampleANormErrors.of(perturbation, objective.prior.precision, u, slope)

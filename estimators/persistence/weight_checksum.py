@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from estimators.errors import ModelChangedError
 from estimators.runtime.module_wrappers import named_tensors
 
-__all__ = ["Fingerprint", "fingerprint", "refuse_if_changed"]
+__all__ = ["Fingerprint", "refuse_if_changed", "weight_checksum"]
 
 Fingerprint = dict[str, Tensor | int | None]
 _SHORT, _PIECE = 2**14, 2**16
@@ -22,7 +22,7 @@ _TABLE = _STRIDES * _RUN
 _ODD = 0x9E3779B97F4A7C15
 
 
-def fingerprint(model: nn.Module, kept: Mapping[str, Tensor] | None = None) -> Fingerprint:
+def weight_checksum(model: nn.Module, kept: Mapping[str, Tensor] | None = None) -> Fingerprint:
     """Every parameter and buffer: None for what is `kept` elsewhere; a copy of a short one, a hash of a long one."""
     kept = kept or {}
 
