@@ -18,6 +18,10 @@ from estimators.runtime.memory import rows_per_chunk
 __all__ = ["VarianceBounds"]
 
 
+_ROUND_OFF = 64 * torch.finfo(torch.float64).eps
+"""Error of an eigenvalue of S in units of the largest: S is formed in float64, as a difference of long sums."""
+
+
 @dataclass(frozen=True)
 class VarianceBounds:
     """Matrices lower(x) ≤ J A⁻¹ Jᵀ ≤ upper(x); both converge to it as the Krylov space grows (docs/math.md, section 5).
@@ -104,6 +108,8 @@ class VarianceBounds:
 def _whitener(schur: Tensor, dtype: torch.dtype) -> Tensor:
     """Return S^(−½) without the directions inside L, in which S is only round-off of `dtype`."""
     eigenvalues, vectors = torch.linalg.eigh(schur)
-    keep = eigenvalues > 4 * torch.finfo(dtype).eps * eigenvalues[-1].abs()
-    whitener: Tensor = (vectors[:, keep] / eigenvalues[keep].sqrt()).T
+    largest = eigenvalues[-1].abs()
+    keep = eigenvalues > 4 * torch.finfo(dtype).eps * largest
+    safe = eigenvalues[keep] + _ROUND_OFF * largest  # S is a difference: its round-off must not raise the lower bound
+    whitener: Tensor = (vectors[:, keep] / safe.sqrt()).T
     return whitener
