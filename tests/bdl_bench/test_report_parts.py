@@ -63,8 +63,8 @@ def test_the_frontier_leaves_out_what_a_cheaper_method_beats():
 @pytest.mark.parametrize(
     ("method", "family"),
     [("map", "the network alone"), ("laplace-kron", "Laplace"), ("laplace-torch-kron", "laplace-torch"),
-     ("last-layer-diag", "last layer"), ("deep-ensemble", "several networks"), ("swag", "several networks"),
-     ("regvar-draws", "RegVar"), ("something", "others")],
+     ("last-layer-laplace-diag", "last layer"), ("deep-ensemble", "several networks"), ("swag", "several networks"),
+     ("regvar-finetune", "RegVar"), ("something", "others")],
 )  # fmt: skip
 def test_a_method_has_the_family_that_its_name_says(method, family):
     assert family_of(method) == family
