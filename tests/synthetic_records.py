@@ -1,7 +1,7 @@
 """Records that no method made: plausible arrays of every part that a record may have, for tests that render them.
 
 Means are shared by all methods of a (task, seed); a method scales the variance and adds noise of its own to it. Three
-tasks: a regression on one input with a band, a classification with out-of-distribution rows and shifts, a binary one.
+tasks: a regression on one input with a plot grid, a classification with out-of-distribution rows and shifts, a binary one.
 """
 
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ def cell_arrays(kind, method, scale, seed, *, rows=120):
                 del arrays["targets"]
             found |= _under(prefix + name, arrays) if name else {prefix + k: v for k, v in arrays.items()}
         if kind == "regression":
-            found |= _under(f"{prefix}band", _band(scale, own, factor=factor))
+            found |= _under(f"{prefix}plot_grid", _band(scale, own, factor=factor))
     return found
 
 

@@ -58,7 +58,7 @@ def _fine_tune(seed: int) -> FineTune:
 
 
 def _pointwise(problem: Problem, seed: int) -> UncertaintyEstimator:
-    loaders = (loader for name, loader in problem.sets().items() if name not in ("train", "band"))
+    loaders = (loader for name, loader in problem.sets().items() if name not in ("train", "plot_grid"))
     n_rows = sum(len(query) for loader in loaders for query in queries(loader, problem.layout))
     if n_rows > _SOLVABLE:
         raise UnsupportedError(

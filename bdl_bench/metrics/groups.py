@@ -6,7 +6,7 @@ The layout is flat. Test rows have plain names; other sets of rows have a prefix
     validation/<name>    ood/<set>/<name>    shift/<family>-<severity>/<name>
     tuned/<any of these>
 
-`band/` and `train/` are for figures: rows that are drawn and not scored, and in no part here.
+`plot_grid/` and `train/` hold rows that figures draw and no metric scores. They belong to no part.
 Out-of-distribution rows may have no targets. Targets are data: where the tuned arrays lack those of a set, they are
 those of the arrays as fitted.
 """
@@ -26,7 +26,7 @@ __all__ = ["Parts", "flattened", "parts", "tuned"]
 Array = NDArray[np.float64]
 Named = Mapping[str, Array]
 _TUNED = "tuned/"
-_NOT_SCORED = ("tuned", "band", "train")
+_NOT_SCORED = ("tuned", "plot_grid", "train")
 
 
 @dataclass(frozen=True)

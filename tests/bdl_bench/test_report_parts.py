@@ -122,17 +122,17 @@ def test_the_tuned_part_borrows_targets_and_inputs_and_nothing_else(tmp_path):
         "ood/s/x": 4,
         "tuned/mean": 5,
         "tuned/ood/s/mean": 6,
-        "band/x": 7,
+        "plot_grid/x": 7,
     }
     np.savez(path, **{name: np.array([float(value)]) for name, value in arrays.items()})
     view = ArrayView.of(path)
     assert {n: a.item() for n, a in view.tuned().items()} == {
-        "mean": 5, "targets": 2, "ood/s/mean": 6, "ood/s/x": 4, "band/x": 7,
+        "mean": 5, "targets": 2, "ood/s/mean": 6, "ood/s/x": 4, "plot_grid/x": 7,
     }  # fmt: skip
     assert set(view.fitted()) == {n for n in arrays if not n.startswith("tuned/")}
     assert view.sets("ood") == ["s"]
     assert view.under("ood/s")["mean"] == 3
-    assert "band/x" not in view.fitted().scored()
+    assert "plot_grid/x" not in view.fitted().scored()
     assert view.under("ood/s").tuned() is None
 
 
