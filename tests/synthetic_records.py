@@ -1,7 +1,8 @@
 """Records that no method made: plausible arrays of every part that a record may have, for tests that render them.
 
 Means are shared by all methods of a (task, seed); a method scales the variance and adds noise of its own to it. Three
-tasks: a regression on one input with a plot grid, a classification with out-of-distribution rows and shifts, a binary one.
+tasks: a regression on one input with a plot grid, a classification with out-of-distribution rows and shifts, a binary
+one.
 """
 
 from dataclasses import dataclass

@@ -15,9 +15,9 @@ from estimators.models.checks import check_model
 from estimators.numerics.pytrees import PyTree
 
 __all__ = [
-    "check_plot_grid",
     "check_dropout_model",
     "check_members",
+    "check_plot_grid",
     "check_precision",
     "check_trained",
     "check_trained_option",

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bdl_bench.problem.checks import (
-    check_plot_grid,
     check_dropout_model,
     check_members,
+    check_plot_grid,
     check_precision,
     check_trained,
     check_trained_option,
@@ -118,7 +118,7 @@ class Problem:
         return [self.members(number) for number in range(1, ENSEMBLE_SIZE)]
 
     def sets(self) -> dict[str, Loader]:
-        """Every loader by the name that records have for its rows: train, validation, test, ood/…, shift/…, plot_grid."""
+        """Return every loader by its name in records: train, validation, test, ood/…, shift/…, plot_grid."""
         return {
             **{name: getattr(self, name) for name in _SPLITS},
             **{f"ood/{name}": loader for name, loader in self.ood.items()},

@@ -3,7 +3,7 @@
 Test rows have plain names: `mean`, `epistemic_variance`, `total_variance` or `probs`, `targets`; beside `probs` there
 are `log_probs` of classes, or `log_odds` of binary outputs. Others have a prefix:
 `validation/`, `ood/<set>/`, `shift/<set>/`; and what the tuned method says of all of them is under `tuned/` once more.
-A set whose loader knows no targets has none. If a problem has a plot grid, `plot_grid/` and `train/` have the inputs `x` too.
+A set whose loader knows no targets has none. If a problem has a plot grid, `plot_grid/` and `train/` have inputs `x`.
 Where it has out-of-distribution rows, those and the test rows have a `centred_variance` of their logits, if the method
 has covariances: without the level that all logits share, which changes no probability.
 

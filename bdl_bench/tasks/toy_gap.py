@@ -3,8 +3,8 @@
 Source: Foong, Li, Hernández-Lobato and Turner, "In-Between Uncertainty in Bayesian Neural Networks" (2019); made here,
 nothing is downloaded. x uniform on [−1, −0.7] and on [0.5, 1], y = cos(4x + 0.8) + 0.1 ε.
 Size: 100 train, 40 validation, 100 test rows, half in each cluster, drawn by the seed. Out of distribution: 100 rows
-uniform on (−0.7, 0.5), with targets. Plot grid: 301 points from −1.5 to 1.5 with the noiseless y. Nothing is standardised,
-since inputs and target are of order one already.
+uniform on (−0.7, 0.5), with targets. Plot grid: 301 points from −1.5 to 1.5 with the noiseless y. Nothing is
+standardised, since inputs and target are of order one already.
 Model: MLP 1-50-1, tanh, float64, 151 parameters. Likelihood: Gaussian, σ = 0.1, the true noise. Prior precision
 δ = 0.1, fixed, not tuned: δ = 1 keeps such a network from bending as the data ask.
 Recipe: Adam, 700 epochs, batches of 50, learning rate 0.03, cosine.

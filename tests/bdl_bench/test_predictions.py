@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bdl_bench.metrics import evaluate
-from bdl_bench.metrics import groups as parts
+from bdl_bench.metrics import evaluate, parts
 from bdl_bench.problem import Problem
 from bdl_bench.records.predictions import Predictor
 from estimators import LastLayerLaplace, LinearResponse, MeanAbsolute, RegVar

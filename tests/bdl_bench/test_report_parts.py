@@ -1,4 +1,4 @@
-"""What a report is made of: labels, frontiers, grids, resampling, arrays, frames."""
+"""What a report is made of: labels, frontiers, grids, arrays, frames."""
 
 import numpy as np
 import pandas as pd
@@ -13,32 +13,8 @@ from bdl_bench.report.figures.pareto import Price, frontier
 from bdl_bench.report.formatting import count, listed
 from bdl_bench.report.notebook import Comparison
 from bdl_bench.report.palette import Palette, family_of
-from bdl_bench.report.resampling import bootstrap_columns
 from bdl_bench.report.tuning_curves import line, surface
-from bdl_bench.stats import bootstrap_difference
 from estimators.errors import OptionError, UnsupportedError
-
-
-@pytest.mark.parametrize("sizes", [(30, 30, 30), (30, 41), (2500, 2100), (17,)])
-def test_many_comparisons_at_once_have_the_intervals_of_one_at_a_time(sizes):
-    rng = np.random.default_rng(0)
-    scores = [rng.normal(size=(size, 4)) for size in sizes]
-    others = [rng.normal(0.2, size=size) for size in sizes]
-    found = bootstrap_columns([s - o[:, None] for s, o in zip(scores, others, strict=True)], n_resamples=200)
-    for column, interval in enumerate(found):
-        expected = bootstrap_difference([s[:, column] for s in scores], others, n_resamples=200)
-        assert (interval.mean, interval.low, interval.high) == pytest.approx(
-            (expected.mean, expected.low, expected.high), rel=1e-12
-        )
-        assert interval.n == expected.n
-
-
-def test_an_infinite_score_leaves_the_other_columns_their_intervals():
-    difference = np.ones((20, 2))
-    difference[3, 0] = np.inf
-    infinite, finite = bootstrap_columns([difference])
-    assert infinite.low is None
-    assert (finite.mean, finite.low, finite.high) == (1.0, 1.0, 1.0)
 
 
 def test_labels_are_spread_in_order_a_gap_apart_and_as_near_as_that_allows():
