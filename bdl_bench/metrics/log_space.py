@@ -27,7 +27,7 @@ def logs(probs: Floats) -> Floats:
 
 
 def log_softmax(logits: Floats) -> Floats:
-    """Return log p along the last axis, accurate for the top class: log p_top = −log(1 + Σ_{c≠top} exp(f_c − f_top))."""
+    """Return log p along the last axis, accurate at the top: log p_top = −log(1 + Σ_{c≠top} exp(f_c − f_top))."""
     shifted = logits - logits.max(-1, keepdims=True)
     weights = np.exp(shifted)
     np.put_along_axis(weights, shifted.argmax(-1)[..., None], 0.0, axis=-1)
