@@ -103,11 +103,9 @@ def verify(
     torch.set_num_threads(threads)
     with _bad_usage(), _of_the_factory(model), directory_for(out) as directory:
         subsets = subset.split(",")
+        names = _VERIFIED_TASKS if (name := model or task) is None else (name,)
         result = verify_problems(
-            {
-                name: resolve_task(name).problem(seed)
-                for name in ([model or task] if model or task else _VERIFIED_TASKS)
-            },
+            {name: resolve_task(name).problem(seed) for name in names},
             out=directory,
             curvature=curvature,
             subset_of_weights=subsets[0] if len(subsets) == 1 else subsets,
