@@ -165,7 +165,7 @@ def list_() -> None:
         tasks.add_row(_starred(name, task.default), escape(task.summary), escape(task.needs or ""))
     methods = Table("methods", "what it is", "tuned by", box=None, pad_edge=False)
     for name, method in METHODS.items():
-        axis = method.axis.option if method.axis else ""
+        axis = method.tuned_option.option if method.tuned_option else ""
         methods.add_row(_starred(name, method.default), escape(method.summary), escape(axis))
     console.print(tasks, "", methods, "", "* runs where none is named")
 
