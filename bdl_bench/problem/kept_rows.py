@@ -261,7 +261,7 @@ def _shuffles(name: str, first: _Pass, layout: RowLayout) -> bool:
             f"the same rows in every pass over the {name} loader (their order may differ)",
             received=f"{len(first.digests)} rows in the first pass, {len(again)} in the second, {new} of them new",
             remedy="a re-iterable loader, drop_last=False when shuffling, no random augmentation, a sampler without "
-            "replacement, and rows padded to one length where they are shuffled.",
+            "replacement, and rows padded to one length if they are shuffled.",
         )
     return True
 

@@ -14,9 +14,9 @@ from bdl_bench.report.results import TaskResults, Variant
 from bdl_bench.stats import (
     Interval,
     Verdict,
-    best_group,
     bootstrap_differences,
     mean_interval,
+    not_significantly_worse,
     paired_interval,
     verdict,
 )
@@ -66,7 +66,7 @@ def score_table(results: TaskResults, methods: Sequence[str], *, tuned: Variant 
             best[metric.key] = min(complete, key=lambda m: sign * means[m].mean)
             verdicts = comparison.with_method(best[metric.key])
             known = {m: verdicts.get(m) or "unknown" for m in means if m != best[metric.key]}
-            group = best_group({m: i.mean for m, i in means.items()}, known, best[metric.key])
+            group = not_significantly_worse({m: i.mean for m, i in means.items()}, known, best[metric.key])
         against = comparison.with_method(BASELINE)
         for method, interval in means.items():
             cells[method][metric.key] = ScoreCell(interval, against.get(method), method in group)

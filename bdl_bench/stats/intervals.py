@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from scipy.stats import t as student
 
-__all__ = ["Direction", "Interval", "Verdict", "best_group", "mean_interval", "paired_interval", "verdict"]
+__all__ = ["Direction", "Interval", "Verdict", "mean_interval", "not_significantly_worse", "paired_interval", "verdict"]
 
-Verdict = Literal["better", "worse", "not distinguishable", "unknown"]
+Verdict = Literal["better", "worse", "no significant difference", "unknown"]
 Direction = Literal["lower", "higher"]
 
 
@@ -75,16 +75,16 @@ def verdict(difference: Interval, better: Direction) -> Verdict:
         better: which direction is better.
 
     Returns:
-        "not distinguishable" if the interval contains 0, "unknown" if there is no interval.
+        "no significant difference" if the interval contains 0, "unknown" if there is no interval.
     """
     if difference.low is None or difference.high is None:
         return "unknown"
     if difference.low <= 0 <= difference.high:
-        return "not distinguishable"
+        return "no significant difference"
     return "better" if (difference.mean < 0) == (better == "lower") else "worse"
 
 
-def best_group(means: Mapping[str, float], against_best: Mapping[str, Verdict], best: str) -> set[str]:
+def not_significantly_worse(means: Mapping[str, float], against_best: Mapping[str, Verdict], best: str) -> set[str]:
     """Return the best method and all that are not significantly worse.
 
     Args:

@@ -5,7 +5,7 @@ Sources:
   measurements, disease progression after a year. σ = 0.7 is about the residual spread of a linear fit.
 - wine: Aeberhard and Forina, "Wine" (UCI, 1992; CC BY 4.0). 178 wines, 13 chemical measurements, three cultivars.
 - breast-cancer: Wolberg, Mangasarian, Street and Street, "Breast Cancer Wisconsin (Diagnostic)" (UCI, 1995; CC BY 4.0).
-  569 patients, 30 measurements of cell nuclei, the target 1 for benign.
+  569 patients, 30 measurements of nuclei, the target 1 for benign.
 - digits: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits" (UCI, 1998; CC BY 4.0), its test part. 1797
   images of 8 × 8 pixels (0 to 16, divided by 16), ten classes.
 

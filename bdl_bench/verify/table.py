@@ -49,7 +49,7 @@ def to_terminal(verifications: Sequence[Verification]) -> Group:
     table = Table(*_HEADER, box=None, pad_edge=False)
     for verification in verifications:
         style = "red" if verification.failures() else ""
-        table.add_row(*(escape(cell) for cell in _cells(verification)), style=style)
+        table.add_row(*(escape(entry) for entry in _row(verification)), style=style)
     parts: list[Group | Table | str] = [table]
     for verification in verifications:
         parts += [f"[red]{escape(verification.name)}: {escape(failure)}[/red]" for failure in verification.failures()]
@@ -69,7 +69,7 @@ def to_markdown(verifications: Sequence[Verification], *, title: str = "Verifica
         "",
         _LEGEND,
     ]
-    lines += ["", *_markdown_table(_HEADER, [_cells(verification) for verification in verifications])]
+    lines += ["", *_markdown_table(_HEADER, [_row(verification) for verification in verifications])]
     for verification in verifications:
         lines += _details(verification)
     return "\n".join(lines) + "\n"
@@ -108,7 +108,7 @@ def _parts_table(verification: Verification) -> Group:
     return Group(table, *(escape(note) for note in notes))
 
 
-def _cells(verification: Verification) -> tuple[str, ...]:
+def _row(verification: Verification) -> tuple[str, ...]:
     forward, central = verification.sweeps.get("forward"), verification.sweeps.get("central")
     return (
         verification.name,
@@ -141,7 +141,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells) + " |"
+    def line(entries: Sequence[str]) -> str:
+        return "| " + " | ".join(entry.replace("|", "\\|").replace("*", "\\*") for entry in entries) + " |"
 
     return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from bdl_bench.stats import Interval, best_group, bootstrap_differences, mean_interval, paired_interval, verdict
+from bdl_bench.stats import (
+    Interval,
+    bootstrap_differences,
+    mean_interval,
+    not_significantly_worse,
+    paired_interval,
+    verdict,
+)
 
 
 def bootstrap_difference(scores, others, **options):
@@ -70,13 +77,13 @@ def test_a_common_shift_is_found_and_noise_is_not():
     noisy = [b + 0.1 * rng.permutation(np.repeat([-1.0, 1.0], 200)) for b in base]
     assert verdict(bootstrap_difference(shifted, base), "lower") == "worse"
     assert verdict(bootstrap_difference(shifted, base), "higher") == "better"
-    assert verdict(bootstrap_difference(noisy, base), "lower") == "not distinguishable"
+    assert verdict(bootstrap_difference(noisy, base), "lower") == "no significant difference"
 
 
-def test_seeds_that_disagree_are_not_distinguishable_however_many_rows_there_are():
+def test_seeds_that_disagree_are_not_significantly_different_however_many_rows_there_are():
     zero = [np.zeros(1000)] * 3
     disagreeing = [np.full(1000, value) for value in (-0.5, 0.4, 0.5)]
-    assert verdict(bootstrap_difference(disagreeing, zero), "lower") == "not distinguishable"
+    assert verdict(bootstrap_difference(disagreeing, zero), "lower") == "no significant difference"
 
 
 def test_the_bootstrap_of_one_seed_matches_the_standard_error():
@@ -98,21 +105,21 @@ def test_the_same_data_give_the_same_interval_and_another_seed_another():
     assert bootstrap_difference(a, b) != bootstrap_difference(a, b, seed=1)
 
 
-def test_equal_scores_are_not_distinguishable():
+def test_equal_scores_are_not_significantly_different():
     scores = [np.arange(5.0)]
-    assert verdict(bootstrap_difference(scores, scores), "lower") == "not distinguishable"
+    assert verdict(bootstrap_difference(scores, scores), "lower") == "no significant difference"
 
 
 def test_an_infinite_difference_gives_no_verdict():
     assert verdict(bootstrap_difference([np.array([np.inf, 1.0])], [np.zeros(2)]), "lower") == "unknown"
 
 
-def test_the_best_group_is_the_best_and_all_that_cannot_be_told_from_it():
+def test_the_best_method_and_all_that_are_not_significantly_worse():
     means = {"a": 1.0, "b": 1.1, "c": 2.0}
-    assert best_group(means, {"b": "not distinguishable", "c": "worse"}, "a") == {"a", "b"}
+    assert not_significantly_worse(means, {"b": "no significant difference", "c": "worse"}, "a") == {"a", "b"}
 
 
-def test_there_is_no_best_group_where_nothing_can_be_told_apart():
+def test_nothing_is_marked_if_no_method_is_significantly_worse():
     means = {"a": 1.0, "b": 1.1}
-    assert best_group(means, {"b": "not distinguishable"}, "a") == set()
-    assert best_group(means, {"b": "unknown"}, "a") == set()
+    assert not_significantly_worse(means, {"b": "no significant difference"}, "a") == set()
+    assert not_significantly_worse(means, {"b": "unknown"}, "a") == set()
