@@ -81,7 +81,8 @@ class BundledTask:
 
     def problem(self, seed: int) -> Problem:
         """Return the problem with the split of one seed."""
-        (x, y), ood = self._rows(), {}
+        x, y = self._rows()
+        ood: dict[str, Any] = {}
         if self.held_out:
             ood = {"held-out": list(x[y >= _HELD_OUT].split(100))}
             x, y = x[y < _HELD_OUT], y[y < _HELD_OUT]
