@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[1]
 
 EXEMPT: tuple[str, ...] = (
     "estimators.baselines",
-    "estimators.curvature",
     "estimators.data",
     "estimators.diagnostics",
     "estimators.errors",
@@ -37,7 +36,6 @@ EXEMPT: tuple[str, ...] = (
     "estimators.integrations",
     "estimators.laplace",
     "estimators.likelihoods",
-    "estimators.models",
     "estimators.numerics",
     "estimators.objective",
     "estimators.option_checks",

@@ -24,7 +24,6 @@ OLD_VERSION = "## [0.1"
 
 EXEMPT: tuple[str, ...] = (
     "estimators/baselines",
-    "estimators/curvature",
     "estimators/data",
     "estimators/diagnostics",
     "estimators/errors.py",
@@ -32,7 +31,6 @@ EXEMPT: tuple[str, ...] = (
     "estimators/integrations",
     "estimators/laplace",
     "estimators/likelihoods",
-    "estimators/models",
     "estimators/numerics",
     "estimators/objective",
     "estimators/persistence",

@@ -30,7 +30,7 @@ from estimators.models.derivative_routes import FAILURES, is_final_error, short
 from estimators.models.jacobians import JacobianRows
 from estimators.objective.float64 import to_float64
 from estimators.objective.objective import LabelLoss, Objective
-from estimators.runtime.memory import refuse_if_too_large
+from estimators.runtime.memory import check_fits_memory
 
 LOW_RANK = 100
 """Default rank of `hessian_structure="lowrank"`."""
@@ -82,12 +82,12 @@ def build_rows(objective: Objective) -> Built:
 
 def _check_dual_size(objective: Objective, needed: int) -> None:
     """Raise TooLargeError if the dual form needs more memory than there is."""
-    refuse_if_too_large("the dual form", needed, device=objective.theta.device, remedy='inverse="cg", or RegVar.')
+    check_fits_memory("the dual form", needed, device=objective.theta.device, remedy='inverse="cg", or RegVar.')
 
 
 def build_matrix_free(objective: Objective) -> Built:
     """R D⁻¹ Rᵀ without stored rows R."""
-    refuse_if_too_large(
+    check_fits_memory(
         f"a matrix of the {n_ggn_rows(objective)} outputs of all rows",
         matrix_free_bytes(objective),
         device=objective.theta.device,

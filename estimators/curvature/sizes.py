@@ -10,7 +10,7 @@ from estimators.curvature.layerwise.whitened_rows import layers_of
 from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.numerics.dtype import algebra_dtype
 from estimators.objective.objective import Objective
-from estimators.runtime.memory import refuse_if_too_large
+from estimators.runtime.memory import check_fits_memory
 
 __all__ = ["check_dense_size", "choose_inverse", "dual_bytes", "matrix_free_bytes", "n_ggn_rows", "whole_rows_bytes"]
 
@@ -69,7 +69,7 @@ def check_dense_size(objective: Objective) -> None:
     Raises:
         TooLargeError: it does not.
     """
-    refuse_if_too_large(
+    check_fits_memory(
         f"a dense precision of {objective.network.n_parameters} parameters",
         dense_bytes(objective),
         device=objective.theta.device,

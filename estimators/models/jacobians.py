@@ -108,7 +108,7 @@ class _BackpackRows:
         self.module = copy.deepcopy(network.module)
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in network.subset.shapes)
-        _work_out_of_place(self.module)
+        _disable_inplace(self.module)
         extend(self.module)
 
     def __call__(self, x: PyTree) -> Tensor:
@@ -132,7 +132,7 @@ class _BackpackRows:
         return jacobian
 
 
-def _work_out_of_place(module: nn.Module) -> None:
+def _disable_inplace(module: nn.Module) -> None:
     """Make activations allocate their output: backward hooks forbid in-place ones, and the values are the same."""
     for layer in module.modules():
         if getattr(layer, "inplace", False):

@@ -123,7 +123,7 @@ class LinearCallTracer(TorchFunctionMode):
     def _record_other_uses(
         self,
         func: Callable[..., Any],
-        linear_use: _LinearUse,
+        linear_use: _MapAndInputs,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         result: object,
@@ -154,18 +154,18 @@ def _entered(mode: TorchFunctionMode) -> Iterator[None]:
 
 
 _NameOf = Callable[[object], str | None]
-_LinearUse = tuple[LinearMap, Tensor, int | None] | None
+_MapAndInputs = tuple[LinearMap, Tensor, int | None] | None
 """The map, its inputs (T, D), and `LinearCall.space`; None if no chosen parameter is the weight."""
 
 
-def _linear(name_of: _NameOf, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _LinearUse:
+def _linear(name_of: _NameOf, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _MapAndInputs:
     name = name_of(weight)
     if name is None:
         return None
     return LinearMap(name, name_of(bias), *weight.shape), input.reshape(-1, weight.shape[1]), None
 
 
-def _addmm(name_of: _NameOf, bias: Tensor, input: Tensor, weight: Tensor, **scales: float) -> _LinearUse:
+def _addmm(name_of: _NameOf, bias: Tensor, input: Tensor, weight: Tensor, **scales: float) -> _MapAndInputs:
     name = name_of(weight)
     if name is None or scales or bias.ndim != 1:
         return None
@@ -173,10 +173,10 @@ def _addmm(name_of: _NameOf, bias: Tensor, input: Tensor, weight: Tensor, **scal
     return LinearMap(name, name_of(bias), n_outputs, n_inputs, transposed=True), input, None
 
 
-def _reader_of(patches_of: Callable[..., ConvolutionPatches | None]) -> Callable[..., _LinearUse]:
+def _reader_of(patches_of: Callable[..., ConvolutionPatches | None]) -> Callable[..., _MapAndInputs]:
     """The reader of the calls of one kind of convolution."""
 
-    def read(name_of: _NameOf, *args: Any, **kwargs: Any) -> _LinearUse:  # noqa: ANN401
+    def read(name_of: _NameOf, *args: Any, **kwargs: Any) -> _MapAndInputs:  # noqa: ANN401
         weight = kwargs["weight"] if "weight" in kwargs else args[1]
         name = name_of(weight)
         call = None if name is None else patches_of(*args, **kwargs)
@@ -189,7 +189,7 @@ def _reader_of(patches_of: Callable[..., ConvolutionPatches | None]) -> Callable
     return read
 
 
-_READERS: dict[Callable[..., Any], Callable[..., _LinearUse]] = {
+_READERS: dict[Callable[..., Any], Callable[..., _MapAndInputs]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
     **{convolution: _reader_of(patches_of) for convolution, patches_of in CONVOLUTIONS.items()},

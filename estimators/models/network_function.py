@@ -81,7 +81,7 @@ class NetworkFunction:
         self.routes = DerivativeRoutes()
 
     def counted_by(self, pass_counter: PassCounter) -> Self:
-        """The same function with the routes that were found.
+        """Copy the function, with the routes that were found, for another counter.
 
         Args:
             pass_counter: counts the rows that go through the result.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -120,15 +120,13 @@ def _collect(value: Any, found: dict[int, Any], depth: int) -> None:  # noqa: AN
                     _collect(part, found, depth - 1)
         return
     for part in _inside(value):
-        _collect(part, found, depth - 1 if not isinstance(value, types.CellType) else depth)
+        _collect(part, found, depth - 1)
 
 
 def _inside(value: Any) -> list[Any]:  # noqa: ANN401
     """The objects that a function, a method, a partial or an object refers to."""
     if isinstance(value, types.FunctionType):
-        return [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)] + list(
-            value.__defaults__ or ()
-        )
+        return [*_closure_contents(value), *(value.__defaults__ or ())]
     if isinstance(value, types.MethodType):
         return [value.__self__, value.__func__]
     if isinstance(value, partial):
@@ -150,12 +148,13 @@ def _global_dicts(model: nn.Module) -> list[dict[Any, Any]]:
     return list(found.values())
 
 
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
+def _closure_contents(function: types.FunctionType) -> list[Any]:
+    """The objects that a function refers to in its closure."""
+    contents = []
+    for variable in function.__closure__ or ():
+        with suppress(ValueError):  # not assigned yet
+            contents.append(variable.cell_contents)
+    return contents
 
 
 def _shallow(container: Any) -> Any:  # noqa: ANN401

@@ -43,8 +43,8 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for part in model.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                wide = nn.Parameter(_converted(parameter.detach(), dtype), requires_grad=parameter.requires_grad)
-                part._parameters[name] = made.setdefault(id(parameter), wide)
+                converted = nn.Parameter(_converted(parameter.detach(), dtype), requires_grad=parameter.requires_grad)
+                part._parameters[name] = made.setdefault(id(parameter), converted)
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = _converted(buffer, dtype)
@@ -74,7 +74,7 @@ class _Converting:
 
     def __call__(self, *args: PyTree, **kwargs: PyTree) -> Any:  # noqa: ANN401
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: _converted(t, self._dtype), (args, kwargs))
-        with _WideCasts(self._dtype):
+        with _ConvertedCasts(self._dtype):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -84,7 +84,7 @@ def _converting(kind: type[nn.Module], dtype: torch.dtype) -> type[nn.Module]:
     return type(kind.__name__, (_Converting, kind), {"_dtype": dtype, "_plain": kind, "__module__": kind.__module__})
 
 
-class _WideCasts(TorchFunctionMode):
+class _ConvertedCasts(TorchFunctionMode):
     """A mode in which casts and new tensors have `dtype` instead of a narrower one: a forward may name such a dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -102,8 +102,8 @@ class _WideCasts(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _CASTS:
             return args[0].to(self.dtype)
-        args, kwargs = pytree.tree_map_only(torch.dtype, self._wide, (args, kwargs))
+        args, kwargs = pytree.tree_map_only(torch.dtype, self._wider, (args, kwargs))
         return func(*args, **kwargs)
 
-    def _wide(self, dtype: torch.dtype) -> torch.dtype:
+    def _wider(self, dtype: torch.dtype) -> torch.dtype:
         return self.dtype if dtype in self._narrow else dtype

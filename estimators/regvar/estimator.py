@@ -17,7 +17,7 @@ from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
 from estimators.models.functionals import Functional
 from estimators.models.subsets import SubsetSpec
-from estimators.numerics.dtype import widen
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.numerics.pytrees import PyTree, split_rows
 from estimators.numerics.reductions import norms
 from estimators.objective.float64 import network_in_float64, to_float64
@@ -316,7 +316,7 @@ def _slope(objective: Objective, displacement: Tensor, gradient: Tensor) -> Tens
     image = objective.product(displacement)
     largest, smallest = float((norms(image) / norms(displacement)).max()), float(objective.prior.precision.min())
     if not products_are_accurate(objective.theta.dtype, largest=largest, smallest=smallest):
-        image = to_float64(objective).product(widen(displacement))
+        image = to_float64(objective).product(to_algebra_dtype(displacement))
     return image.sub_(gradient)
 
 

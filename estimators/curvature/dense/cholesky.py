@@ -21,7 +21,7 @@ class DensePrecision(Precision):
         check_condition: whether to compare the smallest eigenvalue with `smallest_allowed_ratio` × the largest. Exact
             Hessians may be singular by a symmetry, and so is a GGN if a prior precision is 0.
         smallest: a lower bound of the eigenvalues of A, 0 if none is known. Queries in float32 are solved in float32
-            if it proves that A is conditioned well enough; their variances were within 8e-7 of those in float64.
+            if it shows that A is conditioned well enough; their variances were within 8e-7 of those in float64.
 
     Raises:
         IndefiniteHessianError: A is not positive definite, or fails `check_condition`.

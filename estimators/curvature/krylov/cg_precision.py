@@ -12,7 +12,7 @@ from estimators.curvature.base import Precision
 from estimators.curvature.krylov.block_cg import block_cg
 from estimators.curvature.krylov.block_lanczos import FreeBytes, Product
 from estimators.errors import IllConditionedError, UnsupportedError
-from estimators.numerics.dtype import widen
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.runtime.memory import rows_per_chunk
 
 __all__ = ["CGPrecision", "default_tolerance"]
@@ -57,7 +57,7 @@ class CGPrecision(Precision):
                 if self._make_float64 is None:
                     raise
                 self._float64 = self._make_float64()
-        return self._float64._solved_in_dtype(widen(vectors))
+        return self._float64._solved_in_dtype(to_algebra_dtype(vectors))
 
     def _solved_in_dtype(self, vectors: Tensor) -> Tensor:
         """A⁻¹ v (K, P), a chunk of right-hand sides at a time."""
@@ -70,7 +70,7 @@ class CGPrecision(Precision):
     def covariance(self, jacobian: Tensor) -> Tensor:
         m, c, p = jacobian.shape
         solved = self._solved(jacobian.reshape(m * c, p)).reshape(m, c, p)  # A⁻¹ Jᵀ
-        covariance = widen(jacobian) @ widen(solved).transpose(1, 2)
+        covariance = to_algebra_dtype(jacobian) @ to_algebra_dtype(solved).transpose(1, 2)
         return (0.5 * (covariance + covariance.transpose(1, 2))).to(jacobian.dtype)
 
     def log_det(self) -> Tensor:

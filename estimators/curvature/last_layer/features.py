@@ -17,7 +17,7 @@ from estimators.models.derivative_routes import FAILURES, short
 from estimators.models.last_linear import LastLinear, find_last_linear
 from estimators.models.network import Network
 from estimators.models.outputs import without_inference
-from estimators.numerics.dtype import algebra_dtype, widen
+from estimators.numerics.dtype import algebra_dtype, to_algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 
@@ -169,7 +169,7 @@ class LastLayer:
 
     def kron_factors(self, objective: Objective) -> tuple[Tensor, Tensor]:
         """Mean Λ (C, C) and Σ φφᵀ (E, E) in `algebra_dtype`, over the positions of all rows."""
-        theta, n = widen(objective.theta[:0]), 0
+        theta, n = to_algebra_dtype(objective.theta[:0]), 0
         mean_hessian = theta.new_zeros(self.n_outputs, self.n_outputs)
         gram = theta.new_zeros(self.n_features, self.n_features)
         for batch in self._position_batches(objective):
@@ -180,7 +180,7 @@ class LastLayer:
 
     def diagonal(self, objective: Objective) -> Tensor:
         """Σₙ Λₙ,cc φₙₑ² (C, E) in `algebra_dtype`, n counting the positions of all rows."""
-        total = widen(objective.theta[:0]).new_zeros(self.n_outputs, self.n_features)
+        total = to_algebra_dtype(objective.theta[:0]).new_zeros(self.n_outputs, self.n_features)
         for batch in self._position_batches(objective):
             total += batch.likelihood.hessian_diagonal(batch.f).T @ batch.features.square()
         return total
@@ -191,8 +191,11 @@ class LastLayer:
             with self.capture_features() as hook:
                 shaped = self.network.shaped_outputs(batch.x)
             self.check(batch.x, shaped, hook)
-            f = widen(shaped.flatten(0, -2))
-            features, likelihood = widen(hook.at_positions.flatten(0, -2)), objective.likelihood.given(batch.y)
+            f = to_algebra_dtype(shaped.flatten(0, -2))
+            features, likelihood = (
+                to_algebra_dtype(hook.at_positions.flatten(0, -2)),
+                objective.likelihood.given(batch.y),
+            )
             if not isinstance(likelihood, Sites):
                 yield PositionBatch(likelihood, f, features)
                 continue

@@ -30,7 +30,7 @@ from estimators.models.layer_jacobians import JacobianFactors, LayerwiseJacobian
 from estimators.models.layer_layout import Layout
 from estimators.models.linear_calls import LinearMap
 from estimators.models.network import Network
-from estimators.numerics.dtype import algebra_dtype, widen
+from estimators.numerics.dtype import algebra_dtype, to_algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 
@@ -120,14 +120,14 @@ class BlockPrecision(Precision):
     def variance_at(self, network: Network, x: PyTree) -> Tensor:
         def variance(rows: LayerwiseRows) -> Tensor:
             parts = [block.variance(rows.factors[name]) for name, block in self.blocks.items()]
-            return sum(parts, (widen(rows.other_rows).square() / self.others).sum(-1))
+            return sum(parts, (to_algebra_dtype(rows.other_rows).square() / self.others).sum(-1))
 
         return self._by_rows(network, x, variance)
 
     def covariance_at(self, network: Network, x: PyTree) -> Tensor:
         def covariance(rows: LayerwiseRows) -> Tensor:
             parts = [block.covariance(rows.factors[name]) for name, block in self.blocks.items()]
-            others = widen(rows.other_rows)
+            others = to_algebra_dtype(rows.other_rows)
             return sum(parts, (others / self.others) @ others.transpose(1, 2))
 
         return self._by_rows(network, x, covariance)
@@ -146,7 +146,7 @@ class BlockPrecision(Precision):
 
     def covariance(self, jacobian: Tensor) -> Tensor:
         m, c, p = jacobian.shape
-        rows = widen(jacobian)
+        rows = to_algebra_dtype(jacobian)
         solved = self.solve(rows.reshape(m * c, p)).reshape(m, c, p)
         return (rows @ solved.transpose(1, 2)).to(jacobian.dtype)
 
@@ -196,9 +196,9 @@ def _kron(objective: Objective, layers: LayerwiseJacobian) -> tuple[dict[str, Kr
     inner = {name: SecondMoment(e, dtype) for name, (_, e) in shapes.items()}
     others = _zeros_of_others(objective, layers)
     for rows in whitened_rows(objective, layers):
-        others += widen(rows.other_rows).square().sum((0, 1))
+        others += to_algebra_dtype(rows.other_rows).square().sum((0, 1))
         for name, factors in rows.factors.items():
-            a, b = factors.inputs.flatten(0, 1), widen(factors.gradients).flatten(0, 2)
+            a, b = factors.inputs.flatten(0, 1), to_algebra_dtype(factors.gradients).flatten(0, 2)
             inner[name].add(a)  # Σ a aᵀ
             outer[name] += b.T @ b  # Σ b bᵀ
     return {name: _eigen(outer[name], inner[name]) for name in shapes}, others
@@ -228,7 +228,7 @@ def _with_own_eigenvalues(objective: Objective, layers: LayerwiseJacobian, bases
     blank = KroneckerBlock(torch.zeros((), dtype=dtype, device=others.device))
     sums: dict[str, Tensor] = dict.fromkeys(layers.maps, others.new_zeros(()))
     for rows in whitened_rows(objective, layers):
-        others += widen(rows.other_rows).square().sum((0, 1))
+        others += to_algebra_dtype(rows.other_rows).square().sum((0, 1))
         for name, factors in rows.factors.items():
             sums[name] = sums[name] + _summed_squares(bases.get(name, blank), factors.to(dtype))
     blocks = {name: replace(bases.get(name, blank), eigenvalues=total) for name, total in sums.items()}
@@ -246,7 +246,7 @@ def _summed_squares(basis: KroneckerBlock, rows: JacobianFactors) -> Tensor:
 
 def _zeros_of_others(objective: Objective, layers: LayerwiseJacobian) -> Tensor:
     """Zeros (P_other,) in `algebra_dtype`."""
-    return widen(objective.theta[:0]).new_zeros(objective.network.subset.n_entries(layers.other_params))
+    return to_algebra_dtype(objective.theta[:0]).new_zeros(objective.network.subset.n_entries(layers.other_params))
 
 
 def _several_deltas(linear: LinearMap, delta: Tensor) -> OptionError:
