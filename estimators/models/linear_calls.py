@@ -144,13 +144,13 @@ class LinearCallTracer(TorchFunctionMode):
 @contextmanager
 def _entered(mode: TorchFunctionMode) -> Iterator[None]:
     """Trace the calls inside a function written in Python, which otherwise passes itself to the mode as one call."""
-    original = F.has_torch_function
-    F.has_torch_function = lambda *_: False
+    original = F.has_torch_function  # type: ignore[attr-defined]
+    F.has_torch_function = lambda *_: False  # type: ignore[attr-defined]
     try:
         with mode:
             yield
     finally:
-        F.has_torch_function = original
+        F.has_torch_function = original  # type: ignore[attr-defined]
 
 
 _NameOf = Callable[[object], str | None]

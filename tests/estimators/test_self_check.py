@@ -20,6 +20,7 @@ from estimators import (
 from estimators.curvature.last_layer.features import FeatureHook
 from estimators.errors import DerivativeRouteWarning, ModelError, NoLastLayerError, UnsupportedError
 from estimators.models import Network
+from estimators.models.input_kinds import MOST_KINDS, InputKinds
 from estimators.models.jacobians import _BackpackRows
 from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.network import _Pulls
@@ -334,6 +335,30 @@ def test_a_query_of_another_kind_is_compared_too(monkeypatch):
     with pytest.warns(DerivativeRouteWarning):
         found = estimator.variance(QUERIES[:3])
     torch.testing.assert_close(found, exact(network())[:3])
+
+
+def test_remembered_kinds_of_queries_are_bounded_and_compared_again():
+    kinds = InputKinds()
+    assert kinds.add("J v", torch.zeros(1, 4))
+    assert not kinds.add("J v", torch.ones(1, 4))
+    assert all(kinds.add("J v", torch.zeros(n, 1)) for n in range(MOST_KINDS))
+    assert kinds.add("J v", torch.zeros(1, 4))
+    assert len(kinds._kinds["J v"]) == MOST_KINDS
+    assert kinds.add("rows of J", torch.zeros(MOST_KINDS - 1, 1))
+
+
+def test_passes_through_the_weights_as_stored_are_counted():
+    def self_check_rows(model):
+        net, x = (
+            Network(model, [name for name, _ in model.named_parameters()]),
+            QUERIES.to(next(model.parameters()).dtype),
+        )
+        net.jacobian(x)
+        return net.pass_counter.parts["self-check"]
+
+    plain, half = self_check_rows(network().float()), self_check_rows(network().bfloat16())
+    assert half.forward == 2 * plain.forward > 0
+    assert half.backward == 2 * plain.backward > 0
 
 
 class Counting(Plain):
