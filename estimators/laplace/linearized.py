@@ -55,7 +55,7 @@ class LinearizedLaplace(UncertaintyEstimator):
             (the dual form without stored rows: each product recomputes them, and queries need the data), "cg" (products
             only), or "auto", which picks by size and says which in `inverse_`; of the others "eigen".
 
-    Fitted: `inverse_`; `jacobian_backend_`: "backpack", "torch.func", "layers" (factors, layer by layer), or "products"
+    Fitted: `inverse_`; `jacobian_backend_`: "torch.func", "autograd", "layers" (factors, layer by layer), or "products"
     where no rows are made; `diagonal_weights_` of "kron" and "ekfac"; `eigenvalues_` of "lowrank", in units of the
     prior precision.
     Errors: OptionError for a combination that does not exist; TooLargeError before any allocation;

@@ -16,7 +16,6 @@ from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
 from estimators.models.functionals import ComposedNetwork, Functional
-from estimators.models.jacobians import JacobianRows
 from estimators.models.subsets import SubsetSpec
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
@@ -122,7 +121,7 @@ def _marginal_variance(objective: Objective) -> Tensor:
 def _ggn_of(objective: Objective, index: Tensor) -> Tensor:
     """(Σₙ Jₙᵀ Λₙ Jₙ)_SS, (n, n), without the prior."""
     total = objective.theta.new_zeros(len(index), len(index), dtype=algebra_dtype(objective.theta.device))
-    for rows in ggn_rows(objective, JacobianRows(objective.network)):
+    for rows in ggn_rows(objective):
         add_gram(total, rows[:, index].to(total.dtype).T)
     mirror(total)
     return total
