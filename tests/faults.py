@@ -270,8 +270,8 @@ class NoFunctional(Good):
 
 
 class HalfSaved(Good):
-    def _learned(self):
-        tensors, learned = super()._learned()
+    def _get_fit_state(self):
+        tensors, learned = super()._get_fit_state()
         return {name: 0.5 * tensor for name, tensor in tensors.items()}, learned
 
 

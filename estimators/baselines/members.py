@@ -87,10 +87,10 @@ class MembersEstimator(UncertaintyEstimator):
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         return _resampled(self._members(x), n_samples, generator)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         return {}, {"passes": self.fit_report_.passes}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
         self.fit_report_ = PassReport(passes=learned["passes"])
 
 

@@ -153,11 +153,11 @@ class MultiHeadEnsemble(MembersEstimator):
             self.head_.network.outputs(x)
         return heard.at_positions
 
-    def _learned(self) -> Learned:
-        return {"heads": self.heads_}, {**super()._learned()[1], "head": self.head_.description()}
+    def _get_fit_state(self) -> Learned:
+        return {"heads": self.heads_}, {**super()._get_fit_state()[1], "head": self.head_.description()}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._restore(objective, tensors, learned)
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        super()._set_fit_state(objective, tensors, learned)
         self.head_, self.heads_ = LastLayer.described(objective.network, learned["head"]), tensors["heads"]
 
     def _members(self, x: PyTree) -> Tensor:

@@ -17,7 +17,7 @@ from estimators.data.distributed import ProcessGroup
 from estimators.data.inputs import as_inputs
 from estimators.data.training_data import TrainingData
 from estimators.errors import DataError, OptionError, UnsupportedError
-from estimators.estimator.refitting import Refittable
+from estimators.estimator.cloning import CloningMixin
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.likelihoods.prediction import Prediction
 from estimators.models.checks import check_model
@@ -38,7 +38,7 @@ from estimators.runtime.rng import preserved_random_state
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
 
-class UncertaintyEstimator(Refittable):
+class UncertaintyEstimator(CloningMixin):
     """Predictive variance of a trained network.
 
     Args:
@@ -108,7 +108,7 @@ class UncertaintyEstimator(Refittable):
 
     def _fit_on(self, path: Path, objective: Objective, *, progress_bar: bool) -> None:
         """Go on from a file, or begin."""
-        if type(self)._learned is UncertaintyEstimator._learned:
+        if type(self)._get_fit_state is UncertaintyEstimator._get_fit_state:
             raise self._unsaved()
         self._checkpoint = File(
             path, self._about(objective, {}), objective.network.pass_counter, objective.process_group.is_main_process

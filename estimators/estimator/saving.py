@@ -27,10 +27,10 @@ from estimators.persistence.state import ABOUT, TUNING, About, FittedState, Lear
 from estimators.persistence.weight_checksum import Fingerprint, refuse_if_changed, weight_checksum
 from estimators.runtime.rng import preserved_random_state
 
-__all__ = ["Storable"]
+__all__ = ["SavingMixin"]
 
 
-class Storable(ABC):
+class SavingMixin(ABC):
     """What was fitted, an objective over a model, with the tensors and values that a method learned from it."""
 
     not_compared: ClassVar[frozenset[str]] = frozenset()
@@ -63,7 +63,7 @@ class Storable(ABC):
         """`state_dict`, without the warning."""
         self._check_fitted()
         refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
-        tensors, learned = self._learned()
+        tensors, learned = self._get_fit_state()
         return {**tensors, ABOUT: self._about(self.objective_, learned).to_json()}
 
     @exclusively
@@ -98,7 +98,7 @@ class Storable(ABC):
     def _take_over(self, state: Mapping[str, Tensor | str], objective: Objective) -> None:
         """The learned part of a state that has been checked."""
         tensors = {name: t.to(objective.theta.device) for name, t in state.items() if isinstance(t, Tensor)}
-        self._restore(objective, tensors, About.of(state).finished())
+        self._set_fit_state(objective, tensors, About.of(state).finished())
 
     def save(self, path: str | Path) -> None:
         """Write the fit to one safetensors file, whole or not at all."""
@@ -109,7 +109,7 @@ class Storable(ABC):
         return self.load_state_dict(read_file(path))
 
     @exclusively
-    def attach(self, train_loader: Iterable[Any]) -> Self:
+    def attach_data(self, train_loader: Iterable[Any]) -> Self:
         """Give a loaded fit its training data again: for what solves at query time, or needs the likelihood's value.
 
         Errors: StateError where they are not the rows of the fit; those of `fit`.
@@ -127,25 +127,25 @@ class Storable(ABC):
                 remedy="attach the loader that was fitted, in any order and batch size, or fit again.",
             )
         self.objective_ = replace(self.objective_, batches=batches)
-        self._attached(self.objective_)
+        self._on_data_attached(self.objective_)
         return self
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         """Tensors and JSON values that `_fit` computed."""
         raise self._unsaved()
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
-        """What `_fit` would have left, from what `_learned` gave; `objective` has no data."""
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
+        """What `_fit` would have left, from what `_get_fit_state` gave; `objective` has no data."""
         raise self._unsaved()
 
     def _unsaved(self) -> UnsupportedError:
         return UnsupportedError(
             "an estimator whose fit can be saved",
             received=type(self).__name__,
-            remedy="write its _learned and _restore, or fit again.",
+            remedy="write its _get_fit_state and _set_fit_state, or fit again.",
         )
 
-    def _attached(self, objective: Objective) -> None:  # noqa: B027
+    def _on_data_attached(self, objective: Objective) -> None:  # noqa: B027
         """The data have come back."""
 
     def _about(self, objective: Objective, learned: dict[str, Any]) -> About:

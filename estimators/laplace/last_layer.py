@@ -95,10 +95,10 @@ class LastLayerLaplace(UncertaintyEstimator):
         self.factors_ = {name: ratio * t if name == scaled else t for name, t in fitted.factors_.items()}
         self.precision_ = self._precision_for(objective.prior.precision)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         return self.factors_, {"head": self.head_.description()}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.head_ = LastLayer.described(objective.network, learned["head"])
         self.factors_ = tensors
         self.precision_ = self._precision_for(objective.prior.precision)

@@ -106,19 +106,19 @@ class RegVar(UncertaintyEstimator):
         passes = objective.network.pass_counter.passes(objective.batches.n_data, replicas)
         self.fit_report_ = replace(self.fit_report_, passes=passes)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         tensors, learned = ({}, {}) if self.readout_ is None else self.readout_.state()
         return tensors, {"readout": learned, "report": asdict(self.fit_report_)}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.fit_report_ = RegVarReport.restored(learned["report"])
         self.readout_ = None
         if not self.regularizer.at_query:
             network = network_in_float64(objective.network, tensors["displacement"].dtype)
             self.readout_ = self.regularizer.restored(network, tensors, learned["readout"])
-        self._attached(objective)
+        self._on_data_attached(objective)
 
-    def _attached(self, objective: Objective) -> None:
+    def _on_data_attached(self, objective: Objective) -> None:
         self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
 
     def _solved(

@@ -7,26 +7,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from torch import Tensor
-
 from estimators.data.training_data import TrainingData
-from estimators.errors import OptionError, UnsupportedError
+from estimators.errors import OptionError
 from estimators.estimator.options import constructor_options, stored_option
-from estimators.estimator.saving import Storable
-from estimators.likelihoods import Gaussian
+from estimators.estimator.saving import SavingMixin
 from estimators.models.exclusive import exclusively
 from estimators.models.network import Network
 from estimators.objective.objective import Objective
 from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
 from estimators.runtime.rng import preserved_random_state
 
-__all__ = ["Refittable", "rebuilt"]
+__all__ = ["CloningMixin", "clone"]
 
 _SCALES = frozenset({"prior_precision", "prior_mean", "likelihood"})
 """What leaves the data's curvature as it is, or multiplies it by a number."""
 
 
-class Refittable(Storable):
+class CloningMixin(SavingMixin):
     """A fit from which new ones are made. Each has a network function, and so a ledger of passes, of its own."""
 
     retrains: ClassVar[bool] = False
@@ -35,26 +32,11 @@ class Refittable(Storable):
     counts_passes: ClassVar[bool] = True
     """Whether `passes_` is all that a fit sends through a network; False where another package does it."""
 
-    def at_prior_precision(self, prior_precision: float | Mapping[str, float]) -> Self:
-        """A new fit with another δ; this one stays as it is. See `with_options`."""
-        return self.with_options(prior_precision=prior_precision)
-
-    def at_sigma_noise(self, sigma_noise: float | Tensor) -> Self:
-        """A new fit with another σ of the Gaussian noise. See `with_options`.
-
-        Errors: UnsupportedError for another likelihood.
-        """
-        if not isinstance(self.likelihood, Gaussian):
-            raise UnsupportedError(
-                "a Gaussian likelihood, which has a sigma_noise", received=repr(self.likelihood), remedy="leave it out."
-            )
-        return self.with_options(likelihood=Gaussian(sigma_noise))
-
     @exclusively
-    def with_options(self, **options: Any) -> Self:  # noqa: ANN401
+    def clone_with(self, **options: Any) -> Self:  # noqa: ANN401
         """A new fit with other arguments of the constructor, on the same model and the rows that were read.
 
-        A dotted name reaches into a part: `with_options(**{"solver.lam": 0.01})`. The curvature of the data is taken
+        A dotted name reaches into a part: `clone_with(**{"solver.lam": 0.01})`. The curvature of the data is taken
         over where the method keeps it and the change allows it (another δ; another σ for all outputs, with which it
         scales as 1/σ²). Everything else is fitted again, and pays for its passes.
 
@@ -63,7 +45,7 @@ class Refittable(Storable):
         """
         self._check_fitted()
         refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
-        new: Self = rebuilt(self, options)
+        new: Self = clone(self, options)
         if new.likelihood.kind != self.likelihood.kind:
             raise OptionError(
                 f"a likelihood of the kind that was fitted, {self.likelihood.kind!r}",
@@ -120,7 +102,7 @@ class _Pairs:
         return ((batch.x, batch.y) for batch in self.batches)
 
 
-def rebuilt(part: Any, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def clone(part: Any, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """The same object with other arguments of its constructor, which only stores them; dotted names reach into parts.
 
     Errors: OptionError for a name that is none of them; those of the constructor.
@@ -140,5 +122,5 @@ def rebuilt(part: Any, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
                 remedy="a dotted name for that of a part, such as solver.lam.",
             )
     arguments = {name: stored_option(part, name) for name in names}
-    inner = {name: rebuilt(arguments[name], changes) for name, changes in nested.items()}
+    inner = {name: clone(arguments[name], changes) for name, changes in nested.items()}
     return type(part)(**{**arguments, **direct, **inner})
