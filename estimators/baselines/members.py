@@ -42,7 +42,7 @@ class MembersEstimator(UncertaintyEstimator):
 
     def members(self, x: PyTree) -> Tensor:
         """f_s(x) of all members, (S, M, C), or (S, M, ...) for outputs of several dimensions."""
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         shape = self._check_query(x)
         return _shaped(self._members(x), shape)
 
@@ -54,7 +54,7 @@ class MembersEstimator(UncertaintyEstimator):
         each member once. Regression has the members' mean, and their variance plus σ².
         """
         checked_choice("link_approx", link_approx, ("probit", "mc", None), remedy="leave it out.")
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         shape = self._check_query(x)
         members = _shaped(self._members(x), shape)
         samples = members if n_samples is None else self._drawn(members, n_samples, seed=0)

@@ -72,7 +72,7 @@ class MultiHeadEnsemble(MembersEstimator):
         self.n_heads, self.seed = checked_integer("n_heads", n_heads, at_least=2), checked_seed(seed)
         self.max_iter = checked_integer("max_iter", max_iter, at_least=1)
 
-    def _names(self, train_loader: Iterable[Any]) -> list[str]:
+    def _parameter_names(self, train_loader: Iterable[Any]) -> list[str]:
         return last_linear_names(self.model, self._first_inputs(train_loader))
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:

@@ -1,13 +1,13 @@
-"""From one fit another: the same weights and rows, with other options."""
+"""New fits from a fit: the same weights and training rows with other options."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-from estimators.data.training_data import TrainingData
+from estimators.data.pair_loader import PairLoader
 from estimators.errors import OptionError
 from estimators.estimator.options import constructor_options, stored_option
 from estimators.estimator.saving import SavingMixin
@@ -19,29 +19,37 @@ from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["CloningMixin", "clone"]
 
-_SCALES = frozenset({"prior_precision", "prior_mean", "likelihood"})
-"""What leaves the data's curvature as it is, or multiplies it by a number."""
+_RESCALING_OPTIONS = frozenset({"prior_precision", "prior_mean", "likelihood"})
+"""Options that keep the data's curvature, or multiply it by a number."""
 
 
 class CloningMixin(SavingMixin):
-    """A fit from which new ones are made. Each has a network function, and so a ledger of passes, of its own."""
+    """`clone_with`: a new fit with other options. Each fit has its own network function and pass counter."""
 
     retrains: ClassVar[bool] = False
-    """Whether a fit trains networks; else another fit is made post hoc, at the weights of the model that was passed."""
+    """Whether a fit trains networks. If not, it is made post hoc at the weights of the given model."""
 
     counts_passes: ClassVar[bool] = True
-    """Whether `passes_` is all that a fit sends through a network; False where another package does it."""
+    """Whether `passes_` counts all passes of a fit; False if another package runs the network."""
 
     @exclusively
     def clone_with(self, **options: Any) -> Self:  # noqa: ANN401
-        """A new fit with other arguments of the constructor, on the same model and the rows that were read.
+        """Return a new fit with other options, on the same model and training rows. This fit does not change.
 
-        A dotted name reaches into a part: `clone_with(**{"solver.lam": 0.01})`. The curvature of the data is taken
-        over where the method keeps it and the change allows it (another δ; another σ for all outputs, with which it
-        scales as 1/σ²). Everything else is fitted again, and pays for its passes.
+        The data's curvature is reused if the method stores it and the change allows it: for another δ, and for another
+        σ of all outputs, with which the curvature scales as 1/σ². Otherwise the new fit computes everything again.
 
-        Errors: OptionError for a name that is none, and for another kind of likelihood; NotFittedError for a fit that
-        was loaded without its data and needs them; those of `fit`.
+        Args:
+            **options: arguments of the constructor. A dotted name changes an option of a part:
+                `clone_with(**{"solver.lam": 0.01})`.
+
+        Returns:
+            The new, fitted estimator.
+
+        Raises:
+            OptionError: for an unknown option, or a likelihood of another kind.
+            NotFittedError: if this fit was loaded without its data and needs them.
+            ModelChangedError: if the model has changed since the fit.
         """
         self._check_fitted()
         refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
@@ -52,75 +60,67 @@ class CloningMixin(SavingMixin):
                 received=repr(new.likelihood),
                 remedy="construct another estimator, and fit it.",
             )
+        changed = frozenset(options)
         with preserved_random_state():
-            objective = self._objective_for(new, frozenset(options))
+            objective = self._objective_of_clone(new, changed)
             with objective.network.check.on_training_rows():
-                new._refit(self, objective, frozenset(options))
+                new._refit(self, objective, changed)
             objective.network.check.forget_gradients()
         new.objective_, new.weight_checksum_ = objective, weight_checksum(self.model, objective.network.params)
         new._report_derivatives(objective)
         return new
 
-    def _objective_for(self, new: Self, changed: frozenset[str]) -> Objective:
-        """L of the new options, over the rows that were read."""
-        batches = self.objective_.batches
-        names = list(self.network_.subset.shapes) if changed <= _SCALES else new._names(_Pairs(batches))
+    def _objective_of_clone(self, new: Self, changed: frozenset[str]) -> Objective:
+        """Return L with the new options, over the rows of this fit."""
+        batches, names = self.objective_.batches, list(self.network_.subset.shapes)
+        if not changed <= _RESCALING_OPTIONS:
+            names = new._parameter_names(PairLoader(batches))
         same = set(names) == set(self.network_.subset.shapes)
         network = self.network_.counted_anew() if same else Network(self.model, names)
         network.data_seen(batches.n_data)
-        return replace(new._over(network, batches), process_group=self.objective_.process_group)
+        return replace(new._make_objective(network, batches), process_group=self.objective_.process_group)
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:  # noqa: ARG002
-        """`_fit`, or less where `fitted`, with these options changed, has a part of it already."""
+        """Fit as `_fit` does, or reuse parts of `fitted`, from which the options in `changed` differ."""
         self._fit(objective, progress_bar=False)
 
-    def _ratio_to(self, new: Self, changed: frozenset[str]) -> float | None:
-        """What the data's curvature of the new options is in multiples of this one; None where it is not that."""
-        return new.likelihood.curvature_ratio(self.likelihood) if changed <= _SCALES else None
+    def _curvature_ratio(self, new: Self, changed: frozenset[str]) -> float | None:
+        """Return the new data curvature in multiples of this one; None if it is not a multiple."""
+        return new.likelihood.curvature_ratio(self.likelihood) if changed <= _RESCALING_OPTIONS else None
 
     @property
     def passes_(self) -> float:
-        """What this fit has spent, queries included, in passes of forward and backward over N rows."""
+        """Forward and backward passes over the N training rows that this fit has used so far, including queries."""
         return self.network_.pass_counter.cost / self.n_data_
 
     @abstractmethod
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
-        """The method's own part of `fit`."""
+        """Compute what `_variance` needs."""
 
     @abstractmethod
-    def _names(self, train_loader: Iterable[Any]) -> list[str]:
-        """The chosen parameters."""
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Batches as a loader of pairs."""
-
-    batches: TrainingData
-
-    def __iter__(self) -> Iterator[Any]:
-        return ((batch.x, batch.y) for batch in self.batches)
+    def _parameter_names(self, train_loader: Iterable[Any]) -> list[str]:
+        """Return the names of the chosen parameters."""
 
 
 def clone(part: Any, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """The same object with other arguments of its constructor, which only stores them; dotted names reach into parts.
+    """Return a new object of the same class with other arguments of its constructor, not fitted.
 
-    Errors: OptionError for a name that is none of them; those of the constructor.
+    Dotted names change options of parts. Raises OptionError for an unknown name, and what the constructor raises.
     """
     names = constructor_options(type(part))
     direct = {name: value for name, value in options.items() if "." not in name}
     nested: dict[str, dict[str, Any]] = {}
     for name, value in options.items():
-        head, dot, rest = name.partition(".")
+        outer, dot, inner = name.partition(".")
         if dot:
-            nested.setdefault(head, {})[rest] = value
+            nested.setdefault(outer, {})[inner] = value
     for name in [*direct, *nested]:
         if name not in names:
             raise OptionError(
                 f"an option of {type(part).__name__}, one of {[n for n in names if n != 'model']}",
                 received=repr(name),
-                remedy="a dotted name for that of a part, such as solver.lam.",
+                remedy="a dotted name for an option of a part, such as solver.lam.",
             )
     arguments = {name: stored_option(part, name) for name in names}
-    inner = {name: clone(arguments[name], changes) for name, changes in nested.items()}
-    return type(part)(**{**arguments, **direct, **inner})
+    parts = {name: clone(arguments[name], changes) for name, changes in nested.items()}
+    return type(part)(**{**arguments, **direct, **parts})

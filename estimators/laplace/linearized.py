@@ -130,7 +130,7 @@ class LinearizedLaplace(UncertaintyEstimator):
         self._hold(objective, restored(objective, tensors, learned["curvature"], curvature=self.curvature))
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
-        ratio = fitted._ratio_to(self, changed)
+        ratio = fitted._curvature_ratio(self, changed)
         if ratio is None or not self._allows(fitted, objective):
             self._fit(objective, progress_bar=False)
             return
