@@ -183,7 +183,7 @@ COMPARED_NOWHERE = {
     "model",
     "trained_members",
     "validation",
-    "solver.batch_replicas",
+    "solver.vmap_chunk_size",
     "solver.recipe.rows_at_once",
     "recipe.rows_at_once",
 }
@@ -261,7 +261,7 @@ def test_a_fit_is_not_loaded_under_another_value_of_any_option(name, option, val
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("fine tune", {"solver.batch_replicas": 2, "solver.recipe.rows_at_once": 3}),
+        ("fine tune", {"solver.vmap_chunk_size": 2, "solver.recipe.rows_at_once": 3}),
         ("ensemble", {"recipe.rows_at_once": 3}),
         ("temperature", {"validation": None}),
     ],
