@@ -60,7 +60,7 @@ TRAINED = [
     "non-negative",
     "below-prior",
     "prior-limit",
-    "data-take-variance",
+    "data-reduce-variance",
     "scaling-law",
     "covariance",
     "sample-shape",

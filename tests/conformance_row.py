@@ -9,7 +9,7 @@ LAWS = {
     "below-prior",
     "prior-limit",
     "prior-monotone",
-    "data-take-variance",
+    "data-reduce-variance",
     "scaling-law",
     "noise-not-epistemic",
 }
