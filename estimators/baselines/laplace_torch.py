@@ -20,6 +20,7 @@ from estimators.likelihoods.categorical import Sites
 from estimators.numerics.pytrees import PyTree, plain_inputs
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice
+from estimators.runtime.optional import optional_module
 
 __all__ = ["LaplaceTorch"]
 
@@ -196,15 +197,11 @@ def _library_defaults(theta: Tensor) -> Iterator[None]:
 
 def _import_laplace() -> Any:  # noqa: ANN401
     """Return the package. It imports torchvision, whose build must match that of torch."""
-    try:
-        import laplace
-    except (ImportError, RuntimeError) as error:
-        raise UnsupportedError(
-            "a laplace-torch that can be imported",
-            received=f"{type(error).__name__}: {error}",
-            remedy="pip install laplace-torch, and a torchvision that matches torch.",
-        ) from error
-    return laplace
+    return optional_module(
+        "laplace",
+        purpose="compute a posterior with laplace-torch",
+        install='"bdl-bench[baselines]", and a torchvision that matches torch',
+    )
 
 
 def _known_fault(what: str, why: str) -> OptionError:

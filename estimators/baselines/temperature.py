@@ -19,6 +19,7 @@ from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
+from estimators.runtime.optional import optional_module
 
 __all__ = ["TEMPERATURE_BOUNDS", "TemperatureScaling", "best_temperature"]
 
@@ -116,7 +117,7 @@ def best_temperature(likelihood: Likelihood, held_out: list[tuple[Tensor, Tensor
         likelihood: of classes.
         held_out: pairs of finite outputs f (B, C) and targets y.
     """
-    from scipy.optimize import brentq
+    brentq = optional_module("scipy.optimize", purpose="fit a temperature", install="scipy").brentq
 
     def slope(log_beta: float) -> float:
         beta = torch.tensor(math.exp(log_beta), dtype=torch.float64, requires_grad=True)

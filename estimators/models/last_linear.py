@@ -72,8 +72,9 @@ def _producers(module: nn.Module, x: PyTree) -> list[str]:
         if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward:
             layer.register_forward_hook(recorder(name))
     f = _outputs(module, x)
-    names = [name for name, output in calls if output.shape == f.shape and torch.equal(output, f)]
-    return [name for name in names if _called_once(name, calls) and _passes_through(module, name, x, f)]
+    recorded = list(calls)  # the hooks record further calls below
+    names = [name for name, output in recorded if output.shape == f.shape and torch.equal(output, f)]
+    return [name for name in names if _called_once(name, recorded) and _passes_through(module, name, x, f)]
 
 
 def _outputs(module: nn.Module, x: PyTree) -> Tensor:

@@ -300,8 +300,8 @@ class Network:
                     with self.check.counted():
                         along = route(x, probes)
                     return along, route(x, vectors)
-                along, images = route(x, torch.cat([probes, vectors])).split([len(probes), len(vectors)])
-                return along, images
+                images = route(x, torch.cat([probes, vectors]))
+                return images[: len(probes)], images[len(probes) :].clone()  # callers write into them
 
             return products
 
@@ -349,7 +349,8 @@ class Network:
         what = "Jᵀ u"
         if self.routes.first.get(what, 0):
             f, products = self._own_pull(x, cotangents)
-            return f, products if total is None else total.add_(products)
+            with torch.no_grad():
+                return f, products if total is None else total.add_(products)
         pulls = _Pulls(self, x)
         f = pulls.outputs()
         u = cotangents(f)
@@ -358,7 +359,9 @@ class Network:
         for part, some in zip(total.split(self.vectors_at_once), u.split(self.vectors_at_once), strict=True):
             is_due = len(some) not in lengths and self.check.due(what, x, len(some))
             lengths.add(len(some))
-            part += self._pulled(what, x, some, pulls, is_due=is_due)
+            products = self._pulled(what, x, some, pulls, is_due=is_due)
+            with torch.no_grad():  # the caller's mode may be another than that in which `total` was split
+                part += products
         return f, total
 
     def _pulled(self, what: str, x: PyTree, u: Tensor, pulls: _Pulls, *, is_due: bool) -> Tensor:

@@ -44,6 +44,8 @@ _STEPS = {torch.float64: (1e-6, 1e-5, 1e-4)}
 _DISPLACED = {torch.float64: 1e-3}  # elsewhere .2: a difference of two float32 outputs
 _UNDERFLOW = 1e-30
 """A slope that a narrower dtype may have as 0."""
+_ROWS_ALONE = 3
+"""Rows of each batch that are computed alone: a branch on the mean of a batch shows at every other row."""
 _ABSOLUTE = 1e-2
 """Part of the norm of the whole slope that is added to that of a parameter, below which its error is round-off."""
 
@@ -71,7 +73,7 @@ class SelfCheck:
     Args:
         own: the user's module, differentiated by plain autograd.
         subset: the chosen parameters.
-        ledger: counts the rows that go through `own`.
+        pass_counter: counts the rows that go through `own`.
         stored: the user's module where `own` is a copy of it in another dtype: of fewer digits, and no copy.
     """
 
@@ -223,12 +225,12 @@ class SelfCheck:
     def row_alone_error(self, x: PyTree, f: Tensor) -> float:
         """How far the module's outputs at some of the rows are from those in f (B, ...), relative to the largest.
 
-        One row alone, and a random half of the rows: rows may depend on each other for some values only. A module that
-        takes no single row is given the half; 0 where it does not take this either.
+        Some rows alone, and a random quarter of the rows together: rows may depend on each other for some values only.
+        A module that takes no single row is given the quarter; 0 if it does not take this either.
         """
-        rows = torch.randperm(len(f), generator=self._generator)[: max(1, len(f) // 2)].to(f.device)
-        errors = [self._part_error(x, f, pick.sort().values) for pick in {1: rows[:1], len(rows): rows}.values()]
-        return max(errors)
+        rows = torch.randperm(len(f), generator=self._generator).to(f.device)
+        parts = [*rows[:_ROWS_ALONE].split(1), rows[: len(f) // 4]]
+        return max(self._part_error(x, f, part.sort().values) for part in parts if len(part))
 
     def _part_error(self, x: PyTree, f: Tensor, pick: Tensor) -> float:
         try:

@@ -17,6 +17,10 @@ from estimators.runtime.memory import rows_per_chunk
 __all__ = ["VarianceBounds"]
 
 
+_ROUND_OFF = 64 * torch.finfo(torch.float64).eps
+"""Error of an eigenvalue of S in units of the largest: S is formed in float64, as a difference of long sums."""
+
+
 @dataclass(frozen=True)
 class VarianceBounds:
     """lower(x) ≤ J A⁻¹ Jᵀ ≤ upper(x), as matrices; both tend to it as the space grows (docs/math.md, section 5).
@@ -97,6 +101,8 @@ class VarianceBounds:
 def _whitener(schur: Tensor, dtype: torch.dtype) -> Tensor:
     """S^(−½) without the directions that lie in L, where S is round-off of `dtype`."""
     eigenvalues, vectors = torch.linalg.eigh(schur)
-    keep = eigenvalues > 4 * torch.finfo(dtype).eps * eigenvalues[-1].abs()
-    whitener: Tensor = (vectors[:, keep] / eigenvalues[keep].sqrt()).T
+    largest = eigenvalues[-1].abs()
+    keep = eigenvalues > 4 * torch.finfo(dtype).eps * largest
+    safe = eigenvalues[keep] + _ROUND_OFF * largest  # S is a difference: its round-off must not raise the lower bound
+    whitener: Tensor = (vectors[:, keep] / safe.sqrt()).T
     return whitener

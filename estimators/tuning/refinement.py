@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from estimators.runtime.optional import optional_module
+
 __all__ = ["Optimum", "refine_between_neighbours"]
 
 _LEAST_GAIN = 1e-10
@@ -35,8 +37,7 @@ def refine_between_neighbours(
         axes: the values of the grid, one sequence per axis.
         tolerance: the absolute tolerance of a logarithm.
     """
-    from scipy.optimize import minimize
-
+    minimize = optional_module("scipy.optimize", purpose="tune", install="scipy").minimize
     cells = [_cell(value, axis) for value, axis in zip(start.location, axes, strict=True)]
     free = [i for i, cell in enumerate(cells) if cell is not None]
     if not free or not math.isfinite(start.score):

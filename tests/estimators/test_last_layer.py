@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from estimators import LastLayerLaplace, LinearizedLaplace
+from estimators import Gaussian, LastLayerLaplace, LinearizedLaplace
 from estimators.errors import IndefiniteHessianError, ModelError, OptionError, TooLargeError, UnsupportedError
 
 kinds = pytest.mark.parametrize("kind", ["regression", "classification", "binary"])
@@ -270,3 +270,19 @@ def test_single_precision_is_near_double_precision(make_problem):
         found = fit(problem, hessian_structure=structure).variance(problem.query)
         assert found.dtype == torch.float32
         assert torch.allclose(found.double(), variance, rtol=1e-4)
+
+
+def test_of_two_layers_that_give_the_outputs_the_last_is_taken_and_either_can_be_named():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3, bias=False)).double()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(3))
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(11, 4, generator=generator).double(), torch.randn(11, 3, generator=generator).double()
+    loader = list(zip(x.split(4), y.split(4), strict=True))
+    options = {"likelihood": Gaussian(sigma_noise=0.6), "prior_precision": 1.9}
+    for chosen, subset in ((None, "1.*"), ("0", "0.*"), ("1", "1.*")):
+        found = LastLayerLaplace(model, **options, last_layer_name=chosen).fit(loader).variance(x)
+        exact = LinearizedLaplace(model, **options, subset_of_weights=[subset]).fit(loader).variance(x)
+        torch.testing.assert_close(found, exact, rtol=1e-9, atol=0)

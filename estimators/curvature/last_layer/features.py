@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from estimators.errors import EstimatorError, NoLastLayerError, UnsupportedError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.categorical import Sites
+from estimators.models.derivative_routes import FAILURES, short
 from estimators.models.last_linear import LastLinear, find_last_linear
 from estimators.models.network import Network
 from estimators.numerics.dtype import algebra_dtype, widen
@@ -38,8 +39,8 @@ class LastLayer:
                 found = find_last_linear(network.module, x, name=name)
         except EstimatorError:
             raise
-        except RuntimeError as error:  # scripted modules take no hooks
-            raise _not_last(name or "?", f"a module for which torch says: {error}") from error
+        except FAILURES as error:  # a scripted module takes no hooks; a copy may lack what a hook stores
+            raise _not_last(name or "?", f"a copy that raises {type(error).__name__}: {short(error)}") from error
         return cls.described(network, asdict(found))
 
     @classmethod
