@@ -61,7 +61,7 @@ TRAINED = [
     "below-prior",
     "prior-limit",
     "data-reduce-variance",
-    "scaling-law",
+    "noise-scaling",
     "covariance",
     "sample-shape",
     "functional",

@@ -10,7 +10,7 @@ LAWS = {
     "prior-limit",
     "prior-monotone",
     "data-reduce-variance",
-    "scaling-law",
+    "noise-scaling",
     "noise-not-epistemic",
 }
 SAMPLES = {name for name in CHECKS if name.startswith("sample")}

@@ -26,7 +26,7 @@ class Optimum:
 def refine_between_neighbours(
     score: Callable[..., float], start: Optimum, axes: Sequence[Sequence[float]], *, tolerance: float = 1e-4
 ) -> Optimum:
-    """Return the smallest score within the grid cells that meet at `start`, by Nelder-Mead in logarithms.
+    """Return the smallest score between the grid neighbours of `start`, by Nelder-Mead in logarithms.
 
     An axis stays at its start if the start is 0, if the axis has no other positive value, or if moving gains nothing.
     The result is never worse than the start.
@@ -38,11 +38,11 @@ def refine_between_neighbours(
         tolerance: the absolute tolerance of a logarithm.
     """
     minimize = optional_module("scipy.optimize", purpose="tune", install="scipy").minimize
-    cells = [_cell(value, axis) for value, axis in zip(start.location, axes, strict=True)]
-    free = [i for i, cell in enumerate(cells) if cell is not None]
+    intervals = [_interval(value, axis) for value, axis in zip(start.location, axes, strict=True)]
+    free = [i for i, interval in enumerate(intervals) if interval is not None]
     if not free or not math.isfinite(start.score):
         return start
-    bounds = [cell for cell in cells if cell is not None]
+    bounds = [interval for interval in intervals if interval is not None]
     origin = [math.log(start.location[i]) for i in free]
 
     def location(logs: Sequence[float]) -> tuple[float, ...]:
@@ -81,7 +81,7 @@ def _undo_idle_moves(score: Callable[..., float], start: Optimum, refined: Optim
     return refined
 
 
-def _cell(value: float, axis: Sequence[float]) -> tuple[float, float] | None:
+def _interval(value: float, axis: Sequence[float]) -> tuple[float, float] | None:
     """Return the logarithms of a value's neighbours, or of the value itself at an end; None if it cannot move."""
     positive = sorted(v for v in axis if v > 0)
     if value <= 0 or len(positive) < 2:
@@ -91,7 +91,7 @@ def _cell(value: float, axis: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _simplex(origin: list[float], bounds: list[tuple[float, float]]) -> list[list[float]]:
-    """Return the origin, and one corner per axis at half a cell from it, inside the bounds."""
+    """Return the origin, and one corner per axis at half an interval from it, inside the bounds."""
     corners = [list(origin)]
     for i, (low, high) in enumerate(bounds):
         corner = list(origin)

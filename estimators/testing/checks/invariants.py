@@ -135,8 +135,8 @@ def data_reduce_variance(tested: EstimatorUnderTest) -> None:
             )
 
 
-@check("scaling-law")
-def scaling_law(tested: EstimatorUnderTest) -> None:
+@check("noise-scaling")
+def noise_scaling(tested: EstimatorUnderTest) -> None:
     """σ → sσ with δ → δ/s² multiplies A by 1/s², and so the variance by s²."""
     _ = tested.prior_of
     case = tested.cases["regression"]
