@@ -12,7 +12,6 @@ from estimators.baselines.dropout_layers import FixedDropout, dropout_names, wit
 from estimators.baselines.members import MembersEstimator
 from estimators.baselines.retraining import MakeModel, Retraining, checked_make_model, tensors_by_name
 from estimators.errors import OptionError
-from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
 from estimators.models.network import Network, structural_copy
 from estimators.numerics.pytrees import PyTree, n_rows
@@ -106,7 +105,6 @@ class MCDropout(MembersEstimator):
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         trained = None if self.rate is None else tensors_by_name(self._train(objective, progress_bar=progress_bar))
         self._set_network(objective, trained)
-        self.fit_report_ = PassReport.of(objective)
 
     def _train(self, objective: Objective, *, progress_bar: bool) -> nn.Module:
         assert self.make_model is not None
@@ -126,10 +124,9 @@ class MCDropout(MembersEstimator):
         self._fixed = Network(module, list(objective.network.subset.shapes))
 
     def _get_fit_state(self) -> Learned:
-        return dict(self.trained_ or {}), super()._get_fit_state()[1]
+        return dict(self.trained_ or {}), {}
 
-    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._set_fit_state(objective, tensors, learned)
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
         self._set_network(objective, tensors or None)
 
     def _members(self, x: PyTree) -> Tensor:

@@ -17,7 +17,6 @@ from estimators.baselines.retraining import (
     tensors_by_name,
 )
 from estimators.errors import ModelError, OptionError
-from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
 from estimators.models.checks import check_model
 from estimators.numerics.pytrees import PyTree
@@ -105,7 +104,6 @@ class DeepEnsemble(MembersEstimator):
         if self.trained_members is not None:
             self.members_ = _tensors_of(self.trained_members, objective)
             self._check_exchanged(objective, self.trained_members)
-            self.fit_report_ = PassReport.of(objective)
             return
         assert self.make_model is not None
         assert self.recipe is not None
@@ -115,7 +113,6 @@ class DeepEnsemble(MembersEstimator):
             trained.append(retraining.run(objective, seed, others=trained, progress_bar=False))
         self.members_ = [self._member_tensors(model) for model in trained]
         self._check_exchanged(objective, trained)
-        self.fit_report_ = PassReport.of(objective)
 
     def _check_exchanged(self, objective: Objective, trained: Sequence[nn.Module]) -> None:
         """Check that the model with the tensors of a member computes what the member does. Raises ModelError."""
@@ -129,10 +126,9 @@ class DeepEnsemble(MembersEstimator):
 
     def _get_fit_state(self) -> Learned:
         tensors = {f"{i}/{name}": t for i, member in enumerate(self.members_) for name, t in member.items()}
-        return tensors, {**super()._get_fit_state()[1], "swap": self.network_.routes.swap}
+        return tensors, {"swap": self.network_.routes.swap}
 
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._set_fit_state(objective, tensors, learned)
         objective.network.routes.swap = learned["swap"]
         self.members_ = [{} for _ in range(self.n_members - 1)]
         for key, tensor in tensors.items():

@@ -10,7 +10,6 @@ from torch import Tensor
 from estimators.curvature.layerwise.blocks import BlockPrecision, Blocks
 from estimators.curvature.layerwise.kronecker_block import KroneckerBlock
 from estimators.estimator.base import UncertaintyEstimator
-from estimators.estimator.fit_report import PassReport
 from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.network import Network
@@ -45,16 +44,14 @@ class GradientNorm(UncertaintyEstimator):
         tensor([[15., 15.]])
     """
 
-    fit_report_: PassReport
-
-    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
-        self.fit_report_ = PassReport.of(objective)
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        pass
 
     def _get_fit_state(self) -> Learned:
-        return {}, {"passes": self.fit_report_.passes}
+        return {}, {}
 
-    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
-        self.fit_report_ = PassReport(passes=learned["passes"])
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        pass
 
     def _variance(self, x: PyTree) -> Tensor:
         return _identity(self.network_, x).variance_at(self.network_, x)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from estimators.estimator.base import UncertaintyEstimator
-from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods.prediction import Prediction
 from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.numerics.pytrees import PyTree
-from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_integer
-from estimators.persistence.state import Learned
 
 __all__ = ["MembersEstimator"]
 
@@ -37,8 +33,6 @@ class MembersEstimator(UncertaintyEstimator):
     Attributes:
         fit_report_: the passes of the fit.
     """
-
-    fit_report_: PassReport
 
     @abstractmethod
     def _members(self, x: PyTree) -> Tensor:
@@ -111,12 +105,6 @@ class MembersEstimator(UncertaintyEstimator):
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         return _resampled(self._members(x), n_samples, generator)
-
-    def _get_fit_state(self) -> Learned:
-        return {}, {"passes": self.fit_report_.passes}
-
-    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
-        self.fit_report_ = PassReport(passes=learned["passes"])
 
 
 def _shaped(members: Tensor, shape: torch.Size) -> Tensor:

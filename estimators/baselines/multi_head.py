@@ -13,7 +13,6 @@ from estimators.baselines.members import MembersEstimator
 from estimators.baselines.stacked_minimum import Whitening, stacked_minimum
 from estimators.curvature.last_layer.features import LastLayer
 from estimators.estimator.base import UncertaintyEstimator
-from estimators.estimator.fit_report import PassReport
 from estimators.estimator.options import PriorOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.last_linear import last_linear_names
@@ -114,7 +113,6 @@ class MultiHeadEnsemble(MembersEstimator):
             progress_bar=progress_bar,
         )
         self.heads_ = heads.to(objective.theta.dtype)
-        self.fit_report_ = PassReport.of(objective)
 
     def _anchors(self, objective: Objective, generator: torch.Generator) -> Tensor:
         """Return a (S, C, E), samples from the prior, or its mean if δ = 0; the same on every device."""
@@ -168,10 +166,9 @@ class MultiHeadEnsemble(MembersEstimator):
         return features.at_positions
 
     def _get_fit_state(self) -> Learned:
-        return {"heads": self.heads_}, {**super()._get_fit_state()[1], "last_layer": self.last_layer_.description()}
+        return {"heads": self.heads_}, {"last_layer": self.last_layer_.description()}
 
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._set_fit_state(objective, tensors, learned)
         self.last_layer_, self.heads_ = LastLayer.described(objective.network, learned["last_layer"]), tensors["heads"]
 
     def _members(self, x: PyTree) -> Tensor:

@@ -14,7 +14,6 @@ from estimators.baselines.members import MembersEstimator
 from estimators.data.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
 from estimators.estimator.base import UncertaintyEstimator
-from estimators.estimator.fit_report import PassReport
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.derivative_routes import BY_IDENTITY
@@ -112,7 +111,6 @@ class SWAG(MembersEstimator):
                 watch=self.iterates_.add,
                 progress_bar=progress_bar,
             )
-        self.fit_report_ = PassReport.of(objective)
 
     def _resolved_recipe(self, objective: Objective) -> Recipe:
         recipe = self.recipe.resolve(objective.batches.n_data)
@@ -122,10 +120,9 @@ class SWAG(MembersEstimator):
         return replace(recipe, lr=self.step * rate)
 
     def _get_fit_state(self) -> Learned:
-        return self.iterates_.tensors(), {**super()._get_fit_state()[1], "count": self.iterates_.count}
+        return self.iterates_.tensors(), {"count": self.iterates_.count}
 
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._set_fit_state(objective, tensors, learned)
         objective.network.routes.swap = BY_IDENTITY
         self.iterates_ = Iterates.restored(tensors, learned["count"], self.max_rank)
 

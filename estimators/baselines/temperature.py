@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from estimators.baselines.map import MAP
 from estimators.data.training_data import TrainingData
 from estimators.errors import NotConvergedWarning, UnsupportedError
-from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
@@ -59,7 +58,6 @@ class TemperatureScaling(MAP):
         True
     """
 
-    fit_report_: PassReport
     not_compared = frozenset({"validation"})
 
     def __init__(
@@ -93,13 +91,12 @@ class TemperatureScaling(MAP):
                 NotConvergedWarning,
                 stacklevel=2,
             )
-        self.fit_report_ = PassReport.of(objective)
 
     def _get_fit_state(self) -> Learned:
-        return {}, {"temperature": self.temperature_, "passes": self.fit_report_.passes}
+        return {}, {"temperature": self.temperature_}
 
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
-        self.temperature_, self.fit_report_ = learned["temperature"], PassReport(passes=learned["passes"])
+        self.temperature_ = learned["temperature"]
 
     def _mean(self, x: PyTree) -> Tensor:
         return super()._mean(x) / self.temperature_

@@ -156,6 +156,7 @@ class UncertaintyEstimator(CloningMixin):
         """Run `_fit`, and compare its derivatives with plain autograd at every training row."""
         with objective.network.check.on_training_rows():
             self._fit(objective, progress_bar=progress_bar)
+            self._report_passes(objective)
         objective.network.check.check_slope()
         objective.network.check.forget_gradients()
 

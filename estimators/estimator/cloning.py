@@ -29,9 +29,6 @@ class CloningMixin(SavingMixin):
     retrains: ClassVar[bool] = False
     """Whether a fit trains networks. If not, it is made post hoc at the weights of the given model."""
 
-    counts_passes: ClassVar[bool] = True
-    """Whether `passes_` counts all passes of a fit; False if another package runs the network."""
-
     @exclusively
     def clone_with(self, **options: Any) -> Self:  # noqa: ANN401
         """Return a new fit with other options, on the same model and training rows. This fit does not change.
@@ -65,6 +62,7 @@ class CloningMixin(SavingMixin):
             objective = self._objective_of_clone(new, changed)
             with objective.network.check.on_training_rows():
                 new._refit(self, objective, changed)
+                new._report_passes(objective)
             objective.network.check.forget_gradients()
         new.objective_, new.weight_checksum_ = objective, weight_checksum(self.model, objective.network.params)
         new._report_derivatives(objective)

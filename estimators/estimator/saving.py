@@ -29,6 +29,9 @@ from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["SavingMixin"]
 
+_PASSES = "fit_passes"
+"""The entry of a saved fit with the passes of its report."""
+
 
 class SavingMixin(ABC):
     """`save` and `load` of a fit: its objective, and the tensors and JSON values that the method computed.
@@ -38,6 +41,9 @@ class SavingMixin(ABC):
 
     not_compared: ClassVar[frozenset[str]] = frozenset()
     """Options that do not affect the fit or cannot be compared. A saved fit may be loaded with other values of them."""
+
+    counts_passes: ClassVar[bool] = True
+    """Whether `passes_` counts all passes of a fit; False if another package runs the network."""
 
     model: nn.Module
     likelihood: Likelihood
@@ -78,6 +84,8 @@ class SavingMixin(ABC):
         self._check_fitted()
         refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
         tensors, learned = self._get_fit_state()
+        if type(self.fit_report_) is FitReport:
+            learned = {**learned, _PASSES: self.fit_report_.passes}
         return {**tensors, ABOUT: self._about(self.objective_, learned).to_json()}
 
     @exclusively
@@ -108,19 +116,28 @@ class SavingMixin(ABC):
         self._report_derivatives(objective)
         return self
 
+    def _report_passes(self, objective: Objective) -> None:
+        """Set the passes of the fit in `fit_report_`, unless the estimator has its own class of reports."""
+        if self.counts_passes and type(getattr(self, "fit_report_", FitReport())) is FitReport:
+            self.fit_report_ = FitReport(passes=objective.network.pass_counter.passes(objective.batches.n_data, 1))
+
     def _report_derivatives(self, objective: Objective) -> None:
         """Add the comparisons with plain autograd to `fit_report_`."""
         report = objective.network.check.report
         fitted = getattr(self, "fit_report_", None)
         if fitted is None:
-            self.fit_report_ = FitReport(report)
+            self.fit_report_ = FitReport(derivatives=report)
         elif isinstance(fitted, FitReport):  # a custom estimator may have another report
             self.fit_report_ = replace(fitted, derivatives=report)
 
     def _load_learned(self, state: Mapping[str, Tensor | str], objective: Objective) -> None:
         """Load the learned part of a state that has been checked."""
         tensors = {name: t.to(objective.theta.device) for name, t in state.items() if isinstance(t, Tensor)}
-        self._set_fit_state(objective, tensors, About.of(state).finished())
+        learned = About.of(state).finished()
+        passes = learned.pop(_PASSES, None)
+        self._set_fit_state(objective, tensors, learned)
+        if passes is not None:
+            self.fit_report_ = FitReport(passes=passes)
 
     def save(self, path: str | Path) -> None:
         """Write the fit to one safetensors file. An interrupted write leaves no file.

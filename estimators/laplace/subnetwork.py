@@ -12,7 +12,6 @@ from estimators.curvature.dense.cholesky import DensePrecision, bytes_needed
 from estimators.curvature.dense.ggn import ggn_rows
 from estimators.curvature.dense.subset import ColumnPrecision
 from estimators.estimator.base import UncertaintyEstimator
-from estimators.estimator.fit_report import PassReport
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.functionals import ComposedNetwork, Functional
@@ -64,8 +63,6 @@ class SubnetworkLaplace(UncertaintyEstimator):
         torch.Size([10])
     """
 
-    fit_report_: PassReport
-
     @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
@@ -90,18 +87,16 @@ class SubnetworkLaplace(UncertaintyEstimator):
         with objective.network.pass_counter.part("curvature"):
             matrix = DenseCurvature(_ggn_of(objective, index), exact_hessian=False)
         self._set_curvature(matrix, index, objective)
-        self.fit_report_ = PassReport.of(objective)
 
     def _set_curvature(self, matrix: DenseCurvature, index: Tensor, objective: Objective) -> None:
         self.data_curvature_, self.index_ = matrix, index
         self.precision_ = ColumnPrecision(matrix.precision(objective.prior.precision[index]), index)
 
     def _get_fit_state(self) -> Learned:
-        return {**self.data_curvature_.tensors(), "index": self.index_}, {"passes": self.fit_report_.passes}
+        return {**self.data_curvature_.tensors(), "index": self.index_}, {}
 
-    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
         self._set_curvature(DenseCurvature(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
-        self.fit_report_ = PassReport(passes=learned["passes"])
 
     def _variance(self, x: PyTree) -> Tensor:
         return self.precision_.variance_at(self.network_, x)
