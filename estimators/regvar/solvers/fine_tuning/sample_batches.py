@@ -40,7 +40,7 @@ class SolvedBatch:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Its numbers, in JSON types."""
+        """λ, nonlinearity, learning rate and steps, in JSON types."""
         return {
             "solved_lam": self.lam,
             "nonlinearity": self.nonlinearity,

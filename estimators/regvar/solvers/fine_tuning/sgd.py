@@ -136,8 +136,8 @@ class SGDRefits:
             return None
         if self._from_prior is None:
             self._from_prior = prior_draw_norms(copies.perturbation, copies.objective.prior.precision)[1].mean()
-        of_arms = copies.objective.process_group.over_draws(copies.signs.abs().sum() * self._from_prior)
-        return (float(of_arms) + 2 * value) / dimension
+        prior_norm = copies.objective.process_group.over_draws(copies.signs.abs().sum() * self._from_prior)
+        return (float(prior_norm) + 2 * value) / dimension
 
     @property
     def _most(self) -> float:
