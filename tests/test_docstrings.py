@@ -42,7 +42,6 @@ EXEMPT: tuple[str, ...] = (
     "estimators.objective",
     "estimators.option_checks",
     "estimators.persistence",
-    "estimators.regvar",
     "estimators.runtime",
     "estimators.testing",
     "estimators.training",

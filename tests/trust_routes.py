@@ -209,7 +209,7 @@ def _evidence(fitted, case: Case, expected: Reference) -> float:
 
 
 _EXACT = {"regularizer": Pointwise(), "solver": LinearResponse()}
-_BOUNDED = {"regularizer": PosteriorDraws(8, readout="bounds"), "solver": LinearResponse()}
+_BOUNDED = {"regularizer": PosteriorDraws(8, variance_estimate="bounds"), "solver": LinearResponse()}
 _NEWTON = {"regularizer": Pointwise(), "solver": NewtonRefit(1e-4)}
 
 ROUTES: dict[str, Route] = {

@@ -54,7 +54,7 @@ def error_parts_of(
     case: VerificationCase, subset: SubsetSpec, names: list[str], *, n_draws: int = N_DRAWS, seed: int = 0
 ) -> list[ErrorPart]:
     """Return the parts of the error for the weights `subset`, named `names` in the model, at the queries."""
-    draws = _Draws(case, subset, PosteriorDraws(n_draws, seed=seed, readout="draws"))
+    draws = _Draws(case, subset, PosteriorDraws(n_draws, seed=seed, variance_estimate="monte_carlo"))
     ggn = _exact(case, names, "ggn")
     solved = draws.variance(LinearResponse(tol=1e-10))
     tuned = draws.variance(FineTune())

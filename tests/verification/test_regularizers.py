@@ -86,5 +86,5 @@ def test_parameter_directions_are_standard_normal_and_draws_have_the_covariance_
 
 def _direction(estimator):
     """∇r of the fitted estimator's probes, drawn again from their seed: (K, P)."""
-    perturbation, _ = estimator.regularizer.pose(estimator.refit_objective_)
-    return perturbation.direction
+    perturbation, _ = estimator.regularizer.build_problem(estimator.refit_objective_)
+    return perturbation.gradient
