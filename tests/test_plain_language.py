@@ -53,7 +53,6 @@ EXEMPT: tuple[str, ...] = (
     "bdl_bench/records",
     "bdl_bench/report",
     "bdl_bench/runner",
-    "bdl_bench/verify/error_parts.py",
     "benchmarks",
     "docs",
     "README.md",
