@@ -88,7 +88,7 @@ def compare(
 @app.command()
 def verify(
     task: Annotated[
-        str | None, typer.Argument(help="A bundled task; none: a pairwise_cover of small networks.")
+        str | None, typer.Argument(help="A bundled task; none: a pairwise cover of small networks.")
     ] = None,
     *,
     model: Annotated[str | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,

@@ -29,7 +29,7 @@ def _lora(problem: Problem, seed: int) -> UncertaintyEstimator:
 
 PRESETS = [
     Method(
-        "multi-head",
+        "multihead-ensemble",
         "20 last layers on the trained body, each with a prior draw and a resampled training set of its own",
         preset(MultiHeadEnsemble, seeded=True),
         axis=PRIOR,

@@ -28,8 +28,8 @@ PRESETS = [
             ("lowrank", "the 100 leading directions of the GGN beside the prior"),
         )
     ),
-    Method("subnetwork", _SUBNETWORK, preset(SubnetworkLaplace), axis=PRIOR),
-    Method("last-layer", _LAST, preset(LastLayerLaplace), default=True, axis=PRIOR),
+    Method("subnetwork-laplace", _SUBNETWORK, preset(SubnetworkLaplace), axis=PRIOR),
+    Method("last-layer-laplace", _LAST, preset(LastLayerLaplace), default=True, axis=PRIOR),
     *(
         Method(
             f"last-layer-{structure}",

@@ -21,7 +21,7 @@ def _theirs(**options: Any) -> Build:  # noqa: ANN401
             raise UnsupportedError(
                 "regression or classes, and one prior_precision, which is what laplace-torch takes",
                 received=f"{problem.likelihood!r}, prior_precision={problem.prior_precision!r}",
-                remedy="laplace, laplace-kron, laplace-diag and last-layer take all of them.",
+                remedy="laplace, laplace-kron, laplace-diag and last-layer-laplace take all of them.",
             )
         with suppress(ImportError, RuntimeError):  # the fit says what is wrong; its seconds are without the import
             import_module("laplace")

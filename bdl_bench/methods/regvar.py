@@ -58,27 +58,27 @@ def _fine_tune(seed: int) -> FineTune:
 
 
 def _pointwise(problem: Problem, seed: int) -> UncertaintyEstimator:
-    loaders = (loader for name, loader in problem.sets().items() if name not in ("train", "band"))
+    loaders = (loader for name, loader in problem.sets().items() if name not in ("train", "plot_grid"))
     n_rows = sum(len(query) for loader in loaders for query in queries(loader, problem.layout))
     if n_rows > _SOLVABLE:
         raise UnsupportedError(
             f"a problem of at most {_SOLVABLE} rows beside the training rows, each of whose outputs is solved for",
             received=f"one of {n_rows} rows",
-            remedy="laplace gives the same variance where a dense matrix fits; regvar-krylov comes close to it.",
+            remedy="laplace gives the same variance where a dense matrix fits; regvar comes close to it.",
         )
     return _regvar(lambda _: Pointwise(), _limit)(problem, seed)
 
 
 PRESETS = [
     Method(
-        "regvar-draws",
+        "regvar-finetune",
         f"RegVar, {_DRAWS} posterior draws, each a short minibatch refit",
         _regvar(_draws, _fine_tune),
         default=True,
         axis=PRIOR,
     ),
     Method(
-        "regvar-krylov",
+        "regvar",
         f"RegVar, {_DRAWS} posterior draws, solved together by block CG",
         _regvar(_draws, _limit),
         default=True,
@@ -91,20 +91,20 @@ PRESETS = [
         axis=PRIOR,
     ),
     Method(
-        "regvar-mean-absolute",
+        "regvar-amortized",
         "RegVar as published, amortised: one solve for mean |f|; a sign-weighted covariance, not the variance",
         _regvar(lambda seed: MeanAbsolute(), _limit),  # noqa: ARG005
         default=True,
         axis=PRIOR,
     ),
     Method(
-        "regvar-mean-absolute-refit",
+        "regvar-amortized-finetune",
         "the same by minibatch refits at a finite λ, which is what tuning walks along",
         _regvar(lambda _: MeanAbsolute(), lambda seed: FineTune(lam=_LAM, seed=seed)),
         axis=around("solver.lam", _LAM, decades=2),
     ),
     Method(
-        "regvar-probes",
+        "regvar-param-probes",
         f"RegVar, {_DRAWS} random directions of the weights; unbiased, noisy, can be negative",
         _regvar(_probes, _limit),
         axis=PRIOR,

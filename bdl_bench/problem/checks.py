@@ -15,9 +15,9 @@ from estimators.models.checks import check_model
 from estimators.numerics.pytrees import PyTree
 
 __all__ = [
-    "check_band",
     "check_dropout_model",
     "check_members",
+    "check_plot_grid",
     "check_precision",
     "check_trained",
     "check_trained_option",
@@ -81,13 +81,13 @@ def check_dropout_model(model: nn.Module) -> None:
     check_trained(model)
 
 
-def check_band(batches: list[PyTree]) -> None:
-    """The inputs of a band have one column and ascend, over all batches. Errors: DataError."""
+def check_plot_grid(batches: list[PyTree]) -> None:
+    """Check that the inputs of a plot grid have one column and ascend over all batches. Raises DataError."""
     one_column = all(isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 1 for x in batches)
     if not one_column or bool((torch.cat(batches).diff(dim=0) < 0).any()):
         x = batches[0]
         raise DataError(
-            "a band along a line, x (M, 1) ascending",
+            "a plot_grid of ascending inputs, x (M, 1)",
             received=f"x of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}",
-            remedy="torch.linspace(...).unsqueeze(1), or leave band out where inputs have several columns.",
+            remedy="torch.linspace(...).unsqueeze(1), or no plot_grid if inputs have several columns.",
         )

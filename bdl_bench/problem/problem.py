@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bdl_bench.problem.checks import (
-    check_band,
     check_dropout_model,
     check_members,
+    check_plot_grid,
     check_precision,
     check_trained,
     check_trained_option,
@@ -59,8 +59,8 @@ class Problem:
         ood: named loaders of out-of-distribution inputs: of (x, y) where targets are known, which then fit the
             likelihood, or of x alone, as a tensor, a dict, or [x].
         shifts: named loaders of shifted (x, y); the sets of a family are named "<family>-<severity>", severity 1 to 5.
-        band: a loader of points along a line, x (M, 1) ascending, with or without the noiseless y: where the report
-            draws the mean and a band of two standard deviations. Nothing is scored there.
+        plot_grid: a loader of ascending inputs x (M, 1), with or without the noiseless y, at which the report draws the
+            mean and a band of two standard deviations. It is not scored.
 
     Errors: ModelError, DataError, OptionError, each with what was received and what to try.
     """
@@ -81,7 +81,7 @@ class Problem:
         dropout_model: nn.Module | None = None,
         ood: Mapping[str, Loader] | None = None,
         shifts: Mapping[str, Loader] | None = None,
-        band: Loader | None = None,
+        plot_grid: Loader | None = None,
     ) -> None:
         self.model = model
         self.likelihood = resolve_likelihood(likelihood)
@@ -90,7 +90,7 @@ class Problem:
         self.recipe, self.trained, self.make_model = recipe, trained, make_model
         self.members = list(members) if isinstance(members, Iterable) else members
         self.dropout_model = dropout_model
-        self.ood, self.shifts, self.band = dict(ood or {}), dict(shifts or {}), band
+        self.ood, self.shifts, self.plot_grid = dict(ood or {}), dict(shifts or {}), plot_grid
         self._kept: dict[str, tuple[Loader, Loader]] = {}
         self._layout = ALL_ROWS
         self._check()
@@ -118,12 +118,12 @@ class Problem:
         return [self.members(number) for number in range(1, ENSEMBLE_SIZE)]
 
     def sets(self) -> dict[str, Loader]:
-        """Every loader by the name that records have for its rows: train, validation, test, ood/…, shift/…, band."""
+        """Return every loader by its name in records: train, validation, test, ood/…, shift/…, plot_grid."""
         return {
             **{name: getattr(self, name) for name in _SPLITS},
             **{f"ood/{name}": loader for name, loader in self.ood.items()},
             **{f"shift/{name}": loader for name, loader in self.shifts.items()},
-            **({} if self.band is None else {"band": self.band}),
+            **({} if self.plot_grid is None else {"plot_grid": self.plot_grid}),
         }
 
     def on(self, device: str | torch.device) -> Problem:
@@ -173,7 +173,7 @@ class Problem:
             setattr(changed, name, sets[name])
         changed.ood = {name: sets[f"ood/{name}"] for name in self.ood}
         changed.shifts = {name: sets[f"shift/{name}"] for name in self.shifts}
-        changed.band = sets.get("band")
+        changed.plot_grid = sets.get("plot_grid")
         return changed
 
     def _check(self) -> None:
@@ -197,8 +197,8 @@ class Problem:
             checks.check_shift(f"shift {name}", loader)
         for name, loader in self.ood.items():
             checks.check_queries(f"ood {name}", loader)
-        if self.band is not None:
-            check_band(checks.check_queries("band", self.band))
+        if self.plot_grid is not None:
+            check_plot_grid(checks.check_queries("plot_grid", self.plot_grid))
         self._layout = checks.layout
 
 

@@ -3,7 +3,7 @@
 Test rows have plain names: `mean`, `epistemic_variance`, `total_variance` or `probs`, `targets`; beside `probs` there
 are `log_probs` of classes, or `log_odds` of binary outputs. Others have a prefix:
 `validation/`, `ood/<set>/`, `shift/<set>/`; and what the tuned method says of all of them is under `tuned/` once more.
-A set whose loader knows no targets has none. Where a problem has a band, `band/` and `train/` have the inputs `x` too.
+A set whose loader knows no targets has none. If a problem has a plot grid, `plot_grid/` and `train/` have inputs `x`.
 Where it has out-of-distribution rows, those and the test rows have a `centred_variance` of their logits, if the method
 has covariances: without the level that all logits share, which changes no probability.
 
@@ -58,9 +58,9 @@ class Predictor:
             if name not in ("train", "test"):
                 arrays |= prefixed(name, self._on(name))
         arrays |= self._centred()
-        if problem.band is not None:
-            band = self._kept("band")
-            arrays |= prefixed("band", {"x": _in_order(band, _inputs(list(queries(band, problem.layout))))})
+        if problem.plot_grid is not None:
+            grid = self._kept("plot_grid")
+            arrays |= prefixed("plot_grid", {"x": _in_order(grid, _inputs(list(queries(grid, problem.layout))))})
             train = list(queries(problem.train, problem.layout))
             targets = [query.y for query in train if query.y is not None]
             arrays |= prefixed("train", {"x": _inputs(train), "targets": _joined(targets)})

@@ -1,4 +1,4 @@
-"""`bdl-bench verify`: a proof on one's own model, or on a pairwise_cover of the zoo; a table, a figure, and files of both."""
+"""The `bdl-bench verify` command: verify the user's model, or a pairwise cover of the test problems."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def make(kind, seed):
 
 
 SKIPPED = {
-    "regression": {"map-temperature", "lora-ensemble", "laplace-hessian"},
+    "regression": {"temperature-scaling", "lora-ensemble", "laplace-hessian"},
     "classification": {"lora-ensemble", "laplace-hessian"},
     "binary": {"lora-ensemble", "laplace-hessian", *(name for name in METHODS if name.startswith("laplace-torch"))},
 }

@@ -240,9 +240,9 @@ def test_another_constant_of_a_preset_is_another_option(monkeypatch):
     monkeypatch.setattr("bdl_bench.methods.regvar._DRAWS", 8)
     after = {name: content_digest(method.build) for name, method in METHODS.items()}
     assert {name for name in before if before[name] != after[name]} == {
-        "regvar-draws",
-        "regvar-krylov",
-        "regvar-probes",
+        "regvar-finetune",
+        "regvar",
+        "regvar-param-probes",
     }
 
 

@@ -1,7 +1,7 @@
-"""The λ ladder: refits at falling λ tend to the dense reference of their curvature, at the order of their difference.
+"""The λ sweep: refits at decreasing λ tend to the dense reference of their curvature, at the order of their difference.
 
-A pairwise_cover of every pair of choices by default; the full product with `-m verification`, which writes its table to the
-file named by BDL_VERIFICATION_TABLE where there is one.
+A pairwise cover of the choices by default; the full product with `-m verification`, which writes its table to the file
+named by BDL_VERIFICATION_TABLE if that is set.
 """
 
 import pytest
