@@ -24,7 +24,7 @@ class Line:
     x: Floats
     score: Floats
     pick: float
-    at_edge: bool
+    at_boundary: bool
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Surface:
     scale: Floats
     score: Floats
     pick: tuple[float, float]
-    at_edge: bool
+    at_boundary: bool
 
 
 def line(tuning: Tuning, quantity: str) -> Line | None:
@@ -86,4 +86,4 @@ def _pick(tuning: Tuning, quantity: str, tried: Floats, best: Floats) -> float:
 
 
 def _at_edge(tuning: Tuning, quantity: str) -> bool:
-    return bool({quantity, tuning.axis if quantity == "value" else quantity} & set(tuning.at_edge))
+    return bool({quantity, tuning.option if quantity == "value" else quantity} & set(tuning.at_boundary))

@@ -112,11 +112,11 @@ class MCDropout(MembersEstimator):
         module = with_fixed_dropout(self._dropping(structural_copy(self.model)))
         self._fixed = Network(module, list(objective.network.subset.shapes))
 
-    def _learned(self) -> Learned:
-        return dict(self.trained_ or {}), super()._learned()[1]
+    def _get_fit_state(self) -> Learned:
+        return dict(self.trained_ or {}), super()._get_fit_state()[1]
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._restore(objective, tensors, learned)
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        super()._set_fit_state(objective, tensors, learned)
         self._hold(objective, tensors or None)
 
     def _members(self, x: PyTree) -> Tensor:

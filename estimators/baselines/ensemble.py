@@ -121,12 +121,12 @@ class DeepEnsemble(MembersEstimator):
         """What tells a member from the model."""
         return tensors_by_name(trained)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         tensors = {f"{i}/{name}": t for i, member in enumerate(self.members_) for name, t in member.items()}
-        return tensors, {**super()._learned()[1], "exchange": self.network_.routes.swap}
+        return tensors, {**super()._get_fit_state()[1], "exchange": self.network_.routes.swap}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._restore(objective, tensors, learned)
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        super()._set_fit_state(objective, tensors, learned)
         objective.network.routes.swap = learned["exchange"]
         self.members_ = [{} for _ in range(self.n_members - 1)]
         for key, tensor in tensors.items():

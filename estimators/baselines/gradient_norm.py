@@ -38,10 +38,10 @@ class GradientNorm(UncertaintyEstimator):
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         self.fit_report_ = PassReport.of(objective)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         return {}, {"passes": self.fit_report_.passes}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
         self.fit_report_ = PassReport(passes=learned["passes"])
 
     def _variance(self, x: PyTree) -> Tensor:

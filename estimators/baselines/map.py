@@ -21,10 +21,10 @@ class MAP(UncertaintyEstimator):
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         pass
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         return {}, {}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         pass
 
     def _variance(self, x: PyTree) -> Tensor:

@@ -42,7 +42,7 @@ class MembersEstimator(UncertaintyEstimator):
 
     def members(self, x: PyTree) -> Tensor:
         """f_s(x) of all members, (S, M, C), or (S, M, ...) for outputs of several dimensions."""
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         shape = self._check_query(x)
         return _shaped(self._members(x), shape)
 
@@ -54,7 +54,7 @@ class MembersEstimator(UncertaintyEstimator):
         each member once. Regression has the members' mean, and their variance plus σ².
         """
         checked_choice("link_approx", link_approx, ("probit", "mc", None), remedy="leave it out.")
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         shape = self._check_query(x)
         members = _shaped(self._members(x), shape)
         samples = members if n_samples is None else self._drawn(members, n_samples, seed=0)
@@ -87,10 +87,10 @@ class MembersEstimator(UncertaintyEstimator):
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         return _resampled(self._members(x), n_samples, generator)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         return {}, {"passes": self.fit_report_.passes}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
         self.fit_report_ = PassReport(passes=learned["passes"])
 
 

@@ -72,7 +72,7 @@ class MultiHeadEnsemble(MembersEstimator):
         self.n_heads, self.seed = checked_integer("n_heads", n_heads, at_least=2), checked_seed(seed)
         self.max_iter = checked_integer("max_iter", max_iter, at_least=1)
 
-    def _names(self, train_loader: Iterable[Any]) -> list[str]:
+    def _parameter_names(self, train_loader: Iterable[Any]) -> list[str]:
         return last_linear_names(self.model, self._first_inputs(train_loader))
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
@@ -153,11 +153,11 @@ class MultiHeadEnsemble(MembersEstimator):
             self.head_.network.outputs(x)
         return heard.at_positions
 
-    def _learned(self) -> Learned:
-        return {"heads": self.heads_}, {**super()._learned()[1], "head": self.head_.description()}
+    def _get_fit_state(self) -> Learned:
+        return {"heads": self.heads_}, {**super()._get_fit_state()[1], "head": self.head_.description()}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._restore(objective, tensors, learned)
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        super()._set_fit_state(objective, tensors, learned)
         self.head_, self.heads_ = LastLayer.described(objective.network, learned["head"]), tensors["heads"]
 
     def _members(self, x: PyTree) -> Tensor:

@@ -114,11 +114,11 @@ class SWAG(MembersEstimator):
         largest = auto_learning_rate(objective.centred(curvature="ggn"), recipe, seed=self.seed)
         return replace(recipe, lr=self.step * largest)
 
-    def _learned(self) -> Learned:
-        return self.iterates_.tensors(), {**super()._learned()[1], "count": self.iterates_.count}
+    def _get_fit_state(self) -> Learned:
+        return self.iterates_.tensors(), {**super()._get_fit_state()[1], "count": self.iterates_.count}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._restore(objective, tensors, learned)
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        super()._set_fit_state(objective, tensors, learned)
         objective.network.routes.swap = BY_IDENTITY
         self.iterates_ = Iterates.restored(tensors, learned["count"], self.max_rank)
 

@@ -79,10 +79,10 @@ class TemperatureScaling(MAP):
             )
         self.fit_report_ = PassReport.of(objective)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         return {}, {"temperature": self.temperature_, "passes": self.fit_report_.passes}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
         self.temperature_, self.fit_report_ = learned["temperature"], PassReport(passes=learned["passes"])
 
     def _mean(self, x: PyTree) -> Tensor:

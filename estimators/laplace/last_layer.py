@@ -72,7 +72,7 @@ class LastLayerLaplace(UncertaintyEstimator):
         if last_layer_name is not None:
             checked_instance("last_layer_name", last_layer_name, str, remedy="the name of a layer, or None.")
 
-    def _names(self, train_loader: Iterable[Any]) -> list[str]:
+    def _parameter_names(self, train_loader: Iterable[Any]) -> list[str]:
         return find_last_linear(self.model, self._first_inputs(train_loader), name=self.last_layer_name).parameter_names
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
@@ -86,7 +86,7 @@ class LastLayerLaplace(UncertaintyEstimator):
         return _STRUCTURES[self.hessian_structure].precision(self.factors_, prior)
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
-        ratio = fitted._ratio_to(self, changed)
+        ratio = fitted._curvature_ratio(self, changed)
         if ratio is None:
             self._fit(objective, progress_bar=False)
             return
@@ -95,10 +95,10 @@ class LastLayerLaplace(UncertaintyEstimator):
         self.factors_ = {name: ratio * t if name == scaled else t for name, t in fitted.factors_.items()}
         self.precision_ = self._precision_for(objective.prior.precision)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         return self.factors_, {"head": self.head_.description()}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.head_ = LastLayer.described(objective.network, learned["head"])
         self.factors_ = tensors
         self.precision_ = self._precision_for(objective.prior.precision)

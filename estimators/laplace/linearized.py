@@ -121,16 +121,16 @@ class LinearizedLaplace(UncertaintyEstimator):
         others = [inverse for inverse in ("cholesky", "cg") if inverse != chosen]
         return [chosen] if chosen == "cg" else [chosen, *others]
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         learned = {"inverse": self.inverse_, "jacobian_backend": self.jacobian_backend_}
         return self.data_curvature_.tensors(), {**learned, "curvature": self.data_curvature_.description()}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.inverse_, self.jacobian_backend_ = learned["inverse"], learned["jacobian_backend"]
         self._hold(objective, restored(objective, tensors, learned["curvature"], curvature=self.curvature))
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
-        ratio = fitted._ratio_to(self, changed)
+        ratio = fitted._curvature_ratio(self, changed)
         if ratio is None or not self._allows(fitted, objective):
             self._fit(objective, progress_bar=False)
             return
@@ -144,7 +144,7 @@ class LinearizedLaplace(UncertaintyEstimator):
             return bool((after * before[0] == before * after[0]).all())
         return fitted.inverse_ not in ("dual", "streamed") or bool((after > 0).all())
 
-    def _attached(self, objective: Objective) -> None:
+    def _on_data_attached(self, objective: Objective) -> None:
         if isinstance(self.data_curvature_, (ProductCurvature, MatrixFreeCurvature)):
             self._hold(objective, restored(objective, self.data_curvature_.tensors(), {}, curvature=self.curvature))
 

@@ -88,10 +88,10 @@ class SubnetworkLaplace(UncertaintyEstimator):
         self.data_curvature_, self.index_ = matrix, index
         self.precision_ = ColumnPrecision(matrix.precision(objective.prior.precision[index]), index)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         return {**self.data_curvature_.tensors(), "index": self.index_}, {"passes": self.fit_report_.passes}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self._hold(DenseCurvature(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
         self.fit_report_ = PassReport(passes=learned["passes"])
 

@@ -106,19 +106,19 @@ class RegVar(UncertaintyEstimator):
         passes = objective.network.pass_counter.passes(objective.batches.n_data, replicas)
         self.fit_report_ = replace(self.fit_report_, passes=passes)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         tensors, learned = ({}, {}) if self.readout_ is None else self.readout_.state()
         return tensors, {"readout": learned, "report": asdict(self.fit_report_)}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.fit_report_ = RegVarReport.restored(learned["report"])
         self.readout_ = None
         if not self.regularizer.at_query:
             network = network_in_float64(objective.network, tensors["displacement"].dtype)
             self.readout_ = self.regularizer.restored(network, tensors, learned["readout"])
-        self._attached(objective)
+        self._on_data_attached(objective)
 
-    def _attached(self, objective: Objective) -> None:
+    def _on_data_attached(self, objective: Objective) -> None:
         self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
 
     def _solved(
@@ -181,10 +181,10 @@ class RegVar(UncertaintyEstimator):
     @exclusively
     def standard_error(self, x: PyTree) -> Tensor:
         """Monte-Carlo standard error of `variance`, (M, C); of SignedProbes, ParameterProbes and PosteriorDraws."""
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         shape = self._variance_shape(self._check_query(x))
         errors = torch.cat([readout.standard_error(part) for readout, part in self._readouts(x)])
-        return self._returned(errors).reshape(shape)
+        return self._to_output_dtype(errors).reshape(shape)
 
     @exclusively
     def variance_bounds(self, x: PyTree) -> tuple[Tensor, Tensor]:
@@ -192,7 +192,7 @@ class RegVar(UncertaintyEstimator):
 
         Errors: UnsupportedError where the draws are read by their mean square or there are none.
         """
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         shape = self._check_query(x)
         if not isinstance(self.readout_, InterpolatedBounds):
             raise UnsupportedError(
@@ -201,7 +201,7 @@ class RegVar(UncertaintyEstimator):
                 remedy='regularizer=PosteriorDraws(readout="bounds"), solver=LinearResponse().',
             )
         lower, upper = self.readout_.bounds.variance(x)
-        return self._returned(lower).reshape(shape), self._returned(upper).reshape(shape)
+        return self._to_output_dtype(lower).reshape(shape), self._to_output_dtype(upper).reshape(shape)
 
     def _readouts(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[VarianceEstimate, PyTree]]:
         """The fitted readout for x, or solves for pieces of x that fit into memory."""

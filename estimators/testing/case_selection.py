@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from estimators.testing.cases import Case
+from estimators.testing.estimator_under_test import EstimatorUnderTest
 from estimators.testing.outcomes import NotApplicable
-from estimators.testing.subject import EstimatorCase
 
 __all__ = ["any_case", "first_case", "fitted_cases"]
 
 
-def first_case(subject: EstimatorCase, *names: str) -> Case:
+def first_case(subject: EstimatorUnderTest, *names: str) -> Case:
     """The first of these whose likelihood is not refused; the first of all where each is."""
     for name in names:
         try:
@@ -20,12 +20,12 @@ def first_case(subject: EstimatorCase, *names: str) -> Case:
     return subject.cases[names[0]]
 
 
-def any_case(subject: EstimatorCase) -> Case:
+def any_case(subject: EstimatorUnderTest) -> Case:
     """For questions that each case would do for: regression, or classes where that is refused."""
     return first_case(subject, "regression", "classification", "binary")
 
 
-def fitted_cases(subject: EstimatorCase, *names: str) -> list[Case]:
+def fitted_cases(subject: EstimatorUnderTest, *names: str) -> list[Case]:
     """Those of these that can be fitted; NotApplicable where none can."""
     found, reasons = [], []
     for name in names:

@@ -11,9 +11,9 @@ from torch import nn
 from estimators.errors import OptionError
 from estimators.runtime.rng import preserved_random_state
 from estimators.testing import checks as _checks
+from estimators.testing.estimator_under_test import Capabilities, EstimatorUnderTest, Make
 from estimators.testing.outcomes import CheckFailure, ConformanceError, NotApplicable, Outcome, Report
 from estimators.testing.registry import CHECKS
-from estimators.testing.subject import Capabilities, EstimatorCase, Make
 
 __all__ = ["check_estimator"]
 
@@ -64,7 +64,7 @@ def check_estimator(
         claims = Capabilities(claims.exact, _prior_of(claims.exact), noise, tolerance, n_samples)
     if claims.prior_of not in _SUBSETS:
         raise OptionError(f"prior_of among {_SUBSETS}", received=repr(prior_of), remedy='"all".')
-    subject = EstimatorCase(make, claims, adapt, where)
+    subject = EstimatorUnderTest(make, claims, adapt, where)
     wanted = CHECKS if checks is None else {name: CHECKS[name] for name in CHECKS if name in checks}
     outcomes = tuple(_outcome(name, subject, skip.get(name)) for name in wanted)
     report = Report(_name(make), outcomes)
@@ -97,7 +97,7 @@ def _claimed(
 ) -> str | None:
     """The claim as "ggn", "hessian", "last_layer" or None."""
     if exact is None:
-        exact = _attribute(EstimatorCase(make, Capabilities(None, None, 0.0, 0.0, 1), adapt, device))
+        exact = _attribute(EstimatorUnderTest(make, Capabilities(None, None, 0.0, 0.0, 1), adapt, device))
     if exact not in _EXACT:
         raise OptionError(f"exact among {_EXACT}", received=repr(exact), remedy="False for an approximation.")
     if isinstance(exact, bool):
@@ -105,7 +105,7 @@ def _claimed(
     return exact
 
 
-def _attribute(subject: EstimatorCase) -> bool | str:
+def _attribute(subject: EstimatorUnderTest) -> bool | str:
     """The class attribute `exact` of the first estimator that is made at all."""
     for case in subject.cases.values():
         try:
@@ -119,7 +119,7 @@ def _prior_of(exact: str) -> str:
     return "last_layer" if exact == "last_layer" else "all"
 
 
-def _outcome(name: str, subject: EstimatorCase, reason: str | None) -> Outcome:
+def _outcome(name: str, subject: EstimatorUnderTest, reason: str | None) -> Outcome:
     if reason is not None:
         return Outcome(name, "skipped", reason)
     try:

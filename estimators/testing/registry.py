@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from estimators.testing.subject import EstimatorCase
+from estimators.testing.estimator_under_test import EstimatorUnderTest
 
 __all__ = ["CHECKS", "Check", "check"]
 
-Check = Callable[[EstimatorCase], None]
+Check = Callable[[EstimatorUnderTest], None]
 CHECKS: dict[str, Check] = {}
 
 

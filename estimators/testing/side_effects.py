@@ -59,7 +59,7 @@ def unchanged_random_state(during: str) -> Iterator[None]:
     yield
     after = _random_state()
     changed = [name for name in before if before[name] != after[name]]
-    _restore(before)
+    _set_random_state(before)
     if changed:
         raise CheckFailure(
             f"the global random state of {', '.join(before)} as before {during}",
@@ -78,7 +78,7 @@ def advanced_random_state() -> Iterator[None]:
         random.random()
         yield
     finally:
-        _restore(before)
+        _set_random_state(before)
 
 
 def _random_state() -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _random_state() -> dict[str, Any]:
     return {"torch": bytes(torch.get_rng_state().numpy()), "numpy": numpy_state, "random": random.getstate()}
 
 
-def _restore(state: dict[str, Any]) -> None:
+def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(list(state["torch"]), dtype=torch.uint8))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))

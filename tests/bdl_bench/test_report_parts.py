@@ -64,26 +64,26 @@ def points():
 
 
 def test_a_surface_has_the_best_score_at_each_point_and_no_scale_of_zero():
-    tuning = Tuning(axis="prior_precision", points=list(points()), at_edge=["prior_precision"])
+    tuning = Tuning(option="prior_precision", points=list(points()), at_boundary=["prior_precision"])
     found = surface(tuning)
     assert found.scale.tolist() == [0.5, 1.0, 2.0]
     assert found.pick == (10.0, 0.5)
-    assert found.at_edge
+    assert found.at_boundary
     expected = (np.log10(found.axis) - 1)[:, None] ** 2 + (found.scale - 0.5) ** 2 + 0.5
     assert found.score == pytest.approx(expected)
 
 
 def test_a_line_marks_what_was_chosen_even_between_the_points():
-    tuning = Tuning(axis="prior_precision", points=list(points()), chosen={"value": 8.0, "variance_scale": None})
+    tuning = Tuning(option="prior_precision", points=list(points()), chosen={"value": 8.0, "variance_scale": None})
     found = line(tuning, "value")
     assert found.pick == 8.0
-    assert not found.at_edge
+    assert not found.at_boundary
     assert found.score == pytest.approx([4.5, 1.5, 0.5])
 
 
 def test_points_without_a_number_are_left_out_and_too_few_draw_nothing():
     failed = {"value": 5.0, "variance_scale": None, "score": None}
-    tuning = Tuning(axis="prior_precision", points=[*points(), failed, {**failed, "score": float("inf")}])
+    tuning = Tuning(option="prior_precision", points=[*points(), failed, {**failed, "score": float("inf")}])
     assert line(tuning, "value").x.tolist() == [0.1, 1.0, 10.0]
     assert line(Tuning(points=[failed]), "value") is None
     assert surface(Tuning(points=list(points())[:9])) is None

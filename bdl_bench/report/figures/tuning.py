@@ -26,7 +26,7 @@ def tuning_curves(name: str, axis: str, score: str, lines: Mapping[str, Line], p
             height_there = float(np.interp(np.log(line.pick), np.log(line.x), line.score))
             axes.plot(line.x, line.score, color=style.colour, ls=style.dash, lw=1.3)
             axes.plot(line.pick, height_there, "o", color=style.colour, ms=3.6, clip_on=False, zorder=4)
-            if line.at_edge:
+            if line.at_boundary:
                 axes.plot(line.pick, height_there, "o", mec=BAD, mfc="none", ms=8, clip_on=False, zorder=5)
         low, high = _visible(list(lines.values()))
         axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
@@ -55,10 +55,10 @@ def contours(method: str, axis: str, score: str, surface: Surface) -> Drawing:
         log_axis(axes, "y", float(surface.scale[0]), float(surface.scale[-1]), most=10)
         for which in (axes.xaxis, axes.yaxis):
             which.set_major_locator(FixedLocator(_decades(*which.get_view_interval())))
-        axes.plot(*surface.pick, "x", color=BAD if surface.at_edge else INK, ms=6, mew=1.8, clip_on=False, zorder=4)
+        axes.plot(*surface.pick, "x", color=BAD if surface.at_boundary else INK, ms=6, mew=1.8, clip_on=False, zorder=4)
     words = (
         f"Validation {score} of {method} over {axis} and variance scale; picked {surface.pick[0]:.3g} and "
-        f"{surface.pick[1]:.3g}{', at the end of the range' if surface.at_edge else ''}"
+        f"{surface.pick[1]:.3g}{', at the end of the range' if surface.at_boundary else ''}"
     )
     return Drawing.of(axes, f"contour {method}", method, words)
 

@@ -24,7 +24,7 @@ class TuningRow:
 
     method: str
     chosen: dict[str, str]
-    at_edge: list[str]
+    at_boundary: list[str]
     failures: dict[str, str]
     points: float
     fits: float
@@ -46,7 +46,7 @@ class TuningSection:
     @property
     def edges(self) -> list[TuningRow]:
         """Methods with a pick at the end of its range."""
-        return [row for row in self.rows if row.at_edge]
+        return [row for row in self.rows if row.at_boundary]
 
 
 def tuning(context: Context) -> TuningSection | None:
@@ -73,17 +73,17 @@ def _row(method: str, records: list[Record]) -> TuningRow:
     return TuningRow(
         method,
         {_named(name, tunings[0]): _values(t.chosen.get(name) for t in tunings) for name in names if name != "score"},
-        sorted({_named(name, tunings[0]) for t in tunings for name in t.at_edge}),
+        sorted({_named(name, tunings[0]) for t in tunings for name in t.at_boundary}),
         {value: reason for t in tunings for value, reason in t.failures.items()},
         median(len(t.points) for t in tunings),
         median(t.fits for t in tunings),
         median(t.seconds for t in tunings),
-        tunings[0].where,
+        tunings[0].refit_kind,
     )
 
 
 def _named(name: str, tuning: Tuning) -> str:
-    return (tuning.axis or name if name == "value" else name).replace("_", " ")
+    return (tuning.option or name if name == "value" else name).replace("_", " ")
 
 
 def _values(found: Iterable[float | None]) -> str:
@@ -95,8 +95,8 @@ def _values(found: Iterable[float | None]) -> str:
 
 def _curves(context: Context, tunings: dict[str, Tuning]) -> list[Drawing]:
     """One figure for each axis, and one over the variance scale."""
-    axes = list(dict.fromkeys(t.axis for t in tunings.values() if t.axis is not None))
-    by_axis = [(axis, "value", {m: t for m, t in tunings.items() if t.axis == axis}) for axis in axes]
+    axes = list(dict.fromkeys(t.option for t in tunings.values() if t.option is not None))
+    by_axis = [(axis, "value", {m: t for m, t in tunings.items() if t.option == axis}) for axis in axes]
     drawings = []
     for axis, quantity, members in [*by_axis, (SCALE, SCALE, tunings)]:
         lines = {m: line(t, quantity) for m, t in members.items()}
@@ -111,6 +111,6 @@ def _contours(tunings: dict[str, Tuning]) -> list[Drawing]:
     drawings = []
     for method, tuning in tunings.items():
         found = surface(tuning)
-        if found is not None and tuning.axis is not None:
-            drawings.append(contours(method, tuning.axis.replace("_", " "), tuning.score_name, found))
+        if found is not None and tuning.option is not None:
+            drawings.append(contours(method, tuning.option.replace("_", " "), tuning.score_name, found))
     return drawings

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from estimators.errors import EstimatorError
 from estimators.testing.case_selection import any_case, first_case
 from estimators.testing.cases import Case
+from estimators.testing.estimator_under_test import EstimatorUnderTest
 from estimators.testing.outcomes import CheckFailure
 from estimators.testing.registry import check
-from estimators.testing.subject import EstimatorCase
 
 __all__: list[str] = []
 
@@ -33,7 +33,7 @@ def _refused(what: str, attempt: Callable[[], object]) -> None:
 
 
 def _refuses_loader(
-    subject: EstimatorCase, case: Case, what: str, loader: Iterable[Any], model: nn.Module | None = None
+    subject: EstimatorUnderTest, case: Case, what: str, loader: Iterable[Any], model: nn.Module | None = None
 ) -> None:
     estimator = subject.build(case, model)
     _refused(what, lambda: estimator.fit(loader))
@@ -46,7 +46,7 @@ def _spoiled(tensor: Tensor) -> Tensor:
 
 
 @check("rejects-target-shape")
-def rejects_target_shape(subject: EstimatorCase) -> None:
+def rejects_target_shape(subject: EstimatorUnderTest) -> None:
     """Targets (N, C) of another shape than the outputs: nothing is broadcast silently."""
     case = first_case(subject, "regression", "binary")
     _refuses_loader(subject, case, "targets (B,) for outputs (B, 2)", [(x, y[:, 0]) for x, y in case.loader])
@@ -55,7 +55,7 @@ def rejects_target_shape(subject: EstimatorCase) -> None:
 
 
 @check("rejects-input-shape")
-def rejects_input_shape(subject: EstimatorCase) -> None:
+def rejects_input_shape(subject: EstimatorUnderTest) -> None:
     """Rows with another number of features, in training and at the query."""
     case = any_case(subject)
     _refuses_loader(subject, case, "training rows of 2 features", [(x[:, :2], y) for x, y in case.loader])
@@ -63,7 +63,7 @@ def rejects_input_shape(subject: EstimatorCase) -> None:
 
 
 @check("rejects-nan")
-def rejects_nan(subject: EstimatorCase) -> None:
+def rejects_nan(subject: EstimatorUnderTest) -> None:
     """NaN among rows, targets, weights and queries."""
     case = any_case(subject)
     _refuses_loader(subject, case, "NaN among the rows", [(_spoiled(x), y) for x, y in case.loader])
@@ -76,7 +76,7 @@ def rejects_nan(subject: EstimatorCase) -> None:
 
 
 @check("rejects-one-shot-loader")
-def rejects_one_shot_loader(subject: EstimatorCase) -> None:
+def rejects_one_shot_loader(subject: EstimatorUnderTest) -> None:
     """An iterator, which has no second pass, and a loader without rows."""
     case = any_case(subject)
     _refuses_loader(subject, case, "a one-shot iterator", iter(case.loader))
@@ -84,7 +84,7 @@ def rejects_one_shot_loader(subject: EstimatorCase) -> None:
 
 
 @check("rejects-train-mode")
-def rejects_train_mode(subject: EstimatorCase) -> None:
+def rejects_train_mode(subject: EstimatorUnderTest) -> None:
     """A network whose dropout or batch statistics are in train mode."""
     case = any_case(subject)
     for layer in (nn.Dropout(0.3), nn.BatchNorm1d(case.x.shape[1]).to(case.device, case.dtype)):
@@ -93,14 +93,14 @@ def rejects_train_mode(subject: EstimatorCase) -> None:
 
 
 @check("rejects-empty-query")
-def rejects_empty_query(subject: EstimatorCase) -> None:
+def rejects_empty_query(subject: EstimatorUnderTest) -> None:
     """No query rows at all."""
     case = any_case(subject)
     _refused("a query without rows", lambda: subject.fitted(case).variance(case.queries[:0]))
 
 
 @check("notices-a-changed-model")
-def notices_a_changed_model(subject: EstimatorCase) -> None:
+def notices_a_changed_model(subject: EstimatorUnderTest) -> None:
     """Weights that were changed after fit."""
     case = any_case(subject)
     model = subject.model(case)

@@ -8,16 +8,16 @@ from torch import Tensor
 
 from estimators.runtime.rng import seeded_random_state
 from estimators.testing import formulas
+from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array, if_supported
 from estimators.testing.networks import Array
 from estimators.testing.outcomes import CheckFailure, NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import EstimatorCase, as_array, asked
 
 __all__: list[str] = []
 
 
 @check("covariance")
-def covariance(subject: EstimatorCase) -> None:
+def covariance(subject: EstimatorUnderTest) -> None:
     """(M, C, C), symmetric, positive semidefinite, with the variance on its diagonal."""
     case = subject.cases["classification"]
     found, variance = subject.covariance(case), subject.variance(case)
@@ -40,7 +40,7 @@ def covariance(subject: EstimatorCase) -> None:
 
 
 @check("sample-shape")
-def sample_shape(subject: EstimatorCase) -> None:
+def sample_shape(subject: EstimatorUnderTest) -> None:
     """Samples are (S, M, C)."""
     case = subject.cases["classification"]
     found = subject.samples(case)
@@ -50,7 +50,7 @@ def sample_shape(subject: EstimatorCase) -> None:
 
 
 @check("sample-moments")
-def sample_moments(subject: EstimatorCase) -> None:
+def sample_moments(subject: EstimatorUnderTest) -> None:
     """Mean and covariance of the samples are predict's mean and the covariance, within five standard errors."""
     case = subject.cases["classification"]
     samples = subject.samples(case)
@@ -69,7 +69,7 @@ def sample_moments(subject: EstimatorCase) -> None:
     _compare_moments(found, _covariance(subject), s, "the covariance between outputs")
 
 
-def _covariance(subject: EstimatorCase) -> Array:
+def _covariance(subject: EstimatorUnderTest) -> Array:
     """(M, C, C); without one, the diagonal, and NaN elsewhere."""
     case = subject.cases["classification"]
     try:
@@ -96,7 +96,7 @@ def _compare_moments(found: Array, expected: Array, n_samples: int, what: str) -
 
 
 @check("sample-joint")
-def sample_joint(subject: EstimatorCase) -> None:
+def sample_joint(subject: EstimatorUnderTest) -> None:
     """Samples are functions: rows of one sample go together, with the exact covariance between rows."""
     case = subject.cases["classification"]
     samples = subject.samples(case)
@@ -107,14 +107,14 @@ def sample_joint(subject: EstimatorCase) -> None:
 
 
 @check("sample-seed")
-def sample_seed(subject: EstimatorCase) -> None:
+def sample_seed(subject: EstimatorUnderTest) -> None:
     """One seed gives one set of samples, whatever the global random state."""
     case = subject.cases["classification"]
     estimator = subject.fitted(case)
 
     def sampled(state: int) -> Array:
         with seeded_random_state(state):
-            return as_array(asked(lambda: estimator.sample(case.queries, 3, seed=5)))
+            return as_array(if_supported(lambda: estimator.sample(case.queries, 3, seed=5)))
 
     first, second = sampled(1), sampled(2)
     if not np.array_equal(first, second):
@@ -126,11 +126,11 @@ def sample_seed(subject: EstimatorCase) -> None:
 
 
 @check("sample-seed-varies")
-def sample_seed_varies(subject: EstimatorCase) -> None:
+def sample_seed_varies(subject: EstimatorUnderTest) -> None:
     """Another seed gives others."""
     case = subject.cases["classification"]
     estimator = subject.fitted(case)
-    first, second = (as_array(asked(lambda s=s: estimator.sample(case.queries, 3, seed=s))) for s in (5, 6))  # type: ignore[misc]
+    first, second = (as_array(if_supported(lambda s=s: estimator.sample(case.queries, 3, seed=s))) for s in (5, 6))  # type: ignore[misc]
     if np.array_equal(first, second) and subject.variance(case).max() > 0:
         raise CheckFailure(
             "other samples for another seed",
@@ -145,11 +145,11 @@ def _functional(f: Tensor) -> Tensor:
 
 
 @check("functional")
-def functional(subject: EstimatorCase) -> None:
+def functional(subject: EstimatorUnderTest) -> None:
     """variance(x, of=g) is diag(G Σ Gᵀ), G by hand."""
     case = subject.cases["classification"]
     estimator = subject.fitted(case)
-    received = as_array(asked(lambda: estimator.variance(case.queries, of=_functional)))
+    received = as_array(if_supported(lambda: estimator.variance(case.queries, of=_functional)))
     f = as_array(estimator.predict(case.queries).mean)
     margin = np.broadcast_to(np.array([1.0, -1.0, 0.0]), f.shape)
     slopes = np.stack([margin, 2 * f], axis=1)  # G (M, 2, 3)

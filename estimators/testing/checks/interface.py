@@ -13,15 +13,15 @@ from estimators.errors import EstimatorError, NotFittedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.numerics.dtype import algebra_dtype
 from estimators.testing.case_selection import any_case, first_case, fitted_cases
+from estimators.testing.estimator_under_test import UNSUPPORTED_ERRORS, EstimatorUnderTest, as_array
 from estimators.testing.outcomes import CheckFailure, NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import REFUSALS, EstimatorCase, as_array
 
 __all__: list[str] = []
 
 
 @check("supports-a-model")
-def supports_a_model(subject: EstimatorCase) -> None:
+def supports_a_model(subject: EstimatorUnderTest) -> None:
     """At least one of the kit's models is taken, so that the other checks have something to look at."""
     refused = {}
     for case in subject.cases.values():
@@ -38,7 +38,7 @@ def supports_a_model(subject: EstimatorCase) -> None:
 
 
 @check("constructor-stores")
-def constructor_stores(subject: EstimatorCase) -> None:
+def constructor_stores(subject: EstimatorUnderTest) -> None:
     """The constructor stores its arguments, and neither runs the network nor learns anything."""
     case = any_case(subject)
     model, calls = subject.model(case), []
@@ -61,7 +61,7 @@ def constructor_stores(subject: EstimatorCase) -> None:
 
 
 @check("not-fitted")
-def not_fitted(subject: EstimatorCase) -> None:
+def not_fitted(subject: EstimatorUnderTest) -> None:
     """Before fit, queries raise NotFittedError."""
     case = any_case(subject)
     estimator, x = subject.build(case), case.queries
@@ -82,20 +82,20 @@ def not_fitted(subject: EstimatorCase) -> None:
 
 
 @check("fit-returns-self")
-def fit_returns_self(subject: EstimatorCase) -> None:
+def fit_returns_self(subject: EstimatorUnderTest) -> None:
     """`fit` returns the estimator."""
     case = any_case(subject)
     estimator = subject.build(case)
     try:
         returned = estimator.fit(case.loader)
-    except REFUSALS as error:
+    except UNSUPPORTED_ERRORS as error:
         raise NotApplicable(f"refuses it: {error}") from error
     if returned is not estimator:
         raise CheckFailure("the estimator itself from fit", received=repr(returned), fault="return self.")
 
 
 @check("shapes")
-def shapes(subject: EstimatorCase) -> None:
+def shapes(subject: EstimatorUnderTest) -> None:
     """variance, mean and epistemic_variance are (M, C), for one query, too."""
     for case in fitted_cases(subject, "regression", "classification"):
         estimator, outputs = subject.fitted(case), len(case.network.weights[-1])
@@ -117,7 +117,7 @@ def shapes(subject: EstimatorCase) -> None:
 
 
 @check("output-shape")
-def output_shape(subject: EstimatorCase) -> None:
+def output_shape(subject: EstimatorUnderTest) -> None:
     """For outputs (M, 2, 1) the variance is (M, 2, 1), with the same values."""
     case = first_case(subject, "regression", "binary")
     shaped = nn.Sequential(subject.model(case), nn.Unflatten(1, (2, 1))).eval()
@@ -137,7 +137,7 @@ _LOGS = ("predict's log_probs", "predict's log_odds")
 
 
 @check("dtype-device")
-def dtype_device(subject: EstimatorCase) -> None:
+def dtype_device(subject: EstimatorUnderTest) -> None:
     """All that a float32 network is asked for is float32 (logs of probabilities float64), detached, on its device."""
     case = replace(any_case(subject), name="in float32", dtype=torch.float32)
     for name, tensor in _answers(subject.fitted(case), case.queries):
@@ -160,12 +160,12 @@ def _answers(estimator: UncertaintyEstimator, x: Tensor) -> Iterator[tuple[str, 
     for name, ask in (("covariance", estimator.covariance), ("sample", lambda x: estimator.sample(x, 3))):
         try:
             yield name, ask(x)
-        except REFUSALS:
+        except UNSUPPORTED_ERRORS:
             continue
 
 
 @check("finite")
-def finite(subject: EstimatorCase) -> None:
+def finite(subject: EstimatorUnderTest) -> None:
     """No NaN or Inf, also far from the data."""
     for case in subject.cases.values():
         try:
@@ -182,7 +182,7 @@ def finite(subject: EstimatorCase) -> None:
 
 
 @check("fit-idempotent")
-def fit_idempotent(subject: EstimatorCase) -> None:
+def fit_idempotent(subject: EstimatorUnderTest) -> None:
     """A second fit is as a first one, whatever the first was of."""
     case = any_case(subject)
     expected = subject.variance(case)

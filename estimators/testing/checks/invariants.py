@@ -9,17 +9,17 @@ import numpy as np
 from estimators.testing import formulas
 from estimators.testing.case_selection import fitted_cases
 from estimators.testing.cases import Case
+from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array
 from estimators.testing.networks import Array, FirstAndThird
 from estimators.testing.outcomes import CheckFailure, NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import EstimatorCase, as_array
 
 __all__: list[str] = []
 
 _FLAT, _STIFF = 1e-9, 1e7
 
 
-def _cases(subject: EstimatorCase) -> list[Case]:
+def _cases(subject: EstimatorUnderTest) -> list[Case]:
     """One with Λ = I/σ² and one with a full Λ, as far as they are taken; linear ones where A is the exact Hessian.
 
     Of a network with a hidden layer the data's part of the Hessian may be indefinite, and add variance.
@@ -35,7 +35,7 @@ def _above(received: Array, bound: Array, slack: float) -> float:
 
 
 @check("non-negative")
-def non_negative(subject: EstimatorCase) -> None:
+def non_negative(subject: EstimatorUnderTest) -> None:
     """A variance is not negative."""
     for case in subject.cases.values():
         try:
@@ -51,7 +51,7 @@ def non_negative(subject: EstimatorCase) -> None:
 
 
 @check("not-constant")
-def not_constant(subject: EstimatorCase) -> None:
+def not_constant(subject: EstimatorUnderTest) -> None:
     """The variance depends on x, and is positive."""
     for case in _cases(subject):
         variance = subject.variance(case)
@@ -65,7 +65,7 @@ def not_constant(subject: EstimatorCase) -> None:
 
 
 @check("below-prior")
-def below_prior(subject: EstimatorCase) -> None:
+def below_prior(subject: EstimatorUnderTest) -> None:
     """Data only take variance away: it is below that of the prior, J δ⁻¹ Jᵀ."""
     for case in _cases(subject):
         prior = formulas.prior_variance(case, subject.prior_of)
@@ -80,7 +80,7 @@ def below_prior(subject: EstimatorCase) -> None:
 
 
 @check("prior-limit")
-def prior_limit(subject: EstimatorCase) -> None:
+def prior_limit(subject: EstimatorUnderTest) -> None:
     """For δ → ∞ the variance is J Jᵀ/δ: it neither keeps a noise nor counts the prior otherwise."""
     for case in _cases(subject):
         stiff = replace(case, name=f"{case.name}, large δ", delta=_STIFF)
@@ -95,7 +95,7 @@ def prior_limit(subject: EstimatorCase) -> None:
 
 
 @check("prior-monotone")
-def prior_monotone(subject: EstimatorCase) -> None:
+def prior_monotone(subject: EstimatorUnderTest) -> None:
     """A larger prior precision gives a smaller variance."""
     _ = subject.prior_of
     for case in _cases(subject):
@@ -111,7 +111,7 @@ def prior_monotone(subject: EstimatorCase) -> None:
 
 
 @check("data-take-variance")
-def data_take_variance(subject: EstimatorCase) -> None:
+def data_take_variance(subject: EstimatorUnderTest) -> None:
     """With every row twice the variance is between half and all of what it was: losses are sums, never means."""
     _ = subject.prior_of
     for case in _cases(subject):
@@ -133,7 +133,7 @@ def data_take_variance(subject: EstimatorCase) -> None:
 
 
 @check("scaling-law")
-def scaling_law(subject: EstimatorCase) -> None:
+def scaling_law(subject: EstimatorUnderTest) -> None:
     """σ → sσ with δ → δ/s² multiplies A by 1/s², and so the variance by s²."""
     _ = subject.prior_of
     case = subject.cases["regression"]
@@ -147,7 +147,7 @@ def scaling_law(subject: EstimatorCase) -> None:
 
 
 @check("constant-output")
-def constant_output(subject: EstimatorCase) -> None:
+def constant_output(subject: EstimatorUnderTest) -> None:
     """An output that no weight moves has variance 0, and it alone."""
     case = subject.cases["classification"]
     estimator = subject.fit(case, FirstAndThird(subject.model(case)).to(case.device).eval(), special=True)

@@ -11,17 +11,17 @@ import torch
 from estimators.likelihoods.prediction import Prediction
 from estimators.testing import formulas
 from estimators.testing.cases import Case
+from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array
 from estimators.testing.networks import Array
 from estimators.testing.outcomes import CheckFailure, NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import EstimatorCase, as_array
 
 __all__: list[str] = []
 
 _CLOSE = 1e-9
 
 
-def _predicted(subject: EstimatorCase, *names: str) -> Iterator[tuple[Case, Prediction]]:
+def _predicted(subject: EstimatorUnderTest, *names: str) -> Iterator[tuple[Case, Prediction]]:
     """Of the cases that are taken."""
     taken = 0
     for name in names:
@@ -35,7 +35,7 @@ def _predicted(subject: EstimatorCase, *names: str) -> Iterator[tuple[Case, Pred
 
 
 @check("predict-mean")
-def predict_mean(subject: EstimatorCase) -> None:
+def predict_mean(subject: EstimatorUnderTest) -> None:
     """The mean is the output of the network."""
     for case, prediction in _predicted(subject, "regression", "classification", "binary"):
         expected = case.network.outputs(case.query)
@@ -44,7 +44,7 @@ def predict_mean(subject: EstimatorCase) -> None:
 
 
 @check("predict-epistemic")
-def predict_epistemic(subject: EstimatorCase) -> None:
+def predict_epistemic(subject: EstimatorUnderTest) -> None:
     """predict(x).epistemic_variance is variance(x)."""
     for case, prediction in _predicted(subject, "regression", "classification", "binary"):
         received = as_array(prediction.epistemic_variance)
@@ -53,7 +53,7 @@ def predict_epistemic(subject: EstimatorCase) -> None:
 
 
 @check("total-variance")
-def total_variance(subject: EstimatorCase) -> None:
+def total_variance(subject: EstimatorUnderTest) -> None:
     """In regression total = epistemic + aleatoric, the latter σ², and neither is in the other."""
     case = replace(subject.cases["regression"], name="regression with a large noise", sigma=30.0, delta=1e4)
     prediction = subject.fitted(case).predict(case.queries)
@@ -72,7 +72,7 @@ def total_variance(subject: EstimatorCase) -> None:
 
 
 @check("noise-not-epistemic")
-def noise_not_epistemic(subject: EstimatorCase) -> None:
+def noise_not_epistemic(subject: EstimatorUnderTest) -> None:
     """variance(x) has no observation noise in it: with little left to learn it is far below σ²."""
     _ = subject.prior_of
     case = replace(subject.cases["regression"], name="regression with a large noise", sigma=30.0, delta=1e4)
@@ -86,7 +86,7 @@ def noise_not_epistemic(subject: EstimatorCase) -> None:
 
 
 @check("probabilities")
-def probabilities(subject: EstimatorCase) -> None:
+def probabilities(subject: EstimatorUnderTest) -> None:
     """Class probabilities lie in [0, 1] and sum to 1; entropies go with them."""
     for case, prediction in _predicted(subject, "classification", "binary"):
         probs, entropy = _both(prediction, case)
@@ -110,7 +110,7 @@ def _both(prediction: Prediction, case: Case) -> tuple[Array, Array]:
 
 
 @check("link")
-def link(subject: EstimatorCase) -> None:
+def link(subject: EstimatorUnderTest) -> None:
     """Probabilities are those of mean and variance by the probit link, or the mean over the samples that came along."""
     for case, prediction in _predicted(subject, "classification", "binary"):
         probs = _both(prediction, case)[0]

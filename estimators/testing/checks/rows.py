@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from estimators.testing.case_selection import fitted_cases
+from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array
 from estimators.testing.networks import Array, WithDict
 from estimators.testing.outcomes import NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import EstimatorCase, as_array
 
 __all__: list[str] = []
 
 
 @check("batch-independence")
-def batch_independence(subject: EstimatorCase) -> None:
+def batch_independence(subject: EstimatorUnderTest) -> None:
     """The variance of a row does not depend on the rows that come with it."""
     for case in fitted_cases(subject, "regression", "classification"):
         estimator = subject.fitted(case)
@@ -38,7 +38,7 @@ def batch_independence(subject: EstimatorCase) -> None:
 
 
 @check("training-row-order")
-def training_row_order(subject: EstimatorCase) -> None:
+def training_row_order(subject: EstimatorUnderTest) -> None:
     """The order of the training rows is irrelevant."""
     case = subject.cases["classification"]
     shuffled = case.rows(np.random.default_rng(0).permutation(len(case.x)).tolist())
@@ -46,7 +46,7 @@ def training_row_order(subject: EstimatorCase) -> None:
 
 
 @check("loader-batch-size")
-def loader_batch_size(subject: EstimatorCase) -> None:
+def loader_batch_size(subject: EstimatorUnderTest) -> None:
     """So is how the loader batches them, with a ragged last batch or without."""
     case = subject.cases["classification"]
     for size in (7, len(case.x)):
@@ -55,7 +55,7 @@ def loader_batch_size(subject: EstimatorCase) -> None:
         _same_fit(subject, loader, f"batches of {size}", fault)
 
 
-def _same_fit(subject: EstimatorCase, loader: list[tuple[Tensor, Tensor]], what: str, fault: str) -> None:
+def _same_fit(subject: EstimatorUnderTest, loader: list[tuple[Tensor, Tensor]], what: str, fault: str) -> None:
     case = subject.cases["classification"]
     expected = subject.variance(case)
     received = as_array(subject.fit(case, loader=loader).variance(case.queries))
@@ -63,7 +63,7 @@ def _same_fit(subject: EstimatorCase, loader: list[tuple[Tensor, Tensor]], what:
 
 
 @check("dict-inputs")
-def dict_inputs(subject: EstimatorCase) -> None:
+def dict_inputs(subject: EstimatorUnderTest) -> None:
     """Batches that are dicts with "labels", queries that are dicts."""
     case = subject.cases["classification"]
     loader = [{**_as_dict(x), "labels": y} for x, y in case.loader]

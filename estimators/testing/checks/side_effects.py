@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from estimators.errors import EstimatorError
+from estimators.testing.estimator_under_test import UNSUPPORTED_ERRORS, EstimatorUnderTest, as_array
 from estimators.testing.networks import Array
 from estimators.testing.outcomes import CheckFailure
 from estimators.testing.registry import check
 from estimators.testing.side_effects import advanced_random_state, unchanged_model, unchanged_random_state
-from estimators.testing.subject import REFUSALS, EstimatorCase, as_array
 
 __all__: list[str] = []
 
 
-def _with_buffers(subject: EstimatorCase) -> nn.Module:
+def _with_buffers(subject: EstimatorUnderTest) -> nn.Module:
     """A network with batch statistics in eval mode, partly frozen, with a gradient that is the user's."""
     case = subject.cases["classification"]
     norm = nn.BatchNorm1d(case.x.shape[1]).to(case.device, case.dtype)
@@ -32,7 +32,7 @@ def _with_buffers(subject: EstimatorCase) -> nn.Module:
 
 
 @check("model-untouched-by-fit")
-def model_untouched_by_fit(subject: EstimatorCase) -> None:
+def model_untouched_by_fit(subject: EstimatorUnderTest) -> None:
     """`fit` changes no weight, buffer, mode, requires_grad, gradient or hook."""
     model = _with_buffers(subject)
     with unchanged_model(model, "fit"):
@@ -40,7 +40,7 @@ def model_untouched_by_fit(subject: EstimatorCase) -> None:
 
 
 @check("model-untouched-by-queries")
-def model_untouched_by_queries(subject: EstimatorCase) -> None:
+def model_untouched_by_queries(subject: EstimatorUnderTest) -> None:
     """Nor do variance, predict, covariance and sample."""
     case, model = subject.cases["classification"], _with_buffers(subject)
     estimator = subject.fit(case, model, special=True)
@@ -50,7 +50,7 @@ def model_untouched_by_queries(subject: EstimatorCase) -> None:
         for ask in (estimator.covariance, lambda x: estimator.sample(x, 2)):
             try:
                 ask(case.queries)
-            except REFUSALS:
+            except UNSUPPORTED_ERRORS:
                 continue
 
 
@@ -71,7 +71,7 @@ class _OnPurposeError(Exception):
 
 
 @check("untouched-after-an-exception")
-def untouched_after_an_exception(subject: EstimatorCase) -> None:
+def untouched_after_an_exception(subject: EstimatorUnderTest) -> None:
     """Where the loader raises, model and random state are as they were, and the exception arrives."""
     model = _with_buffers(subject)
     estimator = subject.build(subject.cases["classification"], model)
@@ -84,7 +84,7 @@ def untouched_after_an_exception(subject: EstimatorCase) -> None:
 
 
 @check("random-state-untouched")
-def random_state_untouched(subject: EstimatorCase) -> None:
+def random_state_untouched(subject: EstimatorUnderTest) -> None:
     """`fit` with a loader that shuffles, and queries, leave the global random states of torch, numpy and random."""
     case = subject.cases["classification"]
     loader = DataLoader(TensorDataset(case.inputs, case.targets), batch_size=6, shuffle=True)
@@ -96,12 +96,12 @@ def random_state_untouched(subject: EstimatorCase) -> None:
         estimator.predict(case.queries)
         try:
             estimator.sample(case.queries, 2)
-        except REFUSALS:
+        except UNSUPPORTED_ERRORS:
             return
 
 
 @check("reproducible")
-def reproducible(subject: EstimatorCase) -> None:
+def reproducible(subject: EstimatorUnderTest) -> None:
     """Two fits with the same options agree, whatever the global random state."""
     case = subject.cases["classification"]
     expected: Array = subject.variance(case)

@@ -17,10 +17,10 @@ from estimators.testing.cases import CASES, CPU, Case
 from estimators.testing.networks import Array
 from estimators.testing.outcomes import CheckFailure, NotApplicable
 
-__all__ = ["REFUSALS", "Capabilities", "EstimatorCase", "Make", "as_array", "asked"]
+__all__ = ["UNSUPPORTED_ERRORS", "Capabilities", "EstimatorUnderTest", "Make", "as_array", "if_supported"]
 
 Make = Callable[..., UncertaintyEstimator]
-REFUSALS = (OptionError, UnsupportedError)
+UNSUPPORTED_ERRORS = (OptionError, UnsupportedError)
 """What an estimator says of something that it does not have."""
 
 
@@ -43,7 +43,7 @@ class Capabilities:
 
 
 @dataclass
-class EstimatorCase:
+class EstimatorUnderTest:
     """An estimator by its factory, and the device that it is on; fits are kept, so that many checks share one."""
 
     make: Make
@@ -66,7 +66,7 @@ class EstimatorCase:
         model = self.model(case) if model is None else model
         try:
             return self.make(model, case.likelihood, prior_precision=case.delta)
-        except REFUSALS as error:
+        except UNSUPPORTED_ERRORS as error:
             raise NotApplicable(f"refuses it: {error}") from error
 
     def fit(
@@ -79,7 +79,7 @@ class EstimatorCase:
     ) -> UncertaintyEstimator:
         """A new fit; NotApplicable where it refuses, for a `special` network also by ModelError."""
         estimator = self.build(case, model)
-        refusals = (*REFUSALS, ModelError) if special else REFUSALS
+        refusals = (*UNSUPPORTED_ERRORS, ModelError) if special else UNSUPPORTED_ERRORS
         try:
             return estimator.fit(case.loader if loader is None else loader)
         except refusals as error:
@@ -97,12 +97,12 @@ class EstimatorCase:
 
     def covariance(self, case: Case) -> Array:
         """Likewise, (M, C, C)."""
-        return as_array(asked(lambda: self.fitted(case).covariance(case.queries)))
+        return as_array(if_supported(lambda: self.fitted(case).covariance(case.queries)))
 
     def samples(self, case: Case, *, seed: int = 0) -> Array:
         """Likewise, (S, M, C)."""
         estimator, n = self.fitted(case), self.claims.n_samples
-        return as_array(asked(lambda: estimator.sample(case.queries, n, seed=seed)))
+        return as_array(if_supported(lambda: estimator.sample(case.queries, n, seed=seed)))
 
     @property
     def exact(self) -> str:
@@ -144,11 +144,11 @@ def _ratio(received: Array, expected: Array) -> float:
     return float(np.abs(received).mean()) / total if total else float("inf")
 
 
-def asked(question: Callable[[], Tensor]) -> Tensor:
+def if_supported(question: Callable[[], Tensor]) -> Tensor:
     """The answer; NotApplicable where there is none."""
     try:
         return question()
-    except REFUSALS as error:
+    except UNSUPPORTED_ERRORS as error:
         raise NotApplicable(f"has none: {error}") from error
 
 
