@@ -6,10 +6,10 @@ from bdl_bench.stats.intervals import (
     Direction,
     Interval,
     Verdict,
-    best_group,
     mean_interval,
+    not_worse_than_best,
     paired_interval,
-    verdict,
+    verdicts,
 )
 from bdl_bench.stats.ranks import Ranking, critical_difference, rank_methods
 
@@ -18,12 +18,12 @@ __all__ = [
     "Interval",
     "Ranking",
     "Verdict",
-    "best_group",
     "bootstrap_differences",
     "critical_difference",
     "holm",
     "mean_interval",
+    "not_worse_than_best",
     "paired_interval",
     "rank_methods",
-    "verdict",
+    "verdicts",
 ]
