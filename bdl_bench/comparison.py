@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bdl_bench.cli.progress import shown
+from bdl_bench.cli.progress import show_progress
 from bdl_bench.methods import default_methods, methods_named
 from bdl_bench.problem.problem import Problem
 from bdl_bench.report import write_report
@@ -65,7 +65,7 @@ def compare(
     with _named(problem, directory) as tasks:
         grid = Grid(tasks, chosen, numbers, directory, device, Workers(1, threads), tune=tune)
         console = Console(stderr=True, quiet=not progress_bar)
-        with shown(console, grid.n_steps) as listener:
+        with show_progress(console, grid.n_steps) as listener:
             grid.run(listener)
         write_report(directory)
     return Comparison(directory, tasks)

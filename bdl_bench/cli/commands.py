@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bdl_bench.cli.progress import shown
+from bdl_bench.cli.progress import show_progress
 from bdl_bench.methods import METHODS, default_methods
 from bdl_bench.problem.problem import Problem
 from bdl_bench.records.record import Record
@@ -217,7 +217,7 @@ def _seeds(text: str) -> list[int]:
 def _run(grid: Grid) -> list[Record]:
     console = _console()
     try:
-        with _failures(), shown(console, grid.n_steps) as listener:
+        with _failures(), show_progress(console, grid.n_steps) as listener:
             return grid.run(listener)
     except KeyboardInterrupt:
         where = escape(str(grid.directory))
