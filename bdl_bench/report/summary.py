@@ -113,7 +113,7 @@ def _over_tasks(ranking: Ranking | None) -> list[str]:
     rank = min(ranking.average.values())
     best = [m for m, r in ranking.average.items() if r == rank]
     group = next((group for group in ranking.groups if group[0] == best[0]), (best[0],))
-    head = f"Best average rank over {ranking.n_tasks} tasks: {rank:.2f}, {join_names(best)}"
+    head = f"Best average rank over {ranking.n_tasks} tasks: {rank:.2f} ({join_names(best)})"
     tail = f"the critical difference is {ranking.critical_difference:.2f} (Nemenyi, 5 %)"
     if len(group) == len(ranking.average):
         return [f"{head}; {tail}. There is no significant difference between average ranks."]

@@ -28,7 +28,7 @@ def pareto(
     name: str, points: Mapping[str, MethodPoint], palette: Palette, *, labels: tuple[str, str], lower: bool
 ) -> Drawing:
     """Draw a metric against logarithmic cost; hollow if the cost is not exclusive, names in bold if `best`."""
-    with panel(*labels, size=(4.1, 3.1), margins=Margins(left=0.6)) as axes:
+    with panel(*labels, size=(4.1, 3.1), margins=Margins(left=0.75)) as axes:
         costs = [p.cost for p in points.values()]
         log_axis(axes, "x", min(costs) / 2.2, max(costs) * 2.2, most=80)
         _limit_values(axes, points)

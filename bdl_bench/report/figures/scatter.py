@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.report.figures.canvas import BAD, Drawing, diagonal, log_axis, panel
+from bdl_bench.report.figures.canvas import BAD, Drawing, Margins, diagonal, log_axis, panel
 from bdl_bench.report.palette import Style
 
 __all__ = ["scatter"]
@@ -24,7 +24,7 @@ def scatter(method: str, style: Style, variance: Floats, exact: Floats, *, marke
     if len(positive) > _POINTS:
         chosen = np.random.default_rng(0).choice(positive, _POINTS, replace=False)
     ringed = [i for i in marked if x[i] > 0 and y[i] > 0]
-    with panel("exact std", "std of the method") as axes:
+    with panel("exact std", "std of the method", margins=Margins(left=0.64)) as axes:
         low, high = float(x[positive].min()) / 1.1, float(x[positive].max()) * 1.1
         bottom, top = np.quantile(y[positive], (0.002, 0.998))
         diagonal(axes, low, high)
