@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,6 @@ from rich.table import Table
 
 from bdl_bench.cli.progress import show_progress
 from bdl_bench.methods import METHODS, default_methods
-from bdl_bench.problem.problem import Problem
 from bdl_bench.records.record import Record
 from bdl_bench.report import write_report
 from bdl_bench.runner.directories import directory_for, made, new_directory
@@ -26,7 +25,7 @@ from bdl_bench.runner.disk import Disk
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS, resolve_task
-from bdl_bench.verify.run import VerifyResult, verify_problem, verify_test_problems
+from bdl_bench.verify.run import verify_problems
 from bdl_bench.verify.table import to_terminal
 from estimators.errors import EstimatorError, ModelError, OptionError
 
@@ -40,6 +39,9 @@ app = typer.Typer(
 )
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+_VERIFIED_TASKS = ("toy-gap", "wine", "breast-cancer")
+"""Tasks that `verify` takes by default: one per likelihood, small enough for the dense reference."""
 
 
 @app.command()
@@ -94,9 +96,7 @@ def compare(
 
 @app.command()
 def verify(
-    task: Annotated[
-        str | None, typer.Argument(help="A bundled task; none: a pairwise cover of small networks.")
-    ] = None,
+    task: Annotated[str | None, typer.Argument(help="A bundled task; none: three small ones.")] = None,
     *,
     model: Annotated[str | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")] = None,
     curvature: Annotated[str, typer.Option(help="ggn or hessian.")] = "ggn",
@@ -106,14 +106,22 @@ def verify(
     out: Annotated[Path | None, typer.Option(help="Directory to write.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
 ) -> None:
-    """Verify RegVar against a dense reference: λ sweep, orders of convergence, and the sources of the error."""
+    """Verify RegVar against a dense reference: λ sweep, orders of convergence, and the parts of the error of draws."""
     torch.set_num_threads(threads)
     with _usage_errors(), _factory_errors(model), directory_for(out) as directory:
-        problem = None if (name := model or task) is None else resolve_task(name).problem(seed)
-        result = _verified(name, problem, _VerifyOptions(curvature, subset, points, directory))
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(to_terminal(result.proofs))
+        subsets = subset.split(",")
+        names = _VERIFIED_TASKS if (name := model or task) is None else (name,)
+        result = verify_problems(
+            {name: resolve_task(name).problem(seed) for name in names},
+            out=directory,
+            curvature=curvature,
+            subset_of_weights=subsets[0] if len(subsets) == 1 else subsets,
+            n_queries=points,
+            listener=lambda name: print(name, flush=True),
+        )
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(to_terminal(result.verifications))
     print((result.out / "verify.md").resolve())
-    raise typer.Exit(0 if result.holds else FAILED)
+    raise typer.Exit(0 if result.passed else FAILED)
 
 
 @app.command()
@@ -164,7 +172,7 @@ def list_() -> None:
         tasks.add_row(_starred(name, task.default), escape(task.summary), escape(task.needs or ""))
     methods = Table("methods", "what it is", "tuned by", box=None, pad_edge=False)
     for name, method in METHODS.items():
-        axis = method.axis.option if method.axis else ""
+        axis = method.tuned_option.option if method.tuned_option else ""
         methods.add_row(_starred(name, method.default), escape(method.summary), escape(axis))
     console.print(tasks, "", methods, "", "* default")
 
@@ -172,30 +180,6 @@ def list_() -> None:
 def main() -> None:
     """The entry point of `bdl-bench`."""
     app()
-
-
-@dataclass(frozen=True)
-class _VerifyOptions:
-    """The options of `verify`."""
-
-    curvature: str
-    subset: str
-    points: int
-    out: Path
-
-
-def _verified(name: str | None, problem: Problem | None, options: _VerifyOptions) -> VerifyResult:
-    if name is None or problem is None:
-        return verify_test_problems(out=options.out, listener=lambda case: print(case, flush=True))
-    subset = options.subset.split(",")
-    return verify_problem(
-        problem,
-        out=options.out,
-        name=name,
-        curvature=options.curvature,
-        subset_of_weights=subset[0] if len(subset) == 1 else subset,
-        n_points=options.points,
-    )
 
 
 def _starred(name: str, default: bool) -> str:

@@ -9,8 +9,8 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from bdl_bench.data.folder import Source
+from bdl_bench.data.packages import torchvision_datasets
 from bdl_bench.data.pixels import Images
-from bdl_bench.data.torchvision_source import torchvision_datasets
 from estimators.errors import DataError
 
 __all__ = ["svhn_test"]
@@ -19,7 +19,7 @@ _FILE = "test_32x32.mat"
 
 
 def svhn_test() -> Images:
-    """The test images (N, 32, 32, 3) and their digits; `SVHN/test_32x32.mat` in the data folder."""
+    """Return the test images (N, 32, 32, 3) and their digits of `SVHN/test_32x32.mat` in the data folder."""
     source = Source("SVHN", [f"SVHN/{_FILE}"], "http://ufldl.stanford.edu/housenumbers/", _download)
     (path,) = source.paths()
     try:

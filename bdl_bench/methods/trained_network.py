@@ -1,4 +1,4 @@
-"""The trained network as it is, and what can be had from it alone: what every method is compared with."""
+"""The trained network alone, with which every other method is compared."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
 
 confidence_b and accuracy_b are means over the n_b rows of bin b. Equal-width bins (Naeini et al. 2015; Guo et al. 2017)
 are [0, 1/B], (1/B, 2/B], ..., (1 − 1/B, 1]: a confidence of exactly 1 is in the last one, which is closed. Equal-mass
-bins (Nixon et al. 2019, adaptive) hold equally many rows, but rows of equal confidence stay together, in the lower bin,
-so that no result depends on the order of the rows. `order` is a score that orders rows as the confidence does, without
+bins (Nixon et al. 2019, adaptive) contain equally many rows, but rows of equal confidence are all in the lower bin, so
+that no result depends on the order of the rows. `order` is a score that orders rows as the confidence does, without
 ties at a confidence of 1 in float64, such as the log-odds; None: the confidence itself.
 
 dECE is the debiased l2 error of Kumar, Liang and Ma (2019, "Verified uncertainty calibration") over equal-mass bins.

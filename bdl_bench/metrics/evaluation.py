@@ -97,11 +97,11 @@ def _detection_scores(kind: str, arrays: Arrays, name: str, score: str) -> tuple
 
 def _detection(kind: str, name: str, score: str) -> tuple[Metric, ...]:
     def metric(key: str, reading: str, function: Callable[..., float], better: Literal["lower", "higher"]) -> Metric:
-        def whole(arrays: Arrays) -> float:
+        def compute(arrays: Arrays) -> float:
             return function(*_detection_scores(kind, arrays, name, score))
 
         reading = f"{reading} of separating {name} from the test rows by {score}, OOD positive"
-        return Metric(f"ood/{key}/{name}/{score}", f"{key} {name} ({score})", reading, better, whole=whole)
+        return Metric(f"ood/{key}/{name}/{score}", f"{key} {name} ({score})", reading, better, compute=compute)
 
     return (
         metric("AUROC", "area under the ROC curve", ood.auroc, "higher"),
@@ -120,7 +120,7 @@ def _on_set(base: Metric, name: str) -> Metric:
         label=f"{base.label} {name}",
         reading=f"{base.reading}; rows shifted by {name}",
         scores=of_set(base.scores),
-        whole=of_set(base.whole),
+        compute=of_set(base.compute),
     )
 
 
@@ -133,7 +133,7 @@ def _mean_over(base: Metric, family: str, names: list[str]) -> Metric:
         f"{base.label} {family}",
         f"{base.reading}; mean over {len(names)} severities of {family}",
         base.better,
-        whole=mean,
+        compute=mean,
     )
 
 

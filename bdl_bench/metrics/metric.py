@@ -20,7 +20,7 @@ Arrays = Mapping[str, NDArray[np.float64]]
 class Metric:
     """One number that scores a set of predictions.
 
-    A metric has either `scores`, if it is a mean over rows, or `whole`.
+    A metric has either `scores`, if it is a mean over rows, or `compute`.
 
     Args:
         key: the name in a record, such as "cls/NLL".
@@ -28,7 +28,7 @@ class Metric:
         reading: how to read the number, in one line.
         better: which direction is better; None if neither is.
         scores: function of the arrays that returns one number per row, (M,). Their mean is the metric.
-        whole: function of the arrays that returns the metric, for metrics that are not a mean over rows.
+        compute: function of the arrays that returns the metric, for metrics that are not a mean over rows.
         root: whether the metric is the square root of the mean of `scores`.
         nominal: the value of a calibrated prediction; None if there is none.
 
@@ -46,7 +46,7 @@ class Metric:
     reading: str
     better: Literal["lower", "higher"] | None
     scores: Callable[[Arrays], Floats] | None = None
-    whole: Callable[[Arrays], float] | None = None
+    compute: Callable[[Arrays], float] | None = None
     root: bool = False
     nominal: float | None = None
 
@@ -59,8 +59,8 @@ class Metric:
         Returns:
             The metric, in the unit that `reading` names.
         """
-        if self.whole is not None:
-            return float(self.whole(arrays))
+        if self.compute is not None:
+            return float(self.compute(arrays))
         assert self.scores is not None
         mean = float(self.scores(arrays).mean())
         return float(np.sqrt(mean)) if self.root else mean

@@ -40,6 +40,6 @@ def fpr_at_recall(inside: Floats, outside: Floats, *, recall: float = 0.95) -> f
 
 
 def _labelled(inside: Floats, outside: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return labels (1 for OOD) and the ranks of the scores, which are finite where a log-entropy is −inf."""
+    """Return labels (1 for OOD) and the ranks of the scores, which are finite for a log-entropy of −inf, too."""
     _, ranks = np.unique(np.concatenate([inside, outside]), return_inverse=True)
     return np.repeat([0, 1], [len(inside), len(outside)]), ranks

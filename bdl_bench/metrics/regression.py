@@ -71,7 +71,7 @@ def width(variance: Floats, *, level: float) -> Floats:
 
 
 def pit(mean: Floats, variance: Floats, targets: Floats) -> Floats:
-    """Return the probability integral transform Φ((y − mean)/s), (M, C): uniform on [0, 1] where calibrated."""
+    """Return the probability integral transform Φ((y − mean)/s), (M, C): uniform on [0, 1] if calibrated."""
     values: Floats = norm.cdf((targets - mean) / np.sqrt(variance))
     return values
 

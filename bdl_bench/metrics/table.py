@@ -28,9 +28,9 @@ def variance_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
         return ()
     return (
         Metric("sc/AURC/variance", "AURC (variance)", "area under the risk-coverage curve, least variance first",
-               "lower", whole=partial(_risk_by_variance, selective.aurc, kind)),
+               "lower", compute=partial(_risk_by_variance, selective.aurc, kind)),
         Metric("sc/AUGRC/variance", "AUGRC (variance)", "mean risk of an undetected failure, least variance first",
-               "lower", whole=partial(_risk_by_variance, selective.augrc, kind)),
+               "lower", compute=partial(_risk_by_variance, selective.augrc, kind)),
     )  # fmt: skip
 
 
@@ -115,23 +115,23 @@ _BINARY = (
     Metric("cls/Acc", "Accuracy", "share of correct top labels", "higher",
            partial(_class_scores, classification.correct)),
     Metric("cal/ECE", "ECE", "calibration error, 15 bins of equal width", "lower",
-           whole=partial(_by_confidence, calibration.ece)),
+           compute=partial(_by_confidence, calibration.ece)),
     Metric("cal/aECE", "aECE", "calibration error, 15 bins of equal mass", "lower",
-           whole=partial(_by_order, calibration.adaptive_ece)),
+           compute=partial(_by_order, calibration.adaptive_ece)),
     Metric("cal/dECE", "dECE", "debiased l2 calibration error, 15 bins of equal mass", "lower",
-           whole=partial(_by_order, calibration.debiased_ece)),
+           compute=partial(_by_order, calibration.debiased_ece)),
     Metric("sc/AURC", "AURC", "area under the risk-coverage curve of the top probability", "lower",
-           whole=partial(_risk, selective.aurc)),
+           compute=partial(_risk, selective.aurc)),
     Metric("sc/E-AURC", "E-AURC", "AURC minus that of the best order of the same predictions", "lower",
-           whole=partial(_risk, selective.excess_aurc)),
+           compute=partial(_risk, selective.excess_aurc)),
     Metric("sc/AUGRC", "AUGRC", "mean risk of an undetected failure, by the top probability", "lower",
-           whole=partial(_risk, selective.augrc)),
+           compute=partial(_risk, selective.augrc)),
 )  # fmt: skip
 
 _CLASSIFICATION = (
     *_BINARY,
     Metric("cal/cwECE", "cwECE", "mean over classes of the calibration error of their probability", "lower",
-           whole=_classwise_ece),
+           compute=_classwise_ece),
 )  # fmt: skip
 
 _REGRESSION = (
@@ -140,7 +140,7 @@ _REGRESSION = (
     Metric("reg/CRPS", "CRPS", "continuous ranked probability score", "lower", partial(_gaussian, regression.crps)),
     *map(_coverage_metric, LEVELS),
     Metric("cal/QCE", "QCE", "mean |observed − nominal coverage| over 5 %, ..., 95 %", "lower",
-           whole=_coverage_error),
+           compute=_coverage_error),
     Metric("width/95", "width 95 %", "mean width of the central 95 % interval", None, partial(_width, level=0.95)),
 )  # fmt: skip
 

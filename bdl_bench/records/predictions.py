@@ -100,7 +100,7 @@ class Predictor:
             return self.predict(query.x)
         except DataError as error:
             row = next((i for i, x in enumerate(split_rows(query.x, 1)) if self._raises(x)), None)
-            place = f"{kept.name} loader" if row is None else kept.place(start + row)
+            place = f"{kept.name} loader" if row is None else kept.describe(start + row)
             raise type(error)(error.expected, received=f"{error.received} ({place})", remedy=error.remedy) from error
 
     def _raises(self, x: PyTree) -> bool:
@@ -174,7 +174,7 @@ def _refuse_non_finite(arrays: Arrays, kept: KeptRows | CheckedRows, row_of: NDA
         wrong = np.isnan(array) if name.startswith("log_") else ~np.isfinite(array)  # a class may have probability 0
         rows = np.flatnonzero(wrong.reshape(len(array), -1).any(1))
         if len(rows):
-            place, bad = kept.place(int(row_of[rows[0]])), int(wrong.sum())
+            place, bad = kept.describe(int(row_of[rows[0]])), int(wrong.sum())
             raise DataError(
                 "finite predictions",
                 received=f"{bad} NaN or Inf among {np.size(array)} values of {name}, the first at: {place}",

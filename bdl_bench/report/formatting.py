@@ -13,7 +13,7 @@ _SMALLEST, _LARGEST = 5e-4, 1e5  # outside of this range a number is written wit
 
 
 def number(value: float) -> str:
-    """Return three decimals below 10, fewer above, more below 0.01, and a power of ten for very small and large ones."""
+    """Return three decimals below 10, fewer above, more below 0.01; a power of ten for very small or large values."""
     size = abs(value)
     scientific = size != 0 and not _SMALLEST <= size < _LARGEST
     text = f"{value:.1e}" if scientific else f"{value:.{_decimals(size)}f}"

@@ -13,7 +13,7 @@ __all__ = ["command"]
 
 
 def command(records: Sequence[Record]) -> str:
-    """Return the command that runs these tasks, methods and seeds, and one line per problem that is defined in Python."""
+    """Return the command for these tasks, methods and seeds, and one line per problem that is defined in Python."""
     tasks = sorted({r.task for r in records})
     bundled, references = [t for t in tasks if t in TASKS], [t for t in tasks if t not in TASKS and ":" in t]
     lines = [_command_line(records, bundled, references)] if bundled or references else []

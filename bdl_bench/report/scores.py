@@ -16,7 +16,7 @@ from bdl_bench.stats import (
     Verdict,
     bootstrap_differences,
     mean_interval,
-    not_worse_than_best,
+    not_significantly_worse,
     paired_interval,
     verdicts,
 )
@@ -76,7 +76,7 @@ def score_table(results: TaskResults, methods: Sequence[str], *, tuned: bool = F
             best[metric.key] = min(complete, key=lambda m: sign * means[m].mean)
             found = comparison.with_method(best[metric.key])
             against_best = {m: found.get(m, "unknown") for m in means if m != best[metric.key]}
-            bold = not_worse_than_best(against_best, best[metric.key])
+            bold = not_significantly_worse(against_best, best[metric.key])
         against = comparison.with_method(BASELINE)
         for method, interval in means.items():
             entries[method][metric.key] = ScoreEntry(interval, against.get(method), method in bold)

@@ -7,7 +7,7 @@ from bdl_bench.stats.intervals import (
     Interval,
     Verdict,
     mean_interval,
-    not_worse_than_best,
+    not_significantly_worse,
     paired_interval,
     verdicts,
 )
@@ -22,7 +22,7 @@ __all__ = [
     "critical_difference",
     "holm",
     "mean_interval",
-    "not_worse_than_best",
+    "not_significantly_worse",
     "paired_interval",
     "rank_methods",
     "verdicts",

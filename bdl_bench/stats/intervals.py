@@ -11,7 +11,15 @@ from scipy.stats import t as student
 
 from bdl_bench.stats.correction import holm
 
-__all__ = ["Direction", "Interval", "Verdict", "mean_interval", "not_worse_than_best", "paired_interval", "verdicts"]
+__all__ = [
+    "Direction",
+    "Interval",
+    "Verdict",
+    "mean_interval",
+    "not_significantly_worse",
+    "paired_interval",
+    "verdicts",
+]
 
 Verdict = Literal["better", "worse", "no significant difference", "unknown"]
 Direction = Literal["lower", "higher"]
@@ -100,7 +108,7 @@ def verdicts(differences: Mapping[str, Interval], better: Direction) -> dict[str
     return found
 
 
-def not_worse_than_best(against_best: Mapping[str, Verdict], best: str) -> set[str]:
+def not_significantly_worse(against_best: Mapping[str, Verdict], best: str) -> set[str]:
     """Return the best method and all that are not significantly worse.
 
     Args:

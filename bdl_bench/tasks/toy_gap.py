@@ -1,4 +1,4 @@
-"""In-between regression: two clusters of inputs, and a gap between them where a method should be unsure.
+"""In-between regression: two clusters of inputs, and a gap between them, in which a method should be uncertain.
 
 Source: Foong, Li, Hernández-Lobato and Turner, "In-Between Uncertainty in Bayesian Neural Networks" (2019); made here,
 nothing is downloaded. x uniform on [−1, −0.7] and on [0.5, 1], y = cos(4x + 0.8) + 0.1 ε.
@@ -6,7 +6,7 @@ Size: 100 train, 40 validation, 100 test rows, half in each cluster, drawn by th
 uniform on (−0.7, 0.5), with targets. Plot grid: 301 points from −1.5 to 1.5 with the noiseless y. Nothing is
 standardised, since inputs and target are of order one already.
 Model: MLP 1-50-1, tanh, float64, 151 parameters. Likelihood: Gaussian, σ = 0.1, the true noise. Prior precision
-δ = 0.1, fixed, not tuned: δ = 1 keeps such a network from bending as the data ask.
+δ = 0.1, fixed, not tuned: with δ = 1 such a network underfits.
 Recipe: Adam, 700 epochs, batches of 50, learning rate 0.03, cosine.
 """
 

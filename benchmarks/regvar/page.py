@@ -77,7 +77,7 @@ def _memory(rows: dict[str, Measured]) -> str:
     found = _group(rows, "memory-", list(memory.SOLVERS))
     if not found:
         return ""
-    header = ("solver", *(f"K = {k}, GiB" for k in found[0][1]["copies"]), "slope, P", "at K = 0, GiB", "plain, GiB")
+    header = ("solver", *(f"K = {k}, GiB" for k in found[0][1]["n_draws"]), "slope, P", "at K = 0, GiB", "plain, GiB")
     lines = [
         [
             *(name, *map(gib, row["peaks"]), f"{row['slope_in_p']:.1f}"),

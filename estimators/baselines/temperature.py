@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from estimators.baselines.map import MAP
@@ -20,6 +19,7 @@ from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
+from estimators.runtime.optional import optional_module
 
 __all__ = ["TEMPERATURE_BOUNDS", "TemperatureScaling", "best_temperature"]
 
@@ -101,6 +101,7 @@ def best_temperature(likelihood: Likelihood, held_out: list[tuple[Tensor, Tensor
         likelihood: of classes.
         held_out: pairs of finite outputs f (B, C) and targets y.
     """
+    optimize = optional_module("scipy.optimize", purpose="fit a temperature", install="scipy")
 
     def slope(log_beta: float) -> float:
         beta = torch.tensor(math.exp(log_beta), dtype=torch.float64, requires_grad=True)
@@ -113,4 +114,4 @@ def best_temperature(likelihood: Likelihood, held_out: list[tuple[Tensor, Tensor
         return TEMPERATURE_BOUNDS[1]
     if slope(high) <= 0:
         return TEMPERATURE_BOUNDS[0]
-    return math.exp(-brentq(slope, low, high, xtol=1e-12, rtol=1e-12))
+    return math.exp(-optimize.brentq(slope, low, high, xtol=1e-12, rtol=1e-12))

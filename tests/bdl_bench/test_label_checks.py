@@ -74,7 +74,7 @@ def test_a_bad_label_in_the_last_batch_is_named_by_loader_batch_and_row(loader, 
 
 
 def test_labels_of_other_classes_may_be_left_out_of_an_ood_loader():
-    with pytest.raises(DataError, match=r"leave the labels of ood far out: x alone, or \[x\]"):
+    with pytest.raises(DataError, match=r"omit the labels of ood far: x alone, or \[x\]"):
         problem("classification", "ood far", with_label("classification", 7))
 
 

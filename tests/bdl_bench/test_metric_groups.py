@@ -175,7 +175,7 @@ def test_every_metric_says_how_to_read_it_and_is_a_mean_over_rows_or_a_number(ki
     for metric in metrics_of(kind, arrays):
         assert metric.label
         assert metric.reading
-        assert (metric.scores is None) != (metric.whole is None)
+        assert (metric.scores is None) != (metric.compute is None)
         if metric.scores is not None:
             mean = metric.scores(arrays).mean()
             assert metric.value(arrays) == near(np.sqrt(mean) if metric.root else mean)

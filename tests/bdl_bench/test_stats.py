@@ -8,7 +8,7 @@ from bdl_bench.stats import (
     Interval,
     bootstrap_differences,
     mean_interval,
-    not_worse_than_best,
+    not_significantly_worse,
     paired_interval,
     verdicts,
 )
@@ -156,10 +156,10 @@ def test_holm_is_applied_step_by_step():
 
 
 def test_methods_that_are_not_significantly_worse_than_the_best():
-    assert not_worse_than_best({"b": "no significant difference", "c": "worse"}, "a") == {"a", "b"}
+    assert not_significantly_worse({"b": "no significant difference", "c": "worse"}, "a") == {"a", "b"}
 
 
 def test_no_method_is_marked_if_none_is_significantly_worse_or_a_verdict_is_unknown():
-    assert not_worse_than_best({"b": "no significant difference"}, "a") == set()
-    assert not_worse_than_best({"b": "worse", "c": "unknown"}, "a") == set()
-    assert not_worse_than_best({}, "a") == set()
+    assert not_significantly_worse({"b": "no significant difference"}, "a") == set()
+    assert not_significantly_worse({"b": "worse", "c": "unknown"}, "a") == set()
+    assert not_significantly_worse({}, "a") == set()
