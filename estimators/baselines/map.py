@@ -1,4 +1,4 @@
-"""The trained network alone: no epistemic variance."""
+"""The trained network without epistemic variance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ __all__ = ["MAP"]
 
 
 class MAP(UncertaintyEstimator):
-    """The maximum a posteriori network: a posterior of one point, with variance zero. The baseline of every table."""
+    """The maximum a posteriori network, whose epistemic variance is zero.
+
+    Args:
+        model, likelihood, prior_precision, prior_mean, subset_of_weights: as `UncertaintyEstimator`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> trained = MAP(nn.Linear(3, 2), "regression").fit([(torch.randn(8, 3), torch.randn(8, 2))])
+        >>> float(trained.variance(torch.randn(4, 3)).max())
+        0.0
+    """
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         pass

@@ -1,4 +1,4 @@
-"""The conformance kit: `check_estimator` for one's own tests, with models whose answers are known in closed form."""
+"""The conformance kit: `check_estimator` tests an estimator on models with a known closed form."""
 
 from estimators.testing import formulas
 from estimators.testing.cases import CASES, Case

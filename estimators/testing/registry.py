@@ -1,4 +1,4 @@
-"""The checks by name, in the order in which they are made."""
+"""The registry of checks: functions by name, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ CHECKS: dict[str, Check] = {}
 
 
 def check(name: str) -> Callable[[Check], Check]:
-    """Register a check: it returns where the property holds, and raises Mismatch or NotApplicable."""
+    """Return a decorator that registers a check.
+
+    The decorated function returns if the property holds. Else it raises `CheckFailure`, or `NotApplicable`.
+
+    Args:
+        name: the name of the check in reports.
+
+    Returns:
+        The decorator, which returns the function unchanged.
+    """
 
     def register(function: Check) -> Check:
         CHECKS[name] = function

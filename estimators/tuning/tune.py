@@ -73,7 +73,7 @@ def tune(
         >>> validation = [(torch.randn(50, 3), torch.randn(50, 1))]
         >>> estimator = LinearizedLaplace(nn.Linear(3, 1), "regression").fit(train)
         >>> tuned = tune(estimator, validation, option=None)
-        >>> tuned.predict(torch.randn(4, 3)).std.shape
+        >>> tuned.predict(torch.randn(4, 3)).total_variance.shape
         torch.Size([4, 1])
     """
     tuned_option = TunedOption(option)

@@ -41,6 +41,18 @@ class Tuned(Generic[E]):
         chosen: the chosen trial.
         seconds: wall-clock time of all fits, predictions and scores.
         validation_rows: the number of validation rows.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from estimators import LinearizedLaplace, tune
+        >>> model, x = nn.Linear(3, 1), torch.randn(50, 3)
+        >>> estimator = LinearizedLaplace(model, "regression").fit([(x, torch.randn(50, 1))])
+        >>> tuned = tune(estimator, [(x, torch.randn(50, 1))], option=None)
+        >>> tuned.save("tuned.safetensors")
+        >>> again = Tuned.load("tuned.safetensors", LinearizedLaplace(model, "regression"))
+        >>> torch.equal(again.predict(x).total_variance, tuned.predict(x).total_variance)
+        True
     """
 
     estimator: E
@@ -113,10 +125,6 @@ class Tuned(Generic[E]):
             ModelChangedError: for another model.
             FileNotFoundError: if there is no such file.
 
-        Example:
-            >>> tuned = tune(RegVar(model, "regression").fit(train), validation)  # doctest: +SKIP
-            >>> tuned.save("tuned.safetensors")  # doctest: +SKIP
-            >>> again = Tuned.load("tuned.safetensors", RegVar(model, "regression"))  # doctest: +SKIP
         """
         return cls.from_state_dict(read_file(path), estimator)
 
