@@ -28,14 +28,10 @@ PACKAGES = ("estimators", "bdl_bench")
 ROOT = Path(__file__).parents[1]
 
 EXEMPT: tuple[str, ...] = (
-    "estimators.baselines",
     "estimators.curvature",
     "estimators.data",
-    "estimators.diagnostics",
     "estimators.errors",
-    "estimators.estimator",
     "estimators.integrations",
-    "estimators.laplace",
     "estimators.likelihoods",
     "estimators.models",
     "estimators.numerics",
@@ -43,9 +39,7 @@ EXEMPT: tuple[str, ...] = (
     "estimators.option_checks",
     "estimators.persistence",
     "estimators.runtime",
-    "estimators.testing",
     "estimators.training",
-    "estimators.tuning",
     "bdl_bench.cli",
     "bdl_bench.comparison",
     "bdl_bench.records",

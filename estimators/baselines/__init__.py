@@ -1,4 +1,4 @@
-"""Methods to compare with, one a file."""
+"""Baseline methods, one per file."""
 
 from estimators.baselines.dropout import MCDropout
 from estimators.baselines.ensemble import DeepEnsemble

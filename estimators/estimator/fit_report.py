@@ -1,4 +1,4 @@
-"""What a fit says about itself."""
+"""Reports of a fit: the derivative checks, and the passes over the data."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["FitReport", "PassReport"]
 
 @dataclass(frozen=True)
 class FitReport:
-    """What `fit` checked and chose.
+    """The report of a fit, in `fit_report_`.
 
     Attributes:
-        derivatives: the comparisons with plain autograd on the user's own module, and the routes in use.
+        derivatives: the comparisons with plain autograd on the user's own module, and the derivative routes in use.
     """
 
     derivatives: DerivativeReport | None = None
@@ -23,20 +23,30 @@ class FitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class PassReport(FitReport):
-    """Passes of forward and backward over the training rows that `fit` spent, by what they were for.
+    """The report of a fit with its cost in forward and backward passes over the training rows.
 
-    Every row is counted, from the first check of the data on, and the training of networks of one's own; that of the
-    network that was passed to the constructor is not (`estimators.runtime.pass_counter` has the prices).
+    Counting starts with the first check of the data and includes networks that the fit trains. The training of the
+    network that was passed to the constructor is not included. `estimators.runtime.pass_counter` defines the costs.
+
+    Attributes:
+        passes: the passes of each phase of the fit.
     """
 
     passes: dict[str, float]
 
     @property
     def total_passes(self) -> float:
-        """All of `passes`."""
+        """The sum of `passes`."""
         return sum(self.passes.values())
 
     @classmethod
     def of(cls, objective: Objective) -> PassReport:
-        """What the ledger of its network has."""
+        """Return the passes that the network of an objective has counted.
+
+        Args:
+            objective: the objective of the fit.
+
+        Returns:
+            The report, without `derivatives`.
+        """
         return cls(passes=objective.network.pass_counter.passes(objective.batches.n_data, 1))
