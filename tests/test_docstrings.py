@@ -38,22 +38,13 @@ EXEMPT: tuple[str, ...] = (
     "estimators.objective",
     "estimators.option_checks",
     "estimators.persistence",
-    "estimators.regvar",
     "estimators.runtime",
     "estimators.training",
     "bdl_bench.cli",
     "bdl_bench.comparison",
-    "bdl_bench.data",
-    "bdl_bench.methods",
-    "bdl_bench.metrics",
-    "bdl_bench.networks",
-    "bdl_bench.problem",
     "bdl_bench.records",
     "bdl_bench.report",
     "bdl_bench.runner",
-    "bdl_bench.stats",
-    "bdl_bench.tasks",
-    "bdl_bench.verify",
 )
 """Modules (with everything below them) whose docstrings do not have the form yet. Only ever shortened."""
 

@@ -148,7 +148,7 @@ class UncertaintyEstimator(CloningMixin):
             if finished is None:
                 self._checked_fit(objective, progress_bar=progress_bar)
             else:
-                self._load_learned(finished, objective)
+                self._load_fit_state(finished, objective)
         finally:
             self._checkpoint = Checkpoint()
 

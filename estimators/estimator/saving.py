@@ -110,7 +110,7 @@ class SavingMixin(ABC):
         network.check.report = DerivativeReport(**about.derivatives)
         layout = RowLayout(frozenset(about.shared_inputs))
         objective = self._make_objective(network, AbsentTrainingData((), about.n_data, sums=about.sums, layout=layout))
-        self._load_learned(state, objective)
+        self._load_fit_state(state, objective)
         self.objective_, self._calibrated_by = objective, None
         self.weight_checksum_ = weight_checksum(self.model, network.params)
         self._report_derivatives(objective)
@@ -130,7 +130,7 @@ class SavingMixin(ABC):
         elif isinstance(fitted, FitReport):  # a custom estimator may have another report
             self.fit_report_ = replace(fitted, derivatives=report)
 
-    def _load_learned(self, state: Mapping[str, Tensor | str], objective: Objective) -> None:
+    def _load_fit_state(self, state: Mapping[str, Tensor | str], objective: Objective) -> None:
         """Load the learned part of a state that has been checked."""
         tensors = {name: t.to(objective.theta.device) for name, t in state.items() if isinstance(t, Tensor)}
         learned = About.of(state).finished()
