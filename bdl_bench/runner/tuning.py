@@ -25,14 +25,14 @@ def tuned(
 ) -> Tuned[UncertaintyEstimator] | None:
     """A fitted estimator tuned on the validation rows with n fits, the given one among them; None for n = 0.
 
-    For n = 1, and for a method that has no axis, only its predictions are calibrated. What ends at the edge of a range
+    For n = 1, and for a method without an option to tune, only predictions are calibrated. A choice at a boundary
     is in the record, and so is no warning.
     """
     if n == 0:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TuningBoundaryWarning)
-        values = [] if n == 1 or method.axis is None else method.axis.values(problem, n)
-        if method.axis is None or not values:
+        values = [] if n == 1 or method.tuned_option is None else method.tuned_option.values(problem, n)
+        if method.tuned_option is None or not values:
             return tune(estimator, problem.validation, option=None, grid=_GRID)
-        return tune(estimator, problem.validation, option=method.axis.option, values=values, grid=_GRID)
+        return tune(estimator, problem.validation, option=method.tuned_option.option, values=values, grid=_GRID)
