@@ -23,7 +23,7 @@ _CONSTANTS = (bool, int, float, complex, str, bytes, np.generic, Enum, torch.dty
 def as_inputs(x: PyTree) -> PyTree:
     """Return the inputs of a batch or a query in internal form: a mapping or dataclass becomes a dict.
 
-    Thus transformers' BatchEncoding and ModelOutput, OrderedDict and UserDict are dicts, whose entries are the arguments
+    Thus transformers' BatchEncoding and ModelOutput, OrderedDict and UserDict become dicts, whose entries are arguments
     of the forward by name.
 
     Raises:

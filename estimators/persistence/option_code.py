@@ -38,7 +38,7 @@ def function_name(function: Any) -> str:  # noqa: ANN401
 
 
 def names_alone(function: types.FunctionType) -> bool:
-    """Return whether a function of Python is known by its name: a library function at the top level of a module or class."""
+    """Return whether a name identifies a function: a library function at the top level of a module or class."""
     module = function.__module__
     return module not in (None, "builtins") and is_library(module) and "<" not in function.__qualname__
 
