@@ -32,10 +32,12 @@ def trained_dropout(model, likelihood, **options):
 
 SHORTER = {
     "draws": Row(partial(RegVar, regularizer=PosteriorDraws(4), solver=LinearResponse())),
-    "draws, no exact block": Row(
+    "draws, no Rao-Blackwellisation": Row(
         partial(RegVar, regularizer=PosteriorDraws(4, rao_blackwell=None), solver=LinearResponse())
     ),
-    "draws, bounds": Row(partial(RegVar, regularizer=PosteriorDraws(4, readout="bounds"), solver=LinearResponse())),
+    "draws, bounds": Row(
+        partial(RegVar, regularizer=PosteriorDraws(4, variance_estimate="bounds"), solver=LinearResponse())
+    ),
     "draws, fine tune": Row(partial(RegVar, regularizer=PosteriorDraws(3), solver=FineTune(recipe=SGD))),
     "parameter probes": Row(partial(RegVar, regularizer=ParameterProbes(n_probes=5), solver=LinearResponse())),
     "signed probes": Row(partial(RegVar, regularizer=SignedProbes(n_probes=5), solver=LinearResponse())),

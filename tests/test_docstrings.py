@@ -34,22 +34,13 @@ EXEMPT: tuple[str, ...] = (
     "estimators.estimator",
     "estimators.laplace",
     "estimators.models",
-    "estimators.regvar",
     "estimators.testing",
     "estimators.tuning",
     "bdl_bench.cli",
     "bdl_bench.comparison",
-    "bdl_bench.data",
-    "bdl_bench.methods",
-    "bdl_bench.metrics",
-    "bdl_bench.networks",
-    "bdl_bench.problem",
     "bdl_bench.records",
     "bdl_bench.report",
     "bdl_bench.runner",
-    "bdl_bench.stats",
-    "bdl_bench.tasks",
-    "bdl_bench.verify",
 )
 """Modules (with everything below them) whose docstrings do not have the form yet. Only ever shortened."""
 

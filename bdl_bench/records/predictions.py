@@ -3,7 +3,7 @@
 Test rows have plain names: `mean`, `epistemic_variance`, `total_variance` or `probs`, `targets`; beside `probs` there
 are `log_probs` of classes, or `log_odds` of binary outputs. Others have a prefix:
 `validation/`, `ood/<set>/`, `shift/<set>/`; and what the tuned method says of all of them is under `tuned/` once more.
-A set whose loader knows no targets has none. Where a problem has a band, `band/` and `train/` have the inputs `x` too.
+A set whose loader knows no targets has none. If a problem has a plot grid, `plot_grid/` and `train/` have inputs `x`.
 Where it has out-of-distribution rows, those and the test rows have a `centred_variance` of their logits, if the method
 has covariances: without the level that all logits share, which changes no probability.
 
@@ -58,9 +58,9 @@ class Predictor:
             if name not in ("train", "test"):
                 arrays |= prefixed(name, self._on(name))
         arrays |= self._centred()
-        if problem.band is not None:
-            band = self._kept("band")
-            arrays |= prefixed("band", {"x": _in_order(band, _inputs(list(queries(band, problem.layout))))})
+        if problem.plot_grid is not None:
+            grid = self._kept("plot_grid")
+            arrays |= prefixed("plot_grid", {"x": _in_order(grid, _inputs(list(queries(grid, problem.layout))))})
             train = list(queries(problem.train, problem.layout))
             targets = [query.y for query in train if query.y is not None]
             arrays |= prefixed("train", {"x": _inputs(train), "targets": _joined(targets)})
@@ -100,7 +100,7 @@ class Predictor:
             return self.predict(query.x)
         except DataError as error:
             row = next((i for i, x in enumerate(split_rows(query.x, 1)) if self._raises(x)), None)
-            place = f"{kept.name} loader" if row is None else kept.place(start + row)
+            place = f"{kept.name} loader" if row is None else kept.describe(start + row)
             raise type(error)(error.expected, received=f"{error.received} ({place})", remedy=error.remedy) from error
 
     def _raises(self, x: PyTree) -> bool:
@@ -174,7 +174,7 @@ def _refuse_non_finite(arrays: Arrays, kept: KeptRows | CheckedRows, row_of: NDA
         wrong = np.isnan(array) if name.startswith("log_") else ~np.isfinite(array)  # a class may have probability 0
         rows = np.flatnonzero(wrong.reshape(len(array), -1).any(1))
         if len(rows):
-            place, bad = kept.place(int(row_of[rows[0]])), int(wrong.sum())
+            place, bad = kept.describe(int(row_of[rows[0]])), int(wrong.sum())
             raise DataError(
                 "finite predictions",
                 received=f"{bad} NaN or Inf among {np.size(array)} values of {name}, the first at: {place}",

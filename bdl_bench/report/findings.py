@@ -76,9 +76,9 @@ def _against_baseline(scores: ScoreTable) -> list[str]:
     verdicts = {m: row[metric.key].against for m, row in scores.cells.items() if m != BASELINE and metric.key in row}
     better = [m for m, v in verdicts.items() if v == "better"]
     worse = [m for m, v in verdicts.items() if v == "worse"]
-    same = [m for m, v in verdicts.items() if v == "not distinguishable"]
+    same = [m for m, v in verdicts.items() if v == "no significant difference"]
     parts = [f"{word}: {listed(names)}" for word, names in
-             (("better", better), ("worse", worse), ("not distinguishable", same)) if names]  # fmt: skip
+             (("better", better), ("worse", worse), ("no significant difference", same)) if names]  # fmt: skip
     return [f"{metric.label} against {BASELINE}: {'; '.join(parts)}."] if parts else []
 
 

@@ -26,6 +26,7 @@ _FAMILIES = (
     ("last-layer", "last layer"),
     ("regvar", "RegVar"),
     ("map", "the network alone"),
+    ("temperature-scaling", "the network alone"),
 )
 _SEVERAL = ("ensemble", "dropout", "swag")
 _DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (3, 1)))

@@ -10,9 +10,16 @@ from numpy.typing import NDArray
 
 from bdl_bench.methods import BASELINE
 from bdl_bench.metrics import Metric
-from bdl_bench.report.resampling import bootstrap_columns
 from bdl_bench.report.results import TaskResults, Variant
-from bdl_bench.stats import Interval, Verdict, best_group, mean_interval, paired_interval, verdict
+from bdl_bench.stats import (
+    Interval,
+    Verdict,
+    bootstrap_differences,
+    mean_interval,
+    not_significantly_worse,
+    paired_interval,
+    verdict,
+)
 
 __all__ = ["ScoreCell", "ScoreTable", "score_table"]
 
@@ -59,7 +66,7 @@ def score_table(results: TaskResults, methods: Sequence[str], *, tuned: Variant 
             best[metric.key] = min(complete, key=lambda m: sign * means[m].mean)
             verdicts = comparison.with_method(best[metric.key])
             known = {m: verdicts.get(m) or "unknown" for m in means if m != best[metric.key]}
-            group = best_group({m: i.mean for m, i in means.items()}, known, best[metric.key])
+            group = not_significantly_worse({m: i.mean for m, i in means.items()}, known, best[metric.key])
         against = comparison.with_method(BASELINE)
         for method, interval in means.items():
             cells[method][metric.key] = ScoreCell(interval, against.get(method), method in group)
@@ -99,7 +106,7 @@ class _Comparison:
         seeds = list(seeds)
         if self.metric.scores is None:
             return [paired_interval(self._values(m, seeds), self._values(other, seeds)) for m in methods]
-        return bootstrap_columns(
+        return bootstrap_differences(
             [
                 np.stack([self._scores(m, seed) for m in methods], axis=1) - self._scores(other, seed)[:, None]
                 for seed in seeds

@@ -17,7 +17,7 @@ import torch
 from bdl_bench.data.folder import MissingDataError
 from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.custom_methods import as_estimator
-from bdl_bench.methods.registry import refuse_without_recipe
+from bdl_bench.methods.registry import check_recipe
 from bdl_bench.metrics import evaluate
 from bdl_bench.metrics.array_checks import check_arrays
 from bdl_bench.problem.kept_rows import AS_GIVEN
@@ -82,7 +82,7 @@ class EvaluationJob:
         It is computed anew in each process, from what is loaded there.
         """
         method = METHODS[self.method]
-        return content_digest(method.build, method.axis, method.retrains)
+        return content_digest(method.build, method.tuned_option, method.retrains)
 
 
 def measure(cell: EvaluationJob) -> Measured:
@@ -105,7 +105,7 @@ def without_result(cell: EvaluationJob, error: BaseException) -> Record:
 def _measured(cell: EvaluationJob) -> Measured:
     problem, method = _problem(cell), METHODS[cell.method]
     if method.retrains:
-        refuse_without_recipe(method.name, problem)
+        check_recipe(method.name, problem)
     rewind(problem.sets().values())
     before = preflight(problem)
     rewind(problem.sets().values())

@@ -90,8 +90,8 @@ def method_record(name: str, method: str) -> dict[str, Any]:
     if isinstance(estimator, RegVar):
         report = estimator.fit_report_
         record["passes"] = report.total_passes
-        if report.energy is not None:
-            record |= {"energy": report.energy.per_dimension, "block": report.rao_blackwell}
+        if report.a_norm_error is not None:
+            record |= {"energy": report.a_norm_error.per_dimension, "block": report.rao_blackwell}
             record["standard_error"] = estimator.standard_error(subject.queries).tolist()
         elif report.solver is not None:
             record["passes"] = report.solver.passes

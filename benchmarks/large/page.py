@@ -20,7 +20,7 @@ _DRAWS = 3 * math.sqrt(2 / N_DRAWS)
 _WITHIN = {"exact": 0.01, "pointwise": 0.1}
 _WITHIN |= dict.fromkeys(("linear-response", "fine-tune", "fine-tune-other-draws"), _DRAWS)
 _HEADER = (
-    *("network", "P", "method", "fit, s", "variance, s", "passes", "energy error", "peak, GiB", "goal", ""),
+    *("network", "P", "method", "fit, s", "variance, s", "passes", "A-norm error", "peak, GiB", "goal", ""),
     *("largest error", "goal", ""),
 )
 _HEAD = """# All weights of large networks
@@ -41,7 +41,7 @@ posteriors; their distance is shown, without a goal.
 exact: `LinearizedLaplace(inverse="streamed")`. pointwise: RegVar with `Pointwise`, by `LinearResponse` with its default
 tolerance, at the predicted class of each query, where it solves. linear-response and fine-tune: RegVar with
 `PosteriorDraws`, by the solver of that name; fine-tune-other-draws has another seed. Passes (forward and backward over
-the rows) are those of each draw, or of each number solved for. The energy error, per effective dimension, says whether
+the rows) are those of each draw, or of each number solved for. The A-norm error, per effective dimension, says whether
 they were enough: above a half, fine-tune warns. The variance of {draws} exact draws is χ²/{draws} times the true one:
 by that alone one number in {chance:.0f} is off by more than the goal of {goal:.1f}.
 

@@ -31,16 +31,16 @@ hundredth: {reached}).
 
 ## Memory of a fit
 
-The rise of the peak in a `RegVar` fit of posterior draws, without an exact block, on an MLP of {n:,} parameters, by
-draws. The slope of the fitted line is what one draw more costs, in vectors of P numbers.
+The rise of the peak in a `RegVar` fit of posterior draws, without Rao-Blackwellisation, on an MLP of {n:,}
+parameters, by draws. The slope of the fitted line is what one draw more costs, in vectors of P numbers.
 
 """
 _COST = """
-Both slopes are above the one vector a replica that an answer takes: copies that a fit makes on its way are in the peak.
+Both slopes are above one vector per draw, the size of the result: temporary copies of a fit are in the peak.
 
 ## Cost in N and in P
 
-Seconds of a fit of {draws} draws without an exact block (which costs the cube of the last layer's size beside), by rows
+Seconds of a fit of {draws} draws without Rao-Blackwellisation (which costs the cube of the last layer's size), by rows
 at {size:,} parameters and by parameters at {rows} rows; `FineTune` with a fixed number of epochs, `LinearResponse` with
 a fixed number of products. The exponent is the slope in logarithms. Where seconds fall as the size grows, other
 programs were in the way, and the exponent says nothing.

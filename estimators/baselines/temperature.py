@@ -21,9 +21,10 @@ from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
 from estimators.runtime.optional import optional_module
 
-__all__ = ["TemperatureScaling"]
+__all__ = ["TEMPERATURE_BOUNDS", "TemperatureScaling", "best_temperature"]
 
-_SMALLEST, _LARGEST = 1e-2, 1e2
+TEMPERATURE_BOUNDS = (1e-2, 1e2)
+"""The smallest and largest softmax temperature that is considered."""
 
 
 class TemperatureScaling(MAP):
@@ -69,6 +70,13 @@ class TemperatureScaling(MAP):
             wide = algebra_dtype(network.theta.device)
             held_out = [(network.outputs(batch.x).to(wide), batch.y) for batch in batches]
         self.temperature_ = best_temperature(self.likelihood, held_out)
+        if self.temperature_ in TEMPERATURE_BOUNDS:
+            warnings.warn(
+                f"the softmax temperature ends at a bound, {self.temperature_:.3g}: the validation rows do not "
+                "determine one; use more of them, or MAP",
+                NotConvergedWarning,
+                stacklevel=2,
+            )
         self.fit_report_ = PassReport.of(objective)
 
     def _learned(self) -> Learned:
@@ -85,20 +93,25 @@ class TemperatureScaling(MAP):
 
 
 def best_temperature(likelihood: Likelihood, held_out: list[tuple[Tensor, Tensor]]) -> float:
-    """T of the least −log p(y | f/T), summed over pairs of outputs f (B, C) and targets y."""
-    minimize_scalar = optional_module("scipy.optimize", purpose="fit a temperature", install="scipy").minimize_scalar
+    """Return the T within `TEMPERATURE_BOUNDS` that minimises −log p(y | f/T).
 
-    def loss(log_temperature: float) -> float:
-        parts = [likelihood.nll(f / math.exp(log_temperature), y).double().sum() for f, y in held_out]
-        return float(torch.stack(parts).sum())
+    The loss is convex in β = 1/T, so T is at the root of its slope in β, or at a bound.
 
-    bounds = math.log(_SMALLEST), math.log(_LARGEST)
-    found = float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9}).x)
-    if min(found - bounds[0], bounds[1] - found) < 1e-3:
-        warnings.warn(
-            f"the softmax temperature ends at a bound, {math.exp(found):.3g}: the validation rows do not determine "
-            "one; use more of them, or MAP",
-            NotConvergedWarning,
-            stacklevel=2,
-        )
-    return math.exp(found)
+    Args:
+        likelihood: of classes.
+        held_out: pairs of finite outputs f (B, C) and targets y.
+    """
+    optimize = optional_module("scipy.optimize", purpose="fit a temperature", install="scipy")
+
+    def slope(log_beta: float) -> float:
+        beta = torch.tensor(math.exp(log_beta), dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            loss = torch.stack([likelihood.nll(beta * f, y).double().sum() for f, y in held_out]).sum()
+        return float(torch.autograd.grad(loss, beta)[0])
+
+    low, high = (-math.log(bound) for bound in reversed(TEMPERATURE_BOUNDS))
+    if slope(low) >= 0:
+        return TEMPERATURE_BOUNDS[1]
+    if slope(high) <= 0:
+        return TEMPERATURE_BOUNDS[0]
+    return math.exp(-optimize.brentq(slope, low, high, xtol=1e-12, rtol=1e-12))

@@ -19,7 +19,7 @@ from estimators.diagnostics.findings import Cost, Finding
 from estimators.diagnostics.sizes import Sizes
 from estimators.regvar.regularizers import PosteriorDraws
 from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
-from estimators.regvar.solvers.fine_tuning.sample_batches import most_in_flight
+from estimators.regvar.solvers.fine_tuning.sample_batches import max_concurrent_samples
 from estimators.runtime.units import in_bytes, in_seconds
 
 __all__ = ["cost_finding", "costs_of"]
@@ -150,7 +150,7 @@ def _fine_tune(s: Sizes, subject: DiagnosticContext) -> tuple[float, float, floa
     epochs = DEFAULT_RECIPE.resolve(s.n_data).epochs
     assert isinstance(epochs, int)
     vector = s.n_parameters * s.element
-    flying = min(_DRAWS, most_in_flight(subject.objective.theta[None]))
+    flying = min(_DRAWS, max_concurrent_samples(subject.objective.theta[None]))
     return (8 * flying + 4 * _DRAWS) * vector, 1 + _DRAWS * (epochs + 2) + 4 * _COMPARED, 0
 
 

@@ -235,7 +235,7 @@ def test_a_report_of_what_is_no_directory_of_records_is_bad_usage(path, tmp_path
     ("seeds", "option"), [([5, 7], "--seed-list 5,7"), ([0, 1], "--seeds 2"), ([1], "--seed-list 1")]
 )
 def test_the_command_that_is_shown_runs_the_same_again(seeds, option, toy, tmp_path):
-    records = Grid([toy], ["map", "last-layer"], seeds, tmp_path / "first", tune=3).run(lambda _: None)
+    records = Grid([toy], ["map", "last-layer-laplace"], seeds, tmp_path / "first", tune=3).run(lambda _: None)
     write_report(tmp_path / "first")
     command = build(tmp_path / "first").command
     assert option in command

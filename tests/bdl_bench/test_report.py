@@ -52,7 +52,12 @@ class Tags(HTMLParser):
 def page(write_record, tmp_path):
     for seed in range(3):
         for task, kind in (("reg", "regression"), ("cls", "classification")):
-            for method, scale in (("map", 0.0), ("laplace", 0.3), ("last-layer", 0.2), ("regvar-draws", 5.0)):
+            for method, scale in (
+                ("map", 0.0),
+                ("laplace", 0.3),
+                ("last-layer-laplace", 0.2),
+                ("regvar-finetune", 5.0),
+            ):
                 write_record(task, method, seed, kind=kind, scale=scale)
     return write_report(tmp_path)
 
@@ -126,8 +131,8 @@ def test_the_csv_holds_every_number_of_every_table(tmp_path):
     rows = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())))
     quantities = {(row["task"], row["method"], row["quantity"]) for row in rows}
     assert len(quantities) == len(rows)
-    assert {("cls", "map", "cls/NLL"), ("reg", "regvar-draws", "agreement/mean_ratio")} <= quantities
-    ratio = next(r for r in rows if r["quantity"] == "agreement/mean_ratio" and r["method"] == "last-layer")
+    assert {("cls", "map", "cls/NLL"), ("reg", "regvar-finetune", "agreement/mean_ratio")} <= quantities
+    ratio = next(r for r in rows if r["quantity"] == "agreement/mean_ratio" and r["method"] == "last-layer-laplace")
     assert float(ratio["mean"]) == pytest.approx(2 / 3)
 
 
@@ -167,7 +172,7 @@ def test_a_record_without_its_arrays_is_shown_as_failed_and_the_rest_is_reported
 
 
 def test_a_single_seed_without_reference_or_baseline_still_has_a_report(write_record, tmp_path):
-    write_record("t", "last-layer", 0, kind="classification")
+    write_record("t", "last-layer-laplace", 0, kind="classification")
     assert "was not run on this task" in write_report(tmp_path).read_text()
 
 

@@ -1,4 +1,4 @@
-"""What a report is made of: labels, frontiers, grids, resampling, arrays, frames."""
+"""What a report is made of: labels, frontiers, grids, arrays, frames."""
 
 import numpy as np
 import pandas as pd
@@ -13,32 +13,8 @@ from bdl_bench.report.figures.pareto import Price, frontier
 from bdl_bench.report.formatting import count, listed
 from bdl_bench.report.notebook import Comparison
 from bdl_bench.report.palette import Palette, family_of
-from bdl_bench.report.resampling import bootstrap_columns
 from bdl_bench.report.tuning_curves import line, surface
-from bdl_bench.stats import bootstrap_difference
 from estimators.errors import OptionError, UnsupportedError
-
-
-@pytest.mark.parametrize("sizes", [(30, 30, 30), (30, 41), (2500, 2100), (17,)])
-def test_many_comparisons_at_once_have_the_intervals_of_one_at_a_time(sizes):
-    rng = np.random.default_rng(0)
-    scores = [rng.normal(size=(size, 4)) for size in sizes]
-    others = [rng.normal(0.2, size=size) for size in sizes]
-    found = bootstrap_columns([s - o[:, None] for s, o in zip(scores, others, strict=True)], n_resamples=200)
-    for column, interval in enumerate(found):
-        expected = bootstrap_difference([s[:, column] for s in scores], others, n_resamples=200)
-        assert (interval.mean, interval.low, interval.high) == pytest.approx(
-            (expected.mean, expected.low, expected.high), rel=1e-12
-        )
-        assert interval.n == expected.n
-
-
-def test_an_infinite_score_leaves_the_other_columns_their_intervals():
-    difference = np.ones((20, 2))
-    difference[3, 0] = np.inf
-    infinite, finite = bootstrap_columns([difference])
-    assert infinite.low is None
-    assert (finite.mean, finite.low, finite.high) == (1.0, 1.0, 1.0)
 
 
 def test_labels_are_spread_in_order_a_gap_apart_and_as_near_as_that_allows():
@@ -63,8 +39,8 @@ def test_the_frontier_leaves_out_what_a_cheaper_method_beats():
 @pytest.mark.parametrize(
     ("method", "family"),
     [("map", "the network alone"), ("laplace-kron", "Laplace"), ("laplace-torch-kron", "laplace-torch"),
-     ("last-layer-diag", "last layer"), ("deep-ensemble", "several networks"), ("swag", "several networks"),
-     ("regvar-draws", "RegVar"), ("something", "others")],
+     ("last-layer-laplace-diag", "last layer"), ("deep-ensemble", "several networks"), ("swag", "several networks"),
+     ("regvar-finetune", "RegVar"), ("something", "others")],
 )  # fmt: skip
 def test_a_method_has_the_family_that_its_name_says(method, family):
     assert family_of(method) == family
@@ -122,17 +98,17 @@ def test_the_tuned_part_borrows_targets_and_inputs_and_nothing_else(tmp_path):
         "ood/s/x": 4,
         "tuned/mean": 5,
         "tuned/ood/s/mean": 6,
-        "band/x": 7,
+        "plot_grid/x": 7,
     }
     np.savez(path, **{name: np.array([float(value)]) for name, value in arrays.items()})
     view = ArrayView.of(path)
     assert {n: a.item() for n, a in view.tuned().items()} == {
-        "mean": 5, "targets": 2, "ood/s/mean": 6, "ood/s/x": 4, "band/x": 7,
+        "mean": 5, "targets": 2, "ood/s/mean": 6, "ood/s/x": 4, "plot_grid/x": 7,
     }  # fmt: skip
     assert set(view.fitted()) == {n for n in arrays if not n.startswith("tuned/")}
     assert view.sets("ood") == ["s"]
     assert view.under("ood/s")["mean"] == 3
-    assert "band/x" not in view.fitted().scored()
+    assert "plot_grid/x" not in view.fitted().scored()
     assert view.under("ood/s").tuned() is None
 
 

@@ -122,7 +122,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "fixed", Task("fixed", "fixed", make_fixed))
 
     def once(build, axis=None):
-        monkeypatch.setitem(METHODS, "mine", Method("mine", "my own", build, axis=axis))
+        monkeypatch.setitem(METHODS, "mine", Method("mine", "my own", build, tuned_option=axis))
         statuses = {}
         grid = Grid(["fixed"], ["mine"], [0], tmp_path / "out")
         (record,) = grid.run(lambda event: statuses.update({event.method: event.status}))
@@ -240,9 +240,9 @@ def test_another_constant_of_a_preset_is_another_option(monkeypatch):
     monkeypatch.setattr("bdl_bench.methods.regvar._DRAWS", 8)
     after = {name: content_digest(method.build) for name, method in METHODS.items()}
     assert {name for name in before if before[name] != after[name]} == {
-        "regvar-draws",
-        "regvar-krylov",
-        "regvar-probes",
+        "regvar-finetune",
+        "regvar",
+        "regvar-param-probes",
     }
 
 
@@ -323,7 +323,7 @@ import stale_estimator, stale_task
 from bdl_bench.records.content_digests import content_digest
 from bdl_bench.methods import METHODS
 things = [stale_estimator.build, stale_estimator.build_late, stale_task.make, {{"a", "b", "c"}}, stale_task.Net]
-print(content_digest(*things, *[(m.build, m.axis) for m in METHODS.values()]))
+print(content_digest(*things, *[(m.build, m.tuned_option) for m in METHODS.values()]))
 """
 
 

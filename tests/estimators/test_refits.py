@@ -49,7 +49,7 @@ FITTED_AGAIN = {
     "mean absolute": (RegVar, {"regularizer": MeanAbsolute(), "solver": SHORT}),
     "signed probes": (RegVar, {"regularizer": SignedProbes(3), "solver": LinearResponse()}),
     "draws": (RegVar, {"regularizer": PosteriorDraws(3), "solver": SHORT}),
-    "bounds": (RegVar, {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse()}),
+    "bounds": (RegVar, {"regularizer": PosteriorDraws(3, variance_estimate="bounds"), "solver": LinearResponse()}),
 }
 everything = pytest.mark.parametrize("name", KEPT | FITTED_AGAIN)
 kept = pytest.mark.parametrize("name", KEPT)

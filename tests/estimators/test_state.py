@@ -46,7 +46,10 @@ ESTIMATORS = {
     "draws": (RegVar, {"regularizer": PosteriorDraws(5), "solver": RESPONSE}),
     "fine tune": (RegVar, {"regularizer": PosteriorDraws(3), "solver": FineTune()}),
     "plain draws": (RegVar, {"regularizer": PosteriorDraws(5, rao_blackwell=None), "solver": RESPONSE}),
-    "bounds": (RegVar, {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse(max_iter=2)}),
+    "bounds": (
+        RegVar,
+        {"regularizer": PosteriorDraws(3, variance_estimate="bounds"), "solver": LinearResponse(max_iter=2)},
+    ),
     "parameter probes": (RegVar, {"regularizer": ParameterProbes(5), "solver": NewtonRefit()}),
     "mean absolute": (RegVar, {"regularizer": MeanAbsolute(), "solver": RESPONSE}),
 }
@@ -255,7 +258,7 @@ from estimators import Gaussian, LinearResponse, PosteriorDraws, RegVar
 model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double().eval()
 model.load_state_dict(torch.load(sys.argv[1] + "/weights.pt"))
 x, expected = torch.load(sys.argv[1] + "/expected.pt")
-parts = {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse(max_iter=2)}
+parts = {"regularizer": PosteriorDraws(3, variance_estimate="bounds"), "solver": LinearResponse(max_iter=2)}
 delta = {"*bias": 0.7, "*": 1.9}
 estimator = RegVar(model, Gaussian(0.6), prior_precision=delta, prior_mean=0.1, **parts)
 assert torch.allclose(estimator.load(sys.argv[1] + "/fit.safetensors").variance(x), expected)

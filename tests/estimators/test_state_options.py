@@ -109,14 +109,14 @@ def regvar(regularizer, solver, **options):
     return RegVar, {"regularizer": regularizer, "solver": solver, **options}
 
 
-DRAWS = {"n_draws": 4, "seed": 1, "rao_blackwell": None, "readout": "draws"}
+DRAWS = {"n_draws": 4, "seed": 1, "rao_blackwell": None, "variance_estimate": "monte_carlo"}
 RESPONSE = {"tol": 1e-6, "max_iter": 900, "basis_dtype": torch.float16}
 FINE_TUNE = {
     "lam": 1e-3,
     "difference": "central",
     "seed": 1,
-    "in_flight": 2,
-    "share": "draws",
+    "max_concurrent": 2,
+    "shard_by": "draws",
     **{f"recipe.{name}": value for name, value in RECIPE.items()},
 }
 NEWTON = {"lam": 1e-3, "difference": "forward", "tol": 1e-8, "max_iter": 29, "preconditioner": None}
@@ -183,7 +183,7 @@ COMPARED_NOWHERE = {
     "model",
     "trained_members",
     "validation",
-    "solver.batch_replicas",
+    "solver.vmap_chunk_size",
     "solver.recipe.micro_batch_size",
     "recipe.micro_batch_size",
 }
@@ -252,9 +252,9 @@ def stable_id(value):
 @pytest.mark.parametrize(("name", "option", "value"), list(every_change()), ids=stable_id)
 def test_a_fit_is_not_loaded_under_another_value_of_any_option(name, option, value, states):
     state = states(name)
-    if option.endswith("share"):
+    if option.endswith("shard_by"):
         other = build(name)
-        other.solver.share = value  # its own check wants in_flight="auto", which it has
+        other.solver.shard_by = value  # its own check wants max_concurrent="auto", which it has
     elif option.endswith("recipe.optimizer") and name == "fine tune":
         other = build(name, **{option: value, "solver.recipe.lr": 0.1})
     else:
@@ -266,7 +266,7 @@ def test_a_fit_is_not_loaded_under_another_value_of_any_option(name, option, val
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("fine tune", {"solver.batch_replicas": 2, "solver.recipe.micro_batch_size": 3}),
+        ("fine tune", {"solver.vmap_chunk_size": 2, "solver.recipe.micro_batch_size": 3}),
         ("ensemble", {"recipe.micro_batch_size": 3}),
         ("temperature", {"validation": None}),
     ],

@@ -73,7 +73,7 @@ FITS = {
     "last layer": (LastLayerLaplace, {}),
     "last layer kron": (LastLayerLaplace, {"hessian_structure": "kron"}),
     "draws": (RegVar, {"regularizer": PosteriorDraws(4), "solver": LinearResponse()}),
-    "bounds": (RegVar, {"regularizer": PosteriorDraws(4, readout="bounds"), "solver": LinearResponse()}),
+    "bounds": (RegVar, {"regularizer": PosteriorDraws(4, variance_estimate="bounds"), "solver": LinearResponse()}),
     "fine tune": (RegVar, {"regularizer": PosteriorDraws(4), "solver": FineTune(recipe=SHORT)}),
     "mean absolute": (RegVar, {"regularizer": MeanAbsolute(), "solver": LinearResponse()}),
     "map": (MAP, {}),

@@ -23,7 +23,7 @@ class Bands:
 
 
 def bands(context: Context) -> Bands | None:
-    """As fitted; None where the records hold no inputs of one number each, under `band/` or `ood/<set>/`."""
+    """As fitted; None where the records hold no inputs of one number each, under `plot_grid/` or `ood/<set>/`."""
     results = context.results
     seed = results.seeds[0]
     methods = [m for m in results.methods if seed in results.done[m]]
@@ -41,7 +41,7 @@ def bands(context: Context) -> Bands | None:
 
 def _one_input(arrays: ArrayView) -> ArrayView | None:
     """The first set of rows with inputs of one number each and a prediction."""
-    for prefix in ("band", *(f"ood/{name}" for name in arrays.sets("ood"))):
+    for prefix in ("plot_grid", *(f"ood/{name}" for name in arrays.sets("ood"))):
         view = arrays.under(prefix)
         if {"x", "mean", "epistemic_variance"} <= view.keys() and view["x"].size == len(view["mean"]):
             return view
