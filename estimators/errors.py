@@ -26,7 +26,7 @@ __all__ = [
     "OptionError",
     "StateError",
     "TooLargeError",
-    "TuningEdgeWarning",
+    "TuningBoundaryWarning",
     "UnsupportedError",
 ]
 
@@ -165,7 +165,7 @@ class NotLogitsWarning(UserWarning):
     """The outputs of the model look like probabilities, but the likelihood expects logits."""
 
 
-class TuningEdgeWarning(UserWarning):
+class TuningBoundaryWarning(UserWarning):
     """A tuned value is the last of its range: the optimum may lie beyond."""
 
 

@@ -120,9 +120,9 @@ def tuning(kind, scale, seed):
     chosen = min(points, key=lambda p: p["score"])
     edge = ["variance_scale"] if scale == 3.0 else []
     return Tuning(
-        axis=None if scale == 0 else "prior_precision", unit=None, points=points, at_edge=edge, seconds=0.7, fits=9,
-        chosen={k: v for k, v in chosen.items() if k != "score"}, score_name="NLL", validation_rows=30,
-        where="post hoc at fixed weights",
+        option=None if scale == 0 else "prior_precision", unit=None, points=points, at_boundary=edge, seconds=0.7,
+        fits=9,        chosen={k: v for k, v in chosen.items() if k != "score"}, score_name="NLL", validation_rows=30,
+        refit_kind="post hoc at fixed weights",
     )  # fmt: skip
 
 

@@ -28,14 +28,8 @@ PACKAGES = ("estimators", "bdl_bench")
 ROOT = Path(__file__).parents[1]
 
 EXEMPT: tuple[str, ...] = (
-    "estimators.baselines",
     "estimators.curvature",
-    "estimators.diagnostics",
-    "estimators.estimator",
-    "estimators.laplace",
     "estimators.models",
-    "estimators.testing",
-    "estimators.tuning",
     "bdl_bench.cli",
     "bdl_bench.comparison",
     "bdl_bench.records",

@@ -81,19 +81,19 @@ class Cost(BaseModel):
 class Tuning(BaseModel):
     """What was tried on the validation rows: every point with its score (lower is better), and the one chosen.
 
-    A point has a `value` on the axis (None where the method has no axis), `variance_scale`, `softmax_temperature` or
-    `sigma_noise`, and `score`. `at_edge` names what was chosen at the end of its range; `refined` says that it lies
-    between the points of the grid. `failures` are the values of the axis whose fit raised, with the reason. `fits` were
-    made beside the given one. `where`: whether the weights stayed, "post hoc at fixed weights", or "with retraining".
+    A point has a `value` of the tuned option (None if no option is tuned), `variance_scale`, `softmax_temperature` or
+    `sigma_noise`, and `score`. `at_boundary` names what was chosen at the end of its range; `refined` says that it lies
+    between the points of the grid. `failures` are the values of the option whose fit raised, with the reason. `fits`
+    were made beside the given one. `refit_kind` is "post hoc at fixed weights" or "with retraining".
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    axis: str | None = None
+    option: str | None = None
     unit: str | None = None
     points: list[dict[str, float | None]] = Field(default_factory=list)
     chosen: dict[str, float | None] = Field(default_factory=dict)
-    at_edge: list[str] = Field(default_factory=list)
+    at_boundary: list[str] = Field(default_factory=list)
     refined: bool = False
     failures: dict[str, str] = Field(default_factory=dict)
     seconds: float = 0.0
@@ -101,7 +101,7 @@ class Tuning(BaseModel):
     passes: float = 0.0
     score_name: str = "NLL"
     validation_rows: int = 0
-    where: str = "post hoc at fixed weights"
+    refit_kind: str = "post hoc at fixed weights"
 
 
 class Record(BaseModel):

@@ -232,8 +232,8 @@ def _fit_report(estimator: UncertaintyEstimator) -> dict[str, str]:
     learned = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name[0] != "_"}
     learned.pop("fit_report_", None)
     learned |= getattr(estimator, "method_report_", {})  # of a plain class
-    merged = {**learned, **values}
-    return {name: _plain(value) for name, value in merged.items() if isinstance(value, (str, bool, int, float))}
+    items = [*learned.items(), *values.items()]
+    return {name: _plain(value) for name, value in items if isinstance(value, (str, bool, int, float))}
 
 
 def _plain(value: object) -> str:

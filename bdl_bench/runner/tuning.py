@@ -7,7 +7,7 @@ import warnings
 from bdl_bench.methods import Method
 from bdl_bench.problem.problem import Problem
 from estimators import UncertaintyEstimator
-from estimators.errors import TuningEdgeWarning
+from estimators.errors import TuningBoundaryWarning
 from estimators.tuning import CalibrationGrid, Tuned, tune
 
 __all__ = ["tuned"]
@@ -31,8 +31,8 @@ def tuned(
     if n == 0:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TuningEdgeWarning)
-        values = [] if n == 1 or method.tuned_option is None else method.tuned_option.values(problem, n)
-        if method.tuned_option is None or not values:
-            return tune(estimator, problem.validation, axis=None, grid=_GRID)
-        return tune(estimator, problem.validation, axis=method.tuned_option.option, values=values, grid=_GRID)
+        warnings.simplefilter("ignore", TuningBoundaryWarning)
+        values = [] if n == 1 or method.axis is None else method.axis.values(problem, n)
+        if method.axis is None or not values:
+            return tune(estimator, problem.validation, option=None, grid=_GRID)
+        return tune(estimator, problem.validation, option=method.axis.option, values=values, grid=_GRID)

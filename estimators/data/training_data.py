@@ -158,7 +158,7 @@ class AbsentTrainingData(TrainingData):
         raise NotFittedError(
             "the training data, which this method or estimator needs again",
             received="a fitted state that was loaded without them",
-            remedy="estimator.attach(train_loader).",
+            remedy="estimator.attach_data(train_loader).",
         )
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:  # noqa: ARG002

@@ -146,14 +146,14 @@ class RegularizedPair(UncertaintyEstimator):
             )
 
     def _variance(self, x: PyTree) -> Tensor:
-        return self._variance_given(x, self.network_.outputs(x))
+        return self._variance_with_outputs(x, self.network_.outputs(x))
 
     def _checked_outputs(self, x: PyTree) -> Tensor:
         self._check_fitted()
         check_unchanged(self.regularized, self.regularized_checksum_, self.regularized_network_.params)
         return super()._checked_outputs(x)
 
-    def _variance_given(self, x: PyTree, f: Tensor) -> Tensor:
+    def _variance_with_outputs(self, x: PyTree, f: Tensor) -> Tensor:
         return (self.regularized_network_.outputs(x) - f.flatten(1)).abs_().div_(self.lam)
 
     def _check_same_architecture(self) -> None:

@@ -124,7 +124,7 @@ class RegVar(UncertaintyEstimator):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.fit_report_ = RegVarReport(relative_gradient=relative_gradient(objective))
-        self._attached(objective)
+        self._on_data_attached(objective)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
             with objective.network.pass_counter.phase("definiteness"):
                 self.refit_objective_ = positive_definite(self.refit_objective_, lambda objective: objective.product)
@@ -138,19 +138,19 @@ class RegVar(UncertaintyEstimator):
         passes = objective.network.pass_counter.passes(objective.batches.n_data, n_perturbations)
         self.fit_report_ = replace(self.fit_report_, passes=passes)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         tensors, learned = ({}, {}) if self.variance_estimate_ is None else self.variance_estimate_.state()
         return tensors, {"variance_estimate": learned, "report": asdict(self.fit_report_)}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.fit_report_ = RegVarReport.restored(learned["report"])
         self.variance_estimate_ = None
         if not self.regularizer.at_query:
             network = network_in_float64(objective.network, tensors["displacement"].dtype)
             self.variance_estimate_ = self.regularizer.restore_estimate(network, tensors, learned["variance_estimate"])
-        self._attached(objective)
+        self._on_data_attached(objective)
 
-    def _attached(self, objective: Objective) -> None:
+    def _on_data_attached(self, objective: Objective) -> None:
         self.refit_objective_ = objective.centred(curvature=self.curvature) if self.centred else objective
 
     def _solve(

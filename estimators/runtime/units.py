@@ -8,7 +8,7 @@ __all__ = ["in_bytes", "in_seconds"]
 def in_bytes(number: float) -> str:
     """Return a number of bytes as text, such as "3.2 MiB"."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if number < 1024 or unit == "TiB":
+        if number < 999.5 or unit == "TiB":
             break
         number /= 1024
     return f"{number:.3g} {unit}"

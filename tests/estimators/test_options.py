@@ -164,7 +164,9 @@ def test_a_prior_precision_of_any_type_gives_the_same_variance(value, make_probl
         for delta, mean in ((2.0, 0.3), (value, torch.tensor(0.3, dtype=torch.float64)))
     ]
     assert torch.equal(fits[0].variance(problem.query), fits[1].variance(problem.query))
-    assert torch.equal(fits[0].at_prior_precision(value).variance(problem.query), fits[1].variance(problem.query))
+    assert torch.equal(
+        fits[0].clone_with(prior_precision=value).variance(problem.query), fits[1].variance(problem.query)
+    )
     assert torch.equal(fits[0].log_marginal_likelihood(value), fits[1].log_marginal_likelihood())
 
 

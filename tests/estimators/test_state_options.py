@@ -38,8 +38,8 @@ from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
 from estimators.curvature.builders import LOW_RANK
 from estimators.errors import StateError
+from estimators.estimator.cloning import clone
 from estimators.estimator.options import constructor_options
-from estimators.estimator.refitting import rebuilt
 from estimators.laplace import SubnetworkLaplace
 from estimators.likelihoods import CausalTokens
 from estimators.training import Recipe
@@ -194,7 +194,7 @@ def build(name, **changed):
     kind, options = CASES[name][0]
     likelihood = "classification" if name == "temperature" else Gaussian(0.6)
     made = kind(MODELS.get(name, network)(), likelihood, prior_precision=1.9, **copy.deepcopy(options))
-    return rebuilt(made, changed) if changed else made
+    return clone(made, changed) if changed else made
 
 
 def options_of(part, prefix=""):
@@ -368,7 +368,7 @@ def test_options_behind_keywords_of_an_own_estimator_count():
     for other, option in (({"scale": 1.0, "prior_precision": 3.0}, "scale"), ({"scale": 2.0}, "prior_precision")):
         with pytest.raises(StateError, match=option):
             make(**other).load_state_dict(fitted.state_dict())
-    assert fitted.at_prior_precision(5.0).scale == 2.0
+    assert fitted.clone_with(prior_precision=5.0).scale == 2.0
 
 
 def test_a_state_of_an_earlier_version_is_rejected_with_the_remedy(states):
