@@ -29,17 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 EXEMPT: tuple[str, ...] = (
     "estimators.curvature",
-    "estimators.data",
-    "estimators.errors",
-    "estimators.integrations",
-    "estimators.likelihoods",
     "estimators.models",
-    "estimators.numerics",
-    "estimators.objective",
-    "estimators.option_checks",
-    "estimators.persistence",
-    "estimators.runtime",
-    "estimators.training",
     "bdl_bench.cli",
     "bdl_bench.comparison",
     "bdl_bench.records",

@@ -20,8 +20,8 @@ Peak memory is the increase above the imports in a new process. The command of t
 ## The mean-absolute regularizer in a custom training loop
 
 Time of an SGD step on 64 rows with `mean_absolute_penalty` in its loss, relative to a plain step; and time of the
-variance of `TwoNetworks`, with its checks, relative to one forward pass of {queries} rows. The checks of the weights do
-not depend on the number of rows, so that the ratio is larger for fewer rows.
+variance of `RegularizedPair`, with its checks, relative to one forward pass of {queries} rows. The checks of the
+weights do not depend on the number of rows, so that the ratio is larger for fewer rows.
 
 """
 _MEMORY = """

@@ -14,7 +14,7 @@ from estimators.estimator.saving import SavingMixin
 from estimators.models.exclusive import exclusively
 from estimators.models.network import Network
 from estimators.objective.objective import Objective
-from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
+from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
 from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["CloningMixin", "clone"]
@@ -49,7 +49,7 @@ class CloningMixin(SavingMixin):
             ModelChangedError: if the model has changed since the fit.
         """
         self._check_fitted()
-        refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
+        check_unchanged(self.model, self.weight_checksum_, self.network_.params)
         new: Self = clone(self, options)
         if new.likelihood.kind != self.likelihood.kind:
             raise OptionError(

@@ -23,8 +23,8 @@ from estimators.models.self_check import DerivativeReport
 from estimators.numerics.pytrees import RowLayout
 from estimators.objective.objective import Objective
 from estimators.persistence.option_values import described
-from estimators.persistence.state import ABOUT, TUNING, About, FittedState, Learned, digest, read_file, write_file
-from estimators.persistence.weight_checksum import Fingerprint, refuse_if_changed, weight_checksum
+from estimators.persistence.state import ABOUT, TUNING, About, FittedState, Learned, model_digest, read_file, write_file
+from estimators.persistence.weight_checksum import WeightChecksum, check_unchanged, weight_checksum
 from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["SavingMixin"]
@@ -48,7 +48,7 @@ class SavingMixin(ABC):
     model: nn.Module
     likelihood: Likelihood
     objective_: Objective
-    weight_checksum_: Fingerprint
+    weight_checksum_: WeightChecksum
     fit_report_: FitReport
     _calibrated_by: str | None = None
     """The calibration that tuning chose for the predictions, in words; it is not a part of the fit."""
@@ -82,7 +82,7 @@ class SavingMixin(ABC):
     def _fitted_state(self) -> FittedState:
         """Return `state_dict` without its warning."""
         self._check_fitted()
-        refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
+        check_unchanged(self.model, self.weight_checksum_, self.network_.params)
         tensors, learned = self._get_fit_state()
         if type(self.fit_report_) is FitReport:
             learned = {**learned, _PASSES: self.fit_report_.passes}
@@ -105,7 +105,7 @@ class SavingMixin(ABC):
         check_model(self.model)
         about = About.of(state)
         _check_untuned(state)
-        about.check(type(self).__name__, self._described_options(), digest(self.model))
+        about.check(type(self).__name__, self._described_options(), model_digest(self.model))
         network = Network(self.model, about.parameters)
         network.check.report = DerivativeReport(**about.derivatives)
         layout = RowLayout(frozenset(about.shared_inputs))
@@ -232,7 +232,7 @@ class SavingMixin(ABC):
     def _about(self, objective: Objective, learned: dict[str, Any]) -> About:
         batches, names = objective.batches, list(objective.network.subset.shapes)
         assert batches.sums is not None
-        kind, options, model = type(self).__name__, self._described_options(), digest(self.model)
+        kind, options, model = type(self).__name__, self._described_options(), model_digest(self.model)
         derivatives, shared = asdict(objective.network.check.report), sorted(batches.layout.shared)
         return About(kind, options, names, model, batches.n_data, batches.sums, learned, derivatives, shared)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import sys
@@ -10,6 +9,8 @@ import types
 from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Any
+
+from estimators.persistence.checksums import digest
 
 __all__ = ["class_code", "class_name", "code_of", "function_name", "is_library", "names_alone"]
 
@@ -37,7 +38,7 @@ def function_name(function: Any) -> str:  # noqa: ANN401
 
 
 def names_alone(function: types.FunctionType) -> bool:
-    """Whether a function of Python is known by its name: one of a library, at the top level of its module or class."""
+    """Return whether a name identifies a function: a library function at the top level of a module or class."""
     module = function.__module__
     return module not in (None, "builtins") and is_library(module) and "<" not in function.__qualname__
 
@@ -50,10 +51,10 @@ def code_of(function: types.FunctionType, describe: Describe) -> str:
     """
     closure = {}
     names = function.__code__.co_freevars
-    for name, cell in zip(names, function.__closure__ or (), strict=True):
+    for name, variable in zip(names, function.__closure__ or (), strict=True):
         try:
-            closure[name] = describe(cell.cell_contents)
-        except ValueError:  # a cell that is still empty
+            closure[name] = describe(variable.cell_contents)
+        except ValueError:  # not yet assigned
             closure[name] = None
     named = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
     parts = [
@@ -81,7 +82,7 @@ def class_code(kind: type, describe: Describe) -> str:
 
 @cache
 def is_library(module: str | None) -> bool:
-    """Whether a module is Python's own, of these packages or of one that is installed; all others are a user's."""
+    """Return whether a module belongs to Python, these packages or an installed package, and not to the user."""
     top = _top(module or "builtins")
     if top == "__main__":
         return False
@@ -140,7 +141,7 @@ def _constant(constant: object) -> Any:  # noqa: ANN401
 
 
 def _digest(parts: Any) -> str:  # noqa: ANN401
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return digest(json.dumps(parts, sort_keys=True)).hex()
 
 
 def _top(module: str) -> str:

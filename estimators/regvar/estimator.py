@@ -17,7 +17,7 @@ from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
 from estimators.models.functionals import Functional
 from estimators.models.subsets import SubsetSpec
-from estimators.numerics.dtype import widen
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.numerics.pytrees import PyTree, split_rows
 from estimators.numerics.reductions import norms
 from estimators.objective.float64 import network_in_float64, to_float64
@@ -126,7 +126,7 @@ class RegVar(UncertaintyEstimator):
         self.fit_report_ = RegVarReport(relative_gradient=relative_gradient(objective))
         self._on_data_attached(objective)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
-            with objective.network.pass_counter.part("definiteness"):
+            with objective.network.pass_counter.phase("definiteness"):
                 self.refit_objective_ = positive_definite(self.refit_objective_, lambda objective: objective.product)
         self.variance_estimate_: VarianceEstimate | None = None
         if not self.regularizer.at_query:
@@ -175,7 +175,7 @@ class RegVar(UncertaintyEstimator):
         solution = self.solver.solve(objective, perturbation, progress_bar=progress_bar, checkpoint=checkpoint)
         a_norm_errors = _a_norm_errors(objective, perturbation, solution)
         del perturbation  # free its 2K vectors of θ's size before the variance estimate is made
-        with objective.network.pass_counter.part("variance estimate"):
+        with objective.network.pass_counter.phase("variance estimate"):
             estimate = make_estimate(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
         if isinstance(estimate, MonteCarloVariance) and a_norm_errors is not None:
@@ -306,7 +306,7 @@ def _a_norm_errors(objective: Objective, perturbation: Perturbation, solution: S
     """Return the A-norm errors of posterior draws: the solver's own, or by one product with A per draw."""
     if solution.a_norm_errors is not None or perturbation.initial_guess is None:
         return solution.a_norm_errors
-    with objective.network.pass_counter.part("A-norm error"):
+    with objective.network.pass_counter.phase("A-norm error"):
         slope = _slope(objective, solution.displacement, perturbation.gradient)
     return SampleANormErrors.of(perturbation, objective.prior.precision, solution.displacement, slope)
 
@@ -316,7 +316,7 @@ def _slope(objective: Objective, displacement: Tensor, gradient: Tensor) -> Tens
     image = objective.product(displacement)
     largest, smallest = float((norms(image) / norms(displacement)).max()), float(objective.prior.precision.min())
     if not products_are_accurate(objective.theta.dtype, largest=largest, smallest=smallest):
-        image = to_float64(objective).product(widen(displacement))
+        image = to_float64(objective).product(to_algebra_dtype(displacement))
     return image.sub_(gradient)
 
 

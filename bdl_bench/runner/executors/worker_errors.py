@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from contextlib import suppress
-from pathlib import Path
 
 from estimators.errors import EstimatorError
+from estimators.runtime.memory import machine_bytes
 
-__all__ = ["TimeLimitError", "WorkerDiedError", "death_of", "machine_bytes"]
-
-_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+__all__ = ["TimeLimitError", "WorkerDiedError", "death_of"]
 
 
 class WorkerDiedError(EstimatorError, RuntimeError):
@@ -57,12 +53,3 @@ def _name(number: int) -> str:
         return f"signal {number} ({signal.Signals(number).name})"
     except ValueError:
         return f"signal {number}"
-
-
-def machine_bytes() -> int:
-    """The memory of the machine, or of the container where that is less."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in _CONTAINER_LIMITS:
-        with suppress(OSError, ValueError):  # no container, or "max"
-            sizes.append(int(path.read_text()))
-    return min(sizes)
