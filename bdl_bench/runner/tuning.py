@@ -32,7 +32,7 @@ def tuned(
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TuningBoundaryWarning)
-        values = [] if n == 1 or method.axis is None else method.axis.values(problem, n)
-        if method.axis is None or not values:
+        values = [] if n == 1 or method.tuned_option is None else method.tuned_option.values(problem, n)
+        if method.tuned_option is None or not values:
             return tune(estimator, problem.validation, option=None, grid=_GRID)
-        return tune(estimator, problem.validation, option=method.axis.option, values=values, grid=_GRID)
+        return tune(estimator, problem.validation, option=method.tuned_option.option, values=values, grid=_GRID)
