@@ -54,7 +54,7 @@ def test_a_second_call_with_the_same_folder_computes_nothing_again(tmp_path):
 def test_tuned_numbers_are_there_beside_those_as_fitted(tmp_path):
     record = next(r for r in run(make_problem, tmp_path, seeds=1, tune=3).records if r.method == "last-layer-laplace")
     assert record.metrics.keys() == record.tuned.keys()
-    assert record.tuning.axis == "prior_precision"
+    assert record.tuning.option == "prior_precision"
     assert {point["value"] for point in record.tuning.points} == {0.005, 0.5, 50.0}
     assert record.tuning.fits == 2
     assert record.tuning.chosen["score"] == min(point["score"] for point in record.tuning.points)
