@@ -35,7 +35,7 @@ def compare(
     methods: str | Sequence[str] | None = None,
     *,
     seeds: int | Sequence[int] = 3,
-    tune: int = 1,
+    tune_budget: int = 1,
     out: str | Path | None = None,
     device: str = "cpu",
     threads: int = 1,
@@ -48,8 +48,8 @@ def compare(
             methods but not the split; the name of a bundled task, or several; or "module:factory".
         methods: names of presets (`bdl-bench list`), or a single name; None: the default ones.
         seeds: how many, or which.
-        tune: how many fits each method may spend on its option on the validation rows; 0 for none, 1 for the scale of
-            the variance, temperature and noise alone.
+        tune_budget: number of fits that each method may spend on its option, scored on the validation rows; 0 tunes
+            nothing, 1 tunes the scale of the variance, the temperature and the noise alone.
         out: where records and report go; an earlier folder is gone on with, and another problem with the same name
             gets a number there ("problem-2"). None: a new temporary one.
         device: "cpu", "cuda", "cuda:1", ...
@@ -63,7 +63,7 @@ def compare(
     chosen = [methods] if isinstance(methods, str) else list(methods or default_methods())
     methods_named(chosen)
     with _named(problem, directory) as tasks:
-        grid = Grid(tasks, chosen, numbers, directory, device, Workers(1, threads), tune=tune)
+        grid = Grid(tasks, chosen, numbers, directory, device, Workers(1, threads), tune_budget=tune_budget)
         console = Console(stderr=True, quiet=not progress_bar)
         with shown(console, grid.n_steps) as listener:
             grid.run(listener)

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Measure times and memory beside laplace-torch, and of RegVar alone.",
     )
     parser.add_argument(
-        "--only",
+        "--select",
         action="append",
         default=[],
         help="a page (core, regvar, quality, large) or a row; may be repeated; none: all but the large networks",
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="where to write")
     options = parser.parse_args(arguments)
     try:
-        pages = run_bench(options.only, options.out, lambda row: print(row, flush=True))
+        pages = run_bench(options.select, options.out, lambda row: print(row, flush=True))
     except (EstimatorError, OSError) as error:
         print(error, file=sys.stderr)
         return USAGE

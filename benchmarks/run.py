@@ -16,13 +16,13 @@ __all__ = ["run_bench"]
 Listener = Callable[[str], None]
 
 
-def run_bench(only: Sequence[str], out: Path, listener: Listener = print) -> list[Path]:
-    """Measure the rows, or all rows of the pages, named in `only` (none: the default pages); the pages written.
+def run_bench(selected: Sequence[str], out: Path, listener: Listener = print) -> list[Path]:
+    """Measure the rows, or all rows of the pages, named in `selected` (none: the default pages); the pages written.
 
     A row's record is kept in DIR/records, so that a page shows all rows that were ever measured there.
     A row whose process is killed is left out, with a word. Errors: OptionError for a name that is neither.
     """
-    chosen = _chosen(only)
+    chosen = _selected(selected)
     for page, row in chosen:
         listener(f"{page}: {row}")
         try:
@@ -40,16 +40,16 @@ def _write_page(name: str, out: Path) -> None:
     write_text(out / f"{name}.md", page.to_markdown(read(out, name, list(page.rows))))
 
 
-def _chosen(only: Sequence[str]) -> list[tuple[str, str]]:
+def _selected(selected: Sequence[str]) -> list[tuple[str, str]]:
     """(page, row) of the names."""
     every = [(page, row) for page, found in PAGES.items() for row in found.rows]
-    if not only:
+    if not selected:
         return [(page, row) for page, row in every if PAGES[page].default]
-    unknown = [name for name in only if name not in PAGES and name not in {row for _, row in every}]
+    unknown = [name for name in selected if name not in PAGES and name not in {row for _, row in every}]
     if unknown:
         raise OptionError(
             f"a page among {', '.join(PAGES)}, or a row among {', '.join(row for _, row in every)}",
             received=", ".join(unknown),
-            remedy="leave --only out to measure all but the large networks.",
+            remedy="leave --select out to measure all but the large networks.",
         )
-    return [(page, row) for page, row in every if page in only or row in only]
+    return [(page, row) for page, row in every if page in selected or row in selected]

@@ -60,22 +60,22 @@ def compare(
     threads: Annotated[int, typer.Option(min=1, help="Threads in each; more pays for large networks.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     model: Annotated[list[str] | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
-    tune: Annotated[
+    tune_budget: Annotated[
         int, typer.Option(min=0, help="Fits a method may spend on its option; 0: no tuning, 1: scale and temperature.")
     ] = 1,
-    data: Annotated[Path | None, typer.Option(help="Where data sets that need a download are, or go.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where data sets that need a download are, or go.")] = None,
     executor: Annotated[str, typer.Option(help="local, in-process, or ray.")] = "local",
-    limit: Annotated[
+    timeout: Annotated[
         float | None, typer.Option(help="Seconds a cell may take; one that needs more is skipped. None: no limit.")
     ] = None,
 ) -> None:
     """Train each task once a seed, fit every method on it, and write records and a report."""
     names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
     with _bad_usage():
-        _find_data_in(data)
-        workers = Workers(jobs, threads, executor, limit)
+        _find_data_in(data_dir)
+        workers = Workers(jobs, threads, executor, timeout)
         wanted = range(seeds) if seed_list is None else _seeds(seed_list)
-        grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune)
+        grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune_budget)
         grid.check()
         directory = new_directory() if out is None else made(out)
     records = _run(replace(grid, directory=directory))
@@ -94,7 +94,7 @@ def verify(
     model: Annotated[str | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
     curvature: Annotated[str, typer.Option(help="ggn or hessian, of the network proved on.")] = "ggn",
     subset: Annotated[str, typer.Option(help="all, last_layer, or globs with commas between them.")] = "all",
-    points: Annotated[int, typer.Option(min=1, help="Rows of the test loader to prove it at.")] = 8,
+    n_queries: Annotated[int, typer.Option(min=1, help="Rows of the test loader to prove it at.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the problem.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where to write.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads; more pays for large networks.")] = 1,
@@ -103,7 +103,7 @@ def verify(
     torch.set_num_threads(threads)
     with _bad_usage(), _of_the_factory(model), directory_for(out) as directory:
         problem = None if (name := model or task) is None else resolve_task(name).problem(seed)
-        result = _verified(name, problem, _Wanted(curvature, subset, points, directory))
+        result = _verified(name, problem, _Wanted(curvature, subset, n_queries, directory))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(to_terminal(result.proofs))
     print((result.out / "verify.md").resolve())
     raise typer.Exit(0 if result.holds else FAILED)
@@ -119,14 +119,14 @@ def check(
         Path | None, typer.Option(help="Where the trained network is kept, or is from an earlier run.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    data: Annotated[Path | None, typer.Option(help="Where data sets that need a download are, or go.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where data sets that need a download are, or go.")] = None,
 ) -> None:
     """Look at a problem before any method runs on it: its weights, data and settings, and what methods cost."""
     from bdl_bench.cli.diagnosis import show
     from bdl_bench.runner.preflight import check_task
 
     with _bad_usage(), _of_the_factory(model):
-        _find_data_in(data)
+        _find_data_in(data_dir)
         subject = model or task
         if subject is None:
             raise OptionError("a task or --model module:factory", received="neither", remedy="bdl-bench check digits.")
@@ -173,7 +173,7 @@ class _Wanted:
 
     curvature: str
     subset: str
-    points: int
+    n_queries: int
     out: Path
 
 
@@ -187,7 +187,7 @@ def _verified(name: str | None, problem: Problem | None, wanted: _Wanted) -> Ver
         name=name,
         curvature=wanted.curvature,
         subset_of_weights=subset[0] if len(subset) == 1 else subset,
-        n_points=wanted.points,
+        n_queries=wanted.n_queries,
     )
 
 

@@ -108,7 +108,7 @@ class Record(BaseModel):
     """One cell. `metrics` under the names of the field, as fitted, and `tuned`; `reason` of a skip; `traceback`.
 
     `preflight` is what was found of the problem before its cells ran; `problem` is the content key of that problem;
-    `task_code` and `method_code` are digests of the code and the options of the task and of the method; `limit` the
+    `task_code` and `method_code` are digests of the code and the options of the task and of the method; `timeout` the
     seconds that were not enough for it, of a cell that was skipped for them.
     """
 
@@ -124,7 +124,7 @@ class Record(BaseModel):
     kind: str | None = None
     reason: str | None = None
     traceback: str | None = None
-    limit: float | None = None
+    timeout: float | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     tuned: dict[str, float] = Field(default_factory=dict)
     tuning: Tuning | None = None

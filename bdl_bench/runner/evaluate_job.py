@@ -68,12 +68,12 @@ class EvaluationJob:
     method: str
     directory: Path
     device: str
-    tune: int = 0
+    tune_budget: int = 0
 
     @property
     def key(self) -> str:
         """The content key of the record that this cell makes."""
-        return content_key(problem=self.prepared.key, method=self.method, code=self.code, tune=self.tune)
+        return content_key(problem=self.prepared.key, method=self.method, code=self.code, tune_budget=self.tune_budget)
 
     @property
     def code(self) -> str:
@@ -98,7 +98,7 @@ def without_result(cell: EvaluationJob, error: BaseException) -> Record:
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, CANNOT):
         limit = error.seconds if isinstance(error, TimeLimitError) else None
-        return _blank(cell, status="skipped", reason=reason, limit=limit)
+        return _blank(cell, status="skipped", reason=reason, timeout=limit)
     return _blank(cell, status="failed", reason=reason, traceback="".join(traceback.format_exception(error)))
 
 
@@ -113,7 +113,7 @@ def _measured(cell: EvaluationJob) -> Measured:
         predictor, test, cost = _fitted(cell, method, problem)
         arrays, estimator = test | predictor.beside_test(), predictor.estimator
     with seeded(cell.prepared.seed), _collected_warnings("warnings of tuning") as warned_too:
-        tuning = tuned(estimator, method, problem, n=cell.tune)
+        tuning = tuned(estimator, method, problem, n=cell.tune_budget)
         again = {} if tuning is None else Predictor(problem, tuning.estimator, tuning.predict).everywhere()
     kind = problem.likelihood.kind
     check_arrays(arrays)
@@ -212,7 +212,7 @@ def _configuration(
         "dtype": str(next(problem.model.parameters()).dtype).removeprefix("torch."),
         "device": cell.device,
         "threads": str(torch.get_num_threads()),
-        "tune": str(cell.tune),
+        "tune_budget": str(cell.tune_budget),
         "row_order": _row_orders(problem),
     }
 

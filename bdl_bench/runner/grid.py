@@ -48,7 +48,7 @@ class Grid:
     directory: Path
     device: str = "cpu"
     workers: Workers = ONE_WORKER
-    tune: int = 0
+    tune_budget: int = 0
     """Fits that each method may spend on its option; 0 tunes nothing, 1 the calibration of the given fit alone."""
 
     def check(self) -> None:
@@ -62,8 +62,10 @@ class Grid:
         methods_named(self.methods)
         if not (self.tasks and self.methods and self.seeds):
             raise OptionError("a task, a method and a seed at least", received="none", remedy="name some.")
-        if self.tune < 0:
-            raise OptionError("tune >= 0", received=str(self.tune), remedy="0 for no tuning, 5 for five fits a method.")
+        if self.tune_budget < 0:
+            raise OptionError(
+                "tune_budget >= 0", received=str(self.tune_budget), remedy="0 for no tuning, 5 for five fits a method."
+            )
         check_workers(self.workers)
         check_directory(self.directory)
         _check_device(self.device, elsewhere=self.workers.name == "ray")
@@ -136,7 +138,7 @@ class GridRun:
             if method is None:
                 self.schedule.add(TrainingJob(task, seed, self.grid.device))
         running: Generator[tuple[Item, Outcome[Trained | Measured]], None, None]
-        running = self.executor.run(work, self.schedule, started=self._started, limit=self._limit)
+        running = self.executor.run(work, self.schedule, started=self._started, timeout=self._limit)
         with closing(running) as outcomes:
             for item, outcome in outcomes:
                 self._ended(item, outcome)
@@ -182,15 +184,15 @@ class GridRun:
         return record if is_new or self._is_out_of_time(record) else None
 
     def _is_out_of_time(self, record: Record) -> bool:
-        limit = self.grid.workers.limit
-        return limit is not None and record.limit is not None and limit <= record.limit
+        limit = self.grid.workers.timeout
+        return limit is not None and record.timeout is not None and limit <= record.timeout
 
     def _limit(self, item: Item) -> float | None:
-        return self.grid.workers.limit if isinstance(item, EvaluationJob) else None
+        return self.grid.workers.timeout if isinstance(item, EvaluationJob) else None
 
     def _foreseen(self, cell: EvaluationJob) -> TimeLimitError | None:
         """Where another seed was out of time, it is not spent again; the seeds of a method are of one size."""
-        seed, limit = self.too_slow.get((cell.prepared.task, cell.method)), self.grid.workers.limit
+        seed, limit = self.too_slow.get((cell.prepared.task, cell.method)), self.grid.workers.timeout
         return None if seed is None or limit is None else TimeLimitError(limit, f"seed {seed}")
 
     def _started(self, item: Item) -> None:
@@ -240,7 +242,8 @@ class GridRun:
     def _cells(self, prepared: TrainedModel) -> list[EvaluationJob]:
         methods = dict.fromkeys(self.grid.methods)
         return [
-            EvaluationJob(prepared, method, self.grid.directory, self.grid.device, self.grid.tune) for method in methods
+            EvaluationJob(prepared, method, self.grid.directory, self.grid.device, self.grid.tune_budget)
+            for method in methods
         ]
 
     def _fail_cells(self, place: TrainingJob, error: Exception) -> None:
@@ -269,7 +272,7 @@ class GridRun:
 
     def _done(self, item: EvaluationJob, record: Record, status: str | None = None) -> None:
         self.records[record.task, record.seed, record.method] = record
-        if record.limit is not None:
+        if record.timeout is not None:
             self.too_slow.setdefault((record.task, record.method), record.seed)
         seconds = record.cost.fit_seconds + record.cost.predict_seconds if record.cost else None
         self._tell(item, status or record.status, seconds=seconds, reason=record.reason)

@@ -53,18 +53,18 @@ def verify_problem(
     curvature: str = "ggn",
     subset_of_weights: SubsetSpec = "all",
     lams: Sequence[float] = LAMS,
-    n_points: int = 8,
+    n_queries: int = 8,
 ) -> VerifyResult:
-    """Prove RegVar on a problem's trained network, at the first `n_points` rows of its test loader.
+    """Prove RegVar on a problem's trained network, at the first `n_queries` rows of its test loader.
 
     The network is copied; the copy is trained where the problem has a recipe, and is in float64.
     Errors: OptionError, TooLargeError (the reference is dense), and those of the estimators' `fit`.
     """
     if curvature not in ("ggn", "hessian"):
         raise OptionError('curvature "ggn" or "hessian"', received=repr(curvature), remedy='use "ggn".')
-    if n_points < 1:
-        raise OptionError("n_points >= 1", received=str(n_points), remedy="8 are enough to see a disagreement.")
-    subject, notes = _subject(problem, n_points)
+    if n_queries < 1:
+        raise OptionError("n_queries >= 1", received=str(n_queries), remedy="8 are enough to see a disagreement.")
+    subject, notes = _subject(problem, n_queries)
     claim = Check(curvature, subset_of_weights, _names(subject, subset_of_weights))
     proof = verify(subject, claim, name=name, lams=lams)
     return write_result([replace(proof, notes=tuple(notes))], out)
@@ -97,7 +97,7 @@ def write_result(proofs: Sequence[Verification], out: Path) -> VerifyResult:
     return VerifyResult(tuple(proofs), out)
 
 
-def _subject(problem: Problem, n_points: int) -> tuple[VerificationCase, list[str]]:
+def _subject(problem: Problem, n_queries: int) -> tuple[VerificationCase, list[str]]:
     """The problem in float64 on the CPU, and what was done to it, in words."""
     model, notes = copy.deepcopy(problem.model).cpu(), []
     if problem.trains_model:
@@ -112,19 +112,19 @@ def _subject(problem: Problem, n_points: int) -> tuple[VerificationCase, list[st
     model = model.double().eval()
     check_model(model)
     batches = [_in_double((batch.x, batch.y)) for batch in rows(problem.train)]
-    x, _ = _in_double((_queries(problem, n_points), torch.zeros(1)))
+    x, _ = _in_double((_queries(problem, n_queries), torch.zeros(1)))
     return VerificationCase(model, problem.likelihood, problem.prior_precision, batches, x), notes
 
 
-def _queries(problem: Problem, n_points: int) -> PyTree:
+def _queries(problem: Problem, n_queries: int) -> PyTree:
     """The first rows of the test loader, with what they share. Errors: DataError if they do not share the same."""
     taken, batches = 0, list[Batch]()
     for batch in rows(problem.test):
         batches.append(batch.marked(problem.layout))
         taken += len(batch)
-        if taken >= n_points:
+        if taken >= n_queries:
             break
-    return plain_inputs(select_rows(concatenate([batch.x for batch in batches]), slice(0, n_points)))
+    return plain_inputs(select_rows(concatenate([batch.x for batch in batches]), slice(0, n_queries)))
 
 
 def _in_double(batch: tuple[PyTree, Tensor]) -> tuple[PyTree, Tensor]:

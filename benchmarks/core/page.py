@@ -21,7 +21,7 @@ Float32, 1000 rows in batches of 500 (50 for C = 300, or laplace-torch's Jacobia
 in turns in one process, medians of three (six where three lay more than 30 % apart). laplace-torch has the backend, of
 BackPACK, curvlinops and ASDL, that was fastest in each step. `ratio` is its time over ours, a query where the two have
 different numbers of queries. Other programs may have been running: the ratios count, not the seconds.
-`python -m benchmarks --only core` makes this page.
+`python -m benchmarks --select core` makes this page.
 
 """
 _MIDDLE = """

@@ -15,7 +15,7 @@ _HEAD = """# What RegVar costs
 Measured on {machine}
 Float32; methods take turns in one process, medians of three (six where three lay more than 30 %
 apart); peaks are those of a process of their own, above the imports.
-`python -m benchmarks --only regvar` makes this page.
+`python -m benchmarks --select regvar` makes this page.
 
 ## The mean-absolute form in one's own loop
 

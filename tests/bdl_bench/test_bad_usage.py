@@ -56,7 +56,7 @@ def bad_directories(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [("compare", "diabetes"), ("verify",), ("check", "diabetes"), ("bench", "--only", "core")]
+    "words", [("compare", "diabetes"), ("verify",), ("check", "diabetes"), ("bench", "--select", "core")]
 )
 def test_a_directory_that_cannot_be_written_is_bad_usage(words, bad_directories):
     for directory in bad_directories:
@@ -151,7 +151,7 @@ def test_directories_of_runs_that_start_at_the_same_time_are_their_own(tmp_path)
         ("compare", "diabetes", "--methods", "none-such"),
         ("compare", "--model", "has_factories:number"),
         ("check", "--model", "has_factories:failing"),
-        ("bench", "--only", "none-such"),
+        ("bench", "--select", "none-such"),
         ("verify", "--model", "has_factories:empty"),
         ("verify", "diabetes", "--curvature", "fisher"),
     ],
@@ -235,7 +235,7 @@ def test_a_report_of_what_is_no_directory_of_records_is_bad_usage(path, tmp_path
     ("seeds", "option"), [([5, 7], "--seed-list 5,7"), ([0, 1], "--seeds 2"), ([1], "--seed-list 1")]
 )
 def test_the_command_that_is_shown_runs_the_same_again(seeds, option, toy, tmp_path):
-    records = Grid([toy], ["map", "last-layer"], seeds, tmp_path / "first", tune=3).run(lambda _: None)
+    records = Grid([toy], ["map", "last-layer"], seeds, tmp_path / "first", tune_budget=3).run(lambda _: None)
     write_report(tmp_path / "first")
     command = build(tmp_path / "first").command
     assert option in command
@@ -250,5 +250,5 @@ def test_the_command_that_is_shown_runs_the_same_again(seeds, option, toy, tmp_p
 def test_a_problem_made_in_python_is_reproduced_by_a_line_of_python(toy, tmp_path):
     from bdl_bench.tasks import TASKS
 
-    compare(TASKS[toy].make, ["map"], seeds=[5, 7], tune=2, out=tmp_path, progress_bar=False)
-    assert build(tmp_path).command == "bdl_bench.compare(make_toy, ['map'], seeds=[5, 7], tune=2)"
+    compare(TASKS[toy].make, ["map"], seeds=[5, 7], tune_budget=2, out=tmp_path, progress_bar=False)
+    assert build(tmp_path).command == "bdl_bench.compare(make_toy, ['map'], seeds=[5, 7], tune_budget=2)"

@@ -52,7 +52,7 @@ def test_a_second_call_with_the_same_folder_computes_nothing_again(tmp_path):
 
 
 def test_tuned_numbers_are_there_beside_those_as_fitted(tmp_path):
-    record = next(r for r in run(make_problem, tmp_path, seeds=1, tune=3).records if r.method == "last-layer")
+    record = next(r for r in run(make_problem, tmp_path, seeds=1, tune_budget=3).records if r.method == "last-layer")
     assert record.metrics.keys() == record.tuned.keys()
     assert record.tuning.axis == "prior_precision"
     assert {point["value"] for point in record.tuning.points} == {0.005, 0.5, 50.0}

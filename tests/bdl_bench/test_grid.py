@@ -101,8 +101,8 @@ def test_other_code_makes_everything_again(toy, tmp_path, monkeypatch):
 def test_another_tuning_budget_makes_the_records_again_and_keeps_the_network(toy, tmp_path):
     grid = Grid([toy], ["map"], [0], tmp_path)
     run(grid)
-    assert run(replace(grid, tune=1))[1] == [(None, 0, "cached"), ("map", 0, "ok")]
-    assert run(replace(grid, tune=1))[1] == [(None, 0, "cached"), ("map", 0, "cached")]
+    assert run(replace(grid, tune_budget=1))[1] == [(None, 0, "cached"), ("map", 0, "ok")]
+    assert run(replace(grid, tune_budget=1))[1] == [(None, 0, "cached"), ("map", 0, "cached")]
 
 
 def test_the_code_digest_covers_the_library_and_not_the_report():
@@ -267,7 +267,7 @@ def test_finished_records_outlive_a_task_that_cannot_be_made_any_more(toy, tmp_p
     good = TASKS[toy]
 
     def missing(seed):  # noqa: ARG001
-        raise MissingDataError("files", received="none", remedy="--data.")
+        raise MissingDataError("files", received="none", remedy="--data-dir.")
 
     monkeypatch.setitem(TASKS, toy, replace(good, make=missing))
     records, _ = run(grid)
@@ -298,6 +298,6 @@ def test_dropout_of_the_network_itself_is_tuned_by_its_calibration_alone(tmp_pat
         return Problem(network, "regression", batches, batches, batches[:2], prior_precision=0.5, recipe=recipe)
 
     monkeypatch.setitem(TASKS, "dropping", Task("dropping", "a toy with dropout", make))
-    (record,), _ = run(Grid(["dropping"], ["dropout"], [0], tmp_path, tune=3))
+    (record,), _ = run(Grid(["dropping"], ["dropout"], [0], tmp_path, tune_budget=3))
     assert record.status == "ok"
     assert (record.tuning.axis, record.tuning.fits) == (None, 0)

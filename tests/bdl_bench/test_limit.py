@@ -25,7 +25,7 @@ def test_what_needs_longer_is_ended_with_its_process_and_the_others_run():
     with executor_for(Workers(2, executor="local")) as executor:
         words = ["sleep 600", "sleep 1", "raise", "fine"]
         start = time.monotonic()
-        outcomes = dict(executor.run(end, iter(words), started=told.append, limit=seconds_of))
+        outcomes = dict(executor.run(end, iter(words), started=told.append, timeout=seconds_of))
     assert time.monotonic() - start < 300
     assert sorted(told) == sorted(words)
     assert isinstance(outcomes["sleep 600"], TimeLimitError)
@@ -36,19 +36,19 @@ def test_what_needs_longer_is_ended_with_its_process_and_the_others_run():
 
 
 def test_what_ends_in_time_has_its_result():
-    with executor_for(Workers(1, limit=60.0)) as executor:
-        outcomes = dict(executor.run(end, iter(["sleep .2", "fine"]), started=print, limit=lambda item: 60.0))  # noqa: ARG005
+    with executor_for(Workers(1, timeout=60.0)) as executor:
+        outcomes = dict(executor.run(end, iter(["sleep .2", "fine"]), started=print, timeout=lambda item: 60.0))  # noqa: ARG005
     assert outcomes["fine"] == outcomes["sleep .2"]  # the same process: none was ended
 
 
 def test_a_limit_needs_processes_that_can_be_ended():
-    assert Workers(limit=5.0).name == "local"
-    assert Workers(limit=5.0).exclusive
+    assert Workers(timeout=5.0).name == "local"
+    assert Workers(timeout=5.0).exclusive
     with pytest.raises(OptionError, match="--executor local"):
-        check_workers(Workers(limit=5.0, executor="in-process"))
+        check_workers(Workers(timeout=5.0, executor="in-process"))
     for limit in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(OptionError, match="seconds above 0"):
-            check_workers(Workers(limit=limit))
+            check_workers(Workers(timeout=limit))
 
 
 MODULE = """
@@ -83,7 +83,12 @@ def grid(tmp_path, monkeypatch):
     (tmp_path / "slow").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     yield Grid(
-        ["slow_problem:make"], ["slow", "map"], [0, 1, 2], tmp_path / "run", workers=Workers(limit=LIMIT), tune=0
+        ["slow_problem:make"],
+        ["slow", "map"],
+        [0, 1, 2],
+        tmp_path / "run",
+        workers=Workers(timeout=LIMIT),
+        tune_budget=0,
     )
     METHODS.pop("slow", None)
     sys.modules.pop("slow_problem", None)
@@ -92,7 +97,7 @@ def grid(tmp_path, monkeypatch):
 def run_out_of_time(grid):
     """Run MAP without a limit and then everything with one of two seconds, which only the slow method has to keep."""
     run(replace(grid, methods=["map"], workers=Workers()))
-    records, started = run(replace(grid, workers=Workers(limit=2.0)))
+    records, started = run(replace(grid, workers=Workers(timeout=2.0)))
     assert started == [("slow", 0)]
     assert [records["slow", seed].status for seed in (0, 1, 2)] == ["skipped"] * 3
     return records
@@ -111,23 +116,23 @@ def test_a_cell_out_of_time_is_skipped_and_its_other_seeds_are_not_tried(grid):
     assert [records["map", seed].status for seed in (0, 1, 2)] == ["ok"] * 3
     assert [records["slow", seed].status for seed in (0, 1, 2)] == ["skipped"] * 3
     assert started == [("slow", 0), ("map", 0), ("map", 1), ("map", 2)]
-    assert f"within the limit of {LIMIT:g} s" in records["slow", 0].reason
+    assert f"within the timeout of {LIMIT:g} s" in records["slow", 0].reason
     assert "still at work" in records["slow", 0].reason
     assert "seed 0 did not" in records["slow", 2].reason
-    assert f"within the limit of {LIMIT:g} s" in write_report(grid.directory).read_text()
+    assert f"within the timeout of {LIMIT:g} s" in write_report(grid.directory).read_text()
 
 
 def test_a_later_run_tries_again_only_with_more_time(grid, tmp_path):
     first = run_out_of_time(grid)
     for less in (2.0, 1.0):
-        again, started = run(replace(grid, workers=Workers(limit=less)))
+        again, started = run(replace(grid, workers=Workers(timeout=less)))
         assert started == []
         assert again == first
     (tmp_path / "slow").unlink()
-    records, started = run(replace(grid, workers=Workers(limit=300.0)))
+    records, started = run(replace(grid, workers=Workers(timeout=300.0)))
     assert started == [("slow", 0), ("slow", 1), ("slow", 2)]
     assert {r.status for r in records.values()} == {"ok"}
-    assert [r.limit for r in RecordStore(grid.directory).all()] == [None] * 6
+    assert [r.timeout for r in RecordStore(grid.directory).all()] == [None] * 6
 
 
 def test_a_run_without_a_limit_tries_what_had_too_little_time(grid, tmp_path):

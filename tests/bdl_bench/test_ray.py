@@ -91,7 +91,7 @@ def test_exceptions_and_deaths_are_outcomes(cluster, monkeypatch):  # noqa: ARG0
 def test_what_needs_longer_than_its_limit_is_ended(cluster):  # noqa: ARG001
     limits = {"sleep 600": 5.0, "sleep 601": 5.0}
     with executor_for(ON_RAY) as executor:
-        outcomes = dict(executor.run(end, iter([*limits, "raise", "fine"]), started=print, limit=limits.get))
+        outcomes = dict(executor.run(end, iter([*limits, "raise", "fine"]), started=print, timeout=limits.get))
     assert isinstance(outcomes["sleep 600"], TimeLimitError)
     assert isinstance(outcomes["sleep 601"], TimeLimitError)
     assert isinstance(outcomes["raise"], ValueError)

@@ -68,7 +68,7 @@ def records(monkeypatch, tmp_path):
 
     def run(name, loader, methods=METHODS):
         monkeypatch.setitem(TASKS, "classes", Task("classes", "three classes", lambda seed: make(loader, seed)))
-        grid = Grid(["classes"], methods, [0], tmp_path / name, tune=3)
+        grid = Grid(["classes"], methods, [0], tmp_path / name, tune_budget=3)
         assert {r.status for r in grid.run(lambda _: None)} == {"ok"}
         store = RecordStore(tmp_path / name)
         (results,) = gather(store, readable(store))

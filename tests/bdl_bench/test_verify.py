@@ -72,7 +72,7 @@ def test_an_indefinite_hessian_leaves_its_gap_open_and_says_why():
 def test_a_network_in_float32_is_proved_on_a_copy_in_float64_and_left_alone(tmp_path):
     problem = make_problem(torch.float32)
     before = {name: p.clone() for name, p in problem.model.named_parameters()}
-    result = verify_problem(problem, out=tmp_path, lams=LAMS, n_points=3)
+    result = verify_problem(problem, out=tmp_path, lams=LAMS, n_queries=3)
     assert result.holds
     assert any("float64" in note for note in result.proofs[0].notes)
     assert "float64" in (tmp_path / "verify.md").read_text()
@@ -82,7 +82,7 @@ def test_a_network_in_float32_is_proved_on_a_copy_in_float64_and_left_alone(tmp_
 
 
 def test_the_files_hold_what_was_measured(tmp_path):
-    result = verify_problem(make_problem(), out=tmp_path, lams=LAMS, n_points=2, subset_of_weights=["0.*", "2.bias"])
+    result = verify_problem(make_problem(), out=tmp_path, lams=LAMS, n_queries=2, subset_of_weights=["0.*", "2.bias"])
     content = json.loads((tmp_path / "verify.json").read_text())["proofs"][0]
     assert content["n_parameters"] == 19
     assert content["verdict"] == "agrees"
@@ -99,7 +99,7 @@ def test_the_files_hold_what_was_measured(tmp_path):
 
 def test_a_problem_with_a_recipe_is_trained_first(tmp_path):
     recipe = Recipe(epochs=3, batch_size=8)
-    result = verify_problem(make_problem(recipe=recipe), out=tmp_path, lams=LAMS, n_points=2)
+    result = verify_problem(make_problem(recipe=recipe), out=tmp_path, lams=LAMS, n_queries=2)
     assert "trained here" in " ".join(result.proofs[0].notes)
 
 
@@ -120,7 +120,9 @@ def test_a_network_too_large_for_the_dense_reference_is_refused_with_its_size(tm
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("bad", [{"curvature": "fisher"}, {"n_points": 0}, {"subset_of_weights": "nothing.*"}], ids=str)
+@pytest.mark.parametrize(
+    "bad", [{"curvature": "fisher"}, {"n_queries": 0}, {"subset_of_weights": "nothing.*"}], ids=str
+)
 def test_bad_options_are_refused(bad, tmp_path):
     with pytest.raises(OptionError):
         verify_problem(make_problem(), out=tmp_path, **bad)

@@ -31,7 +31,7 @@ def my_model(tmp_path, monkeypatch):
 
 
 def verify(*words):
-    return CliRunner().invoke(app, ["verify", *(str(word) for word in words), "--points", "2"])
+    return CliRunner().invoke(app, ["verify", *(str(word) for word in words), "--n-queries", "2"])
 
 
 def test_one_s_own_model_is_proved_and_the_last_line_is_the_page(my_model, tmp_path):
@@ -85,5 +85,5 @@ def test_each_option_of_verify_reaches_the_verification(my_model, tmp_path, monk
         "name": my_model,
         "curvature": "hessian",
         "subset_of_weights": ["0.*", "2.bias"],
-        "n_points": 2,
+        "n_queries": 2,
     }

@@ -29,18 +29,18 @@ class Workers:
         threads: one is as fast as many for small networks, and steady on a busy machine, where threads wait for each
             other. With ray they are the processors that a job reserves.
         executor: "in-process", "local" or "ray"; None is in-process for one job without a limit, and else local.
-        limit: seconds that a cell may take, tuning included; None is no limit. Trainings take what they need.
+        timeout: seconds that a cell may take, tuning included; None is no limit. Trainings take what they need.
     """
 
     jobs: int | None = None
     threads: int = 1
     executor: str | None = None
-    limit: float | None = None
+    timeout: float | None = None
 
     @property
     def name(self) -> str:
         """The executor; where none was named, local for what needs other processes: several jobs, or a limit."""
-        needs_processes = self.jobs not in (None, 1) or self.limit is not None
+        needs_processes = self.jobs not in (None, 1) or self.timeout is not None
         return self.executor or ("local" if needs_processes else "in-process")
 
     @property
@@ -79,7 +79,7 @@ class Executor(ABC):
         items: Iterator[Item | None],
         *,
         started: Callable[[Item], None],
-        limit: Limit[Item] = no_limit,
+        timeout: Limit[Item] = no_limit,
     ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
         """Each item with its result, or with the exception that it raised, as they come.
 
@@ -88,7 +88,7 @@ class Executor(ABC):
             items: asked for the next one when there is room for it; a None says that nothing can start just now, and
                 to ask again later.
             started: told of an item at the moment when it starts.
-            limit: the seconds that an item may take; one that takes longer is ended, its outcome a `TimeLimitError`.
+            timeout: the seconds that an item may take; one that takes longer is ended, its outcome a `TimeLimitError`.
         """
 
     def share(self, path: Path) -> Content:

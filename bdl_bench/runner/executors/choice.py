@@ -29,18 +29,20 @@ def executor_for(workers: Workers, *, device: str = "cpu") -> Executor:
 
 def check_workers(workers: Workers) -> None:
     """OptionError for a name that there is not and numbers that cannot be, UnsupportedError for a missing ray."""
-    name, jobs, limit = workers.name, workers.jobs, workers.limit
+    name, jobs, timeout = workers.name, workers.jobs, workers.timeout
     if name not in EXECUTORS:
         raise OptionError(f"an executor among {', '.join(EXECUTORS)}", received=repr(name), remedy="leave it out.")
     if workers.threads < 1 or (jobs is not None and jobs < 1):
         raise OptionError("jobs and threads >= 1", received=str(workers), remedy="leave --jobs out for one.")
-    if limit is not None and not 0 < limit < math.inf:
-        raise OptionError("a limit of seconds above 0", received=f"{limit:g}", remedy="leave --limit out for none.")
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise OptionError(
+            "a timeout of seconds above 0", received=f"{timeout:g}", remedy="leave --timeout out for none."
+        )
     if name == "in-process" and jobs not in (None, 1):
         raise OptionError("one job with executor in-process", received=f"{jobs}", remedy="--executor local.")
-    if name == "in-process" and limit is not None:
+    if name == "in-process" and timeout is not None:
         raise OptionError(
-            "an executor that can end a cell", received="a limit with executor in-process", remedy="--executor local."
+            "an executor that can end a cell", received="a timeout with executor in-process", remedy="--executor local."
         )
     if name == "ray" and importlib.util.find_spec("ray") is None:
         raise UnsupportedError(

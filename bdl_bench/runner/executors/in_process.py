@@ -30,7 +30,7 @@ class InProcess(Executor):
         items: Iterator[Item | None],
         *,
         started: Callable[[Item], None],
-        limit: Limit[Item] = no_limit,  # noqa: ARG002  nothing here could end an item
+        timeout: Limit[Item] = no_limit,  # noqa: ARG002  nothing here could end an item
     ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
         for item in items:
             if item is None:

@@ -37,9 +37,9 @@ class Local(Executor):
         items: Iterator[Item | None],
         *,
         started: Callable[[Item], None],
-        limit: Limit[Item] = no_limit,
+        timeout: Limit[Item] = no_limit,
     ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
-        crew = _Crew(lambda: WorkerProcess(work, self.workers.threads), self.workers.jobs or 1, items, started, limit)
+        crew = _Crew(lambda: WorkerProcess(work, self.workers.threads), self.workers.jobs or 1, items, started, timeout)
         try:
             while crew.take_on():
                 for worker in crew.heard():
@@ -59,9 +59,9 @@ class _Crew(Generic[Item]):
         jobs: int,
         items: Iterator[Item | None],
         started: Callable[[Item], None],
-        limit: Limit[Item],
+        timeout: Limit[Item],
     ) -> None:
-        self.hire, self.jobs, self.items, self.started, self.limit = hire, jobs, items, started, limit
+        self.hire, self.jobs, self.items, self.started, self.timeout = hire, jobs, items, started, timeout
         self.workers: list[WorkerProcess[Item]] = []
         self.died: deque[Item] = deque()
         self.alone: Item | None = None
@@ -115,7 +115,7 @@ class _Crew(Generic[Item]):
         worker.dismiss()
         worker.join()
         self.alone = None
-        seconds = self.limit(item)
+        seconds = self.timeout(item)
         assert seconds is not None
         return item, TimeLimitError(seconds)
 
@@ -159,7 +159,7 @@ class _Crew(Generic[Item]):
     def _start(self, worker: WorkerProcess[Item]) -> None:
         assert worker.item is not None
         self.started(worker.item)
-        worker.send(worker.item, self.limit(worker.item))
+        worker.send(worker.item, self.timeout(worker.item))
 
     def _death(self, worker: WorkerProcess[Item]) -> Iterator[tuple[Item, Outcome[Any]]]:
         exit_code, item = worker.exit_code(), worker.item

@@ -70,11 +70,11 @@ class Ray(Executor):
         items: Iterator[Item | None],
         *,
         started: Callable[[Item], None],
-        limit: Limit[Item] = no_limit,
+        timeout: Limit[Item] = no_limit,
     ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
         import ray
 
-        tasks = _Tasks(self._submitter(work), self._room, items, started, limit)
+        tasks = _Tasks(self._submitter(work), self._room, items, started, timeout)
         try:
             while tasks.submit():
                 for reference, item in tasks.done():
@@ -125,9 +125,9 @@ class _Tasks(Generic[Item]):
         room: Callable[[], int],
         items: Iterator[Item | None],
         started: Callable[[Item], None],
-        limit: Limit[Item],
+        timeout: Limit[Item],
     ) -> None:
-        self.submit_one, self.room, self.items, self.started, self.limit = submit, room, items, started, limit
+        self.submit_one, self.room, self.items, self.started, self.timeout = submit, room, items, started, timeout
         self.running: dict[Any, Item] = {}
         self.begun: dict[Any, float] = {}
         self.exhausted = False
@@ -154,13 +154,13 @@ class _Tasks(Generic[Item]):
         if not self.running:
             time.sleep(POLL_SECONDS)
             return []
-        must_look = not self.exhausted or any(self.limit(item) is not None for item in self.running.values())
+        must_look = not self.exhausted or any(self.timeout(item) is not None for item in self.running.values())
         ended, _ = ray.wait(list(self.running), timeout=POLL_SECONDS if must_look else None)
         return [(reference, self.running.pop(reference)) for reference in ended]
 
     def overdue(self) -> list[tuple[Any, Item, float]]:
         """What has used up its time, from when it was handed to the cluster; the seconds that it had."""
-        limits = ((reference, item, self.limit(item)) for reference, item in self.running.items())
+        limits = ((reference, item, self.timeout(item)) for reference, item in self.running.items())
         found = [(r, item, s) for r, item, s in limits if s is not None and time.monotonic() >= self.begun[r] + s]
         for reference, _, _ in found:
             del self.running[reference]

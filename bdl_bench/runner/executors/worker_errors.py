@@ -23,9 +23,9 @@ class TimeLimitError(EstimatorError, TimeoutError):
 
     def __init__(self, seconds: float, other: str | None = None) -> None:
         super().__init__(
-            f"a cell that ends within the limit of {seconds:g} s",
+            f"a cell that ends within the timeout of {seconds:g} s",
             received="one that was still at work then" if other is None else f"not tried, since {other} did not",
-            remedy="a larger --limit, or more --threads.",
+            remedy="a larger --timeout, or more --threads.",
         )
         self.seconds = seconds
 
