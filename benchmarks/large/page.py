@@ -27,8 +27,8 @@ _HEAD = """# All weights of large networks
 
 Measured on {machine}
 Float32, N = {n}, {draws} draws, δ = {delta:g}, {queries} queries; other programs were running.
-`python -m benchmarks --select large` makes this page, in hours; `--select` one of its rows, such as resnet18-kron, measures
-that one again.
+`python -m benchmarks --select large` makes this page, in hours; `--select` one of its rows, such as resnet18-kron,
+measures that one again.
 
 ResNet-18 and ViT-tiny (patches of 8) see handwritten digits enlarged to 3×32×32; MiniLM (all-MiniLM-L6-v2, six layers,
 published weights, a new head of six classes) tells from 16 tokens which of six texts they are from. Each was trained

@@ -42,7 +42,7 @@ def make_problem(seed):
 
 def found(tmp_path, device):
     compared = compare(
-        make_problem, METHODS, seeds=1, tune_budget=1, out=tmp_path / device, device=device, progress_bar=False
+        make_problem, METHODS, seeds=1, out=tmp_path / device, device=device, progress_bar=False
     )
     return {record.method: record for record in compared.records}
 
