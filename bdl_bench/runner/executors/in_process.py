@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import torch
 
-from bdl_bench.runner.executors.base import POLL_SECONDS, Executor, Limit, Outcome, Workers, no_limit
-from bdl_bench.runner.executors.retries import tried
+from bdl_bench.runner.executors.base import POLL_SECONDS, Executor, JobTimeout, Outcome, Workers, no_timeout
+from bdl_bench.runner.executors.outcomes import run_job
 
 __all__ = ["InProcess"]
 
-Item = TypeVar("Item")
+Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
@@ -26,19 +26,19 @@ class InProcess(Executor):
 
     def run(
         self,
-        work: Callable[[Item], Result],
-        items: Iterator[Item | None],
+        work: Callable[[Job], Result],
+        items: Iterator[Job | None],
         *,
-        started: Callable[[Item], None],
-        timeout: Limit[Item] = no_limit,  # noqa: ARG002  nothing here could end an item
-    ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
+        started: Callable[[Job], None],
+        timeout: JobTimeout[Job] = no_timeout,  # noqa: ARG002  nothing here could end an item
+    ) -> Generator[tuple[Job, Outcome[Result]], None, None]:
         for item in items:
             if item is None:
                 time.sleep(POLL_SECONDS)
                 continue
             started(item)
             with _threads(self.workers.threads):
-                outcome = tried(work, item)
+                outcome = run_job(work, item)
             yield item, outcome
 
 

@@ -14,14 +14,14 @@ from typing import Any, Generic, Self, TypeVar
 
 import torch
 
-from bdl_bench.runner.executors.base import POLL_SECONDS, Content, Executor, Limit, Outcome, Workers, no_limit
-from bdl_bench.runner.executors.retries import attempted, outcome_of
+from bdl_bench.runner.executors.base import POLL_SECONDS, Content, Executor, JobTimeout, Outcome, Workers, no_timeout
+from bdl_bench.runner.executors.outcomes import run_job_to_bytes, outcome_from_bytes
 from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerDiedError
 from estimators.errors import OptionError
 
 __all__ = ["Ray"]
 
-Item = TypeVar("Item")
+Job = TypeVar("Job")
 Result = TypeVar("Result")
 _RETRIES = 2
 """How often a task is run again whose process or machine was lost."""
@@ -66,12 +66,12 @@ class Ray(Executor):
 
     def run(
         self,
-        work: Callable[[Item], Result],
-        items: Iterator[Item | None],
+        work: Callable[[Job], Result],
+        items: Iterator[Job | None],
         *,
-        started: Callable[[Item], None],
-        timeout: Limit[Item] = no_limit,
-    ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
+        started: Callable[[Job], None],
+        timeout: JobTimeout[Job] = no_timeout,
+    ) -> Generator[tuple[Job, Outcome[Result]], None, None]:
         import ray
 
         tasks = _Tasks(self._submitter(work), self._room, items, started, timeout)
@@ -86,7 +86,7 @@ class Ray(Executor):
             for reference in tasks.running:
                 ray.cancel(reference, force=True)
 
-    def _submitter(self, work: Callable[[Item], Any]) -> Callable[[Item], Any]:
+    def _submitter(self, work: Callable[[Job], Any]) -> Callable[[Job], Any]:
         import ray
 
         n_threads, n_gpus = self.workers.threads, int(self.device.type == "cuda")
@@ -116,19 +116,19 @@ class Ray(Executor):
         return max(1, min(int(places), self.workers.jobs or int(places)))
 
 
-class _Tasks(Generic[Item]):
+class _Tasks(Generic[Job]):
     """The tasks that are under way, each with its item."""
 
     def __init__(
         self,
-        submit: Callable[[Item], Any],
+        submit: Callable[[Job], Any],
         room: Callable[[], int],
-        items: Iterator[Item | None],
-        started: Callable[[Item], None],
-        timeout: Limit[Item],
+        items: Iterator[Job | None],
+        started: Callable[[Job], None],
+        timeout: JobTimeout[Job],
     ) -> None:
         self.submit_one, self.room, self.items, self.started, self.timeout = submit, room, items, started, timeout
-        self.running: dict[Any, Item] = {}
+        self.running: dict[Any, Job] = {}
         self.begun: dict[Any, float] = {}
         self.exhausted = False
 
@@ -147,7 +147,7 @@ class _Tasks(Generic[Item]):
             self.running[reference], self.begun[reference] = item, time.monotonic()
         return bool(self.running) or not self.exhausted
 
-    def done(self) -> list[tuple[Any, Item]]:
+    def done(self) -> list[tuple[Any, Job]]:
         """What has ended, after a while at the most where an item may come free meanwhile."""
         import ray
 
@@ -158,7 +158,7 @@ class _Tasks(Generic[Item]):
         ended, _ = ray.wait(list(self.running), timeout=POLL_SECONDS if must_look else None)
         return [(reference, self.running.pop(reference)) for reference in ended]
 
-    def overdue(self) -> list[tuple[Any, Item, float]]:
+    def overdue(self) -> list[tuple[Any, Job, float]]:
         """What has used up its time, from when it was handed to the cluster; the seconds that it had."""
         limits = ((reference, item, self.timeout(item)) for reference, item in self.running.items())
         found = [(r, item, s) for r, item, s in limits if s is not None and time.monotonic() >= self.begun[r] + s]
@@ -189,14 +189,14 @@ def _task(item: object, content: bytes, threads: int, surroundings: _Surrounding
     """The item comes as it is, since Ray follows references to its store only through arguments."""
     surroundings.take_effect()
     torch.set_num_threads(threads)
-    return attempted(pickle.loads(content), item)
+    return run_job_to_bytes(pickle.loads(content), item)
 
 
 def _outcome(reference: Any) -> Any:  # noqa: ANN401
     import ray
 
     try:
-        return outcome_of(ray.get(reference))
+        return outcome_from_bytes(ray.get(reference))
     except ray.exceptions.RayError as error:
         return WorkerDiedError(
             "a task that ends on a machine of the cluster",
