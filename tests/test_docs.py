@@ -1,6 +1,12 @@
-"""Every Python snippet of the documents runs, in the order of its page, in one namespace and an empty directory."""
+"""Every Python snippet of the documents runs, in the order of its page, in one namespace and an empty directory.
 
+The pictures of a tutorial are what its snippets draw. They are written again by
+`BDL_DOCS_PICTURES=1 pytest tests/test_docs.py -k tutorials`.
+"""
+
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +21,7 @@ from estimators.runtime.rng import preserved_random_state
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PICTURE = re.compile(r"!\[[^\]]*\]\(images/([^)]+)\)")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -41,11 +48,21 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: p.relative_to(ROOT).as_posix())
-@pytest.mark.usefixtures("elsewhere")
-def test_the_snippets_of_a_page_run(page):
+def test_the_snippets_of_a_page_run(page, elsewhere, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
     namespace = {"__name__": "snippet"}
     for snippet in snippets(page):
         exec(compile(snippet, page, "exec"), namespace)
+    if page.parent.name == "tutorials":
+        pictures = PICTURE.findall(page.read_text(encoding="utf-8"))
+        assert sorted(path.name for path in elsewhere.glob("*.png")) == sorted(pictures)
+        for name in pictures if os.environ.get("BDL_DOCS_PICTURES") else []:
+            shutil.copy(elsewhere / name, page.parent / "images" / name)
+
+
+def test_every_tutorial_is_in_the_list_of_tutorials():
+    listed = set(LINK.findall((ROOT / "docs/tutorials/index.md").read_text(encoding="utf-8")))
+    assert {page.name for page in PAGES if page.parent.name == "tutorials"} - {"index.md"} == listed
 
 
 def test_the_problem_of_the_readme_is_compared_by_the_command_that_it_names(elsewhere, monkeypatch):

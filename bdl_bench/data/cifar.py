@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from bdl_bench.data.folder import Source
+from bdl_bench.data.packages import torchvision_datasets
 from bdl_bench.data.pixels import Images
-from bdl_bench.data.torchvision_source import torchvision_datasets
 from estimators.errors import DataError
 
 __all__ = ["cifar10"]

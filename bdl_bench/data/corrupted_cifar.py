@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.data.folder import Source
+from bdl_bench.data.packages import torchvision_datasets
 from bdl_bench.data.pixels import Images
-from bdl_bench.data.torchvision_source import torchvision_datasets
 from estimators.errors import DataError
 
 __all__ = ["CORRUPTIONS", "corrupted_cifar10"]

@@ -1,22 +1,20 @@
-"""Packages of the extras, imported where a task wants them: an error that names the extra where one is missing."""
+"""Packages of the extras, imported when a task wants them."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from estimators.errors import UnsupportedError
+from estimators.runtime.optional import optional_module
 
-__all__ = ["package"]
+__all__ = ["package", "torchvision_datasets"]
 
 
 def package(module: str, *, extra: str) -> Any:  # noqa: ANN401
-    """The module, of a package in this extra. Errors: UnsupportedError where it does not import."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UnsupportedError(
-            f"the package {module.partition('.')[0]}, of the extra {extra!r}",
-            received=f"{type(error).__name__}: {error}",
-            remedy=f'pip install "bdl-bench[{extra}]".',
-        ) from error
+    """Import a module of a package in this extra. Raises UnsupportedError, which names the extra, if it is missing."""
+    return optional_module(module, purpose="make this task or method", install=f'"bdl-bench[{extra}]"')
+
+
+def torchvision_datasets(module: str) -> Any:  # noqa: ANN401
+    """Import the module torchvision.datasets.<module>. Raises UnsupportedError if it is missing."""
+    both = "torchvision, with torch and torchvision both for CPU or both for the same CUDA"
+    return optional_module(f"torchvision.datasets.{module}", purpose="read this data set", install=both)

@@ -45,8 +45,9 @@ class Problem:
     Args:
         model: the network, outputs (B, C). Trained and in eval mode, unless a `recipe` says how to train it.
         likelihood: "regression", "classification", "binary", or an object such as `Gaussian(sigma_noise=0.5)`.
-        train, validation, test: re-iterable loaders of (x, y), or of dicts with "labels". Every batch is checked when
-            the problem is made. Labels of rows that are scored are hard ones: class indices, or 0 and 1.
+        train: a re-iterable loader of (x, y), or of dicts with "labels". Every batch is checked.
+        validation: a loader of rows for tuning, with hard labels: class indices, or 0 and 1.
+        test: a loader of rows that are scored, with hard labels.
         prior_precision: δ > 0, a number or a mapping {glob of parameter names: number}.
         recipe: how the network is trained (`estimators.training.Recipe`), from the weights that it comes with; None if
             it is trained already.

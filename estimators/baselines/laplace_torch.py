@@ -20,6 +20,7 @@ from estimators.likelihoods.categorical import Sites
 from estimators.numerics.pytrees import PyTree, plain_inputs
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice
+from estimators.runtime.optional import optional_module
 
 __all__ = ["LaplaceTorch"]
 
@@ -181,15 +182,11 @@ def _its_ways(theta: Tensor) -> Iterator[None]:
 
 def _imported() -> Any:  # noqa: ANN401
     """The package. It loads torchvision, which must be of the same build as torch."""
-    try:
-        import laplace
-    except (ImportError, RuntimeError) as error:
-        raise UnsupportedError(
-            "a laplace-torch that can be imported",
-            received=f"{type(error).__name__}: {error}",
-            remedy="pip install laplace-torch, and a torchvision of the same build as torch.",
-        ) from error
-    return laplace
+    return optional_module(
+        "laplace",
+        purpose="compute what laplace-torch computes",
+        install='"bdl-bench[baselines]", and a torchvision of the same build as torch',
+    )
 
 
 def _refused(what: str, why: str) -> OptionError:

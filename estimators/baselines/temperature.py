@@ -19,6 +19,7 @@ from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
+from estimators.runtime.optional import optional_module
 
 __all__ = ["TemperatureScaling"]
 
@@ -85,7 +86,7 @@ class TemperatureScaling(MAP):
 
 def best_temperature(likelihood: Likelihood, held_out: list[tuple[Tensor, Tensor]]) -> float:
     """T of the least −log p(y | f/T), summed over pairs of outputs f (B, C) and targets y."""
-    from scipy.optimize import minimize_scalar
+    minimize_scalar = optional_module("scipy.optimize", purpose="fit a temperature", install="scipy").minimize_scalar
 
     def loss(log_temperature: float) -> float:
         parts = [likelihood.nll(f / math.exp(log_temperature), y).double().sum() for f, y in held_out]

@@ -73,7 +73,7 @@ class SelfCheck:
     Args:
         own: the user's module, differentiated by plain autograd.
         subset: the chosen parameters.
-        ledger: counts the rows that go through `own`.
+        pass_counter: counts the rows that go through `own`.
         stored: the user's module where `own` is a copy of it in another dtype: of fewer digits, and no copy.
     """
 

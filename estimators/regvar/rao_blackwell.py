@@ -104,7 +104,7 @@ def find_rao_blackwell_block(objective: Objective, choice: str | None) -> tuple[
     "last_layer" raises there.
     """
     if choice is None:
-        return None, "none: exact_block=None"
+        return None, "none: rao_blackwell=None"
     try:
         with objective.network.pass_counter.part("exact block"):
             block = _factored(_usable_head(objective), objective)
@@ -133,7 +133,7 @@ def _usable_head(objective: Objective) -> LastLayer:
 
 
 def _unusable(expected: str, received: str) -> OptionError:
-    return OptionError(expected, received=received, remedy='exact_block=None or "auto".')
+    return OptionError(expected, received=received, remedy='rao_blackwell=None or "auto".')
 
 
 def _factored(head: LastLayer, objective: Objective) -> RaoBlackwellBlock:

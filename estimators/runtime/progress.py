@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from estimators.runtime.optional import optional_module
+
 __all__ = ["track"]
 
 T = TypeVar("T")
@@ -14,6 +16,6 @@ def track(items: Sequence[T], description: str, *, shown: bool) -> Iterable[T]:
     """`items`, with a bar where `shown`."""
     if not shown:
         return items
-    from rich.progress import track as rich_track
-
-    return rich_track(items, description=description, transient=True)
+    progress = optional_module("rich.progress", purpose="show a progress bar", install="rich")
+    shown_items: Iterable[T] = progress.track(items, description=description, transient=True)
+    return shown_items

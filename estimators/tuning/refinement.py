@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from estimators.runtime.optional import optional_module
+
 __all__ = ["Optimum", "between_neighbours"]
 
 _GAIN = 1e-10  # relative: less is round-off
@@ -28,8 +30,7 @@ def between_neighbours(
     An axis on which the start is 0, or which has no other positive value, stays as it is, and one on which nothing is
     gained. Never worse than the start.
     """
-    from scipy.optimize import minimize
-
+    minimize = optional_module("scipy.optimize", purpose="tune", install="scipy").minimize
     cells = [_cell(value, axis) for value, axis in zip(start.place, axes, strict=True)]
     free = [i for i, cell in enumerate(cells) if cell is not None]
     if not free or not math.isfinite(start.score):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bdl_bench.data.folder import MissingDataError, Source, data_folder
-from bdl_bench.data.torchvision_source import torchvision_datasets
+from bdl_bench.data.packages import torchvision_datasets
 from estimators.errors import UnsupportedError
 
 

@@ -42,7 +42,7 @@ def draws(model, likelihood, loader, k, seed, block):
     return RegVar(model, likelihood, prior_precision=1.7, regularizer=regularizer, solver=LinearResponse()).fit(loader)
 
 
-@pytest.mark.parametrize(("k", "seeds"), [(16, 200), (128, 100), (2000, 100)])
+@pytest.mark.parametrize(("k", "seeds"), [(16, 100), (128, 50), (2000, 40)])
 def test_the_relative_error_of_plain_draws_is_root_two_over_k(k, seeds):
     model, likelihood, loader, x = problem()
     exact = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
@@ -61,13 +61,13 @@ def test_the_exact_block_keeps_the_mean_and_lowers_the_error(k):
     last = LastLayerLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
     errors = {}
     for block in (None, "last_layer"):
-        variances = torch.stack([draws(model, likelihood, loader, k, s, block).variance(x) for s in range(60)])
+        variances = torch.stack([draws(model, likelihood, loader, k, s, block).variance(x) for s in range(40)])
         errors[block] = variances / exact - 1
         if block is not None:
             assert bool((variances >= last).all())
     rms = {block: float(e.square().mean().sqrt()) for block, e in errors.items()}
     assert rms["last_layer"] < 0.8 * rms[None]
-    assert float(errors["last_layer"].mean()) == pytest.approx(0, abs=4 * rms["last_layer"] / math.sqrt(60))
+    assert float(errors["last_layer"].mean()) == pytest.approx(0, abs=4 * rms["last_layer"] / math.sqrt(40))
 
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])

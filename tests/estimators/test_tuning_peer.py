@@ -1,6 +1,6 @@
 """The search of laplace-torch 0.3 beside ours, on one posterior, grid and rows: its running mean misleads it.
 
-The numbers of docs/tuning.md are these.
+The numbers of docs/guide/tuning.md are these.
 """
 
 import warnings

@@ -43,12 +43,12 @@ class PosteriorDraws(Regularizer):
     Args:
         n_draws: K.
         seed: of the draws.
-        exact_block: "auto" (the last layer where it is linear, trainable, untied, within the subset and small enough to
-            factor, else none), "last_layer", or None.
+        rao_blackwell: "auto" (the last layer where it is linear, trainable, untied, within the subset and small enough
+            to factor, else none), "last_layer", or None.
         readout: "draws" (the mean square: unbiased), "bounds" (a place between two bounds of the variance at each x,
             which the solver's Krylov space gives; the draws say which place: sharper by far, and needs LinearResponse
             and a prior on every parameter), or "auto": bounds where the solver has them, and the draws within them
-            where they are wide, unless exact_block=None asks for plain Monte Carlo or there are fewer than 1,000
+            where they are wide, unless rao_blackwell=None asks for plain Monte Carlo or there are fewer than 1,000
             parameters, for which LinearizedLaplace is exact.
     """
 
@@ -63,7 +63,7 @@ class PosteriorDraws(Regularizer):
         self.readout = readout
 
     def __repr__(self) -> str:
-        block = f"exact_block={self.rao_blackwell!r}"
+        block = f"rao_blackwell={self.rao_blackwell!r}"
         return f"PosteriorDraws(n_draws={self.n_draws}, seed={self.seed}, {block}, readout={self.readout!r})"
 
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:  # noqa: ARG002

@@ -50,7 +50,7 @@ class FineTune(Solver):
             optimizer="auto" goes along conjugate directions of all rows, without a rate, where the rows are so few that
             stochastic gradients would take more than 25 epochs, and the refits are posterior draws.
         seed: orders the batches, alike in all arms.
-        batch_replicas: replicas in one vectorised call, or "auto" (one at a time for convolutions on a CPU, where
+        vmap_chunk_size: copies in one vectorised call, or "auto" (one at a time for convolutions on a CPU, where
             grouped convolutions are slow; else as many as memory allows). It does not affect the fit: a saved fit or
             a checkpoint may be read with another value.
         in_flight: replicas that descend together, each with eight vectors of θ's size in memory; the others wait, and

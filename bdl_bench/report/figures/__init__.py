@@ -1,0 +1,1 @@
+"""Figures of the report, one a file: from plain data to SVG."""
