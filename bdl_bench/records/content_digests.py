@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dis
 import functools
-import hashlib
 import random
 import sys
 import threading
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bdl_bench.records.user_modules import MAIN, code_bytes, is_users, modules_digest
-from estimators.persistence.checksums import bits
+from estimators.persistence.checksums import bits, digest
 
 __all__ = ["content_digest"]
 
@@ -50,9 +49,8 @@ def content_digest(*things: object, values: bool = True, code: bool = True) -> s
             lambda always counts by its code, since it has no name.
     """
     walk = _Walk(values=values, code=code)
-    digest = hashlib.sha256(b"".join(walk.of(thing) for thing in things))
-    digest.update(modules_digest(walk.modules).encode() if code else b"")
-    return digest.hexdigest()[:16]
+    contents = [walk.of(thing) for thing in things]
+    return digest(*contents, modules_digest(walk.modules) if code else b"").hex()[:16]
 
 
 class _Walk:
@@ -261,7 +259,4 @@ def _array(value: Tensor | np.ndarray[Any, Any] | np.generic) -> bytes:
 
 
 def _sha(kind: str, *parts: bytes) -> bytes:
-    digest = hashlib.sha256(kind.encode())
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.digest()
+    return digest(kind, *(len(part).to_bytes(8, "little") + part for part in parts))

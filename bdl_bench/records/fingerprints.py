@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 from bdl_bench.problem.kept_rows import CheckedRows, KeptRows
@@ -11,6 +10,7 @@ from bdl_bench.problem.queries import Loader, queries
 from bdl_bench.problem.row_identity import digests_of_rows, located
 from bdl_bench.records.content_digests import content_digest
 from estimators.numerics.pytrees import RowLayout
+from estimators.persistence.checksums import digest
 
 __all__ = ["problem_digest", "rows_digests"]
 
@@ -22,10 +22,8 @@ def problem_digest(problem: Problem) -> str:
         problem.likelihood, problem.prior_precision, problem.recipe, problem.trained, problem.make_model, trained
     )  # fmt: skip
     own = (problem.trained_members, problem.dropout_model)
-    digest = hashlib.sha256(content_digest(problem.model, own, settings).encode())
-    for name, rows in sorted(rows_digests(problem).items()):
-        digest.update(f"{name}\0{rows}".encode())
-    return digest.hexdigest()[:16]
+    rows = (f"{name}\0{rows}" for name, rows in sorted(rows_digests(problem).items()))
+    return digest(content_digest(problem.model, own, settings), *rows).hex()[:16]
 
 
 def rows_digests(problem: Problem) -> dict[str, str]:

@@ -6,7 +6,6 @@ digest of its arrays, and is written after them, so that a record that can be re
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import zipfile
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from estimators.errors import StateError
 from estimators.persistence.atomic import write_bytes, write_text
+from estimators.persistence.checksums import digest
 
 __all__ = ["ArrayFile", "Cost", "Record", "RecordStore", "Training", "Tuning", "content_key", "slug"]
 
@@ -254,4 +254,4 @@ def _npz(arrays: ArrayFile) -> bytes:
 
 
 def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+    return digest(content).hex()[:16]

@@ -7,7 +7,6 @@ standard library, of installed packages and of these two packages count by their
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib.util
 import site
 import sys
@@ -20,6 +19,7 @@ from types import CodeType, FunctionType, ModuleType
 from weakref import WeakKeyDictionary
 
 import estimators
+from estimators.persistence.checksums import digest
 
 __all__ = ["MAIN", "code_bytes", "is_users", "modules_digest"]
 
@@ -51,21 +51,15 @@ def modules_digest(names: Iterable[str]) -> str:
             if part not in found and part not in MAIN and (path := _file_of(part)) is not None:
                 found[part] = _content(part, path)
                 waiting += _imported(part, found[part])
-    digest = hashlib.sha256()
-    for name, content in sorted(found.items()):
-        digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest() + _loaded_code(name))
-    return digest.hexdigest()
+    parts = [f"{name}\0".encode() + digest(content) + _loaded_code(name) for name, content in sorted(found.items())]
+    return digest(*parts).hex()
 
 
 def code_bytes(code: CodeType) -> bytes:
     """Return what a code object does, as bytes that do not depend on its file and lines."""
-    digest = hashlib.sha256(code.co_code)
-    digest.update(repr((code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)).encode())
-    digest.update(repr((code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags)).encode())
-    for constant in code.co_consts:
-        digest.update(_constant_bytes(constant))
-    digest.update(code.co_exceptiontable)
-    return digest.digest()
+    names = repr((code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars))
+    counts = repr((code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags))
+    return digest(code.co_code, names, counts, *map(_constant_bytes, code.co_consts), code.co_exceptiontable)
 
 
 def _constant_bytes(constant: object) -> bytes:
@@ -90,13 +84,13 @@ def _content(name: str, path: Path) -> bytes:
 
 def _loaded_code(name: str) -> bytes:
     """The code of the functions of a loaded module: it differs from the file if that was edited since the import."""
-    digest = hashlib.sha256()
+    parts: list[bytes] = []
     for key, value in sorted(vars(sys.modules[name]).items()) if name in sys.modules else ():
         members = vars(value).items() if isinstance(value, type) else [("", value)]
         for member, function in members:
             if isinstance(function, FunctionType) and value.__module__ == name:
-                digest.update(f"{key}.{member}".encode() + code_bytes(function.__code__))
-    return digest.digest()
+                parts.append(f"{key}.{member}".encode() + code_bytes(function.__code__))
+    return digest(*parts)
 
 
 def _imported(name: str, content: bytes) -> Iterator[str]:

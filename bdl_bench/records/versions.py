@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import estimators
+from estimators.persistence.checksums import digest
 
 __all__ = ["code_digest", "environment"]
 
@@ -26,10 +26,9 @@ _ASIDE = (
 @cache
 def code_digest() -> str:
     """Sixteen hexadecimal digits of the sources of both packages (but presentation) and of the versions of others."""
-    digest = hashlib.sha256(" ".join(_version(name) for name in _PACKAGES[1:]).encode())
-    for path in _sources():
-        digest.update("/".join(path.parts[-2:]).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+    versions = " ".join(_version(name) for name in _PACKAGES[1:])
+    sources = ("/".join(path.parts[-2:]).encode() + b"\0" + path.read_bytes() for path in _sources())
+    return digest(versions, *sources).hex()[:16]
 
 
 def environment() -> dict[str, str]:

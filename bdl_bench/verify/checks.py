@@ -19,7 +19,7 @@ from estimators.errors import EstimatorError, IndefiniteHessianError, TooLargeEr
 from estimators.models.subsets import SubsetSpec
 from estimators.runtime.memory import available_bytes
 
-__all__ = ["Check", "Verification", "refuse_if_too_large", "verify"]
+__all__ = ["Check", "Verification", "check_fits_memory", "verify"]
 
 _Estimator = TypeVar("_Estimator", bound=UncertaintyEstimator)
 
@@ -113,7 +113,7 @@ def verify(
     Errors: TooLargeError where the dense reference would not fit.
     """
     reference = subject.reference(claim.names)
-    refuse_if_too_large(subject, reference)
+    check_fits_memory(subject, reference)
     eigenvalues = torch.linalg.eigvalsh(reference.precision(claim.curvature))
     proof = Verification(
         name,
@@ -164,7 +164,7 @@ def _build(kind: Callable[..., _Estimator], subject: VerificationCase, claim: Ch
     )
 
 
-def refuse_if_too_large(subject: VerificationCase, reference: DenseReference) -> None:
+def check_fits_memory(subject: VerificationCase, reference: DenseReference) -> None:
     """TooLargeError where the dense reference needs more than 2 GiB or half of the free memory."""
     theta, f = reference.theta, reference.outputs(subject.batches[0][0])
     p, rows = theta.numel(), subject.n_rows * f.shape[-1]

@@ -22,7 +22,7 @@ from bdl_bench.networks.vit import VisionTransformer
 from estimators.errors import UnsupportedError
 from estimators.numerics.pytrees import PyTree, select_rows, with_floats
 from estimators.persistence.atomic import write_bytes
-from estimators.persistence.state import digest
+from estimators.persistence.state import model_digest
 from estimators.training.training import Recipe, train_map
 
 __all__ = ["MODELS", "N_DATA", "N_QUERIES", "PRIOR_PRECISION", "Subject"]
@@ -48,7 +48,7 @@ def _subject(build: Callable[[], nn.Module], rows: Callable[[], tuple[PyTree, Te
     model, (x, y) = build(), rows()
     parts = [slice(i, i + _BATCH) for i in range(0, N_DATA, _BATCH)]
     loader = [(select_rows(x, part), y[part]) for part in parts]
-    path = Path(gettempdir()) / "bdl-bench" / f"{digest(model)}-{sha256(repr(recipe).encode()).hexdigest()[:8]}"
+    path = Path(gettempdir()) / "bdl-bench" / f"{model_digest(model)}-{sha256(repr(recipe).encode()).hexdigest()[:8]}"
     if path.is_file():  # of another row
         model.load_state_dict(load(path.read_bytes()))
     else:

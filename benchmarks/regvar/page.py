@@ -20,7 +20,7 @@ apart); peaks are those of a process of their own, above the imports.
 ## The mean-absolute form in one's own loop
 
 A step of SGD on 64 rows with `mean_absolute_penalty` in its loss, over the plain step; and the variance of
-`TwoNetworks`, with its checks, over one forward pass of {asked} rows; with fewer rows the checks of the
+`RegularizedPair`, with its checks, over one forward pass of {asked} rows; with fewer rows the checks of the
 weights, which do not depend on them, weigh more.
 
 """

@@ -63,7 +63,7 @@ class Retraining:
         n = objective.batches.n_data
         epochs = self.recipe.resolve(n).epochs
         assert not isinstance(epochs, str)
-        with objective.network.pass_counter.part("training"):
+        with objective.network.pass_counter.phase("training"):
             objective.network.pass_counter.forward(epochs * n)
             objective.network.pass_counter.backward(epochs * n)
 

@@ -95,14 +95,14 @@ class SWAG(MembersEstimator):
                 slope: Tensor = grad(objective.batch_loss)(theta, batch.x, targets, share)
             return slope.detach()
 
-        with objective.network.pass_counter.part("training"):
+        with objective.network.pass_counter.phase("training"):
             fit_weights(
                 objective.theta,
                 gradient,
                 objective.batches,
                 recipe=self._with_rate(objective),
                 generator=torch.Generator().manual_seed(self.seed),
-                watch=self.iterates_.add,
+                epoch_callback=self.iterates_.add,
                 progress_bar=progress_bar,
             )
         self.fit_report_ = PassReport.of(objective)

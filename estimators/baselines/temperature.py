@@ -64,7 +64,7 @@ class TemperatureScaling(MAP):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         network = objective.network
-        with network.pass_counter.part("validation"):
+        with network.pass_counter.phase("validation"):
             batches = TrainingData.checked(self.validation, network, self.likelihood)
             wide = algebra_dtype(network.theta.device)
             held_out = [(network.outputs(batch.x).to(wide), batch.y) for batch in batches]

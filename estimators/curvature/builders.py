@@ -30,7 +30,7 @@ from estimators.models.derivative_routes import FAILURES, is_ours, short
 from estimators.models.jacobians import JacobianRows
 from estimators.objective.float64 import to_float64
 from estimators.objective.objective import LabelLoss, Objective
-from estimators.runtime.memory import refuse_if_too_large
+from estimators.runtime.memory import check_fits_memory
 
 LOW_RANK = 100
 
@@ -77,11 +77,11 @@ def build_rows(objective: Objective) -> Built:
 
 
 def _refuse_dual(objective: Objective, needed: int) -> None:
-    refuse_if_too_large("the dual form", needed, device=objective.theta.device, remedy='inverse="cg", or RegVar.')
+    check_fits_memory("the dual form", needed, device=objective.theta.device, remedy='inverse="cg", or RegVar.')
 
 
 def build_streamed(objective: Objective) -> Built:
-    refuse_if_too_large(
+    check_fits_memory(
         f"a matrix of the {n_ggn_rows(objective)} outputs of all rows",
         streamed_bytes(objective),
         device=objective.theta.device,

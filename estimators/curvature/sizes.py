@@ -11,7 +11,7 @@ from estimators.curvature.layerwise.whitened_rows import layers_of
 from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.numerics.dtype import algebra_dtype
 from estimators.objective.objective import Objective
-from estimators.runtime.memory import refuse_if_too_large
+from estimators.runtime.memory import check_fits_memory
 
 __all__ = ["choose_inverse", "dual_bytes", "n_ggn_rows", "refuse_dense", "streamed_bytes", "whole_rows_bytes"]
 
@@ -65,7 +65,7 @@ def streamed_bytes(objective: Objective) -> int:
 
 def refuse_dense(objective: Objective) -> None:
     """TooLargeError where the dense form would not fit."""
-    refuse_if_too_large(
+    check_fits_memory(
         f"a dense precision of {objective.network.n_parameters} parameters",
         dense_bytes(objective),
         device=objective.theta.device,

@@ -30,8 +30,8 @@ from estimators.models.subsets import SubsetSpec, checked_subset, delta_of_names
 from estimators.numerics.pytrees import PyTree, n_rows
 from estimators.objective.objective import LabelLoss, Objective, Prior
 from estimators.option_checks import checked_choice, checked_integer, checked_number, checked_precision, checked_seed
-from estimators.persistence.checkpoint import Checkpoint, File
-from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
+from estimators.persistence.checkpoint import Checkpoint, CheckpointFile
+from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
 from estimators.runtime.rng import preserved_random_state
 
@@ -110,7 +110,7 @@ class UncertaintyEstimator(Refittable):
         """Go on from a file, or begin."""
         if type(self)._learned is UncertaintyEstimator._learned:
             raise self._unsaved()
-        self._checkpoint = File(
+        self._checkpoint = CheckpointFile(
             path, self._about(objective, {}), objective.network.pass_counter, objective.process_group.is_main_process
         )
         try:
@@ -270,7 +270,7 @@ class UncertaintyEstimator(Refittable):
     def _checked_outputs(self, x: PyTree) -> Tensor:
         """The outputs at θ̂ of marked inputs that are a query."""
         self._check_fitted()
-        refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
+        check_unchanged(self.model, self.weight_checksum_, self.network_.params)
         f = check_inputs(x, self.network_, what="query")
         if not len(f):
             raise DataError("at least one query row", received="none", remedy="leave out empty batches.")

@@ -17,7 +17,7 @@ from estimators.likelihoods import Gaussian
 from estimators.models.exclusive import exclusively
 from estimators.models.network import Network
 from estimators.objective.objective import Objective
-from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
+from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
 from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["Refittable", "rebuilt"]
@@ -62,7 +62,7 @@ class Refittable(Storable):
         was loaded without its data and needs them; those of `fit`.
         """
         self._check_fitted()
-        refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
+        check_unchanged(self.model, self.weight_checksum_, self.network_.params)
         new: Self = rebuilt(self, options)
         if new.likelihood.kind != self.likelihood.kind:
             raise OptionError(

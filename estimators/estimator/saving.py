@@ -23,8 +23,8 @@ from estimators.models.self_check import DerivativeReport
 from estimators.numerics.pytrees import RowLayout
 from estimators.objective.objective import Objective
 from estimators.persistence.option_values import described
-from estimators.persistence.state import ABOUT, TUNING, About, FittedState, Learned, digest, read_file, write_file
-from estimators.persistence.weight_checksum import Fingerprint, refuse_if_changed, weight_checksum
+from estimators.persistence.state import ABOUT, TUNING, About, FittedState, Learned, model_digest, read_file, write_file
+from estimators.persistence.weight_checksum import WeightChecksum, check_unchanged, weight_checksum
 from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["Storable"]
@@ -39,7 +39,7 @@ class Storable(ABC):
     model: nn.Module
     likelihood: Likelihood
     objective_: Objective
-    weight_checksum_: Fingerprint
+    weight_checksum_: WeightChecksum
     fit_report_: FitReport
     _calibrated_by: str | None = None
     """What tuning found to change its predictions by, which is not a part of the fit."""
@@ -62,7 +62,7 @@ class Storable(ABC):
     def _fitted_state(self) -> FittedState:
         """`state_dict`, without the warning."""
         self._check_fitted()
-        refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
+        check_unchanged(self.model, self.weight_checksum_, self.network_.params)
         tensors, learned = self._learned()
         return {**tensors, ABOUT: self._about(self.objective_, learned).to_json()}
 
@@ -75,7 +75,7 @@ class Storable(ABC):
         check_model(self.model)
         about = About.of(state)
         _check_untuned(state)
-        about.check(type(self).__name__, self._described_options(), digest(self.model))
+        about.check(type(self).__name__, self._described_options(), model_digest(self.model))
         network = Network(self.model, about.parameters)
         network.check.report = DerivativeReport(**about.derivatives)
         layout = RowLayout(frozenset(about.shared_inputs))
@@ -151,7 +151,7 @@ class Storable(ABC):
     def _about(self, objective: Objective, learned: dict[str, Any]) -> About:
         batches, names = objective.batches, list(objective.network.subset.shapes)
         assert batches.sums is not None
-        kind, options, model = type(self).__name__, self._described_options(), digest(self.model)
+        kind, options, model = type(self).__name__, self._described_options(), model_digest(self.model)
         derivatives, shared = asdict(objective.network.check.report), sorted(batches.layout.shared)
         return About(kind, options, names, model, batches.n_data, batches.sums, learned, derivatives, shared)
 

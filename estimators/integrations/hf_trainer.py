@@ -19,7 +19,7 @@ class MeanAbsoluteTraining:
     """Put before `Trainer`: `class RegularizedTrainer(MeanAbsoluteTraining, Trainer): ...`.
 
     Adds (λ/N) · mean |logits| to the loss of each training batch (McInerney & Kallus 2025, Figure 2); evaluation is as
-    before. Start it at the trained network, and build the estimator from the two with `TwoNetworks`.
+    before. Start it at the trained network, and build the estimator from the two with `RegularizedPair`.
 
     Args, before those of the Trainer, by keyword:
         lam: λ > 0.

@@ -18,10 +18,10 @@ from estimators.models.subsets import SubsetSpec
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_number
-from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
+from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
 from estimators.regvar.solvers.fine_tuning.nonlinearity import nonlinearity
 
-__all__ = ["TwoNetworks", "mean_absolute_penalty"]
+__all__ = ["RegularizedPair", "mean_absolute_penalty"]
 
 _BENT = 0.5
 
@@ -34,7 +34,7 @@ def mean_absolute_penalty(outputs: Tensor, *, lam: float, n_data: int, mask: Ten
 
     Args:
         outputs: (B, C), or any shape (..., C) such as token logits (B, T, C).
-        lam: λ > 0, the same as in `TwoNetworks`.
+        lam: λ > 0, the same as in `RegularizedPair`.
         n_data: N, the training rows (not batches) that the mean loss is a mean over; for tokens, their number.
         mask: (...), true where a row counts; None counts all. Mask padding.
     """
@@ -72,7 +72,7 @@ class _AbsoluteSum(torch.autograd.Function):
         return torch.sign(outputs).mul_(ctx.scale * slope), None
 
 
-class TwoNetworks(UncertaintyEstimator):
+class RegularizedPair(UncertaintyEstimator):
     """|f(x; θ_λ) − f(x; θ̂)| / λ of a network and the same network trained on with `mean_absolute_penalty`.
 
     The paper's amortised form (McInerney & Kallus 2025, Figure 2). NOT the variance but a sign-weighted mean covariance
@@ -113,7 +113,7 @@ class TwoNetworks(UncertaintyEstimator):
         self._refuse_another_architecture()
         check_model(self.regularized)
         self.regularized_network_ = Network(self.regularized, list(objective.network.subset.shapes))
-        self.regularized_fingerprint_ = weight_checksum(self.regularized, self.regularized_network_.params)
+        self.regularized_checksum_ = weight_checksum(self.regularized, self.regularized_network_.params)
         moved = (self.regularized_network_.theta - objective.theta) / self.lam
         self.nonlinearity_ = nonlinearity(objective, moved[None], self.lam)
         if not self.nonlinearity_ <= _BENT:
@@ -128,7 +128,7 @@ class TwoNetworks(UncertaintyEstimator):
 
     def _checked_outputs(self, x: PyTree) -> Tensor:
         self._check_fitted()
-        refuse_if_changed(self.regularized, self.regularized_fingerprint_, self.regularized_network_.params)
+        check_unchanged(self.regularized, self.regularized_checksum_, self.regularized_network_.params)
         return super()._checked_outputs(x)
 
     def _variance_given(self, x: PyTree, f: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import UnsupportedError
-from estimators.numerics.dtype import widen
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.objective.objective import Objective
 
 __all__ = ["log_marginal_likelihood"]
@@ -23,11 +23,16 @@ def log_marginal_likelihood(objective: Objective, prior_precision: Tensor, log_d
             received="prior_precision 0 for some parameters",
             remedy="give every parameter a positive prior_precision.",
         )
-    delta, offset = widen(prior_precision), widen(objective.theta) - widen(objective.prior.mean)
+    delta, offset = (
+        to_algebra_dtype(prior_precision),
+        to_algebra_dtype(objective.theta) - to_algebra_dtype(objective.prior.mean),
+    )
     scatter = (delta * offset.square()).sum()
     return _log_likelihood(objective) - 0.5 * (scatter - delta.log().sum() + log_det)
 
 
 def _log_likelihood(objective: Objective) -> Tensor:
     network, likelihood = objective.network, objective.likelihood
-    return -torch.stack([likelihood.nll(widen(network.outputs(b.x)), b.y).sum() for b in objective.batches]).sum()
+    return -torch.stack(
+        [likelihood.nll(to_algebra_dtype(network.outputs(b.x)), b.y).sum() for b in objective.batches]
+    ).sum()

@@ -22,7 +22,7 @@ from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_instance
 from estimators.persistence.state import Learned
-from estimators.runtime.memory import refuse_if_too_large
+from estimators.runtime.memory import check_fits_memory
 
 __all__ = ["LastLayerLaplace"]
 
@@ -150,7 +150,7 @@ class _Structure:
 
 def _full(head: LastLayer, objective: Objective) -> Factors:
     n = head.n_outputs * head.n_features
-    refuse_if_too_large(
+    check_fits_memory(
         f"a full last-layer precision of {n} parameters",
         5 * n * n * algebra_dtype(objective.theta.device).itemsize,
         device=objective.theta.device,

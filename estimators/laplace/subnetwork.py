@@ -24,7 +24,7 @@ from estimators.numerics.symmetric import add_gram, mirror
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_integer
 from estimators.persistence.state import Learned
-from estimators.runtime.memory import refuse_if_too_large
+from estimators.runtime.memory import check_fits_memory
 
 __all__ = ["SubnetworkLaplace"]
 
@@ -76,10 +76,10 @@ class SubnetworkLaplace(UncertaintyEstimator):
         n = min(self.n_parameters, objective.network.n_parameters)
         device = objective.theta.device
         needed = bytes_needed(n, algebra_dtype(device).itemsize)
-        refuse_if_too_large(f"the precision of {n} weights", needed, device=device, remedy="fewer n_parameters.")
+        check_fits_memory(f"the precision of {n} weights", needed, device=device, remedy="fewer n_parameters.")
         scores = objective.theta.abs() if self.chosen_by == "magnitude" else _marginal_variance(objective)
         index = scores.sort(descending=True, stable=True).indices[:n].sort().values
-        with objective.network.pass_counter.part("curvature"):
+        with objective.network.pass_counter.phase("curvature"):
             matrix = DenseCurvature(_ggn_of(objective, index), exact_hessian=False)
         self._hold(matrix, index, objective)
         self.fit_report_ = PassReport.of(objective)
@@ -113,7 +113,7 @@ class SubnetworkLaplace(UncertaintyEstimator):
 
 def _marginal_variance(objective: Objective) -> Tensor:
     """1/(diag GGN + δ), (P,)."""
-    with objective.network.pass_counter.part("choice"):
+    with objective.network.pass_counter.phase("choice"):
         diagonal, _ = BUILDERS["ggn", "diag", "eigen"](objective.centred(curvature="ggn"))
     precision = diagonal.precision(objective.prior.precision)
     return precision.solve(torch.ones_like(objective.theta)[None])[0]

@@ -99,7 +99,7 @@ class SelfCheck:
 
     def counted(self) -> AbstractContextManager[None]:
         """Within it, rows are counted as those of the self-check."""
-        return self.own.pass_counter.part(SELF_CHECK)
+        return self.own.pass_counter.phase(SELF_CHECK)
 
     @contextmanager
     def on_training_rows(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["WELL_CONDITIONED", "algebra_dtype", "widen"]
+__all__ = ["WELL_CONDITIONED", "algebra_dtype", "to_algebra_dtype"]
 
 WELL_CONDITIONED = 1e6
 """Largest over smallest eigenvalue up to which float32 queries are read in float32: seen 8e-7 from float64."""
@@ -20,7 +20,7 @@ def algebra_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def widen(tensor: Tensor) -> Tensor:
+def to_algebra_dtype(tensor: Tensor) -> Tensor:
     """Returns the tensor in `algebra_dtype`, in which small matrices are formed, summed and factored.
 
     Outputs are widened before Λ is formed from them, and features before their second moment is: in float32 the

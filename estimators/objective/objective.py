@@ -89,7 +89,7 @@ class GradientCorrectedLoss(LabelLoss):
     centred = True
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
-        with network.pass_counter.part("targets"):
+        with network.pass_counter.phase("targets"):
             return batch.y, network.slope_of(batch.x, partial(_nll, self.likelihood, batch.y))
 
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
@@ -103,7 +103,7 @@ class SelfTargetLoss(DataTerm):
     semidefinite = True
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
-        with network.pass_counter.part("targets"):
+        with network.pass_counter.phase("targets"):
             return network.outputs(batch.x), batch.y
 
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:

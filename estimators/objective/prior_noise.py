@@ -23,7 +23,7 @@ def precision_noise(objective: Objective, n_draws: int, generator: torch.Generat
         g = torch.randn(n_draws, *f.shape, generator=generator, dtype=f.dtype, device=f.device)
         return objective.likelihood.given(y).root_product(f, g)
 
-    with network.pass_counter.part("noise"), network.check.on_training_rows():
+    with network.pass_counter.phase("noise"), network.check.on_training_rows():
         for batch in objective.batches:
             network.outputs_and_vjp(batch.x, partial(root_g, batch.y), xi)
     return xi, z

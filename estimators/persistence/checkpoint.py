@@ -15,7 +15,7 @@ from estimators.errors import StateError
 from estimators.persistence.state import ABOUT, PROGRESS, TUNING, About, FittedState, Learned, read_file, write_file
 from estimators.runtime.pass_counter import PassCounter, RowCounts
 
-__all__ = ["Checkpoint", "File"]
+__all__ = ["Checkpoint", "CheckpointFile"]
 
 _SECONDS = 30.0  # between two writes
 
@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 @dataclass
-class File(Checkpoint):
+class CheckpointFile(Checkpoint):
     """A safetensors file, whole or absent, of one estimator on one model and data; it holds the ledger too.
 
     In the end `UncertaintyEstimator.fit` puts the fit itself in its place.
@@ -53,7 +53,7 @@ class File(Checkpoint):
     marks: list[float] = field(default_factory=list)
     written: float = field(default_factory=time.monotonic)
 
-    def belonging_to(self, marks: Tensor) -> File:
+    def belonging_to(self, marks: Tensor) -> CheckpointFile:
         return replace(self, marks=marks.double().tolist())
 
     def finished(self) -> FittedState | None:
@@ -67,14 +67,14 @@ class File(Checkpoint):
             return None
         progress = About.of(state).learned[PROGRESS]
         self._check(progress["marks"])
-        self.pass_counter.parts = {name: RowCounts(**rows) for name, rows in progress["passes"].items()}
+        self.pass_counter.phases = {name: RowCounts(**rows) for name, rows in progress["passes"].items()}
         return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}, progress["values"]
 
     def save(self, state: Callable[[], Learned]) -> None:
         if not self.writes or time.monotonic() - self.written < _SECONDS:
             return
         tensors, values = state()
-        passes = {name: asdict(rows) for name, rows in self.pass_counter.parts.items()}
+        passes = {name: asdict(rows) for name, rows in self.pass_counter.phases.items()}
         progress = {"values": values, "marks": self.marks, "passes": passes}
         write_file({**tensors, ABOUT: replace(self.about, learned={PROGRESS: progress}).to_json()}, self.path)
         self.written = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import sys
@@ -10,6 +9,8 @@ import types
 from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Any
+
+from estimators.persistence.checksums import digest
 
 __all__ = ["class_code", "class_name", "code_of", "function_name", "is_library", "names_alone"]
 
@@ -140,7 +141,7 @@ def _constant(constant: object) -> Any:  # noqa: ANN401
 
 
 def _digest(parts: Any) -> str:  # noqa: ANN401
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return digest(json.dumps(parts, sort_keys=True)).hex()
 
 
 def _top(module: str) -> str:

@@ -7,7 +7,6 @@ for what differs. A tuned estimator has its calibration and its table under "tun
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,16 +15,15 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from estimators.errors import ModelChangedError, StateError
 from estimators.persistence.atomic import write_bytes
-from estimators.persistence.checksums import DatasetChecksum
+from estimators.persistence.checksums import DatasetChecksum, digest
 from estimators.persistence.option_values import differences
 from estimators.runtime.module_wrappers import named_tensors
 
-__all__ = ["ABOUT", "PROGRESS", "TUNING", "About", "FittedState", "Learned", "digest", "read_file", "write_file"]
+__all__ = ["ABOUT", "PROGRESS", "TUNING", "About", "FittedState", "Learned", "model_digest", "read_file", "write_file"]
 
 ABOUT, TUNING, PROGRESS = "about", "tuning", "progress"
 FORMAT = 2
@@ -114,19 +112,16 @@ class About:
             )
 
 
-def digest(model: nn.Module) -> str:
+def model_digest(model: nn.Module) -> str:
     """SHA-256 of the classes of layers, and names, shapes, dtypes and bytes of all parameters and buffers.
 
     Names are those inside wrappers, so that a compiled model has the digest of the plain one. Layers are modules
     without submodules: another activation has no tensors, and is another function.
     """
-    sha = hashlib.sha256()
-    sha.update(" ".join(type(m).__name__ for m in model.modules() if not m._modules).encode())
+    parts: list[str | Tensor] = [" ".join(type(m).__name__ for m in model.modules() if not m._modules)]
     for name, tensor in named_tensors(model).items():
-        values = tensor.detach().cpu().contiguous()
-        sha.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
-        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+        parts += [f"{name}{tuple(tensor.shape)}{tensor.dtype}", tensor]
+    return digest(*parts).hex()
 
 
 def write_file(state: FittedState, path: str | Path) -> None:

@@ -17,7 +17,7 @@ from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
 from estimators.models.functionals import Functional
 from estimators.models.subsets import SubsetSpec
-from estimators.numerics.dtype import widen
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.numerics.pytrees import PyTree, split_rows
 from estimators.numerics.reductions import norms
 from estimators.objective.float64 import network_in_float64, to_float64
@@ -96,7 +96,7 @@ class RegVar(UncertaintyEstimator):
         self.fit_report_ = RegVarReport(relative_gradient=relative_gradient(objective))
         self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
-            with objective.network.pass_counter.part("definiteness"):
+            with objective.network.pass_counter.phase("definiteness"):
                 self.refit_objective_ = positive_definite(self.refit_objective_, lambda posed: posed.product)
         self.readout_: VarianceEstimate | None = None
         if not self.regularizer.at_query:
@@ -142,7 +142,7 @@ class RegVar(UncertaintyEstimator):
         solution = self.solver.solve(objective, perturbation, progress_bar=progress_bar, checkpoint=checkpoint)
         energies = _energies(objective, perturbation, solution)
         del perturbation  # 2K numbers a parameter, which a readout need not have beside it
-        with objective.network.pass_counter.part("readout"):
+        with objective.network.pass_counter.phase("readout"):
             readout = read(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
         if isinstance(readout, MonteCarloVariance) and energies is not None:
@@ -246,7 +246,7 @@ def _energies(objective: Objective, perturbation: Perturbation, solution: Soluti
     """Of posterior draws: the solver's own, or by one product with A a draw."""
     if solution.energies is not None or perturbation.start is None:
         return solution.energies
-    with objective.network.pass_counter.part("energy error"):
+    with objective.network.pass_counter.phase("energy error"):
         slope = _slope(objective, solution.displacement, perturbation.direction)
     return SampleANormErrors.of(perturbation, objective.prior.precision, solution.displacement, slope)
 
@@ -256,7 +256,7 @@ def _slope(objective: Objective, displacement: Tensor, direction: Tensor) -> Ten
     image = objective.product(displacement)
     largest, smallest = float((norms(image) / norms(displacement)).max()), float(objective.prior.precision.min())
     if not products_are_accurate(objective.theta.dtype, largest=largest, smallest=smallest):
-        image = to_float64(objective).product(widen(displacement))
+        image = to_float64(objective).product(to_algebra_dtype(displacement))
     return image.sub_(direction)
 
 

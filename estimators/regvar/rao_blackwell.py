@@ -43,7 +43,7 @@ class RaoBlackwellBlock:
         k = len(xi)
         solved = self.precision.dense.solve(self.head.to_matrix(xi).reshape(k, -1))  # A_LL⁻¹ ξ_L
         embedded = self.head.to_theta(solved.reshape(k, self.head.n_outputs, self.head.n_features))
-        with objective.network.pass_counter.part("exact block"):
+        with objective.network.pass_counter.phase("exact block"):
             return objective.product(embedded).neg_().add_(xi).masked_fill_(self.mask, 0.0)
 
     def state(self) -> Learned:
@@ -106,7 +106,7 @@ def find_rao_blackwell_block(objective: Objective, choice: str | None) -> tuple[
     if choice is None:
         return None, "none: rao_blackwell=None"
     try:
-        with objective.network.pass_counter.part("exact block"):
+        with objective.network.pass_counter.phase("exact block"):
             block = _factored(_usable_head(objective), objective)
     except EstimatorError as error:
         if choice == "last_layer":
@@ -138,5 +138,5 @@ def _unusable(expected: str, received: str) -> OptionError:
 
 def _factored(head: LastLayer, objective: Objective) -> RaoBlackwellBlock:
     prior = head.to_matrix(objective.prior.precision)
-    with objective.network.pass_counter.part("exact block"):
+    with objective.network.pass_counter.phase("exact block"):
         return RaoBlackwellBlock(head, FullLastLayer(head.full_curvature(objective), prior))

@@ -52,7 +52,7 @@ class RegVarReport(FitReport):
 
 def relative_gradient(objective: Objective) -> float:
     """‖∇L(θ̂)‖ over the slope of the prior there; over that of the data where the prior has none."""
-    with objective.network.pass_counter.part("relative gradient"):
+    with objective.network.pass_counter.phase("relative gradient"):
         total = objective.gradient(objective.theta)
     return relative_to_prior(total, objective)
 

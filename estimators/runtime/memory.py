@@ -9,7 +9,7 @@ import torch
 
 from estimators.errors import TooLargeError
 
-__all__ = ["available_bytes", "refuse_if_too_large", "rows_per_chunk"]
+__all__ = ["available_bytes", "check_fits_memory", "rows_per_chunk"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -39,7 +39,7 @@ def _container_bytes() -> int:
     return 2**63 if limit == "max" else max(0, int(limit) - used)
 
 
-def refuse_if_too_large(what: str, bytes_needed: int, *, device: torch.device, remedy: str) -> None:
+def check_fits_memory(what: str, bytes_needed: int, *, device: torch.device, remedy: str) -> None:
     """Raise TooLargeError where `bytes_needed` exceeds the free memory; nothing is allocated before."""
     available = available_bytes(device)
     if bytes_needed > available:

@@ -46,11 +46,11 @@ class PassCounter:
     """
 
     def __init__(self) -> None:
-        self.parts: dict[str, RowCounts] = {}
+        self.phases: dict[str, RowCounts] = {}
         self._name = "checks"
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:
         """Enter what is computed inside under `name`; the innermost name counts."""
         outer, self._name = self._name, name
         try:
@@ -109,15 +109,15 @@ class PassCounter:
     @property
     def cost(self) -> float:
         """Of all parts, in rows through forward and backward."""
-        return sum(rows.cost for rows in self.parts.values())
+        return sum(rows.cost for rows in self.phases.values())
 
-    def cost_without(self, part: str) -> float:
+    def cost_without(self, phase: str) -> float:
         """Of all parts but one."""
-        return sum(rows.cost for name, rows in self.parts.items() if name != part)
+        return sum(rows.cost for name, rows in self.phases.items() if name != phase)
 
     def passes(self, n_data: int, replicas: int) -> dict[str, float]:
         """Passes over N rows a replica, by part."""
-        return {name: rows.cost / n_data / replicas for name, rows in self.parts.items()}
+        return {name: rows.cost / n_data / replicas for name, rows in self.phases.items()}
 
     def _rows(self) -> RowCounts:
-        return self.parts.setdefault(self._name, RowCounts())
+        return self.phases.setdefault(self._name, RowCounts())

@@ -21,7 +21,7 @@ def auto_learning_rate(objective: Objective, recipe: Recipe, *, seed: int) -> fl
     generator = torch.Generator().manual_seed(seed)
     batches = islice(epoch(objective.batches, recipe, generator), _BATCHES)
     v = torch.randn(objective.theta.numel(), generator=generator).to(objective.theta)
-    with objective.network.pass_counter.part("search for lr"):
+    with objective.network.pass_counter.phase("search for lr"):
         largest = max(_largest_curvature(objective, batch, v) for batch in batches)
     return 1 / largest
 

@@ -14,12 +14,12 @@ from estimators.numerics.reductions import is_finite
 from estimators.persistence.state import Learned
 from estimators.training.recipe import Recipe
 
-__all__ = ["BatchGradient", "Enough", "TrainerState", "Watch"]
+__all__ = ["BatchGradient", "EpochCallback", "StopCriterion", "TrainerState"]
 
 BatchGradient = Callable[[Tensor, Batch], Tensor]
-Watch = Callable[[Tensor], float]
+EpochCallback = Callable[[Tensor], float]
 """Weights at the end of an epoch -> what to multiply the learning rate by; it may put the weights back, in place."""
-Enough = Callable[[Tensor, int], bool]
+StopCriterion = Callable[[Tensor, int], bool]
 """The result so far and its epochs -> whether that will do."""
 
 
@@ -30,7 +30,7 @@ class TrainerState:
         assert not isinstance(recipe.epochs, str)
         self.recipe, self.generator = recipe, generator
         self.parameter = nn.Parameter(weights.clone(), requires_grad=False)
-        self.optimizer = recipe.build(self.parameter)
+        self.optimizer = recipe.make_optimizer(self.parameter)
         self.epochs, self.rows, self.total = 0, 0, recipe.epochs * n_data
         self.full = 0  # rows of a full batch
         self.scale = 1.0  # of the learning rate
@@ -41,19 +41,19 @@ class TrainerState:
         """One step of the optimizer."""
         self.optimizer.param_groups[0]["lr"] = self.scale * self.recipe.learning_rate(self.rows / self.total)
         self.full = self.full or len(batch)
-        slopes = [gradient(self.parameter.data, part) for part in batch.parts(self.recipe.rows_at_once)]
+        slopes = [gradient(self.parameter.data, part) for part in batch.parts(self.recipe.micro_batch_size)]
         self.parameter.grad = sum(slopes[1:], slopes[0]) / self.full
         self.optimizer.step()
         self.rows += len(batch)
         if self.recipe.average > 0:
             self._average()
 
-    def end_epoch(self, watch: Watch | None) -> None:
-        """Let `watch` judge the weights, or refuse those that are not finite. Errors: ConvergenceError."""
+    def end_epoch(self, epoch_callback: EpochCallback | None) -> None:
+        """Let `epoch_callback` judge the weights, or refuse those that are not finite. Errors: ConvergenceError."""
         self.epochs += 1
-        if watch is None:
-            self._refuse_divergence()
-        elif (factor := watch(self.parameter.data)) != 1:
+        if epoch_callback is None:
+            self._check_finite()
+        elif (factor := epoch_callback(self.parameter.data)) != 1:
             self.scale *= factor
             self.optimizer.state.clear()
             self.mean, self.averaged = None, 0
@@ -93,7 +93,7 @@ class TrainerState:
         else:  # weights Γ(t + power)/Γ(t), about t^power
             self.mean.lerp_(self.parameter.data, (power + 1) / (self.averaged + power))
 
-    def _refuse_divergence(self) -> None:
+    def _check_finite(self) -> None:
         if not is_finite(self.parameter):
             raise ConvergenceError(
                 "a descent that stays finite",

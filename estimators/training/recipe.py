@@ -41,11 +41,11 @@ class Recipe:
         average: a > 0 averages the iterates (Polyak & Juditsky 1992) with weights growing as t^(2/a − 2), which are on
             average as old as the last share a of them (Shamir & Zhang 2013): one need not know where it ends. 0 for
             the last iterate. For a constant rate.
-        rows_at_once: rows in one forward and backward; the slopes of a step's parts are added (gradient accumulation).
+        micro_batch_size: rows in one forward and backward; the slopes of a step's parts are added (gradient accumulation).
             None: a step's rows at once. It does not affect the fit: a saved fit may be read with another value.
     """
 
-    not_compared: ClassVar = frozenset({"rows_at_once"})
+    not_compared: ClassVar = frozenset({"micro_batch_size"})
     """Fields that change the memory of a fit, and its result by round-off only."""
 
     epochs: int | str = 100
@@ -55,13 +55,13 @@ class Recipe:
     momentum: float = 0.9
     schedule: str = "cosine"
     average: float = 0.0
-    rows_at_once: int | None = None
+    micro_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         words: dict[str, tuple[str | None, ...]] = {
             "epochs": ("auto",),
             "batch_size": ("auto", None),
-            "rows_at_once": (None,),
+            "micro_batch_size": (None,),
         }
         for name, allowed in words.items():
             self._keep(name, checked_integer(name, getattr(self, name), at_least=1, words=allowed))
@@ -92,7 +92,7 @@ class Recipe:
         steps = math.ceil(n_data / (size or n_data))  # an epoch
         return replace(self, batch_size=size, epochs=max(_LEAST_EPOCHS, math.ceil(_LEAST_STEPS / steps)))
 
-    def build(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+    def make_optimizer(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
         """The optimizer over one tensor. Errors: OptionError for "conjugate"."""
         if self.optimizer == "conjugate":
             raise OptionError("a stochastic optimizer", received='"conjugate"', remedy='"nesterov", "sgd" or "adam".')

@@ -22,7 +22,7 @@ from estimators.option_checks import checked_number, checked_precision, checked_
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
 from estimators.runtime.progress import track
-from estimators.training.loop import BatchGradient, Enough, TrainerState, Watch
+from estimators.training.loop import BatchGradient, EpochCallback, StopCriterion, TrainerState
 from estimators.training.recipe import Recipe
 
 __all__ = ["Recipe", "fit_weights", "train_map"]
@@ -35,8 +35,8 @@ def fit_weights(
     *,
     recipe: Recipe,
     generator: torch.Generator,
-    watch: Watch | None = None,
-    enough: Enough | None = None,
+    epoch_callback: EpochCallback | None = None,
+    stop_criterion: StopCriterion | None = None,
     checkpoint: Checkpoint | None = None,
     progress_bar: bool = False,
 ) -> Tensor:
@@ -44,7 +44,7 @@ def fit_weights(
 
     Slopes are divided by the rows of a full batch, so that a row weighs the same in a ragged last batch. Every entry
     sees the same batches, in the order drawn from `generator`: replicas stacked in `weights` differ in nothing else.
-    Where `watch` lowers the rate, the momentum starts anew; where the result is `enough`, it ends before its last
+    Where `epoch_callback` lowers the rate, the momentum starts anew; where the result is `stop_criterion`, it ends before its last
     epoch. With a `checkpoint` it goes on from the last epoch kept.
     Errors: ConvergenceError where the weights stop being finite.
     """
@@ -55,11 +55,11 @@ def fit_weights(
     if (saved := checkpoint.load()) is not None:
         loop.restore(*saved)
     for _ in track(range(loop.epochs, recipe.epochs), "epochs", shown=progress_bar):
-        if enough is not None and enough(loop.result, loop.epochs):
+        if stop_criterion is not None and stop_criterion(loop.result, loop.epochs):
             break
         for batch in epoch(batches, recipe, generator):
             loop.step(gradient, batch)
-        loop.end_epoch(watch)
+        loop.end_epoch(epoch_callback)
         checkpoint.save(loop.state)
     return loop.result
 

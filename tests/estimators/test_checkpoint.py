@@ -189,7 +189,7 @@ def test_a_fit_on_its_way_is_not_gone_on_with_under_any_other_option(name, part,
 def test_a_fit_on_its_way_goes_on_under_equal_options_and_other_memory(tmp_path):
     path = tmp_path / "fit.safetensors"
     assert in_another_process("sgd", path, 5).returncode == -signal.SIGKILL
-    recipe = replace(SGD, momentum=np.float64(0.9), rows_at_once=4)
+    recipe = replace(SGD, momentum=np.float64(0.9), micro_batch_size=4)
     solver = FineTune(recipe=recipe, seed=np.int64(0), vmap_chunk_size=1)
     options = {"prior_precision": torch.tensor(2), "prior_mean": 0, "subset_of_weights": "all", "solver": solver}
     resumed = estimator("sgd", **options).fit(rows(), checkpoint=path)

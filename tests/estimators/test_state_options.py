@@ -184,8 +184,8 @@ COMPARED_NOWHERE = {
     "trained_members",
     "validation",
     "solver.batch_replicas",
-    "solver.recipe.rows_at_once",
-    "recipe.rows_at_once",
+    "solver.recipe.micro_batch_size",
+    "recipe.micro_batch_size",
 }
 MODELS = {"adapters": adapters}
 
@@ -266,8 +266,8 @@ def test_a_fit_is_not_loaded_under_another_value_of_any_option(name, option, val
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("fine tune", {"solver.batch_replicas": 2, "solver.recipe.rows_at_once": 3}),
-        ("ensemble", {"recipe.rows_at_once": 3}),
+        ("fine tune", {"solver.batch_replicas": 2, "solver.recipe.micro_batch_size": 3}),
+        ("ensemble", {"recipe.micro_batch_size": 3}),
         ("temperature", {"validation": None}),
     ],
 )
@@ -401,7 +401,7 @@ def test_a_model_of_another_architecture_is_rejected_with_a_typed_error(states):
 
 
 def test_every_field_of_a_likelihood_and_a_recipe_is_in_these_tests():
-    assert {field.name for field in fields(Recipe)} == {*RECIPE, "rows_at_once"}
+    assert {field.name for field in fields(Recipe)} == {*RECIPE, "micro_batch_size"}
     assert constructor_options(Gaussian) == list(GAUSSIAN)
     cases = ((Categorical, "class_dim", 1), (Categorical, "ignore_index", 7), (CausalTokens, "ignore_index", 7))
     for kind, name, value in cases:

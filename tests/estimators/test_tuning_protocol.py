@@ -108,7 +108,7 @@ class Spread(MAP):
         self.rate = rate
 
     def _fit(self, objective, *, progress_bar):  # noqa: ARG002
-        with objective.network.pass_counter.part("training"):
+        with objective.network.pass_counter.phase("training"):
             objective.gradient(objective.theta)
 
     def _variance(self, x):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from estimators.models.jacobians import JacobianRows
-from estimators.numerics.dtype import algebra_dtype, widen
+from estimators.numerics.dtype import algebra_dtype, to_algebra_dtype
 from estimators.numerics.pytrees import split_rows
 from estimators.numerics.symmetric import add_gram, mirror
 from estimators.objective.objective import Objective
@@ -27,8 +27,8 @@ def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
         n_outputs = network.outputs(batch.x).shape[-1]
         chunk = rows_per_chunk(3 * n_outputs * network.n_parameters * algebra_dtype(network.theta.device).itemsize)
         for x, y in split_rows((batch.x, batch.y), chunk):
-            root = objective.likelihood.given(y).hessian_sqrt(widen(network.outputs(x)))
-            rows = torch.einsum("bck,bcp->bkp", root, widen(jacobian(x)))
+            root = objective.likelihood.given(y).hessian_sqrt(to_algebra_dtype(network.outputs(x)))
+            rows = torch.einsum("bck,bcp->bkp", root, to_algebra_dtype(jacobian(x)))
             yield rows.reshape(-1, network.n_parameters)
 
 

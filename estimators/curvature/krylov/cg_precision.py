@@ -12,7 +12,7 @@ from estimators.curvature.base import Precision
 from estimators.curvature.krylov.block_cg import block_cg
 from estimators.curvature.krylov.block_lanczos import Free, Product
 from estimators.errors import IllConditionedError, UnsupportedError
-from estimators.numerics.dtype import widen
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.runtime.memory import rows_per_chunk
 
 __all__ = ["CGPrecision", "default_tolerance"]
@@ -53,7 +53,7 @@ class CGPrecision(Precision):
                 if self._make_wider is None:
                     raise
                 self._wider = self._make_wider()
-        return self._wider._solved_here(widen(vectors))
+        return self._wider._solved_here(to_algebra_dtype(vectors))
 
     def _solved_here(self, vectors: Tensor) -> Tensor:
         chunk = rows_per_chunk(64 * vectors.shape[1] * vectors.element_size(), budget=2**31)
@@ -63,7 +63,7 @@ class CGPrecision(Precision):
     def covariance(self, jacobian: Tensor) -> Tensor:
         m, c, p = jacobian.shape
         solved = self._solved(jacobian.reshape(m * c, p)).reshape(m, c, p)  # A⁻¹ Jᵀ
-        covariance = widen(jacobian) @ widen(solved).transpose(1, 2)
+        covariance = to_algebra_dtype(jacobian) @ to_algebra_dtype(solved).transpose(1, 2)
         return (0.5 * (covariance + covariance.transpose(1, 2))).to(jacobian.dtype)
 
     def log_det(self) -> Tensor:

@@ -18,10 +18,10 @@ from estimators.curvature.krylov.block_cg import check_condition
 from estimators.curvature.krylov.block_lanczos import krylov_relation
 from estimators.curvature.krylov.whitening import PriorWhitening
 from estimators.errors import IllConditionedError, OptionError
-from estimators.numerics.dtype import algebra_dtype, widen
+from estimators.numerics.dtype import algebra_dtype, to_algebra_dtype
 from estimators.objective.float64 import to_float64
 from estimators.objective.objective import Objective
-from estimators.runtime.memory import refuse_if_too_large
+from estimators.runtime.memory import check_fits_memory
 
 __all__ = ["low_rank_rows"]
 
@@ -52,7 +52,7 @@ def _rows(objective: Objective, rank: int) -> Tensor:
             remedy='hessian_structure="full".',
         )
     size = min(2 * rank + 4 * _BLOCK, theta.numel())
-    refuse_if_too_large(
+    check_fits_memory(
         f"a Krylov space of {size} vectors of {theta.numel()} numbers",
         4 * size * theta.numel() * theta.element_size(),
         device=theta.device,
@@ -73,5 +73,5 @@ def _rows(objective: Objective, rank: int) -> Tensor:
     image = torch.cat([projected, coupling]).to(dtype)  # A Wᵀ = [W; Q]ᵀ [T; B]
     image[: len(projected)].diagonal().sub_(1)  # G̃ Wᵀ
     expansion = (image @ vectors / eigenvalues.sqrt()).T  # of the rows in [W; Q]
-    rows: Tensor = (expansion @ widen(basis)) / widen(scale)
+    rows: Tensor = (expansion @ to_algebra_dtype(basis)) / to_algebra_dtype(scale)
     return rows

@@ -15,7 +15,7 @@ from estimators.likelihoods.categorical import Sites
 from estimators.models.derivative_routes import FAILURES, short
 from estimators.models.last_linear import LastLinear, find_last_linear
 from estimators.models.network import Network
-from estimators.numerics.dtype import algebra_dtype, widen
+from estimators.numerics.dtype import algebra_dtype, to_algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 
@@ -144,7 +144,7 @@ class LastLayer:
 
     def kron_factors(self, objective: Objective) -> tuple[Tensor, Tensor]:
         """mean Λ (C, C) and Σ φφᵀ (E, E) in `algebra_dtype`, over places where a row has several."""
-        theta, n = widen(objective.theta[:0]), 0
+        theta, n = to_algebra_dtype(objective.theta[:0]), 0
         mean_hessian = theta.new_zeros(self.n_outputs, self.n_outputs)
         gram = theta.new_zeros(self.n_features, self.n_features)
         for place in self._places(objective):
@@ -155,7 +155,7 @@ class LastLayer:
 
     def diagonal(self, objective: Objective) -> Tensor:
         """Σₙ Λₙ,cc φₙₑ², (C, E), in `algebra_dtype`."""
-        total = widen(objective.theta[:0]).new_zeros(self.n_outputs, self.n_features)
+        total = to_algebra_dtype(objective.theta[:0]).new_zeros(self.n_outputs, self.n_features)
         for place in self._places(objective):
             total += place.likelihood.hessian_diagonal(place.f).T @ place.features.square()
         return total
@@ -166,8 +166,11 @@ class LastLayer:
             with self.capture_features() as heard:
                 shaped = self.network.shaped_outputs(batch.x)
             self.check(batch.x, shaped, heard)
-            f = widen(shaped.flatten(0, -2))
-            features, likelihood = widen(heard.at_positions.flatten(0, -2)), objective.likelihood.given(batch.y)
+            f = to_algebra_dtype(shaped.flatten(0, -2))
+            features, likelihood = (
+                to_algebra_dtype(heard.at_positions.flatten(0, -2)),
+                objective.likelihood.given(batch.y),
+            )
             if not isinstance(likelihood, Sites):
                 yield PositionBatch(likelihood, f, features)
                 continue

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from estimators.curvature.dense.cholesky import DensePrecision, smallest_allowed_ratio
 from estimators.errors import IndefiniteHessianError
-from estimators.numerics.dtype import widen
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.runtime.memory import rows_per_chunk
 
 __all__ = ["DiagLastLayer", "FullLastLayer", "KronLastLayer", "LastLayerPrecision"]
@@ -88,15 +88,15 @@ class KronLastLayer(LastLayerPrecision):
     """A = Λ̄ ⊗ Q + δ I, Q = Σ φφᵀ (E, E), Λ̄ = mean Λ (C, C): δ is exact, in the eigenbasis (Immer et al. 2021)."""
 
     def __init__(self, mean_hessian: Tensor, features_gram: Tensor, prior_precision: float) -> None:
-        values, self.output_basis = torch.linalg.eigh(widen(mean_hessian))
-        moments, self.feature_basis = torch.linalg.eigh(widen(features_gram))
+        values, self.output_basis = torch.linalg.eigh(to_algebra_dtype(mean_hessian))
+        moments, self.feature_basis = torch.linalg.eigh(to_algebra_dtype(features_gram))
         self.eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) + prior_precision
         if prior_precision == 0:
             _refuse_singular(self.eigenvalues)
 
     def _spectrum(self, features: Tensor) -> Tensor:
         """Variance along each output eigenvector, (M, C): Σ_e (Vᵀφ)²_e / (l_c q_e + δ)."""
-        spectrum: Tensor = (widen(features) @ self.feature_basis).square() @ self.eigenvalues.reciprocal().T
+        spectrum: Tensor = (to_algebra_dtype(features) @ self.feature_basis).square() @ self.eigenvalues.reciprocal().T
         return spectrum
 
     def variance(self, features: Tensor) -> Tensor:
@@ -125,12 +125,12 @@ class DiagLastLayer(LastLayerPrecision):
     """A = diag(Σₙ Λₙ,cc φₙₑ²) + diag δ, both (C, E)."""
 
     def __init__(self, diagonal: Tensor, prior_precision: Tensor) -> None:
-        self.diagonal = widen(diagonal) + prior_precision
+        self.diagonal = to_algebra_dtype(diagonal) + prior_precision
         if not bool((prior_precision > 0).all()):
             _refuse_singular(self.diagonal)
 
     def variance(self, features: Tensor) -> Tensor:
-        return (widen(features).square() @ self.diagonal.reciprocal().T).to(features.dtype)
+        return (to_algebra_dtype(features).square() @ self.diagonal.reciprocal().T).to(features.dtype)
 
     def covariance(self, features: Tensor) -> Tensor:
         return self.variance(features).diag_embed()

@@ -29,7 +29,7 @@ from estimators.models.layer_jacobians import JacobianFactors, LayerwiseJacobian
 from estimators.models.layer_layout import Layout
 from estimators.models.linear_calls import LinearMap
 from estimators.models.network import Network
-from estimators.numerics.dtype import algebra_dtype, widen
+from estimators.numerics.dtype import algebra_dtype, to_algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 
@@ -104,14 +104,14 @@ class BlockPrecision(Precision):
     def variance_at(self, network: Network, x: PyTree) -> Tensor:
         def read(rows: LayerwiseRows) -> Tensor:
             parts = [block.variance(rows.factors[name]) for name, block in self.blocks.items()]
-            return sum(parts, (widen(rows.rest).square() / self.rest).sum(-1)).to(network.theta.dtype)
+            return sum(parts, (to_algebra_dtype(rows.rest).square() / self.rest).sum(-1)).to(network.theta.dtype)
 
         return torch.cat([read(rows) for rows in LayerwiseJacobian(network, x, self.layout.maps).at(x)])
 
     def covariance_at(self, network: Network, x: PyTree) -> Tensor:
         def read(rows: LayerwiseRows) -> Tensor:
             parts = [block.covariance(rows.factors[name]) for name, block in self.blocks.items()]
-            rest = widen(rows.rest)
+            rest = to_algebra_dtype(rows.rest)
             return sum(parts, (rest / self.rest) @ rest.transpose(1, 2)).to(network.theta.dtype)
 
         return torch.cat([read(rows) for rows in LayerwiseJacobian(network, x, self.layout.maps).at(x)])
@@ -125,7 +125,7 @@ class BlockPrecision(Precision):
 
     def covariance(self, jacobian: Tensor) -> Tensor:
         m, c, p = jacobian.shape
-        wide = widen(jacobian)
+        wide = to_algebra_dtype(jacobian)
         solved = self.solve(wide.reshape(m * c, p)).reshape(m, c, p)
         return (wide @ solved.transpose(1, 2)).to(jacobian.dtype)
 
@@ -176,9 +176,9 @@ def _kron(objective: Objective, layers: LayerwiseJacobian) -> tuple[dict[str, Kr
     inner = {name: SecondMoment(e, dtype) for name, (_, e) in shapes.items()}
     rest = _zeros_of_rest(objective, layers)
     for rows in whitened_rows(objective, layers):
-        rest += widen(rows.rest).square().sum((0, 1))
+        rest += to_algebra_dtype(rows.rest).square().sum((0, 1))
         for name, factors in rows.factors.items():
-            a, b = factors.inputs.flatten(0, 1), widen(factors.slopes).flatten(0, 2)
+            a, b = factors.inputs.flatten(0, 1), to_algebra_dtype(factors.slopes).flatten(0, 2)
             inner[name].add(a)  # Σ a aᵀ
             outer[name] += b.T @ b  # Σ b bᵀ
     return {name: _eigen(outer[name], inner[name]) for name in shapes}, rest
@@ -207,7 +207,7 @@ def _with_own_eigenvalues(objective: Objective, layers: LayerwiseJacobian, bases
     blank = KroneckerBlock(torch.zeros((), dtype=dtype, device=rest.device))
     sums: dict[str, Tensor] = dict.fromkeys(layers.maps, rest.new_zeros(()))
     for rows in whitened_rows(objective, layers):
-        rest += widen(rows.rest).square().sum((0, 1))
+        rest += to_algebra_dtype(rows.rest).square().sum((0, 1))
         for name, factors in rows.factors.items():
             sums[name] = sums[name] + _summed_squares(bases.get(name, blank), factors.to(dtype))
     blocks = {name: replace(bases.get(name, blank), eigenvalues=total) for name, total in sums.items()}
@@ -224,7 +224,7 @@ def _summed_squares(basis: KroneckerBlock, rows: JacobianFactors) -> Tensor:
 
 
 def _zeros_of_rest(objective: Objective, layers: LayerwiseJacobian) -> Tensor:
-    return widen(objective.theta[:0]).new_zeros(objective.network.subset.n_entries(layers.rest))
+    return to_algebra_dtype(objective.theta[:0]).new_zeros(objective.network.subset.n_entries(layers.rest))
 
 
 def _several_deltas(linear: LinearMap, delta: Tensor) -> OptionError:

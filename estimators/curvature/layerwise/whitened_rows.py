@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from estimators.models.layer_jacobians import LayerwiseJacobian, LayerwiseRows
-from estimators.numerics.dtype import widen
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.objective.objective import Objective
 
 __all__ = ["layers_of", "whitened_rows"]
@@ -22,7 +22,7 @@ def whitened_rows(objective: Objective, layers: LayerwiseJacobian) -> Iterator[L
     """Along the columns of S, Λ = SSᵀ, at every training row."""
 
     def root(f: Tensor, y: Tensor) -> Tensor:
-        return objective.likelihood.given(y).hessian_sqrt(widen(f)).transpose(1, 2).to(f.dtype)
+        return objective.likelihood.given(y).hessian_sqrt(to_algebra_dtype(f)).transpose(1, 2).to(f.dtype)
 
     for batch in objective.batches:
         yield from layers.at(batch.x, root, batch.y)

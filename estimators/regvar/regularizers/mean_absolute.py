@@ -32,7 +32,7 @@ class MeanAbsolute(Regularizer):
     def pose(self, objective: Objective, x: PyTree = None) -> Posed:  # noqa: ARG002
         network = objective.network
         direction = torch.zeros_like(objective.theta)[None]
-        with network.pass_counter.part("direction"):
+        with network.pass_counter.phase("direction"):
             for batch in objective.batches:
                 f, slope = network.outputs_and_vjp(batch.x, lambda f: f.sign()[None])
                 direction += slope / (objective.batches.n_data * f.shape[-1])

@@ -149,8 +149,8 @@ class FineTune(Solver):
             objective.batches,
             recipe=descent.recipe if stopping is None else stopping.longest,
             generator=torch.Generator().manual_seed(self.seed),
-            watch=descent.watch if guarded else None,
-            enough=None if stopping is None else stopping.enough,
+            epoch_callback=descent.watch if guarded else None,
+            stop_criterion=None if stopping is None else stopping.enough,
             checkpoint=descent.keeping(checkpoint),
             progress_bar=progress_bar,
         )
@@ -211,7 +211,7 @@ class FineTune(Solver):
 
 def _departure(objective: Objective, displacement: Tensor, lam: float) -> float:
     """‖Δf − JΔθ‖/‖JΔθ‖ of a flight's end. Errors: LambdaTooLargeError."""
-    with objective.network.pass_counter.part("linearity"):
+    with objective.network.pass_counter.phase("linearity"):
         bend = nonlinearity(objective, displacement, lam)
     if not bend <= _BENT:
         raise LambdaTooLargeError(

@@ -45,7 +45,7 @@ def auto_lam(objective: Objective, perturbation: Perturbation) -> float:
     """λ for a centred objective by its slopes at the first guess, for another by its outputs there."""
     if objective.data_term.centred:
         return straightest_lam(objective, perturbation)
-    with objective.network.pass_counter.part("search for lam"):
+    with objective.network.pass_counter.phase("search for lam"):
         return _lam_of_outputs(objective, perturbation)
 
 
@@ -59,7 +59,7 @@ def straightest_lam(
     linear to 5 % are not enough with millions of parameters: D stays large where the data say nothing, and bends what
     they see of it, which becomes small (docs/math.md, section 6).
     """
-    with objective.network.pass_counter.part("search for lam"):
+    with objective.network.pass_counter.phase("search for lam"):
         probe = _Probe.of(objective, perturbation.part(slice(0, 1)), at, step)
         apart = cache(lambda power: probe.apart(math.pow(10, power)))
         smallest, largest = round(math.log10(_smallest(objective))), round(math.log10(_LARGEST))

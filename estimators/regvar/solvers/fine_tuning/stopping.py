@@ -66,7 +66,7 @@ class Stopping:
     def _measured(self, arms: Tensor) -> SampleANormErrors:
         replicas = self.descent.replicas
         objective, perturbation = replicas.objective, replicas.perturbation
-        with objective.network.pass_counter.part("energy error"):
+        with objective.network.pass_counter.phase("energy error"):
             u = replicas.displacement(arms)
             slope = objective.product(u).sub_(perturbation.direction)  # of the limit: what λ bends counts as an error
         return SampleANormErrors.of(perturbation, objective.prior.precision, u, slope)
