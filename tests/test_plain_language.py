@@ -162,11 +162,11 @@ RETIRED = (
     Retired("Risk and coverage", "Selective prediction"),
     Retired("Under shift", "Distribution shift"),
     # Options and methods of the command line
-    Retired("(?<!-)--timeout", "--timeout"),
-    Retired("(?<!-)--n-queries", "--n-queries"),
-    Retired("(?<!-)--select", "--select"),
-    Retired("(?<!-)--data-dir(?![-_])", "--data-dir"),
-    Retired("(?<!-)--tune-budget(?![-_])", "--tune-budget"),
+    Retired("(?<!-)--limit", "--timeout"),
+    Retired("(?<!-)--points", "--n-queries"),
+    Retired("(?<!-)--only", "--select"),
+    Retired("(?<!-)--data(?![-_])", "--data-dir"),
+    Retired("(?<!-)--tune(?![-_])", "--tune-budget"),
     Retired("regvar-(?:krylov|draws|mean-absolute(?:-refit)?|probes)", "regvar, regvar-finetune, regvar-amortized"),
     Retired("multi-head", "multihead-ensemble", unless="[Mm]ulti-head (?:self-)?attention"),
     Retired("map-temperature", "temperature-scaling"),
@@ -240,7 +240,7 @@ def test_searched_and_exempt_parts_exist(name: str):
         ("def refuse_if_changed(cell):", ["refuse", "cell"]),
         ("class BoundedReadout(Readout):", ["BoundedReadout", "Readout"]),
         ("The energy error of the proof, once a row.", ["once a row", "energy error", "proof"]),
-        ("bdl-bench compare --timeout 3 --data-dir folder", ["--timeout", "--data-dir"]),
+        ("bdl-bench compare --limit 3 --data folder", ["--limit", "--data"]),
         ("--data-dir folder --tune-budget 3", []),
         ("x.add_(1)  # in place, of a table cell; the power law", []),
         ("replace, cellular, alarm, steam, harms", []),
@@ -252,7 +252,7 @@ def test_planted_words(line: str, words: list[str]):
 
 
 def test_old_names_stand_in_the_migration_table_and_in_old_versions_only():
-    table = "| `--timeout` | `--timeout` |\n"
+    table = "| `--limit` | `--timeout` |\n"
     assert not list(occurrences("CHANGELOG.md", table))
     assert [found.word for found in occurrences("CHANGELOG.md", "| new | a zoo |\n")] == ["zoo"]
     assert not list(occurrences("CHANGELOG.md", "## [0.1.0]\na zoo\n"))
