@@ -17,7 +17,7 @@ from bdl_bench.methods import default_methods, methods_named
 from bdl_bench.problem.problem import Problem
 from bdl_bench.report import write_report
 from bdl_bench.report.notebook import Comparison
-from bdl_bench.runner.directories import made
+from bdl_bench.runner.directories import make_directory
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS, resolve_task
@@ -90,7 +90,7 @@ def _named(problem: Subject | Sequence[str], directory: Path) -> Iterator[list[s
         yield [resolve_task(name).name for name in problem]
     else:
         task = _task(problem)
-        name = name_in(made(directory), task.name, identity_of(problem), taken=TASKS)
+        name = name_in(make_directory(directory), task.name, identity_of(problem), taken=TASKS)
         TASKS[name] = replace(task, name=name)
         try:
             yield [name]

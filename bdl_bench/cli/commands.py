@@ -21,7 +21,7 @@ from bdl_bench.methods import METHODS, default_methods
 from bdl_bench.problem.problem import Problem
 from bdl_bench.records.record import Record
 from bdl_bench.report import write_report
-from bdl_bench.runner.directories import directory_for, made, new_directory
+from bdl_bench.runner.directories import make_directory, new_directory, output_directory
 from bdl_bench.runner.disk import Disk
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
@@ -77,7 +77,7 @@ def compare(
         wanted = range(seeds) if seed_list is None else _seeds(seed_list)
         grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune_budget)
         grid.check()
-        directory = new_directory() if out is None else made(out)
+        directory = new_directory() if out is None else make_directory(out)
     records = _run(replace(grid, directory=directory))
     _print_totals(records)
     with _failures(), Disk(directory).writing():
@@ -101,7 +101,7 @@ def verify(
 ) -> None:
     """Prove RegVar against a dense reference: λ ladder, orders of convergence, and where an error comes from."""
     torch.set_num_threads(threads)
-    with _bad_usage(), _of_the_factory(model), directory_for(out) as directory:
+    with _bad_usage(), _of_the_factory(model), output_directory(out) as directory:
         problem = None if (name := model or task) is None else resolve_task(name).problem(seed)
         result = _verified(name, problem, _Wanted(curvature, subset, n_queries, directory))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(to_terminal(result.proofs))
@@ -131,7 +131,7 @@ def check(
         if subject is None:
             raise OptionError("a task or --model module:factory", received="neither", remedy="bdl-bench check digits.")
         resolve_task(subject)
-        with directory_for(out) as directory:
+        with output_directory(out) as directory:
             diagnosis = check_task(subject, seed, directory, device)
     raise typer.Exit(show(diagnosis, _console()))
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bdl_bench.report.formatting import duration
-from bdl_bench.runner.eta import Step, TimeEstimate
+from bdl_bench.runner.eta import JobId, TimeEstimate
 from bdl_bench.runner.events import ENDINGS, Event
 
 __all__ = ["shown"]
@@ -103,11 +103,11 @@ def _time_left(outlook: TimeEstimate) -> list[str]:
     return [] if seconds is None or not outlook.left else [f"about {duration(max(1.0, seconds))} left"]
 
 
-def _running(outlook: TimeEstimate, step: Step) -> str:
+def _running(outlook: TimeEstimate, step: JobId) -> str:
     return f"{_name(step)} ({duration(max(0.0, outlook.elapsed(step)))})"
 
 
-def _name(step: Step) -> str:
+def _name(step: JobId) -> str:
     task, seed, method = step
     return f"{task} seed {seed} {method or 'training'}"
 

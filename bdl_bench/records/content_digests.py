@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdl_bench.records.user_modules import MAIN, code_bytes, is_users, modules_digest
+from bdl_bench.records.user_modules import MAIN, code_bytes, is_user_code, modules_digest
 from estimators.persistence.checksums import bits, digest
 
 __all__ = ["content_digest"]
@@ -115,7 +115,7 @@ class _Walk:
         parts = [self.of(function.__defaults__), self.of(function.__kwdefaults__)]
         parts += [self.of(value) for value in _closure(function)]
         module = function.__module__ or MAIN[0]
-        if not is_users(module) and not module.startswith(_PRESETS):
+        if not is_user_code(module) and not module.startswith(_PRESETS):
             return _sha("function", f"{module}{_version(module)}.".encode() + name, *parts)
         if not self.code:
             own = code_bytes(function.__code__) if "<lambda>" in function.__qualname__ else b""
@@ -128,7 +128,7 @@ class _Walk:
 
     def _class(self, kind: type) -> bytes:
         name = kind.__qualname__ if kind.__module__ in MAIN else f"{kind.__module__}.{kind.__qualname__}"
-        if not is_users(kind.__module__):
+        if not is_user_code(kind.__module__):
             return _sha("class", name.encode() + _version(kind.__module__).encode())
         if not self.code:
             return _sha("class", name.encode())

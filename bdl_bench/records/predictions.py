@@ -50,7 +50,7 @@ class Predictor:
         """Predictions and targets of the test rows, in float64. Errors: DataError where one is not finite."""
         return self._on("test")
 
-    def beside_test(self) -> Arrays:
+    def other_sets(self) -> Arrays:
         """Those of validation, out-of-distribution and shifted rows, under their prefixes; and centred variances."""
         problem = self.problem
         arrays: Arrays = {}
@@ -68,7 +68,7 @@ class Predictor:
 
     def everywhere(self) -> Arrays:
         """Of all rows."""
-        return self.test() | self.beside_test()
+        return self.test() | self.other_sets()
 
     def _kept(self, name: str) -> KeptRows | CheckedRows:
         kept = self.problem.kept().sets()[name]

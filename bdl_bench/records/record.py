@@ -59,7 +59,7 @@ class Cost(BaseModel):
     """What a cell took: seconds of wall time, bytes of peak memory of the process and its rise above the start.
 
     `peak_reset` says that the peak was reset at the start of the cell; where not, it is the largest of the process
-    so far and `peak_rise_bytes` is a lower bound. `device_peak_bytes` is the peak of the accelerator's allocator.
+    so far and `peak_increase_bytes` is a lower bound. `device_peak_bytes` is the peak of the accelerator's allocator.
     `passes` counts what the fit sent through a network, in forwards and backwards of the training rows,
     `predict_passes` what the test rows took, solves at query time with them, `tuning_passes` all of tuning; None where
     it cannot be known. `exclusive`: no other job ran beside it, so that times mean what they say.
@@ -68,7 +68,7 @@ class Cost(BaseModel):
     fit_seconds: float
     predict_seconds: float
     peak_bytes: int
-    peak_rise_bytes: int
+    peak_increase_bytes: int
     peak_reset: bool
     device_peak_bytes: int | None = None
     passes: float | None = None
@@ -176,7 +176,7 @@ class RecordStore:
     def finished(self, task: str, method: str, seed: int) -> Record | None:
         """The record of a cell that ended well, whatever its key, if its arrays are whole; else None."""
         record = self.read(task, method, seed)
-        return record if record is not None and record.status == "ok" and self.arrays_are_whole(record) else None
+        return record if record is not None and record.status == "ok" and self.arrays_are_complete(record) else None
 
     def all(self) -> list[Record]:
         """Every readable record, by task, method and seed."""
@@ -209,7 +209,7 @@ class RecordStore:
     def _paths(self) -> list[Path]:
         return sorted(self.root.rglob("*.json"))
 
-    def arrays_are_whole(self, record: Record) -> bool:
+    def arrays_are_complete(self, record: Record) -> bool:
         """Whether the arrays of a record are those that were written with it."""
         path = self.directory / (record.arrays or "")
         return path.is_file() and _digest(path.read_bytes()) == record.arrays_digest

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import estimators
 from estimators.persistence.checksums import digest
 
-__all__ = ["MAIN", "code_bytes", "is_users", "modules_digest"]
+__all__ = ["MAIN", "code_bytes", "is_user_code", "modules_digest"]
 
 MAIN = ("__main__", "__mp_main__")
 """A script or a notebook, and a script as a worker process has it: known by its functions, not by its file."""
@@ -30,7 +30,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 _SEEN: WeakKeyDictionary[ModuleType, tuple[object, bytes]] = WeakKeyDictionary()
 
 
-def is_users(name: str | None) -> bool:
+def is_user_code(name: str | None) -> bool:
     """Whether code of the module of this name is the user's own: anything that is not known to be installed."""
     if not name or name in MAIN:
         return True

@@ -10,7 +10,7 @@ from pathlib import Path
 import estimators
 from estimators.persistence.checksums import digest
 
-__all__ = ["code_digest", "environment"]
+__all__ = ["environment", "source_digest"]
 
 _PACKAGES = (
     *("bdl-bench", "torch", "numpy", "scipy", "scikit-learn", "scoringrules"),
@@ -24,7 +24,7 @@ _ASIDE = (
 
 
 @cache
-def code_digest() -> str:
+def source_digest() -> str:
     """Sixteen hexadecimal digits of the sources of both packages (but presentation) and of the versions of others."""
     versions = " ".join(_version(name) for name in _PACKAGES[1:])
     sources = ("/".join(path.parts[-2:]).encode() + b"\0" + path.read_bytes() for path in _sources())
@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
     """Versions of Python, of the packages that matter, of the code and of the machine's architecture."""
     versions = {name: _version(name) for name in _PACKAGES}
     return {
-        "code": code_digest(),
+        "code": source_digest(),
         "python": platform.python_version(),
         **versions,
         "system": f"{platform.system()} {platform.machine()}",

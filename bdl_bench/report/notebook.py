@@ -52,7 +52,7 @@ class Comparison:
             StateError: if the arrays of a record were replaced since, by a later run into the directory.
         """
         store = RecordStore(self.directory)
-        replaced = [r for r in self.records if r.status == "ok" and not store.arrays_are_whole(r)]
+        replaced = [r for r in self.records if r.status == "ok" and not store.arrays_are_complete(r)]
         if replaced:
             raise StateError(
                 "the arrays that were written with these records",

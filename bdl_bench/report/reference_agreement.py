@@ -36,7 +36,7 @@ class CostRow:
     fit_seconds: float
     predict_seconds: float
     peak_bytes: float
-    rise_bytes: float
+    increase_bytes: float
     peak_reset: bool
     device_peak_bytes: float | None
     tuning_seconds: float | None = None
@@ -81,7 +81,7 @@ def cost_rows(results: TaskResults) -> list[CostRow]:
                     median(c.fit_seconds for c in costs),
                     median(c.predict_seconds for c in costs),
                     median(c.peak_bytes for c in costs),
-                    median(c.peak_rise_bytes for c in costs),
+                    median(c.peak_increase_bytes for c in costs),
                     all(c.peak_reset for c in costs),
                     _median_or_none(c.device_peak_bytes for c in costs),
                     _median_or_none(c.tuning_seconds for c in costs),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from estimators.errors import OptionError
 
-__all__ = ["check_directory", "directory_for", "made", "new_directory"]
+__all__ = ["check_directory", "make_directory", "new_directory", "output_directory"]
 
 
 def check_directory(directory: Path) -> None:
@@ -27,7 +27,7 @@ def check_directory(directory: Path) -> None:
         raise _unusable(directory, f"no permission to write in {found}")
 
 
-def made(directory: Path) -> Path:
+def make_directory(directory: Path) -> Path:
     """Create a directory if it is not there, and return it. Raises OptionError if that cannot be."""
     check_directory(directory)
     try:
@@ -41,7 +41,7 @@ def made(directory: Path) -> Path:
 
 def new_directory(parent: Path = Path("bdl-results")) -> Path:
     """Create and return a directory named by the time, with a number if another run has made that one."""
-    made(parent)
+    make_directory(parent)
     now = f"{datetime.now():%Y-%m-%d_%H%M%S}"
     for number in count(1):
         directory = parent / (now if number == 1 else f"{now}-{number}")
@@ -54,7 +54,7 @@ def new_directory(parent: Path = Path("bdl-results")) -> Path:
 
 
 @contextmanager
-def directory_for(out: Path | None) -> Iterator[Path]:
+def output_directory(out: Path | None) -> Iterator[Path]:
     """Create the directory that was named, or a new one, for what the block writes.
 
     If the block raises, what was created and is still empty is removed again.
@@ -67,7 +67,7 @@ def directory_for(out: Path | None) -> Iterator[Path]:
     """
     named = Path("bdl-results") if out is None else out
     absent = [path for path in (named, *named.parents) if not path.exists()]
-    directory = new_directory(named) if out is None else made(named)
+    directory = new_directory(named) if out is None else make_directory(named)
     try:
         yield directory
     except BaseException:

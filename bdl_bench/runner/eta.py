@@ -9,9 +9,9 @@ from statistics import fmean
 
 from bdl_bench.runner.events import ENDINGS, Event
 
-__all__ = ["Step", "TimeEstimate"]
+__all__ = ["JobId", "TimeEstimate"]
 
-Step = tuple[str, int, str | None]
+JobId = tuple[str, int, str | None]
 
 
 class TimeEstimate:
@@ -25,8 +25,8 @@ class TimeEstimate:
     def __init__(self, n_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.n_steps, self.clock = n_steps, clock
         self.begun = clock()
-        self.left: dict[Step, None] = {}
-        self.running: dict[Step, float] = {}
+        self.left: dict[JobId, None] = {}
+        self.running: dict[JobId, float] = {}
         self.counts: Counter[str] = Counter()
         self._took: defaultdict[tuple[str, str | None], list[float]] = defaultdict(list)
         self._width = 1
@@ -46,7 +46,7 @@ class TimeEstimate:
         """How many steps have ended, in whatever way."""
         return sum(self.counts.values())
 
-    def elapsed(self, step: Step) -> float:
+    def elapsed(self, step: JobId) -> float:
         """Seconds that a step has run."""
         return self.clock() - self.running[step]
 
@@ -67,6 +67,6 @@ class TimeEstimate:
         if since is not None:
             self._took[event.task, event.method].append(self.clock() - since)
 
-    def _expected(self, step: Step) -> float:
+    def _expected(self, step: JobId) -> float:
         same = self._took.get((step[0], step[2]))
         return fmean(same) if same else fmean(seconds for times in self._took.values() for seconds in times)

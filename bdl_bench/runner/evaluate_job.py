@@ -30,7 +30,7 @@ from bdl_bench.records.versions import environment
 from bdl_bench.runner.executors.worker_errors import TimeLimitError
 from bdl_bench.runner.peak_memory import peak_memory
 from bdl_bench.runner.preflight import preflight
-from bdl_bench.runner.train_job import TrainedModel, load_problem, restore
+from bdl_bench.runner.train_job import TrainedModel, load_checkpoint, load_problem
 from bdl_bench.runner.tuning import tuned
 from bdl_bench.tasks import resolve_task
 from estimators import UncertaintyEstimator
@@ -44,12 +44,12 @@ from estimators.errors import (
 from estimators.runtime.rng import seeded
 from estimators.tuning import Tuned
 
-__all__ = ["CANNOT", "EvaluationJob", "Measured", "measure", "without_result"]
+__all__ = ["SKIP_ERRORS", "EvaluationJob", "EvaluationResult", "evaluate_job", "failure_record"]
 
-Measured: TypeAlias = tuple[Record, Arrays | None]
+EvaluationResult: TypeAlias = tuple[Record, Arrays | None]
 """A record and its arrays, written by who asked for them."""
 
-CANNOT = (
+SKIP_ERRORS = (
     IndefiniteHessianError,
     MissingDataError,
     NoLastLayerError,
@@ -85,24 +85,24 @@ class EvaluationJob:
         return content_digest(method.build, method.axis, method.retrains)
 
 
-def measure(cell: EvaluationJob) -> Measured:
+def evaluate_job(cell: EvaluationJob) -> EvaluationResult:
     """The record of a cell and its arrays; without them where it raised."""
     try:
         return _measured(cell)
     except Exception as error:
-        return without_result(cell, error), None
+        return failure_record(cell, error), None
 
 
-def without_result(cell: EvaluationJob, error: BaseException) -> Record:
+def failure_record(cell: EvaluationJob, error: BaseException) -> Record:
     """The record of a cell that raised: skipped, with the reason, where it cannot run here, else failed."""
     reason = f"{type(error).__name__}: {error}"
-    if isinstance(error, CANNOT):
+    if isinstance(error, SKIP_ERRORS):
         limit = error.seconds if isinstance(error, TimeLimitError) else None
         return _blank(cell, status="skipped", reason=reason, timeout=limit)
     return _blank(cell, status="failed", reason=reason, traceback="".join(traceback.format_exception(error)))
 
 
-def _measured(cell: EvaluationJob) -> Measured:
+def _measured(cell: EvaluationJob) -> EvaluationResult:
     problem, method = _problem(cell), METHODS[cell.method]
     if method.retrains:
         refuse_without_recipe(method.name, problem)
@@ -111,7 +111,7 @@ def _measured(cell: EvaluationJob) -> Measured:
     rewind(problem.sets().values())
     with seeded(cell.prepared.seed), _collected_warnings("warnings") as warned:
         predictor, test, cost = _fitted(cell, method, problem)
-        arrays, estimator = test | predictor.beside_test(), predictor.estimator
+        arrays, estimator = test | predictor.other_sets(), predictor.estimator
     with seeded(cell.prepared.seed), _collected_warnings("warnings of tuning") as warned_too:
         tuning = tuned(estimator, method, problem, n=cell.tune_budget)
         again = {} if tuning is None else Predictor(problem, tuning.estimator, tuning.predict).everywhere()
@@ -149,7 +149,7 @@ def _fitted(cell: EvaluationJob, method: Method, problem: Problem) -> tuple[Pred
         fit_seconds=fitted - start,
         predict_seconds=predicted - fitted,
         peak_bytes=memory.peak_bytes,
-        peak_rise_bytes=memory.rise_bytes,
+        peak_increase_bytes=memory.increase_bytes,
         peak_reset=memory.reset,
         device_peak_bytes=memory.device_peak_bytes,
         passes=passes if known else None,
@@ -190,7 +190,7 @@ def _problem(cell: EvaluationJob) -> Problem:
         _LAST.clear()
         _LAST[key] = load_problem(cell.prepared, cell.directory, cell.device)
     elif _LAST[key].trains_model:
-        restore(_LAST[key], cell.prepared, cell.directory)
+        load_checkpoint(_LAST[key], cell.prepared, cell.directory)
     return _LAST[key]
 
 

@@ -14,9 +14,9 @@ import torch
 from bdl_bench.methods import methods_named
 from bdl_bench.records.predictions import Arrays
 from bdl_bench.records.record import Record, RecordStore, Training
-from bdl_bench.runner.directories import check_directory, made
+from bdl_bench.runner.directories import check_directory, make_directory
 from bdl_bench.runner.disk import Disk
-from bdl_bench.runner.evaluate_job import CANNOT, EvaluationJob, Measured, without_result
+from bdl_bench.runner.evaluate_job import SKIP_ERRORS, EvaluationJob, EvaluationResult, failure_record
 from bdl_bench.runner.events import Event, Listener
 from bdl_bench.runner.executors import (
     ONE_WORKER,
@@ -27,10 +27,10 @@ from bdl_bench.runner.executors import (
     check_workers,
     executor_for,
 )
-from bdl_bench.runner.jobs import Item, work
+from bdl_bench.runner.jobs import Job, execute
 from bdl_bench.runner.locks import FileLocks
 from bdl_bench.runner.schedule import Schedule
-from bdl_bench.runner.train_job import Trained, TrainedModel, TrainingJob, known_training, map_path
+from bdl_bench.runner.train_job import TrainedModel, TrainingJob, TrainingResult, checkpoint_path, known_training
 from bdl_bench.tasks import resolve_task
 from estimators.errors import OptionError
 from estimators.persistence.atomic import discard_leftovers, write_bytes
@@ -93,7 +93,7 @@ class Grid:
             listener(Event(*step, "planned"))
         with ExitStack() as stack:
             with Disk(self.directory).writing():
-                made(self.directory)
+                make_directory(self.directory)
                 claims = stack.enter_context(FileLocks(self.directory))
             executor = stack.enter_context(executor_for(self.workers, device=self.device))
             records = GridRun(self, listener, executor, claims).run()
@@ -128,7 +128,7 @@ class GridRun:
         self.exclusive: dict[Path, bool] = {}
         self.too_slow: dict[tuple[str, str], int] = {}
         self.before = {path: _mark(path) for path in self._record_paths()}
-        self.schedule: Schedule[Item] = Schedule(
+        self.schedule: Schedule[Job] = Schedule(
             claims, self._target, to_run=self._to_run, refused=self._ended, waiting=lambda i: self._tell(i, "waiting")
         )
 
@@ -137,8 +137,8 @@ class GridRun:
         for task, seed, method in self.grid.steps:
             if method is None:
                 self.schedule.add(TrainingJob(task, seed, self.grid.device))
-        running: Generator[tuple[Item, Outcome[Trained | Measured]], None, None]
-        running = self.executor.run(work, self.schedule, started=self._started, timeout=self._limit)
+        running: Generator[tuple[Job, Outcome[TrainingResult | EvaluationResult]], None, None]
+        running = self.executor.run(execute, self.schedule, started=self._started, timeout=self._limit)
         with closing(running) as outcomes:
             for item, outcome in outcomes:
                 self._ended(item, outcome)
@@ -148,12 +148,12 @@ class GridRun:
     def _record_paths(self) -> Iterator[Path]:
         return (self.store.path(task, method, seed) for task, seed, method in self.grid.steps if method is not None)
 
-    def _target(self, item: Item) -> Path:
+    def _target(self, item: Job) -> Path:
         if isinstance(item, TrainingJob):
-            return map_path(self.grid.directory, item.task, item.seed)
+            return checkpoint_path(self.grid.directory, item.task, item.seed)
         return self.store.path(item.prepared.task, item.method, item.prepared.seed)
 
-    def _to_run(self, item: Item) -> Item | None:
+    def _to_run(self, item: Job) -> Job | None:
         """Under its lock: what another run has done meanwhile is taken over, what a killed one left is removed."""
         path = self._target(item)
         if isinstance(item, EvaluationJob) and (record := self._found(item)) is not None:
@@ -161,7 +161,7 @@ class GridRun:
             return None
         self.disk.check()
         if isinstance(item, EvaluationJob) and (error := self._foreseen(item)) is not None:
-            self._done(item, self._written(item, without_result(item, error)))
+            self._done(item, self._written(item, failure_record(item, error)))
             return None
         for written in (path, path.with_suffix(".npz")):
             discard_leftovers(written)
@@ -187,7 +187,7 @@ class GridRun:
         limit = self.grid.workers.timeout
         return limit is not None and record.timeout is not None and limit <= record.timeout
 
-    def _limit(self, item: Item) -> float | None:
+    def _limit(self, item: Job) -> float | None:
         return self.grid.workers.timeout if isinstance(item, EvaluationJob) else None
 
     def _foreseen(self, cell: EvaluationJob) -> TimeLimitError | None:
@@ -195,14 +195,14 @@ class GridRun:
         seed, limit = self.too_slow.get((cell.prepared.task, cell.method)), self.grid.workers.timeout
         return None if seed is None or limit is None else TimeLimitError(limit, f"seed {seed}")
 
-    def _started(self, item: Item) -> None:
+    def _started(self, item: Job) -> None:
         self.exclusive[self._target(item)] = self._is_exclusive()
         self._tell(item, "started")
 
     def _is_exclusive(self) -> bool:
         return self.grid.workers.exclusive and not self.claims.others()
 
-    def _ended(self, item: Item, outcome: Outcome[Trained | Measured]) -> None:
+    def _ended(self, item: Job, outcome: Outcome[TrainingResult | EvaluationResult]) -> None:
         if isinstance(item, TrainingJob):
             self._trained(item, outcome)
         elif isinstance(outcome, tuple):
@@ -210,13 +210,13 @@ class GridRun:
             self._done(item, self._written(item, _with_exclusive(outcome[0], exclusive=exclusive), outcome[1]))
         else:
             assert isinstance(outcome, Exception)
-            self._done(item, self._written(item, without_result(item, outcome)))
+            self._done(item, self._written(item, failure_record(item, outcome)))
 
-    def _trained(self, place: TrainingJob, outcome: Outcome[Trained | Measured]) -> None:
+    def _trained(self, place: TrainingJob, outcome: Outcome[TrainingResult | EvaluationResult]) -> None:
         try:
             prepared = self._kept(place, outcome)
         except Exception as error:
-            self._tell(place, "skipped" if isinstance(error, CANNOT) else "failed", reason=_reason(error))
+            self._tell(place, "skipped" if isinstance(error, SKIP_ERRORS) else "failed", reason=_reason(error))
             self._fail_cells(place, error)
             return
         self._tell(place, "cached" if prepared.cached else "trained", seconds=prepared.training.seconds)
@@ -227,11 +227,11 @@ class GridRun:
             else:
                 self._done(cell, record, "cached" if record.status == "ok" else None)
 
-    def _kept(self, place: TrainingJob, outcome: Outcome[Trained | Measured]) -> TrainedModel:
+    def _kept(self, place: TrainingJob, outcome: Outcome[TrainingResult | EvaluationResult]) -> TrainedModel:
         """Stage one with its weights written, and where to read them."""
         if isinstance(outcome, Exception):
             raise outcome
-        assert isinstance(outcome, Trained)
+        assert isinstance(outcome, TrainingResult)
         path = self._target(place)
         if outcome.content is not None:
             with self.disk.writing():
@@ -252,7 +252,7 @@ class GridRun:
             place.task, place.seed, key="", training=Training(seconds=None, recipe=None), cached=False
         )
         for cell in self._cells(unknown):
-            record = without_result(cell, error)
+            record = failure_record(cell, error)
             kept = self.store.finished(place.task, cell.method, place.seed) is not None
             if not kept and self.claims.take(self._target(cell)):
                 record = self._written(cell, record)
@@ -265,7 +265,7 @@ class GridRun:
             with self.disk.writing():
                 return self.store.write(record, arrays)
         except OSError as error:
-            record = without_result(cell, error)
+            record = failure_record(cell, error)
             with suppress(OSError):
                 record = self.store.write(record)
             return record
@@ -277,7 +277,7 @@ class GridRun:
         seconds = record.cost.fit_seconds + record.cost.predict_seconds if record.cost else None
         self._tell(item, status or record.status, seconds=seconds, reason=record.reason)
 
-    def _tell(self, item: Item, status: str, *, seconds: float | None = None, reason: str | None = None) -> None:
+    def _tell(self, item: Job, status: str, *, seconds: float | None = None, reason: str | None = None) -> None:
         place, method = (item, None) if isinstance(item, TrainingJob) else (item.prepared, item.method)
         self.listener(Event(place.task, place.seed, method, status, seconds, reason))
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from bdl_bench.runner.evaluate_job import EvaluationJob, Measured, measure
-from bdl_bench.runner.train_job import Trained, TrainingJob, prepare
+from bdl_bench.runner.evaluate_job import EvaluationJob, EvaluationResult, evaluate_job
+from bdl_bench.runner.train_job import TrainingJob, TrainingResult, train_network
 
-__all__ = ["Item", "work"]
+__all__ = ["Job", "execute"]
 
-Item: TypeAlias = TrainingJob | EvaluationJob
+Job: TypeAlias = TrainingJob | EvaluationJob
 
 
-def work(item: Item) -> Trained | Measured:
+def execute(item: Job) -> TrainingResult | EvaluationResult:
     """Train a network, or measure a method on it."""
     import bdl_bench.runner.warm_up  # noqa: F401  where work is done, and only there
 
-    return prepare(item) if isinstance(item, TrainingJob) else measure(item)
+    return train_network(item) if isinstance(item, TrainingJob) else evaluate_job(item)

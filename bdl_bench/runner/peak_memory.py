@@ -22,7 +22,7 @@ class PeakMemory:
     """Filled when the block ends: peak resident bytes, their rise above the start, and the accelerator's peak."""
 
     peak_bytes: int = 0
-    rise_bytes: int = 0
+    increase_bytes: int = 0
     reset: bool = False
     device_peak_bytes: int | None = None
 
@@ -39,7 +39,7 @@ def peak_memory(device: str) -> Iterator[PeakMemory]:
         yield found
     finally:
         found.peak_bytes = _resident("VmHWM") if found.reset else _largest_so_far()
-        found.rise_bytes = max(0, found.peak_bytes - before)
+        found.increase_bytes = max(0, found.peak_bytes - before)
         found.device_peak_bytes = int(torch.cuda.max_memory_allocated(device)) if on_gpu else None
 
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from bdl_bench.problem.problem import Problem
-from bdl_bench.runner.train_job import TrainingJob, known_training, load_problem, map_path, prepare
+from bdl_bench.runner.train_job import TrainingJob, checkpoint_path, known_training, load_problem, train_network
 from estimators.diagnostics import CHECKS, Diagnosis, diagnose
 from estimators.persistence.atomic import write_bytes
 
@@ -43,8 +43,8 @@ def check_task(task: str, seed: int, directory: Path, device: str = "cpu") -> Di
 
     Errors: those of the task and of its training.
     """
-    path = map_path(directory, task, seed)
-    trained = prepare(TrainingJob(task, seed, device, known_training(path)))
+    path = checkpoint_path(directory, task, seed)
+    trained = train_network(TrainingJob(task, seed, device, known_training(path)))
     if trained.content is not None:
         write_bytes(path, trained.content)
     return check_problem(load_problem(trained.prepared, directory, device))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from bdl_bench.problem.problem import Problem
 from bdl_bench.records.content_digests import content_digest
-from bdl_bench.records.fingerprints import problem_digest, rows_digests
+from bdl_bench.records.problem_digest import problem_digest, row_set_digests
 from bdl_bench.records.record import Training, content_key, slug
-from bdl_bench.records.versions import code_digest
+from bdl_bench.records.versions import source_digest
 from bdl_bench.runner.executors import Content
 from bdl_bench.runner.starting_point import starting_point
 from bdl_bench.tasks import Task, resolve_task
@@ -23,7 +23,16 @@ from estimators.errors import NonDeterministicError, StateError
 from estimators.runtime.rng import seeded
 from estimators.training.training import train_map
 
-__all__ = ["Trained", "TrainedModel", "TrainingJob", "known_training", "load_problem", "map_path", "prepare", "restore"]
+__all__ = [
+    "TrainedModel",
+    "TrainingJob",
+    "TrainingResult",
+    "checkpoint_path",
+    "known_training",
+    "load_checkpoint",
+    "load_problem",
+    "train_network",
+]
 
 
 @dataclass(frozen=True)
@@ -55,19 +64,19 @@ class TrainedModel:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What stage one gives: a value, written by who asked for it. `content` is the weights file where it is new."""
 
     prepared: TrainedModel
     content: bytes | None = None
 
 
-def prepare(place: TrainingJob) -> Trained:
+def train_network(place: TrainingJob) -> TrainingResult:
     """Train the network of (task, seed) by its recipe, unless what is known of it has the same key."""
     task = resolve_task(place.task)
     problem = _kept(task, place.seed)
     code = _code(task)
-    key, rows = _key(task, problem, place, code), rows_digests(problem)
+    key, rows = _key(task, problem, place, code), row_set_digests(problem)
     content, cached = None, True
     if not problem.trains_model:
         training = Training(seconds=None, recipe=None)
@@ -78,7 +87,7 @@ def prepare(place: TrainingJob) -> Trained:
             cached = False
             seconds, content = _train(problem.on(place.device), place.seed, key)
         training = start.training(seconds)
-    return Trained(TrainedModel(place.task, place.seed, key, training, cached, rows=rows, code=code), content)
+    return TrainingResult(TrainedModel(place.task, place.seed, key, training, cached, rows=rows, code=code), content)
 
 
 def load_problem(prepared: TrainedModel, directory: Path, device: str) -> Problem:
@@ -89,7 +98,7 @@ def load_problem(prepared: TrainedModel, directory: Path, device: str) -> Proble
     problem = _kept(resolve_task(prepared.task), prepared.seed)
     _check_same_rows(problem, prepared)
     if problem.trains_model:
-        restore(problem, prepared, directory)
+        load_checkpoint(problem, prepared, directory)
     return problem.on(device)
 
 
@@ -102,7 +111,7 @@ def _kept(task: Task, seed: int) -> Problem:
 
 def _check_same_rows(problem: Problem, prepared: TrainedModel) -> None:
     with seeded(prepared.seed):
-        found = rows_digests(problem)
+        found = row_set_digests(problem)
     other = sorted(name for name, rows in prepared.rows.items() if found.get(name) != rows)
     if other:
         raise NonDeterministicError(
@@ -112,9 +121,9 @@ def _check_same_rows(problem: Problem, prepared: TrainedModel) -> None:
         )
 
 
-def restore(problem: Problem, prepared: TrainedModel, directory: Path) -> None:
+def load_checkpoint(problem: Problem, prepared: TrainedModel, directory: Path) -> None:
     """Put the weights and buffers of stage one back into the network. Errors: StateError for those of another."""
-    content = (prepared.weights or map_path(directory, prepared.task, prepared.seed)).read_bytes()
+    content = (prepared.weights or checkpoint_path(directory, prepared.task, prepared.seed)).read_bytes()
     key = _key_of(content)
     if key != prepared.key:
         raise StateError(
@@ -126,9 +135,9 @@ def restore(problem: Problem, prepared: TrainedModel, directory: Path) -> None:
     problem.model.eval()
 
 
-def map_path(directory: Path, task: str, seed: int) -> Path:
+def checkpoint_path(directory: Path, task: str, seed: int) -> Path:
     """Where the weights of a (task, seed) lie."""
-    return directory / "maps" / slug(task) / f"seed-{seed}.safetensors"
+    return directory / "checkpoints" / slug(task) / f"seed-{seed}.safetensors"
 
 
 def known_training(path: Path) -> tuple[str, float] | None:
@@ -183,4 +192,4 @@ def _key(task: Task, problem: Problem, place: TrainingJob, code: str) -> str:
 
 def _code(task: Task) -> str:
     """A digest of what makes the problems of a task: both packages, the factory, and the user's modules it imports."""
-    return content_key(packages=code_digest(), factory=content_digest(task.make, values=False))
+    return content_key(packages=source_digest(), factory=content_digest(task.make, values=False))

@@ -40,7 +40,7 @@ def test_a_problem_is_trained_anew_for_each_seed_and_itself_left_alone(tmp_path)
     found = run(problem, tmp_path, seeds=[0, 5])
     assert sorted({r.seed for r in found.records}) == [0, 5]
     assert all(torch.equal(before[name], p) for name, p in problem.model.state_dict().items())
-    first, second = ((tmp_path / "maps" / "problem" / f"seed-{n}.safetensors").read_bytes() for n in (0, 5))
+    first, second = ((tmp_path / "checkpoints" / "problem" / f"seed-{n}.safetensors").read_bytes() for n in (0, 5))
     assert first != second
 
 

@@ -7,8 +7,8 @@ from work_items import end
 from bdl_bench.runner import executors
 from bdl_bench.runner.executors import ONE_WORKER, Workers, check_workers, executor_for
 from bdl_bench.runner.executors import worker_errors as deaths
-from bdl_bench.runner.executors.outcomes import RemoteTraceback, run_job_to_bytes, outcome_from_bytes
-from bdl_bench.runner.executors.worker_errors import worker_died, machine_bytes
+from bdl_bench.runner.executors.outcomes import RemoteTraceback, outcome_from_bytes, run_job_to_bytes
+from bdl_bench.runner.executors.worker_errors import machine_bytes, worker_crashed
 from estimators.errors import OptionError, UnsupportedError
 
 
@@ -79,8 +79,8 @@ def test_what_cannot_be_sent_back_is_an_exception_that_says_so(word, says):
     ],
 )
 def test_a_death_is_explained_by_its_exit_code(code, says, not_says):
-    assert says in str(worker_died(code))
-    assert not_says is None or not_says not in str(worker_died(code))
+    assert says in str(worker_crashed(code))
+    assert not_says is None or not_says not in str(worker_crashed(code))
 
 
 def test_one_job_is_in_process_and_several_are_local_where_none_is_named():

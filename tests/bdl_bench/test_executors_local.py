@@ -12,7 +12,7 @@ from work_items import end, meet, pid_or_stay, stay_in_a_worker
 
 from bdl_bench.methods import METHODS
 from bdl_bench.records import RecordStore
-from bdl_bench.runner.executors import WorkerDiedError, Workers, executor_for
+from bdl_bench.runner.executors import WorkerCrashedError, Workers, executor_for
 from bdl_bench.runner.executors.local import new_processes
 from bdl_bench.runner.grid import Grid
 
@@ -51,7 +51,7 @@ def test_what_kills_its_process_twice_has_failed_and_all_others_run(tmp_path):
     outcomes = run(end, words, Workers(1, executor="local"), started=told.append)
     assert outcomes.keys() == set(words)
     assert isinstance(outcomes["raise"], ValueError)
-    assert isinstance(outcomes[words[1]], WorkerDiedError)
+    assert isinstance(outcomes[words[1]], WorkerCrashedError)
     assert "SIGKILL" in str(outcomes[words[1]])
     assert "exit status 0" in str(outcomes["exit 0"])
     # the three whose process ended wait for the others, then run alone, each in a process of its own
@@ -95,7 +95,7 @@ def test_a_job_that_cannot_be_pickled_has_failed_and_the_next_one_runs():
 
 def test_where_no_process_can_start_the_run_ends_with_the_reason(monkeypatch):
     monkeypatch.setattr("bdl_bench.runner.executors.local._set_up", _Unloadable())
-    with pytest.raises(WorkerDiedError, match="__main__"):
+    with pytest.raises(WorkerCrashedError, match="__main__"):
         run(end, ["fine"], Workers(1, executor="local"))
 
 
@@ -134,6 +134,6 @@ def test_a_method_that_kills_its_process_has_failed_and_the_run_goes_on(tmp_path
     finally:
         METHODS.pop("deadly", None)
     assert (deadly.status, other.status) == ("failed", "ok")
-    assert "WorkerDiedError" in deadly.reason
+    assert "WorkerCrashedError" in deadly.reason
     assert "probably out of memory" in deadly.reason
     assert [r.status for r in RecordStore(tmp_path).all()] == ["failed", "ok"]

@@ -17,7 +17,7 @@ from bdl_bench.runner.events import ENDINGS
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
 from bdl_bench.runner.locks import FileLocks
-from bdl_bench.runner.train_job import TrainingJob, known_training, load_problem, prepare
+from bdl_bench.runner.train_job import TrainingJob, known_training, load_problem, train_network
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators.errors import OptionError
@@ -86,7 +86,7 @@ def test_a_second_run_makes_what_is_new_or_damaged(toy, tmp_path):
 def test_a_damaged_network_file_is_trained_again(toy, tmp_path):
     grid = Grid([toy], ["map"], [0], tmp_path)
     run(grid)
-    (path,) = (tmp_path / "maps").rglob("*.safetensors")
+    (path,) = (tmp_path / "checkpoints").rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-8])
     assert run(grid)[1] == [(None, 0, "trained"), ("map", 0, "cached")]
 
@@ -186,7 +186,7 @@ def test_weights_of_another_training_are_refused(toy, tmp_path):
 
     def exchange(event):
         if event.status == "trained":  # as a run of other code would, between the training and the cell
-            (path,) = (tmp_path / "maps").rglob("*.safetensors")
+            (path,) = (tmp_path / "checkpoints").rglob("*.safetensors")
             metadata = {"key": "another", "seconds": "1.0"}
             path.write_bytes(safetensors.torch.save(safetensors.torch.load_file(path), metadata=metadata))
 
@@ -249,12 +249,12 @@ def test_frozen_weights_are_not_kept_with_those_that_were_trained(tmp_path, monk
 
     monkeypatch.setitem(TASKS, "frozen", Task("frozen", "a toy with a frozen layer", make))
     run(Grid(["frozen"], ["map"], [0], tmp_path))
-    (path,) = (tmp_path / "maps").rglob("*.safetensors")
+    (path,) = (tmp_path / "checkpoints").rglob("*.safetensors")
     kept = safetensors.torch.load_file(path)
     assert set(kept) == {"2.weight", "2.bias"}
     fresh = TASKS["frozen"].problem(0).model
     trained = load_problem(
-        prepare(TrainingJob("frozen", 0, "cpu", known_training(path))).prepared, tmp_path, "cpu"
+        train_network(TrainingJob("frozen", 0, "cpu", known_training(path))).prepared, tmp_path, "cpu"
     ).model
     assert torch.equal(trained[0].weight, fresh[0].weight)
     assert torch.equal(trained[2].weight, kept["2.weight"])

@@ -9,7 +9,7 @@ from torch import nn
 
 from bdl_bench import Problem, compare
 from bdl_bench.records import RecordStore, Training
-from bdl_bench.records.fingerprints import problem_digest
+from bdl_bench.records.problem_digest import problem_digest
 from estimators.baselines import DeepEnsemble, MCDropout
 from estimators.errors import ModelError, OptionError
 from estimators.runtime.rng import seeded_random_state

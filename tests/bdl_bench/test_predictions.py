@@ -37,7 +37,7 @@ def predictor(problem, estimator):
 
 
 def test_a_set_without_targets_has_predictions_alone(predictor):
-    arrays = predictor.beside_test()
+    arrays = predictor.other_sets()
     assert {name for name in arrays if name.startswith("ood/bare/")} == {
         f"ood/bare/{name}" for name in ("mean", "epistemic_variance", "total_variance", "row_id")
     }
@@ -46,7 +46,7 @@ def test_a_set_without_targets_has_predictions_alone(predictor):
 
 
 def test_a_band_has_its_inputs_and_those_of_the_training_rows(estimator, predictor):
-    arrays = predictor.beside_test()
+    arrays = predictor.other_sets()
     assert np.array_equal(arrays["band/x"], torch.cat(LINE).numpy())
     expected = estimator.predict(torch.cat(LINE)).mean.detach().numpy()
     assert arrays["band/mean"] == pytest.approx(expected, rel=1e-12)
@@ -55,7 +55,7 @@ def test_a_band_has_its_inputs_and_those_of_the_training_rows(estimator, predict
 
 
 def test_a_band_is_drawn_and_not_scored(predictor):
-    arrays = predictor.test() | predictor.beside_test()
+    arrays = predictor.test() | predictor.other_sets()
     assert set(parts(arrays).ood) == {"bare", "known"}
     scored = {name: array for name, array in arrays.items() if name.split("/")[0] not in ("band", "train")}
     assert evaluate("regression", arrays) == evaluate("regression", scored)
@@ -75,7 +75,7 @@ def classes(n_outputs=3):
 def test_centred_variances_are_those_without_the_common_level():
     problem = classes()
     estimator = LastLayerLaplace(problem.model, "classification", prior_precision=0.5).fit(problem.train)
-    arrays = Predictor(problem, estimator, estimator.predict).beside_test()
+    arrays = Predictor(problem, estimator, estimator.predict).other_sets()
     centring = torch.eye(3, dtype=torch.float64) - 1 / 3
     x = torch.cat([batch[0] for batch in problem.test])
     expected = (centring @ estimator.covariance(x) @ centring).diagonal(dim1=1, dim2=2)
@@ -88,6 +88,6 @@ def test_a_method_without_covariances_has_no_centred_variance():
     estimator = RegVar(
         problem.model, "classification", prior_precision=0.5, regularizer=MeanAbsolute(), solver=LinearResponse()
     ).fit(problem.train)
-    arrays = Predictor(problem, estimator, estimator.predict).beside_test()
+    arrays = Predictor(problem, estimator, estimator.predict).other_sets()
     assert "ood/far/epistemic_variance" in arrays
     assert not any(name.endswith("centred_variance") for name in arrays)

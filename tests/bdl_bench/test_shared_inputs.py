@@ -11,8 +11,8 @@ from bdl_bench import Problem
 from bdl_bench.problem.kept_rows import Budget, CheckedRows, kept_rows
 from bdl_bench.problem.problem import _OnDevice
 from bdl_bench.problem.row_identity import digests_of_rows
-from bdl_bench.records.fingerprints import problem_digest
 from bdl_bench.records.predictions import Predictor
+from bdl_bench.records.problem_digest import problem_digest
 from estimators import LinearizedLaplace
 from estimators.errors import DataError
 

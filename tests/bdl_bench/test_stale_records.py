@@ -17,7 +17,7 @@ from bdl_bench.methods.registry import preset
 from bdl_bench.problem import Problem
 from bdl_bench.records import RecordStore
 from bdl_bench.records.content_digests import content_digest
-from bdl_bench.records.fingerprints import problem_digest
+from bdl_bench.records.problem_digest import problem_digest
 from bdl_bench.report.results import readable
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS

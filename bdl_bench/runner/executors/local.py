@@ -20,7 +20,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from bdl_bench.runner.executors.base import POLL_SECONDS, Executor, JobTimeout, Outcome, Workers, no_timeout
 from bdl_bench.runner.executors.outcomes import outcome_from_bytes, run_job_to_bytes
-from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerDiedError, worker_died
+from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerCrashedError, worker_crashed
 
 __all__ = ["Local"]
 
@@ -36,7 +36,7 @@ class Local(Executor):
     """Runs jobs in new processes; what a job names (a task, a method) must be importable there.
 
     If a job's process dies, the job runs once more in a new process, when no other job is running or can start. If
-    that process dies too, the outcome is a `WorkerDiedError` with the signal. A job that reaches its timeout is ended
+    that process dies too, the outcome is a `WorkerCrashedError` with the signal. A job that reaches its timeout is ended
     and not repeated.
 
     Args:
@@ -160,7 +160,7 @@ class _Pool(Generic[Job]):
             return TimeLimitError(seconds)
         if not isinstance(error, (ProcessExpired, BrokenProcessPool)):
             return error  # the job cannot be pickled
-        return worker_died(getattr(error, "exitcode", None)) if job is self.retried else None
+        return worker_crashed(getattr(error, "exitcode", None)) if job is self.retried else None
 
     def shutdown(self) -> None:
         """End all processes."""
@@ -232,8 +232,8 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _cannot_start() -> WorkerDiedError:
-    return WorkerDiedError(
+def _cannot_start() -> WorkerCrashedError:
+    return WorkerCrashedError(
         "worker processes that start",
         received="one that ended before it began",
         remedy='in a script, call it under `if __name__ == "__main__":`, since each worker imports the script; '

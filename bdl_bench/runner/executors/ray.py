@@ -15,8 +15,8 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 
 from bdl_bench.runner.executors.base import POLL_SECONDS, Content, Executor, JobTimeout, Outcome, Workers, no_timeout
-from bdl_bench.runner.executors.outcomes import run_job_to_bytes, outcome_from_bytes
-from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerDiedError
+from bdl_bench.runner.executors.outcomes import outcome_from_bytes, run_job_to_bytes
+from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerCrashedError
 from estimators.errors import OptionError
 
 __all__ = ["Ray"]
@@ -198,7 +198,7 @@ def _outcome(reference: Any) -> Any:  # noqa: ANN401
     try:
         return outcome_from_bytes(ray.get(reference))
     except ray.exceptions.RayError as error:
-        return WorkerDiedError(
+        return WorkerCrashedError(
             "a task that ends on a machine of the cluster",
             received=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
             remedy="fewer jobs at a time; both packages and your own module importable on every machine; "

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from estimators.errors import EstimatorError
 
-__all__ = ["TimeLimitError", "WorkerDiedError", "machine_bytes", "worker_died"]
+__all__ = ["TimeLimitError", "WorkerCrashedError", "machine_bytes", "worker_crashed"]
 
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-class WorkerDiedError(EstimatorError, RuntimeError):
+class WorkerCrashedError(EstimatorError, RuntimeError):
     """The process of a job ended before the job did: it was killed, crashed, or called `os._exit`."""
 
 
@@ -35,13 +35,13 @@ class TimeLimitError(EstimatorError, TimeoutError):
         self.seconds = seconds
 
 
-def worker_died(exit_code: int | None) -> WorkerDiedError:
+def worker_crashed(exit_code: int | None) -> WorkerCrashedError:
     """Return the error for a job whose process died twice.
 
     Args:
         exit_code: the exit status; −N for signal N; None if unknown.
     """
-    return WorkerDiedError(
+    return WorkerCrashedError(
         "a worker process that lives until its job is done",
         received=f"one that {_in_words(exit_code)}, as one before; the second try ran alone",
         remedy="a method that needs less memory, a smaller problem, or more threads and fewer --jobs."

@@ -12,7 +12,7 @@ from bdl_bench.records.content_digests import content_digest
 from estimators.numerics.pytrees import RowLayout
 from estimators.persistence.checksums import digest
 
-__all__ = ["problem_digest", "rows_digests"]
+__all__ = ["problem_digest", "row_set_digests"]
 
 
 def problem_digest(problem: Problem) -> str:
@@ -22,11 +22,11 @@ def problem_digest(problem: Problem) -> str:
         problem.likelihood, problem.prior_precision, problem.recipe, problem.trained, problem.make_model, trained
     )  # fmt: skip
     own = (problem.trained_members, problem.dropout_model)
-    rows = (f"{name}\0{rows}" for name, rows in sorted(rows_digests(problem).items()))
+    rows = (f"{name}\0{rows}" for name, rows in sorted(row_set_digests(problem).items()))
     return digest(content_digest(problem.model, own, settings), *rows).hex()[:16]
 
 
-def rows_digests(problem: Problem) -> dict[str, str]:
+def row_set_digests(problem: Problem) -> dict[str, str]:
     """Return a digest of the rows of each set by its name: a sum of digests of rows, modulo 2²⁵⁶.
 
     It does not depend on their order, nor on the size of batches.
