@@ -65,7 +65,7 @@ def compare(
     with _named(problem, directory) as tasks:
         grid = Grid(tasks, chosen, numbers, directory, device, Workers(1, threads), tune_budget=tune_budget)
         console = Console(stderr=True, quiet=not progress_bar)
-        with shown(console, grid.n_steps) as listener:
+        with shown(console, grid.n_jobs) as listener:
             grid.run(listener)
         write_report(directory)
     return Comparison(directory, tasks)

@@ -217,7 +217,7 @@ def _seeds(text: str) -> list[int]:
 def _run(grid: Grid) -> list[Record]:
     console = _console()
     try:
-        with _failures(), shown(console, grid.n_steps) as listener:
+        with _failures(), shown(console, grid.n_jobs) as listener:
             return grid.run(listener)
     except KeyboardInterrupt:
         where = escape(str(grid.directory))

@@ -15,22 +15,22 @@ from rich.table import Table
 from rich.text import Text
 
 from bdl_bench.report.formatting import duration
-from bdl_bench.runner.eta import JobId, TimeEstimate
-from bdl_bench.runner.events import ENDINGS, Event
+from bdl_bench.runner.eta import TimeEstimate
+from bdl_bench.runner.events import ENDINGS, Event, JobId
 
 __all__ = ["shown"]
 
 _COLOURS = {"failed": "red", "skipped": "yellow", "cached": "dim"}
-_LINES = 12  # running steps shown; a cluster may have hundreds
+_LINES = 12  # running jobs shown; a cluster may have hundreds
 _PAUSE = 30.0  # seconds between two plain lines about all
 
 
 @contextmanager
 def shown(
-    console: Console, n_steps: int, *, clock: Callable[[], float] = time.monotonic
+    console: Console, n_jobs: int, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[Event], None]]:
-    """A listener for a grid of n steps (trainings and cells)."""
-    outlook = TimeEstimate(n_steps, clock)
+    """A listener for a grid of n jobs (trainings and evaluations)."""
+    outlook = TimeEstimate(n_jobs, clock)
     if not console.is_terminal:
         yield _PlainLines(console, outlook)
         return
@@ -44,7 +44,7 @@ def shown(
 
         def listen(event: Event) -> None:
             with lock:
-                outlook.hear(event)
+                outlook.update(event)
             if event.status in ENDINGS:
                 live.console.print(_line(event), highlight=False)
 
@@ -59,12 +59,12 @@ class _PlainLines:
         self.last = outlook.clock()
 
     def __call__(self, event: Event) -> None:
-        self.outlook.hear(event)
+        self.outlook.update(event)
         if event.status == "waiting":
             self._print(_line(event))
         if event.status not in ENDINGS:
             return
-        n = self.outlook.n_steps
+        n = self.outlook.n_jobs
         self._print(f"\\[{self.outlook.n_ended:>{len(str(n))}}/{n}] " + _line(event))
         if self.outlook.clock() - self.last >= _PAUSE:
             self.last = self.outlook.clock()
@@ -78,37 +78,37 @@ def _summary(outlook: TimeEstimate) -> str:
     """`12 of 42 done, 1 failed; running: task seed 0 laplace (12 s); about 3 min 5 s left`."""
     parts = [_counts(outlook)]
     if outlook.running:
-        parts.append("running: " + ", ".join(_running(outlook, step) for step in list(outlook.running)[:_LINES]))
+        parts.append("running: " + ", ".join(_running(outlook, job) for job in list(outlook.running)[:_LINES]))
     return "; ".join([*parts, *_time_left(outlook)])
 
 
 def _board(outlook: TimeEstimate) -> Group:
-    """The bar and what stands beside it, then one line for each step that runs."""
+    """The bar and what stands beside it, then one line for each job that runs."""
     head = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=outlook.n_steps, completed=outlook.n_ended, width=30)
-    past = duration(outlook.clock() - outlook.begun)
+    bar = ProgressBar(total=outlook.n_jobs, completed=outlook.n_ended, width=30)
+    past = duration(outlook.clock() - outlook.start)
     head.add_row(bar, Text(", ".join([_counts(outlook), past, *_time_left(outlook)])))
-    running = [Text(f"  {_running(outlook, step)}", no_wrap=True, overflow="ellipsis") for step in outlook.running]
+    running = [Text(f"  {_running(outlook, job)}", no_wrap=True, overflow="ellipsis") for job in outlook.running]
     rest = [Text(f"  and {len(running) - _LINES} more")] if len(running) > _LINES else []
     return Group(head, *running[:_LINES], *rest)
 
 
 def _counts(outlook: TimeEstimate) -> str:
     marked = [f"{outlook.counts[status]} {status}" for status in ("failed", "skipped") if outlook.counts[status]]
-    return ", ".join([f"{outlook.n_ended} of {outlook.n_steps} done", *marked])
+    return ", ".join([f"{outlook.n_ended} of {outlook.n_jobs} done", *marked])
 
 
 def _time_left(outlook: TimeEstimate) -> list[str]:
     seconds = outlook.seconds_left()
-    return [] if seconds is None or not outlook.left else [f"about {duration(max(1.0, seconds))} left"]
+    return [] if seconds is None or not outlook.remaining else [f"about {duration(max(1.0, seconds))} left"]
 
 
-def _running(outlook: TimeEstimate, step: JobId) -> str:
-    return f"{_name(step)} ({duration(max(0.0, outlook.elapsed(step)))})"
+def _running(outlook: TimeEstimate, job: JobId) -> str:
+    return f"{_name(job)} ({duration(max(0.0, outlook.elapsed(job)))})"
 
 
-def _name(step: JobId) -> str:
-    task, seed, method = step
+def _name(job: JobId) -> str:
+    task, seed, method = job
     return f"{task} seed {seed} {method or 'training'}"
 
 
@@ -116,6 +116,6 @@ def _line(event: Event) -> str:
     """One line of markup for an event that ended."""
     status = "another run is at it" if event.status == "waiting" else event.status
     parts = [status, "" if event.seconds is None else duration(event.seconds), event.reason or ""]
-    text = escape(f"{_name(event.step)}: " + ", ".join(part for part in parts if part))
+    text = escape(f"{_name(event.job)}: " + ", ".join(part for part in parts if part))
     colour = _COLOURS.get(event.status)
     return f"[{colour}]{text}[/{colour}]" if colour else text

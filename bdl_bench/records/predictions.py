@@ -66,7 +66,7 @@ class Predictor:
             arrays |= prefixed("train", {"x": _inputs(train), "targets": _joined(targets)})
         return arrays
 
-    def everywhere(self) -> Arrays:
+    def all_sets(self) -> Arrays:
         """Of all rows."""
         return self.test() | self.other_sets()
 

@@ -1,4 +1,4 @@
-"""One step of a grid, wherever an executor has put it: a value, which the process of the grid writes."""
+"""The jobs of a grid. Executing one returns a value; only the process of the grid writes files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["Job", "execute"]
 Job: TypeAlias = TrainingJob | EvaluationJob
 
 
-def execute(item: Job) -> TrainingResult | EvaluationResult:
-    """Train a network, or measure a method on it."""
-    import bdl_bench.runner.warm_up  # noqa: F401  where work is done, and only there
+def execute(job: Job) -> TrainingResult | EvaluationResult:
+    """Train a network, or evaluate a method on it."""
+    import bdl_bench.runner.warm_up  # noqa: F401  only in processes that execute jobs
 
-    return train_network(item) if isinstance(item, TrainingJob) else evaluate_job(item)
+    return train_network(job) if isinstance(job, TrainingJob) else evaluate_job(job)

@@ -1,4 +1,4 @@
-"""Peak memory of a block of code in this process: reset at its start where the system can, and said where it cannot."""
+"""Peak memory of a block of code in this process, and whether the system could reset the peak at its start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 @dataclass
 class PeakMemory:
-    """Filled when the block ends: peak resident bytes, their rise above the start, and the accelerator's peak."""
+    """Peak memory in bytes, set when the block ends.
+
+    Attributes:
+        peak_bytes: peak resident memory.
+        increase_bytes: increase in resident memory, from the start of the block to the peak.
+        reset: whether the peak was reset at the start; if not, `peak_bytes` is the largest of the process so far.
+        device_peak_bytes: peak memory of the accelerator; None on the CPU.
+    """
 
     peak_bytes: int = 0
     increase_bytes: int = 0
@@ -29,7 +36,7 @@ class PeakMemory:
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[PeakMemory]:
-    """Measure the block. Where the peak cannot be reset it is the largest of the process so far (`reset` is False)."""
+    """Measure the peak memory of the block on this machine and on the device."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -44,7 +51,7 @@ def peak_memory(device: str) -> Iterator[PeakMemory]:
 
 
 def _reset_peak() -> bool:
-    """Linux: writing 5 resets VmHWM to the resident size of now (proc(5))."""
+    """Reset the peak to the current resident memory; return False if the system cannot (Linux: proc(5), clear_refs)."""
     try:
         _CLEAR.write_text("5")
         return _resident("VmHWM") > 0

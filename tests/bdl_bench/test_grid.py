@@ -94,7 +94,7 @@ def test_a_damaged_network_file_is_trained_again(toy, tmp_path):
 def test_other_code_makes_everything_again(toy, tmp_path, monkeypatch):
     grid = Grid([toy], ["map"], [0], tmp_path)
     run(grid)
-    monkeypatch.setattr("bdl_bench.runner.train_job.code_digest", lambda: "another")
+    monkeypatch.setattr("bdl_bench.runner.train_job.source_digest", lambda: "another")
     assert run(grid)[1] == [(None, 0, "trained"), ("map", 0, "ok")]
 
 
@@ -217,7 +217,7 @@ def test_tasks_methods_and_seeds_that_are_named_twice_run_once(toy, tmp_path):
     records, events = run(grid)
     assert [status for *_, status in events] == ["trained", "ok"]
     assert len(records) == 8
-    assert grid.n_steps == 2
+    assert grid.n_jobs == 2
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_frozen_weights_are_not_kept_with_those_that_were_trained(tmp_path, monk
     assert set(kept) == {"2.weight", "2.bias"}
     fresh = TASKS["frozen"].problem(0).model
     trained = load_problem(
-        train_network(TrainingJob("frozen", 0, "cpu", known_training(path))).prepared, tmp_path, "cpu"
+        train_network(TrainingJob("frozen", 0, "cpu", known_training(path))).model, tmp_path, "cpu"
     ).model
     assert torch.equal(trained[0].weight, fresh[0].weight)
     assert torch.equal(trained[2].weight, kept["2.weight"])

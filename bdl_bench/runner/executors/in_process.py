@@ -1,4 +1,4 @@
-"""Everything in this process, one item after another."""
+"""All jobs in this process, one after another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ Result = TypeVar("Result")
 
 
 class InProcess(Executor):
-    """No process is started, nothing is pickled: a debugger and live objects work. What kills this process ends it."""
+    """Runs jobs in this process. Nothing is pickled, so a debugger works. A job that kills the process ends the run.
+
+    Args:
+        workers: the threads of a job.
+    """
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
@@ -27,19 +31,19 @@ class InProcess(Executor):
     def run(
         self,
         work: Callable[[Job], Result],
-        items: Iterator[Job | None],
+        jobs: Iterator[Job | None],
         *,
         started: Callable[[Job], None],
-        timeout: JobTimeout[Job] = no_timeout,  # noqa: ARG002  nothing here could end an item
+        timeout: JobTimeout[Job] = no_timeout,  # noqa: ARG002  nothing here could end a job
     ) -> Generator[tuple[Job, Outcome[Result]], None, None]:
-        for item in items:
-            if item is None:
+        for job in jobs:
+            if job is None:
                 time.sleep(POLL_SECONDS)
                 continue
-            started(item)
+            started(job)
             with _threads(self.workers.threads):
-                outcome = run_job(work, item)
-            yield item, outcome
+                outcome = run_job(work, job)
+            yield job, outcome
 
 
 @contextmanager

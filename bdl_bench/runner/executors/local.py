@@ -35,9 +35,9 @@ _PRELOAD = ["bdl_bench.runner.warm_up", "bdl_bench.runner.jobs"]
 class Local(Executor):
     """Runs jobs in new processes; what a job names (a task, a method) must be importable there.
 
-    If a job's process dies, the job runs once more in a new process, when no other job is running or can start. If
-    that process dies too, the outcome is a `WorkerCrashedError` with the signal. A job that reaches its timeout is ended
-    and not repeated.
+    If a job's process crashes, the job runs once more in a new process, when no other job is running or can start. If
+    that process crashes too, the outcome is a `WorkerCrashedError` with the signal. A job that reaches its timeout is
+    ended and not repeated.
 
     Args:
         workers: the number of processes (`jobs`) and the threads of each.
@@ -95,7 +95,7 @@ class _Worker(Generic[Job]):
 
 
 class _Pool(Generic[Job]):
-    """The workers of one run and the jobs whose process died."""
+    """The workers of one run and the jobs whose process crashed."""
 
     def __init__(
         self,

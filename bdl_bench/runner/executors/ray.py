@@ -1,4 +1,4 @@
-"""The machines of a Ray cluster (the `ray` extra). They need no common disk: items, results and weights are values."""
+"""The machines of a Ray cluster (the `ray` extra). They need no common disk, since jobs and results are sent."""
 
 from __future__ import annotations
 
@@ -24,29 +24,33 @@ __all__ = ["Ray"]
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _RETRIES = 2
-"""How often a task is run again whose process or machine was lost."""
+"""How often Ray repeats a task whose process or machine was lost."""
 
 
 class Ray(Executor):
-    """One Ray task an item. It reserves `threads` processors, and a GPU where the device is cuda.
+    """Runs each job as a Ray task, which reserves `threads` processors, and a GPU if the device is cuda.
 
-    Joins the cluster that RAY_ADDRESS names, or the one that runs on this machine; where there is none, starts one
-    and ends it in the end. Both packages, and a module of one's own, must be importable on every machine: installed,
-    in a folder that all of them have, or sent there by `ray job submit --working-dir`.
+    It joins the cluster that RAY_ADDRESS names, or the one on this machine. If there is none, it starts one and ends
+    it at exit. Both packages, and your own modules, must be importable on every machine: installed, in a folder that
+    all machines have, or sent there by `ray job submit --working-dir`.
+
+    Args:
+        workers: the number of jobs at a time, and the processors of each.
+        device: where a job computes.
     """
 
     def __init__(self, workers: Workers, device: str = "cpu") -> None:
         self.workers, self.device = workers, torch.device(device)
-        self.is_ours = False
+        self.started_cluster = False
 
     def __enter__(self) -> Self:
         import ray
 
         if not ray.is_initialized():
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
-            self.is_ours = True
+            self.started_cluster = True
         try:
-            self._check_room(ray.nodes())
+            self._check_capacity(ray.nodes())
         except OptionError:
             self.__exit__()
             raise
@@ -55,11 +59,11 @@ class Ray(Executor):
     def __exit__(self, *_: object) -> None:
         import ray
 
-        if self.is_ours:
+        if self.started_cluster:
             ray.shutdown()
 
     def share(self, path: Path) -> Content:
-        """The content in the object store of the cluster, sent to each machine once."""
+        """Put the content into the object store of the cluster, which sends it to each machine once."""
         import ray
 
         return _Stored(ray.put(path.read_bytes()))
@@ -67,21 +71,21 @@ class Ray(Executor):
     def run(
         self,
         work: Callable[[Job], Result],
-        items: Iterator[Job | None],
+        jobs: Iterator[Job | None],
         *,
         started: Callable[[Job], None],
         timeout: JobTimeout[Job] = no_timeout,
     ) -> Generator[tuple[Job, Outcome[Result]], None, None]:
         import ray
 
-        tasks = _Tasks(self._submitter(work), self._room, items, started, timeout)
+        tasks = _Tasks(self._submitter(work), self._capacity, jobs, started, timeout)
         try:
             while tasks.submit():
-                for reference, item in tasks.done():
-                    yield item, _outcome(reference)
-                for reference, item, seconds in tasks.overdue():
+                for reference, job in tasks.done():
+                    yield job, _outcome(reference)
+                for reference, job, seconds in tasks.timed_out():
                     ray.cancel(reference, force=True)
-                    yield item, TimeLimitError(seconds)
+                    yield job, TimeLimitError(seconds)
         finally:
             for reference in tasks.running:
                 ray.cancel(reference, force=True)
@@ -91,11 +95,11 @@ class Ray(Executor):
 
         n_threads, n_gpus = self.workers.threads, int(self.device.type == "cuda")
         task = ray.remote(num_cpus=n_threads, num_gpus=n_gpus, max_retries=_RETRIES)(_task)
-        content, surroundings = pickle.dumps(work), _Surroundings.here()
-        return lambda item: task.remote(item, content, n_threads, surroundings)
+        content, environment = pickle.dumps(work), _Environment.current()
+        return lambda job: task.remote(job, content, n_threads, environment)
 
-    def _check_room(self, nodes: list[dict[str, Any]]) -> None:
-        """Ray waits for ever for a machine that could take a task; so it is refused before."""
+    def _check_capacity(self, nodes: list[dict[str, Any]]) -> None:
+        """Raise OptionError if no machine could take a task, since Ray would wait for one for ever."""
         wanted = {"CPU": self.workers.threads, "GPU": int(self.device.type == "cuda")}
         free = [node["Resources"] for node in nodes if node["Alive"]]
         if not any(all(resources.get(name, 0) >= n for name, n in wanted.items()) for resources in free):
@@ -105,91 +109,91 @@ class Ray(Executor):
                 remedy="fewer --threads, or --device cpu.",
             )
 
-    def _room(self) -> int:
-        """How many items may be under way: what the machines of now can do at a time, and `jobs` at the most."""
+    def _capacity(self) -> int:
+        """Return how many jobs may run: as many as the current machines have room for, and at most `jobs`."""
         import ray
 
         here = ray.cluster_resources()
-        places = here.get("CPU", 0) // self.workers.threads
+        n_tasks = here.get("CPU", 0) // self.workers.threads
         if self.device.type == "cuda":
-            places = min(places, here.get("GPU", 0))
-        return max(1, min(int(places), self.workers.jobs or int(places)))
+            n_tasks = min(n_tasks, here.get("GPU", 0))
+        return max(1, min(int(n_tasks), self.workers.jobs or int(n_tasks)))
 
 
 class _Tasks(Generic[Job]):
-    """The tasks that are under way, each with its item."""
+    """The tasks that are running, each with its job."""
 
     def __init__(
         self,
         submit: Callable[[Job], Any],
-        room: Callable[[], int],
-        items: Iterator[Job | None],
+        capacity: Callable[[], int],
+        jobs: Iterator[Job | None],
         started: Callable[[Job], None],
         timeout: JobTimeout[Job],
     ) -> None:
-        self.submit_one, self.room, self.items, self.started, self.timeout = submit, room, items, started, timeout
+        self.submit_one, self.capacity, self.jobs, self.started, self.timeout = submit, capacity, jobs, started, timeout
         self.running: dict[Any, Job] = {}
-        self.begun: dict[Any, float] = {}
+        self.starts: dict[Any, float] = {}
         self.exhausted = False
 
     def submit(self) -> bool:
-        """Fill the cluster; False when there is nothing left to do."""
-        while not self.exhausted and len(self.running) < self.room():
+        """Submit jobs while there is room; return False if no job is left."""
+        while not self.exhausted and len(self.running) < self.capacity():
             try:
-                item = next(self.items)
+                job = next(self.jobs)
             except StopIteration:
                 self.exhausted = True
                 break
-            if item is None:
+            if job is None:
                 break
-            self.started(item)
-            reference = self.submit_one(item)
-            self.running[reference], self.begun[reference] = item, time.monotonic()
+            self.started(job)
+            reference = self.submit_one(job)
+            self.running[reference], self.starts[reference] = job, time.monotonic()
         return bool(self.running) or not self.exhausted
 
     def done(self) -> list[tuple[Any, Job]]:
-        """What has ended, after a while at the most where an item may come free meanwhile."""
+        """Return the tasks that have ended; if others could start or time out, after `POLL_SECONDS` at most."""
         import ray
 
         if not self.running:
             time.sleep(POLL_SECONDS)
             return []
-        must_look = not self.exhausted or any(self.timeout(item) is not None for item in self.running.values())
+        must_look = not self.exhausted or any(self.timeout(job) is not None for job in self.running.values())
         ended, _ = ray.wait(list(self.running), timeout=POLL_SECONDS if must_look else None)
         return [(reference, self.running.pop(reference)) for reference in ended]
 
-    def overdue(self) -> list[tuple[Any, Job, float]]:
-        """What has used up its time, from when it was handed to the cluster; the seconds that it had."""
-        limits = ((reference, item, self.timeout(item)) for reference, item in self.running.items())
-        found = [(r, item, s) for r, item, s in limits if s is not None and time.monotonic() >= self.begun[r] + s]
+    def timed_out(self) -> list[tuple[Any, Job, float]]:
+        """Return the tasks that have reached their timeout since they were submitted, with its seconds."""
+        limits = ((reference, job, self.timeout(job)) for reference, job in self.running.items())
+        found = [(r, job, s) for r, job, s in limits if s is not None and time.monotonic() >= self.starts[r] + s]
         for reference, _, _ in found:
             del self.running[reference]
         return found
 
 
 @dataclass(frozen=True)
-class _Surroundings:
-    """Where the driver finds modules, and what it has set for the bench."""
+class _Environment:
+    """The paths of modules of the process that submits, and its BDL_BENCH variables."""
 
     paths: list[str]
     variables: dict[str, str]
 
     @classmethod
-    def here(cls) -> _Surroundings:
-        ours = {name: value for name, value in os.environ.items() if name.startswith("BDL_BENCH_")}
-        return cls([path or str(Path.cwd()) for path in sys.path], ours)
+    def current(cls) -> _Environment:
+        variables = {name: value for name, value in os.environ.items() if name.startswith("BDL_BENCH_")}
+        return cls([path or str(Path.cwd()) for path in sys.path], variables)
 
-    def take_effect(self) -> None:
-        """On a machine that has these folders."""
+    def apply(self) -> None:
+        """Add the paths that this machine has, and set the variables."""
         sys.path.extend(path for path in self.paths if path not in sys.path and Path(path).exists())
         os.environ.update(self.variables)
 
 
-def _task(item: object, content: bytes, threads: int, surroundings: _Surroundings) -> bytes:
-    """The item comes as it is, since Ray follows references to its store only through arguments."""
-    surroundings.take_effect()
+def _task(job: object, content: bytes, threads: int, environment: _Environment) -> bytes:
+    """Run a job; it is an argument of its own, since Ray finds references to its store only in arguments."""
+    environment.apply()
     torch.set_num_threads(threads)
-    return run_job_to_bytes(pickle.loads(content), item)
+    return run_job_to_bytes(pickle.loads(content), job)
 
 
 def _outcome(reference: Any) -> Any:  # noqa: ANN401
