@@ -7,7 +7,6 @@ Options count by value: numbers, tensors, containers, and the attributes of obje
 
 from __future__ import annotations
 
-import dis
 import functools
 import random
 import sys
@@ -22,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdl_bench.records.user_modules import MAIN, code_bytes, is_user_code, modules_digest
+from bdl_bench.records.user_modules import MAIN, is_user_code, modules_digest
 from estimators.persistence.checksums import bits, digest
+from estimators.persistence.option_code import closure_values, code_digest, global_values
 
 __all__ = ["content_digest"]
 
@@ -106,23 +106,23 @@ class _Walk:
         if isinstance(value, BuiltinFunctionType):
             return _sha("builtin", f"{value.__module__}.{value.__qualname__}".encode())
         if isinstance(value, CodeType):
-            return code_bytes(value)
+            return code_digest(value)
         wrapped = getattr(value, "__wrapped__", None) if callable(value) and not isinstance(value, nn.Module) else None
         return None if wrapped is None else _sha("wrapped", self.of(wrapped))
 
     def _function(self, function: FunctionType) -> bytes:
         name = function.__qualname__.encode()
         parts = [self.of(function.__defaults__), self.of(function.__kwdefaults__)]
-        parts += [self.of(value) for value in _closure(function)]
+        parts += [self.of(value) for value in closure_values(function).values()]
         module = function.__module__ or MAIN[0]
         if not is_user_code(module) and not module.startswith(_PRESETS):
             return _sha("function", f"{module}{_version(module)}.".encode() + name, *parts)
         if not self.code:
-            own = code_bytes(function.__code__) if "<lambda>" in function.__qualname__ else b""
+            own = code_digest(function.__code__) if "<lambda>" in function.__qualname__ else b""
             return _sha("function", name, own, *parts)
         self._met(module)
-        parts.append(code_bytes(function.__code__))
-        for key, value in sorted(_globals(function).items()):
+        parts.append(code_digest(function.__code__))
+        for key, value in global_values(function).items():
             parts += [key.encode(), self.of(value)]
         return _sha("function", name, *parts)
 
@@ -184,27 +184,6 @@ def _version(module: str) -> str:
     """Of the package of an installed module, where it says so."""
     found = getattr(sys.modules.get(module.partition(".")[0]), "__version__", "")
     return found if isinstance(found, str) else ""
-
-
-def _closure(function: FunctionType) -> list[object]:
-    found = []
-    for cell in function.__closure__ or ():
-        try:
-            found.append(cell.cell_contents)
-        except ValueError:  # not yet assigned
-            found.append(None)
-    return found
-
-
-def _globals(function: FunctionType) -> dict[str, object]:
-    """The global names that a function reads, at any depth of nesting, as far as they are there."""
-    names: set[str] = set()
-    waiting = [function.__code__]
-    while waiting:
-        code = waiting.pop()
-        names |= {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-        waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return {name: function.__globals__[name] for name in names & function.__globals__.keys()}
 
 
 def _state(value: Any) -> object:  # noqa: ANN401

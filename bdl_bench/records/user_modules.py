@@ -15,13 +15,14 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from weakref import WeakKeyDictionary
 
 import estimators
 from estimators.persistence.checksums import digest
+from estimators.persistence.option_code import code_digest
 
-__all__ = ["MAIN", "code_bytes", "is_user_code", "modules_digest"]
+__all__ = ["MAIN", "is_user_code", "modules_digest"]
 
 MAIN = ("__main__", "__mp_main__")
 """A script or a notebook, and a script as a worker process has it: known by its functions, not by its file."""
@@ -55,21 +56,6 @@ def modules_digest(names: Iterable[str]) -> str:
     return digest(*parts).hex()
 
 
-def code_bytes(code: CodeType) -> bytes:
-    """Return what a code object does, as bytes that do not depend on its file and lines."""
-    names = repr((code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars))
-    counts = repr((code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags))
-    return digest(code.co_code, names, counts, *map(_constant_bytes, code.co_consts), code.co_exceptiontable)
-
-
-def _constant_bytes(constant: object) -> bytes:
-    if isinstance(constant, CodeType):
-        return code_bytes(constant)
-    if isinstance(constant, frozenset):  # its order depends on the process
-        return b"".join(sorted(map(_constant_bytes, constant)))
-    return repr(constant).encode()
-
-
 def _content(name: str, path: Path) -> bytes:
     """The source of a module as it was when it was first looked at: an edit counts when the module is loaded again."""
     module = sys.modules.get(name)
@@ -89,7 +75,7 @@ def _loaded_code(name: str) -> bytes:
         members = vars(value).items() if isinstance(value, type) else [("", value)]
         for member, function in members:
             if isinstance(function, FunctionType) and value.__module__ == name:
-                parts.append(f"{key}.{member}".encode() + code_bytes(function.__code__))
+                parts.append(f"{key}.{member}".encode() + code_digest(function.__code__))
     return digest(*parts)
 
 

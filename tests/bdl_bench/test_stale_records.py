@@ -320,7 +320,7 @@ DIGEST = """
 import sys
 sys.path.insert(0, {folder!r})
 import stale_estimator, stale_task
-from bdl_bench.content_digests import content_digest
+from bdl_bench.records.content_digests import content_digest
 from bdl_bench.methods import METHODS
 things = [stale_estimator.build, stale_estimator.build_late, stale_task.make, {{"a", "b", "c"}}, stale_task.Net]
 print(content_digest(*things, *[(m.build, m.axis) for m in METHODS.values()]))
