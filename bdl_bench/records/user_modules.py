@@ -1,7 +1,7 @@
-"""The user's own modules: which they are, what they import, and a digest of their sources.
+"""User modules: those that are not installed. What they import, and a digest of their sources.
 
 A number in a record depends on every module that a method, an estimator, a task or a problem imports. Modules of the
-standard library, of installed packages and of these two packages count by their version instead (`versions`).
+standard library, of installed packages and of these two packages are digested by their version instead (`versions`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from estimators.persistence.option_code import code_digest
 __all__ = ["MAIN", "is_user_code", "modules_digest"]
 
 MAIN = ("__main__", "__mp_main__")
-"""A script or a notebook, and a script as a worker process has it: known by its functions, not by its file."""
+"""Module names of a script or notebook, also in a worker process; its functions are digested, not its file."""
 
 _INSTALLED = ("site-packages", "dist-packages")
 _SEEN: WeakKeyDictionary[ModuleType, tuple[object, bytes]] = WeakKeyDictionary()
 
 
 def is_user_code(name: str | None) -> bool:
-    """Whether code of the module of this name is the user's own: anything that is not known to be installed."""
+    """Return whether a module is a user module: anything that is not known to be installed."""
     if not name or name in MAIN:
         return True
     top = name.partition(".")[0]
@@ -43,7 +43,7 @@ def is_user_code(name: str | None) -> bool:
 
 
 def modules_digest(names: Iterable[str]) -> str:
-    """Return a digest of the sources of the user's modules among these and of all that they import, at any depth."""
+    """Return a digest of the sources of the user modules among these, and of all user modules that they import."""
     found: dict[str, bytes] = {}
     waiting = [name for name in names if name not in MAIN]
     while waiting:
@@ -57,7 +57,7 @@ def modules_digest(names: Iterable[str]) -> str:
 
 
 def _content(name: str, path: Path) -> bytes:
-    """The source of a module as it was when it was first looked at: an edit counts when the module is loaded again."""
+    """Return the source of a module at its first use; an edit changes it once the module is loaded again."""
     module = sys.modules.get(name)
     if module is None:
         return path.read_bytes()
@@ -69,7 +69,7 @@ def _content(name: str, path: Path) -> bytes:
 
 
 def _loaded_code(name: str) -> bytes:
-    """The code of the functions of a loaded module: it differs from the file if that was edited since the import."""
+    """Return a digest of the functions of a loaded module, whose file may have been edited since the import."""
     parts: list[bytes] = []
     for key, value in sorted(vars(sys.modules[name]).items()) if name in sys.modules else ():
         members = vars(value).items() if isinstance(value, type) else [("", value)]
@@ -80,7 +80,7 @@ def _loaded_code(name: str) -> bytes:
 
 
 def _imported(name: str, content: bytes) -> Iterator[str]:
-    """Names that may be modules: those in the import statements, and the modules of what the namespace holds."""
+    """Yield names that may be modules: those in import statements, and the modules of what the namespace holds."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):  # a compiled extension, or a file that was edited into one that does not parse
@@ -104,7 +104,7 @@ def _imported(name: str, content: bytes) -> Iterator[str]:
 
 
 def _is_import_call(node: ast.Call) -> bool:
-    """import_module("name") or __import__("name")."""
+    """Return whether a call is import_module("name") or __import__("name")."""
     called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     is_import = called in ("import_module", "__import__") and bool(node.args)
     return is_import and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
@@ -124,7 +124,7 @@ def _with_parents(name: str) -> list[str]:
 
 
 def _file_of(name: str) -> Path | None:
-    """The file of a module that is the user's own; None for any other, and where there is none."""
+    """Return the file of a user module; None for other modules, or if it has no file."""
     origin = _origin(name)
     if origin is None:
         return None
@@ -147,7 +147,7 @@ def _is_package(name: str) -> bool:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """Of a module that is not loaded, found without executing its parents."""
+    """Return the spec of a module that is not loaded, without executing its parents."""
     top, *rest = _with_parents(name) or [""]
     try:
         spec = importlib.util.find_spec(top) if top else None
@@ -170,7 +170,7 @@ def _is_installed_file(origin: str) -> bool:
 
 @cache
 def _roots() -> tuple[Path, ...]:
-    """Where modules lie that are not the user's: the standard library, installed packages, and these two packages."""
+    """Return the folders of other modules: the standard library, installed packages, and these two packages."""
     paths = sysconfig.get_paths()
     found = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     found += [*getattr(site, "getsitepackages", list)(), site.getusersitepackages()]

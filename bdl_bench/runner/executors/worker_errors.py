@@ -36,7 +36,7 @@ class TimeLimitError(EstimatorError, TimeoutError):
 
 
 def worker_crashed(exit_code: int | None) -> WorkerCrashedError:
-    """Return the error for a job whose process died twice.
+    """Return the error for a job whose process crashed twice.
 
     Args:
         exit_code: the exit status; −N for signal N; None if unknown.
