@@ -1,9 +1,9 @@
-"""The cases of the proof, and estimators fitted to them."""
+"""Cases of the verification, and estimators fitted to them."""
 
 import torch
 from torch import nn
+from verification_cases import all_cases, pairwise_cover
 
-from bdl_bench.verify.cases import all_cases, pairwise_cover
 from bdl_bench.verify.lambda_sweep import relative_error
 
 __all__ = ["all_cases", "fitted", "layer_norm_network", "pairwise_cover", "relative_error", "singular_cases"]

@@ -60,8 +60,8 @@ TRAINED = [
     "non-negative",
     "below-prior",
     "prior-limit",
-    "data-take-variance",
-    "scaling-law",
+    "data-reduce-variance",
+    "noise-scaling",
     "covariance",
     "sample-shape",
     "functional",
@@ -106,9 +106,9 @@ POSTERIORS = {
     ),
     "pointwise, newton": Row(regvar(Pointwise(), NewtonRefit()), {**GGN, "tolerance": 1e-5, "checks": REFITTED}),
     "draws": Row(draws(800), {**GGN, "noise": 0.05, "n_samples": 800}),
-    "draws, no exact block": Row(draws(800, rao_blackwell=None), {**GGN, "noise": 0.05, "n_samples": 800}),
+    "draws, no Rao-Blackwellisation": Row(draws(800, rao_blackwell=None), {**GGN, "noise": 0.05, "n_samples": 800}),
     "draws, bounds": Row(
-        draws(800, readout="bounds"),
+        draws(800, variance_estimate="bounds"),
         {
             **GGN,
             "noise": 0.05,

@@ -12,7 +12,7 @@ from simulated_device import DEVICE
 from estimators import FineTune, LinearResponse, ParameterProbes, PosteriorDraws, RegVar, SignedProbes
 from estimators.baselines import SWAG, DeepEnsemble, LoRAEnsemble, MCDropout, MultiHeadEnsemble
 from estimators.testing import CASES
-from estimators.testing.subject import REFUSALS
+from estimators.testing.estimator_under_test import UNSUPPORTED_ERRORS
 from estimators.training import Recipe
 
 __all__ = ["ROWS", "Fits", "answers", "assert_same", "fits", "made"]
@@ -32,10 +32,12 @@ def trained_dropout(model, likelihood, **options):
 
 SHORTER = {
     "draws": Row(partial(RegVar, regularizer=PosteriorDraws(4), solver=LinearResponse())),
-    "draws, no exact block": Row(
+    "draws, no Rao-Blackwellisation": Row(
         partial(RegVar, regularizer=PosteriorDraws(4, rao_blackwell=None), solver=LinearResponse())
     ),
-    "draws, bounds": Row(partial(RegVar, regularizer=PosteriorDraws(4, readout="bounds"), solver=LinearResponse())),
+    "draws, bounds": Row(
+        partial(RegVar, regularizer=PosteriorDraws(4, variance_estimate="bounds"), solver=LinearResponse())
+    ),
     "draws, fine tune": Row(partial(RegVar, regularizer=PosteriorDraws(3), solver=FineTune(recipe=SGD))),
     "parameter probes": Row(partial(RegVar, regularizer=ParameterProbes(n_probes=5), solver=LinearResponse())),
     "signed probes": Row(partial(RegVar, regularizer=SignedProbes(n_probes=5), solver=LinearResponse())),
@@ -96,7 +98,7 @@ def answers(estimator, x):
     for name, ask in asked.items():
         try:
             answer = ask()
-        except REFUSALS:
+        except UNSUPPORTED_ERRORS:
             continue
         parts = {name: answer} if isinstance(answer, torch.Tensor) else vars(answer)
         found |= {f"{name} {part}": v for part, v in parts.items() if isinstance(v, torch.Tensor)}

@@ -1,7 +1,8 @@
 """Records that no method made: plausible arrays of every part that a record may have, for tests that render them.
 
 Means are shared by all methods of a (task, seed); a method scales the variance and adds noise of its own to it. Three
-tasks: a regression on one input with a band, a classification with out-of-distribution rows and shifts, a binary one.
+tasks: a regression on one input with a plot grid, a classification with out-of-distribution rows and shifts, a binary
+one.
 """
 
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ METHODS = {
     "map": 0.0,
     "laplace": 1.0,
     "laplace-kron": 0.8,
-    "last-layer": 0.4,
+    "last-layer-laplace": 0.4,
     "ensemble": 0.7,
     "dropout": 0.5,
-    "regvar-draws": 1.1,
-    "regvar-krylov": 1.02,
-    "regvar-mean-absolute": 3.0,
+    "regvar-finetune": 1.1,
+    "regvar": 1.02,
+    "regvar-amortized": 3.0,
     SCRIPT: 0.6,
     QUOTES: 0.3,
     LONG: 1.4,
@@ -97,7 +98,7 @@ def cell_arrays(kind, method, scale, seed, *, rows=120):
                 del arrays["targets"]
             found |= _under(prefix + name, arrays) if name else {prefix + k: v for k, v in arrays.items()}
         if kind == "regression":
-            found |= _under(f"{prefix}band", _band(scale, own, factor=factor))
+            found |= _under(f"{prefix}plot_grid", _band(scale, own, factor=factor))
     return found
 
 
@@ -119,9 +120,9 @@ def tuning(kind, scale, seed):
     chosen = min(points, key=lambda p: p["score"])
     edge = ["variance_scale"] if scale == 3.0 else []
     return Tuning(
-        axis=None if scale == 0 else "prior_precision", unit=None, points=points, at_edge=edge, seconds=0.7, fits=9,
-        chosen={k: v for k, v in chosen.items() if k != "score"}, score_name="NLL", validation_rows=30,
-        where="post hoc at fixed weights",
+        option=None if scale == 0 else "prior_precision", unit=None, points=points, at_boundary=edge, seconds=0.7,
+        fits=9,        chosen={k: v for k, v in chosen.items() if k != "score"}, score_name="NLL", validation_rows=30,
+        refit_kind="post hoc at fixed weights",
     )  # fmt: skip
 
 

@@ -69,7 +69,15 @@ def test_the_problem_of_the_readme_is_compared_by_the_command_that_it_names(else
     (source,) = (s for s in snippets(ROOT / "README.md") if "def make_problem" in s)
     (elsewhere / "readme_problem.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(elsewhere)
-    arguments = ["compare", "--model", "readme_problem:make_problem", "--methods", "map,last-layer", "--seeds", "1"]
+    arguments = [
+        "compare",
+        "--model",
+        "readme_problem:make_problem",
+        "--methods",
+        "map,last-layer-laplace",
+        "--seeds",
+        "1",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert Path(result.output.splitlines()[-1]).is_file()

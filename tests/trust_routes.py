@@ -35,7 +35,7 @@ LIKELIHOODS = ("regression", "classification")
 PRIOR_PRECISION, SIGMA = 1.7, 0.7
 _DRAWS = 1000
 _STATISTICAL = 5 * math.sqrt(2 / _DRAWS)  # five standard errors of a mean of 1,000 squares, relative
-_REFIT = 2e-4  # central differences at λ = 1e-4: the bound of test_ladders.py
+_REFIT = 2e-4  # central differences at λ = 1e-4: the bound of test_lambda_sweeps.py
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def _evidence(fitted, case: Case, expected: Reference) -> float:
 
 
 _EXACT = {"regularizer": Pointwise(), "solver": LinearResponse()}
-_BOUNDED = {"regularizer": PosteriorDraws(8, readout="bounds"), "solver": LinearResponse()}
+_BOUNDED = {"regularizer": PosteriorDraws(8, variance_estimate="bounds"), "solver": LinearResponse()}
 _NEWTON = {"regularizer": Pointwise(), "solver": NewtonRefit(1e-4)}
 
 ROUTES: dict[str, Route] = {

@@ -1,4 +1,4 @@
-"""docs/verification.md, as the whole verification suite writes it: proofs, and networks of others."""
+"""docs/verification.md, as the whole verification suite writes it: verifications, and networks of others."""
 
 from bdl_bench.verify.table import to_markdown
 from estimators.persistence.atomic import write_text
@@ -7,16 +7,16 @@ SECTION = "## Networks of others"
 
 
 class Page:
-    """What the tests of a session found: proofs, and outcomes by network and route."""
+    """What the tests of a session found: verifications, and outcomes by network and route."""
 
     def __init__(self):
-        self.proofs, self.outcomes = [], {}
+        self.verifications, self.outcomes = [], {}
 
     def write(self, path):
         """Each of the two parts if it is new, else as it was."""
         before, _, after = (path.read_text() if path.exists() else "").partition(SECTION)
-        if self.proofs:
-            before = to_markdown(self.proofs, title="Verification: RegVar against the dense reference") + "\n"
+        if self.verifications:
+            before = to_markdown(self.verifications, title="Verification: RegVar against the dense reference") + "\n"
         write_text(
             path, before.rstrip() + "\n\n" + (self._networks() if self.outcomes else SECTION + after if after else "")
         )

@@ -27,7 +27,7 @@ _ALLOWED = {
 
 
 def cifar10(part: str) -> Images:
-    """The "train" or "test" images (N, 32, 32, 3); `cifar-10-batches-py/` in the data folder."""
+    """Return the "train" or "test" images (N, 32, 32, 3) of `cifar-10-batches-py/` in the data folder."""
     files = [f"{_FOLDER}/{name}" for name in _PARTS[part]]
     paths = Source("CIFAR-10", files, "https://www.cs.toronto.edu/~kriz/cifar.html", _download).paths()
     batches = [_read(path) for path in paths]
@@ -56,9 +56,9 @@ def _read(path: Path) -> tuple[Any, Any]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads plain values and numpy arrays, and runs nothing else that a file might name."""
+    """An unpickler of plain values and numpy arrays, which rejects every other name: a pickle may run any code."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a batch of images")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a batch of images")
         return super().find_class(module, name)

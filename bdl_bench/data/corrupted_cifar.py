@@ -20,7 +20,7 @@ CORRUPTIONS = (
     *("snow", "frost", "fog", "brightness"),
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 )
-"""The fifteen that the benchmark averages; four more in the archive are for tuning."""
+"""The fifteen corruptions that the benchmark averages; four others in the archive are for tuning."""
 
 _FOLDER, _SEVERITIES = "CIFAR-10-C", 5
 _URL = "https://zenodo.org/records/2535967/files/CIFAR-10-C.tar?download=1"
@@ -28,9 +28,9 @@ _MD5 = "56bf5dcef84df0e2308c6dcbcbbd8499"
 
 
 def corrupted_cifar10(n: int) -> dict[str, Images]:
-    """The first `n` test images of each set, named "<corruption>-<severity>"; `CIFAR-10-C/*.npy` in the data folder.
+    """Return the first `n` test images of each set, by "<corruption>-<severity>", of `CIFAR-10-C/*.npy`.
 
-    A file holds the severities one after the other; it is mapped, not read, so that unused rows cost nothing.
+    A file contains the severities one after the other. It is memory-mapped, so that unused rows are not read.
     """
     files = [f"{_FOLDER}/{name}.npy" for name in (*CORRUPTIONS, "labels")]
     *paths, labels_path = Source("CIFAR-10-C", files, "https://zenodo.org/records/2535967", _download).paths()

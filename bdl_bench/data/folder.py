@@ -1,4 +1,4 @@
-"""The folder of downloaded data; files that are there whole, or are downloaded, or whose absence is explained."""
+"""The folder of downloaded data, and downloads into it that are complete or raise an error."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ VARIABLE = "BDL_BENCH_DATA"
 
 
 class MissingDataError(DataError):
-    """The files of a task are not there, and could not be downloaded."""
+    """The files of a task are missing and could not be downloaded."""
 
 
 def data_folder() -> Path:
-    """What BDL_BENCH_DATA names, else ~/.cache/bdl-bench (under XDG_CACHE_HOME where that is set)."""
+    """Return the folder that BDL_BENCH_DATA names, else ~/.cache/bdl-bench (under XDG_CACHE_HOME if that is set)."""
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named).expanduser()
@@ -35,10 +35,10 @@ class Source:
     """Files of one data set under the data folder, and how to download them.
 
     Args:
-        name: what errors call it.
+        name: of the data set, for errors.
         files: paths relative to the data folder.
-        address: from where, for errors and for a download by hand.
-        download: makes `files` under the folder that it is given, or raises.
+        address: of the data set, for errors and for a manual download.
+        download: function of a folder that creates `files` under it, or raises.
     """
 
     name: str
@@ -47,9 +47,12 @@ class Source:
     download: Callable[[Path], None]
 
     def paths(self) -> list[Path]:
-        """Where the files lie, downloaded first where one is missing. Errors: MissingDataError.
+        """Return the paths of the files, after a download if one is missing.
 
-        A download is made beside its end and moved there when it is whole; other processes wait for it.
+        A download goes to a temporary folder and is moved when it is complete. Other processes wait for it.
+
+        Raises:
+            MissingDataError: if the download fails.
         """
         folder = data_folder()
         paths = [folder / file for file in self.files]
@@ -69,18 +72,18 @@ class Source:
         missing = [file for file in self.files if not (folder / file).is_file()]
         if not missing:
             return
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{self.name}.") as made:
-            self.download(Path(made))
-            if absent := [file for file in missing if not (Path(made) / file).is_file()]:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{self.name}.") as temporary:
+            self.download(Path(temporary))
+            if absent := [file for file in missing if not (Path(temporary) / file).is_file()]:
                 raise FileNotFoundError(f"the download has no {', '.join(absent)}")
             for file in missing:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(Path(made) / file, folder / file)
+                os.replace(Path(temporary) / file, folder / file)
 
     def _missing(self, folder: Path, error: Exception) -> MissingDataError:
         missing = [file for file in self.files if not (folder / file).is_file()]
         return MissingDataError(
             f"the files of {self.name} under {folder}: {', '.join(missing)}",
-            received=f"none of that name, and a download that fails: {type(error).__name__}: {error}",
+            received=f"missing files, and a download that fails: {type(error).__name__}: {error}",
             remedy=f"put them there from {self.address}, or name a folder that has them: {VARIABLE}=DIR.",
         )

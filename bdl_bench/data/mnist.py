@@ -23,7 +23,7 @@ _PREFIXES = {"train": "train", "test": "t10k"}
 
 
 def mnist_like(name: str, part: str) -> Images:
-    """The "train" or "test" images (N, 28, 28, 1) of "MNIST" or "FashionMNIST"; `<name>/raw/` in the data folder."""
+    """Return the "train" or "test" images (N, 28, 28, 1) of `<name>/raw/`, the name "MNIST" or "FashionMNIST"."""
     files = [f"{name}/raw/{_PREFIXES[part]}-{kind}" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     paths = Source(name, files, _ADDRESSES[name], _download(name)).paths()
     readers = torchvision_datasets("mnist")

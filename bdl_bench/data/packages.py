@@ -1,4 +1,4 @@
-"""Packages of the extras, imported when a task wants them."""
+"""Packages of the extras, imported when a task needs them."""
 
 from __future__ import annotations
 

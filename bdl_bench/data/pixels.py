@@ -1,4 +1,4 @@
-"""Images kept as bytes, made floats a batch at a time: the bytes may be a mapped file, larger than memory."""
+"""Images stored as bytes and converted to floats per batch, since a memory-mapped file may exceed memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Images:
-    """Images (N, H, W, channels) in bytes, and their classes (N,) where they are known."""
+    """Images (N, H, W, channels) in bytes, and their classes (N,), or None."""
 
     pixels: Bytes
     labels: Labels | None = None
@@ -28,24 +28,24 @@ class Images:
         return len(self.pixels)
 
     def at(self, index: NDArray[np.int64] | slice) -> Images:
-        """Some of them."""
+        """Return the images with these indices."""
         return Images(self.pixels[index], None if self.labels is None else self.labels[index])
 
     def unlabelled(self) -> Images:
-        """The images alone."""
+        """Return the images without classes."""
         return Images(self.pixels)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Channels in standard deviations from the mean, both of the training images."""
+    """Standardisation of channels by the mean and standard deviation of the training images."""
 
     mean: Tensor
     std: Tensor
 
     @classmethod
     def of(cls, images: Images) -> Scale:
-        """From a histogram of each channel, which is exact and needs no copy in floats."""
+        """Return the standardisation of images from histograms of their channels, without a copy in floats."""
         values = np.arange(256) / 255
         counts = np.stack([np.bincount(c.ravel(), minlength=256) for c in np.moveaxis(images.pixels, -1, 0)])
         shares = counts / counts.sum(1, keepdims=True)
@@ -54,13 +54,13 @@ class Scale:
         return cls(torch.from_numpy(mean).float(), torch.from_numpy(np.where(std > 0, std, 1.0)).float())
 
     def __call__(self, pixels: Bytes) -> Tensor:
-        """(B, H, W, channels) bytes -> (B, channels, H, W) floats."""
+        """Return bytes (B, H, W, channels) as standardised floats (B, channels, H, W)."""
         x = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
         return ((x - self.mean) / self.std).permute(0, 3, 1, 2).contiguous()
 
 
 class _Scaled(Dataset[object]):
-    """Indexed by the rows of a whole batch: (x, y), or x alone where there are no labels."""
+    """Data set indexed by the rows of a batch, with items (x, y), or x alone without labels."""
 
     def __init__(self, images: Images, scale: Scale) -> None:
         self.images, self.scale = images, scale
@@ -75,13 +75,13 @@ class _Scaled(Dataset[object]):
 
 
 def batches_of(images: Images, scale: Scale, *, batch_size: int = 100) -> DataLoader[object]:
-    """Batches in row order."""
+    """Return batches in row order."""
     data = _Scaled(images, scale)
     return DataLoader(data, sampler=BatchSampler(SequentialSampler(data), batch_size, drop_last=False), batch_size=None)
 
 
 def shuffled_batches_of(images: Images, scale: Scale, *, batch_size: int, seed: int) -> DataLoader[object]:
-    """Batches in another order each pass: for training on more rows than the trainer keeps and shuffles by itself."""
+    """Return batches in another order each pass, for more training rows than the trainer stores and shuffles."""
     data = _Scaled(images, scale)
     order = RandomSampler(data, generator=torch.Generator().manual_seed(seed))
     return DataLoader(data, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None)

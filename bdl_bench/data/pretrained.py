@@ -15,11 +15,14 @@ __all__ = ["pretrained"]
 
 
 def pretrained(kind: str, name: str, **options: Any) -> Any:  # noqa: ANN401
-    """`transformers.<kind>.from_pretrained(name)`, in float32, without a progress bar.
+    """Return `transformers.<kind>.from_pretrained(name)` in float32, without a progress bar.
 
-    `name` is a folder, or a name on the hub; of the latter the folder models/<last part of the name> under the data
-    folder goes first, as `save_pretrained` writes it.
-    Errors: UnsupportedError without transformers; MissingDataError where there is neither folder nor network.
+    `name` is a folder or a name on the hub. A folder models/<last part of the name> under the data folder, as
+    `save_pretrained` writes it, has precedence over the hub.
+
+    Raises:
+        UnsupportedError: without transformers.
+        MissingDataError: if there is neither a folder nor a connection.
     """
     transformers = package("transformers", extra="text")
     local = data_folder() / "models" / name.rpartition("/")[2]

@@ -1,7 +1,6 @@
 """Shifts at five severities: of small grey images, and noise on the features of a table.
 
-Severity s of a family moves every row along the same path as severity s − 1, and further: the noise of a row, and which
-way it turns, are drawn once. What is drawn depends on the seed alone.
+The noise and the direction of rotation of each row are drawn once per seed, so severities differ in size only.
 """
 
 from __future__ import annotations
@@ -20,19 +19,23 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 _Images = NDArray[np.float64]
 
-_NOISE = 0.1  # a severity, of the range of a pixel
-_TURN = 6.0  # degrees a severity
-_CONTRAST = (0.8, 0.6, 0.45, 0.3, 0.15)  # of the distance from the mean of the image
-_FEATURE_NOISE = 0.25  # standard deviations a severity
+_NOISE = 0.1
+"""Standard deviation per severity, as a share of the range of a pixel."""
+_ROTATION = 6.0
+"""Degrees per severity."""
+_CONTRAST = (0.8, 0.6, 0.45, 0.3, 0.15)
+"""Factors of the distance from the mean of the image."""
+_FEATURE_NOISE = 0.25
+"""Standard deviations per severity."""
 
 
 def image_shifts(images: Tensor, seed: int) -> dict[str, Tensor]:
-    """Images (N, H, W) in [0, 1] -> "<family>-<severity>" -> the same, shifted: noise, rotation, contrast."""
+    """Return images (N, H, W) in [0, 1] under noise, rotation and loss of contrast, by "<family>-<severity>"."""
     pixels, rng = images.numpy(), np.random.default_rng(seed)
     noise, clockwise = rng.standard_normal(pixels.shape), rng.random(len(pixels)) < 0.5
     families: dict[str, Callable[[int], _Images]] = {
         "noise": lambda severity: np.clip(pixels + _NOISE * severity * noise, 0, 1),
-        "rotation": lambda severity: _turned(pixels, _TURN * severity, clockwise),
+        "rotation": lambda severity: _rotated(pixels, _ROTATION * severity, clockwise),
         "contrast": lambda severity: _faded(pixels, _CONTRAST[severity - 1]),
     }
     return {
@@ -43,19 +46,19 @@ def image_shifts(images: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def feature_shifts(x: Tensor, seed: int) -> dict[str, Tensor]:
-    """Standardised features (N, D) -> "noise-<severity>" -> the same with Gaussian noise of 0.25 to 1.25."""
+    """Return standardised features (N, D) with Gaussian noise of 0.25 to 1.25, by "noise-<severity>"."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
     return {f"noise-{severity}": x + _FEATURE_NOISE * severity * noise for severity in SEVERITIES}
 
 
-def _turned(pixels: _Images, degrees: float, clockwise: NDArray[np.bool_]) -> _Images:
+def _rotated(pixels: _Images, degrees: float, clockwise: NDArray[np.bool_]) -> _Images:
     # "grid-constant" since "constant" blackens the outermost pixels at the smallest turn
     left, right = (
         ndimage.rotate(pixels, sign * degrees, axes=(2, 1), reshape=False, order=1, mode="grid-constant")
         for sign in (1, -1)
     )
-    turned: _Images = np.where(clockwise[:, None, None], right, left)
-    return turned
+    rotated: _Images = np.where(clockwise[:, None, None], right, left)
+    return rotated
 
 
 def _faded(pixels: _Images, contrast: float) -> _Images:

@@ -19,7 +19,7 @@ _FILE = "test_32x32.mat"
 
 
 def svhn_test() -> Images:
-    """The test images (N, 32, 32, 3) and their digits; `SVHN/test_32x32.mat` in the data folder."""
+    """Return the test images (N, 32, 32, 3) and their digits of `SVHN/test_32x32.mat` in the data folder."""
     source = Source("SVHN", [f"SVHN/{_FILE}"], "http://ufldl.stanford.edu/housenumbers/", _download)
     (path,) = source.paths()
     try:

@@ -18,10 +18,14 @@ _READERS = {"parquet": "parquet", "arrow": "arrow", "json": "json", "jsonl": "js
 
 @dataclass(frozen=True)
 class Texts:
-    """A data set of the hub, a split of which is a table with columns such as "text" and "label".
+    """A data set of the hub whose splits are tables with columns such as "text" and "label".
 
-    The folder `name` under the data folder goes first, with files `<split>*` of the same columns: .parquet, .arrow,
-    .json or .jsonl.
+    Files `<split>*` (.parquet, .arrow, .json or .jsonl) in the folder `name` under the data folder have precedence.
+
+    Args:
+        name: of the folder.
+        address: on the hub.
+        configuration: of the data set on the hub.
     """
 
     name: str
@@ -29,7 +33,12 @@ class Texts:
     configuration: str | None = None
 
     def split(self, split: str) -> Any:  # noqa: ANN401
-        """A `datasets.Dataset`. Errors: UnsupportedError without `datasets`; MissingDataError."""
+        """Return a split as a `datasets.Dataset`.
+
+        Raises:
+            UnsupportedError: without the package `datasets`.
+            MissingDataError: if there are neither files nor a connection.
+        """
         datasets = package("datasets", extra="hub")
         folder = data_folder() / self.name
         reader, files = _files(folder, split)
@@ -48,7 +57,7 @@ class Texts:
 
 
 def _files(folder: Path, split: str) -> tuple[str, list[str]]:
-    """The reader of the first ending that is there, and all files that have it."""
+    """Return the reader of the first file type that exists, and all files of that type."""
     for ending, reader in _READERS.items():
         if files := sorted(map(str, folder.glob(f"{split}*.{ending}"))):
             return reader, files
@@ -57,7 +66,7 @@ def _files(folder: Path, split: str) -> tuple[str, list[str]]:
 
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:  # noqa: ANN401
-    """No progress bar over local files."""
+    """Disable progress bars while local files are read."""
     silent = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

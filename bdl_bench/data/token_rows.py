@@ -1,4 +1,4 @@
-"""Texts as rows of tokens: cut at one length, padded up to it, and masked."""
+"""Texts as rows of tokens of one length, truncated or padded, with a mask."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TokenRows:
 
     @classmethod
     def of(cls, texts: list[str], tokenizer: Any, length: int) -> TokenRows:  # noqa: ANN401
-        """By a tokenizer of transformers; padding is the tokenizer's, or its end of text where it has none."""
+        """Return the rows of texts by a tokenizer of transformers, padded by its padding token or its end of text."""
         rows = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         ids = torch.full((len(rows), length), padding)
@@ -39,25 +39,27 @@ class TokenRows:
         return len(self.ids)
 
     def classified(self, labels: Tensor, *, batch_size: int) -> Loader:
-        """Batches with a class (N,) for each."""
+        """Return batches with a class (N,) per row."""
         return self._batches({"input_ids": self.ids, "attention_mask": self.mask, "labels": labels}, batch_size)
 
-    def read(self, *, batch_size: int) -> Loader:
-        """Batches to train a causal model on: its own tokens are the labels, padding has none."""
+    def training(self, *, batch_size: int) -> Loader:
+        """Return batches to train a causal model on: tokens are their own labels, padding has none."""
         labels = torch.where(self.mask.bool(), self.ids, _IGNORED)
         return self._batches({"input_ids": self.ids, "attention_mask": self.mask, "labels": labels}, batch_size)
 
-    def judged(self, n: int, *, batch_size: int) -> Loader:
-        """Batches to judge it by, of rows without padding: the last n tokens of each.
+    def scored(self, n: int, *, batch_size: int) -> Loader:
+        """Return batches to score a causal model by the last n tokens of each row.
 
-        The model is asked for the logits of n + 1 places only, of which the very last predicts nothing.
-        Errors: DataError for rows with padding.
+        The model computes logits at n + 1 positions only, of which the last predicts nothing.
+
+        Raises:
+            DataError: for rows with padding.
         """
         if not bool(self.mask.all()):
             raise DataError("rows without padding", received="some that are shorter", remedy="longer texts only.")
-        places = n + 1
-        labelled = self._batches({"input_ids": self.ids, "labels": self.ids[:, -places:]}, batch_size)
-        return [{**batch, "logits_to_keep": places} for batch in labelled]
+        positions = n + 1
+        labelled = self._batches({"input_ids": self.ids, "labels": self.ids[:, -positions:]}, batch_size)
+        return [{**batch, "logits_to_keep": positions} for batch in labelled]
 
     def _batches(self, columns: dict[str, Tensor], size: int) -> Loader:
         params = [column.split(size) for column in columns.values()]
@@ -65,9 +67,9 @@ class TokenRows:
 
 
 def drawn_rows(table: Any, n: int, seed: int, *, least_words: int = 1) -> Any:  # noqa: ANN401
-    """n rows of a table with a column "text", or all where there are fewer, in an order drawn by the seed.
+    """Return n rows of a table with a column "text", or all if there are fewer, in an order drawn by the seed.
 
-    Texts of fewer words than `least_words` (titles, empty lines) are passed over.
+    Texts of fewer words than `least_words` (titles, empty lines) are skipped.
     """
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen: list[int] = []

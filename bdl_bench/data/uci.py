@@ -16,22 +16,22 @@ from estimators.errors import DataError
 
 __all__ = ["uci_table"]
 
-_SECONDS = 60
-"""Without an answer, before a download is given up."""
+_TIMEOUT = 60
+"""Seconds without an answer after which a download fails."""
 
 
 def uci_table(name: str, number: int, n_inputs: int) -> tuple[Tensor, Tensor]:
-    """Inputs (N, D) and target (N, 1) in float64: the first columns, and the one after them; `uci/<name>.csv`.
+    """Return inputs (N, D), the first columns, and the target (N, 1), the next one, of `uci/<name>.csv` in float64.
 
-    `number` is the data set's in the repository. Rows that repeat another in all of these columns are dropped, so that
-    no row is in two parts of a split.
+    `number` is that of the data set in the repository. Duplicate rows are dropped, so that no row is in two parts of a
+    split.
     """
     address = f"https://archive.ics.uci.edu/static/public/{number}/data.csv"
     file = f"uci/{name}.csv"
 
     def download(into: Path) -> None:
         (into / "uci").mkdir()
-        with urllib.request.urlopen(address, timeout=_SECONDS) as answer, (into / file).open("wb") as copy:
+        with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer, (into / file).open("wb") as copy:
             shutil.copyfileobj(answer, copy)
 
     (path,) = Source(f"uci-{name}", [file], address, download).paths()

@@ -1,4 +1,4 @@
-"""Methods of your own that are plain classes with `fit` and `variance`: given what an estimator of this library has."""
+"""Custom methods: plain classes with `fit` and `variance`, wrapped as estimators."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ from estimators.persistence.weight_checksum import check_unchanged, weight_check
 __all__ = ["NOT_REPORTED", "CustomEstimator", "as_estimator"]
 
 NOT_REPORTED = "not reported"
-"""What a record says of a number that a method does not count."""
+"""Stands in a record for a number that a method does not report."""
 
 
 def as_estimator(method: object, problem: Problem) -> UncertaintyEstimator:
-    """Return an estimator as it is, and any object with `fit(train_loader)` and `variance(x)` wrapped as one.
+    """Return an estimator unchanged, and any object with `fit(train_loader)` and `variance(x)` wrapped as one.
+
+    Args:
+        method: an estimator, or an object with these two methods.
+        problem: that it will be fitted on.
+
+    Returns:
+        The estimator.
 
     Raises:
         OptionError: for an object without these two methods.
@@ -44,14 +51,14 @@ def as_estimator(method: object, problem: Problem) -> UncertaintyEstimator:
 class CustomEstimator(UncertaintyEstimator):
     """A user's object with `fit(train_loader)` and `variance(x)`, as an estimator.
 
-    `variance(x)` gives the epistemic variance of the outputs at x, of their shape (M, C), as a tensor or an array; (M,)
-    if there is one output. Optional are `covariance(x)` (M, C, C), `predict(x)`, which then gives a whole `Prediction`
-    in place of one from the problem's network and the variance, and `passes_` after the fit. `fit` may return itself,
-    another fitted object, or nothing. What is absent is recorded as "not reported".
+    `variance(x)` returns the epistemic variance of the outputs at x as a tensor or array (M, C), or (M,) for one
+    output. Three members are optional: `covariance(x)`, which returns (M, C, C); `predict(x)`, which returns a
+    `Prediction` that replaces the one from the problem's network and the variance; and `passes_` after the fit. `fit`
+    may return itself, another fitted object, or None. Missing numbers are recorded as "not reported".
 
     Args:
         method: the object.
-        problem: what it is fitted on.
+        problem: that it is fitted on.
 
     Example:
         >>> class Constant:
@@ -68,17 +75,17 @@ class CustomEstimator(UncertaintyEstimator):
 
     @property
     def retrains(self) -> bool:  # type: ignore[override]
-        """Whether a fit trains networks, as far as the method says so."""
+        """Whether a fit trains networks, if the method has such an attribute; else False."""
         return bool(getattr(self.method, "retrains", False))
 
     @property
     def counts_passes(self) -> bool:  # type: ignore[override]
-        """Whether the method says how many passes it has spent."""
+        """Whether the method counts its passes."""
         return isinstance(getattr(self.method, "passes_", None), (int, float))
 
     @property
     def passes_(self) -> float:
-        """As the method counts them; 0 if it does not, which records show as not reported."""
+        """The passes that the method counted; 0 if it does not count them, which records show as not reported."""
         return float(self.method.passes_) if self.counts_passes else 0.0
 
     def fit(
@@ -89,20 +96,20 @@ class CustomEstimator(UncertaintyEstimator):
         checkpoint: str | Path | None = None,
         accelerator: Any = None,  # noqa: ANN401
     ) -> Self:
-        """Check the data as for every estimator, and fit the method on the same loader."""
+        """Check the data as every estimator does, and fit the method on the same loader."""
         self._loader = train_loader
         return super().fit(train_loader, progress_bar=progress_bar, checkpoint=checkpoint, accelerator=accelerator)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         before = weight_checksum(self.model)
         fitted = self.method.fit(self._loader)
-        check_unchanged(self.model, before)  # the next method gets the same network
+        check_unchanged(self.model, before)  # methods share the network
         if fitted is not None and callable(getattr(fitted, "variance", None)):
             self.method = fitted
         self.method_report_ = self._report()
 
     def _report(self) -> dict[str, Any]:
-        """What the method says of its fit: its report, and learned attributes."""
+        """Return the report of the method, and its learned attributes."""
         report = getattr(self.method, "fit_report_", None) or {}
         if dataclasses.is_dataclass(report) and not isinstance(report, type):
             report = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
@@ -114,7 +121,7 @@ class CustomEstimator(UncertaintyEstimator):
         return {**passes, **learned, **named}
 
     def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
-        """Predictive distribution: of the method's own `predict`, or from the network's outputs and the variance."""
+        """Return the prediction of the method's own `predict`, or that of the network's outputs and the variance."""
         if not callable(getattr(self.method, "predict", None)):
             return super().predict(x, link_approx=link_approx, n_samples=n_samples)
         made = self.method.predict(x)
@@ -129,14 +136,14 @@ class CustomEstimator(UncertaintyEstimator):
 
     def _variance(self, x: PyTree) -> Tensor:
         f = self.network_.shaped_outputs(x)
-        variance = self._as_tensor(self.method.variance(x), f)
+        variance = self._to_tensor(self.method.variance(x), f)
         if variance.shape == f.shape[:1] and f[0].numel() == 1:
             variance = variance.reshape(f.shape)
         self._check_shape("variance", variance, f.shape)
         if bool((variance < 0).any()):
             raise DataError(
                 f"a variance >= 0 from {self._name}.variance",
-                received=f"{float(variance.min()):.3g} as the least",
+                received=f"a minimum of {float(variance.min()):.3g}",
                 remedy="return squared standard deviations.",
             )
         return variance.flatten(1)
@@ -145,11 +152,11 @@ class CustomEstimator(UncertaintyEstimator):
         if not callable(getattr(self.method, "covariance", None)):
             return super()._covariance(x)
         f = self.network_.outputs(x)
-        covariance = self._as_tensor(self.method.covariance(x), f)
+        covariance = self._to_tensor(self.method.covariance(x), f)
         self._check_shape("covariance", covariance, torch.Size([*f.shape, f.shape[1]]))
         return covariance
 
-    def _as_tensor(self, values: object, f: Tensor) -> Tensor:
+    def _to_tensor(self, values: object, f: Tensor) -> Tensor:
         try:
             return torch.as_tensor(values).detach().to(f)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -164,14 +171,14 @@ class CustomEstimator(UncertaintyEstimator):
             raise DataError(
                 f"a {what} of shape {tuple(expected)} from {self._name}.{what}",
                 received=f"shape {tuple(values.shape)}",
-                remedy="one number for each output of each row; nothing is broadcast silently.",
+                remedy="return one number per output and row; nothing is broadcast.",
             )
         bad = int(values.numel() - torch.isfinite(values).sum())
         if bad:
             raise DataError(
                 f"a finite {what} from {self._name}.{what}",
                 received=f"{bad} NaN or Inf among {values.numel()} values",
-                remedy="look at the method; no number is put in place of a NaN.",
+                remedy="check the method; a NaN is not replaced.",
             )
 
     @property

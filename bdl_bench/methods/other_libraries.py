@@ -1,4 +1,4 @@
-"""laplace-torch's own computations, as a cross-check of ours."""
+"""Laplace approximations of laplace-torch, as a cross-check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from estimators.baselines import LaplaceTorch
 from estimators.errors import UnsupportedError
 
 
-def _theirs(**options: Any) -> Build:  # noqa: ANN401
+def _laplace_torch(**options: Any) -> Build:  # noqa: ANN401
     build = preset(LaplaceTorch, **options)
 
     def checked(problem: Problem, seed: int) -> UncertaintyEstimator:
@@ -21,9 +21,11 @@ def _theirs(**options: Any) -> Build:  # noqa: ANN401
             raise UnsupportedError(
                 "regression or classes, and one prior_precision, which is what laplace-torch takes",
                 received=f"{problem.likelihood!r}, prior_precision={problem.prior_precision!r}",
-                remedy="laplace, laplace-kron, laplace-diag and last-layer take all of them.",
+                remedy="laplace, laplace-kron, laplace-diag and last-layer-laplace take all of them.",
             )
-        with suppress(ImportError, RuntimeError):  # the fit says what is wrong; its seconds are without the import
+        with suppress(
+            ImportError, RuntimeError
+        ):  # imported here, so that the fit is timed without it; the fit reports a missing package
             import_module("laplace")
         return build(problem, seed)
 
@@ -31,7 +33,7 @@ def _theirs(**options: Any) -> Build:  # noqa: ANN401
 
 
 PRESETS = [
-    Method(name, f"laplace-torch: {what}", _theirs(**options), axis=PRIOR)
+    Method(name, f"laplace-torch: {what}", _laplace_torch(**options), tuned_option=PRIOR)
     for name, what, options in (
         ("laplace-torch", "the full GGN", {"hessian_structure": "full", "backend": "BackPackGGN"}),
         ("laplace-torch-kron", "its Kronecker factors of all weights", {"hessian_structure": "kron"}),

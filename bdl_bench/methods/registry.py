@@ -1,4 +1,4 @@
-"""A preset: a named choice of parts of the library, and the one option of it that the comparison may tune."""
+"""Presets: named estimators with their options, and the option of each that the comparison may tune."""
 
 from __future__ import annotations
 
@@ -15,28 +15,34 @@ __all__ = [
     "METHODS",
     "PRIOR",
     "REFERENCE",
-    "Axis",
     "Build",
     "Method",
+    "OptionGrid",
     "around",
+    "check_recipe",
     "default_methods",
     "factors",
     "methods_named",
     "preset",
-    "refuse_without_recipe",
 ]
 
 Build = Callable[[Problem, int], UncertaintyEstimator]
 
 BASELINE = "map"
+"""The method that all others are compared with."""
 REFERENCE = "laplace"
+"""The method whose variance is the exact one."""
 
 
 @dataclass(frozen=True)
-class Axis:
-    """The option of a method that tuning walks along: `values(problem, n)` are n of them, its own among them, or none.
+class OptionGrid:
+    """The option of a method that the comparison tunes.
 
-    Every method has at most one, and gets the same number of values, so that none has a larger budget than another.
+    Every method has at most one, with the same number of values, so that all have the same budget.
+
+    Args:
+        option: name of the option, such as "prior_precision" or "solver.lam".
+        values: function of (problem, n) that returns n values, the preset's own among them, or an empty list.
     """
 
     option: str
@@ -45,12 +51,15 @@ class Axis:
 
 @dataclass(frozen=True)
 class Method:
-    """A preset: `build(problem, seed)` gives an estimator yet to be fitted.
+    """A preset of the comparison.
 
     Args:
-        retrains: it trains networks of its own, and so needs `make_model` and `recipe` of the problem.
-        default: it runs where no methods are named.
-        axis: what tuning may change beside scale, temperature and noise.
+        name: by which tables and the command line name it.
+        summary: what it does, in one line.
+        build: function of (problem, seed) that returns an estimator that is not fitted yet.
+        retrains: whether it trains its own networks, so that it needs `make_model` and `recipe` of the problem.
+        default: whether it runs if no methods are named.
+        tuned_option: the option that tuning changes beside scale, temperature and noise; None if there is none.
     """
 
     name: str
@@ -58,65 +67,79 @@ class Method:
     build: Build
     retrains: bool = False
     default: bool = False
-    axis: Axis | None = None
+    tuned_option: OptionGrid | None = None
 
 
 def factors(n: int, *, decades: float) -> list[float]:
-    """n factors evenly spaced in their logarithm, 1 among them, from 10^−decades to 10^decades for an odd n."""
+    """Return n log-spaced factors from 10^−decades to 10^decades (for an odd n), with 1 among them."""
     steps = max(1, n // 2)
     return [float(10 ** (decades * k / steps)) for k in range(-steps, steps + 1)][:n] if n > 1 else [1.0]
 
 
-def around(option: str, centre: float, *, decades: float) -> Axis:
-    """An axis of numbers about the preset's own."""
-    return Axis(option, lambda problem, n: [centre * factor for factor in factors(n, decades=decades)])  # noqa: ARG005
+def around(option: str, centre: float, *, decades: float) -> OptionGrid:
+    """Return an option with values log-spaced around `centre`, the value of the preset."""
+    return OptionGrid(option, lambda problem, n: [centre * factor for factor in factors(n, decades=decades)])  # noqa: ARG005
 
 
 def _prior_values(problem: Problem, n: int) -> list[Any]:
-    """δ of the problem times factors from 1/100 to 100."""
+    """Return n values of the problem's δ, times factors from 1/100 to 100."""
     delta = problem.prior_precision
     if isinstance(delta, Mapping):
         return [{glob: float(value * factor) for glob, value in delta.items()} for factor in factors(n, decades=2)]
     return [float(delta * factor) for factor in factors(n, decades=2)]
 
 
-PRIOR = Axis("prior_precision", _prior_values)
+PRIOR = OptionGrid("prior_precision", _prior_values)
 
 METHODS: dict[str, Method] = {}
+"""All presets by name, filled when `bdl_bench.methods` is imported."""
 
 
 def default_methods() -> list[str]:
-    """The names of those that run where none are named."""
+    """Return the names of the methods that run if none are named."""
     return [name for name, method in METHODS.items() if method.default]
 
 
 def preset(estimator: Callable[..., UncertaintyEstimator], *, seeded: bool = False, **options: Any) -> Build:  # noqa: ANN401
-    """A build of an estimator class with the network, likelihood and δ of the problem, and with these options.
+    """Return a function that builds an estimator from a problem and a seed.
 
-    `seeded`: it takes the seed of the cell, too.
+    Args:
+        estimator: class, called with the network, likelihood and δ of the problem.
+        seeded: whether the class takes the seed, too.
+        options: of the class.
     """
 
     def build(problem: Problem, seed: int) -> UncertaintyEstimator:
-        chance = {"seed": seed} if seeded else {}
+        seed_option = {"seed": seed} if seeded else {}
         return estimator(
-            problem.model, problem.likelihood, prior_precision=problem.prior_precision, **chance, **options
+            problem.model, problem.likelihood, prior_precision=problem.prior_precision, **seed_option, **options
         )
 
     return build
 
 
-def refuse_without_recipe(name: str, problem: Problem) -> None:
-    """UnsupportedError where a problem does not say how a network is made and trained."""
+def check_recipe(name: str, problem: Problem) -> None:
+    """Raise UnsupportedError if a problem does not say how a network is made and trained."""
     if problem.recipe is None or problem.make_model is None:
         raise UnsupportedError(
-            f"a problem with make_model and recipe, since {name} trains networks of its own",
+            f"a problem with make_model and recipe, since {name} trains its own networks",
             received="one without",
             remedy="pass make_model= and recipe= to Problem, or networks of your own: members=, dropout_model=.",
         )
 
 
 def methods_named(names: Sequence[str]) -> list[Method]:
-    """The presets of these names, in this order and once each."""
+    """Return the presets of these names, in this order and once each.
+
+    Args:
+        names: of presets.
+
+    Returns:
+        The presets.
+
+    Raises:
+        OptionError: for a name that no preset has.
+    """
     for name in names:
         if name not in METHODS:
             raise OptionError(

@@ -1,4 +1,4 @@
-"""RegVar: a regularizer and a solver on an objective centred at the trained weights, and the paper's own form."""
+"""RegVar with its regularizers and solvers, and the published amortised form."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from estimators.regvar.regularizers import Regularizer
 from estimators.regvar.solvers import Solver
 
 _DRAWS = 16
-_SOLVABLE = 500
+"""Posterior draws or probes; the error falls with their square root."""
+_MAX_ROWS = 500
+"""Rows beyond which one solve per output takes too long."""
 _LAM = 0.1
+"""λ of the amortised form, the centre of the values that tuning tries."""
 
 
 def _regvar(regularizer: Callable[[int], Regularizer], solver: Callable[[int], Solver]) -> Build:
-    """A build of RegVar whose parts are made from the seed of the cell."""
+    """Return a function that builds RegVar with a regularizer and a solver made from the seed."""
 
     def build(problem: Problem, seed: int) -> UncertaintyEstimator:
         return RegVar(
@@ -58,55 +61,55 @@ def _fine_tune(seed: int) -> FineTune:
 
 
 def _pointwise(problem: Problem, seed: int) -> UncertaintyEstimator:
-    loaders = (loader for name, loader in problem.sets().items() if name not in ("train", "band"))
+    loaders = (loader for name, loader in problem.sets().items() if name not in ("train", "plot_grid"))
     n_rows = sum(len(query) for loader in loaders for query in queries(loader, problem.layout))
-    if n_rows > _SOLVABLE:
+    if n_rows > _MAX_ROWS:
         raise UnsupportedError(
-            f"a problem of at most {_SOLVABLE} rows beside the training rows, each of whose outputs is solved for",
+            f"a problem of at most {_MAX_ROWS} rows beside the training rows, with one solve per output",
             received=f"one of {n_rows} rows",
-            remedy="laplace gives the same variance where a dense matrix fits; regvar-krylov comes close to it.",
+            remedy="laplace gives the same variance if a dense matrix fits into memory; regvar approximates it.",
         )
     return _regvar(lambda _: Pointwise(), _limit)(problem, seed)
 
 
 PRESETS = [
     Method(
-        "regvar-draws",
-        f"RegVar, {_DRAWS} posterior draws, each a short minibatch refit",
+        "regvar-finetune",
+        f"RegVar, {_DRAWS} posterior draws, each a short refit by minibatches",
         _regvar(_draws, _fine_tune),
         default=True,
-        axis=PRIOR,
+        tuned_option=PRIOR,
     ),
     Method(
-        "regvar-krylov",
+        "regvar",
         f"RegVar, {_DRAWS} posterior draws, solved together by block CG",
         _regvar(_draws, _limit),
         default=True,
-        axis=PRIOR,
+        tuned_option=PRIOR,
     ),
     Method(
         "regvar-pointwise",
-        "RegVar, one solve for each test output: exact, as far as block CG goes",
+        "RegVar, one solve per test output: exact up to the tolerance of block CG",
         _pointwise,
-        axis=PRIOR,
+        tuned_option=PRIOR,
     ),
     Method(
-        "regvar-mean-absolute",
+        "regvar-amortized",
         "RegVar as published, amortised: one solve for mean |f|; a sign-weighted covariance, not the variance",
         _regvar(lambda seed: MeanAbsolute(), _limit),  # noqa: ARG005
         default=True,
-        axis=PRIOR,
+        tuned_option=PRIOR,
     ),
     Method(
-        "regvar-mean-absolute-refit",
-        "the same by minibatch refits at a finite λ, which is what tuning walks along",
+        "regvar-amortized-finetune",
+        "RegVar as published, amortised, by minibatch refits at a finite λ, which is tuned",
         _regvar(lambda _: MeanAbsolute(), lambda seed: FineTune(lam=_LAM, seed=seed)),
-        axis=around("solver.lam", _LAM, decades=2),
+        tuned_option=around("solver.lam", _LAM, decades=2),
     ),
     Method(
-        "regvar-probes",
+        "regvar-param-probes",
         f"RegVar, {_DRAWS} random directions of the weights; unbiased, noisy, can be negative",
         _regvar(_probes, _limit),
-        axis=PRIOR,
+        tuned_option=PRIOR,
     ),
 ]

@@ -1,4 +1,4 @@
-"""The trained network as it is, and what can be had from it alone: what every method is compared with."""
+"""The trained network alone, with which every other method is compared."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def _temperature(problem: Problem, seed: int) -> UncertaintyEstimator:  # noqa: 
 
 PRESETS = [
     Method(BASELINE, "the trained network alone; its epistemic variance is zero", preset(MAP), default=True),
-    Method("map-temperature", "the trained network at the softmax temperature of the validation rows", _temperature),
+    Method(
+        "temperature-scaling", "the trained network at the softmax temperature of the validation rows", _temperature
+    ),
     Method("gradient-norm", "squared norm of the gradient of each output: RegVar with A = I", preset(GradientNorm)),
 ]

@@ -1,9 +1,9 @@
-"""Metrics as pure functions of arrays; `table` and `sets` bind them to kinds of likelihood and parts of a record."""
+"""Metrics as pure functions of arrays, and the tables of metrics by kind of likelihood and set of rows."""
 
 from bdl_bench.metrics.agreement import Agreement, WorstPoints, agreement, worst_points
 from bdl_bench.metrics.evaluation import evaluate, metrics_of
 from bdl_bench.metrics.groups import Parts, flattened, parts, tuned
-from bdl_bench.metrics.metric import Arrays, Metric, Sample
+from bdl_bench.metrics.metric import Arrays, Metric
 from bdl_bench.metrics.per_example import class_arrays
 from bdl_bench.metrics.table import LEVELS, METRICS
 
@@ -14,7 +14,6 @@ __all__ = [
     "Arrays",
     "Metric",
     "Parts",
-    "Sample",
     "WorstPoints",
     "agreement",
     "class_arrays",

@@ -1,4 +1,4 @@
-"""How well a variance agrees with the exact one, over the same outputs: rank, level, shape and pointwise error."""
+"""Agreement of a variance with the exact one over the same outputs: rank, level, slope and pointwise error."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Rank, level, shape and pointwise error of a variance v against the exact e; q = v/e at each output.
+    """Agreement of a variance v with the exact variance e; q = v/e at each output.
 
-    `spearman`: rank correlation, None for a constant variance. `mean_ratio`: mean q. `relative_rmse`: √mean (q − 1)².
-    `geometric_level`: exp(mean log q), None where some v is not positive. `slope`: of the least-squares line of v on e
-    with an intercept, cov(v, e)/var(e): 1 where differences are kept, 0 where v is constant; None for a constant e.
-    `error_95`: 95th percentile of |q − 1|.
+    Args:
+        spearman: rank correlation; None for a constant variance.
+        mean_ratio: mean q.
+        relative_rmse: √mean (q − 1)².
+        geometric_level: exp(mean log q); None if some v is not positive.
+        slope: of the least-squares line of v on e with an intercept, cov(v, e)/var(e). It is 1 if differences agree and
+            0 if v is constant; None for a constant e.
+        error_95: 95th percentile of |q − 1|.
     """
 
     spearman: float | None
@@ -34,14 +38,27 @@ class Agreement:
 
 @dataclass(frozen=True)
 class WorstPoints:
-    """The outputs of largest |q − 1|, worst first: `indices` (k, number of axes) into the variance, `ratios` q (k,)."""
+    """The outputs of largest |q − 1|, worst first.
+
+    Args:
+        indices: of the outputs in the variance, (k, number of axes).
+        ratios: q of the outputs, (k,).
+    """
 
     indices: Integers
     ratios: Floats
 
 
 def agreement(variance: Floats, exact: Floats) -> Agreement:
-    """Agreement of two variances of one shape; the exact one is positive everywhere."""
+    """Return the agreement of a variance with the exact one.
+
+    Args:
+        variance: of any shape, such as (M, C).
+        exact: of the same shape, positive.
+
+    Returns:
+        The agreement over all outputs.
+    """
     v, e = variance.reshape(-1), exact.reshape(-1)
     quotient = v / e
     return Agreement(
@@ -55,7 +72,16 @@ def agreement(variance: Floats, exact: Floats) -> Agreement:
 
 
 def worst_points(variance: Floats, exact: Floats, *, k: int = 10) -> WorstPoints:
-    """The k outputs (all, where there are fewer) at which variance/exact is furthest from 1."""
+    """Return the outputs at which variance/exact is furthest from 1.
+
+    Args:
+        variance: of any shape, such as (M, C).
+        exact: of the same shape, positive.
+        k: number of outputs; all if there are fewer.
+
+    Returns:
+        Indices and ratios, worst first.
+    """
     quotient = variance / exact
     order = np.argsort(-np.abs(quotient - 1), axis=None, kind="stable")[:k]
     return WorstPoints(np.stack(np.unravel_index(order, variance.shape), axis=-1), quotient.reshape(-1)[order])

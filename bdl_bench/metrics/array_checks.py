@@ -1,4 +1,4 @@
-"""Arrays that no metric is computed from: a NaN sorts anywhere, and a variance that is not positive has no density."""
+"""Checks of the arrays that metrics are computed from: no NaN, no variance that is not positive."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Scores of class probabilities, one number an example, from their logarithms.
+"""Scores of class probabilities, one number per example, from their logarithms.
 
-`log_probs` (M, C) are float64, `targets` (M,) class indices. `bdl_bench.metrics.log_space.logs` makes log-probabilities
-of probabilities, and its `log_softmax` those of logits.
+`log_probs` (M, C) are float64, `targets` (M,) class indices. `bdl_bench.metrics.log_space.logs` converts
+probabilities, `bdl_bench.metrics.log_space.log_softmax` converts logits.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Integers = NDArray[np.int64]
 
 
 def nll(log_probs: Floats, targets: Integers) -> Floats:
-    """−log p(y), nats, (M,); infinite where a class was given probability 0."""
+    """Return −log p(y) in nats, (M,); infinite if the target has probability 0."""
     scores: Floats = 0.0 - _of_target(log_probs, targets)
     return scores
 
 
 def brier(log_probs: Floats, targets: Integers) -> Floats:
-    """Σ_c (p_c − 1[y = c])², between 0 and 2, (M,).
+    """Return the Brier score Σ_c (p_c − 1[y = c])², between 0 and 2, (M,).
 
-    1 − p_y is summed over the other classes, so that a right row of probability 1 − 1e-20 does not score exactly 0.
+    1 − p_y is summed over the other classes, so that a correct row of probability 1 − 1e-20 does not score exactly 0.
     """
     probs = np.exp(log_probs)
     probs[np.arange(len(targets)), targets] = 0.0
@@ -35,26 +35,26 @@ def brier(log_probs: Floats, targets: Integers) -> Floats:
 
 
 def correct(log_probs: Floats, targets: Integers) -> Floats:
-    """1 where the most probable class is the target, else 0, (M,)."""
+    """Return 1 if the most probable class is the target, else 0, (M,)."""
     hits: Floats = (log_probs.argmax(-1) == targets).astype(np.float64)
     return hits
 
 
 def confidence(log_probs: Floats) -> Floats:
-    """The probability of the most probable class, (M,)."""
+    """Return the probability of the most probable class, (M,)."""
     top: Floats = np.exp(log_probs.max(-1))
     return top
 
 
 def entropy(log_probs: Floats) -> Floats:
-    """−Σ_c p_c log p_c, nats, (M,)."""
+    """Return −Σ_c p_c log p_c in nats, (M,)."""
     finite = np.where(np.isneginf(log_probs), 0.0, log_probs)
     nats: Floats = 0.0 - (np.exp(log_probs) * finite).sum(-1)
     return nats
 
 
 def as_two_classes(log_odds: Floats, targets: Floats) -> tuple[Floats, Integers]:
-    """Bernoulli outputs (M, C) as M·C examples of two classes: log-probabilities (M·C, 2) and targets (M·C,)."""
+    """Return Bernoulli outputs (M, C) as M·C examples of two classes: log-probabilities (M·C, 2) and targets (M·C,)."""
     odds = log_odds.reshape(-1)
     return np.stack([log_sigmoid(-odds), log_sigmoid(odds)], axis=-1), targets.reshape(-1).astype(np.int64)
 

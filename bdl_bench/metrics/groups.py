@@ -1,14 +1,14 @@
-"""The arrays of a record, split into the sets of rows that they are of.
+"""The arrays of a record by set of rows.
 
-The layout is flat. Test rows have plain names; other sets of rows have a prefix, and the tuned estimator one more:
+The layout is flat. Test rows have plain names, other sets a prefix, and the arrays of the tuned estimator one more:
 
     mean, epistemic_variance, total_variance | probs, targets
     validation/<name>    ood/<set>/<name>    shift/<family>-<severity>/<name>
     tuned/<any of these>
 
-`band/` and `train/` are for figures: rows that are drawn and not scored, and in no part here.
-Out-of-distribution rows may have no targets. Targets are data: where the tuned arrays lack those of a set, they are
-those of the arrays as fitted.
+`plot_grid/` and `train/` hold rows that figures draw and no metric scores. They belong to no part.
+Out-of-distribution rows may have no targets. Targets are stored once: if the tuned arrays of a set have none, those of
+the untuned estimator apply.
 """
 
 from __future__ import annotations
@@ -26,12 +26,19 @@ __all__ = ["Parts", "flattened", "parts", "tuned"]
 Array = NDArray[np.float64]
 Named = Mapping[str, Array]
 _TUNED = "tuned/"
-_NOT_SCORED = ("tuned", "band", "train")
+_NOT_SCORED = ("tuned", "plot_grid", "train")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Arrays by name: of the test rows, the validation rows (empty where they were not kept), and each named set."""
+    """Arrays by name of each set of rows.
+
+    Args:
+        test: of the test rows.
+        validation: of the validation rows; empty if these were not stored.
+        ood: of each out-of-distribution set, by its name.
+        shift: of each shifted set, by its name.
+    """
 
     test: Named
     validation: Named = field(default_factory=dict)
@@ -40,7 +47,17 @@ class Parts:
 
 
 def parts(arrays: Named) -> Parts:
-    """The parts made by the estimator as fitted; DataError for a name that belongs to no part."""
+    """Return the arrays of the untuned estimator by set of rows.
+
+    Args:
+        arrays: the arrays of a record, in the layout of this module.
+
+    Returns:
+        The sets of rows.
+
+    Raises:
+        DataError: for a name that is not in the layout.
+    """
     test: dict[str, Array] = {}
     validation: dict[str, Array] = {}
     sets: dict[str, dict[str, dict[str, Array]]] = {"ood": {}, "shift": {}}
@@ -59,7 +76,14 @@ def parts(arrays: Named) -> Parts:
 
 
 def tuned(arrays: Named) -> dict[str, Array]:
-    """The arrays made by the tuned estimator under the names of those as fitted; empty where nothing was tuned."""
+    """Return the arrays of the tuned estimator under the names of those of the untuned one.
+
+    Args:
+        arrays: the arrays of a record, in the layout of this module.
+
+    Returns:
+        Arrays by name; empty if nothing was tuned.
+    """
     found = {path.removeprefix(_TUNED): array for path, array in arrays.items() if path.startswith(_TUNED)}
     filled = {path.rpartition("/")[0] for path in found}
     for path, array in arrays.items():
@@ -70,7 +94,15 @@ def tuned(arrays: Named) -> dict[str, Array]:
 
 
 def flattened(split: Parts, *, prefix: str = "") -> dict[str, Array]:
-    """The layout of these parts, `parts` undone; with `prefix="tuned/"` as those of the tuned estimator."""
+    """Return the arrays of these sets in the flat layout, the inverse of `parts`.
+
+    Args:
+        split: the sets of rows.
+        prefix: "tuned/" for arrays of the tuned estimator.
+
+    Returns:
+        Arrays by name.
+    """
     return {f"{prefix}{path}": array for path, array in _paths(split)}
 
 

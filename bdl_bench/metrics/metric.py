@@ -1,4 +1,4 @@
-"""What a metric is: a key of the field, how to read it, and how it comes from the arrays of a record."""
+"""A metric: its key in a record, how to read it, and how it is computed from the arrays of a record."""
 
 from __future__ import annotations
 
@@ -9,23 +9,36 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrays", "Metric", "Sample", "flat"]
+__all__ = ["Arrays", "Metric"]
 
 Floats = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[np.float64]]
 """The arrays of a record, in the layout of `bdl_bench.metrics.groups`."""
 
-Sample = tuple[tuple[Floats, ...], ...]
-"""Groups of rows that are drawn apart (in- and out-of-distribution, severities); arrays of a group share their rows."""
-
 
 @dataclass(frozen=True)
 class Metric:
-    """One number for a set of predictions.
+    """One number that scores a set of predictions.
 
-    `scores` gives one number a row, whose mean (or its square root, where `root`) is the metric; None where a metric
-    does not split into rows. Then `rows` gives what it is computed from, and `whole` computes it along the last axis of
-    each array. `better` is the direction, or None where neither is; `nominal` is what a calibrated prediction has.
+    A metric has either `scores`, if it is a mean over rows, or `compute`.
+
+    Args:
+        key: the name in a record, such as "cls/NLL".
+        label: the name in a table.
+        reading: how to read the number, in one line.
+        better: which direction is better; None if neither is.
+        scores: function of the arrays that returns one number per row, (M,). Their mean is the metric.
+        compute: function of the arrays that returns the metric, for metrics that are not a mean over rows.
+        root: whether the metric is the square root of the mean of `scores`.
+        nominal: the value of a calibrated prediction; None if there is none.
+
+    Example:
+        >>> import numpy as np
+        >>> from bdl_bench.metrics import Metric
+        >>> mae = Metric("reg/MAE", "MAE", "mean absolute error", "lower",
+        ...              scores=lambda arrays: abs(arrays["mean"] - arrays["targets"]).mean(-1))
+        >>> mae.value({"mean": np.array([[1.0], [2.0]]), "targets": np.array([[1.5], [2.5]])})
+        0.5
     """
 
     key: str
@@ -33,30 +46,21 @@ class Metric:
     reading: str
     better: Literal["lower", "higher"] | None
     scores: Callable[[Arrays], Floats] | None = None
-    rows: Callable[[Arrays], Sample] | None = None
-    whole: Callable[[Sample], Floats] | None = None
+    compute: Callable[[Arrays], float] | None = None
     root: bool = False
     nominal: float | None = None
 
     def value(self, arrays: Arrays) -> float:
-        """The metric of one set of predictions."""
-        return float(self.statistic(flat(self.sample(arrays))))
+        """Return the metric of one set of predictions.
 
-    def sample(self, arrays: Arrays) -> Sample:
-        """What a bootstrap resamples, rows first."""
-        if self.scores is not None:
-            return ((self.scores(arrays),),)
-        assert self.rows is not None
-        return self.rows(arrays)
+        Args:
+            arrays: predictions and targets of M rows, by name.
 
-    def statistic(self, sample: Sample) -> Floats:
-        """The metric of samples (..., M), along the last axis."""
-        if self.whole is not None:
-            return self.whole(sample)
-        mean: Floats = sample[0][0].mean(-1)
-        return np.sqrt(mean) if self.root else mean
-
-
-def flat(sample: Sample) -> Sample:
-    """The same with one axis an array: the outputs of a row follow each other."""
-    return tuple(tuple(array.reshape(-1) for array in group) for group in sample)
+        Returns:
+            The metric, in the unit that `reading` names.
+        """
+        if self.compute is not None:
+            return float(self.compute(arrays))
+        assert self.scores is not None
+        mean = float(self.scores(arrays).mean())
+        return float(np.sqrt(mean)) if self.root else mean

@@ -1,4 +1,4 @@
-"""The rows of one part as the metrics want them: log-probabilities, scores of confidence and of uncertainty."""
+"""Quantities of each row that metrics use: log-probabilities, confidence, uncertainty."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Integers = NDArray[np.int64]
 
 
 class TopLabels(NamedTuple):
-    """Of the most probable class of each row: its probability, the log-odds of that, and 1 where it is the target.
+    """The most probable class of each row: its probability, its log-odds, and 1 if it is the target.
 
-    The log-odds order the rows as the probabilities do, and do not tie where these are 1 in float64.
+    The log-odds order rows as the probabilities do, without ties at a probability of 1 in float64.
     """
 
     confidence: Floats
@@ -32,9 +32,18 @@ class TopLabels(NamedTuple):
 
 
 def class_arrays(arrays: Arrays) -> tuple[Floats, Integers]:
-    """Log-probabilities (M, C) and class indices (M,); independent Bernoulli outputs count as examples of two classes.
+    """Return log-probabilities (M, C) and class indices (M,).
 
-    Errors: DataError for a target that is not the index of a class.
+    Each of C independent Bernoulli outputs counts as one example of two classes, (M·C, 2) and (M·C,).
+
+    Args:
+        arrays: predictions of classes and targets by name.
+
+    Returns:
+        Log-probabilities and class indices.
+
+    Raises:
+        DataError: for a target that is not the index of a class.
     """
     targets = arrays["targets"]
     binary = targets.ndim == 2
@@ -45,7 +54,7 @@ def class_arrays(arrays: Arrays) -> tuple[Floats, Integers]:
 
 
 def top_labels(arrays: Arrays) -> TopLabels:
-    """Of each row, (M,); (M, C) for Bernoulli outputs."""
+    """Return the most probable class of each row, with arrays (M,); (M, C) for Bernoulli outputs."""
     log_probs, targets = class_arrays(arrays)
     found = (
         classification.confidence(log_probs),
@@ -56,24 +65,24 @@ def top_labels(arrays: Arrays) -> TopLabels:
 
 
 def confidences(kind: str, arrays: Arrays) -> Floats:
-    """Minus the epistemic variance as a score of confidence, in the shape of `top_labels`."""
+    """Return minus the epistemic variance as a score of confidence, in the shape of `top_labels`."""
     return -(arrays["epistemic_variance"] if kind == "binary" else variance_of_row(arrays))
 
 
 def variance_of_row(arrays: Arrays) -> Floats:
-    """The mean over outputs of the centred variance, where there is one, else of the epistemic variance, (M,).
+    """Return the mean over outputs of the centred variance, or without one of the epistemic variance, (M,).
 
-    For logits the latter holds the variance of their common level, which changes no probability: with C classes it is
-    tr(Σ centred)/C + 1ᵀΣ1/C². Variances alone, without covariances, cannot tell the two apart.
+    For logits the epistemic variance includes that of their common level, which changes no probability: with C classes
+    it is tr(Σ centred)/C + 1ᵀΣ1/C². Only a covariance separates the two.
     """
     row: Floats = arrays.get("centred_variance", arrays["epistemic_variance"]).mean(-1)
     return row
 
 
 def predictive_entropy(kind: str, arrays: Arrays) -> Floats:
-    """The entropy of the prediction, nats, (M,): of the classes, of all Bernoulli outputs, or of the Gaussian.
+    """Return the entropy of the prediction in nats, (M,): of the classes, of all Bernoulli outputs, or of the Gaussian.
 
-    With one output the Gaussian's orders rows as the total variance does.
+    For one Gaussian output it orders rows as the total variance does.
     """
     if kind == "regression":
         return regression.entropy(arrays["total_variance"])
@@ -84,9 +93,9 @@ def predictive_entropy(kind: str, arrays: Arrays) -> Floats:
 
 
 def entropy_order(kind: str, arrays: Arrays) -> Floats:
-    """A score that orders rows as `predictive_entropy` does, (M,), and does not tie where that is 0 in float64.
+    """Return a score that orders rows as `predictive_entropy` does, without ties at 0 in float64, (M,).
 
-    For classes and Bernoulli outputs, the logarithm of the entropy.
+    For classes and Bernoulli outputs it is the logarithm of the entropy.
     """
     if kind == "regression":
         return predictive_entropy(kind, arrays)
@@ -97,7 +106,7 @@ def entropy_order(kind: str, arrays: Arrays) -> Floats:
 
 
 def _two_classes(arrays: Arrays) -> Floats:
-    """(M, C, 2)."""
+    """Return the log-probabilities of both classes of each Bernoulli output, (M, C, 2)."""
     odds = _log_odds(arrays)
     return np.stack([log_sigmoid(-odds), log_sigmoid(odds)], axis=-1)
 
@@ -120,5 +129,5 @@ def _check_indices(targets: Floats, n_classes: int) -> None:
         raise DataError(
             f"targets that are class indices 0..{n_classes - 1}",
             received=f"{targets[row]} in row {row}",
-            remedy="metrics need one hard label a prediction: round or argmax soft labels, leave out unlabelled rows.",
+            remedy="metrics need one hard label per prediction: round or argmax soft labels, remove unlabelled rows.",
         )

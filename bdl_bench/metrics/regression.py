@@ -1,6 +1,6 @@
 """Scores of Gaussian predictions N(mean, variance), variance = epistemic + noise; mean, variance, targets (M, C).
 
-Scores are one number an example, (M,): sums over outputs for log-likelihood and entropy, means over outputs otherwise.
+Scores are one number per example, (M,): sums over outputs for log-likelihood and entropy, means over outputs otherwise.
 """
 
 from __future__ import annotations
@@ -31,69 +31,68 @@ CURVE_LEVELS: Floats = np.arange(1, 20) / 20
 
 
 def nll(mean: Floats, variance: Floats, targets: Floats) -> Floats:
-    """−log N(y | mean, variance) summed over outputs, nats."""
+    """Return −log N(y | mean, variance) summed over outputs, in nats."""
     scores: Floats = 0.5 * (np.square(targets - mean) / variance + np.log(2 * np.pi * variance)).sum(-1)
     return scores
 
 
 def squared_error(mean: Floats, targets: Floats) -> Floats:
-    """(y − mean)², mean over outputs."""
+    """Return (y − mean)², averaged over outputs."""
     scores: Floats = np.square(targets - mean).mean(-1)
     return scores
 
 
 def entropy(variance: Floats) -> Floats:
-    """Of the prediction, ½ log(2πe · variance) summed over outputs, nats."""
+    """Return the entropy of the prediction, ½ log(2πe · variance) summed over outputs, in nats."""
     nats: Floats = 0.5 * np.log(2 * np.pi * np.e * variance).sum(-1)
     return nats
 
 
 def crps(mean: Floats, variance: Floats, targets: Floats) -> Floats:
-    """Continuous ranked probability score of a Gaussian (Gneiting and Raftery 2007), by scoringrules.
+    """Return the continuous ranked probability score of a Gaussian (Gneiting and Raftery 2007), by scoringrules.
 
     s (z (2Φ(z) − 1) + 2φ(z) − 1/√π),  z = (y − mean)/s
     """
-    # The backend is named, since scoringrules takes numba wherever it finds it.
+    # Without a named backend, scoringrules uses numba if that is installed.
     scores: Floats = crps_normal(targets, mean, np.sqrt(variance), backend="numpy").mean(-1)
     return scores
 
 
 def coverage(mean: Floats, variance: Floats, targets: Floats, *, level: float) -> Floats:
-    """The share of outputs inside their central interval of `level`."""
+    """Return the share of outputs inside their central interval of `level`."""
     inside: Floats = (np.abs(targets - mean) <= _quantile(level) * np.sqrt(variance)).mean(-1)
     return inside
 
 
 def width(variance: Floats, *, level: float) -> Floats:
-    """The full width of the central interval of `level`, in the unit of the target."""
+    """Return the full width of the central interval of `level`, in the unit of the target."""
     widths: Floats = (2 * _quantile(level) * np.sqrt(variance)).mean(-1)
     return widths
 
 
 def pit(mean: Floats, variance: Floats, targets: Floats) -> Floats:
-    """The probability integral transform Φ((y − mean)/s), (M, C): uniform on [0, 1] where calibrated."""
+    """Return the probability integral transform Φ((y − mean)/s), (M, C): uniform on [0, 1] if calibrated."""
     values: Floats = norm.cdf((targets - mean) / np.sqrt(variance))
     return values
 
 
 def central_level(mean: Floats, variance: Floats, targets: Floats) -> Floats:
-    """The level of the smallest central interval that holds the target, |2 PIT − 1|, (M, C)."""
+    """Return the level of the smallest central interval that contains the target, |2 PIT − 1|, (M, C)."""
     levels: Floats = np.abs(2 * pit(mean, variance, targets) - 1)
     return levels
 
 
 def coverage_curve(needed: Floats, *, levels: Floats = CURVE_LEVELS) -> Floats:
-    """The share of targets inside their central interval at each of L nominal levels, (..., L).
+    """Return the share of targets inside their central interval at each of L nominal levels, (L,).
 
-    `needed` (..., M) are central levels. A calibrated prediction has the levels themselves (Kuleshov et al. 2018).
+    `needed` (M,) are central levels. A calibrated prediction has the levels themselves (Kuleshov et al. 2018).
     """
-    return np.stack([(needed <= level).mean(-1) for level in levels], axis=-1)
+    return np.array([(needed <= level).mean() for level in levels])
 
 
-def coverage_error(needed: Floats, *, levels: Floats = CURVE_LEVELS) -> Floats:
-    """The mean over the levels of |observed − nominal coverage|, (...)."""
-    error: Floats = np.abs(coverage_curve(needed, levels=levels) - levels).mean(-1)
-    return error
+def coverage_error(needed: Floats, *, levels: Floats = CURVE_LEVELS) -> float:
+    """Return the mean over the levels of |observed − nominal coverage|."""
+    return float(np.abs(coverage_curve(needed, levels=levels) - levels).mean())
 
 
 def _quantile(level: float) -> float:

@@ -1,15 +1,15 @@
-"""Selective prediction: what is lost when only the most confident rows are answered. Along the last axis.
+"""Selective prediction: the risk if only the most confident rows are answered.
 
-With rows in falling order of confidence, losses ℓ₁, ℓ₂, ... and coverage k/M,
+With rows in decreasing order of confidence, losses ℓ₁, ℓ₂, ... and coverage k/M,
 
-    selective risk(k)   = (ℓ₁ + ... + ℓₖ) / k      the loss of an answered row
+    selective risk(k)   = (ℓ₁ + ... + ℓₖ) / k      mean loss of the answered rows
     generalized risk(k) = (ℓ₁ + ... + ℓₖ) / M      a row is answered and lost, jointly
 
     AURC  = (1/M) Σₖ selective risk(k)                                      Geifman, Uziel and El-Yaniv (2019)
     AUGRC = ∫ generalized risk d coverage, by the trapezoidal rule from 0   Traub et al. (2024), arXiv 2407.01032
 
-For losses 0 and 1 with accuracy a, AUGRC = (1 − AUROC) a (1 − a) + (1 − a)²/2, AUROC that of telling right from wrong.
-Ties in confidence: the expected value over all their orders, for both areas and both curves.
+For losses 0 and 1 with accuracy a, AUGRC = (1 − AUROC) a (1 − a) + (1 − a)²/2, with the AUROC of separating right rows
+from wrong ones. Rows of equal confidence count with the mean loss of their group: the expectation over their orders.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.metrics.ties import falling
-
 __all__ = ["RiskCoverage", "augrc", "aurc", "excess_aurc", "risk_coverage"]
 
 Floats = NDArray[np.float64]
@@ -28,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """Both risks at each coverage 1/M, 2/M, ..., 1; each (M,)."""
+    """Selective and generalized risk at each coverage 1/M, 2/M, ..., 1; three arrays (M,)."""
 
     coverage: Floats
     selective_risk: Floats
@@ -36,30 +34,29 @@ class RiskCoverage:
 
 
 def risk_coverage(confidence: Floats, losses: Floats) -> RiskCoverage:
-    """The risk-coverage curves of M rows."""
-    coverage = _shares(confidence)
-    generalized = np.cumsum(falling(confidence).expected(losses), -1) / len(coverage)
+    """Return the risk-coverage curves of M rows; `confidence` and `losses` are (M,)."""
+    coverage = np.arange(1, len(losses) + 1) / len(losses)
+    generalized = np.cumsum(_ordered(confidence, losses)) / len(losses)
     return RiskCoverage(coverage, generalized / coverage, generalized)
 
 
-def aurc(confidence: Floats, losses: Floats) -> Floats:
-    """Area under the curve of the selective risk, (...); lower is better, the risk itself for a constant confidence."""
-    expected = falling(confidence).expected(losses)
-    area: Floats = (np.cumsum(expected, -1) / np.arange(1, expected.shape[-1] + 1)).mean(-1)
-    return area
+def aurc(confidence: Floats, losses: Floats) -> float:
+    """Return the area under the selective risk; lower is better, the mean loss for a constant confidence."""
+    return float(risk_coverage(confidence, losses).selective_risk.mean())
 
 
-def excess_aurc(confidence: Floats, losses: Floats) -> Floats:
-    """AURC less that of the best order, which answers the rows of least loss first, (...); 0 at best."""
+def excess_aurc(confidence: Floats, losses: Floats) -> float:
+    """Return AURC minus that of the best order, which answers the rows of least loss first; 0 at best."""
     return aurc(confidence, losses) - aurc(-losses, losses)
 
 
-def augrc(confidence: Floats, losses: Floats) -> Floats:
-    """Area under the curve of the generalized risk, (...): the mean risk of an undetected failure; lower is better."""
-    expected = falling(confidence).expected(losses)
-    area: Floats = (np.cumsum(expected, -1) - expected / 2).mean(-1) / expected.shape[-1]
-    return area
+def augrc(confidence: Floats, losses: Floats) -> float:
+    """Return the area under the generalized risk: the mean risk of an undetected failure; lower is better."""
+    ordered = _ordered(confidence, losses)
+    return float((np.cumsum(ordered) - ordered / 2).mean() / len(ordered))
 
 
-def _shares(confidence: Floats) -> Floats:
-    return np.arange(1, len(confidence) + 1) / len(confidence)
+def _ordered(confidence: Floats, losses: Floats) -> Floats:
+    """Return the losses in decreasing order of confidence, tied rows with the mean loss of their group, (M,)."""
+    _, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
+    return np.repeat(np.bincount(group, losses) / sizes, sizes)

@@ -1,4 +1,4 @@
-"""The metrics of test rows, for each kind of likelihood, under the names of the field, with how to read them."""
+"""The metrics of test rows for each kind of likelihood."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bdl_bench.metrics import calibration, classification, regression, selective, temperature
 from bdl_bench.metrics.groups import parts
-from bdl_bench.metrics.metric import Arrays, Metric, Sample
+from bdl_bench.metrics.metric import Arrays, Metric
 from bdl_bench.metrics.per_example import class_arrays, confidences, top_labels
 
 __all__ = ["LEVELS", "METRICS", "variance_metrics"]
@@ -19,18 +19,18 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
+"""Nominal levels of the central intervals whose coverage is reported."""
 
 
 def variance_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
-    """Selective prediction by epistemic variance; none where that is constant over the test rows: it orders nothing."""
+    """Return selective prediction by epistemic variance; nothing if that is constant and so orders no rows."""
     if kind == "regression" or "epistemic_variance" not in arrays or np.ptp(confidences(kind, arrays)) == 0:
         return ()
-    rows = partial(_risk_by_variance, kind)
     return (
         Metric("sc/AURC/variance", "AURC (variance)", "area under the risk-coverage curve, least variance first",
-               "lower", rows=rows, whole=_along(selective.aurc)),
+               "lower", compute=partial(_risk_by_variance, selective.aurc, kind)),
         Metric("sc/AUGRC/variance", "AUGRC (variance)", "mean risk of an undetected failure, least variance first",
-               "lower", rows=rows, whole=_along(selective.augrc)),
+               "lower", compute=partial(_risk_by_variance, selective.augrc, kind)),
     )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def _class_scores(function: Callable[[Floats, Integers], Floats], arrays: Arrays
 
 
 def _nll_at_optimum(arrays: Arrays) -> Floats:
-    """The NLL at the temperature of the validation rows; where there are none, cross-validated on the test rows."""
+    """Return the NLL at the temperature of the validation rows; without these, cross-validated on the test rows."""
     validation = parts(arrays).validation
     log_probs, targets = class_arrays(arrays)
     if not validation:
@@ -51,49 +51,33 @@ def _nll_at_optimum(arrays: Arrays) -> Floats:
 
 
 def _of_rows(scores: Floats, arrays: Arrays) -> Floats:
-    """Means over the outputs of each row, so that rows, and not outputs, are what is resampled."""
+    """Return the mean over the outputs of each row, (M,), since rows are the unit of every comparison."""
     means: Floats = scores.reshape(len(arrays["targets"]), -1).mean(-1)
     return means
 
 
-def _confidence(arrays: Arrays) -> Sample:
+def _by_confidence(error: Callable[..., float], arrays: Arrays) -> float:
     found = top_labels(arrays)
-    return ((found.confidence, found.correct),)
+    return error(found.confidence.reshape(-1), found.correct.reshape(-1))
 
 
-def _confidence_and_order(arrays: Arrays) -> Sample:
+def _by_order(error: Callable[..., float], arrays: Arrays) -> float:
     found = top_labels(arrays)
-    return ((found.confidence, found.correct, found.log_odds),)
+    return error(found.confidence.reshape(-1), found.correct.reshape(-1), found.log_odds.reshape(-1))
 
 
-def _classwise(arrays: Arrays) -> Sample:
+def _classwise_ece(arrays: Arrays) -> float:
     log_probs, targets = class_arrays(arrays)
-    return ((*np.exp(log_probs).T, targets.astype(np.float64)),)
+    return calibration.classwise_ece(np.exp(log_probs), targets)
 
 
-def _classwise_ece(sample: Sample) -> Floats:
-    *probs, targets = sample[0]
-    of_class = [calibration.ece(p, (targets == c).astype(np.float64)) for c, p in enumerate(probs)]
-    mean: Floats = np.mean(of_class, axis=0)
-    return mean
-
-
-def _risk(arrays: Arrays) -> Sample:
+def _risk(area: Callable[[Floats, Floats], float], arrays: Arrays) -> float:
     found = top_labels(arrays)
-    return ((found.log_odds, 1 - found.correct),)
+    return area(found.log_odds.reshape(-1), 1 - found.correct.reshape(-1))
 
 
-def _risk_by_variance(kind: str, arrays: Arrays) -> Sample:
-    return ((confidences(kind, arrays), 1 - top_labels(arrays).correct),)
-
-
-def _along(function: Callable[..., Floats]) -> Callable[[Sample], Floats]:
-    """A function of the arrays of the first group."""
-    return partial(_of_first, function)
-
-
-def _of_first(function: Callable[..., Floats], sample: Sample) -> Floats:
-    return function(*sample[0])
+def _risk_by_variance(area: Callable[[Floats, Floats], float], kind: str, arrays: Arrays) -> float:
+    return area(confidences(kind, arrays).reshape(-1), 1 - top_labels(arrays).correct.reshape(-1))
 
 
 def _gaussian(function: Callable[..., Floats], arrays: Arrays, **keywords: float) -> Floats:
@@ -104,8 +88,8 @@ def _squared_error(arrays: Arrays) -> Floats:
     return regression.squared_error(arrays["mean"], arrays["targets"])
 
 
-def _central_levels(arrays: Arrays) -> Sample:
-    return ((_gaussian(regression.central_level, arrays),),)
+def _coverage_error(arrays: Arrays) -> float:
+    return regression.coverage_error(_gaussian(regression.central_level, arrays).reshape(-1))
 
 
 def _width(arrays: Arrays, *, level: float) -> Floats:
@@ -131,23 +115,23 @@ _BINARY = (
     Metric("cls/Acc", "Accuracy", "share of correct top labels", "higher",
            partial(_class_scores, classification.correct)),
     Metric("cal/ECE", "ECE", "calibration error, 15 bins of equal width", "lower",
-           rows=_confidence, whole=_along(calibration.ece)),
+           compute=partial(_by_confidence, calibration.ece)),
     Metric("cal/aECE", "aECE", "calibration error, 15 bins of equal mass", "lower",
-           rows=_confidence_and_order, whole=_along(calibration.adaptive_ece)),
+           compute=partial(_by_order, calibration.adaptive_ece)),
     Metric("cal/dECE", "dECE", "debiased l2 calibration error, 15 bins of equal mass", "lower",
-           rows=_confidence_and_order, whole=_along(calibration.debiased_ece)),
+           compute=partial(_by_order, calibration.debiased_ece)),
     Metric("sc/AURC", "AURC", "area under the risk-coverage curve of the top probability", "lower",
-           rows=_risk, whole=_along(selective.aurc)),
-    Metric("sc/E-AURC", "E-AURC", "AURC less that of the best order of the same predictions", "lower",
-           rows=_risk, whole=_along(selective.excess_aurc)),
+           compute=partial(_risk, selective.aurc)),
+    Metric("sc/E-AURC", "E-AURC", "AURC minus that of the best order of the same predictions", "lower",
+           compute=partial(_risk, selective.excess_aurc)),
     Metric("sc/AUGRC", "AUGRC", "mean risk of an undetected failure, by the top probability", "lower",
-           rows=_risk, whole=_along(selective.augrc)),
+           compute=partial(_risk, selective.augrc)),
 )  # fmt: skip
 
 _CLASSIFICATION = (
     *_BINARY,
     Metric("cal/cwECE", "cwECE", "mean over classes of the calibration error of their probability", "lower",
-           rows=_classwise, whole=_classwise_ece),
+           compute=_classwise_ece),
 )  # fmt: skip
 
 _REGRESSION = (
@@ -156,7 +140,7 @@ _REGRESSION = (
     Metric("reg/CRPS", "CRPS", "continuous ranked probability score", "lower", partial(_gaussian, regression.crps)),
     *map(_coverage_metric, LEVELS),
     Metric("cal/QCE", "QCE", "mean |observed − nominal coverage| over 5 %, ..., 95 %", "lower",
-           rows=_central_levels, whole=_along(regression.coverage_error)),
+           compute=_coverage_error),
     Metric("width/95", "width 95 %", "mean width of the central 95 % interval", None, partial(_width, level=0.95)),
 )  # fmt: skip
 
@@ -165,4 +149,4 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "classification": _CLASSIFICATION,
     "binary": _BINARY,
 }
-"""The metrics that the test rows of any method have, whatever else its record holds."""
+"""The metrics of the test rows of every method, by kind of likelihood."""

@@ -1,1 +1,1 @@
-"""Architectures that tasks and measurements share, one family a file."""
+"""Architectures of the tasks and benchmarks, one family per file."""

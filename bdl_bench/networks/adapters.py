@@ -1,4 +1,4 @@
-"""LoRA adapters in a pretrained network: they alone, and what is named beside them, are trained."""
+"""LoRA adapters in a pretrained network whose other weights are frozen."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["with_adapters"]
 
 
 def with_adapters(network: nn.Module, targets: Sequence[str], *, rank: int) -> nn.Module:
-    """The network itself, all weights frozen, with adapters of this rank on the linear layers whose names end so.
+    """Return the network, changed in place: its weights are frozen, and the linear layers in `targets` have adapters.
 
-    W x -> W x + 2 B A x, A (rank, in) drawn, B (out, rank) zero (Hu et al. 2022).
+    W x -> W x + 2 B A x with A (rank, in) random and B (out, rank) zero at initialisation (Hu et al. 2022).
     """
     peft = package("peft", extra="text")
     network.requires_grad_(False)

@@ -8,7 +8,7 @@ __all__ = ["lenet"]
 
 
 def lenet(n_classes: int = 10) -> nn.Sequential:
-    """For images (B, 1, 28, 28), padded to the 32 × 32 of the paper."""
+    """Return LeNet-5 for images (B, 1, 28, 28), which are padded to the 32 × 32 of the paper."""
     return nn.Sequential(
         *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),

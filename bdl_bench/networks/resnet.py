@@ -9,7 +9,7 @@ __all__ = ["resnet18", "small_image_stem"]
 
 
 class _Block(nn.Module):
-    """Two convolutions around which the input goes unchanged, or through a 1×1 convolution where shapes differ."""
+    """Two convolutions with a skip connection, which is a 1×1 convolution if shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _Block(nn.Module):
 
 
 def resnet18(n_classes: int = 10, stem: nn.Sequential | None = None) -> nn.Sequential:
-    """For images (B, 3, H, W); without a `stem` (B, 3, H, W) -> (B, 64, H', W') of one's own, the published one."""
+    """Return ResNet-18 for images (B, 3, H, W); `stem` maps these to (B, 64, H', W'), by default as published."""
     widths = [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]
     stem = _stem() if stem is None else stem
     blocks = [block for i, o, stride in widths for block in (_Block(i, o, stride), _Block(o, o, 1))]
@@ -35,7 +35,7 @@ def resnet18(n_classes: int = 10, stem: nn.Sequential | None = None) -> nn.Seque
 
 
 def small_image_stem() -> nn.Sequential:
-    """One 3 × 3 convolution and no pooling: what is usual on images of 32 × 32 pixels."""
+    """Return the usual stem for images of 32 × 32 pixels: one 3 × 3 convolution, no pooling."""
     return nn.Sequential(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
 
 

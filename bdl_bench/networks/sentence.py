@@ -1,4 +1,4 @@
-"""A class for a sentence, by the last layers of a pretrained encoder."""
+"""A sentence classifier on the last layer of a pretrained encoder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["SentenceClassifier"]
 
 
 class SentenceClassifier(nn.Module):
-    """A layer of an encoder, the mean of what it gives over tokens that are not padding, and a linear head.
+    """A layer of an encoder, the mean of its outputs over tokens that are not padding, and a linear layer.
 
     Args:
-        layer: (hidden states (B, T, D), what is added to the scores of attention (B, 1, 1, T)) -> (B, T, D).
+        layer: maps hidden states (B, T, D) and an additive attention mask (B, 1, 1, T) to (B, T, D).
         width: D.
         n_classes: C.
     """
@@ -23,7 +23,7 @@ class SentenceClassifier(nn.Module):
         self.head = nn.Linear(width, n_classes)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (B, C) of hidden states (B, T, D), with a mask (B, T) of 1, and 0 for padding."""
+        """Return logits (B, C) of hidden states (B, T, D) and a mask (B, T), 0 for padding."""
         kept = attention_mask.to(hidden_states.dtype)
         blocked = (1 - kept)[:, None, None, :] * torch.finfo(hidden_states.dtype).min
         weights = kept.unsqueeze(-1)

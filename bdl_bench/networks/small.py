@@ -8,12 +8,12 @@ __all__ = ["convolutional", "group_norm", "mlp"]
 
 
 def mlp(inputs: int, hidden: int, outputs: int, *, bias: bool = True) -> nn.Sequential:
-    """One hidden layer."""
+    """Return a network with one hidden layer of tanh units, in eval mode."""
     return nn.Sequential(nn.Linear(inputs, hidden, bias), nn.Tanh(), nn.Linear(hidden, outputs, bias)).eval()
 
 
 def convolutional(hidden: int = 227, *, bias: bool = True) -> nn.Sequential:
-    """Two convolutions and two linear layers on images (B, 3, 32, 32): with 227 hidden units 951,691 parameters."""
+    """Return two convolutions and two linear layers for images (B, 3, 32, 32): 951,691 parameters at `hidden=227`."""
     return nn.Sequential(
         *(nn.Conv2d(3, 32, 3, padding=1, bias=bias), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 3, padding=1, bias=bias), nn.ReLU(), nn.MaxPool2d(2)),
@@ -22,7 +22,7 @@ def convolutional(hidden: int = 227, *, bias: bool = True) -> nn.Sequential:
 
 
 def group_norm(n_classes: int = 10) -> nn.Sequential:
-    """Two convolutions with group normalisation (Wu & He 2018) on images (B, 1, 8, 8): 1,946 parameters."""
+    """Return two convolutions with group normalisation (Wu & He 2018) for images (B, 1, 8, 8): 1,946 parameters."""
     return nn.Sequential(
         *(nn.Conv2d(1, 8, 3, 2, padding=1), nn.GroupNorm(2, 8), nn.ReLU()),
         *(nn.Conv2d(8, 16, 3, 2, padding=1), nn.GroupNorm(4, 16), nn.ReLU()),

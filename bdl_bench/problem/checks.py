@@ -1,4 +1,4 @@
-"""What is checked of a problem when it is made, and what is said where it cannot work."""
+"""Checks of a problem's options and networks when it is made."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from estimators.baselines.dropout_layers import dropout_names
-from estimators.baselines.retraining import refuse_other_architecture
+from estimators.baselines.retraining import check_architecture
 from estimators.errors import DataError, ModelError, OptionError
 from estimators.models.checks import check_model
 from estimators.numerics.pytrees import PyTree
 
 __all__ = [
-    "check_band",
     "check_dropout_model",
     "check_members",
+    "check_plot_grid",
     "check_precision",
     "check_trained",
     "check_trained_option",
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def check_precision(value: float | Mapping[str, float]) -> None:
-    """δ is finite and not negative, and positive for some parameters. Errors: OptionError."""
+    """Check that δ is finite, not negative, and positive for some parameters. Raises OptionError."""
     numbers = list(value.values()) if isinstance(value, Mapping) else [value]
     plain = all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in numbers)
     if not numbers or not plain or not any(v > 0 for v in numbers):
@@ -37,7 +37,7 @@ def check_precision(value: float | Mapping[str, float]) -> None:
 
 
 def check_trained(model: nn.Module) -> None:
-    """A network without a recipe is in eval mode and finite. Errors: ModelError."""
+    """Check that a network without a recipe is in eval mode and finite. Raises ModelError."""
     if model.training:
         raise ModelError(
             "a trained network in eval mode, since no recipe trains it",
@@ -48,17 +48,17 @@ def check_trained(model: nn.Module) -> None:
 
 
 def check_trained_option(trained: bool | None, *, has_recipe: bool) -> None:
-    """Errors: OptionError for a network that is not trained and has no recipe."""
+    """Check that a network that is not trained has a recipe. Raises OptionError."""
     if trained is False and not has_recipe:
         raise OptionError(
             "a recipe for a network that is not trained",
             received="trained=False without one",
-            remedy="recipe=Recipe(...), or leave trained out.",
+            remedy="recipe=Recipe(...), or omit trained.",
         )
 
 
 def check_members(members: Sequence[nn.Module], model: nn.Module) -> None:
-    """Trained networks in eval mode, of the architecture of the model. Errors: ModelError."""
+    """Check that members are trained networks with the architecture of the model. Raises ModelError."""
     for index, member in enumerate(members):
         if not isinstance(member, nn.Module):
             raise ModelError(
@@ -67,27 +67,27 @@ def check_members(members: Sequence[nn.Module], model: nn.Module) -> None:
                 remedy="load the networks first, or pass a function that does.",
             )
         check_trained(member)
-        refuse_other_architecture(member, model, what=f"members[{index}] with")
+        check_architecture(member, model, what=f"members[{index}] with")
 
 
 def check_dropout_model(model: nn.Module) -> None:
-    """A trained network in eval mode with dropout layers. Errors: ModelError."""
+    """Check that a network is trained and has dropout layers. Raises ModelError."""
     if not isinstance(model, nn.Module) or not dropout_names(model):
         raise ModelError(
             "a dropout_model with layers nn.Dropout of p > 0",
             received=f"a {type(model).__name__} without",
-            remedy="leave dropout_model out; with make_model and recipe a network with dropout is trained.",
+            remedy="omit dropout_model; with make_model and recipe a network with dropout is trained.",
         )
     check_trained(model)
 
 
-def check_band(batches: list[PyTree]) -> None:
-    """The inputs of a band have one column and ascend, over all batches. Errors: DataError."""
+def check_plot_grid(batches: list[PyTree]) -> None:
+    """Check that the inputs of a plot grid have one column and ascend over all batches. Raises DataError."""
     one_column = all(isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 1 for x in batches)
     if not one_column or bool((torch.cat(batches).diff(dim=0) < 0).any()):
         x = batches[0]
         raise DataError(
-            "a band along a line, x (M, 1) ascending",
+            "a plot_grid of ascending inputs, x (M, 1)",
             received=f"x of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}",
-            remedy="torch.linspace(...).unsqueeze(1), or leave band out where inputs have several columns.",
+            remedy="torch.linspace(...).unsqueeze(1), or no plot_grid if inputs have several columns.",
         )

@@ -1,7 +1,7 @@
-"""Predictions of several places a row, as flat rows (M, C): what records and metrics hold.
+"""Predictions at several positions per row as flat rows (M, C), which records and metrics use.
 
-A row of text has a class at every token, an image one at every pixel. Here each place with a label is a row of its own,
-and places without one (padding, void pixels, prompts, the last token of a causal model) are gone.
+A text has a class at every token, an image one at every pixel. Each position with a label becomes one row. Positions
+without a label (padding, void pixels, prompts, the last token of a causal model) are dropped.
 """
 
 from __future__ import annotations
@@ -25,43 +25,45 @@ __all__ = ["flat_rows", "row_of_each"]
 def flat_rows(
     prediction: Prediction, targets: Tensor | None, likelihood: Likelihood
 ) -> tuple[Prediction, Tensor | None]:
-    """A prediction and its targets with one row a place that has a label.
+    """Return a prediction and its targets with one row per labelled position.
 
-    One class a row, outputs (B, C) and targets (B,): as they came. A class at each of several places, outputs
-    (B, ..., C) or (B, C, ...) and labels of the places: (M, C) and (M,), M counting the places whose label is not
-    ignored, in the order of rows and, in a row, of places. For causal models labels are shifted: what is predicted at t
-    is judged by the token at t + 1. Numbers (regression, binary) of several dimensions: (B, C) and (B, C), C counting
-    all outputs of a row.
+    One class per row, outputs (B, C) and targets (B,), is unchanged. A class at each of several positions, outputs
+    (B, ..., C) or (B, C, ...), becomes (M, C) and (M,): M is the number of positions whose label is not ignored, in the
+    order of rows and of positions in a row. For causal models labels are shifted: the prediction at t is compared with
+    the token at t + 1. Regression and binary outputs of several dimensions become (B, C), C counting all outputs.
 
     Args:
         prediction: of B rows, with outputs as the model gave them.
-        targets: of the same B rows, as the likelihood has them; None: there are none, and every place counts.
+        targets: of the same B rows; None: every position counts.
         likelihood: of the problem.
     """
     if targets is not None and prediction.kind == "classification" and targets.is_floating_point():
         raise DataError(
-            "class indices as the targets of rows that are scored; soft targets are for training rows",
+            "class indices as the targets of scored rows; soft targets are for training rows",
             received=f"targets of shape {tuple(targets.shape)} and dtype {targets.dtype}",
             remedy="y.argmax(-1) in the validation and test loaders.",
         )
-    places = _places(prediction) if targets is None else likelihood.given(targets)
-    if isinstance(places, Sites):
-        labels = None if targets is None else places.labels[places.kept]
-        return _with(prediction, partial(_of_places, places)), labels
+    positions = _positions(prediction) if targets is None else likelihood.given(targets)
+    if isinstance(positions, Sites):
+        labels = None if targets is None else positions.labels[positions.kept]
+        return _with(prediction, partial(_at_positions, positions)), labels
     return _with(prediction, _of_rows), targets.flatten(1) if targets is not None and targets.ndim > 1 else targets
 
 
 def row_of_each(prediction: Prediction, targets: Tensor | None, likelihood: Likelihood) -> Tensor | None:
-    """Return, for each of the M rows that `flat_rows` makes of B, the index of the one that it belongs to, (M,).
+    """Return the original row of each of the M rows of `flat_rows`, (M,); None if rows are unchanged.
 
-    None where flat rows are the rows. Arguments as of `flat_rows`.
+    Args:
+        prediction: of B rows.
+        targets: of the same rows, or None.
+        likelihood: of the problem.
     """
-    places = _places(prediction) if targets is None else likelihood.given(targets)
-    return places.kept.nonzero()[:, 0] if isinstance(places, Sites) else None
+    positions = _positions(prediction) if targets is None else likelihood.given(targets)
+    return positions.kept.nonzero()[:, 0] if isinstance(positions, Sites) else None
 
 
-def _places(prediction: Prediction) -> Sites | None:
-    """All places of a prediction of classes, where there are several a row."""
+def _positions(prediction: Prediction) -> Sites | None:
+    """Return all positions of a prediction of classes; None for one per row."""
     shape = prediction.mean.movedim(prediction.class_dim, -1).shape[:-1]
     if prediction.kind != "classification" or len(shape) == 1:
         return None
@@ -81,9 +83,9 @@ def _of_rows(name: str, values: Tensor) -> Tensor:
     return values.flatten(1) if values.ndim > 1 else values
 
 
-def _of_places(places: Sites, name: str, values: Tensor) -> Tensor:
-    if name == "entropy":  # (B, ...), a number a place
-        return values.flatten(1)[places.kept]
+def _at_positions(positions: Sites, name: str, values: Tensor) -> Tensor:
+    if name == "entropy":  # (B, ...), one number per position
+        return values.flatten(1)[positions.kept]
     if name == "samples":  # (S, B, ...)
-        return places.by_site(values.flatten(2))[:, places.kept]
-    return places.by_site(values.flatten(1))[places.kept]
+        return positions.by_site(values.flatten(2))[:, positions.kept]
+    return positions.by_site(values.flatten(1))[positions.kept]

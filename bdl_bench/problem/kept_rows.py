@@ -1,8 +1,8 @@
-"""The rows of a loader, read once and kept, so that every method, metric and tuning sees the same rows in one order.
+"""The rows of a loader, read once and stored, so that every method and metric has the same rows in one order.
 
-A loader that shuffles gives another order on every pass, and predictions of two passes must not be paired by position.
-So each set of a problem is read once. Torch's own shuffling is left out: such a loader is read in the order of its data
-set. A loader that shuffles by itself has its rows sorted by their digests, which do not depend on the pass.
+A loader that shuffles gives another order on every pass, so predictions of two passes cannot be paired by position.
+Each set of a problem is therefore read once. A DataLoader that shuffles is read in the order of its data set. Rows of
+any other loader that shuffles are sorted by their digests, which do not depend on the pass.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
+from bdl_bench.problem.loader_checks import located
 from bdl_bench.problem.queries import Loader, Query, as_query, moved
-from bdl_bench.problem.row_identity import Digests, bits_by_row, digests_of_rows, located
+from bdl_bench.problem.row_identity import Digests, bits_by_row, digests_of_rows
 from estimators.errors import DataError, NonDeterministicError
 from estimators.numerics.pytrees import ALL_ROWS, RowLayout, plain_inputs, tensors_of
 from estimators.runtime.rng import preserved_random_state, seeded_random_state
@@ -37,37 +38,38 @@ __all__ = [
 ]
 
 HELD_OUT_BYTES = 2**31
-"""Of all sets of a problem that are not trained on, together; sets beyond it are read again for every use."""
+"""Largest size of all sets of a problem that are not trained on; sets beyond it are read again for every use."""
 TRAIN_BYTES = 2**28
-"""As many as the trainer and the estimators keep (`estimators.data.training_data`)."""
+"""Largest size of training rows, that of `estimators.data.training_data`."""
 
 AS_GIVEN, DATASET_ORDER = "the loader's own", "the data set's (the loader shuffles)"
 SORTED = "sorted by row digest (the loader shuffles)"
 READ_AGAIN = "read from the loader on every pass"
 _ANOTHER_SEED = 1_000_003
+"""Random state of the second pass, so that a loader that shuffles gives another order."""
 
 Order = NDArray[np.int64]
 
 
 @dataclass
 class Budget:
-    """Bytes that may still be kept."""
+    """Bytes that may still be stored."""
 
     bytes_left: int = HELD_OUT_BYTES
 
 
 @dataclass(frozen=True, eq=False)
 class KeptRows:
-    """Batches that were read once.
+    """Batches that were read once and stored.
 
     Args:
         name: of the set, as in `Problem.sets`.
-        batches: of inputs and targets; iterating gives these.
+        batches: of inputs and targets, over which iteration goes.
         digests: of every row, in the order of the batches.
-        order: which row, counted through the batches, is written first, second, ...; None: in the order of the batches.
-        row_order: what that order is, in words.
-        sizes: rows in each batch of the loader, by which a row is named in errors.
-        device: where batches are moved as they are read; None: they stay where they are.
+        order: index, counted through the batches, of the row that is written first, second, ...; None: of the batches.
+        row_order: description of that order.
+        sizes: rows in each batch of the loader, for error messages.
+        device: to which batches are moved as they are read; None: they are not moved.
     """
 
     name: str
@@ -85,11 +87,11 @@ class KeptRows:
             yield item if self.device is None else moved(item, self.device)
 
     def on(self, device: str | torch.device) -> KeptRows:
-        """The same rows, moved to a device batch by batch."""
+        """Return the same rows, moved to a device batch by batch."""
         return replace(self, device=device)
 
-    def place(self, index: int) -> str:
-        """Name the row with this index through the batches: by batch and row if the loader does not shuffle."""
+    def describe(self, index: int) -> str:
+        """Return a description of the row with this index: by batch and row if the loader does not shuffle."""
         row = index if self.order is None else int(np.flatnonzero(self.order == index)[0])
         if self.row_order == SORTED:
             return f"{self.name} loader, row {row} in the order of row digests"
@@ -99,9 +101,18 @@ class KeptRows:
 
 @dataclass(frozen=True, eq=False)
 class CheckedRows:
-    """The rows of a loader that are too many to be kept, every pass checked against the digests of the first.
+    """The rows of a loader that are too many to be stored. Every pass is checked against the digests of the first.
 
-    Errors: NonDeterministicError, while it is iterated, for a pass with other rows or with another order.
+    Args:
+        name: of the set, as in `Problem.sets`.
+        loader: of the set.
+        digests: of every row in the first pass.
+        row_order: description of the order.
+        device: to which batches are moved as they are read; None: they are not moved.
+        layout: which tensors of the inputs have rows.
+
+    Raises:
+        NonDeterministicError: during iteration, for a pass with other rows or another order.
     """
 
     name: str
@@ -119,43 +130,43 @@ class CheckedRows:
                 query = as_query(item, self.layout)
             found = digests_of_rows(query.x, query.y)
             if found != self.digests[start : start + len(found)]:
-                raise self._moved_rows(f"other rows in batch {number} (rows {start} to {start + len(found) - 1})")
+                raise self._changed_rows(f"other rows in batch {number} (rows {start} to {start + len(found) - 1})")
             start += len(found)
             yield item if self.device is None else moved(item, self.device)
         if start != len(self.digests):
-            raise self._moved_rows(f"{start} rows, {len(self.digests)} in the first pass")
+            raise self._changed_rows(f"{start} rows, {len(self.digests)} in the first pass")
 
     def on(self, device: str | torch.device) -> CheckedRows:
-        """The same rows, moved to a device batch by batch."""
+        """Return the same rows, moved to a device batch by batch."""
         return replace(self, device=device)
 
-    def place(self, index: int) -> str:
-        """Name the row with this index."""
+    def describe(self, index: int) -> str:
+        """Return a description of the row with this index."""
         return f"{self.name} loader, row {index}"
 
-    def _moved_rows(self, received: str) -> NonDeterministicError:
+    def _changed_rows(self, received: str) -> NonDeterministicError:
         return NonDeterministicError(
             f"a {self.name} loader with the same rows in the same order on every pass, since its rows are too many to "
-            f"be kept (more than {HELD_OUT_BYTES / 2**30:g} GiB with the other sets)",
+            f"be stored (more than {HELD_OUT_BYTES / 2**30:g} GiB with the other sets)",
             received=received,
             remedy="shuffle=False for rows that are not trained on, or fewer of them.",
         )
 
 
 def kept_rows(name: str, loader: Loader, budget: Budget, layout: RowLayout = ALL_ROWS) -> KeptRows | CheckedRows:
-    """Read a loader of rows that are not trained on, and keep the rows.
+    """Read a loader of rows that are not trained on, and store the rows.
 
-    Batches are regrouped by the digests of their rows where rows can be regrouped, so that what a method predicts does
-    not depend on the order in which they came; `order` has the way back.
+    Rows are regrouped into batches in the order of their digests if possible, so that predictions do not depend on the
+    order of the loader; `order` is the inverse.
 
     Args:
         name: of the set, as in `Problem.sets`.
-        loader: of the set; rows that are kept already are returned as they are.
-        budget: bytes that may still be kept, reduced by those of this set.
+        loader: of the set; stored rows are returned unchanged.
+        budget: bytes that may still be stored, reduced by those of this set.
         layout: which tensors of the inputs have rows, `Problem.layout`.
 
     Raises:
-        DataError: for a batch that is none, or a loader without rows; it names the set and the batch.
+        DataError: for an item that is not a batch, or a loader without rows; it names the set and the batch.
         NonDeterministicError: if a second pass has other rows.
     """
     if isinstance(loader, (KeptRows, CheckedRows)):
@@ -175,10 +186,10 @@ def kept_rows(name: str, loader: Loader, budget: Budget, layout: RowLayout = ALL
 
 
 def kept_train(loader: Loader, layout: RowLayout = ALL_ROWS) -> Loader:
-    """Return training rows in an order that is the same on every pass; the loader itself where that cannot be.
+    """Return training rows in the same order on every pass, or the loader itself if that is impossible.
 
-    Batches of a loader that does not shuffle stay as they are. Rows that differ between passes (random augmentation,
-    `drop_last`) and rows beyond what the trainer keeps are left to the loader.
+    Batches of a loader that does not shuffle are not regrouped. The loader itself is returned if rows differ between
+    passes (random augmentation, `drop_last`) or are more than the trainer stores.
     """
     if isinstance(loader, (KeptRows, CheckedRows)):
         return loader
@@ -199,7 +210,7 @@ def kept_train(loader: Loader, layout: RowLayout = ALL_ROWS) -> Loader:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What the first pass found; `batches` is None where they are too large."""
+    """The result of the first pass; `batches` is None if they are too large."""
 
     loader: Loader
     row_order: str
@@ -220,7 +231,7 @@ def _first_pass(name: str, loader: Loader, limit: int, layout: RowLayout) -> _Pa
             digests += digests_of_rows(query.x, query.y)
             size += _size(query)
             if kept is not None:
-                kept.append(query)  # with tensors of its own
+                kept.append(query)  # a copy: the loader may reuse its buffers
             if size > limit:
                 kept = None
     if not digests:
@@ -234,7 +245,7 @@ def _first_pass(name: str, loader: Loader, limit: int, layout: RowLayout) -> _Pa
 
 
 def _shuffles(name: str, first: _Pass, layout: RowLayout) -> bool:
-    """Whether a second pass has another order. Errors: NonDeterministicError where it has other rows."""
+    """Return whether a second pass has another order; raise NonDeterministicError if it has other rows."""
     if isinstance(first.loader, (list, tuple)):
         return False
     again: Digests = []
@@ -250,18 +261,18 @@ def _shuffles(name: str, first: _Pass, layout: RowLayout) -> bool:
             f"the same rows in every pass over the {name} loader (their order may differ)",
             received=f"{len(first.digests)} rows in the first pass, {len(again)} in the second, {new} of them new",
             remedy="a re-iterable loader, drop_last=False when shuffling, no random augmentation, a sampler without "
-            "replacement, and rows padded to one length where they are shuffled.",
+            "replacement, and rows padded to one length if they are shuffled.",
         )
     return True
 
 
 def row_order(loader: Loader) -> str:
-    """Return in which order rows come, in words."""
+    """Return a description of the order of the rows."""
     return loader.row_order if isinstance(loader, (KeptRows, CheckedRows)) else READ_AGAIN
 
 
 def _in_dataset_order(loader: Loader) -> Loader:
-    """A DataLoader that only shuffles, made to read its data set from beginning to end; any other loader as it is."""
+    """Return a DataLoader that reads its data set in order instead of shuffling; any other loader unchanged."""
     if type(loader) is not DataLoader:
         return loader
     batches = loader.batch_sampler if loader.batch_size is not None else loader.sampler
@@ -283,7 +294,7 @@ def _in_dataset_order(loader: Loader) -> Loader:
 
 
 def _by_digest(batches: Sequence[Query], digests: Digests) -> tuple[tuple[Query, ...], Digests, Order] | None:
-    """Rows sorted by digest in batches of the largest size, and the way back; None where rows cannot be regrouped."""
+    """Return batches of rows sorted by digest, their digests and the inverse order; None if that is impossible."""
     whole = _joined(batches)
     if whole is None:
         return None
@@ -301,7 +312,7 @@ def _by_digest(batches: Sequence[Query], digests: Digests) -> tuple[tuple[Query,
 
 
 def _joined(batches: Sequence[Query]) -> tuple[list[tuple[Any, bool]], pytree.TreeSpec] | None:
-    """Every leaf of all batches as one, and whether it has rows; None if batches differ in more than their rows."""
+    """Return each leaf joined over all batches, and whether it has rows; None if batches differ in more than rows."""
     flattened = [pytree.tree_flatten((batch.x, batch.y)) for batch in batches]
     structures = [structure for _, structure in flattened]
     if any(structure != structures[0] for structure in structures):
@@ -321,7 +332,7 @@ def _joined(batches: Sequence[Query]) -> tuple[list[tuple[Any, bool]], pytree.Tr
 
 
 def _have_rows(leaves: Sequence[Any], batches: Sequence[Query]) -> bool:
-    """Whether the first dimension of a tensor counts rows in every batch."""
+    """Return whether the first dimension of a tensor counts rows in every batch."""
     return all(
         isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.layout == torch.strided and len(leaf) == len(batch)
         for leaf, batch in zip(leaves, batches, strict=True)
@@ -337,7 +348,7 @@ def _are_equal(leaf: object, other: object) -> bool:
 
 
 def _sorted_batches(batches: Sequence[Query]) -> tuple[tuple[Query, ...], Digests]:
-    """Whole batches, sorted by the digests of their rows."""
+    """Return the batches sorted by the digests of their rows."""
     pairs = sorted(((digests_of_rows(b.x, b.y), i) for i, b in enumerate(batches)))
     return tuple(batches[i] for _, i in pairs), [digest for found, _ in pairs for digest in found]
 

@@ -1,4 +1,4 @@
-"""Every batch of every loader of a problem, looked at once: what cannot be used is named by loader, batch and row."""
+"""Checks of every batch of every loader of a problem. Errors name the loader, batch and row."""
 
 from __future__ import annotations
 
@@ -38,14 +38,13 @@ _FORWARD_ERRORS = (RuntimeError, IndexError, TypeError, ValueError, KeyError)
 
 @dataclass
 class LoaderChecks:
-    """Checks loaders against one network and likelihood.
+    """Checks of loaders against one network and likelihood.
 
-    The first batch of a split goes through the network whole. Of other batches one row does, for each form that rows
-    have: there may be many sets, and a network that takes one row takes another of the same shapes and dtypes. Targets
-    and inputs are looked at in every batch.
+    Inputs and targets are checked in every batch. The network computes the first batch of a split, and one row of
+    other batches for each combination of shapes and dtypes, since there may be many sets.
 
-    `layout` says which tensors of the inputs have rows, learned from all batches so far. Where shapes leave it open, it
-    is found by computing rows of the first batch by themselves, as an estimator does.
+    `layout` says which tensors of the inputs have rows, as observed in all batches so far. If shapes do not determine
+    it, single rows of the first batch are computed, as in the estimators.
     """
 
     network: nn.Module
@@ -58,19 +57,19 @@ class LoaderChecks:
         self.link = LinkCheck(self.likelihood)
 
     def check_split(self, name: str, loader: Loader, *, scored: bool) -> None:
-        """Every batch has targets that fit; `scored`: they are hard labels, which metrics need. Errors: DataError."""
+        """Check that every batch has targets that fit, and hard labels if they are scored. Raises DataError."""
         self._check(name, loader, _labelled, scored=scored, whole_first=True)
 
     def check_shift(self, name: str, loader: Loader) -> None:
-        """As a split that is scored, one row through the network."""
+        """Check a shifted set like a scored split, with one row through the network. Raises DataError."""
         self._check(name, loader, _labelled, scored=True)
 
     def check_queries(self, name: str, loader: Loader) -> list[PyTree]:
-        """Every batch, with targets that fit or without; the inputs of all batches. Errors: DataError."""
+        """Check batches that may have no targets, and return the inputs of all batches. Raises DataError."""
         return self._check(name, loader, as_query, scored=True, keep=True)
 
     def check_link(self) -> None:
-        """The outputs of the splits are logits, not probabilities. Errors: ModelError."""
+        """Check that the outputs of the splits are logits, not probabilities. Raises ModelError."""
         found = self.link.found(lambda x: _forward(self.network, x))
         if found is not None:
             raise ModelError(f"a model whose outputs are logits for {self.likelihood!r}", received=found, remedy=REMEDY)
@@ -87,7 +86,7 @@ class LoaderChecks:
     ) -> list[PyTree]:
         kept: list[PyTree] = []
         total = n_labels = n_targets = 0
-        with closing(each_item(name, loader)) as items:  # at once, so that the random state is put back after an error
+        with closing(each_item(name, loader)) as items:  # restores the random state after an error, too
             for index, item in enumerate(items):
                 with located(name, index):
                     query = read(item, self.layout)
@@ -112,7 +111,7 @@ class LoaderChecks:
             raise DataError(
                 f"a {name} loader with at least one label",
                 received="one whose labels are all ignore_index",
-                remedy="leave the set out, or give it labels to be scored by.",
+                remedy="omit the set, or give it labels.",
             )
         return kept
 
@@ -130,7 +129,7 @@ class LoaderChecks:
                 )
 
     def _observed(self, query: Query) -> Query:
-        """The batch, marked by a layout that knows it, too."""
+        """Return the batch, marked by the layout of all batches including this one."""
         rows = len(query)
         if not rows:
             return query
@@ -142,7 +141,7 @@ class LoaderChecks:
         return Query(self.layout.mark(plain_inputs(query.x), rows), query.y)
 
     def _outputs_of(self, query: Query, *, whole: bool) -> Tensor:
-        """Outputs of all rows, (B, ...), or of one row of this form, (1, ...)."""
+        """Return the outputs of all rows, (B, ...), or of one row with these shapes and dtypes, (1, ...)."""
         if whole:
             with torch.no_grad():
                 f = _finite(_forward(self.network, query.x))
@@ -155,11 +154,11 @@ class LoaderChecks:
             self.link.add(query.x, f, query.y)
             return f
         row = split_rows(query.x, 1)[0] if len(query) else query.x
-        form = _form(row)
-        if form not in self._outputs:
+        signature = _signature(row)
+        if signature not in self._outputs:
             with torch.no_grad():
-                self._outputs[form] = _finite(_forward(self.network, row))
-        return self._outputs[form]
+                self._outputs[signature] = _finite(_forward(self.network, row))
+        return self._outputs[signature]
 
     def _check_targets(self, name: str, batch: int, f: Tensor, y: Tensor, *, scored: bool) -> None:
         def check(f: Tensor, y: Tensor) -> None:
@@ -173,18 +172,18 @@ class LoaderChecks:
             check(f, y)
         except (DataError, UnsupportedError) as error:
             row, of_row = _first_failure(check, f, y)
-            # What is wrong with the row is told more exactly by its own error, unless that is about another shape.
-            told = of_row if of_row is not None and of_row.expected == error.expected else error
-            if name.startswith("ood "):  # often of other classes
-                remedy = f"{told.remedy.rstrip('.')}; or leave the labels of {name} out: x alone, or [x]."
-                told = type(told)(told.expected, received=told.received, remedy=remedy)
+            # The error of the row alone is more specific, unless it is about another shape.
+            shown = of_row if of_row is not None and of_row.expected == error.expected else error
+            if name.startswith("ood "):  # OOD rows often have other classes
+                remedy = f"{shown.remedy.rstrip('.')}; or omit the labels of {name}: x alone, or [x]."
+                shown = type(shown)(shown.expected, received=shown.received, remedy=remedy)
             with located(name, batch, row):
-                raise told from None
+                raise shown from None
 
 
 @contextmanager
 def located(name: str, batch: int, row: int | None = None) -> Iterator[None]:
-    """Errors of data inside the block, with the loader, batch and row that they are of."""
+    """Name the loader, batch and row in every error of data that is raised inside the block."""
     try:
         yield
     except (DataError, UnsupportedError) as error:
@@ -215,7 +214,7 @@ def _labelled(item: object, layout: RowLayout) -> Query:
 
 
 def each_item(name: str, loader: Loader) -> Generator[Any]:
-    """Every item; the random state, and that of the loader's own generators, is left as it was."""
+    """Yield every item, then restore the global random state and that of the loader's generators."""
     if isinstance(loader, Iterator):
         raise DataError(
             f"a {name} loader that can be iterated more than once",
@@ -248,13 +247,13 @@ def _forward(network: nn.Module, x: PyTree) -> Tensor:
     except _FORWARD_ERRORS as error:
         raise DataError(
             "batches that the network accepts",
-            received=f"one for which its forward says: {error}",
+            received=f"one for which its forward raises: {error}",
             remedy="compare feature size, dtype and device with what the network was built for.",
         ) from error
 
 
-def _form(row: PyTree) -> object:
-    """What tells rows apart that a network may treat differently: shapes, dtypes, and values beside the tensors."""
+def _signature(row: PyTree) -> object:
+    """Return what a network may treat differently: shapes and dtypes of a row, and its values beside tensors."""
     leaves, structure = pytree.tree_flatten(plain_inputs(row))
     named = (str(leaf.shape) + str(leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
     return str(structure), tuple(named)
@@ -269,7 +268,7 @@ def _finite(f: Tensor) -> Tensor:
 
 
 def _check_count(name: str, batch: int, x: PyTree, y: Tensor) -> None:
-    """Some tensor of the inputs, beside those that rows share, has a row for each target. Errors: DataError."""
+    """Check that some tensor of the inputs, beside shared ones, has one row per target. Raises DataError."""
     if not y.ndim or all(len(tensor) != len(y) for tensor in row_tensors(x)):
         n = n_rows(x) or n_rows(plain_inputs(x))
         raise DataError(
@@ -280,18 +279,18 @@ def _check_count(name: str, batch: int, x: PyTree, y: Tensor) -> None:
 
 
 def _check_hard(y: Tensor, likelihood: Likelihood) -> None:
-    """Metrics compare a prediction with one label: a class index, or 0 or 1. Errors: DataError."""
+    """Check that targets are hard labels, class indices or 0 and 1, as metrics need. Raises DataError."""
     if likelihood.kind == "classification" and (y.is_floating_point() or y.dtype == torch.bool):
         raise DataError(
-            "integer class indices to score by",
+            "integer class indices as labels of scored rows",
             received=f"targets of dtype {y.dtype}",
             remedy="y.argmax(-1) of soft or one-hot labels, for validation, test, ood and shift loaders.",
         )
     if likelihood.kind == "binary" and bool(((y != 0) & (y != 1)).any()):
-        strange = y[(y != 0) & (y != 1)]
+        other = y[(y != 0) & (y != 1)]
         raise DataError(
-            "labels 0 or 1 to score by",
-            received=f"a label {strange[0].item():g}",
+            "labels 0 or 1 of scored rows",
+            received=f"a label {other[0].item():g}",
             remedy="threshold soft labels, (y > 0.5), for validation, test, ood and shift loaders.",
         )
 

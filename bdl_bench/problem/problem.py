@@ -1,4 +1,4 @@
-"""A problem: one network, its likelihood and its data, checked once and then handed to every method alike."""
+"""A problem: one network, its likelihood and its data, checked once and shared by all methods."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bdl_bench.problem.checks import (
-    check_band,
     check_dropout_model,
     check_members,
+    check_plot_grid,
     check_precision,
     check_trained,
     check_trained_option,
@@ -40,30 +40,45 @@ _SPLITS = ("train", "validation", "test")
 
 
 class Problem:
-    """What a method is compared on: L(θ) = Σₙ −log p(yₙ | f(xₙ; θ)) + ½ Σ δ θ², and the data to judge it by.
+    """A trained network, its likelihood, and the data on which methods are fitted and compared.
+
+    The network minimises L(θ) = Σₙ −log p(yₙ | f(xₙ; θ)) + ½ Σ δ θ².
 
     Args:
-        model: the network, outputs (B, C). Trained and in eval mode, unless a `recipe` says how to train it.
+        model: the network, outputs (B, C). It is trained and in eval mode, unless a `recipe` says how to train it.
         likelihood: "regression", "classification", "binary", or an object such as `Gaussian(sigma_noise=0.5)`.
-        train: a re-iterable loader of (x, y), or of dicts with "labels". Every batch is checked.
-        validation: a loader of rows for tuning, with hard labels: class indices, or 0 and 1.
-        test: a loader of rows that are scored, with hard labels.
+        train: re-iterable loader of (x, y), or of dicts with "labels". Every batch of every loader is checked when the
+            problem is made.
+        validation: loader of the rows for tuning. Its labels and those of `test` are hard: class indices, or 0 and 1.
+        test: loader of the rows that are scored.
         prior_precision: δ > 0, a number or a mapping {glob of parameter names: number}.
-        recipe: how the network is trained (`estimators.training.Recipe`), from the weights that it comes with; None if
-            it is trained already.
-        trained: True: `model` is used as it is, also with a `recipe`, which then serves only methods that train
-            networks of their own. None or False, with a recipe: `model` is trained by it, and the report says so.
-        make_model: builds a fresh, untrained network, for methods that train several.
-        members: trained networks of the architecture of `model` for the deep ensemble, whose first member is `model`
-            itself: a list, or a function from 1, 2, 3, 4 to one, for instance from a seed to a checkpoint.
+        recipe: how the network is trained (`estimators.training.Recipe`), from its initial weights; None if it is
+            trained already.
+        trained: True: `model` is not trained, and the `recipe` serves only methods that train their own networks. None
+            or False, with a recipe: `model` is trained, and the report says so.
+        make_model: function that builds an untrained network, for methods that train several.
+        members: trained networks with the architecture of `model` for the deep ensemble, whose first member is `model`
+            itself: a list, or a function of 1, 2, 3, 4 that returns one, such as from a seed to a checkpoint.
         dropout_model: a trained network with dropout layers, in eval mode, for MC dropout; of any architecture.
-        ood: named loaders of out-of-distribution inputs: of (x, y) where targets are known, which then fit the
-            likelihood, or of x alone, as a tensor, a dict, or [x].
-        shifts: named loaders of shifted (x, y); the sets of a family are named "<family>-<severity>", severity 1 to 5.
-        band: a loader of points along a line, x (M, 1) ascending, with or without the noiseless y: where the report
-            draws the mean and a band of two standard deviations. Nothing is scored there.
+        ood: loaders of out-of-distribution inputs by name: of (x, y) if targets are known and fit the likelihood, or of
+            x alone, as a tensor, a dict, or [x].
+        shifts: loaders of shifted (x, y) by name. Sets of a family are named "<family>-<severity>", severity 1 to 5.
+        plot_grid: a loader of ascending inputs x (M, 1), with or without the noiseless y, at which the report draws the
+            mean and a band of two standard deviations. It is not scored.
 
-    Errors: ModelError, DataError, OptionError, each with what was received and what to try.
+    Raises:
+        ModelError: for a network that cannot be used.
+        DataError: for a batch that cannot be used.
+        OptionError: for options that do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from bdl_bench import Problem
+        >>> model = torch.nn.Linear(2, 1).eval()
+        >>> rows = [(torch.randn(8, 2), torch.randn(8, 1))]
+        >>> problem = Problem(model, "regression", rows, rows, rows, prior_precision=1.0)
+        >>> problem.n_parameters
+        3
     """
 
     def __init__(
@@ -82,7 +97,7 @@ class Problem:
         dropout_model: nn.Module | None = None,
         ood: Mapping[str, Loader] | None = None,
         shifts: Mapping[str, Loader] | None = None,
-        band: Loader | None = None,
+        plot_grid: Loader | None = None,
     ) -> None:
         self.model = model
         self.likelihood = resolve_likelihood(likelihood)
@@ -91,7 +106,7 @@ class Problem:
         self.recipe, self.trained, self.make_model = recipe, trained, make_model
         self.members = list(members) if isinstance(members, Iterable) else members
         self.dropout_model = dropout_model
-        self.ood, self.shifts, self.band = dict(ood or {}), dict(shifts or {}), band
+        self.ood, self.shifts, self.plot_grid = dict(ood or {}), dict(shifts or {}), plot_grid
         self._kept: dict[str, tuple[Loader, Loader]] = {}
         self._layout = ALL_ROWS
         self._check()
@@ -103,7 +118,7 @@ class Problem:
 
     @property
     def layout(self) -> RowLayout:
-        """Which tensors of the inputs have rows, found over all sets when the problem is made."""
+        """Which tensors of the inputs have rows, observed over all sets when the problem is made."""
         return self._layout
 
     @property
@@ -113,46 +128,56 @@ class Problem:
 
     @cached_property
     def trained_members(self) -> list[nn.Module] | None:
-        """The trained networks of the ensemble beside `model`; None if there are none."""
+        """The trained networks of the ensemble other than `model`; None if the problem has none."""
         if self.members is None or isinstance(self.members, list):
             return self.members
         return [self.members(number) for number in range(1, ENSEMBLE_SIZE)]
 
     def sets(self) -> dict[str, Loader]:
-        """Every loader by the name that records have for its rows: train, validation, test, ood/…, shift/…, band."""
+        """Return every loader by its name in records: train, validation, test, ood/…, shift/…, plot_grid."""
         return {
             **{name: getattr(self, name) for name in _SPLITS},
             **{f"ood/{name}": loader for name, loader in self.ood.items()},
             **{f"shift/{name}": loader for name, loader in self.shifts.items()},
-            **({} if self.band is None else {"band": self.band}),
+            **({} if self.plot_grid is None else {"plot_grid": self.plot_grid}),
         }
 
     def on(self, device: str | torch.device) -> Problem:
-        """The same problem with its network (moved in place) and every batch on `device`."""
-        moved = self._with_sets({name: _on_device(loader, device) for name, loader in self.sets().items()})
-        moved.model = self.model.to(device)
-        moved.dropout_model = None if self.dropout_model is None else self.dropout_model.to(device)
-        return moved
+        """Return the problem with its network and every batch on a device.
+
+        Args:
+            device: such as "cuda". The network is moved in place, batches as they are read.
+
+        Returns:
+            The problem on that device.
+        """
+        problem = self._with_sets({name: _on_device(loader, device) for name, loader in self.sets().items()})
+        problem.model = self.model.to(device)
+        problem.dropout_model = None if self.dropout_model is None else self.dropout_model.to(device)
+        return problem
 
     def kept(self) -> Problem:
-        """Return the same problem with every set read once and its rows kept, so that no two passes differ in order.
+        """Return the problem with every set read once and its rows stored, so that all passes have the same order.
 
-        Training rows are put in one order if the recipe regroups them; if it takes the loader's own batches
-        (`batch_size=None`), they stay with the loader. Sets are read at the first call and then reused.
+        Training rows are stored if the recipe regroups them; with the loader's own batches (`batch_size=None`) they are
+        not. Sets are read at the first call and then reused.
+
+        Returns:
+            The problem with stored rows.
 
         Raises:
-            DataError: for a batch that is none; it names the set and the batch.
-            NonDeterministicError: if two passes over a set that is not trained on give other rows.
+            DataError: for an item that is not a batch; it names the set and the batch.
+            NonDeterministicError: if two passes over a set that is not trained on differ in their rows.
         """
         budget = Budget()
         return self._with_sets({name: self._kept_set(name, loader, budget) for name, loader in self.sets().items()})
 
     def row_orders(self) -> dict[str, str]:
-        """Return in which order the rows of each set come, in words."""
+        """Return a description of the order of the rows, by set."""
         return {name: row_order(loader) for name, loader in self.sets().items()}
 
     def __getstate__(self) -> dict[str, object]:
-        """What a problem is; rows that were read are read again."""
+        """Return the state without stored rows, which are read again."""
         return {**vars(self), "_kept": {}}
 
     def _kept_set(self, name: str, loader: Loader, budget: Budget) -> Loader:
@@ -167,14 +192,14 @@ class Problem:
         return kept
 
     def _with_sets(self, sets: Mapping[str, Loader]) -> Problem:
-        """The same problem with other loaders, by the names of `sets`."""
+        """Return the problem with other loaders, by the names of `sets`."""
         changed = copy.copy(self)
         changed._kept = {}
         for name in _SPLITS:
             setattr(changed, name, sets[name])
         changed.ood = {name: sets[f"ood/{name}"] for name in self.ood}
         changed.shifts = {name: sets[f"shift/{name}"] for name in self.shifts}
-        changed.band = sets.get("band")
+        changed.plot_grid = sets.get("plot_grid")
         return changed
 
     def _check(self) -> None:
@@ -198,8 +223,8 @@ class Problem:
             checks.check_shift(f"shift {name}", loader)
         for name, loader in self.ood.items():
             checks.check_queries(f"ood {name}", loader)
-        if self.band is not None:
-            check_band(checks.check_queries("band", self.band))
+        if self.plot_grid is not None:
+            check_plot_grid(checks.check_queries("plot_grid", self.plot_grid))
         self._layout = checks.layout
 
 
@@ -208,7 +233,7 @@ def _on_device(loader: Loader, device: str | torch.device) -> Loader:
 
 
 class _OnDevice:
-    """A loader whose batches are moved to a device as they come."""
+    """A loader whose batches are moved to a device as they are read."""
 
     def __init__(self, loader: Loader, device: str | torch.device) -> None:
         self.loader, self.device = loader, device

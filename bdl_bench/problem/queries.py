@@ -1,4 +1,4 @@
-"""What loaders yield: batches with targets, and queries that may have none."""
+"""Items of loaders: batches with targets, and queries that may have no targets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Loader", "Query", "as_query", "moved", "queries", "rewind", "rows"]
 
 
 def rows(loader: Loader) -> Iterator[Batch]:
-    """The batches of a loader as (x, y), with tensors of their own: a loader may fill one buffer again and again."""
+    """Return the batches of a loader as (x, y), copied, since a loader may reuse one buffer."""
     return (split_batch(item).copy() for item in loader)
 
 
 @dataclass(frozen=True)
 class Query:
-    """Inputs to be predicted, and their targets where there are any."""
+    """Inputs to predict at, and their targets, or None."""
 
     x: PyTree
     y: Tensor | None
@@ -35,22 +35,22 @@ class Query:
 
 
 def queries(loader: Loader, layout: RowLayout = ALL_ROWS) -> Iterator[Query]:
-    """The batches of a loader of (x, y), of x alone, or of dicts with or without "labels".
+    """Return the items of a loader of (x, y), of x alone, or of dicts with or without "labels".
 
     Args:
         loader: of a problem.
-        layout: which tensors of the inputs have rows, `Problem.layout`; without it, shapes tell them batch by batch.
+        layout: which tensors of the inputs have rows, `Problem.layout`; by default the shapes of each batch decide.
 
     Raises:
-        DataError: for an item that is no batch, or without targets and with tensors of different numbers of rows.
+        DataError: for an item that is not a batch, or without targets and with different numbers of rows.
     """
     return (as_query(item, layout) for item in loader)
 
 
 def as_query(item: object, layout: RowLayout = ALL_ROWS) -> Query:
-    """One item of a loader; [x], which a DataLoader yields for TensorDataset(x), is x alone.
+    """Return one item of a loader as a query, with the tensors marked that rows share.
 
-    Args and errors are those of `queries`. Tensors that rows share are marked in the inputs.
+    The item [x], which a DataLoader yields for TensorDataset(x), is x alone.
     """
     if isinstance(item, (tuple, list)) and len(item) == 1 and (isinstance(item[0], Tensor) or is_mapping(item[0])):
         return as_query(item[0], layout)
@@ -63,7 +63,7 @@ def as_query(item: object, layout: RowLayout = ALL_ROWS) -> Query:
 
 
 def moved(item: object, device: str | torch.device) -> Any:  # noqa: ANN401
-    """One item of a loader with its tensors on a device; mappings and dataclasses become dicts."""
+    """Return one item of a loader with its tensors on a device; mappings and dataclasses become dicts."""
     if is_mapping(item):
         item = as_inputs(item)
     elif isinstance(item, (tuple, list)):
@@ -71,14 +71,14 @@ def moved(item: object, device: str | torch.device) -> Any:  # noqa: ANN401
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), item)
 
 
-_BEGINNINGS: WeakKeyDictionary[torch.Generator, Tensor] = WeakKeyDictionary()
+_FIRST_STATES: WeakKeyDictionary[torch.Generator, Tensor] = WeakKeyDictionary()
 
 
 def rewind(loaders: Iterable[Loader]) -> None:
-    """Put generators that loaders shuffle by back to where they were at the first call: no use moves the next."""
+    """Reset the generators of loaders to their state at the first call, so that all methods see the same order."""
     for loader in loaders:
-        inner = getattr(loader, "loader", loader)  # on another device
+        inner = getattr(loader, "loader", loader)  # of `_OnDevice`
         for holder in (inner, getattr(inner, "sampler", None)):
             generator = getattr(holder, "generator", None)
             if isinstance(generator, torch.Generator):
-                generator.set_state(_BEGINNINGS.setdefault(generator, generator.get_state()))
+                generator.set_state(_FIRST_STATES.setdefault(generator, generator.get_state()))

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from estimators.errors import DataError
 from estimators.numerics.pytrees import PyTree, Shared, n_rows, plain_inputs
 from estimators.persistence.checksums import digest
 
-__all__ = ["Digests", "Ids", "bits_by_row", "digests_of_rows", "ids_of", "located", "matching_order", "position_ids"]
+__all__ = ["Digests", "Ids", "bits_by_row", "digests_of_rows", "ids_of", "matching_order", "position_ids"]
 
 Digests = list[bytes]
 Ids = NDArray[np.uint64]
 
 _ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
-"""The odd factors of the SplitMix64 generator, modulo 2⁶⁴: they spread numbers that are near to each other."""
+"""The odd factors of the SplitMix64 generator, modulo 2⁶⁴, which separate neighbouring numbers."""
 
 
 def digests_of_rows(x: PyTree, y: Tensor | None) -> Digests:
     """Return a digest of 32 bytes for each row of a batch.
 
-    A tensor that has as many rows as the batch contributes its own row. Any other tensor, one that is marked as shared,
-    and every plain value beside the tensors contribute to all rows. So the digest of a row does not depend on the
-    rows beside it.
+    A tensor with as many rows as the batch contributes one row to each digest. Other tensors, tensors marked as shared,
+    and plain values contribute to all digests. So the digest of a row does not depend on the other rows.
 
     Args:
         x: inputs of B rows, a tensor or a pytree of tensors; shared ones may be marked (`RowLayout.mark`).
@@ -49,12 +44,12 @@ def digests_of_rows(x: PyTree, y: Tensor | None) -> Digests:
 
 
 def ids_of(digests: Digests) -> Ids:
-    """Return the first eight bytes of each digest as a number: what predictions keep beside each row."""
+    """Return the first eight bytes of each digest as a number, which is stored with the predictions of the row."""
     return np.frombuffer(b"".join(digest[:8] for digest in digests), dtype="<u8").astype(np.uint64)
 
 
 def position_ids(rows: Ids, row_of: NDArray[np.int64]) -> Ids:
-    """Return an identity for each position (token, pixel) of the rows: the row's, mixed with the count within the row.
+    """Return an identity for each position (token, pixel): that of its row, mixed with the index within the row.
 
     Args:
         rows: identities of B rows.
@@ -79,18 +74,6 @@ def matching_order(ids: Ids, wanted: Ids) -> NDArray[np.int64] | None:
     order = np.empty(len(ids), dtype=np.int64)
     order[theirs] = mine
     return order
-
-
-@contextmanager
-def located(name: str, batch: int) -> Iterator[None]:
-    """Name the loader and the batch in every DataError that is raised inside the block."""
-    try:
-        yield
-    except DataError as error:
-        place = f"{name} loader, batch {batch}"
-        if place in error.received:
-            raise
-        raise type(error)(error.expected, received=f"{error.received} ({place})", remedy=error.remedy) from error
 
 
 def bits_by_row(tensor: Tensor) -> NDArray[np.uint8]:

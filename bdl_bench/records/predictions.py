@@ -64,9 +64,9 @@ class Predictor:
             if name not in ("train", "test"):
                 arrays |= prefixed(name, self._on(name))
         arrays |= self._centred()
-        if problem.band is not None:
-            band = self._kept("band")
-            arrays |= prefixed("band", {"x": _in_order(band, _inputs(list(queries(band, problem.layout))))})
+        if problem.plot_grid is not None:
+            grid = self._kept("plot_grid")
+            arrays |= prefixed("plot_grid", {"x": _in_order(grid, _inputs(list(queries(grid, problem.layout))))})
             train = list(queries(problem.train, problem.layout))
             targets = [query.y for query in train if query.y is not None]
             arrays |= prefixed("train", {"x": _inputs(train), "targets": _joined(targets)})
@@ -106,7 +106,7 @@ class Predictor:
             return self.predict(query.x)
         except DataError as error:
             row = next((i for i, x in enumerate(split_rows(query.x, 1)) if self._raises(x)), None)
-            location = f"{kept.name} loader" if row is None else kept.place(start + row)
+            location = f"{kept.name} loader" if row is None else kept.describe(start + row)
             raise type(error)(error.expected, received=f"{error.received} ({location})", remedy=error.remedy) from error
 
     def _raises(self, x: PyTree) -> bool:
@@ -180,7 +180,7 @@ def _check_finite(arrays: Arrays, kept: KeptRows | CheckedRows, row_of: NDArray[
         wrong = np.isnan(array) if name.startswith("log_") else ~np.isfinite(array)  # a class may have probability 0
         rows = np.flatnonzero(wrong.reshape(len(array), -1).any(1))
         if len(rows):
-            location, bad = kept.place(int(row_of[rows[0]])), int(wrong.sum())
+            location, bad = kept.describe(int(row_of[rows[0]])), int(wrong.sum())
             raise DataError(
                 "finite predictions",
                 received=f"{bad} NaN or Inf among {np.size(array)} values of {name}, the first at: {location}",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bdl_bench.problem.kept_rows import CheckedRows, KeptRows
+from bdl_bench.problem.loader_checks import located
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import Loader, queries
-from bdl_bench.problem.row_identity import digests_of_rows, located
+from bdl_bench.problem.row_identity import digests_of_rows
 from bdl_bench.records.content_digests import content_digest
 from estimators.numerics.pytrees import RowLayout
 from estimators.persistence.checksums import digest

@@ -94,12 +94,12 @@ class Tuning(BaseModel):
     """What was tried on the validation rows, and what was chosen.
 
     Attributes:
-        axis: the tuned option of the method; None if only predictions were calibrated.
+        option: the tuned option of the method; None if only predictions were calibrated.
         unit: unit of the option.
         points: every point: `value` of the option, `variance_scale`, `softmax_temperature` or `sigma_noise`, and
             `score` (lower is better).
         chosen: the chosen point.
-        at_edge: names of what was chosen at the end of its range.
+        at_boundary: names of what was chosen at the end of its range.
         refined: whether the chosen point lies between the points of the grid.
         failures: the reason for each value of the option whose fit raised.
         seconds: wall time.
@@ -107,16 +107,16 @@ class Tuning(BaseModel):
         passes: forward and backward passes, in epoch equivalents.
         score_name: name of the score.
         validation_rows: number of validation rows.
-        where: "post hoc at fixed weights", or "with retraining".
+        refit_kind: "post hoc at fixed weights", or "with retraining".
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    axis: str | None = None
+    option: str | None = None
     unit: str | None = None
     points: list[dict[str, float | None]] = Field(default_factory=list)
     chosen: dict[str, float | None] = Field(default_factory=dict)
-    at_edge: list[str] = Field(default_factory=list)
+    at_boundary: list[str] = Field(default_factory=list)
     refined: bool = False
     failures: dict[str, str] = Field(default_factory=dict)
     seconds: float = 0.0
@@ -124,7 +124,7 @@ class Tuning(BaseModel):
     passes: float = 0.0
     score_name: str = "NLL"
     validation_rows: int = 0
-    where: str = "post hoc at fixed weights"
+    refit_kind: str = "post hoc at fixed weights"
 
 
 class Record(BaseModel):

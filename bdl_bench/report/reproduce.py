@@ -1,4 +1,4 @@
-"""The commands that run again what a report shows."""
+"""The commands that reproduce a report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["command"]
 
 
 def command(records: Sequence[Record]) -> str:
-    """Return the command that runs these tasks, methods and seeds, and a line of Python for each problem made there."""
+    """Return the command for these tasks, methods and seeds, and one line per problem that is defined in Python."""
     tasks = sorted({r.task for r in records})
     bundled, references = [t for t in tasks if t in TASKS], [t for t in tasks if t not in TASKS and ":" in t]
     lines = [_command_line(records, bundled, references)] if bundled or references else []
@@ -38,7 +38,7 @@ def _command_line(records: Sequence[Record], bundled: Sequence[str], references:
 
 
 def _python(records: Sequence[Record], task: str) -> str:
-    """A call with the problem, which only the code that made it has, by its name."""
+    """Return the call that compares a problem which is defined in the code of the caller."""
     found = [record for record in records if record.task == task]
     options = [
         f"seeds={_seeds(found)}",
@@ -63,6 +63,6 @@ def _tune_budget(records: Sequence[Record]) -> int:
 
 
 def _devices(records: Sequence[Record]) -> list[str]:
-    """The device, where it is not the CPU; runs on several are each repeated by a command of their own."""
+    """Return the device if it is not the CPU; of several, the first in the alphabet."""
     found = sorted({r.configuration.get("device", "cpu") for r in records if r.status == "ok"} - {"cpu"})
     return found[:1]

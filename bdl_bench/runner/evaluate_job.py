@@ -17,7 +17,7 @@ import torch
 from bdl_bench.data.folder import MissingDataError
 from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.custom_methods import as_estimator
-from bdl_bench.methods.registry import refuse_without_recipe
+from bdl_bench.methods.registry import check_recipe
 from bdl_bench.metrics import evaluate
 from bdl_bench.metrics.array_checks import check_arrays
 from bdl_bench.problem.kept_rows import AS_GIVEN
@@ -90,7 +90,7 @@ class EvaluationJob:
         Each process computes it from what is loaded there.
         """
         method = METHODS[self.method]
-        return content_digest(method.build, method.axis, method.retrains)
+        return content_digest(method.build, method.tuned_option, method.retrains)
 
 
 def evaluate_job(job: EvaluationJob) -> EvaluationResult:
@@ -122,7 +122,7 @@ def failure_record(job: EvaluationJob, error: BaseException) -> Record:
 def _evaluate(job: EvaluationJob) -> EvaluationResult:
     problem, method = _problem(job), METHODS[job.method]
     if method.retrains:
-        refuse_without_recipe(method.name, problem)
+        check_recipe(method.name, problem)
     rewind(problem.sets().values())
     findings = preflight(problem)
     rewind(problem.sets().values())
@@ -251,8 +251,8 @@ def _fit_report(estimator: UncertaintyEstimator) -> dict[str, str]:
     learned = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name[0] != "_"}
     learned.pop("fit_report_", None)
     learned |= getattr(estimator, "method_report_", {})  # of a custom class that is not an estimator
-    merged = {**learned, **values}
-    return {name: _plain(value) for name, value in merged.items() if isinstance(value, (str, bool, int, float))}
+    items = [*learned.items(), *values.items()]
+    return {name: _plain(value) for name, value in items if isinstance(value, (str, bool, int, float))}
 
 
 def _plain(value: object) -> str:

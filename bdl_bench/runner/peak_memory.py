@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-__all__ = ["PeakMemory", "peak_memory"]
+from estimators.runtime.memory import largest_resident_bytes, reset_peak, resident_bytes
 
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+__all__ = ["PeakMemory", "peak_memory"]
 
 
 @dataclass
@@ -40,32 +36,11 @@ def peak_memory(device: str) -> Iterator[PeakMemory]:
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    found = PeakMemory(reset=_reset_peak())
-    before = _resident("VmRSS") if found.reset else _largest_so_far()
+    found = PeakMemory(reset=reset_peak())
+    before = resident_bytes() if found.reset else largest_resident_bytes()
     try:
         yield found
     finally:
-        found.peak_bytes = _resident("VmHWM") if found.reset else _largest_so_far()
+        found.peak_bytes = resident_bytes(peak=True) if found.reset else largest_resident_bytes()
         found.increase_bytes = max(0, found.peak_bytes - before)
         found.device_peak_bytes = int(torch.cuda.max_memory_allocated(device)) if on_gpu else None
-
-
-def _reset_peak() -> bool:
-    """Reset the peak to the current resident memory; return False if the system cannot (Linux: proc(5), clear_refs)."""
-    try:
-        _CLEAR.write_text("5")
-        return _resident("VmHWM") > 0
-    except OSError:
-        return False
-
-
-def _resident(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _largest_so_far() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

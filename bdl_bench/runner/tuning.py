@@ -7,7 +7,7 @@ import warnings
 from bdl_bench.methods import Method
 from bdl_bench.problem.problem import Problem
 from estimators import UncertaintyEstimator
-from estimators.errors import TuningEdgeWarning
+from estimators.errors import TuningBoundaryWarning
 from estimators.tuning import CalibrationGrid, Tuned, tune
 
 __all__ = ["tune_method"]
@@ -41,8 +41,8 @@ def tune_method(
     if n == 0:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TuningEdgeWarning)
+        warnings.simplefilter("ignore", TuningBoundaryWarning)
         values = [] if n == 1 or method.axis is None else method.axis.values(problem, n)
         if method.axis is None or not values:
-            return tune(estimator, problem.validation, axis=None, grid=_GRID)
-        return tune(estimator, problem.validation, axis=method.axis.option, values=values, grid=_GRID)
+            return tune(estimator, problem.validation, option=None, grid=_GRID)
+        return tune(estimator, problem.validation, option=method.axis.option, values=values, grid=_GRID)

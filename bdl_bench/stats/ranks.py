@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import f as fisher
-from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
+from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
 from bdl_bench.stats.intervals import Direction
 from estimators.errors import DataError
 
-__all__ = ["Ranking", "SignedRank", "critical_difference", "rank_methods", "signed_rank"]
+__all__ = ["Ranking", "critical_difference", "rank_methods"]
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class SignedRank:
-    """Wilcoxon's signed-rank test of n paired numbers: two-sided p-value, and the median of the differences."""
-
-    p_value: float
-    median: float
-    n: int
-
-
-@dataclass(frozen=True)
 class Ranking:
-    """Methods by average rank over tasks, 1 the best.
+    """Methods by average rank over tasks; rank 1 is the best.
 
-    `average`: rank of each method, best first. `p_value`: of Friedman's test that all are alike, in the form of Iman
-    and Davenport. `critical_difference`: Nemenyi's; ranks that are closer are not distinguishable. `groups`: the
-    largest sets of methods, two or more, within one critical difference (the bars of Demšar's diagram).
+    Args:
+        average: rank of each method, best first.
+        n_tasks: number of tasks.
+        p_value: of Friedman's test that all methods are equal, in the form of Iman and Davenport.
+        critical_difference: Nemenyi's; smaller differences of ranks are not significant.
+        groups: the largest sets of at least two methods within one critical difference (the bars of Demšar's diagram).
     """
 
     average: dict[str, float]
@@ -43,32 +37,21 @@ class Ranking:
     groups: tuple[tuple[str, ...], ...]
 
 
-def signed_rank(values: Sequence[float], others: Sequence[float]) -> SignedRank:
-    """Wilcoxon's test of values − others over pairs, such as one a (task, seed).
-
-    Zero differences count half to either side (Demšar 2006). Differences are ranked across tasks, so that these should
-    be on one scale. Seeds of a task are not independent, so that with few tasks p is too small: average over seeds
-    first for a test over tasks.
-
-    Errors: DataError for an infinite or undefined difference.
-    """
-    differences = np.subtract(np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64))
-    if not len(differences) or not np.isfinite(differences).all():
-        raise DataError(
-            "one finite difference a pair",
-            received=f"{differences.tolist()[:10]}",
-            remedy="leave out pairs where either method has no finite value, and say so.",
-        )
-    p_value = 1.0 if not differences.any() else float(wilcoxon(differences, zero_method="zsplit").pvalue)
-    return SignedRank(p_value, float(np.median(differences)), len(differences))
-
-
 def rank_methods(values: Mapping[str, Mapping[str, float]], better: Direction, *, level: float = 0.95) -> Ranking:
-    """Average ranks of K >= 3 methods over N >= 2 tasks; `values[task][method]`, one number each (a mean over seeds).
+    """Return the average ranks of K >= 3 methods over N >= 2 tasks, with Friedman's test.
 
-        F = (N − 1) χ² / (N (K − 1) − χ²) on K − 1 and (K − 1)(N − 1) degrees, χ² Friedman's, corrected for ties
+        F = (N − 1) χ² / (N (K − 1) − χ²) on K − 1 and (K − 1)(N − 1) degrees of freedom; χ² is Friedman's, with ties
 
-    Errors: DataError for fewer tasks or methods, for a method that a task lacks, and for undefined numbers.
+    Args:
+        values: `values[task][method]`, one number each, such as a mean over seeds.
+        better: which direction is better.
+        level: one minus the significance level of the critical difference.
+
+    Returns:
+        The ranking of Demšar (2006), section 3.2.2.
+
+    Raises:
+        DataError: for fewer tasks or methods, if a task lacks a method, or for a NaN.
     """
     names, table = _complete(values)
     ranks = rankdata(table if better == "lower" else -table, axis=1)
@@ -79,7 +62,16 @@ def rank_methods(values: Mapping[str, Mapping[str, float]], better: Direction, *
 
 
 def critical_difference(n_methods: int, n_tasks: int, *, level: float = 0.95) -> float:
-    """Nemenyi's critical difference of average ranks, q √(K (K + 1) / 6N), √2 q of the studentized range."""
+    """Return Nemenyi's critical difference of average ranks, q √(K (K + 1) / 6N), √2 q of the studentized range.
+
+    Args:
+        n_methods: K.
+        n_tasks: N.
+        level: one minus the significance level.
+
+    Returns:
+        The difference of average ranks beyond which two methods differ significantly.
+    """
     q = studentized_range.ppf(level, n_methods, np.inf) / np.sqrt(2)
     return float(q * np.sqrt(n_methods * (n_methods + 1) / (6 * n_tasks)))
 
@@ -91,7 +83,7 @@ def _complete(values: Mapping[str, Mapping[str, float]]) -> tuple[list[str], Flo
         raise DataError(
             "at least two tasks, each with the same three methods or more",
             received="; ".join(missing) or f"{len(values)} tasks and {len(names)} methods",
-            remedy="leave out methods that some tasks lack; compare two methods by signed_rank.",
+            remedy="leave out methods that some tasks lack; compare two methods by paired_interval.",
         )
     table = np.array([[row[name] for name in names] for row in values.values()], dtype=np.float64)
     if np.isnan(table).any():
@@ -111,7 +103,7 @@ def _friedman(table: Floats) -> float:
 
 
 def _groups(average: Mapping[str, float], difference: float) -> tuple[tuple[str, ...], ...]:
-    """Runs of neighbours in rank within one difference, without those inside another run."""
+    """Return the sets of neighbours in rank within one difference, without subsets of another set."""
     names = list(average)
     runs: list[tuple[str, ...]] = []
     reached = 0

@@ -1,4 +1,4 @@
-"""The bundled tasks: every module of this package is imported, and those that define a task register it."""
+"""The bundled tasks. Importing this package imports all of its modules, which register their tasks."""
 
 import importlib
 import pkgutil

@@ -2,8 +2,8 @@
 
 Source: docstrings of the standard library (PSF license), whatever version of Python runs.
 Size: an alphabet of 32 characters (lower case, digits all 0, what is left ?); windows of 24 characters, each of a
-sentence of its own. Split: 384 train, 60 validation and 150 test windows, drawn by the seed.
-Trained on are all 23 characters that follow another. Judged are the last 4 of a validation or test window.
+different sentence. Split: 384 train, 60 validation and 150 test windows, drawn by the seed.
+Training labels are all 23 characters that follow another. Scored are the last 4 of a validation or test window.
 Shift: typos-1 ... typos-5, 5, 10, 20, 35 and 50 % of the characters before those 4 replaced by random ones.
 Out of distribution: 60 windows of Python source code, from the standard library too.
 Model: GPT-2 with 2 layers, width 12, 3 heads, embedding and head not tied; 4,848 parameters, float32, no dropout.
@@ -35,8 +35,8 @@ _MODULES = (
     *("pathlib", "shutil", "tarfile", "zipfile", "argparse", "http.client", "urllib.request", "logging"),
 )
 _ALPHABET = "?\n .0_" + string.ascii_lowercase
-_TOKENS, _JUDGED = 24, 4
-_TRAIN, _VALIDATION, _TEST, _STRANGE = 384, 60, 150, 60
+_TOKENS, _SCORED = 24, 4
+_TRAIN, _VALIDATION, _TEST, _OOD = 384, 60, 150, 60
 _TYPOS = (0.05, 0.10, 0.20, 0.35, 0.50)
 
 
@@ -48,18 +48,18 @@ def make_problem(seed: int) -> Problem:
     train, validation, test = (
         windows[i] for i in split_indices(len(windows), train=_TRAIN, validation=_VALIDATION, seed=seed)
     )
-    strange = _windows(_source_lines(), _STRANGE, generator)
-    shifts = {f"typos-{i}": _judged(_with_typos(test, rate, generator)) for i, rate in enumerate(_TYPOS, start=1)}
+    ood = _windows(_source_lines(), _OOD, generator)
+    shifts = {f"typos-{i}": _scored(_with_typos(test, rate, generator)) for i, rate in enumerate(_TYPOS, start=1)}
     return Problem(
         _network(),
         "causal_lm",
-        _read(train),
-        _judged(validation),
-        _judged(test),
+        _training(train),
+        _scored(validation),
+        _scored(test),
         prior_precision=10.0,
         recipe=Recipe(epochs=60, batch_size=32, optimizer="adam", lr=1e-2, schedule="cosine"),
         make_model=_network,
-        ood={"source-code": _judged(strange)},
+        ood={"source-code": _scored(ood)},
         shifts=shifts,
     )
 
@@ -75,19 +75,19 @@ def _network() -> nn.Module:
     return model
 
 
-def _read(windows: Tensor) -> Loader:
-    """Batches to train on: a label at every place."""
+def _training(windows: Tensor) -> Loader:
+    """Return batches to train on, with a label at every position."""
     return [{"input_ids": ids, "labels": ids} for ids in windows.split(32)]
 
 
-def _judged(windows: Tensor) -> Loader:
-    """Batches to judge: the model gives logits for the last places only, of which the very last predicts nothing."""
-    keep = _JUDGED + 1
+def _scored(windows: Tensor) -> Loader:
+    """Return batches to score: the model gives logits at the last positions only, of which the very last is unused."""
+    keep = _SCORED + 1
     return [{"input_ids": ids, "logits_to_keep": keep, "labels": ids[:, -keep:]} for ids in windows.split(50)]
 
 
 def _windows(texts: list[str], n: int, generator: torch.Generator) -> Tensor:
-    """n windows (n, T) of different texts, anywhere in them, no two alike."""
+    """Return n distinct windows (n, T) of different texts, at random positions."""
     found: dict[tuple[int, ...], None] = {}
     for i in torch.randperm(len(texts), generator=generator).tolist():
         codes = _codes(texts[i])
@@ -104,15 +104,15 @@ def _codes(text: str) -> list[int]:
 
 
 def _with_typos(windows: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """The windows with a share of the characters before the judged ones replaced."""
+    """Return the windows with a share of the characters before the scored ones replaced."""
     replaced = torch.rand(windows.shape, generator=generator) < rate
-    replaced[:, -_JUDGED:] = False
+    replaced[:, -_SCORED:] = False
     return torch.where(replaced, torch.randint(len(_ALPHABET), windows.shape, generator=generator), windows)
 
 
 @cache
 def _source_lines() -> list[str]:
-    """Lines of code of the same modules, without indentation, comments and what may be docstrings."""
+    """Return lines of code of the same modules, without indentation, comments and docstrings."""
     source = "\n".join(inspect.getsource(importlib.import_module(name)) for name in _MODULES)
     lines = {" ".join(line.split()) for line in source.splitlines() if line.startswith(" ") and "(" in line}
     return sorted(line for line in lines if len(line) >= _TOKENS and line.endswith(("):", ")")) and "#" not in line)

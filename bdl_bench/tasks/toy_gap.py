@@ -1,12 +1,12 @@
-"""In-between regression: two clusters of inputs, and a gap between them where a method should be unsure.
+"""In-between regression: two clusters of inputs, and a gap between them, in which a method should be uncertain.
 
 Source: Foong, Li, Hernández-Lobato and Turner, "In-Between Uncertainty in Bayesian Neural Networks" (2019); made here,
 nothing is downloaded. x uniform on [−1, −0.7] and on [0.5, 1], y = cos(4x + 0.8) + 0.1 ε.
 Size: 100 train, 40 validation, 100 test rows, half in each cluster, drawn by the seed. Out of distribution: 100 rows
-uniform on (−0.7, 0.5), with targets. Band: 301 points from −1.5 to 1.5 with the noiseless y. Nothing is standardised,
-since inputs and target are of order one already.
+uniform on (−0.7, 0.5), with targets. Plot grid: 301 points from −1.5 to 1.5 with the noiseless y. Nothing is
+standardised, since inputs and target are of order one already.
 Model: MLP 1-50-1, tanh, float64, 151 parameters. Likelihood: Gaussian, σ = 0.1, the true noise. Prior precision
-δ = 0.1, fixed, not tuned: δ = 1 keeps such a network from bending as the data ask.
+δ = 0.1, fixed, not tuned: with δ = 1 such a network underfits.
 Recipe: Adam, 700 epochs, batches of 50, learning rate 0.03, cosine.
 """
 
@@ -23,7 +23,7 @@ from estimators.training.training import Recipe
 
 __all__ = ["make_problem"]
 
-_CLUSTERS, _GAP, _BAND = ((-1.0, -0.7), (0.5, 1.0)), (-0.7, 0.5), (-1.5, 1.5)
+_CLUSTERS, _GAP, _PLOT_GRID = ((-1.0, -0.7), (0.5, 1.0)), (-0.7, 0.5), (-1.5, 1.5)
 _NOISE = 0.1
 
 
@@ -33,7 +33,7 @@ def make_problem(seed: int) -> Problem:
     generator = torch.Generator().manual_seed(seed)
     parts = [torch.cat([_uniform(n // 2, cluster, generator) for cluster in _CLUSTERS]) for n in (100, 40, 100)]
     gap = _uniform(100, _GAP, generator)
-    line = torch.linspace(*_BAND, 301, dtype=torch.float64).unsqueeze(1)
+    line = torch.linspace(*_PLOT_GRID, 301, dtype=torch.float64).unsqueeze(1)
     return Problem(
         _network(),
         Gaussian(sigma_noise=_NOISE),
@@ -42,7 +42,7 @@ def make_problem(seed: int) -> Problem:
         recipe=Recipe(epochs=700, batch_size=50, optimizer="adam", lr=3e-2, schedule="cosine"),
         make_model=_network,
         ood={"gap": loader(gap, _measured(gap, generator))},
-        band=loader(line, _truth(line), batch_size=len(line)),
+        plot_grid=loader(line, _truth(line), batch_size=len(line)),
     )
 
 

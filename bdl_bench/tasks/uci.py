@@ -39,22 +39,30 @@ _ROWS_A_STEP, _STEPS = 64, 4000
 
 @dataclass(frozen=True)
 class UciTable:
-    """One data set: its number in the repository, its inputs, σ, and what is measured."""
+    """One data set of the repository.
+
+    Args:
+        name: of the file.
+        number: in the repository.
+        n_inputs: D.
+        sigma_noise: σ in standard deviations of the target.
+        measured: the target, in words.
+    """
 
     name: str
     number: int
     n_inputs: int
     sigma_noise: float
-    subject: str
+    measured: str
 
     def random(self, seed: int) -> Problem:
-        """With a random split."""
+        """Return the problem with a random split."""
         x, y = uci_table(self.name, self.number, self.n_inputs)
         sizes = {"train": round(_TRAIN * len(x)), "validation": round(_VALIDATION * len(x))}
         return self._problem(x, y, split_indices(len(x), **sizes, seed=seed))
 
     def gap(self, seed: int) -> Problem:
-        """With a gap split."""
+        """Return the problem with a gap split."""
         x, y = uci_table(self.name, self.number, self.n_inputs)
         feature = x[:, seed % self.n_inputs]
         split = gap_split(feature, train=_TRAIN, validation=_VALIDATION, seed=seed)
@@ -90,8 +98,8 @@ _NEEDS = "a download of less than 1 MB from the UCI repository"
 
 def _register(table: UciTable) -> None:
     network = f"MLP {table.n_inputs}-50-1"
-    register(f"uci-{table.name}", needs=_NEEDS, summary=f"Regression: {table.subject}, {network}")(table.random)
-    summary = f"Regression: {table.subject} without the middle third of one input, {network}"
+    register(f"uci-{table.name}", needs=_NEEDS, summary=f"Regression: {table.measured}, {network}")(table.random)
+    summary = f"Regression: {table.measured} without the middle third of one input, {network}"
     register(f"uci-{table.name}-gap", needs=_NEEDS, summary=summary)(table.gap)
 
 

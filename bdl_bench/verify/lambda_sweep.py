@@ -1,4 +1,4 @@
-"""The λ ladder: RegVar's refits at falling λ against the reference of their curvature."""
+"""The λ sweep: errors of RegVar's refits at decreasing λ against the reference of their curvature."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ from estimators.errors import ConvergenceError, LambdaTooLargeError
 __all__ = ["LAMS", "LambdaSweep", "relative_error", "run_sweep"]
 
 LAMS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
+"""From λ at which refits are clearly nonlinear to λ at which round-off dominates."""
 
 
 @dataclass(frozen=True)
 class LambdaSweep:
-    """Errors (max difference over max value) at each λ; None where the refit was refused, `refusals` saying why."""
+    """Errors of refits at decreasing λ.
+
+    Args:
+        difference: "forward" or "central".
+        lams: values of λ.
+        errors: max difference over max value at each λ; None if the refit raised.
+        raised: name of the error of each refit that raised, else None.
+    """
 
     difference: str
     lams: tuple[float, ...]
     errors: tuple[float | None, ...]
-    refusals: tuple[str | None, ...]
+    raised: tuple[str | None, ...]
 
     @property
     def order(self) -> Order:
@@ -32,39 +40,44 @@ class LambdaSweep:
 
     @property
     def best(self) -> float:
-        """The least error of the ladder."""
+        """The smallest error of the sweep."""
         return min((error for error in self.errors if error is not None), default=float("inf"))
 
     def at(self, lam: float) -> float | None:
-        """The error at one rung."""
+        """Return the error at one λ of the sweep."""
         return self.errors[self.lams.index(lam)]
 
 
 def run_sweep(
     fitted: RegVar, x: object, exact: Tensor, *, difference: str, lams: Sequence[float] = LAMS
 ) -> LambdaSweep:
-    """Pointwise Newton refits of a fitted RegVar at each λ, against the exact covariance (M, C, C) at x.
+    """Return the errors of Newton refits of a fitted RegVar at each λ.
 
-    `fitted` needs Pointwise(), which solves at query: only its solver changes from rung to rung.
+    Args:
+        fitted: with the regularizer Pointwise(), which solves at each query, so that its solver can be replaced.
+        x: queries, M rows.
+        exact: covariance (M, C, C) at x.
+        difference: "forward" or "central".
+        lams: values of λ.
     """
     assert isinstance(fitted.regularizer, Pointwise)
     errors: list[float | None] = []
-    refusals: list[str | None] = []
+    raised: list[str | None] = []
     before = fitted.solver
     try:
         for lam in lams:
             fitted.solver = NewtonRefit(lam, difference)
             try:
                 errors.append(relative_error(fitted.covariance(x), exact))
-                refusals.append(None)
+                raised.append(None)
             except (LambdaTooLargeError, ConvergenceError) as error:
                 errors.append(None)
-                refusals.append(type(error).__name__)
+                raised.append(type(error).__name__)
     finally:
         fitted.solver = before
-    return LambdaSweep(difference, tuple(lams), tuple(errors), tuple(refusals))
+    return LambdaSweep(difference, tuple(lams), tuple(errors), tuple(raised))
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    """max |found − exact| / max |exact|."""
+    """Return max |found − exact| / max |exact|."""
     return float((found - exact).abs().max() / exact.abs().max())

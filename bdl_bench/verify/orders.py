@@ -1,4 +1,4 @@
-"""The order of convergence of an error in λ, fitted between the non-linear end and round-off."""
+"""The order of convergence of an error in λ, fitted between the nonlinear range and round-off."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ EXPECTED = {"forward": (1.0, 0.1), "central": (2.0, 0.15)}
 """Order and tolerance of each difference."""
 
 QUADRATIC = 1e-9
-"""A refit whose error is this small at every λ minimises a quadratic: nothing is left to fit a slope to."""
+"""If the error is at most this at every λ, the refit minimises a quadratic and has no slope."""
 
-_BENT = 0.07  # how far, in log error, a rung may lie from the line through its window: 7 %
-_FEWEST = 3
+_MAX_DEVIATION = 0.07
+"""Largest distance of log error from the fitted line, that is 7 % of the error."""
+_MIN_STEPS = 3
+"""Fewest values of λ that a slope is fitted to."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Order:
-    """slope: of log error over log λ, None where there is none; lams: the rungs it was fitted to; note: why, in words.
+    """The fitted line, error ≈ constant · λ^slope.
 
-    constant: the error at λ = 1 of the fitted line, constant · λ^slope.
+    Args:
+        slope: of log error over log λ; None if there is none.
+        lams: values of λ that the line was fitted to.
+        note: "fitted", "quadratic", or why there is no slope.
+        constant: error of the line at λ = 1.
     """
 
     slope: float | None
@@ -35,7 +41,7 @@ class Order:
     constant: float | None = None
 
     def as_expected(self, difference: str) -> bool:
-        """Whether the slope is that of the difference, or the refit quadratic."""
+        """Return whether the slope is that of the difference, or the refit minimises a quadratic."""
         if self.slope is None:
             return self.note == "quadratic"
         order, tolerance = EXPECTED[difference]
@@ -43,25 +49,29 @@ class Order:
 
 
 def fit_order(lams: Sequence[float], errors: Sequence[float | None]) -> Order:
-    """Least squares on logarithms over the longest run of rungs that lie on a line; an error of None was refused.
+    """Return the least-squares line of log error over the longest interval of λ in which it is straight.
 
-    The run is chosen by its straightness alone, not by the slope that is hoped for: larger λ bend it by the next order,
-    smaller ones by round-off. Rungs below the least error are round-off and not looked at.
+    The interval is chosen by its deviation from a line alone, not by the expected slope: at larger λ the next order
+    contributes, at smaller λ round-off. Values of λ below that of the smallest error are ignored.
+
+    Args:
+        lams: values of λ.
+        errors: the error at each λ; None if the refit raised.
     """
-    rungs = sorted(((lam, error) for lam, error in zip(lams, errors, strict=True) if error is not None), reverse=True)
-    if rungs and all(error <= QUADRATIC for _, error in rungs):
+    steps = sorted(((lam, error) for lam, error in zip(lams, errors, strict=True) if error is not None), reverse=True)
+    if steps and all(error <= QUADRATIC for _, error in steps):
         return Order(None, (), "quadratic")
-    rungs = rungs[: 1 + min(range(len(rungs)), key=lambda i: rungs[i][1], default=0)]
-    x, y = (np.log([max(rung[i], 1e-300) for rung in rungs]) for i in (0, 1))
-    for length in range(len(rungs), _FEWEST - 1, -1):
-        windows = [slice(start, start + length) for start in range(len(rungs) - length + 1)]
-        straightest = min(windows, key=lambda w: _bend(x[w], y[w]))
-        if _bend(x[straightest], y[straightest]) <= _BENT:
-            slope, offset = np.polyfit(x[straightest], y[straightest], 1)
-            return Order(float(slope), tuple(lam for lam, _ in rungs[straightest]), "fitted", float(np.exp(offset)))
-    return Order(None, (), f"fewer than {_FEWEST} rungs on a line between the non-linear end and round-off")
+    steps = steps[: 1 + min(range(len(steps)), key=lambda i: steps[i][1], default=0)]
+    x, y = (np.log([max(step[i], 1e-300) for step in steps]) for i in (0, 1))
+    for length in range(len(steps), _MIN_STEPS - 1, -1):
+        windows = [slice(start, start + length) for start in range(len(steps) - length + 1)]
+        window = min(windows, key=lambda w: _deviation(x[w], y[w]))
+        if _deviation(x[window], y[window]) <= _MAX_DEVIATION:
+            slope, offset = np.polyfit(x[window], y[window], 1)
+            return Order(float(slope), tuple(lam for lam, _ in steps[window]), "fitted", float(np.exp(offset)))
+    return Order(None, (), f"fewer than {_MIN_STEPS} steps on a line between the nonlinear range and round-off")
 
 
-def _bend(x: Floats, y: Floats) -> float:
-    """Largest distance from the line of least squares."""
+def _deviation(x: Floats, y: Floats) -> float:
+    """Return the largest distance from the least-squares line."""
     return float(np.abs(y - np.polyval(np.polyfit(x, y, 1), x)).max())

@@ -1,4 +1,4 @@
-"""A dense, slow reference, derived a second time: nothing here comes from `estimators`.
+"""A dense, slow reference that shares no code with `estimators`.
 
 L(θ) = Σ −log p(y | f(x; θ)) + ½ Σ δ (θ − θ₀)²           "hessian": ∇²L(θ̂), forward over reverse
 L_lin(θ) = Σ −log p(y | f̂ + J(θ − θ̂)) + ½ Σ δ (θ − θ₀)²   "ggn": ∇²L_lin(θ̂), of the linearised network
@@ -21,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["DenseReference"]
 
-_COLUMNS = 128  # of the Hessian at once
+_COLUMNS = 128
+"""Columns of A that are computed at once."""
 
 Inputs: TypeAlias = Any  # a tensor, or a dict of tensors for the network's keywords
 Rows = Sequence[tuple[Inputs, Tensor]]
@@ -29,10 +30,16 @@ Rows = Sequence[tuple[Inputs, Tensor]]
 
 @dataclass(frozen=True)
 class DenseReference:
-    """J, A and J A⁻¹ Jᵀ over the named parameters of a model, from batches of (x, y).
+    """J, A and J A⁻¹ Jᵀ over the named parameters of a model.
 
-    `kind` is "regression" (with `sigma`, a number or one an output), "classification" or "binary"; `delta` a number or
-    a mapping {glob: number}, the first match counting.
+    Args:
+        model: in eval mode, outputs (B, C).
+        batches: training rows as (x, y).
+        names: of the parameters, P numbers in all.
+        kind: "regression", "classification" or "binary".
+        sigma: standard deviation of the noise of regression, a number or one per output.
+        delta: prior precision, a number or a mapping {glob of parameter names: number}; the first match counts.
+        prior_mean: θ₀.
     """
 
     model: nn.Module
@@ -45,17 +52,17 @@ class DenseReference:
 
     @property
     def theta(self) -> Tensor:
-        """θ̂ (P,)."""
+        """The trained weights θ̂, (P,)."""
         return torch.cat([p.detach().reshape(-1) for p in self._parameters()])
 
     def covariance(self, x: Inputs, curvature: str) -> Tensor:
-        """J A⁻¹ Jᵀ, (M, C, C)."""
+        """Return J A⁻¹ Jᵀ at x, (M, C, C)."""
         jacobian = self.jacobian(x)
         solved = torch.linalg.solve(self.precision(curvature), jacobian.flatten(0, 1).T)  # A⁻¹ Jᵀ
         return torch.einsum("mcp,pmd->mcd", jacobian, solved.reshape(-1, *jacobian.shape[:2]))
 
     def precision(self, curvature: str) -> Tensor:
-        """A (P, P)."""
+        """Return A of the curvature "ggn" or "hessian", (P, P)."""
         energy = self.energy if curvature == "hessian" else self._linearised_energy()
         slope, theta = grad(energy), self.theta
 
@@ -69,22 +76,22 @@ class DenseReference:
         return 0.5 * (matrix + matrix.T).detach()
 
     def gradient(self) -> Tensor:
-        """∇L(θ̂), (P,)."""
+        """Return ∇L(θ̂), (P,)."""
         with _plain_kernels():
             slope: Tensor = grad(self.energy)(self.theta)
         return slope.detach()
 
     def energy(self, theta: Tensor) -> Tensor:
-        """L(θ)."""
+        """Return L(θ)."""
         data = [self._nll(self._outputs(theta, x), y) for x, y in self.batches]
         return torch.stack(data).sum() + self._prior(theta)
 
     def outputs(self, x: Inputs) -> Tensor:
-        """f(x; θ̂), (M, C)."""
+        """Return f(x; θ̂), (M, C)."""
         return self._outputs(self.theta, x).detach()
 
     def jacobian(self, x: Inputs) -> Tensor:
-        """∂f/∂θ (M, C, P), one backward pass for each row and output."""
+        """Return ∂f/∂θ at θ̂, (M, C, P), by one backward pass per row and output."""
         theta = self.theta.requires_grad_()
         with _plain_kernels(), torch.enable_grad():
             f = self._outputs(theta, x)
@@ -92,7 +99,7 @@ class DenseReference:
         return torch.stack(rows).reshape(*f.shape, -1)
 
     def delta_vector(self) -> Tensor:
-        """δ (P,)."""
+        """Return δ of each weight, (P,)."""
         if not isinstance(self.delta, Mapping):
             return torch.full_like(self.theta, self.delta)
         parts = []

@@ -1,9 +1,9 @@
-"""`bdl-bench verify`: a proof on one's own model, or on a pairwise_cover of the zoo; a table, a figure, and files of both."""
+"""The `bdl-bench verify` command: verify RegVar on trained networks, and write a table, a figure and every number."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bdl_bench.problem.problem import Problem, rows
-from bdl_bench.verify.cases import Case, pairwise_cover
-from bdl_bench.verify.checks import Check, Verification, verify
+from bdl_bench.verify.case import VerificationCase
 from bdl_bench.verify.lambda_sweep import LAMS
-from bdl_bench.verify.plot import ladder_figure, to_bytes
-from bdl_bench.verify.subject import VerificationCase
+from bdl_bench.verify.plot import sweep_figure, to_bytes
 from bdl_bench.verify.table import to_json, to_markdown
+from bdl_bench.verify.verification import Check, Verification, verify
 from estimators.data.batch import Batch
 from estimators.errors import OptionError
 from estimators.models.checks import check_model
@@ -27,78 +26,82 @@ from estimators.numerics.pytrees import PyTree, concatenate, plain_inputs, selec
 from estimators.persistence.atomic import write_bytes, write_text
 from estimators.training.training import train_map
 
-__all__ = ["VerifyResult", "verify_problem", "verify_test_problems", "write_result"]
-
-Listener = Callable[[str], None]
+__all__ = ["VerifyResult", "verify_problems", "write_result"]
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The proofs, and the directory with verify.json, verify.md, ladder.png and ladder.svg."""
+    """The verifications of a run.
 
-    proofs: tuple[Verification, ...]
+    Args:
+        verifications: one per network.
+        out: the directory with verify.json, verify.md, lambda_sweep.png and lambda_sweep.svg.
+    """
+
+    verifications: tuple[Verification, ...]
     out: Path
 
     @property
-    def holds(self) -> bool:
-        """Whether every bound holds."""
-        return not any(proof.failures() for proof in self.proofs)
+    def passed(self) -> bool:
+        """Whether every error is within its bound."""
+        return not any(verification.failures() for verification in self.verifications)
 
 
-def verify_problem(
-    problem: Problem,
+def verify_problems(
+    problems: Mapping[str, Problem],
     *,
     out: Path,
-    name: str = "your model",
     curvature: str = "ggn",
     subset_of_weights: SubsetSpec = "all",
     lams: Sequence[float] = LAMS,
     n_queries: int = 8,
+    listener: Callable[[str], None] = lambda name: None,  # noqa: ARG005
 ) -> VerifyResult:
-    """Prove RegVar on a problem's trained network, at the first `n_queries` rows of its test loader.
+    """Verify RegVar on the trained network of each problem, at the first rows of its test loader.
 
-    The network is copied; the copy is trained where the problem has a recipe, and is in float64.
-    Errors: OptionError, TooLargeError (the reference is dense), and those of the estimators' `fit`.
+    Each network is copied. The copy is in float64, and is trained if the problem has a recipe.
+
+    Args:
+        problems: by the names that tables show.
+        out: directory for the files.
+        curvature: "ggn" or "hessian".
+        subset_of_weights: as in the estimators.
+        lams: values of λ of the sweep.
+        n_queries: number of test rows.
+        listener: called with the name of each problem before it is verified.
+
+    Returns:
+        The verifications, which are also written into `out`.
+
+    Raises:
+        OptionError: for another curvature or fewer than one query.
+        TooLargeError: if the dense reference does not fit into memory.
     """
     if curvature not in ("ggn", "hessian"):
         raise OptionError('curvature "ggn" or "hessian"', received=repr(curvature), remedy='use "ggn".')
     if n_queries < 1:
         raise OptionError("n_queries >= 1", received=str(n_queries), remedy="8 are enough to see a disagreement.")
-    subject, notes = _subject(problem, n_queries)
-    claim = Check(curvature, subset_of_weights, _names(subject, subset_of_weights))
-    proof = verify(subject, claim, name=name, lams=lams)
-    return write_result([replace(proof, notes=tuple(notes))], out)
+    verifications = []
+    for name, problem in problems.items():
+        listener(name)
+        case, notes = _case(problem, n_queries)
+        check = Check(curvature, subset_of_weights, _names(case, subset_of_weights))
+        verifications.append(replace(verify(case, check, name=name, lams=lams), notes=tuple(notes)))
+    return write_result(verifications, out)
 
 
-def verify_test_problems(
-    *, out: Path, listener: Listener | None = None, cases: Iterable[Case] | None = None
-) -> VerifyResult:
-    """Prove a pairwise_cover of the zoo: each pair of architecture, likelihood, training, curvature and weights once.
-
-    The error of posterior draws is split into its parts where the GGN of all weights is proved.
-    """
-    proofs = []
-    for case in pairwise_cover() if cases is None else cases:
-        if listener is not None:
-            listener(str(case))
-        claim = Check(case.curvature, case.subset_of_weights, case.names)
-        name = f"{case.architecture}, {case.likelihood}, {case.training}"
-        proofs.append(verify(case.problem, claim, name=name, split=(case.curvature, case.subset) == ("ggn", "all")))
-    return write_result(proofs, out)
-
-
-def write_result(proofs: Sequence[Verification], out: Path) -> VerifyResult:
-    """Write verify.json, verify.md, ladder.png and ladder.svg into `out`, each whole or not at all."""
-    figure = ladder_figure(proofs)
+def write_result(verifications: Sequence[Verification], out: Path) -> VerifyResult:
+    """Write verify.json, verify.md, lambda_sweep.png and lambda_sweep.svg into `out`, each completely or not at all."""
+    figure = sweep_figure(verifications)
     for form in ("png", "svg"):
-        write_bytes(out / f"ladder.{form}", to_bytes(figure, form))
-    write_text(out / "verify.md", to_markdown(proofs) + "\n![error against λ](ladder.svg)\n")
-    write_text(out / "verify.json", to_json(proofs))
-    return VerifyResult(tuple(proofs), out)
+        write_bytes(out / f"lambda_sweep.{form}", to_bytes(figure, form))
+    write_text(out / "verify.md", to_markdown(verifications) + "\n![error against λ](lambda_sweep.svg)\n")
+    write_text(out / "verify.json", to_json(verifications))
+    return VerifyResult(tuple(verifications), out)
 
 
-def _subject(problem: Problem, n_queries: int) -> tuple[VerificationCase, list[str]]:
-    """The problem in float64 on the CPU, and what was done to it, in words."""
+def _case(problem: Problem, n_queries: int) -> tuple[VerificationCase, list[str]]:
+    """Return the problem in float64 on the CPU, and notes on what was changed."""
     model, notes = copy.deepcopy(problem.model).cpu(), []
     if problem.trains_model:
         assert problem.recipe is not None
@@ -111,24 +114,24 @@ def _subject(problem: Problem, n_queries: int) -> tuple[VerificationCase, list[s
         notes.append(f"the network is in {', '.join(found)}; everything was measured on a copy in float64")
     model = model.double().eval()
     check_model(model)
-    batches = [_in_double((batch.x, batch.y)) for batch in rows(problem.train)]
-    x, _ = _in_double((_queries(problem, n_queries), torch.zeros(1)))
+    batches = [_in_float64((batch.x, batch.y)) for batch in rows(problem.train)]
+    x, _ = _in_float64((_queries(problem, n_queries), torch.zeros(1)))
     return VerificationCase(model, problem.likelihood, problem.prior_precision, batches, x), notes
 
 
 def _queries(problem: Problem, n_queries: int) -> PyTree:
-    """The first rows of the test loader, with what they share. Errors: DataError if they do not share the same."""
-    taken, batches = 0, list[Batch]()
+    """Return the first rows of the test loader, with their shared tensors; DataError if these differ by batch."""
+    n_rows, batches = 0, list[Batch]()
     for batch in rows(problem.test):
         batches.append(batch.marked(problem.layout))
-        taken += len(batch)
-        if taken >= n_queries:
+        n_rows += len(batch)
+        if n_rows >= n_queries:
             break
     return plain_inputs(select_rows(concatenate([batch.x for batch in batches]), slice(0, n_queries)))
 
 
-def _in_double(batch: tuple[PyTree, Tensor]) -> tuple[PyTree, Tensor]:
-    """Floating tensors in float64, on the CPU; token indices and labels as they are."""
+def _in_float64(batch: tuple[PyTree, Tensor]) -> tuple[PyTree, Tensor]:
+    """Return floating tensors in float64 on the CPU; token indices and labels keep their dtype."""
 
     def cast(tensor: Tensor) -> Tensor:
         tensor = tensor.detach().cpu()
@@ -138,7 +141,7 @@ def _in_double(batch: tuple[PyTree, Tensor]) -> tuple[PyTree, Tensor]:
     return double
 
 
-def _names(subject: VerificationCase, subset: SubsetSpec) -> list[str]:
+def _names(case: VerificationCase, subset: SubsetSpec) -> list[str]:
     if subset == "last_layer":
-        return last_linear_names(subject.model, subject.batches[0][0])
-    return matching_names(subject.model, subset)
+        return last_linear_names(case.model, case.batches[0][0])
+    return matching_names(case.model, subset)

@@ -1,21 +1,19 @@
-"""Proofs as tables: rich on a terminal, Markdown and JSON on disk."""
+"""Tables of verifications: rich on a terminal, Markdown and JSON on disk."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from bdl_bench.verify.checks import Verification
 from bdl_bench.verify.lambda_sweep import LambdaSweep
-from estimators.persistence.atomic import write_text
+from bdl_bench.verify.verification import Verification
 
-__all__ = ["to_json", "to_markdown", "to_terminal", "verdict", "write_table"]
+__all__ = ["to_json", "to_markdown", "to_terminal", "verdict"]
 
 _HEADER = (
     "case",
@@ -28,105 +26,110 @@ _HEADER = (
     "slope, forward",
     "slope, central",
     "error at 1e-4",
-    "best rung",
+    "best step",
     "verdict",
 )
 _LEGEND = """Errors are max |difference| / max |reference|, of the covariance at the queries, against a dense reference
 that shares no code with the library. *Exact routes*: the worst of `LinearizedLaplace` (Cholesky, CG, and the dual form
 for the GGN) and `RegVar(Pointwise(), LinearResponse())`; bound 1e-8. *Slopes*: of log error over log λ of
-`RegVar(Pointwise(), NewtonRefit(λ, difference))`, fitted between the non-linear end and round-off; bounds 1 ± 0.1 and
-2 ± 0.15; "quadratic": error at most 1e-9 at every λ. *Error at 1e-4* and *best rung*: of central differences; bounds
-2e-4 and 1e-6. *Relative gradient*: ‖∇L‖/‖δθ̂‖ at θ̂, 0 where it is stationary."""
+`RegVar(Pointwise(), NewtonRefit(λ, difference))`, fitted between the nonlinear range and round-off; bounds 1 ± 0.1 and
+2 ± 0.15; "quadratic": error at most 1e-9 at every λ. *Error at 1e-4* and *best step*: of central differences; bounds
+2e-4 and 1e-6. *Relative gradient*: ‖∇L‖/‖δθ̂‖ at θ̂, 0 if it is stationary."""
 
 
-def write_table(proofs: Sequence[Verification], path: Path) -> None:
-    """The Markdown page of the full suite, whole or not at all."""
-    write_text(path, to_markdown(proofs, title="Verification: RegVar against the dense reference"))
-
-
-def verdict(proof: Verification) -> str:
-    """One or two words."""
-    if proof.failures():
+def verdict(verification: Verification) -> str:
+    """Return "agrees", "fails", or that A is indefinite and every route raised."""
+    if verification.failures():
         return "fails"
-    return "agrees" if proof.definite else "refused, as it must be"
+    return "agrees" if verification.definite else "indefinite, as reported"
 
 
-def to_terminal(proofs: Sequence[Verification]) -> Group:
-    """The tables of `proofs`, one line each, and the parts of the error where they were measured."""
+def to_terminal(verifications: Sequence[Verification]) -> Group:
+    """Return a table with one line per verification, its failures and notes, and the parts of the error."""
     table = Table(*_HEADER, box=None, pad_edge=False)
-    for proof in proofs:
-        style = "red" if proof.failures() else ""
-        table.add_row(*(escape(cell) for cell in _cells(proof)), style=style)
+    for verification in verifications:
+        style = "red" if verification.failures() else ""
+        table.add_row(*(escape(entry) for entry in _row(verification)), style=style)
     parts: list[Group | Table | str] = [table]
-    for proof in proofs:
-        parts += [f"[red]{escape(proof.name)}: {escape(failure)}[/red]" for failure in proof.failures()]
-        parts += [escape(f"{proof.name}: {note}") for note in proof.notes]
-        if proof.links:
-            parts += ["", _links_table(proof)]
+    for verification in verifications:
+        parts += [f"[red]{escape(verification.name)}: {escape(failure)}[/red]" for failure in verification.failures()]
+        parts += [escape(f"{verification.name}: {note}") for note in verification.notes]
+        if verification.error_parts:
+            parts += ["", _parts_table(verification)]
     return Group(*parts)
 
 
-def to_markdown(proofs: Sequence[Verification], *, title: str = "Verification") -> str:
-    """The same as Markdown."""
-    failed = sum(bool(proof.failures()) for proof in proofs)
-    lines = [f"# {title}", "", f"{len(proofs)} cases, {failed} of them with a bound that does not hold.", "", _LEGEND]
-    lines += ["", *_markdown_table(_HEADER, [_cells(proof) for proof in proofs])]
-    for proof in proofs:
-        lines += _details(proof)
+def to_markdown(verifications: Sequence[Verification], *, title: str = "Verification") -> str:
+    """Return the verifications as a Markdown page."""
+    failed = sum(bool(verification.failures()) for verification in verifications)
+    lines = [
+        f"# {title}",
+        "",
+        f"{len(verifications)} cases, {failed} of them with an error above its bound.",
+        "",
+        _LEGEND,
+    ]
+    lines += ["", *_markdown_table(_HEADER, [_row(verification) for verification in verifications])]
+    for verification in verifications:
+        lines += _details(verification)
     return "\n".join(lines) + "\n"
 
 
-def to_json(proofs: Sequence[Verification]) -> str:
-    """Every number."""
+def to_json(verifications: Sequence[Verification]) -> str:
+    """Return every number as JSON."""
     content = []
-    for proof in proofs:
-        orders = {d: asdict(ladder.order) for d, ladder in proof.ladders.items()}
-        content.append(asdict(proof) | {"orders": orders, "failures": proof.failures(), "verdict": verdict(proof)})
-    return json.dumps({"proofs": content}, indent=1, ensure_ascii=False) + "\n"
+    for verification in verifications:
+        orders = {d: asdict(sweep.order) for d, sweep in verification.sweeps.items()}
+        content.append(
+            asdict(verification)
+            | {"orders": orders, "failures": verification.failures(), "verdict": verdict(verification)}
+        )
+    return json.dumps({"verifications": content}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _details(proof: Verification) -> list[str]:
-    lines = [f"- {text}" for text in (*proof.failures(), *proof.notes)]
-    if proof.links:
+def _details(verification: Verification) -> list[str]:
+    lines = [f"- {text}" for text in (*verification.failures(), *verification.notes)]
+    if verification.error_parts:
         rows = [
-            (link.name, link.change, _error(link.error), _ratio(link.mean_ratio), link.note) for link in proof.links
+            (part.name, part.change, _error(part.error), _ratio(part.mean_ratio), part.note)
+            for part in verification.error_parts
         ]
-        lines += ["", "Where the error of posterior draws comes from:", ""]
+        lines += ["", "Parts of the error of posterior draws:", ""]
         lines += _markdown_table(("part", "from → to", "error", "mean ratio", "note"), rows)
-    return ["", f"## {proof.name}", "", *lines] if lines else []
+    return ["", f"## {verification.name}", "", *lines] if lines else []
 
 
-def _links_table(proof: Verification) -> Group:
-    title = f"{escape(proof.name)}: where the error of posterior draws comes from"
+def _parts_table(verification: Verification) -> Group:
+    title = f"{escape(verification.name)}: parts of the error of posterior draws"
     table = Table("part", "from → to", "error", "mean ratio", title=title, box=None, title_justify="left")
-    for link in proof.links:
-        table.add_row(link.name, link.change, _error(link.error), _ratio(link.mean_ratio))
-    notes = [f"{link.name}: {link.note}" for link in proof.links if link.note]
+    for part in verification.error_parts:
+        table.add_row(part.name, part.change, _error(part.error), _ratio(part.mean_ratio))
+    notes = [f"{part.name}: {part.note}" for part in verification.error_parts if part.note]
     return Group(table, *(escape(note) for note in notes))
 
 
-def _cells(proof: Verification) -> tuple[str, ...]:
-    forward, central = proof.ladders.get("forward"), proof.ladders.get("central")
+def _row(verification: Verification) -> tuple[str, ...]:
+    forward, central = verification.sweeps.get("forward"), verification.sweeps.get("central")
     return (
-        proof.name,
-        proof.curvature,
-        proof.subset,
-        str(proof.n_parameters),
-        f"{proof.relative_gradient:.1e}",
-        f"{proof.spectrum[0]:.2g} … {proof.spectrum[1]:.2g}",
-        _error(max(proof.exact.values(), default=None)),
+        verification.name,
+        verification.curvature,
+        verification.subset,
+        str(verification.n_parameters),
+        f"{verification.relative_gradient:.1e}",
+        f"{verification.spectrum[0]:.2g} … {verification.spectrum[1]:.2g}",
+        _error(max(verification.exact.values(), default=None)),
         _slope(forward),
         _slope(central),
         _error(central.at(1e-4) if central is not None and 1e-4 in central.lams else None),
         _error(central.best if central is not None else None),
-        verdict(proof),
+        verdict(verification),
     )
 
 
-def _slope(ladder: LambdaSweep | None) -> str:
-    if ladder is None:
+def _slope(sweep: LambdaSweep | None) -> str:
+    if sweep is None:
         return "–"
-    return ladder.order.note if ladder.order.slope is None else f"{ladder.order.slope:.3f}"
+    return sweep.order.note if sweep.order.slope is None else f"{sweep.order.slope:.3f}"
 
 
 def _error(value: float | None) -> str:
@@ -138,7 +141,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells) + " |"
+    def line(entries: Sequence[str]) -> str:
+        return "| " + " | ".join(entry.replace("|", "\\|").replace("*", "\\*") for entry in entries) + " |"
 
     return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]

@@ -50,13 +50,13 @@ def measure_quality(network: str, delta: float, seed: int) -> Measured:
         warnings.simplefilter("ignore", NotConvergedWarning)
         for k in DRAWS[network]:
             exact_draws = LinearResponse(tol=1e-5)
-            point(f"exact draws, K = {k}", lambda: regvar(problem, x, k, exact_draws, "draws", seed))  # noqa: B023
-            point(f"FineTune, default, K = {k}", lambda: regvar(problem, x, k, FineTune(), "draws", seed))  # noqa: B023
+            point(f"exact draws, K = {k}", lambda: regvar(problem, x, k, exact_draws, "monte_carlo", seed))  # noqa: B023
+            point(f"FineTune, default, K = {k}", lambda: regvar(problem, x, k, FineTune(), "monte_carlo", seed))  # noqa: B023
         point("LinearResponse, default", lambda: regvar(problem, x, 16, LinearResponse(), "auto", seed))
         for epochs in EPOCHS[network]:
             solver = FineTune(recipe=replace(DEFAULT_RECIPE, epochs=epochs))
             for name, block in (("FineTune", "auto"), ("FineTune, plain draws", None)):
-                point(name, lambda: regvar(problem, x, 16, solver, "draws", seed, block))  # noqa: B023
+                point(name, lambda: regvar(problem, x, 16, solver, "monte_carlo", seed, block))  # noqa: B023
         for iterations in ITERATIONS[network]:
             krylov = LinearResponse(max_iter=iterations)
             point("LinearResponse, bounds", lambda: regvar(problem, x, 16, krylov, "bounds", seed))  # noqa: B023
@@ -68,10 +68,10 @@ def measure_quality(network: str, delta: float, seed: int) -> Measured:
 
 
 def regvar(
-    problem: Problem, x: Tensor, k: int, solver: Solver, readout: str, seed: int, block: str | None = "auto"
+    problem: Problem, x: Tensor, k: int, solver: Solver, variance_estimate: str, seed: int, block: str | None = "auto"
 ) -> tuple[Tensor, float, Measured]:
-    """Variance, total passes, energy error."""
-    draws = PosteriorDraws(k, seed=seed, readout=readout, rao_blackwell=block)
+    """Variance, total passes, A-norm error."""
+    draws = PosteriorDraws(k, seed=seed, variance_estimate=variance_estimate, rao_blackwell=block)
     delta = problem.prior_precision
     fitted = RegVar(problem.model, "classification", prior_precision=delta, regularizer=draws, solver=solver)
     fitted.fit(problem.train)

@@ -22,8 +22,8 @@ training rows, everything in `fit` counted (the searches for λ and the learning
 reports); passes are those of all draws together, and a training is 100. K = 16 where nothing else is said.
 `python -m benchmarks --select quality` makes this page.
 
-Spearman: rank correlation; relative RMSE: of variance/exact − 1; ratio: mean variance over mean exact variance; energy:
-the error per effective dimension, from the draws alone (docs/math.md, section 5).
+Spearman: rank correlation; relative RMSE: of variance/exact − 1; ratio: mean variance over mean exact variance; A-norm
+error: per effective dimension, from the draws alone (docs/math.md, section 5).
 
 """
 
@@ -46,7 +46,17 @@ def to_markdown(rows: dict[str, Measured]) -> str:
 
 
 def _table(found: list[Measured]) -> str:
-    header = ("method", "passes", "a draw", "trainings", "seconds", "Spearman", "relative RMSE", "ratio", "energy")
+    header = (
+        "method",
+        "passes",
+        "a draw",
+        "trainings",
+        "seconds",
+        "Spearman",
+        "relative RMSE",
+        "ratio",
+        "A-norm error",
+    )
     by_place: dict[int, list[Measured]] = defaultdict(list)
     for measured in found:
         for place, point in enumerate(measured["points"]):

@@ -20,7 +20,7 @@ from estimators.training.training import Recipe
 __all__ = ["DRAWS", "N_DATA", "SOLVERS", "measure_exponents"]
 
 SOLVERS: dict[str, tuple[Callable[[], Solver], str]] = {
-    "FineTune": (partial(FineTune, recipe=Recipe(5, 64, "sgd", 1e-3)), "draws"),
+    "FineTune": (partial(FineTune, recipe=Recipe(5, 64, "sgd", 1e-3)), "monte_carlo"),
     "LinearResponse": (LinearResponse, "bounds"),
 }
 """With how its draws are read: by bounds a solve has a fixed number of products."""
@@ -60,9 +60,11 @@ def _network(width: int) -> nn.Module:
 
 
 def _fit(name: str, n_data: int, width: int) -> None:
-    solver, readout = SOLVERS[name]
+    solver, variance_estimate = SOLVERS[name]
     model = _network(width)
-    draws = PosteriorDraws(DRAWS, rao_blackwell=None, readout=readout)  # a block costs the cube of the last layer
+    draws = PosteriorDraws(
+        DRAWS, rao_blackwell=None, variance_estimate=variance_estimate
+    )  # a block costs the cube of the last layer
     loader = [(torch.randn(64, 64), torch.randint(0, 10, (64,))) for _ in range(n_data // 64)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)

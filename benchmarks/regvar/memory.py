@@ -1,4 +1,4 @@
-"""Peak memory of a refit above a plain training step's, over the number of replicas: a line in replicas × P."""
+"""Peak memory of a refit above a plain training step's, over the number of draws K: linear in K × P."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from estimators.training.training import Recipe
 
 __all__ = ["SOLVERS", "measure_memory"]
 
-_REPLICAS = (4, 8, 16, 32)
+_N_DRAWS = (4, 8, 16, 32)
 _ROWS, _WIDTH = 256, 1024
 SOLVERS: dict[str, Callable[[], Solver]] = {
-    "FineTune, one replica at a time": partial(FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), vmap_chunk_size=1),
-    "FineTune, one replica in flight": partial(
-        FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), vmap_chunk_size=1, in_flight=1
+    "FineTune, one copy at a time": partial(FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), vmap_chunk_size=1),
+    "FineTune, one draw at a time": partial(
+        FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), vmap_chunk_size=1, max_concurrent=1
     ),
     "LinearResponse": LinearResponse,
 }
 
 
 def measure_memory(name: str) -> Measured:
-    """Rise of the peak in bytes by replicas, that of a plain step, and the slope in units of P numbers."""
+    """Return the rise of the peak in bytes by K, that of a plain step, and the slope in units of P numbers."""
     plain = in_fresh_process(_plain)[1]
-    peaks = [in_fresh_process(_fit, name, k)[1] for k in _REPLICAS]
+    peaks = [in_fresh_process(_fit, name, k)[1] for k in _N_DRAWS]
     n = sum(p.numel() for p in _network().parameters())
-    slope, intercept = np.polyfit(_REPLICAS, peaks, 1)
+    slope, intercept = np.polyfit(_N_DRAWS, peaks, 1)
     return {
-        "replicas": list(_REPLICAS),
+        "n_draws": list(_N_DRAWS),
         "peaks": peaks,
         "plain": plain,
         "n_parameters": n,
@@ -46,7 +46,7 @@ def measure_memory(name: str) -> Measured:
 
 
 def _network() -> nn.Module:
-    """2.2 million parameters."""
+    """Return a network of 2.2 million parameters."""
     torch.manual_seed(0)
     layers = (nn.Linear(64, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, _WIDTH), nn.Tanh())
     return nn.Sequential(*layers, nn.Linear(_WIDTH, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, 10)).eval()

@@ -1,4 +1,4 @@
-"""The mean-absolute form in one's own loop: a training step over a plain one, an inference over a forward pass."""
+"""Costs of the mean-absolute regularizer: a training step relative to a plain one, inference to a forward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trained network with a softmax temperature."""
+"""Temperature scaling of the trained network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from estimators.baselines.map import MAP
 from estimators.data.training_data import TrainingData
 from estimators.errors import NotConvergedWarning, UnsupportedError
-from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
@@ -21,28 +20,44 @@ from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
 from estimators.runtime.optional import optional_module
 
-__all__ = ["TemperatureScaling"]
+__all__ = ["TEMPERATURE_BOUNDS", "TemperatureScaling", "best_temperature"]
 
-_SMALLEST, _LARGEST = 1e-2, 1e2
+TEMPERATURE_BOUNDS = (1e-2, 1e2)
+"""The smallest and largest softmax temperature that is considered."""
 
 
 class TemperatureScaling(MAP):
-    """The trained network f/T, with the temperature T that fits held-out rows best (Guo et al. 2017).
+    """The trained network f/T, with the temperature T that fits held-out rows best (Guo et al. 2017, section 4.2).
 
         T = argmin Σ −log p(y | f(x)/T) over the validation rows          variance(x) = 0
 
-    One number for all outputs, between 0.01 and 100; the loss is convex in 1/T. Outputs, means and samples are f/T.
+    T is one number for all outputs, between 0.01 and 100. Outputs, means and samples are f/T.
 
     Args:
-        validation: a re-iterable loader of (x, y) that the network was not trained on. A saved fit has its temperature,
-            and may be loaded with any: data are not compared.
+        model, likelihood, prior_precision: as `UncertaintyEstimator`.
+        validation: a re-iterable loader of (x, y) that the network was not trained on. A saved fit contains its
+            temperature and may be loaded with any validation loader.
 
-    Fitted: `temperature_`; `fit_report_`, in which a forward of the validation rows counts as one of training rows.
-    Warns: NotConvergedWarning where T ends at a bound, as it does where every row is classified rightly.
-    Errors: UnsupportedError for regression; those of `fit` for either loader.
+    Attributes:
+        temperature_: T.
+        fit_report_: the passes of the fit; validation rows count as training rows do.
+
+    Raises:
+        UnsupportedError: for regression.
+
+    Warns:
+        NotConvergedWarning: in `fit`, if T ends at a bound, for instance because every row is classified correctly.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> rows = [(torch.randn(50, 3), torch.randint(0, 2, (50,)))]
+        >>> scaled = TemperatureScaling(nn.Linear(3, 2), "classification", validation=rows).fit(rows)
+        >>> 0.01 <= scaled.temperature_ <= 100
+        True
     """
 
-    fit_report_: PassReport
     not_compared = frozenset({"validation"})
 
     def __init__(
@@ -69,13 +84,19 @@ class TemperatureScaling(MAP):
             wide = algebra_dtype(network.theta.device)
             held_out = [(network.outputs(batch.x).to(wide), batch.y) for batch in batches]
         self.temperature_ = best_temperature(self.likelihood, held_out)
-        self.fit_report_ = PassReport.of(objective)
+        if self.temperature_ in TEMPERATURE_BOUNDS:
+            warnings.warn(
+                f"the softmax temperature ends at a bound, {self.temperature_:.3g}: the validation rows do not "
+                "determine one; use more of them, or MAP",
+                NotConvergedWarning,
+                stacklevel=2,
+            )
 
-    def _learned(self) -> Learned:
-        return {}, {"temperature": self.temperature_, "passes": self.fit_report_.passes}
+    def _get_fit_state(self) -> Learned:
+        return {}, {"temperature": self.temperature_}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
-        self.temperature_, self.fit_report_ = learned["temperature"], PassReport(passes=learned["passes"])
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
+        self.temperature_ = learned["temperature"]
 
     def _mean(self, x: PyTree) -> Tensor:
         return super()._mean(x) / self.temperature_
@@ -85,20 +106,25 @@ class TemperatureScaling(MAP):
 
 
 def best_temperature(likelihood: Likelihood, held_out: list[tuple[Tensor, Tensor]]) -> float:
-    """T of the least −log p(y | f/T), summed over pairs of outputs f (B, C) and targets y."""
-    minimize_scalar = optional_module("scipy.optimize", purpose="fit a temperature", install="scipy").minimize_scalar
+    """Return the T within `TEMPERATURE_BOUNDS` that minimises −log p(y | f/T).
 
-    def loss(log_temperature: float) -> float:
-        parts = [likelihood.nll(f / math.exp(log_temperature), y).double().sum() for f, y in held_out]
-        return float(torch.stack(parts).sum())
+    The loss is convex in β = 1/T, so T is at the root of its slope in β, or at a bound.
 
-    bounds = math.log(_SMALLEST), math.log(_LARGEST)
-    found = float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9}).x)
-    if min(found - bounds[0], bounds[1] - found) < 1e-3:
-        warnings.warn(
-            f"the softmax temperature ends at a bound, {math.exp(found):.3g}: the validation rows do not determine "
-            "one; use more of them, or MAP",
-            NotConvergedWarning,
-            stacklevel=2,
-        )
-    return math.exp(found)
+    Args:
+        likelihood: of classes.
+        held_out: pairs of finite outputs f (B, C) and targets y.
+    """
+    brentq = optional_module("scipy.optimize", purpose="fit a temperature", install="scipy").brentq
+
+    def slope(log_beta: float) -> float:
+        beta = torch.tensor(math.exp(log_beta), dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            loss = torch.stack([likelihood.nll(beta * f, y).double().sum() for f, y in held_out]).sum()
+        return float(torch.autograd.grad(loss, beta)[0])
+
+    low, high = (-math.log(bound) for bound in reversed(TEMPERATURE_BOUNDS))
+    if slope(low) >= 0:
+        return TEMPERATURE_BOUNDS[1]
+    if slope(high) <= 0:
+        return TEMPERATURE_BOUNDS[0]
+    return math.exp(-brentq(slope, low, high, xtol=1e-12, rtol=1e-12))

@@ -49,7 +49,7 @@ def function_name(function: Any) -> str:  # noqa: ANN401
 
 
 def names_alone(function: types.FunctionType) -> bool:
-    """Whether a function of Python is known by its name: one of a library, at the top level of its module or class."""
+    """Return whether a name identifies a function: a library function at the top level of a module or class."""
     module = function.__module__
     return module not in (None, "builtins") and is_library(module) and "<" not in function.__qualname__
 
@@ -125,7 +125,7 @@ def class_code(kind: type, describe: Describe) -> str:
 
 @cache
 def is_library(module: str | None) -> bool:
-    """Whether a module is Python's own, of these packages or of one that is installed; all others are a user's."""
+    """Return whether a module belongs to Python, these packages or an installed package, and not to the user."""
     top = _top(module or "builtins")
     if top == "__main__":
         return False

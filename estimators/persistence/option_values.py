@@ -190,7 +190,7 @@ class _Description:
         return {"shape": list(array.shape), "first": first, "sha256": digest(_bytes(rounded)).hex()}
 
     def _module(self, module: nn.Module) -> dict[str, Any]:
-        """Its class, its tensors, and what its layers have beside them."""
+        """Return the class of a module, its tensors, and further attributes of its layers."""
         parts: list[Any] = [[name, self.of(tensor)] for name, tensor in named_tensors(module).items()]
         plain = vars(nn.Module()).keys()
         for name, layer in module.named_modules():
@@ -225,7 +225,7 @@ class _Description:
         return {"function": function_name(value), **({"of": self.of(owner)} if bound else {})}
 
     def _object(self, value: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Its class and attributes."""
+        """Return the class and the attributes of an object."""
         options = {name: self.of(item) for name, item in _attributes(value).items()}
         return {**self._class(type(value)), "options": options}
 

@@ -1,4 +1,4 @@
-"""How far draws are from their end, in the energy norm."""
+"""The A-norm error of posterior draws: an estimate of their distance to the exact solution."""
 
 from __future__ import annotations
 
@@ -19,42 +19,51 @@ from estimators.errors import NotConvergedWarning
 from estimators.numerics.reductions import dots, inner
 from estimators.regvar.perturbation import Perturbation
 
-__all__ = ["FAIR", "ANormError", "SampleANormErrors", "prior_energy"]
+__all__ = ["CONVERGED", "ANormError", "SampleANormErrors", "prior_draw_norms"]
 
-FAIR = 0.5  # digits MLP: .26 to .36 with a mean variance within 2 %, .53 with 6 %, 1 and more far off
+CONVERGED = 0.5
+"""A-norm error per effective dimension below which draws count as converged.
+
+Digits MLP: .26 to .36 gives a mean variance within 2 %, .53 within 6 %; from 1 on it is far off.
+"""
 
 
 @dataclass(frozen=True)
 class ANormError:
-    """Mean over draws of ‖u − A⁻¹ξ‖²_A, by one product with A each; u the displacement, n = P less the exact block.
+    """Mean over draws of ‖u − A⁻¹ξ‖²_A, the squared error of displacements u in the norm of A.
 
         ‖u − A⁻¹ξ‖²_A = ξᵀA⁻¹ξ − 2ξᵀu + uᵀAu          E ξᵀA⁻¹ξ = n = E‖z‖²
 
-    The first term is unknown, its mean is not; ‖z‖² of the draw's own prior noise is nearer to it, since ξ = √δ z
-    wherever the data say nothing. per_parameter divides by n, per_dimension by the effective dimension mean uᵀGu, G the
-    data's part of A. The draws leave it uncertain: a small one may come out negative (`clipped` does not).
-    Var(ξᵀA⁻¹ξ − ‖z‖²) is four times the effective dimension d, so that the standard error of
-    per_dimension is `noise` = 2/√(dK).
-    `bound` is certain, since A is at least the prior: ‖u − A⁻¹ξ‖²_A = rᵀA⁻¹r ≤ Σ r²/δ for r = ξ − A u, per dimension.
+    The last two terms cost one product with A per draw. The first is unknown, but its mean is n, the number of drawn
+    parameters: P without the last layer of Rao-Blackwellisation. It is estimated by ‖z‖² of the draw's own prior
+    noise, which has the same mean and is closer, since ξ = √δ z in directions without data.
+
+    Args:
+        per_parameter: the estimate divided by n.
+        per_dimension: the estimate divided by the effective dimension d, the mean of uᵀGu, G the data's part of A.
+            The estimate is noisy: a small one can be negative.
+        standard_error: of `per_dimension`, 2/√(dK) for K draws, since Var(ξᵀA⁻¹ξ − ‖z‖²) = 4d.
+        bound: upper bound of the error per dimension. It holds for certain, since A ⪰ δ: with r = ξ − A u,
+            ‖u − A⁻¹ξ‖²_A = rᵀA⁻¹r ≤ Σ r²/δ.
     """
 
     per_parameter: float
     per_dimension: float
-    noise: float = 0.0
+    standard_error: float = 0.0
     bound: float = math.inf
 
     @property
     def clipped(self) -> float:
-        """per_dimension, brought between 0 and `bound`, within which the error lies for certain."""
+        """`per_dimension`, clipped to [0, `bound`], in which the error lies for certain."""
         return min(max(self.per_dimension, 0.0), self.bound)
 
     def warn_if_large(self) -> None:
-        """NotConvergedWarning above half of a dimension's variance, by more than chance."""
-        if min(self.per_dimension - 2 * self.noise, self.bound) > FAIR:
+        """Emit NotConvergedWarning if the error exceeds 0.5 per dimension by more than two standard errors."""
+        if min(self.per_dimension - 2 * self.standard_error, self.bound) > CONVERGED:
             warnings.warn(
-                f"the draws have not converged: an energy error of {self.per_dimension:.2g} per effective dimension, "
-                f"where {FAIR} is still fair. Try more epochs in FineTune's recipe, a smaller lr if it diverged, or "
-                "solver=LinearResponse(), with tol=1e-2 where it is that already.",
+                f"the draws have not converged: expected an A-norm error of at most {CONVERGED} per effective "
+                f"dimension, received {self.per_dimension:.2g}. Try more epochs in the recipe of FineTune, a smaller "
+                "lr if it diverged, or solver=LinearResponse(), with tol=1e-2 if that is the solver already.",
                 NotConvergedWarning,
                 stacklevel=5,
             )
@@ -62,7 +71,12 @@ class ANormError:
 
 @dataclass(frozen=True)
 class SampleANormErrors:
-    """What the energy error is made of, for each draw: terms (K, 5); and n, over how many parameters they are drawn."""
+    """The terms of the A-norm error of each draw.
+
+    Args:
+        terms: ‖z‖², ξᵀu, uᵀAu, Σδu² and the bound Σr²/δ of each draw, (K, 5).
+        n: number of drawn parameters.
+    """
 
     terms: Tensor
     n: float
@@ -76,60 +90,70 @@ class SampleANormErrors:
         slope: Tensor,
         prior: tuple[float, Tensor] | None = None,
     ) -> Self:
-        """Of draws ξ = direction, started at z/√δ, at u = displacement, with the slope A u − ξ, all (K, P); δ (P,).
+        """Return the terms at given displacements.
 
-        prior: their `prior_energy`, where it is known.
+        Args:
+            perturbation: the draws ξ as gradients, and z/√δ as initial guesses, (K, P) each.
+            delta: prior precision δ, (P,).
+            displacement: u, (K, P).
+            slope: A u − ξ, (K, P).
+            prior: `prior_draw_norms` of the perturbation, or None to compute them.
+
+        Returns:
+            The terms of each draw.
         """
-        n, from_prior = prior_energy(perturbation, delta) if prior is None else prior
-        linear = dots(displacement, perturbation.direction)  # ξᵀu
-        quadratic, held = linear + dots(displacement, slope), dots(displacement, displacement, delta)
+        n, from_prior = prior_draw_norms(perturbation, delta) if prior is None else prior
+        linear = dots(displacement, perturbation.gradient)  # ξᵀu
+        quadratic, prior_part = linear + dots(displacement, slope), dots(displacement, displacement, delta)
         positive = bool((delta > 0).all())
         bound = dots(slope, slope, 1 / delta) if positive else torch.full_like(linear, math.inf)
-        return cls(torch.stack([from_prior, linear, quadratic, held, bound], 1), n)
+        return cls(torch.stack([from_prior, linear, quadratic, prior_part, bound], 1), n)
 
     @classmethod
-    def solved(
+    def from_block_cg(
         cls, perturbation: Perturbation, delta: Tensor, coordinates: PriorWhitening, solved: BlockSolution
     ) -> Self:
-        """The same after a solve in other `coordinates`, from u alone: b − A u = leftᵀ Q, along the next block Q."""
-        n, from_prior = prior_energy(perturbation, delta)
+        """Return the terms after a solve in whitened `coordinates`; the residual b − A u = leftᵀ Q needs no product."""
+        n, from_prior = prior_draw_norms(perturbation, delta)
         u, unit = solved.solution, coordinates.unit  # of the prior
-        linear = dots(u, coordinates.right(perturbation.direction))
+        linear = dots(u, coordinates.right(perturbation.gradient))
         quadratic = linear - (inner(u, solved.next_block) * solved.left.T).sum(1)
-        held = dots(u, u, delta) if coordinates.scale is None else unit * dots(u, u)
+        prior_part = dots(u, u, delta) if coordinates.scale is None else unit * dots(u, u)
         left = solved.left.square().sum(0)
         bound = left / unit if unit > 0 else torch.full_like(left, math.inf)
-        return cls(torch.stack([from_prior, linear, quadratic, held, bound], 1), n)
+        return cls(torch.stack([from_prior, linear, quadratic, prior_part, bound], 1), n)
 
     @classmethod
-    def joined(cls, parts: Sequence[SampleANormErrors]) -> Self:
-        """Those of draws that were solved a part after the other."""
+    def concatenate(cls, parts: Sequence[SampleANormErrors]) -> Self:
+        """Return the terms of draws that were solved in several parts."""
         return cls(torch.cat([part.terms for part in parts]), parts[0].n)
 
-    def together(self, process_group: ProcessGroup, n_draws: int) -> Self:
-        """Those of all draws, where several processes have shared them out."""
+    def gather(self, process_group: ProcessGroup, n_draws: int) -> Self:
+        """Return the terms of all `n_draws` draws, of which each process has solved a part."""
         return replace(self, terms=process_group.together(self.terms, n_draws))
 
     @property
     def dimensions(self) -> Tensor:
-        """uᵀGu of each draw, (K,): the effective dimension, on average."""
+        """uᵀGu of each draw, (K,); its mean is the effective dimension."""
         dimensions: Tensor = (self.terms[:, 2] - self.terms[:, 3]).clamp_min(sys.float_info.min)
         return dimensions
 
     @property
     def error(self) -> ANormError:
-        """Of all draws."""
+        """The A-norm error, averaged over all draws."""
         from_prior, linear, quadratic, _, bound = self.terms.mean(0).tolist()
         error, dimension = from_prior - 2 * linear + quadratic, float(self.dimensions.mean())
-        noise = 2 / math.sqrt(dimension * len(self.terms))
-        return ANormError(error / self.n, error / dimension, noise, bound / dimension)
+        standard_error = 2 / math.sqrt(dimension * len(self.terms))
+        return ANormError(error / self.n, error / dimension, standard_error, bound / dimension)
 
 
-def prior_energy(perturbation: Perturbation, delta: Tensor) -> tuple[float, Tensor]:
-    """n, and ‖z‖² of each draw, (K,), over what is drawn."""
-    assert perturbation.start is not None
+def prior_draw_norms(perturbation: Perturbation, delta: Tensor) -> tuple[float, Tensor]:
+    """Return n, the number of drawn parameters, and ‖z‖² of each draw over these, (K,)."""
+    assert perturbation.initial_guess is not None
     drawn = torch.zeros_like(delta, dtype=torch.bool)
-    for direction in perturbation.direction:
-        drawn |= direction != 0
-    unknown = float((drawn & (delta == 0)).sum())  # without a prior, z itself is not kept
-    return float(drawn.sum()), dots(perturbation.start, perturbation.start, delta * drawn) + unknown
+    for gradient in perturbation.gradient:
+        drawn |= gradient != 0
+    without_prior = float((drawn & (delta == 0)).sum())  # z is not stored there: use its expected norm
+    return float(drawn.sum()), dots(
+        perturbation.initial_guess, perturbation.initial_guess, delta * drawn
+    ) + without_prior

@@ -34,30 +34,60 @@ from estimators.regvar.solvers import FineTune, Solver
 from estimators.regvar.solvers.base import Solution
 from estimators.regvar.variance_estimate import VarianceEstimate
 
-__all__ = ["RegVar", "check_combination", "refit_objective"]
+__all__ = ["RegVar"]
 
 
 class RegVar(UncertaintyEstimator):
-    """Variation due to regularization (McInerney & Kallus, AISTATS 2025, Theorem 4.1).
+    """Variation due to regularization: the epistemic variance as the response of predictions to a regularizer.
 
-        θ(λ) = argmin L(θ) − λ r(θ)          df(x)/dλ at λ = 0  is  J(x) A⁻¹ ∇r(θ̂)
+        θ(λ) = argmin L(θ) − λ r(θ)          df(x)/dλ at λ = 0 is J(x) A⁻¹ ∇r(θ̂)
+
+    L is the training loss, r the regularizer, A the curvature of the centred objective at θ̂, and J = ∂f/∂θ. With
+    r = f_c(x) the response of f(x) is column c of the linearized-Laplace covariance J A⁻¹ Jᵀ.
+
+    Source: McInerney & Kallus, AISTATS 2025, Theorem 4.1; the centred objectives are in docs/math.md, section 3.
 
     Args:
-        curvature: A of the centred objective: "ggn" (the network trained on its own predictions; positive definite at
-            any θ̂) or "hessian" (the loss less its slope at θ̂; needs a positive definite Hessian there).
-        centred: False refits the trained loss itself, the paper's own form: with curvature="hessian" and a refit
-            solver; exact only where θ̂ is stationary.
-        regularizer: r and its readout: Pointwise, MeanAbsolute, SignedProbes, ParameterProbes, PosteriorDraws.
-        solver: NewtonRefit, FineTune, LinearResponse.
+        model: trained module that returns outputs f(x), (batch, C).
+        likelihood: "regression", "classification", "binary", or a Likelihood.
+        prior_precision: δ, a number, or a dict from glob patterns of parameter names to numbers.
+        prior_mean: θ₀, the mean of the prior.
+        subset_of_weights: parameters θ that are varied, "all", "last_layer" or a selection by names.
+        curvature: A. "ggn": the objective is the network trained on its own predictions, with a positive definite A at
+            any θ̂. "hessian": the loss minus its linear part at θ̂; needs a positive definite Hessian there.
+        centred: whether the objective has a zero gradient at θ̂. False refits the trained loss itself, as the paper
+            does; needs curvature="hessian" and NewtonRefit or FineTune, and is exact only if θ̂ is stationary.
+        regularizer: r and its variance estimate: Pointwise, MeanAbsolute, SignedProbes, ParameterProbes, or
+            PosteriorDraws; None for PosteriorDraws().
+        solver: NewtonRefit, FineTune or LinearResponse; None for FineTune().
 
-    Fitted: `fit_report_` (with what was spent), `a_norm_error_`, `rao_blackwell_`, `relative_gradient_`.
-    Warns: NotConvergedWarning where posterior draws that are read as they are were left far from their end
-    (`a_norm_error_`).
-    Errors: of `fit`, and IndefiniteHessianError, ConvergenceError, LambdaTooLargeError of the solvers; regularizers *at
-    query* (Pointwise, SignedProbes) solve, and raise them, in `variance`.
+    Attributes:
+        fit_report_: RegVarReport, with the solver's report and the cost of the fit.
+        a_norm_error_, rao_blackwell_, relative_gradient_: see these properties.
+
+    Raises:
+        OptionError, UnsupportedError: at construction, for arguments that are wrong or do not go together.
+        IndefiniteHessianError: in `fit`, if A is not positive definite.
+        ConvergenceError, LambdaTooLargeError: in `fit`, if the solver does not converge or λ is too large. Regularizers
+            at query (Pointwise, SignedProbes) solve in `variance`, and raise these errors there.
+
+    Warns:
+        NotConvergedWarning: if posterior draws have not converged (`a_norm_error_`) and the variance depends on it.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from estimators import LinearResponse, PosteriorDraws, RegVar
+        >>> x = torch.linspace(-1, 1, 20)[:, None]
+        >>> loader = DataLoader(TensorDataset(x, x.sin()), batch_size=10)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        >>> regvar = RegVar(model, "regression", regularizer=PosteriorDraws(32), solver=LinearResponse())
+        >>> regvar.fit(loader).variance(x[:3]).shape
+        torch.Size([3, 1])
     """
 
     fit_report_: RegVarReport
+    refit_objective_: Objective
 
     def __init__(
         self,
@@ -85,75 +115,79 @@ class RegVar(UncertaintyEstimator):
         self.regularizer = checked_instance("regularizer", made, Regularizer, remedy="PosteriorDraws(n_draws=32).")
         made_solver = FineTune() if solver is None else solver
         self.solver = checked_instance("solver", made_solver, Solver, remedy="LinearResponse().")
-        check_combination(self.regularizer, self.solver, curvature=curvature, centred=centred)
+        _check_combination(self.regularizer, self.solver, curvature=curvature, centred=centred)
 
     @property
     def batch_dependent(self) -> bool:  # type: ignore[override]
-        """Whether `variance` speaks of the set of x passed to it (SignedProbes)."""
+        """Whether the variance at a row depends on the other rows passed with it (SignedProbes)."""
         return self.regularizer.batch_dependent
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.fit_report_ = RegVarReport(relative_gradient=relative_gradient(objective))
-        self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
+        self._on_data_attached(objective)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
             with objective.network.pass_counter.phase("definiteness"):
-                self.refit_objective_ = positive_definite(self.refit_objective_, lambda posed: posed.product)
-        self.readout_: VarianceEstimate | None = None
+                self.refit_objective_ = positive_definite(self.refit_objective_, lambda objective: objective.product)
+        self.variance_estimate_: VarianceEstimate | None = None
         if not self.regularizer.at_query:
-            self.readout_ = self._solved(None, self.regularizer, progress_bar=progress_bar, checkpoint=self._checkpoint)
+            self.variance_estimate_ = self._solve(
+                None, self.regularizer, progress_bar=progress_bar, checkpoint=self._checkpoint
+            )
         solver = self.fit_report_.solver
-        replicas = 1 if solver is None else solver.replicas
-        passes = objective.network.pass_counter.passes(objective.batches.n_data, replicas)
+        n_perturbations = 1 if solver is None else solver.n_perturbations
+        passes = objective.network.pass_counter.passes(objective.batches.n_data, n_perturbations)
         self.fit_report_ = replace(self.fit_report_, passes=passes)
 
-    def _learned(self) -> Learned:
-        tensors, learned = ({}, {}) if self.readout_ is None else self.readout_.state()
-        return tensors, {"readout": learned, "report": asdict(self.fit_report_)}
+    def _get_fit_state(self) -> Learned:
+        tensors, learned = ({}, {}) if self.variance_estimate_ is None else self.variance_estimate_.state()
+        return tensors, {"variance_estimate": learned, "report": asdict(self.fit_report_)}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.fit_report_ = RegVarReport.restored(learned["report"])
-        self.readout_ = None
+        self.variance_estimate_ = None
         if not self.regularizer.at_query:
             network = network_in_float64(objective.network, tensors["displacement"].dtype)
-            self.readout_ = self.regularizer.restored(network, tensors, learned["readout"])
-        self._attached(objective)
+            self.variance_estimate_ = self.regularizer.restore_estimate(network, tensors, learned["variance_estimate"])
+        self._on_data_attached(objective)
 
-    def _attached(self, objective: Objective) -> None:
-        self.refit_objective_ = refit_objective(objective, curvature=self.curvature, centred=self.centred)
+    def _on_data_attached(self, objective: Objective) -> None:
+        self.refit_objective_ = objective.centred(curvature=self.curvature) if self.centred else objective
 
-    def _solved(
+    def _solve(
         self, x: PyTree, regularizer: Regularizer, *, progress_bar: bool = False, checkpoint: Checkpoint | None = None
     ) -> VarianceEstimate:
-        """Pose, solve, read: in the dtype of the network, or in float64 where that carries too much round-off."""
+        """Solve for `regularizer` at x; in float64 if the dtype of the network causes too much round-off."""
         try:
-            return self._solved_once(x, regularizer, progress_bar=progress_bar, checkpoint=checkpoint)
+            return self._solve_once(x, regularizer, progress_bar=progress_bar, checkpoint=checkpoint)
         except IllConditionedError:
-            wide = to_float64(self.refit_objective_)
-            if wide is self.refit_objective_:
+            in_float64 = to_float64(self.refit_objective_)
+            if in_float64 is self.refit_objective_:
                 raise
-            self.refit_objective_ = wide
-            return self._solved_once(x, regularizer, progress_bar=progress_bar, checkpoint=checkpoint)
+            self.refit_objective_ = in_float64
+            return self._solve_once(x, regularizer, progress_bar=progress_bar, checkpoint=checkpoint)
 
-    def _solved_once(
+    def _solve_once(
         self, x: PyTree, regularizer: Regularizer, *, progress_bar: bool, checkpoint: Checkpoint | None
     ) -> VarianceEstimate:
+        """Build the problem, solve it, make the variance estimate, and report on all three."""
         objective = self.refit_objective_
-        perturbation, read = regularizer.pose(objective, x)
+        perturbation, make_estimate = regularizer.build_problem(objective, x)
         solution = self.solver.solve(objective, perturbation, progress_bar=progress_bar, checkpoint=checkpoint)
-        energies = _energies(objective, perturbation, solution)
-        del perturbation  # 2K numbers a parameter, which a readout need not have beside it
-        with objective.network.pass_counter.phase("readout"):
-            readout = read(solution)
+        a_norm_errors = _a_norm_errors(objective, perturbation, solution)
+        del perturbation  # free its 2K vectors of θ's size before the variance estimate is made
+        with objective.network.pass_counter.phase("variance estimate"):
+            estimate = make_estimate(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
-        if isinstance(readout, MonteCarloVariance) and energies is not None:
-            energy = energies.error
-            self.fit_report_ = replace(self.fit_report_, energy=energy, rao_blackwell=readout.rao_blackwell)
-            if solution.report.residual is None or isinstance(readout, ClippedMonteCarlo):  # the others know their end
-                energy.warn_if_large()
-        return readout
+        if isinstance(estimate, MonteCarloVariance) and a_norm_errors is not None:
+            error = a_norm_errors.error
+            self.fit_report_ = replace(self.fit_report_, a_norm_error=error, rao_blackwell=estimate.rao_blackwell)
+            # Other estimates do not depend on it: they have a solver's residual, or the bounds of a Krylov space.
+            if solution.report.residual is None or isinstance(estimate, ClippedMonteCarlo):
+                error.warn_if_large()
+        return estimate
 
     def _variance(self, x: PyTree) -> Tensor:
-        return torch.cat([readout.variance(part) for readout, part in self._readouts(x)])
+        return torch.cat([estimate.variance(part) for estimate, part in self._estimates(x)])
 
     def _predictive_variance(self, x: PyTree) -> Tensor:
         variance = self.variance(x)
@@ -163,66 +197,92 @@ class RegVar(UncertaintyEstimator):
         return torch.Size((shape[0], -1)) if getattr(self.regularizer, "of", None) else shape
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        regularizer = self.regularizer.reading(of)
-        if regularizer is not self.regularizer:  # the functional is solved for
-            return torch.cat([readout.variance(part) for readout, part in self._readouts(x, regularizer)])
-        return torch.cat([readout.through(of).variance(part) for readout, part in self._readouts(x)])
+        regularizer = self.regularizer.for_functional(of)
+        if regularizer is not self.regularizer:  # one solve per functional
+            return torch.cat([estimate.variance(part) for estimate, part in self._estimates(x, regularizer)])
+        return torch.cat([estimate.compose(of).variance(part) for estimate, part in self._estimates(x)])
 
     def _covariance(self, x: PyTree) -> Tensor:
-        return torch.cat([readout.covariance(part) for readout, part in self._readouts(x)])
+        return torch.cat([estimate.covariance(part) for estimate, part in self._estimates(x)])
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
-        if self.readout_ is None:
+        if self.variance_estimate_ is None:
             raise UnsupportedError(
                 "a regularizer with function samples", received=repr(self.regularizer), remedy="PosteriorDraws()."
             )
-        return self.network_.outputs(x) + self.readout_.sample(x, n_samples, generator)
+        return self.network_.outputs(x) + self.variance_estimate_.sample(x, n_samples, generator)
 
     @exclusively
     def standard_error(self, x: PyTree) -> Tensor:
-        """Monte-Carlo standard error of `variance`, (M, C); of SignedProbes, ParameterProbes and PosteriorDraws."""
+        """Return the Monte Carlo standard error of `variance`.
+
+        Args:
+            x: M query rows.
+
+        Returns:
+            Standard errors, (M, C), in squared units of f.
+
+        Raises:
+            UnsupportedError: for Pointwise and MeanAbsolute, whose estimates are not random, and for a single probe.
+        """
         x = self._inputs(x)
         shape = self._variance_shape(self._check_query(x))
-        errors = torch.cat([readout.standard_error(part) for readout, part in self._readouts(x)])
+        errors = torch.cat([estimate.standard_error(part) for estimate, part in self._estimates(x)])
         return self._returned(errors).reshape(shape)
 
     @exclusively
     def variance_bounds(self, x: PyTree) -> tuple[Tensor, Tensor]:
-        """lower(x) ≤ J A⁻¹ Jᵀ ≤ upper(x), both (M, C): certain, from the Krylov space that the draws were solved in.
+        """Return bounds of the exact variance J A⁻¹ Jᵀ, from the Krylov space in which the draws were solved.
 
-        Errors: UnsupportedError where the draws are read by their mean square or there are none.
+        Args:
+            x: M query rows.
+
+        Returns:
+            Lower and upper bound, (M, C) each, in squared units of f. Both hold for certain, up to round-off.
+
+        Raises:
+            UnsupportedError: if the variance is not estimated from bounds: without PosteriorDraws or LinearResponse, or
+                with variance_estimate="monte_carlo".
         """
         x = self._inputs(x)
         shape = self._check_query(x)
-        if not isinstance(self.readout_, InterpolatedBounds):
+        if not isinstance(self.variance_estimate_, InterpolatedBounds):
             raise UnsupportedError(
-                "posterior draws read between the bounds of a Krylov space",
+                "posterior draws with the bounds of a Krylov space",
                 received=f"{self.regularizer!r} by {self.solver!r}",
-                remedy='regularizer=PosteriorDraws(readout="bounds"), solver=LinearResponse().',
+                remedy='regularizer=PosteriorDraws(variance_estimate="bounds"), solver=LinearResponse().',
             )
-        lower, upper = self.readout_.bounds.variance(x)
+        lower, upper = self.variance_estimate_.bounds.variance(x)
         return self._returned(lower).reshape(shape), self._returned(upper).reshape(shape)
 
-    def _readouts(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[VarianceEstimate, PyTree]]:
-        """The fitted readout for x, or solves for pieces of x that fit into memory."""
-        if self.readout_ is not None:
-            return [(self.readout_, x)]
+    def _estimates(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[VarianceEstimate, PyTree]]:
+        """Return the fitted variance estimate with x, or solve for parts of x that fit into memory."""
+        if self.variance_estimate_ is not None:
+            return [(self.variance_estimate_, x)]
         objective, regularizer = self.refit_objective_, regularizer or self.regularizer
-        rows = regularizer.rows_at_once(objective, self.network_.outputs(x).shape[-1])
+        rows = regularizer.rows_per_solve(objective, self.network_.outputs(x).shape[-1])
         parts = [x] if rows is None else split_rows(x, rows)
-        return [(self._solved(part, regularizer), part) for part in parts]
+        return [(self._solve(part, regularizer), part) for part in parts]
 
     @property
     def a_norm_error_(self) -> float:
-        """Mean ‖u − A⁻¹ξ‖²_A per effective dimension of the posterior draws: how far the solver was from its end."""
+        """A-norm error ‖u − A⁻¹ξ‖²_A of posterior draws per effective dimension; below 0.5 they count as converged.
+
+        Raises:
+            UnsupportedError: for other regularizers than PosteriorDraws.
+        """
         self._check_fitted()
-        if self.fit_report_.energy is None:
+        if self.fit_report_.a_norm_error is None:
             raise self._not_draws()
-        return self.fit_report_.energy.clipped
+        return self.fit_report_.a_norm_error.clipped
 
     @property
     def rao_blackwell_(self) -> str:
-        """Which exact block the posterior draws use, and why."""
+        """Which layer posterior draws are Rao-Blackwellised over, or why over none.
+
+        Raises:
+            UnsupportedError: for other regularizers than PosteriorDraws.
+        """
         self._check_fitted()
         if self.fit_report_.rao_blackwell is None:
             raise self._not_draws()
@@ -230,51 +290,38 @@ class RegVar(UncertaintyEstimator):
 
     def _not_draws(self) -> UnsupportedError:
         return UnsupportedError(
-            "PosteriorDraws, which alone has it",
+            "PosteriorDraws, the only regularizer with this attribute",
             received=repr(self.regularizer),
             remedy="regularizer=PosteriorDraws().",
         )
 
     @property
     def relative_gradient_(self) -> float:
-        """‖∇L(θ̂)‖ / ‖δ(θ̂ − θ₀)‖: 0 at a stationary θ̂; centred refits are right at any."""
+        """‖∇L(θ̂)‖ / ‖δ(θ̂ − θ₀)‖: 0 if θ̂ is stationary. Centred objectives are right at any value."""
         self._check_fitted()
         return self.fit_report_.relative_gradient
 
 
-def _energies(objective: Objective, perturbation: Perturbation, solution: Solution) -> SampleANormErrors | None:
-    """Of posterior draws: the solver's own, or by one product with A a draw."""
-    if solution.energies is not None or perturbation.start is None:
-        return solution.energies
-    with objective.network.pass_counter.phase("energy error"):
-        slope = _slope(objective, solution.displacement, perturbation.direction)
+def _a_norm_errors(objective: Objective, perturbation: Perturbation, solution: Solution) -> SampleANormErrors | None:
+    """Return the A-norm errors of posterior draws: the solver's own, or by one product with A per draw."""
+    if solution.a_norm_errors is not None or perturbation.initial_guess is None:
+        return solution.a_norm_errors
+    with objective.network.pass_counter.phase("A-norm error"):
+        slope = _slope(objective, solution.displacement, perturbation.gradient)
     return SampleANormErrors.of(perturbation, objective.prior.precision, solution.displacement, slope)
 
 
-def _slope(objective: Objective, displacement: Tensor, direction: Tensor) -> Tensor:
-    """A u − ξ, (K, P); in float64 where a product in the dtype of the objective carries too much round-off."""
+def _slope(objective: Objective, displacement: Tensor, gradient: Tensor) -> Tensor:
+    """Return A u − ξ, (K, P); in float64 if a product in the dtype of the objective has too much round-off."""
     image = objective.product(displacement)
     largest, smallest = float((norms(image) / norms(displacement)).max()), float(objective.prior.precision.min())
     if not products_are_accurate(objective.theta.dtype, largest=largest, smallest=smallest):
         image = to_float64(objective).product(to_algebra_dtype(displacement))
-    return image.sub_(direction)
+    return image.sub_(gradient)
 
 
-def refit_objective(objective: Objective, *, curvature: str, centred: bool) -> Objective:
-    """The centred objective of `curvature`, or L itself: exact only where θ̂ is stationary (docs/math.md, section 3)."""
-    return objective.centred(curvature=curvature) if centred else objective
-
-
-def check_combination(regularizer: Regularizer, solver: Solver, *, curvature: str, centred: bool) -> None:
-    """OptionError or UnsupportedError for parts that do not go together."""
-    if curvature not in ("ggn", "hessian"):
-        raise OptionError('curvature "ggn" or "hessian"', received=repr(curvature), remedy='use "ggn".')
-    if not isinstance(regularizer, Regularizer) or not isinstance(solver, Solver):
-        raise OptionError(
-            "a regularizer and a solver",
-            received=f"{regularizer!r} and {solver!r}",
-            remedy="for instance regularizer=PosteriorDraws(), solver=LinearResponse(): objects, not classes.",
-        )
+def _check_combination(regularizer: Regularizer, solver: Solver, *, curvature: str, centred: bool) -> None:
+    """Raise OptionError or UnsupportedError if regularizer, solver and curvature do not go together."""
     if regularizer.needs_ggn and curvature == "hessian":
         raise UnsupportedError(
             f'curvature="ggn" with {type(regularizer).__name__}, whose noise has the GGN as its covariance',

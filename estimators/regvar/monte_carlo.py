@@ -1,4 +1,4 @@
-"""Reading posterior draws: their mean square, or a place between the bounds of the space they were solved in."""
+"""Variance estimates from posterior draws: their mean square, or an interpolation between bounds of the variance."""
 
 from __future__ import annotations
 
@@ -22,21 +22,30 @@ from estimators.regvar.variance_estimate import VarianceEstimate
 
 __all__ = ["BoundInterpolation", "ClippedMonteCarlo", "InterpolatedBounds", "MonteCarloVariance", "restored_draws"]
 
-_FEWEST, _MOST, _SHARE = 16, 256, 0.1  # training rows for the level: a tenth of them, within limits
-_OUTPUTS = 32  # for the level: a backward each
-_SEED = 0  # of the rows for the level
-_WIDE = 12.0  # upper over lower, where a place between them is no guide: docs/math.md, section 5
+_ROW_SHARE, _MIN_ROWS, _MAX_ROWS = 0.1, 16, 256  # training rows that the interpolation weight is computed from
+_MAX_OUTPUTS = 32  # outputs per row for the interpolation weight; each costs a backward pass
+_SEED = 0  # of the choice of these rows and of the combinations of outputs
+_LOOSE_RATIO = 12.0  # upper over lower bound, above which interpolation is unreliable: docs/math.md, section 5
 
 
 class MonteCarloVariance(VarianceEstimate):
-    """Mean squared response of K draws, plus the exact block's own variance."""
+    """The mean squared response of K posterior draws, plus the last-layer variance with Rao-Blackwellisation.
 
-    def __init__(self, network: Network, displacement: Tensor, block: RaoBlackwellBlock | None, reason: str) -> None:
+    Args:
+        network: the network at θ̂.
+        displacement: A⁻¹ξ of each draw, (K, P).
+        block: the last-layer block, or None.
+        rao_blackwell: a text that names the layer, or says why there is none.
+    """
+
+    def __init__(
+        self, network: Network, displacement: Tensor, block: RaoBlackwellBlock | None, rao_blackwell: str
+    ) -> None:
         self.network, self.displacement = network, displacement
-        self.block, self.rao_blackwell = block, reason
+        self.block, self.rao_blackwell = block, rao_blackwell
 
     def drawn_variance(self, x: PyTree) -> Tensor:
-        """The part that the draws estimate, (M, C)."""
+        """Return the part of the variance that the draws estimate, (M, C)."""
         return self.network.jvp(x, self.displacement).square().mean(0)
 
     def variance(self, x: PyTree) -> Tensor:
@@ -48,14 +57,14 @@ class MonteCarloVariance(VarianceEstimate):
         drawn = torch.einsum("kmc,kmd->mcd", response, response) / len(response)
         return drawn if self.block is None else self.block.covariance(x) + drawn
 
-    def through(self, of: Functional) -> MonteCarloVariance:
+    def compose(self, of: Functional) -> MonteCarloVariance:
         block = None if self.block is None else ComposedBlock.of(self.block, of)
         return MonteCarloVariance(ComposedNetwork(self.network, of), self.displacement, block, self.rao_blackwell)
 
     def sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         if n_samples > len(self.displacement):
             raise UnsupportedError(
-                f"at most {len(self.displacement)} function samples, one a posterior draw",
+                f"at most {len(self.displacement)} function samples, one per posterior draw",
                 received=str(n_samples),
                 remedy=f"PosteriorDraws(n_draws={n_samples}).",
             )
@@ -67,115 +76,121 @@ class MonteCarloVariance(VarianceEstimate):
         return response + self.block.sample(x, n_samples, generator).to(response.dtype)
 
     def state(self) -> Learned:
-        block, head = ({}, None) if self.block is None else self.block.state()
-        return {"displacement": self.displacement, **block}, {"rao_blackwell": self.rao_blackwell, "head": head}
+        block, last_layer = ({}, None) if self.block is None else self.block.state()
+        return {"displacement": self.displacement, **block}, {
+            "rao_blackwell": self.rao_blackwell,
+            "last_layer": last_layer,
+        }
 
     def standard_error(self, x: PyTree) -> Tensor:
-        """√(2/K) of the drawn part."""
+        """Return √(2/K) times the part of the variance that the draws estimate, (M, C)."""
         return self.drawn_variance(x) * math.sqrt(2 / len(self.displacement))
 
 
 @dataclass(frozen=True)
 class BoundInterpolation:
-    """Where between the bounds the draws' variance lies, on average over some training rows; and its standard error.
+    """The interpolation weight: the position of the draws' variance between the bounds, averaged over training rows.
 
-    width: how many times the lower bound the upper one is, the median over those rows and their outputs.
+    Args:
+        weight: between 0 (the lower bound) and 1 (the upper bound).
+        standard_error: Monte Carlo standard error of the weight.
+        bound_ratio: upper over lower bound, the median over the rows and outputs used.
     """
 
-    place: float
-    error: float
-    width: float = 1.0
+    weight: float
+    standard_error: float
+    bound_ratio: float = 1.0
 
     @property
-    def wide(self) -> bool:
-        """Whether the bounds are too far apart for a place between them."""
-        return self.width > _WIDE
+    def bounds_are_loose(self) -> bool:
+        """Whether the bounds are too far apart for an interpolation to be reliable."""
+        return self.bound_ratio > _LOOSE_RATIO
 
     @classmethod
     def of(cls, draws: MonteCarloVariance, bounds: VarianceBounds, objective: Objective) -> BoundInterpolation:
-        """From a tenth of the training rows; of many outputs (tokens, pixels) from random combinations."""
-        parts = [_Part.of(draws, bounds, x) for x in _some_rows(objective)]
+        """Compute the weight from a tenth of the training rows, and random combinations of their outputs if many."""
+        parts = [_RowBounds.of(draws, bounds, x) for x in _some_rows(objective)]
         lower, upper = (torch.cat([getattr(part, name) for part in parts]) for name in ("lower", "upper"))
-        width = (upper - lower).sum()
-        if not float(width) > 1e-9 * float(upper.sum()):
-            return cls(0.5, 0.5)  # the bounds have met
-        places = sum(part.above for part in parts) / width  # one a draw
-        error = float(places.std()) / math.sqrt(len(places)) if len(places) > 1 else 0.5
-        apart = float((upper / lower.clamp_min(torch.finfo(lower.dtype).tiny)).median())
-        return cls(float(places.mean().clamp(0, 1)), min(0.5, error), apart)
+        distance = (upper - lower).sum()
+        if not float(distance) > 1e-9 * float(upper.sum()):
+            return cls(0.5, 0.5)  # the bounds are equal up to round-off
+        weights = sum(part.excess for part in parts) / distance  # one per draw
+        standard_error = float(weights.std()) / math.sqrt(len(weights)) if len(weights) > 1 else 0.5
+        ratio = float((upper / lower.clamp_min(torch.finfo(lower.dtype).tiny)).median())
+        return cls(float(weights.mean().clamp(0, 1)), min(0.5, standard_error), ratio)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """At some rows of one batch: both bounds, flat, and by how much each draw is above the lower one in sum, (K,)."""
+class _RowBounds:
+    """Bounds at some rows of one batch, flattened, and the sum of each draw's excess over the lower bound, (K,)."""
 
     lower: Tensor
     upper: Tensor
-    above: Tensor
+    excess: Tensor
 
     @classmethod
-    def of(cls, draws: MonteCarloVariance, bounds: VarianceBounds, x: PyTree) -> _Part:
-        combine = _combinations(draws.network, x)
-        if combine is not None:
-            draws = draws.through(combine)
+    def of(cls, draws: MonteCarloVariance, bounds: VarianceBounds, x: PyTree) -> _RowBounds:
+        combination = _random_combinations(draws.network, x)
+        if combination is not None:
+            draws = draws.compose(combination)
             bounds = replace(bounds, network=draws.network, block=draws.block)
         lower, upper = bounds.variance(x)
         response = draws.network.jvp(x, draws.displacement).square()  # (K, M, C)
-        known = torch.zeros_like(lower) if draws.block is None else draws.block.variance(x)
-        return cls(lower.flatten(), upper.flatten(), response.sum((1, 2)) + (known - lower).sum())
+        last_layer = torch.zeros_like(lower) if draws.block is None else draws.block.variance(x)
+        return cls(lower.flatten(), upper.flatten(), response.sum((1, 2)) + (last_layer - lower).sum())
 
 
 class InterpolatedBounds(MonteCarloVariance):
-    """Shape from the Krylov space, level from the draws: lower + place·(upper − lower), place from the training rows.
+    """lower(x) + weight · (upper(x) − lower(x)), bounds from a Krylov space and the weight from posterior draws.
 
-    Both bounds hold at every x, and the variance lies between them. Samples are the draws.
+    The bounds hold at every x. Function samples are those of the draws.
     """
 
-    clamped: ClassVar[bool] = False
+    clipped: ClassVar[bool] = False
 
-    def __init__(self, draws: MonteCarloVariance, bounds: VarianceBounds, level: BoundInterpolation) -> None:
+    def __init__(self, draws: MonteCarloVariance, bounds: VarianceBounds, interpolation: BoundInterpolation) -> None:
         super().__init__(draws.network, draws.displacement, draws.block, draws.rao_blackwell)
-        self.bounds, self.level = bounds, level
+        self.bounds, self.interpolation = bounds, interpolation
 
     def state(self) -> Learned:
         tensors, learned = super().state()
-        which = {"level": asdict(self.level), "clamped": self.clamped}
+        which = {"interpolation": asdict(self.interpolation), "clipped": self.clipped}
         return {**tensors, **self.bounds.space.state()}, {**learned, **which}
 
-    def through(self, of: Functional) -> InterpolatedBounds:
-        draws = super().through(of)
-        return type(self)(draws, replace(self.bounds, network=draws.network, block=draws.block), self.level)
+    def compose(self, of: Functional) -> InterpolatedBounds:
+        draws = super().compose(of)
+        return type(self)(draws, replace(self.bounds, network=draws.network, block=draws.block), self.interpolation)
 
     def variance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.variance(x)
-        return torch.lerp(lower, upper, self.level.place)
+        return torch.lerp(lower, upper, self.interpolation.weight)
 
     def covariance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.covariance(x)
-        return torch.lerp(lower, upper, self.level.place)
+        return torch.lerp(lower, upper, self.interpolation.weight)
 
     def standard_error(self, x: PyTree) -> Tensor:
-        """Of the level alone; how far the shape may be off is bounded by `bounds`."""
+        """Return the standard error that the weight causes, (M, C); the other error is limited by the bounds."""
         lower, upper = self.bounds.variance(x)
-        return (upper - lower) * self.level.error
+        return (upper - lower) * self.interpolation.standard_error
 
 
 class ClippedMonteCarlo(InterpolatedBounds):
-    """The mean square of the draws, brought to the nearer bound where it lies outside of both.
+    """The mean squared response of posterior draws, clipped to the bounds of the variance.
 
-    For bounds so wide that a place between them says little about the shape: draws then err by √(2/K), and by what
-    they are from their end, but alike at every x.
+    Used if the bounds are loose. The relative error of the draws is then √(2/K) plus that of the solver, at every x.
     """
 
-    clamped = True
+    clipped = True
 
     def variance(self, x: PyTree) -> Tensor:
         lower, upper = self.bounds.variance(x)
         return MonteCarloVariance.variance(self, x).clamp(lower, upper)
 
     def covariance(self, x: PyTree) -> Tensor:
-        """The correlations of the draws, and `variance` on the diagonal: Σ ← Σ √(v vᵀ / d dᵀ)."""
+        """Return the correlations of the draws with `variance` on the diagonal."""
         drawn, (lower, upper) = MonteCarloVariance.covariance(self, x), self.bounds.variance(x)
+        # Σ ← Σ √(v vᵀ / d dᵀ), d the diagonal of Σ and v the clipped variance.
         before = drawn.diagonal(dim1=1, dim2=2)
         scale = (before.clamp(lower, upper) / before.clamp_min(torch.finfo(drawn.dtype).tiny)).sqrt()
         return drawn * scale[:, :, None] * scale[:, None, :]
@@ -185,23 +200,28 @@ class ClippedMonteCarlo(InterpolatedBounds):
 
 
 def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> MonteCarloVariance:
-    """From `state()` of either readout."""
-    block = None if learned["head"] is None else RaoBlackwellBlock.restored(network, tensors["block"], learned["head"])
+    """Return the estimate of posterior draws that its `state` describes."""
+    block = (
+        None
+        if learned["last_layer"] is None
+        else RaoBlackwellBlock.restored(network, tensors["block"], learned["last_layer"])
+    )
     draws = MonteCarloVariance(network, tensors["displacement"], block, learned["rao_blackwell"])
-    if "level" not in learned:
+    if "interpolation" not in learned:
         return draws
     space = KrylovSpace.restored(tensors)
-    kind = ClippedMonteCarlo if learned.get("clamped") else InterpolatedBounds
-    return kind(draws, VarianceBounds.of(network, space, block), BoundInterpolation(**learned["level"]))
+    kind = ClippedMonteCarlo if learned.get("clipped") else InterpolatedBounds
+    return kind(draws, VarianceBounds.of(network, space, block), BoundInterpolation(**learned["interpolation"]))
 
 
 def _some_rows(objective: Objective) -> list[PyTree]:
-    """Rows drawn at random from all batches, those of a batch together: a loader may be sorted, for instance by class.
+    """Return random training rows, those of each batch together.
 
-    Batches are not joined, since their rows may share a value or have a shape of their own.
+    Rows come from all batches, since a loader may be sorted, for instance by class. Batches are not concatenated,
+    since their rows may differ in shape.
     """
     n_data = objective.batches.n_data
-    wanted = min(_MOST, max(_FEWEST, int(_SHARE * n_data)))
+    wanted = min(_MAX_ROWS, max(_MIN_ROWS, int(_ROW_SHARE * n_data)))
     order = torch.randperm(n_data, generator=torch.Generator().manual_seed(_SEED))
     chosen, start, taken = order[:wanted].sort().values, 0, list[PyTree]()
     for batch in objective.batches:
@@ -212,10 +232,13 @@ def _some_rows(objective: Objective) -> list[PyTree]:
     return taken
 
 
-def _combinations(network: Network, x: PyTree) -> Functional | None:
-    """Outputs of a row -> random sums of them, whose variances add up to theirs on average; None where they are few."""
+def _random_combinations(network: Network, x: PyTree) -> Functional | None:
+    """Return a map of a row's outputs to random sums, or None if the outputs are few.
+
+    The expected sum of the variances of the random sums is proportional to that of the outputs.
+    """
     n_outputs, theta = network.outputs(select_rows(x, slice(0, 1))).shape[-1], network.theta
-    if n_outputs <= _OUTPUTS:
+    if n_outputs <= _MAX_OUTPUTS:
         return None
-    weights = torch.randn(_OUTPUTS, n_outputs, generator=torch.Generator().manual_seed(0)).to(theta)
+    weights = torch.randn(_MAX_OUTPUTS, n_outputs, generator=torch.Generator().manual_seed(_SEED)).to(theta)
     return lambda f: weights @ f.flatten()

@@ -1,4 +1,4 @@
-"""What RegVar regularises by: scalar functions r_k(θ), one a replica, with their slopes at θ̂."""
+"""The scalar functions r_k(θ) that RegVar adds to the training loss, with their gradients at θ̂."""
 
 from __future__ import annotations
 
@@ -16,43 +16,58 @@ __all__ = ["LinearPerturbation", "Perturbation"]
 
 @dataclass(frozen=True)
 class Perturbation(ABC):
-    """K scalars r_k(θ).
+    """K scalar functions r_k(θ), for which a solver computes the displacements A⁻¹∇r_k(θ̂).
 
-    direction (K, P) = ∇r_k(θ̂);  start (K, P) or None: a first guess of A⁻¹∇r_k;  items: a pytree of tensors with
-    leading dimension K, what tells one r_k from the next;  budget: how many products with A a replica are worth
-    spending by a solver without a tolerance of its own, None where the answer is to be exact.
+    Args:
+        gradient: ∇r_k(θ̂), (K, P).
+        items: pytree of tensors with leading dimension K; item k distinguishes r_k from the other functions.
+        initial_guess: first guess of A⁻¹∇r_k, (K, P), or None for zero.
+        max_products: products with A per function that a solver without its own tolerance spends; None if the result
+            must be exact.
     """
 
-    direction: Tensor
+    gradient: Tensor
     items: PyTree
-    start: Tensor | None = None
-    budget: int | None = None
+    initial_guess: Tensor | None = None
+    max_products: int | None = None
     linear: ClassVar[bool] = False
-    """Whether ∇r is `direction` everywhere."""
+    """Whether ∇r equals `gradient` at every θ."""
 
-    def part(self, which: slice) -> Self:
-        """Some of the replicas."""
-        start = None if self.start is None else self.start[which]
-        return replace(self, direction=self.direction[which], items=select_rows(self.items, which), start=start)
+    def select(self, which: slice) -> Self:
+        """Return the perturbation restricted to the functions `which`."""
+        guess = None if self.initial_guess is None else self.initial_guess[which]
+        return replace(self, gradient=self.gradient[which], items=select_rows(self.items, which), initial_guess=guess)
 
     @abstractmethod
     def value(self, theta: Tensor, item: PyTree, x: PyTree, share: float) -> Tensor:
-        """The part of r(θ) of the replica with `item` that belongs to a batch x, `share` = B/N; safe inside vmap."""
+        """Return the part of r_k(θ) that belongs to one batch; safe inside `torch.func.vmap`.
+
+        Args:
+            theta: parameters, (P,).
+            item: entry k of `items`.
+            x: inputs of the batch.
+            share: B/N, the fraction of the training rows that are in the batch.
+        """
 
 
 @dataclass(frozen=True)
 class LinearPerturbation(Perturbation):
-    """r_k(θ) = u_kᵀ(θ − θ̂): linear, the items being the directions u themselves."""
+    """Linear functions r_k(θ) = u_kᵀ(θ − centre); `items` are the gradients u_k themselves."""
 
     linear = True
     centre: Tensor | None = None
 
     @classmethod
     def along(
-        cls, direction: Tensor, centre: Tensor, *, start: Tensor | None = None, budget: int | None = None
+        cls,
+        gradient: Tensor,
+        centre: Tensor,
+        *,
+        initial_guess: Tensor | None = None,
+        max_products: int | None = None,
     ) -> LinearPerturbation:
-        """Tilts by direction (K, P) about centre (P,)."""
-        return cls(direction, direction, start, budget, centre)
+        """Return the linear functions with gradients u (K, P) about `centre` (P,)."""
+        return cls(gradient, gradient, initial_guess, max_products, centre)
 
     def value(self, theta: Tensor, item: PyTree, x: PyTree, share: float) -> Tensor:  # noqa: ARG002
         assert self.centre is not None

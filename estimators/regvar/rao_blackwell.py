@@ -1,7 +1,8 @@
-"""The exact block of posterior draws: the last layer, whose part of the variance has a closed form.
+"""Rao-Blackwellisation of posterior draws over the last layer, whose part of the variance has a closed form.
 
-For a Gaussian posterior Var f = Var(E[f | θ_R]) + E[Var(f | θ_R)], L the block, R the rest. The second term is exactly
-the last-layer Laplace variance; draws have to estimate only the first (Rao–Blackwell; docs/math.md, section 5).
+For a Gaussian posterior, Var f = Var(E[f | θ_R]) + E[Var(f | θ_R)], where L is the last layer and R all other
+parameters. The second term is exactly the last-layer Laplace variance, so that draws estimate only the first term
+(docs/math.md, section 5).
 """
 
 from __future__ import annotations
@@ -23,67 +24,73 @@ from estimators.persistence.state import Learned
 
 __all__ = ["ComposedBlock", "RaoBlackwellBlock", "find_rao_blackwell_block"]
 
-_LARGEST = 8192  # entries of θ: a factorisation of seconds
+_MAX_PARAMETERS = 8192  # of the last layer: its Cholesky factorisation takes seconds
+_COPIES = 20  # matrices of the size of A_LL that the factorisation and its checks may need in memory
 
 
 @dataclass(frozen=True)
 class RaoBlackwellBlock:
-    """The last layer with its factored part A_LL of the precision."""
+    """The last layer L and the factored block A_LL of the precision.
 
-    head: LastLayer
+    Args:
+        last_layer: the layer, a linear map of its features.
+        precision: A_LL with its Cholesky factor.
+    """
+
+    last_layer: LastLayer
     precision: FullLastLayer
 
     @property
     def mask(self) -> Tensor:
-        """(P,) bool: true on L."""
-        return self.head.mask
+        """Mask of the parameters of L, (P,) bool."""
+        return self.last_layer.mask
 
-    def without_block(self, objective: Objective, xi: Tensor) -> Tensor:
-        """ξ_R − A_RL A_LL⁻¹ ξ_L on R and 0 on L, for ξ (K, P): one product with A a draw."""
+    def rao_blackwellise(self, objective: Objective, xi: Tensor) -> Tensor:
+        """Return ξ_R − A_RL A_LL⁻¹ ξ_L on R and 0 on L, for draws ξ (K, P); costs one product with A per draw."""
         k = len(xi)
-        solved = self.precision.dense.solve(self.head.to_matrix(xi).reshape(k, -1))  # A_LL⁻¹ ξ_L
-        embedded = self.head.to_theta(solved.reshape(k, self.head.n_outputs, self.head.n_features))
-        with objective.network.pass_counter.phase("exact block"):
+        solved = self.precision.dense.solve(self.last_layer.to_matrix(xi).reshape(k, -1))  # A_LL⁻¹ ξ_L
+        embedded = self.last_layer.to_theta(solved.reshape(k, self.last_layer.n_outputs, self.last_layer.n_features))
+        with objective.network.pass_counter.phase("Rao-Blackwellisation"):
             return objective.product(embedded).neg_().add_(xi).masked_fill_(self.mask, 0.0)
 
     def state(self) -> Learned:
-        """The factor and the layer."""
-        return {"block": self.precision.dense.cholesky}, self.head.description()
+        """Return the Cholesky factor and the description of the layer."""
+        return {"block": self.precision.dense.cholesky}, self.last_layer.description()
 
     @classmethod
     def restored(cls, network: Network, cholesky: Tensor, description: dict[str, str | None]) -> RaoBlackwellBlock:
-        """From `state()`."""
-        head = LastLayer.described(network, description)
-        shape = (head.n_outputs, head.n_features)
-        return cls(head, FullLastLayer.factored(cholesky, shape))
+        """Return the block that `state` describes."""
+        layer = LastLayer.described(network, description)
+        shape = (layer.n_outputs, layer.n_features)
+        return cls(layer, FullLastLayer.factored(cholesky, shape))
 
     def variance(self, x: PyTree) -> Tensor:
-        """(M, C), of the block alone."""
-        return self.precision.variance(self.head.features(x))
+        """Return the last-layer variance at x, (M, C)."""
+        return self.precision.variance(self.last_layer.features(x))
 
     def covariance(self, x: PyTree) -> Tensor:
-        """(M, C, C), of the block alone."""
-        return self.precision.covariance(self.head.features(x))
+        """Return the last-layer covariance at x, (M, C, C)."""
+        return self.precision.covariance(self.last_layer.features(x))
 
     def response(self, coefficients: Tensor, x: PyTree) -> Tensor:
-        """J_L u for u (K, C, E) in the layer: (K, M, C)."""
-        return torch.einsum("kce,me->kmc", coefficients, self.head.features(x).to(coefficients.dtype))
+        """Return J_L(x) u for u in the layer, (K, C, E) with E features: (K, M, C)."""
+        return torch.einsum("kce,me->kmc", coefficients, self.last_layer.features(x).to(coefficients.dtype))
 
     def sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
-        """Deviations (n_samples, M, C) of f by draws of the block given the rest."""
+        """Return J_L(x) u for samples u of the layer given the other parameters, (n_samples, M, C)."""
         return self.response(self.precision.sample(n_samples, generator), x)
 
 
 @dataclass(frozen=True)
 class ComposedBlock(RaoBlackwellBlock):
-    """The same block, read through a function g of the outputs."""
+    """The last-layer part of the variance of g(f), g a function of the outputs of one row."""
 
     network: ComposedNetwork
 
     @classmethod
     def of(cls, block: RaoBlackwellBlock, of: Functional) -> Self:
-        """`block` through g."""
-        return cls(block.head, block.precision, ComposedNetwork(block.head.network, of))
+        """Return the block of g∘f; `of` is g."""
+        return cls(block.last_layer, block.precision, ComposedNetwork(block.last_layer.network, of))
 
     def variance(self, x: PyTree) -> Tensor:
         return variance_by_covariance(self.network.slopes(x), super().covariance(x))
@@ -98,45 +105,48 @@ class ComposedBlock(RaoBlackwellBlock):
 
 
 def find_rao_blackwell_block(objective: Objective, choice: str | None) -> tuple[RaoBlackwellBlock | None, str]:
-    """The block for "auto", "last_layer" or None, and in words which and why.
+    """Find the last layer to Rao-Blackwellise over.
 
-    "auto" steps aside where the last layer is not linear, trainable, untied, within the subset and small enough;
-    "last_layer" raises there.
+    Args:
+        objective: the centred objective.
+        choice: "auto", "last_layer" or None, the option of PosteriorDraws.
+
+    Returns:
+        The block or None, and a text that names the layer or says why there is none.
+
+    Raises:
+        EstimatorError: with "last_layer", if the layer is not linear, trainable, untied, within the subset and small.
     """
     if choice is None:
         return None, "none: rao_blackwell=None"
     try:
-        with objective.network.pass_counter.phase("exact block"):
-            block = _factored(_usable_head(objective), objective)
+        with objective.network.pass_counter.phase("Rao-Blackwellisation"):
+            last = _usable_last_layer(objective)
+            prior = last.to_matrix(objective.prior.precision)
+            block = RaoBlackwellBlock(last, FullLastLayer(last.full_curvature(objective), prior))
     except EstimatorError as error:
         if choice == "last_layer":
             raise
         return None, f"none: expected {error.expected}, found {error.received}"
-    head = block.head
-    n = head.n_outputs * head.n_features
-    name = head.layer.name or "the network itself"
+    n = last.n_outputs * last.n_features
+    name = last.layer.name or "the network itself"
     return block, f"last layer {name!r}: {n} of {objective.theta.numel()} parameters"
 
 
-def _usable_head(objective: Objective) -> LastLayer:
-    head = LastLayer.of(objective.network, next(iter(objective.batches)).x)
-    inside = set(objective.network.subset.shapes)
-    if not inside.issuperset(head.layer.parameter_names):
-        raise _unusable("a last layer within subset_of_weights", f"{head.layer.name!r}, not or not all of it inside")
-    n, element = head.n_outputs * head.n_features, objective.theta.element_size()
+def _usable_last_layer(objective: Objective) -> LastLayer:
+    """Return the last layer, or raise an error that says why it cannot be used."""
+    last = LastLayer.of(objective.network, next(iter(objective.batches)).x)
+    subset = set(objective.network.subset.shapes)
+    if not subset.issuperset(last.layer.parameter_names):
+        raise _unusable("a last layer within subset_of_weights", f"{last.layer.name!r}, not or not all of it inside")
+    n, element = last.n_outputs * last.n_features, objective.theta.element_size()
     if n == objective.theta.numel():
         raise _unusable("weights beside the last layer to draw", "a subset that is the last layer alone")
-    if n > _LARGEST or 20 * n * n * element > objective.available_bytes():
-        raise _unusable(f"a last layer of at most {_LARGEST} parameters that fits into memory", f"one of {n}")
-    head.features(next(iter(objective.batches)).x)
-    return head
+    if n > _MAX_PARAMETERS or _COPIES * n * n * element > objective.available_bytes():
+        raise _unusable(f"a last layer of at most {_MAX_PARAMETERS} parameters that fits into memory", f"one of {n}")
+    last.features(next(iter(objective.batches)).x)
+    return last
 
 
 def _unusable(expected: str, received: str) -> OptionError:
     return OptionError(expected, received=received, remedy='rao_blackwell=None or "auto".')
-
-
-def _factored(head: LastLayer, objective: Objective) -> RaoBlackwellBlock:
-    prior = head.to_matrix(objective.prior.precision)
-    with objective.network.pass_counter.phase("exact block"):
-        return RaoBlackwellBlock(head, FullLastLayer(head.full_curvature(objective), prior))

@@ -1,4 +1,4 @@
-"""What a fit says about itself: is θ̂ stationary, did the draws converge, what was spent."""
+"""The report of a RegVar fit: whether θ̂ is stationary, whether the draws converged, and what the fit cost."""
 
 from __future__ import annotations
 
@@ -19,46 +19,51 @@ __all__ = ["RegVarReport", "relative_gradient", "relative_to_prior"]
 
 @dataclass(frozen=True, kw_only=True)
 class RegVarReport(FitReport):
-    """What `fit` found and did.
+    """Diagnostics and cost of a RegVar fit.
 
-    relative_gradient: ‖∇L(θ̂)‖ / ‖δ(θ̂ − θ₀)‖, 0 at a stationary point, about 1 far from it; centred refits do not mind.
-    solver: of the last solve. energy: of posterior draws. exact_block: which, and why.
-    passes: what `fit` spent a replica (a draw), by what it was for, in passes of forward and backward over the training
-        rows; every row counted, from the first check of the data on (`estimators.runtime.pass_counter` has the prices).
+    Args:
+        relative_gradient: ‖∇L(θ̂)‖ / ‖δ(θ̂ − θ₀)‖: 0 at a stationary point, about 1 far from it. Centred objectives are
+            right at any value.
+        solver: report of the last solve, or None if nothing was solved in `fit`.
+        a_norm_error: A-norm error of posterior draws, or None for other regularizers.
+        rao_blackwell: which layer posterior draws are Rao-Blackwellised over, or why over none.
+        passes: cost of `fit` per function r_k (per draw), by phase, in epoch equivalents (forward and backward passes
+            over the training rows). All rows count, from the first check of the data on; the cost of each operation
+            is in `estimators.runtime.pass_counter`.
     """
 
     relative_gradient: float
     solver: SolverReport | None = None
-    energy: ANormError | None = None
+    a_norm_error: ANormError | None = None
     rao_blackwell: str | None = None
     passes: dict[str, float] = field(default_factory=dict)
 
     @property
     def total_passes(self) -> float:
-        """All of `passes`."""
+        """Sum of `passes`, in epoch equivalents."""
         return sum(self.passes.values())
 
     @classmethod
     def restored(cls, content: dict[str, Any]) -> RegVarReport:
-        """From the dict of its fields."""
-        solver, energy, derivatives = content["solver"], content["energy"], content.get("derivatives")
+        """Return the report from the dict of its fields, as `dataclasses.asdict` makes it."""
+        solver, a_norm_error, derivatives = content["solver"], content["a_norm_error"], content.get("derivatives")
         parts = {
             "derivatives": None if derivatives is None else DerivativeReport(**derivatives),
             "solver": None if solver is None else SolverReport(**solver),
-            "energy": None if energy is None else ANormError(**energy),
+            "a_norm_error": None if a_norm_error is None else ANormError(**a_norm_error),
         }
         return cls(**{**content, **parts})
 
 
 def relative_gradient(objective: Objective) -> float:
-    """‖∇L(θ̂)‖ over the slope of the prior there; over that of the data where the prior has none."""
+    """Return ‖∇L(θ̂)‖ over the norm of the prior's gradient, or of the data's gradient if the former is 0."""
     with objective.network.pass_counter.phase("relative gradient"):
         total = objective.gradient(objective.theta)
     return relative_to_prior(total, objective)
 
 
 def relative_to_prior(gradient: Tensor, objective: Objective) -> float:
-    """The same for ∇L(θ̂) (P,) that is known."""
+    """Return `relative_gradient` for a known gradient ∇L(θ̂), (P,)."""
     prior = objective.prior.precision * (objective.theta - objective.prior.mean)
     scale = prior.norm() if float(prior.norm()) > 0 else (gradient - prior).norm()
     return float(gradient.norm() / scale.clamp_min(torch.finfo(gradient.dtype).tiny))

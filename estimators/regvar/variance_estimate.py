@@ -1,4 +1,4 @@
-"""What a regularizer makes of the displacements: a variance, and what else it can say."""
+"""The interface of a variance estimate: what a regularizer computes from the displacements of a solver."""
 
 from __future__ import annotations
 
@@ -16,30 +16,33 @@ __all__ = ["VarianceEstimate"]
 
 
 class VarianceEstimate(ABC):
-    """Reads variances at queries x from displacements (K, P) ≈ A⁻¹∇r."""
+    """Computes variances at queries x from displacements u ≈ A⁻¹∇r, (K, P).
+
+    M query rows, C outputs. Methods that an estimate does not have raise UnsupportedError.
+    """
 
     @abstractmethod
     def variance(self, x: PyTree) -> Tensor:
-        """(M, C)."""
+        """Return the epistemic variance of the outputs at x, (M, C)."""
 
     @abstractmethod
     def state(self) -> Learned:
-        """Tensors and JSON values that the regularizer's `restored` makes it again from."""
+        """Return tensors and JSON values from which `Regularizer.restore_estimate` rebuilds this estimate."""
 
     def covariance(self, x: PyTree) -> Tensor:  # noqa: ARG002
-        """(M, C, C)."""
+        """Return the covariance between the outputs of each row of x, (M, C, C)."""
         raise self._unsupported("a covariance between outputs", "Pointwise or PosteriorDraws")
 
     def sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """Deviations from f(x; θ̂), (n_samples, M, C)."""
+        """Return samples of f(x) − f(x; θ̂), (n_samples, M, C)."""
         raise self._unsupported("function samples", "PosteriorDraws")
 
     def standard_error(self, x: PyTree) -> Tensor:  # noqa: ARG002
-        """Monte-Carlo standard error of `variance`, (M, C)."""
-        raise self._unsupported("a Monte-Carlo error", "SignedProbes, ParameterProbes or PosteriorDraws")
+        """Return the Monte Carlo standard error of `variance`, (M, C)."""
+        raise self._unsupported("a Monte Carlo error", "SignedProbes, ParameterProbes or PosteriorDraws")
 
-    def through(self, of: Functional) -> VarianceEstimate:  # noqa: ARG002
-        """The same displacements, read through g∘f."""
+    def compose(self, of: Functional) -> VarianceEstimate:  # noqa: ARG002
+        """Return the estimate for g∘f, computed from the same displacements; `of` is g."""
         raise self._unsupported("the variance of a functional", "PosteriorDraws, or Pointwise(of=...)")
 
     def _unsupported(self, what: str, instead: str) -> UnsupportedError:

@@ -17,7 +17,7 @@ from estimators import LastLayerLaplace
 from estimators.errors import TooLargeError
 from estimators.training import Recipe
 
-SHOWN = ("map", "laplace", "regvar-draws", "ensemble", "dropout", SCRIPT, QUOTES, LONG)
+SHOWN = ("map", "laplace", "regvar-finetune", "ensemble", "dropout", SCRIPT, QUOTES, LONG)
 
 
 def make_toy(seed):

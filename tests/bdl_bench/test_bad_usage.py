@@ -13,7 +13,7 @@ from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
 from bdl_bench.report.results import readable
 from bdl_bench.report.view import build
-from bdl_bench.runner.directories import new_directory, output_directory
+from bdl_bench.runner.directories import directory_for, new_directory
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks.names import name_in
 from estimators.errors import OptionError, StateError
@@ -55,7 +55,9 @@ def bad_directories(tmp_path):
     return [tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link", Path("/proc/self/no-such-place")]
 
 
-@pytest.mark.parametrize("words", [("compare", "diabetes"), ("verify",), ("check", "diabetes")])
+@pytest.mark.parametrize(
+    "words", [("compare", "diabetes"), ("verify",), ("check", "diabetes"), ("bench", "--select", "core")]
+)
 def test_a_directory_that_cannot_be_written_is_bad_usage(words, bad_directories):
     for directory in bad_directories:
         assert_bad_usage(invoke(*words, "--out", directory), "a directory to write into")
@@ -149,6 +151,7 @@ def test_directories_of_runs_that_start_at_the_same_time_are_their_own(tmp_path)
         ("compare", "diabetes", "--methods", "none-such"),
         ("compare", "--model", "has_factories:number"),
         ("check", "--model", "has_factories:failing"),
+        ("bench", "--select", "none-such"),
         ("verify", "--model", "has_factories:empty"),
         ("verify", "diabetes", "--curvature", "fisher"),
     ],
@@ -165,7 +168,7 @@ def test_bad_usage_creates_no_directory(words, out, modules, tmp_path):  # noqa:
 def test_only_what_is_empty_and_new_is_removed_after_an_error(tmp_path):
     (tmp_path / "old").mkdir()
     for out in (tmp_path / "old", tmp_path / "old" / "new", tmp_path / "written" / "into"):
-        with pytest.raises(KeyError), output_directory(out) as directory:  # noqa: PT012
+        with pytest.raises(KeyError), directory_for(out) as directory:  # noqa: PT012
             if "written" in out.parts:
                 (directory / "file").touch()
             raise KeyError
@@ -232,7 +235,7 @@ def test_a_report_of_what_is_no_directory_of_records_is_bad_usage(path, tmp_path
     ("seeds", "option"), [([5, 7], "--seed-list 5,7"), ([0, 1], "--seeds 2"), ([1], "--seed-list 1")]
 )
 def test_the_command_that_is_shown_runs_the_same_again(seeds, option, toy, tmp_path):
-    records = Grid([toy], ["map", "last-layer"], seeds, tmp_path / "first", tune_budget=3).run(lambda _: None)
+    records = Grid([toy], ["map", "last-layer-laplace"], seeds, tmp_path / "first", tune_budget=3).run(lambda _: None)
     write_report(tmp_path / "first")
     command = build(tmp_path / "first").command
     assert option in command

@@ -32,11 +32,11 @@ def compare(out, *words):
 
 
 def test_compare_ends_with_the_path_of_its_report(toy, tmp_path):
-    result = compare(tmp_path, toy, "--methods", "map,last-layer")
+    result = compare(tmp_path, toy, "--methods", "map,last-layer-laplace")
     assert result.exit_code == 0, result.output
     page = Path(result.stdout.splitlines()[-1])
     assert page == tmp_path / "report.html"
-    assert "last-layer" in page.read_text()
+    assert "last-layer-laplace" in page.read_text()
 
 
 def test_compare_prints_plain_lines_where_there_is_no_terminal(toy, tmp_path):
@@ -101,7 +101,7 @@ def test_report_of_nothing_exits_with_two(tmp_path):
 
 def test_list_names_tasks_and_methods():
     output = invoke("list").stdout
-    assert all(name in output for name in ("diabetes", "digits", "laplace", "regvar-draws"))
+    assert all(name in output for name in ("diabetes", "digits", "laplace", "regvar-finetune"))
 
 
 def test_an_interruption_says_how_to_go_on(toy, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from bdl_bench import Problem, compare
 from bdl_bench.runner.preflight import check_problem
 from estimators.training import Recipe
 
-METHODS = ["last-layer", "laplace-kron", "regvar-draws"]
+METHODS = ["last-layer-laplace", "laplace-kron", "regvar-finetune"]
 
 
 @pytest.fixture(autouse=True)

@@ -39,10 +39,10 @@ def run(grid):
 @pytest.mark.parametrize("n_writes", [3, 4], ids=["arrays", "record"])
 def test_a_cell_that_cannot_be_written_has_failed_and_the_others_stay(n_writes, toy, fills_up, tmp_path):
     fills_up(n_writes)  # the network, two files of the first cell, perhaps the arrays of the second
-    grid = Grid([toy], ["map", "last-layer", "laplace"], [0], tmp_path)
+    grid = Grid([toy], ["map", "last-layer-laplace", "laplace"], [0], tmp_path)
     records, started = run(grid)
     assert [r.status for r in records] == ["ok", "failed", "failed"]
-    assert started == [None, "map", "last-layer"]  # laplace is not begun: its result could not be kept
+    assert started == [None, "map", "last-layer-laplace"]  # laplace is not begun: its result could not be kept
     assert all(str(tmp_path.resolve()) in r.reason and "No space left" in r.reason for r in records[1:])
     assert RecordStore(tmp_path).all() == records[:1]
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
@@ -51,7 +51,7 @@ def test_a_cell_that_cannot_be_written_has_failed_and_the_others_stay(n_writes, 
     again, started = run(grid)
     assert [r.status for r in again] == ["ok", "ok", "ok"]
     assert again[0] == records[0]
-    assert started == [None, "last-layer", "laplace"]
+    assert started == [None, "last-layer-laplace", "laplace"]
 
 
 def test_a_network_that_cannot_be_written_fails_its_cells(toy, fills_up, tmp_path):
@@ -100,7 +100,7 @@ def fill(path):
 
 
 def test_a_disk_that_is_really_full_is_reported_and_done_cells_stay(toy, small_disk):
-    grid = Grid([toy], ["map", "last-layer", "laplace"], [0], small_disk)
+    grid = Grid([toy], ["map", "last-layer-laplace", "laplace"], [0], small_disk)
     run(Grid([toy], ["map"], [0], small_disk))
     fill(small_disk / "filler")
     records, _ = run(grid)

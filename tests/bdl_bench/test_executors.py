@@ -6,10 +6,11 @@ from work_items import end
 
 from bdl_bench.runner import executors
 from bdl_bench.runner.executors import ONE_WORKER, Workers, check_workers, executor_for
-from bdl_bench.runner.executors import worker_errors as deaths
 from bdl_bench.runner.executors.outcomes import RemoteTraceback, outcome_from_bytes, run_job_to_bytes
-from bdl_bench.runner.executors.worker_errors import machine_bytes, worker_crashed
+from bdl_bench.runner.executors.worker_errors import worker_crashed
 from estimators.errors import OptionError, UnsupportedError
+from estimators.runtime import memory
+from estimators.runtime.memory import machine_bytes
 
 
 def run(work, items, workers=ONE_WORKER):
@@ -118,5 +119,5 @@ def test_the_memory_of_a_machine_is_that_of_its_container(tmp_path, monkeypatch)
     physical = machine_bytes()
     (tmp_path / "limit").write_text(f"{physical // 2}\n")
     (tmp_path / "none").write_text("max\n")
-    monkeypatch.setattr(deaths, "_CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "limit", tmp_path / "nowhere"))
+    monkeypatch.setattr(memory, "_CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "limit", tmp_path / "nowhere"))
     assert machine_bytes() == physical // 2

@@ -31,15 +31,16 @@ def run(grid):
 
 
 def test_a_run_trains_once_a_seed_and_records_every_cell(toy, tmp_path):
-    records, events = run(Grid([toy], ["map", "last-layer"], [0, 1], tmp_path))
+    records, events = run(Grid([toy], ["map", "last-layer-laplace"], [0, 1], tmp_path))
     assert [(method, status) for method, _, status in events[:2]] == [(None, "trained")] * 2
     assert [(r.method, r.seed, r.status) for r in records] == [
-        ("map", 0, "ok"), ("map", 1, "ok"), ("last-layer", 0, "ok"), ("last-layer", 1, "ok")]  # fmt: skip
+        (method, seed, "ok") for method in ("map", "last-layer-laplace") for seed in (0, 1)
+    ]
     assert RecordStore(tmp_path).all() == sorted(records, key=lambda r: (r.method, r.seed))
 
 
 def test_a_record_says_what_was_run(toy, tmp_path):
-    (record,), _ = run(Grid([toy], ["last-layer"], [0], tmp_path))
+    (record,), _ = run(Grid([toy], ["last-layer-laplace"], [0], tmp_path))
     arrays = RecordStore(tmp_path).arrays(record)
     assert arrays["mean"].shape == arrays["targets"].shape == (14, 2)
     assert record.configuration["train_rows"] == "24"
@@ -57,7 +58,7 @@ def test_a_cost_has_the_seconds_of_the_fit_and_of_the_prediction_apart(toy, tmp_
 
 
 def test_every_method_starts_from_the_same_network(toy, tmp_path):
-    records, _ = run(Grid([toy], ["map", "last-layer"], [0], tmp_path))
+    records, _ = run(Grid([toy], ["map", "last-layer-laplace"], [0], tmp_path))
     first, second = (RecordStore(tmp_path).arrays(record)["mean"] for record in records)
     assert (first == second).all()
 
@@ -69,7 +70,7 @@ def test_seeds_give_different_problems(toy, tmp_path):
 
 
 def test_a_second_run_does_nothing_again(toy, tmp_path):
-    grid = Grid([toy], ["map", "last-layer"], [0], tmp_path)
+    grid = Grid([toy], ["map", "last-layer-laplace"], [0], tmp_path)
     first, _ = run(grid)
     again, events = run(grid)
     assert {status for _, _, status in events} == {"cached"}
@@ -79,8 +80,8 @@ def test_a_second_run_does_nothing_again(toy, tmp_path):
 def test_a_second_run_makes_what_is_new_or_damaged(toy, tmp_path):
     (record,), _ = run(Grid([toy], ["map"], [0], tmp_path))
     (tmp_path / record.arrays).write_bytes(b"")
-    _, events = run(Grid([toy], ["map", "last-layer"], [0], tmp_path))
-    assert events == [(None, 0, "cached"), ("map", 0, "ok"), ("last-layer", 0, "ok")]
+    _, events = run(Grid([toy], ["map", "last-layer-laplace"], [0], tmp_path))
+    assert events == [(None, 0, "cached"), ("map", 0, "ok"), ("last-layer-laplace", 0, "ok")]
 
 
 def test_a_damaged_network_file_is_trained_again(toy, tmp_path):
@@ -107,7 +108,7 @@ def test_another_tuning_budget_makes_the_records_again_and_keeps_the_network(toy
 
 def test_the_code_digest_covers_the_library_and_not_the_report():
     names = {path.name for path in versions._sources()}
-    assert {"laplace.py", "gaussian.py", "evaluate_job.py", "calibration.py", "digits.py"} <= names
+    assert {"laplace.py", "gaussian.py", "evaluate_job.py", "calibration.py", "scikit_learn.py"} <= names
     assert not {"html.py", "cli.py", "local.py", "outlook.py"} & names
 
 
@@ -139,7 +140,7 @@ def test_a_method_that_retrains_is_skipped_without_make_model(toy, tmp_path, mon
 
 
 def test_an_interrupted_run_keeps_what_is_done_and_goes_on(toy, tmp_path):
-    grid = Grid([toy], ["map", "last-layer"], [0, 1], tmp_path)
+    grid = Grid([toy], ["map", "last-layer-laplace"], [0, 1], tmp_path)
     seen = []
 
     def interrupt(event):
@@ -155,8 +156,8 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(toy, tmp_path):
 
 
 def test_two_processes_give_the_same_numbers_as_one(tmp_path):
-    one, _ = run(Grid(["diabetes"], ["map", "last-layer"], [0], tmp_path / "one"))
-    two, _ = run(Grid(["diabetes"], ["map", "last-layer"], [0], tmp_path / "two", workers=Workers(jobs=2)))
+    one, _ = run(Grid(["diabetes"], ["map", "last-layer-laplace"], [0], tmp_path / "one"))
+    two, _ = run(Grid(["diabetes"], ["map", "last-layer-laplace"], [0], tmp_path / "two", workers=Workers(jobs=2)))
     assert [r.status for r in two] == ["ok", "ok"]
     for a, b in zip(one, two, strict=True):
         assert a.metrics == pytest.approx(b.metrics, rel=1e-6)
@@ -262,7 +263,7 @@ def test_frozen_weights_are_not_kept_with_those_that_were_trained(tmp_path, monk
 
 
 def test_finished_records_outlive_a_task_that_cannot_be_made_any_more(toy, tmp_path, monkeypatch):
-    grid = Grid([toy], ["map", "last-layer"], [0], tmp_path)
+    grid = Grid([toy], ["map", "last-layer-laplace"], [0], tmp_path)
     (first, _), _ = run(grid)
     good = TASKS[toy]
 
@@ -278,14 +279,14 @@ def test_finished_records_outlive_a_task_that_cannot_be_made_any_more(toy, tmp_p
 
 
 def test_records_of_another_problem_are_not_compared(toy, tmp_path, monkeypatch):
-    run(Grid([toy], ["map", "last-layer"], [0], tmp_path))
+    run(Grid([toy], ["map", "last-layer-laplace"], [0], tmp_path))
     other = TASKS[toy].make
     monkeypatch.setitem(TASKS, toy, replace(TASKS[toy], make=lambda seed: other(seed + 1)))
     run(Grid([toy], ["map"], [0], tmp_path))
     found = {r.method: (r.status, r.reason) for r in readable(RecordStore(tmp_path))}
     assert found["map"] == ("ok", None)
-    assert found["last-layer"][0] == "failed"
-    assert "other data" in found["last-layer"][1]
+    assert found["last-layer-laplace"][0] == "failed"
+    assert "other data" in found["last-layer-laplace"][1]
 
 
 def test_dropout_of_the_network_itself_is_tuned_by_its_calibration_alone(tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def test_a_bad_label_in_the_last_batch_is_named_by_loader_batch_and_row(loader, 
 
 
 def test_labels_of_other_classes_may_be_left_out_of_an_ood_loader():
-    with pytest.raises(DataError, match=r"leave the labels of ood far out: x alone, or \[x\]"):
+    with pytest.raises(DataError, match=r"omit the labels of ood far: x alone, or \[x\]"):
         problem("classification", "ood far", with_label("classification", 7))
 
 
@@ -128,7 +128,7 @@ def test_a_band_is_checked_over_all_batches():
     torch.manual_seed(0)
     arguments = {name: [(line, line)] for name in ("train", "validation", "test")}
     with pytest.raises(DataError, match="ascending"):
-        Problem(nn.Linear(1, 1).eval(), "regression", **arguments, prior_precision=1.0, band=[line[3:], line[:3]])
+        Problem(nn.Linear(1, 1).eval(), "regression", **arguments, prior_precision=1.0, plot_grid=[line[3:], line[:3]])
 
 
 def test_ignored_places_are_no_labels_where_the_likelihood_has_several_a_row():

@@ -39,7 +39,7 @@ def make(kind, seed):
 
 
 SKIPPED = {
-    "regression": {"map-temperature", "lora-ensemble", "laplace-hessian"},
+    "regression": {"temperature-scaling", "lora-ensemble", "laplace-hessian"},
     "classification": {"lora-ensemble", "laplace-hessian"},
     "binary": {"lora-ensemble", "laplace-hessian", *(name for name in METHODS if name.startswith("laplace-torch"))},
 }
@@ -63,11 +63,11 @@ def test_every_preset_ends_with_predictions_or_a_reason(kind, tmp_path, monkeypa
 def test_an_axis_has_as_many_values_as_asked_for_and_the_presets_own_among_them():
     problem = make("classification", 0)
     for method in METHODS.values():
-        if method.axis is not None:
+        if method.tuned_option is not None:
             for n in (1, 2, 3, 5, 6):
-                values = method.axis.values(problem, n)
+                values = method.tuned_option.values(problem, n)
                 assert len(values) == n
-            (own,) = method.axis.values(problem, 1)
+            (own,) = method.tuned_option.values(problem, 1)
             assert any(abs(value / own - 1) < 1e-12 for value in values)
 
 

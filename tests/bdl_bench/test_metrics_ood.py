@@ -68,12 +68,3 @@ def test_the_threshold_finds_95_percent_of_the_rows_and_no_more_than_needed():
     inside, outside = np.arange(20) - 0.5, np.arange(20.0)
     # 19 of 20 are found at threshold 1, where the 18 inside rows above it are called.
     assert ood.fpr_at_recall(inside, outside) == near(18 / 20)
-
-
-def test_detection_of_many_resamples_at_once_is_that_of_each(scores):
-    rng = np.random.default_rng(1)
-    drawn = [values[rng.integers(len(values), size=(3, 2, len(values)))] for values in scores]
-    for function in (ood.auroc, ood.average_precision, ood.fpr_at_recall):
-        found = function(*drawn)
-        assert found.shape == (3, 2)
-        assert found[2, 1] == near(function(*(values[2, 1] for values in drawn)))

@@ -85,14 +85,5 @@ def test_the_best_order_has_no_excess_and_no_order_is_below_it():
     losses = np.array([0.0, 1.0, 0.0, 1.0, 1.0])
     assert selective.excess_aurc(1 - losses, losses) == near(0.0)
     orders = np.array(list(permutations(range(5))), dtype=float)
-    excess = selective.excess_aurc(orders, np.broadcast_to(losses, orders.shape))
-    assert excess.shape == (120,)
-    assert excess.min() > -1e-12
+    assert min(selective.excess_aurc(order, losses) for order in orders) > -1e-12
     assert selective.augrc(1 - losses, losses) == near((0 + 0 + 0.5 + 1.5 + 2.5) / 25)
-
-
-def test_areas_of_many_resamples_at_once_are_those_of_each(rows):
-    picks = np.random.default_rng(3).integers(120, size=(3, 120))
-    drawn = [values[picks] for values in rows]
-    for area in (selective.aurc, selective.augrc, selective.excess_aurc):
-        assert area(*drawn)[1] == near(area(drawn[0][1], drawn[1][1]))

@@ -8,6 +8,7 @@ from sklearn.metrics import log_loss
 
 from bdl_bench.metrics import METRICS, classification, evaluate, temperature
 from bdl_bench.metrics.log_space import logs
+from estimators.baselines.temperature import TEMPERATURE_BOUNDS
 
 
 def near(value):
@@ -81,8 +82,8 @@ def test_two_classes_have_the_hand_worked_temperature():
 
 def test_labels_that_are_always_right_or_always_wrong_reach_the_bounds():
     probs = np.tile([0.8, 0.2], (6, 1))
-    assert temperature.optimal_temperature(logs(probs), np.zeros(6, dtype=int)) == temperature.BOUNDS[0]
-    assert temperature.optimal_temperature(logs(probs), np.ones(6, dtype=int)) == temperature.BOUNDS[1]
+    assert temperature.optimal_temperature(logs(probs), np.zeros(6, dtype=int)) == TEMPERATURE_BOUNDS[0]
+    assert temperature.optimal_temperature(logs(probs), np.ones(6, dtype=int)) == TEMPERATURE_BOUNDS[1]
 
 
 def test_a_row_of_probability_zero_has_no_say_in_the_temperature_and_still_costs_infinity():
@@ -124,7 +125,7 @@ def test_without_validation_rows_each_half_is_scored_at_the_temperature_of_the_o
 def test_cross_validation_does_not_see_its_own_labels():
     # With one row a half the other row alone decides; right rows want T = 0.01, which a wrong row pays for.
     probs, targets = np.array([[0.6, 0.4], [0.6, 0.4]]), np.array([0, 1])
-    right, wrong = (temperature.nll_at(logs(probs), targets, t) for t in temperature.BOUNDS)
+    right, wrong = (temperature.nll_at(logs(probs), targets, t) for t in TEMPERATURE_BOUNDS)
     assert temperature.cross_validated_nll(logs(probs), targets) == near([wrong[0], right[1]])
 
 

@@ -159,7 +159,7 @@ def test_trained_members_are_copied_at_the_fit_saved_and_loaded(tmp_path):
     again = ensemble(trained_members=OTHERS).load(tmp_path / "ensemble.safetensors")
     assert torch.equal(again.variance(X), before)
     assert torch.equal(
-        fitted.at_prior_precision(2.0).variance(X), ensemble(trained_members=mutable).fit(BATCHES).variance(X)
+        fitted.clone_with(prior_precision=2.0).variance(X), ensemble(trained_members=mutable).fit(BATCHES).variance(X)
     )
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bdl_bench.runner import peak_memory as module
 from bdl_bench.runner.peak_memory import peak_memory
+from estimators.runtime import memory as module
 
 SIZE = 2**27
 

@@ -1,12 +1,11 @@
-"""The arrays of a record: every set of rows under its name, targets where there are any, inputs along a band."""
+"""The arrays of a record: every set of rows under its name, targets where there are any, inputs over a plot grid."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from bdl_bench.metrics import evaluate
-from bdl_bench.metrics import groups as parts
+from bdl_bench.metrics import evaluate, parts
 from bdl_bench.problem import Problem
 from bdl_bench.records.predictions import Predictor
 from estimators import LastLayerLaplace, LinearResponse, MeanAbsolute, RegVar
@@ -22,7 +21,7 @@ def problem():
     model = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)).double().eval()
     return Problem(
         model, "regression", BATCHES, BATCHES, BATCHES, prior_precision=0.5,
-        ood={"bare": [X[:2], X[2:3]], "known": BATCHES}, shifts={"noise-1": BATCHES}, band=LINE,
+        ood={"bare": [X[:2], X[2:3]], "known": BATCHES}, shifts={"noise-1": BATCHES}, plot_grid=LINE,
     )  # fmt: skip
 
 
@@ -47,9 +46,9 @@ def test_a_set_without_targets_has_predictions_alone(predictor):
 
 def test_a_band_has_its_inputs_and_those_of_the_training_rows(estimator, predictor):
     arrays = predictor.other_sets()
-    assert np.array_equal(arrays["band/x"], torch.cat(LINE).numpy())
+    assert np.array_equal(arrays["plot_grid/x"], torch.cat(LINE).numpy())
     expected = estimator.predict(torch.cat(LINE)).mean.detach().numpy()
-    assert arrays["band/mean"] == pytest.approx(expected, rel=1e-12)
+    assert arrays["plot_grid/mean"] == pytest.approx(expected, rel=1e-12)
     assert np.array_equal(arrays["train/x"], X.numpy())
     assert np.array_equal(arrays["train/targets"], Y.numpy())
 
@@ -57,7 +56,7 @@ def test_a_band_has_its_inputs_and_those_of_the_training_rows(estimator, predict
 def test_a_band_is_drawn_and_not_scored(predictor):
     arrays = predictor.test() | predictor.other_sets()
     assert set(parts(arrays).ood) == {"bare", "known"}
-    scored = {name: array for name, array in arrays.items() if name.split("/")[0] not in ("band", "train")}
+    scored = {name: array for name, array in arrays.items() if name.split("/")[0] not in ("plot_grid", "train")}
     assert evaluate("regression", arrays) == evaluate("regression", scored)
 
 

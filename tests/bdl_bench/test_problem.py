@@ -91,7 +91,7 @@ LINE = [torch.linspace(-1, 1, 5).unsqueeze(1)]
         ({"shifts": {"noise-1": [X]}}, "Tensor"),
         ({"shifts": {"noise-1": [(X, Y[:3])]}}, r"shift noise-1.*\(3, 2\)"),
         ({"shifts": {"noise-1": [(X, Y[:, 0])]}}, r"shift noise-1.*\(6,\)"),
-        ({"band": BATCHES}, r"ascending.*\(4, 3\)"),
+        ({"plot_grid": BATCHES}, r"ascending.*\(4, 3\)"),
     ],
 )
 def test_further_sets_that_cannot_work_are_refused_by_name(changes, message):
@@ -107,15 +107,15 @@ def one_input(**changes):
 
 
 def test_a_band_is_a_line_of_ascending_inputs():
-    assert one_input(band=LINE).band is LINE
+    assert one_input(plot_grid=LINE).plot_grid is LINE
     with pytest.raises(DataError, match="ascending"):
-        one_input(band=[LINE[0].flip(0)])
+        one_input(plot_grid=[LINE[0].flip(0)])
 
 
 def test_a_band_moves_with_its_problem():
-    moved = one_input(band=LINE, ood={"far": LINE}).on("cpu")
-    assert torch.equal(next(queries(moved.band)).x, LINE[0])
-    assert one_input().on("cpu").band is None
+    moved = one_input(plot_grid=LINE, ood={"far": LINE}).on("cpu")
+    assert torch.equal(next(queries(moved.plot_grid)).x, LINE[0])
+    assert one_input().on("cpu").plot_grid is None
 
 
 def test_queries_have_targets_where_the_loader_has():
@@ -131,7 +131,7 @@ def test_the_digest_sees_further_sets():
         {},
         {"ood": {"far": LINE}},
         {"ood": {"away": LINE}},
-        {"band": LINE},
+        {"plot_grid": LINE},
         {"shifts": {"far": [(LINE[0], Y[:5])]}},
     ]
     assert len({problem_digest(one_input(**each)) for each in sets}) == len(sets)

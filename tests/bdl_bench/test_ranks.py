@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import f as fisher
 from scipy.stats import norm
 
-from bdl_bench.stats import critical_difference, holm, rank_methods, signed_rank
+from bdl_bench.stats import critical_difference, holm, rank_methods
 from estimators.errors import DataError
 
 
@@ -80,27 +80,6 @@ def test_what_cannot_be_ranked_is_refused_with_its_reason():
         rank_methods(tasks([[1.0, 2.0]] * 3), "lower")
     with pytest.raises(DataError, match="NaN"):
         rank_methods(tasks([[1.0, 2.0, 3.0], [1.0, np.nan, 3.0]]), "lower")
-
-
-def test_the_signed_rank_test_enumerates_signs():
-    differences = np.array([0.3, -0.1, 0.5, 0.7, 0.2])
-    # The ranks of positive differences sum to 3 + 4 + 5 + 2 = 14 of 15; of 32 signs, 14 or 15 on either side are four.
-    found = signed_rank(list(differences), [0.0] * 5)
-    assert found.p_value == pytest.approx(4 / 32)
-    assert (found.median, found.n) == (0.3, 5)
-
-
-def test_the_signed_rank_test_takes_equal_methods_for_equal():
-    assert signed_rank([1.0, 2.0], [1.0, 2.0]).p_value == 1.0
-    with pytest.raises(DataError, match="finite"):
-        signed_rank([np.inf], [1.0])
-
-
-def test_zero_differences_count_half_to_either_side():
-    found = signed_rank([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, *[0.0] * 8], [0.0] * 16)
-    # The zeros hold ranks 1 to 8, 18 to either side; of 68 expected. Their tie takes (8³ − 8)/48 from the variance.
-    z = (18 - 68) / np.sqrt(16 * 17 * 33 / 24 - (8**3 - 8) / 48)
-    assert found.p_value == pytest.approx(2 * norm.cdf(z), rel=1e-9)
 
 
 def test_holm_matches_hand_worked_values():

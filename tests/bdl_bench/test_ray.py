@@ -39,7 +39,7 @@ def make(seed):
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     return Problem(model, "regression", batches, batches[:1], batches[:2], prior_precision=0.7, recipe=Recipe(epochs=9))
 '''
-METHODS = ["map", "last-layer", "laplace", "regvar-krylov"]
+METHODS = ["map", "last-layer-laplace", "laplace", "regvar"]
 ON_RAY = Workers(executor="ray")
 
 

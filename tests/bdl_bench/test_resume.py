@@ -28,7 +28,7 @@ def make(seed):
     return Problem(model, "classification", batches, batches[:1], batches[:2], prior_precision=0.7,
                    recipe=Recipe(epochs=40))
 '''
-METHODS = ["map", "last-layer", "laplace", "regvar-krylov"]
+METHODS = ["map", "last-layer-laplace", "laplace", "regvar"]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from estimators.errors import DataError, NonDeterministicError
 from estimators.training import Recipe
 
 N = 40
-METHODS = ["map", "laplace", "last-layer", "regvar-krylov", "regvar-draws", "dropout", "laplace-kron"]
+METHODS = ["map", "laplace", "last-layer-laplace", "regvar", "regvar-finetune", "dropout", "laplace-kron"]
 GENERATOR = np.random.default_rng(7)
 
 
@@ -139,7 +139,9 @@ def test_a_method_that_does_not_depend_on_the_order_is_the_same_for_a_training_l
     found = {}
     for name, loader in (("ordered", ordered), ("own", Shuffling)):
         monkeypatch.setitem(TASKS, "numbers", Task("numbers", "", lambda seed: trained(loader)))  # noqa: B023, ARG005
-        runs = Grid(["numbers"], ["laplace", "last-layer", "laplace-kron", "regvar-pointwise"], [0], tmp_path / name)
+        runs = Grid(
+            ["numbers"], ["laplace", "last-layer-laplace", "laplace-kron", "regvar-pointwise"], [0], tmp_path / name
+        )
         found[name] = runs.run(lambda _: None)
     for here, there in zip(found["own"], found["ordered"], strict=True):
         assert here.metrics == pytest.approx(there.metrics, rel=1e-8)
@@ -291,7 +293,7 @@ def test_bad_rows_are_named_by_loader_batch_and_row(name, monkeypatch, tmp_path)
         return problem
 
     monkeypatch.setitem(TASKS, "bad", Task("bad", "", make_bad))
-    (record,) = Grid(["bad"], ["last-layer"], [0], tmp_path).run(lambda _: None)
+    (record,) = Grid(["bad"], ["last-layer-laplace"], [0], tmp_path).run(lambda _: None)
     assert record.status == "failed"
     assert f"{name} loader, batch 2, row 3" in record.reason
 

@@ -122,7 +122,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "fixed", Task("fixed", "fixed", make_fixed))
 
     def once(build, axis=None):
-        monkeypatch.setitem(METHODS, "mine", Method("mine", "my own", build, axis=axis))
+        monkeypatch.setitem(METHODS, "mine", Method("mine", "my own", build, tuned_option=axis))
         statuses = {}
         grid = Grid(["fixed"], ["mine"], [0], tmp_path / "out")
         (record,) = grid.run(lambda event: statuses.update({event.method: event.status}))
@@ -184,7 +184,7 @@ def test_an_edited_module_that_a_task_imports_gives_fresh_numbers(name, modules,
     assert after == pytest.approx(2 * before, rel=1e-5)
 
 
-def with_options(**options):
+def clone_with(**options):
     return preset(LinearizedLaplace, **options)
 
 
@@ -220,7 +220,7 @@ def with_default(value):
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (with_options(hessian_structure="full"), with_options(hessian_structure="diag")),
+        (clone_with(hessian_structure="full"), clone_with(hessian_structure="diag")),
         (build_with(Options(1.0, torch.ones(3))), build_with(Options(2.0, torch.ones(3)))),
         (build_with(Options(1.0, long_table(1.0))), build_with(Options(1.0, long_table(9000.0)))),
         (with_default(1.0), with_default(2.0)),
@@ -240,9 +240,9 @@ def test_another_constant_of_a_preset_is_another_option(monkeypatch):
     monkeypatch.setattr("bdl_bench.methods.regvar._DRAWS", 8)
     after = {name: content_digest(method.build) for name, method in METHODS.items()}
     assert {name for name in before if before[name] != after[name]} == {
-        "regvar-draws",
-        "regvar-krylov",
-        "regvar-probes",
+        "regvar-finetune",
+        "regvar",
+        "regvar-param-probes",
     }
 
 
@@ -307,7 +307,7 @@ def test_options_of_a_network_and_of_a_likelihood_count_by_value():
 def test_records_of_older_code_are_not_mixed_into_the_mean_over_seeds(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "fixed", Task("fixed", "fixed", make_fixed))
     for structure, seeds in (("full", [0, 1]), ("diag", [0])):
-        mine = replace(METHODS["laplace"], name="mine", build=with_options(hessian_structure=structure))
+        mine = replace(METHODS["laplace"], name="mine", build=clone_with(hessian_structure=structure))
         monkeypatch.setitem(METHODS, "mine", mine)
         Grid(["fixed"], ["mine"], seeds, tmp_path).run(lambda _: None)
     found = {r.seed: (r.status, r.reason or "") for r in readable(RecordStore(tmp_path))}
@@ -323,7 +323,7 @@ import stale_estimator, stale_task
 from bdl_bench.records.content_digests import content_digest
 from bdl_bench.methods import METHODS
 things = [stale_estimator.build, stale_estimator.build_late, stale_task.make, {{"a", "b", "c"}}, stale_task.Net]
-print(content_digest(*things, *[(m.build, m.axis) for m in METHODS.values()]))
+print(content_digest(*things, *[(m.build, m.tuned_option) for m in METHODS.values()]))
 """
 
 

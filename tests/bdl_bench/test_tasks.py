@@ -169,7 +169,7 @@ def test_the_toy_has_no_row_in_its_gap_and_a_band_across_it():
     problem = TASKS["toy-gap"].problem(0)
     outer = torch.cat([all_rows(part)[0] for part in parts(problem)])
     gap, _ = all_rows(problem.ood["gap"])
-    (line,) = rows(problem.band)
+    (line,) = rows(problem.plot_grid)
     assert ((outer <= -0.7) | (outer >= 0.5)).all()
     assert ((gap > -0.7) & (gap < 0.5)).all()
     assert line.x.min() < outer.min() < outer.max() < line.x.max()
@@ -192,8 +192,8 @@ def test_a_trained_network_is_right_on_test_rows(name, most):
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_outputs_are_finite_everywhere(name):
     problem = trained(name)
-    band = [] if problem.band is None else [problem.band]
-    for loader in (*parts(problem), *problem.ood.values(), *problem.shifts.values(), *band):
+    plot_grid = [] if problem.plot_grid is None else [problem.plot_grid]
+    for loader in (*parts(problem), *problem.ood.values(), *problem.shifts.values(), *plot_grid):
         for query in queries(loader):
             assert torch.isfinite(problem.model(query.x)).all()
 

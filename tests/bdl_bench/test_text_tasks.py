@@ -103,7 +103,7 @@ def test_a_network_learns_from_a_text_task(problems, name, least):
     assert torch.cat(hits).mean() > least  # by chance .25, and .18 for the space
 
 
-def test_judged_are_the_last_characters_of_a_window_and_they_are_the_same_after_typos(problems):
+def test_scored_are_the_last_characters_of_a_window_and_they_are_the_same_after_typos(problems):
     problem = problems["causal-lm"]
     for shifted in problem.shifts.values():
         for plain, typos in zip(rows(problem.test), rows(shifted), strict=True):
@@ -148,15 +148,15 @@ class Echo:
 def test_short_texts_are_padded_and_padding_has_no_label():
     found = TokenRows.of(["a bb ccc", "dddd", "a b c d e"], Echo(), 4)
     assert found.ids.tolist() == [[1, 2, 3, 99], [4, 99, 99, 99], [1, 1, 1, 1]]
-    first, last = found.read(batch_size=2)
+    first, last = found.training(batch_size=2)
     assert first["labels"].tolist() == [[1, 2, 3, -100], [4, -100, -100, -100]]
     assert first["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert len(last["input_ids"]) == 1
     with pytest.raises(DataError, match="without padding"):
-        found.judged(2, batch_size=2)
-    (judged,) = TokenRows.of(["a bb ccc dd"], Echo(), 4).judged(2, batch_size=2)
-    assert judged["labels"].tolist() == [[2, 3, 2]]
-    assert judged["logits_to_keep"] == 3
+        found.scored(2, batch_size=2)
+    (scored,) = TokenRows.of(["a bb ccc dd"], Echo(), 4).scored(2, batch_size=2)
+    assert scored["labels"].tolist() == [[2, 3, 2]]
+    assert scored["logits_to_keep"] == 3
 
 
 class Table(list):

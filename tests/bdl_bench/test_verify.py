@@ -1,4 +1,4 @@
-"""`verify` on one's own model: the parts of the error, the files, and what it refuses."""
+"""`verify` on a custom model: the parts of the error, the files, and the errors that it raises."""
 
 import json
 from dataclasses import replace
@@ -7,14 +7,14 @@ import pytest
 import torch
 from cases import relative_error
 from torch import nn
+from verification_cases import Case
 
 from bdl_bench.problem import Problem
-from bdl_bench.verify.cases import Case
-from bdl_bench.verify.checks import Check, Verification, verify
-from bdl_bench.verify.decomposition import decompose
+from bdl_bench.verify.error_parts import error_parts_of
 from bdl_bench.verify.lambda_sweep import LambdaSweep
-from bdl_bench.verify.run import verify_problem, write_result
+from bdl_bench.verify.run import verify_problems, write_result
 from bdl_bench.verify.table import to_markdown
+from bdl_bench.verify.verification import Check, Verification, verify
 from estimators.errors import OptionError, TooLargeError
 from estimators.persistence import atomic
 from estimators.training import Recipe
@@ -31,18 +31,22 @@ def make_problem(dtype=torch.float64, width=4, **options):
     return Problem(model, "classification", loader, loader, loader, prior_precision=1.5, **options)
 
 
+def verified(problem, **options):
+    return verify_problems({"mine": problem}, **options)
+
+
 def diagonal(covariance):
     return covariance.diagonal(dim1=1, dim2=2)
 
 
 @pytest.fixture(scope="module")
-def links():
-    case = Case("mlp", "classification", "polished", "ggn", "all")
-    return case, {link.name: link for link in decompose(case.problem, "all", case.names, n_draws=16)}
+def error_parts():
+    case = Case("mlp", "classification", "converged", "ggn", "all")
+    return case, {part.name: part for part in error_parts_of(case.problem, "all", case.names, n_draws=16)}
 
 
-def test_each_part_of_the_error_is_a_difference_of_two_variances(links):
-    case, parts = links
+def test_each_part_of_the_error_is_a_difference_of_two_variances(error_parts):
+    case, parts = error_parts
     reference, x = case.reference, case.problem.queries
     ggn, hessian = (diagonal(reference.covariance(x, curvature)) for curvature in ("ggn", "hessian"))
     assert parts["curvature gap"].error == pytest.approx(relative_error(ggn, hessian))
@@ -52,8 +56,8 @@ def test_each_part_of_the_error_is_a_difference_of_two_variances(links):
     assert parts["structure gap"].error == pytest.approx(relative_error(last, ggn))
 
 
-def test_the_parts_have_the_sizes_that_their_names_promise(links):
-    _, parts = links
+def test_the_parts_have_the_sizes_that_their_names_promise(error_parts):
+    _, parts = error_parts
     assert parts["structure gap"].mean_ratio < 1  # a part of the weights never has more variance
     assert 1e-4 < parts["Monte Carlo"].error < 1
     assert parts["λ bias"].error < 0.02
@@ -62,19 +66,19 @@ def test_the_parts_have_the_sizes_that_their_names_promise(links):
     assert parts["together"].error <= 1.5 * chain
 
 
-def test_an_indefinite_hessian_leaves_its_gap_open_and_says_why():
+def test_an_indefinite_hessian_has_no_curvature_gap_and_a_note():
     case = Case("mlp", "binary", "early", "ggn", "all")
-    parts = {link.name: link for link in decompose(case.problem, "all", case.names, n_draws=2)}
+    parts = {part.name: part for part in error_parts_of(case.problem, "all", case.names, n_draws=2)}
     assert parts["curvature gap"].error is None
     assert "smallest eigenvalue -" in parts["curvature gap"].note
 
 
-def test_a_network_in_float32_is_proved_on_a_copy_in_float64_and_left_alone(tmp_path):
+def test_a_network_in_float32_is_verified_on_a_copy_in_float64_and_left_alone(tmp_path):
     problem = make_problem(torch.float32)
     before = {name: p.clone() for name, p in problem.model.named_parameters()}
-    result = verify_problem(problem, out=tmp_path, lams=LAMS, n_queries=3)
-    assert result.holds
-    assert any("float64" in note for note in result.proofs[0].notes)
+    result = verified(problem, out=tmp_path, lams=LAMS, n_queries=3)
+    assert result.passed
+    assert any("float64" in note for note in result.verifications[0].notes)
     assert "float64" in (tmp_path / "verify.md").read_text()
     for name, p in problem.model.named_parameters():
         assert p.dtype == torch.float32
@@ -82,40 +86,42 @@ def test_a_network_in_float32_is_proved_on_a_copy_in_float64_and_left_alone(tmp_
 
 
 def test_the_files_hold_what_was_measured(tmp_path):
-    result = verify_problem(make_problem(), out=tmp_path, lams=LAMS, n_queries=2, subset_of_weights=["0.*", "2.bias"])
-    content = json.loads((tmp_path / "verify.json").read_text())["proofs"][0]
+    result = verified(make_problem(), out=tmp_path, lams=LAMS, n_queries=2, subset_of_weights=["0.*", "2.bias"])
+    content = json.loads((tmp_path / "verify.json").read_text())["verifications"][0]
     assert content["n_parameters"] == 19
     assert content["verdict"] == "agrees"
     assert content["orders"]["central"]["slope"] == pytest.approx(2, abs=0.15)
-    assert content["ladders"]["forward"]["lams"] == list(LAMS)
-    assert {link["name"] for link in content["links"]} >= {"λ bias", "solver", "Monte Carlo", "structure gap"}
+    assert content["sweeps"]["forward"]["lams"] == list(LAMS)
+    assert {part["name"] for part in content["error_parts"]} >= {"λ bias", "solver", "Monte Carlo", "structure gap"}
     text = (tmp_path / "verify.md").read_text()
     assert "structure gap" in text
     assert "[TODO]" not in text
-    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
-    assert b"</svg>" in (tmp_path / "ladder.svg").read_bytes()
+    assert (tmp_path / "lambda_sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert b"</svg>" in (tmp_path / "lambda_sweep.svg").read_bytes()
     assert result.out == tmp_path
 
 
 def test_a_problem_with_a_recipe_is_trained_first(tmp_path):
     recipe = Recipe(epochs=3, batch_size=8)
-    result = verify_problem(make_problem(recipe=recipe), out=tmp_path, lams=LAMS, n_queries=2)
-    assert "trained here" in " ".join(result.proofs[0].notes)
+    result = verified(make_problem(recipe=recipe), out=tmp_path, lams=LAMS, n_queries=2)
+    assert "trained here" in " ".join(result.verifications[0].notes)
 
 
 def test_an_indefinite_hessian_is_a_verdict_and_not_a_failure(tmp_path):
     case = Case("mlp", "binary", "early", "hessian", "all")
-    proof = verify(case.problem, Check("hessian", "all", case.names), name="early", lams=LAMS, split=False)
-    assert not proof.definite
-    assert proof.failures() == []
-    assert proof.ladders == {}
-    assert "refused, as it must be" in to_markdown([proof])
-    assert (write_result([proof], tmp_path).out / "ladder.png").exists()
+    verification = verify(
+        case.problem, Check("hessian", "all", case.names), name="early", lams=LAMS, with_error_parts=False
+    )
+    assert not verification.definite
+    assert verification.failures() == []
+    assert verification.sweeps == {}
+    assert "indefinite, as reported" in to_markdown([verification])
+    assert (write_result([verification], tmp_path).out / "lambda_sweep.png").exists()
 
 
-def test_a_network_too_large_for_the_dense_reference_is_refused_with_its_size(tmp_path):
+def test_a_network_too_large_for_the_dense_reference_raises_with_its_size(tmp_path):
     with pytest.raises(TooLargeError, match="140,003 parameters") as caught:
-        verify_problem(make_problem(width=20_000), out=tmp_path)
+        verified(make_problem(width=20_000), out=tmp_path)
     assert caught.value.bytes_needed > caught.value.bytes_available
     assert list(tmp_path.iterdir()) == []
 
@@ -123,30 +129,34 @@ def test_a_network_too_large_for_the_dense_reference_is_refused_with_its_size(tm
 @pytest.mark.parametrize(
     "bad", [{"curvature": "fisher"}, {"n_queries": 0}, {"subset_of_weights": "nothing.*"}], ids=str
 )
-def test_bad_options_are_refused(bad, tmp_path):
+def test_bad_options_raise(bad, tmp_path):
     with pytest.raises(OptionError):
-        verify_problem(make_problem(), out=tmp_path, **bad)
+        verified(make_problem(), out=tmp_path, **bad)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_that_fails_leaves_no_part_of_a_file(tmp_path, monkeypatch):
     case = Case("mlp", "binary", "early", "hessian", "all")
-    proof = verify(case.problem, Check("hessian", "all", case.names), name="early", lams=LAMS, split=False)
+    verification = verify(
+        case.problem, Check("hessian", "all", case.names), name="early", lams=LAMS, with_error_parts=False
+    )
 
     def fail(*_):
         raise OSError("no space left")
 
     monkeypatch.setattr(atomic.os, "replace", fail)
     with pytest.raises(OSError, match="no space"):
-        write_result([proof], tmp_path)
+        write_result([verification], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_fails_is_said_in_words():
-    case = Case("mlp", "classification", "polished", "ggn", "all")
-    proof = verify(case.problem, Check("ggn", "all", case.names), name="coarse", lams=(3e-2, 1e-2, 3e-3), split=False)
-    assert any("best rung" in failure for failure in proof.failures())
-    assert "fails" in to_markdown([proof])
+def test_failures_are_described_in_words():
+    case = Case("mlp", "classification", "converged", "ggn", "all")
+    verification = verify(
+        case.problem, Check("ggn", "all", case.names), name="coarse", lams=(3e-2, 1e-2, 3e-3), with_error_parts=False
+    )
+    assert any("best step" in failure for failure in verification.failures())
+    assert "fails" in to_markdown([verification])
 
 
 _QUADRATIC_IN_LAM = LambdaSweep("forward", LAMS, tuple(lam**2 for lam in LAMS), (None,) * len(LAMS))
@@ -156,15 +166,15 @@ _QUADRATIC_IN_LAM = LambdaSweep("forward", LAMS, tuple(lam**2 for lam in LAMS), 
     ("changed", "named"),
     [
         ({"exact": {"laplace cg": 1e-7}}, "laplace cg: error 1.0e-07"),
-        ({"refusals": {"laplace cg": "ConvergenceError: 3 iterations"}}, "laplace cg: ConvergenceError"),
-        ({"ladders": {"forward": _QUADRATIC_IN_LAM}}, "forward: slope 2.000"),
+        ({"raised": {"laplace cg": "ConvergenceError: 3 iterations"}}, "laplace cg: ConvergenceError"),
+        ({"sweeps": {"forward": _QUADRATIC_IN_LAM}}, "forward: slope 2.000"),
         ({"spectrum": (-1.0, 2.0)}, "laplace cholesky"),
-        ({"spectrum": (-1.0, 2.0), "exact": {}, "refusals": {"laplace cg": "TooLargeError: 3 bytes"}}, "TooLargeError"),
+        ({"spectrum": (-1.0, 2.0), "exact": {}, "raised": {"laplace cg": "TooLargeError: 3 bytes"}}, "TooLargeError"),
     ],
     ids=["large error", "error raised", "wrong order", "indefinite accepted", "indefinite with another error"],
 )
-def test_each_bound_that_does_not_hold_is_one_failure(changed, named):
-    holds = Verification(
+def test_each_exceeded_bound_is_one_failure(changed, named):
+    passing = Verification(
         "network",
         "ggn",
         "all",
@@ -174,6 +184,6 @@ def test_each_bound_that_does_not_hold_is_one_failure(changed, named):
         spectrum=(1.0, 2.0),
         exact={"laplace cholesky": 1e-9},
     )
-    assert holds.failures() == []
-    (failure,) = replace(holds, **changed).failures()
+    assert passing.failures() == []
+    (failure,) = replace(passing, **changed).failures()
     assert named in failure

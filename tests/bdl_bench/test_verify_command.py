@@ -7,8 +7,7 @@ from typer.testing import CliRunner
 
 from bdl_bench.cli import app
 from bdl_bench.cli import commands as cli
-from bdl_bench.verify.cases import Case
-from bdl_bench.verify.run import VerifyResult, verify_test_problems
+from bdl_bench.verify.run import VerifyResult
 
 MODULE = '''
 import torch
@@ -34,12 +33,17 @@ def verify(*words):
     return CliRunner().invoke(app, ["verify", *(str(word) for word in words), "--n-queries", "2"])
 
 
-def test_one_s_own_model_is_proved_and_the_last_line_is_the_page(my_model, tmp_path):
+def test_a_custom_model_is_verified_and_the_last_line_is_the_page(my_model, tmp_path):
     result = verify("--model", my_model, "--subset", "0.*,2.bias", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     page = Path(result.stdout.splitlines()[-1])
     assert page == tmp_path / "out" / "verify.md"
-    assert {path.name for path in page.parent.iterdir()} == {"verify.md", "verify.json", "ladder.png", "ladder.svg"}
+    assert {path.name for path in page.parent.iterdir()} == {
+        "verify.md",
+        "verify.json",
+        "lambda_sweep.png",
+        "lambda_sweep.svg",
+    }
     assert "agrees" in result.stdout
     assert "λ bias" in result.stdout
 
@@ -57,32 +61,39 @@ def test_bad_usage_ends_with_two_and_a_message(words, my_model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bound_that_does_not_hold_ends_with_one(my_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("bdl_bench.verify.checks.EXACT", 0.0)
+def test_an_error_above_its_bound_ends_with_one(my_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("bdl_bench.verify.verification.EXACT_BOUND", 0.0)
     assert verify("--model", my_model, "--out", tmp_path / "out").exit_code == 1
 
 
-def test_without_a_model_the_zoo_is_proved_case_by_case(tmp_path, monkeypatch):
-    few = [Case("mlp", "binary", "early", curvature, "last_layer") for curvature in ("ggn", "hessian")]
-    monkeypatch.setattr(cli, "verify_test_problems", lambda **how: verify_test_problems(cases=few, **how))
+def test_without_a_task_one_small_task_per_likelihood_is_verified(tmp_path, monkeypatch):
+    passed = {}
+
+    def verified(problems, **options):
+        passed.update(problems)
+        return VerifyResult((), options["out"])
+
+    monkeypatch.setattr(cli, "verify_problems", verified)
     result = verify("--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert [line for line in result.stdout.splitlines() if line in map(str, few)] == [str(case) for case in few]
+    assert {problem.likelihood.kind for problem in passed.values()} == {"regression", "classification", "binary"}
+    assert all(problem.n_parameters < 600 for problem in passed.values())
 
 
 def test_each_option_of_verify_reaches_the_verification(my_model, tmp_path, monkeypatch):
     passed = {}
 
-    def verified(problem, **options):  # noqa: ARG001
-        passed.update(options)
+    def verified(problems, **options):
+        passed.update(options, names=list(problems))
+        passed.pop("listener")
         return VerifyResult((), options["out"])
 
-    monkeypatch.setattr(cli, "verify_problem", verified)
+    monkeypatch.setattr(cli, "verify_problems", verified)
     result = verify("--model", my_model, "--curvature", "hessian", "--subset", "0.*,2.bias", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert passed == {
         "out": tmp_path / "out",
-        "name": my_model,
+        "names": [my_model],
         "curvature": "hessian",
         "subset_of_weights": ["0.*", "2.bias"],
         "n_queries": 2,

@@ -15,7 +15,7 @@ from torch import nn
 
 from estimators import FineTune, LastLayerLaplace, LinearResponse, MeanAbsolute, PosteriorDraws, RegVar
 from estimators.errors import ModelChangedError, StateError, UnsupportedError
-from estimators.estimator.refitting import rebuilt
+from estimators.estimator.cloning import clone
 from estimators.persistence import checkpoint
 from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
 from estimators.runtime.rng import preserved_random_state
@@ -27,13 +27,16 @@ STOCHASTIC = replace(DEFAULT_RECIPE, optimizer="nesterov")
 CONJUGATE = Recipe(epochs=12, batch_size=7, optimizer="conjugate", lr="auto")
 FITS = {
     "sgd": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=SGD)},
-    "in flights": {"regularizer": PosteriorDraws(5, rao_blackwell=None), "solver": FineTune(recipe=SGD, in_flight=2)},
+    "in sample batches": {
+        "regularizer": PosteriorDraws(5, rao_blackwell=None),
+        "solver": FineTune(recipe=SGD, max_concurrent=2),
+    },
     "until enough": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=STOCHASTIC)},
     "conjugate": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=CONJUGATE)},
     "adam, averaged": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=ADAM)},
     "mean absolute": {"regularizer": MeanAbsolute(), "solver": FineTune(1e-3, "control", recipe=SGD)},
-    "draws": {"regularizer": PosteriorDraws(3, readout="draws"), "solver": LinearResponse(1e-9)},
-    "bounds": {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse()},
+    "draws": {"regularizer": PosteriorDraws(3, variance_estimate="monte_carlo"), "solver": LinearResponse(1e-9)},
+    "bounds": {"regularizer": PosteriorDraws(3, variance_estimate="bounds"), "solver": LinearResponse()},
 }
 
 
@@ -86,9 +89,9 @@ def often(monkeypatch):
 @pytest.mark.parametrize("name", FITS)
 def test_a_fit_killed_on_its_way_goes_on_to_the_same_end(name, tmp_path):
     path = tmp_path / "fit.safetensors"
-    writes = {"in flights": 15, "draws": 2, "bounds": 2, "conjugate": 3}.get(
+    writes = {"in sample batches": 15, "draws": 2, "bounds": 2, "conjugate": 3}.get(
         name, 5
-    )  # 15: within the second of three flights
+    )  # 15: within the second of three sample batches
     died = in_another_process(name, path, writes)
     assert died.returncode == -signal.SIGKILL, died.stderr
     with pytest.raises(StateError, match=r"finished fit.*checkpoint="):
@@ -150,7 +153,7 @@ def test_estimators_with_little_to_lose_write_the_fit_itself(tmp_path):
 
 def test_an_estimator_that_cannot_be_saved_says_so_before_it_fits(tmp_path):
     class Unsaved(LastLayerLaplace):
-        _learned = RegVar.__mro__[1]._learned
+        _get_fit_state = RegVar.__mro__[1]._get_fit_state
 
         def _fit(self, objective, *, progress_bar):  # noqa: ARG002
             raise AssertionError
@@ -170,9 +173,9 @@ def test_writes_are_some_time_apart(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "part", "changes"),
     [
-        ("sgd", "solver", {"seed": 1, "share": "draws", "in_flight": 3, "lam": 1e-3, "difference": "central"}),
+        ("sgd", "solver", {"seed": 1, "shard_by": "draws", "max_concurrent": 3, "lam": 1e-3, "difference": "central"}),
         ("sgd", "solver.recipe", {"epochs": 13, "lr": 0.01, "momentum": 0.8, "batch_size": 8, "average": 0.5}),
-        ("sgd", "regularizer", {"seed": 1, "n_draws": 4, "readout": "draws", "rao_blackwell": "auto"}),
+        ("sgd", "regularizer", {"seed": 1, "n_draws": 4, "variance_estimate": "monte_carlo", "rao_blackwell": "auto"}),
         ("draws", "solver", {"tol": 1e-8, "max_iter": 999, "basis_dtype": torch.float16}),
     ],
 )
@@ -180,7 +183,7 @@ def test_a_fit_on_its_way_is_not_gone_on_with_under_any_other_option(name, part,
     path = tmp_path / "fit.safetensors"
     assert in_another_process(name, path, 2).returncode == -signal.SIGKILL
     for option, value in changes.items():
-        other = rebuilt(estimator(name), {f"{part}.{option}": value})
+        other = clone(estimator(name), {f"{part}.{option}": value})
         with pytest.raises(StateError, match=re.escape(f"{part}.{option}")):
             other.fit(rows(), checkpoint=path)
 

@@ -26,14 +26,14 @@ SGD = Recipe(epochs=6, batch_size=7, optimizer="sgd", lr="auto")
 FITS = {
     "fine-tune": {"regularizer": PosteriorDraws(3), "solver": FineTune(recipe=SGD)},
     "fine-tune, draws shared": {
-        "regularizer": PosteriorDraws(3, readout="draws"),
-        "solver": FineTune(recipe=replace(DEFAULT_RECIPE, batch_size=7), share="draws"),
+        "regularizer": PosteriorDraws(3, variance_estimate="monte_carlo"),
+        "solver": FineTune(recipe=replace(DEFAULT_RECIPE, batch_size=7), shard_by="draws"),
     },
     "central, draws shared": {
         "regularizer": PosteriorDraws(3),
-        "solver": FineTune(1e-3, "central", recipe=SGD, share="draws"),
+        "solver": FineTune(1e-3, "central", recipe=SGD, shard_by="draws"),
     },
-    "linear response": {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse()},
+    "linear response": {"regularizer": PosteriorDraws(3, variance_estimate="bounds"), "solver": LinearResponse()},
     "newton": {"regularizer": PosteriorDraws(2), "solver": NewtonRefit()},
     "hessian": {"regularizer": MeanAbsolute(), "solver": FineTune(1e-3, "central", recipe=SGD), "curvature": "hessian"},
 }
@@ -108,8 +108,8 @@ def wrong_shares(accelerator, directory):
     with torch.no_grad():
         model.weight.fill_(0.3)
         model.bias.fill_(0.1)
-    solver = FineTune(share="draws")
-    for draws, path, said in ((1, None, "at least 2 draws"), (2, directory / "fit", "share the rows")):
+    solver = FineTune(shard_by="draws")
+    for draws, path, said in ((1, None, "at least 2 draws"), (2, directory / "fit", "for a fit with a checkpoint")):
         regvar = RegVar(model, "regression", regularizer=PosteriorDraws(draws, rao_blackwell=None), solver=solver)
         with pytest.raises(OptionError, match=said):
             regvar.fit([(x, x[:, :1])], accelerator=accelerator, checkpoint=path)

@@ -33,7 +33,7 @@ def problem(n=70, *, dtype=torch.float64, linear=False):
 
 
 def fitted(model, rows, recipe=CONJUGATE, *, k=4, block="auto", solver=None, **options):
-    regularizer = PosteriorDraws(k, rao_blackwell=block, readout="draws")
+    regularizer = PosteriorDraws(k, rao_blackwell=block, variance_estimate="monte_carlo")
     solver = FineTune(recipe=recipe) if solver is None else solver
     parts = {"prior_precision": DELTA, "regularizer": regularizer, "solver": solver}
     return RegVar(model, Gaussian(SIGMA), **parts).fit(rows, **options)
@@ -43,17 +43,17 @@ def posed(*, linear=False, k=4, lam=1e-6):
     model, rows, _ = problem(linear=linear)
     estimator = fitted(model, rows, solver=LinearResponse(), k=k, block=None)
     objective = estimator.refit_objective_
-    perturbation, _ = estimator.regularizer.pose(objective)
+    perturbation, _ = estimator.regularizer.build_problem(objective)
     return PerturbedCopies.of(objective, perturbation, lam, difference="forward"), objective, perturbation
 
 
 def test_steps_are_those_of_conjugate_gradients_written_a_second_time():
-    replicas, objective, perturbation = posed(linear=True, lam=1e-3)
+    copies, objective, perturbation = posed(linear=True, lam=1e-3)
     a = objective.product(torch.eye(len(objective.theta)).double())
-    u = perturbation.start.clone()
-    r = perturbation.direction - u @ a
+    u = perturbation.initial_guess.clone()
+    r = perturbation.gradient - u @ a
     p = r.clone()
-    refits = ConjugateRefits.begun(replicas)
+    refits = ConjugateRefits.begun(copies)
     for _ in range(5):
         step = (r * r).sum(1) / (p * (p @ a)).sum(1)
         u, before = u + step[:, None] * p, r
@@ -71,27 +71,27 @@ def test_with_all_their_steps_they_are_the_exact_response(block):
     exact = fitted(model, rows, solver=LinearResponse(tol=1e-12), block=block).variance(x)
     solver = FineTune(1e-7, recipe=replace(CONJUGATE, epochs=80))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_ENOUGH", 1e-9)
+        patch.setattr(module, "_TARGET_ERROR", 1e-9)
         found = fitted(model, rows, solver=solver, block=block)
     assert float((found.variance(x) / exact - 1).abs().max()) < 1e-3
     assert found.fit_report_.solver.iterations <= 80
     assert found.fit_report_.solver.lr is None
 
 
-def test_they_end_where_the_energy_error_is_small_and_report_it_from_slopes_computed_anew():
+def test_they_stop_at_a_small_a_norm_error_and_report_it_from_recomputed_gradients():
     model, rows, _ = problem()
     estimator = fitted(model, rows)
-    objective, u = estimator.refit_objective_, estimator.readout_.displacement
-    perturbation, _ = estimator.regularizer.pose(objective)
+    objective, u = estimator.refit_objective_, estimator.variance_estimate_.displacement
+    perturbation, _ = estimator.regularizer.build_problem(objective)
     a = objective.product(torch.eye(u.shape[1]).double())
-    exact = torch.linalg.solve(a, perturbation.direction.T).T
-    error = estimator.fit_report_.energy
+    exact = torch.linalg.solve(a, perturbation.gradient.T).T
+    error = estimator.fit_report_.a_norm_error
     true = float((((u - exact) @ a) * (u - exact)).sum(1).mean())
-    dimension = error.per_parameter * float((perturbation.direction != 0).any(0).sum()) / error.per_dimension
+    dimension = error.per_parameter * float((perturbation.gradient != 0).any(0).sum()) / error.per_dimension
     assert true / dimension <= error.bound * (1 + 1e-3)
-    assert min(error.per_dimension, error.bound) <= module._TRUSTED * module._ENOUGH
+    assert min(error.per_dimension, error.bound) <= module._RECOMPUTED_FACTOR * module._TARGET_ERROR
     measured = SampleANormErrors.of(
-        perturbation, objective.prior.precision, u, objective.product(u) - perturbation.direction
+        perturbation, objective.prior.precision, u, objective.product(u) - perturbation.gradient
     ).error
     assert error.per_dimension == pytest.approx(measured.per_dimension, rel=1e-4, abs=1e-5)
     assert 3 < estimator.fit_report_.solver.iterations < 40
@@ -100,24 +100,24 @@ def test_they_end_where_the_energy_error_is_small_and_report_it_from_slopes_comp
 
 
 def test_slopes_that_were_followed_wrongly_are_found_out():
-    replicas, _, _ = posed()
-    refits = ConjugateRefits.begun(replicas)
+    copies, _, _ = posed()
+    refits = ConjugateRefits.begun(copies)
     for _ in range(3):
         refits.step()
     right = refits.slope.clone()
     refits.slope, refits._known = torch.zeros_like(right), None  # a bound of 0
-    assert refits.enough(module._ENOUGH)
-    refits.look_at_limit()
+    assert refits.enough(module._TARGET_ERROR)
+    refits.recompute_slope()
     assert torch.allclose(refits.slope, right, rtol=1e-3, atol=1e-3)
     assert torch.equal(refits.direction, -refits.slope)
-    assert not refits.enough(module._TRUSTED * module._ENOUGH)
+    assert not refits.enough(module._RECOMPUTED_FACTOR * module._TARGET_ERROR)
 
 
 def test_a_direction_along_which_it_does_not_rise_is_left_for_the_steepest_descent():
-    replicas, _, _ = posed()
-    refits = ConjugateRefits.begun(replicas)
+    copies, _, _ = posed()
+    refits = ConjugateRefits.begun(copies)
     at, slope, tried = refits.at.clone(), refits.slope.clone(), refits.tried.clone()
-    refits.replicas = _Falling(replicas)
+    refits.copies = _Falling(copies)
     refits.step()
     assert torch.allclose(refits.at, at)
     assert torch.allclose(refits.slope, slope)
@@ -125,12 +125,12 @@ def test_a_direction_along_which_it_does_not_rise_is_left_for_the_steepest_desce
     assert torch.allclose(refits.tried, 0.5 * tried)
 
 
-def test_replicas_that_are_at_their_end_stay_there_while_others_go_on():
+def test_converged_samples_stay_while_others_continue():
     _, objective, perturbation = posed(linear=True, lam=1e-3)
-    exact = torch.linalg.solve(objective.product(torch.eye(len(objective.theta)).double()), perturbation.direction.T).T
-    start = torch.cat([exact[:1], perturbation.start[1:]])
+    exact = torch.linalg.solve(objective.product(torch.eye(len(objective.theta)).double()), perturbation.gradient.T).T
+    start = torch.cat([exact[:1], perturbation.initial_guess[1:]])
     refits = ConjugateRefits.begun(
-        PerturbedCopies.of(objective, replace(perturbation, start=start), 1e-3, difference="forward")
+        PerturbedCopies.of(objective, replace(perturbation, initial_guess=start), 1e-3, difference="forward")
     )
     refits.slope[0] = refits.direction[0] = 0.0
     for _ in range(12):
@@ -143,7 +143,10 @@ def test_without_a_prior_on_what_is_drawn_they_start_at_zero_and_end_all_the_sam
         torch.manual_seed(3)
         x = torch.randn(60, 2, dtype=torch.float64)
         model = nn.Linear(2, 1).double().eval()
-    parts = {"prior_precision": {"*": 0.0}, "regularizer": PosteriorDraws(4, rao_blackwell=None, readout="draws")}
+    parts = {
+        "prior_precision": {"*": 0.0},
+        "regularizer": PosteriorDraws(4, rao_blackwell=None, variance_estimate="monte_carlo"),
+    }
     rows = [(x[:40], x[:40, :1]), (x[40:], x[40:, :1])]
     found, exact = (RegVar(model, Gaussian(SIGMA), solver=s, **parts).fit(rows) for s in (FineTune(), LinearResponse()))
     assert found.fit_report_.solver.iterations <= 10
@@ -151,42 +154,42 @@ def test_without_a_prior_on_what_is_drawn_they_start_at_zero_and_end_all_the_sam
 
 
 def test_a_new_direction_is_tried_as_far_as_the_one_before():
-    replicas, _, _ = posed()
-    refits = ConjugateRefits.begun(replicas)
+    copies, _, _ = posed()
+    refits = ConjugateRefits.begun(copies)
     for _ in range(4):
         refits.step()
     before = refits.tried * refits.direction.norm(dim=1)
-    refits.look_at_limit()
+    refits.recompute_slope()
     assert torch.allclose(refits.tried * refits.direction.norm(dim=1), before)
 
 
-def test_where_what_is_bent_is_taken_off_another_lam_measures_it_anew(monkeypatch):
-    replicas, _, _ = posed(lam=1e-3)
-    refits = ConjugateRefits.begun(replicas)
+def test_another_lam_recomputes_the_nonlinear_part(monkeypatch):
+    copies, _, _ = posed(lam=1e-3)
+    refits = ConjugateRefits.begun(copies)
     refits.step()
-    refits.look_at_limit()
+    refits.recompute_slope()
     refits.step()
-    assert refits.bent is not None
-    monkeypatch.setattr(module, "straightest_lam", lambda *args: 1e-1)  # noqa: ARG005
-    refits.choose_again()
+    assert refits.nonlinear_part is not None
+    monkeypatch.setattr(module, "select_lam", lambda *args: 1e-1)  # noqa: ARG005
+    refits.select_lam_again()
     assert refits.lam == pytest.approx(1e-2)
-    assert refits.bent is None
+    assert refits.nonlinear_part is None
     refits.step()
-    assert refits.bent is not None
+    assert refits.nonlinear_part is not None
 
 
 class _Falling:
     """Slopes as of −A."""
 
-    def __init__(self, replicas):
-        self.replicas = replicas
-        self.first = replicas.gradient(replicas.start)
+    def __init__(self, copies):
+        self.copies = copies
+        self.first = copies.gradient(copies.initial_guess)
 
     def __getattr__(self, name):
-        return getattr(self.replicas, name)
+        return getattr(self.copies, name)
 
-    def gradient(self, arms):
-        return 2 * self.first - self.replicas.gradient(arms)
+    def gradient(self, displacements):
+        return 2 * self.first - self.copies.gradient(displacements)
 
 
 def test_few_steps_warn_and_are_kept_to():
@@ -224,7 +227,7 @@ def test_a_recipe_that_asks_for_something_is_a_stochastic_one(solver):
     assert report.iterations is None
 
 
-def test_penalties_without_a_start_descend_by_stochastic_gradients():
+def test_perturbations_without_an_initial_guess_are_refitted_by_sgd():
     model, rows, _ = problem(40)
     solver = FineTune(recipe=replace(DEFAULT_RECIPE, epochs="auto"))
     estimator = RegVar(model, Gaussian(SIGMA), regularizer=MeanAbsolute(), solver=solver).fit(rows)
@@ -233,7 +236,7 @@ def test_penalties_without_a_start_descend_by_stochastic_gradients():
         RegVar(model, Gaussian(SIGMA), regularizer=MeanAbsolute(), solver=FineTune(recipe=CONJUGATE)).fit(rows)
 
 
-def test_two_arms_are_refused():
+def test_central_differences_raise():
     with pytest.raises(OptionError, match='difference="forward"'):
         FineTune(difference="central", recipe=CONJUGATE)
 
@@ -257,11 +260,11 @@ def test_single_precision_comes_near_to_double():
         assert float((variance / exact - 1).square().mean().sqrt()) < 0.2
 
 
-@pytest.mark.parametrize("in_flight", ["auto", 2])
-def test_a_fit_that_stopped_goes_on_and_ends_alike(in_flight, tmp_path, monkeypatch):
+@pytest.mark.parametrize("max_concurrent", ["auto", 2])
+def test_an_interrupted_fit_resumes_with_the_same_result(max_concurrent, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
     model, rows, x = problem()
-    solver = FineTune(recipe=CONJUGATE, in_flight=in_flight)
+    solver = FineTune(recipe=CONJUGATE, max_concurrent=max_concurrent)
     whole = fitted(model, rows, solver=solver, k=5)
     written, write = [], checkpoint.write_file
 
@@ -277,12 +280,12 @@ def test_a_fit_that_stopped_goes_on_and_ends_alike(in_flight, tmp_path, monkeypa
     resumed = fitted(model, rows, solver=solver, k=5, checkpoint=tmp_path / "fit.safetensors")
     assert torch.equal(resumed.variance(x), whole.variance(x))
     assert resumed.fit_report_.solver == whole.fit_report_.solver
-    assert resumed.fit_report_.energy == whole.fit_report_.energy
+    assert resumed.fit_report_.a_norm_error == whole.fit_report_.a_norm_error
 
 
-def test_a_penalty_is_followed_from_its_start_without_a_look_where_it_is_there():
-    replicas, objective, perturbation = posed()
-    exact = torch.linalg.solve(objective.product(torch.eye(len(objective.theta)).double()), perturbation.direction.T).T
-    there = PerturbedCopies.of(objective, replace(perturbation, start=exact), 1e-7, difference="forward")
+def test_no_step_is_made_from_an_exact_initial_guess():
+    copies, objective, perturbation = posed()
+    exact = torch.linalg.solve(objective.product(torch.eye(len(objective.theta)).double()), perturbation.gradient.T).T
+    there = PerturbedCopies.of(objective, replace(perturbation, initial_guess=exact), 1e-7, difference="forward")
     assert conjugate_refits(there, 10, Checkpoint()).steps == 0
-    assert conjugate_refits(replicas, 10, Checkpoint()).steps > 2
+    assert conjugate_refits(copies, 10, Checkpoint()).steps > 2

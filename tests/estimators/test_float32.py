@@ -122,7 +122,7 @@ def test_draws_are_those_of_float64_or_as_near_to_the_exact_variance(data, kind,
 
 @cases
 def test_bounds_hold_and_a_saved_fit_is_the_fit(data, kind, tmp_path):
-    make = regvar(PosteriorDraws(n_draws=8, readout="bounds"))
+    make = regvar(PosteriorDraws(n_draws=8, variance_estimate="bounds"))
     narrow, wide, queries = both(make, data, kind, 0.1)
     lower, upper = narrow.variance_bounds(queries)
     exact = both(CLOSED["cholesky"], data, kind, 0.1)[1].variance(queries.double())

@@ -72,12 +72,12 @@ SHORT = Recipe(epochs=3, batch_size=7, optimizer="sgd", lr="auto", momentum=0.5)
 FITS = {
     "draws": {"regularizer": PosteriorDraws(3), "solver": FineTune(recipe=SHORT)},
     "plain draws": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=SHORT)},
-    "one replica at a time": {"regularizer": PosteriorDraws(5), "solver": FineTune(recipe=SHORT, vmap_chunk_size=2)},
+    "one copy at a time": {"regularizer": PosteriorDraws(5), "solver": FineTune(recipe=SHORT, vmap_chunk_size=2)},
     "central": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=SHORT)},
     "control": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "control", recipe=SHORT)},
     "given lr": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, recipe=Recipe(epochs=2, lr=0.01))},
-    "linear response": {"regularizer": PosteriorDraws(3, readout="draws"), "solver": LinearResponse()},
-    "bounds": {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse()},
+    "linear response": {"regularizer": PosteriorDraws(3, variance_estimate="monte_carlo"), "solver": LinearResponse()},
+    "bounds": {"regularizer": PosteriorDraws(3, variance_estimate="bounds"), "solver": LinearResponse()},
     "newton": {"regularizer": PosteriorDraws(3), "solver": NewtonRefit()},
     "probes": {"regularizer": ParameterProbes(3), "solver": LinearResponse()},
     "hessian": {"regularizer": ParameterProbes(3), "solver": LinearResponse(), "curvature": "hessian"},
@@ -109,8 +109,8 @@ def test_the_ledger_has_every_row_of_a_fit_in_each_direction(name, params, monke
     for kind in ("forward", "tangent", "backward"):
         assert sum(getattr(part, kind) for part in parts) == pytest.approx(seen.get(kind, 0)), kind
     price = (seen["forward"] + seen.get("tangent", 0) + 2 * seen["backward"]) / 3
-    replicas = estimator.fit_report_.solver.replicas
-    assert estimator.fit_report_.total_passes * 23 * replicas == pytest.approx(price)
+    copies = estimator.fit_report_.solver.n_perturbations
+    assert estimator.fit_report_.total_passes * 23 * copies == pytest.approx(price)
 
 
 def test_the_parts_of_a_fit_cost_what_they_are():
@@ -124,13 +124,13 @@ def test_the_parts_of_a_fit_cost_what_they_are():
         "targets": (3 + 2) * shared,  # two of them for λ
         "solve": 3,
         "search for lr": (7 + 7 + 7 + 2) / 23 * 8 * (1 + 2 / 3) / 3,  # eight products of one vector on each batch
-        "energy error": 1 + 2 * shared,
+        "A-norm error": 1 + 2 * shared,
     }
     assert {name: report.passes[name] for name in expected} == pytest.approx(expected)
-    product, shares = 1, report.passes["exact block"] / shared  # and features, and finding the layer
+    product, shares = 1, report.passes["Rao-Blackwellisation"] / shared  # and features, and finding the layer
     assert product + 4 * shared < shares * shared < product + 7 * shared
-    assert report.passes.keys() - expected == {"exact block", "search for lam", "linearity", "self-check"}
-    solver = ("targets", "solve", "search for lr", "search for lam", "linearity")
+    assert report.passes.keys() - expected == {"Rao-Blackwellisation", "search for lam", "nonlinearity", "self-check"}
+    solver = ("targets", "solve", "search for lr", "search for lam", "nonlinearity")
     assert report.solver.passes == pytest.approx(sum(report.passes[name] for name in solver))
 
 
@@ -153,7 +153,7 @@ def test_an_interrupted_part_leaves_its_name():
     assert pass_counter.phases["checks"].forward == 3
 
 
-def test_draws_left_far_from_their_end_warn_and_longer_descents_do_not():
+def test_draws_that_have_not_converged_warn_and_longer_refits_do_not():
     options = {"prior_precision": 2.0, "regularizer": PosteriorDraws(32)}
     short = RegVar(network(), "classification", solver=FineTune(recipe=Recipe(1, 23, "sgd", 1e-3)), **options)
     with pytest.warns(NotConvergedWarning, match=r"per effective dimension.*more epochs.*LinearResponse"):

@@ -376,7 +376,7 @@ def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
     model, likelihood, loader, _ = problem()
     restored = RegVar(model, likelihood, **{name: getattr(estimator, name) for name in OPTIONS})
     restored.load_state_dict(estimator.state_dict())
-    assert type(restored.attach(loader).readout_) is ClippedMonteCarlo
+    assert type(restored.attach_data(loader).readout_) is ClippedMonteCarlo
     assert torch.equal(restored.variance(x), variance)
 
 

@@ -1,4 +1,4 @@
-"""PosteriorDraws read by their mean square: unbiased, with relative error √(2/K), sharper with the exact block."""
+"""The mean square of PosteriorDraws: unbiased, relative error √(2/K), less with Rao-Blackwellisation."""
 
 import math
 
@@ -38,7 +38,7 @@ def problem(kind="classification", c=3, n=37):
 
 
 def draws(model, likelihood, loader, k, seed, block):
-    regularizer = PosteriorDraws(k, seed=seed, rao_blackwell=block, readout="draws")
+    regularizer = PosteriorDraws(k, seed=seed, rao_blackwell=block, variance_estimate="monte_carlo")
     return RegVar(model, likelihood, prior_precision=1.7, regularizer=regularizer, solver=LinearResponse()).fit(loader)
 
 
@@ -55,7 +55,7 @@ def test_the_relative_error_of_plain_draws_is_root_two_over_k(k, seeds):
 
 
 @pytest.mark.parametrize("k", [16, 128])
-def test_the_exact_block_keeps_the_mean_and_lowers_the_error(k):
+def test_rao_blackwellisation_keeps_the_mean_and_lowers_the_error(k):
     model, likelihood, loader, x = problem()
     exact = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
     last = LastLayerLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
@@ -109,22 +109,25 @@ def test_the_standard_error_is_root_two_over_k_of_the_drawn_part():
 
 
 @pytest.mark.parametrize("block", [None, "last_layer"])
-def test_the_energy_error_falls_by_the_squared_distance_to_the_solution(block):
+def test_the_a_norm_error_decreases_by_the_squared_distance_to_the_solution(block):
     model, likelihood, loader, _ = problem()
-    parts = {"prior_precision": 1.7, "regularizer": PosteriorDraws(400, rao_blackwell=block, readout="draws")}
+    parts = {
+        "prior_precision": 1.7,
+        "regularizer": PosteriorDraws(400, rao_blackwell=block, variance_estimate="monte_carlo"),
+    }
     short = FineTune(recipe=Recipe(epochs=3, optimizer="sgd", lr="auto"))
     with pytest.warns(NotConvergedWarning, match="more epochs"):
         rough = RegVar(model, likelihood, solver=short, **parts).fit(loader)
     exact = RegVar(model, likelihood, solver=LinearResponse(), **parts).fit(loader)
     precision = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader).precision_
-    gap = rough.readout_.displacement - exact.readout_.displacement
+    gap = rough.variance_estimate_.displacement - exact.variance_estimate_.displacement
     truth = float((gap @ precision.cholesky).square().sum(1).mean())  # ‖u − A⁻¹ξ‖²_A, averaged over draws
     n = rough.theta_.numel() - (0 if block is None else 7 * 3)
-    energies = [fitted.fit_report_.energy.per_parameter * n for fitted in (rough, exact)]
+    a_norm_errors = [fitted.fit_report_.a_norm_error.per_parameter * n for fitted in (rough, exact)]
     assert truth > 0.5
-    assert energies[0] - energies[1] == pytest.approx(truth, rel=1e-6)
-    assert energies[1] == pytest.approx(0, abs=0.5)  # Monte Carlo alone
-    assert rough.a_norm_error_ == rough.fit_report_.energy.per_dimension
+    assert a_norm_errors[0] - a_norm_errors[1] == pytest.approx(truth, rel=1e-6)
+    assert a_norm_errors[1] == pytest.approx(0, abs=0.5)  # Monte Carlo alone
+    assert rough.a_norm_error_ == rough.fit_report_.a_norm_error.per_dimension
 
 
 def test_draws_do_not_depend_on_how_the_queries_are_batched():
@@ -178,10 +181,10 @@ CASES = {
 }
 
 
-def test_the_exact_block_steps_aside_for_a_vocabulary_of_fifty_thousand():
+def test_auto_skips_rao_blackwellisation_for_a_vocabulary_of_fifty_thousand():
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 50_000))
     x, y = torch.zeros(3, 4), torch.arange(3)
-    objective = RegVar(model.eval(), "classification")._objective([(x, y)])
+    objective = RegVar(model.eval(), "classification")._build_objective([(x, y)])
     block, reason = find_rao_blackwell_block(objective, "auto")
     assert block is None
     assert "450000" in reason
@@ -190,7 +193,7 @@ def test_the_exact_block_steps_aside_for_a_vocabulary_of_fifty_thousand():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_exact_block_steps_aside_and_says_why(case):
+def test_auto_skips_rao_blackwellisation_and_says_why(case):
     make, subset, reason = CASES[case]
     _, _, loader, x = problem("regression", c=4)
     model = make().double().eval()
@@ -213,7 +216,7 @@ def test_the_exact_block_steps_aside_and_says_why(case):
 
 
 def test_a_last_layer_too_large_to_factor_is_left_to_the_draws(monkeypatch):
-    monkeypatch.setattr("estimators.regvar.rao_blackwell._LARGEST", 20)
+    monkeypatch.setattr("estimators.regvar.rao_blackwell._MAX_PARAMETERS", 20)
     model, likelihood, loader, _ = problem()
     assert "at most 20 parameters" in draws(model, likelihood, loader, 4, 0, "auto").rao_blackwell_
 
@@ -233,7 +236,7 @@ def test_parameters_without_a_prior_are_drawn_too():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"n_draws": 0}, {"n_draws": 2.5}, {"rao_blackwell": "first_layer"}, {"readout": "mean"}]
+    "bad", [{"n_draws": 0}, {"n_draws": 2.5}, {"rao_blackwell": "first_layer"}, {"variance_estimate": "mean"}]
 )
 def test_bad_options_are_refused(bad):
     with pytest.raises(OptionError, match=str(next(iter(bad.values())))):

@@ -121,7 +121,9 @@ def test_posterior_draws_give_the_mean_squared_response_to_the_noise(kind, solve
     regularizer = PosteriorDraws(n_draws=5, seed=3, rao_blackwell=block)
     regvar, x, _, jacobian, inverse = fitted(kind, "ggn", regularizer, solver)
     plain = PosteriorDraws(n_draws=5, seed=3, rao_blackwell=None)
-    xi = plain.pose(regvar.refit_objective_)[0].direction  # the noise: its covariance is tested by its statistics
+    xi = plain.build_problem(regvar.refit_objective_)[
+        0
+    ].gradient  # the noise: its covariance is tested by its statistics
     formula = torch.zeros(())
     if block is not None:
         inside = torch.zeros(len(inverse), dtype=torch.bool)

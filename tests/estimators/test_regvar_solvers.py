@@ -106,7 +106,7 @@ def test_newton_refits_without_a_preconditioner_end_at_the_same_displacement():
 
 
 @pytest.mark.parametrize("regularizer", [Pointwise(), PosteriorDraws(5)], ids=repr)
-def test_a_loop_over_replicas_equals_one_vectorised_call(regularizer):
+def test_a_loop_over_copies_equals_one_vectorised_call(regularizer):
     model, likelihood, loader, x = problem()
     recipe = Recipe(epochs=3, batch_size=8, optimizer="sgd", lr="auto")
     variances = [
@@ -122,21 +122,21 @@ def test_a_loop_over_replicas_equals_one_vectorised_call(regularizer):
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("difference", ["forward", "central", "control"])
-def test_replicas_in_flights_of_any_size_end_where_all_together_do(size, difference):
+def test_sample_batches_of_any_size_give_the_same_displacements(size, difference):
     model, likelihood, loader, _ = problem("classification")
     recipe = Recipe(6, batch_size=10, optimizer="sgd", lr="auto")
 
-    def displacement(in_flight):
-        solver = FineTune(1e-3, difference, recipe, in_flight=in_flight)
-        options = {"regularizer": PosteriorDraws(5, readout="draws"), "solver": solver}
-        return RegVar(model, likelihood, prior_precision=2.5, **options).fit(loader).readout_.displacement
+    def displacement(max_concurrent):
+        solver = FineTune(1e-3, difference, recipe, max_concurrent=max_concurrent)
+        options = {"regularizer": PosteriorDraws(5, variance_estimate="monte_carlo"), "solver": solver}
+        return RegVar(model, likelihood, prior_precision=2.5, **options).fit(loader).variance_estimate_.displacement
 
     together = displacement("auto")
     assert torch.allclose(displacement(size), together, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
-def test_few_replicas_are_in_flight_where_memory_is_short(monkeypatch):
+def test_few_samples_are_concurrent_if_memory_is_short(monkeypatch):
     model, likelihood, loader, _ = problem("classification")
     n = sum(p.numel() for p in model.parameters())
     monkeypatch.setattr(
@@ -146,12 +146,12 @@ def test_few_replicas_are_in_flight_where_memory_is_short(monkeypatch):
     of = PerturbedCopies.of
 
     def counted(objective, perturbation, *args, **options):
-        sizes.append(len(perturbation.direction))
+        sizes.append(len(perturbation.gradient))
         return of(objective, perturbation, *args, **options)
 
     monkeypatch.setattr(PerturbedCopies, "of", counted)
     solver = FineTune(recipe=Recipe(2, lr=1e-2, optimizer="sgd"))
-    options = {"regularizer": PosteriorDraws(5, readout="draws"), "solver": solver}
+    options = {"regularizer": PosteriorDraws(5, variance_estimate="monte_carlo"), "solver": solver}
     RegVar(model, likelihood, prior_precision=2.5, **options).fit(loader)
     assert sizes == [1, 2, 2, 1]  # one is probed for λ
 
@@ -233,9 +233,9 @@ def test_pointwise_solves_in_pieces_that_fit_into_memory(monkeypatch):
     model, likelihood, loader, x = problem()
     fitted = RegVar(model, likelihood, regularizer=Pointwise(), solver=LinearResponse()).fit(loader)
     whole = fitted.covariance(x)
-    monkeypatch.setattr(Pointwise, "rows_at_once", lambda *_: 2)
+    monkeypatch.setattr(Pointwise, "rows_per_solve", lambda *_: 2)
     assert relative(fitted.covariance(x), whole) < 1e-9
-    assert fitted.fit_report_.solver.replicas == 3  # the last piece: one row of three outputs
+    assert fitted.fit_report_.solver.n_perturbations == 3  # the last piece: one row of three outputs
 
 
 def test_signed_probes_alone_speak_of_the_set_of_queries():
@@ -327,8 +327,8 @@ def test_parts_that_do_not_go_together_are_refused_in_the_constructor(options):
         lambda: NewtonRefit(difference="backward"),
         lambda: FineTune(-1.0),
         lambda: FineTune(difference="both"),
-        lambda: FineTune(in_flight=0),
-        lambda: FineTune(in_flight=2, share="draws"),
+        lambda: FineTune(max_concurrent=0),
+        lambda: FineTune(max_concurrent=2, shard_by="draws"),
         lambda: FineTune(recipe=Recipe(optimizer="adam", lr="auto")),
         lambda: SignedProbes(0),
         lambda: ParameterProbes(-3),

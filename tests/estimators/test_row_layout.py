@@ -174,7 +174,7 @@ def test_structured_and_last_layer_forms_take_shared_inputs(name):
 def test_draws_between_the_bounds_and_their_weight_take_shared_inputs(name):
     model, sized, query = problem(name)
     batches = with_targets(sized, "regression")
-    draws = PosteriorDraws(4, readout="bounds")
+    draws = PosteriorDraws(4, variance_estimate="bounds")
     regvar = RegVar(model, "regression", prior_precision=DELTA, regularizer=draws, solver=LinearResponse())
     fitted = regvar.fit(batches)
     lower, upper = fitted.variance_bounds(query)

@@ -221,7 +221,7 @@ def test_pointwise_regvar_is_exact_laplace(case, solver):
 def test_posterior_draws_have_the_covariance(case):
     """4000 draws: each mean square within five standard errors √(2/K) of the exact variance."""
     model, x, y, likelihood, loss = case
-    draws = PosteriorDraws(4000, seed=1, rao_blackwell=None, readout="draws")
+    draws = PosteriorDraws(4000, seed=1, rao_blackwell=None, variance_estimate="monte_carlo")
     estimator = RegVar(model, likelihood, prior_precision=DELTA, regularizer=draws, solver=EXACT).fit(loader(x, y))
     expected = Reference(model, loss).covariance(x, y, rows_of(x, 0, 2)).diagonal(dim1=1, dim2=2)
     ratio = estimator.variance(rows_of(x, 0, 2)).flatten(1) / expected
@@ -291,7 +291,7 @@ def test_class_dim_is_named_where_it_is_missing():
         CausalTokens().check_targets(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
 
 
-def test_the_exact_block_steps_aside_for_many_outputs_a_row_and_says_so():
+def test_auto_skips_rao_blackwellisation_for_many_outputs_per_row_and_says_so():
     model, x, y, likelihood, _ = tags()
     estimator = RegVar(model, likelihood, regularizer=PosteriorDraws(2), solver=EXACT).fit(loader(x, y))
     assert "none: expected features of shape (B, D)" in estimator.rao_blackwell_
@@ -338,15 +338,15 @@ def margin(f):
     return f[0] - f[1]
 
 
-@pytest.mark.parametrize("readout", ["draws", "bounds"])
+@pytest.mark.parametrize("variance_estimate", ["monte_carlo", "bounds"])
 @pytest.mark.parametrize("rao_blackwell", ["last_layer", None])
-def test_draws_and_bounds_are_read_through_a_functional(readout, rao_blackwell):
+def test_draws_and_bounds_give_the_variance_of_a_functional(variance_estimate, rao_blackwell):
     torch.manual_seed(0)
     model = double(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)))
     x, y = torch.randn(20, 3).double(), torch.randint(0, 3, (20,))
-    regularizer = PosteriorDraws(3, rao_blackwell=rao_blackwell, readout=readout)
-    solver = LinearResponse(tol=1e-12, max_iter=4) if readout == "draws" else LinearResponse()
-    solver = EXACT if readout == "draws" else solver
+    regularizer = PosteriorDraws(3, rao_blackwell=rao_blackwell, variance_estimate=variance_estimate)
+    solver = LinearResponse(tol=1e-12, max_iter=4) if variance_estimate == "monte_carlo" else LinearResponse()
+    solver = EXACT if variance_estimate == "monte_carlo" else solver
     estimator = RegVar(model, "classification", prior_precision=DELTA, regularizer=regularizer, solver=solver)
     estimator.fit([(x[i : i + 6], y[i : i + 6]) for i in range(0, 20, 6)])
     slope = torch.tensor([[1.0, -1.0, 0.0]]).double()

@@ -46,7 +46,10 @@ ESTIMATORS = {
     "draws": (RegVar, {"regularizer": PosteriorDraws(5), "solver": RESPONSE}),
     "fine tune": (RegVar, {"regularizer": PosteriorDraws(3), "solver": FineTune()}),
     "plain draws": (RegVar, {"regularizer": PosteriorDraws(5, rao_blackwell=None), "solver": RESPONSE}),
-    "bounds": (RegVar, {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse(max_iter=2)}),
+    "bounds": (
+        RegVar,
+        {"regularizer": PosteriorDraws(3, variance_estimate="bounds"), "solver": LinearResponse(max_iter=2)},
+    ),
     "parameter probes": (RegVar, {"regularizer": ParameterProbes(5), "solver": NewtonRefit()}),
     "mean absolute": (RegVar, {"regularizer": MeanAbsolute(), "solver": RESPONSE}),
 }
@@ -109,10 +112,10 @@ def test_a_loaded_fit_answers_as_the_one_that_was_saved(name, tmp_path):
 def test_what_solves_at_query_time_asks_for_its_data_and_goes_on_with_them(name):
     fitted = build(name).fit(data())
     loaded = build(name).load_state_dict(fitted.state_dict())
-    with pytest.raises(NotFittedError, match="attach"):
+    with pytest.raises(NotFittedError, match="attach_data"):
         loaded.variance(QUERIES)
     one_batch = [tuple(torch.cat(parts).flip(0) for parts in zip(*data(), strict=True))]  # another order and size
-    loaded.attach(one_batch)
+    loaded.attach_data(one_batch)
     assert torch.allclose(loaded.variance(QUERIES), fitted.variance(QUERIES), rtol=1e-7)
 
 
@@ -120,20 +123,20 @@ def test_what_solves_at_query_time_asks_for_its_data_and_goes_on_with_them(name)
 def test_the_evidence_of_a_loaded_fit_needs_the_data(name):
     fitted = build(name).fit(data())
     loaded = build(name).load_state_dict(fitted.state_dict())
-    with pytest.raises(NotFittedError, match="attach"):
+    with pytest.raises(NotFittedError, match="attach_data"):
         loaded.log_marginal_likelihood()
     for delta in (None, 3.3):
         evidence = fitted.log_marginal_likelihood(delta)
-        assert torch.allclose(loaded.attach(data()).log_marginal_likelihood(delta), evidence)
+        assert torch.allclose(loaded.attach_data(data()).log_marginal_likelihood(delta), evidence)
 
 
 def test_other_data_are_refused():
     loaded = build("cg").load_state_dict(build("cg").fit(data()).state_dict())
     changed = [(x, 1.01 * y) for x, y in data()]
     with pytest.raises(StateError, match="other inputs or targets"):
-        loaded.attach(changed)
+        loaded.attach_data(changed)
     with pytest.raises(StateError, match="9 rows"):
-        loaded.attach(data()[:1])
+        loaded.attach_data(data()[:1])
 
 
 def test_another_model_is_refused_also_in_a_buffer():
@@ -224,7 +227,7 @@ def test_an_estimator_without_its_own_part_says_that_it_cannot_be_saved():
         def _variance(self, x):
             return torch.ones(len(x), 2, dtype=x.dtype)
 
-    with pytest.raises(UnsupportedError, match="_learned and _restore"):
+    with pytest.raises(UnsupportedError, match="_get_fit_state and _set_fit_state"):
         Other(network(), Gaussian(0.6)).fit(data()).state_dict()
 
 
@@ -255,7 +258,7 @@ from estimators import Gaussian, LinearResponse, PosteriorDraws, RegVar
 model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double().eval()
 model.load_state_dict(torch.load(sys.argv[1] + "/weights.pt"))
 x, expected = torch.load(sys.argv[1] + "/expected.pt")
-parts = {"regularizer": PosteriorDraws(3, readout="bounds"), "solver": LinearResponse(max_iter=2)}
+parts = {"regularizer": PosteriorDraws(3, variance_estimate="bounds"), "solver": LinearResponse(max_iter=2)}
 delta = {"*bias": 0.7, "*": 1.9}
 estimator = RegVar(model, Gaussian(0.6), prior_precision=delta, prior_mean=0.1, **parts)
 assert torch.allclose(estimator.load(sys.argv[1] + "/fit.safetensors").variance(x), expected)

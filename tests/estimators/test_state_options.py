@@ -38,8 +38,8 @@ from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
 from estimators.curvature.builders import LOW_RANK
 from estimators.errors import StateError
+from estimators.estimator.cloning import clone
 from estimators.estimator.options import constructor_options
-from estimators.estimator.refitting import rebuilt
 from estimators.laplace import SubnetworkLaplace
 from estimators.likelihoods import CausalTokens
 from estimators.training import Recipe
@@ -109,14 +109,14 @@ def regvar(regularizer, solver, **options):
     return RegVar, {"regularizer": regularizer, "solver": solver, **options}
 
 
-DRAWS = {"n_draws": 4, "seed": 1, "rao_blackwell": None, "readout": "draws"}
+DRAWS = {"n_draws": 4, "seed": 1, "rao_blackwell": None, "variance_estimate": "monte_carlo"}
 RESPONSE = {"tol": 1e-6, "max_iter": 900, "basis_dtype": torch.float16}
 FINE_TUNE = {
     "lam": 1e-3,
     "difference": "central",
     "seed": 1,
-    "in_flight": 2,
-    "share": "draws",
+    "max_concurrent": 2,
+    "shard_by": "draws",
     **{f"recipe.{name}": value for name, value in RECIPE.items()},
 }
 NEWTON = {"lam": 1e-3, "difference": "forward", "tol": 1e-8, "max_iter": 29, "preconditioner": None}
@@ -183,7 +183,7 @@ COMPARED_NOWHERE = {
     "model",
     "trained_members",
     "validation",
-    "solver.batch_replicas",
+    "solver.vmap_chunk_size",
     "solver.recipe.micro_batch_size",
     "recipe.micro_batch_size",
 }
@@ -194,7 +194,7 @@ def build(name, **changed):
     kind, options = CASES[name][0]
     likelihood = "classification" if name == "temperature" else Gaussian(0.6)
     made = kind(MODELS.get(name, network)(), likelihood, prior_precision=1.9, **copy.deepcopy(options))
-    return rebuilt(made, changed) if changed else made
+    return clone(made, changed) if changed else made
 
 
 def options_of(part, prefix=""):
@@ -252,9 +252,9 @@ def stable_id(value):
 @pytest.mark.parametrize(("name", "option", "value"), list(every_change()), ids=stable_id)
 def test_a_fit_is_not_loaded_under_another_value_of_any_option(name, option, value, states):
     state = states(name)
-    if option.endswith("share"):
+    if option.endswith("shard_by"):
         other = build(name)
-        other.solver.share = value  # its own check wants in_flight="auto", which it has
+        other.solver.shard_by = value  # its own check wants max_concurrent="auto", which it has
     elif option.endswith("recipe.optimizer") and name == "fine tune":
         other = build(name, **{option: value, "solver.recipe.lr": 0.1})
     else:
@@ -266,7 +266,7 @@ def test_a_fit_is_not_loaded_under_another_value_of_any_option(name, option, val
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("fine tune", {"solver.batch_replicas": 2, "solver.recipe.micro_batch_size": 3}),
+        ("fine tune", {"solver.vmap_chunk_size": 2, "solver.recipe.micro_batch_size": 3}),
         ("ensemble", {"recipe.micro_batch_size": 3}),
         ("temperature", {"validation": None}),
     ],
@@ -368,7 +368,7 @@ def test_options_behind_keywords_of_an_own_estimator_count():
     for other, option in (({"scale": 1.0, "prior_precision": 3.0}, "scale"), ({"scale": 2.0}, "prior_precision")):
         with pytest.raises(StateError, match=option):
             make(**other).load_state_dict(fitted.state_dict())
-    assert fitted.at_prior_precision(5.0).scale == 2.0
+    assert fitted.clone_with(prior_precision=5.0).scale == 2.0
 
 
 def test_a_state_of_an_earlier_version_is_rejected_with_the_remedy(states):

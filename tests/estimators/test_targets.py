@@ -167,7 +167,7 @@ def test_rows_without_a_label_are_counted_and_change_nothing_else(estimator, ign
 
 def test_posterior_draws_have_no_noise_from_rows_without_a_label():
     model, (x, y, kept) = mlp(), with_ignored()
-    draws = PosteriorDraws(4000, seed=1, rao_blackwell=None, readout="draws")
+    draws = PosteriorDraws(4000, seed=1, rao_blackwell=None, variance_estimate="monte_carlo")
     regvar = RegVar(model, "classification", prior_precision=DELTA, regularizer=draws, solver=EXACT)
     found = regvar.fit(batches(x, y)).variance(x[:2])
     expected = LinearizedLaplace(model, "classification", prior_precision=DELTA).fit(batches(x[kept], y[kept]))

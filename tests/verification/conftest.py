@@ -22,5 +22,5 @@ def page():
     found = Page()
     yield found
     path = os.environ.get("BDL_VERIFICATION_TABLE")
-    if path and (found.proofs or found.outcomes):
+    if path and (found.verifications or found.outcomes):
         found.write(Path(path))

@@ -11,7 +11,7 @@ ROUND_OFF = 1e-13 / LAMS * np.array([1.1, 0.8, 1.3, 0.7, 1.2, 0.9, 1.4, 0.6, 1.0
 
 @pytest.mark.parametrize(("difference", "order"), [("forward", 1), ("central", 2)])
 @pytest.mark.parametrize("constant", [0.01, 0.3, 2.0])
-def test_the_order_is_found_between_the_non_linear_end_and_round_off(difference, order, constant):
+def test_the_order_is_found_between_the_nonlinear_range_and_round_off(difference, order, constant):
     errors = constant * LAMS**order * (1 + (20 * LAMS) ** order) + ROUND_OFF
     found = fit_order(LAMS, errors)
     assert found.slope == pytest.approx(order, abs=0.1)
@@ -37,7 +37,7 @@ def test_a_plateau_is_not_quadratic_and_has_no_order():
     assert not fit_order(LAMS, np.full(len(LAMS), 1e-3)).as_expected("central")
 
 
-def test_refused_rungs_are_left_out():
+def test_steps_that_raised_are_left_out():
     errors = [None, None, *(0.3 * LAMS[2:] ** 2)]
     found = fit_order(LAMS, errors)
     assert found.slope == pytest.approx(2)
@@ -45,7 +45,7 @@ def test_refused_rungs_are_left_out():
 
 
 @pytest.mark.parametrize("errors", [[None] * 9, [0.1, *[None] * 8], [0.1, 0.01, *[None] * 7], []])
-def test_too_few_rungs_say_so(errors):
+def test_too_few_steps_have_no_order_and_a_note(errors):
     found = fit_order(LAMS[: len(errors)], errors)
     assert found.slope is None
     assert "fewer than" in found.note

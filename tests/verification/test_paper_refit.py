@@ -3,12 +3,12 @@
 import pytest
 import torch
 from cases import fitted, relative_error
+from verification_cases import Case
 
-from bdl_bench.verify.cases import Case
 from estimators import LinearResponse, NewtonRefit, Pointwise, RegVar
 from estimators.errors import IndefiniteHessianError
 
-STATIONARY = Case("mlp", "classification", "polished", "hessian", "all")
+STATIONARY = Case("mlp", "classification", "converged", "hessian", "all")
 MOVED = Case("mlp", "classification", "minibatch", "hessian", "all")
 
 
@@ -18,7 +18,7 @@ def error_of(case, *, centred):
     return relative_error(fitted(RegVar, case, **refit).covariance(x), case.reference.covariance(x, "hessian"))
 
 
-def test_the_uncentred_refit_agrees_at_a_polished_optimum():
+def test_the_uncentred_refit_agrees_at_a_converged_optimum():
     assert STATIONARY.problem.relative_gradient() < 1e-10
     assert error_of(STATIONARY, centred=False) < 2e-4
 
@@ -32,15 +32,15 @@ def test_the_uncentred_refit_is_off_where_the_network_is_not_stationary_and_the_
 
 @pytest.mark.parametrize("solver", [LinearResponse(), NewtonRefit()], ids=repr)
 @pytest.mark.parametrize("likelihood", ["regression", "classification", "binary"])
-def test_both_solvers_refuse_the_singular_hessian_of_attention(solver, likelihood):
-    case = Case("attention", likelihood, "polished", "hessian", "all")
+def test_both_solvers_reject_the_singular_hessian_of_attention(solver, likelihood):
+    case = Case("attention", likelihood, "converged", "hessian", "all")
     with pytest.raises(IndefiniteHessianError, match=r"subset_of_weights.*curvature"):
         fitted(RegVar, case, regularizer=Pointwise(), solver=solver).covariance(case.problem.queries)
 
 
 @pytest.mark.parametrize("pair", [("query.*", "key.*"), ("value.*", "out.*")], ids=" and ".join)
 def test_each_pair_of_projections_that_can_be_turned_together_makes_the_hessian_singular(pair):
-    case = Case("attention", "classification", "polished", "hessian", "all")
+    case = Case("attention", "classification", "converged", "hessian", "all")
     stems = tuple(glob.removesuffix("*") for glob in pair)
     names = [name for name in case.names if name.startswith(stems)]
 

@@ -42,14 +42,14 @@ def test_the_networks_are_many_and_of_every_kind():
 
 def test_the_page_has_a_section_of_networks_and_keeps_the_rest(tmp_path):
     page, path = Page(), tmp_path / "page.md"
-    path.write_text("# Proofs\n\n| a |\n")
+    path.write_text("# Verifications\n\n| a |\n")
     page.outcomes[("net", "laplace")] = [Outcome(1e-9), Outcome(3e-9)]
     page.outcomes[("net", "last layer")] = [Outcome(None, refusal="NoLastLayerError: no | last layer")]
     page.outcomes[("other", "laplace")] = [Outcome(None, raw="RuntimeError: shapes"), Outcome(0.5)]
     for _ in range(2):
         page.write(path)
     text = path.read_text()
-    assert text.startswith("# Proofs\n\n| a |\n")
+    assert text.startswith("# Verifications\n\n| a |\n")
     assert text.count("## Networks of others") == 1
     assert "| net | 3.0e-09 | NoLastLayerError |" in text
     assert "| other | 5.0e-01, raw RuntimeError | – |" in text

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from contextlib import suppress
-from pathlib import Path
 
 from estimators.errors import EstimatorError
+from estimators.runtime.memory import machine_bytes
 
-__all__ = ["TimeLimitError", "WorkerCrashedError", "machine_bytes", "worker_crashed"]
-
-_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+__all__ = ["TimeLimitError", "WorkerCrashedError", "worker_crashed"]
 
 
 class WorkerCrashedError(EstimatorError, RuntimeError):
@@ -66,12 +62,3 @@ def _name(number: int) -> str:
         return f"signal {number} ({signal.Signals(number).name})"
     except ValueError:
         return f"signal {number}"
-
-
-def machine_bytes() -> int:
-    """Return the memory of the machine, or the memory limit of its container if that is less, in bytes."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in _CONTAINER_LIMITS:
-        with suppress(OSError, ValueError):  # no container, or "max"
-            sizes.append(int(path.read_text()))
-    return min(sizes)

@@ -1,4 +1,4 @@
-"""The regularizers of RegVar, one a file."""
+"""The regularizers of RegVar, one per file."""
 
 from estimators.regvar.regularizers.base import Regularizer
 from estimators.regvar.regularizers.mean_absolute import MeanAbsolute

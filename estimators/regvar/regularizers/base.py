@@ -1,4 +1,4 @@
-"""The interface of a regularizer: which r(θ) to displace by, and how to read the response."""
+"""The interface of a regularizer: which r(θ) to add to the loss, and how to compute a variance from the response."""
 
 from __future__ import annotations
 
@@ -18,47 +18,87 @@ from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution
 from estimators.regvar.variance_estimate import VarianceEstimate
 
-__all__ = ["Posed", "Regularizer", "checked_count", "probe_generator"]
+__all__ = ["MakeEstimate", "RegularizedProblem", "Regularizer", "checked_count", "probe_generator"]
 
-Read = Callable[[Solution], VarianceEstimate]
-Posed = tuple[Perturbation, Read]
+MakeEstimate = Callable[[Solution], VarianceEstimate]
+RegularizedProblem = tuple[Perturbation, MakeEstimate]
 
 
 class Regularizer(ABC):
-    """r(θ) and its readout.
+    """Base class of regularizers: the functions r_k(θ), and the variance estimate that their responses give.
 
-    *At fit* (`at_query` False): the K displacements are solved in `fit`, and no data are needed afterwards.
-    *At query*: `fit` keeps the batches, and `variance(x)` solves.
+    A regularizer *at fit* (`at_query` False) is solved in `fit`; later queries need no training data. A regularizer
+    *at query* is solved in `variance(x)`, so that the fitted estimator keeps the training data.
     """
 
     at_query: ClassVar[bool] = False
+    """Whether `variance` solves, rather than `fit`."""
     batch_dependent: ClassVar[bool] = False
+    """Whether the variance at a row depends on the other rows that are passed with it."""
     needs_ggn: ClassVar[bool] = False
+    """Whether the estimate is right for curvature "ggn" only."""
     signed: ClassVar[bool] = False
-    """Whether its estimates of a variance may be negative; a prediction has 0 there."""
+    """Whether estimates may be negative; `predict` replaces negative ones by 0."""
 
     @abstractmethod
-    def pose(self, objective: Objective, x: PyTree = None) -> Posed:
-        """The penalty at the queries x (None for regularizers at fit), and what turns its solution to a readout."""
+    def build_problem(self, objective: Objective, x: PyTree = None) -> RegularizedProblem:
+        """Return the perturbation to solve for, and the function that makes the variance estimate.
 
-    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> VarianceEstimate:
-        """The readout of a fit from its `state()`; only regularizers at fit have one."""
+        Args:
+            objective: the centred objective.
+            x: query inputs, M rows; None for regularizers at fit.
+
+        Returns:
+            The perturbation with its K functions, and a function from the solver's solution to a variance estimate.
+        """
+
+    def restore_estimate(
+        self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]
+    ) -> VarianceEstimate:
+        """Return the variance estimate of a saved fit; regularizers at query have none.
+
+        Args:
+            network: the network with the fitted parameters.
+            tensors: tensors of `VarianceEstimate.state`.
+            learned: JSON values of `VarianceEstimate.state`.
+
+        Returns:
+            The variance estimate, as `fit` had made it.
+
+        Raises:
+            NotImplementedError: for regularizers at query.
+        """
         raise NotImplementedError
 
-    def reading(self, of: Functional) -> Regularizer:  # noqa: ARG002
-        """The regularizer that solves for the functional `of`; itself, where a solution serves all of them."""
+    def for_functional(self, of: Functional) -> Regularizer:  # noqa: ARG002
+        """Return the regularizer that solves for the functional g.
+
+        Args:
+            of: g, a function of the outputs of one row, (C,), that returns a tensor (D,).
+
+        Returns:
+            This regularizer, if one solution serves every functional; else a new one.
+        """
         return self
 
-    def rows_at_once(self, objective: Objective, n_outputs: int) -> int | None:  # noqa: ARG002
-        """How many query rows to solve for together; None for all of them."""
+    def rows_per_solve(self, objective: Objective, n_outputs: int) -> int | None:  # noqa: ARG002
+        """Return the number of query rows that are solved for together.
+
+        Args:
+            objective: the centred objective.
+            n_outputs: C, outputs per row.
+
+        Returns:
+            The number of rows, or None for all rows.
+        """
         return None
 
 
 def checked_count(name: str, value: int) -> int:
-    """A whole number >= 1."""
+    """Return `value`, an integer >= 1, or raise OptionError."""
     return checked_integer(name, value, at_least=1, remedy="16 is a good start.")
 
 
 def probe_generator(objective: Objective, seed: int) -> torch.Generator:
-    """A generator on the device of θ, from a seed field."""
+    """Return a random generator on the device of θ, seeded with `seed`."""
     return torch.Generator(objective.theta.device).manual_seed(seed)

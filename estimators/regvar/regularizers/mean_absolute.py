@@ -1,4 +1,4 @@
-"""Mean absolute: the paper's amortised form, one refit for all queries."""
+"""MeanAbsolute: the amortised form of the paper, one refit for all queries."""
 
 from __future__ import annotations
 
@@ -13,40 +13,57 @@ from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
 from estimators.regvar.perturbation import Perturbation
-from estimators.regvar.regularizers.base import Posed, Regularizer
+from estimators.regvar.regularizers.base import RegularizedProblem, Regularizer
 from estimators.regvar.variance_estimate import VarianceEstimate
 
 __all__ = ["MeanAbsolute"]
 
 
 class MeanAbsolute(Regularizer):
-    """r(θ) = (1/NC) Σₙ Σ_c |f_c(xₙ; θ)|, read as |response| (McInerney & Kallus 2025, the amortised form).
+    """The amortised form of RegVar: r(θ) = (1/NC) Σₙ Σ_c |f_c(xₙ; θ)|, estimated by the absolute response of f.
 
-    NOT the variance: the response of f_c(x) is (1/NC) Σₙ,c′ sign f_c′(xₙ) Σ(x, xₙ)_cc′, a sign-weighted mean covariance
-    with the training rows. Kept faithful to the paper, and labelled.
+    N training rows, C outputs. One solve serves all queries. The result is NOT the variance: the response of f_c(x) is
+    (1/NC) Σₙ,c′ sign f_c′(xₙ) Σ(x, xₙ)_cc′, a sign-weighted mean of covariances with the training rows.
+
+    Source: McInerney & Kallus, AISTATS 2025, the amortised form; kept as published, for comparison.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from estimators import MeanAbsolute, RegVar
+        >>> x = torch.linspace(-1, 1, 20)[:, None]
+        >>> loader = DataLoader(TensorDataset(x, x.sin()), batch_size=10)
+        >>> regvar = RegVar(torch.nn.Linear(1, 1), "regression", regularizer=MeanAbsolute()).fit(loader)
+        >>> regvar.variance(x[:3]).shape
+        torch.Size([3, 1])
     """
 
     def __repr__(self) -> str:
         return "MeanAbsolute()"
 
-    def pose(self, objective: Objective, x: PyTree = None) -> Posed:  # noqa: ARG002
+    def build_problem(self, objective: Objective, x: PyTree = None) -> RegularizedProblem:  # noqa: ARG002
         network = objective.network
-        direction = torch.zeros_like(objective.theta)[None]
-        with network.pass_counter.phase("direction"):
+        gradient = torch.zeros_like(objective.theta)[None]
+        with network.pass_counter.phase("gradient of r"):
             for batch in objective.batches:
                 f, slope = network.outputs_and_vjp(batch.x, lambda f: f.sign()[None])
-                direction += slope / (objective.batches.n_data * f.shape[-1])
-        items = direction.new_zeros(1)
-        perturbation = _MeanAbsoluteOutputs(direction, items, network=network, n_data=objective.batches.n_data)
+                gradient += slope / (objective.batches.n_data * f.shape[-1])
+        items = gradient.new_zeros(1)
+        perturbation = _MeanAbsoluteOutputs(gradient, items, network=network, n_data=objective.batches.n_data)
         return perturbation, lambda solution: _AbsoluteResponse(network, solution.displacement)
 
-    def restored(self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> VarianceEstimate:  # noqa: ARG002
+    def restore_estimate(
+        self,
+        network: Network,
+        tensors: dict[str, Tensor],
+        learned: dict[str, Any],  # noqa: ARG002
+    ) -> VarianceEstimate:
         return _AbsoluteResponse(network, tensors["displacement"])
 
 
 @dataclass(frozen=True)
 class _MeanAbsoluteOutputs(Perturbation):
-    """A batch's rows of (1/NC) Σ |f|."""
+    """r(θ) = (1/NC) Σ |f|; `value` is the sum over the rows of the batch."""
 
     network: Network | None = None
     n_data: int = 1
@@ -58,6 +75,8 @@ class _MeanAbsoluteOutputs(Perturbation):
 
 
 class _AbsoluteResponse(VarianceEstimate):
+    """|J(x) u| for one displacement u, (1, P)."""
+
     def __init__(self, network: Network, displacement: Tensor) -> None:
         self.network, self.displacement = network, displacement
 

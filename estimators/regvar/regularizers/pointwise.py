@@ -1,4 +1,4 @@
-"""Pointwise: one refit for each output of each query. Exact."""
+"""Pointwise: one solve per output of each query row, exact."""
 
 from __future__ import annotations
 
@@ -15,21 +15,40 @@ from estimators.objective.objective import Objective
 from estimators.option_checks import shown
 from estimators.persistence.state import Learned
 from estimators.regvar.perturbation import Perturbation
-from estimators.regvar.regularizers.base import Posed, Regularizer
+from estimators.regvar.regularizers.base import RegularizedProblem, Regularizer
 from estimators.regvar.variance_estimate import VarianceEstimate
 from estimators.runtime.memory import rows_per_chunk
 
 __all__ = ["Pointwise"]
 
-_COPIES = 64  # of one parameter vector that a solve may keep: the Krylov basis, and a refit's stages
+_VECTORS_PER_SOLVE = 64  # parameter vectors that a solve may keep: the Krylov basis, or the stages of a refit
+_SOLVE_BYTES = 2**31  # memory for the vectors of one solve
 
 
 class Pointwise(Regularizer):
-    """r(θ) = f_c(x; θ): the response of f(x) is column c of J A⁻¹ Jᵀ (McInerney & Kallus 2025, Theorem 4.1).
+    """The output itself, r(θ) = f_c(x; θ): the response of f(x) is column c of the covariance J A⁻¹ Jᵀ.
+
+    Exact for any positive definite A, at the price of one solve per row and output of the queries; `variance` solves.
+
+    Source: McInerney & Kallus, AISTATS 2025, Theorem 4.1.
 
     Args:
-        of: a functional g of one row's outputs, or of these and its inputs, for instance a margin; then
-            r(θ) = g_d(f(x; θ)), and the variance is that of g, (M, D), D counting what g returns.
+        of: g, a function of the outputs of one row, (C,), or of these and the row's inputs; it returns a tensor (D,),
+            for instance a margin. Then r(θ) = g_d(f(x; θ)) and `variance` returns the variance of g, (M, D).
+
+    Raises:
+        OptionError: if `of` is not callable.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from estimators import LinearResponse, Pointwise, RegVar
+        >>> x = torch.linspace(-1, 1, 20)[:, None]
+        >>> loader = DataLoader(TensorDataset(x, x.sin()), batch_size=10)
+        >>> regvar = RegVar(torch.nn.Linear(1, 1), "regression",
+        ...                 regularizer=Pointwise(), solver=LinearResponse()).fit(loader)
+        >>> regvar.variance(x[:3]).shape
+        torch.Size([3, 1])
     """
 
     at_query = True
@@ -44,31 +63,31 @@ class Pointwise(Regularizer):
     def __repr__(self) -> str:
         return "Pointwise()" if self.of is None else f"Pointwise(of={getattr(self.of, '__name__', self.of)!r})"
 
-    def pose(self, objective: Objective, x: PyTree = None) -> Posed:
+    def build_problem(self, objective: Objective, x: PyTree = None) -> RegularizedProblem:
         network = objective.network if self.of is None else ComposedNetwork(objective.network, self.of)
-        slopes = network.jacobian(x)  # ∂g/∂θ (M, D, P)
-        m, d, p = slopes.shape
-        rows = torch.arange(m, device=slopes.device).repeat_interleave(d)
-        picks = torch.eye(d, dtype=slopes.dtype, device=slopes.device).repeat(m, 1)
+        gradients = network.jacobian(x)  # ∂g/∂θ (M, D, P)
+        m, d, p = gradients.shape
+        rows = torch.arange(m, device=gradients.device).repeat_interleave(d)
+        picks = torch.eye(d, dtype=gradients.dtype, device=gradients.device).repeat(m, 1)
         items = (select_rows(x, rows), picks)
-        perturbation = _OutputValue(slopes.reshape(m * d, p), items, network=network)
-        return perturbation, lambda solution: _Columns(slopes, solution.displacement.reshape(m, d, p))
+        perturbation = _OutputValue(gradients.reshape(m * d, p), items, network=network)
+        return perturbation, lambda solution: _Columns(gradients, solution.displacement.reshape(m, d, p))
 
-    def reading(self, of: Functional) -> Pointwise:
+    def for_functional(self, of: Functional) -> Pointwise:
         if self.of is None:
             return Pointwise(of)
         raise OptionError(
             "one functional", received=f"variance(of=...) and {self!r}", remedy="RegVar with Pointwise(), or no of=."
         )
 
-    def rows_at_once(self, objective: Objective, n_outputs: int) -> int | None:
+    def rows_per_solve(self, objective: Objective, n_outputs: int) -> int | None:
         size = objective.theta.numel() * objective.theta.element_size()
-        return rows_per_chunk(_COPIES * n_outputs * size, budget=2**31)
+        return rows_per_chunk(_VECTORS_PER_SOLVE * n_outputs * size, budget=_SOLVE_BYTES)
 
 
 @dataclass(frozen=True)
 class _OutputValue(Perturbation):
-    """r_k(θ) = g_d(f(x_m; θ)), items (x_m, one-hot of d); no training row has a part of its own in it."""
+    """r_k(θ) = g_d(f(x_m; θ)); `items` are (x_m, the one-hot vector of d). It has no sum over training rows."""
 
     network: Network | None = None
 
@@ -79,17 +98,17 @@ class _OutputValue(Perturbation):
 
 
 class _Columns(VarianceEstimate):
-    """Column d of the covariance at row m is J(x_m) u_md; both (M, D, P)."""
+    """Exact covariances: column d at row m is J(x_m) u_md, for gradients J and displacements u, (M, D, P)."""
 
-    def __init__(self, slopes: Tensor, displacement: Tensor) -> None:
-        self.slopes, self.displacement = slopes, displacement
+    def __init__(self, gradients: Tensor, displacement: Tensor) -> None:
+        self.gradients, self.displacement = gradients, displacement
 
     def variance(self, x: PyTree) -> Tensor:  # noqa: ARG002
-        return (self.slopes * self.displacement).sum(-1)
+        return (self.gradients * self.displacement).sum(-1)
 
     def state(self) -> Learned:
-        return {}, {}  # of one query set, solved at query
+        return {}, {}  # solved at query: a fit has nothing to save
 
     def covariance(self, x: PyTree) -> Tensor:  # noqa: ARG002
-        columns = self.slopes @ self.displacement.transpose(1, 2)
+        columns = self.gradients @ self.displacement.transpose(1, 2)
         return 0.5 * (columns + columns.transpose(1, 2))

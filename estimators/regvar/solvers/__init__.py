@@ -1,4 +1,4 @@
-"""The solvers of RegVar, one a file: two that refit at a finite λ, and the limit λ → 0."""
+"""The solvers of RegVar, one per file: two that refit at a finite λ, and the limit λ → 0."""
 
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport
 from estimators.regvar.solvers.fine_tuning.fine_tune import FineTune

@@ -1,4 +1,4 @@
-"""The interface of a solver: from a centred objective and a penalty to displacements."""
+"""The interface of a solver: from a centred objective and a perturbation to displacements."""
 
 from __future__ import annotations
 
@@ -24,17 +24,23 @@ __all__ = ["Solution", "Solver", "SolverReport", "checked_lam"]
 
 @dataclass(frozen=True)
 class SolverReport:
-    """What a solve did.
+    """Result and cost of one solve.
 
-    passes: what it spent a replica, in passes of forward and backward over the training rows: searches, targets, every
-        arm, checks at the end; the self-check apart. A product with A is one a vector, and the forwards that all share
-        a third each (`estimators.runtime.pass_counter`);
-    residual: the worst ‖gradient‖ / ‖∇r‖ at the end, where it was measured;
-    nonlinearity: ‖Δf − J Δθ‖ / ‖J Δθ‖ at the end of a minibatch refit, on one batch.
+    Args:
+        solver: `repr` of the solver.
+        n_perturbations: K, the number of functions r_k that were solved for together.
+        passes: cost per function r_k, in epoch equivalents (forward and backward passes over the training rows), with
+            all searches, targets, perturbed copies and final checks, but without the self-check. A product with A
+            costs one pass per vector (`estimators.runtime.pass_counter`).
+        lam: λ of a refit, or None.
+        lr: the final learning rate of a refit by SGD, or None.
+        iterations: block iterations, Newton steps, or conjugate-gradient steps, or None.
+        residual: the largest final ‖gradient‖ / ‖∇r‖ over the functions, if measured.
+        nonlinearity: ‖Δf − J Δθ‖ / ‖J Δθ‖ at the end of a refit by FineTune, on one batch.
     """
 
     solver: str
-    replicas: int
+    n_perturbations: int
     passes: float = 0.0
     lam: float | None = None
     lr: float | None = None
@@ -45,19 +51,26 @@ class SolverReport:
 
 @dataclass(frozen=True)
 class Solution:
-    """Displacements (K, P) ≈ A⁻¹∇r, and the report; where the solver has them, energies and its Krylov space."""
+    """The solution of a solve.
+
+    Args:
+        displacement: u ≈ A⁻¹∇r, (K, P).
+        report: result and cost.
+        a_norm_errors: A-norm errors of posterior draws, if the solver knows them.
+        space: the Krylov space of the solve, if the solver has one.
+    """
 
     displacement: Tensor
     report: SolverReport
-    energies: SampleANormErrors | None = None
+    a_norm_errors: SampleANormErrors | None = None
     space: KrylovSpace | None = None
 
 
 class Solver(ABC):
-    """Maps (objective, penalty) to displacements; it sees neither the queries nor the likelihood."""
+    """Base class of solvers, which compute u ≈ A⁻¹∇r for a perturbation; queries and likelihood are unknown to them."""
 
     refits: ClassVar[bool]
-    """Whether it minimises L − λr, and so can be used on an objective that is not centred."""
+    """Whether the solver minimises L − λr, so that it also works for an objective that is not centred."""
 
     def solve(
         self,
@@ -67,8 +80,22 @@ class Solver(ABC):
         progress_bar: bool = False,
         checkpoint: Checkpoint | None = None,
     ) -> Solution:
-        """Displacements (K, P)."""
-        kept = (checkpoint or Checkpoint()).belonging_to(perturbation.direction.norm(dim=1))
+        """Return displacements u ≈ A⁻¹∇r, (K, P), with a report.
+
+        Args:
+            objective: the objective, usually centred at θ̂.
+            perturbation: K functions r_k.
+            progress_bar: whether to show progress.
+            checkpoint: where to save and resume an unfinished solve, or None.
+
+        Returns:
+            The solution.
+
+        Raises:
+            ModelError: if torch.func cannot transform the network.
+            ConvergenceError, LambdaTooLargeError, IndefiniteHessianError: as the solver documents.
+        """
+        kept = (checkpoint or Checkpoint()).belonging_to(perturbation.gradient.norm(dim=1))
         pass_counter = objective.network.pass_counter
         before = pass_counter.cost_without(SELF_CHECK)
         if self.refits:
@@ -85,27 +112,27 @@ class Solver(ABC):
                 raise
             except RuntimeError as error:
                 raise _not_transformable(self, error) from error
-        passes = (
-            (pass_counter.cost_without(SELF_CHECK) - before) / objective.batches.n_data / len(perturbation.direction)
-        )
+        spent = pass_counter.cost_without(SELF_CHECK) - before
+        passes = spent / objective.batches.n_data / len(perturbation.gradient)
         return replace(solution, report=replace(solution.report, passes=passes))
 
     @abstractmethod
     def _solve(
         self, objective: Objective, perturbation: Perturbation, *, progress_bar: bool, checkpoint: Checkpoint
     ) -> Solution:
-        """The solver's own part of `solve`."""
+        """Compute the solution; `solve` adds the checks of the network and the cost."""
 
 
 def _not_transformable(solver: Solver, error: Exception) -> ModelError:
+    """Return the error for a network that torch.func cannot transform."""
     return ModelError(
         f"a network whose displaced weights can be differentiated by torch.func, for {type(solver).__name__}",
-        received=f"one for which torch says: {str(error).strip().splitlines()[0][:200] if str(error) else error!r}",
+        received=f"one for which torch reports: {str(error).strip().splitlines()[0][:200] if str(error) else error!r}",
         remedy="solver=LinearResponse(), which needs derivatives at the trained weights only.",
     )
 
 
 def checked_lam(lam: float | str, *, auto: bool) -> float | str:
-    """λ > 0, or "auto" where the solver can choose."""
+    """Return λ > 0, or "auto" if the solver can select λ; raise OptionError for other values."""
     remedy = "1e-4 in float64, or FineTune's auto."
     return checked_number("lam", lam, above=0, words=("auto",) if auto else (), remedy=remedy)

@@ -1,4 +1,4 @@
-"""Newton refit: the full-batch refit to high precision, the route of verification."""
+"""NewtonRefit: the full-batch refit to high precision, for verification."""
 
 from __future__ import annotations
 
@@ -21,28 +21,47 @@ from estimators.runtime.progress import track
 
 __all__ = ["InnerSolution", "NewtonRefit", "conjugate_gradients"]
 
-_DENSE_BELOW = 2048
-_FORCING = 1e-3  # relative residual of the inner solves: the outer convergence is then linear with this factor
-_LOST = 3  # first steps away from the first step: no way back to the optimum that θ̂ belongs to
-_STALLED = 1e-3  # two steps that gain nothing, below this residual, have met round-off
+_MAX_DENSE = 2048  # parameters up to which the preconditioner is a dense Cholesky factor
+_INNER_TOL = 1e-3  # relative residual of the inner solves: the outer iteration then converges linearly by this factor
+_MAX_DISTANCE = 3  # times the first step: further away, the refit does not return to the optimum of θ̂
+_STALLED = 1e-3  # relative gradient below which two steps without progress mean that round-off is reached
 
 Apply = Callable[[Tensor], Tensor]
 
 
 class NewtonRefit(Solver):
-    """argmin L − λ r by damped Newton steps, full batch, matrix-free: Hessian products and conjugate gradients.
+    """Refits argmin L − λ r by damped Newton steps on all rows, with Hessian products and conjugate gradients.
 
-    Small networks precondition the inner solves with the Cholesky factor of A at θ̂; the stopping rule looks at the
-    gradient of the refit's own objective alone.
+    For verification: it solves the refit of the paper to high precision. Small networks precondition the inner solves
+    with the Cholesky factor of A at θ̂; the stopping rule uses only the gradient of the refit's own objective.
+
+    Source: the finite-difference form of McInerney & Kallus, AISTATS 2025, Theorem 4.1.
 
     Args:
-        lam: λ. difference: "forward" (first order in λ), "central" (second order), "control".
-        tol: ‖∇(L − λr)‖ ≤ tol · λ ‖∇r‖; round-off may stop it earlier, which the report's `residual` shows.
-        max_iter: Newton steps.
-        preconditioner: "auto" (dense below 2048 parameters) or None.
+        lam: λ > 0, the step of the finite difference.
+        difference: "forward" (f(θ_λ) − f(θ̂), error of first order in λ), "central" (f(θ_λ) − f(θ_−λ), second order),
+            or "control" (f(θ_λ) − f(θ_0), which removes the drift of the refit itself).
+        tol: stopping rule ‖∇(L − λr)‖ ≤ tol · λ ‖∇r‖. Round-off can stop the refit earlier; the report's `residual`
+            has the value reached.
+        max_iter: maximal number of Newton steps.
+        preconditioner: "auto" (dense up to 2048 parameters) or None.
 
-    Errors: LambdaTooLargeError where a refit ends further from its first Newton step than that step is long;
-    ConvergenceError where the gradient is still large after max_iter steps.
+    Raises:
+        OptionError: at construction, if an argument has another type or value.
+        LambdaTooLargeError: if a refit ends further from its first Newton step than that step is long.
+        ConvergenceError: if the gradient is still large after `max_iter` steps.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from estimators import NewtonRefit, Pointwise, RegVar
+        >>> x = torch.linspace(-1, 1, 20)[:, None]
+        >>> loader = DataLoader(TensorDataset(x.double(), x.double().sin()), batch_size=10)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        >>> regvar = RegVar(model.double(), "regression",
+        ...                 regularizer=Pointwise(), solver=NewtonRefit()).fit(loader)
+        >>> regvar.variance(x[:3].double()).shape
+        torch.Size([3, 1])
     """
 
     refits = True
@@ -72,36 +91,38 @@ class NewtonRefit(Solver):
         progress_bar: bool,
         checkpoint: Checkpoint,  # noqa: ARG002
     ) -> Solution:
-        replicas = PerturbedCopies.of(
-            objective, perturbation, self.lam, difference=self.difference, at_once=objective.network.vectors_at_once
+        copies = PerturbedCopies.of(
+            objective, perturbation, self.lam, difference=self.difference, chunk_size=objective.network.vectors_at_once
         )
-        search = _Search(replicas, self._preconditioner(objective))
+        search = _Search(copies, self._preconditioner(objective))
         centred = _is_centred(objective, perturbation, self.lam)
         for _ in track(range(self.max_iter), "Newton steps", shown=progress_bar):
-            if search.finished(self.tol) or (centred and float(search.departure().max()) > _LOST):
+            if search.finished(self.tol) or (centred and float(search.distance().max()) > _MAX_DISTANCE):
                 break
             search.step()
-        self._judge(search, centred=centred)
-        return Solution(replicas.displacement(search.arms), self._report(search))
+        self._check(search, centred=centred)
+        return Solution(copies.difference_quotient(search.displacements), self._report(search))
 
     def _preconditioner(self, objective: Objective) -> Apply | None:
+        """Return v -> A⁻¹v of a small network, or None."""
         theta = objective.theta
         needed = dense.bytes_needed(theta.numel(), theta.element_size())
-        if self.preconditioner is None or theta.numel() > _DENSE_BELOW or needed > objective.available_bytes() // 2:
+        if self.preconditioner is None or theta.numel() > _MAX_DENSE or needed > objective.available_bytes() // 2:
             return None
         matrix = objective.product(torch.eye(theta.numel(), dtype=theta.dtype, device=theta.device))
         try:
             return DensePrecision(0.5 * (matrix + matrix.T)).solve
-        except IndefiniteHessianError:  # only met where the objective is not centred: the damping copes
+        except IndefiniteHessianError:  # possible only if the objective is not centred; the damping handles it
             return None
 
-    def _judge(self, search: _Search, *, centred: bool) -> None:
+    def _check(self, search: _Search, *, centred: bool) -> None:
+        """Raise LambdaTooLargeError or ConvergenceError if the refit is not the one near θ̂."""
         residual = float(search.relative().max())
-        departure = float(search.departure().max())
-        if centred and departure > 1:
+        distance = float(search.distance().max())
+        if centred and distance > 1:
             raise LambdaTooLargeError(
                 "a refit that moves about as far as its first Newton step",
-                received=f"one at lam={self.lam:g} that ends {departure:.3g} times that step away from it",
+                received=f"one at lam={self.lam:g} that ends {distance:.3g} times that step away from it",
                 remedy=f"a smaller lam, for instance {self.lam / 10:g}.",
             )
         if not bool((search.stalled | (search.relative() <= self.tol)).all()):
@@ -115,7 +136,7 @@ class NewtonRefit(Solver):
     def _report(self, search: _Search) -> SolverReport:
         return SolverReport(
             repr(self),
-            replicas=len(search.replicas.perturbation.direction),
+            n_perturbations=len(search.copies.perturbation.gradient),
             lam=self.lam,
             iterations=search.iterations,
             residual=float(search.relative().max()),
@@ -123,59 +144,62 @@ class NewtonRefit(Solver):
 
 
 class _Search:
-    """Levenberg–Marquardt-damped Newton steps, each arm with its own damping μ; merit: the norm of the gradient."""
+    """Newton steps with Levenberg–Marquardt damping; each copy has its own damping, and its gradient norm must fall."""
 
-    def __init__(self, replicas: PerturbedCopies, precondition: Apply | None) -> None:
-        self.replicas, self.precondition = replicas, precondition
-        self.arms = replicas.start
-        self.gradient = replicas.gradient(self.arms)
-        norms = replicas.perturbation.direction.norm(dim=1)
-        norms = torch.where(norms > 0, norms, torch.inf)  # without a slope there is nowhere to go
-        self.scale = norms[torch.arange(len(self.arms), device=norms.device) % len(norms)]
+    def __init__(self, copies: PerturbedCopies, precondition: Apply | None) -> None:
+        self.copies, self.precondition = copies, precondition
+        self.displacements = copies.initial_guess
+        self.gradient = copies.gradient(self.displacements)
+        norms = copies.perturbation.gradient.norm(dim=1)
+        norms = torch.where(norms > 0, norms, torch.inf)  # r without a gradient: nothing to solve
+        self.scale = norms[torch.arange(len(self.displacements), device=norms.device) % len(norms)]
         self.damping, self.idle = torch.zeros_like(self.scale), torch.zeros_like(self.scale)
         self.first: Tensor | None = None
         self.iterations = 0
 
     def relative(self) -> Tensor:
-        """‖∇F‖ / ‖∇r‖, (A,)."""
+        """Return ‖∇F‖ / ‖∇r‖ per copy, (A,)."""
         relative: Tensor = self.gradient.norm(dim=1) / self.scale
         return relative
 
     @property
     def stalled(self) -> Tensor:
-        """Arms that round-off keeps from going on, (A,)."""
+        """Whether round-off prevents further progress, per copy, (A,)."""
         return (self.idle >= 2) & (self.relative() <= _STALLED)
 
     def finished(self, tol: float) -> bool:
+        """Return whether every copy has converged or stalled."""
         return bool((self.stalled | (self.relative() <= tol)).all())
 
-    def departure(self) -> Tensor:
-        """‖D − D₁‖ / ‖D₁‖, D₁ the end of the first step; 0 before one was made."""
+    def distance(self) -> Tensor:
+        """Return ‖D − D₁‖ / ‖D₁‖ per copy, D₁ the displacement after the first step; 0 before it."""
         if self.first is None:
             return torch.zeros_like(self.scale)
-        length = self.first.norm(dim=1).clamp_min(torch.finfo(self.arms.dtype).tiny)
-        departure: Tensor = (self.arms - self.first).norm(dim=1) / length
-        return torch.where(self.scale.isinf(), 0.0, departure)
+        length = self.first.norm(dim=1).clamp_min(torch.finfo(self.displacements.dtype).tiny)
+        distance: Tensor = (self.displacements - self.first).norm(dim=1) / length
+        return torch.where(self.scale.isinf(), 0.0, distance)
 
     def step(self) -> None:
+        """Try one Newton step of every copy."""
         inner = conjugate_gradients(
-            lambda v: self.replicas.product(self.arms, v) + self.damping[:, None] * v,
+            lambda v: self.copies.product(self.displacements, v) + self.damping[:, None] * v,
             -self.gradient,
             precondition=self.precondition,
-            tol=_FORCING,
-            max_iter=min(500, 2 * self.arms.shape[1]),
+            tol=_INNER_TOL,
+            max_iter=min(500, 2 * self.displacements.shape[1]),
         )
-        proposal = self.arms + inner.solution
-        gradient = self.replicas.gradient(proposal)
+        proposal = self.displacements + inner.solution
+        gradient = self.copies.gradient(proposal)
         self.iterations += 1
         ratio = gradient.norm(dim=1) / self.gradient.norm(dim=1)
         self.idle = torch.where(ratio < 0.5, 0.0, self.idle + 1)  # NaN counts as idle
         self._move((ratio < 1) & ~inner.negative_curvature, proposal, gradient, inner.curvature)
 
     def _move(self, accepted: Tensor, proposal: Tensor, gradient: Tensor, curvature: Tensor) -> None:
+        """Move the accepted copies, and adapt the damping of all."""
         if self.first is None:
             self.first = proposal
-        self.arms = torch.where(accepted[:, None], proposal, self.arms)
+        self.displacements = torch.where(accepted[:, None], proposal, self.displacements)
         self.gradient = torch.where(accepted[:, None], gradient, self.gradient)
         floor = 1e-3 * curvature  # the first damping: a thousandth of the curvature along the gradient
         relaxed = torch.where(self.damping > floor, self.damping / 10, 0.0)
@@ -183,16 +207,20 @@ class _Search:
 
 
 def _is_centred(objective: Objective, perturbation: Perturbation, lam: float) -> bool:
-    """Whether ∇L(θ̂) is small beside λ∇r: a refit of the trained loss itself drifts, and may go far."""
-    slope, norms = objective.gradient(objective.theta).norm(), perturbation.direction.norm(dim=1)
+    """Return whether ∇L(θ̂) is small relative to λ∇r; refits of a loss that is not centred may move far."""
+    slope, norms = objective.gradient(objective.theta).norm(), perturbation.gradient.norm(dim=1)
     return not bool((slope > 1e-3 * lam * norms[norms > 0]).any())
 
 
 @dataclass(frozen=True)
 class InnerSolution:
-    """`solution` (A, P); where `negative_curvature` (A,) is true it is the iterate before that curvature was met.
+    """Result of conjugate gradients on A systems.
 
-    `curvature` (A,): the size of the Rayleigh quotient along the first direction.
+    Args:
+        solution: (A, P); with negative curvature, the iterate before that curvature was found.
+        negative_curvature: whether it was found, (A,).
+        curvature: absolute Rayleigh quotient along the first search direction, (A,).
+        iterations: number of iterations.
     """
 
     solution: Tensor
@@ -204,7 +232,7 @@ class InnerSolution:
 def conjugate_gradients(
     product: Apply, rhs: Tensor, *, precondition: Apply | None, tol: float, max_iter: int
 ) -> InnerSolution:
-    """H_a u_a = b_a for rhs (A, P) to ‖b − H u‖ ≤ tol ‖b‖ or to negative curvature (Steihaug 1983)."""
+    """Solve H_a u_a = b_a for rhs b (A, P) to ‖b − H u‖ ≤ tol ‖b‖, or to negative curvature (Steihaug 1983)."""
     precondition = precondition or (lambda v: v)
     u, residual = torch.zeros_like(rhs), rhs
     z = precondition(residual)
@@ -215,12 +243,12 @@ def conjugate_gradients(
     active = residual.norm(dim=1) > target
     while iterations < max_iter and bool(active.any()):
         image = product(direction)
-        bend = _dot(direction, image)
+        curvature_along = _dot(direction, image)
         if iterations == 0:
-            curvature = bend.abs() / _dot(direction, direction).clamp_min(torch.finfo(rhs.dtype).tiny)
-        negative |= active & ~(bend > 0)
-        active &= bend > 0
-        step = torch.where(active, rho / torch.where(active, bend, 1.0), 0.0)[:, None]
+            curvature = curvature_along.abs() / _dot(direction, direction).clamp_min(torch.finfo(rhs.dtype).tiny)
+        negative |= active & ~(curvature_along > 0)
+        active &= curvature_along > 0
+        step = torch.where(active, rho / torch.where(active, curvature_along, 1.0), 0.0)[:, None]
         u, residual = u + step * direction, residual - step * image
         z = precondition(residual)
         rho_next = _dot(residual, z)
@@ -232,4 +260,5 @@ def conjugate_gradients(
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each row of a and b, (A,)."""
     return (a * b).sum(1)

@@ -1,6 +1,6 @@
-"""Displaced copies of the network, each with its own r and its own multiple of λ, refitted side by side.
+"""Perturbed copies of the network (+λ, −λ, 0), each with its own function r, refitted together.
 
-The variable is the displacement D = (θ − θ̂)/λ, not θ, so that float32 does not cancel:
+The variable of copy a is the displacement D = (θ − θ̂)/λ, not θ, so that float32 does not cancel:
 
     F_a(D) = [L(θ̂ + λD) − λ s_a r_a(θ̂ + λD)] / λ²        ∇F_a = [∇L − λ s_a ∇r_a]/λ        ∇²F_a = ∇²L − λ s_a ∇²r_a
 """
@@ -30,15 +30,25 @@ __all__ = ["DIFFERENCES", "PerturbedCopies", "checked_difference"]
 Value = Callable[[Tensor, PyTree, Tensor], Tensor]
 
 DIFFERENCES = {
-    "forward": "f(θ_λ) − f(θ̂): one arm, first order in λ",
-    "central": "f(θ_λ) − f(θ_−λ): two arms, second order in λ",
-    "control": "f(θ_λ) − f(θ_0): one arm each and one shared, which takes away what every refit drifts by",
+    "forward": "f(θ_λ) − f(θ̂): one copy per function r, first order in λ",
+    "central": "f(θ_λ) − f(θ_−λ): two copies per function r, second order in λ",
+    "control": "f(θ_λ) − f(θ_0): one copy per function r and one shared with r = 0, which removes the refits' drift",
 }
 
 
 @dataclass(frozen=True)
 class PerturbedCopies:
-    """A arms over K penalties: signs s (A,), the items of each arm, and λ."""
+    """A perturbed copies for K functions r_k.
+
+    Args:
+        objective: the objective, L.
+        perturbation: the functions r_k.
+        lam: λ.
+        difference: a key of DIFFERENCES.
+        signs: s_a, +1, −1 or 0 per copy, (A,).
+        items: the perturbation's item of each copy.
+        chunk_size: copies in one vectorised call; None for all.
+    """
 
     objective: Objective
     perturbation: Perturbation
@@ -46,7 +56,7 @@ class PerturbedCopies:
     difference: str
     signs: Tensor
     items: PyTree
-    at_once: int | None = None
+    chunk_size: int | None = None
 
     @classmethod
     def of(
@@ -56,49 +66,53 @@ class PerturbedCopies:
         lam: float,
         *,
         difference: str,
-        at_once: int | None = None,
+        chunk_size: int | None = None,
     ) -> Self:
-        """The arms that `difference` needs; `at_once` of them go through one vectorised call (None: all)."""
-        k = len(perturbation.direction)
-        ones = perturbation.direction.new_ones(k)
+        """Return the copies that `difference` needs, with `chunk_size` of them in one vectorised call (None: all)."""
+        k = len(perturbation.gradient)
+        ones = perturbation.gradient.new_ones(k)
         signs = {"forward": ones, "central": torch.cat([ones, -ones]), "control": torch.cat([ones, ones[:1] * 0])}
         index = torch.arange(len(signs[difference]), device=ones.device) % k
         items = perturbation.items if len(index) == k else select_rows(perturbation.items, index)
-        return cls(objective, perturbation, lam, difference, signs[difference], items, at_once)
+        return cls(objective, perturbation, lam, difference, signs[difference], items, chunk_size)
 
     @property
-    def start(self) -> Tensor:
-        """First guesses (A, P): those of the penalties times the arms' signs, or zero."""
-        guess, k = self.perturbation.start, len(self.perturbation.direction)
+    def initial_guess(self) -> Tensor:
+        """Initial displacements, (A, P): the guess of the copy's r times its sign, or zero."""
+        guess, k = self.perturbation.initial_guess, len(self.perturbation.gradient)
         if guess is None:
             return torch.zeros(len(self.signs), self.objective.theta.numel()).to(self.objective.theta)
         return self.signs[:, None] * guess[torch.arange(len(self.signs), device=guess.device) % k]
 
-    def displacement(self, arms: Tensor) -> Tensor:
-        """(A, P) -> (K, P): the difference over λ."""
-        k = len(self.perturbation.direction)
+    def difference_quotient(self, displacements: Tensor) -> Tensor:
+        """Return the finite difference u ≈ A⁻¹∇r_k, (K, P), of the copies' displacements, (A, P)."""
+        k = len(self.perturbation.gradient)
         if self.difference == "forward":
-            return arms
-        return 0.5 * (arms[:k] - arms[k:]) if self.difference == "central" else arms[:k] - arms[k:]
+            return displacements
+        return (
+            0.5 * (displacements[:k] - displacements[k:])
+            if self.difference == "central"
+            else displacements[:k] - displacements[k:]
+        )
 
-    def batch_gradient(self, arms: Tensor, batch: Batch, targets: PyTree) -> Tensor:
-        """The batch's part of ∇F, (A, P).
+    def batch_gradient(self, displacements: Tensor, batch: Batch, targets: PyTree) -> Tensor:
+        """Return the batch's part of ∇F at the displacements (A, P), (A, P).
 
-        Only what bends is differentiated: the slopes of the prior and of a linear r are added in place, since with
-        millions of parameters every tensor of θ's size counts.
+        Only the nonlinear terms are differentiated. The gradients of the prior and of a linear r are added in place,
+        since with millions of parameters each tensor of θ's size counts.
         """
-        objective, a = self.objective, len(arms)
-        slope, share = grad(self._bent(batch, targets)), objective.share(batch)
+        objective, a = self.objective, len(displacements)
+        slope, share = grad(self._nonlinear_terms(batch, targets)), objective.share(batch)
 
         def at(d: Tensor, item: PyTree, sign: Tensor) -> Tensor:
             found: Tensor = slope(torch.add(objective.theta, d, alpha=self.lam), item, sign)
             return found
 
-        slopes = self._over_arms(at, batch, arms, self.items, self.signs, forward=a, backward=a)
-        return self._with_quadratic(slopes.detach(), arms, share)
+        slopes = self._over_copies(at, batch, displacements, self.items, self.signs, forward=a, backward=a)
+        return self._with_quadratic(slopes.detach(), displacements, share)
 
-    def _bent(self, batch: Batch, targets: PyTree) -> Value:
-        """The data's loss, and −λ s r where r is not linear, as a function of θ."""
+    def _nonlinear_terms(self, batch: Batch, targets: PyTree) -> Value:
+        """Return the data's loss, and −λ s r if r is not linear, as a function of θ."""
         objective, perturbation, lam = self.objective, self.perturbation, self.lam
         share = objective.share(batch)
 
@@ -110,60 +124,65 @@ class PerturbedCopies:
 
         return value
 
-    def _with_quadratic(self, slopes: Tensor, arms: Tensor, share: float) -> Tensor:
-        """slopes/λ + B/N·δ(D + (θ̂ − θ₀)/λ), and −B/N·s u of a linear r; slopes (A, P) are overwritten."""
-        prior, theta, k = self.objective.prior, self.objective.theta, len(self.perturbation.direction)
-        centred = prior.mean is theta  # by `Objective.centred`
+    def _with_quadratic(self, slopes: Tensor, displacements: Tensor, share: float) -> Tensor:
+        """Return slopes/λ + B/N·δ(D + (θ̂ − θ₀)/λ), and −B/N·s u for a linear r; overwrites slopes, (A, P)."""
+        prior, theta, k = self.objective.prior, self.objective.theta, len(self.perturbation.gradient)
+        centred = prior.mean is theta  # set by `Objective.centred`
         pull = None if centred else share / self.lam * prior.precision * (theta - prior.mean)
         for a, slope in enumerate(slopes):
-            slope.div_(self.lam).addcmul_(prior.precision, arms[a], value=share)
+            slope.div_(self.lam).addcmul_(prior.precision, displacements[a], value=share)
             if pull is not None:
                 slope.add_(pull)
             if self.perturbation.linear and float(self.signs[a]) != 0:
-                slope.sub_(self.perturbation.direction[a % k], alpha=share * float(self.signs[a]))
+                slope.sub_(self.perturbation.gradient[a % k], alpha=share * float(self.signs[a]))
         return slopes
 
-    def gradient(self, arms: Tensor) -> Tensor:
-        """∇F at arms (A, P): (A, P)."""
-        total = torch.zeros_like(arms)
+    def gradient(self, displacements: Tensor) -> Tensor:
+        """Return ∇F at the displacements, (A, P), over all training rows."""
+        total = torch.zeros_like(displacements)
         for batch, targets in self.objective.with_targets():
-            total += self.batch_gradient(arms, batch, targets)
+            total += self.batch_gradient(displacements, batch, targets)
         return self.objective.process_group.total(total)
 
-    def product(self, arms: Tensor, vectors: Tensor) -> Tensor:
-        """∇²F at arms (A, P) times vectors (A, P), arm by arm."""
+    def product(self, displacements: Tensor, vectors: Tensor) -> Tensor:
+        """Return ∇²F at the displacements times vectors, both (A, P), per copy."""
         total = torch.zeros_like(vectors)
         for batch, targets in self.objective.with_targets():
-            bend, a = self._batch_product(self._batch_value(batch, targets)), len(arms)
-            rows = (arms, self.items, self.signs, vectors)
-            total += self._over_arms(bend, batch, *rows, forward=a, tangent=a, backward=2 * a).detach()
+            product, a = self._batch_product(self._batch_value(batch, targets)), len(displacements)
+            rows = (displacements, self.items, self.signs, vectors)
+            total += self._over_copies(product, batch, *rows, forward=a, tangent=a, backward=2 * a).detach()
         return self.objective.process_group.total(total)
 
-    def _over_arms(
-        self, function: Callable[..., Tensor], batch: Batch, arms: Tensor, *rows: PyTree, **multiples: float
+    def _over_copies(
+        self, function: Callable[..., Tensor], batch: Batch, displacements: Tensor, *rows: PyTree, **multiples: float
     ) -> Tensor:
-        """`function` of each arm: vectorised, and compared with a loop at the first batch of its kind."""
-        network, n_arms = self.objective.network, len(arms)
+        """Return `function` of each copy: vectorised, and compared with a loop at the first batch of its kind."""
+        network, n_copies = self.objective.network, len(displacements)
         if network.routes.copies_in_a_loop:
-            return self._in_a_loop(function, (arms, *rows), multiples)
+            return self._in_a_loop(function, (displacements, *rows), multiples)
         with differentiable(), self._pass_counter.transformed(**multiples) as counted:
-            found: Tensor = over_rows(counted(function), arms, *rows, chunk_size=self.at_once)
-        if n_arms == 1 or not bool(arms.any()) or not network.check.is_new("copies", batch.x, len(rows), n_arms):
+            found: Tensor = over_rows(counted(function), displacements, *rows, chunk_size=self.chunk_size)
+        if (
+            n_copies == 1
+            or not bool(displacements.any())
+            or not network.check.is_new("copies", batch.x, len(rows), n_copies)
+        ):
             return found
         with network.check.counted():
-            looped = self._in_a_loop(function, (arms, *rows), multiples)
-        apart, scale = float((looped.double() - found.double()).norm()), float(looped.double().norm())
+            looped = self._in_a_loop(function, (displacements, *rows), multiples)
+        distance, scale = float((looped.double() - found.double()).norm()), float(looped.double().norm())
         round_off = torch.finfo(looped.dtype).eps ** 0.5 * looped.numel() ** 0.5
-        if apart <= network.check.tolerance() * max(scale, round_off):
+        if distance <= network.check.tolerance() * max(scale, round_off):
             return found
         network.routes.copies_in_a_loop = True
-        reason = f"differs from a loop by {apart:.2g}, where the norm is {scale:.2g}"
-        network.check.give_up("displaced copies", "vmap over them", reason, instead="one at a time")
+        reason = f"differs from a loop by {distance:.2g} at a norm of {scale:.2g}"
+        network.check.give_up("perturbed copies", "vmap over them", reason, instead="one at a time")
         return looped
 
     def _in_a_loop(
         self, function: Callable[..., Tensor], rows: tuple[PyTree, ...], multiples: dict[str, float]
     ) -> Tensor:
+        """Return `function` of each copy, one after another."""
         with differentiable(), self._pass_counter.transformed(**multiples) as counted:
             looped: Tensor = one_by_one(counted(function), rows)
         return looped
@@ -174,17 +193,20 @@ class PerturbedCopies:
 
     @staticmethod
     def _batch_product(value: Value) -> Callable[[Tensor, PyTree, Tensor, Tensor], Tensor]:
+        """Return the product of the Hessian of `value` with a vector."""
+
         def one(d: Tensor, item: PyTree, sign: Tensor, v: Tensor) -> Tensor:  # v → H v, forward over reverse
             slope = partial(grad(value), item=item, sign=sign)
             try:
                 image: Tensor = jvp(slope, (d,), (v,))[1]
-            except NotImplementedError:  # an operation without forward mode: reverse over reverse, H being symmetric
+            except NotImplementedError:  # no forward mode: reverse over reverse, since H is symmetric
                 image = vjp(slope, d)[1](v)[0]
             return image
 
         return one
 
     def _batch_value(self, batch: Batch, targets: PyTree) -> Value:
+        """Return the batch's part of F, as a function of the displacement."""
         objective, perturbation, lam = self.objective, self.perturbation, self.lam
         share = objective.share(batch)
 
@@ -197,5 +219,5 @@ class PerturbedCopies:
 
 
 def checked_difference(difference: str) -> str:
-    """One of DIFFERENCES."""
+    """Return `difference`, a key of DIFFERENCES, or raise OptionError."""
     return checked_choice("difference", difference, sorted(DIFFERENCES), remedy='"central".')

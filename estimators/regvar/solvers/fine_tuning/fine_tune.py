@@ -1,4 +1,4 @@
-"""Fine-tune: minibatch refits at a finite λ, the route for networks of any size."""
+"""FineTune: minibatch refits at a finite λ, for networks of any size."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
 from estimators.regvar.solvers.fine_tuning.conjugate_gradients import conjugate_refits
 from estimators.regvar.solvers.fine_tuning.nonlinearity import auto_lam, nonlinearity
-from estimators.regvar.solvers.fine_tuning.sample_batches import Flights, Landed, most_in_flight, replicas_at_once
-from estimators.regvar.solvers.fine_tuning.sgd import Descent
-from estimators.regvar.solvers.fine_tuning.stopping import LONGEST, Stopping
+from estimators.regvar.solvers.fine_tuning.sample_batches import (
+    SampleBatches,
+    SolvedBatch,
+    default_chunk_size,
+    max_concurrent_samples,
+)
+from estimators.regvar.solvers.fine_tuning.sgd import SGDRefits
+from estimators.regvar.solvers.fine_tuning.stopping import MAX_EPOCHS_FACTOR, Stopping
 from estimators.regvar.solvers.perturbed_copies import PerturbedCopies, checked_difference
 from estimators.training.learning_rate import auto_learning_rate
 from estimators.training.training import Recipe, fit_weights
@@ -29,38 +34,57 @@ __all__ = ["FineTune"]
 DEFAULT_RECIPE = Recipe(
     epochs="auto", batch_size="auto", optimizer="auto", lr="auto", momentum=0.95, schedule="constant", average=0.3
 )
-_FEW_ROWS = 25  # epochs that stochastic gradients would take: conjugate ones need fewer, docs/math.md, section 6
-_BENT = 0.5  # saturating networks tend to 1
+_MAX_SGD_EPOCHS = 25  # above, conjugate gradients over all rows need fewer passes: docs/math.md, section 6
+_MAX_NONLINEARITY = 0.5  # nonlinearity ratio at the end of a refit; saturating networks tend to 1
 
 
 class FineTune(Solver):
-    """argmin L − λ r by stochastic gradient descent, all replicas on the same batches, started at the first guess.
+    """Refits argmin L − λ r by SGD at a finite λ; all perturbed copies see the same batches.
 
-    Only plain gradients of a plain loss. For posterior draws the start is the prior draw, already the answer where the
-    data say nothing. What is stored is the displacement (θ − θ̂)/λ.
+    Needs only plain gradients of a plain loss. Posterior draws start at the prior draw, which is already the solution
+    in directions without data. The displacement (θ − θ̂)/λ is stored instead of θ, so that float32 does not cancel.
+
+    Source: the finite-difference form of McInerney & Kallus, AISTATS 2025, Theorem 4.1, on a centred objective
+    (docs/math.md, sections 3 and 6).
 
     Args:
-        lam: λ, or "auto": where the slopes of a refit at its start are nearest to those of the linear response, between
-            what the network bends and what round-off takes; of an objective that is not centred the largest whose start
-            keeps the network linear, ‖Δf − JΔθ‖/‖JΔθ‖ ≤ 0.05 (0.005 in float64).
-        difference: "forward" (one arm, enough for a centred objective), "central" or "control".
-        recipe: epochs, batches and optimizer. lr="auto" takes a stable rate from the curvature of some batches, and
-            half of it from each epoch on in which the objective climbs. epochs="auto" with a constant rate stops
-            posterior draws early where their energy error is small, and gives them twice the epochs where it is not.
-            optimizer="auto" goes along conjugate directions of all rows, without a rate, where the rows are so few that
-            stochastic gradients would take more than 25 epochs, and the refits are posterior draws.
-        seed: orders the batches, alike in all arms.
-        vmap_chunk_size: copies in one vectorised call, or "auto" (one at a time for convolutions on a CPU, where
-            grouped convolutions are slow; else as many as memory allows). It does not affect the fit: a saved fit or
-            a checkpoint may be read with another value.
-        in_flight: replicas that descend together, each with eight vectors of θ's size in memory; the others wait, and
-            share no forward passes with them. "auto": as many as an eighth of the memory bears (all, in several
-            processes).
-        share: what several processes (`fit(accelerator=...)`) divide among them: the "rows" of every batch, at a sum
-            over all at every step; or the "draws", each on all rows, which meet once an epoch, but cannot go on from a
-            checkpoint.
+        lam: λ > 0, or "auto", which selects λ so that the gradients of a refit are nearest to those of the linear
+            response. The error from nonlinearity decreases with λ, the error from round-off increases. For an objective
+            that is not centred, "auto" is the largest λ with a nonlinearity ratio ‖Δf − JΔθ‖/‖JΔθ‖ ≤ 0.05 at the
+            initial guess (0.005 in float64).
+        difference: "forward" (one perturbed copy per draw, enough for a centred objective), "central" (two), or
+            "control" (one, and one shared copy with λ = 0).
+        recipe: epochs, batch size and optimizer. lr="auto" computes a stable rate from the curvature of some batches,
+            and halves it after each epoch in which the objective increases. epochs="auto" with a constant rate stops
+            posterior draws early if their A-norm error is small, and doubles the epochs if it is not.
+            optimizer="auto" uses conjugate gradients over all rows, without a rate, for posterior draws with so few
+            rows that SGD would take more than 25 epochs.
+        seed: seed of the order of the batches, the same for all copies.
+        vmap_chunk_size: perturbed copies in one vectorised call, or "auto" (1 for convolutions on a CPU, where grouped
+            convolutions are slow; else as many as memory allows). It does not affect the fit: a saved fit or a
+            checkpoint may be loaded with another value.
+        max_concurrent: perturbed functions that are refitted concurrently, each with eight vectors of θ's size in
+            memory. The others follow, and share no forward passes with them. "auto": as many as an eighth of the
+            memory allows (all, in several processes).
+        shard_by: what several processes (`fit(accelerator=...)`) divide: "rows" of every batch, with a sum over all
+            processes per step, or "draws", each on all rows, with communication once an epoch. "draws" cannot resume
+            from a checkpoint.
 
-    Errors: LambdaTooLargeError where the refit ends outside the linear region; ConvergenceError where it diverges.
+    Raises:
+        OptionError: at construction or in `fit`, for options that are wrong or do not go together.
+        LambdaTooLargeError: if the refit ends with a nonlinearity ratio above 0.5.
+        ConvergenceError: if the objective increases at every learning rate.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from estimators import FineTune, PosteriorDraws, RegVar
+        >>> x = torch.linspace(-1, 1, 20)[:, None]
+        >>> loader = DataLoader(TensorDataset(x, x.sin()), batch_size=10)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        >>> regvar = RegVar(model, "regression", regularizer=PosteriorDraws(32), solver=FineTune()).fit(loader)
+        >>> regvar.variance(x[:3]).shape
+        torch.Size([3, 1])
     """
 
     refits = True
@@ -75,16 +99,18 @@ class FineTune(Solver):
         *,
         seed: int = 0,
         vmap_chunk_size: int | str = "auto",
-        in_flight: int | str = "auto",
-        share: str = "rows",
+        max_concurrent: int | str = "auto",
+        shard_by: str = "rows",
     ) -> None:
         self.lam, self.difference = checked_lam(lam, auto=True), checked_difference(difference)
         self.recipe = checked_instance("recipe", recipe, Recipe, remedy="Recipe(epochs=100).")
-        self.seed, self.share = checked_seed(seed), checked_choice("share", share, ("rows", "draws"))
+        self.seed, self.shard_by = checked_seed(seed), checked_choice("shard_by", shard_by, ("rows", "draws"))
         self.vmap_chunk_size = checked_integer("vmap_chunk_size", vmap_chunk_size, at_least=1, words=("auto",))
-        self.in_flight = checked_integer("in_flight", in_flight, at_least=1, words=("auto",))
-        if in_flight != "auto" and share == "draws":
-            raise OptionError('in_flight="auto" with share="draws"', received=repr(in_flight), remedy='share="rows".')
+        self.max_concurrent = checked_integer("max_concurrent", max_concurrent, at_least=1, words=("auto",))
+        if max_concurrent != "auto" and shard_by == "draws":
+            raise OptionError(
+                'max_concurrent="auto" with shard_by="draws"', received=repr(max_concurrent), remedy='shard_by="rows".'
+            )
         if recipe.optimizer == "conjugate" and difference != "forward":
             raise OptionError(
                 'difference="forward" with optimizer="conjugate"', received=repr(difference), remedy='"nesterov".'
@@ -100,85 +126,92 @@ class FineTune(Solver):
     def _solve(
         self, objective: Objective, perturbation: Perturbation, *, progress_bar: bool, checkpoint: Checkpoint
     ) -> Solution:
-        objective = replace(objective, process_group=objective.process_group.sharing(self.share))
-        _check_share(objective.process_group, perturbation, checkpoint)
+        objective = replace(objective, process_group=objective.process_group.sharing(self.shard_by))
+        _check_sharding(objective.process_group, perturbation, checkpoint)
         saved = checkpoint.load()
         lam, recipe = self._found(objective, perturbation, {} if saved is None else saved[1])
-        mine, k = perturbation.part(objective.process_group.draws), len(perturbation.direction)
+        mine, k = perturbation.select(objective.process_group.draws), len(perturbation.gradient)
         size, device = self._size(objective, mine), objective.theta.device
-        flights = Flights.resumed(len(mine.direction), size, checkpoint, saved, device)
-        for which in flights.left():
-            replicas, kept = self._replicas(objective, mine.part(which), lam), flights.keeping()
+        sample_batches = SampleBatches.resumed(len(mine.gradient), size, checkpoint, saved, device)
+        for which in sample_batches.remaining():
+            copies, next_checkpoint = self._copies(objective, mine.select(which), lam), sample_batches.with_checkpoint()
             if recipe.optimizer == "conjugate":
-                landed = self._conjugate(replicas, recipe, kept, progress_bar=progress_bar)
+                solved = self._conjugate(copies, recipe, next_checkpoint, progress_bar=progress_bar)
             else:
-                landed = self._stochastic(replicas, recipe, k, kept, progress_bar=progress_bar)
-            flights.land(landed)
-            lam = landed.lam
-        landed, process_group = flights.together, objective.process_group
+                solved = self._stochastic(copies, recipe, k, next_checkpoint, progress_bar=progress_bar)
+            sample_batches.add(solved)
+            lam = solved.lam
+        solved, process_group = sample_batches.concatenated, objective.process_group
         report = SolverReport(
-            repr(self), replicas=k, lam=landed.lam, lr=landed.rate, iterations=landed.steps, nonlinearity=landed.bend
+            repr(self),
+            n_perturbations=k,
+            lam=solved.lam,
+            lr=solved.rate,
+            iterations=solved.steps,
+            nonlinearity=solved.nonlinearity,
         )
-        energies = None if landed.energies is None else landed.energies.together(process_group, k)
-        return Solution(process_group.together(landed.displacement, k), report, energies)
+        a_norm_errors = None if solved.a_norm_errors is None else solved.a_norm_errors.gather(process_group, k)
+        return Solution(process_group.together(solved.displacement, k), report, a_norm_errors)
 
     def _conjugate(
-        self, replicas: PerturbedCopies, recipe: Recipe, checkpoint: Checkpoint, *, progress_bar: bool
-    ) -> Landed:
-        """A flight along conjugate directions."""
+        self, copies: PerturbedCopies, recipe: Recipe, checkpoint: Checkpoint, *, progress_bar: bool
+    ) -> SolvedBatch:
+        """Refit one sample batch by conjugate gradients."""
         assert isinstance(recipe.epochs, int)
-        most = recipe.epochs if self.recipe.epochs != "auto" else LONGEST * recipe.epochs
-        chooses = self._chooses_lam(replicas.objective)
-        refits = conjugate_refits(replicas, most, checkpoint, chooses=chooses, progress_bar=progress_bar)
-        bend = _departure(replicas.objective, refits.at, refits.lam)
-        return Landed(refits.at, refits.energies, refits.lam, bend, steps=refits.steps)
+        most = recipe.epochs if self.recipe.epochs != "auto" else MAX_EPOCHS_FACTOR * recipe.epochs
+        selects_lam = self._selects_lam(copies.objective)
+        refits = conjugate_refits(copies, most, checkpoint, selects_lam=selects_lam, progress_bar=progress_bar)
+        ratio = _checked_nonlinearity(copies.objective, refits.at, refits.lam)
+        return SolvedBatch(refits.at, refits.a_norm_errors, refits.lam, ratio, steps=refits.steps)
 
     def _stochastic(
-        self, replicas: PerturbedCopies, recipe: Recipe, n_draws: int, checkpoint: Checkpoint, *, progress_bar: bool
-    ) -> Landed:
-        """A flight by stochastic gradients, of some of the replicas of all `n_draws`."""
-        objective = replicas.objective
-        descent = Descent(replicas, recipe, chooses=self._chooses_lam(objective))
+        self, copies: PerturbedCopies, recipe: Recipe, n_draws: int, checkpoint: Checkpoint, *, progress_bar: bool
+    ) -> SolvedBatch:
+        """Refit one sample batch by SGD; there are `n_draws` samples in all."""
+        objective = copies.objective
+        refits = SGDRefits(copies, recipe, selects_lam=self._selects_lam(objective))
         guarded = self.recipe.lr == "auto" and objective.data_term.centred
         stopping = None
-        if guarded and self._chooses and descent.replicas.perturbation.start is not None:
-            stopping = Stopping(descent, n_draws)
-        arms = fit_weights(
-            descent.replicas.start,
-            descent.gradient,
+        if guarded and self._selects_epochs and refits.copies.perturbation.initial_guess is not None:
+            stopping = Stopping(refits, n_draws)
+        displacements = fit_weights(
+            refits.copies.initial_guess,
+            refits.gradient,
             objective.batches,
-            recipe=descent.recipe if stopping is None else stopping.longest,
+            recipe=refits.recipe if stopping is None else stopping.longest,
             generator=torch.Generator().manual_seed(self.seed),
-            epoch_callback=descent.watch if guarded else None,
+            epoch_callback=refits.after_epoch if guarded else None,
             stop_criterion=None if stopping is None else stopping.enough,
-            checkpoint=descent.keeping(checkpoint),
+            checkpoint=refits.with_checkpoint(checkpoint),
             progress_bar=progress_bar,
         )
-        energies = None if stopping is None else stopping.energies
-        displacement = descent.replicas.displacement(arms)
-        lam = descent.replicas.lam
-        return Landed(displacement, energies, lam, _departure(objective, displacement, lam), rate=descent.rate)
+        a_norm_errors = None if stopping is None else stopping.a_norm_errors
+        displacement = refits.copies.difference_quotient(displacements)
+        lam = refits.copies.lam
+        return SolvedBatch(
+            displacement, a_norm_errors, lam, _checked_nonlinearity(objective, displacement, lam), rate=refits.rate
+        )
 
     def _size(self, objective: Objective, perturbation: Perturbation) -> int:
-        """Replicas in flight."""
-        k = len(perturbation.direction)
-        if not isinstance(self.in_flight, str):
-            return min(k, self.in_flight)
-        arms = 2 if self.difference == "central" else 1
+        """Return the number of samples that are refitted concurrently."""
+        k = len(perturbation.gradient)
+        if not isinstance(self.max_concurrent, str):
+            return min(k, self.max_concurrent)
+        copies_per_draw = 2 if self.difference == "central" else 1
         alone = objective.process_group.size == 1
-        return min(k, max(1, most_in_flight(perturbation.direction) // arms)) if alone else k
+        return min(k, max(1, max_concurrent_samples(perturbation.gradient) // copies_per_draw)) if alone else k
 
     @property
-    def _chooses(self) -> bool:
-        """Whether the number of epochs is ours to choose, and the rate does not depend on it."""
+    def _selects_epochs(self) -> bool:
+        """Whether the number of epochs is selected here: epochs="auto" with a rate that does not depend on it."""
         return self.recipe.epochs == "auto" and self.recipe.schedule == "constant"
 
     def _found(self, objective: Objective, perturbation: Perturbation, found: dict[str, Any]) -> tuple[float, Recipe]:
-        """λ and the recipe with its learning rate, as they were found, or looked for now."""
+        """Return λ and the recipe with its learning rate, from a checkpoint or selected now."""
         lam = self.lam if "lam" not in found else float(found["lam"])
         lam = auto_lam(objective, perturbation) if isinstance(lam, str) else lam
         recipe = self.recipe.resolve(objective.batches.n_data)
-        if self._few_rows(objective, perturbation, recipe):
+        if self._uses_conjugate(objective, perturbation, recipe):
             return lam, replace(recipe, optimizer="conjugate")
         if "lr" in found:
             return lam, replace(recipe, lr=float(found["lr"]))
@@ -186,13 +219,13 @@ class FineTune(Solver):
             recipe = replace(recipe, lr=auto_learning_rate(objective, recipe, seed=self.seed))
         return lam, recipe
 
-    def _chooses_lam(self, objective: Objective) -> bool:
-        """Whether λ is ours to choose on the way; where processes share the draws it stays, alike in all."""
+    def _selects_lam(self, objective: Objective) -> bool:
+        """Return whether λ may change during the refit; processes that share the draws keep one λ."""
         return self.lam == "auto" and objective.data_term.centred and objective.process_group.draws == slice(None)
 
-    def _few_rows(self, objective: Objective, perturbation: Perturbation, recipe: Recipe) -> bool:
-        """Whether conjugate directions of all rows are asked for, or better. Errors: OptionError where impossible."""
-        draws = objective.data_term.centred and perturbation.start is not None
+    def _uses_conjugate(self, objective: Objective, perturbation: Perturbation, recipe: Recipe) -> bool:
+        """Return whether to refit by conjugate gradients; raise OptionError if they are asked for but impossible."""
+        draws = objective.data_term.centred and perturbation.initial_guess is not None
         if recipe.optimizer == "conjugate" and not draws:
             raise OptionError(
                 'posterior draws of a centred objective with optimizer="conjugate"',
@@ -200,41 +233,47 @@ class FineTune(Solver):
                 remedy='optimizer="nesterov", or PosteriorDraws().',
             )
         assert isinstance(recipe.epochs, int)
-        few = self._chooses and recipe.lr == "auto" and self.difference == "forward" and recipe.epochs > _FEW_ROWS
+        few = (
+            self._selects_epochs
+            and recipe.lr == "auto"
+            and self.difference == "forward"
+            and recipe.epochs > _MAX_SGD_EPOCHS
+        )
         return recipe.optimizer == "conjugate" or (recipe.optimizer == "auto" and draws and few)
 
-    def _replicas(self, objective: Objective, perturbation: Perturbation, lam: float) -> PerturbedCopies:
-        at_once = self.vmap_chunk_size
-        at_once = replicas_at_once(objective) if isinstance(at_once, str) else at_once
-        return PerturbedCopies.of(objective, perturbation, lam, difference=self.difference, at_once=at_once)
+    def _copies(self, objective: Objective, perturbation: Perturbation, lam: float) -> PerturbedCopies:
+        """Return the perturbed copies of a sample batch."""
+        chunk_size = self.vmap_chunk_size
+        chunk_size = default_chunk_size(objective) if isinstance(chunk_size, str) else chunk_size
+        return PerturbedCopies.of(objective, perturbation, lam, difference=self.difference, chunk_size=chunk_size)
 
 
-def _departure(objective: Objective, displacement: Tensor, lam: float) -> float:
-    """‖Δf − JΔθ‖/‖JΔθ‖ of a flight's end. Errors: LambdaTooLargeError."""
-    with objective.network.pass_counter.phase("linearity"):
-        bend = nonlinearity(objective, displacement, lam)
-    if not bend <= _BENT:
+def _checked_nonlinearity(objective: Objective, displacement: Tensor, lam: float) -> float:
+    """Return ‖Δf − JΔθ‖/‖JΔθ‖ at the end of a refit, or raise LambdaTooLargeError if it is large."""
+    with objective.network.pass_counter.phase("nonlinearity"):
+        ratio = nonlinearity(objective, displacement, lam)
+    if not ratio <= _MAX_NONLINEARITY:
         raise LambdaTooLargeError(
-            f"refits that stay where the network responds linearly, ‖Δf − JΔθ‖ ≤ {_BENT} ‖JΔθ‖",
-            received=f"a ratio of {bend:.3g} at lam={lam:g}",
+            f"refits in the linear region of the network, ‖Δf − JΔθ‖ ≤ {_MAX_NONLINEARITY} ‖JΔθ‖",
+            received=f"a ratio of {ratio:.3g} at lam={lam:g}",
             remedy=f'lam="auto", or a smaller lam such as {lam / 10:g}; or a smaller lr if the refit diverged.',
         )
-    return bend
+    return ratio
 
 
-def _check_share(process_group: ProcessGroup, perturbation: Perturbation, checkpoint: Checkpoint) -> None:
-    """Draws can be shared out where there are enough, and nothing is to be resumed. Errors: OptionError."""
+def _check_sharding(process_group: ProcessGroup, perturbation: Perturbation, checkpoint: Checkpoint) -> None:
+    """Raise OptionError if the processes cannot share the draws: too few draws, or a checkpoint."""
     if process_group.size == 1 or process_group.shares == "rows":
         return
-    if len(perturbation.direction) < process_group.size:
+    if len(perturbation.gradient) < process_group.size:
         raise OptionError(
             f"at least {process_group.size} draws for {process_group.size} processes",
-            received=str(len(perturbation.direction)),
-            remedy='more draws, or share="rows".',
+            received=str(len(perturbation.gradient)),
+            remedy='more draws, or shard_by="rows".',
         )
     if checkpoint.keeps:
         raise OptionError(
-            "processes that share the rows, for a fit with a checkpoint",
-            received='share="draws"',
-            remedy='share="rows", or leave the checkpoint out and save() in the end.',
+            'shard_by="rows" for a fit with a checkpoint',
+            received='shard_by="draws"',
+            remedy='shard_by="rows", or leave the checkpoint out and save() in the end.',
         )

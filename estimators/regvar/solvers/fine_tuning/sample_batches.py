@@ -1,4 +1,4 @@
-"""Replicas that descend a flight after the other: only those in flight have slopes, momenta and averages in memory."""
+"""Sample batches: perturbations refitted a few at a time, so that only these have optimizer state in memory."""
 
 from __future__ import annotations
 
@@ -15,128 +15,137 @@ from estimators.persistence.state import Learned
 from estimators.regvar.a_norm_error import SampleANormErrors
 from estimators.runtime.memory import available_bytes
 
-__all__ = ["Flights", "Landed", "most_in_flight", "replicas_at_once"]
+__all__ = ["SampleBatches", "SolvedBatch", "default_chunk_size", "max_concurrent_samples"]
 
-_COPIES = 8  # of a replica in flight: iterate, slope and its parts, momentum, average
-_SHARE = 0.125  # of the memory there is
+_COPIES = 8  # vectors per sample: iterate, gradient and its parts, momentum, average
+_MEMORY_SHARE = 0.125  # of the available memory
 
 
-def most_in_flight(displacement: Tensor) -> int:
-    """Replicas whose state takes at most an eighth of the memory, for displacements like those (K, P)."""
+def max_concurrent_samples(displacement: Tensor) -> int:
+    """Return how many samples have a state of at most an eighth of the memory, for displacements (K, P)."""
     each = _COPIES * displacement.shape[1] * displacement.element_size()
-    return max(1, int(_SHARE * available_bytes(displacement.device)) // each)
+    return max(1, int(_MEMORY_SHARE * available_bytes(displacement.device)) // each)
 
 
 @dataclass(frozen=True)
-class Landed:
-    """Displacements (k, P), energies where they were computed, λ, the departure, the learning rate or the steps."""
+class SolvedBatch:
+    """A solved sample batch: displacements (k, P), A-norm errors if known, λ, nonlinearity, learning rate or steps."""
 
     displacement: Tensor
-    energies: SampleANormErrors | None
+    a_norm_errors: SampleANormErrors | None
     lam: float
-    bend: float
+    nonlinearity: float
     rate: float | None = None
     steps: int | None = None
 
     @property
-    def how(self) -> dict[str, Any]:
-        """The numbers of it, in JSON types."""
-        return {"landed_lam": self.lam, "bend": self.bend, "rate": self.rate, "landed_steps": self.steps}
+    def summary(self) -> dict[str, Any]:
+        """λ, nonlinearity, learning rate and steps, in JSON types."""
+        return {
+            "solved_lam": self.lam,
+            "nonlinearity": self.nonlinearity,
+            "rate": self.rate,
+            "solved_steps": self.steps,
+        }
 
 
 @dataclass
-class Flights:
-    """K replicas, `size` at a time; where a checkpoint keeps them, those that have landed are kept, too."""
+class SampleBatches:
+    """K perturbations, `size` at a time; a checkpoint keeps the solved ones too."""
 
-    n_replicas: int
+    n_samples: int
     size: int
     checkpoint: Checkpoint
-    landed: list[Landed] = field(default_factory=list)
-    saved: Learned | None = None  # what the first flight from here goes on from
+    solved: list[SolvedBatch] = field(default_factory=list)
+    saved: Learned | None = None  # state that the next sample batch resumes from
 
     @classmethod
     def resumed(
-        cls, n_replicas: int, size: int, checkpoint: Checkpoint, saved: Learned | None, device: torch.device
-    ) -> Flights:
-        """From what the checkpoint had."""
+        cls, n_samples: int, size: int, checkpoint: Checkpoint, saved: Learned | None, device: torch.device
+    ) -> SampleBatches:
+        """Return the batches that a checkpoint describes."""
         if saved is None:
-            return cls(n_replicas, size, checkpoint)
+            return cls(n_samples, size, checkpoint)
         tensors, values = saved
         before = []
-        if "landed" in tensors:
-            energies = SampleANormErrors(tensors["energies"].to(device), values["n"]) if "energies" in tensors else None
-            how = (values[name] for name in ("landed_lam", "bend", "rate", "landed_steps"))
-            before = [Landed(tensors["landed"].to(device), energies, *how)]
-        return cls(n_replicas, values["in_flight"], checkpoint, before, saved)
+        if "solved" in tensors:
+            a_norm_errors = (
+                SampleANormErrors(tensors["a_norm_errors"].to(device), values["n"])
+                if "a_norm_errors" in tensors
+                else None
+            )
+            summary = (values[name] for name in ("solved_lam", "nonlinearity", "rate", "solved_steps"))
+            before = [SolvedBatch(tensors["solved"].to(device), a_norm_errors, *summary)]
+        return cls(n_samples, values["size"], checkpoint, before, saved)
 
-    def left(self) -> Iterator[slice]:
-        """The flights that have not landed."""
-        for start in range(self.n_landed, self.n_replicas, self.size):
+    def remaining(self) -> Iterator[slice]:
+        """Yield the sample batches that are not solved yet."""
+        for start in range(self.n_solved, self.n_samples, self.size):
             yield slice(start, start + self.size)
 
     @property
-    def n_landed(self) -> int:
-        """Replicas that have landed."""
-        return sum(len(landed.displacement) for landed in self.landed)
+    def n_solved(self) -> int:
+        """Number of solved samples."""
+        return sum(len(solved.displacement) for solved in self.solved)
 
-    def land(self, landed: Landed) -> None:
-        """Add a flight's end."""
-        self.landed.append(landed)
+    def add(self, solved: SolvedBatch) -> None:
+        """Add a solved batch."""
+        self.solved.append(solved)
 
-    def keeping(self) -> Checkpoint:
-        """The checkpoint of the flight that is next."""
-        return _Kept(self, self.checkpoint, self.n_landed)
+    def with_checkpoint(self) -> Checkpoint:
+        """Return the checkpoint of the next sample batch."""
+        return _WithCheckpoint(self, self.checkpoint, self.n_solved)
 
     @property
-    def together(self) -> Landed:
-        """All of them."""
-        known = [landed.energies for landed in self.landed if landed.energies is not None]
-        energies = SampleANormErrors.joined(known) if len(known) == len(self.landed) else None
-        whole = torch.cat([landed.displacement for landed in self.landed])
-        rates = [landed.rate for landed in self.landed if landed.rate is not None]
-        steps = [landed.steps for landed in self.landed if landed.steps is not None]
-        bend = max(landed.bend for landed in self.landed)
-        lam = self.landed[-1].lam
-        return Landed(whole, energies, lam, bend, min(rates, default=None), max(steps, default=None))
+    def concatenated(self) -> SolvedBatch:
+        """All solved batches as one."""
+        known = [solved.a_norm_errors for solved in self.solved if solved.a_norm_errors is not None]
+        a_norm_errors = SampleANormErrors.concatenate(known) if len(known) == len(self.solved) else None
+        whole = torch.cat([solved.displacement for solved in self.solved])
+        rates = [solved.rate for solved in self.solved if solved.rate is not None]
+        steps = [solved.steps for solved in self.solved if solved.steps is not None]
+        nonlinearity = max(solved.nonlinearity for solved in self.solved)
+        lam = self.solved[-1].lam
+        return SolvedBatch(whole, a_norm_errors, lam, nonlinearity, min(rates, default=None), max(steps, default=None))
 
 
 @dataclass(frozen=True)
-class _Kept(Checkpoint):
-    """A flight's state, and those that landed before it; `number` of them."""
+class _WithCheckpoint(Checkpoint):
+    """The state of one sample batch and of the batches solved before it, `number` samples."""
 
-    flights: Flights
+    batches: SampleBatches
     inner: Checkpoint
     number: int
 
     def load(self) -> Learned | None:
-        saved, self.flights.saved = self.flights.saved, None
+        saved, self.batches.saved = self.batches.saved, None
         if saved is None or saved[1]["number"] != self.number:
             return None
-        return {name: tensor for name, tensor in saved[0].items() if name not in ("landed", "energies")}, saved[1]
+        return {name: tensor for name, tensor in saved[0].items() if name not in ("solved", "a_norm_errors")}, saved[1]
 
     def save(self, state: Callable[[], Learned]) -> None:
-        def all_of_it() -> Learned:
+        def combined() -> Learned:
             tensors, values = state()
-            values = {**values, "in_flight": self.flights.size, "number": self.number}
-            if not self.flights.landed:
+            values = {**values, "size": self.batches.size, "number": self.number}
+            if not self.batches.solved:
                 return tensors, values
-            before = self.flights.together
-            tensors, values = {**tensors, "landed": before.displacement}, {**values, **before.how}
-            if before.energies is None:
+            before = self.batches.concatenated
+            tensors, values = {**tensors, "solved": before.displacement}, {**values, **before.summary}
+            if before.a_norm_errors is None:
                 return tensors, values
-            return {**tensors, "energies": before.energies.terms}, {**values, "n": before.energies.n}
+            return {**tensors, "a_norm_errors": before.a_norm_errors.terms}, {**values, "n": before.a_norm_errors.n}
 
-        self.inner.save(all_of_it)
-
-
-_WORTH_A_VECTOR = 2**20  # numbers in all replicas: on a CPU 8 times as fast at 3·10³ parameters each, slower at 8·10⁵
+        self.inner.save(combined)
 
 
-def replicas_at_once(objective: Objective) -> int:
-    """Replicas in one vectorised call: bounded by memory; on a CPU by what is worth it, and one for convolutions."""
-    modules, at_once = objective.network.module.modules(), objective.network.vectors_at_once
+_MAX_VMAP_NUMBERS = 2**20  # in all copies; on a CPU vmap is 8 times as fast at 3·10³ parameters each, slower at 8·10⁵
+
+
+def default_chunk_size(objective: Objective) -> int:
+    """Return the number of copies in one vectorised call: limited by memory, on a CPU by speed; 1 for convolutions."""
+    modules, chunk_size = objective.network.module.modules(), objective.network.vectors_at_once
     if objective.theta.device.type != "cpu":
-        return at_once
+        return chunk_size
     if any(isinstance(m, nn.modules.conv._ConvNd) for m in modules):
         return 1
-    return min(at_once, max(1, _WORTH_A_VECTOR // objective.theta.numel()))
+    return min(chunk_size, max(1, _MAX_VMAP_NUMBERS // objective.theta.numel()))

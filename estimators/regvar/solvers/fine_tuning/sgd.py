@@ -1,4 +1,4 @@
-"""A descent of all replicas, which knows whether it goes down."""
+"""SGD refits of all perturbed copies, with learning-rate reductions when the objective increases."""
 
 from __future__ import annotations
 
@@ -15,159 +15,165 @@ from estimators.errors import ConvergenceError
 from estimators.numerics.reductions import dots
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.persistence.state import Learned
-from estimators.regvar.a_norm_error import prior_energy
-from estimators.regvar.solvers.fine_tuning.nonlinearity import straightest_lam
+from estimators.regvar.a_norm_error import prior_draw_norms
+from estimators.regvar.solvers.fine_tuning.nonlinearity import select_lam
 from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
 from estimators.training.training import Recipe
 
-__all__ = ["Descent"]
+__all__ = ["SGDRefits"]
 
-_CLIMB, _BLOWN_UP = 0.05, 10.0
-_SLOWER, _MOST_CUTS = 1 / 2, 12
-_LOOKED_AGAIN = (1, 4)
+_MAX_INCREASE = 0.05  # of the decrease of F so far; more counts as an increase
+_DIVERGED = 10.0  # times |F| at the start; above, copies are reset
+_REDUCTION, _MAX_REDUCTIONS = 1 / 2, 12  # factor on the learning rate, and how often it is applied
+_SELECT_AGAIN_AT = (1, 4)  # epochs after which λ is selected again
 
 
-class Descent:
-    """Replicas at the chosen λ, the recipe with its learning rate, and F at the iterates.
+class SGDRefits:
+    """SGD on perturbed copies, which measures the objective F at the iterates and reduces the learning rate.
 
-    For a centred objective F is nearly a parabola, ∇F = A D − s∇r, so that slopes alone tell its value,
-    F = ½ Dᵀ(∇F − s∇r), without the difference of two losses that are alike to many digits. Momentum and the noise of
-    batches can make it climb at rates that any one batch would bear, and slowly: that is seen after some epochs. Where
-    it `chooses` λ, it looks again after the first and the fourth epoch, from where the replicas have come to.
+    For a centred objective F is nearly quadratic, ∇F = A D − s∇r, so that gradients alone give its value,
+    F = ½ Dᵀ(∇F − s∇r), without the difference of two nearly equal losses. Momentum and minibatch noise can make F
+    increase, slowly, at rates that are stable on every single batch; this is visible after some epochs. With
+    `selects_lam`, λ is selected again after the first and the fourth epoch, at the copies' displacements by then.
     """
 
-    def __init__(self, replicas: PerturbedCopies, recipe: Recipe, *, chooses: bool = False) -> None:
-        self.replicas, self.recipe, self.chooses = replicas, recipe, chooses
-        self.epochs = self.cuts = 0
+    def __init__(self, copies: PerturbedCopies, recipe: Recipe, *, selects_lam: bool = False) -> None:
+        self.copies, self.recipe, self.selects_lam = copies, recipe, selects_lam
+        self.epochs = self.n_reductions = 0
         self._at_start = float("nan")
         self._lowest: float | None = None
-        self._value = self._dimension = replicas.signs.new_zeros(()).double()
-        self.energy: float | None = None
+        self._value = self._dimension = copies.signs.new_zeros(()).double()
+        self.a_norm_error: float | None = None
         self._from_prior: Tensor | None = None
 
-    def keeping(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint of the loop, with what the descent itself goes by."""
-        return _Kept(self, checkpoint)
+    def with_checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Return the checkpoint of the training loop, extended by the state of the refits."""
+        return _WithCheckpoint(self, checkpoint)
 
     def state(self) -> dict[str, Any]:
-        """λ, the learning rate, the cuts and the values so far, in JSON types; at the end of an epoch."""
+        """Return λ, the learning rate, the number of reductions and the values of F, in JSON types; after an epoch."""
         return {
-            "lam": self.replicas.lam,
+            "lam": self.copies.lam,
             "lr": self.recipe.lr,
-            "watched": self.epochs,
-            "cuts": self.cuts,
+            "guarded_epochs": self.epochs,
+            "n_reductions": self.n_reductions,
             "at_start": self._at_start,
             "lowest": self._lowest,
-            "energy": self.energy,
+            "a_norm_error": self.a_norm_error,
         }
 
     def restore(self, values: dict[str, Any]) -> None:
-        """From `state`, λ and the learning rate aside."""
-        self.epochs, self.cuts, self._at_start = (values[name] for name in ("watched", "cuts", "at_start"))
-        self._lowest, self.energy = values["lowest"], values["energy"]
+        """Restore `state`, except λ and the learning rate."""
+        self.epochs, self.n_reductions, self._at_start = (
+            values[name] for name in ("guarded_epochs", "n_reductions", "at_start")
+        )
+        self._lowest, self.a_norm_error = values["lowest"], values["a_norm_error"]
 
     @property
     def rate(self) -> float:
-        """The learning rate that is left."""
+        """The current learning rate."""
         assert not isinstance(self.recipe.lr, str)
-        return self.recipe.lr * _SLOWER**self.cuts
+        return self.recipe.lr * _REDUCTION**self.n_reductions
 
-    def gradient(self, arms: Tensor, batch: Batch) -> Tensor:
-        """The batch's part of ∇F, (A, P)."""
-        objective = self.replicas.objective
+    def gradient(self, displacements: Tensor, batch: Batch) -> Tensor:
+        """Return the batch's part of ∇F, (A, P)."""
+        objective = self.copies.objective
         mine = objective.process_group.part(batch)
         if mine is None:
-            slope = torch.zeros_like(arms)
+            slope = torch.zeros_like(displacements)
         else:
-            slope = self.replicas.batch_gradient(arms, mine, objective.data_term.targets(objective.network, mine))
+            slope = self.copies.batch_gradient(
+                displacements, mine, objective.data_term.targets(objective.network, mine)
+            )
         slope = objective.process_group.total(slope)
         share = objective.share(batch)
-        along, tilts = dots(arms, slope).sum(), share * self._tilts(arms).sum()
-        value = 0.5 * (along - tilts)
+        along, linear_terms = dots(displacements, slope).sum(), share * self._linear_terms(displacements).sum()
+        value = 0.5 * (along - linear_terms)
         if math.isnan(self._at_start):
-            self._at_start = float(objective.process_group.over_draws(value) / share)  # as one batch has it
+            self._at_start = float(objective.process_group.over_draws(value) / share)  # estimated from the first batch
         self._value = self._value + value
-        self._dimension = self._dimension + along + tilts - share * self._prior(arms)  # uᵀGu
+        self._dimension = self._dimension + along + linear_terms - share * self._prior(displacements)  # uᵀGu
         return slope
 
-    def watch(self, arms: Tensor) -> float:
-        """After an epoch: 1, or the factor on the learning rate where F climbed; arms that blew up are put back.
+    def after_epoch(self, displacements: Tensor) -> float:
+        """Callback after an epoch: return 1, or the factor on the learning rate if F increased; reset diverged copies.
 
-        Errors: ConvergenceError where it climbs at every rate.
+        Raises:
+            ConvergenceError: if F increases at every learning rate.
         """
-        process_group = self.replicas.objective.process_group
+        process_group = self.copies.objective.process_group
         value, dimension = (float(process_group.over_draws(mine)) for mine in (self._value, self._dimension))
         self._value = self._dimension = torch.zeros_like(self._value)
-        self.energy = self._energy(value, dimension)
+        self.a_norm_error = self._a_norm_error(value, dimension)
         self.epochs += 1
         if value <= self._most:
             self._lowest = value if self._lowest is None else min(value, self._lowest)
-            if self.chooses and self.epochs in _LOOKED_AGAIN:
-                self._choose_again(arms)
+            if self.selects_lam and self.epochs in _SELECT_AGAIN_AT:
+                self._select_lam_again(displacements)
             return 1.0
-        self.cuts += 1
-        if self.cuts > _MOST_CUTS:
+        self.n_reductions += 1
+        if self.n_reductions > _MAX_REDUCTIONS:
             raise ConvergenceError(
-                "a learning rate at which the objective falls",
-                received=f"one that climbs at {self.rate:.3g} still",
+                "a learning rate at which the objective decreases",
+                received=f"an increase at {self.rate:.3g} still",
                 remedy="check that the model is trained and in float32 or float64; or solver=LinearResponse().",
             )
-        blown_up = not value <= _BLOWN_UP * abs(self._at_start)
-        self._lowest = self._at_start if blown_up else value
-        if blown_up:
-            arms.copy_(self.replicas.start)
-        return _SLOWER
+        diverged = not value <= _DIVERGED * abs(self._at_start)
+        self._lowest = self._at_start if diverged else value
+        if diverged:
+            displacements.copy_(self.copies.initial_guess)
+        return _REDUCTION
 
-    def _choose_again(self, arms: Tensor) -> None:
-        """λ at where the first replica has come to; the displacement, the slopes over λ and F mean the same at any."""
-        replicas = self.replicas
-        self.replicas = replace(replicas, lam=straightest_lam(replicas.objective, replicas.perturbation, arms[:1]))
+    def _select_lam_again(self, displacements: Tensor) -> None:
+        """Select λ again at the first copy's displacement; displacements, gradients over λ and F do not depend on λ."""
+        copies = self.copies
+        self.copies = replace(copies, lam=select_lam(copies.objective, copies.perturbation, displacements[:1]))
 
-    def _energy(self, value: float, dimension: float) -> float | None:
-        """Energy error per dimension of the epoch's iterates, without a pass; None where r are not posterior draws."""
-        replicas = self.replicas
-        if replicas.perturbation.start is None or dimension <= 0:
+    def _a_norm_error(self, value: float, dimension: float) -> float | None:
+        """Return the A-norm error per dimension of the epoch's iterates, at no cost; None without posterior draws."""
+        copies = self.copies
+        if copies.perturbation.initial_guess is None or dimension <= 0:
             return None
         if self._from_prior is None:
-            self._from_prior = prior_energy(replicas.perturbation, replicas.objective.prior.precision)[1].mean()
-        of_arms = replicas.objective.process_group.over_draws(replicas.signs.abs().sum() * self._from_prior)
-        return (float(of_arms) + 2 * value) / dimension
+            self._from_prior = prior_draw_norms(copies.perturbation, copies.objective.prior.precision)[1].mean()
+        prior_norm = copies.objective.process_group.over_draws(copies.signs.abs().sum() * self._from_prior)
+        return (float(prior_norm) + 2 * value) / dimension
 
     @property
     def _most(self) -> float:
-        """The value from which it climbs: a share of what it fell above the lowest; twice the start's at first."""
+        """The value above which F counts as increased: a part of its decrease above the lowest value."""
         if self._lowest is None:
             return self._at_start + abs(self._at_start)
-        return self._lowest + _CLIMB * max(abs(self._at_start), self._at_start - self._lowest)
+        return self._lowest + _MAX_INCREASE * max(abs(self._at_start), self._at_start - self._lowest)
 
-    def _tilts(self, arms: Tensor) -> Tensor:
-        """s_a ∇r_aᵀD_a, (A,)."""
-        direction, k = self.replicas.perturbation.direction, len(self.replicas.perturbation.direction)
-        along = torch.cat([dots(arms[a : a + 1], direction[a % k]) for a in range(len(arms))])
-        return self.replicas.signs * along
+    def _linear_terms(self, displacements: Tensor) -> Tensor:
+        """Return s_a ∇r_aᵀD_a of each copy, (A,)."""
+        direction, k = self.copies.perturbation.gradient, len(self.copies.perturbation.gradient)
+        along = torch.cat([dots(displacements[a : a + 1], direction[a % k]) for a in range(len(displacements))])
+        return self.copies.signs * along
 
-    def _prior(self, arms: Tensor) -> Tensor:
-        """Σ δ D², of all arms."""
-        delta = self.replicas.objective.prior.precision
-        return torch.stack([dots(arm[None], arm, delta)[0] for arm in arms]).sum()
+    def _prior(self, displacements: Tensor) -> Tensor:
+        """Return Σ δ D² over all copies."""
+        delta = self.copies.objective.prior.precision
+        return torch.stack([dots(d[None], d, delta)[0] for d in displacements]).sum()
 
 
 @dataclass(frozen=True)
-class _Kept(Checkpoint):
-    """The state of a loop and of its descent, in one."""
+class _WithCheckpoint(Checkpoint):
+    """The state of a training loop and of its refits, in one."""
 
-    descent: Descent
+    refits: SGDRefits
     inner: Checkpoint
 
     def load(self) -> Learned | None:
         saved = self.inner.load()
         if saved is not None:
-            self.descent.restore(saved[1])
+            self.refits.restore(saved[1])
         return saved
 
     def save(self, state: Callable[[], Learned]) -> None:
         def both() -> Learned:
             tensors, values = state()
-            return tensors, {**values, **self.descent.state()}
+            return tensors, {**values, **self.refits.state()}
 
         self.inner.save(both)

@@ -1,4 +1,4 @@
-"""When a descent of posterior draws may stop: where the energy error of its averaged iterates is small."""
+"""Early stopping of posterior draws: when the A-norm error of their averaged iterates is small."""
 
 from __future__ import annotations
 
@@ -8,65 +8,67 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from estimators.regvar.a_norm_error import SampleANormErrors
-from estimators.regvar.solvers.fine_tuning.sgd import Descent
+from estimators.regvar.solvers.fine_tuning.sgd import SGDRefits
 from estimators.training.recipe import Recipe
 
-__all__ = ["LONGEST", "Stopping"]
+__all__ = ["MAX_EPOCHS_FACTOR", "Stopping"]
 
-_SMALL = 1.2  # over √K, per dimension: what is left undone adds a twentieth to the noise of K draws
-_PERHAPS = 3.0  # over √K: of the iterates, which the noise of batches keeps above their average
-_FAIR = 0.35  # good enough to end
-_SHARES = (1 / 4, 1 / 2, 1)
-LONGEST = 2  # times the usual epochs
+_SMALL = 1.2  # over √K, per dimension: the remaining error then adds a twentieth to the noise of K draws
+_MAYBE_SMALL = 3.0  # over √K, for the iterates, whose error is above that of their average by minibatch noise
+_ACCEPTABLE = 0.35  # A-norm error per dimension to stop at after the usual epochs
+_CHECKED_AT = (1 / 4, 1 / 2, 1)  # of the usual epochs
+MAX_EPOCHS_FACTOR = 2  # times the usual epochs
 
 
 @dataclass
 class Stopping:
-    """Looks at a quarter, half and all of the usual epochs, and gives the draws twice as many where they need it.
+    """Checks at a quarter, half and all of the usual epochs, and doubles the epochs if the draws need them.
 
-    The more draws, `n_draws` in all, the less there is to be left undone. The energy of the average costs one product
-    with A a replica; before the usual end it is measured only where that of the iterates, which comes without a pass,
-    is small. `energies` are those of the average, of this process's draws, where it was enough.
+    With more draws, `n_draws` in all, the remaining error must be smaller. The A-norm error of the average costs one
+    product with A per copy. Before the usual end it is computed only if that of the iterates, which is free, is small.
+    `a_norm_errors` are those of the average, of this process's draws, once it was small enough.
     """
 
-    descent: Descent
+    refits: SGDRefits
     n_draws: int
-    energies: SampleANormErrors | None = field(default=None, init=False)
+    a_norm_errors: SampleANormErrors | None = field(default=None, init=False)
 
     @property
     def longest(self) -> Recipe:
-        """The recipe with the most epochs that it may have."""
-        return replace(self.descent.recipe, epochs=LONGEST * self._usual)
+        """The recipe with the maximal number of epochs."""
+        return replace(self.refits.recipe, epochs=MAX_EPOCHS_FACTOR * self._usual)
 
     @property
     def _usual(self) -> int:
-        assert isinstance(self.descent.recipe.epochs, int)
-        return self.descent.recipe.epochs
+        assert isinstance(self.refits.recipe.epochs, int)
+        return self.refits.recipe.epochs
 
-    def enough(self, arms: Tensor, epochs: int) -> bool:
-        """Whether the averaged arms (A, P) will do after this many epochs."""
+    def enough(self, displacements: Tensor, epochs: int) -> bool:
+        """Stop criterion: return whether the averaged displacements (A, P) suffice after this many epochs."""
         early = epochs < self._usual
-        if epochs not in {round(share * self._usual) for share in _SHARES} or (early and not self._perhaps):
+        if epochs not in {round(share * self._usual) for share in _CHECKED_AT} or (early and not self._may_stop):
             return False
-        energies = self._measured(arms)
-        error = energies.together(self.descent.replicas.objective.process_group, self.n_draws).error.per_dimension
-        done = error <= (self._over_root(_SMALL) if early else max(self._over_root(_SMALL), _FAIR))
-        self.energies = energies if done else None
+        a_norm_errors = self._measured(displacements)
+        error = a_norm_errors.gather(self.refits.copies.objective.process_group, self.n_draws).error.per_dimension
+        done = error <= (self._over_root(_SMALL) if early else max(self._over_root(_SMALL), _ACCEPTABLE))
+        self.a_norm_errors = a_norm_errors if done else None
         return done
 
     @property
-    def _perhaps(self) -> bool:
-        iterates = self.descent.energy
-        return iterates is not None and iterates <= self._over_root(_PERHAPS)
+    def _may_stop(self) -> bool:
+        iterates = self.refits.a_norm_error
+        return iterates is not None and iterates <= self._over_root(_MAYBE_SMALL)
 
     def _over_root(self, number: float) -> float:
-        """Over √K."""
+        """Return `number` over √K."""
         return number / math.sqrt(self.n_draws)
 
-    def _measured(self, arms: Tensor) -> SampleANormErrors:
-        replicas = self.descent.replicas
-        objective, perturbation = replicas.objective, replicas.perturbation
-        with objective.network.pass_counter.phase("energy error"):
-            u = replicas.displacement(arms)
-            slope = objective.product(u).sub_(perturbation.direction)  # of the limit: what λ bends counts as an error
+    def _measured(self, displacements: Tensor) -> SampleANormErrors:
+        copies = self.refits.copies
+        objective, perturbation = copies.objective, copies.perturbation
+        with objective.network.pass_counter.phase("A-norm error"):
+            u = copies.difference_quotient(displacements)
+            slope = objective.product(u).sub_(
+                perturbation.gradient
+            )  # of the limit λ → 0: nonlinearity counts as an error
         return SampleANormErrors.of(perturbation, objective.prior.precision, u, slope)

@@ -11,10 +11,10 @@ import torch
 from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 from torch.func import grad
+from verification_networks import INPUT_SHAPES, NETWORKS
 
-from bdl_bench.verify.networks import INPUT_SHAPES, NETWORKS
+from bdl_bench.verify.case import VerificationCase, names_of
 from bdl_bench.verify.reference import DenseReference
-from bdl_bench.verify.subject import VerificationCase, names_of
 from estimators.data.batch import Batch
 from estimators.data.training_data import TrainingData
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -29,7 +29,7 @@ LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "classification": Categorical,
     "binary": Bernoulli,
 }
-TRAININGS = ("polished", "early", "minibatch", "retuned")
+TRAININGS = ("converged", "early", "minibatch", "retuned")
 _EARLY = 1.2
 _ROWS, _LOADED, _BATCH, _OUTPUTS = 26, 15, 7, {"regression": 2, "classification": 3, "binary": 2}
 
@@ -38,9 +38,9 @@ _ROWS, _LOADED, _BATCH, _OUTPUTS = 26, 15, 7, {"regression": 2, "classification"
 def test_problem(architecture: str, likelihood: str, training: str, seed: int, delta: float) -> VerificationCase:
     """The problem, trained from its seed.
 
-    "polished": to a gradient of about 1e-12. "early": stopped at a relative gradient of about one. "minibatch": by Adam
-    at a constant rate, which ends near a stationary point and not at one. "retuned": polished for a quarter of δ, the
-    δ then raised as a search after training would, which leaves a relative gradient of 0.75.
+    "converged": to a gradient of about 1e-12. "early": stopped at a relative gradient of about one. "minibatch": by
+    Adam at a constant rate, which ends near a stationary point and not at one. "retuned": converged for a quarter of δ,
+    which is then raised as a search after training would. That leaves a relative gradient of 0.75.
     """
     with seeded(seed):
         model = NETWORKS[architecture](_OUTPUTS[likelihood]).double().eval()
@@ -80,10 +80,10 @@ def _minibatch(problem: VerificationCase) -> None:
 
 
 def _retuned(problem: VerificationCase) -> None:
-    _polished(replace(problem, prior_precision=_delta(problem) / 4))
+    _converged(replace(problem, prior_precision=_delta(problem) / 4))
 
 
-def _polished(problem: VerificationCase) -> None:
+def _converged(problem: VerificationCase) -> None:
     """Quasi-Newton, a trust region with exact Hessians, then plain Newton steps against its own stopping rule."""
     whole = _in_one_batch(problem)
     _minimise(whole, method="L-BFGS-B", options={"maxiter": 4000, "maxcor": 40, "ftol": 0.0, "gtol": 1e-5})
@@ -153,7 +153,7 @@ def _at(problem: VerificationCase, theta: np.ndarray) -> DenseReference:
 
 
 _TRAIN: dict[str, Callable[[VerificationCase], None]] = {
-    "polished": _polished,
+    "converged": _converged,
     "early": _early,
     "minibatch": _minibatch,
     "retuned": _retuned,

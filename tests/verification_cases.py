@@ -1,4 +1,4 @@
-"""The cases of the proof: problem × curvature × subset, all of them and a pairwise_cover of every pair of choices."""
+"""The cases of the verification: problem × curvature × subset, all of them and a pairwise cover of the choices."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from functools import cache
 from itertools import combinations, product
 
 import torch
+from verification_problems import ARCHITECTURES, LIKELIHOODS, TRAININGS, test_problem
 
-from bdl_bench.verify.problems import ARCHITECTURES, LIKELIHOODS, TRAININGS, test_problem
+from bdl_bench.verify.case import VerificationCase
 from bdl_bench.verify.reference import DenseReference
-from bdl_bench.verify.subject import VerificationCase
 from estimators.models.subsets import SubsetSpec
 
 __all__ = ["CURVATURES", "SUBSETS", "Case", "all_cases", "pairwise_cover"]
@@ -19,19 +19,19 @@ CURVATURES = ("ggn", "hessian")
 SUBSETS = ("all", "last_layer", "by_name")
 
 _DELTA, _SEED = 1.5, 0
-_OTHERS: dict[tuple[str, str, str], tuple[int, float]] = {  # (seed, δ) where the common ones would not do:
-    ("mlp", "regression", "polished"): (1, 1.5),  # ill-conditioned or indefinite Hessians,
+_OTHERS: dict[tuple[str, str, str], tuple[int, float]] = {  # (seed, δ) for problems that need others:
+    ("mlp", "regression", "converged"): (1, 1.5),  # ill-conditioned or indefinite Hessians,
     ("mlp", "binary", "minibatch"): (0, 3.0),
     ("cnn", "classification", "minibatch"): (3, 3.0),
     ("cnn", "binary", "minibatch"): (3, 1.5),
     ("residual", "classification", "minibatch"): (1, 3.0),
     ("residual", "binary", "minibatch"): (1, 1.5),
-    ("attention", "regression", "polished"): (1, 1.5),  # and query and key that the prior would switch off
+    ("attention", "regression", "converged"): (1, 1.5),  # and query and key that the prior would switch off
     **{("attention", "classification", training): (0, 0.5) for training in TRAININGS},
     **{("attention", "binary", training): (0, 0.5) for training in TRAININGS},
     ("attention", "binary", "minibatch"): (1, 0.5),
-    ("attention", "classification", "retuned"): (2, 0.5),  # and ladders that are still bent, or central errors that are
-    ("attention", "binary", "retuned"): (1, 0.5),  # still 1.3e-6, at the smallest λ of the ladder, 1e-5 (seed 0)
+    ("attention", "classification", "retuned"): (2, 0.5),  # and sweeps still nonlinear, or central errors
+    ("attention", "binary", "retuned"): (1, 0.5),  # of 1.3e-6, at the smallest λ, 1e-5 (seed 0)
 }
 _GLOBS: dict[str, list[str]] = {
     "mlp": ["0.bias", "2.*"],
@@ -44,7 +44,7 @@ _HEADS = {"mlp": "2.", "cnn": "6.", "residual": "head.", "attention": "head."}
 
 @dataclass(frozen=True)
 class Case:
-    """One problem with the curvature and the parameters to prove."""
+    """A test problem with a curvature and a subset of weights."""
 
     architecture: str
     likelihood: str
@@ -84,8 +84,8 @@ class Case:
 
     @property
     def singular_by_symmetry(self) -> bool:
-        """Whether query and key can be turned together at a stationary point: the Hessian is singular, whatever δ."""
-        return self.architecture == "attention" and (self.subset, self.training) == ("all", "polished")
+        """Whether rotating query and key together leaves the loss unchanged: the Hessian is singular for every δ."""
+        return self.architecture == "attention" and (self.subset, self.training) == ("all", "converged")
 
     def spectrum(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue of the reference's A."""
@@ -94,7 +94,7 @@ class Case:
 
     @property
     def well_posed(self) -> bool:
-        """Whether λ → 0 has a limit with some room: GGN always, a Hessian with λ_min ≥ δ/10 and condition ≤ 1e6."""
+        """Whether A is well conditioned: always for the GGN; a Hessian with λ_min ≥ δ/10 and condition ≤ 1e6."""
         smallest, largest = self.spectrum()
         delta = float(self.problem.reference(self.names).delta_vector().min())
         return self.curvature == "ggn" or (smallest >= delta / 10 and largest <= 1e6 * smallest)
@@ -111,10 +111,10 @@ def all_cases() -> list[Case]:
 
 
 def pairwise_cover() -> list[Case]:
-    """Few cases such that every pair of choices that can be proved is in one of them: greedy, in a fixed order.
+    """Few cases that contain every pair of choices that can be verified, chosen greedily in a fixed order.
 
     Hessians off a minimum may be indefinite but for the last layer, so that "retuned" stands in for "minibatch" there;
-    at a polished optimum of attention they are singular for all weights. Those are left to the tests of the errors.
+    at a converged optimum of attention they are singular for all weights. Those are left to the tests of the errors.
     """
     candidates = [case for case in all_cases() if _promising(case)]
     open_pairs = {pair for case in candidates for pair in _pairs(case)}
@@ -129,7 +129,7 @@ def pairwise_cover() -> list[Case]:
 def _promising(case: Case) -> bool:
     if case.curvature == "ggn" or case.subset == "last_layer":
         return case.training != "retuned"
-    return case.training in ("polished", "retuned") and not case.singular_by_symmetry
+    return case.training in ("converged", "retuned") and not case.singular_by_symmetry
 
 
 def _pairs(case: Case) -> set[tuple[tuple[int, str], ...]]:
