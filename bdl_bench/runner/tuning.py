@@ -42,7 +42,7 @@ def tune_method(
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TuningBoundaryWarning)
-        values = [] if n == 1 or method.axis is None else method.axis.values(problem, n)
-        if method.axis is None or not values:
-            return tune(estimator, problem.validation, option=None, grid=_GRID)
-        return tune(estimator, problem.validation, option=method.axis.option, values=values, grid=_GRID)
+        option = method.tuned_option
+        values = [] if n == 1 or option is None else option.values(problem, n)
+        name = None if option is None or not values else option.option
+        return tune(estimator, problem.validation, option=name, values=values or None, grid=_GRID)

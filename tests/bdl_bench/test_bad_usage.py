@@ -11,7 +11,7 @@ from bdl_bench import compare
 from bdl_bench.cli import app
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
-from bdl_bench.report.results import readable
+from bdl_bench.report.results import load_records
 from bdl_bench.report.view import build
 from bdl_bench.runner.directories import directory_for, new_directory
 from bdl_bench.runner.grid import Grid
@@ -217,7 +217,7 @@ def test_a_record_with_damaged_arrays_is_reported_as_failed_and_read_with_a_type
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    found = {r.method: r for r in readable(store)}
+    found = {r.method: r for r in load_records(store)}
     assert (found["map"].status, found["laplace"].status) == ("failed", "ok")
     assert record.arrays in found["map"].reason
     with pytest.raises(StateError, match=r"task map seed 0 in records/task/map\.seed-0\.npz"):

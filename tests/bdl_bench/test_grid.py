@@ -12,7 +12,7 @@ from bdl_bench.data.folder import MissingDataError
 from bdl_bench.methods import METHODS
 from bdl_bench.problem import Problem
 from bdl_bench.records import RecordStore, versions
-from bdl_bench.report.results import readable
+from bdl_bench.report.results import load_records
 from bdl_bench.runner.events import ENDINGS
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
@@ -283,7 +283,7 @@ def test_records_of_another_problem_are_not_compared(toy, tmp_path, monkeypatch)
     other = TASKS[toy].make
     monkeypatch.setitem(TASKS, toy, replace(TASKS[toy], make=lambda seed: other(seed + 1)))
     run(Grid([toy], ["map"], [0], tmp_path))
-    found = {r.method: (r.status, r.reason) for r in readable(RecordStore(tmp_path))}
+    found = {r.method: (r.status, r.reason) for r in load_records(RecordStore(tmp_path))}
     assert found["map"] == ("ok", None)
     assert found["last-layer-laplace"][0] == "failed"
     assert "other data" in found["last-layer-laplace"][1]
