@@ -225,10 +225,10 @@ class RegVar(UncertaintyEstimator):
         Raises:
             UnsupportedError: for Pointwise and MeanAbsolute, whose estimates are not random, and for a single probe.
         """
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         shape = self._variance_shape(self._check_query(x))
         errors = torch.cat([estimate.standard_error(part) for estimate, part in self._estimates(x)])
-        return self._returned(errors).reshape(shape)
+        return self._to_output_dtype(errors).reshape(shape)
 
     @exclusively
     def variance_bounds(self, x: PyTree) -> tuple[Tensor, Tensor]:
@@ -244,7 +244,7 @@ class RegVar(UncertaintyEstimator):
             UnsupportedError: if the variance is not estimated from bounds: without PosteriorDraws or LinearResponse, or
                 with variance_estimate="monte_carlo".
         """
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         shape = self._check_query(x)
         if not isinstance(self.variance_estimate_, InterpolatedBounds):
             raise UnsupportedError(
@@ -253,7 +253,7 @@ class RegVar(UncertaintyEstimator):
                 remedy='regularizer=PosteriorDraws(variance_estimate="bounds"), solver=LinearResponse().',
             )
         lower, upper = self.variance_estimate_.bounds.variance(x)
-        return self._returned(lower).reshape(shape), self._returned(upper).reshape(shape)
+        return self._to_output_dtype(lower).reshape(shape), self._to_output_dtype(upper).reshape(shape)
 
     def _estimates(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[VarianceEstimate, PyTree]]:
         """Return the fitted variance estimate with x, or solve for parts of x that fit into memory."""

@@ -12,7 +12,7 @@ from bdl_bench.problem.kept_rows import AS_GIVEN, DATASET_ORDER, SORTED, Budget,
 from bdl_bench.problem.row_identity import digests_of_rows, ids_of, matching_order
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
-from bdl_bench.report.results import gather, readable
+from bdl_bench.report.results import gather
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task

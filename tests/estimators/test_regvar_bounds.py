@@ -13,8 +13,7 @@ from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.curvature.krylov.stored_rows import StoredRows
 from estimators.curvature.krylov.whitening import PriorWhitening
 from estimators.errors import NotConvergedWarning, OptionError, UnsupportedError
-from estimators.regvar import a_norm_error as energy
-from estimators.regvar import monte_carlo as draw_readout
+from estimators.regvar import a_norm_error, monte_carlo
 from estimators.regvar.a_norm_error import SampleANormErrors
 from estimators.regvar.monte_carlo import ClippedMonteCarlo, InterpolatedBounds, MonteCarloVariance
 from estimators.regvar.regularizers import posterior_draws
@@ -39,14 +38,16 @@ def problem(kind="classification", width=12):
     return model, Gaussian(0.6) if kind == "regression" else kind, loader, 1.5 * randn(7, 6)
 
 
-def fitted(delta, *, n_draws=2, solver=None, dtype=torch.float64, kind="classification", readout="bounds", **options):
+def fitted(
+    delta, *, n_draws=2, solver=None, dtype=torch.float64, kind="classification", variance_estimate="bounds", **options
+):
     model, likelihood, loader, x = problem(kind)
     model, loader = model.to(dtype), [(a.to(dtype), b.to(dtype) if b.is_floating_point() else b) for a, b in loader]
     regvar = RegVar(
         model,
         likelihood,
         prior_precision=delta,
-        regularizer=PosteriorDraws(n_draws, readout=readout, **options),
+        regularizer=PosteriorDraws(n_draws, variance_estimate=variance_estimate, **options),
         solver=solver or LinearResponse(),
     )
     return regvar.fit(loader), x.to(dtype)
@@ -69,13 +70,13 @@ def test_both_bounds_hold_as_matrices_and_close_as_the_space_grows(kind, delta, 
     solver = LinearResponse(max_iter=iterations)
     estimator, x = fitted(delta, kind=kind, solver=solver, rao_blackwell=block)
     truth = exact(delta, kind).covariance(x)
-    lower, upper = estimator.readout_.bounds.covariance(x)
+    lower, upper = estimator.variance_estimate_.bounds.covariance(x)
     assert smallest(truth - lower) > -1e-10
     assert smallest(upper - truth) > -1e-10
     assert float((upper - lower).diagonal(dim1=1, dim2=2).sum()) > 1e-3
     if iterations > 1:
         less, _ = fitted(delta, kind=kind, solver=LinearResponse(max_iter=1), rao_blackwell=block)
-        low, high = less.readout_.bounds.covariance(x)
+        low, high = less.variance_estimate_.bounds.covariance(x)
         assert smallest(lower - low) > -1e-10
         assert smallest(high - upper) > -1e-10
 
@@ -86,15 +87,15 @@ def test_the_estimator_gives_its_bounds_and_says_when_it_has_none():
     variance = exact(1.7).variance(x)
     assert bool((lower < variance).all())
     assert bool((variance < upper).all())
-    plain, x = fitted(1.7, readout="draws")
-    with pytest.raises(UnsupportedError, match='readout="bounds"'):
+    plain, x = fitted(1.7, variance_estimate="monte_carlo")
+    with pytest.raises(UnsupportedError, match='variance_estimate="bounds"'):
         plain.variance_bounds(x)
 
 
 @pytest.mark.parametrize("delta", DELTAS.values(), ids=DELTAS)
-def test_the_bounds_are_galerkin_with_the_exact_block_and_nystroem(delta):
+def test_the_bounds_are_galerkin_with_the_last_layer_and_nystroem(delta):
     estimator, x = fitted(delta, solver=LinearResponse(max_iter=3))
-    bounds, objective = estimator.readout_.bounds, estimator.refit_objective_
+    bounds, objective = estimator.variance_estimate_.bounds, estimator.refit_objective_
     p, prior = objective.theta.numel(), objective.prior.precision
     precision = objective.product(torch.eye(p, dtype=torch.float64))
     basis = bounds.space.basis[: bounds.space.rank]
@@ -123,7 +124,7 @@ def test_a_space_that_is_exhausted_gives_the_exact_variance(delta, dtype):
 def test_the_variance_lies_between_the_bounds_above_the_last_layer_and_is_the_diagonal_of_the_covariance():
     estimator, x = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2))
     model, likelihood, loader, _ = problem()
-    variance, (lower, upper) = estimator.variance(x), estimator.readout_.bounds.variance(x)
+    variance, (lower, upper) = estimator.variance(x), estimator.variance_estimate_.bounds.variance(x)
     assert bool(((lower < variance) & (variance < upper)).all())
     assert bool((variance > LastLayerLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)).all())
     assert torch.allclose(variance, estimator.covariance(x).diagonal(dim1=1, dim2=2))
@@ -133,14 +134,14 @@ def test_the_variance_lies_between_the_bounds_above_the_last_layer_and_is_the_di
 def test_the_shape_is_sharper_than_the_draws_and_the_level_is_theirs():
     truth = exact(1.7)
     errors = {}
-    for readout in ("bounds", "draws"):
+    for variance_estimate in ("bounds", "monte_carlo"):
         found = []
         for seed in range(30):
-            estimator, x = fitted(1.7, n_draws=4, seed=seed, readout=readout)
+            estimator, x = fitted(1.7, n_draws=4, seed=seed, variance_estimate=variance_estimate)
             found.append(estimator.variance(x) / truth.variance(x) - 1)
-        errors[readout] = torch.stack(found)
-    rms = {readout: float(e.square().mean().sqrt()) for readout, e in errors.items()}
-    assert rms["bounds"] < 0.3 * rms["draws"]
+        errors[variance_estimate] = torch.stack(found)
+    rms = {variance_estimate: float(e.square().mean().sqrt()) for variance_estimate, e in errors.items()}
+    assert rms["bounds"] < 0.3 * rms["monte_carlo"]
     a_seed = errors["bounds"].mean((1, 2))
     assert float(a_seed.mean()) == pytest.approx(0, abs=4 * float(a_seed.std()) / math.sqrt(30))
 
@@ -156,48 +157,48 @@ def test_without_a_tolerance_draws_stop_at_nine_products_each_and_with_one_they_
 
 
 @pytest.mark.parametrize("width", [12, 120])
-def test_auto_reads_bounds_of_large_networks_and_plain_draws_where_asked(width):
+def test_auto_interpolates_for_large_networks_unless_rao_blackwell_is_none(width):
     model, likelihood, loader, _ = problem(width=width)
     kinds = []
     for block in ("auto", None):
         parts = {"regularizer": PosteriorDraws(3, rao_blackwell=block), "solver": LinearResponse()}
         estimator = RegVar(model, likelihood, prior_precision=1.7, **parts).fit(loader)
-        kinds.append(hasattr(estimator.readout_, "bounds"))
+        kinds.append(hasattr(estimator.variance_estimate_, "bounds"))
         if not kinds[-1]:
             assert estimator.fit_report_.solver.residual <= 1e-10
     assert kinds == [width == 120, False]
 
 
 @pytest.mark.parametrize("delta", [*DELTAS.values(), {"*bias": 0.0, "*": 1.7}], ids=[*DELTAS, "some without"])
-def test_the_image_that_the_energy_error_needs_costs_no_product(delta):
+def test_the_a_norm_error_of_block_cg_costs_no_product(delta):
     options = {"solver": LinearResponse(max_iter=3)}
     if delta not in DELTAS.values():  # no bounds without a prior
-        options = {"solver": LinearResponse(tol=0.5), "readout": "draws", "kind": "regression"}
+        options = {"solver": LinearResponse(tol=0.5), "variance_estimate": "monte_carlo", "kind": "regression"}
     estimator, _ = fitted(delta, n_draws=3, **options)
     objective = estimator.refit_objective_
-    perturbation, _ = estimator.regularizer.pose(objective)
+    perturbation, _ = estimator.regularizer.build_problem(objective)
     solution = estimator.solver.solve(objective, perturbation)
     precision, u = objective.prior.precision, solution.displacement
-    measured = SampleANormErrors.of(perturbation, precision, u, objective.product(u) - perturbation.direction)
-    assert torch.allclose(solution.energies.terms, measured.terms, rtol=1e-9, atol=1e-10)
+    measured = SampleANormErrors.of(perturbation, precision, u, objective.product(u) - perturbation.gradient)
+    assert torch.allclose(solution.a_norm_errors.terms, measured.terms, rtol=1e-9, atol=1e-10)
 
 
 def test_the_standard_error_is_that_of_the_level():
-    places, errors = [], []
+    weights, errors = [], []
     for seed in range(40):
         estimator, x = fitted(1.7, n_draws=8, seed=seed, solver=LinearResponse(max_iter=3))
-        places.append(estimator.readout_.level.place)
-        errors.append(estimator.readout_.level.error)
-    lower, upper = estimator.readout_.bounds.variance(x)
+        weights.append(estimator.variance_estimate_.interpolation.weight)
+        errors.append(estimator.variance_estimate_.interpolation.standard_error)
+    lower, upper = estimator.variance_estimate_.bounds.variance(x)
     assert torch.allclose(estimator.standard_error(x), errors[-1] * (upper - lower))
-    spread = torch.tensor(places).std()
+    spread = torch.tensor(weights).std()
     assert 0.4 < float(spread) / (sum(errors) / len(errors)) < 1.6
 
 
 def test_the_order_of_the_variances_is_the_exact_one_long_before_the_draws_have_it():
     truth = exact(1.7)
     estimator, x = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=5))
-    draws, _ = fitted(1.7, n_draws=4, solver=LinearResponse(), readout="draws")
+    draws, _ = fitted(1.7, n_draws=4, solver=LinearResponse(), variance_estimate="monte_carlo")
     correlation = [
         spearmanr(found.variance(x).flatten(), truth.variance(x).flatten()).statistic for found in (estimator, draws)
     ]
@@ -208,7 +209,7 @@ def test_the_order_of_the_variances_is_the_exact_one_long_before_the_draws_have_
     ("delta", "solver"), [(1.7, FineTune()), ({"*bias": 0.0, "*": 1.7}, LinearResponse())], ids=["solver", "prior"]
 )
 def test_bounds_that_nobody_can_give_are_refused_with_the_remedy(delta, solver):
-    with pytest.raises(OptionError, match=r'LinearResponse\(\), or readout="draws"'):
+    with pytest.raises(OptionError, match=r'LinearResponse\(\), or variance_estimate="monte_carlo"'):
         fitted(delta, solver=solver, kind="regression")
 
 
@@ -226,17 +227,17 @@ def test_round_off_of_a_low_rank_matrix_is_left_to_the_prior():
 
 
 @pytest.mark.parametrize("block", ["auto", None])
-def test_the_level_of_many_outputs_comes_from_combinations_of_them_and_costs_no_more(block, monkeypatch):
+def test_the_weight_of_many_outputs_comes_from_random_combinations_and_costs_no_more(block, monkeypatch):
     solver = LinearResponse(max_iter=1)
     options = {"n_draws": 16, "solver": solver, "rao_blackwell": block}
     every, _ = fitted(1.7, **options)
-    monkeypatch.setattr(draw_readout, "_OUTPUTS", 2)  # of three
+    monkeypatch.setattr(monte_carlo, "_MAX_OUTPUTS", 2)  # of three
     some, _ = fitted(1.7, **options)
-    level, expected = some.readout_.level, every.readout_.level
-    assert level.place != expected.place
-    assert 0.02 < expected.place < 0.98
-    assert abs(level.place - expected.place) < 0.15
-    assert some.fit_report_.passes["readout"] < 1.2 * every.fit_report_.passes["readout"]
+    interpolation, expected = some.variance_estimate_.interpolation, every.variance_estimate_.interpolation
+    assert interpolation.weight != expected.weight
+    assert 0.02 < expected.weight < 0.98
+    assert abs(interpolation.weight - expected.weight) < 0.15
+    assert some.fit_report_.passes["variance estimate"] < 1.2 * every.fit_report_.passes["variance estimate"]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=str)
@@ -246,12 +247,12 @@ def test_a_space_kept_in_half_the_memory_changes_little(dtype, tolerance, tmp_pa
     half, _ = fitted(1.7, n_draws=4, dtype=torch.float32, solver=solver)
     change = (half.variance(x) / whole.variance(x) - 1).abs().max()
     assert 0 < float(change) < tolerance
-    stored = half.readout_.bounds.space.stored
+    stored = half.variance_estimate_.bounds.space.stored
     assert stored.values.dtype == dtype
-    assert stored.values.nbytes == whole.readout_.bounds.space.basis.nbytes / 2
+    assert stored.values.nbytes == whole.variance_estimate_.bounds.space.basis.nbytes / 2
     half.save(tmp_path / "fit.safetensors")
     model, likelihood, _, _ = problem()
-    regularizer = PosteriorDraws(4, readout="bounds")
+    regularizer = PosteriorDraws(4, variance_estimate="bounds")
     again = RegVar(model.float(), likelihood, prior_precision=1.7, regularizer=regularizer, solver=solver)
     assert torch.equal(again.load(tmp_path / "fit.safetensors").variance(x), half.variance(x))
 
@@ -270,27 +271,27 @@ def test_another_dtype_for_the_basis_is_refused():
         LinearResponse(basis_dtype=torch.int8)
 
 
-def test_the_energy_error_has_a_certain_bound():
+def test_the_a_norm_error_has_a_certain_bound():
     """Where chance has made the estimate larger than that."""
     estimator, _ = fitted(1.7, solver=LinearResponse(max_iter=2), n_draws=3)
     objective = estimator.refit_objective_
-    perturbation, _ = estimator.regularizer.pose(objective)
-    u = estimator.readout_.displacement
-    remainder = perturbation.direction - objective.product(u)
-    error = estimator.fit_report_.energy
+    perturbation, _ = estimator.regularizer.build_problem(objective)
+    u = estimator.variance_estimate_.displacement
+    remainder = perturbation.gradient - objective.product(u)
+    error = estimator.fit_report_.a_norm_error
     truth = torch.linalg.solve(objective.product(torch.eye(u.shape[1]).double()), remainder.T).T
-    dimension = error.per_parameter * float((perturbation.direction != 0).any(0).sum()) / error.per_dimension
+    dimension = error.per_parameter * float((perturbation.gradient != 0).any(0).sum()) / error.per_dimension
     true = float((remainder * truth).sum(1).mean()) / dimension  # rᵀA⁻¹r
     assert true < error.bound < 20 * true
 
 
 def test_energies_of_parts_are_those_of_the_whole():
     estimator, _ = fitted(1.7, solver=LinearResponse(max_iter=2), n_draws=5)
-    objective, u = estimator.refit_objective_, estimator.readout_.displacement
-    perturbation, _ = estimator.regularizer.pose(objective)
-    slope, delta = objective.product(u) - perturbation.direction, objective.prior.precision
-    parts = [SampleANormErrors.of(perturbation.part(p), delta, u[p], slope[p]) for p in (slice(0, 2), slice(2, 5))]
-    assert SampleANormErrors.joined(parts).error.per_dimension == pytest.approx(estimator.a_norm_error_, rel=1e-9)
+    objective, u = estimator.refit_objective_, estimator.variance_estimate_.displacement
+    perturbation, _ = estimator.regularizer.build_problem(objective)
+    slope, delta = objective.product(u) - perturbation.gradient, objective.prior.precision
+    parts = [SampleANormErrors.of(perturbation.select(p), delta, u[p], slope[p]) for p in (slice(0, 2), slice(2, 5))]
+    assert SampleANormErrors.concatenate(parts).error.per_dimension == pytest.approx(estimator.a_norm_error_, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -322,41 +323,45 @@ def steep(n_draws=4, **options):
     return RegVar(model, Gaussian(SIGMA), prior_precision=1.3, **options).fit(loader), x[:9] + 0.3
 
 
-def test_draws_that_are_not_fair_at_their_budget_go_on_until_they_are_good_or_four_times_as_long(monkeypatch):
-    monkeypatch.setattr(linear_response, "_LONGEST", 1)
-    monkeypatch.setattr(energy, "FAIR", math.inf)  # of the warning
+def test_draws_that_have_not_converged_continue_up_to_four_times_as_long(monkeypatch):
+    monkeypatch.setattr(linear_response, "_MAX_EXTENSION", 1)
+    monkeypatch.setattr(a_norm_error, "CONVERGED", math.inf)  # of the warning
     usual, _ = steep()
     iterations, far = usual.fit_report_.solver.iterations, usual.a_norm_error_
-    assert far > linear_response.FAIR
-    monkeypatch.setattr(linear_response, "_LONGEST", 4)
+    assert far > linear_response.CONVERGED
+    monkeypatch.setattr(linear_response, "_MAX_EXTENSION", 4)
     longer, _ = steep()
     assert longer.fit_report_.solver.iterations <= 4 * iterations
     assert longer.fit_report_.solver.iterations > iterations
-    assert longer.a_norm_error_ < linear_response._GOOD or longer.fit_report_.solver.iterations == 4 * iterations
+    assert (
+        longer.a_norm_error_ < linear_response._TARGET_ERROR or longer.fit_report_.solver.iterations == 4 * iterations
+    )
     assert longer.a_norm_error_ < far / 2
     # as long as its space can be kept
     rows = 4 * longer.network_.n_parameters * 8
-    monkeypatch.setattr(linear_response, "_MOST_BYTES", (iterations + 2) * rows)
+    monkeypatch.setattr(linear_response, "_MAX_SPACE_BYTES", (iterations + 2) * rows)
     assert steep()[0].fit_report_.solver.iterations == iterations + 2
     # and as the user says
     solver = LinearResponse(max_iter=iterations + 1)
     assert steep(solver=solver)[0].fit_report_.solver.iterations == iterations + 1
-    monkeypatch.setattr(linear_response, "FAIR", 2 * far)
+    monkeypatch.setattr(linear_response, "CONVERGED", 2 * far)
     assert steep()[0].fit_report_.solver.iterations == iterations
 
 
-def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
-    monkeypatch.setattr(draw_readout, "_WIDE", 1.5)
-    monkeypatch.setattr(posterior_draws, "_LARGE", 10)
-    with pytest.warns(NotConvergedWarning, match="tol=1e-2 where it is that already"):
-        estimator, x = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), readout="auto")
-    between, _ = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), readout="bounds")
-    parts = (getattr(between.readout_, name) for name in ("network", "displacement", "block", "rao_blackwell"))
+def test_if_the_bounds_are_loose_the_monte_carlo_estimate_is_clipped_to_them(monkeypatch):
+    monkeypatch.setattr(monte_carlo, "_LOOSE_RATIO", 1.5)
+    monkeypatch.setattr(posterior_draws, "_SMALL_NETWORK", 10)
+    with pytest.warns(NotConvergedWarning, match="tol=1e-2 if that is the solver already"):
+        estimator, x = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), variance_estimate="auto")
+    between, _ = fitted(1.7, n_draws=4, solver=LinearResponse(max_iter=2), variance_estimate="bounds")
+    parts = (
+        getattr(between.variance_estimate_, name) for name in ("network", "displacement", "block", "rao_blackwell")
+    )
     plain = MonteCarloVariance(*parts)
-    assert type(estimator.readout_) is ClippedMonteCarlo
-    assert type(between.readout_) is InterpolatedBounds
+    assert type(estimator.variance_estimate_) is ClippedMonteCarlo
+    assert type(between.variance_estimate_) is InterpolatedBounds
     lower, upper = between.variance_bounds(x)
-    assert estimator.readout_.level.width > 1.5
+    assert estimator.variance_estimate_.interpolation.bound_ratio > 1.5
     drawn, variance = plain.variance(x), estimator.variance(x)
     inside = (lower <= drawn) & (drawn <= upper)
     assert 0 < int(inside.sum()) < inside.numel()
@@ -369,14 +374,14 @@ def test_where_the_bounds_are_wide_the_draws_are_read_within_them(monkeypatch):
     rows = torch.cat([x for x, _ in problem()[2]])
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:16]  # of all batches
     low, high = between.variance_bounds(rows[chosen])
-    assert estimator.readout_.level.width == pytest.approx(float((high / low).median()))
-    total = between.readout_.through(lambda f: f.sum()[None])
-    sums = plain.through(lambda f: f.sum()[None]).variance(x).clamp(*total.bounds.variance(x))
-    assert torch.allclose(estimator.readout_.through(lambda f: f.sum()[None]).variance(x), sums)
+    assert estimator.variance_estimate_.interpolation.bound_ratio == pytest.approx(float((high / low).median()))
+    total = between.variance_estimate_.compose(lambda f: f.sum()[None])
+    sums = plain.compose(lambda f: f.sum()[None]).variance(x).clamp(*total.bounds.variance(x))
+    assert torch.allclose(estimator.variance_estimate_.compose(lambda f: f.sum()[None]).variance(x), sums)
     model, likelihood, loader, _ = problem()
     restored = RegVar(model, likelihood, **{name: getattr(estimator, name) for name in OPTIONS})
     restored.load_state_dict(estimator.state_dict())
-    assert type(restored.attach_data(loader).readout_) is ClippedMonteCarlo
+    assert type(restored.attach_data(loader).variance_estimate_) is ClippedMonteCarlo
     assert torch.equal(restored.variance(x), variance)
 
 
@@ -388,8 +393,8 @@ def test_the_weight_between_the_bounds_is_estimated_at_rows_of_every_class(batch
     x = torch.stack([torch.arange(300.0), y.float()], 1).double()
     loader = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
     objective = LinearizedLaplace(model, "classification").fit(loader).objective_
-    chosen = torch.cat(draw_readout._some_rows(objective))
-    again = torch.cat(draw_readout._some_rows(objective))
+    chosen = torch.cat(monte_carlo._some_rows(objective))
+    again = torch.cat(monte_carlo._some_rows(objective))
     assert torch.equal(chosen, again)
     assert chosen.shape == (30, 2)
     assert len(chosen[:, 0].unique()) == 30
