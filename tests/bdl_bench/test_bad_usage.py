@@ -13,7 +13,7 @@ from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
 from bdl_bench.report.results import load_records
 from bdl_bench.report.view import build
-from bdl_bench.runner.directories import directory_for, new_directory
+from bdl_bench.runner.directories import new_directory, output_directory
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks.names import name_in
 from estimators.errors import OptionError, StateError
@@ -168,7 +168,7 @@ def test_bad_usage_creates_no_directory(words, out, modules, tmp_path):  # noqa:
 def test_only_what_is_empty_and_new_is_removed_after_an_error(tmp_path):
     (tmp_path / "old").mkdir()
     for out in (tmp_path / "old", tmp_path / "old" / "new", tmp_path / "written" / "into"):
-        with pytest.raises(KeyError), directory_for(out) as directory:  # noqa: PT012
+        with pytest.raises(KeyError), output_directory(out) as directory:  # noqa: PT012
             if "written" in out.parts:
                 (directory / "file").touch()
             raise KeyError

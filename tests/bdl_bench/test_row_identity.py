@@ -12,7 +12,7 @@ from bdl_bench.problem.kept_rows import AS_GIVEN, DATASET_ORDER, SORTED, Budget,
 from bdl_bench.problem.row_identity import digests_of_rows, ids_of, matching_order
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
-from bdl_bench.report.results import gather
+from bdl_bench.report.results import group_by_task, load_records
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
@@ -71,7 +71,7 @@ def records(monkeypatch, tmp_path):
         grid = Grid(["classes"], methods, [0], tmp_path / name, tune_budget=3)
         assert {r.status for r in grid.run(lambda _: None)} == {"ok"}
         store = RecordStore(tmp_path / name)
-        (results,) = gather(store, load_records(store))
+        (results,) = group_by_task(store, load_records(store))
         return results
 
     return run
@@ -156,7 +156,7 @@ def test_records_written_in_another_order_agree_exactly(records):
     order = np.random.default_rng(0).permutation(N)
     moved = {k: v[order] if k.removeprefix("tuned/").rpartition("/")[0] == "" else v for k, v in arrays.items()}
     store.write(record, moved)
-    (results,) = gather(store, load_records(store))
+    (results,) = group_by_task(store, load_records(store))
     variances = [results.arrays(m, 0)["epistemic_variance"] for m in ("regvar-pointwise", "laplace")]
     assert agreement(*variances).spearman == pytest.approx(1.0, abs=1e-6)
     assert agreement(*variances).relative_rmse < 1e-4
