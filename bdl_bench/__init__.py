@@ -1,4 +1,4 @@
-"""Estimators of predictive uncertainty, compared and verified on one's own model and on bundled tasks."""
+"""Comparison and verification of estimators of predictive uncertainty, on custom models and bundled tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Problem", "compare"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """`compare` on its first use: it brings the report, which takes a second to import."""
+    """Import `compare` at its first use, since its imports take a second."""
     if name == "compare":
         from bdl_bench.comparison import compare
 

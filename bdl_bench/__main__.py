@@ -1,4 +1,4 @@
-"""`python -m bdl_bench`: the same as `bdl-bench`."""
+"""`python -m bdl_bench`, which is equivalent to `bdl-bench`."""
 
 from bdl_bench.cli.commands import app
 

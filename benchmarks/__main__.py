@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure times and memory, and write their pages."""
+"""The command `python -m benchmarks`: measure time and memory, and write the pages of docs/benchmarks."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure times and memory beside laplace-torch, and of RegVar alone.",
+        description="Measure time and memory of the estimators and of laplace-torch.",
     )
     parser.add_argument(
-        "--only",
+        "--select",
         action="append",
         default=[],
-        help="a page (core, regvar, quality, large) or a row; may be repeated; none: all but the large networks",
+        help="a page (core, regvar, quality, large) or a row; may be repeated; default: core and regvar",
     )
-    parser.add_argument("--out", type=Path, required=True, help="where to write")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
     options = parser.parse_args(arguments)
     try:
-        pages = run_bench(options.only, options.out, lambda row: print(row, flush=True))
+        pages = run_bench(options.select, options.out, lambda row: print(row, flush=True))
     except (EstimatorError, OSError) as error:
         print(error, file=sys.stderr)
         return USAGE

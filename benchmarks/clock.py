@@ -1,4 +1,4 @@
-"""Times of methods that take turns in one run: medians, and how far the repeats lie apart."""
+"""Times of methods that run alternately, so that other load affects all of them: medians and spreads."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 __all__ = ["Timing", "interleaved", "timed"]
 
 REPEATS = 3
-_WIDE = 0.3
+_LARGE_SPREAD = 0.3  # above it, the repeats are doubled
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the repeats."""
+    """Seconds of each repeat."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """The median of the repeats, in seconds."""
         return statistics.median(self.seconds)
 
     @property
@@ -32,17 +32,17 @@ class Timing:
 
 
 def timed(step: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
 
 
 def interleaved(methods: Sequence[Callable[[], Iterable[float]]], repeats: int = REPEATS) -> list[list[Timing]]:
-    """Each method measures its own steps, in seconds; the methods take turns.
+    """Run methods alternately; each returns the seconds of its steps.
 
-    As many rounds as `repeats`, and as many again where the spread of a step is above 30 %. A list of timings by step,
-    one a method.
+    There are `repeats` rounds, and as many again if the spread of a step is above 30 %. Returns one list per method,
+    with the timing of each step.
     """
     rounds: list[list[list[float]]] = []
     while True:
@@ -50,5 +50,5 @@ def interleaved(methods: Sequence[Callable[[], Iterable[float]]], repeats: int =
         found = [
             [Timing(tuple(step)) for step in zip(*(one[i] for one in rounds), strict=True)] for i in range(len(methods))
         ]
-        if len(rounds) > repeats or all(timing.spread <= _WIDE for timings in found for timing in timings):
+        if len(rounds) > repeats or all(timing.spread <= _LARGE_SPREAD for timings in found for timing in timings):
             return found

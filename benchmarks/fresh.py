@@ -1,4 +1,4 @@
-"""A function in a process of its own: its peak of memory is not that of what ran before."""
+"""Functions in a new process, whose peak memory does not include what ran before."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: object) -> tuple[T, int]:
-    """The result of a function that pickles, and the rise of the peak resident bytes above the imports, one thread."""
+    """Return the result of a picklable function, and the increase in peak resident bytes above the imports."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_measured, partial(function, *arguments)).result()
+        return pool.submit(_with_peak_memory, partial(function, *arguments)).result()
 
 
-def _measured(function: Callable[[], T]) -> tuple[T, int]:
+def _with_peak_memory(function: Callable[[], T]) -> tuple[T, int]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with peak_memory("cpu") as found:
         result = function()
-    return result, found.rise_bytes
+    return result, found.increase_bytes

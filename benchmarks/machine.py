@@ -1,4 +1,4 @@
-"""The machine and the versions that a table was measured with, in one sentence."""
+"""The machine and the versions of a measurement, in one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["machine"]
 
 
 def machine() -> str:
-    """As "2 cores, 24 GiB, x86_64; one thread; torch ..."."""
+    """Return, for example, "2 cores, 24 GiB, x86_64, one thread; torch ..."."""
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = environment()
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "python"))

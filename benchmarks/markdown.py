@@ -1,4 +1,4 @@
-"""Tables in Markdown, and the words of a goal."""
+"""Entries of Markdown tables: goals and sizes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = ["gib", "table", "verdict"]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """One line a row."""
+    """Return a Markdown table with one line per row."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def verdict(value: float, goal: float | None, *, at_most: bool = False) -> tuple[str, str]:
-    """The goal in words, and whether it is reached; two dashes where there is none."""
+    """Return the goal as text, and whether it is reached; two dashes if there is no goal."""
     if goal is None:
         return "–", "–"
     reached = value <= goal if at_most else value >= goal
@@ -22,5 +22,5 @@ def verdict(value: float, goal: float | None, *, at_most: bool = False) -> tuple
 
 
 def gib(size: float) -> str:
-    """Bytes in GiB, as "0.53"."""
+    """Return bytes in GiB without the unit, as "0.53"; the unit is in the table header."""
     return f"{size / 2**30:.2f}"

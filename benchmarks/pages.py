@@ -1,4 +1,4 @@
-"""The pages of docs/benchmarks: which rows each has, how a row is measured, and how the page is written."""
+"""The pages of docs/benchmarks: the rows of each page, their measurements, and the functions that write them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["PAGES", "Page"]
 
 @dataclass(frozen=True)
 class Page:
-    """Rows by name; `default`: measured where nothing was asked for."""
+    """The rows of a page by name. A page with `default` is measured without arguments."""
 
     rows: dict[str, Callable[[], Measured]]
     to_markdown: Callable[[dict[str, Measured]], str]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: rows measured, recorded one by one, and their pages written again."""
+"""Measure rows, record each, and render their pages."""
 
 from __future__ import annotations
 
@@ -16,19 +16,30 @@ __all__ = ["run_bench"]
 Listener = Callable[[str], None]
 
 
-def run_bench(only: Sequence[str], out: Path, listener: Listener = print) -> list[Path]:
-    """Measure the rows, or all rows of the pages, named in `only` (none: the default pages); the pages written.
+def run_bench(selected: Sequence[str], out: Path, listener: Listener = print) -> list[Path]:
+    """Measure rows or pages and return the paths of the pages.
 
-    A row's record is kept in DIR/records, so that a page shows all rows that were ever measured there.
-    A row whose process is killed is left out, with a word. Errors: OptionError for a name that is neither.
+    Records are kept in OUT/records, so that a page shows all rows that were measured in this directory. A row whose
+    process is killed is reported to the listener and not recorded.
+
+    Args:
+        selected: names of rows or pages; empty: the default pages.
+        out: directory of records and pages.
+        listener: called with one line of text per row.
+
+    Returns:
+        The paths of the rendered pages.
+
+    Raises:
+        OptionError: for a name that is neither a row nor a page.
     """
-    chosen = _chosen(only)
+    chosen = _selected(selected)
     for page, row in chosen:
         listener(f"{page}: {row}")
         try:
             measured = PAGES[page].rows[row]()
-        except BrokenExecutor:  # its process was killed: the other rows need not suffer
-            listener(f"{page}: {row} was killed, as where memory runs out; not recorded")
+        except BrokenExecutor:  # its process was killed; the other rows can still be measured
+            listener(f"{page}: {row} was killed, for example for lack of memory; not recorded")
             continue
         write(out, page, row, measured)
         _write_page(page, out)
@@ -40,16 +51,16 @@ def _write_page(name: str, out: Path) -> None:
     write_text(out / f"{name}.md", page.to_markdown(read(out, name, list(page.rows))))
 
 
-def _chosen(only: Sequence[str]) -> list[tuple[str, str]]:
-    """(page, row) of the names."""
+def _selected(selected: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the (page, row) pairs of the names."""
     every = [(page, row) for page, found in PAGES.items() for row in found.rows]
-    if not only:
+    if not selected:
         return [(page, row) for page, row in every if PAGES[page].default]
-    unknown = [name for name in only if name not in PAGES and name not in {row for _, row in every}]
+    unknown = [name for name in selected if name not in PAGES and name not in {row for _, row in every}]
     if unknown:
         raise OptionError(
             f"a page among {', '.join(PAGES)}, or a row among {', '.join(row for _, row in every)}",
             received=", ".join(unknown),
-            remedy="leave --only out to measure all but the large networks.",
+            remedy="leave --select out to measure all but the large networks.",
         )
-    return [(page, row) for page, row in every if page in only or row in only]
+    return [(page, row) for page, row in every if page in selected or row in selected]

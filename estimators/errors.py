@@ -26,7 +26,7 @@ __all__ = [
     "OptionError",
     "StateError",
     "TooLargeError",
-    "TuningEdgeWarning",
+    "TuningBoundaryWarning",
     "UnsupportedError",
 ]
 
@@ -41,14 +41,14 @@ class EstimatorError(Exception):
     def _message(self) -> str:
         return f"Expected {self.expected}. Received {self.received}. Try: {self.remedy}"
 
-    def at(self, place: str) -> Self:
-        """The same error, whose message also names the place that it was found at, such as "in batch 3"."""
-        self.received = f"{self.received}, {place}"
+    def at(self, location: str) -> Self:
+        """Add a location such as "in batch 3" to the message, and return the error."""
+        self.received = f"{self.received}, {location}"
         self.args = (self._message(),)
         return self
 
     def __reduce__(self) -> tuple[object, ...]:
-        """How to make it again: raised in another process, it arrives as it was."""
+        """Return how to construct the error again, so that it can be passed between processes."""
         return partial(type(self), self.expected, received=self.received, remedy=self.remedy), ()
 
 
@@ -109,7 +109,7 @@ class TooLargeError(EstimatorError, MemoryError):
 
 
 class IndefiniteHessianError(EstimatorError, ArithmeticError):
-    """The exact Hessian is singular or has a negative eigenvalue, so that it has no inverse to read a variance from."""
+    """The exact Hessian is singular or has a negative eigenvalue: no variance can be computed from it."""
 
     def __init__(self, *, smallest: float, largest: float) -> None:
         self.smallest, self.largest = smallest, largest
@@ -126,7 +126,7 @@ class IndefiniteHessianError(EstimatorError, ArithmeticError):
 
 
 class IllConditionedError(EstimatorError, ArithmeticError):
-    """Products with A in the dtype of the network carry too much round-off for a variance to be read from them."""
+    """Products with A in the dtype of the network have too much round-off for a variance."""
 
     def __init__(self, *, condition: float, dtype: object) -> None:
         self.condition, self.dtype = condition, dtype
@@ -150,11 +150,11 @@ class DerivativeRouteWarning(UserWarning):
 
 
 class NotConvergedWarning(UserWarning):
-    """Posterior draws were left far from their end: the variance may be wrong by much more than Monte-Carlo error."""
+    """Posterior draws did not converge: the variance may be wrong by much more than the Monte-Carlo error."""
 
 
 class CalibrationNotSavedWarning(UserWarning):
-    """A tuned fit was saved by itself: the file has no variance scale and no temperature or noise factor."""
+    """A tuned fit was saved without its calibration: the file has no variance scale, temperature or noise factor."""
 
 
 class DiagonalWeightsWarning(UserWarning):
@@ -162,10 +162,10 @@ class DiagonalWeightsWarning(UserWarning):
 
 
 class NotLogitsWarning(UserWarning):
-    """The outputs of the model look like probabilities where the likelihood expects logits."""
+    """The outputs of the model look like probabilities, but the likelihood expects logits."""
 
 
-class TuningEdgeWarning(UserWarning):
+class TuningBoundaryWarning(UserWarning):
     """A tuned value is the last of its range: the optimum may lie beyond."""
 
 

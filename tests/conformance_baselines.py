@@ -25,7 +25,7 @@ from estimators.baselines import (
     SubnetworkLaplace,
     TemperatureScaling,
 )
-from estimators.integrations.manual_training import TwoNetworks
+from estimators.integrations.manual_training import RegularizedPair
 from estimators.testing import CASES
 from estimators.testing.networks import WithDict
 from estimators.training import Recipe
@@ -105,7 +105,7 @@ def two_networks(model, likelihood, *, prior_precision):
         for parameter in regularized.parameters():
             step = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter += 1e-3 * step.to(parameter.device)
-    return TwoNetworks(model, regularized, likelihood, lam=0.1, prior_precision=prior_precision)
+    return RegularizedPair(model, regularized, likelihood, lam=0.1, prior_precision=prior_precision)
 
 
 BASELINES = {

@@ -9,8 +9,8 @@ LAWS = {
     "below-prior",
     "prior-limit",
     "prior-monotone",
-    "data-take-variance",
-    "scaling-law",
+    "data-reduce-variance",
+    "noise-scaling",
     "noise-not-epistemic",
 }
 SAMPLES = {name for name in CHECKS if name.startswith("sample")}

@@ -12,7 +12,7 @@ from simulated_device import DEVICE
 from estimators import FineTune, LinearResponse, ParameterProbes, PosteriorDraws, RegVar, SignedProbes
 from estimators.baselines import SWAG, DeepEnsemble, LoRAEnsemble, MCDropout, MultiHeadEnsemble
 from estimators.testing import CASES
-from estimators.testing.subject import REFUSALS
+from estimators.testing.estimator_under_test import UNSUPPORTED_ERRORS
 from estimators.training import Recipe
 
 __all__ = ["ROWS", "Fits", "answers", "assert_same", "fits", "made"]
@@ -98,7 +98,7 @@ def answers(estimator, x):
     for name, ask in asked.items():
         try:
             answer = ask()
-        except REFUSALS:
+        except UNSUPPORTED_ERRORS:
             continue
         parts = {name: answer} if isinstance(answer, torch.Tensor) else vars(answer)
         found |= {f"{name} {part}": v for part, v in parts.items() if isinstance(v, torch.Tensor)}

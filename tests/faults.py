@@ -177,13 +177,13 @@ class FirstRowsOnly(Good):
 
 
 class FrozenToo(Good):
-    def _names(self, train_loader):  # noqa: ARG002
+    def _parameter_names(self, train_loader):  # noqa: ARG002
         return [name for name, _ in self.model.named_parameters()]
 
 
 class OnePrior(Good):
-    def _over(self, network, batches):
-        objective = super()._over(network, batches)
+    def _make_objective(self, network, batches):
+        objective = super()._make_objective(network, batches)
         precision = objective.prior.precision
         return with_prior(objective, precision[:1].expand_as(precision).clone())
 
@@ -270,8 +270,8 @@ class NoFunctional(Good):
 
 
 class HalfSaved(Good):
-    def _learned(self):
-        tensors, learned = super()._learned()
+    def _get_fit_state(self):
+        tensors, learned = super()._get_fit_state()
         return {name: 0.5 * tensor for name, tensor in tensors.items()}, learned
 
 

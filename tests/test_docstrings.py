@@ -28,22 +28,6 @@ PACKAGES = ("estimators", "bdl_bench")
 ROOT = Path(__file__).parents[1]
 
 EXEMPT: tuple[str, ...] = (
-    "estimators.baselines",
-    "estimators.data",
-    "estimators.diagnostics",
-    "estimators.errors",
-    "estimators.estimator",
-    "estimators.integrations",
-    "estimators.laplace",
-    "estimators.likelihoods",
-    "estimators.numerics",
-    "estimators.objective",
-    "estimators.option_checks",
-    "estimators.persistence",
-    "estimators.runtime",
-    "estimators.testing",
-    "estimators.training",
-    "estimators.tuning",
     "bdl_bench.cli",
     "bdl_bench.comparison",
     "bdl_bench.records",

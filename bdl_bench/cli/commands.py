@@ -1,4 +1,4 @@
-"""The command line: parses and prints, nothing else."""
+"""The commands of `bdl-bench`: they parse arguments and print results."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bdl_bench.cli.progress import shown
+from bdl_bench.cli.progress import show_progress
 from bdl_bench.methods import METHODS, default_methods
 from bdl_bench.records.record import Record
 from bdl_bench.report import write_report
-from bdl_bench.runner.directories import directory_for, made, new_directory
+from bdl_bench.runner.directories import make_directory, new_directory, output_directory
 from bdl_bench.runner.disk import Disk
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
@@ -46,43 +46,50 @@ _VERIFIED_TASKS = ("toy-gap", "wine", "breast-cancer")
 
 @app.command()
 def compare(
-    tasks: Annotated[list[str] | None, typer.Argument(help="Bundled tasks; none: the default ones.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Argument(help="Bundled tasks; default: those marked * by bdl-bench list.")
+    ] = None,
     *,
     methods: Annotated[
-        str | None, typer.Option(help="Presets with commas between, or all; none: the default ones.")
+        str | None, typer.Option(help="Comma-separated presets, or all; default: those marked * by bdl-bench list.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ..., N-1.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds N: seeds 0, 1, ..., N-1.")] = 3,
     seed_list: Annotated[
-        str | None, typer.Option(help="Seeds with commas between, for instance 5,7; instead of --seeds.")
+        str | None, typer.Option(help="Comma-separated seeds, such as 5,7; instead of --seeds.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; an earlier one is resumed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory to write; an earlier run in it is resumed.")] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Jobs at a time; none: one, with ray as many as there is room for.")
+        int | None, typer.Option(min=1, help="Concurrent jobs; default: 1, and with ray as many as fit.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads in each; more pays for large networks.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads per job.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    model: Annotated[list[str] | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
-    tune: Annotated[
-        int, typer.Option(min=0, help="Fits a method may spend on its option; 0: no tuning, 1: scale and temperature.")
+    model: Annotated[list[str] | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")] = None,
+    tune_budget: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Fits that each method may use for tuning; 0: no tuning, 1: variance scale and temperature only.",
+        ),
     ] = 1,
-    data: Annotated[Path | None, typer.Option(help="Where data sets that need a download are, or go.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory of downloaded data sets.")] = None,
     executor: Annotated[str, typer.Option(help="local, in-process, or ray.")] = "local",
-    limit: Annotated[
-        float | None, typer.Option(help="Seconds a cell may take; one that needs more is skipped. None: no limit.")
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a run may take; one that needs more is skipped. Default: no timeout."),
     ] = None,
 ) -> None:
-    """Train each task once a seed, fit every method on it, and write records and a report."""
+    """Train the network of each task and seed, fit every method to it, and write records and a report."""
     names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
-    with _bad_usage():
-        _find_data_in(data)
-        workers = Workers(jobs, threads, executor, limit)
+    with _usage_errors():
+        _set_data_directory(data_dir)
+        workers = Workers(jobs, threads, executor, timeout)
         wanted = range(seeds) if seed_list is None else _seeds(seed_list)
-        grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune)
+        grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune_budget)
         grid.check()
-        directory = new_directory() if out is None else made(out)
+        directory = new_directory() if out is None else make_directory(out)
     records = _run(replace(grid, directory=directory))
     _print_totals(records)
-    with _failures(), Disk(directory).writing():
+    with _run_errors(), Disk(directory).writing():
         print(write_report(directory).resolve())
     raise typer.Exit(FAILED if any(record.status == "failed" for record in records) else 0)
 
@@ -91,17 +98,17 @@ def compare(
 def verify(
     task: Annotated[str | None, typer.Argument(help="A bundled task; none: three small ones.")] = None,
     *,
-    model: Annotated[str | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
+    model: Annotated[str | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")] = None,
     curvature: Annotated[str, typer.Option(help="ggn or hessian.")] = "ggn",
-    subset: Annotated[str, typer.Option(help="all, last_layer, or globs with commas between them.")] = "all",
-    points: Annotated[int, typer.Option(min=1, help="Rows of the test loader to verify at.")] = 8,
+    subset: Annotated[str, typer.Option(help="all, last_layer, or comma-separated globs of parameter names.")] = "all",
+    n_queries: Annotated[int, typer.Option(min=1, help="Number of test rows at which the variances are compared.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the problem.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Where to write.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads; more pays for large networks.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Directory to write.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
 ) -> None:
     """Verify RegVar against a dense reference: λ sweep, orders of convergence, and the parts of the error of draws."""
     torch.set_num_threads(threads)
-    with _bad_usage(), _of_the_factory(model), directory_for(out) as directory:
+    with _usage_errors(), _factory_errors(model), output_directory(out) as directory:
         subsets = subset.split(",")
         names = _VERIFIED_TASKS if (name := model or task) is None else (name,)
         result = verify_problems(
@@ -109,7 +116,7 @@ def verify(
             out=directory,
             curvature=curvature,
             subset_of_weights=subsets[0] if len(subsets) == 1 else subsets,
-            n_queries=points,
+            n_queries=n_queries,
             listener=lambda name: print(name, flush=True),
         )
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(to_terminal(result.verifications))
@@ -121,26 +128,26 @@ def verify(
 def check(
     task: Annotated[str | None, typer.Argument(help="A bundled task.")] = None,
     *,
-    model: Annotated[str | None, typer.Option(help="Your own module:factory, factory(seed) -> Problem.")] = None,
+    model: Annotated[str | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the problem.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Where the trained network is kept, or is from an earlier run.")
+        Path | None, typer.Option(help="Directory of the trained network; one of an earlier run is reused.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    data: Annotated[Path | None, typer.Option(help="Where data sets that need a download are, or go.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory of downloaded data sets.")] = None,
 ) -> None:
-    """Look at a problem before any method runs on it: its weights, data and settings, and what methods cost."""
+    """Diagnose a problem before any method runs on it: its weights, data and settings, and the costs of methods."""
     from bdl_bench.cli.diagnosis import show
     from bdl_bench.runner.preflight import check_task
 
-    with _bad_usage(), _of_the_factory(model):
-        _find_data_in(data)
-        subject = model or task
-        if subject is None:
+    with _usage_errors(), _factory_errors(model):
+        _set_data_directory(data_dir)
+        source = model or task
+        if source is None:
             raise OptionError("a task or --model module:factory", received="neither", remedy="bdl-bench check digits.")
-        resolve_task(subject)
-        with directory_for(out) as directory:
-            diagnosis = check_task(subject, seed, directory, device)
+        resolve_task(source)
+        with output_directory(out) as directory:
+            diagnosis = check_task(source, seed, directory, device)
     raise typer.Exit(show(diagnosis, _console()))
 
 
@@ -148,10 +155,10 @@ def check(
 def report(
     directory: Annotated[Path, typer.Argument(help="A directory that compare wrote.")],
     *,
-    figures: Annotated[str | None, typer.Option(help="Every figure as a file, too: svg or pdf.")] = None,
+    figures: Annotated[str | None, typer.Option(help="Also save every figure as a file: svg or pdf.")] = None,
 ) -> None:
-    """Render the report again from its records."""
-    with _bad_usage():
+    """Render the report of a directory of records."""
+    with _usage_errors():
         page = write_report(directory, figures=figures)
     print(page.resolve())
 
@@ -167,7 +174,7 @@ def list_() -> None:
     for name, method in METHODS.items():
         axis = method.tuned_option.option if method.tuned_option else ""
         methods.add_row(_starred(name, method.default), escape(method.summary), escape(axis))
-    console.print(tasks, "", methods, "", "* runs where none is named")
+    console.print(tasks, "", methods, "", "* default")
 
 
 def main() -> None:
@@ -179,8 +186,8 @@ def _starred(name: str, default: bool) -> str:
     return escape(name) + (" *" if default else "")
 
 
-def _find_data_in(directory: Path | None) -> None:
-    """Tell the tasks, in this process and in those that it starts."""
+def _set_data_directory(directory: Path | None) -> None:
+    """Set the data directory of the tasks, for this process and its worker processes."""
     if directory is not None:
         os.environ["BDL_BENCH_DATA"] = str(directory.resolve())
 
@@ -194,18 +201,18 @@ def _methods(names: str | None) -> list[str]:
 def _seeds(text: str) -> list[int]:
     numbers = [word.strip() for word in text.split(",") if word.strip()]
     if not numbers or not all(word.isdecimal() for word in numbers):
-        raise OptionError("--seed-list with seeds >= 0 and commas between", received=repr(text), remedy="5,7.")
+        raise OptionError("--seed-list with comma-separated seeds >= 0", received=repr(text), remedy="5,7.")
     return [int(word) for word in numbers]
 
 
 def _run(grid: Grid) -> list[Record]:
     console = _console()
     try:
-        with _failures(), shown(console, grid.n_steps) as listener:
+        with _run_errors(), show_progress(console, grid.n_jobs) as listener:
             return grid.run(listener)
     except KeyboardInterrupt:
         where = escape(str(grid.directory))
-        text = f"Interrupted. What is done is kept; the same command with --out {where} goes on from there."
+        text = f"Interrupted. Finished runs are kept; the same command with --out {where} resumes."
         console.print(text, soft_wrap=True, highlight=False)
         raise typer.Exit(INTERRUPTED) from None
 
@@ -216,28 +223,28 @@ def _print_totals(records: list[Record]) -> None:
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
-    """What ends a run that had begun: a full disk, a directory that is gone, workers that cannot start."""
+def _run_errors() -> Iterator[None]:
+    """Print an error that ended a run, such as a full disk or a missing directory, and exit with status 1."""
     try:
         yield
     except (EstimatorError, OSError) as error:
-        _say(error)
+        _print_error(error)
         raise typer.Exit(FAILED) from error
 
 
 @contextmanager
-def _bad_usage() -> Iterator[None]:
-    """What cannot be run as it was asked for: said in a line, without a traceback."""
+def _usage_errors() -> Iterator[None]:
+    """Print an error of the arguments in one line, without a traceback, and exit with status 2."""
     try:
         yield
     except (EstimatorError, OSError) as error:
-        _say(error)
+        _print_error(error)
         raise typer.Exit(USAGE) from error
 
 
 @contextmanager
-def _of_the_factory(model: str | None) -> Iterator[None]:
-    """Whatever a factory of the user's raises, as a typed error that names it."""
+def _factory_errors(model: str | None) -> Iterator[None]:
+    """Raise any error of a user's factory as a typed error that names the factory."""
     try:
         yield
     except (EstimatorError, typer.Exit):
@@ -246,13 +253,13 @@ def _of_the_factory(model: str | None) -> Iterator[None]:
         if model is None:
             raise
         raise ModelError(
-            f"a problem from {model} that can be made and looked at",
+            f"a factory {model} that returns a valid problem",
             received=f"{type(error).__name__}: {error}",
             remedy="call the factory in Python to see where it raises.",
         ) from error
 
 
-def _say(error: Exception) -> None:
+def _print_error(error: Exception) -> None:
     text = str(error) if isinstance(error, EstimatorError) else f"{type(error).__name__}: {error}"
     text = " ".join(text.split())
     Console(stderr=True).print(f"[red]{escape(text)}[/red]", highlight=False, soft_wrap=True)

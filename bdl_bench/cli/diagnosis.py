@@ -1,4 +1,4 @@
-"""A diagnosis printed on a console."""
+"""Tables of a diagnosis on a console."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 
 
 def show(diagnosis: Diagnosis, console: Console) -> int:
-    """Print a diagnosis; the exit status, 1 where it has an error."""
+    """Print a diagnosis and return the exit status, 1 if it has an error."""
     console.print(_findings(diagnosis.findings))
     if diagnosis.costs:
         console.print("", _costs(diagnosis.costs))

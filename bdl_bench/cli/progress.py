@@ -1,121 +1,146 @@
-"""Showing a grid at work: live on a terminal, plain lines elsewhere."""
+"""Progress of a comparison: live bars on a terminal, plain lines elsewhere.
+
+The remaining time is that of `TimeEstimate`. `rich.progress.TimeRemainingColumn` assumes that all jobs take the
+same time, and a comparison has jobs of milliseconds and of minutes.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import RLock
+from functools import partial
+from threading import Lock
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
-from bdl_bench.report.formatting import duration
-from bdl_bench.runner.eta import Step, TimeEstimate
-from bdl_bench.runner.events import ENDINGS, Event
+from bdl_bench.runner.eta import TimeEstimate
+from bdl_bench.runner.events import ENDINGS, Event, JobId
+from estimators.runtime.units import in_seconds
 
-__all__ = ["shown"]
+__all__ = ["show_progress"]
 
 _COLOURS = {"failed": "red", "skipped": "yellow", "cached": "dim"}
-_LINES = 12  # running steps shown; a cluster may have hundreds
-_PAUSE = 30.0  # seconds between two plain lines about all
+_MAX_SHOWN = 12  # running jobs; a cluster may have hundreds
+_PAUSE = 30.0  # seconds between two summaries in plain lines
 
 
 @contextmanager
-def shown(
-    console: Console, n_steps: int, *, clock: Callable[[], float] = time.monotonic
+def show_progress(
+    console: Console, n_jobs: int, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[Event], None]]:
-    """A listener for a grid of n steps (trainings and cells)."""
-    outlook = TimeEstimate(n_steps, clock)
-    if not console.is_terminal:
-        yield _PlainLines(console, outlook)
-        return
-    lock = RLock()  # a thread of the display reads what events change
+    """Yield a listener for the events of a run with `n_jobs` jobs (trainings and evaluations)."""
+    estimate = TimeEstimate(n_jobs, clock)
+    if console.is_terminal:
+        bars = _Bars(console, estimate)
+        with bars.progress:
+            yield bars
+    else:
+        yield _PlainLines(console, estimate)
 
-    def board() -> Group:
-        with lock:
-            return _board(outlook)
 
-    with Live(get_renderable=board, console=console, transient=True) as live:
+class _TextColumn(ProgressColumn):
+    """The text of a task, computed anew at each refresh, so that times advance between events."""
 
-        def listen(event: Event) -> None:
-            with lock:
-                outlook.hear(event)
-            if event.status in ENDINGS:
-                live.console.print(_line(event), highlight=False)
+    max_refresh = None
 
-        yield listen
+    def render(self, task: Task) -> Text:
+        """Return the text of a task."""
+        return Text(task.fields["text"](), no_wrap=True, overflow="ellipsis")
+
+
+class _Bars:
+    """A bar for the whole run, and one for each running job."""
+
+    def __init__(self, console: Console, estimate: TimeEstimate) -> None:
+        self.estimate = estimate
+        # The refresh thread of rich reads the estimate while events change it. It holds the lock of Progress then, so
+        # that no method of Progress may be called with this lock held.
+        self.lock = Lock()
+        self.progress = Progress(BarColumn(30), _TextColumn(), console=console, transient=True, get_time=estimate.clock)
+        self.total = self.progress.add_task("", total=estimate.n_jobs, text=self._summary)
+        self.jobs: dict[JobId, TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        with self.lock:
+            self.estimate.update(event)
+            running = list(self.estimate.running)
+        self.progress.update(self.total, completed=self.estimate.n_ended)
+        for job in self.jobs.keys() - set(running):
+            self.progress.remove_task(self.jobs.pop(job))
+        for job in running:
+            if job not in self.jobs:
+                visible, text = len(self.jobs) < _MAX_SHOWN, partial(self._running, job)
+                self.jobs[job] = self.progress.add_task("", total=None, visible=visible, text=text)
+        for i, task in enumerate(self.jobs.values()):
+            self.progress.update(task, visible=i < _MAX_SHOWN)
+        if event.status in ENDINGS:
+            self.progress.console.print(_line(event), highlight=False)
+
+    def _summary(self) -> str:
+        with self.lock:
+            elapsed = in_seconds(self.estimate.clock() - self.estimate.start)
+            running = [f"{len(self.jobs)} running"] if self.jobs else []
+            return ", ".join([_counts(self.estimate), *running, elapsed, *_time_left(self.estimate)])
+
+    def _running(self, job: JobId) -> str:
+        with self.lock:
+            return _running(self.estimate, job) if job in self.estimate.running else ""
 
 
 class _PlainLines:
-    """`[ 3/42] task seed 0 method: ok, 1.2 s`, for logs, and now and then how far all is."""
+    """One line per event, as `[ 3/42] task seed 0 method: ok, 1.2 s`, and a summary from time to time."""
 
-    def __init__(self, console: Console, outlook: TimeEstimate) -> None:
-        self.console, self.outlook = console, outlook
-        self.last = outlook.clock()
+    def __init__(self, console: Console, estimate: TimeEstimate) -> None:
+        self.console, self.estimate = console, estimate
+        self.last = estimate.clock()
 
     def __call__(self, event: Event) -> None:
-        self.outlook.hear(event)
+        """Print one event."""
+        self.estimate.update(event)
         if event.status == "waiting":
             self._print(_line(event))
         if event.status not in ENDINGS:
             return
-        n = self.outlook.n_steps
-        self._print(f"\\[{self.outlook.n_ended:>{len(str(n))}}/{n}] " + _line(event))
-        if self.outlook.clock() - self.last >= _PAUSE:
-            self.last = self.outlook.clock()
-            self._print(escape(_summary(self.outlook)))
+        n = self.estimate.n_jobs
+        self._print(f"\\[{self.estimate.n_ended:>{len(str(n))}}/{n}] " + _line(event))
+        if self.estimate.clock() - self.last >= _PAUSE:
+            self.last = self.estimate.clock()
+            running = [_running(self.estimate, job) for job in list(self.estimate.running)[:_MAX_SHOWN]]
+            listed = [f"running: {', '.join(running)}"] if running else []
+            self._print(escape("; ".join([_counts(self.estimate), *listed, *_time_left(self.estimate)])))
 
     def _print(self, markup: str) -> None:
         self.console.print(markup, soft_wrap=True, highlight=False)
 
 
-def _summary(outlook: TimeEstimate) -> str:
-    """`12 of 42 done, 1 failed; running: task seed 0 laplace (12 s); about 3 min 5 s left`."""
-    parts = [_counts(outlook)]
-    if outlook.running:
-        parts.append("running: " + ", ".join(_running(outlook, step) for step in list(outlook.running)[:_LINES]))
-    return "; ".join([*parts, *_time_left(outlook)])
+def _counts(estimate: TimeEstimate) -> str:
+    bad = [f"{estimate.counts[status]} {status}" for status in ("failed", "skipped") if estimate.counts[status]]
+    return ", ".join([f"{estimate.n_ended} of {estimate.n_jobs} done", *bad])
 
 
-def _board(outlook: TimeEstimate) -> Group:
-    """The bar and what stands beside it, then one line for each step that runs."""
-    head = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=outlook.n_steps, completed=outlook.n_ended, width=30)
-    past = duration(outlook.clock() - outlook.begun)
-    head.add_row(bar, Text(", ".join([_counts(outlook), past, *_time_left(outlook)])))
-    running = [Text(f"  {_running(outlook, step)}", no_wrap=True, overflow="ellipsis") for step in outlook.running]
-    rest = [Text(f"  and {len(running) - _LINES} more")] if len(running) > _LINES else []
-    return Group(head, *running[:_LINES], *rest)
+def _time_left(estimate: TimeEstimate) -> list[str]:
+    seconds = estimate.seconds_left()
+    return [] if seconds is None or not estimate.remaining else [f"about {in_seconds(max(1.0, seconds))} left"]
 
 
-def _counts(outlook: TimeEstimate) -> str:
-    marked = [f"{outlook.counts[status]} {status}" for status in ("failed", "skipped") if outlook.counts[status]]
-    return ", ".join([f"{outlook.n_ended} of {outlook.n_steps} done", *marked])
+def _running(estimate: TimeEstimate, job: JobId) -> str:
+    return f"{_name(job)} ({in_seconds(max(0.0, estimate.elapsed(job)))})"
 
 
-def _time_left(outlook: TimeEstimate) -> list[str]:
-    seconds = outlook.seconds_left()
-    return [] if seconds is None or not outlook.left else [f"about {duration(max(1.0, seconds))} left"]
-
-
-def _running(outlook: TimeEstimate, step: Step) -> str:
-    return f"{_name(step)} ({duration(max(0.0, outlook.elapsed(step)))})"
-
-
-def _name(step: Step) -> str:
-    task, seed, method = step
+def _name(job: JobId) -> str:
+    task, seed, method = job
     return f"{task} seed {seed} {method or 'training'}"
 
 
 def _line(event: Event) -> str:
-    """One line of markup for an event that ended."""
-    status = "another run is at it" if event.status == "waiting" else event.status
-    parts = [status, "" if event.seconds is None else duration(event.seconds), event.reason or ""]
-    text = escape(f"{_name(event.step)}: " + ", ".join(part for part in parts if part))
+    """Return one line of markup for an event that ended a job."""
+    status = "locked by another run" if event.status == "waiting" else event.status
+    parts = [status, "" if event.seconds is None else in_seconds(event.seconds), event.reason or ""]
+    text = escape(f"{_name(event.job)}: " + ", ".join(part for part in parts if part))
     colour = _COLOURS.get(event.status)
     return f"[{colour}]{text}[/{colour}]" if colour else text

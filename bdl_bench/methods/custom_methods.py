@@ -15,7 +15,7 @@ from estimators import Prediction, UncertaintyEstimator
 from estimators.errors import DataError, OptionError
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
-from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
+from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
 
 __all__ = ["NOT_REPORTED", "CustomEstimator", "as_estimator"]
 
@@ -103,7 +103,7 @@ class CustomEstimator(UncertaintyEstimator):
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         before = weight_checksum(self.model)
         fitted = self.method.fit(self._loader)
-        refuse_if_changed(self.model, before)  # methods share the network
+        check_unchanged(self.model, before)  # methods share the network
         if fitted is not None and callable(getattr(fitted, "variance", None)):
             self.method = fitted
         self.method_report_ = self._report()

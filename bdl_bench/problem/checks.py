@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.baselines.dropout_layers import dropout_names
-from estimators.baselines.retraining import refuse_other_architecture
+from estimators.baselines.retraining import check_architecture
 from estimators.errors import DataError, ModelError, OptionError
 from estimators.models.checks import check_model
 from estimators.numerics.pytrees import PyTree
@@ -67,7 +67,7 @@ def check_members(members: Sequence[nn.Module], model: nn.Module) -> None:
                 remedy="load the networks first, or pass a function that does.",
             )
         check_trained(member)
-        refuse_other_architecture(member, model, what=f"members[{index}] with")
+        check_architecture(member, model, what=f"members[{index}] with")
 
 
 def check_dropout_model(model: nn.Module) -> None:

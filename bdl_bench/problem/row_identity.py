@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from estimators.numerics.pytrees import PyTree, Shared, n_rows, plain_inputs
+from estimators.persistence.checksums import digest
 
 __all__ = ["Digests", "Ids", "bits_by_row", "digests_of_rows", "ids_of", "matching_order", "position_ids"]
 
@@ -87,7 +86,4 @@ def bits_by_row(tensor: Tensor) -> NDArray[np.uint8]:
 
 
 def _digest(parts: tuple[bytes, ...]) -> bytes:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.digest()
+    return digest(*(len(part).to_bytes(8, "little") + part for part in parts))

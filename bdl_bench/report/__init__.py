@@ -1,4 +1,4 @@
-"""Records rendered: one self-contained HTML page, Markdown, CSV, Parquet, and every figure as a file on request."""
+"""Reports of records: one self-contained HTML page, Markdown, CSV, Parquet, and figures as files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ __all__ = ["write_report"]
 
 
 def write_report(directory: Path, *, figures: str | None = None) -> Path:
-    """Render every record of `directory` into report.html, report.md and report.csv there; the path of the first.
+    """Render the records of a directory as report.html, report.md and report.csv in it.
 
-    With pandas and pyarrow (the extra `parquet`) also every number of every cell as report.parquet. `figures` ("svg" or
-    "pdf") saves every figure as `figures/<task>/<name>.<figures>` as well.
+    If pandas and pyarrow are installed (the extra `parquet`), also every number of every run as report.parquet.
 
-    Raises OptionError for a directory without records, and for another kind of figures.
+    Args:
+        directory: where `compare` wrote its records.
+        figures: "svg" or "pdf" also saves every figure as `figures/<task>/<name>.<figures>`; None saves none.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        OptionError: for a directory without records, and for another value of `figures`.
     """
     if not any((directory / "records").rglob("*.json")):
         raise OptionError(

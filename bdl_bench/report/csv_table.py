@@ -1,4 +1,4 @@
-"""A report as CSV: one row for each number of each table, for other tools to read."""
+"""A report as CSV: one line per number of each table."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Row = tuple[object, ...]
 
 
 def to_csv(report: Report) -> str:
-    """The text, with a header line; names that a spreadsheet would run as a formula get a leading apostrophe."""
+    """Return the text with a header line. Names that a spreadsheet would run as a formula get a leading apostrophe."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_HEADER)
     for row in _rows(report):
-        writer.writerow([_inert(value) if isinstance(value, str) else value for value in row])
+        writer.writerow([_without_formula(value) if isinstance(value, str) else value for value in row])
     return buffer.getvalue()
 
 
@@ -32,7 +32,7 @@ def _rows(report: Report) -> Iterator[Row]:
     for task in report.tasks:
         for table in task.scores.tables:
             yield from _scores(task.name, table)
-        yield from _agreements(task)
+        yield from _agreement(task)
         for cost in task.costs.rows:
             yield from _costs(task.name, cost)
     yield from _shifted(report.numbers)
@@ -42,18 +42,18 @@ def _rows(report: Report) -> Iterator[Row]:
 
 
 def _scores(task: str, table: ScoreTable) -> Iterator[Row]:
-    for method, cells in table.cells.items():
-        for key, cell in cells.items():
-            verdict = cell.against or ""
-            yield (task, method, _variant(table), key, *_numbers(cell.interval), verdict, int(cell.in_best_group))
+    for method, entries in table.entries.items():
+        for key, entry in entries.items():
+            comparison = entry.against_baseline or "", int(entry.not_worse_than_best)
+            yield (task, method, table.variant, key, *_numbers(entry.interval), *comparison)
 
 
-def _agreements(task: TaskView) -> Iterator[Row]:
+def _agreement(task: TaskView) -> Iterator[Row]:
     for row in task.agreement.rows:
         found = {"spearman": row.spearman, "mean_ratio": row.mean_ratio, "relative_rmse": row.relative_rmse}
         for name, interval in found.items():
             if interval is not None:
-                yield (task.name, row.method, "as fitted", f"agreement/{name}", *_numbers(interval), "", "")
+                yield (task.name, row.method, "untuned", f"agreement/{name}", *_numbers(interval), "", "")
 
 
 def _costs(task: str, cost: CostRow) -> Iterator[Row]:
@@ -63,7 +63,7 @@ def _costs(task: str, cost: CostRow) -> Iterator[Row]:
         "predict_seconds": cost.predict_seconds,
         "passes": cost.passes,
         "peak_bytes": cost.peak_bytes,
-        "peak_rise_bytes": cost.rise_bytes,
+        "peak_increase_bytes": cost.increase_bytes,
     }
     for name, value in medians.items():
         if value is not None:
@@ -71,22 +71,18 @@ def _costs(task: str, cost: CostRow) -> Iterator[Row]:
 
 
 def _shifted(numbers: list[LongRow]) -> Iterator[Row]:
-    """Metrics of shifted rows."""
+    """Yield the metrics of shifted rows."""
     found: dict[tuple[str, str, str, str], list[float]] = {}
     for row in numbers:
         if row.quantity.startswith("shift/"):
             found.setdefault((row.task, row.method, row.variant, row.quantity), []).append(row.value)
-    for place, values in found.items():
-        yield (*place, *_numbers(mean_interval(values)), "", "")
-
-
-def _variant(table: ScoreTable) -> str:
-    return "tuned" if table.tuned else "as fitted"
+    for name, values in found.items():
+        yield (*name, *_numbers(mean_interval(values)), "", "")
 
 
 def _numbers(interval: Interval) -> Row:
     return interval.mean, *("" if end is None else end for end in (interval.low, interval.high)), interval.n
 
 
-def _inert(text: str) -> str:
+def _without_formula(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -1,4 +1,4 @@
-"""Numbers as people read them: few digits, one unit, a true minus sign."""
+"""Numbers and names as text for readers: few digits, one unit, a true minus sign."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 from bdl_bench.stats import Interval
 
-__all__ = ["count", "duration", "listed", "mebibytes", "number", "with_half_width"]
+__all__ = ["count", "join_names", "mean_and_half_width", "number"]
 
 MINUS = "\N{MINUS SIGN}"
+_SMALLEST, _LARGEST = 5e-4, 1e5  # outside of this range a number is written with a power of ten
 
 
 def number(value: float) -> str:
-    """Three decimals below ten, fewer above, more below 0.01, powers of ten outside 0.0005 to 100,000."""
+    """Return three decimals below 10, fewer above, more below 0.01; a power of ten for very small or large values."""
     size = abs(value)
-    text = f"{value:.1e}" if size != 0 and not 5e-4 <= size < 1e5 else f"{value:.{_decimals(size)}f}"
+    scientific = size != 0 and not _SMALLEST <= size < _LARGEST
+    text = f"{value:.1e}" if scientific else f"{value:.{_decimals(size)}f}"
     return text.replace("-", MINUS)
 
 
@@ -24,37 +26,21 @@ def _decimals(size: float) -> int:
     return 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
 
 
-def with_half_width(interval: Interval) -> tuple[str, str]:
-    """A mean and its half-width, the latter empty for a single number."""
+def mean_and_half_width(interval: Interval) -> tuple[str, str]:
+    """Return a mean and "± half-width"; the second is empty if there is no interval."""
     half = interval.half_width
     return number(interval.mean), "" if half is None else f"± {number(half)}"
 
 
-def duration(seconds: float) -> str:
-    """Milliseconds, seconds, or minutes and seconds."""
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
-
-
-def mebibytes(size: float) -> str:
-    """MiB without decimals, GiB with one above 10,000 MiB."""
-    mib = size / 2**20
-    return f"{mib:,.0f} MiB" if mib < 10_000 else f"{mib / 1024:,.1f} GiB"
-
-
 def count(value: float | None) -> str:
-    """A number of passes or points: no decimals from 100 on, one below, none for whole ones; a dash for None."""
+    """Return a count with at most one decimal, none from 100 on; a dash for None."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names in a row, the last of many only counted."""
+def join_names(names: Sequence[str], most: int = 6) -> str:
+    """Return the names with commas between them; of many, the first ones and how many follow."""
     if len(names) <= most + 1:
         return ", ".join(names)
     return f"{', '.join(names[:most])} and {len(names) - most} more"

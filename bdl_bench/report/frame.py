@@ -1,4 +1,4 @@
-"""The long table as a pandas DataFrame and as a Parquet file; pandas and pyarrow are optional and imported here."""
+"""Every number of a report as a pandas DataFrame and as a Parquet file; pandas and pyarrow are optional."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ __all__ = ["has_parquet", "to_frame", "to_parquet"]
 
 
 def to_frame(rows: Sequence[LongRow]) -> pd.DataFrame:
-    """Columns task, method, seed, variant, quantity, value. UnsupportedError without pandas."""
+    """Return a data frame with columns task, method, seed, variant, quantity, value.
+
+    Raises:
+        UnsupportedError: if pandas is not installed.
+    """
     try:
         import pandas as pd
     except ImportError as error:
@@ -31,12 +35,16 @@ def to_frame(rows: Sequence[LongRow]) -> pd.DataFrame:
 
 
 def has_parquet() -> bool:
-    """Whether `to_parquet` can work here."""
+    """Return whether pandas and pyarrow are installed."""
     return find_spec("pandas") is not None and find_spec("pyarrow") is not None
 
 
 def to_parquet(rows: Sequence[LongRow]) -> bytes:
-    """The content of a Parquet file. UnsupportedError without pandas and pyarrow."""
+    """Return the content of a Parquet file.
+
+    Raises:
+        UnsupportedError: if pandas or pyarrow is not installed.
+    """
     if not has_parquet():
         raise UnsupportedError(
             "pandas and pyarrow, for a Parquet file",

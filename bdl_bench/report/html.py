@@ -1,6 +1,7 @@
-"""A report as one self-contained HTML page: styles and pictures inlined, everything escaped, no request.
+"""A report as one self-contained HTML page: styles and figures are inlined, all text is escaped, nothing is loaded.
 
-One script, which sorts tables, is part of the page; the page's own policy names its digest, so that no other runs.
+The page has one script, which sorts tables. Its Content-Security-Policy has the digest of this script, so that no other
+script runs.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bdl_bench.metrics import Metric
-from bdl_bench.report.formatting import count, duration, mebibytes, number, with_half_width
-from bdl_bench.report.scores import ScoreCell
+from bdl_bench.report.formatting import count, mean_and_half_width, number
+from bdl_bench.report.scores import ScoreEntry
 from bdl_bench.report.view import Report
+from estimators.runtime.units import in_bytes, in_seconds
 
 __all__ = ["to_html"]
 
@@ -24,7 +26,7 @@ _ARROWS = {"lower": "↓", "higher": "↑", None: ""}
 
 
 def to_html(report: Report) -> str:
-    """The page."""
+    """Return the text of the page."""
     environment = Environment(
         loader=PackageLoader("bdl_bench.report"),
         autoescape=True,
@@ -32,19 +34,21 @@ def to_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, duration=duration, mebibytes=mebibytes, half=with_half_width, count=count)
+    environment.filters.update(
+        number=number, in_seconds=in_seconds, in_bytes=in_bytes, half=mean_and_half_width, count=count
+    )
     script = resources.files("bdl_bench.report").joinpath("templates/sort.js").read_text(encoding="utf-8")
     environment.globals.update(mark=_mark, arrow=_arrow, script=Markup(script), script_digest=_digest(script))
     return environment.get_template("report.html").render(report=report)
 
 
 def _digest(script: str) -> str:
-    """The source expression of a Content-Security-Policy that admits this script alone."""
+    """Return the source expression of a Content-Security-Policy that admits this script alone."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _mark(cell: ScoreCell) -> str:
-    return _MARKS.get(cell.against or "", "")
+def _mark(entry: ScoreEntry) -> str:
+    return _MARKS.get(entry.against_baseline or "", "")
 
 
 def _arrow(metric: Metric) -> str:

@@ -1,21 +1,22 @@
-"""A report as Markdown: the tables and sentences, without pictures."""
+"""A report as Markdown: the tables and sentences, without figures."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-from bdl_bench.report.formatting import count, duration, mebibytes, number, with_half_width
+from bdl_bench.report.formatting import count, mean_and_half_width, number
 from bdl_bench.report.reference_agreement import CostRow
-from bdl_bench.report.scores import ScoreCell, ScoreTable
+from bdl_bench.report.scores import ScoreEntry, ScoreTable
 from bdl_bench.report.view import Report, TaskView
 from bdl_bench.stats import Interval
+from estimators.runtime.units import in_bytes, in_seconds
 
 __all__ = ["to_markdown"]
 
 
 def to_markdown(report: Report) -> str:
-    """The text."""
+    """Return the text."""
     lines = ["# Comparison of predictive uncertainty", "", *_summary(report), *_what_was_run(report)]
     for task in report.tasks:
         lines += _task(task)
@@ -32,13 +33,13 @@ def _summary(report: Report) -> list[str]:
     if found is None:
         return []
     ranked = ["average rank"] if found.ranking else []
-    tasks = [f"{_escaped(c.task)}: {c.metric.label} {'tuned' if c.tuned else 'as fitted'}" for c in found.columns]
+    tasks = [f"{_escaped(c.task)}: {c.metric.label} {'tuned' if c.tuned else 'untuned'}" for c in found.columns]
     rows = (
         (
             _escaped(row.method),
             *(["–" if row.rank is None else number(row.rank)] if found.ranking else []),
-            *(_score(cell) for cell in row.cells),
-            "–" if row.seconds is None else duration(row.seconds),
+            *(_score(entry) for entry in row.entries),
+            "–" if row.seconds is None else in_seconds(row.seconds),
         )
         for row in found.rows
     )
@@ -48,11 +49,11 @@ def _summary(report: Report) -> list[str]:
 
 def _what_was_run(report: Report) -> list[str]:
     seeds = ", ".join(map(str, report.seeds))
-    tuned = "Tuned: what scored best on the validation rows, with the same budget for every method."
-    settings = tuned if report.tuned else "The prior precision δ is fixed by the task; nothing was tuned."
+    tuned = "Tuned: the options with the best score on the validation rows, with the same budget for every method."
+    settings = tuned if report.tuned else "The task fixes the prior precision δ; no method was tuned."
     return [
-        f"Made {report.created}. Seeds: {seeds}. The network was trained once for each task and seed, and every method "
-        f"started from it. {settings}",
+        f"Made {report.created}. Seeds: {seeds}. The network was trained once per task and seed. Every method "
+        f"starts from this network, except methods that train their own. {settings}",
         "",
         *_table(("method", "what it is"), ((_escaped(m), _escaped(s)) for m, s in report.methods.items())),
     ]
@@ -62,31 +63,29 @@ def _task(task: TaskView) -> list[str]:
     lines = ["", f"## {_escaped(task.name)}", "", _escaped(task.summary), ""]
     lines += [f"- {_escaped(sentence)}" for sentence in task.findings]
     for table in task.scores.tables:
-        lines += ["", "Tuned:" if table.tuned else "As fitted:", "", *_scores(table)]
-    lines += ["", "Mean ± half of the 95 % interval over seeds; bold: the best group."]
+        lines += ["", "Tuned on validation data:" if table.tuned else "Untuned:", "", *_scores(table)]
+    lines += ["", "Mean ± half of the 95 % interval over seeds. Bold: not significantly worse than the best."]
     if task.agreement.rows:
         header = ["method", "Spearman", "mean ratio", "relative RMSE"]
         agreements = (
             (_escaped(a.method), _maybe(a.spearman), _joined(a.mean_ratio), _joined(a.relative_rmse))
             for a in task.agreement.rows
         )
-        lines += ["", "Agreement with the exact variance, as fitted:", "", *_table(header, agreements)]
-    header = ["method", "fit", "tune", "predict", "passes", "peak memory"]
+        lines += ["", "Agreement with the exact variance, untuned:", "", *_table(header, agreements)]
+    header = ["method", "fit", "tune", "predict", "epoch equivalents (forward + backward)", "peak memory"]
     return [*lines, "", "Cost, medians over seeds:", "", *_table(header, map(_cost, task.costs.rows))]
 
 
 def _scores(table: ScoreTable) -> list[str]:
     header = ["method", *(f"{metric.label} {metric.key}".replace("*", "\\*") for metric in table.metrics)]
     keys = [metric.key for metric in table.metrics]
-    return _table(
-        header, ((_escaped(m), *(_score(cells.get(key)) for key in keys)) for m, cells in table.cells.items())
-    )
+    return _table(header, ((_escaped(m), *(_score(row.get(key)) for key in keys)) for m, row in table.entries.items()))
 
 
 def _cost(row: CostRow) -> Sequence[str]:
     seconds = (row.fit_seconds, row.tuning_seconds, row.predict_seconds)
-    times = ("–" if value is None else duration(value) for value in seconds)
-    return (_escaped(row.method), *times, count(row.passes), mebibytes(row.peak_bytes))
+    times = ("–" if value is None else in_seconds(value) for value in seconds)
+    return (_escaped(row.method), *times, count(row.passes), in_bytes(row.peak_bytes))
 
 
 def _not_finished(report: Report) -> list[str]:
@@ -104,11 +103,11 @@ def _unreadable(report: Report) -> list[str]:
     return ["", "## Files that cannot be read as records", "", *_table(("file", "reason"), rows)]
 
 
-def _score(cell: ScoreCell | None) -> str:
-    if cell is None:
+def _score(entry: ScoreEntry | None) -> str:
+    if entry is None:
         return "–"
-    text = _joined(cell.interval)
-    return f"**{text}**" if cell.in_best_group else text
+    text = _joined(entry.interval)
+    return f"**{text}**" if entry.not_worse_than_best else text
 
 
 def _maybe(interval: Interval | None) -> str:
@@ -116,7 +115,7 @@ def _maybe(interval: Interval | None) -> str:
 
 
 def _joined(interval: Interval) -> str:
-    return " ".join(part for part in with_half_width(interval) if part)
+    return " ".join(part for part in mean_and_half_width(interval) if part)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -125,7 +124,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """No markup, HTML, table or line break of its own."""
+    """Escape markup and HTML, and join lines."""
     safe = _line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|!#])", r"\\\1", safe)
 

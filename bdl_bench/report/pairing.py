@@ -1,4 +1,4 @@
-"""Which rows of two records are the same rows: by the identity that predictions keep beside them, never by position."""
+"""Matching of the rows of two records by the row identities that are stored with predictions, never by position."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bdl_bench.problem.row_identity import matching_order
 __all__ = ["Rows", "orders_between", "rows_of", "why_not_comparable"]
 
 Rows = Mapping[str, NDArray[Any]]
-"""`row_id` and `targets` of each set, as arrays of a record are named, without those of the tuned estimator."""
+"""`row_id` and `targets` of each set of rows, by their names in a record."""
 
 _ID, _TARGETS = "row_id", "targets"
-_JOINED = ("", "validation", "ood", "shift")
+_MATCHED = ("", "validation", "ood", "shift")
 
 
 def rows_of(path: Path) -> Rows:
     """Return the identities and targets of the rows in a file of arrays."""
     with np.load(path, allow_pickle=False) as file:
-        names = [name for name in file.files if _is_of_rows(name)]
+        names = [name for name in file.files if _identifies_rows(name)]
         return {name: file[name] for name in names}
 
 
@@ -44,7 +44,7 @@ def orders_between(rows: Rows, reference: Rows) -> dict[str, NDArray[np.int64]]:
     """Return, for each set whose order differs, the indices that put the rows into the order of the reference."""
     orders: dict[str, NDArray[np.int64]] = {}
     for name in _sets(rows, reference):
-        mine, theirs = rows.get(_named(name, _ID)), reference.get(_named(name, _ID))
+        mine, theirs = rows.get(_name(name, _ID)), reference.get(_name(name, _ID))
         if mine is None or theirs is None or np.array_equal(mine, theirs):
             continue
         order = matching_order(mine, theirs)
@@ -54,30 +54,30 @@ def orders_between(rows: Rows, reference: Rows) -> dict[str, NDArray[np.int64]]:
 
 
 def _difference(name: str, rows: Rows, reference: Rows) -> str | None:
-    mine, theirs = (found.get(_named(name, _ID)) for found in (rows, reference))
+    mine, theirs = (found.get(_name(name, _ID)) for found in (rows, reference))
     if mine is not None and theirs is not None:
         if matching_order(mine, theirs) is not None:
             return None
         other = len(mine) - int(np.isin(mine, theirs).sum())
-        return f"{other} of {len(mine)} rows are others, of {len(theirs)} there"
+        return f"{other} of {len(mine)} rows have no counterpart among {len(theirs)}"
     if (mine is None) != (theirs is None):
         return "only one of both records has row identities"
-    targets = [found.get(_named(name, _TARGETS)) for found in (rows, reference)]
+    targets = [found.get(_name(name, _TARGETS)) for found in (rows, reference)]
     if targets[0] is None or targets[1] is None or np.array_equal(targets[0], targets[1], equal_nan=True):
         return None
-    return "other targets, and no row identities,"
+    return "different targets, without row identities,"
 
 
 def _sets(rows: Rows, reference: Rows) -> list[str]:
-    """The sets that both have."""
+    """Return the sets that both records have."""
     mine, theirs = ({name.rpartition("/")[0] for name in found} for found in (rows, reference))
     return sorted(mine & theirs)
 
 
-def _is_of_rows(name: str) -> bool:
+def _identifies_rows(name: str) -> bool:
     group, _, field = name.rpartition("/")
-    return field in (_ID, _TARGETS) and group.partition("/")[0] in _JOINED
+    return field in (_ID, _TARGETS) and group.partition("/")[0] in _MATCHED
 
 
-def _named(name: str, field: str) -> str:
+def _name(name: str, field: str) -> str:
     return f"{name}/{field}" if name else field

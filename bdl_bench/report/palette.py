@@ -1,6 +1,6 @@
-"""One look a method, the same in every figure: a colour a family, a dash and a marker a member.
+"""The style of each method, the same in every figure: a colour per family, a dash and a marker per member.
 
-Colours are those of Okabe and Ito (2008), which readers with any colour vision tell apart.
+The colours are those of Okabe and Ito (2008), which are distinct for readers with any colour vision.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 __all__ = ["Palette", "Style", "family_of"]
 
 _COLOURS = {
-    "the network alone": "#4d5560",
+    "single network": "#4d5560",
     "Laplace": "#0072B2",
-    "last layer": "#3d9bd1",
+    "last-layer Laplace": "#3d9bd1",
     "RegVar": "#D55E00",
-    "several networks": "#009E73",
+    "ensembles": "#009E73",
     "laplace-torch": "#b3588b",
     "others": "#b87e00",
 }
@@ -23,12 +23,12 @@ _FAMILIES = (
     ("laplace-torch", "laplace-torch"),
     ("laplace", "Laplace"),
     ("subnetwork", "Laplace"),
-    ("last-layer", "last layer"),
+    ("last-layer", "last-layer Laplace"),
     ("regvar", "RegVar"),
-    ("map", "the network alone"),
-    ("temperature-scaling", "the network alone"),
+    ("map", "single network"),
+    ("temperature-scaling", "single network"),
 )
-_SEVERAL = ("ensemble", "dropout", "swag")
+_ENSEMBLES = ("ensemble", "dropout", "swag")
 _DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (3, 1)))
 _MARKERS = "os^Dv<>P"
 
@@ -37,7 +37,7 @@ Dash = str | tuple[int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn."""
+    """Colour, dash and marker of a method."""
 
     family: str
     colour: str
@@ -46,30 +46,30 @@ class Style:
 
 
 class Palette:
-    """The styles of the methods of one report, by their order."""
+    """The styles of the methods of one report, assigned by their order."""
 
     def __init__(self, methods: Iterable[str]) -> None:
         self._styles: dict[str, Style] = {}
         members: dict[str, int] = {}
         for method in methods:
             family = family_of(method)
-            place = members.get(family, 0)
-            members[family] = place + 1
-            dash, marker = _DASHES[place % len(_DASHES)], _MARKERS[place % len(_MARKERS)]
+            index = members.get(family, 0)
+            members[family] = index + 1
+            dash, marker = _DASHES[index % len(_DASHES)], _MARKERS[index % len(_MARKERS)]
             self._styles[method] = Style(family, _COLOURS[family], dash, marker)
 
     def __getitem__(self, method: str) -> Style:
         return self._styles[method]
 
     def families(self, methods: Iterable[str]) -> dict[str, list[str]]:
-        """These methods by family, families in the order of the palette's legend."""
+        """Return these methods by family, in the order of the colours."""
         wanted = list(methods)
         found = {family: [m for m in wanted if self._styles[m].family == family] for family in _COLOURS}
         return {family: members for family, members in found.items() if members}
 
 
 def family_of(method: str) -> str:
-    """The family of a method by its name; "others" for a name that says none."""
-    if any(word in method for word in _SEVERAL):
-        return "several networks"
+    """Return the family of a method by its name, "others" for an unknown name."""
+    if any(word in method for word in _ENSEMBLES):
+        return "ensembles"
     return next((family for prefix, family in _FAMILIES if method.startswith(prefix)), "others")

@@ -1,4 +1,4 @@
-"""The tables beside the metrics: agreement with the exact variance, and what each method cost."""
+"""Tables of agreement with the exact variance and of costs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bdl_bench.records.record import Cost
 from bdl_bench.report.results import TaskResults
 from bdl_bench.stats import Interval, mean_interval
 
-__all__ = ["AgreementRow", "CostRow", "agreement_rows", "cost_rows"]
+__all__ = ["AgreementRow", "CostRow", "agreement_rows", "agreement_with_reference", "cost_rows"]
 
 
 @dataclass(frozen=True)
 class AgreementRow:
-    """Agreement of one method with the exact variance, over seeds; `spearman` None for a constant variance."""
+    """Agreement of one method with the exact variance, over seeds; `spearman` is None for a constant variance."""
 
     method: str
     spearman: Interval | None
@@ -27,16 +27,16 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class CostRow:
-    """Medians over seeds: seconds to fit, to tune and to predict, passes of all three, bytes of memory, their rise.
+    """Medians over seeds: seconds to fit, tune and predict, epoch equivalents of all three, and bytes of memory.
 
-    `exclusive` False: in at least one cell other jobs ran at the same time, so that its seconds are an upper bound.
+    If `exclusive` is False, other jobs ran at the same time as at least one run, and its seconds are an upper bound.
     """
 
     method: str
     fit_seconds: float
     predict_seconds: float
     peak_bytes: float
-    rise_bytes: float
+    increase_bytes: float
     peak_reset: bool
     device_peak_bytes: float | None
     tuning_seconds: float | None = None
@@ -45,18 +45,18 @@ class CostRow:
 
     @property
     def total_seconds(self) -> float:
-        """To fit, tune and predict."""
+        """Seconds to fit, tune and predict."""
         return self.fit_seconds + self.predict_seconds + (self.tuning_seconds or 0.0)
 
 
 def agreement_rows(results: TaskResults) -> list[AgreementRow]:
-    """One row a method but the reference; none where the reference was not run."""
+    """Return one row per method other than the reference; none if the reference was not run."""
     rows = []
     for method in results.methods:
         seeds = results.shared_seeds(method, REFERENCE)
         if method == REFERENCE or not seeds:
             continue
-        found = [_agreement(results, method, seed) for seed in seeds]
+        found = [agreement_with_reference(results, method, seed) for seed in seeds]
         ranks = [a.spearman for a in found if a.spearman is not None]
         rows.append(
             AgreementRow(
@@ -70,10 +70,10 @@ def agreement_rows(results: TaskResults) -> list[AgreementRow]:
 
 
 def cost_rows(results: TaskResults) -> list[CostRow]:
-    """One row a method."""
+    """Return one row per method."""
     rows = []
     for method in results.methods:
-        costs = [r.cost for r in results.done[method].values() if r.cost is not None]
+        costs = [r.cost for r in results.finished[method].values() if r.cost is not None]
         if costs:
             rows.append(
                 CostRow(
@@ -81,23 +81,24 @@ def cost_rows(results: TaskResults) -> list[CostRow]:
                     median(c.fit_seconds for c in costs),
                     median(c.predict_seconds for c in costs),
                     median(c.peak_bytes for c in costs),
-                    median(c.peak_rise_bytes for c in costs),
+                    median(c.peak_increase_bytes for c in costs),
                     all(c.peak_reset for c in costs),
                     _median_or_none(c.device_peak_bytes for c in costs),
                     _median_or_none(c.tuning_seconds for c in costs),
-                    _median_or_none(_all_passes(c) for c in costs),
+                    _median_or_none(_total_passes(c) for c in costs),
                     all(c.exclusive for c in costs),
                 )
             )
     return rows
 
 
-def _agreement(results: TaskResults, method: str, seed: int) -> Agreement:
+def agreement_with_reference(results: TaskResults, method: str, seed: int) -> Agreement:
+    """Return the agreement of the epistemic variances of a run with those of the reference at the same seed."""
     return agreement(*(results.arrays(name, seed)["epistemic_variance"] for name in (method, REFERENCE)))
 
 
-def _all_passes(cost: Cost) -> float | None:
-    """To fit, tune and predict."""
+def _total_passes(cost: Cost) -> float | None:
+    """Return the epoch equivalents of fit, tuning and prediction."""
     if cost.passes is None:
         return None
     return cost.passes + (cost.predict_passes or 0.0) + (cost.tuning_passes or 0.0)

@@ -1,4 +1,4 @@
-"""The commands that run again what a report shows."""
+"""The commands that reproduce a report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["command"]
 
 
 def command(records: Sequence[Record]) -> str:
-    """Return the command that runs these tasks, methods and seeds, and a line of Python for each problem made there."""
+    """Return the command for these tasks, methods and seeds, and one line per problem that is defined in Python."""
     tasks = sorted({r.task for r in records})
     bundled, references = [t for t in tasks if t in TASKS], [t for t in tasks if t not in TASKS and ":" in t]
     lines = [_command_line(records, bundled, references)] if bundled or references else []
@@ -32,15 +32,19 @@ def _command_line(records: Sequence[Record], bundled: Sequence[str], references:
         words += ["--seeds", str(len(seeds))]
     else:
         words += ["--seed-list", ",".join(map(str, seeds))]
-    words += ["--tune", str(_tune(found))]
+    words += ["--tune-budget", str(_tune_budget(found))]
     words += [word for device in _devices(found) for word in ("--device", device)]
     return shlex.join(words)
 
 
 def _python(records: Sequence[Record], task: str) -> str:
-    """A call with the problem, which only the code that made it has, by its name."""
+    """Return the call that compares a problem which is defined in the code of the caller."""
     found = [record for record in records if record.task == task]
-    options = [f"seeds={_seeds(found)}", f"tune={_tune(found)}", *(f"device={d!r}" for d in _devices(found))]
+    options = [
+        f"seeds={_seeds(found)}",
+        f"tune_budget={_tune_budget(found)}",
+        *(f"device={d!r}" for d in _devices(found)),
+    ]
     name, comment = (task, "") if task.isidentifier() else ("problem", f"  # problem: {task!r}")
     return f"bdl_bench.compare({name}, {_methods(found)}, {', '.join(options)}){comment}"
 
@@ -54,11 +58,11 @@ def _seeds(records: Sequence[Record]) -> list[int]:
     return sorted({record.seed for record in records})
 
 
-def _tune(records: Sequence[Record]) -> int:
-    return max((int(r.configuration.get("tune", "0")) for r in records if r.status == "ok"), default=0)
+def _tune_budget(records: Sequence[Record]) -> int:
+    return max((int(r.configuration.get("tune_budget", "0")) for r in records if r.status == "ok"), default=0)
 
 
 def _devices(records: Sequence[Record]) -> list[str]:
-    """The device, where it is not the CPU; runs on several are each repeated by a command of their own."""
+    """Return the device if it is not the CPU; of several, the first in the alphabet."""
     found = sorted({r.configuration.get("device", "cpu") for r in records if r.status == "ok"} - {"cpu"})
     return found[:1]

@@ -1,4 +1,4 @@
-"""Records gathered by task: which methods and seeds there are, with their arrays and measured metrics at hand."""
+"""Records by task, with their arrays and metrics."""
 
 from __future__ import annotations
 
@@ -16,106 +16,108 @@ from bdl_bench.records.record import Record, RecordStore
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.pairing import Rows, orders_between, rows_of, why_not_comparable
 
-__all__ = ["TaskResults", "Variant", "gather", "readable"]
+__all__ = ["TaskResults", "group_by_task", "load_records"]
 
-Variant = bool
-"""False: as fitted; True: tuned."""
 Arrays = dict[str, NDArray[Any]]
 _SMALL = 2**22
-"""Bytes of a file whose arrays are read and kept together; of larger ones only what figures need is kept."""
+"""Bytes. All arrays of a smaller file are read and cached; of a larger one only the arrays that figures use are."""
 
 
 @dataclass
 class TaskResults:
-    """The finished cells of one task: `done[method][seed]`; methods in the order of the registry.
+    """The finished runs of one task: `finished[method][seed]`, methods in the order of the registry.
 
-    The arrays of all methods of a seed are in one order of rows, that of the first method, whatever order they were
-    written in.
+    The arrays of all methods of a seed are put into the row order of the first method.
     """
 
     name: str
     summary: str
     kind: str
     store: RecordStore
-    done: dict[str, dict[int, Record]]
+    finished: dict[str, dict[int, Record]]
     _arrays: dict[tuple[str, int], ArrayView] = field(default_factory=dict)
     _identities: dict[tuple[str, int], Rows] = field(default_factory=dict)
-    _measured: dict[tuple[str, int, Variant], dict[str, float]] = field(default_factory=dict)
+    _metric_values: dict[tuple[str, int, bool], dict[str, float]] = field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
-        """Methods with at least one finished cell."""
-        return list(self.done)
+        """Methods with at least one finished run."""
+        return list(self.finished)
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds with at least one finished cell."""
-        return sorted({seed for records in self.done.values() for seed in records})
+        """Seeds with at least one finished run."""
+        return sorted({seed for records in self.finished.values() for seed in records})
 
     @property
     def complete_methods(self) -> list[str]:
-        """Methods that finished every seed, whose means can be compared; those with most seeds where none did."""
-        most = max(len(seeds) for seeds in self.done.values())
-        return [m for m, seeds in self.done.items() if len(seeds) == most]
+        """Methods that finished every seed; if none did, those that finished most seeds."""
+        most = max(len(seeds) for seeds in self.finished.values())
+        return [m for m, seeds in self.finished.items() if len(seeds) == most]
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Every metric that some method has, but under shift: there it is drawn, not compared."""
+        """Every metric that some method has, except those of shifted rows, which are shown in figures only."""
         found = {metric.key: metric for metric in METRICS[self.kind]}
         for method in self.methods:
-            predictions = self.predictions(method, min(self.done[method])).scored()
+            predictions = self.predictions(method, min(self.finished[method])).for_metrics()
             found |= {metric.key: metric for metric in metrics_of(self.kind, predictions)}
         return tuple(metric for key, metric in found.items() if not key.startswith("shift/"))
 
     @property
     def tuned_methods(self) -> list[str]:
-        """Methods of which every finished cell was also tuned."""
-        return [m for m in self.methods if all(self.arrays(m, s).tuned() is not None for s in self.done[m])]
+        """Methods of which every finished run was tuned."""
+        return [m for m in self.methods if all(self.arrays(m, s).tuned() is not None for s in self.finished[m])]
+
+    @property
+    def all_tuned(self) -> bool:
+        """Whether every method was tuned, so that the tuned estimators can be compared."""
+        return self.tuned_methods == self.methods
 
     def arrays(self, method: str, seed: int) -> ArrayView:
-        """The arrays of a finished cell; they are kept until `forget`."""
-        place = (method, seed)
-        if place not in self._arrays:
+        """Return the arrays of a finished run; they are cached until `release_arrays`."""
+        run = (method, seed)
+        if run not in self._arrays:
             path = self._path(method, seed)
             orders = orders_between(self._rows(method, seed), self._rows(self._first_method(seed), seed))
-            self._arrays[place] = ArrayView.of(path, read=path.stat().st_size < _SMALL, orders=orders)
-        return self._arrays[place]
+            self._arrays[run] = ArrayView.open(path, read=path.stat().st_size < _SMALL, orders=orders)
+        return self._arrays[run]
 
-    def predictions(self, method: str, seed: int, *, tuned: Variant = False) -> ArrayView:
-        """The arrays of a finished cell as fitted, or of the tuned estimator."""
+    def predictions(self, method: str, seed: int, *, tuned: bool = False) -> ArrayView:
+        """Return the arrays of the untuned or the tuned estimator of a finished run."""
         return _variant(self.arrays(method, seed), tuned=tuned)
 
-    def measured(self, method: str, seed: int, *, tuned: Variant = False) -> dict[str, float]:
-        """Every metric of a cell, computed now from its arrays, so that new metrics apply to old records."""
-        place = (method, seed, tuned)
-        if place not in self._measured:
+    def metric_values(self, method: str, seed: int, *, tuned: bool = False) -> dict[str, float]:
+        """Return every metric of a run, computed from its arrays, so that new metrics apply to old records."""
+        run = (method, seed, tuned)
+        if run not in self._metric_values:
             path = self._path(method, seed)
             large = path.stat().st_size >= _SMALL
-            view = ArrayView.of(path, read=True) if large else self.arrays(method, seed)
-            self._measured[place] = evaluate(self.kind, dict(_variant(view, tuned=tuned).scored()))
-        return self._measured[place]
+            view = ArrayView.open(path, read=True) if large else self.arrays(method, seed)
+            self._metric_values[run] = evaluate(self.kind, dict(_variant(view, tuned=tuned).for_metrics()))
+        return self._metric_values[run]
 
     def shared_seeds(self, method: str, other: str) -> list[int]:
-        """Seeds that both have."""
-        return sorted(self.done.get(method, {}).keys() & self.done.get(other, {}).keys())
+        """Return the seeds that both methods finished."""
+        return sorted(self.finished.get(method, {}).keys() & self.finished.get(other, {}).keys())
 
-    def values(self, method: str, key: str, *, tuned: Variant = False) -> list[float]:
-        """A metric of a method, one value a seed; empty where a seed has none."""
-        found = [self.measured(method, seed, tuned=tuned) for seed in sorted(self.done[method])]
+    def values(self, method: str, key: str, *, tuned: bool = False) -> list[float]:
+        """Return a metric of a method, one value per seed; empty if a seed has none."""
+        found = [self.metric_values(method, seed, tuned=tuned) for seed in sorted(self.finished[method])]
         return [values[key] for values in found] if all(key in values for values in found) else []
 
-    def pooled(self, method: str, *, tuned: Variant = False) -> Arrays:
-        """The test rows of all seeds of a method, one after the other."""
-        parts = [self.predictions(method, seed, tuned=tuned) for seed in sorted(self.done[method])]
+    def pooled(self, method: str, *, tuned: bool = False) -> Arrays:
+        """Return the arrays of the test rows of a method, concatenated over its seeds."""
+        parts = [self.predictions(method, seed, tuned=tuned) for seed in sorted(self.finished[method])]
         names = [name for name in parts[0] if "/" not in name and all(name in part for part in parts)]
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
-    def forget(self) -> None:
-        """Let go of every array."""
+    def release_arrays(self) -> None:
+        """Drop every cached array."""
         self._arrays.clear()
 
     def _first_method(self, seed: int) -> str:
-        return next(method for method, seeds in self.done.items() if seed in seeds)
+        return next(method for method, seeds in self.finished.items() if seed in seeds)
 
     def _rows(self, method: str, seed: int) -> Rows:
         if (method, seed) not in self._identities:
@@ -123,31 +125,31 @@ class TaskResults:
         return self._identities[method, seed]
 
     def _path(self, method: str, seed: int) -> Path:
-        record = self.done[method][seed]
+        record = self.finished[method][seed]
         assert record.arrays is not None
         return self.store.directory / record.arrays
 
 
-def _variant(view: ArrayView, *, tuned: Variant) -> ArrayView:
-    found = view.tuned() if tuned else view.fitted()
+def _variant(view: ArrayView, *, tuned: bool) -> ArrayView:
+    found = view.tuned() if tuned else view.untuned()
     assert found is not None
     return found
 
 
-def readable(store: RecordStore) -> list[Record]:
-    """Every record that can be read; one that must not be compared with the others counts as failed, with the reason.
+def load_records(store: RecordStore) -> list[Record]:
+    """Return every readable record. A record that is not comparable with the others is returned as failed.
 
-    That is one whose arrays are gone or damaged; one of other data, code or options than the last that was run; and one
-    whose rows are not those of the last record of its task and seed.
+    A record is not comparable if its arrays are missing or damaged, if it was made with other data, code or options
+    than the newest record, or if its rows differ from those of the newest record of its task and seed.
     """
     found = [_with_arrays(store, record) for record in store.all()]
     newest = _Newest(sorted((r for r in found if r.status == "ok"), key=store.written, reverse=True))
     checked = [newest.checked(record) for record in found]
-    return _of_the_same_rows(store, checked)
+    return _with_same_rows(store, checked)
 
 
 class _Newest:
-    """What the records of a task, of a seed and of a method must have in common: what the last one has."""
+    """Digests of data, code and options of the newest record of each task, seed and method."""
 
     def __init__(self, newest_first: Sequence[Record]) -> None:
         self.problems: dict[tuple[str, int], str] = {}
@@ -159,20 +161,22 @@ class _Newest:
             self.method_codes.setdefault((record.task, record.method), record.method_code)
 
     def checked(self, record: Record) -> Record:
-        """The record, or as failed."""
+        """Return the record, as failed if its digests differ from those of the newest one."""
         if record.status != "ok":
             return record
         if record.problem != self.problems[record.task, record.seed]:
-            return _failed(record, "of other data, code or device than the last run of its task and seed")
+            return _failed(record, "made with other data, code or device than the newest run of its task and seed")
         if record.task_code != self.task_codes[record.task]:
-            return _failed(record, "of other code than the last run of its task with another seed")
+            return _failed(record, "made with other code than the newest run of its task with another seed")
         if record.method_code != self.method_codes[record.task, record.method]:
-            return _failed(record, "of other code or options of its method than the last run with another seed")
+            return _failed(
+                record, "made with other code or options of its method than the newest run with another seed"
+            )
         return record
 
 
-def _of_the_same_rows(store: RecordStore, records: list[Record]) -> list[Record]:
-    """Records of other rows than the last one of their task and seed as failed."""
+def _with_same_rows(store: RecordStore, records: list[Record]) -> list[Record]:
+    """Return the records, as failed if their rows differ from those of the newest one of their task and seed."""
     reference: dict[tuple[str, int], tuple[str, Rows]] = {}
     ok = [record for record in records if record.status == "ok" and record.arrays is not None]
     for record in sorted(ok, key=store.written, reverse=True):
@@ -189,18 +193,18 @@ def _of_the_same_rows(store: RecordStore, records: list[Record]) -> list[Record]
 
 
 def _with_arrays(store: RecordStore, record: Record) -> Record:
-    if record.status != "ok" or store.arrays_are_whole(record):
+    if record.status != "ok" or store.arrays_are_complete(record):
         return record
-    return _failed(record, f"its arrays are gone or damaged: {record.arrays}")
+    return _failed(record, f"its arrays are missing or damaged: {record.arrays}")
 
 
 def _failed(record: Record, reason: str) -> Record:
-    remedy = "run its method again; the same command with the same --out does."
+    remedy = "to run it again, repeat the same command with the same --out."
     return record.model_copy(update={"status": "failed", "reason": f"{reason}; {remedy}"})
 
 
-def gather(store: RecordStore, records: Iterable[Record]) -> list[TaskResults]:
-    """One entry a task that has at least one finished cell."""
+def group_by_task(store: RecordStore, records: Iterable[Record]) -> list[TaskResults]:
+    """Return the results of each task that has at least one finished run."""
     tasks: dict[str, TaskResults] = {}
     rank = {name: i for i, name in enumerate(METHODS)}
     for record in sorted(records, key=lambda r: (r.task, rank.get(r.method, len(rank)), r.method, r.seed)):
@@ -208,5 +212,5 @@ def gather(store: RecordStore, records: Iterable[Record]) -> list[TaskResults]:
             continue
         if record.task not in tasks:
             tasks[record.task] = TaskResults(record.task, record.task_summary, record.kind, store, {})
-        tasks[record.task].done.setdefault(record.method, {})[record.seed] = record
+        tasks[record.task].finished.setdefault(record.method, {})[record.seed] = record
     return list(tasks.values())

@@ -1,4 +1,4 @@
-"""The comparison over all tasks: average ranks, the first metric of every task, the time in all."""
+"""The comparison over all tasks: average ranks, the first metric of every task, and total time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Protocol
 from bdl_bench.metrics import Metric
 from bdl_bench.report.figures.critical_difference import critical_difference_figure
 from bdl_bench.report.figures.gallery import Gallery, Picture
-from bdl_bench.report.formatting import listed, number
+from bdl_bench.report.findings import comparison_with_best
+from bdl_bench.report.formatting import join_names, number
 from bdl_bench.report.palette import Palette
-from bdl_bench.report.scores import ScoreCell
+from bdl_bench.report.scores import ScoreEntry
 from bdl_bench.report.sections.cost import Costs
 from bdl_bench.report.sections.scores import Scores
 from bdl_bench.stats import Ranking, rank_methods
@@ -19,8 +20,8 @@ from bdl_bench.stats import Ranking, rank_methods
 __all__ = ["Column", "Summary", "SummaryRow", "summary"]
 
 
-class OfTask(Protocol):
-    """What a summary needs of a task."""
+class SummarizedTask(Protocol):
+    """The parts of a task view that the summary uses."""
 
     @property
     def name(self) -> str: ...
@@ -34,7 +35,7 @@ class OfTask(Protocol):
 
 @dataclass(frozen=True)
 class Column:
-    """A task with the metric that stands for it."""
+    """A task and its first metric, by which methods are ranked."""
 
     task: str
     anchor: str
@@ -48,14 +49,14 @@ class SummaryRow:
 
     method: str
     rank: float | None
-    cells: list[ScoreCell | None]
+    entries: list[ScoreEntry | None]
     seconds: float | None
     exclusive: bool
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows by rank, those without one last; no ranking for fewer than two tasks or three methods."""
+    """Methods by rank, those without one last. There is no ranking for fewer than two tasks or three methods."""
 
     columns: list[Column]
     rows: list[SummaryRow]
@@ -65,45 +66,45 @@ class Summary:
 
     @property
     def unranked(self) -> list[str]:
-        """Methods that miss a task or a seed."""
+        """Methods with missing tasks or seeds."""
         return [row.method for row in self.rows if row.rank is None] if self.ranking else []
 
 
-def summary(tasks: Sequence[OfTask], palette: Palette, gallery: Gallery) -> Summary:
-    """By the first metric of each task, tuned where every method of the task was."""
-    columns = [Column(t.name, t.anchor, t.scores.first, t.scores.fair.tuned) for t in tasks]
-    methods = list(dict.fromkeys(m for t in tasks for m in t.scores.fitted.cells))
+def summary(tasks: Sequence[SummarizedTask], palette: Palette, gallery: Gallery) -> Summary:
+    """Return the summary by the first metric of each task, tuned if every method of the task was tuned."""
+    columns = [Column(t.name, t.anchor, t.scores.first, t.scores.compared.tuned) for t in tasks]
+    methods = list(dict.fromkeys(m for t in tasks for m in t.scores.untuned.entries))
     ranking = _ranking(tasks, methods)
     ranks = {} if ranking is None else ranking.average
     rows = sorted((_row(tasks, m, ranks.get(m)) for m in methods), key=lambda row: row.rank or float("inf"))
     drawings = [] if ranking is None else [critical_difference_figure(ranking, palette)]
-    pictures = gallery.show("all tasks", drawings)
-    sentences = [*_over_tasks(ranking), *(_of_task(t) for t in tasks)]
+    pictures = gallery.render("all tasks", drawings)
+    sentences = [*_over_tasks(ranking), *(_task_sentence(t) for t in tasks)]
     return Summary(columns, rows, ranking, pictures[0] if pictures else None, sentences)
 
 
-def _ranking(tasks: Sequence[OfTask], methods: Sequence[str]) -> Ranking | None:
-    """Of the methods that every task has with every seed."""
-    everywhere = [m for m in methods if all(_cell(t, m) is not None and m not in t.scores.incomplete for t in tasks)]
+def _ranking(tasks: Sequence[SummarizedTask], methods: Sequence[str]) -> Ranking | None:
+    """Rank the methods that finished every seed of every task."""
+    everywhere = [m for m in methods if all(_entry(t, m) is not None and m not in t.scores.incomplete for t in tasks)]
     if len(tasks) < 2 or len(everywhere) < 3:
         return None
     scores: dict[str, dict[str, float]] = {}
     for task in tasks:
         sign = -1 if task.scores.first.better == "higher" else 1
-        cells = {m: _cell(task, m) for m in everywhere}
-        scores[task.name] = {m: sign * cell.interval.mean for m, cell in cells.items() if cell is not None}
+        entries = {m: _entry(task, m) for m in everywhere}
+        scores[task.name] = {m: sign * entry.interval.mean for m, entry in entries.items() if entry is not None}
     return rank_methods(scores, "lower")
 
 
-def _row(tasks: Sequence[OfTask], method: str, rank: float | None) -> SummaryRow:
+def _row(tasks: Sequence[SummarizedTask], method: str, rank: float | None) -> SummaryRow:
     costs = [row for t in tasks for row in t.costs.rows if row.method == method]
     seconds = sum(row.total_seconds for row in costs) if costs else None
-    cells = [_cell(t, method) for t in tasks]
-    return SummaryRow(method, rank, cells, seconds, all(row.exclusive for row in costs))
+    entries = [_entry(t, method) for t in tasks]
+    return SummaryRow(method, rank, entries, seconds, all(row.exclusive for row in costs))
 
 
-def _cell(task: OfTask, method: str) -> ScoreCell | None:
-    return task.scores.fair.cells.get(method, {}).get(task.scores.first.key)
+def _entry(task: SummarizedTask, method: str) -> ScoreEntry | None:
+    return task.scores.compared.entries.get(method, {}).get(task.scores.first.key)
 
 
 def _over_tasks(ranking: Ranking | None) -> list[str]:
@@ -112,25 +113,21 @@ def _over_tasks(ranking: Ranking | None) -> list[str]:
     rank = min(ranking.average.values())
     best = [m for m, r in ranking.average.items() if r == rank]
     group = next((group for group in ranking.groups if group[0] == best[0]), (best[0],))
-    head = f"Over {ranking.n_tasks} tasks the best average rank is {rank:.2f}, of {listed(best)}"
+    head = f"Best average rank over {ranking.n_tasks} tasks: {rank:.2f} ({join_names(best)})"
     tail = f"the critical difference is {ranking.critical_difference:.2f} (Nemenyi, 5 %)"
     if len(group) == len(ranking.average):
-        return [f"{head}; {tail}, so that by ranks no two methods are distinguishable."]
+        return [f"{head}; {tail}. There is no significant difference between average ranks."]
     if len(group) == len(best):
-        return [f"{head}, distinguishable from every other; {tail}."]
-    return [f"{head}; {tail}. Not distinguishable from it: {listed(group[len(best) :])}."]
+        return [f"{head}; {tail}. All other ranks are significantly worse."]
+    return [f"{head}; {tail}. Not significantly worse: {join_names(group[len(best) :])}."]
 
 
-def _of_task(task: OfTask) -> str:
-    """The best group of a task."""
-    table, metric = task.scores.fair, task.scores.first
-    state = "tuned" if table.tuned else "as fitted"
+def _task_sentence(task: SummarizedTask) -> str:
+    """Return the best method of a task and how the others compare with it."""
+    table, metric = task.scores.compared, task.scores.first
     if metric.key not in table.best:
         return f"{task.name}: {metric.label} has no best value."
     best = table.best[metric.key]
-    head = f"{task.name}, {metric.label} {state}: best {best} ({number(table.cells[best][metric.key].interval.mean)})"
-    marked = [m for m, row in table.cells.items() if metric.key in row and row[metric.key].in_best_group]
-    if not marked:
-        return f"{head}, but no two methods are distinguishable by it." if len(table.cells) > 1 else f"{head}."
-    others = [m for m in marked if m != best]
-    return f"{head}; not distinguishable from it: {listed(others)}." if others else f"{head}, ahead of all others."
+    head = f"{task.name}, {metric.label} {table.variant}: best {best}"
+    value = number(table.entries[best][metric.key].interval.mean)
+    return f"{head} ({value}){comparison_with_best(table) if len(table.entries) > 1 else ''}."

@@ -1,4 +1,4 @@
-"""What the report shows, as plain data: built once from records, rendered as HTML, Markdown and CSV."""
+"""The content of a report as plain data, built once from records and rendered as HTML, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.findings import findings, overtuned, trained_further
 from bdl_bench.report.palette import Palette
 from bdl_bench.report.reproduce import command
-from bdl_bench.report.results import TaskResults, gather, readable
+from bdl_bench.report.results import TaskResults, group_by_task, load_records
 from bdl_bench.report.sections.agreement import AgreementSection, agreement
 from bdl_bench.report.sections.bands import bands
 from bdl_bench.report.sections.calibration import calibration
@@ -34,7 +34,7 @@ __all__ = ["Report", "Section", "TaskView", "build"]
 
 
 class Section(Protocol):
-    """Part of a task: data, and the name of the template that shows it."""
+    """A part of a task: its data, and the name of its template."""
 
     @property
     def template(self) -> str: ...
@@ -42,7 +42,7 @@ class Section(Protocol):
 
 @dataclass(frozen=True)
 class TaskView:
-    """One task: the sentences drawn from its tables, and its sections in the order of the page."""
+    """One task: its main results in sentences, and its sections in the order of the page."""
 
     name: str
     anchor: str
@@ -58,7 +58,7 @@ class TaskView:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole report."""
+    """The content of a report."""
 
     created: str
     summary: Summary | None
@@ -75,19 +75,19 @@ class Report:
 
 
 def build(directory: Path, gallery: Gallery | None = None) -> Report:
-    """The report of every record in a directory; `gallery` also saves its figures."""
+    """Return the report of every record in a directory; `gallery` can also save the figures."""
     gallery = gallery or Gallery()
     store = RecordStore(directory)
-    records = readable(store)
+    records = load_records(store)
     methods = _methods(records)
     palette = Palette(methods)
     views: list[TaskView] = []
     numbers: list[LongRow] = []
-    for index, results in enumerate(gather(store, records)):
+    for index, results in enumerate(group_by_task(store, records)):
         with styled():
             views.append(_task_view(Context(results, palette, gallery), index))
         numbers += long_rows(results)
-        results.forget()
+        results.release_arrays()
     return Report(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         summary=summary(views, palette, gallery) if views else None,
@@ -107,7 +107,7 @@ def build(directory: Path, gallery: Gallery | None = None) -> Report:
 def _task_view(context: Context, index: int) -> TaskView:
     results: TaskResults = context.results
     table = scores(context)
-    cost, exact = costs(context, table.fair), agreement(context)
+    cost, exact = costs(context, table.compared), agreement(context)
     sections: Sequence[Section | None] = (
         table,
         cost,
@@ -128,8 +128,8 @@ def _task_view(context: Context, index: int) -> TaskView:
         seeds=results.seeds,
         findings=[
             *trained_further(_trainings(results)),
-            *findings(table.fair, exact.rows, cost.rows),
-            *overtuned(table.fitted, table.tuned),
+            *findings(table.compared, exact.rows, cost.rows),
+            *overtuned(table.untuned, table.tuned),
         ],
         scores=table,
         costs=cost,
@@ -139,7 +139,7 @@ def _task_view(context: Context, index: int) -> TaskView:
 
 
 def _trainings(results: TaskResults) -> list[Training | None]:
-    return [record.training for seeds in results.done.values() for record in seeds.values()]
+    return [record.training for seeds in results.finished.values() for record in seeds.values()]
 
 
 def _methods(records: Sequence[Record]) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Does beforehand, once a process, what others do at their first use, so that no cell's seconds hold it: import it."""
+"""Imports and compiles what is slow on first use, so that no run's seconds include it. Import it for the effect."""
 
-import torch._dynamo  # noqa: F401  by the first optimizer of a process
+import torch._dynamo  # noqa: F401  the first optimizer of a process imports it
 
 from estimators.models.kernels import differentiable
 

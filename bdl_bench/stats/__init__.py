@@ -9,7 +9,7 @@ from bdl_bench.stats.intervals import (
     mean_interval,
     not_significantly_worse,
     paired_interval,
-    verdict,
+    verdicts,
 )
 from bdl_bench.stats.ranks import Ranking, critical_difference, rank_methods
 
@@ -25,5 +25,5 @@ __all__ = [
     "not_significantly_worse",
     "paired_interval",
     "rank_methods",
-    "verdict",
+    "verdicts",
 ]

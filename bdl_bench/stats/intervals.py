@@ -1,4 +1,4 @@
-"""Intervals of means over seeds, and the verdict on the interval of a difference."""
+"""Intervals of means over seeds, and verdicts on differences, corrected for the number of comparisons."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ from typing import Literal
 import numpy as np
 from scipy.stats import t as student
 
-__all__ = ["Direction", "Interval", "Verdict", "mean_interval", "not_significantly_worse", "paired_interval", "verdict"]
+from bdl_bench.stats.correction import holm
+
+__all__ = [
+    "Direction",
+    "Interval",
+    "Verdict",
+    "mean_interval",
+    "not_significantly_worse",
+    "paired_interval",
+    "verdicts",
+]
 
 Verdict = Literal["better", "worse", "no significant difference", "unknown"]
 Direction = Literal["lower", "higher"]
+SIGNIFICANCE_LEVEL = 0.05
+"""Family-wise error rate of the verdicts on a set of comparisons."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +36,14 @@ class Interval:
         low: lower end; None if there is no interval, as for n = 1.
         high: upper end; None if there is no interval.
         n: how many numbers.
+        p_value: two-sided, of the hypothesis that the mean is 0; None if there is no interval.
     """
 
     mean: float
     low: float | None
     high: float | None
     n: int
+    p_value: float | None = None
 
     @property
     def half_width(self) -> float | None:
@@ -50,8 +64,10 @@ def mean_interval(values: Sequence[float]) -> Interval:
     n, mean = len(numbers), float(numbers.mean())
     if n == 1 or not np.isfinite(numbers).all():
         return Interval(mean, None, None, n)
-    half = float(student.ppf(0.975, n - 1) * numbers.std(ddof=1) / np.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n)
+    error = float(numbers.std(ddof=1) / np.sqrt(n))
+    half = float(student.ppf(0.975, n - 1)) * error
+    p_value = float(2 * student.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
+    return Interval(mean, mean - half, mean + half, n, p_value)
 
 
 def paired_interval(values: Sequence[float], others: Sequence[float]) -> Interval:
@@ -67,35 +83,41 @@ def paired_interval(values: Sequence[float], others: Sequence[float]) -> Interva
     return mean_interval([a - b for a, b in zip(values, others, strict=True)])
 
 
-def verdict(difference: Interval, better: Direction) -> Verdict:
-    """Return whether a method is significantly better or worse than another one.
+def verdicts(differences: Mapping[str, Interval], better: Direction) -> dict[str, Verdict]:
+    """Return which methods are significantly better or worse than one other method.
+
+    The p-values are corrected by Holm's method, so that the probability of any false difference among these
+    comparisons is at most 5 %.
 
     Args:
-        difference: the interval of method − other.
+        differences: the interval of method − other for each method.
         better: which direction is better.
 
     Returns:
-        "no significant difference" if the interval contains 0, "unknown" if there is no interval.
+        The verdict by method; "unknown" if its difference has no p-value.
     """
-    if difference.low is None or difference.high is None:
-        return "unknown"
-    if difference.low <= 0 <= difference.high:
-        return "no significant difference"
-    return "better" if (difference.mean < 0) == (better == "lower") else "worse"
+    adjusted = holm({name: d.p_value for name, d in differences.items() if d.p_value is not None})
+    found: dict[str, Verdict] = {}
+    for name, difference in differences.items():
+        if name not in adjusted:
+            found[name] = "unknown"
+        elif adjusted[name] > SIGNIFICANCE_LEVEL:
+            found[name] = "no significant difference"
+        else:
+            found[name] = "better" if (difference.mean < 0) == (better == "lower") else "worse"
+    return found
 
 
-def not_significantly_worse(means: Mapping[str, float], against_best: Mapping[str, Verdict], best: str) -> set[str]:
+def not_significantly_worse(against_best: Mapping[str, Verdict], best: str) -> set[str]:
     """Return the best method and all that are not significantly worse.
 
     Args:
-        means: mean of each method.
         against_best: verdict on each other method against the best one.
-        best: the method of the best mean.
+        best: the method with the best mean.
 
     Returns:
         The names; empty if that would be all methods, or if a verdict is unknown.
     """
-    if any(against_best[name] == "unknown" for name in means if name != best):
+    if "unknown" in against_best.values() or "worse" not in against_best.values():
         return set()
-    group = {name for name in means if name == best or against_best[name] != "worse"}
-    return set() if len(group) == len(means) else group
+    return {best, *(name for name, found in against_best.items() if found != "worse")}

@@ -1,1 +1,1 @@
-"""Our estimators beside laplace-torch, one file a group of rows."""
+"""Comparison with laplace-torch, one file per group of rows."""

@@ -1,4 +1,4 @@
-"""Structures over all weights of a convolutional network."""
+"""Hessian structures over all weights of a convolutional network."""
 
 from __future__ import annotations
 

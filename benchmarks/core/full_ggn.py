@@ -12,10 +12,10 @@ from estimators import LinearizedLaplace
 
 __all__ = ["ROWS"]
 
-# Ours factors A in fit, laplace-torch at the first variance: goals of the first variance are set on the sum of both.
+# Ours factors A in fit, laplace-torch at the first variance, so that goals are set on the sum of both.
 
 _THEIRS = {"subset_of_weights": "all", "hessian_structure": "full"}
-_ALIVE = 5  # P×P matrices at a time while laplace-torch inverts: H, H + δ, its flip, their factor and the inverse
+_MATRICES = 5  # P×P matrices at a time while laplace-torch inverts: H, H + δ, its flip, their factor and the inverse
 
 
 def _exact(model: nn.Module, likelihood: str, inverse: str) -> LinearizedLaplace:
@@ -49,5 +49,7 @@ ROWS = {
     "full-10k-dual": _one_output("full GGN, P = 10,033, C = 1, dual form", 152, "dual")(
         goals={"fit + first variance": 100}
     ),
-    "full-30k": _one_output("full GGN, P = 30,031, C = 1, dual form", 455, "dual")(their_bytes=_ALIVE * 4 * 30031**2),
+    "full-30k": _one_output("full GGN, P = 30,031, C = 1, dual form", 455, "dual")(
+        their_bytes=_MATRICES * 4 * 30031**2
+    ),
 }

@@ -1,4 +1,4 @@
-"""laplace-torch's side of a row, with the fastest of its backends."""
+"""The measurements of laplace-torch with its fastest backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BACKENDS = ("BackPackGGN", "CurvlinopsGGN", "AsdlGGN")
 
 
 class Theirs:
-    """A Laplace of one backend: three steps, timed, and the result of the last."""
+    """laplace-torch with one backend: a call times fit and two predictions and keeps the last result."""
 
     def __init__(self, work: Work, data: Data, backend: str) -> None:
         self.work, self.data, self.backend = work, data, backend
@@ -49,13 +49,13 @@ class Theirs:
 
 
 def fastest(work: Work, data: Data) -> list[Theirs]:
-    """The backends that are the fastest in some step of one round; those that cannot do it are left out."""
+    """Return the backends that are fastest in some step of one round, without those that raise."""
     tried: dict[Theirs, list[float]] = {}
     for backend in _BACKENDS:
         theirs = Theirs(work, data, backend)
         try:
             tried[theirs] = theirs()
-        except Exception:  # whatever a backend says of what it does not support
+        except Exception:  # backends raise various errors for unsupported models
             continue
     if not tried:
         raise RuntimeError(f"no backend of laplace-torch runs {work.title}")

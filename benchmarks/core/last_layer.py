@@ -1,4 +1,4 @@
-"""The last layer with many outputs, where no Jacobian (M, C, C·(D+1)) can be made."""
+"""The last layer with many outputs, for which a Jacobian (M, C, C·(D+1)) does not fit into memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _row(structure: str, width: int, outputs: int, *, covariance: bool = False) 
 
 
 def _jacobian_bytes(width: int, outputs: int) -> float:
-    """Of J (M, C, C·(D+1)) at the queries, without which laplace-torch does not begin."""
+    """Return the bytes of J (M, C, C·(D+1)) at the queries, which laplace-torch always allocates."""
     return 4.0 * _QUERIES * outputs**2 * (width + 1)
 
 

@@ -1,4 +1,4 @@
-"""A row measured: times in turns in one process, peaks of memory in one process each, and the results compared."""
+"""Measurement of a row: alternating times in one process, peak memory in one process each, and differences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["measure"]
 
 
 def measure(name: str) -> Measured:
-    """Everything the table says of a row."""
+    """Return the measurements of a row."""
     work = ROWS[name]
     times, _ = in_fresh_process(_times, name)
     _, peak = in_fresh_process(_ours_once, name)
@@ -29,7 +29,7 @@ def measure(name: str) -> Measured:
 
 
 class _Ours:
-    """A fit and two readings, timed, and the result of the last."""
+    """Our estimator: a call times a fit and two predictions and keeps the last result."""
 
     def __init__(self, work: Work, data: Data) -> None:
         self.work, self.data = work, data
@@ -68,7 +68,7 @@ def _seconds(timings: list[Timing]) -> dict[str, dict[str, float]]:
 
 
 def _difference(ours: _Ours, theirs: Theirs) -> float:
-    """Largest |ours − theirs| over the largest |theirs|, at the queries that both have."""
+    """Return max |ours − theirs| / max |theirs| at the queries of both."""
     assert ours.result is not None
     assert theirs.result is not None
     b = theirs.result
@@ -76,13 +76,13 @@ def _difference(ours: _Ours, theirs: Theirs) -> float:
 
 
 def _error(name: str) -> float:
-    """The same of our answer and that of the network in float64."""
+    """Return max |float32 − float64| / max |float64| of our results."""
     work = ROWS[name]
     data = work.data()
-    narrow = work.read(work.ours(data.model).fit(data.loader), data.queries)
+    single = work.read(work.ours(data.model).fit(data.loader), data.queries)
     rows = [(x.double(), y.double() if y.is_floating_point() else y) for x, y in data.loader]
-    wide = work.read(work.ours(data.model.double()).fit(rows), data.queries.double())
-    return float((narrow - wide).abs().max() / wide.abs().max())
+    double = work.read(work.ours(data.model.double()).fit(rows), data.queries.double())
+    return float((single - double).abs().max() / double.abs().max())
 
 
 def _ours_once(name: str) -> None:

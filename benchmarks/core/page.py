@@ -1,4 +1,4 @@
-"""docs/benchmarks/core.md from what was measured."""
+"""The page docs/benchmarks/core.md."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ __all__ = ["to_markdown"]
 
 _TIMES = ("work", "step", "ours, s", "laplace-torch, s", "ratio", "goal", "")
 _MEMORY = ("work", "our peak, GiB", "goal, GiB", "", "laplace-torch, GiB", "difference", "from float64")
-_HEAD = """# Beside laplace-torch
+_HEAD = """# Comparison with laplace-torch
 
 Measured on {machine}
 
-Float32, 1000 rows in batches of 500 (50 for C = 300, or laplace-torch's Jacobians of a batch would not fit), both sides
-in turns in one process, medians of three (six where three lay more than 30 % apart). laplace-torch has the backend, of
-BackPACK, curvlinops and ASDL, that was fastest in each step. `ratio` is its time over ours, a query where the two have
-different numbers of queries. Other programs may have been running: the ratios count, not the seconds.
-`python -m benchmarks --only core` makes this page.
+Float32, 1000 rows in batches of 500 (50 for C = 300, since larger Jacobians of laplace-torch do not fit into memory).
+Both libraries run alternately in one process; times are medians of three repeats (six if the spread is above 30 %).
+laplace-torch uses its fastest backend in each step, out of BackPACK, curvlinops and ASDL. `ratio` is its time divided
+by ours, per query if the numbers of queries differ. Other programs may have been running, so the ratios are more
+reliable than the seconds. The command of this page is `python -m benchmarks --select core`.
 
 """
 _MIDDLE = """
-Peaks are those of the resident memory of a process that does nothing but one fit and one reading of the variance,
-above the imports. *by size* marks what was not run: the least that laplace-torch would allocate (its Jacobian of the
-queries, or five P×P matrices while it inverts). The difference is max |ours − theirs| / max |theirs|, by backend where
-several were the fastest of some step; "from float64" is that of our answer and ours for the network in float64.
+Peak memory is the increase in resident memory above the imports, in a process with one fit and one prediction of the
+variance. *by size* marks rows that were not run: the minimum that laplace-torch would allocate (its Jacobian at the
+queries, or five P×P matrices during the inversion). The difference is max |ours − theirs| / max |theirs|, by backend
+if several were fastest in some step. "From float64" is the difference between our results in float32 and in float64.
 
 """
 _TAIL = """
-Both sides' Kronecker forms agree where layers have no bias, and those networks have none: ours has the bias as the last
-column of its weight, laplace-torch gives it a factor of its own. Its BackPACK backend has another matrix for
-convolutions than its other two, which agree with ours to 1e-15 in float64. Its diagonal of the CNN is 2.5e-4 off in
-float32 on this machine; in float64 it is within 3e-7 of ours in float32. Our dense algebra is in float64,
-laplace-torch's in float32: half of the multiplications a second, in exchange for digits that float32 does not have
-(`precision/dtype.py`); queries are solved in float32 where A is conditioned well enough.
-Ours factors A in `fit`, laplace-torch inverts it at the first variance: their sum compares like with like.
-Of the shortest times nearly all is checks of the query and of the model's weights, and the forward pass.
+The Kronecker forms of both libraries agree for layers without bias, and these networks have none. Ours has the bias
+as the last column of the weight; laplace-torch has a separate factor. For convolutions, its BackPACK backend has a
+different matrix than its other two backends, which agree with ours to 1e-15 in float64. Its diagonal of the CNN is
+2.5e-4 off in float32 on this machine; in float64 it is within 3e-7 of ours in float32. Our dense algebra is in
+float64, laplace-torch's in float32: half the speed, for higher precision (`numerics/dtype.py`). Queries are solved in
+float32 if the condition number of A is small enough. Ours factors A in `fit`, laplace-torch inverts it at the first
+variance, so the sum of both steps is the fair comparison. The shortest times consist of checks of the query and of
+the weights, and of the forward pass.
 
-Why goals are missed. *Dense, P = 10,033*: of 13.5 s of a fit, 9.1 are the Cholesky factor and 3.0 the products, both at
-the rate of a large product in float64; in float32 the factor takes 5.8 s, which would make the ratio about 4.5. Where
-rows are fewer than parameters, as here, `inverse="auto"` takes the dual form. *kron and diag of the CNN*: a query has
-10 outputs, whose slopes and Jacobians alone are 2.5 (diag) and 3.2 (kron) · 10⁹ multiplications and additions for 10
-rows, 27 and 34 ms at the 93 · 10⁹ a second that a square product of 2,048 reaches here; the rest is pooling, unfolding
-and the checks. *Last layer, diag, C = 100*: of 0.37 ms the forward pass is 0.10, which is all that 10⁴ leaves; with
-C = 300 it is reached.
+Reasons for missed goals. *Dense, P = 10,033*: of 13.5 s of a fit, 9.1 are the Cholesky factor and 3.0 the products,
+both at the rate of a large product in float64; in float32 the factor takes 5.8 s, which would make the ratio about
+4.5. With fewer rows than parameters, as here, `inverse="auto"` takes the dual form. *kron and diag of the CNN*: a
+query has 10 outputs, whose Jacobians alone are 2.5 (diag) and 3.2 (kron) · 10⁹ multiplications and additions for 10
+rows, 27 and 34 ms at the 93 · 10⁹ a second that a square product of 2,048 reaches here; the rest is pooling,
+unfolding and the checks. *Last layer, diag, C = 100*: of 0.37 ms the forward pass is 0.10, which is all that 10⁴
+leaves; with C = 300 it is reached.
 """
 
 
 def to_markdown(rows: dict[str, Measured]) -> str:
-    """The page."""
+    """Return the text of the page."""
     times = table(_TIMES, [line for row in rows.values() for line in _time_lines(row)])
     memory = table(_MEMORY, [_memory_line(row) for row in rows.values()])
     return _HEAD.format(machine=machine()) + times + "\n" + _MIDDLE + memory + "\n" + _TAIL

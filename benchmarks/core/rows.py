@@ -1,4 +1,4 @@
-"""Every row of the table by its name."""
+"""Every row of the table by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One row: a network, its data, and two ways to its variance."""
+"""A row of the page: a network, its data, and both estimators of its variance."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ class Data:
 
 @dataclass(frozen=True)
 class Work:
-    """What is fitted and asked for.
+    """The definition of a row.
 
     Args:
-        title: in the table.
-        network: made after the seed was set.
-        shape: of one input.
-        ours: the estimator.
+        title: name in the table.
+        network: function that makes the network, called after the seed is set.
+        shape: shape of one input.
+        ours: function that makes our estimator.
         theirs: options of laplace-torch.
-        goals: least ratio (theirs over ours, a query) by step; "fit + first variance" is their sum.
-        queries: of ours; `their_queries` of laplace-torch, fewer where it could not hold them.
-        likelihood: of both.
-        covariance: the variance steps ask for all of (C, C).
-        peak_goal: of our peak, in bytes.
-        batch_size: of the rows, for both: less than the fastest where laplace-torch's Jacobians would not fit.
-        their_bytes: what laplace-torch would need for our queries, by size, where that is too much to run it at all.
+        goals: smallest ratio (laplace-torch / ours, per query) by step; "fit + first variance" is the sum of both.
+        queries: number of our queries.
+        their_queries: number of queries of laplace-torch, if all of them do not fit into memory.
+        likelihood: likelihood of both.
+        covariance: whether the variance steps compute covariances (C, C).
+        peak_goal: largest peak memory of ours, in bytes.
+        batch_size: batch size of both; smaller than the fastest if Jacobians of laplace-torch do not fit into memory.
+        their_bytes: bytes that laplace-torch would allocate, if that is too much to run it.
     """
 
     title: str
@@ -62,7 +63,7 @@ class Work:
     their_bytes: float | None = None
 
     def data(self) -> Data:
-        """The same at every call."""
+        """Return the data, equal at every call."""
         torch.manual_seed(0)
         model, x = self.network(), torch.randn(_ROWS, *self.shape)
         with torch.no_grad():
@@ -72,11 +73,11 @@ class Work:
         return Data(model, loader, torch.randn(self.queries, *self.shape))
 
     def read(self, estimator: UncertaintyEstimator, x: Tensor) -> Tensor:
-        """Variance (M, C), or covariance (M, C, C)."""
+        """Return the variance (M, C), or the covariance (M, C, C)."""
         return estimator.covariance(x) if self.covariance else estimator.variance(x)
 
     def describe(self) -> dict[str, Any]:
-        """In JSON types."""
+        """Return the definition in JSON types."""
         return {
             "title": self.title,
             "goals": dict(self.goals),

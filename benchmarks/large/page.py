@@ -1,4 +1,4 @@
-"""docs/benchmarks/large.md from what was measured."""
+"""The page docs/benchmarks/large.md."""
 
 from __future__ import annotations
 
@@ -25,31 +25,29 @@ _HEADER = (
 )
 _HEAD = """# All weights of large networks
 
-Measured on {machine}
-Float32, N = {n}, {draws} draws, δ = {delta:g}, {queries} queries; other programs were running.
-`python -m benchmarks --only large` makes this page, in hours; `--only` one of its rows, such as resnet18-kron, measures
-that one again.
+Measured on {machine} Float32, N = {n}, {draws} draws, δ = {delta:g}, {queries} queries; other programs were running.
+The command of this page is `python -m benchmarks --select large`, which takes hours; `--select resnet18-kron` measures
+one row again.
 
-ResNet-18 and ViT-tiny (patches of 8) see handwritten digits enlarged to 3×32×32; MiniLM (all-MiniLM-L6-v2, six layers,
-published weights, a new head of six classes) tells from 16 tokens which of six texts they are from. Each was trained
-on the {n} rows first. The largest error is max |variance / reference − 1| over the queries, at the predicted class of
-each, a dash where the reference has not been run.
-The reference is from outside: curvlinops' GGN in float64 and scipy's conjugate gradients at a relative residual
-of 1e-6, started at the answer of the function-space form (`inverse="matrix_free_dual"`, in float64). Kron and diag are
-other posteriors; their distance is shown, without a goal.
+ResNet-18 and ViT-tiny (patches of 8) see handwritten digits enlarged to 3×32×32; MiniLM (all-MiniLM-L6-v2, six
+layers, published weights, a new classification layer) predicts from 16 tokens which of six texts they are from. Each
+was trained on the {n} rows first. The largest error is max |variance / reference − 1| over the queries, at the
+predicted class of each; a dash means that the reference was not run. The reference is independent: curvlinops' GGN in
+float64 and scipy's conjugate gradients at a relative residual of 1e-6, with the function-space solution in float64 as
+the initial guess. Kron and diag are approximations of the posterior; their error has no goal.
 
 exact: `LinearizedLaplace(inverse="matrix_free_dual")`. pointwise: RegVar with `Pointwise`, by `LinearResponse` with its
 default tolerance, at the predicted class of each query, where it solves. linear-response and fine-tune: RegVar with
-`PosteriorDraws`, by the solver of that name; fine-tune-other-draws has another seed. Passes (forward and backward over
-the rows) are those of each draw, or of each number solved for. The A-norm error, per effective dimension, says whether
-they were enough: above a half, fine-tune warns. The variance of {draws} exact draws is χ²/{draws} times the true one:
-by that alone one number in {chance:.0f} is off by more than the goal of {goal:.1f}.
+`PosteriorDraws` and the solver of that name; fine-tune-other-draws has another seed. Passes (forward and backward
+over the rows) are per draw, or per linear system. The A-norm error, per effective dimension, shows whether the solver
+converged: above 0.5, fine-tune warns. The variance of {draws} exact draws is χ²/{draws} times the true one, so that
+one number in {chance:.0f} misses the goal of {goal:.1f} by sampling error alone.
 
 """
 
 
 def to_markdown(rows: dict[str, Measured]) -> str:
-    """The page."""
+    """Return the text of the page."""
     head = _HEAD.format(
         machine=machine(),
         n=N_DATA,
@@ -57,7 +55,7 @@ def to_markdown(rows: dict[str, Measured]) -> str:
         delta=PRIOR_PRECISION,
         queries=N_QUERIES,
         goal=_DRAWS,
-        chance=1 / chi2.sf(N_DRAWS * (1 + _DRAWS), N_DRAWS),  # _DRAWS > 1: never below
+        chance=1 / chi2.sf(N_DRAWS * (1 + _DRAWS), N_DRAWS),  # _DRAWS > 1, so that errors below do not occur
     )
     lines = [
         _line(model, method, rows[f"{model}-{method}"], rows.get(f"{model}-{REFERENCE}"))
@@ -82,7 +80,7 @@ def _line(model: str, method: str, row: Measured, reference: Measured | None) ->
 
 
 def largest_error(row: Measured, reference: Measured) -> float:
-    """max |variance / reference − 1| at the reference's classes."""
+    """Return max |variance / reference − 1| at the classes of the reference."""
     pairs = zip(row["variance"], reference["classes"], reference["variance"], strict=True)
     errors: list[float] = [abs(variance[c if len(variance) > 1 else 0] / exact - 1) for variance, c, exact in pairs]
     return max(errors)

@@ -1,7 +1,7 @@
-"""The outside reference: curvlinops' GGN in float64, and scipy's conjugate gradients, one right-hand side at a time.
+"""The independent reference: curvlinops' GGN in float64 and scipy's conjugate gradients, per right-hand side.
 
-From zero they take hundreds or thousands of products. They start at the answer of the function-space form instead, in
-float64: curvlinops says what residual it has, and the conjugate gradients take it below the tolerance.
+From zero, conjugate gradients take hundreds or thousands of products. The initial guess is the function-space solution
+in float64. curvlinops measures its residual, and conjugate gradients reduce it below the tolerance.
 """
 
 from __future__ import annotations

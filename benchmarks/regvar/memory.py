@@ -36,7 +36,7 @@ def measure_memory(name: str) -> Measured:
     n = sum(p.numel() for p in _network().parameters())
     slope, intercept = np.polyfit(_N_DRAWS, peaks, 1)
     return {
-        "replicas": list(_N_DRAWS),
+        "n_draws": list(_N_DRAWS),
         "peaks": peaks,
         "plain": plain,
         "n_parameters": n,
@@ -46,7 +46,7 @@ def measure_memory(name: str) -> Measured:
 
 
 def _network() -> nn.Module:
-    """2.2 million parameters."""
+    """Return a network of 2.2 million parameters."""
     torch.manual_seed(0)
     layers = (nn.Linear(64, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, _WIDTH), nn.Tanh())
     return nn.Sequential(*layers, nn.Linear(_WIDTH, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, 10)).eval()

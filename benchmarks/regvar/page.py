@@ -1,4 +1,4 @@
-"""docs/benchmarks/regvar.md from what was measured."""
+"""The page docs/benchmarks/regvar.md."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from benchmarks.regvar import exponents, memory, step
 __all__ = ["to_markdown"]
 
 _STEP, _INFERENCE, _OUTPUTS = 1.1, 2.1, 1.01
-_HEAD = """# What RegVar costs
+_HEAD = """# Costs of RegVar
 
 Measured on {machine}
-Float32; methods take turns in one process, medians of three (six where three lay more than 30 %
-apart); peaks are those of a process of their own, above the imports.
-`python -m benchmarks --only regvar` makes this page.
+Float32. Methods run alternately in one process; times are medians of three repeats (six if the spread is above 30 %).
+Peak memory is the increase above the imports in a new process. The command of this page is
+`python -m benchmarks --select regvar`.
 
-## The mean-absolute form in one's own loop
+## The mean-absolute regularizer in a custom training loop
 
-A step of SGD on 64 rows with `mean_absolute_penalty` in its loss, over the plain step; and the variance of
-`TwoNetworks`, with its checks, over one forward pass of {asked} rows; with fewer rows the checks of the
-weights, which do not depend on them, weigh more.
+Time of an SGD step on 64 rows with `mean_absolute_penalty` in its loss, relative to a plain step; and time of the
+variance of `RegularizedPair`, with its checks, relative to one forward pass of {queries} rows. The checks of the
+weights do not depend on the number of rows, so that the ratio is larger for fewer rows.
 
 """
 _MEMORY = """
-The peak of a step with the term grows by {slope:.3f} tensors of outputs more than that of a plain one (a line through
-outputs of {outputs} MiB, where it is {extra} MiB more; {constant:.1f} MiB without any; goal ≤ 1, to a
-hundredth: {reached}).
+Peak memory of a step with the regularizer exceeds that of a plain step by {slope:.3f} output tensors (the slope of a
+line fitted to outputs of {outputs} MiB, with an excess of {extra} MiB; intercept {constant:.1f} MiB; goal ≤ 1, up to
+1 %: {reached}).
 
 ## Memory of a fit
 
-The rise of the peak in a `RegVar` fit of posterior draws, without Rao-Blackwellisation, on an MLP of {n:,}
-parameters, by draws. The slope of the fitted line is what one draw more costs, in vectors of P numbers.
+Peak memory of a `RegVar` fit of K posterior draws, without Rao-Blackwellisation, on an MLP of {n:,} parameters. The
+slope of the fitted line is the memory per draw, in vectors of P numbers.
 
 """
 _COST = """
-Both slopes are above one vector per draw, the size of the result: temporary copies of a fit are in the peak.
+The slopes exceed one vector per draw, which the result needs, because of temporary copies during the fit.
 
 ## Cost in N and in P
 
-Seconds of a fit of {draws} draws without Rao-Blackwellisation (which costs the cube of the last layer's size), by rows
-at {size:,} parameters and by parameters at {rows} rows; `FineTune` with a fixed number of epochs, `LinearResponse` with
-a fixed number of products. The exponent is the slope in logarithms. Where seconds fall as the size grows, other
-programs were in the way, and the exponent says nothing.
+Seconds of a fit of {draws} draws without Rao-Blackwellisation (whose cost is cubic in the size of the last layer), by
+rows at {size:,} parameters and by parameters at {rows} rows; `FineTune` with a fixed number of epochs, `LinearResponse`
+with a fixed number of products. The exponent is the slope in logarithms. If the seconds decrease with the size, other
+programs disturbed the measurement, and the exponent is meaningless.
 
 """
 
 
 def to_markdown(rows: dict[str, Measured]) -> str:
-    """The page, of what there is."""
-    parts = [_HEAD.format(machine=machine(), asked=step.QUERIES), _steps(rows)]
+    """Return the text of the page, with the groups that were measured."""
+    parts = [_HEAD.format(machine=machine(), queries=step.QUERIES), _steps(rows)]
     if "step-memory" in rows:
         parts.append(_memory(rows))
     if any(name.startswith("exponents") for name in rows):
@@ -59,14 +59,14 @@ def to_markdown(rows: dict[str, Measured]) -> str:
 
 
 def _steps(rows: dict[str, Measured]) -> str:
-    header = ("network", "plain step, ms", "with the term", "goal", "", "forward, ms", "inference", "goal", "")
+    header = ("network", "plain step, ms", "with regularizer", "goal", "", "forward, ms", "inference", "goal", "")
     lines = []
-    for name, row in _of(rows, "step-", list(step.MODELS)):
-        trained, asked = row["regularized"] / row["plain"], row["inference"] / row["forward"]
+    for name, row in _group(rows, "step-", list(step.MODELS)):
+        trained, predicted = row["regularized"] / row["plain"], row["inference"] / row["forward"]
         lines.append(
             [
                 *(name, f"{row['plain'] * 1e3:.2f}", f"{trained:.3f}", *verdict(trained, _STEP, at_most=True)),
-                *(f"{row['forward'] * 1e3:.2f}", f"{asked:.2f}", *verdict(asked, _INFERENCE, at_most=True)),
+                *(f"{row['forward'] * 1e3:.2f}", f"{predicted:.2f}", *verdict(predicted, _INFERENCE, at_most=True)),
             ]
         )
     return table(header, lines) + "\n"
@@ -74,10 +74,10 @@ def _steps(rows: dict[str, Measured]) -> str:
 
 def _memory(rows: dict[str, Measured]) -> str:
     extra = rows["step-memory"]
-    found = _of(rows, "memory-", list(memory.SOLVERS))
+    found = _group(rows, "memory-", list(memory.SOLVERS))
     if not found:
         return ""
-    header = ("solver", *(f"K = {k}, GiB" for k in found[0][1]["replicas"]), "slope, P", "at K = 0, GiB", "plain, GiB")
+    header = ("solver", *(f"K = {k}, GiB" for k in found[0][1]["n_draws"]), "slope, P", "at K = 0, GiB", "plain, GiB")
     lines = [
         [
             *(name, *map(gib, row["peaks"]), f"{row['slope_in_p']:.1f}"),
@@ -101,7 +101,7 @@ def _mib(sizes: list[int]) -> str:
 
 
 def _exponents(rows: dict[str, Measured]) -> str:
-    found = _of(rows, "exponents-", list(exponents.SOLVERS))
+    found = _group(rows, "exponents-", list(exponents.SOLVERS))
     first = found[0][1]
     header = (
         "solver",
@@ -121,6 +121,6 @@ def _exponents(rows: dict[str, Measured]) -> str:
     return text + table(header, lines) + "\n"
 
 
-def _of(rows: dict[str, Measured], prefix: str, names: list[str]) -> list[tuple[str, Measured]]:
-    """The rows of a group, by their names in full."""
+def _group(rows: dict[str, Measured], prefix: str, names: list[str]) -> list[tuple[str, Measured]]:
+    """Return the rows of a group by their full names."""
     return [(name, rows[f"{prefix}{i}"]) for i, name in enumerate(names) if f"{prefix}{i}" in rows]

@@ -1,4 +1,4 @@
-"""The mean-absolute form in one's own loop: a training step over a plain one, an inference over a forward pass."""
+"""Costs of the mean-absolute regularizer: a training step relative to a plain one, inference to a forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bdl_bench.networks.resnet import resnet18
 from bdl_bench.networks.small import convolutional, mlp
 from benchmarks.clock import interleaved, timed
 from benchmarks.records import Measured
-from estimators.integrations import TwoNetworks, mean_absolute_penalty
+from estimators.integrations import RegularizedPair, mean_absolute_penalty
 
 __all__ = ["MODELS", "QUERIES", "measure_step"]
 
@@ -42,7 +42,7 @@ def measure_step(name: str) -> Measured:
     model = case.network().eval()
     x, y = torch.randn(_BATCH, *case.shape), torch.randint(0, 10, (_BATCH,))
     plain, regularized = (_trainer(copy.deepcopy(model), x, y, lam) for lam in (0.0, _LAM))
-    two = TwoNetworks(model, copy.deepcopy(model), "classification", lam=_LAM).fit([(x, y)])
+    two = RegularizedPair(model, copy.deepcopy(model), "classification", lam=_LAM).fit([(x, y)])
     queries = torch.randn(QUERIES, *case.shape)
 
     def forward() -> None:

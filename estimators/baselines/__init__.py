@@ -1,4 +1,4 @@
-"""Methods to compare with, one a file."""
+"""Baseline methods, one per file."""
 
 from estimators.baselines.dropout import MCDropout
 from estimators.baselines.ensemble import DeepEnsemble
@@ -10,7 +10,6 @@ from estimators.baselines.members import MembersEstimator
 from estimators.baselines.multi_head import MultiHeadEnsemble
 from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
-from estimators.estimator.fit_report import PassReport
 from estimators.laplace.subnetwork import SubnetworkLaplace
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "MCDropout",
     "MembersEstimator",
     "MultiHeadEnsemble",
-    "PassReport",
     "SubnetworkLaplace",
     "TemperatureScaling",
 ]

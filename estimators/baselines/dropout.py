@@ -1,4 +1,4 @@
-"""MC dropout: the networks that dropout trains together."""
+"""MC dropout: a posterior of networks with fixed dropout masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from estimators.baselines.dropout_layers import FixedDropout, dropout_names, wit
 from estimators.baselines.members import MembersEstimator
 from estimators.baselines.retraining import MakeModel, Retraining, checked_make_model, tensors_by_name
 from estimators.errors import OptionError
-from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
 from estimators.models.network import Network
 from estimators.models.structural_copy import structural_copy
@@ -27,29 +26,42 @@ __all__ = ["MCDropout"]
 
 
 class MCDropout(MembersEstimator):
-    """The network with its dropout layers switched on at prediction (Gal & Ghahramani 2016).
+    """The network with its dropout layers active at prediction (Gal and Ghahramani 2016, section 4).
 
-        f_s = the network at the s-th mask, s = 1 ... S
+        f_s = the network with the s-th mask, s = 1 ... S
 
-    The S masks are drawn once, by `seed`: a member has one mask a layer, the same for every row and every call, as a
-    draw of weights from the paper's variational posterior has. So the variance of a row does not depend on the rows
-    beside it.
+    The S masks are drawn once from `seed`. A member has one mask per layer, the same for every row and every call, like
+    a sample of the weights from the paper's variational posterior. The variance of a row therefore does not depend on
+    the other rows.
 
-    A model with dropout layers (nn.Dropout and its kin, p > 0) is used as it is, and nothing is trained. For one
-    without, `rate`, `make_model` and `recipe` train a network of the same architecture with dropout before every
-    nn.Linear, except where that is the first layer with weights, so that no input is dropped. Dropout that is no layer
-    (within nn.MultiheadAttention, between the layers of nn.LSTM) stays off; batch statistics stay frozen.
+    A model with dropout layers (nn.Dropout and its variants, p > 0) is used without training. For a model without them,
+    `rate`, `make_model` and `recipe` train a network of the same architecture. It has dropout before every nn.Linear
+    but the first layer with weights, so that no input is dropped. Dropout inside nn.MultiheadAttention and nn.LSTM
+    stays off; batch statistics stay frozen.
 
     Args:
-        rate: p of the layers to insert, in (0, 1); None for a model that has its own.
-        make_model: builds a fresh network of the architecture of `model`, without dropout.
-        recipe: how it is trained.
-        n_samples: S >= 2.
-        seed: of the masks, and of the training.
+        model, likelihood, prior_precision: as `UncertaintyEstimator`.
+        rate: p of the inserted layers, in (0, 1); None for a model with dropout layers.
+        make_model: builds a new network of the architecture of `model`, without dropout.
+        recipe: how to train the new network.
+        n_samples: the number S >= 2 of masks.
+        seed: the seed of the masks and of the training.
 
-    Fitted: `trained_`, the tensors of the network that was trained, by name, or None; `fit_report_`.
-    Errors: OptionError where the arguments and the model's layers do not go together; ModelError where there is no
-    layer to insert dropout before; UnsupportedError at a query where rows are not in front of a layer's inputs.
+    Attributes:
+        trained_: the tensors of the trained network by name, or None.
+        fit_report_: the passes of the fit.
+
+    Raises:
+        OptionError: if the options do not suit the model's layers. `fit` raises ModelError if there is no layer to
+            insert dropout before; a query raises UnsupportedError if a layer's inputs do not have the rows first.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 2)).eval()
+        >>> dropout = MCDropout(model, "regression", n_samples=10)
+        >>> dropout.fit([(torch.randn(8, 3), torch.randn(8, 2))]).members(torch.randn(4, 3)).shape
+        torch.Size([10, 4, 2])
     """
 
     def __init__(
@@ -93,32 +105,30 @@ class MCDropout(MembersEstimator):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         trained = None if self.rate is None else tensors_by_name(self._train(objective, progress_bar=progress_bar))
-        self._hold(objective, trained)
-        self.fit_report_ = PassReport.of(objective)
+        self._set_network(objective, trained)
 
     def _train(self, objective: Objective, *, progress_bar: bool) -> nn.Module:
         assert self.make_model is not None
         assert self.recipe is not None
         make = self.make_model
-        retraining = Retraining(lambda: self._dropping(make()), self.recipe, self.prior_precision)
+        retraining = Retraining(lambda: self._with_dropout(make()), self.recipe, self.prior_precision)
         (seed,) = member_seeds(self.seed, 1)
         return retraining.run(objective, seed, others=[], progress_bar=progress_bar)
 
-    def _dropping(self, model: nn.Module) -> nn.Module:
-        """The model itself, with dropout layers."""
+    def _with_dropout(self, model: nn.Module) -> nn.Module:
+        """Return the model itself, with dropout layers inserted if it needs them."""
         return model if self.rate is None else with_dropout(model, self.rate)
 
-    def _hold(self, objective: Objective, trained: dict[str, Tensor] | None) -> None:
+    def _set_network(self, objective: Objective, trained: dict[str, Tensor] | None) -> None:
         self.trained_ = trained
-        module = with_fixed_dropout(self._dropping(structural_copy(self.model)))
+        module = with_fixed_dropout(self._with_dropout(structural_copy(self.model)))
         self._fixed = Network(module, list(objective.network.subset.shapes))
 
-    def _learned(self) -> Learned:
-        return dict(self.trained_ or {}), super()._learned()[1]
+    def _get_fit_state(self) -> Learned:
+        return dict(self.trained_ or {}), {}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._restore(objective, tensors, learned)
-        self._hold(objective, tensors or None)
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
+        self._set_network(objective, tensors or None)
 
     def _members(self, x: PyTree) -> Tensor:
         network = self._fixed
@@ -126,8 +136,8 @@ class MCDropout(MembersEstimator):
         layers = [module for module in network.module.modules() if isinstance(module, FixedDropout)]
         outputs = []
         for seed in member_seeds(self.seed, self.n_samples):
-            for layer, of_layer in zip(layers, member_seeds(seed, len(layers)), strict=True):
-                layer.draw(of_layer, n_rows(x))
+            for layer, layer_seed in zip(layers, member_seeds(seed, len(layers)), strict=True):
+                layer.draw(layer_seed, n_rows(x))
             with torch.no_grad():
                 outputs.append(network.functional_outputs(params, x))
         return torch.stack(outputs)

@@ -1,4 +1,4 @@
-"""Dropout layers found, inserted, and held at masks that are the same for every row."""
+"""Find and insert dropout layers, and fix their masks to be the same for every row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["FixedDropout", "dropout_names", "with_dropout", "with_fixed_dropout"
 
 
 def dropout_names(model: nn.Module) -> list[str]:
-    """Names of the layers that drop something: nn.Dropout and its kin with p > 0."""
+    """Return the names of the dropout layers: nn.Dropout and its variants with p > 0."""
     dropping = set(map(id, _dropout_layers(model)))
     return [name for name, layer in model.named_modules() if id(layer) in dropping]
 
@@ -28,11 +28,11 @@ def _dropout_layers(model: nn.Module) -> list[_DropoutNd]:
 
 
 class FixedDropout(nn.Module):
-    """A dropout layer in train mode, at a mask drawn for one row and used for all.
+    """A dropout layer in train mode with a mask that is drawn for one row and used for all rows.
 
-    At a fixed mask each of torch's is affine, entry by entry: it is read off the layer at ones and at zeros. Where the
-    module is called several times in a forward, each call has a mask of its own. `draw(seed, rows)` is called before
-    the forward of `rows` rows.
+    With a fixed mask, each dropout layer of torch is affine entry by entry. Its coefficients are its values at ones and
+    at zeros. If the module is called several times in a forward pass, each call has its own mask. Call
+    `draw(seed, rows)` before the forward pass of `rows` rows.
     """
 
     def __init__(self, layer: _DropoutNd) -> None:
@@ -41,28 +41,28 @@ class FixedDropout(nn.Module):
         self._seed, self._rows, self._calls = 0, 0, 0
 
     def draw(self, seed: int, rows: int) -> None:
-        """Take the masks of this seed for a forward that begins now."""
+        """Use the masks of this seed in the next forward pass."""
         self._seed, self._rows, self._calls = seed, rows, 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._rows or len(x) % self._rows:
             raise UnsupportedError(
-                "dropout layers whose inputs have the rows in front, so that all rows can share a mask",
+                "dropout layers whose inputs have the rows first, so that all rows can share a mask",
                 received=f"an input of shape {tuple(x.shape)} with {self._rows} rows",
-                remedy="batch_first=True, or DeepEnsemble, or SWAG.",
+                remedy="use batch_first=True, or DeepEnsemble, or SWAG.",
             )
         scale, shift = self._mask(x[:1])
         return x * scale + shift
 
     def _mask(self, row: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer at a row of this shape: times (1, ...), plus (1, ...); drawn on the CPU for any device."""
+        """Return the scale (1, ...) and shift (1, ...) for a row of this shape, drawn on the CPU for any device."""
         seed = self._seed + self._calls
         self._calls += 1
         ones = torch.ones(row.shape, dtype=row.dtype)
-        at_one, at_zero = (self._applied(value, seed).to(row.device) for value in (ones, torch.zeros_like(ones)))
+        at_one, at_zero = (self._apply_layer(value, seed).to(row.device) for value in (ones, torch.zeros_like(ones)))
         return at_one - at_zero, at_zero
 
-    def _applied(self, value: Tensor, seed: int) -> Tensor:
+    def _apply_layer(self, value: Tensor, seed: int) -> Tensor:
         self.layer.train()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -71,20 +71,20 @@ class FixedDropout(nn.Module):
 
 
 def with_fixed_dropout(model: nn.Module) -> nn.Module:
-    """A structural copy with every dropout layer in a FixedDropout; parameters and their names are the same."""
+    """Return a structural copy with every dropout layer in a FixedDropout; parameters and their names stay."""
     module = structural_copy(model)
     _replace(module, {id(layer): FixedDropout(layer) for layer in _dropout_layers(module)})
     return module
 
 
 class DroppedLinear(nn.Linear):
-    """A linear layer behind a dropout layer; the names of its weights are those of the layer alone."""
+    """A linear layer after a dropout layer; the names of its weights are those of nn.Linear."""
 
     dropout: nn.Module
 
     @classmethod
     def around(cls, layer: nn.Linear, rate: float) -> Self:
-        """The same parameters."""
+        """Return dropout and then `layer`, with the same parameters."""
         dropped = cls(layer.in_features, layer.out_features, bias=False, device="meta")
         dropped.weight, dropped.bias, dropped.dropout = layer.weight, layer.bias, nn.Dropout(rate)
         return dropped.train(layer.training)
@@ -94,14 +94,14 @@ class DroppedLinear(nn.Linear):
 
 
 def with_dropout(model: nn.Module, rate: float) -> nn.Module:
-    """The model itself, with dropout before each nn.Linear; not before one that is its first layer with weights.
+    """Insert dropout before each nn.Linear but the first layer with weights; return the model itself.
 
-    Errors: ModelError where there is no such layer.
+    Raises ModelError if there is no such layer.
     """
     layers = [layer for layer in _weighted_layers(model)[1:] if type(layer) is nn.Linear]
     if not layers:
         raise ModelError(
-            "a network with an nn.Linear behind another layer, to insert dropout before",
+            "a network with an nn.Linear after another layer, to insert dropout before",
             received=f"{type(model).__name__} without one",
             remedy="put nn.Dropout layers into the model.",
         )
@@ -110,15 +110,15 @@ def with_dropout(model: nn.Module, rate: float) -> nn.Module:
 
 
 def _weighted_layers(model: nn.Module) -> list[nn.Module]:
-    """In the order of their registration."""
+    """Return the layers with weights in the order of their registration."""
     kinds = (nn.Linear, _ConvNd, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
     return [layer for layer in model.modules() if isinstance(layer, kinds)]
 
 
 def _replace(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
-    """Put other modules in the place of those with these ids, wherever they are registered."""
-    places = [
+    """Replace the modules with these ids wherever they are registered."""
+    locations = [
         (parent, name) for parent in model.modules() for name, m in parent._modules.items() if id(m) in replacements
     ]
-    for parent, name in places:
+    for parent, name in locations:
         parent._modules[name] = replacements[id(parent._modules[name])]

@@ -1,4 +1,4 @@
-"""Deep ensemble: networks trained alike from other beginnings."""
+"""Deep ensemble: networks trained from different initialisations."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from estimators.baselines.members import MembersEstimator
 from estimators.baselines.retraining import (
     MakeModel,
     Retraining,
+    check_architecture,
     checked_make_model,
-    refuse_other_architecture,
     tensors_by_name,
 )
 from estimators.errors import ModelError, OptionError
-from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
 from estimators.models.checks import check_model
 from estimators.models.function_checks import check_parameter_swap
@@ -31,26 +30,28 @@ from estimators.training.recipe import Recipe
 
 __all__ = ["DeepEnsemble"]
 
-_MEMBERS = 5
+_N_MEMBERS = 5
+"""The default size of an ensemble, as in Lakshminarayanan et al. (2017)."""
 
 
 class DeepEnsemble(MembersEstimator):
     """Networks trained from independent initialisations and orders of the rows (Lakshminarayanan et al. 2017).
 
-        f_1 = the model that was passed, f_2 ... f_S = make_model() trained by `recipe` on the same loss and prior
+        f_1 = the given model, f_2 ... f_S = make_model() trained by `recipe` on the same loss and prior
 
-    or f_2 ... f_S = `trained_members`, networks of the same architecture that were trained already; then a fit trains
-    nothing. Their variance is that between local optima, of all weights at once; it is no approximation of a Laplace
-    variance. Each member keeps its own buffers, such as the statistics of a BatchNorm. No adversarial examples.
+    With `trained_members` the networks f_2 ... f_S are given too, and `fit` trains nothing. The variance is that
+    between local optima over all weights; it does not approximate a Laplace variance. Each member has its own buffers,
+    such as the statistics of a BatchNorm. Unlike in the paper, there are no adversarial examples.
 
     Args:
-        make_model: builds a fresh network of the architecture of `model`, drawing its weights from the global random
-            state, which is put back.
-        recipe: how a member is trained: as the model was, for members that are alike.
-        trained_members: networks beside `model`, in eval mode; instead of `make_model` and `recipe`.
-        n_members: S >= 2, the model itself included; a larger ensemble begins with the same members. None: 5, or one
-            more than there are `trained_members`.
-        seed: of initialisations and orders.
+        model, likelihood, prior_precision: as `UncertaintyEstimator`.
+        make_model: builds a new network of the architecture of `model` with weights from the global random state, which
+            `fit` restores.
+        recipe: how to train a member; use the recipe of the model.
+        trained_members: the networks other than `model`, in eval mode, instead of `make_model` and `recipe`.
+        n_members: the number S >= 2 of members, including the model. The members of a larger ensemble start with those
+            of a smaller one. None: 5, or one more than there are `trained_members`.
+        seed: the seed of initialisations and orders.
 
     Example:
         >>> import torch
@@ -62,9 +63,13 @@ class DeepEnsemble(MembersEstimator):
         >>> ensemble.fit([(torch.randn(8, 3), torch.randn(8, 2))]).variance(torch.randn(4, 3)).shape
         torch.Size([4, 2])
 
-    Fitted: `members_`, the tensors of f_2 ... f_S by name; `fit_report_`, in which a member costs its epochs.
-    Errors: ModelError for a `make_model` or a member that does not fit; OptionError for both or neither; those of
-    training.
+    Attributes:
+        members_: the tensors of f_2 ... f_S by name.
+        fit_report_: the passes of the fit, including the training of the members.
+
+    Raises:
+        OptionError: for both or neither of `make_model` and `trained_members`. `fit` raises ModelError for a member of
+            another architecture.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class DeepEnsemble(MembersEstimator):
         prior_precision: float | Mapping[str, float] = 1.0,
     ) -> None:
         super().__init__(model, likelihood, prior_precision=prior_precision)
-        _refuse_both_or_neither(make_model, recipe, trained_members)
+        _check_sources(make_model, recipe, trained_members)
         self.n_members = _number_of_members(n_members, trained_members)
         self.make_model = None if make_model is None else checked_make_model(make_model)
         remedy = "Recipe(epochs=100)."
@@ -94,13 +99,12 @@ class DeepEnsemble(MembersEstimator):
 
     @classmethod
     def _option_names(cls) -> list[str]:
-        return [name for name in super()._option_names() if name != "trained_members"]  # seen in the tensors
+        return [name for name in super()._option_names() if name != "trained_members"]  # compared by their tensors
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         if self.trained_members is not None:
             self.members_ = _tensors_of(self.trained_members, objective)
             self._check_exchanged(objective, self.trained_members)
-            self.fit_report_ = PassReport.of(objective)
             return
         assert self.make_model is not None
         assert self.recipe is not None
@@ -108,27 +112,25 @@ class DeepEnsemble(MembersEstimator):
         trained: list[nn.Module] = []
         for seed in track(member_seeds(self.seed, self.n_members - 1), "members", shown=progress_bar):
             trained.append(retraining.run(objective, seed, others=trained, progress_bar=False))
-        self.members_ = [self._kept(model) for model in trained]
+        self.members_ = [self._member_tensors(model) for model in trained]
         self._check_exchanged(objective, trained)
-        self.fit_report_ = PassReport.of(objective)
 
     def _check_exchanged(self, objective: Objective, trained: Sequence[nn.Module]) -> None:
-        """Check that the tensors of each member make the network of the model that member. Raises ModelError."""
+        """Check that the model with the tensors of a member computes what the member does. Raises ModelError."""
         for batch in objective.batches:
             for model, member in zip(trained, self.members_, strict=True):
                 check_parameter_swap(objective.network, batch.x, member, model)
 
-    def _kept(self, trained: nn.Module) -> dict[str, Tensor]:
-        """What tells a member from the model."""
+    def _member_tensors(self, trained: nn.Module) -> dict[str, Tensor]:
+        """Return the tensors of a member that differ from those of the model."""
         return tensors_by_name(trained)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         tensors = {f"{i}/{name}": t for i, member in enumerate(self.members_) for name, t in member.items()}
-        return tensors, {**super()._learned()[1], "exchange": self.network_.routes.swap}
+        return tensors, {"swap": self.network_.routes.swap}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._restore(objective, tensors, learned)
-        objective.network.routes.swap = learned["exchange"]
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        objective.network.routes.swap = learned["swap"]
         self.members_ = [{} for _ in range(self.n_members - 1)]
         for key, tensor in tensors.items():
             i, _, name = key.partition("/")
@@ -143,7 +145,7 @@ class DeepEnsemble(MembersEstimator):
 
 def _number_of_members(n_members: int | None, members: Sequence[nn.Module] | None) -> int:
     given = None if members is None else 1 + len(members)
-    n = (given or _MEMBERS) if n_members is None else n_members
+    n = (given or _N_MEMBERS) if n_members is None else n_members
     n = checked_integer("n_members", n, at_least=2)
     if given is not None and n != given:
         raise OptionError(
@@ -152,9 +154,7 @@ def _number_of_members(n_members: int | None, members: Sequence[nn.Module] | Non
     return n
 
 
-def _refuse_both_or_neither(
-    make_model: MakeModel | None, recipe: Recipe | None, members: Sequence[nn.Module] | None
-) -> None:
+def _check_sources(make_model: MakeModel | None, recipe: Recipe | None, members: Sequence[nn.Module] | None) -> None:
     if members is not None and not isinstance(members, (Sequence, nn.ModuleList)):
         raise OptionError(
             "trained_members as a list of networks",
@@ -173,34 +173,34 @@ def _refuse_both_or_neither(
 
 
 def _tensors_of(members: Sequence[nn.Module], objective: Objective) -> list[dict[str, Tensor]]:
-    """Copies of their tensors by name, on the device and of the dtype of the model. Errors: ModelError."""
+    """Return copies of the members' tensors by name, with the device and dtype of the model. Raises ModelError."""
     networks = [tensors_by_name(objective.network.module)]
     for index, member in enumerate(members):
         if not isinstance(member, nn.Module):
             raise ModelError(
                 "trained_members that are torch.nn.Modules",
-                received=f"a {type(member).__name__} as number {index}",
+                received=f"a {type(member).__name__} at index {index}",
                 remedy="load the networks first.",
             )
         check_model(member)
-        refuse_other_architecture(member, objective.network.module, what=f"trained_members[{index}] with")
-        tensors = {name: _like(tensor, objective.theta) for name, tensor in tensors_by_name(member).items()}
-        _refuse_twin(index, tensors, networks)
+        check_architecture(member, objective.network.module, what=f"trained_members[{index}] with")
+        tensors = {name: _copy_like(tensor, objective.theta) for name, tensor in tensors_by_name(member).items()}
+        _check_distinct(index, tensors, networks)
         networks.append(tensors)
     return networks[1:]
 
 
-def _like(tensor: Tensor, theta: Tensor) -> Tensor:
+def _copy_like(tensor: Tensor, theta: Tensor) -> Tensor:
     return tensor.to(theta, copy=True) if tensor.is_floating_point() else tensor.to(theta.device, copy=True)
 
 
-def _refuse_twin(index: int, tensors: dict[str, Tensor], others: Sequence[dict[str, Tensor]]) -> None:
-    """ModelError for the same network twice, which would only make the variance smaller."""
+def _check_distinct(index: int, tensors: dict[str, Tensor], others: Sequence[dict[str, Tensor]]) -> None:
+    """Raise ModelError if a network is passed twice, which would only reduce the variance."""
     for number, other in enumerate(others):
         if all(torch.equal(tensor, other[name]) for name, tensor in tensors.items()):
-            twin = "the model" if number == 0 else f"trained_members[{number - 1}]"
+            duplicate = "the model" if number == 0 else f"trained_members[{number - 1}]"
             raise ModelError(
                 "trained_members that differ from the model and from each other",
-                received=f"the weights of {twin} again, in trained_members[{index}]",
-                remedy="pass networks of other seeds; the model itself is the first member and is not listed.",
+                received=f"the weights of {duplicate} again in trained_members[{index}]",
+                remedy="pass networks of other seeds; the model is the first member and is not listed.",
             )

@@ -1,4 +1,4 @@
-"""A copy of a network whose trained part, adapters and heads, begins anew; what is frozen is shared."""
+"""A copy of a network with newly initialised trainable weights (adapters and heads) and shared frozen weights."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ __all__ = ["trained_tensors", "with_fresh_adapters"]
 
 
 def with_fresh_adapters(model: nn.Module) -> nn.Module:
-    """A copy of `model` around the same frozen weights, its trainable ones drawn from the global random state.
+    """Return a copy of `model` with the same frozen weights, and trainable ones drawn from the global random state.
 
-    LoRA layers of peft begin as peft has them begin, other layers by their own `reset_parameters`.
-    Errors: ModelError where nothing is frozen, or where a layer does not say how it begins.
+    LoRA layers are initialised as peft does, other layers by their `reset_parameters`.
+    Raises ModelError if nothing is frozen, or if a layer with trainable weights has no `reset_parameters`.
     """
     frozen = [p for p in model.parameters() if not p.requires_grad]
     if not frozen:
         raise ModelError(
-            "a model whose weights are frozen but for adapters (requires_grad=False)",
-            received="one of which everything is trained",
+            "a model whose weights except adapters are frozen (requires_grad=False)",
+            received="one without frozen weights",
             remedy="DeepEnsemble for whole networks; peft's get_peft_model, or requires_grad_(False), for adapters.",
         )
     made = copy.deepcopy(model, {id(p): p for p in frozen})
-    _begin(made, "")
+    _initialise(made, "")
     return made
 
 
 def trained_tensors(model: nn.Module, shared: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters, and those buffers that are not as in `shared`, by name."""
-    there = dict(shared.named_buffers())
-    buffers = [(name, b) for name, b in model.named_buffers() if not torch.equal(b, there[name])]
+    """Return the trainable parameters, and the buffers that differ from those of `shared`, by name."""
+    shared_buffers = dict(shared.named_buffers())
+    buffers = [(name, b) for name, b in model.named_buffers() if not torch.equal(b, shared_buffers[name])]
     parameters = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
     tensors = dict([*parameters, *buffers])
     return {plain: tensors[name] for name, plain in plain_names(model, tensors)}
 
 
-def _begin(module: nn.Module, name: str) -> None:
-    """The trainable weights of a module and of those within it."""
+def _initialise(module: nn.Module, name: str) -> None:
+    """Initialise the trainable weights of a module and of its submodules."""
     if not any(p.requires_grad for p in module.parameters()):
         return
     lora: Any = module
@@ -53,7 +53,7 @@ def _begin(module: nn.Module, name: str) -> None:
     if any(p.requires_grad for p in module.parameters(recurse=False)):
         _reset(module, name)
     for child_name, child in module.named_children():
-        _begin(child, f"{name}.{child_name}" if name else child_name)
+        _initialise(child, f"{name}.{child_name}" if name else child_name)
 
 
 def _reset(module: nn.Module, name: str) -> None:
@@ -62,6 +62,6 @@ def _reset(module: nn.Module, name: str) -> None:
         raise ModelError(
             "trainable weights in LoRA layers, or in layers with reset_parameters",
             received=f"some in {name or 'the model itself'!r}, a {type(module).__name__}",
-            remedy="freeze them, or use DeepEnsemble with a make_model that draws them.",
+            remedy="freeze them, or use DeepEnsemble with a make_model that initialises them.",
         )
     reset()

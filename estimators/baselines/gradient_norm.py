@@ -1,4 +1,4 @@
-"""The squared norm of the gradient of each output: what is left of a Laplace variance without curvature."""
+"""The squared gradient norm of each output: the Laplace variance with A = I."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 from estimators.curvature.layerwise.blocks import BlockPrecision, Blocks
 from estimators.curvature.layerwise.kronecker_block import KroneckerBlock
 from estimators.estimator.base import UncertaintyEstimator
-from estimators.estimator.fit_report import PassReport
 from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.network import Network
@@ -22,27 +21,37 @@ __all__ = ["GradientNorm"]
 
 
 class GradientNorm(UncertaintyEstimator):
-    """variance(x) = diag(J Jᵀ), the squared gradient norm of each output: RegVar with A = I, in closed form.
+    """The squared gradient norm of each output, diag(J Jᵀ): linearized Laplace with A = I.
 
         covariance(x) = J(x) J(x)ᵀ, (C, C)        sample = f + J z, z ~ N(0, I)
 
-    Nothing is learned, and neither data nor prior precision enter: only the order of the variances means something,
-    until they are scaled (`prediction.calibrated(variance_scale=)`). Over δ it is the variance before any data.
-    It is read from factors layer by layer, so that no Jacobian of a linear layer is made.
+    Neither the data nor the prior precision are used, so that only the order of the variances is meaningful until they
+    are scaled (`prediction.calibrated(variance_scale=)`). Divided by δ it is the prior variance of the linearized
+    network. It is computed from factors layer by layer, without Jacobians of linear layers.
 
-    Fitted: `fit_report_`.
+    Args:
+        model, likelihood, prior_precision, prior_mean, subset_of_weights: as `UncertaintyEstimator`.
+
+    Attributes:
+        fit_report_: the passes of the fit.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> norms = GradientNorm(nn.Linear(3, 2), "regression").fit([(torch.randn(8, 3), torch.randn(8, 2))])
+        >>> x = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> norms.variance(x)  # ‖x‖² for the weights and 1 for the bias
+        tensor([[15., 15.]])
     """
 
-    fit_report_: PassReport
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        pass
 
-    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
-        self.fit_report_ = PassReport.of(objective)
+    def _get_fit_state(self) -> Learned:
+        return {}, {}
 
-    def _learned(self) -> Learned:
-        return {}, {"passes": self.fit_report_.passes}
-
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
-        self.fit_report_ = PassReport(passes=learned["passes"])
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        pass
 
     def _variance(self, x: PyTree) -> Tensor:
         return _identity(self.network_, x).variance_at(self.network_, x)
@@ -60,9 +69,9 @@ class GradientNorm(UncertaintyEstimator):
 
 
 def _identity(network: Network, x: PyTree) -> BlockPrecision:
-    """A = I over the layers that these inputs go through."""
+    """Return A = I over the layers that these inputs use."""
     layers, zero = LayerwiseJacobian(network, x), network.theta.new_zeros(())
     rest = zero.expand(network.subset.n_entries(layers.other_params))
     blocks = dict.fromkeys(layers.maps, KroneckerBlock(zero))
-    nothing = Blocks(network, layers.maps, layers.other_params, blocks, rest)
-    return nothing.precision(torch.ones_like(network.theta))
+    no_curvature = Blocks(network, layers.maps, layers.other_params, blocks, rest)
+    return no_curvature.precision(torch.ones_like(network.theta))

@@ -1,4 +1,4 @@
-"""laplace-torch (Daxberger et al. 2021) behind the same interface; what it is known to get wrong is refused."""
+"""laplace-torch (Daxberger et al. 2021) with the common interface. Options that it computes wrongly are rejected."""
 
 from __future__ import annotations
 
@@ -28,22 +28,38 @@ _STRUCTURES, _SUBSETS = ("full", "kron", "diag"), ("all", "last_layer")
 _BACKENDS = ("CurvlinopsGGN", "CurvlinopsEF", "BackPackGGN", "BackPackEF", "AsdlGGN", "AsdlEF")
 _WRONG_STRUCTURES = {
     "gp": "its function-space form transposes the C × C blocks of all weights for C > 1",
-    "lowrank": "its low-rank form needs a package that it no longer finds",
+    "lowrank": "its low-rank form imports a package that no longer exists",
 }
 
 
 class LaplaceTorch(UncertaintyEstimator):
-    """Linearized Laplace as laplace-torch 0.3 computes it, on a copy of the model.
+    """Linearized Laplace as laplace-torch 0.3 computes it, on a copy of the model (Daxberger et al. 2021).
+
+    The Kronecker form of laplace-torch has a separate factor for a bias; `LinearizedLaplace` treats a bias as a column
+    of the weight.
 
     Args:
-        prior_precision: δ, one number.
+        model, likelihood, prior_mean: as `UncertaintyEstimator`.
+        prior_precision: δ > 0, one number.
         subset_of_weights: "all" or "last_layer".
         hessian_structure: "full", "kron" or "diag".
-        backend: the name of its class for curvature: "CurvlinopsGGN", "BackPackGGN", "AsdlGGN", or an empirical Fisher,
-            "CurvlinopsEF", "BackPackEF", "AsdlEF".
+        backend: the name of a curvature class of laplace-torch: "CurvlinopsGGN", "BackPackGGN", "AsdlGGN", or an
+            empirical Fisher, "CurvlinopsEF", "BackPackEF", "AsdlEF".
 
-    Its Kronecker form gives a bias a factor of its own, where `LinearizedLaplace` has it as a column of the weight.
-    Errors: OptionError for what it gets wrong; UnsupportedError for likelihoods and networks that it does not take.
+    Attributes:
+        laplace_: the fitted object of laplace-torch.
+
+    Raises:
+        OptionError: for options with which laplace-torch is known to be wrong.
+        UnsupportedError: for a likelihood that laplace-torch does not have; `fit` raises it for such a network.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> laplace = LaplaceTorch(nn.Linear(3, 2), "regression")
+        >>> laplace = laplace.fit([(torch.randn(8, 3), torch.randn(8, 2))])  # doctest: +SKIP
+        >>> laplace.variance(torch.randn(4, 3)).shape  # doctest: +SKIP
+        torch.Size([4, 2])
     """
 
     counts_passes = False
@@ -71,7 +87,7 @@ class LaplaceTorch(UncertaintyEstimator):
 
     def _check_options(self) -> None:
         if isinstance(self.hessian_structure, str) and self.hessian_structure in _WRONG_STRUCTURES:
-            raise _refused(self.hessian_structure, _WRONG_STRUCTURES[self.hessian_structure])
+            raise _known_fault(self.hessian_structure, _WRONG_STRUCTURES[self.hessian_structure])
         for name, allowed in (
             ("hessian_structure", _STRUCTURES),
             ("backend", _BACKENDS),
@@ -87,16 +103,15 @@ class LaplaceTorch(UncertaintyEstimator):
             )
         if isinstance(self.likelihood, Gaussian) and torch.as_tensor(self.likelihood.sigma_noise).numel() > 1:
             raise OptionError(
-                "one sigma_noise for all outputs", received="one an output", remedy="LinearizedLaplace takes several."
+                "one sigma_noise for all outputs", received="one per output", remedy="LinearizedLaplace takes several."
             )
-        fisher = self.backend.endswith("EF")
-        if fisher and kind == "regression":
-            raise _refused(f"{self.backend} in regression", "its empirical Fisher there is 2σ² times that of the loss")
+        if self.backend.endswith("EF") and kind == "regression":
+            raise _known_fault(f"{self.backend} in regression", "its empirical Fisher is 2σ² times that of the loss")
         if self.backend == "CurvlinopsEF" and (self.subset_of_weights, self.hessian_structure) == (
             "last_layer",
             "diag",
         ):
-            raise _refused('CurvlinopsEF with "last_layer" and "diag"', "it returns the prior")
+            raise _known_fault('CurvlinopsEF with "last_layer" and "diag"', "it returns the prior")
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         shape = objective.network.shaped_outputs(next(iter(objective.batches)).x).shape
@@ -105,14 +120,14 @@ class LaplaceTorch(UncertaintyEstimator):
                 "outputs (B, C)", received=f"shape {tuple(shape)}", remedy="LinearizedLaplace takes any shape."
             )
         if any(isinstance(objective.likelihood.given(batch.y), Sites) for batch in objective.batches):
-            raise _refused("ignored rows (label -100)", "it takes their curvature to be that of labelled ones")
+            raise _known_fault("ignored rows (label -100)", "it counts their curvature as that of labelled ones")
         options: dict[str, Any] = {"prior_precision": self.prior_precision, "prior_mean": self.prior_mean}
         if isinstance(self.likelihood, Gaussian):
             options["sigma_noise"] = self.likelihood.sigma_noise
         if self.subset_of_weights == "last_layer":
             options["last_layer_name"] = next(iter(objective.network.subset.shapes)).rpartition(".")[0]
-        with _its_ways(objective.theta):
-            laplace = _imported()
+        with _library_defaults(objective.theta):
+            laplace = _import_laplace()
             try:
                 fitted = laplace.Laplace(
                     copy.deepcopy(self.model),
@@ -122,11 +137,11 @@ class LaplaceTorch(UncertaintyEstimator):
                     backend=getattr(laplace.curvature, self.backend),
                     **options,
                 )
-                fitted.fit(_Rows(objective.batches), progress_bar=progress_bar)
+                fitted.fit(_LibraryLoader(objective.batches), progress_bar=progress_bar)
             except Exception as error:
                 raise UnsupportedError(
                     f'a network that laplace-torch takes with "{self.hessian_structure}" and {self.backend}',
-                    received=f"one for which it says {type(error).__name__}: {error}",
+                    received=f"one for which it raises {type(error).__name__}: {error}",
                     remedy="LinearizedLaplace of the same structure, or RegVar.",
                 ) from error
         self.laplace_ = fitted
@@ -134,7 +149,7 @@ class LaplaceTorch(UncertaintyEstimator):
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
         if changed != {"prior_precision"}:
             return super()._refit(fitted, objective, changed)
-        with _its_ways(objective.theta):  # it keeps the curvature of the data apart from the prior
+        with _library_defaults(objective.theta):  # laplace-torch stores the data's curvature apart from the prior
             self.laplace_ = copy.copy(fitted.laplace_)
             self.laplace_.prior_precision = self.prior_precision
         return None
@@ -143,14 +158,14 @@ class LaplaceTorch(UncertaintyEstimator):
         return self._covariance(x).diagonal(dim1=-2, dim2=-1)
 
     def _covariance(self, x: PyTree) -> Tensor:
-        with _its_ways(self.theta_):
+        with _library_defaults(self.theta_):
             covariance: Tensor = self.laplace_._glm_predictive_distribution(x)[1]
         return covariance.detach()
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Batches as its loader: it asks for the length of `dataset`, and for tuples or dicts."""
+class _LibraryLoader:
+    """Batches as the loader that laplace-torch expects: of tuples or dicts, with the length of `dataset`."""
 
     batches: TrainingData
 
@@ -168,8 +183,8 @@ class _Rows:
 
 
 @contextmanager
-def _its_ways(theta: Tensor) -> Iterator[None]:
-    """It makes tensors of the default dtype on the default device, and warns of its own dependencies."""
+def _library_defaults(theta: Tensor) -> Iterator[None]:
+    """Set the default dtype and device, with which laplace-torch makes tensors, and silence its warnings."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(theta.dtype)
     try:
@@ -180,18 +195,18 @@ def _its_ways(theta: Tensor) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _imported() -> Any:  # noqa: ANN401
-    """The package. It loads torchvision, which must be of the same build as torch."""
+def _import_laplace() -> Any:  # noqa: ANN401
+    """Return the package. It imports torchvision, whose build must match that of torch."""
     return optional_module(
         "laplace",
-        purpose="compute what laplace-torch computes",
-        install='"bdl-bench[baselines]", and a torchvision of the same build as torch',
+        purpose="compute a posterior with laplace-torch",
+        install='"bdl-bench[baselines]", and a torchvision that matches torch',
     )
 
 
-def _refused(what: str, why: str) -> OptionError:
+def _known_fault(what: str, why: str) -> OptionError:
     return OptionError(
-        "what laplace-torch 0.3 computes rightly",
+        "options that laplace-torch 0.3 computes correctly",
         received=f"{what}: {why}",
         remedy="LinearizedLaplace or LastLayerLaplace, or a GGN backend.",
     )

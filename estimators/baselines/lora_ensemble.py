@@ -1,4 +1,4 @@
-"""LoRA ensemble: one frozen network, several adapters trained alike from other beginnings."""
+"""LoRA ensemble: one frozen network with several adapters, trained from different initialisations."""
 
 from __future__ import annotations
 
@@ -17,22 +17,39 @@ __all__ = ["LoRAEnsemble"]
 
 
 class LoRAEnsemble(DeepEnsemble):
-    """Members that differ in their adapters alone (Wang, Aitchison & Rudolph 2023; Halbheer et al. 2024).
+    """Members that differ only in their adapters (Wang, Aitchison and Rudolph 2023; Halbheer et al. 2024).
 
-        f_1 = the model that was passed, f_2 ... f_S = its frozen weights with fresh adapters, trained by `recipe`
+        f_1 = the given model, f_2 ... f_S = its frozen weights with new adapters, trained by `recipe`
 
-    The model has its adapters already, and nothing else in it requires a gradient but what is trained with them, such
-    as a head. A member begins with adapters that peft draws anew (A random, B zero) and with heads as their
-    `reset_parameters` gives them, and is trained on the same loss and prior, in another order of the rows. Stored are
-    the trained weights of each member; the frozen ones are shared.
+    The model has trained adapters. Only they, and layers that are trained with them such as a head, require a gradient.
+    peft initialises the adapters of a member (A random, B zero), and `reset_parameters` its other trainable layers. A
+    member is trained on the same loss and prior in another order of the rows. Only trained weights are stored per
+    member.
 
     Args:
-        recipe: how a member is trained: as the adapters of the model were, for members that are alike.
-        n_members: S >= 2, the model itself included; a larger ensemble begins with the same members.
-        seed: of initialisations and orders.
+        model, likelihood, prior_precision: as `UncertaintyEstimator`.
+        recipe: how to train a member; use the recipe of the model's adapters.
+        n_members: the number S >= 2 of members, including the model. The members of a larger ensemble start with those
+            of a smaller one.
+        seed: the seed of initialisations and orders.
 
-    Fitted: `members_`, the trained tensors of f_2 ... f_S by name; `fit_report_`.
-    Errors: ModelError where nothing is frozen, or where a layer does not say how its weights begin.
+    Attributes:
+        members_: the trained tensors of f_2 ... f_S by name.
+        fit_report_: the passes of the fit, including the training of the members.
+
+    Raises:
+        OptionError: for an invalid option. `fit` raises ModelError if nothing is frozen, or if a layer with trainable
+            weights has no `reset_parameters`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from estimators.training import Recipe
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
+        >>> _ = model[0].requires_grad_(False)  # the frozen network; a trained peft model in real use
+        >>> ensemble = LoRAEnsemble(model, "regression", recipe=Recipe(epochs=2), n_members=3)
+        >>> ensemble.fit([(torch.randn(8, 3), torch.randn(8, 2))]).members(torch.randn(4, 3)).shape
+        torch.Size([3, 4, 2])
     """
 
     def __init__(
@@ -55,5 +72,5 @@ class LoRAEnsemble(DeepEnsemble):
             prior_precision=prior_precision,
         )
 
-    def _kept(self, trained: nn.Module) -> dict[str, Tensor]:
+    def _member_tensors(self, trained: nn.Module) -> dict[str, Tensor]:
         return trained_tensors(trained, self.model)

@@ -1,4 +1,4 @@
-"""The trained network alone: no epistemic variance."""
+"""The trained network without epistemic variance."""
 
 from __future__ import annotations
 
@@ -16,15 +16,26 @@ __all__ = ["MAP"]
 
 
 class MAP(UncertaintyEstimator):
-    """The maximum a posteriori network: a posterior of one point, with variance zero. The baseline of every table."""
+    """The maximum a posteriori network, whose epistemic variance is zero.
+
+    Args:
+        model, likelihood, prior_precision, prior_mean, subset_of_weights: as `UncertaintyEstimator`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> trained = MAP(nn.Linear(3, 2), "regression").fit([(torch.randn(8, 3), torch.randn(8, 2))])
+        >>> float(trained.variance(torch.randn(4, 3)).max())
+        0.0
+    """
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         pass
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         return {}, {}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         pass
 
     def _variance(self, x: PyTree) -> Tensor:

@@ -1,22 +1,18 @@
-"""What all methods share whose posterior is a number of networks: moments, samples and predictions over the members."""
+"""The base class of methods whose posterior is a set of networks: moments, samples and predictions over members."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from estimators.estimator.base import UncertaintyEstimator
-from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods.prediction import Prediction
 from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.numerics.pytrees import PyTree
-from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_integer
-from estimators.persistence.state import Learned
 
 __all__ = ["MembersEstimator"]
 
@@ -27,44 +23,67 @@ class MembersEstimator(UncertaintyEstimator):
         mean = (1/S) Σ_s f_s      p(y | x) = (1/S) Σ_s p(y | f_s(x))
         covariance = (1/(S−1)) Σ_s (f_s − mean)(f_s − mean)ᵀ
 
-    The covariance is the unbiased one; a function of the outputs is linearised at their mean over the members. A member
-    is the same function for every row and every call, so that the variance of a row does not depend on the rows beside
-    it. Subclasses write `_members`.
+    The covariance is the unbiased estimate. A function of the outputs is linearized at their mean over the members. A
+    member is the same function for every row and every call, so that the variance of a row does not depend on the other
+    rows. Subclasses implement `_members`.
 
-    Fitted: `fit_report_`, with the `passes` that were spent.
+    Args:
+        model, likelihood, prior_precision, prior_mean, subset_of_weights: as `UncertaintyEstimator`.
+
+    Attributes:
+        fit_report_: the passes of the fit.
     """
-
-    fit_report_: PassReport
 
     @abstractmethod
     def _members(self, x: PyTree) -> Tensor:
-        """f_s(x) of all members, (S, M, C), of checked inputs, without a graph."""
+        """Return f_s(x) of all members at checked inputs, (S, M, C), detached."""
 
     def members(self, x: PyTree) -> Tensor:
-        """f_s(x) of all members, (S, M, C), or (S, M, ...) for outputs of several dimensions."""
-        x = self._inputs(x)
+        """Return the outputs f_s(x) of all members.
+
+        Args:
+            x: M query rows.
+
+        Returns:
+            (S, M, C), or (S, M, ...) for outputs of several dimensions.
+
+        Raises:
+            NotFittedError, ModelChangedError, DataError: as `variance`.
+        """
+        x = self._prepare_query(x)
         shape = self._check_query(x)
         return _shaped(self._members(x), shape)
 
     def predict(self, x: PyTree, *, link_approx: str | None = None, n_samples: int | None = None) -> Prediction:
-        """Predictive distribution of the mixture; its `samples` are the members (S, M, ...).
+        """Return the predictive distribution of the mixture.
 
-        `link_approx` for classification and binary: "mc" (None: the same), the average of the members' probabilities,
-        or "probit", from their mean and variance. `n_samples` draws that many members for "mc", with replacement; None:
-        each member once. Regression has the members' mean, and their variance plus σ².
+        Regression has the members' mean, and their variance plus σ².
+
+        Args:
+            x: M query rows.
+            link_approx: for classification and binary, "mc" (the default) averages the members' probabilities, and
+                "probit" uses their mean and variance.
+            n_samples: the number of members to draw with replacement for "mc". None: each member once.
+
+        Returns:
+            The prediction, whose `samples` are the members (S, M, ...).
+
+        Raises:
+            OptionError: for an unknown `link_approx`.
+            NotFittedError, ModelChangedError, DataError: as `variance`.
         """
         checked_choice("link_approx", link_approx, ("probit", "mc", None), remedy="leave it out.")
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         shape = self._check_query(x)
         members = _shaped(self._members(x), shape)
-        samples = members if n_samples is None else self._drawn(members, n_samples, seed=0)
+        samples = members if n_samples is None else self._draw_members(members, n_samples, seed=0)
         averaged = link_approx == "mc" or (link_approx is None and self.likelihood.kind != "regression")
         moments = members.mean(0), members.var(0)
         made = self.likelihood.predict(*moments, samples if averaged else None)
         return replace(made, samples=samples)
 
-    def _drawn(self, members: Tensor, n_samples: int, *, seed: int) -> Tensor:
-        """Members drawn with replacement, (n_samples, ...)."""
+    def _draw_members(self, members: Tensor, n_samples: int, *, seed: int) -> Tensor:
+        """Return members drawn with replacement, (n_samples, ...)."""
         n_samples = checked_integer("n_samples", n_samples, at_least=1)
         return _resampled(members, n_samples, torch.Generator(members.device).manual_seed(seed))
 
@@ -87,15 +106,9 @@ class MembersEstimator(UncertaintyEstimator):
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         return _resampled(self._members(x), n_samples, generator)
 
-    def _learned(self) -> Learned:
-        return {}, {"passes": self.fit_report_.passes}
-
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
-        self.fit_report_ = PassReport(passes=learned["passes"])
-
 
 def _shaped(members: Tensor, shape: torch.Size) -> Tensor:
-    """(S, M, C) -> (S, M, ...)."""
+    """Reshape (S, M, C) to (S, M, ...)."""
     return members.reshape(len(members), *shape)
 
 

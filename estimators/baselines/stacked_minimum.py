@@ -1,4 +1,4 @@
-"""Minima of several convex losses of a last layer at once, by L-BFGS in coordinates where curvature is about one."""
+"""Minimise several convex losses of a last layer together, by L-BFGS in whitened coordinates."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from estimators.runtime.progress import track
 
 __all__ = ["Whitening", "stacked_minimum"]
 
-LossAndSlope = Callable[[Tensor], tuple[Tensor, Tensor]]
+LossAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-_ITERATIONS_A_ROUND = 25
+_ITERATIONS_PER_ROUND = 25
+"""L-BFGS iterations between two whitenings."""
 _JITTER = 1e-12
+"""Added to the prior, relative to the largest curvature, so that a singular matrix can be factored."""
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""The relative norm of the whitened gradient at which the minimisation ends."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,10 @@ class Whitening:
 
     @classmethod
     def of(cls, gram: Tensor, kappa: Tensor, delta: Tensor) -> Whitening:
-        """From G (S, E, E), κ (S, C), positive and with mean 1 over C, and δ (E,), alike for all outputs.
+        """Return the whitening for G (S, E, E), κ (S, C) > 0 with mean 1 over C, and δ (E,), the same for all outputs.
 
-        With LLᵀ = G + diag δ and L⁻¹GL⁻ᵀ = U diag(q) Uᵀ, B = L⁻ᵀU turns G into diag q and δ into 1 − q, so that one
-        basis serves all κ. A jitter keeps L alive where G + diag δ is singular; it moves no minimum.
+        With LLᵀ = G + diag δ and L⁻¹GL⁻ᵀ = U diag(q) Uᵀ, the basis B = L⁻ᵀU transforms G to diag q and δ to 1 − q, so
+        that one basis is enough for all κ. A jitter makes G + diag δ positive definite; it does not move the minimum.
         """
         largest = (gram.diagonal(dim1=-2, dim2=-1) + delta).amax(-1, keepdim=True)
         prior = delta + _JITTER * largest + torch.finfo(gram.dtype).tiny
@@ -43,66 +47,66 @@ class Whitening:
         half = torch.linalg.solve_triangular(factor, prior.sqrt().diag_embed(), upper=False)
         rotation, singular, _ = torch.linalg.svd(half)  # L⁻¹ diag(δ) L⁻ᵀ = U diag(1 − q) Uᵀ
         basis = torch.linalg.solve_triangular(factor.mT, rotation, upper=True)
-        rest = singular.square().clamp(max=1)[:, None]
-        return cls(basis, (kappa[..., None] * (1 - rest) + rest).rsqrt())
+        prior_share = singular.square().clamp(max=1)[:, None]  # 1 − q
+        return cls(basis, (kappa[..., None] * (1 - prior_share) + prior_share).rsqrt())
 
     def displacement(self, v: Tensor) -> Tensor:
-        """w of v."""
+        """Return w from v."""
         return (v * self.scale) @ self.basis.mT
 
-    def slope(self, slope: Tensor) -> Tensor:
-        """The slope by v of a slope by w."""
-        return (slope @ self.basis) * self.scale
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """Return the gradient in v from the gradient in w."""
+        return (gradient @ self.basis) * self.scale
 
 
 def stacked_minimum(
-    loss_and_slope: LossAndSlope,
+    loss_and_gradient: LossAndGradient,
     start: Tensor,
-    whitened_at: Callable[[Tensor], Whitening],
+    whitening_at: Callable[[Tensor], Whitening],
     *,
     max_iter: int,
     progress_bar: bool,
 ) -> Tensor:
-    """argmin of Σ_s L_s(w_s) from `start` (S, C, E), full-batch L-BFGS with strong Wolfe line search.
+    """Return the argmin of Σ_s L_s(w_s) from `start` (S, C, E), by full-batch L-BFGS with strong Wolfe line search.
 
-    Coordinates are whitened anew, at the weights so far, every 25 iterations. It ends where |P^−½ ∂L_s/∂w_s| of every
-    s, with P of the start, is below 1e-6 (float32: 1e-3) of its value there.
-    Warns: NotConvergedWarning where one is not after `max_iter` iterations.
+    The coordinates are whitened again, at the current weights, every 25 iterations. The minimisation ends if
+    |P^−½ ∂L_s/∂w_s| of every s, with P at the start, is below the tolerance times its value at the start.
+    Warns with NotConvergedWarning if that is not reached after `max_iter` iterations.
     """
-    tolerance = 1e-6 if start.dtype == torch.float64 else 1e-3
-    w, measure = start, whitened_at(start)
+    tolerance = _TOLERANCE[start.dtype]
+    w, at_start = start, whitening_at(start)
 
-    def steepness() -> Tensor:
-        norms: Tensor = torch.linalg.vector_norm(measure.slope(loss_and_slope(w)[1]).flatten(1), dim=1)
+    def gradient_norms() -> Tensor:
+        norms: Tensor = torch.linalg.vector_norm(at_start.gradient(loss_and_gradient(w)[1]).flatten(1), dim=1)
         return norms
 
-    first = left = steepness()
-    for done in track(range(0, max_iter, _ITERATIONS_A_ROUND), "rounds", shown=progress_bar):
-        whitening = whitened_at(w) if done else measure
-        w = _descended(loss_and_slope, w, whitening, n_iter=min(_ITERATIONS_A_ROUND, max_iter - done))
-        left = steepness()
-        if bool((left <= tolerance * first).all()):
+    first = last = gradient_norms()
+    for done in track(range(0, max_iter, _ITERATIONS_PER_ROUND), "rounds", shown=progress_bar):
+        whitening = whitening_at(w) if done else at_start
+        w = _minimize(loss_and_gradient, w, whitening, n_iter=min(_ITERATIONS_PER_ROUND, max_iter - done))
+        last = gradient_norms()
+        if bool((last <= tolerance * first).all()):
             return w
-    worst = float((left / first).max())
+    worst = float((last / first).max())
     warnings.warn(
-        f"heads were left with a slope of up to {worst:.1e} of that at the start, {tolerance:.0e} being aimed at, "
-        f"after {max_iter} iterations: raise max_iter, or the prior precision",
+        f"the gradient of a head is {worst:.1e} of that at the start after {max_iter} iterations, and should be below "
+        f"{tolerance:.0e}: raise max_iter, or the prior precision",
         NotConvergedWarning,
         stacklevel=2,
     )
     return w
 
 
-def _descended(loss_and_slope: LossAndSlope, w: Tensor, whitening: Whitening, *, n_iter: int) -> Tensor:
-    """w after `n_iter` iterations."""
+def _minimize(loss_and_gradient: LossAndGradient, w: Tensor, whitening: Whitening, *, n_iter: int) -> Tensor:
+    """Return w after `n_iter` iterations."""
     v = torch.zeros_like(w)
     optimizer = torch.optim.LBFGS(
         [v], max_iter=n_iter, history_size=n_iter, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
-        loss, slope = loss_and_slope(w + whitening.displacement(v))
-        v.grad = whitening.slope(slope)
+        loss, gradient = loss_and_gradient(w + whitening.displacement(v))
+        v.grad = whitening.gradient(gradient)
         return loss
 
     optimizer.step(closure)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,11 @@ from torch.func import grad
 from estimators.baselines.members import MembersEstimator
 from estimators.data.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
-from estimators.estimator.fit_report import PassReport
+from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.derivative_routes import BY_IDENTITY
 from estimators.models.kernels import differentiable
-from estimators.models.subsets import SubsetSpec
 from estimators.numerics.pytrees import PyTree
 from estimators.numerics.reductions import is_finite
 from estimators.objective.objective import Objective
@@ -40,53 +39,60 @@ class SWAG(MembersEstimator):
         θ_0 = θ̂, θ_t = the iterate after t epochs of SGD at a constant rate, θ̄_t = mean of θ_0 ... θ_t
         Σ = ½ diag(mean θ² − θ̄²) + ½ D Dᵀ / (K−1),   D = the last K of θ_t − θ̄_t,   θ_s ~ N(θ̄_T, Σ), s = 1 ... S
 
-    It descends on L itself, with the prior, over the chosen weights. Unlike in the paper, dropout is off and the
-    statistics of a BatchNorm are frozen, as everywhere here: they are not estimated again for a sample.
+    SGD minimises L, including the prior, over the chosen weights. Unlike in the paper, dropout is off and the
+    statistics of a BatchNorm are frozen, as in every estimator here; they are not estimated again for a sample.
 
     Args:
-        recipe: SGD at a constant rate (for the mean loss L/N), T epochs; the rate sets the size of Σ. lr="auto" is
-            `step` over the largest curvature of L/N that some batches show.
-        step: see there; descent bears about 2 without momentum, 4 with one of 0.9.
-        max_rank: K >= 2, or T where that is less.
-        n_samples: S >= 2 networks.
-        seed: of the order of the rows and of the samples.
+        model, likelihood, prior_precision, prior_mean, subset_of_weights: as `UncertaintyEstimator`.
+        recipe: SGD with a constant learning rate (for the mean loss L/N) and T epochs. The rate determines the size of
+            Σ. lr="auto" is `step` divided by the largest curvature of L/N in a few batches.
+        step: the numerator of lr="auto". SGD is stable up to about 2 without momentum, and 4 with a momentum of 0.9.
+        max_rank: K >= 2; T if that is smaller.
+        n_samples: the number S >= 2 of networks.
+        seed: the seed of the order of the rows and of the samples.
 
-    Fitted: `iterates_` (moments, deviations), `fit_report_`.
-    Errors: OptionError for a recipe that is not such; ConvergenceError where it diverges.
+    Attributes:
+        iterates_: the moments and deviations of the iterates.
+        fit_report_: the passes of the fit.
+
+    Raises:
+        OptionError: for a recipe other than SGD with a constant rate. `fit` raises ConvergenceError if SGD diverges.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from estimators.training import Recipe
+        >>> recipe = Recipe(epochs=3, optimizer="sgd", lr=0.01, schedule="constant")
+        >>> swag = SWAG(nn.Linear(3, 2), "regression", recipe=recipe, n_samples=5)
+        >>> swag.fit([(torch.randn(8, 3), torch.randn(8, 2))]).members(torch.randn(4, 3)).shape
+        torch.Size([5, 4, 2])
     """
 
     retrains = True
 
+    @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
         model: nn.Module,
         likelihood: str | Likelihood,
         *,
-        prior_precision: float | Mapping[str, float] = 1.0,
-        prior_mean: float = 0.0,
-        subset_of_weights: SubsetSpec = "all",
         recipe: Recipe = DEFAULT_RECIPE,
         step: float = 1.0,
         max_rank: int = 20,
         n_samples: int = 30,
         seed: int = 0,
+        **options: Unpack[CommonOptions],
     ) -> None:
-        super().__init__(
-            model,
-            likelihood,
-            prior_precision=prior_precision,
-            prior_mean=prior_mean,
-            subset_of_weights=subset_of_weights,
-        )
+        super().__init__(model, likelihood, **options)
         self.recipe = checked_instance("recipe", recipe, Recipe, remedy=f"{DEFAULT_RECIPE}.")
         self.step = checked_number("step", step, above=0, remedy="1.")
-        _refuse_other_descents(self.recipe, self.step)
+        _check_recipe(self.recipe, self.step)
         self.max_rank = checked_integer("max_rank", max_rank, at_least=2)
         self.n_samples, self.seed = checked_integer("n_samples", n_samples, at_least=2), checked_seed(seed)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.iterates_ = Iterates(objective.theta, self.max_rank)
-        objective.network.routes.swap = BY_IDENTITY  # no use of a weight is missed, whatever the inputs
+        objective.network.routes.swap = BY_IDENTITY  # replaces every use of a weight, for all inputs
         objective.check_displaced()
 
         def gradient(theta: Tensor, batch: Batch) -> Tensor:
@@ -95,30 +101,28 @@ class SWAG(MembersEstimator):
                 slope: Tensor = grad(objective.batch_loss)(theta, batch.x, targets, share)
             return slope.detach()
 
-        with objective.network.pass_counter.part("training"):
+        with objective.network.pass_counter.phase("training"):
             fit_weights(
                 objective.theta,
                 gradient,
                 objective.batches,
-                recipe=self._with_rate(objective),
+                recipe=self._resolved_recipe(objective),
                 generator=torch.Generator().manual_seed(self.seed),
-                watch=self.iterates_.add,
+                epoch_callback=self.iterates_.add,
                 progress_bar=progress_bar,
             )
-        self.fit_report_ = PassReport.of(objective)
 
-    def _with_rate(self, objective: Objective) -> Recipe:
+    def _resolved_recipe(self, objective: Objective) -> Recipe:
         recipe = self.recipe.resolve(objective.batches.n_data)
         if recipe.lr != "auto":
             return recipe
-        largest = auto_learning_rate(objective.centred(curvature="ggn"), recipe, seed=self.seed)
-        return replace(recipe, lr=self.step * largest)
+        rate = auto_learning_rate(objective.centred(curvature="ggn"), recipe, seed=self.seed)
+        return replace(recipe, lr=self.step * rate)
 
-    def _learned(self) -> Learned:
-        return self.iterates_.tensors(), {**super()._learned()[1], "count": self.iterates_.count}
+    def _get_fit_state(self) -> Learned:
+        return self.iterates_.tensors(), {"count": self.iterates_.count}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        super()._restore(objective, tensors, learned)
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         objective.network.routes.swap = BY_IDENTITY
         self.iterates_ = Iterates.restored(tensors, learned["count"], self.max_rank)
 
@@ -129,7 +133,7 @@ class SWAG(MembersEstimator):
 
 
 class Iterates:
-    """Mean, diagonal variance and last deviations of vectors θ (P,) that come one by one, the first at the start."""
+    """Running mean, diagonal variance and last deviations of iterates θ (P,), the first of which is the start."""
 
     def __init__(self, start: Tensor, max_rank: int) -> None:
         self.max_rank, self.count = max_rank, 1
@@ -137,7 +141,7 @@ class Iterates:
         self.deviations: list[Tensor] = []
 
     def add(self, theta: Tensor) -> float:
-        """Enter an iterate; it asks for the rate that there was. Errors: ConvergenceError where it is not finite."""
+        """Add an iterate; return the factor 1 for the learning rate. Raises ConvergenceError if it is not finite."""
         if not is_finite(theta):
             raise ConvergenceError(
                 "an SGD whose iterates are finite",
@@ -147,22 +151,22 @@ class Iterates:
         self.count += 1
         before = theta - self.mean
         self.mean = self.mean + before / self.count
-        self.squares = self.squares + before * (theta - self.mean)  # mean θ² − θ̄² would cancel
+        self.squares = self.squares + before * (theta - self.mean)  # Welford: mean θ² − θ̄² would cancel
         self.deviations = [*self.deviations, theta - self.mean][-self.max_rank :]
         return 1.0
 
     @property
     def diagonal(self) -> Tensor:
-        """mean θ² − θ̄², (P,)."""
+        """The diagonal variance mean θ² − θ̄², (P,)."""
         return self.squares / self.count
 
     def covariance(self) -> Tensor:
-        """Σ (P, P), for small P."""
+        """Return Σ (P, P), for small P."""
         columns = torch.stack(self.deviations)
         return 0.5 * self.diagonal.diag() + 0.5 * columns.T @ columns / (len(columns) - 1)
 
     def sample(self, seed: int) -> Tensor:
-        """θ_s (P,): θ̄ + √(½ diagonal) z₁ + D z₂ / √(2(K−1)), the same on every device."""
+        """Return θ_s (P,) = θ̄ + √(½ diagonal) z₁ + D z₂ / √(2(K−1)), the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         k = len(self.deviations)
         z = torch.randn(len(self.mean) + k, generator=generator, dtype=self.mean.dtype).to(self.mean.device)
@@ -172,26 +176,26 @@ class Iterates:
         return theta
 
     def tensors(self) -> dict[str, Tensor]:
-        """What `restored` needs, beside the count."""
+        """Return the tensors for `restored`."""
         return {"mean": self.mean, "squares": self.squares, "deviations": torch.stack(self.deviations)}
 
     @classmethod
     def restored(cls, tensors: dict[str, Tensor], count: int, max_rank: int) -> Iterates:
-        """From `tensors`."""
+        """Return the iterates with these tensors and count."""
         iterates = cls(tensors["mean"], max_rank)
         iterates.count, iterates.squares = count, tensors["squares"]
         iterates.deviations = list(tensors["deviations"])
         return iterates
 
 
-def _refuse_other_descents(recipe: Recipe, step: float) -> None:
+def _check_recipe(recipe: Recipe, step: float) -> None:
     plain = recipe.optimizer in ("sgd", "nesterov") and recipe.schedule == "constant" and recipe.average == 0
     enough = isinstance(recipe.epochs, str) or recipe.epochs >= 2
     if not (plain and enough):
         raise OptionError(
-            'SGD at a constant rate: optimizer "sgd" or "nesterov", schedule="constant", average=0, at least 2 epochs',
+            'SGD with optimizer "sgd" or "nesterov", schedule="constant", average=0 and at least 2 epochs',
             received=repr(recipe),
             remedy=f"{DEFAULT_RECIPE}.",
         )
     if step != 1 and recipe.lr != "auto":
-        raise OptionError("step=1 where the recipe has a number for lr", received=repr(step), remedy='lr="auto".')
+        raise OptionError("step=1 with a number as the lr of the recipe", received=repr(step), remedy='lr="auto".')

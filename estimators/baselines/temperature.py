@@ -1,4 +1,4 @@
-"""The trained network with a softmax temperature."""
+"""Temperature scaling of the trained network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from estimators.baselines.map import MAP
 from estimators.data.training_data import TrainingData
 from estimators.errors import NotConvergedWarning, UnsupportedError
-from estimators.estimator.fit_report import PassReport
 from estimators.likelihoods import Likelihood
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
@@ -28,22 +27,37 @@ TEMPERATURE_BOUNDS = (1e-2, 1e2)
 
 
 class TemperatureScaling(MAP):
-    """The trained network f/T, with the temperature T that fits held-out rows best (Guo et al. 2017).
+    """The trained network f/T, with the temperature T that fits held-out rows best (Guo et al. 2017, section 4.2).
 
         T = argmin Σ −log p(y | f(x)/T) over the validation rows          variance(x) = 0
 
-    One number for all outputs, between 0.01 and 100; the loss is convex in 1/T. Outputs, means and samples are f/T.
+    T is one number for all outputs, between 0.01 and 100. Outputs, means and samples are f/T.
 
     Args:
-        validation: a re-iterable loader of (x, y) that the network was not trained on. A saved fit has its temperature,
-            and may be loaded with any: data are not compared.
+        model, likelihood, prior_precision: as `UncertaintyEstimator`.
+        validation: a re-iterable loader of (x, y) that the network was not trained on. A saved fit contains its
+            temperature and may be loaded with any validation loader.
 
-    Fitted: `temperature_`; `fit_report_`, in which a forward of the validation rows counts as one of training rows.
-    Warns: NotConvergedWarning where T ends at a bound, as it does where every row is classified rightly.
-    Errors: UnsupportedError for regression; those of `fit` for either loader.
+    Attributes:
+        temperature_: T.
+        fit_report_: the passes of the fit; validation rows count as training rows do.
+
+    Raises:
+        UnsupportedError: for regression.
+
+    Warns:
+        NotConvergedWarning: in `fit`, if T ends at a bound, for instance because every row is classified correctly.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> rows = [(torch.randn(50, 3), torch.randint(0, 2, (50,)))]
+        >>> scaled = TemperatureScaling(nn.Linear(3, 2), "classification", validation=rows).fit(rows)
+        >>> 0.01 <= scaled.temperature_ <= 100
+        True
     """
 
-    fit_report_: PassReport
     not_compared = frozenset({"validation"})
 
     def __init__(
@@ -65,7 +79,7 @@ class TemperatureScaling(MAP):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         network = objective.network
-        with network.pass_counter.part("validation"):
+        with network.pass_counter.phase("validation"):
             batches = TrainingData.checked(self.validation, network, self.likelihood)
             wide = algebra_dtype(network.theta.device)
             held_out = [(network.outputs(batch.x).to(wide), batch.y) for batch in batches]
@@ -77,13 +91,12 @@ class TemperatureScaling(MAP):
                 NotConvergedWarning,
                 stacklevel=2,
             )
-        self.fit_report_ = PassReport.of(objective)
 
-    def _learned(self) -> Learned:
-        return {}, {"temperature": self.temperature_, "passes": self.fit_report_.passes}
+    def _get_fit_state(self) -> Learned:
+        return {}, {"temperature": self.temperature_}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
-        self.temperature_, self.fit_report_ = learned["temperature"], PassReport(passes=learned["passes"])
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
+        self.temperature_ = learned["temperature"]
 
     def _mean(self, x: PyTree) -> Tensor:
         return super()._mean(x) / self.temperature_
@@ -101,7 +114,7 @@ def best_temperature(likelihood: Likelihood, held_out: list[tuple[Tensor, Tensor
         likelihood: of classes.
         held_out: pairs of finite outputs f (B, C) and targets y.
     """
-    optimize = optional_module("scipy.optimize", purpose="fit a temperature", install="scipy")
+    brentq = optional_module("scipy.optimize", purpose="fit a temperature", install="scipy").brentq
 
     def slope(log_beta: float) -> float:
         beta = torch.tensor(math.exp(log_beta), dtype=torch.float64, requires_grad=True)
@@ -114,4 +127,4 @@ def best_temperature(likelihood: Likelihood, held_out: list[tuple[Tensor, Tensor
         return TEMPERATURE_BOUNDS[1]
     if slope(high) <= 0:
         return TEMPERATURE_BOUNDS[0]
-    return math.exp(-optimize.brentq(slope, low, high, xtol=1e-12, rtol=1e-12))
+    return math.exp(-brentq(slope, low, high, xtol=1e-12, rtol=1e-12))

@@ -21,7 +21,12 @@ Loader = Iterable[Any]
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets of B rows."""
+    """Inputs and targets of B rows.
+
+    Args:
+        x: inputs, a tensor (B, ...) or a pytree of tensors; what all rows share may have another shape.
+        y: targets (B, ...).
+    """
 
     x: PyTree
     y: Tensor
@@ -30,22 +35,36 @@ class Batch:
         return len(self.y)
 
     def copy(self) -> Batch:
-        """The batch with tensors of its own."""
+        """Return the batch with copies of its tensors."""
         return Batch(copied(self.x), self.y.clone())
 
     def marked(self, layout: RowLayout) -> Batch:
-        """The batch with the tensors marked that its rows share."""
+        """Mark the input tensors that all rows of the batch share.
+
+        Args:
+            layout: which input tensors have rows.
+
+        Returns:
+            The batch with the shared tensors wrapped in `Shared`.
+        """
         return Batch(layout.mark(self.x, len(self)), self.y)
 
     def parts(self, size: int | None) -> list[Batch]:
-        """Consecutive parts of at most `size` rows; None: the batch itself."""
+        """Split the batch into consecutive parts.
+
+        Args:
+            size: the largest number of rows per part; None keeps the batch whole.
+
+        Returns:
+            The parts, in order.
+        """
         if size is None or len(self) <= size:
             return [self]
         return [Batch(x, y) for x, y in split_rows((self.x, self.y), size)]
 
 
 def split_batch(item: object) -> Batch:
-    """The batch in an item of a loader: (x, y), or a mapping or dataclass with "labels" (or "label").
+    """Return the batch in an item of a loader: (x, y), or a mapping or dataclass with "labels" (or "label").
 
     Raises:
         DataError: another item, targets that are no tensor with rows, or inputs whose rows cannot be taken.
@@ -66,12 +85,12 @@ def split_batch(item: object) -> Batch:
 
 
 def is_mapping(item: object) -> bool:
-    """Whether a batch or query is taken by the names of its entries."""
+    """Return whether the entries of a batch or query are passed by name."""
     return isinstance(item, Mapping) or (is_dataclass(item) and not isinstance(item, (type, Batch)))
 
 
 def _of_mapping(item: object, entries: dict[str, Any]) -> Batch:
-    """With the targets under "labels", or under "label", as the `datasets` library calls that column."""
+    """Return the batch of a mapping, with targets under "labels" or, as in the `datasets` library, "label"."""
     names = [name for name in ("labels", "label") if entries.get(name) is not None]
     if not names:
         raise _no_batch(item, 'name the targets "labels", or wrap the loader so that it yields pairs.')
@@ -88,7 +107,7 @@ def _checked_targets(item: object, y: object) -> Tensor:
         kind = "a nested tensor" if y.is_nested else f"of layout {y.layout}"
         raise _no_batch(item, "yield pairs with dense targets: y.to_dense(), or padded.", f" with targets {kind}")
     if not y.ndim:
-        raise _no_batch(item, "yield pairs with one target a row: y.reshape(len(x)).", " with a target of shape ()")
+        raise _no_batch(item, "yield pairs with one target per row: y.reshape(len(x)).", " with a target of shape ()")
     return y
 
 
@@ -103,7 +122,7 @@ def _no_batch(item: object, remedy: str, detail: str = "") -> DataError:
 
 
 def first_batch(loader: Loader) -> Batch:
-    """The first batch, the random state left as it was."""
+    """Return the first batch; the random state is restored."""
     with preserved_random_state():
         for item in loader:
             return split_batch(item)
@@ -111,7 +130,7 @@ def first_batch(loader: Loader) -> Batch:
 
 
 def empty_loader() -> DataError:
-    """What is said of a loader without rows."""
+    """Return the error for a loader without rows."""
     return DataError(
         "a loader that yields at least one row",
         received="an empty one",
@@ -120,5 +139,5 @@ def empty_loader() -> DataError:
 
 
 def size_in_bytes(batch: Batch) -> int:
-    """Of its tensors."""
+    """Return the bytes of the tensors of a batch."""
     return sum(t.numel() * t.element_size() for t in [*tensors_of(batch.x), batch.y])

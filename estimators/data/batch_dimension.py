@@ -1,4 +1,4 @@
-"""Which tensors of the inputs have rows, if all batches have one size: found by computing a row by itself.
+"""Which tensors of the inputs have rows, if all batches have one size: found by computing one row alone.
 
 A matrix of four rows that the rows of a batch share cannot be told by its shape from a tensor with rows if every batch
 has four rows. But the output of a row alone is that of the row among others only if its shared inputs are kept whole.
@@ -24,7 +24,7 @@ _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, EstimatorError)
 
 
 def resolved(layout: RowLayout, x: PyTree, rows: int, outputs: Callable[[PyTree], Tensor]) -> RowLayout:
-    """The layout with those tensors shared for which the first and last row alone have their outputs.
+    """Return the layout in which the first and the last row alone have the outputs that they have in the batch.
 
     The layout itself if batches of several sizes have decided, if every tensor may have rows, or if no choice fits, as
     for a network whose rows depend on each other.
@@ -53,7 +53,7 @@ def resolved(layout: RowLayout, x: PyTree, rows: int, outputs: Callable[[PyTree]
 def _fits(
     layout: RowLayout, x: PyTree, rows: int, row: int, among: Tensor, outputs: Callable[[PyTree], Tensor]
 ) -> bool:
-    """Whether a row alone has the output that it has among the others."""
+    """Return whether a row alone has the output that it has among the others."""
     try:
         alone = outputs(select_rows(layout.mark(x, rows), slice(row, row + 1)))
     except _FAILURES:

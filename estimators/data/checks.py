@@ -23,7 +23,7 @@ __all__ = ["check_batch", "check_finite", "check_inputs", "check_targets", "nami
 
 @contextmanager
 def naming_batch(index: int) -> Iterator[None]:
-    """Errors about the data that are raised inside name the batch by its index in the loader."""
+    """Add the index of the batch in the loader to errors that are raised inside."""
     try:
         yield
     except EstimatorError as error:
@@ -32,7 +32,7 @@ def naming_batch(index: int) -> Iterator[None]:
 
 
 def check_batch(batch: Batch, network: Network, likelihood: Likelihood) -> Tensor:
-    """Outputs (B, ...) at θ̂ of a valid batch; DataError for an invalid one."""
+    """Return the outputs (B, ...) at θ̂ of a valid batch; raise DataError for an invalid one."""
     f = check_inputs(batch.x, network, what="training batch")
     if batch.y.device != network.theta.device:
         raise DataError(
@@ -71,7 +71,7 @@ def check_finite(batch: Batch) -> None:
 
 
 def check_inputs(x: PyTree, network: Network, *, what: str) -> Tensor:
-    """Outputs (B, ...) at θ̂ of valid inputs; DataError for invalid ones."""
+    """Return the outputs (B, ...) at θ̂ of valid inputs; raise DataError for invalid ones."""
     tensors = tensors_of(x)
     if not tensors:
         raise DataError("inputs with at least one tensor", received=type(x).__name__, remedy="pass tensors.")
@@ -96,7 +96,7 @@ def check_inputs(x: PyTree, network: Network, *, what: str) -> Tensor:
 
 
 def warn_of_probabilities(link: LinkCheck | None, network: Network) -> None:
-    """NotLogitsWarning if all outputs that `link` has seen look like probabilities, not like logits."""
+    """Warn with NotLogitsWarning if all outputs that `link` has seen look like probabilities, not like logits."""
 
     def forward(x: PyTree) -> Tensor:
         arguments, keywords = forward_arguments(x)
@@ -143,8 +143,8 @@ def _check_finite_targets(y: Tensor) -> None:
     remedy = "clean the data."
     if y.ndim > 1 and y[0].numel() > 1:
         remedy = (
-            "clean the data; targets that are missing for some outputs (multi-task data) need a finite number in their "
-            "place, such as -999, and a likelihood of your own whose given(y) leaves these outputs out."
+            "clean the data; targets that are missing for some outputs (multi-task data) need a finite "
+            "number instead, such as -999, and a likelihood of your own whose given(y) leaves these outputs out."
         )
     raise DataError("finite targets", received=f"a NaN or Inf{row}", remedy=remedy)
 
@@ -163,14 +163,14 @@ def _check_finite_outputs(f: Tensor, what: str) -> None:
 
 
 def _first_row_with(bad: Tensor) -> str:
-    """The words that name the first row with a True entry."""
+    """Return the words that name the first row with a True entry."""
     if not bad.ndim:
         return ""
     return f" in row {int(bad.reshape(len(bad), -1).any(1).int().argmax())}"
 
 
 def _first_failing_row(f: Tensor, y: Tensor, likelihood: Likelihood) -> int | None:
-    """The first row whose targets fail by themselves; None if all do, as those of a wrong shape or dtype."""
+    """Return the first row whose targets alone fail; None if all rows fail, as for a wrong shape or dtype."""
     failing = [i for i in range(len(y)) if _row_fails(f[i : i + 1], y[i : i + 1], likelihood)]
     return failing[0] if failing and (len(failing) < len(y) or len(y) == 1) else None
 

@@ -1,4 +1,4 @@
-"""Several processes that fit one estimator: each takes its rows of every batch, or its draws; sums go over all."""
+"""Several processes that fit one estimator: each takes rows of every batch, or draws."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ __all__ = ["ProcessGroup"]
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Process `index` of `size`; `engine` adds up tensors. By itself a process is a team of one.
+    """Group of processes that share a fit; a single process is a group of size 1.
 
-    `shares` is what they divide among them: "rows", those of every batch, whose sums `total` adds up; or "draws", the
-    replicas, with all rows for each, which are put together in the end.
+    Args:
+        index: the number of this process, from 0.
+        size: the number of processes.
+        engine: an `accelerate.Accelerator`, whose `reduce` adds tensors over processes; None for one process.
+        shares: what the processes divide. "rows": each takes rows of every batch, and `total` adds the sums over rows.
+            "draws": each takes some draws with all rows, and `together` collects the draws.
     """
 
     index: int = 0
@@ -32,7 +36,7 @@ class ProcessGroup:
 
     @classmethod
     def of(cls, accelerator: Any) -> ProcessGroup:  # noqa: ANN401
-        """The processes of an `accelerate.Accelerator`; None for one. Errors: OptionError."""
+        """Return the processes of an `accelerate.Accelerator`, one for None; raise OptionError for anything else."""
         if accelerator is None:
             return cls()
         if not all(hasattr(accelerator, name) for name in ("num_processes", "process_index", "reduce")):
@@ -45,39 +49,39 @@ class ProcessGroup:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether it is the one that writes files."""
+        """Whether this process writes files."""
         return self.index == 0
 
     def sharing(self, what: str) -> Self:
-        """The same processes, with other shares."""
+        """Return the group with processes that divide `what`, "rows" or "draws"."""
         return replace(self, shares=what)
 
     def part(self, batch: Batch) -> Batch | None:
-        """Its rows of a batch, every size-th; None where there are none."""
+        """Return the rows of a batch that this process takes, every `size`-th; None if there are none."""
         if self.size == 1 or self.shares == "draws":
             return batch
         mine = slice(self.index, None, self.size)
         return Batch(select_rows(batch.x, mine), batch.y[mine]) if self.index < len(batch) else None
 
     def parts(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Its rows of each batch that has some."""
+        """Return the rows of each batch that this process takes, without empty batches."""
         return (part for part in map(self.part, batches) if part is not None)
 
     def total(self, mine: Tensor) -> Tensor:
-        """A sum over rows, from the sums over those of each process; alike in all."""
+        """Return a sum over rows from the sums of each process; it is the same in all processes."""
         return mine if self.shares == "draws" else self._sum(mine)
 
     @property
     def draws(self) -> slice:
-        """Its draws."""
+        """Indices of the draws that this process takes."""
         return slice(self.index, None, self.size) if self.shares == "draws" else slice(None)
 
     def over_draws(self, mine: Tensor) -> Tensor:
-        """A sum over draws, from the sums over those of each process; alike in all."""
+        """Return a sum over draws from the sums of each process; it is the same in all processes."""
         return self._sum(mine) if self.shares == "draws" else mine
 
     def together(self, mine: Tensor, n_draws: int) -> Tensor:
-        """The rows of all draws, (K, P), from those of each process."""
+        """Return the rows of all draws, (K, P), from those of each process."""
         if self.size == 1 or self.shares == "rows":
             return mine
         whole = mine.new_zeros(n_draws, *mine.shape[1:])
@@ -85,7 +89,7 @@ class ProcessGroup:
         return self._sum(whole)
 
     def least(self, mine: int, device: torch.device) -> int:
-        """The least of all processes' numbers, by which they decide alike where they share rows."""
+        """Return the smallest number of all processes, so that processes that share rows decide alike."""
         if self.size == 1 or self.shares == "draws":
             return mine
         numbers = torch.zeros(self.size, dtype=torch.int64, device=device)
@@ -99,7 +103,7 @@ class ProcessGroup:
         return total
 
     def check_alike(self, theta: Tensor, batches: TrainingData) -> None:
-        """Refuse weights or data that are not the same in all processes. Errors: ModelError, DataError."""
+        """Raise ModelError or DataError if the weights or the data differ between processes."""
         if self.size == 1:
             return
         assert batches.sums is not None

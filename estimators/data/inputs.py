@@ -1,4 +1,4 @@
-"""What a user may pass as the inputs of a batch or a query, and as what it is passed on."""
+"""Inputs of a batch or a query: what users may pass, and the form in which they are passed on."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _CONSTANTS = (bool, int, float, complex, str, bytes, np.generic, Enum, torch.dty
 
 
 def as_inputs(x: PyTree) -> PyTree:
-    """The inputs of a batch or a query as they are passed on: any mapping or dataclass becomes a dict.
+    """Return the inputs of a batch or a query in internal form: a mapping or dataclass becomes a dict.
 
-    So transformers' BatchEncoding and ModelOutput, OrderedDict and UserDict are dicts, whose entries are the arguments
+    Thus transformers' BatchEncoding and ModelOutput, OrderedDict and UserDict become dicts, whose entries are arguments
     of the forward by name.
 
     Raises:
@@ -39,12 +39,12 @@ def as_inputs(x: PyTree) -> PyTree:
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
-    """A tensor made in inference mode cannot be differentiated through: a copy can."""
+    """Return a copy of a tensor made in inference mode: autograd cannot differentiate through the original."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _check_leaf(leaf: object, path: str) -> None:
-    """Refuse a leaf whose rows cannot be taken."""
+    """Raise DataError for a leaf whose rows cannot be selected."""
     leaf = leaf.value if isinstance(leaf, Shared) else leaf
     if leaf is None or callable(leaf) or isinstance(leaf, _CONSTANTS):
         return

@@ -20,18 +20,21 @@ from estimators.numerics.pytrees import ALL_ROWS, PyTree, RowLayout, concatenate
 from estimators.persistence.checksums import DatasetChecksum
 from estimators.runtime.rng import preserved_random_state
 
-__all__ = ["AbsentTrainingData", "TrainingData", "UnlabelledData"]
+__all__ = ["AbsentTrainingData", "AugmentedData", "TrainingData"]
 
 _CACHE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training data: iterate it as often as you like, the sums over it are the same each time.
+    """The training data as an iterable of batches: sums over it are the same in every pass.
 
-    `n_data` is N, counted from what the loader yields; `stored` holds copies of the batches where they are small enough
-    to keep. `sums` tell these data from others, whatever their order. `layout` says which tensors of the inputs have
-    rows; the others are marked in every batch.
+    Args:
+        loader: the user's loader, re-iterable.
+        n_data: N, the number of rows that the loader yields.
+        stored: copies of the batches if they are small enough to keep, else None.
+        sums: a checksum of the data that does not depend on the order of rows.
+        layout: which input tensors have rows; the others are marked as shared in every batch.
     """
 
     loader: Loader
@@ -42,10 +45,21 @@ class TrainingData:
 
     @classmethod
     def checked(cls, loader: Loader, network: Network, likelihood: Likelihood) -> TrainingData:
-        """Two passes over `loader`: validate every batch, count N, and refuse data that differ between passes.
+        """Validate every batch in two passes over a loader, and check that both passes see the same data.
 
-        Errors: DataError (empty, shapes, labels, dtypes, devices, NaN or Inf), NonDeterministicError.
-        Warns: NotLogitsWarning where every output looks like a probability.
+        Warns with NotLogitsWarning if every output looks like a probability.
+
+        Args:
+            loader: an iterable of batches that can be iterated again.
+            network: the network at θ̂.
+            likelihood: the likelihood, which checks the targets.
+
+        Returns:
+            The training data.
+
+        Raises:
+            DataError: no rows, or a wrong shape, label, dtype or device, or NaN or Inf.
+            NonDeterministicError: the passes differ.
         """
         first, second = _Pass(), _Pass()
         first.link = LinkCheck(likelihood)
@@ -68,10 +82,16 @@ class TrainingData:
 
     @staticmethod
     def unchecked(loader: Loader, *, keep: bool, outputs: Callable[[PyTree], Tensor] | None = None) -> TrainingData:
-        """For a training: one pass over `loader`, to count N and, with `keep`, to store what is small enough.
+        """Read the data of a training in one pass, which counts N; later passes may yield other rows.
 
-        `outputs` is the model, marked inputs -> f (B, ...): where all batches have one size, it tells which tensors
-        have rows.
+        Args:
+            loader: an iterable of batches, which may augment at random.
+            keep: whether to store copies of the batches if they are small enough.
+            outputs: the model, marked inputs -> f (B, ...). If all batches have one size, it decides which tensors have
+                rows.
+
+        Returns:
+            The data, of which every pass iterates the loader again unless the batches are stored.
         """
         kept, layout, n_data = _Kept(keep=keep), RowLayout(), 0
         for index, item in enumerate(loader):
@@ -85,7 +105,7 @@ class TrainingData:
         layout.check_lists()
         if outputs is not None:
             layout = _resolved(layout, loader, kept.batches, outputs)
-        return UnlabelledData(loader, n_data, _marked(kept.batches, layout), layout=layout)
+        return AugmentedData(loader, n_data, _marked(kept.batches, layout), layout=layout)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.stored is not None:
@@ -96,11 +116,18 @@ class TrainingData:
                 yield split_batch(item).copy().marked(self.layout)
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """One epoch in an order drawn from `generator`.
+        """Iterate over one epoch in random order.
 
-        Rows are regrouped if the data are stored and the batches differ in nothing but their rows. Of other stored
-        batches (padding, a time or a temperature of each batch) the order is drawn, and their rows stay together; data
-        that are not stored come as the loader yields them.
+        Rows are regrouped if the data are stored and the batches differ only in their rows. Other stored batches
+        (padding, a time or a temperature per batch) keep their rows, and their order is drawn. Data that are not
+        stored keep the order of the loader.
+
+        Args:
+            batch_size: rows per batch if rows are regrouped.
+            generator: the generator of the order.
+
+        Yields:
+            Batches.
         """
         if self.stored is None:
             yield from self
@@ -116,8 +143,8 @@ class TrainingData:
             yield Batch(select_rows(x, index), y[index])
 
 
-class UnlabelledData(TrainingData):
-    """The data of a training, whose epochs differ: what the loader and the network draw moves the random state on."""
+class AugmentedData(TrainingData):
+    """Data of a training whose epochs may differ: the loader and the network draw from the global random state."""
 
     def __iter__(self) -> Iterator[Batch]:
         if self.stored is not None:
@@ -126,13 +153,13 @@ class UnlabelledData(TrainingData):
 
 
 class AbsentTrainingData(TrainingData):
-    """The data of a fit that was loaded from a file: counted and summed, but not here."""
+    """Training data of a fit that was loaded from a file: N and the checksum are known, the rows are not."""
 
     def __iter__(self) -> Iterator[Batch]:
         raise NotFittedError(
             "the training data, which this method or estimator needs again",
             received="a fitted state that was loaded without them",
-            remedy="estimator.attach(train_loader).",
+            remedy="estimator.attach_data(train_loader).",
         )
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:  # noqa: ARG002
@@ -140,7 +167,7 @@ class AbsentTrainingData(TrainingData):
 
 
 class _Pass:
-    """What one pass saw: N, the sums, and which tensors have rows."""
+    """Results of one pass: N, the checksum, and which tensors have rows."""
 
     def __init__(self, layout: RowLayout = ALL_ROWS) -> None:
         self.n_data, self.sums, self.layout = 0, DatasetChecksum(), layout
@@ -151,7 +178,7 @@ class _Pass:
     def run(
         self, loader: Loader, network: Network, likelihood: Likelihood, *, keep: bool, check: bool = False
     ) -> tuple[Batch, ...] | None:
-        """`check`: compare outputs with those of the user's own module, rows alone and together."""
+        """Iterate over the loader; `check` compares outputs with the user's own module, rows alone and together."""
         kept = _Kept(keep=keep)
         for index, item in enumerate(loader):
             with naming_batch(index):
@@ -169,7 +196,7 @@ class _Pass:
         return kept.batches
 
     def _compared(self, batch: Batch, network: Network, f: Tensor) -> Tensor:
-        """f, compared with the user's own module; batches of one row are also tried in pairs."""
+        """Return f, compared with the user's own module; batches of one row are also tried in pairs."""
         f = check_outputs(network, batch.x, f)
         before, self._single = self._single, batch if len(batch) == 1 else None
         if before is None or self._single is None or self._paired or difference([before.x, batch.x]):
@@ -181,7 +208,7 @@ class _Pass:
 
 
 class _Kept:
-    """Copies of batches as long as they are small; a loader may change its own tensors later."""
+    """Copies of batches if they are small: a loader may change its own tensors later."""
 
     def __init__(self, *, keep: bool) -> None:
         self._batches: list[Batch] | None = [] if keep else None
@@ -202,7 +229,7 @@ class _Kept:
 def _resolved(
     layout: RowLayout, loader: Loader, stored: tuple[Batch, ...] | None, outputs: Callable[[PyTree], Tensor]
 ) -> RowLayout:
-    """The layout, where shapes leave it open by computing rows of the first batch by themselves."""
+    """Return the layout; if shapes leave it open, rows of the first batch computed alone decide."""
     if len(layout.sizes) != 1 or len(layout.with_rows - layout.unequal) < 2:
         return layout
     batch = stored[0] if stored else first_batch(loader)

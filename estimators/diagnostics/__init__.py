@@ -1,4 +1,4 @@
-"""The pre-flight diagnosis: what is wrong, what misleads, what a fit would cost."""
+"""Pre-flight diagnostics: errors, misleading numbers and the cost of every method, before a fit."""
 
 from estimators.diagnostics.diagnose import CHECKS, QUICK, diagnose
 from estimators.diagnostics.diagnosis import Diagnosis

@@ -1,4 +1,4 @@
-"""What is diagnosed: the objective at its weights, and the rows to judge it by."""
+"""The input of diagnostic checks: the objective at its weights, and held-out rows."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ __all__ = ["Check", "DiagnosticContext"]
 class DiagnosticContext:
     """A trained network with its objective.
 
-    model: the user's own. objective: over a copy of it in eval mode. splits: the rows of validation and test, where
-    they were given. weight_decay: what the network was trained with: a number, an optimizer, or None.
+    Attributes:
+        model: the user's module.
+        objective: L over a copy of the model in eval mode.
+        splits: the validation and test rows that were passed.
+        weight_decay: the weight decay of the training: a number, the optimizer, or None.
+        costs: the costs that a check has estimated.
     """
 
     model: nn.Module
@@ -33,12 +37,12 @@ class DiagnosticContext:
 
     @property
     def likelihood(self) -> Likelihood:
-        """Of the data term."""
+        """The likelihood of the data term."""
         return self.objective.likelihood
 
     @property
     def n_data(self) -> int:
-        """N."""
+        """The number N of training rows."""
         return self.objective.batches.n_data
 
     @cached_property
@@ -48,7 +52,7 @@ class DiagnosticContext:
 
     @cached_property
     def n_outputs(self) -> int:
-        """C, all outputs of a row."""
+        """The number C of outputs of a row."""
         return int(self.objective.network.outputs(next(iter(self.objective.batches)).x).shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""Look at a trained network and its data before anything is fitted."""
+"""`diagnose`: check a trained network and its data before a fit."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ CHECKS: dict[str, Check] = {
     "targets": target_findings,
     "cost": cost_finding,
 }
-"""Every check, in the order in which they are made."""
+"""All checks, in the order in which they run."""
 QUICK = ("forward", "overlap", "gradient", "targets")
-"""Those that take a few passes over the data, whatever the network."""
+"""The checks that need only a few passes over the data."""
 
 
 def diagnose(
@@ -58,19 +58,42 @@ def diagnose(
     weight_decay: float | torch.optim.Optimizer | None = None,
     checks: Collection[str] = tuple(CHECKS),
 ) -> Diagnosis:
-    """What will go wrong, what will mislead, what will take how long: measured, before a fit.
+    """Check a trained network and its data before a fit: errors, misleading numbers, and the cost of every method.
 
-    Model, likelihood, prior and subset as an estimator takes them. `validation` and `test` are held-out loaders;
-    `weight_decay` is that of the training, or its optimizer. `checks` chooses among `CHECKS`: all of them take some
-    hundred passes over the data, most of them in "spectrum"; `QUICK` some ten.
+    Problems of model or data do not raise: each is a finding of level "error". The model and the random state do not
+    change.
 
-    Nothing is raised for a bad model or bad data: each is a finding of level "error". The model and the random state
-    are left as they were. Errors: OptionError for a bad argument.
+    Args:
+        model: the trained network.
+        likelihood: as `UncertaintyEstimator`.
+        train_loader: the training data, a re-iterable of (x, y) or of dicts with "labels".
+        prior_precision: as `UncertaintyEstimator`.
+        prior_mean: as `UncertaintyEstimator`.
+        subset_of_weights: as `UncertaintyEstimator`.
+        validation: a loader of validation rows, or None.
+        test: a loader of test rows, or None.
+        weight_decay: the weight decay of the training, or its optimizer.
+        checks: names of checks in `CHECKS`. All of them need about a hundred passes over the data, most of them for
+            "spectrum"; `QUICK` needs about ten.
+
+    Returns:
+        The findings and the costs.
+
+    Raises:
+        OptionError: for an invalid argument.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> rows = [(torch.randn(20, 3), torch.randn(20, 1))]
+        >>> diagnosis = diagnose(nn.Linear(3, 1), "regression", rows, checks=["overlap"])
+        >>> diagnosis["repeated rows"].level
+        'ok'
     """
     _check_names(checks)
     found = [weight_finding(model), mode_finding(model)]
     if found[0].level == "error":
-        return Diagnosis((*found, _not_looked_at(checks)))
+        return Diagnosis((*found, _skipped_finding(checks)))
     with preserved_random_state():
         estimator = MAP(
             structural_copy(model).eval(),
@@ -81,15 +104,15 @@ def diagnose(
         )
         outcome = _objective(estimator, train_loader)
         if isinstance(outcome, Finding):
-            return Diagnosis((*found, outcome, _not_looked_at(checks)))
+            return Diagnosis((*found, outcome, _skipped_finding(checks)))
         found.append(parameter_finding(model, outcome.theta.numel()))
         splits = _splits({"validation": validation, "test": test})
-        subject = DiagnosticContext(model, outcome, splits.rows, weight_decay)
+        context = DiagnosticContext(model, outcome, splits.rows, weight_decay)
         found += splits.faults
         for name, check in CHECKS.items():
             if name in checks:
-                found += _measured(name, check, subject)
-    return Diagnosis(tuple(found), tuple(subject.costs))
+                found += _run_check(name, check, context)
+    return Diagnosis(tuple(found), tuple(context.costs))
 
 
 def _check_names(checks: Collection[str]) -> None:
@@ -98,12 +121,12 @@ def _check_names(checks: Collection[str]) -> None:
         raise OptionError(f"checks among {', '.join(CHECKS)}", received=repr(unknown[0]), remedy="leave checks out.")
 
 
-def _not_looked_at(checks: Collection[str]) -> Finding:
-    return Finding("the rest", "note", f"not looked at: {', '.join(checks)}", "the error above comes first.")
+def _skipped_finding(checks: Collection[str]) -> Finding:
+    return Finding("the rest", "note", f"not checked: {', '.join(checks)}", "correct the error above first.")
 
 
 def _objective(estimator: MAP, train_loader: Iterable[Any]) -> Objective | Finding:
-    """The objective, or the finding that model or data do not let it be made."""
+    """Return the objective, or a finding if model or data are invalid."""
     try:
         return estimator.fit(train_loader).objective_
     except OptionError:
@@ -113,7 +136,7 @@ def _objective(estimator: MAP, train_loader: Iterable[Any]) -> Objective | Findi
 
 
 def _name_of(error: EstimatorError) -> str:
-    """The finding that says what `fit` refuses."""
+    """Return the name of the finding for an error of `fit`."""
     if isinstance(error, NonDeterministicError):
         return "determinism"
     if isinstance(error, DependentRowsError):
@@ -122,12 +145,12 @@ def _name_of(error: EstimatorError) -> str:
 
 
 def _fault(name: str, error: EstimatorError) -> Finding:
-    return Finding(name, "error", error.received, f"expected {error.expected}: fit refuses.", error.remedy)
+    return Finding(name, "error", error.received, f"expected {error.expected}: fit raises.", error.remedy)
 
 
 @dataclass(frozen=True)
 class _Splits:
-    """Held-out rows, and the sets that could not be read."""
+    """Held-out rows, and findings for the sets that could not be read."""
 
     rows: dict[str, TrainingData]
     faults: list[Finding]
@@ -145,14 +168,14 @@ def _splits(loaders: Mapping[str, Iterable[Any] | None]) -> _Splits:
     return splits
 
 
-def _measured(
-    name: str, check: Callable[[DiagnosticContext], Iterable[Finding]], subject: DiagnosticContext
+def _run_check(
+    name: str, check: Callable[[DiagnosticContext], Iterable[Finding]], context: DiagnosticContext
 ) -> Iterator[Finding]:
-    """The findings of a check; one that could not be made says so."""
+    """Yield the findings of a check, or one that says why the check could not run."""
     try:
-        yield from check(subject)
+        yield from check(context)
     except (EstimatorError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         level: Level = "error" if isinstance(error, DataError) else "warning"
-        meaning = "it is not known, then, whether all is well here."
+        meaning = "whether there is a problem is not known."
         yield Finding(name, level, f"could not be measured: {type(error).__name__}: {reason}", meaning)

@@ -1,4 +1,4 @@
-"""What a diagnosis is made of: findings, each with its number, and what every method would cost."""
+"""The result of `diagnose`: findings with their numbers, and the cost of every method."""
 
 from __future__ import annotations
 
@@ -13,30 +13,35 @@ __all__ = ["Diagnosis"]
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Findings in the order in which they were made, and costs. `print` it; `diagnosis["spectrum"]` is one finding."""
+    """The findings and costs that `diagnose` returns. `print` shows them; `diagnosis["gradient"]` is one finding.
+
+    Attributes:
+        findings: the findings in the order of the checks.
+        costs: the estimated cost of every method.
+    """
 
     findings: tuple[Finding, ...]
     costs: tuple[Cost, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """Findings of level "error"."""
+        """The findings of level "error"."""
         return tuple(finding for finding in self.findings if finding.level == "error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """Findings of level "warning"."""
+        """The findings of level "warning"."""
         return tuple(finding for finding in self.findings if finding.level == "warning")
 
     def __getitem__(self, name: str) -> Finding:
-        """The first finding of a name; KeyError names those there are."""
+        """Return the first finding with a name. Raises KeyError, which lists the names, if there is none."""
         for finding in self.findings:
             if finding.name == name:
                 return finding
         raise KeyError(f"{name!r} is not among {', '.join(finding.name for finding in self.findings)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON types."""
+        """Return all findings and costs in JSON types."""
         findings = [{**asdict(finding), "values": dict(finding.values)} for finding in self.findings]
         return {"findings": findings, "costs": [{**asdict(cost), "fits": cost.fits} for cost in self.costs]}
 

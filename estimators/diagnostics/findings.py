@@ -1,4 +1,4 @@
-"""Findings and costs: what a diagnosis is made of."""
+"""The parts of a diagnosis: findings and costs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ Level = Literal["ok", "note", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
-    name: which. level: "ok", "note" (worth knowing), "warning" (a number will mislead), "error" (a fit would raise, or
-    be of something else). measured: the numbers in words. meaning: what follows. remedy: what to try.
-    values: the numbers, in JSON types.
+    Attributes:
+        name: the checked property.
+        level: "ok", "note" (worth knowing), "warning" (a number will mislead) or "error" (a fit would raise, or fit
+            another model).
+        measured: the measured numbers, in words.
+        meaning: the consequence.
+        remedy: what to try.
+        values: the numbers in JSON types.
     """
 
     name: str
@@ -31,11 +36,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a fit of one method would take here: an estimate, made before.
+    """The estimated cost of fitting one method.
 
-    estimator: how it is constructed. bytes_needed, bytes_available: at its peak, beside the model and the data.
-    passes: forward and backward over the training rows. seconds: of the fit, one process. afterwards: what queries
-    cost, where that is more than a few passes.
+    Attributes:
+        estimator: the constructor call.
+        bytes_needed: the peak memory in bytes, without model and data.
+        bytes_available: the free memory in bytes.
+        passes: forward and backward passes over the training rows.
+        seconds: the time of the fit in one process.
+        afterwards: the cost of queries, if it is more than a few passes.
     """
 
     estimator: str
@@ -47,5 +56,5 @@ class Cost:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits into the free memory."""
+        """Whether the fit needs no more than the free memory."""
         return self.bytes_needed <= self.bytes_available

@@ -1,4 +1,4 @@
-"""Rows that two sets share, bit by bit."""
+"""Rows that occur in two sets, compared bit by bit."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from estimators.persistence.checksums import row_hashes
 __all__ = ["overlap_findings"]
 
 _MANY = 0.05
+"""The fraction of shared rows above which an overlap is an error."""
 
 
-def overlap_findings(subject: DiagnosticContext) -> Iterator[Finding]:
-    """Inputs of validation and test that are among those of the sets before, and repeated training rows."""
-    sets = {"train": subject.objective.batches, **subject.splits}
-    digests = {name: _digests(batches) for name, batches in sets.items()}
-    yield _repeated(digests["train"])
-    names = list(digests)
+def overlap_findings(context: DiagnosticContext) -> Iterator[Finding]:
+    """Find repeated training rows, and rows of validation and test that occur in an earlier set."""
+    sets = {"train": context.objective.batches, **context.splits}
+    hashes = {name: _hashes(batches) for name, batches in sets.items()}
+    yield _repeated(hashes["train"])
+    names = list(hashes)
     for i, held_out in enumerate(names):
         for earlier in names[:i]:
-            yield _shared(earlier, held_out, digests)
+            yield _shared(earlier, held_out, hashes)
 
 
-def _digests(batches: TrainingData) -> list[bytes]:
-    """Of the inputs alone: a row with another label is the same row."""
-    return [digest for batch in batches for digest in row_hashes(batch.x)]
+def _hashes(batches: TrainingData) -> list[bytes]:
+    """Return hashes of the inputs without labels, so that rows with different labels count as equal."""
+    return [row_hash for batch in batches for row_hash in row_hashes(batch.x)]
 
 
 def _repeated(train: list[bytes]) -> Finding:
@@ -36,18 +37,20 @@ def _repeated(train: list[bytes]) -> Finding:
     values = {"repeated": repeated, "rows": len(train)}
     if not repeated:
         return Finding("repeated rows", "ok", measured, values=values)
-    meaning = "each counts as an observation of its own, so that the variance there is smaller."
-    return Finding("repeated rows", "note", measured, meaning, "drop_duplicates, if they are copies", values)
+    meaning = "each counts as a separate observation, so that the variance at these inputs is smaller."
+    return Finding("repeated rows", "note", measured, meaning, "remove them if they are copies", values)
 
 
-def _shared(earlier: str, held_out: str, digests: Mapping[str, list[bytes]]) -> Finding:
-    known = set(digests[earlier])
-    n, shared = len(digests[held_out]), sum(digest in known for digest in digests[held_out])
+def _shared(earlier: str, held_out: str, hashes: Mapping[str, list[bytes]]) -> Finding:
+    known = set(hashes[earlier])
+    n, shared = len(hashes[held_out]), sum(row_hash in known for row_hash in hashes[held_out])
     name = f"{earlier}/{held_out} overlap"
     measured = f"{shared:,} of {n:,} {held_out} rows have the inputs of a row of {earlier}"
     values = {"shared": shared, "rows": n}
     if not shared:
         return Finding(name, "ok", measured, values=values)
-    meaning = f"scores on {held_out} are better than on new rows, and their variance too small."
+    meaning = f"scores on {held_out} are better than on new rows, and the variance is too small."
     level: Level = "error" if shared > _MANY * n else "warning"
-    return Finding(name, level, measured, meaning, "split by row before anything else, without the copies", values)
+    return Finding(
+        name, level, measured, meaning, "remove the copies, and split the rows before any other step", values
+    )

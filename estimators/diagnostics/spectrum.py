@@ -1,4 +1,4 @@
-"""The ends of the spectrum: is the exact Hessian positive definite, which learning rates are stable."""
+"""The extreme eigenvalues: definiteness of the exact Hessian, and the largest stable learning rate."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from estimators.diagnostics.findings import Finding
 
 __all__ = ["spectrum_findings"]
 
-_WHOLE, _STEPS, _STEPS_UP = 400, 64, 16
-_BUDGET = 2**31
+_EXACT_PARAMETERS = 400
+"""The number of parameters up to which the whole spectrum is computed."""
+_STEPS_SMALLEST, _STEPS_LARGEST = 64, 16
+"""Lanczos steps: the smallest eigenvalue converges more slowly than the largest."""
+_BASIS_BYTES = 2**31
+"""The largest size of the Lanczos basis."""
 
 
-def spectrum_findings(subject: DiagnosticContext) -> Iterator[Finding]:
-    """Smallest eigenvalue of ∇²L, largest of GGN + δ, by Lanczos; the whole spectrum below 400 parameters."""
-    theta = subject.objective.theta
-    room = max(8, _BUDGET // (2 * theta.numel() * theta.element_size()))
-    whole = theta.numel() <= _WHOLE
-    steps, steps_up = (theta.numel(), theta.numel()) if whole else (min(_STEPS, room), min(_STEPS_UP, room))
-    smallest, largest = extreme_eigenvalues(subject.objective.product, theta, columns=1, size=steps)
-    yield _definiteness(smallest, largest, smallest_allowed_ratio(theta.dtype) * largest, exact=whole)
-    ggn = subject.objective.centred(curvature="ggn").product
-    top = extreme_eigenvalues(ggn, theta, columns=1, size=steps_up)[1]
-    rate = 2 * subject.n_data / top
+def spectrum_findings(context: DiagnosticContext) -> Iterator[Finding]:
+    """Find the smallest eigenvalue of ∇²L and the largest of GGN + δ by Lanczos, exactly up to 400 parameters."""
+    theta = context.objective.theta
+    most = max(8, _BASIS_BYTES // (2 * theta.numel() * theta.element_size()))
+    exact = theta.numel() <= _EXACT_PARAMETERS
+    limits = (theta.numel(),) * 2 if exact else (min(_STEPS_SMALLEST, most), min(_STEPS_LARGEST, most))
+    smallest, largest = extreme_eigenvalues(context.objective.product, theta, columns=1, size=limits[0])
+    yield _definiteness(smallest, largest, smallest_allowed_ratio(theta.dtype) * largest, exact=exact)
+    ggn = context.objective.centred(curvature="ggn").product
+    top = extreme_eigenvalues(ggn, theta, columns=1, size=limits[1])[1]
+    rate = 2 * context.n_data / top
     measured = f"largest eigenvalue of GGN + δ {top:.3g}: gradient descent on L/N is stable below a rate of {rate:.2g}"
     yield Finding("largest curvature", "ok", measured, values={"largest": top, "stable_rate": rate})
 
@@ -40,8 +44,7 @@ def _definiteness(smallest: float, largest: float, allowed: float, *, exact: boo
         "smallest curvature",
         "note",
         measured,
-        'the exact Hessian has no inverse to read a variance from: curvature="hessian" would raise. The GGN + δ is '
-        "positive definite all the same.",
+        'the exact Hessian is not positive definite: curvature="hessian" would raise. GGN + δ always is.',
         'curvature="ggn" (the default), training longer, or a larger prior_precision',
         values,
     )

@@ -17,7 +17,7 @@ _WIDTH = 110
 
 
 def findings_table(findings: Sequence[Finding]) -> str:
-    """A line for each, with what it means and what to try below those that are not ok."""
+    """Return one line per finding, followed by its meaning and remedy unless the finding is ok."""
     if not findings:
         return ""
     column = max(len(finding.name) for finding in findings) + 2
@@ -31,19 +31,19 @@ def _lines(finding: Finding, column: int) -> list[str]:
         lines += textwrap.wrap(finding.meaning, _WIDTH - margin)
         remedy = f"try: {finding.remedy}" if finding.remedy else ""
         lines += textwrap.wrap(remedy, _WIDTH - margin, subsequent_indent="     ")
-    head = f"{finding.level:<9}{finding.name:<{column}}"
-    return [head + lines[0], *(" " * margin + line for line in lines[1:])]
+    first = f"{finding.level:<9}{finding.name:<{column}}"
+    return [first + lines[0], *(" " * margin + line for line in lines[1:])]
 
 
 def cost_table(costs: Sequence[Cost]) -> str:
-    """A line for each method."""
+    """Return one line per method."""
     if not costs:
         return ""
     column = max(len(cost.estimator) for cost in costs) + 2
-    head = f"{'what a fit would cost':<{column}}{'memory':>11}{'passes':>10}{'time':>10}  fits"
+    header = f"{'cost of a fit':<{column}}{'memory':>11}{'passes':>10}{'time':>10}  fits"
     rows = [
         f"{cost.estimator:<{column}}{in_bytes(cost.bytes_needed):>11}{cost.passes:>10.3g}"
         f"{in_seconds(cost.seconds):>10}  {'yes' if cost.fits else 'no':<5}{cost.afterwards}".rstrip()
         for cost in costs
     ]
-    return "\n".join([head, *rows, f"of {in_bytes(costs[0].bytes_available)} of free memory"])
+    return "\n".join([header, *rows, f"of {in_bytes(costs[0].bytes_available)} free memory"])

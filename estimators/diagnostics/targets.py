@@ -1,4 +1,4 @@
-"""Labels and likelihood against what the network predicts."""
+"""Checks of targets and likelihood against the predictions of the network."""
 
 from __future__ import annotations
 
@@ -17,26 +17,32 @@ from estimators.likelihoods.categorical import Sites
 
 __all__ = ["target_findings"]
 
-_UNTRAINED, _SATURATED = 0.02, 1e-3
+_LEAST_GAIN = 0.02
+"""The relative gain of the NLL over a constant below which a network does not look trained."""
+_SATURATED = 1e-3
+"""The training NLL per label, in nats, below which p(1 − p) vanishes."""
 _RARE = 0.01
+"""A class is rare below this fraction of the most frequent one."""
+_NOISE_RATIO = 1.5
+"""The ratio of σ and RMSE, either way, up to which they count as equal."""
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """Of one set of rows: outputs f and targets y that belong together, (n, C) and (n,) or (n, C)."""
+    """The outputs f (n, C) and targets y (n,) or (n, C) of a set of rows, with their scores."""
 
     likelihood: Likelihood
     f: Tensor
     y: Tensor
 
     @classmethod
-    def of(cls, subject: DiagnosticContext, batches: TrainingData) -> _Scores:
+    def of(cls, context: DiagnosticContext, batches: TrainingData) -> _Scores:
         pairs = []
         for batch in batches:
-            f = check_batch(batch, subject.objective.network, subject.likelihood)
-            pairs.append(_paired(subject.likelihood, f, batch.y))
+            f = check_batch(batch, context.objective.network, context.likelihood)
+            pairs.append(_paired(context.likelihood, f, batch.y))
         outputs, targets = zip(*pairs, strict=True)
-        return cls(subject.likelihood, torch.cat(outputs).double(), torch.cat(targets))
+        return cls(context.likelihood, torch.cat(outputs).double(), torch.cat(targets))
 
     @property
     def classes(self) -> bool:
@@ -49,30 +55,30 @@ class _Scores:
 
     @property
     def labels(self) -> Tensor:
-        """Class indices (n,): of soft targets the most probable."""
+        """The class indices (n,); for soft targets the most probable class."""
         return self.y.argmax(-1) if self.y.is_floating_point() else self.y.long()
 
     @property
     def counts(self) -> Tensor:
-        """Labels by class, (C,): of soft targets the sum of their probabilities."""
+        """The number of labels per class, (C,); for soft targets the sum of probabilities."""
         if self.y.is_floating_point():
             return self.y.double().sum(0)
         return torch.bincount(self.y.long(), minlength=self.f.shape[-1])
 
     @property
     def rmse(self) -> Tensor:
-        """By output, (C,)."""
+        """The RMSE per output, (C,)."""
         return (self.f - self.y).square().mean(0).sqrt()
 
     @property
     def nll(self) -> float:
-        """A label, in nats."""
+        """The mean NLL per label, in nats."""
         if self.classes:
             return float(self.likelihood.nll(self.f, self.y).mean())
         return float(self.likelihood.nll(self.f, self.y).mean()) / self.f.shape[-1]
 
     def nll_of_constant(self, train: _Scores) -> float:
-        """Of the best constant prediction for the training targets."""
+        """Return the NLL of the constant prediction that is best for the training targets."""
         if self.classes:
             counts = train.counts.double() + 1e-9
             constant = (counts / counts.sum()).log()
@@ -84,7 +90,7 @@ class _Scores:
 
 
 def _paired(likelihood: Likelihood, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of outputs and targets; the kept places of rows that have several."""
+    """Return outputs and targets by row, or by labelled position if rows have several."""
     if likelihood.kind != "classification":
         return f.flatten(1), y.flatten(1)
     sites = likelihood.given(y)
@@ -93,16 +99,16 @@ def _paired(likelihood: Likelihood, f: Tensor, y: Tensor) -> tuple[Tensor, Tenso
     return sites.by_site(f.flatten(1))[sites.kept], sites.labels[sites.kept]
 
 
-def target_findings(subject: DiagnosticContext) -> Iterator[Finding]:
-    """Balance of classes, noise against residuals, and whether the loss looks trained, on every set."""
-    sets = {"train": subject.objective.batches, **subject.splits}
-    scores = {name: _Scores.of(subject, batches) for name, batches in sets.items()}
+def target_findings(context: DiagnosticContext) -> Iterator[Finding]:
+    """Check the class balance, the noise against the residuals, and the loss on every set."""
+    sets = {"train": context.objective.batches, **context.splits}
+    scores = {name: _Scores.of(context, batches) for name, batches in sets.items()}
     train = scores["train"]
     yield _training(train)
     if train.classes:
         yield _balance(train)
-    if isinstance(subject.likelihood, Gaussian):
-        yield _noise(subject.likelihood, scores)
+    if isinstance(context.likelihood, Gaussian):
+        yield _noise(context.likelihood, scores)
     else:
         yield _accuracy(scores)
     for name, held_out in scores.items():
@@ -113,17 +119,17 @@ def target_findings(subject: DiagnosticContext) -> Iterator[Finding]:
 def _training(train: _Scores) -> Finding:
     nll, constant = train.nll, train.nll_of_constant(train)
     values = {"nll": nll, "nll_of_constant": constant}
-    measured = f"training NLL {nll:.4g} a label; {constant:.4g} by the best constant"
-    if nll > constant - _UNTRAINED * abs(constant):
-        meaning = "the network explains nothing of its training targets: it does not look trained."
-        remedy = "check weights and their loading, the order of classes, and the scale of inputs and targets"
+    measured = f"training NLL {nll:.4g} per label; {constant:.4g} for the best constant"
+    if nll > constant - _LEAST_GAIN * abs(constant):
+        meaning = "the network predicts the training targets no better than a constant; it does not look trained."
+        remedy = "check that the weights are loaded, the order of classes, and the scale of inputs and targets"
         return Finding("training loss", "warning", measured, meaning, remedy, values)
     if train.likelihood.kind != "regression" and nll < _SATURATED:
         meaning = (
-            "every training label is certain, p(1 − p) vanishes and the GGN with it: the variance is nearly that of "
-            "the prior."
+            "every training label is predicted with certainty, so that p(1 − p) and the GGN vanish: the variance is "
+            "nearly that of the prior."
         )
-        remedy = "prior_precision by validation; more regularisation, or stopping earlier"
+        remedy = "choose prior_precision on validation data; use more regularisation, or stop earlier"
         return Finding("training loss", "note", measured, meaning, remedy, values)
     return Finding("training loss", "ok", measured, values=values)
 
@@ -134,12 +140,14 @@ def _balance(train: _Scores) -> Finding:
     values = {"least": least, "most": most, "absent": absent, "classes": len(counts)}
     measured = f"{len(counts)} classes with {least:,} to {most:,} labels each"
     if absent:
-        meaning = f"{absent} of them have none: their logits are extrapolation, and their variance is the prior's."
-        remedy = "a network with as many outputs as there are classes"
+        meaning = (
+            f"{absent} of them have no labels: their logits are extrapolated, and their variance is that of the prior."
+        )
+        remedy = "use a network with one output per class in the data"
         return Finding("class balance", "warning", measured, meaning, remedy, values)
     if least < _RARE * most:
-        meaning = "mean scores say little of the rare ones."
-        return Finding("class balance", "note", measured, meaning, "look at scores by class", values)
+        meaning = "mean scores contain little information about rare classes."
+        return Finding("class balance", "note", measured, meaning, "compare scores per class", values)
     return Finding("class balance", "ok", measured, values=values)
 
 
@@ -148,9 +156,9 @@ def _accuracy(scores: dict[str, _Scores]) -> Finding:
     majority = _majority(scores["train"])
     listed = ", ".join(f"{name} {value:.1%}" for name, value in found.items())
     values = {**found, "majority": majority}
-    measured = f"{listed}; the commonest label {majority:.1%}"
+    measured = f"{listed}; the most frequent label {majority:.1%}"
     if found["train"] < majority:
-        meaning = "less than always saying the commonest label."
+        meaning = "lower than for always predicting the most frequent label."
         return Finding("accuracy", "warning", measured, meaning, "check the order of classes and outputs", values)
     return Finding("accuracy", "ok", measured, values=values)
 
@@ -163,36 +171,36 @@ def _majority(train: _Scores) -> float:
 
 
 def _noise(likelihood: Gaussian, scores: dict[str, _Scores]) -> Finding:
-    judged = "validation" if "validation" in scores else "train"
+    judged_set = "validation" if "validation" in scores else "train"
     rmse = {name: part.rmse for name, part in scores.items()}
-    sigma = torch.as_tensor(likelihood.sigma_noise).double().to(rmse[judged].device).expand_as(rmse[judged])
-    ratios = sigma / rmse[judged].clamp_min(torch.finfo(torch.float64).tiny)
+    sigma = torch.as_tensor(likelihood.sigma_noise).double().to(rmse[judged_set].device).expand_as(rmse[judged_set])
+    ratios = sigma / rmse[judged_set].clamp_min(torch.finfo(torch.float64).tiny)
     worst = max(float(ratios.max()), 1 / float(ratios.min()))
     listed = ", ".join(f"{name} {_numbers(value)}" for name, value in rmse.items())
     values = {"sigma_noise": sigma.tolist(), **{f"rmse_{name}": value.tolist() for name, value in rmse.items()}}
     measured = f"σ = {_numbers(sigma.unique())}; RMSE {listed}"
-    if worst <= 1.5:
+    if worst <= _NOISE_RATIO:
         return Finding("noise", "ok", measured, values=values)
+    error = "small" if float(ratios.max()) >= worst else "large"
     meaning = (
-        f"σ is {worst:.3g} times off the residuals on {judged}: the data count {worst**2:.3g} times too "
-        + ("little" if float(ratios.max()) >= worst else "much")
-        + " against the prior, and total_variance is off by as much."
+        f"σ and the residuals on {judged_set} differ by a factor of {worst:.3g}: the weight of the data relative to "
+        f"the prior is {worst**2:.3g} times too {error}, and total_variance is wrong by the same factor."
     )
-    remedy = f"Gaussian(sigma_noise={_numbers(rmse[judged])}), and the network trained with it"
+    remedy = f"Gaussian(sigma_noise={_numbers(rmse[judged_set])}), and train the network with it"
     return Finding("noise", "warning", measured, meaning, remedy, values)
 
 
 def _numbers(values: Tensor) -> str:
-    some = ", ".join(f"{float(value):.3g}" for value in values[:3])
-    return f"[{some}{', ...' if len(values) > 3 else ''}]" if len(values) > 1 else some
+    listed = ", ".join(f"{float(value):.3g}" for value in values[:3])
+    return f"[{listed}{', ...' if len(values) > 3 else ''}]" if len(values) > 1 else listed
 
 
 def _held_out(name: str, held_out: _Scores, train: _Scores) -> Finding:
     nll, constant = held_out.nll, held_out.nll_of_constant(train)
     values = {"nll": nll, "nll_of_constant": constant}
-    measured = f"{name} NLL {nll:.4g} a label; {constant:.4g} by the best constant of the training rows"
+    measured = f"{name} NLL {nll:.4g} per label; {constant:.4g} for the best constant of the training rows"
     if nll <= constant:
         return Finding(f"{name} loss", "ok", measured, values=values)
-    meaning = "worse than no network at all: overconfident, or of another distribution than the training rows."
-    remedy = "early stopping, more regularisation, a softmax temperature or σ tuned on validation rows"
+    meaning = "worse than a constant: the network is overconfident, or the rows have another distribution."
+    remedy = "use early stopping, more regularisation, or a softmax temperature or σ tuned on validation rows"
     return Finding(f"{name} loss", "warning", measured, meaning, remedy, values)

@@ -1,4 +1,4 @@
-"""The interface that every estimator shares: constructors store, `fit` computes, learned attributes end in `_`."""
+"""The interface of every estimator: constructors store, `fit` computes, learned attributes end in `_`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from estimators.data.distributed import ProcessGroup
 from estimators.data.inputs import as_inputs
 from estimators.data.training_data import TrainingData
 from estimators.errors import DataError, OptionError, UnsupportedError
-from estimators.estimator.refitting import Refittable
+from estimators.estimator.cloning import CloningMixin
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.likelihoods.prediction import Prediction
 from estimators.models.checks import check_model
@@ -31,32 +31,50 @@ from estimators.models.subsets import SubsetSpec, checked_subset, delta_of_names
 from estimators.numerics.pytrees import PyTree, n_rows
 from estimators.objective.objective import LabelLoss, Objective, Prior
 from estimators.option_checks import checked_choice, checked_integer, checked_number, checked_precision, checked_seed
-from estimators.persistence.checkpoint import Checkpoint, File
-from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
+from estimators.persistence.checkpoint import Checkpoint, CheckpointFile
+from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
 from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
 
-class UncertaintyEstimator(Refittable):
-    """Predictive variance of a trained network.
+class UncertaintyEstimator(CloningMixin):
+    """The predictive variance of a trained network. Base class of all estimators.
+
+    The trained network is taken as a maximum of the posterior with the loss (sums over rows, never means)
+
+        L(θ) = Σₙ −log p(yₙ | f(xₙ; θ)) + ½ Σ δ (θ − θ₀)²
+
+    A subclass implements `_fit` and `_variance`, and where it can `_covariance` and `_sample`.
 
     Args:
-        model: the trained network, in eval mode; outputs (B, C) or (B, ...), or an object with `.logits`. It is never
-            changed.
+        model: the trained network, in eval mode. Its outputs are (B, C) or (B, ...), or an object with `.logits`. It is
+            never changed.
         likelihood: "regression", "classification", "binary", "causal_lm", or an object such as
             `Gaussian(sigma_noise=0.5)` or, for segmentation, `Categorical(class_dim=1)`.
-        prior_precision: δ > 0 of L(θ) = Σₙ −log p(yₙ|f(xₙ;θ)) + ½ Σ δ(θ−θ₀)² (sums, never means): a number, or a
-            mapping from globs over parameter names to numbers (every parameter must match; the first match counts; 0
-            allowed).
-        prior_mean: θ₀.
-        subset_of_weights: "all" (every parameter with requires_grad), "last_layer", or globs over parameter names.
+        prior_precision: δ > 0, in 1/weight²: a number, or a mapping from globs over parameter names to numbers. Every
+            parameter must match a glob, the first match counts, and a value may be 0.
+        prior_mean: θ₀, one number for all weights.
+        subset_of_weights: "all" (every parameter with requires_grad), "last_layer", or globs over parameter names. The
+            other parameters are fixed.
+
+    Raises:
+        OptionError: for an invalid option.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from estimators import LinearizedLaplace
+        >>> estimator = LinearizedLaplace(nn.Linear(3, 2), "classification", prior_precision=2.0)
+        >>> estimator = estimator.fit([(torch.randn(8, 3), torch.randint(0, 2, (8,)))])
+        >>> estimator.predict(torch.randn(4, 3)).probs.shape
+        torch.Size([4, 2])
     """
 
     batch_dependent: ClassVar[bool] = False
+    """Whether the variance of a query row depends on the other rows of the query."""
     _checkpoint: Checkpoint = Checkpoint()
-    """Whether `variance` speaks of the set of x passed to it, rather than of each row by itself."""
 
     def __init__(
         self,
@@ -82,24 +100,36 @@ class UncertaintyEstimator(Refittable):
         checkpoint: str | Path | None = None,
         accelerator: Any = None,  # noqa: ANN401
     ) -> Self:
-        """Compute what `variance` needs from the training data, a re-iterable of (x, y) or of dicts with "labels".
+        """Compute what `variance` needs from the training data.
 
-        The model, its mode and the global random state are as before afterwards, also after an exception.
-        `checkpoint` names a file. FineTune and LinearResponse write to it how far they are; the same call goes on from
-        there in another process, and ends with the same variance. In the end it has the fit, as `save` would write it,
-        and the same call reads it.
-        `accelerator`, an `accelerate.Accelerator`, has its processes share the rows of every batch: all of them make
-        this call with the same model and the whole loader, and end with the same fit.
-        Errors: DataError, NonDeterministicError, ModelError, TooLargeError, and the method's own; StateError or
-        ModelChangedError where the file belongs to another fit.
+        The model, its mode and the global random state do not change, even if an exception is raised.
+
+        Args:
+            train_loader: the training data, a re-iterable of (x, y) or of dicts with "labels".
+            progress_bar: whether to show progress.
+            checkpoint: a file. FineTune and LinearResponse write their progress to it. The same call in another process
+                continues from there, and ends with the same variance. A finished fit is stored there as `save` writes
+                it, and the same call loads it.
+            accelerator: an `accelerate.Accelerator`, whose processes share the rows of every batch. Each process makes
+                this call with the same model and the whole loader, and ends with the same fit.
+
+        Returns:
+            This estimator, fitted.
+
+        Raises:
+            DataError: for invalid batches.
+            NonDeterministicError: if two passes over the data differ.
+            ModelError: for a model that cannot be used.
+            TooLargeError: if a matrix does not fit into memory.
+            StateError, ModelChangedError: if the checkpoint belongs to another fit.
         """
         with preserved_random_state():
-            objective = replace(self._objective(train_loader), process_group=ProcessGroup.of(accelerator))
+            objective = replace(self._build_objective(train_loader), process_group=ProcessGroup.of(accelerator))
             objective.process_group.check_alike(objective.theta, objective.batches)
             if checkpoint is None:
                 self._checked_fit(objective, progress_bar=progress_bar)
             else:
-                self._fit_on(Path(checkpoint), objective, progress_bar=progress_bar)
+                self._fit_with_checkpoint(Path(checkpoint), objective, progress_bar=progress_bar)
         self.objective_, self._calibrated_by = objective, None
         self._report_derivatives(objective)
         self.weight_checksum_ = weight_checksum(self.model, objective.network.params)
@@ -107,11 +137,11 @@ class UncertaintyEstimator(Refittable):
             self.save(checkpoint)
         return self
 
-    def _fit_on(self, path: Path, objective: Objective, *, progress_bar: bool) -> None:
-        """Go on from a file, or begin."""
-        if type(self)._learned is UncertaintyEstimator._learned:
+    def _fit_with_checkpoint(self, path: Path, objective: Objective, *, progress_bar: bool) -> None:
+        """Continue the fit in a file, load it if it is finished, or begin one."""
+        if type(self)._get_fit_state is UncertaintyEstimator._get_fit_state:
             raise self._unsaved()
-        self._checkpoint = File(
+        self._checkpoint = CheckpointFile(
             path, self._about(objective, {}), objective.network.pass_counter, objective.process_group.is_main_process
         )
         try:
@@ -119,36 +149,37 @@ class UncertaintyEstimator(Refittable):
             if finished is None:
                 self._checked_fit(objective, progress_bar=progress_bar)
             else:
-                self._take_over(finished, objective)
+                self._load_fit_state(finished, objective)
         finally:
             self._checkpoint = Checkpoint()
 
     def _checked_fit(self, objective: Objective, *, progress_bar: bool) -> None:
-        """`_fit`, whose derivatives are compared with plain autograd at every training row."""
+        """Run `_fit`, and compare its derivatives with plain autograd at every training row."""
         with objective.network.check.on_training_rows():
             self._fit(objective, progress_bar=progress_bar)
+            self._report_passes(objective)
         objective.network.check.check_gradient()
         objective.network.check.forget_gradients()
 
-    def _objective(self, train_loader: Iterable[Any]) -> Objective:
-        """L over the chosen subset, with model and data checked."""
+    def _build_objective(self, train_loader: Iterable[Any]) -> Objective:
+        """Return L over the chosen parameters, with model and data checked."""
         check_model(self.model)
-        names = self._names(train_loader)
+        names = self._parameter_names(train_loader)
         network = Network(self.model, names)
-        return self._over(network, TrainingData.checked(train_loader, network, self.likelihood))
+        return self._make_objective(network, TrainingData.checked(train_loader, network, self.likelihood))
 
-    def _over(self, network: Network, batches: TrainingData) -> Objective:
+    def _make_objective(self, network: Network, batches: TrainingData) -> Objective:
         mean = torch.full_like(network.theta, self.prior_mean)
         prior = Prior(precision_vector(self.prior_precision, network), mean)
         return Objective(network, LabelLoss(self.likelihood), prior, batches)
 
-    def _names(self, train_loader: Iterable[Any]) -> list[str]:
+    def _parameter_names(self, train_loader: Iterable[Any]) -> list[str]:
         if self.subset_of_weights == "last_layer":
             return last_linear_names(self.model, self._first_inputs(train_loader))
         return matching_names(self.model, self.subset_of_weights)
 
     def _first_inputs(self, train_loader: Iterable[Any]) -> PyTree:
-        """The inputs of the first batch, known to fit the model."""
+        """Return the inputs of the first batch. Raises DataError if they do not fit the model."""
         x = first_batch(train_loader).x
         parameters = dict(self.model.named_parameters())
         own = {name: parameters[inner] for name, inner in parameter_names(self.model).items()}
@@ -158,14 +189,14 @@ class UncertaintyEstimator(Refittable):
 
     @abstractmethod
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
-        """The method's own part of `fit`."""
+        """Compute what `_variance` needs."""
 
     @abstractmethod
     def _variance(self, x: PyTree) -> Tensor:
-        """(M, C) of checked inputs."""
+        """Return the variance (M, C) at checked inputs."""
 
     def _covariance(self, x: PyTree) -> Tensor:  # noqa: ARG002
-        """(M, C, C) of checked inputs."""
+        """Return the covariance (M, C, C) at checked inputs."""
         raise UnsupportedError(
             "an estimator with a covariance between outputs",
             received=type(self).__name__,
@@ -173,7 +204,7 @@ class UncertaintyEstimator(Refittable):
         )
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """(n_samples, M, C) of checked inputs, jointly over rows."""
+        """Return function samples (n_samples, M, C) at checked inputs, jointly over rows."""
         raise UnsupportedError(
             "an estimator with function samples",
             received=type(self).__name__,
@@ -182,37 +213,48 @@ class UncertaintyEstimator(Refittable):
 
     @exclusively
     def variance(self, x: PyTree, *, of: Functional | None = None) -> Tensor:
-        """Epistemic variance of the outputs at M queries, (M, C), squared units of the output; noise is not in it.
+        """Return the epistemic variance of the outputs, without observation noise.
 
-        Outputs of another shape (M, ...) have variances of that shape. With `of=g` the variance of g(f(x)) by the delta
-        method, diag(G Σ Gᵀ), (M, D): g maps the outputs of one row, or these and its inputs, to a tensor of D entries.
+        Args:
+            x: M query rows.
+            of: a function g of the outputs of one row, or of its outputs and inputs, to D numbers. Returned is then the
+                variance of g(f(x)) by the delta method, diag(G Σ Gᵀ) with G = ∂g/∂f.
+
+        Returns:
+            (M, C) or the shape of the outputs, in squared units of the output; with `of`, (M, D).
+
+        Raises:
+            NotFittedError: before `fit`.
+            ModelChangedError: if the model has changed since the fit.
+            DataError: for an invalid query.
+            OptionError: if `of` is not differentiable by torch.
         """
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         if of is None:
-            return self._returned(self._checked_variance(x))
+            return self._to_output_dtype(self._checked_variance(x))
         self._check_query(x)
         try:
-            return self._returned(self._variance_of(x, of))
+            return self._to_output_dtype(self._variance_of(x, of))
         except FAILURES as error:
             if is_final_error(error):
                 raise
             raise OptionError(
-                "of, a differentiable function of the outputs of one row, to a tensor of one shape at every row",
-                received=f"one for which torch says: {short(error)}",
+                "of, a differentiable function of the outputs of one row to a tensor of a fixed shape",
+                received=f"one for which torch raises: {short(error)}",
                 remedy="of=lambda f: f[0] - f[1]; torch operations, not in place, with a result that depends on f.",
             ) from error
 
     def _checked_variance(self, x: PyTree) -> Tensor:
-        """`variance` itself, after the checks of the query."""
+        """Check the query, and return its variance in the shape of the outputs."""
         f = self._checked_outputs(x)
-        return self._variance_given(x, f).reshape(self._variance_shape(f.shape))
+        return self._variance_with_outputs(x, f).reshape(self._variance_shape(f.shape))
 
-    def _variance_given(self, x: PyTree, f: Tensor) -> Tensor:  # noqa: ARG002
-        """`_variance` with the outputs f at θ̂ in the model's shape, for whom they spare a forward pass."""
+    def _variance_with_outputs(self, x: PyTree, f: Tensor) -> Tensor:  # noqa: ARG002
+        """Return `_variance`; an estimator that needs the outputs f at θ̂ overrides this and saves a forward pass."""
         return self._variance(x)
 
     def _variance_shape(self, shape: torch.Size) -> torch.Size:
-        """Of `variance(x)` where the outputs have this shape."""
+        """Return the shape of `variance(x)` for outputs of a shape."""
         return shape
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
@@ -220,28 +262,64 @@ class UncertaintyEstimator(Refittable):
 
     @exclusively
     def covariance(self, x: PyTree) -> Tensor:
-        """Epistemic covariance between the outputs of each query, (M, C, C), C counting all outputs of a row."""
-        x = self._inputs(x)
+        """Return the epistemic covariance between the C outputs of each row.
+
+        Args:
+            x: M query rows.
+
+        Returns:
+            (M, C, C), in squared units of the output.
+
+        Raises:
+            UnsupportedError: if this estimator has no covariance.
+            NotFittedError, ModelChangedError, DataError: as `variance`.
+        """
+        x = self._prepare_query(x)
         self._check_query(x)
-        return self._returned(self._covariance(x))
+        return self._to_output_dtype(self._covariance(x))
 
     @exclusively
     def sample(self, x: PyTree, n_samples: int, *, seed: int = 0) -> Tensor:
-        """Function samples (n_samples, M, C), jointly over the rows of x, reproducible by `seed`."""
-        x = self._inputs(x)
+        """Return samples of the function f, jointly over the rows of x.
+
+        Args:
+            x: M query rows.
+            n_samples: the number S of samples.
+            seed: the seed; the global random state is neither used nor changed.
+
+        Returns:
+            (S, M, C), in units of the output.
+
+        Raises:
+            UnsupportedError: if this estimator has no function samples.
+            NotFittedError, ModelChangedError, DataError: as `variance`.
+        """
+        x = self._prepare_query(x)
         shape = self._check_query(x)
-        n_samples = checked_integer("n_samples", n_samples, at_least=1, remedy="ask for at least one sample.")
+        n_samples = checked_integer("n_samples", n_samples, at_least=1, remedy="request at least one sample.")
         generator = torch.Generator(self.network_.theta.device).manual_seed(checked_seed(seed))
-        return self._returned(self._sample(x, n_samples, generator)).reshape(n_samples, *shape)
+        return self._to_output_dtype(self._sample(x, n_samples, generator)).reshape(n_samples, *shape)
 
     @exclusively
     def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
-        """Predictive distribution: mean, epistemic variance, and noise or class probabilities.
+        """Return the predictive distribution: mean, epistemic variance, and noise or class probabilities.
 
-        `link_approx` for classification and binary: "probit", or "mc" with `n_samples` function samples.
+        Args:
+            x: M query rows.
+            link_approx: how classification and binary average probabilities over the posterior: "probit" (MacKay 1992),
+                or "mc" with function samples.
+            n_samples: the number of function samples for "mc".
+
+        Returns:
+            The prediction; in regression with `total_variance`, else with `probs` and `entropy`.
+
+        Raises:
+            OptionError: for an unknown `link_approx`, and for "mc" in regression.
+            UnsupportedError: for "mc" if this estimator has no function samples.
+            NotFittedError, ModelChangedError, DataError: as `variance`.
         """
         checked_choice("link_approx", link_approx, ("probit", "mc"))
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         variance = self._predictive_variance(x)
         samples = self.sample(x, n_samples) if link_approx == "mc" and self.likelihood.kind != "regression" else None
         if link_approx == "mc" and samples is None:
@@ -249,29 +327,29 @@ class UncertaintyEstimator(Refittable):
         return self.likelihood.predict(self._mean(x), variance, samples)
 
     def _predictive_variance(self, x: PyTree) -> Tensor:
-        """`variance`, as a distribution can have it."""
+        """Return a variance that is valid for a distribution, not negative."""
         return self.variance(x)
 
     def _mean(self, x: PyTree) -> Tensor:
-        return self._returned(self.network_.shaped_outputs(x))
+        return self._to_output_dtype(self.network_.shaped_outputs(x))
 
-    def _returned(self, values: Tensor) -> Tensor:
-        """The values in the dtype of the model's outputs, whatever they were computed in."""
+    def _to_output_dtype(self, values: Tensor) -> Tensor:
+        """Convert values to the dtype of the model's outputs."""
         return values.to(self.network_.result_dtype or values.dtype)
 
-    def _inputs(self, x: PyTree) -> PyTree:
-        """A query as a pytree in which the tensors that rows share are marked, as in the training batches."""
+    def _prepare_query(self, x: PyTree) -> PyTree:
+        """Return a query as a pytree that marks the tensors without a row dimension, as in the training batches."""
         self._check_fitted()
         return self.objective_.batches.layout.mark(as_inputs(x))
 
     def _check_query(self, x: PyTree) -> torch.Size:
-        """Refuse what is not a query; the shape of its outputs."""
+        """Check a query, and return the shape of its outputs."""
         return self._checked_outputs(x).shape
 
     def _checked_outputs(self, x: PyTree) -> Tensor:
-        """The outputs at θ̂ of marked inputs that are a query."""
+        """Check marked inputs of a query, and return the outputs at θ̂."""
         self._check_fitted()
-        refuse_if_changed(self.model, self.weight_checksum_, self.network_.params)
+        check_unchanged(self.model, self.weight_checksum_, self.network_.params)
         f = check_inputs(x, self.network_, what="query")
         if not len(f):
             raise DataError("at least one query row", received="none", remedy="leave out empty batches.")
@@ -285,5 +363,5 @@ class UncertaintyEstimator(Refittable):
 
 
 def precision_vector(value: float | Mapping[str, float], network: Network) -> Tensor:
-    """δ (P,) of a valid number or mapping of globs."""
+    """Return δ (P,) from a number or a mapping of globs. Raises OptionError for an invalid one."""
     return delta_of_names(checked_precision(value), network.subset, network.theta)

@@ -1,42 +1,31 @@
-"""What a fit says about itself."""
+"""The report of a fit: the derivative checks, and the passes over the data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from estimators.models.self_check import DerivativeReport
-from estimators.objective.objective import Objective
 
-__all__ = ["FitReport", "PassReport"]
-
-
-@dataclass(frozen=True)
-class FitReport:
-    """What `fit` checked and chose.
-
-    Attributes:
-        derivatives: the comparisons with plain autograd on the user's own module, and the routes in use.
-    """
-
-    derivatives: DerivativeReport | None = None
+__all__ = ["FitReport"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassReport(FitReport):
-    """Passes of forward and backward over the training rows that `fit` spent, by what they were for.
+class FitReport:
+    """The report of a fit, in `fit_report_`.
 
-    Every row is counted, from the first check of the data on, and the training of networks of one's own; that of the
-    network that was passed to the constructor is not (`estimators.runtime.pass_counter` has the prices).
+    Counting of passes starts with the first check of the data and includes networks that the fit trains. The training
+    of the network that was passed to the constructor is not included. The costs are defined in
+    `estimators.runtime.pass_counter`.
+
+    Attributes:
+        derivatives: the comparisons with plain autograd on the user's own module, and the derivative routes in use.
+        passes: forward and backward passes over the training rows, by the phase of the fit.
     """
 
-    passes: dict[str, float]
+    derivatives: DerivativeReport | None = None
+    passes: dict[str, float] = field(default_factory=dict)
 
     @property
     def total_passes(self) -> float:
-        """All of `passes`."""
+        """The sum of `passes`."""
         return sum(self.passes.values())
-
-    @classmethod
-    def of(cls, objective: Objective) -> PassReport:
-        """What the ledger of its network has."""
-        return cls(passes=objective.network.pass_counter.passes(objective.batches.n_data, 1))

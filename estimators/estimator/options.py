@@ -1,17 +1,57 @@
-"""The options of an object: the arguments of its constructor, which only stores them, under their names."""
+"""The options of an object: the arguments of its constructor, which the constructor stores under their names."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict, TypeVar
 
 from estimators.errors import UnsupportedError
+from estimators.models.subsets import SubsetSpec
 
-__all__ = ["constructor_options", "stored_option"]
+__all__ = ["CommonOptions", "PriorOptions", "constructor_options", "inherits_options", "stored_option"]
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+class PriorOptions(TypedDict, total=False):
+    """The options of `UncertaintyEstimator` that describe the prior."""
+
+    prior_precision: float | Mapping[str, float]
+    prior_mean: float
+
+
+class CommonOptions(PriorOptions, total=False):
+    """All options of `UncertaintyEstimator`."""
+
+    subset_of_weights: SubsetSpec
+
+
+def inherits_options(base: type, options: type) -> Callable[[Init], Init]:
+    """Return a decorator that shows inherited options in the signature of a constructor that takes them as `**options`.
+
+    `inspect.signature` and `help` then list them after `model` and `likelihood`, with the defaults of the base class.
+
+    Args:
+        base: the class whose constructor declares the options.
+        options: the TypedDict that names them.
+    """
+    declared = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+    inherited = [declared[name] for name in options.__annotations__]
+
+    def decorate(init: Init) -> Init:
+        signature = inspect.signature(init)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        first = next((i for i, p in enumerate(own) if p.kind is inspect.Parameter.KEYWORD_ONLY), len(own))
+        parameters = [*own[:first], *inherited, *own[first:]]
+        init.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return init
+
+    return decorate
 
 
 def constructor_options(kind: type) -> list[str]:
-    """Return the names of a constructor's arguments; `**keywords` stand for those of the constructor it extends."""
+    """Return the names of a constructor's arguments; `**keywords` mean those of the constructor that it extends."""
     names: dict[str, None] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):
@@ -24,10 +64,10 @@ def constructor_options(kind: type) -> list[str]:
 
 
 def stored_option(part: Any, name: str) -> Any:  # noqa: ANN401
-    """Return the argument that an object was constructed with. Raises UnsupportedError where it was not stored."""
+    """Return the argument that an object was constructed with. Raises UnsupportedError if it was not stored."""
     if not hasattr(part, name):
         raise UnsupportedError(
-            f"a {type(part).__name__} that keeps each argument of its constructor under its name",
+            f"a {type(part).__name__} that stores each argument of its constructor under its name",
             received=f"one without {name!r}",
             remedy=f"store it: self.{name} = {name}; or construct and fit another.",
         )

@@ -1,4 +1,4 @@
-"""The published recipe inside `transformers.Trainer`: a mixin that adds the term to the loss, in training only."""
+"""RegVar inside `transformers.Trainer`: a mixin that adds the regularizer to the training loss."""
 
 from __future__ import annotations
 
@@ -13,22 +13,32 @@ from estimators.models.outputs import output_tensor
 __all__ = ["MeanAbsoluteTraining"]
 
 _IGNORED = -100
+"""Label of tokens without a target, as in transformers."""
 
 
 class MeanAbsoluteTraining:
-    """Put before `Trainer`: `class RegularizedTrainer(MeanAbsoluteTraining, Trainer): ...`.
+    """Mixin for `transformers.Trainer` that adds (λ/N) · mean |logits| to the loss of each training batch.
 
-    Adds (λ/N) · mean |logits| to the loss of each training batch (McInerney & Kallus 2025, Figure 2); evaluation is as
-    before. Start it at the trained network, and build the estimator from the two with `TwoNetworks`.
+    Source: McInerney & Kallus 2025, Figure 2. Evaluation is unchanged. Start at the trained network, and build the
+    estimator from both networks with `RegularizedPair`. The decoupled weight decay of AdamW is not the prior of a loss:
+    for the numbers of `MeanAbsolute` use SGD, or `weight_decay=0` and an L2 term in the loss.
 
-    Args, before those of the Trainer, by keyword:
+    Args:
+        args: positional arguments of the Trainer.
         lam: λ > 0.
-        n_data: N; None takes `len(train_dataset)`. For token losses pass the number of tokens that carry a label.
-        causal: the logits at a token speak of the next one, as in a causal language model: labels are shifted before
-            the tokens that count (label ≠ −100) are chosen. False chooses them where they stand.
+        n_data: N; None takes `len(train_dataset)`. For token losses pass the number of tokens with a label.
+        causal: whether the logits at a token predict the next token, as in a causal language model. If so, labels are
+            shifted before tokens with a label (≠ −100) are selected.
+        keywords: keyword arguments of the Trainer.
 
-    The decoupled weight decay of AdamW is not the prior of a loss: `weight_decay=0` and a penalty of one's own, or SGD,
-    where the numbers are to be those of `MeanAbsolute`.
+    Example:
+        >>> class Trainer:  # stands for transformers.Trainer
+        ...     def __init__(self, model):
+        ...         self.model = model
+        >>> class RegularizedTrainer(MeanAbsoluteTraining, Trainer):
+        ...     pass
+        >>> RegularizedTrainer(nn.Linear(2, 3), lam=0.1, n_data=100).regvar_lam
+        0.1
     """
 
     def __init__(
@@ -49,7 +59,17 @@ class MeanAbsoluteTraining:
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, object]:
-        """The Trainer's own loss, and the penalty while the model trains."""
+        """Return the Trainer's loss, plus the regularizer while the model trains.
+
+        Args:
+            model: the network.
+            inputs: arguments of the forward by name, with "labels".
+            return_outputs: whether to return the outputs of the model, too.
+            num_items_in_batch: number of labels in all accumulated batches, if the Trainer passes it.
+
+        Returns:
+            The loss, a scalar; or the loss and the outputs.
+        """
         labels = inputs.get("labels")
         loss, outputs = super().compute_loss(  # type: ignore[misc]
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
@@ -68,7 +88,7 @@ class MeanAbsoluteTraining:
         return perturbation * counted / num_items
 
     def _counted(self, logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The logits, and which of their rows carry a label; all, where labels are one a sequence."""
+        """Return the logits and a mask of those with a label; None for the mask if there is one label per sequence."""
         if labels is None or labels.shape != logits.shape[:-1] or logits.ndim == 2:
             return logits, None
         if not self.regvar_causal:

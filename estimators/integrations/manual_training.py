@@ -1,4 +1,4 @@
-"""The published recipe in one's own training loop: a term in the loss, and the variance of the two networks."""
+"""RegVar in your own training loop: a regularizer in the loss, and the variance from both networks."""
 
 from __future__ import annotations
 
@@ -18,25 +18,32 @@ from estimators.models.subsets import SubsetSpec
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_number
-from estimators.persistence.weight_checksum import refuse_if_changed, weight_checksum
+from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
 from estimators.regvar.solvers.fine_tuning.nonlinearity import nonlinearity
 
-__all__ = ["TwoNetworks", "mean_absolute_penalty"]
+__all__ = ["RegularizedPair", "mean_absolute_penalty"]
 
-_BENT = 0.5
+_MAX_NONLINEARITY = 0.5
+"""Nonlinearity ratio above which `fit` warns: the difference of the networks is then no linear response."""
 
 
 def mean_absolute_penalty(outputs: Tensor, *, lam: float, n_data: int, mask: Tensor | None = None) -> Tensor:
-    """(λ/N) · mean |f|, a scalar to add to the *mean* loss of a minibatch (McInerney & Kallus 2025, Figure 2).
+    """Return (λ/N) · mean |f|, to add to the *mean* loss of a minibatch (McInerney & Kallus 2025, Figure 2).
 
     A mean loss with λ/N is the sum L with λ: the response does not depend on N or on the batch size. The mean loss must
-    hold the prior too, ½ δ/N ‖θ‖².
+    contain the prior too, ½ δ/N ‖θ‖².
 
     Args:
         outputs: (B, C), or any shape (..., C) such as token logits (B, T, C).
-        lam: λ > 0, the same as in `TwoNetworks`.
+        lam: λ > 0, the same as in `RegularizedPair`.
         n_data: N, the training rows (not batches) that the mean loss is a mean over; for tokens, their number.
-        mask: (...), true where a row counts; None counts all. Mask padding.
+        mask: (...), true for entries that count; None counts all. Mask padding.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        OptionError: lam <= 0, n_data < 1, or a mask of another shape.
     """
     _checked_lam(lam)
     if n_data < 1:
@@ -55,7 +62,7 @@ def mean_absolute_penalty(outputs: Tensor, *, lam: float, n_data: int, mask: Ten
 
 
 class _AbsoluteSum(torch.autograd.Function):
-    """scale · Σ|f|: nothing of the size of the outputs is kept for the way back, and one tensor is made there."""
+    """Return scale · Σ|f|. The backward pass keeps no tensor of the size of the outputs and allocates one."""
 
     @staticmethod
     def forward(outputs: Tensor, scale: float) -> Tensor:
@@ -72,21 +79,36 @@ class _AbsoluteSum(torch.autograd.Function):
         return torch.sign(outputs).mul_(ctx.scale * slope), None
 
 
-class TwoNetworks(UncertaintyEstimator):
-    """|f(x; θ_λ) − f(x; θ̂)| / λ of a network and the same network trained on with `mean_absolute_penalty`.
+class RegularizedPair(UncertaintyEstimator):
+    """Estimator |f(x; θ_λ) − f(x; θ̂)| / λ from a network and its continuation with `mean_absolute_penalty`.
 
-    The paper's amortised form (McInerney & Kallus 2025, Figure 2). NOT the variance but a sign-weighted mean covariance
-    with the training rows: see `MeanAbsolute`, of which this is the finite-λ refit made elsewhere. Two forward passes.
-
-    Start the second training at θ̂: two networks from two random starts differ by more than the response.
+    This is the amortised form of McInerney & Kallus 2025, Figure 2. It is NOT the variance, but a sign-weighted mean
+    covariance with the training rows; see `MeanAbsolute`, of which this is the refit at finite λ. A query costs two
+    forward passes. Start the second training at θ̂: networks from two random initialisations differ by more than the
+    response. After `fit`, `nonlinearity_` is ‖Δf − JΔθ‖/‖JΔθ‖ over one batch; `fit` warns if it exceeds 0.5.
 
     Args:
         model: the network trained without the penalty.
-        regularized: the network trained on with it; the same architecture, in eval mode.
+        regularized: a network of the same architecture, trained further with the penalty, in eval mode.
+        likelihood: a likelihood, or the name of one such as "regression".
         lam: the λ of the penalty.
+        prior_precision: δ > 0 of the training, a number or a mapping from globs of parameter names to numbers.
+        prior_mean: the mean of the prior.
+        subset_of_weights: the weights over which `nonlinearity_` is measured.
 
-    Fitted: `nonlinearity_`, ‖Δf − JΔθ‖/‖JΔθ‖ over a batch; `fit` warns above 0.5, where the difference is no response.
-    Errors: those of `fit`; ModelError where the two networks do not have the same parameters.
+    Raises:
+        OptionError: an option is out of its range.
+
+    Example:
+        >>> import copy, torch
+        >>> model = nn.Linear(2, 1).eval()
+        >>> loader = [(torch.randn(8, 2), torch.randn(8, 1))]
+        >>> regularized = copy.deepcopy(model)
+        >>> with torch.no_grad():
+        ...     _ = regularized.bias.add_(-0.01)  # stands for the second training
+        >>> pair = RegularizedPair(model, regularized, "regression", lam=0.1).fit(loader)
+        >>> pair.variance(torch.randn(3, 2)).shape
+        torch.Size([3, 1])
     """
 
     def __init__(
@@ -110,13 +132,13 @@ class TwoNetworks(UncertaintyEstimator):
         self.regularized, self.lam = regularized, _checked_lam(lam)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
-        self._refuse_another_architecture()
+        self._check_same_architecture()
         check_model(self.regularized)
         self.regularized_network_ = Network(self.regularized, list(objective.network.subset.shapes))
-        self.regularized_fingerprint_ = weight_checksum(self.regularized, self.regularized_network_.params)
-        moved = (self.regularized_network_.theta - objective.theta) / self.lam
-        self.nonlinearity_ = nonlinearity(objective, moved[None], self.lam)
-        if not self.nonlinearity_ <= _BENT:
+        self.regularized_checksum_ = weight_checksum(self.regularized, self.regularized_network_.params)
+        displacement = (self.regularized_network_.theta - objective.theta) / self.lam
+        self.nonlinearity_ = nonlinearity(objective, displacement[None], self.lam)
+        if not self.nonlinearity_ <= _MAX_NONLINEARITY:
             warnings.warn(
                 f"the two networks are not in one linear region: ‖Δf − JΔθ‖ is {self.nonlinearity_:.2g} of ‖JΔθ‖ "
                 f"at lam={self.lam:g}. Start the regularized training at the trained network, or use a smaller lam.",
@@ -124,17 +146,17 @@ class TwoNetworks(UncertaintyEstimator):
             )
 
     def _variance(self, x: PyTree) -> Tensor:
-        return self._variance_given(x, self.network_.outputs(x))
+        return self._variance_with_outputs(x, self.network_.outputs(x))
 
     def _checked_outputs(self, x: PyTree) -> Tensor:
         self._check_fitted()
-        refuse_if_changed(self.regularized, self.regularized_fingerprint_, self.regularized_network_.params)
+        check_unchanged(self.regularized, self.regularized_checksum_, self.regularized_network_.params)
         return super()._checked_outputs(x)
 
-    def _variance_given(self, x: PyTree, f: Tensor) -> Tensor:
+    def _variance_with_outputs(self, x: PyTree, f: Tensor) -> Tensor:
         return (self.regularized_network_.outputs(x) - f.flatten(1)).abs_().div_(self.lam)
 
-    def _refuse_another_architecture(self) -> None:
+    def _check_same_architecture(self) -> None:
         ours, theirs = (_shapes(model) for model in (self.model, self.regularized))
         if ours != theirs:
             odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))

@@ -13,9 +13,10 @@ __all__ = ["log_marginal_likelihood"]
 
 
 def log_marginal_likelihood(objective: Objective, prior_precision: Tensor, log_det: Tensor) -> Tensor:
-    """log p(D|θ̂) − ½ Σ δ(θ̂−θ₀)² + ½ Σ log δ − ½ log|A|, a scalar in nats; the 2π of prior and Gaussian cancel.
+    """Return log p(D|θ̂) − ½ Σ δ(θ̂−θ₀)² + ½ Σ log δ − ½ log|A|, a scalar in nats.
 
-    Errors: UnsupportedError for an improper prior (δ = 0 somewhere), which has no evidence.
+    The 2π of the prior and of the Gaussian integral cancel. Raises UnsupportedError for an improper prior (a δ of 0),
+    which has no evidence.
     """
     if not bool((prior_precision > 0).all()):
         raise UnsupportedError(

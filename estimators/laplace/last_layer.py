@@ -1,10 +1,10 @@
-"""Last-layer Laplace in closed form on features: an independent second route to the last layer's linearized Laplace."""
+"""Last-layer Laplace in closed form on features, independent of LinearizedLaplace over the last layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from estimators.curvature.last_layer.features import LastLayer
 from estimators.curvature.last_layer.precision import DiagLastLayer, FullLastLayer, KronLastLayer, LastLayerPrecision
 from estimators.errors import OptionError
 from estimators.estimator.base import UncertaintyEstimator, precision_vector
+from estimators.estimator.options import PriorOptions, inherits_options
 from estimators.laplace.evidence import log_marginal_likelihood
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
@@ -30,38 +31,48 @@ Factors = dict[str, Tensor]
 
 
 class LastLayerLaplace(UncertaintyEstimator):
-    """Laplace over the last linear layer f = Wφ + b (Kristiadi et al. 2020; Daxberger et al. 2021).
+    """Laplace over the last linear layer f = Wφ + b (Kristiadi et al. 2020; Daxberger et al. 2021, section 2).
 
         full: A = Σₙ Λₙ ⊗ φₙφₙᵀ + δ       kron: A = mean Λ ⊗ Σ φφᵀ + δ I       diag: the diagonal of the full one
 
-    Where the layer is used at several places of a row, as on every token, n counts the places that have a label; there
-    variances and samples exist, covariances between the outputs of a row do not.
+    If the layer is used at several positions of a row, such as tokens, n counts the positions with a label. Variances
+    and samples then exist, but not covariances between the outputs of a row.
 
     Args:
+        model, likelihood, prior_precision, prior_mean: as `UncertaintyEstimator`.
+        subset_of_weights: "last_layer", the only possible value.
         hessian_structure: "full", "kron" (one δ for the whole layer) or "diag".
-        last_layer_name: the layer's name, where it should not be found by running the network.
+        last_layer_name: the name of the layer. None: found by running the network.
 
-    Fitted: `head_` (the layer and its features), `precision_`.
+    Attributes:
+        last_layer_: the layer, its features and its positions.
+        precision_: A, of the chosen structure.
+
+    Raises:
+        OptionError: for an unknown structure, or another subset of weights.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> laplace = LastLayerLaplace(model, "classification")
+        >>> laplace = laplace.fit([(torch.randn(20, 3), torch.randint(0, 2, (20,)))])
+        >>> laplace.variance(torch.randn(4, 3)).shape
+        torch.Size([4, 2])
     """
 
+    @inherits_options(UncertaintyEstimator, PriorOptions)
     def __init__(
         self,
         model: nn.Module,
         likelihood: str | Likelihood,
         *,
-        prior_precision: float | Mapping[str, float] = 1.0,
-        prior_mean: float = 0.0,
         subset_of_weights: str = "last_layer",
         hessian_structure: str = "full",
         last_layer_name: str | None = None,
+        **prior: Unpack[PriorOptions],
     ) -> None:
-        super().__init__(
-            model,
-            likelihood,
-            prior_precision=prior_precision,
-            prior_mean=prior_mean,
-            subset_of_weights=subset_of_weights,
-        )
+        super().__init__(model, likelihood, subset_of_weights=subset_of_weights, **prior)
         self.hessian_structure, self.last_layer_name = hessian_structure, last_layer_name
         if subset_of_weights != "last_layer":
             raise OptionError(
@@ -72,61 +83,73 @@ class LastLayerLaplace(UncertaintyEstimator):
         if last_layer_name is not None:
             checked_instance("last_layer_name", last_layer_name, str, remedy="the name of a layer, or None.")
 
-    def _names(self, train_loader: Iterable[Any]) -> list[str]:
+    def _parameter_names(self, train_loader: Iterable[Any]) -> list[str]:
         return find_last_linear(self.model, self._first_inputs(train_loader), name=self.last_layer_name).parameter_names
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         first = next(iter(objective.batches))
-        self.head_ = LastLayer.of(objective.network, first.x, name=self.last_layer_name)
-        self.factors_ = _STRUCTURES[self.hessian_structure].collect(self.head_, objective)
+        self.last_layer_ = LastLayer.of(objective.network, first.x, name=self.last_layer_name)
+        self.factors_ = _STRUCTURES[self.hessian_structure].collect(self.last_layer_, objective)
         self.precision_ = self._precision_for(objective.prior.precision)
 
     def _precision_for(self, prior_precision: Tensor) -> LastLayerPrecision:
-        prior = self.head_.to_matrix(prior_precision)
+        prior = self.last_layer_.to_matrix(prior_precision)
         return _STRUCTURES[self.hessian_structure].precision(self.factors_, prior)
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
-        ratio = fitted._ratio_to(self, changed)
+        ratio = fitted._curvature_ratio(self, changed)
         if ratio is None:
             self._fit(objective, progress_bar=False)
             return
-        self.head_ = LastLayer.from_description(objective.network, fitted.head_.description())
+        self.last_layer_ = LastLayer.from_description(objective.network, fitted.last_layer_.description())
         scaled = _STRUCTURES[self.hessian_structure].scaled
         self.factors_ = {name: ratio * t if name == scaled else t for name, t in fitted.factors_.items()}
         self.precision_ = self._precision_for(objective.prior.precision)
 
-    def _learned(self) -> Learned:
-        return self.factors_, {"head": self.head_.description()}
+    def _get_fit_state(self) -> Learned:
+        return self.factors_, {"last_layer": self.last_layer_.description()}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        self.head_ = LastLayer.from_description(objective.network, learned["head"])
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        self.last_layer_ = LastLayer.from_description(objective.network, learned["last_layer"])
         self.factors_ = tensors
         self.precision_ = self._precision_for(objective.prior.precision)
 
     def _checked_variance(self, x: PyTree) -> Tensor:
         self._check_fitted()
-        with self.head_.capture_features() as heard:  # the forward of the check shows the features, too
+        with self.last_layer_.capture_features() as features:  # from the forward pass of the check
             f = self._checked_outputs(x)
-        self.head_.check(x, f, heard)
-        return self.precision_.variance(heard.at_positions.flatten(0, -2)).reshape(f.shape)
+        self.last_layer_.check(x, f, features)
+        return self.precision_.variance(features.at_positions.flatten(0, -2)).reshape(f.shape)
 
     def _variance(self, x: PyTree) -> Tensor:
         return self._checked_variance(x).flatten(1)
 
     def _covariance(self, x: PyTree) -> Tensor:
-        return self.precision_.covariance(self.head_.features(x))
+        return self.precision_.covariance(self.last_layer_.features(x))
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         displaced = self.precision_.sample(n_samples, generator)
-        with self.head_.capture_features() as heard:
+        with self.last_layer_.capture_features() as features:
             f = self.network_.shaped_outputs(x)
-        self.head_.check(x, f, heard)
-        response = torch.einsum("kce,m...e->km...c", displaced, heard.at_positions.to(displaced.dtype)).flatten(2)
+        self.last_layer_.check(x, f, features)
+        response = torch.einsum("kce,m...e->km...c", displaced, features.at_positions.to(displaced.dtype)).flatten(2)
         return f.flatten(1) + response.to(f.dtype)
 
     @exclusively
     def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
-        """Laplace approximation of log p(D) over the last layer, in nats; another δ costs no pass for the curvature."""
+        """Return the Laplace approximation of the log marginal likelihood, over the last layer.
+
+        Args:
+            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature. None: the
+                fitted one.
+
+        Returns:
+            A scalar, in nats.
+
+        Raises:
+            UnsupportedError: for a δ of 0.
+            NotFittedError: before `fit`.
+        """
         self._check_fitted()
         vector = self.objective_.prior.precision
         precision = self.precision_
@@ -138,7 +161,7 @@ class LastLayerLaplace(UncertaintyEstimator):
 
 @dataclass(frozen=True)
 class _Structure:
-    """The factors of the data's curvature, and the precision from them for a prior (C, E).
+    """How to compute the factors of the data's curvature, and the precision from them for a prior (C, E).
 
     `scaled` names the factor that is proportional to Λ.
     """
@@ -148,24 +171,24 @@ class _Structure:
     precision: Callable[[Factors, Tensor], LastLayerPrecision]
 
 
-def _full(head: LastLayer, objective: Objective) -> Factors:
-    n = head.n_outputs * head.n_features
+def _full(layer: LastLayer, objective: Objective) -> Factors:
+    n = layer.n_outputs * layer.n_features
     check_fits_memory(
         f"a full last-layer precision of {n} parameters",
         5 * n * n * algebra_dtype(objective.theta.device).itemsize,
         device=objective.theta.device,
         remedy='hessian_structure="kron" or "diag".',
     )
-    return {"curvature": head.full_curvature(objective)}
+    return {"curvature": layer.full_curvature(objective)}
 
 
-def _kron(head: LastLayer, objective: Objective) -> Factors:
-    mean_hessian, gram = head.kron_factors(objective)
+def _kron(layer: LastLayer, objective: Objective) -> Factors:
+    mean_hessian, gram = layer.kron_factors(objective)
     return {"mean_hessian": mean_hessian, "gram": gram}
 
 
-def _diag(head: LastLayer, objective: Objective) -> Factors:
-    return {"diagonal": head.diagonal(objective)}
+def _diag(layer: LastLayer, objective: Objective) -> Factors:
+    return {"diagonal": layer.diagonal(objective)}
 
 
 def _single(prior: Tensor) -> float:

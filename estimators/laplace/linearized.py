@@ -1,9 +1,9 @@
-"""Exact linearized Laplace: covariance(x) = J A⁻¹ Jᵀ, with A the GGN or the exact Hessian plus δ."""
+"""Linearized Laplace: covariance(x) = J A⁻¹ Jᵀ, with A the GGN or the exact Hessian plus δ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,11 @@ from estimators.curvature.layerwise.blocks import BlockPrecision, Blocks
 from estimators.curvature.sizes import choose_inverse
 from estimators.errors import OptionError, TooLargeError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator, precision_vector
+from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.laplace.evidence import log_marginal_likelihood
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
 from estimators.models.functionals import ComposedNetwork, Functional
-from estimators.models.subsets import SubsetSpec
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
@@ -41,54 +41,61 @@ __all__ = ["LinearizedLaplace"]
 
 
 class LinearizedLaplace(UncertaintyEstimator):
-    """Linearized Laplace (MacKay 1992; Immer et al. 2021), exact for the chosen parameters.
+    """Linearized Laplace (MacKay 1992; Immer et al. 2021, equations 9 and 12), exact for the chosen parameters.
 
         A = Σₙ Jₙᵀ Λₙ Jₙ + δ  ("ggn")   or   ∇²L(θ̂)  ("hessian")        covariance(x) = J(x) A⁻¹ J(x)ᵀ, (C, C)
 
     Args:
-        curvature: "ggn" (positive definite at any θ̂) or "hessian" (exact; needs a positive definite one at θ̂).
-        hessian_structure: "full"; or, of the GGN, layer by layer: "kron" (K-FAC), "ekfac" (its basis with exact
-            eigenvalues: one pass more, sharper), "diag"; or "lowrank", the `rank` directions of which the data say most
-            beside the prior, by products with the GGN (docs/math.md, section 2).
-        inverse: of the full structure "cholesky" (dense, P² memory), "dual" (function space, GGN only, (N·C)² memory
-            and the rows: N·C·P, or in factors where every weight is used once a row), "matrix_free_dual"
-            (the dual form without stored rows: each product recomputes them, and queries need the data), "cg" (products
-            only), or "auto", which picks by size and says which in `inverse_`; of the others "eigen".
+        model, likelihood, prior_precision, prior_mean, subset_of_weights: as `UncertaintyEstimator`.
+        curvature: "ggn" (positive definite at any θ̂) or "hessian" (exact; it must be positive definite at θ̂).
+        hessian_structure: "full", or for the GGN an approximation. Layer by layer: "kron" (K-FAC; Martens and Grosse
+            2015), "ekfac" (its eigenbasis with exact eigenvalues, one more pass; George et al. 2018) or "diag".
+            "lowrank" keeps the `rank` largest eigenvalues of the prior-whitened GGN (docs/math.md, section 2).
+        inverse: the form of A⁻¹ with the full structure. "cholesky" is dense and needs P² numbers. "dual" works in
+            function space (GGN only) and needs (N·C)² numbers and the Jacobian rows: N·C·P numbers, or factors if every
+            weight is used once per row. "matrix_free_dual" is the same without stored rows: they are recomputed, and
+            queries need the data. "cg" needs only products. "auto" chooses by size and stores the choice in `inverse_`.
+            With another structure the form is "eigen".
+        rank: the number r of eigenvalues with "lowrank".
 
-    Fitted: `inverse_`; `jacobian_backend_`: "torch.func", "autograd", "layers" (factors, layer by layer), or "products"
-    where no rows are made; `diagonal_weights_` of "kron" and "ekfac"; `eigenvalues_` of "lowrank", in units of the
-    prior precision.
-    Errors: OptionError for a combination that does not exist; TooLargeError before any allocation;
-    IndefiniteHessianError for a singular or indefinite Hessian.
+    Attributes:
+        inverse_: the form in use.
+        jacobian_backend_: how Jacobian rows are computed: "torch.func", "autograd", "layers" (factors, layer by layer),
+            or "products" if no rows are computed.
+
+    Raises:
+        OptionError: for a combination of options that does not exist.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> laplace = LinearizedLaplace(model, "regression", prior_precision=0.1)
+        >>> laplace = laplace.fit([(torch.randn(20, 3), torch.randn(20, 2))])
+        >>> laplace.covariance(torch.randn(4, 3)).shape
+        torch.Size([4, 2, 2])
     """
 
+    @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
         model: nn.Module,
         likelihood: str | Likelihood,
         *,
-        prior_precision: float | Mapping[str, float] = 1.0,
-        prior_mean: float = 0.0,
-        subset_of_weights: SubsetSpec = "all",
         curvature: str = "ggn",
         hessian_structure: str = "full",
         inverse: str = "auto",
         rank: int = LOW_RANK,
+        **options: Unpack[CommonOptions],
     ) -> None:
-        super().__init__(
-            model,
-            likelihood,
-            prior_precision=prior_precision,
-            prior_mean=prior_mean,
-            subset_of_weights=subset_of_weights,
-        )
+        super().__init__(model, likelihood, **options)
         self.curvature, self.hessian_structure, self.inverse = curvature, hessian_structure, inverse
         self.rank = checked_integer("rank", rank, at_least=1, remedy=f"a whole number, such as {LOW_RANK}.")
         _check_key(curvature, hessian_structure, inverse)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         centre = centre_of(objective, self.curvature)
-        inverses = self._inverses(centre) if self.inverse == "auto" else [self.inverse]
+        inverses = self._inverse_candidates(centre) if self.inverse == "auto" else [self.inverse]
         if inverses[0] in ("dual", "matrix_free_dual") and not bool((objective.prior.precision > 0).all()):
             raise OptionError(
                 "a positive prior_precision for every parameter in the dual form",
@@ -97,58 +104,60 @@ class LinearizedLaplace(UncertaintyEstimator):
             )
         for inverse in inverses:
             try:
-                data_curvature, self.jacobian_backend_ = self._built(centre, inverse)
-            except (TooLargeError, UnsupportedError) as error:  # what later batches show, the choice could not know
+                data_curvature, self.jacobian_backend_ = self._build(centre, inverse)
+            except (TooLargeError, UnsupportedError) as error:  # found in later batches, after the choice
                 if inverse == inverses[-1]:
                     raise
                 reason = f'inverse="{inverse}" of inverse="auto": expected {error.expected}, received {error.received}'
                 centre.network.check.report.disagreements.append(reason)
                 continue
-            self._hold(objective, data_curvature)
+            self._set_curvature(objective, data_curvature)
             self.inverse_ = inverse
             return
 
-    def _built(self, centre: Objective, inverse: str) -> Built:
+    def _build(self, centre: Objective, inverse: str) -> Built:
         if self.hessian_structure == "lowrank":
             return build_low_rank(self.rank)(centre)
         return BUILDERS[self.curvature, self.hessian_structure, inverse](centre)
 
-    def _inverses(self, centre: Objective) -> list[str]:
-        """What "auto" tries, one after the other: the choice by size, then those that need less of the network."""
+    def _inverse_candidates(self, centre: Objective) -> list[str]:
+        """Return the forms that "auto" tries in turn: the choice by size, then those with fewer requirements."""
         if self.hessian_structure != "full":
             return ["dual" if self.hessian_structure == "lowrank" else "eigen"]
         chosen = choose_inverse(centre, curvature=self.curvature, available=centre.available_bytes())
         others = [inverse for inverse in ("cholesky", "cg") if inverse != chosen]
         return [chosen] if chosen == "cg" else [chosen, *others]
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         learned = {"inverse": self.inverse_, "jacobian_backend": self.jacobian_backend_}
         return self.data_curvature_.tensors(), {**learned, "curvature": self.data_curvature_.description()}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.inverse_, self.jacobian_backend_ = learned["inverse"], learned["jacobian_backend"]
-        self._hold(objective, restored(objective, tensors, learned["curvature"], curvature=self.curvature))
+        self._set_curvature(objective, restored(objective, tensors, learned["curvature"], curvature=self.curvature))
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
-        ratio = fitted._ratio_to(self, changed)
-        if ratio is None or not self._allows(fitted, objective):
+        ratio = fitted._curvature_ratio(self, changed)
+        if ratio is None or not self._can_reuse(fitted, objective):
             self._fit(objective, progress_bar=False)
             return
         self.inverse_, self.jacobian_backend_ = fitted.inverse_, fitted.jacobian_backend_
-        self._hold(objective, fitted.data_curvature_.rescaled(centre_of(objective, self.curvature), ratio))
+        self._set_curvature(objective, fitted.data_curvature_.rescaled(centre_of(objective, self.curvature), ratio))
 
-    def _allows(self, fitted: Self, objective: Objective) -> bool:
-        """Whether the form that was kept serves this prior: the dual one is of a proper prior, low rank of one δ."""
+    def _can_reuse(self, fitted: Self, objective: Objective) -> bool:
+        """Return whether the stored curvature suits the new prior: "dual" needs δ > 0, "lowrank" a single δ."""
         before, after = fitted.objective_.prior.precision, objective.prior.precision
         if self.hessian_structure == "lowrank":
             return bool((after * before[0] == before * after[0]).all())
         return fitted.inverse_ not in ("dual", "matrix_free_dual") or bool((after > 0).all())
 
-    def _attached(self, objective: Objective) -> None:
+    def _on_data_attached(self, objective: Objective) -> None:
         if isinstance(self.data_curvature_, (ProductCurvature, MatrixFreeCurvature)):
-            self._hold(objective, restored(objective, self.data_curvature_.tensors(), {}, curvature=self.curvature))
+            self._set_curvature(
+                objective, restored(objective, self.data_curvature_.tensors(), {}, curvature=self.curvature)
+            )
 
-    def _hold(self, objective: Objective, data_curvature: DataCurvature) -> None:
+    def _set_curvature(self, objective: Objective, data_curvature: DataCurvature) -> None:
         self.data_curvature_ = data_curvature
         self.precision_ = data_curvature.precision(objective.prior.precision)
 
@@ -165,7 +174,7 @@ class LinearizedLaplace(UncertaintyEstimator):
         return self.network_.outputs(x) + self.network_.jvp(x, self._displacements(n_samples, generator))
 
     def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        """θ − θ̂ ~ N(0, A⁻¹), (n, P): from the factor where there is one, else A⁻¹ξ with ξ ~ N(0, A)."""
+        """Return samples θ − θ̂ ~ N(0, A⁻¹), (n, P): from a factor of A, or as A⁻¹ξ with ξ ~ N(0, A)."""
         if isinstance(self.precision_, (DensePrecision, BlockPrecision)):
             return self.precision_.sample(n_samples, generator).to(self.theta_.dtype)
         if self.curvature == "hessian":
@@ -176,35 +185,41 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     @property
     def diagonal_weights_(self) -> list[str]:
-        """Names of the parameters of which a layer-by-layer structure keeps the exact diagonal of the GGN alone.
+        """The names of the parameters for which a layer-by-layer structure uses the diagonal of the GGN.
 
-        Of "kron" and "ekfac" these are norms, embeddings, raw tensors and layers without Kronecker factors.
-        Errors: OptionError for a structure that is not layer by layer.
+        With "kron" and "ekfac" these are norms, embeddings, raw tensors and layers without Kronecker factors.
+
+        Raises:
+            OptionError: for a structure that is not layer by layer.
         """
         self._check_fitted()
         if not isinstance(self.data_curvature_, Blocks):
             raise OptionError(
                 'hessian_structure "kron", "ekfac" or "diag"',
                 received=repr(self.hessian_structure),
-                remedy="construct it so.",
+                remedy="construct the estimator with one of these structures.",
             )
         names = self.network_.subset.shapes
-        return (
-            list(names)
-            if self.hessian_structure == "diag"
-            else [n for n in names if n in self.data_curvature_.other_params]
-        )
+        if self.hessian_structure == "diag":
+            return list(names)
+        return [name for name in names if name in self.data_curvature_.other_params]
 
     @property
     def eigenvalues_(self) -> Tensor:
-        """Of the low-rank GGN beside the prior, δ^(−½) RᵀR δ^(−½), (r,), descending.
+        """The eigenvalues of the low-rank prior-whitened GGN, δ^(−½) RᵀR δ^(−½), (r,), descending.
 
-        What is left out is below the last. A direction of eigenvalue μ that is left out has (1 + μ) times its variance.
+        Eigenvalues below the last are left out. Leaving out an eigenvalue μ multiplies the variance in its direction by
+        1 + μ.
+
+        Raises:
+            OptionError: for another structure.
         """
         self._check_fitted()
         if self.hessian_structure != "lowrank" or not isinstance(self.data_curvature_, JacobianCurvature):
             raise OptionError(
-                'hessian_structure="lowrank"', received=repr(self.hessian_structure), remedy="construct it so."
+                'hessian_structure="lowrank"',
+                received=repr(self.hessian_structure),
+                remedy='construct it with "lowrank".',
             )
         rows = self.data_curvature_.rows
         inner = (rows / self.objective_.prior.precision.to(rows.dtype)) @ rows.T
@@ -212,7 +227,7 @@ class LinearizedLaplace(UncertaintyEstimator):
         return eigenvalues
 
     def _noise(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        """ξ ~ N(0, A), (n, P): by the kept rows R where there are any, Rᵀg + √δ z, else by a pass over the data."""
+        """Return ξ ~ N(0, A), (n, P): Rᵀg + √δ z if the rows R are stored, else by a pass over the data."""
         precision = self.precision_
         if not isinstance(precision, FunctionSpace) or not precision.keeps_rows:
             return precision_noise(self.objective_, n_samples, generator)[0]
@@ -225,9 +240,20 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     @exclusively
     def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
-        """Laplace approximation of log p(D), in nats; for another δ at the same θ̂ without a pass over the data.
+        """Return the Laplace approximation of the log marginal likelihood (Immer et al. 2021, equation 7).
 
-        log p(D) ≈ −L(θ̂) + ½ log|δ| − ½ log|A|
+            log p(D) ≈ −L(θ̂) + ½ log|δ| − ½ log|A|
+
+        Args:
+            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature. None: the
+                fitted one.
+
+        Returns:
+            A scalar, in nats.
+
+        Raises:
+            UnsupportedError: for a form without a determinant ("cg"), and for a δ of 0.
+            NotFittedError: before `fit`.
         """
         self._check_fitted()
         if prior_precision is None:
@@ -237,8 +263,8 @@ class LinearizedLaplace(UncertaintyEstimator):
 
 
 def _check_key(curvature: str, structure: str, inverse: str) -> None:
-    words = all(isinstance(word, str) for word in (curvature, structure, inverse))
-    keys = [key for key in BUILDERS if words and (curvature, structure) == key[:2] and inverse in ("auto", key[2])]
+    strings = all(isinstance(name, str) for name in (curvature, structure, inverse))
+    keys = [key for key in BUILDERS if strings and (curvature, structure) == key[:2] and inverse in ("auto", key[2])]
     if not keys:
         listed = "; ".join(", ".join(key) for key in BUILDERS)
         raise OptionError(

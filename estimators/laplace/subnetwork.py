@@ -1,9 +1,8 @@
-"""Laplace over single weights that are chosen one by one, the others fixed."""
+"""Laplace over individually chosen weights; the others are fixed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,9 @@ from estimators.curvature.dense.cholesky import DensePrecision, bytes_needed
 from estimators.curvature.dense.ggn import ggn_rows
 from estimators.curvature.dense.subset import ColumnPrecision
 from estimators.estimator.base import UncertaintyEstimator
-from estimators.estimator.fit_report import PassReport
+from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.functionals import ComposedNetwork, Functional
-from estimators.models.subsets import SubsetSpec
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.numerics.symmetric import add_gram, mirror
@@ -31,43 +29,50 @@ _CHOICES = ("variance", "magnitude")
 
 
 class SubnetworkLaplace(UncertaintyEstimator):
-    """Linearized Laplace with the full GGN of a few single weights S (Daxberger et al. 2021, subnetwork inference).
+    """Linearized Laplace with the full GGN of a set S of single weights (Daxberger et al. 2021, subnetwork inference).
 
         A_S = Σₙ (Jₙᵀ Λₙ Jₙ)_SS + δ_S          covariance(x) = J_S A_S⁻¹ J_Sᵀ, (C, C)
 
-    Its variance is nowhere above that of LinearizedLaplace over `subset_of_weights`, of which it is a part.
-    Weights that no training row uses (of pixels that are always 0, of tokens that do not occur) have the largest
-    marginal variance of all, 1/δ, and change no output: where there are many of them, choose by magnitude.
+    The variance is at most that of LinearizedLaplace over `subset_of_weights`.
+    Weights that no training row uses, such as those of pixels that are always 0, have the largest marginal variance,
+    1/δ, and change no output. If there are many of them, choose by magnitude.
 
     Args:
-        n_parameters: how many weights at most; all of the subset where there are fewer, which is LinearizedLaplace.
-        chosen_by: "variance", the largest marginal variances 1/(diag GGN + δ) of a diagonal Laplace, as in the paper;
-            or "magnitude", the largest |θ̂|.
+        model, likelihood, prior_precision, prior_mean, subset_of_weights: as `UncertaintyEstimator`.
+        n_parameters: the largest number of weights in S. If the subset has fewer, all of them are used, which equals
+            LinearizedLaplace.
+        chosen_by: "variance" for the largest marginal variances 1/(diag GGN + δ) of a diagonal Laplace, as in the
+            paper, or "magnitude" for the largest |θ̂|.
 
-    Fitted: `index_`, the places of S in θ, ascending; `fit_report_`.
-    Errors: TooLargeError before any allocation; IndefiniteHessianError for a δ of 0 where the data leave A_S singular.
+    Attributes:
+        index_: the indices of S in θ, ascending.
+        fit_report_: the passes of the fit.
+
+    Raises:
+        OptionError: for an invalid option. `fit` raises TooLargeError before any allocation, and
+            IndefiniteHessianError if A_S is singular, which needs a δ of 0.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> laplace = SubnetworkLaplace(model, "regression", n_parameters=10)
+        >>> laplace = laplace.fit([(torch.randn(20, 3), torch.randn(20, 2))])
+        >>> laplace.index_.shape
+        torch.Size([10])
     """
 
-    fit_report_: PassReport
-
+    @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
         model: nn.Module,
         likelihood: str | Likelihood,
         *,
-        prior_precision: float | Mapping[str, float] = 1.0,
-        prior_mean: float = 0.0,
-        subset_of_weights: SubsetSpec = "all",
         n_parameters: int = 1000,
         chosen_by: str = "variance",
+        **options: Unpack[CommonOptions],
     ) -> None:
-        super().__init__(
-            model,
-            likelihood,
-            prior_precision=prior_precision,
-            prior_mean=prior_mean,
-            subset_of_weights=subset_of_weights,
-        )
+        super().__init__(model, likelihood, **options)
         self.n_parameters = checked_integer("n_parameters", n_parameters, at_least=1)
         self.chosen_by = checked_choice("chosen_by", chosen_by, _CHOICES)
 
@@ -78,21 +83,19 @@ class SubnetworkLaplace(UncertaintyEstimator):
         check_fits_memory(f"the precision of {n} weights", needed, device=device, remedy="fewer n_parameters.")
         scores = objective.theta.abs() if self.chosen_by == "magnitude" else _marginal_variance(objective)
         index = scores.sort(descending=True, stable=True).indices[:n].sort().values
-        with objective.network.pass_counter.part("curvature"):
+        with objective.network.pass_counter.phase("curvature"):
             matrix = DenseCurvature(_ggn_of(objective, index), exact_hessian=False)
-        self._hold(matrix, index, objective)
-        self.fit_report_ = PassReport.of(objective)
+        self._set_curvature(matrix, index, objective)
 
-    def _hold(self, matrix: DenseCurvature, index: Tensor, objective: Objective) -> None:
+    def _set_curvature(self, matrix: DenseCurvature, index: Tensor, objective: Objective) -> None:
         self.data_curvature_, self.index_ = matrix, index
         self.precision_ = ColumnPrecision(matrix.precision(objective.prior.precision[index]), index)
 
-    def _learned(self) -> Learned:
-        return {**self.data_curvature_.tensors(), "index": self.index_}, {"passes": self.fit_report_.passes}
+    def _get_fit_state(self) -> Learned:
+        return {**self.data_curvature_.tensors(), "index": self.index_}, {}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        self._hold(DenseCurvature(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
-        self.fit_report_ = PassReport(passes=learned["passes"])
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
+        self._set_curvature(DenseCurvature(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
 
     def _variance(self, x: PyTree) -> Tensor:
         return self.precision_.variance_at(self.network_, x)
@@ -111,15 +114,15 @@ class SubnetworkLaplace(UncertaintyEstimator):
 
 
 def _marginal_variance(objective: Objective) -> Tensor:
-    """1/(diag GGN + δ), (P,)."""
-    with objective.network.pass_counter.part("choice"):
+    """Return 1/(diag GGN + δ), (P,)."""
+    with objective.network.pass_counter.phase("choice"):
         diagonal, _ = BUILDERS["ggn", "diag", "eigen"](objective.centred(curvature="ggn"))
     precision = diagonal.precision(objective.prior.precision)
     return precision.solve(torch.ones_like(objective.theta)[None])[0]
 
 
 def _ggn_of(objective: Objective, index: Tensor) -> Tensor:
-    """(Σₙ Jₙᵀ Λₙ Jₙ)_SS, (n, n), without the prior."""
+    """Return (Σₙ Jₙᵀ Λₙ Jₙ)_SS, (n, n), without the prior."""
     total = objective.theta.new_zeros(len(index), len(index), dtype=algebra_dtype(objective.theta.device))
     for rows in ggn_rows(objective):
         add_gram(total, rows[:, index].to(total.dtype).T)

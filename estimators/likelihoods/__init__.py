@@ -19,7 +19,18 @@ _BY_NAME: dict[str, type[Likelihood]] = {
 
 
 def resolve_likelihood(likelihood: str | Likelihood) -> Likelihood:
-    """The likelihood object of a field name: "regression", "classification", "binary" or "causal_lm"."""
+    """Return the likelihood of a name; a likelihood is returned as it is.
+
+    Args:
+        likelihood: a likelihood, or "regression" (`Gaussian`), "classification" (`Categorical`), "binary" (`Bernoulli`)
+            or "causal_lm" (`CausalTokens`).
+
+    Returns:
+        The likelihood.
+
+    Raises:
+        OptionError: anything else.
+    """
     if isinstance(likelihood, Likelihood):
         return likelihood
     if not isinstance(likelihood, str) or likelihood not in _BY_NAME:

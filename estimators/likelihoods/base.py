@@ -1,9 +1,9 @@
 """Likelihoods p(y | f): negative log-likelihood, its Hessian Λ in f, self-target loss and predictive distribution.
 
 Conventions, shared by the three classes: f (B, C) are network outputs (logits for classification), y the targets,
-Λ = ∂²(−log p)/∂f², S a root of it (S Sᵀ = Λ). Every `nll` is −log p with its constants, in nats, a row at a time;
-sums over rows, never means. Scales live here and nowhere else. Where a row has outputs of several dimensions, f is flat
-(C counts them all); `check_targets` and `predict` alone see the shape that the model gave.
+Λ = ∂²(−log p)/∂f², S a root of it (S Sᵀ = Λ). Every `nll` is −log p with its constants, in nats per row;
+sums go over rows, never means. Noise scales belong to the likelihood alone. If a row has outputs of several
+dimensions, f is flat (C counts them all); only `check_targets` and `predict` see the shape that the model returned.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from estimators.likelihoods.prediction import Prediction
 
 __all__ = ["Likelihood", "check_same_shape"]
 
+_ENTRIES = 2**22
+"""Entries of Λ that are formed at a time: 32 MiB in float64."""
+
 
 class Likelihood(ABC):
     """A likelihood with canonical link: Λ does not depend on y, and with E[y | f] as target the residual vanishes."""
@@ -26,64 +29,155 @@ class Likelihood(ABC):
     kind: ClassVar[str]
 
     def __repr__(self) -> str:
-        """The class with its attributes: the same text for the same values, also in another process."""
+        """Return the class with its attributes: the same text for the same values, also in another process."""
         listed = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(self).items()))
         return f"{type(self).__name__}({listed})"
 
     def given(self, y: Tensor) -> Likelihood:  # noqa: ARG002
-        """The same for the rows with targets y: it knows which of their outputs have one. Here, all."""
+        """Return the likelihood of the rows with targets y, which leaves out outputs without a target.
+
+        Args:
+            y: targets (B, ...).
+
+        Returns:
+            The likelihood itself if every output has a target, as here.
+        """
         return self
 
     @abstractmethod
     def nll(self, f: Tensor, y: Tensor) -> Tensor:
-        """−log p(y | f), (B,)."""
+        """Return the negative log-likelihood −log p(y | f).
+
+        Args:
+            f: network outputs (B, C).
+            y: targets (B, ...).
+
+        Returns:
+            Nats per row, (B,).
+        """
 
     @abstractmethod
     def expected_nll(self, f: Tensor, f_ref: Tensor) -> Tensor:
-        """E[−log p(y | f)] over y ~ p(· | f_ref), up to a constant in f, (B,): training on one's own predictions."""
+        """Return E[−log p(y | f)] over y ~ p(· | f_ref), up to a constant in f: the loss of self-distillation.
+
+        Args:
+            f: network outputs (B, C).
+            f_ref: outputs (B, C) whose predictive distribution the targets follow.
+
+        Returns:
+            Nats per row, (B,).
+        """
 
     @abstractmethod
     def root_product(self, f: Tensor, v: Tensor) -> Tensor:
-        """S v for v (..., B, C): with v ~ N(0, I), score noise with covariance Λ."""
+        """Return S v: for v ~ N(0, I), noise with covariance Λ.
+
+        Args:
+            f: network outputs (B, C).
+            v: vectors (..., B, C).
+
+        Returns:
+            S v, (..., B, C).
+        """
 
     @abstractmethod
     def hessian_product(self, f: Tensor, v: Tensor) -> Tensor:
-        """Λ v for v (..., B, C)."""
+        """Return Λ v.
+
+        Args:
+            f: network outputs (B, C).
+            v: vectors (..., B, C).
+
+        Returns:
+            Λ v, (..., B, C).
+        """
 
     @abstractmethod
     def check_targets(self, f: Tensor, y: Tensor) -> None:
-        """Raise DataError unless y can be the targets of outputs f."""
+        """Check that y can be the targets of outputs f.
+
+        Args:
+            f: network outputs (B, ...), in the shape that the model returned.
+            y: targets (B, ...).
+
+        Raises:
+            DataError: another shape, dtype or range.
+        """
 
     @abstractmethod
     def predict(self, mean: Tensor, variance: Tensor, samples: Tensor | None) -> Prediction:
-        """Predictive distribution from output mean and variance (M, C); `samples` (S, M, C) for Monte-Carlo."""
+        """Return the predictive distribution.
+
+        Args:
+            mean: mean of the network outputs, (M, C).
+            variance: epistemic variance of the network outputs, (M, C).
+            samples: function samples (S, M, C) for a Monte-Carlo average of the link; None for the closed form.
+
+        Returns:
+            The prediction.
+        """
 
     def curvature_ratio(self, other: Likelihood) -> float | None:
-        """s where Λ is s times that of `other` at any f; None where there is no such number."""
+        """Return the number s with Λ = s Λ_other at any f.
+
+        Args:
+            other: another likelihood.
+
+        Returns:
+            s, or None if there is no such number.
+        """
         return 1.0 if self is other else None
 
     def hessian(self, f: Tensor) -> Tensor:
-        """Λ, (B, C, C)."""
+        """Return the Hessian Λ of −log p in f.
+
+        Args:
+            f: network outputs (B, C).
+
+        Returns:
+            Λ, (B, C, C).
+        """
         return self.hessian_product(f, _identity_like(f)).permute(1, 2, 0)
 
     def hessian_diagonal(self, f: Tensor) -> Tensor:
-        """The diagonal of Λ, (B, C), without making Λ: Λ1 where Λ is diagonal."""
+        """Return the diagonal of Λ without forming Λ: for a diagonal Λ it is Λ1.
+
+        Args:
+            f: network outputs (B, C).
+
+        Returns:
+            The diagonal, (B, C).
+        """
         return self.hessian_product(f, torch.ones_like(f))
 
     def hessian_sum(self, f: Tensor) -> Tensor:
-        """Σₙ Λₙ, (C, C), a few rows at a time: with 1000 classes one Λ is a million numbers."""
+        """Return Σₙ Λₙ, computed for a few rows at a time: with 1000 classes one Λ is a million numbers.
+
+        Args:
+            f: network outputs (B, C).
+
+        Returns:
+            The sum over rows, (C, C).
+        """
         total = f.new_zeros(f.shape[-1], f.shape[-1])
-        for part in f.split(max(1, 2**22 // f.shape[-1] ** 2)):
+        for part in f.split(max(1, _ENTRIES // f.shape[-1] ** 2)):
             total += self.hessian(part).sum(0)
         return total
 
     def hessian_sqrt(self, f: Tensor) -> Tensor:
-        """S with S Sᵀ = Λ, (B, C, C)."""
+        """Return the root S of Λ, S Sᵀ = Λ.
+
+        Args:
+            f: network outputs (B, C).
+
+        Returns:
+            S, (B, C, C).
+        """
         return self.root_product(f, _identity_like(f)).permute(1, 2, 0)
 
 
 def check_same_shape(f: Tensor, y: Tensor) -> None:
-    """Refuse targets of another shape than the outputs."""
+    """Raise DataError if the targets have another shape than the outputs."""
     if y.shape != f.shape:
         raise DataError(
             f"targets of the shape of the outputs, {tuple(f.shape)}",
@@ -93,7 +187,7 @@ def check_same_shape(f: Tensor, y: Tensor) -> None:
 
 
 def _identity_like(f: Tensor) -> Tensor:
-    """(C, B, C): the C unit vectors, each for every row."""
+    """Return the C unit vectors, each for every row: (C, B, C)."""
     n_outputs = f.shape[-1]
     eye = torch.eye(n_outputs, dtype=f.dtype, device=f.device)
     return eye[:, None, :].expand(n_outputs, f.shape[0], n_outputs)

@@ -17,6 +17,10 @@ class Bernoulli(Likelihood):
     """Independent Bernoulli outputs on logits f (B, C), y (B, C) in {0, 1}, or probabilities between (soft targets).
 
     −log p = Σ_c softplus(f_c) − y_c f_c;  with p = sigmoid f:  Λ = diag(p(1−p)).
+
+    Example:
+        >>> Bernoulli().nll(torch.zeros(2, 1), torch.tensor([[0.0], [1.0]]))
+        tensor([0.6931, 0.6931])
     """
 
     kind = "binary"

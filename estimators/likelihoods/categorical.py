@@ -1,4 +1,4 @@
-"""Softmax classes: one prediction a row, or one at each of several sites of it."""
+"""Softmax classes: one prediction per row, or one at each of several positions of a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Categorical", "Sites"]
 
 
 class Categorical(Likelihood):
-    """Softmax cross-entropy on logits f (B, C), y (B,) class indices; or on several class predictions a row.
+    """Softmax cross-entropy on logits f (B, C), y (B,) class indices; or on several class predictions per row.
 
     −log p = logsumexp f − f_y;  with p = softmax f:  Λ = diag(p) − p pᵀ,  S = diag(√p) − p √pᵀ.
     y (B, C) of floating-point numbers are soft targets, the probabilities of the classes: −Σ_c y_c log p_c, the same Λ.
@@ -23,8 +23,11 @@ class Categorical(Likelihood):
     Args:
         class_dim: -1 for logits (B, ..., C), as of token classifiers; 1 for (B, C, ...), as of segmentation networks.
             Targets have the shape without it.
-        ignore_index: the label of what has none: padding, void pixels, or a whole row. It counts in N, as a row of the
-            loader, but has no loss and no curvature.
+        ignore_index: label of positions without a target: padding, void pixels, or a whole row. Such a row counts in N,
+            but has no loss and no curvature.
+
+    Raises:
+        OptionError: class_dim is not -1 or 1, or ignore_index is not a whole number.
 
     Example:
         >>> Categorical().nll(torch.zeros(3, 2), torch.tensor([0, 1, -100]))
@@ -92,7 +95,7 @@ class Categorical(Likelihood):
             raise DataError(
                 f"class indices of shape {tuple(classes.shape[:-1])} for outputs of shape {tuple(f.shape)}",
                 received=f"shape {tuple(y.shape)}",
-                remedy="one index a row: y.squeeze(-1), or y.argmax(-1) for one-hot rows; "
+                remedy="one index per row: y.squeeze(-1), or y.argmax(-1) for one-hot rows; "
                 "Categorical(class_dim=1) for outputs (B, C, H, W).",
             )
         self._check_range(y[y != self.ignore_index], classes.shape[-1])
@@ -102,7 +105,7 @@ class Categorical(Likelihood):
             raise DataError(
                 f"class indices in 0..{n_classes - 1}, the network having {n_classes} classes",
                 received=f"indices from {int(y.min())} to {int(y.max())}",
-                remedy="renumber the classes from 0, or give the network one output a class.",
+                remedy="renumber the classes from 0, or give the network one output per class.",
             )
 
     def predict(self, mean: Tensor, variance: Tensor, samples: Tensor | None) -> Prediction:
@@ -112,22 +115,22 @@ class Categorical(Likelihood):
 
 
 def _check_probabilities(y: Tensor) -> None:
-    """Soft targets are not negative, and those of a row add up to 1 within the precision of their dtype."""
+    """Raise DataError unless soft targets are >= 0 and sum to 1 per row, within the precision of their dtype."""
     total, least = y.sum(-1), float(y.min()) if y.numel() else 0.0
     if least < 0 or bool(((total - 1).abs() > max(1e-4, 8 * torch.finfo(y.dtype).eps)).any()):
         raise DataError(
             "soft targets that are probabilities: not negative, with the sum 1 over the classes",
             received=f"rows with sums from {float(total.min()):.6g} to {float(total.max()):.6g}, smallest {least:.6g}",
             remedy='y.softmax(-1) for logits, y / y.sum(-1, keepdim=True) for counts, or likelihood="binary" for '
-            "several labels a row.",
+            "several labels per row.",
         )
 
 
 class Sites(Likelihood):
-    """A categorical likelihood at each of S sites of a row, for rows whose labels (B, S) are known.
+    """A categorical likelihood at each of S positions (sites) per row, for rows whose labels (B, S) are known.
 
-    Outputs are flat, (..., B, S·C), classes last or first; Λ has a block (C, C) for each site, and is 0 at the sites
-    that are ignored, so that they are in no loss, no curvature and no noise.
+    Outputs are flat, (..., B, S·C), classes last or first. Λ has one block (C, C) per site. It is 0 at ignored sites,
+    which therefore contribute to no loss, no curvature and no noise.
     """
 
     kind = "classification"
@@ -161,13 +164,13 @@ class Sites(Likelihood):
         return self.site.predict(mean, variance, samples)
 
     def by_site(self, values: Tensor) -> Tensor:
-        """Flat values by place and class: (..., B, S·C) -> (..., B, S, C)."""
+        """Return flat values by site and class: (..., B, S·C) -> (..., B, S, C)."""
         sites = self.labels.shape[-1]
         shape = (-1, sites) if self.classes_first else (sites, -1)
         split: Tensor = values.unflatten(-1, shape)
         return split.transpose(-1, -2) if self.classes_first else split
 
     def _flat(self, values: Tensor) -> Tensor:
-        """(..., B, S, C) -> (..., B, S·C), zero where ignored."""
+        """Return values (..., B, S, C) as (..., B, S·C), zero at ignored sites."""
         kept = values * self.kept[..., None]
         return (kept.transpose(-1, -2) if self.classes_first else kept).flatten(-2)

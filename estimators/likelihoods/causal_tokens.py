@@ -16,7 +16,10 @@ class CausalTokens(Categorical):
     """The next token of a causal language model: logits (B, T, V), labels (B, T) as Hugging Face has them.
 
     Labels are the input tokens, not shifted: the logits at t predict the label at t + 1, and those at the last token
-    predict nothing. Padding and prompts have the label `ignore_index`. N counts rows (texts), sums go over tokens.
+    predict nothing. N counts rows (texts), sums go over tokens.
+
+    Args:
+        ignore_index: label of tokens without a target: padding and prompts.
     """
 
     def __init__(self, ignore_index: int = -100) -> None:
@@ -29,8 +32,8 @@ class CausalTokens(Categorical):
     def check_targets(self, f: Tensor, y: Tensor) -> None:
         if f.ndim != 3:
             raise UnsupportedError(
-                "logits of shape (B, T, V), a next token at every place",
+                "logits of shape (B, T, V), a next token at every position",
                 received=f"shape {tuple(f.shape)}",
-                remedy='likelihood="classification" for one class a row.',
+                remedy='likelihood="classification" for one class per row.',
             )
         super().check_targets(f, y)

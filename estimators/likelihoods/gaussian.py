@@ -17,9 +17,18 @@ __all__ = ["Gaussian"]
 
 
 class Gaussian(Likelihood):
-    """y ~ N(f, σ²), independent outputs; `sigma_noise` is a standard deviation: a number, or one per output (C,).
+    """Independent Gaussian outputs, y ~ N(f, σ²), with f and y (B, C).
 
     −log p = Σ_c (y_c − f_c)² / 2σ_c² + log σ_c + ½ log 2π;  Λ = diag(1/σ²).
+
+    Args:
+        sigma_noise: σ > 0, the standard deviation of the noise in units of the target: a number, or one per
+            output (C,).
+
+    Example:
+        >>> Gaussian(sigma_noise=0.5).hessian(torch.zeros(1, 2))
+        tensor([[[4., 0.],
+                 [0., 4.]]])
     """
 
     kind = "regression"
@@ -83,7 +92,7 @@ class Gaussian(Likelihood):
 
 
 def _checked_sigma(value: object) -> float | Tensor:
-    """A number, or a tensor (C,)."""
+    """Return a standard deviation as a number or a tensor (C,)."""
     number = None if isinstance(value, Tensor) and value.ndim else as_number(value)
     try:
         exact = None if isinstance(value, Tensor) else torch.float64  # Python's numbers are of that type

@@ -1,4 +1,4 @@
-"""Whether a model returns probabilities where the likelihood expects logits: a softmax or sigmoid inside the model."""
+"""Check whether a model returns probabilities although the likelihood expects logits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHAPE_OPERATIONS = (
 
 @dataclass
 class LinkCheck:
-    """Collects outputs batch by batch, and says whether all of them can only be probabilities.
+    """Collect outputs batch by batch, and decide whether all of them must be probabilities.
 
     Categorical: every row is >= 0 and sums to 1 over the classes. Bernoulli: every output is in [0, 1] and, since
     logits can be that too, either a sigmoid is the last operation of the model, or the labels fit the outputs much
@@ -44,7 +44,7 @@ class LinkCheck:
     _first: list[PyTree] = field(default_factory=list)
 
     def add(self, x: PyTree, f: Tensor, y: Tensor | None) -> None:
-        """Look at the outputs f (B, ...) of one batch x, y."""
+        """Take the outputs f (B, ...) of one batch x, y into account."""
         if not self.possible or not len(f):
             return
         f = f.detach()
@@ -60,7 +60,7 @@ class LinkCheck:
             self._first.append(split_rows(x, 1)[0])
 
     def found(self, forward: Callable[[PyTree], Tensor]) -> str | None:
-        """What is wrong with the outputs seen so far, and None where nothing is; `forward` is the model."""
+        """Return what is wrong with the outputs seen so far, or None; `forward` is the model."""
         if not self.possible or not self.rows:
             return None
         if isinstance(self.likelihood, Categorical):
@@ -90,7 +90,7 @@ REMEDY = (
 
 
 def _are_distributions(rows: Tensor) -> bool:
-    """Whether rows (..., C) are >= 0 and sum to 1, within the rounding of their dtype."""
+    """Return whether rows (..., C) are >= 0 and sum to 1, within the rounding of their dtype."""
     if rows.shape[-1] < 2:
         return False
     tolerance = 1e-4 if rows.dtype in (torch.float32, torch.float64) else 2e-2
@@ -99,7 +99,7 @@ def _are_distributions(rows: Tensor) -> bool:
 
 
 def _last_operation(f: Tensor) -> str:
-    """The name of autograd's node that made f, behind those that only move or cut entries."""
+    """Return the name of the autograd node that computed f, skipping nodes that only move or select entries."""
     node = f.grad_fn
     while node is not None and type(node).__name__.startswith(_SHAPE_OPERATIONS):
         inputs = [parent for parent, _ in node.next_functions if parent is not None]

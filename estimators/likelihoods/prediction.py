@@ -1,4 +1,4 @@
-"""What `predict` returns: the predictive distribution of one batch of queries."""
+"""The result of `predict`: the predictive distribution at a batch of queries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from estimators.errors import UnsupportedError
-from estimators.numerics.dtype import algebra_dtype
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.option_checks import checked_number
 
 __all__ = ["Prediction", "log_odds_of", "log_probs_of", "log_softmax"]
@@ -20,15 +20,22 @@ __all__ = ["Prediction", "log_odds_of", "log_probs_of", "log_softmax"]
 class Prediction:
     """Predictive distribution at M queries with C outputs, or with outputs (M, ...) of several dimensions.
 
-    `mean` and `epistemic_variance` are of the network outputs (logits for classification), (M, C).
-    Regression fills `aleatoric_variance` and `total_variance` (squared units of the target); classification and binary
-    fill `probs` (M, C) and `entropy` (M,), in nats, or (M, C) for independent Bernoulli outputs; classes lie along
-    `class_dim`.
-    `log_probs` (M, C) of classification are log p of each class, and `log_odds` (M, C) of binary log p/(1 − p) of each
-    output, both in float64 whatever the dtype of the network (float32 on devices without float64). They hold what
-    `probs` rounds away: a probability below 1e-45 is 0 in float32, and one above 1 − 6e-8 is 1. Score by them.
-    `samples` (S, M, ...) are function samples of the outputs, where the prediction was made from any: of a Monte-Carlo
-    link, or of the members of an ensemble, whose `mean` and `epistemic_variance` are theirs.
+    `log_probs` and `log_odds` are in float64 for any dtype of the network (float32 on devices without float64). Compute
+    scores from them: a probability below 1e-45 rounds to 0 in float32, and one above 1 − 6e-8 rounds to 1.
+
+    Attributes:
+        mean: mean of the network outputs (logits for classification), (M, C).
+        epistemic_variance: variance of the network outputs, (M, C).
+        kind: "regression", "classification" or "binary".
+        aleatoric_variance: noise variance (M, C) in squared units of the target; regression only.
+        total_variance: epistemic plus aleatoric variance (M, C); regression only.
+        probs: probabilities of the classes, or of each Bernoulli output, (M, C).
+        entropy: entropy in nats, (M,), or (M, C) for Bernoulli outputs.
+        link_approx: "probit" or "mc", the approximation that made `probs`.
+        class_dim: the dimension of the classes.
+        samples: function samples (S, M, ...) if the prediction was made from samples or from members of an ensemble.
+        log_probs: log p of each class, (M, C); classification only.
+        log_odds: log p/(1 − p) of each output, (M, C); binary only.
     """
 
     mean: Tensor
@@ -45,13 +52,21 @@ class Prediction:
     log_odds: Tensor | None = None
 
     def calibrated(self, *, variance_scale: float = 1.0, softmax_temperature: float = 1.0) -> Prediction:
-        """The same prediction with the epistemic variance times `variance_scale` and the logits over a temperature.
+        """Return the prediction with a rescaled epistemic variance and with logits divided by a temperature.
 
-        Needs no refit. Probabilities are formed again by the link that made them: the probit approximation, or the
+        No refit is needed. The link that made the probabilities is applied again: the probit approximation, or the
         average over samples, which become (mean + √variance_scale (samples − mean)) / softmax_temperature.
 
-        Errors: OptionError for a scale < 0 or a temperature <= 0; UnsupportedError for a Monte-Carlo prediction without
-        its samples, and for a temperature in regression.
+        Args:
+            variance_scale: factor >= 0 of the epistemic variance.
+            softmax_temperature: temperature > 0 by which logits are divided; 1 for regression.
+
+        Returns:
+            A new prediction.
+
+        Raises:
+            OptionError: a scale < 0 or a temperature <= 0.
+            UnsupportedError: a Monte-Carlo prediction without its samples, or a temperature in regression.
         """
         variance_scale = checked_number("variance_scale", variance_scale, at_least=0, remedy="a non-negative scale.")
         softmax_temperature = checked_number(
@@ -74,7 +89,7 @@ class Prediction:
         return from_samples(mean, variance, samples, kind=self.kind, class_dim=self.class_dim)
 
     def _spread(self, factor: float) -> Tensor | None:
-        """The samples, `factor` times as far from the mean."""
+        """Return the samples, `factor` times as far from the mean."""
         return None if self.samples is None else self.mean + factor * (self.samples - self.mean)
 
     def _calibrated_regression(self, variance: Tensor, softmax_temperature: float) -> Prediction:
@@ -89,16 +104,15 @@ class Prediction:
 
 
 def from_logits(mean: Tensor, variance: Tensor, *, kind: str, class_dim: int = -1) -> Prediction:
-    """Probit approximation (MacKay 1992): logits over √(1 + π/8 · variance), then the link, in float64."""
-    wide_mean, wide_variance = _wide(mean), _wide(variance)
-    scaled = wide_mean / torch.sqrt(1 + math.pi / 8 * wide_variance)
+    """Return the prediction by the probit approximation (MacKay 1992): logits over √(1 + π/8 · variance)."""
+    scaled = to_algebra_dtype(mean) / torch.sqrt(1 + math.pi / 8 * to_algebra_dtype(variance))
     logs = log_softmax(scaled, class_dim) if kind == "classification" else scaled
     return _with_logs(Prediction(mean, variance, kind, link_approx="probit", class_dim=class_dim), logs)
 
 
 def from_samples(mean: Tensor, variance: Tensor, samples: Tensor, *, kind: str, class_dim: int = -1) -> Prediction:
-    """Monte-Carlo average of the link over logit samples (S, M, ...), as a log-mean-exp in float64."""
-    wide = _wide(samples)
+    """Return the prediction by a Monte-Carlo average of the link over logit samples (S, M, ...), in float64."""
+    wide = to_algebra_dtype(samples)
     if kind == "classification":
         of_sample = class_dim if class_dim < 0 else class_dim + 1
         logs = log_softmax(log_softmax(wide, of_sample).logsumexp(0), class_dim)
@@ -110,10 +124,10 @@ def from_samples(mean: Tensor, variance: Tensor, samples: Tensor, *, kind: str, 
 
 
 def log_softmax(logits: Tensor, dim: int) -> Tensor:
-    """log p along `dim`, accurate for the largest class too.
+    """Return log p along `dim`, accurate for the largest class too.
 
-    With f_m the largest logit, log p_m = −log(1 + Σ_{c≠m} exp(f_c − f_m)). torch's own sums the 1 with the rest, so
-    that a log p_m between −1e-16 and 0 becomes 0 in float64.
+    With f_m the largest logit, log p_m = −log(1 + Σ_{c≠m} exp(f_c − f_m)). torch's log_softmax adds
+    the 1 to the rest, so that a log p_m between −1e-16 and 0 becomes 0 in float64.
     """
     shifted = logits - logits.amax(dim, keepdim=True)
     largest = logits.argmax(dim, keepdim=True)
@@ -122,23 +136,23 @@ def log_softmax(logits: Tensor, dim: int) -> Tensor:
 
 
 def log_probs_of(prediction: Prediction) -> Tensor:
-    """log p of each class of a classification; of a prediction without `log_probs`, the logarithm of `probs`."""
+    """Return log p of each class; the logarithm of `probs` if the prediction has no `log_probs`."""
     if prediction.log_probs is not None:
         return prediction.log_probs
     assert prediction.probs is not None
-    return _wide(prediction.probs).log()
+    return to_algebra_dtype(prediction.probs).log()
 
 
 def log_odds_of(prediction: Prediction) -> Tensor:
-    """log p/(1 − p) of each Bernoulli output; of a prediction without `log_odds`, that of `probs`."""
+    """Return log p/(1 − p) of each Bernoulli output; computed from `probs` if the prediction has no `log_odds`."""
     if prediction.log_odds is not None:
         return prediction.log_odds
     assert prediction.probs is not None
-    return _wide(prediction.probs).logit()
+    return to_algebra_dtype(prediction.probs).logit()
 
 
 def _with_logs(prediction: Prediction, logs: Tensor) -> Prediction:
-    """The prediction with probabilities and entropy of these log-probabilities, or log-odds for binary."""
+    """Return the prediction with probabilities and entropy of these log-probabilities, or log-odds for binary."""
     dtype = prediction.mean.dtype
     if prediction.kind == "classification":
         entropy = _minus_p_log_p(logs).sum(prediction.class_dim)
@@ -148,10 +162,6 @@ def _with_logs(prediction: Prediction, logs: Tensor) -> Prediction:
 
 
 def _minus_p_log_p(log_p: Tensor) -> Tensor:
-    """−p log p, 0 where p is."""
+    """Return −p log p, with 0 for p = 0."""
     p = log_p.exp()
     return torch.where(p > 0, -p * log_p, 0.0)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(algebra_dtype(values.device))

@@ -6,13 +6,12 @@ gradient g = Jᵀu per batch serves all of them, as long as the gradients togeth
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from estimators.numerics.pytrees import PyTree, Shared
+from estimators.persistence.checksums import digest
 
 __all__ = ["KnownGradients"]
 
@@ -46,14 +45,10 @@ class KnownGradients:
 
 
 def _digest(x: PyTree) -> bytes:
-    """A digest of the structure of x and of all of its numbers."""
+    """Return a digest of the structure of x and of all of its numbers."""
     leaves, structure = pytree.tree_flatten(x)
-    digest = hashlib.blake2b(str(structure).encode(), digest_size=16)
+    parts: list[str | Tensor] = [str(structure)]
     for item in leaves:
         leaf = item.value if isinstance(item, Shared) else item
-        if isinstance(leaf, Tensor):
-            digest.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
-            digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(repr(leaf).encode())
-    return digest.digest()
+        parts += [f"{tuple(leaf.shape)} {leaf.dtype}", leaf] if isinstance(leaf, Tensor) else [repr(leaf)]
+    return digest(*parts)

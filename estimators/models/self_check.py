@@ -133,7 +133,7 @@ class SelfCheck:
 
     def counted(self) -> AbstractContextManager[None]:
         """Count the rows inside the context as rows of the self-check."""
-        return self.reference.pass_counter.part(SELF_CHECK)
+        return self.reference.pass_counter.phase(SELF_CHECK)
 
     @contextmanager
     def on_training_rows(self) -> Iterator[None]:

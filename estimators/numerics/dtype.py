@@ -8,11 +8,11 @@ from torch import Tensor
 __all__ = ["WELL_CONDITIONED", "algebra_dtype", "to_algebra_dtype"]
 
 WELL_CONDITIONED = 1e6
-"""Largest over smallest eigenvalue up to which float32 queries are read in float32: seen 8e-7 from float64."""
+"""Condition number up to which float32 queries are computed in float32: the measured error is at most 8e-7."""
 
 
 def algebra_dtype(device: torch.device) -> torch.dtype:
-    """float64 wherever the device has it, whatever the network's dtype.
+    """Return float64 if the device has it, for any dtype of the network.
 
     A posterior variance is often a small remainder of the prior's: with A conditioned like 10⁶, float32 keeps no digit
     of it in function space (seen: negative variances). Outputs and Jacobians stay in the network's dtype.
@@ -21,9 +21,9 @@ def algebra_dtype(device: torch.device) -> torch.dtype:
 
 
 def to_algebra_dtype(tensor: Tensor) -> Tensor:
-    """Returns the tensor in `algebra_dtype`, in which small matrices are formed, summed and factored.
+    """Return the tensor in `algebra_dtype`, in which small matrices are formed, summed and factored.
 
-    Outputs are widened before Λ is formed from them, and features before their second moment is: in float32 the
-    difference 1 − p of a confident row, and the small eigenvalues of a sum of large squares, keep no digit.
+    Outputs are converted before Λ is formed, and features before their second moment. In float32 the difference 1 − p
+    of a confident row, and the small eigenvalues of a sum of large squares, lose all digits.
     """
     return tensor.to(algebra_dtype(tensor.device))

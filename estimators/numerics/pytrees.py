@@ -140,35 +140,35 @@ ALL_ROWS = RowLayout()
 
 
 def forward_arguments(x: PyTree) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
-    """How inputs are passed to a forward: a dict by keywords, anything else as its one argument; `Shared` unwrapped."""
+    """Return the arguments and keywords of a forward: a dict is passed by keywords; `Shared` is unwrapped."""
     x = plain_inputs(x)
     return ((), x) if isinstance(x, dict) else ((x,), {})
 
 
 def plain_inputs(x: PyTree) -> PyTree:
-    """The inputs as the user passed them, with shared tensors unwrapped."""
+    """Return the inputs as the user passed them, with shared tensors unwrapped."""
     return pytree.tree_map_only(Shared, lambda leaf: leaf.value, x)
 
 
 def tensors_of(tree: PyTree) -> list[Tensor]:
-    """The tensors in a pytree, in a fixed order; those that rows share are among them."""
+    """Return the tensors in a pytree in a fixed order, shared tensors included."""
     leaves = (leaf.value if isinstance(leaf, Shared) else leaf for leaf in pytree.tree_leaves(tree))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def row_tensors(tree: PyTree) -> list[Tensor]:
-    """The tensors in a pytree that have rows, in a fixed order."""
+    """Return the tensors in a pytree that have rows, in a fixed order."""
     return [leaf for leaf in pytree.tree_leaves(tree) if _has_rows(leaf)]
 
 
 def n_rows(tree: PyTree) -> int:
-    """The length of the first dimension of the first tensor with rows; 0 where there is none."""
+    """Return the length of the first dimension of the first tensor with rows; 0 if there is none."""
     tensors = row_tensors(tree)
     return len(tensors[0]) if tensors else 0
 
 
 def row_as_batch(row: PyTree) -> PyTree:
-    """One row, as it looks inside a vmap, made a batch of one."""
+    """Return one row, as seen inside a vmap, as a batch of one row."""
     return pytree.tree_map_only(Tensor, lambda t: t.unsqueeze(0), row)
 
 
@@ -178,7 +178,7 @@ def row_dims(tree: PyTree) -> PyTree:
 
 
 def with_floats(tree: PyTree, dtype: torch.dtype) -> PyTree:
-    """The pytree with its floating-point tensors in a dtype."""
+    """Return the pytree with its floating-point tensors in a dtype."""
 
     def converted(leaf: Tensor | Shared) -> Tensor | Shared:
         if isinstance(leaf, Shared):
@@ -189,7 +189,7 @@ def with_floats(tree: PyTree, dtype: torch.dtype) -> PyTree:
 
 
 def copied(tree: PyTree) -> PyTree:
-    """The pytree with tensors of its own, so that no later change of the original reaches it."""
+    """Return a copy of the pytree that shares no memory with the original."""
 
     def copy(leaf: Tensor | Shared) -> Tensor | Shared:
         return Shared(leaf.value.detach().clone()) if isinstance(leaf, Shared) else leaf.detach().clone()
@@ -198,18 +198,18 @@ def copied(tree: PyTree) -> PyTree:
 
 
 def select_rows(tree: PyTree, index: Tensor | slice | int) -> PyTree:
-    """The rows at `index` of every tensor with rows; all else whole."""
+    """Return the rows at `index` of every tensor with rows; all else whole."""
     return pytree.tree_map_only(Tensor, lambda t: t[index] if t.ndim else t, tree)
 
 
 def split_rows(tree: PyTree, size: int) -> list[PyTree]:
-    """Consecutive pieces of at most `size` rows; each has all that the rows share."""
+    """Split into consecutive parts of at most `size` rows; each part has everything that the rows share."""
     total = n_rows(tree)
     return [select_rows(tree, slice(start, min(start + size, total))) for start in range(0, total, size)]
 
 
 def concatenate(trees: Sequence[PyTree]) -> PyTree:
-    """Pytrees joined along rows. Errors: DataError if they differ in anything but their rows."""
+    """Concatenate pytrees along rows; raise DataError if they differ in anything but their rows."""
     received = difference(trees)
     if received is not None:
         raise DataError(
@@ -221,7 +221,7 @@ def concatenate(trees: Sequence[PyTree]) -> PyTree:
 
 
 def difference(trees: Sequence[PyTree]) -> str | None:
-    """Why pytrees cannot be joined along rows, in words; None if they can."""
+    """Return why pytrees cannot be joined along rows, in words; None if they can."""
     flat = [_leaves(tree) for tree in trees]
     if len({pytree.tree_structure(tree) for tree in trees}) > 1:
         return "batches of different structure"
@@ -241,7 +241,7 @@ def difference(trees: Sequence[PyTree]) -> str | None:
 
 
 def _same(first: Any, other: Any) -> bool:  # noqa: ANN401
-    """Whether two leaves without rows are equal."""
+    """Return whether two leaves without rows are equal."""
     first, other = (leaf.value if isinstance(leaf, Shared) else leaf for leaf in (first, other))
     if isinstance(first, Tensor) and isinstance(other, Tensor):
         alike = (first.shape, first.dtype, first.device) == (other.shape, other.dtype, other.device)
@@ -264,7 +264,7 @@ def _leaves(tree: PyTree, is_leaf: Callable[[PyTree], bool] | None = None) -> li
 
 
 def _common_length(lengths: dict[str, int]) -> int:
-    """The number of rows of a query; what has length 1 beside longer tensors is broadcast."""
+    """Return the number of rows of a query; tensors of length 1 besides longer ones are broadcast."""
     found = set(lengths.values())
     if len(found) > 1:
         found.discard(1)

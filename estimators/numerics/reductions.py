@@ -1,6 +1,6 @@
-"""Sums over rows of millions of numbers, in float64 whatever the rows are in, a part that stays in the cache at a time.
+"""Sums over rows of millions of numbers, in float64 for any dtype of the rows, in chunks that fit into the cache.
 
-In float32 a sum over 10⁷ entries loses what the smallest eigenvalues, or the energy of a draw, are made of.
+A sum over 10⁷ entries in float32 loses the digits that determine the smallest eigenvalues and the A-norm of a draw.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from estimators.numerics.dtype import algebra_dtype
 
 __all__ = ["combine_", "dots", "inner", "is_finite", "norms", "orthonormalise_"]
 
-_LONG, _AT_ONCE = 2**13, 2**26  # columns in a part; on a GPU, which has more to do at once, numbers
+_COLUMNS = 2**13
+"""Columns per chunk on a CPU."""
+_GPU_ENTRIES = 2**26
+"""Entries per chunk on a GPU, which needs larger chunks to be busy."""
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ of rows (m, P) and (n, P): (m, n)."""
+    """Return a bᵀ, (m, n), of rows a (m, P) and b (n, P)."""
     wide = algebra_dtype(a.device)
     total = torch.zeros(len(a), len(b), dtype=wide, device=a.device)
     for part in _parts(a if len(a) > len(b) else b):
@@ -27,7 +30,7 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def dots(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Row by row Σ_p w_p a_kp b_kp of rows (K, P), b (K, P) or (P,), w (P,) or ones: (K,)."""
+    """Return Σ_p w_p a_kp b_kp per row, (K,), of a (K, P), b (K, P) or (P,), and weights (P,) or ones."""
     wide = algebra_dtype(a.device)
     total = torch.zeros(len(a), dtype=wide, device=a.device)
     for part in _parts(a):
@@ -37,19 +40,19 @@ def dots(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def norms(rows: Tensor) -> Tensor:
-    """‖·‖ of rows (K, P), (K,); at least the smallest number of their dtype, to divide by."""
+    """Return the norms (K,) of rows (K, P), at least the smallest positive number of their dtype."""
     return dots(rows, rows).sqrt().clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def combine_(rows: Tensor, coefficients: Tensor) -> Tensor:
-    """The first rows of (m, P) become coefficients (n, m) @ rows, n <= m, in place: those, (n, P)."""
+    """Replace the first n rows of (m, P) by coefficients (n, m) @ rows, in place, and return them, (n, P)."""
     for part in _parts(rows):
         rows[: len(coefficients), part] = (coefficients @ rows[:, part].to(coefficients.dtype)).to(rows.dtype)
     return rows[: len(coefficients)]
 
 
 def orthonormalise_(rows: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis Q (k, P), k <= m, of the rows (m, P), in their place; and R (k, m), rowsᵀ = Qᵀ R.
+    """Replace rows (m, P) by an orthonormal basis Q (k, P), k <= m; return Q and R (k, m) with rowsᵀ = Qᵀ R.
 
     Directions whose singular value is at most `floor`, or round-off of the largest, are dropped.
     """
@@ -66,7 +69,7 @@ def orthonormalise_(rows: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _triangular(rows: Tensor) -> Tensor:
-    """R of rowsᵀ = Q R, part by part, (min(m, P), m)."""
+    """Return R (min(m, P), m) of rowsᵀ = Q R, computed chunk by chunk."""
     found: Tensor | None = None
     for part in _parts(rows):
         columns = rows[:, part].T.to(algebra_dtype(rows.device))
@@ -76,15 +79,15 @@ def _triangular(rows: Tensor) -> Tensor:
 
 
 def _parts(rows: Tensor) -> Iterator[slice]:
-    length = _LONG if rows.device.type == "cpu" else max(_LONG, _AT_ONCE // max(1, len(rows)))
+    length = _COLUMNS if rows.device.type == "cpu" else max(_COLUMNS, _GPU_ENTRIES // max(1, len(rows)))
     for start in range(0, rows.shape[1], length):
         yield slice(start, start + length)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """No NaN and no Inf: either would be in the sum, whose size alone decides where it overflows.
+    """Return whether a tensor has no NaN and no Inf.
 
-    A pass that reads, where `isfinite` writes a table of the tensor's size and reads it again.
+    A finite sum implies it in one pass that only reads; `isfinite` writes a mask of the tensor's size.
     """
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True

@@ -1,4 +1,4 @@
-"""R Rᵀ by its lower half: the other half of the multiplications is a copy."""
+"""Products R Rᵀ that compute the lower half and copy it to the upper half."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 __all__ = ["add_gram", "gram", "mirror"]
 
 _BLOCK = 512
+"""Columns per block."""
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:
@@ -26,7 +27,7 @@ def mirror(total: Tensor) -> None:
 
 
 def gram(rows: Tensor) -> Tensor:
-    """R Rᵀ (n, n) of rows R (n, m)."""
+    """Return R Rᵀ (n, n) of rows R (n, m)."""
     total = rows.new_zeros(len(rows), len(rows))
     add_gram(total, rows)
     mirror(total)
@@ -34,6 +35,6 @@ def gram(rows: Tensor) -> Tensor:
 
 
 def _lower_blocks(n: int) -> Iterator[tuple[slice, slice]]:
-    """Rows from the diagonal on, and columns, that together are the lower half of (n, n)."""
+    """Yield blocks (rows from the diagonal down, columns) that cover the lower half of (n, n)."""
     for start in range(0, n, _BLOCK):
         yield slice(start, n), slice(start, min(start + _BLOCK, n))

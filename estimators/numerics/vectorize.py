@@ -1,4 +1,4 @@
-"""One function at many rows: by vmap, or one row after another where the function cannot be vectorised."""
+"""Application of a function to many rows: by vmap, or in a loop if vmap does not support the function."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["one_by_one", "over_rows"]
 
 
 def over_rows(function: Callable[..., PyTree], *arguments: PyTree, chunk_size: int | None = None) -> PyTree:
-    """`function` of each row of the arguments, pytrees of tensors with rows in front; outputs stacked likewise.
+    """Apply a function to each row of the arguments, pytrees of tensors with rows first, and stack the outputs.
 
-    What is no tensor with rows (a shared tensor, a number, a flag) is the same for every row.
+    Leaves without rows (a shared tensor, a number, a flag) are passed unchanged to every call.
     Forwards that branch on the values of their inputs (the padding masks of Hugging Face encoders) or write in place
     (recurrent layers) fail inside vmap and work row by row.
     """
@@ -30,7 +30,7 @@ def over_rows(function: Callable[..., PyTree], *arguments: PyTree, chunk_size: i
 
 
 def one_by_one(function: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> PyTree:
-    """`function` of each row of the arguments in a loop; outputs stacked."""
+    """Apply a function to each row of the arguments in a loop, and stack the outputs."""
 
     def row(i: int) -> PyTree:
         return function(*select_rows(arguments, i))

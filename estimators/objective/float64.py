@@ -1,4 +1,4 @@
-"""An objective in float64: the same weights and data, on a copy, for sums that float32 would leave without digits."""
+"""An objective in float64: a copy with the same weights and data, for sums in which float32 loses all digits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["network_in_float64", "to_float64"]
 
 
 def to_float64(objective: Objective) -> Objective:
-    """Returns the objective in `algebra_dtype`; itself where it is in that already."""
+    """Return the objective in `algebra_dtype`; the objective itself if it is in that dtype already."""
     dtype = algebra_dtype(objective.theta.device)
     if objective.theta.dtype == dtype:
         return objective
@@ -27,35 +27,35 @@ def to_float64(objective: Objective) -> Objective:
     prior = replace(objective.prior, precision=objective.prior.precision.to(dtype), mean=objective.prior.mean.to(dtype))
     batches = objective.batches
     if not isinstance(batches, AbsentTrainingData):
-        stored = None if batches.stored is None else tuple(_wide_batch(batch, dtype) for batch in batches.stored)
-        batches = replace(batches, loader=_Wide(batches.loader, dtype), stored=stored)
+        stored = None if batches.stored is None else tuple(_converted_batch(batch, dtype) for batch in batches.stored)
+        batches = replace(batches, loader=_ConvertedLoader(batches.loader, dtype), stored=stored)
     return replace(objective, network=network, prior=prior, batches=batches)
 
 
 def network_in_float64(network: Network, dtype: torch.dtype) -> Network:
-    """Returns the network in a dtype, with the same count of passes; itself where it is in that already."""
+    """Return the network in a dtype, with the same pass counter; the network itself if it is in that dtype already."""
     if network.theta.dtype == dtype:
         return network
     stored = network.check.stored or network.check.reference
-    wide = Network(network.module, list(network.subset.shapes), dtype=dtype, stored=stored)
-    wide = wide.counted_by(network.pass_counter)
-    wide.result_dtype = network.result_dtype or network.theta.dtype
-    wide.routes = network.routes  # found for the same module
-    return wide
+    converted = Network(network.module, list(network.subset.shapes), dtype=dtype, stored=stored)
+    converted = converted.counted_by(network.pass_counter)
+    converted.result_dtype = network.result_dtype or network.theta.dtype
+    converted.routes = network.routes  # found for the same module
+    return converted
 
 
 @dataclass(frozen=True)
-class _Wide:
-    """A loader's batches in another dtype."""
+class _ConvertedLoader:
+    """A loader whose batches are converted to another dtype."""
 
     loader: Loader
     dtype: torch.dtype
 
     def __iter__(self) -> Iterator[tuple[PyTree, Tensor]]:
         for item in self.loader:
-            batch = _wide_batch(split_batch(item), self.dtype)
+            batch = _converted_batch(split_batch(item), self.dtype)
             yield batch.x, batch.y
 
 
-def _wide_batch(batch: Batch, dtype: torch.dtype) -> Batch:
+def _converted_batch(batch: Batch, dtype: torch.dtype) -> Batch:
     return Batch(*with_floats((batch.x, batch.y), dtype))

@@ -2,11 +2,11 @@
 
     L(θ) = Σₙ data(θ; xₙ, yₙ) + ½ Σᵢ δᵢ (θᵢ − θ₀ᵢ)²
 
-Sums over rows, never means. The data term is one of three, and with it goes the second derivative A at θ̂:
+Sums over rows, never means. The data term is one of three, and it determines the second derivative A at θ̂:
 
-    Labels         −log p(y | f)                                  exact Hessian      gradient as trained
-    TiltedLabels   −log p(y | f) − gₙᵀ(θ − θ̂), gₙ its slope at θ̂  exact Hessian      zero gradient at θ̂, row by row
-    SelfTargets    −E[log p(y | f)], y ~ p(· | f(x; θ̂))           GGN                zero gradient at θ̂, row by row
+    LabelLoss              −log p(y | f)                                    exact Hessian   gradient as trained
+    GradientCorrectedLoss  −log p(y | f) − gₙᵀ(θ − θ̂), gₙ its slope at θ̂    exact Hessian   zero gradient per row at θ̂
+    SelfTargetLoss         −E[log p(y | f)], y ~ p(· | f(x; θ̂))             GGN             zero gradient per row at θ̂
 """
 
 from __future__ import annotations
@@ -36,19 +36,35 @@ __all__ = ["DataTerm", "GradientCorrectedLoss", "LabelLoss", "Objective", "Prior
 
 @dataclass(frozen=True)
 class Prior:
-    """Gaussian prior on θ with independent entries: precision δ (P,) and mean θ₀ (P,)."""
+    """Gaussian prior on θ with independent entries.
+
+    Args:
+        precision: δ >= 0, (P,).
+        mean: θ₀, (P,).
+    """
 
     precision: Tensor
     mean: Tensor
 
     def energy(self, theta: Tensor) -> Tensor:
-        """½ Σ δ (θ − θ₀)²."""
+        """Return the negative log-density of the prior without its constant, ½ Σᵢ δᵢ (θᵢ − θ₀ᵢ)².
+
+        Args:
+            theta: θ, (P,).
+
+        Returns:
+            A scalar.
+        """
         return 0.5 * (self.precision * (theta - self.mean).square()).sum()
 
 
 @dataclass(frozen=True)
 class DataTerm(ABC):
-    """The part of the objective that sees the data, a batch at a time."""
+    """The part of the objective that sees the data, one batch at a time.
+
+    Args:
+        likelihood: the likelihood p(y | f).
+    """
 
     likelihood: Likelihood
     centred: ClassVar[bool] = True
@@ -58,19 +74,23 @@ class DataTerm(ABC):
 
     @abstractmethod
     def targets(self, network: Network, batch: Batch) -> PyTree:
-        """What the loss of the batch needs beside x: computed once a batch, shared by all replicas."""
+        """Return what the loss of the batch needs besides x: computed once per batch for all perturbed copies."""
 
     @abstractmethod
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
-        """Sum over the rows, a scalar; differentiable in θ (P,), and safe inside vmap."""
+        """Return the sum over the rows, a scalar; differentiable in θ (P,), and safe inside vmap."""
 
     @abstractmethod
     def curvature_product(self, network: Network, batch: Batch, vectors: Tensor, total: Tensor | None = None) -> Tensor:
-        """(K, P) -> (K, P): the batch's second derivative at θ̂ times each vector; added to `total`, where given."""
+        """Return the batch's second derivative at θ̂ times each of vectors (K, P), added to `total` if given."""
 
 
 class LabelLoss(DataTerm):
-    """−log p(y | f): the loss that was trained. Its curvature is the exact Hessian."""
+    """The loss that was trained, −log p(y | f). The curvature is the exact Hessian.
+
+    Args:
+        likelihood: the likelihood p(y | f).
+    """
 
     centred = False
 
@@ -86,12 +106,12 @@ class LabelLoss(DataTerm):
 
 
 class GradientCorrectedLoss(LabelLoss):
-    """−log p(y | f) less its slope at θ̂, batch by batch: the same curvature, and no gradient at θ̂ in any batch."""
+    """The loss −log p(y | f) minus its linear part at θ̂: equal curvature, and zero gradient at θ̂ in every batch."""
 
     centred = True
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
-        with network.pass_counter.part("targets"):
+        with network.pass_counter.phase("targets"):
             return batch.y, network.gradient_of(batch.x, partial(_nll, self.likelihood, batch.y))
 
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
@@ -100,12 +120,16 @@ class GradientCorrectedLoss(LabelLoss):
 
 
 class SelfTargetLoss(DataTerm):
-    """−E[log p(y | f)] over y from the network's own prediction at θ̂. Its curvature at θ̂ is exactly the GGN."""
+    """The loss −E[log p(y | f)] over y ~ p(· | f(x; θ̂)). The curvature at θ̂ is exactly the GGN.
+
+    Args:
+        likelihood: the likelihood p(y | f).
+    """
 
     semidefinite = True
 
     def targets(self, network: Network, batch: Batch) -> PyTree:
-        with network.pass_counter.part("targets"):
+        with network.pass_counter.phase("targets"):
             return network.outputs(batch.x), batch.y
 
     def loss(self, network: Network, theta: Tensor, x: PyTree, targets: PyTree) -> Tensor:
@@ -128,9 +152,14 @@ def _nll(likelihood: Likelihood, y: Tensor, f: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """L(θ) over the chosen parameters of a network; A is its second derivative at θ̂.
+    """Objective L(θ) over the chosen parameters of a network, with its second derivative A at θ̂.
 
-    Of the data each process of the `process_group` takes its rows; sums are those over all.
+    Args:
+        network: the network at θ̂.
+        data_term: the loss of a batch.
+        prior: the prior on θ.
+        batches: the training data.
+        process_group: processes that share the rows; sums go over all of them.
     """
 
     network: Network
@@ -141,7 +170,7 @@ class Objective:
 
     @property
     def theta(self) -> Tensor:
-        """θ̂ (P,)."""
+        """Trained weights θ̂, (P,)."""
         return self.network.theta
 
     @property
@@ -150,32 +179,65 @@ class Objective:
         return self.data_term.likelihood
 
     def available_bytes(self) -> int:
-        """Free memory; where processes share rows, that of the one that has least, in which what all do must fit."""
+        """Return the free memory in bytes; if processes share rows, the smallest of all processes."""
         return self.process_group.least(available_bytes(self.theta.device), self.theta.device)
 
     def with_targets(self) -> Iterator[tuple[Batch, PyTree]]:
-        """Each batch, as far as it is this process's, with its targets."""
+        """Yield each batch, restricted to the rows of this process, with its targets."""
         for batch in self.process_group.parts(self.batches):
             with self.network.check.on_training_rows():
                 targets = self.data_term.targets(self.network, batch)
             yield batch, targets
 
     def batch_loss(self, theta: Tensor, x: PyTree, targets: PyTree, share: float) -> Tensor:
-        """The batch's part of L: its rows, and `share` = B/N of the prior. Differentiable, and safe inside vmap."""
+        """Return the batch's part of L: the loss of its rows plus its share of the prior.
+
+        The result is differentiable, and the function is safe inside vmap.
+
+        Args:
+            theta: θ, (P,).
+            x: inputs of the batch.
+            targets: what the data term needs besides x.
+            share: B/N, the fraction of the prior.
+
+        Returns:
+            A scalar.
+        """
         return self.data_term.loss(self.network, theta, x, targets) + share * self.prior.energy(theta)
 
     def share(self, batch: Batch) -> float:
-        """B/N."""
+        """Return B/N.
+
+        Args:
+            batch: a batch of B rows.
+
+        Returns:
+            The fraction of the training rows in the batch.
+        """
         return len(batch) / self.batches.n_data
 
     def loss(self, theta: Tensor) -> Tensor:
-        """L(θ)."""
+        """Return L(θ).
+
+        Args:
+            theta: θ, (P,).
+
+        Returns:
+            A scalar, without a graph.
+        """
         with torch.no_grad():
             parts = [self.batch_loss(theta, b.x, t, self.share(b)) for b, t in self.with_targets()]
         return self.process_group.total(torch.stack([theta.new_zeros(()), *parts]).sum())
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """∇L(θ), (P,)."""
+        """Return ∇L(θ).
+
+        Args:
+            theta: θ, (P,).
+
+        Returns:
+            The gradient, (P,).
+        """
         total = torch.zeros_like(theta)
         if type(self.data_term) is LabelLoss and theta is self.theta:
             with self.network.check.on_training_rows():
@@ -188,17 +250,24 @@ class Objective:
         return self.process_group.total(total)
 
     def check_displaced(self) -> None:
-        """Check that outputs follow the gradient of the user's module where weights are displaced.
+        """Check that outputs at displaced weights follow the gradient of the user's module.
 
         Raises:
-            ModelError: they do not, so that no refit can be read.
+            ModelError: they do not, so that no refit can be used.
         """
         with self.network.check.on_training_rows():
             for batch in self.process_group.parts(self.batches):
                 check_displaced_outputs(self.network, batch.x)
 
     def product(self, vectors: Tensor) -> Tensor:
-        """A v for each of vectors (K, P): one shared pass over the data."""
+        """Return A v for several vectors in one shared pass over the data.
+
+        Args:
+            vectors: v, (K, P).
+
+        Returns:
+            A v, (K, P).
+        """
         total = torch.zeros_like(vectors)
         with self.network.check.on_training_rows():
             for batch in self.process_group.parts(self.batches):
@@ -206,10 +275,16 @@ class Objective:
         return self.process_group.total(total).addcmul_(vectors, self.prior.precision)
 
     def centred(self, *, curvature: str) -> Objective:
-        """An objective whose gradient vanishes at θ̂ and whose second derivative there is the curvature asked for.
+        """Return an objective with zero gradient at θ̂ and with the given curvature there.
 
-        "ggn": the network trained on its own predictions. Its Hessian at θ̂ is exactly the GGN + δ.
-        "hessian": L(θ) − ∇L(θ̂)ᵀ(θ − θ̂). Either way the prior, less its slope, is ½ Σ δ (θ − θ̂)².
+        In both cases the prior without its slope is ½ Σ δ (θ − θ̂)².
+
+        Args:
+            curvature: "ggn", the loss on the network's own predictions, whose Hessian at θ̂ is exactly the GGN + δ; or
+                "hessian", L(θ) − ∇L(θ̂)ᵀ(θ − θ̂).
+
+        Returns:
+            The centred objective over the same data.
         """
         terms = {"ggn": SelfTargetLoss, "hessian": GradientCorrectedLoss}
         prior = replace(self.prior, mean=self.theta)

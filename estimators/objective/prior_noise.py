@@ -1,4 +1,4 @@
-"""Draws ξ ~ N(0, GGN + δ): one backward pass over the data, no per-example bookkeeping (docs/math.md, section 5)."""
+"""Draws ξ ~ N(0, GGN + δ) in one backward pass, without per-example gradients (docs/math.md, section 5)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["precision_noise"]
 
 
 def precision_noise(objective: Objective, n_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """ξ = Σₙ Jₙᵀ Sₙ gₙ + √δ z with g, z ~ N(0, I), Λ = S Sᵀ: ξ (K, P), and z (K, P)."""
+    """Return ξ = Σₙ Jₙᵀ Sₙ gₙ + √δ z, (K, P), and z, (K, P), with g, z ~ N(0, I) and Λ = S Sᵀ."""
     theta, network = objective.theta, objective.network
     z = torch.randn(n_draws, theta.numel(), generator=generator, dtype=theta.dtype, device=theta.device)
     xi = objective.prior.precision.sqrt() * z
@@ -23,7 +23,7 @@ def precision_noise(objective: Objective, n_draws: int, generator: torch.Generat
         g = torch.randn(n_draws, *f.shape, generator=generator, dtype=f.dtype, device=f.device)
         return objective.likelihood.given(y).root_product(f, g)
 
-    with network.pass_counter.part("noise"), network.check.on_training_rows():
+    with network.pass_counter.phase("noise"), network.check.on_training_rows():
         for batch in objective.batches:
             network.outputs_and_vjp(batch.x, partial(root_g, batch.y), xi)
     return xi, z

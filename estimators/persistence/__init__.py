@@ -1,1 +1,1 @@
-"""Fits on disk: whole files, states, checkpoints, and the checksums and option values they are compared by."""
+"""Fits on disk: atomic files, states, checkpoints, and the checksums and option values that identify them."""

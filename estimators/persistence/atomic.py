@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name beside the target, then renamed onto it."""
+"""Atomic writes: a file is written under a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """The same for text, in UTF-8."""
+    """Write text to `path` in one step, in UTF-8."""
     write_bytes(path, content.encode())
 
 
 def discard_leftovers(path: Path) -> None:
-    """Remove what writers of `path` left that were killed. Only for who knows that no other is writing it just now."""
+    """Remove the temporary files of killed writers of `path`; no other process may be writing it."""
     if path.parent.is_dir():
         for part in path.parent.iterdir():
             if part.name.startswith(_prefix(path)) and part.name.endswith(_SUFFIX):

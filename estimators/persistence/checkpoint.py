@@ -1,4 +1,4 @@
-"""A fit on its way: what it has so far in one file, from which it goes on after whatever ended the process."""
+"""Checkpoints: the state of an unfinished fit in one file, from which a new process continues."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from estimators.errors import StateError
 from estimators.persistence.state import ABOUT, PROGRESS, TUNING, About, FittedState, Learned, read_file, write_file
 from estimators.runtime.pass_counter import PassCounter, RowCounts
 
-__all__ = ["Checkpoint", "File"]
+__all__ = ["Checkpoint", "CheckpointFile"]
 
-_SECONDS = 30.0  # between two writes
+_SECONDS = 30.0
+"""Least time between two writes of a checkpoint."""
 
 
 class Checkpoint:
-    """Where a loop keeps its state. This one keeps nothing, for fits that were not asked to."""
+    """Store for the state of a fit. This base class keeps nothing, for fits without a checkpoint."""
 
     keeps: ClassVar[bool] = False
 
     def load(self) -> Learned | None:
-        """Tensors and JSON values of the last `save`; None at the beginning."""
+        """Return tensors and JSON values of the last `save`; None if there is none."""
         return None
 
     def save(self, state: Callable[[], Learned]) -> None:
-        """Offer the state: called after every step of a loop, it asks for `state()` and writes now and then."""
+        """Save `state()` if the last write is old enough; called after every step of a loop."""
 
     def belonging_to(self, marks: Tensor) -> Checkpoint:  # noqa: ARG002
-        """The same for the problem with these marks, a few numbers that a resumed fit must find again."""
+        """Return the checkpoint for a problem with these marks, numbers that a resumed fit must reproduce."""
         return self
 
 
 @dataclass
-class File(Checkpoint):
-    """A safetensors file, whole or absent, of one estimator on one model and data; it holds the ledger too.
+class CheckpointFile(Checkpoint):
+    """Checkpoint in a safetensors file of one estimator on one model and data, with the pass counter.
 
-    In the end `UncertaintyEstimator.fit` puts the fit itself in its place.
+    At the end `UncertaintyEstimator.fit` replaces it by the fit.
     """
 
     keeps: ClassVar[bool] = True
@@ -53,11 +54,11 @@ class File(Checkpoint):
     marks: list[float] = field(default_factory=list)
     written: float = field(default_factory=time.monotonic)
 
-    def belonging_to(self, marks: Tensor) -> File:
+    def belonging_to(self, marks: Tensor) -> CheckpointFile:
         return replace(self, marks=marks.double().tolist())
 
     def finished(self) -> FittedState | None:
-        """The fit, where the file has it already. Errors: StateError, ModelChangedError for one of something else."""
+        """Return the finished fit, or None; raise StateError or ModelChangedError for a file of another fit."""
         state = self._state()
         return None if state is None or About.of(state).unfinished else state
 
@@ -67,14 +68,14 @@ class File(Checkpoint):
             return None
         progress = About.of(state).learned[PROGRESS]
         self._check(progress["marks"])
-        self.pass_counter.parts = {name: RowCounts(**rows) for name, rows in progress["passes"].items()}
+        self.pass_counter.phases = {name: RowCounts(**rows) for name, rows in progress["passes"].items()}
         return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}, progress["values"]
 
     def save(self, state: Callable[[], Learned]) -> None:
         if not self.writes or time.monotonic() - self.written < _SECONDS:
             return
         tensors, values = state()
-        passes = {name: asdict(rows) for name, rows in self.pass_counter.parts.items()}
+        passes = {name: asdict(rows) for name, rows in self.pass_counter.phases.items()}
         progress = {"values": values, "marks": self.marks, "passes": passes}
         write_file({**tensors, ABOUT: replace(self.about, learned={PROGRESS: progress}).to_json()}, self.path)
         self.written = time.monotonic()

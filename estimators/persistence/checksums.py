@@ -1,4 +1,4 @@
-"""Sums that tell one data set from another, whatever the order of its rows."""
+"""Digests of contents, and a checksum of a data set that does not depend on the order of its rows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,42 @@ from torch.utils import _pytree as pytree
 
 from estimators.numerics.pytrees import PyTree, n_rows, tensors_of
 
-__all__ = ["DatasetChecksum", "bits", "row_hashes"]
+__all__ = ["DatasetChecksum", "bits", "digest", "row_hashes"]
+
+
+def digest(*parts: bytes | str | Tensor) -> bytes:
+    """Return the SHA-256 of the concatenation of some parts.
+
+    Args:
+        parts: bytes, text (as UTF-8), or tensors of any layout (their values as bytes, without shape and dtype).
+
+    Returns:
+        32 bytes.
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            dense = part.detach().cpu().resolve_conj().resolve_neg().contiguous()
+            sha.update(dense.flatten().view(torch.uint8).numpy().data)
+        else:
+            sha.update(part.encode() if isinstance(part, str) else part)
+    return sha.digest()
+
+
+_ROUND_OFF = 1e-5
+"""Relative difference of two sums over the same rows in another order, or on another device, that still agrees."""
 
 
 @dataclass(frozen=True)
 class DatasetChecksum:
-    """Of a pass over the data, in double precision: outputs and targets weighted by column, and their sizes."""
+    """Sums of one pass over the data in float64: outputs and targets weighted by column, and their absolute sums.
+
+    Args:
+        outputs: Σₙ Σ_j (j fₙⱼ + fₙⱼ²) over rows n and output columns j.
+        outputs_size: the same sum of absolute values, the scale of round-off.
+        targets: Σₙ Σ_j (j yₙⱼ + yₙⱼ²).
+        targets_size: the same sum of absolute values.
+    """
 
     outputs: float = 0.0
     outputs_size: float = 0.0
@@ -26,7 +56,7 @@ class DatasetChecksum:
     targets_size: float = 0.0
 
     def plus(self, f: Tensor, y: Tensor) -> DatasetChecksum:
-        """With the rows of one more batch."""
+        """Return the checksum with the rows of one more batch, outputs f and targets y, (B, ...)."""
         outputs, outputs_size = _weighted(f)
         targets, targets_size = _weighted(y)
         return DatasetChecksum(
@@ -37,13 +67,13 @@ class DatasetChecksum:
         )
 
     def agrees(self, other: DatasetChecksum) -> bool:
-        """Whether both are of the same rows, up to the round-off of another order or device."""
-        outputs = abs(self.outputs - other.outputs) <= 1e-5 * self.outputs_size
-        return outputs and abs(self.targets - other.targets) <= 1e-5 * self.targets_size
+        """Return whether both belong to the same rows, up to the round-off of another order or device."""
+        outputs = abs(self.outputs - other.outputs) <= _ROUND_OFF * self.outputs_size
+        return outputs and abs(self.targets - other.targets) <= _ROUND_OFF * self.targets_size
 
 
 def _weighted(values: Tensor) -> tuple[float, float]:
-    """Σ j·v_j + v_j² over the columns j, and the same of absolute values."""
+    """Return Σ j·v_j + v_j² over the columns j, and the sum of the absolute values of these terms."""
     values = values.detach().double().flatten(1) if values.ndim > 1 else values.detach().double()[:, None]
     weights = torch.arange(1, values.shape[-1] + 1, device=values.device, dtype=torch.float64)
     squares = values.square().sum()
@@ -51,11 +81,14 @@ def _weighted(values: Tensor) -> tuple[float, float]:
 
 
 def row_hashes(rows: PyTree, n: int | None = None) -> list[bytes]:
-    """A digest of 32 bytes for each row of a pytree, over its tensors and over all that the rows share.
+    """Return a digest for each row of a pytree, over its tensors and over everything that the rows share.
 
     Args:
         rows: inputs, or inputs and targets.
         n: the number of rows; None: that of the first tensor with rows. Other tensors are shared by the rows.
+
+    Returns:
+        n digests of 32 bytes.
     """
     n = n_rows(rows) if n is None else n
     tables, shared = list[NDArray[np.uint8]](), b""
@@ -65,10 +98,10 @@ def row_hashes(rows: PyTree, n: int | None = None) -> list[bytes]:
         else:
             tensors = tensors_of(leaf)
             shared += bits(tensors[0].reshape(1, -1)).tobytes() if tensors else repr(leaf).encode()
-    return [hashlib.sha256(b"".join([*(table[i].tobytes() for table in tables), shared])).digest() for i in range(n)]
+    return [digest(*(table[i].tobytes() for table in tables), shared) for i in range(n)]
 
 
 def bits(table: Tensor) -> NDArray[np.uint8]:
-    """The bytes of a table (n, m), row by row."""
+    """Return the bytes of a table (n, m), one row of bytes per row."""
     raw: NDArray[np.uint8] = table.detach().cpu().contiguous().view(torch.uint8).numpy()
     return raw

@@ -15,7 +15,6 @@ Nothing in it is a memory address. An attribute whose name ends in "_" is learne
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 import types
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.option_checks import as_number
+from estimators.persistence.checksums import digest
 from estimators.persistence.option_code import class_code, class_name, code_of, function_name, is_library, names_alone
 from estimators.runtime.module_wrappers import named_tensors, unwrapped
 
@@ -47,7 +47,7 @@ def described(value: Any) -> Any:  # noqa: ANN401
 
 def digest_of(value: Any) -> str:  # noqa: ANN401
     """Return the SHA-256 of `described(value)`."""
-    return _sha256(json.dumps(described(value), sort_keys=True).encode())
+    return digest(json.dumps(described(value), sort_keys=True)).hex()
 
 
 def differences(there: Any, here: Any, name: str) -> list[tuple[str, str, str]]:  # noqa: ANN401
@@ -73,7 +73,7 @@ def in_words(description: Any) -> str:  # noqa: ANN401
 
 
 def _with_digest(text: str, description: Any) -> str:  # noqa: ANN401
-    return f"{text} <{_sha256(json.dumps(description, sort_keys=True).encode())[:8]}>"
+    return f"{text} <{digest(json.dumps(description, sort_keys=True)).hex()[:8]}>"
 
 
 _ABSENT = {"absent": True}
@@ -128,7 +128,7 @@ class _Description:
         if isinstance(value, (bool, np.bool_)):
             return {"flag": bool(value)}  # True is not 1
         if isinstance(value, (bytes, bytearray)):
-            return {"bytes": _sha256(bytes(value))}
+            return {"bytes": digest(bytes(value)).hex()}
         if (number := as_number(value)) is not None and getattr(value, "ndim", 0) == 0:
             return _number(number)
         self._parts += 1
@@ -178,7 +178,7 @@ class _Description:
         if array.dtype == object:
             return [self.of(item) for item in array.tolist()]
         if array.dtype.kind not in "biufc":
-            return {"shape": list(array.shape), "first": [], "sha256": _sha256(repr(array.tolist()).encode())}
+            return {"shape": list(array.shape), "first": [], "sha256": digest(repr(array.tolist())).hex()}
         if array.dtype.kind == "b" and array.size <= _SHORT:
             return self.of(array.tolist())
         if array.dtype.kind == "c":
@@ -187,16 +187,16 @@ class _Description:
         if array.size <= _SHORT:
             return _nested(rounded)
         first = [_number(number) for number in rounded.reshape(-1)[:3].tolist()]
-        return {"shape": list(array.shape), "first": first, "sha256": _sha256(_bytes(rounded))}
+        return {"shape": list(array.shape), "first": first, "sha256": digest(_bytes(rounded)).hex()}
 
     def _module(self, module: nn.Module) -> dict[str, Any]:
-        """Its class, its tensors, and what its layers have beside them."""
+        """Return the class of a module, its tensors, and further attributes of its layers."""
         parts: list[Any] = [[name, self.of(tensor)] for name, tensor in named_tensors(module).items()]
         plain = vars(nn.Module()).keys()
         for name, layer in module.named_modules():
             beside = {key: self.of(value) for key, value in vars(layer).items() if key not in plain}
             parts.append([name, self._class(type(layer)), beside])
-        return {**self._class(type(module)), "options": {"content": _sha256(json.dumps(parts).encode())}}
+        return {**self._class(type(module)), "options": {"content": digest(json.dumps(parts)).hex()}}
 
     def _class(self, kind: type) -> dict[str, Any]:
         named: dict[str, Any] = {"object": class_name(kind)}
@@ -213,7 +213,7 @@ class _Description:
         if isinstance(value, types.MethodType):
             return {"function": value.__name__, "code": self.of(value.__func__), "of": self.of(value.__self__)}
         if isinstance(value, torch.jit.ScriptFunction):
-            return {"function": value.name, "code": _sha256(str(value.code).encode())}
+            return {"function": value.name, "code": digest(str(value.code)).hex()}
         if isinstance(value, types.FunctionType):
             if names_alone(value):
                 return {"function": function_name(value)}
@@ -225,7 +225,7 @@ class _Description:
         return {"function": function_name(value), **({"of": self.of(owner)} if bound else {})}
 
     def _object(self, value: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Its class and attributes."""
+        """Return the class and the attributes of an object."""
         options = {name: self.of(item) for name, item in _attributes(value).items()}
         return {**self._class(type(value)), "options": options}
 
@@ -323,7 +323,3 @@ def _bytes(array: np.ndarray[Any, Any]) -> bytes:
     if array.dtype.kind in "iu" and array.size and int(np.abs(array).max()) > 2**53:
         return np.ascontiguousarray(array).astype("<i8" if array.dtype.kind == "i" else "<u8").tobytes()
     return np.ascontiguousarray(array.astype("<f8") + 0.0).tobytes()
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -7,7 +7,6 @@ for what differs. A tuned estimator has its calibration and its table under "tun
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,16 +15,15 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from estimators.errors import ModelChangedError, StateError
 from estimators.persistence.atomic import write_bytes
-from estimators.persistence.checksums import DatasetChecksum
+from estimators.persistence.checksums import DatasetChecksum, digest
 from estimators.persistence.option_values import differences
 from estimators.runtime.module_wrappers import named_tensors
 
-__all__ = ["ABOUT", "PROGRESS", "TUNING", "About", "FittedState", "Learned", "digest", "read_file", "write_file"]
+__all__ = ["ABOUT", "PROGRESS", "TUNING", "About", "FittedState", "Learned", "model_digest", "read_file", "write_file"]
 
 ABOUT, TUNING, PROGRESS = "about", "tuning", "progress"
 FORMAT = 2
@@ -37,7 +35,7 @@ Learned = tuple[dict[str, Tensor], dict[str, Any]]
 
 @dataclass(frozen=True)
 class About:
-    """What the tensors of a state belong to; `learned` is the estimator's own, in JSON types.
+    """Description of what the tensors of a state belong to; `learned` are the estimator's values, in JSON types.
 
     `options` are described by `estimators.persistence.option_values`; `shared_inputs` are the paths of the input
     tensors that the rows of a batch share.
@@ -54,12 +52,12 @@ class About:
     shared_inputs: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """The text under "about"."""
+        """Return the text under "about"."""
         return json.dumps({"format": FORMAT, **asdict(self)})
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor | str]) -> About:
-        """Read from a state. Errors: StateError for anything else."""
+        """Read the description from a state; raise StateError for anything else."""
         text = state.get(ABOUT)
         try:
             content = json.loads(text) if isinstance(text, str) else {}
@@ -78,16 +76,16 @@ class About:
 
     @property
     def unfinished(self) -> bool:
-        """Whether it is a checkpoint of a fit on its way."""
+        """Whether the state is a checkpoint of an unfinished fit."""
         return PROGRESS in self.learned
 
     def finished(self) -> dict[str, Any]:
-        """`learned` of a whole fit. Errors: StateError where it is on its way."""
+        """Return `learned` of a finished fit; raise StateError for a checkpoint."""
         if self.unfinished:
             raise StateError(
                 "a finished fit",
                 received="the checkpoint of one that was interrupted",
-                remedy="go on with it: estimator.fit(train_loader, checkpoint=path).",
+                remedy="continue it: estimator.fit(train_loader, checkpoint=path).",
             )
         return self.learned
 
@@ -114,23 +112,20 @@ class About:
             )
 
 
-def digest(model: nn.Module) -> str:
-    """SHA-256 of the classes of layers, and names, shapes, dtypes and bytes of all parameters and buffers.
+def model_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of the classes of layers, and names, shapes, dtypes and bytes of all parameters and buffers.
 
     Names are those inside wrappers, so that a compiled model has the digest of the plain one. Layers are modules
     without submodules: another activation has no tensors, and is another function.
     """
-    sha = hashlib.sha256()
-    sha.update(" ".join(type(m).__name__ for m in model.modules() if not m._modules).encode())
+    parts: list[str | Tensor] = [" ".join(type(m).__name__ for m in model.modules() if not m._modules)]
     for name, tensor in named_tensors(model).items():
-        values = tensor.detach().cpu().contiguous()
-        sha.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
-        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+        parts += [f"{name}{tuple(tensor.shape)}{tensor.dtype}", tensor]
+    return digest(*parts).hex()
 
 
 def write_file(state: FittedState, path: str | Path) -> None:
-    """One safetensors file, whole or not at all."""
+    """Write a state to a safetensors file atomically."""
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in state.items() if isinstance(t, Tensor)}
     orders = {name: order for name, t in state.items() if isinstance(t, Tensor) and (order := _order(t)) is not None}
     texts = {name: text for name, text in state.items() if isinstance(text, str)} | {_ORDERS: json.dumps(orders)}
@@ -138,14 +133,14 @@ def write_file(state: FittedState, path: str | Path) -> None:
 
 
 def read_file(path: str | Path) -> FittedState:
-    """The state in a file. Errors: StateError where it is none; FileNotFoundError."""
+    """Return the state in a file; raise StateError for another file, FileNotFoundError for none."""
     if not Path(path).exists():
         raise FileNotFoundError(f"no fitted state at {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             texts = {ABOUT: "", **(file.metadata() or {})}
             orders = json.loads(texts.pop(_ORDERS, "{}"))
-            # Copies: of memory with another alignment, products round otherwise.
+            # Copies: products with memory of another alignment round differently.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return {**{name: _ordered(t, orders.get(name)) for name, t in tensors.items()}, **texts}
     except (OSError, safetensors.SafetensorError) as error:
@@ -155,13 +150,13 @@ def read_file(path: str | Path) -> FittedState:
 
 
 def _order(tensor: Tensor) -> list[int] | None:
-    """The dimensions of a dense tensor from the slowest to the fastest in memory; None for the usual order."""
+    """Return the dimensions of a dense tensor from the slowest to the fastest in memory; None for the usual order."""
     order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
     return None if tensor.is_contiguous() or not tensor.permute(order).is_contiguous() else order
 
 
 def _ordered(tensor: Tensor, order: list[int] | None) -> Tensor:
-    """The same values in that order in memory: sums over other strides round otherwise."""
+    """Return the tensor with that order in memory: sums over other strides round differently."""
     if order is None:
         return tensor
     inverse = [order.index(dim) for dim in range(tensor.ndim)]

@@ -124,9 +124,9 @@ class RegVar(UncertaintyEstimator):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.fit_report_ = RegVarReport(relative_gradient=relative_gradient(objective))
-        self._attached(objective)
+        self._on_data_attached(objective)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
-            with objective.network.pass_counter.part("definiteness"):
+            with objective.network.pass_counter.phase("definiteness"):
                 self.refit_objective_ = positive_definite(self.refit_objective_, lambda objective: objective.product)
         self.variance_estimate_: VarianceEstimate | None = None
         if not self.regularizer.at_query:
@@ -138,19 +138,19 @@ class RegVar(UncertaintyEstimator):
         passes = objective.network.pass_counter.passes(objective.batches.n_data, n_perturbations)
         self.fit_report_ = replace(self.fit_report_, passes=passes)
 
-    def _learned(self) -> Learned:
+    def _get_fit_state(self) -> Learned:
         tensors, learned = ({}, {}) if self.variance_estimate_ is None else self.variance_estimate_.state()
         return tensors, {"variance_estimate": learned, "report": asdict(self.fit_report_)}
 
-    def _restore(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.fit_report_ = RegVarReport.restored(learned["report"])
         self.variance_estimate_ = None
         if not self.regularizer.at_query:
             network = network_in_float64(objective.network, tensors["displacement"].dtype)
             self.variance_estimate_ = self.regularizer.restore_estimate(network, tensors, learned["variance_estimate"])
-        self._attached(objective)
+        self._on_data_attached(objective)
 
-    def _attached(self, objective: Objective) -> None:
+    def _on_data_attached(self, objective: Objective) -> None:
         self.refit_objective_ = objective.centred(curvature=self.curvature) if self.centred else objective
 
     def _solve(
@@ -175,7 +175,7 @@ class RegVar(UncertaintyEstimator):
         solution = self.solver.solve(objective, perturbation, progress_bar=progress_bar, checkpoint=checkpoint)
         a_norm_errors = _a_norm_errors(objective, perturbation, solution)
         del perturbation  # free its 2K vectors of θ's size before the variance estimate is made
-        with objective.network.pass_counter.part("variance estimate"):
+        with objective.network.pass_counter.phase("variance estimate"):
             estimate = make_estimate(solution)
         self.fit_report_ = replace(self.fit_report_, solver=solution.report)
         if isinstance(estimate, MonteCarloVariance) and a_norm_errors is not None:
@@ -225,10 +225,10 @@ class RegVar(UncertaintyEstimator):
         Raises:
             UnsupportedError: for Pointwise and MeanAbsolute, whose estimates are not random, and for a single probe.
         """
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         shape = self._variance_shape(self._check_query(x))
         errors = torch.cat([estimate.standard_error(part) for estimate, part in self._estimates(x)])
-        return self._returned(errors).reshape(shape)
+        return self._to_output_dtype(errors).reshape(shape)
 
     @exclusively
     def variance_bounds(self, x: PyTree) -> tuple[Tensor, Tensor]:
@@ -244,7 +244,7 @@ class RegVar(UncertaintyEstimator):
             UnsupportedError: if the variance is not estimated from bounds: without PosteriorDraws or LinearResponse, or
                 with variance_estimate="monte_carlo".
         """
-        x = self._inputs(x)
+        x = self._prepare_query(x)
         shape = self._check_query(x)
         if not isinstance(self.variance_estimate_, InterpolatedBounds):
             raise UnsupportedError(
@@ -253,7 +253,7 @@ class RegVar(UncertaintyEstimator):
                 remedy='regularizer=PosteriorDraws(variance_estimate="bounds"), solver=LinearResponse().',
             )
         lower, upper = self.variance_estimate_.bounds.variance(x)
-        return self._returned(lower).reshape(shape), self._returned(upper).reshape(shape)
+        return self._to_output_dtype(lower).reshape(shape), self._to_output_dtype(upper).reshape(shape)
 
     def _estimates(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[VarianceEstimate, PyTree]]:
         """Return the fitted variance estimate with x, or solve for parts of x that fit into memory."""
@@ -306,7 +306,7 @@ def _a_norm_errors(objective: Objective, perturbation: Perturbation, solution: S
     """Return the A-norm errors of posterior draws: the solver's own, or by one product with A per draw."""
     if solution.a_norm_errors is not None or perturbation.initial_guess is None:
         return solution.a_norm_errors
-    with objective.network.pass_counter.part("A-norm error"):
+    with objective.network.pass_counter.phase("A-norm error"):
         slope = _slope(objective, solution.displacement, perturbation.gradient)
     return SampleANormErrors.of(perturbation, objective.prior.precision, solution.displacement, slope)
 

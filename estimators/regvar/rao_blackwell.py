@@ -50,7 +50,7 @@ class RaoBlackwellBlock:
         k = len(xi)
         solved = self.precision.dense.solve(self.last_layer.to_matrix(xi).reshape(k, -1))  # A_LL⁻¹ ξ_L
         embedded = self.last_layer.to_theta(solved.reshape(k, self.last_layer.n_outputs, self.last_layer.n_features))
-        with objective.network.pass_counter.part("Rao-Blackwellisation"):
+        with objective.network.pass_counter.phase("Rao-Blackwellisation"):
             return objective.product(embedded).neg_().add_(xi).masked_fill_(self.mask, 0.0)
 
     def state(self) -> Learned:
@@ -120,7 +120,7 @@ def find_rao_blackwell_block(objective: Objective, choice: str | None) -> tuple[
     if choice is None:
         return None, "none: rao_blackwell=None"
     try:
-        with objective.network.pass_counter.part("Rao-Blackwellisation"):
+        with objective.network.pass_counter.phase("Rao-Blackwellisation"):
             last = _usable_last_layer(objective)
             prior = last.to_matrix(objective.prior.precision)
             block = RaoBlackwellBlock(last, FullLastLayer(last.full_curvature(objective), prior))

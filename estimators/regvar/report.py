@@ -57,7 +57,7 @@ class RegVarReport(FitReport):
 
 def relative_gradient(objective: Objective) -> float:
     """Return ‖∇L(θ̂)‖ over the norm of the prior's gradient, or of the data's gradient if the former is 0."""
-    with objective.network.pass_counter.part("relative gradient"):
+    with objective.network.pass_counter.phase("relative gradient"):
         total = objective.gradient(objective.theta)
     return relative_to_prior(total, objective)
 

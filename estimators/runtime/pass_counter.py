@@ -1,4 +1,4 @@
-"""What a fit costs: the rows that go through the network, counted where they go through it."""
+"""Counter of the rows that pass through the network during a fit, by phase."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SELF_CHECK = "self-check"
-"""The part of comparisons with plain autograd."""
+"""Phase of comparisons with plain autograd."""
 FORWARD, TANGENT, BACKWARD = 1 / 3, 1 / 3, 2 / 3
+"""Cost of a row in each direction: a forward and a backward together cost 1."""
 
 
 @dataclass
 class RowCounts:
-    """Rows by direction: forward, forward mode (of one vector each), backward (of one cotangent each)."""
+    """Numbers of rows by direction: forward, forward mode (one tangent each), backward (one cotangent each)."""
 
     forward: float = 0.0
     tangent: float = 0.0
@@ -31,27 +32,27 @@ class RowCounts:
 
     @property
     def cost(self) -> float:
-        """In rows through forward and backward: a forward is a third, a tangent too, a backward two thirds."""
+        """Cost in rows through forward and backward: forward 1/3, tangent 1/3, backward 2/3."""
         return FORWARD * self.forward + TANGENT * self.tangent + BACKWARD * self.backward
 
 
 class PassCounter:
-    """Rows that went through a network, by the part of the fit that they were for.
+    """Counter of the rows that pass through a network, by phase of the fit.
 
-    The unit is a pass: forward and backward over N rows. So a gradient is one, a product with A is one a vector (a
-    tangent and a backward), a forward alone a third; what is computed once for all vectors is counted once.
+    The unit is a pass: forward and backward over N rows. A gradient is one pass, a product with A one pass per vector
+    (a tangent and a backward), and a forward a third. What is computed once for all vectors is counted once.
 
-    `Network` enters every forward by itself. Whoever differentiates or vectorises it says what that multiplies, by
+    `Network` counts every forward. Code that differentiates or vectorises a forward multiplies the count by
     `transformed`.
     """
 
     def __init__(self) -> None:
-        self.parts: dict[str, RowCounts] = {}
+        self.phases: dict[str, RowCounts] = {}
         self._name = "checks"
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Enter what is computed inside under `name`; the innermost name counts."""
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what is computed inside under the phase `name`; the innermost phase counts."""
         outer, self._name = self._name, name
         try:
             yield
@@ -59,11 +60,11 @@ class PassCounter:
             self._name = outer
 
     def forward(self, rows: int) -> None:
-        """Enter a forward of `rows`."""
+        """Count a forward of `rows`."""
         self._rows().forward += rows
 
     def backward(self, rows: int) -> None:
-        """Enter a backward of `rows`."""
+        """Count a backward of `rows`."""
         self._rows().backward += rows
 
     @contextmanager
@@ -108,16 +109,16 @@ class PassCounter:
 
     @property
     def cost(self) -> float:
-        """Of all parts, in rows through forward and backward."""
-        return sum(rows.cost for rows in self.parts.values())
+        """Cost of all phases, in rows through forward and backward."""
+        return sum(rows.cost for rows in self.phases.values())
 
-    def cost_without(self, part: str) -> float:
-        """Of all parts but one."""
-        return sum(rows.cost for name, rows in self.parts.items() if name != part)
+    def cost_without(self, phase: str) -> float:
+        """Return the cost of all phases but one."""
+        return sum(rows.cost for name, rows in self.phases.items() if name != phase)
 
-    def passes(self, n_data: int, replicas: int) -> dict[str, float]:
-        """Passes over N rows a replica, by part."""
-        return {name: rows.cost / n_data / replicas for name, rows in self.parts.items()}
+    def passes(self, n_data: int, n_copies: int) -> dict[str, float]:
+        """Return the passes over N rows per perturbed copy, by phase."""
+        return {name: rows.cost / n_data / n_copies for name, rows in self.phases.items()}
 
     def _rows(self) -> RowCounts:
-        return self.parts.setdefault(self._name, RowCounts())
+        return self.phases.setdefault(self._name, RowCounts())

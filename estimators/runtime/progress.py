@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, asked for by `progress_bar=True`."""
+"""Progress bar on a terminal, for `progress_bar=True`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def track(items: Sequence[T], description: str, *, shown: bool) -> Iterable[T]:
-    """`items`, with a bar where `shown`."""
+    """Return `items`, with a progress bar if `shown`."""
     if not shown:
         return items
     progress = optional_module("rich.progress", purpose="show a progress bar", install="rich")

@@ -1,4 +1,4 @@
-"""The global random state, kept as it was: a loader that shuffles draws from it, and so changes later numbers."""
+"""Preservation and seeding of the global random state, from which a shuffling loader draws."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def preserved_random_state() -> Iterator[None]:
 
 @contextmanager
 def seeded_random_state(seed: int) -> Iterator[None]:
-    """Whatever is drawn inside from those states is drawn from `seed`: initialisations and dropout know no generator.
+    """Seed the global random states inside the block: initialisations and dropout take no generator.
 
-    The caller's states are restored on leaving.
+    The states are restored on leaving.
     """
     numpy = sys.modules.get("numpy")
     with preserved_random_state():
@@ -47,7 +47,7 @@ def seeded_random_state(seed: int) -> Iterator[None]:
 
 
 def member_seeds(seed: int, n: int) -> list[int]:
-    """A seed for each of n members, far apart for neighbouring `seed`; those of a larger n begin with the same."""
+    """Return a seed for each of n members, unrelated for neighbouring `seed`; a larger n extends the list."""
     generator = random.Random(seed)
     return [generator.getrandbits(48) for _ in range(n)]
 

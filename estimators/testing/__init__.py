@@ -1,11 +1,11 @@
-"""The conformance kit: `check_estimator` for one's own tests, with models whose answers are known in closed form."""
+"""The conformance kit: `check_estimator` tests an estimator on models with a known closed form."""
 
 from estimators.testing import formulas
 from estimators.testing.cases import CASES, Case
+from estimators.testing.estimator_under_test import Capabilities, EstimatorUnderTest
 from estimators.testing.kit import check_estimator
 from estimators.testing.outcomes import CheckFailure, ConformanceError, NotApplicable, Outcome, Report
 from estimators.testing.registry import CHECKS, check
-from estimators.testing.subject import Capabilities, EstimatorCase
 
 __all__ = [
     "CASES",
@@ -14,7 +14,7 @@ __all__ = [
     "Case",
     "CheckFailure",
     "ConformanceError",
-    "EstimatorCase",
+    "EstimatorUnderTest",
     "NotApplicable",
     "Outcome",
     "Report",

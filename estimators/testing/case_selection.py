@@ -1,40 +1,40 @@
-"""Which of the kit's cases an estimator takes: a check asks on those, so that one of classes alone is asked as much."""
+"""Case selection: the kit's cases that an estimator accepts, so that a classification method is checked as well."""
 
 from __future__ import annotations
 
 from estimators.testing.cases import Case
+from estimators.testing.estimator_under_test import EstimatorUnderTest
 from estimators.testing.outcomes import NotApplicable
-from estimators.testing.subject import EstimatorCase
 
 __all__ = ["any_case", "first_case", "fitted_cases"]
 
 
-def first_case(subject: EstimatorCase, *names: str) -> Case:
-    """The first of these whose likelihood is not refused; the first of all where each is."""
+def first_case(tested: EstimatorUnderTest, *names: str) -> Case:
+    """Return the first of these cases that the estimator accepts, or the first one if it rejects all."""
     for name in names:
         try:
-            subject.build(subject.cases[name])
+            tested.build(tested.cases[name])
         except NotApplicable:
             continue
-        return subject.cases[name]
-    return subject.cases[names[0]]
+        return tested.cases[name]
+    return tested.cases[names[0]]
 
 
-def any_case(subject: EstimatorCase) -> Case:
-    """For questions that each case would do for: regression, or classes where that is refused."""
-    return first_case(subject, "regression", "classification", "binary")
+def any_case(tested: EstimatorUnderTest) -> Case:
+    """Return a case for checks that any likelihood suits: regression, or classes if it is rejected."""
+    return first_case(tested, "regression", "classification", "binary")
 
 
-def fitted_cases(subject: EstimatorCase, *names: str) -> list[Case]:
-    """Those of these that can be fitted; NotApplicable where none can."""
+def fitted_cases(tested: EstimatorUnderTest, *names: str) -> list[Case]:
+    """Return the cases that can be fitted. Raises NotApplicable if none can."""
     found, reasons = [], []
     for name in names:
         try:
-            subject.fitted(subject.cases[name])
+            tested.fitted(tested.cases[name])
         except NotApplicable as reason:
             reasons.append(reason)
         else:
-            found.append(subject.cases[name])
+            found.append(tested.cases[name])
     if not found:
         raise reasons[-1]
     return found

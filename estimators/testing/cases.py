@@ -1,4 +1,4 @@
-"""The kit's problems: small, in closed form, away from δ = 1, σ = 1 and C = 1, in batches that do not divide N."""
+"""The kit's problems: small, with a closed form, δ, σ and C other than 1, and batches that do not divide N."""
 
 from __future__ import annotations
 
@@ -22,11 +22,24 @@ GROUPS = {"*bias": 0.9, "*": 3.1}
 
 @dataclass(frozen=True)
 class Case:
-    """A network with its likelihood, rows, queries and prior.
+    """A problem of the kit: a network with its likelihood, rows, queries and prior.
 
-    kind: of the likelihood. sigma: of the noise, one or one an output (regression). network: with its weights.
-    x (N, D), y (N, C) or (N,), query (M, D), in numpy. delta: δ, or a mapping by glob. batch_size: of the loader.
-    dtype and device: of the module and of every tensor.
+    Args:
+        name: the name in reports.
+        kind: the kind of the likelihood: "regression", "classification" or "binary".
+        network: the network with its weights.
+        x: training inputs (N, D).
+        y: targets (N, C), or classes (N,).
+        query: query inputs (M, D).
+        delta: δ, or a mapping from globs to δ.
+        sigma: the noise in regression, one number or one per output.
+        batch_size: the batch size of the loader.
+        dtype: the dtype of the module and of every tensor.
+        device: the device of the module and of every tensor.
+
+    Example:
+        >>> CASES["classification"].module()(CASES["classification"].queries).shape
+        torch.Size([7, 3])
     """
 
     name: str
@@ -49,32 +62,39 @@ class Case:
         return Categorical() if self.kind == "classification" else Bernoulli()
 
     def module(self) -> nn.Module:
-        """A new module, in eval mode."""
+        """Return a new module in eval mode."""
         return self.network.module(self.dtype).to(self.device)
 
     @property
     def inputs(self) -> Tensor:
-        """x as a tensor."""
+        """The training inputs as a tensor (N, D)."""
         return torch.from_numpy(self.x).to(self.device, self.dtype)
 
     @property
     def targets(self) -> Tensor:
-        """y as a tensor."""
+        """The targets as a tensor (N, C) or (N,)."""
         y = torch.from_numpy(self.y)
         return y.to(self.device, torch.long if self.kind == "classification" else self.dtype)
 
     @property
     def queries(self) -> Tensor:
-        """The queries as a tensor."""
+        """The queries as a tensor (M, D)."""
         return torch.from_numpy(self.query).to(self.device, self.dtype)
 
     @property
     def loader(self) -> list[tuple[Tensor, Tensor]]:
-        """Batches, the last one ragged."""
+        """The training batches; the last one is smaller."""
         return list(zip(self.inputs.split(self.batch_size), self.targets.split(self.batch_size), strict=True))
 
     def rows(self, index: Array | list[int]) -> Case:
-        """With these training rows."""
+        """Return the case with other training rows.
+
+        Args:
+            index: indices of rows; an index may be repeated.
+
+        Returns:
+            A new case.
+        """
         return replace(self, x=self.x[np.asarray(index, dtype=int)], y=self.y[np.asarray(index, dtype=int)])
 
 

@@ -1,4 +1,4 @@
-"""The exact answers, in numpy and without one line of the library: J A⁻¹ Jᵀ by hand."""
+"""The closed forms of the kit's cases in numpy, independent of the library's algebra."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ _STEP = 1e-5
 
 
 def covariance(case: Case, exact: str, *, frozen_first: bool = False) -> Array:
-    """J A⁻¹ Jᵀ between all outputs of all queries, (M·C, M·C).
+    """Return J A⁻¹ Jᵀ between all outputs of all queries, (M·C, M·C).
 
-    exact: "ggn", "hessian", or "last_layer" (the GGN over the last layer alone).
+    Args:
+        case: the problem.
+        exact: "ggn", "hessian", or "last_layer" (the GGN over the last layer).
+        frozen_first: whether the first layer is fixed.
     """
     chosen = _chosen(case, exact, frozen_first=frozen_first)
     inverse = np.linalg.inv(_precision(case, exact)[np.ix_(chosen, chosen)])
@@ -25,19 +28,19 @@ def covariance(case: Case, exact: str, *, frozen_first: bool = False) -> Array:
 
 
 def prior_variance(case: Case, subset: str) -> Array:
-    """diag J δ⁻¹ Jᵀ over all weights or the last layer, (M, C)."""
+    """Return the diagonal of J δ⁻¹ Jᵀ over all weights or the last layer, (M, C)."""
     chosen = case.network.last if subset == "last_layer" else np.ones_like(case.network.last)
     scaled = case.network.jacobian(case.query)[..., chosen] ** 2 / _delta(case)[chosen]
     return np.asarray(scaled.sum(-1))
 
 
 def smallest_eigenvalue(case: Case, exact: str) -> float:
-    """Of A."""
+    """Return the smallest eigenvalue of A."""
     return float(np.linalg.eigvalsh(_precision(case, exact))[0])
 
 
 def link(case: Case, mean: Array, variance: Array) -> Array:
-    """Class probabilities by the probit approximation, (M, C)."""
+    """Return class probabilities by the probit approximation, (M, C)."""
     scaled = mean / np.sqrt(1 + np.pi / 8 * variance)
     if case.kind == "binary":
         return np.asarray(1 / (1 + np.exp(-scaled)))
@@ -50,26 +53,26 @@ def _chosen(case: Case, exact: str, *, frozen_first: bool) -> NDArray[np.bool_]:
 
 
 def _delta(case: Case) -> Array:
-    """δ (P,)."""
+    """Return δ (P,)."""
     if isinstance(case.delta, float):
         return np.full(case.network.last.shape, case.delta)
     return np.where(case.network.biases, case.delta["*bias"], case.delta["*"])
 
 
 def _precision(case: Case, exact: str) -> Array:
-    """A (P, P)."""
+    """Return A (P, P)."""
     data = _hessian(case) if exact == "hessian" else _ggn(case)
     return data + np.diag(_delta(case))
 
 
 def _ggn(case: Case) -> Array:
-    """Σ Jᵀ Λ J."""
+    """Return Σ Jᵀ Λ J, (P, P)."""
     jacobian = case.network.jacobian(case.x)
     return np.asarray(np.einsum("ncp,ncd,ndq->pq", jacobian, _curvature(case), jacobian))
 
 
 def _curvature(case: Case) -> Array:
-    """Λ (N, C, C)."""
+    """Return Λ (N, C, C)."""
     f = case.network.outputs(case.x)
     if case.kind == "regression":
         diagonal = np.broadcast_to(1 / np.square(case.sigma), f.shape)
@@ -81,8 +84,8 @@ def _curvature(case: Case) -> Array:
     return np.asarray(p[..., None] * np.eye(f.shape[1]) - p[:, :, None] * p[:, None, :])
 
 
-def _slope(case: Case, network: Dense) -> Array:
-    """∇ of the data's part of L, (P,)."""
+def _data_gradient(case: Case, network: Dense) -> Array:
+    """Return the gradient of the data term of L, (P,)."""
     f = network.outputs(case.x)
     if case.kind == "regression":
         residual = (f - case.y) / np.square(case.sigma)
@@ -94,9 +97,11 @@ def _slope(case: Case, network: Dense) -> Array:
 
 
 def _hessian(case: Case) -> Array:
-    """∇² of the data's part of L by central differences of its slope."""
+    """Return the Hessian of the data term of L by central differences of its gradient, (P, P)."""
     steps = _STEP * np.eye(len(case.network.last))
-    rows = [_slope(case, case.network.moved(s)) - _slope(case, case.network.moved(-s)) for s in steps]
+    rows = [
+        _data_gradient(case, case.network.at_step(s)) - _data_gradient(case, case.network.at_step(-s)) for s in steps
+    ]
     hessian = np.stack(rows) / (2 * _STEP)
     return np.asarray(0.5 * (hessian + hessian.T))
 

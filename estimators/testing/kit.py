@@ -1,4 +1,4 @@
-"""check_estimator: the checks, one after the other, on an estimator of one's own."""
+"""`check_estimator`: run all checks on an estimator."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 from estimators.errors import OptionError
 from estimators.runtime.rng import preserved_random_state
 from estimators.testing import checks as _checks
+from estimators.testing.estimator_under_test import Capabilities, EstimatorUnderTest, Make
 from estimators.testing.outcomes import CheckFailure, ConformanceError, NotApplicable, Outcome, Report
 from estimators.testing.registry import CHECKS
-from estimators.testing.subject import Capabilities, EstimatorCase, Make
 
 __all__ = ["check_estimator"]
 
@@ -36,45 +36,55 @@ def check_estimator(
     device: str | torch.device = "cpu",
     raises: bool = True,
 ) -> Report:
-    """Check that an estimator keeps the contract of `UncertaintyEstimator`, and is right where it says that it is.
+    """Check that an estimator keeps the contract of `UncertaintyEstimator`, and that its declared properties hold.
 
     Args:
-        make: (model, likelihood, *, prior_precision) -> an estimator, not fitted.
-        exact: what its variance J A⁻¹ Jᵀ is exact for: True or "ggn" (all weights), "hessian", "last_layer"; False for
-            an approximation, of which laws and bounds are checked. None: the class attribute `exact`, or False.
-        prior_of: the weights that it has a Gaussian posterior over, "all" or "last_layer": its variance obeys the
-            laws of one. None: those of `exact`; where that is False, no laws (ensembles).
-        noise: relative Monte-Carlo error of a variance, such as √(2/K); compared to five times that.
-        tolerance: relative, in float64, where there is no noise.
-        n_samples: function samples whose moments are compared.
-        adapt: what the kit's networks (linear layers and tanh) are made into, for methods that need some layer.
-        skip: reasons by the names of checks that do not apply.
-        checks: names of those to make; None: all of them.
-        device: where networks, rows and queries are, such as "cuda": results have to come back there.
-        raises: whether to raise where some fail.
+        make: (model, likelihood, *, prior_precision) to an estimator that is not fitted.
+        exact: the A for which the variance is exactly J A⁻¹ Jᵀ: True or "ggn" (all weights), "hessian", "last_layer".
+            False for an approximation, for which invariants and bounds are checked. None: the class attribute `exact`,
+            or False.
+        prior_of: the weights with a Gaussian posterior, "all" or "last_layer", whose invariants are checked. None:
+            those of `exact`; if that is False, no invariants (ensembles).
+        noise: the relative Monte-Carlo error of a variance, such as √(2/K); five times as much is allowed.
+        tolerance: the relative tolerance in float64 without noise.
+        n_samples: the number of function samples whose moments are compared.
+        adapt: converts the kit's networks (linear layers and tanh), for methods that need a certain layer.
+        skip: reasons by the names of checks to skip.
+        checks: the names of the checks to run; None: all.
+        device: the device of networks, rows and queries, such as "cuda"; results must be on it.
+        raises: whether to raise if a check fails.
 
-    Errors: ConformanceError with every failure and its likely fault; OptionError for a bad argument.
+    Returns:
+        The outcomes of all checks.
+
+    Raises:
+        ConformanceError: with every failure and its likely fault.
+        OptionError: for an invalid argument.
+
+    Example:
+        >>> from estimators import LinearizedLaplace
+        >>> report = check_estimator(LinearizedLaplace, exact=True, checks=["shapes", "closed-form-regression"])
+        >>> report.passed
+        ['shapes', 'closed-form-regression']
     """
     skip = dict(skip or {})
     _check_names([*skip, *(checks or ())])
-    adapt = adapt or _as_it_is
-    where = _device(device)
-    claims = Capabilities(_claimed(make, exact, adapt, where), prior_of, noise, tolerance, n_samples)
-    if prior_of is None and claims.exact is not None:
-        claims = Capabilities(claims.exact, _prior_of(claims.exact), noise, tolerance, n_samples)
-    if claims.prior_of not in _SUBSETS:
+    adapt = adapt or (lambda model: model)
+    resolved_device = _device(device)
+    capabilities = Capabilities(
+        _declared_exact(make, exact, adapt, resolved_device), prior_of, noise, tolerance, n_samples
+    )
+    if prior_of is None and capabilities.exact is not None:
+        capabilities = Capabilities(capabilities.exact, _prior_of(capabilities.exact), noise, tolerance, n_samples)
+    if capabilities.prior_of not in _SUBSETS:
         raise OptionError(f"prior_of among {_SUBSETS}", received=repr(prior_of), remedy='"all".')
-    subject = EstimatorCase(make, claims, adapt, where)
+    tested = EstimatorUnderTest(make, capabilities, adapt, resolved_device)
     wanted = CHECKS if checks is None else {name: CHECKS[name] for name in CHECKS if name in checks}
-    outcomes = tuple(_outcome(name, subject, skip.get(name)) for name in wanted)
+    outcomes = tuple(_outcome(name, tested, skip.get(name)) for name in wanted)
     report = Report(_name(make), outcomes)
     if raises and report.failed:
         raise ConformanceError(report)
     return report
-
-
-def _as_it_is(model: nn.Module) -> nn.Module:
-    return model
 
 
 def _check_names(names: Collection[str]) -> None:
@@ -84,7 +94,7 @@ def _check_names(names: Collection[str]) -> None:
 
 
 def _device(device: str | torch.device) -> torch.device:
-    """With the index that its tensors have."""
+    """Return the device with the index that its tensors have. Raises OptionError if it does not exist."""
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -92,12 +102,12 @@ def _device(device: str | torch.device) -> torch.device:
         raise OptionError("a device of this machine", received=f"{device!r}: {error}", remedy=remedy) from error
 
 
-def _claimed(
+def _declared_exact(
     make: Make, exact: bool | str | None, adapt: Callable[[nn.Module], nn.Module], device: torch.device
 ) -> str | None:
-    """The claim as "ggn", "hessian", "last_layer" or None."""
+    """Return `exact` as "ggn", "hessian", "last_layer" or None."""
     if exact is None:
-        exact = _attribute(EstimatorCase(make, Capabilities(None, None, 0.0, 0.0, 1), adapt, device))
+        exact = _attribute(EstimatorUnderTest(make, Capabilities(None, None, 0.0, 0.0, 1), adapt, device))
     if exact not in _EXACT:
         raise OptionError(f"exact among {_EXACT}", received=repr(exact), remedy="False for an approximation.")
     if isinstance(exact, bool):
@@ -105,11 +115,11 @@ def _claimed(
     return exact
 
 
-def _attribute(subject: EstimatorCase) -> bool | str:
-    """The class attribute `exact` of the first estimator that is made at all."""
-    for case in subject.cases.values():
+def _attribute(tested: EstimatorUnderTest) -> bool | str:
+    """Return the class attribute `exact` of the first estimator that can be constructed."""
+    for case in tested.cases.values():
         try:
-            return getattr(subject.build(case), "exact", False)
+            return getattr(tested.build(case), "exact", False)
         except NotApplicable:
             continue
     return False
@@ -119,16 +129,16 @@ def _prior_of(exact: str) -> str:
     return "last_layer" if exact == "last_layer" else "all"
 
 
-def _outcome(name: str, subject: EstimatorCase, reason: str | None) -> Outcome:
+def _outcome(name: str, tested: EstimatorUnderTest, reason: str | None) -> Outcome:
     if reason is not None:
         return Outcome(name, "skipped", reason)
     try:
         with preserved_random_state():
-            CHECKS[name](subject)
-    except NotApplicable as found:
-        return Outcome(name, "skipped", str(found))
-    except CheckFailure as mismatch:
-        return Outcome(name, "failed", str(mismatch))
+            CHECKS[name](tested)
+    except NotApplicable as reason_found:
+        return Outcome(name, "skipped", str(reason_found))
+    except CheckFailure as failure:
+        return Outcome(name, "failed", str(failure))
     except Exception as error:
         text = "".join(traceback.format_exception(error)).rstrip()
         return Outcome(name, "failed", f"raised {type(error).__name__}: {error}\n{text}")

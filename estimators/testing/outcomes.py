@@ -1,4 +1,4 @@
-"""What a check finds: that it holds, that it does not and why, or that it does not apply."""
+"""The outcomes of checks: passed, failed with a reason, or skipped with a reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ __all__ = ["CheckFailure", "ConformanceError", "NotApplicable", "Outcome", "Repo
 
 
 class CheckFailure(AssertionError):
-    """A property that does not hold: what was expected, what was received, the likely fault."""
+    """A check raises this if its property does not hold.
+
+    Args:
+        expected: what was expected, in words.
+        received: what was received, in words.
+        fault: the likely fault of the estimator.
+
+    Example:
+        >>> raise CheckFailure("variances >= 0", received="-0.1", fault="a transposition.")
+        Traceback (most recent call last):
+        ...
+        estimators.testing.outcomes.CheckFailure: Expected variances >= 0. Received -0.1. Likely fault: a transposition.
+    """
 
     def __init__(self, expected: str, *, received: str, fault: str) -> None:
         self.expected, self.received, self.fault = expected, received, fault
@@ -16,12 +28,18 @@ class CheckFailure(AssertionError):
 
 
 class NotApplicable(Exception):
-    """A property that the estimator does not claim, or a model that it refuses."""
+    """A check raises this if the estimator does not declare a capability, or rejects the model."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one check: "passed", "failed" or "skipped", and why."""
+    """The outcome of one check.
+
+    Attributes:
+        check: the name of the check.
+        status: "passed", "failed" or "skipped".
+        reason: why it failed or was skipped.
+    """
 
     check: str
     status: str
@@ -33,7 +51,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcomes of all checks, in their order."""
+    """The outcomes of all checks of one estimator, as `check_estimator` returns them.
+
+    Attributes:
+        estimator: the name of the estimator.
+        outcomes: one outcome per check, in the order of the checks.
+    """
 
     estimator: str
     outcomes: tuple[Outcome, ...]
@@ -43,25 +66,29 @@ class Report:
 
     @property
     def failed(self) -> dict[str, str]:
-        """Reasons by check."""
+        """The reasons of failures by the names of checks."""
         return self._named("failed")
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Reasons by check."""
+        """The reasons of skipped checks by their names."""
         return self._named("skipped")
 
     @property
     def passed(self) -> list[str]:
-        """The checks that hold."""
+        """The names of the checks that passed."""
         return list(self._named("passed"))
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.estimator}: {len(self.passed)} checks hold", *map(str, self.outcomes)])
+        return "\n".join([f"{self.estimator}: {len(self.passed)} checks passed", *map(str, self.outcomes)])
 
 
 class ConformanceError(AssertionError):
-    """Some checks do not hold; `report` has all of them."""
+    """Some checks failed.
+
+    Attributes:
+        report: the outcomes of all checks.
+    """
 
     def __init__(self, report: Report) -> None:
         self.report = report

@@ -1,4 +1,4 @@
-"""Watching what must stay as it is: a model, and the global random states."""
+"""Detect side effects on a model and on the global random states."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["advanced_random_state", "unchanged_model", "unchanged_random_state"]
 
 @contextmanager
 def unchanged_model(model: nn.Module, during: str) -> Iterator[None]:
-    """Mismatch where weights, buffers, modes, requires_grad, gradients or hooks differ afterwards."""
+    """Raise CheckFailure if weights, buffers, modes, requires_grad, gradients or hooks change inside the block."""
     before = _state(model)
     yield
     after = _state(model)
     changed = [name for name in before.keys() | after.keys() if not _same(before.get(name), after.get(name))]
     if changed:
         raise CheckFailure(
-            f"the model as it was before {during}",
-            received=f"another {', '.join(sorted(changed)[:4])}",
-            fault="work on a copy (estimators.models.Network), and put back what was changed in a finally clause.",
+            f"a model that {during} does not change",
+            received=f"a change of {', '.join(sorted(changed)[:4])}",
+            fault="work on a copy (estimators.models.Network), or restore the model in a finally clause.",
         )
 
 
@@ -54,23 +54,23 @@ def _same(a: object, b: object) -> bool:
 
 @contextmanager
 def unchanged_random_state(during: str) -> Iterator[None]:
-    """Mismatch where the state of torch, numpy or random differs afterwards; it is put back either way."""
+    """Raise CheckFailure if the random state of torch, numpy or random changes inside the block; then restore it."""
     before = _random_state()
     yield
     after = _random_state()
     changed = [name for name in before if before[name] != after[name]]
-    _restore(before)
+    _set_random_state(before)
     if changed:
         raise CheckFailure(
-            f"the global random state of {', '.join(before)} as before {during}",
-            received=f"another one of {', '.join(changed)}",
+            f"global random states of {', '.join(before)} that {during} does not change",
+            received=f"a change of {', '.join(changed)}",
             fault="draw from a torch.Generator with a seed field, or use estimators.runtime.rng.preserved_random_state",
         )
 
 
 @contextmanager
 def advanced_random_state() -> Iterator[None]:
-    """Another global random state inside, the former one afterwards."""
+    """Use another global random state inside the block, and restore the old one."""
     before = _random_state()
     try:
         torch.rand(17)
@@ -78,7 +78,7 @@ def advanced_random_state() -> Iterator[None]:
         random.random()
         yield
     finally:
-        _restore(before)
+        _set_random_state(before)
 
 
 def _random_state() -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _random_state() -> dict[str, Any]:
     return {"torch": bytes(torch.get_rng_state().numpy()), "numpy": numpy_state, "random": random.getstate()}
 
 
-def _restore(state: dict[str, Any]) -> None:
+def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(list(state["torch"]), dtype=torch.uint8))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))

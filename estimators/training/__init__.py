@@ -1,4 +1,4 @@
-"""Gradient descent: a recipe, the loop that follows it, and the training of a network to its MAP."""
+"""Gradient descent: the recipe, the training loop, and the training of a network to its MAP."""
 
 from estimators.training.recipe import Recipe
 from estimators.training.training import fit_weights, train_map

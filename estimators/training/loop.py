@@ -1,4 +1,4 @@
-"""The state of a gradient descent between two steps: all that must be kept for it to go on in another process."""
+"""State of a gradient descent between two steps: everything needed to continue in another process."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from estimators.numerics.reductions import is_finite
 from estimators.persistence.state import Learned
 from estimators.training.recipe import Recipe
 
-__all__ = ["BatchGradient", "Enough", "TrainerState", "Watch"]
+__all__ = ["BatchGradient", "EpochCallback", "StopCriterion", "TrainerState"]
 
 BatchGradient = Callable[[Tensor, Batch], Tensor]
-Watch = Callable[[Tensor], float]
-"""Weights at the end of an epoch -> what to multiply the learning rate by; it may put the weights back, in place."""
-Enough = Callable[[Tensor, int], bool]
-"""The result so far and its epochs -> whether that will do."""
+EpochCallback = Callable[[Tensor], float]
+"""Function of the weights after an epoch: the factor of the learning rate. It may reset the weights in place."""
+StopCriterion = Callable[[Tensor, int], bool]
+"""Function of the result so far and the number of epochs: whether to stop."""
 
 
 class TrainerState:
-    """Weights, optimizer, generator and counters; `recipe` is one for these N rows."""
+    """Weights, optimizer, generator and counters of a training.
+
+    Args:
+        weights: initial weights, any shape.
+        recipe: a recipe that is resolved for these N rows.
+        n_data: N.
+        generator: the generator of the order of rows.
+    """
 
     def __init__(self, weights: Tensor, recipe: Recipe, n_data: int, generator: torch.Generator) -> None:
         assert not isinstance(recipe.epochs, str)
         self.recipe, self.generator = recipe, generator
         self.parameter = nn.Parameter(weights.clone(), requires_grad=False)
-        self.optimizer = recipe.build(self.parameter)
+        self.optimizer = recipe.make_optimizer(self.parameter)
         self.epochs, self.rows, self.total = 0, 0, recipe.epochs * n_data
         self.full = 0  # rows of a full batch
         self.scale = 1.0  # of the learning rate
@@ -38,33 +45,33 @@ class TrainerState:
         self.averaged = 0  # iterates in the mean
 
     def step(self, gradient: BatchGradient, batch: Batch) -> None:
-        """One step of the optimizer."""
+        """Take one step of the optimizer."""
         self.optimizer.param_groups[0]["lr"] = self.scale * self.recipe.learning_rate(self.rows / self.total)
         self.full = self.full or len(batch)
-        slopes = [gradient(self.parameter.data, part) for part in batch.parts(self.recipe.rows_at_once)]
+        slopes = [gradient(self.parameter.data, part) for part in batch.parts(self.recipe.micro_batch_size)]
         self.parameter.grad = sum(slopes[1:], slopes[0]) / self.full
         self.optimizer.step()
         self.rows += len(batch)
         if self.recipe.average > 0:
             self._average()
 
-    def end_epoch(self, watch: Watch | None) -> None:
-        """Let `watch` judge the weights, or refuse those that are not finite. Errors: ConvergenceError."""
+    def end_epoch(self, epoch_callback: EpochCallback | None) -> None:
+        """Call the callback and apply its factor; without one, raise ConvergenceError if weights are not finite."""
         self.epochs += 1
-        if watch is None:
-            self._refuse_divergence()
-        elif (factor := watch(self.parameter.data)) != 1:
+        if epoch_callback is None:
+            self._check_finite()
+        elif (factor := epoch_callback(self.parameter.data)) != 1:
             self.scale *= factor
             self.optimizer.state.clear()
             self.mean, self.averaged = None, 0
 
     @property
     def result(self) -> Tensor:
-        """The last iterate, or the weighted mean of all."""
+        """The last iterate, or the weighted mean of all iterates."""
         return self.parameter.data if self.mean is None else self.mean
 
     def state(self) -> Learned:
-        """At the end of an epoch."""
+        """Return tensors and counters at the end of an epoch."""
         moments = {f"optimizer/{name}": value for name, value in self.optimizer.state[self.parameter].items()}
         tensors = {"weights": self.parameter.data, "generator": self.generator.get_state()}
         tensors |= {name: value for name, value in moments.items() if isinstance(value, Tensor)}
@@ -74,7 +81,7 @@ class TrainerState:
         return tensors, counters
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """From `state`."""
+        """Restore what `state` returned."""
         device = self.parameter.device
         self.parameter.data.copy_(tensors["weights"])
         self.generator.set_state(tensors["generator"].cpu())
@@ -93,10 +100,10 @@ class TrainerState:
         else:  # weights Γ(t + power)/Γ(t), about t^power
             self.mean.lerp_(self.parameter.data, (power + 1) / (self.averaged + power))
 
-    def _refuse_divergence(self) -> None:
+    def _check_finite(self) -> None:
         if not is_finite(self.parameter):
             raise ConvergenceError(
-                "a descent that stays finite",
+                "a training that stays finite",
                 received=f"NaN or Inf with {self.recipe}",
                 remedy="a smaller lr, or lower momentum.",
             )

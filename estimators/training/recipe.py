@@ -1,4 +1,4 @@
-"""How to descend: epochs, batches, optimizer, rates."""
+"""Options of a gradient descent: epochs, batches, optimizer, learning rates."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from estimators.option_checks import checked_choice, checked_integer, checked_nu
 
 __all__ = ["Recipe"]
 
-_LEAST_EPOCHS, _LEAST_STEPS = 15, 240
-_ROWS_A_STEP, _STEPS_AN_EPOCH = 64, 8
+_MIN_EPOCHS, _MIN_STEPS = 15, 240
+"""Lower bounds of epochs="auto"."""
+_ROWS_PER_STEP, _STEPS_PER_EPOCH = 64, 8
+"""batch_size="auto": at most these rows per step, and at least these steps per epoch."""
 _OPTIMIZERS = ("sgd", "nesterov", "adam", "conjugate", "auto")
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,  # noqa: ARG005
@@ -26,26 +28,33 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to descend. Learning rates are for the mean loss L/N, so that they do not depend on N.
+    """Options of a gradient descent. Learning rates apply to the mean loss L/N, so that they do not depend on N.
 
     Args:
-        epochs: passes over the rows, or "auto": 15, and more where they would be fewer than 240 steps.
-        batch_size: rows a step, regrouped in a new order each epoch; None takes the loader's own batches as they come;
-            "auto": 64, and fewer where an epoch would have fewer than 8 steps.
-        optimizer: "sgd" (with `momentum`, a heavy ball), "nesterov" (with Nesterov's, stable at a rate of 1/L), or
-            "adam"; in FineTune also "conjugate" (slopes of all rows, along conjugate directions, without a rate: an
-            epoch is a step) or "auto", conjugate where the rows are few, and "nesterov". Weight decay is not an option:
-            the prior is in the loss.
-        lr: learning rate, or "auto" where the solver that uses the recipe can choose it (FineTune).
+        epochs: passes over the rows, or "auto": at least 15 epochs and 240 steps.
+        batch_size: rows per step, regrouped in a new order each epoch; None takes the batches of the loader;
+            "auto": 64, or fewer so that an epoch has at least 8 steps.
+        optimizer: "sgd" (heavy-ball momentum), "nesterov" (Nesterov momentum, stable at a rate of 1/L) or "adam".
+            FineTune also takes "conjugate" (conjugate gradients over all rows, one step per epoch, no rate) and "auto"
+            (conjugate for few rows, else "nesterov"). Weight decay is not an option: the prior is in the loss.
+        lr: learning rate, or "auto" if the solver that uses the recipe can choose it (FineTune).
+        momentum: momentum in [0, 1) of "sgd" and "nesterov".
         schedule: "cosine" (to zero) or "constant".
-        average: a > 0 averages the iterates (Polyak & Juditsky 1992) with weights growing as t^(2/a − 2), which are on
-            average as old as the last share a of them (Shamir & Zhang 2013): one need not know where it ends. 0 for
-            the last iterate. For a constant rate.
-        rows_at_once: rows in one forward and backward; the slopes of a step's parts are added (gradient accumulation).
-            None: a step's rows at once. It does not affect the fit: a saved fit may be read with another value.
+        average: a > 0 averages the iterates (Polyak & Juditsky 1992) with weights growing as t^(2/a − 2), whose
+            mean age is that of the last fraction a of the iterates (Shamir & Zhang 2013). 0 returns the last
+            iterate. Use it with a constant rate.
+        micro_batch_size: rows per forward and backward pass; the gradients of a step are added over its micro-batches
+            (gradient accumulation). None: all rows of a step. A saved fit may be loaded with another value.
+
+    Raises:
+        OptionError: a value is out of its range.
+
+    Example:
+        >>> Recipe(epochs="auto", optimizer="nesterov", lr=0.1).resolve(n_data=1000).epochs
+        15
     """
 
-    not_compared: ClassVar = frozenset({"rows_at_once"})
+    not_compared: ClassVar = frozenset({"micro_batch_size"})
     """Fields that change the memory of a fit, and its result by round-off only."""
 
     epochs: int | str = 100
@@ -55,13 +64,13 @@ class Recipe:
     momentum: float = 0.9
     schedule: str = "cosine"
     average: float = 0.0
-    rows_at_once: int | None = None
+    micro_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         words: dict[str, tuple[str | None, ...]] = {
             "epochs": ("auto",),
             "batch_size": ("auto", None),
-            "rows_at_once": (None,),
+            "micro_batch_size": (None,),
         }
         for name, allowed in words.items():
             self._keep(name, checked_integer(name, getattr(self, name), at_least=1, words=allowed))
@@ -78,22 +87,46 @@ class Recipe:
         object.__setattr__(self, name, value)
 
     def learning_rate(self, progress: float) -> float:
-        """The rate after `progress` in [0, 1] of all rows."""
+        """Return the learning rate at some point of the training.
+
+        Args:
+            progress: the fraction of all rows that were seen, in [0, 1].
+
+        Returns:
+            The learning rate.
+        """
         assert not isinstance(self.lr, str)
         return self.lr * _SCHEDULES[self.schedule](progress)
 
     def resolve(self, n_data: int) -> Recipe:
-        """The recipe with its rows a step and its number of epochs, for N rows."""
+        """Return the recipe with numbers in place of "auto" for the batch size and the epochs.
+
+        Args:
+            n_data: N, the number of training rows.
+
+        Returns:
+            The resolved recipe.
+        """
         size = self.batch_size
         if isinstance(size, str):
-            size = min(_ROWS_A_STEP, math.ceil(n_data / _STEPS_AN_EPOCH))
+            size = min(_ROWS_PER_STEP, math.ceil(n_data / _STEPS_PER_EPOCH))
         if not isinstance(self.epochs, str):
             return replace(self, batch_size=size)
-        steps = math.ceil(n_data / (size or n_data))  # an epoch
-        return replace(self, batch_size=size, epochs=max(_LEAST_EPOCHS, math.ceil(_LEAST_STEPS / steps)))
+        steps = math.ceil(n_data / (size or n_data))  # per epoch
+        return replace(self, batch_size=size, epochs=max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps)))
 
-    def build(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
-        """The optimizer over one tensor. Errors: OptionError for "conjugate"."""
+    def make_optimizer(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        """Make the optimizer of one tensor.
+
+        Args:
+            parameter: the tensor.
+
+        Returns:
+            A torch optimizer.
+
+        Raises:
+            OptionError: the recipe has the optimizer "conjugate", which is not stochastic.
+        """
         if self.optimizer == "conjugate":
             raise OptionError("a stochastic optimizer", received='"conjugate"', remedy='"nesterov", "sgd" or "adam".')
         if self.optimizer == "adam":

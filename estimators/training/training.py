@@ -1,4 +1,4 @@
-"""The one loop of stochastic gradient descent: for MAP networks, and for the minibatch refits of RegVar."""
+"""Stochastic gradient descent, for MAP networks and for the minibatch refits of RegVar."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from estimators.option_checks import checked_number, checked_precision, checked_
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
 from estimators.runtime.progress import track
-from estimators.training.loop import BatchGradient, Enough, TrainerState, Watch
+from estimators.training.loop import BatchGradient, EpochCallback, StopCriterion, TrainerState
 from estimators.training.recipe import Recipe
 
 __all__ = ["Recipe", "fit_weights", "train_map"]
@@ -35,37 +35,52 @@ def fit_weights(
     *,
     recipe: Recipe,
     generator: torch.Generator,
-    watch: Watch | None = None,
-    enough: Enough | None = None,
+    epoch_callback: EpochCallback | None = None,
+    stop_criterion: StopCriterion | None = None,
     checkpoint: Checkpoint | None = None,
     progress_bar: bool = False,
 ) -> Tensor:
-    """Descend from `weights` (any shape) along `gradient(weights, batch)`, the slope of the batch's part of the sum L.
+    """Minimise a sum over rows by stochastic gradient descent.
 
-    Slopes are divided by the rows of a full batch, so that a row weighs the same in a ragged last batch. Every entry
-    sees the same batches, in the order drawn from `generator`: replicas stacked in `weights` differ in nothing else.
-    Where `watch` lowers the rate, the momentum starts anew; where the result is `enough`, it ends before its last
-    epoch. With a `checkpoint` it goes on from the last epoch kept.
-    Errors: ConvergenceError where the weights stop being finite.
+    Gradients are divided by the rows of a full batch, so that a row has equal weight in a smaller last batch. All
+    entries of `weights` see the same batches, in the order drawn from `generator`.
+
+    Args:
+        weights: initial weights, any shape; several copies may be stacked.
+        gradient: function of the weights and a batch: the gradient of the batch's part of the sum L.
+        batches: the training data.
+        recipe: epochs, batch size, optimizer, learning rates.
+        generator: the generator of the order of rows.
+        epoch_callback: function of the weights after each epoch: a factor of the learning rate. A factor other than 1
+            resets the momentum.
+        stop_criterion: function of the result and the number of epochs: whether to stop before the last epoch.
+        checkpoint: where to keep the state after each epoch, and to continue from.
+        progress_bar: whether to show progress on the terminal.
+
+    Returns:
+        The final weights, or the average of the iterates, in the shape of `weights`.
+
+    Raises:
+        ConvergenceError: the weights are not finite.
     """
     recipe = recipe.resolve(batches.n_data)
     assert not isinstance(recipe.epochs, str)
-    loop = TrainerState(weights, recipe, batches.n_data, generator)
+    state = TrainerState(weights, recipe, batches.n_data, generator)
     checkpoint = checkpoint or Checkpoint()
     if (saved := checkpoint.load()) is not None:
-        loop.restore(*saved)
-    for _ in track(range(loop.epochs, recipe.epochs), "epochs", shown=progress_bar):
-        if enough is not None and enough(loop.result, loop.epochs):
+        state.restore(*saved)
+    for _ in track(range(state.epochs, recipe.epochs), "epochs", shown=progress_bar):
+        if stop_criterion is not None and stop_criterion(state.result, state.epochs):
             break
         for batch in epoch(batches, recipe, generator):
-            loop.step(gradient, batch)
-        loop.end_epoch(watch)
-        checkpoint.save(loop.state)
-    return loop.result
+            state.step(gradient, batch)
+        state.end_epoch(epoch_callback)
+        checkpoint.save(state.state)
+    return state.result
 
 
 def epoch(batches: TrainingData, recipe: Recipe, generator: torch.Generator) -> Iterable[Batch]:
-    """The batches of one epoch."""
+    """Return the batches of one epoch."""
     size = recipe.resolve(batches.n_data).batch_size
     assert not isinstance(size, str)
     return batches if size is None else batches.shuffled(size, generator)
@@ -81,11 +96,28 @@ def train_map(
     seed: int = 0,
     progress_bar: bool = False,
 ) -> nn.Module:
-    """Train `model` in place to the maximum of log p(D|θ) − ½ Σ δ θ², sums over rows; it ends in eval mode.
+    """Train a model in place to the maximum of log p(D|θ) − ½ Σ δ θ², with sums over rows; it ends in eval mode.
 
-    The rows are read once and regrouped by `recipe.batch_size` where they are small enough to keep; a loader that
-    augments at random should be used with `Recipe(batch_size=None)`, which takes its batches as they come. Dropout and
-    batch statistics work as in any training; they draw from the global random state.
+    The rows are read once and regrouped by `recipe.batch_size` if they are small enough to keep. Use
+    `Recipe(batch_size=None)` with a loader that augments at random: it takes the loader's batches in order. Dropout and
+    batch statistics work as in any training, and draw from the global random state.
+
+    Args:
+        model: the network; all parameters that require a gradient are trained.
+        likelihood: a likelihood, or the name of one such as "regression".
+        train_loader: batches (x, y).
+        prior_precision: δ >= 0, or a mapping from globs of parameter names to numbers.
+        recipe: epochs, batch size, optimizer, learning rates; None takes `Recipe()`.
+        seed: seed of the order of rows.
+        progress_bar: whether to show progress on the terminal.
+
+    Returns:
+        The model.
+
+    Raises:
+        OptionError: an option is out of its range.
+        DataError: a batch does not fit the model or the likelihood.
+        ConvergenceError: the weights are not finite.
     """
     likelihood, recipe = resolve_likelihood(likelihood), recipe or Recipe()
     inner, keep = unwrapped(model), recipe.batch_size is not None
@@ -130,14 +162,14 @@ def train_map(
 
 
 def _write(parameters: list[nn.Parameter], subset: Subset, theta: Tensor) -> None:
-    """θ (P,) into the parameters, in place."""
+    """Write θ (P,) into the parameters, in place."""
     with torch.no_grad():
         for parameter, value in zip(parameters, subset.unflatten(theta.detach()).values(), strict=True):
             parameter.copy_(value)
 
 
 def _outputs_in_eval_mode(model: nn.Module, x: PyTree) -> Tensor:
-    """f (B, ...) without a graph; the model's modes are put back."""
+    """Return f (B, ...) without a graph; the training modes of the modules are restored."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

@@ -12,34 +12,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.errors import OptionError, TuningEdgeWarning
+from estimators.errors import OptionError, TuningBoundaryWarning
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.prediction import Prediction
 from estimators.tuning.grid import DEFAULT_GRID, CalibrationGrid
-from estimators.tuning.refinement import Optimum, between_neighbours
+from estimators.tuning.refinement import Optimum, refine_between_neighbours
 from estimators.tuning.scores import Score, Scorer
-from estimators.tuning.validation import Predicted, applied
+from estimators.tuning.validation import ValidationPredictions, apply_calibration
 
-__all__ = ["Calibration", "calibrate", "calibrated_on", "warn_of_edges"]
+__all__ = ["Calibration", "calibrate", "calibrate_predictions", "warn_at_boundary"]
 
-PointRecord = dict[str, float | None]
+TrialRecord = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The calibration of a kind of prediction that had the least score, and every score that it was chosen by.
+    """The calibration with the smallest score, and every score that it was chosen by. Made by `calibrate` and `tune`.
 
-    `variance_scale` multiplies the epistemic variance. `other` is the softmax temperature or, for regression, the
-    factor of σ, `sigma` being σ without it. `scores` (scales, others) is the whole grid. Of equal scores the one
-    nearest to no change is taken. `evaluations` counts what refining the best point added to the grid; `refined` says
-    whether it found a better one between the neighbours, which is then the one chosen.
+    If scores are equal, the calibration nearest to no change is chosen.
+
+    Attributes:
+        kind: the kind of the predictions, such as "regression".
+        grid: the values that were tried.
+        scores: (scales, noise factors or temperatures), the scores of the whole grid.
+        variance_scale: the factor of the epistemic variance.
+        noise_or_temperature: the factor of σ in regression, else the softmax temperature.
+        score: the smallest score.
+        score_name: the name of the score, such as "NLL".
+        sigma: σ before calibration in regression, else None.
+        evaluations: how many scores the refinement added to the grid.
     """
 
     kind: str
     grid: CalibrationGrid
     scores: Tensor
     variance_scale: float = 1.0
-    other: float = 1.0
+    noise_or_temperature: float = 1.0
     score: float = math.inf
     score_name: str = "NLL"
     sigma: float | None = None
@@ -48,53 +56,78 @@ class Calibration:
     @property
     def refined(self) -> bool:
         """Whether the choice lies between points of the grid."""
-        return not (self.variance_scale in self.grid.variance_scales and self.other in self.grid.others(self.kind))
+        second = self.grid.noise_or_temperature(self.kind)
+        return not (self.variance_scale in self.grid.variance_scales and self.noise_or_temperature in second)
 
     @property
-    def other_name(self) -> str:
-        """Of the second axis, as records have it."""
+    def second_name(self) -> str:
+        """The name of what is calibrated beside the variance: "sigma_noise" or "softmax_temperature"."""
         return "sigma_noise" if self.kind == "regression" else "softmax_temperature"
 
     @property
     def softmax_temperature(self) -> float:
-        """Errors: OptionError for regression."""
-        return self.other if self.kind != "regression" else self._absent("softmax_temperature")
+        """The chosen softmax temperature.
+
+        Raises:
+            OptionError: for regression.
+        """
+        return self.noise_or_temperature if self.kind != "regression" else self._raise_absent("softmax_temperature")
 
     @property
     def sigma_noise(self) -> float:
-        """σ as it is to be, the geometric mean where outputs have one each. Errors: OptionError but for regression."""
-        return self._absent("sigma_noise") if self.sigma is None else self.sigma * self.other
+        """The calibrated σ in target units; the geometric mean if each output has its own.
+
+        Raises:
+            OptionError: unless the kind is regression.
+        """
+        if self.sigma is None:
+            return self._raise_absent("sigma_noise")
+        return self.sigma * self.noise_or_temperature
 
     @property
-    def at_edge(self) -> tuple[str, ...]:
-        """What was chosen at an end of its range. A scale of 0 is none: there is nothing beyond it."""
-        edges = (("variance_scale", self.variance_scale, self.grid.variance_scales),
-                 (self.other_name, self.other, self.grid.others(self.kind)))  # fmt: skip
-        return tuple(name for name, value, axis in edges if _is_end(value, axis))
+    def at_boundary(self) -> tuple[str, ...]:
+        """The names of choices at an end of their range. A scale of 0 is no boundary: nothing lies beyond it."""
+        choices = (
+            ("variance_scale", self.variance_scale, self.grid.variance_scales),
+            (self.second_name, self.noise_or_temperature, self.grid.noise_or_temperature(self.kind)),
+        )
+        return tuple(name for name, value, tried in choices if _is_boundary(value, tried))
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """A prediction of the same kind, calibrated. Errors: OptionError for another kind."""
+        """Return a prediction with its variance scaled, and its logits divided or its σ multiplied.
+
+        Args:
+            prediction: a prediction of the same kind, not calibrated.
+
+        Returns:
+            The calibrated prediction.
+
+        Raises:
+            OptionError: for a prediction of another kind.
+        """
         if prediction.kind != self.kind:
-            raise OptionError(f"a {self.kind} prediction", received=prediction.kind, remedy="calibrate it by its own.")
-        return applied(prediction, self.variance_scale, self.other)
+            raise OptionError(
+                f"a {self.kind} prediction", received=prediction.kind, remedy="calibrate predictions of this kind."
+            )
+        return apply_calibration(prediction, self.variance_scale, self.noise_or_temperature)
 
-    def chosen(self) -> PointRecord:
-        """The choice, under the names of records."""
-        return self._record(self.variance_scale, self.other, self.score)
+    def chosen(self) -> TrialRecord:
+        """Return the choice and its score by name, as in records."""
+        return self._record(self.variance_scale, self.noise_or_temperature, self.score)
 
-    def points(self) -> list[PointRecord]:
-        """Every point of the grid, and the choice where it lies between them."""
-        places = product(self.grid.variance_scales, self.grid.others(self.kind))
+    def points(self) -> list[TrialRecord]:
+        """Return every point of the grid with its score, and the choice if it lies between them."""
+        locations = product(self.grid.variance_scales, self.grid.noise_or_temperature(self.kind))
         scores = self.scores.flatten().tolist()
-        points = [self._record(*place, score) for place, score in zip(places, scores, strict=True)]
+        points = [self._record(*location, score) for location, score in zip(locations, scores, strict=True)]
         return [*points, self.chosen()] if self.refined else points
 
-    def _record(self, variance_scale: float, other: float, score: float) -> PointRecord:
-        shown = other if self.sigma is None else other * self.sigma
-        return {"variance_scale": variance_scale, self.other_name: shown, "score": score}
+    def _record(self, variance_scale: float, noise_or_temperature: float, score: float) -> TrialRecord:
+        second = noise_or_temperature if self.sigma is None else noise_or_temperature * self.sigma
+        return {"variance_scale": variance_scale, self.second_name: second, "score": score}
 
-    def _absent(self, name: str) -> float:
-        raise OptionError(f"{name}, which {self.kind} does not have", received=name, remedy=f"{self.other_name}.")
+    def _raise_absent(self, name: str) -> float:
+        raise OptionError(f"{name}, which {self.kind} does not have", received=name, remedy=f"use {self.second_name}.")
 
 
 def calibrate(
@@ -106,42 +139,65 @@ def calibrate(
     likelihood: Likelihood | None = None,
     refine: bool = True,
 ) -> Calibration:
-    """The scale and the temperature (or noise) with the least score on predictions of rows that were not trained on.
+    """Return the variance scale and the temperature (or noise factor) with the smallest score on held-out predictions.
 
-    Every point of the grid is scored; then, with `refine`, a simplex search between the neighbours of the best. That is
-    as honest as the grid: two numbers for all validation rows, the same search for every method, and `refined` says so.
+    Every point of the grid is scored. With `refine`, a simplex search then looks between the neighbours of the best
+    point. Only two numbers are fitted to all validation rows, by the same search for every method.
 
     Args:
-        predictions: of M rows, or of batches of them.
-        targets: likewise.
-        grid: what is tried.
-        score: "nll", or a function of (prediction, targets), lower is better; each call is given the predictions as
-            they are at one point, and nothing is carried over.
-        likelihood: where rows have several classes, of which some are ignored or shifted.
-        refine: whether to look between the points.
+        predictions: of M rows that no network was trained on, or a list of predictions of batches.
+        targets: (M, ...), or a list of the targets of the same batches.
+        grid: the values to try.
+        score: "nll" (in nats), or a function of (prediction, targets) to a float, lower is better. Each call receives
+            the predictions calibrated at one point.
+        likelihood: needed if rows have several classes, of which some are ignored or shifted.
+        refine: whether to search between the points of the grid.
 
-    Warns: TuningEdgeWarning where the choice is the last of its range.
+    Returns:
+        The calibration; `calibration.apply(prediction)` uses it.
+
+    Raises:
+        DataError: for predictions and targets of different numbers of rows, or a score that is NaN.
+        OptionError: for a score that is neither "nll" nor a function.
+
+    Warns:
+        TuningBoundaryWarning: if the choice is at an end of its range.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from estimators import LinearizedLaplace
+        >>> _ = torch.manual_seed(0)
+        >>> estimator = LinearizedLaplace(nn.Linear(3, 1), "regression")
+        >>> estimator = estimator.fit([(torch.randn(20, 3), torch.randn(20, 1))])
+        >>> x, y = torch.randn(50, 3), torch.randn(50, 1)
+        >>> calibration = calibrate(estimator.predict(x), y)
+        >>> calibration.apply(estimator.predict(x)).total_variance.shape
+        torch.Size([50, 1])
     """
-    found = calibrated_on(Predicted.of(predictions, targets), grid, Scorer(score, likelihood), refine=refine)
-    warn_of_edges(found.at_edge, found.chosen())
+    rows = ValidationPredictions.of(predictions, targets)
+    found = calibrate_predictions(rows, grid, Scorer(score, likelihood), refine=refine)
+    warn_at_boundary(found.at_boundary, found.chosen())
     return found
 
 
-def calibrated_on(rows: Predicted, grid: CalibrationGrid, scorer: Scorer, *, refine: bool) -> Calibration:
-    """`calibrate`, without the warning."""
-    axes = grid.variance_scales, grid.others(rows.kind)
-    places = list(product(*axes))
-    scores = [rows.score(scorer, *place) for place in places]
-    best = min(range(len(places)), key=lambda i: (scores[i], *map(_change, places[i])))
-    found = Optimum(places[best], scores[best])
+def calibrate_predictions(
+    rows: ValidationPredictions, grid: CalibrationGrid, scorer: Scorer, *, refine: bool
+) -> Calibration:
+    """Return the best calibration of validation predictions, without a warning at a boundary."""
+    axes = grid.variance_scales, grid.noise_or_temperature(rows.kind)
+    locations = list(product(*axes))
+    scores = [rows.score(scorer, *location) for location in locations]
+    best = min(range(len(locations)), key=lambda i: (scores[i], *map(_distance_from_one, locations[i])))
+    found = Optimum(locations[best], scores[best])
     if refine:
-        found = between_neighbours(lambda *place: rows.score(scorer, *place), found, axes)
+        found = refine_between_neighbours(lambda *location: rows.score(scorer, *location), found, axes)
     return Calibration(
         rows.kind,
         grid,
         torch.tensor(scores, dtype=torch.float64).reshape(*map(len, axes)),
-        variance_scale=found.place[0],
-        other=found.place[1],
+        variance_scale=found.location[0],
+        noise_or_temperature=found.location[1],
         score=found.score,
         score_name=scorer.name,
         sigma=rows.sigma_noise,
@@ -149,21 +205,21 @@ def calibrated_on(rows: Predicted, grid: CalibrationGrid, scorer: Scorer, *, ref
     )
 
 
-def warn_of_edges(names: Sequence[str], values: Mapping[str, Any]) -> None:
-    """TuningEdgeWarning for those."""
+def warn_at_boundary(names: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Warn with TuningBoundaryWarning if any choice is at an end of its range."""
     if names:
         listed = ", ".join(f"{name}={values[name]:.4g}" for name in names)
         warnings.warn(
             f"tuning ended at the last value of a range: {listed}. Try values beyond it, or more validation rows.",
-            TuningEdgeWarning,
+            TuningBoundaryWarning,
             stacklevel=3,
         )
 
 
-def _change(factor: float) -> float:
+def _distance_from_one(factor: float) -> float:
     return abs(math.log(factor)) if factor > 0 else math.inf
 
 
-def _is_end(value: float, axis: Sequence[float]) -> bool:
-    ends = [end for end in (axis[0], axis[-1]) if end > 0]
-    return len(axis) > 1 and any(math.isclose(value, end, rel_tol=1e-3) for end in ends)
+def _is_boundary(value: float, tried: Sequence[float]) -> bool:
+    ends = [end for end in (tried[0], tried[-1]) if end > 0]
+    return len(tried) > 1 and any(math.isclose(value, end, rel_tol=1e-3) for end in ends)

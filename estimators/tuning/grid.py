@@ -1,4 +1,4 @@
-"""What is tried on stored predictions: scales of the variance, and a temperature or a noise."""
+"""The values that calibration tries: scales of the variance, and a temperature or a noise factor."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ _FACTORS = tuple(10 ** (k / 6) for k in range(-6, 7))
 
 @dataclass(frozen=True)
 class CalibrationGrid:
-    """Values of what can be changed after a prediction was made, each sorted, with 1, no change, always among them.
+    """The values that `calibrate` tries on stored predictions. Each tuple is sorted, and 1 (no change) is added to it.
 
     Args:
-        variance_scales: factors of the epistemic variance, >= 0; 0 is the plain network. 1e-4 to 1e4, two a decade,
-            and 0.
-        softmax_temperatures: of classification and binary, > 0. 0.1 to 10, six a decade.
-        noise_factors: of regression, factors of σ, > 0. Likewise.
+        variance_scales: factors of the epistemic variance, >= 0; 0 is the plain network. Default: 0, and 1e-4 to 1e4
+            with two values per decade.
+        softmax_temperatures: temperatures of classification and binary predictions, > 0. Default: 0.1 to 10 with six
+            values per decade.
+        noise_factors: factors of σ in regression, > 0. Default: 0.1 to 10 with six values per decade.
+
+    Raises:
+        OptionError: for a value that is not finite or too small.
+
+    Example:
+        >>> CalibrationGrid(variance_scales=(0.1, 10.0)).variance_scales
+        (0.1, 1.0, 10.0)
     """
 
     variance_scales: tuple[float, ...] = _SCALES
@@ -44,8 +52,15 @@ class CalibrationGrid:
                 )
             object.__setattr__(self, name, tuple(sorted(values | {1.0})))
 
-    def others(self, kind: str) -> tuple[float, ...]:
-        """The second axis: temperatures, or for regression factors of σ."""
+    def noise_or_temperature(self, kind: str) -> tuple[float, ...]:
+        """Return the values that are tried beside the variance scale.
+
+        Args:
+            kind: the kind of the likelihood, such as "regression".
+
+        Returns:
+            The noise factors for regression, else the softmax temperatures.
+        """
         return self.noise_factors if kind == "regression" else self.softmax_temperatures
 
 

@@ -1,4 +1,4 @@
-"""From the best point of a grid to the optimum between its neighbours."""
+"""Refine the best point of a grid: search for a better one between its neighbours."""
 
 from __future__ import annotations
 
@@ -8,71 +8,81 @@ from dataclasses import dataclass
 
 from estimators.runtime.optional import optional_module
 
-__all__ = ["Optimum", "between_neighbours"]
+__all__ = ["Optimum", "refine_between_neighbours"]
 
-_GAIN = 1e-10  # relative: less is round-off
+_LEAST_GAIN = 1e-10
+"""Relative gain of a score below which a difference is round-off."""
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where a score is least, the score, and how often it was computed to find that."""
+    """The location of the smallest score, that score, and the number of evaluations that the search took."""
 
-    place: tuple[float, ...]
+    location: tuple[float, ...]
     score: float
     evaluations: int = 0
 
 
-def between_neighbours(
+def refine_between_neighbours(
     score: Callable[..., float], start: Optimum, axes: Sequence[Sequence[float]], *, tolerance: float = 1e-4
 ) -> Optimum:
-    """The least score within the cells of a grid that meet at `start`, in logarithms, by Nelder and Mead's simplex.
+    """Return the smallest score between the grid neighbours of `start`, by Nelder-Mead in logarithms.
 
-    An axis on which the start is 0, or which has no other positive value, stays as it is, and one on which nothing is
-    gained. Never worse than the start.
+    An axis stays at its start if the start is 0, if the axis has no other positive value, or if moving gains nothing.
+    The result is never worse than the start.
+
+    Args:
+        score: the function to minimise, one argument per axis.
+        start: the best point of the grid.
+        axes: the values of the grid, one sequence per axis.
+        tolerance: the absolute tolerance of a logarithm.
     """
     minimize = optional_module("scipy.optimize", purpose="tune", install="scipy").minimize
-    cells = [_cell(value, axis) for value, axis in zip(start.place, axes, strict=True)]
-    free = [i for i, cell in enumerate(cells) if cell is not None]
+    intervals = [_interval(value, axis) for value, axis in zip(start.location, axes, strict=True)]
+    free = [i for i, interval in enumerate(intervals) if interval is not None]
     if not free or not math.isfinite(start.score):
         return start
-    bounds = [cell for cell in cells if cell is not None]
-    origin = [math.log(start.place[i]) for i in free]
+    bounds = [interval for interval in intervals if interval is not None]
+    origin = [math.log(start.location[i]) for i in free]
 
-    def place(logs: Sequence[float]) -> tuple[float, ...]:
+    def location(logs: Sequence[float]) -> tuple[float, ...]:
         moved = dict(zip(free, logs, strict=True))
         return tuple(
             math.exp(moved[i]) if i in moved and moved[i] != math.log(value) else value
-            for i, value in enumerate(start.place)
+            for i, value in enumerate(start.location)
         )
 
     found = minimize(
-        lambda logs: score(*place(logs)),
+        lambda logs: score(*location(logs)),
         origin,
         method="Nelder-Mead",
         bounds=bounds,
-        options={"initial_simplex": _simplex(origin, bounds), "xatol": tolerance, "fatol": _GAIN},
+        options={"initial_simplex": _simplex(origin, bounds), "xatol": tolerance, "fatol": _LEAST_GAIN},
     )
-    least = start.score - _GAIN * max(1.0, abs(start.score))
+    least = start.score - _LEAST_GAIN * max(1.0, abs(start.score))
     if not found.fun < least:
-        return Optimum(start.place, start.score, start.evaluations + int(found.nfev))
-    ended = Optimum(place(found.x), float(found.fun), start.evaluations + int(found.nfev))
-    return _without_idle_moves(score, start, ended)
+        return Optimum(start.location, start.score, start.evaluations + int(found.nfev))
+    refined = Optimum(location(found.x), float(found.fun), start.evaluations + int(found.nfev))
+    return _undo_idle_moves(score, start, refined)
 
 
-def _without_idle_moves(score: Callable[..., float], start: Optimum, ended: Optimum) -> Optimum:
-    """Each axis back at the start where that costs nothing: a flat one should not seem to have been tuned."""
-    for i, value in enumerate(start.place):
-        back = (*ended.place[:i], value, *ended.place[i + 1 :])
-        if back == ended.place:
+def _undo_idle_moves(score: Callable[..., float], start: Optimum, refined: Optimum) -> Optimum:
+    """Move each axis back to the start if that costs nothing, so that a flat axis does not seem to be tuned."""
+    for i, value in enumerate(start.location):
+        location = (*refined.location[:i], value, *refined.location[i + 1 :])
+        if location == refined.location:
             continue
-        there = score(*back)
-        kept = there <= ended.score + _GAIN * max(1.0, abs(ended.score))
-        ended = Optimum(back if kept else ended.place, there if kept else ended.score, ended.evaluations + 1)
-    return ended
+        found = score(*location)
+        evaluations = refined.evaluations + 1
+        if found <= refined.score + _LEAST_GAIN * max(1.0, abs(refined.score)):
+            refined = Optimum(location, found, evaluations)
+        else:
+            refined = Optimum(refined.location, refined.score, evaluations)
+    return refined
 
 
-def _cell(value: float, axis: Sequence[float]) -> tuple[float, float] | None:
-    """Logarithms of the neighbours of a value, the value itself where it has none."""
+def _interval(value: float, axis: Sequence[float]) -> tuple[float, float] | None:
+    """Return the logarithms of a value's neighbours, or of the value itself at an end; None if it cannot move."""
     positive = sorted(v for v in axis if v > 0)
     if value <= 0 or len(positive) < 2:
         return None
@@ -81,7 +91,7 @@ def _cell(value: float, axis: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _simplex(origin: list[float], bounds: list[tuple[float, float]]) -> list[list[float]]:
-    """The origin, and half a cell from it along each axis, inwards."""
+    """Return the origin, and one corner per axis at half an interval from it, inside the bounds."""
     corners = [list(origin)]
     for i, (low, high) in enumerate(bounds):
         corner = list(origin)

@@ -1,4 +1,4 @@
-"""What tuning minimises: a score of predictions and targets, lower is better."""
+"""The scores that tuning minimises: functions of predictions and targets, lower is better."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from estimators.likelihoods.prediction import Prediction, log_odds_of, log_probs
 __all__ = ["Parts", "Score", "Scorer", "negative_log_predictive"]
 
 Score: TypeAlias = str | Callable[[Prediction, Tensor], float]
-"""The word nll, or a function of a prediction of all rows and their targets."""
+"""The string "nll", or a function of a prediction of all rows and their targets."""
 Parts: TypeAlias = Sequence[tuple[Prediction, Tensor]]
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A score of the rows in some parts; nothing is carried over from one set of predictions to the next.
+    """A score of predictions that may come in several parts, one per shape of the rows.
 
-    "nll" is the mean of `negative_log_predictive` over all parts. A function of one's own sees all rows at once.
+    "nll" is the mean of `negative_log_predictive` over all parts. A custom function receives all rows at once.
     """
 
     score: Score
@@ -41,15 +41,15 @@ class Scorer:
 
     @property
     def name(self) -> str:
-        """As records have it."""
+        """The name of the score in records."""
         return "NLL" if isinstance(self.score, str) else getattr(self.score, "__name__", repr(self.score))
 
     def __call__(self, parts: Parts) -> float:
-        """The score. Errors: DataError where it is NaN, or rows of several shapes cannot be joined for a function."""
-        value = self._nll(parts) if isinstance(self.score, str) else self._own(self.score, parts)
+        """Return the score. Raises DataError if it is NaN, or if a custom score has rows of several shapes."""
+        value = self._nll(parts) if isinstance(self.score, str) else self._custom(self.score, parts)
         if value != value:
             raise DataError(
-                "a score that is a number", received="NaN", remedy="look for NaN or Inf in predictions and targets."
+                "a score that is a number", received="NaN", remedy="check predictions and targets for NaN and Inf."
             )
         return value
 
@@ -57,10 +57,10 @@ class Scorer:
         rows = [negative_log_predictive(prediction, y, self.likelihood) for prediction, y in parts]
         return float(torch.cat(rows).mean())
 
-    def _own(self, score: Callable[[Prediction, Tensor], float], parts: Parts) -> float:
+    def _custom(self, score: Callable[[Prediction, Tensor], float], parts: Parts) -> float:
         if len(parts) > 1:
             raise DataError(
-                "rows of one shape for a score of one's own, which sees them joined",
+                "rows of one shape for a custom score, which receives all rows at once",
                 received=f"{len(parts)} parts of different shapes",
                 remedy='score="nll", or pad the batches to one length.',
             )
@@ -68,11 +68,11 @@ class Scorer:
 
 
 def negative_log_predictive(prediction: Prediction, targets: Tensor, likelihood: Likelihood | None = None) -> Tensor:
-    """−log p(y) of the predictive distribution, in nats, (n,).
+    """Return −log p(y) of the predictive distribution, in nats, (n,).
 
-    Regression: of N(mean, epistemic + noise), summed over outputs, a number a row. Classification: −log of the
-    probability of the label, a number a row or, with several classes a row, one for each place with a label; which
-    these are, and whether labels are shifted, `likelihood` says. Binary: a number an output.
+    Regression uses N(mean, epistemic + noise variance), summed over outputs: one number per row. Classification uses
+    the probability of the label: one number per row or, with several classes per row, per position with a label;
+    `likelihood` says which labels count and whether they are shifted. Binary gives one number per output.
     """
     if prediction.kind == "regression":
         return _gaussian(prediction, targets)
@@ -94,20 +94,22 @@ def _gaussian(prediction: Prediction, targets: Tensor) -> Tensor:
 
 
 def _categorical(log_probs: Tensor, targets: Tensor, likelihood: Likelihood | None) -> Tensor:
-    """Of log-probabilities (M, C) or (M, ..., C); soft targets have their shape."""
+    """Return −log p of labels from log-probabilities (M, C) or (M, ..., C); soft targets have the same shape."""
     if targets.is_floating_point() and targets.shape == log_probs.shape:
         return -_weighted(targets.to(log_probs.dtype), log_probs).sum(-1).flatten()
     expected = tuple(log_probs.shape[:-1])
     if targets.shape != expected:
-        raise DataError(f"labels of shape {expected}", received=f"{tuple(targets.shape)}", remedy="one a prediction.")
-    places = likelihood.given(targets) if likelihood is not None else None
-    if not isinstance(places, Sites):
+        raise DataError(
+            f"labels of shape {expected}", received=f"{tuple(targets.shape)}", remedy="pass one label per prediction."
+        )
+    sites = likelihood.given(targets) if likelihood is not None else None
+    if not isinstance(sites, Sites):
         return -log_probs.gather(-1, targets.long()[..., None]).flatten()
-    kept, labels = places.kept, places.labels
-    by_place = log_probs.reshape(*kept.shape, log_probs.shape[-1])
-    return -by_place[kept].gather(-1, labels[kept].long()[:, None]).flatten()
+    kept, labels = sites.kept, sites.labels
+    per_position = log_probs.reshape(*kept.shape, log_probs.shape[-1])
+    return -per_position[kept].gather(-1, labels[kept].long()[:, None]).flatten()
 
 
 def _weighted(weights: Tensor, logs: Tensor) -> Tensor:
-    """weights · logs, 0 where a weight is 0, also for a logarithm of −∞."""
+    """Return weights · logs, with 0 · (−∞) = 0."""
     return torch.where(weights == 0, 0.0, weights * logs)

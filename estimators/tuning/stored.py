@@ -1,11 +1,11 @@
-"""A tuned estimator as plain data: the fit as it saves itself, its calibration and the table of tuning."""
+"""A tuned estimator as plain data: its calibration and trials as tensors and a JSON text, beside the saved fit."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,55 +13,50 @@ from torch import Tensor
 
 from estimators.errors import OptionError, StateError
 from estimators.estimator.base import UncertaintyEstimator
-from estimators.estimator.refitting import rebuilt
+from estimators.estimator.cloning import clone
 from estimators.likelihoods import Gaussian
 from estimators.option_checks import as_number
 from estimators.persistence.option_values import described, in_words
 from estimators.persistence.state import TUNING, FittedState
 from estimators.tuning.calibration import Calibration
 from estimators.tuning.grid import CalibrationGrid
+from estimators.tuning.trials import Trial
 from estimators.tuning.tuned_option import TunedOption
 
-if TYPE_CHECKING:
-    from estimators.tuning.trials import Point
-
-__all__ = ["StoredTuning", "as_tuned", "stored_tuning"]
+__all__ = ["decode_tuning", "encode_tuning"]
 
 E = TypeVar("E", bound=UncertaintyEstimator)
 
-FORMAT = 1
-_PREFIX = "tuning/"  # of the names of its tensors
+FORMAT = 2
+_PREFIX = "tuning/"
+"""The prefix of the names of tensors that belong to the tuning."""
 
 
-@dataclass(frozen=True)
-class StoredTuning:
-    """What a tuned estimator has beside its fit."""
-
-    calibration: Calibration
-    axis: TunedOption
-    curve: tuple[Point, ...]
-    chosen: int
-    seconds: float
-    validation_rows: int
-
-
-def stored_tuning(tuning: StoredTuning) -> FittedState:
+def encode_tuning(
+    *,
+    calibration: Calibration,
+    option: TunedOption,
+    trials: tuple[Trial, ...],
+    chosen: Trial,
+    seconds: float,
+    validation_rows: int,
+) -> FittedState:
     """Return the entries of a state: tensors by name, and a JSON text under "tuning"."""
-    writer = _Writer()
+    encoder = _Encoder()
     content = {
         "format": FORMAT,
-        "axis": tuning.axis.name,
-        "calibration": writer.calibration(tuning.calibration),
-        "curve": [writer.point(point) for point in tuning.curve],
-        "chosen": tuning.chosen,
-        "seconds": tuning.seconds,
-        "validation_rows": tuning.validation_rows,
+        "option": option.name,
+        "calibration": encoder.calibration(calibration),
+        "trials": [encoder.trial(trial) for trial in trials],
+        "chosen": next(i for i, trial in enumerate(trials) if trial is chosen),
+        "seconds": seconds,
+        "validation_rows": validation_rows,
     }
-    return {**writer.tensors, TUNING: json.dumps(content)}
+    return {**encoder.tensors, TUNING: json.dumps(content)}
 
 
-class _Writer:
-    """JSON values; the tensors among them, by name."""
+class _Encoder:
+    """Converts values to JSON types, and collects the tensors among them by name."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -70,18 +65,18 @@ class _Writer:
         if calibration is None:
             return None
         plain = {name: value for name, value in vars(calibration).items() if name not in ("grid", "scores")}
-        return {**plain, "grid": asdict(calibration.grid), "scores": self._kept(calibration.scores)}
+        return {**plain, "grid": asdict(calibration.grid), "scores": self._add(calibration.scores)}
 
-    def point(self, point: Point) -> dict[str, Any]:
-        plain = {name: value for name, value in vars(point).items() if name not in ("value", "calibration")}
-        return {**plain, "value": self.value(point.value), "calibration": self.calibration(point.calibration)}
+    def trial(self, trial: Trial) -> dict[str, Any]:
+        plain = {name: value for name, value in vars(trial).items() if name not in ("value", "calibration")}
+        return {**plain, "value": self.value(trial.value), "calibration": self.calibration(trial.calibration)}
 
     def value(self, value: Any) -> Any:  # noqa: ANN401
-        """Of the axis. What is no plain data, such as a solver, is kept by its description."""
+        """Encode a value of the tuned option. An object, such as a solver, is encoded by its description."""
         if value is None or isinstance(value, (bool, str)):
             return value
         if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
-            return {"tensor": self._kept(torch.as_tensor(value).detach())}
+            return {"tensor": self._add(torch.as_tensor(value).detach())}
         if (number := as_number(value)) is not None:
             return number
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
@@ -90,28 +85,36 @@ class _Writer:
             return {"list": [self.value(item) for item in value]}
         return {"described": described(value)}
 
-    def _kept(self, tensor: Tensor) -> str:
+    def _add(self, tensor: Tensor) -> str:
         name = f"{_PREFIX}{len(self.tensors)}"
         self.tensors[name] = tensor
         return name
 
 
-def as_tuned(state: Mapping[str, Tensor | str], estimator: E) -> tuple[E, StoredTuning]:
-    """Return the fit in a state, made of the options of `estimator` and the value that was chosen, and its tuning.
+def decode_tuning(state: Mapping[str, Tensor | str], estimator: E) -> tuple[E, dict[str, Any]]:
+    """Return the fit in a state, and the arguments of `encode_tuning`.
+
+    The fit has the options of `estimator` and the chosen value of the tuned option.
 
     Raises:
-        StateError: for the state of a fit that was not tuned, and for one of other options.
-        ModelChangedError: for one of another model.
+        StateError: for the state of a fit that was not tuned, or of other options.
+        ModelChangedError: for the state of another model.
     """
     content = _content(state)
-    reader = _Reader(state)
-    axis, chosen = TunedOption(content["axis"]), content["chosen"]
+    decoder = _Decoder(state)
+    option = TunedOption(content["option"])
     fit = {name: value for name, value in state.items() if name != TUNING and not name.startswith(_PREFIX)}
-    fitted = _with_value(estimator, axis, reader.value(content["curve"][chosen]["value"])).load_state_dict(fit)
-    curve = tuple(reader.point(point) for point in content["curve"])
-    calibration = reader.calibration(content["calibration"])
-    assert calibration is not None
-    return fitted, StoredTuning(calibration, axis, curve, chosen, content["seconds"], content["validation_rows"])
+    value = decoder.value(content["trials"][content["chosen"]]["value"])
+    fitted = _clone_with_value(estimator, option, value).load_state_dict(fit)
+    trials = tuple(decoder.trial(trial) for trial in content["trials"])
+    return fitted, {
+        "calibration": decoder.calibration(content["calibration"]),
+        "option": option,
+        "trials": trials,
+        "chosen": trials[content["chosen"]],
+        "seconds": content["seconds"],
+        "validation_rows": content["validation_rows"],
+    }
 
 
 def _content(state: Mapping[str, Tensor | str]) -> dict[str, Any]:
@@ -133,8 +136,8 @@ def _content(state: Mapping[str, Tensor | str]) -> dict[str, Any]:
     )
 
 
-class _Reader:
-    """The values that a `_Writer` gave."""
+class _Decoder:
+    """Converts back what an `_Encoder` made."""
 
     def __init__(self, state: Mapping[str, Tensor | str]) -> None:
         self.state = state
@@ -145,15 +148,13 @@ class _Reader:
         grid = CalibrationGrid(**{name: tuple(values) for name, values in stored["grid"].items()})
         return Calibration(**{**stored, "grid": grid, "scores": self._tensor(stored["scores"])})
 
-    def point(self, stored: dict[str, Any]) -> Point:
-        from estimators.tuning.trials import Point
-
+    def trial(self, stored: dict[str, Any]) -> Trial:
         value = self.value(stored["value"])
         value = in_words(value.description) if isinstance(value, _Described) else value
-        return Point(**{**stored, "value": value, "calibration": self.calibration(stored["calibration"])})
+        return Trial(**{**stored, "value": value, "calibration": self.calibration(stored["calibration"])})
 
     def value(self, stored: Any) -> Any:  # noqa: ANN401
-        """Of the axis; of what is no plain data its description."""
+        """Decode a value of the tuned option. An object is represented by its description."""
         if not isinstance(stored, dict):
             return stored
         if "tensor" in stored:
@@ -172,35 +173,30 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Described:
-    """A value that can be recognised, and not made."""
+    """The description of an object, by which it can be recognised but not constructed."""
 
     description: Any
 
 
-def _with_value(estimator: E, axis: TunedOption, value: Any) -> E:  # noqa: ANN401
-    """A new estimator with that value of the axis, not fitted."""
-    if axis.name is None:
-        return _rebuilt(estimator, {})
-    if not isinstance(value, _Described):
-        option = {"likelihood": Gaussian(value)} if axis.name == "sigma_noise" else {axis.name: value}
-        return _rebuilt(estimator, option)
-    given = axis.value_of(estimator)
-    if described(given) != value.description:
-        raise StateError(
-            f"an estimator with the {axis.name} that was chosen, {in_words(value.description)}, which no file can keep",
-            received=in_words(described(given)),
-            remedy="construct it with that one.",
-        )
-    return _rebuilt(estimator, {})
-
-
-def _rebuilt(estimator: E, options: dict[str, Any]) -> E:
-    """`rebuilt`, for options that a file named."""
+def _clone_with_value(estimator: E, option: TunedOption, value: Any) -> E:  # noqa: ANN401
+    """Return a new estimator with this value of the tuned option, not fitted. Raises StateError if that fails."""
+    changed: dict[str, Any] = {}
+    if isinstance(value, _Described):
+        given = option.value_of(estimator)
+        if described(given) != value.description:
+            chosen = in_words(value.description)
+            raise StateError(
+                f"an estimator with the chosen {option.name}, {chosen}, an object that a file cannot contain",
+                received=in_words(described(given)),
+                remedy=f"construct the estimator with this {option.name}.",
+            )
+    elif option.name is not None:
+        changed = {"likelihood": Gaussian(value)} if option.name == "sigma_noise" else {option.name: value}
     try:
-        made: E = rebuilt(estimator, options)
+        made: E = clone(estimator, changed)
     except OptionError as error:
         raise StateError(
-            f"an estimator with the option that was tuned, {', '.join(options)}",
+            f"an estimator with the option that was tuned, {option.name}",
             received=f"a {type(estimator).__name__}: {error.received}",
             remedy="load it into the estimator that was tuned.",
         ) from error

@@ -9,16 +9,21 @@ from torch import Tensor
 
 from estimators.tuning.calibration import Calibration
 
-__all__ = ["Point", "ScoreGrid"]
+__all__ = ["ScoreGrid", "Trial"]
 
 
 @dataclass(frozen=True)
-class Point:
-    """One value of the axis: the best calibration of the fit there, and what it took.
+class Trial:
+    """One value of the tuned option: the best calibration of the fit with it, and its cost.
 
-    `passes` are forward and backward over the training rows, queries at the validation rows included; `refitted` is
-    False for the fit that was given. A fit that failed (an indefinite Hessian, a refit that diverged) has no
-    calibration, and says why in `failure`.
+    Attributes:
+        value: the value of the option; None if no option is tuned.
+        calibration: the best calibration of this fit; None if the fit failed (an indefinite Hessian, a refit that
+            diverged).
+        passes: forward and backward passes over the training rows, including predictions of the validation rows.
+        seconds: wall-clock time of fit, predictions and scores.
+        refitted: False for the fit that was passed in.
+        failure: the error of a fit that failed, else None.
     """
 
     value: Any
@@ -30,13 +35,19 @@ class Point:
 
     @property
     def score(self) -> float | None:
-        """The least one at this value, None for a fit that failed."""
+        """The smallest score with this value; None if the fit failed."""
         return None if self.calibration is None else self.calibration.score
 
 
 @dataclass(frozen=True)
 class ScoreGrid:
-    """Scores over two axes: `scores` (values, variance scales); NaN-free, since fits that failed are left out."""
+    """Scores over the values of the tuned option and the variance scales. Fits that failed are left out.
+
+    Attributes:
+        values: the A values of the option.
+        variance_scales: the B factors of the epistemic variance.
+        scores: (A, B), lower is better, without NaN.
+    """
 
     values: tuple[float, ...]
     variance_scales: tuple[float, ...]

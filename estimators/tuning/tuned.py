@@ -1,10 +1,10 @@
-"""What tuning gives: the estimator and calibration to use, and everything that was tried."""
+"""The result of tuning: the estimator and calibration to use, and all trials."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,178 +16,219 @@ from estimators.estimator.base import UncertaintyEstimator
 from estimators.likelihoods.prediction import Prediction
 from estimators.numerics.pytrees import PyTree
 from estimators.persistence.state import FittedState, read_file, write_file
-from estimators.tuning.calibration import Calibration, PointRecord
-from estimators.tuning.stored import StoredTuning, as_tuned, stored_tuning
-from estimators.tuning.trials import Point, ScoreGrid
+from estimators.tuning.calibration import Calibration, TrialRecord
+from estimators.tuning.stored import decode_tuning, encode_tuning
+from estimators.tuning.trials import ScoreGrid, Trial
 from estimators.tuning.tuned_option import TunedOption, is_number
 
-__all__ = ["Tuned", "mark_tuned"]
+__all__ = ["Tuned", "record_calibration"]
 
 E = TypeVar("E", bound=UncertaintyEstimator)
 
 
 @dataclass(frozen=True)
 class Tuned(Generic[E]):
-    """The outcome. `estimator` is fitted, `calibration` is to be applied to what it predicts: `predict` does both.
+    """A tuned estimator with its calibration and all trials, as `tune` returns it.
 
-    `save` writes all of it to one file and `Tuned.load` reads it. `estimator.save` alone leaves the calibration out,
-    and warns of it.
+    `predict` applies the calibration. `save` writes everything to one file, and `Tuned.load` reads it.
+    `tuned.estimator.save` writes the fit without the calibration, and warns.
 
-    `curve` has a point for each value of the axis, in the order of the values. `at_edge` names what was chosen at an
-    end of its range. `seconds` are of everything: fits, predictions, scores.
+    Attributes:
+        estimator: the chosen fit.
+        calibration: the calibration to apply to its predictions.
+        option: the option that was tuned.
+        trials: one trial per value, in the order of the values.
+        chosen: the chosen trial.
+        seconds: wall-clock time of all fits, predictions and scores.
+        validation_rows: the number of validation rows.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from estimators import LinearizedLaplace, tune
+        >>> model, x = nn.Linear(3, 1), torch.randn(50, 3)
+        >>> estimator = LinearizedLaplace(model, "regression").fit([(x, torch.randn(50, 1))])
+        >>> tuned = tune(estimator, [(x, torch.randn(50, 1))], option=None)
+        >>> tuned.save("tuned.safetensors")
+        >>> again = Tuned.load("tuned.safetensors", LinearizedLaplace(model, "regression"))
+        >>> torch.equal(again.predict(x).total_variance, tuned.predict(x).total_variance)
+        True
     """
 
     estimator: E
     calibration: Calibration
-    axis: TunedOption
-    curve: tuple[Point, ...]
-    chosen: Point
+    option: TunedOption
+    trials: tuple[Trial, ...]
+    chosen: Trial
     seconds: float
     validation_rows: int
 
     def predict(self, x: PyTree) -> Prediction:
-        """Predictive distribution of the tuned estimator, calibrated."""
+        """Return the calibrated predictive distribution.
+
+        Args:
+            x: M query rows.
+
+        Returns:
+            The prediction of the tuned estimator, calibrated.
+        """
         return self.calibration.apply(self.estimator.predict(x))
 
     def state_dict(self) -> FittedState:
-        """Return the fit, its calibration and the table of tuning as a flat dict of tensors and JSON texts."""
-        stored = StoredTuning(
-            self.calibration, self.axis, self.curve, self._index(), self.seconds, self.validation_rows
-        )
-        return {**self.estimator._fitted_state(), **stored_tuning(stored)}
+        """Return the fit, its calibration and all trials as a flat dict of tensors and JSON texts."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "estimator"}
+        return {**self.estimator._fitted_state(), **encode_tuning(**values)}
 
     def save(self, path: str | Path) -> None:
-        """Write the tuned estimator to one safetensors file, whole or not at all: fit, calibration, table of tuning."""
+        """Write the fit, its calibration and all trials to one safetensors file. An interrupted write leaves no file.
+
+        Args:
+            path: the file to write.
+        """
         write_file(self.state_dict(), path)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor | str], estimator: E) -> Tuned[E]:
-        """Return what `state_dict` was called on; see `load`."""
-        fitted, stored = as_tuned(state, estimator)
-        tuned = cls(
-            fitted,
-            stored.calibration,
-            stored.axis,
-            stored.curve,
-            stored.curve[stored.chosen],
-            stored.seconds,
-            stored.validation_rows,
-        )
-        mark_tuned(fitted, stored.calibration)
+        """Return the tuned estimator whose `state_dict` is `state`.
+
+        Args:
+            state: the result of `state_dict`.
+            estimator: an estimator as for `load`.
+
+        Returns:
+            The tuned estimator, a new object.
+
+        Raises:
+            StateError: for the state of a fit that was not tuned, of other options, or of another estimator.
+            ModelChangedError: for another model.
+        """
+        fitted, values = decode_tuning(state, estimator)
+        tuned = cls(fitted, **values)
+        record_calibration(fitted, tuned.calibration)
         return tuned
 
     @classmethod
     def load(cls, path: str | Path, estimator: E) -> Tuned[E]:
-        """Return the tuned estimator in a file that `save` wrote; its predictions are those before, bit for bit.
+        """Return the tuned estimator in a file that `save` wrote. Its predictions are bit for bit the saved ones.
 
         Args:
             path: the file.
-            estimator: constructed with the options of the one that was tuned, on the same model. It stays as it is,
-                and its value of the tuned option does not matter: the chosen one is in the file. Only a tuned option
-                that is an object, such as a solver, must be the chosen one.
+            estimator: an estimator on the same model with the options of the tuned one; it is not changed. Its value
+                of the tuned option does not matter, since the file contains the chosen value. Only if the option is an
+                object, such as a solver, must the estimator have the chosen one.
+
+        Returns:
+            The tuned estimator, a new object.
 
         Raises:
             StateError: for the file of a fit that was not tuned, of other options, or of another estimator.
             ModelChangedError: for another model.
-            FileNotFoundError: for no file.
+            FileNotFoundError: if there is no such file.
 
-        Example:
-            >>> tuned = tune(RegVar(model, "regression").fit(train), validation)
-            >>> tuned.save("tuned.safetensors")
-            >>> again = Tuned.load("tuned.safetensors", RegVar(model, "regression"))
         """
         return cls.from_state_dict(read_file(path), estimator)
 
-    def _index(self) -> int:
-        """The place of the chosen point among the tried."""
-        return next(i for i, point in enumerate(self.curve) if point is self.chosen)
-
     @property
     def value(self) -> Any:  # noqa: ANN401
-        """The one chosen on the axis."""
+        """The chosen value of the option."""
         return self.chosen.value
 
     @property
     def fits(self) -> int:
-        """How many were made for tuning; the given one is not among them."""
-        return sum(point.refitted for point in self.curve)
+        """The number of fits that tuning made, without the given one."""
+        return sum(trial.refitted for trial in self.trials)
 
     @property
     def passes(self) -> float:
-        """Of all points."""
-        return math.fsum(point.passes for point in self.curve)
+        """The forward and backward passes over the training rows of all trials."""
+        return math.fsum(trial.passes for trial in self.trials)
 
     @property
-    def where(self) -> str:
-        """How the fits of the axis came about."""
+    def refit_kind(self) -> str:
+        """How the fits were made: "with retraining" or "post hoc at fixed weights"."""
         return "with retraining" if self.estimator.retrains else "post hoc at fixed weights"
 
     @property
-    def at_edge(self) -> tuple[str, ...]:
-        """What was chosen at an end of its range; on the axis, of the values whose fits did not fail."""
-        return (*self._axis_edge(), *self.calibration.at_edge)
+    def at_boundary(self) -> tuple[str, ...]:
+        """The names of choices at an end of their range. Values of the option whose fits failed are left out."""
+        return (*self._option_at_boundary(), *self.calibration.at_boundary)
 
     @property
-    def places(self) -> dict[str, Any]:
-        """What was chosen on the axis and of the calibration, by name, with its score."""
-        return {**({} if self.axis.name is None else {self.axis.name: self.value}), **self.calibration.chosen()}
+    def chosen_values(self) -> dict[str, Any]:
+        """The chosen value of the option and the chosen calibration by name, with their score."""
+        chosen = {} if self.option.name is None else {self.option.name: self.value}
+        return {**chosen, **self.calibration.chosen()}
 
-    def _axis_edge(self) -> Sequence[str]:
-        usable = [point for point in self.curve if point.score is not None and is_number(point.value)]
-        worse = any(point.score != self.chosen.score for point in usable)
-        if self.axis.name is None or not worse or self.chosen.value not in (usable[0].value, usable[-1].value):
+    def _option_at_boundary(self) -> Sequence[str]:
+        usable = [trial for trial in self.trials if trial.score is not None and is_number(trial.value)]
+        worse = any(trial.score != self.chosen.score for trial in usable)
+        if self.option.name is None or not worse or self.chosen.value not in (usable[0].value, usable[-1].value):
             return ()
-        return (self.axis.name,)
+        return (self.option.name,)
 
-    def surface(self, *, other: float | None = 1.0) -> ScoreGrid:
-        """The score over values of the axis × variance scales: the paper's Figure 4, where the axis is solver.lam.
+    def score_grid(self, *, noise_or_temperature: float | None = 1.0) -> ScoreGrid:
+        """Return the scores over values of the option and variance scales.
 
-        `other` is the softmax temperature or factor of σ to look at, a value of its grid; None: the best at each point.
+        With the option "solver.lam" this is Figure 4 of McInerney and Kallus (2025).
 
-        Errors: OptionError for an `other` that was not tried, and where no value is a number.
+        Args:
+            noise_or_temperature: the factor of σ or the softmax temperature of the scores, a value of its grid. None:
+                the best of them at each point.
+
+        Returns:
+            The scores (A, B) of A values and B variance scales.
+
+        Raises:
+            OptionError: for a `noise_or_temperature` that was not tried, and if no value of the option is a number.
         """
-        points = [point for point in self.curve if point.calibration is not None and is_number(point.value)]
-        if not points:
-            raise OptionError("an axis of numbers", received=repr(self.axis.name), remedy="values of numbers.")
+        trials = [trial for trial in self.trials if trial.calibration is not None and is_number(trial.value)]
+        if not trials:
+            raise OptionError(
+                "an option with numeric values", received=repr(self.option.name), remedy="tune over numbers."
+            )
         grid = self.calibration.grid
-        others = grid.others(self.calibration.kind)
-        if other is not None and other not in others:
-            raise OptionError(f"other among {others}, or None", received=repr(other), remedy="1, or None.")
-        tried = torch.stack([point.calibration.scores for point in points if point.calibration is not None])
-        scores = tried.amin(-1) if other is None else tried[..., others.index(other)]
-        return ScoreGrid(tuple(float(point.value) for point in points), grid.variance_scales, scores)
+        tried = grid.noise_or_temperature(self.calibration.kind)
+        if noise_or_temperature is not None and noise_or_temperature not in tried:
+            raise OptionError(
+                f"noise_or_temperature among {tried}, or None",
+                received=repr(noise_or_temperature),
+                remedy="1, or None.",
+            )
+        every = torch.stack([trial.calibration.scores for trial in trials if trial.calibration is not None])
+        scores = every.amin(-1) if noise_or_temperature is None else every[..., tried.index(noise_or_temperature)]
+        return ScoreGrid(tuple(float(trial.value) for trial in trials), grid.variance_scales, scores)
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON types, as records have it: every point of every grid, what was chosen, the cost. Eight digits."""
+        """Return every point of every grid, the choice and the cost in JSON types, rounded to eight digits."""
         chosen = {"value": self.value, **self.calibration.chosen()}
         return {
-            "axis": self.axis.name,
-            "unit": self.axis.unit,
-            "points": [record for point in self.curve for record in self._records(point)],
+            "option": self.option.name,
+            "unit": self.option.unit,
+            "points": [record for trial in self.trials for record in self._records(trial)],
             "chosen": _rounded(chosen),
-            "at_edge": list(self.at_edge),
+            "at_boundary": list(self.at_boundary),
             "refined": self.calibration.refined,
-            "failures": {str(point.value): point.failure for point in self.curve if point.failure is not None},
+            "failures": {str(trial.value): trial.failure for trial in self.trials if trial.failure is not None},
             "seconds": self.seconds,
             "fits": self.fits,
             "passes": self.passes,
             "score_name": self.calibration.score_name,
             "validation_rows": self.validation_rows,
-            "where": self.where,
+            "refit_kind": self.refit_kind,
         }
 
-    def _records(self, point: Point) -> list[PointRecord]:
-        if point.calibration is None:
-            return [_rounded({"value": point.value, **dict.fromkeys(self.calibration.chosen())})]
-        return [_rounded({"value": point.value, **record}) for record in point.calibration.points()]
+    def _records(self, trial: Trial) -> list[TrialRecord]:
+        if trial.calibration is None:
+            return [_rounded({"value": trial.value, **dict.fromkeys(self.calibration.chosen())})]
+        return [_rounded({"value": trial.value, **record}) for record in trial.calibration.points()]
 
 
-def mark_tuned(estimator: UncertaintyEstimator, calibration: Calibration) -> None:
-    """Let a fit know of a calibration, of which it warns where it is saved without."""
-    if (calibration.variance_scale, calibration.other) != (1.0, 1.0):
-        places = {name: value for name, value in calibration.chosen().items() if name != "score"}
-        estimator._calibrated_by = ", ".join(f"{name}={value:.4g}" for name, value in places.items())
+def record_calibration(estimator: UncertaintyEstimator, calibration: Calibration) -> None:
+    """Record a calibration in a fit, so that saving the fit without it warns."""
+    if (calibration.variance_scale, calibration.noise_or_temperature) != (1.0, 1.0):
+        chosen = {name: value for name, value in calibration.chosen().items() if name != "score"}
+        estimator._calibrated_by = ", ".join(f"{name}={value:.4g}" for name, value in chosen.items())
 
 
-def _rounded(record: dict[str, Any]) -> PointRecord:
+def _rounded(record: dict[str, Any]) -> TrialRecord:
     return {name: float(f"{value:.8g}") if is_number(value) else None for name, value in record.items()}

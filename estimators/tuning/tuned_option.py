@@ -1,4 +1,4 @@
-"""The one thing of a fit that is tuned with a fit for each value: an option of its constructor, by name."""
+"""The option of an estimator's constructor that is tuned, with one fit per value."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _UNITS = {"prior_precision": "1/weight²", "sigma_noise": "target"}
 
 @dataclass(frozen=True)
 class TunedOption:
-    """`name`: "prior_precision", "sigma_noise", another option such as "rate", or that of a part, such as "solver.lam".
+    """An option by its name: "prior_precision", "sigma_noise", "rate", or a dotted one such as "solver.lam".
 
-    None: nothing is fitted again.
+    With the name None, nothing is refitted and only predictions are calibrated.
     """
 
     name: str | None
 
     @property
     def unit(self) -> str | None:
-        """Of its values."""
+        """The unit of the values, None if it is not known."""
         return _UNITS.get(self.name or "")
 
     def value_of(self, estimator: UncertaintyEstimator) -> Any:  # noqa: ANN401
-        """What a fit has. Errors: OptionError for a name that is none; UnsupportedError without a Gaussian noise."""
+        """Return the value in an estimator. Raises OptionError for an unknown name, UnsupportedError without σ."""
         if self.name is None:
             return None
         if self.name == "sigma_noise":
@@ -48,54 +48,55 @@ class TunedOption:
             raise OptionError(
                 f"an option of {type(estimator).__name__}, or None",
                 received=repr(self.name),
-                remedy="prior_precision, sigma_noise, or a dotted name for that of a part, such as solver.lam.",
+                remedy="prior_precision, sigma_noise, or a dotted name for an option of a part, such as solver.lam.",
             ) from error
 
-    def at(self, estimator: E, value: Any) -> E:  # noqa: ANN401
-        """A new fit with that value."""
+    def refit(self, estimator: E, value: Any) -> E:  # noqa: ANN401
+        """Return a new fit with this value."""
         assert self.name is not None
         if self.name == "sigma_noise":
-            return estimator.at_sigma_noise(value)
-        return estimator.with_options(**{self.name: value})
+            return estimator.clone_with(likelihood=Gaussian(value))
+        return estimator.clone_with(**{self.name: value})
 
     def candidates(self, estimator: UncertaintyEstimator, values: Sequence[Any] | None, *, decades: float) -> list[Any]:
-        """The value of the given fit and those asked for, or four a decade around it, numbers in ascending order.
+        """Return the value of the given fit and the requested ones, numbers in ascending order.
 
-        Errors: OptionError where they cannot be chosen, and for values without an axis.
+        If no values are requested, take four per decade around the given one. Raises OptionError if that is not
+        possible, and for values without an option.
         """
         given = self.value_of(estimator)
         if self.name is None and values is not None:
-            raise OptionError("no values without an axis", received=repr(values), remedy='axis="prior_precision".')
+            raise OptionError("no values without an option", received=repr(values), remedy='option="prior_precision".')
         if values is None:
             values = [] if self.name is None else self._around(given, decades)
         values = [_plain(value) for value in values]
-        others = [value for value in values if not same(value, given)]
+        others = [value for value in values if not same_value(value, given)]
         numbers = sorted(value for value in [given, *others] if is_number(value))
         return [value for value in [given, *others] if not is_number(value)] + numbers
 
     def _around(self, given: Any, decades: float) -> list[float]:  # noqa: ANN401
         if self.name not in _UNITS or not is_number(given):
             raise OptionError(
-                f"values of {self.name}, whose range nothing here can know",
-                received=f"none, at {given!r}",
+                f"values to try for {self.name}, which has no default range",
+                received=f"none, with {given!r} in the given fit",
                 remedy="values=[...].",
             )
         return log_spaced(given, decades=decades)
 
 
 def log_spaced(centre: float, *, decades: float) -> list[float]:
-    """Four a decade, as many below as above, the centre itself among them."""
+    """Return four values per decade, symmetric in the logarithm, with the centre among them."""
     half = round(4 * decades)
     return [centre * 10 ** (k / 4) for k in range(-half, half + 1)]
 
 
 def is_number(value: object) -> bool:
-    """Whether it has a place on an axis."""
+    """Return whether a value is a real number, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def same(value: object, other: object) -> bool:
-    """Whether one fit serves both, for numbers up to round-off."""
+def same_value(value: object, other: object) -> bool:
+    """Return whether two values mean the same fit; numbers are compared up to round-off."""
     if is_number(value) and is_number(other):
         assert isinstance(value, (int, float))
         assert isinstance(other, (int, float))
@@ -104,7 +105,7 @@ def same(value: object, other: object) -> bool:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    """A number of numpy or torch as one of Python, with a place on the axis; anything else as it is."""
+    """Convert a scalar of numpy or torch to a Python number; return anything else unchanged."""
     number = as_number(value) if getattr(value, "ndim", 0) == 0 else None
     return value if number is None else number
 
@@ -112,7 +113,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 def _sigma_noise(estimator: UncertaintyEstimator) -> Any:  # noqa: ANN401
     if not isinstance(estimator.likelihood, Gaussian):
         raise UnsupportedError(
-            "a Gaussian likelihood, which has a sigma_noise", received=repr(estimator.likelihood), remedy="axis=None."
+            "a Gaussian likelihood, which has a sigma_noise", received=repr(estimator.likelihood), remedy="option=None."
         )
     sigma = estimator.likelihood.sigma_noise
     return float(sigma) if isinstance(sigma, torch.Tensor) and sigma.ndim == 0 else sigma

@@ -1,4 +1,4 @@
-"""Validation rows: what is predicted at them, joined and in float64, and what it becomes when it is calibrated."""
+"""Validation rows, their predictions in float64, and the calibration of a prediction."""
 
 from __future__ import annotations
 
@@ -18,59 +18,67 @@ from estimators.numerics.dtype import algebra_dtype
 from estimators.runtime.rng import preserved_random_state
 from estimators.tuning.scores import Scorer
 
-__all__ = ["Predicted", "ValidationRows", "applied"]
+__all__ = ["ValidationPredictions", "ValidationRows", "apply_calibration"]
 
 
-def applied(prediction: Prediction, variance_scale: float, other: float) -> Prediction:
-    """A prediction with its variance scaled, and its logits over a temperature or, in regression, σ times a factor."""
+def apply_calibration(prediction: Prediction, variance_scale: float, noise_or_temperature: float) -> Prediction:
+    """Return a prediction with its variance scaled, and its logits over a temperature or, in regression, σ multiplied.
+
+    Args:
+        prediction: the prediction as an estimator gave it.
+        variance_scale: the factor of the epistemic variance.
+        noise_or_temperature: the factor of σ in regression, else the softmax temperature.
+    """
     if prediction.kind != "regression":
-        return prediction.calibrated(variance_scale=variance_scale, softmax_temperature=other)
+        return prediction.calibrated(variance_scale=variance_scale, softmax_temperature=noise_or_temperature)
     scaled = prediction.calibrated(variance_scale=variance_scale)
     assert scaled.aleatoric_variance is not None
-    noise = scaled.aleatoric_variance * other**2
+    noise = scaled.aleatoric_variance * noise_or_temperature**2
     return replace(scaled, aleatoric_variance=noise, total_variance=scaled.epistemic_variance + noise)
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """Predictions and their targets, in one part, or in several where the shapes of rows differ."""
+class ValidationPredictions:
+    """Predictions of validation rows and their targets: one part, or several if the shapes of rows differ."""
 
     parts: tuple[tuple[Prediction, Tensor], ...]
 
     @classmethod
-    def of(cls, predictions: Prediction | Sequence[Prediction], targets: Tensor | Sequence[Tensor]) -> Predicted:
-        """Joined where they can be. Errors: DataError where they do not belong together."""
+    def of(
+        cls, predictions: Prediction | Sequence[Prediction], targets: Tensor | Sequence[Tensor]
+    ) -> ValidationPredictions:
+        """Join predictions of batches. Raises DataError if predictions and targets have different numbers of rows."""
         made = [predictions] if isinstance(predictions, Prediction) else list(predictions)
         known = [targets] if isinstance(targets, Tensor) else list(targets)
         if not made or len(made) != len(known) or any(len(p.mean) != len(y) for p, y in zip(made, known, strict=False)):
             raise DataError(
-                "predictions, and as many targets",
+                "predictions and targets of the same rows",
                 received=f"{[len(p.mean) for p in made]} predicted rows and {[len(y) for y in known]} targets",
-                remedy="pass the targets of the rows that were predicted, in their order.",
+                remedy="pass the targets of the predicted rows in the same order.",
             )
-        parts = [(_wide(p), y.detach()) for p, y in zip(made, known, strict=True)]
+        parts = [(_to_float64(p), y.detach()) for p, y in zip(made, known, strict=True)]
         if len({(p.mean.shape[1:], y.shape[1:]) for p, y in parts}) == 1:
-            parts = [(_joined([p for p, _ in parts]), torch.cat([y for _, y in parts]))]
+            parts = [(_concatenated([p for p, _ in parts]), torch.cat([y for _, y in parts]))]
         return cls(tuple((p, y.to(p.mean.dtype) if y.is_floating_point() else y) for p, y in parts))
 
     @property
     def kind(self) -> str:
-        """Of the likelihood."""
+        """The kind of the likelihood."""
         return self.parts[0][0].kind
 
     @property
     def finite(self) -> bool:
-        """Whether means and variances are numbers."""
+        """Whether all means and variances are finite."""
         return all(bool(torch.isfinite(t).all()) for p, _ in self.parts for t in (p.mean, p.epistemic_variance))
 
     @property
     def n_rows(self) -> int:
-        """Rows in all parts."""
+        """The number of rows in all parts."""
         return sum(len(y) for _, y in self.parts)
 
     @property
     def sigma_noise(self) -> float | None:
-        """σ of a regression; where outputs have one each, their geometric mean."""
+        """σ in regression, the geometric mean if each output has its own; else None."""
         noise = self.parts[0][0].aleatoric_variance
         if noise is None:
             return None
@@ -78,20 +86,20 @@ class Predicted:
         single = bool((first == first.flatten()[0]).all())
         return math.sqrt(float(first.flatten()[0])) if single else math.exp(0.5 * float(first.log().mean()))
 
-    def score(self, scorer: Scorer, variance_scale: float, other: float) -> float:
-        """Of the predictions as they are when calibrated so."""
-        return scorer([(applied(prediction, variance_scale, other), y) for prediction, y in self.parts])
+    def score(self, scorer: Scorer, variance_scale: float, noise_or_temperature: float) -> float:
+        """Return the score of the calibrated predictions."""
+        return scorer([(apply_calibration(p, variance_scale, noise_or_temperature), y) for p, y in self.parts])
 
 
 @dataclass(frozen=True)
 class ValidationRows:
-    """A loader of rows that no network was trained on, read once where they are small enough to keep."""
+    """Rows that no network was trained on, read once if they are small enough to keep."""
 
     batches: TrainingData
 
     @classmethod
     def of(cls, loader: Iterable[Any]) -> ValidationRows:
-        """Errors: DataError for an empty loader, or one that can be read only once."""
+        """Read a loader. Raises DataError if it is empty or can be iterated only once."""
         if isinstance(loader, Iterator):
             raise DataError(
                 "a validation loader that can be iterated more than once",
@@ -101,24 +109,24 @@ class ValidationRows:
         with preserved_random_state():
             return cls(TrainingData.unchecked(loader, keep=True))
 
-    def predicted(self, estimator: UncertaintyEstimator) -> Predicted:
-        """What a fitted estimator predicts, by its own default link."""
+    def predicted(self, estimator: UncertaintyEstimator) -> ValidationPredictions:
+        """Return the predictions of a fitted estimator with its default link approximation."""
         predictions, targets = [], []
         for batch in self.batches:
             prediction = estimator.predict(batch.x)
             estimator.likelihood.check_targets(prediction.mean, batch.y)
             predictions.append(prediction)
             targets.append(batch.y)
-        return Predicted.of(predictions, targets)
+        return ValidationPredictions.of(predictions, targets)
 
 
-def _wide(prediction: Prediction) -> Prediction:
-    """Without a graph, in `algebra_dtype`: differences between scores are small."""
+def _to_float64(prediction: Prediction) -> Prediction:
+    """Detach and convert to `algebra_dtype`, since differences between scores are small."""
     dtype = algebra_dtype(prediction.mean.device)
     return replace(prediction, **{name: value.detach().to(dtype) for name, value in _tensors(prediction).items()})
 
 
-def _joined(predictions: Sequence[Prediction]) -> Prediction:
+def _concatenated(predictions: Sequence[Prediction]) -> Prediction:
     if len(predictions) == 1:
         return predictions[0]
     together: dict[str, Any] = {}

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bdl_bench.cli.progress import shown
+from bdl_bench.cli.progress import show_progress
 from bdl_bench.runner.eta import TimeEstimate
 from bdl_bench.runner.events import Event
 
@@ -20,7 +20,7 @@ EVENTS = [
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that the test advances."""
 
     def __init__(self):
         self.now = 1000.0
@@ -29,9 +29,9 @@ class Clock:
         return self.now
 
 
-def output(events, *, terminal, clock=None, n_steps=2):
+def output(events, *, terminal, clock=None, n_jobs=2):
     file, clock = io.StringIO(), clock or Clock()
-    with shown(Console(file=file, force_terminal=terminal, width=200), n_steps, clock=clock) as listen:
+    with show_progress(Console(file=file, force_terminal=terminal, width=200), n_jobs, clock=clock) as listen:
         for event in events:
             if isinstance(event, float):
                 clock.now += event
@@ -40,21 +40,21 @@ def output(events, *, terminal, clock=None, n_steps=2):
     return file.getvalue()
 
 
-def test_elsewhere_there_is_one_plain_line_an_event():
+def test_without_a_terminal_there_is_one_plain_line_per_event():
     assert output(EVENTS, terminal=False).splitlines() == [
         "[1/2] [red]task[/red] seed 0 training: trained, 1.5 s",
-        "[red]task[/red] seed 0 laplace: another run is at it",
+        "[red]task[/red] seed 0 laplace: locked by another run",
         "[2/2] [red]task[/red] seed 0 laplace: failed, TypeError: [/] is no tag",
     ]
 
 
-def test_now_and_then_a_plain_line_says_how_far_all_is():
+def test_a_summary_is_printed_from_time_to_time():
     steps = [("digits", seed, "laplace") for seed in range(4)]
     events = [Event(*step, "planned") for step in steps]
     events += [Event(*steps[0], "started"), 40.0, Event(*steps[0], "ok"), Event(*steps[1], "started")]
     events += [5.0, Event(*steps[2], "failed")]  # too soon for another one
-    lines = output(events, terminal=False, n_steps=4).splitlines()
-    assert lines[1] == "1 of 4 done; about 2 min 0 s left"
+    lines = output(events, terminal=False, n_jobs=4).splitlines()
+    assert lines[1] == "1 of 4 done; about 2 min left"
     assert len(lines) == 3
 
 
@@ -63,12 +63,12 @@ def test_on_a_terminal_there_are_lines_and_a_bar(words):
     assert words in output(EVENTS, terminal=True)
 
 
-def test_on_a_terminal_all_that_runs_is_shown_with_its_time():
+def test_on_a_terminal_running_jobs_are_shown_with_their_times():
     events = [Event("digits", seed, "map", "started") for seed in range(20)]
-    shown_last = output([*events, 7.0], terminal=True, n_steps=20)
-    assert "digits seed 0 map (7.0 s)" in shown_last
-    assert "digits seed 11 map (7.0 s)" in shown_last
-    assert "and 8 more" in shown_last
+    shown_last = output([*events, 7.0], terminal=True, n_jobs=20)
+    assert "digits seed 0 map (7 s)" in shown_last
+    assert "digits seed 11 map (7 s)" in shown_last
+    assert "0 of 20 done, 20 running, 7 s" in shown_last
     assert "digits seed 12 map" not in shown_last
 
 
@@ -78,7 +78,7 @@ def heard(*events, clock):
         if isinstance(event, float):
             clock.now += event
         else:
-            outlook.hear(event)
+            outlook.update(event)
     return outlook
 
 
@@ -117,7 +117,7 @@ def test_steps_that_run_at_a_time_share_what_is_left_but_none_ends_before_its_ow
     outlook = heard(*planned(*steps), *beside, *ended, clock=Clock())
     assert outlook.seconds_left() == 3 * 8 / 2
     for event in (Event(*steps[2], "cached"), Event(*steps[3], "cached"), Event(*steps[4], "started")):
-        outlook.hear(event)
+        outlook.update(event)
     assert outlook.seconds_left() == 8
 
 

@@ -12,18 +12,19 @@ from scipy.stats import t as student
 from bdl_bench.metrics import METRICS
 from bdl_bench.report import write_report
 from bdl_bench.report.findings import overtuned
-from bdl_bench.report.formatting import duration, mebibytes, number
-from bdl_bench.report.scores import ScoreCell, ScoreTable
+from bdl_bench.report.formatting import number
+from bdl_bench.report.scores import ScoreEntry, ScoreTable
 from bdl_bench.stats import Interval
 from estimators.errors import OptionError
+from estimators.runtime.units import in_bytes, in_seconds
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>|`*$x^2$ {{ 7 * 7 }}'
 
 SECTIONS = (
     "What was run",
-    "trained once for each task and seed",
-    "Nothing was tuned",
-    "Predictions of the test rows",
+    "trained once per task and seed",
+    "No method was tuned",
+    "Test metrics",
     "Calibration",
     "Agreement with the exact variance",
     "Time and memory",
@@ -145,7 +146,7 @@ def test_the_csv_has_means_with_their_intervals_and_costs_under_their_names(writ
     found = [float(rows["reg/NLL"][name]) for name in ("mean", "low95", "high95")]
     assert found == pytest.approx([np.mean(values), np.mean(values) - half, np.mean(values) + half])
     assert rows["reg/NLL"]["seeds"] == "3"
-    costs = {"fit_seconds": 1.5, "predict_seconds": 0.01, "peak_bytes": 2**28, "peak_rise_bytes": 2**20}
+    costs = {"fit_seconds": 1.5, "predict_seconds": 0.01, "peak_bytes": 2**28, "peak_increase_bytes": 2**20}
     assert {name: float(rows[f"cost/{name} (median)"]["mean"]) for name in costs} == costs
 
 
@@ -167,8 +168,8 @@ def test_a_record_without_its_arrays_is_shown_as_failed_and_the_rest_is_reported
     record = write_record("t", "laplace", 0)
     (tmp_path / record.arrays).unlink()
     text = Tags(write_report(tmp_path).read_text()).text
-    assert "its arrays are gone" in text
-    assert "t, NLL as fitted: best map" in text
+    assert "its arrays are missing" in text
+    assert "t, NLL untuned: best map" in text
 
 
 def test_a_single_seed_without_reference_or_baseline_still_has_a_report(write_record, tmp_path):
@@ -186,7 +187,7 @@ def test_a_method_that_misses_a_seed_says_so(write_record, tmp_path):
 def test_records_of_several_versions_are_pointed_out(write_record, tmp_path):
     write_record("t", "map", 0, environment={"code": "a"})
     write_record("t", "laplace", 0, environment={"code": "b"})
-    assert "2 different versions" in write_report(tmp_path).read_text()
+    assert "2 different environments" in write_report(tmp_path).read_text()
 
 
 def test_the_command_to_run_it_again_quotes_what_a_shell_would_read(write_record, tmp_path):
@@ -210,16 +211,18 @@ def test_numbers_have_few_digits(value, text):
 
 
 def test_times_and_sizes_have_one_unit():
-    assert [duration(s) for s in (0.0012, 0.25, 1.26, 75)] == ["1.2 ms", "250 ms", "1.3 s", "1 min 15 s"]
-    assert [mebibytes(b) for b in (2**20, 2**30, 2**34)] == ["1 MiB", "1,024 MiB", "16.0 GiB"]
+    assert [in_seconds(s) for s in (0.0012, 0.25, 1.26, 75, 150)] == ["1.2 ms", "250 ms", "1.26 s", "75 s", "2.5 min"]
+    assert [in_bytes(b) for b in (2**20, 1000 * 2**20, 2**34)] == ["1 MiB", "0.977 GiB", "16 GiB"]
 
 
 def test_it_is_said_where_tuning_made_most_methods_worse():
     metric = METRICS["classification"][0]
 
     def table(*means):
-        cells = {f"m{i}": {metric.key: ScoreCell(Interval(v, None, None, 1), None, False)} for i, v in enumerate(means)}
-        return ScoreTable((metric,), cells, {})
+        entries = {
+            f"m{i}": {metric.key: ScoreEntry(Interval(v, None, None, 1), None, False)} for i, v in enumerate(means)
+        }
+        return ScoreTable((metric,), entries, {})
 
     assert overtuned(table(0.1, 0.2, 0.3), None) == []
     assert overtuned(table(0.1, 0.2, 0.3), table(0.2, 0.1, 0.2)) == []

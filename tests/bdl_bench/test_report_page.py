@@ -14,10 +14,10 @@ from synthetic_records import LONG, PATH, QUOTES, SCRIPT
 
 TASK = f"{PATH} {SCRIPT}"
 SECTIONS = (
-    "Summary", "What was run", "Predictions of the test rows", "Quality against cost", "Time and memory", "Calibration",
-    "Risk and coverage", "Between the data", "Out-of-distribution rows", "Under shift",
-    "Agreement with the exact variance", "Tuning", "Before the run", "Configuration", "Skipped and failed",
-    "Configuration and how to reproduce",
+    "Summary", "What was run", "Test metrics", "Accuracy–cost trade-off", "Time and memory", "Calibration",
+    "Selective prediction", "Predictive bands", "Out-of-distribution detection", "Distribution shift",
+    "Agreement with the exact variance", "Tuning", "Pre-flight diagnostics", "Configuration", "Skipped and failed",
+    "Environment and how to reproduce",
 )  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def test_agreement_in_the_page_is_that_of_the_csv(page, rows, quantity):
     column = {"spearman": "Spearman", "mean_ratio": "mean ratio", "relative_rmse": "relative RMSE"}[quantity]
     shown = table_values(page, ["method", "Spearmanrank correlation"])
     task = page_order(page)[0]
-    expected = csv_values(rows, task, f"agreement/{quantity}", "as fitted")
+    expected = csv_values(rows, task, f"agreement/{quantity}", "untuned")
     found = {m: next(v for head, v in row.items() if head.startswith(column)) for m, row in shown.items()}
     assert {m: float(v) for m, v in found.items() if v is not None} == pytest.approx(expected)
     assert len(expected) >= 5
@@ -184,7 +184,7 @@ def test_ranks_and_first_metrics_of_the_summary_are_those_of_the_csv(page, rows)
 def test_out_of_distribution_numbers_are_those_of_the_csv_as_fitted_and_tuned(page, rows):
     tables = [t for t in page.tables if t[0][0][0] == "held-out"]
     found = []
-    for table, variant in zip(tables, ("as fitted", "tuned"), strict=True):
+    for table, variant in zip(tables, ("untuned", "tuned"), strict=True):
         shown = table_values(Tables([table]), ["held-out"])
         expected = csv_values(rows, "pictures", "ood/AUROC/held-out/entropy", variant)
         found.append({m: float(row["AUROC ↑by entropy"]) for m, row in shown.items()})

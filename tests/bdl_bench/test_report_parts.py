@@ -1,4 +1,4 @@
-"""What a report is made of: labels, frontiers, grids, arrays, frames."""
+"""What a report is made of: labels, Pareto fronts, grids, arrays, frames."""
 
 import numpy as np
 import pandas as pd
@@ -8,9 +8,9 @@ from synthetic_records import write_grid
 from bdl_bench.records import Tuning
 from bdl_bench.report import write_report
 from bdl_bench.report.arrays import ArrayView
-from bdl_bench.report.figures.labels import short, spread
-from bdl_bench.report.figures.pareto import Price, frontier
-from bdl_bench.report.formatting import count, listed
+from bdl_bench.report.figures.labels import short, spread_labels
+from bdl_bench.report.figures.pareto import MethodPoint, pareto_front
+from bdl_bench.report.formatting import count, join_names
 from bdl_bench.report.notebook import Comparison
 from bdl_bench.report.palette import Palette, family_of
 from bdl_bench.report.tuning_curves import line, surface
@@ -19,27 +19,32 @@ from estimators.errors import OptionError, UnsupportedError
 
 def test_labels_are_spread_in_order_a_gap_apart_and_as_near_as_that_allows():
     places = np.array([5.0, 1.0, 1.1, 1.2])
-    moved = spread(places, 1.0, 0.0, 10.0)
+    moved = spread_labels(places, 1.0, 0.0, 10.0)
     assert np.argsort(moved).tolist() == np.argsort(places).tolist()
     assert np.diff(np.sort(moved)) == pytest.approx([1.0, 1.0, 2.9])
     assert np.sort(moved)[:3].mean() == pytest.approx(1.1)
 
 
 def test_labels_stay_inside_and_closer_than_the_gap_where_there_is_no_room():
-    moved = spread(np.full(11, 9.0), 2.0, 0.0, 10.0)
+    moved = spread_labels(np.full(11, 9.0), 2.0, 0.0, 10.0)
     assert np.sort(moved) == pytest.approx(np.arange(11.0))
 
 
-def test_the_frontier_leaves_out_what_a_cheaper_method_beats():
-    prices = {"a": Price(1.0, 0.5), "b": Price(2.0, 0.6), "c": Price(3.0, 0.4), "d": Price(3.0, 0.3)}
-    assert frontier(prices, lower=True) == ["a", "d"]
-    assert frontier(prices, lower=False) == ["a", "b"]
+def test_the_pareto_front_has_no_method_that_a_cheaper_one_beats():
+    points = {
+        "a": MethodPoint(1.0, 0.5),
+        "b": MethodPoint(2.0, 0.6),
+        "c": MethodPoint(3.0, 0.4),
+        "d": MethodPoint(3.0, 0.3),
+    }
+    assert pareto_front(points, lower=True) == ["a", "d"]
+    assert pareto_front(points, lower=False) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("method", "family"),
-    [("map", "the network alone"), ("laplace-kron", "Laplace"), ("laplace-torch-kron", "laplace-torch"),
-     ("last-layer-laplace-diag", "last layer"), ("deep-ensemble", "several networks"), ("swag", "several networks"),
+    [("map", "single network"), ("laplace-kron", "Laplace"), ("laplace-torch-kron", "laplace-torch"),
+     ("last-layer-laplace-diag", "last-layer Laplace"), ("deep-ensemble", "ensembles"), ("swag", "ensembles"),
      ("regvar-finetune", "RegVar"), ("something", "others")],
 )  # fmt: skip
 def test_a_method_has_the_family_that_its_name_says(method, family):
@@ -51,11 +56,11 @@ def test_members_of_a_family_share_a_colour_and_differ_in_dash():
     assert palette["laplace"].colour == palette["laplace-kron"].colour != palette["map"].colour
     assert palette["laplace"].dash != palette["laplace-kron"].dash
     assert palette.families(["map", "laplace-kron", "laplace"]) == {
-        "the network alone": ["map"], "Laplace": ["laplace-kron", "laplace"],
+        "single network": ["map"], "Laplace": ["laplace-kron", "laplace"],
     }  # fmt: skip
 
 
-def points():
+def trials():
     for value in (0.1, 1.0, 10.0):
         for scale in (0.0, 0.5, 1.0, 2.0):
             for temperature in (0.5, 1.0):
@@ -64,29 +69,29 @@ def points():
 
 
 def test_a_surface_has_the_best_score_at_each_point_and_no_scale_of_zero():
-    tuning = Tuning(axis="prior_precision", points=list(points()), at_edge=["prior_precision"])
+    tuning = Tuning(option="prior_precision", points=list(trials()), at_boundary=["prior_precision"])
     found = surface(tuning)
     assert found.scale.tolist() == [0.5, 1.0, 2.0]
-    assert found.pick == (10.0, 0.5)
-    assert found.at_edge
-    expected = (np.log10(found.axis) - 1)[:, None] ** 2 + (found.scale - 0.5) ** 2 + 0.5
+    assert found.selected == (10.0, 0.5)
+    assert found.at_boundary
+    expected = (np.log10(found.option) - 1)[:, None] ** 2 + (found.scale - 0.5) ** 2 + 0.5
     assert found.score == pytest.approx(expected)
 
 
 def test_a_line_marks_what_was_chosen_even_between_the_points():
-    tuning = Tuning(axis="prior_precision", points=list(points()), chosen={"value": 8.0, "variance_scale": None})
+    tuning = Tuning(option="prior_precision", points=list(trials()), chosen={"value": 8.0, "variance_scale": None})
     found = line(tuning, "value")
-    assert found.pick == 8.0
-    assert not found.at_edge
+    assert found.selected == 8.0
+    assert not found.at_boundary
     assert found.score == pytest.approx([4.5, 1.5, 0.5])
 
 
 def test_points_without_a_number_are_left_out_and_too_few_draw_nothing():
     failed = {"value": 5.0, "variance_scale": None, "score": None}
-    tuning = Tuning(axis="prior_precision", points=[*points(), failed, {**failed, "score": float("inf")}])
+    tuning = Tuning(option="prior_precision", points=[*trials(), failed, {**failed, "score": float("inf")}])
     assert line(tuning, "value").x.tolist() == [0.1, 1.0, 10.0]
     assert line(Tuning(points=[failed]), "value") is None
-    assert surface(Tuning(points=list(points())[:9])) is None
+    assert surface(Tuning(points=list(trials())[:9])) is None
 
 
 def test_the_tuned_part_borrows_targets_and_inputs_and_nothing_else(tmp_path):
@@ -101,20 +106,20 @@ def test_the_tuned_part_borrows_targets_and_inputs_and_nothing_else(tmp_path):
         "plot_grid/x": 7,
     }
     np.savez(path, **{name: np.array([float(value)]) for name, value in arrays.items()})
-    view = ArrayView.of(path)
+    view = ArrayView.open(path)
     assert {n: a.item() for n, a in view.tuned().items()} == {
         "mean": 5, "targets": 2, "ood/s/mean": 6, "ood/s/x": 4, "plot_grid/x": 7,
     }  # fmt: skip
-    assert set(view.fitted()) == {n for n in arrays if not n.startswith("tuned/")}
+    assert set(view.untuned()) == {n for n in arrays if not n.startswith("tuned/")}
     assert view.sets("ood") == ["s"]
-    assert view.under("ood/s")["mean"] == 3
-    assert "plot_grid/x" not in view.fitted().scored()
-    assert view.under("ood/s").tuned() is None
+    assert view.subset("ood/s")["mean"] == 3
+    assert "plot_grid/x" not in view.untuned().for_metrics()
+    assert view.subset("ood/s").tuned() is None
 
 
 def test_names_and_counts_are_short():
     assert short("abcdefghijklmnopqrstuvwxyz", 10) == "abcdef…xyz"
-    assert listed(list("abcdefghij"), 3) == "a, b, c and 7 more"
+    assert join_names(list("abcdefghij"), 3) == "a, b, c and 7 more"
     assert [count(v) for v in (None, 3.0, 3.25, 1234.5)] == ["–", "3", "3.2", "1,234"]
 
 
@@ -130,7 +135,7 @@ def test_the_frame_is_long_and_equal_to_the_parquet_file(small):
     frame = comparison.to_frame()
     assert list(frame.columns) == ["task", "method", "seed", "variant", "quantity", "value"]
     assert not frame.duplicated(["task", "method", "seed", "variant", "quantity"]).any()
-    assert set(frame.variant) == {"as fitted", "tuned"}
+    assert set(frame.variant) == {"untuned", "tuned"}
     assert comparison.report == small / "report.html"
     pd.testing.assert_frame_equal(frame, pd.read_parquet(small / "report.parquet"))
 
@@ -138,7 +143,7 @@ def test_the_frame_is_long_and_equal_to_the_parquet_file(small):
 def test_a_metric_that_the_record_never_had_is_in_the_frame(small):
     comparison = Comparison(small)
     assert all(record.metrics == {} for record in comparison.records)
-    rows = comparison.to_frame().query("quantity == 'reg/RMSE' and method == 'map' and variant == 'as fitted'")
+    rows = comparison.to_frame().query("quantity == 'reg/RMSE' and method == 'map' and variant == 'untuned'")
     arrays = np.load(small / comparison.records[-1].arrays)
     expected = np.sqrt(np.square(arrays["mean"] - arrays["targets"]).mean())
     assert rows.value.tolist()[-1] == pytest.approx(expected)
@@ -172,6 +177,6 @@ def test_every_figure_is_a_file_on_request(small, form, tmp_path):
     assert not list((target / "figures").rglob("*.part"))
 
 
-def test_another_kind_of_figures_is_refused(small):
+def test_another_format_of_figures_raises(small):
     with pytest.raises(OptionError, match="svg"):
         write_report(small, figures="png")

@@ -17,8 +17,8 @@ from bdl_bench.methods.registry import preset
 from bdl_bench.problem import Problem
 from bdl_bench.records import RecordStore
 from bdl_bench.records.content_digests import content_digest
-from bdl_bench.records.fingerprints import problem_digest
-from bdl_bench.report.results import readable
+from bdl_bench.records.problem_digest import problem_digest
+from bdl_bench.report.results import load_records
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
@@ -184,7 +184,7 @@ def test_an_edited_module_that_a_task_imports_gives_fresh_numbers(name, modules,
     assert after == pytest.approx(2 * before, rel=1e-5)
 
 
-def with_options(**options):
+def clone_with(**options):
     return preset(LinearizedLaplace, **options)
 
 
@@ -220,7 +220,7 @@ def with_default(value):
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (with_options(hessian_structure="full"), with_options(hessian_structure="diag")),
+        (clone_with(hessian_structure="full"), clone_with(hessian_structure="diag")),
         (build_with(Options(1.0, torch.ones(3))), build_with(Options(2.0, torch.ones(3)))),
         (build_with(Options(1.0, long_table(1.0))), build_with(Options(1.0, long_table(9000.0)))),
         (with_default(1.0), with_default(2.0)),
@@ -307,10 +307,10 @@ def test_options_of_a_network_and_of_a_likelihood_count_by_value():
 def test_records_of_older_code_are_not_mixed_into_the_mean_over_seeds(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "fixed", Task("fixed", "fixed", make_fixed))
     for structure, seeds in (("full", [0, 1]), ("diag", [0])):
-        mine = replace(METHODS["laplace"], name="mine", build=with_options(hessian_structure=structure))
+        mine = replace(METHODS["laplace"], name="mine", build=clone_with(hessian_structure=structure))
         monkeypatch.setitem(METHODS, "mine", mine)
         Grid(["fixed"], ["mine"], seeds, tmp_path).run(lambda _: None)
-    found = {r.seed: (r.status, r.reason or "") for r in readable(RecordStore(tmp_path))}
+    found = {r.seed: (r.status, r.reason or "") for r in load_records(RecordStore(tmp_path))}
     assert found[0][0] == "ok"
     assert found[1][0] == "failed"
     assert "other code or options of its method" in found[1][1]
@@ -320,7 +320,7 @@ DIGEST = """
 import sys
 sys.path.insert(0, {folder!r})
 import stale_estimator, stale_task
-from bdl_bench.content_digests import content_digest
+from bdl_bench.records.content_digests import content_digest
 from bdl_bench.methods import METHODS
 things = [stale_estimator.build, stale_estimator.build_late, stale_task.make, {{"a", "b", "c"}}, stale_task.Net]
 print(content_digest(*things, *[(m.build, m.tuned_option) for m in METHODS.values()]))

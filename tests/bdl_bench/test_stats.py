@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import norm, ttest_1samp
 
 from bdl_bench.stats import (
     Interval,
@@ -10,8 +10,13 @@ from bdl_bench.stats import (
     mean_interval,
     not_significantly_worse,
     paired_interval,
-    verdict,
+    verdicts,
 )
+
+
+def verdict(difference, better):
+    """The verdict on a single comparison."""
+    return verdicts({"method": difference}, better)["method"]
 
 
 def bootstrap_difference(scores, others, **options):
@@ -80,7 +85,7 @@ def test_a_common_shift_is_found_and_noise_is_not():
     assert verdict(bootstrap_difference(noisy, base), "lower") == "no significant difference"
 
 
-def test_seeds_that_disagree_are_not_significantly_different_however_many_rows_there_are():
+def test_seeds_that_disagree_give_no_significant_difference_for_any_number_of_rows():
     zero = [np.zeros(1000)] * 3
     disagreeing = [np.full(1000, value) for value in (-0.5, 0.4, 0.5)]
     assert verdict(bootstrap_difference(disagreeing, zero), "lower") == "no significant difference"
@@ -105,7 +110,7 @@ def test_the_same_data_give_the_same_interval_and_another_seed_another():
     assert bootstrap_difference(a, b) != bootstrap_difference(a, b, seed=1)
 
 
-def test_equal_scores_are_not_significantly_different():
+def test_equal_scores_are_no_significant_difference():
     scores = [np.arange(5.0)]
     assert verdict(bootstrap_difference(scores, scores), "lower") == "no significant difference"
 
@@ -114,12 +119,47 @@ def test_an_infinite_difference_gives_no_verdict():
     assert verdict(bootstrap_difference([np.array([np.inf, 1.0])], [np.zeros(2)]), "lower") == "unknown"
 
 
-def test_the_best_method_and_all_that_are_not_significantly_worse():
-    means = {"a": 1.0, "b": 1.1, "c": 2.0}
-    assert not_significantly_worse(means, {"b": "no significant difference", "c": "worse"}, "a") == {"a", "b"}
+def test_the_p_value_of_a_mean_matches_scipy():
+    values = [1.0, 2.0, 4.0, -0.5]
+    assert mean_interval(values).p_value == pytest.approx(ttest_1samp(values, 0).pvalue, rel=1e-9)
+    assert mean_interval([2.0, 2.0]).p_value == 0
+    assert mean_interval([0.0, 0.0]).p_value == 1
 
 
-def test_nothing_is_marked_if_no_method_is_significantly_worse():
-    means = {"a": 1.0, "b": 1.1}
-    assert not_significantly_worse(means, {"b": "no significant difference"}, "a") == set()
-    assert not_significantly_worse(means, {"b": "unknown"}, "a") == set()
+def test_the_p_value_of_the_bootstrap_of_one_seed_is_that_of_the_z_test():
+    scores = np.random.default_rng(1).normal(0.08, size=500)
+    found = bootstrap_difference([scores], [np.zeros(500)], n_resamples=4000)
+    assert found.p_value == pytest.approx(ztest_p_value(scores), rel=0.15)
+    constant = bootstrap_difference([np.full(7, 0.1)], [np.zeros(7)])
+    assert constant.p_value == 0
+
+
+def ztest_p_value(scores):
+    return 2 * norm.sf(abs(scores.mean()) / (scores.std() / np.sqrt(len(scores))))
+
+
+def test_more_comparisons_need_smaller_p_values():
+    difference = Interval(1.0, 0.2, 1.8, 3, p_value=0.02)
+    equal = Interval(0.0, -1.0, 1.0, 3, p_value=1.0)
+    assert verdict(difference, "lower") == "worse"
+    alone = verdicts({"a": difference, "b": equal}, "lower")
+    among_many = verdicts({"a": difference, "b": equal, "c": equal}, "lower")
+    assert alone == {"a": "worse", "b": "no significant difference"}
+    assert set(among_many.values()) == {"no significant difference"}
+
+
+def test_holm_is_applied_step_by_step():
+    small, larger = (Interval(-1.0, -2.0, -0.1, 3, p_value=p) for p in (0.02, 0.04))
+    assert verdicts({"a": small, "b": larger}, "lower") == {"a": "better", "b": "better"}
+    undefined = Interval(float("inf"), None, None, 3)
+    assert verdicts({"a": larger, "b": undefined}, "higher") == {"a": "worse", "b": "unknown"}
+
+
+def test_methods_that_are_not_significantly_worse_than_the_best():
+    assert not_significantly_worse({"b": "no significant difference", "c": "worse"}, "a") == {"a", "b"}
+
+
+def test_no_method_is_marked_if_none_is_significantly_worse_or_a_verdict_is_unknown():
+    assert not_significantly_worse({"b": "no significant difference"}, "a") == set()
+    assert not_significantly_worse({"b": "worse", "c": "unknown"}, "a") == set()
+    assert not_significantly_worse({}, "a") == set()

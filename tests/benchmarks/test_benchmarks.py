@@ -123,15 +123,15 @@ def test_a_row_is_recorded_and_its_page_keeps_the_others(tmp_path, monkeypatch):
 
 
 def test_large_networks_are_measured_only_where_they_are_asked_for():
-    assert {page for page, _ in run._chosen([])} == {"core", "regvar"}
-    assert {page for page, _ in run._chosen(["large"])} == {"large"}
-    assert run._chosen(["resnet18-kron"]) == [("large", "resnet18-kron")]
+    assert {page for page, _ in run._selected([])} == {"core", "regvar"}
+    assert {page for page, _ in run._selected(["large"])} == {"large"}
+    assert run._selected(["resnet18-kron"]) == [("large", "resnet18-kron")]
 
 
-def test_an_unknown_row_is_refused_with_those_there_are(tmp_path):
+def test_an_unknown_row_raises_and_names_the_rows(tmp_path):
     with pytest.raises(OptionError, match="full-3k"):
         run.run_bench(["fastest"], tmp_path)
-    assert main(["--only", "fastest", "--out", str(tmp_path)]) == 2
+    assert main(["--select", "fastest", "--out", str(tmp_path)]) == 2
 
 
 def test_the_page_of_large_networks_compares_with_the_reference():

@@ -223,7 +223,7 @@ def test_a_noise_that_is_not_positive_is_refused(bad):
 def test_a_question_before_fit_says_to_fit(estimator, call, untouched):
     model = mlp()
     arguments = (rows()[0], 3) if call == "sample" else (rows()[0],)
-    with untouched(model), pytest.raises(NotFittedError, match=r"Received one without fit.*fit\(train_loader\)"):
+    with untouched(model), pytest.raises(NotFittedError, match=r"Received one that is not fitted.*fit\(train_loader\)"):
         getattr(estimator(model, "classification"), call)(*arguments)
 
 

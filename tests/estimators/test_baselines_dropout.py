@@ -128,7 +128,7 @@ def test_batch_first_is_asked_for_where_rows_are_not_in_front(make_problem):
 
     problem = make_problem("classification", SequenceFirst(), shape=(3, 2))
     fitted = MCDropout(problem.model, "classification", n_samples=3).fit(problem.loader)
-    with pytest.raises(UnsupportedError, match=r"rows in front.*\(3, 7, 4\).*7 rows"):
+    with pytest.raises(UnsupportedError, match=r"have the rows first.*\(3, 7, 4\).*7 rows"):
         fitted.variance(problem.query)
 
 
@@ -147,5 +147,5 @@ def test_dropout_options_that_contradict_the_model_are_refused(make_problem):
             MCDropout(model, "classification", **options)
     one = make_problem("classification", nn.Linear(4, 3))
     how = {"rate": 0.1, "make_model": lambda: nn.Linear(4, 3).double(), "recipe": SHORT}
-    with pytest.raises(ModelError, match="behind another layer"):
+    with pytest.raises(ModelError, match="after another layer"):
         MCDropout(one.model, "classification", **how).fit(one.loader)

@@ -136,7 +136,7 @@ def test_one_basis_whitens_the_curvature_of_every_output():
     v = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64)
     w = whitening.displacement(v)
     product = torch.stack([k[:, None] * (g @ m.T).T + m * delta for k, g, m in zip(kappa, gram, w, strict=True)])
-    assert torch.allclose(whitening.slope(product), v, atol=1e-7)
+    assert torch.allclose(whitening.gradient(product), v, atol=1e-7)
 
 
 class Reader(nn.Module):

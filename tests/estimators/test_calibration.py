@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import minimize
 
 from estimators import Bernoulli, Categorical, Gaussian, calibrate
-from estimators.errors import DataError, OptionError, TuningEdgeWarning, UnsupportedError
+from estimators.errors import DataError, OptionError, TuningBoundaryWarning, UnsupportedError
 from estimators.likelihoods import CausalTokens
 from estimators.likelihoods.prediction import Prediction
 from estimators.tuning import CalibrationGrid
@@ -21,7 +21,7 @@ GRID = CalibrationGrid(
     noise_factors=(0.5, 2.0, 4.0),
 )
 KINDS = ("regression", "classification", "binary")
-pytestmark = pytest.mark.filterwarnings("ignore::estimators.errors.TuningEdgeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::estimators.errors.TuningBoundaryWarning")
 kinds = pytest.mark.parametrize("kind", KINDS)
 LIKELIHOODS = {"regression": Gaussian(SIGMA), "classification": Categorical(), "binary": Bernoulli()}
 
@@ -73,7 +73,7 @@ def by_hand(kind, mean, variance, y, scale, other, samples=None):
 def test_the_grid_is_a_double_loop_and_the_choice_its_least_point(kind, samples):
     prediction, y = rows(kind, samples)
     found = calibrate(prediction, y, grid=GRID, refine=False)
-    others = found.grid.others(kind)
+    others = found.grid.noise_or_temperature(kind)
     expected = [
         [
             by_hand(kind, prediction.mean, prediction.epistemic_variance, y, scale, other, prediction.samples)
@@ -83,7 +83,7 @@ def test_the_grid_is_a_double_loop_and_the_choice_its_least_point(kind, samples)
     ]
     assert np.allclose(found.scores, expected, rtol=1e-12)
     i, j = np.unravel_index(np.argmin(expected), np.shape(expected))
-    assert (found.variance_scale, found.other) == (found.grid.variance_scales[i], others[j])
+    assert (found.variance_scale, found.noise_or_temperature) == (found.grid.variance_scales[i], others[j])
     assert found.score == pytest.approx(np.min(expected), rel=1e-12)
     assert found.variance_scale != 1
     assert not found.refined
@@ -96,15 +96,17 @@ def test_the_refined_choice_is_the_continuous_optimum_between_the_neighbours(kin
     moments_of = kind, prediction.mean, prediction.epistemic_variance, y
     best = minimize(
         lambda logs: by_hand(*moments_of, *np.exp(logs)),
-        np.log([found.variance_scale, found.other]) + 0.1,
+        np.log([found.variance_scale, found.noise_or_temperature]) + 0.1,
         method="BFGS",
     )
-    assert np.log([found.variance_scale, found.other]) == pytest.approx(best.x, abs=2e-3)
+    assert np.log([found.variance_scale, found.noise_or_temperature]) == pytest.approx(best.x, abs=2e-3)
     assert found.score == pytest.approx(best.fun, abs=1e-8)
     assert found.score < float(found.scores.min())
     assert found.refined
     assert found.evaluations > 0
-    assert found.score == pytest.approx(by_hand(*moments_of, found.variance_scale, found.other), rel=1e-12)
+    assert found.score == pytest.approx(
+        by_hand(*moments_of, found.variance_scale, found.noise_or_temperature), rel=1e-12
+    )
 
 
 @kinds
@@ -120,7 +122,7 @@ def test_what_is_applied_has_the_score_that_was_chosen(kind):
         p = applied.probs.gather(1, y[:, None]) if kind == "classification" else (1 - y + (2 * y - 1) * applied.probs)
         score = -p.log().mean()
     assert float(score) == pytest.approx(found.score, rel=1e-10)
-    assert torch.allclose(applied.epistemic_variance * (1 if kind == "regression" else found.other**2),
+    assert torch.allclose(applied.epistemic_variance * (1 if kind == "regression" else found.noise_or_temperature**2),
                           found.variance_scale * prediction.epistemic_variance)  # fmt: skip
 
 
@@ -142,8 +144,8 @@ def test_without_variance_the_scale_stays_one(kind):
     plain = LIKELIHOODS[kind].predict(prediction.mean, 0 * prediction.epistemic_variance, None)
     found = calibrate(plain, y)
     assert found.variance_scale == 1.0
-    assert found.other != 1.0
-    assert found.at_edge == ()
+    assert found.noise_or_temperature != 1.0
+    assert found.at_boundary == ()
 
 
 def test_where_the_variance_misleads_the_scale_is_zero_and_no_edge():
@@ -154,7 +156,7 @@ def test_where_the_variance_misleads_the_scale_is_zero_and_no_edge():
     y[::4] = (y[::4] + 1) % C
     found = calibrate(wrong, y)
     assert found.variance_scale == 0.0
-    assert found.at_edge == ()
+    assert found.at_boundary == ()
 
 
 def test_batches_are_as_good_as_all_rows_at_once():
@@ -166,7 +168,7 @@ def test_batches_are_as_good_as_all_rows_at_once():
     ]
     found = calibrate(params, [y[:25], y[25:50], y[50:]])
     assert torch.equal(found.scores, whole.scores)
-    assert (found.variance_scale, found.other) == (whole.variance_scale, whole.other)
+    assert (found.variance_scale, found.noise_or_temperature) == (whole.variance_scale, whole.noise_or_temperature)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -181,13 +183,13 @@ def test_scores_are_computed_in_float64(dtype):
 def test_the_end_of_a_range_is_warned_of_and_named(kind):
     prediction, y = rows(kind)
     grid = CalibrationGrid((0.9, 0.95), (1.0,), (1.0,))
-    with pytest.warns(TuningEdgeWarning, match=r"variance_scale=.*values beyond"):
+    with pytest.warns(TuningBoundaryWarning, match=r"variance_scale=.*values beyond"):
         found = calibrate(prediction, y, grid=grid)
-    assert found.at_edge == ("variance_scale",)
+    assert found.at_boundary == ("variance_scale",)
     other = "sigma_noise" if kind == "regression" else "softmax_temperature"
     grid = CalibrationGrid((), (0.5, 0.7), (0.2, 0.3))
-    with pytest.warns(TuningEdgeWarning, match=other):
-        assert calibrate(prediction, y, grid=grid).at_edge == (other,)
+    with pytest.warns(TuningBoundaryWarning, match=other):
+        assert calibrate(prediction, y, grid=grid).at_boundary == (other,)
 
 
 def test_labels_of_places_are_those_that_are_kept_and_shifted():
@@ -225,7 +227,7 @@ def test_texts_of_several_lengths_are_scored_together():
     apart = [calibrate(p, y, **options).scores for p, y in zip(predictions, words, strict=True)]
     together = calibrate(predictions, words, **options).scores
     assert torch.allclose(together, (apart[0] * 4 + apart[1] * 8) / 12, rtol=1e-12)
-    with pytest.raises(DataError, match="one shape for a score of one's own"):
+    with pytest.raises(DataError, match="one shape for a custom score"):
         calibrate(predictions, words, likelihood=likelihood, score=lambda prediction, _: float(prediction.mean.sum()))
 
 
@@ -271,11 +273,11 @@ def test_a_record_has_every_point_under_the_names_of_records(kind):
     assert found.chosen()[other] == (found.sigma_noise if kind == "regression" else found.softmax_temperature)
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_input_is_rejected():
     prediction, y = rows("classification")
-    with pytest.raises(DataError, match="as many targets"):
+    with pytest.raises(DataError, match="targets of the same rows"):
         calibrate(prediction, y[:-1])
-    with pytest.raises(DataError, match="as many targets"):
+    with pytest.raises(DataError, match="targets of the same rows"):
         calibrate([], [])
     with pytest.raises(DataError, match="labels of shape"):
         calibrate(prediction, y[:, None])

@@ -15,7 +15,7 @@ from torch import nn
 
 from estimators import FineTune, LastLayerLaplace, LinearResponse, MeanAbsolute, PosteriorDraws, RegVar
 from estimators.errors import ModelChangedError, StateError, UnsupportedError
-from estimators.estimator.refitting import rebuilt
+from estimators.estimator.cloning import clone
 from estimators.persistence import checkpoint
 from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
 from estimators.runtime.rng import preserved_random_state
@@ -153,7 +153,7 @@ def test_estimators_with_little_to_lose_write_the_fit_itself(tmp_path):
 
 def test_an_estimator_that_cannot_be_saved_says_so_before_it_fits(tmp_path):
     class Unsaved(LastLayerLaplace):
-        _learned = RegVar.__mro__[1]._learned
+        _get_fit_state = RegVar.__mro__[1]._get_fit_state
 
         def _fit(self, objective, *, progress_bar):  # noqa: ARG002
             raise AssertionError
@@ -183,7 +183,7 @@ def test_a_fit_on_its_way_is_not_gone_on_with_under_any_other_option(name, part,
     path = tmp_path / "fit.safetensors"
     assert in_another_process(name, path, 2).returncode == -signal.SIGKILL
     for option, value in changes.items():
-        other = rebuilt(estimator(name), {f"{part}.{option}": value})
+        other = clone(estimator(name), {f"{part}.{option}": value})
         with pytest.raises(StateError, match=re.escape(f"{part}.{option}")):
             other.fit(rows(), checkpoint=path)
 
@@ -192,7 +192,7 @@ def test_a_fit_on_its_way_is_not_gone_on_with_under_any_other_option(name, part,
 def test_a_fit_on_its_way_goes_on_under_equal_options_and_other_memory(tmp_path):
     path = tmp_path / "fit.safetensors"
     assert in_another_process("sgd", path, 5).returncode == -signal.SIGKILL
-    recipe = replace(SGD, momentum=np.float64(0.9), rows_at_once=4)
+    recipe = replace(SGD, momentum=np.float64(0.9), micro_batch_size=4)
     solver = FineTune(recipe=recipe, seed=np.int64(0), vmap_chunk_size=1)
     options = {"prior_precision": torch.tensor(2), "prior_mean": 0, "subset_of_weights": "all", "solver": solver}
     resumed = estimator("sgd", **options).fit(rows(), checkpoint=path)

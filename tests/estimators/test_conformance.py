@@ -127,5 +127,5 @@ def of_classes_alone(model, likelihood, *, prior_precision):
 def test_an_estimator_of_classes_alone_is_asked_all_that_is_not_about_regression():
     report = check_estimator(of_classes_alone, exact="ggn")
     of_regression = {"closed-form-regression", "closed-form-noise-per-output"}
-    of_regression |= {"scaling-law", "total-variance", "noise-not-epistemic"}
+    of_regression |= {"noise-scaling", "total-variance", "noise-not-epistemic"}
     assert set(report.skipped) == of_regression

@@ -110,9 +110,9 @@ FAULTS = {
         APPROXIMATE,
         "noise-not-epistemic",
     ),
-    "mean of losses": (MeanLoss, APPROXIMATE, "data-take-variance"),
+    "mean of losses": (MeanLoss, APPROXIMATE, "data-reduce-variance"),
     "mean of losses, exact": (MeanLoss, EXACT, "closed-form-regression"),
-    "standard deviation": (both(lambda v, *_: v.sqrt()), APPROXIMATE, "scaling-law"),
+    "standard deviation": (both(lambda v, *_: v.sqrt()), APPROXIMATE, "noise-scaling"),
     "a jitter on every output": (both(lambda v, *_: v + 1e-6), APPROXIMATE, "constant-output"),
     "another mean": (OtherMean, APPROXIMATE, "predict-mean"),
     "predict has a variance of its own": (

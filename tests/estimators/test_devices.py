@@ -35,7 +35,7 @@ def _variance(estimator, case):
     try:
         return estimator.variance(case.queries[:1])
     except NotFittedError:
-        return estimator.attach(case.loader).variance(case.queries[:1])
+        return estimator.attach_data(case.loader).variance(case.queries[:1])
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in NOT_SAVED])

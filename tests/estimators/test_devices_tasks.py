@@ -54,12 +54,12 @@ def on_cpu(problem):
     return LinearizedLaplace(problem.model, problem.likelihood, **options).fit(problem.train), problem.validation
 
 
-@pytest.mark.filterwarnings("ignore::estimators.errors.TuningEdgeWarning")
-@pytest.mark.parametrize(("kind", "axis"), [("regression", "sigma_noise"), ("classification", "prior_precision")])
-def test_tuning_on_a_device_chooses_what_it_chooses_on_the_cpu(kind, axis):
+@pytest.mark.filterwarnings("ignore::estimators.errors.TuningBoundaryWarning")
+@pytest.mark.parametrize(("kind", "option"), [("regression", "sigma_noise"), ("classification", "prior_precision")])
+def test_tuning_on_a_device_chooses_what_it_chooses_on_the_cpu(kind, option):
     grid = CalibrationGrid((0.3, 1.0), (0.7, 1.0), (0.7, 1.0))
-    here, there = (tune(*each(toy(kind)), axis=axis, values=[0.1, 1.5], grid=grid) for each in (on_cpu, on_device))
-    assert there.places == pytest.approx(here.places, rel=1e-9)
+    here, there = (tune(*each(toy(kind)), option=option, values=[0.1, 1.5], grid=grid) for each in (on_cpu, on_device))
+    assert there.chosen_values == pytest.approx(here.chosen_values, rel=1e-9)
     assert there.chosen.score == pytest.approx(here.chosen.score, rel=1e-9)
     x = torch.tensor(toy(kind).x_val[:5])
     expected, received = here.predict(x), there.predict(x.to(DEVICE))

@@ -137,7 +137,7 @@ def test_dropout_and_batch_statistics_in_train_mode_are_an_error_and_the_rest_is
 def test_a_random_forward_is_an_error(make_problem):
     diagnosis = looked_at(make_problem(model=Functional()))
     assert diagnosis["determinism"].level == "error"
-    assert "not looked at" in diagnosis["the rest"].measured
+    assert "not checked" in diagnosis["the rest"].measured
 
 
 def test_rows_that_depend_on_each_other_are_an_error(make_problem):
@@ -145,7 +145,7 @@ def test_rows_that_depend_on_each_other_are_an_error(make_problem):
     diagnosis = looked_at(problem, "forward")
     assert diagnosis["independence of rows"].level == "error"
     assert "of a row alone" in diagnosis["independence of rows"].measured
-    assert diagnosis["the rest"].measured == "not looked at: forward"
+    assert diagnosis["the rest"].measured == "not checked: forward"
 
 
 def test_tied_frozen_and_idle_parameters_are_counted_and_named(make_problem):

@@ -10,7 +10,7 @@ pytest.importorskip("accelerate", reason="needs the extra: pip install bdl-bench
 
 from estimators import LinearResponse, MeanAbsolute, RegVar  # noqa: E402
 from estimators.errors import DataError  # noqa: E402
-from estimators.integrations import MeanAbsoluteTraining, TwoNetworks  # noqa: E402
+from estimators.integrations import MeanAbsoluteTraining, RegularizedPair  # noqa: E402
 
 N, LENGTH, WORDS = 22, 6, 40
 
@@ -119,7 +119,9 @@ def test_two_networks_of_a_trainer_give_the_response_of_the_classifier(tmp_path)
     regularized = train(copy.deepcopy(plain).float().train(), 1.0)
     loader = [batch_of(data[i : i + 5]) for i in range(0, N, 5)]
     query = {name: tensor for name, tensor in batch_of(data[:6]).items() if name != "labels"}
-    found = TwoNetworks(plain, regularized, "classification", lam=1.0, prior_precision=5.0).fit(loader).variance(query)
+    found = (
+        RegularizedPair(plain, regularized, "classification", lam=1.0, prior_precision=5.0).fit(loader).variance(query)
+    )
     exact = RegVar(
         plain,
         "classification",

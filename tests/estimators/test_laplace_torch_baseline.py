@@ -94,7 +94,7 @@ def test_the_empirical_fisher_in_regression_is_off_by_twice_the_noise_variance()
     ("options", "says"),
     [
         ({"hessian_structure": "gp"}, "transposes"),
-        ({"hessian_structure": "lowrank"}, "no longer finds"),
+        ({"hessian_structure": "lowrank"}, "no longer exists"),
         ({"hessian_structure": "blocks"}, "hessian_structure 'full' or"),
         ({"backend": "Autograd"}, "backend 'CurvlinopsGGN' or"),
         ({"subset_of_weights": "0.*"}, "subset_of_weights 'all' or"),
@@ -105,7 +105,7 @@ def test_the_empirical_fisher_in_regression_is_off_by_twice_the_noise_variance()
         ),
     ],
 )
-def test_what_it_gets_wrong_or_does_not_have_is_refused_by_name(options, says):
+def test_wrong_or_missing_options_are_rejected_by_name(options, says):
     with pytest.raises(OptionError, match=says):
         LaplaceTorch(nn.Linear(2, 3), "classification", **options)
     with pytest.raises(OptionError, match="one sigma_noise"):
@@ -125,9 +125,9 @@ class Residual(nn.Module):
         return self.last((h + self.attention(h, h, h)[0])[:, 0])
 
 
-def test_networks_that_it_refuses_are_refused_with_what_it_said():
+def test_unsupported_networks_raise_with_the_error_of_the_library():
     _, _, loader, _ = problem("classification", torch.float32)
-    with pytest.raises(UnsupportedError, match=r"it says \w+"):
+    with pytest.raises(UnsupportedError, match=r"it raises \w+"):
         LaplaceTorch(Residual().eval(), "classification", hessian_structure="full", backend="BackPackGGN").fit(loader)
     partly_frozen = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).eval()
     partly_frozen[0].requires_grad_(False)
@@ -138,5 +138,5 @@ def test_networks_that_it_refuses_are_refused_with_what_it_said():
 def test_an_installation_that_cannot_be_imported_is_named(monkeypatch):
     model, likelihood, loader, _ = problem("classification")
     monkeypatch.setitem(sys.modules, "laplace", None)
-    with pytest.raises(UnsupportedError, match="torchvision of the same build"):
+    with pytest.raises(UnsupportedError, match="torchvision that matches"):
         LaplaceTorch(model, likelihood).fit(loader)

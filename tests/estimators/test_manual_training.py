@@ -8,7 +8,7 @@ from torch import nn
 
 from estimators import Gaussian, LinearResponse, MeanAbsolute, RegVar
 from estimators.errors import ModelChangedError, ModelError, OptionError, UnsupportedError
-from estimators.integrations import TwoNetworks, mean_absolute_penalty
+from estimators.integrations import RegularizedPair, mean_absolute_penalty
 
 N, DELTA, SIGMA = 23, 0.7, 0.6
 
@@ -79,7 +79,7 @@ def reference(model, x, curvature):
 
 
 def two(model, regularized, lam, **options):
-    return TwoNetworks(model, regularized, Gaussian(SIGMA), lam=lam, prior_precision=DELTA, **options)
+    return RegularizedPair(model, regularized, Gaussian(SIGMA), lam=lam, prior_precision=DELTA, **options)
 
 
 def test_a_linear_network_gives_the_response_at_any_lambda():

@@ -87,7 +87,7 @@ def test_a_saved_fit_needs_the_data_again(make_problem, tmp_path):
     loaded.load(tmp_path / "fit.safetensors")
     with pytest.raises(NotFittedError, match=r"attach"):
         loaded.variance(problem.query)
-    loaded.attach(problem.loader)
+    loaded.attach_data(problem.loader)
     assert torch.equal(loaded.variance(problem.query), fitted.variance(problem.query))
 
 

@@ -94,7 +94,7 @@ EQUAL = [
     (Laplacian(2), Laplacian(2.0, torch.tensor(1.0))),
     (Gaussian(LONG), Gaussian(LONG.tolist())),
     (FineTune(1, seed=3), FineTune(1.0, seed=np.int64(3), vmap_chunk_size=7)),
-    (FineTune(recipe=Recipe(lr=1)), FineTune(recipe=Recipe(lr=np.float32(1.0), rows_at_once=5))),
+    (FineTune(recipe=Recipe(lr=1)), FineTune(recipe=Recipe(lr=np.float32(1.0), micro_batch_size=5))),
     (float("nan"), np.float32("nan")),
     (True, np.True_),
     ([True, False], torch.tensor([True, False]), (np.True_, False)),

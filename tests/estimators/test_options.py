@@ -90,11 +90,11 @@ MADE = {
 REAL = {"prior_precision", "prior_mean", "rate", "step", "lam", "tol", "lr", "momentum", "average", "sigma_noise"}
 WHOLE = {
     "rank", "n_parameters", "max_rank", "n_samples", "n_members", "n_heads", "max_iter", "n_draws", "n_probes", "seed",
-    "vmap_chunk_size", "max_concurrent", "epochs", "batch_size", "rows_at_once", "class_dim", "ignore_index",
+    "vmap_chunk_size", "max_concurrent", "epochs", "batch_size", "micro_batch_size", "class_dim", "ignore_index",
 }  # fmt: skip
 OPTIONS = [(name, option) for name, make in MADE.items() for option in constructor_options(make.kind)]
 NUMBERS = [(name, option) for name, option in OPTIONS if option in REAL | WHOLE]
-MAY_BE_NONE = {"tol", "rate", "batch_size", "rows_at_once", "rao_blackwell", "preconditioner", "basis_dtype", "of",
+MAY_BE_NONE = {"tol", "rate", "batch_size", "micro_batch_size", "rao_blackwell", "preconditioner", "basis_dtype", "of",
                "last_layer_name", "regularizer", "solver", "recipe", "make_model"}  # fmt: skip
 GOOD = {"rate": 0.5, "class_dim": 1, "momentum": 0.5, "average": 0.5, "step": 1.0}
 MAY_BE_SEVERAL = {"sigma_noise"}
@@ -164,7 +164,9 @@ def test_a_prior_precision_of_any_type_gives_the_same_variance(value, make_probl
         for delta, mean in ((2.0, 0.3), (value, torch.tensor(0.3, dtype=torch.float64)))
     ]
     assert torch.equal(fits[0].variance(problem.query), fits[1].variance(problem.query))
-    assert torch.equal(fits[0].at_prior_precision(value).variance(problem.query), fits[1].variance(problem.query))
+    assert torch.equal(
+        fits[0].clone_with(prior_precision=value).variance(problem.query), fits[1].variance(problem.query)
+    )
     assert torch.equal(fits[0].log_marginal_likelihood(value), fits[1].log_marginal_likelihood())
 
 

@@ -105,7 +105,7 @@ def test_the_ledger_has_every_row_of_a_fit_in_each_direction(name, params, monke
         monkeypatch.setattr("estimators.models.network._VECTORISED_ELEMENTS", 2 * 43)  # two vectors a call
     estimator = fitted(name)
     seen = dict(SEEN)
-    parts = estimator.network_.pass_counter.parts.values()
+    parts = estimator.network_.pass_counter.phases.values()
     for kind in ("forward", "tangent", "backward"):
         assert sum(getattr(part, kind) for part in parts) == pytest.approx(seen.get(kind, 0)), kind
     price = (seen["forward"] + seen.get("tangent", 0) + 2 * seen["backward"]) / 3
@@ -147,10 +147,10 @@ def test_solves_at_query_count_their_own():
 
 def test_an_interrupted_part_leaves_its_name():
     pass_counter = PassCounter()
-    with pytest.raises(KeyboardInterrupt), pass_counter.part("noise"), pass_counter.transformed(backward=1):
+    with pytest.raises(KeyboardInterrupt), pass_counter.phase("noise"), pass_counter.transformed(backward=1):
         raise KeyboardInterrupt
     pass_counter.forward(3)
-    assert pass_counter.parts["checks"].forward == 3
+    assert pass_counter.phases["checks"].forward == 3
 
 
 def test_draws_that_have_not_converged_warn_and_longer_refits_do_not():

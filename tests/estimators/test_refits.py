@@ -21,7 +21,7 @@ from estimators import (
 from estimators.baselines import LaplaceTorch
 from estimators.baselines.map import MAP
 from estimators.errors import ModelChangedError, NotFittedError, OptionError, UnsupportedError
-from estimators.estimator.refitting import rebuilt
+from estimators.estimator.cloning import clone
 from estimators.training import Recipe
 
 SHORT = FineTune(1e-3, recipe=Recipe(epochs=3, batch_size=7, optimizer="sgd", lr=0.02))
@@ -73,7 +73,7 @@ def test_a_fit_at_another_prior_is_a_fresh_fit_with_it(name, kind, make_problem)
     problem = make_problem(kind)
     fitted = fit(name, problem)
     before = fitted.variance(problem.query)
-    found = fitted.at_prior_precision(11.0)
+    found = fitted.clone_with(prior_precision=11.0)
     fresh = fit(name, problem, prior_precision=11.0).variance(problem.query)
     assert close(found.variance(problem.query), fresh)
     assert name == "map" or not close(fresh, before, 1e-3)
@@ -84,7 +84,7 @@ def test_a_fit_at_another_prior_is_a_fresh_fit_with_it(name, kind, make_problem)
 @everything
 def test_a_fit_at_another_noise_is_a_fresh_fit_with_it(name, make_problem):
     problem = make_problem("regression")
-    found = fit(name, problem).at_sigma_noise(1.7).predict(problem.query)
+    found = fit(name, problem).clone_with(likelihood=Gaussian(1.7)).predict(problem.query)
     problem.likelihood = Gaussian(1.7)
     fresh = fit(name, problem).predict(problem.query)
     assert close(found.epistemic_variance, fresh.epistemic_variance)
@@ -95,9 +95,9 @@ def test_a_fit_at_another_noise_is_a_fresh_fit_with_it(name, make_problem):
 def test_a_noise_that_turns_the_outputs_against_each_other_is_fitted_again(name, make_problem):
     problem = make_problem("regression")
     sigma = torch.tensor([0.3, 1.9], dtype=torch.float64)
-    found = fit(name, problem).at_sigma_noise(sigma)
+    found = fit(name, problem).clone_with(likelihood=Gaussian(sigma))
     assert found.passes_ > 0
-    again = found.at_sigma_noise(2 * sigma)
+    again = found.clone_with(likelihood=Gaussian(2 * sigma))
     assert again.passes_ == 0
     for fitted, likelihood in ((found, Gaussian(sigma)), (again, Gaussian(2 * sigma))):
         problem.likelihood = likelihood
@@ -109,7 +109,7 @@ def test_the_exact_hessian_is_kept_too(inverse, make_problem):
     problem = make_problem("regression", delta=150.0)
     options = {"curvature": "hessian", "inverse": inverse}
     fitted = fit("cholesky", problem, **options)
-    found = fitted.at_prior_precision(300.0).at_sigma_noise(0.9)
+    found = fitted.clone_with(prior_precision=300.0).clone_with(likelihood=Gaussian(0.9))
     problem.likelihood = Gaussian(0.9)
     fresh = fit("cholesky", problem, prior_precision=300.0, **options)
     assert close(found.variance(problem.query), fresh.variance(problem.query))
@@ -120,8 +120,8 @@ def test_a_curvature_that_is_kept_costs_no_pass(name, make_problem):
     problem = make_problem("regression")
     fitted = fit(name, problem)
     spent = fitted.passes_
-    assert fitted.at_prior_precision(11.0).passes_ == 0
-    assert fitted.at_sigma_noise(1.7).passes_ == 0
+    assert fitted.clone_with(prior_precision=11.0).passes_ == 0
+    assert fitted.clone_with(likelihood=Gaussian(1.7)).passes_ == 0
     assert fitted.passes_ == spent > 0
 
 
@@ -129,7 +129,7 @@ def test_a_curvature_that_is_kept_costs_no_pass(name, make_problem):
 def test_groups_of_other_priors_are_fitted_rightly(name, make_problem):
     problem = make_problem()
     groups = {"*.bias": 0.7, "*": 9.0}
-    found = fit(name, problem).at_prior_precision(groups)
+    found = fit(name, problem).clone_with(prior_precision=groups)
     assert close(found.variance(problem.query), fit(name, problem, prior_precision=groups).variance(problem.query))
 
 
@@ -137,19 +137,19 @@ def test_a_dual_form_gives_way_to_another_where_biases_lose_their_prior(make_pro
     problem = make_problem("regression", n=12)
     fitted = fit("dual", problem, inverse="auto")
     assert fitted.inverse_ == "dual"
-    found = fitted.at_prior_precision({"*.bias": 0.0, "*": 2.0})
+    found = fitted.clone_with(prior_precision={"*.bias": 0.0, "*": 2.0})
     assert found.inverse_ == "cholesky"
     delta = torch.cat([torch.full((20,), 2.0), torch.zeros(5), torch.full((10,), 2.0), torch.zeros(2)])
     assert close(found.variance(problem.query), by_hand(problem).variance(problem.query, delta=delta), 1e-8)
     with pytest.raises(OptionError, match="dual form"):
-        fit("dual", problem).at_prior_precision({"*.bias": 0.0, "*": 2.0})
+        fit("dual", problem).clone_with(prior_precision={"*.bias": 0.0, "*": 2.0})
 
 
 def test_what_is_fitted_again_pays_in_a_ledger_of_its_own(make_problem):
     problem = make_problem()
     fitted, fresh = fit("draws", problem), fit("draws", problem, prior_precision=11.0)
     spent, report = fitted.passes_, fitted.fit_report_.passes
-    found = fitted.at_prior_precision(11.0).fit_report_.passes
+    found = fitted.clone_with(prior_precision=11.0).fit_report_.passes
     assert (fitted.passes_, fitted.fit_report_.passes) == (spent, report)
     once = ("checks", "self-check")  # of the rows and of the derivatives: made by the fit that the network comes from
     paid = {name: passes for name, passes in fresh.fit_report_.passes.items() if name not in once}
@@ -161,7 +161,7 @@ def test_what_is_fitted_again_pays_in_a_ledger_of_its_own(make_problem):
 def test_queries_of_a_new_fit_are_not_entered_for_the_old(name, make_problem):
     problem = make_problem()
     fitted = fit(name, problem)
-    found = fitted.at_prior_precision(11.0)
+    found = fitted.clone_with(prior_precision=11.0)
     old, new = fitted.passes_, found.passes_
     found.variance(problem.query)
     assert fitted.passes_ == old
@@ -171,13 +171,13 @@ def test_queries_of_a_new_fit_are_not_entered_for_the_old(name, make_problem):
 @pytest.mark.parametrize("name", ["matrix_free_dual", "kron", "last layer"])
 def test_a_new_fit_can_be_saved_and_loaded(name, make_problem, tmp_path):
     problem = make_problem("regression")
-    found = fit(name, problem).at_prior_precision(11.0).at_sigma_noise(1.7)
+    found = fit(name, problem).clone_with(prior_precision=11.0).clone_with(likelihood=Gaussian(1.7))
     found.save(tmp_path / "fit.safetensors")
     problem.likelihood = found.likelihood
     kind, own = KEPT[name]
     loaded = kind(problem.model, problem.likelihood, prior_precision=11.0, **own).load(tmp_path / "fit.safetensors")
     if name == "matrix_free_dual":
-        loaded.attach(problem.loader)
+        loaded.attach_data(problem.loader)
     assert close(loaded.variance(problem.query), found.variance(problem.query))
 
 
@@ -185,18 +185,18 @@ def test_a_loaded_fit_needs_its_data_only_where_it_is_fitted_again(make_problem)
     problem = make_problem()
     state = fit("kron", problem).state_dict()
     loaded = LinearizedLaplace(problem.model, "classification", prior_precision=2.5, hessian_structure="kron")
-    found = loaded.load_state_dict(state).at_prior_precision(11.0).variance(problem.query)
+    found = loaded.load_state_dict(state).clone_with(prior_precision=11.0).variance(problem.query)
     assert close(found, fit("kron", problem, prior_precision=11.0).variance(problem.query))
     draws = {"prior_precision": 2.5, "regularizer": PosteriorDraws(3), "solver": SHORT}
     alone = RegVar(problem.model, "classification", **draws).load_state_dict(fit("draws", problem).state_dict())
-    with pytest.raises(NotFittedError, match="attach"):
-        alone.at_prior_precision(11.0)
+    with pytest.raises(NotFittedError, match="attach_data"):
+        alone.clone_with(prior_precision=11.0)
 
 
 def test_options_of_parts_are_reached_by_dotted_names(make_problem):
     problem = make_problem()
     fitted = fit("draws", problem)
-    found = fitted.with_options(**{"solver.lam": 1e-4, "solver.recipe.epochs": 2, "regularizer.n_draws": 2})
+    found = fitted.clone_with(**{"solver.lam": 1e-4, "solver.recipe.epochs": 2, "regularizer.n_draws": 2})
     solver = FineTune(1e-4, recipe=Recipe(epochs=2, batch_size=7, optimizer="sgd", lr=0.02))
     fresh = fit("draws", problem, solver=solver, regularizer=PosteriorDraws(2))
     assert close(found.variance(problem.query), fresh.variance(problem.query))
@@ -207,7 +207,7 @@ def test_another_subset_is_looked_up_anew(make_problem):
     problem = make_problem()
     fitted = fit("cholesky", problem)
     for subset in ("0.*", "last_layer"):
-        found = fitted.with_options(subset_of_weights=subset).variance(problem.query)
+        found = fitted.clone_with(subset_of_weights=subset).variance(problem.query)
         assert close(found, fit("cholesky", problem, subset_of_weights=subset).variance(problem.query))
 
 
@@ -216,28 +216,28 @@ def test_the_model_and_the_random_state_are_left_as_they_were(name, make_problem
     problem = make_problem()
     fitted = fit(name, problem)
     with untouched(problem.model):
-        fitted.at_prior_precision(11.0)
+        fitted.clone_with(prior_precision=11.0)
 
 
-def test_what_cannot_be_is_refused(make_problem):
+def test_invalid_changes_are_rejected(make_problem):
     problem = make_problem()
     fitted = fit("cholesky", problem)
     with pytest.raises(OptionError, match=r"an option of LinearizedLaplace.*'rate'"):
-        fitted.with_options(rate=0.2)
+        fitted.clone_with(rate=0.2)
     with pytest.raises(OptionError, match=r"an option of LinearizedLaplace.*'solver'"):
-        fitted.with_options(**{"solver.lam": 0.2})
+        fitted.clone_with(**{"solver.lam": 0.2})
     with pytest.raises(OptionError, match="of the kind that was fitted"):
-        fitted.with_options(likelihood="binary")
+        fitted.clone_with(likelihood="binary")
     with pytest.raises(OptionError, match="prior_precision > 0"):
-        fitted.at_prior_precision(-1.0)
-    with pytest.raises(UnsupportedError, match="sigma_noise"):
-        fitted.at_sigma_noise(0.3)
+        fitted.clone_with(prior_precision=-1.0)
+    with pytest.raises(OptionError, match="of the kind that was fitted"):
+        fitted.clone_with(likelihood=Gaussian(0.3))
     with pytest.raises(NotFittedError):
-        LinearizedLaplace(problem.model, "classification").at_prior_precision(2.0)
+        LinearizedLaplace(problem.model, "classification").clone_with(prior_precision=2.0)
     with torch.no_grad():
         problem.model[0].weight += 1
     with pytest.raises(ModelChangedError):
-        fitted.at_prior_precision(2.0)
+        fitted.clone_with(prior_precision=2.0)
 
 
 def test_a_constructor_that_does_not_store_is_named():
@@ -246,7 +246,7 @@ def test_a_constructor_that_does_not_store_is_named():
             self.half = size / 2
 
     with pytest.raises(UnsupportedError, match=r"Forgetful.*without 'size'"):
-        rebuilt(Forgetful(3), {"size": 4})
+        clone(Forgetful(3), {"size": 4})
 
 
 def test_fits_of_fixed_networks_say_that_they_do_not_retrain():
@@ -266,6 +266,8 @@ def test_padded_batches_of_dicts_are_fitted_again(make_problem):
     loader = [{"features": x, "labels": y} for x, y in problem.loader]
     options = {"prior_precision": 2.5, "regularizer": PosteriorDraws(3), "solver": SHORT}
     query = {"features": problem.query}
-    found = RegVar(problem.model, "classification", **options).fit(loader).at_prior_precision(7.0).variance(query)
+    found = (
+        RegVar(problem.model, "classification", **options).fit(loader).clone_with(prior_precision=7.0).variance(query)
+    )
     fresh = RegVar(problem.model, "classification", **{**options, "prior_precision": 7.0}).fit(loader)
     assert close(found, fresh.variance(query))

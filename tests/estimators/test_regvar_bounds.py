@@ -381,7 +381,7 @@ def test_if_the_bounds_are_loose_the_monte_carlo_estimate_is_clipped_to_them(mon
     model, likelihood, loader, _ = problem()
     restored = RegVar(model, likelihood, **{name: getattr(estimator, name) for name in OPTIONS})
     restored.load_state_dict(estimator.state_dict())
-    assert type(restored.attach(loader).variance_estimate_) is ClippedMonteCarlo
+    assert type(restored.attach_data(loader).variance_estimate_) is ClippedMonteCarlo
     assert torch.equal(restored.variance(x), variance)
 
 

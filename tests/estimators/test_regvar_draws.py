@@ -184,7 +184,7 @@ CASES = {
 def test_auto_skips_rao_blackwellisation_for_a_vocabulary_of_fifty_thousand():
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 50_000))
     x, y = torch.zeros(3, 4), torch.arange(3)
-    objective = RegVar(model.eval(), "classification")._objective([(x, y)])
+    objective = RegVar(model.eval(), "classification")._build_objective([(x, y)])
     block, reason = find_rao_blackwell_block(objective, "auto")
     assert block is None
     assert "450000" in reason

@@ -344,7 +344,7 @@ def test_passes_through_the_weights_as_stored_are_counted():
             QUERIES.to(next(model.parameters()).dtype),
         )
         net.jacobian(x)
-        return net.pass_counter.parts["self-check"]
+        return net.pass_counter.phases["self-check"]
 
     plain, half = self_check_rows(network().float()), self_check_rows(network().bfloat16())
     assert half.forward == 2 * plain.forward > 0

@@ -139,7 +139,7 @@ def test_a_loaded_fit_finds_the_routes_again(form, kind, tmp_path):
     model, loader = network(kind), rows((8, 10, 15, 17))
     fitted = FORMS[form](model).fit(loader)
     fitted.save(tmp_path / "fit.safetensors")
-    loaded = FORMS[form](network(kind)).load(tmp_path / "fit.safetensors").attach(loader)
+    loaded = FORMS[form](network(kind)).load(tmp_path / "fit.safetensors").attach_data(loader)
     for x in (loader[0][0], loader[1][0]):
         torch.testing.assert_close(loaded.variance(x), exact(model, loader, x), rtol=1e-7, atol=1e-9)
 

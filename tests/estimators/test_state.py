@@ -112,10 +112,10 @@ def test_a_loaded_fit_answers_as_the_one_that_was_saved(name, tmp_path):
 def test_what_solves_at_query_time_asks_for_its_data_and_goes_on_with_them(name):
     fitted = build(name).fit(data())
     loaded = build(name).load_state_dict(fitted.state_dict())
-    with pytest.raises(NotFittedError, match="attach"):
+    with pytest.raises(NotFittedError, match="attach_data"):
         loaded.variance(QUERIES)
     one_batch = [tuple(torch.cat(parts).flip(0) for parts in zip(*data(), strict=True))]  # another order and size
-    loaded.attach(one_batch)
+    loaded.attach_data(one_batch)
     assert torch.allclose(loaded.variance(QUERIES), fitted.variance(QUERIES), rtol=1e-7)
 
 
@@ -123,20 +123,20 @@ def test_what_solves_at_query_time_asks_for_its_data_and_goes_on_with_them(name)
 def test_the_evidence_of_a_loaded_fit_needs_the_data(name):
     fitted = build(name).fit(data())
     loaded = build(name).load_state_dict(fitted.state_dict())
-    with pytest.raises(NotFittedError, match="attach"):
+    with pytest.raises(NotFittedError, match="attach_data"):
         loaded.log_marginal_likelihood()
     for delta in (None, 3.3):
         evidence = fitted.log_marginal_likelihood(delta)
-        assert torch.allclose(loaded.attach(data()).log_marginal_likelihood(delta), evidence)
+        assert torch.allclose(loaded.attach_data(data()).log_marginal_likelihood(delta), evidence)
 
 
 def test_other_data_are_refused():
     loaded = build("cg").load_state_dict(build("cg").fit(data()).state_dict())
     changed = [(x, 1.01 * y) for x, y in data()]
     with pytest.raises(StateError, match="other inputs or targets"):
-        loaded.attach(changed)
+        loaded.attach_data(changed)
     with pytest.raises(StateError, match="9 rows"):
-        loaded.attach(data()[:1])
+        loaded.attach_data(data()[:1])
 
 
 def test_another_model_is_refused_also_in_a_buffer():
@@ -227,7 +227,7 @@ def test_an_estimator_without_its_own_part_says_that_it_cannot_be_saved():
         def _variance(self, x):
             return torch.ones(len(x), 2, dtype=x.dtype)
 
-    with pytest.raises(UnsupportedError, match="_learned and _restore"):
+    with pytest.raises(UnsupportedError, match="_get_fit_state and _set_fit_state"):
         Other(network(), Gaussian(0.6)).fit(data()).state_dict()
 
 

@@ -38,8 +38,8 @@ from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
 from estimators.curvature.builders import LOW_RANK
 from estimators.errors import StateError
+from estimators.estimator.cloning import clone
 from estimators.estimator.options import constructor_options
-from estimators.estimator.refitting import rebuilt
 from estimators.laplace import SubnetworkLaplace
 from estimators.likelihoods import CausalTokens
 from estimators.training import Recipe
@@ -184,8 +184,8 @@ COMPARED_NOWHERE = {
     "trained_members",
     "validation",
     "solver.vmap_chunk_size",
-    "solver.recipe.rows_at_once",
-    "recipe.rows_at_once",
+    "solver.recipe.micro_batch_size",
+    "recipe.micro_batch_size",
 }
 MODELS = {"adapters": adapters}
 
@@ -194,7 +194,7 @@ def build(name, **changed):
     kind, options = CASES[name][0]
     likelihood = "classification" if name == "temperature" else Gaussian(0.6)
     made = kind(MODELS.get(name, network)(), likelihood, prior_precision=1.9, **copy.deepcopy(options))
-    return rebuilt(made, changed) if changed else made
+    return clone(made, changed) if changed else made
 
 
 def options_of(part, prefix=""):
@@ -266,8 +266,8 @@ def test_a_fit_is_not_loaded_under_another_value_of_any_option(name, option, val
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("fine tune", {"solver.vmap_chunk_size": 2, "solver.recipe.rows_at_once": 3}),
-        ("ensemble", {"recipe.rows_at_once": 3}),
+        ("fine tune", {"solver.vmap_chunk_size": 2, "solver.recipe.micro_batch_size": 3}),
+        ("ensemble", {"recipe.micro_batch_size": 3}),
         ("temperature", {"validation": None}),
     ],
 )
@@ -368,7 +368,7 @@ def test_options_behind_keywords_of_an_own_estimator_count():
     for other, option in (({"scale": 1.0, "prior_precision": 3.0}, "scale"), ({"scale": 2.0}, "prior_precision")):
         with pytest.raises(StateError, match=option):
             make(**other).load_state_dict(fitted.state_dict())
-    assert fitted.at_prior_precision(5.0).scale == 2.0
+    assert fitted.clone_with(prior_precision=5.0).scale == 2.0
 
 
 def test_a_state_of_an_earlier_version_is_rejected_with_the_remedy(states):
@@ -401,7 +401,7 @@ def test_a_model_of_another_architecture_is_rejected_with_a_typed_error(states):
 
 
 def test_every_field_of_a_likelihood_and_a_recipe_is_in_these_tests():
-    assert {field.name for field in fields(Recipe)} == {*RECIPE, "rows_at_once"}
+    assert {field.name for field in fields(Recipe)} == {*RECIPE, "micro_batch_size"}
     assert constructor_options(Gaussian) == list(GAUSSIAN)
     cases = ((Categorical, "class_dim", 1), (Categorical, "ignore_index", 7), (CausalTokens, "ignore_index", 7))
     for kind, name, value in cases:

@@ -192,7 +192,7 @@ def test_a_glob_of_the_prior_that_decides_nothing_is_rejected(delta, says, make_
             fitted(problem, prior_precision=delta, subset_of_weights=subset)
     whole = fitted(problem)
     with pytest.raises(OptionError, match=says):
-        whole.at_prior_precision(delta)
+        whole.clone_with(prior_precision=delta)
     with pytest.raises(OptionError, match=says):
         whole.log_marginal_likelihood(delta)
 

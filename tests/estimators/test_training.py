@@ -180,11 +180,11 @@ def test_map_is_the_network_with_no_epistemic_variance():
 def test_a_step_taken_in_parts_is_the_same_step():
     x, y = rows(37)
     weights = []
-    for rows_at_once in (None, 3, 8):
+    for micro_batch_size in (None, 3, 8):
         with torch.random.fork_rng():
             torch.manual_seed(9)
             model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
-        recipe = Recipe(epochs=3, batch_size=8, rows_at_once=rows_at_once)
+        recipe = Recipe(epochs=3, batch_size=8, micro_batch_size=micro_batch_size)
         train_map(model, Gaussian(0.5), [(x, y)], prior_precision=2.0, recipe=recipe)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.allclose(weights[1], weights[0], atol=1e-12)
@@ -231,7 +231,7 @@ def test_a_watch_scales_the_rate_from_then_on_and_may_put_the_weights_back():
 
     recipe = Recipe(epochs=3, batch_size=None, optimizer="sgd", lr=0.1, momentum=0.5, schedule="constant")
     start = torch.ones(1, dtype=torch.float64)
-    end = fit_weights(start, gradient, batches, recipe=recipe, generator=torch.Generator(), watch=watch)
+    end = fit_weights(start, gradient, batches, recipe=recipe, generator=torch.Generator(), epoch_callback=watch)
     # 1 → 0.9, put back to 0 at half the rate and without momentum: −0.05, then −0.05 − 0.05 · (1 + 0.5)
     assert torch.allclose(torch.stack([*ends, end]).flatten(), torch.tensor([0.9, -0.05, -0.125, -0.125]).double())
 

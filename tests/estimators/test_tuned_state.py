@@ -44,7 +44,7 @@ from estimators.training import Recipe
 from estimators.tuning import CalibrationGrid
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::estimators.errors.TuningEdgeWarning"),
+    pytest.mark.filterwarnings("ignore::estimators.errors.TuningBoundaryWarning"),
     pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning"),
 ]
 GRID = CalibrationGrid((0.1, 3.0), (0.5, 2.0), (0.8, 1.4))
@@ -96,9 +96,9 @@ def build(name, kind="classification", **changed):
     return estimator(changed.pop("model", None) or network(), likelihood, **{**options, **changed})
 
 
-def tuned_of(name, kind="classification", *, axis="prior_precision", values=(0.3, 4.0), **changed):
+def tuned_of(name, kind="classification", *, option="prior_precision", values=(0.3, 4.0), **changed):
     fitted = build(name, kind, **changed).fit(rows(kind))
-    return tune(fitted, rows(kind, seed=2), axis=axis, values=values, grid=GRID)
+    return tune(fitted, rows(kind, seed=2), option=option, values=values, grid=GRID)
 
 
 def same(one, other):
@@ -117,7 +117,7 @@ def assert_same_predictions(tuned, again, kind="classification"):
 @pytest.mark.parametrize("name", FITS)
 def test_a_tuned_estimator_predicts_after_load_as_before_bit_for_bit(name, tmp_path):
     tuned = tuned_of(name)
-    assert (tuned.calibration.variance_scale, tuned.calibration.other) != (1.0, 1.0)
+    assert (tuned.calibration.variance_scale, tuned.calibration.noise_or_temperature) != (1.0, 1.0)
     tuned.save(tmp_path / "tuned.safetensors")
     again = Tuned.load(tmp_path / "tuned.safetensors", build(name))
     assert_same_predictions(tuned, again)
@@ -125,10 +125,10 @@ def test_a_tuned_estimator_predicts_after_load_as_before_bit_for_bit(name, tmp_p
 
 
 @pytest.mark.parametrize("name", ["cholesky", "last layer", "draws", "map", "ensemble"])
-@pytest.mark.parametrize("axis", ["sigma_noise", "prior_precision", None])
-def test_the_noise_and_its_factor_are_kept(name, axis, tmp_path):
-    values = {"sigma_noise": (0.3, torch.tensor([0.4, 0.9, 1.5])), "prior_precision": (0.3,), None: None}[axis]
-    tuned = tuned_of(name, "regression", axis=axis, values=values)
+@pytest.mark.parametrize("option", ["sigma_noise", "prior_precision", None])
+def test_the_noise_and_its_factor_are_kept(name, option, tmp_path):
+    values = {"sigma_noise": (0.3, torch.tensor([0.4, 0.9, 1.5])), "prior_precision": (0.3,), None: None}[option]
+    tuned = tuned_of(name, "regression", option=option, values=values)
     tuned.save(tmp_path / "tuned.safetensors")
     again = Tuned.load(tmp_path / "tuned.safetensors", build(name, "regression"))
     assert_same_predictions(tuned, again, "regression")
@@ -140,9 +140,9 @@ def test_the_noise_and_its_factor_are_kept(name, axis, tmp_path):
 def test_what_solves_at_query_time_goes_on_with_its_data(name):
     tuned = tuned_of(name)
     again = Tuned.from_state_dict(tuned.state_dict(), build(name))
-    with pytest.raises(NotFittedError, match="attach"):
+    with pytest.raises(NotFittedError, match="attach_data"):
         again.predict(rows("classification")[0][0])
-    again.estimator.attach(rows("classification"))
+    again.estimator.attach_data(rows("classification"))
     assert_same_predictions(tuned, again)
 
 
@@ -151,17 +151,17 @@ def test_the_whole_table_of_tuning_is_kept(tmp_path):
     tuned.save(tmp_path / "tuned.safetensors")
     again = Tuned.load(tmp_path / "tuned.safetensors", build("cholesky"))
     assert again.to_dict() == tuned.to_dict()
-    for before, after in zip(tuned.curve, again.curve, strict=True):
+    for before, after in zip(tuned.trials, again.trials, strict=True):
         assert torch.equal(before.calibration.scores, after.calibration.scores)
         assert before.calibration.grid == after.calibration.grid
-    assert torch.equal(again.surface().scores, tuned.surface().scores)
-    assert (again.at_edge, again.where, again.fits) == (tuned.at_edge, tuned.where, tuned.fits)
+    assert torch.equal(again.score_grid().scores, tuned.score_grid().scores)
+    assert (again.at_boundary, again.refit_kind, again.fits) == (tuned.at_boundary, tuned.refit_kind, tuned.fits)
 
 
 def test_a_failed_value_and_an_evidence_are_kept(tmp_path):
     fitted = build("cholesky", curvature="hessian", prior_precision=1e4).fit(rows("classification"))
     tuned = tune(fitted, rows("classification", seed=2), values=[1e-9], grid=GRID)
-    assert [point.failure is None for point in tuned.curve] == [False, True]
+    assert [point.failure is None for point in tuned.trials] == [False, True]
     evidence = optimize_prior_precision(build("cholesky").fit(rows("classification")), method="marglik")
     for before, options in ((tuned, {"curvature": "hessian"}), (evidence, {})):
         before.save(tmp_path / "tuned.safetensors")
@@ -171,32 +171,34 @@ def test_a_failed_value_and_an_evidence_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("axis", "values", "given"),
+    ("option", "values", "given"),
     [
         ("solver.tol", [1e-3, np.float32(1e-2)], {"solver": LinearResponse(1e-9)}),
         ("subset_of_weights", ["last_layer", ["0.*", "2.bias"]], {}),
         ("prior_precision", [{"0.*": 0.2, "*": 4.0}, torch.tensor(0.5)], {}),
     ],
 )
-def test_an_option_of_any_type_is_kept(axis, values, given):
-    tuned = tuned_of("draws", axis=axis, values=values, **given)
-    for point in tuned.curve:
-        state = Tuned(point_fit(tuned, point), point.calibration, tuned.axis, tuned.curve, point, 1.0, 23).state_dict()
+def test_an_option_of_any_type_is_kept(option, values, given):
+    tuned = tuned_of("draws", option=option, values=values, **given)
+    for point in tuned.trials:
+        state = Tuned(
+            point_fit(tuned, point), point.calibration, tuned.option, tuned.trials, point, 1.0, 23
+        ).state_dict()
         again = Tuned.from_state_dict(state, build("draws", **given))
         assert same(again.value, point.value)
 
 
 def point_fit(tuned, point):
-    return tuned.axis.at(tuned.estimator, point.value)
+    return tuned.option.refit(tuned.estimator, point.value)
 
 
 def test_a_tuned_object_is_the_one_of_the_estimator_at_hand():
     solvers = [LinearResponse(1e-2), LinearResponse(1e-9)]
-    tuned = tuned_of("draws", axis="solver", values=solvers)
+    tuned = tuned_of("draws", option="solver", values=solvers)
     state = tuned.state_dict()
     again = Tuned.from_state_dict(state, build("draws", solver=LinearResponse(tuned.value.tol)))
     assert_same_predictions(tuned, again)
-    with pytest.raises(StateError, match=r"solver that was chosen, LinearResponse\(.*construct it with"):
+    with pytest.raises(StateError, match=r"chosen solver, LinearResponse\(.*construct the estimator with"):
         Tuned.from_state_dict(state, build("draws", solver=LinearResponse(0.5)))
 
 
@@ -234,7 +236,7 @@ def test_a_tuned_fit_saved_alone_warns_of_what_is_lost(tmp_path):
     loaded.state_dict()
     x = rows("classification")[0][0]
     assert torch.equal(loaded.predict(x).probs, tuned.estimator.predict(x).probs)
-    untouched = tune(loaded, rows("classification", seed=2), axis=None, grid=CalibrationGrid((), (), ()))
+    untouched = tune(loaded, rows("classification", seed=2), option=None, grid=CalibrationGrid((), (), ()))
     untouched.estimator.state_dict()
 
 
@@ -246,9 +248,9 @@ def test_a_tuned_state_of_other_options_or_another_model_is_rejected():
         Tuned.from_state_dict(state, build("cholesky"))
     with pytest.raises(ModelChangedError):
         Tuned.from_state_dict(state, build("draws", model=network(4)))
-    with pytest.raises(StateError, match="tuning of format 1"):
+    with pytest.raises(StateError, match="tuning of format 2"):
         Tuned.from_state_dict({**state, "tuning": json.dumps({"format": 9})}, build("draws"))
-    solver = tuned_of("fine tune", axis="solver.lam", values=[1e-4]).state_dict()
+    solver = tuned_of("fine tune", option="solver.lam", values=[1e-4]).state_dict()
     with pytest.raises(StateError, match=r"option that was tuned, solver\.lam"):
         Tuned.from_state_dict(solver, build("draws"))
 
@@ -257,7 +259,7 @@ def test_what_cannot_be_saved_says_so():
     tuned = tuned_of("cholesky")
     laplace = LaplaceTorch(network(), "classification")
     with pytest.raises((UnsupportedError, NotFittedError)):
-        Tuned(laplace, tuned.calibration, tuned.axis, tuned.curve, tuned.chosen, 1.0, 23).state_dict()
+        Tuned(laplace, tuned.calibration, tuned.option, tuned.trials, tuned.chosen, 1.0, 23).state_dict()
 
 
 def test_another_process_loads_it(tmp_path):

@@ -10,11 +10,11 @@ from tuning_toys import SIGMA, laplace, toy
 
 from estimators import LastLayerLaplace, LinearizedLaplace, optimize_prior_precision, tune
 from estimators.baselines.map import MAP
-from estimators.errors import IndefiniteHessianError, TuningEdgeWarning
+from estimators.errors import IndefiniteHessianError, TuningBoundaryWarning
 from estimators.tuning import CalibrationGrid
 
 kinds = pytest.mark.parametrize("kind", ["regression", "classification"])
-quiet = pytest.mark.filterwarnings("ignore::estimators.errors.TuningEdgeWarning")
+quiet = pytest.mark.filterwarnings("ignore::estimators.errors.TuningBoundaryWarning")
 SMALL = CalibrationGrid((0.1, 0.4, 3.0), (0.6, 1.7), (0.7, 1.4))
 
 
@@ -28,23 +28,23 @@ def fits():
 def test_the_end_of_the_values_is_warned_of_and_named(grid, end, fits):
     problem = toy("regression")
     estimator = fits["regression"] if end == 0.02 else laplace(problem, prior_precision=10.0)
-    with pytest.warns(TuningEdgeWarning, match=rf"prior_precision={end:g}\..*values beyond"):
+    with pytest.warns(TuningBoundaryWarning, match=rf"prior_precision={end:g}\..*values beyond"):
         found = optimize_prior_precision(estimator, problem.validation, grid=grid)
-    assert found.at_edge == ("prior_precision",)
-    with pytest.warns(TuningEdgeWarning, match="prior_precision=0.02"):
-        assert optimize_prior_precision(fits["regression"], method="marglik", grid=[1e-3]).at_edge
+    assert found.at_boundary == ("prior_precision",)
+    with pytest.warns(TuningBoundaryWarning, match="prior_precision=0.02"):
+        assert optimize_prior_precision(fits["regression"], method="marglik", grid=[1e-3]).at_boundary
 
 
 def test_where_every_value_is_as_good_the_given_one_is_kept_without_a_warning():
     problem = toy("classification")
     plain = MAP(problem.model, "classification", prior_precision=0.5).fit(problem.train)
     found = tune(plain, problem.validation, values=[0.1, 2.0])
-    assert len({point.score for point in found.curve}) == 1
+    assert len({point.score for point in found.trials}) == 1
     assert found.value == 0.5
     assert found.estimator is plain
     assert found.calibration.variance_scale == 1.0
     assert found.calibration.softmax_temperature > 1
-    assert found.at_edge == ()
+    assert found.at_boundary == ()
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def indefinite():
 @pytest.mark.parametrize("method", ["gridsearch", "marglik"])
 def test_values_without_a_posterior_are_kept_as_failed_and_never_chosen(method, indefinite):
     found = optimize_prior_precision(indefinite, toy("regression").validation, method=method, grid=[1e-3, 1e-2, 3e4])
-    failed = [point for point in found.curve if point.score is None]
+    failed = [point for point in found.trials if point.score is None]
     assert [point.value for point in failed][:2] == [1e-3, 1e-2]
     assert all("positive definite" in point.failure for point in failed)
     assert found.value > max(point.value for point in failed)
@@ -75,9 +75,9 @@ def test_values_without_a_posterior_are_kept_as_failed_and_never_chosen(method, 
 
 def test_the_least_value_that_did_not_fail_is_an_end(indefinite):
     problem = toy("regression")
-    with pytest.warns(TuningEdgeWarning, match="prior_precision=1e\\+04"):
+    with pytest.warns(TuningBoundaryWarning, match="prior_precision=1e\\+04"):
         found = optimize_prior_precision(indefinite, problem.validation, grid=[1e-2, 1e5, 1e6], score=_wants_variance)
-    assert found.at_edge == ("prior_precision",)
+    assert found.at_boundary == ("prior_precision",)
 
 
 def _wants_variance(prediction, targets):
@@ -108,24 +108,24 @@ class Spread(MAP):
         self.rate = rate
 
     def _fit(self, objective, *, progress_bar):  # noqa: ARG002
-        with objective.network.pass_counter.part("training"):
+        with objective.network.pass_counter.phase("training"):
             objective.gradient(objective.theta)
 
     def _variance(self, x):
         return torch.full_like(self.network_.outputs(x), self.rate)
 
 
-def test_any_option_is_an_axis_and_its_cost_is_counted():
+def test_any_option_can_be_tuned_and_its_cost_is_counted():
     problem = toy("regression")
     fitted = Spread(problem.model, problem.likelihood, rate=0.3).fit(problem.train)
     values, spent = [1e-3, 0.05, 2.0], fitted.passes_
-    found = tune(fitted, problem.validation, axis="rate", values=values, grid=CalibrationGrid((), (), ()))
-    assert [point.value for point in found.curve] == [1e-3, 0.05, 0.3, 2.0]
+    found = tune(fitted, problem.validation, option="rate", values=values, grid=CalibrationGrid((), (), ()))
+    assert [point.value for point in found.trials] == [1e-3, 0.05, 0.3, 2.0]
     f = problem.outputs_and_jacobian(problem.x_val)[0]
     totals = [rate + SIGMA**2 for rate in (1e-3, 0.05, 0.3, 2.0)]
     expected = [(0.5 * (problem.y_val - f) ** 2 / t + 0.5 * np.log(2 * np.pi * t)).sum(1).mean() for t in totals]
-    assert [point.score for point in found.curve] == pytest.approx(expected, rel=1e-12)
-    assert (found.fits, found.where) == (3, "with retraining")
+    assert [point.score for point in found.trials] == pytest.approx(expected, rel=1e-12)
+    assert (found.fits, found.refit_kind) == (3, "with retraining")
     queries = fitted.passes_ - spent
     assert found.passes == pytest.approx(3 * (1 + queries) + queries)
 
@@ -137,19 +137,19 @@ def test_a_record_is_json_with_every_point_of_every_grid(kind, fits):
     found = tune(fits[kind], problem.validation, values=[0.5], grid=SMALL)
     record = json.loads(json.dumps(found.to_dict()))
     other = "sigma_noise" if kind == "regression" else "softmax_temperature"
-    assert record["axis"] == "prior_precision"
+    assert record["option"] == "prior_precision"
     assert record["unit"] == "1/weight²"
     assert record["chosen"].keys() == {"value", "variance_scale", other, "score"}
     assert record["chosen"]["value"] == found.value
-    grids = [point.calibration.points() for point in found.curve]
+    grids = [point.calibration.points() for point in found.trials]
     assert len(record["points"]) == sum(map(len, grids))
     assert [point["score"] for point in record["points"]] == pytest.approx(
         [point["score"] for grid in grids for point in grid], rel=1e-7
     )
     assert min(record["points"], key=lambda point: point["score"]) == record["chosen"]
-    expected = {"fits": 1, "score_name": "NLL", "validation_rows": 60, "where": "post hoc at fixed weights"}
+    expected = {"fits": 1, "score_name": "NLL", "validation_rows": 60, "refit_kind": "post hoc at fixed weights"}
     assert {name: record[name] for name in expected} == expected
-    assert record["at_edge"] == list(found.at_edge)
+    assert record["at_boundary"] == list(found.at_boundary)
     assert record["seconds"] > 0
     assert record["passes"] == found.passes > 0
 
@@ -192,10 +192,10 @@ def test_groups_of_priors_are_values_where_they_are_named(fits):
     problem = toy("classification")
     groups = [{"*.bias": 1e-3, "*": delta} for delta in (0.05, 0.2)]
     found = optimize_prior_precision(fits["classification"], problem.validation, grid=groups)
-    assert [point.value for point in found.curve] == [*groups, problem.delta]
+    assert [point.value for point in found.trials] == [*groups, problem.delta]
     expected = [laplace(problem, prior_precision=group).predict(torch.tensor(problem.x_val)).probs for group in groups]
     y = torch.tensor(problem.y_val)[:, None]
-    for point, probs in zip(found.curve, expected, strict=False):
+    for point, probs in zip(found.trials, expected, strict=False):
         assert point.score == pytest.approx(-float(probs.gather(1, y).log().mean()), rel=1e-9)
 
 
@@ -211,7 +211,7 @@ def test_a_value_whose_fit_was_lost_is_kept_as_failed():
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(9, n, generator=generator, dtype=torch.float64) for n in (3, 2))
     model = torch.nn.Linear(3, 2).double().eval()
-    found = tune(Lost(model, "regression").fit([(x, y)]), [(x, y)], axis="rate", values=[0.5, 1.0, 2.0])
-    assert [point.value for point in found.curve if point.score is None] == [2.0]
+    found = tune(Lost(model, "regression").fit([(x, y)]), [(x, y)], option="rate", values=[0.5, 1.0, 2.0])
+    assert [point.value for point in found.trials if point.score is None] == [2.0]
     assert found.chosen.value in (0.5, 1.0)
     assert "finite" in found.to_dict()["failures"]["2.0"]

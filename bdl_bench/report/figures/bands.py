@@ -1,4 +1,4 @@
-"""In-between uncertainty (Foong et al. 2019; McInerney and Kallus 2025, Figure 1): mean ± 2 std over one input."""
+"""Predictive mean ± 2 standard deviations over one input (Foong et al. 2019; McInerney and Kallus 2025, Figure 1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def band(method: str, style: Style, arrays: Arrays, *, limits: tuple[float, float], data: Arrays | None) -> Drawing:
-    """The mean, ± 2 epistemic std (dark) and ± 2 total std (light); `data` has the rows x, targets, in grey."""
+    """Draw the mean, ± 2 epistemic std (dark) and ± 2 total std (light), and the rows x, targets of `data` in grey."""
     order = np.argsort(arrays["x"].reshape(-1))
     x, mean = arrays["x"].reshape(-1)[order], arrays["mean"].reshape(len(order), -1)[order, 0]
     with panel("x", "y") as axes:
@@ -35,7 +35,7 @@ def band(method: str, style: Style, arrays: Arrays, *, limits: tuple[float, floa
 
 
 def band_limits(shown: list[Arrays]) -> tuple[float, float]:
-    """A common axis of y: the mean and two median half-widths of the widest method but one in ten."""
+    """Return common limits of y: they contain the bands of nine in ten methods."""
     lows, highs = [], []
     for arrays in shown:
         half = 2 * np.sqrt(np.maximum(arrays.get("total_variance", arrays["epistemic_variance"]), 0.0))

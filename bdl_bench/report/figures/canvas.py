@@ -1,4 +1,4 @@
-"""Panels of one style with fixed margins, and text that is never read as mathematics."""
+"""Figures in one style with fixed margins. Text is never parsed as mathematics, since names may contain $."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Margins:
-    """Inches around the axes."""
+    """Distances between axes and figure, in inches."""
 
     left: float = 0.5
     right: float = 0.13
@@ -63,7 +63,7 @@ class Margins:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with a name for its file, a title for its caption and its content in words."""
+    """A figure with a file name, a caption, and a description in words."""
 
     name: str
     title: str
@@ -72,7 +72,7 @@ class Drawing:
 
     @classmethod
     def of(cls, axes: Axes, name: str, title: str, description: str) -> Drawing:
-        """The figure that these axes are in."""
+        """Return the figure of these axes."""
         figure = axes.get_figure(root=True)
         assert figure is not None
         return cls(name, title, description, figure)
@@ -82,7 +82,7 @@ class Drawing:
 def panel(
     x_label: str, y_label: str, *, size: tuple[float, float] = (2.05, 1.85), margins: Margins = Margins()
 ) -> Iterator[Axes]:
-    """One pair of axes; `size` in inches."""
+    """Yield one pair of axes; `size` is in inches."""
     with blank(size) as figure:
         width, height = size
         axes = figure.add_axes(
@@ -102,24 +102,24 @@ def panel(
 
 
 def styled() -> AbstractContextManager[None]:
-    """The common style; nested, it costs nothing, which matters since matplotlib copies all its settings."""
+    """Return a context with the common style. If nested it does nothing, since copying all settings is slow."""
     return nullcontext() if rcParams["svg.hashsalt"] == STYLE["svg.hashsalt"] else rc_context(STYLE)
 
 
 @contextmanager
 def blank(size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure without axes, drawn in the common style."""
+    """Yield a figure without axes in the common style."""
     with styled():
         yield Figure(figsize=size, frameon=False)
 
 
 def diagonal(axes: Axes, low: float, high: float) -> None:
-    """The line on which both axes agree."""
+    """Draw the line on which both axes are equal."""
     axes.plot([low, high], [low, high], color=GUIDE, lw=1.0, zorder=0)
 
 
 def log_axis(axes: Axes, which: str, low: float, high: float, *, most: float = 100) -> None:
-    """A logarithmic axis from low to high with plain numbers; 1, 2, 5 where it spans less than `most`."""
+    """Set a logarithmic axis with plain numbers; 1, 3 or 1, 2, 5 per decade if high/low is less than `most`."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)

@@ -22,7 +22,7 @@ _LEVELS = np.linspace(0.02, 0.98, 49)
 
 
 def coverage(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None) -> Drawing:
-    """Share of targets inside central intervals against their level, with a 95 % band; as fitted in grey if tuned."""
+    """Draw observed against nominal coverage with 95 % Wilson intervals; if tuned, the untuned line in grey."""
     shown = arrays if tuned is None else tuned
     observed = coverages(shown, _LEVELS)
     count = np.full(len(_LEVELS), float(shown["targets"].size))
@@ -37,14 +37,16 @@ def coverage(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None)
         axes.set_ylim(0, 1.02)
         axes.set_xticks((0, 0.5, 1))
         axes.set_yticks((0, 0.5, 1))
-    pairs = ", ".join(f"{level:.2f}: {share:.2f}" for level, share in zip(_LEVELS[4::10], observed[4::10], strict=True))
+    pairs = ", ".join(
+        f"{level:.2f}: {fraction:.2f}" for level, fraction in zip(_LEVELS[4::10], observed[4::10], strict=True)
+    )
     words = f"Coverage of {method}{'' if tuned is None else ', tuned'}; nominal: observed {pairs}"
     return Drawing.of(axes, f"coverage {method}", method, words)
 
 
 def coverages(arrays: Arrays, levels: Floats) -> Floats:
-    """For each level the share of |y − mean| / std within its quantile."""
+    """Return, for each level, the fraction of |y − mean| / std within the normal quantile."""
     z = np.abs(arrays["targets"] - arrays["mean"]) / np.sqrt(arrays["total_variance"])
     ordered = np.sort(z.reshape(-1))
-    shares: Floats = np.searchsorted(ordered, norm.ppf(0.5 + levels / 2), side="right") / len(ordered)
-    return shares
+    fractions: Floats = np.searchsorted(ordered, norm.ppf(0.5 + levels / 2), side="right") / len(ordered)
+    return fractions

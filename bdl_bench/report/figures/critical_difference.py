@@ -17,7 +17,7 @@ _WIDTH, _ROW, _SIDE = 5.0, 0.17, 1.5
 
 
 def critical_difference_figure(ranking: Ranking, palette: Palette) -> Drawing:
-    """Best rank at the left; bars join methods whose ranks differ by no more than the critical difference."""
+    """Draw the best rank at the left; bars join ranks that differ by no more than the critical difference."""
     ranks, difference, bars = ranking.average, ranking.critical_difference, ranking.groups
     ordered = list(ranks)
     half = (len(ordered) + 1) // 2
@@ -30,10 +30,10 @@ def critical_difference_figure(ranking: Ranking, palette: Palette) -> Drawing:
         axes.set_ylim(height, 0)
         last = max(2, len(ordered))
 
-        def place(rank: float) -> float:
+        def position(rank: float) -> float:
             return _SIDE + (_WIDTH - 2 * _SIDE) * (rank - 1) / (last - 1)
 
-        _scale(axes, top, last, place, difference)
+        _scale(axes, top, last, position, difference)
         for row, method in enumerate(ordered):
             left = row < half
             y = top + between + _ROW * (0.5 + (row if left else len(ordered) - 1 - row))
@@ -41,7 +41,7 @@ def critical_difference_figure(ranking: Ranking, palette: Palette) -> Drawing:
                 axes,
                 method,
                 f"{ranks[method]:.1f}",
-                place(ranks[method]),
+                position(ranks[method]),
                 top,
                 y,
                 left=left,
@@ -49,25 +49,25 @@ def critical_difference_figure(ranking: Ranking, palette: Palette) -> Drawing:
             )
         for row, members in enumerate(bars):
             y = top + 0.1 + 0.09 * row
-            ends = place(ranks[members[0]]) - 0.04, place(ranks[members[-1]]) + 0.04
+            ends = position(ranks[members[0]]) - 0.04, position(ranks[members[-1]]) + 0.04
             axes.plot(ends, (y, y), color=INK, lw=3, solid_capstyle="round", zorder=4)
     words = "Average ranks: " + ", ".join(f"{m} {ranks[m]:.2f}" for m in ordered)
     words += f"; critical difference {difference:.2f}"
     return Drawing("critical difference", "Average rank over tasks", words, figure)
 
 
-def _scale(axes: Axes, y: float, last: int, place: Callable[[float], float], difference: float) -> None:
-    axes.plot((place(1), place(last)), (y, y), color=INK, lw=0.9)
+def _scale(axes: Axes, y: float, last: int, position: Callable[[float], float], difference: float) -> None:
+    axes.plot((position(1), position(last)), (y, y), color=INK, lw=0.9)
     step = 1 if last <= 12 else 2 if last <= 24 else 5
     for rank in range(1, last + 1):
         long = (rank - 1) % step == 0 or rank == last
-        axes.plot((place(rank),) * 2, (y - (0.07 if long else 0.04), y), color=INK, lw=0.8)
+        axes.plot((position(rank),) * 2, (y - (0.07 if long else 0.04), y), color=INK, lw=0.8)
         if long:
-            axes.text(place(rank), y - 0.1, str(rank), ha="center", va="bottom", fontsize=7.5)
-    end = place(min(1 + difference, float(last)))
+            axes.text(position(rank), y - 0.1, str(rank), ha="center", va="bottom", fontsize=7.5)
+    end = position(min(1 + difference, float(last)))
     cut = " (longer than the axis)" if 1 + difference > last else ""
-    axes.plot((place(1), end), (0.2, 0.2), color=SOFT, lw=2)
-    axes.text(place(1), 0.15, f"critical difference {difference:.2f}{cut}", ha="left", va="bottom", fontsize=7.5)
+    axes.plot((position(1), end), (0.2, 0.2), color=SOFT, lw=2)
+    axes.text(position(1), 0.15, f"critical difference {difference:.2f}{cut}", ha="left", va="bottom", fontsize=7.5)
 
 
 def _name(axes: Axes, method: str, rank: str, x: float, top: float, y: float, *, left: bool, colour: str) -> None:

@@ -1,6 +1,6 @@
-"""Drawings as data addresses that an <img> can hold, and as files where they are wanted.
+"""Figures as data URIs of <img> elements, and as files on request.
 
-No request leaves the page, and nothing in an image can run a script.
+The page loads nothing, and an image in <img> cannot run a script.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with its caption and its content in words."""
+    """An image with its caption and its description in words."""
 
     title: str
     address: Markup
@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Shows drawings; where `files` is given, each is also saved as `directory/<folder>/<name>.<files>`."""
+    """Renders drawings; with `files`, each is also saved as `directory/<folder>/<name>.<files>`."""
 
     directory: Path | None = None
     files: str | None = None
@@ -51,8 +51,8 @@ class Gallery:
                 'figures="svg", figures="pdf" or None', received=repr(self.files), remedy="choose one of these."
             )
 
-    def show(self, folder: str, drawings: Iterable[Drawing]) -> list[Picture]:
-        """Each drawing as a picture of the page."""
+    def render(self, folder: str, drawings: Iterable[Drawing]) -> list[Picture]:
+        """Return each drawing as a picture of the page."""
         return [self._picture(folder, drawing) for drawing in drawings]
 
     def _picture(self, folder: str, drawing: Drawing) -> Picture:
@@ -64,9 +64,9 @@ class Gallery:
 
 
 def _address(figure: Figure) -> Markup:
-    """An SVG with text as text, percent-encoded."""
+    """Return a percent-encoded SVG, with text as text."""
     text = minified(_saved(figure, "svg").decode()).translate(_ESCAPES)
-    # Nothing is left in it that would end an attribute in double quotes, so that the page need not escape it again.
+    # Markup: no character is left that ends an attribute in double quotes, so the page must not escape it again.
     return Markup("data:image/svg+xml," + _BEYOND_ASCII.sub(lambda found: quote(found[0]), text))
 
 

@@ -1,4 +1,4 @@
-"""Out-of-distribution scores: how test rows and other rows are spread, one row of the figure a method."""
+"""Histograms of out-of-distribution scores, one row of the figure per method."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ _ROW, _NAMES, _WIDTH, _BINS = 0.3, 1.4, 4.1, 24
 def histograms(
     name: str, title: str, scores: Mapping[str, tuple[Floats, Floats]], palette: Palette, *, note: Mapping[str, str]
 ) -> Drawing:
-    """Densities of (test, other) scores over their ranks within both, test rows in grey; `note` at the right end.
+    """Draw the histograms of the ranks of (test, other) scores among both, test rows in grey, with `note` at the right.
 
-    Scores of different methods have different units, so each row has the quantiles of its own pooled scores as its
-    axis: nothing but the order matters for separating two sets.
+    Ranks are shown since scores of different methods have different units, and AUROC depends on ranks alone.
     """
     rows = len(scores)
     height = _ROW * rows + 0.7
@@ -50,7 +49,7 @@ def histograms(
 
 
 def _densities(inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
-    """Shares in bins of equal rank, the tallest of both 1; tied scores share their mean rank."""
+    """Return the fractions in bins of equal rank, scaled to a maximum of 1; tied scores have their mean rank."""
     both = np.concatenate([inside, outside])
     _, inverse, counts = np.unique(both, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts + 1) / 2)[inverse] / len(both)

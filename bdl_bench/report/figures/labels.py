@@ -1,4 +1,4 @@
-"""Direct labels: beside the ends of lines, stacked in a corner, or around points, so that no legend has to be read."""
+"""Direct labels instead of legends: beside the ends of lines, stacked in a corner, or around points."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from scipy.optimize import isotonic_regression
 from bdl_bench.report.figures.canvas import GUIDE
 from bdl_bench.report.palette import Palette
 
-__all__ = ["around_points", "beside_ends", "short", "spread", "stacked"]
+__all__ = ["around_points", "beside_ends", "short", "spread_labels", "stacked"]
 
 Floats = NDArray[np.float64]
 _SIZE = 7.5
-_OPAQUE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # lines end at a name, not go through it
+_OPAQUE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # lines are not drawn through a name
 _OFFSETS = tuple(
     (distance * x, distance * y)
     for distance in (6, 11, 17, 24, 32, 41)
@@ -25,7 +25,7 @@ _OFFSETS = tuple(
 
 
 def short(name: str, length: int = 20) -> str:
-    """A name cut in its middle to `length` characters, on one line."""
+    """Return a name on one line, shortened in its middle to `length` characters."""
     plain = " ".join(name.split())
     if len(plain) <= length:
         return plain
@@ -33,23 +33,23 @@ def short(name: str, length: int = 20) -> str:
     return f"{plain[: length - 1 - tail]}…{plain[-tail:]}"
 
 
-def spread(places: Floats, gap: float, low: float, high: float) -> Floats:
-    """The places nearest to these (least squares) that lie `gap` apart in the same order, within low and high.
+def spread_labels(positions: Floats, gap: float, low: float, high: float) -> Floats:
+    """Return the nearest positions (least squares) in the same order, `gap` apart, between low and high.
 
-    y₍ᵢ₊₁₎ ≥ y₍ᵢ₎ + gap is monotonicity of y₍ᵢ₎ − i·gap, so this is an isotonic regression. Too many labels for the
-    space are set closer than `gap`.
+    y₍ᵢ₊₁₎ ≥ y₍ᵢ₎ + gap is monotonicity of y₍ᵢ₎ − i·gap, so this is an isotonic regression. The gap is reduced if the
+    labels do not fit.
     """
-    order = np.argsort(places, kind="stable")
-    gap = min(gap, (high - low) / max(len(places) - 1, 1))
-    steps = gap * np.arange(len(places))
-    fitted = isotonic_regression(places[order] - steps).x
-    moved = np.empty_like(places)
+    order = np.argsort(positions, kind="stable")
+    gap = min(gap, (high - low) / max(len(positions) - 1, 1))
+    steps = gap * np.arange(len(positions))
+    fitted = isotonic_regression(positions[order] - steps).x
+    moved = np.empty_like(positions)
     moved[order] = np.clip(fitted, low, max(low, high - steps[-1])) + steps
     return moved
 
 
 def beside_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], palette: Palette) -> None:
-    """The name of each line to the right of the axes, joined to its last point by a thin line."""
+    """Write the name of each line to the right of the axes, joined to its last point by a thin line."""
     if not ends:
         return
     figure = axes.figure
@@ -57,12 +57,12 @@ def beside_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], palette: Pa
     width, height = figure.get_size_inches() * 72  # type: ignore[union-attr]
     to_points = np.array([width * box.width, height * box.height])
     at = axes.transAxes.inverted().transform(axes.transData.transform(list(ends.values())))
-    places = spread(at[:, 1] * to_points[1], _SIZE * 1.18, 0.0, float(to_points[1])) / to_points[1]
-    for method, (x, y), place in zip(ends, at, places, strict=True):
+    positions = spread_labels(at[:, 1] * to_points[1], _SIZE * 1.18, 0.0, float(to_points[1])) / to_points[1]
+    for method, (x, y), position in zip(ends, at, positions, strict=True):
         label = 1 + 11 / to_points[0]
-        axes.plot([x, label], [y, place], transform=axes.transAxes, color=GUIDE, lw=0.6, clip_on=False, zorder=0)
+        axes.plot([x, label], [y, position], transform=axes.transAxes, color=GUIDE, lw=0.6, clip_on=False, zorder=0)
         axes.text(
-            label + 2 / to_points[0], place, short(method), transform=axes.transAxes, va="center", fontsize=_SIZE,
+            label + 2 / to_points[0], position, short(method), transform=axes.transAxes, va="center", fontsize=_SIZE,
             color=palette[method].colour,
         )  # fmt: skip
 
@@ -70,11 +70,11 @@ def beside_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], palette: Pa
 def stacked(
     axes: Axes, methods: Sequence[str], palette: Palette, *, corner: tuple[float, float] = (0.05, 0.98)
 ) -> None:
-    """Names one below the other in a corner of the axes, each behind a piece of its line."""
+    """Write names one below the other in a corner of the axes, each with a piece of its line."""
     height = axes.get_position().height * axes.figure.get_size_inches()[1] * 72  # type: ignore[union-attr]
-    for place, method in enumerate(methods):
+    for index, method in enumerate(methods):
         style = palette[method]
-        x, y = corner[0], corner[1] - (place + 0.5) * _SIZE * 1.2 / height
+        x, y = corner[0], corner[1] - (index + 0.5) * _SIZE * 1.2 / height
         axes.plot(
             [x, x + 0.13], [y, y], transform=axes.transAxes, color=style.colour, ls=style.dash, lw=1.3, zorder=4,
         )  # fmt: skip
@@ -87,7 +87,7 @@ def stacked(
 def around_points(
     axes: Axes, points: Mapping[str, tuple[float, float]], palette: Palette, *, bold: Collection[str] = ()
 ) -> None:
-    """The name of each point near it, where it covers least of other names and points; those in `bold` in bold."""
+    """Write the name of each point at the position near it that overlaps least with other names and points."""
     box = axes.get_position()
     width, height = axes.figure.get_size_inches() * 72  # type: ignore[union-attr]
     scale = np.array([width * box.width, height * box.height])
@@ -112,7 +112,7 @@ Box = tuple[float, float, float, float]
 
 
 def _text_box(point: Floats, offset: tuple[float, float], letters: float) -> Box:
-    """Where a text of so many letters lies, in points, at an offset from a point."""
+    """Return the box of a text of so many letters, in points, at an offset from a point."""
     width, height = 0.58 * _SIZE * letters + 2, _SIZE * 1.1
     x, y = point[0] + offset[0], point[1] + offset[1]
     left = x if offset[0] > 0 else x - width if offset[0] < 0 else x - width / 2
@@ -120,7 +120,7 @@ def _text_box(point: Floats, offset: tuple[float, float], letters: float) -> Box
 
 
 def _cost(box: Box, taken: Sequence[Box], scale: Floats) -> float:
-    """Square points that a box covers of others or hangs over the axes."""
+    """Return the overlap of a box with others, and 40 times its overhang beyond the axes."""
     covered = sum(_overlap(box, other) for other in taken)
     outside = max(0.0, -box[0]) + max(0.0, box[2] - scale[0]) + max(0.0, -box[1]) + max(0.0, box[3] - scale[1])
     return float(covered + 40 * outside)

@@ -1,7 +1,4 @@
-"""Matplotlib's SVG made small: what says nothing left out, coordinates to what can be seen, fonts named once.
-
-A page holds hundreds of figures, and this takes them to half. Only tags are touched, never the text between them.
-"""
+"""Smaller SVG of Matplotlib: no metadata, rounded coordinates, one font declaration; text between tags is unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ _NO_TURN = re.compile(r' transform="rotate\(-?0 [^"]*\)"')
 
 
 def minified(svg: str) -> str:
-    """The same picture in fewer characters."""
+    """Return the same picture in fewer characters."""
     text = _PREAMBLE.sub("", svg)
     referenced = set(_REFERENCE.findall(text))
     font = _FONT.search(text)
@@ -37,7 +34,7 @@ def minified(svg: str) -> str:
 
 
 def _tag(tag: str, referenced: set[str]) -> str:
-    """Single quotes need no escape in the page; once the fonts are gone, no value has one."""
+    """Shorten one tag. Single quotes need no escape in the page; without fonts, no value contains one."""
     tag = _ID.sub(lambda found: found[0] if found[1] in referenced else "", tag)
     tag = _COORDINATES.sub(_shorter, _NO_TURN.sub("", tag))
     tag = _STYLE.sub(lambda found: f' style="{_tight(_FONT.sub("", found[1]))}"', tag)
@@ -45,7 +42,7 @@ def _tag(tag: str, referenced: set[str]) -> str:
 
 
 def _shorter(found: re.Match[str]) -> str:
-    """A tenth of a point from ten points on, a hundredth below; no spaces around the letters of a path."""
+    """Round to a tenth of a point from ten points on, else to a hundredth; drop spaces around the letters of a path."""
     value = re.sub(r"(\d\d\.\d)\d+", r"\1", found[2].replace("\n", " "))
     value = re.sub(r"(\d\.\d\d)\d+", r"\1", value)
     if found[1] == "d":

@@ -21,7 +21,7 @@ _BINS = 10
 
 
 def reliability(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None, start: float) -> Drawing:
-    """Accuracy against confidence in ten bins of equal mass with 95 % Wilson intervals; as fitted in grey if tuned."""
+    """Draw accuracy against confidence in ten bins of equal mass with 95 % Wilson intervals; untuned in grey."""
     shown = top_label_bins(arrays if tuned is None else tuned)
     with panel("confidence", "accuracy") as axes:
         diagonal(axes, start, 1.0)
@@ -39,20 +39,20 @@ def reliability(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | No
 
 
 def first_confidence(pooled: Sequence[Arrays]) -> float:
-    """Where a common axis of confidence starts: below every bin of every method, rounded down to a tenth."""
+    """Return the start of a common axis of confidence: below every bin of every method, rounded down to a tenth."""
     lowest = min(min(b.confidence.min(), b.accuracy.min()) for b in map(top_label_bins, pooled))
     return max(0.0, float(np.floor(lowest * 10 - 0.2) / 10))
 
 
 def top_label_bins(arrays: Arrays) -> Bins:
-    """Ten bins of equally many rows by the confidence of the top label."""
+    """Return ten bins of equally many rows by the confidence of the predicted class."""
     found = top_labels(arrays)
     confidence, log_odds, correct = (values.reshape(-1) for values in found)
     return equal_mass_bins(confidence, correct, log_odds, n_bins=_BINS)
 
 
 def wilson(bins: Bins, z: float = 1.96) -> tuple[Floats, Floats]:
-    """95 % Wilson score intervals of the accuracy of each bin."""
+    """Return the 95 % Wilson score interval of the accuracy of each bin."""
     p, n = bins.accuracy, bins.count
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)

@@ -1,4 +1,4 @@
-"""Risk-coverage curves (Geifman and El-Yaniv 2017): the error of the rows that a method is surest of."""
+"""Risk–coverage curves (Geifman and El-Yaniv 2017): the error rate of the most confident rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def risk_coverage_figures(curves: Mapping[str, Curve], palette: Palette, *, risk: str) -> list[Drawing]:
-    """One figure a family: its methods in colour, all others in grey. `curves` are (coverage, risk) by method."""
+    """Draw one figure per family: its methods in colour, all others in grey; `curves` are (coverage, risk)."""
     top = 1.08 * max(float(r[c >= 0.1].max()) for c, r in curves.values()) or 1.0
     drawings = []
     for family, members in palette.families(curves).items():

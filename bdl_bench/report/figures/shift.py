@@ -1,4 +1,4 @@
-"""A metric against the severity of a shift, one figure a family of shifts; severity 0 are the test rows."""
+"""A metric against the severity of a shift, one figure per family of shifts; severity 0 is the test rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Curves = Mapping[str, Mapping[int, float]]
 
 
 def shift_figure(family: str, metric: str, curves: Curves, palette: Palette) -> Drawing:
-    """Means over seeds, one line a method with its name at its end."""
+    """Draw means over seeds, one line per method with its name at its end."""
     height = max(2.4, 0.135 * len(curves) + 0.7)
     with panel("severity", metric, size=(4.2, height), margins=Margins(left=0.58, right=1.52)) as axes:
         for method, points in curves.items():

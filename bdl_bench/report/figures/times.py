@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from bdl_bench.report.figures.canvas import INK, Drawing, blank, log_axis
 from bdl_bench.report.figures.labels import short
-from bdl_bench.report.formatting import duration
 from bdl_bench.report.palette import Palette
+from estimators.runtime.units import in_seconds
 
 __all__ = ["times"]
 
@@ -18,7 +18,7 @@ _ROW, _NAMES, _WIDTH = 0.17, 1.4, 4.1
 
 
 def times(seconds: Mapping[str, tuple[float, float]], palette: Palette) -> Drawing:
-    """Seconds (fit, predict) a method, one row each."""
+    """Draw seconds (fit, predict), one row per method."""
     methods = list(seconds)
     height = _ROW * len(methods) + 0.62
     with blank((_WIDTH, height)) as figure:
@@ -28,7 +28,7 @@ def times(seconds: Mapping[str, tuple[float, float]], palette: Palette) -> Drawi
             axes.set_title(title, fontsize=8, loc="left", pad=3)
             axes.set_xlabel("seconds")
             axes.set_yticks(range(len(methods)), [short(m) for m in methods] if column == 0 else [], fontsize=7.5)
-    words = "; ".join(f"{m}: fit {duration(a)}, predict {duration(b)}" for m, (a, b) in seconds.items())
+    words = "; ".join(f"{m}: fit {in_seconds(a)}, predict {in_seconds(b)}" for m, (a, b) in seconds.items())
     return Drawing("times", "Time to fit and to predict", words, figure)
 
 
@@ -50,4 +50,4 @@ def _bars(axes: Axes, values: list[float], colours: list[str]) -> None:
     for row, (value, colour) in enumerate(zip(values, colours, strict=True)):
         shown = max(value, low)
         axes.barh(row, shown - low, left=low, height=0.62, color=colour, alpha=0.85)
-        axes.text(shown * 1.12, row, duration(value), va="center", fontsize=6.5, color=INK)
+        axes.text(shown * 1.12, row, in_seconds(value), va="center", fontsize=6.5, color=INK)

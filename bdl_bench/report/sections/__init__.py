@@ -1,1 +1,1 @@
-"""The sections of a task: each a file that turns results into plain data and pictures, with a template of its name."""
+"""The sections of a task, one per file: each turns results into plain data and figures; its template has its name."""

@@ -1,4 +1,4 @@
-"""Agreement with the exact variance: numbers, a scatter a method, and the outputs that agree least."""
+"""Agreement with the exact variance: numbers, a scatter plot per method, and the largest disagreements."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bdl_bench.report.figures.scatter import scatter
 from bdl_bench.report.reference_agreement import AgreementRow, agreement_rows
 from bdl_bench.report.sections.context import Context
 
-__all__ = ["AgreementSection", "WorstPoint", "agreement"]
+__all__ = ["AgreementSection", "Disagreement", "agreement"]
 
 Floats = NDArray[np.float64]
-_WORST = 3
+_MARKED = 3  # outputs per method
 
 
 @dataclass(frozen=True)
-class WorstPoint:
-    """An output (row, output) of one seed where variance/exact is far from one; both variances."""
+class Disagreement:
+    """Both variances at an output of one seed at which their ratio is far from 1."""
 
     row: int
     output: int
@@ -34,35 +34,35 @@ class WorstPoint:
 
 @dataclass(frozen=True)
 class AgreementSection:
-    """`rows` is empty where the reference was not run."""
+    """Agreement of every method; `rows` is empty if the reference was not run."""
 
     template: ClassVar[str] = "agreement.html"
     reference: str
     rows: list[AgreementRow]
     seed: int
     pictures: list[Picture]
-    worst: dict[str, list[WorstPoint]]
+    largest: dict[str, list[Disagreement]]
 
 
 def agreement(context: Context) -> AgreementSection:
-    """Over all seeds in numbers; points of the first seed that the method shares with the reference."""
+    """Return numbers over all seeds, and figures of the first seed that a method shares with the reference."""
     results = context.results
     rows = agreement_rows(results)
     drawings: list[Drawing | None] = []
-    worst: dict[str, list[WorstPoint]] = {}
+    largest: dict[str, list[Disagreement]] = {}
     for row in rows:
         seed = results.shared_seeds(row.method, REFERENCE)[0]
         variance, exact = (results.arrays(name, seed)["epistemic_variance"] for name in (row.method, REFERENCE))
-        worst[row.method] = points = _worst(variance, exact)
-        places = [point.row * exact.shape[-1] + point.output for point in points]
-        drawings.append(scatter(row.method, context.palette[row.method], variance, exact, worst=places))
+        largest[row.method] = outputs = _largest(variance, exact)
+        marked = [output.row * exact.shape[-1] + output.output for output in outputs]
+        drawings.append(scatter(row.method, context.palette[row.method], variance, exact, marked=marked))
     seed = results.shared_seeds(REFERENCE, REFERENCE)[0] if rows else results.seeds[0]
-    return AgreementSection(REFERENCE, rows, seed, context.show(drawings), {m: w for m, w in worst.items() if w})
+    return AgreementSection(REFERENCE, rows, seed, context.render(drawings), {m: w for m, w in largest.items() if w})
 
 
-def _worst(variance: Floats, exact: Floats) -> list[WorstPoint]:
-    """None for a variance that is zero throughout: all outputs agree equally little."""
+def _largest(variance: Floats, exact: Floats) -> list[Disagreement]:
+    """Return the outputs with the largest disagreement; none if all variances are zero."""
     if not variance.any():
         return []
-    places = worst_points(variance, exact, k=_WORST).indices
-    return [WorstPoint(int(r), int(c), float(variance[r, c]), float(exact[r, c])) for r, c in places]
+    indices = worst_points(variance, exact, k=_MARKED).indices
+    return [Disagreement(int(r), int(c), float(variance[r, c]), float(exact[r, c])) for r, c in indices]

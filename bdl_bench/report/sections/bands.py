@@ -1,4 +1,4 @@
-"""Tasks with one input: the mean and its band over that input."""
+"""Tasks with one input: the predictive mean with its band over the input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Bands", "bands"]
 
 @dataclass(frozen=True)
 class Bands:
-    """One panel a method, of one seed."""
+    """One panel per method, of one seed."""
 
     template: ClassVar[str] = "bands.html"
     seed: int
@@ -23,10 +23,10 @@ class Bands:
 
 
 def bands(context: Context) -> Bands | None:
-    """As fitted; None where the records hold no inputs of one number each, under `plot_grid/` or `ood/<set>/`."""
+    """Return the untuned bands; None if the records have no one-dimensional inputs in `plot_grid/` or `ood/<set>/`."""
     results = context.results
     seed = results.seeds[0]
-    methods = [m for m in results.methods if seed in results.done[m]]
+    methods = [m for m in results.methods if seed in results.finished[m]]
     shown = {m: _one_input(results.predictions(m, seed)) for m in methods}
     found = {m: view for m, view in shown.items() if view is not None}
     if not found:
@@ -36,21 +36,21 @@ def bands(context: Context) -> Bands | None:
         band(m, context.palette[m], view, limits=limits, data=_rows(results.predictions(m, seed)))
         for m, view in found.items()
     )
-    return Bands(seed, context.show(panels))
+    return Bands(seed, context.render(panels))
 
 
 def _one_input(arrays: ArrayView) -> ArrayView | None:
-    """The first set of rows with inputs of one number each and a prediction."""
+    """Return the first set of rows with one-dimensional inputs and predictions."""
     for prefix in ("plot_grid", *(f"ood/{name}" for name in arrays.sets("ood"))):
-        view = arrays.under(prefix)
+        view = arrays.subset(prefix)
         if {"x", "mean", "epistemic_variance"} <= view.keys() and view["x"].size == len(view["mean"]):
             return view
     return None
 
 
 def _rows(arrays: ArrayView) -> ArrayView | None:
-    """Training rows where the record has them, else test rows, as points under the band."""
-    for view in (arrays.under("train"), arrays):
+    """Return the training rows of the record, or else its test rows, which are shown as points."""
+    for view in (arrays.subset("train"), arrays):
         if {"x", "targets"} <= view.keys() and view["x"].size == view["targets"].size:
             return view
     return None

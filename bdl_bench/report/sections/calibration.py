@@ -1,4 +1,4 @@
-"""Reliability diagrams of classes, coverage of regression intervals: one small panel a method."""
+"""Reliability diagrams of classifiers and coverage of regression intervals, one panel per method."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Calibration", "calibration"]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Panels of all seeds together."""
+    """One panel per method, with all seeds pooled."""
 
     template: ClassVar[str] = "calibration.html"
     kind: str
@@ -25,16 +25,16 @@ class Calibration:
 
 
 def calibration(context: Context) -> Calibration:
-    """One panel a method; tuned, with the line as fitted in grey, where there is a tuned estimator."""
+    """Return one panel per method: tuned with the untuned line in grey, if the method was tuned."""
     results = context.results
-    fitted = {m: results.pooled(m) for m in results.methods}
+    untuned = {m: results.pooled(m) for m in results.methods}
     tuned = {m: results.pooled(m, tuned=True) for m in results.tuned_methods}
-    start = 0.0 if results.kind == "regression" else first_confidence([*fitted.values(), *tuned.values()])
+    start = 0.0 if results.kind == "regression" else first_confidence([*untuned.values(), *tuned.values()])
 
     def panel(method: str) -> Drawing:
-        style, arrays, after = context.palette[method], fitted[method], tuned.get(method)
+        style, arrays, tuned_arrays = context.palette[method], untuned[method], tuned.get(method)
         if results.kind == "regression":
-            return coverage(method, style, arrays, tuned=after)
-        return reliability(method, style, arrays, tuned=after, start=start)
+            return coverage(method, style, arrays, tuned=tuned_arrays)
+        return reliability(method, style, arrays, tuned=tuned_arrays, start=start)
 
-    return Calibration(results.kind, context.show(map(panel, results.methods)), bool(tuned))
+    return Calibration(results.kind, context.render(map(panel, results.methods)), bool(tuned))

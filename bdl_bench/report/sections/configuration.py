@@ -1,4 +1,4 @@
-"""How a task was set up, what each fit says of itself, and what the pre-flight check found."""
+"""The settings of a task, the fit reports, and the findings of the pre-flight diagnostics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Configuration", "configuration"]
 
 @dataclass(frozen=True)
 class Configuration:
-    """Settings of the first record; reports by method; findings of the pre-flight check, as far as they differ."""
+    """Settings of the first record, fit reports by method, and findings of the pre-flight diagnostics."""
 
     template: ClassVar[str] = "configuration.html"
     task: str
@@ -24,14 +24,14 @@ class Configuration:
 
     @property
     def warned(self) -> bool:
-        """Whether the pre-flight check found anything but "ok"."""
-        return any(not answer.startswith("ok") for by in self.preflight.values() for answer in by)
+        """Whether a finding of the pre-flight diagnostics is not "ok"."""
+        return any(not answer.startswith("ok") for answers in self.preflight.values() for answer in answers)
 
 
 def configuration(context: Context) -> Configuration:
-    """Always there."""
+    """Return the configuration of a task."""
     results = context.results
-    first = {m: next(iter(seeds.values())) for m, seeds in results.done.items()}
+    first = {m: next(iter(seeds.values())) for m, seeds in results.finished.items()}
     return Configuration(
         results.name,
         next(iter(first.values())).configuration,
@@ -42,27 +42,27 @@ def configuration(context: Context) -> Configuration:
 
 
 def _training(results: TaskResults) -> str:
-    trainings = [r.training for seeds in results.done.values() for r in seeds.values() if r.training is not None]
+    trainings = [r.training for seeds in results.finished.values() for r in seeds.values() if r.training is not None]
     trained = [t for t in trainings if t.recipe is not None]
     return (trained or trainings)[0].summary if trainings else "not recorded"
 
 
 def _preflight(results: TaskResults) -> dict[str, dict[str, str]]:
-    """`found[name][answer]`: the seeds that have it, empty where all agree. Methods of a seed share their problem."""
+    """Return the seeds of each answer, `found[name][answer]`, empty if all seeds agree."""
     answers: dict[str, dict[str, list[str]]] = {}
     for seed, found in _by_seed(results).items():
         for name, answer in found.items():
             answers.setdefault(name, {}).setdefault(answer, []).append(str(seed))
     return {
-        name: {answer: f"seed {', '.join(seeds)}" if len(by) > 1 else "" for answer, seeds in by.items()}
-        for name, by in answers.items()
+        name: {answer: f"seed {', '.join(seeds)}" if len(found) > 1 else "" for answer, seeds in found.items()}
+        for name, found in answers.items()
     }
 
 
 def _by_seed(results: TaskResults) -> dict[int, dict[str, str]]:
-    """The findings of the first method that has some, for each seed."""
+    """Return the findings of each seed, from the first method that has them: all methods share the problem."""
     found: dict[int, dict[str, str]] = {}
-    for seeds in results.done.values():
+    for seeds in results.finished.values():
         for seed, record in seeds.items():
             if record.preflight:
                 found.setdefault(seed, record.preflight)

@@ -1,4 +1,4 @@
-"""What every section is made from."""
+"""The input of every section."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Context"]
 
 @dataclass(frozen=True)
 class Context:
-    """The results of one task, with the looks of its methods and where its figures go."""
+    """The results of one task, the styles of its methods, and the gallery that renders its figures."""
 
     results: TaskResults
     palette: Palette
     gallery: Gallery
 
-    def show(self, drawings: Iterable[Drawing | None]) -> list[Picture]:
-        """The drawings that there are, as pictures of this task."""
-        return self.gallery.show(self.results.name, [d for d in drawings if d is not None])
+    def render(self, drawings: Iterable[Drawing | None]) -> list[Picture]:
+        """Render the drawings that are not None as pictures of this task."""
+        return self.gallery.render(self.results.name, [d for d in drawings if d is not None])

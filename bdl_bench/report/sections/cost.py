@@ -1,4 +1,4 @@
-"""Time and memory, and quality against them."""
+"""Time and memory, and the trade-off between accuracy and cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from bdl_bench.report.figures.canvas import Drawing
 from bdl_bench.report.figures.gallery import Picture
-from bdl_bench.report.figures.pareto import Price, pareto
+from bdl_bench.report.figures.pareto import MethodPoint, pareto
 from bdl_bench.report.figures.times import times
 from bdl_bench.report.reference_agreement import CostRow, cost_rows
 from bdl_bench.report.scores import ScoreTable
@@ -20,7 +20,7 @@ __all__ = ["Costs", "costs"]
 
 @dataclass(frozen=True)
 class Costs:
-    """The table, the bars, and the first metric against seconds and passes."""
+    """The table, the bar charts, and the first metric against seconds and against epoch equivalents."""
 
     template: ClassVar[str] = "cost.html"
     rows: list[CostRow]
@@ -30,22 +30,20 @@ class Costs:
 
     @property
     def all_exclusive(self) -> bool:
-        """Nothing else ran at the time of any cell."""
+        """Whether no other job ran at the time of any run."""
         return all(row.exclusive for row in self.rows)
 
 
 def costs(context: Context, table: ScoreTable) -> Costs:
-    """By the first metric of `table`."""
+    """Return costs and trade-offs by the first metric of `table`."""
     rows = cost_rows(context.results)
     seconds = {row.method: (row.fit_seconds, row.predict_seconds) for row in rows}
     trade_offs = [
-        _trade_off(context, table, rows, "quality against time", "seconds, in all", lambda row: row.total_seconds),
-        _trade_off(
-            context, table, rows, "quality against passes", "passes over the training rows", lambda row: row.passes
-        ),
+        _trade_off(context, table, rows, "accuracy and time", "total seconds", lambda row: row.total_seconds),
+        _trade_off(context, table, rows, "accuracy and passes", "epoch equivalents", lambda row: row.passes),
     ]
-    bars = context.show([times(seconds, context.palette)]) if rows else []
-    return Costs(rows, bars, context.show(trade_offs), table.tuned)
+    bars = context.render([times(seconds, context.palette)]) if rows else []
+    return Costs(rows, bars, context.render(trade_offs), table.tuned)
 
 
 def _trade_off(
@@ -56,15 +54,15 @@ def _trade_off(
     label: str,
     cost: Callable[[CostRow], float | None],
 ) -> Drawing | None:
-    """Of methods that have every seed; None where fewer than two have both a positive cost and the metric."""
+    """Draw the methods that finished every seed; None if fewer than two have a positive cost and the metric."""
     metric = table.metrics[0]
     complete = context.results.complete_methods
-    prices = {}
+    points = {}
     for row in rows:
         spent = cost(row)
-        cell = table.cells.get(row.method, {}).get(metric.key)
-        if spent and cell is not None and row.method in complete and isfinite(cell.interval.mean):
-            prices[row.method] = Price(spent, cell.interval.mean, row.exclusive, cell.in_best_group)
-    if len(prices) < 2:
+        entry = table.entries.get(row.method, {}).get(metric.key)
+        if spent and entry is not None and row.method in complete and isfinite(entry.interval.mean):
+            points[row.method] = MethodPoint(spent, entry.interval.mean, row.exclusive, entry.not_worse_than_best)
+    if len(points) < 2:
         return None
-    return pareto(name, prices, context.palette, labels=(label, metric.label), lower=metric.better == "lower")
+    return pareto(name, points, context.palette, labels=(label, metric.label), lower=metric.better == "lower")

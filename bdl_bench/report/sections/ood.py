@@ -1,4 +1,4 @@
-"""Out-of-distribution rows: how well a score tells them from test rows."""
+"""Out-of-distribution detection: how well a score separates out-of-distribution rows from test rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SCORES = ("variance", "entropy")
 
 @dataclass(frozen=True)
 class Detection:
-    """One set of rows: its columns of the table, as (metric, name, score), and the histograms."""
+    """One set of rows: the columns of its table, as (metric, name, score), and its histograms."""
 
     name: str
     columns: list[tuple[Metric, str, str]]
@@ -37,7 +37,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class OutOfDistribution:
-    """Every set; its numbers are in the tables of scores."""
+    """Every set of rows; the numbers are in the tables of `scores`."""
 
     template: ClassVar[str] = "ood.html"
     scores: Scores
@@ -45,7 +45,7 @@ class OutOfDistribution:
 
 
 def out_of_distribution(context: Context, scores: Scores) -> OutOfDistribution | None:
-    """None where no record has such rows. Histograms are of the table that methods are compared by."""
+    """Return every out-of-distribution set, with histograms of the compared table; None if there is no such set."""
     by_set: dict[str, list[tuple[Metric, str, str]]] = {}
     found = {metric.key: metric for table in scores.tables for metric in table.columns("ood/")}
     for key, metric in found.items():
@@ -54,20 +54,20 @@ def out_of_distribution(context: Context, scores: Scores) -> OutOfDistribution |
     for columns in by_set.values():
         columns.sort(key=lambda column: _SCORES.index(column[2]))
     sets = [
-        Detection(name, columns, context.show(_histograms(context, scores.fair, name)))
+        Detection(name, columns, context.render(_histograms(context, scores.compared, name)))
         for name, columns in by_set.items()
     ]
     return OutOfDistribution(scores, sets) if sets else None
 
 
 def _histograms(context: Context, table: ScoreTable, name: str) -> list[Drawing]:
-    """One for each score that differs between rows, of each method's first seed."""
+    """Draw one figure per score that differs between rows, of the first seed of each method."""
     drawings = []
     for score in _SCORES:
         key = f"ood/AUROC/{name}/{score}"
-        found = {m: row[key] for m, row in table.cells.items() if key in row}
+        found = {m: row[key] for m, row in table.entries.items() if key in row}
         if found:
-            notes = {m: number(cell.interval.mean) for m, cell in found.items()}
+            notes = {m: number(entry.interval.mean) for m, entry in found.items()}
             pairs = {m: _scores(context, table, m, name, score) for m in found}
             drawings.append(histograms(f"ood {name} {score}", f"by {score}", pairs, context.palette, note=notes))
     return drawings
@@ -75,5 +75,5 @@ def _histograms(context: Context, table: ScoreTable, name: str) -> list[Drawing]
 
 def _scores(context: Context, table: ScoreTable, method: str, name: str, score: str) -> tuple[Floats, Floats]:
     results = context.results
-    seed = min(results.done[method])
-    return ood_scores(results.kind, results.predictions(method, seed, tuned=table.tuned).scored(), name, score)
+    seed = min(results.finished[method])
+    return ood_scores(results.kind, results.predictions(method, seed, tuned=table.tuned).for_metrics(), name, score)

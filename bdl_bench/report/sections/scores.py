@@ -1,4 +1,4 @@
-"""Metrics of the test rows, as fitted and tuned."""
+"""Metrics of the test rows, untuned and tuned."""
 
 from __future__ import annotations
 
@@ -14,42 +14,40 @@ __all__ = ["Scores", "scores"]
 
 @dataclass(frozen=True)
 class Scores:
-    """The tables; `tuned` None where no method was tuned."""
+    """The tables of metrics; `tuned` is None if no method was tuned."""
 
     template: ClassVar[str] = "scores.html"
-    fitted: ScoreTable
+    untuned: ScoreTable
     tuned: ScoreTable | None
     seeds: int
     incomplete: dict[str, int]
-    """Finished seeds of methods that miss some."""
+    """The number of finished seeds of methods with missing seeds."""
 
     @property
     def tables(self) -> list[ScoreTable]:
-        """Those that there are."""
-        return [self.fitted] if self.tuned is None else [self.fitted, self.tuned]
+        """The untuned table, and the tuned one if there is one."""
+        return [self.untuned] if self.tuned is None else [self.untuned, self.tuned]
 
     @property
-    def fair(self) -> ScoreTable:
-        """The table to compare methods by: tuned where every method was, else as fitted."""
-        return (
-            self.tuned
-            if self.tuned is not None and self.tuned.cells.keys() == self.fitted.cells.keys()
-            else self.fitted
-        )
+    def compared(self) -> ScoreTable:
+        """The table by which methods are compared: tuned if every method was tuned, else untuned."""
+        if self.tuned is not None and self.tuned.entries.keys() == self.untuned.entries.keys():
+            return self.tuned
+        return self.untuned
 
     @property
     def first(self) -> Metric:
-        """The metric that a task is summed up by."""
-        return self.fitted.metrics[0]
+        """The first metric, which represents the task in the summary."""
+        return self.untuned.metrics[0]
 
 
 def scores(context: Context) -> Scores:
-    """Always there: a task has at least one finished cell."""
+    """Return the tables of a task."""
     results = context.results
     tuned = results.tuned_methods
     return Scores(
         score_table(results, results.methods),
         score_table(results, tuned, tuned=True) if tuned else None,
         len(results.seeds),
-        {m: len(s) for m, s in results.done.items() if len(s) < len(results.seeds)},
+        {m: len(s) for m, s in results.finished.items() if len(s) < len(results.seeds)},
     )

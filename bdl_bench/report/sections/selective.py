@@ -1,4 +1,4 @@
-"""Risk-coverage: how the error falls when only the surest rows are answered."""
+"""Selective prediction: the error rate if a method answers only its most confident rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GRID = np.linspace(0.02, 1.0, 50)
 
 @dataclass(frozen=True)
 class Selective:
-    """One figure a family of methods."""
+    """One figure per family of methods."""
 
     template: ClassVar[str] = "selective.html"
     pictures: list[Picture]
@@ -31,24 +31,24 @@ class Selective:
 
 
 def selective(context: Context) -> Selective | None:
-    """Of classes only: a regression with one variance for all rows has no order to select by."""
+    """Return risk–coverage curves of a classifier; None for a regression, which may have one variance for all rows."""
     results = context.results
     if results.kind == "regression":
         return None
-    tuned = set(results.tuned_methods) == set(results.methods)
+    tuned = results.all_tuned
     curves = {m: _mean_curve(context, m, tuned=tuned) for m in results.methods}
-    return Selective(context.show(risk_coverage_figures(curves, context.palette, risk="error of the answered")), tuned)
+    return Selective(context.render(risk_coverage_figures(curves, context.palette, risk="selective error")), tuned)
 
 
 def _mean_curve(context: Context, method: str, *, tuned: bool) -> Curve:
-    """The mean over seeds at each coverage."""
+    """Return the mean over seeds at each coverage."""
     results = context.results
-    risks = [_risk(results.predictions(method, s, tuned=tuned)) for s in results.done[method]]
+    risks = [_risk(results.predictions(method, s, tuned=tuned)) for s in results.finished[method]]
     return _GRID, np.mean(risks, axis=0)
 
 
 def _risk(arrays: ArrayView) -> Floats:
-    """The error of the share of rows with the highest confidence, at the coverages of the grid."""
+    """Return the error rate of the most confident rows at the coverages of the grid."""
     found = top_labels(arrays)
     curve = risk_coverage(found.log_odds.reshape(-1), 1 - found.correct.reshape(-1))
     risk: Floats = curve.selective_risk[np.clip(np.ceil(_GRID * len(curve.coverage)).astype(int) - 1, 0, None)]

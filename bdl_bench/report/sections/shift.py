@@ -1,4 +1,4 @@
-"""Shifted rows: a metric against the severity."""
+"""Distribution shift: metrics against the severity of the shift."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEY = re.compile(r"shift/([^/]+)/(.+)-(\d+)")
 
 @dataclass(frozen=True)
 class Shift:
-    """One picture a family of shifts and metric."""
+    """One figure per family of shifts and metric."""
 
     template: ClassVar[str] = "shift.html"
     pictures: list[Picture]
@@ -28,29 +28,26 @@ class Shift:
 
 
 def shift(context: Context) -> Shift | None:
-    """None where no record has such rows. Tuned where every method was."""
+    """Return the figures, tuned if every method was tuned; None if no record has shifted rows."""
     results = context.results
-    tuned = set(results.tuned_methods) == set(results.methods)
+    tuned = results.all_tuned
     found = _curves(results, tuned=tuned)
-    drawings = [shift_figure(*place, curves, context.palette) for place, curves in sorted(found.items(), key=_family)]
-    return Shift(context.show(drawings), tuned) if drawings else None
-
-
-def _family(item: tuple[tuple[str, str], object]) -> str:
-    return item[0][0]
+    by_family = sorted(found.items(), key=lambda item: item[0][0])
+    drawings = [shift_figure(*names, curves, context.palette) for names, curves in by_family]
+    return Shift(context.render(drawings), tuned) if drawings else None
 
 
 def _curves(results: TaskResults, *, tuned: bool) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
-    """`curves[family, metric][method][severity]`, means over seeds; the test rows are severity 0."""
-    clean = {metric.key.rpartition("/")[2]: metric for metric in results.metrics}
+    """Return means over seeds, `curves[family, metric][method][severity]`; severity 0 is the test rows."""
+    unshifted = {metric.key.rpartition("/")[2]: metric for metric in results.metrics}
     found: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for method in results.methods:
-        for key in results.measured(method, min(results.done[method]), tuned=tuned):
+        for key in results.metric_values(method, min(results.finished[method]), tuned=tuned):
             match = _KEY.fullmatch(key)
             values = results.values(method, key, tuned=tuned) if match else []
-            if match is None or not values or match[1] not in clean:
+            if match is None or not values or match[1] not in unshifted:
                 continue
-            metric = clean[match[1]]
+            metric = unshifted[match[1]]
             points = found.setdefault((match[2], metric.label), {}).setdefault(method, {})
             points[int(match[3])] = float(np.mean(values))
             points.setdefault(0, float(np.mean(results.values(method, metric.key, tuned=tuned))))

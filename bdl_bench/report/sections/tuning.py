@@ -1,4 +1,4 @@
-"""What tuning tried, as curves and contours, and what it chose."""
+"""The trials of tuning as curves and contours, and the selected values."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["TuningRow", "TuningSection", "tuning"]
 
 @dataclass(frozen=True)
 class TuningRow:
-    """What was chosen for a method, over seeds, and what that took."""
+    """The selected values of a method over seeds, and the cost of tuning (medians over seeds)."""
 
     method: str
     chosen: dict[str, str]
-    at_edge: list[str]
+    at_boundary: list[str]
     failures: dict[str, str]
-    points: float
+    trials: float
     fits: float
     seconds: float
-    where: str
+    refit_kind: str
 
 
 @dataclass(frozen=True)
 class TuningSection:
-    """The table, curves by axis, and contours of axis × variance scale."""
+    """The table, curves by tuned option, and contours of option × variance scale."""
 
     template: ClassVar[str] = "tuning.html"
     rows: list[TuningRow]
@@ -44,26 +44,26 @@ class TuningSection:
     contours: list[Picture]
 
     @property
-    def edges(self) -> list[TuningRow]:
-        """Methods with a pick at the end of its range."""
-        return [row for row in self.rows if row.at_edge]
+    def at_boundary(self) -> list[TuningRow]:
+        """Methods with a selected value at the boundary of its range."""
+        return [row for row in self.rows if row.at_boundary]
 
 
 def tuning(context: Context) -> TuningSection | None:
-    """None where nothing was tuned. Figures are of each method's first seed."""
-    done = context.results.done
-    tuned = {m: [r for r in seeds.values() if r.tuning is not None] for m, seeds in done.items()}
+    """Return tables over seeds and figures of the first seed of each method; None if no method was tuned."""
+    finished = context.results.finished
+    tuned = {m: [r for r in seeds.values() if r.tuning is not None] for m, seeds in finished.items()}
     first = {m: records[0].tuning for m, records in tuned.items() if records}
     found = {m: t for m, t in first.items() if t is not None}
     if not found:
         return None
-    any_one = next(iter(found.values()))
+    first_tuning = next(iter(found.values()))
     return TuningSection(
         [_row(m, records) for m, records in tuned.items() if records],
-        any_one.score_name,
-        any_one.validation_rows,
-        context.show(_curves(context, found)),
-        context.show(_contours(found)),
+        first_tuning.score_name,
+        first_tuning.validation_rows,
+        context.render(_curves(context, found)),
+        context.render(_contours(found)),
     )
 
 
@@ -73,37 +73,37 @@ def _row(method: str, records: list[Record]) -> TuningRow:
     return TuningRow(
         method,
         {_named(name, tunings[0]): _values(t.chosen.get(name) for t in tunings) for name in names if name != "score"},
-        sorted({_named(name, tunings[0]) for t in tunings for name in t.at_edge}),
+        sorted({_named(name, tunings[0]) for t in tunings for name in t.at_boundary}),
         {value: reason for t in tunings for value, reason in t.failures.items()},
         median(len(t.points) for t in tunings),
         median(t.fits for t in tunings),
         median(t.seconds for t in tunings),
-        tunings[0].where,
+        tunings[0].refit_kind,
     )
 
 
 def _named(name: str, tuning: Tuning) -> str:
-    return (tuning.axis or name if name == "value" else name).replace("_", " ")
+    return (tuning.option or name if name == "value" else name).replace("_", " ")
 
 
 def _values(found: Iterable[float | None]) -> str:
-    """One number where all seeds chose it, else from the least to the largest."""
+    """Return the value if it is the same for all seeds, else the range."""
     values = [v for v in found if v is not None]
     low, high = number(min(values)), number(max(values))
     return low if low == high else f"{low} to {high}"
 
 
 def _curves(context: Context, tunings: dict[str, Tuning]) -> list[Drawing]:
-    """One figure for each axis, and one over the variance scale."""
-    axes = list(dict.fromkeys(t.axis for t in tunings.values() if t.axis is not None))
-    by_axis = [(axis, "value", {m: t for m, t in tunings.items() if t.axis == axis}) for axis in axes]
+    """Draw one figure per tuned option, and one over the variance scale."""
+    options = list(dict.fromkeys(t.option for t in tunings.values() if t.option is not None))
+    by_option = [(option, "value", {m: t for m, t in tunings.items() if t.option == option}) for option in options]
     drawings = []
-    for axis, quantity, members in [*by_axis, (SCALE, SCALE, tunings)]:
+    for option, quantity, members in [*by_option, (SCALE, SCALE, tunings)]:
         lines = {m: line(t, quantity) for m, t in members.items()}
         found = {m: drawn for m, drawn in lines.items() if drawn is not None}
         score = next(iter(tunings.values())).score_name
         if found:
-            drawings.append(tuning_curves(f"tuning {axis}", axis.replace("_", " "), score, found, context.palette))
+            drawings.append(tuning_curves(f"tuning {option}", option.replace("_", " "), score, found, context.palette))
     return drawings
 
 
@@ -111,6 +111,6 @@ def _contours(tunings: dict[str, Tuning]) -> list[Drawing]:
     drawings = []
     for method, tuning in tunings.items():
         found = surface(tuning)
-        if found is not None and tuning.axis is not None:
-            drawings.append(contours(method, tuning.axis.replace("_", " "), tuning.score_name, found))
+        if found is not None and tuning.option is not None:
+            drawings.append(contours(method, tuning.option.replace("_", " "), tuning.score_name, found))
     return drawings

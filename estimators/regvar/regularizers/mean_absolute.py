@@ -44,7 +44,7 @@ class MeanAbsolute(Regularizer):
     def build_problem(self, objective: Objective, x: PyTree = None) -> RegularizedProblem:  # noqa: ARG002
         network = objective.network
         gradient = torch.zeros_like(objective.theta)[None]
-        with network.pass_counter.part("gradient of r"):
+        with network.pass_counter.phase("gradient of r"):
             for batch in objective.batches:
                 f, slope = network.outputs_and_vjp(batch.x, lambda f: f.sign()[None])
                 gradient += slope / (objective.batches.n_data * f.shape[-1])

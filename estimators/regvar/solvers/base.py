@@ -105,7 +105,7 @@ class Solver(ABC):
                 raise
             except FAILURES as error:
                 raise _not_transformable(self, error) from error
-        with pass_counter.part("solve"):
+        with pass_counter.phase("solve"):
             try:
                 solution = self._solve(objective, perturbation, progress_bar=progress_bar, checkpoint=kept)
             except (EstimatorError, torch.OutOfMemoryError):

@@ -1,9 +1,9 @@
-"""The checks, by theme; importing them registers them, in this order."""
+"""The checks by topic. Importing the modules registers the checks in this order."""
 
 # isort: off
 from estimators.testing.checks import interface
 from estimators.testing.checks import closed_form
-from estimators.testing.checks import invariants as laws
+from estimators.testing.checks import invariants
 from estimators.testing.checks import predictions
 from estimators.testing.checks import covariances
 from estimators.testing.checks import rows
@@ -17,7 +17,7 @@ __all__ = [
     "closed_form",
     "covariances",
     "interface",
-    "laws",
+    "invariants",
     "predictions",
     "rows",
     "saving",

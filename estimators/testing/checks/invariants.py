@@ -1,4 +1,4 @@
-"""Laws that any Gaussian posterior over weights obeys, whatever its structure."""
+"""Checks of invariants of any Gaussian posterior over weights."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ import numpy as np
 from estimators.testing import formulas
 from estimators.testing.case_selection import fitted_cases
 from estimators.testing.cases import Case
+from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array
 from estimators.testing.networks import Array, FirstAndThird
 from estimators.testing.outcomes import CheckFailure, NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import EstimatorCase, as_array
 
 __all__: list[str] = []
 
-_FLAT, _STIFF = 1e-9, 1e7
+_LEAST_SPREAD = 1e-9
+"""The smallest difference between queries, relative to the largest variance."""
+_LARGE_DELTA = 1e7
+"""A prior precision at which the data have no influence."""
 
 
-def _cases(subject: EstimatorCase) -> list[Case]:
-    """One with Λ = I/σ² and one with a full Λ, as far as they are taken; linear ones where A is the exact Hessian.
+def _cases(tested: EstimatorUnderTest) -> list[Case]:
+    """Return a case with Λ = I/σ² and one with a full Λ, if the estimator accepts them.
 
-    Of a network with a hidden layer the data's part of the Hessian may be indefinite, and add variance.
+    They are linear for the exact Hessian: with a hidden layer, the data term may be indefinite and add variance.
     """
-    if subject.claims.exact == "hessian":
-        return fitted_cases(subject, "linear regression", "softmax regression")
-    return fitted_cases(subject, "regression", "classification")
+    if tested.capabilities.exact == "hessian":
+        return fitted_cases(tested, "linear regression", "softmax regression")
+    return fitted_cases(tested, "regression", "classification")
 
 
-def _above(received: Array, bound: Array, slack: float) -> float:
-    """How far above the bound, relative."""
-    return float(((received - bound) / bound.max()).max() - slack)
+def _above(received: Array, bound: Array, rtol: float) -> float:
+    """Return the largest relative excess over a bound beyond the tolerance."""
+    return float(((received - bound) / bound.max()).max() - rtol)
 
 
 @check("non-negative")
-def non_negative(subject: EstimatorCase) -> None:
-    """A variance is not negative."""
-    for case in subject.cases.values():
+def non_negative(tested: EstimatorUnderTest) -> None:
+    """No variance is negative."""
+    for case in tested.cases.values():
         try:
-            variance = subject.variance(case)
+            variance = tested.variance(case)
         except NotApplicable:
             continue
         if variance.min() < 0:
@@ -51,111 +54,111 @@ def non_negative(subject: EstimatorCase) -> None:
 
 
 @check("not-constant")
-def not_constant(subject: EstimatorCase) -> None:
-    """The variance depends on x, and is positive."""
-    for case in _cases(subject):
-        variance = subject.variance(case)
+def not_constant(tested: EstimatorUnderTest) -> None:
+    """The variance is positive and differs between queries."""
+    for case in _cases(tested):
+        variance = tested.variance(case)
         spread = float((variance.max(0) - variance.min(0)).min())
-        if not spread > _FLAT * float(variance.max()):
+        if not spread > _LEAST_SPREAD * float(variance.max()):
             raise CheckFailure(
                 f"a variance that differs between the queries of {case.name}",
                 received=f"{variance[0, 0]:.4g} at all of them",
-                fault="the query is not looked at, or the mean over queries is returned.",
+                fault="the query is ignored, or the mean over queries is returned.",
             )
 
 
 @check("below-prior")
-def below_prior(subject: EstimatorCase) -> None:
-    """Data only take variance away: it is below that of the prior, J δ⁻¹ Jᵀ."""
-    for case in _cases(subject):
-        prior = formulas.prior_variance(case, subject.prior_of)
-        received = subject.variance(case)
+def below_prior(tested: EstimatorUnderTest) -> None:
+    """The variance is at most that of the prior, J δ⁻¹ Jᵀ."""
+    for case in _cases(tested):
+        prior = formulas.prior_variance(case, tested.prior_of)
+        received = tested.variance(case)
         over = float((received / prior).max())
-        if over > 1 + subject.slack():
+        if over > 1 + tested.rtol():
             raise CheckFailure(
                 f"at most the variance of the prior at every query of {case.name}",
                 received=f"{over:.4g} times it",
-                fault="the prior is left out or counted less, or observation noise is added.",
+                fault="the prior is missing or has too small a weight, or observation noise is added.",
             )
 
 
 @check("prior-limit")
-def prior_limit(subject: EstimatorCase) -> None:
-    """For δ → ∞ the variance is J Jᵀ/δ: it neither keeps a noise nor counts the prior otherwise."""
-    for case in _cases(subject):
-        stiff = replace(case, name=f"{case.name}, large δ", delta=_STIFF)
-        expected = formulas.prior_variance(stiff, subject.prior_of) * _STIFF
-        subject.compare(
-            f"δ·variance → J Jᵀ for δ = {_STIFF:.0e} on {case.name}",
-            as_array(subject.fit(stiff).variance(case.queries)) * _STIFF,
+def prior_limit(tested: EstimatorUnderTest) -> None:
+    """For δ → ∞ the variance is J Jᵀ/δ, without noise and with the prior counted once."""
+    for case in _cases(tested):
+        large = replace(case, name=f"{case.name}, large δ", delta=_LARGE_DELTA)
+        expected = formulas.prior_variance(large, tested.prior_of) * _LARGE_DELTA
+        tested.compare(
+            f"δ·variance → J Jᵀ for δ = {_LARGE_DELTA:.0e} on {case.name}",
+            as_array(tested.fit(large).variance(case.queries)) * _LARGE_DELTA,
             expected,
-            fault="observation noise in the epistemic variance, a standard deviation in its place, or a factor at δ.",
-            slack=1e-3 + subject.slack(),
+            fault="observation noise in the epistemic variance, a standard deviation, or a factor of δ.",
+            rtol=1e-3 + tested.rtol(),
         )
 
 
 @check("prior-monotone")
-def prior_monotone(subject: EstimatorCase) -> None:
+def prior_monotone(tested: EstimatorUnderTest) -> None:
     """A larger prior precision gives a smaller variance."""
-    _ = subject.prior_of
-    for case in _cases(subject):
+    _ = tested.prior_of
+    for case in _cases(tested):
         assert isinstance(case.delta, float)
-        stiffer = replace(case, name=f"{case.name}, twice δ", delta=2 * case.delta)
-        before, after = subject.variance(case), as_array(subject.fit(stiffer).variance(case.queries))
-        if _above(after, before, subject.slack()) > 0 or not after.mean() < 0.99 * before.mean():
+        doubled = replace(case, name=f"{case.name}, twice δ", delta=2 * case.delta)
+        before, after = tested.variance(case), as_array(tested.fit(doubled).variance(case.queries))
+        if _above(after, before, tested.rtol()) > 0 or not after.mean() < 0.99 * before.mean():
             raise CheckFailure(
                 f"a smaller variance of {case.name} at twice the prior precision",
                 received=f"{float(after.mean() / before.mean()):.4g} times it on average",
-                fault="the prior is left out, or its precision used as a variance.",
+                fault="the prior is missing, or its precision is used as a variance.",
             )
 
 
-@check("data-take-variance")
-def data_take_variance(subject: EstimatorCase) -> None:
-    """With every row twice the variance is between half and all of what it was: losses are sums, never means."""
-    _ = subject.prior_of
-    for case in _cases(subject):
+@check("data-reduce-variance")
+def data_reduce_variance(tested: EstimatorUnderTest) -> None:
+    """With every training row twice, the variance is 1/2 to 1 times the old one: losses are sums, not means."""
+    _ = tested.prior_of
+    for case in _cases(tested):
         doubled = replace(case.rows([*range(len(case.x))] * 2), name=f"{case.name} twice")
-        before, after = subject.variance(case), as_array(subject.fit(doubled).variance(case.queries))
-        slack = subject.slack()
-        if _above(after, before, slack) > 0 or _above(before / 2, after, slack) > 0:
+        before, after = tested.variance(case), as_array(tested.fit(doubled).variance(case.queries))
+        rtol = tested.rtol()
+        if _above(after, before, rtol) > 0 or _above(before / 2, after, rtol) > 0:
             raise CheckFailure(
-                f"between 1/2 and 1 times the variance of {case.name} where every row is there twice",
+                f"between 1/2 and 1 times the variance of {case.name} with every training row twice",
                 received=f"{float((after / before).min()):.4g} to {float((after / before).max()):.4g} times it",
                 fault="rows counted wrongly, or sampled with the wrong weight.",
             )
-        if not after.mean() < (0.98 if not subject.claims.noise else 1) * before.mean():
+        if not after.mean() < (0.98 if not tested.capabilities.noise else 1) * before.mean():
             raise CheckFailure(
-                f"a smaller variance of {case.name} where every row is there twice",
+                f"a smaller variance of {case.name} with every training row twice",
                 received=f"{float(after.mean() / before.mean()):.4g} times it on average",
-                fault="a mean over rows where L is a sum, so that N does not count.",
+                fault="a mean over rows instead of a sum in L, so that N has no effect.",
             )
 
 
-@check("scaling-law")
-def scaling_law(subject: EstimatorCase) -> None:
+@check("noise-scaling")
+def noise_scaling(tested: EstimatorUnderTest) -> None:
     """σ → sσ with δ → δ/s² multiplies A by 1/s², and so the variance by s²."""
-    _ = subject.prior_of
-    case = subject.cases["regression"]
+    _ = tested.prior_of
+    case = tested.cases["regression"]
     assert isinstance(case.sigma, float)
     assert isinstance(case.delta, float)
     scale = 3.0
     scaled = replace(case, name="regression, scaled", sigma=scale * case.sigma, delta=case.delta / scale**2)
-    received = as_array(subject.fit(scaled).variance(case.queries))
-    fault = "a standard deviation in place of a variance, σ in place of σ², or σ not used at all."
-    subject.compare("s² times the variance", received, scale**2 * subject.variance(case), fault=fault)
+    received = as_array(tested.fit(scaled).variance(case.queries))
+    fault = "a standard deviation instead of a variance, σ instead of σ², or an unused σ."
+    tested.compare("s² times the variance", received, scale**2 * tested.variance(case), fault=fault)
 
 
 @check("constant-output")
-def constant_output(subject: EstimatorCase) -> None:
-    """An output that no weight moves has variance 0, and it alone."""
-    case = subject.cases["classification"]
-    estimator = subject.fit(case, FirstAndThird(subject.model(case)).to(case.device).eval(), special=True)
+def constant_output(tested: EstimatorUnderTest) -> None:
+    """Only an output that does not depend on any weight has variance 0."""
+    case = tested.cases["classification"]
+    estimator = tested.fit(case, FirstAndThird(tested.model(case)).to(case.device).eval(), may_be_rejected=True)
     variance = as_array(estimator.variance(case.queries))
-    still, moving = np.abs(variance[:, 1]).max(), variance[:, [0, 2]].min()
-    if still > 1e-9 * variance.max() or (subject.claims.prior_of is not None and not moving > 0):
+    constant, others = np.abs(variance[:, 1]).max(), variance[:, [0, 2]].min()
+    if constant > 1e-9 * variance.max() or (tested.capabilities.prior_of is not None and not others > 0):
         raise CheckFailure(
             "variance 0 of the second output, which is constant, and positive ones of the others",
             received=f"{variance[0, 0]:.4g}, {variance[0, 1]:.4g}, {variance[0, 2]:.4g} at the first query",
-            fault="outputs in another order, or something added to each of them.",
+            fault="outputs in another order, or a constant added to each of them.",
         )

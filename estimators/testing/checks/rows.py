@@ -1,4 +1,4 @@
-"""Rows: of queries, and of training data in whatever order, batch or container."""
+"""Checks that results do not depend on the order, batch or container of query and training rows."""
 
 from __future__ import annotations
 
@@ -9,68 +9,68 @@ import torch
 from torch import Tensor
 
 from estimators.testing.case_selection import fitted_cases
+from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array
 from estimators.testing.networks import Array, WithDict
 from estimators.testing.outcomes import NotApplicable
 from estimators.testing.registry import check
-from estimators.testing.subject import EstimatorCase, as_array
 
 __all__: list[str] = []
 
 
 @check("batch-independence")
-def batch_independence(subject: EstimatorCase) -> None:
-    """The variance of a row does not depend on the rows that come with it."""
-    for case in fitted_cases(subject, "regression", "classification"):
-        estimator = subject.fitted(case)
+def batch_independence(tested: EstimatorUnderTest) -> None:
+    """The variance of a row does not depend on the other rows of the query."""
+    for case in fitted_cases(tested, "regression", "classification"):
+        estimator = tested.fitted(case)
         if estimator.batch_dependent:
-            raise NotApplicable("batch_dependent: it speaks of the set of queries")
-        x, together = case.queries, subject.variance(case)
+            raise NotApplicable("batch_dependent: the variance depends on all rows of the query")
+        x, together = case.queries, tested.variance(case)
         alone = torch.cat([estimator.variance(row[None]) for row in x])
         backwards = estimator.variance(x.flip(0)).flip(0)
-        for how, received in (("by itself", alone), ("in another order", backwards)):
-            subject.compare(
-                f"the variance of a row of {case.name} {how} as among others",
+        for how, received in (("alone", alone), ("in another order", backwards)):
+            tested.compare(
+                f"the variance of a row of {case.name} {how}, equal to that among other rows",
                 as_array(received),
                 together,
                 fault="a reduction over the wrong dimension, batch statistics, or noise drawn at the query.",
-                slack=max(1e-6, subject.claims.tolerance),
+                rtol=max(1e-6, tested.capabilities.tolerance),
             )
 
 
 @check("training-row-order")
-def training_row_order(subject: EstimatorCase) -> None:
-    """The order of the training rows is irrelevant."""
-    case = subject.cases["classification"]
+def training_row_order(tested: EstimatorUnderTest) -> None:
+    """The variance does not depend on the order of the training rows."""
+    case = tested.cases["classification"]
     shuffled = case.rows(np.random.default_rng(0).permutation(len(case.x)).tolist())
-    _same_fit(subject, shuffled.loader, "rows in another order", "rows and targets no longer belong together.")
+    _same_fit(tested, shuffled.loader, "rows in another order", "rows and targets no longer belong together.")
 
 
 @check("loader-batch-size")
-def loader_batch_size(subject: EstimatorCase) -> None:
-    """So is how the loader batches them, with a ragged last batch or without."""
-    case = subject.cases["classification"]
+def loader_batch_size(tested: EstimatorUnderTest) -> None:
+    """The variance does not depend on the batch size of the loader, with or without a smaller last batch."""
+    case = tested.cases["classification"]
     for size in (7, len(case.x)):
         loader = list(zip(case.inputs.split(size), case.targets.split(size), strict=True))
-        fault = "the last, smaller batch is dropped or weighs as much as a full one; or means of batches are averaged."
-        _same_fit(subject, loader, f"batches of {size}", fault)
+        fault = "the smaller last batch is dropped or weighted as a full one, or means of batches are averaged."
+        _same_fit(tested, loader, f"batches of {size}", fault)
 
 
-def _same_fit(subject: EstimatorCase, loader: list[tuple[Tensor, Tensor]], what: str, fault: str) -> None:
-    case = subject.cases["classification"]
-    expected = subject.variance(case)
-    received = as_array(subject.fit(case, loader=loader).variance(case.queries))
-    subject.compare(f"the same variance with {what}", received, expected, fault=fault)
+def _same_fit(tested: EstimatorUnderTest, loader: list[tuple[Tensor, Tensor]], what: str, fault: str) -> None:
+    case = tested.cases["classification"]
+    expected = tested.variance(case)
+    received = as_array(tested.fit(case, loader=loader).variance(case.queries))
+    tested.compare(f"the same variance with {what}", received, expected, fault=fault)
 
 
 @check("dict-inputs")
-def dict_inputs(subject: EstimatorCase) -> None:
-    """Batches that are dicts with "labels", queries that are dicts."""
-    case = subject.cases["classification"]
+def dict_inputs(tested: EstimatorUnderTest) -> None:
+    """Training batches may be dicts with "labels", and queries may be dicts."""
+    case = tested.cases["classification"]
     loader = [{**_as_dict(x), "labels": y} for x, y in case.loader]
-    estimator = subject.fit(case, WithDict(subject.model(case)).eval(), loader, special=True)
+    estimator = tested.fit(case, WithDict(tested.model(case)).eval(), loader, may_be_rejected=True)
     received: Array = as_array(estimator.variance(_as_dict(case.queries)))
-    fault = "x is taken for a tensor; use estimators.numerics.pytrees."
-    subject.compare("the variance of the same rows as tensors", received, subject.variance(case), fault=fault)
+    fault = "the code assumes that x is a tensor; use estimators.numerics.pytrees."
+    tested.compare("the variance of the same rows as tensors", received, tested.variance(case), fault=fault)
 
 
 def _as_dict(x: Tensor) -> dict[str, Any]:

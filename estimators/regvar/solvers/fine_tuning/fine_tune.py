@@ -180,8 +180,8 @@ class FineTune(Solver):
             objective.batches,
             recipe=refits.recipe if stopping is None else stopping.longest,
             generator=torch.Generator().manual_seed(self.seed),
-            watch=refits.after_epoch if guarded else None,
-            enough=None if stopping is None else stopping.enough,
+            epoch_callback=refits.after_epoch if guarded else None,
+            stop_criterion=None if stopping is None else stopping.enough,
             checkpoint=refits.with_checkpoint(checkpoint),
             progress_bar=progress_bar,
         )
@@ -250,7 +250,7 @@ class FineTune(Solver):
 
 def _checked_nonlinearity(objective: Objective, displacement: Tensor, lam: float) -> float:
     """Return ‖Δf − JΔθ‖/‖JΔθ‖ at the end of a refit, or raise LambdaTooLargeError if it is large."""
-    with objective.network.pass_counter.part("nonlinearity"):
+    with objective.network.pass_counter.phase("nonlinearity"):
         ratio = nonlinearity(objective, displacement, lam)
     if not ratio <= _MAX_NONLINEARITY:
         raise LambdaTooLargeError(

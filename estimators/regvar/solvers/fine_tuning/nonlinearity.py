@@ -47,7 +47,7 @@ def auto_lam(objective: Objective, perturbation: Perturbation) -> float:
     """Select λ at the initial guess: by gradients for a centred objective, else by the outputs."""
     if objective.data_term.centred:
         return select_lam(objective, perturbation)
-    with objective.network.pass_counter.part("search for lam"):
+    with objective.network.pass_counter.phase("search for lam"):
         return _lam_of_outputs(objective, perturbation)
 
 
@@ -61,7 +61,7 @@ def select_lam(
     between. Outputs that are linear to 5 % do not suffice with millions of parameters: D stays large in directions
     without data, and makes the small remaining gradient nonlinear (docs/math.md, section 6).
     """
-    with objective.network.pass_counter.part("search for lam"):
+    with objective.network.pass_counter.phase("search for lam"):
         probe = _Probe.of(objective, perturbation.select(slice(0, 1)), at, step)
         distance = cache(lambda power: probe.distance(math.pow(10, power)))
         smallest, largest = round(math.log10(_smallest(objective))), round(math.log10(_LARGEST))

@@ -66,7 +66,7 @@ class Stopping:
     def _measured(self, displacements: Tensor) -> SampleANormErrors:
         copies = self.refits.copies
         objective, perturbation = copies.objective, copies.perturbation
-        with objective.network.pass_counter.part("A-norm error"):
+        with objective.network.pass_counter.phase("A-norm error"):
             u = copies.difference_quotient(displacements)
             slope = objective.product(u).sub_(
                 perturbation.gradient
