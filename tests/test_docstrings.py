@@ -32,9 +32,7 @@ EXEMPT: tuple[str, ...] = (
     "estimators.models",
     "bdl_bench.cli",
     "bdl_bench.comparison",
-    "bdl_bench.records",
     "bdl_bench.report",
-    "bdl_bench.runner",
 )
 """Modules (with everything below them) whose docstrings do not have the form yet. Only ever shortened."""
 

@@ -89,10 +89,10 @@ def sorted_rows(arrays):
 
 def assert_same_records(found, expected):
     for method in METHODS:
-        here, there = (results.done[method][0] for results in (found, expected))
+        here, there = (results.finished[method][0] for results in (found, expected))
         assert here.metrics == pytest.approx(there.metrics, rel=1e-9, nan_ok=True), method
         assert here.tuned == pytest.approx(there.tuned, rel=1e-6, nan_ok=True), method
-        mine, theirs = (sorted_rows(results.store.arrays(results.done[method][0])) for results in (found, expected))
+        mine, theirs = (sorted_rows(results.store.arrays(results.finished[method][0])) for results in (found, expected))
         assert mine.keys() == theirs.keys()
         for name, array in mine.items():
             assert array == pytest.approx(theirs[name], rel=1e-7, abs=1e-12), (method, name)
@@ -151,7 +151,7 @@ def test_a_method_that_does_not_depend_on_the_order_is_the_same_for_a_training_l
 
 def test_records_written_in_another_order_agree_exactly(records):
     results = records("own", Shuffling, ["laplace", "regvar-pointwise"])
-    store, record = results.store, results.done["regvar-pointwise"][0]
+    store, record = results.store, results.finished["regvar-pointwise"][0]
     arrays = store.arrays(record)
     order = np.random.default_rng(0).permutation(N)
     moved = {k: v[order] if k.removeprefix("tuned/").rpartition("/")[0] == "" else v for k, v in arrays.items()}
@@ -161,14 +161,14 @@ def test_records_written_in_another_order_agree_exactly(records):
     assert agreement(*variances).spearman == pytest.approx(1.0, abs=1e-6)
     assert agreement(*variances).relative_rmse < 1e-4
     assert evaluate("classification", dict(results.predictions("laplace", 0).scored())) == pytest.approx(
-        results.done["laplace"][0].metrics, rel=1e-12
+        results.finished["laplace"][0].metrics, rel=1e-12
     )
     write_report(store.directory)
 
 
 def test_records_of_other_rows_are_not_compared(records):
     results = records("ordered", ordered, ["map", "laplace"])
-    store, record = results.store, results.done["map"][0]
+    store, record = results.store, results.finished["map"][0]
     arrays = store.arrays(record)
     arrays["row_id"] = arrays["row_id"] + np.uint64(1)
     store.write(record, arrays)
