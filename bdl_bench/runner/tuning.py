@@ -26,7 +26,7 @@ def tune_method(
 ) -> Tuned[UncertaintyEstimator] | None:
     """Tune a fitted estimator on the validation rows.
 
-    Values at the edge of a range are in the record, so they raise no warning.
+    Values at the boundary of a range are in the record, so they raise no warning.
 
     Args:
         estimator: the fitted estimator.
