@@ -102,8 +102,8 @@ def assert_same_records(found, expected):
 def test_loaders_of_torch_that_shuffle_give_the_records_of_ordered_ones(loader, records):
     expected, found = records("ordered", ordered), records("shuffled", loader)
     assert_same_records(found, expected)
-    assert found.done["map"][0].configuration["row_order"].count(DATASET_ORDER) == 5
-    assert expected.done["map"][0].configuration["row_order"] == AS_GIVEN
+    assert found.finished["map"][0].configuration["row_order"].count(DATASET_ORDER) == 5
+    assert expected.finished["map"][0].configuration["row_order"] == AS_GIVEN
 
 
 def held_out_shuffled(x, y, size, calls=[]):  # noqa: B006
@@ -115,13 +115,13 @@ def held_out_shuffled(x, y, size, calls=[]):  # noqa: B006
 def test_held_out_sets_of_a_loader_of_ones_own_give_the_records_of_ordered_ones(records):
     expected, found = records("ordered", ordered), records("own", held_out_shuffled)
     assert_same_records(found, expected)
-    assert found.done["map"][0].configuration["row_order"].count(SORTED) == 4
+    assert found.finished["map"][0].configuration["row_order"].count(SORTED) == 4
 
 
 def test_what_depends_on_the_order_of_training_rows_is_the_same_on_every_run_of_a_loader_of_ones_own(records):
     first, second = records("first", Shuffling), records("second", Shuffling)
     assert_same_records(first, second)
-    assert f"train: {SORTED}" in first.done["map"][0].configuration["row_order"]
+    assert f"train: {SORTED}" in first.finished["map"][0].configuration["row_order"]
 
 
 def test_a_method_that_does_not_depend_on_the_order_is_the_same_for_a_training_loader_of_ones_own(
@@ -160,7 +160,7 @@ def test_records_written_in_another_order_agree_exactly(records):
     variances = [results.arrays(m, 0)["epistemic_variance"] for m in ("regvar-pointwise", "laplace")]
     assert agreement(*variances).spearman == pytest.approx(1.0, abs=1e-6)
     assert agreement(*variances).relative_rmse < 1e-4
-    assert evaluate("classification", dict(results.predictions("laplace", 0).scored())) == pytest.approx(
+    assert evaluate("classification", dict(results.predictions("laplace", 0).for_metrics())) == pytest.approx(
         results.finished["laplace"][0].metrics, rel=1e-12
     )
     write_report(store.directory)
@@ -175,7 +175,7 @@ def test_records_of_other_rows_are_not_compared(records):
     found = {r.method: (r.status, r.reason) for r in load_records(store)}
     assert found["map"][0] == "ok"
     assert found["laplace"][0] == "failed"
-    assert f"{N} of {N} rows are others" in found["laplace"][1]
+    assert f"{N} of {N} rows have no counterpart" in found["laplace"][1]
 
 
 def test_records_without_identities_are_compared_only_if_their_targets_are_equal(write_record, tmp_path):
