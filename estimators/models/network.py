@@ -430,7 +430,7 @@ class Network:
             image: Tensor = jvp(gradient, (self.theta,), (v,))[1]
             return image
 
-        with differentiable(), self.pass_counter.transformed(tangent=k, backward=k, backward_a_call=1) as counted:
+        with differentiable(), self.pass_counter.transformed(tangent=k, backward=k, backward_per_call=1) as counted:
             images: Tensor = vmap(counted(product))(vectors).detach()
         return images
 
