@@ -230,7 +230,7 @@ class SelfCheck:
         """
         rows = torch.randperm(len(f), generator=self._generator).to(f.device)
         parts = [*rows[:_ROWS_ALONE].split(1), rows[: len(f) // 4]]
-        return max(self._part_error(x, f, part.sort().values) for part in parts if len(part))
+        return max((self._part_error(x, f, part.sort().values) for part in parts if len(part)), default=0.0)
 
     def _part_error(self, x: PyTree, f: Tensor, pick: Tensor) -> float:
         try:

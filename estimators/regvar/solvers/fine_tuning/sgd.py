@@ -90,9 +90,7 @@ class SGDRefits:
         along, linear_terms = dots(displacements, slope).sum(), share * self._linear_terms(displacements).sum()
         value = 0.5 * (along - linear_terms)
         if math.isnan(self._at_start):
-            self._at_start = float(
-                objective.process_group.sum_over_draws(value) / share
-            )  # estimated from the first batch
+            self._at_start = float(objective.process_group.sum_over_draws(value) / share)  # from the first batch
         self._value = self._value + value
         self._dimension = self._dimension + along + linear_terms - share * self._prior(displacements)  # uᵀGu
         return slope
