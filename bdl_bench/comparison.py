@@ -17,7 +17,7 @@ from bdl_bench.methods import default_methods, methods_named
 from bdl_bench.problem.problem import Problem
 from bdl_bench.report import write_report
 from bdl_bench.report.notebook import Comparison
-from bdl_bench.runner.directories import made
+from bdl_bench.runner.directories import make_directory
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS, resolve_task
@@ -35,7 +35,7 @@ def compare(
     methods: str | Sequence[str] | None = None,
     *,
     seeds: int | Sequence[int] = 3,
-    tune: int = 1,
+    tune_budget: int = 1,
     out: str | Path | None = None,
     device: str = "cpu",
     threads: int = 1,
@@ -48,8 +48,8 @@ def compare(
             a bundled task, or several names; or "module:factory".
         methods: names of presets (`bdl-bench list`), or a single name; None: the default methods.
         seeds: the number of seeds (0, 1, ...), or the seeds themselves.
-        tune: number of fits that each method may use to tune its option on the validation rows; 0: no tuning, 1: only
-            the variance scale, temperature and noise.
+        tune_budget: number of fits that each method may use to tune its option on the validation rows; 0: no tuning,
+            1: only the variance scale, temperature and noise.
         out: directory of records and report. An earlier run in it is resumed; a different problem of the same name
             gets a number ("problem-2"). None: a new temporary directory.
         device: "cpu", "cuda", "cuda:1", ...
@@ -69,9 +69,9 @@ def compare(
     chosen = [methods] if isinstance(methods, str) else list(methods or default_methods())
     methods_named(chosen)
     with _named(problem, directory) as tasks:
-        grid = Grid(tasks, chosen, numbers, directory, device, Workers(1, threads), tune=tune)
+        grid = Grid(tasks, chosen, numbers, directory, device, Workers(1, threads), tune_budget=tune_budget)
         console = Console(stderr=True, quiet=not progress_bar)
-        with show_progress(console, grid.n_steps) as listener:
+        with show_progress(console, grid.n_jobs) as listener:
             grid.run(listener)
         write_report(directory)
     return Comparison(directory, tasks)
@@ -96,7 +96,7 @@ def _named(problem: ProblemSource | Sequence[str], directory: Path) -> Iterator[
         yield [resolve_task(name).name for name in problem]
     else:
         task = _task(problem)
-        name = name_in(made(directory), task.name, identity_of(problem), taken=TASKS)
+        name = name_in(make_directory(directory), task.name, identity_of(problem), taken=TASKS)
         TASKS[name] = replace(task, name=name)
         try:
             yield [name]

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Measure time and memory of the estimators and of laplace-torch.",
     )
     parser.add_argument(
-        "--only",
+        "--select",
         action="append",
         default=[],
         help="a page (core, regvar, quality, large) or a row; may be repeated; default: core and regvar",
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     options = parser.parse_args(arguments)
     try:
-        pages = run_bench(options.only, options.out, lambda row: print(row, flush=True))
+        pages = run_bench(options.select, options.out, lambda row: print(row, flush=True))
     except (EstimatorError, OSError) as error:
         print(error, file=sys.stderr)
         return USAGE

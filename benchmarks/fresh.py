@@ -29,4 +29,4 @@ def _with_peak_memory(function: Callable[[], T]) -> tuple[T, int]:
     torch.set_num_threads(1)
     with peak_memory("cpu") as found:
         result = function()
-    return result, found.rise_bytes
+    return result, found.increase_bytes

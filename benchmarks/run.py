@@ -16,14 +16,14 @@ __all__ = ["run_bench"]
 Listener = Callable[[str], None]
 
 
-def run_bench(only: Sequence[str], out: Path, listener: Listener = print) -> list[Path]:
+def run_bench(selected: Sequence[str], out: Path, listener: Listener = print) -> list[Path]:
     """Measure rows or pages and return the paths of the pages.
 
     Records are kept in OUT/records, so that a page shows all rows that were measured in this directory. A row whose
     process is killed is reported to the listener and not recorded.
 
     Args:
-        only: names of rows or pages; empty: the default pages.
+        selected: names of rows or pages; empty: the default pages.
         out: directory of records and pages.
         listener: called with one line of text per row.
 
@@ -33,8 +33,8 @@ def run_bench(only: Sequence[str], out: Path, listener: Listener = print) -> lis
     Raises:
         OptionError: for a name that is neither a row nor a page.
     """
-    selected = _selected(only)
-    for page, row in selected:
+    chosen = _selected(selected)
+    for page, row in chosen:
         listener(f"{page}: {row}")
         try:
             measured = PAGES[page].rows[row]()
@@ -43,7 +43,7 @@ def run_bench(only: Sequence[str], out: Path, listener: Listener = print) -> lis
             continue
         write(out, page, row, measured)
         _write_page(page, out)
-    return [out / f"{page}.md" for page in dict.fromkeys(page for page, _ in selected)]
+    return [out / f"{page}.md" for page in dict.fromkeys(page for page, _ in chosen)]
 
 
 def _write_page(name: str, out: Path) -> None:
@@ -51,16 +51,16 @@ def _write_page(name: str, out: Path) -> None:
     write_text(out / f"{name}.md", page.to_markdown(read(out, name, list(page.rows))))
 
 
-def _selected(only: Sequence[str]) -> list[tuple[str, str]]:
+def _selected(selected: Sequence[str]) -> list[tuple[str, str]]:
     """Return the (page, row) pairs of the names."""
     every = [(page, row) for page, found in PAGES.items() for row in found.rows]
-    if not only:
+    if not selected:
         return [(page, row) for page, row in every if PAGES[page].default]
-    unknown = [name for name in only if name not in PAGES and name not in {row for _, row in every}]
+    unknown = [name for name in selected if name not in PAGES and name not in {row for _, row in every}]
     if unknown:
         raise OptionError(
             f"a page among {', '.join(PAGES)}, or a row among {', '.join(row for _, row in every)}",
             received=", ".join(unknown),
-            remedy="leave --only out to measure all but the large networks.",
+            remedy="leave --select out to measure all but the large networks.",
         )
-    return [(page, row) for page, row in every if page in only or row in only]
+    return [(page, row) for page, row in every if page in selected or row in selected]

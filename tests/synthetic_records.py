@@ -132,7 +132,7 @@ def write_cell(store, task, kind, method, seed, *, rows=120):
     rng = np.random.default_rng([seed, *map(ord, method)])
     cost = Cost(
         fit_seconds=0.01 + 3 * scale * rng.uniform(0.9, 1.1), predict_seconds=0.02 * rng.uniform(0.9, 1.1),
-        peak_bytes=2**29, peak_rise_bytes=2**22, peak_reset=True, passes=1 + 40 * scale,
+        peak_bytes=2**29, peak_increase_bytes=2**22, peak_reset=True, passes=1 + 40 * scale,
         tuning_seconds=0.7, exclusive=method != "dropout",
     )  # fmt: skip
     record = Record(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bdl_bench.runner.executors import Workers, executor_for
+from bdl_bench.runner.executors import Workers, executor_for, local
 
 
 class Odd(Exception):
@@ -78,5 +78,6 @@ def pid_or_stay(item):
 
 def stay_in_a_worker(path):
     """Run by a process that is to be killed."""
+    local._PRELOAD.clear()  # the worker needs no more than this module
     with executor_for(Workers(1, executor="local")) as executor:
         list(executor.run(write_pid_and_stay, iter([path]), started=print))

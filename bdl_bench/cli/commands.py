@@ -20,7 +20,7 @@ from bdl_bench.cli.progress import show_progress
 from bdl_bench.methods import METHODS, default_methods
 from bdl_bench.records.record import Record
 from bdl_bench.report import write_report
-from bdl_bench.runner.directories import directory_for, made, new_directory
+from bdl_bench.runner.directories import make_directory, new_directory, output_directory
 from bdl_bench.runner.disk import Disk
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
@@ -64,29 +64,29 @@ def compare(
     threads: Annotated[int, typer.Option(min=1, help="Torch threads per job.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     model: Annotated[list[str] | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")] = None,
-    tune: Annotated[
+    tune_budget: Annotated[
         int,
         typer.Option(
             min=0,
             help="Fits that each method may use for tuning; 0: no tuning, 1: variance scale and temperature only.",
         ),
     ] = 1,
-    data: Annotated[Path | None, typer.Option(help="Directory of downloaded data sets.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory of downloaded data sets.")] = None,
     executor: Annotated[str, typer.Option(help="local, in-process, or ray.")] = "local",
-    limit: Annotated[
+    timeout: Annotated[
         float | None,
-        typer.Option(help="Seconds that a run may take; one that needs more is skipped. Default: no limit."),
+        typer.Option(help="Seconds that a run may take; one that needs more is skipped. Default: no timeout."),
     ] = None,
 ) -> None:
     """Train the network of each task and seed, fit every method to it, and write records and a report."""
     names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
     with _usage_errors():
-        _set_data_directory(data)
-        workers = Workers(jobs, threads, executor, limit)
+        _set_data_directory(data_dir)
+        workers = Workers(jobs, threads, executor, timeout)
         wanted = range(seeds) if seed_list is None else _seeds(seed_list)
-        grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune)
+        grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune_budget)
         grid.check()
-        directory = new_directory() if out is None else made(out)
+        directory = new_directory() if out is None else make_directory(out)
     records = _run(replace(grid, directory=directory))
     _print_totals(records)
     with _run_errors(), Disk(directory).writing():
@@ -101,14 +101,14 @@ def verify(
     model: Annotated[str | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")] = None,
     curvature: Annotated[str, typer.Option(help="ggn or hessian.")] = "ggn",
     subset: Annotated[str, typer.Option(help="all, last_layer, or comma-separated globs of parameter names.")] = "all",
-    points: Annotated[int, typer.Option(min=1, help="Number of test rows at which the variances are compared.")] = 8,
+    n_queries: Annotated[int, typer.Option(min=1, help="Number of test rows at which the variances are compared.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the problem.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Directory to write.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
 ) -> None:
     """Verify RegVar against a dense reference: λ sweep, orders of convergence, and the parts of the error of draws."""
     torch.set_num_threads(threads)
-    with _usage_errors(), _factory_errors(model), directory_for(out) as directory:
+    with _usage_errors(), _factory_errors(model), output_directory(out) as directory:
         subsets = subset.split(",")
         names = _VERIFIED_TASKS if (name := model or task) is None else (name,)
         result = verify_problems(
@@ -116,7 +116,7 @@ def verify(
             out=directory,
             curvature=curvature,
             subset_of_weights=subsets[0] if len(subsets) == 1 else subsets,
-            n_queries=points,
+            n_queries=n_queries,
             listener=lambda name: print(name, flush=True),
         )
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(to_terminal(result.verifications))
@@ -134,19 +134,19 @@ def check(
         Path | None, typer.Option(help="Directory of the trained network; one of an earlier run is reused.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    data: Annotated[Path | None, typer.Option(help="Directory of downloaded data sets.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory of downloaded data sets.")] = None,
 ) -> None:
     """Diagnose a problem before any method runs on it: its weights, data and settings, and the costs of methods."""
     from bdl_bench.cli.diagnosis import show
     from bdl_bench.runner.preflight import check_task
 
     with _usage_errors(), _factory_errors(model):
-        _set_data_directory(data)
+        _set_data_directory(data_dir)
         source = model or task
         if source is None:
             raise OptionError("a task or --model module:factory", received="neither", remedy="bdl-bench check digits.")
         resolve_task(source)
-        with directory_for(out) as directory:
+        with output_directory(out) as directory:
             diagnosis = check_task(source, seed, directory, device)
     raise typer.Exit(show(diagnosis, _console()))
 
@@ -208,7 +208,7 @@ def _seeds(text: str) -> list[int]:
 def _run(grid: Grid) -> list[Record]:
     console = _console()
     try:
-        with _run_errors(), show_progress(console, grid.n_steps) as listener:
+        with _run_errors(), show_progress(console, grid.n_jobs) as listener:
             return grid.run(listener)
     except KeyboardInterrupt:
         where = escape(str(grid.directory))

@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
-from bdl_bench.runner.eta import Step, TimeEstimate
-from bdl_bench.runner.events import ENDINGS, Event
+from bdl_bench.runner.eta import TimeEstimate
+from bdl_bench.runner.events import ENDINGS, Event, JobId
 from estimators.runtime.units import in_seconds
 
 __all__ = ["show_progress"]
@@ -61,13 +61,13 @@ class _Bars:
         # that no method of Progress may be called with this lock held.
         self.lock = Lock()
         self.progress = Progress(BarColumn(30), _TextColumn(), console=console, transient=True, get_time=estimate.clock)
-        self.total = self.progress.add_task("", total=estimate.n_steps, text=self._summary)
-        self.jobs: dict[Step, TaskID] = {}
+        self.total = self.progress.add_task("", total=estimate.n_jobs, text=self._summary)
+        self.jobs: dict[JobId, TaskID] = {}
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
         with self.lock:
-            self.estimate.hear(event)
+            self.estimate.update(event)
             running = list(self.estimate.running)
         self.progress.update(self.total, completed=self.estimate.n_ended)
         for job in self.jobs.keys() - set(running):
@@ -83,11 +83,11 @@ class _Bars:
 
     def _summary(self) -> str:
         with self.lock:
-            elapsed = in_seconds(self.estimate.clock() - self.estimate.begun)
+            elapsed = in_seconds(self.estimate.clock() - self.estimate.start)
             running = [f"{len(self.jobs)} running"] if self.jobs else []
             return ", ".join([_counts(self.estimate), *running, elapsed, *_time_left(self.estimate)])
 
-    def _running(self, job: Step) -> str:
+    def _running(self, job: JobId) -> str:
         with self.lock:
             return _running(self.estimate, job) if job in self.estimate.running else ""
 
@@ -101,12 +101,12 @@ class _PlainLines:
 
     def __call__(self, event: Event) -> None:
         """Print one event."""
-        self.estimate.hear(event)
+        self.estimate.update(event)
         if event.status == "waiting":
             self._print(_line(event))
         if event.status not in ENDINGS:
             return
-        n = self.estimate.n_steps
+        n = self.estimate.n_jobs
         self._print(f"\\[{self.estimate.n_ended:>{len(str(n))}}/{n}] " + _line(event))
         if self.estimate.clock() - self.last >= _PAUSE:
             self.last = self.estimate.clock()
@@ -120,19 +120,19 @@ class _PlainLines:
 
 def _counts(estimate: TimeEstimate) -> str:
     bad = [f"{estimate.counts[status]} {status}" for status in ("failed", "skipped") if estimate.counts[status]]
-    return ", ".join([f"{estimate.n_ended} of {estimate.n_steps} done", *bad])
+    return ", ".join([f"{estimate.n_ended} of {estimate.n_jobs} done", *bad])
 
 
 def _time_left(estimate: TimeEstimate) -> list[str]:
     seconds = estimate.seconds_left()
-    return [] if seconds is None or not estimate.left else [f"about {in_seconds(max(1.0, seconds))} left"]
+    return [] if seconds is None or not estimate.remaining else [f"about {in_seconds(max(1.0, seconds))} left"]
 
 
-def _running(estimate: TimeEstimate, job: Step) -> str:
+def _running(estimate: TimeEstimate, job: JobId) -> str:
     return f"{_name(job)} ({in_seconds(max(0.0, estimate.elapsed(job)))})"
 
 
-def _name(job: Step) -> str:
+def _name(job: JobId) -> str:
     task, seed, method = job
     return f"{task} seed {seed} {method or 'training'}"
 
@@ -141,6 +141,6 @@ def _line(event: Event) -> str:
     """Return one line of markup for an event that ended a job."""
     status = "locked by another run" if event.status == "waiting" else event.status
     parts = [status, "" if event.seconds is None else in_seconds(event.seconds), event.reason or ""]
-    text = escape(f"{_name(event.step)}: " + ", ".join(part for part in parts if part))
+    text = escape(f"{_name(event.job)}: " + ", ".join(part for part in parts if part))
     colour = _COLOURS.get(event.status)
     return f"[{colour}]{text}[/{colour}]" if colour else text

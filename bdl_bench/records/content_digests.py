@@ -1,13 +1,12 @@
-"""A digest of code and options by value: of a method, a task, a network, a likelihood.
+"""A digest of code and options by value: of a method, a task, a network or a likelihood.
 
-Functions and classes of the user's count by their code, wherever they are defined: in a module, a script or a notebook,
-a lambda with its defaults and the values that it closes over. What a module of the user's imports counts with it.
-Options count by value: numbers, tensors, containers, and the attributes of objects.
+User functions and classes are digested by their code, wherever they are defined: in a module, a script or a notebook.
+A lambda is digested with its defaults and the values that it closes over. User modules that such a module imports are
+included. Options are digested by value: numbers, tensors, containers, and the attributes of objects.
 """
 
 from __future__ import annotations
 
-import dis
 import functools
 import random
 import sys
@@ -22,16 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdl_bench.records.user_modules import MAIN, code_bytes, is_users, modules_digest
+from bdl_bench.records.user_modules import MAIN, is_user_code, modules_digest
 from estimators.persistence.checksums import bits, digest
+from estimators.persistence.option_code import closure_values, code_digest, global_values
 
 __all__ = ["content_digest"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range, slice)
 _NO_VALUE = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random, type(threading.Lock()))
-"""What changes by being used: its state is no option."""
+"""Objects whose state changes by use, so that it is not an option."""
 _PRESETS = "bdl_bench.methods"
-"""Presets are read like a user's functions: their options are constants of these modules."""
+"""Presets are digested like user functions, since their options are constants of these modules."""
 _OF_EVERY_CLASS = (
     *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__parameters__"),
     *("__abstractmethods__", "_abc_impl", "__orig_bases__", "__static_attributes__", "__firstlineno__"),
@@ -39,14 +39,14 @@ _OF_EVERY_CLASS = (
 
 
 def content_digest(*things: object, values: bool = True, code: bool = True) -> str:
-    """Return sixteen hexadecimal digits for the code and the options of some things.
+    """Return 16 hexadecimal digits for the code and the options of some objects.
 
     Args:
         things: functions, classes, objects, networks, plain values.
-        values: whether tensors, and the attributes of objects, count too; False for a factory, whose data are digested
+        values: whether to include tensors and the attributes of objects; False for a factory, whose data are digested
             as rows of the problem that it makes.
-        code: whether the code of functions and classes counts too; False to tell things apart that may be edited. A
-            lambda always counts by its code, since it has no name.
+        code: whether to include the code of functions and classes; False to identify objects that may be edited. The
+            code of a lambda is always included, since it has no name.
     """
     walk = _Walk(values=values, code=code)
     contents = [walk.of(thing) for thing in things]
@@ -54,7 +54,7 @@ def content_digest(*things: object, values: bool = True, code: bool = True) -> s
 
 
 class _Walk:
-    """Digests of values, each computed once; `modules` are those of the user's that were met."""
+    """Digests of values, each computed once; `modules` are the user modules of these values."""
 
     def __init__(self, *, values: bool, code: bool) -> None:
         self.values, self.code = values, code
@@ -62,7 +62,7 @@ class _Walk:
         self._known: dict[int, tuple[object, bytes]] = {}  # the object, too, so that its id is not used again
 
     def of(self, value: object) -> bytes:
-        """The digest of a value; a mark where the value contains itself."""
+        """Return the digest of a value; a constant for a value that contains itself."""
         if isinstance(value, _PLAIN) and not isinstance(value, Enum):
             return _sha(type(value).__name__, repr(value).encode())
         if id(value) in self._known:
@@ -90,7 +90,7 @@ class _Walk:
         return self._instance(value) if code is None else code
 
     def _callable(self, value: Any) -> bytes | None:  # noqa: ANN401
-        """Of a function, in any wrapping; None for anything else."""
+        """Return the digest of a function, also if it is wrapped; None for any other value."""
         if isinstance(value, FunctionType):
             return self._function(value)
         if isinstance(value, MethodType):
@@ -106,29 +106,29 @@ class _Walk:
         if isinstance(value, BuiltinFunctionType):
             return _sha("builtin", f"{value.__module__}.{value.__qualname__}".encode())
         if isinstance(value, CodeType):
-            return code_bytes(value)
+            return code_digest(value)
         wrapped = getattr(value, "__wrapped__", None) if callable(value) and not isinstance(value, nn.Module) else None
         return None if wrapped is None else _sha("wrapped", self.of(wrapped))
 
     def _function(self, function: FunctionType) -> bytes:
         name = function.__qualname__.encode()
         parts = [self.of(function.__defaults__), self.of(function.__kwdefaults__)]
-        parts += [self.of(value) for value in _closure(function)]
+        parts += [self.of(value) for value in closure_values(function).values()]
         module = function.__module__ or MAIN[0]
-        if not is_users(module) and not module.startswith(_PRESETS):
+        if not is_user_code(module) and not module.startswith(_PRESETS):
             return _sha("function", f"{module}{_version(module)}.".encode() + name, *parts)
         if not self.code:
-            own = code_bytes(function.__code__) if "<lambda>" in function.__qualname__ else b""
+            own = code_digest(function.__code__) if "<lambda>" in function.__qualname__ else b""
             return _sha("function", name, own, *parts)
         self._met(module)
-        parts.append(code_bytes(function.__code__))
-        for key, value in sorted(_globals(function).items()):
+        parts.append(code_digest(function.__code__))
+        for key, value in global_values(function).items():
             parts += [key.encode(), self.of(value)]
         return _sha("function", name, *parts)
 
     def _class(self, kind: type) -> bytes:
         name = kind.__qualname__ if kind.__module__ in MAIN else f"{kind.__module__}.{kind.__qualname__}"
-        if not is_users(kind.__module__):
+        if not is_user_code(kind.__module__):
             return _sha("class", name.encode() + _version(kind.__module__).encode())
         if not self.code:
             return _sha("class", name.encode())
@@ -155,7 +155,7 @@ class _Walk:
         return _sha("object", kind, _shown(value) if state is None else self.of(state))
 
     def _network(self, module: nn.Module, kind: bytes) -> bytes:
-        """Weights, buffers, children, hooks and the other attributes; not the mode, which training changes."""
+        """Return the digest of all attributes but the mode, which training changes."""
         if isinstance(module, torch.jit.ScriptModule):
             return _sha("script", str(getattr(module, "code", "")).encode(), self.of(dict(module.state_dict())))
         if type(module).__name__ == "OptimizedModule":
@@ -181,39 +181,18 @@ class _Walk:
 
 
 def _version(module: str) -> str:
-    """Of the package of an installed module, where it says so."""
+    """Return the version of the package of an installed module; empty if it has none."""
     found = getattr(sys.modules.get(module.partition(".")[0]), "__version__", "")
     return found if isinstance(found, str) else ""
 
 
-def _closure(function: FunctionType) -> list[object]:
-    found = []
-    for cell in function.__closure__ or ():
-        try:
-            found.append(cell.cell_contents)
-        except ValueError:  # not yet assigned
-            found.append(None)
-    return found
-
-
-def _globals(function: FunctionType) -> dict[str, object]:
-    """The global names that a function reads, at any depth of nesting, as far as they are there."""
-    names: set[str] = set()
-    waiting = [function.__code__]
-    while waiting:
-        code = waiting.pop()
-        names |= {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-        waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return {name: function.__globals__[name] for name in names & function.__globals__.keys()}
-
-
 def _state(value: Any) -> object:  # noqa: ANN401
-    """What an object says it holds, its attributes and slots, or what it would be copied by; None for none of these."""
+    """Return the state of an object by __getstate__, attributes and slots, or __reduce_ex__; None without these."""
     own: Any = type(value).__getstate__
     if own is not object.__getstate__:
         try:
             return value.__getstate__()
-        except Exception:  # whatever says that it cannot be copied
+        except Exception:  # any error means that it cannot be copied
             return None
     names = [name for kind in type(value).__mro__ for name in _slots(kind)]
     slots = {name: getattr(value, name) for name in names if hasattr(value, name)}
@@ -221,7 +200,7 @@ def _state(value: Any) -> object:  # noqa: ANN401
         return {**getattr(value, "__dict__", {}), **slots}
     try:
         reduced = value.__reduce_ex__(4)
-    except Exception:  # whatever says that it cannot be copied
+    except Exception:  # any error means that it cannot be copied
         return None
     if not isinstance(reduced, tuple) or len(reduced) < 2:
         return None
@@ -236,7 +215,7 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 def _shown(value: object) -> bytes:
-    """The text of an object, unless it is its address."""
+    """Return the text of an object, unless it is its address."""
     text = repr(value)
     return b"" if " at 0x" in text else text.encode()
 

@@ -1,11 +1,11 @@
-"""What a fitted method says of every row of a problem, as named arrays: those of a record.
+"""Predictions of a fitted method for every row of a problem, as the named arrays of a record.
 
-Test rows have plain names: `mean`, `epistemic_variance`, `total_variance` or `probs`, `targets`; beside `probs` there
-are `log_probs` of classes, or `log_odds` of binary outputs. Others have a prefix:
-`validation/`, `ood/<set>/`, `shift/<set>/`; and what the tuned method says of all of them is under `tuned/` once more.
-A set whose loader knows no targets has none. If a problem has a plot grid, `plot_grid/` and `train/` have inputs `x`.
-Where it has out-of-distribution rows, those and the test rows have a `centred_variance` of their logits, if the method
-has covariances: without the level that all logits share, which changes no probability.
+Arrays of the test rows have plain names: `mean`, `epistemic_variance`, `total_variance` or `probs`, and `targets`. With
+`probs` there are `log_probs` of classes, or `log_odds` of binary outputs. Other sets have a prefix: `validation/`,
+`ood/<set>/`, `shift/<set>/`. The predictions of the tuned method repeat all of them under `tuned/`. A set whose loader
+has no targets has no `targets` array. If the problem has rows for the plot of predictive bands, these and the training
+rows also have their inputs `x`. If it has out-of-distribution rows, these and the test rows have the `centred_variance`
+of their logits: the variance without the shift that is common to all logits, which changes no probability.
 
 Every set has `row_id`, a digest of the inputs and the target of each row. Arrays of two records are paired by it and
 never by position.
@@ -40,18 +40,24 @@ ROW_ID = "row_id"
 
 @dataclass(frozen=True)
 class Predictor:
-    """A fitted estimator, and what predicts by it: its own `predict`, or that of its tuning."""
+    """Computes the arrays of a record.
+
+    Args:
+        problem: the problem.
+        estimator: the fitted estimator.
+        predict: returns the prediction for a batch of inputs: `estimator.predict`, or the calibrated one.
+    """
 
     problem: Problem
     estimator: UncertaintyEstimator
     predict: Callable[[PyTree], Prediction]
 
     def test(self) -> Arrays:
-        """Predictions and targets of the test rows, in float64. Errors: DataError where one is not finite."""
+        """Return predictions and targets of the test rows, in float64; raise DataError if one is not finite."""
         return self._on("test")
 
-    def beside_test(self) -> Arrays:
-        """Those of validation, out-of-distribution and shifted rows, under their prefixes; and centred variances."""
+    def other_sets(self) -> Arrays:
+        """Return the arrays of all sets other than the test rows under their prefixes, and centred variances."""
         problem = self.problem
         arrays: Arrays = {}
         for name in problem.sets():
@@ -66,9 +72,9 @@ class Predictor:
             arrays |= prefixed("train", {"x": _inputs(train), "targets": _joined(targets)})
         return arrays
 
-    def everywhere(self) -> Arrays:
-        """Of all rows."""
-        return self.test() | self.beside_test()
+    def all_sets(self) -> Arrays:
+        """Return the arrays of all sets."""
+        return self.test() | self.other_sets()
 
     def _kept(self, name: str) -> KeptRows | CheckedRows:
         kept = self.problem.kept().sets()[name]
@@ -87,21 +93,21 @@ class Predictor:
             of_row = row_of_each(prediction, query.y, likelihood)
             rows.append(start + (torch.arange(len(query)) if of_row is None else of_row.cpu()))
             start += len(query)
-        arrays: Arrays = {key: _joined(params) for key, params in parts.items()}
+        arrays: Arrays = {key: _joined(tensors) for key, tensors in parts.items()}
         row_of = torch.cat(rows).numpy()
-        _refuse_non_finite(arrays, kept, row_of)
+        _check_finite(arrays, kept, row_of)
         ids = ids_of(kept.digests)
         arrays[ROW_ID] = ids if np.array_equal(row_of, np.arange(len(ids))) else position_ids(ids, row_of)
         return {key: _in_order(kept, array, row_of) for key, array in arrays.items()}
 
     def _predicted(self, kept: KeptRows | CheckedRows, query: Query, start: int) -> Prediction:
-        """What is predicted at a batch. Errors: DataError, naming the set and the first row that it is raised for."""
+        """Return the prediction for a batch; raise DataError with the name of the set and the first invalid row."""
         try:
             return self.predict(query.x)
         except DataError as error:
             row = next((i for i, x in enumerate(split_rows(query.x, 1)) if self._raises(x)), None)
-            place = f"{kept.name} loader" if row is None else kept.describe(start + row)
-            raise type(error)(error.expected, received=f"{error.received} ({place})", remedy=error.remedy) from error
+            location = f"{kept.name} loader" if row is None else kept.describe(start + row)
+            raise type(error)(error.expected, received=f"{error.received} ({location})", remedy=error.remedy) from error
 
     def _raises(self, x: PyTree) -> bool:
         try:
@@ -111,7 +117,7 @@ class Predictor:
         return False
 
     def _centred(self) -> Arrays:
-        """The variances of f − mean f of test and out-of-distribution rows; none where the method has none."""
+        """Return the variances of f − mean f of test and out-of-distribution rows, if the method has covariances."""
         problem = self.problem
         if problem.likelihood.kind != "classification" or not problem.ood:
             return {}
@@ -130,14 +136,14 @@ class Predictor:
 
 
 def prefixed(name: str, arrays: Arrays) -> Arrays:
-    """The same arrays under `<name>/`."""
+    """Return arrays under the names `<name>/...`."""
     return {f"{name}/{key}": array for key, array in arrays.items()}
 
 
 def _in_order(
     kept: KeptRows | CheckedRows, array: NDArray[Any], row_of: NDArray[np.int64] | None = None
 ) -> NDArray[Any]:
-    """The array with its rows in the order in which they are written; `row_of` where a row has several positions."""
+    """Return an array in the order of a record; `row_of` has the row of each entry if rows have several positions."""
     if kept.order is None:
         return array
     if row_of is None or np.array_equal(row_of, np.arange(len(kept.order))):
@@ -151,8 +157,8 @@ def _centre(f: Tensor) -> Tensor:
     return f - f.mean(-1, keepdim=True)
 
 
-def _joined(params: list[Tensor]) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = torch.cat(params).detach().cpu().double().numpy()
+def _joined(parts: list[Tensor]) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = torch.cat(parts).detach().cpu().double().numpy()
     return array
 
 
@@ -169,14 +175,14 @@ def _fields(prediction: Prediction, targets: Tensor | None) -> Iterator[tuple[st
         yield "targets", targets
 
 
-def _refuse_non_finite(arrays: Arrays, kept: KeptRows | CheckedRows, row_of: NDArray[np.int64]) -> None:
+def _check_finite(arrays: Arrays, kept: KeptRows | CheckedRows, row_of: NDArray[np.int64]) -> None:
     for name, array in arrays.items():
         wrong = np.isnan(array) if name.startswith("log_") else ~np.isfinite(array)  # a class may have probability 0
         rows = np.flatnonzero(wrong.reshape(len(array), -1).any(1))
         if len(rows):
-            place, bad = kept.describe(int(row_of[rows[0]])), int(wrong.sum())
+            location, bad = kept.describe(int(row_of[rows[0]])), int(wrong.sum())
             raise DataError(
                 "finite predictions",
-                received=f"{bad} NaN or Inf among {np.size(array)} values of {name}, the first at: {place}",
-                remedy="look at the scale of the data, and at prior_precision.",
+                received=f"{bad} NaN or Inf among {np.size(array)} values of {name}, the first at: {location}",
+                remedy="check the scale of the data, and prior_precision.",
             )

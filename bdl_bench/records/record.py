@@ -1,7 +1,7 @@
-"""Records: what one cell (task, method, seed) gave, as a JSON file and an .npz of per-example arrays beside it.
+"""Records: the result of one run (task, method, seed), as a JSON file and an .npz file of per-example arrays.
 
-A record is valid for one content key: a digest of task, method, seed, problem and code. The JSON names the key and the
-digest of its arrays, and is written after them, so that a record that can be read is complete.
+A record is valid for one content key: a digest of task, method, seed, problem and code. The JSON file has the key and
+the digest of the arrays. It is written after them, so a record that can be read is complete.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ Status = Literal["ok", "skipped", "failed"]
 
 
 class Training(BaseModel):
-    """How the MAP of one (task, seed) came about; `seconds` is None if the network came trained and was used as it is.
+    """How the network of one (task, seed) was trained.
 
-    `epochs` are those of the recipe. `loss_before` is the mean −log p of a training label, in nats, at the weights that
-    the network came with; `further` says that these had been trained before: they do much better than no training.
+    Attributes:
+        seconds: wall time; None if the problem brought a trained network.
+        recipe: the recipe as text; None if the problem brought a trained network.
+        epochs: number of epochs of the recipe.
+        loss_before: mean −log p of a training label, in nats, at the weights before training.
+        further: whether these weights had been trained before, judged by their loss.
     """
 
     seconds: float | None
@@ -43,10 +47,10 @@ class Training(BaseModel):
 
     @property
     def summary(self) -> str:
-        """One sentence."""
+        """Return a sentence for the report."""
         if self.recipe is None:
             return "none: the network came trained and was used as it is"
-        if self.epochs is None:  # of a record that does not say
+        if self.epochs is None:  # an older record
             return self.recipe
         before = "" if self.loss_before is None else f" (mean −log p of a training label there: {self.loss_before:.3g})"
         start = f"{self.epochs} epochs by {self.recipe}, from the weights that the problem came with{before}"
@@ -56,19 +60,27 @@ class Training(BaseModel):
 
 
 class Cost(BaseModel):
-    """What a cell took: seconds of wall time, bytes of peak memory of the process and its rise above the start.
+    """The cost of one run.
 
-    `peak_reset` says that the peak was reset at the start of the cell; where not, it is the largest of the process
-    so far and `peak_rise_bytes` is a lower bound. `device_peak_bytes` is the peak of the accelerator's allocator.
-    `passes` counts what the fit sent through a network, in forwards and backwards of the training rows,
-    `predict_passes` what the test rows took, solves at query time with them, `tuning_passes` all of tuning; None where
-    it cannot be known. `exclusive`: no other job ran beside it, so that times mean what they say.
+    Attributes:
+        fit_seconds: wall time of the fit.
+        predict_seconds: wall time of predicting the test rows.
+        peak_bytes: peak resident memory of the process.
+        peak_increase_bytes: increase in resident memory, from the start to the peak.
+        peak_reset: whether the peak was reset at the start. If not, `peak_bytes` is the largest of the process so far
+            and `peak_increase_bytes` a lower bound.
+        device_peak_bytes: peak memory of the accelerator; None on the CPU.
+        passes: forward and backward passes of the fit, in epoch equivalents; None if unknown.
+        predict_passes: passes of predicting the test rows, solves at query time included; None if unknown.
+        tuning_seconds: wall time of tuning.
+        tuning_passes: passes of tuning.
+        exclusive: whether no other job ran at the same time, so that times are comparable.
     """
 
     fit_seconds: float
     predict_seconds: float
     peak_bytes: int
-    peak_rise_bytes: int
+    peak_increase_bytes: int
     peak_reset: bool
     device_peak_bytes: int | None = None
     passes: float | None = None
@@ -79,12 +91,23 @@ class Cost(BaseModel):
 
 
 class Tuning(BaseModel):
-    """What was tried on the validation rows: every point with its score (lower is better), and the one chosen.
+    """What was tried on the validation rows, and what was chosen.
 
-    A point has a `value` of the tuned option (None if no option is tuned), `variance_scale`, `softmax_temperature` or
-    `sigma_noise`, and `score`. `at_boundary` names what was chosen at the end of its range; `refined` says that it lies
-    between the points of the grid. `failures` are the values of the option whose fit raised, with the reason. `fits`
-    were made beside the given one. `refit_kind` is "post hoc at fixed weights" or "with retraining".
+    Attributes:
+        option: the tuned option of the method; None if only predictions were calibrated.
+        unit: unit of the option.
+        points: every point: `value` of the option, `variance_scale`, `softmax_temperature` or `sigma_noise`, and
+            `score` (lower is better).
+        chosen: the chosen point.
+        at_boundary: names of what was chosen at the end of its range.
+        refined: whether the chosen point lies between the points of the grid.
+        failures: the reason for each value of the option whose fit raised.
+        seconds: wall time.
+        fits: number of fits, without the given one.
+        passes: forward and backward passes, in epoch equivalents.
+        score_name: name of the score.
+        validation_rows: number of validation rows.
+        refit_kind: "post hoc at fixed weights", or "with retraining".
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
@@ -105,11 +128,34 @@ class Tuning(BaseModel):
 
 
 class Record(BaseModel):
-    """One cell. `metrics` under the names of the field, as fitted, and `tuned`; `reason` of a skip; `traceback`.
+    """The result of one run.
 
-    `preflight` is what was found of the problem before its cells ran; `problem` is the content key of that problem;
-    `task_code` and `method_code` are digests of the code and the options of the task and of the method; `limit` the
-    seconds that were not enough for it, of a cell that was skipped for them.
+    Attributes:
+        key: content key; the record is valid for it alone.
+        task: name of the task.
+        task_summary: what the task is.
+        method: name of the method.
+        method_summary: what the method is.
+        seed: seed of the run.
+        status: "ok", "skipped" or "failed".
+        kind: kind of the likelihood.
+        reason: why the run was skipped or failed.
+        traceback: where it failed.
+        timeout: seconds that were not enough, if the run was skipped for its timeout.
+        metrics: metrics of the untuned predictions, by name.
+        tuned: metrics of the tuned predictions, by name.
+        tuning: how it was tuned.
+        cost: what it cost.
+        training: how the network was trained.
+        configuration: options of problem, method and machine, by name.
+        fit_report: what the fit reports, by name.
+        environment: versions of packages and code.
+        preflight: findings of the pre-flight diagnostics, by name.
+        problem: content key of the problem.
+        task_code: digest of the code and options of the task.
+        method_code: digest of the code and options of the method.
+        arrays: path of the arrays in the directory.
+        arrays_digest: digest of the arrays.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
@@ -124,7 +170,7 @@ class Record(BaseModel):
     kind: str | None = None
     reason: str | None = None
     traceback: str | None = None
-    limit: float | None = None
+    timeout: float | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     tuned: dict[str, float] = Field(default_factory=dict)
     tuning: Tuning | None = None
@@ -142,18 +188,44 @@ class Record(BaseModel):
 
 
 class RecordStore:
-    """The records in a directory: `records/<task>/<method>.seed-<n>.json` and `.npz`."""
+    """The records in a directory: `records/<task>/<method>.seed-<n>.json` and `.npz`.
+
+    Args:
+        directory: the directory of a grid.
+
+    Example:
+        >>> from pathlib import Path
+        >>> RecordStore(Path("results")).path("diabetes", "laplace", 0).as_posix()
+        'results/records/diabetes/laplace.seed-0.json'
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.root = directory / "records"
 
     def path(self, task: str, method: str, seed: int) -> Path:
-        """Where the JSON of a cell lies."""
+        """Return the path of a record.
+
+        Args:
+            task: name of the task.
+            method: name of the method.
+            seed: seed of the run.
+
+        Returns:
+            The path of the JSON file.
+        """
         return self.root / slug(task) / f"{slug(method)}.seed-{seed}.json"
 
     def write(self, record: Record, arrays: ArrayFile | None = None) -> Record:
-        """Write arrays, then the record; return it with the name and digest of its arrays."""
+        """Write the arrays, then the record.
+
+        Args:
+            record: the record.
+            arrays: arrays by name.
+
+        Returns:
+            The record with the path and digest of its arrays.
+        """
         path = self.path(record.task, record.method, record.seed)
         if arrays:
             content = _npz(arrays)
@@ -165,35 +237,88 @@ class RecordStore:
         return record
 
     def valid(self, task: str, method: str, seed: int, *, key: str) -> Record | None:
-        """The finished record of a cell if it has this key and its arrays are whole; else None."""
+        """Return the record of a run if its status is "ok", it has this key, and its arrays are complete.
+
+        Args:
+            task: name of the task.
+            method: name of the method.
+            seed: seed of the run.
+            key: the content key.
+
+        Returns:
+            The record; None if there is no such record.
+        """
         record = self.finished(task, method, seed)
         return record if record is not None and record.key == key else None
 
     def read(self, task: str, method: str, seed: int) -> Record | None:
-        """The record of a cell, whatever it says; None where there is none that can be read."""
+        """Return the record of a run with any status.
+
+        Args:
+            task: name of the task.
+            method: name of the method.
+            seed: seed of the run.
+
+        Returns:
+            The record; None if it is missing or unreadable.
+        """
         return _read(self.path(task, method, seed))
 
     def finished(self, task: str, method: str, seed: int) -> Record | None:
-        """The record of a cell that ended well, whatever its key, if its arrays are whole; else None."""
+        """Return the record of a run if its status is "ok" and its arrays are complete, with any key.
+
+        Args:
+            task: name of the task.
+            method: name of the method.
+            seed: seed of the run.
+
+        Returns:
+            The record; None if there is no such record.
+        """
         record = self.read(task, method, seed)
-        return record if record is not None and record.status == "ok" and self.arrays_are_whole(record) else None
+        return record if record is not None and record.status == "ok" and self.arrays_are_complete(record) else None
 
     def all(self) -> list[Record]:
-        """Every readable record, by task, method and seed."""
+        """Read all records.
+
+        Returns:
+            Every readable record, sorted by task, method and seed.
+        """
         records = [_read(path) for path in self._paths()]
         return sorted((r for r in records if r is not None), key=lambda r: (r.task, r.method, r.seed))
 
     def unreadable(self) -> dict[str, str]:
-        """Return why each file that cannot be read as a record cannot be, by its path in the directory."""
+        """Find files that are not valid records.
+
+        Returns:
+            The reason for each, by its path in the directory.
+        """
         found = ((path.relative_to(self.directory).as_posix(), _why_unreadable(path)) for path in self._paths())
         return {name: reason for name, reason in found if reason is not None}
 
     def written(self, record: Record) -> float:
-        """When, in seconds since the epoch."""
+        """Return when a record was written.
+
+        Args:
+            record: a record of this directory.
+
+        Returns:
+            Seconds since the epoch.
+        """
         return self.path(record.task, record.method, record.seed).stat().st_mtime
 
     def arrays(self, record: Record) -> dict[str, NDArray[Any]]:
-        """The per-example arrays of a record. Errors: StateError where the file is gone or damaged."""
+        """Read the per-example arrays of a record.
+
+        Args:
+            record: a record of this directory.
+
+        Returns:
+            Arrays by name.
+
+        Raises:
+            StateError: the file is missing or damaged.
+        """
         if record.arrays is None:
             return {}
         try:
@@ -203,26 +328,33 @@ class RecordStore:
             raise StateError(
                 f"the arrays of {record.task} {record.method} seed {record.seed} in {record.arrays}",
                 received=f"{type(error).__name__}: {error}",
-                remedy="the same command with the same --out makes them again.",
+                remedy="repeat the command with the same --out.",
             ) from error
 
     def _paths(self) -> list[Path]:
         return sorted(self.root.rglob("*.json"))
 
-    def arrays_are_whole(self, record: Record) -> bool:
-        """Whether the arrays of a record are those that were written with it."""
+    def arrays_are_complete(self, record: Record) -> bool:
+        """Check the arrays of a record against its digest.
+
+        Args:
+            record: a record of this directory.
+
+        Returns:
+            Whether they are those that were written with it.
+        """
         path = self.directory / (record.arrays or "")
         return path.is_file() and _digest(path.read_bytes()) == record.arrays_digest
 
 
 def content_key(**parts: object) -> str:
-    """A digest of named parts, sixteen hexadecimal digits."""
+    """Return a digest of named parts, 16 hexadecimal digits."""
     text = "\n".join(f"{name}={value!r}" for name, value in sorted(parts.items()))
     return _digest(text.encode())
 
 
 def slug(name: str) -> str:
-    """A file name for any string: letters, digits, dash and underscore; a digest is added where that changed it."""
+    """Return a file name of letters, digits, dashes and underscores for a string, with a digest if that changed it."""
     safe = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60].strip("-")
     return safe if safe == name else f"{safe or 'x'}-{_digest(name.encode())[:8]}"
 
@@ -235,7 +367,7 @@ def _read(path: Path) -> Record | None:
 
 
 def _why_unreadable(path: Path) -> str | None:
-    """The first thing that is wrong with a file; None for a record."""
+    """Return the first error of a file; None for a record."""
     try:
         Record.model_validate_json(path.read_bytes())
     except OSError as error:

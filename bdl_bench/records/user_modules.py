@@ -1,7 +1,7 @@
-"""The user's own modules: which they are, what they import, and a digest of their sources.
+"""User modules: those that are not installed. What they import, and a digest of their sources.
 
 A number in a record depends on every module that a method, an estimator, a task or a problem imports. Modules of the
-standard library, of installed packages and of these two packages count by their version instead (`versions`).
+standard library, of installed packages and of these two packages are digested by their version instead (`versions`).
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from weakref import WeakKeyDictionary
 
 import estimators
 from estimators.persistence.checksums import digest
+from estimators.persistence.option_code import code_digest
 
-__all__ = ["MAIN", "code_bytes", "is_users", "modules_digest"]
+__all__ = ["MAIN", "is_user_code", "modules_digest"]
 
 MAIN = ("__main__", "__mp_main__")
-"""A script or a notebook, and a script as a worker process has it: known by its functions, not by its file."""
+"""Module names of a script or notebook, also in a worker process; its functions are digested, not its file."""
 
 _INSTALLED = ("site-packages", "dist-packages")
 _SEEN: WeakKeyDictionary[ModuleType, tuple[object, bytes]] = WeakKeyDictionary()
 
 
-def is_users(name: str | None) -> bool:
-    """Whether code of the module of this name is the user's own: anything that is not known to be installed."""
+def is_user_code(name: str | None) -> bool:
+    """Return whether a module is a user module: anything that is not known to be installed."""
     if not name or name in MAIN:
         return True
     top = name.partition(".")[0]
@@ -42,7 +43,7 @@ def is_users(name: str | None) -> bool:
 
 
 def modules_digest(names: Iterable[str]) -> str:
-    """Return a digest of the sources of the user's modules among these and of all that they import, at any depth."""
+    """Return a digest of the sources of the user modules among these, and of all user modules that they import."""
     found: dict[str, bytes] = {}
     waiting = [name for name in names if name not in MAIN]
     while waiting:
@@ -55,23 +56,8 @@ def modules_digest(names: Iterable[str]) -> str:
     return digest(*parts).hex()
 
 
-def code_bytes(code: CodeType) -> bytes:
-    """Return what a code object does, as bytes that do not depend on its file and lines."""
-    names = repr((code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars))
-    counts = repr((code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags))
-    return digest(code.co_code, names, counts, *map(_constant_bytes, code.co_consts), code.co_exceptiontable)
-
-
-def _constant_bytes(constant: object) -> bytes:
-    if isinstance(constant, CodeType):
-        return code_bytes(constant)
-    if isinstance(constant, frozenset):  # its order depends on the process
-        return b"".join(sorted(map(_constant_bytes, constant)))
-    return repr(constant).encode()
-
-
 def _content(name: str, path: Path) -> bytes:
-    """The source of a module as it was when it was first looked at: an edit counts when the module is loaded again."""
+    """Return the source of a module at its first use; an edit changes it once the module is loaded again."""
     module = sys.modules.get(name)
     if module is None:
         return path.read_bytes()
@@ -83,18 +69,18 @@ def _content(name: str, path: Path) -> bytes:
 
 
 def _loaded_code(name: str) -> bytes:
-    """The code of the functions of a loaded module: it differs from the file if that was edited since the import."""
+    """Return a digest of the functions of a loaded module, whose file may have been edited since the import."""
     parts: list[bytes] = []
     for key, value in sorted(vars(sys.modules[name]).items()) if name in sys.modules else ():
         members = vars(value).items() if isinstance(value, type) else [("", value)]
         for member, function in members:
             if isinstance(function, FunctionType) and value.__module__ == name:
-                parts.append(f"{key}.{member}".encode() + code_bytes(function.__code__))
+                parts.append(f"{key}.{member}".encode() + code_digest(function.__code__))
     return digest(*parts)
 
 
 def _imported(name: str, content: bytes) -> Iterator[str]:
-    """Names that may be modules: those in the import statements, and the modules of what the namespace holds."""
+    """Yield names that may be modules: those in import statements, and the modules of what the namespace holds."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):  # a compiled extension, or a file that was edited into one that does not parse
@@ -118,7 +104,7 @@ def _imported(name: str, content: bytes) -> Iterator[str]:
 
 
 def _is_import_call(node: ast.Call) -> bool:
-    """import_module("name") or __import__("name")."""
+    """Return whether a call is import_module("name") or __import__("name")."""
     called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     is_import = called in ("import_module", "__import__") and bool(node.args)
     return is_import and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
@@ -138,7 +124,7 @@ def _with_parents(name: str) -> list[str]:
 
 
 def _file_of(name: str) -> Path | None:
-    """The file of a module that is the user's own; None for any other, and where there is none."""
+    """Return the file of a user module; None for other modules, or if it has no file."""
     origin = _origin(name)
     if origin is None:
         return None
@@ -161,7 +147,7 @@ def _is_package(name: str) -> bool:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """Of a module that is not loaded, found without executing its parents."""
+    """Return the spec of a module that is not loaded, without executing its parents."""
     top, *rest = _with_parents(name) or [""]
     try:
         spec = importlib.util.find_spec(top) if top else None
@@ -184,7 +170,7 @@ def _is_installed_file(origin: str) -> bool:
 
 @cache
 def _roots() -> tuple[Path, ...]:
-    """Where modules lie that are not the user's: the standard library, installed packages, and these two packages."""
+    """Return the folders of other modules: the standard library, installed packages, and these two packages."""
     paths = sysconfig.get_paths()
     found = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     found += [*getattr(site, "getsitepackages", list)(), site.getusersitepackages()]

@@ -1,4 +1,4 @@
-"""What code produced a record: a digest of the sources that numbers depend on, and the versions around them."""
+"""The code that produced a record: a digest of the sources that numbers depend on, and versions of packages."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from pathlib import Path
 import estimators
 from estimators.persistence.checksums import digest
 
-__all__ = ["code_digest", "environment"]
+__all__ = ["environment", "source_digest"]
 
 _PACKAGES = (
     *("bdl-bench", "torch", "numpy", "scipy", "scikit-learn", "scoringrules"),
     *("laplace-torch", "backpack-for-pytorch", "curvlinops-for-pytorch", "transformers", "peft"),
 )
-_ASIDE = (
+_EXCLUDED = (
     *("report", "verify", "stats", "cli"),
     *(f"runner/{name}" for name in ("executors", "locks.py", "schedule.py", "disk.py", "events.py", "eta.py")),
 )
-"""Parts of bdl_bench that read records, or say where and when work runs: a change there leaves records valid."""
+"""Parts of bdl_bench that read records, or decide where and when jobs run: a change there leaves records valid."""
 
 
 @cache
-def code_digest() -> str:
-    """Sixteen hexadecimal digits of the sources of both packages (but presentation) and of the versions of others."""
+def source_digest() -> str:
+    """Return a digest of the sources of both packages, without `_EXCLUDED`, and of the versions of other packages."""
     versions = " ".join(_version(name) for name in _PACKAGES[1:])
     sources = ("/".join(path.parts[-2:]).encode() + b"\0" + path.read_bytes() for path in _sources())
     return digest(versions, *sources).hex()[:16]
 
 
 def environment() -> dict[str, str]:
-    """Versions of Python, of the packages that matter, of the code and of the machine's architecture."""
+    """Return the versions of the code, of Python and of packages, and the system, by name."""
     versions = {name: _version(name) for name in _PACKAGES}
     return {
-        "code": code_digest(),
+        "code": source_digest(),
         "python": platform.python_version(),
         **versions,
         "system": f"{platform.system()} {platform.machine()}",
@@ -45,8 +45,8 @@ def environment() -> dict[str, str]:
 def _sources() -> list[Path]:
     library = sorted(Path(estimators.__file__).parent.rglob("*.py"))
     root = Path(__file__).parents[1]
-    aside = tuple(root / name for name in _ASIDE)
-    bench = sorted(p for p in root.rglob("*.py") if not any(p.is_relative_to(part) for part in aside))
+    excluded = tuple(root / name for name in _EXCLUDED)
+    bench = sorted(p for p in root.rglob("*.py") if not any(p.is_relative_to(part) for part in excluded))
     return [*library, *bench]
 
 

@@ -63,7 +63,7 @@ def _costs(task: str, cost: CostRow) -> Iterator[Row]:
         "predict_seconds": cost.predict_seconds,
         "passes": cost.passes,
         "peak_bytes": cost.peak_bytes,
-        "peak_rise_bytes": cost.increase_bytes,
+        "peak_increase_bytes": cost.increase_bytes,
     }
     for name, value in medians.items():
         if value is not None:

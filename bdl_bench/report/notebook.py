@@ -61,7 +61,7 @@ class Comparison:
             UnsupportedError: if pandas is not installed.
         """
         store = RecordStore(self.directory)
-        replaced = [r for r in self.records if r.status == "ok" and not store.arrays_are_whole(r)]
+        replaced = [r for r in self.records if r.status == "ok" and not store.arrays_are_complete(r)]
         if replaced:
             raise StateError(
                 "the arrays that were written with these records",

@@ -81,7 +81,7 @@ def cost_rows(results: TaskResults) -> list[CostRow]:
                     median(c.fit_seconds for c in costs),
                     median(c.predict_seconds for c in costs),
                     median(c.peak_bytes for c in costs),
-                    median(c.peak_rise_bytes for c in costs),
+                    median(c.peak_increase_bytes for c in costs),
                     all(c.peak_reset for c in costs),
                     _median_or_none(c.device_peak_bytes for c in costs),
                     _median_or_none(c.tuning_seconds for c in costs),

@@ -32,7 +32,7 @@ def _command_line(records: Sequence[Record], bundled: Sequence[str], references:
         words += ["--seeds", str(len(seeds))]
     else:
         words += ["--seed-list", ",".join(map(str, seeds))]
-    words += ["--tune", str(_tune(found))]
+    words += ["--tune-budget", str(_tune_budget(found))]
     words += [word for device in _devices(found) for word in ("--device", device)]
     return shlex.join(words)
 
@@ -40,7 +40,11 @@ def _command_line(records: Sequence[Record], bundled: Sequence[str], references:
 def _python(records: Sequence[Record], task: str) -> str:
     """Return the call that compares a problem which is defined in the code of the caller."""
     found = [record for record in records if record.task == task]
-    options = [f"seeds={_seeds(found)}", f"tune={_tune(found)}", *(f"device={d!r}" for d in _devices(found))]
+    options = [
+        f"seeds={_seeds(found)}",
+        f"tune_budget={_tune_budget(found)}",
+        *(f"device={d!r}" for d in _devices(found)),
+    ]
     name, comment = (task, "") if task.isidentifier() else ("problem", f"  # problem: {task!r}")
     return f"bdl_bench.compare({name}, {_methods(found)}, {', '.join(options)}){comment}"
 
@@ -54,8 +58,8 @@ def _seeds(records: Sequence[Record]) -> list[int]:
     return sorted({record.seed for record in records})
 
 
-def _tune(records: Sequence[Record]) -> int:
-    return max((int(r.configuration.get("tune", "0")) for r in records if r.status == "ok"), default=0)
+def _tune_budget(records: Sequence[Record]) -> int:
+    return max((int(r.configuration.get("tune_budget", "0")) for r in records if r.status == "ok"), default=0)
 
 
 def _devices(records: Sequence[Record]) -> list[str]:

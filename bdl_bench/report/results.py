@@ -193,7 +193,7 @@ def _with_same_rows(store: RecordStore, records: list[Record]) -> list[Record]:
 
 
 def _with_arrays(store: RecordStore, record: Record) -> Record:
-    if record.status != "ok" or store.arrays_are_whole(record):
+    if record.status != "ok" or store.arrays_are_complete(record):
         return record
     return _failed(record, f"its arrays are missing or damaged: {record.arrays}")
 

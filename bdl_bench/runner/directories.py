@@ -1,4 +1,4 @@
-"""The directory that a run writes into: whether it can, and a new one of its own."""
+"""The directory that a run writes into: checked, created, or named by the time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pathlib import Path
 
 from estimators.errors import OptionError
 
-__all__ = ["check_directory", "directory_for", "made", "new_directory"]
+__all__ = ["check_directory", "make_directory", "new_directory", "output_directory"]
 
 
 def check_directory(directory: Path) -> None:
-    """Raise OptionError for a directory that cannot be written: a file, below a file, or without permission.
+    """Check that a directory can be written, without creating it.
 
-    Nothing is created.
+    Raises:
+        OptionError: it is a file, lies below a file, or there is no permission.
     """
     found = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
     if not found.is_dir():
@@ -27,8 +28,8 @@ def check_directory(directory: Path) -> None:
         raise _unusable(directory, f"no permission to write in {found}")
 
 
-def made(directory: Path) -> Path:
-    """Create a directory if it is not there, and return it. Raises OptionError if that cannot be."""
+def make_directory(directory: Path) -> Path:
+    """Create a directory if it does not exist, and return it; raise OptionError if that is impossible."""
     check_directory(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -40,8 +41,8 @@ def made(directory: Path) -> Path:
 
 
 def new_directory(parent: Path = Path("bdl-results")) -> Path:
-    """Create and return a directory named by the time, with a number if another run has made that one."""
-    made(parent)
+    """Create and return a directory named by the time, with a number if that name exists."""
+    make_directory(parent)
     now = f"{datetime.now():%Y-%m-%d_%H%M%S}"
     for number in count(1):
         directory = parent / (now if number == 1 else f"{now}-{number}")
@@ -54,20 +55,18 @@ def new_directory(parent: Path = Path("bdl-results")) -> Path:
 
 
 @contextmanager
-def directory_for(out: Path | None) -> Iterator[Path]:
-    """Create the directory that was named, or a new one, for what the block writes.
-
-    If the block raises, what was created and is still empty is removed again.
+def output_directory(out: Path | None) -> Iterator[Path]:
+    """Create a directory for what the block writes. If the block raises, remove what was created and is empty.
 
     Args:
-        out: the directory; None: a new one, named by the time.
+        out: the directory; None creates a new one, named by the time.
 
     Raises:
         OptionError: the directory cannot be created or written.
     """
     named = Path("bdl-results") if out is None else out
     absent = [path for path in (named, *named.parents) if not path.exists()]
-    directory = new_directory(named) if out is None else made(named)
+    directory = new_directory(named) if out is None else make_directory(named)
     try:
         yield directory
     except BaseException:

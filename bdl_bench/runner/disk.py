@@ -1,4 +1,4 @@
-"""A full disk: said with the name of the directory, and nothing more is computed that could not be kept."""
+"""A full disk: an error that names the directory, and no further job whose result could not be written."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from estimators.persistence.atomic import write_bytes
 __all__ = ["Disk", "FullDiskError"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_PROBE = 2**16  # bytes; more than a record without arrays
+_TEST_BYTES = 2**16
+"""Bytes written to see whether there is room again: more than a record without arrays."""
 
 
 class FullDiskError(EstimatorError, OSError):
-    """There is no room for a result."""
+    """The disk has no room for a result."""
 
 
 class Disk:
-    """The one that a directory lies on."""
+    """The disk that a directory lies on.
+
+    Args:
+        directory: the directory that results are written into.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -31,7 +36,7 @@ class Disk:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Writes within; where the disk is full they raise FullDiskError."""
+        """Turn the OSError of a full disk, raised in the block, into a FullDiskError."""
         try:
             yield
         except OSError as error:
@@ -41,22 +46,20 @@ class Disk:
             raise self._error(error) from error
 
     def check(self) -> None:
-        """FullDiskError where the disk has been full and has still no room: then an item is better not begun."""
+        """Raise FullDiskError if the disk was full and still has no room, before a job starts."""
         if not self.was_full:
             return
-        probe = self.directory / f".room-{os.getpid()}"
+        test_file = self.directory / f".room-{os.getpid()}"
         with self.writing():
             try:
-                write_bytes(probe, bytes(_PROBE))
+                write_bytes(test_file, bytes(_TEST_BYTES))
             finally:
-                probe.unlink(missing_ok=True)
+                test_file.unlink(missing_ok=True)
 
     def _error(self, error: OSError) -> FullDiskError:
-        free = shutil.disk_usage(
-            next(p for p in (self.directory, *self.directory.absolute().parents) if p.exists())
-        ).free
+        existing = next(p for p in (self.directory, *self.directory.absolute().parents) if p.exists())
         return FullDiskError(
             f"room for results in {self.directory.resolve()}",
-            received=f"{error.strerror} (free: {free / 2**20:.1f} MiB)",
-            remedy="make room there and give the same command again; it goes on from what is done.",
+            received=f"{error.strerror} (free: {shutil.disk_usage(existing).free / 2**20:.1f} MiB)",
+            remedy="make room there and repeat the command; it continues from what is done.",
         )

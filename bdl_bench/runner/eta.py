@@ -1,4 +1,4 @@
-"""How far a grid is: what runs, what has ended, and how long the rest may take."""
+"""The state of a grid from its progress events: which jobs run, which have ended, and the estimated time left."""
 
 from __future__ import annotations
 
@@ -7,66 +7,66 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from statistics import fmean
 
-from bdl_bench.runner.events import ENDINGS, Event
+from bdl_bench.runner.events import ENDINGS, Event, JobId
 
-__all__ = ["Step", "TimeEstimate"]
-
-Step = tuple[str, int, str | None]
+__all__ = ["TimeEstimate"]
 
 
 class TimeEstimate:
-    """The state of a grid, from its events and a clock.
+    """Counts of jobs and the estimated time left (ETA).
 
-    A step is expected to take the mean of what the same method on the same task has taken, or of all that have run
-    where that is none. Time left = what remains of all steps, divided by how many have run at a time, and at least
-    what remains of the longest that runs.
+    A job is expected to take the mean time of the same method on the same task; if none of these has run, the mean
+    time of all jobs. Time left = the expected time of all remaining jobs, divided by the largest number that have run
+    at the same time, and at least the expected rest of the longest running job.
+
+    Args:
+        n_jobs: number of jobs in the grid.
+        clock: returns seconds.
     """
 
-    def __init__(self, n_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.n_steps, self.clock = n_steps, clock
-        self.begun = clock()
-        self.left: dict[Step, None] = {}
-        self.running: dict[Step, float] = {}
+    def __init__(self, n_jobs: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.n_jobs, self.clock = n_jobs, clock
+        self.start = clock()
+        self.remaining: dict[JobId, None] = {}
+        self.running: dict[JobId, float] = {}
         self.counts: Counter[str] = Counter()
-        self._took: defaultdict[tuple[str, str | None], list[float]] = defaultdict(list)
-        self._width = 1
+        self._seconds: defaultdict[tuple[str, str | None], list[float]] = defaultdict(list)
+        self._max_running = 1
 
-    def hear(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         """Take an event into account."""
         if event.status == "planned":
-            self.left[event.step] = None
+            self.remaining[event.job] = None
         elif event.status == "started":
-            self.running[event.step] = self.clock()
-            self._width = max(self._width, len(self.running))
+            self.running[event.job] = self.clock()
+            self._max_running = max(self._max_running, len(self.running))
         elif event.status in ENDINGS:
-            self._end(event)
+            self.counts[event.status] += 1
+            self.remaining.pop(event.job, None)
+            start = self.running.pop(event.job, None)
+            if start is not None:
+                self._seconds[event.task, event.method].append(self.clock() - start)
 
     @property
     def n_ended(self) -> int:
-        """How many steps have ended, in whatever way."""
+        """Return the number of jobs that have ended, with any status."""
         return sum(self.counts.values())
 
-    def elapsed(self, step: Step) -> float:
-        """Seconds that a step has run."""
-        return self.clock() - self.running[step]
+    def elapsed(self, job: JobId) -> float:
+        """Return the seconds that a running job has run."""
+        return self.clock() - self.running[job]
 
     def seconds_left(self) -> float | None:
-        """Seconds to the end; None as long as nothing has been measured."""
-        if not self._took:
+        """Return the estimated seconds to the end; None until a job has ended."""
+        if not self._seconds:
             return None
-        ahead = {step: self._expected(step) for step in self.left}
-        for step in self.running:
-            ahead[step] = max(0.0, self._expected(step) - self.elapsed(step))
-        longest = max((ahead[step] for step in self.running), default=0.0)
-        return max(longest, sum(ahead.values()) / self._width)
+        ahead = {job: self._expected(job) for job in self.remaining}
+        for job in self.running:
+            ahead[job] = max(0.0, self._expected(job) - self.elapsed(job))
+        longest = max((ahead[job] for job in self.running), default=0.0)
+        return max(longest, sum(ahead.values()) / self._max_running)
 
-    def _end(self, event: Event) -> None:
-        self.counts[event.status] += 1
-        self.left.pop(event.step, None)
-        since = self.running.pop(event.step, None)
-        if since is not None:
-            self._took[event.task, event.method].append(self.clock() - since)
-
-    def _expected(self, step: Step) -> float:
-        same = self._took.get((step[0], step[2]))
-        return fmean(same) if same else fmean(seconds for times in self._took.values() for seconds in times)
+    def _expected(self, job: JobId) -> float:
+        task, _, method = job
+        same = self._seconds.get((task, method))
+        return fmean(same) if same else fmean(seconds for times in self._seconds.values() for seconds in times)

@@ -1,4 +1,4 @@
-"""Stage two of the grid, one cell: fit a method on a prepared problem, predict its test rows, score and record."""
+"""Evaluation jobs: fit a method on a problem, predict its rows, compute the metrics and make a record."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from bdl_bench.records.versions import environment
 from bdl_bench.runner.executors.worker_errors import TimeLimitError
 from bdl_bench.runner.peak_memory import peak_memory
 from bdl_bench.runner.preflight import preflight
-from bdl_bench.runner.train_job import TrainedModel, load_problem, restore
-from bdl_bench.runner.tuning import tuned
+from bdl_bench.runner.train_job import TrainedModel, load_checkpoint, load_problem
+from bdl_bench.runner.tuning import tune_method
 from bdl_bench.tasks import resolve_task
 from estimators import UncertaintyEstimator
 from estimators.errors import (
@@ -44,12 +44,12 @@ from estimators.errors import (
 from estimators.runtime.rng import seeded
 from estimators.tuning import Tuned
 
-__all__ = ["CANNOT", "EvaluationJob", "Measured", "measure", "without_result"]
+__all__ = ["SKIP_ERRORS", "EvaluationJob", "EvaluationResult", "evaluate_job", "failure_record"]
 
-Measured: TypeAlias = tuple[Record, Arrays | None]
-"""A record and its arrays, written by who asked for them."""
+EvaluationResult: TypeAlias = tuple[Record, Arrays | None]
+"""A record and its arrays, written by the process of the grid."""
 
-CANNOT = (
+SKIP_ERRORS = (
     IndefiniteHessianError,
     MissingDataError,
     NoLastLayerError,
@@ -57,99 +57,116 @@ CANNOT = (
     TooLargeError,
     UnsupportedError,
 )
-"""What is raised where a method has no answer for a network, or none in time, or a task has no data here."""
+"""Errors that mean a method cannot run on a network, not in time, or not without missing data: the run is skipped."""
 
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """One method on one prepared (task, seed)."""
+    """One method on one trained (task, seed).
 
-    prepared: TrainedModel
+    Attributes:
+        model: the trained model.
+        method: name of the method.
+        directory: the directory of the grid.
+        device: where the method runs.
+        tune_budget: number of fits that the method may spend on its option.
+    """
+
+    model: TrainedModel
     method: str
     directory: Path
     device: str
-    tune: int = 0
+    tune_budget: int = 0
 
     @property
     def key(self) -> str:
-        """The content key of the record that this cell makes."""
-        return content_key(problem=self.prepared.key, method=self.method, code=self.code, tune=self.tune)
+        """Return the content key of the record that this job makes."""
+        return content_key(problem=self.model.key, method=self.method, code=self.code, tune_budget=self.tune_budget)
 
     @property
     def code(self) -> str:
-        """A digest of the method: its options by value, its code, and the user's modules that this imports.
+        """Return a digest of the method: its options by value, its code, and the user modules that this imports.
 
-        It is computed anew in each process, from what is loaded there.
+        Each process computes it from what is loaded there.
         """
         method = METHODS[self.method]
         return content_digest(method.build, method.tuned_option, method.retrains)
 
 
-def measure(cell: EvaluationJob) -> Measured:
-    """The record of a cell and its arrays; without them where it raised."""
+def evaluate_job(job: EvaluationJob) -> EvaluationResult:
+    """Return the record and the arrays of a job; if it raises, the record of the failure and None.
+
+    Args:
+        job: what to evaluate.
+    """
     try:
-        return _measured(cell)
+        return _evaluate(job)
     except Exception as error:
-        return without_result(cell, error), None
+        return failure_record(job, error), None
 
 
-def without_result(cell: EvaluationJob, error: BaseException) -> Record:
-    """The record of a cell that raised: skipped, with the reason, where it cannot run here, else failed."""
+def failure_record(job: EvaluationJob, error: BaseException) -> Record:
+    """Return the record of a job that raised: skipped for `SKIP_ERRORS`, else failed with the traceback.
+
+    Args:
+        job: the job.
+        error: what it raised.
+    """
     reason = f"{type(error).__name__}: {error}"
-    if isinstance(error, CANNOT):
-        limit = error.seconds if isinstance(error, TimeLimitError) else None
-        return _blank(cell, status="skipped", reason=reason, limit=limit)
-    return _blank(cell, status="failed", reason=reason, traceback="".join(traceback.format_exception(error)))
+    if isinstance(error, SKIP_ERRORS):
+        timeout = error.seconds if isinstance(error, TimeLimitError) else None
+        return _record(job, status="skipped", reason=reason, timeout=timeout)
+    return _record(job, status="failed", reason=reason, traceback="".join(traceback.format_exception(error)))
 
 
-def _measured(cell: EvaluationJob) -> Measured:
-    problem, method = _problem(cell), METHODS[cell.method]
+def _evaluate(job: EvaluationJob) -> EvaluationResult:
+    problem, method = _problem(job), METHODS[job.method]
     if method.retrains:
         check_recipe(method.name, problem)
     rewind(problem.sets().values())
-    before = preflight(problem)
+    findings = preflight(problem)
     rewind(problem.sets().values())
-    with seeded(cell.prepared.seed), _collected_warnings("warnings") as warned:
-        predictor, test, cost = _fitted(cell, method, problem)
-        arrays, estimator = test | predictor.beside_test(), predictor.estimator
-    with seeded(cell.prepared.seed), _collected_warnings("warnings of tuning") as warned_too:
-        tuning = tuned(estimator, method, problem, n=cell.tune)
-        again = {} if tuning is None else Predictor(problem, tuning.estimator, tuning.predict).everywhere()
+    with seeded(job.model.seed), _collected_warnings("warnings") as fit_warnings:
+        predictor, test, cost = _fit_and_predict(job, method, problem)
+        arrays, estimator = test | predictor.other_sets(), predictor.estimator
+    with seeded(job.model.seed), _collected_warnings("warnings of tuning") as tuning_warnings:
+        tuning = tune_method(estimator, method, problem, n=job.tune_budget)
+        tuned_arrays = {} if tuning is None else Predictor(problem, tuning.estimator, tuning.predict).all_sets()
     kind = problem.likelihood.kind
     check_arrays(arrays)
-    check_arrays(prefixed("tuned", again))
-    record = _blank(
-        cell,
+    check_arrays(prefixed("tuned", tuned_arrays))
+    record = _record(
+        job,
         status="ok",
         kind=kind,
         metrics=evaluate(kind, arrays),
-        tuned=evaluate(kind, again) if again else {},
+        tuned=evaluate(kind, tuned_arrays) if tuned_arrays else {},
         tuning=None if tuning is None else Tuning(**tuning.to_dict()),
         cost=_with_tuning(cost, estimator, tuning),
-        training=cell.prepared.training,
-        configuration=_configuration(cell, problem, estimator, n_test=len(test["targets"])),
-        fit_report=_fit_report(estimator) | warned | warned_too,
-        preflight=before,
+        training=job.model.training,
+        configuration=_configuration(job, problem, estimator, n_test=len(test["targets"])),
+        fit_report=_fit_report(estimator) | fit_warnings | tuning_warnings,
+        preflight=findings,
     )
-    return record, arrays | prefixed("tuned", again)
+    return record, arrays | prefixed("tuned", tuned_arrays)
 
 
-def _fitted(cell: EvaluationJob, method: Method, problem: Problem) -> tuple[Predictor, Arrays, Cost]:
-    """A method fitted, what it says of the test rows, and what both took."""
-    with peak_memory(cell.device) as memory:
-        unfitted = as_estimator(method.build(problem, cell.prepared.seed), problem)
+def _fit_and_predict(job: EvaluationJob, method: Method, problem: Problem) -> tuple[Predictor, Arrays, Cost]:
+    """Return the fitted method as a predictor, the arrays of the test rows, and the cost of both."""
+    with peak_memory(job.device) as memory:
+        unfitted = as_estimator(method.build(problem, job.model.seed), problem)
         start = time.perf_counter()
         estimator = unfitted.fit(problem.train)
-        fitted, passes = _now(cell.device), estimator.passes_
+        fitted, passes = _now(job.device), estimator.passes_
         predictor = Predictor(problem, estimator, estimator.predict)
         test = predictor.test()
-        predicted = _now(cell.device)
+        predicted = _now(job.device)
     known = estimator.counts_passes
     cost = Cost(
         fit_seconds=fitted - start,
         predict_seconds=predicted - fitted,
         peak_bytes=memory.peak_bytes,
-        peak_rise_bytes=memory.rise_bytes,
+        peak_increase_bytes=memory.increase_bytes,
         peak_reset=memory.reset,
         device_peak_bytes=memory.device_peak_bytes,
         passes=passes if known else None,
@@ -167,7 +184,7 @@ def _with_tuning(cost: Cost, estimator: UncertaintyEstimator, tuning: Tuned[Unce
 
 @contextmanager
 def _collected_warnings(name: str) -> Iterator[dict[str, str]]:
-    """What did not converge inside the block, as one entry of a record; other warnings go where they would."""
+    """Yield a mapping that has the block's convergence warnings as one text at its end; repeat other warnings."""
     found: dict[str, str] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NotConvergedWarning)
@@ -181,27 +198,29 @@ def _collected_warnings(name: str) -> Iterator[dict[str, str]]:
 
 
 _LAST: dict[tuple[str, Path, str], Problem] = {}
+"""The last problem of this process, since the jobs of one problem mostly follow each other."""
 
 
-def _problem(cell: EvaluationJob) -> Problem:
-    """The problem of the cell, its weights as stage one left them; the last one of this process is kept."""
-    key = (cell.prepared.key, cell.directory, cell.device)
+def _problem(job: EvaluationJob) -> Problem:
+    """Return the problem of a job with the weights of its training job."""
+    key = (job.model.key, job.directory, job.device)
     if key not in _LAST:
         _LAST.clear()
-        _LAST[key] = load_problem(cell.prepared, cell.directory, cell.device)
+        _LAST[key] = load_problem(job.model, job.directory, job.device)
     elif _LAST[key].trains_model:
-        restore(_LAST[key], cell.prepared, cell.directory)
+        load_checkpoint(_LAST[key], job.model, job.directory)
     return _LAST[key]
 
 
 def _now(device: str) -> float:
+    """Return the seconds of the clock once the device has finished its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def _configuration(
-    cell: EvaluationJob, problem: Problem, estimator: UncertaintyEstimator, *, n_test: int
+    job: EvaluationJob, problem: Problem, estimator: UncertaintyEstimator, *, n_test: int
 ) -> dict[str, str]:
     return {
         "likelihood": repr(problem.likelihood),
@@ -210,28 +229,28 @@ def _configuration(
         "train_rows": str(estimator.n_data_),
         "test_rows": str(n_test),
         "dtype": str(next(problem.model.parameters()).dtype).removeprefix("torch."),
-        "device": cell.device,
+        "device": job.device,
         "threads": str(torch.get_num_threads()),
-        "tune": str(cell.tune),
+        "tune_budget": str(job.tune_budget),
         "row_order": _row_orders(problem),
     }
 
 
 def _row_orders(problem: Problem) -> str:
-    """In which order the rows of each set came to the method, where that is not the loader's own."""
+    """Return the order in which a method gets the rows of each set, if it differs from that of the loader."""
     orders = [f"{name}: {order}" for name, order in problem.row_orders().items() if order != AS_GIVEN]
     return "; ".join(orders) or AS_GIVEN
 
 
 def _fit_report(estimator: UncertaintyEstimator) -> dict[str, str]:
-    """What the fit says of itself: its report, and every learned attribute that is a plain value."""
+    """Return the report of a fit and its learned attributes, as far as they are plain values."""
     report = getattr(estimator, "fit_report_", None) or {}
     if dataclasses.is_dataclass(report) and not isinstance(report, type):
         report = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
     values: dict[str, Any] = dict(report) if isinstance(report, Mapping) else {"report": report}
     learned = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name[0] != "_"}
     learned.pop("fit_report_", None)
-    learned |= getattr(estimator, "method_report_", {})  # of a plain class
+    learned |= getattr(estimator, "method_report_", {})  # of a custom class that is not an estimator
     items = [*learned.items(), *values.items()]
     return {name: _plain(value) for name, value in items if isinstance(value, (str, bool, int, float))}
 
@@ -240,17 +259,17 @@ def _plain(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _blank(cell: EvaluationJob, **fields: Any) -> Record:  # noqa: ANN401
+def _record(job: EvaluationJob, **fields: Any) -> Record:  # noqa: ANN401
     return Record(
-        key=cell.key,
-        task=cell.prepared.task,
-        task_summary=resolve_task(cell.prepared.task).summary,
-        method=cell.method,
-        method_summary=METHODS[cell.method].summary,
-        seed=cell.prepared.seed,
-        problem=cell.prepared.key,
-        task_code=cell.prepared.code,
-        method_code=cell.code,
+        key=job.key,
+        task=job.model.task,
+        task_summary=resolve_task(job.model.task).summary,
+        method=job.method,
+        method_summary=METHODS[job.method].summary,
+        seed=job.model.seed,
+        problem=job.model.key,
+        task_code=job.model.code,
+        method_code=job.code,
         environment=environment(),
         **fields,
     )

@@ -1,21 +1,30 @@
-"""What a grid tells of itself while it runs."""
+"""Progress events of a grid."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["ENDINGS", "Event", "Listener"]
+__all__ = ["ENDINGS", "Event", "JobId", "Listener"]
 
 ENDINGS = ("trained", "cached", "ok", "skipped", "failed")
+
+JobId = tuple[str, int, str | None]
+"""Task, seed and method of a job; a method of None is the training."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """A step of a grid, and what became of it; a method of None is the training.
+    """A change in the state of a job.
 
-    Statuses: planned (all of them, at first); waiting, for another run that is at it; started; then one of `ENDINGS`.
-    `seconds` are those of the training, or of fit and prediction.
+    Attributes:
+        task: name of the task.
+        seed: seed of the job.
+        method: name of the method; None for the training.
+        status: "planned" (for all jobs, at first); "waiting" for another run that has locked it; "started"; then one
+            of `ENDINGS`.
+        seconds: of the training, or of fit and prediction.
+        reason: why the job was skipped or failed.
     """
 
     task: str
@@ -26,8 +35,8 @@ class Event:
     reason: str | None = None
 
     @property
-    def step(self) -> tuple[str, int, str | None]:
-        """Which one it is."""
+    def job(self) -> JobId:
+        """Return task, seed and method of the job."""
         return self.task, self.seed, self.method
 
 

@@ -1,4 +1,4 @@
-"""The grid: train once per (task, seed), then task × method × seed, each cell a record; what is done stays done."""
+"""The grid task × method × seed: train each network once, evaluate every method on it, and keep what is done."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
 from bdl_bench.methods import methods_named
 from bdl_bench.records.predictions import Arrays
 from bdl_bench.records.record import Record, RecordStore, Training
-from bdl_bench.runner.directories import check_directory, made
+from bdl_bench.runner.directories import check_directory, make_directory
 from bdl_bench.runner.disk import Disk
-from bdl_bench.runner.evaluate_job import CANNOT, EvaluationJob, Measured, without_result
-from bdl_bench.runner.events import Event, Listener
+from bdl_bench.runner.evaluate_job import SKIP_ERRORS, EvaluationJob, EvaluationResult, failure_record
+from bdl_bench.runner.events import Event, JobId, Listener
 from bdl_bench.runner.executors import (
     ONE_WORKER,
     Executor,
@@ -27,10 +26,10 @@ from bdl_bench.runner.executors import (
     check_workers,
     executor_for,
 )
-from bdl_bench.runner.jobs import Item, work
+from bdl_bench.runner.jobs import Job, execute
 from bdl_bench.runner.locks import FileLocks
 from bdl_bench.runner.schedule import Schedule
-from bdl_bench.runner.train_job import Trained, TrainedModel, TrainingJob, known_training, map_path
+from bdl_bench.runner.train_job import TrainedModel, TrainingJob, TrainingResult, checkpoint_path, known_training
 from bdl_bench.tasks import resolve_task
 from estimators.errors import OptionError
 from estimators.persistence.atomic import discard_leftovers, write_bytes
@@ -40,7 +39,22 @@ __all__ = ["Event", "Grid", "GridRun"]
 
 @dataclass(frozen=True)
 class Grid:
-    """Tasks (names or "module:factory"), methods and seeds to run into `directory`."""
+    """What to run: tasks, methods and seeds, and where.
+
+    Args:
+        tasks: names of tasks, or "module:factory".
+        methods: names of methods.
+        seeds: seeds of the problems, of training and of the methods.
+        directory: where records and checkpoints are written.
+        device: "cpu", "cuda", "cuda:1", ...
+        workers: the executor, its jobs and threads, and the timeout.
+        tune_budget: number of fits that each method may spend on its option; 0 tunes nothing, 1 calibrates the one fit.
+
+    Example:
+        >>> from pathlib import Path
+        >>> Grid(["diabetes"], ["map", "laplace"], [0, 1], Path("results")).n_jobs
+        6
+    """
 
     tasks: Sequence[str]
     methods: Sequence[str]
@@ -48,11 +62,14 @@ class Grid:
     directory: Path
     device: str = "cpu"
     workers: Workers = ONE_WORKER
-    tune: int = 0
-    """Fits that each method may spend on its option; 0 tunes nothing, 1 the calibration of the given fit alone."""
+    tune_budget: int = 0
 
     def check(self) -> None:
-        """OptionError for an unknown task, method or device, a directory or workers that cannot be, nothing to run."""
+        """Check all options.
+
+        Raises:
+            OptionError: an unknown task, method or device, an impossible directory, workers or budget, or no job.
+        """
         for name in ("tasks", "methods"):
             value = getattr(self, name)
             if isinstance(value, str):
@@ -62,41 +79,54 @@ class Grid:
         methods_named(self.methods)
         if not (self.tasks and self.methods and self.seeds):
             raise OptionError("a task, a method and a seed at least", received="none", remedy="name some.")
-        if self.tune < 0:
-            raise OptionError("tune >= 0", received=str(self.tune), remedy="0 for no tuning, 5 for five fits a method.")
+        if self.tune_budget < 0:
+            raise OptionError(
+                "tune_budget >= 0",
+                received=str(self.tune_budget),
+                remedy="0 for no tuning, 5 for five fits per method.",
+            )
         check_workers(self.workers)
         check_directory(self.directory)
         _check_device(self.device, elsewhere=self.workers.name == "ray")
 
     @property
-    def steps(self) -> list[tuple[str, int, str | None]]:
-        """Every training and every cell once: task, seed, method; a method of None is the training."""
-        places = [(task, seed) for task in dict.fromkeys(self.tasks) for seed in dict.fromkeys(self.seeds)]
-        cells = [(*place, method) for place in places for method in dict.fromkeys(self.methods)]
-        return [*((*place, None) for place in places), *cells]
+    def jobs(self) -> list[JobId]:
+        """Return task, seed and method of every training (method None) and every evaluation, each once."""
+        trainings = [(task, seed) for task in dict.fromkeys(self.tasks) for seed in dict.fromkeys(self.seeds)]
+        evaluations = [(*training, method) for training in trainings for method in dict.fromkeys(self.methods)]
+        return [*((*training, None) for training in trainings), *evaluations]
 
     @property
-    def n_steps(self) -> int:
-        """How many trainings and cells there are."""
-        return len(self.steps)
+    def n_jobs(self) -> int:
+        """Return the number of trainings and evaluations."""
+        return len(self.jobs)
 
     def run(self, listener: Listener) -> list[Record]:
-        """Run what is not yet done; the records of every cell, in the order tasks, methods, seeds.
+        """Run all jobs that are not done.
 
-        Several runs into one directory, of this machine or others, share the work. Leaving by an exception (Ctrl-C)
-        keeps what is done and ends what is under way. Errors: OptionError as of `check`; FullDiskError.
+        Several runs into one directory, of this machine or others, share the work. An exception, also
+        KeyboardInterrupt, keeps what is done and ends the running jobs.
+
+        Args:
+            listener: called with each progress event.
+
+        Returns:
+            The record of every evaluation, in the order tasks, methods, seeds.
+
+        Raises:
+            OptionError: as `check`.
+            FullDiskError: the disk has no room for the directory.
         """
         self.check()
-        for step in self.steps:
-            listener(Event(*step, "planned"))
+        for job in self.jobs:
+            listener(Event(*job, "planned"))
         with ExitStack() as stack:
             with Disk(self.directory).writing():
-                made(self.directory)
-                claims = stack.enter_context(FileLocks(self.directory))
+                make_directory(self.directory)
+                locks = stack.enter_context(FileLocks(self.directory))
             executor = stack.enter_context(executor_for(self.workers, device=self.device))
-            records = GridRun(self, listener, executor, claims).run()
-        order = [(t, s, m) for t in self.tasks for m in self.methods for s in self.seeds]
-        return [records[place] for place in order]
+            records = GridRun(self, listener, executor, locks).run()
+        return [records[t, s, m] for t in self.tasks for m in self.methods for s in self.seeds]
 
 
 def _check_device(name: str, *, elsewhere: bool) -> None:
@@ -113,185 +143,188 @@ def _check_device(name: str, *, elsewhere: bool) -> None:
         ) from error
 
 
-Step: TypeAlias = tuple[str, int, str | None]
-
-
 class GridRun:
-    """One run of a grid. A cell can start when its network is trained; only this process writes into the directory."""
+    """One run of a grid. Evaluations of a network start once it is trained; only this process writes files.
 
-    def __init__(self, grid: Grid, listener: Listener, executor: Executor, claims: FileLocks) -> None:
-        self.grid, self.listener, self.executor, self.claims = grid, listener, executor, claims
+    Args:
+        grid: what to run.
+        listener: called with each progress event.
+        executor: runs the jobs; entered already.
+        locks: the locks of this run on the directory; entered already.
+    """
+
+    def __init__(self, grid: Grid, listener: Listener, executor: Executor, locks: FileLocks) -> None:
+        self.grid, self.listener, self.executor, self.locks = grid, listener, executor, locks
         self.store, self.disk = RecordStore(grid.directory), Disk(grid.directory)
-        self.records: dict[Step, Record] = {}
+        self.records: dict[JobId, Record] = {}
         self.exclusive: dict[Path, bool] = {}
-        self.too_slow: dict[tuple[str, str], int] = {}
-        self.before = {path: _mark(path) for path in self._record_paths()}
-        self.schedule: Schedule[Item] = Schedule(
-            claims, self._target, to_run=self._to_run, refused=self._ended, waiting=lambda i: self._tell(i, "waiting")
+        self.timed_out: dict[tuple[str, str], int] = {}
+        """The first seed that reached the timeout, by task and method."""
+        self.versions_before = {path: _version(path) for path in self._record_paths()}
+        self.schedule: Schedule[Job] = Schedule(
+            locks,
+            self._target,
+            prepare=self._prepare,
+            failed=self._finish,
+            waiting=lambda job: self._report(job, "waiting"),
         )
 
-    def run(self) -> dict[Step, Record]:
-        """The records of all cells: found, made, or made by another run meanwhile."""
-        for task, seed, method in self.grid.steps:
+    def run(self) -> dict[JobId, Record]:
+        """Return the records of all evaluations: found, made, or made by another run meanwhile."""
+        for task, seed, method in self.grid.jobs:
             if method is None:
                 self.schedule.add(TrainingJob(task, seed, self.grid.device))
-        running: Generator[tuple[Item, Outcome[Trained | Measured]], None, None]
-        running = self.executor.run(work, self.schedule, started=self._started, limit=self._limit)
+        running: Generator[tuple[Job, Outcome[TrainingResult | EvaluationResult]], None, None]
+        running = self.executor.run(execute, self.schedule, started=self._started, timeout=self._timeout)
         with closing(running) as outcomes:
-            for item, outcome in outcomes:
-                self._ended(item, outcome)
-                self.schedule.close(item)
+            for job, outcome in outcomes:
+                self._finish(job, outcome)
+                self.schedule.close(job)
         return self.records
 
     def _record_paths(self) -> Iterator[Path]:
-        return (self.store.path(task, method, seed) for task, seed, method in self.grid.steps if method is not None)
+        return (self.store.path(task, method, seed) for task, seed, method in self.grid.jobs if method is not None)
 
-    def _target(self, item: Item) -> Path:
-        if isinstance(item, TrainingJob):
-            return map_path(self.grid.directory, item.task, item.seed)
-        return self.store.path(item.prepared.task, item.method, item.prepared.seed)
+    def _target(self, job: Job) -> Path:
+        if isinstance(job, TrainingJob):
+            return checkpoint_path(self.grid.directory, job.task, job.seed)
+        return self.store.path(job.model.task, job.method, job.model.seed)
 
-    def _to_run(self, item: Item) -> Item | None:
-        """Under its lock: what another run has done meanwhile is taken over, what a killed one left is removed."""
-        path = self._target(item)
-        if isinstance(item, EvaluationJob) and (record := self._found(item)) is not None:
-            self._done(item, record, "cached" if record.status == "ok" else None)
+    def _prepare(self, job: Job) -> Job | None:
+        """Return a locked job as it is to be run, or None if it is done; remove partial files of a killed run."""
+        path = self._target(job)
+        if isinstance(job, EvaluationJob) and (record := self._found(job)) is not None:
+            self._record(job, record, "cached" if record.status == "ok" else None)
             return None
         self.disk.check()
-        if isinstance(item, EvaluationJob) and (error := self._foreseen(item)) is not None:
-            self._done(item, self._written(item, without_result(item, error)))
+        if isinstance(job, EvaluationJob) and (error := self._expected_timeout(job)) is not None:
+            self._record(job, self._written(job, failure_record(job, error)))
             return None
         for written in (path, path.with_suffix(".npz")):
             discard_leftovers(written)
-        return replace(item, known=known_training(path)) if isinstance(item, TrainingJob) else item
+        return replace(job, known=known_training(path)) if isinstance(job, TrainingJob) else job
 
-    def _found(self, cell: EvaluationJob) -> Record | None:
-        """The valid record of a cell.
+    def _found(self, job: EvaluationJob) -> Record | None:
+        """Return the valid record of a job, if there is one.
 
-        One of a skip or a failure counts where another run made it during this one, or where the cell has no more time
-        now than was too little before.
+        A record of a skip or failure is valid if another run made it during this one, or if the job reached its
+        timeout before and has no more time now.
         """
-        place, path = cell.prepared, self._target(cell)
-        record = self.store.valid(place.task, cell.method, place.seed, key=cell.key)
+        model, path = job.model, self._target(job)
+        record = self.store.valid(model.task, job.method, model.seed, key=job.key)
         if record is not None:
             return record
-        record = self.store.read(place.task, cell.method, place.seed)
-        if record is None or record.key != cell.key or record.status == "ok":
+        record = self.store.read(model.task, job.method, model.seed)
+        if record is None or record.key != job.key or record.status == "ok":
             return None
-        is_new = _mark(path) != self.before.get(path)
-        return record if is_new or self._is_out_of_time(record) else None
+        is_new = _version(path) != self.versions_before.get(path)
+        return record if is_new or self._would_time_out(record) else None
 
-    def _is_out_of_time(self, record: Record) -> bool:
-        limit = self.grid.workers.limit
-        return limit is not None and record.limit is not None and limit <= record.limit
+    def _would_time_out(self, record: Record) -> bool:
+        timeout = self.grid.workers.timeout
+        return timeout is not None and record.timeout is not None and timeout <= record.timeout
 
-    def _limit(self, item: Item) -> float | None:
-        return self.grid.workers.limit if isinstance(item, EvaluationJob) else None
+    def _timeout(self, job: Job) -> float | None:
+        return self.grid.workers.timeout if isinstance(job, EvaluationJob) else None
 
-    def _foreseen(self, cell: EvaluationJob) -> TimeLimitError | None:
-        """Where another seed was out of time, it is not spent again; the seeds of a method are of one size."""
-        seed, limit = self.too_slow.get((cell.prepared.task, cell.method)), self.grid.workers.limit
-        return None if seed is None or limit is None else TimeLimitError(limit, f"seed {seed}")
+    def _expected_timeout(self, job: EvaluationJob) -> TimeLimitError | None:
+        """Return an error if another seed reached the timeout, since all seeds of a method have the same size."""
+        seed, timeout = self.timed_out.get((job.model.task, job.method)), self.grid.workers.timeout
+        return None if seed is None or timeout is None else TimeLimitError(timeout, f"seed {seed}")
 
-    def _started(self, item: Item) -> None:
-        self.exclusive[self._target(item)] = self._is_exclusive()
-        self._tell(item, "started")
+    def _started(self, job: Job) -> None:
+        self.exclusive[self._target(job)] = self._is_exclusive()
+        self._report(job, "started")
 
     def _is_exclusive(self) -> bool:
-        return self.grid.workers.exclusive and not self.claims.others()
+        return self.grid.workers.exclusive and not self.locks.has_other_runs()
 
-    def _ended(self, item: Item, outcome: Outcome[Trained | Measured]) -> None:
-        if isinstance(item, TrainingJob):
-            self._trained(item, outcome)
+    def _finish(self, job: Job, outcome: Outcome[TrainingResult | EvaluationResult]) -> None:
+        if isinstance(job, TrainingJob):
+            self._finish_training(job, outcome)
         elif isinstance(outcome, tuple):
-            exclusive = self.exclusive[self._target(item)] and self._is_exclusive()
-            self._done(item, self._written(item, _with_exclusive(outcome[0], exclusive=exclusive), outcome[1]))
+            exclusive = self.exclusive[self._target(job)] and self._is_exclusive()
+            self._record(job, self._written(job, _with_exclusive(outcome[0], exclusive=exclusive), outcome[1]))
         else:
             assert isinstance(outcome, Exception)
-            self._done(item, self._written(item, without_result(item, outcome)))
+            self._record(job, self._written(job, failure_record(job, outcome)))
 
-    def _trained(self, place: TrainingJob, outcome: Outcome[Trained | Measured]) -> None:
+    def _finish_training(self, job: TrainingJob, outcome: Outcome[TrainingResult | EvaluationResult]) -> None:
         try:
-            prepared = self._kept(place, outcome)
+            model = self._with_checkpoint(job, outcome)
         except Exception as error:
-            self._tell(place, "skipped" if isinstance(error, CANNOT) else "failed", reason=_reason(error))
-            self._fail_cells(place, error)
+            status = "skipped" if isinstance(error, SKIP_ERRORS) else "failed"
+            self._report(job, status, reason=f"{type(error).__name__}: {error}")
+            self._fail_evaluations(job, error)
             return
-        self._tell(place, "cached" if prepared.cached else "trained", seconds=prepared.training.seconds)
-        for cell in self._cells(prepared):
-            record = self._found(cell)
+        self._report(job, "cached" if model.cached else "trained", seconds=model.training.seconds)
+        for evaluation in self._evaluations(model):
+            record = self._found(evaluation)
             if record is None:
-                self.schedule.add(cell)
+                self.schedule.add(evaluation)
             else:
-                self._done(cell, record, "cached" if record.status == "ok" else None)
+                self._record(evaluation, record, "cached" if record.status == "ok" else None)
 
-    def _kept(self, place: TrainingJob, outcome: Outcome[Trained | Measured]) -> TrainedModel:
-        """Stage one with its weights written, and where to read them."""
+    def _with_checkpoint(self, job: TrainingJob, outcome: Outcome[TrainingResult | EvaluationResult]) -> TrainedModel:
+        """Write the weights of a training, and return the model with where to read them."""
         if isinstance(outcome, Exception):
             raise outcome
-        assert isinstance(outcome, Trained)
-        path = self._target(place)
+        assert isinstance(outcome, TrainingResult)
+        path = self._target(job)
         if outcome.content is not None:
             with self.disk.writing():
                 write_bytes(path, outcome.content)
-        has_weights = outcome.prepared.training.recipe is not None
-        return replace(outcome.prepared, weights=self.executor.share(path) if has_weights else None)
+        has_weights = outcome.model.training.recipe is not None
+        return replace(outcome.model, weights=self.executor.share(path) if has_weights else None)
 
-    def _cells(self, prepared: TrainedModel) -> list[EvaluationJob]:
-        methods = dict.fromkeys(self.grid.methods)
-        return [
-            EvaluationJob(prepared, method, self.grid.directory, self.grid.device, self.grid.tune) for method in methods
-        ]
+    def _evaluations(self, model: TrainedModel) -> list[EvaluationJob]:
+        grid = self.grid
+        methods = dict.fromkeys(grid.methods)
+        return [EvaluationJob(model, method, grid.directory, grid.device, grid.tune_budget) for method in methods]
 
-    def _fail_cells(self, place: TrainingJob, error: Exception) -> None:
-        """Without a network there is nothing to run. What is finished stays; a cell of another run is left to it."""
-        unknown = TrainedModel(
-            place.task, place.seed, key="", training=Training(seconds=None, recipe=None), cached=False
-        )
-        for cell in self._cells(unknown):
-            record = without_result(cell, error)
-            kept = self.store.finished(place.task, cell.method, place.seed) is not None
-            if not kept and self.claims.take(self._target(cell)):
-                record = self._written(cell, record)
-                self.claims.release(self._target(cell))
-            self._done(cell, record)
+    def _fail_evaluations(self, job: TrainingJob, error: Exception) -> None:
+        """Record the failed training for each method. Finished records, and those of another run, stay."""
+        unknown = TrainedModel(job.task, job.seed, key="", training=Training(seconds=None, recipe=None), cached=False)
+        for evaluation in self._evaluations(unknown):
+            record = failure_record(evaluation, error)
+            kept = self.store.finished(job.task, evaluation.method, job.seed) is not None
+            if not kept and self.locks.acquire(self._target(evaluation)):
+                record = self._written(evaluation, record)
+                self.locks.release(self._target(evaluation))
+            self._record(evaluation, record)
 
-    def _written(self, cell: EvaluationJob, record: Record, arrays: Arrays | None = None) -> Record:
-        """The record on disk; where that cannot be, one of the failure, on disk if it is small enough to be."""
+    def _written(self, job: EvaluationJob, record: Record, arrays: Arrays | None = None) -> Record:
+        """Write a record; if the disk has no room, write the smaller one of that failure, or only return it."""
         try:
             with self.disk.writing():
                 return self.store.write(record, arrays)
         except OSError as error:
-            record = without_result(cell, error)
+            record = failure_record(job, error)
             with suppress(OSError):
                 record = self.store.write(record)
             return record
 
-    def _done(self, item: EvaluationJob, record: Record, status: str | None = None) -> None:
+    def _record(self, job: EvaluationJob, record: Record, status: str | None = None) -> None:
         self.records[record.task, record.seed, record.method] = record
-        if record.limit is not None:
-            self.too_slow.setdefault((record.task, record.method), record.seed)
+        if record.timeout is not None:
+            self.timed_out.setdefault((record.task, record.method), record.seed)
         seconds = record.cost.fit_seconds + record.cost.predict_seconds if record.cost else None
-        self._tell(item, status or record.status, seconds=seconds, reason=record.reason)
+        self._report(job, status or record.status, seconds=seconds, reason=record.reason)
 
-    def _tell(self, item: Item, status: str, *, seconds: float | None = None, reason: str | None = None) -> None:
-        place, method = (item, None) if isinstance(item, TrainingJob) else (item.prepared, item.method)
-        self.listener(Event(place.task, place.seed, method, status, seconds, reason))
+    def _report(self, job: Job, status: str, *, seconds: float | None = None, reason: str | None = None) -> None:
+        training, method = (job, None) if isinstance(job, TrainingJob) else (job.model, job.method)
+        self.listener(Event(training.task, training.seed, method, status, seconds, reason))
 
 
 def _with_exclusive(record: Record, *, exclusive: bool) -> Record:
-    """The record with whether its cost was taken while nothing else of a grid ran."""
+    """Return the record with whether its cost was measured while no other job of a grid ran."""
     if record.cost is None:
         return record
     return record.model_copy(update={"cost": record.cost.model_copy(update={"exclusive": exclusive})})
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _mark(path: Path) -> tuple[int, int] | None:
-    """What tells one version of a file from the next: files are replaced, never changed."""
+def _version(path: Path) -> tuple[int, int] | None:
+    """Return inode and time of a file, which differ between its versions: files are replaced, never changed."""
     try:
         found = os.stat(path)
     except OSError:

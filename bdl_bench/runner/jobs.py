@@ -1,19 +1,19 @@
-"""One step of a grid, wherever an executor has put it: a value, which the process of the grid writes."""
+"""The jobs of a grid. Executing one returns a value; only the process of the grid writes files."""
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
-from bdl_bench.runner.evaluate_job import EvaluationJob, Measured, measure
-from bdl_bench.runner.train_job import Trained, TrainingJob, prepare
+from bdl_bench.runner.evaluate_job import EvaluationJob, EvaluationResult, evaluate_job
+from bdl_bench.runner.train_job import TrainingJob, TrainingResult, train_network
 
-__all__ = ["Item", "work"]
+__all__ = ["Job", "execute"]
 
-Item: TypeAlias = TrainingJob | EvaluationJob
+Job: TypeAlias = TrainingJob | EvaluationJob
 
 
-def work(item: Item) -> Trained | Measured:
-    """Train a network, or measure a method on it."""
-    import bdl_bench.runner.warm_up  # noqa: F401  where work is done, and only there
+def execute(job: Job) -> TrainingResult | EvaluationResult:
+    """Train a network, or evaluate a method on it."""
+    import bdl_bench.runner.warm_up  # noqa: F401  only in processes that execute jobs
 
-    return prepare(item) if isinstance(item, TrainingJob) else measure(item)
+    return train_network(job) if isinstance(job, TrainingJob) else evaluate_job(job)

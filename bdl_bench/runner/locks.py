@@ -1,4 +1,4 @@
-"""Who is at what: locks by which several runs into one directory share the work and do nothing twice."""
+"""File locks by which several runs into one directory share the work and do nothing twice."""
 
 from __future__ import annotations
 
@@ -13,47 +13,49 @@ __all__ = ["FileLocks"]
 
 
 class FileLocks:
-    """The files of a directory that this run is about to write; nobody else may, until they are released.
+    """Locks on the files of a directory that this run is about to write. A context manager; leaving releases them.
 
-    A claim is a lock of the operating system on a file under `locks/`, and so ends with its process, however that
-    ends. The lock files stay; an empty one means nothing. Each run also holds a lock of its own, by which runs see
-    each other.
+    A lock is one of the operating system on a file under `locks/`, so it ends with its process, however that ends. The
+    lock files stay; an empty one means nothing. Each run also holds a lock of its own, by which runs see each other.
+
+    Args:
+        directory: the directory that the runs write into.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.root = directory, directory / "locks"
-        self._mark = self.root / "runs" / f"{uuid.uuid4().hex}.lock"
+        self._own_run = self.root / "runs" / f"{uuid.uuid4().hex}.lock"
         self._locks: dict[Path, FileLock] = {}
 
     def __enter__(self) -> Self:
-        self._lock(self._mark).acquire(timeout=-1)
+        self._lock(self._own_run).acquire(timeout=-1)
         return self
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
-            self._mark.unlink()
+            self._own_run.unlink()
         for lock in self._locks.values():
             lock.release()
 
-    def take(self, path: Path) -> bool:
-        """Claim a file of the directory; False where it is claimed. Errors: OSError, on a full disk for one."""
+    def acquire(self, path: Path) -> bool:
+        """Lock a file of the directory; return False if it is locked. Raises OSError, for instance on a full disk."""
         lock = self._lock(self._name(path))
         return not lock.is_locked and _is_acquired(lock)
 
     def release(self, path: Path) -> None:
-        """Let others have it; nothing happens where it is not held."""
+        """Release the lock of a file; does nothing if it is not held."""
         self._lock(self._name(path)).release()
 
-    def others(self) -> bool:
-        """Whether another run into this directory is alive; the marks of dead ones are removed."""
-        marks = [mark for mark in self._mark.parent.glob("*.lock") if mark != self._mark]
-        return any([self._is_alive(mark) for mark in marks])
+    def has_other_runs(self) -> bool:
+        """Return whether another run into this directory is alive; removes the files of runs that have ended."""
+        others = [path for path in self._own_run.parent.glob("*.lock") if path != self._own_run]
+        return any([self._is_alive(path) for path in others])
 
-    def _is_alive(self, mark: Path) -> bool:
-        lock = self._lock(mark)
+    def _is_alive(self, run: Path) -> bool:
+        lock = self._lock(run)
         if not _is_acquired(lock):
             return True
-        mark.unlink(missing_ok=True)
+        run.unlink(missing_ok=True)
         lock.release()
         return False
 
@@ -62,7 +64,7 @@ class FileLocks:
         return self.root / name.with_name(f"{name.name}.lock")
 
     def _lock(self, name: Path) -> FileLock:
-        """One object a file, kept to the end: an interruption that comes while one is deleted would be lost."""
+        """Return the lock object of a file, kept to the end: a KeyboardInterrupt during its deletion would be lost."""
         if name not in self._locks:
             name.parent.mkdir(parents=True, exist_ok=True)
             self._locks[name] = FileLock(name, timeout=0, thread_local=False)

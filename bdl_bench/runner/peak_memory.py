@@ -1,4 +1,4 @@
-"""Peak memory of a block of code in this process: reset at its start where the system can, and said where it cannot."""
+"""Peak memory of a block of code in this process, and whether the system could reset the peak at its start."""
 
 from __future__ import annotations
 
@@ -15,17 +15,24 @@ __all__ = ["PeakMemory", "peak_memory"]
 
 @dataclass
 class PeakMemory:
-    """Filled when the block ends: peak resident bytes, their rise above the start, and the accelerator's peak."""
+    """Peak memory in bytes, set when the block ends.
+
+    Attributes:
+        peak_bytes: peak resident memory.
+        increase_bytes: increase in resident memory, from the start of the block to the peak.
+        reset: whether the peak was reset at the start; if not, `peak_bytes` is the largest of the process so far.
+        device_peak_bytes: peak memory of the accelerator; None on the CPU.
+    """
 
     peak_bytes: int = 0
-    rise_bytes: int = 0
+    increase_bytes: int = 0
     reset: bool = False
     device_peak_bytes: int | None = None
 
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[PeakMemory]:
-    """Measure the block. Where the peak cannot be reset it is the largest of the process so far (`reset` is False)."""
+    """Measure the peak memory of the block on this machine and on the device."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -35,5 +42,5 @@ def peak_memory(device: str) -> Iterator[PeakMemory]:
         yield found
     finally:
         found.peak_bytes = resident_bytes(peak=True) if found.reset else largest_resident_bytes()
-        found.rise_bytes = max(0, found.peak_bytes - before)
+        found.increase_bytes = max(0, found.peak_bytes - before)
         found.device_peak_bytes = int(torch.cuda.max_memory_allocated(device)) if on_gpu else None

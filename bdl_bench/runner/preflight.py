@@ -1,4 +1,4 @@
-"""The pre-flight check: a problem looked at before any method is run on it."""
+"""Pre-flight diagnostics of a problem, before any method runs on it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from weakref import WeakKeyDictionary
 import torch
 
 from bdl_bench.problem.problem import Problem
-from bdl_bench.runner.train_job import TrainingJob, known_training, load_problem, map_path, prepare
+from bdl_bench.runner.train_job import TrainingJob, checkpoint_path, known_training, load_problem, train_network
 from estimators.diagnostics import CHECKS, Diagnosis, diagnose
 from estimators.persistence.atomic import write_bytes
 
 __all__ = ["check_problem", "check_task", "preflight"]
 
-_CHEAP = ("forward", "overlap", "gradient")
+_FAST = ("forward", "overlap", "gradient")
+"""Checks that need a few passes over the data."""
 _DONE: WeakKeyDictionary[Problem, dict[str, str]] = WeakKeyDictionary()
 
 
@@ -25,7 +26,16 @@ def check_problem(
     weight_decay: float | torch.optim.Optimizer | None = None,
     checks: Collection[str] = tuple(CHECKS),
 ) -> Diagnosis:
-    """The diagnosis of a problem whose network is trained, with its held-out rows."""
+    """Diagnose a problem whose network is trained, with its held-out rows.
+
+    Args:
+        problem: the problem.
+        weight_decay: the weight decay of its training, or the optimizer, to compare with the prior precision.
+        checks: names of the checks to run.
+
+    Returns:
+        Findings, and the costs of methods.
+    """
     return diagnose(
         problem.model,
         problem.likelihood,
@@ -39,20 +49,27 @@ def check_problem(
 
 
 def check_task(task: str, seed: int, directory: Path, device: str = "cpu") -> Diagnosis:
-    """The diagnosis of a task (a name, or "module:factory"): its network is trained first, or taken from `directory`.
+    """Diagnose a task after training its network.
 
-    Errors: those of the task and of its training.
+    Args:
+        task: name of the task, or "module:factory".
+        seed: seed of its problem.
+        directory: where the checkpoint is written, or read if it exists.
+        device: where the network is trained and checked.
+
+    Returns:
+        Findings, and the costs of methods.
     """
-    path = map_path(directory, task, seed)
-    trained = prepare(TrainingJob(task, seed, device, known_training(path)))
-    if trained.content is not None:
-        write_bytes(path, trained.content)
-    return check_problem(load_problem(trained.prepared, directory, device))
+    path = checkpoint_path(directory, task, seed)
+    result = train_network(TrainingJob(task, seed, device, known_training(path)))
+    if result.content is not None:
+        write_bytes(path, result.content)
+    return check_problem(load_problem(result.model, directory, device))
 
 
 def preflight(problem: Problem) -> dict[str, str]:
-    """What takes a few passes over the data: {"gradient": "note: |∇L| = ...", ...}; once for each problem."""
+    """Return the findings of the fast checks, such as {"gradient": "note: |∇L| = ..."}; computed once per problem."""
     if problem not in _DONE:
-        diagnosis = check_problem(problem, checks=_CHEAP)
+        diagnosis = check_problem(problem, checks=_FAST)
         _DONE[problem] = {finding.name: f"{finding.level}: {finding.measured}" for finding in diagnosis.findings}
     return _DONE[problem]

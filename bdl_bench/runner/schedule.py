@@ -1,4 +1,4 @@
-"""What can start next: the first item that no other run is at and nobody has done meanwhile."""
+"""Which job can start next: the first that no other run has locked and that is not done."""
 
 from __future__ import annotations
 
@@ -10,73 +10,74 @@ from bdl_bench.runner.locks import FileLocks
 
 __all__ = ["Schedule"]
 
-Item = TypeVar("Item")
+Job = TypeVar("Job")
 
 
-class Schedule(Iterator[Item | None], Generic[Item]):
-    """Items in order, each claimed by the file that it will write; None where all that remain wait for something.
+class Schedule(Iterator[Job | None], Generic[Job]):
+    """An iterator over jobs, each locked by the file that it will write.
+
+    It yields None if all remaining jobs are locked or depend on one that is running. A job stays locked until `close`.
+    Jobs may be added until the last one is closed.
 
     Args:
-        claims: the locks.
-        target: the file that an item writes.
-        to_run: asked about an item when it is claimed: the item as it is to be run, or None where it is settled.
-        refused: told of an item that could not be claimed, and why.
-        waiting: told, once, of an item that another run is at.
-
-    An item stays claimed from when it was handed out to its `close`. Items may be added as long as one is not closed.
+        locks: the file locks.
+        target: returns the file that a job writes.
+        prepare: called with a job that has just been locked; returns the job to run, or None if it is done already.
+        failed: called with a job that could not be locked or prepared, and the OSError.
+        waiting: called once with a job that another run has locked.
     """
 
     def __init__(
         self,
-        claims: FileLocks,
-        target: Callable[[Item], Path],
+        locks: FileLocks,
+        target: Callable[[Job], Path],
         *,
-        to_run: Callable[[Item], Item | None],
-        refused: Callable[[Item, Exception], None],
-        waiting: Callable[[Item], None],
+        prepare: Callable[[Job], Job | None],
+        failed: Callable[[Job, Exception], None],
+        waiting: Callable[[Job], None],
     ) -> None:
-        self.claims, self.target = claims, target
-        self.to_run, self.refused, self.waiting = to_run, refused, waiting
-        self._queue: list[Item] = []
+        self.locks, self.target = locks, target
+        self.prepare, self.failed, self.waiting = prepare, failed, waiting
+        self._queue: list[Job] = []
         self._open: set[Path] = set()
-        self._told: set[Path] = set()
+        self._waiting: set[Path] = set()
 
-    def add(self, item: Item) -> None:
-        """Put it behind the others."""
-        self._queue.append(item)
+    def add(self, job: Job) -> None:
+        """Append a job to the queue."""
+        self._queue.append(job)
 
-    def close(self, item: Item) -> None:
-        """It is done and written."""
-        self._open.discard(self.target(item))
-        self.claims.release(self.target(item))
+    def close(self, job: Job) -> None:
+        """Release the lock of a job whose result is written."""
+        self._open.discard(self.target(job))
+        self.locks.release(self.target(job))
 
-    def __next__(self) -> Item | None:
-        for item in tuple(self._queue):
-            found = self._claimed(item)
+    def __next__(self) -> Job | None:
+        for job in tuple(self._queue):
+            found = self._locked(job)
             if found is not None:
                 return found
         if not self._queue and not self._open:
             raise StopIteration
         return None
 
-    def _claimed(self, item: Item) -> Item | None:
-        path = self.target(item)
+    def _locked(self, job: Job) -> Job | None:
+        path = self.target(job)
         try:
-            if not self.claims.take(path):
-                self._tell(item)
+            if not self.locks.acquire(path):
+                self._report_waiting(job, path)
                 return None
-            found = self.to_run(item)
+            found = self.prepare(job)
         except OSError as error:
             found = None
-            self.refused(item, error)
-        self._queue.remove(item)
+            self.failed(job, error)
+        self._queue.remove(job)
         if found is None:
-            self.claims.release(path)
+            self.locks.release(path)
             return None
         self._open.add(path)
         return found
 
-    def _tell(self, item: Item) -> None:
-        if self.target(item) not in self._told:
-            self._told.add(self.target(item))
-            self.waiting(item)
+    def _report_waiting(self, job: Job, path: Path) -> None:
+        if path not in self._waiting:
+            self._waiting.add(path)
+            self.waiting(job)

@@ -1,4 +1,4 @@
-"""What is known of a network before its training: whether it had been trained already, by its loss on training rows."""
+"""The state of a network before training: whether it has been trained already, from its loss on training rows."""
 
 from __future__ import annotations
 
@@ -22,15 +22,22 @@ from estimators.numerics.pytrees import PyTree, forward_arguments
 __all__ = ["StartingPoint", "starting_point"]
 
 _LABELS = 1000
-"""Labels that the loss is a mean over, about: enough to tell a trained network from a fresh one."""
+"""Approximate number of labels that the loss is averaged over: enough to distinguish trained from fresh networks."""
 _SHARE = 0.8
-"""A network is taken for trained if its loss is below this share of that of no training: log C nats for C classes, in
-regression the variance of the targets against the mean squared error. Fresh networks are near 1 or above."""
+"""A network counts as trained if its loss is below this share of the loss without training. That is log C nats for C
+classes; in regression the mean squared error is divided by the variance of the targets. Fresh networks are near 1."""
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """The recipe and its epochs, and the loss at the weights that the network comes with."""
+    """The recipe, and the loss at the weights that the problem's network has before training.
+
+    Attributes:
+        recipe: the recipe as text.
+        epochs: its number of epochs.
+        loss: mean −log p of a label in nats; None for other likelihoods.
+        trained: whether the network has been trained before.
+    """
 
     recipe: str
     epochs: int
@@ -38,14 +45,14 @@ class StartingPoint:
     trained: bool
 
     def training(self, seconds: float) -> Training:
-        """As records have it."""
+        """Return the training of a record, which took this many seconds."""
         return Training(
             seconds=seconds, recipe=self.recipe, epochs=self.epochs, loss_before=self.loss, further=self.trained
         )
 
 
 def starting_point(problem: Problem) -> StartingPoint:
-    """Of a problem whose recipe trains its network; nothing is changed."""
+    """Return the starting point of a problem whose recipe trains its network; the problem is not changed."""
     assert problem.recipe is not None
     with closing(each_item("train", problem.train)) as items:
         n_rows = sum(len(batch) for batch in rows(items))
@@ -56,7 +63,7 @@ def starting_point(problem: Problem) -> StartingPoint:
 
 
 def _loss_and_share(problem: Problem) -> tuple[float | None, float | None]:
-    """Mean −log p of a label in nats, and the loss as a share of that of no training; None for other likelihoods."""
+    """Return the mean −log p of a label in nats, and its share of the loss without training; None if unknown."""
     likelihood = problem.likelihood
     if not isinstance(likelihood, (Gaussian, Categorical, Bernoulli)):
         return None, None
@@ -65,8 +72,8 @@ def _loss_and_share(problem: Problem) -> tuple[float | None, float | None]:
     for f, y in _outputs(problem):
         nll += float(likelihood.nll(f, y).sum())
         if isinstance(likelihood, Categorical):
-            places = likelihood.given(y)
-            n, classes = (int(places.kept.sum()), places.by_site(f).shape[-1]) if isinstance(places, Sites) else (
+            sites = likelihood.given(y)
+            n, classes = (int(sites.kept.sum()), sites.by_site(f).shape[-1]) if isinstance(sites, Sites) else (
                 len(y), f.shape[-1])  # fmt: skip
             n_labels, untrained = n_labels + n, untrained + n * math.log(classes)
         else:
@@ -86,7 +93,7 @@ def _loss_and_share(problem: Problem) -> tuple[float | None, float | None]:
 
 
 def _outputs(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
-    """Outputs (B, C) in float64 and targets of the first batches, until there are enough labels."""
+    """Yield outputs (B, C) in float64 and targets of batches until there are enough labels."""
     network = structural_copy(problem.model).eval()
     n_labels = 0
     with closing(each_item("train", problem.train)) as items:

@@ -1,4 +1,4 @@
-"""Stage one of the grid: the network of one (task, seed), trained once and kept for every method."""
+"""Training jobs: the network of each (task, seed), trained once and kept for every method."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from bdl_bench.problem.problem import Problem
 from bdl_bench.records.content_digests import content_digest
-from bdl_bench.records.fingerprints import problem_digest, rows_digests
+from bdl_bench.records.problem_digest import problem_digest, row_set_digests
 from bdl_bench.records.record import Training, content_key, slug
-from bdl_bench.records.versions import code_digest
+from bdl_bench.records.versions import source_digest
 from bdl_bench.runner.executors import Content
 from bdl_bench.runner.starting_point import starting_point
 from bdl_bench.tasks import Task, resolve_task
@@ -23,12 +23,28 @@ from estimators.errors import NonDeterministicError, StateError
 from estimators.runtime.rng import seeded
 from estimators.training.training import train_map
 
-__all__ = ["Trained", "TrainedModel", "TrainingJob", "known_training", "load_problem", "map_path", "prepare", "restore"]
+__all__ = [
+    "TrainedModel",
+    "TrainingJob",
+    "TrainingResult",
+    "checkpoint_path",
+    "known_training",
+    "load_checkpoint",
+    "load_problem",
+    "train_network",
+]
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One (task, seed) to train on a device; `known` is the cached training, if any: content key and seconds."""
+    """One (task, seed) to train.
+
+    Attributes:
+        task: name of the task.
+        seed: seed of the problem and of the training.
+        device: where it is trained.
+        known: content key and training seconds of the checkpoint on disk, if there is one.
+    """
 
     task: str
     seed: int
@@ -38,10 +54,17 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A (task, seed) ready for stage two: the content key of its network and data, and how the network was trained.
+    """A (task, seed) whose network is trained.
 
-    `weights` is where its weights are read; None where the problem brings a trained network. `rows` has a digest of the
-    rows of each set, `code` one of the code that makes the problem.
+    Attributes:
+        task: name of the task.
+        seed: seed of the problem.
+        key: content key of the network and its data.
+        training: how the network was trained.
+        cached: whether the checkpoint was on disk already.
+        weights: where the weights are read; None if the problem brings a trained network.
+        rows: a digest of the rows of each set, by its name.
+        code: a digest of the code that makes the problem.
     """
 
     task: str
@@ -55,84 +78,114 @@ class TrainedModel:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What stage one gives: a value, written by who asked for it. `content` is the weights file where it is new."""
+class TrainingResult:
+    """The result of a training job, written by the process of the grid.
 
-    prepared: TrainedModel
+    Attributes:
+        model: the trained model.
+        content: the bytes of its checkpoint; None if it is on disk already or there is none.
+    """
+
+    model: TrainedModel
     content: bytes | None = None
 
 
-def prepare(place: TrainingJob) -> Trained:
-    """Train the network of (task, seed) by its recipe, unless what is known of it has the same key."""
-    task = resolve_task(place.task)
-    problem = _kept(task, place.seed)
-    code = _code(task)
-    key, rows = _key(task, problem, place, code), rows_digests(problem)
+def train_network(job: TrainingJob) -> TrainingResult:
+    """Train the network of a (task, seed) by its recipe, unless the known checkpoint has the same key.
+
+    Args:
+        job: what to train.
+
+    Returns:
+        The trained model, and its checkpoint if it is new.
+    """
+    task = resolve_task(job.task)
+    problem = _kept_problem(task, job.seed)
+    code = content_key(packages=source_digest(), factory=content_digest(task.make, values=False))
+    data = problem_digest(problem)
+    key = content_key(task=task.name, seed=job.seed, problem=data, code=code, device=job.device)
+    rows = row_set_digests(problem)
     content, cached = None, True
     if not problem.trains_model:
         training = Training(seconds=None, recipe=None)
     else:
         start = starting_point(problem)
-        seconds = place.known[1] if place.known is not None and place.known[0] == key else None
+        seconds = job.known[1] if job.known is not None and job.known[0] == key else None
         if seconds is None:
             cached = False
-            seconds, content = _train(problem.on(place.device), place.seed, key)
+            seconds, content = _train(problem.on(job.device), job.seed, key)
         training = start.training(seconds)
-    return Trained(TrainedModel(place.task, place.seed, key, training, cached, rows=rows, code=code), content)
+    return TrainingResult(TrainedModel(job.task, job.seed, key, training, cached, rows=rows, code=code), content)
 
 
-def load_problem(prepared: TrainedModel, directory: Path, device: str) -> Problem:
-    """The problem with its trained network in eval mode and the rows of stage one, on `device`.
+def load_problem(model: TrainedModel, directory: Path, device: str) -> Problem:
+    """Return the problem with its trained network in eval mode.
 
-    Errors: NonDeterministicError where its rows are others than those that stage one saw.
+    Args:
+        model: the trained model.
+        directory: the directory of the grid.
+        device: where the problem is moved.
+
+    Raises:
+        NonDeterministicError: its rows differ from those that the training saw.
+        StateError: the checkpoint is of another network.
     """
-    problem = _kept(resolve_task(prepared.task), prepared.seed)
-    _check_same_rows(problem, prepared)
+    problem = _kept_problem(resolve_task(model.task), model.seed)
+    _check_same_rows(problem, model)
     if problem.trains_model:
-        restore(problem, prepared, directory)
+        load_checkpoint(problem, model, directory)
     return problem.on(device)
 
 
-def _kept(task: Task, seed: int) -> Problem:
-    """The problem of a seed, its sets read once."""
+def _kept_problem(task: Task, seed: int) -> Problem:
+    """Return the problem of a seed with its sets read once and kept."""
     problem = task.problem(seed)
     with seeded(seed):
         return problem.kept()
 
 
-def _check_same_rows(problem: Problem, prepared: TrainedModel) -> None:
-    with seeded(prepared.seed):
-        found = rows_digests(problem)
-    other = sorted(name for name, rows in prepared.rows.items() if found.get(name) != rows)
+def _check_same_rows(problem: Problem, model: TrainedModel) -> None:
+    with seeded(model.seed):
+        found = row_set_digests(problem)
+    other = sorted(name for name, rows in model.rows.items() if found.get(name) != rows)
     if other:
         raise NonDeterministicError(
-            f"the same rows for {prepared.task} seed {prepared.seed} in every process",
+            f"the same rows for {model.task} seed {model.seed} in every process",
             received=f"other rows than before in: {', '.join(other)}",
             remedy="draw the data from the seed that the factory is given; pad rows that are shuffled to one length.",
         )
 
 
-def restore(problem: Problem, prepared: TrainedModel, directory: Path) -> None:
-    """Put the weights and buffers of stage one back into the network. Errors: StateError for those of another."""
-    content = (prepared.weights or map_path(directory, prepared.task, prepared.seed)).read_bytes()
+def load_checkpoint(problem: Problem, model: TrainedModel, directory: Path) -> None:
+    """Load the trained weights and buffers into the network of a problem.
+
+    Args:
+        problem: the problem, whose network is changed.
+        model: the trained model.
+        directory: the directory of the grid.
+
+    Raises:
+        StateError: the checkpoint is of another network.
+    """
+    content = (model.weights or checkpoint_path(directory, model.task, model.seed)).read_bytes()
     key = _key_of(content)
-    if key != prepared.key:
+    if key != model.key:
         raise StateError(
-            f"the weights of {prepared.task} seed {prepared.seed} with key {prepared.key}",
+            f"the weights of {model.task} seed {model.seed} with key {model.key}",
             received=f"a file with key {key}: another run has trained it for other code, data or device since",
-            remedy="give each code, data and device a directory of its own, and the same command again.",
+            remedy="give each code, data and device a directory of its own, and repeat the command.",
         )
-    problem.model.load_state_dict(safetensors.torch.load(content), strict=False)  # all that training can move
+    problem.model.load_state_dict(safetensors.torch.load(content), strict=False)  # all that training can change
     problem.model.eval()
 
 
-def map_path(directory: Path, task: str, seed: int) -> Path:
-    """Where the weights of a (task, seed) lie."""
-    return directory / "maps" / slug(task) / f"seed-{seed}.safetensors"
+def checkpoint_path(directory: Path, task: str, seed: int) -> Path:
+    """Return the path of the trained weights of a (task, seed) in the directory of a grid."""
+    return directory / "checkpoints" / slug(task) / f"seed-{seed}.safetensors"
 
 
 def known_training(path: Path) -> tuple[str, float] | None:
-    """Content key and seconds of a weights file that is whole; else None."""
+    """Return content key and training seconds of a complete checkpoint; None if it is missing or damaged."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -142,13 +195,14 @@ def known_training(path: Path) -> tuple[str, float] | None:
 
 
 def _key_of(content: bytes) -> str | None:
-    """From the header of the format: eight bytes of length, then JSON."""
+    """Read the key from the header of a safetensors file: eight bytes of length, then JSON."""
     length = int.from_bytes(content[:8], "little")
     key: str | None = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get("key")
     return key
 
 
 def _train(problem: Problem, seed: int, key: str) -> tuple[float, bytes]:
+    """Train the network of a problem; return the seconds and the checkpoint."""
     assert problem.recipe is not None
     start = time.perf_counter()
     with seeded(seed):
@@ -161,26 +215,16 @@ def _train(problem: Problem, seed: int, key: str) -> tuple[float, bytes]:
             seed=seed,
         )
     seconds = time.perf_counter() - start
-    state = {name: _plain(t) for name, t in _moved(problem.model).items()}
+    state = {name: _copy(t) for name, t in _trainable_state(problem.model).items()}
     return seconds, safetensors.torch.save(state, metadata={"key": key, "seconds": repr(seconds)})
 
 
-def _moved(model: nn.Module) -> dict[str, Tensor]:
-    """What training can change: weights that require a gradient, and buffers. A frozen body is in the problem."""
+def _trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return what training can change: weights that require a gradient, and buffers; the problem has the rest."""
     frozen = {id(p) for p in model.parameters() if not p.requires_grad}
     return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in frozen}
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """A copy of its own, since the format has no tied tensors."""
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a copy with its own memory, since safetensors has no tied tensors."""
     return tensor.detach().cpu().clone().contiguous()
-
-
-def _key(task: Task, problem: Problem, place: TrainingJob, code: str) -> str:
-    digest = problem_digest(problem)
-    return content_key(task=task.name, seed=place.seed, problem=digest, code=code, device=place.device)
-
-
-def _code(task: Task) -> str:
-    """A digest of what makes the problems of a task: both packages, the factory, and the user's modules it imports."""
-    return content_key(packages=code_digest(), factory=content_digest(task.make, values=False))

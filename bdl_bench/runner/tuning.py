@@ -1,4 +1,4 @@
-"""The tuning of a cell: the same protocol and the same number of fits for every method."""
+"""Tuning on validation rows, with the same protocol and the same number of fits for every method."""
 
 from __future__ import annotations
 
@@ -10,29 +10,39 @@ from estimators import UncertaintyEstimator
 from estimators.errors import TuningBoundaryWarning
 from estimators.tuning import CalibrationGrid, Tuned, tune
 
-__all__ = ["tuned"]
+__all__ = ["tune_method"]
 
 _GRID = CalibrationGrid(
     variance_scales=(0.0, *(10.0**k for k in range(-4, 7))),
     softmax_temperatures=tuple(10 ** (k / 3) for k in range(-3, 4)),
     noise_factors=tuple(10 ** (k / 3) for k in range(-3, 4)),
 )
-"""Coarse, and refined about its best point, so that a record stays small; up to 10⁶ for what has no level, as SWAG."""
+"""Coarse, since `tune` refines around the best point and a record should stay small. Scales reach 10⁶ for methods whose
+variance has an arbitrary scale, such as SWAG."""
 
 
-def tuned(
+def tune_method(
     estimator: UncertaintyEstimator, method: Method, problem: Problem, *, n: int
 ) -> Tuned[UncertaintyEstimator] | None:
-    """A fitted estimator tuned on the validation rows with n fits, the given one among them; None for n = 0.
+    """Tune a fitted estimator on the validation rows.
 
-    For n = 1, and for a method without an option to tune, only predictions are calibrated. A choice at a boundary
-    is in the record, and so is no warning.
+    Values at the boundary of a range are in the record, so they raise no warning.
+
+    Args:
+        estimator: the fitted estimator.
+        method: its method, which names the option and its values.
+        problem: the problem.
+        n: number of fits, the given one included. For n = 1, and for a method without an option to tune, only the
+            predictions are calibrated.
+
+    Returns:
+        The tuned estimator; None for n = 0.
     """
     if n == 0:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TuningBoundaryWarning)
-        values = [] if n == 1 or method.tuned_option is None else method.tuned_option.values(problem, n)
-        if method.tuned_option is None or not values:
-            return tune(estimator, problem.validation, option=None, grid=_GRID)
-        return tune(estimator, problem.validation, option=method.tuned_option.option, values=values, grid=_GRID)
+        option = method.tuned_option
+        values = [] if n == 1 or option is None else option.values(problem, n)
+        name = None if option is None or not values else option.option
+        return tune(estimator, problem.validation, option=name, values=values or None, grid=_GRID)

@@ -1,12 +1,12 @@
-"""Does beforehand, once a process, what others do at their first use, so that no cell's seconds hold it: import it."""
+"""Imports and compiles what is slow on first use, so that no run's seconds include it. Import it for the effect."""
 
 from contextlib import suppress
 
-import torch._dynamo  # noqa: F401  by the first optimizer of a process
+import torch._dynamo  # noqa: F401  the first optimizer of a process imports it
 
 from estimators.models.network import differentiable
 
-with suppress(ImportError):  # of the extra `baselines`; plain networks are differentiated by it
+with suppress(ImportError):  # the extra `baselines`
     import backpack  # noqa: F401
 
 with differentiable():  # compiles torch's rules of forward mode

@@ -21,7 +21,7 @@ Float32, 1000 rows in batches of 500 (50 for C = 300, since larger Jacobians of 
 Both libraries run alternately in one process; times are medians of three repeats (six if the spread is above 30 %).
 laplace-torch uses its fastest backend in each step, out of BackPACK, curvlinops and ASDL. `ratio` is its time divided
 by ours, per query if the numbers of queries differ. Other programs may have been running, so the ratios are more
-reliable than the seconds. The command of this page is `python -m benchmarks --only core`.
+reliable than the seconds. The command of this page is `python -m benchmarks --select core`.
 
 """
 _MIDDLE = """

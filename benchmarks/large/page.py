@@ -26,7 +26,7 @@ _HEADER = (
 _HEAD = """# All weights of large networks
 
 Measured on {machine} Float32, N = {n}, {draws} draws, δ = {delta:g}, {queries} queries; other programs were running.
-The command of this page is `python -m benchmarks --only large`, which takes hours; `--only resnet18-kron` measures
+The command of this page is `python -m benchmarks --select large`, which takes hours; `--select resnet18-kron` measures
 one row again.
 
 ResNet-18 and ViT-tiny (patches of 8) see handwritten digits enlarged to 3×32×32; MiniLM (all-MiniLM-L6-v2, six

@@ -20,7 +20,7 @@ Digits in float64; the variance of each output at queries (MLP 500, CNN 60) agai
 Medians over the seeds, the worst in brackets; other programs were running. A pass is forward and backward over all
 training rows, everything in `fit` counted (the searches for λ and the learning rate, targets, noise, block products,
 reports); passes are those of all draws together, and a training is 100. K = 16 where nothing else is said.
-`python -m benchmarks --only quality` makes this page.
+`python -m benchmarks --select quality` makes this page.
 
 Spearman: rank correlation; relative RMSE: of variance/exact − 1; ratio: mean variance over mean exact variance; A-norm
 error: per effective dimension, from the draws alone (docs/math.md, section 5).

@@ -15,7 +15,7 @@ _HEAD = """# Costs of RegVar
 Measured on {machine}
 Float32. Methods run alternately in one process; times are medians of three repeats (six if the spread is above 30 %).
 Peak memory is the increase above the imports in a new process. The command of this page is
-`python -m benchmarks --only regvar`.
+`python -m benchmarks --select regvar`.
 
 ## The mean-absolute regularizer in a custom training loop
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import importlib.util
 import json
 import sys
@@ -12,7 +13,17 @@ from typing import Any
 
 from estimators.persistence.checksums import digest
 
-__all__ = ["class_code", "class_name", "code_of", "function_name", "is_library", "names_alone"]
+__all__ = [
+    "class_code",
+    "class_name",
+    "closure_values",
+    "code_digest",
+    "code_of",
+    "function_name",
+    "global_values",
+    "is_library",
+    "names_alone",
+]
 
 Describe = Callable[[Any], Any]
 _OWN = frozenset({"estimators", "bdl_bench"})
@@ -49,22 +60,54 @@ def code_of(function: types.FunctionType, describe: Describe) -> str:
     Of the globals that it names, numbers, strings and collections count by value, functions and classes by their
     code, and anything else by its class: a program's other objects are no part of a function.
     """
-    closure = {}
-    names = function.__code__.co_freevars
-    for name, variable in zip(names, function.__closure__ or (), strict=True):
-        try:
-            closure[name] = describe(variable.cell_contents)
-        except ValueError:  # not yet assigned
-            closure[name] = None
-    named = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+    named = global_values(function)
     parts = [
-        _code(function.__code__),
+        code_digest(function.__code__).hex(),
         describe(list(function.__defaults__ or ())),
         describe(function.__kwdefaults__ or {}),
-        closure,
-        {name: _global(value, describe) for name, value in sorted(named.items())},
+        {name: describe(value) for name, value in closure_values(function).items()},
+        {name: _global(value, describe) for name, value in named.items()},
     ]
     return _digest(parts)
+
+
+def code_digest(code: types.CodeType) -> bytes:
+    """Return the SHA-256 of a code object: instructions, constants and names, neither the file nor the lines."""
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    counts = (code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags)
+    return digest(code.co_code, repr((names, counts)), _constant(code.co_consts), code.co_exceptiontable)
+
+
+def closure_values(function: types.FunctionType) -> dict[str, Any]:
+    """Return the values that a function closes over, by name; None for one that is not assigned yet."""
+    found = {}
+    for name, variable in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            found[name] = variable.cell_contents
+        except ValueError:  # not assigned yet
+            found[name] = None
+    return found
+
+
+def global_values(function: types.FunctionType) -> dict[str, Any]:
+    """Return the global variables that a function reads, also in nested functions, as far as they exist."""
+    names: set[str] = set()
+    waiting = [function.__code__]
+    while waiting:
+        code = waiting.pop()
+        names |= {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+        waiting += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
+
+
+def _constant(constant: object) -> bytes:
+    if isinstance(constant, types.CodeType):
+        return code_digest(constant)
+    if isinstance(constant, frozenset):  # its order differs between processes
+        return digest("frozenset", *sorted(map(_constant, constant)))
+    if isinstance(constant, tuple):
+        return digest("tuple", *map(_constant, constant))
+    return digest(f"{type(constant).__name__} {constant!r}")
 
 
 def class_code(kind: type, describe: Describe) -> str:
@@ -115,29 +158,6 @@ def _global(value: object, describe: Describe) -> Any:  # noqa: ANN401
 
 def _is_array(value: object) -> bool:
     return type(value).__module__.partition(".")[0] in ("numpy", "torch") and hasattr(value, "shape")
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """Names that code looks up, that of functions inside it among them."""
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(code.co_names).union(*inner)
-
-
-def _code(code: types.CodeType) -> Any:  # noqa: ANN401
-    """Instructions, constants and names: neither the file nor the lines."""
-    constants = [_constant(constant) for constant in code.co_consts]
-    variables = [code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars]
-    return [code.co_code.hex(), constants, variables, code.co_argcount, code.co_kwonlyargcount, code.co_flags]
-
-
-def _constant(constant: object) -> Any:  # noqa: ANN401
-    if isinstance(constant, types.CodeType):
-        return _code(constant)
-    if isinstance(constant, frozenset):
-        return sorted(map(repr, constant))  # its own order differs between processes
-    if isinstance(constant, tuple):
-        return [_constant(item) for item in constant]
-    return f"{type(constant).__name__} {constant!r}"
 
 
 def _digest(parts: Any) -> str:  # noqa: ANN401

@@ -96,7 +96,9 @@ def write_record(tmp_path):
         if status != "ok":
             return store.write(Record(**base))
         arrays = synthetic_arrays(kind, seed, scale=scale)
-        cost = Cost(fit_seconds=1.5, predict_seconds=0.01, peak_bytes=2**28, peak_rise_bytes=2**20, peak_reset=False)
+        cost = Cost(
+            fit_seconds=1.5, predict_seconds=0.01, peak_bytes=2**28, peak_increase_bytes=2**20, peak_reset=False
+        )
         record = Record(
             **base,
             kind=kind,

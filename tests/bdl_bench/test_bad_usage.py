@@ -11,9 +11,9 @@ from bdl_bench import compare
 from bdl_bench.cli import app
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
-from bdl_bench.report.results import readable
+from bdl_bench.report.results import load_records
 from bdl_bench.report.view import build
-from bdl_bench.runner.directories import directory_for, new_directory
+from bdl_bench.runner.directories import new_directory, output_directory
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks.names import name_in
 from estimators.errors import OptionError, StateError
@@ -56,7 +56,7 @@ def bad_directories(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [("compare", "diabetes"), ("verify",), ("check", "diabetes"), ("bench", "--only", "core")]
+    "words", [("compare", "diabetes"), ("verify",), ("check", "diabetes"), ("bench", "--select", "core")]
 )
 def test_a_directory_that_cannot_be_written_is_bad_usage(words, bad_directories):
     for directory in bad_directories:
@@ -151,7 +151,7 @@ def test_directories_of_runs_that_start_at_the_same_time_are_their_own(tmp_path)
         ("compare", "diabetes", "--methods", "none-such"),
         ("compare", "--model", "has_factories:number"),
         ("check", "--model", "has_factories:failing"),
-        ("bench", "--only", "none-such"),
+        ("bench", "--select", "none-such"),
         ("verify", "--model", "has_factories:empty"),
         ("verify", "diabetes", "--curvature", "fisher"),
     ],
@@ -168,7 +168,7 @@ def test_bad_usage_creates_no_directory(words, out, modules, tmp_path):  # noqa:
 def test_only_what_is_empty_and_new_is_removed_after_an_error(tmp_path):
     (tmp_path / "old").mkdir()
     for out in (tmp_path / "old", tmp_path / "old" / "new", tmp_path / "written" / "into"):
-        with pytest.raises(KeyError), directory_for(out) as directory:  # noqa: PT012
+        with pytest.raises(KeyError), output_directory(out) as directory:  # noqa: PT012
             if "written" in out.parts:
                 (directory / "file").touch()
             raise KeyError
@@ -217,7 +217,7 @@ def test_a_record_with_damaged_arrays_is_reported_as_failed_and_read_with_a_type
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    found = {r.method: r for r in readable(store)}
+    found = {r.method: r for r in load_records(store)}
     assert (found["map"].status, found["laplace"].status) == ("failed", "ok")
     assert record.arrays in found["map"].reason
     with pytest.raises(StateError, match=r"task map seed 0 in records/task/map\.seed-0\.npz"):
@@ -235,7 +235,7 @@ def test_a_report_of_what_is_no_directory_of_records_is_bad_usage(path, tmp_path
     ("seeds", "option"), [([5, 7], "--seed-list 5,7"), ([0, 1], "--seeds 2"), ([1], "--seed-list 1")]
 )
 def test_the_command_that_is_shown_runs_the_same_again(seeds, option, toy, tmp_path):
-    records = Grid([toy], ["map", "last-layer-laplace"], seeds, tmp_path / "first", tune=3).run(lambda _: None)
+    records = Grid([toy], ["map", "last-layer-laplace"], seeds, tmp_path / "first", tune_budget=3).run(lambda _: None)
     write_report(tmp_path / "first")
     command = build(tmp_path / "first").command
     assert option in command
@@ -250,5 +250,5 @@ def test_the_command_that_is_shown_runs_the_same_again(seeds, option, toy, tmp_p
 def test_a_problem_made_in_python_is_reproduced_by_a_line_of_python(toy, tmp_path):
     from bdl_bench.tasks import TASKS
 
-    compare(TASKS[toy].make, ["map"], seeds=[5, 7], tune=2, out=tmp_path, progress_bar=False)
-    assert build(tmp_path).command == "bdl_bench.compare(make_toy, ['map'], seeds=[5, 7], tune=2)"
+    compare(TASKS[toy].make, ["map"], seeds=[5, 7], tune_budget=2, out=tmp_path, progress_bar=False)
+    assert build(tmp_path).command == "bdl_bench.compare(make_toy, ['map'], seeds=[5, 7], tune_budget=2)"

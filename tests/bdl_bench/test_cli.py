@@ -124,8 +124,8 @@ def test_each_option_of_compare_reaches_the_grid(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "_run", run)
     monkeypatch.setattr(cli, "write_report", lambda directory: directory / "report.html")
     monkeypatch.setenv("BDL_BENCH_DATA", "elsewhere")
-    words = ["--methods", "map", "--seed-list", "5,7", "--out", tmp_path, "--tune", 4, "--limit", 30]
-    words += ["--data", tmp_path / "data"]
+    words = ["--methods", "map", "--seed-list", "5,7", "--out", tmp_path, "--tune-budget", 4, "--timeout", 30]
+    words += ["--data-dir", tmp_path / "data"]
     result = invoke("compare", toy, *words, "--jobs", 2, "--threads", 3)
     assert result.exit_code == 0, result.output
     assert grids == [Grid([toy], ["map"], [5, 7], tmp_path, "cpu", Workers(2, 3, "local", 30.0), 4)]

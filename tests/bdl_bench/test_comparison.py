@@ -40,7 +40,7 @@ def test_a_problem_is_trained_anew_for_each_seed_and_itself_left_alone(tmp_path)
     found = run(problem, tmp_path, seeds=[0, 5])
     assert sorted({r.seed for r in found.records}) == [0, 5]
     assert all(torch.equal(before[name], p) for name, p in problem.model.state_dict().items())
-    first, second = ((tmp_path / "maps" / "problem" / f"seed-{n}.safetensors").read_bytes() for n in (0, 5))
+    first, second = ((tmp_path / "checkpoints" / "problem" / f"seed-{n}.safetensors").read_bytes() for n in (0, 5))
     assert first != second
 
 
@@ -52,7 +52,8 @@ def test_a_second_call_with_the_same_folder_computes_nothing_again(tmp_path):
 
 
 def test_tuned_numbers_are_there_beside_those_as_fitted(tmp_path):
-    record = next(r for r in run(make_problem, tmp_path, seeds=1, tune=3).records if r.method == "last-layer-laplace")
+    records = run(make_problem, tmp_path, seeds=1, tune_budget=3).records
+    record = next(r for r in records if r.method == "last-layer-laplace")
     assert record.metrics.keys() == record.tuned.keys()
     assert record.tuning.option == "prior_precision"
     assert {point["value"] for point in record.tuning.points} == {0.005, 0.5, 50.0}

@@ -73,7 +73,7 @@ def broken(value):
 def run(tmp_path, monkeypatch):
     def run(kind, tune=1):
         monkeypatch.setitem(METHODS, "own", Method("own", "a plain class", lambda problem, seed: kind(problem.model)))  # noqa: ARG005
-        (record,) = compare(make_problem, ["own"], seeds=1, tune=tune, out=tmp_path, progress_bar=False).records
+        (record,) = compare(make_problem, ["own"], seeds=1, tune_budget=tune, out=tmp_path, progress_bar=False).records
         return record, RecordStore(tmp_path).arrays(record)
 
     return run

@@ -21,7 +21,7 @@ from bdl_bench.data.cifar import cifar10
 from bdl_bench.data.corrupted_cifar import CORRUPTIONS
 from bdl_bench.data.folder import MissingDataError
 from bdl_bench.problem.queries import queries, rows
-from bdl_bench.records.fingerprints import problem_digest
+from bdl_bench.records.problem_digest import problem_digest
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.uci import TABLES
 from estimators.training import train_map

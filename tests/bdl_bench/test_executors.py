@@ -6,8 +6,8 @@ from work_items import end
 
 from bdl_bench.runner import executors
 from bdl_bench.runner.executors import ONE_WORKER, Workers, check_workers, executor_for
-from bdl_bench.runner.executors.retries import RemoteTraceback, attempted, outcome_of
-from bdl_bench.runner.executors.worker_errors import death_of
+from bdl_bench.runner.executors.outcomes import RemoteTraceback, outcome_from_bytes, run_job_to_bytes
+from bdl_bench.runner.executors.worker_errors import worker_crashed
 from estimators.errors import OptionError, UnsupportedError
 from estimators.runtime import memory
 from estimators.runtime.memory import machine_bytes
@@ -59,7 +59,7 @@ def test_work_has_the_threads_that_were_asked_for_and_the_caller_its_own():
 
 
 def test_an_exception_from_elsewhere_keeps_its_type_and_shows_where_it_was_raised():
-    error = outcome_of(attempted(end, "raise"))
+    error = outcome_from_bytes(run_job_to_bytes(end, "raise"))
     assert isinstance(error, ValueError)
     assert isinstance(error.__cause__, RemoteTraceback)
     assert "in outcome" in str(error.__cause__)
@@ -67,7 +67,7 @@ def test_an_exception_from_elsewhere_keeps_its_type_and_shows_where_it_was_raise
 
 @pytest.mark.parametrize(("word", "says"), [("odd", "Odd: 1 and 2"), ("lambda", "lambda")])
 def test_what_cannot_be_sent_back_is_an_exception_that_says_so(word, says):
-    assert says in str(outcome_of(attempted(end, word)))
+    assert says in str(outcome_from_bytes(run_job_to_bytes(end, word)))
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_what_cannot_be_sent_back_is_an_exception_that_says_so(word, says):
     ],
 )
 def test_a_death_is_explained_by_its_exit_code(code, says, not_says):
-    assert says in str(death_of(code))
-    assert not_says is None or not_says not in str(death_of(code))
+    assert says in str(worker_crashed(code))
+    assert not_says is None or not_says not in str(worker_crashed(code))
 
 
 def test_one_job_is_in_process_and_several_are_local_where_none_is_named():

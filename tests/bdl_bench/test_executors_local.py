@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -11,13 +12,19 @@ from work_items import end, meet, pid_or_stay, stay_in_a_worker
 
 from bdl_bench.methods import METHODS
 from bdl_bench.records import RecordStore
-from bdl_bench.runner.executors import WorkerDiedError, Workers, executor_for
+from bdl_bench.runner.executors import WorkerCrashedError, Workers, executor_for
+from bdl_bench.runner.executors.local import new_processes
 from bdl_bench.runner.grid import Grid
 
 
 def run(work, items, workers, started=lambda item: None):  # noqa: ARG005
     with executor_for(workers) as executor:
         return dict(executor.run(work, iter(items), started=started))
+
+
+def run_in_order(work, items):
+    with executor_for(Workers(1, executor="local")) as executor:
+        return list(executor.run(work, iter(items), started=lambda item: None))  # noqa: ARG005
 
 
 def is_alive(pid):
@@ -39,15 +46,16 @@ def test_two_run_at_a_time_and_each_is_told_when_it_starts(tmp_path):
 
 def test_what_kills_its_process_twice_has_failed_and_all_others_run(tmp_path):
     lucky = f"once {tmp_path / 'mark'}"
-    words = ["first", f"signal {signal.SIGKILL:d}", "raise", lucky, "last"]
+    words = ["first", f"signal {signal.SIGKILL:d}", "raise", lucky, "exit 0", "last"]
     told = []
     outcomes = run(end, words, Workers(1, executor="local"), started=told.append)
     assert outcomes.keys() == set(words)
     assert isinstance(outcomes["raise"], ValueError)
-    assert isinstance(outcomes[words[1]], WorkerDiedError)
+    assert isinstance(outcomes[words[1]], WorkerCrashedError)
     assert "SIGKILL" in str(outcomes[words[1]])
-    # the two that died wait for the others, then run alone, each in a process of its own
-    assert told == [*words, words[1], lucky]
+    assert "exit status 0" in str(outcomes["exit 0"])
+    # the three whose process ended wait for the others, then run alone, each in a process of its own
+    assert told == [*words, words[1], lucky, "exit 0"]
     assert len({os.getpid(), outcomes["first"], outcomes[lucky]}) == 3
 
 
@@ -63,7 +71,7 @@ def test_leaving_early_ends_the_processes(tmp_path):
 
 def test_processes_leave_with_the_one_that_started_them(tmp_path):
     path = tmp_path / "pid"
-    context = multiprocessing.get_context("spawn")
+    context = new_processes()
     parent = context.Process(target=stay_in_a_worker, args=(str(path),))
     parent.start()
     while not (path.exists() and path.read_text()):
@@ -78,9 +86,16 @@ def test_processes_leave_with_the_one_that_started_them(tmp_path):
     assert not is_alive(pid)
 
 
+def test_a_job_that_cannot_be_pickled_has_failed_and_the_next_one_runs():
+    odd = threading.Lock()
+    outcomes = [outcome for _, outcome in run_in_order(end, [odd, "fine"])]
+    assert isinstance(outcomes[0], TypeError)
+    assert isinstance(outcomes[1], int)
+
+
 def test_where_no_process_can_start_the_run_ends_with_the_reason(monkeypatch):
-    monkeypatch.setattr("bdl_bench.runner.executors.worker._serve", _Unloadable())
-    with pytest.raises(WorkerDiedError, match="__main__"):
+    monkeypatch.setattr("bdl_bench.runner.executors.local._set_up", _Unloadable())
+    with pytest.raises(WorkerCrashedError, match="__main__"):
         run(end, ["fine"], Workers(1, executor="local"))
 
 
@@ -119,6 +134,6 @@ def test_a_method_that_kills_its_process_has_failed_and_the_run_goes_on(tmp_path
     finally:
         METHODS.pop("deadly", None)
     assert (deadly.status, other.status) == ("failed", "ok")
-    assert "WorkerDiedError" in deadly.reason
+    assert "WorkerCrashedError" in deadly.reason
     assert "probably out of memory" in deadly.reason
     assert [r.status for r in RecordStore(tmp_path).all()] == ["failed", "ok"]

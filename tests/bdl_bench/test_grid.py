@@ -12,12 +12,12 @@ from bdl_bench.data.folder import MissingDataError
 from bdl_bench.methods import METHODS
 from bdl_bench.problem import Problem
 from bdl_bench.records import RecordStore, versions
-from bdl_bench.report.results import readable
+from bdl_bench.report.results import load_records
 from bdl_bench.runner.events import ENDINGS
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
 from bdl_bench.runner.locks import FileLocks
-from bdl_bench.runner.train_job import TrainingJob, known_training, load_problem, prepare
+from bdl_bench.runner.train_job import TrainingJob, known_training, load_problem, train_network
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators.errors import OptionError
@@ -87,7 +87,7 @@ def test_a_second_run_makes_what_is_new_or_damaged(toy, tmp_path):
 def test_a_damaged_network_file_is_trained_again(toy, tmp_path):
     grid = Grid([toy], ["map"], [0], tmp_path)
     run(grid)
-    (path,) = (tmp_path / "maps").rglob("*.safetensors")
+    (path,) = (tmp_path / "checkpoints").rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-8])
     assert run(grid)[1] == [(None, 0, "trained"), ("map", 0, "cached")]
 
@@ -95,15 +95,15 @@ def test_a_damaged_network_file_is_trained_again(toy, tmp_path):
 def test_other_code_makes_everything_again(toy, tmp_path, monkeypatch):
     grid = Grid([toy], ["map"], [0], tmp_path)
     run(grid)
-    monkeypatch.setattr("bdl_bench.runner.train_job.code_digest", lambda: "another")
+    monkeypatch.setattr("bdl_bench.runner.train_job.source_digest", lambda: "another")
     assert run(grid)[1] == [(None, 0, "trained"), ("map", 0, "ok")]
 
 
 def test_another_tuning_budget_makes_the_records_again_and_keeps_the_network(toy, tmp_path):
     grid = Grid([toy], ["map"], [0], tmp_path)
     run(grid)
-    assert run(replace(grid, tune=1))[1] == [(None, 0, "cached"), ("map", 0, "ok")]
-    assert run(replace(grid, tune=1))[1] == [(None, 0, "cached"), ("map", 0, "cached")]
+    assert run(replace(grid, tune_budget=1))[1] == [(None, 0, "cached"), ("map", 0, "ok")]
+    assert run(replace(grid, tune_budget=1))[1] == [(None, 0, "cached"), ("map", 0, "cached")]
 
 
 def test_the_code_digest_covers_the_library_and_not_the_report():
@@ -187,7 +187,7 @@ def test_weights_of_another_training_are_refused(toy, tmp_path):
 
     def exchange(event):
         if event.status == "trained":  # as a run of other code would, between the training and the cell
-            (path,) = (tmp_path / "maps").rglob("*.safetensors")
+            (path,) = (tmp_path / "checkpoints").rglob("*.safetensors")
             metadata = {"key": "another", "seconds": "1.0"}
             path.write_bytes(safetensors.torch.save(safetensors.torch.load_file(path), metadata=metadata))
 
@@ -218,7 +218,7 @@ def test_tasks_methods_and_seeds_that_are_named_twice_run_once(toy, tmp_path):
     records, events = run(grid)
     assert [status for *_, status in events] == ["trained", "ok"]
     assert len(records) == 8
-    assert grid.n_steps == 2
+    assert grid.n_jobs == 2
 
 
 @pytest.mark.parametrize(
@@ -250,12 +250,12 @@ def test_frozen_weights_are_not_kept_with_those_that_were_trained(tmp_path, monk
 
     monkeypatch.setitem(TASKS, "frozen", Task("frozen", "a toy with a frozen layer", make))
     run(Grid(["frozen"], ["map"], [0], tmp_path))
-    (path,) = (tmp_path / "maps").rglob("*.safetensors")
+    (path,) = (tmp_path / "checkpoints").rglob("*.safetensors")
     kept = safetensors.torch.load_file(path)
     assert set(kept) == {"2.weight", "2.bias"}
     fresh = TASKS["frozen"].problem(0).model
     trained = load_problem(
-        prepare(TrainingJob("frozen", 0, "cpu", known_training(path))).prepared, tmp_path, "cpu"
+        train_network(TrainingJob("frozen", 0, "cpu", known_training(path))).model, tmp_path, "cpu"
     ).model
     assert torch.equal(trained[0].weight, fresh[0].weight)
     assert torch.equal(trained[2].weight, kept["2.weight"])
@@ -268,7 +268,7 @@ def test_finished_records_outlive_a_task_that_cannot_be_made_any_more(toy, tmp_p
     good = TASKS[toy]
 
     def missing(seed):  # noqa: ARG001
-        raise MissingDataError("files", received="none", remedy="--data.")
+        raise MissingDataError("files", received="none", remedy="--data-dir.")
 
     monkeypatch.setitem(TASKS, toy, replace(good, make=missing))
     records, _ = run(grid)
@@ -283,7 +283,7 @@ def test_records_of_another_problem_are_not_compared(toy, tmp_path, monkeypatch)
     other = TASKS[toy].make
     monkeypatch.setitem(TASKS, toy, replace(TASKS[toy], make=lambda seed: other(seed + 1)))
     run(Grid([toy], ["map"], [0], tmp_path))
-    found = {r.method: (r.status, r.reason) for r in readable(RecordStore(tmp_path))}
+    found = {r.method: (r.status, r.reason) for r in load_records(RecordStore(tmp_path))}
     assert found["map"] == ("ok", None)
     assert found["last-layer-laplace"][0] == "failed"
     assert "other data" in found["last-layer-laplace"][1]
@@ -299,6 +299,6 @@ def test_dropout_of_the_network_itself_is_tuned_by_its_calibration_alone(tmp_pat
         return Problem(network, "regression", batches, batches, batches[:2], prior_precision=0.5, recipe=recipe)
 
     monkeypatch.setitem(TASKS, "dropping", Task("dropping", "a toy with dropout", make))
-    (record,), _ = run(Grid(["dropping"], ["dropout"], [0], tmp_path, tune=3))
+    (record,), _ = run(Grid(["dropping"], ["dropout"], [0], tmp_path, tune_budget=3))
     assert record.status == "ok"
     assert (record.tuning.axis, record.tuning.fits) == (None, 0)

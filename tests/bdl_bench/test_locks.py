@@ -16,40 +16,40 @@ def two_runs(tmp_path):
 def test_a_file_is_claimed_once_until_it_is_released(two_runs, tmp_path):
     mine, theirs = two_runs
     path = tmp_path / "records" / "task" / "map.json"
-    assert mine.take(path)
-    assert not theirs.take(path)
-    assert not mine.take(path)
+    assert mine.acquire(path)
+    assert not theirs.acquire(path)
+    assert not mine.acquire(path)
     mine.release(path)
-    assert theirs.take(path)
+    assert theirs.acquire(path)
     assert not path.parent.exists()
 
 
 def test_leaving_releases_everything(tmp_path):
     with FileLocks(tmp_path) as first:
-        assert first.take(tmp_path / "a")
+        assert first.acquire(tmp_path / "a")
     with FileLocks(tmp_path) as second:
-        assert second.take(tmp_path / "a")
+        assert second.acquire(tmp_path / "a")
 
 
 def test_runs_see_each_other_and_not_what_is_left_of_dead_ones(two_runs, tmp_path):
     mine, theirs = two_runs
     (tmp_path / "locks" / "runs" / "dead.lock").touch()
-    assert mine.others()
+    assert mine.has_other_runs()
     theirs.__exit__()
-    assert not mine.others()
+    assert not mine.has_other_runs()
     assert len(list((tmp_path / "locks" / "runs").iterdir())) == 1
 
 
 class Told:
     """A schedule of file names, and what it said."""
 
-    def __init__(self, claims, root, *, settled=()):
-        self.refused, self.waiting = [], []
+    def __init__(self, locks, root, *, settled=()):
+        self.failed, self.waiting = [], []
         self.schedule = Schedule(
-            claims,
+            locks,
             root.joinpath,
-            to_run=lambda item: self.found(item, settled),
-            refused=lambda item, error: self.refused.append((item, type(error))),
+            prepare=lambda item: self.found(item, settled),
+            failed=lambda item, error: self.failed.append((item, type(error))),
             waiting=self.waiting.append,
         )
 
@@ -62,7 +62,7 @@ class Told:
 
 def test_what_another_run_is_at_is_passed_over_and_come_back_to(two_runs, tmp_path):
     mine, theirs = two_runs
-    theirs.take(tmp_path / "a")
+    theirs.acquire(tmp_path / "a")
     told = Told(mine, tmp_path)
     for item in "abc":
         told.schedule.add(item)
@@ -78,9 +78,9 @@ def test_what_is_settled_meanwhile_is_released_at_once_and_what_cannot_be_claime
     for item in ("a", "full", "c"):
         told.schedule.add(item)
     assert next(told.schedule) == "c"
-    assert told.refused == [("full", OSError)]
-    assert theirs.take(tmp_path / "a")
-    assert theirs.take(tmp_path / "full")
+    assert told.failed == [("full", OSError)]
+    assert theirs.acquire(tmp_path / "a")
+    assert theirs.acquire(tmp_path / "full")
 
 
 def test_items_may_come_until_the_last_one_is_closed(two_runs, tmp_path):
@@ -88,10 +88,10 @@ def test_items_may_come_until_the_last_one_is_closed(two_runs, tmp_path):
     told = Told(mine, tmp_path)
     told.schedule.add("a")
     assert [next(told.schedule), next(told.schedule)] == ["a", None]
-    assert not theirs.take(tmp_path / "a")
+    assert not theirs.acquire(tmp_path / "a")
     told.schedule.add("b")
     told.schedule.close("a")
-    assert theirs.take(tmp_path / "a")
+    assert theirs.acquire(tmp_path / "a")
     assert next(told.schedule) == "b"
     told.schedule.close("b")
     with pytest.raises(StopIteration):

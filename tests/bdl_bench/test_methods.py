@@ -48,7 +48,7 @@ SKIPPED = {
 @pytest.mark.parametrize("kind", SKIPPED)
 def test_every_preset_ends_with_predictions_or_a_reason(kind, tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "small", Task("small", "a small problem", lambda seed: make(kind, seed)))
-    records = Grid(["small"], list(METHODS), [0], tmp_path, tune=2).run(lambda _: None)
+    records = Grid(["small"], list(METHODS), [0], tmp_path, tune_budget=2).run(lambda _: None)
     failed = {r.method: r.traceback for r in records if r.status == "failed"}
     assert not failed
     assert {r.method for r in records if r.status == "skipped"} <= SKIPPED[kind]

@@ -77,7 +77,7 @@ def problem_of(kind, gap):
 
 def arrays_of(problem):
     estimator = MAP(problem.model, problem.likelihood, prior_precision=0.7).fit(problem.train)
-    return Predictor(problem, estimator, estimator.predict).everywhere()
+    return Predictor(problem, estimator, estimator.predict).all_sets()
 
 
 class Exact:

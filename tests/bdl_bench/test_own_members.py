@@ -9,7 +9,7 @@ from torch import nn
 
 from bdl_bench import Problem, compare
 from bdl_bench.records import RecordStore, Training
-from bdl_bench.records.fingerprints import problem_digest
+from bdl_bench.records.problem_digest import problem_digest
 from estimators.baselines import DeepEnsemble, MCDropout
 from estimators.errors import ModelError, OptionError
 from estimators.runtime.rng import seeded_random_state
@@ -45,7 +45,7 @@ def problem(**options):
 
 
 def run(made, method, directory):
-    found = compare(made, [method], seeds=1, tune=0, out=directory, progress_bar=False)
+    found = compare(made, [method], seeds=1, tune_budget=0, out=directory, progress_bar=False)
     (record,) = (record for record in found.records if record.method == method)
     assert record.status == "ok", record.reason
     return record, RecordStore(directory).arrays(record), found
@@ -96,7 +96,7 @@ def test_a_trained_dropout_model_is_used_as_it_is(tmp_path):
 
 
 def test_without_members_or_recipe_the_ensemble_is_skipped_with_both_remedies(tmp_path):
-    found = compare(problem(), ["ensemble", "dropout"], seeds=1, tune=0, out=tmp_path, progress_bar=False)
+    found = compare(problem(), ["ensemble", "dropout"], seeds=1, tune_budget=0, out=tmp_path, progress_bar=False)
     assert [record.status for record in found.records] == ["skipped", "skipped"]
     assert all("members=, dropout_model=" in record.reason for record in found.records)
 
@@ -210,7 +210,7 @@ def test_a_fresh_network_is_trained_not_trained_further(kind, outputs, y, mode, 
         batches = list(zip(X.split(7), y.split(7), strict=True))
         return Problem(model, kind, batches, batches, batches, prior_precision=DELTA, recipe=Recipe(epochs=3))
 
-    found = compare(make, ["map"], seeds=3, tune=0, out=tmp_path, progress_bar=False)
+    found = compare(make, ["map"], seeds=3, tune_budget=0, out=tmp_path, progress_bar=False)
     assert [record.training.further for record in found.records] == [False] * 3
     assert all("trained for 3 epochs" in record.training.summary for record in found.records)
     assert "trained further" not in (tmp_path / "report.html").read_text()

@@ -14,8 +14,8 @@ def test_memory_that_was_held_for_a_moment_is_in_the_rise():
         np.ones(SIZE, dtype=np.uint8)
     if not found.reset:
         pytest.skip("this system cannot reset the peak")
-    assert SIZE * 0.9 < found.rise_bytes < SIZE * 1.5
-    assert found.peak_bytes > found.rise_bytes
+    assert SIZE * 0.9 < found.increase_bytes < SIZE * 1.5
+    assert found.peak_bytes > found.increase_bytes
     assert found.device_peak_bytes is None
 
 
@@ -25,7 +25,7 @@ def test_a_peak_before_the_block_is_not_counted():
         np.ones(SIZE // 16, dtype=np.uint8)
     if not found.reset:
         pytest.skip("this system cannot reset the peak")
-    assert found.rise_bytes < SIZE / 2
+    assert found.increase_bytes < SIZE / 2
 
 
 def test_without_a_reset_the_figure_is_the_largest_so_far_and_says_so(monkeypatch, tmp_path):
@@ -34,7 +34,7 @@ def test_without_a_reset_the_figure_is_the_largest_so_far_and_says_so(monkeypatc
         pass
     assert not found.reset
     assert found.peak_bytes > 0
-    assert found.rise_bytes == 0
+    assert found.increase_bytes == 0
 
 
 def test_the_footprint_is_filled_also_when_the_block_raises():

@@ -36,7 +36,7 @@ def predictor(problem, estimator):
 
 
 def test_a_set_without_targets_has_predictions_alone(predictor):
-    arrays = predictor.beside_test()
+    arrays = predictor.other_sets()
     assert {name for name in arrays if name.startswith("ood/bare/")} == {
         f"ood/bare/{name}" for name in ("mean", "epistemic_variance", "total_variance", "row_id")
     }
@@ -45,7 +45,7 @@ def test_a_set_without_targets_has_predictions_alone(predictor):
 
 
 def test_a_band_has_its_inputs_and_those_of_the_training_rows(estimator, predictor):
-    arrays = predictor.beside_test()
+    arrays = predictor.other_sets()
     assert np.array_equal(arrays["plot_grid/x"], torch.cat(LINE).numpy())
     expected = estimator.predict(torch.cat(LINE)).mean.detach().numpy()
     assert arrays["plot_grid/mean"] == pytest.approx(expected, rel=1e-12)
@@ -54,7 +54,7 @@ def test_a_band_has_its_inputs_and_those_of_the_training_rows(estimator, predict
 
 
 def test_a_band_is_drawn_and_not_scored(predictor):
-    arrays = predictor.test() | predictor.beside_test()
+    arrays = predictor.test() | predictor.other_sets()
     assert set(parts(arrays).ood) == {"bare", "known"}
     scored = {name: array for name, array in arrays.items() if name.split("/")[0] not in ("plot_grid", "train")}
     assert evaluate("regression", arrays) == evaluate("regression", scored)
@@ -74,7 +74,7 @@ def classes(n_outputs=3):
 def test_centred_variances_are_those_without_the_common_level():
     problem = classes()
     estimator = LastLayerLaplace(problem.model, "classification", prior_precision=0.5).fit(problem.train)
-    arrays = Predictor(problem, estimator, estimator.predict).beside_test()
+    arrays = Predictor(problem, estimator, estimator.predict).other_sets()
     centring = torch.eye(3, dtype=torch.float64) - 1 / 3
     x = torch.cat([batch[0] for batch in problem.test])
     expected = (centring @ estimator.covariance(x) @ centring).diagonal(dim1=1, dim2=2)
@@ -87,6 +87,6 @@ def test_a_method_without_covariances_has_no_centred_variance():
     estimator = RegVar(
         problem.model, "classification", prior_precision=0.5, regularizer=MeanAbsolute(), solver=LinearResponse()
     ).fit(problem.train)
-    arrays = Predictor(problem, estimator, estimator.predict).beside_test()
+    arrays = Predictor(problem, estimator, estimator.predict).other_sets()
     assert "ood/far/epistemic_variance" in arrays
     assert not any(name.endswith("centred_variance") for name in arrays)

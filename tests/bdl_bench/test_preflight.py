@@ -36,7 +36,7 @@ def test_a_task_is_trained_and_looked_at(toy, tmp_path):
     diagnosis = check_task(toy, 0, tmp_path)
     assert not diagnosis["gradient"].values["relative_gradient"] < 1e-12
     assert {"modes", "train/test overlap", "distance to the optimum", "cost"} <= {f.name for f in diagnosis.findings}
-    assert (tmp_path / "maps").exists()
+    assert (tmp_path / "checkpoints").exists()
 
 
 def test_an_overlap_of_train_and_test_is_an_error_and_the_exit_status_says_so():

@@ -6,7 +6,7 @@ from torch import nn
 
 from bdl_bench import Problem
 from bdl_bench.problem.queries import queries, rewind
-from bdl_bench.records.fingerprints import problem_digest
+from bdl_bench.records.problem_digest import problem_digest
 from estimators.errors import DataError, ModelError, OptionError
 from estimators.likelihoods import Gaussian
 from estimators.training import Recipe

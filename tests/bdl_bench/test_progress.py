@@ -29,9 +29,9 @@ class Clock:
         return self.now
 
 
-def output(events, *, terminal, clock=None, n_steps=2):
+def output(events, *, terminal, clock=None, n_jobs=2):
     file, clock = io.StringIO(), clock or Clock()
-    with show_progress(Console(file=file, force_terminal=terminal, width=200), n_steps, clock=clock) as listen:
+    with show_progress(Console(file=file, force_terminal=terminal, width=200), n_jobs, clock=clock) as listen:
         for event in events:
             if isinstance(event, float):
                 clock.now += event
@@ -53,7 +53,7 @@ def test_a_summary_is_printed_from_time_to_time():
     events = [Event(*step, "planned") for step in steps]
     events += [Event(*steps[0], "started"), 40.0, Event(*steps[0], "ok"), Event(*steps[1], "started")]
     events += [5.0, Event(*steps[2], "failed")]  # too soon for another one
-    lines = output(events, terminal=False, n_steps=4).splitlines()
+    lines = output(events, terminal=False, n_jobs=4).splitlines()
     assert lines[1] == "1 of 4 done; about 2 min left"
     assert len(lines) == 3
 
@@ -65,7 +65,7 @@ def test_on_a_terminal_there_are_lines_and_a_bar(words):
 
 def test_on_a_terminal_running_jobs_are_shown_with_their_times():
     events = [Event("digits", seed, "map", "started") for seed in range(20)]
-    shown_last = output([*events, 7.0], terminal=True, n_steps=20)
+    shown_last = output([*events, 7.0], terminal=True, n_jobs=20)
     assert "digits seed 0 map (7 s)" in shown_last
     assert "digits seed 11 map (7 s)" in shown_last
     assert "0 of 20 done, 20 running, 7 s" in shown_last
@@ -78,7 +78,7 @@ def heard(*events, clock):
         if isinstance(event, float):
             clock.now += event
         else:
-            outlook.hear(event)
+            outlook.update(event)
     return outlook
 
 
@@ -117,7 +117,7 @@ def test_steps_that_run_at_a_time_share_what_is_left_but_none_ends_before_its_ow
     outlook = heard(*planned(*steps), *beside, *ended, clock=Clock())
     assert outlook.seconds_left() == 3 * 8 / 2
     for event in (Event(*steps[2], "cached"), Event(*steps[3], "cached"), Event(*steps[4], "started")):
-        outlook.hear(event)
+        outlook.update(event)
     assert outlook.seconds_left() == 8
 
 

@@ -9,7 +9,7 @@ import pytest
 from work_items import end
 
 from bdl_bench.records import RecordStore
-from bdl_bench.runner.executors import TimeLimitError, WorkerDiedError, Workers, executor_for
+from bdl_bench.runner.executors import TimeLimitError, WorkerCrashedError, Workers, executor_for
 from bdl_bench.runner.grid import Grid
 from estimators.errors import OptionError
 
@@ -84,14 +84,14 @@ def test_exceptions_and_deaths_are_outcomes(cluster, monkeypatch):  # noqa: ARG0
         outcomes = dict(executor.run(end, iter(words), started=print))
     assert outcomes[words[3]] == "somewhere"
     assert isinstance(outcomes["raise"], ValueError)
-    assert isinstance(outcomes["exit 3"], WorkerDiedError)
+    assert isinstance(outcomes["exit 3"], WorkerCrashedError)
     assert isinstance(outcomes["fine"], int)
 
 
 def test_what_needs_longer_than_its_limit_is_ended(cluster):  # noqa: ARG001
     limits = {"sleep 600": 5.0, "sleep 601": 5.0}
     with executor_for(ON_RAY) as executor:
-        outcomes = dict(executor.run(end, iter([*limits, "raise", "fine"]), started=print, limit=limits.get))
+        outcomes = dict(executor.run(end, iter([*limits, "raise", "fine"]), started=print, timeout=limits.get))
     assert isinstance(outcomes["sleep 600"], TimeLimitError)
     assert isinstance(outcomes["sleep 601"], TimeLimitError)
     assert isinstance(outcomes["raise"], ValueError)
@@ -103,7 +103,7 @@ def test_records_are_those_of_one_process_without_a_common_disk(cluster, tmp_pat
 
     def take_weights_away(event):
         if event.status == "trained":
-            for path in (tmp_path / "cluster" / "maps").rglob("*.safetensors"):
+            for path in (tmp_path / "cluster" / "checkpoints").rglob("*.safetensors"):
                 path.rename(path.with_suffix(".away"))
 
     grid(tmp_path / "cluster", ON_RAY).run(take_weights_away)

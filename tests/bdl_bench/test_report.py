@@ -146,7 +146,7 @@ def test_the_csv_has_means_with_their_intervals_and_costs_under_their_names(writ
     found = [float(rows["reg/NLL"][name]) for name in ("mean", "low95", "high95")]
     assert found == pytest.approx([np.mean(values), np.mean(values) - half, np.mean(values) + half])
     assert rows["reg/NLL"]["seeds"] == "3"
-    costs = {"fit_seconds": 1.5, "predict_seconds": 0.01, "peak_bytes": 2**28, "peak_rise_bytes": 2**20}
+    costs = {"fit_seconds": 1.5, "predict_seconds": 0.01, "peak_bytes": 2**28, "peak_increase_bytes": 2**20}
     assert {name: float(rows[f"cost/{name} (median)"]["mean"]) for name in costs} == costs
 
 

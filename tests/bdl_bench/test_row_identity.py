@@ -12,7 +12,7 @@ from bdl_bench.problem.kept_rows import AS_GIVEN, DATASET_ORDER, SORTED, Budget,
 from bdl_bench.problem.row_identity import digests_of_rows, ids_of, matching_order
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
-from bdl_bench.report.results import gather, readable
+from bdl_bench.report.results import group_by_task, load_records
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
@@ -68,10 +68,10 @@ def records(monkeypatch, tmp_path):
 
     def run(name, loader, methods=METHODS):
         monkeypatch.setitem(TASKS, "classes", Task("classes", "three classes", lambda seed: make(loader, seed)))
-        grid = Grid(["classes"], methods, [0], tmp_path / name, tune=3)
+        grid = Grid(["classes"], methods, [0], tmp_path / name, tune_budget=3)
         assert {r.status for r in grid.run(lambda _: None)} == {"ok"}
         store = RecordStore(tmp_path / name)
-        (results,) = gather(store, readable(store))
+        (results,) = group_by_task(store, load_records(store))
         return results
 
     return run
@@ -156,7 +156,7 @@ def test_records_written_in_another_order_agree_exactly(records):
     order = np.random.default_rng(0).permutation(N)
     moved = {k: v[order] if k.removeprefix("tuned/").rpartition("/")[0] == "" else v for k, v in arrays.items()}
     store.write(record, moved)
-    (results,) = gather(store, readable(store))
+    (results,) = group_by_task(store, load_records(store))
     variances = [results.arrays(m, 0)["epistemic_variance"] for m in ("regvar-pointwise", "laplace")]
     assert agreement(*variances).spearman == pytest.approx(1.0, abs=1e-6)
     assert agreement(*variances).relative_rmse < 1e-4
@@ -172,7 +172,7 @@ def test_records_of_other_rows_are_not_compared(records):
     arrays = store.arrays(record)
     arrays["row_id"] = arrays["row_id"] + np.uint64(1)
     store.write(record, arrays)
-    found = {r.method: (r.status, r.reason) for r in readable(store)}
+    found = {r.method: (r.status, r.reason) for r in load_records(store)}
     assert found["map"][0] == "ok"
     assert found["laplace"][0] == "failed"
     assert f"{N} of {N} rows are others" in found["laplace"][1]
@@ -182,10 +182,10 @@ def test_records_without_identities_are_compared_only_if_their_targets_are_equal
     write_record("task", "laplace", 0)
     record = write_record("task", "map", 0)
     store = RecordStore(tmp_path)
-    assert {r.status for r in readable(store)} == {"ok"}
+    assert {r.status for r in load_records(store)} == {"ok"}
     arrays = store.arrays(record)
     store.write(record, {name: array[::-1] for name, array in arrays.items()})
-    assert [(r.method, r.status) for r in readable(store)] == [("laplace", "failed"), ("map", "ok")]
+    assert [(r.method, r.status) for r in load_records(store)] == [("laplace", "failed"), ("map", "ok")]
 
 
 def test_a_held_out_loader_with_other_rows_on_every_pass_is_named(monkeypatch, tmp_path):

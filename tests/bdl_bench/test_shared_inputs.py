@@ -11,8 +11,8 @@ from bdl_bench import Problem
 from bdl_bench.problem.kept_rows import Budget, CheckedRows, kept_rows
 from bdl_bench.problem.problem import _OnDevice
 from bdl_bench.problem.row_identity import digests_of_rows
-from bdl_bench.records.fingerprints import problem_digest
 from bdl_bench.records.predictions import Predictor
+from bdl_bench.records.problem_digest import problem_digest
 from estimators import LinearizedLaplace
 from estimators.errors import DataError
 
@@ -49,7 +49,7 @@ def make_problem(**loaders):
 def test_predictions_are_those_of_the_users_model_batch_by_batch():
     problem = make_problem()
     fitted = LinearizedLaplace(problem.model, "classification", prior_precision=0.5).fit(problem.train)
-    arrays = Predictor(problem, fitted, fitted.predict).everywhere()
+    arrays = Predictor(problem, fitted, fitted.predict).all_sets()
     inputs = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches(2)]
     expected = torch.cat([problem.model(**x) for x in inputs]).detach().numpy()
     assert np.allclose(arrays["mean"], expected, atol=1e-5)
@@ -126,7 +126,7 @@ def test_inputs_that_rows_share_may_be_as_many_as_the_rows_of_a_batch(sizes):
     problem = ring_problem(sizes)
     assert problem.layout.shared == {"['edges']"}
     fitted = LinearizedLaplace(problem.model, "classification", prior_precision=0.5).fit(problem.train)
-    arrays = Predictor(problem, fitted, fitted.predict).everywhere()
+    arrays = Predictor(problem, fitted, fitted.predict).all_sets()
     for name, loader in problem.ood.items():
         inputs = [(batch["edges"], batch["x"]) for batch in loader]
         expected = torch.cat([problem.model(*each) for each in inputs]).detach().numpy()

@@ -17,8 +17,8 @@ from bdl_bench.methods.registry import preset
 from bdl_bench.problem import Problem
 from bdl_bench.records import RecordStore
 from bdl_bench.records.content_digests import content_digest
-from bdl_bench.records.fingerprints import problem_digest
-from bdl_bench.report.results import readable
+from bdl_bench.records.problem_digest import problem_digest
+from bdl_bench.report.results import load_records
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
@@ -310,7 +310,7 @@ def test_records_of_older_code_are_not_mixed_into_the_mean_over_seeds(tmp_path, 
         mine = replace(METHODS["laplace"], name="mine", build=clone_with(hessian_structure=structure))
         monkeypatch.setitem(METHODS, "mine", mine)
         Grid(["fixed"], ["mine"], seeds, tmp_path).run(lambda _: None)
-    found = {r.seed: (r.status, r.reason or "") for r in readable(RecordStore(tmp_path))}
+    found = {r.seed: (r.status, r.reason or "") for r in load_records(RecordStore(tmp_path))}
     assert found[0][0] == "ok"
     assert found[1][0] == "failed"
     assert "other code or options of its method" in found[1][1]

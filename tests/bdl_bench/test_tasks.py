@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from bdl_bench.problem.queries import queries, rows
-from bdl_bench.records.fingerprints import problem_digest
+from bdl_bench.records.problem_digest import problem_digest
 from bdl_bench.tasks import TASKS, from_reference, resolve_task
 from bdl_bench.tasks.split import standardised
 from estimators import LinearizedLaplace

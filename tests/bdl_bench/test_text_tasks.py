@@ -9,7 +9,7 @@ from bdl_bench.data.token_rows import TokenRows, drawn_rows
 from bdl_bench.networks.sentence import SentenceClassifier
 from bdl_bench.problem.flatten import flat_rows
 from bdl_bench.problem.queries import queries, rows
-from bdl_bench.records.fingerprints import problem_digest
+from bdl_bench.records.problem_digest import problem_digest
 from bdl_bench.tasks import TASKS, causal_lm
 from estimators.baselines import MAP
 from estimators.errors import DataError, UnsupportedError

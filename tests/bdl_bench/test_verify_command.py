@@ -30,7 +30,7 @@ def my_model(tmp_path, monkeypatch):
 
 
 def verify(*words):
-    return CliRunner().invoke(app, ["verify", *(str(word) for word in words), "--points", "2"])
+    return CliRunner().invoke(app, ["verify", *(str(word) for word in words), "--n-queries", "2"])
 
 
 def test_a_custom_model_is_verified_and_the_last_line_is_the_page(my_model, tmp_path):

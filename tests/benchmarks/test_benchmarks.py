@@ -131,7 +131,7 @@ def test_large_networks_are_measured_only_where_they_are_asked_for():
 def test_an_unknown_row_raises_and_names_the_rows(tmp_path):
     with pytest.raises(OptionError, match="full-3k"):
         run.run_bench(["fastest"], tmp_path)
-    assert main(["--only", "fastest", "--out", str(tmp_path)]) == 2
+    assert main(["--select", "fastest", "--out", str(tmp_path)]) == 2
 
 
 def test_the_page_of_large_networks_compares_with_the_reference():

@@ -1,8 +1,8 @@
-"""Where work runs: in this process, in several of this machine, or on the machines of a Ray cluster."""
+"""Executors run jobs in this process, in several processes of this machine, or on a Ray cluster."""
 
 from bdl_bench.runner.executors.base import ONE_WORKER, Content, Executor, Outcome, Workers
 from bdl_bench.runner.executors.choice import EXECUTORS, check_workers, executor_for
-from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerDiedError
+from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerCrashedError
 
 __all__ = [
     "EXECUTORS",
@@ -11,7 +11,7 @@ __all__ = [
     "Executor",
     "Outcome",
     "TimeLimitError",
-    "WorkerDiedError",
+    "WorkerCrashedError",
     "Workers",
     "check_workers",
     "executor_for",

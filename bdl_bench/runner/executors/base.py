@@ -1,4 +1,4 @@
-"""What executors have in common: items in, (item, outcome) out as they come; an exception is an outcome."""
+"""The interface of an executor: jobs in, (job, outcome) out in the order of completion."""
 
 from __future__ import annotations
 
@@ -8,63 +8,67 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, TypeAlias, TypeVar
 
-__all__ = ["ONE_WORKER", "POLL_SECONDS", "Content", "Executor", "Limit", "Outcome", "Workers", "no_limit"]
+__all__ = ["ONE_WORKER", "POLL_SECONDS", "Content", "Executor", "JobTimeout", "Outcome", "Workers", "no_timeout"]
 
-Item = TypeVar("Item")
+Job = TypeVar("Job")
 Result = TypeVar("Result")
 Outcome: TypeAlias = Result | Exception
-Limit: TypeAlias = Callable[[Item], float | None]
-"""The seconds that an item may take; None for as long as it needs."""
+JobTimeout: TypeAlias = Callable[[Job], float | None]
+"""Returns the seconds that a job may run; None for no timeout."""
 
 POLL_SECONDS = 0.2
-"""How long to wait before a source that had nothing to start is asked again."""
+"""Seconds until an iterator that returned None is asked again for a job: short beside the shortest job."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Which executor, how many jobs at a time, and threads in each.
+    """Which executor runs the jobs, how many run at a time, and how many threads each has.
 
     Args:
-        jobs: None is one job, and with ray as many as the cluster has room for.
-        threads: one is as fast as many for small networks, and steady on a busy machine, where threads wait for each
-            other. With ray they are the processors that a job reserves.
-        executor: "in-process", "local" or "ray"; None is in-process for one job without a limit, and else local.
-        limit: seconds that a cell may take, tuning included; None is no limit. Trainings take what they need.
+        jobs: number of jobs at a time; None is one, and with ray as many as the cluster has room for.
+        threads: torch threads per job. One is as fast as many for small networks. With ray, the number of processors
+            that a job reserves.
+        executor: "in-process", "local" or "ray"; None is in-process for one job without a timeout, else local.
+        timeout: seconds that an evaluation job may run, tuning included; None is no timeout. Training has no timeout.
+
+    Example:
+        >>> Workers(jobs=2).name
+        'local'
     """
 
     jobs: int | None = None
     threads: int = 1
     executor: str | None = None
-    limit: float | None = None
+    timeout: float | None = None
 
     @property
     def name(self) -> str:
-        """The executor; where none was named, local for what needs other processes: several jobs, or a limit."""
-        needs_processes = self.jobs not in (None, 1) or self.limit is not None
+        """Return the name of the executor; if none was given, local for several jobs or a timeout."""
+        needs_processes = self.jobs not in (None, 1) or self.timeout is not None
         return self.executor or ("local" if needs_processes else "in-process")
 
     @property
     def exclusive(self) -> bool:
-        """Whether only one job of this run is at work at any time, so that its cost is its own."""
+        """Return whether only one job of this run is running at any time, so that its cost is measured alone."""
         return self.name != "ray" and self.jobs in (None, 1)
 
 
 ONE_WORKER = Workers()
 
 
-def no_limit(item: object) -> None:
-    """The `Limit` of items that take what they need."""
+def no_timeout(job: object) -> None:
+    """Return None, the `JobTimeout` of jobs that may run for any time."""
 
 
 class Content(Protocol):
-    """The bytes of a file, to be read wherever the work is."""
+    """The bytes of a file, readable in the process that runs a job."""
 
     def read_bytes(self) -> bytes:
-        """All of them."""
+        """Return the content of the file."""
 
 
 class Executor(ABC):
-    """Where work runs. Entered before the first item, left after the last one; leaving ends what still runs."""
+    """Runs jobs somewhere. A context manager: entered before the first job; leaving ends the jobs still running."""
 
     def __enter__(self) -> Self:
         return self
@@ -75,22 +79,28 @@ class Executor(ABC):
     @abstractmethod
     def run(
         self,
-        work: Callable[[Item], Result],
-        items: Iterator[Item | None],
+        work: Callable[[Job], Result],
+        jobs: Iterator[Job | None],
         *,
-        started: Callable[[Item], None],
-        limit: Limit[Item] = no_limit,
-    ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
-        """Each item with its result, or with the exception that it raised, as they come.
+        started: Callable[[Job], None],
+        timeout: JobTimeout[Job] = no_timeout,
+    ) -> Generator[tuple[Job, Outcome[Result]], None, None]:
+        """Yield each job with its result, or with the exception that it raised, in the order of completion.
 
         Args:
-            work: a function of a module, where it runs in another process; so are items and results pickled.
-            items: asked for the next one when there is room for it; a None says that nothing can start just now, and
-                to ask again later.
-            started: told of an item at the moment when it starts.
-            limit: the seconds that an item may take; one that takes longer is ended, its outcome a `TimeLimitError`.
+            work: function of one job. If it runs in another process, it must be importable there, and jobs and
+                results are pickled.
+            jobs: asked for the next job if there is room for one; None means that no job can start now, and the
+                executor asks again later.
+            started: called with a job when it starts.
+            timeout: returns the seconds that a job may run. A job that needs longer is ended; its outcome is a
+                `TimeLimitError`.
         """
 
     def share(self, path: Path) -> Content:
-        """The content of a file in a form that can be put into an item."""
+        """Return the content of a file in a form that can be part of a job.
+
+        Args:
+            path: the file.
+        """
         return path

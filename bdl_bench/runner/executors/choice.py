@@ -22,25 +22,44 @@ EXECUTORS: dict[str, Callable[[Workers, str], Executor]] = {
 
 
 def executor_for(workers: Workers, *, device: str = "cpu") -> Executor:
-    """The executor of these workers; `device` is what a job computes on, since ray has to reserve it."""
+    """Return the executor of some workers.
+
+    Args:
+        workers: the options of the executor.
+        device: where a job computes; ray reserves it.
+
+    Raises:
+        OptionError: as `check_workers`.
+        UnsupportedError: ray is not installed.
+    """
     check_workers(workers)
     return EXECUTORS[workers.name](workers, device)
 
 
 def check_workers(workers: Workers) -> None:
-    """OptionError for a name that there is not and numbers that cannot be, UnsupportedError for a missing ray."""
-    name, jobs, limit = workers.name, workers.jobs, workers.limit
+    """Check the options of an executor.
+
+    Args:
+        workers: the options.
+
+    Raises:
+        OptionError: an unknown name, or a number that is not possible.
+        UnsupportedError: ray is not installed.
+    """
+    name, jobs, timeout = workers.name, workers.jobs, workers.timeout
     if name not in EXECUTORS:
-        raise OptionError(f"an executor among {', '.join(EXECUTORS)}", received=repr(name), remedy="leave it out.")
+        raise OptionError(f"an executor among {', '.join(EXECUTORS)}", received=repr(name), remedy="omit it.")
     if workers.threads < 1 or (jobs is not None and jobs < 1):
-        raise OptionError("jobs and threads >= 1", received=str(workers), remedy="leave --jobs out for one.")
-    if limit is not None and not 0 < limit < math.inf:
-        raise OptionError("a limit of seconds above 0", received=f"{limit:g}", remedy="leave --limit out for none.")
+        raise OptionError("jobs and threads >= 1", received=str(workers), remedy="omit --jobs for one.")
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise OptionError(
+            "a timeout of seconds above 0", received=f"{timeout:g}", remedy="leave --timeout out for none."
+        )
     if name == "in-process" and jobs not in (None, 1):
         raise OptionError("one job with executor in-process", received=f"{jobs}", remedy="--executor local.")
-    if name == "in-process" and limit is not None:
+    if name == "in-process" and timeout is not None:
         raise OptionError(
-            "an executor that can end a cell", received="a limit with executor in-process", remedy="--executor local."
+            "an executor that can end a run", received="a timeout with executor in-process", remedy="--executor local."
         )
     if name == "ray" and importlib.util.find_spec("ray") is None:
         raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""Everything in this process, one item after another."""
+"""All jobs in this process, one after another."""
 
 from __future__ import annotations
 
@@ -9,37 +9,41 @@ from typing import TypeVar
 
 import torch
 
-from bdl_bench.runner.executors.base import POLL_SECONDS, Executor, Limit, Outcome, Workers, no_limit
-from bdl_bench.runner.executors.retries import tried
+from bdl_bench.runner.executors.base import POLL_SECONDS, Executor, JobTimeout, Outcome, Workers, no_timeout
+from bdl_bench.runner.executors.outcomes import run_job
 
 __all__ = ["InProcess"]
 
-Item = TypeVar("Item")
+Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 class InProcess(Executor):
-    """No process is started, nothing is pickled: a debugger and live objects work. What kills this process ends it."""
+    """Runs jobs in this process. Nothing is pickled, so a debugger works. A job that kills the process ends the run.
+
+    Args:
+        workers: the threads of a job.
+    """
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
 
     def run(
         self,
-        work: Callable[[Item], Result],
-        items: Iterator[Item | None],
+        work: Callable[[Job], Result],
+        jobs: Iterator[Job | None],
         *,
-        started: Callable[[Item], None],
-        limit: Limit[Item] = no_limit,  # noqa: ARG002  nothing here could end an item
-    ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
-        for item in items:
-            if item is None:
+        started: Callable[[Job], None],
+        timeout: JobTimeout[Job] = no_timeout,  # noqa: ARG002  nothing here could end a job
+    ) -> Generator[tuple[Job, Outcome[Result]], None, None]:
+        for job in jobs:
+            if job is None:
                 time.sleep(POLL_SECONDS)
                 continue
-            started(item)
+            started(job)
             with _threads(self.workers.threads):
-                outcome = tried(work, item)
-            yield item, outcome
+                outcome = run_job(work, job)
+            yield job, outcome
 
 
 @contextmanager

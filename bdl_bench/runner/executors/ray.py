@@ -1,4 +1,4 @@
-"""The machines of a Ray cluster (the `ray` extra). They need no common disk: items, results and weights are values."""
+"""The machines of a Ray cluster (the `ray` extra). They need no common disk, since jobs and results are sent."""
 
 from __future__ import annotations
 
@@ -14,39 +14,43 @@ from typing import Any, Generic, Self, TypeVar
 
 import torch
 
-from bdl_bench.runner.executors.base import POLL_SECONDS, Content, Executor, Limit, Outcome, Workers, no_limit
-from bdl_bench.runner.executors.retries import attempted, outcome_of
-from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerDiedError
+from bdl_bench.runner.executors.base import POLL_SECONDS, Content, Executor, JobTimeout, Outcome, Workers, no_timeout
+from bdl_bench.runner.executors.outcomes import outcome_from_bytes, run_job_to_bytes
+from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerCrashedError
 from estimators.errors import OptionError
 
 __all__ = ["Ray"]
 
-Item = TypeVar("Item")
+Job = TypeVar("Job")
 Result = TypeVar("Result")
 _RETRIES = 2
-"""How often a task is run again whose process or machine was lost."""
+"""How often Ray repeats a task whose process or machine was lost."""
 
 
 class Ray(Executor):
-    """One Ray task an item. It reserves `threads` processors, and a GPU where the device is cuda.
+    """Runs each job as a Ray task, which reserves `threads` processors, and a GPU if the device is cuda.
 
-    Joins the cluster that RAY_ADDRESS names, or the one that runs on this machine; where there is none, starts one
-    and ends it in the end. Both packages, and a module of one's own, must be importable on every machine: installed,
-    in a folder that all of them have, or sent there by `ray job submit --working-dir`.
+    It joins the cluster that RAY_ADDRESS names, or the one on this machine. If there is none, it starts one and ends
+    it at exit. Both packages, and your own modules, must be importable on every machine: installed, in a folder that
+    all machines have, or sent there by `ray job submit --working-dir`.
+
+    Args:
+        workers: the number of jobs at a time, and the processors of each.
+        device: where a job computes.
     """
 
     def __init__(self, workers: Workers, device: str = "cpu") -> None:
         self.workers, self.device = workers, torch.device(device)
-        self.is_ours = False
+        self.started_cluster = False
 
     def __enter__(self) -> Self:
         import ray
 
         if not ray.is_initialized():
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
-            self.is_ours = True
+            self.started_cluster = True
         try:
-            self._check_room(ray.nodes())
+            self._check_capacity(ray.nodes())
         except OptionError:
             self.__exit__()
             raise
@@ -55,47 +59,47 @@ class Ray(Executor):
     def __exit__(self, *_: object) -> None:
         import ray
 
-        if self.is_ours:
+        if self.started_cluster:
             ray.shutdown()
 
     def share(self, path: Path) -> Content:
-        """The content in the object store of the cluster, sent to each machine once."""
+        """Put the content into the object store of the cluster, which sends it to each machine once."""
         import ray
 
         return _Stored(ray.put(path.read_bytes()))
 
     def run(
         self,
-        work: Callable[[Item], Result],
-        items: Iterator[Item | None],
+        work: Callable[[Job], Result],
+        jobs: Iterator[Job | None],
         *,
-        started: Callable[[Item], None],
-        limit: Limit[Item] = no_limit,
-    ) -> Generator[tuple[Item, Outcome[Result]], None, None]:
+        started: Callable[[Job], None],
+        timeout: JobTimeout[Job] = no_timeout,
+    ) -> Generator[tuple[Job, Outcome[Result]], None, None]:
         import ray
 
-        tasks = _Tasks(self._submitter(work), self._room, items, started, limit)
+        tasks = _Tasks(self._submitter(work), self._capacity, jobs, started, timeout)
         try:
             while tasks.submit():
-                for reference, item in tasks.done():
-                    yield item, _outcome(reference)
-                for reference, item, seconds in tasks.overdue():
+                for reference, job in tasks.done():
+                    yield job, _outcome(reference)
+                for reference, job, seconds in tasks.timed_out():
                     ray.cancel(reference, force=True)
-                    yield item, TimeLimitError(seconds)
+                    yield job, TimeLimitError(seconds)
         finally:
             for reference in tasks.running:
                 ray.cancel(reference, force=True)
 
-    def _submitter(self, work: Callable[[Item], Any]) -> Callable[[Item], Any]:
+    def _submitter(self, work: Callable[[Job], Any]) -> Callable[[Job], Any]:
         import ray
 
         n_threads, n_gpus = self.workers.threads, int(self.device.type == "cuda")
         task = ray.remote(num_cpus=n_threads, num_gpus=n_gpus, max_retries=_RETRIES)(_task)
-        content, surroundings = pickle.dumps(work), _Surroundings.here()
-        return lambda item: task.remote(item, content, n_threads, surroundings)
+        content, environment = pickle.dumps(work), _Environment.current()
+        return lambda job: task.remote(job, content, n_threads, environment)
 
-    def _check_room(self, nodes: list[dict[str, Any]]) -> None:
-        """Ray waits for ever for a machine that could take a task; so it is refused before."""
+    def _check_capacity(self, nodes: list[dict[str, Any]]) -> None:
+        """Raise OptionError if no machine could take a task, since Ray would wait for one for ever."""
         wanted = {"CPU": self.workers.threads, "GPU": int(self.device.type == "cuda")}
         free = [node["Resources"] for node in nodes if node["Alive"]]
         if not any(all(resources.get(name, 0) >= n for name, n in wanted.items()) for resources in free):
@@ -105,100 +109,100 @@ class Ray(Executor):
                 remedy="fewer --threads, or --device cpu.",
             )
 
-    def _room(self) -> int:
-        """How many items may be under way: what the machines of now can do at a time, and `jobs` at the most."""
+    def _capacity(self) -> int:
+        """Return how many jobs may run: as many as the current machines have room for, and at most `jobs`."""
         import ray
 
         here = ray.cluster_resources()
-        places = here.get("CPU", 0) // self.workers.threads
+        n_tasks = here.get("CPU", 0) // self.workers.threads
         if self.device.type == "cuda":
-            places = min(places, here.get("GPU", 0))
-        return max(1, min(int(places), self.workers.jobs or int(places)))
+            n_tasks = min(n_tasks, here.get("GPU", 0))
+        return max(1, min(int(n_tasks), self.workers.jobs or int(n_tasks)))
 
 
-class _Tasks(Generic[Item]):
-    """The tasks that are under way, each with its item."""
+class _Tasks(Generic[Job]):
+    """The tasks that are running, each with its job."""
 
     def __init__(
         self,
-        submit: Callable[[Item], Any],
-        room: Callable[[], int],
-        items: Iterator[Item | None],
-        started: Callable[[Item], None],
-        limit: Limit[Item],
+        submit: Callable[[Job], Any],
+        capacity: Callable[[], int],
+        jobs: Iterator[Job | None],
+        started: Callable[[Job], None],
+        timeout: JobTimeout[Job],
     ) -> None:
-        self.submit_one, self.room, self.items, self.started, self.limit = submit, room, items, started, limit
-        self.running: dict[Any, Item] = {}
-        self.begun: dict[Any, float] = {}
+        self.submit_one, self.capacity, self.jobs, self.started, self.timeout = submit, capacity, jobs, started, timeout
+        self.running: dict[Any, Job] = {}
+        self.starts: dict[Any, float] = {}
         self.exhausted = False
 
     def submit(self) -> bool:
-        """Fill the cluster; False when there is nothing left to do."""
-        while not self.exhausted and len(self.running) < self.room():
+        """Submit jobs while there is room; return False if no job is left."""
+        while not self.exhausted and len(self.running) < self.capacity():
             try:
-                item = next(self.items)
+                job = next(self.jobs)
             except StopIteration:
                 self.exhausted = True
                 break
-            if item is None:
+            if job is None:
                 break
-            self.started(item)
-            reference = self.submit_one(item)
-            self.running[reference], self.begun[reference] = item, time.monotonic()
+            self.started(job)
+            reference = self.submit_one(job)
+            self.running[reference], self.starts[reference] = job, time.monotonic()
         return bool(self.running) or not self.exhausted
 
-    def done(self) -> list[tuple[Any, Item]]:
-        """What has ended, after a while at the most where an item may come free meanwhile."""
+    def done(self) -> list[tuple[Any, Job]]:
+        """Return the tasks that have ended; if others could start or time out, after `POLL_SECONDS` at most."""
         import ray
 
         if not self.running:
             time.sleep(POLL_SECONDS)
             return []
-        must_look = not self.exhausted or any(self.limit(item) is not None for item in self.running.values())
+        must_look = not self.exhausted or any(self.timeout(job) is not None for job in self.running.values())
         ended, _ = ray.wait(list(self.running), timeout=POLL_SECONDS if must_look else None)
         return [(reference, self.running.pop(reference)) for reference in ended]
 
-    def overdue(self) -> list[tuple[Any, Item, float]]:
-        """What has used up its time, from when it was handed to the cluster; the seconds that it had."""
-        limits = ((reference, item, self.limit(item)) for reference, item in self.running.items())
-        found = [(r, item, s) for r, item, s in limits if s is not None and time.monotonic() >= self.begun[r] + s]
+    def timed_out(self) -> list[tuple[Any, Job, float]]:
+        """Return the tasks that have reached their timeout since they were submitted, with its seconds."""
+        limits = ((reference, job, self.timeout(job)) for reference, job in self.running.items())
+        found = [(r, job, s) for r, job, s in limits if s is not None and time.monotonic() >= self.starts[r] + s]
         for reference, _, _ in found:
             del self.running[reference]
         return found
 
 
 @dataclass(frozen=True)
-class _Surroundings:
-    """Where the driver finds modules, and what it has set for the bench."""
+class _Environment:
+    """The paths of modules of the process that submits, and its BDL_BENCH variables."""
 
     paths: list[str]
     variables: dict[str, str]
 
     @classmethod
-    def here(cls) -> _Surroundings:
-        ours = {name: value for name, value in os.environ.items() if name.startswith("BDL_BENCH_")}
-        return cls([path or str(Path.cwd()) for path in sys.path], ours)
+    def current(cls) -> _Environment:
+        variables = {name: value for name, value in os.environ.items() if name.startswith("BDL_BENCH_")}
+        return cls([path or str(Path.cwd()) for path in sys.path], variables)
 
-    def take_effect(self) -> None:
-        """On a machine that has these folders."""
+    def apply(self) -> None:
+        """Add the paths that this machine has, and set the variables."""
         sys.path.extend(path for path in self.paths if path not in sys.path and Path(path).exists())
         os.environ.update(self.variables)
 
 
-def _task(item: object, content: bytes, threads: int, surroundings: _Surroundings) -> bytes:
-    """The item comes as it is, since Ray follows references to its store only through arguments."""
-    surroundings.take_effect()
+def _task(job: object, content: bytes, threads: int, environment: _Environment) -> bytes:
+    """Run a job; it is an argument of its own, since Ray finds references to its store only in arguments."""
+    environment.apply()
     torch.set_num_threads(threads)
-    return attempted(pickle.loads(content), item)
+    return run_job_to_bytes(pickle.loads(content), job)
 
 
 def _outcome(reference: Any) -> Any:  # noqa: ANN401
     import ray
 
     try:
-        return outcome_of(ray.get(reference))
+        return outcome_from_bytes(ray.get(reference))
     except ray.exceptions.RayError as error:
-        return WorkerDiedError(
+        return WorkerCrashedError(
             "a task that ends on a machine of the cluster",
             received=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
             remedy="fewer jobs at a time; both packages and your own module importable on every machine; "

@@ -1,4 +1,4 @@
-"""Why a worker process is gone, in words: its time was up, or the signal, and whether memory may have been short."""
+"""Why a worker process ended, in words: its timeout, or the signal and whether memory may have been short."""
 
 from __future__ import annotations
 
@@ -7,33 +7,42 @@ import signal
 from estimators.errors import EstimatorError
 from estimators.runtime.memory import machine_bytes
 
-__all__ = ["TimeLimitError", "WorkerDiedError", "death_of"]
+__all__ = ["TimeLimitError", "WorkerCrashedError", "worker_crashed"]
 
 
-class WorkerDiedError(EstimatorError, RuntimeError):
-    """The process that an item ran in ended before the item did: killed, crashed, or left by `os._exit`."""
+class WorkerCrashedError(EstimatorError, RuntimeError):
+    """The process of a job ended before the job did: it was killed, crashed, or called `os._exit`."""
 
 
 class TimeLimitError(EstimatorError, TimeoutError):
-    """An item took longer than the `seconds` that it was allowed, and was ended; or `other`, one like it, did."""
+    """A job ran longer than its timeout and was ended, or was not tried because another seed of it was ended.
+
+    Args:
+        seconds: the timeout.
+        other: the job that reached the timeout, for instance "seed 0", if this one was not tried.
+    """
 
     def __init__(self, seconds: float, other: str | None = None) -> None:
         super().__init__(
-            f"a cell that ends within the limit of {seconds:g} s",
-            received="one that was still at work then" if other is None else f"not tried, since {other} did not",
-            remedy="a larger --limit, or more --threads.",
+            f"a run that ends within the timeout of {seconds:g} s",
+            received="one that was still running then" if other is None else f"not tried, since {other} did not",
+            remedy="a larger --timeout, or more --threads.",
         )
         self.seconds = seconds
 
 
-def death_of(exit_code: int | None) -> WorkerDiedError:
-    """The error for an exit code as `multiprocessing` gives it: −N is signal N; None where nobody knows."""
-    return WorkerDiedError(
-        "a worker process that lives until its item is done",
-        received=f"one that {_in_words(exit_code)}, as one before; the second try had nothing running beside it",
+def worker_crashed(exit_code: int | None) -> WorkerCrashedError:
+    """Return the error for a job whose process crashed twice.
+
+    Args:
+        exit_code: the exit status; −N for signal N; None if unknown.
+    """
+    return WorkerCrashedError(
+        "a worker process that lives until its job is done",
+        received=f"one that {_in_words(exit_code)}, as one before; the second try ran alone",
         remedy="a method that needs less memory, a smaller problem, or more threads and fewer --jobs."
         if exit_code == -signal.SIGKILL
-        else "the same cell with --executor in-process under `python -X faulthandler`, which shows where it ends.",
+        else "the same run with --executor in-process under `python -X faulthandler`, which shows where it ends.",
     )
 
 

@@ -1,4 +1,4 @@
-"""One item tried in another process; its outcome comes back as plain bytes, an exception with its traceback."""
+"""Run one job and turn its outcome, a result or an exception with its traceback, into bytes for another process."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["RemoteTraceback", "attempted", "outcome_of", "tried"]
+__all__ = ["RemoteTraceback", "outcome_from_bytes", "run_job", "run_job_to_bytes"]
 
-Item = TypeVar("Item")
+Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 class RemoteTraceback(Exception):
-    """The cause of an exception that came from another process: its traceback there, as text."""
+    """The traceback, as text, of an exception from another process; set as that exception's cause."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
 
 
-def tried(work: Callable[[Item], Result], item: Item) -> Result | Exception:
-    """The result, or the exception; code that calls `sys.exit` has failed, and does not end the run."""
+def run_job(work: Callable[[Job], Result], job: Job) -> Result | Exception:
+    """Return the result of a job, or the exception that it raised; `sys.exit` in a job is a RuntimeError."""
     try:
-        return work(item)
+        return work(job)
     except Exception as error:
         return error
     except SystemExit as error:
         return RuntimeError(f"the code called sys.exit({error.code!r})").with_traceback(error.__traceback__)
 
 
-def attempted(work: Callable[[Item], Any], item: Item) -> bytes:
-    """The outcome as bytes. What cannot be sent back is an exception that says so.
+def run_job_to_bytes(work: Callable[[Job], Any], job: Job) -> bytes:
+    """Return the outcome of a job as bytes; if the result cannot be pickled, the outcome is that exception.
 
-    Plain pickle: the one of torch.multiprocessing would leave tensors in memory that vanishes with this process.
+    Plain pickle copies tensors. The pickle of torch.multiprocessing would put them into shared memory, which is lost
+    when this process ends.
     """
-    outcome = tried(work, item)
+    outcome = run_job(work, job)
     if isinstance(outcome, Exception):
         return _error_bytes(outcome)
     try:
@@ -44,8 +45,8 @@ def attempted(work: Callable[[Item], Any], item: Item) -> bytes:
         return _error_bytes(error)
 
 
-def outcome_of(content: bytes) -> Any:  # noqa: ANN401
-    """What `attempted` wrote, in the process that asked for it."""
+def outcome_from_bytes(content: bytes) -> Any:  # noqa: ANN401
+    """Return the outcome that `run_job_to_bytes` wrote."""
     outcome, text = pickle.loads(content)
     if text is not None:
         outcome.__cause__ = RemoteTraceback(text)
@@ -57,6 +58,6 @@ def _error_bytes(error: Exception) -> bytes:
     try:
         content = pickle.dumps((error, text))
         pickle.loads(content)
-    except Exception:  # an exception class that cannot be made again from its arguments
+    except Exception:  # an exception class that cannot be created again from its arguments
         return pickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), text))
     return content

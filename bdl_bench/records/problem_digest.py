@@ -1,4 +1,4 @@
-"""What a problem is made of, as a digest: network, settings, and the rows of its data in whatever order they come."""
+"""A digest of a problem: its network, its settings, and the rows of its data in any order."""
 
 from __future__ import annotations
 
@@ -13,24 +13,31 @@ from bdl_bench.records.content_digests import content_digest
 from estimators.numerics.pytrees import RowLayout
 from estimators.persistence.checksums import digest
 
-__all__ = ["problem_digest", "rows_digests"]
+__all__ = ["problem_digest", "row_set_digests"]
 
 
 def problem_digest(problem: Problem) -> str:
-    """Sixteen hexadecimal digits; the same for a loader that only shuffles, another for any changed value."""
+    """Return a digest of a problem.
+
+    Args:
+        problem: the problem. Its loaders may shuffle; any changed value changes the digest.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     trained = [name for name, p in problem.model.named_parameters() if p.requires_grad]
     settings = (
         problem.likelihood, problem.prior_precision, problem.recipe, problem.trained, problem.make_model, trained
     )  # fmt: skip
     own = (problem.trained_members, problem.dropout_model)
-    rows = (f"{name}\0{rows}" for name, rows in sorted(rows_digests(problem).items()))
+    rows = (f"{name}\0{rows}" for name, rows in sorted(row_set_digests(problem).items()))
     return digest(content_digest(problem.model, own, settings), *rows).hex()[:16]
 
 
-def rows_digests(problem: Problem) -> dict[str, str]:
+def row_set_digests(problem: Problem) -> dict[str, str]:
     """Return a digest of the rows of each set by its name: a sum of digests of rows, modulo 2²⁵⁶.
 
-    It does not depend on their order, nor on the size of batches.
+    It depends neither on the order of the rows nor on the size of batches.
     """
     sets = problem.sets().items()
     return {name: f"{sum(_row_numbers(name, loader, problem.layout)) % 2**256:064x}" for name, loader in sets}
