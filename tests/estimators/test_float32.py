@@ -171,7 +171,7 @@ def test_standardised_inputs_stay_in_float32(inverse):
 
 def test_where_float64_is_missing_the_remedy_is_named(monkeypatch):
     model, x, y, queries = trained("breast cancer", "regression")
-    monkeypatch.setattr("estimators.regvar.estimator.widened", lambda objective: objective)
+    monkeypatch.setattr("estimators.regvar.estimator.to_float64", lambda objective: objective)
     estimator = regvar(Pointwise())(model, Gaussian(0.5), 0.1).fit([(x, y)])
     with pytest.raises(IllConditionedError, match="standardise the inputs"):
         estimator.variance(queries)
