@@ -30,14 +30,14 @@ class Page:
 
 
 _LEGEND = """Small networks whose derivatives are hard to get right (tests/trust_networks), and every route to their
-variances, against plain `backward` on the module itself, one output at a time, in float64. Each cell is the larger of
+variances, against plain `backward` on the module itself, one output at a time, in float64. Each entry is the larger of
 regression and classification: the largest difference over the largest variance, or the typed error that was raised.
 *draws* and *samples* have 1,000 draws, and five standard errors are 0.22; *bounds*: how far the reference is outside;
 *refit*: central differences at λ = 1e-4."""
 
 
-def _line(cells):
-    return "| " + " | ".join(cells) + " |"
+def _line(entries):
+    return "| " + " | ".join(entries) + " |"
 
 
 def _worst(outcomes):
