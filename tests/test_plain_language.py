@@ -39,10 +39,6 @@ EXEMPT: tuple[str, ...] = (
     "bdl_bench/problem/checks.py",
     "bdl_bench/report",
     "benchmarks",
-    "docs",
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
 )
 """Files and folders that are not rewritten yet. Only ever shortened."""
 

@@ -1,9 +1,9 @@
-"""docs/verification.md, as the whole verification suite writes it: verifications, and networks of others."""
+"""docs/verification.md, as the whole verification suite writes it: cases, and networks with difficult derivatives."""
 
 from bdl_bench.verify.table import to_markdown
 from estimators.persistence.atomic import write_text
 
-SECTION = "## Networks of others"
+SECTION = "## Networks with difficult derivatives"
 
 
 class Page:
