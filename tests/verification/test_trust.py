@@ -1,4 +1,4 @@
-"""Networks with difficult derivatives: every route gives the variance that plain autograd gives on the module itself, or a typed error.
+"""Networks with difficult derivatives: every route gives the variance by plain autograd, or a typed error.
 
 By default every network is fitted by the default estimator and some by RegVar; every route and likelihood with
 `-m verification`.
