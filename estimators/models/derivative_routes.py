@@ -109,7 +109,7 @@ class DerivativeRoutes:
                 "weights",
                 "functional_call on a copy of the module",
                 "misses uses of them (a closure, a hook, a list, or a forward replaced on the instance)",
-                instead="every use is exchanged by the identity of the parameter",
+                instead="every use is replaced by the identity of the parameter",
             )
         return result
 
