@@ -30,9 +30,7 @@ ROOT = Path(__file__).parents[1]
 EXEMPT: tuple[str, ...] = (
     "bdl_bench.cli",
     "bdl_bench.comparison",
-    "bdl_bench.records",
     "bdl_bench.report",
-    "bdl_bench.runner",
 )
 """Modules (with everything below them) whose docstrings do not have the form yet. Only ever shortened."""
 

@@ -37,9 +37,7 @@ EXEMPT: tuple[str, ...] = (
     "bdl_bench/comparison.py",
     "bdl_bench/methods/custom_methods.py",
     "bdl_bench/problem/checks.py",
-    "bdl_bench/records",
     "bdl_bench/report",
-    "bdl_bench/runner",
     "benchmarks",
     "docs",
     "README.md",
@@ -76,7 +74,12 @@ RETIRED = (
     Retired("[Ss]urest", "most confident"),
     Retired("(?:[Tt]old|[Tt]ell|[Tt]ells|[Tt]elling) apart", "significantly different; distinguish"),
     Retired("[Oo]ne's own|[Ss]omebody else's", "your own, or custom"),
-    Retired("(?:once|twice|times|rows|bytes|seconds|number|value|one|each) a (?:row|draw|method|sample)", "per row"),
+    Retired(
+        "(?:once|twice|times|rows|bytes|seconds|number|value|one|each|several|passes|products?|steps|panel|line|vector|"
+        "class|targets?|labels?|index|output|A) "
+        "a (?:row|draw|method|sample|step|epoch|batch|query|vector|class|sequence)",
+        "per row, per step, per method",
+    ),
     Retired("too (?:un)?sure|unsure|surer", "overconfident, underconfident"),
     Retired("[Ll]ikewise", "a sentence that names its subject"),
     Retired("[Bb]y (?:itself|themselves)", "alone, or a sentence that names its subject"),

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from bdl_bench.problem.queries import Loader, Query, as_query
 from estimators.data.batch import split_batch
-from estimators.data.batch_dimension import resolved
+from estimators.data.batch_dimension import resolve_layout
 from estimators.errors import DataError, EstimatorError, ModelError, UnsupportedError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.link_check import REMEDY, LinkCheck
@@ -137,7 +137,7 @@ class LoaderChecks:
         self.layout = self.layout.observe(query.x, rows)
         if is_first:
             with torch.no_grad():
-                self.layout = resolved(self.layout, query.x, rows, lambda x: _forward(self.network, x))
+                self.layout = resolve_layout(self.layout, query.x, rows, lambda x: _forward(self.network, x))
         return Query(self.layout.mark(plain_inputs(query.x), rows), query.y)
 
     def _outputs_of(self, query: Query, *, whole: bool) -> Tensor:

@@ -123,7 +123,7 @@ def _queries(problem: Problem, n_queries: int) -> PyTree:
     """Return the first rows of the test loader, with their shared tensors; DataError if these differ by batch."""
     n_rows, batches = 0, list[Batch]()
     for batch in rows(problem.test):
-        batches.append(batch.marked(problem.layout))
+        batches.append(batch.mark_shared(problem.layout))
         n_rows += len(batch)
         if n_rows >= n_queries:
             break

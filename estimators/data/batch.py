@@ -38,7 +38,7 @@ class Batch:
         """Return the batch with copies of its tensors."""
         return Batch(copied(self.x), self.y.clone())
 
-    def marked(self, layout: RowLayout) -> Batch:
+    def mark_shared(self, layout: RowLayout) -> Batch:
         """Mark the input tensors that all rows of the batch share.
 
         Args:

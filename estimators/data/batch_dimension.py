@@ -15,7 +15,7 @@ from torch import Tensor
 from estimators.errors import EstimatorError
 from estimators.numerics.pytrees import PyTree, RowLayout, select_rows
 
-__all__ = ["resolved"]
+__all__ = ["resolve_layout"]
 
 _MOST_TRIALS = 32
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -23,7 +23,7 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, EstimatorError)
 
 
-def resolved(layout: RowLayout, x: PyTree, rows: int, outputs: Callable[[PyTree], Tensor]) -> RowLayout:
+def resolve_layout(layout: RowLayout, x: PyTree, rows: int, outputs: Callable[[PyTree], Tensor]) -> RowLayout:
     """Return the layout in which the first and the last row alone have the outputs that they have in the batch.
 
     The layout itself if batches of several sizes have decided, if every tensor may have rows, or if no choice fits, as

@@ -1,4 +1,4 @@
-"""Several processes that fit one estimator: each takes rows of every batch, or draws."""
+"""Several processes that fit one estimator: each computes with its shard of the rows or draws, and sums go over all."""
 
 from __future__ import annotations
 
@@ -16,27 +16,40 @@ from estimators.numerics.pytrees import select_rows
 
 __all__ = ["ProcessGroup"]
 
+_AGREEMENT = 1e-6
+"""Largest relative difference between processes of weights, and of sums over the data, that counts as equal."""
+
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Group of processes that share a fit; a single process is a group of size 1.
+    """One process among those that fit an estimator together; a single process by default.
 
     Args:
-        index: the number of this process, from 0.
+        index: the number of this process, 0 <= index < size.
         size: the number of processes.
-        engine: an `accelerate.Accelerator`, whose `reduce` adds tensors over processes; None for one process.
-        shares: what the processes divide. "rows": each takes rows of every batch, and `total` adds the sums over rows.
-            "draws": each takes some draws with all rows, and `together` collects the draws.
+        engine: an `accelerate.Accelerator`, whose `reduce` adds up tensors; None for a single process.
+        sharded: what the processes divide: "rows" of every batch, over which `sum_over_rows` adds up; or "draws", with
+            all rows for each draw, which `all_gather` puts together.
     """
 
     index: int = 0
     size: int = 1
     engine: Any = None
-    shares: str = "rows"
+    sharded: str = "rows"
 
     @classmethod
     def of(cls, accelerator: Any) -> ProcessGroup:  # noqa: ANN401
-        """Return the processes of an `accelerate.Accelerator`, one for None; raise OptionError for anything else."""
+        """Return the processes of an accelerator.
+
+        Args:
+            accelerator: an `accelerate.Accelerator`, or None for a single process.
+
+        Returns:
+            The group, as this process sees it.
+
+        Raises:
+            OptionError: the accelerator is an object of another kind.
+        """
         if accelerator is None:
             return cls()
         if not all(hasattr(accelerator, name) for name in ("num_processes", "process_index", "reduce")):
@@ -49,48 +62,48 @@ class ProcessGroup:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes files."""
+        """Whether this process is the one that writes files."""
         return self.index == 0
 
-    def sharing(self, what: str) -> Self:
-        """Return the group with processes that divide `what`, "rows" or "draws"."""
-        return replace(self, shares=what)
+    def shard_by(self, what: str) -> Self:
+        """Return the same processes, dividing "rows" or "draws"."""
+        return replace(self, sharded=what)
 
-    def part(self, batch: Batch) -> Batch | None:
-        """Return the rows of a batch that this process takes, every `size`-th; None if there are none."""
-        if self.size == 1 or self.shares == "draws":
+    def shard(self, batch: Batch) -> Batch | None:
+        """Return every size-th row of a batch, those of this process; None if it has none."""
+        if self.size == 1 or self.sharded == "draws":
             return batch
         mine = slice(self.index, None, self.size)
         return Batch(select_rows(batch.x, mine), batch.y[mine]) if self.index < len(batch) else None
 
-    def parts(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Return the rows of each batch that this process takes, without empty batches."""
-        return (part for part in map(self.part, batches) if part is not None)
+    def shards(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Return this process's rows of each batch of which it has any."""
+        return (shard for shard in map(self.shard, batches) if shard is not None)
 
-    def total(self, mine: Tensor) -> Tensor:
-        """Return a sum over rows from the sums of each process; it is the same in all processes."""
-        return mine if self.shares == "draws" else self._sum(mine)
+    def sum_over_rows(self, mine: Tensor) -> Tensor:
+        """Return a sum over all rows, equal in all processes, from the sums over each process's rows."""
+        return mine if self.sharded == "draws" else self._sum(mine)
 
     @property
     def draws(self) -> slice:
-        """Indices of the draws that this process takes."""
-        return slice(self.index, None, self.size) if self.shares == "draws" else slice(None)
+        """The draws of this process."""
+        return slice(self.index, None, self.size) if self.sharded == "draws" else slice(None)
 
-    def over_draws(self, mine: Tensor) -> Tensor:
-        """Return a sum over draws from the sums of each process; it is the same in all processes."""
-        return self._sum(mine) if self.shares == "draws" else mine
+    def sum_over_draws(self, mine: Tensor) -> Tensor:
+        """Return a sum over all draws, equal in all processes, from the sums over each process's draws."""
+        return self._sum(mine) if self.sharded == "draws" else mine
 
-    def together(self, mine: Tensor, n_draws: int) -> Tensor:
-        """Return the rows of all draws, (K, P), from those of each process."""
-        if self.size == 1 or self.shares == "rows":
+    def all_gather(self, mine: Tensor, n_draws: int) -> Tensor:
+        """Return the vectors of all K draws, (K, P), from those of each process."""
+        if self.size == 1 or self.sharded == "rows":
             return mine
         whole = mine.new_zeros(n_draws, *mine.shape[1:])
         whole[self.draws] = mine
         return self._sum(whole)
 
-    def least(self, mine: int, device: torch.device) -> int:
-        """Return the smallest number of all processes, so that processes that share rows decide alike."""
-        if self.size == 1 or self.shares == "draws":
+    def minimum(self, mine: int, device: torch.device) -> int:
+        """Return the minimum of a number over all processes if they shard rows, so that they decide alike."""
+        if self.size == 1 or self.sharded == "draws":
             return mine
         numbers = torch.zeros(self.size, dtype=torch.int64, device=device)
         numbers[self.index] = mine
@@ -102,25 +115,37 @@ class ProcessGroup:
         total: Tensor = self.engine.reduce(mine, reduction="sum")
         return total
 
-    def check_alike(self, theta: Tensor, batches: TrainingData) -> None:
-        """Raise ModelError or DataError if the weights or the data differ between processes."""
+    def check_equal(self, theta: Tensor, batches: TrainingData) -> None:
+        """Check that all processes have the same weights and the same training data.
+
+        Args:
+            theta: the weights of this process, (P,).
+            batches: the training data of this process.
+
+        Raises:
+            ModelError: the weights differ.
+            DataError: the rows or their number differ.
+        """
         if self.size == 1:
             return
-        assert batches.sums is not None
-        data = torch.tensor([batches.n_data, batches.sums.outputs, batches.sums.targets], dtype=torch.float64)
+        assert batches.checksum is not None
+        data = torch.tensor([batches.n_data, batches.checksum.outputs, batches.checksum.targets], dtype=torch.float64)
         data = data.to(theta.device) if theta.device.type != "mps" else data
-        if not self._agree(theta.detach()):
+        if not self._are_equal(theta.detach()):
             raise ModelError(
-                "the same weights in every process", received="others", remedy="load one checkpoint in all of them."
+                "the same weights in every process",
+                received="different weights",
+                remedy="load one checkpoint in all processes.",
             )
-        if not self._agree(data):
+        if not self._are_equal(data):
             raise DataError(
-                "the same training rows in every process, which share them out themselves",
-                received="others, or another number",
+                "the same training rows in every process, of which each takes its shard",
+                received="other rows, or another number",
                 remedy="pass the whole loader, not one that accelerator.prepare has divided.",
             )
 
-    def _agree(self, mine: Tensor) -> bool:
-        mean = self.total(mine.clone()) / self.size
-        apart = (mean - mine).abs().max() / mine.abs().max().clamp_min(torch.finfo(mine.dtype).tiny)
-        return float(self.total(apart)) <= 1e-6
+    def _are_equal(self, mine: Tensor) -> bool:
+        """Whether all processes have these numbers, up to round-off."""
+        mean = self.sum_over_rows(mine.clone()) / self.size
+        difference = (mean - mine).abs().max() / mine.abs().max().clamp_min(torch.finfo(mine.dtype).tiny)
+        return float(self.sum_over_rows(difference)) <= _AGREEMENT

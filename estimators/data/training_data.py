@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from estimators.data.batch import Batch, Loader, empty_loader, first_batch, size_in_bytes, split_batch
-from estimators.data.batch_dimension import resolved
+from estimators.data.batch_dimension import resolve_layout
 from estimators.data.checks import check_batch, check_finite, naming_batch, warn_of_probabilities
 from estimators.errors import NonDeterministicError, NotFittedError
 from estimators.likelihoods import Likelihood
@@ -33,14 +33,14 @@ class TrainingData:
         loader: the user's loader, re-iterable.
         n_data: N, the number of rows that the loader yields.
         stored: copies of the batches if they are small enough to keep, else None.
-        sums: a checksum of the data that does not depend on the order of rows.
+        checksum: a checksum of the data that does not depend on the order of rows.
         layout: which input tensors have rows; the others are marked as shared in every batch.
     """
 
     loader: Loader
     n_data: int
     stored: tuple[Batch, ...] | None = None
-    sums: DatasetChecksum | None = None
+    checksum: DatasetChecksum | None = None
     layout: RowLayout = ALL_ROWS
 
     @classmethod
@@ -78,7 +78,7 @@ class TrainingData:
         _check_same(first, second)
         first.layout.check_lists()
         network.record_training_rows(first.n_data)
-        return cls(loader, first.n_data, _marked(stored, first.layout), first.sums, first.layout)
+        return cls(loader, first.n_data, _marked(stored, first.layout), first.checksum, first.layout)
 
     @staticmethod
     def unchecked(loader: Loader, *, keep: bool, outputs: Callable[[PyTree], Tensor] | None = None) -> TrainingData:
@@ -97,7 +97,7 @@ class TrainingData:
         for index, item in enumerate(loader):
             with naming_batch(index):
                 batch = split_batch(item)
-                check_finite(batch.marked(ALL_ROWS))
+                check_finite(batch.mark_shared(ALL_ROWS))
                 layout, n_data = layout.observe(batch.x, len(batch)), n_data + len(batch)
             kept.add(batch)
         if n_data == 0:
@@ -113,7 +113,7 @@ class TrainingData:
             return
         with preserved_random_state():
             for item in self.loader:  # a copy: the loader may fill one buffer again and again
-                yield split_batch(item).copy().marked(self.layout)
+                yield split_batch(item).copy().mark_shared(self.layout)
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Iterate over one epoch in random order.
@@ -149,7 +149,7 @@ class AugmentedData(TrainingData):
     def __iter__(self) -> Iterator[Batch]:
         if self.stored is not None:
             return iter(self.stored)
-        return (split_batch(item).marked(self.layout) for item in self.loader)
+        return (split_batch(item).mark_shared(self.layout) for item in self.loader)
 
 
 class AbsentTrainingData(TrainingData):
@@ -170,7 +170,7 @@ class _Pass:
     """Results of one pass: N, the checksum, and which tensors have rows."""
 
     def __init__(self, layout: RowLayout = ALL_ROWS) -> None:
-        self.n_data, self.sums, self.layout = 0, DatasetChecksum(), layout
+        self.n_data, self.checksum, self.layout = 0, DatasetChecksum(), layout
         self.link: LinkCheck | None = None
         self._single: Batch | None = None
         self._paired = False
@@ -183,13 +183,13 @@ class _Pass:
         for index, item in enumerate(loader):
             with naming_batch(index):
                 batch = split_batch(item)
-                marked = batch.marked(self.layout)  # in the first pass as far as it is known
+                marked = batch.mark_shared(self.layout)  # in the first pass as far as it is known
                 f = check_batch(marked, network, likelihood)
                 if self.link is not None:
                     self.link.add(marked.x, f, batch.y)
                 if check:
                     f = self._compared(marked, network, f)
-                self.sums = self.sums.plus(f, batch.y)
+                self.checksum = self.checksum.plus(f, batch.y)
                 self.layout = self.layout.observe(batch.x, len(batch))
             self.n_data += len(batch)
             kept.add(batch)
@@ -233,11 +233,11 @@ def _resolved(
     if len(layout.sizes) != 1 or len(layout.with_rows - layout.unequal) < 2:
         return layout
     batch = stored[0] if stored else first_batch(loader)
-    return resolved(layout, batch.x, len(batch), outputs)
+    return resolve_layout(layout, batch.x, len(batch), outputs)
 
 
 def _marked(batches: tuple[Batch, ...] | None, layout: RowLayout) -> tuple[Batch, ...] | None:
-    return None if batches is None else tuple(batch.marked(layout) for batch in batches)
+    return None if batches is None else tuple(batch.mark_shared(layout) for batch in batches)
 
 
 def _check_same(first: _Pass, second: _Pass) -> None:
@@ -247,8 +247,8 @@ def _check_same(first: _Pass, second: _Pass) -> None:
             received=f"{first.n_data} rows in the first pass, {second.n_data} in the second",
             remedy="pass a re-iterable loader (a DataLoader or a list of batches), not an iterator or a generator.",
         )
-    if not first.sums.agrees(second.sums):
-        sums = [f"{sums.outputs:.8g} and {sums.targets:.8g}" for sums in (first.sums, second.sums)]
+    if not first.checksum.agrees(second.checksum):
+        sums = [f"{seen.outputs:.8g} and {seen.targets:.8g}" for seen in (first.checksum, second.checksum)]
         raise NonDeterministicError(
             "the same rows and outputs in every pass over the loader (their order may differ)",
             received=f"a sum of outputs and one of targets: {sums[0]} in the first pass, {sums[1]} in the second",

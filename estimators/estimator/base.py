@@ -125,7 +125,7 @@ class UncertaintyEstimator(CloningMixin):
         """
         with preserved_random_state():
             objective = replace(self._build_objective(train_loader), process_group=ProcessGroup.of(accelerator))
-            objective.process_group.check_alike(objective.theta, objective.batches)
+            objective.process_group.check_equal(objective.theta, objective.batches)
             if checkpoint is None:
                 self._checked_fit(objective, progress_bar=progress_bar)
             else:

@@ -109,7 +109,9 @@ class SavingMixin(ABC):
         network = Network(self.model, about.parameters)
         network.check.report = DerivativeReport(**about.derivatives)
         layout = RowLayout(frozenset(about.shared_inputs))
-        objective = self._make_objective(network, AbsentTrainingData((), about.n_data, sums=about.sums, layout=layout))
+        objective = self._make_objective(
+            network, AbsentTrainingData((), about.n_data, checksum=about.checksum, layout=layout)
+        )
         self._load_fit_state(state, objective)
         self.objective_, self._calibrated_by = objective, None
         self.weight_checksum_ = weight_checksum(self.model, network.params)
@@ -199,9 +201,9 @@ class SavingMixin(ABC):
         with preserved_random_state():
             batches = TrainingData.checked(train_loader, self.network_, self.likelihood)
         fitted = self.objective_.batches
-        assert fitted.sums is not None
-        assert batches.sums is not None
-        if batches.n_data != fitted.n_data or not batches.sums.agrees(fitted.sums):
+        assert fitted.checksum is not None
+        assert batches.checksum is not None
+        if batches.n_data != fitted.n_data or not batches.checksum.agrees(fitted.checksum):
             raise StateError(
                 f"the {fitted.n_data} training rows of the fit",
                 received=f"{batches.n_data} rows with other inputs or targets",
@@ -231,10 +233,10 @@ class SavingMixin(ABC):
 
     def _about(self, objective: Objective, learned: dict[str, Any]) -> About:
         batches, names = objective.batches, list(objective.network.subset.shapes)
-        assert batches.sums is not None
+        assert batches.checksum is not None
         kind, options, model = type(self).__name__, self._described_options(), model_digest(self.model)
         derivatives, shared = asdict(objective.network.check.report), sorted(batches.layout.shared)
-        return About(kind, options, names, model, batches.n_data, batches.sums, learned, derivatives, shared)
+        return About(kind, options, names, model, batches.n_data, batches.checksum, learned, derivatives, shared)
 
     def _described_options(self) -> dict[str, Any]:
         """Return every compared option by value, in JSON types."""

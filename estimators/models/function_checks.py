@@ -84,7 +84,7 @@ def _rows_alone_error(check: SelfCheck, x: PyTree, f: Tensor) -> float:
     """
     rows = check.random_order(len(f)).to(f.device)
     parts = [*rows[:_ROWS_ALONE].split(1), rows[: len(f) // 4]]
-    return max(_part_error(check, x, f, part.sort().values) for part in parts if len(part))
+    return max((_part_error(check, x, f, part.sort().values) for part in parts if len(part)), default=0.0)
 
 
 def _part_error(check: SelfCheck, x: PyTree, f: Tensor, rows: Tensor) -> float:

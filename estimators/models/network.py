@@ -17,6 +17,7 @@ from estimators.models.network_function import NetworkFunction
 from estimators.models.outputs import without_inference
 from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch
 from estimators.numerics.vectorize import over_rows
+from estimators.runtime.pass_counter import SELF_CHECK
 
 __all__ = ["Network"]
 
@@ -82,20 +83,21 @@ class Network(NetworkFunction):
             c, u = self.check.random(probes[:, 0]), self.check.cotangent(x, found[0][0])
             return self._directional_error(x, u, torch.tensordot(c, found[0], dims=1), c @ probes)
 
-        def both(route: Callable[[PyTree, Tensor], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
+        def both(route: Callable[[PyTree, Tensor], Tensor], *, counted_as: str) -> Callable[[], tuple[Tensor, Tensor]]:
             def products() -> tuple[Tensor, Tensor]:
                 if len(probes) == len(vectors):  # a call of its own with as many vectors
                     with self.check.counted():
                         of_probes = route(x, probes)
                     return of_probes, route(x, vectors)
                 images = route(x, torch.cat([probes, vectors]))
+                self.pass_counter.move(SELF_CHECK, **{counted_as: len(probes) * n_rows(x)})
                 return images[: len(probes)], images[len(probes) :].clone()  # callers write into them
 
             return products
 
         routes = [
-            ("forward mode", both(self._forward_mode)),
-            ("two reverse passes", both(self._two_reverse_passes)),
+            ("forward mode", both(self._forward_mode, counted_as="tangent")),
+            ("two reverse passes", both(self._two_reverse_passes, counted_as="backward")),
             ("rows of J by plain autograd", lambda: self._jvp_by_rows(x, probes, vectors)),
         ]
         return self._first_agreeing("J v", x, routes, difference if len(probes) else None)[1]
@@ -284,7 +286,7 @@ class Network(NetworkFunction):
             image: Tensor = jvp(gradient, (self.theta,), (v,))[1]
             return image
 
-        with differentiable(), self.pass_counter.transformed(tangent=k, backward=k, backward_a_call=1) as counted:
+        with differentiable(), self.pass_counter.transformed(tangent=k, backward=k, backward_per_call=1) as counted:
             images: Tensor = vmap(counted(product))(vectors).detach()
         return images
 

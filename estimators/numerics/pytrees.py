@@ -84,7 +84,7 @@ class RowLayout:
         return self.unequal | (self.single - self.with_rows)
 
     def observe(self, x: PyTree, rows: int) -> RowLayout:
-        """The layout that knows one more batch, of `rows` rows. Errors: DataError if no tensor has as many rows."""
+        """Return the layout after one more batch, of `rows` rows; raise DataError if no tensor has as many rows."""
         lengths = {path: len(leaf) for path, leaf in _leaves(plain_inputs(x)) if _has_rows(leaf)}
         if rows not in lengths.values():
             raise _no_rows(lengths, rows)

@@ -180,11 +180,11 @@ class Objective:
 
     def available_bytes(self) -> int:
         """Return the free memory in bytes; if processes share rows, the smallest of all processes."""
-        return self.process_group.least(available_bytes(self.theta.device), self.theta.device)
+        return self.process_group.minimum(available_bytes(self.theta.device), self.theta.device)
 
     def with_targets(self) -> Iterator[tuple[Batch, PyTree]]:
         """Yield each batch, restricted to the rows of this process, with its targets."""
-        for batch in self.process_group.parts(self.batches):
+        for batch in self.process_group.shards(self.batches):
             with self.network.check.on_training_rows():
                 targets = self.data_term.targets(self.network, batch)
             yield batch, targets
@@ -227,7 +227,7 @@ class Objective:
         """
         with torch.no_grad():
             parts = [self.batch_loss(theta, b.x, t, self.share(b)) for b, t in self.with_targets()]
-        return self.process_group.total(torch.stack([theta.new_zeros(()), *parts]).sum())
+        return self.process_group.sum_over_rows(torch.stack([theta.new_zeros(()), *parts]).sum())
 
     def gradient(self, theta: Tensor) -> Tensor:
         """Return ∇L(θ).
@@ -241,13 +241,13 @@ class Objective:
         total = torch.zeros_like(theta)
         if type(self.data_term) is LabelLoss and theta is self.theta:
             with self.network.check.on_training_rows():
-                for batch in self.process_group.parts(self.batches):
+                for batch in self.process_group.shards(self.batches):
                     total += self.network.gradient_of(batch.x, partial(_nll, self.likelihood, batch.y))
-            return self.process_group.total(total).addcmul_(self.prior.precision, theta - self.prior.mean)
+            return self.process_group.sum_over_rows(total).addcmul_(self.prior.precision, theta - self.prior.mean)
         for batch, targets in self.with_targets():
             with differentiable(), self.network.pass_counter.transformed(backward=1):
                 total += grad(self.batch_loss)(theta, batch.x, targets, self.share(batch)).detach()
-        return self.process_group.total(total)
+        return self.process_group.sum_over_rows(total)
 
     def check_displaced(self) -> None:
         """Check that outputs at displaced weights follow the gradient of the user's module.
@@ -256,7 +256,7 @@ class Objective:
             ModelError: they do not, so that no refit can be used.
         """
         with self.network.check.on_training_rows():
-            for batch in self.process_group.parts(self.batches):
+            for batch in self.process_group.shards(self.batches):
                 check_displaced_outputs(self.network, batch.x)
 
     def product(self, vectors: Tensor) -> Tensor:
@@ -270,9 +270,9 @@ class Objective:
         """
         total = torch.zeros_like(vectors)
         with self.network.check.on_training_rows():
-            for batch in self.process_group.parts(self.batches):
+            for batch in self.process_group.shards(self.batches):
                 self.data_term.curvature_product(self.network, batch, vectors, total)
-        return self.process_group.total(total).addcmul_(vectors, self.prior.precision)
+        return self.process_group.sum_over_rows(total).addcmul_(vectors, self.prior.precision)
 
     def centred(self, *, curvature: str) -> Objective:
         """Return an objective with zero gradient at θ̂ and with the given curvature there.

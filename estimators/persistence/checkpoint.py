@@ -33,7 +33,7 @@ class Checkpoint:
     def save(self, state: Callable[[], Learned]) -> None:
         """Save `state()` if the last write is old enough; called after every step of a loop."""
 
-    def belonging_to(self, marks: Tensor) -> Checkpoint:  # noqa: ARG002
+    def for_problem(self, marks: Tensor) -> Checkpoint:  # noqa: ARG002
         """Return the checkpoint for a problem with these marks, numbers that a resumed fit must reproduce."""
         return self
 
@@ -54,7 +54,7 @@ class CheckpointFile(Checkpoint):
     marks: list[float] = field(default_factory=list)
     written: float = field(default_factory=time.monotonic)
 
-    def belonging_to(self, marks: Tensor) -> CheckpointFile:
+    def for_problem(self, marks: Tensor) -> CheckpointFile:
         return replace(self, marks=marks.double().tolist())
 
     def finished(self) -> FittedState | None:
@@ -92,7 +92,7 @@ class CheckpointFile(Checkpoint):
                 remedy="name another file, or read it by Tuned.load(path, estimator).",
             )
         about.check(self.about.estimator, self.about.options, self.about.model)
-        if about.n_data != self.about.n_data or not about.sums.agrees(self.about.sums):
+        if about.n_data != self.about.n_data or not about.checksum.agrees(self.about.checksum):
             raise StateError(
                 f"a checkpoint of these {self.about.n_data} training rows",
                 received=f"one of {about.n_data} rows with other inputs or targets",

@@ -36,7 +36,7 @@ _MADE_BY_PYTHON = frozenset(
 
 
 def class_name(kind: type) -> str:
-    """Return the name of a class: alone where it is of these packages or of a user, with its module elsewhere."""
+    """Return the name of a class: alone for classes of these packages or of a user, else with its module."""
     name = kind.__qualname__.rpartition("<locals>.")[2]
     return name if _top(kind.__module__) in _OWN or not is_library(kind.__module__) else f"{kind.__module__}.{name}"
 

@@ -6,7 +6,7 @@
     several      a list, a tuple, an array or a tensor of any dtype: their values; long ones as shape and SHA-256
     mappings     their items in order: in a prior precision the first match counts
     functions    their name and a digest of their code, of the values it closes over and of the globals it names
-    objects      their class and the attributes that pickle would keep; of classes of a user's own their code as well
+    objects      their class and the attributes that pickle would keep; of custom classes their code as well
 
 Nothing in it is a memory address. An attribute whose name ends in "_" is learned, not an option; attributes listed in
 `not_compared` of a class change how a fit is computed, and not what it is.

@@ -46,7 +46,7 @@ class About:
     parameters: list[str]
     model: str
     n_data: int
-    sums: DatasetChecksum
+    checksum: DatasetChecksum
     learned: dict[str, Any]
     derivatives: dict[str, Any] = field(default_factory=dict)  # what was compared with plain autograd
     shared_inputs: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ class About:
             content = json.loads(text) if isinstance(text, str) else {}
             found = content.pop("format", None)
             if found == FORMAT:
-                return cls(**{**content, "sums": DatasetChecksum(**content["sums"])})
+                return cls(**{**content, "checksum": DatasetChecksum(**content["checksum"])})
         except (ValueError, TypeError, KeyError, AttributeError):
             found = None
         if found == _BY_REPR:

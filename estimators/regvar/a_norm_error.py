@@ -130,7 +130,7 @@ class SampleANormErrors:
 
     def gather(self, process_group: ProcessGroup, n_draws: int) -> Self:
         """Return the terms of all `n_draws` draws, of which each process has solved a part."""
-        return replace(self, terms=process_group.together(self.terms, n_draws))
+        return replace(self, terms=process_group.all_gather(self.terms, n_draws))
 
     @property
     def dimensions(self) -> Tensor:

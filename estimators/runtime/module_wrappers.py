@@ -40,7 +40,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def unwrap_children_(module: nn.Module) -> nn.Module:
-    """Replace wrapped submodules by the modules inside, in place: for copies, never for a user's own module."""
+    """Replace wrapped submodules by the modules inside, in place; only for copies of the model of a user."""
     for name, child in list(module._modules.items()):
         if child is None:
             continue

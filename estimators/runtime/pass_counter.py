@@ -67,6 +67,18 @@ class PassCounter:
         """Count a backward of `rows`."""
         self._rows().backward += rows
 
+    def move(self, phase: str, *, tangent: float = 0, backward: float = 0) -> None:
+        """Move rows that have been counted in this phase to another one.
+
+        Args:
+            phase: the phase that they are for.
+            tangent: rows in forward mode, times vectors.
+            backward: rows of backward passes, times cotangents.
+        """
+        for rows, sign in ((self._rows(), -1), (self.phases.setdefault(phase, RowCounts()), 1)):
+            rows.tangent += sign * tangent
+            rows.backward += sign * backward
+
     @contextmanager
     def calls_of(self, module: nn.Module) -> Iterator[None]:
         """Enter the plain forwards of a module, and of the copies made of it inside."""
@@ -82,12 +94,12 @@ class PassCounter:
 
     @contextmanager
     def transformed(
-        self, *, forward: float | None = None, tangent: float = 0, backward: float = 0, backward_a_call: float = 0
+        self, *, forward: float | None = None, tangent: float = 0, backward: float = 0, backward_per_call: float = 0
     ) -> Iterator[Callable[[Callable[P, T]], Callable[P, T]]]:
         """What the forwards inside stand for, in multiples of one call of the function wrapped in what this yields.
 
-        So a function that vmap calls once, over `forward` replicas, counts as that many, and one that is called for
-        each in a loop counts the same. None: the calls themselves, of which there is one where nothing was wrapped.
+        A function that vmap calls once, over `forward` copies, counts as that many calls, and one that is called for
+        each in a loop counts the same. None: the number of calls, 1 if no function was wrapped.
         """
         rows = self._rows()
         before, calls = rows.forward, 0
@@ -105,14 +117,14 @@ class PassCounter:
         a_call = (rows.forward - before) / calls
         rows.forward = before + (calls if forward is None else forward) * a_call
         rows.tangent += tangent * a_call
-        rows.backward += (backward + backward_a_call * calls) * a_call
+        rows.backward += (backward + backward_per_call * calls) * a_call
 
     @property
     def cost(self) -> float:
         """Cost of all phases, in rows through forward and backward."""
         return sum(rows.cost for rows in self.phases.values())
 
-    def cost_without(self, phase: str) -> float:
+    def cost_except(self, phase: str) -> float:
         """Return the cost of all phases but one."""
         return sum(rows.cost for name, rows in self.phases.items() if name != phase)
 

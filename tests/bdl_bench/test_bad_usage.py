@@ -55,9 +55,7 @@ def bad_directories(tmp_path):
     return [tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link", Path("/proc/self/no-such-place")]
 
 
-@pytest.mark.parametrize(
-    "words", [("compare", "diabetes"), ("verify",), ("check", "diabetes"), ("bench", "--select", "core")]
-)
+@pytest.mark.parametrize("words", [("compare", "diabetes"), ("verify",), ("check", "diabetes")])
 def test_a_directory_that_cannot_be_written_is_bad_usage(words, bad_directories):
     for directory in bad_directories:
         assert_bad_usage(invoke(*words, "--out", directory), "a directory to write into")
@@ -151,7 +149,6 @@ def test_directories_of_runs_that_start_at_the_same_time_are_their_own(tmp_path)
         ("compare", "diabetes", "--methods", "none-such"),
         ("compare", "--model", "has_factories:number"),
         ("check", "--model", "has_factories:failing"),
-        ("bench", "--select", "none-such"),
         ("verify", "--model", "has_factories:empty"),
         ("verify", "diabetes", "--curvature", "fisher"),
     ],

@@ -301,4 +301,4 @@ def test_dropout_of_the_network_itself_is_tuned_by_its_calibration_alone(tmp_pat
     monkeypatch.setitem(TASKS, "dropping", Task("dropping", "a toy with dropout", make))
     (record,), _ = run(Grid(["dropping"], ["dropout"], [0], tmp_path, tune_budget=3))
     assert record.status == "ok"
-    assert (record.tuning.axis, record.tuning.fits) == (None, 0)
+    assert (record.tuning.option, record.tuning.fits) == (None, 0)

@@ -124,7 +124,7 @@ def ensemble(**options):
 
 
 def test_the_same_network_twice_is_no_ensemble():
-    with pytest.raises(ModelError, match=r"weights of the model again, in trained_members\[1\]"):
+    with pytest.raises(ModelError, match=r"weights of the model again in trained_members\[1\]"):
         ensemble(trained_members=[OTHERS[0], copy.deepcopy(MODEL)]).fit(BATCHES)
     with pytest.raises(ModelError, match=r"trained_members\[0\] again"):
         ensemble(trained_members=[OTHERS[0], OTHERS[0]]).fit(BATCHES)

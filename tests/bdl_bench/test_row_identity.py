@@ -89,10 +89,10 @@ def sorted_rows(arrays):
 
 def assert_same_records(found, expected):
     for method in METHODS:
-        here, there = (results.done[method][0] for results in (found, expected))
+        here, there = (results.finished[method][0] for results in (found, expected))
         assert here.metrics == pytest.approx(there.metrics, rel=1e-9, nan_ok=True), method
         assert here.tuned == pytest.approx(there.tuned, rel=1e-6, nan_ok=True), method
-        mine, theirs = (sorted_rows(results.store.arrays(results.done[method][0])) for results in (found, expected))
+        mine, theirs = (sorted_rows(results.store.arrays(results.finished[method][0])) for results in (found, expected))
         assert mine.keys() == theirs.keys()
         for name, array in mine.items():
             assert array == pytest.approx(theirs[name], rel=1e-7, abs=1e-12), (method, name)
@@ -102,8 +102,8 @@ def assert_same_records(found, expected):
 def test_loaders_of_torch_that_shuffle_give_the_records_of_ordered_ones(loader, records):
     expected, found = records("ordered", ordered), records("shuffled", loader)
     assert_same_records(found, expected)
-    assert found.done["map"][0].configuration["row_order"].count(DATASET_ORDER) == 5
-    assert expected.done["map"][0].configuration["row_order"] == AS_GIVEN
+    assert found.finished["map"][0].configuration["row_order"].count(DATASET_ORDER) == 5
+    assert expected.finished["map"][0].configuration["row_order"] == AS_GIVEN
 
 
 def held_out_shuffled(x, y, size, calls=[]):  # noqa: B006
@@ -115,13 +115,13 @@ def held_out_shuffled(x, y, size, calls=[]):  # noqa: B006
 def test_held_out_sets_of_a_loader_of_ones_own_give_the_records_of_ordered_ones(records):
     expected, found = records("ordered", ordered), records("own", held_out_shuffled)
     assert_same_records(found, expected)
-    assert found.done["map"][0].configuration["row_order"].count(SORTED) == 4
+    assert found.finished["map"][0].configuration["row_order"].count(SORTED) == 4
 
 
 def test_what_depends_on_the_order_of_training_rows_is_the_same_on_every_run_of_a_loader_of_ones_own(records):
     first, second = records("first", Shuffling), records("second", Shuffling)
     assert_same_records(first, second)
-    assert f"train: {SORTED}" in first.done["map"][0].configuration["row_order"]
+    assert f"train: {SORTED}" in first.finished["map"][0].configuration["row_order"]
 
 
 def test_a_method_that_does_not_depend_on_the_order_is_the_same_for_a_training_loader_of_ones_own(
@@ -151,7 +151,7 @@ def test_a_method_that_does_not_depend_on_the_order_is_the_same_for_a_training_l
 
 def test_records_written_in_another_order_agree_exactly(records):
     results = records("own", Shuffling, ["laplace", "regvar-pointwise"])
-    store, record = results.store, results.done["regvar-pointwise"][0]
+    store, record = results.store, results.finished["regvar-pointwise"][0]
     arrays = store.arrays(record)
     order = np.random.default_rng(0).permutation(N)
     moved = {k: v[order] if k.removeprefix("tuned/").rpartition("/")[0] == "" else v for k, v in arrays.items()}
@@ -160,22 +160,22 @@ def test_records_written_in_another_order_agree_exactly(records):
     variances = [results.arrays(m, 0)["epistemic_variance"] for m in ("regvar-pointwise", "laplace")]
     assert agreement(*variances).spearman == pytest.approx(1.0, abs=1e-6)
     assert agreement(*variances).relative_rmse < 1e-4
-    assert evaluate("classification", dict(results.predictions("laplace", 0).scored())) == pytest.approx(
-        results.done["laplace"][0].metrics, rel=1e-12
+    assert evaluate("classification", dict(results.predictions("laplace", 0).for_metrics())) == pytest.approx(
+        results.finished["laplace"][0].metrics, rel=1e-12
     )
     write_report(store.directory)
 
 
 def test_records_of_other_rows_are_not_compared(records):
     results = records("ordered", ordered, ["map", "laplace"])
-    store, record = results.store, results.done["map"][0]
+    store, record = results.store, results.finished["map"][0]
     arrays = store.arrays(record)
     arrays["row_id"] = arrays["row_id"] + np.uint64(1)
     store.write(record, arrays)
     found = {r.method: (r.status, r.reason) for r in load_records(store)}
     assert found["map"][0] == "ok"
     assert found["laplace"][0] == "failed"
-    assert f"{N} of {N} rows are others" in found["laplace"][1]
+    assert f"{N} of {N} rows have no counterpart" in found["laplace"][1]
 
 
 def test_records_without_identities_are_compared_only_if_their_targets_are_equal(write_record, tmp_path):

@@ -159,13 +159,13 @@ def test_two_processes_end_where_one_does(tmp_path):
         assert apart < (1e-9 if "64" in name else 1e-2), name  # a difference of two refits in float32 is so good
 
 
-def test_the_parts_of_a_team_are_the_batch():
+def test_the_shards_of_a_process_group_are_the_batch():
     batch = Batch({"a": torch.arange(5)}, torch.arange(5) * 2)
-    parts = [ProcessGroup(index, 3).part(batch) for index in range(3)]
+    parts = [ProcessGroup(index, 3).shard(batch) for index in range(3)]
     assert sorted(torch.cat([part.x["a"] for part in parts]).tolist()) == list(range(5))
     assert all(torch.equal(part.y, 2 * part.x["a"]) for part in parts)
-    assert ProcessGroup(4, 6).part(batch) is not None
-    assert ProcessGroup(5, 6).part(batch) is None
+    assert ProcessGroup(4, 6).shard(batch) is not None
+    assert ProcessGroup(5, 6).shard(batch) is None
 
 
 def test_draws_are_shared_out_and_put_together():
@@ -174,15 +174,15 @@ def test_draws_are_shared_out_and_put_together():
             assert reduction == "sum"
             return mine + other
 
-    draws, teams = torch.arange(10.0).reshape(5, 2), [ProcessGroup(index, 2, Engine(), "draws") for index in range(2)]
+    draws, groups = torch.arange(10.0).reshape(5, 2), [ProcessGroup(index, 2, Engine(), "draws") for index in range(2)]
     other = torch.zeros(5, 2)
     other[1::2] = draws[1::2]
-    assert torch.equal(teams[0].together(draws[teams[0].draws], 5), draws)
-    assert torch.equal(teams[0].total(draws), draws)
-    assert teams[0].part(Batch(draws, draws)) is not None
-    assert torch.equal(teams[1].sharing("rows").together(draws, 5), draws)
+    assert torch.equal(groups[0].all_gather(draws[groups[0].draws], 5), draws)
+    assert torch.equal(groups[0].sum_over_rows(draws), draws)
+    assert groups[0].shard(Batch(draws, draws)) is not None
+    assert torch.equal(groups[1].shard_by("rows").all_gather(draws, 5), draws)
 
 
-def test_what_is_no_accelerator_is_refused():
+def test_what_is_no_accelerator_raises():
     with pytest.raises(OptionError, match=r"accelerate\.Accelerator.*received str|Received str"):
         RegVar(nn.Linear(2, 1), "regression").fit([(torch.ones(3, 2), torch.ones(3, 1))], accelerator="gpu")

@@ -95,6 +95,9 @@ class Executor(ABC):
             started: called with a job when it starts.
             timeout: returns the seconds that a job may run. A job that needs longer is ended; its outcome is a
                 `TimeLimitError`.
+
+        Returns:
+            A generator of (job, outcome); closing it ends the running jobs.
         """
 
     def share(self, path: Path) -> Content:
@@ -102,5 +105,8 @@ class Executor(ABC):
 
         Args:
             path: the file.
+
+        Returns:
+            The content, to be read where the job runs.
         """
         return path

@@ -22,11 +22,14 @@ EXECUTORS: dict[str, Callable[[Workers, str], Executor]] = {
 
 
 def executor_for(workers: Workers, *, device: str = "cpu") -> Executor:
-    """Return the executor of some workers.
+    """Create the executor of some workers.
 
     Args:
         workers: the options of the executor.
         device: where a job computes; ray reserves it.
+
+    Returns:
+        An executor, not yet entered.
 
     Raises:
         OptionError: as `check_workers`.

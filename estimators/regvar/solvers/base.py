@@ -95,9 +95,9 @@ class Solver(ABC):
             ModelError: if torch.func cannot transform the network.
             ConvergenceError, LambdaTooLargeError, IndefiniteHessianError: as the solver documents.
         """
-        kept = (checkpoint or Checkpoint()).belonging_to(perturbation.gradient.norm(dim=1))
+        kept = (checkpoint or Checkpoint()).for_problem(perturbation.gradient.norm(dim=1))
         pass_counter = objective.network.pass_counter
-        before = pass_counter.cost_without(SELF_CHECK)
+        before = pass_counter.cost_except(SELF_CHECK)
         if self.refits:
             try:
                 objective.check_displaced()
@@ -112,7 +112,7 @@ class Solver(ABC):
                 raise
             except RuntimeError as error:
                 raise _not_transformable(self, error) from error
-        spent = pass_counter.cost_without(SELF_CHECK) - before
+        spent = pass_counter.cost_except(SELF_CHECK) - before
         passes = spent / objective.batches.n_data / len(perturbation.gradient)
         return replace(solution, report=replace(solution.report, passes=passes))
 

@@ -142,7 +142,7 @@ class PerturbedCopies:
         total = torch.zeros_like(displacements)
         for batch, targets in self.objective.with_targets():
             total += self.batch_gradient(displacements, batch, targets)
-        return self.objective.process_group.total(total)
+        return self.objective.process_group.sum_over_rows(total)
 
     def product(self, displacements: Tensor, vectors: Tensor) -> Tensor:
         """Return ∇²F at the displacements times vectors, both (A, P), per copy."""
@@ -151,7 +151,7 @@ class PerturbedCopies:
             product, a = self._batch_product(self._batch_value(batch, targets)), len(displacements)
             rows = (displacements, self.items, self.signs, vectors)
             total += self._over_copies(product, batch, *rows, forward=a, tangent=a, backward=2 * a).detach()
-        return self.objective.process_group.total(total)
+        return self.objective.process_group.sum_over_rows(total)
 
     def _over_copies(
         self, function: Callable[..., Tensor], batch: Batch, displacements: Tensor, *rows: PyTree, **multiples: float

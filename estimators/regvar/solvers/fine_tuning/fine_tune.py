@@ -126,7 +126,7 @@ class FineTune(Solver):
     def _solve(
         self, objective: Objective, perturbation: Perturbation, *, progress_bar: bool, checkpoint: Checkpoint
     ) -> Solution:
-        objective = replace(objective, process_group=objective.process_group.sharing(self.shard_by))
+        objective = replace(objective, process_group=objective.process_group.shard_by(self.shard_by))
         _check_sharding(objective.process_group, perturbation, checkpoint)
         saved = checkpoint.load()
         lam, recipe = self._found(objective, perturbation, {} if saved is None else saved[1])
@@ -151,7 +151,7 @@ class FineTune(Solver):
             nonlinearity=solved.nonlinearity,
         )
         a_norm_errors = None if solved.a_norm_errors is None else solved.a_norm_errors.gather(process_group, k)
-        return Solution(process_group.together(solved.displacement, k), report, a_norm_errors)
+        return Solution(process_group.all_gather(solved.displacement, k), report, a_norm_errors)
 
     def _conjugate(
         self, copies: PerturbedCopies, recipe: Recipe, checkpoint: Checkpoint, *, progress_bar: bool
@@ -263,7 +263,7 @@ def _checked_nonlinearity(objective: Objective, displacement: Tensor, lam: float
 
 def _check_sharding(process_group: ProcessGroup, perturbation: Perturbation, checkpoint: Checkpoint) -> None:
     """Raise OptionError if the processes cannot share the draws: too few draws, or a checkpoint."""
-    if process_group.size == 1 or process_group.shares == "rows":
+    if process_group.size == 1 or process_group.sharded == "rows":
         return
     if len(perturbation.gradient) < process_group.size:
         raise OptionError(

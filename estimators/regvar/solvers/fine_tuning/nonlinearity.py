@@ -38,7 +38,7 @@ def nonlinearity(objective: Objective, displacement: Tensor, lam: float) -> floa
     with torch.no_grad():
         moved = torch.stack([network(objective.theta + lam * d, x) - f for d in some])
     distance, scale = (
-        float(objective.process_group.over_draws(part.square().sum())) for part in (moved - linear, linear)
+        float(objective.process_group.sum_over_draws(part.square().sum())) for part in (moved - linear, linear)
     )
     return 0.0 if scale == 0 else (distance / scale) ** 0.5
 
@@ -98,8 +98,8 @@ class _Probe:
     ) -> Self:
         """Return the probe at D, at the initial guess, or along ∇r at the minimum of ½ DᵀA D − ∇rᵀD."""
         data, network, parts = objective.data_term, objective.network, islice(objective.batches, _BATCHES)
-        batches = [(part, data.targets(network, part)) for part in objective.process_group.parts(parts)]
-        share = objective.process_group.total(
+        batches = [(part, data.targets(network, part)) for part in objective.process_group.shards(parts)]
+        share = objective.process_group.sum_over_rows(
             objective.theta.new_tensor(sum(objective.share(part) for part, _ in batches))
         )
         guess = (
@@ -113,7 +113,7 @@ class _Probe:
         image = torch.zeros_like(at)
         for batch, _ in batches:
             data.curvature_product(network, batch, moved, image)
-        image = objective.process_group.total(image).addcmul_(share * objective.prior.precision, moved)
+        image = objective.process_group.sum_over_rows(image).addcmul_(share * objective.prior.precision, moved)
         if guessed:
             length = (share * dots(at, at) / dots(at, image)).to(at.dtype)
             at, image = at * length, image * length
@@ -129,7 +129,7 @@ class _Probe:
             else:
                 slopes += single.batch_gradient(self.at + self.step, batch, targets)
                 slopes -= single.batch_gradient(self.at, batch, targets)
-        slopes = single.objective.process_group.total(slopes).sub_(self.limit)
+        slopes = single.objective.process_group.sum_over_rows(slopes).sub_(self.limit)
         found = float(dots(slopes, slopes))
         return found if math.isfinite(found) else math.inf
 

@@ -78,19 +78,19 @@ class SGDRefits:
     def gradient(self, displacements: Tensor, batch: Batch) -> Tensor:
         """Return the batch's part of ∇F, (A, P)."""
         objective = self.copies.objective
-        mine = objective.process_group.part(batch)
+        mine = objective.process_group.shard(batch)
         if mine is None:
             slope = torch.zeros_like(displacements)
         else:
             slope = self.copies.batch_gradient(
                 displacements, mine, objective.data_term.targets(objective.network, mine)
             )
-        slope = objective.process_group.total(slope)
+        slope = objective.process_group.sum_over_rows(slope)
         share = objective.share(batch)
         along, linear_terms = dots(displacements, slope).sum(), share * self._linear_terms(displacements).sum()
         value = 0.5 * (along - linear_terms)
         if math.isnan(self._at_start):
-            self._at_start = float(objective.process_group.over_draws(value) / share)  # estimated from the first batch
+            self._at_start = float(objective.process_group.sum_over_draws(value) / share)  # from the first batch
         self._value = self._value + value
         self._dimension = self._dimension + along + linear_terms - share * self._prior(displacements)  # uᵀGu
         return slope
@@ -102,7 +102,7 @@ class SGDRefits:
             ConvergenceError: if F increases at every learning rate.
         """
         process_group = self.copies.objective.process_group
-        value, dimension = (float(process_group.over_draws(mine)) for mine in (self._value, self._dimension))
+        value, dimension = (float(process_group.sum_over_draws(mine)) for mine in (self._value, self._dimension))
         self._value = self._dimension = torch.zeros_like(self._value)
         self.a_norm_error = self._a_norm_error(value, dimension)
         self.epochs += 1
@@ -136,7 +136,7 @@ class SGDRefits:
             return None
         if self._from_prior is None:
             self._from_prior = prior_draw_norms(copies.perturbation, copies.objective.prior.precision)[1].mean()
-        prior_norm = copies.objective.process_group.over_draws(copies.signs.abs().sum() * self._from_prior)
+        prior_norm = copies.objective.process_group.sum_over_draws(copies.signs.abs().sum() * self._from_prior)
         return (float(prior_norm) + 2 * value) / dimension
 
     @property
