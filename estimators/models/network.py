@@ -90,7 +90,8 @@ class Network(NetworkFunction):
                         of_probes = route(x, probes)
                     return of_probes, route(x, vectors)
                 images = route(x, torch.cat([probes, vectors]))
-                self.pass_counter.move(SELF_CHECK, **{counted_as: len(probes) * n_rows(x)})
+                if len(probes):
+                    self.pass_counter.move(SELF_CHECK, **{counted_as: len(probes) * n_rows(x)})
                 return images[: len(probes)], images[len(probes) :].clone()  # callers write into them
 
             return products
