@@ -316,17 +316,30 @@ class Network(NetworkFunction):
         Raises:
             ModelError: plain autograd fails, or the gradient of a row depends on the other rows.
         """
+        routes = [
+            ("torch.func, vectorised over rows", lambda: self._vectorised_rows(x)),
+            ("plain autograd, one row at a time", lambda: self._plain_rows(x)),
+        ]
+        return self._first_agreeing("rows of J", x, routes, self.jacobian_difference(x, "rows of J"))
+
+    def jacobian_difference(self, x: PyTree, what: str) -> Callable[[Tensor], Disagreement] | None:
+        """Return the comparison of the rows of J at x, if it is due: Σ u J against Jᵀu.
+
+        Args:
+            x: inputs of B rows.
+            what: the name of the route in the report.
+
+        Returns:
+            A function of J (B, C, P), or None if no comparison is due.
+        """
+        if not self.check.is_due(what, x):
+            return None
 
         def difference(jacobian: Tensor) -> Disagreement:
             u = self.check.cotangent(x, jacobian[..., 0])
             return self.gradient_error(x, u, torch.einsum("bc,bcp->p", u, jacobian))
 
-        what = "rows of J"
-        routes = [
-            ("torch.func, vectorised over rows", lambda: self._vectorised_rows(x)),
-            ("plain autograd, one row at a time", lambda: self._plain_rows(x)),
-        ]
-        return self._first_agreeing(what, x, routes, difference if self.check.is_due(what, x) else None)
+        return difference
 
     def _vectorised_rows(self, x: PyTree) -> Tensor:
         """J (B, C, P) by reverse mode, vectorised over rows."""
