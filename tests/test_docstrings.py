@@ -27,11 +27,7 @@ import estimators.errors
 PACKAGES = ("estimators", "bdl_bench")
 ROOT = Path(__file__).parents[1]
 
-EXEMPT: tuple[str, ...] = (
-    "bdl_bench.cli",
-    "bdl_bench.comparison",
-    "bdl_bench.report",
-)
+EXEMPT: tuple[str, ...] = ()
 """Modules (with everything below them) whose docstrings do not have the form yet. Only ever shortened."""
 
 CONSTRUCTED = {
