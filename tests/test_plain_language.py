@@ -22,12 +22,7 @@ SEARCHED = (
 OLD_VERSION = "## [0.1"
 """The changelog is searched down to this heading: what older versions were called is history."""
 
-EXEMPT: tuple[str, ...] = (
-    "docs",
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-)
+EXEMPT: tuple[str, ...] = ()
 """Files and folders that are not rewritten yet. Only ever shortened."""
 
 

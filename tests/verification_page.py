@@ -1,9 +1,9 @@
-"""docs/verification.md, as the whole verification suite writes it: verifications, and networks of others."""
+"""docs/verification.md, as the whole verification suite writes it: cases, and networks with difficult derivatives."""
 
 from bdl_bench.verify.table import to_markdown
 from estimators.persistence.atomic import write_text
 
-SECTION = "## Networks of others"
+SECTION = "## Networks with difficult derivatives"
 
 
 class Page:
@@ -30,14 +30,14 @@ class Page:
 
 
 _LEGEND = """Small networks whose derivatives are hard to get right (tests/trust_networks), and every route to their
-variances, against plain `backward` on the module itself, one output at a time, in float64. Each cell is the larger of
+variances, against plain `backward` on the module itself, one output at a time, in float64. Each entry is the larger of
 regression and classification: the largest difference over the largest variance, or the typed error that was raised.
 *draws* and *samples* have 1,000 draws, and five standard errors are 0.22; *bounds*: how far the reference is outside;
 *refit*: central differences at λ = 1e-4."""
 
 
-def _line(cells):
-    return "| " + " | ".join(cells) + " |"
+def _line(entries):
+    return "| " + " | ".join(entries) + " |"
 
 
 def _worst(outcomes):

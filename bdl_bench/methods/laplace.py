@@ -32,7 +32,7 @@ PRESETS = [
     Method("last-layer-laplace", _LAST, preset(LastLayerLaplace), default=True, tuned_option=PRIOR),
     *(
         Method(
-            f"last-layer-{structure}",
+            f"last-layer-laplace-{structure}",
             f"Laplace over the last linear layer, {what}",
             preset(LastLayerLaplace, hessian_structure=structure),
             tuned_option=PRIOR,

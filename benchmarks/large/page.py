@@ -25,7 +25,8 @@ _HEADER = (
 )
 _HEAD = """# All weights of large networks
 
-Measured on {machine} Float32, N = {n}, {draws} draws, δ = {delta:g}, {queries} queries; other programs were running.
+Measured on {machine}
+Float32, N = {n}, {draws} draws, δ = {delta:g}, {queries} queries; other programs were running.
 The command of this page is `python -m benchmarks --select large`, which takes hours; `--select resnet18-kron` measures
 one row again.
 

@@ -73,5 +73,5 @@ def check_dense_size(objective: Objective) -> None:
         f"a dense precision of {objective.network.n_parameters} parameters",
         dense_bytes(objective),
         device=objective.theta.device,
-        remedy='inverse="dual" where N·C is small, inverse="cg", hessian_structure="ekfac", or RegVar.',
+        remedy='inverse="dual" if N·C is small, inverse="cg", hessian_structure="ekfac", or RegVar.',
     )

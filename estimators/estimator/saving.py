@@ -207,7 +207,7 @@ class SavingMixin(ABC):
             raise StateError(
                 f"the {fitted.n_data} training rows of the fit",
                 received=f"{batches.n_data} rows with other inputs or targets",
-                remedy="attach the loader of the fit, in any order and batch size, or fit again.",
+                remedy="call attach_data with the loader of the fit, in any order and batch size, or fit again.",
             )
         self.objective_ = replace(self.objective_, batches=batches)
         self._on_data_attached(self.objective_)

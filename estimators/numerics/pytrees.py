@@ -273,7 +273,7 @@ def _common_length(lengths: dict[str, int]) -> int:
         raise DataError(
             "inputs whose tensors have one number of rows, except for those that rows share",
             received=f"first dimensions of different length: {listed}",
-            remedy="put the rows first in every tensor; training batches of several sizes tell which rows share.",
+            remedy="put the rows first in every tensor; batches of several sizes show which tensors the rows share.",
         )
     return found.pop() if found else 0
 

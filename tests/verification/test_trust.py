@@ -1,4 +1,4 @@
-"""Networks of others: every route gives the variance that plain autograd gives on the module itself, or a typed error.
+"""Networks with difficult derivatives: every route gives the variance by plain autograd, or a typed error.
 
 By default every network is fitted by the default estimator and some by RegVar; every route and likelihood with
 `-m verification`.
@@ -50,6 +50,6 @@ def test_the_page_has_a_section_of_networks_and_keeps_the_rest(tmp_path):
         page.write(path)
     text = path.read_text()
     assert text.startswith("# Verifications\n\n| a |\n")
-    assert text.count("## Networks of others") == 1
+    assert text.count("## Networks with difficult derivatives") == 1
     assert "| net | 3.0e-09 | NoLastLayerError |" in text
     assert "| other | 5.0e-01, raw RuntimeError | – |" in text
