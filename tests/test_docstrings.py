@@ -27,13 +27,6 @@ import estimators.errors
 PACKAGES = ("estimators", "bdl_bench")
 ROOT = Path(__file__).parents[1]
 
-EXEMPT: tuple[str, ...] = (
-    "bdl_bench.cli",
-    "bdl_bench.comparison",
-    "bdl_bench.report",
-)
-"""Modules (with everything below them) whose docstrings do not have the form yet. Only ever shortened."""
-
 CONSTRUCTED = {
     *estimators.__all__,
     "DeepEnsemble",
@@ -243,20 +236,12 @@ def _generated(cls: type, attribute: str) -> bool:
     return attribute in getattr(cls, "_fields", ()) or attribute in ("model_post_init",)
 
 
-def is_exempt(name: str) -> bool:
-    """Return whether a module or definition lies in a part that is not done yet."""
-    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in EXEMPT)
-
-
 DEFINITIONS = public_definitions()
-WITH_EXAMPLES = [
-    definition for definition in DEFINITIONS if ">>>" in definition.docstring and not is_exempt(definition.name)
-]
+WITH_EXAMPLES = [definition for definition in DEFINITIONS if ">>>" in definition.docstring]
 
 
 def test_public_docstrings_have_the_form():
-    checked = (definition for definition in DEFINITIONS if not is_exempt(definition.name))
-    found = [f"{definition.name} {problem}" for definition in checked for problem in problems(definition)]
+    found = [f"{definition.name} {problem}" for definition in DEFINITIONS for problem in problems(definition)]
     assert not found, "\n".join(found)
 
 
@@ -264,18 +249,12 @@ def test_every_docstring_stands_alone():
     found = []
     for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if is_exempt(module):
-            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node) or ""
                 if not stands_alone(text):
                     found.append(f"{module}.{getattr(node, 'name', '')}: {text.splitlines()[0]}")
     assert not found, "\n".join(found)
-
-
-def test_exempt_modules_exist():
-    assert not [name for name in EXEMPT if importlib.util.find_spec(name) is None]
 
 
 def test_the_public_api_is_found():

@@ -12,7 +12,7 @@ __all__ = ["INPUT_SHAPES", "NETWORKS"]
 
 
 def mlp(n_outputs: int) -> nn.Module:
-    """Two layers with tanh in a plain Sequential."""
+    """Two layers, tanh: plain Sequential, for BackPACK."""
     return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, n_outputs))
 
 

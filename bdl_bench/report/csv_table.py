@@ -14,7 +14,18 @@ from bdl_bench.stats import Interval, mean_interval
 
 __all__ = ["to_csv"]
 
-_HEADER = ("task", "method", "variant", "quantity", "mean", "low95", "high95", "seeds", "against_map", "best_group")
+_HEADER = (
+    "task",
+    "method",
+    "variant",
+    "quantity",
+    "mean",
+    "low95",
+    "high95",
+    "seeds",
+    "against_map",
+    "not_worse_than_best",
+)
 Row = tuple[object, ...]
 
 

@@ -120,7 +120,7 @@ def _joined(interval: Interval) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     rule = ["---", *("---:" for _ in header[1:])]
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+    return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
 
 
 def _escaped(text: str) -> str:

@@ -45,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One method: average rank (None where it misses a task or a seed), a cell a task, seconds over all its tasks."""
+    """One method: average rank (None if it misses a task or seed), one entry per task, seconds over all its tasks."""
 
     method: str
     rank: float | None

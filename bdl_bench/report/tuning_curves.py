@@ -1,4 +1,4 @@
-"""Tuning trials as lines and surfaces: the best score at each value, minimised over all other options."""
+"""Tuning trials as lines and grids: the best score at each value, minimised over all other options."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from bdl_bench.records.record import Tuning
 
-__all__ = ["SCALE", "Line", "Surface", "line", "surface"]
+__all__ = ["SCALE", "Line", "ScoreGrid", "line", "score_grid"]
 
 Floats = NDArray[np.float64]
 SCALE = "variance_scale"
 _FEWEST = 3
-"""Values below this number are not drawn as a line or as a side of a surface."""
+"""Values below this number are not drawn as a line or as a side of a grid."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Surface:
+class ScoreGrid:
     """The best scores (A, B) over the tuned option (A,) and the variance scale (B,); NaN without a trial."""
 
     option: Floats
@@ -51,7 +51,7 @@ def line(tuning: Tuning, quantity: str) -> Line | None:
     return Line(x, best, _selected(tuning, quantity, x, best), _at_boundary(tuning, quantity))
 
 
-def surface(tuning: Tuning) -> Surface | None:
+def score_grid(tuning: Tuning) -> ScoreGrid | None:
     """Return the best score over option and variance scale; None for fewer than three values of either."""
     values, scales, scores = _columns(tuning, "value", SCALE)
     if not len(values):
@@ -65,7 +65,7 @@ def surface(tuning: Tuning) -> Surface | None:
     best[np.isinf(best)] = np.nan
     over_option, over_scale = np.nanmin(best, axis=1), np.nanmin(best, axis=0)
     selected = _selected(tuning, "value", option, over_option), _selected(tuning, SCALE, scale, over_scale)
-    return Surface(option, scale, best, selected, _at_boundary(tuning, "value") or _at_boundary(tuning, SCALE))
+    return ScoreGrid(option, scale, best, selected, _at_boundary(tuning, "value") or _at_boundary(tuning, SCALE))
 
 
 def _columns(tuning: Tuning, *names: str) -> list[Floats]:

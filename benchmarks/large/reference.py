@@ -26,20 +26,20 @@ _TOLERANCE = 1e-6
 
 
 class _Logits(nn.Module):
-    """The outputs as a tensor, whatever the model takes and returns."""
+    """A model that returns its outputs as a tensor, also if it takes a dict of inputs or returns an object."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: PyTree) -> Tensor:
-        """(B, C), by an attention kernel with forward-mode derivatives."""
+        """Return outputs (B, C), by an attention kernel that has forward-mode derivatives."""
         with sdpa_kernel(SDPBackend.MATH):
             return output_tensor(self.model(**x) if isinstance(x, dict) else self.model(x))
 
 
 def reference_record(name: str) -> dict[str, Any]:
-    """J_c A⁻¹ J_cᵀ at each query for its predicted class c, by CG at a relative residual of 1e-6."""
+    """Return J_c A⁻¹ J_cᵀ at each query for its predicted class c, by CG at a relative residual of 1e-6."""
     from curvlinops import GGNLinearOperator
 
     torch.backends.mha.set_fastpath_enabled(False)

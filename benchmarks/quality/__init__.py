@@ -1,1 +1,1 @@
-"""How near to the exact variance each method comes, by what it costs."""
+"""Agreement of each method with the exact variance, against its cost."""

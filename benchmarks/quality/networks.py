@@ -1,4 +1,4 @@
-"""The two networks on digits: trained by minibatches as anyone would, not to the last digit."""
+"""Two networks on digits, trained by minibatch Adam for 100 epochs, as is usual, rather than until convergence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks import TASKS
 from estimators.training.training import Recipe, train_map
 
-__all__ = ["NETWORKS", "trained"]
+__all__ = ["NETWORKS", "trained_problem"]
 
 _CNN_ROWS = 700
 
@@ -30,15 +30,15 @@ def _cnn(dropout: float) -> nn.Module:
 
 
 NETWORKS: dict[str, tuple[Callable[[float], nn.Module], float]] = {"mlp": (_mlp, 1e-2), "cnn": (_cnn, 3e-3)}
-"""Network by its rate of dropout, and the learning rate of Adam."""
+"""The function that builds each network from a dropout rate, and the learning rate of Adam."""
 
 
-def trained(name: str, delta: float, seed: int, *, dropout: float = 0.0) -> Problem:
-    """The digits of a seed, and a network trained on them for 100 epochs, with how to train others."""
+def trained_problem(name: str, delta: float, seed: int, *, dropout: float = 0.0) -> Problem:
+    """Return a problem with the digits of a seed, a network trained on them, and the recipe to train others."""
     make, lr = NETWORKS[name]
     data = TASKS["digits"].problem(seed)
     torch.manual_seed(1000 * seed)
-    loader = list(data.train) if name == "mlp" else _first(data, _CNN_ROWS)
+    loader = list(data.train) if name == "mlp" else _first_rows(data, _CNN_ROWS)
     model = make(dropout)
     recipe = Recipe(epochs=100, batch_size=64, optimizer="adam", lr=lr)
     train_map(model, "classification", loader, prior_precision=delta, recipe=recipe)
@@ -46,8 +46,8 @@ def trained(name: str, delta: float, seed: int, *, dropout: float = 0.0) -> Prob
     return Problem(model, "classification", loader, loader, data.test, prior_precision=delta, **options)
 
 
-def _first(problem: Problem, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The first n training rows, in batches of 64."""
+def _first_rows(problem: Problem, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the first n training rows, in batches of 64."""
     batches = list(problem.train)
     x, y = torch.cat([x for x, _ in batches])[:n], torch.cat([y for _, y in batches])[:n]
     return list(zip(x.split(64), y.split(64), strict=True))

@@ -1,4 +1,4 @@
-"""docs/benchmarks/quality.md from what was measured: medians over seeds."""
+"""The page docs/benchmarks/quality.md: medians of the measurements over seeds."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DELTAS, SEEDS = (1.0, 10.0), range(5)
 _HEAD = """# Quality by cost
 
 Measured on {machine}
-Digits in float64; the variance of each output at queries (MLP 500, CNN 60) against that of the exact full GGN.
-Medians over the seeds, the worst in brackets; other programs were running. A pass is forward and backward over all
-training rows, everything in `fit` counted (the searches for λ and the learning rate, targets, noise, block products,
-reports); passes are those of all draws together, and a training is 100. K = 16 where nothing else is said.
-`python -m benchmarks --select quality` makes this page.
+Digits in float64; the variance of each output at the queries (500 for the MLP, 60 for the CNN) is compared with that
+of the exact full GGN. Numbers are medians over the seeds, with the worst in brackets; other programs were running.
+A pass is a forward and a backward pass over all training rows. It includes all work of `fit`, such as the search for λ
+and the learning rate. The passes are those of all draws together; training one network takes 100. K = 16 unless stated
+otherwise. The command of this page is `python -m benchmarks --select quality`.
 
 Spearman: rank correlation; relative RMSE: of variance/exact − 1; ratio: mean variance over mean exact variance; A-norm
 error: per effective dimension, from the draws alone (docs/math.md, section 5).
@@ -29,12 +29,12 @@ error: per effective dimension, from the draws alone (docs/math.md, section 5).
 
 
 def name_of(network: str, delta: float, seed: int) -> str:
-    """Of a row."""
+    """Return the name of a row."""
     return f"quality-{network}-{delta:g}-{seed}"
 
 
 def to_markdown(rows: dict[str, Measured]) -> str:
-    """A table for each network and prior precision."""
+    """Return the text of the page, with one table per network and prior precision."""
     parts = [_HEAD.format(machine=machine())]
     for network in NETWORKS:
         for delta in DELTAS:
@@ -49,7 +49,7 @@ def _table(found: list[Measured]) -> str:
     header = (
         "method",
         "passes",
-        "a draw",
+        "per draw",
         "trainings",
         "seconds",
         "Spearman",
@@ -57,11 +57,11 @@ def _table(found: list[Measured]) -> str:
         "ratio",
         "A-norm error",
     )
-    by_place: dict[int, list[Measured]] = defaultdict(list)
+    by_index: dict[int, list[Measured]] = defaultdict(list)
     for measured in found:
-        for place, point in enumerate(measured["points"]):
-            by_place[place].append(point)
-    return table(header, [_line(points) for points in by_place.values()])
+        for index, point in enumerate(measured["points"]):
+            by_index[index].append(point)
+    return table(header, [_line(points) for points in by_index.values()])
 
 
 def _line(points: list[Measured]) -> list[str]:
@@ -70,13 +70,13 @@ def _line(points: list[Measured]) -> list[str]:
 
     first, passes = points[0], median("passes")
     ratios = [point["mean_ratio"] for point in points]
-    farthest = max(ratios, key=lambda ratio: abs(ratio - 1))
+    worst = max(ratios, key=lambda ratio: abs(ratio - 1))
     name = first["method"] + (f", {first['members']} members" if "members" in first else "")
     return [
-        *(name, f"{passes:.0f}", f"{median('passes_a_draw'):.1f}" if "passes_a_draw" in first else "–"),
+        *(name, f"{passes:.0f}", f"{median('passes_per_draw'):.1f}" if "passes_per_draw" in first else "–"),
         *(f"{passes / 100:.2f}", f"{median('seconds'):.1f}"),
         f"{median('spearman'):.3f} ({min(p['spearman'] for p in points):.3f})",
         f"{median('relative_rmse'):.3f} ({max(p['relative_rmse'] for p in points):.3f})",
-        f"{statistics.median(ratios):.3f} ({farthest:.3f})",
+        f"{statistics.median(ratios):.3f} ({worst:.3f})",
         f"{median('a_norm_error'):.3f}" if "a_norm_error" in first else "–",
     ]

@@ -1,1 +1,1 @@
-"""What RegVar itself costs: a training step, an inference, memory, and how they grow."""
+"""Costs of RegVar: a training step, inference, memory, and their growth with the problem size."""

@@ -1,4 +1,4 @@
-"""How the seconds of a fit grow with N and with P: slopes in logarithms over a decade of each."""
+"""Growth of the seconds of a fit with N and with P: slopes in logarithms over a decade of each."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SOLVERS: dict[str, tuple[Callable[[], Solver], str]] = {
     "FineTune": (partial(FineTune, recipe=Recipe(5, 64, "sgd", 1e-3)), "monte_carlo"),
     "LinearResponse": (LinearResponse, "bounds"),
 }
-"""With how its draws are read: by bounds a solve has a fixed number of products."""
+"""Solvers and their variance estimates; with "bounds" a solve has a fixed number of products."""
 DRAWS, N_DATA, _WIDTH = 4, 1024, 256
 _ROWS = (512, 1024, 2048, 5120)
 _WIDTHS = (256, 384, 560, 864)  # of two hidden layers: 85 thousand to 820 thousand parameters
 
 
 def measure_exponents(name: str) -> Measured:
-    """Seconds by N and by P, and the exponents."""
+    """Return seconds by N and by P, and the exponents."""
     by_rows = _seconds([partial(_fit, name, n, _WIDTH) for n in _ROWS])
     by_width = _seconds([partial(_fit, name, N_DATA, width) for width in _WIDTHS])
     sizes = [sum(p.numel() for p in _network(width).parameters()) for width in _WIDTHS]
@@ -45,7 +45,7 @@ def measure_exponents(name: str) -> Measured:
 
 
 def _seconds(fits: list[Callable[[], object]]) -> list[float]:
-    fits[0]()  # what is compiled or loaded once
+    fits[0]()  # a warm-up, which is not measured
     return [timing.median for (timing,) in interleaved([lambda fit=fit: [timed(fit)] for fit in fits])]  # type: ignore[misc]
 
 
@@ -62,9 +62,8 @@ def _network(width: int) -> nn.Module:
 def _fit(name: str, n_data: int, width: int) -> None:
     solver, variance_estimate = SOLVERS[name]
     model = _network(width)
-    draws = PosteriorDraws(
-        DRAWS, rao_blackwell=None, variance_estimate=variance_estimate
-    )  # a block costs the cube of the last layer
+    # The cost of Rao-Blackwellisation is cubic in the size of the last layer.
+    draws = PosteriorDraws(DRAWS, rao_blackwell=None, variance_estimate=variance_estimate)
     loader = [(torch.randn(64, 64), torch.randint(0, 10, (64,))) for _ in range(n_data // 64)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)

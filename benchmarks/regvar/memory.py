@@ -1,4 +1,4 @@
-"""Peak memory of a refit above a plain training step's, over the number of draws K: linear in K × P."""
+"""Peak memory of a refit, relative to a plain training step, by the number of draws K: linear in K × P."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
 
 
 def measure_memory(name: str) -> Measured:
-    """Return the rise of the peak in bytes by K, that of a plain step, and the slope in units of P numbers."""
+    """Return the peak memory in bytes by K and for a plain step, and the slope in units of P numbers."""
     plain = in_fresh_process(_plain)[1]
     peaks = [in_fresh_process(_fit, name, k)[1] for k in _N_DRAWS]
     n = sum(p.numel() for p in _network().parameters())

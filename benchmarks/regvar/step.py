@@ -36,26 +36,31 @@ MODELS: dict[str, _Case] = {
 
 
 def measure_step(name: str) -> Measured:
-    """Seconds of a step, plain and with the term, and of an inference of one network and of the two."""
+    """Return seconds of a plain step, a regularized step, a forward pass, and the variance of `RegularizedPair`."""
     torch.manual_seed(0)
     case = MODELS[name]
     model = case.network().eval()
     x, y = torch.randn(_BATCH, *case.shape), torch.randint(0, 10, (_BATCH,))
     plain, regularized = (_trainer(copy.deepcopy(model), x, y, lam) for lam in (0.0, _LAM))
-    two = RegularizedPair(model, copy.deepcopy(model), "classification", lam=_LAM).fit([(x, y)])
+    pair = RegularizedPair(model, copy.deepcopy(model), "classification", lam=_LAM).fit([(x, y)])
     queries = torch.randn(QUERIES, *case.shape)
 
     def forward() -> None:
         with torch.no_grad():
             model(queries)
 
-    steps = {"plain": plain, "regularized": regularized, "forward": forward, "inference": lambda: two.variance(queries)}
+    steps = {
+        "plain": plain,
+        "regularized": regularized,
+        "forward": forward,
+        "inference": lambda: pair.variance(queries),
+    }
     timings = interleaved([_repeated(step) for step in steps.values()], repeats=7)
     return {what: timing.median for what, (timing,) in zip(steps, timings, strict=True)}
 
 
 def _trainer(model: nn.Module, x: Tensor, y: Tensor, lam: float) -> Callable[[], None]:
-    """One step of SGD with the prior in the loss, as published: the term is all that `lam` adds."""
+    """Return a function that makes one SGD step; with lam > 0 its loss includes the mean-absolute regularizer."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1 / _N_DATA)
 
     def step() -> None:
@@ -71,10 +76,10 @@ def _trainer(model: nn.Module, x: Tensor, y: Tensor, lam: float) -> Callable[[],
 
 
 def _repeated(step: Callable[[], object]) -> Callable[[], list[float]]:
-    """Seconds of one of so many calls that they take half a second."""
+    """Return a function that returns the seconds of one call, averaged over calls that take about half a second."""
     calls = max(1, round(_SHORTEST / max(timed(step), timed(step), 1e-6)))
 
-    def many() -> list[float]:
+    def timed_calls() -> list[float]:
         return [timed(lambda: [step() for _ in range(calls)]) / calls]
 
-    return many
+    return timed_calls

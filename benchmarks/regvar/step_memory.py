@@ -1,4 +1,4 @@
-"""Peak memory of a training step with the term above that of a plain one, in tensors of outputs."""
+"""Additional peak memory of a training step with the mean-absolute regularizer, in tensors of outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROWS, _OUTPUTS = (4096, 8192, 16384), 4096  # a tensor of outputs is 64, 128 an
 
 
 def measure_step_memory() -> Measured:
-    """Rises of the peak in bytes by rows, and the slope of their difference over the bytes of the outputs."""
+    """Return the peak memory in bytes by rows, and the slope of the difference over the bytes of the outputs."""
     plain, regularized = ([in_fresh_process(_step, lam, rows)[1] for rows in _ROWS] for lam in (0.0, 0.1))
     outputs = [4 * rows * _OUTPUTS for rows in _ROWS]
     extra = [more - less for more, less in zip(regularized, plain, strict=True)]

@@ -27,6 +27,7 @@ from estimators.curvature.layerwise.whitened_rows import layers_of
 from estimators.curvature.sizes import check_dense_size, dual_bytes, matrix_free_bytes, n_ggn_rows, whole_rows_bytes
 from estimators.errors import UnsupportedError
 from estimators.models.derivative_routes import FAILURES, is_final_error, short
+from estimators.models.jacobians import JacobianRows
 from estimators.objective.float64 import to_float64
 from estimators.objective.objective import LabelLoss, Objective
 from estimators.runtime.memory import check_fits_memory
@@ -57,7 +58,8 @@ def build_matrix_ggn(objective: Objective) -> Built:
     if worthwhile(layers):
         with suppress(UnsupportedError):  # rows use other layers, or a layer several times
             return DenseCurvature(layered_ggn(objective, layers), exact_hessian=False), "layers"
-    return DenseCurvature(dense_ggn(objective), exact_hessian=False), _route(objective)
+    jacobian = JacobianRows(objective.network)
+    return DenseCurvature(dense_ggn(objective, jacobian), exact_hessian=False), jacobian.backend
 
 
 def build_matrix_hessian(objective: Objective) -> Built:
@@ -74,12 +76,8 @@ def build_rows(objective: Objective) -> Built:
         with suppress(UnsupportedError):
             return FactoredCurvature(factored_rows(objective, layers)), "layers"
         _check_dual_size(objective, whole_rows_bytes(objective, layers))
-    return JacobianCurvature(torch.cat(list(ggn_rows(objective)))), _route(objective)
-
-
-def _route(objective: Objective) -> str:
-    """The route to the rows of J: "torch.func", or "autograd" if it disagreed with plain autograd."""
-    return "autograd" if objective.network.routes.first.get("rows of J", 0) else "torch.func"
+    jacobian = JacobianRows(objective.network)
+    return JacobianCurvature(torch.cat(list(ggn_rows(objective, jacobian)))), jacobian.backend
 
 
 def _check_dual_size(objective: Objective, needed: int) -> None:

@@ -60,8 +60,8 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     Attributes:
         inverse_: the form in use.
-        jacobian_backend_: how Jacobian rows are computed: "torch.func", "autograd", "layers" (factors, layer by layer),
-            or "products" if no rows are computed.
+        jacobian_backend_: how Jacobian rows are computed: "backpack", "torch.func", "autograd", "layers" (factors,
+            layer by layer), or "products" if no rows are computed.
 
     Raises:
         OptionError: for a combination of options that does not exist.

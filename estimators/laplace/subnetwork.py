@@ -15,6 +15,7 @@ from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.functionals import ComposedNetwork, Functional
+from estimators.models.jacobians import JacobianRows
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.numerics.symmetric import add_gram, mirror
@@ -124,7 +125,7 @@ def _marginal_variance(objective: Objective) -> Tensor:
 def _ggn_of(objective: Objective, index: Tensor) -> Tensor:
     """Return (Σₙ Jₙᵀ Λₙ Jₙ)_SS, (n, n), without the prior."""
     total = objective.theta.new_zeros(len(index), len(index), dtype=algebra_dtype(objective.theta.device))
-    for rows in ggn_rows(objective):
+    for rows in ggn_rows(objective, JacobianRows(objective.network)):
         add_gram(total, rows[:, index].to(total.dtype).T)
     mirror(total)
     return total

@@ -64,6 +64,7 @@ def mode_faults(model: nn.Module) -> list[ModelError]:
 
 
 def _mode_fault(name: str, module: nn.Module) -> ModelError | None:
+    """The error for a module in train mode that is random or couples rows; None if it does not."""
     dropout = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
     if isinstance(dropout, float) and dropout > 0:
         return ModelError(

@@ -50,6 +50,8 @@ class DerivativeRoutes:
         x: PyTree,
         routes: Sequence[tuple[str, Callable[[], R]]],
         difference: Callable[[R], Disagreement] | None,
+        *,
+        last_is_plain: bool = True,
     ) -> R:
         """Compute by the fastest route that agrees with plain autograd at x; a route that disagreed is not tried again.
 
@@ -57,8 +59,9 @@ class DerivativeRoutes:
             check: compares, and keeps the report.
             what: the name of what is computed, for the report.
             x: inputs of B rows.
-            routes: names and computations, from fast to slow; the last is plain autograd, by row or by batch.
+            routes: names and computations, from fast to slow; the last is plain autograd, or has its own check.
             difference: the error of a result against plain autograd; None if it need not be compared.
+            last_is_plain: whether the last route is plain autograd, one row at a time or all together.
 
         Returns:
             The result of the route.
@@ -78,7 +81,7 @@ class DerivativeRoutes:
             check.report.record_fallback(what, name, reason, instead=routes[i + 1][0])
         name, compute = routes[-1]
         check.report.routes[what] = name
-        return _by_plain_autograd(check, what, x, compute, difference)
+        return _by_plain_autograd(check, what, x, compute, difference) if last_is_plain else compute()
 
     def _attempt(
         self,
@@ -109,7 +112,7 @@ class DerivativeRoutes:
                 "weights",
                 "functional_call on a copy of the module",
                 "misses uses of them (a closure, a hook, a list, or a forward replaced on the instance)",
-                instead="every use is exchanged by the identity of the parameter",
+                instead="every use is replaced by the identity of the parameter",
             )
         return result
 

@@ -75,6 +75,7 @@ def exclusively(method: F) -> F:
 
 
 def _autocasts(device: str) -> bool:
+    """Whether autocast is enabled for a type of device."""
     try:
         return torch.is_autocast_enabled(device)
     except RuntimeError:  # a device that does not know autocast

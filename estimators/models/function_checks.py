@@ -179,6 +179,7 @@ def _largest_difference(f: Tensor, expected: Tensor) -> float:
 
 
 def _not_displaceable(received: str) -> ModelError:
+    """The error for weights that cannot be displaced."""
     return ModelError(
         "weights that can be displaced: outputs that move along the gradient of the network",
         received=f"{received} (a weight inside torch.no_grad(), a padding row of an embedding, a gradient hook, or a "
@@ -189,6 +190,7 @@ def _not_displaceable(received: str) -> ModelError:
 
 
 def _dependent_rows(what: str, received: str) -> DependentRowsError:
+    """The error for rows whose outputs depend on the other rows."""
     return DependentRowsError(
         f"a network whose outputs at a {what} do not depend on the other rows",
         received=received,

@@ -62,6 +62,7 @@ class ComposedNetwork(Network):
         return values
 
     def _value(self, f: Tensor, *x: PyTree) -> Tensor:
+        """g at the outputs f (...) of one row, flat (D,)."""
         return self.of(f, *map(plain_inputs, x)).flatten()
 
     def function_jacobian(self, x: PyTree, *, at: Tensor | None = None) -> Tensor:
@@ -97,12 +98,15 @@ class ComposedNetwork(Network):
         return torch.zeros_like(f).flatten(1) if product is None else product.flatten(1)
 
     def _two_reverse_passes(self, x: PyTree, vectors: Tensor) -> Tensor:
+        """G J v by two reverse passes for J v."""
         return torch.einsum("bdc,kbc->kbd", self.function_jacobian(x), super()._two_reverse_passes(x, vectors))
 
     def _plain_rows(self, x: PyTree) -> Tensor:
+        """G J (B, D, P) by plain autograd for J."""
         return self.function_jacobian(x) @ super()._plain_rows(x)
 
     def _plain_vjp(self, x: PyTree, cotangents: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """g(f) (B, D) and (G J)ᵀ u (K, P) by plain autograd."""
         values = self.outputs(x)
         u = torch.einsum("bdc,kbd->kbc", self.function_jacobian(x), cotangents(values))
         return values, super()._plain_vjp(x, lambda _: u)[1]
@@ -112,6 +116,7 @@ class ComposedNetwork(Network):
         return super().gradient_error(x, cotangent, product, names)
 
     def _directional_error(self, x: PyTree, u: Tensor, jvp: Tensor, r: Tensor) -> Disagreement:
+        """The error of ⟨u, G J r⟩ against ⟨Jᵀ(Gᵀu), r⟩ by plain autograd."""
         cotangent = self._function_vjp(x, self.base.shaped_outputs(x), u)
         return self.check.directional_error(x, cotangent, jvp, r, u=u)
 

@@ -46,6 +46,7 @@ def _kind(x: PyTree) -> object:
 
 
 def _kind_of_leaf(leaf: object) -> object:
+    """The shape, dtype and flags of a tensor; any other leaf as its repr."""
     if isinstance(leaf, Shared):
         return "shared", _kind_of_leaf(leaf.value)
     if not isinstance(leaf, Tensor):

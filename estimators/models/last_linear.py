@@ -83,6 +83,7 @@ def _producers(module: nn.Module, x: PyTree) -> list[str]:
 
 
 def _outputs(module: nn.Module, x: PyTree) -> Tensor:
+    """The outputs of a module at x, without a graph."""
     arguments, keywords = forward_arguments(copied(x))  # a forward may write into its inputs
     with torch.no_grad(), differentiable():
         return output_tensor(module(*arguments, **keywords))
@@ -105,6 +106,7 @@ def _passes_through(module: nn.Module, name: str, x: PyTree, f: Tensor) -> bool:
 
 
 def _checked_layer(module: nn.Module, name: str) -> LastLinear:
+    """The layer called `name`, after a check that its parameters are trainable and not shared."""
     layer = module.get_submodule(name)
     prefix = f"{name}." if name else ""
     if not isinstance(layer.weight, nn.Parameter) or not layer.weight.requires_grad:
@@ -127,9 +129,11 @@ def _checked_layer(module: nn.Module, name: str) -> LastLinear:
 
 
 def _owners(module: nn.Module, parameter: Tensor) -> list[str]:
+    """All names of a parameter in a module."""
     return [name for name, p in module.named_parameters(remove_duplicate=False) if p is parameter]
 
 
 def _listed(module: nn.Module, found: list[str]) -> str:
+    """The linear layers of a module, for an error message."""
     layers = [name or "(the model itself)" for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     return f"linear layers {layers}, of which {found} produce the output" if layers else "a network without nn.Linear"

@@ -183,6 +183,7 @@ class LayerwiseJacobian:
 
     @property
     def _chunk_size(self) -> int:
+        """How many rows one vectorised call takes."""
         inputs = sum(call.inputs.numel() for call in self._calls)
         outputs = sum(call.output_shape.numel() for call in self._calls)
         others = sum(self._params[name].numel() for name in self.other_params)
@@ -190,6 +191,7 @@ class LayerwiseJacobian:
         return rows_per_chunk(element * (2 * inputs + 3 * self.n_outputs * (outputs + others)))
 
     def _rows(self, x: PyTree, cotangents: Tensor) -> LayerwiseRows:
+        """Jacobian rows at all rows of x in one vectorised call."""
         rows, k = cotangents.shape[:2]
         with differentiable(), self.network.pass_counter.transformed(forward=rows, backward=rows * k) as counted:
             try:
@@ -264,6 +266,7 @@ class LayerwiseJacobian:
         return torch.cat([jacobians[name].reshape(len(cotangents), -1) for name in self.other_params], dim=1)
 
     def _forward(self, x: PyTree, offsets: list[Tensor] | None = None) -> tuple[Tensor, LinearCallTracer]:
+        """The outputs at x, and the trace of the forward."""
         with differentiable(), LinearCallTracer(self._params, offsets) as tracer:
             return self.network.functional_outputs(self._params, x), tracer
 
@@ -295,6 +298,7 @@ class LayerwiseJacobian:
 
 
 def _rows_differ(received: str) -> UnsupportedError:
+    """The error for rows that use the layers in different ways."""
     return UnsupportedError(
         "a network that uses its linear layers in the same way at every row",
         received=received,
@@ -303,6 +307,7 @@ def _rows_differ(received: str) -> UnsupportedError:
 
 
 def _hidden_use(received: str) -> UnsupportedError:
+    """The error for a weight that is used where the layers do not show it."""
     return UnsupportedError(
         "a network whose layers show every use of their weights",
         received=received,
@@ -311,6 +316,7 @@ def _hidden_use(received: str) -> UnsupportedError:
 
 
 def _shapes_of(row: PyTree) -> list[torch.Size]:
+    """The shapes of the tensors of a row."""
     return [tensor.shape for tensor in tensors_of(row)]
 
 

@@ -138,6 +138,7 @@ class LinearCallTracer(TorchFunctionMode):
                 self.functions.setdefault(name, set()).add(getattr(func, "__name__", repr(func)))
 
     def _name_of(self, tensor: object) -> str | None:
+        """The name of a chosen parameter; None for any other object."""
         return self._names.get(id(tensor))
 
 
@@ -159,6 +160,7 @@ _MapAndInputs = tuple[LinearMap, Tensor, int | None] | None
 
 
 def _linear(name_of: _NameOf, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _MapAndInputs:
+    """The map and the inputs of a call of F.linear."""
     name = name_of(weight)
     if name is None:
         return None
@@ -166,6 +168,7 @@ def _linear(name_of: _NameOf, input: Tensor, weight: Tensor, bias: Tensor | None
 
 
 def _addmm(name_of: _NameOf, bias: Tensor, input: Tensor, weight: Tensor, **scales: float) -> _MapAndInputs:
+    """The map and the inputs of a call of torch.addmm with a weight as the second matrix."""
     name = name_of(weight)
     if name is None or scales or bias.ndim != 1:
         return None

@@ -90,7 +90,8 @@ class Network(NetworkFunction):
                         of_probes = route(x, probes)
                     return of_probes, route(x, vectors)
                 images = route(x, torch.cat([probes, vectors]))
-                self.pass_counter.move(SELF_CHECK, **{counted_as: len(probes) * n_rows(x)})
+                if len(probes):
+                    self.pass_counter.move(SELF_CHECK, **{counted_as: len(probes) * n_rows(x)})
                 return images[: len(probes)], images[len(probes) :].clone()  # callers write into them
 
             return products
@@ -109,17 +110,22 @@ class Network(NetworkFunction):
         routes: Sequence[tuple[str, Callable[[], R]]],
         difference: Callable[[R], Disagreement] | None,
     ) -> R:
+        """The result of the fastest route that agrees with plain autograd."""
         return self.routes.first_agreeing(self.check, what, x, routes, difference)
 
     def _jvp_by_rows(self, x: PyTree, probes: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """J times probes and vectors by the rows of J."""
         jacobian = self._plain_rows(x)
         of_probes, products = (torch.einsum("bcp,kp->kbc", jacobian, some) for some in (probes, vectors))
         return of_probes, products
 
     def _directional_error(self, x: PyTree, u: Tensor, jvp: Tensor, r: Tensor) -> Disagreement:
+        """The error of ⟨u, jvp⟩ for jvp = J r against plain autograd."""
         return self.check.directional_error(x, u, jvp, r)
 
     def _forward_mode(self, x: PyTree, vectors: Tensor) -> Tensor:
+        """J v (K, B, C) by forward mode."""
+
         def one(v: Tensor) -> Tensor:
             product: Tensor = jvp(self.at(x), (self.theta,), (v,))[1]
             return product
@@ -129,6 +135,7 @@ class Network(NetworkFunction):
         return products
 
     def _two_reverse_passes(self, x: PyTree, vectors: Tensor) -> Tensor:
+        """J v (K, B, C) by two reverse passes on the user's module."""
         return self.check.reference.jvp(x, vectors)
 
     def _plain_rows(self, x: PyTree) -> Tensor:
@@ -273,6 +280,7 @@ class Network(NetworkFunction):
         return self._first_agreeing("Hessian products", x, routes, difference if is_due else None)
 
     def _forward_over_reverse(self, x: PyTree, loss: Loss, vectors: Tensor) -> Tensor:
+        """H v (K, P) by forward mode over the gradient."""
         gradient, k = grad(lambda theta: loss(self(theta, x))), len(vectors)
 
         def product(v: Tensor) -> Tensor:  # v → H v
@@ -284,6 +292,7 @@ class Network(NetworkFunction):
         return images
 
     def _plain_hessian_product(self, x: PyTree, loss: Loss, vectors: Tensor) -> Tensor:
+        """H v (K, P) by plain autograd twice."""
         try:
             return self.check.reference.hessian_product(x, loss, vectors)
         except EstimatorError:
@@ -307,19 +316,34 @@ class Network(NetworkFunction):
         Raises:
             ModelError: plain autograd fails, or the gradient of a row depends on the other rows.
         """
+        routes = [
+            ("torch.func, vectorised over rows", lambda: self._vectorised_rows(x)),
+            ("plain autograd, one row at a time", lambda: self._plain_rows(x)),
+        ]
+        return self._first_agreeing("rows of J", x, routes, self.jacobian_difference(x, "rows of J"))
+
+    def jacobian_difference(self, x: PyTree, what: str) -> Callable[[Tensor], Disagreement] | None:
+        """Return the comparison of the rows of J at x, if it is due: Σ u J against Jᵀu.
+
+        Args:
+            x: inputs of B rows.
+            what: the name of the route in the report.
+
+        Returns:
+            A function of J (B, C, P), or None if no comparison is due.
+        """
+        if not self.check.is_due(what, x):
+            return None
 
         def difference(jacobian: Tensor) -> Disagreement:
             u = self.check.cotangent(x, jacobian[..., 0])
             return self.gradient_error(x, u, torch.einsum("bc,bcp->p", u, jacobian))
 
-        what = "rows of J"
-        routes = [
-            ("torch.func, vectorised over rows", lambda: self._vectorised_rows(x)),
-            ("plain autograd, one row at a time", lambda: self._plain_rows(x)),
-        ]
-        return self._first_agreeing(what, x, routes, difference if self.check.is_due(what, x) else None)
+        return difference
 
     def _vectorised_rows(self, x: PyTree) -> Tensor:
+        """J (B, C, P) by reverse mode, vectorised over rows."""
+
         def one(row: PyTree) -> Tensor:
             jacobian: Tensor = jacrev(lambda theta: self(theta, row_as_batch(row))[0])(self.theta)
             return jacobian
@@ -359,6 +383,7 @@ class _Pulls:
         return products
 
     def _pull(self) -> tuple[Tensor, Any]:
+        """f (B, C) and the function u -> Jᵀu, for the present way to swap parameters."""
         network, swap = self._network, self._network.routes.swap
         if swap not in self._made:
             with differentiable():

@@ -39,6 +39,7 @@ class ParameterSwap(TorchFunctionMode):
         return func(*(self._swapped(a) for a in args), **{k: self._swapped(v) for k, v in (kwargs or {}).items()})
 
     def _swapped(self, value: Any) -> Any:  # noqa: ANN401
+        """An argument with replacements for all parameters in it."""
         if isinstance(value, Tensor):
             return self._tensors.get(id(value), value)
         if type(value) in (list, tuple):

@@ -158,6 +158,7 @@ def _closure_contents(function: types.FunctionType) -> list[Any]:
 
 
 def _shallow(container: Any) -> Any:  # noqa: ANN401
+    """A shallow copy of a container."""
     return dict(container) if isinstance(container, dict) else list(container)
 
 

@@ -163,14 +163,17 @@ def delta_of_names(value: float | Mapping[str, float], subset: Subset, like: Ten
 
 
 def _matches(glob: str, names: Iterable[str]) -> bool:
+    """Whether a glob matches one of the names."""
     return any(fnmatchcase(name, glob) for name in names)
 
 
 def _first_match(globs: Iterable[str], names: Collection[str]) -> str | None:
+    """The first glob that matches one of the names; None if none does."""
     return next((glob for glob in globs if _matches(glob, names)), None)
 
 
 def _chooses_nothing(glob: str, aliases: Aliases, trainable: Aliases) -> OptionError:
+    """The error for a glob of `subset_of_weights` that matches no trainable parameter."""
     frozen = [name for name, names in aliases.items() if name not in trainable and _matches(glob, names)]
     why = "none" + (f" but frozen ones, such as {frozen[0]!r}" if frozen else "")
     return OptionError(
@@ -181,6 +184,7 @@ def _chooses_nothing(glob: str, aliases: Aliases, trainable: Aliases) -> OptionE
 
 
 def _decides_nothing(glob: str, value: Mapping[str, float], aliases: Aliases) -> OptionError:
+    """The error for a glob of `prior_precision` that decides on no parameter."""
     matched = [name for name, names in aliases.items() if _matches(glob, names)]
     if not matched:
         return OptionError(
@@ -204,4 +208,5 @@ def _nearest(glob: str, aliases: Aliases) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
+    """The first names, for an error message."""
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

@@ -183,6 +183,7 @@ class UserModule:
         return _flat(torch.autograd.grad(f, chosen, u, retain_graph=True, allow_unused=True), chosen)
 
     def _chosen(self, names: Sequence[str] | None) -> list[Tensor]:
+        """The parameters `names`, or all chosen ones."""
         return self.parameters if names is None else self._named(names)
 
     def _named(self, names: Iterable[str]) -> list[Tensor]:

@@ -106,4 +106,5 @@ class _ConvertedCasts(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _wider(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the computation in place of a narrower one."""
         return self.dtype if dtype in self._narrow else dtype

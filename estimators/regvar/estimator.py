@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,10 @@ from estimators.curvature.krylov.block_cg import products_are_accurate
 from estimators.curvature.krylov.definiteness import positive_definite
 from estimators.errors import IllConditionedError, OptionError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
 from estimators.models.functionals import Functional
-from estimators.models.subsets import SubsetSpec
 from estimators.numerics.dtype import to_algebra_dtype
 from estimators.numerics.pytrees import PyTree, split_rows
 from estimators.numerics.reductions import norms
@@ -89,26 +88,19 @@ class RegVar(UncertaintyEstimator):
     fit_report_: RegVarReport
     refit_objective_: Objective
 
+    @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
         model: nn.Module,
         likelihood: str | Likelihood,
         *,
-        prior_precision: float | Mapping[str, float] = 1.0,
-        prior_mean: float = 0.0,
-        subset_of_weights: SubsetSpec = "all",
         curvature: str = "ggn",
         centred: bool = True,
         regularizer: Regularizer | None = None,
         solver: Solver | None = None,
+        **options: Unpack[CommonOptions],
     ) -> None:
-        super().__init__(
-            model,
-            likelihood,
-            prior_precision=prior_precision,
-            prior_mean=prior_mean,
-            subset_of_weights=subset_of_weights,
-        )
+        super().__init__(model, likelihood, **options)
         self.curvature = checked_choice("curvature", curvature, ("ggn", "hessian"))
         self.centred = checked_flag("centred", centred)
         made = PosteriorDraws() if regularizer is None else regularizer

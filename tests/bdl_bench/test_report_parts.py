@@ -13,7 +13,7 @@ from bdl_bench.report.figures.pareto import MethodPoint, pareto_front
 from bdl_bench.report.formatting import count, join_names
 from bdl_bench.report.notebook import Comparison
 from bdl_bench.report.palette import Palette, family_of
-from bdl_bench.report.tuning_curves import line, surface
+from bdl_bench.report.tuning_curves import line, score_grid
 from estimators.errors import OptionError, UnsupportedError
 
 
@@ -68,9 +68,9 @@ def trials():
                 yield {"value": value, "variance_scale": scale, "softmax_temperature": temperature, "score": score}
 
 
-def test_a_surface_has_the_best_score_at_each_point_and_no_scale_of_zero():
+def test_a_score_grid_has_the_best_score_at_each_point_and_no_scale_of_zero():
     tuning = Tuning(option="prior_precision", points=list(trials()), at_boundary=["prior_precision"])
-    found = surface(tuning)
+    found = score_grid(tuning)
     assert found.scale.tolist() == [0.5, 1.0, 2.0]
     assert found.selected == (10.0, 0.5)
     assert found.at_boundary
@@ -91,7 +91,7 @@ def test_points_without_a_number_are_left_out_and_too_few_draw_nothing():
     tuning = Tuning(option="prior_precision", points=[*trials(), failed, {**failed, "score": float("inf")}])
     assert line(tuning, "value").x.tolist() == [0.1, 1.0, 10.0]
     assert line(Tuning(points=[failed]), "value") is None
-    assert surface(Tuning(points=list(trials())[:9])) is None
+    assert score_grid(Tuning(points=list(trials())[:9])) is None
 
 
 def test_the_tuned_part_borrows_targets_and_inputs_and_nothing_else(tmp_path):

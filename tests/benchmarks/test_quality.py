@@ -38,7 +38,7 @@ def test_scores_are_of_the_ratio_and_of_the_order():
 
 
 def test_every_method_is_measured_and_has_a_line(monkeypatch):
-    monkeypatch.setattr(measure, "trained", small)
+    monkeypatch.setattr(measure, "trained_problem", small)
     monkeypatch.setattr(measure, "EPOCHS", {"mlp": (2,)})
     monkeypatch.setattr(measure, "ITERATIONS", {"mlp": (1, 8)})
     monkeypatch.setattr(measure, "MEMBERS", {"mlp": (2,)})
@@ -49,7 +49,7 @@ def test_every_method_is_measured_and_has_a_line(monkeypatch):
     assert by_method["LinearResponse, bounds"]["relative_rmse"] < 0.01  # eight iterations exhaust so small a space
     best = by_method["last layer, times its best constant"]
     assert best["constant"] > 1  # it leaves out the rest of the network's variance
-    assert by_method["FineTune"]["passes"] == pytest.approx(16 * by_method["FineTune"]["passes_a_draw"])
+    assert by_method["FineTune"]["passes"] == pytest.approx(16 * by_method["FineTune"]["passes_per_draw"])
     text = page.to_markdown(rows)
     assert "## MLP, 51 parameters, δ = 1, 2 seeds" in text
     assert text.count("\n| ") == 2 + len(points)

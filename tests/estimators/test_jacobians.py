@@ -1,4 +1,4 @@
-"""Jacobian rows of plain networks are those of automatic differentiation over all rows at once."""
+"""Jacobian rows: where BackPACK is used, and that its rows are those of plain automatic differentiation."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from torch.func import functional_call, jacrev
 
 from estimators import LinearizedLaplace
 from estimators.models import Network
+from estimators.models.jacobians import JacobianRows
 from estimators.models.subsets import matching_names
 
 
@@ -18,7 +19,7 @@ def mlp(*between):
     return lambda: nn.Sequential(nn.Linear(4, 5), *between, nn.Linear(5, 3))
 
 
-LAYERS = {
+KNOWN = {
     "overwriting relu": (mlp(nn.ReLU(inplace=True)), (4,)),
     "overwriting others": (mlp(nn.ELU(inplace=True), nn.Linear(5, 5), nn.LeakyReLU(0.2, inplace=True)), (4,)),
     "overwriting dropout": (mlp(nn.SELU(inplace=True), nn.Dropout(0.5, inplace=True)), (4,)),
@@ -54,7 +55,7 @@ def tied():
     return model
 
 
-PARTS = {
+UNKNOWN = {
     "a subclass with its own forward": (mlp(nn.Tanh(), OneMore(5, 5)), (4,)),
     "a shared activation": (shared_activation, (4,)),
     "a tied weight": (tied, (4,)),
@@ -78,35 +79,50 @@ def inputs(shape, n=5):
 
 
 def rows_of(model, subset="all"):
-    return Network(model, matching_names(model, subset))
+    return JacobianRows(Network(model, matching_names(model, subset)))
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *PARTS])
-def test_rows_are_the_jacobian_and_leave_everything_as_it_was(name, untouched):
-    build, shape = (LAYERS | PARTS)[name]
+@pytest.mark.parametrize("name", KNOWN)
+def test_backpack_gives_the_jacobian_of_the_layers_that_it_knows(name, untouched):
+    build, shape = KNOWN[name]
     model, x = build().double().eval(), inputs(shape)
     exact, kept = by_torch(model, matching_names(model, "all"), x), x.clone()
     with untouched(model):
-        assert torch.allclose(rows_of(model).jacobian(x), exact, atol=1e-12)
+        rows = rows_of(model)
+        assert torch.allclose(rows(x), exact, atol=1e-12)
+    assert rows.backend == "backpack"
     assert torch.equal(x, kept)
     assert not x.requires_grad
 
 
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_backpack_does_not_know_goes_through_torch(name, untouched):
+    build, shape = UNKNOWN[name]
+    model, x = build().double().eval(), inputs(shape)
+    exact = by_torch(model, matching_names(model, "all"), x)
+    with untouched(model):
+        rows = rows_of(model)
+        assert torch.allclose(rows(x), exact, atol=1e-12)
+    assert rows.backend == "torch.func"
+
+
 @pytest.mark.parametrize("subset", ["all", "0.*", "*.bias", ["3.weight", "0.bias"], "1.1.weight"], ids=str)
-@pytest.mark.parametrize("norm", [nn.Identity(), nn.LayerNorm(4, elementwise_affine=False)], ids=["plain", "norm"])
-def test_the_columns_are_those_of_the_subset_in_its_order(subset, norm):
+@pytest.mark.parametrize("backend", ["backpack", "torch.func"])
+def test_the_columns_are_those_of_the_subset_in_its_order(subset, backend):
     inner = nn.Sequential(nn.Tanh(), nn.Linear(5, 4))
+    norm = nn.Identity() if backend == "backpack" else nn.LayerNorm(4, elementwise_affine=False)
     model = nn.Sequential(nn.Linear(4, 5), inner, norm, nn.Linear(4, 3)).double().eval()
-    network, x = rows_of(model, subset), inputs((4,))
-    assert torch.allclose(network.jacobian(x), by_torch(model, list(network.subset.shapes), x), atol=1e-12)
+    rows, x = rows_of(model, subset), inputs((4,))
+    assert rows.backend == backend
+    assert torch.allclose(rows(x), by_torch(model, list(rows.network.subset.shapes), x), atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_rows_do_not_depend_on_the_others_in_the_batch(n):
     model, x = mlp(nn.Tanh())().double().eval(), inputs((4,), 9)
-    network = rows_of(model)
-    whole = network.jacobian(x)
-    assert torch.allclose(torch.cat([network.jacobian(part) for part in x.split(n)]), whole, atol=1e-13)
+    rows = rows_of(model)
+    whole = rows(x)
+    assert torch.allclose(torch.cat([rows(part) for part in x.split(n)]), whole, atol=1e-13)
 
 
 def test_a_sequential_may_get_its_argument_by_name(make_problem):
@@ -115,7 +131,7 @@ def test_a_sequential_may_get_its_argument_by_name(make_problem):
     plain = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(problem.loader)
     named = [{"input": x, "labels": y} for x, y in problem.loader]
     fitted = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(named)
-    assert fitted.jacobian_backend_ == "torch.func"
+    assert fitted.jacobian_backend_ == "backpack"
     assert torch.equal(fitted.variance({"input": problem.query}), plain.variance(problem.query))
 
 

@@ -85,7 +85,7 @@ def long_refits():
                 yield pytest.param(regularizer, curvature, difference, marks=marks, id=name)
 
 
-@pytest.mark.parametrize(("regularizer", "curvature", "difference"), long_refits())
+@pytest.mark.parametrize(("regularizer", "curvature", "difference"), list(long_refits()))
 def test_long_minibatch_refits_tend_to_the_linear_response(regularizer, curvature, difference):
     model, likelihood, loader, x = problem()
     delta = 2.3 if curvature == "ggn" else 40.0

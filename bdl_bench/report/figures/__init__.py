@@ -1,1 +1,1 @@
-"""Figures of the report, one a file: from plain data to SVG."""
+"""Figures of the report, one per file: from plain data to SVG."""

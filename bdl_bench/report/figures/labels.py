@@ -70,7 +70,7 @@ def beside_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], palette: Pa
 def stacked(
     axes: Axes, methods: Sequence[str], palette: Palette, *, corner: tuple[float, float] = (0.05, 0.98)
 ) -> None:
-    """Write names one below the other in a corner of the axes, each with a piece of its line."""
+    """Write names one below the other in a corner of the axes, each with a short segment of its line."""
     height = axes.get_position().height * axes.figure.get_size_inches()[1] * 72  # type: ignore[union-attr]
     for index, method in enumerate(methods):
         style = palette[method]

@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator
 from bdl_bench.report.figures.canvas import BAD, INK, Drawing, Margins, log_axis, panel
 from bdl_bench.report.figures.labels import beside_ends
 from bdl_bench.report.palette import Palette
-from bdl_bench.report.tuning_curves import Line, Surface
+from bdl_bench.report.tuning_curves import Line, ScoreGrid
 
 __all__ = ["contours", "tuning_curves"]
 
@@ -44,23 +44,21 @@ def _visible(lines: Sequence[Line]) -> tuple[float, float]:
     return min(lowest), max(lowest) + room
 
 
-def contours(method: str, option: str, score: str, surface: Surface) -> Drawing:
+def contours(method: str, option: str, score: str, grid: ScoreGrid) -> Drawing:
     """Draw contours of the score above its minimum, light is low, with a cross at the selected values."""
-    excess = np.ma.masked_invalid(surface.score - np.nanmin(surface.score))
+    excess = np.ma.masked_invalid(grid.score - np.nanmin(grid.score))
     top = float(np.nanquantile(excess.compressed(), 0.9)) or 1.0
     levels = np.array([0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0]) * top
     with panel(option, "variance scale", size=(2.05, 1.95), margins=Margins(left=0.52, bottom=0.4)) as axes:
-        axes.contourf(surface.option, surface.scale, excess.T, levels=levels, cmap="cividis_r", extend="max")
-        log_axis(axes, "x", float(surface.option[0]), float(surface.option[-1]), most=10)
-        log_axis(axes, "y", float(surface.scale[0]), float(surface.scale[-1]), most=10)
+        axes.contourf(grid.option, grid.scale, excess.T, levels=levels, cmap="cividis_r", extend="max")
+        log_axis(axes, "x", float(grid.option[0]), float(grid.option[-1]), most=10)
+        log_axis(axes, "y", float(grid.scale[0]), float(grid.scale[-1]), most=10)
         for which in (axes.xaxis, axes.yaxis):
             which.set_major_locator(FixedLocator(_decades(*which.get_view_interval())))
-        axes.plot(
-            *surface.selected, "x", color=BAD if surface.at_boundary else INK, ms=6, mew=1.8, clip_on=False, zorder=4
-        )
+        axes.plot(*grid.selected, "x", color=BAD if grid.at_boundary else INK, ms=6, mew=1.8, clip_on=False, zorder=4)
     words = (
-        f"Validation {score} of {method} over {option} and variance scale; selected {surface.selected[0]:.3g} and "
-        f"{surface.selected[1]:.3g}{', at the boundary of the range' if surface.at_boundary else ''}"
+        f"Validation {score} of {method} over {option} and variance scale; selected {grid.selected[0]:.3g} and "
+        f"{grid.selected[1]:.3g}{', at the boundary of the range' if grid.at_boundary else ''}"
     )
     return Drawing.of(axes, f"contour {method}", method, words)
 

@@ -13,7 +13,7 @@ from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.tuning import contours, tuning_curves
 from bdl_bench.report.formatting import number
 from bdl_bench.report.sections.context import Context
-from bdl_bench.report.tuning_curves import SCALE, line, surface
+from bdl_bench.report.tuning_curves import SCALE, line, score_grid
 
 __all__ = ["TuningRow", "TuningSection", "tuning"]
 
@@ -110,7 +110,7 @@ def _curves(context: Context, tunings: dict[str, Tuning]) -> list[Drawing]:
 def _contours(tunings: dict[str, Tuning]) -> list[Drawing]:
     drawings = []
     for method, tuning in tunings.items():
-        found = surface(tuning)
+        found = score_grid(tuning)
         if found is not None and tuning.option is not None:
             drawings.append(contours(method, tuning.option.replace("_", " "), tuning.score_name, found))
     return drawings

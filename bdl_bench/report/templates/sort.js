@@ -1,9 +1,9 @@
 "use strict";
 (() => {
   const value = (row, column) => {
-    const cell = row.cells[column];
-    if (column === 0) return cell.textContent.trim().toLowerCase();
-    return cell.dataset.v === undefined ? NaN : Number(cell.dataset.v);
+    const entry = row.cells[column];
+    if (column === 0) return entry.textContent.trim().toLowerCase();
+    return entry.dataset.v === undefined ? NaN : Number(entry.dataset.v);
   };
   const compare = (a, b) => {
     if (typeof a === "string") return a < b ? -1 : a > b ? 1 : 0;
@@ -20,17 +20,17 @@
     body.append(...rows.map(([, row]) => row));
   };
   for (const table of document.querySelectorAll("table.sortable")) {
-    const heads = Array.from(table.tHead.rows[0].cells);
-    heads.forEach((head, column) => {
+    const headers = Array.from(table.tHead.rows[0].cells);
+    headers.forEach((header, column) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.append(...Array.from(head.childNodes));
-      head.append(button);
+      button.append(...Array.from(header.childNodes));
+      header.append(button);
       button.addEventListener("click", (event) => {
         if (event.target.closest("a")) return;
-        const rising = head.getAttribute("aria-sort") !== "ascending";
-        heads.forEach((other) => other.removeAttribute("aria-sort"));
-        head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+        const rising = header.getAttribute("aria-sort") !== "ascending";
+        headers.forEach((other) => other.removeAttribute("aria-sort"));
+        header.setAttribute("aria-sort", rising ? "ascending" : "descending");
         sort(table, column, rising);
       });
     });

@@ -101,6 +101,7 @@ def _check_condition(matrix: Tensor) -> None:
 
 
 def _indefinite(matrix: Tensor) -> IndefiniteHessianError:
+    """The error for an indefinite matrix, with its extreme eigenvalues."""
     eigenvalues = torch.linalg.eigvalsh(matrix)
     return IndefiniteHessianError(smallest=float(eigenvalues[0]), largest=float(eigenvalues[-1]))
 

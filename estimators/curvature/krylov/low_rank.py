@@ -51,6 +51,7 @@ def low_rank_rows(objective: Objective, rank: int) -> Tensor:
 
 
 def _rows(objective: Objective, rank: int) -> Tensor:
+    """R (r, P) by products in the dtype of the objective."""
     delta, theta = objective.prior.precision, objective.theta
     if not bool((delta > 0).all()):
         raise OptionError(

@@ -118,6 +118,7 @@ class LastLayer:
 
     @property
     def _linear(self) -> nn.Linear:
+        """The layer in the network's module."""
         linear = self.network.module.get_submodule(self.layer.name)
         assert isinstance(linear, nn.Linear)
         return linear
@@ -210,6 +211,7 @@ class LastLayer:
 
 
 def _not_last(name: str, received: str) -> NoLastLayerError:
+    """The error for a layer that does not end the network."""
     return NoLastLayerError(
         f"a last layer {name!r} that ends the network at every row, and whose weights are used nowhere else",
         received=received,

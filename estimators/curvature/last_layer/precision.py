@@ -61,6 +61,7 @@ class FullLastLayer(LastLayerPrecision):
         return precision
 
     def _set_factor(self, dense: DensePrecision, shape: tuple[int, ...]) -> None:
+        """Store the factor, and the blocks of A⁻¹ that variances need."""
         self.dense, self.shape = dense, shape
         self.inverse = torch.cholesky_inverse(self.dense.cholesky).reshape(*self.shape, *self.shape)
         self.diagonal_blocks = self.inverse.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()

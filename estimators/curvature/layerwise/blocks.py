@@ -79,6 +79,7 @@ class Blocks:
 
     @property
     def _layout(self) -> Layout:
+        """Where the maps and the other parameters lie in θ."""
         return Layout(self.network.subset, self.maps, self.other_params)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -250,6 +251,7 @@ def _zeros_of_others(objective: Objective, layers: LayerwiseJacobian) -> Tensor:
 
 
 def _several_deltas(linear: LinearMap, delta: Tensor) -> OptionError:
+    """The error for several δ within a map in a Kronecker basis."""
     return OptionError(
         f"one prior_precision for {' and '.join(linear.names)} together with a Kronecker structure",
         received=f"values from {float(delta.min()):g} to {float(delta.max()):g}",

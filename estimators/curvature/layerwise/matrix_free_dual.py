@@ -80,10 +80,12 @@ def batch_checksums(objective: Objective) -> Tensor:
 
 
 def _checksum(f: Tensor) -> Tensor:
+    """The sum of the outputs f of a batch, in float64."""
     return f.double().sum()
 
 
 def _check_order(expected: Tensor, found: Tensor) -> None:
+    """Raise NonDeterministicError if the checksums of the batches differ."""
     if expected.shape != found.shape or not torch.allclose(found, expected.to(found.device), rtol=1e-4, atol=1e-6):
         raise NonDeterministicError(
             "the rows in the same order in every pass over the loader",
