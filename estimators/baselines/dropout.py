@@ -40,7 +40,9 @@ class MCDropout(MembersEstimator):
     stays off; batch statistics stay frozen.
 
     Args:
-        model, likelihood, prior_precision: as `UncertaintyEstimator`.
+        model: the trained network, in eval mode; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
         rate: p of the inserted layers, in (0, 1); None for a model with dropout layers.
         make_model: builds a new network of the architecture of `model`, without dropout.
         recipe: how to train the new network.

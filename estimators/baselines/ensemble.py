@@ -44,7 +44,9 @@ class DeepEnsemble(MembersEstimator):
     such as the statistics of a BatchNorm. Unlike in the paper, there are no adversarial examples.
 
     Args:
-        model, likelihood, prior_precision: as `UncertaintyEstimator`.
+        model: the trained network, in eval mode; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
         make_model: builds a new network of the architecture of `model` with weights from the global random state, which
             `fit` restores.
         recipe: how to train a member; use the recipe of the model.

@@ -39,7 +39,9 @@ class LaplaceTorch(UncertaintyEstimator):
     of the weight.
 
     Args:
-        model, likelihood, prior_mean: as `UncertaintyEstimator`.
+        model: the trained network, in eval mode; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_mean: θ₀, the mean of the prior, for all weights.
         prior_precision: δ > 0, one number.
         subset_of_weights: "all" or "last_layer".
         hessian_structure: "full", "kron" or "diag".

@@ -27,7 +27,9 @@ class LoRAEnsemble(DeepEnsemble):
     member.
 
     Args:
-        model, likelihood, prior_precision: as `UncertaintyEstimator`.
+        model: the trained network, in eval mode; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
         recipe: how to train a member; use the recipe of the model's adapters.
         n_members: the number S >= 2 of members, including the model. The members of a larger ensemble start with those
             of a smaller one.

@@ -19,7 +19,11 @@ class MAP(UncertaintyEstimator):
     """The maximum a posteriori network, whose epistemic variance is zero.
 
     Args:
-        model, likelihood, prior_precision, prior_mean, subset_of_weights: as `UncertaintyEstimator`.
+        model: the trained network, in eval mode; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
+        prior_mean: θ₀, the mean of the prior, for all weights.
+        subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
 
     Example:
         >>> import torch

@@ -41,7 +41,10 @@ class MultiHeadEnsemble(MembersEstimator):
     layer, in float64 if the device supports it. The features are computed once.
 
     Args:
-        model, likelihood, prior_precision, prior_mean: as `UncertaintyEstimator`.
+        model: the trained network, in eval mode; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
+        prior_mean: θ₀, the mean of the prior, for all weights.
         n_heads: the number S >= 2 of heads.
         max_iter: the maximum number of L-BFGS iterations. They end if the gradient of every head, whitened by the
             curvature at the trained layer, is below 1e-6 of that at the start (1e-3 without float64).

@@ -43,7 +43,11 @@ class SWAG(MembersEstimator):
     statistics of a BatchNorm are frozen, as in every estimator here; they are not estimated again for a sample.
 
     Args:
-        model, likelihood, prior_precision, prior_mean, subset_of_weights: as `UncertaintyEstimator`.
+        model: the trained network, in eval mode; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
+        prior_mean: θ₀, the mean of the prior, for all weights.
+        subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
         recipe: SGD with a constant learning rate (for the mean loss L/N) and T epochs. The rate determines the size of
             Σ. lr="auto" is `step` divided by the largest curvature of L/N in a few batches.
         step: the numerator of lr="auto". SGD is stable up to about 2 without momentum, and 4 with a momentum of 0.9.

@@ -34,7 +34,9 @@ class TemperatureScaling(MAP):
     T is one number for all outputs, between 0.01 and 100. Outputs, means and samples are f/T.
 
     Args:
-        model, likelihood, prior_precision: as `UncertaintyEstimator`.
+        model: the trained network, in eval mode; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
         validation: a re-iterable loader of (x, y) that the network was not trained on. A saved fit contains its
             temperature and may be loaded with any validation loader.
 

@@ -21,9 +21,11 @@ class PriorOptions(TypedDict, total=False):
     prior_mean: float
 
 
-class CommonOptions(PriorOptions, total=False):
-    """All options of `UncertaintyEstimator`."""
+class CommonOptions(TypedDict, total=False):
+    """All options of `UncertaintyEstimator`. They are listed here in full, for tools that read no base class."""
 
+    prior_precision: float | Mapping[str, float]
+    prior_mean: float
     subset_of_weights: SubsetSpec
 
 

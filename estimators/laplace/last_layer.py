@@ -39,7 +39,10 @@ class LastLayerLaplace(UncertaintyEstimator):
     and samples then exist, but not covariances between the outputs of a row.
 
     Args:
-        model, likelihood, prior_precision, prior_mean: as `UncertaintyEstimator`.
+        model: the trained network, in eval mode; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
+        prior_mean: θ₀, the mean of the prior, for all weights.
         subset_of_weights: "last_layer", the only possible value.
         hessian_structure: "full", "kron" (one δ for the whole layer) or "diag".
         last_layer_name: the name of the layer. None: found by running the network.

@@ -46,7 +46,11 @@ class LinearizedLaplace(UncertaintyEstimator):
         A = Σₙ Jₙᵀ Λₙ Jₙ + δ  ("ggn")   or   ∇²L(θ̂)  ("hessian")        covariance(x) = J(x) A⁻¹ J(x)ᵀ, (C, C)
 
     Args:
-        model, likelihood, prior_precision, prior_mean, subset_of_weights: as `UncertaintyEstimator`.
+        model: the trained network, in eval mode; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
+        prior_mean: θ₀, the mean of the prior, for all weights.
+        subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
         curvature: "ggn" (positive definite at any θ̂) or "hessian" (exact; it must be positive definite at θ̂).
         hessian_structure: "full", or for the GGN an approximation. Layer by layer: "kron" (K-FAC; Martens and Grosse
             2015), "ekfac" (its eigenbasis with exact eigenvalues, one more pass; George et al. 2018) or "diag".

@@ -39,7 +39,11 @@ class SubnetworkLaplace(UncertaintyEstimator):
     1/δ, and change no output. If there are many of them, choose by magnitude.
 
     Args:
-        model, likelihood, prior_precision, prior_mean, subset_of_weights: as `UncertaintyEstimator`.
+        model: the trained network, in eval mode; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
+        prior_mean: θ₀, the mean of the prior, for all weights.
+        subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
         n_parameters: the largest number of weights in S. If the subset has fewer, all of them are used, which equals
             LinearizedLaplace.
         chosen_by: "variance" for the largest marginal variances 1/(diag GGN + δ) of a diagonal Laplace, as in the
