@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from bdl_bench.data import packages
 from bdl_bench.data.packages import package
 from bdl_bench.data.token_rows import TokenRows, drawn_rows
 from bdl_bench.networks.sentence import SentenceClassifier
@@ -14,6 +13,7 @@ from bdl_bench.tasks import TASKS, causal_lm
 from estimators.baselines import MAP
 from estimators.errors import DataError, UnsupportedError
 from estimators.models.outputs import output_tensor
+from estimators.runtime import optional
 from estimators.training import Recipe, train_map
 
 NEEDS = "needs the extra: pip install bdl-bench[text]"
@@ -178,8 +178,8 @@ def test_a_missing_extra_is_named(monkeypatch):
     def missing(module):
         raise ModuleNotFoundError(f"No module named {module!r}")
 
-    monkeypatch.setattr(packages.importlib, "import_module", missing)
-    with pytest.raises(UnsupportedError, match=r"transformers.*extra 'text'.*pip install \"bdl-bench\[text\]\""):
+    monkeypatch.setattr(optional, "import_module", missing)
+    with pytest.raises(UnsupportedError, match=r"transformers.*pip install \"bdl-bench\[text\]\""):
         package("transformers.models", extra="text")
 
 

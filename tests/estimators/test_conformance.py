@@ -66,7 +66,7 @@ def test_every_check_is_passed_by_some_estimator():
 
 
 def test_the_page_lists_every_check_with_what_it_says_of_itself():
-    page = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "conformance.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (.*) \|$", page, re.MULTILINE))
     said = {name: check.__doc__.partition("\n")[0] for name, check in CHECKS.items()}
     assert said.items() <= listed.items()

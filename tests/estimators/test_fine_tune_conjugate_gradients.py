@@ -243,8 +243,8 @@ def test_central_differences_raise():
 
 def test_no_optimizer_is_built_of_them():
     with pytest.raises(OptionError, match="stochastic optimizer"):
-        Recipe(optimizer="conjugate").build(nn.Parameter(torch.zeros(2)))
-    assert isinstance(Recipe(optimizer="auto", lr=0.1).build(nn.Parameter(torch.zeros(2))), torch.optim.SGD)
+        Recipe(optimizer="conjugate").make_optimizer(nn.Parameter(torch.zeros(2)))
+    assert isinstance(Recipe(optimizer="auto", lr=0.1).make_optimizer(nn.Parameter(torch.zeros(2))), torch.optim.SGD)
 
 
 def test_single_precision_comes_near_to_double():

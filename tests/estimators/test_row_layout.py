@@ -353,7 +353,7 @@ def test_a_column_called_label_is_the_targets():
             "to_padded_tensor",
         ),
         (({"x": torch.zeros(3, 2), "w": np.zeros(3)}, torch.arange(3)), "from_numpy"),
-        ((torch.zeros(3, 2), torch.tensor(1)), "one target a row"),
+        ((torch.zeros(3, 2), torch.tensor(1)), "one target per row"),
         ((torch.zeros(3, 2), torch.zeros(3, 2).to_sparse()), "dense"),
         (({"x": torch.zeros(3, 2), "cache": object()}, torch.arange(3)), "dense tensor"),
     ],
