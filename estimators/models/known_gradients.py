@@ -26,22 +26,26 @@ class KnownGradients:
         self._pairs: dict[bytes, tuple[Tensor, Tensor]] = {}
         self._bytes = 0
 
+    def key(self, x: PyTree) -> bytes:
+        """A digest of the batch x, by which its pair is found; it reads all of x."""
+        return _digest(x)
+
     def cotangent(self, x: PyTree) -> Tensor | None:
         """u (B, C) of an earlier comparison at x, or None."""
-        pair = self._pairs.get(_digest(x)) if self._pairs else None
+        pair = self._pairs.get(self.key(x)) if self._pairs else None
         return None if pair is None else pair[0]
 
-    def gradient(self, x: PyTree, u: Tensor) -> Tensor | None:
-        """g (P,) for exactly this u (B, C) at x, or None."""
-        pair = self._pairs.get(_digest(x)) if self._pairs else None
+    def gradient(self, key: bytes, u: Tensor) -> Tensor | None:
+        """g (P,) for exactly this u (B, C) at the batch of `key`, or None."""
+        pair = self._pairs.get(key)
         return pair[1] if pair is not None and torch.equal(pair[0], u.to(pair[0])) else None
 
-    def keep(self, x: PyTree, u: Tensor, g: Tensor) -> None:
-        """Keep copies of u (B, C) and g (P,), if the memory allows."""
-        size = u.numel() * u.element_size() + g.numel() * g.element_size()
-        if self._bytes + size <= _MOST_BYTES:
+    def keep(self, key: bytes, u: Tensor, g: Tensor) -> None:
+        """Keep copies of u (B, C) and g (P,), if the batch is new and the memory allows."""
+        size = u.nbytes + g.nbytes
+        if key not in self._pairs and self._bytes + size <= _MOST_BYTES:
             self._bytes += size
-            self._pairs.setdefault(_digest(x), (u.detach().clone(), g.detach().clone()))
+            self._pairs[key] = u.detach().clone(), g.detach().clone()
 
 
 def _digest(x: PyTree) -> bytes:

@@ -239,13 +239,14 @@ class SelfCheck:
 
     def _gradient(self, x: PyTree, u: Tensor, names: Sequence[str] | None = None) -> Tensor:
         """Jᵀu (P,) by plain autograd for u (B, C), or its entries of the parameters `names`; computed, or known."""
-        known = self._known.gradient(x, u) if self.fitting else None
+        key = self._known.key(x) if self.fitting else None
+        known = None if key is None else self._known.gradient(key, u)
         if known is not None:
             return known if names is None else torch.cat([known[self.subset.slices[name]] for name in names])
         with self.counted():
             g = self.reference.vjp(x, u[None], names)[0]
-        if self.fitting and names is None:
-            self._known.keep(x, u, g)
+        if key is not None and names is None:
+            self._known.keep(key, u, g)
         return g
 
     def check_gradient(self) -> None:

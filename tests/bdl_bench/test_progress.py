@@ -73,13 +73,13 @@ def test_on_a_terminal_running_jobs_are_shown_with_their_times():
 
 
 def heard(*events, clock):
-    outlook = TimeEstimate(0, clock)
+    estimate = TimeEstimate(0, clock)
     for event in events:
         if isinstance(event, float):
             clock.now += event
         else:
-            outlook.update(event)
-    return outlook
+            estimate.update(event)
+    return estimate
 
 
 def planned(*steps):
@@ -97,33 +97,33 @@ def test_nothing_is_foretold_before_anything_was_measured():
 
 def test_a_step_is_expected_to_take_what_its_method_took_on_its_task_and_else_the_mean_of_all():
     steps = [("a", 0, "map"), ("a", 0, "slow"), ("a", 1, "map"), ("a", 1, "slow"), ("b", 0, "slow")]
-    outlook = heard(*planned(*steps), *run(steps[0], 2.0), *run(steps[1], 10.0), clock=Clock())
-    assert outlook.seconds_left() == 2 + 10 + (2 + 10) / 2
+    estimate = heard(*planned(*steps), *run(steps[0], 2.0), *run(steps[1], 10.0), clock=Clock())
+    assert estimate.seconds_left() == 2 + 10 + (2 + 10) / 2
 
 
 def test_what_has_run_of_a_step_is_subtracted_and_never_more_than_it_was_expected_to_take():
     steps = [("a", seed, "map") for seed in range(3)]
     clock = Clock()
-    outlook = heard(*planned(*steps), *run(steps[0], 10.0), Event(*steps[1], "started"), 4.0, clock=clock)
-    assert outlook.seconds_left() == 6 + 10
+    estimate = heard(*planned(*steps), *run(steps[0], 10.0), Event(*steps[1], "started"), 4.0, clock=clock)
+    assert estimate.seconds_left() == 6 + 10
     clock.now += 100
-    assert outlook.seconds_left() == 10
+    assert estimate.seconds_left() == 10
 
 
 def test_steps_that_run_at_a_time_share_what_is_left_but_none_ends_before_its_own_time():
     steps = [("a", seed, "map") for seed in range(5)]
     beside = [Event(*steps[0], "started"), Event(*steps[1], "started"), 8.0]
     ended = [Event(*steps[0], "ok"), Event(*steps[1], "ok")]
-    outlook = heard(*planned(*steps), *beside, *ended, clock=Clock())
-    assert outlook.seconds_left() == 3 * 8 / 2
+    estimate = heard(*planned(*steps), *beside, *ended, clock=Clock())
+    assert estimate.seconds_left() == 3 * 8 / 2
     for event in (Event(*steps[2], "cached"), Event(*steps[3], "cached"), Event(*steps[4], "started")):
-        outlook.update(event)
-    assert outlook.seconds_left() == 8
+        estimate.update(event)
+    assert estimate.seconds_left() == 8
 
 
 def test_what_was_cached_says_nothing_of_how_long_a_step_takes():
     steps = [("a", seed, "map") for seed in range(3)]
     cached = Event(*steps[0], "cached", seconds=500.0)
-    outlook = heard(*planned(*steps), cached, *run(steps[1], 3.0), clock=Clock())
-    assert outlook.seconds_left() == 3
-    assert (outlook.n_ended, dict(outlook.counts)) == (2, {"cached": 1, "ok": 1})
+    estimate = heard(*planned(*steps), cached, *run(steps[1], 3.0), clock=Clock())
+    assert estimate.seconds_left() == 3
+    assert (estimate.n_ended, dict(estimate.counts)) == (2, {"cached": 1, "ok": 1})
