@@ -98,7 +98,7 @@ def test_the_bounds_are_galerkin_with_the_last_layer_and_nystroem(delta):
     bounds, objective = estimator.variance_estimate_.bounds, estimator.refit_objective_
     p, prior = objective.theta.numel(), objective.prior.precision
     precision = objective.product(torch.eye(p, dtype=torch.float64))
-    basis = bounds.space.basis[: bounds.space.rank]
+    basis = (bounds.space.scale * bounds.space.basis)[: bounds.space.rank]
     both = torch.cat([basis, torch.eye(p, dtype=torch.float64)[bounds.block.mask]])
     galerkin = both.T @ torch.linalg.solve(both @ precision @ both.T, both)
     data = precision - prior.diag()

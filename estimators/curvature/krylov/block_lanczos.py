@@ -163,6 +163,23 @@ class BlockLanczos:
         self._store(rows)
         self.coupling = second @ first
 
+    def augment(self, vectors: Tensor) -> None:
+        """Add vectors (m, P) to the next block, so that the space grows towards their solutions, too.
+
+        W is unchanged. Of the vectors, the part outside W and the next block Q is added to Q.
+        """
+        rows = vectors.clone()
+        floor = rows.norm(dim=1).max() * torch.finfo(rows.dtype).eps * 32
+        for _ in range(2):
+            _orthogonalise_(rows, self.extended)
+        if self.rank + len(self.block) == rows.shape[1]:
+            return
+        rows, _ = orthonormalise_(rows, floor)
+        _orthogonalise_(rows, self.extended)  # again: small rows have been scaled up
+        rows, _ = orthonormalise_(rows, torch.full_like(floor, _ROUND_OFF))
+        self.coupling = torch.cat([self.coupling, self.coupling.new_zeros(len(rows), self.coupling.shape[1])])
+        self._store(torch.cat([self.block, rows]))
+
     def _grow_projected(self, along: Tensor, old: int) -> None:
         """Extend T by the inner products (k, r + k) of the new image with W, symmetrised against round-off."""
         grown = along.new_zeros(along.shape[1], along.shape[1])
