@@ -36,7 +36,6 @@ class MeasuredAccuracy:
 
     Args:
         earlier: the smaller leading space.
-        space: the leading space that was measured.
         weights: w₁ and w₂.
         relative_error: root mean square of v̂/v − 1 at the probes, each left out of the least squares in turn.
         n_probes: m.
@@ -44,7 +43,6 @@ class MeasuredAccuracy:
     """
 
     earlier: LeadingSpace
-    space: LeadingSpace
     weights: tuple[float, float]
     relative_error: float
     n_probes: int
@@ -53,20 +51,23 @@ class MeasuredAccuracy:
     @classmethod
     def of(
         cls,
-        leading: tuple[LeadingSpace, LeadingSpace],
-        found: tuple[Bounds, Bounds, Bounds],
+        earlier: LeadingSpace,
+        found: list[Bounds],
+        variance: Tensor,
+        uncertainty: Tensor,
         *,
         perturbed: bool,
     ) -> MeasuredAccuracy:
         """Fit the weights.
 
         Args:
-            leading: the smaller leading space and the one that is measured.
-            found: bounds at the probes from these two, and from the larger space that contains the probes' solutions.
+            earlier: the smaller leading space.
+            found: bounds at the probes from the smaller and from the whole space.
+            variance: the variance at the probes, (m,).
+            uncertainty: relative error of `variance`, (m,).
             perturbed: whether rows unlike the training rows are among the probes.
         """
-        (_, upper_before), (lower, upper), (least, most) = found
-        variance = 0.5 * (least + most)
+        (_, upper_before), (lower, upper) = found
         regressors = torch.stack([upper - lower, upper_before - upper], 1) / variance[:, None]
         deficit = (upper - variance) / variance
         gram = regressors.T @ regressors
@@ -74,21 +75,20 @@ class MeasuredAccuracy:
         weights = torch.linalg.solve(gram, regressors.T @ deficit)
         leverage = (regressors * torch.linalg.solve(gram, regressors.T).T).sum(1)
         left_out = (regressors @ weights - deficit) / (1 - leverage).clamp_min(1 / len(deficit))
-        uncertain = 0.5 * (most - least) / variance  # the variance at the probes is known up to this
-        error = math.sqrt(float((left_out.square() + uncertain.square()).mean()))
-        return cls(*leading, (float(weights[0]), float(weights[1])), error, len(deficit), perturbed)
+        error = math.sqrt(float((left_out.square() + uncertainty.square()).mean()))
+        return cls(earlier, (float(weights[0]), float(weights[1])), error, len(deficit), perturbed)
 
     @classmethod
     def restored(cls, content: dict[str, Any]) -> MeasuredAccuracy:
         """Return the accuracy from the dict of its fields, whose tuples JSON has made lists."""
-        tuples = {name: tuple(content[name]) for name in ("earlier", "space", "weights")}
+        tuples = {name: tuple(content[name]) for name in ("earlier", "weights")}
         return cls(**{**content, **tuples})
 
     def estimate(self, bounds: list[Bounds]) -> Tensor:
-        """Return v̂ from the bounds of the smaller, the measured and the whole space, clipped to the last ones."""
-        (_, upper_before), (lower, upper), (least, most) = bounds
+        """Return v̂ from the bounds of the smaller and the whole space, clipped to the latter."""
+        (_, upper_before), (lower, upper) = bounds
         first, second = self.weights
-        return (upper - first * (upper - lower) - second * (upper_before - upper)).clamp(least, most)
+        return (upper - first * (upper - lower) - second * (upper_before - upper)).clamp(lower, upper)
 
 
 class MeasuredBounds(MonteCarloVariance):
@@ -96,7 +96,7 @@ class MeasuredBounds(MonteCarloVariance):
 
     Args:
         draws: the posterior draws.
-        bounds: bounds of the smaller, the measured and the whole space.
+        bounds: bounds of the smaller and the whole space.
         accuracy: weights and error.
     """
 

@@ -17,14 +17,18 @@ from estimators.objective.objective import Objective
 
 __all__ = ["ProbeRows", "random_training_rows"]
 
+_SPREADS = ((1.0, 0.0), (1.0, 1.0), (0.2, 0.0))
+"""Kinds of perturbed rows: factor of the distance from the mean row, and noise in units of the standard deviation."""
+
 
 @dataclass(frozen=True)
 class ProbeRows:
     """One random output at each of some training rows and perturbed rows.
 
     Perturbed rows stand for data unlike the training rows, at which the error is larger. Each entry of such a row is
-    taken from another training row, which keeps every column's values and breaks their dependence. Half of the
-    perturbed rows also get Gaussian noise of each column's standard deviation on floating-point inputs.
+    taken from another training row, which keeps every column's values and breaks their dependence. On floating-point
+    inputs, a third of the perturbed rows also get Gaussian noise of each column's standard deviation, and another third
+    is moved four fifths of the way to the mean row.
 
     Args:
         gradients: ∂f_c/∂θ of each probe, (m, P).
@@ -73,13 +77,20 @@ def _gradients(network: Network, rows: list[PyTree], generator: torch.Generator)
 
 
 def _perturbed_rows(rows: list[PyTree], n_wanted: int, generator: torch.Generator) -> list[PyTree]:
-    """Return rows whose entries come from random ones of `rows`, every second one with noise as well."""
+    """Return rows whose entries come from random ones of `rows`, some with noise or close to their mean."""
     pool = concatenate([row for row in rows if difference([rows[0], row]) is None])
-    return [_recombined(pool, generator, noise=bool(i % 2)) for i in range(n_wanted)]
+    return [_recombined(pool, generator, *_SPREADS[i % len(_SPREADS)]) for i in range(n_wanted)]
 
 
-def _recombined(pool: PyTree, generator: torch.Generator, *, noise: bool) -> PyTree:
-    """Return one row, each entry of which comes from a random row of `pool`."""
+def _recombined(pool: PyTree, generator: torch.Generator, scale: float, noise: float) -> PyTree:
+    """Return one row, each entry of which comes from a random row of `pool`.
+
+    Args:
+        pool: the rows.
+        generator: random generator.
+        scale: factor of the distance from the mean row, for floating-point inputs.
+        noise: standard deviation of added noise in units of each column's, for floating-point inputs.
+    """
     sources: dict[torch.Size, Tensor] = {}  # leaves of the same shape, such as tokens and their mask, share them
 
     def entries(leaf: Tensor) -> Tensor:
@@ -90,9 +101,10 @@ def _recombined(pool: PyTree, generator: torch.Generator, *, noise: bool) -> PyT
         if leaf.shape not in sources:
             sources[leaf.shape] = torch.randint(len(leaf), (width,), generator=generator)
         row = flat[sources[leaf.shape].to(leaf.device), torch.arange(width, device=leaf.device)]
-        if noise and leaf.is_floating_point():
-            spread = flat.std(0, correction=0)
-            row = row + spread * torch.randn(width, generator=generator, dtype=torch.float64).to(row)
+        if leaf.is_floating_point():
+            z = torch.randn(width, generator=generator, dtype=torch.float64).to(row)
+            mean = flat.mean(0)
+            row = mean + scale * (row - mean) + noise * flat.std(0, correction=0) * z
         return row.reshape(1, *leaf.shape[1:])
 
     return pytree.tree_map_only(Tensor, entries, pool)

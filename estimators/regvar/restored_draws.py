@@ -26,10 +26,8 @@ def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[s
     draws = MonteCarloVariance(network, tensors["displacement"], block, learned["rao_blackwell"])
     if "accuracy" in learned:
         accuracy = MeasuredAccuracy.restored(learned["accuracy"])
-        leading = [accuracy.earlier, accuracy.space]
-        return MeasuredBounds(
-            draws, VarianceBounds.of(network, KrylovSpace.restored(tensors), block, leading), accuracy
-        )
+        bounds = VarianceBounds.of(network, KrylovSpace.restored(tensors), block, [accuracy.earlier])
+        return MeasuredBounds(draws, bounds, accuracy)
     if "interpolation" not in learned:
         return draws
     kind = ClippedMonteCarlo if learned.get("clipped") else InterpolatedBounds

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from typing import Self
 
@@ -163,22 +165,25 @@ class BlockLanczos:
         self._store(rows)
         self.coupling = second @ first
 
-    def augment(self, vectors: Tensor) -> None:
-        """Add vectors (m, P) to the next block, so that the space grows towards their solutions, too.
+    @contextmanager
+    def branch(self, vectors: Tensor) -> Iterator[Self]:
+        """Yield the space W with the part of `vectors` (m, P) outside W as its next block, to grow from these.
 
-        W is unchanged. Of the vectors, the part outside W and the next block Q is added to Q.
+        The two share the storage of W. At the end the next block Q of this space is put back.
         """
+        kept, before = self.block.clone(), self.products
         rows = vectors.clone()
         floor = rows.norm(dim=1).max() * torch.finfo(rows.dtype).eps * 32
         for _ in range(2):
-            _orthogonalise_(rows, self.extended)
-        if self.rank + len(self.block) == rows.shape[1]:
-            return
+            _orthogonalise_(rows, self.basis)
         rows, _ = orthonormalise_(rows, floor)
-        _orthogonalise_(rows, self.extended)  # again: small rows have been scaled up
-        rows, _ = orthonormalise_(rows, torch.full_like(floor, _ROUND_OFF))
-        self.coupling = torch.cat([self.coupling, self.coupling.new_zeros(len(rows), self.coupling.shape[1])])
-        self._store(torch.cat([self.block, rows]))
+        other = copy(self)
+        other._store(rows)
+        try:
+            yield other
+        finally:
+            self.products += other.products - before
+            self._store(kept)
 
     def _grow_projected(self, along: Tensor, old: int) -> None:
         """Extend T by the inner products (k, r + k) of the new image with W, symmetrised against round-off."""

@@ -47,9 +47,21 @@ class KrylovSpace:
         cls, solved: BlockSolution, coordinates: PriorWhitening, delta: Tensor, dtype: torch.dtype | None = None
     ) -> KrylovSpace:
         """The space of a solve in `coordinates`, for prior precisions δ (P,), stored in `dtype`."""
-        stored = StoredRows.of(solved.basis, dtype)
-        projected, coupling = (small.double() / coordinates.unit for small in (solved.projected, solved.coupling))
-        return cls._with(stored, delta.rsqrt(), projected, coupling)
+        return cls.whitened(solved.basis, solved.projected, solved.coupling, coordinates, delta, dtype)
+
+    @classmethod
+    def whitened(
+        cls,
+        basis: Tensor,
+        projected: Tensor,
+        coupling: Tensor,
+        coordinates: PriorWhitening,
+        delta: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> KrylovSpace:
+        """The space of W and Q (r + k, P), T (r, r) and Q A Wᵀ (k, r) in `coordinates`."""
+        small = (matrix.double() / coordinates.unit for matrix in (projected, coupling))
+        return cls._with(StoredRows.of(basis, dtype), delta.rsqrt(), *small)
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor]) -> KrylovSpace:

@@ -136,8 +136,7 @@ class PosteriorDraws(Regularizer):
         def make(solution: Solution) -> MonteCarloVariance:
             draws = MonteCarloVariance(objective.network, solution.displacement, block, reason)
             if solution.accuracy is not None and solution.space is not None:
-                leading = [solution.accuracy.earlier, solution.accuracy.space]
-                bounds = _bounds_of(objective.network, block, solution.space, leading)
+                bounds = _bounds_of(objective.network, block, solution.space, [solution.accuracy.earlier])
                 return MeasuredBounds(draws, bounds, solution.accuracy)
             if interpolates and solution.space is not None:
                 bounds = VarianceBounds.of(objective.network, solution.space, block)
