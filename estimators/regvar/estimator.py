@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from copy import copy
 from dataclasses import asdict, replace
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,11 @@ from estimators.option_checks import checked_choice, checked_flag, checked_insta
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.persistence.state import Learned
 from estimators.regvar.a_norm_error import SampleANormErrors
+from estimators.regvar.bounds import VarianceBounds
 from estimators.regvar.measured_bounds import MeasuredBounds
 from estimators.regvar.monte_carlo import ClippedMonteCarlo, InterpolatedBounds, MonteCarloVariance
 from estimators.regvar.perturbation import Perturbation
+from estimators.regvar.refinement import refined_space
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
 from estimators.regvar.relative_error import relative_error
 from estimators.regvar.report import RegVarReport, relative_gradient
@@ -65,9 +68,9 @@ class RegVar(UncertaintyEstimator):
         regularizer: r and its variance estimate: Pointwise, MeanAbsolute, SignedProbes, ParameterProbes, or
             PosteriorDraws; None for PosteriorDraws().
         solver: NewtonRefit, FineTune, LinearResponse, or "auto". With posterior draws, "auto" is LinearResponse with a
-            Krylov space that grows until the variance is accurate to `rtol`; a small network ends at the exact variance.
-            If no such space fits into memory, it is LinearResponse with the largest space, then FineTune. `solver_`
-            says which one was selected and why.
+            Krylov space that grows until the variance is accurate to `rtol`; a space that spans all weights of a small
+            network gives the exact variance. If no such space fits into memory, it is LinearResponse with the largest
+            space, then FineTune. `solver_` says which one was selected and why.
         rtol: relative root-mean-square error of the variance, over rows and outputs, to reach with solver="auto". The
             error is measured at training rows and at rows unlike them; `relative_error_` is the result.
 
@@ -217,7 +220,7 @@ class RegVar(UncertaintyEstimator):
         if self.solver == "auto" and error is not None and error > self.rtol:
             warnings.warn(
                 f"expected a relative error of the variance of at most rtol={self.rtol:g}, received an estimate of "
-                f"{error:.2g} by {self.solver_}. Try PosteriorDraws with more draws, refine(x) for the rows that "
+                f"{error:.2g} by {self._selected_solver()}. Try PosteriorDraws with more draws, refine(x) for the rows that "
                 "matter, a subset_of_weights, or a larger rtol.",
                 NotConvergedWarning,
                 stacklevel=5,
@@ -292,6 +295,50 @@ class RegVar(UncertaintyEstimator):
         lower, upper = self.variance_estimate_.bounds.variance(x)
         return self._to_output_dtype(lower).reshape(shape), self._to_output_dtype(upper).reshape(shape)
 
+    @exclusively
+    def refine(self, x: PyTree, *, rtol: float | None = None) -> Self:
+        """Return a fit whose variance at the rows of x is accurate to rtol for certain.
+
+        Outputs whose bounds are further apart are added to the Krylov space as right-hand sides. The space is recycled,
+        so that each needs few products. Other rows profit, too; this fit does not change.
+
+        Args:
+            x: M query rows.
+            rtol: relative distance of the bounds to reach at each of them; None for `rtol` of the constructor.
+
+        Returns:
+            A new fitted estimator.
+
+        Raises:
+            UnsupportedError: if the fit has no measured Krylov space: without PosteriorDraws and solver="auto".
+            NotFittedError: for a loaded fit without its training data; see `attach_data`.
+
+        Example:
+            >>> x = torch.linspace(-1, 1, 20)[:, None]
+            >>> model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+            >>> regvar = RegVar(model, "regression", rtol=0.2).fit([(x, x.sin())]).refine(2 * x, rtol=1e-3)
+            >>> lower, upper = regvar.variance_bounds(2 * x)
+            >>> bool((upper - lower <= 1e-3 * upper).all())
+            True
+        """
+        x = self._prepare_query(x)
+        self._check_query(x)
+        estimate = self.variance_estimate_
+        if not isinstance(estimate, MeasuredBounds):
+            raise UnsupportedError(
+                'a fit with a measured Krylov space: PosteriorDraws by solver="auto"',
+                received=f"{self.regularizer!r} by {self.solver_}",
+                remedy='solver="auto"; a network for which no space fits needs a subset_of_weights.',
+            )
+        rtol = self.rtol if rtol is None else checked_number("rtol", rtol, above=0, remedy="0.01.")
+        objective, accuracy = self.refit_objective_, estimate.accuracy
+        with objective.network.pass_counter.phase("refine"):
+            space = refined_space(objective, estimate.bounds, x, rtol)
+        bounds = VarianceBounds.of(estimate.network, space, estimate.block, accuracy.leading(space.rank))
+        refined = copy(self)
+        refined.variance_estimate_ = MeasuredBounds(estimate, bounds, accuracy)
+        return refined
+
     def _estimates(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[VarianceEstimate, PyTree]]:
         """Return the fitted variance estimate with x, or solve for parts of x that fit into memory."""
         if self.variance_estimate_ is not None:
@@ -305,6 +352,9 @@ class RegVar(UncertaintyEstimator):
     def solver_(self) -> str:
         """Which solver computed the fit, and why it was selected."""
         self._check_fitted()
+        return self._selected_solver()
+
+    def _selected_solver(self) -> str:
         report = self.fit_report_.solver
         name = self.solver if report is None else report.solver
         return f"{name} ({self.fit_report_.selection})" if self.fit_report_.selection else str(name)

@@ -3,10 +3,10 @@
 The bounds of a Krylov space are not tight at first. Where the variance lies between them is much the same at all rows.
 So it is computed exactly at a few rows, the probes, and the estimate at every other row is
 
-    v̂ = u − w₁ (u − l) − w₂ (u′ − u)
+    v̂ = u − w₁ (u − l) − w₂ (u′ − u) − w₃ (l − l′)
 
-with bounds l and u from the space, and the upper bound u′ from a smaller leading space: the upper bound that still
-decreases will decrease further. Least squares of the relative error at the probes give w₁ and w₂.
+with bounds l and u from the space, and l′ and u′ from a smaller leading space: a bound that has moved will move on. The
+second and third term tell rows apart. Least squares of the relative error at the probes give the weights.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from estimators.regvar.monte_carlo import MonteCarloVariance
 
 __all__ = ["MeasuredAccuracy", "MeasuredBounds"]
 
-_RIDGE = 1e-4
-"""Ridge on w₁ and w₂ relative to the mean squared regressor: with both bounds nearly equal, the weights do not matter."""
+_RIDGE = 1e-3
+"""Ridge on the weights relative to the mean squared regressor, which limits their noise from few probes."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,16 @@ class MeasuredAccuracy:
 
     Args:
         earlier: the smaller leading space.
-        weights: w₁ and w₂.
+        space: the space that was measured; a refined fit has a larger one.
+        weights: w₁, w₂ and w₃.
         relative_error: root mean square of v̂/v − 1 at the probes, each left out of the least squares in turn.
         n_probes: m.
         perturbed: whether rows unlike the training rows are among the probes.
     """
 
     earlier: LeadingSpace
-    weights: tuple[float, float]
+    space: LeadingSpace
+    weights: tuple[float, ...]
     relative_error: float
     n_probes: int
     perturbed: bool
@@ -51,7 +53,7 @@ class MeasuredAccuracy:
     @classmethod
     def of(
         cls,
-        earlier: LeadingSpace,
+        leading: tuple[LeadingSpace, LeadingSpace],
         found: list[Bounds],
         variance: Tensor,
         uncertainty: Tensor,
@@ -61,34 +63,44 @@ class MeasuredAccuracy:
         """Fit the weights.
 
         Args:
-            earlier: the smaller leading space.
-            found: bounds at the probes from the smaller and from the whole space.
+            leading: the smaller and the measured space.
+            found: bounds at the probes from these two.
             variance: the variance at the probes, (m,).
             uncertainty: relative error of `variance`, (m,).
             perturbed: whether rows unlike the training rows are among the probes.
         """
-        (_, upper_before), (lower, upper) = found
-        regressors = torch.stack([upper - lower, upper_before - upper], 1) / variance[:, None]
+        upper = found[1][1]
+        regressors = _regressors(found) / variance[:, None]
         deficit = (upper - variance) / variance
         gram = regressors.T @ regressors
-        gram = gram + (_RIDGE * gram.trace() / 2 + torch.finfo(gram.dtype).tiny) * torch.eye(2).to(gram)
+        gram = gram + (_RIDGE * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny) * torch.eye(len(gram)).to(gram)
         weights = torch.linalg.solve(gram, regressors.T @ deficit)
         leverage = (regressors * torch.linalg.solve(gram, regressors.T).T).sum(1)
         left_out = (regressors @ weights - deficit) / (1 - leverage).clamp_min(1 / len(deficit))
         error = math.sqrt(float((left_out.square() + uncertainty.square()).mean()))
-        return cls(earlier, (float(weights[0]), float(weights[1])), error, len(deficit), perturbed)
+        return cls(*leading, tuple(weights.tolist()), error, len(deficit), perturbed)
 
     @classmethod
     def restored(cls, content: dict[str, Any]) -> MeasuredAccuracy:
         """Return the accuracy from the dict of its fields, whose tuples JSON has made lists."""
-        tuples = {name: tuple(content[name]) for name in ("earlier", "weights")}
+        tuples = {name: tuple(content[name]) for name in ("earlier", "space", "weights")}
         return cls(**{**content, **tuples})
 
+    def leading(self, rank: int) -> list[LeadingSpace]:
+        """Return the leading spaces whose bounds the estimate needs, besides the whole space of this rank."""
+        return [self.earlier] if self.space[0] == rank else [self.earlier, self.space]
+
     def estimate(self, bounds: list[Bounds]) -> Tensor:
-        """Return v̂ from the bounds of the smaller and the whole space, clipped to the latter."""
-        (_, upper_before), (lower, upper) = bounds
-        first, second = self.weights
-        return (upper - first * (upper - lower) - second * (upper_before - upper)).clamp(lower, upper)
+        """Return v̂ from the bounds of the smaller and the measured space, clipped to those of the whole space."""
+        upper = bounds[1][1]
+        deficit = _regressors(bounds) @ torch.tensor(self.weights).to(upper)
+        return (upper - deficit).clamp(*bounds[-1])
+
+
+def _regressors(bounds: list[Bounds]) -> Tensor:
+    """Return u − l, u′ − u and l − l′ in the last dimension, (..., 3)."""
+    (lower_before, upper_before), (lower, upper) = bounds[:2]
+    return torch.stack([upper - lower, upper_before - upper, lower - lower_before], -1)
 
 
 class MeasuredBounds(MonteCarloVariance):
@@ -96,7 +108,7 @@ class MeasuredBounds(MonteCarloVariance):
 
     Args:
         draws: the posterior draws.
-        bounds: bounds of the smaller and the whole space.
+        bounds: bounds of the smaller, the measured and the whole space.
         accuracy: weights and error.
     """
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.errors import UnsupportedError
 from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.models.network import Network

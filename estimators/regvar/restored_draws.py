@@ -26,7 +26,8 @@ def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[s
     draws = MonteCarloVariance(network, tensors["displacement"], block, learned["rao_blackwell"])
     if "accuracy" in learned:
         accuracy = MeasuredAccuracy.restored(learned["accuracy"])
-        bounds = VarianceBounds.of(network, KrylovSpace.restored(tensors), block, [accuracy.earlier])
+        space = KrylovSpace.restored(tensors)
+        bounds = VarianceBounds.of(network, space, block, accuracy.leading(space.rank))
         return MeasuredBounds(draws, bounds, accuracy)
     if "interpolation" not in learned:
         return draws

@@ -10,7 +10,7 @@ from estimators.regvar.solvers.to_tolerance import LinearResponseToTolerance
 __all__ = ["select_solver"]
 
 _VECTORS_PER_DRAW = 6
-"""Vectors of θ's size per draw that the smallest Krylov space needs: two blocks, the solution, a product, ξ and start."""
+"""Vectors of θ's size per draw in the smallest solve: two blocks of the space, solution, product, ξ and start."""
 
 
 def select_solver(

@@ -94,7 +94,7 @@ class KrylovSpace:
         return torch.cat([self.galerkin, self.coupling]).T
 
     def reduction_of(self, rank: int, block: int) -> Tensor:
-        """The reduction R of the leading space: its first `rank` vectors, followed by a next block of `block` vectors."""
+        """The reduction R of a leading space: the first `rank` vectors, with the `block` vectors after them as Q."""
         if rank == self.rank:
             return self.reduction
         projected = self.galerkin[:rank, :rank]

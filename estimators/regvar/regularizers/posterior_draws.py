@@ -121,7 +121,14 @@ class PosteriorDraws(Regularizer):
         return restored_draws(network, tensors, learned)
 
     def has_bounds(self, objective: Objective) -> bool:
-        """Return whether the variance may be estimated from bounds: they need a prior on every parameter."""
+        """Return whether the variance may be estimated from bounds, which need a prior on every parameter.
+
+        Args:
+            objective: the centred objective.
+
+        Returns:
+            False with variance_estimate="monte_carlo", or if some prior precision is 0.
+        """
         return self.variance_estimate != "monte_carlo" and bool((objective.prior.precision > 0).all())
 
     def _wants_bounds(self, objective: Objective) -> bool:
@@ -136,7 +143,9 @@ class PosteriorDraws(Regularizer):
         def make(solution: Solution) -> MonteCarloVariance:
             draws = MonteCarloVariance(objective.network, solution.displacement, block, reason)
             if solution.accuracy is not None and solution.space is not None:
-                bounds = _bounds_of(objective.network, block, solution.space, [solution.accuracy.earlier])
+                bounds = _bounds_of(
+                    objective.network, block, solution.space, solution.accuracy.leading(solution.space.rank)
+                )
                 return MeasuredBounds(draws, bounds, solution.accuracy)
             if interpolates and solution.space is not None:
                 bounds = VarianceBounds.of(objective.network, solution.space, block)

@@ -28,11 +28,16 @@ __all__ = ["LinearResponseToTolerance"]
 
 _N_PROBES = 16
 """Probes: the root mean square of 16 errors has a standard error of 18 %."""
-_KNOWN = 0.1
+_KNOWN = 0.2
 """Relative error of the variance at the probes, in units of rtol, at which it counts as known."""
-_GAP = 1.0
-"""Relative distance of the bounds at which the probes are solved: later solutions need fewer products, but none may be
-needed before, when the space is far too small."""
+_GAP_PER_RTOL = 12.0
+"""Relative distance of the bounds, in units of rtol, at which the probes are solved.
+
+The error is 0.05 to 0.1 of the distance on the bundled tasks, so that an earlier measurement would be in vain; and the
+larger the space, the fewer products the probes need.
+"""
+_SAFETY = 0.8
+"""Fraction of rtol below which the measured error must be: the smallest of several measurements is too optimistic."""
 _MIN_ITERATIONS = 3
 """Iterations before the probes are solved; the estimate needs a smaller leading space."""
 _PROBE_ITERATIONS = 4
@@ -153,21 +158,25 @@ class _Growth:
             return False
         earlier = min(self.ranks, key=lambda leading: abs(leading[0] - 2 * self.cycle.rank / 3))
         found = self._bounds_at_probes(earlier)
-        lower, upper = found[-1]
-        gap = 2 * (upper - lower) / (upper + lower)
-        if self.known is None and float(gap.max()) <= _KNOWN * self.solver.rtol:  # no product is needed
-            variance, uncertainty = 0.5 * (lower + upper), 0.5 * gap
-        elif self.known is None and (final or float(gap.mean()) <= _GAP or self._room() < self._reserved()):
+        known = self._variance_at_probes(*found[1], final=final)
+        if known is None:
+            return False
+        leading, perturbed = (earlier, self.ranks[-1]), self.probes.perturbed
+        self.accuracy = MeasuredAccuracy.of(leading, found, *known, perturbed=perturbed)
+        return final or self.accuracy.relative_error <= _SAFETY * self.solver.rtol
+
+    def _variance_at_probes(self, lower: Tensor, upper: Tensor, *, final: bool) -> tuple[Tensor, Tensor] | None:
+        """Return the variance at the probes and its relative uncertainty, (m,) each; None if it is too early."""
+        gap, rtol = 2 * (upper - lower) / (upper + lower), self.solver.rtol
+        if self.known is None and float(gap.max()) <= _KNOWN * rtol:  # the bounds are enough
+            return 0.5 * (lower + upper), 0.5 * gap
+        if self.known is None:
+            reserved = _PROBE_ITERATIONS * len(self.probes.gradients)
+            if not final and float(gap.mean()) > _GAP_PER_RTOL * rtol and self._room() >= reserved:
+                return None
             variance, uncertainty = self._solved_probes()
             self.known = (variance.tolist(), uncertainty.tolist())
-        elif self.known is None:
-            return False
-        else:
-            variance, uncertainty = (torch.tensor(values).to(lower) for values in self.known)
-        self.accuracy = MeasuredAccuracy.of(
-            earlier, found, variance, uncertainty, perturbed=self.probes.perturbed
-        )
-        return final or self.accuracy.relative_error <= self.solver.rtol
+        return torch.tensor(self.known[0]).to(lower), torch.tensor(self.known[1]).to(lower)
 
     @cached_property
     def probes(self) -> ProbeRows:
@@ -180,9 +189,6 @@ class _Growth:
         if self.max_rank == self.objective.theta.numel():
             return self.max_rank
         return self.max_rank - self.cycle.rank - len(self.cycle.block)
-
-    def _reserved(self) -> int:
-        return _PROBE_ITERATIONS * len(self.probes.gradients)
 
     def _bounds_at_probes(self, earlier: LeadingSpace) -> list[Bounds]:
         """Return the bounds at the probes, from a leading space and the whole space."""
@@ -242,7 +248,7 @@ def _quadratic_forms(cycle: BlockLanczos, vectors: Tensor) -> Tensor:
 
 def _expected_rise(found: list[Tensor]) -> Tensor:
     """Return by how much a sequence of lower bounds (m,) is expected to rise further; infinite for fewer than three."""
-    if len(found) < 3:  # noqa: PLR2004
+    if len(found) < 3:
         return torch.full_like(found[-1], torch.inf)
     before, last = (found[-2] - found[-3]).clamp_min(0), (found[-1] - found[-2]).clamp_min(0)
     return torch.where(last < before, last.square() / (before - last).clamp_min(torch.finfo(last.dtype).tiny), last)
