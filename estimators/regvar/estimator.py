@@ -220,8 +220,8 @@ class RegVar(UncertaintyEstimator):
         if self.solver == "auto" and error is not None and error > self.rtol:
             warnings.warn(
                 f"expected a relative error of the variance of at most rtol={self.rtol:g}, received an estimate of "
-                f"{error:.2g} by {self._selected_solver()}. Try PosteriorDraws with more draws, refine(x) for the rows that "
-                "matter, a subset_of_weights, or a larger rtol.",
+                f"{error:.2g} by {self._selected_solver()}. Try PosteriorDraws with more draws, refine(x) for the rows "
+                "that matter, a subset_of_weights, or a larger rtol.",
                 NotConvergedWarning,
                 stacklevel=5,
             )
