@@ -12,7 +12,7 @@ from estimators.curvature.dense.cholesky import DensePrecision
 from estimators.curvature.dense.dual import DualPrecision
 from estimators.curvature.krylov.block_lanczos import Product
 from estimators.curvature.krylov.cg_precision import CGPrecision, default_tolerance
-from estimators.curvature.krylov.definiteness import positive_definite
+from estimators.curvature.krylov.extreme_eigenvalues import with_definite_products
 from estimators.curvature.layerwise.blocks import Blocks
 from estimators.curvature.layerwise.factored_dual import FactoredDual
 from estimators.curvature.layerwise.factored_rows import FactoredRows
@@ -163,7 +163,7 @@ class ProductCurvature:
             return _by_products(self.objective, prior_precision, smallest=float(prior_precision.min()))
         objective = self.objective
         if not isinstance(objective.batches, AbsentTrainingData):
-            objective = positive_definite(objective, lambda objective: _product_of(objective, prior_precision))
+            objective = with_definite_products(objective, lambda objective: _product_of(objective, prior_precision))
         return _by_products(objective, prior_precision, smallest=0.0)
 
     def tensors(self) -> dict[str, Tensor]:

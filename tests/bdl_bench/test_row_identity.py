@@ -273,7 +273,7 @@ def test_rows_are_regrouped_with_what_they_share_and_a_batch_of_one_row_changes_
         assert torch.equal(targets, others)
         assert torch.equal(here["positions"], positions)
         assert torch.equal(here["x"][:, 0], 2.0 * targets)
-    arrays = torch.cat([targets for _, targets in first])[torch.from_numpy(first.order)]
+    arrays = torch.cat([targets for _, targets in first])[torch.from_numpy(first.loader_order)]
     assert torch.equal(arrays, y)
 
 
