@@ -66,8 +66,8 @@ class KeptRows:
         name: of the set, as in `Problem.sets`.
         batches: of inputs and targets, over which iteration goes.
         digests: of every row, in the order of the batches.
-        loader_order: positions of the rows in `batches`, in the order in which the loader yields them. Records have this
-            order. None: the batches have it, too.
+        loader_order: positions of the rows in `batches`, in the order in which the loader yields them, as in records.
+            None: the batches are in this order.
         order_description: which order that is, in words.
         sizes: rows in each batch of the loader, for error messages.
         device: to which batches are moved as they are read; None: they are not moved.

@@ -8,20 +8,17 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from estimators.curvature.builders import (
-    BUILDERS,
-    LOW_RANK,
-    Built,
+from estimators.curvature.builders import BUILDERS, LOW_RANK, Built, build_low_rank
+from estimators.curvature.dense.cholesky import DensePrecision
+from estimators.curvature.dense.dual import FunctionSpace
+from estimators.curvature.forms import (
     DataCurvature,
     JacobianCurvature,
     MatrixFreeCurvature,
     ProductCurvature,
-    build_low_rank,
     centre_of,
     restored,
 )
-from estimators.curvature.dense.cholesky import DensePrecision
-from estimators.curvature.dense.dual import FunctionSpace
 from estimators.curvature.layerwise.blocks import BlockPrecision, Blocks
 from estimators.curvature.sizes import choose_inverse
 from estimators.errors import OptionError, TooLargeError, UnsupportedError
@@ -64,8 +61,8 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     Attributes:
         inverse_: the form in use.
-        jacobian_backend_: how Jacobian rows are computed: "backpack", "torch.func", "autograd", "layers" (factors,
-            layer by layer), or "products" if no rows are computed.
+        jacobian_backend_: how Jacobian rows are computed: "torch.func", "autograd", "layers" (factors, layer by layer),
+            or "products" if no rows are computed.
 
     Raises:
         OptionError: for a combination of options that does not exist.

@@ -7,15 +7,15 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from estimators.curvature.builders import BUILDERS, DenseCurvature
+from estimators.curvature.builders import BUILDERS
 from estimators.curvature.dense.cholesky import DensePrecision, bytes_needed
 from estimators.curvature.dense.ggn import ggn_rows
 from estimators.curvature.dense.subset import ColumnPrecision
+from estimators.curvature.forms import DenseCurvature
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.functionals import ComposedNetwork, Functional
-from estimators.models.jacobians import JacobianRows
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.numerics.symmetric import add_gram, mirror
@@ -129,7 +129,7 @@ def _marginal_variance(objective: Objective) -> Tensor:
 def _ggn_of(objective: Objective, index: Tensor) -> Tensor:
     """Return (Σₙ Jₙᵀ Λₙ Jₙ)_SS, (n, n), without the prior."""
     total = objective.theta.new_zeros(len(index), len(index), dtype=algebra_dtype(objective.theta.device))
-    for rows in ggn_rows(objective, JacobianRows(objective.network)):
+    for rows in ggn_rows(objective):
         add_gram(total, rows[:, index].to(total.dtype).T)
     mirror(total)
     return total

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from estimators.runtime.rng import preserved_random_state
 from estimators.testing.outcomes import CheckFailure
 
 __all__ = ["advanced_random_state", "unchanged_model", "unchanged_random_state"]
@@ -71,14 +72,11 @@ def unchanged_random_state(during: str) -> Iterator[None]:
 @contextmanager
 def advanced_random_state() -> Iterator[None]:
     """Use another global random state inside the block, and restore the old one."""
-    before = _random_state()
-    try:
+    with preserved_random_state():
         torch.rand(17)
         np.random.random(17)
         random.random()
         yield
-    finally:
-        _set_random_state(before)
 
 
 def _random_state() -> dict[str, Any]:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from estimators.testing import formulas
+from estimators.testing.case_selection import fitted_cases
 from estimators.testing.cases import GROUPS, Case
 from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array
-from estimators.testing.outcomes import NotApplicable
 from estimators.testing.registry import check
 
 __all__: list[str] = []
@@ -46,15 +46,9 @@ def closed_form_binary(tested: EstimatorUnderTest) -> None:
 @check("closed-form-network")
 def closed_form_network(tested: EstimatorUnderTest) -> None:
     """Networks with a hidden layer have the variance J A⁻¹ Jᵀ, for each accepted likelihood."""
-    accepted = 0
-    for name in ("regression", "classification", "binary"):
-        try:
-            _compare(tested, tested.cases[name], f"{_SCALE} Or layers in another order.")
-            accepted += 1
-        except NotApplicable as reason:
-            rejection = reason
-    if not accepted:
-        raise rejection
+    _ = tested.exact
+    for case in fitted_cases(tested, "regression", "classification", "binary"):
+        _compare(tested, case, f"{_SCALE} Or layers in another order.")
 
 
 @check("closed-form-float32")
