@@ -152,12 +152,9 @@ def _member(item: object) -> list[object]:
 
 
 def _global(value: object, describe: Describe) -> Any:  # noqa: ANN401
-    known = isinstance(value, (*_DATA, types.FunctionType, types.ModuleType, type)) or _is_array(value)
+    is_array = _top(type(value).__module__) in ("numpy", "torch") and hasattr(value, "shape")
+    known = is_array or isinstance(value, (*_DATA, types.FunctionType, types.ModuleType, type))
     return describe(value) if known else {"object": class_name(type(value))}
-
-
-def _is_array(value: object) -> bool:
-    return type(value).__module__.partition(".")[0] in ("numpy", "torch") and hasattr(value, "shape")
 
 
 def _digest(parts: Any) -> str:  # noqa: ANN401
