@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdl_bench.records.user_modules import MAIN, is_user_code, modules_digest
+from bdl_bench.records.user_modules import modules_digest
 from estimators.persistence.checksums import bits, digest
 from estimators.persistence.option_code import closure_values, code_digest, global_values
+from estimators.persistence.user_code import MAIN, is_user_code
 
 __all__ = ["content_digest"]
 

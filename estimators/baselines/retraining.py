@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from estimators.data.pair_loader import PairLoader
+from estimators.data.batch import PairLoader
 from estimators.errors import ModelError, OptionError
 from estimators.objective.objective import Objective
 from estimators.runtime.module_wrappers import plain_names, unwrapped
