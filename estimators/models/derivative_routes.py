@@ -68,7 +68,7 @@ class DerivativeRoutes:
         """
         for i, (name, compute) in list(enumerate(routes[:-1]))[self.first.get(what, 0) :]:
             reason = ""
-            for swap in self._swaps():
+            for swap in (BY_NAME, BY_IDENTITY) if self.swap == BY_NAME else (BY_IDENTITY,):
                 found = self._attempt(check, what, x, compute, difference, swap)
                 if not isinstance(found, _Rejected):
                     check.report.routes[what] = name
@@ -112,10 +112,6 @@ class DerivativeRoutes:
                 instead="every use is replaced by the identity of the parameter",
             )
         return result
-
-    def _swaps(self) -> tuple[str, ...]:
-        """Ways to swap parameters that may be tried."""
-        return (BY_NAME, BY_IDENTITY) if self.swap == BY_NAME else (BY_IDENTITY,)
 
 
 def _by_plain_autograd(
