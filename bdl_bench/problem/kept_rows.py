@@ -20,9 +20,10 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from bdl_bench.problem.loader_checks import located
 from bdl_bench.problem.queries import Loader, Query, as_query, moved
-from bdl_bench.problem.row_identity import Digests, bits_by_row, digests_of_rows
+from bdl_bench.problem.row_identity import Digests
 from estimators.errors import DataError, NonDeterministicError
 from estimators.numerics.pytrees import ALL_ROWS, RowLayout, plain_inputs, tensors_of
+from estimators.persistence.checksums import bits_by_row, row_hashes
 from estimators.runtime.rng import preserved_random_state, seeded_random_state
 
 __all__ = [
@@ -129,7 +130,7 @@ class CheckedRows:
         for number, item in enumerate(self.loader):
             with located(self.name, number):
                 query = as_query(item, self.layout)
-            found = digests_of_rows(query.x, query.y)
+            found = row_hashes(query.x, query.y)
             if found != self.digests[start : start + len(found)]:
                 raise self._changed_rows(f"other rows in batch {number} (rows {start} to {start + len(found) - 1})")
             start += len(found)
@@ -229,7 +230,7 @@ def _first_pass(name: str, loader: Loader, limit: int, layout: RowLayout) -> _Pa
         for number, item in enumerate(ordered):
             with located(name, number):
                 query = as_query(item, layout)
-            digests += digests_of_rows(query.x, query.y)
+            digests += row_hashes(query.x, query.y)
             size += _size(query)
             if kept is not None:
                 kept.append(query)  # a copy: the loader may reuse its buffers
@@ -253,7 +254,7 @@ def _shuffles(name: str, first: _Pass, layout: RowLayout) -> bool:
     with seeded_random_state(_ANOTHER_SEED):  # from the state of the first pass, the same order would be drawn
         for item in first.loader:
             query = as_query(item, layout)
-            again += digests_of_rows(query.x, query.y)
+            again += row_hashes(query.x, query.y)
     if again == first.digests:
         return False
     if sorted(again) != sorted(first.digests):
@@ -350,7 +351,7 @@ def _are_equal(leaf: object, other: object) -> bool:
 
 def _sorted_batches(batches: Sequence[Query]) -> tuple[tuple[Query, ...], Digests]:
     """Return the batches sorted by the digests of their rows."""
-    pairs = sorted(((digests_of_rows(b.x, b.y), i) for i, b in enumerate(batches)))
+    pairs = sorted(((row_hashes(b.x, b.y), i) for i, b in enumerate(batches)))
     return tuple(batches[i] for _, i in pairs), [digest for found, _ in pairs for digest in found]
 
 

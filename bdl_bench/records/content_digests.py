@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bdl_bench.records.user_modules import modules_digest
-from estimators.persistence.checksums import bits, digest
+from estimators.persistence.checksums import bits_by_row, digest
 from estimators.persistence.option_code import closure_values, code_digest, global_values
 from estimators.persistence.user_code import MAIN, is_user_code
 
@@ -232,7 +232,7 @@ def _array(value: Tensor | np.ndarray[Any, Any] | np.generic) -> bytes:
             return _sha("tensor", head.encode())
         dense = value.detach() if value.layout == torch.strided else value.detach().to_dense()
         plain = dense.resolve_conj().resolve_neg().reshape(1, -1)
-        return _sha("tensor", head.encode(), bits(plain).tobytes())
+        return _sha("tensor", head.encode(), bits_by_row(plain).tobytes())
     array = np.asarray(value)
     content = repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).tobytes()
     return _sha("array", f"{array.dtype} {array.shape}".encode(), content)
