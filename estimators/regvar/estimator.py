@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.curvature.krylov.block_cg import products_are_accurate
-from estimators.curvature.krylov.definiteness import positive_definite
+from estimators.curvature.krylov.extreme_eigenvalues import with_definite_products
 from estimators.errors import IllConditionedError, NotConvergedWarning, OptionError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
@@ -143,7 +143,9 @@ class RegVar(UncertaintyEstimator):
         self._on_data_attached(objective)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
             with objective.network.pass_counter.phase("definiteness"):
-                self.refit_objective_ = positive_definite(self.refit_objective_, lambda objective: objective.product)
+                self.refit_objective_ = with_definite_products(
+                    self.refit_objective_, lambda objective: objective.product
+                )
         self.variance_estimate_: VarianceEstimate | None = None
         if not self.regularizer.at_query:
             self.variance_estimate_ = self._solve(

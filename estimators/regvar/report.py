@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,12 +40,6 @@ class RegVarReport(FitReport):
     selection: str = ""
     relative_error: float | None = None
     rao_blackwell: str | None = None
-    passes: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def total_passes(self) -> float:
-        """Sum of `passes`, in epoch equivalents."""
-        return sum(self.passes.values())
 
     @classmethod
     def restored(cls, content: dict[str, Any]) -> RegVarReport:

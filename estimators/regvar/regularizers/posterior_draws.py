@@ -15,7 +15,7 @@ from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
-from estimators.option_checks import checked_choice, checked_seed
+from estimators.option_checks import checked_choice, checked_integer, checked_seed
 from estimators.regvar.bounds import LeadingSpace, VarianceBounds
 from estimators.regvar.measured_bounds import MeasuredBounds
 from estimators.regvar.monte_carlo import (
@@ -30,7 +30,6 @@ from estimators.regvar.regularizers.base import (
     MakeEstimate,
     RegularizedProblem,
     Regularizer,
-    checked_count,
     probe_generator,
 )
 from estimators.regvar.restored_draws import restored_draws
@@ -87,7 +86,7 @@ class PosteriorDraws(Regularizer):
     def __init__(
         self, n_draws: int = 16, seed: int = 0, rao_blackwell: str | None = "auto", variance_estimate: str = "auto"
     ) -> None:
-        self.n_draws, self.seed = checked_count("n_draws", n_draws), checked_seed(seed)
+        self.n_draws, self.seed = checked_integer("n_draws", n_draws, at_least=1), checked_seed(seed)
         self.rao_blackwell = checked_choice("rao_blackwell", rao_blackwell, ("auto", "last_layer", None))
         self.variance_estimate = checked_choice(
             "variance_estimate", variance_estimate, ("auto", "monte_carlo", "bounds")
