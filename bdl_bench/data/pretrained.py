@@ -9,9 +9,14 @@ from typing import Any
 from torch import nn
 
 from bdl_bench.data.folder import VARIABLE, MissingDataError, data_folder
-from bdl_bench.data.packages import package
+from estimators.runtime.optional import optional_module
 
-__all__ = ["pretrained"]
+__all__ = ["package", "pretrained"]
+
+
+def package(module: str, *, extra: str) -> Any:  # noqa: ANN401
+    """Import a module of a package in this extra. Raises UnsupportedError, which names the extra, if it is missing."""
+    return optional_module(module, purpose="make this task or method", install=f'"bdl-bench[{extra}]"')
 
 
 def pretrained(kind: str, name: str, **options: Any) -> Any:  # noqa: ANN401

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bdl_bench.data.folder import VARIABLE, MissingDataError, data_folder
-from bdl_bench.data.packages import package
+from bdl_bench.data.pretrained import package
 
 __all__ = ["Texts"]
 

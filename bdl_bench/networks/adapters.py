@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from bdl_bench.data.packages import package
+from bdl_bench.data.pretrained import package
 
 __all__ = ["with_adapters"]
 

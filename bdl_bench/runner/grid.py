@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from bdl_bench.runner.events import Event, JobId, Listener
 from bdl_bench.runner.executors import (
     ONE_WORKER,
     Executor,
+    JobQueue,
     Outcome,
     TimeLimitError,
     Workers,
@@ -174,9 +175,8 @@ class GridRun:
         for task, seed, method in self.grid.jobs:
             if method is None:
                 self.schedule.add(TrainingJob(task, seed, self.grid.device))
-        running: Generator[tuple[Job, Outcome[TrainingResult | EvaluationResult]], None, None]
-        running = self.executor.run(execute, self.schedule, started=self._started, timeout=self._timeout)
-        with closing(running) as outcomes:
+        queue: JobQueue[Job] = JobQueue(self.schedule, self._started, self._timeout)
+        with closing(self.executor.run(execute, queue)) as outcomes:
             for job, outcome in outcomes:
                 self._finish(job, outcome)
                 self.schedule.close(job)
