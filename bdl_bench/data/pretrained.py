@@ -1,8 +1,8 @@
-"""Pretrained networks and tokenizers of transformers: from a local folder, or from the hub."""
+"""Pretrained networks and tokenizers of transformers, from a local folder or from the hub, and adapters in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from bdl_bench.data.folder import VARIABLE, MissingDataError, data_folder
 from estimators.runtime.optional import optional_module
 
-__all__ = ["package", "pretrained"]
+__all__ = ["package", "pretrained", "with_adapters"]
 
 
 def package(module: str, *, extra: str) -> Any:  # noqa: ANN401
@@ -42,6 +42,18 @@ def pretrained(kind: str, name: str, **options: Any) -> Any:  # noqa: ANN401
             f"{VARIABLE}=DIR.",
         ) from error
     return found.float() if isinstance(found, nn.Module) else found
+
+
+def with_adapters(network: nn.Module, targets: Sequence[str], *, rank: int) -> nn.Module:
+    """Return the network, changed in place: its weights are frozen, and the linear layers in `targets` have adapters.
+
+    W x -> W x + 2 B A x with A (rank, in) random and B (out, rank) zero at initialisation (Hu et al. 2022).
+    """
+    peft = package("peft", extra="text")
+    network.requires_grad_(False)
+    options = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), lora_dropout=0.0)
+    adapted: nn.Module = peft.inject_adapter_in_model(options, network)
+    return adapted
 
 
 @contextmanager
