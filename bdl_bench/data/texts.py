@@ -33,12 +33,7 @@ class Texts:
     configuration: str | None = None
 
     def split(self, split: str) -> Any:  # noqa: ANN401
-        """Return a split as a `datasets.Dataset`.
-
-        Raises:
-            UnsupportedError: without the package `datasets`.
-            MissingDataError: if there are neither files nor a connection.
-        """
+        """Return a split as a `datasets.Dataset`; raise MissingDataError without files and a connection."""
         datasets = package("datasets", extra="hub")
         folder = data_folder() / self.name
         reader, files = _files(folder, split)

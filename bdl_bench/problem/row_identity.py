@@ -25,10 +25,6 @@ def digests_of_rows(x: PyTree, y: Tensor | None) -> Digests:
 
     A tensor with as many rows as the batch contributes one row to each digest. Other tensors, tensors marked as shared,
     and plain values contribute to all digests. So the digest of a row does not depend on the other rows.
-
-    Args:
-        x: inputs of B rows, a tensor or a pytree of tensors; shared ones may be marked (`RowLayout.mark`).
-        y: targets of the same rows, (B, ...), or None.
     """
     n = n_rows(x) if y is None or not y.ndim else len(y)
     columns: list[list[bytes]] = []
@@ -51,9 +47,7 @@ def ids_of(digests: Digests) -> Ids:
 def position_ids(rows: Ids, row_of: NDArray[np.int64]) -> Ids:
     """Return an identity for each position (token, pixel): that of its row, mixed with the index within the row.
 
-    Args:
-        rows: identities of B rows.
-        row_of: (M,), for each position the index of its row; the positions of a row follow each other.
+    `row_of` (M,) has the index of the row of each position; the positions of a row follow each other.
     """
     starts = np.searchsorted(row_of, np.arange(len(rows)))
     within = (np.arange(len(row_of)) - starts[row_of]).astype(np.uint64)

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bdl_bench.metrics.array_checks import check_arrays
 from bdl_bench.problem.flatten import flat_rows, row_of_each
 from bdl_bench.problem.kept_rows import CheckedRows, KeptRows
 from bdl_bench.problem.problem import Problem
@@ -40,13 +41,7 @@ ROW_ID = "row_id"
 
 @dataclass(frozen=True)
 class Predictor:
-    """Computes the arrays of a record.
-
-    Args:
-        problem: the problem.
-        estimator: the fitted estimator.
-        predict: returns the prediction for a batch of inputs: `estimator.predict`, or the calibrated one.
-    """
+    """Computes the arrays of a record; `predict` is that of the fitted estimator, or of the calibrated one."""
 
     problem: Problem
     estimator: UncertaintyEstimator
@@ -95,7 +90,7 @@ class Predictor:
             start += len(query)
         arrays: Arrays = {key: _joined(tensors) for key, tensors in parts.items()}
         row_of = torch.cat(rows).numpy()
-        _check_finite(arrays, kept, row_of)
+        check_arrays(arrays, lambda entry: kept.describe(int(row_of[entry])))
         ids = ids_of(kept.digests)
         arrays[ROW_ID] = ids if np.array_equal(row_of, np.arange(len(ids))) else position_ids(ids, row_of)
         return {key: _in_order(kept, array, row_of) for key, array in arrays.items()}
@@ -173,16 +168,3 @@ def _fields(prediction: Prediction, targets: Tensor | None) -> Iterator[tuple[st
             yield name, tensor
     if targets is not None:
         yield "targets", targets
-
-
-def _check_finite(arrays: Arrays, kept: KeptRows | CheckedRows, row_of: NDArray[np.int64]) -> None:
-    for name, array in arrays.items():
-        wrong = np.isnan(array) if name.startswith("log_") else ~np.isfinite(array)  # a class may have probability 0
-        rows = np.flatnonzero(wrong.reshape(len(array), -1).any(1))
-        if len(rows):
-            location, bad = kept.describe(int(row_of[rows[0]])), int(wrong.sum())
-            raise DataError(
-                "finite predictions",
-                received=f"{bad} NaN or Inf among {np.size(array)} values of {name}, the first at: {location}",
-                remedy="check the scale of the data, and prior_precision.",
-            )

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bdl_bench.report.tidy import LongRow
-from estimators.errors import UnsupportedError
+from estimators.runtime.optional import optional_module
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,20 +18,11 @@ __all__ = ["has_parquet", "to_frame", "to_parquet"]
 
 
 def to_frame(rows: Sequence[LongRow]) -> pd.DataFrame:
-    """Return a data frame with columns task, method, seed, variant, quantity, value.
-
-    Raises:
-        UnsupportedError: if pandas is not installed.
-    """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise UnsupportedError(
-            "pandas, for a data frame",
-            received="an environment without it",
-            remedy='pip install "bdl-bench[notebook]".',
-        ) from error
-    return pd.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(LongRow)])
+    """Return columns task, method, seed, variant, quantity, value; raise UnsupportedError without pandas."""
+    pandas = optional_module("pandas", purpose="make a data frame", install='"bdl-bench[notebook]"')
+    columns = [field.name for field in fields(LongRow)]
+    frame: pd.DataFrame = pandas.DataFrame([asdict(row) for row in rows], columns=columns)
+    return frame
 
 
 def has_parquet() -> bool:
@@ -40,17 +31,7 @@ def has_parquet() -> bool:
 
 
 def to_parquet(rows: Sequence[LongRow]) -> bytes:
-    """Return the content of a Parquet file.
-
-    Raises:
-        UnsupportedError: if pandas or pyarrow is not installed.
-    """
-    if not has_parquet():
-        raise UnsupportedError(
-            "pandas and pyarrow, for a Parquet file",
-            received="an environment without one of them",
-            remedy='pip install "bdl-bench[parquet]".',
-        )
+    """Return the content of a Parquet file; pandas and pyarrow must be installed."""
     buffer = io.BytesIO()
     to_frame(rows).to_parquet(buffer, engine="pyarrow", index=False)
     return buffer.getvalue()

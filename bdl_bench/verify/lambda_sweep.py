@@ -19,13 +19,9 @@ LAMS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 
 @dataclass(frozen=True)
 class LambdaSweep:
-    """Errors of refits at decreasing λ.
+    """Errors of refits with "forward" or "central" differences at decreasing λ: max difference over max value.
 
-    Args:
-        difference: "forward" or "central".
-        lams: values of λ.
-        errors: max difference over max value at each λ; None if the refit raised.
-        raised: name of the error of each refit that raised, else None.
+    A refit that raised has no error; `raised` has the name of what it raised.
     """
 
     difference: str
@@ -51,14 +47,9 @@ class LambdaSweep:
 def run_sweep(
     fitted: RegVar, x: object, exact: Tensor, *, difference: str, lams: Sequence[float] = LAMS
 ) -> LambdaSweep:
-    """Return the errors of Newton refits of a fitted RegVar at each λ.
+    """Return the errors of Newton refits at each λ against the exact covariance (M, C, C) at x.
 
-    Args:
-        fitted: with the regularizer Pointwise(), which solves at each query, so that its solver can be replaced.
-        x: queries, M rows.
-        exact: covariance (M, C, C) at x.
-        difference: "forward" or "central".
-        lams: values of λ.
+    `fitted` has the regularizer Pointwise(), which solves at each query, so that its solver can be replaced.
     """
     assert isinstance(fitted.regularizer, Pointwise)
     errors: list[float | None] = []

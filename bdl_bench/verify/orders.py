@@ -26,13 +26,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Order:
-    """The fitted line, error ≈ constant · λ^slope.
+    """The fitted line, error ≈ constant · λ^slope, and the values of λ that it was fitted to.
 
-    Args:
-        slope: of log error over log λ; None if there is none.
-        lams: values of λ that the line was fitted to.
-        note: "fitted", "quadratic", or why there is no slope.
-        constant: error of the line at λ = 1.
+    `note` is "fitted", "quadratic", or why there is no slope.
     """
 
     slope: float | None
@@ -53,10 +49,6 @@ def fit_order(lams: Sequence[float], errors: Sequence[float | None]) -> Order:
 
     The interval is chosen by its deviation from a line alone, not by the expected slope: at larger λ the next order
     contributes, at smaller λ round-off. Values of λ below that of the smallest error are ignored.
-
-    Args:
-        lams: values of λ.
-        errors: the error at each λ; None if the refit raised.
     """
     steps = sorted(((lam, error) for lam, error in zip(lams, errors, strict=True) if error is not None), reverse=True)
     if steps and all(error <= QUADRATIC for _, error in steps):

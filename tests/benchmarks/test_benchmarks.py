@@ -12,7 +12,7 @@ from benchmarks.__main__ import main
 from benchmarks.clock import Timing, interleaved
 from benchmarks.core import measure as core_measure
 from benchmarks.core import page as core_page
-from benchmarks.core.rows import ROWS
+from benchmarks.core.measure import ROWS
 from benchmarks.core.work import Work
 from benchmarks.fresh import in_fresh_process
 from benchmarks.large import page as large_page

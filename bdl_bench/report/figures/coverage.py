@@ -11,7 +11,6 @@ from scipy.stats import norm
 
 from bdl_bench.metrics.calibration import Bins
 from bdl_bench.report.figures.canvas import SOFT, Drawing, diagonal, panel
-from bdl_bench.report.figures.reliability import wilson
 from bdl_bench.report.palette import Style
 
 __all__ = ["coverage"]
@@ -26,7 +25,7 @@ def coverage(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None)
     shown = arrays if tuned is None else tuned
     observed = coverages(shown, _LEVELS)
     count = np.full(len(_LEVELS), float(shown["targets"].size))
-    low, high = wilson(Bins(confidence=_LEVELS, accuracy=observed, count=count))
+    low, high = Bins(confidence=_LEVELS, accuracy=observed, count=count).interval()
     with panel("nominal coverage", "observed coverage") as axes:
         diagonal(axes, 0.0, 1.0)
         if tuned is not None:

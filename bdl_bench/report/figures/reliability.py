@@ -28,7 +28,7 @@ def reliability(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | No
         if tuned is not None:
             before = top_label_bins(arrays)
             axes.plot(before.confidence, before.accuracy, color=SOFT, lw=1.1)
-        low, high = wilson(shown)
+        low, high = shown.interval()
         axes.vlines(shown.confidence, low, high, color=style.colour, lw=0.9, alpha=0.55)
         axes.plot(shown.confidence, shown.accuracy, color=style.colour, lw=1.4, marker="o", ms=2.6)
         axes.set_xlim(start, 1.015)
@@ -49,11 +49,3 @@ def top_label_bins(arrays: Arrays) -> Bins:
     found = top_labels(arrays)
     confidence, log_odds, correct = (values.reshape(-1) for values in found)
     return equal_mass_bins(confidence, correct, log_odds, n_bins=_BINS)
-
-
-def wilson(bins: Bins, z: float = 1.96) -> tuple[Floats, Floats]:
-    """Return the 95 % Wilson score interval of the accuracy of each bin."""
-    p, n = bins.accuracy, bins.count
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return centre - half, centre + half

@@ -19,11 +19,7 @@ Result = TypeVar("Result")
 
 
 class InProcess(Executor):
-    """Runs jobs in this process. Nothing is pickled, so a debugger works. A job that kills the process ends the run.
-
-    Args:
-        workers: the threads of a job.
-    """
+    """Runs jobs in this process. Nothing is pickled, so a debugger works. A job that kills the process ends the run."""
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers

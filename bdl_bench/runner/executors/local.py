@@ -28,7 +28,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 _SECONDS_FOR_EXIT_CODE = 1.0
 """Seconds that the pool has to report the exit code of a process that is gone; it looks every 0.1 s."""
-_PRELOAD = ["bdl_bench.runner.warm_up", "bdl_bench.runner.jobs"]
+_PRELOAD = ["bdl_bench.runner.warm_up", "bdl_bench.runner.evaluate_job"]
 """Modules that the server imports once, for all processes that it starts."""
 
 
@@ -38,9 +38,6 @@ class Local(Executor):
     If a job's process crashes, the job runs once more in a new process, when no other job is running or can start. If
     that process crashes too, the outcome is a `WorkerCrashedError` with the signal. A job that reaches its timeout is
     ended and not repeated.
-
-    Args:
-        workers: the number of processes (`jobs`) and the threads of each.
     """
 
     def __init__(self, workers: Workers) -> None:

@@ -33,10 +33,6 @@ class Ray(Executor):
     It joins the cluster that RAY_ADDRESS names, or the one on this machine. If there is none, it starts one and ends
     it at exit. Both packages, and your own modules, must be importable on every machine: installed, in a folder that
     all machines have, or sent there by `ray job submit --working-dir`.
-
-    Args:
-        workers: the number of jobs at a time, and the processors of each.
-        device: where a job computes.
     """
 
     def __init__(self, workers: Workers, device: str = "cpu") -> None:
