@@ -11,7 +11,7 @@ from torch import nn
 from bdl_bench.data.folder import VARIABLE, MissingDataError, data_folder
 from estimators.runtime.optional import optional_module
 
-__all__ = ["package", "pretrained", "with_adapters"]
+__all__ = ["package", "pretrained", "with_adapters", "without_progress_bars"]
 
 
 def package(module: str, *, extra: str) -> Any:  # noqa: ANN401
@@ -32,7 +32,7 @@ def pretrained(kind: str, name: str, **options: Any) -> Any:  # noqa: ANN401
     transformers = package("transformers", extra="text")
     local = data_folder() / "models" / name.rpartition("/")[2]
     try:
-        with _quiet(transformers):
+        with without_progress_bars(transformers.utils.logging):
             found = getattr(transformers, kind).from_pretrained(str(local) if local.is_dir() else name, **options)
     except OSError as error:
         raise MissingDataError(
@@ -57,12 +57,16 @@ def with_adapters(network: nn.Module, targets: Sequence[str], *, rank: int) -> n
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:  # noqa: ANN401
-    logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+def without_progress_bars(library: Any) -> Iterator[None]:  # noqa: ANN401
+    """Disable the progress bars of `transformers.utils.logging` or of `datasets`, which name the same switch."""
+    shown = getattr(library, "is_progress_bar_enabled", lambda: not library.are_progress_bars_disabled())()
+    disable, enable = (
+        getattr(library, f"{verb}_progress_bar", None) or getattr(library, f"{verb}_progress_bars")
+        for verb in ("disable", "enable")
+    )
+    disable()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            enable()

@@ -151,7 +151,9 @@ class Problem:
         Returns:
             The problem on that device.
         """
-        problem = self._with_sets({name: _on_device(loader, device) for name, loader in self.sets().items()})
+        kept = (KeptRows, CheckedRows)
+        sets = {n: s.on(device) if isinstance(s, kept) else _OnDevice(s, device) for n, s in self.sets().items()}
+        problem = self._with_sets(sets)
         problem.model = self.model.to(device)
         problem.dropout_model = None if self.dropout_model is None else self.dropout_model.to(device)
         return problem
@@ -226,10 +228,6 @@ class Problem:
         if self.plot_grid is not None:
             check_plot_grid(checks.check_queries("plot_grid", self.plot_grid))
         self._layout = checks.layout
-
-
-def _on_device(loader: Loader, device: str | torch.device) -> Loader:
-    return loader.on(device) if isinstance(loader, (KeptRows, CheckedRows)) else _OnDevice(loader, device)
 
 
 class _OnDevice:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-from torch import Tensor, nn
 
 from bdl_bench.problem.problem import Problem
 from bdl_bench.records.content_digests import content_digest
@@ -173,16 +172,9 @@ def _train(problem: Problem, seed: int, key: str) -> tuple[float, bytes]:
             seed=seed,
         )
     seconds = time.perf_counter() - start
-    state = {name: _copy(t) for name, t in _trainable_state(problem.model).items()}
+    # What training can change, weights that require a gradient and buffers; the problem has the rest. Each is a copy
+    # with its own memory, since safetensors has no tied tensors.
+    frozen = {id(p) for p in problem.model.parameters() if not p.requires_grad}
+    tensors = problem.model.state_dict(keep_vars=True).items()
+    state = {name: t.detach().cpu().clone().contiguous() for name, t in tensors if id(t) not in frozen}
     return seconds, safetensors.torch.save(state, metadata={"key": key, "seconds": repr(seconds)})
-
-
-def _trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what training can change: weights that require a gradient, and buffers; the problem has the rest."""
-    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in frozen}
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """Return a copy with its own memory, since safetensors has no tied tensors."""
-    return tensor.detach().cpu().clone().contiguous()

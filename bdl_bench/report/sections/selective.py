@@ -12,7 +12,7 @@ from bdl_bench.metrics.per_example import top_labels
 from bdl_bench.metrics.selective import risk_coverage
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.figures.gallery import Picture
-from bdl_bench.report.figures.risk_coverage import Curve, risk_coverage_figures
+from bdl_bench.report.figures.risk_coverage import risk_coverage_figures
 from bdl_bench.report.sections.context import Context
 
 __all__ = ["Selective", "selective"]
@@ -36,15 +36,9 @@ def selective(context: Context) -> Selective | None:
     if results.kind == "regression":
         return None
     tuned = results.all_tuned
-    curves = {m: _mean_curve(context, m, tuned=tuned) for m in results.methods}
+    risks = {m: [_risk(results.predictions(m, s, tuned=tuned)) for s in results.finished[m]] for m in results.methods}
+    curves = {m: (_GRID, np.mean(found, axis=0)) for m, found in risks.items()}  # means over seeds
     return Selective(context.render(risk_coverage_figures(curves, context.palette, risk="selective error")), tuned)
-
-
-def _mean_curve(context: Context, method: str, *, tuned: bool) -> Curve:
-    """Return the mean over seeds at each coverage."""
-    results = context.results
-    risks = [_risk(results.predictions(method, s, tuned=tuned)) for s in results.finished[method]]
-    return _GRID, np.mean(risks, axis=0)
 
 
 def _risk(arrays: ArrayView) -> Floats:
