@@ -13,7 +13,7 @@ never by position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bdl_bench.metrics.array_checks import check_arrays
 from bdl_bench.problem.flatten import flat_rows, row_of_each
 from bdl_bench.problem.kept_rows import CheckedRows, KeptRows
 from bdl_bench.problem.problem import Problem
@@ -33,10 +32,11 @@ from estimators.errors import DataError, TooLargeError, UnsupportedError
 from estimators.likelihoods.prediction import Prediction
 from estimators.numerics.pytrees import PyTree, split_rows
 
-__all__ = ["ROW_ID", "Arrays", "Predictor", "prefixed"]
+__all__ = ["ROW_ID", "Arrays", "Predictor", "check_arrays", "prefixed"]
 
 Arrays = dict[str, NDArray[Any]]
 ROW_ID = "row_id"
+_MAY_BE_INFINITE = ("log_probs", "log_odds")  # a class may have probability 0
 
 
 @dataclass(frozen=True)
@@ -168,3 +168,33 @@ def _fields(prediction: Prediction, targets: Tensor | None) -> Iterator[tuple[st
             yield name, tensor
     if targets is not None:
         yield "targets", targets
+
+
+def check_arrays(arrays: Mapping[str, NDArray[Any]], describe: Callable[[int], str] = "row {}".format) -> None:
+    """Raise DataError for NaN, for Inf but in log-probabilities, and for a total variance that is not positive.
+
+    `describe` returns what a message says of the entry with an index.
+    """
+    for name, array in arrays.items():
+        quantity = name.rpartition("/")[2]
+        if array.dtype.kind != "f":
+            continue
+        bad = np.isnan(array) if quantity in _MAY_BE_INFINITE else ~np.isfinite(array)
+        if bad.any():
+            raise DataError(
+                "finite predictions",
+                received=f"{int(bad.sum())} NaN or Inf among {array.size} values of {name}, the first in "
+                f"{describe(_row(bad))}",
+                remedy="look at the variance of the method, at the scale of the data, and at prior_precision.",
+            )
+        if quantity == "total_variance" and bool((array <= 0).any()):
+            raise DataError(
+                "a positive total_variance, epistemic plus noise",
+                received=f"{array.min():.3g} as the least of {name}, the first that is not positive in "
+                f"{describe(_row(array <= 0))}",
+                remedy="a method whose variance can be negative needs more draws or probes, or a larger noise.",
+            )
+
+
+def _row(bad: NDArray[np.bool_]) -> int:
+    return int(np.argwhere(bad)[0, 0])

@@ -21,12 +21,11 @@ from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.custom_methods import as_estimator, learned_values
 from bdl_bench.methods.registry import check_recipe
 from bdl_bench.metrics import evaluate
-from bdl_bench.metrics.array_checks import check_arrays
 from bdl_bench.problem.kept_rows import AS_GIVEN
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import rewind
 from bdl_bench.records.content_digests import content_digest
-from bdl_bench.records.predictions import Arrays, Predictor, prefixed
+from bdl_bench.records.predictions import Arrays, Predictor, check_arrays, prefixed
 from bdl_bench.records.record import Cost, Record, Tuning, content_key
 from bdl_bench.records.versions import environment
 from bdl_bench.runner.executors.worker_errors import TimeLimitError

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from bdl_bench.verify.case import VerificationCase
 from bdl_bench.verify.error_parts import SINGULAR, ErrorPart, error_parts_of
-from bdl_bench.verify.lambda_sweep import LAMS, LambdaSweep, relative_error, run_sweep
-from bdl_bench.verify.orders import EXPECTED
+from bdl_bench.verify.lambda_sweep import EXPECTED, LAMS, LambdaSweep, relative_error, run_sweep
 from bdl_bench.verify.reference import DenseReference
 from estimators import LinearizedLaplace, LinearResponse, Pointwise, RegVar, UncertaintyEstimator
 from estimators.errors import EstimatorError, IndefiniteHessianError, TooLargeError

@@ -9,10 +9,10 @@ from bdl_bench.records import Tuning
 from bdl_bench.report import write_report
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.figures.labels import short, spread_labels
-from bdl_bench.report.figures.pareto import MethodPoint, pareto_front
 from bdl_bench.report.formatting import count, join_names
 from bdl_bench.report.notebook import Comparison
 from bdl_bench.report.palette import Palette, family_of
+from bdl_bench.report.sections.cost import MethodPoint, pareto_front
 from bdl_bench.report.tuning_curves import line, score_grid
 from estimators.errors import OptionError, UnsupportedError
 
