@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeAlias, TypeVar
 
@@ -55,6 +55,10 @@ class Workers:
 ONE_WORKER = Workers()
 
 
+def _no_timeout(job: object) -> None:
+    """Return None: a job may run for any time."""
+
+
 @dataclass
 class JobQueue(Generic[Job]):
     """The jobs of a run.
@@ -69,7 +73,7 @@ class JobQueue(Generic[Job]):
 
     jobs: Iterator[Job | None]
     started: Callable[[Job], object]
-    timeout: Callable[[Job], float | None] = lambda job: None  # noqa: ARG005
+    timeout: Callable[[Job], float | None] = field(default_factory=lambda: _no_timeout)
 
     exhausted = False
     """Whether no further job will come."""
