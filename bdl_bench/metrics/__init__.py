@@ -2,7 +2,7 @@
 
 from bdl_bench.metrics.agreement import Agreement, WorstPoints, agreement, worst_points
 from bdl_bench.metrics.evaluation import evaluate, metrics_of
-from bdl_bench.metrics.groups import Parts, parts, tuned
+from bdl_bench.metrics.groups import Parts, flattened, parts, tuned
 from bdl_bench.metrics.metric import Arrays, Metric
 from bdl_bench.metrics.per_example import class_arrays
 from bdl_bench.metrics.table import LEVELS, METRICS
@@ -18,6 +18,7 @@ __all__ = [
     "agreement",
     "class_arrays",
     "evaluate",
+    "flattened",
     "metrics_of",
     "parts",
     "tuned",

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from estimators.errors import DataError
 
-__all__ = ["Parts", "parts", "tuned"]
+__all__ = ["Parts", "flattened", "parts", "tuned"]
 
 Array = NDArray[np.float64]
 Named = Mapping[str, Array]
@@ -78,7 +78,7 @@ def parts(arrays: Named) -> Parts:
             raise DataError(
                 "arrays named <name>, validation/<name>, ood/<set>/<name>, shift/<set>/<name>, or tuned/<any of these>",
                 received=path,
-                remedy="rename it.",
+                remedy="make the names with bdl_bench.metrics.flattened.",
             )
     return Parts(test, validation, **sets)
 
@@ -99,3 +99,19 @@ def tuned(arrays: Mapping[str, T]) -> dict[str, T]:
         if name in _SHARED and group in filled:
             found.setdefault(path, array)
     return found
+
+
+def flattened(split: Parts, *, prefix: str = "") -> dict[str, Array]:
+    """Return the arrays of these sets in the flat layout, the inverse of `parts`.
+
+    Args:
+        split: the sets of rows.
+        prefix: "tuned/" for arrays of the tuned estimator.
+
+    Returns:
+        Arrays by name.
+    """
+    named: dict[str, Named] = {"": split.test, "validation/": split.validation}
+    for section, sets in (("ood", split.ood), ("shift", split.shift)):
+        named |= {f"{section}/{name}/": arrays for name, arrays in sets.items()}
+    return {f"{prefix}{group}{name}": array for group, arrays in named.items() for name, array in arrays.items()}

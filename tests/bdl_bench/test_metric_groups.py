@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from bdl_bench.metrics import METRICS, Parts, evaluate, metrics_of, parts, tuned
+from bdl_bench.metrics import METRICS, Parts, evaluate, flattened, metrics_of, parts, tuned
 from bdl_bench.metrics.evaluation import ood_scores
 from estimators.errors import DataError
 
@@ -36,15 +36,6 @@ def complete(kind):
     shift = {name: made(kind, seed) for seed, name in enumerate(["blur-1", "blur-3", "noise-2", "far-off"], 10)}
     ood = {"letters": without_targets(made(kind, 2, rows=25)), "a/b": without_targets(made(kind, 3, rows=7))}
     return Parts(made(kind, 0), made(kind, 1, rows=30), ood, shift)
-
-
-def flattened(split, prefix=""):
-    """The arrays of a split under the names of a record."""
-    named = {"": split.test, "validation/": split.validation}
-    named |= {
-        f"{section}/{name}/": part for section in ("ood", "shift") for name, part in getattr(split, section).items()
-    }
-    return {f"{prefix}{group}{name}": array for group, part in named.items() for name, array in part.items()}
 
 
 def same(one, other):
