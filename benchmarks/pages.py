@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.core import page as core_page
+from benchmarks.core.measure import ROWS
 from benchmarks.core.measure import measure as measure_core
-from benchmarks.core.rows import ROWS
 from benchmarks.large import page as large_page
 from benchmarks.large.measure import measure as measure_large
 from benchmarks.large.methods import METHODS

@@ -48,16 +48,8 @@ def _draws(seed: int) -> PosteriorDraws:
     return PosteriorDraws(n_draws=_DRAWS, seed=seed)
 
 
-def _probes(seed: int) -> ParameterProbes:
-    return ParameterProbes(n_probes=_DRAWS, seed=seed)
-
-
 def _limit(seed: int) -> LinearResponse:  # noqa: ARG001
     return LinearResponse()
-
-
-def _fine_tune(seed: int) -> FineTune:
-    return FineTune(seed=seed)
 
 
 def _pointwise(problem: Problem, seed: int) -> UncertaintyEstimator:
@@ -76,7 +68,7 @@ PRESETS = [
     Method(
         "regvar-finetune",
         f"RegVar, {_DRAWS} posterior draws, each a short refit by minibatches",
-        _regvar(_draws, _fine_tune),
+        _regvar(_draws, lambda seed: FineTune(seed=seed)),
         default=True,
         tuned_option=PRIOR,
     ),
@@ -109,7 +101,7 @@ PRESETS = [
     Method(
         "regvar-param-probes",
         f"RegVar, {_DRAWS} random directions of the weights; unbiased, noisy, can be negative",
-        _regvar(_probes, _limit),
+        _regvar(lambda seed: ParameterProbes(n_probes=_DRAWS, seed=seed), _limit),
         tuned_option=PRIOR,
     ),
 ]
