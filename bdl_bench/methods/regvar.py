@@ -29,7 +29,7 @@ _LAM = 0.1
 """λ of the amortised form, the centre of the values that tuning tries."""
 
 
-def _regvar(regularizer: Callable[[int], Regularizer], solver: Callable[[int], Solver]) -> Build:
+def _regvar(regularizer: Callable[[int], Regularizer], solver: Callable[[int], Solver | str]) -> Build:
     """Return a function that builds RegVar with a regularizer and a solver made from the seed."""
 
     def build(problem: Problem, seed: int) -> UncertaintyEstimator:
@@ -74,8 +74,8 @@ PRESETS = [
     ),
     Method(
         "regvar",
-        f"RegVar, {_DRAWS} posterior draws, solved together by block CG",
-        _regvar(_draws, _limit),
+        f"RegVar with its defaults: {_DRAWS} posterior draws, solved together by block CG until a measured error of 5 %",
+        _regvar(_draws, lambda _: "auto"),
         default=True,
         tuned_option=PRIOR,
     ),
