@@ -15,7 +15,7 @@ from estimators.models.disagreement import Disagreement
 from estimators.models.kernels import differentiable
 from estimators.models.network_function import NetworkFunction
 from estimators.models.outputs import without_inference
-from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch
+from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch, select_rows
 from estimators.numerics.vectorize import over_rows
 from estimators.runtime.pass_counter import SELF_CHECK
 
@@ -33,7 +33,7 @@ class Network(NetworkFunction):
 
         J v            forward mode, two reverse passes, rows of J
         Jᵀ u           torch.func, plain autograd
-        rows of J      torch.func vectorised over rows, plain autograd one row at a time
+        rows of J, and of Jᵀ u    torch.func vectorised over rows, plain autograd one row at a time
         H v            forward over reverse mode, plain autograd twice
 
     Args:
@@ -353,6 +353,53 @@ class Network(NetworkFunction):
             jacobian: Tensor = over_rows(counted(one), x).detach()
         self.pass_counter.backward(rows * jacobian.shape[1])
         return jacobian
+
+    def vjp_by_row(self, x: PyTree, cotangents: Tensor) -> Tensor:
+        """Compute Jᵀ u of each row by itself, vectorised over rows if that is right.
+
+        Args:
+            x: inputs of B rows.
+            cotangents: u (B, K, C).
+
+        Returns:
+            Jᵀ u (B, K, P).
+
+        Raises:
+            ModelError: plain autograd fails, or the gradient of a row depends on the other rows.
+        """
+        what = "rows of Jᵀ u"
+        routes = [
+            ("torch.func, vectorised over rows", lambda: self._vectorised_vjp(x, cotangents)),
+            ("plain autograd, one row at a time", lambda: self._plain_vjp_by_row(x, cotangents)),
+        ]
+
+        def difference(products: Tensor) -> Disagreement:
+            c = self.check.random(cotangents[..., 0])
+            u = torch.einsum("bk,bkc->bc", c, cotangents)
+            return self.gradient_error(x, u, torch.einsum("bk,bkp->p", c, products))
+
+        is_due = self.check.is_due(what, x, cotangents.shape[1])
+        return self._first_agreeing(what, x, routes, difference if is_due else None)
+
+    def _vectorised_vjp(self, x: PyTree, cotangents: Tensor) -> Tensor:
+        """Jᵀ u (B, K, P) by torch.func, vectorised over rows."""
+
+        def one(row: PyTree, u: Tensor) -> Tensor:
+            pull = vjp(lambda theta: self(theta, row_as_batch(row))[0], self.theta)[1]
+            products: Tensor = vmap(pull)(u)[0]
+            return products
+
+        rows, k = cotangents.shape[:2]
+        with differentiable(), self.pass_counter.transformed(forward=rows, backward=rows * k) as counted:
+            products: Tensor = over_rows(counted(one), x, cotangents).detach()
+        return products
+
+    def _plain_vjp_by_row(self, x: PyTree, cotangents: Tensor) -> Tensor:
+        """Jᵀ u (B, K, P) by plain autograd, one row at a time."""
+        rows = [select_rows(x, slice(i, i + 1)) for i in range(len(cotangents))]
+        return torch.stack(
+            [self._plain_vjp(row, lambda _, u=u: u[:, None])[1] for row, u in zip(rows, cotangents, strict=True)]
+        )
 
     @property
     def vectors_per_call(self) -> int:

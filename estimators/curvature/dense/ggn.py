@@ -1,20 +1,21 @@
-"""The data's part of A as GGN rows SᵀJ, a dense GGN or a dense Hessian."""
+"""The data's part of A as GGN rows SᵀJ, rows of a sampled or empirical Fisher, a dense GGN or a dense Hessian."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from estimators.curvature.fisher import Fisher
 from estimators.models.jacobians import JacobianRows
 from estimators.numerics.dtype import algebra_dtype, to_algebra_dtype
-from estimators.numerics.pytrees import split_rows
+from estimators.numerics.pytrees import select_rows, split_rows
 from estimators.numerics.symmetric import add_gram, mirror
 from estimators.objective.objective import Objective
 from estimators.runtime.memory import rows_per_chunk
 
-__all__ = ["dense_ggn", "dense_hessian", "ggn_rows"]
+__all__ = ["dense_gram", "dense_hessian", "fisher_rows", "ggn_rows"]
 
 
 def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
@@ -32,12 +33,23 @@ def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
             yield rows.reshape(-1, network.n_parameters)
 
 
-def dense_ggn(objective: Objective, jacobian: JacobianRows) -> Tensor:
-    """Σₙ Jₙᵀ Λₙ Jₙ (P, P), without the prior, in `algebra_dtype`."""
+def fisher_rows(objective: Objective, fisher: Fisher) -> Iterator[Tensor]:
+    """Yield rows R = GᵀJ (B·K, P) in `algebra_dtype`, by K backward passes per row; no Jacobian is made."""
+    network = objective.network
+    for x, targets in fisher.batches(objective):
+        n_cotangents = fisher.n_cotangents(network.outputs(select_rows(x, slice(0, 1))).shape[-1])
+        chunk = rows_per_chunk(3 * n_cotangents * network.n_parameters * algebra_dtype(network.theta.device).itemsize)
+        for part, of_part in split_rows((x, targets), chunk):
+            u = fisher.cotangents(objective.likelihood, network.outputs(part), of_part)
+            yield to_algebra_dtype(network.vjp_by_row(part, u).flatten(0, 1))
+
+
+def dense_gram(objective: Objective, rows: Iterable[Tensor]) -> Tensor:
+    """Σ RᵀR (P, P) of rows R (n, P), without the prior, in `algebra_dtype`."""
     n = objective.network.n_parameters
     total = objective.theta.new_zeros(n, n, dtype=algebra_dtype(objective.theta.device))
-    for rows in ggn_rows(objective, jacobian):
-        add_gram(total, rows.T)
+    for some in rows:
+        add_gram(total, some.T)
     mirror(total)
     return total
 

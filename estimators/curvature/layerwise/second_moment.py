@@ -9,10 +9,16 @@ __all__ = ["SecondMoment"]
 
 
 class SecondMoment:
-    """Accumulates Σ a aᵀ (E, E) of rows a (n, E); stores the rows instead while they are fewer than E/2."""
+    """Accumulates Σ a aᵀ (E, E) of rows a (n, E); stores the rows instead while they are fewer than E/2.
 
-    def __init__(self, size: int, dtype: torch.dtype) -> None:
-        self.size, self.dtype = size, dtype
+    Args:
+        size: E.
+        dtype: the dtype of the matrix and its eigenvectors.
+        keep_rows: whether rows may be stored. The matrix has all eigenvectors, stored rows only those of their span.
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype, *, keep_rows: bool = True) -> None:
+        self.size, self.dtype, self.keep_rows = size, dtype, keep_rows
         self.n_rows, self.stored = 0, list[Tensor]()
         self.matrix: Tensor | None = None
 
@@ -20,10 +26,10 @@ class SecondMoment:
         """Add rows (n, E)."""
         self.n_rows += len(rows)
         self.stored.append(rows)
-        if self.matrix is not None or 2 * self.n_rows > self.size:
+        if self.matrix is not None or not self.keep_rows or 2 * self.n_rows > self.size:
             gathered = torch.cat(self.stored).to(self.dtype)
             new = gathered.T @ gathered
-            self.matrix, self.stored = new if self.matrix is None else self.matrix + new, []
+            self.matrix, self.stored = new if self.matrix is None else self.matrix.add_(new), []
 
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (r,) and eigenvectors (E, r); r = E, or the number of rows if they are fewer than E/2.
