@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,8 +38,12 @@ _NO_PRODUCTS = {
     *("__getitem__", "expand", "expand_as", "unsqueeze"),
 }
 """Names of functions that use a weight otherwise than as a factor of a product with the activations."""
-Cotangents = Callable[[Tensor, PyTree], Tensor]
-"""Outputs f (M, C) and targets with rows -> K cotangents per row, (M, K, C)."""
+
+
+class Cotangents(Protocol):
+    """Makes K cotangents per row, (M, K, C), from outputs f (M, C) and targets with rows."""
+
+    def __call__(self, f: Tensor, targets: PyTree) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -188,14 +194,15 @@ class LayerwiseJacobian:
         row = select_rows(x, slice(0, 1))
         if _shapes_of(row) != self._traced_shapes:
             self._check_calls(self._trace(row))
-        size = self._chunk_size(self.n_outputs if n_cotangents is None else n_cotangents)
+        k = self.n_outputs if n_cotangents is None else n_cotangents
+        size = self._chunk_size(k)
         if cotangents is None:
             eye = torch.eye(self.n_outputs, dtype=self.network.theta.dtype, device=self.network.theta.device)
             for chunk in split_rows(x, size):
-                yield self._rows(chunk, eye.expand(n_rows(chunk), -1, -1))
+                yield self._compared_rows(chunk, eye.expand(n_rows(chunk), -1, -1), k)
             return
         for chunk, of_chunk in split_rows((x, targets), size):
-            yield self._rows(chunk, cotangents(self.network.outputs(chunk), of_chunk))
+            yield self._compared_rows(chunk, partial(cotangents, targets=of_chunk), k)
 
     def _chunk_size(self, n_cotangents: int) -> int:
         """How many rows one vectorised call takes."""
@@ -204,6 +211,34 @@ class LayerwiseJacobian:
         others = sum(self._params[name].numel() for name in self.other_params)
         element = self.network.theta.element_size()
         return rows_per_chunk(element * (2 * inputs + 3 * n_cotangents * (outputs + others)))
+
+    def _compared_rows(self, x: PyTree, cotangents: Tensor | Callable[[Tensor], Tensor], k: int) -> LayerwiseRows:
+        """Jacobian rows at x for K cotangents (M, K, C), or a function of the outputs that makes them.
+
+        If it is due, Σ c b aᵀ of random c (M, K) is compared with Jᵀ(Σ c u) by plain autograd on the user's module.
+        The outputs of this module then also make the cotangents.
+
+        Raises:
+            UnsupportedError: a weight is used where the layers do not show it.
+        """
+        check, made = self.network.check, list[tuple[Tensor, Tensor]]()
+
+        def weighted(f: Tensor) -> Tensor:
+            u = cotangents if isinstance(cotangents, Tensor) else cotangents(f.to(self.network.theta.dtype))
+            made.append((u, check.random(u[..., 0])))
+            return torch.einsum("mk,mkc->mc", made[0][1], u)
+
+        if not check.is_due(FACTORS, x, k):
+            known = isinstance(cotangents, Tensor)
+            return self._rows(x, cotangents if known else cotangents(self.network.outputs(x)))
+        u, g = check.cotangent_and_gradient(x, weighted)
+        rows = self._rows(x, made[0][0])
+        found = check.gradient_error(x, u, self._contracted(rows, made[0][1]), expected=g)
+        if found.within(check.tolerance()):
+            check.report.record_agreement(FACTORS, n_rows(x), found.error)
+            return rows
+        check.report.disagreements.append(f"{FACTORS}: {found}; the forms without factors are used where they exist")
+        raise _hidden_use(f"factors of layers whose gradient {found}")
 
     def _rows(self, x: PyTree, cotangents: Tensor) -> LayerwiseRows:
         """Jacobian rows at all rows of x in one vectorised call."""
@@ -215,33 +250,14 @@ class LayerwiseJacobian:
                 raise
             except FAILURES as error:
                 raise _hidden_use(f"layers that cannot be differentiated in a vectorised call ({error})") from error
-        found = LayerwiseRows(self._joined(inputs, gradients, cotangents), others.detach())
-        self._compare(x, cotangents, found)
-        return found
-
-    def _compare(self, x: PyTree, cotangents: Tensor, rows: LayerwiseRows) -> None:
-        """Compare Σ c b aᵀ of random c (M, K) with Jᵀ(Σ c u) by plain autograd on the user's module.
-
-        Raises:
-            UnsupportedError: a weight is used where the layers do not show it.
-        """
-        check = self.network.check
-        if not check.is_due(FACTORS, x, cotangents.shape[1]):
-            return
-        c = check.random(cotangents[..., 0])
-        found = self.network.gradient_error(x, torch.einsum("mk,mkc->mc", c, cotangents), self._contracted(rows, c))
-        if found.within(check.tolerance()):
-            check.report.record_agreement(FACTORS, n_rows(x), found.error)
-            return
-        check.report.disagreements.append(f"{FACTORS}: {found}; the forms without factors are used where they exist")
-        raise _hidden_use(f"factors of layers whose gradient {found}")
+        return LayerwiseRows(self._joined(inputs, gradients, cotangents), others.detach())
 
     def _contracted(self, rows: LayerwiseRows, c: Tensor) -> Tensor:
         """Σ_mk c J, (P,)."""
         layout, total = self.layout, torch.zeros_like(self.network.theta)
         for name, factors in rows.factors.items():
-            weighted = factors.gradients * c[:, :, None, None].to(factors.gradients)
-            layout.put(total, name, torch.einsum("mkto,mte->oe", weighted, factors.inputs).to(total))
+            b = torch.einsum("mk,mkto->mto", c.to(factors.gradients), factors.gradients)
+            layout.put(total, name, (b.flatten(0, 1).T @ factors.inputs.flatten(0, 1)).to(total))
         if self.other_params:
             others = torch.einsum("mk,mkp->p", c.to(rows.other_rows), rows.other_rows)
             total[layout.other_index.to(total.device)] = others.to(total)

@@ -147,8 +147,10 @@ def standard_errors(samples, exact):
 def test_sampled_gradients_have_mean_zero_and_the_covariance_of_the_hessian(name):
     likelihood, model, x, y = _case(name)
     f = model(x).detach().flatten(1)
-    given, keys = likelihood.given(y), torch.arange(N)
-    samples = torch.stack([Fisher("mc", seed=s).cotangents(likelihood, f, (y, keys))[:, 0] for s in range(4000)])
+    given, copies = likelihood.given(y), 4000
+    keys = torch.arange(N * copies)  # each copy of a row has a sample of its own
+    several = (f.repeat(copies, 1), (y.repeat(copies, *[1] * (y.ndim - 1)), keys))
+    samples = Fisher("mc", seed=1).cotangents(likelihood, *several)[:, 0].unflatten(0, (copies, N))
     outer = torch.einsum("sbc,sbd->sbcd", samples, samples)
     assert float(standard_errors(outer, given.hessian(f)).max()) < 4.5
     assert float(standard_errors(samples, torch.zeros_like(f)).max()) < 4.5
