@@ -19,6 +19,7 @@ from torch.func import vjp, vmap
 
 from estimators.errors import EstimatorError, UnsupportedError
 from estimators.models.derivative_routes import FAILURES
+from estimators.models.disagreement import Disagreement
 from estimators.models.kernels import differentiable
 from estimators.models.layer_layout import Layout
 from estimators.models.linear_calls import LinearCall, LinearCallTracer, LinearMap
@@ -216,27 +217,38 @@ class LayerwiseJacobian:
         """Jacobian rows at x for K cotangents (M, K, C), or a function of the outputs that makes them.
 
         If it is due, Σ c b aᵀ of random c (M, K) is compared with Jᵀ(Σ c u) by plain autograd on the user's module.
-        The outputs of this module then also make the cotangents.
+        If a function makes the cotangents, the outputs of this module are its argument, which saves a forward pass.
 
         Raises:
             UnsupportedError: a weight is used where the layers do not show it.
         """
-        check, made = self.network.check, list[tuple[Tensor, Tensor]]()
+        check = self.network.check
+        if not check.is_due(FACTORS, x, k):
+            made_here = cotangents if isinstance(cotangents, Tensor) else cotangents(self.network.outputs(x))
+            return self._rows(x, made_here)
+        if isinstance(cotangents, Tensor):
+            rows, c = self._rows(x, cotangents), check.random(cotangents[..., 0])
+            weighted = torch.einsum("mk,mkc->mc", c, cotangents)
+            self._record(x, self.network.gradient_error(x, weighted, self._contracted(rows, c)))
+            return rows
+        made: list[tuple[Tensor, Tensor]] = []
 
-        def weighted(f: Tensor) -> Tensor:
-            u = cotangents if isinstance(cotangents, Tensor) else cotangents(f.to(self.network.theta.dtype))
+        def weighted_cotangent(f: Tensor) -> Tensor:
+            u = cotangents(f.to(self.network.theta.dtype))
             made.append((u, check.random(u[..., 0])))
             return torch.einsum("mk,mkc->mc", made[0][1], u)
 
-        if not check.is_due(FACTORS, x, k):
-            known = isinstance(cotangents, Tensor)
-            return self._rows(x, cotangents if known else cotangents(self.network.outputs(x)))
-        u, g = check.cotangent_and_gradient(x, weighted)
+        u, g = check.cotangent_and_gradient(x, weighted_cotangent)
         rows = self._rows(x, made[0][0])
-        found = check.gradient_error(x, u, self._contracted(rows, made[0][1]), expected=g)
+        self._record(x, check.gradient_error(x, u, self._contracted(rows, made[0][1]), expected=g))
+        return rows
+
+    def _record(self, x: PyTree, found: Disagreement) -> None:
+        """Record a comparison of the factors at x; raise UnsupportedError if they disagree with plain autograd."""
+        check = self.network.check
         if found.within(check.tolerance()):
             check.report.record_agreement(FACTORS, n_rows(x), found.error)
-            return rows
+            return
         check.report.disagreements.append(f"{FACTORS}: {found}; the forms without factors are used where they exist")
         raise _hidden_use(f"factors of layers whose gradient {found}")
 

@@ -355,7 +355,7 @@ class Network(NetworkFunction):
         return jacobian
 
     def vjp_by_row(self, x: PyTree, cotangents: Tensor) -> Tensor:
-        """Compute Jᵀ u of each row by itself, vectorised over rows if that is right.
+        """Compute Jᵀ u of each row, without a sum over rows, vectorised over rows if that is right.
 
         Args:
             x: inputs of B rows.

@@ -1,4 +1,4 @@
-"""Jacobian rows GᵀJ in factors at the training rows, with GGᵀ = Λ, or a sampled or empirical one in its place."""
+"""Jacobian rows GᵀJ in factors at the training rows, with GGᵀ = Λ or its estimate by labels."""
 
 from __future__ import annotations
 
