@@ -130,7 +130,8 @@ def uniform_numbers(keys: Tensor, n: int, seed: int, sample: int) -> Tensor:
     stream = _mixed(_mixed(stream[0] + _INCREMENT) + stream[1] * _INCREMENT)
     states = _mixed(keys.cpu() ^ stream)[:, None] + torch.arange(1, n + 1) * _INCREMENT
     whole = _shifted(_mixed(states), 64 - _BITS)
-    return (whole.double() + 0.5) * 2.0**-_BITS
+    numbers: Tensor = (whole.double() + 0.5) * 2.0**-_BITS
+    return numbers
 
 
 def _mixed(z: Tensor) -> Tensor:

@@ -75,7 +75,9 @@ class Gaussian(Likelihood):
 
     def sample_labels(self, f: Tensor, uniform: Uniform) -> Tensor:
         u, eps = uniform(f.shape[-1]), torch.finfo(f.dtype).eps
-        standard = torch.special.ndtri(u.clamp(eps, 1 - eps))  # a number that rounds to 1 has no finite quantile
+        standard: Tensor = torch.special.ndtri(
+            u.clamp(eps, 1 - eps)
+        )  # a number that rounds to 1 has no finite quantile
         return f + self._sigma(f) * standard
 
     def check_targets(self, f: Tensor, y: Tensor) -> None:

@@ -396,10 +396,10 @@ class Network(NetworkFunction):
 
     def _plain_vjp_by_row(self, x: PyTree, cotangents: Tensor) -> Tensor:
         """Jᵀ u (B, K, P) by plain autograd, one row at a time."""
-        rows = [select_rows(x, slice(i, i + 1)) for i in range(len(cotangents))]
-        return torch.stack(
-            [self._plain_vjp(row, lambda _, u=u: u[:, None])[1] for row, u in zip(rows, cotangents, strict=True)]
-        )
+        products = [
+            self.check.reference.vjp(select_rows(x, slice(i, i + 1)), u[:, None]) for i, u in enumerate(cotangents)
+        ]
+        return torch.stack(products).to(self.theta.dtype)
 
     @property
     def vectors_per_call(self) -> int:
