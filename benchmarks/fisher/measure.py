@@ -58,7 +58,8 @@ class Case:
         likelihood: the likelihood.
         options: options of `LinearizedLaplace`.
         n_data: number of rows.
-        batch_size: rows per batch.
+        batch_size: rows per batch of the fit.
+        plain_batch_size: rows per batch of the plain passes; larger than that of the fit if few rows are fitted.
     """
 
     network: str
@@ -68,6 +69,7 @@ class Case:
     options: dict[str, Any]
     n_data: int
     batch_size: int
+    plain_batch_size: int
 
 
 def _images(n: int) -> tuple[Tensor, Tensor]:
@@ -81,11 +83,11 @@ def _texts(n: int) -> tuple[Tensor, Tensor]:
 
 def _resnet(n_data: int = 512, batch_size: int = 128, **options: Any) -> Case:  # noqa: ANN401
     name = f"ResNet-18, C = {N_CLASSES:,}"
-    return Case(name, lambda: resnet18(N_CLASSES), _images, "classification", options, n_data, batch_size)
+    return Case(name, lambda: resnet18(N_CLASSES), _images, "classification", options, n_data, batch_size, 128)
 
 
 def _tokens(**options: Any) -> Case:  # noqa: ANN401
-    return Case(f"transformer, V = {VOCABULARY:,}", TokenModel, _texts, "causal_lm", options, 16, 8)
+    return Case(f"transformer, V = {VOCABULARY:,}", TokenModel, _texts, "causal_lm", options, 16, 8, 8)
 
 
 CASES: dict[str, Case] = {
@@ -111,20 +113,22 @@ def measure_fisher(name: str) -> Measured:
     return {**times, "peak": peak}
 
 
-def _loader(case: Case) -> list[tuple[Tensor, Tensor]]:
+def _loader(case: Case, n: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
-    x, y = case.rows(case.n_data)
-    return list(zip(x.split(case.batch_size), y.split(case.batch_size), strict=True))
+    x, y = case.rows(n)
+    return list(zip(x.split(batch_size), y.split(batch_size), strict=True))
 
 
 def _times(name: str) -> Measured:
     case = CASES[name]
     torch.manual_seed(0)
-    model, loader = case.make().eval(), _loader(case)
+    model, loader = case.make().eval(), _loader(case, case.n_data, case.batch_size)
+    n_plain = max(case.n_data, case.plain_batch_size)
+    plain = _loader(case, n_plain, case.plain_batch_size)
     estimator = LinearizedLaplace(model, case.likelihood, **case.options)
     estimator.fit([(x[:1], y[:1]) for x, y in loader[:1]])  # imports what torch.func needs
-    _plain_pass(model, loader[:1])
-    before = _seconds(lambda: _plain_pass(model, loader))
+    _plain_pass(model, plain[:1])
+    before = _seconds(lambda: _plain_pass(model, plain))
     fit, decompositions = _without_decompositions(lambda: estimator.fit(loader))
     objective = estimator.objective_.centred(curvature="ggn")
     objective.network.check.enabled = False
@@ -132,14 +136,14 @@ def _times(name: str) -> Measured:
     fisher = Fisher(case.options.get("fisher", "exact"))
     options = GGNOptions(fisher, case.options.get("kfac_approx", "expand"))
     curvature, _ = _without_decompositions(lambda: build(objective, options))
-    after = _seconds(lambda: _plain_pass(model, loader))
+    after = _seconds(lambda: _plain_pass(model, plain))
     passes = estimator.fit_report_.passes
     return {
         "network": case.network,
         "options": case.options,
         "n_data": case.n_data,
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        "plain_seconds": (before + after) / 2,
+        "plain_seconds": (before + after) / 2 * case.n_data / n_plain,
         "fit_seconds": fit,
         "curvature_seconds": curvature,
         "decomposition_seconds": decompositions,
@@ -178,4 +182,6 @@ def _plain_pass(model: nn.Module, loader: list[tuple[Tensor, Tensor]]) -> None:
 def _fit_once(name: str) -> None:
     case = CASES[name]
     torch.manual_seed(0)
-    LinearizedLaplace(case.make().eval(), case.likelihood, **case.options).fit(_loader(case))
+    LinearizedLaplace(case.make().eval(), case.likelihood, **case.options).fit(
+        _loader(case, case.n_data, case.batch_size)
+    )

@@ -16,11 +16,11 @@ Measured on {machine}
 Float32, random data, one thread, processor seconds; other programs were running. The command of this page is
 `python -m benchmarks --select fisher`.
 
-ResNet-18 has {classes:,} classes and images of 3×32×32, in batches of 128 (the exact GGN: 2 rows). The transformer has
+ResNet-18 has {classes:,} classes and images of 3×32×32, in batches of 128 (the exact GGN: 2 rows, whose plain passes are those of a batch of 128). The transformer has
 one block of width 64, a vocabulary of {vocabulary:,} tokens, and texts of {tokens} tokens, in batches of 8.
 
 Times are without the eigendecompositions, which are made once per fit and depend on the widths of the layers. They are
-divided by the time of plain forward and backward passes over the same batches in the same process. *Curvature* is the
+divided by the time of plain forward and backward passes over as many rows in the same process. *Curvature* is the
 computation of the curvature alone. *Fit* adds the checks of the data (two forward passes, and three rows of each batch
 alone) and the comparison of every row with plain autograd: a forward and a backward pass on the user's module, and the
 gradients of the weights from the factors. For "expand", the sums a aᵀ over all pixels take more time than the network.

@@ -55,7 +55,7 @@ class Fisher:
     first_sample: int = 0
 
     def with_other_samples(self) -> Fisher:
-        """The same estimate from other labels, independent of the first `mc_samples` ones."""
+        """Return an estimate from other labels, independent of the first `mc_samples` ones."""
         return replace(self, first_sample=self.first_sample + self.mc_samples)
 
     def n_cotangents(self, n_outputs: int) -> int:
