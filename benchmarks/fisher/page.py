@@ -16,8 +16,9 @@ Measured on {machine}
 Float32, random data, one thread, processor seconds; other programs were running. The command of this page is
 `python -m benchmarks --select fisher`.
 
-ResNet-18 has {classes:,} classes and images of 3×32×32, in batches of 128 (the exact GGN: 2 rows, whose plain passes are those of a batch of 128). The transformer has
-one block of width 64, a vocabulary of {vocabulary:,} tokens, and texts of {tokens} tokens, in batches of 8.
+ResNet-18 has {classes:,} classes and images of 3×32×32, in batches of 128. The exact GGN is of 2 rows, and is compared
+with plain passes in a batch of 128. The transformer has one block of width 64, a vocabulary of {vocabulary:,} tokens,
+and texts of {tokens} tokens, in batches of 8.
 
 Times are without the eigendecompositions, which are made once per fit and depend on the widths of the layers. They are
 divided by the time of plain forward and backward passes over as many rows in the same process. *Curvature* is the
