@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from estimators.curvature.dense.ggn import dense_gram, dense_hessian, fisher_rows, ggn_rows
+from estimators.curvature.dense.ggn import dense_ggn, dense_hessian, ggn_rows
 from estimators.curvature.fisher import EXACT, Fisher
 from estimators.curvature.forms import (
     DataCurvature,
@@ -18,8 +17,6 @@ from estimators.curvature.forms import (
     JacobianCurvature,
     MatrixFreeCurvature,
     ProductCurvature,
-    centre_of,
-    restored,
 )
 from estimators.curvature.krylov.low_rank import low_rank_rows
 from estimators.curvature.layerwise.blocks import collect
@@ -30,13 +27,16 @@ from estimators.curvature.layerwise.whitened_rows import layers_of
 from estimators.curvature.sizes import check_dense_size, dual_bytes, matrix_free_bytes, n_ggn_rows, whole_rows_bytes
 from estimators.errors import UnsupportedError
 from estimators.models.derivative_routes import FAILURES, is_final_error, short
-from estimators.models.jacobians import JacobianRows
+from estimators.models.network import VJP_BY_ROW
 from estimators.objective.float64 import to_float64
 from estimators.objective.objective import LabelLoss, Objective
 from estimators.runtime.memory import check_fits_memory
 
 LOW_RANK = 100
 """Default rank of `hessian_structure="lowrank"`."""
+
+
+__all__ = ["BUILDERS", "LOW_RANK", "Built", "GGNOptions"]
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,6 @@ class GGNOptions:
     rank: int = LOW_RANK
 
 
-__all__ = [
-    "BUILDERS",
-    "LOW_RANK",
-    "Built",
-    "DataCurvature",
-    "DenseCurvature",
-    "FactoredCurvature",
-    "GGNOptions",
-    "JacobianCurvature",
-    "MatrixFreeCurvature",
-    "ProductCurvature",
-    "centre_of",
-    "restored",
-]
-
-
 def build_matrix_ggn(objective: Objective, options: GGNOptions) -> Built:
     """The dense GGN, layer by layer if that is cheaper."""
     check_dense_size(objective)
@@ -77,17 +61,15 @@ def build_matrix_ggn(objective: Objective, options: GGNOptions) -> Built:
     if worthwhile(layers, fisher):
         with suppress(UnsupportedError):  # rows use other layers, or a layer several times
             return DenseCurvature(layered_ggn(objective, layers, fisher), exact_hessian=False), "layers"
-    rows, backend = _rows(objective, fisher)
-    return DenseCurvature(dense_gram(objective, rows), exact_hessian=False), backend()
+    matrix = dense_ggn(objective, fisher)
+    return DenseCurvature(matrix, exact_hessian=False), _backend(objective, fisher)
 
 
-def _rows(objective: Objective, fisher: Fisher) -> tuple[Iterator[Tensor], Callable[[], str]]:
-    """Rows (n, P) whose Gram matrix is the GGN or its estimate, and a function that names their route afterwards."""
+def _backend(objective: Objective, fisher: Fisher) -> str:
+    """The route of whole rows in use, "torch.func" or "autograd"."""
     if fisher.kind == "exact":
-        jacobian = JacobianRows(objective.network)
-        return ggn_rows(objective, jacobian), lambda: jacobian.backend
-    routes = objective.network.routes
-    return fisher_rows(objective, fisher), lambda: "autograd" if routes.first.get("rows of Jᵀ u", 0) else "torch.func"
+        return objective.network.jacobian_backend
+    return "autograd" if objective.network.routes.first.get(VJP_BY_ROW, 0) else "torch.func"
 
 
 def build_matrix_hessian(objective: Objective, options: GGNOptions) -> Built:  # noqa: ARG001
@@ -104,8 +86,8 @@ def build_rows(objective: Objective, options: GGNOptions) -> Built:
         with suppress(UnsupportedError):
             return FactoredCurvature(factored_rows(objective, layers, fisher)), "layers"
         _check_dual_size(objective, whole_rows_bytes(objective, layers, fisher))
-    rows, backend = _rows(objective, fisher)
-    return JacobianCurvature(torch.cat(list(rows))), backend()
+    rows = torch.cat(list(ggn_rows(objective, fisher)))
+    return JacobianCurvature(rows), _backend(objective, fisher)
 
 
 def _check_dual_size(objective: Objective, needed: int) -> None:

@@ -66,7 +66,7 @@ class Fisher:
         """Yield the inputs of each batch, and what `cotangents` needs besides the outputs: pytrees with rows."""
         seen = Counter[bytes]()
         for batch in objective.batches:
-            yield batch.x, (batch.y, _row_keys(batch.x, len(batch), seen)) if self.kind == "mc" else (batch.y,)
+            yield batch.x, (batch.y, _row_keys(batch.x, seen)) if self.kind == "mc" else (batch.y,)
 
     @property
     def _samples(self) -> range:
@@ -104,10 +104,10 @@ class Fisher:
 EXACT = Fisher()
 
 
-def _row_keys(x: PyTree, n: int, seen: Counter[bytes]) -> Tensor:
+def _row_keys(x: PyTree, seen: Counter[bytes]) -> Tensor:
     """Return an integer per row (n,), which depends on its inputs and on how many equal rows came before."""
     keys, repeats = [], []
-    for row in row_hashes(x, n):
+    for row in row_hashes(x):
         keys.append(int.from_bytes(row[:8], "little", signed=True))
         repeats.append(seen[row])
         seen[row] += 1

@@ -37,7 +37,7 @@ def test_auto_takes_the_cheapest_inverse_that_fits(width, n, curvature, availabl
 @pytest.mark.parametrize(
     ("options", "build"),
     [
-        ({"inverse": "cholesky"}, "dense_gram"),
+        ({"inverse": "cholesky"}, "dense_ggn"),
         ({"inverse": "cholesky", "curvature": "hessian"}, "dense_hessian"),
         ({"inverse": "dual"}, "ggn_rows"),
     ],
