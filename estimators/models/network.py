@@ -369,7 +369,7 @@ class Network(NetworkFunction):
             return self.gradient_error(x, u, torch.einsum("bk,bkp->p", c, products))
 
         is_due = self.check.is_due(what, x, cotangents.shape[1])
-        return self._first_agreeing(what, x, routes, difference if is_due else None)
+        return self.routes.first_agreeing(self.check, what, x, routes, difference if is_due else None)
 
     def _vectorised_vjp(self, x: PyTree, cotangents: Tensor) -> Tensor:
         """Jᵀ u (B, K, P) by torch.func, vectorised over rows."""
