@@ -67,7 +67,7 @@ class RaoBlackwellBlock:
     def features_in(self, jacobian: Tensor) -> Tensor | None:
         """Return the features φ (M, E) that a Jacobian (M, C, P) has as its entries of L; None if it has others.
 
-        The Jacobian has been compared with plain autograd, so that no further forward pass is needed: ∂f_c/∂W_d = δ_cd φ.
+        ∂f_c/∂W_d = δ_cd φ. The Jacobian has been compared with plain autograd, so that no forward pass is needed.
         """
         entries = self.last_layer.to_matrix(jacobian)  # (M, C, C, E)
         features = entries[:, 0, 0]
