@@ -18,6 +18,7 @@ from estimators.data.inputs import as_inputs
 from estimators.data.training_data import TrainingData
 from estimators.errors import DataError, OptionError, UnsupportedError
 from estimators.estimator.cloning import CloningMixin
+from estimators.estimator.export import ExportMixin
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.likelihoods.prediction import Prediction
 from estimators.models.checks import check_model
@@ -39,7 +40,7 @@ from estimators.runtime.rng import preserved_random_state
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
 
-class UncertaintyEstimator(CloningMixin):
+class UncertaintyEstimator(CloningMixin, ExportMixin):
     """The predictive variance of a trained network. Base class of all estimators.
 
     The trained network is taken as a maximum of the posterior with the loss (sums over rows, never means)

@@ -64,6 +64,8 @@ class LastLayerLaplace(UncertaintyEstimator):
         torch.Size([4, 2])
     """
 
+    export_route = "batch"
+
     @inherits_options(UncertaintyEstimator, PriorOptions)
     def __init__(
         self,
@@ -126,6 +128,12 @@ class LastLayerLaplace(UncertaintyEstimator):
 
     def _variance(self, x: PyTree) -> Tensor:
         return self._checked_variance(x).flatten(1)
+
+    def _export_moments(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        with self.last_layer_.capture_features() as features:
+            mean = self._mean(x)
+        variance = self.precision_.variance(features.at_positions.flatten(0, -2)).reshape(mean.shape)
+        return mean, self._to_output_dtype(variance)
 
     def _covariance(self, x: PyTree) -> Tensor:
         return self.precision_.covariance(self.last_layer_.features(x))

@@ -80,6 +80,8 @@ class LinearizedLaplace(UncertaintyEstimator):
         torch.Size([4, 2, 2])
     """
 
+    export_route = "rows"
+
     @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
@@ -167,6 +169,10 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     def _variance(self, x: PyTree) -> Tensor:
         return self.precision_.variance_at(self.network_, x)
+
+    def _check_exportable(self) -> None:
+        if self.inverse_ in ("cg", "matrix_free_dual"):  # queries need passes over the data
+            raise self._not_exportable(f'LinearizedLaplace with inverse="{self.inverse_}"')
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
         return self.precision_.variance_at(ComposedNetwork(self.network_, of), x)

@@ -67,6 +67,8 @@ class SubnetworkLaplace(UncertaintyEstimator):
         torch.Size([10])
     """
 
+    export_route = "rows"
+
     @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
