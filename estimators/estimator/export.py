@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -117,10 +118,11 @@ class ExportMixin(ABC):
         arguments, keywords = forward_arguments(x)
         with tracing(), torch.no_grad(), _quiet():
             moments = self._record_moments(x)
-            served = (_ServedKeywords if keywords else _Served)(self.network_.module, moments, self._finish(calibrate))
+            kind = _ServedKeywords.of_names(keywords) if keywords else _Served
+            served = kind(self.network_.module, moments, self._finish(calibrate))
             rows = torch.export.Dim("rows", min=1)
             shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, rows), x)
-            dynamic = {"keywords": shapes} if keywords else {"x": shapes}
+            dynamic = shapes if keywords else {"x": shapes}
             program = torch.export.export(served, arguments, keywords, dynamic_shapes=dynamic, strict=False)
             file = io.BytesIO()
             torch.export.save(program, file)
@@ -230,8 +232,17 @@ class _Served(nn.Module):
 class _ServedKeywords(_Served):
     """The module that is exported, for a model that takes keywords."""
 
-    def forward(self, **keywords: PyTree) -> dict[str, Tensor]:  # type: ignore[override]
-        return self.finish(self.moments(keywords))
+    @classmethod
+    def of_names(cls, names: Iterable[str]) -> type[_ServedKeywords]:
+        """Return the class for these keywords; torch.export reads them from the signature."""
+
+        def forward(self: _ServedKeywords, **keywords: PyTree) -> dict[str, Tensor]:
+            return self.finish(self.moments(keywords))
+
+        kind, either = inspect.Parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [kind("self", either), *(kind(name, either) for name in names)]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return type(cls.__name__, (cls,), {"forward": forward})
 
 
 def _as_dict(prediction: Prediction) -> dict[str, Tensor]:
