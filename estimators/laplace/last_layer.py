@@ -17,6 +17,7 @@ from estimators.estimator.options import PriorOptions, inherits_options
 from estimators.laplace.evidence import log_marginal_likelihood
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
+from estimators.models.feature_reduction import FeatureReduction, checked_reduction
 from estimators.models.last_linear import find_last_linear
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
@@ -46,6 +47,11 @@ class LastLayerLaplace(UncertaintyEstimator):
         subset_of_weights: "last_layer", the only possible value.
         hessian_structure: "full", "kron" (one δ for the whole layer) or "diag".
         last_layer_name: the name of the layer. None: found by running the network.
+        feature_reduction: for a network that applies the layer to every position (token) of a row and returns one
+            output per row: "pick_last" (the last token that is not padding, as the sequence classifiers of
+            transformers with causal attention), "pick_first", "average" (over the tokens of "attention_mask"), or a
+            function (features (B, T, D), inputs) -> (B, D). `fit` raises NoLastLayerError if the network does
+            something else. None: the layer's outputs are those of the network.
 
     Attributes:
         last_layer_: the layer, its features and its positions.
@@ -75,6 +81,7 @@ class LastLayerLaplace(UncertaintyEstimator):
         subset_of_weights: str = "last_layer",
         hessian_structure: str = "full",
         last_layer_name: str | None = None,
+        feature_reduction: FeatureReduction | None = None,
         **prior: Unpack[PriorOptions],
     ) -> None:
         super().__init__(model, likelihood, subset_of_weights=subset_of_weights, **prior)
@@ -85,17 +92,25 @@ class LastLayerLaplace(UncertaintyEstimator):
             )
         remedy = '"full" where (C·(D+1))² numbers fit into memory, else "kron".'
         checked_choice("hessian_structure", hessian_structure, sorted(_STRUCTURES), remedy=remedy)
+        self.feature_reduction = checked_reduction(feature_reduction)
         if last_layer_name is not None:
             checked_instance("last_layer_name", last_layer_name, str, remedy="the name of a layer, or None.")
 
     def _parameter_names(self, train_loader: Iterable[Any]) -> list[str]:
-        return find_last_linear(self.model, self._first_inputs(train_loader), name=self.last_layer_name).parameter_names
+        first = self._first_inputs(train_loader)
+        options = {"name": self.last_layer_name, "feature_reduction": self.feature_reduction}
+        return find_last_linear(self.model, first, **options).parameter_names  # type: ignore[arg-type]
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         first = next(iter(objective.batches))
-        self.last_layer_ = LastLayer.of(objective.network, first.x, name=self.last_layer_name)
+        self.last_layer_ = LastLayer.of(
+            objective.network, first.x, name=self.last_layer_name, feature_reduction=self.feature_reduction
+        )
         self.factors_ = _STRUCTURES[self.hessian_structure].collect(self.last_layer_, objective)
         self.precision_ = self._precision_for(objective.prior.precision)
+
+    def _last_layer_of(self, objective: Objective, description: dict[str, str | None]) -> LastLayer:
+        return LastLayer.from_description(objective.network, description, self.feature_reduction)
 
     def _precision_for(self, prior_precision: Tensor) -> LastLayerPrecision:
         prior = self.last_layer_.to_matrix(prior_precision)
@@ -106,7 +121,7 @@ class LastLayerLaplace(UncertaintyEstimator):
         if ratio is None:
             self._fit(objective, progress_bar=False)
             return
-        self.last_layer_ = LastLayer.from_description(objective.network, fitted.last_layer_.description())
+        self.last_layer_ = self._last_layer_of(objective, fitted.last_layer_.description())
         scaled = _STRUCTURES[self.hessian_structure].scaled
         self.factors_ = {name: ratio * t if name == scaled else t for name, t in fitted.factors_.items()}
         self.precision_ = self._precision_for(objective.prior.precision)
@@ -115,13 +130,13 @@ class LastLayerLaplace(UncertaintyEstimator):
         return self.factors_, {"last_layer": self.last_layer_.description()}
 
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        self.last_layer_ = LastLayer.from_description(objective.network, learned["last_layer"])
+        self.last_layer_ = self._last_layer_of(objective, learned["last_layer"])
         self.factors_ = tensors
         self.precision_ = self._precision_for(objective.prior.precision)
 
     def _checked_variance(self, x: PyTree) -> Tensor:
         self._check_fitted()
-        with self.last_layer_.capture_features() as features:  # from the forward pass of the check
+        with self.last_layer_.capture_features(x) as features:  # from the forward pass of the check
             f = self._checked_outputs(x)
         self.last_layer_.check(x, f, features)
         return self.precision_.variance(features.at_positions.flatten(0, -2)).reshape(f.shape)
@@ -130,7 +145,7 @@ class LastLayerLaplace(UncertaintyEstimator):
         return self._checked_variance(x).flatten(1)
 
     def _export_moments(self, x: PyTree) -> tuple[Tensor, Tensor]:
-        with self.last_layer_.capture_features() as features:
+        with self.last_layer_.capture_features(x) as features:
             mean = self._mean(x)
         variance = self.precision_.variance(features.at_positions.flatten(0, -2)).reshape(mean.shape)
         return mean, self._to_output_dtype(variance)
@@ -140,7 +155,7 @@ class LastLayerLaplace(UncertaintyEstimator):
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         displaced = self.precision_.sample(n_samples, generator)
-        with self.last_layer_.capture_features() as features:
+        with self.last_layer_.capture_features(x) as features:
             f = self.network_.shaped_outputs(x)
         self.last_layer_.check(x, f, features)
         response = torch.einsum("kce,m...e->km...c", displaced, features.at_positions.to(displaced.dtype)).flatten(2)
