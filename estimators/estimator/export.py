@@ -70,7 +70,7 @@ class ExportMixin(ABC):
             example: a query of at least one row, as for `predict`.
 
         Raises:
-            UnsupportedError: for an estimator whose variance is no closed expression of the network and its derivatives.
+            UnsupportedError: if the variance is no closed expression of the network and its derivatives.
             ModelError: if torch cannot export the network, or the exported module differs from `predict` by more than
                 1e-6 of the largest value.
             OptionError: if the file has another ending.

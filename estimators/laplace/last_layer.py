@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from estimators.curvature.joining import not_a_sum
 from estimators.curvature.last_layer.features import LastLayer
 from estimators.curvature.last_layer.precision import DiagLastLayer, FullLastLayer, KronLastLayer, LastLayerPrecision
 from estimators.errors import OptionError
-from estimators.estimator.base import UncertaintyEstimator, precision_vector
+from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import PriorOptions, inherits_options
-from estimators.laplace.evidence import log_marginal_likelihood
+from estimators.laplace.evidence import Delta, EvidenceFunction, log_det_of_sum, log_marginal_likelihood, prior_vector
+from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
 from estimators.models.feature_reduction import FeatureReduction, checked_reduction
@@ -31,7 +34,7 @@ __all__ = ["LastLayerLaplace"]
 Factors = dict[str, Tensor]
 
 
-class LastLayerLaplace(UncertaintyEstimator):
+class LastLayerLaplace(UpdateMixin):
     """Laplace over the last linear layer f = Wφ + b (Kristiadi et al. 2020; Daxberger et al. 2021, section 2).
 
         full: A = Σₙ Λₙ ⊗ φₙφₙᵀ + δ       kron: A = mean Λ ⊗ Σ φφᵀ + δ I       diag: the diagonal of the full one
@@ -134,6 +137,15 @@ class LastLayerLaplace(UncertaintyEstimator):
         self.factors_ = tensors
         self.precision_ = self._precision_for(objective.prior.precision)
 
+    def _check_updatable(self) -> None:
+        if self.hessian_structure == "kron":  # a product of two sums
+            raise not_a_sum('hessian_structure="kron"')
+
+    def _add_rows(self, new: Objective, combined: Objective) -> None:
+        added = _STRUCTURES[self.hessian_structure].collect(self.last_layer_, new)
+        self.factors_ = {name: factor + added[name] for name, factor in self.factors_.items()}
+        self.precision_ = self._precision_for(combined.prior.precision)
+
     def _checked_variance(self, x: PyTree) -> Tensor:
         self._check_fitted()
         with self.last_layer_.capture_features(x) as features:  # from the forward pass of the check
@@ -161,13 +173,23 @@ class LastLayerLaplace(UncertaintyEstimator):
         response = torch.einsum("kce,m...e->km...c", displaced, features.at_positions.to(displaced.dtype)).flatten(2)
         return f.flatten(1) + response.to(f.dtype)
 
+    def evidence_function(self) -> EvidenceFunction:
+        """Return log p(D) as a differentiable function of δ and σ, with one forward pass over the data."""
+        self._check_fitted()
+        return EvidenceFunction.of(self.objective_, partial(_log_det_of, self.last_layer_, self.factors_))
+
     @exclusively
-    def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
+    def log_marginal_likelihood(
+        self, prior_precision: Delta | None = None, sigma_noise: float | Tensor | None = None
+    ) -> Tensor:
         """Return the Laplace approximation of the log marginal likelihood, over the last layer.
 
+        It is differentiable with respect to tensors that require a gradient, with one element each.
+
         Args:
-            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature. None: the
-                fitted one.
+            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature: a number or a
+                tensor, or a mapping from globs over parameter names to these. None: the fitted one.
+            sigma_noise: another σ of a regression with one σ, a number or a tensor. None: the fitted one.
 
         Returns:
             A scalar, in nats.
@@ -180,9 +202,24 @@ class LastLayerLaplace(UncertaintyEstimator):
         vector = self.objective_.prior.precision
         precision = self.precision_
         if prior_precision is not None:
-            vector = precision_vector(prior_precision, self.network_)
+            vector = prior_vector(prior_precision, self.network_)
+        if sigma_noise is not None or vector.requires_grad:
+            return self.evidence_function()(vector, sigma_noise)
+        if prior_precision is not None:
             precision = self._precision_for(vector)
         return log_marginal_likelihood(self.objective_, vector, precision.log_det())
+
+
+def _log_det_of(layer: LastLayer, factors: Factors, delta: Tensor, scale: Tensor) -> Tensor:
+    """Return log |scale · G + diag δ| of a last layer, differentiable, from the factors of its structure."""
+    prior = layer.to_matrix(delta)
+    if "curvature" in factors:
+        return log_det_of_sum(factors["curvature"].reshape(prior.numel(), -1), prior.flatten(), scale)
+    if "diagonal" in factors:
+        return (scale * factors["diagonal"] + prior).log().sum()
+    of_outputs, of_features = (torch.linalg.eigvalsh(factors[name]).clamp_min(0) for name in ("mean_hessian", "gram"))
+    _single(prior)
+    return (scale * torch.outer(of_outputs, of_features) + prior[0, 0]).log().sum()
 
 
 @dataclass(frozen=True)

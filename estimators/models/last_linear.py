@@ -111,9 +111,7 @@ def _outputs(module: nn.Module, x: PyTree) -> Tensor:
         return output_tensor(module(*arguments, **keywords))
 
 
-def _passes_through(
-    module: nn.Module, name: str, x: PyTree, f: Tensor, output: Tensor, reduce: Reduce | None
-) -> bool:
+def _passes_through(module: nn.Module, name: str, x: PyTree, f: Tensor, output: Tensor, reduce: Reduce | None) -> bool:
     """Whether the network returns any output of the layer as reduced, also values beyond its outputs f (B, C) at x.
 
     Outputs that are empty or not finite cannot show this; the checks of the data reject them.

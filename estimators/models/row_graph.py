@@ -146,7 +146,7 @@ class _RowsInterpreter(fx.Interpreter):
         """Apply an operation to rows joined with its batch dimension."""
         if any(isinstance(a, _Rows) for a in args[1:3]) and target is aten.convolution.default:
             raise _fixed_rows("a convolution whose weights differ between rows")
-        batch = [a.tensor.shape[1] for a in args if isinstance(a, _Rows)][0]
+        batch = next(a.tensor.shape[1] for a in args if isinstance(a, _Rows))
         n_tensors = 1 if target is aten.convolution.default else len(args)  # weights follow
         joined = [
             _with_rows(a, self.n_rows).flatten(0, 1) if i < n_tensors and isinstance(a, (_Rows, Tensor)) else a
@@ -171,7 +171,7 @@ class _RowsInterpreter(fx.Interpreter):
         gradient: _Rows | Tensor,
         inputs: _Rows | Tensor,
         weight: _Rows | Tensor,
-        bias_sizes: list[int] | None,
+        bias_sizes: list[int] | None,  # noqa: ARG002
         *options: Any,  # noqa: ANN401
     ) -> tuple[Any, Any, Any]:
         """The gradients by inputs, weight and bias: rows are joined with the batch, or with the groups."""
@@ -231,5 +231,5 @@ def _fixed_rows(what: object) -> ModelError:
     return ModelError(
         "a network whose operations torch can apply to any number of rows",
         received=f"{what}",
-        remedy="LastLayerLaplace, whose exported module needs no derivatives; or Tuned.save and load with this library.",
+        remedy="LastLayerLaplace, whose exported module needs no derivatives; or save and load with this library.",
     )

@@ -22,10 +22,10 @@ class Reader(nn.Module):
 
 
 REDUCTIONS = {
-    "pick_first": lambda f, mask: f[:, 0],
+    "pick_first": lambda f, _: f[:, 0],
     "pick_last": lambda f, mask: f[torch.arange(len(f)), mask.sum(1) - 1],
     "average": lambda f, mask: (f * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
-    "second": lambda f, mask: f[:, 1],
+    "second": lambda f, _: f[:, 1],
 }
 
 
@@ -41,7 +41,7 @@ def loader():
     return [(rows(n), torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(n))) for n in (6, 5)]
 
 
-def second(features, inputs):
+def second(features, _):
     return features[:, 1]
 
 
