@@ -24,8 +24,8 @@ from estimators.models.exclusive import exclusively
 from estimators.models.network import Network
 from estimators.models.row_graph import graph_of_row, graph_of_rows
 from estimators.numerics.pytrees import PyTree, Shared, forward_arguments, n_rows, row_as_batch, select_rows
+from estimators.numerics.tracing import tracing
 from estimators.persistence.atomic import write_bytes
-from estimators.runtime.tracing import tracing
 
 __all__ = ["ExportMixin"]
 

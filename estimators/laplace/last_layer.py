@@ -218,7 +218,7 @@ def _log_det_of(layer: LastLayer, factors: Factors, delta: Tensor, scale: Tensor
     if "diagonal" in factors:
         return (scale * factors["diagonal"] + prior).log().sum()
     of_outputs, of_features = (torch.linalg.eigvalsh(factors[name]).clamp_min(0) for name in ("mean_hessian", "gram"))
-    _single(prior)
+    _single(prior.detach())
     return (scale * torch.outer(of_outputs, of_features) + prior[0, 0]).log().sum()
 
 

@@ -15,6 +15,7 @@ from estimators.curvature.dense.subset import ColumnPrecision
 from estimators.errors import OptionError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
+from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
 from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.models.jacobians import JacobianRows
@@ -34,7 +35,7 @@ _N_PARAMETERS = 1000
 """The default size of a subnetwork: its precision takes 8 MB."""
 
 
-class SubnetworkLaplace(UncertaintyEstimator):
+class SubnetworkLaplace(UpdateMixin):
     """Linearized Laplace with the full GGN of a set S of single weights (Daxberger et al. 2021, subnetwork inference).
 
         A_S = Σₙ (Jₙᵀ Λₙ Jₙ)_SS + δ_S          covariance(x) = J_S A_S⁻¹ J_Sᵀ, (C, C)
@@ -122,6 +123,13 @@ class SubnetworkLaplace(UncertaintyEstimator):
 
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
         self._set_curvature(DenseCurvature(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
+
+    def _check_updatable(self) -> None:
+        pass  # a dense GGN of the weights S of the fit is a sum
+
+    def _add_rows(self, new: Objective, combined: Objective) -> None:
+        matrix = self.data_curvature_.matrix + _ggn_of(new, self.index_)
+        self._set_curvature(DenseCurvature(matrix, exact_hessian=False), self.index_, combined)
 
     def _variance(self, x: PyTree) -> Tensor:
         return self.precision_.variance_at(self.network_, x)

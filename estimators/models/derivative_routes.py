@@ -12,7 +12,7 @@ from estimators.errors import EstimatorError, ModelError
 from estimators.models.disagreement import Disagreement
 from estimators.models.self_check import SelfCheck
 from estimators.numerics.pytrees import PyTree, n_rows
-from estimators.runtime.tracing import is_tracing
+from estimators.numerics.tracing import is_tracing
 
 __all__ = ["BY_IDENTITY", "BY_NAME", "FAILURES", "DerivativeRoutes", "is_final_error", "short"]
 

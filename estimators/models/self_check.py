@@ -30,8 +30,8 @@ from estimators.models.known_gradients import KnownGradients
 from estimators.models.subsets import Subset
 from estimators.models.user_module import UserModule
 from estimators.numerics.pytrees import PyTree, n_rows
+from estimators.numerics.tracing import is_tracing
 from estimators.runtime.pass_counter import SELF_CHECK, PassCounter
-from estimators.runtime.tracing import is_tracing
 
 __all__ = ["DISPLACED", "OUTPUTS", "DerivativeReport", "SelfCheck"]
 

@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 from torch import nn
 
 from estimators.numerics.pytrees import PyTree, n_rows
-from estimators.runtime.tracing import is_tracing
+from estimators.numerics.tracing import is_tracing
 
 __all__ = ["SELF_CHECK", "PassCounter", "RowCounts"]
 
