@@ -31,8 +31,8 @@ __all__ = ["ExportMixin"]
 
 Moments = tuple[Tensor, Tensor]
 """Mean and epistemic variance of the outputs, both in the shape of the outputs."""
-Calibrate = Callable[[Prediction], Prediction]
-"""What is done with a prediction before it is returned."""
+Finish = Callable[[Prediction], Prediction]
+"""What is done with the prediction of the moments before it is returned, such as a calibration."""
 
 _TOLERANCE = 1e-6
 """The largest relative error of the exported module, beside `predict`, that is accepted in float32 and float64."""
@@ -87,20 +87,22 @@ class ExportMixin(ABC):
             >>> torch.allclose(module(x)["epistemic_variance"], laplace.variance(x))
             True
         """
-        self._export(path, example, lambda prediction: prediction)
+        self._export(path, example, self.predict, lambda prediction: prediction)
 
-    def _export(self, path: str | Path, example: PyTree, calibrate: Calibrate) -> None:
-        """Write a module that returns the calibrated predictive distribution."""
+    def _export(
+        self, path: str | Path, example: PyTree, predict: Callable[[PyTree], Prediction], finish: Finish
+    ) -> None:
+        """Write a module that returns what `predict` does: `finish` of the prediction of the moments."""
         path = Path(path)
         if path.suffix != ".pt2":
             raise OptionError('a file name that ends in ".pt2"', received=path.name, remedy='export("model.pt2", x).')
         x = self._prepare_query(example)
         self._check_query(x)
         self._check_exportable()
-        calibrate(self.predict(example))  # what a first query computes once is computed before it is recorded
+        predict(example)  # what a first query computes once is computed before it is recorded
         try:
-            content = self._exported(x, calibrate)
-            self._check_exported(content, x, calibrate)
+            content = self._exported(x, finish)
+            self._check_exported(content, x, predict)
         except FAILURES as error:
             if is_final_error(error):
                 raise
@@ -112,14 +114,14 @@ class ExportMixin(ABC):
             ) from error
         write_bytes(path, content)
 
-    def _exported(self, x: PyTree, calibrate: Calibrate) -> bytes:
+    def _exported(self, x: PyTree, finish: Finish) -> bytes:
         """Return the content of the file."""
         x = _with_enough_rows(x)
         arguments, keywords = forward_arguments(x)
         with tracing(), torch.no_grad(), _quiet():
             moments = self._record_moments(x)
             kind = _ServedKeywords.of_names(keywords) if keywords else _Served
-            served = kind(self.network_.module, moments, self._finish(calibrate))
+            served = kind(self.network_.module, moments, self._outputs(finish))
             rows = torch.export.Dim("rows", min=1)
             shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, rows), x)
             dynamic = shapes if keywords else {"x": shapes}
@@ -128,9 +130,9 @@ class ExportMixin(ABC):
             torch.export.save(program, file)
         return file.getvalue()
 
-    def _finish(self, calibrate: Calibrate) -> Callable[[Moments], dict[str, Tensor]]:
+    def _outputs(self, finish: Finish) -> Callable[[Moments], dict[str, Tensor]]:
         """Return the function from the moments to the outputs of the module."""
-        return lambda moments: _as_dict(calibrate(self._export_prediction(*moments)))
+        return lambda moments: _as_dict(finish(self._export_prediction(*moments)))
 
     def _record_moments(self, x: PyTree) -> Callable[[PyTree], Moments]:
         """Return a function from inputs to the moments that torch.export can record."""
@@ -175,13 +177,13 @@ class ExportMixin(ABC):
             "hessian_structure, RegVar with PosteriorDraws, or DeepEnsemble.",
         )
 
-    def _check_exported(self, content: bytes, x: PyTree, calibrate: Calibrate) -> None:
+    def _check_exported(self, content: bytes, x: PyTree, predict: Callable[[PyTree], Prediction]) -> None:
         """Compare the saved module with `predict` at several numbers of rows. Raises ModelError."""
         module = torch.export.load(io.BytesIO(content)).module()
         n = n_rows(x)
         for index in (torch.arange(n), torch.arange(1), torch.arange(n + 1) % n):
             some = select_rows(x, index.to(self.network_.theta.device))
-            expected = _as_dict(calibrate(self.predict(some)))
+            expected = _as_dict(predict(some))
             arguments, keywords = forward_arguments(some)
             with torch.no_grad():
                 found = module(*arguments, **keywords)

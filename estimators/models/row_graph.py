@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._decomp import get_decompositions
+from torch._export.utils import _compiling_state_context
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from estimators.errors import ModelError
+from estimators.models.derivative_routes import FAILURES, short
 
 __all__ = ["graph_of_row", "graph_of_rows"]
 
@@ -51,13 +53,13 @@ _WITH_BATCH = (
 """Operations with a batch dimension first in their tensors with rows, and which treat its entries independently."""
 
 _DIMENSIONS = {
-    aten.cat.default: (1,),
-    aten.gather.default: (1,),
-    aten.diagonal_scatter.default: (3, 4),
-    aten.select_scatter.default: (2,),
-    aten.slice_scatter.default: (2,),
+    aten.cat.default: {1: 0},
+    aten.gather.default: {1: 0},
+    aten.diagonal_scatter.default: {3: 0, 4: 1},
+    aten.select_scatter.default: {2: 0},
+    aten.slice_scatter.default: {2: 0},
 }
-"""Operations that are the same with rows first, by the positions of their arguments that are dimensions."""
+"""Operations that are the same with rows first, by the positions of their arguments that are dimensions, and defaults."""
 
 
 def graph_of_row(function: Callable[..., PyTensors], tensors: Sequence[Tensor]) -> fx.GraphModule:
@@ -71,7 +73,7 @@ def graph_of_row(function: Callable[..., PyTensors], tensors: Sequence[Tensor]) 
         A graph without mutations, transforms and unused operations.
     """
     options: dict[str, Any] = {"tracing_mode": "fake", "_allow_non_fake_inputs": True}
-    with torch.no_grad():
+    with torch.no_grad(), _compiling_state_context():  # forwards that ask whether they are exported leave out branches
         recorded = make_fx(function, decomposition_table=get_decompositions(_NORMS), **options)(*tensors)
         graph: fx.GraphModule = make_fx(functionalize(recorded, remove="mutations"), **options)(*tensors)
     graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
@@ -132,10 +134,18 @@ class _RowsInterpreter(fx.Interpreter):
             return target(*args, **kwargs)
         if target is aten.convolution_backward.default:
             return self._convolution_backward(*args)
+        if target is aten.embedding_dense_backward.default:
+            return self._embedding_backward(*args)
+        if target is aten.copy.default:
+            return _pointwise(target, (_Rows(_with_rows(args[0], self.n_rows)), *args[1:]), kwargs)
+        if target is aten._new_zeros_with_same_feature_meta.default:
+            return self._zeros(*args, **kwargs)
         if target in _WITH_BATCH:
             found = self._joined(target, args, kwargs)
         elif target in _DIMENSIONS:
             found = self._shifted(target, args, kwargs)
+        elif torch.Tag.pointwise in target.tags:
+            found = _pointwise(target, args, kwargs)
         else:
             found = _mapped(target, args, kwargs)
         if self.n_rows.node.maybe_as_int() is not None:
@@ -157,14 +167,36 @@ class _RowsInterpreter(fx.Interpreter):
 
     def _shifted(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Rows:  # noqa: ANN401
         """Apply an operation to tensors with rows first, with every dimension one further."""
-        args = (*args, *(0,) * (max(_DIMENSIONS[target]) + 1 - len(args)))
         given = [
             pytree.tree_map_only((_Rows, Tensor), lambda t: _with_rows(t, self.n_rows), a, is_leaf=_is_rows)
             for a in args
         ]
-        for i in _DIMENSIONS[target]:
-            given[i] = args[i] + 1 if args[i] >= 0 else args[i]
+        for i, default in _DIMENSIONS[target].items():
+            given += [0] * (i + 1 - len(given))
+            dimension = args[i] if i < len(args) else default
+            given[i] = dimension + 1 if dimension >= 0 else dimension
         return _Rows(target(*given, **kwargs))
+
+    def _embedding_backward(
+        self,
+        gradient: _Rows | Tensor,
+        indices: _Rows | Tensor,
+        n_embeddings: int,
+        padding: int,
+        scale_by_frequency: bool,
+    ) -> _Rows:
+        """The gradient by the embeddings of each row."""
+        if scale_by_frequency:
+            raise _fixed_rows("an embedding with scale_grad_by_freq=True")
+        b, index = _with_rows(gradient, self.n_rows), _with_rows(indices, self.n_rows)
+        b = torch.where((index == padding)[..., None], 0.0, b)
+        b, index = b.flatten(1, -2), index.flatten(1)[..., None].expand(-1, -1, b.shape[-1])
+        return _Rows(b.new_zeros(self.n_rows, n_embeddings, b.shape[-1]).scatter_add(1, index, b))
+
+    def _zeros(self, like: _Rows | Tensor, other: _Rows | Tensor, *, self_num_batch_dims: int = 0) -> _Rows:
+        """Zeros of the shape of `other`, behind the first dimensions of `like`."""
+        a, b = _with_rows(like, self.n_rows), _with_rows(other, self.n_rows)
+        return _Rows(a.new_zeros(self.n_rows, *a.shape[1 : 1 + self_num_batch_dims], *b.shape[1:]))
 
     def _convolution_backward(
         self,
@@ -206,6 +238,22 @@ def _is_rows(leaf: object) -> bool:
     return isinstance(leaf, _Rows)
 
 
+def _pointwise(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Apply an elementwise operation to tensors with rows first, whose other dimensions are aligned from the right."""
+    leaves = pytree.tree_leaves((args, kwargs), is_leaf=_is_rows)
+    of_rows = [leaf.tensor.ndim - 1 for leaf in leaves if isinstance(leaf, _Rows)]
+    rank = max([*of_rows, *(leaf.ndim for leaf in leaves if isinstance(leaf, Tensor))])
+
+    def aligned(leaf: Any) -> Any:  # noqa: ANN401
+        if not isinstance(leaf, _Rows):
+            return leaf
+        rows = leaf.tensor
+        return rows[(slice(None), *(None,) * (rank + 1 - rows.ndim), ...)]
+
+    arguments, keywords = pytree.tree_map(aligned, (args, kwargs), is_leaf=_is_rows)
+    return pytree.tree_map_only(Tensor, _Rows, target(*arguments, **keywords))
+
+
 def _mapped(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     """Apply an operation to each row by `vmap`."""
     leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_rows)
@@ -218,7 +266,10 @@ def _mapped(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: 
         arguments, keywords = pytree.tree_unflatten(filled, spec)
         return target(*arguments, **keywords)
 
-    found = vmap(call)(*(leaves[i].tensor for i in which))
+    try:
+        found = vmap(call)(*(leaves[i].tensor for i in which))
+    except FAILURES as error:
+        raise _fixed_rows(f"{target}, of which torch says: {short(error)}") from error
     return pytree.tree_map_only(Tensor, _Rows, found)
 
 
