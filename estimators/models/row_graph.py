@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ _DIMENSIONS = {
     aten.select_scatter.default: {2: 0},
     aten.slice_scatter.default: {2: 0},
 }
-"""Operations that are the same with rows first, by the positions of their arguments that are dimensions, and defaults."""
+"""Operations that are the same with rows first, by the positions and defaults of dimensions among their arguments."""
 
 
 def graph_of_row(function: Callable[..., PyTensors], tensors: Sequence[Tensor]) -> fx.GraphModule:
@@ -127,32 +128,35 @@ class _RowsInterpreter(fx.Interpreter):
         self.n_rows = n_rows
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        if target is operator.getitem:
+        leaves = pytree.tree_leaves((args, kwargs), is_leaf=_is_rows)
+        if target is operator.getitem or not any(map(_is_rows, leaves)):
             return target(*args, **kwargs)
-        leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, _Rows))
-        if not any(isinstance(leaf, _Rows) for leaf in leaves):
-            return target(*args, **kwargs)
-        if target is aten.convolution_backward.default:
-            return self._convolution_backward(*args)
-        if target is aten.embedding_dense_backward.default:
-            return self._embedding_backward(*args)
-        if target is aten.copy.default:
-            return _pointwise(target, (_Rows(_with_rows(args[0], self.n_rows)), *args[1:]), kwargs)
-        if target is aten._new_zeros_with_same_feature_meta.default:
-            return self._zeros(*args, **kwargs)
-        if target in _WITH_BATCH:
-            found = self._joined(target, args, kwargs)
-        elif target in _DIMENSIONS:
-            found = self._shifted(target, args, kwargs)
-        elif torch.Tag.pointwise in target.tags:
-            found = _pointwise(target, args, kwargs)
-        else:
-            found = _mapped(target, args, kwargs)
+        found = self._rule(target)(*args, **kwargs)
         if self.n_rows.node.maybe_as_int() is not None:
             raise _fixed_rows(target)
         return found
 
-    def _joined(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    def _rule(self, target: Any) -> Callable[..., Any]:  # noqa: ANN401
+        """Return the function that applies an operation to all rows."""
+        rules = {
+            aten.convolution_backward.default: self._convolution_backward,
+            aten.embedding_dense_backward.default: self._embedding_backward,
+            aten._new_zeros_with_same_feature_meta.default: self._zeros,
+            aten.copy.default: self._copy,
+        }
+        if target in rules:
+            return rules[target]
+        if target in _WITH_BATCH:
+            return partial(self._joined, target)
+        if target in _DIMENSIONS:
+            return partial(self._shifted, target)
+        return partial(_pointwise if torch.Tag.pointwise in target.tags else _mapped, target)
+
+    def _copy(self, tensor: _Rows | Tensor, source: _Rows | Tensor, **options: Any) -> Any:  # noqa: ANN401
+        """Apply `copy`, whose result has the shape of its first argument."""
+        return _pointwise(aten.copy.default, _Rows(_with_rows(tensor, self.n_rows)), source, **options)
+
+    def _joined(self, target: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Apply an operation to rows joined with its batch dimension."""
         if any(isinstance(a, _Rows) for a in args[1:3]) and target is aten.convolution.default:
             raise _fixed_rows("a convolution whose weights differ between rows")
@@ -165,7 +169,7 @@ class _RowsInterpreter(fx.Interpreter):
         found = target(*joined, **kwargs)
         return pytree.tree_map_only(Tensor, lambda t: _Rows(t.unflatten(0, (self.n_rows, batch))), found)
 
-    def _shifted(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Rows:  # noqa: ANN401
+    def _shifted(self, target: Any, *args: Any, **kwargs: Any) -> _Rows:  # noqa: ANN401
         """Apply an operation to tensors with rows first, with every dimension one further."""
         given = [
             pytree.tree_map_only((_Rows, Tensor), lambda t: _with_rows(t, self.n_rows), a, is_leaf=_is_rows)
@@ -238,7 +242,7 @@ def _is_rows(leaf: object) -> bool:
     return isinstance(leaf, _Rows)
 
 
-def _pointwise(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+def _pointwise(target: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
     """Apply an elementwise operation to tensors with rows first, whose other dimensions are aligned from the right."""
     leaves = pytree.tree_leaves((args, kwargs), is_leaf=_is_rows)
     of_rows = [leaf.tensor.ndim - 1 for leaf in leaves if isinstance(leaf, _Rows)]
@@ -254,7 +258,7 @@ def _pointwise(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return pytree.tree_map_only(Tensor, _Rows, target(*arguments, **keywords))
 
 
-def _mapped(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+def _mapped(target: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
     """Apply an operation to each row by `vmap`."""
     leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_rows)
     which = [i for i, leaf in enumerate(leaves) if _is_rows(leaf)]

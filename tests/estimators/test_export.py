@@ -17,6 +17,7 @@ from estimators import (
     Pointwise,
     PosteriorDraws,
     RegVar,
+    tune,
 )
 from estimators.baselines import DeepEnsemble
 from estimators.errors import ModelError, OptionError, UnsupportedError
@@ -36,24 +37,24 @@ class Blend(nn.Module):
 
 
 class Branch(nn.Module):
-    """Branches on the values of its inputs."""
+    """Branches on the values of its inputs, row by row."""
 
     def __init__(self):
         super().__init__()
         self.end = nn.Linear(4, 2)
 
     def forward(self, x):
-        return self.end(x if bool(x.sum() > 0) else 2 * x)
+        return torch.stack([self.end(row if float(row.sum()) > 0 else 2 * row) for row in x])
 
 
 def convolutions():
-    layers = nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
-    return nn.Sequential(*layers, nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 3)).double().eval()
+    layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 3)
+    return nn.Sequential(*layers).double().eval()
 
 
 def classes(n=11):
     generator = torch.Generator().manual_seed(n)
-    x = torch.randn(n, 2, 4, 4, generator=generator, dtype=torch.float64)
+    x = torch.randn(n, 1, 4, 4, generator=generator, dtype=torch.float64)
     return x, torch.randint(0, 3, (n,), generator=generator)
 
 
@@ -69,26 +70,31 @@ def check_equal(fitted, path, *queries):
             torch.testing.assert_close(value, getattr(expected, name), rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        lambda model: LinearizedLaplace(model, "classification", prior_precision=DELTA, hessian_structure="kron"),
-        lambda model: LinearizedLaplace(model, "classification", prior_precision=DELTA, inverse="dual"),
-        lambda model: RegVar(
-            model,
-            "classification",
-            prior_precision=DELTA,
-            regularizer=PosteriorDraws(4, variance_estimate="bounds"),
-            solver=LinearResponse(),
-        ),
-    ],
-    ids=["kron", "dual", "bounds"],
-)
-def test_derivatives_of_a_convolutional_network_are_exported(method, tmp_path):
-    x, y = classes()
-    fitted = method(convolutions()).fit([(x[:7], y[:7]), (x[7:], y[7:])])
+def test_derivatives_of_a_convolutional_network_are_exported(tmp_path):
+    (x, y), options = classes(), {"prior_precision": DELTA, "hessian_structure": "kron"}
+    fitted = LinearizedLaplace(convolutions(), "classification", **options).fit([(x[:7], y[:7]), (x[7:], y[7:])])
     fitted.export(tmp_path / "fit.pt2", x[:3])
-    check_equal(fitted, tmp_path / "fit.pt2", classes(1)[0], classes(12)[0])  # 12 is a size of the network, too
+    check_equal(fitted, tmp_path / "fit.pt2", classes(1)[0], classes(4)[0])  # 4 is a size of the inputs, too
+
+
+def test_the_bounds_of_posterior_draws_are_exported(make_problem, tmp_path):
+    problem = make_problem("regression")
+    regularizer = PosteriorDraws(4, variance_estimate="bounds")
+    options = {"prior_precision": DELTA, "regularizer": regularizer, "solver": LinearResponse()}
+    fitted = RegVar(problem.model, problem.likelihood, **options).fit(problem.loader)
+    fitted.export(tmp_path / "fit.pt2", problem.query)
+    check_equal(fitted, tmp_path / "fit.pt2", problem.x)
+
+
+def test_a_calibrated_fit_is_exported_as_it_predicts(make_problem, tmp_path):
+    problem = make_problem("classification")
+    fitted = LinearizedLaplace(problem.model, problem.likelihood, hessian_structure="diag").fit(problem.loader)
+    grid = CalibrationGrid(variance_scales=(0.3,), temperatures=(1.7,))
+    tuned = tune(fitted, problem.loader, option=None, grid=grid, refine=False)
+    tuned.export(tmp_path / "fit.pt2", problem.query)
+    found = torch.export.load(tmp_path / "fit.pt2").module()(problem.x)
+    torch.testing.assert_close(found["probs"], tuned.predict(problem.x).probs, rtol=1e-9, atol=0)
+    assert not torch.allclose(found["probs"], fitted.predict(problem.x).probs, rtol=1e-3)
 
 
 def test_keywords_and_inputs_that_rows_share_are_exported(tmp_path):
