@@ -21,6 +21,7 @@ from estimators import (
 )
 from estimators.baselines import DeepEnsemble
 from estimators.errors import ModelError, OptionError, UnsupportedError
+from estimators.tuning import CalibrationGrid
 
 DELTA = 2.5
 
@@ -89,7 +90,7 @@ def test_the_bounds_of_posterior_draws_are_exported(make_problem, tmp_path):
 def test_a_calibrated_fit_is_exported_as_it_predicts(make_problem, tmp_path):
     problem = make_problem("classification")
     fitted = LinearizedLaplace(problem.model, problem.likelihood, hessian_structure="diag").fit(problem.loader)
-    grid = CalibrationGrid(variance_scales=(0.3,), temperatures=(1.7,))
+    grid = CalibrationGrid(variance_scales=(0.3,), softmax_temperatures=(1.7,))
     tuned = tune(fitted, problem.loader, option=None, grid=grid, refine=False)
     tuned.export(tmp_path / "fit.pt2", problem.query)
     found = torch.export.load(tmp_path / "fit.pt2").module()(problem.x)
