@@ -76,4 +76,5 @@ def _average(features: Tensor, x: PyTree) -> Tensor:
     if mask is None:
         return features.mean(1)
     weights = mask.to(features)
-    return (features * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    mean: Tensor = (features * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    return mean

@@ -74,8 +74,9 @@ def graph_of_row(function: Callable[..., PyTensors], tensors: Sequence[Tensor]) 
         A graph without mutations, transforms and unused operations.
     """
     options: dict[str, Any] = {"tracing_mode": "fake", "_allow_non_fake_inputs": True}
+    table: Any = get_decompositions(_NORMS)
     with torch.no_grad(), _compiling_state_context():  # forwards that ask whether they are exported leave out branches
-        recorded = make_fx(function, decomposition_table=get_decompositions(_NORMS), **options)(*tensors)
+        recorded = make_fx(function, decomposition_table=table, **options)(*tensors)
         graph: fx.GraphModule = make_fx(functionalize(recorded, remove="mutations"), **options)(*tensors)
     graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     graph.recompile()
@@ -121,9 +122,9 @@ PyTensors = Any
 
 
 class _RowsInterpreter(fx.Interpreter):
-    """Runs a graph of one row on `_Rows` in place of its arguments."""
+    """Runs a graph of one row on `_Rows` in place of its arguments; the number of rows is a `torch.SymInt`."""
 
-    def __init__(self, graph: fx.GraphModule, n_rows: torch.SymInt) -> None:
+    def __init__(self, graph: fx.GraphModule, n_rows: Any) -> None:  # noqa: ANN401
         super().__init__(graph)
         self.n_rows = n_rows
 
@@ -138,7 +139,7 @@ class _RowsInterpreter(fx.Interpreter):
 
     def _rule(self, target: Any) -> Callable[..., Any]:  # noqa: ANN401
         """Return the function that applies an operation to all rows."""
-        rules = {
+        rules: dict[Any, Callable[..., Any]] = {
             aten.convolution_backward.default: self._convolution_backward,
             aten.embedding_dense_backward.default: self._embedding_backward,
             aten._new_zeros_with_same_feature_meta.default: self._zeros,
@@ -277,7 +278,7 @@ def _mapped(target: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
     return pytree.tree_map_only(Tensor, _Rows, found)
 
 
-def _with_rows(value: _Rows | Tensor, n_rows: torch.SymInt) -> Tensor:
+def _with_rows(value: _Rows | Tensor, n_rows: Any) -> Tensor:  # noqa: ANN401
     """Return the tensor with rows first; a value without rows is expanded."""
     return value.tensor if isinstance(value, _Rows) else value.expand(n_rows, *value.shape)
 
