@@ -94,7 +94,7 @@ def _combined(fitted: TrainingData, new: TrainingData) -> TrainingData:
     assert new.checksum is not None
     sums = zip(astuple(fitted.checksum), astuple(new.checksum), strict=True)
     checksum = DatasetChecksum(*(a + b for a, b in sums))
-    layout = fitted.layout.with_shared(new.layout.shared)
+    layout = replace(fitted.layout, unequal=fitted.layout.unequal | new.layout.shared)
     if isinstance(fitted, AbsentTrainingData):
         return AbsentTrainingData((), n_data, checksum=checksum, layout=layout)
     stored = None if fitted.stored is None or new.stored is None else (*fitted.stored, *new.stored)
