@@ -110,7 +110,7 @@ def prior_vector(value: Delta, network: Network) -> Tensor:
     """Return δ (P,) from numbers or tensors with one element; it is differentiable with respect to the tensors."""
     values = value if isinstance(value, Mapping) else {"*": value}
     if not any(isinstance(v, Tensor) and v.requires_grad for v in values.values()):
-        return delta_of_names(checked_precision(value), network.subset, network.theta)  # type: ignore[arg-type]
+        return delta_of_names(checked_precision(value), network.subset, network.theta)
     for v in values.values():
         if isinstance(v, Tensor) and v.numel() != 1:
             raise OptionError(
@@ -159,13 +159,15 @@ def log_det_of_sum(matrix: Tensor, delta: Tensor, scale: Tensor) -> Tensor:
     if int(info) != 0:
         eigenvalues = torch.linalg.eigvalsh(total.detach())
         raise IndefiniteHessianError(smallest=float(eigenvalues[0]), largest=float(eigenvalues[-1]))
-    return 2 * factor.diagonal().log().sum()
+    log_det: Tensor = 2 * factor.diagonal().log().sum()
+    return log_det
 
 
 def _log_det_beside_identity(inner: Tensor) -> Tensor:
     """Return log |I + K| of K (N·C, N·C)."""
     identity = torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
-    return 2 * torch.linalg.cholesky(identity + inner).diagonal().log().sum()
+    log_det: Tensor = 2 * torch.linalg.cholesky(identity + inner).diagonal().log().sum()
+    return log_det
 
 
 def _log_det_of_blocks(blocks: Blocks, delta: Tensor, scale: Tensor) -> Tensor:

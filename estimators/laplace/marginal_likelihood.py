@@ -108,11 +108,11 @@ def maximize_marginal_likelihood(estimator: E, *, max_iterations: int = 100) -> 
         optimizer.zero_grad()
         with torch.enable_grad():
             value = -evidence(*options(logs.exp()))
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
         trace.append(-float(value.detach()))
         return value
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     values = logs.detach().exp().tolist()
     chosen = dict(zip(names, values, strict=False)) if isinstance(given, Mapping) else values[0]
     changed = {"likelihood": Gaussian(values[-1])} if has_noise else {}
