@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.core import page as core_page
+from benchmarks.core.measure import ROWS
 from benchmarks.core.measure import measure as measure_core
-from benchmarks.core.rows import ROWS
 from benchmarks.large import page as large_page
 from benchmarks.large.measure import measure as measure_large
 from benchmarks.large.methods import METHODS
@@ -24,6 +24,8 @@ from benchmarks.serving import page as serving_page
 from benchmarks.serving.measure import METHODS as SERVED_FITS
 from benchmarks.serving.measure import NETWORKS as SERVED
 from benchmarks.serving.measure import measure_serving
+from benchmarks.tolerance import page as tolerance_page
+from benchmarks.tolerance.measure import TASK_NAMES, measure_tolerance
 
 __all__ = ["PAGES", "Page"]
 
@@ -53,6 +55,15 @@ PAGES: dict[str, Page] = {
             **_numbered("exponents", dict(exponents.SOLVERS), exponents.measure_exponents),
         },
         regvar_page.to_markdown,
+    ),
+    "tolerance": Page(
+        {
+            tolerance_page.name_of(task, seed): partial(measure_tolerance, task, seed)
+            for task in TASK_NAMES
+            for seed in tolerance_page.SEEDS
+        },
+        tolerance_page.to_markdown,
+        default=False,
     ),
     "quality": Page(
         {
