@@ -87,7 +87,7 @@ class ExportMixin(ABC):
             >>> torch.allclose(module(x)["epistemic_variance"], laplace.variance(x))
             True
         """
-        self._export(path, example, self.predict, lambda prediction: prediction)
+        self._export(path, example, self.predict, self._finish_prediction)
 
     def _export(
         self, path: str | Path, example: PyTree, predict: Callable[[PyTree], Prediction], finish: Finish
@@ -163,6 +163,10 @@ class ExportMixin(ABC):
     def _export_prediction(self, mean: Tensor, variance: Tensor) -> Prediction:
         """Return the prediction of moments."""
         return self.likelihood.predict(mean, variance, None)
+
+    def _finish_prediction(self, prediction: Prediction) -> Prediction:
+        """Return what `predict` returns, from the prediction of the moments."""
+        return prediction
 
     def _check_exportable(self) -> None:
         """Raise UnsupportedError if the fit has no route."""
