@@ -22,7 +22,8 @@ milliseconds. The command of this page is `python -m benchmarks --select serving
 `export` writes a module of torch operations that returns mean, variance and probabilities. `predict` also compares the
 derivatives of the query with plain autograd, which the exported module does not. The difference is
 max |exported − predict| / max |predict| of the variance. mlp: 64–128–10; cnn: two convolutions, 8×8 images; minilm:
-all-MiniLM-L6-v2 (22 million parameters) with a layer of six classes, 16 tokens. The weights do not matter. draws: {draws} posterior draws.
+all-MiniLM-L6-v2 (22 million parameters) with a layer of six classes, 16 tokens. Weights do not matter for latency.
+draws: {draws} posterior draws.
 
 """
 

@@ -63,6 +63,14 @@ _DIMENSIONS = {
 """Operations that are the same with rows first, by the positions and defaults of dimensions among their arguments."""
 
 
+_OF_SHAPES = (
+    *(aten.new_zeros.default, aten.new_ones.default, aten.new_empty.default, aten.new_full.default),
+    *(aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default, aten.full_like.default),
+    aten._new_zeros_with_same_feature_meta.default,
+)
+"""Operations whose results depend on shapes alone, and are therefore the same for all rows."""
+
+
 def graph_of_row(function: Callable[..., PyTensors], tensors: Sequence[Tensor]) -> fx.GraphModule:
     """Record the operations of a function at tensors without their dimension of rows.
 
@@ -142,11 +150,14 @@ class _RowsInterpreter(fx.Interpreter):
         rules: dict[Any, Callable[..., Any]] = {
             aten.convolution_backward.default: self._convolution_backward,
             aten.embedding_dense_backward.default: self._embedding_backward,
-            aten._new_zeros_with_same_feature_meta.default: self._zeros,
             aten.copy.default: self._copy,
+            aten.mm.default: self._product,
+            aten.bmm.default: self._product,
         }
         if target in rules:
             return rules[target]
+        if target in _OF_SHAPES:
+            return partial(_same_for_all_rows, target)
         if target in _WITH_BATCH:
             return partial(self._joined, target)
         if target in _DIMENSIONS:
@@ -182,6 +193,19 @@ class _RowsInterpreter(fx.Interpreter):
             given[i] = dimension + 1 if dimension >= 0 else dimension
         return _Rows(target(*given, **kwargs))
 
+    def _product(self, left: _Rows | Tensor, right: _Rows | Tensor) -> _Rows:
+        """A product of matrices (..., m, k) and (..., k, n), of which one may be the same for all rows.
+
+        `vmap` would copy that one for every row, such as the weights of all posterior draws.
+        """
+        if not isinstance(right, _Rows):  # rows are further rows of the matrix
+            a = _with_rows(left, self.n_rows).movedim(0, -3)
+            return _Rows((a.flatten(-3, -2) @ right).unflatten(-2, (self.n_rows, a.shape[-2])).movedim(-3, 0))
+        if not isinstance(left, _Rows):  # rows are further columns
+            b = right.tensor.movedim(0, -2)
+            return _Rows((left @ b.flatten(-2, -1)).unflatten(-1, (self.n_rows, b.shape[-1])).movedim(-2, 0))
+        return _Rows(left.tensor @ right.tensor)
+
     def _embedding_backward(
         self,
         gradient: _Rows | Tensor,
@@ -197,11 +221,6 @@ class _RowsInterpreter(fx.Interpreter):
         b = torch.where((index == padding)[..., None], 0.0, b)
         b, index = b.flatten(1, -2), index.flatten(1)[..., None].expand(-1, -1, b.shape[-1])
         return _Rows(b.new_zeros(self.n_rows, n_embeddings, b.shape[-1]).scatter_add(1, index, b))
-
-    def _zeros(self, like: _Rows | Tensor, other: _Rows | Tensor, *, self_num_batch_dims: int = 0) -> _Rows:
-        """Zeros of the shape of `other`, behind the first dimensions of `like`."""
-        a, b = _with_rows(like, self.n_rows), _with_rows(other, self.n_rows)
-        return _Rows(a.new_zeros(self.n_rows, *a.shape[1 : 1 + self_num_batch_dims], *b.shape[1:]))
 
     def _convolution_backward(
         self,
@@ -241,6 +260,16 @@ class _RowsInterpreter(fx.Interpreter):
 
 def _is_rows(leaf: object) -> bool:
     return isinstance(leaf, _Rows)
+
+
+def _same_for_all_rows(target: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    """Apply an operation to tensors of the shapes of one row."""
+
+    def of_row(leaf: Any) -> Any:  # noqa: ANN401
+        return leaf.tensor.new_empty(leaf.tensor.shape[1:]) if isinstance(leaf, _Rows) else leaf
+
+    arguments, keywords = pytree.tree_map(of_row, (args, kwargs), is_leaf=_is_rows)
+    return target(*arguments, **keywords)
 
 
 def _pointwise(target: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
