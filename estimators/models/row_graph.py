@@ -151,6 +151,8 @@ class _RowsInterpreter(fx.Interpreter):
             aten.convolution_backward.default: self._convolution_backward,
             aten.embedding_dense_backward.default: self._embedding_backward,
             aten.copy.default: self._copy,
+            aten.view.default: self._view,
+            aten._unsafe_view.default: self._view,
             aten.mm.default: self._product,
             aten.bmm.default: self._product,
         }
@@ -192,6 +194,10 @@ class _RowsInterpreter(fx.Interpreter):
             dimension = args[i] if i < len(args) else default
             given[i] = dimension + 1 if dimension >= 0 else dimension
         return _Rows(target(*given, **kwargs))
+
+    def _view(self, rows: _Rows, shape: Sequence[int]) -> _Rows:
+        """A view, or a copy if rows first have strides that do not allow one."""
+        return _Rows(rows.tensor.reshape(self.n_rows, *shape))
 
     def _product(self, left: _Rows | Tensor, right: _Rows | Tensor) -> _Rows:
         """A product of matrices (..., m, k) and (..., k, n), of which one may be the same for all rows.
