@@ -27,7 +27,7 @@ _ROUND_OFF = {torch.float64: 1e-9, torch.float32: 3e-4}
 
 
 def measure_tolerance(task: str, seed: int) -> Measured:
-    """Return, for each tolerance, the error at test rows and other sets, the estimated error, cost, bounds and AUROC."""
+    """Return the true and the stated errors, the cost, and the AUROC for each tolerance."""
     torch.set_num_threads(1)
     problem = TASKS[task].problem(seed)
     options: dict[str, Any] = {"prior_precision": problem.prior_precision}
