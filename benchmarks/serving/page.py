@@ -25,8 +25,8 @@ max |exported − predict| / max |predict| of the variance. mlp: 64–128–10; 
 all-MiniLM-L6-v2 (22 million parameters) with a layer of six classes, 16 tokens. Weights do not matter for latency.
 draws: {draws} posterior draws.
 
-Every operation of an exported graph has a fixed cost in Python, which is most of the time of the small networks here. It is
-nothing beside a forward pass of minilm.
+Every operation of an exported graph has a fixed cost in Python, which is most of the time of the small networks
+here. It is nothing beside a forward pass of minilm.
 
 """
 
