@@ -22,6 +22,10 @@ from benchmarks.records import Measured
 from benchmarks.regvar import exponents, memory, step
 from benchmarks.regvar import page as regvar_page
 from benchmarks.regvar.step_memory import measure_step_memory
+from benchmarks.serving import page as serving_page
+from benchmarks.serving.measure import METHODS as SERVED_FITS
+from benchmarks.serving.measure import NETWORKS as SERVED
+from benchmarks.serving.measure import measure_serving
 from benchmarks.tolerance import page as tolerance_page
 from benchmarks.tolerance.measure import TASK_NAMES, measure_tolerance
 
@@ -71,6 +75,15 @@ PAGES: dict[str, Page] = {
             for seed in quality_page.SEEDS
         },
         quality_page.to_markdown,
+        default=False,
+    ),
+    "serving": Page(
+        {
+            f"serving-{network}-{method}": partial(measure_serving, network, method)
+            for network in SERVED
+            for method in SERVED_FITS
+        },
+        serving_page.to_markdown,
         default=False,
     ),
     "fisher": Page({name: partial(measure_fisher, name) for name in CASES}, fisher_page.to_markdown, default=False),

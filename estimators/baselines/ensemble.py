@@ -18,6 +18,7 @@ from estimators.baselines.retraining import (
 )
 from estimators.errors import ModelError, OptionError
 from estimators.likelihoods import Likelihood
+from estimators.likelihoods.prediction import Prediction
 from estimators.models.checks import check_model
 from estimators.models.function_checks import check_parameter_swap
 from estimators.numerics.pytrees import PyTree
@@ -93,6 +94,17 @@ class DeepEnsemble(MembersEstimator):
         remedy = "Recipe(epochs=100)."
         self.recipe = None if recipe is None else checked_instance("recipe", recipe, Recipe, remedy=remedy)
         self.seed, self.trained_members = checked_seed(seed), trained_members
+
+    export_route = "batch"
+
+    def _export_moments(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        members = self._members(x)
+        shape = self.network_.shaped_outputs(x).shape
+        return members.reshape(-1, *shape), members.var(0).reshape(shape)
+
+    def _export_prediction(self, mean: Tensor, variance: Tensor) -> Prediction:
+        averaged = None if self.likelihood.kind == "regression" else mean  # of all members
+        return self.likelihood.predict(mean.mean(0), variance, averaged)
 
     @property
     def retrains(self) -> bool:  # type: ignore[override]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any, Self, Unpack
 
 import torch
@@ -20,13 +20,15 @@ from estimators.curvature.forms import (
     centre_of,
     restored,
 )
+from estimators.curvature.joining import joined_curvature, not_a_sum
 from estimators.curvature.layerwise.blocks import KFAC_APPROXIMATIONS, BlockPrecision, Blocks
 from estimators.curvature.sizes import choose_inverse
 from estimators.errors import OptionError, TooLargeError, UnsupportedError
-from estimators.estimator.base import UncertaintyEstimator, precision_vector
+from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
-from estimators.laplace.evidence import log_marginal_likelihood
+from estimators.laplace.evidence import Delta, EvidenceFunction, log_det_of, log_marginal_likelihood, prior_vector
 from estimators.laplace.posterior import LinearizedPosterior
+from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
 from estimators.objective.objective import Objective
@@ -37,7 +39,7 @@ from estimators.persistence.state import Learned
 __all__ = ["LinearizedLaplace"]
 
 
-class LinearizedLaplace(LinearizedPosterior):
+class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
     """Linearized Laplace (MacKay 1992; Immer et al. 2021, equations 9 and 12), exact for the chosen parameters.
 
         A = Σₙ Jₙᵀ Λₙ Jₙ + δ  ("ggn")   or   ∇²L(θ̂)  ("hessian")        covariance(x) = J(x) A⁻¹ J(x)ᵀ, (C, C)
@@ -85,6 +87,8 @@ class LinearizedLaplace(LinearizedPosterior):
         >>> laplace.covariance(torch.randn(4, 3)).shape
         torch.Size([4, 2, 2])
     """
+
+    export_route = "rows"
 
     @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
@@ -203,6 +207,15 @@ class LinearizedLaplace(LinearizedPosterior):
             return bool((after * before[0] == before * after[0]).all())
         return fitted.inverse_ not in ("dual", "matrix_free_dual") or bool((after > 0).all())
 
+    def _check_updatable(self) -> None:
+        unsupported = self.hessian_structure not in ("full", "diag") or self.inverse_ in ("cg", "matrix_free_dual")
+        if unsupported:
+            raise not_a_sum(f'hessian_structure="{self.hessian_structure}" with inverse="{self.inverse_}"')
+
+    def _add_rows(self, new: Objective, combined: Objective) -> None:
+        added, _ = self._build(centre_of(new, self.curvature), self.inverse_)
+        self._set_curvature(combined, joined_curvature(self.data_curvature_, added))
+
     def _on_data_attached(self, objective: Objective) -> None:
         if isinstance(self.data_curvature_, (ProductCurvature, MatrixFreeCurvature)):
             self._set_curvature(
@@ -212,6 +225,10 @@ class LinearizedLaplace(LinearizedPosterior):
     def _set_curvature(self, objective: Objective, data_curvature: DataCurvature) -> None:
         self.data_curvature_ = data_curvature
         self.precision_ = data_curvature.precision(objective.prior.precision)
+
+    def _check_exportable(self) -> None:
+        if self.inverse_ in ("cg", "matrix_free_dual"):  # queries need passes over the data
+            raise self._not_exportable(f'LinearizedLaplace with inverse="{self.inverse_}"')
 
     def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Return samples θ − θ̂ ~ N(0, A⁻¹), (n, P): from a factor of A, or as A⁻¹ξ with ξ ~ N(0, A)."""
@@ -279,14 +296,19 @@ class LinearizedLaplace(LinearizedPosterior):
         return (precision.transposed_times(g) + precision.prior_precision.sqrt() * z).to(theta.dtype)
 
     @exclusively
-    def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
+    def log_marginal_likelihood(
+        self, prior_precision: Delta | None = None, sigma_noise: float | Tensor | None = None
+    ) -> Tensor:
         """Return the Laplace approximation of the log marginal likelihood (Immer et al. 2021, equation 7).
 
             log p(D) ≈ −L(θ̂) + ½ log|δ| − ½ log|A|
 
+        It is differentiable with respect to tensors that require a gradient, with one element each.
+
         Args:
-            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature. None: the
-                fitted one.
+            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature: a number or a
+                tensor, or a mapping from globs over parameter names to these. None: the fitted one.
+            sigma_noise: another σ of a regression with one σ, a number or a tensor. None: the fitted one.
 
         Returns:
             A scalar, in nats.
@@ -296,10 +318,19 @@ class LinearizedLaplace(LinearizedPosterior):
             NotFittedError: before `fit`.
         """
         self._check_fitted()
-        if prior_precision is None:
+        if prior_precision is None and sigma_noise is None:
             return log_marginal_likelihood(self.objective_, self.objective_.prior.precision, self.precision_.log_det())
-        vector = precision_vector(prior_precision, self.network_)
-        return log_marginal_likelihood(self.objective_, vector, self.data_curvature_.precision(vector).log_det())
+        vector = self.objective_.prior.precision
+        if prior_precision is not None:
+            vector = prior_vector(prior_precision, self.network_)
+        if sigma_noise is None and not vector.requires_grad:
+            return log_marginal_likelihood(self.objective_, vector, self.data_curvature_.precision(vector).log_det())
+        return self.evidence_function()(vector, sigma_noise)
+
+    def evidence_function(self) -> EvidenceFunction:
+        """Return log p(D) as a differentiable function of δ and σ, with one forward pass over the data."""
+        self._check_fitted()
+        return EvidenceFunction.of(self.objective_, partial(log_det_of, self.data_curvature_))
 
 
 def _check_key(curvature: str, structure: str, inverse: str) -> None:

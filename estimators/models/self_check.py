@@ -31,6 +31,7 @@ from estimators.models.subsets import Subset
 from estimators.models.user_module import UserModule
 from estimators.numerics.pytrees import PyTree, n_rows
 from estimators.numerics.reductions import is_finite
+from estimators.numerics.tracing import is_tracing
 from estimators.runtime.pass_counter import SELF_CHECK, PassCounter
 
 __all__ = ["DISPLACED", "OUTPUTS", "DerivativeReport", "SelfCheck"]
@@ -109,11 +110,20 @@ class SelfCheck:
         self.reference, self.subset, self.stored = reference, subset, stored
         self._count_with(pass_counter)
         self.report = DerivativeReport()
-        self.n_data, self.fitting, self.enabled = 0, False, True
+        self.n_data, self.fitting, self._enabled = 0, False, True
         self.gradient_seen = self._gradient_expected = False
         self._kinds = InputKinds()
         self._generator = torch.Generator().manual_seed(0)
         self._known = KnownGradients()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether derivatives are compared; never while operations are recorded for an exported module."""
+        return self._enabled and not is_tracing()
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._enabled = enabled
 
     def _count_with(self, pass_counter: PassCounter) -> None:
         """Count on copies of the modules: others may share the modules, and have a counter of their own."""

@@ -160,7 +160,7 @@ def row_tensors(tree: PyTree) -> list[Tensor]:
 def n_rows(tree: PyTree) -> int:
     """Return the length of the first dimension of the first tensor with rows; 0 if there is none."""
     tensors = row_tensors(tree)
-    return len(tensors[0]) if tensors else 0
+    return tensors[0].shape[0] if tensors else 0  # len() would fix the number of rows of an exported module
 
 
 def row_as_batch(row: PyTree) -> PyTree:

@@ -102,6 +102,7 @@ class RegVar(UncertaintyEstimator):
         True
     """
 
+    export_route = "rows"
     fit_report_: RegVarReport
     refit_objective_: Objective
 
@@ -230,6 +231,14 @@ class RegVar(UncertaintyEstimator):
 
     def _variance(self, x: PyTree) -> Tensor:
         return torch.cat([estimate.variance(part) for estimate, part in self._estimates(x)])
+
+    def _check_exportable(self) -> None:
+        if self.variance_estimate_ is None:
+            raise self._not_exportable(f"RegVar with {self.regularizer!r}")
+
+    def _export_moments(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        mean, variance = super()._export_moments(x)
+        return mean, variance.clamp_min(0) if self.regularizer.signed else variance
 
     def _predictive_variance(self, x: PyTree) -> Tensor:
         variance = self.variance(x)

@@ -76,7 +76,7 @@ class Blocks:
             OptionError: δ has several values within a map in a Kronecker basis.
             IndefiniteHessianError: some δ are 0, and A is singular.
         """
-        layout, blocks = self._layout, {}
+        layout, blocks = self.layout, {}
         for name, block in self.blocks.items():
             delta = layout.matrix(prior_precision, name)
             if block.input_basis is not None and float(delta.min()) != float(delta.max()):
@@ -89,7 +89,7 @@ class Blocks:
         return BlockPrecision(layout, blocks, others)
 
     @property
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
         """Where the maps and the other parameters lie in θ."""
         return Layout(self.network.subset, self.maps, self.other_params)
 
@@ -103,7 +103,7 @@ class Blocks:
 
     def description(self) -> dict[str, Any]:
         """The maps and the other parameters, in JSON types."""
-        return self._layout.description()
+        return self.layout.description()
 
     def rescaled(self, objective: Objective, scale: float) -> Blocks:
         """`scale` times these blocks, for a new objective at the same weights and rows."""
