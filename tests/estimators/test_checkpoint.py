@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
 from torch import nn
 
 from estimators import FineTune, LastLayerLaplace, LinearResponse, MeanAbsolute, PosteriorDraws, RegVar
 from estimators.errors import ModelChangedError, StateError, UnsupportedError
 from estimators.estimator.cloning import clone
 from estimators.persistence import checkpoint
-from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
 from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -18,7 +19,6 @@ from estimators.data import Batch
 from estimators.data.distributed import ProcessGroup
 from estimators.errors import OptionError
 from estimators.objective import objective
-from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
 from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
 

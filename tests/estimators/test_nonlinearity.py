@@ -5,6 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from estimators.regvar.solvers.fine_tuning import conjugate_gradients as conjugate_refits
+from estimators.regvar.solvers.fine_tuning import nonlinearity as linearity
+from estimators.regvar.solvers.fine_tuning import sgd
+from estimators.regvar.solvers.fine_tuning.nonlinearity import auto_lam, nonlinearity, select_lam
 from torch import nn
 
 from estimators import FineTune, Gaussian, LinearResponse, PosteriorDraws, RegVar
@@ -12,10 +16,6 @@ from estimators.data.distributed import ProcessGroup
 from estimators.errors import NotConvergedWarning
 from estimators.persistence import checkpoint
 from estimators.regvar.perturbation import LinearPerturbation
-from estimators.regvar.solvers.fine_tuning import conjugate_gradients as conjugate_refits
-from estimators.regvar.solvers.fine_tuning import nonlinearity as linearity
-from estimators.regvar.solvers.fine_tuning import sgd
-from estimators.regvar.solvers.fine_tuning.nonlinearity import auto_lam, nonlinearity, select_lam
 from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from estimators.regvar.solvers.fine_tuning import fine_tune, sgd
+from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
+from estimators.regvar.solvers.fine_tuning.sgd import SGDRefits
 from torch import nn
 
 from estimators import FineTune, Gaussian, LinearResponse, ParameterProbes, PosteriorDraws, RegVar
 from estimators.errors import ConvergenceError, NotConvergedWarning
-from estimators.regvar.solvers.fine_tuning import fine_tune, sgd
-from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
-from estimators.regvar.solvers.fine_tuning.sgd import SGDRefits
 from estimators.regvar.solvers.perturbed_copies import PerturbedCopies
 from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
