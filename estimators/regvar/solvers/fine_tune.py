@@ -161,7 +161,7 @@ class _Refit:
     def __init__(self, copies: PerturbedCopies) -> None:
         self.copies, self.n_reductions = copies, 0
         self._value: Tensor | float = 0.0  # F in the current epoch: each batch's part at the iterate that saw it
-        self._start = self._lowest = math.nan  # F at the initial guess, by the first batch; the lowest of the epochs
+        self._start, self._lowest = math.nan, math.inf  # F at the initial guess, by the first batch; lowest by epoch
 
     def gradient(self, displacements: Tensor, batch: Batch) -> Tensor:
         """Return the batch's part of ∇F at the displacements (A, P), (A, P); processes share its rows."""
@@ -176,7 +176,7 @@ class _Refit:
         share = objective.share(batch)
         value = 0.5 * (dots(displacements, slope) - share * self.copies.signed_gradient_dots(displacements)).sum()
         if math.isnan(self._start):
-            self._start = self._lowest = float(value) / share
+            self._start = float(value) / share
         self._value = self._value + value
         return slope
 
@@ -187,22 +187,20 @@ class _Refit:
             ConvergenceError: if F increases at every learning rate.
         """
         value, self._value = float(self._value), 0.0
-        scale = max(abs(self._start), self._start - self._lowest)
-        if value <= self._lowest + _TOLERANCE * scale:
+        tolerance = _TOLERANCE * max(abs(self._start), self._start - self._lowest)
+        diverged = not value <= self._start + abs(self._start)  # one batch knows F at the start to a factor of 2
+        if value <= self._lowest + tolerance and not diverged:
             self._lowest = min(value, self._lowest)
             return 1.0
-        self.n_reductions += 1
+        self.n_reductions, self._lowest = self.n_reductions + 1, math.inf
         if self.n_reductions > _MAX_REDUCTIONS:
             raise ConvergenceError(
                 "a learning rate at which the objective decreases",
                 received=f"an increase still after {_MAX_REDUCTIONS} halvings",
                 remedy="check that the model is trained and in float32 or float64; or solver=LinearResponse().",
             )
-        if value < self._start:  # the copies continue from here
-            self._lowest = value
-        else:
+        if diverged:
             displacements.copy_(self.copies.initial_guess)
-            self._lowest = self._start
         return 0.5
 
 
