@@ -198,7 +198,7 @@ FITS = {
     'LinearizedLaplace(hessian_structure="ekfac")': (partial(LinearizedLaplace, hessian_structure="ekfac"), 1.5),
     'LinearizedLaplace(hessian_structure="diag")': (partial(LinearizedLaplace, hessian_structure="diag"), 1.5),
     "RegVar(solver=LinearResponse())": (partial(RegVar, solver=LinearResponse()), 2),
-    "RegVar(solver=FineTune())": (RegVar, 4),  # it stops where the draws have converged
+    "RegVar(solver=FineTune())": (RegVar, 1.5),
 }
 
 

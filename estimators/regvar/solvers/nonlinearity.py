@@ -31,9 +31,9 @@ def nonlinearity(objective: Objective, displacement: Tensor, lam: float) -> floa
 def select_lam(objective: Objective, perturbation: Perturbation) -> float:
     """Return the largest λ of 0.1, 0.05, 0.025, … with a nonlinearity ratio ≤ 0.05 at the start of a refit.
 
-    The error from nonlinearity decreases with λ, the error from round-off increases, so that float64 allows a ratio of
-    0.005. If round-off keeps the ratio above that at every λ, the λ with the smallest ratio is returned. A perturbation without an initial guess is probed along
-    ∇r/δ, which is at least as long as the solution A⁻¹∇r.
+    The error from nonlinearity decreases with λ and the error from round-off increases. In float64 the bound is 0.005.
+    If round-off keeps the ratio above the bound at every λ, the λ with the smallest ratio is returned. A perturbation
+    without an initial guess is probed along ∇r/δ, which is at least as long as the solution A⁻¹∇r.
     """
     displacement = perturbation.initial_guess
     if displacement is None:
