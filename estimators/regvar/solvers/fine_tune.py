@@ -111,13 +111,14 @@ class FineTune(Solver):
         progress_bar: bool,
         checkpoint: Checkpoint,  # noqa: ARG002
     ) -> Solution:
+        # λ small enough that the network is nearly linear between θ̂ and the start of the refit, which is θ̂ + λD.
         lam = select_lam(objective, perturbation) if isinstance(self.lam, str) else self.lam
-        chunk_size = self.vmap_chunk_size if isinstance(self.vmap_chunk_size, int) else default_chunk_size(objective)
+        chunk_size = self.vmap_chunk_size if isinstance(self.vmap_chunk_size, int) else _default_chunk_size(objective)
         copies = PerturbedCopies.of(objective, perturbation, lam, difference=self.difference, chunk_size=chunk_size)
-        recipe = self._resolved_recipe(objective)
-        refit = _Refit(copies)
-        # F is known from gradients for a centred objective only; another refit is only checked for finite weights.
+        recipe, refit = self._resolved_recipe(objective), _Refit(copies)
+        # F is known from its gradients for a centred objective only; other refits are only checked for finite weights.
         monitored = self.recipe.lr == "auto" and objective.data_term.centred
+        # SGD on F(D) of all copies at once, from the prior draw or from 0; the result is the average of the iterates.
         displacements = fit_weights(
             copies.initial_guess,
             refit.gradient,
@@ -127,6 +128,7 @@ class FineTune(Solver):
             epoch_callback=refit.after_epoch if monitored else None,
             progress_bar=progress_bar,
         )
+        # D is (θ(λ) − θ̂)/λ already, so that one copy per function is the finite difference u ≈ A⁻¹∇r.
         u = copies.difference_quotient(displacements)
         assert not isinstance(recipe.lr, str)
         report = SolverReport(
@@ -217,7 +219,7 @@ def _checked_nonlinearity(objective: Objective, displacement: Tensor, lam: float
     return ratio
 
 
-def default_chunk_size(objective: Objective) -> int:
+def _default_chunk_size(objective: Objective) -> int:
     """Return the number of copies in one vectorised call: limited by memory, on a CPU by speed; 1 for convolutions."""
     modules, chunk_size = objective.network.module.modules(), objective.network.vectors_per_call
     if objective.theta.device.type != "cpu":
