@@ -50,7 +50,7 @@ class FineTune(Solver):
 
     Args:
         lam: λ > 0, or "auto": the largest λ ≤ 0.1 that keeps the network nearly linear at the start of the refit,
-            ‖Δf − JΔθ‖ ≤ 0.05 ‖JΔθ‖. It is chosen once.
+            ‖Δf − JΔθ‖ ≤ 0.01 ‖JΔθ‖. It is chosen once.
         difference: "forward" (one perturbed copy per draw, error of first order in λ; enough for a centred objective)
             or "central" (two copies, second order).
         recipe: epochs, batch size and optimizer. lr="auto" is the inverse of the largest curvature of some batches; it

@@ -17,8 +17,8 @@ _LARGEST_LAM = 0.1
 """The first λ that is tried, the value of the paper."""
 _HALVINGS = 20
 """How often λ is halved at most, down to 1e-7: below, round-off dominates in float32."""
-_MAX_RATIO = {torch.float64: 0.005}
-"""Nonlinearity ratio that is accepted at the start, by dtype; 0.05 for others, in which round-off limits λ."""
+_MAX_RATIO = 0.01
+"""Nonlinearity ratio that is accepted at the start: during a refit it may rise fivefold (docs/math.md, section 6)."""
 _MAX_PROBED = 8
 """Displacements that the ratio is computed for. It is one number for all of them, and eight determine it well."""
 
@@ -29,23 +29,23 @@ def nonlinearity(objective: Objective, displacement: Tensor, lam: float) -> floa
 
 
 def select_lam(objective: Objective, perturbation: Perturbation) -> float:
-    """Return the largest λ of 0.1, 0.05, 0.025, … with a nonlinearity ratio ≤ 0.05 at the start of a refit.
+    """Return the largest λ of 0.1, 0.05, 0.025, … with a nonlinearity ratio ≤ 0.01 at the start of a refit.
 
-    The error from nonlinearity decreases with λ and the error from round-off increases. In float64 the bound is 0.005.
-    If round-off keeps the ratio above the bound at every λ, the λ with the smallest ratio is returned. A perturbation
-    without an initial guess is probed along ∇r/δ, which is at least as long as the solution A⁻¹∇r.
+    The error from nonlinearity decreases with λ and the error from round-off increases. If round-off keeps the ratio
+    above 0.01 at every λ, the λ with the smallest ratio is returned. A perturbation without an initial guess is probed
+    along ∇r/δ, which is at least as long as the solution A⁻¹∇r.
     """
     displacement = perturbation.initial_guess
     if displacement is None:
         displacement = perturbation.gradient / _positive(objective.prior.precision)
-    allowed, smallest_ratio, best = _MAX_RATIO.get(displacement.dtype, 0.05), math.inf, _LARGEST_LAM
+    smallest_ratio, best = math.inf, _LARGEST_LAM
     with objective.network.pass_counter.phase("search for lam"):
         ratio_at = _ratio_by_lam(objective, displacement)
         for lam in (_LARGEST_LAM / 2**halvings for halvings in range(_HALVINGS + 1)):
             ratio = ratio_at(lam)
             if ratio < smallest_ratio:
                 smallest_ratio, best = ratio, lam
-            if ratio <= allowed:
+            if ratio <= _MAX_RATIO:
                 break
     return best
 
