@@ -81,7 +81,7 @@ class PerturbedCopies:
         guess = self.perturbation.initial_guess
         if guess is None:
             return self.objective.theta.new_zeros(len(self.signs), self.objective.theta.numel())
-        return torch.cat([guess, -guess]) if self.difference == "central" else guess.clone()
+        return torch.cat([guess, -guess]) if self.difference == "central" else guess
 
     def difference_quotient(self, displacements: Tensor) -> Tensor:
         """Return the finite difference u ≈ A⁻¹∇r_k, (K, P), of the copies' displacements, (A, P)."""
