@@ -18,7 +18,7 @@ from bdl_bench.problem.checks import (
     check_trained,
     check_trained_option,
 )
-from bdl_bench.problem.kept_rows import Budget, CheckedRows, KeptRows, kept_rows, kept_train, row_order
+from bdl_bench.problem.kept_rows import Budget, CheckedRows, KeptRows, description_of_order, kept_rows, kept_train
 from bdl_bench.problem.loader_checks import LoaderChecks
 from bdl_bench.problem.queries import Loader, moved, rows
 from estimators.errors import ModelError
@@ -172,9 +172,9 @@ class Problem:
         budget = Budget()
         return self._with_sets({name: self._kept_set(name, loader, budget) for name, loader in self.sets().items()})
 
-    def row_orders(self) -> dict[str, str]:
-        """Return a description of the order of the rows, by set."""
-        return {name: row_order(loader) for name, loader in self.sets().items()}
+    def order_descriptions(self) -> dict[str, str]:
+        """Return the order of the rows in words, by set."""
+        return {name: description_of_order(loader) for name, loader in self.sets().items()}
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state without stored rows, which are read again."""

@@ -144,12 +144,12 @@ def _in_order(
     kept: KeptRows | CheckedRows, array: NDArray[Any], row_of: NDArray[np.int64] | None = None
 ) -> NDArray[Any]:
     """Return an array in the order of a record; `row_of` has the row of each entry if rows have several positions."""
-    if kept.order is None:
+    if kept.loader_order is None:
         return array
-    if row_of is None or np.array_equal(row_of, np.arange(len(kept.order))):
-        return array[kept.order]
-    rank = np.empty(len(kept.order), dtype=np.int64)
-    rank[kept.order] = np.arange(len(kept.order))
+    if row_of is None or np.array_equal(row_of, np.arange(len(kept.loader_order))):
+        return array[kept.loader_order]
+    rank = np.empty(len(kept.loader_order), dtype=np.int64)
+    rank[kept.loader_order] = np.arange(len(kept.loader_order))
     return array[np.argsort(rank[row_of], kind="stable")]
 
 

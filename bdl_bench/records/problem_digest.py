@@ -8,10 +8,9 @@ from bdl_bench.problem.kept_rows import CheckedRows, KeptRows
 from bdl_bench.problem.loader_checks import located
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import Loader, queries
-from bdl_bench.problem.row_identity import digests_of_rows
 from bdl_bench.records.content_digests import content_digest
 from estimators.numerics.pytrees import RowLayout
-from estimators.persistence.checksums import digest
+from estimators.persistence.checksums import digest, row_hashes
 
 __all__ = ["problem_digest", "row_set_digests"]
 
@@ -53,5 +52,5 @@ def _row_numbers(name: str, loader: Loader, layout: RowLayout) -> Iterator[int]:
             batch = next(batches, None)
         if batch is None:
             return
-        yield from (int.from_bytes(digest, "little") for digest in digests_of_rows(batch.x, batch.y))
+        yield from (int.from_bytes(digest, "little") for digest in row_hashes(batch.x, batch.y))
         number += 1

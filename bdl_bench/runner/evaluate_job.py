@@ -238,7 +238,7 @@ def _configuration(
 
 def _row_orders(problem: Problem) -> str:
     """Return the order in which a method gets the rows of each set, if it differs from that of the loader."""
-    orders = [f"{name}: {order}" for name, order in problem.row_orders().items() if order != AS_GIVEN]
+    orders = [f"{name}: {order}" for name, order in problem.order_descriptions().items() if order != AS_GIVEN]
     return "; ".join(orders) or AS_GIVEN
 
 

@@ -101,7 +101,7 @@ def train_network(job: TrainingJob) -> TrainingResult:
     """
     task = resolve_task(job.task)
     problem = _kept_problem(task, job.seed)
-    code = content_key(packages=source_digest(), factory=content_digest(task.make, values=False))
+    code = content_key(packages=source_digest(), factory=content_digest(task.make, include_values=False))
     data = problem_digest(problem)
     key = content_key(task=task.name, seed=job.seed, problem=data, code=code, device=job.device)
     rows = row_set_digests(problem)

@@ -25,7 +25,7 @@ def identity_of(problem: object) -> str:
     module, name = getattr(problem, "__module__", ""), getattr(problem, "__qualname__", "")
     if name and "<" not in name:
         return f"{module}:{name}"
-    return f"{module}:{name}:{content_digest(problem, code=False)}"
+    return f"{module}:{name}:{content_digest(problem, include_code=False)}"
 
 
 def name_in(directory: Path, wanted: str, identity: str, *, taken: Container[str] = ()) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.large.models import MODELS, PRIOR_PRECISION
-from estimators import LinearizedLaplace, LinearResponse, Pointwise, PosteriorDraws, RegVar
+from estimators import FineTune, LinearizedLaplace, LinearResponse, Pointwise, PosteriorDraws, RegVar
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.regvar.solvers import Solver
 
@@ -42,14 +42,14 @@ def _linear_response(model: nn.Module) -> UncertaintyEstimator:
 
 
 def _fine_tune(model: nn.Module) -> UncertaintyEstimator:
-    return _draws(model)
+    return _draws(model, solver=FineTune())
 
 
 def _fine_tune_other_draws(model: nn.Module) -> UncertaintyEstimator:
-    return _draws(model, seed=1)
+    return _draws(model, solver=FineTune(), seed=1)
 
 
-def _draws(model: nn.Module, *, solver: Solver | None = None, seed: int = 0) -> UncertaintyEstimator:
+def _draws(model: nn.Module, *, solver: Solver, seed: int = 0) -> UncertaintyEstimator:
     regularizer = PosteriorDraws(N_DRAWS, seed=seed)
     return RegVar(model, "classification", prior_precision=PRIOR_PRECISION, regularizer=regularizer, solver=solver)
 

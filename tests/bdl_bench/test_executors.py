@@ -11,6 +11,7 @@ from bdl_bench.runner.executors.worker_errors import worker_crashed
 from estimators.errors import OptionError, UnsupportedError
 from estimators.runtime import memory
 from estimators.runtime.memory import machine_bytes
+from estimators.runtime.units import in_bytes
 
 
 def run(work, items, workers=ONE_WORKER):
@@ -73,7 +74,7 @@ def test_what_cannot_be_sent_back_is_an_exception_that_says_so(word, says):
 @pytest.mark.parametrize(
     ("code", "says", "not_says"),
     [
-        (-9, f"signal 9 (SIGKILL), probably out of memory (this machine has {machine_bytes() / 2**30:.1f} GiB)", None),
+        (-9, f"signal 9 (SIGKILL), probably out of memory (this machine has {in_bytes(machine_bytes())})", None),
         (-11, "signal 11 (SIGSEGV)", "memory"),
         (3, "ended with exit status 3", "memory"),
         (-1000, "signal 1000", "memory"),

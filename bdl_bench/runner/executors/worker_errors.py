@@ -6,6 +6,7 @@ import signal
 
 from estimators.errors import EstimatorError
 from estimators.runtime.memory import machine_bytes
+from estimators.runtime.units import in_bytes
 
 __all__ = ["TimeLimitError", "WorkerCrashedError", "worker_crashed"]
 
@@ -52,8 +53,8 @@ def _in_words(exit_code: int | None) -> str:
     if exit_code >= 0:
         return f"ended with exit status {exit_code}"
     if -exit_code == signal.SIGKILL:
-        size = f"{machine_bytes() / 2**30:.1f} GiB"
-        return f"was killed by {_name(-exit_code)}, probably out of memory (this machine has {size})"
+        memory = in_bytes(machine_bytes())
+        return f"was killed by {_name(-exit_code)}, probably out of memory (this machine has {memory})"
     return f"was ended by {_name(-exit_code)}"
 
 
