@@ -44,8 +44,7 @@ class TokenRows:
 
     def training(self, *, batch_size: int) -> Loader:
         """Return batches to train a causal model on: tokens are their own labels, padding has none."""
-        labels = torch.where(self.mask.bool(), self.ids, _IGNORED)
-        return self._batches({"input_ids": self.ids, "attention_mask": self.mask, "labels": labels}, batch_size)
+        return self.classified(torch.where(self.mask.bool(), self.ids, _IGNORED), batch_size=batch_size)
 
     def scored(self, n: int, *, batch_size: int) -> Loader:
         """Return batches to score a causal model by the last n tokens of each row.

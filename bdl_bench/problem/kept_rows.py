@@ -156,16 +156,10 @@ class CheckedRows:
 
 
 def kept_rows(name: str, loader: Loader, budget: Budget, layout: RowLayout = ALL_ROWS) -> KeptRows | CheckedRows:
-    """Read a loader of rows that are not trained on, and store the rows.
+    """Read a loader of rows that are not trained on, and store the rows as far as the budget allows.
 
     Rows are regrouped into batches in the order of their digests if possible, so that predictions do not depend on the
-    order of the loader; `loader_order` is the inverse.
-
-    Args:
-        name: of the set, as in `Problem.sets`.
-        loader: of the set; stored rows are returned unchanged.
-        budget: bytes that may still be stored, reduced by those of this set.
-        layout: which tensors of the inputs have rows, `Problem.layout`.
+    order of the loader; `loader_order` is the inverse. Stored rows are returned unchanged.
 
     Raises:
         DataError: for an item that is not a batch, or a loader without rows; it names the set and the batch.

@@ -25,9 +25,7 @@ def ids_of(digests: Digests) -> Ids:
 def position_ids(rows: Ids, row_of: NDArray[np.int64]) -> Ids:
     """Return an identity for each position (token, pixel): that of its row, mixed with the index within the row.
 
-    Args:
-        rows: identities of B rows.
-        row_of: (M,), for each position the index of its row; the positions of a row follow each other.
+    `row_of` (M,) has the index of the row of each position; the positions of a row follow each other.
     """
     starts = np.searchsorted(row_of, np.arange(len(rows)))
     within = (np.arange(len(row_of)) - starts[row_of]).astype(np.uint64)

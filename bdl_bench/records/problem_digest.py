@@ -16,14 +16,7 @@ __all__ = ["problem_digest", "row_set_digests"]
 
 
 def problem_digest(problem: Problem) -> str:
-    """Return a digest of a problem.
-
-    Args:
-        problem: the problem. Its loaders may shuffle; any changed value changes the digest.
-
-    Returns:
-        16 hexadecimal digits.
-    """
+    """Return 16 hexadecimal digits, which any changed value of the problem changes. Its loaders may shuffle."""
     trained = [name for name, p in problem.model.named_parameters() if p.requires_grad]
     settings = (
         problem.likelihood, problem.prior_precision, problem.recipe, problem.trained, problem.make_model, trained

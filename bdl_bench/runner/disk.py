@@ -25,11 +25,7 @@ class FullDiskError(EstimatorError, OSError):
 
 
 class Disk:
-    """The disk that a directory lies on.
-
-    Args:
-        directory: the directory that results are written into.
-    """
+    """The disk of the directory that results are written into."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

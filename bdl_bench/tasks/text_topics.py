@@ -21,8 +21,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from bdl_bench.data.pretrained import pretrained
-from bdl_bench.networks.adapters import with_adapters
+from bdl_bench.data.pretrained import pretrained, with_adapters
 from bdl_bench.networks.sentence import SentenceClassifier
 from bdl_bench.problem.problem import Loader, Problem
 from bdl_bench.tasks.library_text import TOPICS, minilm, sentences

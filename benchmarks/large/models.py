@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from bdl_bench.networks.resnet import resnet18
-from bdl_bench.networks.vit import VisionTransformer
+from benchmarks.networks import VisionTransformer
 from estimators.errors import UnsupportedError
 from estimators.numerics.pytrees import PyTree, select_rows, with_floats
 from estimators.persistence.atomic import write_bytes

@@ -144,7 +144,10 @@ class VarianceBounds:
 
     def _response(self, scaled_jacobian: Tensor) -> Tensor:
         """Return [W; Q] s Jᵀ, (r + k, M, C) in float64, from J s."""
-        return inner(self.space.basis, scaled_jacobian.flatten(0, 1)).unflatten(1, scaled_jacobian.shape[:2])
+        response: Tensor = inner(self.space.basis, scaled_jacobian.flatten(0, 1)).unflatten(
+            1, scaled_jacobian.shape[:2]
+        )
+        return response
 
     def _along(self, x: PyTree) -> Tensor | None:
         """Return A_WL A_LL⁻¹ J_Lᵀ, (r, M, C), or None without a last-layer block."""

@@ -5,7 +5,7 @@ import torch
 from work_items import end
 
 from bdl_bench.runner import executors
-from bdl_bench.runner.executors import ONE_WORKER, Workers, check_workers, executor_for
+from bdl_bench.runner.executors import ONE_WORKER, JobQueue, Workers, check_workers, executor_for
 from bdl_bench.runner.executors.outcomes import RemoteTraceback, outcome_from_bytes, run_job_to_bytes
 from bdl_bench.runner.executors.worker_errors import worker_crashed
 from estimators.errors import OptionError, UnsupportedError
@@ -17,7 +17,7 @@ from estimators.runtime.units import in_bytes
 def run(work, items, workers=ONE_WORKER):
     log = []
     with executor_for(workers) as executor:
-        for item, outcome in executor.run(work, iter(items), started=lambda i: log.append(("started", i))):
+        for item, outcome in executor.run(work, JobQueue(iter(items), lambda i: log.append(("started", i)))):
             log.append((item, outcome))
     return log
 

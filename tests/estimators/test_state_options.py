@@ -146,8 +146,8 @@ CASES = {
         {**parts(DRAWS, FINE_TUNE), "curvature": None},
     ),
     "paper": (
-        regvar(MeanAbsolute(), FineTune(1e-4, recipe=SGD), curvature="hessian", centred=False),
-        {**parts({}, FINE_TUNE), "curvature": None, "centred": True},
+        regvar(MeanAbsolute(), FineTune(1e-4, "central", recipe=SGD), curvature="hessian", centred=False),
+        {**parts({}, {**FINE_TUNE, "difference": "forward"}), "curvature": None, "centred": True},
     ),
     "gradient norm": ((GradientNorm, {}), BASE),
     "subnetwork": ((SubnetworkLaplace, {"n_parameters": 5}), {**BASE, "n_parameters": 6, "chosen_by": "magnitude"}),

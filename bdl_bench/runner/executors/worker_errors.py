@@ -33,11 +33,7 @@ class TimeLimitError(EstimatorError, TimeoutError):
 
 
 def worker_crashed(exit_code: int | None) -> WorkerCrashedError:
-    """Return the error for a job whose process crashed twice.
-
-    Args:
-        exit_code: the exit status; −N for signal N; None if unknown.
-    """
+    """Return the error for a job whose process crashed twice; exit code −N is signal N, None is unknown."""
     return WorkerCrashedError(
         "a worker process that lives until its job is done",
         received=f"one that {_in_words(exit_code)}, as one before; the second try ran alone",

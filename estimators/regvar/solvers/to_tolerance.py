@@ -243,7 +243,8 @@ class _Growth:
 def _quadratic_forms(cycle: BlockLanczos, vectors: Tensor) -> Tensor:
     """Return bᵀ Wᵀ T⁻¹ W b for each of `vectors` b, (m,): lower bounds of bᵀA⁻¹b."""
     projected = inner(cycle.basis, vectors)  # W b
-    return (projected * torch.linalg.solve(cycle.projected, projected)).sum(0)
+    forms: Tensor = (projected * torch.linalg.solve(cycle.projected, projected)).sum(0)
+    return forms
 
 
 def _expected_rise(found: list[Tensor]) -> Tensor:
