@@ -9,6 +9,8 @@ from functools import partial
 from benchmarks.core import page as core_page
 from benchmarks.core.measure import ROWS
 from benchmarks.core.measure import measure as measure_core
+from benchmarks.fisher import page as fisher_page
+from benchmarks.fisher.measure import CASES, measure_fisher
 from benchmarks.large import page as large_page
 from benchmarks.large.measure import measure as measure_large
 from benchmarks.large.methods import METHODS
@@ -71,6 +73,7 @@ PAGES: dict[str, Page] = {
         quality_page.to_markdown,
         default=False,
     ),
+    "fisher": Page({name: partial(measure_fisher, name) for name in CASES}, fisher_page.to_markdown, default=False),
     "large": Page(
         {
             f"{model}-{method}": partial(measure_large, model, method)

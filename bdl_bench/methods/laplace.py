@@ -15,6 +15,7 @@ from estimators.errors import UnsupportedError
 _EXACT = "linearized Laplace with the exact, full GGN: the reference variance"
 _LAST = "exact Laplace over the last linear layer, in closed form"
 _SUBNETWORK = "Laplace with the full GGN of the 1,000 weights of largest marginal variance"
+_SAMPLED = "linearized Laplace, K-FAC from one sampled label per row: one backward pass for any number of classes"
 _HESSIAN = "linearized Laplace with the exact Hessian; needs a positive definite one"
 PRESETS = [
     Method(REFERENCE, _EXACT, preset(LinearizedLaplace), default=True, tuned_option=PRIOR),
@@ -32,6 +33,12 @@ PRESETS = [
             ("diag", "the diagonal of the GGN"),
             ("lowrank", "the 100 leading eigenvectors of the GGN, plus the prior"),
         )
+    ),
+    Method(
+        "laplace-kron-mc",
+        _SAMPLED,
+        preset(LinearizedLaplace, seeded=True, hessian_structure="kron", fisher="mc"),
+        tuned_option=PRIOR,
     ),
     Method("subnetwork-laplace", _SUBNETWORK, preset(SubnetworkLaplace), tuned_option=PRIOR),
     Method("last-layer-laplace", _LAST, preset(LastLayerLaplace), default=True, tuned_option=PRIOR),

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from estimators.curvature.builders import BUILDERS
+from estimators.curvature.builders import BUILDERS, GGNOptions
 from estimators.curvature.dense.cholesky import DensePrecision, bytes_needed
 from estimators.curvature.dense.ggn import ggn_rows
 from estimators.curvature.dense.subset import ColumnPrecision
@@ -112,7 +112,7 @@ class SubnetworkLaplace(LinearizedPosterior):
 def _marginal_variance(objective: Objective) -> Tensor:
     """Return 1/(diag GGN + δ), (P,)."""
     with objective.network.pass_counter.phase("choice"):
-        diagonal, _ = BUILDERS["ggn", "diag", "eigen"](objective.centred(curvature="ggn"))
+        diagonal, _ = BUILDERS["ggn", "diag", "eigen"](objective.centred(curvature="ggn"), GGNOptions())
     precision = diagonal.precision(objective.prior.precision)
     return precision.solve(torch.ones_like(objective.theta)[None])[0]
 

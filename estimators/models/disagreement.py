@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ["Disagreement", "error_along_direction", "largest_parameter_error", "relative_error"]
@@ -17,6 +18,10 @@ _WHOLE_NORM_SHARE = 1e-2
 """Share of the norm of the whole gradient that is added to the norm of one parameter's gradient in a relative error.
 
 Without it, round-off in a parameter with a gradient near 0 would count as a disagreement."""
+
+
+_BLOCK = 2**20
+"""Numbers that are converted to float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +55,25 @@ class Disagreement:
 def largest_parameter_error(entries: dict[str, int], product: Tensor, gradient: Tensor) -> Disagreement:
     """The parameter in which `product` (P,) differs most from g (P,); `entries` has the number of entries by name."""
     sizes = list(entries.values())
-    whole = gradient.double().norm()
-    parts = zip(entries, product.double().split(sizes), gradient.double().split(sizes), strict=True)
+    parts = zip(product.split(sizes), gradient.split(sizes), strict=True)
+    norms = [_norms_in_blocks(got, expected) for got, expected in parts]
+    whole = math.hypot(*(scale for _, scale in norms))
     errors = [
-        (relative_error(float((got - expected).norm()), float(expected.norm() + _WHOLE_NORM_SHARE * whole)), name)
-        for name, got, expected in parts
+        (relative_error(error, scale + _WHOLE_NORM_SHARE * whole), name)
+        for name, (error, scale) in zip(entries, norms, strict=True)
     ]
     error, name = max(errors, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
     return Disagreement(error, name)
+
+
+def _norms_in_blocks(product: Tensor, gradient: Tensor) -> tuple[float, float]:
+    """The norms of product − gradient and of the gradient, in float64 without a copy of all numbers in float64."""
+    total = torch.zeros(2, dtype=torch.float64)
+    for got, expected in zip(product.split(_BLOCK), gradient.split(_BLOCK), strict=True):
+        wide = expected.double()
+        total += torch.stack([(got.double() - wide).square().sum(), wide.square().sum()]).cpu()
+    error, scale = total.sqrt().tolist()
+    return error, scale
 
 
 def error_along_direction(u: Tensor, jvp: Tensor, gradient: Tensor, r: Tensor) -> Disagreement:

@@ -15,14 +15,16 @@ from estimators.models.disagreement import Disagreement
 from estimators.models.kernels import differentiable
 from estimators.models.network_function import NetworkFunction
 from estimators.models.outputs import without_inference
-from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch
+from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch, select_rows
 from estimators.numerics.vectorize import over_rows
 from estimators.runtime.pass_counter import SELF_CHECK
 
-__all__ = ["Network"]
+__all__ = ["VJP_BY_ROW", "Network"]
 
 Loss = Callable[[Tensor], Tensor]
 """Outputs f (B, C) -> a scalar."""
+VJP_BY_ROW = "rows of Jᵀ u"
+"""Name of the products of each row in the report."""
 _ROWS = "rows of J"
 """Name of the rows of J in the report."""
 _VECTORISED_ELEMENTS = 2**22
@@ -34,7 +36,7 @@ class Network(NetworkFunction):
 
         J v            forward mode, two reverse passes, rows of J
         Jᵀ u           torch.func, plain autograd
-        rows of J      torch.func vectorised over rows, plain autograd one row at a time
+        rows of J, and of Jᵀ u    torch.func vectorised over rows, plain autograd one row at a time
         H v            forward over reverse mode, plain autograd twice
 
     Args:
@@ -341,6 +343,53 @@ class Network(NetworkFunction):
             jacobian: Tensor = over_rows(counted(one), x).detach()
         self.pass_counter.backward(rows * jacobian.shape[1])
         return jacobian
+
+    def vjp_by_row(self, x: PyTree, cotangents: Tensor) -> Tensor:
+        """Compute Jᵀ u of each row, without a sum over rows, vectorised over rows if that is right.
+
+        Args:
+            x: inputs of B rows.
+            cotangents: u (B, K, C).
+
+        Returns:
+            Jᵀ u (B, K, P).
+
+        Raises:
+            ModelError: plain autograd fails, or the gradient of a row depends on the other rows.
+        """
+        what = VJP_BY_ROW
+        routes = [
+            ("torch.func, vectorised over rows", lambda: self._vectorised_vjp(x, cotangents)),
+            ("plain autograd, one row at a time", lambda: self._plain_vjp_by_row(x, cotangents)),
+        ]
+
+        def difference(products: Tensor) -> Disagreement:
+            c = self.check.random(cotangents[..., 0])
+            u = torch.einsum("bk,bkc->bc", c, cotangents)
+            return self.gradient_error(x, u, torch.einsum("bk,bkp->p", c, products))
+
+        is_due = self.check.is_due(what, x, cotangents.shape[1])
+        return self.routes.first_agreeing(self.check, what, x, routes, difference if is_due else None)
+
+    def _vectorised_vjp(self, x: PyTree, cotangents: Tensor) -> Tensor:
+        """Jᵀ u (B, K, P) by torch.func, vectorised over rows."""
+
+        def one(row: PyTree, u: Tensor) -> Tensor:
+            pull = vjp(lambda theta: self(theta, row_as_batch(row))[0], self.theta)[1]
+            products: Tensor = vmap(pull)(u)[0]
+            return products
+
+        rows, k = cotangents.shape[:2]
+        with differentiable(), self.pass_counter.transformed(forward=rows, backward=rows * k) as counted:
+            products: Tensor = over_rows(counted(one), x, cotangents).detach()
+        return products
+
+    def _plain_vjp_by_row(self, x: PyTree, cotangents: Tensor) -> Tensor:
+        """Jᵀ u (B, K, P) by plain autograd, one row at a time."""
+        products = [
+            self.check.reference.vjp(select_rows(x, slice(i, i + 1)), u[:, None]) for i, u in enumerate(cotangents)
+        ]
+        return torch.stack(products).to(self.theta.dtype)
 
     @property
     def vectors_per_call(self) -> int:

@@ -118,8 +118,8 @@ class VarianceBounds:
         jacobian = self.network.jacobian(x)
         rows = jacobian.flatten(0, 1)
         prior = dots(rows, rows, self.space.scale.square()).view(jacobian.shape[:2])  # Σ_p J_cp² / δ_p
-        last_layer = torch.zeros_like(prior) if self.block is None else self.block.variance(x).to(prior.dtype)
-        found = self._bounds(self._response(jacobian.mul_(self.space.scale)), prior, last_layer, self._along(x))
+        last_layer, along = self._last_layer(x, jacobian)
+        found = self._bounds(self._response(jacobian.mul_(self.space.scale)), prior, last_layer.to(prior), along)
         dtype = self.network.theta.dtype
         return [(lower.to(dtype), upper.to(dtype)) for lower, upper in found]
 
@@ -154,6 +154,15 @@ class VarianceBounds:
         if self.block is None or self.along_block is None:
             return None
         return self.block.response(self.along_block, x)
+
+    def _last_layer(self, x: PyTree, jacobian: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the last-layer variance (M, C), and A_WL A_LL⁻¹ J_Lᵀ (r, M, C)."""
+        if self.block is None or self.along_block is None:
+            return jacobian.new_zeros(jacobian.shape[:2]), None
+        features = self.block.features_in(jacobian)
+        if features is None:
+            return self.block.variance(x), self._along(x)
+        return self.block.precision.variance(features), self.block.response_at(self.along_block, features)
 
     def _in_chunks(self, bounds: Callable[[PyTree], list[Bounds]], x: PyTree) -> list[Bounds]:
         """Return `bounds` of x, computed for as many rows together as fit into memory with Jacobian and responses."""

@@ -130,7 +130,13 @@ CASES = {
     "map": ((MAP, {}), BASE),
     "laplace": (
         (LinearizedLaplace, {}),
-        {**BASE, "curvature": "hessian", "hessian_structure": "diag", "inverse": "cg", "rank": 7},
+        {**BASE, "curvature": "hessian", "hessian_structure": "diag", "inverse": "cg", "rank": 7, "fisher": "empirical"}
+        | dict.fromkeys(["mc_samples", "seed", "kfac_approx"]),
+    ),
+    "sampled laplace": (
+        (LinearizedLaplace, {"hessian_structure": "kron", "fisher": "mc"}),
+        {**BASE, "hessian_structure": "ekfac", "mc_samples": 2, "seed": 1, "kfac_approx": "reduce", "rank": 7}
+        | dict.fromkeys(["curvature", "inverse", "fisher"]),
     ),
     "last layer": (
         (LastLayerLaplace, {}),
