@@ -108,9 +108,9 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
         Args:
             train_loader: the training data, a re-iterable of (x, y) or of dicts with "labels".
             progress_bar: whether to show progress.
-            checkpoint: a file. FineTune and LinearResponse write their progress to it. The same call in another process
-                continues from there, and ends with the same variance. A finished fit is stored there as `save` writes
-                it, and the same call loads it.
+            checkpoint: a file. A finished fit is stored there as `save` writes it, and the same call loads it.
+                LinearResponse also writes its progress: the same call in another process continues from there, and
+                ends with the same variance. Other fits, such as those by FineTune, start again if interrupted.
             accelerator: an `accelerate.Accelerator`, whose processes share the rows of every batch. Each process makes
                 this call with the same model and the whole loader, and ends with the same fit.
 

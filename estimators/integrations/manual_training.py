@@ -18,7 +18,7 @@ from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_number
 from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
-from estimators.regvar.solvers.fine_tuning.nonlinearity import nonlinearity
+from estimators.regvar.solvers.nonlinearity import nonlinearity
 
 __all__ = ["RegularizedPair", "mean_absolute_penalty"]
 

@@ -104,7 +104,7 @@ FITS = {
     "laplace of the last layer": {"make": LinearizedLaplace, "subset_of_weights": "last_layer"},
     "full": {"make": LastLayerLaplace},
     "kron": {"make": LastLayerLaplace, "hessian_structure": "kron"},
-    "fine tune": {"make": RegVar},
+    "fine tune": {"make": RegVar, "solver": FineTune()},
     "linear response": {"make": RegVar, "solver": LinearResponse()},
     "newton": {"make": RegVar, "solver": NewtonRefit()},
 }

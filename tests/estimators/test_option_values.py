@@ -123,7 +123,7 @@ DIFFERENT = [
     (Laplacian(2), Laplacian(3), Laplacian(2, 1.5), Gaussian(0.5)),
     (Pair(1), Pair(2), Pair(1, 1), Named(1, None), (1, None)),
     (Slotted(1), Slotted(2)),
-    (FineTune(), FineTune(seed=1), FineTune(max_concurrent=2), FineTune(recipe=Recipe(lr=0.3)), LinearResponse()),
+    (FineTune(), FineTune(seed=1), FineTune(0.1), FineTune(recipe=Recipe(lr=0.3)), LinearResponse()),
     (LinearResponse(1e-9), LinearResponse(1e-8), LinearResponse(1e-9, 7)),
     (PosteriorDraws(4), PosteriorDraws(4, seed=1), PosteriorDraws(4, variance_estimate="monte_carlo")),
     (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)),
