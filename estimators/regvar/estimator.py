@@ -201,11 +201,13 @@ class RegVar(UncertaintyEstimator):
         self.fit_report_ = replace(self.fit_report_, solver=solution.report, selection=reason)
         if isinstance(estimate, MonteCarloVariance) and a_norm_errors is not None:
             error = a_norm_errors.error
+            with objective.network.pass_counter.phase("variance estimate"):
+                relative = relative_error(estimate, objective, error)
             self.fit_report_ = replace(
                 self.fit_report_,
                 a_norm_error=error,
                 rao_blackwell=estimate.rao_blackwell,
-                relative_error=relative_error(estimate, objective, error),
+                relative_error=relative,
             )
             # Other estimates do not depend on it: they have a solver's residual, or the bounds of a Krylov space.
             if solution.report.residual is None or isinstance(estimate, ClippedMonteCarlo):
