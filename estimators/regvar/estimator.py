@@ -124,7 +124,8 @@ class RegVar(UncertaintyEstimator):
         self.centred = checked_flag("centred", centred)
         made = PosteriorDraws() if regularizer is None else regularizer
         self.regularizer = checked_instance("regularizer", made, Regularizer, remedy="PosteriorDraws(n_draws=32).")
-        self.solver = solver if solver == "auto" else checked_instance("solver", solver, Solver, remedy='"auto".')
+        auto = isinstance(solver, str) and solver == "auto"
+        self.solver = "auto" if auto else checked_instance("solver", solver, Solver, remedy='"auto".')
         self.rtol = checked_number("rtol", rtol, above=0, remedy="0.05.")
         if isinstance(self.solver, Solver) and self.rtol != _RTOL:
             raise OptionError(

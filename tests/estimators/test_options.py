@@ -87,7 +87,19 @@ MADE = {
     "categorical": part(Categorical),
     "causal": part(CausalTokens),
 }
-REAL = {"prior_precision", "prior_mean", "rate", "step", "lam", "tol", "lr", "momentum", "average", "sigma_noise"}
+REAL = {
+    "prior_precision",
+    "prior_mean",
+    "rate",
+    "step",
+    "lam",
+    "tol",
+    "rtol",
+    "lr",
+    "momentum",
+    "average",
+    "sigma_noise",
+}
 WHOLE = {
     "mc_samples",
     "rank", "n_parameters", "max_rank", "n_samples", "n_members", "n_heads", "max_iter", "n_draws", "n_probes", "seed",
@@ -142,7 +154,7 @@ def test_any_other_option_of_a_wrong_type_is_rejected_at_once(name, option):
         bad = bad[:-1]
     if option == "subset_of_weights" and name not in ("last layer", "laplace-torch"):
         bad = bad[:-1]
-    if option in ("of", "make_model"):
+    if option in ("of", "make_model", "feature_reduction"):
         bad = [value for value in bad if not callable(value)]
     for value in bad:
         with pytest.raises(OptionError, match=r"Received .*Try: "):

@@ -128,7 +128,9 @@ def test_the_parts_of_a_fit_cost_what_they_are():
     assert {name: report.passes[name] for name in expected} == pytest.approx(expected)
     product, shares = 1, report.passes["Rao-Blackwellisation"] / shared  # and features, and finding the layer
     assert product + 4 * shared < shares * shared < product + 7 * shared
-    assert report.passes.keys() - expected == {"Rao-Blackwellisation", "search for lam", "nonlinearity", "self-check"}
+    assert report.passes.keys() - expected == {
+        *("Rao-Blackwellisation", "search for lam", "nonlinearity", "variance estimate", "self-check")
+    }
     solver = ("targets", "solve", "search for lr", "search for lam", "nonlinearity")
     assert report.solver.passes == pytest.approx(sum(report.passes[name] for name in solver))
 

@@ -128,6 +128,11 @@ def parts(regularizer=None, solver=None):
 
 CASES = {
     "map": ((MAP, {}), BASE),
+    "auto": (
+        (RegVar, {"regularizer": PosteriorDraws(4)}),
+        {**BASE, "rtol": 0.1, "regularizer.n_draws": 5}
+        | dict.fromkeys(["solver", "regularizer.seed", "regularizer.rao_blackwell", "regularizer.variance_estimate"]),
+    ),
     "laplace": (
         (LinearizedLaplace, {}),
         {**BASE, "curvature": "hessian", "hessian_structure": "diag", "inverse": "cg", "rank": 7, "fisher": "empirical"}
@@ -140,7 +145,13 @@ CASES = {
     ),
     "last layer": (
         (LastLayerLaplace, {}),
-        {**BASE, "hessian_structure": "diag", "last_layer_name": "2", "subset_of_weights": None},
+        {
+            **BASE,
+            "hessian_structure": "diag",
+            "last_layer_name": "2",
+            "subset_of_weights": None,
+            "feature_reduction": None,
+        },
     ),
     "pointwise": (regvar(Pointwise(first), LinearResponse()), parts({"of": second}, RESPONSE)),
     "mean absolute": (regvar(MeanAbsolute(), LinearResponse()), parts({}, RESPONSE)),
@@ -156,7 +167,10 @@ CASES = {
         {**parts({}, {**FINE_TUNE, "difference": "forward"}), "curvature": None, "centred": True},
     ),
     "gradient norm": ((GradientNorm, {}), BASE),
-    "subnetwork": ((SubnetworkLaplace, {"n_parameters": 5}), {**BASE, "n_parameters": 6, "chosen_by": "magnitude"}),
+    "subnetwork": (
+        (SubnetworkLaplace, {"n_parameters": 5}),
+        {**BASE, "n_parameters": 6, "chosen_by": "magnitude", "subnetwork_indices": None},
+    ),
     "swag": (
         (SWAG, {"recipe": SGD, "n_samples": 3}),
         {
@@ -243,7 +257,7 @@ def test_every_option_has_a_change_here_or_is_documented_as_not_compared(name):
     changes = {**CASES[name][1], "likelihood.class_dim": 1, "likelihood.ignore_index": 1}
     unseen = set(options_of(build(name))) - changes.keys() - COMPARED_NOWHERE
     other_values_are_rejected = {
-        "centred", "curvature", "recipe.schedule", "recipe.average",  # by the constructor
+        "centred", "curvature", "rtol", "recipe.schedule", "recipe.average",  # by the constructor
     }  # fmt: skip
     assert unseen <= other_values_are_rejected
 
