@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from estimators.data.pair_loader import PairLoader
 from estimators.data.training_data import TrainingData
 from estimators.errors import ModelError, OptionError
 from estimators.objective.objective import Objective
+from estimators.option_checks import PriorOption
 from estimators.runtime.module_wrappers import plain_names, unwrapped
 from estimators.runtime.rng import seeded_random_state
 from estimators.training.recipe import Recipe
@@ -32,7 +33,7 @@ class Retraining:
 
     make_model: MakeModel
     recipe: Recipe
-    prior_precision: float | Mapping[str, float]
+    prior_precision: PriorOption
 
     def run(self, objective: Objective, seed: int, *, others: Sequence[nn.Module], progress_bar: bool) -> nn.Module:
         """Return the trained network in eval mode. Initialisation, order of rows and dropout are drawn from `seed`.

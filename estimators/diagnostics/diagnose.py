@@ -26,6 +26,7 @@ from estimators.likelihoods import Likelihood
 from estimators.models.structural_copy import structural_copy
 from estimators.models.subsets import SubsetSpec
 from estimators.objective.objective import Objective
+from estimators.option_checks import PriorOption
 from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["CHECKS", "QUICK", "diagnose"]
@@ -50,8 +51,8 @@ def diagnose(
     likelihood: str | Likelihood,
     train_loader: Iterable[Any],
     *,
-    prior_precision: float | Mapping[str, float] = 1.0,
-    prior_mean: float = 0.0,
+    prior_precision: PriorOption = 1.0,
+    prior_mean: PriorOption = 0.0,
     subset_of_weights: SubsetSpec = "all",
     validation: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from estimators.models.network import Network
 from estimators.models.subsets import SubsetSpec
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
-from estimators.option_checks import checked_number
+from estimators.option_checks import PriorOption, checked_number
 from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
 from estimators.regvar.solvers.fine_tuning.nonlinearity import nonlinearity
 
@@ -118,8 +117,8 @@ class RegularizedPair(UncertaintyEstimator):
         likelihood: str | Likelihood,
         *,
         lam: float,
-        prior_precision: float | Mapping[str, float] = 1.0,
-        prior_mean: float = 0.0,
+        prior_precision: PriorOption = 1.0,
+        prior_mean: PriorOption = 0.0,
         subset_of_weights: SubsetSpec = "all",
     ) -> None:
         super().__init__(

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
+from estimators.curvature.base import Precision
 from estimators.curvature.builders import BUILDERS, DenseCurvature
 from estimators.curvature.dense.cholesky import DensePrecision, bytes_needed
 from estimators.curvature.dense.ggn import ggn_rows
@@ -14,6 +15,7 @@ from estimators.curvature.dense.subset import ColumnPrecision
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
+from estimators.models.exclusive import exclusively
 from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.models.jacobians import JacobianRows
 from estimators.numerics.dtype import algebra_dtype
@@ -41,8 +43,9 @@ class SubnetworkLaplace(UncertaintyEstimator):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
-        prior_mean: θ₀, the mean of the prior, for all weights.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
+        prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
         subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
         n_parameters: the largest number of weights in S. If the subset has fewer, all of them are used, which equals
             LinearizedLaplace.
@@ -111,11 +114,30 @@ class SubnetworkLaplace(UncertaintyEstimator):
     def _covariance(self, x: PyTree) -> Tensor:
         return self.precision_.covariance_at(self.network_, x)
 
+    def _weight_precision(self) -> Precision:
+        return self.precision_
+
+    @exclusively
+    def posterior_precision(self) -> Tensor:
+        """Return the posterior precision A_S of the chosen weights as a dense matrix.
+
+        Returns:
+            (n, n), in 1/weight², over `index_`: the other weights are fixed, and have no precision.
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        self._check_fitted()
+        unit = torch.eye(len(self.index_), dtype=self.theta_.dtype, device=self.theta_.device)
+        return self.precision_.inner.multiply(unit)
+
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+        return self.network_.outputs(x) + self.network_.jvp(x, self._weight_displacements(n_samples, generator))
+
+    def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         inner, theta = self.precision_.inner, self.theta_
         assert isinstance(inner, DensePrecision)
-        displaced = inner.sample(n_samples, generator).to(theta.dtype)
-        return self.network_.outputs(x) + self.network_.jvp(x, self.precision_.scattered(displaced, len(theta)))
+        return self.precision_.scattered(inner.sample(n_samples, generator).to(theta.dtype), len(theta))
 
 
 def _marginal_variance(objective: Objective) -> Tensor:

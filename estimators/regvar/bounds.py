@@ -66,6 +66,18 @@ class VarianceBounds:
         """Return lower and upper bound of the covariance, (M, C, C) each."""
         return self._in_chunks(self._covariance, x)
 
+    def covariance_along(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
+        """Return lower and upper bound of J A⁻¹ Jᵀ, (M, C, C) each, for J (M, C, P), differentiable in J."""
+        wide = jacobian.to(self.whitener.dtype)
+        response = torch.einsum("rp,mcp->rmc", self.space.basis.to(wide.dtype), wide)
+        projected, removed = self._projections(response, lambda along, block: block.response_along(along, jacobian))
+        lower = torch.einsum("rmc,rmd->mcd", projected, projected)
+        if self.block is not None:
+            lower = lower + self.block.covariance_along(wide)
+        scaled = wide * self.space.scale.to(wide.dtype)
+        upper = scaled @ scaled.transpose(1, 2) - torch.einsum("rmc,rmd->mcd", removed, removed)
+        return lower.to(jacobian.dtype), upper.to(jacobian.dtype)
+
     def _variance(self, x: PyTree) -> tuple[Tensor, Tensor]:
         jacobian = self.network.jacobian(x)
         projected, removed = self._responses(x, jacobian)
@@ -90,10 +102,16 @@ class VarianceBounds:
     def _responses(self, x: PyTree, jacobian: Tensor) -> tuple[Tensor, Tensor]:
         """Return S^(−½) Zᵀ Jᵀ and the factor of the low-rank term of the upper bound, (·, M, C) in float64."""
         response = inner(self.space.basis, jacobian.flatten(0, 1)).unflatten(1, jacobian.shape[:2])  # [W; Q] Jᵀ
+        return self._projections(response, lambda along, block: block.response(along, x))
+
+    def _projections(
+        self, response: Tensor, of_block: Callable[[Tensor, RaoBlackwellBlock], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return `_responses` from [W; Q] Jᵀ, (·, M, C), and the responses J_L u along a layer L."""
         removed = torch.tensordot(self.space.reduction, response, dims=1)
         projected = response[: self.space.rank]
         if self.block is not None and self.along_block is not None:
-            projected = projected - self.block.response(self.along_block, x)
+            projected = projected - of_block(self.along_block, self.block)
         return torch.tensordot(self.whitener, projected, dims=1), removed
 
     def _in_chunks(self, bounds: Callable[[PyTree], tuple[Tensor, Tensor]], x: PyTree) -> tuple[Tensor, Tensor]:

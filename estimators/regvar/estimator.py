@@ -204,6 +204,25 @@ class RegVar(UncertaintyEstimator):
             )
         return self.network_.outputs(x) + self.variance_estimate_.sample(x, n_samples, generator)
 
+    def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        return self._draws().sample_weights(n_samples, generator)
+
+    def _covariance_along(self, jacobian: Tensor) -> Tensor:
+        return self._draws().covariance_along(jacobian)
+
+    def _check_differentiable(self) -> None:
+        self._draws()
+
+    def _joint_covariance(self, x: PyTree, f: Tensor) -> Tensor:
+        draws = self._draws()
+        return super()._joint_covariance(x, f) if isinstance(draws, InterpolatedBounds) else draws.joint_covariance(x)
+
+    def _draws(self) -> MonteCarloVariance:
+        """Return the posterior draws. Raises UnsupportedError for other regularizers."""
+        if not isinstance(self.variance_estimate_, MonteCarloVariance):
+            raise self._not_draws()
+        return self.variance_estimate_
+
     @exclusively
     def standard_error(self, x: PyTree) -> Tensor:
         """Return the Monte Carlo standard error of `variance`.
@@ -282,7 +301,7 @@ class RegVar(UncertaintyEstimator):
 
     def _not_draws(self) -> UnsupportedError:
         return UnsupportedError(
-            "PosteriorDraws, the only regularizer with this attribute",
+            "PosteriorDraws, the only regularizer with posterior draws",
             received=repr(self.regularizer),
             remedy="regularizer=PosteriorDraws().",
         )

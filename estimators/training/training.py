@@ -16,9 +16,9 @@ from estimators.errors import DataError
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.models.network import Network
 from estimators.models.outputs import output_tensor
-from estimators.models.subsets import Subset, delta_of_names, matching_names
+from estimators.models.subsets import Subset, entries_of_names, matching_names
 from estimators.numerics.pytrees import PyTree, copied, forward_arguments
-from estimators.option_checks import checked_number, checked_precision, checked_seed
+from estimators.option_checks import PriorOption, checked_number, checked_precision, checked_seed
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
 from estimators.runtime.progress import track
@@ -91,7 +91,7 @@ def train_map(
     likelihood: str | Likelihood,
     train_loader: Iterable[Any],
     *,
-    prior_precision: float | Mapping[str, float],
+    prior_precision: PriorOption,
     recipe: Recipe | None = None,
     seed: int = 0,
     progress_bar: bool = False,
@@ -125,11 +125,11 @@ def train_map(
     subset = Subset.of(inner, matching_names(inner, "all"))
     own_names, parameters = parameter_names(inner), dict(inner.named_parameters())
     start = subset.flatten({name: parameters[own].detach() for name, own in own_names.items()})
-    if isinstance(prior_precision, Mapping):
+    if isinstance(prior_precision, (Mapping, Tensor)):
         prior_precision = checked_precision(prior_precision)
     else:
         prior_precision = checked_number("prior_precision", prior_precision, at_least=0)
-    delta = delta_of_names(prior_precision, subset, start)
+    delta = entries_of_names("prior_precision", prior_precision, subset, start)
 
     chosen = [parameters[own_names[name]] for name in subset.shapes]
 
