@@ -131,12 +131,16 @@ class WeightSpaceMixin(CloningMixin):
                 remedy="pass the result of sample_weights, or one row of it.",
             )
         rows = [subset.unflatten(row) for row in (weights[None] if weights.ndim == 1 else weights)]
-        by_first_name = {name: torch.stack([row[name] for row in rows]) for name in subset.shapes}
         named = dict(self.model.named_parameters(remove_duplicate=False))
-        first = {alias: name for name, aliases in subset.aliases.items() for alias in aliases}
-        own = {own: first[plain] for own, plain in plain_names(self.model, named) if first[plain] in by_first_name}
-        state = {name: by_first_name[source].to(named[name].dtype) for name, source in own.items()}
-        return state if weights.ndim == 2 else {name: tensor[0] for name, tensor in state.items()}
+        own = {plain: name for name, plain in plain_names(self.model, named)}
+        state: dict[str, Tensor] = {}
+        for name in subset.shapes:
+            entries = rows[0][name] if weights.ndim == 1 else torch.stack([row[name] for row in rows])
+            entries = entries.to(
+                named[own[name]].dtype
+            )  # one tensor for all names: functional_call compares identities
+            state |= dict.fromkeys((own[alias] for alias in subset.aliases[name]), entries)
+        return state
 
     @exclusively
     def sample_nonlinear(self, x: PyTree, n_samples: int, *, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""The posterior over weights: samples, matrices, Jacobians, joint covariances and gradients by the inputs."""
+"""The posterior over weights: samples, matrices, Jacobians, joint covariances and independent outputs."""
 
 import doctest
 
@@ -8,68 +8,17 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from weight_space_fits import EXACT, GENERAL, LAPLACE, REGVAR, close, fit
 
-from estimators import (
-    Categorical,
-    LastLayerLaplace,
-    LinearizedLaplace,
-    LinearResponse,
-    MeanAbsolute,
-    Pointwise,
-    PosteriorDraws,
-    RegVar,
-)
-from estimators.baselines import MAP, SWAG, DeepEnsemble, SubnetworkLaplace
+from estimators import Categorical, LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
+from estimators.baselines import MAP, DeepEnsemble, SubnetworkLaplace
 from estimators.errors import DataError, ModelChangedError, ModelError, NotFittedError, TooLargeError, UnsupportedError
 from estimators.estimator import weight_space
-from estimators.regvar.monte_carlo import ClippedMonteCarlo, InterpolatedBounds
 from estimators.runtime import memory
 
-GENERAL = {"*bias": 0.7, "*": 1.9}
-LAPLACE = {
-    "cholesky": (LinearizedLaplace, {"inverse": "cholesky", "prior_precision": GENERAL}),
-    "dual": (LinearizedLaplace, {"inverse": "dual", "prior_precision": GENERAL}),
-    "matrix_free_dual": (LinearizedLaplace, {"inverse": "matrix_free_dual", "prior_precision": GENERAL}),
-    "cg": (LinearizedLaplace, {"inverse": "cg", "prior_precision": GENERAL}),
-    "hessian": (LinearizedLaplace, {"curvature": "hessian", "prior_precision": 19.0}),
-    "lowrank": (LinearizedLaplace, {"hessian_structure": "lowrank", "rank": 5, "prior_precision": GENERAL}),
-    "kron": (LinearizedLaplace, {"hessian_structure": "kron", "prior_precision": {"0.*": 0.7, "*": 1.9}}),
-    "ekfac": (LinearizedLaplace, {"hessian_structure": "ekfac", "prior_precision": {"0.*": 0.7, "*": 1.9}}),
-    "diag": (LinearizedLaplace, {"hessian_structure": "diag", "prior_precision": GENERAL}),
-    "last layer": (LastLayerLaplace, {"prior_precision": GENERAL}),
-    "last layer, kron": (LastLayerLaplace, {"hessian_structure": "kron", "prior_precision": 1.9}),
-    "last layer, diag": (LastLayerLaplace, {"hessian_structure": "diag", "prior_precision": GENERAL}),
-    "subnetwork": (SubnetworkLaplace, {"n_parameters": 11, "prior_precision": GENERAL}),
-}
-EXACT = {"cholesky": "ggn", "dual": "ggn", "matrix_free_dual": "ggn", "cg": "ggn", "hessian": "hessian"}
-REGVAR = {
-    "draws": PosteriorDraws(9, rao_blackwell=None),
-    "draws, last layer": PosteriorDraws(9, rao_blackwell="last_layer", variance_estimate="monte_carlo"),
-    "bounds": PosteriorDraws(9, variance_estimate="bounds"),
-}
 kinds = pytest.mark.parametrize("kind", ["regression", "classification"])
 structures = pytest.mark.parametrize("name", LAPLACE)
 posteriors = pytest.mark.parametrize("name", [*LAPLACE, *REGVAR, "clipped"])
-
-
-def fit(name, problem):
-    """A fit by its name; queries of the problem have other rows than the training data."""
-    if name in LAPLACE:
-        kind, options = LAPLACE[name]
-        return kind(problem.model, problem.likelihood, **options).fit(problem.loader)
-    regularizer = REGVAR["bounds" if name == "clipped" else name]
-    regvar = RegVar(
-        problem.model,
-        problem.likelihood,
-        prior_precision=1.9,
-        regularizer=regularizer,
-        solver=LinearResponse(max_iter=3) if name in ("bounds", "clipped") else LinearResponse(),
-    ).fit(problem.loader)
-    if name == "clipped":
-        bounded = regvar.variance_estimate_
-        assert isinstance(bounded, InterpolatedBounds)
-        regvar.variance_estimate_ = ClippedMonteCarlo(bounded, bounded.bounds, bounded.interpolation)
-    return regvar
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +37,6 @@ def fitted(fits, make_problem):
         return fits[name, kind]
 
     return get
-
-
-def close(found, expected, rtol=1e-7):
-    scale = float(expected.abs().max())
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) <= rtol * scale
 
 
 # Matrices
@@ -247,11 +190,16 @@ def test_a_state_dict_of_sampled_weights_makes_the_network_that_sample_nonlinear
     for row, sample in zip(weights, found, strict=True):
         state = laplace.weights_to_state_dict(row)
         assert set(state) == {"first.weight", "second.weight", "first.bias", "second.bias", "last.weight", "last.bias"}
+        close(sample, functional_call(problem.model, state, (problem.query,)).detach(), rtol=1e-12)
         loaded = Tied().double()
         loaded.load_state_dict({**problem.model.state_dict(), **state})
         close(sample, loaded(problem.query).detach(), rtol=1e-12)
     stacked = laplace.weights_to_state_dict(weights)
-    ran = torch.func.vmap(lambda state: functional_call(problem.model, state, (problem.query,)))(stacked)
+
+    def run(state):
+        return functional_call(problem.model, state, (problem.query,), tie_weights=False)
+
+    ran = torch.func.vmap(run)(stacked)
     close(found, ran.detach(), rtol=1e-12)
     with pytest.raises(DataError, match="P = "):
         laplace.weights_to_state_dict(weights[:, 1:])
@@ -420,117 +368,6 @@ def test_the_joint_covariance_of_tokens_is_that_of_the_same_weights():
     found = closed.joint_covariance(query)
     assert found.shape == (3, 6, 3, 6)
     close(found, dense.joint_covariance(query))
-
-
-# Gradients by the inputs
-
-
-def check_gradient(query, x, rtol=1e-6):
-    """The value of query(x) is that without a graph, and its gradient by x agrees with central differences.
-
-    Compared are the derivatives of a random combination of the results in two random directions.
-    """
-    generator, step = torch.Generator().manual_seed(6), 1e-5
-    value = query(x)
-    u = torch.randn(value.shape, generator=generator, dtype=value.dtype)
-    leaf = x.clone().requires_grad_()
-    with_graph = query(leaf)
-    assert not value.requires_grad
-    close(with_graph.detach(), value, rtol=1e-8)
-    (gradient,) = torch.autograd.grad((u * with_graph).sum(), leaf)
-    for _ in range(2):
-        r = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        difference = float((u * (query(x + step * r) - query(x - step * r))).sum()) / (2 * step)
-        assert float((gradient * r).sum()) == pytest.approx(difference, abs=rtol * float((gradient * r).norm()))
-
-
-@posteriors
-def test_the_variance_is_differentiable_in_the_inputs(name, fitted):
-    estimator, problem = fitted(name)
-    check_gradient(estimator.variance, problem.query[: 1 if name == "cg" else 3])
-
-
-@pytest.mark.parametrize(
-    "name", ["cholesky", "dual", "kron", "cg", "last layer", "subnetwork", "draws, last layer", "bounds"]
-)
-def test_covariances_functionals_and_samples_are_differentiable_in_the_inputs(name, fitted):
-    estimator, problem = fitted(name)
-    x = problem.query[: 1 if name == "cg" else 2]
-    check_gradient(estimator.covariance, x)
-    check_gradient(estimator.joint_covariance, x)
-    check_gradient(lambda x: estimator.sample(x, 3, seed=2), x)
-    check_gradient(lambda x: estimator.variance(x, of=lambda f: f[0] * f[1]), x)
-
-
-@kinds
-@pytest.mark.parametrize("name", ["cholesky", "last layer", "draws"])
-def test_predictions_are_differentiable_in_the_inputs(name, kind, fitted):
-    estimator, problem = fitted(name, kind)
-    x = problem.query[:2]
-    check_gradient(lambda x: estimator.predict(x).mean, x)
-    if kind == "regression":
-        check_gradient(lambda x: estimator.predict(x).total_variance, x)
-    else:
-        check_gradient(lambda x: estimator.predict(x).probs, x)
-        check_gradient(lambda x: estimator.predict(x, link_approx="mc", n_samples=5).entropy, x, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["cholesky", "cg", "last layer"])
-def test_the_variance_is_differentiable_twice(name, fitted):
-    laplace, problem = fitted(name)
-
-    def slope(x):
-        """The first derivatives, with a graph if x requires a gradient."""
-        leaf = x if x.requires_grad else x.clone().requires_grad_()
-        (first,) = torch.autograd.grad(laplace.variance(leaf).sum(), leaf, create_graph=x.requires_grad)
-        return first
-
-    check_gradient(slope, problem.query[:2], rtol=1e-5)
-
-
-def test_entries_of_dict_inputs_are_differentiable(make_problem):
-    class Shifted(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
-
-        def forward(self, features, shift):
-            return self.inner(features * shift)
-
-    problem = make_problem("regression")
-    model = Shifted().double().eval()
-    loader = [{"features": x, "shift": 0 * x + 1.1, "labels": y} for x, y in problem.loader]
-    laplace = LinearizedLaplace(model, problem.likelihood, prior_precision=2.5).fit(loader)
-    features = problem.query[:3]
-    check_gradient(lambda shift: laplace.variance({"features": features, "shift": shift}), 0.9 + 0 * features)
-
-
-def test_no_graph_where_none_is_asked_for(fitted):
-    laplace, problem = fitted("cholesky")
-    x = problem.query.clone().requires_grad_()
-    with torch.no_grad():
-        assert torch.equal(laplace.variance(x), laplace.variance(problem.query))
-        assert not laplace.predict(x).mean.requires_grad
-    assert not laplace.jacobians(x)[0].requires_grad
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda p: MAP(p.model, p.likelihood),
-        lambda p: SWAG(p.model, p.likelihood, n_samples=3),
-        lambda p: RegVar(p.model, p.likelihood, regularizer=Pointwise(), solver=LinearResponse()),
-        lambda p: RegVar(p.model, p.likelihood, regularizer=MeanAbsolute(), solver=LinearResponse()),
-    ],
-)
-def test_results_without_a_graph_raise_if_the_inputs_require_a_gradient(make, make_problem):
-    problem = make_problem("classification")
-    estimator = make(problem).fit(problem.loader)
-    x = problem.query.clone().requires_grad_()
-    for query in (estimator.variance, estimator.predict, estimator.covariance):
-        with pytest.raises(UnsupportedError):
-            query(x)
-    assert not estimator.variance(x.detach()).requires_grad
 
 
 # Errors
