@@ -96,9 +96,10 @@ class LaplaceTorch(UncertaintyEstimator):
             ("subset_of_weights", _SUBSETS),
         ):
             checked_choice(name, getattr(self, name), allowed, remedy="LinearizedLaplace has more.")
-        if not isinstance(self.prior_precision, float):
-            remedy = "LinearizedLaplace takes mappings and tensors."
-            raise OptionError("one prior_precision", received="a mapping or tensor", remedy=remedy)
+        for name in ("prior_precision", "prior_mean"):
+            if not isinstance(getattr(self, name), float):
+                remedy = "LinearizedLaplace takes mappings and tensors."
+                raise OptionError(f"one {name}", received="a mapping or tensor", remedy=remedy)
         kind = self.likelihood.kind
         if kind not in ("regression", "classification") or type(self.likelihood).__name__ == "CausalTokens":
             raise UnsupportedError(
