@@ -337,7 +337,7 @@ def noise_of(estimator):
 
 class RawError(Good):
     def _weight_displacements(self, n_samples, generator):
-        raise ValueError("no samples")
+        raise ValueError(n_samples, generator)
 
 
 class OtherOrder(Good):
