@@ -22,15 +22,6 @@ from conformance_row import (
     SAMPLES,
     Row,
 )
-    CLOSED_FORMS,
-    COVARIANCE,
-    ENDS_IN_LINEAR,
-    GGN,
-    LAWS,
-    NO_WEIGHTS,
-    SAMPLES,
-    Row,
-)
 from torch import nn
 
 from estimators.baselines import (
