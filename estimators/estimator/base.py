@@ -27,7 +27,7 @@ from estimators.models.function_checks import check_query
 from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.models.last_linear import last_linear_names
 from estimators.models.network import Network
-from estimators.models.subsets import SubsetSpec, checked_subset, entries_of_names, matching_names
+from estimators.models.subsets import SubsetSpec, checked_subset, delta_of_names, entries_of_names, matching_names
 from estimators.numerics.pytrees import PyTree, n_rows, without_graph
 from estimators.objective.objective import LabelLoss, Objective, Prior
 from estimators.option_checks import PriorOption, checked_choice, checked_integer, checked_precision, checked_prior_mean
@@ -391,4 +391,4 @@ class UncertaintyEstimator(WeightSpaceMixin):
 
 def precision_vector(value: PriorOption, network: Network) -> Tensor:
     """Return δ (P,) from the option `prior_precision`. Raises OptionError for an invalid one."""
-    return entries_of_names("prior_precision", checked_precision(value), network.subset, network.theta)
+    return delta_of_names(checked_precision(value), network.subset, network.theta)

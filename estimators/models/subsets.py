@@ -14,7 +14,15 @@ from estimators.errors import OptionError
 from estimators.option_checks import PriorOption, shown
 from estimators.runtime.module_wrappers import parameter_aliases, parameter_names
 
-__all__ = ["Subset", "SubsetSpec", "checked_subset", "complex_of", "entries_of_names", "matching_names"]
+__all__ = [
+    "Subset",
+    "SubsetSpec",
+    "checked_subset",
+    "complex_of",
+    "delta_of_names",
+    "entries_of_names",
+    "matching_names",
+]
 
 SubsetSpec = str | Sequence[str]
 Aliases = dict[str, list[str]]
@@ -131,6 +139,11 @@ def matching_names(model: nn.Module, spec: SubsetSpec) -> list[str]:
         if not any(_matches(glob, names) for names in trainable.values()):
             raise _chooses_nothing(glob, aliases, trainable)
     return [name for name, names in trainable.items() if any(_matches(glob, names) for glob in globs)]
+
+
+def delta_of_names(value: PriorOption, subset: Subset, like: Tensor) -> Tensor:
+    """Return δ (P,) by `entries_of_names`."""
+    return entries_of_names("prior_precision", value, subset, like)
 
 
 def entries_of_names(

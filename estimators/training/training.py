@@ -16,7 +16,7 @@ from estimators.errors import DataError
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.models.network import Network
 from estimators.models.outputs import output_tensor
-from estimators.models.subsets import Subset, entries_of_names, matching_names
+from estimators.models.subsets import Subset, delta_of_names, matching_names
 from estimators.numerics.pytrees import PyTree, copied, forward_arguments
 from estimators.option_checks import PriorOption, checked_number, checked_precision, checked_seed
 from estimators.persistence.checkpoint import Checkpoint
@@ -129,7 +129,7 @@ def train_map(
         prior_precision = checked_precision(prior_precision)
     else:
         prior_precision = checked_number("prior_precision", prior_precision, at_least=0)
-    delta = entries_of_names("prior_precision", prior_precision, subset, start)
+    delta = delta_of_names(prior_precision, subset, start)
 
     chosen = [parameters[own_names[name]] for name in subset.shapes]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from estimators import LastLayerLaplace, LinearizedLaplace, MeanAbsolute, RegVar
 from estimators.errors import OptionError
-from estimators.models.subsets import Subset, entries_of_names, matching_names
+from estimators.models.subsets import Subset, delta_of_names, matching_names
 from estimators.training import Recipe, train_map
 
 
@@ -102,16 +102,12 @@ def test_slices_and_masks_say_where_each_parameter_lies(model):
 def test_a_number_is_the_precision_of_every_parameter(model):
     subset = Subset.of(model, ["0.bias", "4.bias"])
     like = torch.zeros(8, dtype=torch.float64)
-    assert torch.equal(
-        entries_of_names("prior_precision", 2.5, subset, like), torch.full((8,), 2.5, dtype=torch.float64)
-    )
+    assert torch.equal(delta_of_names(2.5, subset, like), torch.full((8,), 2.5, dtype=torch.float64))
 
 
 def test_the_first_matching_glob_counts(model):
     subset = Subset.of(model, ["0.bias", "4.bias"])
-    delta = entries_of_names(
-        "prior_precision", {"4.*": 3.0, "*.bias": 1.0, "0.*": 7.0}, subset, torch.zeros(8).double()
-    )
+    delta = delta_of_names({"4.*": 3.0, "*.bias": 1.0, "0.*": 7.0}, subset, torch.zeros(8).double())
     assert delta.tolist() == [1.0] * 5 + [3.0] * 3
 
 

@@ -117,6 +117,7 @@ class FactoredRows:
 
     def deltas(self, delta: Tensor) -> dict[str, Tensor]:
         """The entries of δ (P,): (E,) for each map, the same for all of its outputs, and (P_other,)."""
+        assert self.suits(delta)
         matrices = self._matrices(delta)
         return {_OTHERS: self.layout.other_entries(delta)} | {
             name: matrix[0].clone() for name, matrix in matrices.items()
