@@ -162,16 +162,15 @@ class WeightSpaceMixin(CloningMixin):
             ModelError: if the network cannot be computed at other weights.
             NotFittedError, ModelChangedError, DataError: as `variance`.
         """
-        x = without_graph(self._prepare_query(x))
-        shape = self._check_query(x)
+        x = self._prepare_query(x)
+        shape, network = self._check_query(x), self.network_
         weights = self.sample_weights(n_samples, seed=seed)
-        network = self.network_
         try:
-            check_displaced_outputs(network, x)
+            check_displaced_outputs(network, without_graph(x))
         except ModelError as error:
             remedy = "sample(x, n_samples), the samples of the linearized function."
             raise ModelError(error.expected, received=error.received, remedy=remedy) from error
-        with torch.no_grad():
+        with torch.set_grad_enabled(wants_graph(x)):
             samples = torch.stack([network(theta, x) for theta in weights])
         return self._to_output_dtype(samples).reshape(len(samples), *shape)
 
@@ -220,9 +219,12 @@ class WeightSpaceMixin(CloningMixin):
             >>> jacobian.shape, f.shape
             (torch.Size([4, 2, 8]), torch.Size([4, 2]))
         """
-        x = without_graph(self._prepare_query(x))
+        x = self._prepare_query(x)
         f = self._checked_outputs(x).flatten(1)
-        jacobian = torch.cat(list(self._jacobian_rows(x, *f.shape)))
+        if wants_graph(x):
+            jacobian, f = self.network_.jacobian_with_graph(x), self.network_.shaped_with_graph(x).flatten(1)
+        else:
+            jacobian = torch.cat(list(self._jacobian_rows(without_graph(x), *f.shape)))
         return self._to_output_dtype(jacobian), self._to_output_dtype(f)
 
     def _jacobian_rows(self, x: PyTree, n_rows: int, n_outputs: int) -> Iterator[Tensor]:
@@ -388,6 +390,15 @@ class WeightSpaceMixin(CloningMixin):
     def _generator(self, seed: int) -> torch.Generator:
         """Return a generator on the device of the network."""
         return torch.Generator(self.network_.theta.device).manual_seed(checked_seed(seed))
+
+    def _check_no_graph(self, x: PyTree, name: str) -> None:
+        """Raise UnsupportedError if x requires a gradient, for a query whose results have none."""
+        if wants_graph(x):
+            raise UnsupportedError(
+                f"inputs of {name} that require no gradient",
+                received="inputs that require one",
+                remedy="x.detach() or torch.no_grad().",
+            )
 
     def _check_unchanged(self) -> None:
         """Raise NotFittedError before `fit`, and ModelChangedError if the model has changed since."""

@@ -237,6 +237,7 @@ class RegVar(UncertaintyEstimator):
             UnsupportedError: for Pointwise and MeanAbsolute, whose estimates are not random, and for a single probe.
         """
         x = self._prepare_query(x)
+        self._check_no_graph(x, "standard_error")
         shape = self._variance_shape(self._check_query(x))
         errors = torch.cat([estimate.standard_error(part) for estimate, part in self._estimates(x)])
         return self._to_output_dtype(errors).reshape(shape)
@@ -256,6 +257,7 @@ class RegVar(UncertaintyEstimator):
                 with variance_estimate="monte_carlo".
         """
         x = self._prepare_query(x)
+        self._check_no_graph(x, "variance_bounds")
         shape = self._check_query(x)
         if not isinstance(self.variance_estimate_, InterpolatedBounds):
             raise UnsupportedError(

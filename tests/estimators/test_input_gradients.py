@@ -111,13 +111,55 @@ def test_entries_of_dict_inputs_are_differentiable(make_problem):
     check_gradient(lambda shift: laplace.variance({"features": features, "shift": shift}), 0.9 + 0 * features)
 
 
-def test_no_graph_where_none_is_asked_for(fitted):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_graph_where_autograd_is_off(mode, fitted):
     laplace, problem = fitted("cholesky")
     x = problem.query.clone().requires_grad_()
-    with torch.no_grad():
+    with mode():
         assert torch.equal(laplace.variance(x), laplace.variance(problem.query))
         assert not laplace.predict(x).mean.requires_grad
-    assert not laplace.jacobians(x)[0].requires_grad
+        assert not laplace.jacobians(x)[0].requires_grad
+        assert not laplace.sample_nonlinear(x, 2).requires_grad
+
+
+def test_jacobians_and_forward_passes_at_other_weights_are_differentiable(fitted):
+    laplace, problem = fitted("kron")
+    x = problem.query[:2]
+    check_gradient(lambda x: laplace.jacobians(x)[0], x)
+    check_gradient(lambda x: laplace.jacobians(x)[1], x)
+    check_gradient(lambda x: laplace.sample_nonlinear(x, 3), x)
+    check_gradient(lambda x: laplace.predict_nonlinear(x, n_samples=4).probs, x)
+    check_gradient(lambda x: laplace.sample_independent(x, 3), x)
+
+
+def test_bounds_and_errors_of_draws_have_no_graph(fitted):
+    regvar, problem = fitted("bounds")
+    x = problem.query.clone().requires_grad_()
+    for query in (regvar.variance_bounds, regvar.standard_error):
+        with pytest.raises(UnsupportedError, match="detach"):
+            query(x)
+
+
+class InPlace(nn.Module):
+    """A forward that writes into its inputs, and attention, whose fused kernels have no second derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x.mul_(0.7)
+        x = x[:, None] + torch.arange(3, dtype=x.dtype)[:, None]
+        return self.last(self.attention(x, x, x)[0].mean(1))
+
+
+def test_attention_and_a_forward_that_writes_into_its_inputs(make_problem):
+    problem = make_problem("regression", InPlace())
+    loader = [(x.clone(), y) for x, y in problem.loader]
+    laplace = LinearizedLaplace(problem.model, problem.likelihood, prior_precision=2.5).fit(loader)
+    check_gradient(laplace.variance, problem.query[:2])
+    check_gradient(lambda x: laplace.predict(x).mean, problem.query[:2])
 
 
 @pytest.mark.parametrize(
