@@ -132,7 +132,7 @@ BASELINES = {
         },
         NOTHING_EXACT | ROWS_ALONE | {"total-variance"},  # regression has no temperature
     ),
-    "gradient norm": Row(GradientNorm, {}, NOTHING_EXACT | ROWS_ALONE),
+    "gradient norm": Row(GradientNorm, {}, CLOSED_FORMS | LAWS | {"jacobians"}),
     "subnetwork, all of it": Row(SubnetworkLaplace, GGN),
     "subnetwork": Row(
         partial(SubnetworkLaplace, n_parameters=12),

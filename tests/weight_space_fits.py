@@ -27,6 +27,7 @@ REGVAR = {
     "draws": PosteriorDraws(9, rao_blackwell=None),
     "draws, last layer": PosteriorDraws(9, rao_blackwell="last_layer", variance_estimate="monte_carlo"),
     "bounds": PosteriorDraws(9, variance_estimate="bounds"),
+    "auto": PosteriorDraws(9),
 }
 
 
@@ -41,7 +42,7 @@ def fit(name, problem):
         problem.likelihood,
         prior_precision=1.9,
         regularizer=regularizer,
-        solver=LinearResponse(max_iter=3) if name in ("bounds", "clipped") else LinearResponse(),
+        solver="auto" if name == "auto" else LinearResponse(max_iter=3 if name in ("bounds", "clipped") else 1000),
     ).fit(problem.loader)
     if name == "clipped":
         bounded = regvar.variance_estimate_

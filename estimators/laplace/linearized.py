@@ -8,40 +8,36 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from estimators.curvature.base import Precision
-from estimators.curvature.builders import (
-    BUILDERS,
-    LOW_RANK,
-    Built,
+from estimators.curvature.builders import BUILDERS, LOW_RANK, Built, GGNOptions
+from estimators.curvature.dense.cholesky import DensePrecision
+from estimators.curvature.dense.dual import FunctionSpace
+from estimators.curvature.fisher import FISHERS, Fisher
+from estimators.curvature.forms import (
     DataCurvature,
     JacobianCurvature,
     MatrixFreeCurvature,
     ProductCurvature,
-    build_low_rank,
     centre_of,
     restored,
 )
-from estimators.curvature.dense.cholesky import DensePrecision
-from estimators.curvature.dense.dual import FunctionSpace
-from estimators.curvature.layerwise.blocks import BlockPrecision, Blocks
+from estimators.curvature.layerwise.blocks import KFAC_APPROXIMATIONS, BlockPrecision, Blocks
 from estimators.curvature.sizes import choose_inverse
 from estimators.errors import OptionError, TooLargeError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator, precision_vector
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.laplace.evidence import log_marginal_likelihood
+from estimators.laplace.posterior import LinearizedPosterior
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
-from estimators.models.functionals import ComposedNetwork, Functional
-from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
-from estimators.option_checks import checked_integer, shown
+from estimators.option_checks import checked_choice, checked_integer, checked_seed, shown
 from estimators.persistence.state import Learned
 
 __all__ = ["LinearizedLaplace"]
 
 
-class LinearizedLaplace(UncertaintyEstimator):
+class LinearizedLaplace(LinearizedPosterior):
     """Linearized Laplace (MacKay 1992; Immer et al. 2021, equations 9 and 12), exact for the chosen parameters.
 
         A = Σₙ Jₙᵀ Λₙ Jₙ + δ  ("ggn")   or   ∇²L(θ̂)  ("hessian")        covariance(x) = J(x) A⁻¹ J(x)ᵀ, (C, C)
@@ -63,11 +59,20 @@ class LinearizedLaplace(UncertaintyEstimator):
             queries need the data. "cg" needs only products. "auto" chooses by size and stores the choice in `inverse_`.
             With another structure the form is "eigen".
         rank: the number r of eigenvalues with "lowrank".
+        fisher: how the GGN is computed. "exact" takes C backward passes per row. "mc" is an unbiased estimate from
+            sampled labels, with `mc_samples` backward passes per row (Martens 2020, section 5). "empirical" uses the
+            training labels and takes one; it is biased (Kunstner et al. 2019). Both exist for "kron", "ekfac", "diag",
+            and "full" with "cholesky" or "dual".
+        mc_samples: sampled labels per row with `fisher="mc"`.
+        seed: determines the sampled labels, together with the inputs of each row. They do not depend on the order or
+            the batches of the rows.
+        kfac_approx: for "kron" and "ekfac" if a weight is used at several positions of a row, such as tokens or pixels:
+            "expand" treats positions as rows; "reduce" averages the inputs over them (Eschenhagen et al. 2023).
 
     Attributes:
         inverse_: the form in use.
-        jacobian_backend_: how Jacobian rows are computed: "backpack", "torch.func", "autograd", "layers" (factors,
-            layer by layer), or "products" if no rows are computed.
+        jacobian_backend_: how Jacobian rows are computed: "torch.func", "autograd", "layers" (factors, layer by layer),
+            or "products" if no rows are computed.
 
     Raises:
         OptionError: for a combination of options that does not exist.
@@ -92,12 +97,21 @@ class LinearizedLaplace(UncertaintyEstimator):
         hessian_structure: str = "full",
         inverse: str = "auto",
         rank: int = LOW_RANK,
+        fisher: str = "exact",
+        mc_samples: int = 1,
+        seed: int = 0,
+        kfac_approx: str = "expand",
         **options: Unpack[CommonOptions],
     ) -> None:
         super().__init__(model, likelihood, **options)
         self.curvature, self.hessian_structure, self.inverse = curvature, hessian_structure, inverse
         self.rank = checked_integer("rank", rank, at_least=1, remedy=f"a whole number, such as {LOW_RANK}.")
         _check_key(curvature, hessian_structure, inverse)
+        self.fisher = checked_choice("fisher", fisher, FISHERS)
+        self.mc_samples = checked_integer("mc_samples", mc_samples, at_least=1, remedy="mc_samples=1.")
+        self.seed = checked_seed(seed)
+        self.kfac_approx = checked_choice("kfac_approx", kfac_approx, KFAC_APPROXIMATIONS)
+        self._check_fisher()
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         centre = centre_of(objective, self.curvature)
@@ -122,15 +136,46 @@ class LinearizedLaplace(UncertaintyEstimator):
             return
 
     def _build(self, centre: Objective, inverse: str) -> Built:
-        if self.hessian_structure == "lowrank":
-            return build_low_rank(self.rank)(centre)
-        return BUILDERS[self.curvature, self.hessian_structure, inverse](centre)
+        options = GGNOptions(self._fisher, self.kfac_approx, self.rank)
+        return BUILDERS[self.curvature, self.hessian_structure, inverse](centre, options)
+
+    @property
+    def _fisher(self) -> Fisher:
+        """The options of the Fisher information."""
+        return Fisher(self.fisher, self.mc_samples, self.seed)
+
+    def _check_fisher(self) -> None:
+        """Raise OptionError for options of the Fisher information that have no effect, or no form."""
+        structured = self.hessian_structure in ("kron", "ekfac", "diag")
+        rows = self.hessian_structure == "full" and self.inverse in ("auto", "cholesky", "dual")
+        if self.fisher != "exact" and not (self.curvature == "ggn" and (structured or rows)):
+            raise OptionError(
+                f'curvature="ggn" with hessian_structure "kron", "ekfac", "diag", or "full" with inverse "cholesky" or '
+                f'"dual", for fisher={self.fisher!r}',
+                received=shown((self.curvature, self.hessian_structure, self.inverse)),
+                remedy='fisher="exact": a product with the exact curvature costs one backward pass, too.',
+            )
+        if self.fisher != "mc" and (self.mc_samples, self.seed) != (1, 0):
+            raise OptionError(
+                'fisher="mc" for mc_samples and seed',
+                received=f"fisher={self.fisher!r}, mc_samples={self.mc_samples}, seed={self.seed}",
+                remedy='fisher="mc", or leave them out: nothing is sampled.',
+            )
+        if self.kfac_approx != "expand" and self.hessian_structure not in ("kron", "ekfac"):
+            raise OptionError(
+                f'hessian_structure "kron" or "ekfac" for kfac_approx={self.kfac_approx!r}',
+                received=repr(self.hessian_structure),
+                remedy="leave kfac_approx out.",
+            )
 
     def _inverse_candidates(self, centre: Objective) -> list[str]:
         """Return the forms that "auto" tries in turn: the choice by size, then those with fewer requirements."""
         if self.hessian_structure != "full":
             return ["dual" if self.hessian_structure == "lowrank" else "eigen"]
-        chosen = choose_inverse(centre, curvature=self.curvature, available=centre.available_bytes())
+        available = centre.available_bytes()
+        chosen = choose_inverse(centre, curvature=self.curvature, available=available, fisher=self._fisher)
+        if self.fisher != "exact":
+            return list(dict.fromkeys([chosen, "cholesky"]))
         others = [inverse for inverse in ("cholesky", "cg") if inverse != chosen]
         return [chosen] if chosen == "cg" else [chosen, *others]
 
@@ -144,6 +189,8 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
         ratio = fitted._curvature_ratio(self, changed)
+        if self.fisher == "empirical" and "likelihood" in changed:
+            ratio = None  # its curvature is quadratic in the gradient of the likelihood, not linear in Λ
         if ratio is None or not self._can_reuse(fitted, objective):
             self._fit(objective, progress_bar=False)
             return
@@ -166,21 +213,6 @@ class LinearizedLaplace(UncertaintyEstimator):
     def _set_curvature(self, objective: Objective, data_curvature: DataCurvature) -> None:
         self.data_curvature_ = data_curvature
         self.precision_ = data_curvature.precision(objective.prior.precision)
-
-    def _variance(self, x: PyTree) -> Tensor:
-        return self.precision_.variance_at(self.network_, x)
-
-    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return self.precision_.variance_at(ComposedNetwork(self.network_, of), x)
-
-    def _covariance(self, x: PyTree) -> Tensor:
-        return self.precision_.covariance_at(self.network_, x)
-
-    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
-        return self.network_.outputs(x) + self.network_.jvp(x, self._weight_displacements(n_samples, generator))
-
-    def _weight_precision(self) -> Precision:
-        return self.precision_
 
     def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Return samples θ − θ̂ ~ N(0, A⁻¹), (n, P): from a factor of A, or as A⁻¹ξ with ξ ~ N(0, A)."""

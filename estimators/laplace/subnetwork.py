@@ -7,19 +7,17 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from estimators.curvature.base import Precision
-from estimators.curvature.builders import BUILDERS, DenseCurvature
+from estimators.curvature.builders import BUILDERS, GGNOptions
 from estimators.curvature.dense.cholesky import DensePrecision, bytes_needed
 from estimators.curvature.dense.ggn import ggn_rows
 from estimators.curvature.dense.subset import ColumnPrecision
+from estimators.curvature.forms import DenseCurvature
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
+from estimators.laplace.posterior import LinearizedPosterior
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
-from estimators.models.functionals import ComposedNetwork, Functional
-from estimators.models.jacobians import JacobianRows
 from estimators.numerics.dtype import algebra_dtype
-from estimators.numerics.pytrees import PyTree
 from estimators.numerics.symmetric import add_gram, mirror
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_integer
@@ -31,7 +29,7 @@ __all__ = ["SubnetworkLaplace"]
 _CHOICES = ("variance", "magnitude")
 
 
-class SubnetworkLaplace(UncertaintyEstimator):
+class SubnetworkLaplace(LinearizedPosterior):
     """Linearized Laplace with the full GGN of a set S of single weights (Daxberger et al. 2021, subnetwork inference).
 
         A_S = Σₙ (Jₙᵀ Λₙ Jₙ)_SS + δ_S          covariance(x) = J_S A_S⁻¹ J_Sᵀ, (C, C)
@@ -70,6 +68,8 @@ class SubnetworkLaplace(UncertaintyEstimator):
         torch.Size([10])
     """
 
+    precision_: ColumnPrecision
+
     @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
@@ -105,18 +105,6 @@ class SubnetworkLaplace(UncertaintyEstimator):
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
         self._set_curvature(DenseCurvature(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
 
-    def _variance(self, x: PyTree) -> Tensor:
-        return self.precision_.variance_at(self.network_, x)
-
-    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return self.precision_.variance_at(ComposedNetwork(self.network_, of), x)
-
-    def _covariance(self, x: PyTree) -> Tensor:
-        return self.precision_.covariance_at(self.network_, x)
-
-    def _weight_precision(self) -> Precision:
-        return self.precision_
-
     @exclusively
     def posterior_precision(self) -> Tensor:
         """Return the posterior precision A_S of the chosen weights as a dense matrix.
@@ -131,9 +119,6 @@ class SubnetworkLaplace(UncertaintyEstimator):
         unit = torch.eye(len(self.index_), dtype=self.theta_.dtype, device=self.theta_.device)
         return self.precision_.inner.multiply(unit)
 
-    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
-        return self.network_.outputs(x) + self.network_.jvp(x, self._weight_displacements(n_samples, generator))
-
     def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         inner, theta = self.precision_.inner, self.theta_
         assert isinstance(inner, DensePrecision)
@@ -143,7 +128,7 @@ class SubnetworkLaplace(UncertaintyEstimator):
 def _marginal_variance(objective: Objective) -> Tensor:
     """Return 1/(diag GGN + δ), (P,)."""
     with objective.network.pass_counter.phase("choice"):
-        diagonal, _ = BUILDERS["ggn", "diag", "eigen"](objective.centred(curvature="ggn"))
+        diagonal, _ = BUILDERS["ggn", "diag", "eigen"](objective.centred(curvature="ggn"), GGNOptions())
     precision = diagonal.precision(objective.prior.precision)
     return precision.solve(torch.ones_like(objective.theta)[None])[0]
 
@@ -151,7 +136,7 @@ def _marginal_variance(objective: Objective) -> Tensor:
 def _ggn_of(objective: Objective, index: Tensor) -> Tensor:
     """Return (Σₙ Jₙᵀ Λₙ Jₙ)_SS, (n, n), without the prior."""
     total = objective.theta.new_zeros(len(index), len(index), dtype=algebra_dtype(objective.theta.device))
-    for rows in ggn_rows(objective, JacobianRows(objective.network)):
+    for rows in ggn_rows(objective):
         add_gram(total, rows[:, index].to(total.dtype).T)
     mirror(total)
     return total

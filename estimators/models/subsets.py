@@ -27,6 +27,7 @@ __all__ = [
 SubsetSpec = str | Sequence[str]
 Aliases = dict[str, list[str]]
 _WILDCARDS = str.maketrans("", "", "*?[]!")
+"""Removes the wildcards of a glob, to compare it with parameter names."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.errors import UnsupportedError
 from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.models.network import Network
@@ -17,10 +16,11 @@ from estimators.numerics.pytrees import PyTree, select_rows
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
 from estimators.regvar.bounds import VarianceBounds
+from estimators.regvar.probe_rows import random_training_rows
 from estimators.regvar.rao_blackwell import ComposedBlock, RaoBlackwellBlock
 from estimators.regvar.variance_estimate import VarianceEstimate
 
-__all__ = ["BoundInterpolation", "ClippedMonteCarlo", "InterpolatedBounds", "MonteCarloVariance", "restored_draws"]
+__all__ = ["BoundInterpolation", "ClippedMonteCarlo", "InterpolatedBounds", "MonteCarloVariance"]
 
 _ROW_SHARE, _MIN_ROWS, _MAX_ROWS = 0.1, 16, 256  # training rows that the interpolation weight is computed from
 _MAX_OUTPUTS = 32  # outputs per row for the interpolation weight; each costs a backward pass
@@ -191,7 +191,7 @@ class InterpolatedBounds(MonteCarloVariance):
 
     def covariance_along(self, jacobian: Tensor) -> Tensor:
         lower, upper = self.bounds.covariance_along(jacobian)
-        return torch.lerp(lower, upper, self.interpolation.weight)
+        return torch.lerp(lower, upper, self.interpolation.weight).to(jacobian.dtype)
 
     def standard_error(self, x: PyTree) -> Tensor:
         """Return the standard error that the weight causes, (M, C); the other error is limited by the bounds."""
@@ -216,9 +216,8 @@ class ClippedMonteCarlo(InterpolatedBounds):
         return _with_clipped_diagonal(MonteCarloVariance.covariance(self, x), *self.bounds.variance(x))
 
     def covariance_along(self, jacobian: Tensor) -> Tensor:
-        lower, upper = (bound.diagonal(dim1=1, dim2=2) for bound in self.bounds.covariance_along(jacobian))
-        drawn = MonteCarloVariance.covariance_along(self, jacobian)
-        return _with_clipped_diagonal(drawn, lower, torch.maximum(lower, upper))
+        lower, upper = (bound.to(jacobian.dtype) for bound in self.bounds.variances_along(jacobian)[-1])
+        return _with_clipped_diagonal(MonteCarloVariance.covariance_along(self, jacobian), lower, upper)
 
     def standard_error(self, x: PyTree) -> Tensor:
         return MonteCarloVariance.standard_error(self, x)
@@ -232,37 +231,10 @@ def _with_clipped_diagonal(drawn: Tensor, lower: Tensor, upper: Tensor) -> Tenso
     return drawn * scale[:, :, None] * scale[:, None, :]
 
 
-def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> MonteCarloVariance:
-    """Return the estimate of posterior draws that its `state` describes."""
-    block = (
-        None
-        if learned["last_layer"] is None
-        else RaoBlackwellBlock.restored(network, tensors["block"], learned["last_layer"])
-    )
-    draws = MonteCarloVariance(network, tensors["displacement"], block, learned["rao_blackwell"])
-    if "interpolation" not in learned:
-        return draws
-    space = KrylovSpace.restored(tensors)
-    kind = ClippedMonteCarlo if learned.get("clipped") else InterpolatedBounds
-    return kind(draws, VarianceBounds.of(network, space, block), BoundInterpolation(**learned["interpolation"]))
-
-
 def _some_rows(objective: Objective) -> list[PyTree]:
-    """Return random training rows, those of each batch together.
-
-    Rows come from all batches, since a loader may be sorted, for instance by class. Batches are not concatenated,
-    since their rows may differ in shape.
-    """
-    n_data = objective.batches.n_data
-    wanted = min(_MAX_ROWS, max(_MIN_ROWS, int(_ROW_SHARE * n_data)))
-    order = torch.randperm(n_data, generator=torch.Generator().manual_seed(_SEED))
-    chosen, start, taken = order[:wanted].sort().values, 0, list[PyTree]()
-    for batch in objective.batches:
-        inside = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
-        if len(inside):
-            taken.append(select_rows(batch.x, inside.to(batch.y.device)))
-        start += len(batch)
-    return taken
+    """Return a tenth of the training rows, at random, those of each batch together."""
+    wanted = min(_MAX_ROWS, max(_MIN_ROWS, int(_ROW_SHARE * objective.batches.n_data)))
+    return random_training_rows(objective, wanted, torch.Generator().manual_seed(_SEED))
 
 
 def _random_combinations(network: Network, x: PyTree) -> Functional | None:

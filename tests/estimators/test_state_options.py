@@ -132,7 +132,13 @@ CASES = {
     "map": ((MAP, {}), BASE),
     "laplace": (
         (LinearizedLaplace, {}),
-        {**BASE, "curvature": "hessian", "hessian_structure": "diag", "inverse": "cg", "rank": 7},
+        {**BASE, "curvature": "hessian", "hessian_structure": "diag", "inverse": "cg", "rank": 7, "fisher": "empirical"}
+        | dict.fromkeys(["mc_samples", "seed", "kfac_approx"]),
+    ),
+    "sampled laplace": (
+        (LinearizedLaplace, {"hessian_structure": "kron", "fisher": "mc"}),
+        {**BASE, "hessian_structure": "ekfac", "mc_samples": 2, "seed": 1, "kfac_approx": "reduce", "rank": 7}
+        | dict.fromkeys(["curvature", "inverse", "fisher"]),
     ),
     "last layer": (
         (LastLayerLaplace, {}),
@@ -375,7 +381,7 @@ def test_a_state_of_an_earlier_version_is_rejected_with_the_remedy(states):
     state = dict(states("map"))
     about = json.loads(state["about"])
     state["about"] = json.dumps({**about, "format": 1, "options": {"prior_precision": "1.9"}})
-    with pytest.raises(StateError, match=r"earlier version.*seed.*Try: fit again and save"):
+    with pytest.raises(StateError, match=r"format 2.*Try: fit again and save"):
         build("map").load_state_dict(state)
 
 
