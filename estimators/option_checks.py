@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from estimators.errors import OptionError
 
 __all__ = [
+    "PriorOption",
     "as_number",
     "checked_choice",
     "checked_flag",
@@ -22,12 +24,15 @@ __all__ = [
     "checked_integer",
     "checked_number",
     "checked_precision",
+    "checked_prior_mean",
     "checked_seed",
     "shortened",
     "shown",
 ]
 
 T = TypeVar("T")
+PriorOption: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
+"""A number for all weights, a tensor (P,), or a mapping from globs over parameter names to numbers or tensors."""
 _LONGEST = 200  # characters of a value in a message
 _SEEDS = (-(2**63), 2**64 - 1)  # what torch.Generator.manual_seed takes
 
@@ -110,25 +115,89 @@ def checked_seed(value: object) -> int:
     raise OptionError("seed, a whole number of at most 64 bits", received=shown(value), remedy="seed=0.")
 
 
-def checked_precision(value: object) -> float | dict[str, float]:
-    """Return δ, a positive number, or a mapping of globs to non-negative ones.
+def checked_precision(value: object) -> PriorOption:
+    """Return δ: a positive number, a tensor (P,), or a mapping of globs to numbers or tensors, none of them negative.
+
+    Tensors are copied. Their lengths and shapes are checked in `fit`, which knows the parameters.
 
     Raises:
-        OptionError: for anything else: True, NaN, a string, an array of several numbers.
+        OptionError: for anything else: True, NaN, a string, a negative entry.
     """
-    if isinstance(value, Mapping):
-        numbers = {glob: as_number(number) for glob, number in value.items()}
-        if numbers and all(isinstance(glob, str) and _is_precision(number) for glob, number in numbers.items()):
-            return {glob: float(number) for glob, number in numbers.items() if number is not None}
-    else:
-        number = as_number(value)
-        if number is not None and number > 0 and _is_precision(number):
-            return float(number)
+    number = as_number(value)
+    if number is not None and number > 0 and _is_precision(number):
+        return float(number)
+    found = None if number is not None else _prior_option(value)
+    if found is not None and all(_not_negative(part) for part in _parts(found)):
+        return found
     raise OptionError(
-        "prior_precision > 0, a number or a mapping {glob of parameter names: number >= 0}",
+        "prior_precision > 0: a number, a tensor (P,) with one for each weight, or a mapping {glob of parameter names: "
+        "number >= 0 or tensor of the parameter's shape}",
         received=shown(value),
         remedy="δ of the sum convention; from weight decay wd on a mean cross-entropy over N rows it is N·wd.",
     )
+
+
+def checked_prior_mean(value: object) -> PriorOption:
+    """Return θ₀: a number, a tensor (P,), or a mapping of globs to numbers or tensors, such as a state dict.
+
+    Tensors are copied. Their lengths and shapes are checked in `fit`, which knows the parameters.
+
+    Raises:
+        OptionError: for anything else: True, NaN, a string.
+    """
+    number = as_number(value)
+    if number is not None and math.isfinite(number):
+        return float(number)
+    found = None if number is not None else _prior_option(value)
+    if found is not None:
+        return found
+    raise OptionError(
+        "prior_mean, a finite number, a tensor (P,) with one for each weight, or a mapping {glob of parameter names: "
+        "number or tensor of the parameter's shape}, such as a state dict",
+        received=shown(value),
+        remedy="0, or the mean of all weights.",
+    )
+
+
+def _prior_option(value: object) -> PriorOption | None:
+    """Return a tensor, or a mapping of strings to numbers and tensors, with copies of finite tensors; None for else."""
+    if not isinstance(value, Mapping):
+        return _finite_tensor(value)
+    parts = {glob: _number_or_tensor(part) for glob, part in value.items()}
+    if not parts or not all(isinstance(glob, str) for glob in parts):
+        return None
+    known = {glob: part for glob, part in parts.items() if part is not None}
+    return known if len(known) == len(parts) else None
+
+
+def _number_or_tensor(value: object) -> float | Tensor | None:
+    number = as_number(value)
+    if number is not None:
+        return float(number) if math.isfinite(number) else None
+    return _finite_tensor(value)
+
+
+def _finite_tensor(value: object) -> Tensor | None:
+    """Return a copy of a tensor or array of finite numbers; None for anything else."""
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "fiuc":
+        return None
+    if not isinstance(value, (Tensor, np.ndarray)):
+        return None
+    tensor = torch.as_tensor(value).detach()
+    if tensor.dtype == torch.bool or tensor.layout != torch.strided or not bool(torch.isfinite(tensor).all()):
+        return None
+    return tensor.clone()
+
+
+def _parts(option: PriorOption) -> list[float | Tensor]:
+    """Return the numbers and tensors of an option."""
+    return list(option.values()) if isinstance(option, Mapping) else [option]
+
+
+def _not_negative(part: float | Tensor) -> bool:
+    if isinstance(part, Tensor):
+        return not part.is_complex() and bool((part >= 0).all())
+    return part >= 0
 
 
 def checked_choice(name: str, value: T, allowed: Sequence[object], *, remedy: str | None = None) -> T:

@@ -10,7 +10,18 @@ from functools import partial
 
 import pytest
 import torch
-from conformance_row import CLOSED_FORMS, COVARIANCE, ENDS_IN_LINEAR, GGN, LAWS, SAMPLES, Row
+from conformance_row import (
+    CLOSED_FORMS,
+    COVARIANCE,
+    ENDS_IN_LINEAR,
+    GGN,
+    GRADIENTS,
+    LAWS,
+    MATRICES,
+    NO_WEIGHTS,
+    SAMPLES,
+    Row,
+)
 from torch import nn
 
 from estimators.baselines import (
@@ -34,7 +45,8 @@ FULL_BATCHES = Recipe(epochs=4, batch_size=64, lr=0.03)
 DESCENT = Recipe(epochs=6, batch_size=64, optimizer="sgd", lr="auto", schedule="constant")
 MEMBERS = 10  # samples are members, drawn again: their covariance is 1 − 1/S of the variance, which is unbiased
 ITS_OWN_MEAN = {"predict-mean": "the mean of the members is not the output of the network"}
-NOTHING_EXACT = CLOSED_FORMS | LAWS
+ROWS_ALONE = {"joint-covariance"} | MATRICES | GRADIENTS
+NOTHING_EXACT = CLOSED_FORMS | LAWS | NO_WEIGHTS
 
 
 def fresh(model):
@@ -109,7 +121,7 @@ def two_networks(model, likelihood, *, prior_precision):
 
 
 BASELINES = {
-    "map": Row(MAP, {"skip": {"not-constant": "its variance is zero by definition"}}, NOTHING_EXACT),
+    "map": Row(MAP, {"skip": {"not-constant": "its variance is zero by definition"}}, NOTHING_EXACT | ROWS_ALONE),
     "temperature": Row(
         temperature,
         {
@@ -118,9 +130,9 @@ BASELINES = {
                 "predict-mean": "the mean is the output over T",
             }
         },
-        NOTHING_EXACT | {"total-variance"},  # regression has no temperature
+        NOTHING_EXACT | ROWS_ALONE | {"total-variance"},  # regression has no temperature
     ),
-    "gradient norm": Row(GradientNorm, {}, NOTHING_EXACT),
+    "gradient norm": Row(GradientNorm, {}, CLOSED_FORMS | LAWS | {"jacobians"}),
     "subnetwork, all of it": Row(SubnetworkLaplace, GGN),
     "subnetwork": Row(
         partial(SubnetworkLaplace, n_parameters=12),
@@ -156,19 +168,21 @@ BASELINES = {
         partial(LaplaceTorch, hessian_structure="full"),
         {**GGN, "tolerance": 1e-5},
         SAMPLES
+        | ROWS_ALONE
         | {"output-shape", "dict-inputs", "state-round-trip"}
         | {"closed-form-binary", "closed-form-prior-groups", "closed-form-noise-per-output"},
     ),
     "laplace-torch, kron": Row(
         partial(LaplaceTorch, hessian_structure="kron"),
         {"prior_of": "all"},
-        CLOSED_FORMS | SAMPLES | {"output-shape", "dict-inputs", "state-round-trip"},
+        CLOSED_FORMS | SAMPLES | ROWS_ALONE | {"output-shape", "dict-inputs", "state-round-trip"},
     ),
     "laplace-torch, last layer": Row(
         partial(LaplaceTorch, subset_of_weights="last_layer", hessian_structure="full"),
         {"exact": "last_layer", "tolerance": 1e-5},
         SAMPLES
         | ENDS_IN_LINEAR
+        | ROWS_ALONE
         | {"dict-inputs", "state-round-trip"}
         | {"closed-form-binary", "closed-form-prior-groups", "closed-form-noise-per-output"},
     ),

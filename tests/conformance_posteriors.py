@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from conformance_row import CLOSED_FORMS, COVARIANCE, ENDS_IN_LINEAR, GGN, LAWS, SAMPLES, Row
+from conformance_row import CLOSED_FORMS, COVARIANCE, ENDS_IN_LINEAR, GGN, GRADIENTS, LAWS, MATRICES, SAMPLES, Row
 
 from estimators import (
     FineTune,
@@ -100,13 +100,17 @@ POSTERIORS = {
         {"prior_of": "last_layer"},
         ENDS_IN_LINEAR | CLOSED_FORMS,
     ),
-    "pointwise, linear response": Row(regvar(Pointwise(), LinearResponse()), GGN, SAMPLES),
+    "pointwise, linear response": Row(
+        regvar(Pointwise(), LinearResponse()), GGN, SAMPLES | MATRICES | GRADIENTS | {"joint-covariance"}
+    ),
     "pointwise, linear response, hessian": Row(
         regvar(Pointwise(), LinearResponse(), curvature="hessian"), {"exact": "hessian", "checks": SOLVED}
     ),
     "pointwise, newton": Row(regvar(Pointwise(), NewtonRefit()), {**GGN, "tolerance": 1e-5, "checks": REFITTED}),
-    "draws": Row(draws(800), {**GGN, "noise": 0.05, "n_samples": 800}),
-    "draws, no Rao-Blackwellisation": Row(draws(800, rao_blackwell=None), {**GGN, "noise": 0.05, "n_samples": 800}),
+    "draws": Row(draws(800), {**GGN, "noise": 0.05, "n_samples": 800}, MATRICES),
+    "draws, no Rao-Blackwellisation": Row(
+        draws(800, rao_blackwell=None), {**GGN, "noise": 0.05, "n_samples": 800}, MATRICES
+    ),
     "draws, bounds": Row(
         draws(800, variance_estimate="bounds"),
         {
@@ -115,7 +119,7 @@ POSTERIORS = {
             "n_samples": 800,
             "skip": {"sample-moments": "samples are the draws, the variance is not"},
         },
-        {"sample-moments"},
+        {"sample-moments"} | MATRICES,
     ),
     "draws, fine tune": Row(
         regvar(PosteriorDraws(n_draws=16), FineTune(recipe=SHORT)),
@@ -123,12 +127,18 @@ POSTERIORS = {
         CLOSED_FORMS,
     ),
     "parameter probes": Row(
-        regvar(ParameterProbes(n_probes=1500), LinearResponse()), {**GGN, "noise": 0.1}, SAMPLES | COVARIANCE
+        regvar(ParameterProbes(n_probes=1500), LinearResponse()),
+        {**GGN, "noise": 0.1},
+        SAMPLES | COVARIANCE | MATRICES | GRADIENTS,
     ),
     "signed probes": Row(
         regvar(SignedProbes(n_probes=1500), LinearResponse()),
         {**GGN, "noise": 0.1},
-        SAMPLES | COVARIANCE | {"batch-independence"},
+        SAMPLES | COVARIANCE | MATRICES | GRADIENTS | {"batch-independence"},
     ),
-    "mean absolute": Row(regvar(MeanAbsolute(), LinearResponse()), {}, CLOSED_FORMS | LAWS | SAMPLES | COVARIANCE),
+    "mean absolute": Row(
+        regvar(MeanAbsolute(), LinearResponse()),
+        {},
+        CLOSED_FORMS | LAWS | SAMPLES | COVARIANCE | MATRICES | GRADIENTS | {"jacobians"},
+    ),
 }

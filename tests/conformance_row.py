@@ -13,8 +13,12 @@ LAWS = {
     "noise-scaling",
     "noise-not-epistemic",
 }
-SAMPLES = {name for name in CHECKS if name.startswith("sample")}
-COVARIANCE = {"covariance", "functional", "closed-form-covariance"}
+WEIGHT_SAMPLES = {"weight-samples", "weight-moments"}
+MATRICES = {"posterior-matrices"}
+SAMPLES = {name for name in CHECKS if name.startswith("sample")} | WEIGHT_SAMPLES
+COVARIANCE = {"covariance", "functional", "closed-form-covariance", "joint-covariance"}
+GRADIENTS = {"input-gradients"}
+NO_WEIGHTS = WEIGHT_SAMPLES | MATRICES | GRADIENTS | {"jacobians"}  # no Gaussian over weights
 ENDS_IN_LINEAR = {"output-shape", "constant-output"}  # networks that do not end in a linear layer are refused
 GGN = {"exact": "ggn"}
 

@@ -333,3 +333,50 @@ def is_binary(estimator):
 
 def noise_of(estimator):
     return getattr(estimator.likelihood, "sigma_noise", 0.0) ** 2
+
+
+class RawError(Good):
+    def _weight_displacements(self, n_samples, generator):
+        raise ValueError(n_samples, generator)
+
+
+class OtherOrder(Good):
+    def jacobians(self, x):
+        jacobian, f = super().jacobians(x)
+        return jacobian.flip(-1), f
+
+
+class IndependentRows(Good):
+    def _joint_covariance(self, x, f):
+        of_rows = self._covariance(x)
+        joint = of_rows.new_zeros(*f.shape, *f.shape)
+        for m, block in enumerate(of_rows):
+            joint[m, :, m] = block
+        return joint
+
+
+class PrecisionForCovariance(Good):
+    def posterior_covariance(self):
+        return self.posterior_precision()
+
+
+class DisplacementsForWeights(Good):
+    def sample_weights(self, n_samples, *, seed=0):
+        return super().sample_weights(n_samples, seed=seed) - self.theta_
+
+
+class RootTooMany(Good):
+    def _weight_displacements(self, n_samples, generator):
+        return 0.8 * super()._weight_displacements(n_samples, generator)
+
+
+class DetachedJacobian(Good):
+    def _covariance_along(self, jacobian):
+        return super()._covariance_along(jacobian.detach())
+
+
+class HalfOfTheGraph(Good):
+    """A graph through one of the two factors J alone."""
+
+    def _covariance_along(self, jacobian):
+        return jacobian @ self.precision_.solve(jacobian.detach().flatten(0, 1)).view_as(jacobian).transpose(1, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from estimators.models.network import Network
 from estimators.models.structural_copy import structural_copy
 from estimators.numerics.pytrees import PyTree, n_rows
 from estimators.objective.objective import Objective
-from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed
+from estimators.option_checks import PriorOption, checked_instance, checked_integer, checked_number, checked_seed
 from estimators.persistence.state import Learned
 from estimators.runtime.rng import member_seeds
 from estimators.training.recipe import Recipe
@@ -42,7 +41,8 @@ class MCDropout(MembersEstimator):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
         rate: p of the inserted layers, in (0, 1); None for a model with dropout layers.
         make_model: builds a new network of the architecture of `model`, without dropout.
         recipe: how to train the new network.
@@ -71,7 +71,7 @@ class MCDropout(MembersEstimator):
         model: nn.Module,
         likelihood: str | Likelihood,
         *,
-        prior_precision: float | Mapping[str, float] = 1.0,
+        prior_precision: PriorOption = 1.0,
         rate: float | None = None,
         make_model: MakeModel | None = None,
         recipe: Recipe | None = None,

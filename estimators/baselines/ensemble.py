@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from estimators.models.checks import check_model
 from estimators.models.function_checks import check_parameter_swap
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
-from estimators.option_checks import checked_instance, checked_integer, checked_seed
+from estimators.option_checks import PriorOption, checked_instance, checked_integer, checked_seed
 from estimators.persistence.state import Learned
 from estimators.runtime.progress import track
 from estimators.runtime.rng import member_seeds
@@ -47,7 +47,8 @@ class DeepEnsemble(MembersEstimator):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
         make_model: builds a new network of the architecture of `model` with weights from the global random state, which
             `fit` restores.
         recipe: how to train a member; use the recipe of the model.
@@ -85,7 +86,7 @@ class DeepEnsemble(MembersEstimator):
         trained_members: Sequence[nn.Module] | None = None,
         n_members: int | None = None,
         seed: int = 0,
-        prior_precision: float | Mapping[str, float] = 1.0,
+        prior_precision: PriorOption = 1.0,
     ) -> None:
         super().__init__(model, likelihood, prior_precision=prior_precision)
         _check_sources(make_model, recipe, trained_members)

@@ -12,6 +12,7 @@ from estimators.curvature.layerwise.blocks import BlockPrecision, Blocks
 from estimators.curvature.layerwise.kronecker_block import KroneckerBlock
 from estimators.laplace.posterior import LinearizedPosterior
 from estimators.models.layer_jacobians import LayerwiseJacobian
+from estimators.models.layer_layout import Layout
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
@@ -31,8 +32,9 @@ class GradientNorm(LinearizedPosterior):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
-        prior_mean: θ₀, the mean of the prior, for all weights.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
+        prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
         subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
 
     Attributes:
@@ -65,5 +67,10 @@ class GradientNorm(LinearizedPosterior):
         no_curvature = Blocks(network, layers.maps, layers.other_params, blocks, rest)
         return no_curvature.precision(torch.ones_like(network.theta))
 
-    def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
+    def _weight_precision(self) -> BlockPrecision:
+        """Return A = I over all weights."""
+        subset = self.network_.subset
+        return BlockPrecision(Layout(subset, {}, list(subset.shapes)), {}, torch.ones_like(self.theta_))
+
+    def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         return standard_normal((n_samples, len(self.theta_)), self.theta_, generator)

@@ -42,7 +42,7 @@ class LaplaceTorch(UncertaintyEstimator):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_mean: θ₀, the mean of the prior, for all weights.
+        prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
         prior_precision: δ > 0, one number.
         subset_of_weights: "all" or "last_layer".
         hessian_structure: "full", "kron" or "diag".
@@ -90,8 +90,10 @@ class LaplaceTorch(UncertaintyEstimator):
             ("subset_of_weights", _SUBSETS),
         ):
             checked_choice(name, getattr(self, name), allowed, remedy="LinearizedLaplace has more.")
-        if isinstance(self.prior_precision, dict):
-            raise OptionError("one prior_precision", received="a mapping", remedy="LinearizedLaplace takes mappings.")
+        for name in ("prior_precision", "prior_mean"):
+            if not isinstance(getattr(self, name), float):
+                remedy = "LinearizedLaplace takes mappings and tensors."
+                raise OptionError(f"one {name}", received="a mapping or tensor", remedy=remedy)
         kind = self.likelihood.kind
         if kind not in ("regression", "classification") or type(self.likelihood).__name__ == "CausalTokens":
             raise UnsupportedError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from estimators.baselines.ensemble import DeepEnsemble
 from estimators.baselines.fresh_adapters import trained_tensors, with_fresh_adapters
 from estimators.likelihoods import Likelihood
-from estimators.option_checks import checked_integer
+from estimators.option_checks import PriorOption, checked_integer
 from estimators.training.recipe import Recipe
 
 __all__ = ["LoRAEnsemble"]
@@ -29,7 +28,8 @@ class LoRAEnsemble(DeepEnsemble):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
         recipe: how to train a member; use the recipe of the model's adapters.
         n_members: the number S >= 2 of members, including the model. The members of a larger ensemble start with those
             of a smaller one.
@@ -62,7 +62,7 @@ class LoRAEnsemble(DeepEnsemble):
         recipe: Recipe,
         n_members: int = 5,
         seed: int = 0,
-        prior_precision: float | Mapping[str, float] = 1.0,
+        prior_precision: PriorOption = 1.0,
     ) -> None:
         super().__init__(
             model,

@@ -30,8 +30,9 @@ class MembersEstimator(UncertaintyEstimator):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
-        prior_mean: θ₀, the mean of the prior, for all weights.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
+        prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
         subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
 
     Attributes:
@@ -99,6 +100,11 @@ class MembersEstimator(UncertaintyEstimator):
         members = self._members(x)
         deviations = members - members.mean(0)
         return torch.einsum("smc,smd->mcd", deviations, deviations) / (len(members) - 1)
+
+    def _joint_covariance(self, x: PyTree, f: Tensor) -> Tensor:  # noqa: ARG002
+        members = self._members(x)
+        deviations = members - members.mean(0)
+        return torch.einsum("smc,snd->mcnd", deviations, deviations) / (len(members) - 1)
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
         members = self._members(x)

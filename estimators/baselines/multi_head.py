@@ -43,8 +43,9 @@ class MultiHeadEnsemble(MembersEstimator):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
-        prior_mean: θ₀, the mean of the prior, for all weights.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
+        prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
         n_heads: the number S >= 2 of heads.
         max_iter: the maximum number of L-BFGS iterations. They end if the gradient of every head, whitened by the
             curvature at the trained layer, is below 1e-6 of that at the start (1e-3 without float64).

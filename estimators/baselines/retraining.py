@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from estimators.data.batch import PairLoader
 from estimators.errors import ModelError, OptionError
 from estimators.objective.objective import Objective
+from estimators.option_checks import PriorOption
 from estimators.runtime.module_wrappers import plain_names, unwrapped
 from estimators.runtime.rng import seeded_random_state
 from estimators.training.recipe import Recipe
@@ -31,7 +32,7 @@ class Retraining:
 
     make_model: MakeModel
     recipe: Recipe
-    prior_precision: float | Mapping[str, float]
+    prior_precision: PriorOption
 
     def run(self, objective: Objective, seed: int, *, others: Sequence[nn.Module], progress_bar: bool) -> nn.Module:
         """Return the trained network in eval mode. Initialisation, order of rows and dropout are drawn from `seed`.

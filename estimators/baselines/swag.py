@@ -45,8 +45,9 @@ class SWAG(MembersEstimator):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
-        prior_mean: θ₀, the mean of the prior, for all weights.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
+        prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
         subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
         recipe: SGD with a constant learning rate (for the mean loss L/N) and T epochs. The rate determines the size of
             Σ. lr="auto" is `step` divided by the largest curvature of L/N in a few batches.

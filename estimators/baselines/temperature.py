@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from estimators.likelihoods import Likelihood
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
+from estimators.option_checks import PriorOption
 from estimators.persistence.state import Learned
 from estimators.runtime.optional import optional_module
 
@@ -36,7 +37,8 @@ class TemperatureScaling(MAP):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
         validation: a re-iterable loader of (x, y) that the network was not trained on. A saved fit contains its
             temperature and may be loaded with any validation loader.
 
@@ -68,7 +70,7 @@ class TemperatureScaling(MAP):
         likelihood: str | Likelihood,
         *,
         validation: Iterable[Any],
-        prior_precision: float | Mapping[str, float] = 1.0,
+        prior_precision: PriorOption = 1.0,
     ) -> None:
         super().__init__(model, likelihood, prior_precision=prior_precision)
         if self.likelihood.kind == "regression":

@@ -99,7 +99,9 @@ class FactoredCurvature(DataCurvature):
     rows: FactoredRows
 
     def precision(self, prior_precision: Tensor) -> Precision:
-        return FactoredDual(prior_precision, self.rows)
+        if self.rows.suits(prior_precision):
+            return FactoredDual(prior_precision, self.rows)
+        return DualPrecision(prior_precision, self.rows.dense())
 
     def tensors(self) -> dict[str, Tensor]:
         return self.rows.tensors()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from estimators.likelihoods import Likelihood
 from estimators.models.structural_copy import structural_copy
 from estimators.models.subsets import SubsetSpec
 from estimators.objective.objective import Objective
+from estimators.option_checks import PriorOption
 from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["CHECKS", "QUICK", "diagnose"]
@@ -49,8 +50,8 @@ def diagnose(
     likelihood: str | Likelihood,
     train_loader: Iterable[Any],
     *,
-    prior_precision: float | Mapping[str, float] = 1.0,
-    prior_mean: float = 0.0,
+    prior_precision: PriorOption = 1.0,
+    prior_mean: PriorOption = 0.0,
     subset_of_weights: SubsetSpec = "all",
     validation: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Finding
@@ -132,7 +132,7 @@ def _compare(context: DiagnosticContext, decays: dict[str, float], factor: float
         return Finding("weight decay", "note", "no weight decay", meaning, remedy, {"weight_decay": 0.0})
     slices, passed = context.objective.network.subset.slices, context.objective.prior.precision
     expected = {name: factor * wd for name, wd in decays.items()}
-    given = {name: float(passed[slices[name]][0]) for name in decays}
+    given = {name: _typical(passed[slices[name]]) for name in decays}
     ratio = max(_ratio(given[name], expected[name]) for name in decays)
     values = {"factor": factor, "prior_precision": expected, "passed": given, "ratio": ratio}
     measured = (
@@ -145,6 +145,11 @@ def _compare(context: DiagnosticContext, decays: dict[str, float], factor: float
     meaning = f"the prior precision differs from that of the training {far}."
     remedy = f"prior_precision={_argument(expected)}, unless it was chosen on validation data"
     return Finding("weight decay", "note" if ratio <= _FAR else "warning", measured, meaning, remedy, values)
+
+
+def _typical(delta: Tensor) -> float:
+    """Return the δ of a parameter, the mean if its weights have several."""
+    return float(delta[0] if bool((delta == delta[0]).all()) else delta.mean())
 
 
 def _ratio(a: float, b: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,30 +17,30 @@ from estimators.data.distributed import ProcessGroup
 from estimators.data.inputs import as_inputs
 from estimators.data.training_data import TrainingData
 from estimators.errors import DataError, OptionError, UnsupportedError
-from estimators.estimator.cloning import CloningMixin
 from estimators.estimator.export import ExportMixin
+from estimators.estimator.weight_space import WeightSpaceMixin
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.likelihoods.prediction import BRIDGES, Prediction, from_covariance
 from estimators.models.checks import check_model
 from estimators.models.derivative_routes import FAILURES, is_final_error, short
-from estimators.models.exclusive import exclusively
+from estimators.models.exclusive import exclusively, wants_graph
 from estimators.models.function_checks import check_query
 from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.models.last_linear import last_linear_names
 from estimators.models.network import Network
-from estimators.models.subsets import SubsetSpec, checked_subset, delta_of_names, matching_names
-from estimators.numerics.pytrees import PyTree, n_rows
+from estimators.models.subsets import SubsetSpec, checked_subset, delta_of_names, entries_of_names, matching_names
+from estimators.numerics.pytrees import PyTree, n_rows, without_graph
 from estimators.objective.objective import LabelLoss, Objective, Prior
-from estimators.option_checks import checked_choice, checked_integer, checked_number, checked_precision, checked_seed
+from estimators.option_checks import PriorOption, checked_choice, checked_integer, checked_precision, checked_prior_mean
 from estimators.persistence.checkpoint import Checkpoint, CheckpointFile
-from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
+from estimators.persistence.weight_checksum import weight_checksum
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
 from estimators.runtime.rng import preserved_random_state
 
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
 
-class UncertaintyEstimator(CloningMixin, ExportMixin):
+class UncertaintyEstimator(WeightSpaceMixin, ExportMixin):
     """The predictive variance of a trained network. Base class of all estimators.
 
     The trained network is taken as a maximum of the posterior with the loss (sums over rows, never means)
@@ -54,9 +54,10 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
             never changed.
         likelihood: "regression", "classification", "binary", "causal_lm", or an object such as
             `Gaussian(sigma_noise=0.5)` or, for segmentation, `Categorical(class_dim=1)`.
-        prior_precision: δ > 0, in 1/weight²: a number, or a mapping from globs over parameter names to numbers. Every
-            parameter must match a glob, the first match counts, and a value may be 0.
-        prior_mean: θ₀, one number for all weights.
+        prior_precision: δ > 0, in 1/weight²: a number, a tensor (P,) with one for each weight, or a mapping from globs
+            over parameter names to numbers or to tensors of the shape of the parameter. Every parameter must match a
+            glob, the first match counts, and a value may be 0.
+        prior_mean: θ₀: a number, a tensor (P,), or a mapping as for `prior_precision`, such as a state dict.
         subset_of_weights: "all" (every parameter with requires_grad), "last_layer", or globs over parameter names. The
             other parameters are fixed.
 
@@ -82,14 +83,14 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
         model: nn.Module,
         likelihood: str | Likelihood,
         *,
-        prior_precision: float | Mapping[str, float] = 1.0,
-        prior_mean: float = 0.0,
+        prior_precision: PriorOption = 1.0,
+        prior_mean: PriorOption = 0.0,
         subset_of_weights: SubsetSpec = "all",
     ) -> None:
         self.model = unwrapped(model)
         self.likelihood = resolve_likelihood(likelihood)
         self.prior_precision = checked_precision(prior_precision)
-        self.prior_mean = checked_number("prior_mean", prior_mean, remedy="0, or the mean of all weights.")
+        self.prior_mean = checked_prior_mean(prior_mean)
         self.subset_of_weights = checked_subset(subset_of_weights)
 
     @exclusively
@@ -170,7 +171,10 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
         return self._make_objective(network, TrainingData.checked(train_loader, network, self.likelihood))
 
     def _make_objective(self, network: Network, batches: TrainingData) -> Objective:
-        mean = torch.full_like(network.theta, self.prior_mean)
+        # A state dict also has buffers and further names of tied weights, which decide on no entry of θ.
+        buffers = dict(network.module.named_buffers(remove_duplicate=False))
+        ignored = {*buffers, *(name for names in network.subset.aliases.values() for name in names[1:])}
+        mean = entries_of_names("prior_mean", self.prior_mean, network.subset, network.theta, ignored=ignored)
         prior = Prior(precision_vector(self.prior_precision, network), mean)
         return Objective(network, LabelLoss(self.likelihood), prior, batches)
 
@@ -216,6 +220,9 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
     def variance(self, x: PyTree, *, of: Functional | None = None) -> Tensor:
         """Return the epistemic variance of the outputs, without observation noise.
 
+        If x requires a gradient, the result has a graph to x, as in torch, and so have those of `covariance`, `sample`,
+        `joint_covariance` and `predict`. This costs more; x.detach() or torch.no_grad() avoids it.
+
         Args:
             x: M query rows.
             of: a function g of the outputs of one row, or of its outputs and inputs, to D numbers. Returned is then the
@@ -228,14 +235,19 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
             NotFittedError: before `fit`.
             ModelChangedError: if the model has changed since the fit.
             DataError: for an invalid query.
+            UnsupportedError: if x requires a gradient, and results of this estimator have none.
             OptionError: if `of` is not differentiable by torch.
         """
         x = self._prepare_query(x)
+        with_graph = wants_graph(x)
+        if of is None and not with_graph:
+            return self._to_output_dtype(self._checked_variance(without_graph(x)))
+        shape = self._check_query(x)
         if of is None:
-            return self._to_output_dtype(self._checked_variance(x))
-        self._check_query(x)
+            return self._to_output_dtype(self._variance_with_graph(x, None)).reshape(self._variance_shape(shape))
         try:
-            return self._to_output_dtype(self._variance_of(x, of))
+            variance = self._variance_with_graph(x, of) if with_graph else self._variance_of(without_graph(x), of)
+            return self._to_output_dtype(variance)
         except FAILURES as error:
             if is_final_error(error):
                 raise
@@ -277,7 +289,9 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
         """
         x = self._prepare_query(x)
         self._check_query(x)
-        return self._to_output_dtype(self._covariance(x))
+        if wants_graph(x):
+            return self._to_output_dtype(self._covariance_along(self.network_.jacobian_with_graph(x)))
+        return self._to_output_dtype(self._covariance(without_graph(x)))
 
     @exclusively
     def sample(self, x: PyTree, n_samples: int, *, seed: int = 0) -> Tensor:
@@ -298,8 +312,12 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
         x = self._prepare_query(x)
         shape = self._check_query(x)
         n_samples = checked_integer("n_samples", n_samples, at_least=1, remedy="request at least one sample.")
-        generator = torch.Generator(self.network_.theta.device).manual_seed(checked_seed(seed))
-        return self._to_output_dtype(self._sample(x, n_samples, generator)).reshape(n_samples, *shape)
+        generator = self._generator(seed)
+        if wants_graph(x):
+            samples = self._sample_with_graph(x, n_samples, generator)
+        else:
+            samples = self._sample(without_graph(x), n_samples, generator)
+        return self._to_output_dtype(samples).reshape(n_samples, *shape)
 
     @exclusively
     def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
@@ -308,9 +326,11 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
         Args:
             x: M query rows.
             link_approx: how classification and binary average probabilities over the posterior: "probit" (MacKay 1992),
-                "mc" with function samples, or for classification "bridge" or "bridge_norm" (the Laplace bridge to a
-                Dirichlet distribution, from the covariance between the classes; Hobbhahn et al. 2022).
-            n_samples: the number of function samples for "mc".
+                "mc" with function samples, "mc_independent" with those of `sample_independent`, which neglect the
+                correlations between classes and cost less if there are many, or for classification "bridge" or
+                "bridge_norm" (the Laplace bridge to a Dirichlet distribution, from the covariance between the classes;
+                Hobbhahn et al. 2022).
+            n_samples: the number of function samples for "mc" and "mc_independent".
 
         Returns:
             The prediction; in regression with `total_variance`, else with `probs` and `entropy`.
@@ -321,13 +341,16 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
                 or unless there is one class prediction per row.
             NotFittedError, ModelChangedError, DataError: as `variance`.
         """
-        checked_choice("link_approx", link_approx, ("probit", "mc", *BRIDGES))
+        checked_choice("link_approx", link_approx, ("probit", "mc", "mc_independent", *BRIDGES))
         x = self._prepare_query(x)
         if link_approx in BRIDGES:
             return self._bridge_prediction(x, link_approx)
         variance = self._predictive_variance(x)
-        samples = self.sample(x, n_samples) if link_approx == "mc" and self.likelihood.kind != "regression" else None
-        if link_approx == "mc" and samples is None:
+        samples = None
+        if link_approx != "probit" and self.likelihood.kind != "regression":
+            sample = self.sample if link_approx == "mc" else self.sample_independent
+            samples = sample(x, n_samples)
+        elif link_approx != "probit":
             samples = variance[None]  # the likelihood says why regression has no Monte-Carlo link
         return self.likelihood.predict(self._mean(x), variance, samples)
 
@@ -347,6 +370,8 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
         return self.variance(x)
 
     def _mean(self, x: PyTree) -> Tensor:
+        if wants_graph(x):
+            return self._to_output_dtype(self.network_.shaped_with_graph(x))
         return self._to_output_dtype(self.network_.shaped_outputs(x))
 
     def _to_output_dtype(self, values: Tensor) -> Tensor:
@@ -356,7 +381,10 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
     def _prepare_query(self, x: PyTree) -> PyTree:
         """Return a query as a pytree that marks the tensors without a row dimension, as in the training batches."""
         self._check_fitted()
-        return self.objective_.batches.layout.mark(as_inputs(x))
+        x = self.objective_.batches.layout.mark(as_inputs(x))
+        if wants_graph(x):
+            self._check_differentiable()
+        return x
 
     def _check_query(self, x: PyTree) -> torch.Size:
         """Check a query, and return the shape of its outputs."""
@@ -364,8 +392,8 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
 
     def _checked_outputs(self, x: PyTree) -> Tensor:
         """Check marked inputs of a query, and return the outputs at θ̂."""
-        self._check_fitted()
-        check_unchanged(self.model, self.weight_checksum_, self.network_.params)
+        self._check_unchanged()
+        x = without_graph(x)
         f = check_inputs(x, self.network_, what="query")
         if not len(f):
             raise DataError("at least one query row", received="none", remedy="leave out empty batches.")
@@ -378,6 +406,6 @@ class UncertaintyEstimator(CloningMixin, ExportMixin):
         return check_query(self.network_, x, f)
 
 
-def precision_vector(value: float | Mapping[str, float], network: Network) -> Tensor:
-    """Return δ (P,) from a number or a mapping of globs. Raises OptionError for an invalid one."""
+def precision_vector(value: PriorOption, network: Network) -> Tensor:
+    """Return δ (P,) from the option `prior_precision`. Raises OptionError for an invalid one."""
     return delta_of_names(checked_precision(value), network.subset, network.theta)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar
 
 from estimators.errors import UnsupportedError
 from estimators.models.subsets import SubsetSpec
+from estimators.option_checks import PriorOption
 
 __all__ = ["CommonOptions", "PriorOptions", "constructor_options", "inherits_options", "stored_option"]
 
@@ -17,15 +18,15 @@ Init = TypeVar("Init", bound=Callable[..., None])
 class PriorOptions(TypedDict, total=False):
     """The options of `UncertaintyEstimator` that describe the prior."""
 
-    prior_precision: float | Mapping[str, float]
-    prior_mean: float
+    prior_precision: PriorOption
+    prior_mean: PriorOption
 
 
 class CommonOptions(TypedDict, total=False):
     """All options of `UncertaintyEstimator`. They are listed here in full, for tools that read no base class."""
 
-    prior_precision: float | Mapping[str, float]
-    prior_mean: float
+    prior_precision: PriorOption
+    prior_mean: PriorOption
     subset_of_weights: SubsetSpec
 
 

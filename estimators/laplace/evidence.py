@@ -141,6 +141,9 @@ def log_det_of(data_curvature: DataCurvature, delta: Tensor, scale: Tensor) -> T
         return delta.log().sum() + _log_det_beside_identity(scale * (rows @ rows.T))
     if isinstance(data_curvature, FactoredCurvature):
         rows_in_factors = data_curvature.rows
+        if not rows_in_factors.suits(delta.detach()):  # another δ for each weight
+            rows = to_algebra_dtype(rows_in_factors.dense()) * delta.rsqrt()
+            return delta.log().sum() + _log_det_beside_identity(scale * (rows @ rows.T))
         inner = rows_in_factors.inner(rows_in_factors, rows_in_factors.deltas(delta))
         return delta.log().sum() + _log_det_beside_identity(scale * inner)
     if isinstance(data_curvature, Blocks):

@@ -10,9 +10,11 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor, nn
 
+from estimators.curvature.base import Precision
 from estimators.curvature.joining import not_a_sum
 from estimators.curvature.last_layer.features import LastLayer
 from estimators.curvature.last_layer.precision import DiagLastLayer, FullLastLayer, KronLastLayer, LastLayerPrecision
+from estimators.curvature.last_layer.weights import LastLayerWeights
 from estimators.errors import OptionError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import PriorOptions, inherits_options
@@ -21,9 +23,10 @@ from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
 from estimators.models.feature_reduction import FeatureReduction, checked_reduction
+from estimators.models.functionals import Functional
 from estimators.models.last_linear import find_last_linear
 from estimators.numerics.dtype import algebra_dtype
-from estimators.numerics.pytrees import PyTree
+from estimators.numerics.pytrees import PyTree, without_graph
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_instance
 from estimators.persistence.state import Learned
@@ -45,8 +48,9 @@ class LastLayerLaplace(UpdateMixin):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
-        prior_mean: θ₀, the mean of the prior, for all weights.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
+        prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
         subset_of_weights: "last_layer", the only possible value.
         hessian_structure: "full", "kron" (one δ for the whole layer) or "diag".
         last_layer_name: the name of the layer. None: found by running the network.
@@ -177,6 +181,27 @@ class LastLayerLaplace(UpdateMixin):
         """Return log p(D) as a differentiable function of δ and σ, with one forward pass over the data."""
         self._check_fitted()
         return EvidenceFunction.of(self.objective_, partial(_log_det_of, self.last_layer_, self.factors_))
+
+    def _weight_precision(self) -> Precision:
+        return LastLayerWeights(self.last_layer_, self.precision_)
+
+    def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        return self.last_layer_.to_theta(self.precision_.sample(n_samples, generator))
+
+    def _joint_covariance(self, x: PyTree, f: Tensor) -> Tensor:
+        with self.last_layer_.capture_features(x) as features:
+            shaped = self.network_.shaped_outputs(x)
+        self.last_layer_.check(x, shaped, features)
+        covariance = self.precision_.joint_covariance(features.at_positions.flatten(0, -2))
+        return covariance.reshape(*f.shape, *f.shape)  # all outputs of all positions of a row together
+
+    def _variance_with_graph(self, x: PyTree, of: Functional | None) -> Tensor:
+        if of is not None:
+            return super()._variance_with_graph(x, of)
+        with self.last_layer_.capture_features(x) as features:
+            f = self.network_.shaped_with_graph(x)
+        self.last_layer_.check(without_graph(x), f.detach(), features)
+        return self.precision_.variance(features.with_graph.flatten(0, -2)).reshape(f.shape).flatten(1)
 
     @exclusively
     def log_marginal_likelihood(

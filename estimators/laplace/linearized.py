@@ -47,8 +47,9 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
-        prior_mean: θ₀, the mean of the prior, for all weights.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
+        prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
         subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
         curvature: "ggn" (positive definite at any θ̂) or "hessian" (exact; it must be positive definite at θ̂).
         hessian_structure: "full", or for the GGN an approximation. Layer by layer: "kron" (K-FAC; Martens and Grosse
@@ -230,7 +231,7 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
         if self.inverse_ in ("cg", "matrix_free_dual"):  # queries need passes over the data
             raise self._not_exportable(f'LinearizedLaplace with inverse="{self.inverse_}"')
 
-    def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
+    def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Return samples θ − θ̂ ~ N(0, A⁻¹), (n, P): from a factor of A, or as A⁻¹ξ with ξ ~ N(0, A)."""
         if isinstance(self.precision_, (DensePrecision, BlockPrecision)):
             return self.precision_.sample(n_samples, generator).to(self.theta_.dtype)

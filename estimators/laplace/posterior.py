@@ -18,7 +18,7 @@ __all__ = ["LinearizedPosterior"]
 class LinearizedPosterior(UncertaintyEstimator):
     """An estimator with covariance(x) = J A⁻¹ Jᵀ and samples f + J u, u ~ N(0, A⁻¹).
 
-    Subclasses set `precision_` in `_fit`, or override `_precision_at`, and implement `_displacements`.
+    Subclasses set `precision_` in `_fit`, or override `_precision_at`, and implement `_weight_displacements`.
 
     Attributes:
         precision_: the posterior precision A.
@@ -30,8 +30,11 @@ class LinearizedPosterior(UncertaintyEstimator):
         """Return A for queries x."""
         return self.precision_
 
+    def _weight_precision(self) -> Precision:
+        return self.precision_
+
     @abstractmethod
-    def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
+    def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Return samples u ~ N(0, A⁻¹), (n_samples, P)."""
 
     def _variance(self, x: PyTree) -> Tensor:
@@ -44,4 +47,4 @@ class LinearizedPosterior(UncertaintyEstimator):
         return self._precision_at(x).covariance_at(self.network_, x)
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
-        return self.network_.outputs(x) + self.network_.jvp(x, self._displacements(n_samples, generator))
+        return self.network_.outputs(x) + self.network_.jvp(x, self._weight_displacements(n_samples, generator))

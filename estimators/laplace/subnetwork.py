@@ -19,6 +19,7 @@ from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.laplace.posterior import LinearizedPosterior
 from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
+from estimators.models.exclusive import exclusively
 from estimators.models.network import Network
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.symmetric import add_gram, mirror
@@ -46,8 +47,9 @@ class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
     Args:
         model: the trained network, in eval mode; it is not changed.
         likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_precision: δ > 0 of the Gaussian prior on the weights; or a mapping from name patterns to δ.
-        prior_mean: θ₀, the mean of the prior, for all weights.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
+        prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
         subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
         n_parameters: the largest number of weights in S. If the subset has fewer, all of them are used, which equals
             LinearizedLaplace.
@@ -131,7 +133,21 @@ class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
         matrix = self.data_curvature_.matrix + _ggn_of(new, self.index_)
         self._set_curvature(DenseCurvature(matrix, exact_hessian=False), self.index_, combined)
 
-    def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
+    @exclusively
+    def posterior_precision(self) -> Tensor:
+        """Return the posterior precision A_S of the chosen weights as a dense matrix.
+
+        Returns:
+            (n, n), in 1/weight², over `index_`: the other weights are fixed, and have no precision.
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        self._check_fitted()
+        unit = torch.eye(len(self.index_), dtype=self.theta_.dtype, device=self.theta_.device)
+        return self.precision_.inner.multiply(unit)
+
+    def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         inner, theta = self.precision_.inner, self.theta_
         assert isinstance(inner, DensePrecision)
         return self.precision_.scattered(inner.sample(n_samples, generator).to(theta.dtype), len(theta))

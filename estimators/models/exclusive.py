@@ -19,22 +19,26 @@ from torch.utils import _pytree as pytree
 
 from estimators.models.outputs import without_inference
 from estimators.models.preserved_state import preserved_state
+from estimators.numerics.pytrees import PyTree, tensors_of
 from estimators.runtime.rng import preserved_random_state
 
-__all__ = ["exclusive", "exclusively"]
+__all__ = ["exclusive", "exclusively", "wants_graph"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _LOCK = threading.RLock()
 _DEPTH = 0
+_CALLER_DIFFERENTIATES = True
+"""Whether autograd was on when the outermost method was called; inside, `inference_mode(False)` turns it on."""
 
 
 @contextmanager
 def exclusive(model: nn.Module) -> Iterator[None]:
     """Hold the lock of the process without autocast and inference mode; restore the state of the model afterwards."""
-    global _DEPTH
+    global _DEPTH, _CALLER_DIFFERENTIATES
     with _LOCK, ExitStack() as stack:
         if _DEPTH == 0:
+            _CALLER_DIFFERENTIATES = torch.is_grad_enabled()
             stack.enter_context(torch.inference_mode(False))
             for device in ("cpu", "cuda", *({p.device.type for p in model.parameters()} - {"cpu", "cuda", "meta"})):
                 if _autocasts(device):
@@ -47,6 +51,12 @@ def exclusive(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             _DEPTH -= 1
+
+
+def wants_graph(x: PyTree) -> bool:
+    """Return whether results at x should have a graph: a tensor requires a gradient, and autograd is on."""
+    is_on = _CALLER_DIFFERENTIATES if _DEPTH else torch.is_grad_enabled()
+    return is_on and any(tensor.requires_grad for tensor in tensors_of(x))
 
 
 def _leave_autocast(model: nn.Module) -> None:

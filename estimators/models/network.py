@@ -25,7 +25,7 @@ Loss = Callable[[Tensor], Tensor]
 """Outputs f (B, C) -> a scalar."""
 VJP_BY_ROW = "rows of Jᵀ u"
 """Name of the products of each row in the report."""
-_ROWS = "rows of J"
+_ROWS, _GRAPH_ROWS = "rows of J", "rows of J with a graph"
 """Name of the rows of J in the report."""
 _VECTORISED_ELEMENTS = 2**22
 """Numbers of parameters in all vectors of one vectorised call: beyond it, a call takes no less time per vector."""
@@ -315,14 +315,65 @@ class Network(NetworkFunction):
         ]
         return self.routes.first_agreeing(self.check, _ROWS, x, routes, self._rows_difference(x))
 
+    def jacobian_with_graph(self, x: PyTree) -> Tensor:
+        """Compute the rows of J as differentiable functions of x, by torch.func, vectorised over rows.
+
+        Args:
+            x: inputs of B rows, of which a tensor requires a gradient.
+
+        Returns:
+            J (B, C, P) with a graph.
+
+        Raises:
+            UnsupportedError: torch.func fails, or disagrees with plain autograd.
+        """
+        difference = self._rows_difference(x, _GRAPH_ROWS)
+
+        def one(row: PyTree) -> Tensor:
+            jacobian: Tensor = jacrev(lambda theta: self(theta, row_as_batch(row))[0])(self.theta)
+            return jacobian
+
+        rows = n_rows(x)
+        try:
+            with torch.enable_grad(), differentiable(), self.pass_counter.transformed(forward=rows) as counted:
+                jacobian: Tensor = over_rows(counted(one), x)
+        except EstimatorError:
+            raise
+        except FAILURES as error:
+            raise _no_graph(f"one for which torch.func says: {short(error)}") from error
+        self.pass_counter.backward(rows * jacobian.shape[1])
+        found = None if difference is None else difference(jacobian.detach())
+        if found is not None and not found.within(self.check.tolerance()):
+            raise _no_graph(f"one whose Jacobian by torch.func {found}")
+        if found is not None:
+            self.check.report.record_agreement(_GRAPH_ROWS, rows, found.error)
+        return jacobian
+
+    def shaped_with_graph(self, x: PyTree) -> Tensor:
+        """Compute the outputs at θ̂ in the model's shape, as differentiable functions of x.
+
+        Args:
+            x: inputs of B rows, of which a tensor requires a gradient.
+
+        Returns:
+            f (B, ...) with a graph.
+
+        Raises:
+            UnsupportedError: outputs at θ̂ are those of the user's module, and not of a copy.
+        """
+        if self.routes.outputs_by_user_module:
+            raise _no_graph("one whose outputs a copy of it does not reproduce")
+        with torch.enable_grad():
+            return self.shaped(self.params, x)
+
     @property
     def jacobian_backend(self) -> str:
         """The route to the rows of J: "torch.func", or "autograd" if that disagrees with plain autograd."""
         return "autograd" if self.routes.first.get(_ROWS, 0) else "torch.func"
 
-    def _rows_difference(self, x: PyTree) -> Callable[[Tensor], Disagreement] | None:
+    def _rows_difference(self, x: PyTree, what: str = _ROWS) -> Callable[[Tensor], Disagreement] | None:
         """The comparison of J (B, C, P) at x, Σ u J against Jᵀu; None if it is not due."""
-        if not self.check.is_due(_ROWS, x):
+        if not self.check.is_due(what, x):
             return None
 
         def difference(jacobian: Tensor) -> Disagreement:
@@ -396,6 +447,15 @@ class Network(NetworkFunction):
         """How many parameter vectors one vectorised call takes, at least 1."""
         every = self.n_parameters + sum(p.numel() for p in self.frozen.values())  # activations grow with all of them
         return max(1, _VECTORISED_ELEMENTS // every)
+
+
+def _no_graph(received: str) -> UnsupportedError:
+    """The error for a network whose Jacobian cannot be differentiated by the inputs."""
+    return UnsupportedError(
+        "a network whose Jacobian is a differentiable function of the inputs, since x requires a gradient",
+        received=received,
+        remedy="x.detach() or torch.no_grad(), and finite differences of the results.",
+    )
 
 
 class _Pulls:

@@ -28,7 +28,7 @@ from estimators.models.structural_copy import structural_copy
 from estimators.models.subsets import Subset
 from estimators.models.user_module import UserModule
 from estimators.models.working_dtype import in_dtype, is_converted, working_dtype
-from estimators.numerics.pytrees import PyTree, copied, forward_arguments, n_rows, select_rows, tensors_of
+from estimators.numerics.pytrees import PyTree, cloned, copied, forward_arguments, n_rows, select_rows, tensors_of
 from estimators.runtime.module_wrappers import unwrap_children_, unwrapped
 from estimators.runtime.pass_counter import PassCounter
 
@@ -182,7 +182,7 @@ class NetworkFunction:
 
     def _protected(self, x: PyTree) -> PyTree:
         """Copies of the inputs, unless the forward is known not to write into them."""
-        return x if self.routes.writes_inputs is False else copied(x)
+        return x if self.routes.writes_inputs is False else cloned(x)
 
     @staticmethod
     def _dtype_as_stored(model: nn.Module, x: PyTree) -> torch.dtype:

@@ -11,10 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from estimators.errors import OptionError
-from estimators.option_checks import shown
+from estimators.option_checks import PriorOption, shown
 from estimators.runtime.module_wrappers import parameter_aliases, parameter_names
 
-__all__ = ["Subset", "SubsetSpec", "checked_subset", "complex_of", "delta_of_names", "matching_names"]
+__all__ = [
+    "Subset",
+    "SubsetSpec",
+    "checked_subset",
+    "complex_of",
+    "delta_of_names",
+    "entries_of_names",
+    "matching_names",
+]
 
 SubsetSpec = str | Sequence[str]
 Aliases = dict[str, list[str]]
@@ -134,33 +142,72 @@ def matching_names(model: nn.Module, spec: SubsetSpec) -> list[str]:
     return [name for name, names in trainable.items() if any(_matches(glob, names) for glob in globs)]
 
 
-def delta_of_names(value: float | Mapping[str, float], subset: Subset, like: Tensor) -> Tensor:
-    """Return δ (P,), of the dtype and device of `like`, from a number or a mapping {glob: number}.
+def delta_of_names(value: PriorOption, subset: Subset, like: Tensor) -> Tensor:
+    """Return δ (P,) by `entries_of_names`."""
+    return entries_of_names("prior_precision", value, subset, like)
 
-    The first glob that matches one of a parameter's names decides its δ. A glob may decide on parameters outside of
-    the subset only, so that one mapping serves several subsets of a model.
+
+def entries_of_names(
+    option: str, value: PriorOption, subset: Subset, like: Tensor, *, ignored: Collection[str] = ()
+) -> Tensor:
+    """Return a vector (P,), of the dtype and device of `like`, from a number, a tensor (P,) or a mapping from globs.
+
+    The first glob that matches one of a parameter's names decides its entries: a number for all of them, or a tensor
+    of the parameter's shape. A glob may decide on parameters outside of the subset only, so that one mapping serves
+    several subsets of a model.
+
+    Args:
+        option: the name of the option, for messages.
+        value: the option.
+        subset: the chosen parameters.
+        like: a tensor (P,).
+        ignored: keys of a mapping that need not decide on a parameter, such as the buffers of a state dict.
 
     Raises:
-        OptionError: for a parameter of the subset without a match, and for a glob that decides on no parameter of the
-            model: it matches none, or earlier globs have decided on all that it matches.
+        OptionError: for a tensor of another shape, for a parameter of the subset without a match, and for a glob that
+            decides on no parameter of the model: it matches none, or earlier globs have decided on all that it matches.
     """
+    if isinstance(value, Tensor):
+        if value.shape != like.shape or value.is_complex():
+            raise OptionError(
+                f"{option}, a tensor ({len(like)},) with a number for each weight of the subset",
+                received=f"a tensor of shape {tuple(value.shape)} and {value.dtype}",
+                remedy="a mapping {name of a parameter: tensor of its shape}, or one number.",
+            )
+        return value.to(like)
     if not isinstance(value, Mapping):
         return torch.full_like(like, value)
     deciding = {name: _first_match(value, names) for name, names in subset.aliases.items()}
     for glob in value:
-        if glob not in deciding.values():
-            raise _decides_nothing(glob, value, subset.aliases)
+        if glob not in deciding.values() and glob not in ignored:
+            raise _decides_nothing(option, glob, value, subset.aliases)
     vector = torch.empty_like(like)
     for name, entries in subset.slices.items():
         decided_by = deciding[name]
         if decided_by is None:
             raise OptionError(
-                "a prior_precision for every parameter of the subset",
-                received=f"a mapping {dict(value)!r} without a match for {name!r}",
+                f"a {option} for every parameter of the subset",
+                received=f"a mapping from {', '.join(map(repr, value))} without a match for {name!r}",
                 remedy='add an entry "*" as the last one.',
             )
-        vector[entries] = value[decided_by]
+        vector[entries] = _entries(option, value[decided_by], subset, name).to(like)
     return vector
+
+
+def _entries(option: str, value: float | Tensor, subset: Subset, name: str) -> Tensor:
+    """Return the entries of a parameter in θ, from a number or a tensor of its shape."""
+    size, shape = subset.entries[name], subset.shapes[name]
+    if not isinstance(value, Tensor):
+        return torch.full((size,), value, dtype=torch.float64)
+    if value.shape != shape or (value.is_complex() and name not in subset.complex_names):
+        raise OptionError(
+            f"a {option} of the shape {tuple(shape)} of {name!r}, or a number",
+            received=f"a tensor of shape {tuple(value.shape)} and {value.dtype}",
+            remedy="torch.full_like(parameter, value).",
+        )
+    if value.is_complex():
+        return torch.view_as_real(value).flatten()
+    return value.flatten().repeat_interleave(size // max(1, value.numel()))  # real and imaginary part alike
 
 
 def _matches(glob: str, names: Iterable[str]) -> bool:
@@ -184,18 +231,18 @@ def _chooses_nothing(glob: str, aliases: Aliases, trainable: Aliases) -> OptionE
     )
 
 
-def _decides_nothing(glob: str, value: Mapping[str, float], aliases: Aliases) -> OptionError:
-    """The error for a glob of `prior_precision` that decides on no parameter."""
+def _decides_nothing(option: str, glob: str, value: Mapping[str, float | Tensor], aliases: Aliases) -> OptionError:
+    """The error for a glob that decides on no parameter."""
     matched = [name for name, names in aliases.items() if _matches(glob, names)]
     if not matched:
         return OptionError(
-            "prior_precision whose globs each match a parameter of the model",
+            f"{option} whose globs each match a parameter of the model",
             received=f"{glob!r}, which matches none",
             remedy=f"a glob over the names of the parameters, such as {_nearest(glob, aliases)}.",
         )
     earlier = sorted({repr(_first_match(value, aliases[name])) for name in matched})
     return OptionError(
-        "prior_precision whose globs each decide on a parameter of the model; the first match counts",
+        f"{option} whose globs each decide on a parameter of the model; the first match counts",
         received=f"{glob!r}, all of whose matches ({_listed(matched)}) are decided by {', '.join(earlier)} before it",
         remedy=f"put {glob!r} before these, or leave it out.",
     )

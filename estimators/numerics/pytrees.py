@@ -23,6 +23,7 @@ __all__ = [
     "PyTree",
     "RowLayout",
     "Shared",
+    "cloned",
     "concatenate",
     "copied",
     "difference",
@@ -36,6 +37,7 @@ __all__ = [
     "split_rows",
     "tensors_of",
     "with_floats",
+    "without_graph",
 ]
 
 PyTree: TypeAlias = Any
@@ -185,12 +187,26 @@ def with_floats(tree: PyTree, dtype: torch.dtype) -> PyTree:
 
 
 def copied(tree: PyTree) -> PyTree:
-    """Return a copy of the pytree that shares no memory with the original."""
+    """Return a copy of the pytree that shares no memory with the original, and has no graph."""
+    return cloned(without_graph(tree))
 
-    def copy(leaf: Tensor | Shared) -> Tensor | Shared:
-        return Shared(leaf.value.detach().clone()) if isinstance(leaf, Shared) else leaf.detach().clone()
 
-    return pytree.tree_map_only((Tensor, Shared), copy, tree)
+def cloned(tree: PyTree) -> PyTree:
+    """Return a copy of the pytree that shares no memory with the original, and has its graph."""
+
+    def clone(leaf: Tensor | Shared) -> Tensor | Shared:
+        return Shared(leaf.value.clone()) if isinstance(leaf, Shared) else leaf.clone()
+
+    return pytree.tree_map_only((Tensor, Shared), clone, tree)
+
+
+def without_graph(tree: PyTree) -> PyTree:
+    """Return the pytree with detached tensors, which share the memory of the original."""
+
+    def detach(leaf: Tensor | Shared) -> Tensor | Shared:
+        return Shared(leaf.value.detach()) if isinstance(leaf, Shared) else leaf.detach()
+
+    return pytree.tree_map_only((Tensor, Shared), detach, tree)
 
 
 def select_rows(tree: PyTree, index: Tensor | slice | int) -> PyTree:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.models.network import Network
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.numerics.pytrees import PyTree, split_rows
 from estimators.numerics.reductions import dots, inner
 from estimators.regvar.rao_blackwell import RaoBlackwellBlock
@@ -95,6 +96,34 @@ class VarianceBounds:
     def variances(self, x: PyTree) -> list[Bounds]:
         """Return lower and upper bound of the variance, (M, C) each, from each of `spaces`."""
         return self._in_chunks(self._variances, x)
+
+    def variances_along(self, jacobian: Tensor) -> list[Bounds]:
+        """Return bounds of the diagonal of J A⁻¹ Jᵀ, (M, C) each in float64, from each of `spaces`."""
+        return [
+            (lower, torch.maximum(upper, lower))
+            for lower, upper in (
+                (last_layer + projected.square().sum(0), prior - removed.square().sum(0))
+                for projected, removed, last_layer, prior in self._along_jacobian(jacobian, diagonal=True)
+            )
+        ]
+
+    def covariance_along(self, jacobian: Tensor) -> Bounds:
+        """Return lower and upper bound of J A⁻¹ Jᵀ, (M, C, C) each in float64, differentiable in J (M, C, P)."""
+        projected, removed, last_layer, prior = self._along_jacobian(jacobian, diagonal=False)[-1]
+        lower = last_layer + torch.einsum("rmc,rmd->mcd", projected, projected)
+        return lower, prior - torch.einsum("rmc,rmd->mcd", removed, removed)
+
+    def _along_jacobian(self, jacobian: Tensor, *, diagonal: bool) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Return, for each of `spaces`, what both bounds are made of: `_projected`, Σ_L, and J δ⁻¹ Jᵀ."""
+        wide = to_algebra_dtype(jacobian)
+        scaled = wide * self.space.scale.to(wide.dtype)
+        response = torch.einsum("rp,mcp->rmc", self.space.basis.to(wide.dtype), scaled)
+        prior = scaled.square().sum(-1) if diagonal else scaled @ scaled.transpose(1, 2)
+        last_layer, along = torch.zeros_like(prior), None
+        if self.block is not None and self.along_block is not None:
+            last_layer, along = self.block.covariance_along(wide), self.block.response_along(self.along_block, wide)
+            last_layer = last_layer.diagonal(dim1=1, dim2=2) if diagonal else last_layer
+        return [(*_projected(small, response, along), last_layer, prior) for small in self.spaces]
 
     def covariance(self, x: PyTree) -> Bounds:
         """Return lower and upper bound of the covariance, (M, C, C) each, from the whole space."""

@@ -266,6 +266,26 @@ class RegVar(UncertaintyEstimator):
             )
         return self.network_.outputs(x) + self.variance_estimate_.sample(x, n_samples, generator)
 
+    def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        return self._draws().sample_weights(n_samples, generator)
+
+    def _covariance_along(self, jacobian: Tensor) -> Tensor:
+        return self._draws().covariance_along(jacobian)
+
+    def _check_differentiable(self) -> None:
+        self._draws()
+
+    def _joint_covariance(self, x: PyTree, f: Tensor) -> Tensor:
+        draws = self._draws()
+        bounded = isinstance(draws, (InterpolatedBounds, MeasuredBounds))
+        return super()._joint_covariance(x, f) if bounded else draws.joint_covariance(x)
+
+    def _draws(self) -> MonteCarloVariance:
+        """Return the posterior draws. Raises UnsupportedError for other regularizers."""
+        if not isinstance(self.variance_estimate_, MonteCarloVariance):
+            raise self._not_draws()
+        return self.variance_estimate_
+
     @exclusively
     def standard_error(self, x: PyTree) -> Tensor:
         """Return the Monte Carlo standard error of `variance`.
@@ -280,6 +300,7 @@ class RegVar(UncertaintyEstimator):
             UnsupportedError: for Pointwise and MeanAbsolute, whose estimates are not random, and for a single probe.
         """
         x = self._prepare_query(x)
+        self._check_no_graph(x, "standard_error")
         shape = self._variance_shape(self._check_query(x))
         errors = torch.cat([estimate.standard_error(part) for estimate, part in self._estimates(x)])
         return self._to_output_dtype(errors).reshape(shape)
@@ -299,6 +320,7 @@ class RegVar(UncertaintyEstimator):
                 with variance_estimate="monte_carlo".
         """
         x = self._prepare_query(x)
+        self._check_no_graph(x, "variance_bounds")
         shape = self._check_query(x)
         if not isinstance(self.variance_estimate_, (InterpolatedBounds, MeasuredBounds)):
             raise UnsupportedError(
@@ -414,7 +436,7 @@ class RegVar(UncertaintyEstimator):
 
     def _not_draws(self) -> UnsupportedError:
         return UnsupportedError(
-            "PosteriorDraws, the only regularizer with this attribute",
+            "PosteriorDraws, the only regularizer with posterior draws",
             received=repr(self.regularizer),
             remedy="regularizer=PosteriorDraws().",
         )

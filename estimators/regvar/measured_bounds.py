@@ -132,12 +132,20 @@ class MeasuredBounds(MonteCarloVariance):
 
         A positive semidefinite matrix stays so: Σ ← Σ √(v vᵀ / d dᵀ), d its diagonal and v the estimate.
         """
-        lower, upper = self.bounds.covariance(x)
-        covariance = 0.5 * (lower + upper)
-        before = covariance.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(covariance.dtype).tiny)
-        scale = (self.variance(x) / before).sqrt()
-        return covariance * scale[:, :, None] * scale[:, None, :]
+        return _with_diagonal(self.bounds.covariance(x), self.variance(x))
+
+    def covariance_along(self, jacobian: Tensor) -> Tensor:
+        variance = self.accuracy.estimate(self.bounds.variances_along(jacobian))
+        return _with_diagonal(self.bounds.covariance_along(jacobian), variance).to(jacobian.dtype)
 
     def standard_error(self, x: PyTree) -> Tensor:
         """Return the measured relative error times the variance, (M, C)."""
         return self.accuracy.relative_error * self.variance(x)
+
+
+def _with_diagonal(bounds: Bounds, variance: Tensor) -> Tensor:
+    """Return the mean of bounds (M, C, C), with a variance (M, C) on the diagonal and the correlations of the mean."""
+    covariance = 0.5 * (bounds[0] + bounds[1])
+    before = covariance.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(covariance.dtype).tiny)
+    scale = (variance / before).sqrt()
+    return covariance * scale[:, :, None] * scale[:, None, :]

@@ -61,16 +61,36 @@ class MonteCarloVariance(VarianceEstimate):
         block = None if self.block is None else ComposedBlock.of(self.block, of)
         return MonteCarloVariance(ComposedNetwork(self.network, of), self.displacement, block, self.rao_blackwell)
 
-    def sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+    def joint_covariance(self, x: PyTree) -> Tensor:
+        """Return the covariance between all outputs of all rows of x, (M, C, M, C)."""
+        response = self.network.jvp(x, self.displacement)
+        drawn = torch.einsum("kmc,knd->mcnd", response, response) / len(response)
+        return drawn if self.block is None else self.block.joint_covariance(x).to(drawn.dtype) + drawn
+
+    def covariance_along(self, jacobian: Tensor) -> Tensor:
+        """Return J Σ Jᵀ (M, C, C) for a Jacobian J (M, C, P), differentiable in J."""
+        response = jacobian @ self.displacement.to(jacobian.dtype).T
+        drawn = response @ response.transpose(1, 2) / len(self.displacement)
+        return drawn if self.block is None else self.block.covariance_along(jacobian) + drawn
+
+    def sample_weights(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Return samples θ − θ̂ (n_samples, P), of which `sample` with an equal generator is the response."""
+        chosen = self.displacement[self._choose(n_samples, generator)]
+        return chosen if self.block is None else chosen + self.block.sample_weights(n_samples, generator).to(chosen)
+
+    def _choose(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Return the indices (n_samples,) of random draws, each at most once."""
         if n_samples > len(self.displacement):
             raise UnsupportedError(
-                f"at most {len(self.displacement)} function samples, one per posterior draw",
+                f"at most {len(self.displacement)} samples, one per posterior draw",
                 received=str(n_samples),
                 remedy=f"PosteriorDraws(n_draws={n_samples}).",
             )
         device = self.displacement.device
-        which = torch.randperm(len(self.displacement), generator=generator, device=device)[:n_samples]
-        response = self.network.jvp(x, self.displacement[which])
+        return torch.randperm(len(self.displacement), generator=generator, device=device)[:n_samples]
+
+    def sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+        response = self.network.jvp(x, self.displacement[self._choose(n_samples, generator)])
         if self.block is None:
             return response
         return response + self.block.sample(x, n_samples, generator).to(response.dtype)
@@ -169,6 +189,10 @@ class InterpolatedBounds(MonteCarloVariance):
         lower, upper = self.bounds.covariance(x)
         return torch.lerp(lower, upper, self.interpolation.weight)
 
+    def covariance_along(self, jacobian: Tensor) -> Tensor:
+        lower, upper = self.bounds.covariance_along(jacobian)
+        return torch.lerp(lower, upper, self.interpolation.weight).to(jacobian.dtype)
+
     def standard_error(self, x: PyTree) -> Tensor:
         """Return the standard error that the weight causes, (M, C); the other error is limited by the bounds."""
         lower, upper = self.bounds.variance(x)
@@ -189,14 +213,22 @@ class ClippedMonteCarlo(InterpolatedBounds):
 
     def covariance(self, x: PyTree) -> Tensor:
         """Return the correlations of the draws with `variance` on the diagonal."""
-        drawn, (lower, upper) = MonteCarloVariance.covariance(self, x), self.bounds.variance(x)
-        # Σ ← Σ √(v vᵀ / d dᵀ), d the diagonal of Σ and v the clipped variance.
-        before = drawn.diagonal(dim1=1, dim2=2)
-        scale = (before.clamp(lower, upper) / before.clamp_min(torch.finfo(drawn.dtype).tiny)).sqrt()
-        return drawn * scale[:, :, None] * scale[:, None, :]
+        return _with_clipped_diagonal(MonteCarloVariance.covariance(self, x), *self.bounds.variance(x))
+
+    def covariance_along(self, jacobian: Tensor) -> Tensor:
+        lower, upper = (bound.to(jacobian.dtype) for bound in self.bounds.variances_along(jacobian)[-1])
+        return _with_clipped_diagonal(MonteCarloVariance.covariance_along(self, jacobian), lower, upper)
 
     def standard_error(self, x: PyTree) -> Tensor:
         return MonteCarloVariance.standard_error(self, x)
+
+
+def _with_clipped_diagonal(drawn: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return the correlations of a covariance (M, C, C) with its diagonal clipped to bounds (M, C)."""
+    # Σ ← Σ √(v vᵀ / d dᵀ), d the diagonal of Σ and v the clipped variance.
+    before = drawn.diagonal(dim1=1, dim2=2)
+    scale = (before.clamp(lower, upper) / before.clamp_min(torch.finfo(drawn.dtype).tiny)).sqrt()
+    return drawn * scale[:, :, None] * scale[:, None, :]
 
 
 def _some_rows(objective: Objective) -> list[PyTree]:

@@ -82,6 +82,22 @@ class RaoBlackwellBlock:
         """Return the last-layer covariance at x, (M, C, C)."""
         return self.precision.covariance(self.last_layer.features(x))
 
+    def covariance_along(self, jacobian: Tensor) -> Tensor:
+        """Return J_L A_LL⁻¹ J_Lᵀ (M, C, C) for J (M, C, P), differentiable in J."""
+        return self.precision.dense.differentiable_covariance(self.last_layer.to_matrix(jacobian).flatten(2))
+
+    def joint_covariance(self, x: PyTree) -> Tensor:
+        """Return the last-layer covariance between all rows of x, (M, C, M, C)."""
+        return self.precision.joint_covariance(self.last_layer.features(x))
+
+    def response_along(self, coefficients: Tensor, jacobian: Tensor) -> Tensor:
+        """Return J_L u for u in the layer (K, C, E) and J (M, C', P): (K, M, C'), differentiable in J."""
+        return torch.einsum("kce,mdce->kmd", coefficients, self.last_layer.to_matrix(jacobian).to(coefficients.dtype))
+
+    def sample_weights(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Return samples (n_samples, P) of the layer given the other parameters, minus their mean; 0 outside."""
+        return self.last_layer.to_theta(self.precision.sample(n_samples, generator))
+
     def response(self, coefficients: Tensor, x: PyTree) -> Tensor:
         """Return J_L(x) u for u in the layer, (K, C, E) with E features: (K, M, C)."""
         return self.response_at(coefficients, self.last_layer.features(x))

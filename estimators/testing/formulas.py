@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from estimators.testing.cases import Case
 from estimators.testing.networks import Array, Dense
 
-__all__ = ["covariance", "link", "prior_variance", "smallest_eigenvalue"]
+__all__ = ["covariance", "link", "prior_variance", "smallest_eigenvalue", "weight_covariance"]
 
 _STEP = 1e-5
 
@@ -22,9 +22,21 @@ def covariance(case: Case, exact: str, *, frozen_first: bool = False) -> Array:
         frozen_first: whether the first layer is fixed.
     """
     chosen = _chosen(case, exact, frozen_first=frozen_first)
-    inverse = np.linalg.inv(_precision(case, exact)[np.ix_(chosen, chosen)])
+    inverse = weight_covariance(case, exact, frozen_first=frozen_first)
     jacobian = case.network.jacobian(case.query)[..., chosen].reshape(-1, int(chosen.sum()))
     return np.asarray(jacobian @ inverse @ jacobian.T)
+
+
+def weight_covariance(case: Case, exact: str, *, frozen_first: bool = False) -> Array:
+    """Return A⁻¹ over the chosen weights, (P, P).
+
+    Args:
+        case: the problem.
+        exact: "ggn", "hessian", or "last_layer" (the GGN over the last layer).
+        frozen_first: whether the first layer is fixed.
+    """
+    chosen = _chosen(case, exact, frozen_first=frozen_first)
+    return np.asarray(np.linalg.inv(_precision(case, exact)[np.ix_(chosen, chosen)]), dtype=np.float64)
 
 
 def prior_variance(case: Case, subset: str) -> Array:

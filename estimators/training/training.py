@@ -18,7 +18,7 @@ from estimators.models.network import Network
 from estimators.models.outputs import output_tensor
 from estimators.models.subsets import Subset, delta_of_names, matching_names
 from estimators.numerics.pytrees import PyTree, copied, forward_arguments
-from estimators.option_checks import checked_number, checked_precision, checked_seed
+from estimators.option_checks import PriorOption, checked_number, checked_precision, checked_seed
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
 from estimators.runtime.progress import track
 from estimators.training.loop import BatchGradient, EpochCallback, TrainerState
@@ -80,7 +80,7 @@ def train_map(
     likelihood: str | Likelihood,
     train_loader: Iterable[Any],
     *,
-    prior_precision: float | Mapping[str, float],
+    prior_precision: PriorOption,
     recipe: Recipe | None = None,
     seed: int = 0,
     progress_bar: bool = False,
@@ -114,7 +114,7 @@ def train_map(
     subset = Subset.of(inner, matching_names(inner, "all"))
     own_names, parameters = parameter_names(inner), dict(inner.named_parameters())
     start = subset.flatten({name: parameters[own].detach() for name, own in own_names.items()})
-    if isinstance(prior_precision, Mapping):
+    if isinstance(prior_precision, (Mapping, Tensor)):
         prior_precision = checked_precision(prior_precision)
     else:
         prior_precision = checked_number("prior_precision", prior_precision, at_least=0)

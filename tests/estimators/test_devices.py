@@ -99,6 +99,7 @@ def test_a_fault_of_devices_that_the_cpu_does_not_show_is_found_on_the_device(fa
 
 KIT = ["shapes", "output-shape", "dtype-device", "closed-form-network", "closed-form-prior-groups"]
 KIT += ["closed-form-noise-per-output", "closed-form-frozen", "constant-output", "sample-joint", "dict-inputs"]
+KIT += ["jacobians", "joint-covariance", "posterior-matrices", "weight-samples", "weight-moments", "input-gradients"]
 KIT += ["model-untouched-by-fit", "random-state-untouched", "rejects-nan", "notices-a-changed-model"]
 
 

@@ -110,7 +110,7 @@ NUMBERS = [(name, option) for name, option in OPTIONS if option in REAL | WHOLE]
 MAY_BE_NONE = {"tol", "rate", "batch_size", "micro_batch_size", "rao_blackwell", "preconditioner", "basis_dtype", "of",
                "last_layer_name", "regularizer", "solver", "recipe", "make_model"}  # fmt: skip
 GOOD = {"rate": 0.5, "class_dim": 1, "momentum": 0.5, "average": 0.5, "step": 1.0}
-MAY_BE_SEVERAL = {"sigma_noise"}
+MAY_BE_SEVERAL = {"sigma_noise", "prior_precision", "prior_mean"}
 NEGATIVE = {"prior_mean", "class_dim", "ignore_index", "seed"}
 
 

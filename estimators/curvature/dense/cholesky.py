@@ -45,6 +45,13 @@ class DensePrecision(Precision):
     def solve(self, vectors: Tensor) -> Tensor:
         return torch.cholesky_solve(vectors.T.to(self.cholesky.dtype), self.cholesky).T.to(vectors.dtype)
 
+    def multiply(self, vectors: Tensor) -> Tensor:
+        product: Tensor = vectors.to(self.cholesky.dtype) @ self.cholesky @ self.cholesky.T
+        return product.to(vectors.dtype)
+
+    def marginal_variance(self, theta: Tensor) -> Tensor:
+        return torch.cholesky_inverse(self.cholesky).diagonal().to(theta.dtype)
+
     def whiten(self, jacobian: Tensor) -> Tensor:
         """L⁻¹ Jᵀ (M, P, C) for a Jacobian J (M, C, P)."""
         m, c, p = jacobian.shape

@@ -51,6 +51,17 @@ class FunctionSpace(Precision):
         inner = torch.cholesky_solve(projected.T, self.cholesky).T  # (I + R D⁻¹ Rᵀ)⁻¹ R D⁻¹ v
         return (scaled - self.transposed_times(inner) / self.prior_precision).to(vectors.dtype)
 
+    def multiply(self, vectors: Tensor) -> Tensor:
+        wide = vectors.to(self.cholesky.dtype)
+        return (wide * self.prior_precision + self.transposed_times(self.rows_times(wide))).to(vectors.dtype)
+
+    def marginal_variance(self, theta: Tensor) -> Tensor:
+        unit = torch.eye(len(self.cholesky), dtype=self.cholesky.dtype, device=self.cholesky.device)
+        scaled = self.transposed_times(unit) / self.prior_precision  # R D⁻¹
+        removed = torch.linalg.solve_triangular(self.cholesky, scaled, upper=False)
+        variance: Tensor = 1 / self.prior_precision - removed.square().sum(0)
+        return variance.to(theta.dtype)
+
     def covariance(self, jacobian: Tensor) -> Tensor:
         scaled, removed = self._prior_and_reduction(jacobian)
         prior = scaled @ jacobian.to(scaled.dtype).transpose(1, 2)

@@ -21,6 +21,12 @@ class ColumnPrecision(Precision):
     def solve(self, vectors: Tensor) -> Tensor:
         return self.scattered(self.inner.solve(vectors[:, self.index]), vectors.shape[1])
 
+    def multiply(self, vectors: Tensor) -> Tensor:
+        return self.scattered(self.inner.multiply(vectors[:, self.index]), vectors.shape[1])
+
+    def marginal_variance(self, theta: Tensor) -> Tensor:
+        return self.scattered(self.inner.marginal_variance(theta[self.index])[None], len(theta))[0]
+
     def covariance(self, jacobian: Tensor) -> Tensor:
         return self.inner.covariance(jacobian[..., self.index])
 

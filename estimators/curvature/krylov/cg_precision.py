@@ -13,6 +13,7 @@ from estimators.curvature.krylov.block_cg import block_cg
 from estimators.curvature.krylov.block_lanczos import FreeBytes, Product
 from estimators.errors import IllConditionedError, UnsupportedError
 from estimators.numerics.dtype import to_algebra_dtype
+from estimators.numerics.reductions import dots
 from estimators.runtime.memory import rows_per_chunk
 
 __all__ = ["CGPrecision", "default_tolerance"]
@@ -47,6 +48,14 @@ class CGPrecision(Precision):
 
     def solve(self, vectors: Tensor) -> Tensor:
         return self._solved(vectors).to(vectors.dtype)
+
+    def multiply(self, vectors: Tensor) -> Tensor:
+        return self.product(vectors)
+
+    def variance(self, jacobian: Tensor) -> Tensor:
+        m, c, p = jacobian.shape
+        rows = jacobian.reshape(m * c, p)
+        return dots(rows, self._solved(rows)).view(m, c).to(jacobian.dtype)
 
     def _solved(self, vectors: Tensor) -> Tensor:
         """A⁻¹ v (K, P) for vectors v (K, P), in their dtype, or in float64 if that is needed."""

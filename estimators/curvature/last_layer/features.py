@@ -289,6 +289,11 @@ class FeatureHook:
     @property
     def at_positions(self) -> Tensor:
         """φ (M, ..., E) at all positions of each row, with a 1 appended if the bias is a parameter."""
+        return self.with_graph.detach()
+
+    @property
+    def with_graph(self) -> Tensor:
+        """φ (M, ..., E) at all positions of each row, with the graph of the forward."""
         assert self._last is not None
-        features = without_inference(self._last.detach())
+        features = without_inference(self._last)
         return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], dim=-1) if self._bias else features

@@ -36,6 +36,22 @@ class LastLayerPrecision(ABC):
         """The covariance (M, C, C) of the outputs at features φ (M, E)."""
 
     @abstractmethod
+    def joint_covariance(self, features: Tensor) -> Tensor:
+        """The covariance (M, C, M, C) of the outputs at all features φ (M, E)."""
+
+    @abstractmethod
+    def solve(self, matrices: Tensor) -> Tensor:
+        """A⁻¹ applied to matrices (K, C, E) of entries of the layer, in the dtype of A."""
+
+    @abstractmethod
+    def multiply(self, matrices: Tensor) -> Tensor:
+        """A applied to matrices (K, C, E) of entries of the layer, in the dtype of A."""
+
+    @abstractmethod
+    def marginal_variance(self) -> Tensor:
+        """The diagonal (C, E) of A⁻¹."""
+
+    @abstractmethod
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Displacements (n_samples, C, E) of the layer ~ N(0, A⁻¹)."""
 
@@ -79,6 +95,19 @@ class FullLastLayer(LastLayerPrecision):
             parts.append(torch.einsum("mcke,me->mck", left, part))
         return torch.cat(parts).to(features.dtype)
 
+    def joint_covariance(self, features: Tensor) -> Tensor:
+        wide = features.to(self.inverse.dtype)
+        return torch.einsum("me,cekd,nd->mcnk", wide, self.inverse, wide).to(features.dtype)
+
+    def solve(self, matrices: Tensor) -> Tensor:
+        return self.dense.solve(matrices.to(self.inverse.dtype).flatten(1)).view_as(matrices)
+
+    def multiply(self, matrices: Tensor) -> Tensor:
+        return self.dense.multiply(matrices.to(self.inverse.dtype).flatten(1)).view_as(matrices)
+
+    def marginal_variance(self) -> Tensor:
+        return self.diagonal_blocks.diagonal(dim1=1, dim2=2)
+
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         return self.dense.sample(n_samples, generator).reshape(n_samples, *self.shape)
 
@@ -113,6 +142,28 @@ class KronLastLayer(LastLayerPrecision):
             torch.matmul(basis * spectrum[part, None, :], basis.T, out=covariance[part[0] : part[-1] + 1])
         return covariance.to(features.dtype)
 
+    def joint_covariance(self, features: Tensor) -> Tensor:
+        rotated = to_algebra_dtype(features) @ self.feature_basis  # Vᵀφ
+        spectrum = torch.einsum("me,ne,ce->mnc", rotated, rotated, self.eigenvalues.reciprocal())
+        covariance = torch.einsum("mno,co,ko->mcnk", spectrum, self.output_basis, self.output_basis)
+        return covariance.to(features.dtype)
+
+    def solve(self, matrices: Tensor) -> Tensor:
+        return self._scaled(matrices, self.eigenvalues.reciprocal())
+
+    def multiply(self, matrices: Tensor) -> Tensor:
+        return self._scaled(matrices, self.eigenvalues)
+
+    def _scaled(self, matrices: Tensor, factors: Tensor) -> Tensor:
+        """Matrices (K, C, E), multiplied by factors (C, E) in the eigenbasis."""
+        rotated = self.output_basis.T @ to_algebra_dtype(matrices) @ self.feature_basis
+        scaled: Tensor = self.output_basis @ (rotated * factors) @ self.feature_basis.T
+        return scaled
+
+    def marginal_variance(self) -> Tensor:
+        variance: Tensor = self.output_basis.square() @ self.eigenvalues.reciprocal() @ self.feature_basis.square().T
+        return variance
+
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         z = standard_normal((n_samples, *self.eigenvalues.shape), self.eigenvalues, generator)
         samples: Tensor = self.output_basis @ (z / self.eigenvalues.sqrt()) @ self.feature_basis.T
@@ -135,6 +186,20 @@ class DiagLastLayer(LastLayerPrecision):
 
     def covariance(self, features: Tensor) -> Tensor:
         return self.variance(features).diag_embed()
+
+    def joint_covariance(self, features: Tensor) -> Tensor:
+        wide = to_algebra_dtype(features)
+        by_output = torch.einsum("me,ne,ce->mnc", wide, wide, self.diagonal.reciprocal())
+        return by_output.diag_embed().transpose(1, 2).to(features.dtype)
+
+    def solve(self, matrices: Tensor) -> Tensor:
+        return to_algebra_dtype(matrices) / self.diagonal
+
+    def multiply(self, matrices: Tensor) -> Tensor:
+        return to_algebra_dtype(matrices) * self.diagonal
+
+    def marginal_variance(self) -> Tensor:
+        return self.diagonal.reciprocal()
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         return standard_normal((n_samples, *self.diagonal.shape), self.diagonal, generator) / self.diagonal.sqrt()

@@ -156,6 +156,17 @@ class BlockPrecision(Precision):
         solved[..., self.layout.other_index] = self.layout.other_entries(vectors) / self.others
         return solved.to(vectors.dtype)
 
+    def multiply(self, vectors: Tensor) -> Tensor:
+        inverse = {name: block.inverse for name, block in self.blocks.items()}
+        return BlockPrecision(self.layout, inverse, self.others.reciprocal()).solve(vectors)
+
+    def marginal_variance(self, theta: Tensor) -> Tensor:
+        variance = torch.zeros_like(theta, dtype=self.others.dtype)
+        for name, block in self.blocks.items():
+            self.layout.put(variance, name, block.marginal_variance())
+        variance[self.layout.other_index] = self.others.reciprocal()
+        return variance.to(theta.dtype)
+
     def covariance(self, jacobian: Tensor) -> Tensor:
         m, c, p = jacobian.shape
         rows = to_algebra_dtype(jacobian)

@@ -41,7 +41,7 @@ class FactoredDual(FunctionSpace):
 
     def variance_at(self, network: Network, x: PyTree) -> Tensor:
         def variance(query: FactoredRows, removed: Tensor) -> Tensor:
-            return query.self_products(self.deltas).diagonal(dim1=1, dim2=2) - removed.square().sum(0)
+            return query.prior_variance(self.deltas) - removed.square().sum(0)
 
         with suppress(UnsupportedError):
             return self._read(network, x, variance)

@@ -19,6 +19,7 @@ from torch import Tensor
 from estimators.errors import UnsupportedError
 from estimators.models.layer_jacobians import LayerwiseRows
 from estimators.models.layer_layout import Layout
+from estimators.runtime.memory import check_fits_memory
 
 __all__ = ["FactoredRows"]
 
@@ -91,10 +92,33 @@ class FactoredRows:
         """N and C."""
         return self.other_rows.shape[0], self.other_rows.shape[1]
 
+    def suits(self, delta: Tensor) -> bool:
+        """Return whether δ (P,) is the same for all outputs of each map, so that products need no whole rows."""
+        return all(bool((matrix == matrix[0]).all()) for matrix in self._matrices(delta).values())
+
+    def dense(self) -> Tensor:
+        """R (N·C, P) as whole rows.
+
+        Raises:
+            TooLargeError: they do not fit into memory.
+        """
+        (n, c), others = self.shape, self.other_rows
+        check_fits_memory(
+            f"{n * c} GGN rows of {self.layout.subset.n_parameters} parameters, as a δ for each weight needs them",
+            4 * n * c * self.layout.subset.n_parameters * others.element_size(),
+            device=others.device,
+            remedy='one prior_precision per parameter tensor, inverse="cg", or RegVar.',
+        )
+        return self.transposed_times(torch.eye(n * c, dtype=others.dtype, device=others.device))
+
+    def _matrices(self, delta: Tensor) -> dict[str, Tensor]:
+        """The entries of δ (P,) of each map, (O, E)."""
+        return {name: self.layout.matrix(delta, name) for name in self.layout.maps}
+
     def deltas(self, delta: Tensor) -> dict[str, Tensor]:
         """The entries of δ (P,): (E,) for each map, the same for all of its outputs, and (P_other,)."""
-        matrices = {name: self.layout.matrix(delta, name) for name in self.layout.maps}
-        assert all(bool((matrix == matrix[0]).all()) for matrix in matrices.values())
+        assert self.suits(delta)
+        matrices = self._matrices(delta)
         return {_OTHERS: self.layout.other_entries(delta)} | {
             name: matrix[0].clone() for name, matrix in matrices.items()
         }
@@ -115,6 +139,13 @@ class FactoredRows:
         for name, a in self.inputs.items():
             of_inputs = (a.square() / deltas[name]).sum(1)
             total += of_inputs[:, None, None] * (self.gradients[name] @ self.gradients[name].transpose(1, 2))
+        return total
+
+    def prior_variance(self, deltas: dict[str, Tensor]) -> Tensor:
+        """The diagonal (N, C) of R D⁻¹ Rᵀ."""
+        total = (self.other_rows.square() / deltas[_OTHERS]).sum(-1)
+        for name, a in self.inputs.items():
+            total += (a.square() / deltas[name]).sum(1)[:, None] * self.gradients[name].square().sum(-1)
         return total
 
     def times(self, vectors: Tensor) -> Tensor:

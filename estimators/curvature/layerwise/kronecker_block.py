@@ -159,6 +159,22 @@ class KroneckerBlock:
         solved = self._from_basis(self._to_basis(matrices) / self.eigenvalues)
         return solved if self.outside is None else solved + self._outside_part(matrices) / self.outside
 
+    @property
+    def inverse(self) -> KroneckerBlock:
+        """The block of A⁻¹."""
+        outside = None if self.outside is None else self.outside.reciprocal()
+        return replace(self, eigenvalues=self.eigenvalues.reciprocal(), outside=outside)
+
+    def marginal_variance(self) -> Tensor:
+        """The diagonal of A⁻¹, (O, E): Σ_or U_io² V_jr² / λ_or, and what lies outside the span of V."""
+        u, v = self.output_basis, self.input_basis
+        variance = self.eigenvalues.reciprocal()
+        variance = variance if u is None else u.square() @ variance
+        variance = variance if v is None else variance @ v.square().T
+        if self.outside is None or v is None:
+            return variance
+        return variance + (1 - v.square().sum(1)).clamp_min(0) / self.outside
+
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Samples (n, O, E) ~ N(0, A⁻¹)."""
         values = self.eigenvalues

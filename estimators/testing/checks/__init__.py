@@ -6,6 +6,7 @@ from estimators.testing.checks import closed_form
 from estimators.testing.checks import invariants
 from estimators.testing.checks import predictions
 from estimators.testing.checks import covariances
+from estimators.testing.checks import weights
 from estimators.testing.checks import rows
 from estimators.testing.checks import side_effects
 from estimators.testing.checks import bad_input
@@ -22,4 +23,5 @@ __all__ = [
     "rows",
     "saving",
     "side_effects",
+    "weights",
 ]

@@ -13,7 +13,7 @@ from estimators.testing.networks import Array
 from estimators.testing.outcomes import CheckFailure, NotApplicable
 from estimators.testing.registry import check
 
-__all__: list[str] = []
+__all__ = ["compare_moments"]
 
 
 @check("covariance")
@@ -68,7 +68,7 @@ def sample_moments(tested: EstimatorUnderTest) -> None:
         )
     centred = samples - mean
     found = np.einsum("smc,smd->mcd", centred, centred) / s
-    _compare_moments(found, _covariance(tested), s, "the covariance between outputs")
+    compare_moments(found, _covariance(tested), s, "the covariance between outputs")
 
 
 def _covariance(tested: EstimatorUnderTest) -> Array:
@@ -81,7 +81,7 @@ def _covariance(tested: EstimatorUnderTest) -> Array:
         return np.where(np.eye(variance.shape[1], dtype=bool), variance[:, :, None], np.nan)
 
 
-def _compare_moments(found: Array, expected: Array, n_samples: int, what: str) -> None:
+def compare_moments(found: Array, expected: Array, n_samples: int, what: str) -> None:
     """Compare within six standard errors; the variance of a sample covariance is (Σ_cc Σ_dd + Σ_cd²) / S."""
     diagonal = np.einsum("...cc->...c", expected)
     products = diagonal[..., :, None] * diagonal[..., None, :]
@@ -105,7 +105,7 @@ def sample_joint(tested: EstimatorUnderTest) -> None:
     expected = formulas.covariance(case, tested.exact)
     centred = (samples - case.network.outputs(case.query)).reshape(len(samples), -1)
     found = centred.T @ centred / len(samples)
-    _compare_moments(found, expected, len(samples), "the covariance between rows")
+    compare_moments(found, expected, len(samples), "the covariance between rows")
 
 
 @check("sample-seed")

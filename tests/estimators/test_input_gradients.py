@@ -1,0 +1,181 @@
+"""Results with a graph to the inputs, against central differences of the results without one."""
+
+import pytest
+import torch
+from torch import nn
+from weight_space_fits import LAPLACE, REGVAR, close, fit
+
+from estimators import LinearizedLaplace, LinearResponse, MeanAbsolute, Pointwise, RegVar
+from estimators.baselines import MAP, SWAG
+from estimators.errors import UnsupportedError
+
+kinds = pytest.mark.parametrize("kind", ["regression", "classification"])
+posteriors = pytest.mark.parametrize("name", [*LAPLACE, *REGVAR, "clipped"])
+
+
+@pytest.fixture(scope="module")
+def fits():
+    return {}
+
+
+@pytest.fixture
+def fitted(fits, make_problem):
+    """(name, kind) -> (fit, problem); each is made once."""
+
+    def get(name, kind="classification"):
+        if (name, kind) not in fits:
+            problem = make_problem(kind)
+            fits[name, kind] = fit(name, problem), problem
+        return fits[name, kind]
+
+    return get
+
+
+def check_gradient(query, x, rtol=1e-6):
+    """The value of query(x) is that without a graph, and its gradient by x agrees with central differences.
+
+    Compared are the derivatives of a random combination of the results in two random directions.
+    """
+    generator, step = torch.Generator().manual_seed(6), 1e-5
+    value = query(x)
+    u = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+    leaf = x.clone().requires_grad_()
+    with_graph = query(leaf)
+    assert not value.requires_grad
+    close(with_graph.detach(), value, rtol=1e-8)
+    (gradient,) = torch.autograd.grad((u * with_graph).sum(), leaf)
+    for _ in range(2):
+        r = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        difference = float((u * (query(x + step * r) - query(x - step * r))).sum()) / (2 * step)
+        assert float((gradient * r).sum()) == pytest.approx(difference, abs=rtol * float((gradient * r).norm()))
+
+
+@posteriors
+def test_the_variance_is_differentiable_in_the_inputs(name, fitted):
+    estimator, problem = fitted(name)
+    check_gradient(estimator.variance, problem.query[: 1 if name == "cg" else 3])
+
+
+@pytest.mark.parametrize(
+    "name", ["cholesky", "dual", "kron", "last layer", "subnetwork", "draws, last layer", "bounds"]
+)
+def test_covariances_functionals_and_samples_are_differentiable_in_the_inputs(name, fitted):
+    estimator, problem = fitted(name)
+    x = problem.query[:2]
+    check_gradient(estimator.covariance, x)
+    check_gradient(estimator.joint_covariance, x)
+    check_gradient(lambda x: estimator.sample(x, 3, seed=2), x)
+    check_gradient(lambda x: estimator.variance(x, of=lambda f: f[0] * f[1]), x)
+
+
+@kinds
+@pytest.mark.parametrize("name", ["cholesky", "last layer", "draws"])
+def test_predictions_are_differentiable_in_the_inputs(name, kind, fitted):
+    estimator, problem = fitted(name, kind)
+    x = problem.query[:2]
+    check_gradient(lambda x: estimator.predict(x).mean, x)
+    if kind == "regression":
+        check_gradient(lambda x: estimator.predict(x).total_variance, x)
+    else:
+        check_gradient(lambda x: estimator.predict(x).probs, x)
+        check_gradient(lambda x: estimator.predict(x, link_approx="mc", n_samples=5).entropy, x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cholesky", "cg", "last layer"])
+def test_the_variance_is_differentiable_twice(name, fitted):
+    laplace, problem = fitted(name)
+
+    def slope(x):
+        """The first derivatives, with a graph if x requires a gradient."""
+        leaf = x if x.requires_grad else x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(laplace.variance(leaf).sum(), leaf, create_graph=x.requires_grad)
+        return first
+
+    check_gradient(slope, problem.query[:2], rtol=1e-5)
+
+
+def test_entries_of_dict_inputs_are_differentiable(make_problem):
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+
+        def forward(self, features, shift):
+            return self.inner(features * shift)
+
+    problem = make_problem("regression")
+    model = Shifted().double().eval()
+    loader = [{"features": x, "shift": 0 * x + 1.1, "labels": y} for x, y in problem.loader]
+    laplace = LinearizedLaplace(model, problem.likelihood, prior_precision=2.5).fit(loader)
+    features = problem.query[:3]
+    check_gradient(lambda shift: laplace.variance({"features": features, "shift": shift}), 0.9 + 0 * features)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_graph_where_autograd_is_off(mode, fitted):
+    laplace, problem = fitted("cholesky")
+    x = problem.query.clone().requires_grad_()
+    with mode():
+        assert torch.equal(laplace.variance(x), laplace.variance(problem.query))
+        assert not laplace.predict(x).mean.requires_grad
+        assert not laplace.jacobians(x)[0].requires_grad
+        assert not laplace.sample_nonlinear(x, 2).requires_grad
+
+
+def test_jacobians_and_forward_passes_at_other_weights_are_differentiable(fitted):
+    laplace, problem = fitted("kron")
+    x = problem.query[:2]
+    check_gradient(lambda x: laplace.jacobians(x)[0], x)
+    check_gradient(lambda x: laplace.jacobians(x)[1], x)
+    check_gradient(lambda x: laplace.sample_nonlinear(x, 3), x)
+    check_gradient(lambda x: laplace.predict_nonlinear(x, n_samples=4).probs, x)
+    check_gradient(lambda x: laplace.sample_independent(x, 3), x)
+
+
+def test_bounds_and_errors_of_draws_have_no_graph(fitted):
+    regvar, problem = fitted("bounds")
+    x = problem.query.clone().requires_grad_()
+    for query in (regvar.variance_bounds, regvar.standard_error):
+        with pytest.raises(UnsupportedError, match="detach"):
+            query(x)
+
+
+class InPlace(nn.Module):
+    """A forward that writes into its inputs, and attention, whose fused kernels have no second derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x.mul_(0.7)
+        x = x[:, None] + torch.arange(3, dtype=x.dtype)[:, None]
+        return self.last(self.attention(x, x, x)[0].mean(1))
+
+
+def test_attention_and_a_forward_that_writes_into_its_inputs(make_problem):
+    problem = make_problem("regression", InPlace())
+    loader = [(x.clone(), y) for x, y in problem.loader]
+    laplace = LinearizedLaplace(problem.model, problem.likelihood, prior_precision=2.5).fit(loader)
+    check_gradient(laplace.variance, problem.query[:2])
+    check_gradient(lambda x: laplace.predict(x).mean, problem.query[:2])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: MAP(p.model, p.likelihood),
+        lambda p: SWAG(p.model, p.likelihood, n_samples=3),
+        lambda p: RegVar(p.model, p.likelihood, regularizer=Pointwise(), solver=LinearResponse()),
+        lambda p: RegVar(p.model, p.likelihood, regularizer=MeanAbsolute(), solver=LinearResponse()),
+    ],
+)
+def test_results_without_a_graph_raise_if_the_inputs_require_a_gradient(make, make_problem):
+    problem = make_problem("classification")
+    estimator = make(problem).fit(problem.loader)
+    x = problem.query.clone().requires_grad_()
+    for query in (estimator.variance, estimator.predict, estimator.covariance):
+        with pytest.raises(UnsupportedError):
+            query(x)
+    assert not estimator.variance(x.detach()).requires_grad
