@@ -131,7 +131,9 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
         arrays, estimator = test | predictor.other_sets(), predictor.estimator
     with seeded(job.model.seed), _collected_warnings("warnings of tuning") as tuning_warnings:
         tuning = tune_method(estimator, method, problem, n=job.tune_budget)
-        tuned_arrays = {} if tuning is None else Predictor(problem, tuning.estimator, tuning.predict).all_sets()
+        tuned_arrays = (
+            {} if tuning is None else Predictor(problem, tuning.estimator, tuning.predict_standardized).all_sets()
+        )
     kind = problem.likelihood.kind
     check_arrays(arrays)
     check_arrays(prefixed("tuned", tuned_arrays))
@@ -158,7 +160,7 @@ def _fit_and_predict(job: EvaluationJob, method: Method, problem: Problem) -> tu
         start = time.perf_counter()
         estimator = unfitted.fit(problem.train)
         fitted, passes = _now(job.device), estimator.passes_
-        predictor = Predictor(problem, estimator, estimator.predict)
+        predictor = Predictor(problem, estimator, estimator.predict_uncalibrated)
         test = predictor.test()
         predicted = _now(job.device)
     known = estimator.counts_passes

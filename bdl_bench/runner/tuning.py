@@ -7,18 +7,11 @@ import warnings
 from bdl_bench.methods import Method
 from bdl_bench.problem.problem import Problem
 from estimators import UncertaintyEstimator
+from estimators.calibration.grid import COARSE_GRID
 from estimators.errors import TuningBoundaryWarning
-from estimators.tuning import CalibrationGrid, Tuned, tune
+from estimators.tuning import Tuned, tune
 
 __all__ = ["tune_method"]
-
-_GRID = CalibrationGrid(
-    variance_scales=(0.0, *(10.0**k for k in range(-4, 7))),
-    softmax_temperatures=tuple(10 ** (k / 3) for k in range(-3, 4)),
-    noise_factors=tuple(10 ** (k / 3) for k in range(-3, 4)),
-)
-"""Coarse, since `tune` refines around the best point and a record should stay small. Scales reach 10⁶ for methods whose
-variance has an arbitrary scale, such as SWAG."""
 
 
 def tune_method(
@@ -45,4 +38,4 @@ def tune_method(
         option = method.tuned_option
         values = [] if n == 1 or option is None else option.values(problem, n)
         name = None if option is None or not values else option.option
-        return tune(estimator, problem.validation, option=name, values=values or None, grid=_GRID)
+        return tune(estimator, problem.validation, option=name, values=values or None, grid=COARSE_GRID)

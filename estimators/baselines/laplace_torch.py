@@ -64,6 +64,8 @@ class LaplaceTorch(UncertaintyEstimator):
         torch.Size([4, 2])
     """
 
+    uses_prior_precision = True
+
     counts_passes = False
 
     def __init__(
@@ -148,12 +150,17 @@ class LaplaceTorch(UncertaintyEstimator):
                 ) from error
         self.laplace_ = fitted
 
+    @property
+    def keeps_curvature(self) -> bool:
+        """Whether the fit has the data's curvature: laplace-torch stores it apart from the prior."""
+        return True
+
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
         if changed != {"prior_precision"}:
             return super()._refit(fitted, objective, changed)
         with _library_defaults(objective.theta):  # laplace-torch stores the data's curvature apart from the prior
             self.laplace_ = copy.copy(fitted.laplace_)
-            self.laplace_.prior_precision = self.prior_precision
+            self.laplace_.prior_precision = float(objective.prior.precision[0])
         return None
 
     def _variance(self, x: PyTree) -> Tensor:

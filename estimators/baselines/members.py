@@ -76,6 +76,11 @@ class MembersEstimator(UncertaintyEstimator):
             OptionError: for an unknown `link_approx`.
             NotFittedError, ModelChangedError, DataError: as `variance`.
         """
+        return self._finish_prediction(self.predict_uncalibrated(x, link_approx=link_approx, n_samples=n_samples))
+
+    def predict_uncalibrated(
+        self, x: PyTree, *, link_approx: str | None = None, n_samples: int | None = None
+    ) -> Prediction:
         checked_choice("link_approx", link_approx, ("probit", "mc", None), remedy="leave it out.")
         x = self._prepare_query(x)
         shape = self._check_query(x)

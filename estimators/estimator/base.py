@@ -11,13 +11,14 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from estimators.calibration.validation import ValidationRows
 from estimators.data.batch import first_batch
 from estimators.data.checks import check_inputs
 from estimators.data.distributed import ProcessGroup
 from estimators.data.inputs import as_inputs
 from estimators.data.training_data import TrainingData
 from estimators.errors import DataError, OptionError, UnsupportedError
-from estimators.estimator.cloning import CloningMixin
+from estimators.estimator.calibrating import CalibrationMixin
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.likelihoods.prediction import Prediction
 from estimators.models.checks import check_model
@@ -39,7 +40,7 @@ from estimators.runtime.rng import preserved_random_state
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
 
-class UncertaintyEstimator(CloningMixin):
+class UncertaintyEstimator(CalibrationMixin):
     """The predictive variance of a trained network. Base class of all estimators.
 
     The trained network is taken as a maximum of the posterior with the loss (sums over rows, never means)
@@ -58,6 +59,10 @@ class UncertaintyEstimator(CloningMixin):
         prior_mean: θ₀, one number for all weights.
         subset_of_weights: "all" (every parameter with requires_grad), "last_layer", or globs over parameter names. The
             other parameters are fixed.
+
+    Attributes:
+        calibration_: what `fit` chose on its validation rows, with every score; None without validation rows.
+        prior_precision_: the prior precision of the fit.
 
     Raises:
         OptionError: for an invalid option.
@@ -96,16 +101,29 @@ class UncertaintyEstimator(CloningMixin):
         self,
         train_loader: Iterable[Any],
         *,
+        val_loader: Iterable[Any] | None = None,
         progress_bar: bool = False,
         checkpoint: str | Path | None = None,
         accelerator: Any = None,  # noqa: ANN401
     ) -> Self:
-        """Compute what `variance` needs from the training data.
+        """Compute what `variance` needs from the training data, and calibrate it on validation data if there are any.
+
+        With a validation loader, `fit` also chooses three numbers by the smallest mean −log p(y | x) of its rows: the
+        prior precision, a scale of the variance, and a softmax temperature (in regression a factor of σ). `predict` is
+        then calibrated, and `calibration_` has every score. The candidates include the network without variance, with
+        its best temperature or noise and without any change, so that no prediction of the network is made worse on
+        these rows. The prior precision is chosen if this fit stores the data's curvature: among values from a tenth to
+        ten times the given one, without a pass over the training data. If each value would need a new fit, as with
+        RegVar, the given one is kept; `estimators.tune` tries others.
+
+        `variance`, `covariance` and `sample` are those of the posterior at the chosen prior precision, `prior_precision_`.
+        Variance scale and temperature belong to predictions.
 
         The model, its mode and the global random state do not change, even if an exception is raised.
 
         Args:
             train_loader: the training data, a re-iterable of (x, y) or of dicts with "labels".
+            val_loader: rows that the network was not trained on, a re-iterable of the same kind. None: no calibration.
             progress_bar: whether to show progress.
             checkpoint: a file. FineTune and LinearResponse write their progress to it. The same call in another process
                 continues from there, and ends with the same variance. A finished fit is stored there as `save` writes
@@ -123,6 +141,7 @@ class UncertaintyEstimator(CloningMixin):
             TooLargeError: if a matrix does not fit into memory.
             StateError, ModelChangedError: if the checkpoint belongs to another fit.
         """
+        validation = None if val_loader is None else ValidationRows.of(val_loader)
         with preserved_random_state():
             objective = replace(self._build_objective(train_loader), process_group=ProcessGroup.of(accelerator))
             objective.process_group.check_equal(objective.theta, objective.batches)
@@ -130,9 +149,12 @@ class UncertaintyEstimator(CloningMixin):
                 self._checked_fit(objective, progress_bar=progress_bar)
             else:
                 self._fit_with_checkpoint(Path(checkpoint), objective, progress_bar=progress_bar)
-        self.objective_, self._calibrated_by = objective, None
+        self._set_fitted(objective, None)
         self._report_derivatives(objective)
         self.weight_checksum_ = weight_checksum(self.model, objective.network.params)
+        if validation is not None:
+            with preserved_random_state():
+                self._calibrate(validation)
         if checkpoint is not None and objective.process_group.is_main_process:
             self.save(checkpoint)
         return self
@@ -169,9 +191,10 @@ class UncertaintyEstimator(CloningMixin):
         return self._make_objective(network, TrainingData.checked(train_loader, network, self.likelihood))
 
     def _make_objective(self, network: Network, batches: TrainingData) -> Objective:
-        mean = torch.full_like(network.theta, self.prior_mean)
-        prior = Prior(precision_vector(self.prior_precision, network), mean)
-        return Objective(network, LabelLoss(self.likelihood), prior, batches)
+        return Objective(network, LabelLoss(self.likelihood), self._prior(network, self.prior_precision), batches)
+
+    def _prior(self, network: Network, precision: float | Mapping[str, float]) -> Prior:
+        return Prior(precision_vector(precision, network), torch.full_like(network.theta, self.prior_mean))
 
     def _parameter_names(self, train_loader: Iterable[Any]) -> list[str]:
         if self.subset_of_weights == "last_layer":
@@ -304,6 +327,9 @@ class UncertaintyEstimator(CloningMixin):
     def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
         """Return the predictive distribution: mean, epistemic variance, and noise or class probabilities.
 
+        After a fit with validation data it is calibrated. After a fit without them it is that of the plain posterior at
+        the given prior precision, which is often much too wide or too narrow, and the first call warns.
+
         Args:
             x: M query rows.
             link_approx: how classification and binary average probabilities over the posterior: "probit" (MacKay 1992),
@@ -317,6 +343,29 @@ class UncertaintyEstimator(CloningMixin):
             OptionError: for an unknown `link_approx`, and for "mc" in regression.
             UnsupportedError: for "mc" if this estimator has no function samples.
             NotFittedError, ModelChangedError, DataError: as `variance`.
+
+        Warns:
+            UncalibratedWarning: once per fit, if a posterior at `prior_precision` was not calibrated.
+        """
+        return self._finish_prediction(self.predict_uncalibrated(x, link_approx=link_approx, n_samples=n_samples))
+
+    @exclusively
+    def predict_uncalibrated(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
+        """Return the predictive distribution of the posterior at `prior_precision_`, without calibration.
+
+        It is in the units of the network's outputs: `target_shift` and `target_scale` of a Gaussian are not applied.
+        An estimator with its own predictive distribution overrides this.
+
+        Args:
+            x: M query rows.
+            link_approx: "probit" or "mc", as for `predict`.
+            n_samples: the number of function samples for "mc".
+
+        Returns:
+            The prediction.
+
+        Raises:
+            OptionError, UnsupportedError, NotFittedError, ModelChangedError, DataError: as `predict`.
         """
         checked_choice("link_approx", link_approx, ("probit", "mc"))
         x = self._prepare_query(x)

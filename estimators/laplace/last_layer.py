@@ -64,6 +64,8 @@ class LastLayerLaplace(UncertaintyEstimator):
         torch.Size([4, 2])
     """
 
+    uses_prior_precision = True
+
     @inherits_options(UncertaintyEstimator, PriorOptions)
     def __init__(
         self,
@@ -98,6 +100,11 @@ class LastLayerLaplace(UncertaintyEstimator):
     def _precision_for(self, prior_precision: Tensor) -> LastLayerPrecision:
         prior = self.last_layer_.to_matrix(prior_precision)
         return _STRUCTURES[self.hessian_structure].precision(self.factors_, prior)
+
+    @property
+    def keeps_curvature(self) -> bool:
+        """Whether the fit has the data's curvature: always."""
+        return True
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
         ratio = fitted._curvature_ratio(self, changed)

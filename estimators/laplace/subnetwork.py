@@ -67,6 +67,8 @@ class SubnetworkLaplace(UncertaintyEstimator):
         torch.Size([10])
     """
 
+    uses_prior_precision = True
+
     @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,

@@ -85,6 +85,8 @@ class RegVar(UncertaintyEstimator):
         torch.Size([3, 1])
     """
 
+    uses_prior_precision = True
+
     fit_report_: RegVarReport
     refit_objective_: Objective
 

@@ -259,7 +259,7 @@ def test_what_cannot_be_saved_says_so():
     tuned = tuned_of("cholesky")
     laplace = LaplaceTorch(network(), "classification")
     with pytest.raises((UnsupportedError, NotFittedError)):
-        Tuned(laplace, tuned.calibration, tuned.option, tuned.trials, tuned.chosen, 1.0, 23).state_dict()
+        Tuned(tuned.calibration, tuned.option, tuned.trials, tuned.chosen, 1.0, 23, estimator=laplace).state_dict()
 
 
 def test_another_process_loads_it(tmp_path):

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from estimators.calibration.grid import DEFAULT_GRID, CalibrationGrid
+from estimators.calibration.refinement import Optimum, refine_between_neighbours
+from estimators.calibration.scores import Score, Scorer
+from estimators.calibration.validation import ValidationPredictions, apply_calibration
 from estimators.errors import OptionError, TuningBoundaryWarning
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.prediction import Prediction
-from estimators.tuning.grid import DEFAULT_GRID, CalibrationGrid
-from estimators.tuning.refinement import Optimum, refine_between_neighbours
-from estimators.tuning.scores import Score, Scorer
-from estimators.tuning.validation import ValidationPredictions, apply_calibration
 
 __all__ = ["Calibration", "calibrate", "calibrate_predictions", "warn_at_boundary"]
 
@@ -58,6 +58,17 @@ class Calibration:
         """Whether the choice lies between points of the grid."""
         second = self.grid.noise_or_temperature(self.kind)
         return not (self.variance_scale in self.grid.variance_scales and self.noise_or_temperature in second)
+
+    @property
+    def uncalibrated_score(self) -> float:
+        """The score with variance scale 1 and temperature or noise factor 1."""
+        second = self.grid.noise_or_temperature(self.kind)
+        return float(self.scores[self.grid.variance_scales.index(1.0), second.index(1.0)])
+
+    def __repr__(self) -> str:
+        """Return the choice and its score, without the scores of the grid."""
+        chosen = ", ".join(f"{name}={value:.4g}" for name, value in self.chosen().items() if name != "score")
+        return f"Calibration({self.kind}, {chosen}, {self.score_name} {self.score:.4g}, {self.scores.numel()} points)"
 
     @property
     def second_name(self) -> str:

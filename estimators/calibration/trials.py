@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from estimators.tuning.calibration import Calibration
+from estimators.calibration.calibration import Calibration
 
 __all__ = ["ScoreGrid", "Trial"]
 
