@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -195,14 +195,23 @@ def calibrate(
 def calibrate_predictions(
     rows: ValidationPredictions, grid: CalibrationGrid, scorer: Scorer, *, refine: bool
 ) -> Calibration:
-    """Return the best calibration of validation predictions, without a warning at a boundary."""
+    """Return the best calibration of validation predictions, without a warning at a boundary.
+
+    With `refine`, the best point with scale 0 is refined too, since the search in logarithms does not reach 0. The
+    network without variance, at its best temperature or noise, is a candidate of every method.
+    """
     axes = grid.variance_scales, grid.noise_or_temperature(rows.kind)
     locations = list(product(*axes))
     scores = [rows.score(scorer, *location) for location in locations]
     best = min(range(len(locations)), key=lambda i: (scores[i], *map(_distance_from_one, locations[i])))
     found = Optimum(locations[best], scores[best])
     if refine:
-        found = refine_between_neighbours(lambda *location: rows.score(scorer, *location), found, axes)
+        starts = [found]
+        without_variance = [i for i, location in enumerate(locations) if location[0] == 0]
+        if without_variance and found.location[0] > 0:
+            i = min(without_variance, key=lambda i: (scores[i], _distance_from_one(locations[i][1])))
+            starts.append(Optimum(locations[i], scores[i]))
+        found = _best_refined(lambda *location: rows.score(scorer, *location), starts, axes)
     return Calibration(
         rows.kind,
         grid,
@@ -214,6 +223,13 @@ def calibrate_predictions(
         sigma=rows.sigma_noise,
         evaluations=found.evaluations,
     )
+
+
+def _best_refined(score: Callable[..., float], starts: list[Optimum], axes: tuple[Sequence[float], ...]) -> Optimum:
+    """Refine around every start, and return the best result, the first of equal ones, with all evaluations."""
+    refined = [refine_between_neighbours(score, start, axes) for start in starts]
+    best = min(refined, key=lambda optimum: optimum.score)
+    return replace(best, evaluations=sum(optimum.evaluations for optimum in refined))
 
 
 def warn_at_boundary(names: Sequence[str], values: Mapping[str, Any]) -> None:

@@ -70,6 +70,6 @@ COARSE_GRID = CalibrationGrid(
     softmax_temperatures=tuple(10 ** (k / 3) for k in range(-3, 4)),
     noise_factors=tuple(10 ** (k / 3) for k in range(-3, 4)),
 )
-"""A third of the points of `DEFAULT_GRID`, for a search that refines around the best point. Scales reach 10⁶ for methods
-whose variance has an arbitrary scale, such as SWAG."""
+"""A third of the points of `DEFAULT_GRID`, for a search that refines around the best point. Scales reach 10⁶ for
+methods whose variance has an arbitrary scale, such as SWAG."""
 IDENTITY = CalibrationGrid((), (), ())

@@ -116,8 +116,8 @@ class UncertaintyEstimator(CalibrationMixin):
         ten times the given one, without a pass over the training data. If each value would need a new fit, as with
         RegVar, the given one is kept; `estimators.tune` tries others.
 
-        `variance`, `covariance` and `sample` are those of the posterior at the chosen prior precision, `prior_precision_`.
-        Variance scale and temperature belong to predictions.
+        `variance`, `covariance` and `sample` are those of the posterior at the chosen prior precision,
+        `prior_precision_`. Variance scale and temperature are applied to predictions only.
 
         The model, its mode and the global random state do not change, even if an exception is raised.
 

@@ -34,7 +34,7 @@ class CalibrationMixin(CloningMixin):
     """The part of `fit` that uses validation rows, and the warning of a prediction that was not calibrated."""
 
     uses_prior_precision: ClassVar[bool] = False
-    """Whether the variance is that of a posterior at `prior_precision`. `predict` then warns if it is not calibrated."""
+    """Whether the variance is that of a posterior at `prior_precision`. `predict` then warns if not calibrated."""
 
     @property
     def keeps_curvature(self) -> bool:
@@ -92,9 +92,9 @@ class CalibrationMixin(CloningMixin):
         elif self.uses_prior_precision and not self._warned:
             self._warned = True
             warnings.warn(
-                f"this prediction is that of the plain posterior at prior_precision={self.prior_precision!r:.100}, which "
-                "is not calibrated: choose prior precision and variance scale by fit(train_loader, val_loader=...), or "
-                "ignore UncalibratedWarning",
+                f"this prediction is that of the plain posterior at prior_precision={self.prior_precision!r:.80}, "
+                "which is not calibrated: choose prior precision and variance scale by "
+                "fit(train_loader, val_loader=...), or ignore UncalibratedWarning",
                 UncalibratedWarning,
                 stacklevel=4,
             )

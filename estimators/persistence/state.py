@@ -2,8 +2,8 @@
 
 A state is a flat dict: tensors by name, and under "about" a JSON text with what they belong to: the estimator and its
 options by value, a digest of the model, and the number of rows and sums of the training data. Loading raises StateError
-for what differs. The result of `tune` has its calibration and its table under "tuning", a fit with validation rows under
-"calibration".
+for what differs. The result of `tune` has its calibration and its table under "tuning", and a fit with validation rows
+under "calibration".
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def test_an_option_of_any_type_is_kept(option, values, given):
     tuned = tuned_of("draws", option=option, values=values, **given)
     for point in tuned.trials:
         state = Tuned(
-            point_fit(tuned, point), point.calibration, tuned.option, tuned.trials, point, 1.0, 23
+            point.calibration, tuned.option, tuned.trials, point, 1.0, 23, estimator=point_fit(tuned, point)
         ).state_dict()
         again = Tuned.from_state_dict(state, build("draws", **given))
         assert same(again.value, point.value)
