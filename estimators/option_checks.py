@@ -152,10 +152,10 @@ def checked_instance(name: str, value: T, kind: type, *, remedy: str) -> T:
     raise OptionError(f"{name}, an object of class {kind.__name__}", received=shown(value), remedy=remedy)
 
 
-def shown(value: object) -> str:
-    """Return `repr(value)`, shortened, as error messages have it."""
+def shown(value: object, longest: int = _LONGEST) -> str:
+    """Return `repr(value)`, shortened to a number of characters, as error messages have it."""
     text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _is_precision(number: float | None) -> bool:

@@ -42,7 +42,7 @@ class MembersEstimator(UncertaintyEstimator):
     def _members(self, x: PyTree) -> Tensor:
         """Return f_s(x) of all members at checked inputs, (S, M, C), detached."""
 
-    def members(self, x: PyTree) -> Tensor:
+    def member_outputs(self, x: PyTree) -> Tensor:
         """Return the outputs f_s(x) of all members.
 
         Args:

@@ -193,16 +193,25 @@ def calibrate(
 
 
 def calibrate_predictions(
-    rows: ValidationPredictions, grid: CalibrationGrid, scorer: Scorer, *, refine: bool
+    rows: ValidationPredictions, grid: CalibrationGrid, scorer: Scorer, *, refine: bool, shrinkage: float = 0.0
 ) -> Calibration:
     """Return the best calibration of validation predictions, without a warning at a boundary.
 
     With `refine`, the best point with scale 0 is refined too, since the search in logarithms does not reach 0. The
     network without variance, at its best temperature or noise, is a candidate of every method.
+
+    With `shrinkage` w > 0, the score has a penalty w (log t)² / M for a temperature or noise factor t and M rows: the
+    negative logarithm of a normal prior on log t. If all M rows are classified correctly, the score alone has no
+    minimum in t.
     """
+
+    def score(variance_scale: float, noise_or_temperature: float) -> float:
+        penalty = shrinkage * math.log(noise_or_temperature) ** 2 / rows.n_rows
+        return rows.score(scorer, variance_scale, noise_or_temperature) + penalty
+
     axes = grid.variance_scales, grid.noise_or_temperature(rows.kind)
     locations = list(product(*axes))
-    scores = [rows.score(scorer, *location) for location in locations]
+    scores = [score(*location) for location in locations]
     best = min(range(len(locations)), key=lambda i: (scores[i], *map(_distance_from_one, locations[i])))
     found = Optimum(locations[best], scores[best])
     if refine:
@@ -211,7 +220,7 @@ def calibrate_predictions(
         if without_variance and found.location[0] > 0:
             i = min(without_variance, key=lambda i: (scores[i], _distance_from_one(locations[i][1])))
             starts.append(Optimum(locations[i], scores[i]))
-        found = _best_refined(lambda *location: rows.score(scorer, *location), starts, axes)
+        found = _best_refined(score, starts, axes)
     return Calibration(
         rows.kind,
         grid,
@@ -219,7 +228,7 @@ def calibrate_predictions(
         variance_scale=found.location[0],
         noise_or_temperature=found.location[1],
         score=found.score,
-        score_name=scorer.name,
+        score_name=f"penalized {scorer.name}" if shrinkage else scorer.name,
         sigma=rows.sigma_noise,
         evaluations=found.evaluations,
     )

@@ -13,6 +13,7 @@ from estimators.calibration.calibration import Calibration, TrialRecord
 from estimators.calibration.trials import ScoreGrid, Trial
 from estimators.calibration.tuned_option import TunedOption, is_number
 from estimators.errors import OptionError
+from estimators.option_checks import shown
 
 __all__ = ["CalibrationRecord"]
 
@@ -156,7 +157,7 @@ def _rounded(record: dict[str, Any]) -> TrialRecord:
 
 def _shown(values: dict[str, Any]) -> str:
     return ", ".join(
-        f"{name}={value:.4g}" if is_number(value) else f"{name}={value!r:.200}"
+        f"{name}={value:.4g}" if is_number(value) else f"{name}={shown(value, 200)}"
         for name, value in values.items()
         if name != "score"
     )

@@ -19,6 +19,7 @@ from estimators.data.inputs import as_inputs
 from estimators.data.training_data import TrainingData
 from estimators.errors import DataError, OptionError, UnsupportedError
 from estimators.estimator.calibrating import CalibrationMixin
+from estimators.estimator.options import changed_options
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.likelihoods.prediction import Prediction
 from estimators.models.checks import check_model
@@ -31,7 +32,14 @@ from estimators.models.network import Network
 from estimators.models.subsets import SubsetSpec, checked_subset, delta_of_names, matching_names
 from estimators.numerics.pytrees import PyTree, n_rows
 from estimators.objective.objective import LabelLoss, Objective, Prior
-from estimators.option_checks import checked_choice, checked_integer, checked_number, checked_precision, checked_seed
+from estimators.option_checks import (
+    checked_choice,
+    checked_integer,
+    checked_number,
+    checked_precision,
+    checked_seed,
+    shown,
+)
 from estimators.persistence.checkpoint import Checkpoint, CheckpointFile
 from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
@@ -95,6 +103,18 @@ class UncertaintyEstimator(CalibrationMixin):
         self.prior_precision = checked_precision(prior_precision)
         self.prior_mean = checked_number("prior_mean", prior_mean, remedy="0, or the mean of all weights.")
         self.subset_of_weights = checked_subset(subset_of_weights)
+
+    def __repr__(self) -> str:
+        """Return the network, the likelihood, the options that differ from their defaults, and the state of the fit."""
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        parts = [f"{type(self.model).__name__} of {n_parameters:,} parameters", shown(self.likelihood, 80)]
+        parts += [f"{name}={shown(value, 80)}" for name, value in changed_options(self).items()]
+        if not hasattr(self, "objective_"):
+            return f"{type(self).__name__}({', '.join(parts)}; not fitted)"
+        fit = f"fitted on {self.n_data_:,} rows"
+        if self.calibration_ is not None:
+            fit += f", calibrated on {self.calibration_.validation_rows:,}"
+        return f"{type(self).__name__}({', '.join(parts)}; {fit})"
 
     @exclusively
     def fit(

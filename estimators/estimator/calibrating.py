@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from abc import abstractmethod
@@ -26,6 +27,10 @@ from estimators.numerics.pytrees import PyTree
 __all__ = ["CalibrationMixin"]
 
 _PRIOR_PRECISION = frozenset({"prior_precision"})
+_SHRINKAGE = 1 / (2 * math.log(2) ** 2)
+"""The weight of (log t)² for a temperature or noise factor t, in nats: a normal prior on log t whose standard deviation
+is a factor of 2. Without it, 40 to 120 validation rows gave temperatures of 0.1 on wine and breast-cancer, and a test
+NLL up to 4.6 times that of the network (docs/benchmarks/calibration.md)."""
 _PHASE = "calibration"
 """The phase of the passes in `fit_report_`."""
 
@@ -47,7 +52,8 @@ class CalibrationMixin(CloningMixin):
         The search is that of `estimators.tuning.tune`, but the fit itself moves to each prior precision.
         """
         start, before = time.perf_counter(), self.passes_
-        calibrate = partial(calibrate_predictions, grid=COARSE_GRID, scorer=Scorer("nll", self.likelihood), refine=True)
+        scorer = Scorer("nll", self.likelihood)
+        calibrate = partial(calibrate_predictions, grid=COARSE_GRID, scorer=scorer, refine=True, shrinkage=_SHRINKAGE)
         search: Search[Self] = Search(rows, calibrate)
         given, values = self.prior_precision, self._prior_candidates()
         for value in values:

@@ -105,7 +105,7 @@ def test_own_methods_fit_and_predict_without_the_optional_packages():
         RegVar(model, "classification", regularizer=Pointwise(), solver=NewtonRefit()),
         MAP(model, "classification"),
         GradientNorm(model, "classification"),
-        DeepEnsemble(model, "classification", trained_members=[untrained], n_members=2),
+        DeepEnsemble(model, "classification", members=[untrained], n_members=2),
     ]
     warnings.simplefilter("ignore", UncalibratedWarning)
     for estimator in fits:

@@ -181,7 +181,7 @@ CASES = {
 }
 COMPARED_NOWHERE = {
     "model",
-    "trained_members",
+    "members",
     "validation",
     "solver.vmap_chunk_size",
     "solver.recipe.micro_batch_size",
