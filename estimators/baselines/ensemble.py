@@ -41,9 +41,10 @@ class DeepEnsemble(MembersEstimator):
         f_1 = the given model, f_2 ... f_S = make_model() trained by `recipe` on the same loss and prior
 
     With `members` all networks are given, and `fit` trains nothing. It checks that they have the architecture of the
-    model and differ from each other, and that a copy of the model with their weights gives their outputs on the data. The variance is that
-    between local optima over all weights; it does not approximate a Laplace variance. Each member has its own buffers,
-    such as the statistics of a BatchNorm. Unlike in the paper, there are no adversarial examples.
+    model and differ from each other, and that a copy of the model with their weights gives their outputs on the data.
+
+    The variance is that between local optima over all weights; it does not approximate a Laplace variance. Each member
+    has its own buffers, such as the statistics of a BatchNorm. Unlike in the paper, there are no adversarial examples.
 
     Args:
         model: the trained network, in eval mode; it is not changed.
@@ -101,10 +102,9 @@ class DeepEnsemble(MembersEstimator):
         """Return the given networks without the model itself, which may be listed once."""
         if members is None:
             return None
-        listed = [
-            i for i, member in enumerate(members) if isinstance(member, nn.Module) and unwrapped(member) is self.model
-        ]
-        return [member for i, member in enumerate(members) if i not in listed[:1]]
+        is_model = [isinstance(member, nn.Module) and unwrapped(member) is self.model for member in members]
+        first = is_model.index(True) if any(is_model) else None
+        return [member for i, member in enumerate(members) if i != first]
 
     @property
     def retrains(self) -> bool:  # type: ignore[override]

@@ -108,7 +108,7 @@ class UncertaintyEstimator(CalibrationMixin):
         """Return the network, the likelihood, the options that differ from their defaults, and the state of the fit."""
         n_parameters = sum(p.numel() for p in self.model.parameters())
         parts = [f"{type(self.model).__name__} of {n_parameters:,} parameters", shown(self.likelihood, 80)]
-        parts += [f"{name}={shown(value, 80)}" for name, value in changed_options(self).items()]
+        parts += [f"{name}={' '.join(shown(value, 80).split())}" for name, value in changed_options(self).items()]
         if not hasattr(self, "objective_"):
             return f"{type(self).__name__}({', '.join(parts)}; not fitted)"
         fit = f"fitted on {self.n_data_:,} rows"
