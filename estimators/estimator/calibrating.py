@@ -27,10 +27,11 @@ from estimators.numerics.pytrees import PyTree
 __all__ = ["CalibrationMixin"]
 
 _PRIOR_PRECISION = frozenset({"prior_precision"})
-_SHRINKAGE = 1 / (2 * math.log(2) ** 2)
-"""The weight of (log t)² for a temperature or noise factor t, in nats: a normal prior on log t whose standard deviation
-is a factor of 2. Without it, 40 to 120 validation rows gave temperatures of 0.1 on wine and breast-cancer, and a test
-NLL up to 4.6 times that of the network (docs/benchmarks/calibration.md)."""
+_NORMAL_TEMPERATURE, _NORMAL_NOISE = 1.5, 2.0
+"""One standard deviation, as a factor, of the normal prior on the logarithm of a softmax temperature and of a noise
+factor. The penalty in nats does not grow with the validation rows, so that it matters only if there are few. Without it,
+40 to 120 rows gave temperatures of 0.1 on wine and breast-cancer, and up to 4.6 times the test NLL of the network
+(docs/benchmarks/calibration.md). A noise may be further from 1, since many users do not set σ."""
 _PHASE = "calibration"
 """The phase of the passes in `fit_report_`."""
 
@@ -53,7 +54,9 @@ class CalibrationMixin(CloningMixin):
         """
         start, before = time.perf_counter(), self.passes_
         scorer = Scorer("nll", self.likelihood)
-        calibrate = partial(calibrate_predictions, grid=COARSE_GRID, scorer=scorer, refine=True, shrinkage=_SHRINKAGE)
+        factor = _NORMAL_NOISE if self.likelihood.kind == "regression" else _NORMAL_TEMPERATURE
+        shrinkage = 1 / (2 * math.log(factor) ** 2)
+        calibrate = partial(calibrate_predictions, grid=COARSE_GRID, scorer=scorer, refine=True, shrinkage=shrinkage)
         search: Search[Self] = Search(rows, calibrate)
         given, values = self.prior_precision, self._prior_candidates()
         for value in values:
