@@ -122,8 +122,8 @@ def table(rows: Sequence[Row]) -> str:
         rows: results of `measure`.
     """
     lines = [
-        "| task (validation rows) | method | NLL, plain | NLL, calibrated | less that of the network | less that of the "
-        "calibrated network | ECE or coverage error, plain | calibrated |",
+        "| task (validation rows) | method | NLL, plain | NLL, calibrated | minus that of the network | minus that of "
+        "the calibrated network | ECE or coverage error, plain | calibrated |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for task in dict.fromkeys(row["task"] for row in rows):

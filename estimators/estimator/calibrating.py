@@ -29,8 +29,8 @@ __all__ = ["CalibrationMixin"]
 _PRIOR_PRECISION = frozenset({"prior_precision"})
 _NORMAL_TEMPERATURE, _NORMAL_NOISE = 1.5, 2.0
 """One standard deviation, as a factor, of the normal prior on the logarithm of a softmax temperature and of a noise
-factor. The penalty in nats does not grow with the validation rows, so that it matters only if there are few. Without it,
-40 to 120 rows gave temperatures of 0.1 on wine and breast-cancer, and up to 4.6 times the test NLL of the network
+factor. The penalty in nats does not grow with the validation rows, so that it matters only if there are few. Without
+it, 40 to 120 rows gave temperatures of 0.1 on wine and breast-cancer, and up to 4.6 times the test NLL of the network
 (docs/benchmarks/calibration.md). A noise may be further from 1, since many users do not set σ."""
 _PHASE = "calibration"
 """The phase of the passes in `fit_report_`."""
