@@ -133,10 +133,10 @@ def table(rows: Sequence[Row]) -> str:
             if name not in of_task[0]["results"]:
                 continue
             plain = f"{name}, plain" if name in METHODS else NETWORK
-            cells = [label, name, _mean(of_task, plain, "nll", 3), _mean(of_task, name, "nll", 3)]
-            cells += [_difference(of_task, name, NETWORK), _difference(of_task, name, CALIBRATED_NETWORK)]
-            cells += [_mean(of_task, plain, "error", 3), _mean(of_task, name, "error", 3)]
-            lines.append(f"| {' | '.join(cells)} |")
+            entries = [label, name, _mean(of_task, plain, "nll", 3), _mean(of_task, name, "nll", 3)]
+            entries += [_difference(of_task, name, NETWORK), _difference(of_task, name, CALIBRATED_NETWORK)]
+            entries += [_mean(of_task, plain, "error", 3), _mean(of_task, name, "error", 3)]
+            lines.append(f"| {' | '.join(entries)} |")
             label = ""
     return "\n".join(lines)
 

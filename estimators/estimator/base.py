@@ -132,9 +132,11 @@ class UncertaintyEstimator(CalibrationMixin):
         prior precision, a scale of the variance, and a softmax temperature (in regression a factor of σ). `predict` is
         then calibrated, and `calibration_` has every score. A weak penalty keeps temperature and noise near 1 if there
         are few rows. The candidates include the network without variance, with its best temperature or noise and
-        without any change, so that its mean −log p(y | x) is not made worse on these rows. The prior precision is chosen if this fit stores the data's curvature: among values from a tenth to
-        ten times the given one, without a pass over the training data. If each value would need a new fit, as with
-        RegVar, the given one is kept; `estimators.tune` tries others.
+        without any change, so that its mean −log p(y | x) is not made worse on these rows.
+
+        The prior precision is chosen if this fit stores the data's curvature: among values from a tenth to ten times
+        the given one, without a pass over the training data. If each value would need a new fit, as with RegVar, the
+        given one is kept; `estimators.tune` tries others.
 
         `variance`, `covariance` and `sample` are those of the posterior at the chosen prior precision,
         `prior_precision_`. Variance scale and temperature are applied to predictions only.
