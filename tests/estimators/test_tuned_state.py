@@ -248,7 +248,7 @@ def test_a_tuned_state_of_other_options_or_another_model_is_rejected():
         Tuned.from_state_dict(state, build("cholesky"))
     with pytest.raises(ModelChangedError):
         Tuned.from_state_dict(state, build("draws", model=network(4)))
-    with pytest.raises(StateError, match="tuning of format 2"):
+    with pytest.raises(StateError, match="calibration of format 2"):
         Tuned.from_state_dict({**state, "tuning": json.dumps({"format": 9})}, build("draws"))
     solver = tuned_of("fine tune", option="solver.lam", values=[1e-4]).state_dict()
     with pytest.raises(StateError, match=r"option that was tuned, solver\.lam"):
