@@ -2,6 +2,7 @@
 
 from estimators.calibration.calibration import Calibration, calibrate
 from estimators.calibration.grid import CalibrationGrid
+from estimators.calibration.record import CalibrationRecord
 from estimators.calibration.trials import ScoreGrid, Trial
 from estimators.tuning.prior import optimize_prior_precision
 from estimators.tuning.tune import tune
@@ -10,6 +11,7 @@ from estimators.tuning.tuned import Tuned
 __all__ = [
     "Calibration",
     "CalibrationGrid",
+    "CalibrationRecord",
     "ScoreGrid",
     "Trial",
     "Tuned",
