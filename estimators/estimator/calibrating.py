@@ -60,11 +60,13 @@ class CalibrationMixin(CloningMixin):
         search: Search[Self] = Search(rows, calibrate)
         given, values = self.prior_precision, self._prior_candidates()
         for value in values:
-            move = partial(self._moved_to_prior, value) if len(values) > 1 else (lambda: self)
+
+            def move(value: Any = value) -> Self:  # noqa: ANN401
+                return self._moved_to_prior(value)
+
             search.evaluate(value, move, is_given=value == given, passes_before=self.passes_)
         chosen, _, calibration = search.best()
-        if len(values) > 1:
-            self._moved_to_prior(chosen.value)
+        self._moved_to_prior(chosen.value)
         option = TunedOption("prior_precision" if len(values) > 1 else None)
         seconds = time.perf_counter() - start
         trials = tuple(search.trials)
@@ -82,7 +84,9 @@ class CalibrationMixin(CloningMixin):
         return [factor * given for factor in factors]
 
     def _moved_to_prior(self, value: float | Mapping[str, float]) -> Self:
-        """Move this fit to another prior precision, and return it."""
+        """Move this fit to another prior precision if that needs no pass, and return it."""
+        if not self.keeps_curvature:
+            return self
         prior = self._prior(self.network_, value)
         objective = replace(self.objective_, prior=prior)
         self._refit(self, objective, _PRIOR_PRECISION)
