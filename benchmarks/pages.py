@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.core import page as core_page
+from benchmarks.core.measure import ROWS
 from benchmarks.core.measure import measure as measure_core
-from benchmarks.core.rows import ROWS
 from benchmarks.large import page as large_page
 from benchmarks.large.measure import measure as measure_large
 from benchmarks.large.methods import METHODS
@@ -20,6 +20,8 @@ from benchmarks.records import Measured
 from benchmarks.regvar import exponents, memory, step
 from benchmarks.regvar import page as regvar_page
 from benchmarks.regvar.step_memory import measure_step_memory
+from benchmarks.tolerance import page as tolerance_page
+from benchmarks.tolerance.measure import TASK_NAMES, measure_tolerance
 
 __all__ = ["PAGES", "Page"]
 
@@ -49,6 +51,15 @@ PAGES: dict[str, Page] = {
             **_numbered("exponents", dict(exponents.SOLVERS), exponents.measure_exponents),
         },
         regvar_page.to_markdown,
+    ),
+    "tolerance": Page(
+        {
+            tolerance_page.name_of(task, seed): partial(measure_tolerance, task, seed)
+            for task in TASK_NAMES
+            for seed in tolerance_page.SEEDS
+        },
+        tolerance_page.to_markdown,
+        default=False,
     ),
     "quality": Page(
         {

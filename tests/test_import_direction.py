@@ -38,6 +38,7 @@ ORDER = {
     ),
     "bdl_bench": (
         *(
+            "markdown",
             "problem",
             "metrics",
             "data",

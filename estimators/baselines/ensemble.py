@@ -93,7 +93,7 @@ class DeepEnsemble(MembersEstimator):
         super().__init__(model, likelihood, prior_precision=prior_precision)
         _check_sources(make_model, recipe, members)
         self.n_members = _number_of_members(n_members, self._others(members))
-        self.make_model = None if make_model is None else checked_make_model(make_model)
+        self.make_model = checked_make_model(make_model)
         remedy = "Recipe(epochs=100)."
         self.recipe = None if recipe is None else checked_instance("recipe", recipe, Recipe, remedy=remedy)
         self.seed, self.members = checked_seed(seed), members
@@ -200,14 +200,12 @@ def _tensors_of(members: Sequence[nn.Module], objective: Objective) -> list[dict
             )
         check_model(member)
         check_architecture(member, objective.network.module, what=f"members[{index}] with")
-        tensors = {name: _copy_like(tensor, objective.theta) for name, tensor in tensors_by_name(member).items()}
+        found, theta = tensors_by_name(member), objective.theta
+        kinds = {name: theta if t.is_floating_point() else theta.device for name, t in found.items()}
+        tensors = {name: t.to(kinds[name], copy=True) for name, t in found.items()}
         _check_distinct(index, tensors, networks)
         networks.append(tensors)
     return networks[1:]
-
-
-def _copy_like(tensor: Tensor, theta: Tensor) -> Tensor:
-    return tensor.to(theta, copy=True) if tensor.is_floating_point() else tensor.to(theta.device, copy=True)
 
 
 def _check_distinct(index: int, tensors: dict[str, Tensor], others: Sequence[dict[str, Tensor]]) -> None:

@@ -15,8 +15,6 @@ from estimators.curvature.forms import (
     JacobianCurvature,
     MatrixFreeCurvature,
     ProductCurvature,
-    centre_of,
-    restored,
 )
 from estimators.curvature.krylov.low_rank import low_rank_rows
 from estimators.curvature.layerwise.blocks import collect
@@ -27,7 +25,6 @@ from estimators.curvature.layerwise.whitened_rows import layers_of
 from estimators.curvature.sizes import check_dense_size, dual_bytes, matrix_free_bytes, n_ggn_rows, whole_rows_bytes
 from estimators.errors import UnsupportedError
 from estimators.models.derivative_routes import FAILURES, is_final_error, short
-from estimators.models.jacobians import JacobianRows
 from estimators.objective.float64 import to_float64
 from estimators.objective.objective import LabelLoss, Objective
 from estimators.runtime.memory import check_fits_memory
@@ -35,20 +32,7 @@ from estimators.runtime.memory import check_fits_memory
 LOW_RANK = 100
 """Default rank of `hessian_structure="lowrank"`."""
 
-__all__ = [
-    "BUILDERS",
-    "LOW_RANK",
-    "Built",
-    "DataCurvature",
-    "DenseCurvature",
-    "FactoredCurvature",
-    "JacobianCurvature",
-    "MatrixFreeCurvature",
-    "ProductCurvature",
-    "build_low_rank",
-    "centre_of",
-    "restored",
-]
+__all__ = ["BUILDERS", "LOW_RANK", "Built", "build_low_rank"]
 
 
 def build_matrix_ggn(objective: Objective) -> Built:
@@ -58,8 +42,7 @@ def build_matrix_ggn(objective: Objective) -> Built:
     if worthwhile(layers):
         with suppress(UnsupportedError):  # rows use other layers, or a layer several times
             return DenseCurvature(layered_ggn(objective, layers), exact_hessian=False), "layers"
-    jacobian = JacobianRows(objective.network)
-    return DenseCurvature(dense_ggn(objective, jacobian), exact_hessian=False), jacobian.backend
+    return DenseCurvature(dense_ggn(objective), exact_hessian=False), objective.network.jacobian_backend
 
 
 def build_matrix_hessian(objective: Objective) -> Built:
@@ -76,8 +59,7 @@ def build_rows(objective: Objective) -> Built:
         with suppress(UnsupportedError):
             return FactoredCurvature(factored_rows(objective, layers)), "layers"
         _check_dual_size(objective, whole_rows_bytes(objective, layers))
-    jacobian = JacobianRows(objective.network)
-    return JacobianCurvature(torch.cat(list(ggn_rows(objective, jacobian)))), jacobian.backend
+    return JacobianCurvature(torch.cat(list(ggn_rows(objective)))), objective.network.jacobian_backend
 
 
 def _check_dual_size(objective: Objective, needed: int) -> None:

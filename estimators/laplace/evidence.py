@@ -24,16 +24,8 @@ def log_marginal_likelihood(objective: Objective, prior_precision: Tensor, log_d
             received="prior_precision 0 for some parameters",
             remedy="give every parameter a positive prior_precision.",
         )
-    delta, offset = (
-        to_algebra_dtype(prior_precision),
-        to_algebra_dtype(objective.theta) - to_algebra_dtype(objective.prior.mean),
-    )
-    scatter = (delta * offset.square()).sum()
-    return _log_likelihood(objective) - 0.5 * (scatter - delta.log().sum() + log_det)
-
-
-def _log_likelihood(objective: Objective) -> Tensor:
+    delta, theta, mean = map(to_algebra_dtype, (prior_precision, objective.theta, objective.prior.mean))
+    scatter = (delta * (theta - mean).square()).sum()
     network, likelihood = objective.network, objective.likelihood
-    return -torch.stack(
-        [likelihood.nll(to_algebra_dtype(network.outputs(b.x)), b.y).sum() for b in objective.batches]
-    ).sum()
+    losses = [likelihood.nll(to_algebra_dtype(network.outputs(b.x)), b.y).sum() for b in objective.batches]
+    return -torch.stack(losses).sum() - 0.5 * (scatter - delta.log().sum() + log_det)

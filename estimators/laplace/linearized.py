@@ -8,30 +8,26 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from estimators.curvature.builders import (
-    BUILDERS,
-    LOW_RANK,
-    Built,
+from estimators.curvature.builders import BUILDERS, LOW_RANK, Built, build_low_rank
+from estimators.curvature.dense.cholesky import DensePrecision
+from estimators.curvature.dense.dual import FunctionSpace
+from estimators.curvature.forms import (
     DataCurvature,
     JacobianCurvature,
     MatrixFreeCurvature,
     ProductCurvature,
-    build_low_rank,
     centre_of,
     restored,
 )
-from estimators.curvature.dense.cholesky import DensePrecision
-from estimators.curvature.dense.dual import FunctionSpace
 from estimators.curvature.layerwise.blocks import BlockPrecision, Blocks
 from estimators.curvature.sizes import choose_inverse
 from estimators.errors import OptionError, TooLargeError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator, precision_vector
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.laplace.evidence import log_marginal_likelihood
+from estimators.laplace.posterior import LinearizedPosterior
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
-from estimators.models.functionals import ComposedNetwork, Functional
-from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
 from estimators.option_checks import checked_integer, shown
@@ -40,7 +36,7 @@ from estimators.persistence.state import Learned
 __all__ = ["LinearizedLaplace"]
 
 
-class LinearizedLaplace(UncertaintyEstimator):
+class LinearizedLaplace(LinearizedPosterior):
     """Linearized Laplace (MacKay 1992; Immer et al. 2021, equations 9 and 12), exact for the chosen parameters.
 
         A = Σₙ Jₙᵀ Λₙ Jₙ + δ  ("ggn")   or   ∇²L(θ̂)  ("hessian")        covariance(x) = J(x) A⁻¹ J(x)ᵀ, (C, C)
@@ -64,8 +60,8 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     Attributes:
         inverse_: the form in use.
-        jacobian_backend_: how Jacobian rows are computed: "backpack", "torch.func", "autograd", "layers" (factors,
-            layer by layer), or "products" if no rows are computed.
+        jacobian_backend_: how Jacobian rows are computed: "torch.func", "autograd", "layers" (factors, layer by layer),
+            or "products" if no rows are computed.
 
     Raises:
         OptionError: for a combination of options that does not exist.
@@ -171,18 +167,6 @@ class LinearizedLaplace(UncertaintyEstimator):
     def _set_curvature(self, objective: Objective, data_curvature: DataCurvature) -> None:
         self.data_curvature_ = data_curvature
         self.precision_ = data_curvature.precision(objective.prior.precision)
-
-    def _variance(self, x: PyTree) -> Tensor:
-        return self.precision_.variance_at(self.network_, x)
-
-    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return self.precision_.variance_at(ComposedNetwork(self.network_, of), x)
-
-    def _covariance(self, x: PyTree) -> Tensor:
-        return self.precision_.covariance_at(self.network_, x)
-
-    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
-        return self.network_.outputs(x) + self.network_.jvp(x, self._displacements(n_samples, generator))
 
     def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Return samples θ − θ̂ ~ N(0, A⁻¹), (n, P): from a factor of A, or as A⁻¹ξ with ξ ~ N(0, A)."""

@@ -7,17 +7,16 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from estimators.curvature.builders import BUILDERS, DenseCurvature
+from estimators.curvature.builders import BUILDERS
 from estimators.curvature.dense.cholesky import DensePrecision, bytes_needed
 from estimators.curvature.dense.ggn import ggn_rows
 from estimators.curvature.dense.subset import ColumnPrecision
+from estimators.curvature.forms import DenseCurvature
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
+from estimators.laplace.posterior import LinearizedPosterior
 from estimators.likelihoods import Likelihood
-from estimators.models.functionals import ComposedNetwork, Functional
-from estimators.models.jacobians import JacobianRows
 from estimators.numerics.dtype import algebra_dtype
-from estimators.numerics.pytrees import PyTree
 from estimators.numerics.symmetric import add_gram, mirror
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_integer
@@ -29,7 +28,7 @@ __all__ = ["SubnetworkLaplace"]
 _CHOICES = ("variance", "magnitude")
 
 
-class SubnetworkLaplace(UncertaintyEstimator):
+class SubnetworkLaplace(LinearizedPosterior):
     """Linearized Laplace with the full GGN of a set S of single weights (Daxberger et al. 2021, subnetwork inference).
 
         A_S = Σₙ (Jₙᵀ Λₙ Jₙ)_SS + δ_S          covariance(x) = J_S A_S⁻¹ J_Sᵀ, (C, C)
@@ -68,6 +67,7 @@ class SubnetworkLaplace(UncertaintyEstimator):
     """
 
     uses_prior_precision = True
+    precision_: ColumnPrecision
 
     @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
@@ -104,20 +104,10 @@ class SubnetworkLaplace(UncertaintyEstimator):
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
         self._set_curvature(DenseCurvature(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
 
-    def _variance(self, x: PyTree) -> Tensor:
-        return self.precision_.variance_at(self.network_, x)
-
-    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return self.precision_.variance_at(ComposedNetwork(self.network_, of), x)
-
-    def _covariance(self, x: PyTree) -> Tensor:
-        return self.precision_.covariance_at(self.network_, x)
-
-    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+    def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         inner, theta = self.precision_.inner, self.theta_
         assert isinstance(inner, DensePrecision)
-        displaced = inner.sample(n_samples, generator).to(theta.dtype)
-        return self.network_.outputs(x) + self.network_.jvp(x, self.precision_.scattered(displaced, len(theta)))
+        return self.precision_.scattered(inner.sample(n_samples, generator).to(theta.dtype), len(theta))
 
 
 def _marginal_variance(objective: Objective) -> Tensor:
@@ -131,7 +121,7 @@ def _marginal_variance(objective: Objective) -> Tensor:
 def _ggn_of(objective: Objective, index: Tensor) -> Tensor:
     """Return (Σₙ Jₙᵀ Λₙ Jₙ)_SS, (n, n), without the prior."""
     total = objective.theta.new_zeros(len(index), len(index), dtype=algebra_dtype(objective.theta.device))
-    for rows in ggn_rows(objective, JacobianRows(objective.network)):
+    for rows in ggn_rows(objective):
         add_gram(total, rows[:, index].to(total.dtype).T)
     mirror(total)
     return total

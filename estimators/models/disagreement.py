@@ -1,7 +1,12 @@
-"""The error of a derivative relative to the one by plain autograd."""
+"""The error of a derivative relative to the one by plain autograd.
+
+g = Jᵀu is the gradient (P,) of ⟨u, f⟩ by plain autograd, for weights u of the outputs f; r is a direction of the
+parameters.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -43,7 +48,7 @@ class Disagreement:
 
 
 def largest_parameter_error(entries: dict[str, int], product: Tensor, gradient: Tensor) -> Disagreement:
-    """The parameter in which `product` (P,) differs most from `gradient` (P,); `entries` are the sizes by name."""
+    """The parameter in which `product` (P,) differs most from g (P,); `entries` has the number of entries by name."""
     sizes = list(entries.values())
     whole = gradient.double().norm()
     parts = zip(entries, product.double().split(sizes), gradient.double().split(sizes), strict=True)
@@ -51,12 +56,12 @@ def largest_parameter_error(entries: dict[str, int], product: Tensor, gradient: 
         (relative_error(float((got - expected).norm()), float(expected.norm() + _WHOLE_NORM_SHARE * whole)), name)
         for name, got, expected in parts
     ]
-    error, name = max(errors, key=lambda pair: pair[0] if pair[0] == pair[0] else float("inf"))
+    error, name = max(errors, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
     return Disagreement(error, name)
 
 
 def error_along_direction(u: Tensor, jvp: Tensor, gradient: Tensor, r: Tensor) -> Disagreement:
-    """The error of ⟨u, J r⟩ against ⟨g, r⟩, relative to the norm of the terms g_i r_i of the latter."""
+    """The error of ⟨u, jvp⟩, jvp = J r, against ⟨g, r⟩, relative to the norm of the terms g_i r_i of the latter."""
     terms = gradient.double() * r.double()
     difference = float((u.double() * jvp.double()).sum() - terms.sum())
     return Disagreement(relative_error(abs(difference), float(terms.norm())), None)
@@ -66,4 +71,4 @@ def relative_error(error: float, scale: float) -> float:
     """error/scale; 0 if both are 0, infinite if only the scale is."""
     if error == 0:
         return 0.0
-    return error / scale if scale > 0 else float("inf")
+    return error / scale if scale > 0 else math.inf

@@ -8,8 +8,8 @@ tensors, tensors without dimensions, numbers, strings and flags.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -97,10 +97,6 @@ class RowLayout:
             self.other_lists | {path for path, n in lists.items() if n != rows},
             self.sizes | ({rows} - {1}),
         )
-
-    def with_shared(self, paths: Iterable[str]) -> RowLayout:
-        """The layout in which the tensors at these paths are shared, too."""
-        return replace(self, unequal=self.unequal | set(paths))
 
     def check_lists(self) -> None:
         """Raise DataError for a list of Python values that is as long as the batch in every batch."""

@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from bdl_bench.networks.resnet import resnet18
-from bdl_bench.networks.small import convolutional, mlp
-from bdl_bench.networks.vit import VisionTransformer
+from bdl_bench.networks.small import mlp
 from benchmarks import pages, run
 from benchmarks.__main__ import main
 from benchmarks.clock import Timing, interleaved
 from benchmarks.core import measure as core_measure
 from benchmarks.core import page as core_page
-from benchmarks.core.rows import ROWS
+from benchmarks.core.measure import ROWS
 from benchmarks.core.work import Work
 from benchmarks.fresh import in_fresh_process
 from benchmarks.large import page as large_page
 from benchmarks.markdown import verdict
+from benchmarks.networks import VisionTransformer, convolutional
 from benchmarks.regvar import page as regvar_page
 from estimators import LastLayerLaplace
 from estimators.errors import OptionError

@@ -17,11 +17,16 @@ import torch
 from torch import nn
 
 from estimators import FineTune, Gaussian, LinearResponse, PosteriorDraws
-from estimators.persistence.option_values import described, differences, digest_of, in_words
+from estimators.persistence.option_values import described, differences, in_words
 from estimators.training import Recipe
 
 SCALE = 3.0
 LONG = torch.linspace(0.1, 2.0, 1200)
+
+
+def text_of(value):
+    """The description of a value as text, equal for equal values."""
+    return json.dumps(described(value), sort_keys=True)
 
 
 class Laplacian(Gaussian):
@@ -134,7 +139,7 @@ DIFFERENT = [
 def test_equal_values_have_one_description(values):
     descriptions = [described(value) for value in values]
     assert all(description == descriptions[0] for description in descriptions)
-    assert len({digest_of(value) for value in values}) == 1
+    assert len({text_of(value) for value in values}) == 1
     assert json.loads(json.dumps(descriptions[0])) == descriptions[0]
 
 
@@ -142,7 +147,7 @@ def test_equal_values_have_one_description(values):
 def test_other_values_have_other_descriptions(values):
     for one, other in combinations(values, 2):
         assert described(one) != described(other), (one, other)
-        assert digest_of(one) != digest_of(other)
+        assert text_of(one) != text_of(other)
 
 
 @pytest.mark.parametrize("value", [v for values in EQUAL + DIFFERENT for v in values[:1]])
@@ -180,9 +185,9 @@ def test_other_code_under_the_same_name_differs():
 
 
 def test_a_global_that_a_function_names_is_part_of_it(monkeypatch):
-    before = [digest_of(value) for value in (top_level, Laplacian(2))]
+    before = [text_of(value) for value in (top_level, Laplacian(2))]
     monkeypatch.setitem(globals(), "SCALE", 4.0)
-    assert all(digest_of(value) != old for value, old in zip((top_level, Laplacian(2)), before, strict=True))
+    assert all(text_of(value) != old for value, old in zip((top_level, Laplacian(2)), before, strict=True))
 
 
 def test_differences_are_named_by_their_path():
@@ -201,7 +206,7 @@ import sys
 sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
 sys.dont_write_bytecode = True
 from {Path(__file__).stem} import *
-print([digest_of(v) for v in (top_level, closing_over(2), Laplacian(2), EQUAL[9][0], FineTune(), {{"b", "a", "c"}},
+print([text_of(v) for v in (top_level, closing_over(2), Laplacian(2), EQUAL[9][0], FineTune(), {{"b", "a", "c"}},
                               lambda f: f in {{"b", "a", "c"}})])
 """
     printed = {

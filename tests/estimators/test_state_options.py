@@ -375,7 +375,7 @@ def test_a_state_of_an_earlier_version_is_rejected_with_the_remedy(states):
     state = dict(states("map"))
     about = json.loads(state["about"])
     state["about"] = json.dumps({**about, "format": 1, "options": {"prior_precision": "1.9"}})
-    with pytest.raises(StateError, match=r"earlier version.*seed.*Try: fit again and save"):
+    with pytest.raises(StateError, match=r"format 2.*Try: fit again and save"):
         build("map").load_state_dict(state)
 
 

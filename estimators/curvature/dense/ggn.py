@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from estimators.models.jacobians import JacobianRows
 from estimators.numerics.dtype import algebra_dtype, to_algebra_dtype
 from estimators.numerics.pytrees import split_rows
 from estimators.numerics.symmetric import add_gram, mirror
@@ -17,7 +16,7 @@ from estimators.runtime.memory import rows_per_chunk
 __all__ = ["dense_ggn", "dense_hessian", "ggn_rows"]
 
 
-def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
+def ggn_rows(objective: Objective) -> Iterator[Tensor]:
     """Yield rows R = SᵀJ (B·C, P) with Λ = S Sᵀ, a chunk of B data at a time: Σ RᵀR = Σₙ Jₙᵀ Λₙ Jₙ.
 
     J has the network's dtype; S and R are in `algebra_dtype`.
@@ -28,15 +27,15 @@ def ggn_rows(objective: Objective, jacobian: JacobianRows) -> Iterator[Tensor]:
         chunk = rows_per_chunk(3 * n_outputs * network.n_parameters * algebra_dtype(network.theta.device).itemsize)
         for x, y in split_rows((batch.x, batch.y), chunk):
             root = objective.likelihood.given(y).hessian_sqrt(to_algebra_dtype(network.outputs(x)))
-            rows = torch.einsum("bck,bcp->bkp", root, to_algebra_dtype(jacobian(x)))
+            rows = torch.einsum("bck,bcp->bkp", root, to_algebra_dtype(network.jacobian(x)))
             yield rows.reshape(-1, network.n_parameters)
 
 
-def dense_ggn(objective: Objective, jacobian: JacobianRows) -> Tensor:
+def dense_ggn(objective: Objective) -> Tensor:
     """Σₙ Jₙᵀ Λₙ Jₙ (P, P), without the prior, in `algebra_dtype`."""
     n = objective.network.n_parameters
     total = objective.theta.new_zeros(n, n, dtype=algebra_dtype(objective.theta.device))
-    for rows in ggn_rows(objective, jacobian):
+    for rows in ggn_rows(objective):
         add_gram(total, rows.T)
     mirror(total)
     return total

@@ -1,4 +1,7 @@
-"""Σ a aᵀ and its eigenvectors, from the rows or from the matrix, whichever is smaller."""
+"""The sum Σ a aᵀ over the inputs a of a linear map, a factor of K-FAC, and its eigenvectors.
+
+They are computed from the stored rows a, or from the matrix, whichever is smaller.
+"""
 
 from __future__ import annotations
 

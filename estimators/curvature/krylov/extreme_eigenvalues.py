@@ -1,4 +1,4 @@
-"""The extreme eigenvalues of an A that is known by its products, and the check that A is positive definite."""
+"""The extreme eigenvalues of an A that is known by its products, and checks that A is positive definite."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from estimators.errors import IndefiniteHessianError
 from estimators.objective.float64 import to_float64
 from estimators.objective.objective import Objective
 
-__all__ = ["check_positive_definite", "extreme_eigenvalues", "positive_definite"]
+__all__ = ["check_positive_definite", "extreme_eigenvalues", "with_definite_products"]
 
-_COLUMNS, _SIZE = 4, 400
-"""Size of the Krylov space and of its blocks: the whole spectrum of up to 400 parameters, and its ends beyond."""
+_COLUMNS = 4
+"""Random start vectors: the size of a block of the Krylov space."""
+_SIZE = 400
+"""Vectors of the Krylov space. Up to 400 parameters this is the whole space, and Ritz values are the eigenvalues."""
 
 
 def check_positive_definite(product: Product, like: Tensor) -> None:
@@ -33,8 +35,14 @@ def check_positive_definite(product: Product, like: Tensor) -> None:
         raise IndefiniteHessianError(smallest=smallest, largest=largest)
 
 
-def positive_definite(objective: Objective, product_of: Callable[[Objective], Product]) -> Objective:
-    """The objective after a check that its A is positive definite; in float64 if float32 cannot show it.
+def with_definite_products(objective: Objective, product_of: Callable[[Objective], Product]) -> Objective:
+    """Return an objective whose products with A are positive definite: the given one, or else its copy in float64.
+
+    In float32, round-off may give an A that is positive definite a negative Ritz value.
+
+    Args:
+        objective: the objective.
+        product_of: makes the product v → A v of an objective.
 
     Raises:
         IndefiniteHessianError: A is not positive definite.

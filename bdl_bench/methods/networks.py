@@ -1,19 +1,37 @@
-"""Methods that train networks: deep ensembles, MC dropout and SWAG."""
+"""Methods of trained networks: the given one alone, ensembles, dropout, SWAG, and ensembles that share most weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bdl_bench.methods.registry import Method, OptionGrid, around, check_recipe, factors, preset
+from bdl_bench.methods.registry import BASELINE, PRIOR, Method, OptionGrid, around, check_recipe, factors, preset
 from bdl_bench.problem.problem import ENSEMBLE_SIZE, Problem
 from estimators import UncertaintyEstimator
-from estimators.baselines import SWAG, DeepEnsemble, MCDropout
+from estimators.baselines import (
+    SWAG,
+    DeepEnsemble,
+    GradientNorm,
+    LoRAEnsemble,
+    MCDropout,
+    MultiHeadEnsemble,
+    TemperatureScaling,
+)
 from estimators.baselines.dropout_layers import dropout_names
+from estimators.baselines.map import MAP
+from estimators.errors import UnsupportedError
 
 _RATE = 0.1
 """Dropout rate of networks that are trained here."""
 _MASKS = 30
 """Dropout masks per prediction."""
+_MEMBERS = 5
+"""Sets of adapters, as many as a deep ensemble has networks."""
+
+
+def _temperature(problem: Problem, seed: int) -> UncertaintyEstimator:  # noqa: ARG001
+    return TemperatureScaling(
+        problem.model, problem.likelihood, prior_precision=problem.prior_precision, validation=problem.validation
+    )
 
 
 def _ensemble(problem: Problem, seed: int) -> UncertaintyEstimator:
@@ -40,7 +58,28 @@ def _rates(problem: Problem, n: int) -> list[Any]:
     return [] if trained else [_RATE * factor for factor in factors(n, decades=0.6)]
 
 
+def _lora(problem: Problem, seed: int) -> UncertaintyEstimator:
+    if problem.recipe is None:
+        raise UnsupportedError(
+            "a problem with a recipe, since lora-ensemble trains its own adapters",
+            received="one without",
+            remedy="pass recipe= to Problem.",
+        )
+    if all(p.requires_grad for p in problem.model.parameters()):
+        raise UnsupportedError(
+            "a network with frozen weights and adapters",
+            received="one without frozen weights",
+            remedy="the method ensemble.",
+        )
+    return preset(LoRAEnsemble, seeded=True, n_members=_MEMBERS, recipe=problem.recipe)(problem, seed)
+
+
 PRESETS = [
+    Method(BASELINE, "the trained network alone; its epistemic variance is zero", preset(MAP), default=True),
+    Method(
+        "temperature-scaling", "the trained network at the softmax temperature of the validation rows", _temperature
+    ),
+    Method("gradient-norm", "squared norm of the gradient of each output: RegVar with A = I", preset(GradientNorm)),
     Method(
         "ensemble",
         f"{ENSEMBLE_SIZE} networks trained from different initialisations, including the given one; or your own",
@@ -58,4 +97,11 @@ PRESETS = [
         preset(SWAG, seeded=True),
         tuned_option=around("step", 1.0, decades=0.5),
     ),
+    Method(
+        "multihead-ensemble",
+        "20 last layers on the trained features, each with its own prior sample and resampled training set",
+        preset(MultiHeadEnsemble, seeded=True),
+        tuned_option=PRIOR,
+    ),
+    Method("lora-ensemble", f"{_MEMBERS} sets of LoRA adapters, each trained from its own initialisation", _lora),
 ]
