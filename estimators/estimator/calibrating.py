@@ -57,13 +57,10 @@ class CalibrationMixin(CloningMixin):
         factor = _NORMAL_NOISE if self.likelihood.kind == "regression" else _NORMAL_TEMPERATURE
         shrinkage = 1 / (2 * math.log(factor) ** 2)
         calibrate = partial(calibrate_predictions, grid=COARSE_GRID, scorer=scorer, refine=True, shrinkage=shrinkage)
-        search: Search[Self] = Search(rows, calibrate)
+        search: Search[CalibrationMixin] = Search(rows, calibrate)
         given, values = self.prior_precision, self._prior_candidates()
         for value in values:
-
-            def move(value: Any = value) -> Self:  # noqa: ANN401
-                return self._moved_to_prior(value)
-
+            move = partial(self._moved_to_prior, value)
             search.evaluate(value, move, is_given=value == given, passes_before=self.passes_)
         chosen, _, calibration = search.best()
         self._moved_to_prior(chosen.value)
