@@ -148,11 +148,6 @@ class LaplaceTorch(UncertaintyEstimator):
                 ) from error
         self.laplace_ = fitted
 
-    @property
-    def keeps_curvature(self) -> bool:
-        """Whether the fit has the data's curvature: laplace-torch stores it apart from the prior."""
-        return True
-
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
         if changed != {"prior_precision"}:
             return super()._refit(fitted, objective, changed)

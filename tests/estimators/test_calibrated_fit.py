@@ -24,11 +24,10 @@ from estimators import (
     Tuned,
     tune,
 )
-from estimators.baselines import MAP, SWAG, DeepEnsemble, LaplaceTorch, MCDropout
+from estimators.baselines import MAP, SWAG, DeepEnsemble, MCDropout
 from estimators.calibration.grid import COARSE_GRID
 from estimators.errors import DataError, NotFittedError, OptionError, UncalibratedWarning
 from estimators.laplace import SubnetworkLaplace
-from estimators.runtime.optional import optional_module
 from estimators.training import Recipe
 
 KINDS = ["regression", "classification"]
@@ -304,16 +303,6 @@ def test_a_hessian_that_is_indefinite_at_a_small_prior_precision_is_a_failed_tri
         problem.model, "classification", prior_precision=estimator.prior_precision_, curvature="hessian"
     ).fit(problem.train)
     assert torch.allclose(estimator.variance(queries()), exact.variance(queries()), rtol=1e-10)
-
-
-def test_laplace_torch_keeps_its_curvature_too():
-    optional_module("laplace", purpose="test", install="laplace-torch")
-    problem = toy("classification")
-    estimator = LaplaceTorch(problem.model, "classification", prior_precision=DELTA)
-    estimator.fit(problem.train, val_loader=problem.validation)
-    ours = fitted("laplace")
-    scores = [[trial.calibration.scores for trial in fit.calibration_.trials] for fit in (estimator, ours)]
-    assert torch.allclose(*map(torch.stack, scores), rtol=1e-3)
 
 
 def perturbed(model, seed):
