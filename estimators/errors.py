@@ -27,6 +27,7 @@ __all__ = [
     "StateError",
     "TooLargeError",
     "TuningBoundaryWarning",
+    "UncalibratedWarning",
     "UnsupportedError",
 ]
 
@@ -167,6 +168,10 @@ class NotLogitsWarning(UserWarning):
 
 class TuningBoundaryWarning(UserWarning):
     """A tuned value is the last of its range: the optimum may lie beyond."""
+
+
+class UncalibratedWarning(UserWarning):
+    """A prediction is that of the plain posterior at the given prior precision, since `fit` had no validation rows."""
 
 
 class LambdaTooLargeError(EstimatorError, ArithmeticError):

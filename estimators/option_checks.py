@@ -222,9 +222,9 @@ def checked_instance(name: str, value: T, kind: type, *, remedy: str) -> T:
     raise OptionError(f"{name}, an object of class {kind.__name__}", received=shown(value), remedy=remedy)
 
 
-def shown(value: object) -> str:
-    """Return `repr(value)`, shortened, as error messages have it."""
-    return shortened(repr(value), _LONGEST)
+def shown(value: object, longest: int = _LONGEST) -> str:
+    """Return `repr(value)`, shortened to a number of characters, as error messages have it."""
+    return shortened(repr(value), longest)
 
 
 def shortened(text: str, length: int) -> str:

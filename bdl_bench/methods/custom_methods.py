@@ -84,13 +84,20 @@ class CustomEstimator(UncertaintyEstimator):
         self,
         train_loader: Iterable[Any],
         *,
+        val_loader: Iterable[Any] | None = None,
         progress_bar: bool = False,
         checkpoint: str | Path | None = None,
         accelerator: Any = None,  # noqa: ANN401
     ) -> Self:
         """Check the data as every estimator does, and fit the method on the same loader."""
         self._loader = train_loader
-        return super().fit(train_loader, progress_bar=progress_bar, checkpoint=checkpoint, accelerator=accelerator)
+        return super().fit(
+            train_loader,
+            val_loader=val_loader,
+            progress_bar=progress_bar,
+            checkpoint=checkpoint,
+            accelerator=accelerator,
+        )
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         before = weight_checksum(self.model)
@@ -101,10 +108,10 @@ class CustomEstimator(UncertaintyEstimator):
         passes = {} if self.counts_passes else {"passes": NOT_REPORTED}
         self.method_report_ = passes | learned_values(self.method)
 
-    def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
+    def predict_uncalibrated(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
         """Return the prediction of the method's own `predict`, or that of the network's outputs and the variance."""
         if not callable(getattr(self.method, "predict", None)):
-            return super().predict(x, link_approx=link_approx, n_samples=n_samples)
+            return super().predict_uncalibrated(x, link_approx=link_approx, n_samples=n_samples)
         made = self.method.predict(x)
         if not isinstance(made, Prediction):
             raise DataError(

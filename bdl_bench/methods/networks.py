@@ -36,7 +36,7 @@ def _temperature(problem: Problem, seed: int) -> UncertaintyEstimator:  # noqa: 
 
 def _ensemble(problem: Problem, seed: int) -> UncertaintyEstimator:
     if problem.members is not None:
-        return preset(DeepEnsemble, trained_members=problem.trained_members)(problem, seed)
+        return preset(DeepEnsemble, members=problem.trained_members)(problem, seed)
     check_recipe("ensemble", problem)
     training = {"make_model": problem.make_model, "recipe": problem.recipe}
     return preset(DeepEnsemble, seeded=True, n_members=ENSEMBLE_SIZE, **training)(problem, seed)

@@ -41,6 +41,7 @@ from bdl_bench.runner.train_job import (
 )
 from bdl_bench.tasks import resolve_task
 from estimators import UncertaintyEstimator
+from estimators.calibration.grid import COARSE_GRID
 from estimators.errors import (
     IndefiniteHessianError,
     NoLastLayerError,
@@ -50,7 +51,7 @@ from estimators.errors import (
     UnsupportedError,
 )
 from estimators.runtime.rng import seeded
-from estimators.tuning import CalibrationGrid, Tuned, tune
+from estimators.tuning import Tuned, tune
 
 __all__ = ["SKIP_ERRORS", "EvaluationJob", "EvaluationResult", "Job", "evaluate_job", "execute", "failure_record"]
 
@@ -132,7 +133,9 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
         arrays, estimator = test | predictor.other_sets(), predictor.estimator
     with seeded(job.model.seed), _collected_warnings("warnings of tuning") as tuning_warnings:
         tuning = _tuned(job, estimator, problem)
-        tuned_arrays = {} if tuning is None else Predictor(problem, tuning.estimator, tuning.predict).all_sets()
+        tuned_arrays = {}
+        if tuning is not None:
+            tuned_arrays = Predictor(problem, tuning.estimator, tuning.predict_standardized).all_sets()
     kind = problem.likelihood.kind
     check_arrays(arrays)
     check_arrays(prefixed("tuned", tuned_arrays))
@@ -159,7 +162,7 @@ def _fit_and_predict(job: EvaluationJob, method: Method, problem: Problem) -> tu
         start = time.perf_counter()
         estimator = unfitted.fit(problem.train)
         fitted, passes = _now(job.device), estimator.passes_
-        predictor = Predictor(problem, estimator, estimator.predict)
+        predictor = Predictor(problem, estimator, estimator.predict_uncalibrated)
         test = predictor.test()
         predicted = _now(job.device)
     known = estimator.counts_passes
@@ -176,15 +179,6 @@ def _fit_and_predict(job: EvaluationJob, method: Method, problem: Problem) -> tu
     return predictor, test, cost
 
 
-_GRID = CalibrationGrid(
-    variance_scales=(0.0, *(10.0**k for k in range(-4, 7))),
-    softmax_temperatures=tuple(10 ** (k / 3) for k in range(-3, 4)),
-    noise_factors=tuple(10 ** (k / 3) for k in range(-3, 4)),
-)
-"""Coarse, since `tune` refines around the best point and a record should stay small. Scales reach 10⁶ for methods whose
-variance has an arbitrary scale, such as SWAG."""
-
-
 def _tuned(job: EvaluationJob, estimator: UncertaintyEstimator, problem: Problem) -> Tuned[UncertaintyEstimator] | None:
     """Tune a fitted estimator on the validation rows, by the same protocol for every method; None for no budget.
 
@@ -198,7 +192,7 @@ def _tuned(job: EvaluationJob, estimator: UncertaintyEstimator, problem: Problem
         warnings.simplefilter("ignore", TuningBoundaryWarning)
         values = [] if n == 1 or option is None else option.values(problem, n)
         name = None if option is None or not values else option.option
-        return tune(estimator, problem.validation, option=name, values=values or None, grid=_GRID)
+        return tune(estimator, problem.validation, option=name, values=values or None, grid=COARSE_GRID)
 
 
 def _with_tuning(cost: Cost, estimator: UncertaintyEstimator, tuning: Tuned[UncertaintyEstimator] | None) -> Cost:

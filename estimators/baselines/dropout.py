@@ -62,7 +62,7 @@ class MCDropout(MembersEstimator):
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 2)).eval()
         >>> dropout = MCDropout(model, "regression", n_samples=10)
-        >>> dropout.fit([(torch.randn(8, 3), torch.randn(8, 2))]).members(torch.randn(4, 3)).shape
+        >>> dropout.fit([(torch.randn(8, 3), torch.randn(8, 2))]).member_outputs(torch.randn(4, 3)).shape
         torch.Size([10, 4, 2])
     """
 

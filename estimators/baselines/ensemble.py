@@ -25,6 +25,7 @@ from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import PriorOption, checked_instance, checked_integer, checked_seed
 from estimators.persistence.state import Learned
+from estimators.runtime.module_wrappers import unwrapped
 from estimators.runtime.progress import track
 from estimators.runtime.rng import member_seeds
 from estimators.training.recipe import Recipe
@@ -40,9 +41,11 @@ class DeepEnsemble(MembersEstimator):
 
         f_1 = the given model, f_2 ... f_S = make_model() trained by `recipe` on the same loss and prior
 
-    With `trained_members` the networks f_2 ... f_S are given too, and `fit` trains nothing. The variance is that
-    between local optima over all weights; it does not approximate a Laplace variance. Each member has its own buffers,
-    such as the statistics of a BatchNorm. Unlike in the paper, there are no adversarial examples.
+    With `members` all networks are given, and `fit` trains nothing. It checks that they have the architecture of the
+    model and differ from each other, and that a copy of the model with their weights gives their outputs on the data.
+
+    The variance is that between local optima over all weights; it does not approximate a Laplace variance. Each member
+    has its own buffers, such as the statistics of a BatchNorm. Unlike in the paper, there are no adversarial examples.
 
     Args:
         model: the trained network, in eval mode; it is not changed.
@@ -52,9 +55,10 @@ class DeepEnsemble(MembersEstimator):
         make_model: builds a new network of the architecture of `model` with weights from the global random state, which
             `fit` restores.
         recipe: how to train a member; use the recipe of the model.
-        trained_members: the networks other than `model`, in eval mode, instead of `make_model` and `recipe`.
+        members: the trained networks f_2 ... f_S, in eval mode, instead of `make_model` and `recipe`. `model`, always
+            the first member, may be among them.
         n_members: the number S >= 2 of members, including the model. The members of a larger ensemble start with those
-            of a smaller one. None: 5, or one more than there are `trained_members`.
+            of a smaller one. None: 5, or the number of given networks.
         seed: the seed of initialisations and orders.
 
     Example:
@@ -63,7 +67,7 @@ class DeepEnsemble(MembersEstimator):
         >>> def network(seed):
         ...     torch.manual_seed(seed)
         ...     return nn.Linear(3, 2).eval()  # trained, in real use
-        >>> ensemble = DeepEnsemble(network(0), "regression", trained_members=[network(1), network(2)])
+        >>> ensemble = DeepEnsemble(network(0), "regression", members=[network(1), network(2)])
         >>> ensemble.fit([(torch.randn(8, 3), torch.randn(8, 2))]).variance(torch.randn(4, 3)).shape
         torch.Size([4, 2])
 
@@ -72,7 +76,7 @@ class DeepEnsemble(MembersEstimator):
         fit_report_: the passes of the fit, including the training of the members.
 
     Raises:
-        OptionError: for both or neither of `make_model` and `trained_members`. `fit` raises ModelError for a member of
+        OptionError: for both or neither of `make_model` and `members`. `fit` raises ModelError for a member of
             another architecture.
     """
 
@@ -83,18 +87,26 @@ class DeepEnsemble(MembersEstimator):
         *,
         make_model: MakeModel | None = None,
         recipe: Recipe | None = None,
-        trained_members: Sequence[nn.Module] | None = None,
+        members: Sequence[nn.Module] | None = None,
         n_members: int | None = None,
         seed: int = 0,
         prior_precision: PriorOption = 1.0,
     ) -> None:
         super().__init__(model, likelihood, prior_precision=prior_precision)
-        _check_sources(make_model, recipe, trained_members)
-        self.n_members = _number_of_members(n_members, trained_members)
+        _check_sources(make_model, recipe, members)
+        self.n_members = _number_of_members(n_members, self._others(members))
         self.make_model = checked_make_model(make_model)
         remedy = "Recipe(epochs=100)."
         self.recipe = None if recipe is None else checked_instance("recipe", recipe, Recipe, remedy=remedy)
-        self.seed, self.trained_members = checked_seed(seed), trained_members
+        self.seed, self.members = checked_seed(seed), members
+
+    def _others(self, members: Sequence[nn.Module] | None) -> list[nn.Module] | None:
+        """Return the given networks without the model itself, which may be listed once."""
+        if members is None:
+            return None
+        is_model = [isinstance(member, nn.Module) and unwrapped(member) is self.model for member in members]
+        first = is_model.index(True) if any(is_model) else None
+        return [member for i, member in enumerate(members) if i != first]
 
     export_route = "batch"
 
@@ -110,16 +122,18 @@ class DeepEnsemble(MembersEstimator):
     @property
     def retrains(self) -> bool:  # type: ignore[override]
         """Whether a fit trains networks."""
-        return self.trained_members is None
+        return self.members is None
 
     @classmethod
     def _option_names(cls) -> list[str]:
-        return [name for name in super()._option_names() if name != "trained_members"]  # compared by their tensors
+        return [name for name in super()._option_names() if name != "members"]  # compared by their tensors
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
-        if self.trained_members is not None:
-            self.members_ = _tensors_of(self.trained_members, objective)
-            self._check_exchanged(objective, self.trained_members)
+        if self.members is not None:
+            others = self._others(self.members)
+            assert others is not None
+            self.members_ = _tensors_of(others, objective)
+            self._check_exchanged(objective, others)
             return
         assert self.make_model is not None
         assert self.recipe is not None
@@ -172,18 +186,18 @@ def _number_of_members(n_members: int | None, members: Sequence[nn.Module] | Non
 def _check_sources(make_model: MakeModel | None, recipe: Recipe | None, members: Sequence[nn.Module] | None) -> None:
     if members is not None and not isinstance(members, (Sequence, nn.ModuleList)):
         raise OptionError(
-            "trained_members as a list of networks",
+            "members as a list of networks",
             received=f"a {type(members).__name__}",
-            remedy="trained_members=[network_2, network_3].",
+            remedy="members=[network_2, network_3].",
         )
     complete = make_model is not None and recipe is not None
     none = make_model is None and recipe is None
     if (members is None and not complete) or (members is not None and not none):
         raise OptionError(
-            "trained_members, or make_model and recipe to train them",
-            received=f"trained_members={'None' if members is None else f'a list of {len(members)}'}, "
+            "members, or make_model and recipe to train them",
+            received=f"members={'None' if members is None else f'a list of {len(members)}'}, "
             f"make_model={make_model}, recipe={recipe}",
-            remedy="trained_members=[...], or make_model=lambda: MyNetwork(...) and recipe=Recipe(...).",
+            remedy="members=[...], or make_model=lambda: MyNetwork(...) and recipe=Recipe(...).",
         )
 
 
@@ -193,12 +207,12 @@ def _tensors_of(members: Sequence[nn.Module], objective: Objective) -> list[dict
     for index, member in enumerate(members):
         if not isinstance(member, nn.Module):
             raise ModelError(
-                "trained_members that are torch.nn.Modules",
+                "members that are torch.nn.Modules",
                 received=f"a {type(member).__name__} at index {index}",
                 remedy="load the networks first.",
             )
         check_model(member)
-        check_architecture(member, objective.network.module, what=f"trained_members[{index}] with")
+        check_architecture(member, objective.network.module, what=f"members[{index}] with")
         found, theta = tensors_by_name(member), objective.theta
         kinds = {name: theta if t.is_floating_point() else theta.device for name, t in found.items()}
         tensors = {name: t.to(kinds[name], copy=True) for name, t in found.items()}
@@ -211,9 +225,9 @@ def _check_distinct(index: int, tensors: dict[str, Tensor], others: Sequence[dic
     """Raise ModelError if a network is passed twice, which would only reduce the variance."""
     for number, other in enumerate(others):
         if all(torch.equal(tensor, other[name]) for name, tensor in tensors.items()):
-            duplicate = "the model" if number == 0 else f"trained_members[{number - 1}]"
+            duplicate = "the model" if number == 0 else f"members[{number - 1}]"
             raise ModelError(
-                "trained_members that differ from the model and from each other",
-                received=f"the weights of {duplicate} again in trained_members[{index}]",
-                remedy="pass networks of other seeds; the model is the first member and is not listed.",
+                "members that differ from the model and from each other",
+                received=f"the weights of {duplicate} again in members[{index}]",
+                remedy="pass networks of other seeds, each once; of the model pass the object itself, or leave it out.",
             )

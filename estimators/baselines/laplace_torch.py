@@ -65,6 +65,8 @@ class LaplaceTorch(UncertaintyEstimator):
         torch.Size([4, 2])
     """
 
+    uses_prior_precision = True
+
     counts_passes = False
 
     @inherits_options(UncertaintyEstimator, CommonOptions)
@@ -153,7 +155,7 @@ class LaplaceTorch(UncertaintyEstimator):
             return super()._refit(fitted, objective, changed)
         with _library_defaults(objective.theta):  # laplace-torch stores the data's curvature apart from the prior
             self.laplace_ = copy.copy(fitted.laplace_)
-            self.laplace_.prior_precision = self.prior_precision
+            self.laplace_.prior_precision = float(objective.prior.precision[0])
         return None
 
     def _variance(self, x: PyTree) -> Tensor:

@@ -50,7 +50,7 @@ class LoRAEnsemble(DeepEnsemble):
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
         >>> _ = model[0].requires_grad_(False)  # the frozen network; a trained peft model in real use
         >>> ensemble = LoRAEnsemble(model, "regression", recipe=Recipe(epochs=2), n_members=3)
-        >>> ensemble.fit([(torch.randn(8, 3), torch.randn(8, 2))]).members(torch.randn(4, 3)).shape
+        >>> ensemble.fit([(torch.randn(8, 3), torch.randn(8, 2))]).member_outputs(torch.randn(4, 3)).shape
         torch.Size([3, 4, 2])
     """
 

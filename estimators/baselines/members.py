@@ -43,7 +43,7 @@ class MembersEstimator(UncertaintyEstimator):
     def _members(self, x: PyTree) -> Tensor:
         """Return f_s(x) of all members at checked inputs, (S, M, C), detached."""
 
-    def members(self, x: PyTree) -> Tensor:
+    def member_outputs(self, x: PyTree) -> Tensor:
         """Return the outputs f_s(x) of all members.
 
         Args:
@@ -78,8 +78,13 @@ class MembersEstimator(UncertaintyEstimator):
             OptionError: for an unknown `link_approx`.
             NotFittedError, ModelChangedError, DataError: as `variance`.
         """
+        return self._finish_prediction(self.predict_uncalibrated(x, link_approx=link_approx, n_samples=n_samples))
+
+    def predict_uncalibrated(
+        self, x: PyTree, *, link_approx: str | None = None, n_samples: int | None = None
+    ) -> Prediction:
         checked_choice("link_approx", link_approx, ("probit", "mc", None), remedy="leave it out.")
-        members = self.members(x)
+        members = self.member_outputs(x)
         samples = members if n_samples is None else self._draw_members(members, n_samples, seed=0)
         averaged = link_approx == "mc" or (link_approx is None and self.likelihood.kind != "regression")
         made = self.likelihood.predict(members.mean(0), members.var(0), samples if averaged else None)

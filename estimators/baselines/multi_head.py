@@ -68,7 +68,7 @@ class MultiHeadEnsemble(MembersEstimator):
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> ensemble = MultiHeadEnsemble(model, "regression", n_heads=3)
-        >>> ensemble.fit([(torch.randn(20, 3), torch.randn(20, 2))]).members(torch.randn(4, 3)).shape
+        >>> ensemble.fit([(torch.randn(20, 3), torch.randn(20, 2))]).member_outputs(torch.randn(4, 3)).shape
         torch.Size([3, 4, 2])
     """
 

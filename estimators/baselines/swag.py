@@ -69,7 +69,7 @@ class SWAG(MembersEstimator):
         >>> from estimators.training import Recipe
         >>> recipe = Recipe(epochs=3, optimizer="sgd", lr=0.01, schedule="constant")
         >>> swag = SWAG(nn.Linear(3, 2), "regression", recipe=recipe, n_samples=5)
-        >>> swag.fit([(torch.randn(8, 3), torch.randn(8, 2))]).members(torch.randn(4, 3)).shape
+        >>> swag.fit([(torch.randn(8, 3), torch.randn(8, 2))]).member_outputs(torch.randn(4, 3)).shape
         torch.Size([5, 4, 2])
     """
 

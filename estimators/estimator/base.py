@@ -11,13 +11,16 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from estimators.calibration.validation import ValidationRows
 from estimators.data.batch import first_batch
 from estimators.data.checks import check_inputs
 from estimators.data.distributed import ProcessGroup
 from estimators.data.inputs import as_inputs
 from estimators.data.training_data import TrainingData
 from estimators.errors import DataError, OptionError, UnsupportedError
+from estimators.estimator.calibrating import CalibrationMixin
 from estimators.estimator.export import ExportMixin
+from estimators.estimator.options import changed_options
 from estimators.estimator.weight_space import WeightSpaceMixin
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.likelihoods.prediction import BRIDGES, Prediction, from_covariance
@@ -31,7 +34,14 @@ from estimators.models.network import Network
 from estimators.models.subsets import SubsetSpec, checked_subset, delta_of_names, entries_of_names, matching_names
 from estimators.numerics.pytrees import PyTree, n_rows, without_graph
 from estimators.objective.objective import LabelLoss, Objective, Prior
-from estimators.option_checks import PriorOption, checked_choice, checked_integer, checked_precision, checked_prior_mean
+from estimators.option_checks import (
+    PriorOption,
+    checked_choice,
+    checked_integer,
+    checked_precision,
+    checked_prior_mean,
+    shown,
+)
 from estimators.persistence.checkpoint import Checkpoint, CheckpointFile
 from estimators.persistence.weight_checksum import weight_checksum
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
@@ -40,7 +50,7 @@ from estimators.runtime.rng import preserved_random_state
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
 
-class UncertaintyEstimator(WeightSpaceMixin, ExportMixin):
+class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
     """The predictive variance of a trained network. Base class of all estimators.
 
     The trained network is taken as a maximum of the posterior with the loss (sums over rows, never means)
@@ -60,6 +70,10 @@ class UncertaintyEstimator(WeightSpaceMixin, ExportMixin):
         prior_mean: θ₀: a number, a tensor (P,), or a mapping as for `prior_precision`, such as a state dict.
         subset_of_weights: "all" (every parameter with requires_grad), "last_layer", or globs over parameter names. The
             other parameters are fixed.
+
+    Attributes:
+        calibration_: what `fit` chose on its validation rows, with every score; None without validation rows.
+        prior_precision_: the prior precision of the fit.
 
     Raises:
         OptionError: for an invalid option.
@@ -93,21 +107,48 @@ class UncertaintyEstimator(WeightSpaceMixin, ExportMixin):
         self.prior_mean = checked_prior_mean(prior_mean)
         self.subset_of_weights = checked_subset(subset_of_weights)
 
+    def __repr__(self) -> str:
+        """Return the network, the likelihood, the options that differ from their defaults, and the state of the fit."""
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        parts = [f"{type(self.model).__name__} of {n_parameters:,} parameters", shown(self.likelihood, 80)]
+        parts += [f"{name}={' '.join(shown(value, 80).split())}" for name, value in changed_options(self).items()]
+        if not hasattr(self, "objective_"):
+            return f"{type(self).__name__}({', '.join(parts)}; not fitted)"
+        fit = f"fitted on {self.n_data_:,} rows"
+        if self.calibration_ is not None:
+            fit += f", calibrated on {self.calibration_.validation_rows:,}"
+        return f"{type(self).__name__}({', '.join(parts)}; {fit})"
+
     @exclusively
     def fit(
         self,
         train_loader: Iterable[Any],
         *,
+        val_loader: Iterable[Any] | None = None,
         progress_bar: bool = False,
         checkpoint: str | Path | None = None,
         accelerator: Any = None,  # noqa: ANN401
     ) -> Self:
-        """Compute what `variance` needs from the training data.
+        """Compute what `variance` needs from the training data, and calibrate it on validation data if there are any.
+
+        With a validation loader, `fit` also chooses three numbers by the smallest mean −log p(y | x) of its rows: the
+        prior precision, a scale of the variance, and a softmax temperature (in regression a factor of σ). `predict` is
+        then calibrated, and `calibration_` has every score. A weak penalty keeps temperature and noise near 1 if there
+        are few rows. The candidates include the network without variance, with its best temperature or noise and
+        without any change, so that its mean −log p(y | x) is not made worse on these rows.
+
+        The prior precision is chosen if this fit stores the data's curvature: among values from a tenth to ten times
+        the given one, without a pass over the training data. If each value would need a new fit, as with RegVar, the
+        given one is kept; `estimators.tune` tries others.
+
+        `variance`, `covariance` and `sample` are those of the posterior at the chosen prior precision,
+        `prior_precision_`. Variance scale and temperature are applied to predictions only.
 
         The model, its mode and the global random state do not change, even if an exception is raised.
 
         Args:
             train_loader: the training data, a re-iterable of (x, y) or of dicts with "labels".
+            val_loader: rows that the network was not trained on, a re-iterable of the same kind. None: no calibration.
             progress_bar: whether to show progress.
             checkpoint: a file. A finished fit is stored there as `save` writes it, and the same call loads it.
                 LinearResponse also writes its progress: the same call in another process continues from there, and
@@ -125,6 +166,7 @@ class UncertaintyEstimator(WeightSpaceMixin, ExportMixin):
             TooLargeError: if a matrix does not fit into memory.
             StateError, ModelChangedError: if the checkpoint belongs to another fit.
         """
+        validation = None if val_loader is None else ValidationRows.of(val_loader)
         with preserved_random_state():
             objective = replace(self._build_objective(train_loader), process_group=ProcessGroup.of(accelerator))
             objective.process_group.check_equal(objective.theta, objective.batches)
@@ -132,9 +174,12 @@ class UncertaintyEstimator(WeightSpaceMixin, ExportMixin):
                 self._checked_fit(objective, progress_bar=progress_bar)
             else:
                 self._fit_with_checkpoint(Path(checkpoint), objective, progress_bar=progress_bar)
-        self.objective_, self._calibrated_by = objective, None
+        self._set_fitted(objective, None)
         self._report_derivatives(objective)
         self.weight_checksum_ = weight_checksum(self.model, objective.network.params)
+        if validation is not None:
+            with preserved_random_state():
+                self._calibrate(validation)
         if checkpoint is not None and objective.process_group.is_main_process:
             self.save(checkpoint)
         return self
@@ -171,12 +216,14 @@ class UncertaintyEstimator(WeightSpaceMixin, ExportMixin):
         return self._make_objective(network, TrainingData.checked(train_loader, network, self.likelihood))
 
     def _make_objective(self, network: Network, batches: TrainingData) -> Objective:
+        return Objective(network, LabelLoss(self.likelihood), self._prior(network, self.prior_precision), batches)
+
+    def _prior(self, network: Network, precision: PriorOption) -> Prior:
         # A state dict also has buffers and further names of tied weights, which decide on no entry of θ.
         buffers = dict(network.module.named_buffers(remove_duplicate=False))
         ignored = {*buffers, *(name for names in network.subset.aliases.values() for name in names[1:])}
         mean = entries_of_names("prior_mean", self.prior_mean, network.subset, network.theta, ignored=ignored)
-        prior = Prior(precision_vector(self.prior_precision, network), mean)
-        return Objective(network, LabelLoss(self.likelihood), prior, batches)
+        return Prior(precision_vector(precision, network), mean)
 
     def _parameter_names(self, train_loader: Iterable[Any]) -> list[str]:
         if self.subset_of_weights == "last_layer":
@@ -323,6 +370,9 @@ class UncertaintyEstimator(WeightSpaceMixin, ExportMixin):
     def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
         """Return the predictive distribution: mean, epistemic variance, and noise or class probabilities.
 
+        After a fit with validation data it is calibrated. After a fit without them it is that of the plain posterior at
+        the given prior precision, which is often much too wide or too narrow, and the first call warns.
+
         Args:
             x: M query rows.
             link_approx: how classification and binary average probabilities over the posterior: "probit" (MacKay 1992),
@@ -340,6 +390,29 @@ class UncertaintyEstimator(WeightSpaceMixin, ExportMixin):
             UnsupportedError: for "mc" if this estimator has no function samples, and for a bridge without a covariance,
                 or unless there is one class prediction per row.
             NotFittedError, ModelChangedError, DataError: as `variance`.
+
+        Warns:
+            UncalibratedWarning: once per fit, if a posterior at `prior_precision` was not calibrated.
+        """
+        return self._finish_prediction(self.predict_uncalibrated(x, link_approx=link_approx, n_samples=n_samples))
+
+    @exclusively
+    def predict_uncalibrated(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
+        """Return the predictive distribution of the posterior at `prior_precision_`, without calibration.
+
+        It is in the units of the network's outputs: `target_shift` and `target_scale` of a Gaussian are not applied.
+        An estimator with its own predictive distribution overrides this.
+
+        Args:
+            x: M query rows.
+            link_approx: "probit" or "mc", as for `predict`.
+            n_samples: the number of function samples for "mc".
+
+        Returns:
+            The prediction.
+
+        Raises:
+            OptionError, UnsupportedError, NotFittedError, ModelChangedError, DataError: as `predict`.
         """
         checked_choice("link_approx", link_approx, ("probit", "mc", "mc_independent", *BRIDGES))
         x = self._prepare_query(x)

@@ -34,6 +34,9 @@ class CloningMixin(SavingMixin):
     def clone_with(self, **options: Any) -> Self:  # noqa: ANN401
         """Return a new fit with other options, on the same model and training rows. This fit does not change.
 
+        The new fit has the prior precision of this fit, unless `options` names another. If `fit` chose it on validation
+        rows, it becomes an option of the new estimator. The calibration of predictions is kept if no option changes.
+
         The data's curvature is reused if the method stores it and the change allows it: for another δ, and for another
         σ of all outputs, with which the curvature scales as 1/σ². Otherwise the new fit computes everything again.
 
@@ -51,6 +54,9 @@ class CloningMixin(SavingMixin):
         """
         self._check_fitted()
         check_unchanged(self.model, self.weight_checksum_, self.network_.params)
+        same = not options
+        if self.prior_precision_ != self.prior_precision:
+            options = {"prior_precision": self.prior_precision_, **options}
         new: Self = clone(self, options)
         if new.likelihood.kind != self.likelihood.kind:
             raise OptionError(
@@ -65,7 +71,8 @@ class CloningMixin(SavingMixin):
                 new._refit(self, objective, changed)
                 new._report_passes(objective)
             objective.network.check.forget_gradients()
-        new.objective_, new.weight_checksum_ = objective, weight_checksum(self.model, objective.network.params)
+        new._set_fitted(objective, self.calibration_ if same else None)
+        new.weight_checksum_ = weight_checksum(self.model, objective.network.params)
         new._report_derivatives(objective)
         return new
 

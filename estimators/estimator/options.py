@@ -10,7 +10,14 @@ from estimators.errors import UnsupportedError
 from estimators.models.subsets import SubsetSpec
 from estimators.option_checks import PriorOption
 
-__all__ = ["CommonOptions", "PriorOptions", "constructor_options", "inherits_options", "stored_option"]
+__all__ = [
+    "CommonOptions",
+    "PriorOptions",
+    "changed_options",
+    "constructor_options",
+    "inherits_options",
+    "stored_option",
+]
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -64,6 +71,18 @@ def constructor_options(kind: type) -> list[str]:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return list(names)
+
+
+def changed_options(part: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the options of an object other than the model and the likelihood whose values are not the defaults."""
+    defaults: dict[str, Any] = {}
+    for base in type(part).__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters
+            defaults = {**{name: p.default for name, p in parameters.items()}, **defaults}
+    names = [name for name in constructor_options(type(part)) if name not in ("model", "likelihood")]
+    values = {name: getattr(part, name) for name in names if hasattr(part, name)}
+    return {name: value for name, value in values.items() if repr(value) != repr(defaults.get(name))}
 
 
 def stored_option(part: Any, name: str) -> Any:  # noqa: ANN401

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from estimators.calibration.record import CalibrationRecord
+from estimators.calibration.stored import belongs_to_record, decode_record, encode_record
 from estimators.data.training_data import AbsentTrainingData, TrainingData
 from estimators.errors import CalibrationNotSavedWarning, NotFittedError, StateError, UnsupportedError
 from estimators.estimator.fit_report import FitReport
@@ -21,9 +23,20 @@ from estimators.models.exclusive import exclusively
 from estimators.models.network import Network
 from estimators.models.self_check import DerivativeReport
 from estimators.numerics.pytrees import RowLayout
-from estimators.objective.objective import Objective
+from estimators.objective.objective import Objective, Prior
+from estimators.option_checks import PriorOption
 from estimators.persistence.option_values import described
-from estimators.persistence.state import ABOUT, TUNING, About, FittedState, Learned, model_digest, read_file, write_file
+from estimators.persistence.state import (
+    ABOUT,
+    CALIBRATION,
+    TUNING,
+    About,
+    FittedState,
+    Learned,
+    model_digest,
+    read_file,
+    write_file,
+)
 from estimators.persistence.weight_checksum import WeightChecksum, check_unchanged, weight_checksum
 from estimators.runtime.rng import preserved_random_state
 
@@ -47,9 +60,13 @@ class SavingMixin(ABC):
 
     model: nn.Module
     likelihood: Likelihood
+    prior_precision: PriorOption
+    calibration_: CalibrationRecord | None = None
+    """What `fit` chose on its validation rows, with every score; None without validation rows."""
     objective_: Objective
     weight_checksum_: WeightChecksum
     fit_report_: FitReport
+    _warned: bool = False
     _calibrated_by: str | None = None
     """The calibration that tuning chose for the predictions, in words; it is not a part of the fit."""
 
@@ -86,7 +103,8 @@ class SavingMixin(ABC):
         tensors, learned = self._get_fit_state()
         if type(self.fit_report_) is FitReport:
             learned = {**learned, _PASSES: self.fit_report_.passes}
-        return {**tensors, ABOUT: self._about(self.objective_, learned).to_json()}
+        calibration = {} if self.calibration_ is None else encode_record(self.calibration_, CALIBRATION)
+        return {**tensors, **calibration, ABOUT: self._about(self.objective_, learned).to_json()}
 
     @exclusively
     def load_state_dict(self, state: Mapping[str, Tensor | str]) -> Self:
@@ -112,11 +130,19 @@ class SavingMixin(ABC):
         objective = self._make_objective(
             network, AbsentTrainingData((), about.n_data, checksum=about.checksum, layout=layout)
         )
+        calibration = decode_record(state, CALIBRATION)[0] if CALIBRATION in state else None
+        if calibration is not None and calibration.option.name is not None:
+            objective = replace(objective, prior=self._prior(network, calibration.value))
         self._load_fit_state(state, objective)
-        self.objective_, self._calibrated_by = objective, None
+        self._set_fitted(objective, calibration)
         self.weight_checksum_ = weight_checksum(self.model, network.params)
         self._report_derivatives(objective)
         return self
+
+    def _set_fitted(self, objective: Objective, calibration: CalibrationRecord | None) -> None:
+        """Set what every fit has."""
+        self.objective_, self.calibration_ = objective, calibration
+        self._calibrated_by, self._warned = None, False
 
     def _report_passes(self, objective: Objective) -> None:
         """Set the passes of the fit in `fit_report_`, unless the estimator has its own class of reports."""
@@ -135,6 +161,7 @@ class SavingMixin(ABC):
     def _load_fit_state(self, state: Mapping[str, Tensor | str], objective: Objective) -> None:
         """Load the learned part of a state that has been checked."""
         tensors = {name: t.to(objective.theta.device) for name, t in state.items() if isinstance(t, Tensor)}
+        tensors = {name: t for name, t in tensors.items() if not belongs_to_record(name, CALIBRATION)}
         learned = About.of(state).finished()
         passes = learned.pop(_PASSES, None)
         self._set_fit_state(objective, tensors, learned)
@@ -231,6 +258,15 @@ class SavingMixin(ABC):
     def _on_data_attached(self, objective: Objective) -> None:  # noqa: B027
         """Use the training data that were attached to a loaded fit."""
 
+    @property
+    def prior_precision_(self) -> float | Mapping[str, float]:
+        """The prior precision of the fit: the one that validation rows chose, or `prior_precision`, in 1/weight²."""
+        calibration = self.calibration_
+        chosen: float | Mapping[str, float] = (
+            self.prior_precision if calibration is None or calibration.option.name is None else calibration.value
+        )
+        return chosen
+
     def _about(self, objective: Objective, learned: dict[str, Any]) -> About:
         batches, names = objective.batches, list(objective.network.subset.shapes)
         assert batches.checksum is not None
@@ -267,6 +303,10 @@ class SavingMixin(ABC):
     @abstractmethod
     def _make_objective(self, network: Network, batches: TrainingData) -> Objective:
         """Return the objective L of these options over batches."""
+
+    @abstractmethod
+    def _prior(self, network: Network, precision: float | Mapping[str, float]) -> Prior:
+        """Return the prior of these options with another precision."""
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "objective_"):

@@ -78,6 +78,7 @@ class LastLayerLaplace(UpdateMixin):
     """
 
     export_route = "batch"
+    uses_prior_precision = True
 
     @inherits_options(UncertaintyEstimator, PriorOptions)
     def __init__(
@@ -122,6 +123,11 @@ class LastLayerLaplace(UpdateMixin):
     def _precision_for(self, prior_precision: Tensor) -> LastLayerPrecision:
         prior = self.last_layer_.to_matrix(prior_precision)
         return _STRUCTURES[self.hessian_structure].precision(self.factors_, prior)
+
+    @property
+    def keeps_curvature(self) -> bool:
+        """Whether the fit has the data's curvature: always."""
+        return True
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
         ratio = fitted._curvature_ratio(self, changed)

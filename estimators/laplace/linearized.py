@@ -90,6 +90,7 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
     """
 
     export_route = "rows"
+    uses_prior_precision = True
 
     @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
@@ -190,6 +191,11 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.inverse_, self.jacobian_backend_ = learned["inverse"], learned["jacobian_backend"]
         self._set_curvature(objective, restored(objective, tensors, learned["curvature"], curvature=self.curvature))
+
+    @property
+    def keeps_curvature(self) -> bool:
+        """Whether the fit has the data's curvature. Products by "cg" are solved again for each prior precision."""
+        return self.inverse_ != "cg"
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
         ratio = fitted._curvature_ratio(self, changed)

@@ -78,6 +78,7 @@ class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
     """
 
     export_route = "rows"
+    uses_prior_precision = True
     precision_: ColumnPrecision
 
     @inherits_options(UncertaintyEstimator, CommonOptions)

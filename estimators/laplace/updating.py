@@ -62,7 +62,7 @@ class UpdateMixin(UncertaintyEstimator):
                     self._add_rows(objective, combined)
             finally:
                 network.check.forget_gradients()
-        self.objective_, self._calibrated_by = combined, None
+        self._set_fitted(combined, None)
         self._report_derivatives(combined)
         return self
 

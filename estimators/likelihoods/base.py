@@ -154,6 +154,17 @@ class Likelihood(ABC):
             remedy='implement sample_labels(f, uniform), or use fisher="exact".',
         )
 
+    def to_target_units(self, prediction: Prediction) -> Prediction:
+        """Return a prediction in the original units of the targets.
+
+        Args:
+            prediction: a prediction in the units of the network's outputs.
+
+        Returns:
+            The prediction itself, unless the likelihood has other units, as `Gaussian(target_scale=...)`.
+        """
+        return prediction
+
     def curvature_ratio(self, other: Likelihood) -> float | None:
         """Return the number s with Λ = s Λ_other at any f.
 

@@ -24,6 +24,12 @@ class Gaussian(Likelihood):
     Args:
         sigma_noise: σ > 0, the standard deviation of the noise in units of the target: a number, or one per
             output (C,).
+        target_shift: the mean by which the targets were standardised, in original units: a number, or one per output
+            (C,), such as `StandardScaler.mean_` of scikit-learn.
+        target_scale: the standard deviation > 0 by which they were divided, such as `StandardScaler.scale_`.
+
+    The network, the loaders and σ are in standardised units. `predict` returns the distribution of the original target,
+    target_shift + target_scale · y. `variance`, `covariance` and `sample` are of the network's outputs.
 
     Example:
         >>> Gaussian(sigma_noise=0.5).hessian(torch.zeros(1, 2))
@@ -33,21 +39,64 @@ class Gaussian(Likelihood):
 
     kind = "regression"
 
-    def __init__(self, sigma_noise: float | Sequence[float] | Tensor = 1.0) -> None:
-        self.sigma_noise = _checked_sigma(sigma_noise)
+    def __init__(
+        self,
+        sigma_noise: float | Sequence[float] | Tensor = 1.0,
+        *,
+        target_shift: float | Sequence[float] | Tensor = 0.0,
+        target_scale: float | Sequence[float] | Tensor = 1.0,
+    ) -> None:
+        remedy = "pass the standard deviation of the noise, for instance the RMSE on validation data."
+        self.sigma_noise = _checked_values("sigma_noise", sigma_noise, positive=True, remedy=remedy)
+        remedy = "StandardScaler.mean_ and .scale_, or the mean and standard deviation of the training targets."
+        self.target_shift = _checked_values("target_shift", target_shift, positive=False, remedy=remedy)
+        self.target_scale = _checked_values("target_scale", target_scale, positive=True, remedy=remedy)
 
     def __repr__(self) -> str:
-        return f"Gaussian(sigma_noise={self.sigma_noise})"
+        units = "" if self._standard else f", target_shift={self.target_shift}, target_scale={self.target_scale}"
+        return f"Gaussian(sigma_noise={self.sigma_noise}{units})"
+
+    @property
+    def _standard(self) -> bool:
+        """Whether targets and outputs have the same units."""
+        return not (isinstance(self.target_shift, Tensor) or isinstance(self.target_scale, Tensor)) and (
+            (self.target_shift, self.target_scale) == (0.0, 1.0)
+        )
+
+    def with_sigma(self, sigma_noise: float | Sequence[float] | Tensor) -> Gaussian:
+        """Return a likelihood with another σ and the same units.
+
+        Args:
+            sigma_noise: the new σ, as for the constructor.
+
+        Returns:
+            The new likelihood.
+        """
+        return Gaussian(sigma_noise, target_shift=self.target_shift, target_scale=self.target_scale)
 
     def _sigma(self, f: Tensor) -> Tensor:
-        sigma = torch.as_tensor(self.sigma_noise, dtype=f.dtype, device=f.device)
-        if sigma.ndim == 1 and sigma.shape[0] != f.shape[-1]:
+        return self._per_output("sigma_noise", f)
+
+    def _per_output(self, name: str, f: Tensor) -> Tensor:
+        """Return an option as a tensor () or (C,) for outputs f (B, C)."""
+        values = torch.as_tensor(getattr(self, name), dtype=f.dtype, device=f.device)
+        if values.ndim == 1 and values.shape[0] != f.shape[-1]:
             raise DataError(
-                f"one sigma_noise for each of the {f.shape[-1]} outputs",
-                received=f"{sigma.shape[0]} of them",
+                f"one {name} for each of the {f.shape[-1]} outputs",
+                received=f"{values.shape[0]} of them",
                 remedy="pass a single number or one per output.",
             )
-        return sigma
+        return values
+
+    def to_target_units(self, prediction: Prediction) -> Prediction:
+        if self._standard:
+            return prediction
+        f = prediction.mean
+        shift, scale = (
+            self._per_output(name, f.flatten(1)).expand(f[:1].numel()).reshape(f.shape[1:])
+            for name in ("target_shift", "target_scale")
+        )
+        return prediction.rescaled(shift=shift, scale=scale)
 
     def curvature_ratio(self, other: Likelihood) -> float | None:
         if self is other or not isinstance(other, Gaussian):
@@ -82,6 +131,8 @@ class Gaussian(Likelihood):
 
     def check_targets(self, f: Tensor, y: Tensor) -> None:
         check_same_shape(f, y)
+        for name in ("target_shift", "target_scale"):
+            self._per_output(name, f.flatten(1))
         if y.dtype != f.dtype:
             raise DataError(
                 f"targets of dtype {f.dtype}", received=f"{y.dtype}", remedy="convert: y.to(outputs.dtype)."
@@ -98,21 +149,18 @@ class Gaussian(Likelihood):
         return Prediction(mean, variance, self.kind, aleatoric_variance=noise, total_variance=variance + noise)
 
 
-def _checked_sigma(value: object) -> float | Tensor:
-    """Return a standard deviation as a number or a tensor (C,)."""
+def _checked_values(name: str, value: object, *, positive: bool, remedy: str) -> float | Tensor:
+    """Return an option as a number or a tensor (C,)."""
     number = None if isinstance(value, Tensor) and value.ndim else as_number(value)
     try:
         exact = None if isinstance(value, Tensor) else torch.float64  # Python's numbers are of that type
-        sigma = torch.as_tensor(value if number is None else number, dtype=exact).detach()
-        usable = sigma.ndim <= 1 and sigma.numel() > 0 and not sigma.is_complex()
+        values = torch.as_tensor(value if number is None else number, dtype=exact).detach()
+        usable = values.ndim <= 1 and values.numel() > 0 and not values.is_complex()
         usable = usable and torch.as_tensor(value).dtype != torch.bool
-        usable = usable and bool(torch.isfinite(sigma).all()) and bool((sigma > 0).all())
+        usable = usable and bool(torch.isfinite(values).all()) and not (positive and bool((values <= 0).any()))
     except (TypeError, ValueError, RuntimeError):
         usable = False
     if usable:
-        return sigma if number is None else float(number)
-    raise OptionError(
-        "sigma_noise > 0: a standard deviation, a number or one per output",
-        received=shown(value),
-        remedy="pass the standard deviation of the noise, for instance the RMSE on validation data.",
-    )
+        return values if number is None else float(number)
+    meaning = f"{name} > 0: a standard deviation" if positive else f"a finite {name}"
+    raise OptionError(f"{meaning}, a number or one per output", received=shown(value), remedy=remedy)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ BRIDGES = ("bridge", "bridge_norm")
 """Names of the Laplace bridge, without and with the correction of the norm."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """Predictive distribution at M queries with C outputs, or with outputs (M, ...) of several dimensions.
 
@@ -27,8 +29,8 @@ class Prediction:
     scores from them: a probability below 1e-45 rounds to 0 in float32, and one above 1 − 6e-8 rounds to 1.
 
     Attributes:
-        mean: mean of the network outputs (logits for classification), (M, C).
-        epistemic_variance: variance of the network outputs, (M, C).
+        mean: mean of the network outputs (logits for classification), (M, C); in regression of the target.
+        epistemic_variance: variance of the network outputs, (M, C); in regression in squared units of the target.
         kind: "regression", "classification" or "binary".
         aleatoric_variance: noise variance (M, C) in squared units of the target; regression only.
         total_variance: epistemic plus aleatoric variance (M, C); regression only.
@@ -57,6 +59,87 @@ class Prediction:
     log_odds: Tensor | None = None
     covariance: Tensor | None = None
     concentration: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Return the kind, the shape and averages, not the tensors."""
+        return f"Prediction({self.kind}, {len(self.mean)} rows; {', '.join(self._summary())})"
+
+    def _summary(self) -> Iterator[str]:
+        yield f"mean {tuple(self.mean.shape)}"
+        if not self.mean.numel():
+            return
+        if self.kind == "regression":
+            yield f"average std {float(self.std.mean()):.4g}"
+        yield f"average epistemic_variance {float(self.epistemic_variance.mean()):.4g}"
+        if self.entropy is not None:
+            yield f"average entropy {float(self.entropy.mean()):.4g} nats"
+        if self.link_approx is not None:
+            yield f"link_approx={self.link_approx!r}"
+        if self.samples is not None:
+            yield f"{len(self.samples)} samples"
+
+    @property
+    def std(self) -> Tensor:
+        """The predictive standard deviation, (M, C).
+
+        In regression it is that of the target, √total_variance, in its units. Otherwise it is that of the network
+        outputs (logits), √epistemic_variance.
+        """
+        return (self.epistemic_variance if self.total_variance is None else self.total_variance).sqrt()
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Return the central interval that contains the target with a probability, for the Gaussian predictive.
+
+        Args:
+            level: the probability, in (0, 1).
+
+        Returns:
+            Lower and upper ends, (M, C) each, in units of the target: mean ± z std with z = Φ⁻¹((1 + level) / 2).
+
+        Raises:
+            OptionError: for a level outside (0, 1).
+            UnsupportedError: unless the prediction is of regression.
+        """
+        level = checked_number("level", level, above=0, below=1, remedy="0.95.")
+        if self.kind != "regression":
+            raise UnsupportedError(
+                "a regression prediction, whose target has an interval",
+                received=f"a {self.kind} prediction",
+                remedy="use probs, entropy, or mean ± z std for the logits.",
+            )
+        half = NormalDist().inv_cdf((1 + level) / 2) * self.std
+        return self.mean - half, self.mean + half
+
+    def rescaled(self, *, shift: Tensor | float, scale: Tensor | float) -> Prediction:
+        """Return the prediction of shift + scale · y, such as the original target of a standardised one.
+
+        Args:
+            shift: a number or a tensor that broadcasts to the outputs of a row, in the new units.
+            scale: the same, in new units per unit of y.
+
+        Returns:
+            A new prediction.
+
+        Raises:
+            UnsupportedError: unless the prediction is of regression.
+        """
+        if self.kind != "regression":
+            raise UnsupportedError(
+                "a regression prediction, whose target has units",
+                received=f"a {self.kind} prediction",
+                remedy="use the prediction as it is.",
+            )
+        assert self.aleatoric_variance is not None
+        assert self.total_variance is not None
+        square = scale**2
+        return replace(
+            self,
+            mean=shift + scale * self.mean,
+            epistemic_variance=square * self.epistemic_variance,
+            aleatoric_variance=square * self.aleatoric_variance,
+            total_variance=square * self.total_variance,
+            samples=None if self.samples is None else shift + scale * self.samples,
+        )
 
     def calibrated(self, *, variance_scale: float = 1.0, softmax_temperature: float = 1.0) -> Prediction:
         """Return the prediction with a rescaled epistemic variance and with logits divided by a temperature.

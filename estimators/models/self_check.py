@@ -48,7 +48,7 @@ OUTPUTS, DISPLACED = "outputs", "displaced weights"
 """Names in the report of the comparisons that are not of a derivative."""
 
 
-@dataclass
+@dataclass(repr=False)
 class DerivativeReport:
     """What was compared with plain autograd, and which routes were chosen because of it.
 
@@ -63,6 +63,14 @@ class DerivativeReport:
     largest_error: dict[str, float] = field(default_factory=dict)
     routes: dict[str, str] = field(default_factory=dict)
     disagreements: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Return the number of rows, the largest error and the first routes that were replaced."""
+        error = max(self.largest_error.values(), default=0.0)
+        replaced = "".join(f"; {text[:200]}" for text in self.disagreements[:2])
+        more = f"; {len(self.disagreements) - 2} more" if len(self.disagreements) > 2 else ""
+        rows = max(self.rows.values(), default=0)
+        return f"DerivativeReport({rows} rows compared, largest relative error {error:.2g}{replaced}{more})"
 
     def record_agreement(self, what: str, rows: int, error: float) -> None:
         """Add a comparison in which a route agreed with plain autograd.

@@ -2,7 +2,8 @@
 
 A state is a flat dict: tensors by name, and under "about" a JSON text with what they belong to: the estimator and its
 options by value, a digest of the model, and the number of rows and sums of the training data. Loading raises StateError
-for what differs. A tuned estimator has its calibration and its table under "tuning".
+for what differs. The result of `tune` has its calibration and its table under "tuning", and a fit with validation rows
+under "calibration".
 """
 
 from __future__ import annotations
@@ -23,9 +24,20 @@ from estimators.persistence.checksums import DatasetChecksum, digest
 from estimators.persistence.option_values import differences
 from estimators.runtime.module_wrappers import named_tensors
 
-__all__ = ["ABOUT", "PROGRESS", "TUNING", "About", "FittedState", "Learned", "model_digest", "read_file", "write_file"]
+__all__ = [
+    "ABOUT",
+    "CALIBRATION",
+    "PROGRESS",
+    "TUNING",
+    "About",
+    "FittedState",
+    "Learned",
+    "model_digest",
+    "read_file",
+    "write_file",
+]
 
-ABOUT, TUNING, PROGRESS = "about", "tuning", "progress"
+ABOUT, TUNING, PROGRESS, CALIBRATION = "about", "tuning", "progress", "calibration"
 FORMAT = 2
 _ORDERS = "orders in memory"
 FittedState = dict[str, Tensor | str]

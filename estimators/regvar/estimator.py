@@ -103,6 +103,8 @@ class RegVar(UncertaintyEstimator):
     """
 
     export_route = "rows"
+    uses_prior_precision = True
+
     fit_report_: RegVarReport
     refit_objective_: Objective
 

@@ -17,7 +17,7 @@ from estimators.regvar.solvers.base import SolverReport
 __all__ = ["RegVarReport", "relative_gradient", "relative_to_prior"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RegVarReport(FitReport):
     """Diagnostics and cost of a RegVar fit.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import nn
 
-from estimators.errors import OptionError
+from estimators.errors import OptionError, UncalibratedWarning
 from estimators.runtime.rng import preserved_random_state
 from estimators.testing import checks as _checks
 from estimators.testing.estimator_under_test import Capabilities, EstimatorUnderTest, Make
@@ -128,7 +129,8 @@ def _outcome(name: str, tested: EstimatorUnderTest, reason: str | None) -> Outco
     if reason is not None:
         return Outcome(name, "skipped", reason)
     try:
-        with preserved_random_state():
+        with preserved_random_state(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UncalibratedWarning)
             CHECKS[name](tested)
     except NotApplicable as reason_found:
         return Outcome(name, "skipped", str(reason_found))

@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 
 import torch
 
+from estimators.calibration.calibration import Calibration, calibrate_predictions, warn_at_boundary
+from estimators.calibration.grid import IDENTITY
+from estimators.calibration.refinement import Optimum, refine_between_neighbours
+from estimators.calibration.scores import Score, Scorer
+from estimators.calibration.trials import Trial
+from estimators.calibration.tuned_option import TunedOption, is_number
+from estimators.calibration.validation import ValidationRows
 from estimators.errors import IndefiniteHessianError, OptionError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.likelihoods import Gaussian
-from estimators.tuning.calibration import Calibration, calibrate_predictions, warn_at_boundary
-from estimators.tuning.grid import IDENTITY
-from estimators.tuning.refinement import Optimum, refine_between_neighbours
-from estimators.tuning.scores import Score, Scorer
-from estimators.tuning.trials import Trial
 from estimators.tuning.tune import grid_search
 from estimators.tuning.tuned import Tuned
-from estimators.tuning.tuned_option import TunedOption, is_number
-from estimators.tuning.validation import ValidationRows
 
 __all__ = ["optimize_prior_precision"]
 
@@ -111,7 +111,8 @@ def _maximize_evidence(estimator: E, values: Sequence[Any]) -> Tuned[E]:
     chosen = next(trial for trial in trials if trial.value == value)
     assert chosen.calibration is not None
     seconds = time.perf_counter() - start
-    return Tuned(fitted, chosen.calibration, _PRIOR_PRECISION, trials, chosen, seconds, validation_rows=0)
+    record = chosen.calibration, _PRIOR_PRECISION, trials, chosen, seconds
+    return Tuned(*record, validation_rows=0, estimator=fitted)
 
 
 class _NegativeEvidence:

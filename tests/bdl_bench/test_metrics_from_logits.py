@@ -22,9 +22,9 @@ from bdl_bench.metrics.per_example import top_labels
 from bdl_bench.problem import Problem
 from bdl_bench.records.predictions import Predictor
 from estimators.baselines.map import MAP
+from estimators.calibration.scores import negative_log_predictive
 from estimators.likelihoods import Bernoulli, Categorical
 from estimators.likelihoods.prediction import Prediction
-from estimators.tuning.scores import negative_log_predictive
 
 GAPS = [50, 100, 200, 500, 1000]
 ROWS, CLASSES, INPUTS = 40, 4, 6

@@ -124,10 +124,10 @@ def ensemble(**options):
 
 
 def test_the_same_network_twice_is_no_ensemble():
-    with pytest.raises(ModelError, match=r"weights of the model again in trained_members\[1\]"):
-        ensemble(trained_members=[OTHERS[0], copy.deepcopy(MODEL)]).fit(BATCHES)
-    with pytest.raises(ModelError, match=r"trained_members\[0\] again"):
-        ensemble(trained_members=[OTHERS[0], OTHERS[0]]).fit(BATCHES)
+    with pytest.raises(ModelError, match=r"weights of the model again in members\[1\]"):
+        ensemble(members=[OTHERS[0], copy.deepcopy(MODEL)]).fit(BATCHES)
+    with pytest.raises(ModelError, match=r"members\[0\] again"):
+        ensemble(members=[OTHERS[0], OTHERS[0]]).fit(BATCHES)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,10 @@ def test_the_same_network_twice_is_no_ensemble():
         {},
         {"make_model": fresh},
         {"recipe": LONG},
-        {"trained_members": OTHERS, "make_model": fresh, "recipe": LONG},
-        {"trained_members": OTHERS, "recipe": LONG},
-        {"trained_members": []},
-        {"trained_members": OTHERS, "n_members": 5},
+        {"members": OTHERS, "make_model": fresh, "recipe": LONG},
+        {"members": OTHERS, "recipe": LONG},
+        {"members": []},
+        {"members": OTHERS, "n_members": 5},
     ],
 )
 def test_members_or_a_way_to_train_them_but_not_both(options):
@@ -149,17 +149,17 @@ def test_members_or_a_way_to_train_them_but_not_both(options):
 
 def test_trained_members_are_copied_at_the_fit_saved_and_loaded(tmp_path):
     mutable = [copy.deepcopy(each) for each in OTHERS]
-    fitted = ensemble(trained_members=mutable).fit(BATCHES)
+    fitted = ensemble(members=mutable).fit(BATCHES)
     before = fitted.variance(X)
     with torch.no_grad():
         mutable[0][0].weight.zero_()
     assert torch.equal(fitted.variance(X), before)
     assert not fitted.retrains
     fitted.save(tmp_path / "ensemble.safetensors")
-    again = ensemble(trained_members=OTHERS).load(tmp_path / "ensemble.safetensors")
+    again = ensemble(members=OTHERS).load(tmp_path / "ensemble.safetensors")
     assert torch.equal(again.variance(X), before)
     assert torch.equal(
-        fitted.clone_with(prior_precision=2.0).variance(X), ensemble(trained_members=mutable).fit(BATCHES).variance(X)
+        fitted.clone_with(prior_precision=2.0).variance(X), ensemble(members=mutable).fit(BATCHES).variance(X)
     )
 
 
@@ -184,8 +184,8 @@ def test_a_cached_training_still_says_so(tmp_path):
 
 def test_members_in_wrappers_are_the_networks_inside():
     wrapped = [nn.DataParallel(copy.deepcopy(each)).eval() for each in OTHERS]
-    expected = ensemble(trained_members=OTHERS).fit(BATCHES).variance(X)
-    assert torch.equal(ensemble(trained_members=wrapped).fit(BATCHES).variance(X), expected)
+    expected = ensemble(members=OTHERS).fit(BATCHES).variance(X)
+    assert torch.equal(ensemble(members=wrapped).fit(BATCHES).variance(X), expected)
     assert problem(members=wrapped).trained_members == wrapped
 
 

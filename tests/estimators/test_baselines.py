@@ -156,7 +156,7 @@ def test_other_options_and_changed_models_are_refused(name, problem):
 def test_the_prediction_of_members_is_that_of_their_mixture(name, kind, make_problem):
     problem = make_problem(kind, make(3 if kind == "classification" else 2))
     fitted = build(name, problem).fit(problem.loader)
-    f = fitted.members(problem.query)
+    f = fitted.member_outputs(problem.query)
     assert isinstance(fitted, MembersEstimator)
     prediction = fitted.predict(problem.query)
     centre = sum(f) / len(f)
@@ -181,7 +181,7 @@ def test_the_prediction_of_members_is_that_of_their_mixture(name, kind, make_pro
 @members
 def test_samples_are_members_drawn_with_replacement(name, problem):
     fitted = build(name, problem).fit(problem.loader)
-    f, drawn = fitted.members(problem.query), fitted.sample(problem.query, 40, seed=1)
+    f, drawn = fitted.member_outputs(problem.query), fitted.sample(problem.query, 40, seed=1)
     hits = (drawn[:, None] == f).flatten(2).all(-1)  # (40, S)
     assert hits.sum(1).eq(1).all()
     assert hits.any(0).all()  # forty draws of at most six
@@ -201,7 +201,7 @@ def test_outputs_of_several_dimensions_keep_their_shape(name, make_problem):
     prediction = fitted.predict(problem.query)
     assert fitted.variance(problem.query).shape == prediction.mean.shape == (7, 2, 3)
     assert torch.allclose(prediction.epistemic_variance, fitted.variance(problem.query), rtol=1e-10)
-    assert prediction.samples.shape == fitted.members(problem.query).shape == (len(prediction.samples), 7, 2, 3)
+    assert prediction.samples.shape == fitted.member_outputs(problem.query).shape == (len(prediction.samples), 7, 2, 3)
     assert fitted.covariance(problem.query).shape == (7, 6, 6)
     assert fitted.sample(problem.query, 2).shape == (2, 7, 2, 3)
 

@@ -40,7 +40,7 @@ def test_dropout_at_a_mask_is_the_network_with_each_row_dropped_alike(make_probl
     problem = make_problem("classification", Twice(), shape=(2, 4))
     fitted = MCDropout(problem.model, "classification", n_samples=4000, seed=2).fit(problem.loader)
     x = torch.cat([problem.query[:1]] * 3)
-    members = fitted.members(x)
+    members = fitted.member_outputs(x)
     assert torch.allclose(members[:, 0], members[:, 2], rtol=1e-12)  # all rows have the same mask
     in_train_mode = copy.deepcopy(problem.model).train()
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_dropout_by_hand_on_a_plain_network(make_problem):
     with torch.no_grad():
         hidden = problem.model[0](problem.x).tanh()  # (20, 5)
     masks = set()
-    for f in fitted.members(problem.x):
+    for f in fitted.member_outputs(problem.x):
         solved = torch.linalg.lstsq(hidden, f).solution  # diag(m) W₂ᵀ / (1 − p)
         mask = (solved / problem.model[3].weight.T.detach()).mean(1) * (1 - p)
         assert torch.allclose(mask, mask.round(), atol=1e-8)
@@ -92,7 +92,7 @@ def test_a_network_without_dropout_is_trained_with_it_before_each_linear_layer_b
     with torch.no_grad():
         assert torch.allclose(fitted.predict(problem.query).mean, by_hand.eval()(problem.query), atol=0.1)
     larger = MCDropout(problem.model, "classification", seed=3, **{**options, "n_samples": 305}).fit(problem.loader)
-    assert torch.equal(larger.members(problem.query)[:300], fitted.members(problem.query))
+    assert torch.equal(larger.member_outputs(problem.query)[:300], fitted.member_outputs(problem.query))
 
 
 def test_a_linear_layer_behind_a_convolution_has_dropout_too(make_problem):

@@ -37,7 +37,7 @@ def test_an_ensemble_is_the_model_and_copies_trained_by_hand(make_problem):
     with torch.no_grad():
         outputs = torch.stack([model(problem.query) for model in networks])
     fitted = ensemble(problem).fit(problem.loader)
-    assert torch.allclose(fitted.members(problem.query), outputs, rtol=1e-9)
+    assert torch.allclose(fitted.member_outputs(problem.query), outputs, rtol=1e-9)
     assert torch.allclose(fitted.variance(problem.query), torch.var(outputs, dim=0), rtol=1e-9)
     assert torch.allclose(fitted.predict(problem.query).mean, torch.mean(outputs, dim=0), rtol=1e-9)
 
@@ -45,7 +45,7 @@ def test_an_ensemble_is_the_model_and_copies_trained_by_hand(make_problem):
 def test_a_larger_ensemble_begins_with_the_same_members_and_another_seed_has_others(make_problem):
     problem = make_problem("classification", make())
     small, large, other = (
-        ensemble(problem, **changed).fit(problem.loader).members(problem.query)
+        ensemble(problem, **changed).fit(problem.loader).member_outputs(problem.query)
         for changed in ({"n_members": 2}, {"n_members": 4}, {"n_members": 2, "seed": 5})
     )
     assert torch.equal(large[:2], small)

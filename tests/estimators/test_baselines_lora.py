@@ -49,7 +49,7 @@ def test_members_are_the_model_and_fresh_heads_trained_by_hand(make_problem, unt
         outputs = torch.stack([model(problem.query) for model in networks])
     with untouched(problem.model):
         fitted = ensemble(problem).fit(problem.loader)
-    assert torch.allclose(fitted.members(problem.query), outputs, rtol=1e-9)
+    assert torch.allclose(fitted.member_outputs(problem.query), outputs, rtol=1e-9)
     assert torch.allclose(fitted.variance(problem.query), torch.var(outputs, dim=0), rtol=1e-9)
     assert fitted.variance(problem.query).min() > 1e-4
     assert [sorted(member) for member in fitted.members_] == [sorted(TRAINED)] * 2
@@ -128,4 +128,4 @@ def test_it_is_a_deep_ensemble_whose_members_are_made_of_the_model(make_problem)
         seed=4,
         prior_precision=2.5,
     )
-    assert torch.equal(whole.fit(problem.loader).members(problem.query), adapters.members(problem.query))
+    assert torch.equal(whole.fit(problem.loader).member_outputs(problem.query), adapters.member_outputs(problem.query))

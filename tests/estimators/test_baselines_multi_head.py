@@ -48,7 +48,7 @@ def test_heads_of_a_regression_are_weighted_ridge_solutions(make_problem):
         by_hand = torch.linalg.solve(precision, (phi.T * weight) @ problem.y / 0.36 + 2.5 * anchor.T).T
         assert torch.allclose(head, by_hand, rtol=1e-6, atol=1e-7)
     outputs = torch.einsum("sce,me->smc", fitted.heads_, features_of(problem, problem.query))
-    assert torch.allclose(fitted.members(problem.query), outputs, rtol=1e-10)
+    assert torch.allclose(fitted.member_outputs(problem.query), outputs, rtol=1e-10)
     assert torch.allclose(fitted.variance(problem.query), outputs.var(0), rtol=1e-10)
 
 
@@ -160,7 +160,7 @@ def test_heads_of_a_language_model_are_used_at_every_place():
     with torch.no_grad():
         phi = torch.tanh(model.words(tokens).cumsum(1))
     outputs = torch.einsum("sce,mte->smtc", fitted.heads_, phi)
-    assert torch.allclose(fitted.members(tokens), outputs, rtol=1e-10)
+    assert torch.allclose(fitted.member_outputs(tokens), outputs, rtol=1e-10)
     assert fitted.variance(tokens).shape == (9, 6, 5)
     generator = torch.Generator().manual_seed(SEED)
     anchors = torch.randn(2, 20, generator=generator, dtype=torch.float64).reshape(2, 5, 4) / 2.5**0.5

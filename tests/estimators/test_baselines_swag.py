@@ -87,7 +87,7 @@ def test_swag_over_a_subset_moves_nothing_else(make_problem):
     assert fitted.iterates_.mean.shape == (18,)
     with torch.no_grad():
         features = torch.cat([problem.model[:3](problem.query), torch.ones(7, 1).double()], dim=1)
-    f = fitted.members(problem.query) - problem.model(problem.query).detach()
+    f = fitted.member_outputs(problem.query) - problem.model(problem.query).detach()
     left = torch.linalg.svd(features)[0][:, 6:]  # what features (7, 6) cannot reach
     assert float((left.T @ f).abs().max()) < 1e-10 < float(f.abs().max())
 

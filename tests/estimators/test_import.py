@@ -87,9 +87,11 @@ def test_the_blocked_packages_are_really_blocked():
 def test_own_methods_fit_and_predict_without_the_optional_packages():
     code = """
     import copy
+    import warnings
 
     from estimators import LastLayerLaplace, LinearizedLaplace, LinearResponse, NewtonRefit, Pointwise, RegVar
     from estimators.baselines import MAP, DeepEnsemble, GradientNorm
+    from estimators.errors import UncalibratedWarning
     from estimators.training import Recipe, train_map
 
     short, untrained = Recipe(epochs=2), copy.deepcopy(model)
@@ -103,8 +105,9 @@ def test_own_methods_fit_and_predict_without_the_optional_packages():
         RegVar(model, "classification", regularizer=Pointwise(), solver=NewtonRefit()),
         MAP(model, "classification"),
         GradientNorm(model, "classification"),
-        DeepEnsemble(model, "classification", trained_members=[untrained], n_members=2),
+        DeepEnsemble(model, "classification", members=[untrained], n_members=2),
     ]
+    warnings.simplefilter("ignore", UncalibratedWarning)
     for estimator in fits:
         estimator.fit(loader)
         assert estimator.variance(x).shape == (12, 3)

@@ -100,6 +100,7 @@ REAL = {
     "average",
     "sigma_noise",
 }
+REAL |= {"target_shift", "target_scale"}
 WHOLE = {
     "mc_samples",
     "rank", "n_parameters", "max_rank", "n_samples", "n_members", "n_heads", "max_iter", "n_draws", "n_probes", "seed",
@@ -110,8 +111,8 @@ NUMBERS = [(name, option) for name, option in OPTIONS if option in REAL | WHOLE]
 MAY_BE_NONE = {"tol", "rate", "batch_size", "micro_batch_size", "rao_blackwell", "preconditioner", "basis_dtype", "of",
                "last_layer_name", "regularizer", "solver", "recipe", "make_model"}  # fmt: skip
 GOOD = {"rate": 0.5, "class_dim": 1, "momentum": 0.5, "average": 0.5, "step": 1.0}
-MAY_BE_SEVERAL = {"sigma_noise", "prior_precision", "prior_mean"}
-NEGATIVE = {"prior_mean", "class_dim", "ignore_index", "seed"}
+MAY_BE_SEVERAL = {"sigma_noise", "prior_precision", "prior_mean", "target_shift", "target_scale"}
+NEGATIVE = {"target_shift", "prior_mean", "class_dim", "ignore_index", "seed"}
 
 
 def made_with(name, option, value):
@@ -125,7 +126,7 @@ def test_a_number_may_come_in_any_type(name, option):
     kinds = [np.float32, np.float64, torch.tensor, lambda v: np.array([v])] if option in REAL else []
     if option in WHOLE:
         kinds = [np.int64, np.int32, torch.tensor, np.array]
-    if option == "sigma_noise":
+    if option in MAY_BE_SEVERAL:
         kinds = kinds[:-1]  # an array of one is of one output
     if option == "lr" and name == "recipe":
         value = 0.5

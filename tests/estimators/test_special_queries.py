@@ -180,7 +180,7 @@ def test_members_of_an_ensemble_have_their_own_weights_in_special_rows():
         for p in member.parameters():
             p.mul_(1.5)
     loader = rows()
-    estimator = DeepEnsemble(model, "regression", trained_members=[member]).fit(loader)
+    estimator = DeepEnsemble(model, "regression", members=[member]).fit(loader)
     queries = loader[0][0].clone()
     queries[2:5, 0] = 9.0
     with torch.no_grad():

@@ -54,7 +54,7 @@ RECIPE = {
     "schedule": "cosine",
     "average": 0.2,
 }
-GAUSSIAN = {"sigma_noise": 0.7}
+GAUSSIAN = {"sigma_noise": 0.7, "target_shift": 0.3, "target_scale": 1.4}
 BASE = {
     "prior_precision": {"0.*": 1.9, "*": 2.0},
     "prior_mean": 0.2,
@@ -199,7 +199,7 @@ CASES = {
 }
 COMPARED_NOWHERE = {
     "model",
-    "trained_members",
+    "members",
     "validation",
     "solver.vmap_chunk_size",
     "solver.recipe.micro_batch_size",

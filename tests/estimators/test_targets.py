@@ -22,11 +22,11 @@ from estimators import (
 from estimators.baselines.laplace_torch import LaplaceTorch
 from estimators.baselines.multi_head import MultiHeadEnsemble
 from estimators.baselines.temperature import TemperatureScaling
+from estimators.calibration.scores import negative_log_predictive
 from estimators.diagnostics import diagnose
 from estimators.errors import DataError, OptionError
 from estimators.likelihoods import Likelihood
 from estimators.training import Recipe, train_map
-from estimators.tuning.scores import negative_log_predictive
 
 DELTA = 0.7
 EXACT = LinearResponse(tol=1e-12)

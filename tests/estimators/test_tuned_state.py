@@ -182,7 +182,7 @@ def test_an_option_of_any_type_is_kept(option, values, given):
     tuned = tuned_of("draws", option=option, values=values, **given)
     for point in tuned.trials:
         state = Tuned(
-            point_fit(tuned, point), point.calibration, tuned.option, tuned.trials, point, 1.0, 23
+            point.calibration, tuned.option, tuned.trials, point, 1.0, 23, estimator=point_fit(tuned, point)
         ).state_dict()
         again = Tuned.from_state_dict(state, build("draws", **given))
         assert same(again.value, point.value)
@@ -248,7 +248,7 @@ def test_a_tuned_state_of_other_options_or_another_model_is_rejected():
         Tuned.from_state_dict(state, build("cholesky"))
     with pytest.raises(ModelChangedError):
         Tuned.from_state_dict(state, build("draws", model=network(4)))
-    with pytest.raises(StateError, match="tuning of format 2"):
+    with pytest.raises(StateError, match="calibration of format 2"):
         Tuned.from_state_dict({**state, "tuning": json.dumps({"format": 9})}, build("draws"))
     solver = tuned_of("fine tune", option="solver.lam", values=[1e-4]).state_dict()
     with pytest.raises(StateError, match=r"option that was tuned, solver\.lam"):
@@ -259,7 +259,7 @@ def test_what_cannot_be_saved_says_so():
     tuned = tuned_of("cholesky")
     laplace = LaplaceTorch(network(), "classification")
     with pytest.raises((UnsupportedError, NotFittedError)):
-        Tuned(laplace, tuned.calibration, tuned.option, tuned.trials, tuned.chosen, 1.0, 23).state_dict()
+        Tuned(tuned.calibration, tuned.option, tuned.trials, tuned.chosen, 1.0, 23, estimator=laplace).state_dict()
 
 
 def test_another_process_loads_it(tmp_path):

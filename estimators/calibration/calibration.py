@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from estimators.calibration.grid import DEFAULT_GRID, CalibrationGrid
+from estimators.calibration.refinement import Optimum, refine_between_neighbours
+from estimators.calibration.scores import Score, Scorer
+from estimators.calibration.validation import ValidationPredictions, apply_calibration
 from estimators.errors import OptionError, TuningBoundaryWarning
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.prediction import Prediction
-from estimators.tuning.grid import DEFAULT_GRID, CalibrationGrid
-from estimators.tuning.refinement import Optimum, refine_between_neighbours
-from estimators.tuning.scores import Score, Scorer
-from estimators.tuning.validation import ValidationPredictions, apply_calibration
 
 __all__ = ["Calibration", "calibrate", "calibrate_predictions", "warn_at_boundary"]
 
@@ -58,6 +58,17 @@ class Calibration:
         """Whether the choice lies between points of the grid."""
         second = self.grid.noise_or_temperature(self.kind)
         return not (self.variance_scale in self.grid.variance_scales and self.noise_or_temperature in second)
+
+    @property
+    def uncalibrated_score(self) -> float:
+        """The score with variance scale 1 and temperature or noise factor 1."""
+        second = self.grid.noise_or_temperature(self.kind)
+        return float(self.scores[self.grid.variance_scales.index(1.0), second.index(1.0)])
+
+    def __repr__(self) -> str:
+        """Return the choice and its score, without the scores of the grid."""
+        chosen = ", ".join(f"{name}={value:.4g}" for name, value in self.chosen().items() if name != "score")
+        return f"Calibration({self.kind}, {chosen}, {self.score_name} {self.score:.4g}, {self.scores.numel()} points)"
 
     @property
     def second_name(self) -> str:
@@ -182,16 +193,34 @@ def calibrate(
 
 
 def calibrate_predictions(
-    rows: ValidationPredictions, grid: CalibrationGrid, scorer: Scorer, *, refine: bool
+    rows: ValidationPredictions, grid: CalibrationGrid, scorer: Scorer, *, refine: bool, shrinkage: float = 0.0
 ) -> Calibration:
-    """Return the best calibration of validation predictions, without a warning at a boundary."""
+    """Return the best calibration of validation predictions, without a warning at a boundary.
+
+    With `refine`, the best point with scale 0 is refined too, since the search in logarithms does not reach 0. The
+    network without variance, at its best temperature or noise, is a candidate of every method.
+
+    With `shrinkage` w > 0, the score has a penalty w (log t)² / M for a temperature or noise factor t and M rows: the
+    negative logarithm of a normal prior on log t. If all M rows are classified correctly, the score alone has no
+    minimum in t.
+    """
+
+    def score(variance_scale: float, noise_or_temperature: float) -> float:
+        penalty = shrinkage * math.log(noise_or_temperature) ** 2 / rows.n_rows
+        return rows.score(scorer, variance_scale, noise_or_temperature) + penalty
+
     axes = grid.variance_scales, grid.noise_or_temperature(rows.kind)
     locations = list(product(*axes))
-    scores = [rows.score(scorer, *location) for location in locations]
+    scores = [score(*location) for location in locations]
     best = min(range(len(locations)), key=lambda i: (scores[i], *map(_distance_from_one, locations[i])))
     found = Optimum(locations[best], scores[best])
     if refine:
-        found = refine_between_neighbours(lambda *location: rows.score(scorer, *location), found, axes)
+        starts = [found]
+        without_variance = [i for i, location in enumerate(locations) if location[0] == 0]
+        if without_variance and found.location[0] > 0:
+            i = min(without_variance, key=lambda i: (scores[i], _distance_from_one(locations[i][1])))
+            starts.append(Optimum(locations[i], scores[i]))
+        found = _best_refined(score, starts, axes)
     return Calibration(
         rows.kind,
         grid,
@@ -199,10 +228,17 @@ def calibrate_predictions(
         variance_scale=found.location[0],
         noise_or_temperature=found.location[1],
         score=found.score,
-        score_name=scorer.name,
+        score_name=f"penalized {scorer.name}" if shrinkage else scorer.name,
         sigma=rows.sigma_noise,
         evaluations=found.evaluations,
     )
+
+
+def _best_refined(score: Callable[..., float], starts: list[Optimum], axes: tuple[Sequence[float], ...]) -> Optimum:
+    """Refine around every start, and return the best result, the first of equal ones, with all evaluations."""
+    refined = [refine_between_neighbours(score, start, axes) for start in starts]
+    best = min(refined, key=lambda optimum: optimum.score)
+    return replace(best, evaluations=sum(optimum.evaluations for optimum in refined))
 
 
 def warn_at_boundary(names: Sequence[str], values: Mapping[str, Any]) -> None:

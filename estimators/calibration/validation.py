@@ -5,20 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from estimators.calibration.scores import Scorer
 from estimators.data.training_data import TrainingData
 from estimators.errors import DataError
-from estimators.estimator.base import UncertaintyEstimator
+from estimators.likelihoods import Likelihood
 from estimators.likelihoods.prediction import Prediction
 from estimators.numerics.dtype import algebra_dtype
+from estimators.numerics.pytrees import PyTree
 from estimators.runtime.rng import preserved_random_state
-from estimators.tuning.scores import Scorer
 
-__all__ = ["ValidationPredictions", "ValidationRows", "apply_calibration"]
+__all__ = ["Predictor", "ValidationPredictions", "ValidationRows", "apply_calibration"]
+
+
+class Predictor(Protocol):
+    """A fitted estimator, of which calibration needs predictions only."""
+
+    likelihood: Likelihood
+
+    def predict_uncalibrated(self, x: PyTree) -> Prediction:
+        """Return the prediction before calibration, in the units of the network's outputs."""
+        ...
 
 
 def apply_calibration(prediction: Prediction, variance_scale: float, noise_or_temperature: float) -> Prediction:
@@ -109,11 +120,11 @@ class ValidationRows:
         with preserved_random_state():
             return cls(TrainingData.unchecked(loader, keep=True))
 
-    def predicted(self, estimator: UncertaintyEstimator) -> ValidationPredictions:
+    def predicted(self, estimator: Predictor) -> ValidationPredictions:
         """Return the predictions of a fitted estimator with its default link approximation."""
         predictions, targets = [], []
         for batch in self.batches:
-            prediction = estimator.predict(batch.x)
+            prediction = estimator.predict_uncalibrated(batch.x)
             estimator.likelihood.check_targets(prediction.mean, batch.y)
             predictions.append(prediction)
             targets.append(batch.y)

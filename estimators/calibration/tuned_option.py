@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 
 from estimators.errors import OptionError, UnsupportedError
-from estimators.estimator.base import UncertaintyEstimator
-from estimators.likelihoods import Gaussian
+from estimators.likelihoods import Gaussian, Likelihood
 from estimators.option_checks import as_number
 from estimators.persistence.option_values import described
 
-__all__ = ["TunedOption", "is_number", "log_spaced"]
+__all__ = ["DECADES", "Tunable", "TunedOption", "is_number", "log_spaced"]
 
-E = TypeVar("E", bound=UncertaintyEstimator)
+DECADES = 1.0
+"""The default range of an option on either side of the given value: a trained δ or σ has the right magnitude."""
+
+
+class Tunable(Protocol):
+    """What a fitted estimator has for tuning, beside its options."""
+
+    likelihood: Likelihood
+
+    @property
+    def prior_precision_(self) -> float | Mapping[str, float]:
+        """The prior precision of the fit."""
+        ...
+
+    def clone_with(self, **options: Any) -> Self:  # noqa: ANN401
+        """Return a new fit with other options."""
+        ...
+
+
+E = TypeVar("E", bound=Tunable)
 
 _UNITS = {"prior_precision": "1/weight²", "sigma_noise": "target"}
 
@@ -36,12 +54,14 @@ class TunedOption:
         """The unit of the values, None if it is not known."""
         return _UNITS.get(self.name or "")
 
-    def value_of(self, estimator: UncertaintyEstimator) -> Any:  # noqa: ANN401
+    def value_of(self, estimator: Tunable) -> Any:  # noqa: ANN401
         """Return the value in an estimator. Raises OptionError for an unknown name, UnsupportedError without σ."""
         if self.name is None:
             return None
         if self.name == "sigma_noise":
             return _sigma_noise(estimator)
+        if self.name == "prior_precision":
+            return estimator.prior_precision_
         try:
             return reduce(getattr, self.name.split("."), estimator)
         except AttributeError as error:
@@ -53,12 +73,17 @@ class TunedOption:
 
     def refit(self, estimator: E, value: Any) -> E:  # noqa: ANN401
         """Return a new fit with this value."""
-        assert self.name is not None
-        if self.name == "sigma_noise":
-            return estimator.clone_with(likelihood=Gaussian(value))
-        return estimator.clone_with(**{self.name: value})
+        return estimator.clone_with(**self.as_options(estimator, value))
 
-    def candidates(self, estimator: UncertaintyEstimator, values: Sequence[Any] | None, *, decades: float) -> list[Any]:
+    def as_options(self, estimator: Tunable, value: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Return the arguments of `clone_with` for this value."""
+        assert self.name is not None
+        if self.name != "sigma_noise":
+            return {self.name: value}
+        likelihood = estimator.likelihood
+        return {"likelihood": likelihood.with_sigma(value) if isinstance(likelihood, Gaussian) else Gaussian(value)}
+
+    def candidates(self, estimator: Tunable, values: Sequence[Any] | None, *, decades: float) -> list[Any]:
         """Return the value of the given fit and the requested ones, numbers in ascending order.
 
         If no values are requested, take four per decade around the given one. Raises OptionError if that is not
@@ -110,7 +135,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     return value if number is None else number
 
 
-def _sigma_noise(estimator: UncertaintyEstimator) -> Any:  # noqa: ANN401
+def _sigma_noise(estimator: Tunable) -> Any:  # noqa: ANN401
     if not isinstance(estimator.likelihood, Gaussian):
         raise UnsupportedError(
             "a Gaussian likelihood, which has a sigma_noise", received=repr(estimator.likelihood), remedy="option=None."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from estimators.errors import OptionError
 from estimators.option_checks import as_number, shown
 
-__all__ = ["DEFAULT_GRID", "IDENTITY", "CalibrationGrid"]
+__all__ = ["COARSE_GRID", "DEFAULT_GRID", "IDENTITY", "CalibrationGrid"]
 
 _SCALES = (0.0, *(10 ** (k / 2) for k in range(-8, 9)))
 _FACTORS = tuple(10 ** (k / 6) for k in range(-6, 7))
@@ -65,4 +65,11 @@ class CalibrationGrid:
 
 
 DEFAULT_GRID = CalibrationGrid()
+COARSE_GRID = CalibrationGrid(
+    variance_scales=(0.0, *(10.0**k for k in range(-4, 7))),
+    softmax_temperatures=tuple(10 ** (k / 3) for k in range(-3, 4)),
+    noise_factors=tuple(10 ** (k / 3) for k in range(-3, 4)),
+)
+"""A third of the points of `DEFAULT_GRID`, for a search that refines around the best point. Scales reach 10⁶ for
+methods whose variance has an arbitrary scale, such as SWAG."""
 IDENTITY = CalibrationGrid((), (), ())

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from estimators.tuning.calibration import Calibration
+from estimators.calibration.calibration import Calibration
 
 __all__ = ["ScoreGrid", "Trial"]
 
@@ -39,7 +39,7 @@ class Trial:
         return None if self.calibration is None else self.calibration.score
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScoreGrid:
     """Scores over the values of the tuned option and the variance scales. Fits that failed are left out.
 
@@ -52,3 +52,8 @@ class ScoreGrid:
     values: tuple[float, ...]
     variance_scales: tuple[float, ...]
     scores: Tensor
+
+    def __repr__(self) -> str:
+        """Return the shape and the smallest score."""
+        shape, least = tuple(self.scores.shape), float(self.scores.min())
+        return f"ScoreGrid({shape[0]} values and {shape[1]} variance scales, smallest score {least:.4g})"
