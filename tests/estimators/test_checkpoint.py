@@ -3,10 +3,7 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,16 +65,18 @@ def killed_after(n_writes):
 
 def fit_and_die(name, path, n_writes):
     """Run by a process of its own."""
-    torch.set_num_threads(1)
     killed_after(n_writes)
     estimator(name).fit(rows(), checkpoint=path)
 
 
-def in_another_process(name, path, n_writes):
-    here = Path(__file__)
-    code = f"import sys; sys.path[:0] = {[str(here.parent), str(here.parents[2])]!r}; import {here.stem} as t; "
-    code += f"t.fit_and_die({name!r}, {str(path)!r}, {n_writes})"
-    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+@pytest.fixture
+def fit_killed(fork_server):
+    """fit_killed(name, path, n): a fit in another process, which is killed after its n-th write."""
+
+    def run(name, path, n_writes):
+        assert fork_server.run(fit_and_die, name, str(path), n_writes) == -signal.SIGKILL
+
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -87,13 +86,12 @@ def often(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
 @pytest.mark.parametrize("name", FITS)
-def test_a_fit_killed_on_its_way_goes_on_to_the_same_end(name, tmp_path):
+def test_a_fit_killed_on_its_way_goes_on_to_the_same_end(name, fit_killed, tmp_path):
     path = tmp_path / "fit.safetensors"
     writes = {"in sample batches": 15, "draws": 2, "bounds": 2, "conjugate": 3}.get(
         name, 5
     )  # 15: within the second of three sample batches
-    died = in_another_process(name, path, writes)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    fit_killed(name, path, writes)
     with pytest.raises(StateError, match=r"finished fit.*checkpoint="):
         estimator(name).load(path)
     resumed = estimator(name).fit(rows(), checkpoint=path)
@@ -109,9 +107,9 @@ def test_a_fit_killed_on_its_way_goes_on_to_the_same_end(name, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
 @pytest.mark.parametrize("name", ["sgd", "bounds"])
-def test_it_goes_on_and_does_not_begin_again(name, tmp_path, monkeypatch):
+def test_it_goes_on_and_does_not_begin_again(name, fit_killed, tmp_path, monkeypatch):
     path, x = tmp_path / "fit.safetensors", rows()[0][0]
-    in_another_process(name, path, 8 if name == "sgd" else 2)
+    fit_killed(name, path, 8 if name == "sgd" else 2)
     written, write = [], checkpoint.write_file
     monkeypatch.setattr(checkpoint, "write_file", lambda *args: (written.append(args), write(*args)))
     resumed = estimator(name).fit(rows(), checkpoint=path)
@@ -124,9 +122,9 @@ def test_it_goes_on_and_does_not_begin_again(name, tmp_path, monkeypatch):
     assert torch.equal(estimator(name).load(path).variance(x), resumed.variance(x))
 
 
-def test_a_checkpoint_of_another_fit_is_refused_and_kept(tmp_path):
+def test_a_checkpoint_of_another_fit_is_refused_and_kept(fit_killed, tmp_path):
     path = tmp_path / "fit.safetensors"
-    assert in_another_process("sgd", path, 3).returncode == -signal.SIGKILL
+    fit_killed("sgd", path, 3)
     before = path.read_bytes()
     for other, error, says in (
         (estimator("sgd", prior_precision=3.0), StateError, "prior_precision"),
@@ -179,9 +177,9 @@ def test_writes_are_some_time_apart(tmp_path, monkeypatch):
         ("draws", "solver", {"tol": 1e-8, "max_iter": 999, "basis_dtype": torch.float16}),
     ],
 )
-def test_a_fit_on_its_way_is_not_gone_on_with_under_any_other_option(name, part, changes, tmp_path):
+def test_a_fit_on_its_way_is_not_gone_on_with_under_any_other_option(name, part, changes, fit_killed, tmp_path):
     path = tmp_path / "fit.safetensors"
-    assert in_another_process(name, path, 2).returncode == -signal.SIGKILL
+    fit_killed(name, path, 2)
     for option, value in changes.items():
         other = clone(estimator(name), {f"{part}.{option}": value})
         with pytest.raises(StateError, match=re.escape(f"{part}.{option}")):
@@ -189,9 +187,9 @@ def test_a_fit_on_its_way_is_not_gone_on_with_under_any_other_option(name, part,
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
-def test_a_fit_on_its_way_goes_on_under_equal_options_and_other_memory(tmp_path):
+def test_a_fit_on_its_way_goes_on_under_equal_options_and_other_memory(fit_killed, tmp_path):
     path = tmp_path / "fit.safetensors"
-    assert in_another_process("sgd", path, 5).returncode == -signal.SIGKILL
+    fit_killed("sgd", path, 5)
     recipe = replace(SGD, momentum=np.float64(0.9), micro_batch_size=4)
     solver = FineTune(recipe=recipe, seed=np.int64(0), vmap_chunk_size=1)
     options = {"prior_precision": torch.tensor(2), "prior_mean": 0, "subset_of_weights": "all", "solver": solver}
