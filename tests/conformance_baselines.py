@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from conformance_row import CLOSED_FORMS, COVARIANCE, ENDS_IN_LINEAR, GGN, LAWS, SAMPLES, Row
+from conformance_row import CLOSED_FORMS, COVARIANCE, DIFFERING, ENDS_IN_LINEAR, GGN, LAWS, SAMPLES, Row
 from torch import nn
 
 from estimators.baselines import (
@@ -121,7 +121,7 @@ BASELINES = {
         NOTHING_EXACT | {"total-variance"},  # regression has no temperature
     ),
     "gradient norm": Row(GradientNorm, {}, NOTHING_EXACT),
-    "subnetwork, all of it": Row(SubnetworkLaplace, GGN),
+    "subnetwork, all of it": Row(SubnetworkLaplace, GGN, by_default=DIFFERING),
     "subnetwork": Row(
         partial(SubnetworkLaplace, n_parameters=12),
         {"prior_of": "all", "skip": {"prior-limit": "the prior of the weights that are not chosen is left out"}},
@@ -150,6 +150,7 @@ BASELINES = {
         partial(LoRAEnsemble, recipe=FULL_BATCHES, n_members=MEMBERS),
         {"adapt": with_lora, "skip": ITS_OWN_MEAN},
         NOTHING_EXACT,
+        DIFFERING | {"reproducible", "training-row-order"},
     ),
     "two networks": Row(two_networks, {}, NOTHING_EXACT | SAMPLES | COVARIANCE | {"state-round-trip"}),
     "laplace-torch, full": Row(
@@ -163,6 +164,7 @@ BASELINES = {
         partial(LaplaceTorch, hessian_structure="kron"),
         {"prior_of": "all"},
         CLOSED_FORMS | SAMPLES | {"output-shape", "dict-inputs", "state-round-trip"},
+        DIFFERING,
     ),
     "laplace-torch, last layer": Row(
         partial(LaplaceTorch, subset_of_weights="last_layer", hessian_structure="full"),
@@ -171,5 +173,6 @@ BASELINES = {
         | ENDS_IN_LINEAR
         | {"dict-inputs", "state-round-trip"}
         | {"closed-form-binary", "closed-form-prior-groups", "closed-form-noise-per-output"},
+        DIFFERING,
     ),
 }

@@ -4,7 +4,8 @@ Tests of a file stay together, since they share fixtures and cached fits. Those 
 are in one group, so that they never compete with each other. Files of long independent tests are shared test by test.
 The longest groups start first, so that no process ends much later than the other.
 
-The groups are made by a scheduler of this file: pytest-xdist 3.8 marks them in the ids of tests, which pytest 9.2 ignores.
+The groups are made by a scheduler of this file: pytest-xdist 3.8 marks them in the ids of tests, and pytest 9.2 ignores
+these marks.
 """
 
 import pytest
