@@ -50,7 +50,7 @@ def fits(directory, **options):
             torch.manual_seed(2)
             model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype).eval()
         for name, parts in FITS.items():
-            if name == "newton" and dtype == torch.float32:
+            if dtype == torch.float32 and name not in ("fine-tune", "linear response"):
                 continue
             regvar = RegVar(model, "classification", prior_precision=30.0, **parts)
             path = None if "shared" in name else directory / f"{name}-{dtype}.safetensors"
