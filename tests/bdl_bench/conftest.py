@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import simulated_device  # noqa: F401  it must be there before the first backward pass, which a module may make
 import torch
 from synthetic_records import LONG, QUOTES, SCRIPT, write_grid
 from torch import nn
