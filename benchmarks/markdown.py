@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bdl_bench.markdown import markdown_table
+
 __all__ = ["gib", "table", "verdict"]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table with one line per row."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(markdown_table(header, rows))
 
 
 def verdict(value: float, goal: float | None, *, at_most: bool = False) -> tuple[str, str]:

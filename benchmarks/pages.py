@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.core import page as core_page
+from benchmarks.core.measure import ROWS
 from benchmarks.core.measure import measure as measure_core
-from benchmarks.core.rows import ROWS
+from benchmarks.fisher import page as fisher_page
+from benchmarks.fisher.measure import CASES, measure_fisher
 from benchmarks.large import page as large_page
 from benchmarks.large.measure import measure as measure_large
 from benchmarks.large.methods import METHODS
@@ -20,6 +22,12 @@ from benchmarks.records import Measured
 from benchmarks.regvar import exponents, memory, step
 from benchmarks.regvar import page as regvar_page
 from benchmarks.regvar.step_memory import measure_step_memory
+from benchmarks.serving import page as serving_page
+from benchmarks.serving.measure import METHODS as SERVED_FITS
+from benchmarks.serving.measure import NETWORKS as SERVED
+from benchmarks.serving.measure import measure_serving
+from benchmarks.tolerance import page as tolerance_page
+from benchmarks.tolerance.measure import TASK_NAMES, measure_tolerance
 
 __all__ = ["PAGES", "Page"]
 
@@ -50,6 +58,15 @@ PAGES: dict[str, Page] = {
         },
         regvar_page.to_markdown,
     ),
+    "tolerance": Page(
+        {
+            tolerance_page.name_of(task, seed): partial(measure_tolerance, task, seed)
+            for task in TASK_NAMES
+            for seed in tolerance_page.SEEDS
+        },
+        tolerance_page.to_markdown,
+        default=False,
+    ),
     "quality": Page(
         {
             quality_page.name_of(network, delta, seed): partial(measure_quality, network, delta, seed)
@@ -60,6 +77,16 @@ PAGES: dict[str, Page] = {
         quality_page.to_markdown,
         default=False,
     ),
+    "serving": Page(
+        {
+            f"serving-{network}-{method}": partial(measure_serving, network, method)
+            for network in SERVED
+            for method in SERVED_FITS
+        },
+        serving_page.to_markdown,
+        default=False,
+    ),
+    "fisher": Page({name: partial(measure_fisher, name) for name in CASES}, fisher_page.to_markdown, default=False),
     "large": Page(
         {
             f"{model}-{method}": partial(measure_large, model, method)

@@ -23,6 +23,7 @@ __all__ = [
     "checked_number",
     "checked_precision",
     "checked_seed",
+    "shortened",
     "shown",
 ]
 
@@ -154,8 +155,12 @@ def checked_instance(name: str, value: T, kind: type, *, remedy: str) -> T:
 
 def shown(value: object) -> str:
     """Return `repr(value)`, shortened, as error messages have it."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return shortened(repr(value), _LONGEST)
+
+
+def shortened(text: str, length: int) -> str:
+    """Return a text, or its first characters and an ellipsis."""
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _is_precision(number: float | None) -> bool:

@@ -12,11 +12,12 @@ class StubExecutor(InProcess):
         self.seconds = seconds
         self.timeouts = []
 
-    def run(self, work, jobs, *, started, timeout):
+    def run(self, work, queue):
         def run_or_end(job):
-            self.timeouts.append((job, timeout(job)))
-            if timeout(job) is not None and self.seconds(job) > timeout(job):
-                raise TimeLimitError(timeout(job))
+            timeout = queue.timeout(job)
+            self.timeouts.append((job, timeout))
+            if timeout is not None and self.seconds(job) > timeout:
+                raise TimeLimitError(timeout)
             return work(job)
 
-        return super().run(run_or_end, jobs, started=started)
+        return super().run(run_or_end, queue)

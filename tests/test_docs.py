@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r"!\[[^\]]*\]\(images/([^)]+)\)")
+METHODS_OPTION = re.compile(r"--methods[ =]+([\w,-]+)")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -87,3 +88,16 @@ def test_the_problem_of_the_readme_is_compared_by_the_command_that_it_names(else
 def test_links_to_files_lead_somewhere(page):
     targets = LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_methods_that_a_command_of_a_document_names_exist(page):
+    """`a,b` stands for any names, and a page may define methods of its own by `@method` in a snippet."""
+    text = page.read_text(encoding="utf-8")
+    named = {name for names in METHODS_OPTION.findall(text) for name in names.split(",")}
+    own = set(re.findall(r'(?:@method|Method|preset)\(\s*(?:name=)?"([\w-]+)"', text))
+    assert named - own <= {*METHODS, "all", "a", "b"}
+
+
+def test_some_document_names_methods():
+    assert any(METHODS_OPTION.search(page.read_text(encoding="utf-8")) for page in PAGES)

@@ -27,6 +27,7 @@ ORDER = {
     ),
     "bdl_bench": (
         *(
+            "markdown",
             "problem",
             "metrics",
             "data",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bdl_bench.runner.executors import Workers, executor_for, local
+from bdl_bench.runner.executors import JobQueue, Workers, executor_for, local
 
 
 class Odd(Exception):
@@ -80,4 +80,4 @@ def stay_in_a_worker(path):
     """Run by a process that is to be killed."""
     local._PRELOAD.clear()  # the worker needs no more than this module
     with executor_for(Workers(1, executor="local")) as executor:
-        list(executor.run(write_pid_and_stay, iter([path]), started=print))
+        list(executor.run(write_pid_and_stay, JobQueue(iter([path]), print)))

@@ -40,6 +40,11 @@ app = typer.Typer(
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
+Model = Annotated[str | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+DataDir = Annotated[Path | None, typer.Option(help="Directory of downloaded data sets.")]
+Seed = Annotated[int, typer.Option(help="Seed of the problem.")]
+
 _VERIFIED_TASKS = ("toy-gap", "wine", "breast-cancer")
 """Tasks that `verify` takes by default: one per likelihood, small enough for the dense reference."""
 
@@ -62,7 +67,7 @@ def compare(
         int | None, typer.Option(min=1, help="Concurrent jobs; default: 1, and with ray as many as fit.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads per job.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Device = "cpu",
     model: Annotated[list[str] | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")] = None,
     tune_budget: Annotated[
         int,
@@ -71,7 +76,7 @@ def compare(
             help="Fits that each method may use for tuning; 0: no tuning, 1: variance scale and temperature only.",
         ),
     ] = 1,
-    data_dir: Annotated[Path | None, typer.Option(help="Directory of downloaded data sets.")] = None,
+    data_dir: DataDir = None,
     executor: Annotated[str, typer.Option(help="local, in-process, or ray.")] = "local",
     timeout: Annotated[
         float | None,
@@ -80,7 +85,7 @@ def compare(
 ) -> None:
     """Train the network of each task and seed, fit every method to it, and write records and a report."""
     names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
-    with _usage_errors():
+    with _errors(USAGE):
         _set_data_directory(data_dir)
         workers = Workers(jobs, threads, executor, timeout)
         wanted = range(seeds) if seed_list is None else _seeds(seed_list)
@@ -88,8 +93,9 @@ def compare(
         grid.check()
         directory = new_directory() if out is None else make_directory(out)
     records = _run(replace(grid, directory=directory))
-    _print_totals(records)
-    with _run_errors(), Disk(directory).writing():
+    counts = {status: sum(r.status == status for r in records) for status in ("ok", "skipped", "failed")}
+    _console().print(", ".join(f"{n} {status}" for status, n in counts.items() if n), highlight=False)
+    with _errors(FAILED), Disk(directory).writing():
         print(write_report(directory).resolve())
     raise typer.Exit(FAILED if any(record.status == "failed" for record in records) else 0)
 
@@ -98,17 +104,17 @@ def compare(
 def verify(
     task: Annotated[str | None, typer.Argument(help="A bundled task; none: three small ones.")] = None,
     *,
-    model: Annotated[str | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")] = None,
+    model: Model = None,
     curvature: Annotated[str, typer.Option(help="ggn or hessian.")] = "ggn",
     subset: Annotated[str, typer.Option(help="all, last_layer, or comma-separated globs of parameter names.")] = "all",
     n_queries: Annotated[int, typer.Option(min=1, help="Number of test rows at which the variances are compared.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the problem.")] = 0,
+    seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Directory to write.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
 ) -> None:
     """Verify RegVar against a dense reference: λ sweep, orders of convergence, and the parts of the error of draws."""
     torch.set_num_threads(threads)
-    with _usage_errors(), _factory_errors(model), output_directory(out) as directory:
+    with _errors(USAGE), _factory_errors(model), output_directory(out) as directory:
         subsets = subset.split(",")
         names = _VERIFIED_TASKS if (name := model or task) is None else (name,)
         result = verify_problems(
@@ -128,19 +134,19 @@ def verify(
 def check(
     task: Annotated[str | None, typer.Argument(help="A bundled task.")] = None,
     *,
-    model: Annotated[str | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the problem.")] = 0,
+    model: Model = None,
+    seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="Directory of the trained network; one of an earlier run is reused.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    data_dir: Annotated[Path | None, typer.Option(help="Directory of downloaded data sets.")] = None,
+    device: Device = "cpu",
+    data_dir: DataDir = None,
 ) -> None:
     """Diagnose a problem before any method runs on it: its weights, data and settings, and the costs of methods."""
     from bdl_bench.cli.diagnosis import show
     from bdl_bench.runner.preflight import check_task
 
-    with _usage_errors(), _factory_errors(model):
+    with _errors(USAGE), _factory_errors(model):
         _set_data_directory(data_dir)
         source = model or task
         if source is None:
@@ -158,7 +164,7 @@ def report(
     figures: Annotated[str | None, typer.Option(help="Also save every figure as a file: svg or pdf.")] = None,
 ) -> None:
     """Render the report of a directory of records."""
-    with _usage_errors():
+    with _errors(USAGE):
         page = write_report(directory, figures=figures)
     print(page.resolve())
 
@@ -208,7 +214,7 @@ def _seeds(text: str) -> list[int]:
 def _run(grid: Grid) -> list[Record]:
     console = _console()
     try:
-        with _run_errors(), show_progress(console, grid.n_jobs) as listener:
+        with _errors(FAILED), show_progress(console, grid.n_jobs) as listener:
             return grid.run(listener)
     except KeyboardInterrupt:
         where = escape(str(grid.directory))
@@ -217,29 +223,16 @@ def _run(grid: Grid) -> list[Record]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _print_totals(records: list[Record]) -> None:
-    counts = {status: sum(r.status == status for r in records) for status in ("ok", "skipped", "failed")}
-    _console().print(", ".join(f"{n} {status}" for status, n in counts.items() if n), highlight=False)
-
-
 @contextmanager
-def _run_errors() -> Iterator[None]:
-    """Print an error that ended a run, such as a full disk or a missing directory, and exit with status 1."""
+def _errors(status: int) -> Iterator[None]:
+    """Print an error of the arguments or of a run in one line, without a traceback, and exit with this status."""
     try:
         yield
     except (EstimatorError, OSError) as error:
-        _print_error(error)
-        raise typer.Exit(FAILED) from error
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Print an error of the arguments in one line, without a traceback, and exit with status 2."""
-    try:
-        yield
-    except (EstimatorError, OSError) as error:
-        _print_error(error)
-        raise typer.Exit(USAGE) from error
+        text = str(error) if isinstance(error, EstimatorError) else f"{type(error).__name__}: {error}"
+        text = " ".join(text.split())
+        Console(stderr=True).print(f"[red]{escape(text)}[/red]", highlight=False, soft_wrap=True)
+        raise typer.Exit(status) from error
 
 
 @contextmanager
@@ -257,12 +250,6 @@ def _factory_errors(model: str | None) -> Iterator[None]:
             received=f"{type(error).__name__}: {error}",
             remedy="call the factory in Python to see where it raises.",
         ) from error
-
-
-def _print_error(error: Exception) -> None:
-    text = str(error) if isinstance(error, EstimatorError) else f"{type(error).__name__}: {error}"
-    text = " ".join(text.split())
-    Console(stderr=True).print(f"[red]{escape(text)}[/red]", highlight=False, soft_wrap=True)
 
 
 def _console() -> Console:

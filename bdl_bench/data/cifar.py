@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from bdl_bench.data.folder import Source
-from bdl_bench.data.packages import torchvision_datasets
+from bdl_bench.data.folder import Source, reading
 from bdl_bench.data.pixels import Images
-from estimators.errors import DataError
 
 __all__ = ["cifar10"]
 
-_FOLDER = "cifar-10-batches-py"
+_SERVER, _FOLDER = "https://www.cs.toronto.edu/~kriz", "cifar-10-batches-py"
+_DOWNLOADS = {f"{_SERVER}/cifar-10-python.tar.gz": "md5:c58f30108f718f92721af3b95e74349a"}
 _PARTS = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -29,30 +28,18 @@ _ALLOWED = {
 def cifar10(part: str) -> Images:
     """Return the "train" or "test" images (N, 32, 32, 3) of `cifar-10-batches-py/` in the data folder."""
     files = [f"{_FOLDER}/{name}" for name in _PARTS[part]]
-    paths = Source("CIFAR-10", files, "https://www.cs.toronto.edu/~kriz/cifar.html", _download).paths()
+    paths = Source("CIFAR-10", files, f"{_SERVER}/cifar.html", _DOWNLOADS).paths()
     batches = [_read(path) for path in paths]
     pixels = np.concatenate([pixels for pixels, _ in batches])
     return Images(pixels, np.concatenate([labels for _, labels in batches]))
 
 
-def _download(into: Path) -> None:
-    source = torchvision_datasets("cifar").CIFAR10
-    utils = torchvision_datasets("utils")
-    utils.download_and_extract_archive(source.url, str(into), filename=source.filename, md5=source.tgz_md5)
-
-
 def _read(path: Path) -> tuple[Any, Any]:
-    try:
+    with reading(path, 'a batch of CIFAR-10, a pickled dict with "data" (n, 3072) and "labels"'):
         with path.open("rb") as file:
             content = _ArraysOnly(file, encoding="latin1").load()
         flat, labels = np.asarray(content["data"]), np.asarray(content["labels"], dtype=np.int64)
         return flat.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1).astype(np.uint8, casting="safe"), labels
-    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f'a batch of CIFAR-10 at {path}: a pickled dict with "data" (n, 3072) and "labels"',
-            received=f"{type(error).__name__}: {error}",
-            remedy="remove it, so that it is downloaded again.",
-        ) from error
 
 
 class _ArraysOnly(pickle.Unpickler):

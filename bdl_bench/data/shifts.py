@@ -32,11 +32,12 @@ _FEATURE_NOISE = 0.25
 def image_shifts(images: Tensor, seed: int) -> dict[str, Tensor]:
     """Return images (N, H, W) in [0, 1] under noise, rotation and loss of contrast, by "<family>-<severity>"."""
     pixels, rng = images.numpy(), np.random.default_rng(seed)
+    mean = pixels.mean((1, 2), keepdims=True)
     noise, clockwise = rng.standard_normal(pixels.shape), rng.random(len(pixels)) < 0.5
     families: dict[str, Callable[[int], _Images]] = {
         "noise": lambda severity: np.clip(pixels + _NOISE * severity * noise, 0, 1),
         "rotation": lambda severity: _rotated(pixels, _ROTATION * severity, clockwise),
-        "contrast": lambda severity: _faded(pixels, _CONTRAST[severity - 1]),
+        "contrast": lambda severity: mean + _CONTRAST[severity - 1] * (pixels - mean),
     }
     return {
         f"{family}-{severity}": torch.from_numpy(shifted(severity)).to(images.dtype)
@@ -59,9 +60,3 @@ def _rotated(pixels: _Images, degrees: float, clockwise: NDArray[np.bool_]) -> _
     )
     rotated: _Images = np.where(clockwise[:, None, None], right, left)
     return rotated
-
-
-def _faded(pixels: _Images, contrast: float) -> _Images:
-    mean = pixels.mean((1, 2), keepdims=True)
-    faded: _Images = mean + contrast * (pixels - mean)
-    return faded

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bdl_bench.data.folder import VARIABLE, MissingDataError, data_folder
-from bdl_bench.data.packages import package
+from bdl_bench.data.pretrained import package, without_progress_bars
 
 __all__ = ["Texts"]
 
@@ -33,19 +31,14 @@ class Texts:
     configuration: str | None = None
 
     def split(self, split: str) -> Any:  # noqa: ANN401
-        """Return a split as a `datasets.Dataset`.
-
-        Raises:
-            UnsupportedError: without the package `datasets`.
-            MissingDataError: if there are neither files nor a connection.
-        """
+        """Return a split as a `datasets.Dataset`; raise MissingDataError without files and a connection."""
         datasets = package("datasets", extra="hub")
         folder = data_folder() / self.name
         reader, files = _files(folder, split)
         try:
             if not files:
                 return datasets.load_dataset(self.address, self.configuration, split=split)
-            with _quiet(datasets):
+            with without_progress_bars(datasets):
                 cache = str(data_folder() / ".datasets")
                 return datasets.load_dataset(reader, data_files=files, split="train", cache_dir=cache)
         except Exception as error:  # a downloader may raise anything
@@ -62,15 +55,3 @@ def _files(folder: Path, split: str) -> tuple[str, list[str]]:
         if files := sorted(map(str, folder.glob(f"{split}*.{ending}"))):
             return reader, files
     return "", []
-
-
-@contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:  # noqa: ANN401
-    """Disable progress bars while local files are read."""
-    silent = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not silent:
-            datasets.enable_progress_bars()

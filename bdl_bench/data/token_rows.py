@@ -39,18 +39,18 @@ class TokenRows:
         return len(self.ids)
 
     def classified(self, labels: Tensor, *, batch_size: int) -> Loader:
-        """Return batches with a class (N,) per row."""
+        """Return batches for a classifier of texts, with the class of each row; `labels` are (N,)."""
         return self._batches({"input_ids": self.ids, "attention_mask": self.mask, "labels": labels}, batch_size)
 
     def training(self, *, batch_size: int) -> Loader:
         """Return batches to train a causal model on: tokens are their own labels, padding has none."""
-        labels = torch.where(self.mask.bool(), self.ids, _IGNORED)
-        return self._batches({"input_ids": self.ids, "attention_mask": self.mask, "labels": labels}, batch_size)
+        return self.classified(torch.where(self.mask.bool(), self.ids, _IGNORED), batch_size=batch_size)
 
     def scored(self, n: int, *, batch_size: int) -> Loader:
         """Return batches to score a causal model by the last n tokens of each row.
 
-        The model computes logits at n + 1 positions only, of which the last predicts nothing.
+        `logits_to_keep`, an argument of the models of transformers, limits the logits to the last n + 1 positions. The
+        last of them predicts no token of the row.
 
         Raises:
             DataError: for rows with padding.
@@ -62,8 +62,8 @@ class TokenRows:
         return [{**batch, "logits_to_keep": positions} for batch in labelled]
 
     def _batches(self, columns: dict[str, Tensor], size: int) -> Loader:
-        params = [column.split(size) for column in columns.values()]
-        return [dict(zip(columns, batch, strict=True)) for batch in zip(*params, strict=True)]
+        batches = zip(*(column.split(size) for column in columns.values()), strict=True)
+        return [dict(zip(columns, batch, strict=True)) for batch in batches]
 
 
 def drawn_rows(table: Any, n: int, seed: int, *, least_words: int = 1) -> Any:  # noqa: ANN401

@@ -17,7 +17,7 @@ from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
 
-__all__ = ["NOT_REPORTED", "CustomEstimator", "as_estimator"]
+__all__ = ["NOT_REPORTED", "CustomEstimator", "as_estimator", "learned_values"]
 
 NOT_REPORTED = "not reported"
 """Stands in a record for a number that a method does not report."""
@@ -26,15 +26,7 @@ NOT_REPORTED = "not reported"
 def as_estimator(method: object, problem: Problem) -> UncertaintyEstimator:
     """Return an estimator unchanged, and any object with `fit(train_loader)` and `variance(x)` wrapped as one.
 
-    Args:
-        method: an estimator, or an object with these two methods.
-        problem: that it will be fitted on.
-
-    Returns:
-        The estimator.
-
-    Raises:
-        OptionError: for an object without these two methods.
+    Raises OptionError for an object without these two methods.
     """
     if isinstance(method, UncertaintyEstimator):
         return method
@@ -106,19 +98,8 @@ class CustomEstimator(UncertaintyEstimator):
         check_unchanged(self.model, before)  # methods share the network
         if fitted is not None and callable(getattr(fitted, "variance", None)):
             self.method = fitted
-        self.method_report_ = self._report()
-
-    def _report(self) -> dict[str, Any]:
-        """Return the report of the method, and its learned attributes."""
-        report = getattr(self.method, "fit_report_", None) or {}
-        if dataclasses.is_dataclass(report) and not isinstance(report, type):
-            report = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
-        named = dict(report) if isinstance(report, Mapping) else {"report": str(report)}
-        attributes = getattr(self.method, "__dict__", {})
-        learned = {name: value for name, value in attributes.items() if name.endswith("_") and name[0] != "_"}
-        learned.pop("fit_report_", None)
         passes = {} if self.counts_passes else {"passes": NOT_REPORTED}
-        return {**passes, **learned, **named}
+        self.method_report_ = passes | learned_values(self.method)
 
     def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
         """Return the prediction of the method's own `predict`, or that of the network's outputs and the variance."""
@@ -184,3 +165,15 @@ class CustomEstimator(UncertaintyEstimator):
     @property
     def _name(self) -> str:
         return type(self.method).__name__
+
+
+def learned_values(fitted: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the learned attributes of a fitted object, whose names end with an underscore, and its `fit_report_`."""
+    report = getattr(fitted, "fit_report_", None) or {}
+    if dataclasses.is_dataclass(report) and not isinstance(report, type):
+        report = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+    named = dict(report) if isinstance(report, Mapping) else {"report": str(report)}
+    attributes = getattr(fitted, "__dict__", {})
+    learned = {name: value for name, value in attributes.items() if name.endswith("_") and name[0] != "_"}
+    learned.pop("fit_report_", None)
+    return {**learned, **named}

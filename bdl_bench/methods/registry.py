@@ -101,12 +101,9 @@ def default_methods() -> list[str]:
 
 
 def preset(estimator: Callable[..., UncertaintyEstimator], *, seeded: bool = False, **options: Any) -> Build:  # noqa: ANN401
-    """Return a function that builds an estimator from a problem and a seed.
+    """Return a function of a problem and a seed that builds an estimator with these options.
 
-    Args:
-        estimator: class, called with the network, likelihood and δ of the problem.
-        seeded: whether the class takes the seed, too.
-        options: of the class.
+    `seeded`: whether the class takes the seed, too.
     """
 
     def build(problem: Problem, seed: int) -> UncertaintyEstimator:

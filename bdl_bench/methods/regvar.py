@@ -29,7 +29,7 @@ _LAM = 0.1
 """λ of the amortised form, the centre of the values that tuning tries."""
 
 
-def _regvar(regularizer: Callable[[int], Regularizer], solver: Callable[[int], Solver]) -> Build:
+def _regvar(regularizer: Callable[[int], Regularizer], solver: Callable[[int], Solver | str]) -> Build:
     """Return a function that builds RegVar with a regularizer and a solver made from the seed."""
 
     def build(problem: Problem, seed: int) -> UncertaintyEstimator:
@@ -48,16 +48,8 @@ def _draws(seed: int) -> PosteriorDraws:
     return PosteriorDraws(n_draws=_DRAWS, seed=seed)
 
 
-def _probes(seed: int) -> ParameterProbes:
-    return ParameterProbes(n_probes=_DRAWS, seed=seed)
-
-
 def _limit(seed: int) -> LinearResponse:  # noqa: ARG001
     return LinearResponse()
-
-
-def _fine_tune(seed: int) -> FineTune:
-    return FineTune(seed=seed)
 
 
 def _pointwise(problem: Problem, seed: int) -> UncertaintyEstimator:
@@ -76,14 +68,14 @@ PRESETS = [
     Method(
         "regvar-finetune",
         f"RegVar, {_DRAWS} posterior draws, each a short refit by minibatches",
-        _regvar(_draws, _fine_tune),
+        _regvar(_draws, lambda seed: FineTune(seed=seed)),
         default=True,
         tuned_option=PRIOR,
     ),
     Method(
         "regvar",
-        f"RegVar, {_DRAWS} posterior draws, solved together by block CG",
-        _regvar(_draws, _limit),
+        f"RegVar by default: {_DRAWS} posterior draws, solved by block CG until a measured error of 5 %",
+        _regvar(_draws, lambda _: "auto"),
         default=True,
         tuned_option=PRIOR,
     ),
@@ -109,7 +101,7 @@ PRESETS = [
     Method(
         "regvar-param-probes",
         f"RegVar, {_DRAWS} random directions of the weights; unbiased, noisy, can be negative",
-        _regvar(_probes, _limit),
+        _regvar(lambda seed: ParameterProbes(n_probes=_DRAWS, seed=seed), _limit),
         tuned_option=PRIOR,
     ),
 ]

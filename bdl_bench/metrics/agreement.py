@@ -1,4 +1,4 @@
-"""Agreement of a variance with the exact one over the same outputs: rank, level, slope and pointwise error."""
+"""Agreement of a variance with the exact one: of the order of the outputs, of their mean level, and pointwise."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Agreement:
     """Agreement of a variance v with the exact variance e; q = v/e at each output.
 
     Args:
-        spearman: rank correlation; None for a constant variance.
-        mean_ratio: mean q.
+        spearman: rank correlation of v and e over the outputs; None for a constant variance.
+        mean_ratio: the level, mean q.
         relative_rmse: √mean (q − 1)².
-        geometric_level: exp(mean log q); None if some v is not positive.
+        geometric_level: the level by the geometric mean, exp(mean log q); None if some v is not positive.
         slope: of the least-squares line of v on e with an intercept, cov(v, e)/var(e). It is 1 if differences agree and
             0 if v is constant; None for a constant e.
         error_95: 95th percentile of |q − 1|.

@@ -44,14 +44,7 @@ class Bins:
         return float(np.average(np.abs(self.confidence - self.accuracy), weights=self.count))
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
-        """Return the lower and upper ends of the Wilson score interval of each accuracy, (B,).
-
-        Args:
-            level: coverage of the interval, between 0 and 1.
-
-        Returns:
-            Lower and upper ends, each (B,).
-        """
+        """Return the lower and upper ends of the Wilson score interval of each accuracy, (B,)."""
         z, p, n = float(norm.ppf(0.5 + level / 2)), self.accuracy, self.count
         centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
         half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)

@@ -19,7 +19,7 @@ Integers = NDArray[np.int64]
 
 def nll(log_probs: Floats, targets: Integers) -> Floats:
     """Return −log p(y) in nats, (M,); infinite if the target has probability 0."""
-    scores: Floats = 0.0 - _of_target(log_probs, targets)
+    scores: Floats = 0.0 - log_probs[np.arange(len(targets)), targets]
     return scores
 
 
@@ -57,7 +57,3 @@ def as_two_classes(log_odds: Floats, targets: Floats) -> tuple[Floats, Integers]
     """Return Bernoulli outputs (M, C) as M·C examples of two classes: log-probabilities (M·C, 2) and targets (M·C,)."""
     odds = log_odds.reshape(-1)
     return np.stack([log_sigmoid(-odds), log_sigmoid(odds)], axis=-1), targets.reshape(-1).astype(np.int64)
-
-
-def _of_target(log_probs: Floats, targets: Integers) -> Floats:
-    return log_probs[np.arange(len(targets)), targets]

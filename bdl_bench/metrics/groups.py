@@ -8,13 +8,14 @@ The layout is flat. Test rows have plain names, other sets a prefix, and the arr
 
 `plot_grid/` and `train/` hold rows that figures draw and no metric scores. They belong to no part.
 Out-of-distribution rows may have no targets. Targets are stored once: if the tuned arrays of a set have none, those of
-the untuned estimator apply.
+the untuned estimator apply, as do its inputs and row identities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,10 @@ __all__ = ["Parts", "flattened", "parts", "tuned"]
 
 Array = NDArray[np.float64]
 Named = Mapping[str, Array]
+T = TypeVar("T")
 _TUNED = "tuned/"
+_SHARED = ("targets", "x", "row_id")
+"""Arrays that tuning does not change, so that a record stores them once."""
 _NOT_SCORED = ("tuned", "plot_grid", "train")
 
 
@@ -71,24 +75,28 @@ def parts(arrays: Named) -> Parts:
         elif section in sets and group and name:
             sets[section].setdefault(group, {})[name] = array
         elif section not in _NOT_SCORED:
-            raise _unknown(path)
+            raise DataError(
+                "arrays named <name>, validation/<name>, ood/<set>/<name>, shift/<set>/<name>, or tuned/<any of these>",
+                received=path,
+                remedy="make the names with bdl_bench.metrics.flattened.",
+            )
     return Parts(test, validation, **sets)
 
 
-def tuned(arrays: Named) -> dict[str, Array]:
+def tuned(arrays: Mapping[str, T]) -> dict[str, T]:
     """Return the arrays of the tuned estimator under the names of those of the untuned one.
 
     Args:
-        arrays: the arrays of a record, in the layout of this module.
+        arrays: the arrays of a record by name, in the layout of this module; or anything else by these names.
 
     Returns:
-        Arrays by name; empty if nothing was tuned.
+        Arrays by name, with those of the untuned estimator that tuning does not change; empty if nothing was tuned.
     """
     found = {path.removeprefix(_TUNED): array for path, array in arrays.items() if path.startswith(_TUNED)}
     filled = {path.rpartition("/")[0] for path in found}
     for path, array in arrays.items():
         group, _, name = path.rpartition("/")
-        if name == "targets" and group in filled:
+        if name in _SHARED and group in filled:
             found.setdefault(path, array)
     return found
 
@@ -103,22 +111,7 @@ def flattened(split: Parts, *, prefix: str = "") -> dict[str, Array]:
     Returns:
         Arrays by name.
     """
-    return {f"{prefix}{path}": array for path, array in _paths(split)}
-
-
-def _paths(split: Parts) -> Iterator[tuple[str, Array]]:
-    yield from split.test.items()
-    for name, array in split.validation.items():
-        yield f"validation/{name}", array
+    named: dict[str, Named] = {"": split.test, "validation/": split.validation}
     for section, sets in (("ood", split.ood), ("shift", split.shift)):
-        for group, named in sets.items():
-            for name, array in named.items():
-                yield f"{section}/{group}/{name}", array
-
-
-def _unknown(path: str) -> DataError:
-    return DataError(
-        "arrays named <name>, validation/<name>, ood/<set>/<name>, shift/<set>/<name>, or one of these under tuned/",
-        received=path,
-        remedy="make the names with bdl_bench.metrics.flattened.",
-    )
+        named |= {f"{section}/{name}/": arrays for name, arrays in sets.items()}
+    return {f"{prefix}{group}{name}": array for group, arrays in named.items() for name, array in arrays.items()}

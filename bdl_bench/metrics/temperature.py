@@ -53,13 +53,8 @@ def optimal_temperature(log_probs: Floats, targets: Integers) -> float:
 def cross_validated_nll(log_probs: Floats, targets: Integers, *, rows: int | None = None) -> Floats:
     """Return the NLL of each example at the temperature of the other half, mean over five random halvings, (M,).
 
-    This is the protocol of Ashukha et al. (2020) without validation rows. All methods have the same halvings.
-
-    Args:
-        log_probs: log-probabilities (M, C).
-        targets: class indices (M,).
-        rows: number of rows if several consecutive examples belong to each; a row is never split. A single row is
-            scored at T = 1.
+    This is the protocol of Ashukha et al. (2020) without validation rows. All methods have the same halvings. If
+    several consecutive examples belong to each of `rows` rows, a row is never split. A single row is scored at T = 1.
     """
     n = len(targets) if rows is None else rows
     if n < 2:

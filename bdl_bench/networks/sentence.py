@@ -11,10 +11,7 @@ __all__ = ["SentenceClassifier"]
 class SentenceClassifier(nn.Module):
     """A layer of an encoder, the mean of its outputs over tokens that are not padding, and a linear layer.
 
-    Args:
-        layer: maps hidden states (B, T, D) and an additive attention mask (B, 1, 1, T) to (B, T, D).
-        width: D.
-        n_classes: C.
+    `layer` maps hidden states (B, T, D) and an additive attention mask (B, 1, 1, T) to (B, T, D).
     """
 
     def __init__(self, layer: nn.Module, width: int, n_classes: int) -> None:

@@ -31,11 +31,6 @@ def flat_rows(
     (B, ..., C) or (B, C, ...), becomes (M, C) and (M,): M is the number of positions whose label is not ignored, in the
     order of rows and of positions in a row. For causal models labels are shifted: the prediction at t is compared with
     the token at t + 1. Regression and binary outputs of several dimensions become (B, C), C counting all outputs.
-
-    Args:
-        prediction: of B rows, with outputs as the model gave them.
-        targets: of the same B rows; None: every position counts.
-        likelihood: of the problem.
     """
     if targets is not None and prediction.kind == "classification" and targets.is_floating_point():
         raise DataError(
@@ -51,13 +46,7 @@ def flat_rows(
 
 
 def row_of_each(prediction: Prediction, targets: Tensor | None, likelihood: Likelihood) -> Tensor | None:
-    """Return the original row of each of the M rows of `flat_rows`, (M,); None if rows are unchanged.
-
-    Args:
-        prediction: of B rows.
-        targets: of the same rows, or None.
-        likelihood: of the problem.
-    """
+    """Return the original row of each of the M rows of `flat_rows`, (M,); None if rows are unchanged."""
     positions = _positions(prediction) if targets is None else likelihood.given(targets)
     return positions.kept.nonzero()[:, 0] if isinstance(positions, Sites) else None
 

@@ -20,9 +20,10 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from bdl_bench.problem.loader_checks import located
 from bdl_bench.problem.queries import Loader, Query, as_query, moved
-from bdl_bench.problem.row_identity import Digests, bits_by_row, digests_of_rows
+from bdl_bench.problem.row_identity import Digests
 from estimators.errors import DataError, NonDeterministicError
 from estimators.numerics.pytrees import ALL_ROWS, RowLayout, plain_inputs, tensors_of
+from estimators.persistence.checksums import bits_by_row, row_hashes
 from estimators.runtime.rng import preserved_random_state, seeded_random_state
 
 __all__ = [
@@ -32,9 +33,9 @@ __all__ = [
     "Budget",
     "CheckedRows",
     "KeptRows",
+    "description_of_order",
     "kept_rows",
     "kept_train",
-    "row_order",
 ]
 
 HELD_OUT_BYTES = 2**31
@@ -48,7 +49,7 @@ READ_AGAIN = "read from the loader on every pass"
 _ANOTHER_SEED = 1_000_003
 """Random state of the second pass, so that a loader that shuffles gives another order."""
 
-Order = NDArray[np.int64]
+Positions = NDArray[np.int64]
 
 
 @dataclass
@@ -66,8 +67,9 @@ class KeptRows:
         name: of the set, as in `Problem.sets`.
         batches: of inputs and targets, over which iteration goes.
         digests: of every row, in the order of the batches.
-        order: index, counted through the batches, of the row that is written first, second, ...; None: of the batches.
-        row_order: description of that order.
+        loader_order: positions of the rows in `batches`, in the order in which the loader yields them, as in records.
+            None: the batches are in this order.
+        order_description: which order that is, in words.
         sizes: rows in each batch of the loader, for error messages.
         device: to which batches are moved as they are read; None: they are not moved.
     """
@@ -75,8 +77,8 @@ class KeptRows:
     name: str
     batches: tuple[Query, ...]
     digests: Digests
-    order: Order | None = None
-    row_order: str = AS_GIVEN
+    loader_order: Positions | None = None
+    order_description: str = AS_GIVEN
     sizes: tuple[int, ...] = ()
     device: str | torch.device | None = None
 
@@ -92,8 +94,8 @@ class KeptRows:
 
     def describe(self, index: int) -> str:
         """Return a description of the row with this index: by batch and row if the loader does not shuffle."""
-        row = index if self.order is None else int(np.flatnonzero(self.order == index)[0])
-        if self.row_order == SORTED:
+        row = index if self.loader_order is None else int(np.flatnonzero(self.loader_order == index)[0])
+        if self.order_description == SORTED:
             return f"{self.name} loader, row {row} in the order of row digests"
         batch = int(np.searchsorted(np.cumsum(self.sizes), row, side="right"))
         return f"{self.name} loader, batch {batch}, row {row - sum(self.sizes[:batch])} of it"
@@ -107,7 +109,7 @@ class CheckedRows:
         name: of the set, as in `Problem.sets`.
         loader: of the set.
         digests: of every row in the first pass.
-        row_order: description of the order.
+        order_description: the order of the rows, in words.
         device: to which batches are moved as they are read; None: they are not moved.
         layout: which tensors of the inputs have rows.
 
@@ -118,17 +120,17 @@ class CheckedRows:
     name: str
     loader: Loader
     digests: Digests
-    row_order: str = AS_GIVEN
+    order_description: str = AS_GIVEN
     device: str | torch.device | None = None
     layout: RowLayout = ALL_ROWS
-    order: None = field(default=None, init=False)
+    loader_order: None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[Any]:
         start = 0
         for number, item in enumerate(self.loader):
             with located(self.name, number):
                 query = as_query(item, self.layout)
-            found = digests_of_rows(query.x, query.y)
+            found = row_hashes(query.x, query.y)
             if found != self.digests[start : start + len(found)]:
                 raise self._changed_rows(f"other rows in batch {number} (rows {start} to {start + len(found) - 1})")
             start += len(found)
@@ -154,16 +156,10 @@ class CheckedRows:
 
 
 def kept_rows(name: str, loader: Loader, budget: Budget, layout: RowLayout = ALL_ROWS) -> KeptRows | CheckedRows:
-    """Read a loader of rows that are not trained on, and store the rows.
+    """Read a loader of rows that are not trained on, and store the rows as far as the budget allows.
 
     Rows are regrouped into batches in the order of their digests if possible, so that predictions do not depend on the
-    order of the loader; `order` is the inverse.
-
-    Args:
-        name: of the set, as in `Problem.sets`.
-        loader: of the set; stored rows are returned unchanged.
-        budget: bytes that may still be stored, reduced by those of this set.
-        layout: which tensors of the inputs have rows, `Problem.layout`.
+    order of the loader; `loader_order` is the inverse. Stored rows are returned unchanged.
 
     Raises:
         DataError: for an item that is not a batch, or a loader without rows; it names the set and the batch.
@@ -173,16 +169,16 @@ def kept_rows(name: str, loader: Loader, budget: Budget, layout: RowLayout = ALL
         return loader
     found = _first_pass(name, loader, budget.bytes_left, layout)
     if found.batches is None:
-        return CheckedRows(name, found.loader, found.digests, found.row_order, layout=layout)
+        return CheckedRows(name, found.loader, found.digests, found.order_description, layout=layout)
     budget.bytes_left -= found.size
     shuffles = _shuffles(name, found, layout)
     regrouped = _by_digest(found.batches, found.digests)
-    row_order, sizes = SORTED if shuffles else found.row_order, tuple(map(len, found.batches))
+    description, sizes = SORTED if shuffles else found.order_description, tuple(map(len, found.batches))
     if regrouped is not None:
         batches, digests, order = regrouped
-        return KeptRows(name, batches, digests, None if shuffles else order, row_order, sizes)
+        return KeptRows(name, batches, digests, None if shuffles else order, description, sizes)
     batches, digests = _sorted_batches(found.batches) if shuffles else (found.batches, found.digests)
-    return KeptRows(name, batches, digests, None, row_order, sizes)
+    return KeptRows(name, batches, digests, None, description, sizes)
 
 
 def kept_train(loader: Loader, layout: RowLayout = ALL_ROWS) -> Loader:
@@ -202,7 +198,7 @@ def kept_train(loader: Loader, layout: RowLayout = ALL_ROWS) -> Loader:
         return loader
     sizes = tuple(map(len, found.batches))
     if not shuffles:
-        return KeptRows("train", found.batches, found.digests, None, found.row_order, sizes)
+        return KeptRows("train", found.batches, found.digests, None, found.order_description, sizes)
     regrouped = _by_digest(found.batches, found.digests)
     batches, digests = regrouped[:2] if regrouped is not None else _sorted_batches(found.batches)
     return KeptRows("train", batches, digests, None, SORTED, sizes)
@@ -213,7 +209,7 @@ class _Pass:
     """The result of the first pass; `batches` is None if they are too large."""
 
     loader: Loader
-    row_order: str
+    order_description: str
     batches: tuple[Query, ...] | None
     digests: Digests
     size: int
@@ -228,7 +224,7 @@ def _first_pass(name: str, loader: Loader, limit: int, layout: RowLayout) -> _Pa
         for number, item in enumerate(ordered):
             with located(name, number):
                 query = as_query(item, layout)
-            digests += digests_of_rows(query.x, query.y)
+            digests += row_hashes(query.x, query.y)
             size += _size(query)
             if kept is not None:
                 kept.append(query)  # a copy: the loader may reuse its buffers
@@ -240,8 +236,8 @@ def _first_pass(name: str, loader: Loader, limit: int, layout: RowLayout) -> _Pa
             received="an empty one",
             remedy="check the data set, drop_last and the sampler; pass a re-iterable loader, not an iterator.",
         )
-    row_order = AS_GIVEN if ordered is loader else DATASET_ORDER
-    return _Pass(ordered, row_order, None if kept is None else tuple(kept), digests, size)
+    description = AS_GIVEN if ordered is loader else DATASET_ORDER
+    return _Pass(ordered, description, None if kept is None else tuple(kept), digests, size)
 
 
 def _shuffles(name: str, first: _Pass, layout: RowLayout) -> bool:
@@ -252,7 +248,7 @@ def _shuffles(name: str, first: _Pass, layout: RowLayout) -> bool:
     with seeded_random_state(_ANOTHER_SEED):  # from the state of the first pass, the same order would be drawn
         for item in first.loader:
             query = as_query(item, layout)
-            again += digests_of_rows(query.x, query.y)
+            again += row_hashes(query.x, query.y)
     if again == first.digests:
         return False
     if sorted(again) != sorted(first.digests):
@@ -266,9 +262,9 @@ def _shuffles(name: str, first: _Pass, layout: RowLayout) -> bool:
     return True
 
 
-def row_order(loader: Loader) -> str:
-    """Return a description of the order of the rows."""
-    return loader.row_order if isinstance(loader, (KeptRows, CheckedRows)) else READ_AGAIN
+def description_of_order(loader: Loader) -> str:
+    """Return the order of the rows of a loader, in words."""
+    return loader.order_description if isinstance(loader, (KeptRows, CheckedRows)) else READ_AGAIN
 
 
 def _in_dataset_order(loader: Loader) -> Loader:
@@ -293,7 +289,7 @@ def _in_dataset_order(loader: Loader) -> Loader:
     return DataLoader(loader.dataset, batch_sampler=in_order, **same)
 
 
-def _by_digest(batches: Sequence[Query], digests: Digests) -> tuple[tuple[Query, ...], Digests, Order] | None:
+def _by_digest(batches: Sequence[Query], digests: Digests) -> tuple[tuple[Query, ...], Digests, Positions] | None:
     """Return batches of rows sorted by digest, their digests and the inverse order; None if that is impossible."""
     whole = _joined(batches)
     if whole is None:
@@ -349,7 +345,7 @@ def _are_equal(leaf: object, other: object) -> bool:
 
 def _sorted_batches(batches: Sequence[Query]) -> tuple[tuple[Query, ...], Digests]:
     """Return the batches sorted by the digests of their rows."""
-    pairs = sorted(((digests_of_rows(b.x, b.y), i) for i, b in enumerate(batches)))
+    pairs = sorted(((row_hashes(b.x, b.y), i) for i, b in enumerate(batches)))
     return tuple(batches[i] for _, i in pairs), [digest for found, _ in pairs for digest in found]
 
 

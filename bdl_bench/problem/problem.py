@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bdl_bench.problem.checks import (
-    check_dropout_model,
-    check_members,
-    check_plot_grid,
-    check_precision,
-    check_trained,
-    check_trained_option,
-)
-from bdl_bench.problem.kept_rows import Budget, CheckedRows, KeptRows, kept_rows, kept_train, row_order
+from bdl_bench.problem.kept_rows import Budget, CheckedRows, KeptRows, description_of_order, kept_rows, kept_train
 from bdl_bench.problem.loader_checks import LoaderChecks
 from bdl_bench.problem.queries import Loader, moved, rows
-from estimators.errors import ModelError
+from estimators.baselines.dropout_layers import dropout_names
+from estimators.baselines.retraining import check_architecture
+from estimators.errors import DataError, ModelError, OptionError
 from estimators.likelihoods import Likelihood, resolve_likelihood
+from estimators.models.checks import check_model
 from estimators.models.structural_copy import structural_copy
-from estimators.numerics.pytrees import ALL_ROWS, RowLayout
+from estimators.numerics.pytrees import ALL_ROWS, PyTree, RowLayout
 
 if TYPE_CHECKING:
     from estimators.training.training import Recipe
@@ -33,9 +29,7 @@ __all__ = ["ENSEMBLE_SIZE", "Loader", "Members", "Problem", "rows"]
 
 ENSEMBLE_SIZE = 5
 """Networks in a deep ensemble, `model` among them; five as in Lakshminarayanan et al. (2017)."""
-
 Members = Sequence[nn.Module] | Callable[[int], nn.Module]
-
 _SPLITS = ("train", "validation", "test")
 
 
@@ -151,7 +145,9 @@ class Problem:
         Returns:
             The problem on that device.
         """
-        problem = self._with_sets({name: _on_device(loader, device) for name, loader in self.sets().items()})
+        kept = (KeptRows, CheckedRows)
+        sets = {n: s.on(device) if isinstance(s, kept) else _OnDevice(s, device) for n, s in self.sets().items()}
+        problem = self._with_sets(sets)
         problem.model = self.model.to(device)
         problem.dropout_model = None if self.dropout_model is None else self.dropout_model.to(device)
         return problem
@@ -172,9 +168,9 @@ class Problem:
         budget = Budget()
         return self._with_sets({name: self._kept_set(name, loader, budget) for name, loader in self.sets().items()})
 
-    def row_orders(self) -> dict[str, str]:
-        """Return a description of the order of the rows, by set."""
-        return {name: row_order(loader) for name, loader in self.sets().items()}
+    def order_descriptions(self) -> dict[str, str]:
+        """Return the order of the rows in words, by set."""
+        return {name: description_of_order(loader) for name, loader in self.sets().items()}
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state without stored rows, which are read again."""
@@ -228,10 +224,6 @@ class Problem:
         self._layout = checks.layout
 
 
-def _on_device(loader: Loader, device: str | torch.device) -> Loader:
-    return loader.on(device) if isinstance(loader, (KeptRows, CheckedRows)) else _OnDevice(loader, device)
-
-
 class _OnDevice:
     """A loader whose batches are moved to a device as they are read."""
 
@@ -241,3 +233,72 @@ class _OnDevice:
     def __iter__(self) -> Iterator[Any]:
         for item in self.loader:
             yield moved(item, self.device)
+
+
+def check_precision(value: float | Mapping[str, float]) -> None:
+    """Check that δ is finite, not negative, and positive for some parameters. Raises OptionError."""
+    numbers = list(value.values()) if isinstance(value, Mapping) else [value]
+    plain = all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in numbers)
+    if not numbers or not plain or not any(v > 0 for v in numbers):
+        raise OptionError(
+            "prior_precision > 0, a number or a mapping {glob of parameter names: number >= 0}",
+            received=repr(value),
+            remedy="δ of the sum convention; from weight decay wd on a mean cross-entropy over N rows it is N·wd.",
+        )
+
+
+def check_trained(model: nn.Module) -> None:
+    """Check that a network without a recipe is in eval mode and finite. Raises ModelError."""
+    if model.training:
+        raise ModelError(
+            "a trained network in eval mode, since no recipe trains it",
+            received="a network in train mode",
+            remedy="call model.eval(), or pass recipe=Recipe(...) (without trained=True) to have it trained.",
+        )
+    check_model(model)
+
+
+def check_trained_option(trained: bool | None, *, has_recipe: bool) -> None:
+    """Check that a network that is not trained has a recipe. Raises OptionError."""
+    if trained is False and not has_recipe:
+        raise OptionError(
+            "a recipe for a network that is not trained",
+            received="trained=False without one",
+            remedy="recipe=Recipe(...), or omit trained.",
+        )
+
+
+def check_members(members: Sequence[nn.Module], model: nn.Module) -> None:
+    """Check that members are trained networks with the architecture of the model. Raises ModelError."""
+    for index, member in enumerate(members):
+        if not isinstance(member, nn.Module):
+            raise ModelError(
+                "members that are torch.nn.Modules",
+                received=f"a {type(member).__name__} as members[{index}]",
+                remedy="load the networks first, or pass a function that does.",
+            )
+        check_trained(member)
+        check_architecture(member, model, what=f"members[{index}] with")
+
+
+def check_dropout_model(model: nn.Module) -> None:
+    """Check that a network is trained and has dropout layers. Raises ModelError."""
+    if not isinstance(model, nn.Module) or not dropout_names(model):
+        raise ModelError(
+            "a dropout_model with layers nn.Dropout of p > 0",
+            received=f"a {type(model).__name__} without",
+            remedy="omit dropout_model; with make_model and recipe a network with dropout is trained.",
+        )
+    check_trained(model)
+
+
+def check_plot_grid(batches: list[PyTree]) -> None:
+    """Check that the inputs of a plot grid have one column and ascend over all batches. Raises DataError."""
+    one_column = all(isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == 1 for x in batches)
+    if not one_column or bool((torch.cat(batches).diff(dim=0) < 0).any()):
+        x = batches[0]
+        raise DataError(
+            "a plot_grid of ascending inputs, x (M, 1)",
+            received=f"x of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}",
+            remedy="torch.linspace(...).unsqueeze(1), or no plot_grid if inputs have several columns.",
+        )

@@ -37,12 +37,7 @@ class Query:
 def queries(loader: Loader, layout: RowLayout = ALL_ROWS) -> Iterator[Query]:
     """Return the items of a loader of (x, y), of x alone, or of dicts with or without "labels".
 
-    Args:
-        loader: of a problem.
-        layout: which tensors of the inputs have rows, `Problem.layout`; by default the shapes of each batch decide.
-
-    Raises:
-        DataError: for an item that is not a batch, or without targets and with different numbers of rows.
+    `layout` says which tensors of the inputs have rows, as `Problem.layout`; by default the shapes of a batch decide.
     """
     return (as_query(item, layout) for item in loader)
 

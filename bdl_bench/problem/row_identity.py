@@ -1,46 +1,20 @@
-"""The identity of a row: a digest of its inputs and its target, the same in every pass and in every process."""
+"""The identity of a row: a digest of its inputs and its target, the same in every pass and in every process.
+
+`estimators.persistence.checksums.row_hashes` computes the digests.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from estimators.numerics.pytrees import PyTree, Shared, n_rows, plain_inputs
-from estimators.persistence.checksums import digest
-
-__all__ = ["Digests", "Ids", "bits_by_row", "digests_of_rows", "ids_of", "matching_order", "position_ids"]
+__all__ = ["Digests", "Ids", "ids_of", "matching_order", "position_ids"]
 
 Digests = list[bytes]
 Ids = NDArray[np.uint64]
 
 _ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9))
 """The odd factors of the SplitMix64 generator, modulo 2⁶⁴, which separate neighbouring numbers."""
-
-
-def digests_of_rows(x: PyTree, y: Tensor | None) -> Digests:
-    """Return a digest of 32 bytes for each row of a batch.
-
-    A tensor with as many rows as the batch contributes one row to each digest. Other tensors, tensors marked as shared,
-    and plain values contribute to all digests. So the digest of a row does not depend on the other rows.
-
-    Args:
-        x: inputs of B rows, a tensor or a pytree of tensors; shared ones may be marked (`RowLayout.mark`).
-        y: targets of the same rows, (B, ...), or None.
-    """
-    n = n_rows(x) if y is None or not y.ndim else len(y)
-    columns: list[list[bytes]] = []
-    for leaf in pytree.tree_leaves((x, y)):
-        if isinstance(leaf, (Tensor, Shared)):
-            tensor: Tensor = plain_inputs(leaf)
-            has_rows = tensor is leaf and tensor.ndim > 0 and len(tensor) == n
-            table = bits_by_row(tensor if has_rows else tensor.unsqueeze(0))
-            columns.append([row.tobytes() for row in table] * (1 if has_rows else n))
-        elif isinstance(leaf, (str, bytes, bool, int, float, complex)):
-            columns.append([repr(leaf).encode()] * n)
-    return [_digest(parts) for parts in zip(*columns, strict=True)] if columns else []
 
 
 def ids_of(digests: Digests) -> Ids:
@@ -51,9 +25,7 @@ def ids_of(digests: Digests) -> Ids:
 def position_ids(rows: Ids, row_of: NDArray[np.int64]) -> Ids:
     """Return an identity for each position (token, pixel): that of its row, mixed with the index within the row.
 
-    Args:
-        rows: identities of B rows.
-        row_of: (M,), for each position the index of its row; the positions of a row follow each other.
+    `row_of` (M,) has the index of the row of each position; the positions of a row follow each other.
     """
     starts = np.searchsorted(row_of, np.arange(len(rows)))
     within = (np.arange(len(row_of)) - starts[row_of]).astype(np.uint64)
@@ -74,16 +46,3 @@ def matching_order(ids: Ids, wanted: Ids) -> NDArray[np.int64] | None:
     order = np.empty(len(ids), dtype=np.int64)
     order[theirs] = mine
     return order
-
-
-def bits_by_row(tensor: Tensor) -> NDArray[np.uint8]:
-    """Return the bytes of each row of a tensor of any layout and dtype."""
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
-    table = (dense.flatten(1) if dense.ndim > 1 else dense.unsqueeze(1)).contiguous()
-    raw: NDArray[np.uint8] = table.view(torch.uint8).numpy()
-    return raw
-
-
-def _digest(parts: tuple[bytes, ...]) -> bytes:
-    return digest(*(len(part).to_bytes(8, "little") + part for part in parts))

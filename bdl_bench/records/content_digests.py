@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdl_bench.records.user_modules import MAIN, is_user_code, modules_digest
-from estimators.persistence.checksums import bits, digest
+from bdl_bench.records.user_modules import modules_digest
+from estimators.persistence.checksums import bits_by_row, digest
 from estimators.persistence.option_code import closure_values, code_digest, global_values
+from estimators.persistence.user_code import MAIN, is_user_code
 
 __all__ = ["content_digest"]
 
@@ -38,26 +39,26 @@ _OF_EVERY_CLASS = (
 )
 
 
-def content_digest(*things: object, values: bool = True, code: bool = True) -> str:
+def content_digest(*things: object, include_values: bool = True, include_code: bool = True) -> str:
     """Return 16 hexadecimal digits for the code and the options of some objects.
 
     Args:
         things: functions, classes, objects, networks, plain values.
-        values: whether to include tensors and the attributes of objects; False for a factory, whose data are digested
-            as rows of the problem that it makes.
-        code: whether to include the code of functions and classes; False to identify objects that may be edited. The
-            code of a lambda is always included, since it has no name.
+        include_values: whether to include tensors and the attributes of objects; False for a factory, whose data are
+            digested as rows of the problem that it makes.
+        include_code: whether to include the code of functions and classes; False to identify objects that may be
+            edited. The code of a lambda is always included, since it has no name.
     """
-    walk = _Walk(values=values, code=code)
+    walk = _Walk(include_values=include_values, include_code=include_code)
     contents = [walk.of(thing) for thing in things]
-    return digest(*contents, modules_digest(walk.modules) if code else b"").hex()[:16]
+    return digest(*contents, modules_digest(walk.modules) if include_code else b"").hex()[:16]
 
 
 class _Walk:
     """Digests of values, each computed once; `modules` are the user modules of these values."""
 
-    def __init__(self, *, values: bool, code: bool) -> None:
-        self.values, self.code = values, code
+    def __init__(self, *, include_values: bool, include_code: bool) -> None:
+        self.include_values, self.include_code = include_values, include_code
         self.modules: set[str] = set()
         self._known: dict[int, tuple[object, bytes]] = {}  # the object, too, so that its id is not used again
 
@@ -74,15 +75,15 @@ class _Walk:
 
     def _of_object(self, value: Any) -> bytes:  # noqa: ANN401
         if isinstance(value, (Tensor, np.ndarray, np.generic)):
-            return _array(value) if self.values else b""
+            return _array(value) if self.include_values else b""
         if isinstance(value, Mapping):
-            return self._kind(value, self._unordered(self.of(k) + self.of(v) for k, v in value.items()))
+            return self._container(value, self._unordered(self.of(k) + self.of(v) for k, v in value.items()))
         if isinstance(value, (list, tuple)):
-            return self._kind(value, b"".join(map(self.of, value)))
+            return self._container(value, b"".join(map(self.of, value)))
         if isinstance(value, (set, frozenset)):
-            return self._kind(value, self._unordered(map(self.of, value)))
+            return self._container(value, self._unordered(map(self.of, value)))
         if isinstance(value, ModuleType):
-            self._met(value.__name__)
+            self._note_module(value.__name__)
             return _sha("module", value.__name__.encode())
         if isinstance(value, type):
             return self._class(value)
@@ -117,10 +118,10 @@ class _Walk:
         module = function.__module__ or MAIN[0]
         if not is_user_code(module) and not module.startswith(_PRESETS):
             return _sha("function", f"{module}{_version(module)}.".encode() + name, *parts)
-        if not self.code:
+        if not self.include_code:
             own = code_digest(function.__code__) if "<lambda>" in function.__qualname__ else b""
             return _sha("function", name, own, *parts)
-        self._met(module)
+        self._note_module(module)
         parts.append(code_digest(function.__code__))
         for key, value in global_values(function).items():
             parts += [key.encode(), self.of(value)]
@@ -130,9 +131,9 @@ class _Walk:
         name = kind.__qualname__ if kind.__module__ in MAIN else f"{kind.__module__}.{kind.__qualname__}"
         if not is_user_code(kind.__module__):
             return _sha("class", name.encode() + _version(kind.__module__).encode())
-        if not self.code:
+        if not self.include_code:
             return _sha("class", name.encode())
-        self._met(kind.__module__)
+        self._note_module(kind.__module__)
         members = {key: value for key, value in vars(kind).items() if key not in _OF_EVERY_CLASS}
         fields = members.pop("__dataclass_fields__", {})
         parts = [self.of(base) for base in kind.__bases__]
@@ -146,13 +147,13 @@ class _Walk:
             return _sha("enum", kind, value.name.encode())
         if isinstance(value, PurePath):
             return _sha("path", str(value).encode())
-        if not self.values or isinstance(value, _NO_VALUE):
+        if not self.include_values or isinstance(value, _NO_VALUE):
             seed = value.initial_seed() if isinstance(value, torch.Generator) else ""
             return _sha("object", kind, str(seed).encode())
         if isinstance(value, nn.Module):
             return self._network(value, kind)
         state = _state(value)
-        return _sha("object", kind, _shown(value) if state is None else self.of(state))
+        return _sha("object", kind, _text_without_address(value) if state is None else self.of(state))
 
     def _network(self, module: nn.Module, kind: bytes) -> bytes:
         """Return the digest of all attributes but the mode, which training changes."""
@@ -169,14 +170,14 @@ class _Walk:
             parts.append(key.encode() + self.of(list(value.values()) if is_hooks else value))
         return _sha("network", kind, *parts)
 
-    def _kind(self, container: object, content: bytes) -> bytes:
+    def _container(self, container: object, content: bytes) -> bytes:
         kind = type(container)
         return _sha(f"{kind.__module__}.{kind.__qualname__}" if kind.__module__ not in MAIN else kind.__name__, content)
 
     def _unordered(self, digests: Iterable[bytes]) -> bytes:
         return b"".join(sorted(digests))
 
-    def _met(self, module: str | None) -> None:
+    def _note_module(self, module: str | None) -> None:
         self.modules.add(module or MAIN[0])
 
 
@@ -214,7 +215,7 @@ def _slots(kind: type) -> tuple[str, ...]:
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
-def _shown(value: object) -> bytes:
+def _text_without_address(value: object) -> bytes:
     """Return the text of an object, unless it is its address."""
     text = repr(value)
     return b"" if " at 0x" in text else text.encode()
@@ -231,7 +232,7 @@ def _array(value: Tensor | np.ndarray[Any, Any] | np.generic) -> bytes:
             return _sha("tensor", head.encode())
         dense = value.detach() if value.layout == torch.strided else value.detach().to_dense()
         plain = dense.resolve_conj().resolve_neg().reshape(1, -1)
-        return _sha("tensor", head.encode(), bits(plain).tobytes())
+        return _sha("tensor", head.encode(), bits_by_row(plain).tobytes())
     array = np.asarray(value)
     content = repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).tobytes()
     return _sha("array", f"{array.dtype} {array.shape}".encode(), content)

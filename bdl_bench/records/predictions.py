@@ -13,7 +13,7 @@ never by position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,21 +32,16 @@ from estimators.errors import DataError, TooLargeError, UnsupportedError
 from estimators.likelihoods.prediction import Prediction
 from estimators.numerics.pytrees import PyTree, split_rows
 
-__all__ = ["ROW_ID", "Arrays", "Predictor", "prefixed"]
+__all__ = ["ROW_ID", "Arrays", "Predictor", "check_arrays", "prefixed"]
 
 Arrays = dict[str, NDArray[Any]]
 ROW_ID = "row_id"
+_MAY_BE_INFINITE = ("log_probs", "log_odds")  # a class may have probability 0
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Computes the arrays of a record.
-
-    Args:
-        problem: the problem.
-        estimator: the fitted estimator.
-        predict: returns the prediction for a batch of inputs: `estimator.predict`, or the calibrated one.
-    """
+    """Computes the arrays of a record; `predict` is that of the fitted estimator, or of the calibrated one."""
 
     problem: Problem
     estimator: UncertaintyEstimator
@@ -95,7 +90,7 @@ class Predictor:
             start += len(query)
         arrays: Arrays = {key: _joined(tensors) for key, tensors in parts.items()}
         row_of = torch.cat(rows).numpy()
-        _check_finite(arrays, kept, row_of)
+        check_arrays(arrays, lambda entry: kept.describe(int(row_of[entry])))
         ids = ids_of(kept.digests)
         arrays[ROW_ID] = ids if np.array_equal(row_of, np.arange(len(ids))) else position_ids(ids, row_of)
         return {key: _in_order(kept, array, row_of) for key, array in arrays.items()}
@@ -144,12 +139,12 @@ def _in_order(
     kept: KeptRows | CheckedRows, array: NDArray[Any], row_of: NDArray[np.int64] | None = None
 ) -> NDArray[Any]:
     """Return an array in the order of a record; `row_of` has the row of each entry if rows have several positions."""
-    if kept.order is None:
+    if kept.loader_order is None:
         return array
-    if row_of is None or np.array_equal(row_of, np.arange(len(kept.order))):
-        return array[kept.order]
-    rank = np.empty(len(kept.order), dtype=np.int64)
-    rank[kept.order] = np.arange(len(kept.order))
+    if row_of is None or np.array_equal(row_of, np.arange(len(kept.loader_order))):
+        return array[kept.loader_order]
+    rank = np.empty(len(kept.loader_order), dtype=np.int64)
+    rank[kept.loader_order] = np.arange(len(kept.loader_order))
     return array[np.argsort(rank[row_of], kind="stable")]
 
 
@@ -175,14 +170,31 @@ def _fields(prediction: Prediction, targets: Tensor | None) -> Iterator[tuple[st
         yield "targets", targets
 
 
-def _check_finite(arrays: Arrays, kept: KeptRows | CheckedRows, row_of: NDArray[np.int64]) -> None:
+def check_arrays(arrays: Mapping[str, NDArray[Any]], describe: Callable[[int], str] = "row {}".format) -> None:
+    """Raise DataError for NaN, for Inf but in log-probabilities, and for a total variance that is not positive.
+
+    `describe` returns what a message says of the entry with an index.
+    """
     for name, array in arrays.items():
-        wrong = np.isnan(array) if name.startswith("log_") else ~np.isfinite(array)  # a class may have probability 0
-        rows = np.flatnonzero(wrong.reshape(len(array), -1).any(1))
-        if len(rows):
-            location, bad = kept.describe(int(row_of[rows[0]])), int(wrong.sum())
+        quantity = name.rpartition("/")[2]
+        if array.dtype.kind != "f":
+            continue
+        bad = np.isnan(array) if quantity in _MAY_BE_INFINITE else ~np.isfinite(array)
+        if bad.any():
             raise DataError(
                 "finite predictions",
-                received=f"{bad} NaN or Inf among {np.size(array)} values of {name}, the first at: {location}",
-                remedy="check the scale of the data, and prior_precision.",
+                received=f"{int(bad.sum())} NaN or Inf among {array.size} values of {name}, the first in "
+                f"{describe(_row(bad))}",
+                remedy="look at the variance of the method, at the scale of the data, and at prior_precision.",
             )
+        if quantity == "total_variance" and bool((array <= 0).any()):
+            raise DataError(
+                "a positive total_variance, epistemic plus noise",
+                received=f"{array.min():.3g} as the least of {name}, the first that is not positive in "
+                f"{describe(_row(array <= 0))}",
+                remedy="a method whose variance can be negative needs more draws or probes, or a larger noise.",
+            )
+
+
+def _row(bad: NDArray[np.bool_]) -> int:
+    return int(np.argwhere(bad)[0, 0])

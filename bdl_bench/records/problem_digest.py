@@ -8,23 +8,15 @@ from bdl_bench.problem.kept_rows import CheckedRows, KeptRows
 from bdl_bench.problem.loader_checks import located
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import Loader, queries
-from bdl_bench.problem.row_identity import digests_of_rows
 from bdl_bench.records.content_digests import content_digest
 from estimators.numerics.pytrees import RowLayout
-from estimators.persistence.checksums import digest
+from estimators.persistence.checksums import digest, row_hashes
 
 __all__ = ["problem_digest", "row_set_digests"]
 
 
 def problem_digest(problem: Problem) -> str:
-    """Return a digest of a problem.
-
-    Args:
-        problem: the problem. Its loaders may shuffle; any changed value changes the digest.
-
-    Returns:
-        16 hexadecimal digits.
-    """
+    """Return 16 hexadecimal digits, which any changed value of the problem changes. Its loaders may shuffle."""
     trained = [name for name, p in problem.model.named_parameters() if p.requires_grad]
     settings = (
         problem.likelihood, problem.prior_precision, problem.recipe, problem.trained, problem.make_model, trained
@@ -53,5 +45,5 @@ def _row_numbers(name: str, loader: Loader, layout: RowLayout) -> Iterator[int]:
             batch = next(batches, None)
         if batch is None:
             return
-        yield from (int.from_bytes(digest, "little") for digest in digests_of_rows(batch.x, batch.y))
+        yield from (int.from_bytes(digest, "little") for digest in row_hashes(batch.x, batch.y))
         number += 1

@@ -262,7 +262,8 @@ class RecordStore:
         Returns:
             The record; None if it is missing or unreadable.
         """
-        return _read(self.path(task, method, seed))
+        found = _read(self.path(task, method, seed))
+        return found if isinstance(found, Record) else None
 
     def finished(self, task: str, method: str, seed: int) -> Record | None:
         """Return the record of a run if its status is "ok" and its arrays are complete, with any key.
@@ -284,8 +285,8 @@ class RecordStore:
         Returns:
             Every readable record, sorted by task, method and seed.
         """
-        records = [_read(path) for path in self._paths()]
-        return sorted((r for r in records if r is not None), key=lambda r: (r.task, r.method, r.seed))
+        found = map(_read, self._paths())
+        return sorted((r for r in found if isinstance(r, Record)), key=lambda r: (r.task, r.method, r.seed))
 
     def unreadable(self) -> dict[str, str]:
         """Find files that are not valid records.
@@ -293,8 +294,8 @@ class RecordStore:
         Returns:
             The reason for each, by its path in the directory.
         """
-        found = ((path.relative_to(self.directory).as_posix(), _why_unreadable(path)) for path in self._paths())
-        return {name: reason for name, reason in found if reason is not None}
+        found = ((path.relative_to(self.directory).as_posix(), _read(path)) for path in self._paths())
+        return {name: reason for name, reason in found if isinstance(reason, str)}
 
     def written(self, record: Record) -> float:
         """Return when a record was written.
@@ -359,24 +360,16 @@ def slug(name: str) -> str:
     return safe if safe == name else f"{safe or 'x'}-{_digest(name.encode())[:8]}"
 
 
-def _read(path: Path) -> Record | None:
+def _read(path: Path) -> Record | str:
+    """Return the record in a file; for another file, the first error in it."""
     try:
         return Record.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-def _why_unreadable(path: Path) -> str | None:
-    """Return the first error of a file; None for a record."""
-    try:
-        Record.model_validate_json(path.read_bytes())
     except OSError as error:
         return f"{type(error).__name__}: {error.strerror}"
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         return f"{where}: {first['msg']}" if where else str(first["msg"])
-    return None
 
 
 def _npz(arrays: ArrayFile) -> bytes:

@@ -7,39 +7,19 @@ standard library, of installed packages and of these two packages are digested b
 from __future__ import annotations
 
 import ast
-import importlib.util
-import site
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator
-from functools import cache
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import FunctionType, ModuleType
 from weakref import WeakKeyDictionary
 
-import estimators
 from estimators.persistence.checksums import digest
 from estimators.persistence.option_code import code_digest
+from estimators.persistence.user_code import MAIN, find_module, is_installed_file, origin_of, with_parents
 
-__all__ = ["MAIN", "is_user_code", "modules_digest"]
+__all__ = ["modules_digest"]
 
-MAIN = ("__main__", "__mp_main__")
-"""Module names of a script or notebook, also in a worker process; its functions are digested, not its file."""
-
-_INSTALLED = ("site-packages", "dist-packages")
 _SEEN: WeakKeyDictionary[ModuleType, tuple[object, bytes]] = WeakKeyDictionary()
-
-
-def is_user_code(name: str | None) -> bool:
-    """Return whether a module is a user module: anything that is not known to be installed."""
-    if not name or name in MAIN:
-        return True
-    top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or top in (__name__.partition(".")[0], estimators.__name__):
-        return False
-    origin = _origin(name) or _origin(top)
-    return origin is None or not _is_installed_file(origin)
 
 
 def modules_digest(names: Iterable[str]) -> str:
@@ -48,7 +28,7 @@ def modules_digest(names: Iterable[str]) -> str:
     waiting = [name for name in names if name not in MAIN]
     while waiting:
         name = waiting.pop()
-        for part in _with_parents(name):
+        for part in with_parents(name):
             if part not in found and part not in MAIN and (path := _file_of(part)) is not None:
                 found[part] = _content(part, path)
                 waiting += _imported(part, found[part])
@@ -118,61 +98,16 @@ def _absolute(module: str, level: int, package: str) -> str:
     return ".".join(part for part in (base, module) if part)
 
 
-def _with_parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts)) if all(parts[: i + 1])]
-
-
 def _file_of(name: str) -> Path | None:
     """Return the file of a user module; None for other modules, or if it has no file."""
-    origin = _origin(name)
+    origin = origin_of(name)
     if origin is None:
         return None
-    return Path(origin) if Path(origin).is_file() and not _is_installed_file(origin) else None
-
-
-def _origin(name: str) -> str | None:
-    module = sys.modules.get(name)
-    if module is not None:
-        return getattr(module, "__file__", None)
-    spec = _spec(name)
-    return spec.origin if spec is not None and spec.has_location else None
+    return Path(origin) if Path(origin).is_file() and not is_installed_file(origin) else None
 
 
 def _is_package(name: str) -> bool:
     if name in sys.modules:
         return hasattr(sys.modules[name], "__path__")
-    spec = _spec(name)
+    spec = find_module(name)
     return spec is not None and spec.submodule_search_locations is not None
-
-
-def _spec(name: str) -> ModuleSpec | None:
-    """Return the spec of a module that is not loaded, without executing its parents."""
-    top, *rest = _with_parents(name) or [""]
-    try:
-        spec = importlib.util.find_spec(top) if top else None
-        for part in rest:
-            if spec is None or spec.submodule_search_locations is None:
-                return None
-            spec = PathFinder.find_spec(part, spec.submodule_search_locations)
-    except (ImportError, ValueError, AttributeError):
-        return None
-    return spec
-
-
-@cache
-def _is_installed_file(origin: str) -> bool:
-    paths = Path(origin).absolute(), Path(origin).resolve()
-    return any(part in _INSTALLED for path in paths for part in path.parts) or any(
-        path.is_relative_to(root) for path in paths for root in _roots()
-    )
-
-
-@cache
-def _roots() -> tuple[Path, ...]:
-    """Return the folders of other modules: the standard library, installed packages, and these two packages."""
-    paths = sysconfig.get_paths()
-    found = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
-    found += [*getattr(site, "getsitepackages", list)(), site.getusersitepackages()]
-    own = [Path(__file__).parents[1], Path(str(estimators.__file__)).parent]
-    return (*(Path(path).resolve() for path in found), *own, *(path.resolve() for path in own))

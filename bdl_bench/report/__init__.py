@@ -6,9 +6,9 @@ from pathlib import Path
 
 from bdl_bench.report.csv_table import to_csv
 from bdl_bench.report.figures.gallery import Gallery
-from bdl_bench.report.frame import has_parquet, to_parquet
 from bdl_bench.report.html import to_html
 from bdl_bench.report.markdown import to_markdown
+from bdl_bench.report.tidy import has_parquet, to_parquet
 from bdl_bench.report.view import build
 from estimators.errors import OptionError
 from estimators.persistence.atomic import write_bytes, write_text

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bdl_bench.metrics import tuned
+
 __all__ = ["ArrayView"]
 
 _TUNED = "tuned/"
 _SCORED = ("", "validation", "ood", "shift")
-_SHARED = ("targets", "x", "row_id")
-"""Arrays that tuning does not change, so that a record stores them once."""
 Orders = Mapping[str, NDArray[np.int64]]
 """For each set of rows ("" is the test rows): indices that put its rows into another order."""
 
@@ -51,11 +51,8 @@ class ArrayView(Mapping[str, NDArray[Any]]):
 
     def tuned(self) -> ArrayView | None:
         """Return the arrays of the tuned estimator, with the names of `untuned`; None if there are none."""
-        found = {n.removeprefix(_TUNED): s for n, s in self._names.items() if n.startswith(_TUNED)}
-        if not found:
-            return None
-        shared = {n: s for n, s in self.untuned()._names.items() if n.rpartition("/")[2] in _SHARED}
-        return self._view(shared | found)
+        found = tuned(self._names)
+        return self._view(found) if found else None
 
     def for_metrics(self) -> ArrayView:
         """Return the sets of rows that have metrics; the rows of a plot grid, for instance, have none."""

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 from bdl_bench.report.reference_agreement import CostRow
 from bdl_bench.report.scores import ScoreTable
+from bdl_bench.report.summary import TaskView
 from bdl_bench.report.tidy import LongRow
-from bdl_bench.report.view import Report, TaskView
+from bdl_bench.report.view import Report
 from bdl_bench.stats import Interval, mean_interval
 
 __all__ = ["to_csv"]
@@ -35,7 +36,8 @@ def to_csv(report: Report) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_HEADER)
     for row in _rows(report):
-        writer.writerow([_without_formula(value) if isinstance(value, str) else value for value in row])
+        is_formula = [isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") for value in row]
+        writer.writerow([f"'{value}" if runs else value for value, runs in zip(row, is_formula, strict=True)])
     return buffer.getvalue()
 
 
@@ -93,7 +95,3 @@ def _shifted(numbers: list[LongRow]) -> Iterator[Row]:
 
 def _numbers(interval: Interval) -> Row:
     return interval.mean, *("" if end is None else end for end in (interval.low, interval.high)), interval.n
-
-
-def _without_formula(text: str) -> str:
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -16,12 +16,7 @@ __all__ = ["comparison_with_best", "findings", "overtuned", "trained_further"]
 
 def findings(scores: ScoreTable, agreements: list[AgreementRow], costs: list[CostRow]) -> list[str]:
     """Return sentences on the first metric, the baseline, agreement with the exact variance, and the least time."""
-    return [
-        *_first_metric(scores),
-        *_against_baseline(scores),
-        *_closest(agreements),
-        *_cheapest(costs, agreements),
-    ]
+    return [*_first_metric(scores), *_against_baseline(scores), *_closest(agreements), *_cheapest(costs, agreements)]
 
 
 def trained_further(trainings: Iterable[Training | None]) -> list[str]:

@@ -13,9 +13,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bdl_bench.metrics import Metric
 from bdl_bench.report.formatting import count, mean_and_half_width, number
-from bdl_bench.report.scores import ScoreEntry
 from bdl_bench.report.view import Report
 from estimators.runtime.units import in_bytes, in_seconds
 
@@ -38,18 +36,15 @@ def to_html(report: Report) -> str:
         number=number, in_seconds=in_seconds, in_bytes=in_bytes, half=mean_and_half_width, count=count
     )
     script = resources.files("bdl_bench.report").joinpath("templates/sort.js").read_text(encoding="utf-8")
-    environment.globals.update(mark=_mark, arrow=_arrow, script=Markup(script), script_digest=_digest(script))
+    environment.globals.update(
+        mark=lambda entry: _MARKS.get(entry.against_baseline, ""),
+        arrow=lambda metric: _ARROWS[metric.better],
+        script=Markup(script),
+        script_digest=_digest(script),
+    )
     return environment.get_template("report.html").render(report=report)
 
 
 def _digest(script: str) -> str:
     """Return the source expression of a Content-Security-Policy that admits this script alone."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _mark(entry: ScoreEntry) -> str:
-    return _MARKS.get(entry.against_baseline or "", "")
-
-
-def _arrow(metric: Metric) -> str:
-    return _ARROWS[metric.better]

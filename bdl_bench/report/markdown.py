@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from bdl_bench.markdown import markdown_table
 from bdl_bench.report.formatting import count, mean_and_half_width, number
 from bdl_bench.report.reference_agreement import CostRow
 from bdl_bench.report.scores import ScoreEntry, ScoreTable
-from bdl_bench.report.view import Report, TaskView
+from bdl_bench.report.summary import TaskView
+from bdl_bench.report.view import Report
 from bdl_bench.stats import Interval
 from estimators.runtime.units import in_bytes, in_seconds
 
@@ -44,7 +46,7 @@ def _summary(report: Report) -> list[str]:
         for row in found.rows
     )
     sentences = [f"- {_escaped(sentence)}" for sentence in found.sentences]
-    return [*sentences, "", *_table(("method", *ranked, *tasks, "time"), rows), ""]
+    return [*sentences, "", *_numbers(("method", *ranked, *tasks, "time"), rows), ""]
 
 
 def _what_was_run(report: Report) -> list[str]:
@@ -55,7 +57,7 @@ def _what_was_run(report: Report) -> list[str]:
         f"Made {report.created}. Seeds: {seeds}. The network was trained once per task and seed. Every method "
         f"starts from this network, except methods that train their own. {settings}",
         "",
-        *_table(("method", "what it is"), ((_escaped(m), _escaped(s)) for m, s in report.methods.items())),
+        *_numbers(("method", "what it is"), ((_escaped(m), _escaped(s)) for m, s in report.methods.items())),
     ]
 
 
@@ -71,15 +73,16 @@ def _task(task: TaskView) -> list[str]:
             (_escaped(a.method), _maybe(a.spearman), _joined(a.mean_ratio), _joined(a.relative_rmse))
             for a in task.agreement.rows
         )
-        lines += ["", "Agreement with the exact variance, untuned:", "", *_table(header, agreements)]
+        lines += ["", "Agreement with the exact variance, untuned:", "", *_numbers(header, agreements)]
     header = ["method", "fit", "tune", "predict", "epoch equivalents (forward + backward)", "peak memory"]
-    return [*lines, "", "Cost, medians over seeds:", "", *_table(header, map(_cost, task.costs.rows))]
+    return [*lines, "", "Cost, medians over seeds:", "", *_numbers(header, map(_cost, task.costs.rows))]
 
 
 def _scores(table: ScoreTable) -> list[str]:
     header = ["method", *(f"{metric.label} {metric.key}".replace("*", "\\*") for metric in table.metrics)]
     keys = [metric.key for metric in table.metrics]
-    return _table(header, ((_escaped(m), *(_score(row.get(key)) for key in keys)) for m, row in table.entries.items()))
+    rows = ((_escaped(m), *(_score(row.get(key)) for key in keys)) for m, row in table.entries.items())
+    return _numbers(header, rows)
 
 
 def _cost(row: CostRow) -> Sequence[str]:
@@ -93,14 +96,14 @@ def _not_finished(report: Report) -> list[str]:
     if not records:
         return []
     rows = ((_escaped(r.task), _escaped(r.method), str(r.seed), r.status, _escaped(r.reason or "")) for r in records)
-    return ["", "## Skipped and failed", "", *_table(("task", "method", "seed", "status", "reason"), rows)]
+    return ["", "## Skipped and failed", "", *_numbers(("task", "method", "seed", "status", "reason"), rows)]
 
 
 def _unreadable(report: Report) -> list[str]:
     if not report.unreadable:
         return []
     rows = ((_escaped(name), _escaped(reason)) for name, reason in report.unreadable.items())
-    return ["", "## Files that cannot be read as records", "", *_table(("file", "reason"), rows)]
+    return ["", "## Files that cannot be read as records", "", *_numbers(("file", "reason"), rows)]
 
 
 def _score(entry: ScoreEntry | None) -> str:
@@ -118,16 +121,11 @@ def _joined(interval: Interval) -> str:
     return " ".join(part for part in mean_and_half_width(interval) if part)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    rule = ["---", *("---:" for _ in header[1:])]
-    return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
+def _numbers(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return markdown_table(header, rows, align_right=True)
 
 
 def _escaped(text: str) -> str:
     """Escape markup and HTML, and join lines."""
-    safe = _line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    safe = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|!#])", r"\\\1", safe)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())

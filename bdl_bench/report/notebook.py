@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bdl_bench.records.record import Record, RecordStore
-from bdl_bench.report.frame import to_frame
 from bdl_bench.report.results import group_by_task, load_records
-from bdl_bench.report.tidy import long_rows
+from bdl_bench.report.tidy import long_rows, to_frame
 from estimators.errors import StateError
 
 if TYPE_CHECKING:

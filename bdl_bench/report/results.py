@@ -79,7 +79,10 @@ class TaskResults:
         run = (method, seed)
         if run not in self._arrays:
             path = self._path(method, seed)
-            orders = orders_between(self._rows(method, seed), self._rows(self._first_method(seed), seed))
+            orders = orders_between(
+                self._rows(method, seed),
+                self._rows(next(m for m, seeds in self.finished.items() if seed in seeds), seed),
+            )
             self._arrays[run] = ArrayView.open(path, read=path.stat().st_size < _SMALL, orders=orders)
         return self._arrays[run]
 
@@ -115,9 +118,6 @@ class TaskResults:
     def release_arrays(self) -> None:
         """Drop every cached array."""
         self._arrays.clear()
-
-    def _first_method(self, seed: int) -> str:
-        return next(method for method, seeds in self.finished.items() if seed in seeds)
 
     def _rows(self, method: str, seed: int) -> Rows:
         if (method, seed) not in self._identities:

@@ -13,24 +13,35 @@ from bdl_bench.report.findings import comparison_with_best
 from bdl_bench.report.formatting import join_names, number
 from bdl_bench.report.palette import Palette
 from bdl_bench.report.scores import ScoreEntry
+from bdl_bench.report.sections.agreement import AgreementSection
 from bdl_bench.report.sections.cost import Costs
 from bdl_bench.report.sections.scores import Scores
 from bdl_bench.stats import Ranking, rank_methods
 
-__all__ = ["Column", "Summary", "SummaryRow", "summary"]
+__all__ = ["Column", "Section", "Summary", "SummaryRow", "TaskView", "summary"]
 
 
-class SummarizedTask(Protocol):
-    """The parts of a task view that the summary uses."""
+class Section(Protocol):
+    """A part of a task: its data, and the name of its template."""
 
     @property
-    def name(self) -> str: ...
-    @property
-    def anchor(self) -> str: ...
-    @property
-    def scores(self) -> Scores: ...
-    @property
-    def costs(self) -> Costs: ...
+    def template(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """One task: its main results in sentences, and its sections in the order of the page."""
+
+    name: str
+    anchor: str
+    summary: str
+    kind: str
+    seeds: list[int]
+    findings: list[str]
+    scores: Scores
+    costs: Costs
+    agreement: AgreementSection
+    sections: list[Section]
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ class Summary:
         return [row.method for row in self.rows if row.rank is None] if self.ranking else []
 
 
-def summary(tasks: Sequence[SummarizedTask], palette: Palette, gallery: Gallery) -> Summary:
+def summary(tasks: Sequence[TaskView], palette: Palette, gallery: Gallery) -> Summary:
     """Return the summary by the first metric of each task, tuned if every method of the task was tuned."""
     columns = [Column(t.name, t.anchor, t.scores.first, t.scores.compared.tuned) for t in tasks]
     methods = list(dict.fromkeys(m for t in tasks for m in t.scores.untuned.entries))
@@ -83,7 +94,7 @@ def summary(tasks: Sequence[SummarizedTask], palette: Palette, gallery: Gallery)
     return Summary(columns, rows, ranking, pictures[0] if pictures else None, sentences)
 
 
-def _ranking(tasks: Sequence[SummarizedTask], methods: Sequence[str]) -> Ranking | None:
+def _ranking(tasks: Sequence[TaskView], methods: Sequence[str]) -> Ranking | None:
     """Rank the methods that finished every seed of every task."""
     everywhere = [m for m in methods if all(_entry(t, m) is not None and m not in t.scores.incomplete for t in tasks)]
     if len(tasks) < 2 or len(everywhere) < 3:
@@ -96,14 +107,14 @@ def _ranking(tasks: Sequence[SummarizedTask], methods: Sequence[str]) -> Ranking
     return rank_methods(scores, "lower")
 
 
-def _row(tasks: Sequence[SummarizedTask], method: str, rank: float | None) -> SummaryRow:
+def _row(tasks: Sequence[TaskView], method: str, rank: float | None) -> SummaryRow:
     costs = [row for t in tasks for row in t.costs.rows if row.method == method]
     seconds = sum(row.total_seconds for row in costs) if costs else None
     entries = [_entry(t, method) for t in tasks]
     return SummaryRow(method, rank, entries, seconds, all(row.exclusive for row in costs))
 
 
-def _entry(task: SummarizedTask, method: str) -> ScoreEntry | None:
+def _entry(task: TaskView, method: str) -> ScoreEntry | None:
     return task.scores.compared.entries.get(method, {}).get(task.scores.first.key)
 
 
@@ -122,7 +133,7 @@ def _over_tasks(ranking: Ranking | None) -> list[str]:
     return [f"{head}; {tail}. Not significantly worse: {join_names(group[len(best) :])}."]
 
 
-def _task_sentence(task: SummarizedTask) -> str:
+def _task_sentence(task: TaskView) -> str:
     """Return the best method of a task and how the others compare with it."""
     table, metric = task.scores.compared, task.scores.first
     if metric.key not in table.best:

@@ -1,16 +1,23 @@
-"""Every number of every run in long format: one row per task, method, seed, variant and quantity."""
+"""Every number of every run in long format, also as a pandas DataFrame and as Parquet; pandas is optional."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from bdl_bench.methods import REFERENCE
 from bdl_bench.records.record import Cost
 from bdl_bench.report.reference_agreement import agreement_with_reference
 from bdl_bench.report.results import TaskResults
+from estimators.runtime.optional import optional_module
 
-__all__ = ["LongRow", "long_rows"]
+__all__ = ["LongRow", "has_parquet", "long_rows", "to_frame", "to_parquet"]
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -52,3 +59,23 @@ def _cost(cost: Cost | None) -> dict[str, float]:
         return {}
     values = cost.model_dump(exclude={"peak_reset", "exclusive"})
     return {f"cost/{name}": float(value) for name, value in values.items() if value is not None}
+
+
+def to_frame(rows: Sequence[LongRow]) -> pd.DataFrame:
+    """Return columns task, method, seed, variant, quantity, value; raise UnsupportedError without pandas."""
+    pandas = optional_module("pandas", purpose="make a data frame", install='"bdl-bench[notebook]"')
+    columns = [field.name for field in fields(LongRow)]
+    frame: pd.DataFrame = pandas.DataFrame([asdict(row) for row in rows], columns=columns)
+    return frame
+
+
+def has_parquet() -> bool:
+    """Return whether pandas and pyarrow are installed."""
+    return find_spec("pandas") is not None and find_spec("pyarrow") is not None
+
+
+def to_parquet(rows: Sequence[LongRow]) -> bytes:
+    """Return the content of a Parquet file; pandas and pyarrow must be installed."""
+    buffer = io.BytesIO()
+    to_frame(rows).to_parquet(buffer, engine="pyarrow", index=False)
+    return buffer.getvalue()

@@ -6,54 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from bdl_bench.methods import METHODS
-from bdl_bench.records.record import Record, RecordStore, Training
+from bdl_bench.records.record import Record, RecordStore
 from bdl_bench.report.figures.canvas import styled
 from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.findings import findings, overtuned, trained_further
 from bdl_bench.report.palette import Palette
 from bdl_bench.report.reproduce import command
 from bdl_bench.report.results import TaskResults, group_by_task, load_records
-from bdl_bench.report.sections.agreement import AgreementSection, agreement
+from bdl_bench.report.sections.agreement import agreement
 from bdl_bench.report.sections.bands import bands
 from bdl_bench.report.sections.calibration import calibration
 from bdl_bench.report.sections.configuration import configuration
 from bdl_bench.report.sections.context import Context
-from bdl_bench.report.sections.cost import Costs, costs
+from bdl_bench.report.sections.cost import costs
 from bdl_bench.report.sections.ood import out_of_distribution
-from bdl_bench.report.sections.scores import Scores, scores
+from bdl_bench.report.sections.scores import scores
 from bdl_bench.report.sections.selective import selective
 from bdl_bench.report.sections.shift import shift
 from bdl_bench.report.sections.tuning import tuning
-from bdl_bench.report.summary import Summary, summary
+from bdl_bench.report.summary import Section, Summary, TaskView, summary
 from bdl_bench.report.tidy import LongRow, long_rows
 
-__all__ = ["Report", "Section", "TaskView", "build"]
-
-
-class Section(Protocol):
-    """A part of a task: its data, and the name of its template."""
-
-    @property
-    def template(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class TaskView:
-    """One task: its main results in sentences, and its sections in the order of the page."""
-
-    name: str
-    anchor: str
-    summary: str
-    kind: str
-    seeds: list[int]
-    findings: list[str]
-    scores: Scores
-    costs: Costs
-    agreement: AgreementSection
-    sections: list[Section]
+__all__ = ["Report", "build"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +74,7 @@ def build(directory: Path, gallery: Gallery | None = None) -> Report:
         skipped=[r for r in records if r.status == "skipped"],
         failed=[r for r in records if r.status == "failed"],
         unreadable=store.unreadable(),
-        environments=_unique([r.environment for r in records]),
+        environments=list({str(sorted(e.items())): e for r in records if (e := r.environment)}.values()),
         command=command(records),
         numbers=numbers,
     )
@@ -127,7 +103,7 @@ def _task_view(context: Context, index: int) -> TaskView:
         kind=results.kind,
         seeds=results.seeds,
         findings=[
-            *trained_further(_trainings(results)),
+            *trained_further(r.training for seeds in results.finished.values() for r in seeds.values()),
             *findings(table.compared, exact.rows, cost.rows),
             *overtuned(table.untuned, table.tuned),
         ],
@@ -138,14 +114,6 @@ def _task_view(context: Context, index: int) -> TaskView:
     )
 
 
-def _trainings(results: TaskResults) -> list[Training | None]:
-    return [record.training for seeds in results.finished.values() for record in seeds.values()]
-
-
 def _methods(records: Sequence[Record]) -> dict[str, str]:
     found = {r.method: r.method_summary for r in records}
     return {name: found[name] for name in [*(m for m in METHODS if m in found), *sorted(found.keys() - METHODS.keys())]}
-
-
-def _unique(environments: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    return list({tuple(sorted(e.items())): e for e in environments if e}.values())

@@ -16,11 +16,7 @@ __all__ = ["check_directory", "make_directory", "new_directory", "output_directo
 
 
 def check_directory(directory: Path) -> None:
-    """Check that a directory can be written, without creating it.
-
-    Raises:
-        OptionError: it is a file, lies below a file, or there is no permission.
-    """
+    """Raise OptionError if a directory cannot be written: it is a file, lies below one, or there is no permission."""
     found = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
     if not found.is_dir():
         raise _unusable(directory, f"{found} is a file" if found.exists() else f"{found} is a broken link")
@@ -56,13 +52,9 @@ def new_directory(parent: Path = Path("bdl-results")) -> Path:
 
 @contextmanager
 def output_directory(out: Path | None) -> Iterator[Path]:
-    """Create a directory for what the block writes. If the block raises, remove what was created and is empty.
+    """Create a directory, for None a new one named by the time, for what the block writes.
 
-    Args:
-        out: the directory; None creates a new one, named by the time.
-
-    Raises:
-        OptionError: the directory cannot be created or written.
+    If the block raises, remove what was created and is empty. Raises OptionError if the directory cannot be written.
     """
     named = Path("bdl-results") if out is None else out
     absent = [path for path in (named, *named.parents) if not path.exists()]

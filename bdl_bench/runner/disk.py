@@ -11,6 +11,7 @@ from pathlib import Path
 
 from estimators.errors import EstimatorError
 from estimators.persistence.atomic import write_bytes
+from estimators.runtime.units import in_bytes
 
 __all__ = ["Disk", "FullDiskError"]
 
@@ -24,11 +25,7 @@ class FullDiskError(EstimatorError, OSError):
 
 
 class Disk:
-    """The disk that a directory lies on.
-
-    Args:
-        directory: the directory that results are written into.
-    """
+    """The disk of the directory that results are written into."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -60,6 +57,6 @@ class Disk:
         existing = next(p for p in (self.directory, *self.directory.absolute().parents) if p.exists())
         return FullDiskError(
             f"room for results in {self.directory.resolve()}",
-            received=f"{error.strerror} (free: {shutil.disk_usage(existing).free / 2**20:.1f} MiB)",
+            received=f"{error.strerror} (free: {in_bytes(shutil.disk_usage(existing).free)})",
             remedy="make room there and repeat the command; it continues from what is done.",
         )

@@ -18,10 +18,6 @@ class TimeEstimate:
     A job is expected to take the mean time of the same method on the same task; if none of these has run, the mean
     time of all jobs. Time left = the expected time of all remaining jobs, divided by the largest number that have run
     at the same time, and at least the expected rest of the longest running job.
-
-    Args:
-        n_jobs: number of jobs in the grid.
-        clock: returns seconds.
     """
 
     def __init__(self, n_jobs: int, clock: Callable[[], float] = time.monotonic) -> None:

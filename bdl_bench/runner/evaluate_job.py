@@ -1,12 +1,14 @@
-"""Evaluation jobs: fit a method on a problem, predict its rows, compute the metrics and make a record."""
+"""Evaluation jobs: fit a method on a problem, predict its rows, compute the metrics and make a record.
+
+Executing a job returns a value; only the process of the grid writes files.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +18,27 @@ import torch
 
 from bdl_bench.data.folder import MissingDataError
 from bdl_bench.methods import METHODS, Method
-from bdl_bench.methods.custom_methods import as_estimator
+from bdl_bench.methods.custom_methods import as_estimator, learned_values
 from bdl_bench.methods.registry import check_recipe
 from bdl_bench.metrics import evaluate
-from bdl_bench.metrics.array_checks import check_arrays
 from bdl_bench.problem.kept_rows import AS_GIVEN
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import rewind
 from bdl_bench.records.content_digests import content_digest
-from bdl_bench.records.predictions import Arrays, Predictor, prefixed
+from bdl_bench.records.predictions import Arrays, Predictor, check_arrays, prefixed
 from bdl_bench.records.record import Cost, Record, Tuning, content_key
 from bdl_bench.records.versions import environment
 from bdl_bench.runner.executors.worker_errors import TimeLimitError
 from bdl_bench.runner.peak_memory import peak_memory
 from bdl_bench.runner.preflight import preflight
-from bdl_bench.runner.train_job import TrainedModel, load_checkpoint, load_problem
-from bdl_bench.runner.tuning import tune_method
+from bdl_bench.runner.train_job import (
+    TrainedModel,
+    TrainingJob,
+    TrainingResult,
+    load_checkpoint,
+    load_problem,
+    train_network,
+)
 from bdl_bench.tasks import resolve_task
 from estimators import UncertaintyEstimator
 from estimators.errors import (
@@ -39,12 +46,13 @@ from estimators.errors import (
     NoLastLayerError,
     NotConvergedWarning,
     TooLargeError,
+    TuningBoundaryWarning,
     UnsupportedError,
 )
 from estimators.runtime.rng import seeded
-from estimators.tuning import Tuned
+from estimators.tuning import CalibrationGrid, Tuned, tune
 
-__all__ = ["SKIP_ERRORS", "EvaluationJob", "EvaluationResult", "evaluate_job", "failure_record"]
+__all__ = ["SKIP_ERRORS", "EvaluationJob", "EvaluationResult", "Job", "evaluate_job", "execute", "failure_record"]
 
 EvaluationResult: TypeAlias = tuple[Record, Arrays | None]
 """A record and its arrays, written by the process of the grid."""
@@ -62,15 +70,7 @@ SKIP_ERRORS = (
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """One method on one trained (task, seed).
-
-    Attributes:
-        model: the trained model.
-        method: name of the method.
-        directory: the directory of the grid.
-        device: where the method runs.
-        tune_budget: number of fits that the method may spend on its option.
-    """
+    """One method on one trained (task, seed), with the number of fits that it may spend on its option."""
 
     model: TrainedModel
     method: str
@@ -93,12 +93,18 @@ class EvaluationJob:
         return content_digest(method.build, method.tuned_option, method.retrains)
 
 
-def evaluate_job(job: EvaluationJob) -> EvaluationResult:
-    """Return the record and the arrays of a job; if it raises, the record of the failure and None.
+Job: TypeAlias = TrainingJob | EvaluationJob
 
-    Args:
-        job: what to evaluate.
-    """
+
+def execute(job: Job) -> TrainingResult | EvaluationResult:
+    """Train a network, or evaluate a method on it."""
+    import bdl_bench.runner.warm_up  # noqa: F401  only in processes that execute jobs
+
+    return train_network(job) if isinstance(job, TrainingJob) else evaluate_job(job)
+
+
+def evaluate_job(job: EvaluationJob) -> EvaluationResult:
+    """Return the record and the arrays of a job; if it raises, the record of the failure and None."""
     try:
         return _evaluate(job)
     except Exception as error:
@@ -106,12 +112,7 @@ def evaluate_job(job: EvaluationJob) -> EvaluationResult:
 
 
 def failure_record(job: EvaluationJob, error: BaseException) -> Record:
-    """Return the record of a job that raised: skipped for `SKIP_ERRORS`, else failed with the traceback.
-
-    Args:
-        job: the job.
-        error: what it raised.
-    """
+    """Return the record of a job that raised: skipped for `SKIP_ERRORS`, else failed with the traceback."""
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, SKIP_ERRORS):
         timeout = error.seconds if isinstance(error, TimeLimitError) else None
@@ -130,7 +131,7 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
         predictor, test, cost = _fit_and_predict(job, method, problem)
         arrays, estimator = test | predictor.other_sets(), predictor.estimator
     with seeded(job.model.seed), _collected_warnings("warnings of tuning") as tuning_warnings:
-        tuning = tune_method(estimator, method, problem, n=job.tune_budget)
+        tuning = _tuned(job, estimator, problem)
         tuned_arrays = {} if tuning is None else Predictor(problem, tuning.estimator, tuning.predict).all_sets()
     kind = problem.likelihood.kind
     check_arrays(arrays)
@@ -173,6 +174,31 @@ def _fit_and_predict(job: EvaluationJob, method: Method, problem: Problem) -> tu
         predict_passes=estimator.passes_ - passes if known else None,
     )
     return predictor, test, cost
+
+
+_GRID = CalibrationGrid(
+    variance_scales=(0.0, *(10.0**k for k in range(-4, 7))),
+    softmax_temperatures=tuple(10 ** (k / 3) for k in range(-3, 4)),
+    noise_factors=tuple(10 ** (k / 3) for k in range(-3, 4)),
+)
+"""Coarse, since `tune` refines around the best point and a record should stay small. Scales reach 10⁶ for methods whose
+variance has an arbitrary scale, such as SWAG."""
+
+
+def _tuned(job: EvaluationJob, estimator: UncertaintyEstimator, problem: Problem) -> Tuned[UncertaintyEstimator] | None:
+    """Tune a fitted estimator on the validation rows, by the same protocol for every method; None for no budget.
+
+    With a budget of 1, and for a method without an option to tune, only the predictions are calibrated. Values at the
+    boundary of a range are in the record, so they raise no warning.
+    """
+    n, option = job.tune_budget, METHODS[job.method].tuned_option
+    if n == 0:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TuningBoundaryWarning)
+        values = [] if n == 1 or option is None else option.values(problem, n)
+        name = None if option is None or not values else option.option
+        return tune(estimator, problem.validation, option=name, values=values or None, grid=_GRID)
 
 
 def _with_tuning(cost: Cost, estimator: UncertaintyEstimator, tuning: Tuned[UncertaintyEstimator] | None) -> Cost:
@@ -238,21 +264,14 @@ def _configuration(
 
 def _row_orders(problem: Problem) -> str:
     """Return the order in which a method gets the rows of each set, if it differs from that of the loader."""
-    orders = [f"{name}: {order}" for name, order in problem.row_orders().items() if order != AS_GIVEN]
+    orders = [f"{name}: {order}" for name, order in problem.order_descriptions().items() if order != AS_GIVEN]
     return "; ".join(orders) or AS_GIVEN
 
 
 def _fit_report(estimator: UncertaintyEstimator) -> dict[str, str]:
     """Return the report of a fit and its learned attributes, as far as they are plain values."""
-    report = getattr(estimator, "fit_report_", None) or {}
-    if dataclasses.is_dataclass(report) and not isinstance(report, type):
-        report = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
-    values: dict[str, Any] = dict(report) if isinstance(report, Mapping) else {"report": report}
-    learned = {name: value for name, value in vars(estimator).items() if name.endswith("_") and name[0] != "_"}
-    learned.pop("fit_report_", None)
-    learned |= getattr(estimator, "method_report_", {})  # of a custom class that is not an estimator
-    items = [*learned.items(), *values.items()]
-    return {name: _plain(value) for name, value in items if isinstance(value, (str, bool, int, float))}
+    items = learned_values(estimator) | getattr(estimator, "method_report_", {})  # of a custom class
+    return {name: _plain(value) for name, value in items.items() if isinstance(value, (str, bool, int, float))}
 
 
 def _plain(value: object) -> str:

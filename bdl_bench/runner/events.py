@@ -15,16 +15,10 @@ JobId = tuple[str, int, str | None]
 
 @dataclass(frozen=True)
 class Event:
-    """A change in the state of a job.
+    """A change in the state of a job; the training has no method.
 
-    Attributes:
-        task: name of the task.
-        seed: seed of the job.
-        method: name of the method; None for the training.
-        status: "planned" (for all jobs, at first); "waiting" for another run that has locked it; "started"; then one
-            of `ENDINGS`.
-        seconds: of the training, or of fit and prediction.
-        reason: why the job was skipped or failed.
+    `status` is "planned" (for all jobs, at first), "waiting" for another run that has locked it, "started", and then
+    one of `ENDINGS`. `seconds` are those of the training, or of fit and prediction.
     """
 
     task: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,18 +15,18 @@ from bdl_bench.records.predictions import Arrays
 from bdl_bench.records.record import Record, RecordStore, Training
 from bdl_bench.runner.directories import check_directory, make_directory
 from bdl_bench.runner.disk import Disk
-from bdl_bench.runner.evaluate_job import SKIP_ERRORS, EvaluationJob, EvaluationResult, failure_record
+from bdl_bench.runner.evaluate_job import SKIP_ERRORS, EvaluationJob, EvaluationResult, Job, execute, failure_record
 from bdl_bench.runner.events import Event, JobId, Listener
 from bdl_bench.runner.executors import (
     ONE_WORKER,
     Executor,
+    JobQueue,
     Outcome,
     TimeLimitError,
     Workers,
     check_workers,
     executor_for,
 )
-from bdl_bench.runner.jobs import Job, execute
 from bdl_bench.runner.locks import FileLocks
 from bdl_bench.runner.schedule import Schedule
 from bdl_bench.runner.train_job import TrainedModel, TrainingJob, TrainingResult, checkpoint_path, known_training
@@ -65,11 +65,7 @@ class Grid:
     tune_budget: int = 0
 
     def check(self) -> None:
-        """Check all options.
-
-        Raises:
-            OptionError: an unknown task, method or device, an impossible directory, workers or budget, or no job.
-        """
+        """Raise OptionError for an unknown name or device, an impossible directory, workers or budget, or no job."""
         for name in ("tasks", "methods"):
             value = getattr(self, name)
             if isinstance(value, str):
@@ -80,11 +76,8 @@ class Grid:
         if not (self.tasks and self.methods and self.seeds):
             raise OptionError("a task, a method and a seed at least", received="none", remedy="name some.")
         if self.tune_budget < 0:
-            raise OptionError(
-                "tune_budget >= 0",
-                received=str(self.tune_budget),
-                remedy="0 for no tuning, 5 for five fits per method.",
-            )
+            remedy = "0 for no tuning, 5 for five fits per method."
+            raise OptionError("tune_budget >= 0", received=str(self.tune_budget), remedy=remedy)
         check_workers(self.workers)
         check_directory(self.directory)
         _check_device(self.device, elsewhere=self.workers.name == "ray")
@@ -102,16 +95,10 @@ class Grid:
         return len(self.jobs)
 
     def run(self, listener: Listener) -> list[Record]:
-        """Run all jobs that are not done.
+        """Run all jobs that are not done; return the record of every evaluation, in the order tasks, methods, seeds.
 
-        Several runs into one directory, of this machine or others, share the work. An exception, also
-        KeyboardInterrupt, keeps what is done and ends the running jobs.
-
-        Args:
-            listener: called with each progress event.
-
-        Returns:
-            The record of every evaluation, in the order tasks, methods, seeds.
+        The listener is called with each progress event. Several runs into one directory, of this machine or others,
+        share the work. An exception, also KeyboardInterrupt, keeps what is done and ends the running jobs.
 
         Raises:
             OptionError: as `check`.
@@ -144,13 +131,9 @@ def _check_device(name: str, *, elsewhere: bool) -> None:
 
 
 class GridRun:
-    """One run of a grid. Evaluations of a network start once it is trained; only this process writes files.
+    """One run of a grid, with an executor and locks that have been entered.
 
-    Args:
-        grid: what to run.
-        listener: called with each progress event.
-        executor: runs the jobs; entered already.
-        locks: the locks of this run on the directory; entered already.
+    Evaluations of a network start once it is trained; only this process writes files.
     """
 
     def __init__(self, grid: Grid, listener: Listener, executor: Executor, locks: FileLocks) -> None:
@@ -160,7 +143,8 @@ class GridRun:
         self.exclusive: dict[Path, bool] = {}
         self.timed_out: dict[tuple[str, str], int] = {}
         """The first seed that reached the timeout, by task and method."""
-        self.versions_before = {path: _version(path) for path in self._record_paths()}
+        paths = (self.store.path(task, method, seed) for task, seed, method in grid.jobs if method is not None)
+        self.versions_before = {path: _version(path) for path in paths}
         self.schedule: Schedule[Job] = Schedule(
             locks,
             self._target,
@@ -174,16 +158,12 @@ class GridRun:
         for task, seed, method in self.grid.jobs:
             if method is None:
                 self.schedule.add(TrainingJob(task, seed, self.grid.device))
-        running: Generator[tuple[Job, Outcome[TrainingResult | EvaluationResult]], None, None]
-        running = self.executor.run(execute, self.schedule, started=self._started, timeout=self._timeout)
-        with closing(running) as outcomes:
+        queue: JobQueue[Job] = JobQueue(self.schedule, self._started, self._timeout)
+        with closing(self.executor.run(execute, queue)) as outcomes:
             for job, outcome in outcomes:
                 self._finish(job, outcome)
                 self.schedule.close(job)
         return self.records
-
-    def _record_paths(self) -> Iterator[Path]:
-        return (self.store.path(task, method, seed) for task, seed, method in self.grid.jobs if method is not None)
 
     def _target(self, job: Job) -> Path:
         if isinstance(job, TrainingJob):
@@ -217,12 +197,9 @@ class GridRun:
         record = self.store.read(model.task, job.method, model.seed)
         if record is None or record.key != job.key or record.status == "ok":
             return None
-        is_new = _version(path) != self.versions_before.get(path)
-        return record if is_new or self._would_time_out(record) else None
-
-    def _would_time_out(self, record: Record) -> bool:
-        timeout = self.grid.workers.timeout
-        return timeout is not None and record.timeout is not None and timeout <= record.timeout
+        is_new, timeout = _version(path) != self.versions_before.get(path), self.grid.workers.timeout
+        times_out = timeout is not None and record.timeout is not None and timeout <= record.timeout
+        return record if is_new or times_out else None
 
     def _timeout(self, job: Job) -> float | None:
         return self.grid.workers.timeout if isinstance(job, EvaluationJob) else None

@@ -17,9 +17,6 @@ class FileLocks:
 
     A lock is one of the operating system on a file under `locks/`, so it ends with its process, however that ends. The
     lock files stay; an empty one means nothing. Each run also holds a lock of its own, by which runs see each other.
-
-    Args:
-        directory: the directory that the runs write into.
     """
 
     def __init__(self, directory: Path) -> None:

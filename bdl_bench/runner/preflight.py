@@ -28,13 +28,7 @@ def check_problem(
 ) -> Diagnosis:
     """Diagnose a problem whose network is trained, with its held-out rows.
 
-    Args:
-        problem: the problem.
-        weight_decay: the weight decay of its training, or the optimizer, to compare with the prior precision.
-        checks: names of the checks to run.
-
-    Returns:
-        Findings, and the costs of methods.
+    `weight_decay`, that of the training or its optimizer, is compared with the prior precision.
     """
     return diagnose(
         problem.model,
@@ -49,17 +43,7 @@ def check_problem(
 
 
 def check_task(task: str, seed: int, directory: Path, device: str = "cpu") -> Diagnosis:
-    """Diagnose a task after training its network.
-
-    Args:
-        task: name of the task, or "module:factory".
-        seed: seed of its problem.
-        directory: where the checkpoint is written, or read if it exists.
-        device: where the network is trained and checked.
-
-    Returns:
-        Findings, and the costs of methods.
-    """
+    """Diagnose a task after training its network; the checkpoint in the directory is read or written."""
     path = checkpoint_path(directory, task, seed)
     result = train_network(TrainingJob(task, seed, device, known_training(path)))
     if result.content is not None:

@@ -31,13 +31,10 @@ classes; in regression the mean squared error is divided by the variance of the 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """The recipe, and the loss at the weights that the problem's network has before training.
+    """The recipe as text, its epochs, and the weights that the problem's network has before training.
 
-    Attributes:
-        recipe: the recipe as text.
-        epochs: its number of epochs.
-        loss: mean −log p of a label in nats; None for other likelihoods.
-        trained: whether the network has been trained before.
+    `loss` is the mean −log p of a label in nats, None for other likelihoods; `trained`: whether the weights have been
+    trained before.
     """
 
     recipe: str

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-from torch import Tensor, nn
 
 from bdl_bench.problem.problem import Problem
 from bdl_bench.records.content_digests import content_digest
@@ -37,14 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One (task, seed) to train.
-
-    Attributes:
-        task: name of the task.
-        seed: seed of the problem and of the training.
-        device: where it is trained.
-        known: content key and training seconds of the checkpoint on disk, if there is one.
-    """
+    """One (task, seed) to train; `known` is content key and training seconds of the checkpoint on disk, if any."""
 
     task: str
     seed: int
@@ -54,17 +46,10 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A (task, seed) whose network is trained.
+    """A (task, seed) whose network is trained, with the content key of the network and its data.
 
-    Attributes:
-        task: name of the task.
-        seed: seed of the problem.
-        key: content key of the network and its data.
-        training: how the network was trained.
-        cached: whether the checkpoint was on disk already.
-        weights: where the weights are read; None if the problem brings a trained network.
-        rows: a digest of the rows of each set, by its name.
-        code: a digest of the code that makes the problem.
+    `cached`: whether the checkpoint was on disk already; `weights`: where they are read, None if the problem brings a
+    trained network; `rows`: a digest of the rows of each set, by its name; `code`: of the code that makes the problem.
     """
 
     task: str
@@ -79,29 +64,17 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of a training job, written by the process of the grid.
-
-    Attributes:
-        model: the trained model.
-        content: the bytes of its checkpoint; None if it is on disk already or there is none.
-    """
+    """A trained model, and the bytes of its checkpoint, which are None if it is on disk already or there is none."""
 
     model: TrainedModel
     content: bytes | None = None
 
 
 def train_network(job: TrainingJob) -> TrainingResult:
-    """Train the network of a (task, seed) by its recipe, unless the known checkpoint has the same key.
-
-    Args:
-        job: what to train.
-
-    Returns:
-        The trained model, and its checkpoint if it is new.
-    """
+    """Train the network of a (task, seed) by its recipe, unless the known checkpoint has the same key."""
     task = resolve_task(job.task)
     problem = _kept_problem(task, job.seed)
-    code = content_key(packages=source_digest(), factory=content_digest(task.make, values=False))
+    code = content_key(packages=source_digest(), factory=content_digest(task.make, include_values=False))
     data = problem_digest(problem)
     key = content_key(task=task.name, seed=job.seed, problem=data, code=code, device=job.device)
     rows = row_set_digests(problem)
@@ -119,16 +92,9 @@ def train_network(job: TrainingJob) -> TrainingResult:
 
 
 def load_problem(model: TrainedModel, directory: Path, device: str) -> Problem:
-    """Return the problem with its trained network in eval mode.
+    """Return the problem with its trained network in eval mode, on a device.
 
-    Args:
-        model: the trained model.
-        directory: the directory of the grid.
-        device: where the problem is moved.
-
-    Raises:
-        NonDeterministicError: its rows differ from those that the training saw.
-        StateError: the checkpoint is of another network.
+    Raises NonDeterministicError if its rows differ from those that the training saw, and errors of `load_checkpoint`.
     """
     problem = _kept_problem(resolve_task(model.task), model.seed)
     _check_same_rows(problem, model)
@@ -157,16 +123,7 @@ def _check_same_rows(problem: Problem, model: TrainedModel) -> None:
 
 
 def load_checkpoint(problem: Problem, model: TrainedModel, directory: Path) -> None:
-    """Load the trained weights and buffers into the network of a problem.
-
-    Args:
-        problem: the problem, whose network is changed.
-        model: the trained model.
-        directory: the directory of the grid.
-
-    Raises:
-        StateError: the checkpoint is of another network.
-    """
+    """Load the trained weights and buffers into the network of a problem; StateError if they are of another network."""
     content = (model.weights or checkpoint_path(directory, model.task, model.seed)).read_bytes()
     key = _key_of(content)
     if key != model.key:
@@ -215,16 +172,9 @@ def _train(problem: Problem, seed: int, key: str) -> tuple[float, bytes]:
             seed=seed,
         )
     seconds = time.perf_counter() - start
-    state = {name: _copy(t) for name, t in _trainable_state(problem.model).items()}
+    # What training can change, weights that require a gradient and buffers; the problem has the rest. Each is a copy
+    # with its own memory, since safetensors has no tied tensors.
+    frozen = {id(p) for p in problem.model.parameters() if not p.requires_grad}
+    tensors = problem.model.state_dict(keep_vars=True).items()
+    state = {name: t.detach().cpu().clone().contiguous() for name, t in tensors if id(t) not in frozen}
     return seconds, safetensors.torch.save(state, metadata={"key": key, "seconds": repr(seconds)})
-
-
-def _trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what training can change: weights that require a gradient, and buffers; the problem has the rest."""
-    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in frozen}
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """Return a copy with its own memory, since safetensors has no tied tensors."""
-    return tensor.detach().cpu().clone().contiguous()

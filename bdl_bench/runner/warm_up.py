@@ -1,13 +1,8 @@
 """Imports and compiles what is slow on first use, so that no run's seconds include it. Import it for the effect."""
 
-from contextlib import suppress
-
 import torch._dynamo  # noqa: F401  the first optimizer of a process imports it
 
 from estimators.models.kernels import differentiable
-
-with suppress(ImportError):  # of the extra `baselines`; plain networks are differentiated by it
-    import backpack  # noqa: F401
 
 with differentiable():  # compiles torch's rules of forward mode
     pass

@@ -1,11 +1,11 @@
 """Statistics of comparisons: intervals of differences, ranks over tasks, correction for the number of comparisons."""
 
 from bdl_bench.stats.bootstrap import bootstrap_differences
-from bdl_bench.stats.correction import holm
 from bdl_bench.stats.intervals import (
     Direction,
     Interval,
     Verdict,
+    holm,
     mean_interval,
     not_significantly_worse,
     paired_interval,

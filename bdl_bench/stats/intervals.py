@@ -9,12 +9,11 @@ from typing import Literal
 import numpy as np
 from scipy.stats import t as student
 
-from bdl_bench.stats.correction import holm
-
 __all__ = [
     "Direction",
     "Interval",
     "Verdict",
+    "holm",
     "mean_interval",
     "not_significantly_worse",
     "paired_interval",
@@ -81,6 +80,25 @@ def paired_interval(values: Sequence[float], others: Sequence[float]) -> Interva
         The interval of the mean difference.
     """
     return mean_interval([a - b for a, b in zip(values, others, strict=True)])
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return p-values adjusted by Holm's (1979) step-down method, which controls the family-wise error rate.
+
+        p̃₍ᵢ₎ = max over j <= i of min(1, (m − j + 1) p₍ⱼ₎),  p₍₁₎ <= ... <= p₍ₘ₎
+
+    Args:
+        p_values: the m p-values by name.
+
+    Returns:
+        The adjusted p-values by name.
+    """
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for i, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[name]))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
 
 
 def verdicts(differences: Mapping[str, Interval], better: Direction) -> dict[str, Verdict]:

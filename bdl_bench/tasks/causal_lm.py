@@ -21,7 +21,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from bdl_bench.data.packages import package
+from bdl_bench.data.pretrained import package
 from bdl_bench.problem.problem import Loader, Problem
 from bdl_bench.tasks.library_text import sentences
 from bdl_bench.tasks.registry import register

@@ -25,7 +25,7 @@ from bdl_bench.data.svhn import svhn_test
 from bdl_bench.networks.resnet import resnet18, small_image_stem
 from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.registry import register
-from bdl_bench.tasks.split import split_indices
+from bdl_bench.tasks.split import split_validation
 from estimators.training.training import Recipe
 
 __all__ = ["make_problem"]
@@ -38,10 +38,7 @@ _VALIDATION, _OOD_ROWS, _SHIFTED_ROWS, _ROWS_A_STEP = 0.1, 10_000, 1_000, 128
 def make_problem(seed: int) -> Problem:
     """Classification: CIFAR-10, with SVHN out of distribution and CIFAR-10-C, ResNet-18, 45,000 training images."""
     images = cifar10("train")
-    n_validation = round(_VALIDATION * len(images))
-    train, validation, _ = split_indices(
-        len(images), train=len(images) - n_validation, validation=n_validation, seed=seed
-    )
+    train, validation = split_validation(len(images), _VALIDATION, seed)
     scale = Scale.of(images.at(train))
     return Problem(
         _network(),

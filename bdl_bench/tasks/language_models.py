@@ -24,10 +24,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bdl_bench.data.pretrained import pretrained
+from bdl_bench.data.pretrained import pretrained, with_adapters
 from bdl_bench.data.texts import Texts
 from bdl_bench.data.token_rows import TokenRows, drawn_rows
-from bdl_bench.networks.adapters import with_adapters
 from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.imdb import REVIEWS
 from bdl_bench.tasks.registry import register

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from bdl_bench.data.mnist import mnist_like
 from bdl_bench.data.pixels import Scale, batches_of
-from bdl_bench.networks.lenet import lenet
+from bdl_bench.networks.small import lenet
 from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.registry import register
-from bdl_bench.tasks.split import split_indices
+from bdl_bench.tasks.split import split_validation
 from estimators.training.training import Recipe
 
 __all__ = ["fashion_mnist", "mnist"]
@@ -41,10 +41,7 @@ def fashion_mnist(seed: int) -> Problem:
 
 def _problem(seed: int, name: str, other: str) -> Problem:
     images, test = mnist_like(name, "train"), mnist_like(name, "test")
-    n_validation = round(_VALIDATION * len(images))
-    train, validation, _ = split_indices(
-        len(images), train=len(images) - n_validation, validation=n_validation, seed=seed
-    )
+    train, validation = split_validation(len(images), _VALIDATION, seed)
     scale = Scale.of(images.at(train))
     return Problem(
         lenet(),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Container
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+from filelock import FileLock
+
 from bdl_bench.records.content_digests import content_digest
 from bdl_bench.records.record import slug
+from estimators.persistence.atomic import write_text
 
 __all__ = ["identity_of", "name_in"]
 
@@ -25,7 +25,7 @@ def identity_of(problem: object) -> str:
     module, name = getattr(problem, "__module__", ""), getattr(problem, "__qualname__", "")
     if name and "<" not in name:
         return f"{module}:{name}"
-    return f"{module}:{name}:{content_digest(problem, code=False)}"
+    return f"{module}:{name}:{content_digest(problem, include_code=False)}"
 
 
 def name_in(directory: Path, wanted: str, identity: str, *, taken: Container[str] = ()) -> str:
@@ -40,29 +40,13 @@ def name_in(directory: Path, wanted: str, identity: str, *, taken: Container[str
 def _owner(directory: Path, name: str, identity: str) -> str:
     """Return the identity that has the name, which is this one if the name was free."""
     path = directory / "tasks" / f"{slug(name)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"name": name, "identity": identity}, file)
+    lock = directory / "locks" / "tasks" / f"{slug(name)}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
         if not path.exists():
-            with suppress(FileExistsError):
-                _put(Path(part), path)
-    finally:
-        Path(part).unlink()
+            write_text(path, json.dumps({"name": name, "identity": identity}))
     try:
         owner: str = json.loads(path.read_text(encoding="utf-8"))["identity"]
     except (ValueError, KeyError, TypeError):
         return ""
     return owner
-
-
-def _put(part: Path, path: Path) -> None:
-    """Move the complete file to its name, or raise FileExistsError."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        with open(path, "xb") as file:
-            file.write(part.read_bytes())

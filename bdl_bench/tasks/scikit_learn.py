@@ -81,23 +81,25 @@ class BundledTask:
 
     def problem(self, seed: int) -> Problem:
         """Return the problem with the split of one seed."""
-        x, y = self._rows()
+        x, y = (torch.from_numpy(array) for array in self.load(return_X_y=True))
+        x, y = x.double(), y.long() if self.likelihood == "classification" else y.double().unsqueeze(-1)
+        if self.shape is not None:
+            x = x.reshape(-1, *self.shape) / 16
         ood: dict[str, Any] = {}
         if self.held_out:
             ood = {"held-out": list(x[y >= _HELD_OUT].split(100))}
             x, y = x[y < _HELD_OUT], y[y < _HELD_OUT]
-        train, validation = self.sizes
-        parts = split_indices(len(x), train=train, validation=validation, seed=seed)
-        gap = None
         if self.gap:
             split = gap_split(x[:, _GAP_FEATURES[seed % len(_GAP_FEATURES)]], **_GAP_SHARES, seed=seed)
-            parts, gap = split.parts, split.gap
+            parts = split.parts
+        else:
+            parts = split_indices(len(x), train=self.sizes[0], validation=self.sizes[1], seed=seed)
         if self.shape is None:
             x = standardised(x, parts[0])
         if isinstance(self.likelihood, Gaussian):
             y = standardised(y, parts[0])
-        if gap is not None:
-            ood = {"gap": loader(x[gap], y[gap])}
+        if self.gap:
+            ood = {"gap": loader(x[split.gap], y[split.gap])}
         return Problem(
             self.network(),
             self.likelihood,
@@ -108,14 +110,6 @@ class BundledTask:
             ood=ood,
             shifts=self._shifts(x[parts[2]], y[parts[2]], seed) if self.shifted else None,
         )
-
-    def _rows(self) -> tuple[Tensor, Tensor]:
-        """Return all inputs and targets, (N, 1) for numbers and (N,) for classes."""
-        x, y = (torch.from_numpy(array) for array in self.load(return_X_y=True))
-        x = x.double()
-        if self.shape is not None:
-            x = x.reshape(-1, *self.shape) / 16
-        return x, y.long() if self.likelihood == "classification" else y.double().unsqueeze(-1)
 
     def _shifts(self, x: Tensor, y: Tensor, seed: int) -> dict[str, Any]:
         if self.shape is None:
@@ -133,11 +127,8 @@ def _cnn() -> nn.Module:
     return group_norm().double()
 
 
-def _raw_diabetes(**options: Any) -> Any:  # noqa: ANN401
-    return load_diabetes(scaled=False, **options)
-
-
-_DIABETES = (_raw_diabetes, Gaussian(sigma_noise=0.7), (300, 42), partial(_mlp, 10, 50, 1), 150, 50)
+_RAW_DIABETES = partial(load_diabetes, scaled=False)
+_DIABETES = (_RAW_DIABETES, Gaussian(sigma_noise=0.7), (300, 42), partial(_mlp, 10, 50, 1), 150, 50)
 
 BUNDLED = {
     "diabetes": (
@@ -164,14 +155,7 @@ BUNDLED = {
     ),
     "digits-cnn": (
         BundledTask(
-            load_digits,
-            "classification",
-            (1000, 297),
-            _cnn,
-            epochs=30,
-            batch_size=64,
-            shape=(1, 8, 8),
-            shifted=True,
+            load_digits, "classification", (1000, 297), _cnn, epochs=30, batch_size=64, shape=(1, 8, 8), shifted=True
         ),
         "Classification: the images of digits, and shifted, GroupNorm CNN of 1946 parameters, 1000 training images.",
     ),

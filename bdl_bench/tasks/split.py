@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-__all__ = ["GapSplit", "Indices", "gap_split", "loader", "split_indices", "standardised"]
+__all__ = ["GapSplit", "Indices", "gap_split", "loader", "split_indices", "split_validation", "standardised"]
 
 Indices = NDArray[np.int64]
 
@@ -18,6 +18,12 @@ Indices = NDArray[np.int64]
 def split_indices(n: int, *, train: int, validation: int, seed: int) -> tuple[Indices, ...]:
     """Return indices of train, validation and test rows from a random permutation of n rows; the rest are test rows."""
     return _cut(np.random.default_rng(seed).permutation(n), train, validation)
+
+
+def split_validation(n: int, share: float, seed: int) -> tuple[Indices, ...]:
+    """Return indices of train and validation rows, the latter a share of a random permutation of n rows."""
+    n_validation = round(share * n)
+    return split_indices(n, train=n - n_validation, validation=n_validation, seed=seed)[:2]
 
 
 @dataclass(frozen=True)

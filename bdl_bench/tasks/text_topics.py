@@ -6,9 +6,9 @@ Size: four topics, sentences of 40 to 200 characters, their first 16 tokens, all
 padded and masked. Split: 16 train, 16 validation and 40 test sentences per topic, drawn by the seed.
 Out of distribution: 80 sentences on numbers (statistics, random, fractions, decimal).
 Model: the last of MiniLM's six layers, the mean of its hidden states over tokens that are not padding, and a linear
-head. The five layers before it never change, so their output is the input, (16, 384) per sentence. Trained are the head
-and LoRA adapters (Hu et al. 2022) of rank 2 on queries and values: 4,612 parameters, float32. Dropout as pretrained,
-0.1.
+head. The five layers before it never change, so their output is the input, (16, 384) per sentence. The head and LoRA
+adapters (Hu et al. 2022) of rank 2 on queries and values are trained: 4,612 parameters, float32. Dropout as
+pretrained, 0.1.
 Prior precision δ = 3, fixed, not tuned: with it the network is neither over- nor underconfident by much.
 Recipe: Adam, 40 epochs, batches of 16, learning rate 0.005, cosine.
 """
@@ -21,8 +21,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from bdl_bench.data.pretrained import pretrained
-from bdl_bench.networks.adapters import with_adapters
+from bdl_bench.data.pretrained import pretrained, with_adapters
 from bdl_bench.networks.sentence import SentenceClassifier
 from bdl_bench.problem.problem import Loader, Problem
 from bdl_bench.tasks.library_text import TOPICS, minilm, sentences
@@ -32,7 +31,7 @@ from estimators.training.training import Recipe
 __all__ = ["make_problem"]
 
 _TOPICS = {**TOPICS, "files": ("pathlib", "shutil", "tempfile", "zipfile", "tarfile")}
-_ELSEWHERE = ("statistics", "random", "fractions", "_pydecimal")
+_OOD_MODULES = ("statistics", "random", "fractions", "_pydecimal")
 _PER_TOPIC = {"train": 16, "validation": 16, "test": 40}
 _OOD = 80
 _TOKENS = 16
@@ -79,7 +78,7 @@ def _rows(seed: int) -> list[Loader]:
 @cache
 def _pools() -> tuple[list[list[str]], list[str]]:
     """Return the sentences of each topic, and those on numbers, without any that share their first tokens."""
-    found = [sentences(modules) for modules in (*_TOPICS.values(), _ELSEWHERE)]
+    found = [sentences(modules) for modules in (*_TOPICS.values(), _OOD_MODULES)]
     ids = [_tokens(texts)["input_ids"].tolist() for texts in found]
     counts = Counter(tuple(row) for rows in ids for row in rows)
     *topics, numbers = (
@@ -99,8 +98,8 @@ def _loader(labelled: list[tuple[str, int]], generator: torch.Generator) -> Load
     texts, labels = zip(*(labelled[i] for i in order), strict=True)
     hidden, mask = _hidden_states(list(texts))
     columns = {"hidden_states": hidden, "attention_mask": mask, "labels": torch.tensor(labels)}
-    params = {name: column.split(40) for name, column in columns.items()}
-    return [dict(zip(params, batch, strict=True)) for batch in zip(*params.values(), strict=True)]
+    batches = zip(*(column.split(40) for column in columns.values()), strict=True)
+    return [dict(zip(columns, batch, strict=True)) for batch in batches]
 
 
 def _hidden_states(texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from bdl_bench.data.uci import uci_table
+from bdl_bench.networks.small import mlp
 from bdl_bench.problem.problem import Problem
 from bdl_bench.tasks.registry import register
-from bdl_bench.tasks.split import Indices, gap_split, loader, split_indices, standardised
+from bdl_bench.tasks.split import gap_split, loader, split_indices, standardised
 from estimators.likelihoods import Gaussian
 from estimators.training.training import Recipe
 
@@ -55,20 +57,15 @@ class UciTable:
     sigma_noise: float
     measured: str
 
-    def random(self, seed: int) -> Problem:
-        """Return the problem with a random split."""
+    def problem(self, seed: int, *, has_gap: bool = False) -> Problem:
+        """Return the problem with a random split, or with a gap split."""
         x, y = uci_table(self.name, self.number, self.n_inputs)
-        sizes = {"train": round(_TRAIN * len(x)), "validation": round(_VALIDATION * len(x))}
-        return self._problem(x, y, split_indices(len(x), **sizes, seed=seed))
-
-    def gap(self, seed: int) -> Problem:
-        """Return the problem with a gap split."""
-        x, y = uci_table(self.name, self.number, self.n_inputs)
-        feature = x[:, seed % self.n_inputs]
-        split = gap_split(feature, train=_TRAIN, validation=_VALIDATION, seed=seed)
-        return self._problem(x, y, split.parts, split.gap)
-
-    def _problem(self, x: Tensor, y: Tensor, parts: tuple[Indices, ...], gap: Indices | None = None) -> Problem:
+        if has_gap:
+            split = gap_split(x[:, seed % self.n_inputs], train=_TRAIN, validation=_VALIDATION, seed=seed)
+            parts, gap = split.parts, split.gap
+        else:
+            sizes = {"train": round(_TRAIN * len(x)), "validation": round(_VALIDATION * len(x))}
+            parts, gap = split_indices(len(x), **sizes, seed=seed), None
         x, y = standardised(x, parts[0]), standardised(y, parts[0])
         epochs = math.ceil(_STEPS / math.ceil(len(parts[0]) / _ROWS_A_STEP))
         return Problem(
@@ -82,7 +79,7 @@ class UciTable:
         )
 
     def _network(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(self.n_inputs, 50), nn.Tanh(), nn.Linear(50, 1)).double()
+        return mlp(self.n_inputs, 50, 1).double().train()
 
 
 TABLES = (
@@ -96,12 +93,9 @@ TABLES = (
 _NEEDS = "a download of less than 1 MB from the UCI repository"
 
 
-def _register(table: UciTable) -> None:
-    network = f"MLP {table.n_inputs}-50-1"
-    register(f"uci-{table.name}", needs=_NEEDS, summary=f"Regression: {table.measured}, {network}")(table.random)
-    summary = f"Regression: {table.measured} without the middle third of one input, {network}"
-    register(f"uci-{table.name}-gap", needs=_NEEDS, summary=summary)(table.gap)
-
-
 for _table in TABLES:
-    _register(_table)
+    _words, _network = f"Regression: {_table.measured}", f"MLP {_table.n_inputs}-50-1"
+    register(f"uci-{_table.name}", needs=_NEEDS, summary=f"{_words}, {_network}")(_table.problem)
+    register(
+        f"uci-{_table.name}-gap", needs=_NEEDS, summary=f"{_words} without the middle third of one input, {_network}"
+    )(partial(_table.problem, has_gap=True))

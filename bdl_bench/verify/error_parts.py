@@ -21,10 +21,10 @@ from estimators.models.last_linear import last_linear_names
 from estimators.models.subsets import SubsetSpec
 from estimators.regvar.solvers import Solver
 
-__all__ = ["ErrorPart", "error_parts_of"]
+__all__ = ["SINGULAR", "ErrorPart", "error_parts_of"]
 
-_SINGULAR = 5e-10
-"""Ratio of eigenvalues below which the Hessian counts as singular in float64."""
+SINGULAR = 5e-10
+"""Ratio of eigenvalues below which A counts as singular in float64."""
 N_DRAWS = 16
 """Posterior draws, as in the comparison."""
 
@@ -102,7 +102,7 @@ def _hessian_variance(case: VerificationCase, names: list[str]) -> Variance:
     reference = case.reference(names)
     eigenvalues = torch.linalg.eigvalsh(reference.precision("hessian"))
     smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
-    if smallest <= _SINGULAR * largest:
+    if smallest <= SINGULAR * largest:
         return f"no positive definite Hessian here: smallest eigenvalue {smallest:.2g}, largest {largest:.2g}"
     return _exact(case, names, "hessian")
 

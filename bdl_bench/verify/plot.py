@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bdl_bench.verify.lambda_sweep import LambdaSweep
-from bdl_bench.verify.orders import QUADRATIC
+from bdl_bench.verify.lambda_sweep import QUADRATIC, LambdaSweep
 from bdl_bench.verify.verification import Verification
 
 __all__ = ["sweep_figure", "to_bytes"]

@@ -31,12 +31,7 @@ __all__ = ["VerifyResult", "verify_problems", "write_result"]
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The verifications of a run.
-
-    Args:
-        verifications: one per network.
-        out: the directory with verify.json, verify.md, lambda_sweep.png and lambda_sweep.svg.
-    """
+    """The verifications of a run, one per network, and the directory with their table, figure and numbers."""
 
     verifications: tuple[Verification, ...]
     out: Path
@@ -57,24 +52,13 @@ def verify_problems(
     n_queries: int = 8,
     listener: Callable[[str], None] = lambda name: None,  # noqa: ARG005
 ) -> VerifyResult:
-    """Verify RegVar on the trained network of each problem, at the first rows of its test loader.
+    """Verify RegVar on the trained network of each problem, at the first rows of its test loader, and write the result.
 
-    Each network is copied. The copy is in float64, and is trained if the problem has a recipe.
-
-    Args:
-        problems: by the names that tables show.
-        out: directory for the files.
-        curvature: "ggn" or "hessian".
-        subset_of_weights: as in the estimators.
-        lams: values of λ of the sweep.
-        n_queries: number of test rows.
-        listener: called with the name of each problem before it is verified.
-
-    Returns:
-        The verifications, which are also written into `out`.
+    Each network is copied. The copy is in float64, and is trained if the problem has a recipe. The listener is called
+    with the name of each problem before it is verified.
 
     Raises:
-        OptionError: for another curvature or fewer than one query.
+        OptionError: for another curvature than "ggn" or "hessian", or fewer than one query.
         TooLargeError: if the dense reference does not fit into memory.
     """
     if curvature not in ("ggn", "hessian"):

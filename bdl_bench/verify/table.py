@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from bdl_bench.markdown import markdown_table
 from bdl_bench.verify.lambda_sweep import LambdaSweep
 from bdl_bench.verify.verification import Verification
 
@@ -141,7 +142,5 @@ def _ratio(value: float | None) -> str:
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(entries: Sequence[str]) -> str:
-        return "| " + " | ".join(entry.replace("|", "\\|").replace("*", "\\*") for entry in entries) + " |"
-
-    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]
+    escaped = ([entry.replace("|", "\\|").replace("*", "\\*") for entry in row] for row in rows)
+    return markdown_table(header, escaped)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from bdl_bench.verify.case import VerificationCase
-from bdl_bench.verify.error_parts import ErrorPart, error_parts_of
-from bdl_bench.verify.lambda_sweep import LAMS, LambdaSweep, relative_error, run_sweep
-from bdl_bench.verify.orders import EXPECTED
+from bdl_bench.verify.error_parts import SINGULAR, ErrorPart, error_parts_of
+from bdl_bench.verify.lambda_sweep import EXPECTED, LAMS, LambdaSweep, relative_error, run_sweep
 from bdl_bench.verify.reference import DenseReference
 from estimators import LinearizedLaplace, LinearResponse, Pointwise, RegVar, UncertaintyEstimator
 from estimators.errors import EstimatorError, IndefiniteHessianError, TooLargeError
@@ -29,9 +28,6 @@ CENTRAL_LAM, CENTRAL_BOUND = 1e-4, 2e-4
 """Largest relative error of the refit with central differences at this λ."""
 BEST_BOUND = 1e-6
 """Largest relative error of central differences at the best λ of the sweep."""
-_SINGULAR = 5e-10
-"""Ratio of eigenvalues below which A counts as singular in float64."""
-
 _INVERSES = {"ggn": ("cholesky", "cg", "dual"), "hessian": ("cholesky", "cg")}
 _MAX_BYTES = 2**31
 """Memory of the dense reference beyond which it takes hours."""
@@ -72,7 +68,7 @@ class Verification:
     @property
     def definite(self) -> bool:
         """Whether A is positive definite, so that there is a variance to compare."""
-        return self.spectrum[0] > _SINGULAR * self.spectrum[1]
+        return self.spectrum[0] > SINGULAR * self.spectrum[1]
 
     def failures(self) -> list[str]:
         """Return every bound that is exceeded, in words. If A is not positive definite, every route must raise."""
@@ -109,13 +105,7 @@ def _central_failures(sweep: LambdaSweep) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Check:
-    """What is verified: A of a curvature over some weights.
-
-    Args:
-        curvature: "ggn" or "hessian".
-        subset: the weights, as the estimators take them.
-        names: the parameters of the same weights, as the reference takes them.
-    """
+    """What is verified: A of a curvature, over weights as the estimators and as the reference take them."""
 
     curvature: str
     subset: SubsetSpec
@@ -126,27 +116,11 @@ class Check:
 
 
 def verify(
-    case: VerificationCase,
-    check: Check,
-    *,
-    name: str,
-    lams: Sequence[float] = LAMS,
-    with_error_parts: bool = True,
+    case: VerificationCase, check: Check, *, name: str, lams: Sequence[float] = LAMS, with_error_parts: bool = True
 ) -> Verification:
-    """Compare exact routes and λ sweeps with the dense reference.
+    """Compare exact routes and λ sweeps with the dense reference; `failures()` compares the result with the bounds.
 
-    Args:
-        case: the trained network, its data and queries.
-        check: curvature and weights.
-        name: of the network, for tables.
-        lams: values of λ of the sweeps.
-        with_error_parts: whether to measure the parts of the error of posterior draws, too.
-
-    Returns:
-        The measurement; its `failures()` compares it with the bounds.
-
-    Raises:
-        TooLargeError: if the dense reference does not fit into memory.
+    Raises TooLargeError if the dense reference does not fit into memory.
     """
     reference = case.reference(check.names)
     check_size(case, reference)
@@ -162,7 +136,10 @@ def verify(
     )
     exact = reference.covariance(case.queries, check.curvature)
     errors, raised = _exact_routes(case, check, exact)
-    sweeps = _sweeps(case, check, exact, lams) if verification.definite and not raised else {}
+    sweeps: dict[str, LambdaSweep] = {}
+    if verification.definite and not raised:
+        fitted = _build(RegVar, case, check, regularizer=Pointwise(), solver=LinearResponse()).fit(case.batches)
+        sweeps = {d: run_sweep(fitted, case.queries, exact, difference=d, lams=lams) for d in EXPECTED}
     error_parts = error_parts_of(case, check.subset, check.names) if with_error_parts else []
     return replace(verification, exact=errors, raised=raised, sweeps=sweeps, error_parts=tuple(error_parts))
 
@@ -182,11 +159,6 @@ def _routes(case: VerificationCase, check: Check) -> Iterator[tuple[str, Uncerta
         yield f"laplace {inverse}", _build(LinearizedLaplace, case, check, inverse=inverse)
     response = LinearResponse(tol=1e-12)
     yield "linear response", _build(RegVar, case, check, regularizer=Pointwise(), solver=response)
-
-
-def _sweeps(case: VerificationCase, check: Check, exact: Tensor, lams: Sequence[float]) -> dict[str, LambdaSweep]:
-    estimator = _build(RegVar, case, check, regularizer=Pointwise(), solver=LinearResponse()).fit(case.batches)
-    return {d: run_sweep(estimator, case.queries, exact, difference=d, lams=lams) for d in EXPECTED}
 
 
 def _build(kind: Callable[..., _Estimator], case: VerificationCase, check: Check, **options: object) -> _Estimator:

@@ -6,8 +6,8 @@ from functools import partial
 
 from torch import nn
 
-from bdl_bench.networks.small import convolutional
 from benchmarks.core.work import Work
+from benchmarks.networks import convolutional
 from estimators import LinearizedLaplace
 
 __all__ = ["ROWS"]

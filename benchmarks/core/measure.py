@@ -7,13 +7,16 @@ import gc
 from torch import Tensor
 
 from benchmarks.clock import Timing, interleaved, timed
+from benchmarks.core import all_weights, full_ggn, last_layer
 from benchmarks.core.laplace_torch import Theirs, fastest
-from benchmarks.core.rows import ROWS
 from benchmarks.core.work import STEPS, Data, Work
 from benchmarks.fresh import in_fresh_process
 from benchmarks.records import Measured
 
-__all__ = ["measure"]
+__all__ = ["ROWS", "measure"]
+
+ROWS: dict[str, Work] = {**full_ggn.ROWS, **all_weights.ROWS, **last_layer.ROWS}
+"""Every row of the page by name."""
 
 
 def measure(name: str) -> Measured:

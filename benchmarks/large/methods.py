@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.large.models import MODELS, PRIOR_PRECISION
-from estimators import LinearizedLaplace, LinearResponse, Pointwise, PosteriorDraws, RegVar
+from estimators import FineTune, LinearizedLaplace, LinearResponse, Pointwise, PosteriorDraws, RegVar
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.regvar.solvers import Solver
 
@@ -41,6 +41,10 @@ def _linear_response(model: nn.Module) -> UncertaintyEstimator:
     return _draws(model, solver=LinearResponse())
 
 
+def _auto(model: nn.Module) -> UncertaintyEstimator:
+    return _draws(model, solver="auto")
+
+
 def _fine_tune(model: nn.Module) -> UncertaintyEstimator:
     return _draws(model)
 
@@ -49,9 +53,11 @@ def _fine_tune_other_draws(model: nn.Module) -> UncertaintyEstimator:
     return _draws(model, seed=1)
 
 
-def _draws(model: nn.Module, *, solver: Solver | None = None, seed: int = 0) -> UncertaintyEstimator:
+def _draws(model: nn.Module, *, solver: Solver | str | None = None, seed: int = 0) -> UncertaintyEstimator:
     regularizer = PosteriorDraws(N_DRAWS, seed=seed)
-    return RegVar(model, "classification", prior_precision=PRIOR_PRECISION, regularizer=regularizer, solver=solver)
+    return RegVar(
+        model, "classification", prior_precision=PRIOR_PRECISION, regularizer=regularizer, solver=solver or FineTune()
+    )
 
 
 def _kron(model: nn.Module) -> UncertaintyEstimator:
@@ -65,6 +71,7 @@ def _diag(model: nn.Module) -> UncertaintyEstimator:
 METHODS: dict[str, Callable[[nn.Module], UncertaintyEstimator]] = {
     "exact": _exact,
     "pointwise": _pointwise,
+    "auto": _auto,
     "linear-response": _linear_response,
     "fine-tune": _fine_tune,
     "fine-tune-other-draws": _fine_tune_other_draws,

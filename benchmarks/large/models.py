@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from bdl_bench.networks.resnet import resnet18
-from bdl_bench.networks.vit import VisionTransformer
+from benchmarks.networks import VisionTransformer
 from estimators.errors import UnsupportedError
 from estimators.numerics.pytrees import PyTree, select_rows, with_floats
 from estimators.persistence.atomic import write_bytes
@@ -74,15 +74,15 @@ def _sentences() -> tuple[dict[str, Tensor], Tensor]:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(_weights())
     folder, per_class = Path(datasets.__file__).parent / "descr", 22
-    params: list[list[int]] = []
+    windows: list[list[int]] = []
     for name in _TEXTS:
         words = tokenizer((folder / f"{name}.rst").read_text(), add_special_tokens=False)["input_ids"]
         body = _TOKENS - 2
         starts = torch.linspace(0, len(words) - body - 1, per_class).long().tolist()
-        params += [[tokenizer.cls_token_id, *words[i : i + body], tokenizer.sep_token_id] for i in starts]
-    rows = torch.randperm(len(params), generator=torch.Generator().manual_seed(0))
+        windows += [[tokenizer.cls_token_id, *words[i : i + body], tokenizer.sep_token_id] for i in starts]
+    rows = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(len(_TEXTS)).repeat_interleave(per_class)
-    return {"input_ids": torch.tensor(params)[rows]}, labels[rows]
+    return {"input_ids": torch.tensor(windows)[rows]}, labels[rows]
 
 
 def _encoder() -> nn.Module:

@@ -19,7 +19,7 @@ from estimators import FineTune, LastLayerLaplace, LinearizedLaplace, LinearResp
 from estimators.baselines import DeepEnsemble, MCDropout
 from estimators.errors import NotConvergedWarning
 from estimators.regvar.solvers import Solver
-from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
+from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
 
 __all__ = ["EPOCHS", "MEMBERS", "measure_quality"]
 

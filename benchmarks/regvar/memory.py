@@ -22,9 +22,6 @@ _N_DRAWS = (4, 8, 16, 32)
 _ROWS, _WIDTH = 256, 1024
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "FineTune, one copy at a time": partial(FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), vmap_chunk_size=1),
-    "FineTune, one draw at a time": partial(
-        FineTune, recipe=Recipe(2, 64, "sgd", 1e-3), vmap_chunk_size=1, max_concurrent=1
-    ),
     "LinearResponse": LinearResponse,
 }
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bdl_bench.networks.resnet import resnet18
-from bdl_bench.networks.small import convolutional, mlp
+from bdl_bench.networks.small import mlp
 from benchmarks.clock import interleaved, timed
+from benchmarks.networks import convolutional
 from benchmarks.records import Measured
 from estimators.integrations import RegularizedPair, mean_absolute_penalty
 

@@ -81,7 +81,7 @@ class MCDropout(MembersEstimator):
         super().__init__(model, likelihood, prior_precision=prior_precision)
         self.n_samples, self.seed = checked_integer("n_samples", n_samples, at_least=2), checked_seed(seed)
         self.rate = checked_number("rate", rate, above=0, below=1, words=(None,), remedy="0.1.")
-        self.make_model = None if make_model is None else checked_make_model(make_model)
+        self.make_model = checked_make_model(make_model)
         self.recipe = recipe if recipe is None else checked_instance("recipe", recipe, Recipe, remedy="Recipe().")
         self._check_options()
 

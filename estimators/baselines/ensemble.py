@@ -18,6 +18,7 @@ from estimators.baselines.retraining import (
 )
 from estimators.errors import ModelError, OptionError
 from estimators.likelihoods import Likelihood
+from estimators.likelihoods.prediction import Prediction
 from estimators.models.checks import check_model
 from estimators.models.function_checks import check_parameter_swap
 from estimators.numerics.pytrees import PyTree
@@ -89,10 +90,21 @@ class DeepEnsemble(MembersEstimator):
         super().__init__(model, likelihood, prior_precision=prior_precision)
         _check_sources(make_model, recipe, trained_members)
         self.n_members = _number_of_members(n_members, trained_members)
-        self.make_model = None if make_model is None else checked_make_model(make_model)
+        self.make_model = checked_make_model(make_model)
         remedy = "Recipe(epochs=100)."
         self.recipe = None if recipe is None else checked_instance("recipe", recipe, Recipe, remedy=remedy)
         self.seed, self.trained_members = checked_seed(seed), trained_members
+
+    export_route = "batch"
+
+    def _export_moments(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        members = self._members(x)
+        shape = self.network_.shaped_outputs(x).shape
+        return members.reshape(-1, *shape), members.var(0).reshape(shape)
+
+    def _export_prediction(self, mean: Tensor, variance: Tensor) -> Prediction:
+        averaged = None if self.likelihood.kind == "regression" else mean  # of all members
+        return self.likelihood.predict(mean.mean(0), variance, averaged)
 
     @property
     def retrains(self) -> bool:  # type: ignore[override]
@@ -186,14 +198,12 @@ def _tensors_of(members: Sequence[nn.Module], objective: Objective) -> list[dict
             )
         check_model(member)
         check_architecture(member, objective.network.module, what=f"trained_members[{index}] with")
-        tensors = {name: _copy_like(tensor, objective.theta) for name, tensor in tensors_by_name(member).items()}
+        found, theta = tensors_by_name(member), objective.theta
+        kinds = {name: theta if t.is_floating_point() else theta.device for name, t in found.items()}
+        tensors = {name: t.to(kinds[name], copy=True) for name, t in found.items()}
         _check_distinct(index, tensors, networks)
         networks.append(tensors)
     return networks[1:]
-
-
-def _copy_like(tensor: Tensor, theta: Tensor) -> Tensor:
-    return tensor.to(theta, copy=True) if tensor.is_floating_point() else tensor.to(theta.device, copy=True)
 
 
 def _check_distinct(index: int, tensors: dict[str, Tensor], others: Sequence[dict[str, Tensor]]) -> None:

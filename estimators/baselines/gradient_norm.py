@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from estimators.curvature.base import standard_normal
 from estimators.curvature.layerwise.blocks import BlockPrecision, Blocks
 from estimators.curvature.layerwise.kronecker_block import KroneckerBlock
-from estimators.estimator.base import UncertaintyEstimator
-from estimators.models.functionals import ComposedNetwork, Functional
+from estimators.laplace.posterior import LinearizedPosterior
 from estimators.models.layer_jacobians import LayerwiseJacobian
-from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
@@ -20,7 +19,7 @@ from estimators.persistence.state import Learned
 __all__ = ["GradientNorm"]
 
 
-class GradientNorm(UncertaintyEstimator):
+class GradientNorm(LinearizedPosterior):
     """The squared gradient norm of each output, diag(J Jᵀ): linearized Laplace with A = I.
 
         covariance(x) = J(x) J(x)ᵀ, (C, C)        sample = f + J z, z ~ N(0, I)
@@ -57,25 +56,14 @@ class GradientNorm(UncertaintyEstimator):
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         pass
 
-    def _variance(self, x: PyTree) -> Tensor:
-        return _identity(self.network_, x).variance_at(self.network_, x)
+    def _precision_at(self, x: PyTree) -> BlockPrecision:
+        """Return A = I over the layers that these inputs use."""
+        network = self.network_
+        layers, zero = LayerwiseJacobian(network, x), network.theta.new_zeros(())
+        rest = zero.expand(network.subset.n_entries(layers.other_params))
+        blocks = dict.fromkeys(layers.maps, KroneckerBlock(zero))
+        no_curvature = Blocks(network, layers.maps, layers.other_params, blocks, rest)
+        return no_curvature.precision(torch.ones_like(network.theta))
 
-    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return _identity(self.network_, x).variance_at(ComposedNetwork(self.network_, of), x)
-
-    def _covariance(self, x: PyTree) -> Tensor:
-        return _identity(self.network_, x).covariance_at(self.network_, x)
-
-    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
-        theta = self.theta_
-        z = torch.randn(n_samples, len(theta), generator=generator, dtype=theta.dtype, device=theta.device)
-        return self.network_.outputs(x) + self.network_.jvp(x, z)
-
-
-def _identity(network: Network, x: PyTree) -> BlockPrecision:
-    """Return A = I over the layers that these inputs use."""
-    layers, zero = LayerwiseJacobian(network, x), network.theta.new_zeros(())
-    rest = zero.expand(network.subset.n_entries(layers.other_params))
-    blocks = dict.fromkeys(layers.maps, KroneckerBlock(zero))
-    no_curvature = Blocks(network, layers.maps, layers.other_params, blocks, rest)
-    return no_curvature.precision(torch.ones_like(network.theta))
+    def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        return standard_normal((n_samples, len(self.theta_)), self.theta_, generator)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from estimators.data.training_data import TrainingData
 from estimators.errors import OptionError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Gaussian, Likelihood
 from estimators.likelihoods.categorical import Sites
 from estimators.numerics.pytrees import PyTree, plain_inputs
@@ -66,24 +67,17 @@ class LaplaceTorch(UncertaintyEstimator):
 
     counts_passes = False
 
+    @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
         model: nn.Module,
         likelihood: str | Likelihood,
         *,
-        prior_precision: float = 1.0,
-        prior_mean: float = 0.0,
-        subset_of_weights: str = "all",
         hessian_structure: str = "kron",
         backend: str = "CurvlinopsGGN",
+        **options: Unpack[CommonOptions],
     ) -> None:
-        super().__init__(
-            model,
-            likelihood,
-            prior_precision=prior_precision,
-            prior_mean=prior_mean,
-            subset_of_weights=subset_of_weights,
-        )
+        super().__init__(model, likelihood, **options)
         self.hessian_structure, self.backend = hessian_structure, backend
         self._check_options()
 
@@ -129,7 +123,11 @@ class LaplaceTorch(UncertaintyEstimator):
         if self.subset_of_weights == "last_layer":
             options["last_layer_name"] = next(iter(objective.network.subset.shapes)).rpartition(".")[0]
         with _library_defaults(objective.theta):
-            laplace = _import_laplace()
+            laplace = optional_module(  # it imports torchvision, whose build must match that of torch
+                "laplace",
+                purpose="compute a posterior with laplace-torch",
+                install='"bdl-bench[baselines]", and a torchvision that matches torch',
+            )
             try:
                 fitted = laplace.Laplace(
                     copy.deepcopy(self.model),
@@ -195,15 +193,6 @@ def _library_defaults(theta: Tensor) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _import_laplace() -> Any:  # noqa: ANN401
-    """Return the package. It imports torchvision, whose build must match that of torch."""
-    return optional_module(
-        "laplace",
-        purpose="compute a posterior with laplace-torch",
-        install='"bdl-bench[baselines]", and a torchvision that matches torch',
-    )
 
 
 def _known_fault(what: str, why: str) -> OptionError:

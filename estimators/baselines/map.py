@@ -33,6 +33,8 @@ class MAP(UncertaintyEstimator):
         0.0
     """
 
+    export_route = "batch"
+
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         pass
 

@@ -56,7 +56,8 @@ class MembersEstimator(UncertaintyEstimator):
         """
         x = self._prepare_query(x)
         shape = self._check_query(x)
-        return _shaped(self._members(x), shape)
+        members = self._members(x)
+        return members.reshape(len(members), *shape)
 
     def predict(self, x: PyTree, *, link_approx: str | None = None, n_samples: int | None = None) -> Prediction:
         """Return the predictive distribution of the mixture.
@@ -77,13 +78,10 @@ class MembersEstimator(UncertaintyEstimator):
             NotFittedError, ModelChangedError, DataError: as `variance`.
         """
         checked_choice("link_approx", link_approx, ("probit", "mc", None), remedy="leave it out.")
-        x = self._prepare_query(x)
-        shape = self._check_query(x)
-        members = _shaped(self._members(x), shape)
+        members = self.members(x)
         samples = members if n_samples is None else self._draw_members(members, n_samples, seed=0)
         averaged = link_approx == "mc" or (link_approx is None and self.likelihood.kind != "regression")
-        moments = members.mean(0), members.var(0)
-        made = self.likelihood.predict(*moments, samples if averaged else None)
+        made = self.likelihood.predict(members.mean(0), members.var(0), samples if averaged else None)
         return replace(made, samples=samples)
 
     def _draw_members(self, members: Tensor, n_samples: int, *, seed: int) -> Tensor:
@@ -109,11 +107,6 @@ class MembersEstimator(UncertaintyEstimator):
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         return _resampled(self._members(x), n_samples, generator)
-
-
-def _shaped(members: Tensor, shape: torch.Size) -> Tensor:
-    """Reshape (S, M, C) to (S, M, ...)."""
-    return members.reshape(len(members), *shape)
 
 
 def _resampled(members: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:

@@ -164,7 +164,7 @@ class MultiHeadEnsemble(MembersEstimator):
         return loss.detach(), gradient
 
     def _features(self, x: PyTree) -> Tensor:
-        with self.last_layer_.capture_features() as features:
+        with self.last_layer_.capture_features(x) as features:
             self.last_layer_.network.outputs(x)
         return features.at_positions
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from estimators.data.pair_loader import PairLoader
-from estimators.data.training_data import TrainingData
+from estimators.data.batch import PairLoader
 from estimators.errors import ModelError, OptionError
 from estimators.objective.objective import Objective
 from estimators.runtime.module_wrappers import plain_names, unwrapped
@@ -41,7 +40,8 @@ class Retraining:
         """
         with seeded_random_state(seed):
             model = self._build_model(objective, others)
-            rows = _training_loader(objective.batches)
+            batches = objective.batches  # data that are not stored come from the user's loader, which may shuffle
+            rows = batches.loader if batches.stored is None else PairLoader(batches.stored)
             options: dict[str, Any] = {"recipe": self.recipe, "seed": seed, "progress_bar": progress_bar}
             train_map(model, objective.likelihood, rows, prior_precision=self.prior_precision, **options)
         self._count_passes(objective)
@@ -69,14 +69,9 @@ class Retraining:
             objective.network.pass_counter.backward(epochs * n)
 
 
-def _training_loader(batches: TrainingData) -> Iterable[Any]:
-    """Return a loader of pairs. Data that are not stored come from the user's loader, which may shuffle each epoch."""
-    return batches.loader if batches.stored is None else PairLoader(batches.stored)
-
-
-def checked_make_model(make_model: object) -> MakeModel:
-    """Return a function without arguments. Raises OptionError for a network or an object that is not callable."""
-    if callable(make_model) and not isinstance(make_model, nn.Module):
+def checked_make_model(make_model: MakeModel | None) -> MakeModel | None:
+    """Return a function without arguments, or None. Raises OptionError for a network, or for another object."""
+    if make_model is None or (callable(make_model) and not isinstance(make_model, nn.Module)):
         return make_model
     raise OptionError(
         "make_model, a function without arguments that builds a network",

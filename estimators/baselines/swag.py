@@ -145,7 +145,10 @@ class Iterates:
         self.deviations: list[Tensor] = []
 
     def add(self, theta: Tensor) -> float:
-        """Add an iterate; return the factor 1 for the learning rate. Raises ConvergenceError if it is not finite."""
+        """Add an iterate. Raises ConvergenceError if it is not finite.
+
+        Returns 1, the factor of the learning rate: `fit_weights` calls this as its `epoch_callback`.
+        """
         if not is_finite(theta):
             raise ConvergenceError(
                 "an SGD whose iterates are finite",

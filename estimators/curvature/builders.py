@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 
 from estimators.curvature.dense.ggn import dense_ggn, dense_hessian, ggn_rows
+from estimators.curvature.fisher import EXACT, Fisher
 from estimators.curvature.forms import (
     DataCurvature,
     DenseCurvature,
@@ -15,8 +17,6 @@ from estimators.curvature.forms import (
     JacobianCurvature,
     MatrixFreeCurvature,
     ProductCurvature,
-    centre_of,
-    restored,
 )
 from estimators.curvature.krylov.low_rank import low_rank_rows
 from estimators.curvature.layerwise.blocks import collect
@@ -27,7 +27,7 @@ from estimators.curvature.layerwise.whitened_rows import layers_of
 from estimators.curvature.sizes import check_dense_size, dual_bytes, matrix_free_bytes, n_ggn_rows, whole_rows_bytes
 from estimators.errors import UnsupportedError
 from estimators.models.derivative_routes import FAILURES, is_final_error, short
-from estimators.models.jacobians import JacobianRows
+from estimators.models.network import VJP_BY_ROW
 from estimators.objective.float64 import to_float64
 from estimators.objective.objective import LabelLoss, Objective
 from estimators.runtime.memory import check_fits_memory
@@ -35,49 +35,59 @@ from estimators.runtime.memory import check_fits_memory
 LOW_RANK = 100
 """Default rank of `hessian_structure="lowrank"`."""
 
-__all__ = [
-    "BUILDERS",
-    "LOW_RANK",
-    "Built",
-    "DataCurvature",
-    "DenseCurvature",
-    "FactoredCurvature",
-    "JacobianCurvature",
-    "MatrixFreeCurvature",
-    "ProductCurvature",
-    "build_low_rank",
-    "centre_of",
-    "restored",
-]
+
+__all__ = ["BUILDERS", "LOW_RANK", "Built", "GGNOptions"]
 
 
-def build_matrix_ggn(objective: Objective) -> Built:
+@dataclass(frozen=True)
+class GGNOptions:
+    """How the GGN is estimated; a builder uses what its form has, and the estimator checks the combination.
+
+    Attributes:
+        fisher: the exact GGN, or which Fisher stands for it.
+        kfac_approx: "expand" or "reduce", for weights that are used at several positions of a row.
+        rank: the number of leading directions of "lowrank".
+    """
+
+    fisher: Fisher = EXACT
+    kfac_approx: str = "expand"
+    rank: int = LOW_RANK
+
+
+def build_matrix_ggn(objective: Objective, options: GGNOptions) -> Built:
     """The dense GGN, layer by layer if that is cheaper."""
     check_dense_size(objective)
-    layers = layers_of(objective)
-    if worthwhile(layers):
+    layers, fisher = layers_of(objective), options.fisher
+    if worthwhile(layers, fisher):
         with suppress(UnsupportedError):  # rows use other layers, or a layer several times
-            return DenseCurvature(layered_ggn(objective, layers), exact_hessian=False), "layers"
-    jacobian = JacobianRows(objective.network)
-    return DenseCurvature(dense_ggn(objective, jacobian), exact_hessian=False), jacobian.backend
+            return DenseCurvature(layered_ggn(objective, layers, fisher), exact_hessian=False), "layers"
+    matrix = dense_ggn(objective, fisher)
+    return DenseCurvature(matrix, exact_hessian=False), _backend(objective, fisher)
 
 
-def build_matrix_hessian(objective: Objective) -> Built:
+def _backend(objective: Objective, fisher: Fisher) -> str:
+    """The route of whole rows in use, "torch.func" or "autograd"."""
+    if fisher.kind == "exact":
+        return objective.network.jacobian_backend
+    return "autograd" if objective.network.routes.first.get(VJP_BY_ROW, 0) else "torch.func"
+
+
+def build_matrix_hessian(objective: Objective, options: GGNOptions) -> Built:  # noqa: ARG001
     """The dense Hessian."""
     check_dense_size(objective)
     return DenseCurvature(dense_hessian(to_float64(objective)), exact_hessian=True), "products"
 
 
-def build_rows(objective: Objective) -> Built:
+def build_rows(objective: Objective, options: GGNOptions) -> Built:
     """GGN rows, in factors if the network allows."""
-    layers = layers_of(objective)
-    _check_dual_size(objective, dual_bytes(objective, layers))
+    layers, fisher = layers_of(objective), options.fisher
+    _check_dual_size(objective, dual_bytes(objective, layers, fisher))
     if in_factors(layers):
         with suppress(UnsupportedError):
-            return FactoredCurvature(factored_rows(objective, layers)), "layers"
-        _check_dual_size(objective, whole_rows_bytes(objective, layers))
-    jacobian = JacobianRows(objective.network)
-    return JacobianCurvature(torch.cat(list(ggn_rows(objective, jacobian)))), jacobian.backend
+            return FactoredCurvature(factored_rows(objective, layers, fisher)), "layers"
+        _check_dual_size(objective, whole_rows_bytes(objective, layers, fisher))
+    rows = torch.cat(list(ggn_rows(objective, fisher)))
+    return JacobianCurvature(rows), _backend(objective, fisher)
 
 
 def _check_dual_size(objective: Objective, needed: int) -> None:
@@ -85,7 +95,7 @@ def _check_dual_size(objective: Objective, needed: int) -> None:
     check_fits_memory("the dual form", needed, device=objective.theta.device, remedy='inverse="cg", or RegVar.')
 
 
-def build_matrix_free(objective: Objective) -> Built:
+def build_matrix_free(objective: Objective, options: GGNOptions) -> Built:  # noqa: ARG001
     """R D⁻¹ Rᵀ without stored rows R."""
     check_fits_memory(
         f"a matrix of the {n_ggn_rows(objective)} outputs of all rows",
@@ -107,30 +117,34 @@ def build_matrix_free(objective: Objective) -> Built:
         ) from error
 
 
-def build_products(objective: Objective) -> Built:
+def build_products(objective: Objective, options: GGNOptions) -> Built:  # noqa: ARG001
     """Products with A, each a pass over the data."""
     return ProductCurvature(objective, exact_hessian=isinstance(objective.data_term, LabelLoss)), "products"
 
 
 def build_blocks(structure: str) -> Builder:
     """A function that makes the GGN layer by layer, for "kron", "ekfac" or "diag"."""
-    return lambda objective: (collect(objective, structure), "layers")
+
+    def build(objective: Objective, options: GGNOptions) -> Built:
+        return collect(objective, structure, fisher=options.fisher, kfac_approx=options.kfac_approx), "layers"
+
+    return build
 
 
-def build_low_rank(rank: int) -> Builder:
-    """A function that makes GGN rows of the `rank` leading directions."""
-    return lambda objective: (JacobianCurvature(low_rank_rows(objective, rank)), "products")
+def build_low_rank(objective: Objective, options: GGNOptions) -> Built:
+    """GGN rows of the `rank` leading directions."""
+    return JacobianCurvature(low_rank_rows(objective, options.rank)), "products"
 
 
 Built = tuple[DataCurvature, str]
 """The data's curvature, and the route to the Jacobian rows."""
-Builder = Callable[[Objective], Built]
+Builder = Callable[[Objective, GGNOptions], Built]
 BUILDERS: dict[tuple[str, str, str], Builder] = {
     ("ggn", "full", "cholesky"): build_matrix_ggn,
     ("ggn", "full", "dual"): build_rows,
     ("ggn", "full", "matrix_free_dual"): build_matrix_free,
     ("ggn", "full", "cg"): build_products,
-    ("ggn", "lowrank", "dual"): build_low_rank(LOW_RANK),
+    ("ggn", "lowrank", "dual"): build_low_rank,
     ("ggn", "kron", "eigen"): build_blocks("kron"),
     ("ggn", "ekfac", "eigen"): build_blocks("ekfac"),
     ("ggn", "diag", "eigen"): build_blocks("diag"),

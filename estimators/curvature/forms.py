@@ -12,7 +12,7 @@ from estimators.curvature.dense.cholesky import DensePrecision
 from estimators.curvature.dense.dual import DualPrecision
 from estimators.curvature.krylov.block_lanczos import Product
 from estimators.curvature.krylov.cg_precision import CGPrecision, default_tolerance
-from estimators.curvature.krylov.definiteness import positive_definite
+from estimators.curvature.krylov.extreme_eigenvalues import with_definite_products
 from estimators.curvature.layerwise.blocks import Blocks
 from estimators.curvature.layerwise.factored_dual import FactoredDual
 from estimators.curvature.layerwise.factored_rows import FactoredRows
@@ -48,7 +48,7 @@ class DataCurvature(Protocol):
 
     def description(self) -> dict[str, Any]:
         """What `restored` needs besides the tensors, in JSON types."""
-        ...
+        return {}
 
     def rescaled(self, objective: Objective, scale: float) -> DataCurvature:
         """`scale` times this one, for a new objective at the same weights and rows with another prior."""
@@ -56,7 +56,7 @@ class DataCurvature(Protocol):
 
 
 @dataclass(frozen=True)
-class DenseCurvature:
+class DenseCurvature(DataCurvature):
     """A dense matrix (P, P); `exact_hessian` tells whether it may be singular or indefinite."""
 
     matrix: Tensor
@@ -72,15 +72,12 @@ class DenseCurvature:
     def tensors(self) -> dict[str, Tensor]:
         return {"matrix": self.matrix}
 
-    def description(self) -> dict[str, Any]:
-        return {}
-
     def rescaled(self, objective: Objective, scale: float) -> DenseCurvature:  # noqa: ARG002
         return self if scale == 1 else replace(self, matrix=scale * self.matrix)
 
 
 @dataclass(frozen=True)
-class JacobianCurvature:
+class JacobianCurvature(DataCurvature):
     """GGN rows R (N·C, P)."""
 
     rows: Tensor
@@ -91,15 +88,12 @@ class JacobianCurvature:
     def tensors(self) -> dict[str, Tensor]:
         return {"rows": self.rows}
 
-    def description(self) -> dict[str, Any]:
-        return {}
-
     def rescaled(self, objective: Objective, scale: float) -> JacobianCurvature:  # noqa: ARG002
         return self if scale == 1 else JacobianCurvature(scale**0.5 * self.rows)
 
 
 @dataclass(frozen=True)
-class FactoredCurvature:
+class FactoredCurvature(DataCurvature):
     """GGN rows R (N·C, P) in factors, layer by layer."""
 
     rows: FactoredRows
@@ -118,7 +112,7 @@ class FactoredCurvature:
 
 
 @dataclass(frozen=True)
-class MatrixFreeCurvature:
+class MatrixFreeCurvature(DataCurvature):
     """R D⁻¹ Rᵀ (N·C, N·C) for the prior of an objective in float64; products with R are passes over its data.
 
     `checksums` are those of the batches that `inner` was computed from.
@@ -140,9 +134,6 @@ class MatrixFreeCurvature:
     def tensors(self) -> dict[str, Tensor]:
         return {"inner": self.inner, "checksums": self.checksums}
 
-    def description(self) -> dict[str, Any]:
-        return {}
-
     def rescaled(self, objective: Objective, scale: float) -> MatrixFreeCurvature:
         objective = to_float64(objective)
         ratio = self.objective.prior.precision / objective.prior.precision
@@ -152,7 +143,7 @@ class MatrixFreeCurvature:
 
 
 @dataclass(frozen=True)
-class ProductCurvature:
+class ProductCurvature(DataCurvature):
     """Products with A of an objective, with another prior in place of its own."""
 
     objective: Objective
@@ -163,13 +154,10 @@ class ProductCurvature:
             return _by_products(self.objective, prior_precision, smallest=float(prior_precision.min()))
         objective = self.objective
         if not isinstance(objective.batches, AbsentTrainingData):
-            objective = positive_definite(objective, lambda objective: _product_of(objective, prior_precision))
+            objective = with_definite_products(objective, lambda objective: _product_of(objective, prior_precision))
         return _by_products(objective, prior_precision, smallest=0.0)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def description(self) -> dict[str, Any]:
         return {}
 
     def rescaled(self, objective: Objective, scale: float) -> ProductCurvature:  # noqa: ARG002

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from estimators.curvature.dense import cholesky as dense
 from estimators.curvature.dense import dual
+from estimators.curvature.fisher import EXACT, Fisher
 from estimators.curvature.layerwise import factored_dual, matrix_free_dual
 from estimators.curvature.layerwise.factored_dual import in_factors
 from estimators.curvature.layerwise.whitened_rows import layers_of
@@ -18,14 +19,18 @@ _MOST_MATRIX_FREE_ROWS = 4096
 """Largest N·C at which the matrix of the matrix-free dual form takes less time than products with A."""
 
 
-def choose_inverse(objective: Objective, *, curvature: str, available: int) -> str:
-    """The cheapest of "dual", "cholesky", "matrix_free_dual" and "cg" that fits into half of `available` bytes."""
+def choose_inverse(objective: Objective, *, curvature: str, available: int, fisher: Fisher = EXACT) -> str:
+    """The cheapest of "dual", "cholesky", "matrix_free_dual" and "cg" that fits into half of `available` bytes.
+
+    Sampled and empirical Fishers have the first two only.
+    """
     layers = layers_of(objective)
-    n_rows, n_parameters = objective.batches.n_data * layers.n_outputs, objective.network.n_parameters
+    n_rows = objective.batches.n_data * fisher.n_cotangents(layers.n_outputs)
     positive = bool((objective.prior.precision > 0).all())
-    if curvature == "ggn" and positive and n_rows < n_parameters and 2 * dual_bytes(objective, layers) < available:
+    may_be_dual = curvature == "ggn" and positive and n_rows < objective.network.n_parameters
+    if may_be_dual and 2 * dual_bytes(objective, layers, fisher) < available:
         return "dual"
-    if 2 * dense_bytes(objective) < available:
+    if fisher.kind != "exact" or 2 * dense_bytes(objective) < available:
         return "cholesky"
     few = curvature == "ggn" and positive and n_rows <= _MOST_MATRIX_FREE_ROWS
     return "matrix_free_dual" if few and 2 * matrix_free_bytes(objective) < available else "cg"
@@ -43,18 +48,19 @@ def dense_bytes(objective: Objective) -> int:
     return dense.bytes_needed(theta.numel(), algebra_dtype(theta.device).itemsize)
 
 
-def dual_bytes(objective: Objective, layers: LayerwiseJacobian) -> int:
+def dual_bytes(objective: Objective, layers: LayerwiseJacobian, fisher: Fisher = EXACT) -> int:
     """Memory in bytes of the dual form, with its rows in factors if the network allows."""
     if not in_factors(layers):
-        return whole_rows_bytes(objective, layers)
+        return whole_rows_bytes(objective, layers, fisher)
     theta, maps = objective.theta, [linear.shape for linear in layers.maps.values()]
     itemsize = algebra_dtype(theta.device).itemsize
-    return factored_dual.bytes_needed(objective.batches.n_data, layers.n_outputs, theta.numel(), maps, itemsize)
+    n_data, n_cotangents = objective.batches.n_data, fisher.n_cotangents(layers.n_outputs)
+    return factored_dual.bytes_needed(n_data, n_cotangents, theta.numel(), maps, itemsize)
 
 
-def whole_rows_bytes(objective: Objective, layers: LayerwiseJacobian) -> int:
+def whole_rows_bytes(objective: Objective, layers: LayerwiseJacobian, fisher: Fisher = EXACT) -> int:
     """Memory in bytes of the dual form with rows of P numbers."""
-    theta, n_rows = objective.theta, objective.batches.n_data * layers.n_outputs
+    theta, n_rows = objective.theta, objective.batches.n_data * fisher.n_cotangents(layers.n_outputs)
     return dual.bytes_needed(n_rows, theta.numel(), algebra_dtype(theta.device).itemsize)
 
 

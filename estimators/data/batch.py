@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
@@ -14,7 +14,16 @@ from estimators.errors import DataError
 from estimators.numerics.pytrees import PyTree, RowLayout, copied, split_rows, tensors_of
 from estimators.runtime.rng import preserved_random_state
 
-__all__ = ["Batch", "Loader", "empty_loader", "first_batch", "is_mapping", "size_in_bytes", "split_batch"]
+__all__ = [
+    "Batch",
+    "Loader",
+    "PairLoader",
+    "empty_loader",
+    "first_batch",
+    "is_mapping",
+    "size_in_bytes",
+    "split_batch",
+]
 
 Loader = Iterable[Any]
 
@@ -61,6 +70,16 @@ class Batch:
         if size is None or len(self) <= size:
             return [self]
         return [Batch(x, y) for x, y in split_rows((self.x, self.y), size)]
+
+
+@dataclass(frozen=True)
+class PairLoader:
+    """Batches as a re-iterable loader of (x, y), for code that reads a user's loader."""
+
+    batches: Iterable[Batch]
+
+    def __iter__(self) -> Iterator[tuple[PyTree, Tensor]]:
+        return ((batch.x, batch.y) for batch in self.batches)
 
 
 def split_batch(item: object) -> Batch:

@@ -7,6 +7,7 @@ has four rows. But the output of a row alone is that of the row among others onl
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain, combinations, islice
 
 import torch
@@ -44,7 +45,7 @@ def resolve_layout(layout: RowLayout, x: PyTree, rows: int, outputs: Callable[[P
         return layout  # the checks of the data say why
     subsets = chain.from_iterable(combinations(names, k) for k in range(len(names)))
     for shared in islice(subsets, _MOST_TRIALS):
-        tried = layout.with_shared(shared)
+        tried = replace(layout, unequal=layout.unequal | set(shared))
         if all(_fits(tried, x, rows, row, among, outputs) for row in (0, rows - 1)):
             return tried
     return layout

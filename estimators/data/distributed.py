@@ -1,10 +1,10 @@
-"""Several processes that fit one estimator: each computes with its shard of the rows or draws, and sums go over all."""
+"""Several processes that fit one estimator: each computes with its shard of the rows, and sums go over all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,14 +28,11 @@ class ProcessGroup:
         index: the number of this process, 0 <= index < size.
         size: the number of processes.
         engine: an `accelerate.Accelerator`, whose `reduce` adds up tensors; None for a single process.
-        sharded: what the processes divide: "rows" of every batch, over which `sum_over_rows` adds up; or "draws", with
-            all rows for each draw, which `all_gather` puts together.
     """
 
     index: int = 0
     size: int = 1
     engine: Any = None
-    sharded: str = "rows"
 
     @classmethod
     def of(cls, accelerator: Any) -> ProcessGroup:  # noqa: ANN401
@@ -65,13 +62,9 @@ class ProcessGroup:
         """Whether this process is the one that writes files."""
         return self.index == 0
 
-    def shard_by(self, what: str) -> Self:
-        """Return the same processes, dividing "rows" or "draws"."""
-        return replace(self, sharded=what)
-
     def shard(self, batch: Batch) -> Batch | None:
         """Return every size-th row of a batch, those of this process; None if it has none."""
-        if self.size == 1 or self.sharded == "draws":
+        if self.size == 1:
             return batch
         mine = slice(self.index, None, self.size)
         return Batch(select_rows(batch.x, mine), batch.y[mine]) if self.index < len(batch) else None
@@ -82,38 +75,18 @@ class ProcessGroup:
 
     def sum_over_rows(self, mine: Tensor) -> Tensor:
         """Return a sum over all rows, equal in all processes, from the sums over each process's rows."""
-        return mine if self.sharded == "draws" else self._sum(mine)
-
-    @property
-    def draws(self) -> slice:
-        """The draws of this process."""
-        return slice(self.index, None, self.size) if self.sharded == "draws" else slice(None)
-
-    def sum_over_draws(self, mine: Tensor) -> Tensor:
-        """Return a sum over all draws, equal in all processes, from the sums over each process's draws."""
-        return self._sum(mine) if self.sharded == "draws" else mine
-
-    def all_gather(self, mine: Tensor, n_draws: int) -> Tensor:
-        """Return the vectors of all K draws, (K, P), from those of each process."""
-        if self.size == 1 or self.sharded == "rows":
-            return mine
-        whole = mine.new_zeros(n_draws, *mine.shape[1:])
-        whole[self.draws] = mine
-        return self._sum(whole)
-
-    def minimum(self, mine: int, device: torch.device) -> int:
-        """Return the minimum of a number over all processes if they shard rows, so that they decide alike."""
-        if self.size == 1 or self.sharded == "draws":
-            return mine
-        numbers = torch.zeros(self.size, dtype=torch.int64, device=device)
-        numbers[self.index] = mine
-        return int(self._sum(numbers).min())
-
-    def _sum(self, mine: Tensor) -> Tensor:
         if self.size == 1:
             return mine
         total: Tensor = self.engine.reduce(mine, reduction="sum")
         return total
+
+    def minimum(self, mine: int, device: torch.device) -> int:
+        """Return the minimum of a number over all processes, so that they decide alike."""
+        if self.size == 1:
+            return mine
+        numbers = torch.zeros(self.size, dtype=torch.int64, device=device)
+        numbers[self.index] = mine
+        return int(self.sum_over_rows(numbers).min())
 
     def check_equal(self, theta: Tensor, batches: TrainingData) -> None:
         """Check that all processes have the same weights and the same training data.

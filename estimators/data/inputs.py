@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from estimators.errors import DataError
+from estimators.models.outputs import without_inference
 from estimators.numerics.pytrees import PyTree, Shared
 
 __all__ = ["as_inputs"]
@@ -35,12 +36,7 @@ def as_inputs(x: PyTree) -> PyTree:
         x = {field.name: getattr(x, field.name) for field in fields(x)}
     for path, leaf in pytree.tree_flatten_with_path(x, is_leaf=lambda node: isinstance(node, PackedSequence))[0]:
         _check_leaf(leaf, pytree.keystr(path))
-    return pytree.tree_map_only(Tensor, _ordinary, x)
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    """Return a copy of a tensor made in inference mode: autograd cannot differentiate through the original."""
-    return tensor.clone() if tensor.is_inference() else tensor
+    return pytree.tree_map_only(Tensor, without_inference, x)
 
 
 def _check_leaf(leaf: object, path: str) -> None:

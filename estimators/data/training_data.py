@@ -45,7 +45,13 @@ class TrainingData:
 
     @classmethod
     def checked(cls, loader: Loader, network: Network, likelihood: Likelihood) -> TrainingData:
-        """Validate every batch in two passes over a loader, and check that both passes see the same data.
+        """Validate every batch of a loader in two passes, and check that both see the same rows and outputs.
+
+        The first pass checks shapes, dtypes and values, counts N, and finds the input tensors that have rows. The
+        second pass, which knows these, compares the outputs with those of the user's module, for all rows of a batch
+        and for rows alone. The passes differ for one-shot iterators, `drop_last` with shuffling, random augmentation
+        and random models. If the second pass finds that the copy of the module has other outputs than the module, a
+        third pass repeats the first with the module itself.
 
         Warns with NotLogitsWarning if every output looks like a probability.
 
@@ -70,9 +76,9 @@ class TrainingData:
             warn_of_probabilities(first.link, network)
             first.layout = _resolved(first.layout, loader, stored, network.shaped_outputs)
             second.layout = first.layout
-            checked = network.routes.outputs_by_user_module
+            by_module = network.routes.outputs_by_user_module
             second.run(loader, network, likelihood, keep=False, check=True)
-            if network.routes.outputs_by_user_module != checked:  # the copy of the model gives other outputs
+            if network.routes.outputs_by_user_module != by_module:  # found in the second pass
                 first = _Pass(first.layout)
                 stored = first.run(loader, network, likelihood, keep=True)
         _check_same(first, second)
@@ -248,10 +254,10 @@ def _check_same(first: _Pass, second: _Pass) -> None:
             remedy="pass a re-iterable loader (a DataLoader or a list of batches), not an iterator or a generator.",
         )
     if not first.checksum.agrees(second.checksum):
-        sums = [f"{seen.outputs:.8g} and {seen.targets:.8g}" for seen in (first.checksum, second.checksum)]
+        sums = [f"outputs {seen.outputs:.8g}, targets {seen.targets:.8g}" for seen in (first.checksum, second.checksum)]
         raise NonDeterministicError(
             "the same rows and outputs in every pass over the loader (their order may differ)",
-            received=f"a sum of outputs and one of targets: {sums[0]} in the first pass, {sums[1]} in the second",
+            received=f"other checksums in the second pass ({sums[1]}) than in the first ({sums[0]})",
             remedy="use drop_last=False when shuffling, no random augmentation, a sampler without replacement, "
             "and no randomness inside the model (functional dropout).",
         )

@@ -17,8 +17,7 @@ from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Cost, Finding
 from estimators.diagnostics.sizes import Sizes
 from estimators.regvar.regularizers import PosteriorDraws
-from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
-from estimators.regvar.solvers.fine_tuning.sample_batches import max_concurrent_samples
+from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
 from estimators.runtime.units import in_bytes, in_seconds
 
 __all__ = ["cost_finding", "costs_of"]
@@ -77,7 +76,7 @@ def costs_of(sizes: Sizes, context: DiagnosticContext) -> list[Cost]:
         ('LinearizedLaplace(hessian_structure="ekfac")', lambda s: _kron(s, passes=2)),
         ('LinearizedLaplace(hessian_structure="diag")', _diagonal),
         ('LinearizedLaplace(hessian_structure="lowrank")', _low_rank),
-        ("RegVar(solver=FineTune())", lambda s: _fine_tune(s, context)),
+        ("RegVar(solver=FineTune())", _fine_tune),
         ("RegVar(solver=LinearResponse())", _linear_response),
     ]
     if sizes.last_layer is not None:
@@ -145,12 +144,11 @@ def _low_rank(s: Sizes) -> tuple[float, float, float]:
     return 4 * size * s.n_parameters * s.element, size + 2 * _SELF_CHECK, 4 * size**2 * s.n_parameters
 
 
-def _fine_tune(s: Sizes, context: DiagnosticContext) -> tuple[float, float, float]:
+def _fine_tune(s: Sizes) -> tuple[float, float, float]:
     epochs = DEFAULT_RECIPE.resolve(s.n_data).epochs
     assert isinstance(epochs, int)
     vector = s.n_parameters * s.element
-    concurrent = min(_DRAWS, max_concurrent_samples(context.objective.theta[None]))
-    return (8 * concurrent + 4 * _DRAWS) * vector, 1 + _DRAWS * (epochs + 2) + 4 * _SELF_CHECK, 0
+    return 12 * _DRAWS * vector, 1 + _DRAWS * (epochs + 2) + 4 * _SELF_CHECK, 0
 
 
 def _linear_response(s: Sizes) -> tuple[float, float, float]:

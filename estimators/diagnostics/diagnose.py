@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -106,9 +105,13 @@ def diagnose(
         if isinstance(outcome, Finding):
             return Diagnosis((*found, outcome, _skipped_finding(checks)))
         found.append(parameter_finding(model, outcome.theta.numel()))
-        splits = _splits({"validation": validation, "test": test})
-        context = DiagnosticContext(model, outcome, splits.rows, weight_decay)
-        found += splits.faults
+        context = DiagnosticContext(model, outcome, weight_decay=weight_decay)
+        for name, loader in {"validation": validation, "test": test}.items():
+            try:
+                if loader is not None:
+                    context.splits[name] = TrainingData.unchecked(loader, keep=True)
+            except EstimatorError as error:
+                found.append(_fault(f"{name} data", error))
         for name, check in CHECKS.items():
             if name in checks:
                 found += _run_check(name, check, context)
@@ -146,26 +149,6 @@ def _name_of(error: EstimatorError) -> str:
 
 def _fault(name: str, error: EstimatorError) -> Finding:
     return Finding(name, "error", error.received, f"expected {error.expected}: fit raises.", error.remedy)
-
-
-@dataclass(frozen=True)
-class _Splits:
-    """Held-out rows, and findings for the sets that could not be read."""
-
-    rows: dict[str, TrainingData]
-    faults: list[Finding]
-
-
-def _splits(loaders: Mapping[str, Iterable[Any] | None]) -> _Splits:
-    splits = _Splits({}, [])
-    for name, loader in loaders.items():
-        if loader is None:
-            continue
-        try:
-            splits.rows[name] = TrainingData.unchecked(loader, keep=True)
-        except EstimatorError as error:
-            splits.faults.append(_fault(f"{name} data", error))
-    return splits
 
 
 def _run_check(

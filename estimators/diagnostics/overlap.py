@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from estimators.data.training_data import TrainingData
 from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Finding, Level
 from estimators.persistence.checksums import row_hashes
@@ -18,17 +17,13 @@ _MANY = 0.05
 def overlap_findings(context: DiagnosticContext) -> Iterator[Finding]:
     """Find repeated training rows, and rows of validation and test that occur in an earlier set."""
     sets = {"train": context.objective.batches, **context.splits}
-    hashes = {name: _hashes(batches) for name, batches in sets.items()}
+    # of the inputs without labels, so that rows with different labels count as equal
+    hashes = {name: [row for batch in batches for row in row_hashes(batch.x)] for name, batches in sets.items()}
     yield _repeated(hashes["train"])
     names = list(hashes)
     for i, held_out in enumerate(names):
         for earlier in names[:i]:
             yield _shared(earlier, held_out, hashes)
-
-
-def _hashes(batches: TrainingData) -> list[bytes]:
-    """Return hashes of the inputs without labels, so that rows with different labels count as equal."""
-    return [row_hash for batch in batches for row_hash in row_hashes(batch.x)]
 
 
 def _repeated(train: list[bytes]) -> Finding:

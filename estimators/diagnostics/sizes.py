@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from estimators.curvature.layerwise.factored_dual import in_factors
-from estimators.data.pair_loader import PairLoader
+from estimators.data.batch import PairLoader
 from estimators.data.training_data import TrainingData
 from estimators.diagnostics.context import DiagnosticContext
 from estimators.errors import EstimatorError

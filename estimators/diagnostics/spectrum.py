@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from estimators.curvature.definiteness import smallest_allowed_ratio
-from estimators.curvature.krylov.definiteness import extreme_eigenvalues
+from estimators.curvature.krylov.extreme_eigenvalues import extreme_eigenvalues
 from estimators.diagnostics.context import DiagnosticContext
 from estimators.diagnostics.findings import Finding
 

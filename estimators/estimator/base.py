@@ -18,8 +18,9 @@ from estimators.data.inputs import as_inputs
 from estimators.data.training_data import TrainingData
 from estimators.errors import DataError, OptionError, UnsupportedError
 from estimators.estimator.cloning import CloningMixin
+from estimators.estimator.export import ExportMixin
 from estimators.likelihoods import Likelihood, resolve_likelihood
-from estimators.likelihoods.prediction import Prediction
+from estimators.likelihoods.prediction import BRIDGES, Prediction, from_covariance
 from estimators.models.checks import check_model
 from estimators.models.derivative_routes import FAILURES, is_final_error, short
 from estimators.models.exclusive import exclusively
@@ -39,7 +40,7 @@ from estimators.runtime.rng import preserved_random_state
 __all__ = ["Functional", "Prediction", "UncertaintyEstimator"]
 
 
-class UncertaintyEstimator(CloningMixin):
+class UncertaintyEstimator(CloningMixin, ExportMixin):
     """The predictive variance of a trained network. Base class of all estimators.
 
     The trained network is taken as a maximum of the posterior with the loss (sums over rows, never means)
@@ -107,9 +108,9 @@ class UncertaintyEstimator(CloningMixin):
         Args:
             train_loader: the training data, a re-iterable of (x, y) or of dicts with "labels".
             progress_bar: whether to show progress.
-            checkpoint: a file. FineTune and LinearResponse write their progress to it. The same call in another process
-                continues from there, and ends with the same variance. A finished fit is stored there as `save` writes
-                it, and the same call loads it.
+            checkpoint: a file. A finished fit is stored there as `save` writes it, and the same call loads it.
+                LinearResponse also writes its progress: the same call in another process continues from there, and
+                ends with the same variance. Other fits, such as those by FineTune, start again if interrupted.
             accelerator: an `accelerate.Accelerator`, whose processes share the rows of every batch. Each process makes
                 this call with the same model and the whole loader, and ends with the same fit.
 
@@ -307,7 +308,8 @@ class UncertaintyEstimator(CloningMixin):
         Args:
             x: M query rows.
             link_approx: how classification and binary average probabilities over the posterior: "probit" (MacKay 1992),
-                or "mc" with function samples.
+                "mc" with function samples, or for classification "bridge" or "bridge_norm" (the Laplace bridge to a
+                Dirichlet distribution, from the covariance between the classes; Hobbhahn et al. 2022).
             n_samples: the number of function samples for "mc".
 
         Returns:
@@ -315,16 +317,30 @@ class UncertaintyEstimator(CloningMixin):
 
         Raises:
             OptionError: for an unknown `link_approx`, and for "mc" in regression.
-            UnsupportedError: for "mc" if this estimator has no function samples.
+            UnsupportedError: for "mc" if this estimator has no function samples, and for a bridge without a covariance,
+                or unless there is one class prediction per row.
             NotFittedError, ModelChangedError, DataError: as `variance`.
         """
-        checked_choice("link_approx", link_approx, ("probit", "mc"))
+        checked_choice("link_approx", link_approx, ("probit", "mc", *BRIDGES))
         x = self._prepare_query(x)
+        if link_approx in BRIDGES:
+            return self._bridge_prediction(x, link_approx)
         variance = self._predictive_variance(x)
         samples = self.sample(x, n_samples) if link_approx == "mc" and self.likelihood.kind != "regression" else None
         if link_approx == "mc" and samples is None:
             samples = variance[None]  # the likelihood says why regression has no Monte-Carlo link
         return self.likelihood.predict(self._mean(x), variance, samples)
+
+    def _bridge_prediction(self, x: PyTree, link_approx: str) -> Prediction:
+        """Return the prediction by the Laplace bridge."""
+        shape = self._check_query(x)
+        if self.likelihood.kind != "classification" or len(shape) != 2:
+            raise UnsupportedError(
+                f'classification with outputs (M, C) for link_approx="{link_approx}"',
+                received=f"{self.likelihood!r} with outputs of shape {tuple(shape)}",
+                remedy='link_approx="probit".',
+            )
+        return from_covariance(self._mean(x), self._to_output_dtype(self._covariance(x)), link_approx=link_approx)
 
     def _predictive_variance(self, x: PyTree) -> Tensor:
         """Return a variance that is valid for a distribution, not negative."""

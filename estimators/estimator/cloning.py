@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-from estimators.data.pair_loader import PairLoader
+from estimators.data.batch import PairLoader
 from estimators.errors import OptionError
 from estimators.estimator.options import constructor_options, stored_option
 from estimators.estimator.saving import SavingMixin

@@ -81,11 +81,11 @@ class MeanAbsoluteTraining:
     def _penalty(self, logits: Tensor, labels: Tensor | None, num_items: Tensor | int | None) -> Tensor:
         logits, mask = self._counted(logits, labels)
         n_data = self._n_data()
-        perturbation = mean_absolute_penalty(logits, lam=self.regvar_lam, n_data=n_data, mask=mask)
+        penalty = mean_absolute_penalty(logits, lam=self.regvar_lam, n_data=n_data, mask=mask)
         if num_items is None or not getattr(self, "model_accepts_loss_kwargs", False):
-            return perturbation
+            return penalty
         counted = logits[..., 0].numel() if mask is None else mask.sum()  # the loss is a sum over num_items
-        return perturbation * counted / num_items
+        return penalty * counted / num_items
 
     def _counted(self, logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the logits and a mask of those with a label; None for the mask if there is one label per sequence."""

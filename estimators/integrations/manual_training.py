@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from estimators.errors import ModelError, OptionError
 from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.checks import check_model
 from estimators.models.network import Network
-from estimators.models.subsets import SubsetSpec
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_number
 from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
-from estimators.regvar.solvers.fine_tuning.nonlinearity import nonlinearity
+from estimators.regvar.solvers.nonlinearity import nonlinearity
 
 __all__ = ["RegularizedPair", "mean_absolute_penalty"]
 
@@ -111,6 +110,7 @@ class RegularizedPair(UncertaintyEstimator):
         torch.Size([3, 1])
     """
 
+    @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
         model: nn.Module,
@@ -118,17 +118,9 @@ class RegularizedPair(UncertaintyEstimator):
         likelihood: str | Likelihood,
         *,
         lam: float,
-        prior_precision: float | Mapping[str, float] = 1.0,
-        prior_mean: float = 0.0,
-        subset_of_weights: SubsetSpec = "all",
+        **options: Unpack[CommonOptions],
     ) -> None:
-        super().__init__(
-            model,
-            likelihood,
-            prior_precision=prior_precision,
-            prior_mean=prior_mean,
-            subset_of_weights=subset_of_weights,
-        )
+        super().__init__(model, likelihood, **options)
         self.regularized, self.lam = regularized, _checked_lam(lam)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
@@ -157,7 +149,10 @@ class RegularizedPair(UncertaintyEstimator):
         return (self.regularized_network_.outputs(x) - f.flatten(1)).abs_().div_(self.lam)
 
     def _check_same_architecture(self) -> None:
-        ours, theirs = (_shapes(model) for model in (self.model, self.regularized))
+        ours, theirs = (
+            {name: (p.shape, p.dtype, p.device) for name, p in model.named_parameters()}
+            for model in (self.model, self.regularized)
+        )
         if ours != theirs:
             odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
             raise ModelError(
@@ -165,10 +160,6 @@ class RegularizedPair(UncertaintyEstimator):
                 received=f"a difference in {', '.join(odd[:4])}",
                 remedy="train a copy.deepcopy of the model with the penalty.",
             )
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype, torch.device]]:
-    return {name: (p.shape, p.dtype, p.device) for name, p in model.named_parameters()}
 
 
 def _checked_lam(lam: float) -> float:

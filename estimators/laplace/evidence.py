@@ -1,15 +1,29 @@
-"""The Laplace approximation of the marginal likelihood."""
+"""The Laplace approximation of the marginal likelihood, as a number or as a differentiable function of δ and σ."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from estimators.errors import UnsupportedError
+from estimators.curvature.forms import DataCurvature, DenseCurvature, FactoredCurvature, JacobianCurvature
+from estimators.curvature.layerwise.blocks import Blocks
+from estimators.errors import IndefiniteHessianError, OptionError, UnsupportedError
+from estimators.likelihoods import Gaussian
+from estimators.models.network import Network
+from estimators.models.subsets import delta_of_names
 from estimators.numerics.dtype import to_algebra_dtype
 from estimators.objective.objective import Objective
+from estimators.option_checks import checked_precision, shown
 
-__all__ = ["log_marginal_likelihood"]
+__all__ = ["Delta", "EvidenceFunction", "log_det_of", "log_det_of_sum", "log_marginal_likelihood", "prior_vector"]
+
+Delta: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
+"""A prior precision: a number, a tensor with one element, or a mapping from globs over parameter names to these."""
 
 
 def log_marginal_likelihood(objective: Objective, prior_precision: Tensor, log_det: Tensor) -> Tensor:
@@ -18,22 +32,154 @@ def log_marginal_likelihood(objective: Objective, prior_precision: Tensor, log_d
     The 2π of the prior and of the Gaussian integral cancel. Raises UnsupportedError for an improper prior (a δ of 0),
     which has no evidence.
     """
+    return log_likelihood(objective) + _log_prior_and_volume(objective, prior_precision, log_det)
+
+
+def _log_prior_and_volume(objective: Objective, prior_precision: Tensor, log_det: Tensor) -> Tensor:
+    """Return − ½ Σ δ(θ̂−θ₀)² + ½ Σ log δ − ½ log|A|."""
     if not bool((prior_precision > 0).all()):
         raise UnsupportedError(
             "a proper prior for a marginal likelihood",
             received="prior_precision 0 for some parameters",
             remedy="give every parameter a positive prior_precision.",
         )
-    delta, offset = (
-        to_algebra_dtype(prior_precision),
-        to_algebra_dtype(objective.theta) - to_algebra_dtype(objective.prior.mean),
-    )
-    scatter = (delta * offset.square()).sum()
-    return _log_likelihood(objective) - 0.5 * (scatter - delta.log().sum() + log_det)
+    delta, theta, mean = map(to_algebra_dtype, (prior_precision, objective.theta, objective.prior.mean))
+    scatter = (delta * (theta - mean).square()).sum()
+    return -0.5 * (scatter - delta.log().sum() + log_det)
 
 
-def _log_likelihood(objective: Objective) -> Tensor:
+def log_likelihood(objective: Objective) -> Tensor:
+    """Return log p(D|θ̂), a scalar in nats, by a pass over the data."""
     network, likelihood = objective.network, objective.likelihood
-    return -torch.stack(
-        [likelihood.nll(to_algebra_dtype(network.outputs(b.x)), b.y).sum() for b in objective.batches]
-    ).sum()
+    losses = [likelihood.nll(to_algebra_dtype(network.outputs(b.x)), b.y).sum() for b in objective.batches]
+    return -torch.stack(losses).sum()
+
+
+@dataclass(frozen=True)
+class EvidenceFunction:
+    """log p(D) as a differentiable function of δ (P,) and σ, at the θ̂ of a fit and without passes over the data.
+
+    With σ the data's curvature is that of the fit times σ_fit²/σ², and log p(D|θ̂) has the same sum of squares.
+
+    Args:
+        objective: that of the fit.
+        log_det: (δ (P,), s) -> log |s · G + diag δ| of the data's curvature G.
+        fitted_log_likelihood: log p(D|θ̂) at the σ of the fit.
+        n_targets: N · C.
+    """
+
+    objective: Objective
+    log_det: Callable[[Tensor, Tensor], Tensor]
+    fitted_log_likelihood: Tensor
+    n_targets: int
+
+    @classmethod
+    def of(cls, objective: Objective, log_det: Callable[[Tensor, Tensor], Tensor]) -> EvidenceFunction:
+        """Return the function, with one forward pass over the data."""
+        n_outputs = objective.network.outputs(next(iter(objective.batches)).x).shape[1]
+        return cls(objective, log_det, log_likelihood(objective), objective.batches.n_data * n_outputs)
+
+    def __call__(self, prior_precision: Delta, sigma_noise: float | Tensor | None) -> Tensor:
+        """Return log p(D) in nats at δ, one value or (P,), and σ; None: the σ of the fit."""
+        if not isinstance(prior_precision, Tensor) or prior_precision.shape != self.objective.theta.shape:
+            prior_precision = prior_vector(prior_precision, self.objective.network)
+        delta = to_algebra_dtype(prior_precision)
+        fitted, scale = self.fitted_log_likelihood, torch.ones((), dtype=delta.dtype, device=delta.device)
+        if sigma_noise is not None:
+            before, sigma = _fitted_sigma(self.objective), torch.as_tensor(sigma_noise).to(delta)
+            scale = (before / sigma).square()
+            half_log_2pi = 0.5 * self.n_targets * math.log(2 * math.pi)
+            squares = fitted + self.n_targets * math.log(before) + half_log_2pi  # −Σ (y − f)² / 2σ_fit²
+            fitted = scale * squares - self.n_targets * sigma.log() - half_log_2pi
+        return fitted + _log_prior_and_volume(self.objective, delta, self.log_det(delta, scale))
+
+
+def _fitted_sigma(objective: Objective) -> float:
+    """Return the σ of the fit. Raises OptionError unless it is one number of a Gaussian likelihood."""
+    likelihood = objective.likelihood
+    if isinstance(likelihood, Gaussian) and isinstance(likelihood.sigma_noise, float):
+        return likelihood.sigma_noise
+    raise OptionError(
+        "sigma_noise for a regression with one σ for all outputs",
+        received=repr(likelihood),
+        remedy="Gaussian(sigma_noise=1.0), or leave sigma_noise out.",
+    )
+
+
+def prior_vector(value: Delta, network: Network) -> Tensor:
+    """Return δ (P,) from numbers or tensors with one element; it is differentiable with respect to the tensors."""
+    values = value if isinstance(value, Mapping) else {"*": value}
+    if not any(isinstance(v, Tensor) and v.requires_grad for v in values.values()):
+        return delta_of_names(checked_precision(value), network.subset, network.theta)
+    for v in values.values():
+        if isinstance(v, Tensor) and v.numel() != 1:
+            raise OptionError(
+                "prior_precision as numbers or tensors with one element",
+                received=shown(v),
+                remedy='a mapping from names to them, such as {"0.*": delta[0], "*": delta[1]}.',
+            )
+    checked_precision({name: float(torch.as_tensor(v).detach()) for name, v in values.items()})
+    theta = to_algebra_dtype(network.theta)
+    if not isinstance(value, Mapping):
+        return torch.as_tensor(value).to(theta).reshape(()).expand_as(theta)
+    numbers = {name: float(i + 1) for i, name in enumerate(values)}
+    which = delta_of_names(numbers, network.subset, theta).long() - 1
+    return torch.stack([torch.as_tensor(v).to(theta).reshape(()) for v in values.values()])[which]
+
+
+def log_det_of(data_curvature: DataCurvature, delta: Tensor, scale: Tensor) -> Tensor:
+    """Return log |scale · G + diag δ|, differentiable, for the data's curvature G and δ (P,).
+
+    Raises:
+        UnsupportedError: for a form without a differentiable determinant.
+        IndefiniteHessianError: if the matrix is not positive definite.
+    """
+    if isinstance(data_curvature, DenseCurvature):
+        return log_det_of_sum(data_curvature.matrix, delta, scale)
+    if isinstance(data_curvature, JacobianCurvature):
+        rows = to_algebra_dtype(data_curvature.rows) * delta.rsqrt()
+        return delta.log().sum() + _log_det_beside_identity(scale * (rows @ rows.T))
+    if isinstance(data_curvature, FactoredCurvature):
+        rows_in_factors = data_curvature.rows
+        inner = rows_in_factors.inner(rows_in_factors, rows_in_factors.deltas(delta))
+        return delta.log().sum() + _log_det_beside_identity(scale * inner)
+    if isinstance(data_curvature, Blocks):
+        return _log_det_of_blocks(data_curvature, delta, scale)
+    raise UnsupportedError(
+        "a form whose determinant is differentiable",
+        received=type(data_curvature).__name__,
+        remedy='inverse="cholesky" or "dual", or hessian_structure="kron", "ekfac", "diag" or "lowrank".',
+    )
+
+
+def log_det_of_sum(matrix: Tensor, delta: Tensor, scale: Tensor) -> Tensor:
+    """Return log |scale · M + diag δ| of a dense M."""
+    total = scale * to_algebra_dtype(matrix) + delta.diag()
+    factor, info = torch.linalg.cholesky_ex(total)
+    if int(info) != 0:
+        eigenvalues = torch.linalg.eigvalsh(total.detach())
+        raise IndefiniteHessianError(smallest=float(eigenvalues[0]), largest=float(eigenvalues[-1]))
+    log_det: Tensor = 2 * factor.diagonal().log().sum()
+    return log_det
+
+
+def _log_det_beside_identity(inner: Tensor) -> Tensor:
+    """Return log |I + K| of K (N·C, N·C)."""
+    identity = torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
+    log_det: Tensor = 2 * torch.linalg.cholesky(identity + inner).diagonal().log().sum()
+    return log_det
+
+
+def _log_det_of_blocks(blocks: Blocks, delta: Tensor, scale: Tensor) -> Tensor:
+    """Return the sum over blocks; in a Kronecker basis, each weight has one δ."""
+    layout = blocks.layout
+    total = (scale * blocks.other_diagonal + layout.other_entries(delta)).log().sum()
+    for name, block in blocks.blocks.items():
+        of_map = layout.matrix(delta, name)
+        if block.input_basis is None:
+            total = total + (scale * block.eigenvalues + of_map).log().sum()
+            continue
+        total = total + (scale * block.eigenvalues + of_map[0, 0]).log().sum()
+        n_inputs, rank = block.input_basis.shape
+        total = total + len(block.eigenvalues) * (n_inputs - rank) * of_map[0, 0].log()
+    return total

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from estimators.curvature.joining import not_a_sum
 from estimators.curvature.last_layer.features import LastLayer
 from estimators.curvature.last_layer.precision import DiagLastLayer, FullLastLayer, KronLastLayer, LastLayerPrecision
 from estimators.errors import OptionError
-from estimators.estimator.base import UncertaintyEstimator, precision_vector
+from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import PriorOptions, inherits_options
-from estimators.laplace.evidence import log_marginal_likelihood
+from estimators.laplace.evidence import Delta, EvidenceFunction, log_det_of_sum, log_marginal_likelihood, prior_vector
+from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
+from estimators.models.feature_reduction import FeatureReduction, checked_reduction
 from estimators.models.last_linear import find_last_linear
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
@@ -30,7 +34,7 @@ __all__ = ["LastLayerLaplace"]
 Factors = dict[str, Tensor]
 
 
-class LastLayerLaplace(UncertaintyEstimator):
+class LastLayerLaplace(UpdateMixin):
     """Laplace over the last linear layer f = Wφ + b (Kristiadi et al. 2020; Daxberger et al. 2021, section 2).
 
         full: A = Σₙ Λₙ ⊗ φₙφₙᵀ + δ       kron: A = mean Λ ⊗ Σ φφᵀ + δ I       diag: the diagonal of the full one
@@ -46,6 +50,11 @@ class LastLayerLaplace(UncertaintyEstimator):
         subset_of_weights: "last_layer", the only possible value.
         hessian_structure: "full", "kron" (one δ for the whole layer) or "diag".
         last_layer_name: the name of the layer. None: found by running the network.
+        feature_reduction: for a network that applies the layer to every position (token) of a row and returns one
+            output per row: "pick_last" (the last token that is not padding, as the sequence classifiers of
+            transformers with causal attention), "pick_first", "average" (over the tokens of "attention_mask"), or a
+            function (features (B, T, D), inputs) -> (B, D). `fit` raises NoLastLayerError if the network does
+            something else. None: the layer's outputs are those of the network.
 
     Attributes:
         last_layer_: the layer, its features and its positions.
@@ -64,6 +73,8 @@ class LastLayerLaplace(UncertaintyEstimator):
         torch.Size([4, 2])
     """
 
+    export_route = "batch"
+
     @inherits_options(UncertaintyEstimator, PriorOptions)
     def __init__(
         self,
@@ -73,6 +84,7 @@ class LastLayerLaplace(UncertaintyEstimator):
         subset_of_weights: str = "last_layer",
         hessian_structure: str = "full",
         last_layer_name: str | None = None,
+        feature_reduction: FeatureReduction | None = None,
         **prior: Unpack[PriorOptions],
     ) -> None:
         super().__init__(model, likelihood, subset_of_weights=subset_of_weights, **prior)
@@ -83,17 +95,25 @@ class LastLayerLaplace(UncertaintyEstimator):
             )
         remedy = '"full" where (C·(D+1))² numbers fit into memory, else "kron".'
         checked_choice("hessian_structure", hessian_structure, sorted(_STRUCTURES), remedy=remedy)
+        self.feature_reduction = checked_reduction(feature_reduction)
         if last_layer_name is not None:
             checked_instance("last_layer_name", last_layer_name, str, remedy="the name of a layer, or None.")
 
     def _parameter_names(self, train_loader: Iterable[Any]) -> list[str]:
-        return find_last_linear(self.model, self._first_inputs(train_loader), name=self.last_layer_name).parameter_names
+        first = self._first_inputs(train_loader)
+        options = {"name": self.last_layer_name, "feature_reduction": self.feature_reduction}
+        return find_last_linear(self.model, first, **options).parameter_names  # type: ignore[arg-type]
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         first = next(iter(objective.batches))
-        self.last_layer_ = LastLayer.of(objective.network, first.x, name=self.last_layer_name)
+        self.last_layer_ = LastLayer.of(
+            objective.network, first.x, name=self.last_layer_name, feature_reduction=self.feature_reduction
+        )
         self.factors_ = _STRUCTURES[self.hessian_structure].collect(self.last_layer_, objective)
         self.precision_ = self._precision_for(objective.prior.precision)
+
+    def _last_layer_of(self, objective: Objective, description: dict[str, str | None]) -> LastLayer:
+        return LastLayer.from_description(objective.network, description, self.feature_reduction)
 
     def _precision_for(self, prior_precision: Tensor) -> LastLayerPrecision:
         prior = self.last_layer_.to_matrix(prior_precision)
@@ -104,7 +124,7 @@ class LastLayerLaplace(UncertaintyEstimator):
         if ratio is None:
             self._fit(objective, progress_bar=False)
             return
-        self.last_layer_ = LastLayer.from_description(objective.network, fitted.last_layer_.description())
+        self.last_layer_ = self._last_layer_of(objective, fitted.last_layer_.description())
         scaled = _STRUCTURES[self.hessian_structure].scaled
         self.factors_ = {name: ratio * t if name == scaled else t for name, t in fitted.factors_.items()}
         self.precision_ = self._precision_for(objective.prior.precision)
@@ -113,13 +133,22 @@ class LastLayerLaplace(UncertaintyEstimator):
         return self.factors_, {"last_layer": self.last_layer_.description()}
 
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
-        self.last_layer_ = LastLayer.from_description(objective.network, learned["last_layer"])
+        self.last_layer_ = self._last_layer_of(objective, learned["last_layer"])
         self.factors_ = tensors
         self.precision_ = self._precision_for(objective.prior.precision)
 
+    def _check_updatable(self) -> None:
+        if self.hessian_structure == "kron":  # a product of two sums
+            raise not_a_sum('hessian_structure="kron"')
+
+    def _add_rows(self, new: Objective, combined: Objective) -> None:
+        added = _STRUCTURES[self.hessian_structure].collect(self.last_layer_, new)
+        self.factors_ = {name: factor + added[name] for name, factor in self.factors_.items()}
+        self.precision_ = self._precision_for(combined.prior.precision)
+
     def _checked_variance(self, x: PyTree) -> Tensor:
         self._check_fitted()
-        with self.last_layer_.capture_features() as features:  # from the forward pass of the check
+        with self.last_layer_.capture_features(x) as features:  # from the forward pass of the check
             f = self._checked_outputs(x)
         self.last_layer_.check(x, f, features)
         return self.precision_.variance(features.at_positions.flatten(0, -2)).reshape(f.shape)
@@ -127,24 +156,40 @@ class LastLayerLaplace(UncertaintyEstimator):
     def _variance(self, x: PyTree) -> Tensor:
         return self._checked_variance(x).flatten(1)
 
+    def _export_moments(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        with self.last_layer_.capture_features(x) as features:
+            mean = self._mean(x)
+        variance = self.precision_.variance(features.at_positions.flatten(0, -2)).reshape(mean.shape)
+        return mean, self._to_output_dtype(variance)
+
     def _covariance(self, x: PyTree) -> Tensor:
         return self.precision_.covariance(self.last_layer_.features(x))
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         displaced = self.precision_.sample(n_samples, generator)
-        with self.last_layer_.capture_features() as features:
+        with self.last_layer_.capture_features(x) as features:
             f = self.network_.shaped_outputs(x)
         self.last_layer_.check(x, f, features)
         response = torch.einsum("kce,m...e->km...c", displaced, features.at_positions.to(displaced.dtype)).flatten(2)
         return f.flatten(1) + response.to(f.dtype)
 
+    def evidence_function(self) -> EvidenceFunction:
+        """Return log p(D) as a differentiable function of δ and σ, with one forward pass over the data."""
+        self._check_fitted()
+        return EvidenceFunction.of(self.objective_, partial(_log_det_of, self.last_layer_, self.factors_))
+
     @exclusively
-    def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
+    def log_marginal_likelihood(
+        self, prior_precision: Delta | None = None, sigma_noise: float | Tensor | None = None
+    ) -> Tensor:
         """Return the Laplace approximation of the log marginal likelihood, over the last layer.
 
+        It is differentiable with respect to tensors that require a gradient, with one element each.
+
         Args:
-            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature. None: the
-                fitted one.
+            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature: a number or a
+                tensor, or a mapping from globs over parameter names to these. None: the fitted one.
+            sigma_noise: another σ of a regression with one σ, a number or a tensor. None: the fitted one.
 
         Returns:
             A scalar, in nats.
@@ -157,9 +202,24 @@ class LastLayerLaplace(UncertaintyEstimator):
         vector = self.objective_.prior.precision
         precision = self.precision_
         if prior_precision is not None:
-            vector = precision_vector(prior_precision, self.network_)
+            vector = prior_vector(prior_precision, self.network_)
+        if sigma_noise is not None or vector.requires_grad:
+            return self.evidence_function()(vector, sigma_noise)
+        if prior_precision is not None:
             precision = self._precision_for(vector)
         return log_marginal_likelihood(self.objective_, vector, precision.log_det())
+
+
+def _log_det_of(layer: LastLayer, factors: Factors, delta: Tensor, scale: Tensor) -> Tensor:
+    """Return log |scale · G + diag δ| of a last layer, differentiable, from the factors of its structure."""
+    prior = layer.to_matrix(delta)
+    if "curvature" in factors:
+        return log_det_of_sum(factors["curvature"].reshape(prior.numel(), -1), prior.flatten(), scale)
+    if "diagonal" in factors:
+        return (scale * factors["diagonal"] + prior).log().sum()
+    of_outputs, of_features = (torch.linalg.eigvalsh(factors[name]).clamp_min(0) for name in ("mean_hessian", "gram"))
+    _single(prior.detach())
+    return (scale * torch.outer(of_outputs, of_features) + prior[0, 0]).log().sum()
 
 
 @dataclass(frozen=True)

@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from estimators.curvature.builders import (
-    BUILDERS,
-    LOW_RANK,
-    Built,
+from estimators.curvature.builders import BUILDERS, LOW_RANK, Built, GGNOptions
+from estimators.curvature.dense.cholesky import DensePrecision
+from estimators.curvature.dense.dual import FunctionSpace
+from estimators.curvature.fisher import FISHERS, Fisher
+from estimators.curvature.forms import (
     DataCurvature,
     JacobianCurvature,
     MatrixFreeCurvature,
     ProductCurvature,
-    build_low_rank,
     centre_of,
     restored,
 )
-from estimators.curvature.dense.cholesky import DensePrecision
-from estimators.curvature.dense.dual import FunctionSpace
-from estimators.curvature.layerwise.blocks import BlockPrecision, Blocks
+from estimators.curvature.joining import joined_curvature, not_a_sum
+from estimators.curvature.layerwise.blocks import KFAC_APPROXIMATIONS, BlockPrecision, Blocks
 from estimators.curvature.sizes import choose_inverse
 from estimators.errors import OptionError, TooLargeError, UnsupportedError
-from estimators.estimator.base import UncertaintyEstimator, precision_vector
+from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
-from estimators.laplace.evidence import log_marginal_likelihood
+from estimators.laplace.evidence import Delta, EvidenceFunction, log_det_of, log_marginal_likelihood, prior_vector
+from estimators.laplace.posterior import LinearizedPosterior
+from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
 from estimators.models.exclusive import exclusively
-from estimators.models.functionals import ComposedNetwork, Functional
-from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
-from estimators.option_checks import checked_integer, shown
+from estimators.option_checks import checked_choice, checked_integer, checked_seed, shown
 from estimators.persistence.state import Learned
 
 __all__ = ["LinearizedLaplace"]
 
 
-class LinearizedLaplace(UncertaintyEstimator):
+class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
     """Linearized Laplace (MacKay 1992; Immer et al. 2021, equations 9 and 12), exact for the chosen parameters.
 
         A = Σₙ Jₙᵀ Λₙ Jₙ + δ  ("ggn")   or   ∇²L(θ̂)  ("hessian")        covariance(x) = J(x) A⁻¹ J(x)ᵀ, (C, C)
@@ -61,11 +60,20 @@ class LinearizedLaplace(UncertaintyEstimator):
             queries need the data. "cg" needs only products. "auto" chooses by size and stores the choice in `inverse_`.
             With another structure the form is "eigen".
         rank: the number r of eigenvalues with "lowrank".
+        fisher: how the GGN is computed. "exact" takes C backward passes per row. "mc" is an unbiased estimate from
+            sampled labels, with `mc_samples` backward passes per row (Martens 2020, section 5). "empirical" uses the
+            training labels and takes one; it is biased (Kunstner et al. 2019). Both exist for "kron", "ekfac", "diag",
+            and "full" with "cholesky" or "dual".
+        mc_samples: sampled labels per row with `fisher="mc"`.
+        seed: determines the sampled labels, together with the inputs of each row. They do not depend on the order or
+            the batches of the rows.
+        kfac_approx: for "kron" and "ekfac" if a weight is used at several positions of a row, such as tokens or pixels:
+            "expand" treats positions as rows; "reduce" averages the inputs over them (Eschenhagen et al. 2023).
 
     Attributes:
         inverse_: the form in use.
-        jacobian_backend_: how Jacobian rows are computed: "backpack", "torch.func", "autograd", "layers" (factors,
-            layer by layer), or "products" if no rows are computed.
+        jacobian_backend_: how Jacobian rows are computed: "torch.func", "autograd", "layers" (factors, layer by layer),
+            or "products" if no rows are computed.
 
     Raises:
         OptionError: for a combination of options that does not exist.
@@ -80,6 +88,8 @@ class LinearizedLaplace(UncertaintyEstimator):
         torch.Size([4, 2, 2])
     """
 
+    export_route = "rows"
+
     @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
@@ -90,12 +100,21 @@ class LinearizedLaplace(UncertaintyEstimator):
         hessian_structure: str = "full",
         inverse: str = "auto",
         rank: int = LOW_RANK,
+        fisher: str = "exact",
+        mc_samples: int = 1,
+        seed: int = 0,
+        kfac_approx: str = "expand",
         **options: Unpack[CommonOptions],
     ) -> None:
         super().__init__(model, likelihood, **options)
         self.curvature, self.hessian_structure, self.inverse = curvature, hessian_structure, inverse
         self.rank = checked_integer("rank", rank, at_least=1, remedy=f"a whole number, such as {LOW_RANK}.")
         _check_key(curvature, hessian_structure, inverse)
+        self.fisher = checked_choice("fisher", fisher, FISHERS)
+        self.mc_samples = checked_integer("mc_samples", mc_samples, at_least=1, remedy="mc_samples=1.")
+        self.seed = checked_seed(seed)
+        self.kfac_approx = checked_choice("kfac_approx", kfac_approx, KFAC_APPROXIMATIONS)
+        self._check_fisher()
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         centre = centre_of(objective, self.curvature)
@@ -120,15 +139,46 @@ class LinearizedLaplace(UncertaintyEstimator):
             return
 
     def _build(self, centre: Objective, inverse: str) -> Built:
-        if self.hessian_structure == "lowrank":
-            return build_low_rank(self.rank)(centre)
-        return BUILDERS[self.curvature, self.hessian_structure, inverse](centre)
+        options = GGNOptions(self._fisher, self.kfac_approx, self.rank)
+        return BUILDERS[self.curvature, self.hessian_structure, inverse](centre, options)
+
+    @property
+    def _fisher(self) -> Fisher:
+        """The options of the Fisher information."""
+        return Fisher(self.fisher, self.mc_samples, self.seed)
+
+    def _check_fisher(self) -> None:
+        """Raise OptionError for options of the Fisher information that have no effect, or no form."""
+        structured = self.hessian_structure in ("kron", "ekfac", "diag")
+        rows = self.hessian_structure == "full" and self.inverse in ("auto", "cholesky", "dual")
+        if self.fisher != "exact" and not (self.curvature == "ggn" and (structured or rows)):
+            raise OptionError(
+                f'curvature="ggn" with hessian_structure "kron", "ekfac", "diag", or "full" with inverse "cholesky" or '
+                f'"dual", for fisher={self.fisher!r}',
+                received=shown((self.curvature, self.hessian_structure, self.inverse)),
+                remedy='fisher="exact": a product with the exact curvature costs one backward pass, too.',
+            )
+        if self.fisher != "mc" and (self.mc_samples, self.seed) != (1, 0):
+            raise OptionError(
+                'fisher="mc" for mc_samples and seed',
+                received=f"fisher={self.fisher!r}, mc_samples={self.mc_samples}, seed={self.seed}",
+                remedy='fisher="mc", or leave them out: nothing is sampled.',
+            )
+        if self.kfac_approx != "expand" and self.hessian_structure not in ("kron", "ekfac"):
+            raise OptionError(
+                f'hessian_structure "kron" or "ekfac" for kfac_approx={self.kfac_approx!r}',
+                received=repr(self.hessian_structure),
+                remedy="leave kfac_approx out.",
+            )
 
     def _inverse_candidates(self, centre: Objective) -> list[str]:
         """Return the forms that "auto" tries in turn: the choice by size, then those with fewer requirements."""
         if self.hessian_structure != "full":
             return ["dual" if self.hessian_structure == "lowrank" else "eigen"]
-        chosen = choose_inverse(centre, curvature=self.curvature, available=centre.available_bytes())
+        available = centre.available_bytes()
+        chosen = choose_inverse(centre, curvature=self.curvature, available=available, fisher=self._fisher)
+        if self.fisher != "exact":
+            return list(dict.fromkeys([chosen, "cholesky"]))
         others = [inverse for inverse in ("cholesky", "cg") if inverse != chosen]
         return [chosen] if chosen == "cg" else [chosen, *others]
 
@@ -142,6 +192,8 @@ class LinearizedLaplace(UncertaintyEstimator):
 
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
         ratio = fitted._curvature_ratio(self, changed)
+        if self.fisher == "empirical" and "likelihood" in changed:
+            ratio = None  # its curvature is quadratic in the gradient of the likelihood, not linear in Λ
         if ratio is None or not self._can_reuse(fitted, objective):
             self._fit(objective, progress_bar=False)
             return
@@ -155,6 +207,15 @@ class LinearizedLaplace(UncertaintyEstimator):
             return bool((after * before[0] == before * after[0]).all())
         return fitted.inverse_ not in ("dual", "matrix_free_dual") or bool((after > 0).all())
 
+    def _check_updatable(self) -> None:
+        unsupported = self.hessian_structure not in ("full", "diag") or self.inverse_ in ("cg", "matrix_free_dual")
+        if unsupported:
+            raise not_a_sum(f'hessian_structure="{self.hessian_structure}" with inverse="{self.inverse_}"')
+
+    def _add_rows(self, new: Objective, combined: Objective) -> None:
+        added, _ = self._build(centre_of(new, self.curvature), self.inverse_)
+        self._set_curvature(combined, joined_curvature(self.data_curvature_, added))
+
     def _on_data_attached(self, objective: Objective) -> None:
         if isinstance(self.data_curvature_, (ProductCurvature, MatrixFreeCurvature)):
             self._set_curvature(
@@ -165,17 +226,9 @@ class LinearizedLaplace(UncertaintyEstimator):
         self.data_curvature_ = data_curvature
         self.precision_ = data_curvature.precision(objective.prior.precision)
 
-    def _variance(self, x: PyTree) -> Tensor:
-        return self.precision_.variance_at(self.network_, x)
-
-    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return self.precision_.variance_at(ComposedNetwork(self.network_, of), x)
-
-    def _covariance(self, x: PyTree) -> Tensor:
-        return self.precision_.covariance_at(self.network_, x)
-
-    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
-        return self.network_.outputs(x) + self.network_.jvp(x, self._displacements(n_samples, generator))
+    def _check_exportable(self) -> None:
+        if self.inverse_ in ("cg", "matrix_free_dual"):  # queries need passes over the data
+            raise self._not_exportable(f'LinearizedLaplace with inverse="{self.inverse_}"')
 
     def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Return samples θ − θ̂ ~ N(0, A⁻¹), (n, P): from a factor of A, or as A⁻¹ξ with ξ ~ N(0, A)."""
@@ -243,14 +296,19 @@ class LinearizedLaplace(UncertaintyEstimator):
         return (precision.transposed_times(g) + precision.prior_precision.sqrt() * z).to(theta.dtype)
 
     @exclusively
-    def log_marginal_likelihood(self, prior_precision: float | Mapping[str, float] | None = None) -> Tensor:
+    def log_marginal_likelihood(
+        self, prior_precision: Delta | None = None, sigma_noise: float | Tensor | None = None
+    ) -> Tensor:
         """Return the Laplace approximation of the log marginal likelihood (Immer et al. 2021, equation 7).
 
             log p(D) ≈ −L(θ̂) + ½ log|δ| − ½ log|A|
 
+        It is differentiable with respect to tensors that require a gradient, with one element each.
+
         Args:
-            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature. None: the
-                fitted one.
+            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature: a number or a
+                tensor, or a mapping from globs over parameter names to these. None: the fitted one.
+            sigma_noise: another σ of a regression with one σ, a number or a tensor. None: the fitted one.
 
         Returns:
             A scalar, in nats.
@@ -260,10 +318,19 @@ class LinearizedLaplace(UncertaintyEstimator):
             NotFittedError: before `fit`.
         """
         self._check_fitted()
-        if prior_precision is None:
+        if prior_precision is None and sigma_noise is None:
             return log_marginal_likelihood(self.objective_, self.objective_.prior.precision, self.precision_.log_det())
-        vector = precision_vector(prior_precision, self.network_)
-        return log_marginal_likelihood(self.objective_, vector, self.data_curvature_.precision(vector).log_det())
+        vector = self.objective_.prior.precision
+        if prior_precision is not None:
+            vector = prior_vector(prior_precision, self.network_)
+        if sigma_noise is None and not vector.requires_grad:
+            return log_marginal_likelihood(self.objective_, vector, self.data_curvature_.precision(vector).log_det())
+        return self.evidence_function()(vector, sigma_noise)
+
+    def evidence_function(self) -> EvidenceFunction:
+        """Return log p(D) as a differentiable function of δ and σ, with one forward pass over the data."""
+        self._check_fitted()
+        return EvidenceFunction.of(self.objective_, partial(log_det_of, self.data_curvature_))
 
 
 def _check_key(curvature: str, structure: str, inverse: str) -> None:

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from estimators.curvature.builders import BUILDERS, DenseCurvature
+from estimators.curvature.builders import BUILDERS, GGNOptions
 from estimators.curvature.dense.cholesky import DensePrecision, bytes_needed
 from estimators.curvature.dense.ggn import ggn_rows
 from estimators.curvature.dense.subset import ColumnPrecision
+from estimators.curvature.forms import DenseCurvature
+from estimators.errors import OptionError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
+from estimators.laplace.posterior import LinearizedPosterior
+from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
-from estimators.models.functionals import ComposedNetwork, Functional
-from estimators.models.jacobians import JacobianRows
+from estimators.models.network import Network
 from estimators.numerics.dtype import algebra_dtype
-from estimators.numerics.pytrees import PyTree
 from estimators.numerics.symmetric import add_gram, mirror
 from estimators.objective.objective import Objective
-from estimators.option_checks import checked_choice, checked_integer
+from estimators.option_checks import checked_choice, checked_integer, shown
 from estimators.persistence.state import Learned
 from estimators.runtime.memory import check_fits_memory
 
 __all__ = ["SubnetworkLaplace"]
 
 _CHOICES = ("variance", "magnitude")
+_N_PARAMETERS = 1000
+"""The default size of a subnetwork: its precision takes 8 MB."""
 
 
-class SubnetworkLaplace(UncertaintyEstimator):
+class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
     """Linearized Laplace with the full GGN of a set S of single weights (Daxberger et al. 2021, subnetwork inference).
 
         A_S = Σₙ (Jₙᵀ Λₙ Jₙ)_SS + δ_S          covariance(x) = J_S A_S⁻¹ J_Sᵀ, (C, C)
@@ -48,6 +53,9 @@ class SubnetworkLaplace(UncertaintyEstimator):
             LinearizedLaplace.
         chosen_by: "variance" for the largest marginal variances 1/(diag GGN + δ) of a diagonal Laplace, as in the
             paper, or "magnitude" for the largest |θ̂|.
+        subnetwork_indices: S itself, in place of `n_parameters` and `chosen_by`: different indices into θ, the
+            parameters of `subset_of_weights` flattened in the order of the model; or a mapping from parameter names to
+            masks (bool) of the parameters' shapes, in which parameters without a mask have no weight in S.
 
     Attributes:
         index_: the indices of S in θ, ascending.
@@ -67,27 +75,41 @@ class SubnetworkLaplace(UncertaintyEstimator):
         torch.Size([10])
     """
 
+    export_route = "rows"
+    precision_: ColumnPrecision
+
     @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
         model: nn.Module,
         likelihood: str | Likelihood,
         *,
-        n_parameters: int = 1000,
+        n_parameters: int = _N_PARAMETERS,
         chosen_by: str = "variance",
+        subnetwork_indices: Tensor | Sequence[int] | Mapping[str, Tensor] | None = None,
         **options: Unpack[CommonOptions],
     ) -> None:
         super().__init__(model, likelihood, **options)
         self.n_parameters = checked_integer("n_parameters", n_parameters, at_least=1)
         self.chosen_by = checked_choice("chosen_by", chosen_by, _CHOICES)
+        if subnetwork_indices is not None and (n_parameters, chosen_by) != (_N_PARAMETERS, _CHOICES[0]):
+            raise OptionError(
+                "either subnetwork_indices, or n_parameters and chosen_by",
+                received="both",
+                remedy="leave out n_parameters and chosen_by.",
+            )
+        self.subnetwork_indices = _checked_indices(subnetwork_indices)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
-        n = min(self.n_parameters, objective.network.n_parameters)
+        given = self.subnetwork_indices
+        index = None if given is None else _given_index(given, objective.network)
+        n = min(self.n_parameters, objective.network.n_parameters) if index is None else len(index)
         device = objective.theta.device
         needed = bytes_needed(n, algebra_dtype(device).itemsize)
         check_fits_memory(f"the precision of {n} weights", needed, device=device, remedy="fewer n_parameters.")
-        scores = objective.theta.abs() if self.chosen_by == "magnitude" else _marginal_variance(objective)
-        index = scores.sort(descending=True, stable=True).indices[:n].sort().values
+        if index is None:
+            scores = objective.theta.abs() if self.chosen_by == "magnitude" else _marginal_variance(objective)
+            index = scores.sort(descending=True, stable=True).indices[:n].sort().values
         with objective.network.pass_counter.phase("curvature"):
             matrix = DenseCurvature(_ggn_of(objective, index), exact_hessian=False)
         self._set_curvature(matrix, index, objective)
@@ -102,26 +124,66 @@ class SubnetworkLaplace(UncertaintyEstimator):
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:  # noqa: ARG002
         self._set_curvature(DenseCurvature(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
 
-    def _variance(self, x: PyTree) -> Tensor:
-        return self.precision_.variance_at(self.network_, x)
+    def _check_updatable(self) -> None:
+        pass  # a dense GGN of the weights S of the fit is a sum
 
-    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
-        return self.precision_.variance_at(ComposedNetwork(self.network_, of), x)
+    def _add_rows(self, new: Objective, combined: Objective) -> None:
+        matrix = self.data_curvature_.matrix + _ggn_of(new, self.index_)
+        self._set_curvature(DenseCurvature(matrix, exact_hessian=False), self.index_, combined)
 
-    def _covariance(self, x: PyTree) -> Tensor:
-        return self.precision_.covariance_at(self.network_, x)
-
-    def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
+    def _displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         inner, theta = self.precision_.inner, self.theta_
         assert isinstance(inner, DensePrecision)
-        displaced = inner.sample(n_samples, generator).to(theta.dtype)
-        return self.network_.outputs(x) + self.network_.jvp(x, self.precision_.scattered(displaced, len(theta)))
+        return self.precision_.scattered(inner.sample(n_samples, generator).to(theta.dtype), len(theta))
+
+
+def _checked_indices(value: object) -> Tensor | dict[str, Tensor] | None:
+    """Return indices as a tensor, or masks by name. Raises OptionError for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        if value and all(isinstance(mask, Tensor) and mask.dtype == torch.bool for mask in value.values()):
+            return dict(value)
+        raise _bad_indices(shown(value))
+    try:
+        index = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _bad_indices(shown(value)) from error
+    whole = index.ndim == 1 and index.dtype in (torch.int32, torch.int64)
+    if not whole or not len(index) or int(index.min()) < 0 or len(index.unique()) != len(index):
+        raise _bad_indices(shown(value))
+    return index.long()
+
+
+def _given_index(given: Tensor | dict[str, Tensor], network: Network) -> Tensor:
+    """Return the indices of S, ascending. Raises OptionError if they do not fit the parameters."""
+    if isinstance(given, Tensor):
+        if int(given.max()) >= network.n_parameters:
+            raise _bad_indices(f"the index {int(given.max())} for {network.n_parameters} parameters")
+        return given.to(network.theta.device).sort().values
+    shapes = network.subset.shapes
+    chosen = torch.zeros(network.n_parameters, dtype=torch.bool, device=network.theta.device)
+    for name, mask in given.items():
+        if name not in shapes or mask.shape != shapes[name]:
+            raise _bad_indices(f"a mask of shape {tuple(mask.shape)} for {name!r}, among {dict(shapes)}")
+        chosen[network.subset.slices[name]] = mask.to(chosen.device).flatten()
+    if not bool(chosen.any()):
+        raise _bad_indices("masks without a weight")
+    return chosen.nonzero()[:, 0]
+
+
+def _bad_indices(received: str) -> OptionError:
+    return OptionError(
+        "subnetwork_indices as different indices into the chosen parameters, or masks (bool) by parameter name",
+        received=received,
+        remedy='torch.tensor([0, 5, 7]), or {"0.weight": model[0].weight.abs() > 0.1}.',
+    )
 
 
 def _marginal_variance(objective: Objective) -> Tensor:
     """Return 1/(diag GGN + δ), (P,)."""
     with objective.network.pass_counter.phase("choice"):
-        diagonal, _ = BUILDERS["ggn", "diag", "eigen"](objective.centred(curvature="ggn"))
+        diagonal, _ = BUILDERS["ggn", "diag", "eigen"](objective.centred(curvature="ggn"), GGNOptions())
     precision = diagonal.precision(objective.prior.precision)
     return precision.solve(torch.ones_like(objective.theta)[None])[0]
 
@@ -129,7 +191,7 @@ def _marginal_variance(objective: Objective) -> Tensor:
 def _ggn_of(objective: Objective, index: Tensor) -> Tensor:
     """Return (Σₙ Jₙᵀ Λₙ Jₙ)_SS, (n, n), without the prior."""
     total = objective.theta.new_zeros(len(index), len(index), dtype=algebra_dtype(objective.theta.device))
-    for rows in ggn_rows(objective, JacobianRows(objective.network)):
+    for rows in ggn_rows(objective):
         add_gram(total, rows[:, index].to(total.dtype).T)
     mirror(total)
     return total

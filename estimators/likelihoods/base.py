@@ -9,15 +9,19 @@ dimensions, f is flat (C counts them all); only `check_targets` and `predict` se
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from estimators.errors import DataError
+from estimators.errors import DataError, UnsupportedError
 from estimators.likelihoods.prediction import Prediction
 
-__all__ = ["Likelihood", "check_same_shape"]
+__all__ = ["Likelihood", "Uniform", "check_same_shape"]
+
+Uniform = Callable[[int], Tensor]
+"""n -> n independent uniform numbers in (0, 1) per row, (B, n)."""
 
 _ENTRIES = 2**22
 """Entries of Λ that are formed at a time: 32 MiB in float64."""
@@ -116,6 +120,39 @@ class Likelihood(ABC):
         Returns:
             The prediction.
         """
+
+    def nll_gradient(self, f: Tensor, y: Tensor) -> Tensor:
+        """Return the gradient of −log p(y | f) in f, by automatic differentiation of `nll`.
+
+        Args:
+            f: network outputs (B, C).
+            y: targets (B, ...).
+
+        Returns:
+            The gradient, (B, C).
+        """
+        with torch.enable_grad():
+            leaf = f.detach().requires_grad_()
+            return torch.autograd.grad(self.nll(leaf, y).sum(), leaf)[0]
+
+    def sample_labels(self, f: Tensor, uniform: Uniform) -> Tensor:  # noqa: ARG002
+        """Sample labels y ~ p(y | f), by the inverse of the distribution function.
+
+        Args:
+            f: network outputs (B, C).
+            uniform: a function that returns n uniform numbers per row, (B, n), in the dtype of f.
+
+        Returns:
+            Labels (B, ...), as `nll_gradient` takes them.
+
+        Raises:
+            UnsupportedError: the likelihood does not implement it.
+        """
+        raise UnsupportedError(
+            'a likelihood with sample_labels for fisher="mc"',
+            received=type(self).__name__,
+            remedy='implement sample_labels(f, uniform), or use fisher="exact".',
+        )
 
     def curvature_ratio(self, other: Likelihood) -> float | None:
         """Return the number s with Λ = s Λ_other at any f.

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from estimators.errors import DataError
-from estimators.likelihoods.base import Likelihood, check_same_shape
+from estimators.likelihoods.base import Likelihood, Uniform, check_same_shape
 from estimators.likelihoods.prediction import Prediction, from_logits, from_samples
 
 __all__ = ["Bernoulli"]
@@ -41,6 +41,9 @@ class Bernoulli(Likelihood):
     def hessian_product(self, f: Tensor, v: Tensor) -> Tensor:
         p = f.sigmoid()
         return p * (1 - p) * v
+
+    def sample_labels(self, f: Tensor, uniform: Uniform) -> Tensor:
+        return (uniform(f.shape[-1]) < f.sigmoid()).to(f.dtype)
 
     def check_targets(self, f: Tensor, y: Tensor) -> None:
         check_same_shape(f, y)

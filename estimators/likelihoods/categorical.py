@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from estimators.errors import DataError, OptionError
-from estimators.likelihoods.base import Likelihood
+from estimators.likelihoods.base import Likelihood, Uniform
 from estimators.likelihoods.prediction import Prediction, from_logits, from_samples
 from estimators.option_checks import checked_integer, shown
 
@@ -80,6 +80,9 @@ class Categorical(Likelihood):
         total: Tensor = p.sum(0).diag() - p.T @ p
         return total
 
+    def sample_labels(self, f: Tensor, uniform: Uniform) -> Tensor:
+        return _sampled_classes(f, uniform(1)[..., 0])
+
     def check_targets(self, f: Tensor, y: Tensor) -> None:
         if y.is_floating_point() and y.shape == f.shape and f.ndim == 2:
             _check_probabilities(y)
@@ -112,6 +115,14 @@ class Categorical(Likelihood):
         if samples is not None:
             return from_samples(mean, variance, samples, kind=self.kind, class_dim=self.class_dim)
         return from_logits(mean, variance, kind=self.kind, class_dim=self.class_dim)
+
+
+def _sampled_classes(logits: Tensor, u: Tensor) -> Tensor:
+    """Return classes (...) with the probabilities softmax(logits) (..., C), by uniform numbers u (...)."""
+    below = logits.softmax(-1).cumsum(-1)
+    u = u * below[..., -1]  # the sum of all probabilities, 1 up to round-off
+    classes = torch.searchsorted(below, u[..., None], right=True)[..., 0]
+    return classes.clamp(max=logits.shape[-1] - 1)
 
 
 def _check_probabilities(y: Tensor) -> None:
@@ -156,6 +167,15 @@ class Sites(Likelihood):
 
     def hessian_diagonal(self, f: Tensor) -> Tensor:
         return self._flat(self.site.hessian_diagonal(self.by_site(f)))
+
+    def nll_gradient(self, f: Tensor, y: Tensor) -> Tensor:
+        """Return the gradient (B, S·C) of −log p(y | f) for other labels y (B, S), 0 at ignored sites."""
+        gradient = self.by_site(f).softmax(-1)  # p − the unit vector of y
+        ones = gradient.new_ones(()).expand(*y.shape, 1)
+        return self._flat(gradient.scatter_add(-1, y[..., None], -ones))
+
+    def sample_labels(self, f: Tensor, uniform: Uniform) -> Tensor:
+        return _sampled_classes(self.by_site(f), uniform(self.labels.shape[-1]))
 
     def check_targets(self, f: Tensor, y: Tensor) -> None:
         self.site.check_targets(f, y)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import DataError, OptionError, UnsupportedError
-from estimators.likelihoods.base import Likelihood, check_same_shape
+from estimators.likelihoods.base import Likelihood, Uniform, check_same_shape
 from estimators.likelihoods.prediction import Prediction
 from estimators.option_checks import as_number, shown
 
@@ -72,6 +72,13 @@ class Gaussian(Likelihood):
 
     def hessian_product(self, f: Tensor, v: Tensor) -> Tensor:
         return v / self._sigma(f).square()
+
+    def sample_labels(self, f: Tensor, uniform: Uniform) -> Tensor:
+        u, eps = uniform(f.shape[-1]), torch.finfo(f.dtype).eps
+        standard: Tensor = torch.special.ndtri(
+            u.clamp(eps, 1 - eps)
+        )  # a number that rounds to 1 has no finite quantile
+        return f + self._sigma(f) * standard
 
     def check_targets(self, f: Tensor, y: Tensor) -> None:
         check_same_shape(f, y)

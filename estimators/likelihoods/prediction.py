@@ -13,7 +13,10 @@ from estimators.errors import UnsupportedError
 from estimators.numerics.dtype import to_algebra_dtype
 from estimators.option_checks import checked_number
 
-__all__ = ["Prediction", "log_odds_of", "log_probs_of", "log_softmax"]
+__all__ = ["BRIDGES", "Prediction", "from_covariance", "log_odds_of", "log_probs_of", "log_softmax"]
+
+BRIDGES = ("bridge", "bridge_norm")
+"""Names of the Laplace bridge, without and with the correction of the norm."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class Prediction:
         total_variance: epistemic plus aleatoric variance (M, C); regression only.
         probs: probabilities of the classes, or of each Bernoulli output, (M, C).
         entropy: entropy in nats, (M,), or (M, C) for Bernoulli outputs.
-        link_approx: "probit" or "mc", the approximation that made `probs`.
+        link_approx: "probit", "mc", "bridge" or "bridge_norm", the approximation that made `probs`.
         class_dim: the dimension of the classes.
         samples: function samples (S, M, ...) if the prediction was made from samples or from members of an ensemble.
         log_probs: log p of each class, (M, C); classification only.
         log_odds: log p/(1 − p) of each output, (M, C); binary only.
+        covariance: epistemic covariance of the outputs (M, C, C), if a bridge was made from it.
+        concentration: α of the Dirichlet distribution of the probabilities, (M, C), by a bridge only.
     """
 
     mean: Tensor
@@ -50,6 +55,8 @@ class Prediction:
     samples: Tensor | None = None
     log_probs: Tensor | None = None
     log_odds: Tensor | None = None
+    covariance: Tensor | None = None
+    concentration: Tensor | None = None
 
     def calibrated(self, *, variance_scale: float = 1.0, softmax_temperature: float = 1.0) -> Prediction:
         """Return the prediction with a rescaled epistemic variance and with logits divided by a temperature.
@@ -77,6 +84,9 @@ class Prediction:
             return replace(self._calibrated_regression(variance, softmax_temperature), samples=samples)
         mean, variance = self.mean / softmax_temperature, variance / softmax_temperature**2
         samples = None if samples is None else samples / softmax_temperature
+        if self.covariance is not None and self.link_approx is not None and self.link_approx in BRIDGES:
+            covariance = self.covariance * (variance_scale / softmax_temperature**2)
+            return from_covariance(mean, covariance, link_approx=self.link_approx)
         if self.link_approx != "mc":
             made = from_logits(mean, variance, kind=self.kind, class_dim=self.class_dim)
             return replace(made, samples=samples)
@@ -121,6 +131,43 @@ def from_samples(mean: Tensor, variance: Tensor, samples: Tensor, *, kind: str, 
         logs = F.logsigmoid(wide).logsumexp(0) - F.logsigmoid(-wide).logsumexp(0)
     made = Prediction(mean, variance, kind, link_approx="mc", class_dim=class_dim, samples=samples)
     return _with_logs(made, logs)
+
+
+def from_covariance(mean: Tensor, covariance: Tensor, *, link_approx: str) -> Prediction:
+    """Return the prediction by the Laplace bridge: the Dirichlet whose logarithms are nearly N(mean, covariance).
+
+    Source: MacKay 1998; Hobbhahn et al. 2022, "Fast predictive uncertainty for classification with Bayesian deep
+    networks", equations 7 and 8, and the norm correction of its appendix D ("bridge_norm").
+
+    Args:
+        mean: logits μ (M, C).
+        covariance: Σ (M, C, C).
+        link_approx: "bridge", or "bridge_norm", which rescales μ and Σ so that the average variance is √(C/2).
+
+    Raises:
+        UnsupportedError: for a covariance without variance between the classes, such as that of MAP.
+    """
+    mu, sigma = to_algebra_dtype(mean), to_algebra_dtype(covariance)
+    n = mu.shape[-1]
+    rows, total = sigma.sum(-1), sigma.sum((-1, -2))
+    mu = mu - rows * (mu.sum(-1) / total)[:, None]  # conditioned on Σ_c f_c = 0, as the softmax is invariant to it
+    variance = sigma.diagonal(dim1=-2, dim2=-1) - rows.square() / total[:, None]
+    if not bool((variance > 0).all() & (total > 0).all()):
+        raise UnsupportedError(
+            f'a positive variance between the classes for link_approx="{link_approx}"',
+            received=f"a smallest variance of {float(variance.min()) if variance.numel() else math.nan:.3g}",
+            remedy='link_approx="probit".',
+        )
+    if link_approx == "bridge_norm":
+        size = variance.mean(-1, keepdim=True) / math.sqrt(n / 2)
+        mu, variance = mu / size.sqrt(), variance / size
+    # α_c = (1 − 2/C + exp(μ_c) Σ_k exp(−μ_k) / C²) / Σ_cc
+    of_mean = mu + (-mu).logsumexp(-1, keepdim=True) - 2 * math.log(n)
+    logs = of_mean if n == 2 else torch.logaddexp(of_mean, torch.full_like(mu, math.log1p(-2 / n)))
+    logs = logs - variance.log()
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    made = _with_logs(Prediction(mean, diagonal, "classification", link_approx=link_approx), log_softmax(logs, -1))
+    return replace(made, covariance=covariance, concentration=logs.exp())
 
 
 def log_softmax(logits: Tensor, dim: int) -> Tensor:

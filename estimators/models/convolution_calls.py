@@ -109,19 +109,12 @@ def _transposed(
 
 
 CONVOLUTIONS: dict[Callable[..., Any], Callable[..., ConvolutionPatches | None]] = {
-    torch.conv1d: _convolution,
-    torch.conv2d: _convolution,
-    torch.conv3d: _convolution,
-    F.conv1d: _convolution,
-    F.conv2d: _convolution,
-    F.conv3d: _convolution,
-    torch.conv_transpose1d: _transposed,
-    torch.conv_transpose2d: _transposed,
-    torch.conv_transpose3d: _transposed,
-    F.conv_transpose1d: _transposed,
-    F.conv_transpose2d: _transposed,
-    F.conv_transpose3d: _transposed,
+    getattr(library, f"{name}{n}d"): patches_of
+    for library in (torch, F)
+    for name, patches_of in (("conv", _convolution), ("conv_transpose", _transposed))
+    for n in (1, 2, 3)
 }
+"""Readers of a call, by the function that is called."""
 
 
 def _each(size: _Size, n: int) -> list[int]:

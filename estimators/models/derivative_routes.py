@@ -12,6 +12,7 @@ from estimators.errors import EstimatorError, ModelError
 from estimators.models.disagreement import Disagreement
 from estimators.models.self_check import SelfCheck
 from estimators.numerics.pytrees import PyTree, n_rows
+from estimators.numerics.tracing import is_tracing
 
 __all__ = ["BY_IDENTITY", "BY_NAME", "FAILURES", "DerivativeRoutes", "is_final_error", "short"]
 
@@ -50,8 +51,6 @@ class DerivativeRoutes:
         x: PyTree,
         routes: Sequence[tuple[str, Callable[[], R]]],
         difference: Callable[[R], Disagreement] | None,
-        *,
-        last_is_plain: bool = True,
     ) -> R:
         """Compute by the fastest route that agrees with plain autograd at x; a route that disagreed is not tried again.
 
@@ -59,9 +58,8 @@ class DerivativeRoutes:
             check: compares, and keeps the report.
             what: the name of what is computed, for the report.
             x: inputs of B rows.
-            routes: names and computations, from fast to slow; the last is plain autograd, or has its own check.
+            routes: names and computations, from fast to slow; the last is plain autograd.
             difference: the error of a result against plain autograd; None if it need not be compared.
-            last_is_plain: whether the last route is plain autograd, one row at a time or all together.
 
         Returns:
             The result of the route.
@@ -69,9 +67,11 @@ class DerivativeRoutes:
         Raises:
             ModelError: plain autograd fails, or its gradient at a row alone differs from that among all rows.
         """
+        if is_tracing():  # by the route of the fit, without a comparison
+            return routes[self.first.get(what, 0)][1]()
         for i, (name, compute) in list(enumerate(routes[:-1]))[self.first.get(what, 0) :]:
             reason = ""
-            for swap in self._swaps():
+            for swap in (BY_NAME, BY_IDENTITY) if self.swap == BY_NAME else (BY_IDENTITY,):
                 found = self._attempt(check, what, x, compute, difference, swap)
                 if not isinstance(found, _Rejected):
                     check.report.routes[what] = name
@@ -81,7 +81,7 @@ class DerivativeRoutes:
             check.report.record_fallback(what, name, reason, instead=routes[i + 1][0])
         name, compute = routes[-1]
         check.report.routes[what] = name
-        return _by_plain_autograd(check, what, x, compute, difference) if last_is_plain else compute()
+        return _by_plain_autograd(check, what, x, compute, difference)
 
     def _attempt(
         self,
@@ -115,10 +115,6 @@ class DerivativeRoutes:
                 instead="every use is replaced by the identity of the parameter",
             )
         return result
-
-    def _swaps(self) -> tuple[str, ...]:
-        """Ways to swap parameters that may be tried."""
-        return (BY_NAME, BY_IDENTITY) if self.swap == BY_NAME else (BY_IDENTITY,)
 
 
 def _by_plain_autograd(

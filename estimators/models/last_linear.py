@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.errors import NoLastLayerError
+from estimators.models.feature_reduction import FeatureReduction, Reduce, reduction_of
 from estimators.models.kernels import differentiable
 from estimators.models.outputs import output_tensor
 from estimators.models.structural_copy import structural_copy
@@ -18,6 +19,10 @@ from estimators.numerics.reductions import is_finite
 from estimators.runtime.module_wrappers import unwrap_children_, unwrapped
 
 __all__ = ["LastLinear", "find_last_linear", "last_linear_names"]
+
+
+_ROUND_OFF = 1e-4
+"""Tolerance for reduced outputs: a mean may be summed in another order. The self-check is narrower."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,19 @@ class LastLinear:
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
 
-def find_last_linear(model: nn.Module, x: PyTree, *, name: str | None = None) -> LastLinear:
+def find_last_linear(
+    model: nn.Module, x: PyTree, *, name: str | None = None, feature_reduction: FeatureReduction | None = None
+) -> LastLinear:
     """Find the linear layer that produces the outputs of `model` at x; with `name`, check that it is this one.
+
+    With a feature reduction, it is the layer whose reduced outputs are those of the model.
 
     Raises:
         NoLastLayerError: there is none, its weight is frozen, or its weight is tied to another layer.
     """
     module = unwrap_children_(structural_copy(unwrapped(model)))
-    found = _producers(module, x)
+    reduce = reduction_of(feature_reduction, module)
+    found = _producers(module, x, reduce)
     if name is not None and name not in found:
         raise NoLastLayerError(
             f"a linear layer {name!r} whose output is the network's output",
@@ -55,7 +65,8 @@ def find_last_linear(model: nn.Module, x: PyTree, *, name: str | None = None) ->
         raise NoLastLayerError(
             "a network that ends in nn.Linear",
             received=_listed(module, found),
-            remedy='end the network in nn.Linear, or use LinearizedLaplace or RegVar with subset_of_weights="all".',
+            remedy='end the network in nn.Linear, or use LinearizedLaplace or RegVar with subset_of_weights="all"; '
+            'LastLayerLaplace(feature_reduction="pick_last") for classifiers that apply the layer to every token.',
         )
     return _checked_layer(module, name or found[-1])
 
@@ -65,7 +76,7 @@ def last_linear_names(model: nn.Module, x: PyTree) -> list[str]:
     return find_last_linear(model, x).parameter_names
 
 
-def _producers(module: nn.Module, x: PyTree) -> list[str]:
+def _producers(module: nn.Module, x: PyTree, reduce: Reduce | None) -> list[str]:
     """The names of the linear layers whose output is what the network returns."""
     calls: list[tuple[str, Tensor]] = []
 
@@ -78,8 +89,19 @@ def _producers(module: nn.Module, x: PyTree) -> list[str]:
     f = _outputs(module, x)
     recorded = list(calls)  # the hooks record further calls below
     n_calls = Counter(name for name, _ in recorded)
-    names = [name for name, output in recorded if output.shape == f.shape and torch.equal(output, f)]
-    return [name for name in names if n_calls[name] == 1 and _passes_through(module, name, x, f)]
+    names = {name: output for name, output in recorded if _is_output(output, x, f, reduce)}
+    once = {name: output for name, output in names.items() if n_calls[name] == 1}
+    return [name for name, output in once.items() if _passes_through(module, name, x, f, output, reduce)]
+
+
+def _is_output(output: Tensor, x: PyTree, f: Tensor, reduce: Reduce | None) -> bool:
+    """Whether outputs of a layer, reduced, are the outputs f of the network."""
+    if reduce is None:
+        return output.shape == f.shape and torch.equal(output, f)
+    if output.ndim != f.ndim + 1 or output.shape[-1] != f.shape[-1]:
+        return False
+    reduced = reduce(output, x)
+    return reduced.shape == f.shape and torch.allclose(reduced, f, rtol=_ROUND_OFF, atol=_ROUND_OFF)
 
 
 def _outputs(module: nn.Module, x: PyTree) -> Tensor:
@@ -89,18 +111,22 @@ def _outputs(module: nn.Module, x: PyTree) -> Tensor:
         return output_tensor(module(*arguments, **keywords))
 
 
-def _passes_through(module: nn.Module, name: str, x: PyTree, f: Tensor) -> bool:
-    """Whether the network returns any output of the layer unchanged, also values beyond its outputs f (B, C) at x.
+def _passes_through(module: nn.Module, name: str, x: PyTree, f: Tensor, output: Tensor, reduce: Reduce | None) -> bool:
+    """Whether the network returns any output of the layer as reduced, also values beyond its outputs f (B, C) at x.
 
     Outputs that are empty or not finite cannot show this; the checks of the data reject them.
     """
     if not f.numel() or not is_finite(f):
         return True
     reach = min(1 + 10 * float(f.abs().max()), torch.finfo(f.dtype).max / 4)
-    values = torch.linspace(-reach, reach, f.numel(), dtype=f.dtype, device=f.device).view_as(f)
+    values = torch.linspace(-reach, reach, output.numel(), dtype=f.dtype, device=f.device).view_as(output)
     hook = module.get_submodule(name).register_forward_hook(lambda *_: values.clone(), prepend=True)
     try:
-        return torch.equal(_outputs(module, x), values)
+        found = _outputs(module, x)
+        if reduce is None:
+            return torch.equal(found, values)
+        expected = reduce(values, x)
+        return found.shape == expected.shape and torch.allclose(found, expected, rtol=_ROUND_OFF, atol=_ROUND_OFF)
     finally:
         hook.remove()
 

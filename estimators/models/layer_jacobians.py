@@ -8,15 +8,18 @@ tensors) have plain Jacobian rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vjp, vmap
+from torch.func import vjp, vmap
 
 from estimators.errors import EstimatorError, UnsupportedError
 from estimators.models.derivative_routes import FAILURES
+from estimators.models.disagreement import Disagreement
 from estimators.models.kernels import differentiable
 from estimators.models.layer_layout import Layout
 from estimators.models.linear_calls import LinearCall, LinearCallTracer, LinearMap
@@ -36,8 +39,12 @@ _NO_PRODUCTS = {
     *("__getitem__", "expand", "expand_as", "unsqueeze"),
 }
 """Names of functions that use a weight otherwise than as a factor of a product with the activations."""
-Cotangents = Callable[[Tensor, Tensor], Tensor]
-"""Outputs f (M, C) and targets y -> K cotangents per row, (M, K, C)."""
+
+
+class Cotangents(Protocol):
+    """Makes K cotangents per row, (M, K, C), from outputs f (M, C) and targets with rows."""
+
+    def __call__(self, f: Tensor, targets: PyTree) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,14 @@ class LayerwiseJacobian:
         once = at_one_position and sorted(call.map.weight for call in calls) == sorted(self.maps)
         return once and 2 * in_maps >= self.network.n_parameters
 
+    def n_positions(self) -> dict[str, int]:
+        """T, the number of positions that each map is applied to in the last traced row."""
+        found = dict.fromkeys(self.maps, 0)
+        for call in self._calls:
+            if call.map.weight in found:
+                found[call.map.weight] += len(call.inputs)
+        return found
+
     def bytes_per_row(self) -> dict[str, int]:
         """Memory of the factors of one row, for as many cotangents as outputs, by map, from the last traced row."""
         element = self.network.theta.element_size()
@@ -159,14 +174,20 @@ class LayerwiseJacobian:
         return found
 
     def rows_at(
-        self, x: PyTree, cotangents: Cotangents | None = None, y: Tensor | None = None
+        self,
+        x: PyTree,
+        cotangents: Cotangents | None = None,
+        targets: PyTree = None,
+        *,
+        n_cotangents: int | None = None,
     ) -> Iterator[LayerwiseRows]:
         """Yield the Jacobian rows at x, a chunk of rows at a time.
 
         Args:
             x: inputs of B rows.
             cotangents: makes K cotangents per row from outputs and targets; None takes each output.
-            y: targets of the rows, for `cotangents`.
+            targets: what `cotangents` needs besides the outputs, a pytree with rows.
+            n_cotangents: K, from which the size of a chunk follows; None for as many as outputs.
 
         Raises:
             UnsupportedError: rows use the layers in different ways, or a weight where the layers do not show it.
@@ -174,21 +195,62 @@ class LayerwiseJacobian:
         row = select_rows(x, slice(0, 1))
         if _shapes_of(row) != self._traced_shapes:
             self._check_calls(self._trace(row))
-        eye = torch.eye(self.n_outputs, dtype=self.network.theta.dtype, device=self.network.theta.device)
-        for chunk, targets in split_rows((x, y), self._chunk_size):
-            if cotangents is None:
-                yield self._rows(chunk, eye.expand(n_rows(chunk), -1, -1))
-            else:
-                yield self._rows(chunk, cotangents(self.network.outputs(chunk), targets))
+        k = self.n_outputs if n_cotangents is None else n_cotangents
+        size = self._chunk_size(k)
+        if cotangents is None:
+            eye = torch.eye(self.n_outputs, dtype=self.network.theta.dtype, device=self.network.theta.device)
+            for chunk in split_rows(x, size):
+                yield self._compared_rows(chunk, eye.expand(n_rows(chunk), -1, -1), k)
+            return
+        for chunk, of_chunk in split_rows((x, targets), size):
+            yield self._compared_rows(chunk, partial(cotangents, targets=of_chunk), k)
 
-    @property
-    def _chunk_size(self) -> int:
+    def _chunk_size(self, n_cotangents: int) -> int:
         """How many rows one vectorised call takes."""
         inputs = sum(call.inputs.numel() for call in self._calls)
         outputs = sum(call.output_shape.numel() for call in self._calls)
         others = sum(self._params[name].numel() for name in self.other_params)
         element = self.network.theta.element_size()
-        return rows_per_chunk(element * (2 * inputs + 3 * self.n_outputs * (outputs + others)))
+        return rows_per_chunk(element * (2 * inputs + 3 * n_cotangents * (outputs + others)))
+
+    def _compared_rows(self, x: PyTree, cotangents: Tensor | Callable[[Tensor], Tensor], k: int) -> LayerwiseRows:
+        """Jacobian rows at x for K cotangents (M, K, C), or a function of the outputs that makes them.
+
+        If it is due, Σ c b aᵀ of random c (M, K) is compared with Jᵀ(Σ c u) by plain autograd on the user's module.
+        If a function makes the cotangents, the outputs of this module are its argument, which saves a forward pass.
+
+        Raises:
+            UnsupportedError: a weight is used where the layers do not show it.
+        """
+        check = self.network.check
+        if not check.is_due(FACTORS, x, k):
+            made_here = cotangents if isinstance(cotangents, Tensor) else cotangents(self.network.outputs(x))
+            return self._rows(x, made_here)
+        if isinstance(cotangents, Tensor):
+            rows, c = self._rows(x, cotangents), check.random(cotangents[..., 0])
+            weighted = torch.einsum("mk,mkc->mc", c, cotangents)
+            self._record(x, self.network.gradient_error(x, weighted, self._contracted(rows, c)))
+            return rows
+        made: list[tuple[Tensor, Tensor]] = []
+
+        def weighted_cotangent(f: Tensor) -> Tensor:
+            u = cotangents(f.to(self.network.theta.dtype))
+            made.append((u, check.random(u[..., 0])))
+            return torch.einsum("mk,mkc->mc", made[0][1], u)
+
+        u, g = check.cotangent_and_gradient(x, weighted_cotangent)
+        rows = self._rows(x, made[0][0])
+        self._record(x, check.gradient_error(x, u, self._contracted(rows, made[0][1]), expected=g))
+        return rows
+
+    def _record(self, x: PyTree, found: Disagreement) -> None:
+        """Record a comparison of the factors at x; raise UnsupportedError if they disagree with plain autograd."""
+        check = self.network.check
+        if found.within(check.tolerance()):
+            check.report.record_agreement(FACTORS, n_rows(x), found.error)
+            return
+        check.report.disagreements.append(f"{FACTORS}: {found}; the forms without factors are used where they exist")
+        raise _hidden_use(f"factors of layers whose gradient {found}")
 
     def _rows(self, x: PyTree, cotangents: Tensor) -> LayerwiseRows:
         """Jacobian rows at all rows of x in one vectorised call."""
@@ -200,33 +262,14 @@ class LayerwiseJacobian:
                 raise
             except FAILURES as error:
                 raise _hidden_use(f"layers that cannot be differentiated in a vectorised call ({error})") from error
-        found = LayerwiseRows(self._joined(inputs, gradients, cotangents), others.detach())
-        self._compare(x, cotangents, found)
-        return found
-
-    def _compare(self, x: PyTree, cotangents: Tensor, rows: LayerwiseRows) -> None:
-        """Compare Σ c b aᵀ of random c (M, K) with Jᵀ(Σ c u) by plain autograd on the user's module.
-
-        Raises:
-            UnsupportedError: a weight is used where the layers do not show it.
-        """
-        check = self.network.check
-        if not check.is_due(FACTORS, x, cotangents.shape[1]):
-            return
-        c = check.random(cotangents[..., 0])
-        found = self.network.gradient_error(x, torch.einsum("mk,mkc->mc", c, cotangents), self._contracted(rows, c))
-        if found.within(check.tolerance()):
-            check.report.record_agreement(FACTORS, n_rows(x), found.error)
-            return
-        check.report.disagreements.append(f"{FACTORS}: {found}; the forms without factors are used where they exist")
-        raise _hidden_use(f"factors of layers whose gradient {found}")
+        return LayerwiseRows(self._joined(inputs, gradients, cotangents), others.detach())
 
     def _contracted(self, rows: LayerwiseRows, c: Tensor) -> Tensor:
         """Σ_mk c J, (P,)."""
         layout, total = self.layout, torch.zeros_like(self.network.theta)
         for name, factors in rows.factors.items():
-            weighted = factors.gradients * c[:, :, None, None].to(factors.gradients)
-            layout.put(total, name, torch.einsum("mkto,mte->oe", weighted, factors.inputs).to(total))
+            b = torch.einsum("mk,mkto->mto", c.to(factors.gradients), factors.gradients)
+            layout.put(total, name, (b.flatten(0, 1).T @ factors.inputs.flatten(0, 1)).to(total))
         if self.other_params:
             others = torch.einsum("mk,mkp->p", c.to(rows.other_rows), rows.other_rows)
             total[layout.other_index.to(total.device)] = others.to(total)
@@ -236,39 +279,30 @@ class LayerwiseJacobian:
         """Inputs (T, E) and gradients (K, T, O) of every call at one row, and rows (K, P_other)."""
         calls: list[LinearCall] = []
 
-        def forward(offsets: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            f, tracer = self._forward(row_as_batch(row), offsets)
+        def forward(offsets: list[Tensor], others: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+            params = {n: complex_of(p) if self._params[n].is_complex() else p for n, p in others.items()}
+            f, tracer = self._forward(row_as_batch(row), offsets, params)
             calls[:] = tracer.calls
             self._check_calls(tracer)
             return f[0], [call.augmented_inputs() for call in calls]
 
         # The gradient by an offset 0 that is added to the output of a call is the gradient by this output.
         offsets = [cotangents.new_zeros(call.output_shape) for call in self._calls]
-        _, pull, inputs = vjp(forward, offsets, has_aux=True)  # type: ignore[misc]
-        pulled = vmap(pull)(cotangents)[0]
+        others = {name: self._params[name] for name in self.other_params}
+        others = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in others.items()}
+        _, pull, inputs = vjp(forward, offsets, others, has_aux=True)  # type: ignore[misc]
+        pulled, of_others = vmap(pull)(cotangents)
         gradients = [call.by_position(b) for call, b in zip(calls, pulled, strict=True)]
-        return inputs, gradients, self._other_rows(row, cotangents)
+        rows = [of_others[name].reshape(len(cotangents), -1) for name in self.other_params]
+        return inputs, gradients, torch.cat([cotangents.new_zeros(len(cotangents), 0), *rows], dim=1)
 
-    def _other_rows(self, row: PyTree, cotangents: Tensor) -> Tensor:
-        """Plain rows (K, P_other) at one row."""
-        if not self.other_params:
-            return cotangents.new_zeros(len(cotangents), 0)
-
-        complex_names = self.network.subset.complex_names
-
-        def outputs(others: dict[str, Tensor]) -> Tensor:
-            params = {name: complex_of(param) if name in complex_names else param for name, param in others.items()}
-            f: Tensor = self.network.functional_outputs({**self._params, **params}, row_as_batch(row))[0]
-            return cotangents @ f
-
-        params = {name: self._params[name] for name in self.other_params}
-        jacobians = jacrev(outputs)({n: torch.view_as_real(p) if p.is_complex() else p for n, p in params.items()})
-        return torch.cat([jacobians[name].reshape(len(cotangents), -1) for name in self.other_params], dim=1)
-
-    def _forward(self, x: PyTree, offsets: list[Tensor] | None = None) -> tuple[Tensor, LinearCallTracer]:
-        """The outputs at x, and the trace of the forward."""
-        with differentiable(), LinearCallTracer(self._params, offsets) as tracer:
-            return self.network.functional_outputs(self._params, x), tracer
+    def _forward(
+        self, x: PyTree, offsets: list[Tensor] | None = None, others: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, LinearCallTracer]:
+        """The outputs at x, with `others` in place of some parameters, and the trace of the forward."""
+        params = {**self._params, **(others or {})}
+        with differentiable(), LinearCallTracer(params, offsets) as tracer:
+            return self.network.functional_outputs(params, x), tracer
 
     def _joined(self, inputs: list[Tensor], gradients: list[Tensor], cotangents: Tensor) -> dict[str, JacobianFactors]:
         """Factors by map: calls of one weight are joined along T, since its Jacobian is their sum.

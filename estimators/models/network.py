@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +15,18 @@ from estimators.models.disagreement import Disagreement
 from estimators.models.kernels import differentiable
 from estimators.models.network_function import NetworkFunction
 from estimators.models.outputs import without_inference
-from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch
+from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch, select_rows
 from estimators.numerics.vectorize import over_rows
 from estimators.runtime.pass_counter import SELF_CHECK
 
-__all__ = ["Network"]
+__all__ = ["VJP_BY_ROW", "Network"]
 
-R = TypeVar("R")
 Loss = Callable[[Tensor], Tensor]
 """Outputs f (B, C) -> a scalar."""
+VJP_BY_ROW = "rows of Jᵀ u"
+"""Name of the products of each row in the report."""
+_ROWS = "rows of J"
+"""Name of the rows of J in the report."""
 _VECTORISED_ELEMENTS = 2**22
 """Numbers of parameters in all vectors of one vectorised call: beyond it, a call takes no less time per vector."""
 
@@ -33,7 +36,7 @@ class Network(NetworkFunction):
 
         J v            forward mode, two reverse passes, rows of J
         Jᵀ u           torch.func, plain autograd
-        rows of J      torch.func vectorised over rows, plain autograd one row at a time
+        rows of J, and of Jᵀ u    torch.func vectorised over rows, plain autograd one row at a time
         H v            forward over reverse mode, plain autograd twice
 
     Args:
@@ -101,17 +104,7 @@ class Network(NetworkFunction):
             ("two reverse passes", both(self._two_reverse_passes, counted_as="backward")),
             ("rows of J by plain autograd", lambda: self._jvp_by_rows(x, probes, vectors)),
         ]
-        return self._first_agreeing("J v", x, routes, difference if len(probes) else None)[1]
-
-    def _first_agreeing(
-        self,
-        what: str,
-        x: PyTree,
-        routes: Sequence[tuple[str, Callable[[], R]]],
-        difference: Callable[[R], Disagreement] | None,
-    ) -> R:
-        """The result of the fastest route that agrees with plain autograd."""
-        return self.routes.first_agreeing(self.check, what, x, routes, difference)
+        return self.routes.first_agreeing(self.check, "J v", x, routes, difference if len(probes) else None)[1]
 
     def _jvp_by_rows(self, x: PyTree, probes: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """J times probes and vectors by the rows of J."""
@@ -201,7 +194,7 @@ class Network(NetworkFunction):
             ("torch.func", lambda: pulls(u)),
             ("plain autograd", lambda: self._plain_vjp(x, lambda _: u)[1]),
         ]
-        return self._first_agreeing(what, x, routes, difference if is_due else None)
+        return self.routes.first_agreeing(self.check, what, x, routes, difference if is_due else None)
 
     def _plain_vjp(self, x: PyTree, cotangents: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """f (B, C) and Jᵀ u (K, P) by plain autograd."""
@@ -277,7 +270,7 @@ class Network(NetworkFunction):
             ("forward over reverse mode", lambda: self._forward_over_reverse(x, loss, vectors)),
             ("plain autograd, twice", lambda: self._plain_hessian_product(x, loss, vectors)),
         ]
-        return self._first_agreeing("Hessian products", x, routes, difference if is_due else None)
+        return self.routes.first_agreeing(self.check, "Hessian products", x, routes, difference if is_due else None)
 
     def _forward_over_reverse(self, x: PyTree, loss: Loss, vectors: Tensor) -> Tensor:
         """H v (K, P) by forward mode over the gradient."""
@@ -320,19 +313,16 @@ class Network(NetworkFunction):
             ("torch.func, vectorised over rows", lambda: self._vectorised_rows(x)),
             ("plain autograd, one row at a time", lambda: self._plain_rows(x)),
         ]
-        return self._first_agreeing("rows of J", x, routes, self.jacobian_difference(x, "rows of J"))
+        return self.routes.first_agreeing(self.check, _ROWS, x, routes, self._rows_difference(x))
 
-    def jacobian_difference(self, x: PyTree, what: str) -> Callable[[Tensor], Disagreement] | None:
-        """Return the comparison of the rows of J at x, if it is due: Σ u J against Jᵀu.
+    @property
+    def jacobian_backend(self) -> str:
+        """The route to the rows of J: "torch.func", or "autograd" if that disagrees with plain autograd."""
+        return "autograd" if self.routes.first.get(_ROWS, 0) else "torch.func"
 
-        Args:
-            x: inputs of B rows.
-            what: the name of the route in the report.
-
-        Returns:
-            A function of J (B, C, P), or None if no comparison is due.
-        """
-        if not self.check.is_due(what, x):
+    def _rows_difference(self, x: PyTree) -> Callable[[Tensor], Disagreement] | None:
+        """The comparison of J (B, C, P) at x, Σ u J against Jᵀu; None if it is not due."""
+        if not self.check.is_due(_ROWS, x):
             return None
 
         def difference(jacobian: Tensor) -> Disagreement:
@@ -353,6 +343,53 @@ class Network(NetworkFunction):
             jacobian: Tensor = over_rows(counted(one), x).detach()
         self.pass_counter.backward(rows * jacobian.shape[1])
         return jacobian
+
+    def vjp_by_row(self, x: PyTree, cotangents: Tensor) -> Tensor:
+        """Compute Jᵀ u of each row, without a sum over rows, vectorised over rows if that is right.
+
+        Args:
+            x: inputs of B rows.
+            cotangents: u (B, K, C).
+
+        Returns:
+            Jᵀ u (B, K, P).
+
+        Raises:
+            ModelError: plain autograd fails, or the gradient of a row depends on the other rows.
+        """
+        what = VJP_BY_ROW
+        routes = [
+            ("torch.func, vectorised over rows", lambda: self._vectorised_vjp(x, cotangents)),
+            ("plain autograd, one row at a time", lambda: self._plain_vjp_by_row(x, cotangents)),
+        ]
+
+        def difference(products: Tensor) -> Disagreement:
+            c = self.check.random(cotangents[..., 0])
+            u = torch.einsum("bk,bkc->bc", c, cotangents)
+            return self.gradient_error(x, u, torch.einsum("bk,bkp->p", c, products))
+
+        is_due = self.check.is_due(what, x, cotangents.shape[1])
+        return self.routes.first_agreeing(self.check, what, x, routes, difference if is_due else None)
+
+    def _vectorised_vjp(self, x: PyTree, cotangents: Tensor) -> Tensor:
+        """Jᵀ u (B, K, P) by torch.func, vectorised over rows."""
+
+        def one(row: PyTree, u: Tensor) -> Tensor:
+            pull = vjp(lambda theta: self(theta, row_as_batch(row))[0], self.theta)[1]
+            products: Tensor = vmap(pull)(u)[0]
+            return products
+
+        rows, k = cotangents.shape[:2]
+        with differentiable(), self.pass_counter.transformed(forward=rows, backward=rows * k) as counted:
+            products: Tensor = over_rows(counted(one), x, cotangents).detach()
+        return products
+
+    def _plain_vjp_by_row(self, x: PyTree, cotangents: Tensor) -> Tensor:
+        """Jᵀ u (B, K, P) by plain autograd, one row at a time."""
+        products = [
+            self.check.reference.vjp(select_rows(x, slice(i, i + 1)), u[:, None]) for i, u in enumerate(cotangents)
+        ]
+        return torch.stack(products).to(self.theta.dtype)
 
     @property
     def vectors_per_call(self) -> int:

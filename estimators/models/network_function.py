@@ -81,14 +81,7 @@ class NetworkFunction:
         self.routes = DerivativeRoutes()
 
     def counted_by(self, pass_counter: PassCounter) -> Self:
-        """Copy the function, with the routes that were found, for another counter.
-
-        Args:
-            pass_counter: counts the rows that go through the result.
-
-        Returns:
-            A copy that shares the module and the routes.
-        """
+        """Return a copy that shares the module and the routes, and counts its rows with another counter."""
         other = copy.copy(self)
         other.pass_counter = pass_counter
         other.check = self.check.counted_by(pass_counter)
@@ -120,38 +113,15 @@ class NetworkFunction:
         return self.functional_outputs(self.subset.unflatten(theta), x)
 
     def at(self, x: PyTree) -> Callable[[Tensor], Tensor]:
-        """Return the function θ -> f(θ, x).
-
-        Args:
-            x: inputs of B rows.
-
-        Returns:
-            A function from θ (P,) to outputs (B, C).
-        """
+        """Return the function θ (P,) -> f(θ, x), (B, C)."""
         return lambda theta: self(theta, x)
 
     def functional_outputs(self, params: dict[str, Tensor], x: PyTree) -> Tensor:
-        """Compute the outputs with other tensors in place of the chosen parameters.
-
-        Args:
-            params: the tensors, by name.
-            x: inputs of B rows.
-
-        Returns:
-            f (B, C).
-        """
+        """Return f (B, C) with other tensors, by name, in place of the chosen parameters."""
         return self.shaped(params, x).flatten(1)
 
     def shaped(self, params: dict[str, Tensor], x: PyTree) -> Tensor:
-        """Compute the outputs in the model's shape with other tensors in place of the chosen parameters.
-
-        Args:
-            params: the tensors, by name.
-            x: inputs of B rows.
-
-        Returns:
-            f (B, ...).
-        """
+        """Return f (B, ...), in the shape of the model, with other tensors, by name, for the chosen parameters."""
         arguments, keywords = forward_arguments(self._protected(x))
         tensors = {**self.frozen, **params}
         self.pass_counter.forward(n_rows(x))
@@ -164,14 +134,7 @@ class NetworkFunction:
         return f.to(self.theta.dtype)
 
     def outputs(self, x: PyTree) -> Tensor:
-        """Compute the outputs at θ̂, without a graph.
-
-        Args:
-            x: inputs of B rows.
-
-        Returns:
-            f (B, C).
-        """
+        """Return the outputs f (B, C) at θ̂, without a graph."""
         return self.shaped_outputs(x).flatten(1)
 
     def shaped_outputs(self, x: PyTree) -> Tensor:
@@ -206,21 +169,13 @@ class NetworkFunction:
         return without_inference(f).to(self.theta.dtype)
 
     def use_user_module(self, reason: str) -> None:
-        """Compute outputs at θ̂ by the user's module from now on, and warn.
-
-        Args:
-            reason: why outputs of the copy are not used, as a verb phrase.
-        """
+        """Compute outputs at θ̂ by the user's module from now on, and warn; `reason` is a verb phrase."""
         self.routes.outputs_by_user_module = True
         route, instead = "those of a copy of the module", "the module itself is called"
         self.check.report.record_fallback(OUTPUTS, route, reason, instead=instead)
 
     def record_training_rows(self, n_data: int) -> None:
-        """Store the number of training rows after the first pass over them, and whether forwards wrote into inputs.
-
-        Args:
-            n_data: N, the number of training rows.
-        """
+        """Store N after the first pass over the training rows, and whether forwards wrote into inputs."""
         self.check.n_data = n_data
         if self.routes.writes_inputs is None:
             self.routes.writes_inputs = self.routes.input_write_seen

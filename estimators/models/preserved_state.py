@@ -34,7 +34,7 @@ _HOOKS = (
 @contextmanager
 def preserved_state(model: nn.Module) -> Iterator[None]:
     """Restore buffers, attributes and reachable containers of `model` afterwards, also after an exception."""
-    kept_containers = [(container, _shallow(container)) for container in _containers(model)]
+    kept_containers = [(c, dict(c) if isinstance(c, dict) else list(c)) for c in _containers(model)]
     kept_globals = [(container, dict(container)) for container in _global_dicts(model)]
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -155,11 +155,6 @@ def _closure_contents(function: types.FunctionType) -> list[Any]:
         with suppress(ValueError):  # not assigned yet
             contents.append(variable.cell_contents)
     return contents
-
-
-def _shallow(container: Any) -> Any:  # noqa: ANN401
-    """A shallow copy of a container."""
-    return dict(container) if isinstance(container, dict) else list(container)
 
 
 def _put_back(container: Any, before: Any) -> None:  # noqa: ANN401

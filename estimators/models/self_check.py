@@ -30,6 +30,8 @@ from estimators.models.known_gradients import KnownGradients
 from estimators.models.subsets import Subset
 from estimators.models.user_module import UserModule
 from estimators.numerics.pytrees import PyTree, n_rows
+from estimators.numerics.reductions import is_finite
+from estimators.numerics.tracing import is_tracing
 from estimators.runtime.pass_counter import SELF_CHECK, PassCounter
 
 __all__ = ["DISPLACED", "OUTPUTS", "DerivativeReport", "SelfCheck"]
@@ -108,11 +110,20 @@ class SelfCheck:
         self.reference, self.subset, self.stored = reference, subset, stored
         self._count_with(pass_counter)
         self.report = DerivativeReport()
-        self.n_data, self.fitting, self.enabled = 0, False, True
+        self.n_data, self.fitting, self._enabled = 0, False, True
         self.gradient_seen = self._gradient_expected = False
         self._kinds = InputKinds()
         self._generator = torch.Generator().manual_seed(0)
         self._known = KnownGradients()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether derivatives are compared; never while operations are recorded for an exported module."""
+        return self._enabled and not is_tracing()
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._enabled = enabled
 
     def _count_with(self, pass_counter: PassCounter) -> None:
         """Count on copies of the modules: others may share the modules, and have a counter of their own."""
@@ -186,14 +197,38 @@ class SelfCheck:
         """Free the gradients that `cotangent` relies on, after the training rows have been compared."""
         self._known = KnownGradients()
 
-    def gradient_error(self, x: PyTree, u: Tensor, product: Tensor, names: Sequence[str] | None = None) -> Disagreement:
+    def gradient_error(
+        self,
+        x: PyTree,
+        u: Tensor,
+        product: Tensor,
+        names: Sequence[str] | None = None,
+        *,
+        expected: Tensor | None = None,
+    ) -> Disagreement:
         """The error of `product` (P,) against Jᵀu by plain autograd, for u (B, C).
 
-        With `names`, `product` (P',) has the entries of these parameters only.
+        With `names`, `product` (P',) has the entries of these parameters only. `expected` is Jᵀu from
+        `cotangent_and_gradient`, which saves a pass.
         """
         entries = self.subset.entries
         entries = entries if names is None else {name: entries[name] for name in names}
-        return self._compared(x, u, names, lambda g: largest_parameter_error(entries, product, g))
+        return self._compared(x, u, names, lambda g: largest_parameter_error(entries, product, g), expected)
+
+    def cotangent_and_gradient(self, x: PyTree, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The cotangent u (B, C) that a function makes from the outputs f (B, C), and Jᵀu (P,) by plain autograd.
+
+        One forward pass serves both, if what is compared needs the outputs first.
+        """
+        made: list[Tensor] = []
+
+        def of_outputs(f: Tensor) -> Tensor:
+            made.append(cotangent(f))
+            return made[0][None]
+
+        with self.counted():
+            g = self.reference.outputs_and_vjp(x, of_outputs)[1]
+        return made[0], g[0]
 
     def directional_error(
         self, x: PyTree, cotangent: Tensor, jvp: Tensor, r: Tensor, *, u: Tensor | None = None
@@ -218,13 +253,18 @@ class SelfCheck:
         return Disagreement(found.error / _SECOND_DERIVATIVES, found.name)
 
     def _compared(
-        self, x: PyTree, u: Tensor, names: Sequence[str] | None, error: Callable[[Tensor], Disagreement]
+        self,
+        x: PyTree,
+        u: Tensor,
+        names: Sequence[str] | None,
+        error: Callable[[Tensor], Disagreement],
+        expected: Tensor | None = None,
     ) -> Disagreement:
         """The error against Jᵀu by the reference; if that is small and weights are stored in another dtype, by these.
 
         The stored module has fewer digits, so its own tolerance decides.
         """
-        g = self._gradient(x, u, names)
+        g = self._gradient(x, u, names) if expected is None else expected
         self._check_finite(g)
         self._note_gradient(u, g)
         found = error(g)
@@ -272,7 +312,7 @@ class SelfCheck:
 
     def _check_finite(self, g: Tensor) -> None:
         """Raise ModelError, with the names of the parameters, if the gradient g is not finite."""
-        if bool(torch.isfinite(g).all()):
+        if is_finite(g):
             return
         slices = self.subset.slices if len(g) == self.subset.n_parameters else {}
         names = [name for name, entries in slices.items() if not bool(torch.isfinite(g[entries]).all())]

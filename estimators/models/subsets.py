@@ -19,6 +19,7 @@ __all__ = ["Subset", "SubsetSpec", "checked_subset", "complex_of", "delta_of_nam
 SubsetSpec = str | Sequence[str]
 Aliases = dict[str, list[str]]
 _WILDCARDS = str.maketrans("", "", "*?[]!")
+"""Removes the wildcards of a glob, to compare it with parameter names."""
 
 
 @dataclass(frozen=True)

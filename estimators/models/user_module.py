@@ -126,18 +126,8 @@ class UserModule:
             self.pass_counter.backward(self._rows * (1 + len(vectors)))
             u = torch.zeros_like(f, requires_grad=True)
             pulled = torch.autograd.grad(f, self._chosen(None), u, create_graph=True, allow_unused=True)
-            products = [self._jvp_of_pulled(pulled, v, u) for v in vectors.to(f.dtype)]
+            products = [_flat(self._inner_gradient(pulled, v, [u]), [u]).view_as(u) for v in vectors.to(f.dtype)]
         return torch.stack(products).to(vectors.dtype)
-
-    def _jvp_of_pulled(self, pulled: Sequence[Tensor | None], vector: Tensor, u: Tensor) -> Tensor:
-        """J v = ∂⟨Jᵀu, v⟩/∂u from Jᵀu with a graph, by parameter."""
-        params = self.subset.unflatten(vector).values()
-        total = _inner(pulled, params)
-        total = u.sum() * 0 if total is None else total
-        if not total.requires_grad:
-            return torch.zeros_like(u)
-        (product,) = torch.autograd.grad(total, u, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(u) if product is None else product.detach()
 
     def hessian_product(self, x: PyTree, loss: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
         """∇²ℓ(f(x; θ)) v (K, P) at θ̂, for a scalar loss ℓ of the outputs f (B, C) and vectors v (K, P)."""
@@ -146,17 +136,16 @@ class UserModule:
             value = loss(self._forward(x).flatten(1).to(vectors.dtype))
             self.pass_counter.backward(self._rows * (1 + 2 * len(vectors)))
             gradients = torch.autograd.grad(value, chosen, create_graph=True, allow_unused=True)
-            return torch.stack([self._hessian_times(gradients, v, chosen) for v in vectors])
+            return torch.stack([_flat(self._inner_gradient(gradients, v, chosen), chosen) for v in vectors])
 
-    def _hessian_times(self, gradients: Sequence[Tensor | None], vector: Tensor, chosen: list[Tensor]) -> Tensor:
-        """∂⟨g, v⟩/∂θ from gradients g with a graph, by parameter."""
-        params = self.subset.unflatten(vector).values()
-        total = _inner(gradients, params)
-        total = vector.sum() * 0 if total is None else total
-        if not total.requires_grad:
-            return torch.zeros_like(vector)
-        products = torch.autograd.grad(total, chosen, retain_graph=True, allow_unused=True)
-        return _flat(products, chosen)
+    def _inner_gradient(
+        self, tensors: Sequence[Tensor | None], vector: Tensor, by: list[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """∂⟨t, v⟩/∂`by` for tensors t with a graph, by parameter, and a vector v (P,); None for a zero gradient."""
+        total = _inner(tensors, self.subset.unflatten(vector).values())
+        if total is None or not total.requires_grad:
+            return [None] * len(by)
+        return torch.autograd.grad(total, by, retain_graph=True, allow_unused=True)
 
     def _jacobian(self, x: PyTree) -> Tensor:
         """J (B, C, P) of all rows of x in one forward pass, by a backward pass per row and output."""

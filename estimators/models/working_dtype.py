@@ -102,9 +102,6 @@ class _ConvertedCasts(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _CASTS:
             return args[0].to(self.dtype)
-        args, kwargs = pytree.tree_map_only(torch.dtype, self._wider, (args, kwargs))
+        wider = dict.fromkeys(self._narrow, self.dtype)
+        args, kwargs = pytree.tree_map_only(torch.dtype, lambda dtype: wider.get(dtype, dtype), (args, kwargs))
         return func(*args, **kwargs)
-
-    def _wider(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of the computation in place of a narrower one."""
-        return self.dtype if dtype in self._narrow else dtype

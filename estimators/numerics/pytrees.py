@@ -8,8 +8,8 @@ tensors, tensors without dimensions, numbers, strings and flags.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -98,10 +98,6 @@ class RowLayout:
             self.sizes | ({rows} - {1}),
         )
 
-    def with_shared(self, paths: Iterable[str]) -> RowLayout:
-        """The layout in which the tensors at these paths are shared, too."""
-        return replace(self, unequal=self.unequal | set(paths))
-
     def check_lists(self) -> None:
         """Raise DataError for a list of Python values that is as long as the batch in every batch."""
         for path in sorted(self.lists - self.other_lists):
@@ -164,7 +160,7 @@ def row_tensors(tree: PyTree) -> list[Tensor]:
 def n_rows(tree: PyTree) -> int:
     """Return the length of the first dimension of the first tensor with rows; 0 if there is none."""
     tensors = row_tensors(tree)
-    return len(tensors[0]) if tensors else 0
+    return tensors[0].shape[0] if tensors else 0  # len() would fix the number of rows of an exported module
 
 
 def row_as_batch(row: PyTree) -> PyTree:

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from estimators.errors import EstimatorError
 from estimators.numerics.pytrees import PyTree, n_rows, row_dims, select_rows
+from estimators.numerics.tracing import is_tracing
 
 __all__ = ["one_by_one", "over_rows"]
 
@@ -19,8 +20,11 @@ def over_rows(function: Callable[..., PyTree], *arguments: PyTree, chunk_size: i
 
     Leaves without rows (a shared tensor, a number, a flag) are passed unchanged to every call.
     Forwards that branch on the values of their inputs (the padding masks of Hugging Face encoders) or write in place
-    (recurrent layers) fail inside vmap and work row by row.
+    (recurrent layers) fail inside vmap and work row by row. A single row is recorded for an exported module without
+    vmap, which would hide from a forward that it is recorded.
     """
+    if is_tracing():
+        return one_by_one(function, arguments)
     try:
         return vmap(function, in_dims=row_dims(arguments), chunk_size=chunk_size)(*arguments)
     except EstimatorError:

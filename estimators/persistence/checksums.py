@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from estimators.numerics.pytrees import PyTree, n_rows, tensors_of
+from estimators.numerics.pytrees import PyTree, Shared, n_rows, plain_inputs
 
-__all__ = ["DatasetChecksum", "bits", "digest", "row_hashes"]
+__all__ = ["DatasetChecksum", "bits_by_row", "digest", "row_hashes"]
 
 
 def digest(*parts: bytes | str | Tensor) -> bytes:
@@ -80,28 +80,37 @@ def _weighted(values: Tensor) -> tuple[float, float]:
     return float((values * weights).sum() + squares), float((values.abs() * weights).sum() + squares)
 
 
-def row_hashes(rows: PyTree, n: int | None = None) -> list[bytes]:
-    """Return a digest for each row of a pytree, over its tensors and over everything that the rows share.
+def row_hashes(x: PyTree, y: Tensor | None = None) -> list[bytes]:
+    """Return a digest for each row of a batch, which does not depend on the other rows.
+
+    A tensor with as many rows as the batch contributes one row to each digest. Other tensors, tensors marked as shared,
+    and plain values contribute to all digests.
 
     Args:
-        rows: inputs, or inputs and targets.
-        n: the number of rows; None: that of the first tensor with rows. Other tensors are shared by the rows.
+        x: inputs of B rows, a tensor or a pytree of tensors; shared ones may be marked (`RowLayout.mark`).
+        y: targets of the same rows, (B, ...), or None.
 
     Returns:
-        n digests of 32 bytes.
+        B digests of 32 bytes.
     """
-    n = n_rows(rows) if n is None else n
-    tables, shared = list[NDArray[np.uint8]](), b""
-    for leaf in pytree.tree_leaves(rows):
-        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == n:
-            tables.append(bits(leaf.reshape(n, -1)))
-        else:
-            tensors = tensors_of(leaf)
-            shared += bits(tensors[0].reshape(1, -1)).tobytes() if tensors else repr(leaf).encode()
-    return [digest(*(table[i].tobytes() for table in tables), shared) for i in range(n)]
+    n = n_rows(x) if y is None or not y.ndim else len(y)
+    columns: list[list[bytes]] = []
+    for leaf in pytree.tree_leaves((x, y)):
+        if isinstance(leaf, (Tensor, Shared)):
+            tensor: Tensor = plain_inputs(leaf)
+            has_rows = tensor is leaf and tensor.ndim > 0 and len(tensor) == n
+            table = bits_by_row(tensor if has_rows else tensor.unsqueeze(0))
+            columns.append([row.tobytes() for row in table] * (1 if has_rows else n))
+        elif isinstance(leaf, (str, bytes, bool, int, float, complex)):
+            columns.append([repr(leaf).encode()] * n)
+    rows = zip(*columns, strict=True) if columns else ()
+    return [digest(*(len(part).to_bytes(8, "little") + part for part in parts)) for parts in rows]
 
 
-def bits(table: Tensor) -> NDArray[np.uint8]:
-    """Return the bytes of a table (n, m), one row of bytes per row."""
-    raw: NDArray[np.uint8] = table.detach().cpu().contiguous().view(torch.uint8).numpy()
+def bits_by_row(tensor: Tensor) -> NDArray[np.uint8]:
+    """Return the bytes of each row of a tensor of any layout and dtype."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    table = (dense.flatten(1) if dense.ndim > 1 else dense.unsqueeze(1)).contiguous()
+    raw: NDArray[np.uint8] = table.view(torch.uint8).numpy()
     return raw

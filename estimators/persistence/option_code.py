@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dis
-import importlib.util
 import json
-import sys
 import types
 from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Any
 
 from estimators.persistence.checksums import digest
+from estimators.persistence.user_code import OWN, is_user_code
 
 __all__ = [
     "class_code",
@@ -26,7 +25,6 @@ __all__ = [
 ]
 
 Describe = Callable[[Any], Any]
-_OWN = frozenset({"estimators", "bdl_bench"})
 _DATA = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset, type(None))
 _MADE_BY_PYTHON = frozenset(
     {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__"}
@@ -38,14 +36,14 @@ _MADE_BY_PYTHON = frozenset(
 def class_name(kind: type) -> str:
     """Return the name of a class: alone for classes of these packages or of a user, else with its module."""
     name = kind.__qualname__.rpartition("<locals>.")[2]
-    return name if _top(kind.__module__) in _OWN or not is_library(kind.__module__) else f"{kind.__module__}.{name}"
+    return name if _top(kind.__module__) in OWN or not is_library(kind.__module__) else f"{kind.__module__}.{name}"
 
 
 def function_name(function: Any) -> str:  # noqa: ANN401
     """Return the module and the name of a function of a library."""
     module, name = getattr(function, "__module__", None) or "", getattr(function, "__qualname__", None)
     name = name or getattr(function, "__name__", None) or type(function).__qualname__
-    return name if _top(module) in _OWN or not module else f"{module}.{name}"
+    return name if _top(module) in OWN or not module else f"{module}.{name}"
 
 
 def names_alone(function: types.FunctionType) -> bool:
@@ -126,18 +124,7 @@ def class_code(kind: type, describe: Describe) -> str:
 @cache
 def is_library(module: str | None) -> bool:
     """Return whether a module belongs to Python, these packages or an installed package, and not to the user."""
-    top = _top(module or "builtins")
-    if top == "__main__":
-        return False
-    if top in _OWN or top in sys.stdlib_module_names:
-        return True
-    try:
-        loaded = sys.modules.get(top)
-        spec = importlib.util.find_spec(top) if loaded is None else getattr(loaded, "__spec__", None)
-    except (ImportError, ValueError, AttributeError):
-        return False
-    origin = str(getattr(spec, "origin", None) or "")
-    return "site-packages" in origin or "dist-packages" in origin
+    return not is_user_code(module or "builtins")
 
 
 def _member(item: object) -> list[object]:
@@ -152,12 +139,9 @@ def _member(item: object) -> list[object]:
 
 
 def _global(value: object, describe: Describe) -> Any:  # noqa: ANN401
-    known = isinstance(value, (*_DATA, types.FunctionType, types.ModuleType, type)) or _is_array(value)
+    is_array = _top(type(value).__module__) in ("numpy", "torch") and hasattr(value, "shape")
+    known = is_array or isinstance(value, (*_DATA, types.FunctionType, types.ModuleType, type))
     return describe(value) if known else {"object": class_name(type(value))}
-
-
-def _is_array(value: object) -> bool:
-    return type(value).__module__.partition(".")[0] in ("numpy", "torch") and hasattr(value, "shape")
 
 
 def _digest(parts: Any) -> str:  # noqa: ANN401

@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from estimators.option_checks import as_number
+from estimators.option_checks import as_number, shortened
 from estimators.persistence.checksums import digest
 from estimators.persistence.option_code import class_code, class_name, code_of, function_name, is_library, names_alone
 from estimators.runtime.module_wrappers import named_tensors, unwrapped
 
-__all__ = ["described", "differences", "digest_of", "in_words"]
+__all__ = ["described", "differences", "in_words"]
 
 _SHORT = 16  # numbers that are listed; of more, shape and digest
 _SHOWN = 120  # characters of a value in a message
@@ -43,11 +43,6 @@ _DEEPEST, _MOST_PARTS = 50, 100_000  # beyond these, an object is described by i
 def described(value: Any) -> Any:  # noqa: ANN401
     """Return the value of an option in JSON types, equal for options that are equal."""
     return _Description().of(value)
-
-
-def digest_of(value: Any) -> str:  # noqa: ANN401
-    """Return the SHA-256 of `described(value)`."""
-    return digest(json.dumps(described(value), sort_keys=True)).hex()
 
 
 def differences(there: Any, here: Any, name: str) -> list[tuple[str, str, str]]:  # noqa: ANN401
@@ -68,8 +63,7 @@ def differences(there: Any, here: Any, name: str) -> list[tuple[str, str, str]]:
 
 def in_words(description: Any) -> str:  # noqa: ANN401
     """Return a description as messages show it."""
-    text = _text(description)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return shortened(_text(description), _SHOWN)
 
 
 def _with_digest(text: str, description: Any) -> str:  # noqa: ANN401
@@ -244,7 +238,12 @@ def _attributes(value: Any) -> dict[str, Any]:  # noqa: ANN401
         elif part is not None:
             found[f"part {len(found)}"] = part
     skipped = getattr(type(value), "not_compared", ())
-    cached = {name for kind in type(value).__mro__ for name, item in vars(kind).items() if _is_cache(item)}
+    cached = {
+        name
+        for kind in type(value).__mro__
+        for name, item in vars(kind).items()
+        if isinstance(item, functools.cached_property)
+    }
     return {
         name: item
         for name, item in sorted(found.items())
@@ -264,10 +263,6 @@ def _state(value: Any) -> tuple[Any, ...]:  # noqa: ANN401
     if isinstance(reduced, str):
         return (reduced,)
     return tuple(part for part in [*reduced[1], *reduced[2:3]] if part is not type(value))
-
-
-def _is_cache(item: object) -> bool:
-    return isinstance(item, functools.cached_property)
 
 
 def _number(number: float) -> Any:  # noqa: ANN401

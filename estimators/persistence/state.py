@@ -28,7 +28,6 @@ __all__ = ["ABOUT", "PROGRESS", "TUNING", "About", "FittedState", "Learned", "mo
 ABOUT, TUNING, PROGRESS = "about", "tuning", "progress"
 FORMAT = 2
 _ORDERS = "orders in memory"
-_BY_REPR = 1  # the format whose options were texts, without seeds, rates and the middle of long tensors
 FittedState = dict[str, Tensor | str]
 Learned = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -61,13 +60,10 @@ class About:
         text = state.get(ABOUT)
         try:
             content = json.loads(text) if isinstance(text, str) else {}
-            found = content.pop("format", None)
-            if found == FORMAT:
+            if content.pop("format", None) == FORMAT:
                 return cls(**{**content, "checksum": DatasetChecksum(**content["checksum"])})
         except (ValueError, TypeError, KeyError, AttributeError):
-            found = None
-        if found == _BY_REPR:
-            raise _older_format()
+            pass
         raise StateError(
             f'a fitted state of format {FORMAT}, from state_dict() or save(), with its "about"',
             received=f"a {type(state).__name__} with entries {sorted(map(str, state))[:5]}",
@@ -161,12 +157,3 @@ def _ordered(tensor: Tensor, order: list[int] | None) -> Tensor:
         return tensor
     inverse = [order.index(dim) for dim in range(tensor.ndim)]
     return tensor.permute(order).contiguous().permute(inverse)
-
-
-def _older_format() -> StateError:
-    return StateError(
-        f"a fitted state of format {FORMAT}, which has every option by value",
-        received=f"one of format {_BY_REPR}, written by an earlier version, which left out options such as seed, "
-        "learning rate and tolerance, so that it cannot be told whether they agree",
-        remedy="fit again and save, or load it with the version that wrote it.",
-    )

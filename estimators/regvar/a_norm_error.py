@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from estimators.curvature.krylov.block_cg import BlockSolution
 from estimators.curvature.krylov.whitening import PriorWhitening
-from estimators.data.distributed import ProcessGroup
 from estimators.errors import NotConvergedWarning
 from estimators.numerics.reductions import dots, inner
 from estimators.regvar.perturbation import Perturbation
 
-__all__ = ["CONVERGED", "ANormError", "SampleANormErrors", "prior_draw_norms"]
+__all__ = ["CONVERGED", "ANormError", "SampleANormErrors"]
 
 CONVERGED = 0.5
 """A-norm error per effective dimension below which draws count as converged.
@@ -88,7 +86,6 @@ class SampleANormErrors:
         delta: Tensor,
         displacement: Tensor,
         slope: Tensor,
-        prior: tuple[float, Tensor] | None = None,
     ) -> Self:
         """Return the terms at given displacements.
 
@@ -97,12 +94,11 @@ class SampleANormErrors:
             delta: prior precision δ, (P,).
             displacement: u, (K, P).
             slope: A u − ξ, (K, P).
-            prior: `prior_draw_norms` of the perturbation, or None to compute them.
 
         Returns:
             The terms of each draw.
         """
-        n, from_prior = prior_draw_norms(perturbation, delta) if prior is None else prior
+        n, from_prior = _prior_draw_norms(perturbation, delta)
         linear = dots(displacement, perturbation.gradient)  # ξᵀu
         quadratic, prior_part = linear + dots(displacement, slope), dots(displacement, displacement, delta)
         positive = bool((delta > 0).all())
@@ -114,7 +110,7 @@ class SampleANormErrors:
         cls, perturbation: Perturbation, delta: Tensor, coordinates: PriorWhitening, solved: BlockSolution
     ) -> Self:
         """Return the terms after a solve in whitened `coordinates`; the residual b − A u = leftᵀ Q needs no product."""
-        n, from_prior = prior_draw_norms(perturbation, delta)
+        n, from_prior = _prior_draw_norms(perturbation, delta)
         u, unit = solved.solution, coordinates.unit  # of the prior
         linear = dots(u, coordinates.whiten_rhs(perturbation.gradient))
         quadratic = linear - (inner(u, solved.next_block) * solved.residual_coefficients.T).sum(1)
@@ -122,15 +118,6 @@ class SampleANormErrors:
         left = solved.residual_coefficients.square().sum(0)
         bound = left / unit if unit > 0 else torch.full_like(left, math.inf)
         return cls(torch.stack([from_prior, linear, quadratic, prior_part, bound], 1), n)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[SampleANormErrors]) -> Self:
-        """Return the terms of draws that were solved in several parts."""
-        return cls(torch.cat([part.terms for part in parts]), parts[0].n)
-
-    def gather(self, process_group: ProcessGroup, n_draws: int) -> Self:
-        """Return the terms of all `n_draws` draws, of which each process has solved a part."""
-        return replace(self, terms=process_group.all_gather(self.terms, n_draws))
 
     @property
     def dimensions(self) -> Tensor:
@@ -147,7 +134,7 @@ class SampleANormErrors:
         return ANormError(error / self.n, error / dimension, standard_error, bound / dimension)
 
 
-def prior_draw_norms(perturbation: Perturbation, delta: Tensor) -> tuple[float, Tensor]:
+def _prior_draw_norms(perturbation: Perturbation, delta: Tensor) -> tuple[float, Tensor]:
     """Return n, the number of drawn parameters, and ‖z‖² of each draw over these, (K,)."""
     assert perturbation.initial_guess is not None
     drawn = torch.zeros_like(delta, dtype=torch.bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,30 @@ from estimators.numerics.reductions import dots, inner
 from estimators.regvar.rao_blackwell import RaoBlackwellBlock
 from estimators.runtime.memory import rows_per_chunk
 
-__all__ = ["VarianceBounds"]
+__all__ = ["Bounds", "BoundsOf", "LeadingSpace", "VarianceBounds"]
 
+Bounds = tuple[Tensor, Tensor]
+"""Lower and upper bound."""
+LeadingSpace = tuple[int, int]
+"""Number of the first vectors of a space that are a Krylov space themselves, and of the vectors in their next block."""
 
 _ROUND_OFF = 64 * torch.finfo(torch.float64).eps
 """Error of an eigenvalue of S in units of the largest: S is formed in float64, as a difference of long sums."""
+
+
+@dataclass(frozen=True)
+class _SpaceMatrices:
+    """The small matrices that give the bounds from one leading space.
+
+    Args:
+        rank: r, the number of vectors.
+        whitener: matrix with whitenerᵀ whitener = S⁻¹, (q, r).
+        reduction: R of `KrylovSpace`, (q, r + k).
+    """
+
+    rank: int
+    whitener: Tensor
+    reduction: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,72 +56,136 @@ class VarianceBounds:
         network: the network at θ̂.
         space: Krylov space W, rank r, and T = Wᵀ A W.
         block: the last-layer block L, or None.
-        whitener: matrix with whitenerᵀ whitener = S⁻¹, (q, r).
+        spaces: matrices of each leading space that bounds are wanted from; those of the whole space last.
         along_block: A_LL⁻¹ A_LW, (r, C, E), or None.
     """
 
     network: Network
     space: KrylovSpace
     block: RaoBlackwellBlock | None
-    whitener: Tensor
+    spaces: tuple[_SpaceMatrices, ...]
     along_block: Tensor | None
 
     @classmethod
-    def of(cls, network: Network, space: KrylovSpace, block: RaoBlackwellBlock | None) -> VarianceBounds:
-        """Return the bounds of a Krylov space, with S and A_LL⁻¹ A_LW computed."""
+    def of(
+        cls,
+        network: Network,
+        space: KrylovSpace,
+        block: RaoBlackwellBlock | None,
+        leading: Sequence[LeadingSpace] = (),
+    ) -> VarianceBounds:
+        """Return the bounds of a Krylov space, and of some of its leading spaces."""
         schur, along = space.galerkin, None
         if block is not None:
-            scale = block.last_layer.to_matrix(space.scale).square()
+            scale = block.last_layer.to_matrix(space.scale)
             image = torch.tensordot(space.expansion, (block.last_layer.to_matrix(space.basis) / scale).double(), dims=1)
             along = block.precision.dense.solve(image.flatten(1)).view_as(image)
             schur = schur - image.flatten(1) @ along.flatten(1).T
-        return cls(network, space, block, _whitener(0.5 * (schur + schur.T), space.scale.dtype), along)
+        schur = 0.5 * (schur + schur.T)
+        wanted = [*leading, (space.rank, len(space.coupling))]
+        matrices = [
+            _SpaceMatrices(r, _whitener(schur[:r, :r], space.scale.dtype), space.reduction_of(r, k)) for r, k in wanted
+        ]
+        return cls(network, space, block, tuple(matrices), along)
 
-    def variance(self, x: PyTree) -> tuple[Tensor, Tensor]:
-        """Return lower and upper bound of the variance, (M, C) each."""
-        return self._in_chunks(self._variance, x)
+    def variance(self, x: PyTree) -> Bounds:
+        """Return lower and upper bound of the variance, (M, C) each, from the whole space."""
+        return self.variances(x)[-1]
 
-    def covariance(self, x: PyTree) -> tuple[Tensor, Tensor]:
-        """Return lower and upper bound of the covariance, (M, C, C) each."""
-        return self._in_chunks(self._covariance, x)
+    def variances(self, x: PyTree) -> list[Bounds]:
+        """Return lower and upper bound of the variance, (M, C) each, from each of `spaces`."""
+        return self._in_chunks(self._variances, x)
 
-    def _variance(self, x: PyTree) -> tuple[Tensor, Tensor]:
+    def covariance(self, x: PyTree) -> Bounds:
+        """Return lower and upper bound of the covariance, (M, C, C) each, from the whole space."""
+        return self._in_chunks(self._covariance, x)[-1]
+
+    def variances_of_gradients(self, gradients: Tensor) -> list[Bounds]:
+        """Return bounds of gᵀA⁻¹g, (m,) each in float64, from each of `spaces`.
+
+        Args:
+            gradients: g, (m, P), such as rows of the Jacobian.
+        """
+        response = inner(self.space.basis, self.space.scale * gradients)
+        prior = dots(gradients, gradients, self.space.scale.square())
+        if self.block is None or self.along_block is None:
+            return self._bounds(response, prior, torch.zeros_like(prior), None)
+        inside = self.block.last_layer.to_matrix(gradients).flatten(1).to(self.along_block.dtype)
+        last_layer = (self.block.precision.dense.solve(inside) * inside).sum(1)
+        return self._bounds(response, prior, last_layer, self.along_block.flatten(1) @ inside.T)
+
+    def _variances(self, x: PyTree) -> list[Bounds]:
         jacobian = self.network.jacobian(x)
-        projected, removed = self._responses(x, jacobian)
-        lower, dtype = projected.square().sum(0), self.network.theta.dtype
-        if self.block is not None:
-            lower = lower + self.block.variance(x)
         rows = jacobian.flatten(0, 1)
-        prior = dots(rows, rows, self.space.scale.square()).view_as(lower)  # Σ_p J_cp² / δ_p
-        upper = prior - removed.square().sum(0)
-        return lower.to(dtype), torch.maximum(upper, lower).to(dtype)
+        prior = dots(rows, rows, self.space.scale.square()).view(jacobian.shape[:2])  # Σ_p J_cp² / δ_p
+        last_layer, along = self._last_layer(x, jacobian)
+        found = self._bounds(self._response(jacobian.mul_(self.space.scale)), prior, last_layer.to(prior), along)
+        dtype = self.network.theta.dtype
+        return [(lower.to(dtype), upper.to(dtype)) for lower, upper in found]
 
-    def _covariance(self, x: PyTree) -> tuple[Tensor, Tensor]:
-        jacobian = self.network.jacobian(x)
-        projected, removed = self._responses(x, jacobian)
+    def _bounds(self, response: Tensor, prior: Tensor, last_layer: Tensor, along: Tensor | None) -> list[Bounds]:
+        """Return the bounds from [W; Q] s Jᵀ (r + k, ...), J δ⁻¹ Jᵀ, the last-layer variance, and A_WL A_LL⁻¹ J_Lᵀ."""
+        bounds = []
+        for small in self.spaces:
+            projected, removed = _projected(small, response, along)
+            lower = last_layer + projected.square().sum(0)
+            bounds.append((lower, torch.maximum(prior - removed.square().sum(0), lower)))
+        return bounds
+
+    def _covariance(self, x: PyTree) -> list[Bounds]:
+        jacobian = self.network.jacobian(x).mul_(self.space.scale)
+        projected, removed = _projected(self.spaces[-1], self._response(jacobian), self._along(x))
         lower, dtype = torch.einsum("rmc,rmd->mcd", projected, projected), self.network.theta.dtype
         if self.block is not None:
             lower = lower + self.block.covariance(x)
-        prior = torch.stack([inner(rows, rows) for rows in jacobian.mul_(self.space.scale)])
+        prior = torch.stack([inner(rows, rows) for rows in jacobian])
         upper = prior - torch.einsum("rmc,rmd->mcd", removed, removed)
-        return lower.to(dtype), upper.to(dtype)
+        return [(lower.to(dtype), upper.to(dtype))]
 
-    def _responses(self, x: PyTree, jacobian: Tensor) -> tuple[Tensor, Tensor]:
-        """Return S^(−½) Zᵀ Jᵀ and the factor of the low-rank term of the upper bound, (·, M, C) in float64."""
-        response = inner(self.space.basis, jacobian.flatten(0, 1)).unflatten(1, jacobian.shape[:2])  # [W; Q] Jᵀ
-        removed = torch.tensordot(self.space.reduction, response, dims=1)
-        projected = response[: self.space.rank]
-        if self.block is not None and self.along_block is not None:
-            projected = projected - self.block.response(self.along_block, x)
-        return torch.tensordot(self.whitener, projected, dims=1), removed
+    def _response(self, scaled_jacobian: Tensor) -> Tensor:
+        """Return [W; Q] s Jᵀ, (r + k, M, C) in float64, from J s."""
+        response: Tensor = inner(self.space.basis, scaled_jacobian.flatten(0, 1)).unflatten(
+            1, scaled_jacobian.shape[:2]
+        )
+        return response
 
-    def _in_chunks(self, bounds: Callable[[PyTree], tuple[Tensor, Tensor]], x: PyTree) -> tuple[Tensor, Tensor]:
+    def _along(self, x: PyTree) -> Tensor | None:
+        """Return A_WL A_LL⁻¹ J_Lᵀ, (r, M, C), or None without a last-layer block."""
+        if self.block is None or self.along_block is None:
+            return None
+        return self.block.response(self.along_block, x)
+
+    def _last_layer(self, x: PyTree, jacobian: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the last-layer variance (M, C), and A_WL A_LL⁻¹ J_Lᵀ (r, M, C)."""
+        if self.block is None or self.along_block is None:
+            return jacobian.new_zeros(jacobian.shape[:2]), None
+        features = self.block.features_in(jacobian)
+        if features is None:
+            return self.block.variance(x), self._along(x)
+        return self.block.precision.variance(features), self.block.response_at(self.along_block, features)
+
+    def _in_chunks(self, bounds: Callable[[PyTree], list[Bounds]], x: PyTree) -> list[Bounds]:
         """Return `bounds` of x, computed for as many rows together as fit into memory with Jacobian and responses."""
         n_outputs = self.network.outputs(x).shape[-1]
         row_bytes = n_outputs * (2 * self.network.n_parameters + 4 * len(self.space.stored)) * 8
         parts = [bounds(part) for part in split_rows(x, rows_per_chunk(row_bytes))]
-        lower, upper = (torch.cat(bound) for bound in zip(*parts, strict=True))
-        return lower, upper
+        return [
+            (torch.cat([lower for lower, _ in of_parts]), torch.cat([upper for _, upper in of_parts]))
+            for of_parts in zip(*parts, strict=True)
+        ]
+
+
+BoundsOf = Callable[[KrylovSpace, Sequence[LeadingSpace]], VarianceBounds]
+"""A Krylov space and some of its leading spaces -> bounds of the variance."""
+
+
+def _projected(small: _SpaceMatrices, response: Tensor, along: Tensor | None) -> Bounds:
+    """Return S^(−½) Zᵀ Jᵀ, whose squares give the lower bound, and R [W; Q] s Jᵀ, which lowers the upper bound."""
+    inside = response[: small.rank]
+    if along is not None:
+        inside = inside - along[: small.rank]
+    removed = torch.tensordot(small.reduction, response[: small.reduction.shape[1]], dims=1)
+    return torch.tensordot(small.whitener, inside, dims=1), removed
 
 
 def _whitener(schur: Tensor, dtype: torch.dtype) -> Tensor:

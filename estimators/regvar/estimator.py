@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from copy import copy
 from dataclasses import asdict, replace
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from estimators.curvature.krylov.block_cg import products_are_accurate
-from estimators.curvature.krylov.definiteness import positive_definite
-from estimators.errors import IllConditionedError, OptionError, UnsupportedError
+from estimators.curvature.krylov.extreme_eigenvalues import with_definite_products
+from estimators.errors import IllConditionedError, NotConvergedWarning, OptionError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
@@ -21,19 +23,26 @@ from estimators.numerics.pytrees import PyTree, split_rows
 from estimators.numerics.reductions import norms
 from estimators.objective.float64 import network_in_float64, to_float64
 from estimators.objective.objective import Objective
-from estimators.option_checks import checked_choice, checked_flag, checked_instance
+from estimators.option_checks import checked_choice, checked_flag, checked_instance, checked_number
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.persistence.state import Learned
 from estimators.regvar.a_norm_error import SampleANormErrors
+from estimators.regvar.bounds import VarianceBounds
+from estimators.regvar.measured_bounds import MeasuredBounds
 from estimators.regvar.monte_carlo import ClippedMonteCarlo, InterpolatedBounds, MonteCarloVariance
 from estimators.regvar.perturbation import Perturbation
+from estimators.regvar.refinement import refined_space
 from estimators.regvar.regularizers import PosteriorDraws, Regularizer
+from estimators.regvar.relative_error import relative_error
 from estimators.regvar.report import RegVarReport, relative_gradient
-from estimators.regvar.solvers import FineTune, Solver
+from estimators.regvar.solver_selection import select_solver
+from estimators.regvar.solvers import Solver
 from estimators.regvar.solvers.base import Solution
 from estimators.regvar.variance_estimate import VarianceEstimate
 
 __all__ = ["RegVar"]
+
+_RTOL = 0.05
 
 
 class RegVar(UncertaintyEstimator):
@@ -58,11 +67,16 @@ class RegVar(UncertaintyEstimator):
             does; needs curvature="hessian" and NewtonRefit or FineTune, and is exact only if θ̂ is stationary.
         regularizer: r and its variance estimate: Pointwise, MeanAbsolute, SignedProbes, ParameterProbes, or
             PosteriorDraws; None for PosteriorDraws().
-        solver: NewtonRefit, FineTune or LinearResponse; None for FineTune().
+        solver: NewtonRefit, FineTune, LinearResponse, or "auto". With posterior draws, "auto" is LinearResponse with a
+            Krylov space that grows until the variance is accurate to `rtol`; a space that spans all weights of a small
+            network gives the exact variance. If no such space fits into memory, it is LinearResponse with the largest
+            space, then FineTune. `solver_` says which one was selected and why.
+        rtol: relative root-mean-square error of the variance, over rows and outputs, to reach with solver="auto". The
+            error is measured at training rows and at rows unlike them; `relative_error_` is the result.
 
     Attributes:
         fit_report_: RegVarReport, with the solver's report and the cost of the fit.
-        a_norm_error_, rao_blackwell_, relative_gradient_: see these properties.
+        solver_, relative_error_, a_norm_error_, rao_blackwell_, relative_gradient_: see these properties.
 
     Raises:
         OptionError, UnsupportedError: at construction, for arguments that are wrong or do not go together.
@@ -71,20 +85,24 @@ class RegVar(UncertaintyEstimator):
             at query (Pointwise, SignedProbes) solve in `variance`, and raise these errors there.
 
     Warns:
-        NotConvergedWarning: if posterior draws have not converged (`a_norm_error_`) and the variance depends on it.
+        NotConvergedWarning: if posterior draws have not converged (`a_norm_error_`) and the variance depends on it, and
+            if solver="auto" cannot reach `rtol`.
 
     Example:
         >>> import torch
         >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> from estimators import LinearResponse, PosteriorDraws, RegVar
+        >>> from estimators import RegVar
         >>> x = torch.linspace(-1, 1, 20)[:, None]
         >>> loader = DataLoader(TensorDataset(x, x.sin()), batch_size=10)
         >>> model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
-        >>> regvar = RegVar(model, "regression", regularizer=PosteriorDraws(32), solver=LinearResponse())
-        >>> regvar.fit(loader).variance(x[:3]).shape
+        >>> regvar = RegVar(model, "regression", rtol=0.01).fit(loader)
+        >>> regvar.variance(x[:3]).shape
         torch.Size([3, 1])
+        >>> regvar.relative_error_ <= 0.01
+        True
     """
 
+    export_route = "rows"
     fit_report_: RegVarReport
     refit_objective_: Objective
 
@@ -97,7 +115,8 @@ class RegVar(UncertaintyEstimator):
         curvature: str = "ggn",
         centred: bool = True,
         regularizer: Regularizer | None = None,
-        solver: Solver | None = None,
+        solver: Solver | str = "auto",
+        rtol: float = _RTOL,
         **options: Unpack[CommonOptions],
     ) -> None:
         super().__init__(model, likelihood, **options)
@@ -105,8 +124,14 @@ class RegVar(UncertaintyEstimator):
         self.centred = checked_flag("centred", centred)
         made = PosteriorDraws() if regularizer is None else regularizer
         self.regularizer = checked_instance("regularizer", made, Regularizer, remedy="PosteriorDraws(n_draws=32).")
-        made_solver = FineTune() if solver is None else solver
-        self.solver = checked_instance("solver", made_solver, Solver, remedy="LinearResponse().")
+        self.solver = solver if solver == "auto" else checked_instance("solver", solver, Solver, remedy='"auto".')
+        self.rtol = checked_number("rtol", rtol, above=0, remedy="0.05.")
+        if isinstance(self.solver, Solver) and self.rtol != _RTOL:
+            raise OptionError(
+                'rtol with solver="auto" only',
+                received=f"rtol={rtol:g} and {self.solver!r}",
+                remedy='solver="auto", or the tolerance of the solver itself.',
+            )
         _check_combination(self.regularizer, self.solver, curvature=curvature, centred=centred)
 
     @property
@@ -119,12 +144,15 @@ class RegVar(UncertaintyEstimator):
         self._on_data_attached(objective)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
             with objective.network.pass_counter.phase("definiteness"):
-                self.refit_objective_ = positive_definite(self.refit_objective_, lambda objective: objective.product)
+                self.refit_objective_ = with_definite_products(
+                    self.refit_objective_, lambda objective: objective.product
+                )
         self.variance_estimate_: VarianceEstimate | None = None
         if not self.regularizer.at_query:
             self.variance_estimate_ = self._solve(
                 None, self.regularizer, progress_bar=progress_bar, checkpoint=self._checkpoint
             )
+            self._warn_above_rtol()
         solver = self.fit_report_.solver
         n_perturbations = 1 if solver is None else solver.n_perturbations
         passes = objective.network.pass_counter.passes(objective.batches.n_data, n_perturbations)
@@ -163,23 +191,54 @@ class RegVar(UncertaintyEstimator):
     ) -> VarianceEstimate:
         """Build the problem, solve it, make the variance estimate, and report on all three."""
         objective = self.refit_objective_
+        solver, reason = self._solver_for(objective, regularizer)
         perturbation, make_estimate = regularizer.build_problem(objective, x)
-        solution = self.solver.solve(objective, perturbation, progress_bar=progress_bar, checkpoint=checkpoint)
+        solution = solver.solve(objective, perturbation, progress_bar=progress_bar, checkpoint=checkpoint)
         a_norm_errors = _a_norm_errors(objective, perturbation, solution)
         del perturbation  # free its 2K vectors of θ's size before the variance estimate is made
         with objective.network.pass_counter.phase("variance estimate"):
             estimate = make_estimate(solution)
-        self.fit_report_ = replace(self.fit_report_, solver=solution.report)
+        self.fit_report_ = replace(self.fit_report_, solver=solution.report, selection=reason)
         if isinstance(estimate, MonteCarloVariance) and a_norm_errors is not None:
             error = a_norm_errors.error
-            self.fit_report_ = replace(self.fit_report_, a_norm_error=error, rao_blackwell=estimate.rao_blackwell)
+            self.fit_report_ = replace(
+                self.fit_report_,
+                a_norm_error=error,
+                rao_blackwell=estimate.rao_blackwell,
+                relative_error=relative_error(estimate, objective, error),
+            )
             # Other estimates do not depend on it: they have a solver's residual, or the bounds of a Krylov space.
             if solution.report.residual is None or isinstance(estimate, ClippedMonteCarlo):
                 error.warn_if_large()
         return estimate
 
+    def _solver_for(self, objective: Objective, regularizer: Regularizer) -> tuple[Solver, str]:
+        """Return the solver, and why it was selected."""
+        if isinstance(self.solver, Solver):
+            return self.solver, "given as solver="
+        return select_solver(objective, regularizer, rtol=self.rtol, centred=self.centred)
+
+    def _warn_above_rtol(self) -> None:
+        error = self.fit_report_.relative_error
+        if self.solver == "auto" and error is not None and error > self.rtol:
+            warnings.warn(
+                f"expected a relative error of the variance of at most rtol={self.rtol:g}, received an estimate of "
+                f"{error:.2g} by {self._selected_solver()}. Try PosteriorDraws with more draws, refine(x) for the rows "
+                "that matter, a subset_of_weights, or a larger rtol.",
+                NotConvergedWarning,
+                stacklevel=5,
+            )
+
     def _variance(self, x: PyTree) -> Tensor:
         return torch.cat([estimate.variance(part) for estimate, part in self._estimates(x)])
+
+    def _check_exportable(self) -> None:
+        if self.variance_estimate_ is None:
+            raise self._not_exportable(f"RegVar with {self.regularizer!r}")
+
+    def _export_moments(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        mean, variance = super()._export_moments(x)
+        return mean, variance.clamp_min(0) if self.regularizer.signed else variance
 
     def _predictive_variance(self, x: PyTree) -> Tensor:
         variance = self.variance(x)
@@ -238,7 +297,7 @@ class RegVar(UncertaintyEstimator):
         """
         x = self._prepare_query(x)
         shape = self._check_query(x)
-        if not isinstance(self.variance_estimate_, InterpolatedBounds):
+        if not isinstance(self.variance_estimate_, (InterpolatedBounds, MeasuredBounds)):
             raise UnsupportedError(
                 "posterior draws with the bounds of a Krylov space",
                 received=f"{self.regularizer!r} by {self.solver!r}",
@@ -246,6 +305,50 @@ class RegVar(UncertaintyEstimator):
             )
         lower, upper = self.variance_estimate_.bounds.variance(x)
         return self._to_output_dtype(lower).reshape(shape), self._to_output_dtype(upper).reshape(shape)
+
+    @exclusively
+    def refine(self, x: PyTree, *, rtol: float | None = None) -> Self:
+        """Return a fit whose variance at the rows of x is accurate to rtol for certain.
+
+        Outputs whose bounds are further apart are added to the Krylov space as right-hand sides. The space is recycled,
+        so that each needs few products. Other rows profit, too; this fit does not change.
+
+        Args:
+            x: M query rows.
+            rtol: relative distance of the bounds to reach at each of them; None for `rtol` of the constructor.
+
+        Returns:
+            A new fitted estimator.
+
+        Raises:
+            UnsupportedError: if the fit has no measured Krylov space: without PosteriorDraws and solver="auto".
+            NotFittedError: for a loaded fit without its training data; see `attach_data`.
+
+        Example:
+            >>> x = torch.linspace(-1, 1, 20)[:, None]
+            >>> model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+            >>> regvar = RegVar(model, "regression", rtol=0.2).fit([(x, x.sin())]).refine(2 * x, rtol=1e-3)
+            >>> lower, upper = regvar.variance_bounds(2 * x)
+            >>> bool((upper - lower <= 1e-3 * upper).all())
+            True
+        """
+        x = self._prepare_query(x)
+        self._check_query(x)
+        estimate = self.variance_estimate_
+        if not isinstance(estimate, MeasuredBounds):
+            raise UnsupportedError(
+                'a fit with a measured Krylov space: PosteriorDraws by solver="auto"',
+                received=f"{self.regularizer!r} by {self.solver_}",
+                remedy='solver="auto"; a network for which no space fits needs a subset_of_weights.',
+            )
+        rtol = self.rtol if rtol is None else checked_number("rtol", rtol, above=0, remedy="0.01.")
+        objective, accuracy = self.refit_objective_, estimate.accuracy
+        with objective.network.pass_counter.phase("refine"):
+            space = refined_space(objective, estimate.bounds, x, rtol)
+        bounds = VarianceBounds.of(estimate.network, space, estimate.block, accuracy.leading(space.rank))
+        refined = copy(self)
+        refined.variance_estimate_ = MeasuredBounds(estimate, bounds, accuracy)
+        return refined
 
     def _estimates(self, x: PyTree, regularizer: Regularizer | None = None) -> list[tuple[VarianceEstimate, PyTree]]:
         """Return the fitted variance estimate with x, or solve for parts of x that fit into memory."""
@@ -255,6 +358,32 @@ class RegVar(UncertaintyEstimator):
         rows = regularizer.rows_per_solve(objective, self.network_.outputs(x).shape[-1])
         parts = [x] if rows is None else split_rows(x, rows)
         return [(self._solve(part, regularizer), part) for part in parts]
+
+    @property
+    def solver_(self) -> str:
+        """Which solver computed the fit, and why it was selected."""
+        self._check_fitted()
+        return self._selected_solver()
+
+    def _selected_solver(self) -> str:
+        report = self.fit_report_.solver
+        name = self.solver if report is None else report.solver
+        return f"{name} ({self.fit_report_.selection})" if self.fit_report_.selection else str(name)
+
+    @property
+    def relative_error_(self) -> float:
+        """Estimate of the relative root-mean-square error of the variance, over rows and outputs.
+
+        With solver="auto" it is measured at training rows and at rows unlike them, whose variance is solved for. With
+        other solvers it is the Monte Carlo standard error together with the A-norm error of the draws.
+
+        Raises:
+            UnsupportedError: for other regularizers than PosteriorDraws.
+        """
+        self._check_fitted()
+        if self.fit_report_.relative_error is None:
+            raise self._not_draws()
+        return self.fit_report_.relative_error
 
     @property
     def a_norm_error_(self) -> float:
@@ -312,7 +441,7 @@ def _slope(objective: Objective, displacement: Tensor, gradient: Tensor) -> Tens
     return image.sub_(gradient)
 
 
-def _check_combination(regularizer: Regularizer, solver: Solver, *, curvature: str, centred: bool) -> None:
+def _check_combination(regularizer: Regularizer, solver: Solver | str, *, curvature: str, centred: bool) -> None:
     """Raise OptionError or UnsupportedError if regularizer, solver and curvature do not go together."""
     if regularizer.needs_ggn and curvature == "hessian":
         raise UnsupportedError(
@@ -320,9 +449,10 @@ def _check_combination(regularizer: Regularizer, solver: Solver, *, curvature: s
             received='"hessian", which would give the sandwich H⁻¹GH⁻¹',
             remedy="Pointwise() or ParameterProbes(), right for any positive definite curvature.",
         )
-    if not centred and (curvature == "ggn" or not solver.refits):
+    refits = not isinstance(solver, Solver) or solver.refits
+    if not centred and (curvature == "ggn" or not refits):
         raise OptionError(
             'curvature="hessian" and a solver that refits with centred=False: the trained loss itself is refitted',
-            received=f'curvature="{curvature}" and {type(solver).__name__}',
+            received=f'curvature="{curvature}" and {solver!r}',
             remedy='curvature="hessian" with NewtonRefit or FineTune, or centred=True.',
         )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.errors import UnsupportedError
 from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.models.network import Network
@@ -17,10 +16,11 @@ from estimators.numerics.pytrees import PyTree, select_rows
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
 from estimators.regvar.bounds import VarianceBounds
+from estimators.regvar.probe_rows import random_training_rows
 from estimators.regvar.rao_blackwell import ComposedBlock, RaoBlackwellBlock
 from estimators.regvar.variance_estimate import VarianceEstimate
 
-__all__ = ["BoundInterpolation", "ClippedMonteCarlo", "InterpolatedBounds", "MonteCarloVariance", "restored_draws"]
+__all__ = ["BoundInterpolation", "ClippedMonteCarlo", "InterpolatedBounds", "MonteCarloVariance"]
 
 _ROW_SHARE, _MIN_ROWS, _MAX_ROWS = 0.1, 16, 256  # training rows that the interpolation weight is computed from
 _MAX_OUTPUTS = 32  # outputs per row for the interpolation weight; each costs a backward pass
@@ -199,37 +199,10 @@ class ClippedMonteCarlo(InterpolatedBounds):
         return MonteCarloVariance.standard_error(self, x)
 
 
-def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> MonteCarloVariance:
-    """Return the estimate of posterior draws that its `state` describes."""
-    block = (
-        None
-        if learned["last_layer"] is None
-        else RaoBlackwellBlock.restored(network, tensors["block"], learned["last_layer"])
-    )
-    draws = MonteCarloVariance(network, tensors["displacement"], block, learned["rao_blackwell"])
-    if "interpolation" not in learned:
-        return draws
-    space = KrylovSpace.restored(tensors)
-    kind = ClippedMonteCarlo if learned.get("clipped") else InterpolatedBounds
-    return kind(draws, VarianceBounds.of(network, space, block), BoundInterpolation(**learned["interpolation"]))
-
-
 def _some_rows(objective: Objective) -> list[PyTree]:
-    """Return random training rows, those of each batch together.
-
-    Rows come from all batches, since a loader may be sorted, for instance by class. Batches are not concatenated,
-    since their rows may differ in shape.
-    """
-    n_data = objective.batches.n_data
-    wanted = min(_MAX_ROWS, max(_MIN_ROWS, int(_ROW_SHARE * n_data)))
-    order = torch.randperm(n_data, generator=torch.Generator().manual_seed(_SEED))
-    chosen, start, taken = order[:wanted].sort().values, 0, list[PyTree]()
-    for batch in objective.batches:
-        inside = chosen[(chosen >= start) & (chosen < start + len(batch))] - start
-        if len(inside):
-            taken.append(select_rows(batch.x, inside.to(batch.y.device)))
-        start += len(batch)
-    return taken
+    """Return a tenth of the training rows, at random, those of each batch together."""
+    wanted = min(_MAX_ROWS, max(_MIN_ROWS, int(_ROW_SHARE * objective.batches.n_data)))
+    return random_training_rows(objective, wanted, torch.Generator().manual_seed(_SEED))
 
 
 def _random_combinations(network: Network, x: PyTree) -> Functional | None:

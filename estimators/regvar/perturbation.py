@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from estimators.numerics.pytrees import PyTree, select_rows
+from estimators.regvar.bounds import BoundsOf
 
 __all__ = ["LinearPerturbation", "Perturbation"]
 
@@ -24,12 +25,14 @@ class Perturbation(ABC):
         initial_guess: first guess of A⁻¹∇r_k, (K, P), or None for zero.
         max_products: products with A per function that a solver without its own tolerance spends; None if the result
             must be exact.
+        bounds_of: makes bounds of the variance from a Krylov space, for a solver that measures its error; or None.
     """
 
     gradient: Tensor
     items: PyTree
     initial_guess: Tensor | None = None
     max_products: int | None = None
+    bounds_of: BoundsOf | None = None
     linear: ClassVar[bool] = False
     """Whether ∇r equals `gradient` at every θ."""
 
@@ -65,9 +68,10 @@ class LinearPerturbation(Perturbation):
         *,
         initial_guess: Tensor | None = None,
         max_products: int | None = None,
+        bounds_of: BoundsOf | None = None,
     ) -> LinearPerturbation:
         """Return the linear functions with gradients u (K, P) about `centre` (P,)."""
-        return cls(gradient, gradient, initial_guess, max_products, centre)
+        return cls(gradient, gradient, initial_guess, max_products, bounds_of, centre)
 
     def value(self, theta: Tensor, item: PyTree, x: PyTree, share: float) -> Tensor:  # noqa: ARG002
         assert self.centre is not None

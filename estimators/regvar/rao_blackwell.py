@@ -64,6 +64,16 @@ class RaoBlackwellBlock:
         shape = (layer.n_outputs, layer.n_features)
         return cls(layer, FullLastLayer.factored(cholesky, shape))
 
+    def features_in(self, jacobian: Tensor) -> Tensor | None:
+        """Return the features φ (M, E) that a Jacobian (M, C, P) has as its entries of L; None if it has others.
+
+        ∂f_c/∂W_d = δ_cd φ. The Jacobian has been compared with plain autograd, so that no forward pass is needed.
+        """
+        entries = self.last_layer.to_matrix(jacobian)  # (M, C, C, E)
+        features = entries[:, 0, 0]
+        expected = torch.diag_embed(features[..., None].expand(-1, -1, entries.shape[1])).permute(0, 2, 3, 1)
+        return features if torch.equal(entries, expected) else None
+
     def variance(self, x: PyTree) -> Tensor:
         """Return the last-layer variance at x, (M, C)."""
         return self.precision.variance(self.last_layer.features(x))
@@ -74,7 +84,12 @@ class RaoBlackwellBlock:
 
     def response(self, coefficients: Tensor, x: PyTree) -> Tensor:
         """Return J_L(x) u for u in the layer, (K, C, E) with E features: (K, M, C)."""
-        return torch.einsum("kce,me->kmc", coefficients, self.last_layer.features(x).to(coefficients.dtype))
+        return self.response_at(coefficients, self.last_layer.features(x))
+
+    @staticmethod
+    def response_at(coefficients: Tensor, features: Tensor) -> Tensor:
+        """Return `response` at known features φ (M, E)."""
+        return torch.einsum("kce,me->kmc", coefficients, features.to(coefficients.dtype))
 
     def sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         """Return J_L(x) u for samples u of the layer given the other parameters, (n_samples, M, C)."""
@@ -86,6 +101,9 @@ class ComposedBlock(RaoBlackwellBlock):
     """The last-layer part of the variance of g(f), g a function of the outputs of one row."""
 
     network: ComposedNetwork
+
+    def features_in(self, jacobian: Tensor) -> None:
+        """Return None: the entries of g∘f are not the features."""
 
     @classmethod
     def of(cls, block: RaoBlackwellBlock, of: Functional) -> Self:

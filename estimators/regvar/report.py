@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ class RegVarReport(FitReport):
             right at any value.
         solver: report of the last solve, or None if nothing was solved in `fit`.
         a_norm_error: A-norm error of posterior draws, or None for other regularizers.
+        selection: why this solver was selected, or that it was given.
+        relative_error: estimate of the relative root-mean-square error of the variance; None for other regularizers.
         rao_blackwell: which layer posterior draws are Rao-Blackwellised over, or why over none.
         passes: cost of `fit` per function r_k (per draw), by phase, in epoch equivalents (forward and backward passes
             over the training rows). All rows count, from the first check of the data on; the cost of each operation
@@ -35,13 +37,9 @@ class RegVarReport(FitReport):
     relative_gradient: float
     solver: SolverReport | None = None
     a_norm_error: ANormError | None = None
+    selection: str = ""
+    relative_error: float | None = None
     rao_blackwell: str | None = None
-    passes: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def total_passes(self) -> float:
-        """Sum of `passes`, in epoch equivalents."""
-        return sum(self.passes.values())
 
     @classmethod
     def restored(cls, content: dict[str, Any]) -> RegVarReport:

@@ -32,11 +32,7 @@ def available_bytes(device: torch.device) -> int:
     """Return the free memory of a GPU, or for a CPU the smaller of what the system and the container have free."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(_system_bytes(), _container_bytes())
-
-
-def _system_bytes() -> int:
-    return _field(Path("/proc/meminfo"), "MemAvailable") or _physical_bytes()
+    return min(_field(Path("/proc/meminfo"), "MemAvailable") or _physical_bytes(), _container_bytes())
 
 
 def _physical_bytes() -> int:

@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 from torch import nn
 
 from estimators.numerics.pytrees import PyTree, n_rows
+from estimators.numerics.tracing import is_tracing
 
 __all__ = ["SELF_CHECK", "PassCounter", "RowCounts"]
 
@@ -133,4 +134,4 @@ class PassCounter:
         return {name: rows.cost / n_data / n_copies for name, rows in self.phases.items()}
 
     def _rows(self) -> RowCounts:
-        return self.phases.setdefault(self._name, RowCounts())
+        return RowCounts() if is_tracing() else self.phases.setdefault(self._name, RowCounts())

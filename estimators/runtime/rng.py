@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,17 +15,14 @@ __all__ = ["member_seeds", "preserved_random_state", "seeded", "seeded_random_st
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Restore the states of torch (CPU and started GPUs), numpy and `random` on leaving, whatever happened inside."""
-    numpy = sys.modules.get("numpy")
-    python_state = random.getstate()
-    numpy_state = numpy.random.get_state() if numpy else None
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python_state)
-        if numpy:
-            numpy.random.set_state(numpy_state)
+        np.random.set_state(numpy_state)
 
 
 @contextmanager
@@ -35,14 +31,12 @@ def seeded_random_state(seed: int) -> Iterator[None]:
 
     The states are restored on leaving.
     """
-    numpy = sys.modules.get("numpy")
     with preserved_random_state():
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed)
         random.seed(seed)
-        if numpy:
-            numpy.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)
         yield
 
 
@@ -54,9 +48,7 @@ def member_seeds(seed: int, n: int) -> list[int]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and `random` inside the block."""
-    with preserved_random_state():
-        torch.random.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
+    """Seed the global random states inside the block, and those of GPUs that start in it, which stay seeded."""
+    with seeded_random_state(seed):
+        torch.manual_seed(seed)
         yield

@@ -177,12 +177,11 @@ class EstimatorUnderTest:
         """
         return as_array(if_supported(lambda: self.fitted(case).covariance(case.queries)))
 
-    def samples(self, case: Case, *, seed: int = 0) -> Array:
+    def samples(self, case: Case) -> Array:
         """Return function samples (S, M, C) of the cached fit at the queries.
 
         Args:
             case: a problem of the kit.
-            seed: the seed of the samples.
 
         Returns:
             (S, M, C) in float64.
@@ -191,7 +190,7 @@ class EstimatorUnderTest:
             NotApplicable: if the estimator has no function samples.
         """
         estimator, n = self.fitted(case), self.capabilities.n_samples
-        return as_array(if_supported(lambda: estimator.sample(case.queries, n, seed=seed)))
+        return as_array(if_supported(lambda: estimator.sample(case.queries, n)))
 
     @property
     def exact(self) -> str:

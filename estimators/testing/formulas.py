@@ -61,14 +61,10 @@ def _delta(case: Case) -> Array:
 
 def _precision(case: Case, exact: str) -> Array:
     """Return A (P, P)."""
-    data = _hessian(case) if exact == "hessian" else _ggn(case)
-    return data + np.diag(_delta(case))
-
-
-def _ggn(case: Case) -> Array:
-    """Return Σ Jᵀ Λ J, (P, P)."""
-    jacobian = case.network.jacobian(case.x)
-    return np.asarray(np.einsum("ncp,ncd,ndq->pq", jacobian, _curvature(case), jacobian))
+    prior, jacobian = np.diag(_delta(case)), case.network.jacobian(case.x)
+    if exact == "hessian":
+        return _hessian(case) + prior
+    return np.asarray(np.einsum("ncp,ncd,ndq->pq", jacobian, _curvature(case), jacobian)) + prior  # Σ Jᵀ Λ J + δ
 
 
 def _curvature(case: Case) -> Array:

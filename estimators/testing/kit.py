@@ -71,13 +71,12 @@ def check_estimator(
     _check_names([*skip, *(checks or ())])
     adapt = adapt or (lambda model: model)
     resolved_device = _device(device)
-    capabilities = Capabilities(
-        _declared_exact(make, exact, adapt, resolved_device), prior_of, noise, tolerance, n_samples
-    )
-    if prior_of is None and capabilities.exact is not None:
-        capabilities = Capabilities(capabilities.exact, _prior_of(capabilities.exact), noise, tolerance, n_samples)
-    if capabilities.prior_of not in _SUBSETS:
+    curvature = _declared_exact(make, exact, adapt, resolved_device)
+    if prior_of is None and curvature is not None:
+        prior_of = "last_layer" if curvature == "last_layer" else "all"
+    if prior_of not in _SUBSETS:
         raise OptionError(f"prior_of among {_SUBSETS}", received=repr(prior_of), remedy='"all".')
+    capabilities = Capabilities(curvature, prior_of, noise, tolerance, n_samples)
     tested = EstimatorUnderTest(make, capabilities, adapt, resolved_device)
     wanted = CHECKS if checks is None else {name: CHECKS[name] for name in CHECKS if name in checks}
     outcomes = tuple(_outcome(name, tested, skip.get(name)) for name in wanted)
@@ -123,10 +122,6 @@ def _attribute(tested: EstimatorUnderTest) -> bool | str:
         except NotApplicable:
             continue
     return False
-
-
-def _prior_of(exact: str) -> str:
-    return "last_layer" if exact == "last_layer" else "all"
 
 
 def _outcome(name: str, tested: EstimatorUnderTest, reason: str | None) -> Outcome:

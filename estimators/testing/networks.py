@@ -25,7 +25,7 @@ class Dense:
 
     @classmethod
     def drawn(cls, inputs: int, outputs: int, *, hidden: int | None = None, seed: int = 0) -> Dense:
-        """Return a network with random weights of size 0.5 and biases of size 0.3."""
+        """Return a network with normal weights of standard deviation 0.5 and biases of 0.3."""
         rng = np.random.default_rng(seed)
         sizes = [(outputs, inputs)] if hidden is None else [(hidden, inputs), (outputs, hidden)]
         pairs = [(0.5 * rng.normal(size=shape), 0.3 * rng.normal(size=shape[0])) for shape in sizes]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from estimators.runtime.rng import preserved_random_state
 from estimators.testing.outcomes import CheckFailure
 
 __all__ = ["advanced_random_state", "unchanged_model", "unchanged_random_state"]
@@ -55,11 +56,11 @@ def _same(a: object, b: object) -> bool:
 @contextmanager
 def unchanged_random_state(during: str) -> Iterator[None]:
     """Raise CheckFailure if the random state of torch, numpy or random changes inside the block; then restore it."""
-    before = _random_state()
-    yield
-    after = _random_state()
+    with preserved_random_state():
+        before = _random_state()
+        yield
+        after = _random_state()
     changed = [name for name in before if before[name] != after[name]]
-    _set_random_state(before)
     if changed:
         raise CheckFailure(
             f"global random states of {', '.join(before)} that {during} does not change",
@@ -71,24 +72,14 @@ def unchanged_random_state(during: str) -> Iterator[None]:
 @contextmanager
 def advanced_random_state() -> Iterator[None]:
     """Use another global random state inside the block, and restore the old one."""
-    before = _random_state()
-    try:
+    with preserved_random_state():
         torch.rand(17)
         np.random.random(17)
         random.random()
         yield
-    finally:
-        _set_random_state(before)
 
 
 def _random_state() -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()
     numpy_state = (kind, tuple(np.asarray(keys).tolist()), *rest)
     return {"torch": bytes(torch.get_rng_state().numpy()), "numpy": numpy_state, "random": random.getstate()}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(torch.tensor(list(state["torch"]), dtype=torch.uint8))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    random.setstate(state["random"])

@@ -1,9 +1,8 @@
-"""State of a gradient descent between two steps: everything needed to continue in another process."""
+"""The state of a gradient descent between two steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +10,13 @@ from torch import Tensor, nn
 from estimators.data.batch import Batch
 from estimators.errors import ConvergenceError
 from estimators.numerics.reductions import is_finite
-from estimators.persistence.state import Learned
 from estimators.training.recipe import Recipe
 
-__all__ = ["BatchGradient", "EpochCallback", "StopCriterion", "TrainerState"]
+__all__ = ["BatchGradient", "EpochCallback", "TrainerState"]
 
 BatchGradient = Callable[[Tensor, Batch], Tensor]
 EpochCallback = Callable[[Tensor], float]
 """Function of the weights after an epoch: the factor of the learning rate. It may reset the weights in place."""
-StopCriterion = Callable[[Tensor, int], bool]
-"""Function of the result so far and the number of epochs: whether to stop."""
 
 
 class TrainerState:
@@ -38,7 +34,7 @@ class TrainerState:
         self.recipe, self.generator = recipe, generator
         self.parameter = nn.Parameter(weights.clone(), requires_grad=False)
         self.optimizer = recipe.make_optimizer(self.parameter)
-        self.epochs, self.rows, self.total = 0, 0, recipe.epochs * n_data
+        self.rows, self.total = 0, recipe.epochs * n_data
         self.full = 0  # rows of a full batch
         self.scale = 1.0  # of the learning rate
         self.mean: Tensor | None = None
@@ -57,7 +53,6 @@ class TrainerState:
 
     def end_epoch(self, epoch_callback: EpochCallback | None) -> None:
         """Call the callback and apply its factor; without one, raise ConvergenceError if weights are not finite."""
-        self.epochs += 1
         if epoch_callback is None:
             self._check_finite()
         elif (factor := epoch_callback(self.parameter.data)) != 1:
@@ -69,28 +64,6 @@ class TrainerState:
     def result(self) -> Tensor:
         """The last iterate, or the weighted mean of all iterates."""
         return self.parameter.data if self.mean is None else self.mean
-
-    def state(self) -> Learned:
-        """Return tensors and counters at the end of an epoch."""
-        moments = {f"optimizer/{name}": value for name, value in self.optimizer.state[self.parameter].items()}
-        tensors = {"weights": self.parameter.data, "generator": self.generator.get_state()}
-        tensors |= {name: value for name, value in moments.items() if isinstance(value, Tensor)}
-        if self.mean is not None:
-            tensors["mean"] = self.mean
-        counters = {name: getattr(self, name) for name in ("epochs", "rows", "full", "scale", "averaged")}
-        return tensors, counters
-
-    def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
-        device = self.parameter.device
-        self.parameter.data.copy_(tensors["weights"])
-        self.generator.set_state(tensors["generator"].cpu())
-        moments = {n.removeprefix("optimizer/"): t for n, t in tensors.items() if n.startswith("optimizer/")}
-        if moments:  # a step count of Adam stays where its optimizer keeps it
-            self.optimizer.state[self.parameter] = {n: t.to(device) if t.ndim else t for n, t in moments.items()}
-        self.mean = tensors["mean"].to(device) if "mean" in tensors else None
-        for name in ("epochs", "rows", "full", "scale", "averaged"):
-            setattr(self, name, counters[name])
 
     def _average(self) -> None:
         self.averaged += 1

@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from estimators.errors import OptionError
 from estimators.option_checks import checked_choice, checked_integer, checked_number
 
 __all__ = ["Recipe"]
@@ -19,7 +18,7 @@ _MIN_EPOCHS, _MIN_STEPS = 15, 240
 """Lower bounds of epochs="auto"."""
 _ROWS_PER_STEP, _STEPS_PER_EPOCH = 64, 8
 """batch_size="auto": at most these rows per step, and at least these steps per epoch."""
-_OPTIMIZERS = ("sgd", "nesterov", "adam", "conjugate", "auto")
+_OPTIMIZERS = ("sgd", "nesterov", "adam")
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,  # noqa: ARG005
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -35,8 +34,7 @@ class Recipe:
         batch_size: rows per step, regrouped in a new order each epoch; None takes the batches of the loader;
             "auto": 64, or fewer so that an epoch has at least 8 steps.
         optimizer: "sgd" (heavy-ball momentum), "nesterov" (Nesterov momentum, stable at a rate of 1/L) or "adam".
-            FineTune also takes "conjugate" (conjugate gradients over all rows, one step per epoch, no rate) and "auto"
-            (conjugate for few rows, else "nesterov"). Weight decay is not an option: the prior is in the loss.
+            Weight decay is not an option: the prior is in the loss.
         lr: learning rate, or "auto" if the solver that uses the recipe can choose it (FineTune).
         momentum: momentum in [0, 1) of "sgd" and "nesterov".
         schedule: "cosine" (to zero) or "constant".
@@ -123,13 +121,8 @@ class Recipe:
 
         Returns:
             A torch optimizer.
-
-        Raises:
-            OptionError: the recipe has the optimizer "conjugate", which is not stochastic.
         """
-        if self.optimizer == "conjugate":
-            raise OptionError("a stochastic optimizer", received='"conjugate"', remedy='"nesterov", "sgd" or "adam".')
         if self.optimizer == "adam":
             return torch.optim.Adam([parameter], lr=self.learning_rate(0.0))
-        nesterov = self.optimizer in ("nesterov", "auto") and self.momentum > 0
+        nesterov = self.optimizer == "nesterov" and self.momentum > 0
         return torch.optim.SGD([parameter], lr=self.learning_rate(0.0), momentum=self.momentum, nesterov=nesterov)

@@ -19,10 +19,9 @@ from estimators.models.outputs import output_tensor
 from estimators.models.subsets import Subset, delta_of_names, matching_names
 from estimators.numerics.pytrees import PyTree, copied, forward_arguments
 from estimators.option_checks import checked_number, checked_precision, checked_seed
-from estimators.persistence.checkpoint import Checkpoint
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
 from estimators.runtime.progress import track
-from estimators.training.loop import BatchGradient, EpochCallback, StopCriterion, TrainerState
+from estimators.training.loop import BatchGradient, EpochCallback, TrainerState
 from estimators.training.recipe import Recipe
 
 __all__ = ["Recipe", "fit_weights", "train_map"]
@@ -36,8 +35,6 @@ def fit_weights(
     recipe: Recipe,
     generator: torch.Generator,
     epoch_callback: EpochCallback | None = None,
-    stop_criterion: StopCriterion | None = None,
-    checkpoint: Checkpoint | None = None,
     progress_bar: bool = False,
 ) -> Tensor:
     """Minimise a sum over rows by stochastic gradient descent.
@@ -53,8 +50,6 @@ def fit_weights(
         generator: the generator of the order of rows.
         epoch_callback: function of the weights after each epoch: a factor of the learning rate. A factor other than 1
             resets the momentum.
-        stop_criterion: function of the result and the number of epochs: whether to stop before the last epoch.
-        checkpoint: where to keep the state after each epoch, and to continue from.
         progress_bar: whether to show progress on the terminal.
 
     Returns:
@@ -66,16 +61,10 @@ def fit_weights(
     recipe = recipe.resolve(batches.n_data)
     assert not isinstance(recipe.epochs, str)
     state = TrainerState(weights, recipe, batches.n_data, generator)
-    checkpoint = checkpoint or Checkpoint()
-    if (saved := checkpoint.load()) is not None:
-        state.restore(*saved)
-    for _ in track(range(state.epochs, recipe.epochs), "epochs", shown=progress_bar):
-        if stop_criterion is not None and stop_criterion(state.result, state.epochs):
-            break
+    for _ in track(range(recipe.epochs), "epochs", shown=progress_bar):
         for batch in epoch(batches, recipe, generator):
             state.step(gradient, batch)
         state.end_epoch(epoch_callback)
-        checkpoint.save(state.state)
     return state.result
 
 

@@ -74,6 +74,18 @@ class Tuned(Generic[E]):
         """
         return self.calibration.apply(self.estimator.predict(x))
 
+    def export(self, path: str | Path, example: PyTree) -> None:
+        """Write a module that returns the calibrated predictive distribution to a file that torch alone loads.
+
+        Args:
+            path: the file, whose name ends in ".pt2".
+            example: a query of at least one row, as for `predict`.
+
+        Raises:
+            UnsupportedError, ModelError, OptionError: as `UncertaintyEstimator.export`.
+        """
+        self.estimator._export(path, example, self.predict, self.calibration.apply)
+
     def state_dict(self) -> FittedState:
         """Return the fit, its calibration and all trials as a flat dict of tensors and JSON texts."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "estimator"}

@@ -5,18 +5,19 @@ import torch
 from work_items import end
 
 from bdl_bench.runner import executors
-from bdl_bench.runner.executors import ONE_WORKER, Workers, check_workers, executor_for
+from bdl_bench.runner.executors import ONE_WORKER, JobQueue, Workers, check_workers, executor_for
 from bdl_bench.runner.executors.outcomes import RemoteTraceback, outcome_from_bytes, run_job_to_bytes
 from bdl_bench.runner.executors.worker_errors import worker_crashed
 from estimators.errors import OptionError, UnsupportedError
 from estimators.runtime import memory
 from estimators.runtime.memory import machine_bytes
+from estimators.runtime.units import in_bytes
 
 
 def run(work, items, workers=ONE_WORKER):
     log = []
     with executor_for(workers) as executor:
-        for item, outcome in executor.run(work, iter(items), started=lambda i: log.append(("started", i))):
+        for item, outcome in executor.run(work, JobQueue(iter(items), lambda i: log.append(("started", i)))):
             log.append((item, outcome))
     return log
 
@@ -73,7 +74,7 @@ def test_what_cannot_be_sent_back_is_an_exception_that_says_so(word, says):
 @pytest.mark.parametrize(
     ("code", "says", "not_says"),
     [
-        (-9, f"signal 9 (SIGKILL), probably out of memory (this machine has {machine_bytes() / 2**30:.1f} GiB)", None),
+        (-9, f"signal 9 (SIGKILL), probably out of memory (this machine has {in_bytes(machine_bytes())})", None),
         (-11, "signal 11 (SIGSEGV)", "memory"),
         (3, "ended with exit status 3", "memory"),
         (-1000, "signal 1000", "memory"),

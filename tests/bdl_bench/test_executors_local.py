@@ -12,19 +12,19 @@ from work_items import end, meet, pid_or_stay, stay_in_a_worker
 
 from bdl_bench.methods import METHODS
 from bdl_bench.records import RecordStore
-from bdl_bench.runner.executors import WorkerCrashedError, Workers, executor_for
+from bdl_bench.runner.executors import JobQueue, WorkerCrashedError, Workers, executor_for
 from bdl_bench.runner.executors.local import new_processes
 from bdl_bench.runner.grid import Grid
 
 
 def run(work, items, workers, started=lambda item: None):  # noqa: ARG005
     with executor_for(workers) as executor:
-        return dict(executor.run(work, iter(items), started=started))
+        return dict(executor.run(work, JobQueue(iter(items), started)))
 
 
 def run_in_order(work, items):
     with executor_for(Workers(1, executor="local")) as executor:
-        return list(executor.run(work, iter(items), started=lambda item: None))  # noqa: ARG005
+        return list(executor.run(work, JobQueue(iter(items), lambda item: None)))  # noqa: ARG005
 
 
 def is_alive(pid):
@@ -63,7 +63,7 @@ def test_leaving_early_ends_the_processes(tmp_path):
     path = tmp_path / "pid"
     with executor_for(Workers(1, executor="local")) as executor:
         items = iter(["fine", str(path)])
-        running = executor.run(pid_or_stay, items, started=lambda item: None)  # noqa: ARG005
+        running = executor.run(pid_or_stay, JobQueue(items, lambda item: None))  # noqa: ARG005
         next(running)
         running.close()
     assert not multiprocessing.active_children()

@@ -7,9 +7,8 @@ from torch import nn
 
 from bdl_bench import Problem
 from bdl_bench.metrics import evaluate
-from bdl_bench.metrics.array_checks import check_arrays
 from bdl_bench.problem.queries import queries
-from bdl_bench.records.predictions import Predictor
+from bdl_bench.records.predictions import Predictor, check_arrays
 from estimators.baselines.map import MAP
 from estimators.errors import DataError, ModelError
 from estimators.training import Recipe

@@ -11,7 +11,7 @@ from work_items import end
 from bdl_bench.methods import METHODS
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
-from bdl_bench.runner.executors import TimeLimitError, Workers, check_workers, executor_for
+from bdl_bench.runner.executors import JobQueue, TimeLimitError, Workers, check_workers, executor_for
 from bdl_bench.runner.grid import Grid
 from bdl_bench.runner.train_job import TrainingJob
 from estimators.errors import OptionError
@@ -27,7 +27,7 @@ def test_a_job_that_reaches_its_timeout_is_ended_and_the_others_run():
     with executor_for(Workers(2, executor="local")) as executor:
         words = ["sleep 600", "sleep .6", "raise", "fine"]
         start = time.monotonic()
-        outcomes = dict(executor.run(end, iter(words), started=started.append, timeout=seconds_of))
+        outcomes = dict(executor.run(end, JobQueue(iter(words), started.append, seconds_of)))
     assert time.monotonic() - start < 300
     assert sorted(started) == sorted(words)
     assert isinstance(outcomes["sleep 600"], TimeLimitError)
@@ -39,7 +39,7 @@ def test_a_job_that_reaches_its_timeout_is_ended_and_the_others_run():
 
 def test_a_job_that_ends_in_time_has_its_result():
     with executor_for(Workers(1, timeout=60.0)) as executor:
-        outcomes = dict(executor.run(end, iter(["sleep .2", "fine"]), started=print, timeout=lambda job: 60.0))  # noqa: ARG005
+        outcomes = dict(executor.run(end, JobQueue(iter(["sleep .2", "fine"]), print, lambda job: 60.0)))  # noqa: ARG005
     assert outcomes["fine"] == outcomes["sleep .2"]  # the same process: none was ended
 
 

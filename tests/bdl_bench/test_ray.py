@@ -9,7 +9,7 @@ import pytest
 from work_items import end
 
 from bdl_bench.records import RecordStore
-from bdl_bench.runner.executors import TimeLimitError, WorkerCrashedError, Workers, executor_for
+from bdl_bench.runner.executors import JobQueue, TimeLimitError, WorkerCrashedError, Workers, executor_for
 from bdl_bench.runner.grid import Grid
 from estimators.errors import OptionError
 
@@ -81,7 +81,7 @@ def test_exceptions_and_deaths_are_outcomes(cluster, monkeypatch):  # noqa: ARG0
     monkeypatch.setenv("BDL_BENCH_DATA", "somewhere")
     words = ["raise", "exit 3", "fine", "variable BDL_BENCH_DATA"]
     with executor_for(ON_RAY) as executor:
-        outcomes = dict(executor.run(end, iter(words), started=print))
+        outcomes = dict(executor.run(end, JobQueue(iter(words), print)))
     assert outcomes[words[3]] == "somewhere"
     assert isinstance(outcomes["raise"], ValueError)
     assert isinstance(outcomes["exit 3"], WorkerCrashedError)
@@ -91,7 +91,7 @@ def test_exceptions_and_deaths_are_outcomes(cluster, monkeypatch):  # noqa: ARG0
 def test_what_needs_longer_than_its_limit_is_ended(cluster):  # noqa: ARG001
     limits = {"sleep 600": 5.0, "sleep 601": 5.0}
     with executor_for(ON_RAY) as executor:
-        outcomes = dict(executor.run(end, iter([*limits, "raise", "fine"]), started=print, timeout=limits.get))
+        outcomes = dict(executor.run(end, JobQueue(iter([*limits, "raise", "fine"]), print, limits.get)))
     assert isinstance(outcomes["sleep 600"], TimeLimitError)
     assert isinstance(outcomes["sleep 601"], TimeLimitError)
     assert isinstance(outcomes["raise"], ValueError)

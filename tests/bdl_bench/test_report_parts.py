@@ -9,10 +9,10 @@ from bdl_bench.records import Tuning
 from bdl_bench.report import write_report
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.figures.labels import short, spread_labels
-from bdl_bench.report.figures.pareto import MethodPoint, pareto_front
 from bdl_bench.report.formatting import count, join_names
 from bdl_bench.report.notebook import Comparison
 from bdl_bench.report.palette import Palette, family_of
+from bdl_bench.report.sections.cost import MethodPoint, pareto_front
 from bdl_bench.report.tuning_curves import line, score_grid
 from estimators.errors import OptionError, UnsupportedError
 
@@ -108,7 +108,7 @@ def test_the_tuned_part_borrows_targets_and_inputs_and_nothing_else(tmp_path):
     np.savez(path, **{name: np.array([float(value)]) for name, value in arrays.items()})
     view = ArrayView.open(path)
     assert {n: a.item() for n, a in view.tuned().items()} == {
-        "mean": 5, "targets": 2, "ood/s/mean": 6, "ood/s/x": 4, "plot_grid/x": 7,
+        "mean": 5, "targets": 2, "ood/s/mean": 6, "ood/s/x": 4,
     }  # fmt: skip
     assert set(view.untuned()) == {n for n in arrays if not n.startswith("tuned/")}
     assert view.sets("ood") == ["s"]

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bdl_bench.metrics import agreement, evaluate
 from bdl_bench.problem import Problem
 from bdl_bench.problem.kept_rows import AS_GIVEN, DATASET_ORDER, SORTED, Budget, CheckedRows, kept_rows
-from bdl_bench.problem.row_identity import digests_of_rows, ids_of, matching_order
+from bdl_bench.problem.row_identity import ids_of, matching_order
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
 from bdl_bench.report.results import group_by_task, load_records
@@ -17,6 +17,7 @@ from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators.errors import DataError, NonDeterministicError
+from estimators.persistence.checksums import row_hashes
 from estimators.training import Recipe
 
 N = 40
@@ -257,14 +258,14 @@ def test_rows_of_different_lengths_keep_their_batches():
 
 def test_the_identity_of_a_row_has_its_inputs_its_target_and_what_its_batch_shares():
     x, y = {"a": torch.arange(6.0).reshape(3, 2), "time": torch.tensor(0.5), "scale": 2}, torch.tensor([0, 1, 1])
-    base = digests_of_rows(x, y)
+    base = row_hashes(x, y)
     assert len(set(base)) == 3
-    again = digests_of_rows({**x, "a": x["a"][[2, 0, 1]]}, y[[2, 0, 1]])
+    again = row_hashes({**x, "a": x["a"][[2, 0, 1]]}, y[[2, 0, 1]])
     assert again == [base[2], base[0], base[1]]
-    assert not set(base) & set(digests_of_rows({**x, "time": torch.tensor(0.6)}, y))
-    assert not set(base) & set(digests_of_rows({**x, "scale": 3}, y))
-    assert digests_of_rows(x, torch.tensor([0, 1, 2]))[:2] == base[:2]
-    assert digests_of_rows(x, None)[0] != base[0]
+    assert not set(base) & set(row_hashes({**x, "time": torch.tensor(0.6)}, y))
+    assert not set(base) & set(row_hashes({**x, "scale": 3}, y))
+    assert row_hashes(x, torch.tensor([0, 1, 2]))[:2] == base[:2]
+    assert row_hashes(x, None)[0] != base[0]
 
 
 def test_rows_are_regrouped_with_what_they_share_and_a_batch_of_one_row_changes_no_identity():
@@ -283,7 +284,7 @@ def test_rows_are_regrouped_with_what_they_share_and_a_batch_of_one_row_changes_
         assert torch.equal(targets, others)
         assert torch.equal(here["positions"], positions)
         assert torch.equal(here["x"][:, 0], 2.0 * targets)
-    arrays = torch.cat([targets for _, targets in first])[torch.from_numpy(first.order)]
+    arrays = torch.cat([targets for _, targets in first])[torch.from_numpy(first.loader_order)]
     assert torch.equal(arrays, y)
 
 

@@ -10,11 +10,11 @@ from torch import nn
 from bdl_bench import Problem
 from bdl_bench.problem.kept_rows import Budget, CheckedRows, kept_rows
 from bdl_bench.problem.problem import _OnDevice
-from bdl_bench.problem.row_identity import digests_of_rows
 from bdl_bench.records.predictions import Predictor
 from bdl_bench.records.problem_digest import problem_digest
 from estimators import LinearizedLaplace
 from estimators.errors import DataError
+from estimators.persistence.checksums import row_hashes
 
 EDGES = torch.tensor([[0, 1, 2, 1], [1, 2, 3, 3]])
 
@@ -139,7 +139,7 @@ def test_the_digest_of_a_row_does_not_depend_on_the_size_of_its_batch():
     parts = [{"edges": FOUR_EDGES, "x": x[i : i + 3], "labels": y[i : i + 3]} for i in (0, 3, 6)]
     assert problem_digest(ring_problem((4, 4), train=parts)) == problem_digest(whole)
     marked = [whole.layout.mark({"edges": FOUR_EDGES, "x": x[rows]}, len(x[rows])) for rows in (slice(4), slice(1))]
-    digests = [digests_of_rows(each, None) for each in marked]
+    digests = [row_hashes(each, None) for each in marked]
     assert len(digests[0]) == 4
     assert digests[1] == digests[0][:1]
 

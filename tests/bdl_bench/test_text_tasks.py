@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bdl_bench.data.packages import package
+from bdl_bench.data.pretrained import package
 from bdl_bench.data.token_rows import TokenRows, drawn_rows
 from bdl_bench.networks.sentence import SentenceClassifier
 from bdl_bench.problem.flatten import flat_rows

@@ -6,18 +6,19 @@ import pytest
 import torch
 
 from bdl_bench.networks.resnet import resnet18
-from bdl_bench.networks.small import convolutional, mlp
-from bdl_bench.networks.vit import VisionTransformer
+from bdl_bench.networks.small import mlp
 from benchmarks import pages, run
 from benchmarks.__main__ import main
 from benchmarks.clock import Timing, interleaved
 from benchmarks.core import measure as core_measure
 from benchmarks.core import page as core_page
-from benchmarks.core.rows import ROWS
+from benchmarks.core.measure import ROWS
 from benchmarks.core.work import Work
+from benchmarks.fisher import page as fisher_page
 from benchmarks.fresh import in_fresh_process
 from benchmarks.large import page as large_page
 from benchmarks.markdown import verdict
+from benchmarks.networks import VisionTransformer, convolutional
 from benchmarks.regvar import page as regvar_page
 from estimators import LastLayerLaplace
 from estimators.errors import OptionError
@@ -154,6 +155,17 @@ def test_the_page_of_large_networks_compares_with_the_reference():
     assert "| 30 | – | 8.00 | ≤ 8 | **missed** | 0.048 | ≤ 0.1 | reached |" in page
     assert "| – | – | 8.00 | – | – | 0.048 | – | – |" in page
     assert "residual 2.0e-09 at the start, 7 products, 3 s, 2 of them for the start" in page
+
+
+def test_the_page_of_many_classes_compares_with_plain_passes():
+    options = {"hessian_structure": "kron", "fisher": "mc", "kfac_approx": "reduce"}
+    row = {"network": "n", "options": options, "n_data": 4, "n_parameters": 5, "plain_seconds": 2.0, "peak": 2**30}
+    row |= {"fit_seconds": 12.0, "curvature_seconds": 4.0, "decomposition_seconds": 1.0}
+    row |= {"passes": 2.76, "passes_without_check": 1.67}
+    exact = {**row, "options": {"hessian_structure": "kron"}}
+    page = fisher_page.to_markdown(dict(zip(fisher_page.CASES, (row, exact), strict=False)))
+    assert "| reduce | 4 | 2.00 | 1.0 | 2.0 | ≤ 2.5 | reached | 6.0 | ≤ 2.5 | **missed** | 2.8 | 1.7 | 1.00 |" in page
+    assert "| exact | expand | 4 | 2.00 | 1.0 | 2.0 | – | – | 6.0 | – | – | 2.8 | 1.7 | 1.00 |" in page
 
 
 def test_the_page_of_regvar_has_what_was_measured():

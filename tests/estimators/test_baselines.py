@@ -232,7 +232,7 @@ def test_the_passes_of_a_fit_are_the_rows_that_it_trained_on_and_looked_at(probl
     assert rows["ensemble"].total_passes == pytest.approx(6 + 2 / 3)
 
 
-def test_rows_that_go_through_backpack_are_counted(make_problem):
+def test_rows_of_the_jacobian_are_counted(make_problem):
     problem = make_problem("classification")
     fitted = build("subnetwork", problem, chosen_by="magnitude").fit(problem.loader)
     assert fitted.fit_report_.passes["curvature"] == pytest.approx(3 / 3 + 3 * 2 / 3)

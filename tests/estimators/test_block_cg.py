@@ -8,7 +8,7 @@ from estimators.curvature.dense.dual import DualPrecision
 from estimators.curvature.krylov.block_cg import block_cg
 from estimators.curvature.krylov.block_lanczos import krylov_basis
 from estimators.curvature.krylov.cg_precision import CGPrecision
-from estimators.curvature.krylov.definiteness import check_positive_definite
+from estimators.curvature.krylov.extreme_eigenvalues import check_positive_definite
 from estimators.errors import ConvergenceError, IndefiniteHessianError, UnsupportedError
 from estimators.numerics.reductions import combine_, dots, inner, orthonormalise_
 

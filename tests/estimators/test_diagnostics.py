@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from estimators import LastLayerLaplace, LinearizedLaplace, LinearResponse, RegVar
+from estimators import FineTune, LastLayerLaplace, LinearizedLaplace, LinearResponse, RegVar
 from estimators.curvature.sizes import dense_bytes, dual_bytes, matrix_free_bytes
 from estimators.diagnostics import CHECKS, QUICK, diagnose
 from estimators.errors import OptionError
@@ -198,7 +198,7 @@ FITS = {
     'LinearizedLaplace(hessian_structure="ekfac")': (partial(LinearizedLaplace, hessian_structure="ekfac"), 1.5),
     'LinearizedLaplace(hessian_structure="diag")': (partial(LinearizedLaplace, hessian_structure="diag"), 1.5),
     "RegVar(solver=LinearResponse())": (partial(RegVar, solver=LinearResponse()), 2),
-    "RegVar(solver=FineTune())": (RegVar, 4),  # it stops where the draws have converged
+    "RegVar(solver=FineTune())": (partial(RegVar, solver=FineTune()), 1.5),
 }
 
 

@@ -18,21 +18,18 @@ from estimators.data import Batch
 from estimators.data.distributed import ProcessGroup
 from estimators.errors import OptionError
 from estimators.objective import objective
-from estimators.regvar.solvers.fine_tuning.fine_tune import DEFAULT_RECIPE
+from estimators.regvar.solvers.fine_tune import DEFAULT_RECIPE
 from estimators.runtime.rng import preserved_random_state
 from estimators.training import Recipe
 
 SGD = Recipe(epochs=6, batch_size=7, optimizer="sgd", lr="auto")
 FITS = {
     "fine-tune": {"regularizer": PosteriorDraws(3), "solver": FineTune(recipe=SGD)},
-    "fine-tune, draws shared": {
+    "fine-tune, averaged": {
         "regularizer": PosteriorDraws(3, variance_estimate="monte_carlo"),
-        "solver": FineTune(recipe=replace(DEFAULT_RECIPE, batch_size=7), shard_by="draws"),
+        "solver": FineTune(recipe=replace(DEFAULT_RECIPE, batch_size=7)),
     },
-    "central, draws shared": {
-        "regularizer": PosteriorDraws(3),
-        "solver": FineTune(1e-3, "central", recipe=SGD, shard_by="draws"),
-    },
+    "central": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=SGD)},
     "linear response": {"regularizer": PosteriorDraws(3, variance_estimate="bounds"), "solver": LinearResponse()},
     "newton": {"regularizer": PosteriorDraws(2), "solver": NewtonRefit()},
     "hessian": {"regularizer": MeanAbsolute(), "solver": FineTune(1e-3, "central", recipe=SGD), "curvature": "hessian"},
@@ -53,7 +50,7 @@ def fits(directory, **options):
             if dtype == torch.float32 and name not in ("fine-tune", "linear response"):
                 continue
             regvar = RegVar(model, "classification", prior_precision=30.0, **parts)
-            path = None if "shared" in name else directory / f"{name}-{dtype}.safetensors"
+            path = directory / f"{name}-{dtype}.safetensors"
             regvar.fit(list(zip(x.split(9), y.split(9), strict=True)), checkpoint=path, **options)
             found[f"{name} {str(dtype)[6:]}"] = regvar.variance(x[:6])
     return found
@@ -69,7 +66,6 @@ def in_a_process(directory, result):
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, f"{result}-{accelerator.process_index}")
     short_of_memory(accelerator)
     wrong_data(accelerator)
-    wrong_shares(accelerator, Path(directory))
     accelerator.wait_for_everyone()
     accelerator.end_training()
     sys.stderr.flush()
@@ -99,19 +95,6 @@ def short_of_memory(accelerator):
         objective.available_bytes, BlockLanczos.thick_restart = free, thin
     assert thinned
     assert torch.allclose(alone, together, rtol=1e-7)
-
-
-def wrong_shares(accelerator, directory):
-    """Draws that are too few, or that should go on from a checkpoint."""
-    model, x = nn.Linear(2, 1), torch.arange(12.0).reshape(6, 2)
-    with torch.no_grad():
-        model.weight.fill_(0.3)
-        model.bias.fill_(0.1)
-    solver = FineTune(shard_by="draws")
-    for draws, path, said in ((1, None, "at least 2 draws"), (2, directory / "fit", "for a fit with a checkpoint")):
-        regvar = RegVar(model, "regression", regularizer=PosteriorDraws(draws, rao_blackwell=None), solver=solver)
-        with pytest.raises(OptionError, match=said):
-            regvar.fit([(x, x[:, :1])], accelerator=accelerator, checkpoint=path)
 
 
 def wrong_data(accelerator):
@@ -160,21 +143,6 @@ def test_the_shards_of_a_process_group_are_the_batch():
     assert all(torch.equal(part.y, 2 * part.x["a"]) for part in parts)
     assert ProcessGroup(4, 6).shard(batch) is not None
     assert ProcessGroup(5, 6).shard(batch) is None
-
-
-def test_draws_are_shared_out_and_put_together():
-    class Engine:
-        def reduce(self, mine, reduction):
-            assert reduction == "sum"
-            return mine + other
-
-    draws, groups = torch.arange(10.0).reshape(5, 2), [ProcessGroup(index, 2, Engine(), "draws") for index in range(2)]
-    other = torch.zeros(5, 2)
-    other[1::2] = draws[1::2]
-    assert torch.equal(groups[0].all_gather(draws[groups[0].draws], 5), draws)
-    assert torch.equal(groups[0].sum_over_rows(draws), draws)
-    assert groups[0].shard(Batch(draws, draws)) is not None
-    assert torch.equal(groups[1].shard_by("rows").all_gather(draws, 5), draws)
 
 
 def test_what_is_no_accelerator_raises():

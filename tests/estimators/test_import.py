@@ -9,7 +9,7 @@ import pytest
 import estimators
 
 OPTIONAL = [
-    *("scipy", "sklearn", "scoringrules", "typer", "rich", "pydantic", "jinja2", "matplotlib", "filelock"),
+    *("scipy", "sklearn", "scoringrules", "typer", "rich", "pydantic", "jinja2", "matplotlib", "filelock", "pooch"),
     *("laplace", "backpack", "curvlinops", "torchvision", "pandas", "pyarrow"),
     *("transformers", "accelerate", "peft", "datasets", "ray", "bdl_bench"),
 ]

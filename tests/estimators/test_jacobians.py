@@ -1,4 +1,4 @@
-"""Jacobian rows: where BackPACK is used, and that its rows are those of plain automatic differentiation."""
+"""Jacobian rows are those of plain automatic differentiation, for many layers and for any subset."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from torch.func import functional_call, jacrev
 
 from estimators import LinearizedLaplace
 from estimators.models import Network
-from estimators.models.jacobians import JacobianRows
 from estimators.models.subsets import matching_names
 
 
@@ -19,7 +18,7 @@ def mlp(*between):
     return lambda: nn.Sequential(nn.Linear(4, 5), *between, nn.Linear(5, 3))
 
 
-KNOWN = {
+PLAIN = {
     "overwriting relu": (mlp(nn.ReLU(inplace=True)), (4,)),
     "overwriting others": (mlp(nn.ELU(inplace=True), nn.Linear(5, 5), nn.LeakyReLU(0.2, inplace=True)), (4,)),
     "overwriting dropout": (mlp(nn.SELU(inplace=True), nn.Dropout(0.5, inplace=True)), (4,)),
@@ -55,7 +54,7 @@ def tied():
     return model
 
 
-UNKNOWN = {
+OTHERS = {
     "a subclass with its own forward": (mlp(nn.Tanh(), OneMore(5, 5)), (4,)),
     "a shared activation": (shared_activation, (4,)),
     "a tied weight": (tied, (4,)),
@@ -65,6 +64,9 @@ UNKNOWN = {
     "softplus": (mlp(nn.Softplus()), (4,)),
     "batch norm": (mlp(nn.BatchNorm1d(5)), (4,)),
 }
+
+
+NETWORKS = PLAIN | OTHERS
 
 
 def by_torch(model, names, x):
@@ -79,42 +81,28 @@ def inputs(shape, n=5):
 
 
 def rows_of(model, subset="all"):
-    return JacobianRows(Network(model, matching_names(model, subset)))
+    return Network(model, matching_names(model, subset)).jacobian
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_backpack_gives_the_jacobian_of_the_layers_that_it_knows(name, untouched):
-    build, shape = KNOWN[name]
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rows_are_the_jacobian_and_leave_model_and_inputs_as_they_were(name, untouched):
+    build, shape = NETWORKS[name]
     model, x = build().double().eval(), inputs(shape)
     exact, kept = by_torch(model, matching_names(model, "all"), x), x.clone()
     with untouched(model):
-        rows = rows_of(model)
-        assert torch.allclose(rows(x), exact, atol=1e-12)
-    assert rows.backend == "backpack"
+        assert torch.allclose(rows_of(model)(x), exact, atol=1e-12)
     assert torch.equal(x, kept)
     assert not x.requires_grad
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_what_backpack_does_not_know_goes_through_torch(name, untouched):
-    build, shape = UNKNOWN[name]
-    model, x = build().double().eval(), inputs(shape)
-    exact = by_torch(model, matching_names(model, "all"), x)
-    with untouched(model):
-        rows = rows_of(model)
-        assert torch.allclose(rows(x), exact, atol=1e-12)
-    assert rows.backend == "torch.func"
-
-
 @pytest.mark.parametrize("subset", ["all", "0.*", "*.bias", ["3.weight", "0.bias"], "1.1.weight"], ids=str)
-@pytest.mark.parametrize("backend", ["backpack", "torch.func"])
-def test_the_columns_are_those_of_the_subset_in_its_order(subset, backend):
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.LayerNorm(4, elementwise_affine=False)], ids=["plain", "norm"])
+def test_the_columns_are_those_of_the_subset_in_its_order(subset, norm):
     inner = nn.Sequential(nn.Tanh(), nn.Linear(5, 4))
-    norm = nn.Identity() if backend == "backpack" else nn.LayerNorm(4, elementwise_affine=False)
     model = nn.Sequential(nn.Linear(4, 5), inner, norm, nn.Linear(4, 3)).double().eval()
-    rows, x = rows_of(model, subset), inputs((4,))
-    assert rows.backend == backend
-    assert torch.allclose(rows(x), by_torch(model, list(rows.network.subset.shapes), x), atol=1e-12)
+    network, x = Network(model, matching_names(model, subset)), inputs((4,))
+    assert torch.allclose(network.jacobian(x), by_torch(model, list(network.subset.shapes), x), atol=1e-12)
+    assert network.jacobian_backend == "torch.func"
 
 
 @pytest.mark.parametrize("n", [1, 2, 9])
@@ -131,7 +119,6 @@ def test_a_sequential_may_get_its_argument_by_name(make_problem):
     plain = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(problem.loader)
     named = [{"input": x, "labels": y} for x, y in problem.loader]
     fitted = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(named)
-    assert fitted.jacobian_backend_ == "backpack"
     assert torch.equal(fitted.variance({"input": problem.query}), plain.variance(problem.query))
 
 

@@ -81,31 +81,31 @@ class GroupNormed(nn.Module):
 
 
 NETWORKS = {
-    "linear": (lambda c: nn.Linear(4, c), (4,), "backpack"),
-    "mlp": (lambda c: nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, c)), (4,), "backpack"),
+    "linear": (lambda c: nn.Linear(4, c), (4,)),
+    "mlp": (lambda c: nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, c)), (4,)),
     "nested": (
         lambda c: nn.Sequential(nn.Sequential(nn.Linear(4, 5), nn.ELU()), nn.Dropout(0.3), nn.Linear(5, c, bias=False)),
-        (4,), "backpack"),
+        (4,)),
     "cnn": (
         lambda c: nn.Sequential(
             nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(2, 3, 2, stride=2), nn.ReLU(),
             nn.Flatten(), nn.Linear(3, c)),
-        (1, 4, 4), "backpack"),
+        (1, 4, 4)),
     "cnn over time": (
         lambda c: nn.Sequential(nn.Conv1d(2, 3, 3, dilation=2), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(6, c)),
-        (2, 8), "backpack"),
+        (2, 8)),
     "frozen first layer": (
         lambda c: nn.Sequential(nn.Linear(4, 5).requires_grad_(requires_grad=False), nn.Tanh(), nn.Linear(5, c)),
-        (4,), "backpack"),
-    "gelu": (lambda c: nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, c)), (4,), "torch.func"),
-    "layer norm": (lambda c: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, c)), (4,), "torch.func"),
-    "one layer twice": (lambda c: twice(c), (4,), "torch.func"),
-    "group norm": (GroupNormed, (1, 4, 4), "torch.func"),
-    "residual": (Residual, (4,), "torch.func"),
-    "attention": (Attention, (3, 4), "torch.func"),
-    "causal attention": (lambda c: Attention(c, causal=True), (3, 4), "torch.func"),
-    "multi-head attention": (MultiHead, (3, 4), "torch.func"),
-    "transformer encoder": (Encoder, (3, 4), "torch.func"),
+        (4,)),
+    "gelu": (lambda c: nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, c)), (4,)),
+    "layer norm": (lambda c: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, c)), (4,)),
+    "one layer twice": (lambda c: twice(c), (4,)),
+    "group norm": (GroupNormed, (1, 4, 4)),
+    "residual": (Residual, (4,)),
+    "attention": (Attention, (3, 4)),
+    "causal attention": (lambda c: Attention(c, causal=True), (3, 4)),
+    "multi-head attention": (MultiHead, (3, 4)),
+    "transformer encoder": (Encoder, (3, 4)),
 }  # fmt: skip
 networks = pytest.mark.parametrize("name", NETWORKS)
 
@@ -116,7 +116,7 @@ def twice(outputs):
 
 
 def network_problem(name, kind, make_problem, **options):
-    build, shape, _ = NETWORKS[name]
+    build, shape = NETWORKS[name]
     return make_problem(kind, model=build(outputs(kind)), shape=shape, **options)
 
 
@@ -133,7 +133,7 @@ def test_every_network_has_the_dense_ggn_covariance(name, kind, inverse, make_pr
 def test_the_backend_of_the_jacobian_is_named_and_both_agree(name, make_problem):
     problem = network_problem(name, "classification", make_problem)
     fitted = fit(problem, inverse="dual")
-    assert fitted.jacobian_backend_ == NETWORKS[name][2]
+    assert fitted.jacobian_backend_ == "torch.func"
     network = Network(problem.model, [n for n, p in problem.model.named_parameters() if p.requires_grad])
     by_torch = network.jacobian(problem.x)
     root = problem.likelihood.hessian_sqrt(network.outputs(problem.x))

@@ -15,11 +15,16 @@ import torch
 from torch import nn
 
 from estimators import FineTune, Gaussian, LinearResponse, PosteriorDraws
-from estimators.persistence.option_values import described, differences, digest_of, in_words
+from estimators.persistence.option_values import described, differences, in_words
 from estimators.training import Recipe
 
 SCALE = 3.0
 LONG = torch.linspace(0.1, 2.0, 1200)
+
+
+def text_of(value):
+    """The description of a value as text, equal for equal values."""
+    return json.dumps(described(value), sort_keys=True)
 
 
 class Laplacian(Gaussian):
@@ -116,7 +121,7 @@ DIFFERENT = [
     (Laplacian(2), Laplacian(3), Laplacian(2, 1.5), Gaussian(0.5)),
     (Pair(1), Pair(2), Pair(1, 1), Named(1, None), (1, None)),
     (Slotted(1), Slotted(2)),
-    (FineTune(), FineTune(seed=1), FineTune(max_concurrent=2), FineTune(recipe=Recipe(lr=0.3)), LinearResponse()),
+    (FineTune(), FineTune(seed=1), FineTune(0.1), FineTune(recipe=Recipe(lr=0.3)), LinearResponse()),
     (LinearResponse(1e-9), LinearResponse(1e-8), LinearResponse(1e-9, 7)),
     (PosteriorDraws(4), PosteriorDraws(4, seed=1), PosteriorDraws(4, variance_estimate="monte_carlo")),
     (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)),
@@ -132,7 +137,7 @@ DIFFERENT = [
 def test_equal_values_have_one_description(values):
     descriptions = [described(value) for value in values]
     assert all(description == descriptions[0] for description in descriptions)
-    assert len({digest_of(value) for value in values}) == 1
+    assert len({text_of(value) for value in values}) == 1
     assert json.loads(json.dumps(descriptions[0])) == descriptions[0]
 
 
@@ -140,7 +145,7 @@ def test_equal_values_have_one_description(values):
 def test_other_values_have_other_descriptions(values):
     for one, other in combinations(values, 2):
         assert described(one) != described(other), (one, other)
-        assert digest_of(one) != digest_of(other)
+        assert text_of(one) != text_of(other)
 
 
 @pytest.mark.parametrize("value", [v for values in EQUAL + DIFFERENT for v in values[:1]])
@@ -178,9 +183,9 @@ def test_other_code_under_the_same_name_differs():
 
 
 def test_a_global_that_a_function_names_is_part_of_it(monkeypatch):
-    before = [digest_of(value) for value in (top_level, Laplacian(2))]
+    before = [text_of(value) for value in (top_level, Laplacian(2))]
     monkeypatch.setitem(globals(), "SCALE", 4.0)
-    assert all(digest_of(value) != old for value, old in zip((top_level, Laplacian(2)), before, strict=True))
+    assert all(text_of(value) != old for value, old in zip((top_level, Laplacian(2)), before, strict=True))
 
 
 def test_differences_are_named_by_their_path():
@@ -192,23 +197,23 @@ def test_differences_are_named_by_their_path():
     assert first != second
 
 
-def digests():
+def texts():
     values = top_level, closing_over(2), Laplacian(2), EQUAL[9][0], FineTune(), {"b", "a", "c"}
-    return [digest_of(value) for value in (*values, lambda f: f in {"b", "a", "c"})]
+    return [text_of(value) for value in (*values, lambda f: f in {"b", "a", "c"})]
 
 
-def write_digests(path):
+def write_texts(path):
     """Run by a process of its own."""
-    Path(path).write_text(json.dumps([digests(), hash("a")]))
+    Path(path).write_text(json.dumps([texts(), hash("a")]))
 
 
 def test_another_process_describes_the_same_values_alike(fork_server, tmp_path):
     """Hashes of strings differ between processes, and so does the order of sets."""
-    path = tmp_path / "digests"
-    assert fork_server.run(write_digests, str(path)) == 0
+    path = tmp_path / "texts"
+    assert fork_server.run(write_texts, str(path)) == 0
     found, hash_there = json.loads(path.read_text())
     assert hash_there != hash("a")
-    assert found == digests()
+    assert found == texts()
 
 
 def test_values_that_differ_behind_what_a_message_shows_are_told_apart():

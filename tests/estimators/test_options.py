@@ -64,7 +64,7 @@ def part(kind, **usual):
 TRAINED = {"make_model": network, "recipe": Recipe(epochs=1)}
 MADE = {
     "map": estimator(MAP),
-    "laplace": estimator(LinearizedLaplace),
+    "laplace": estimator(LinearizedLaplace, fisher="mc"),
     "last layer": estimator(LastLayerLaplace),
     "regvar": estimator(RegVar),
     "gradient norm": estimator(GradientNorm),
@@ -89,8 +89,9 @@ MADE = {
 }
 REAL = {"prior_precision", "prior_mean", "rate", "step", "lam", "tol", "lr", "momentum", "average", "sigma_noise"}
 WHOLE = {
+    "mc_samples",
     "rank", "n_parameters", "max_rank", "n_samples", "n_members", "n_heads", "max_iter", "n_draws", "n_probes", "seed",
-    "vmap_chunk_size", "max_concurrent", "epochs", "batch_size", "micro_batch_size", "class_dim", "ignore_index",
+    "vmap_chunk_size", "epochs", "batch_size", "micro_batch_size", "class_dim", "ignore_index",
 }  # fmt: skip
 OPTIONS = [(name, option) for name, make in MADE.items() for option in constructor_options(make.kind)]
 NUMBERS = [(name, option) for name, option in OPTIONS if option in REAL | WHOLE]

@@ -74,7 +74,6 @@ FITS = {
     "plain draws": {"regularizer": PosteriorDraws(3, rao_blackwell=None), "solver": FineTune(recipe=SHORT)},
     "one copy at a time": {"regularizer": PosteriorDraws(5), "solver": FineTune(recipe=SHORT, vmap_chunk_size=2)},
     "central": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "central", recipe=SHORT)},
-    "control": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, "control", recipe=SHORT)},
     "given lr": {"regularizer": PosteriorDraws(3), "solver": FineTune(1e-3, recipe=Recipe(epochs=2, lr=0.01))},
     "linear response": {"regularizer": PosteriorDraws(3, variance_estimate="monte_carlo"), "solver": LinearResponse()},
     "bounds": {"regularizer": PosteriorDraws(3, variance_estimate="bounds"), "solver": LinearResponse()},
@@ -121,7 +120,7 @@ def test_the_parts_of_a_fit_cost_what_they_are():
         "checks": 2 * shared,
         "relative gradient": 1 / 3,
         "noise": 2 / 3 + shared,
-        "targets": (3 + 2) * shared,  # two of them for λ
+        "targets": 3 * shared,
         "solve": 3,
         "search for lr": (7 + 7 + 7 + 2) / 23 * 8 * (1 + 2 / 3) / 3,  # eight products of one vector on each batch
         "A-norm error": 1 + 2 * shared,

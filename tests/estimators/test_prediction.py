@@ -184,7 +184,7 @@ def test_regression_refuses_the_monte_carlo_link_rather_than_ignore_it(make_prob
         fitted.predict(problem.query, link_approx="mc")
 
 
-@pytest.mark.parametrize("bad", ["bridge", None, "MC"])
+@pytest.mark.parametrize("bad", ["laplace", None, "MC"])
 def test_an_unknown_link_is_refused(bad, make_problem):
     problem = make_problem()
     fitted = LinearizedLaplace(problem.model, problem.likelihood).fit(problem.loader)

@@ -98,7 +98,7 @@ def test_the_bounds_are_galerkin_with_the_last_layer_and_nystroem(delta):
     bounds, objective = estimator.variance_estimate_.bounds, estimator.refit_objective_
     p, prior = objective.theta.numel(), objective.prior.precision
     precision = objective.product(torch.eye(p, dtype=torch.float64))
-    basis = bounds.space.basis[: bounds.space.rank]
+    basis = (bounds.space.scale * bounds.space.basis)[: bounds.space.rank]
     both = torch.cat([basis, torch.eye(p, dtype=torch.float64)[bounds.block.mask]])
     galerkin = both.T @ torch.linalg.solve(both @ precision @ both.T, both)
     data = precision - prior.diag()
@@ -285,15 +285,6 @@ def test_the_a_norm_error_has_a_certain_bound():
     assert true < error.bound < 20 * true
 
 
-def test_energies_of_parts_are_those_of_the_whole():
-    estimator, _ = fitted(1.7, solver=LinearResponse(max_iter=2), n_draws=5)
-    objective, u = estimator.refit_objective_, estimator.variance_estimate_.displacement
-    perturbation, _ = estimator.regularizer.build_problem(objective)
-    slope, delta = objective.product(u) - perturbation.gradient, objective.prior.precision
-    parts = [SampleANormErrors.of(perturbation.select(p), delta, u[p], slope[p]) for p in (slice(0, 2), slice(2, 5))]
-    assert SampleANormErrors.concatenate(parts).error.per_dimension == pytest.approx(estimator.a_norm_error_, rel=1e-9)
-
-
 @pytest.mark.parametrize(
     ("delta", "unit", "same"), [((2, 2, 2), 2, True), ((2, 0.5, 4), 1, False), ((2, 0, 4), 0, True)], ids=str
 )
@@ -305,7 +296,6 @@ def test_a_single_prior_precision_needs_no_other_coordinates(delta, unit, same):
     assert [found is v for found in (coordinates.whiten_rhs(v), coordinates.whiten(v), seen[0])] == [same] * 3
     if unit:
         assert torch.allclose(image, unit * v)
-        assert torch.allclose(coordinates.whitener * v, delta.rsqrt())
 
 
 SIGMA = 0.2

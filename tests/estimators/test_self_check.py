@@ -21,7 +21,6 @@ from estimators.curvature.last_layer.features import FeatureHook
 from estimators.errors import DerivativeRouteWarning, ModelError, NoLastLayerError, UnsupportedError
 from estimators.models import Network
 from estimators.models.input_kinds import MOST_KINDS, InputKinds
-from estimators.models.jacobians import _BackpackRows
 from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.network import _Pulls
 from estimators.models.user_module import UserModule
@@ -31,7 +30,7 @@ MARK = 7.0  # the first feature of the one row in which derivatives are broken
 
 
 class Plain(nn.Module):
-    """A custom forward, so that no BackPACK is used; 3 outputs."""
+    """A custom forward; 3 outputs."""
 
     def __init__(self):
         super().__init__()
@@ -108,15 +107,6 @@ def test_rows_of_j_that_are_wrong_in_one_row_are_replaced(inverse, monkeypatch):
     torch.testing.assert_close(estimator.variance(QUERIES), exact(network()))
     assert estimator.jacobian_backend_ == "autograd"
     assert estimator.fit_report_.derivatives.routes["rows of J"].startswith("plain autograd")
-
-
-def test_backpack_that_is_wrong_in_one_row_gives_way_to_torch_func(monkeypatch):
-    monkeypatch.setattr(_BackpackRows, "__call__", broken(_BackpackRows.__call__))
-    model = network(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
-    with pytest.warns(DerivativeRouteWarning, match="BackPACK"):
-        estimator = laplace(model, inverse="cholesky").fit(rows())
-    torch.testing.assert_close(estimator.variance(QUERIES), exact(model))
-    assert estimator.jacobian_backend_ == "torch.func"
 
 
 def test_forward_mode_that_is_wrong_in_one_row_gives_way_to_two_reverse_passes(monkeypatch):

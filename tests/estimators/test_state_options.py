@@ -112,8 +112,6 @@ FINE_TUNE = {
     "lam": 1e-3,
     "difference": "central",
     "seed": 1,
-    "max_concurrent": 2,
-    "shard_by": "draws",
     **{f"recipe.{name}": value for name, value in RECIPE.items()},
 }
 NEWTON = {"lam": 1e-3, "difference": "forward", "tol": 1e-8, "max_iter": 29, "preconditioner": None}
@@ -129,7 +127,13 @@ CASES = {
     "map": ((MAP, {}), BASE),
     "laplace": (
         (LinearizedLaplace, {}),
-        {**BASE, "curvature": "hessian", "hessian_structure": "diag", "inverse": "cg", "rank": 7},
+        {**BASE, "curvature": "hessian", "hessian_structure": "diag", "inverse": "cg", "rank": 7, "fisher": "empirical"}
+        | dict.fromkeys(["mc_samples", "seed", "kfac_approx"]),
+    ),
+    "sampled laplace": (
+        (LinearizedLaplace, {"hessian_structure": "kron", "fisher": "mc"}),
+        {**BASE, "hessian_structure": "ekfac", "mc_samples": 2, "seed": 1, "kfac_approx": "reduce", "rank": 7}
+        | dict.fromkeys(["curvature", "inverse", "fisher"]),
     ),
     "last layer": (
         (LastLayerLaplace, {}),
@@ -145,8 +149,8 @@ CASES = {
         {**parts(DRAWS, FINE_TUNE), "curvature": None},
     ),
     "paper": (
-        regvar(MeanAbsolute(), FineTune(1e-4, "control", recipe=SGD), curvature="hessian", centred=False),
-        {**parts({}, {**FINE_TUNE, "difference": "central"}), "curvature": None, "centred": True},
+        regvar(MeanAbsolute(), FineTune(1e-4, "central", recipe=SGD), curvature="hessian", centred=False),
+        {**parts({}, {**FINE_TUNE, "difference": "forward"}), "curvature": None, "centred": True},
     ),
     "gradient norm": ((GradientNorm, {}), BASE),
     "subnetwork": ((SubnetworkLaplace, {"n_parameters": 5}), {**BASE, "n_parameters": 6, "chosen_by": "magnitude"}),
@@ -249,10 +253,7 @@ def stable_id(value):
 @pytest.mark.parametrize(("name", "option", "value"), list(every_change()), ids=stable_id)
 def test_a_fit_is_not_loaded_under_another_value_of_any_option(name, option, value, states):
     state = states(name)
-    if option.endswith("shard_by"):
-        other = build(name)
-        other.solver.shard_by = value  # its own check wants max_concurrent="auto", which it has
-    elif option.endswith("recipe.optimizer") and name == "fine tune":
+    if option.endswith("recipe.optimizer") and name == "fine tune":
         other = build(name, **{option: value, "solver.recipe.lr": 0.1})
     else:
         other = build(name, **{option: value})
@@ -375,7 +376,7 @@ def test_a_state_of_an_earlier_version_is_rejected_with_the_remedy(states):
     state = dict(states("map"))
     about = json.loads(state["about"])
     state["about"] = json.dumps({**about, "format": 1, "options": {"prior_precision": "1.9"}})
-    with pytest.raises(StateError, match=r"earlier version.*seed.*Try: fit again and save"):
+    with pytest.raises(StateError, match=r"format 2.*Try: fit again and save"):
         build("map").load_state_dict(state)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bdl_bench.verify.orders import QUADRATIC, fit_order
+from bdl_bench.verify.lambda_sweep import QUADRATIC, fit_order
 
 LAMS = np.array([3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6])
 ROUND_OFF = 1e-13 / LAMS * np.array([1.1, 0.8, 1.3, 0.7, 1.2, 0.9, 1.4, 0.6, 1.0])

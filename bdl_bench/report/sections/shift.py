@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from bdl_bench.report.figures.canvas import Drawing, Margins, panel
 from bdl_bench.report.figures.gallery import Picture
-from bdl_bench.report.figures.shift import shift_figure
+from bdl_bench.report.figures.labels import beside_ends
+from bdl_bench.report.palette import Palette
 from bdl_bench.report.results import TaskResults
 from bdl_bench.report.sections.context import Context
 
 __all__ = ["Shift", "shift"]
 
 _KEY = re.compile(r"shift/([^/]+)/(.+)-(\d+)")
+Curves = Mapping[str, Mapping[int, float]]
 
 
 @dataclass(frozen=True)
@@ -52,3 +56,20 @@ def _curves(results: TaskResults, *, tuned: bool) -> dict[tuple[str, str], dict[
             points[int(match[3])] = float(np.mean(values))
             points.setdefault(0, float(np.mean(results.values(method, metric.key, tuned=tuned))))
     return found
+
+
+def shift_figure(family: str, metric: str, curves: Curves, palette: Palette) -> Drawing:
+    """Draw means over seeds, one line per method with its name at its end."""
+    height = max(2.4, 0.135 * len(curves) + 0.7)
+    with panel("severity", metric, size=(4.2, height), margins=Margins(left=0.58, right=1.52)) as axes:
+        for method, points in curves.items():
+            style = palette[method]
+            severities = sorted(points)
+            axes.plot(severities, [points[s] for s in severities], color=style.colour, ls=style.dash, lw=1.3)
+        severities = sorted({s for points in curves.values() for s in points})
+        axes.set_xticks(severities, ["test" if s == 0 else str(s) for s in severities])
+        axes.set_xlim(severities[0], severities[-1])
+        beside_ends(axes, {m: (max(p), p[max(p)]) for m, p in curves.items()}, palette)
+    ends = ", ".join(f"{m} {p[max(p)]:.3g}" for m, p in curves.items())
+    words = f"{metric} against the severity of {family}; at the highest: {ends}"
+    return Drawing.of(axes, f"shift {family} {metric}", f"{family}: {metric}", words)

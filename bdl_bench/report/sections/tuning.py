@@ -10,10 +10,9 @@ from typing import ClassVar
 from bdl_bench.records.record import Record, Tuning
 from bdl_bench.report.figures.canvas import Drawing
 from bdl_bench.report.figures.gallery import Picture
-from bdl_bench.report.figures.tuning import contours, tuning_curves
 from bdl_bench.report.formatting import number
 from bdl_bench.report.sections.context import Context
-from bdl_bench.report.tuning_curves import SCALE, line, score_grid
+from bdl_bench.report.tuning_curves import SCALE, contours, line, score_grid, tuning_curves
 
 __all__ = ["TuningRow", "TuningSection", "tuning"]
 

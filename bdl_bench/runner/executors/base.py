@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self, TypeAlias, TypeVar
+from typing import Generic, Protocol, Self, TypeAlias, TypeVar
 
-__all__ = ["ONE_WORKER", "POLL_SECONDS", "Content", "Executor", "JobTimeout", "Outcome", "Workers", "no_timeout"]
+__all__ = ["ONE_WORKER", "POLL_SECONDS", "Content", "Executor", "JobQueue", "Outcome", "Outcomes", "Workers"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Outcome: TypeAlias = Result | Exception
-JobTimeout: TypeAlias = Callable[[Job], float | None]
-"""Returns the seconds that a job may run; None for no timeout."""
+Outcomes: TypeAlias = Generator[tuple[Job, Result | Exception], None, None]
 
 POLL_SECONDS = 0.2
 """Seconds until an iterator that returned None is asked again for a job: short beside the shortest job."""
@@ -56,8 +55,36 @@ class Workers:
 ONE_WORKER = Workers()
 
 
-def no_timeout(job: object) -> None:
-    """Return None, the `JobTimeout` of jobs that may run for any time."""
+def _no_timeout(job: object) -> None:
+    """Return None: a job may run for any time."""
+
+
+@dataclass
+class JobQueue(Generic[Job]):
+    """The jobs of a run.
+
+    Args:
+        jobs: asked for the next job if there is room for one; None means that no job can start now, and the executor
+            asks again later.
+        started: called with a job when it starts.
+        timeout: returns the seconds that a job may run, None for no timeout. A job that needs longer is ended; its
+            outcome is a `TimeLimitError`.
+    """
+
+    jobs: Iterator[Job | None]
+    started: Callable[[Job], object]
+    timeout: Callable[[Job], float | None] = field(default_factory=lambda: _no_timeout)
+
+    exhausted = False
+    """Whether no further job will come."""
+
+    def take(self) -> Job | None:
+        """Return the next job; None if no job can start now, or none is left."""
+        try:
+            return None if self.exhausted else next(self.jobs)
+        except StopIteration:
+            self.exhausted = True
+            return None
 
 
 class Content(Protocol):
@@ -77,24 +104,13 @@ class Executor(ABC):
         return None
 
     @abstractmethod
-    def run(
-        self,
-        work: Callable[[Job], Result],
-        jobs: Iterator[Job | None],
-        *,
-        started: Callable[[Job], None],
-        timeout: JobTimeout[Job] = no_timeout,
-    ) -> Generator[tuple[Job, Outcome[Result]], None, None]:
+    def run(self, work: Callable[[Job], Result], queue: JobQueue[Job]) -> Outcomes[Job, Result]:
         """Yield each job with its result, or with the exception that it raised, in the order of completion.
 
         Args:
             work: function of one job. If it runs in another process, it must be importable there, and jobs and
                 results are pickled.
-            jobs: asked for the next job if there is room for one; None means that no job can start now, and the
-                executor asks again later.
-            started: called with a job when it starts.
-            timeout: returns the seconds that a job may run. A job that needs longer is ended; its outcome is a
-                `TimeLimitError`.
+            queue: the jobs.
 
         Returns:
             A generator of (job, outcome); closing it ends the running jobs.

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for_process
@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from pebble import ProcessExpired, ProcessPool
 
-from bdl_bench.runner.executors.base import POLL_SECONDS, Executor, JobTimeout, Outcome, Workers, no_timeout
+from bdl_bench.runner.executors.base import POLL_SECONDS, Executor, JobQueue, Outcome, Outcomes, Workers
 from bdl_bench.runner.executors.outcomes import outcome_from_bytes, run_job_to_bytes
 from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerCrashedError, worker_crashed
 
@@ -28,7 +28,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 _SECONDS_FOR_EXIT_CODE = 1.0
 """Seconds that the pool has to report the exit code of a process that is gone; it looks every 0.1 s."""
-_PRELOAD = ["bdl_bench.runner.warm_up", "bdl_bench.runner.jobs"]
+_PRELOAD = ["bdl_bench.runner.warm_up", "bdl_bench.runner.evaluate_job"]
 """Modules that the server imports once, for all processes that it starts."""
 
 
@@ -38,23 +38,13 @@ class Local(Executor):
     If a job's process crashes, the job runs once more in a new process, when no other job is running or can start. If
     that process crashes too, the outcome is a `WorkerCrashedError` with the signal. A job that reaches its timeout is
     ended and not repeated.
-
-    Args:
-        workers: the number of processes (`jobs`) and the threads of each.
     """
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
 
-    def run(
-        self,
-        work: Callable[[Job], Result],
-        jobs: Iterator[Job | None],
-        *,
-        started: Callable[[Job], None],
-        timeout: JobTimeout[Job] = no_timeout,
-    ) -> Generator[tuple[Job, Outcome[Result]], None, None]:
-        pool = _Pool(work, self.workers, jobs, started, timeout)
+    def run(self, work: Callable[[Job], Result], queue: JobQueue[Job]) -> Outcomes[Job, Result]:
+        pool = _Pool(work, self.workers, queue)
         try:
             while pool.assign_jobs():
                 for worker in pool.wait():
@@ -97,30 +87,23 @@ class _Worker(Generic[Job]):
 class _Pool(Generic[Job]):
     """The workers of one run and the jobs whose process crashed."""
 
-    def __init__(
-        self,
-        work: Callable[[Job], Any],
-        options: Workers,
-        jobs: Iterator[Job | None],
-        started: Callable[[Job], None],
-        timeout: JobTimeout[Job],
-    ) -> None:
-        self.work, self.jobs, self.started, self.timeout = work, jobs, started, timeout
+    def __init__(self, work: Callable[[Job], Any], options: Workers, queue: JobQueue[Job]) -> None:
+        self.work, self.queue = work, queue
         self.n_threads, self.n_jobs = options.threads, options.jobs or 1
         self.workers: list[_Worker[Job]] = []
         self.to_retry: deque[Job] = deque()
         self.retried: Job | None = None  # runs alone
-        self.exhausted, self.any_ready = False, False
+        self.any_ready = False
 
     def assign_jobs(self) -> bool:
         """Give a job to every free worker; return False if no job is left."""
-        while self.retried is None and self._n_busy < self.n_jobs and (job := self._next_job()) is not None:
+        while self.retried is None and self._n_busy < self.n_jobs and (job := self.queue.take()) is not None:
             self._assign(job)
         if self._n_busy == 0 and self.to_retry:
             self.retried = self.to_retry.popleft()
             self.shutdown()
             self._assign(self.retried)
-        return self._n_busy > 0 or not self.exhausted
+        return self._n_busy > 0 or not self.queue.exhausted
 
     def wait(self) -> list[_Worker[Job]]:
         """Return the busy workers that became ready, have an outcome or ended, after `POLL_SECONDS` at most."""
@@ -155,7 +138,7 @@ class _Pool(Generic[Job]):
 
     def _failure(self, job: Job, error: Exception) -> Exception | None:
         """Return the outcome of a job that did not return; None if it runs once more."""
-        seconds = self.timeout(job)
+        seconds = self.queue.timeout(job)
         if isinstance(error, TimeoutError) and seconds is not None:
             return TimeLimitError(seconds)
         if not isinstance(error, (ProcessExpired, BrokenProcessPool)):
@@ -171,13 +154,6 @@ class _Pool(Generic[Job]):
     def _n_busy(self) -> int:
         return sum(worker.job is not None for worker in self.workers)
 
-    def _next_job(self) -> Job | None:
-        try:
-            return None if self.exhausted else next(self.jobs)
-        except StopIteration:
-            self.exhausted = True
-            return None
-
     def _assign(self, job: Job) -> None:
         idle = next((worker for worker in self.workers if worker.job is None), None)
         worker = idle or _Worker[Job](self.work, self.n_threads)
@@ -189,8 +165,8 @@ class _Pool(Generic[Job]):
 
     def _start(self, worker: _Worker[Job]) -> None:
         assert worker.job is not None
-        self.started(worker.job)
-        worker.start(self.timeout(worker.job))
+        self.queue.started(worker.job)
+        worker.start(self.queue.timeout(worker.job))
 
     def _discard(self, worker: _Worker[Job]) -> None:
         self.workers.remove(worker)

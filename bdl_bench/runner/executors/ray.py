@@ -7,14 +7,14 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 import torch
 
-from bdl_bench.runner.executors.base import POLL_SECONDS, Content, Executor, JobTimeout, Outcome, Workers, no_timeout
+from bdl_bench.runner.executors.base import POLL_SECONDS, Content, Executor, JobQueue, Outcomes, Workers
 from bdl_bench.runner.executors.outcomes import outcome_from_bytes, run_job_to_bytes
 from bdl_bench.runner.executors.worker_errors import TimeLimitError, WorkerCrashedError
 from estimators.errors import OptionError
@@ -33,10 +33,6 @@ class Ray(Executor):
     It joins the cluster that RAY_ADDRESS names, or the one on this machine. If there is none, it starts one and ends
     it at exit. Both packages, and your own modules, must be importable on every machine: installed, in a folder that
     all machines have, or sent there by `ray job submit --working-dir`.
-
-    Args:
-        workers: the number of jobs at a time, and the processors of each.
-        device: where a job computes.
     """
 
     def __init__(self, workers: Workers, device: str = "cpu") -> None:
@@ -68,17 +64,10 @@ class Ray(Executor):
 
         return _Stored(ray.put(path.read_bytes()))
 
-    def run(
-        self,
-        work: Callable[[Job], Result],
-        jobs: Iterator[Job | None],
-        *,
-        started: Callable[[Job], None],
-        timeout: JobTimeout[Job] = no_timeout,
-    ) -> Generator[tuple[Job, Outcome[Result]], None, None]:
+    def run(self, work: Callable[[Job], Result], queue: JobQueue[Job]) -> Outcomes[Job, Result]:
         import ray
 
-        tasks = _Tasks(self._submitter(work), self._capacity, jobs, started, timeout)
+        tasks = _Tasks(self._submitter(work), self._capacity, queue)
         try:
             while tasks.submit():
                 for reference, job in tasks.done():
@@ -123,33 +112,19 @@ class Ray(Executor):
 class _Tasks(Generic[Job]):
     """The tasks that are running, each with its job."""
 
-    def __init__(
-        self,
-        submit: Callable[[Job], Any],
-        capacity: Callable[[], int],
-        jobs: Iterator[Job | None],
-        started: Callable[[Job], None],
-        timeout: JobTimeout[Job],
-    ) -> None:
-        self.submit_one, self.capacity, self.jobs, self.started, self.timeout = submit, capacity, jobs, started, timeout
+    def __init__(self, submit: Callable[[Job], Any], capacity: Callable[[], int], queue: JobQueue[Job]) -> None:
+        self.submit_one, self.capacity, self.queue = submit, capacity, queue
         self.running: dict[Any, Job] = {}
         self.starts: dict[Any, float] = {}
-        self.exhausted = False
 
     def submit(self) -> bool:
         """Submit jobs while there is room; return False if no job is left."""
-        while not self.exhausted and len(self.running) < self.capacity():
-            try:
-                job = next(self.jobs)
-            except StopIteration:
-                self.exhausted = True
-                break
-            if job is None:
-                break
-            self.started(job)
+        queue = self.queue
+        while not queue.exhausted and len(self.running) < self.capacity() and (job := queue.take()) is not None:
+            queue.started(job)
             reference = self.submit_one(job)
             self.running[reference], self.starts[reference] = job, time.monotonic()
-        return bool(self.running) or not self.exhausted
+        return bool(self.running) or not queue.exhausted
 
     def done(self) -> list[tuple[Any, Job]]:
         """Return the tasks that have ended; if others could start or time out, after `POLL_SECONDS` at most."""
@@ -158,13 +133,15 @@ class _Tasks(Generic[Job]):
         if not self.running:
             time.sleep(POLL_SECONDS)
             return []
-        must_look = not self.exhausted or any(self.timeout(job) is not None for job in self.running.values())
+        must_look = not self.queue.exhausted or any(
+            self.queue.timeout(job) is not None for job in self.running.values()
+        )
         ended, _ = ray.wait(list(self.running), timeout=POLL_SECONDS if must_look else None)
         return [(reference, self.running.pop(reference)) for reference in ended]
 
     def timed_out(self) -> list[tuple[Any, Job, float]]:
         """Return the tasks that have reached their timeout since they were submitted, with its seconds."""
-        limits = ((reference, job, self.timeout(job)) for reference, job in self.running.items())
+        limits = ((reference, job, self.queue.timeout(job)) for reference, job in self.running.items())
         found = [(r, job, s) for r, job, s in limits if s is not None and time.monotonic() >= self.starts[r] + s]
         for reference, _, _ in found:
             del self.running[reference]

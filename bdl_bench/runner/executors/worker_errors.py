@@ -6,6 +6,7 @@ import signal
 
 from estimators.errors import EstimatorError
 from estimators.runtime.memory import machine_bytes
+from estimators.runtime.units import in_bytes
 
 __all__ = ["TimeLimitError", "WorkerCrashedError", "worker_crashed"]
 
@@ -32,11 +33,7 @@ class TimeLimitError(EstimatorError, TimeoutError):
 
 
 def worker_crashed(exit_code: int | None) -> WorkerCrashedError:
-    """Return the error for a job whose process crashed twice.
-
-    Args:
-        exit_code: the exit status; −N for signal N; None if unknown.
-    """
+    """Return the error for a job whose process crashed twice; exit code −N is signal N, None is unknown."""
     return WorkerCrashedError(
         "a worker process that lives until its job is done",
         received=f"one that {_in_words(exit_code)}, as one before; the second try ran alone",
@@ -52,8 +49,8 @@ def _in_words(exit_code: int | None) -> str:
     if exit_code >= 0:
         return f"ended with exit status {exit_code}"
     if -exit_code == signal.SIGKILL:
-        size = f"{machine_bytes() / 2**30:.1f} GiB"
-        return f"was killed by {_name(-exit_code)}, probably out of memory (this machine has {size})"
+        memory = in_bytes(machine_bytes())
+        return f"was killed by {_name(-exit_code)}, probably out of memory (this machine has {memory})"
     return f"was ended by {_name(-exit_code)}"
 
 

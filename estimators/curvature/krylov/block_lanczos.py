@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from typing import Self
 
@@ -80,6 +82,16 @@ class BlockLanczos:
         cycle.storage = tensors["basis"]
         cycle.block = cycle.storage[cycle.rank :]
         return cycle
+
+    @classmethod
+    def continued(
+        cls, product: Product, extended: Tensor, projected: Tensor, coupling: Tensor, *, free_bytes: FreeBytes
+    ) -> Self:
+        """The space of W and Q (r + k, P), T (r, r) and Q A Wᵀ (k, r), without right-hand sides."""
+        nothing = projected.new_zeros(0, 0)
+        tensors = {"projected": projected.clone(), "coupling": coupling, "basis": extended.clone()}
+        unused = {"floor": nothing, "start": nothing, "before": torch.zeros((), dtype=torch.long)}
+        return cls.restored(product, {**tensors, **unused, "coefficients": nothing}, free_bytes=free_bytes)
 
     @property
     def rank(self) -> int:
@@ -163,6 +175,27 @@ class BlockLanczos:
         self._store(rows)
         self.coupling = second @ first
 
+    def augment(self, vectors: Tensor) -> None:
+        """Add the part of `vectors` (m, P) outside W and Q to the next block Q: the space grows from them, too."""
+        rows = _outside(vectors, self.extended)
+        self.coupling = torch.cat([self.coupling, self.coupling.new_zeros(len(rows), self.coupling.shape[1])])
+        self._store(torch.cat([self.block, rows]))
+
+    @contextmanager
+    def branch(self, vectors: Tensor) -> Iterator[Self]:
+        """Yield the space W with the part of `vectors` (m, P) outside W as its next block, to grow from these.
+
+        The two share the storage of W. At the end the next block Q of this space is put back.
+        """
+        kept, before = self.block.clone(), self.products
+        other = copy(self)
+        other._store(_outside(vectors, self.basis))
+        try:
+            yield other
+        finally:
+            self.products += other.products - before
+            self._store(kept)
+
     def _grow_projected(self, along: Tensor, old: int) -> None:
         """Extend T by the inner products (k, r + k) of the new image with W, symmetrised against round-off."""
         grown = along.new_zeros(along.shape[1], along.shape[1])
@@ -202,6 +235,20 @@ def _orthogonalise_(rows: Tensor, basis: Tensor) -> Tensor:
     along = inner(rows, basis)
     rows.addmm_(along.to(rows.dtype), basis, alpha=-1)
     return along
+
+
+def _outside(vectors: Tensor, basis: Tensor) -> Tensor:
+    """Return an orthonormal basis of the part of `vectors` (m, P) outside the basis (r, P); without round-off."""
+    if len(basis) == basis.shape[1]:
+        return vectors[:0]
+    rows = vectors.clone()
+    floor = rows.norm(dim=1).max() * torch.finfo(rows.dtype).eps * 32
+    for _ in range(2):
+        _orthogonalise_(rows, basis)
+    rows, _ = orthonormalise_(rows, floor)
+    _orthogonalise_(rows, basis)  # again: small rows have been scaled up
+    rows, _ = orthonormalise_(rows, torch.full_like(floor, _ROUND_OFF))
+    return rows[: basis.shape[1] - len(basis)]
 
 
 def krylov_basis(product: Product, start: Tensor, *, size: int) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ class KrylovSpace:
     """A Krylov space of A, with small matrices in float64.
 
     Attributes:
-        stored: s·W and s·Q by rows (r + k, P), in the coordinates of θ.
+        stored: W and Q by rows (r + k, P), orthonormal in the coordinates θ/s.
         scale: s (P,).
         galerkin: T (r, r).
         coupling: B (k, r).
@@ -46,13 +46,22 @@ class KrylovSpace:
     def of(
         cls, solved: BlockSolution, coordinates: PriorWhitening, delta: Tensor, dtype: torch.dtype | None = None
     ) -> KrylovSpace:
-        """The space of a solve in `coordinates`, for prior precisions δ (P,), stored in `dtype`.
+        """The space of a solve in `coordinates`, for prior precisions δ (P,), stored in `dtype`."""
+        return cls.whitened(solved.basis, solved.projected, solved.coupling, coordinates, delta, dtype)
 
-        The basis of the solve is scaled in place, and cannot be used afterwards.
-        """
-        stored = StoredRows.of(solved.basis.mul_(coordinates.whitener), dtype)
-        projected, coupling = (small.double() / coordinates.unit for small in (solved.projected, solved.coupling))
-        return cls._with(stored, delta.rsqrt(), projected, coupling)
+    @classmethod
+    def whitened(
+        cls,
+        basis: Tensor,
+        projected: Tensor,
+        coupling: Tensor,
+        coordinates: PriorWhitening,
+        delta: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> KrylovSpace:
+        """The space of W and Q (r + k, P), T (r, r) and Q A Wᵀ (k, r) in `coordinates`."""
+        small = (matrix.double() / coordinates.unit for matrix in (projected, coupling))
+        return cls._with(StoredRows.of(basis, dtype), delta.rsqrt(), *small)
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor]) -> KrylovSpace:
@@ -81,8 +90,15 @@ class KrylovSpace:
 
     @property
     def expansion(self) -> Tensor:
-        """(r, r + k): s² A times the first r rows of the basis is expansion @ basis."""
+        """(r, r + k): s A s times the first r rows of the basis is expansion @ basis."""
         return torch.cat([self.galerkin, self.coupling]).T
+
+    def reduction_of(self, rank: int, block: int) -> Tensor:
+        """The reduction R of a leading space: the first `rank` vectors, with the `block` vectors after them as Q."""
+        if rank == self.rank:
+            return self.reduction
+        projected = self.galerkin[:rank, :rank]
+        return _reduction(projected, self.galerkin[rank : rank + block, :rank], self.scale.dtype)
 
 
 def _reduction(galerkin: Tensor, coupling: Tensor, dtype: torch.dtype) -> Tensor:

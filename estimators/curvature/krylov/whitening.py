@@ -53,9 +53,3 @@ class PriorWhitening:
     def unwhiten_(self, u: Tensor) -> Tensor:
         """u = s ũ for ũ (K, P), in place."""
         return u if self.scale is None else u.mul_(self.scale)
-
-    @property
-    def whitener(self) -> Tensor | float:
-        """The factor from orthonormal vectors here to θ, scaled so that the prior precision is the identity."""
-        assert self.unit > 0
-        return self.unit**-0.5 if self.scale is None else self.scale

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -14,6 +14,7 @@ from estimators.errors import EstimatorError, NoLastLayerError, UnsupportedError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.categorical import Sites
 from estimators.models.derivative_routes import FAILURES, short
+from estimators.models.feature_reduction import FeatureReduction, reduction_of
 from estimators.models.last_linear import LastLinear, find_last_linear
 from estimators.models.network import Network
 from estimators.models.outputs import without_inference
@@ -38,15 +39,24 @@ class LastLayer:
         layer: the names of the layer and of its parameters.
         n_outputs: C.
         n_features: E.
+        feature_reduction: how the features of several positions become those of a row; None for one position.
     """
 
     network: Network
     layer: LastLinear
     n_outputs: int
     n_features: int
+    feature_reduction: FeatureReduction | None = None
 
     @classmethod
-    def of(cls, network: Network, x: PyTree, *, name: str | None = None) -> LastLayer:
+    def of(
+        cls,
+        network: Network,
+        x: PyTree,
+        *,
+        name: str | None = None,
+        feature_reduction: FeatureReduction | None = None,
+    ) -> LastLayer:
         """The layer that produces the outputs at x, or the one called `name`.
 
         Raises:
@@ -54,20 +64,23 @@ class LastLayer:
         """
         try:
             with network.pass_counter.calls_of(network.module):
-                found = find_last_linear(network.module, x, name=name)
+                found = find_last_linear(network.module, x, name=name, feature_reduction=feature_reduction)
         except EstimatorError:
             raise
         except FAILURES as error:  # a scripted module takes no hooks; a copy may lack what a hook stores
             raise _not_last(name or "?", f"a copy that raises {type(error).__name__}: {short(error)}") from error
-        return cls.from_description(network, asdict(found))
+        return cls.from_description(network, asdict(found), feature_reduction)
 
     @classmethod
-    def from_description(cls, network: Network, description: dict[str, str | None]) -> LastLayer:
+    def from_description(
+        cls, network: Network, description: dict[str, str | None], feature_reduction: FeatureReduction | None = None
+    ) -> LastLayer:
         """The layer of a `description()`."""
         layer = LastLinear(**description)  # type: ignore[arg-type]
         linear = network.module.get_submodule(layer.name)
         assert isinstance(linear, nn.Linear)
-        return cls(network, layer, linear.out_features, linear.in_features + (layer.bias is not None))
+        n_features = linear.in_features + (layer.bias is not None)
+        return cls(network, layer, linear.out_features, n_features, feature_reduction)
 
     def description(self) -> dict[str, str | None]:
         """The names of the layer and of its parameters, in JSON types."""
@@ -79,7 +92,7 @@ class LastLayer:
         Raises:
             UnsupportedError: the layer is applied to several positions of a row.
         """
-        with self.capture_features() as hook:
+        with self.capture_features(x) as hook:
             f = self.network.shaped_outputs(x)
         self.check(x, f, hook)
         return hook.features
@@ -124,9 +137,11 @@ class LastLayer:
         return linear
 
     @contextmanager
-    def capture_features(self) -> Iterator[FeatureHook]:
-        """Capture the features of a forward inside the context."""
-        hook = FeatureHook(bias=self.layer.bias is not None)
+    def capture_features(self, x: PyTree) -> Iterator[FeatureHook]:
+        """Capture the features of a forward at x inside the context."""
+        reduce = reduction_of(self.feature_reduction, self.network.module)
+        reduce_here = None if reduce is None else lambda features: reduce(features, x)
+        hook = FeatureHook(bias=self.layer.bias is not None, reduce=reduce_here)
         handle = self._linear.register_forward_pre_hook(hook)
         try:
             yield hook
@@ -189,7 +204,7 @@ class LastLayer:
     def _position_batches(self, objective: Objective) -> Iterator[PositionBatch]:
         """The labelled positions of each batch, in `algebra_dtype`; the rows if a row has a single output vector."""
         for batch in objective.batches:
-            with self.capture_features() as hook:
+            with self.capture_features(batch.x) as hook:
                 shaped = self.network.shaped_outputs(batch.x)
             self.check(batch.x, shaped, hook)
             f = to_algebra_dtype(shaped.flatten(0, -2))
@@ -236,15 +251,18 @@ class PositionBatch:
 
 
 class FeatureHook:
-    """A forward pre-hook that captures the input of a layer; `bias` tells whether a 1 is appended to features."""
+    """A forward pre-hook that captures the input of a layer, and reduces it if there is a feature reduction.
 
-    def __init__(self, *, bias: bool) -> None:
-        self._bias = bias
+    `bias` tells whether a 1 is appended to features.
+    """
+
+    def __init__(self, *, bias: bool, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._bias, self._reduce = bias, reduce
         self._last: Tensor | None = None
         self._n_calls = 0
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG002
-        self._last = arguments[0].clone()
+        self._last = arguments[0].clone() if self._reduce is None else self._reduce(arguments[0])
         self._n_calls += 1
 
     @property

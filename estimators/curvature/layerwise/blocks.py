@@ -1,13 +1,17 @@
 """The GGN layer by layer: kron (K-FAC), ekfac, diag. Other parameters (norms, embeddings) keep its diagonal.
 
-A linear map has inputs a_nt, and gradients b_nkt with respect to its output along the columns k of S_n (Λ = S Sᵀ). Its
-block of the GGN is Σ_nk (Σ_t b aᵀ)(Σ_t b aᵀ)ᵀ over the entries of W. It is replaced by
+A linear map has inputs a_nt, and gradients b_nkt with respect to its output along the columns k of G_n, with G Gᵀ = Λ
+or its estimate (`curvature.fisher`). Its block of the GGN is Σ_nk (Σ_t b aᵀ)(Σ_t b aᵀ)ᵀ over the entries of W. It is
+replaced by one of these; "expand" and "reduce" differ if a weight is used at several positions t of a row:
 
     kron     Σ_nt a aᵀ ⊗ Σ_nkt b bᵀ / (positions nt): Martens & Grosse 2015, "expand" in Eschenhagen et al. 2023
+             Σ_n ā āᵀ ⊗ Σ_nk b̄ b̄ᵀ / N with ā = the mean of a over t and b̄ = Σ_t b: "reduce" in Eschenhagen et al. 2023
     ekfac    the same basis U ⊗ V, with the eigenvalues Σ_nk (Uᵀ Σ_t b aᵀ V)² of the block itself: George et al. 2018
     diag     the basis of the weights, with those eigenvalues: the exact diagonal
 
-δ is added to the eigenvalues exactly. Nothing of size P × P or C × P × batch is made.
+δ is added to the eigenvalues exactly. Nothing of size P × P or C × P × batch is made. With a sampled or empirical
+Fisher, nothing of size C × C per row is made either. "ekfac" then takes its eigenvalues from other sampled labels than
+its basis, so that they are unbiased given the basis.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from torch import Tensor
 
 from estimators.curvature.base import Precision, standard_normal
 from estimators.curvature.definiteness import check_eigenvalues
+from estimators.curvature.fisher import Fisher
 from estimators.curvature.layerwise.kronecker_block import KroneckerBlock, by_rows
 from estimators.curvature.layerwise.second_moment import SecondMoment
 from estimators.curvature.layerwise.whitened_rows import layers_of, whitened_rows
@@ -33,8 +38,14 @@ from estimators.models.network import Network
 from estimators.numerics.dtype import algebra_dtype, to_algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
+from estimators.runtime.memory import check_fits_memory
 
-__all__ = ["BlockPrecision", "Blocks", "collect"]
+__all__ = ["KFAC_APPROXIMATIONS", "BlockPrecision", "Blocks", "collect"]
+
+KFAC_APPROXIMATIONS = ("expand", "reduce")
+"""Values of the option `kfac_approx`."""
+_MOST_DENSE_OUTPUTS = 4096
+"""Outputs of a map up to which their second moment is always a matrix, and has all eigenvectors."""
 
 _OTHERS = "other_params"
 """Name of the tensor of the other parameters in a file."""
@@ -65,7 +76,7 @@ class Blocks:
             OptionError: δ has several values within a map in a Kronecker basis.
             IndefiniteHessianError: some δ are 0, and A is singular.
         """
-        layout, blocks = self._layout, {}
+        layout, blocks = self.layout, {}
         for name, block in self.blocks.items():
             delta = layout.matrix(prior_precision, name)
             if block.input_basis is not None and float(delta.min()) != float(delta.max()):
@@ -78,7 +89,7 @@ class Blocks:
         return BlockPrecision(layout, blocks, others)
 
     @property
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
         """Where the maps and the other parameters lie in θ."""
         return Layout(self.network.subset, self.maps, self.other_params)
 
@@ -92,7 +103,7 @@ class Blocks:
 
     def description(self) -> dict[str, Any]:
         """The maps and the other parameters, in JSON types."""
-        return self._layout.description()
+        return self.layout.description()
 
     def rescaled(self, objective: Objective, scale: float) -> Blocks:
         """`scale` times these blocks, for a new objective at the same weights and rows."""
@@ -164,15 +175,20 @@ class BlockPrecision(Precision):
         return torch.stack([self.others.log().sum(), *(block.log_det() for block in self.blocks.values())]).sum()
 
 
-def collect(objective: Objective, structure: str) -> Blocks:
-    """Compute the blocks in one pass over the data ("kron", "diag") or two ("ekfac")."""
+def collect(objective: Objective, structure: str, *, fisher: Fisher, kfac_approx: str) -> Blocks:
+    """Compute the blocks in one pass over the data ("kron", "diag") or two ("ekfac").
+
+    Raises:
+        TooLargeError: the factor of a map with very many outputs does not fit into memory.
+    """
     layers = layers_of(objective)
     if structure == "diag":
-        return _with_own_eigenvalues(objective, layers, {})
-    kron, others = _kron(objective, layers)
+        return _with_own_eigenvalues(objective, layers, {}, fisher)
+    _check_output_factors(objective, layers, fisher)
+    kron, others = _kron(objective, layers, fisher, reduced=kfac_approx == "reduce")
     _warn_of_diagonals(layers, structure)
     if structure == "ekfac":
-        return _with_own_eigenvalues(objective, layers, kron)
+        return _with_own_eigenvalues(objective, layers, kron, fisher.with_other_samples())
     return Blocks(objective.network, layers.maps, layers.other_params, kron, others)
 
 
@@ -189,46 +205,70 @@ def _warn_of_diagonals(layers: LayerwiseJacobian, structure: str) -> None:
         )
 
 
-def _kron(objective: Objective, layers: LayerwiseJacobian) -> tuple[dict[str, KroneckerBlock], Tensor]:
+def _check_output_factors(objective: Objective, layers: LayerwiseJacobian, fisher: Fisher) -> None:
+    """Raise TooLargeError if Σ b bᵀ of a map with very many outputs does not fit into memory."""
+    n_rows = objective.batches.n_data * fisher.n_cotangents(layers.n_outputs)
+    positions = layers.n_positions()
+    device = objective.theta.device
+    for name, linear in layers.maps.items():
+        o, rows = linear.n_outputs, n_rows * positions[name]
+        if o <= _MOST_DENSE_OUTPUTS:
+            continue
+        columns = rows if 2 * rows <= o else o
+        check_fits_memory(
+            f"a factor of {o} × {columns} numbers for the {o} outputs of {name}",
+            4 * o * columns * algebra_dtype(device).itemsize,
+            device=device,
+            remedy='fisher="mc" with fewer rows, hessian_structure="diag", or subset_of_weights without this layer.',
+        )
+
+
+def _kron(
+    objective: Objective, layers: LayerwiseJacobian, fisher: Fisher, *, reduced: bool
+) -> tuple[dict[str, KroneckerBlock], Tensor]:
     """Blocks in the eigenbasis of both factors, and the diagonal of the other parameters."""
-    dtype, device = algebra_dtype(objective.theta.device), objective.theta.device
+    dtype = algebra_dtype(objective.theta.device)
     shapes = {name: linear.shape for name, linear in layers.maps.items()}
-    outer = {name: torch.zeros(o, o, dtype=dtype, device=device) for name, (o, _) in shapes.items()}
+    outer = {name: SecondMoment(o, dtype, keep_rows=o > _MOST_DENSE_OUTPUTS) for name, (o, _) in shapes.items()}
     inner = {name: SecondMoment(e, dtype) for name, (_, e) in shapes.items()}
     others = _zeros_of_others(objective, layers)
-    for rows in whitened_rows(objective, layers):
+    for rows in whitened_rows(objective, layers, fisher):
         others += to_algebra_dtype(rows.other_rows).square().sum((0, 1))
         for name, factors in rows.factors.items():
-            a, b = factors.inputs.flatten(0, 1), to_algebra_dtype(factors.gradients).flatten(0, 2)
-            inner[name].add(a)  # Σ a aᵀ
-            outer[name] += b.T @ b  # Σ b bᵀ
+            a, b = factors.inputs, factors.gradients
+            if reduced:  # one position: the mean of the inputs, and the sum of the gradients
+                a, b = a.sum(1, keepdim=True) / max(1, a.shape[1]), b.sum(2, keepdim=True)
+            inner[name].add(a.flatten(0, 1))  # Σ a aᵀ
+            outer[name].add(b.flatten(0, 2))  # Σ b bᵀ
     return {name: _eigen(outer[name], inner[name]) for name in shapes}, others
 
 
-def _eigen(outer: Tensor, inner: SecondMoment) -> KroneckerBlock:
+def _eigen(outer: SecondMoment, inner: SecondMoment) -> KroneckerBlock:
     """The block Σ a aᵀ ⊗ Σ b bᵀ / (number of positions) in its eigenbasis."""
-    values, output_basis = torch.linalg.eigh(outer)
+    values, output_basis = outer.eigen()
     moments, input_basis = inner.eigen()
     eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) / inner.n_rows
     return KroneckerBlock(eigenvalues, output_basis, input_basis)
 
 
 def _with_prior(block: KroneckerBlock, delta: Tensor) -> KroneckerBlock:
-    """The block with δ (O, E) added to its eigenvalues; δ alone is the eigenvalue for inputs outside the data."""
-    basis = block.input_basis
-    if basis is None:
+    """The block with δ (O, E) added to its eigenvalues; δ alone is the eigenvalue outside both bases."""
+    bases = [basis for basis in (block.output_basis, block.input_basis) if basis is not None]
+    if not bases:
         return replace(block, eigenvalues=block.eigenvalues + delta)
-    outside = delta[0, 0] if basis.shape[0] > basis.shape[1] else None
+    outside = delta[0, 0] if any(basis.shape[0] > basis.shape[1] for basis in bases) else None
     return replace(block, eigenvalues=block.eigenvalues + delta[0, 0], outside=outside)
 
 
-def _with_own_eigenvalues(objective: Objective, layers: LayerwiseJacobian, bases: dict[str, KroneckerBlock]) -> Blocks:
+def _with_own_eigenvalues(
+    objective: Objective, layers: LayerwiseJacobian, bases: dict[str, KroneckerBlock], fisher: Fisher
+) -> Blocks:
     """Blocks with eigenvalues Σ J̃² in the basis of each of `bases`, or in that of the weights."""
     others = _zeros_of_others(objective, layers)
     dtype = others.dtype
     blank = KroneckerBlock(torch.zeros((), dtype=dtype, device=others.device))
     sums: dict[str, Tensor] = dict.fromkeys(layers.maps, others.new_zeros(()))
-    for rows in whitened_rows(objective, layers):
+    for rows in whitened_rows(objective, layers, fisher):
         others += to_algebra_dtype(rows.other_rows).square().sum((0, 1))
         for name, factors in rows.factors.items():
             sums[name] = sums[name] + _summed_squares(bases.get(name, blank), factors.to(dtype))

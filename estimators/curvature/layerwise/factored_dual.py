@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from estimators.curvature.dense.dual import FunctionSpace
+from estimators.curvature.fisher import EXACT, Fisher
 from estimators.curvature.layerwise.factored_rows import FactoredRows
 from estimators.curvature.layerwise.whitened_rows import whitened_rows
 from estimators.errors import UnsupportedError
@@ -75,10 +76,10 @@ def in_factors(layers: LayerwiseJacobian) -> bool:
     return layers.network.n_parameters >= _LEAST_PARAMETERS and layers.no_weight_sharing
 
 
-def factored_rows(objective: Objective, layers: LayerwiseJacobian) -> FactoredRows:
+def factored_rows(objective: Objective, layers: LayerwiseJacobian, fisher: Fisher = EXACT) -> FactoredRows:
     """R at the training rows in factors, in `algebra_dtype`."""
     dtype = algebra_dtype(objective.theta.device)
-    return FactoredRows.joined(layers.layout, whitened_rows(objective, layers), dtype)
+    return FactoredRows.joined(layers.layout, whitened_rows(objective, layers, fisher), dtype)
 
 
 def bytes_needed(

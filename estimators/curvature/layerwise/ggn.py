@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from estimators.curvature.fisher import EXACT, Fisher
 from estimators.curvature.layerwise.whitened_rows import whitened_rows
 from estimators.models.layer_jacobians import LayerwiseJacobian, LayerwiseRows
 from estimators.numerics.dtype import algebra_dtype
@@ -27,19 +28,19 @@ _LEAST_OUTPUTS, _LEAST_PARAMETERS = 3, 500
 """Below these, whole rows are faster."""
 
 
-def worthwhile(layers: LayerwiseJacobian) -> bool:
-    """Whether factors are faster than whole rows: there are many parameters, and outputs to sum over first."""
+def worthwhile(layers: LayerwiseJacobian, fisher: Fisher = EXACT) -> bool:
+    """Whether factors are faster than whole rows: there are many parameters, and cotangents to sum over first."""
     many = layers.network.n_parameters >= _LEAST_PARAMETERS
-    return many and layers.n_outputs >= _LEAST_OUTPUTS and layers.no_weight_sharing
+    return many and fisher.n_cotangents(layers.n_outputs) >= _LEAST_OUTPUTS and layers.no_weight_sharing
 
 
-def layered_ggn(objective: Objective, layers: LayerwiseJacobian) -> Tensor:
-    """Σₙ Jₙᵀ Λₙ Jₙ (P, P), without the prior, in `algebra_dtype`."""
+def layered_ggn(objective: Objective, layers: LayerwiseJacobian, fisher: Fisher = EXACT) -> Tensor:
+    """Σₙ Jₙᵀ Λₙ Jₙ (P, P), or its estimate with GGᵀ in place of Λ, without the prior, in `algebra_dtype`."""
     theta = objective.theta
     dtype, p = algebra_dtype(theta.device), theta.numel()
     shapes, indices = _order(layers)
     blocks: dict[tuple[int, int], Tensor] = {}
-    for rows in whitened_rows(objective, layers):
+    for rows in whitened_rows(objective, layers, fisher):
         for chunk in _split(_factors(rows, layers, dtype)):
             for i, left in enumerate(chunk):
                 for j, right in enumerate(chunk[: i + 1]):

@@ -33,10 +33,10 @@ class KroneckerBlock:
     conditioned well enough, and converted otherwise. Results have the dtype of the computation.
 
     Attributes:
-        eigenvalues: λ (O, r) > 0.
-        output_basis: U (O, O); None for the identity.
+        eigenvalues: λ (q, r) > 0.
+        output_basis: U (O, q); None for the identity.
         input_basis: V (E, r); None for the identity.
-        outside: the eigenvalue of A, a scalar, for inputs outside the span of V; None if r = E.
+        outside: the eigenvalue of A, a scalar, outside the span of U ⊗ V; None if q = O and r = E.
     """
 
     eigenvalues: Tensor
@@ -51,7 +51,7 @@ class KroneckerBlock:
         return JacobianFactors(inputs, gradients)
 
     def jacobians(self, rows: JacobianFactors) -> Tensor:
-        """J̃ (M, K, O, r): each basis is applied to the factors or to their product, whichever is less work."""
+        """J̃ (M, K, q, r): each basis is applied to the factors or to their product, whichever is less work."""
         _, k, t, o = rows.gradients.shape
         u, v = self.output_basis, self.input_basis
         u_first, v_first = t <= rows.inputs.shape[-1], t <= k * o
@@ -70,13 +70,21 @@ class KroneckerBlock:
             rotated = self.rotated(rows)
             by_output = self._variance_by_output(rows, rotated)
             variance: Tensor = (rotated.gradients[:, :, 0].square() @ by_output[:, :, None])[..., 0]
-            return variance
+            outside = self._outside_outputs(rows)
+            if outside is None or self.outside is None:
+                return variance
+            return variance + (rows.inputs.square().sum((1, 2))[:, None] * outside.square().sum((2, 3))) / self.outside
         weights = self.eigenvalues.reciprocal().flatten()
         variance = by_rows(rows, lambda part: self.jacobians(part).square_().flatten(2) @ weights)
         if self.outside is None:
             return variance
+        of_inputs, inside = self._grams(rows)
         gradients = rows.gradients
-        return variance + ((self._outside_gram(rows)[:, None] @ gradients) * gradients).sum((2, 3)) / self.outside
+        squares = ((of_inputs[:, None] @ gradients) * gradients).sum((2, 3))
+        outside = self._outside_outputs(rows)
+        if outside is not None:
+            squares = squares + ((inside[:, None] @ outside) * outside).sum((2, 3))
+        return variance + squares / self.outside
 
     def covariance(self, rows: JacobianFactors) -> Tensor:
         """J A⁻¹ Jᵀ (M, K, K) at M rows with K cotangents."""
@@ -89,7 +97,11 @@ class KroneckerBlock:
             gradients = rotated.gradients[:, :, 0]
             weighted = gradients * self._variance_by_output(rows, rotated)[:, None]
             covariance: Tensor = weighted @ gradients.transpose(1, 2)
-            return covariance
+            outputs = self._outside_outputs(rows)
+            if outputs is None or self.outside is None:
+                return covariance
+            outputs, lengths = outputs[:, :, 0], rows.inputs.square().sum((1, 2))
+            return covariance + lengths[:, None, None] * (outputs @ outputs.transpose(1, 2)) / self.outside
         weights = self.eigenvalues.rsqrt()
 
         def gram(part: JacobianFactors) -> Tensor:
@@ -99,8 +111,12 @@ class KroneckerBlock:
         covariance = by_rows(rows, gram)
         if self.outside is None:
             return covariance
-        outside = (self._outside_gram(rows)[:, None] @ rows.gradients).flatten(2)
-        return covariance + outside @ rows.gradients.flatten(2).transpose(1, 2) / self.outside
+        of_inputs, inside = self._grams(rows)
+        products = (of_inputs[:, None] @ rows.gradients).flatten(2) @ rows.gradients.flatten(2).transpose(1, 2)
+        outputs = self._outside_outputs(rows)
+        if outputs is not None:
+            products = products + (inside[:, None] @ outputs).flatten(2) @ outputs.flatten(2).transpose(1, 2)
+        return covariance + products / self.outside
 
     @cached_property
     def _allows_float32(self) -> bool:
@@ -117,18 +133,25 @@ class KroneckerBlock:
         return KroneckerBlock(*(None if part is None else part.float() for part in parts))  # type: ignore[arg-type]
 
     def _variance_by_output(self, rows: JacobianFactors, rotated: JacobianFactors) -> Tensor:
-        """aᵀ (block of output o)⁻¹ a (M, O), for rows with one position."""
+        """aᵀ (block of output eigenvector u)⁻¹ a (M, q), for rows with one position."""
         inside = rotated.inputs[:, 0].square()
         variance: Tensor = inside @ self.eigenvalues.reciprocal().T
         if self.outside is None:
             return variance
         return variance + ((rows.inputs[:, 0].square().sum(1) - inside.sum(1)).clamp_min(0) / self.outside)[:, None]
 
-    def _outside_gram(self, rows: JacobianFactors) -> Tensor:
-        """Inner products (M, T, T) between positions, of the part of the inputs outside the span of V."""
-        inside = self.rotated(rows).inputs
-        gram: Tensor = rows.inputs @ rows.inputs.transpose(1, 2) - inside @ inside.transpose(1, 2)
-        return gram
+    def _grams(self, rows: JacobianFactors) -> tuple[Tensor, Tensor]:
+        """Inner products (M, T, T) between positions, of the parts of the inputs outside and inside the span of V."""
+        rotated = rows.inputs if self.input_basis is None else rows.inputs @ self.input_basis
+        inside: Tensor = rotated @ rotated.transpose(1, 2)
+        return rows.inputs @ rows.inputs.transpose(1, 2) - inside, inside
+
+    def _outside_outputs(self, rows: JacobianFactors) -> Tensor | None:
+        """The part of the gradients (M, K, T, O) outside the span of U; None if q = O."""
+        basis = self.output_basis
+        if basis is None or basis.shape[0] == basis.shape[1]:
+            return None
+        return rows.gradients - (rows.gradients @ basis) @ basis.T
 
     def solve(self, matrices: Tensor) -> Tensor:
         """A⁻¹ applied to matrices (n, O, E)."""
@@ -142,7 +165,8 @@ class KroneckerBlock:
         inside = self._from_basis(standard_normal((n_samples, *values.shape), values, generator) / values.sqrt())
         if self.outside is None or self.input_basis is None:
             return inside
-        z = standard_normal((n_samples, len(values), len(self.input_basis)), values, generator)
+        n_outputs = len(values) if self.output_basis is None else len(self.output_basis)
+        z = standard_normal((n_samples, n_outputs, len(self.input_basis)), values, generator)
         return inside + self._outside_part(z) / self.outside.sqrt()
 
     def log_det(self) -> Tensor:
@@ -150,21 +174,21 @@ class KroneckerBlock:
         inside = self.eigenvalues.log().sum()
         if self.outside is None or self.input_basis is None:
             return inside
-        e, r = self.input_basis.shape
-        return inside + len(self.eigenvalues) * (e - r) * self.outside.log()
+        n_outputs = len(self.eigenvalues) if self.output_basis is None else len(self.output_basis)
+        n_outside = n_outputs * len(self.input_basis) - self.eigenvalues.numel()
+        return inside + n_outside * self.outside.log()
 
     def _outside_part(self, matrices: Tensor) -> Tensor:
-        """The part of matrices (n, O, E) outside the span of V."""
-        assert self.input_basis is not None
-        return matrices - (matrices @ self.input_basis) @ self.input_basis.T
+        """The part of matrices (n, O, E) outside the span of U ⊗ V."""
+        return matrices - self._from_basis(self._to_basis(matrices))
 
     def _to_basis(self, matrices: Tensor) -> Tensor:
-        """Uᵀ M V (n, O, r) of matrices M (n, O, E)."""
+        """Uᵀ M V (n, q, r) of matrices M (n, O, E)."""
         left = matrices if self.output_basis is None else self.output_basis.T @ matrices
         return left if self.input_basis is None else left @ self.input_basis
 
     def _from_basis(self, matrices: Tensor) -> Tensor:
-        """U M Vᵀ (n, O, E) of matrices M (n, O, r)."""
+        """U M Vᵀ (n, O, E) of matrices M (n, q, r)."""
         left = matrices if self.output_basis is None else self.output_basis @ matrices
         return left if self.input_basis is None else left @ self.input_basis.T
 

@@ -1,4 +1,4 @@
-"""Jacobian rows in factors along the columns of S, with Λ = SSᵀ, at the training rows."""
+"""Jacobian rows GᵀJ in factors at the training rows, with GGᵀ = Λ or its estimate by labels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from estimators.curvature.fisher import EXACT, Fisher
 from estimators.models.layer_jacobians import LayerwiseJacobian, LayerwiseRows
-from estimators.numerics.dtype import to_algebra_dtype
+from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 
 __all__ = ["layers_of", "whitened_rows"]
@@ -18,11 +19,12 @@ def layers_of(objective: Objective) -> LayerwiseJacobian:
     return LayerwiseJacobian(objective.network, next(iter(objective.batches)).x)
 
 
-def whitened_rows(objective: Objective, layers: LayerwiseJacobian) -> Iterator[LayerwiseRows]:
-    """Yield the rows SᵀJ of every training row, in factors."""
+def whitened_rows(objective: Objective, layers: LayerwiseJacobian, fisher: Fisher = EXACT) -> Iterator[LayerwiseRows]:
+    """Yield the rows GᵀJ of every training row, in factors."""
 
-    def root(f: Tensor, y: Tensor) -> Tensor:
-        return objective.likelihood.given(y).hessian_sqrt(to_algebra_dtype(f)).transpose(1, 2).to(f.dtype)
+    def cotangents(f: Tensor, targets: PyTree) -> Tensor:
+        return fisher.cotangents(objective.likelihood, f, targets)
 
-    for batch in objective.batches:
-        yield from layers.rows_at(batch.x, root, batch.y)
+    for x, targets in fisher.batches(objective):
+        k = fisher.n_cotangents(layers.n_outputs)
+        yield from layers.rows_at(x, cotangents, targets, n_cotangents=k)

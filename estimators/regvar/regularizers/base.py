@@ -1,4 +1,4 @@
-"""The interface of a regularizer: which r(θ) to add to the loss, and how to compute a variance from the response."""
+"""The interface of a regularizer: functions r_k(θ) that are added to the loss, and a variance from the responses."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from estimators.models.functionals import Functional
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
-from estimators.option_checks import checked_integer
 from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution
 from estimators.regvar.variance_estimate import VarianceEstimate
 
-__all__ = ["MakeEstimate", "RegularizedProblem", "Regularizer", "checked_count", "probe_generator"]
+__all__ = ["MakeEstimate", "RegularizedProblem", "Regularizer", "probe_generator"]
 
 MakeEstimate = Callable[[Solution], VarianceEstimate]
 RegularizedProblem = tuple[Perturbation, MakeEstimate]
 
 
 class Regularizer(ABC):
-    """Base class of regularizers: the functions r_k(θ), and the variance estimate that their responses give.
+    """Base class of regularizers: scalar functions r_k(θ), k = 1 ... K, and the variance estimate from their responses.
+
+    The training loss plus a small multiple of r_k has its minimum elsewhere. Per unit of the multiple, the weights move
+    by the displacement A⁻¹∇r_k(θ̂), and the outputs at x by the *response* J(x) A⁻¹∇r_k(θ̂). For r_k = f_c(x) the
+    response of f_c(x) is its variance; `docs/math.md`, section 4, has the other choices.
 
     A regularizer *at fit* (`at_query` False) is solved in `fit`; later queries need no training data. A regularizer
     *at query* is solved in `variance(x)`, so that the fitted estimator keeps the training data.
@@ -92,11 +95,6 @@ class Regularizer(ABC):
             The number of rows, or None for all rows.
         """
         return None
-
-
-def checked_count(name: str, value: int) -> int:
-    """Return `value`, an integer >= 1, or raise OptionError."""
-    return checked_integer(name, value, at_least=1, remedy="16 is a good start.")
 
 
 def probe_generator(objective: Objective, seed: int) -> torch.Generator:

@@ -13,10 +13,10 @@ from estimators.errors import UnsupportedError
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
-from estimators.option_checks import checked_seed
+from estimators.option_checks import checked_integer, checked_seed
 from estimators.persistence.state import Learned
 from estimators.regvar.perturbation import LinearPerturbation
-from estimators.regvar.regularizers.base import RegularizedProblem, Regularizer, checked_count, probe_generator
+from estimators.regvar.regularizers.base import RegularizedProblem, Regularizer, probe_generator
 from estimators.regvar.variance_estimate import VarianceEstimate
 
 __all__ = ["ParameterProbes", "Products"]
@@ -50,7 +50,7 @@ class ParameterProbes(Regularizer):
     signed = True
 
     def __init__(self, n_probes: int = 16, seed: int = 0) -> None:
-        self.n_probes, self.seed = checked_count("n_probes", n_probes), checked_seed(seed)
+        self.n_probes, self.seed = checked_integer("n_probes", n_probes, at_least=1), checked_seed(seed)
 
     def __repr__(self) -> str:
         return f"ParameterProbes(n_probes={self.n_probes}, seed={self.seed})"

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.errors import OptionError
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
-from estimators.option_checks import checked_choice, checked_seed
-from estimators.regvar.bounds import VarianceBounds
+from estimators.option_checks import checked_choice, checked_integer, checked_seed
+from estimators.regvar.bounds import LeadingSpace, VarianceBounds
+from estimators.regvar.measured_bounds import MeasuredBounds
 from estimators.regvar.monte_carlo import (
     BoundInterpolation,
     ClippedMonteCarlo,
     InterpolatedBounds,
     MonteCarloVariance,
-    restored_draws,
 )
 from estimators.regvar.perturbation import LinearPerturbation
 from estimators.regvar.rao_blackwell import RaoBlackwellBlock, find_rao_blackwell_block
@@ -27,9 +30,9 @@ from estimators.regvar.regularizers.base import (
     MakeEstimate,
     RegularizedProblem,
     Regularizer,
-    checked_count,
     probe_generator,
 )
+from estimators.regvar.restored_draws import restored_draws
 from estimators.regvar.solvers.base import Solution
 from estimators.regvar.variance_estimate import VarianceEstimate
 
@@ -83,7 +86,7 @@ class PosteriorDraws(Regularizer):
     def __init__(
         self, n_draws: int = 16, seed: int = 0, rao_blackwell: str | None = "auto", variance_estimate: str = "auto"
     ) -> None:
-        self.n_draws, self.seed = checked_count("n_draws", n_draws), checked_seed(seed)
+        self.n_draws, self.seed = checked_integer("n_draws", n_draws, at_least=1), checked_seed(seed)
         self.rao_blackwell = checked_choice("rao_blackwell", rao_blackwell, ("auto", "last_layer", None))
         self.variance_estimate = checked_choice(
             "variance_estimate", variance_estimate, ("auto", "monte_carlo", "bounds")
@@ -105,13 +108,27 @@ class PosteriorDraws(Regularizer):
         interpolates = self._wants_bounds(objective)
         # One product was spent on ξ, and one on Rao-Blackwellisation.
         max_products = _MAX_PRODUCTS - 1 - (block is not None) if interpolates else None
-        perturbation = LinearPerturbation.along(xi, objective.theta, initial_guess=guess, max_products=max_products)
+        bounds_of = partial(_bounds_of, objective.network, block) if self.has_bounds(objective) else None
+        perturbation = LinearPerturbation.along(
+            xi, objective.theta, initial_guess=guess, max_products=max_products, bounds_of=bounds_of
+        )
         return perturbation, self._make_estimate(objective, block, reason, interpolates=interpolates)
 
     def restore_estimate(
         self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]
     ) -> VarianceEstimate:
         return restored_draws(network, tensors, learned)
+
+    def has_bounds(self, objective: Objective) -> bool:
+        """Return whether the variance may be estimated from bounds, which need a prior on every parameter.
+
+        Args:
+            objective: the centred objective.
+
+        Returns:
+            False with variance_estimate="monte_carlo", or if some prior precision is 0.
+        """
+        return self.variance_estimate != "monte_carlo" and bool((objective.prior.precision > 0).all())
 
     def _wants_bounds(self, objective: Objective) -> bool:
         if self.variance_estimate != "auto":
@@ -124,6 +141,11 @@ class PosteriorDraws(Regularizer):
     ) -> MakeEstimate:
         def make(solution: Solution) -> MonteCarloVariance:
             draws = MonteCarloVariance(objective.network, solution.displacement, block, reason)
+            if solution.accuracy is not None and solution.space is not None:
+                bounds = _bounds_of(
+                    objective.network, block, solution.space, solution.accuracy.leading(solution.space.rank)
+                )
+                return MeasuredBounds(draws, bounds, solution.accuracy)
             if interpolates and solution.space is not None:
                 bounds = VarianceBounds.of(objective.network, solution.space, block)
                 interpolation = BoundInterpolation.of(draws, bounds, objective)
@@ -139,6 +161,12 @@ class PosteriorDraws(Regularizer):
             return draws
 
         return make
+
+
+def _bounds_of(
+    network: Network, block: RaoBlackwellBlock | None, space: KrylovSpace, leading: Sequence[LeadingSpace]
+) -> VarianceBounds:
+    return VarianceBounds.of(network, space, block, leading)
 
 
 def _prior_draw(z: Tensor, prior_precision: Tensor) -> Tensor:

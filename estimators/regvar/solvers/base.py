@@ -16,6 +16,7 @@ from estimators.objective.objective import Objective
 from estimators.option_checks import checked_number
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.regvar.a_norm_error import SampleANormErrors
+from estimators.regvar.measured_bounds import MeasuredAccuracy
 from estimators.regvar.perturbation import Perturbation
 from estimators.runtime.pass_counter import SELF_CHECK
 
@@ -58,12 +59,14 @@ class Solution:
         report: result and cost.
         a_norm_errors: A-norm errors of posterior draws, if the solver knows them.
         space: the Krylov space of the solve, if the solver has one.
+        accuracy: the measured accuracy of the bounds from this space, if the solver measures it.
     """
 
     displacement: Tensor
     report: SolverReport
     a_norm_errors: SampleANormErrors | None = None
     space: KrylovSpace | None = None
+    accuracy: MeasuredAccuracy | None = None
 
 
 class Solver(ABC):

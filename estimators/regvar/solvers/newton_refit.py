@@ -39,8 +39,7 @@ class NewtonRefit(Solver):
 
     Args:
         lam: λ > 0, the step of the finite difference.
-        difference: "forward" (f(θ_λ) − f(θ̂), error of first order in λ), "central" (f(θ_λ) − f(θ_−λ), second order),
-            or "control" (f(θ_λ) − f(θ_0), which removes the drift of the refit itself).
+        difference: "forward" (f(θ_λ) − f(θ̂), error of first order in λ) or "central" (f(θ_λ) − f(θ_−λ), second order).
         tol: stopping rule ‖∇(L − λr)‖ ≤ tol · λ ‖∇r‖. Round-off can stop the refit earlier; the report's `residual`
             has the value reached.
         max_iter: maximal number of Newton steps.

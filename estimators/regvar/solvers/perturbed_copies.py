@@ -1,4 +1,4 @@
-"""Perturbed copies of the network (+λ, −λ, 0), each with its own function r, refitted together.
+"""Perturbed copies of the network (+λ, −λ), each with its own function r, refitted together.
 
 The variable of copy a is the displacement D = (θ − θ̂)/λ, not θ, so that float32 does not cancel:
 
@@ -19,6 +19,7 @@ from torch.func import grad, jvp, vjp
 from estimators.data.batch import Batch
 from estimators.models.kernels import differentiable
 from estimators.numerics.pytrees import PyTree, select_rows
+from estimators.numerics.reductions import dots
 from estimators.numerics.vectorize import one_by_one, over_rows
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice
@@ -32,7 +33,6 @@ Value = Callable[[Tensor, PyTree, Tensor], Tensor]
 DIFFERENCES = {
     "forward": "f(θ_λ) − f(θ̂): one copy per function r, first order in λ",
     "central": "f(θ_λ) − f(θ_−λ): two copies per function r, second order in λ",
-    "control": "f(θ_λ) − f(θ_0): one copy per function r and one shared with r = 0, which removes the refits' drift",
 }
 
 
@@ -45,7 +45,7 @@ class PerturbedCopies:
         perturbation: the functions r_k.
         lam: λ.
         difference: a key of DIFFERENCES.
-        signs: s_a, +1, −1 or 0 per copy, (A,).
+        signs: s_a, +1 or −1 per copy, (A,).
         items: the perturbation's item of each copy.
         chunk_size: copies in one vectorised call; None for all.
     """
@@ -69,31 +69,32 @@ class PerturbedCopies:
         chunk_size: int | None = None,
     ) -> Self:
         """Return the copies that `difference` needs, with `chunk_size` of them in one vectorised call (None: all)."""
-        k = len(perturbation.gradient)
-        ones = perturbation.gradient.new_ones(k)
-        signs = {"forward": ones, "central": torch.cat([ones, -ones]), "control": torch.cat([ones, ones[:1] * 0])}
-        index = torch.arange(len(signs[difference]), device=ones.device) % k
-        items = perturbation.items if len(index) == k else select_rows(perturbation.items, index)
-        return cls(objective, perturbation, lam, difference, signs[difference], items, chunk_size)
+        signs, items = perturbation.gradient.new_ones(len(perturbation.gradient)), perturbation.items
+        if difference == "central":
+            index = torch.arange(len(signs), device=signs.device).repeat(2)
+            signs, items = torch.cat([signs, -signs]), select_rows(items, index)
+        return cls(objective, perturbation, lam, difference, signs, items, chunk_size)
 
     @property
     def initial_guess(self) -> Tensor:
         """Initial displacements, (A, P): the guess of the copy's r times its sign, or zero."""
-        guess, k = self.perturbation.initial_guess, len(self.perturbation.gradient)
+        guess = self.perturbation.initial_guess
         if guess is None:
-            return torch.zeros(len(self.signs), self.objective.theta.numel()).to(self.objective.theta)
-        return self.signs[:, None] * guess[torch.arange(len(self.signs), device=guess.device) % k]
+            return self.objective.theta.new_zeros(len(self.signs), self.objective.theta.numel())
+        return torch.cat([guess, -guess]) if self.difference == "central" else guess
 
     def difference_quotient(self, displacements: Tensor) -> Tensor:
         """Return the finite difference u ≈ A⁻¹∇r_k, (K, P), of the copies' displacements, (A, P)."""
         k = len(self.perturbation.gradient)
         if self.difference == "forward":
             return displacements
-        return (
-            0.5 * (displacements[:k] - displacements[k:])
-            if self.difference == "central"
-            else displacements[:k] - displacements[k:]
-        )
+        return 0.5 * (displacements[:k] - displacements[k:])
+
+    def signed_gradient_dots(self, displacements: Tensor) -> Tensor:
+        """Return s_a ∇r_aᵀD_a of each copy, (A,)."""
+        k = len(self.perturbation.gradient)
+        along = [dots(part, self.perturbation.gradient) for part in displacements.split(k)]
+        return self.signs * torch.cat(along)
 
     def batch_gradient(self, displacements: Tensor, batch: Batch, targets: PyTree) -> Tensor:
         """Return the batch's part of ∇F at the displacements (A, P), (A, P).
@@ -133,7 +134,7 @@ class PerturbedCopies:
             slope.div_(self.lam).addcmul_(prior.precision, displacements[a], value=share)
             if pull is not None:
                 slope.add_(pull)
-            if self.perturbation.linear and float(self.signs[a]) != 0:
+            if self.perturbation.linear:
                 slope.sub_(self.perturbation.gradient[a % k], alpha=share * float(self.signs[a]))
         return slopes
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from estimators.testing import formulas
+from estimators.testing.case_selection import fitted_cases
 from estimators.testing.cases import GROUPS, Case
 from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array
-from estimators.testing.outcomes import NotApplicable
 from estimators.testing.registry import check
 
 __all__: list[str] = []
@@ -46,15 +46,9 @@ def closed_form_binary(tested: EstimatorUnderTest) -> None:
 @check("closed-form-network")
 def closed_form_network(tested: EstimatorUnderTest) -> None:
     """Networks with a hidden layer have the variance J A⁻¹ Jᵀ, for each accepted likelihood."""
-    accepted = 0
-    for name in ("regression", "classification", "binary"):
-        try:
-            _compare(tested, tested.cases[name], f"{_SCALE} Or layers in another order.")
-            accepted += 1
-        except NotApplicable as reason:
-            rejection = reason
-    if not accepted:
-        raise rejection
+    _ = tested.exact
+    for case in fitted_cases(tested, "regression", "classification", "binary"):
+        _compare(tested, case, f"{_SCALE} Or layers in another order.")
 
 
 @check("closed-form-float32")
@@ -99,11 +93,7 @@ def closed_form_covariance(tested: EstimatorUnderTest) -> None:
     joint = formulas.covariance(case, tested.exact).reshape(len(case.query), 3, len(case.query), 3)
     expected = np.einsum("mcmd->mcd", joint)
     fault = "blocks transposed or outputs and rows exchanged in a reshape."
-    tested.compare(
-        "J A⁻¹ Jᵀ, (M, C, C)", tested.covariance(case), expected, fault=fault, rtol=_rtol_off_diagonal(tested)
-    )
-
-
-def _rtol_off_diagonal(tested: EstimatorUnderTest) -> float:
-    """Return the tolerance of off-diagonal entries, which have the larger noise of the diagonal."""
-    return tested.rtol() * (1 if not tested.capabilities.noise else 20)
+    rtol = tested.rtol() * (
+        20 if tested.capabilities.noise else 1
+    )  # of off-diagonal entries, with the diagonal's noise
+    tested.compare("J A⁻¹ Jᵀ, (M, C, C)", tested.covariance(case), expected, fault=fault, rtol=rtol)

@@ -167,12 +167,8 @@ def _results(estimator: UncertaintyEstimator, x: Tensor) -> Iterator[tuple[str, 
 @check("finite")
 def finite(tested: EstimatorUnderTest) -> None:
     """No variance is NaN or Inf, also far from the data."""
-    for case in tested.cases.values():
-        try:
-            estimator = tested.fitted(case)
-        except NotApplicable:
-            continue
-        variance = estimator.variance(10 * case.queries)
+    for case in fitted_cases(tested, *tested.cases):
+        variance = tested.fitted(case).variance(10 * case.queries)
         if not bool(torch.isfinite(variance).all()):
             raise CheckFailure(
                 f"finite variances on {case.name}, ten times as far from 0 as the data",

@@ -11,7 +11,7 @@ from estimators.testing.case_selection import fitted_cases
 from estimators.testing.cases import Case
 from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array
 from estimators.testing.networks import Array, FirstAndThird
-from estimators.testing.outcomes import CheckFailure, NotApplicable
+from estimators.testing.outcomes import CheckFailure
 from estimators.testing.registry import check
 
 __all__: list[str] = []
@@ -40,11 +40,8 @@ def _above(received: Array, bound: Array, rtol: float) -> float:
 @check("non-negative")
 def non_negative(tested: EstimatorUnderTest) -> None:
     """No variance is negative."""
-    for case in tested.cases.values():
-        try:
-            variance = tested.variance(case)
-        except NotApplicable:
-            continue
+    for case in fitted_cases(tested, *tested.cases):
+        variance = tested.variance(case)
         if variance.min() < 0:
             raise CheckFailure(
                 f"variances >= 0 on {case.name}",

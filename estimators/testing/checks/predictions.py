@@ -10,6 +10,7 @@ import torch
 
 from estimators.likelihoods.prediction import Prediction
 from estimators.testing import formulas
+from estimators.testing.case_selection import fitted_cases
 from estimators.testing.cases import Case
 from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array
 from estimators.testing.networks import Array
@@ -23,15 +24,8 @@ _ROUND_OFF = 1e-9
 
 def _predictions(tested: EstimatorUnderTest, *names: str) -> Iterator[tuple[Case, Prediction]]:
     """Yield the predictions of the cases that the estimator accepts."""
-    accepted = 0
-    for name in names:
-        try:
-            yield tested.cases[name], tested.fitted(tested.cases[name]).predict(tested.cases[name].queries)
-            accepted += 1
-        except NotApplicable as reason:
-            rejection = reason
-    if not accepted:
-        raise rejection
+    for case in fitted_cases(tested, *names):
+        yield case, tested.fitted(case).predict(case.queries)
 
 
 @check("predict-mean")

@@ -1,0 +1,107 @@
+"""Methods of trained networks: the given one alone, ensembles, dropout, SWAG, and ensembles that share most weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bdl_bench.methods.registry import BASELINE, PRIOR, Method, OptionGrid, around, check_recipe, factors, preset
+from bdl_bench.problem.problem import ENSEMBLE_SIZE, Problem
+from estimators import UncertaintyEstimator
+from estimators.baselines import (
+    SWAG,
+    DeepEnsemble,
+    GradientNorm,
+    LoRAEnsemble,
+    MCDropout,
+    MultiHeadEnsemble,
+    TemperatureScaling,
+)
+from estimators.baselines.dropout_layers import dropout_names
+from estimators.baselines.map import MAP
+from estimators.errors import UnsupportedError
+
+_RATE = 0.1
+"""Dropout rate of networks that are trained here."""
+_MASKS = 30
+"""Dropout masks per prediction."""
+_MEMBERS = 5
+"""Sets of adapters, as many as a deep ensemble has networks."""
+
+
+def _temperature(problem: Problem, seed: int) -> UncertaintyEstimator:  # noqa: ARG001
+    return TemperatureScaling(
+        problem.model, problem.likelihood, prior_precision=problem.prior_precision, validation=problem.validation
+    )
+
+
+def _ensemble(problem: Problem, seed: int) -> UncertaintyEstimator:
+    if problem.members is not None:
+        return preset(DeepEnsemble, trained_members=problem.trained_members)(problem, seed)
+    check_recipe("ensemble", problem)
+    training = {"make_model": problem.make_model, "recipe": problem.recipe}
+    return preset(DeepEnsemble, seeded=True, n_members=ENSEMBLE_SIZE, **training)(problem, seed)
+
+
+def _dropout(problem: Problem, seed: int) -> UncertaintyEstimator:
+    if problem.dropout_model is not None:  # no prior precision: its names may be those of another network
+        return MCDropout(problem.dropout_model, problem.likelihood, n_samples=_MASKS, seed=seed)
+    if dropout_names(problem.model):
+        return preset(MCDropout, seeded=True, n_samples=_MASKS)(problem, seed)
+    check_recipe("dropout", problem)
+    training = {"make_model": problem.make_model, "recipe": problem.recipe}
+    return preset(MCDropout, seeded=True, n_samples=_MASKS, rate=_RATE, **training)(problem, seed)
+
+
+def _rates(problem: Problem, n: int) -> list[Any]:
+    """Return n dropout rates; none if the network has dropout layers, whose rate belongs to its training."""
+    trained = problem.dropout_model is not None or dropout_names(problem.model)
+    return [] if trained else [_RATE * factor for factor in factors(n, decades=0.6)]
+
+
+def _lora(problem: Problem, seed: int) -> UncertaintyEstimator:
+    if problem.recipe is None:
+        raise UnsupportedError(
+            "a problem with a recipe, since lora-ensemble trains its own adapters",
+            received="one without",
+            remedy="pass recipe= to Problem.",
+        )
+    if all(p.requires_grad for p in problem.model.parameters()):
+        raise UnsupportedError(
+            "a network with frozen weights and adapters",
+            received="one without frozen weights",
+            remedy="the method ensemble.",
+        )
+    return preset(LoRAEnsemble, seeded=True, n_members=_MEMBERS, recipe=problem.recipe)(problem, seed)
+
+
+PRESETS = [
+    Method(BASELINE, "the trained network alone; its epistemic variance is zero", preset(MAP), default=True),
+    Method(
+        "temperature-scaling", "the trained network at the softmax temperature of the validation rows", _temperature
+    ),
+    Method("gradient-norm", "squared norm of the gradient of each output: RegVar with A = I", preset(GradientNorm)),
+    Method(
+        "ensemble",
+        f"{ENSEMBLE_SIZE} networks trained from different initialisations, including the given one; or your own",
+        _ensemble,
+    ),
+    Method(
+        "dropout",
+        "MC dropout: of the network's layers, or of a network trained with dropout before linear layers; or your own",
+        _dropout,
+        tuned_option=OptionGrid("rate", _rates),
+    ),
+    Method(
+        "swag",
+        "SWAG: a Gaussian fitted to the iterates of SGD at a constant learning rate",
+        preset(SWAG, seeded=True),
+        tuned_option=around("step", 1.0, decades=0.5),
+    ),
+    Method(
+        "multihead-ensemble",
+        "20 last layers on the trained features, each with its own prior sample and resampled training set",
+        preset(MultiHeadEnsemble, seeded=True),
+        tuned_option=PRIOR,
+    ),
+    Method("lora-ensemble", f"{_MEMBERS} sets of LoRA adapters, each trained from its own initialisation", _lora),
+]

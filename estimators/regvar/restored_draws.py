@@ -1,0 +1,36 @@
+"""Variance estimates of posterior draws from a saved fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from estimators.curvature.krylov.krylov_space import KrylovSpace
+from estimators.models.network import Network
+from estimators.regvar.bounds import VarianceBounds
+from estimators.regvar.measured_bounds import MeasuredAccuracy, MeasuredBounds
+from estimators.regvar.monte_carlo import BoundInterpolation, ClippedMonteCarlo, InterpolatedBounds, MonteCarloVariance
+from estimators.regvar.rao_blackwell import RaoBlackwellBlock
+
+__all__ = ["restored_draws"]
+
+
+def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]) -> MonteCarloVariance:
+    """Return the estimate of posterior draws that its `state` describes."""
+    block = (
+        None
+        if learned["last_layer"] is None
+        else RaoBlackwellBlock.restored(network, tensors["block"], learned["last_layer"])
+    )
+    draws = MonteCarloVariance(network, tensors["displacement"], block, learned["rao_blackwell"])
+    if "accuracy" in learned:
+        accuracy = MeasuredAccuracy.restored(learned["accuracy"])
+        space = KrylovSpace.restored(tensors)
+        bounds = VarianceBounds.of(network, space, block, accuracy.leading(space.rank))
+        return MeasuredBounds(draws, bounds, accuracy)
+    if "interpolation" not in learned:
+        return draws
+    kind = ClippedMonteCarlo if learned.get("clipped") else InterpolatedBounds
+    bounds = VarianceBounds.of(network, KrylovSpace.restored(tensors), block)
+    return kind(draws, bounds, BoundInterpolation(**learned["interpolation"]))

@@ -1,0 +1,75 @@
+"""log p(D) as a function of δ and σ: against new fits, finite differences, and dense formulas."""
+
+import pytest
+import torch
+
+from estimators import Gaussian, LastLayerLaplace, LinearizedLaplace
+from estimators.errors import OptionError, UnsupportedError
+from estimators.laplace import maximize_marginal_likelihood
+
+DELTA, SIGMA = 2.5, 0.6
+METHODS = {
+    "cholesky": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), inverse="cholesky", **options),
+    "dual": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), inverse="dual", **options),
+    "kron": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), hessian_structure="kron", **options),
+    "diag": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), hessian_structure="diag", **options),
+    "last-full": lambda model, **options: LastLayerLaplace(model, Gaussian(SIGMA), **options),
+    "last-kron": lambda model, **options: LastLayerLaplace(model, Gaussian(SIGMA), hessian_structure="kron", **options),
+    "last-diag": lambda model, **options: LastLayerLaplace(model, Gaussian(SIGMA), hessian_structure="diag", **options),
+}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_it_is_that_of_a_new_fit_and_its_gradient(make_problem, name):
+    problem = make_problem("regression")
+    fitted = METHODS[name](problem.model, prior_precision=DELTA).fit(problem.loader)
+    delta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    sigma = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    found = fitted.log_marginal_likelihood(delta, sigma)
+    other = fitted.clone_with(prior_precision=0.7, likelihood=Gaussian(1.3))
+    other._fit(other.objective_, progress_bar=False)
+    torch.testing.assert_close(found.detach(), other.log_marginal_likelihood(), rtol=1e-10, atol=0)
+    assert torch.autograd.gradcheck(fitted.log_marginal_likelihood, (delta, sigma))
+
+
+def test_each_value_of_a_mapping_has_a_gradient(make_problem):
+    problem = make_problem("classification")
+    fitted = LinearizedLaplace(problem.model, problem.likelihood, inverse="dual").fit(problem.loader)
+    deltas = torch.tensor([0.7, 3.0], dtype=torch.float64, requires_grad=True)
+
+    def evidence(deltas):
+        return fitted.log_marginal_likelihood({"0.*": deltas[0], "*": deltas[1]})
+
+    expected = fitted.log_marginal_likelihood({"0.*": 0.7, "*": 3.0})
+    torch.testing.assert_close(evidence(deltas).detach(), expected, rtol=1e-10, atol=0)
+    assert torch.autograd.gradcheck(evidence, (deltas,))
+    with pytest.raises(OptionError, match="one σ"):
+        fitted.log_marginal_likelihood(sigma_noise=1.0)
+
+
+@pytest.mark.parametrize("name", ["cholesky", "kron", "last-full"])
+@pytest.mark.parametrize("given", [DELTA, {"0.*": 1.0, "*": 4.0}])
+def test_at_the_maximum_both_gradients_vanish(make_problem, name, given):
+    problem = make_problem("regression")
+    if name == "last-full" and isinstance(given, dict):
+        given = {"*": 4.0}
+    fitted = METHODS[name](problem.model, prior_precision=given).fit(problem.loader)
+    found = maximize_marginal_likelihood(fitted)
+    best = found.estimator.log_marginal_likelihood()
+    torch.testing.assert_close(float(best), found.log_marginal_likelihood, rtol=1e-9, atol=0)
+    assert found.trace[0] < float(best)
+    assert found.estimator.likelihood.sigma_noise == found.sigma_noise
+    assert found.estimator.prior_precision == found.prior_precision
+    names = list(given) if isinstance(given, dict) else ["*"]
+    values = list(found.prior_precision.values()) if isinstance(given, dict) else [found.prior_precision]
+    logs = torch.tensor([*values, found.sigma_noise], dtype=torch.float64).log().requires_grad_()
+    deltas = dict(zip(names, logs.exp(), strict=False))
+    (slope,) = torch.autograd.grad(fitted.log_marginal_likelihood(deltas, logs.exp()[-1]), logs)
+    assert float(slope.abs().max()) < 1e-3
+
+
+def test_what_has_no_determinant_is_rejected(make_problem):
+    problem = make_problem("regression")
+    fitted = LinearizedLaplace(problem.model, problem.likelihood, inverse="cg").fit(problem.loader)
+    with pytest.raises(UnsupportedError, match="differentiable"):
+        maximize_marginal_likelihood(fitted)

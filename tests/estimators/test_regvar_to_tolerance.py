@@ -1,0 +1,167 @@
+"""RegVar(solver="auto"): the measured error, the bounds, refine, and what is selected when no space fits."""
+
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from estimators import (
+    Categorical,
+    FineTune,
+    Gaussian,
+    LinearizedLaplace,
+    LinearResponse,
+    Pointwise,
+    PosteriorDraws,
+    RegVar,
+)
+from estimators.errors import NotConvergedWarning, OptionError, UnsupportedError
+from estimators.regvar.solvers import to_tolerance
+from estimators.regvar.solvers.to_tolerance import LinearResponseToTolerance
+
+DELTA = 1.7
+DELTAS = {"one": DELTA, "by name": {"*bias": 0.6, "2.*": 2.5, "*": 4.0}}
+
+
+def problem(dtype=torch.float64, n=203, width=24, kind="classification"):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(n, 6, generator=generator, dtype=torch.float64)
+    x = x @ torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3))
+    y = torch.randint(0, 3, (n,), generator=generator) if kind == "classification" else x[:, :3].sin()
+    loader = DataLoader(TensorDataset(x.to(dtype), y if y.dtype == torch.long else y.to(dtype)), batch_size=37)
+    likelihood = Categorical() if kind == "classification" else Gaussian(0.6)
+    queries = torch.randn(40, 6, generator=generator, dtype=torch.float64) * 3
+    return model.to(dtype), likelihood, loader, queries.to(dtype)
+
+
+def relative_rmse(found, truth):
+    return float((found.double() / truth.double() - 1).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("rtol", [0.2, 0.05, 0.01])
+def test_the_error_of_the_variance_is_what_is_measured_and_below_rtol(kind, rtol):
+    model, likelihood, loader, x = problem(kind=kind)
+    exact = LinearizedLaplace(model, likelihood, prior_precision=DELTA).fit(loader)
+    regvar = RegVar(model, likelihood, prior_precision=DELTA, rtol=rtol).fit(loader)
+    rows = torch.cat([batch for batch, _ in loader])
+    errors = [relative_rmse(regvar.variance(part), exact.variance(part)) for part in (rows, x)]
+    assert regvar.relative_error_ <= rtol
+    assert max(errors) <= 1.5 * rtol
+    assert regvar.relative_error_ > 0.4 * errors[0]
+    lower, upper = regvar.variance_bounds(x)
+    truth = exact.variance(x)
+    assert bool((lower <= truth * (1 + 1e-9)).all())
+    assert bool((truth <= upper * (1 + 1e-9)).all())
+    assert "LinearResponse to rtol" in regvar.solver_
+
+
+def test_a_smaller_rtol_takes_a_larger_space_and_a_space_of_all_weights_is_exact():
+    model, likelihood, loader, x = problem(width=5)
+    ranks = []
+    for rtol in (1.0, 1e-7):
+        regvar = RegVar(model, likelihood, prior_precision=DELTA, rtol=rtol).fit(loader)
+        ranks.append(regvar.variance_estimate_.bounds.space.rank)
+    assert ranks[0] < ranks[1] <= sum(p.numel() for p in model.parameters())
+    truth = LinearizedLaplace(model, likelihood, prior_precision=DELTA).fit(loader)
+    torch.testing.assert_close(regvar.variance(x), truth.variance(x), rtol=1e-6, atol=0)
+    torch.testing.assert_close(regvar.covariance(x), truth.covariance(x), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("delta", DELTAS.values(), ids=DELTAS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_refined_rows_are_accurate_for_certain_and_the_fit_itself_is_unchanged(delta, dtype, tmp_path):
+    model, likelihood, loader, x = problem(dtype)
+    truth_model, _, truth_loader, _ = problem()
+    truth = LinearizedLaplace(truth_model, likelihood, prior_precision=delta).fit(truth_loader).variance(x.double())
+    regvar = RegVar(model, likelihood, prior_precision=delta, rtol=0.2).fit(loader)
+    before = regvar.variance(x)
+    refined = regvar.refine(x[:4], rtol=0.01)
+    lower, upper = refined.variance_bounds(x)
+    slack = 1e-9 if dtype == torch.float64 else 3e-4
+    assert bool((lower.double() <= truth * (1 + slack)).all())
+    assert bool((truth <= upper.double() * (1 + slack)).all())
+    assert float((2 * (upper - lower) / (upper + lower))[:4].max()) <= 0.01
+    assert float((refined.variance(x[:4]).double() / truth[:4] - 1).abs().max()) <= 0.01
+    assert relative_rmse(refined.variance(x), truth) <= relative_rmse(before, truth)
+    assert torch.equal(regvar.variance(x), before)
+    refined.save(tmp_path / "fit.safetensors")
+    again = RegVar(model, likelihood, prior_precision=delta, rtol=0.2).load(tmp_path / "fit.safetensors")
+    assert torch.equal(again.variance(x), refined.variance(x))
+
+
+def test_a_space_that_stops_growing_warns_and_says_how_exact_it_is(monkeypatch):
+    monkeypatch.setattr(to_tolerance, "_MAX_RANK", 130)
+    model, likelihood, loader, x = problem()
+    with pytest.warns(NotConvergedWarning, match="rtol=0.001"):
+        regvar = RegVar(model, likelihood, prior_precision=0.05, rtol=0.001).fit(loader)
+    truth = LinearizedLaplace(model, likelihood, prior_precision=0.05).fit(loader).variance(x)
+    assert regvar.relative_error_ > 0.001
+    assert 0.3 < regvar.relative_error_ / relative_rmse(regvar.variance(x), truth) < 3
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "LinearResponse to rtol=0.05"),
+        ({"regularizer": PosteriorDraws(variance_estimate="monte_carlo")}, "LinearResponse("),
+        ({"prior_precision": {"0.bias": 0.0, "*": 1.0}}, "LinearResponse("),
+        ({"regularizer": Pointwise()}, "auto"),
+    ],
+    ids=["space", "monte_carlo", "no prior", "pointwise"],
+)
+def test_auto_selects_a_solver_and_says_why(options, name):
+    model, likelihood, loader, x = problem(width=5)
+    with pytest.warns(NotConvergedWarning) if name == "LinearResponse(" else nullcontext():
+        regvar = RegVar(model, likelihood, **options).fit(loader)
+    regvar.variance(x[:2])
+    assert regvar.solver_.startswith(name) or name == "auto"
+    assert "(" in regvar.solver_
+
+
+def test_what_does_not_fit_is_solved_by_the_largest_space_then_by_fine_tune(monkeypatch):
+    model, likelihood, loader, _ = problem(width=5)
+    monkeypatch.setattr(LinearResponseToTolerance, "fits", classmethod(lambda *_: False))
+    with pytest.warns(NotConvergedWarning, match="rtol"):
+        regvar = RegVar(model, likelihood).fit(loader)
+    assert regvar.solver_.startswith("LinearResponse(")
+    assert "too small to reach" in regvar.solver_
+    assert math.isfinite(regvar.relative_error_)
+
+
+def test_rtol_belongs_to_auto_and_refine_to_a_measured_space():
+    model, likelihood, loader, x = problem(width=5)
+    with pytest.raises(OptionError, match='rtol with solver="auto"'):
+        RegVar(model, likelihood, solver=FineTune(), rtol=0.01)
+    with pytest.raises(OptionError):
+        RegVar(model, likelihood, rtol=0)
+    plain = RegVar(model, likelihood, solver=LinearResponse()).fit(loader)
+    with pytest.raises(UnsupportedError, match="measured Krylov space"):
+        plain.refine(x)
+
+
+def test_rows_that_the_network_cannot_take_are_left_out_of_the_probes():
+    class Lookup(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(5, 4)
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x):
+            if bool((x != x.round()).any()):
+                raise ValueError("indices only")
+            return self.layer(torch.tanh(self.table(x.long()[:, 0])))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Lookup()
+    x = torch.arange(50).remainder(5).float()[:, None]
+    loader = DataLoader(TensorDataset(x, torch.arange(50).remainder(2)), batch_size=8)
+    regvar = RegVar(model, "classification", prior_precision=DELTA).fit(loader)
+    assert not regvar.variance_estimate_.accuracy.perturbed

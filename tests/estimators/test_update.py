@@ -1,0 +1,92 @@
+"""Rows added to a fit, and subnetworks of given weights: against fits on all rows, and dense formulas."""
+
+import pytest
+import torch
+from torch import nn
+
+from estimators import LastLayerLaplace, LinearizedLaplace
+from estimators.errors import NotFittedError, OptionError, UnsupportedError
+from estimators.laplace import SubnetworkLaplace
+
+DELTA = 2.5
+SUMS = {
+    "cholesky": lambda p: LinearizedLaplace(p.model, p.likelihood, prior_precision=DELTA, inverse="cholesky"),
+    "dual": lambda p: LinearizedLaplace(p.model, p.likelihood, prior_precision=DELTA, inverse="dual"),
+    "diag": lambda p: LinearizedLaplace(p.model, p.likelihood, prior_precision=DELTA, hessian_structure="diag"),
+    "last-full": lambda p: LastLayerLaplace(p.model, p.likelihood, prior_precision=DELTA),
+    "last-diag": lambda p: LastLayerLaplace(p.model, p.likelihood, prior_precision=DELTA, hessian_structure="diag"),
+    "factors": lambda p: LinearizedLaplace(p.model, p.likelihood, prior_precision=DELTA, inverse="dual"),
+    "subnetwork": lambda p: SubnetworkLaplace(
+        p.model, p.likelihood, prior_precision=DELTA, subnetwork_indices=[0, 3, 20, 29]
+    ),
+}
+
+
+@pytest.fixture
+def problem(make_problem, request):
+    wide = "factors" in request.node.name
+    model = nn.Sequential(nn.Linear(4, 80), nn.Tanh(), nn.Linear(80, 3)) if wide else None
+    return make_problem("classification", model=model)
+
+
+@pytest.mark.parametrize("name", list(SUMS))
+@pytest.mark.parametrize("kept", [True, False])
+def test_it_is_the_fit_on_all_rows(problem, name, kept):
+    fitted = SUMS[name](problem).fit([(problem.x[:9], problem.y[:9])])
+    if not kept:  # loaded from a file, without its rows
+        fitted = SUMS[name](problem).load_state_dict(fitted.state_dict())
+    assert fitted.update([(problem.x[9:16], problem.y[9:16]), (problem.x[16:], problem.y[16:])]) is fitted
+    together = SUMS[name](problem).fit(problem.loader)
+    torch.testing.assert_close(fitted.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
+    assert fitted.n_data_ == len(problem.x)
+    if name == "subnetwork":
+        return
+    if kept:
+        torch.testing.assert_close(fitted.log_marginal_likelihood(), together.log_marginal_likelihood())
+    else:
+        with pytest.raises(NotFittedError, match="attach_data"):
+            fitted.log_marginal_likelihood()
+        fitted.attach_data(problem.loader)
+    again = SUMS[name](problem).load_state_dict(fitted.state_dict())
+    assert torch.equal(again.variance(problem.query), fitted.variance(problem.query))
+
+
+def test_what_is_no_sum_is_rejected_and_unchanged(problem):
+    for options in ({"hessian_structure": "kron"}, {"hessian_structure": "lowrank"}, {"inverse": "cg"}):
+        fitted = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(problem.loader)
+        with pytest.raises(UnsupportedError, match="sum over rows"):
+            fitted.update(problem.loader)
+        assert fitted.n_data_ == len(problem.x)
+    fitted = LastLayerLaplace(problem.model, problem.likelihood, hessian_structure="kron").fit(problem.loader)
+    with pytest.raises(UnsupportedError, match="sum over rows"):
+        fitted.update(problem.loader)
+
+
+def test_a_subnetwork_of_given_weights_is_the_dense_formula(problem, by_hand):
+    index = torch.tensor([29, 0, 3, 20])
+    masks = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in problem.model.named_parameters()}
+    masks["0.weight"][0, 0], masks["0.weight"][0, 3], masks["0.bias"][0] = True, True, True
+    masks["2.weight"].view(-1)[4] = True  # 20 + 5 + 4
+    formulas = by_hand(problem)
+    order = index.sort().values
+    precision = formulas.data_ggn()[order][:, order] + DELTA * torch.eye(4, dtype=torch.float64)
+    jacobian = formulas.jacobian(problem.query)[..., order]
+    expected = jacobian @ torch.linalg.inv(precision) @ jacobian.transpose(1, 2)
+    for given in (index, index.tolist(), masks):
+        options = {"prior_precision": DELTA, "subnetwork_indices": given}
+        fitted = SubnetworkLaplace(problem.model, problem.likelihood, **options).fit(problem.loader)
+        torch.testing.assert_close(fitted.covariance(problem.query), expected, rtol=1e-9, atol=0)
+        assert fitted.index_.tolist() == order.tolist()
+        again = SubnetworkLaplace(problem.model, problem.likelihood, **options).load_state_dict(fitted.state_dict())
+        assert torch.equal(again.variance(problem.query), fitted.variance(problem.query))
+
+
+@pytest.mark.parametrize("given", [[], [0, 0], [-1], [1.5], [10**6], {"0.weight": torch.ones(2, dtype=torch.bool)}])
+def test_bad_indices_are_rejected(problem, given):
+    with pytest.raises(OptionError, match="subnetwork_indices"):
+        SubnetworkLaplace(problem.model, problem.likelihood, subnetwork_indices=given).fit(problem.loader)
+
+
+def test_indices_do_not_go_with_a_choice(problem):
+    with pytest.raises(OptionError, match="leave out"):
+        SubnetworkLaplace(problem.model, problem.likelihood, subnetwork_indices=[0], n_parameters=5)
