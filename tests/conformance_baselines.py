@@ -13,6 +13,7 @@ import torch
 from conformance_row import (
     CLOSED_FORMS,
     COVARIANCE,
+    DIFFERING,
     ENDS_IN_LINEAR,
     GGN,
     GRADIENTS,
@@ -133,7 +134,7 @@ BASELINES = {
         NOTHING_EXACT | ROWS_ALONE | {"total-variance"},  # regression has no temperature
     ),
     "gradient norm": Row(GradientNorm, {}, CLOSED_FORMS | LAWS | {"jacobians"}),
-    "subnetwork, all of it": Row(SubnetworkLaplace, GGN),
+    "subnetwork, all of it": Row(SubnetworkLaplace, GGN, by_default=DIFFERING),
     "subnetwork": Row(
         partial(SubnetworkLaplace, n_parameters=12),
         {"prior_of": "all", "skip": {"prior-limit": "the prior of the weights that are not chosen is left out"}},
@@ -162,6 +163,7 @@ BASELINES = {
         partial(LoRAEnsemble, recipe=FULL_BATCHES, n_members=MEMBERS),
         {"adapt": with_lora, "skip": ITS_OWN_MEAN},
         NOTHING_EXACT,
+        DIFFERING | {"reproducible", "training-row-order"},
     ),
     "two networks": Row(two_networks, {}, NOTHING_EXACT | SAMPLES | COVARIANCE | {"state-round-trip"}),
     "laplace-torch, full": Row(
@@ -176,6 +178,7 @@ BASELINES = {
         partial(LaplaceTorch, hessian_structure="kron"),
         {"prior_of": "all"},
         CLOSED_FORMS | SAMPLES | ROWS_ALONE | {"output-shape", "dict-inputs", "state-round-trip"},
+        DIFFERING,
     ),
     "laplace-torch, last layer": Row(
         partial(LaplaceTorch, subset_of_weights="last_layer", hessian_structure="full"),
@@ -185,5 +188,6 @@ BASELINES = {
         | ROWS_ALONE
         | {"dict-inputs", "state-round-trip"}
         | {"closed-form-binary", "closed-form-prior-groups", "closed-form-noise-per-output"},
+        DIFFERING,
     ),
 }

@@ -1,10 +1,15 @@
-"""How tests are shared between processes: `pytest -n 2 --dist loadgroup`.
+"""How tests are shared between processes by `pytest -n 2 --dist loadgroup`, and the process that forks others.
 
 Tests of a file stay together, since they share fixtures and cached fits. Those that start processes or wait for a clock
 are in one group, so that they never compete with each other. Files of long independent tests are shared test by test.
+The longest groups start first, so that no process ends much later than the other.
+
+The groups are made by a scheduler of this file: pytest-xdist 3.8 marks them in the ids of tests, and pytest 9.2 ignores
+these marks.
 """
 
 import pytest
+from fork_server import ForkServer
 
 PROCESSES_AND_CLOCKS = {
     "test_checkpoint.py",
@@ -14,13 +19,19 @@ PROCESSES_AND_CLOCKS = {
     "test_executors_local.py",
     "test_interruptions.py",
     "test_limit.py",
-    "test_report_browser.py",
     "test_resume.py",
+    "test_stale_records.py",
     "test_threads.py",
+}
+RENDERED_REPORT = {"test_report_browser.py", "test_report_page.py"}
+VERIFICATION_PAGE = {  # one process writes it
+    "test_lambda_sweeps.py::test_every_case_and_every_step",
+    "test_trust.py::test_every_route_is_right_or_raises_a_typed_error",
 }
 INDEPENDENT = {
     "test_agreement.py",
     "test_architectures.py",
+    "test_conformance.py",
     "test_docs.py",
     "test_lambda_sweeps.py",
     "test_methods.py",
@@ -30,12 +41,45 @@ INDEPENDENT = {
 }
 
 
+def group_of(nodeid):
+    """The group of a test: tests of a group run one after another in one process."""
+    test = nodeid.partition("[")[0].rpartition("/")[2]
+    file = test.partition("::")[0]
+    if test in VERIFICATION_PAGE:
+        return "verification page"
+    if file in PROCESSES_AND_CLOCKS:
+        return "processes and clocks"
+    if file in RENDERED_REPORT:
+        return "rendered report"
+    return nodeid if file in INDEPENDENT else nodeid.partition("::")[0]
+
+
+def rank_of(nodeid):
+    """The one group of many files first, single tests last, to fill what is left."""
+    group = group_of(nodeid)
+    return (group == nodeid, group != "processes and clocks")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    for item in items:
-        name = item.path.name
-        if "page" in getattr(item, "fixturenames", ()):  # one process writes the page of the verification suite
-            item.add_marker(pytest.mark.xdist_group("verification page"))
-        elif name in PROCESSES_AND_CLOCKS:
-            item.add_marker(pytest.mark.xdist_group("processes and clocks"))
-        elif name not in INDEPENDENT:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(item.config.rootpath))))
+    items.sort(key=lambda item: rank_of(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False  # the order is that of the collection
+    return ByGroup(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """The process that forks others, one for all tests of a worker."""
+    server = ForkServer()
+    yield server
+    server.close()

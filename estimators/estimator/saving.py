@@ -259,10 +259,10 @@ class SavingMixin(ABC):
         """Use the training data that were attached to a loaded fit."""
 
     @property
-    def prior_precision_(self) -> float | Mapping[str, float]:
+    def prior_precision_(self) -> PriorOption:
         """The prior precision of the fit: the one that validation rows chose, or `prior_precision`, in 1/weight²."""
         calibration = self.calibration_
-        chosen: float | Mapping[str, float] = (
+        chosen: PriorOption = (
             self.prior_precision if calibration is None or calibration.option.name is None else calibration.value
         )
         return chosen

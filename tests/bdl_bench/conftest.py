@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import simulated_device  # noqa: F401  it must be there before the first backward pass, which a module may make
 import torch
 from synthetic_records import LONG, QUOTES, SCRIPT, write_grid
 from torch import nn
@@ -83,10 +84,9 @@ def synthetic_arrays(kind, seed, *, scale):
     return {"mean": mean, "epistemic_variance": epistemic, "probs": probs, "targets": targets}
 
 
-@pytest.fixture
-def write_record(tmp_path):
-    """write_record(task, method, seed, ...) -> a record with synthetic arrays in tmp_path."""
-    store = RecordStore(tmp_path)
+def writer_into(directory):
+    """write(task, method, seed, ...) -> a record with synthetic arrays in a directory."""
+    store = RecordStore(directory)
 
     def write(task, method, seed, *, kind="regression", scale=0.3, status="ok", **fields):
         base = {
@@ -110,6 +110,29 @@ def write_record(tmp_path):
         return store.write(record, arrays)
 
     return write
+
+
+@pytest.fixture
+def write_record(tmp_path):
+    """write_record(task, method, seed, ...) -> a record with synthetic arrays in tmp_path."""
+    return writer_into(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of a report on two tasks with four methods of three seeds each; tests only read it."""
+    directory = tmp_path_factory.mktemp("page")
+    write = writer_into(directory)
+    for seed in range(3):
+        for task, kind in (("reg", "regression"), ("cls", "classification")):
+            for method, scale in (
+                ("map", 0.0),
+                ("laplace", 0.3),
+                ("last-layer-laplace", 0.2),
+                ("regvar-finetune", 5.0),
+            ):
+                write(task, method, seed, kind=kind, scale=scale)
+    return write_report(directory)
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,9 @@ def make_problem(seed):
 
 
 def found(tmp_path, device):
-    compared = compare(make_problem, METHODS, seeds=1, out=tmp_path / device, device=device, progress_bar=False)
+    compared = compare(
+        make_problem, METHODS, seeds=1, out=tmp_path / device, device=device, tune_budget=2, progress_bar=False
+    )
     return {record.method: record for record in compared.records}
 
 

@@ -1,6 +1,6 @@
 """Metrics of saturated predictions: from the logits of a float32 network, against exact arithmetic on the float64 one.
 
-The reference has 1,000 decimal digits, so that a probability of exp(−1000) is a number like any other, and derives each
+The reference has 500 decimal digits, so that a probability of exp(−1000) is a number like any other, and derives each
 metric a second time from its definition.
 """
 
@@ -26,13 +26,13 @@ from estimators.calibration.scores import negative_log_predictive
 from estimators.likelihoods import Bernoulli, Categorical
 from estimators.likelihoods.prediction import Prediction
 
-GAPS = [50, 100, 200, 500, 1000]
+GAPS = [50, 200, 1000]  # exp of minus a gap: a number in float32, in float64 only, in neither
 ROWS, CLASSES, INPUTS = 40, 4, 6
 
 
 @pytest.fixture(autouse=True)
 def exact():
-    with mpmath.workdps(1000):
+    with mpmath.workdps(500):
         yield
 
 

@@ -6,12 +6,16 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from run_server import RunServer
+from fork_server import call
 
+import bdl_bench.runner.warm_up  # noqa: F401
 from bdl_bench.records import RecordStore
+from bdl_bench.runner.grid import Grid
+from estimators.persistence import atomic
 
 MODULE = '''
 import torch
@@ -26,31 +30,38 @@ def make(seed):
     batches = list(zip(x.split(17), y.split(17)))
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     return Problem(model, "classification", batches, batches[:1], batches[:2], prior_precision=0.7,
-                   recipe=Recipe(epochs=40))
+                   recipe=Recipe(epochs=10))
 '''
 METHODS = ["map", "last-layer-laplace", "laplace", "regvar"]
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = RunServer()
-    yield server
-    server.close()
+def run_grid(directory, seeds, die_at_write):
+    """Run by a process of its own; `die_at_write` is the number of the write to be killed in, 0 for none."""
+    if die_at_write:
+        killed_in_write(die_at_write)
+    Grid(["small_problem:make"], METHODS, list(range(seeds)), Path(directory)).run(lambda _: None)
+
+
+def killed_in_write(number):
+    """The file is written, and not yet under its name."""
+    replace, n_calls = os.replace, []
+
+    def replacing(*args):
+        n_calls.append(args)
+        if len(n_calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*args)
+
+    atomic.os.replace = replacing
 
 
 @pytest.fixture
 def make_run(tmp_path):
-    """make_run(name of a directory, ...) -> a request to run the grid into it."""
+    """make_run(name of a directory, ...) -> a call that runs the grid into it."""
     (tmp_path / "small_problem.py").write_text(MODULE)
 
     def make(name, *, seeds=2, die_at_write=0):
-        arguments = {
-            "tasks": ["small_problem:make"],
-            "methods": METHODS,
-            "seeds": list(range(seeds)),
-            "directory": str(tmp_path / name),
-        }
-        return {"arguments": arguments, "cwd": str(tmp_path), "die_at_write": die_at_write}
+        return call(run_grid, str(tmp_path / name), seeds, die_at_write, cwd=str(tmp_path))
 
     return make
 
@@ -86,32 +97,32 @@ def parts(directory):
     return [path for path in directory.rglob("*.part") if "locks" not in path.parts]
 
 
-def killed(server, run, delay):
+def killed(fork_server, run, delay):
     """Whether the run was killed after so many seconds; False where it had ended before."""
-    (pid,) = server.start(run)
+    (pid,) = fork_server.start(run)
     time.sleep(delay)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    return server.wait() == [-signal.SIGKILL]
+    return fork_server.wait() == [-signal.SIGKILL]
 
 
-def test_killed_ten_times_at_random_it_ends_as_if_undisturbed_and_does_nothing_twice(server, make_run, tmp_path):
+def test_killed_ten_times_at_random_it_ends_as_if_undisturbed_and_does_nothing_twice(fork_server, make_run, tmp_path):
     start = time.monotonic()
-    server.start(make_run("undisturbed"))
-    assert server.wait() == [0]
+    fork_server.start(make_run("undisturbed"))
+    assert fork_server.wait() == [0]
     longest, delays = (time.monotonic() - start) / 5, random.Random()
     n_kills, n_ended, seen = 0, 0, {}
     while n_kills < 10:
         directory = tmp_path / f"killed-{n_ended}"
-        if killed(server, make_run(directory.name), delays.uniform(0, longest)):
+        if killed(fork_server, make_run(directory.name), delays.uniform(0, longest)):
             n_kills += 1
         else:
             n_ended += 1
         now = marks(directory)
         assert now.items() >= seen.get(directory, {}.items())
         seen[directory] = now.items()
-    server.start(make_run(directory.name))
-    assert server.wait() == [0]
+    fork_server.start(make_run(directory.name))
+    assert fork_server.wait() == [0]
     for directory, before in seen.items():
         assert marks(directory).items() >= before
         assert_same(results(directory), results(tmp_path / "undisturbed"))
@@ -119,22 +130,22 @@ def test_killed_ten_times_at_random_it_ends_as_if_undisturbed_and_does_nothing_t
 
 
 @pytest.mark.parametrize("die_at_write", [1, 2, 3], ids=["network", "arrays", "record"])
-def test_what_a_killed_writer_left_is_no_result_and_is_removed(die_at_write, server, make_run, tmp_path):
-    server.start(make_run("killed", seeds=1, die_at_write=die_at_write))
-    assert server.wait() == [-signal.SIGKILL]
+def test_what_a_killed_writer_left_is_no_result_and_is_removed(die_at_write, fork_server, make_run, tmp_path):
+    fork_server.start(make_run("killed", seeds=1, die_at_write=die_at_write))
+    assert fork_server.wait() == [-signal.SIGKILL]
     assert len(parts(tmp_path / "killed")) == 1
     assert RecordStore(tmp_path / "killed").all() == []
-    server.start(make_run("killed", seeds=1))
-    assert server.wait() == [0]
+    fork_server.start(make_run("killed", seeds=1))
+    assert fork_server.wait() == [0]
     assert not parts(tmp_path / "killed")
     assert [r.status for r in RecordStore(tmp_path / "killed").all()] == ["ok"] * len(METHODS)
 
 
-def test_three_runs_at_a_time_into_one_directory_do_nothing_twice(server, make_run, tmp_path):
-    server.start(make_run("alone"))
-    assert server.wait() == [0]
+def test_three_runs_at_a_time_into_one_directory_do_nothing_twice(fork_server, make_run, tmp_path):
+    fork_server.start(make_run("alone"))
+    assert fork_server.wait() == [0]
     run = make_run("shared")
-    server.start(run, run, run)
+    fork_server.start(run, run, run)
     seen = {}
     while True:
         now = marks(tmp_path / "shared") if (tmp_path / "shared").exists() else {}
@@ -143,6 +154,6 @@ def test_three_runs_at_a_time_into_one_directory_do_nothing_twice(server, make_r
         if len(RecordStore(tmp_path / "shared").all()) == 2 * len(METHODS):
             break
         time.sleep(0.02)
-    assert server.wait() == [0, 0, 0]
+    assert fork_server.wait() == [0, 0, 0]
     assert marks(tmp_path / "shared").items() >= seen.items()
     assert_same(results(tmp_path / "shared"), results(tmp_path / "alone"))

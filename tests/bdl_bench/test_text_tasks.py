@@ -8,8 +8,9 @@ from bdl_bench.data.token_rows import TokenRows, drawn_rows
 from bdl_bench.networks.sentence import SentenceClassifier
 from bdl_bench.problem.flatten import flat_rows
 from bdl_bench.problem.queries import queries, rows
+from bdl_bench.records.content_digests import content_digest
 from bdl_bench.records.problem_digest import problem_digest
-from bdl_bench.tasks import TASKS, causal_lm
+from bdl_bench.tasks import TASKS, causal_lm, text_topics
 from estimators.baselines import MAP
 from estimators.errors import DataError, UnsupportedError
 from estimators.models.outputs import output_tensor
@@ -51,12 +52,31 @@ def test_a_text_task_has_the_sizes_that_it_states(problems, name, parameters, ki
     assert TASKS[name].needs == 'the extra "text"'
 
 
-@pytest.mark.parametrize("name", ["text-topics", "causal-lm"])
-def test_a_seed_determines_a_text_task(problems, name):
-    digest = problem_digest(problems[name])
-    assert problem_digest(TASKS[name].problem(0)) == digest
-    if name == "causal-lm":  # the encoder of the other takes its time
-        assert problem_digest(TASKS[name].problem(1)) != digest
+def test_a_seed_determines_a_text_task(problems):
+    digest = problem_digest(problems["causal-lm"])
+    assert problem_digest(TASKS["causal-lm"].problem(0)) == digest
+    assert problem_digest(TASKS["causal-lm"].problem(1)) != digest
+
+
+@pytest.mark.usefixtures("problems")
+def test_a_seed_determines_the_rows_of_the_topics(monkeypatch):
+    """With the tokens in the place of the hidden states, since the encoder takes its time."""
+
+    def tokens(texts):
+        found = text_topics._tokens(texts)
+        return found["input_ids"].float(), found["attention_mask"]
+
+    monkeypatch.setattr(text_topics, "_hidden_states", tokens)
+    digests = [content_digest(text_topics._rows.__wrapped__(seed)) for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_hidden_states_are_the_same_again_and_of_each_sentence_alone(problems):
+    texts = ["A loader of batches.", "The variance of a sum."]
+    (first, _), (second, _) = text_topics._hidden_states(texts), text_topics._hidden_states(texts[1:])
+    assert torch.allclose(first[1:], second, atol=1e-4)
+    assert torch.equal(second, text_topics._hidden_states(texts[1:])[0])
+    assert first.shape[1:] == next(rows(problems["text-topics"].test)).x["hidden_states"].shape[1:]
 
 
 def test_topics_are_balanced_and_padding_is_masked(problems):

@@ -3,9 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,16 +54,18 @@ def killed_after(n_writes):
 
 def fit_and_die(name, path, n_writes):
     """Run by a process of its own."""
-    torch.set_num_threads(1)
     killed_after(n_writes)
     estimator(name).fit(rows(), checkpoint=path)
 
 
-def in_another_process(name, path, n_writes):
-    here = Path(__file__)
-    code = f"import sys; sys.path[:0] = {[str(here.parent), str(here.parents[2])]!r}; import {here.stem} as t; "
-    code += f"t.fit_and_die({name!r}, {str(path)!r}, {n_writes})"
-    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+@pytest.fixture
+def fit_killed(fork_server):
+    """fit_killed(name, path, n): a fit in another process, which is killed after its n-th write."""
+
+    def run(name, path, n_writes):
+        assert fork_server.run(fit_and_die, name, str(path), n_writes) == -signal.SIGKILL
+
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +75,9 @@ def often(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_killed_fit_resumes_with_the_same_result(name, tmp_path):
+def test_a_killed_fit_resumes_with_the_same_result(name, fit_killed, tmp_path):
     path = tmp_path / "fit.safetensors"
-    died = in_another_process(name, path, 2)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    fit_killed(name, path, 2)
     with pytest.raises(StateError, match=r"finished fit.*checkpoint="):
         estimator(name).load(path)
     resumed = estimator(name).fit(rows(), checkpoint=path)
@@ -92,9 +90,9 @@ def test_a_killed_fit_resumes_with_the_same_result(name, tmp_path):
     assert passes[0] == pytest.approx(passes[1])
 
 
-def test_a_resumed_fit_does_not_start_again(tmp_path, monkeypatch):
+def test_a_resumed_fit_does_not_start_again(fit_killed, tmp_path, monkeypatch):
     path = tmp_path / "fit.safetensors"
-    in_another_process("bounds", path, 2)
+    fit_killed("bounds", path, 2)
     written, write = [], checkpoint.write_file
     monkeypatch.setattr(checkpoint, "write_file", lambda *args: (written.append(args), write(*args)))
     resumed = estimator("bounds").fit(rows(), checkpoint=path)
@@ -119,9 +117,9 @@ def test_fine_tune_writes_no_progress(tmp_path, monkeypatch):
     assert (tmp_path / "fit.safetensors").exists()  # the finished fit
 
 
-def test_a_checkpoint_of_another_fit_is_refused_and_kept(tmp_path):
+def test_a_checkpoint_of_another_fit_is_refused_and_kept(fit_killed, tmp_path):
     path = tmp_path / "fit.safetensors"
-    assert in_another_process("draws", path, 2).returncode == -signal.SIGKILL
+    fit_killed("draws", path, 2)
     before = path.read_bytes()
     for other, error, says in (
         (estimator("draws", prior_precision=3.0), StateError, "prior_precision"),
@@ -172,9 +170,9 @@ def test_writes_are_some_time_apart(tmp_path, monkeypatch):
         ("draws", "solver", {"tol": 1e-8, "max_iter": 999, "basis_dtype": torch.float16}),
     ],
 )
-def test_a_fit_on_its_way_is_not_gone_on_with_under_any_other_option(name, part, changes, tmp_path):
+def test_a_fit_on_its_way_is_not_gone_on_with_under_any_other_option(name, part, changes, fit_killed, tmp_path):
     path = tmp_path / "fit.safetensors"
-    assert in_another_process(name, path, 2).returncode == -signal.SIGKILL
+    fit_killed(name, path, 2)
     for option, value in changes.items():
         other = clone(estimator(name), {f"{part}.{option}": value})
         with pytest.raises(StateError, match=re.escape(f"{part}.{option}")):
@@ -182,9 +180,9 @@ def test_a_fit_on_its_way_is_not_gone_on_with_under_any_other_option(name, part,
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
-def test_an_unfinished_fit_resumes_under_equal_options_of_other_types(tmp_path):
+def test_an_unfinished_fit_resumes_under_equal_options_of_other_types(fit_killed, tmp_path):
     path = tmp_path / "fit.safetensors"
-    assert in_another_process("draws", path, 2).returncode == -signal.SIGKILL
+    fit_killed("draws", path, 2)
     solver = LinearResponse(np.float64(1e-9))
     options = {"prior_precision": torch.tensor(2), "prior_mean": 0, "subset_of_weights": "all", "solver": solver}
     resumed = estimator("draws", **options).fit(rows(), checkpoint=path)

@@ -2,13 +2,13 @@
 
 import os
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from fork_server import call
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -47,7 +47,7 @@ def fits(directory, **options):
             torch.manual_seed(2)
             model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype).eval()
         for name, parts in FITS.items():
-            if name == "newton" and dtype == torch.float32:
+            if dtype == torch.float32 and name not in ("fine-tune", "linear response"):
                 continue
             regvar = RegVar(model, "classification", prior_precision=30.0, **parts)
             path = directory / f"{name}-{dtype}.safetensors"
@@ -60,7 +60,6 @@ def in_a_process(directory, result):
     """One of the processes, as `accelerate launch --cpu` starts them."""
     from accelerate import Accelerator
 
-    torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     found = fits(Path(directory), accelerator=accelerator)
@@ -116,24 +115,19 @@ def wrong_data(accelerator):
 
 
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
-def test_two_processes_end_where_one_does(tmp_path):
+def test_two_processes_end_where_one_does(fork_server, tmp_path):
     pytest.importorskip("accelerate")
-    here, result = Path(__file__), tmp_path / "result"
+    result = tmp_path / "result"
     (tmp_path / "two").mkdir()
-    code = f"import sys; sys.path[:0] = {[str(here.parent), str(here.parents[2])]!r}; import {here.stem} as t; "
-    code += f"t.in_a_process({str(tmp_path / 'two')!r}, {str(result)!r})"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    environments = [{**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True)
-        for env in environments
-    ]
-    said = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    arguments = str(tmp_path / "two"), str(result)
+    ranks = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    fork_server.start(*[call(in_a_process, *arguments, env=env, imports=["accelerate"]) for env in ranks])
     alone = fits(tmp_path)
+    assert fork_server.wait() == [0, 0]
     first, second = load_file(f"{result}-0"), load_file(f"{result}-1")
     assert first.keys() == second.keys() == alone.keys()
     for name, variance in alone.items():

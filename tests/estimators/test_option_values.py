@@ -1,8 +1,6 @@
 """Options by value: equal ones are equal in every process, any other value differs, and nothing is an address."""
 
 import json
-import subprocess
-import sys
 import threading
 from collections import namedtuple
 from dataclasses import dataclass
@@ -199,27 +197,23 @@ def test_differences_are_named_by_their_path():
     assert first != second
 
 
-def test_another_process_describes_the_same_values_alike():
+def texts():
+    values = top_level, closing_over(2), Laplacian(2), EQUAL[9][0], FineTune(), {"b", "a", "c"}
+    return [text_of(value) for value in (*values, lambda f: f in {"b", "a", "c"})]
+
+
+def write_texts(path):
+    """Run by a process of its own."""
+    Path(path).write_text(json.dumps([texts(), hash("a")]))
+
+
+def test_another_process_describes_the_same_values_alike(fork_server, tmp_path):
     """Hashes of strings differ between processes, and so does the order of sets."""
-    script = f"""
-import sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
-sys.dont_write_bytecode = True
-from {Path(__file__).stem} import *
-print([text_of(v) for v in (top_level, closing_over(2), Laplacian(2), EQUAL[9][0], FineTune(), {{"b", "a", "c"}},
-                              lambda f: f in {{"b", "a", "c"}})])
-"""
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", script],
-            check=True,
-            capture_output=True,
-            text=True,
-            env={"PYTHONHASHSEED": seed, "PATH": "", "OMP_NUM_THREADS": "1"},
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(printed) == 1
+    path = tmp_path / "texts"
+    assert fork_server.run(write_texts, str(path)) == 0
+    found, hash_there = json.loads(path.read_text())
+    assert hash_there != hash("a")
+    assert found == texts()
 
 
 def test_values_that_differ_behind_what_a_message_shows_are_told_apart():

@@ -42,14 +42,14 @@ def draws(model, likelihood, loader, k, seed, block):
     return RegVar(model, likelihood, prior_precision=1.7, regularizer=regularizer, solver=LinearResponse()).fit(loader)
 
 
-@pytest.mark.parametrize(("k", "seeds"), [(16, 100), (128, 50), (2000, 40)])
+@pytest.mark.parametrize(("k", "seeds"), [(16, 40), (2000, 15)])
 def test_the_relative_error_of_plain_draws_is_root_two_over_k(k, seeds):
     model, likelihood, loader, x = problem()
     exact = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
     errors = torch.stack(
         [draws(model, likelihood, loader, k, seed, None).variance(x) / exact - 1 for seed in range(seeds)]
     )
-    assert float(errors.square().mean().sqrt()) == pytest.approx(math.sqrt(2 / k), rel=0.1)
+    assert float(errors.square().mean().sqrt()) == pytest.approx(math.sqrt(2 / k), rel=0.15)
     if k == 2000:
         assert float((errors[0].mean()).abs()) <= 4 * math.sqrt(2 / k)
 
@@ -58,16 +58,17 @@ def test_the_relative_error_of_plain_draws_is_root_two_over_k(k, seeds):
 def test_rao_blackwellisation_keeps_the_mean_and_lowers_the_error(k):
     model, likelihood, loader, x = problem()
     exact = LinearizedLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
+    n_seeds = 20
     last = LastLayerLaplace(model, likelihood, prior_precision=1.7).fit(loader).variance(x)
     errors = {}
     for block in (None, "last_layer"):
-        variances = torch.stack([draws(model, likelihood, loader, k, s, block).variance(x) for s in range(40)])
+        variances = torch.stack([draws(model, likelihood, loader, k, s, block).variance(x) for s in range(n_seeds)])
         errors[block] = variances / exact - 1
         if block is not None:
             assert bool((variances >= last).all())
     rms = {block: float(e.square().mean().sqrt()) for block, e in errors.items()}
     assert rms["last_layer"] < 0.8 * rms[None]
-    assert float(errors["last_layer"].mean()) == pytest.approx(0, abs=4 * rms["last_layer"] / math.sqrt(40))
+    assert float(errors["last_layer"].mean()) == pytest.approx(0, abs=4 * rms["last_layer"] / math.sqrt(n_seeds))
 
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])

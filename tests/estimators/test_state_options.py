@@ -2,11 +2,8 @@
 
 import copy
 import json
-import subprocess
-import sys
 import types
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -358,15 +355,18 @@ def own_likelihood(factor):
     return LinearizedLaplace(network(), Wider(factor), inverse="cholesky")
 
 
-def test_an_own_likelihood_without_a_repr_is_compared_by_its_attributes_in_another_process_too(tmp_path):
+def load_own_likelihood(path):
+    """Run by a process of its own."""
+    own_likelihood(2).load(path)
+
+
+def test_an_own_likelihood_without_a_repr_is_compared_by_its_attributes_in_another_process_too(fork_server, tmp_path):
     path = tmp_path / "fit.safetensors"
     own_likelihood(2).fit(data()).save(path)
     own_likelihood(2.0).load(path)
     with pytest.raises(StateError, match=r"likelihood\.factor=2"):
         own_likelihood(3).load(path)
-    script = f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}; "
-    script += f"from {Path(__file__).stem} import own_likelihood; own_likelihood(2).load({str(path)!r})"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    assert fork_server.run(load_own_likelihood, str(path)) == 0
 
 
 def test_options_behind_keywords_of_an_own_estimator_count():

@@ -20,9 +20,10 @@ from estimators.errors import EstimatorError
 from estimators.testing import CASES
 
 ROWS = {**POSTERIORS, **BASELINES}
-THREADS, QUERIES = 8, 200  # queries a thread
+THREADS, QUERIES = 8, 200  # queries per thread under the whole load
+SHORT_LOAD = 50
 SOLVES = {name for name in ROWS if "cg" in name or "pointwise" in name or "signed" in name}  # at every query: slow
-MAIN = ("last layer", "draws")  # under the whole load by default, too
+MAIN = ("last layer", "draws")  # under some load by default, too
 NETWORKS = ("padded-attention", "long-short-term-memory", "forward-hook-adapter", "no-grad-backbone", "checkpointed")
 CASE = replace(CASES["classification"], dtype=torch.float32)
 MODES = {
@@ -71,12 +72,12 @@ def assert_threads_agree(estimator, queries, count):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_many_threads_have_the_answers_of_one(name):
-    count = 2 if name in SOLVES else QUERIES if name in MAIN else 6
+    count = 2 if name in SOLVES else SHORT_LOAD if name in MAIN else 4
     assert_threads_agree(fitted(name), pairs(name), count)
 
 
 @pytest.mark.verification
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in MAIN])
+@pytest.mark.parametrize("name", ROWS)
 def test_many_threads_under_load_have_the_answers_of_one(name):
     assert_threads_agree(fitted(name), pairs(name), QUERIES)
 

@@ -1,8 +1,6 @@
 """A tuned estimator is saved and loaded whole: its fit, its calibration and everything that was tried."""
 
 import json
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -262,16 +260,16 @@ def test_what_cannot_be_saved_says_so():
         Tuned(tuned.calibration, tuned.option, tuned.trials, tuned.chosen, 1.0, 23, estimator=laplace).state_dict()
 
 
-def test_another_process_loads_it(tmp_path):
+def load_and_compare(directory):
+    """Run by a process of its own."""
+    path = Path(directory)
+    again = Tuned.load(path / "tuned.safetensors", build("bounds"))
+    found = again.predict(rows("classification", seed=5)[0][0]).probs
+    assert torch.equal(found, torch.load(path / "expected.pt"))
+
+
+def test_another_process_loads_it(fork_server, tmp_path):
     tuned = tuned_of("bounds")
     tuned.save(tmp_path / "tuned.safetensors")
     torch.save(tuned.predict(rows("classification", seed=5)[0][0]).probs, tmp_path / "expected.pt")
-    script = f"""
-import sys, torch
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
-from {Path(__file__).stem} import Tuned, build, rows
-again = Tuned.load({str(tmp_path / "tuned.safetensors")!r}, build("bounds"))
-found = again.predict(rows("classification", seed=5)[0][0]).probs
-assert torch.equal(found, torch.load({str(tmp_path / "expected.pt")!r}))
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    assert fork_server.run(load_and_compare, str(tmp_path)) == 0
