@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol, Self, TypeVar
@@ -11,7 +11,7 @@ import torch
 
 from estimators.errors import OptionError, UnsupportedError
 from estimators.likelihoods import Gaussian, Likelihood
-from estimators.option_checks import as_number
+from estimators.option_checks import PriorOption, as_number
 from estimators.persistence.option_values import described
 
 __all__ = ["DECADES", "Tunable", "TunedOption", "is_number", "log_spaced"]
@@ -26,7 +26,7 @@ class Tunable(Protocol):
     likelihood: Likelihood
 
     @property
-    def prior_precision_(self) -> float | Mapping[str, float]:
+    def prior_precision_(self) -> PriorOption:
         """The prior precision of the fit."""
         ...
 

@@ -23,6 +23,7 @@ from estimators.estimator.cloning import CloningMixin
 from estimators.estimator.fit_report import FitReport
 from estimators.likelihoods.prediction import Prediction
 from estimators.numerics.pytrees import PyTree
+from estimators.option_checks import PriorOption
 
 __all__ = ["CalibrationMixin"]
 
@@ -80,7 +81,7 @@ class CalibrationMixin(CloningMixin):
             return [{name: factor * value for name, value in given.items()} for factor in factors]
         return [factor * given for factor in factors]
 
-    def _moved_to_prior(self, value: float | Mapping[str, float]) -> Self:
+    def _moved_to_prior(self, value: PriorOption) -> Self:
         """Move this fit to another prior precision if that needs no pass, and return it."""
         if not self.keeps_curvature:
             return self

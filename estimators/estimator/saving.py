@@ -305,7 +305,7 @@ class SavingMixin(ABC):
         """Return the objective L of these options over batches."""
 
     @abstractmethod
-    def _prior(self, network: Network, precision: float | Mapping[str, float]) -> Prior:
+    def _prior(self, network: Network, precision: PriorOption) -> Prior:
         """Return the prior of these options with another precision."""
 
     def _check_fitted(self) -> None:
