@@ -338,7 +338,7 @@ class RegVar(UncertaintyEstimator):
         """Return a fit whose variance at the rows of x is accurate to rtol for certain.
 
         Outputs whose bounds are further apart are added to the Krylov space as right-hand sides. The space is recycled,
-        so that each needs few products. Other rows profit, too; this fit does not change.
+        so that each needs few products. Other rows profit, too; this fit does not change. A calibration is kept.
 
         Args:
             x: M query rows.
