@@ -39,16 +39,19 @@ class MeasuredAccuracy:
         space: the space that was measured; a refined fit has a larger one.
         weights: w₁, w₂ and w₃.
         relative_error: root mean square of v̂/v − 1 at the probes, each left out of the least squares in turn.
+        relative_bias: mean of v̂/v − 1 at training rows less that at rows unlike them, each probe left out in turn. It
+            shifts one kind of rows against the other, and so the AUROC of out-of-distribution rows.
         n_probes: m.
-        perturbed: whether rows unlike the training rows are among the probes.
+        n_training: number of training rows among the probes.
     """
 
     earlier: LeadingSpace
     space: LeadingSpace
     weights: tuple[float, ...]
     relative_error: float
+    relative_bias: float
     n_probes: int
-    perturbed: bool
+    n_training: int
 
     @classmethod
     def of(
@@ -57,8 +60,7 @@ class MeasuredAccuracy:
         found: list[Bounds],
         variance: Tensor,
         uncertainty: Tensor,
-        *,
-        perturbed: bool,
+        n_training: int,
     ) -> MeasuredAccuracy:
         """Fit the weights.
 
@@ -67,7 +69,7 @@ class MeasuredAccuracy:
             found: bounds at the probes from these two.
             variance: the variance at the probes, (m,).
             uncertainty: relative error of `variance`, (m,).
-            perturbed: whether rows unlike the training rows are among the probes.
+            n_training: number of training rows, which come first.
         """
         upper = found[1][1]
         regressors = _regressors(found) / variance[:, None]
@@ -78,7 +80,9 @@ class MeasuredAccuracy:
         leverage = (regressors * torch.linalg.solve(gram, regressors.T).T).sum(1)
         left_out = (regressors @ weights - deficit) / (1 - leverage).clamp_min(1 / len(deficit))
         error = math.sqrt(float((left_out.square() + uncertainty.square()).mean()))
-        return cls(*leading, tuple(weights.tolist()), error, len(deficit), perturbed)
+        like, unlike = left_out[:n_training], left_out[n_training:]
+        bias = float(unlike.mean() - like.mean()) if len(like) and len(unlike) else 0.0
+        return cls(*leading, tuple(weights.tolist()), error, bias, len(deficit), n_training)
 
     @classmethod
     def restored(cls, content: dict[str, Any]) -> MeasuredAccuracy:

@@ -31,12 +31,12 @@ class ProbeRows:
     is moved four fifths of the way to the mean row.
 
     Args:
-        gradients: ∂f_c/∂θ of each probe, (m, P).
-        perturbed: whether the perturbed rows are among them; they are not if the network cannot take such rows.
+        gradients: ∂f_c/∂θ of each probe, (m, P); training rows first.
+        n_training: number of training rows. The others are perturbed; there are none if the network cannot take such.
     """
 
     gradients: Tensor
-    perturbed: bool = True
+    n_training: int
 
     @classmethod
     def of(cls, objective: Objective, n_probes: int, seed: int) -> Self:
@@ -59,8 +59,8 @@ class ProbeRows:
         try:
             unlike = _gradients(objective.network, _perturbed_rows(shuffled, len(rows) // 2, generator), generator)
         except (EstimatorError, *FAILURES):
-            return cls(like, perturbed=False)
-        return cls(torch.cat([like, unlike]), perturbed=len(unlike) > 0)
+            return cls(like, len(like))
+        return cls(torch.cat([like, unlike]), len(like))
 
 
 def _gradients(network: Network, rows: list[PyTree], generator: torch.Generator) -> Tensor:

@@ -164,4 +164,5 @@ def test_rows_that_the_network_cannot_take_are_left_out_of_the_probes():
     x = torch.arange(50).remainder(5).float()[:, None]
     loader = DataLoader(TensorDataset(x, torch.arange(50).remainder(2)), batch_size=8)
     regvar = RegVar(model, "classification", prior_precision=DELTA).fit(loader)
-    assert not regvar.variance_estimate_.accuracy.perturbed
+    accuracy = regvar.variance_estimate_.accuracy
+    assert accuracy.n_probes == accuracy.n_training
