@@ -55,7 +55,7 @@ class CloningMixin(SavingMixin):
         self._check_fitted()
         check_unchanged(self.model, self.weight_checksum_, self.network_.params)
         same = not options
-        if self.prior_precision_ != self.prior_precision:
+        if self.prior_precision_ is not self.prior_precision:  # chosen by calibration
             options = {"prior_precision": self.prior_precision_, **options}
         new: Self = clone(self, options)
         if new.likelihood.kind != self.likelihood.kind:

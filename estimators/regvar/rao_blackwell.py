@@ -19,6 +19,7 @@ from estimators.errors import EstimatorError, OptionError
 from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
+from estimators.numerics.tracing import is_tracing
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
 
@@ -72,7 +73,7 @@ class RaoBlackwellBlock:
         entries = self.last_layer.to_matrix(jacobian)  # (M, C, C, E)
         features = entries[:, 0, 0]
         expected = torch.diag_embed(features[..., None].expand(-1, -1, entries.shape[1])).permute(0, 2, 3, 1)
-        return features if torch.equal(entries, expected) else None
+        return features if is_tracing() or torch.equal(entries, expected) else None
 
     def variance(self, x: PyTree) -> Tensor:
         """Return the last-layer variance at x, (M, C)."""
