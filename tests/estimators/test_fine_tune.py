@@ -96,7 +96,7 @@ def test_averaged_iterates_are_nearer_to_the_solution_than_the_last():
 def test_auto_epochs_are_spent_and_given_ones_too(n):
     for recipe in (DEFAULT_RECIPE, replace(DEFAULT_RECIPE, epochs=2)):
         estimator = fitted(FineTune(recipe=recipe), n=n)
-        assert estimator.fit_report_.passes["solve"] == pytest.approx(recipe.resolve(n).epochs)
+        assert estimator.fit_report_.passes["solve"] == pytest.approx(recipe.resolve(n).epochs + 1)  # F at the start
 
 
 def linear_refit(regularizer=PLAIN_DRAWS):
@@ -104,7 +104,9 @@ def linear_refit(regularizer=PLAIN_DRAWS):
     estimator = fitted(LinearResponse(), model=network(linear=True), regularizer=regularizer)
     objective = estimator.refit_objective_
     perturbation, _ = estimator.regularizer.build_problem(objective)
-    return _Refit(PerturbedCopies.of(objective, perturbation, 1e-2, difference="forward")), objective, perturbation
+    refit = _Refit(PerturbedCopies.of(objective, perturbation, 1e-2, difference="forward"))
+    refit.evaluate_start()
+    return refit, objective, perturbation
 
 
 @pytest.mark.parametrize("regularizer", [PLAIN_DRAWS, ParameterProbes(3)], ids=repr)
@@ -166,3 +168,16 @@ def test_a_learning_rate_much_too_high_still_ends_at_the_solution(regularizer, t
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
     assert float((refit.variance(x) - solved.variance(x)).norm() / solved.variance(x).norm()) < bound
     assert refit.fit_report_.solver.lr < 20 * chosen(refit.refit_objective_, recipe.resolve(45), seed=0)
+
+
+def test_batches_whose_parts_of_the_objective_differ_in_sign_converge():
+    """F at the prior draw is positive, its part on the first batch negative: the first batch does not stand for F."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (20,), generator=generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    loader = list(zip(x.split(7), y.split(7), strict=True))
+    regvar = RegVar(model, "classification", prior_precision=0.5, solver=FineTune()).fit(loader)
+    assert regvar.a_norm_error_ < 0.5

@@ -118,6 +118,8 @@ class FineTune(Solver):
         recipe, refit = self._resolved_recipe(objective), _Refit(copies)
         # F is known from its gradients for a centred objective only; other refits are only checked for finite weights.
         monitored = self.recipe.lr == "auto" and objective.data_term.centred
+        if monitored:
+            refit.evaluate_start()
         # SGD on F(D) of all copies at once, from the prior draw or from 0; the result is the average of the iterates.
         displacements = fit_weights(
             copies.initial_guess,
@@ -163,7 +165,13 @@ class _Refit:
     def __init__(self, copies: PerturbedCopies) -> None:
         self.copies, self.n_reductions = copies, 0
         self._value: Tensor | float = 0.0  # F in the current epoch: each batch's part at the iterate that saw it
-        self._start, self._lowest = math.nan, math.inf  # F at the initial guess, by the first batch; lowest by epoch
+        self._start, self._lowest = math.nan, math.inf  # F at the initial guess; lowest by epoch
+
+    def evaluate_start(self) -> None:
+        """Compute F at the initial guess by one pass: its batches differ in sign, so that none stands for all."""
+        for batch in self.copies.objective.batches:
+            self.gradient(self.copies.initial_guess, batch)
+        self._start, self._value = float(self._value), 0.0
 
     def gradient(self, displacements: Tensor, batch: Batch) -> Tensor:
         """Return the batch's part of ∇F at the displacements (A, P), (A, P); processes share its rows."""
@@ -177,8 +185,6 @@ class _Refit:
         slope = objective.process_group.sum_over_rows(slope)
         share = objective.share(batch)
         value = 0.5 * (dots(displacements, slope) - share * self.copies.signed_gradient_dots(displacements)).sum()
-        if math.isnan(self._start):
-            self._start = float(value) / share
         self._value = self._value + value
         return slope
 
@@ -190,7 +196,7 @@ class _Refit:
         """
         value, self._value = float(self._value), 0.0
         tolerance = _TOLERANCE * max(abs(self._start), self._start - self._lowest)
-        diverged = not value <= self._start + abs(self._start)  # one batch knows F at the start to a factor of 2
+        diverged = not value <= self._start + abs(self._start)
         if value <= self._lowest + tolerance and not diverged:
             self._lowest = min(value, self._lowest)
             return 1.0
