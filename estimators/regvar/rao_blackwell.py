@@ -19,6 +19,7 @@ from estimators.errors import EstimatorError, OptionError
 from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
+from estimators.numerics.tracing import is_tracing
 from estimators.objective.objective import Objective
 from estimators.persistence.state import Learned
 
@@ -69,6 +70,8 @@ class RaoBlackwellBlock:
 
         ∂f_c/∂W_d = δ_cd φ. The Jacobian has been compared with plain autograd, so that no forward pass is needed.
         """
+        if is_tracing():  # nothing may be decided by values of a recorded query
+            return None
         entries = self.last_layer.to_matrix(jacobian)  # (M, C, C, E)
         features = entries[:, 0, 0]
         expected = torch.diag_embed(features[..., None].expand(-1, -1, entries.shape[1])).permute(0, 2, 3, 1)
