@@ -19,6 +19,7 @@ class ForkServer:
     """The test's end of it. The server hashes strings with another seed than the process that starts it."""
 
     def __init__(self):
+        self.is_pending = False
         code = f"import sys; sys.path[:0] = {sys.path!r}; import fork_server; fork_server.serve()"
         seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
         self.process = subprocess.Popen(
@@ -31,13 +32,22 @@ class ForkServer:
 
     def start(self, *calls):
         """Start a process for each call; return their ids."""
+        if self.is_pending:  # a test failed before it waited
+            self.wait()
+        self.is_pending = True
         self.process.stdin.write(json.dumps(calls) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        return self._answer("pids")
 
     def wait(self):
         """Return the exit codes, −N for signal N; 1 is an exception, whose traceback is on stderr."""
-        return json.loads(self.process.stdout.readline())
+        self.is_pending = False
+        return self._answer("exit codes")
+
+    def _answer(self, name):
+        line = self.process.stdout.readline()
+        assert line, "the server has ended: see stderr"
+        return json.loads(line)[name]
 
     def run(self, function, *arguments):
         """Call a function in a process of its own; return the exit code."""
@@ -62,8 +72,9 @@ def call(function, *arguments, cwd=None, env=None, imports=()):
 def serve():
     for line in sys.stdin:
         pids = [_forked(request) for request in json.loads(line)]
-        print(json.dumps(pids), flush=True)
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+        print(json.dumps({"pids": pids}), flush=True)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        print(json.dumps({"exit codes": codes}), flush=True)
 
 
 def _forked(request):

@@ -53,6 +53,7 @@ def measure_quality(network: str, delta: float, seed: int) -> Measured:
             exact_draws = LinearResponse(tol=1e-5)
             add_point(f"exact draws, K = {k}", lambda: regvar(problem, x, k, exact_draws, "monte_carlo", seed))  # noqa: B023
             add_point(f"FineTune, default, K = {k}", lambda: regvar(problem, x, k, FineTune(), "monte_carlo", seed))  # noqa: B023
+        add_point("RegVar, default", lambda: regvar(problem, x, 16, "auto", "auto", seed))
         add_point("LinearResponse, default", lambda: regvar(problem, x, 16, LinearResponse(), "auto", seed))
         for epochs in EPOCHS[network]:
             solver = FineTune(recipe=replace(DEFAULT_RECIPE, epochs=epochs))
@@ -72,7 +73,7 @@ def regvar(
     problem: Problem,
     x: Tensor,
     k: int,
-    solver: Solver,
+    solver: Solver | str,
     variance_estimate: str,
     seed: int,
     rao_blackwell: str | None = "auto",
