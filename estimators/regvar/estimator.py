@@ -409,8 +409,10 @@ class RegVar(UncertaintyEstimator):
     def relative_error_(self) -> float:
         """Estimate of the relative root-mean-square error of the variance, over rows and outputs.
 
-        With solver="auto" it is measured at training rows and at rows unlike them, whose variance is solved for. With
-        other solvers it is the Monte Carlo standard error together with the A-norm error of the draws.
+        With solver="auto" it is measured at training rows and at rows unlike them, whose variance is solved for. It is
+        the error of single outputs. That of their differences, and of `variance(x, of=...)`, can be larger; `refine(x)`
+        makes both accurate at x. With other solvers it is the Monte Carlo standard error together with the A-norm error
+        of the draws.
 
         Raises:
             UnsupportedError: for other regularizers than PosteriorDraws.

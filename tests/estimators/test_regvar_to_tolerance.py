@@ -18,7 +18,7 @@ from estimators import (
     PosteriorDraws,
     RegVar,
 )
-from estimators.errors import NotConvergedWarning, OptionError, UnsupportedError
+from estimators.errors import ModelError, NotConvergedWarning, OptionError, UnsupportedError
 from estimators.persistence import checkpoint
 from estimators.regvar.measured_bounds import MeasuredAccuracy
 from estimators.regvar.solvers import to_tolerance
@@ -235,3 +235,12 @@ def test_a_fit_killed_in_float64_resumes_there(tmp_path, monkeypatch):
     assert dtypes[0] == torch.float32
     resumed = ill_conditioned()[0].fit(loader, checkpoint=tmp_path / "fit")
     assert torch.equal(resumed.variance(queries), expected)
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
+@pytest.mark.parametrize("delta", [1.0, 0.7])
+def test_outputs_without_a_gradient_at_any_training_row_are_named(delta):
+    loader = [(torch.zeros(9, 3).double(), torch.ones(9, 2).double())]
+    regvar = RegVar(nn.Linear(3, 2, bias=False).double(), "regression", prior_precision=delta)
+    with pytest.raises(ModelError, match="gradient of exactly 0 at every row"):
+        regvar.fit(loader)
