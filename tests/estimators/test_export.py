@@ -115,7 +115,7 @@ def test_keywords_and_inputs_that_rows_share_are_exported(tmp_path):
 def test_members_are_averaged_as_predict_does(tmp_path):
     x, y = classes()
     members = [convolutions() for _ in range(3)]
-    fitted = DeepEnsemble(members[0], "classification", trained_members=members[1:]).fit([(x, y)])
+    fitted = DeepEnsemble(members[0], "classification", members=members[1:]).fit([(x, y)])
     fitted.export(tmp_path / "fit.pt2", x[:2])
     check_equal(fitted, tmp_path / "fit.pt2", classes(5)[0])
 

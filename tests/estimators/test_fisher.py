@@ -186,7 +186,7 @@ def test_the_eigenvalues_of_ekfac_are_unbiased_given_its_basis():
             (o, q), (e, r) = block.output_basis.shape, block.input_basis.shape
             vectors = torch.einsum("io,je->oeij", block.output_basis, block.input_basis).reshape(q * r, o, e)
             theta = vectors.new_zeros(q * r, len(exact))
-            found._layout.put(theta, name, vectors)
+            found.layout.put(theta, name, vectors)
             in_basis = torch.einsum("kp,pq,kq->k", theta, exact, theta).reshape(q, r)
             differences.append(((block.eigenvalues - in_basis) * torch.linspace(1, 2, q * r).reshape(q, r)).sum())
     found = torch.stack(differences).reshape(80, -1)

@@ -140,13 +140,13 @@ def test_the_seed_of_fine_tune_orders_the_batches():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_default_regvar_is_near_exact_draws_in_both_precisions(dtype):
+def test_the_default_fine_tune_is_near_exact_draws_in_both_precisions(dtype):
     model, likelihood, loader, x = problem(dtype=dtype)
-    default = RegVar(model, likelihood).fit(loader)
+    refits = RegVar(model, likelihood, solver=FineTune()).fit(loader)
     exact = RegVar(model, likelihood, solver=LinearResponse()).fit(loader)
-    assert default.variance(x).dtype == dtype
-    assert relative(default.variance(x), exact.variance(x)) < 0.1
-    assert default.fit_report_.solver.nonlinearity < 0.2
+    assert refits.variance(x).dtype == dtype
+    assert relative(refits.variance(x), exact.variance(x)) < 0.1
+    assert refits.fit_report_.solver.nonlinearity < 0.2
 
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])

@@ -1,5 +1,6 @@
 """The posterior over weights: samples, matrices, Jacobians, joint covariances and independent outputs."""
 
+import copy
 import doctest
 
 import pytest
@@ -376,7 +377,7 @@ def test_the_joint_covariance_of_tokens_is_that_of_the_same_weights():
 @pytest.mark.parametrize("kind", [LinearizedLaplace, LastLayerLaplace, SubnetworkLaplace, DeepEnsemble, MAP])
 def test_queries_about_weights_before_fit_raise(kind, make_problem):
     problem = make_problem("classification")
-    options = {"trained_members": [problem.model]} if kind is DeepEnsemble else {}
+    options = {"members": [copy.deepcopy(problem.model)]} if kind is DeepEnsemble else {}
     estimator = kind(problem.model, problem.likelihood, **options)
     for query in (
         lambda: estimator.sample_weights(2),

@@ -186,7 +186,7 @@ class _Refit:
         """Return the factor of the learning rate: ½ if F increased in this epoch, else 1; reset diverged copies.
 
         Raises:
-            ConvergenceError: if F increases at every learning rate.
+            ConvergenceError: if F exceeds its value at the start at every learning rate.
         """
         value, self._value = float(self._value), 0.0
         tolerance = _TOLERANCE * max(abs(self._start), self._start - self._lowest)
@@ -194,6 +194,8 @@ class _Refit:
         if value <= self._lowest + tolerance and not diverged:
             self._lowest = min(value, self._lowest)
             return 1.0
+        if self.n_reductions == _MAX_REDUCTIONS and not diverged:
+            return 1.0  # F has reached its minimum and varies with the batches
         self.n_reductions, self._lowest = self.n_reductions + 1, math.inf
         if self.n_reductions > _MAX_REDUCTIONS:
             raise ConvergenceError(
