@@ -14,7 +14,7 @@ from estimators.likelihoods import Gaussian, Likelihood
 from estimators.option_checks import PriorOption, as_number
 from estimators.persistence.option_values import described
 
-__all__ = ["DECADES", "Tunable", "TunedOption", "is_number", "log_spaced"]
+__all__ = ["DECADES", "Tunable", "TunedOption", "is_number", "log_spaced", "same_value"]
 
 DECADES = 1.0
 """The default range of an option on either side of the given value: a trained δ or σ has the right magnitude."""

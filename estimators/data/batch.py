@@ -18,6 +18,7 @@ __all__ = [
     "Batch",
     "Loader",
     "PairLoader",
+    "check_iterable",
     "empty_loader",
     "first_batch",
     "is_mapping",
@@ -142,10 +143,21 @@ def _no_batch(item: object, remedy: str, detail: str = "") -> DataError:
 
 def first_batch(loader: Loader) -> Batch:
     """Return the first batch; the random state is restored."""
+    check_iterable(loader)
     with preserved_random_state():
         for item in loader:
             return split_batch(item)
     raise empty_loader()
+
+
+def check_iterable(loader: object) -> None:
+    """Raise DataError for a loader that cannot be iterated at all."""
+    if not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+        raise DataError(
+            'a loader of batches (x, y), or of dicts with "labels"',
+            received=type(loader).__name__,
+            remedy="pass a DataLoader or a list of batches.",
+        )
 
 
 def empty_loader() -> DataError:

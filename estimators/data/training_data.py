@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from estimators.data.batch import Batch, Loader, empty_loader, first_batch, size_in_bytes, split_batch
+from estimators.data.batch import Batch, Loader, check_iterable, empty_loader, first_batch, size_in_bytes, split_batch
 from estimators.data.batch_dimension import resolve_layout
 from estimators.data.checks import check_batch, check_finite, naming_batch, warn_of_probabilities
 from estimators.errors import NonDeterministicError, NotFittedError
@@ -67,6 +67,7 @@ class TrainingData:
             DataError: no rows, or a wrong shape, label, dtype or device, or NaN or Inf.
             NonDeterministicError: the passes differ.
         """
+        check_iterable(loader)
         first, second = _Pass(), _Pass()
         first.link = LinkCheck(likelihood)
         with preserved_random_state():
@@ -99,6 +100,7 @@ class TrainingData:
         Returns:
             The data, of which every pass iterates the loader again unless the batches are stored.
         """
+        check_iterable(loader)
         kept, layout, n_data = _Kept(keep=keep), RowLayout(), 0
         for index, item in enumerate(loader):
             with naming_batch(index):

@@ -16,7 +16,7 @@ from estimators.calibration.grid import COARSE_GRID
 from estimators.calibration.record import CalibrationRecord
 from estimators.calibration.scores import Scorer
 from estimators.calibration.search import Search
-from estimators.calibration.tuned_option import DECADES, TunedOption, log_spaced
+from estimators.calibration.tuned_option import DECADES, TunedOption, log_spaced, same_value
 from estimators.calibration.validation import ValidationRows
 from estimators.errors import UncalibratedWarning
 from estimators.estimator.cloning import CloningMixin
@@ -62,7 +62,7 @@ class CalibrationMixin(CloningMixin):
         given, values = self.prior_precision, self._prior_candidates()
         for value in values:
             move = partial(self._moved_to_prior, value)
-            search.evaluate(value, move, is_given=value == given, passes_before=self.passes_)
+            search.evaluate(value, move, is_given=same_value(value, given), passes_before=self.passes_)
         chosen, _, calibration = search.best()
         self._moved_to_prior(chosen.value)
         option = TunedOption("prior_precision" if len(values) > 1 else None)
@@ -74,7 +74,7 @@ class CalibrationMixin(CloningMixin):
     def _prior_candidates(self) -> list[Any]:
         """Return four values per decade around the given prior precision; only that if each would need a refit."""
         given = self.prior_precision
-        if not self.keeps_curvature or given == 0:
+        if not self.keeps_curvature or same_value(given, 0):
             return [given]
         factors = log_spaced(1.0, decades=DECADES)
         if isinstance(given, Mapping):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
+from estimators.calibration.tuned_option import same_value
 from estimators.data.batch import PairLoader
 from estimators.errors import OptionError
 from estimators.estimator.options import constructor_options, stored_option
@@ -55,7 +56,7 @@ class CloningMixin(SavingMixin):
         self._check_fitted()
         check_unchanged(self.model, self.weight_checksum_, self.network_.params)
         same = not options
-        if self.prior_precision_ is not self.prior_precision:  # chosen by calibration
+        if not same_value(self.prior_precision_, self.prior_precision):
             options = {"prior_precision": self.prior_precision_, **options}
         new: Self = clone(self, options)
         if new.likelihood.kind != self.likelihood.kind:

@@ -33,8 +33,15 @@ class Checkpoint:
     def save(self, state: Callable[[], Learned]) -> None:
         """Save `state()` if the last write is old enough; called after every step of a loop."""
 
+    def dtype(self) -> str | None:
+        """Return the dtype of the last solve that was saved, as text; None if there is none."""
+        return None
+
     def for_problem(self, marks: Tensor) -> Checkpoint:  # noqa: ARG002
-        """Return the checkpoint for a problem with these marks, numbers that a resumed fit must reproduce."""
+        """Return the checkpoint for a problem with these marks, numbers that a resumed fit must reproduce.
+
+        What a solve in another dtype than that of the marks has saved is not loaded.
+        """
         return self
 
 
@@ -52,10 +59,16 @@ class CheckpointFile(Checkpoint):
     pass_counter: PassCounter
     writes: bool = True  # only one of several processes does
     marks: list[float] = field(default_factory=list)
+    marks_dtype: str | None = None
     written: float = field(default_factory=time.monotonic)
 
     def for_problem(self, marks: Tensor) -> CheckpointFile:
-        return replace(self, marks=marks.double().tolist())
+        return replace(self, marks=marks.double().tolist(), marks_dtype=str(marks.dtype))
+
+    def dtype(self) -> str | None:
+        state = self._state()
+        progress = None if state is None else About.of(state).learned.get(PROGRESS)
+        return None if progress is None else progress["dtype"]
 
     def finished(self) -> FittedState | None:
         """Return the finished fit, or None; raise StateError or ModelChangedError for a file of another fit."""
@@ -67,6 +80,8 @@ class CheckpointFile(Checkpoint):
         if state is None:
             return None
         progress = About.of(state).learned[PROGRESS]
+        if progress["dtype"] != self.marks_dtype:
+            return None
         self._check(progress["marks"])
         self.pass_counter.phases = {name: RowCounts(**rows) for name, rows in progress["passes"].items()}
         return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}, progress["values"]
@@ -76,7 +91,7 @@ class CheckpointFile(Checkpoint):
             return
         tensors, values = state()
         passes = {name: asdict(rows) for name, rows in self.pass_counter.phases.items()}
-        progress = {"values": values, "marks": self.marks, "passes": passes}
+        progress = {"values": values, "marks": self.marks, "dtype": self.marks_dtype, "passes": passes}
         write_file({**tensors, ABOUT: replace(self.about, learned={PROGRESS: progress}).to_json()}, self.path)
         self.written = time.monotonic()
 

@@ -144,13 +144,13 @@ class RegVar(UncertaintyEstimator):
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         self.fit_report_ = RegVarReport(relative_gradient=relative_gradient(objective))
+        self.variance_estimate_: VarianceEstimate | None = None
         self._on_data_attached(objective)
         if self.centred and (self.curvature == "hessian" or not bool((objective.prior.precision > 0).all())):
             with objective.network.pass_counter.phase("definiteness"):
                 self.refit_objective_ = with_definite_products(
                     self.refit_objective_, lambda objective: objective.product
                 )
-        self.variance_estimate_: VarianceEstimate | None = None
         if not self.regularizer.at_query:
             self.variance_estimate_ = self._solve(
                 None, self.regularizer, progress_bar=progress_bar, checkpoint=self._checkpoint
@@ -174,12 +174,20 @@ class RegVar(UncertaintyEstimator):
         self._on_data_attached(objective)
 
     def _on_data_attached(self, objective: Objective) -> None:
-        self.refit_objective_ = objective.centred(curvature=self.curvature) if self.centred else objective
+        centred = objective.centred(curvature=self.curvature) if self.centred else objective
+        estimate = self.variance_estimate_
+        solved_in_float64 = (
+            isinstance(estimate, MonteCarloVariance) and estimate.displacement.dtype != centred.theta.dtype
+        )
+        self.refit_objective_ = to_float64(centred) if solved_in_float64 else centred
 
     def _solve(
         self, x: PyTree, regularizer: Regularizer, *, progress_bar: bool = False, checkpoint: Checkpoint | None = None
     ) -> VarianceEstimate:
         """Solve for `regularizer` at x; in float64 if the dtype of the network causes too much round-off."""
+        saved = None if checkpoint is None else checkpoint.dtype()
+        if saved is not None and saved != str(self.refit_objective_.theta.dtype):
+            self.refit_objective_ = to_float64(self.refit_objective_)  # as the fit that was interrupted
         try:
             return self._solve_once(x, regularizer, progress_bar=progress_bar, checkpoint=checkpoint)
         except IllConditionedError:
@@ -401,8 +409,10 @@ class RegVar(UncertaintyEstimator):
     def relative_error_(self) -> float:
         """Estimate of the relative root-mean-square error of the variance, over rows and outputs.
 
-        With solver="auto" it is measured at training rows and at rows unlike them, whose variance is solved for. With
-        other solvers it is the Monte Carlo standard error together with the A-norm error of the draws.
+        With solver="auto" it is measured at training rows and at rows unlike them, whose variance is solved for. It is
+        the error of single outputs. That of their differences, and of `variance(x, of=...)`, can be larger; `refine(x)`
+        makes both accurate at x. With other solvers it is the Monte Carlo standard error together with the A-norm error
+        of the draws.
 
         Raises:
             UnsupportedError: for other regularizers than PosteriorDraws.

@@ -28,6 +28,11 @@ __all__ = ["MeasuredAccuracy", "MeasuredBounds"]
 
 _RIDGE = 1e-3
 """Ridge on the weights relative to the mean squared regressor, which limits their noise from few probes."""
+_ROUND_OFF = 1e-5
+"""Distance of the bounds relative to the variance that has no weight in the least squares, since it may be round-off.
+
+The bounds meet at the training rows of small data sets, but not at other rows.
+"""
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,14 @@ class MeasuredAccuracy:
         regressors = _regressors(found) / variance[:, None]
         deficit = (upper - variance) / variance
         gram = regressors.T @ regressors
-        gram = gram + (_RIDGE * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny) * torch.eye(len(gram)).to(gram)
+        ridge = _RIDGE * gram.diagonal().mean() + _ROUND_OFF**2
+        gram = gram + ridge * torch.eye(len(gram)).to(gram)
         weights = torch.linalg.solve(gram, regressors.T @ deficit)
         leverage = (regressors * torch.linalg.solve(gram, regressors.T).T).sum(1)
-        left_out = (regressors @ weights - deficit) / (1 - leverage).clamp_min(1 / len(deficit))
-        error = math.sqrt(float((left_out.square() + uncertainty.square()).mean()))
+        left_out = (regressors @ weights - deficit) / (1 - leverage).clamp_min(1 / max(1, len(deficit)))
+        if len(deficit) <= len(weights):  # too few to leave one out: the whole distance counts
+            left_out = regressors[:, 0]
+        error = math.sqrt(float((left_out.square() + uncertainty.square()).mean())) if len(deficit) else math.inf
         like, unlike = left_out[:n_training], left_out[n_training:]
         bias = float(unlike.mean() - like.mean()) if len(like) and len(unlike) else 0.0
         return cls(*leading, tuple(weights.tolist()), error, bias, len(deficit), n_training)

@@ -28,7 +28,8 @@ class ProbeRows:
     Perturbed rows stand for data unlike the training rows, at which the error is larger. Each entry of such a row is
     taken from another training row, which keeps every column's values and breaks their dependence. On floating-point
     inputs, a third of the perturbed rows also get Gaussian noise of each column's standard deviation, and another third
-    is moved four fifths of the way to the mean row.
+    is moved four fifths of the way to the mean row. For a single training row, the standard deviation is the root mean
+    square of its entries.
 
     Args:
         gradients: ∂f_c/∂θ of each probe, (m, P); training rows first.
@@ -55,9 +56,9 @@ class ProbeRows:
         ]
         order = torch.randperm(len(rows), generator=generator).tolist()
         shuffled = [rows[i] for i in order]
-        like = _gradients(objective.network, shuffled[: max(1, len(rows) // 2)], generator)
+        like = _gradients(objective.network, shuffled[: n_probes // 2], generator)
         try:
-            unlike = _gradients(objective.network, _perturbed_rows(shuffled, len(rows) // 2, generator), generator)
+            unlike = _gradients(objective.network, _perturbed_rows(shuffled, n_probes // 2, generator), generator)
         except (EstimatorError, *FAILURES):
             return cls(like, len(like))
         return cls(torch.cat([like, unlike]), len(like))
@@ -104,7 +105,9 @@ def _recombined(pool: PyTree, generator: torch.Generator, scale: float, noise: f
         if leaf.is_floating_point():
             z = torch.randn(width, generator=generator, dtype=torch.float64).to(row)
             mean = flat.mean(0)
-            row = mean + scale * (row - mean) + noise * flat.std(0, correction=0) * z
+            # One row has no spread of its own.
+            spread = flat.std(0, correction=0) if len(flat) > 1 else flat.square().mean().sqrt()
+            row = mean + scale * (row - mean) + noise * spread * z
         return row.reshape(1, *leaf.shape[1:])
 
     return pytree.tree_map_only(Tensor, entries, pool)

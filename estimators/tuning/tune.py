@@ -71,7 +71,7 @@ def tune(
         >>> tuned.predict(torch.randn(4, 3)).total_variance.shape
         torch.Size([4, 1])
     """
-    if estimator.prior_precision_ != estimator.prior_precision:  # chosen by fit: an option of the clone
+    if not same_value(estimator.prior_precision_, estimator.prior_precision):  # chosen by fit: an option of the clone
         estimator = estimator.clone_with()
     tuned_option = TunedOption(option)
     candidates = tuned_option.candidates(estimator, values, decades=DECADES)

@@ -309,3 +309,18 @@ def test_every_typed_error_has_one_base():
     assert caught.value.expected
     assert caught.value.received
     assert caught.value.remedy
+
+
+LOADER_ROLES = {
+    "training": lambda estimator, loader: estimator.fit(loader),
+    "validation": lambda estimator, loader: estimator.fit([rows()], val_loader=loader),
+    "attached": lambda estimator, loader: estimator.fit([rows()]).attach_data(loader),
+}
+
+
+@pytest.mark.parametrize("loader", [3, object()], ids=["a number", "an object"])
+@pytest.mark.parametrize("role", LOADER_ROLES)
+def test_a_loader_that_cannot_be_iterated_raises_a_data_error(role, loader):
+    estimator = LinearizedLaplace(mlp(), "classification")
+    with pytest.raises(DataError, match="Expected a loader of batches"):
+        LOADER_ROLES[role](estimator, loader)

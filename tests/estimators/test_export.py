@@ -160,3 +160,12 @@ def test_a_branch_on_values_cannot_be_exported(make_problem, tmp_path):
     with pytest.raises(ModelError, match="branches on the values"):
         fitted.export(tmp_path / "fit.pt2", problem.query)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.UncalibratedWarning")
+def test_the_default_regvar_and_a_refined_one_are_exported(make_problem, tmp_path):
+    problem = make_problem("regression")
+    fitted = RegVar(problem.model, problem.likelihood, prior_precision=DELTA, rtol=0.2).fit(problem.loader)
+    for i, each in enumerate((fitted, fitted.refine(problem.query, rtol=1e-3))):
+        each.export(tmp_path / f"{i}.pt2", problem.query)
+        check_equal(each, tmp_path / f"{i}.pt2", problem.x)

@@ -10,6 +10,7 @@ from estimators import Gaussian, LastLayerLaplace, LinearizedLaplace, LinearResp
 from estimators.baselines import LaplaceTorch, SubnetworkLaplace
 from estimators.errors import OptionError, StateError
 from estimators.training import Recipe, train_map
+from estimators.tuning import tune
 
 P = 43
 
@@ -236,6 +237,31 @@ def test_a_fit_is_cloned_with_another_precision_for_each_weight(make_problem, by
     assert clone.passes_ < 0.5 * fitted.passes_
     low = fitted.clone_with(hessian_structure="lowrank")
     close(low.clone_with(prior_precision=delta).covariance(problem.query), clone.covariance(problem.query), rtol=1e-6)
+
+
+FITS = {
+    "full": (LinearizedLaplace, {}),
+    "diag": (LinearizedLaplace, {"hessian_structure": "diag"}),
+    "draws": (RegVar, {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.TuningBoundaryWarning")
+@pytest.mark.parametrize("form", ["vector", "names"])
+@pytest.mark.parametrize("name", FITS)
+def test_a_precision_for_each_weight_is_calibrated_cloned_and_tuned(name, form, make_problem):
+    problem, kind, options = make_problem("classification"), *FITS[name]
+    delta = per_weight() if form == "vector" else {"0.bias": per_weight(5), "*": 2.0}
+    fitted = kind(problem.model, problem.likelihood, prior_precision=delta, **options)
+    fitted = fitted.fit(problem.loader, val_loader=problem.loader)
+    assert fitted.calibration_ is not None
+    again = kind(problem.model, problem.likelihood, prior_precision=fitted.prior_precision_, **options)
+    expected = again.fit(problem.loader).variance(problem.query)
+    close(fitted.variance(problem.query), expected)
+    close(fitted.clone_with().variance(problem.query), expected)
+    other = 3 * per_weight()
+    tuned = tune(fitted, problem.loader, values=[fitted.prior_precision_, other])
+    assert len(tuned.trials) == 2  # the given value is not fitted twice
 
 
 # Bad input

@@ -18,7 +18,9 @@ from estimators import (
     PosteriorDraws,
     RegVar,
 )
-from estimators.errors import NotConvergedWarning, OptionError, UnsupportedError
+from estimators.errors import ModelError, NotConvergedWarning, OptionError, UnsupportedError
+from estimators.persistence import checkpoint
+from estimators.regvar.measured_bounds import MeasuredAccuracy
 from estimators.regvar.solvers import to_tolerance
 from estimators.regvar.solvers.to_tolerance import LinearResponseToTolerance
 
@@ -166,3 +168,79 @@ def test_rows_that_the_network_cannot_take_are_left_out_of_the_probes():
     regvar = RegVar(model, "classification", prior_precision=DELTA).fit(loader)
     accuracy = regvar.variance_estimate_.accuracy
     assert accuracy.n_probes == accuracy.n_training
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_the_measured_error_is_right_with_few_training_rows(n, outputs):
+    generator = torch.Generator().manual_seed(n)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, outputs)).double()
+    x, y = (torch.randn(n, k, generator=generator, dtype=torch.float64) for k in (3, outputs))
+    queries = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    exact = LinearizedLaplace(model, Gaussian(0.6), prior_precision=0.7).fit([(x, y)]).variance(queries)
+    regvar = RegVar(model, Gaussian(0.6), prior_precision=0.7).fit([(x, y)])
+    assert relative_rmse(regvar.variance(queries), exact) <= 2 * regvar.relative_error_ + 1e-9
+
+
+def test_a_single_training_row_alone_does_not_measure_the_error():
+    """Its bounds meet, so that only round-off would tell where between them the variance lies at other rows."""
+    leading, one = ((4, 0), (4, 0)), torch.ones(1, dtype=torch.float64)
+    narrow, wide = (one, one + 1e-14), (0.5 * one, 1.5 * one)
+    measured = MeasuredAccuracy.of(leading, [narrow, narrow], one, 0 * one, 1)
+    assert max(map(abs, measured.weights)) < 1e-6
+    measured = MeasuredAccuracy.of(leading, [wide, wide], one, 0 * one, 1)
+    assert measured.relative_error == pytest.approx(1.0)
+
+
+def ill_conditioned():
+    generator = torch.Generator().manual_seed(3)
+    scales = torch.tensor([1e3, 1.0, 1.0, 1.0, 1.0, 1e-2])
+    x, queries = (torch.randn(n, 6, generator=generator) * scales for n in (200, 12))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 2))
+    loader = DataLoader(TensorDataset(x, torch.randn(200, 2, generator=generator)), batch_size=70)
+    return RegVar(model, Gaussian(1e-2), prior_precision=1e-2, rtol=0.3), loader, queries
+
+
+def test_a_fit_in_float64_of_a_float32_network_is_refined_after_loading(tmp_path):
+    regvar, loader, queries = ill_conditioned()
+    regvar.fit(loader)
+    assert regvar.refit_objective_.theta.dtype == torch.float64
+    regvar.save(tmp_path / "fit")
+    loaded = ill_conditioned()[0].load(tmp_path / "fit").attach_data(loader)
+    refined, expected = (each.refine(queries, rtol=1e-4) for each in (loaded, regvar))
+    assert refined.variance_estimate_.bounds.space.rank > regvar.variance_estimate_.bounds.space.rank
+    torch.testing.assert_close(refined.variance(queries), expected.variance(queries), rtol=1e-6, atol=0)
+
+
+def test_a_fit_killed_in_float64_resumes_there(tmp_path, monkeypatch):
+    regvar, loader, queries = ill_conditioned()
+    expected = regvar.fit(loader).variance(queries)
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+    extend, dtypes = to_tolerance._Growth.extend, []
+
+    def killed(growth):
+        dtypes.append(growth.objective.theta.dtype)
+        if dtypes.count(torch.float64) == 3:
+            raise KeyboardInterrupt
+        extend(growth)
+
+    monkeypatch.setattr(to_tolerance._Growth, "extend", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ill_conditioned()[0].fit(loader, checkpoint=tmp_path / "fit")
+    monkeypatch.setattr(to_tolerance._Growth, "extend", extend)
+    assert dtypes[0] == torch.float32
+    resumed = ill_conditioned()[0].fit(loader, checkpoint=tmp_path / "fit")
+    assert torch.equal(resumed.variance(queries), expected)
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
+@pytest.mark.parametrize("delta", [1.0, 0.7])
+def test_outputs_without_a_gradient_at_any_training_row_are_named(delta):
+    loader = [(torch.zeros(9, 3).double(), torch.ones(9, 2).double())]
+    regvar = RegVar(nn.Linear(3, 2, bias=False).double(), "regression", prior_precision=delta)
+    with pytest.raises(ModelError, match="gradient of exactly 0 at every row"):
+        regvar.fit(loader)

@@ -140,7 +140,10 @@ class _Growth:
             right_hand_sides = coordinates.whiten_rhs(perturbation.gradient)
             guess = coordinates.whiten(perturbation.initial_guess)
             residual = right_hand_sides.clone() if guess is None else product(guess).neg_().add_(right_hand_sides)
-            return cls(*common, BlockLanczos(product, residual, free_bytes=free), max_rank)
+            cycle = BlockLanczos(product, residual, free_bytes=free)
+            if not len(cycle.block):  # the guess is exact, as without curvature; bounds need a space all the same
+                cycle.augment(right_hand_sides)
+            return cls(*common, cycle, max_rank)
         device = perturbation.gradient.device
         tensors, values = {name: tensor.to(device) for name, tensor in saved[0].items()}, saved[1]
         ranks = [(rank, block) for rank, block in values["ranks"]]
@@ -176,6 +179,8 @@ class _Growth:
     def _variance_at_probes(self, lower: Tensor, upper: Tensor, *, final: bool) -> tuple[Tensor, Tensor] | None:
         """Return the variance at the probes and its relative uncertainty, (m,) each; None if it is too early."""
         gap, rtol = 2 * (upper - lower) / (upper + lower), self.solver.rtol
+        if not len(gap):  # every gradient was 0
+            return lower, gap
         if self.known is None and float(gap.max()) <= _KNOWN * rtol:  # the bounds are enough
             return 0.5 * (lower + upper), 0.5 * gap
         if self.known is None:
