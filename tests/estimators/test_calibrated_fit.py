@@ -358,3 +358,13 @@ def test_printing_shows_what_matters_in_less_than_a_thousand_characters(name):
     assert "not fitted" in repr(build(name, problem))
     assert "fitted on 50 rows, calibrated on 60" in repr(estimator)
     assert f"{estimator.calibration_.calibration.score:.4g}" in repr(estimator.calibration_)
+
+
+def test_validation_rows_that_the_network_cannot_take_raise_before_the_fit():
+    model = nn.Linear(3, 2)
+    rows = [(torch.randn(8, 3), torch.randint(0, 2, (8,)))]
+    estimator = LastLayerLaplace(model, "classification")
+    with pytest.raises(DataError, match="validation batch"):
+        estimator.fit(rows, val_loader=[(torch.randn(8, 4), torch.randint(0, 2, (8,)))])
+    with pytest.raises(NotFittedError):
+        estimator.variance(torch.randn(2, 3))
