@@ -170,8 +170,8 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
         with preserved_random_state():
             objective = replace(self._build_objective(train_loader), process_group=ProcessGroup.of(accelerator))
             objective.process_group.check_equal(objective.theta, objective.batches)
-            if validation is not None:  # found now rather than after the fit
-                check_inputs(next(iter(validation.batches)).x, objective.network, what="validation batch")
+            if validation is not None:
+                self._check_validation(validation, objective)
             if checkpoint is None:
                 self._checked_fit(objective, progress_bar=progress_bar)
             else:

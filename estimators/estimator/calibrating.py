@@ -18,11 +18,13 @@ from estimators.calibration.scores import Scorer
 from estimators.calibration.search import Search
 from estimators.calibration.tuned_option import DECADES, TunedOption, log_spaced, same_value
 from estimators.calibration.validation import ValidationRows
+from estimators.data.checks import check_inputs
 from estimators.errors import UncalibratedWarning
 from estimators.estimator.cloning import CloningMixin
 from estimators.estimator.fit_report import FitReport
 from estimators.likelihoods.prediction import Prediction
 from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
 from estimators.option_checks import PriorOption
 
 __all__ = ["CalibrationMixin"]
@@ -47,6 +49,11 @@ class CalibrationMixin(CloningMixin):
     def keeps_curvature(self) -> bool:
         """Whether this fit has the data's curvature, so that `_refit` for another prior precision needs no pass."""
         return False
+
+    def _check_validation(self, rows: ValidationRows, objective: Objective) -> None:
+        """Raise DataError if the network cannot take the first validation batch: now rather than after the fit."""
+        with objective.network.pass_counter.phase(_PHASE):
+            check_inputs(next(iter(rows.batches)).x, objective.network, what="validation batch")
 
     def _calibrate(self, rows: ValidationRows) -> None:
         """Choose prior precision, variance scale, and temperature or noise by the smallest validation NLL.
