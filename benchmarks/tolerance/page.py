@@ -17,8 +17,8 @@ _HEAD = """# Is the stated error the true one?
 
 `RegVar(model, likelihood, prior_precision=δ, rtol=...)` with its defaults otherwise, compared with the exact GGN
 variance of `LinearizedLaplace`. Measured on {machine}
-Numbers are medians over up to {seeds} seeds, with the worst in brackets. Errors are relative root mean squares over rows
-and outputs. *Stated* is `relative_error_`; *stated/true* is its ratio to the error at test rows, the smallest over
+Numbers are medians over up to {seeds} seeds, with the worst in brackets. Errors are relative root mean squares over
+rows and outputs. *Stated* is `relative_error_`; *stated/true* is its ratio to the error at test rows, the smallest over
 the seeds. *Elsewhere* is the largest error over the sets of out-of-distribution and shifted rows. *Products* are
 products with the curvature per draw (K = 16), with those for the probes. *Outside* counts exact variances outside of
 the bounds, over all rows, outputs and seeds. AUROC is that of the mean variance for out-of-distribution rows;
