@@ -22,7 +22,7 @@ from estimators.models.functionals import Functional
 from estimators.numerics.pytrees import PyTree
 from estimators.persistence.state import Learned
 from estimators.regvar.bounds import Bounds, LeadingSpace, VarianceBounds
-from estimators.regvar.monte_carlo import MonteCarloVariance
+from estimators.regvar.monte_carlo import MonteCarloVariance, with_diagonal
 
 __all__ = ["MeasuredAccuracy", "MeasuredBounds"]
 
@@ -140,24 +140,15 @@ class MeasuredBounds(MonteCarloVariance):
         return self.accuracy.estimate(self.bounds.variances(x))
 
     def covariance(self, x: PyTree) -> Tensor:
-        """Return the mean of both bounds with the estimated variance on the diagonal.
-
-        A positive semidefinite matrix stays so: Σ ← Σ √(v vᵀ / d dᵀ), d its diagonal and v the estimate.
-        """
-        return _with_diagonal(self.bounds.covariance(x), self.variance(x))
+        """Return the mean of both bounds with the estimated variance on the diagonal."""
+        lower, upper = self.bounds.covariance(x)
+        return with_diagonal(0.5 * (lower + upper), self.variance(x))
 
     def covariance_along(self, jacobian: Tensor) -> Tensor:
         variance = self.accuracy.estimate(self.bounds.variances_along(jacobian))
-        return _with_diagonal(self.bounds.covariance_along(jacobian), variance).to(jacobian.dtype)
+        lower, upper = self.bounds.covariance_along(jacobian)
+        return with_diagonal(0.5 * (lower + upper), variance).to(jacobian.dtype)
 
     def standard_error(self, x: PyTree) -> Tensor:
         """Return the measured relative error times the variance, (M, C)."""
         return self.accuracy.relative_error * self.variance(x)
-
-
-def _with_diagonal(bounds: Bounds, variance: Tensor) -> Tensor:
-    """Return the mean of bounds (M, C, C), with a variance (M, C) on the diagonal and the correlations of the mean."""
-    covariance = 0.5 * (bounds[0] + bounds[1])
-    before = covariance.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(covariance.dtype).tiny)
-    scale = (variance / before).sqrt()
-    return covariance * scale[:, :, None] * scale[:, None, :]

@@ -20,7 +20,7 @@ from estimators.regvar.probe_rows import random_training_rows
 from estimators.regvar.rao_blackwell import ComposedBlock, RaoBlackwellBlock
 from estimators.regvar.variance_estimate import VarianceEstimate
 
-__all__ = ["BoundInterpolation", "ClippedMonteCarlo", "InterpolatedBounds", "MonteCarloVariance"]
+__all__ = ["BoundInterpolation", "ClippedMonteCarlo", "InterpolatedBounds", "MonteCarloVariance", "with_diagonal"]
 
 _ROW_SHARE, _MIN_ROWS, _MAX_ROWS = 0.1, 16, 256  # training rows that the interpolation weight is computed from
 _MAX_OUTPUTS = 32  # outputs per row for the interpolation weight; each costs a backward pass
@@ -223,12 +223,19 @@ class ClippedMonteCarlo(InterpolatedBounds):
         return MonteCarloVariance.standard_error(self, x)
 
 
+def with_diagonal(covariance: Tensor, variance: Tensor) -> Tensor:
+    """Return the correlations of a covariance (M, C, C) with a variance (M, C) on the diagonal.
+
+    A positive semidefinite matrix stays so: Σ ← Σ √(v vᵀ / d dᵀ), d its diagonal and v the variance.
+    """
+    before = covariance.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(covariance.dtype).tiny)
+    scale = (variance / before).sqrt()
+    return covariance * scale[:, :, None] * scale[:, None, :]
+
+
 def _with_clipped_diagonal(drawn: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Return the correlations of a covariance (M, C, C) with its diagonal clipped to bounds (M, C)."""
-    # Σ ← Σ √(v vᵀ / d dᵀ), d the diagonal of Σ and v the clipped variance.
-    before = drawn.diagonal(dim1=1, dim2=2)
-    scale = (before.clamp(lower, upper) / before.clamp_min(torch.finfo(drawn.dtype).tiny)).sqrt()
-    return drawn * scale[:, :, None] * scale[:, None, :]
+    return with_diagonal(drawn, drawn.diagonal(dim1=1, dim2=2).clamp(lower, upper))
 
 
 def _some_rows(objective: Objective) -> list[PyTree]:
