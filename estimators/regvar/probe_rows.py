@@ -15,7 +15,7 @@ from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree, concatenate, difference, n_rows, select_rows
 from estimators.objective.objective import Objective
 
-__all__ = ["ProbeRows", "random_training_rows"]
+__all__ = ["ProbeRows", "output_gradient", "random_training_rows"]
 
 _SPREADS = ((1.0, 0.0), (1.0, 1.0), (0.2, 0.0))
 """Kinds of perturbed rows: factor of the distance from the mean row, and noise in units of the standard deviation."""
@@ -69,12 +69,18 @@ def _gradients(network: Network, rows: list[PyTree], generator: torch.Generator)
     found = []
     for row in rows:
         n_outputs = network.outputs(row).shape[-1]
-        cotangent = network.theta.new_zeros(1, 1, n_outputs)
-        cotangent[0, 0, int(torch.randint(n_outputs, (), generator=generator))] = 1.0
-        found.append(network.vjp(row, cotangent))
+        output = int(torch.randint(n_outputs, (), generator=generator))
+        found.append(output_gradient(network, row, output, n_outputs))
     gradients = torch.cat(found) if found else network.theta.new_zeros(0, network.theta.numel())
     norms = gradients.norm(dim=1)
     return gradients[torch.isfinite(norms) & (norms > 0)]
+
+
+def output_gradient(network: Network, row: PyTree, output: int, n_outputs: int) -> Tensor:
+    """Return ∂f_c/∂θ at one row, (1, P), for the output c of `n_outputs`."""
+    cotangent = network.theta.new_zeros(1, 1, n_outputs)
+    cotangent[0, 0, output] = 1.0
+    return network.vjp(row, cotangent)
 
 
 def _perturbed_rows(rows: list[PyTree], n_wanted: int, generator: torch.Generator) -> list[PyTree]:

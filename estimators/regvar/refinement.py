@@ -11,10 +11,10 @@ from estimators.curvature.krylov.block_lanczos import BlockLanczos
 from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.curvature.krylov.whitening import PriorWhitening
 from estimators.errors import NotConvergedWarning
-from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree, n_rows, select_rows
 from estimators.objective.objective import Objective
 from estimators.regvar.bounds import VarianceBounds
+from estimators.regvar.probe_rows import output_gradient
 from estimators.regvar.solvers.to_tolerance import LinearResponseToTolerance
 
 __all__ = ["refined_space"]
@@ -42,15 +42,17 @@ def refined_space(objective: Objective, bounds: VarianceBounds, x: PyTree, rtol:
         NotConvergedWarning: if the space may not grow further before that.
     """
     space, max_rank = bounds.space, LinearResponseToTolerance.max_rank(objective)
-    for row, output in _wide(bounds.variance(x), rtol).tolist():  # most are narrow after their neighbours are solved
-        gradient = _gradient(objective.network, select_rows(x, slice(row, row + 1)), output)
+    now = bounds.variance(x)
+
+    def gradient_at(row: int, output: int) -> Tensor:
+        return output_gradient(objective.network, select_rows(x, slice(row, row + 1)), output, now[0].shape[1])
+
+    for row, output in _wide(now, rtol).tolist():  # most are narrow after their neighbours are solved
         bounds = VarianceBounds.of(objective.network, space, bounds.block)
-        if not len(_wide(bounds.variances_of_gradients(gradient)[-1], rtol)):
+        if not len(_wide(bounds.variances_of_gradients(gradient_at(row, output))[-1], rtol)):
             continue
         pending = _wide(bounds.variance(select_rows(x, slice(row, n_rows(x)))), rtol)[:_TOGETHER].tolist()
-        gradients = torch.cat(
-            [_gradient(objective.network, select_rows(x, slice(row + i, row + i + 1)), c) for i, c in pending]
-        )
+        gradients = torch.cat([gradient_at(row + i, c) for i, c in pending])
         space, converged = _extended(objective, bounds, gradients, rtol, max_rank)
         if not converged:
             warnings.warn(
@@ -67,13 +69,6 @@ def _wide(bounds: tuple[Tensor, Tensor], rtol: float) -> Tensor:
     """Return the indices of entries whose bounds differ by more than rtol times their mean, (n, dimensions)."""
     lower, upper = bounds
     return (2 * (upper - lower) > rtol * (upper + lower)).nonzero()
-
-
-def _gradient(network: Network, row: PyTree, output: int) -> Tensor:
-    """Return ∂f_c/∂θ at one row, (1, P)."""
-    cotangent = network.theta.new_zeros(1, 1, network.outputs(row).shape[-1])
-    cotangent[0, 0, output] = 1.0
-    return network.vjp(row, cotangent)
 
 
 def _extended(
