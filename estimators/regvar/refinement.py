@@ -48,10 +48,11 @@ def refined_space(objective: Objective, bounds: VarianceBounds, x: PyTree, rtol:
         return output_gradient(objective.network, select_rows(x, slice(row, row + 1)), output, now[0].shape[1])
 
     for row, output in _wide(now, rtol).tolist():  # most are narrow after their neighbours are solved
-        bounds = VarianceBounds.of(objective.network, space, bounds.block)
         if not len(_wide(bounds.variances_of_gradients(gradient_at(row, output))[-1], rtol)):
             continue
         pending = _wide(bounds.variance(select_rows(x, slice(row, n_rows(x)))), rtol)[:_TOGETHER].tolist()
+        if not pending:  # narrow in the dtype of the network, by round-off
+            continue
         gradients = torch.cat([gradient_at(row + i, c) for i, c in pending])
         space, converged = _extended(objective, bounds, gradients, rtol, max_rank)
         if not converged:
@@ -62,6 +63,7 @@ def refined_space(objective: Objective, bounds: VarianceBounds, x: PyTree, rtol:
                 stacklevel=4,
             )
             break
+        bounds = VarianceBounds.of(objective.network, space, bounds.block)
     return space
 
 
