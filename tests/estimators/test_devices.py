@@ -55,7 +55,7 @@ def test_what_cannot_be_saved_says_so(name, tmp_path):
         fits(name).there.save(tmp_path / "fit")
 
 
-REFUSED = {
+UNSUPPORTED = {
     "sums": lambda here, there: here + there,
     "products": lambda here, there: here @ there,
     "a number of the device": lambda here, there: here + there.sum(),
@@ -71,7 +71,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("act", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("act", UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_the_simulated_device_raises_where_an_accelerator_does(act):
     here, there = torch.eye(3), torch.eye(3, device=DEVICE)
     with pytest.raises((RuntimeError, TypeError), match="sim"):
@@ -106,10 +106,10 @@ KIT += ["model-untouched-by-fit", "random-state-untouched", "rejects-nan", "noti
 
 @pytest.mark.parametrize("name", ["full", "last layer"])
 def test_an_estimator_conforms_on_a_device(name):
-    report = check_estimator(ROWS[name].make, **ROWS[name].claims, checks=KIT, device=DEVICE)
+    report = check_estimator(ROWS[name].make, **ROWS[name].options, checks=KIT, device=DEVICE)
     assert set(report.skipped) == ROWS[name].skipped & set(KIT)
 
 
-def test_a_device_that_is_not_there_is_refused():
+def test_a_device_that_is_not_there_is_rejected():
     with pytest.raises(OptionError, match="a device of this machine"):
         check_estimator(ROWS["full"].make, device="no such device")

@@ -157,7 +157,7 @@ def test_an_exact_hessian_is_summed_in_float64():
         assert agree(narrow, wide, queries, rtol=1e-3)
 
 
-def test_products_that_leave_no_digits_are_refused_by_name():
+def test_products_that_leave_no_digits_are_rejected_by_name():
     spectrum = torch.logspace(0, 7, 20)
     right = torch.randn(2, 20)
     with pytest.raises(IllConditionedError, match=r"standardise the inputs .*model\.double\(\)"):

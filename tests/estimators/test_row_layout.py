@@ -231,7 +231,7 @@ def test_a_saved_fit_knows_which_inputs_are_shared(tmp_path):
     assert torch.allclose(loaded.variance(query), expected, rtol=1e-7)
 
 
-def test_a_query_whose_tensors_disagree_about_the_rows_is_refused():
+def test_a_query_whose_tensors_disagree_about_the_rows_is_rejected():
     model, sized, query = problem("position ids")
     fitted = LinearizedLaplace(model, "classification").fit(with_targets(sized, "classification"))
     with pytest.raises(DataError, match=r"rows first|number of rows"):
@@ -359,12 +359,12 @@ def test_a_column_called_label_is_the_targets():
     ],
     ids=["triple", "packed", "sparse", "nested", "numpy", "one target", "sparse targets", "object"],
 )
-def test_items_whose_rows_cannot_be_taken_are_refused_with_a_remedy(item, remedy):
+def test_items_whose_rows_cannot_be_taken_are_rejected_with_a_remedy(item, remedy):
     with pytest.raises(DataError, match=remedy):
         split_batch(item)
 
 
-def test_rows_packed_into_one_long_tensor_are_refused():
+def test_rows_packed_into_one_long_tensor_are_rejected():
     """The nodes of three graphs: no tensor has a row for each target."""
 
     class Pooled(nn.Module):
@@ -381,7 +381,7 @@ def test_rows_packed_into_one_long_tensor_are_refused():
         LinearizedLaplace(Pooled().eval(), "classification").fit([batch])
 
 
-def test_a_list_of_a_python_value_for_each_row_is_refused_and_a_tuple_for_all_is_not():
+def test_a_list_of_a_python_value_for_each_row_is_rejected_and_a_tuple_for_all_is_not():
     model, sized, query = problem("time as a number")
 
     class Scaled(nn.Module):

@@ -275,7 +275,7 @@ def test_probabilities_lie_along_the_class_dimension(name):
     ],
     ids=["shape", "large", "negative", "float"],
 )
-def test_labels_that_do_not_fit_are_refused(y, match):
+def test_labels_that_do_not_fit_are_rejected(y, match):
     model, x, _, likelihood, _ = segmentation()
     with pytest.raises(DataError, match=match):
         LinearizedLaplace(model, likelihood).fit(loader(x, y))

@@ -36,7 +36,7 @@ MODES = {
 @cache
 def fitted(name):
     row = ROWS[name]
-    adapt = row.claims.get("adapt", lambda model: model)
+    adapt = row.options.get("adapt", lambda model: model)
     case = case_of(name)
     with torch.random.fork_rng(devices=[]):
         model = adapt(case.module()).eval()
