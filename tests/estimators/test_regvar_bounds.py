@@ -185,7 +185,7 @@ def test_the_a_norm_error_of_block_cg_costs_no_product(delta):
 
 def test_the_standard_error_is_that_of_the_level():
     weights, errors = [], []
-    for seed in range(40):
+    for seed in range(20):
         estimator, x = fitted(1.7, n_draws=8, seed=seed, solver=LinearResponse(max_iter=3))
         weights.append(estimator.variance_estimate_.interpolation.weight)
         errors.append(estimator.variance_estimate_.interpolation.standard_error)

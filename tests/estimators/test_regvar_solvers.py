@@ -68,6 +68,7 @@ def newton_refits():
 @pytest.mark.parametrize(("regularizer", "curvature", "difference", "order"), list(newton_refits()))
 def test_newton_refits_tend_to_the_linear_response(regularizer, curvature, difference, order):
     model, likelihood, loader, x = problem()
+    x = x[:2]
     delta = 2.3 if curvature == "ggn" else 40.0
     parts = {"prior_precision": delta, "curvature": curvature, "regularizer": regularizer}
     limit = RegVar(model, likelihood, solver=LinearResponse(), **parts).fit(loader).variance(x)
@@ -99,13 +100,14 @@ def test_long_minibatch_refits_tend_to_the_linear_response(regularizer, curvatur
     delta = 2.3 if curvature == "ggn" else 40.0
     parts = {"prior_precision": delta, "curvature": curvature, "regularizer": regularizer}
     limit = RegVar(model, likelihood, solver=LinearResponse(), **parts).fit(loader).variance(x)
-    recipe = Recipe(epochs=300, batch_size=8, optimizer="sgd", lr="auto", momentum=0.5)
+    recipe = Recipe(epochs=60, batch_size=8, optimizer="sgd", lr="auto", momentum=0.5)
     refit = RegVar(model, likelihood, solver=FineTune(1e-4, difference, recipe), **parts).fit(loader)
-    assert relative(refit.variance(x), limit) < 0.03
+    assert relative(refit.variance(x), limit) < 0.01
 
 
 def test_newton_refits_without_a_preconditioner_end_at_the_same_displacement():
     model, likelihood, loader, x = problem()
+    x = x[:2]
     a, b = (
         RegVar(model, likelihood, regularizer=Pointwise(), solver=NewtonRefit(1e-2, preconditioner=p)).fit(loader)
         for p in ("auto", None)
@@ -242,7 +244,7 @@ def test_a_lambda_too_large_is_rejected_with_a_smaller_one():
     model, likelihood, loader, x = problem()
     refit = RegVar(model, likelihood, regularizer=Pointwise(), solver=NewtonRefit(100.0)).fit(loader)
     with pytest.raises((LambdaTooLargeError, ConvergenceError), match=r"lam=100.*smaller lam"):
-        refit.variance(x)
+        refit.variance(x[:1])
     with pytest.raises(LambdaTooLargeError, match=r"at lam=10\. Try"):
         RegVar(model, likelihood, solver=FineTune(lam=10.0)).fit(loader)
 

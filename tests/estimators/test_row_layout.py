@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, UserDict
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pytest
@@ -144,9 +145,14 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+def routes():
+    """Every estimator with every kind of input and likelihood; refits have one likelihood by default."""
+    for (i, name), estimator, (j, likelihood) in product(enumerate(NAMES), ESTIMATORS, enumerate(LIKELIHOODS)):
+        marks = pytest.mark.verification if estimator == "refit" and j != i % 2 else ()
+        yield pytest.param(estimator, name, likelihood, marks=marks, id=f"{estimator}-{name}-{likelihood}")
+
+
+@pytest.mark.parametrize(("estimator", "name", "likelihood"), list(routes()))
 def test_what_rows_share_is_kept_whole_by_every_route(estimator, name, likelihood):
     model, sized, query = problem(name)
     batches = with_targets(sized, likelihood)
@@ -201,17 +207,17 @@ def test_an_epoch_of_regrouped_rows_has_the_outputs_of_the_users_batches(name):
 def test_minibatch_refits_take_the_time_of_each_batch():
     model, sized, query = problem("time as a number")
     batches = with_targets(sized, "regression")
-    recipe = Recipe(epochs=800, batch_size=5, lr="auto", optimizer="nesterov")
+    recipe = Recipe(epochs=100, batch_size=5, lr="auto", optimizer="nesterov")
     solver = FineTune(lam=1e-5, recipe=recipe)
     fitted = RegVar(model, "regression", prior_precision=DELTA, regularizer=Pointwise(), solver=solver).fit(batches)
     expected = reference(model, batches, query, "regression")
-    assert torch.allclose(fitted.variance(query), expected, rtol=0.05)
+    assert torch.allclose(fitted.variance(query), expected, rtol=0.03)
 
 
 def test_training_takes_the_time_of_each_batch():
     model, sized, _ = problem("time as a number")
     batches = with_targets(sized, "regression")
-    train_map(model, "regression", batches, prior_precision=DELTA, recipe=Recipe(epochs=3000, batch_size=5, lr=0.02))
+    train_map(model, "regression", batches, prior_precision=DELTA, recipe=Recipe(epochs=300, batch_size=5, lr=0.05))
     loss = 0.5 * DELTA * sum(p.square().sum() for p in model.parameters())
     loss = loss + sum(0.5 * (outputs(model, x) - y).square().sum() for x, y in batches)
     slopes = torch.autograd.grad(loss, list(model.parameters()))
@@ -448,7 +454,7 @@ def test_batches_of_one_size_tell_what_rows_share_by_a_row_alone(estimator, kept
 def test_training_on_batches_of_one_size_keeps_what_rows_share_whole():
     model, batches, _ = projected()
     model.train()
-    train_map(model, "regression", batches, prior_precision=DELTA, recipe=Recipe(epochs=3000, batch_size=5, lr=0.02))
+    train_map(model, "regression", batches, prior_precision=DELTA, recipe=Recipe(epochs=300, batch_size=5, lr=0.05))
     loss = 0.5 * DELTA * sum(p.square().sum() for p in model.parameters())
     loss = loss + sum(0.5 * (outputs(model, x) - y).square().sum() for x, y in batches)
     slopes = torch.autograd.grad(loss, list(model.parameters()))
