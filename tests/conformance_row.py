@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import pytest
+
 from estimators.testing import CHECKS
 
 CLOSED_FORMS = {name for name in CHECKS if name.startswith("closed-form")} | {"sample-joint"}
@@ -26,6 +28,9 @@ DIFFERING |= {"shapes", "dtype-device", "non-negative", "covariance", "functiona
 DIFFERING |= {"batch-independence", "model-untouched-by-fit", "random-state-untouched", "state-round-trip"}
 """Checks of what depends on how a variance is computed. The others are of code that all rows of a class share."""
 
+COMPOSED = {"hessian, cg", "pointwise, linear response, hessian"}
+"""Rows of two options that another row has alone, slow: by default not on the device and not in threads."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -43,3 +48,8 @@ class Row:
         """The names of the checks to run, in the default run or as a whole."""
         names = set(self.options.get("checks", CHECKS))
         return names if whole or self.by_default is None else names & self.by_default
+
+
+def names_of(rows):
+    """The names of rows as parameters of a test; those that are composed run with the verification suite."""
+    return [pytest.param(name, marks=pytest.mark.verification if name in COMPOSED else ()) for name in rows]

@@ -3,6 +3,7 @@
 import numpy
 import pytest
 import torch
+from conformance_row import names_of
 from device_fits import ROWS, answers, assert_same, fits, made
 from faults import DEVICE_FAULTS
 from simulated_device import DEVICE, DeviceTensor, generators_of_the_device
@@ -25,7 +26,7 @@ def some(name, case):
     return case.queries[: 1 if solves else 2]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", names_of(ROWS))
 def test_an_estimator_gives_on_a_device_the_numbers_of_the_cpu(name):
     both = fits(name)
     expected = answers(both.here, some(name, both.case))
@@ -39,7 +40,7 @@ def _variance(estimator, case):
         return estimator.attach_data(case.loader).variance(case.queries[:1])
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in NOT_SAVED])
+@pytest.mark.parametrize("name", names_of([name for name in ROWS if name not in NOT_SAVED]))
 def test_a_fit_saved_on_one_device_is_loaded_on_the_other(name, tmp_path):
     both = fits(name)
     expected = {"variance": both.here.variance(both.case.queries[:1])}
