@@ -277,7 +277,8 @@ def _in_dataset_order(loader: Loader) -> Loader:
         return loader
     sampler, size = batches.sampler, len(loader.dataset)  # type: ignore[arg-type]
     draws_all = not sampler.replacement and sampler.num_samples == size
-    if not draws_all or sampler.data_source is not loader.dataset or (batches.drop_last and size % batches.batch_size):
+    data: object = loader.dataset  # torch declares data_source as Sized, which a Dataset need not be
+    if not draws_all or sampler.data_source is not data or (batches.drop_last and size % batches.batch_size):
         return loader
     in_order = BatchSampler(SequentialSampler(loader.dataset), batches.batch_size, drop_last=False)  # type: ignore[arg-type]
     same = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn", "timeout")}
