@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from estimators.errors import EstimatorError
 from estimators.models.kernels import differentiable
@@ -95,6 +96,14 @@ class UserModule:
             else:  # fewer backward passes by the rows of J
                 products = u.to(f.dtype).flatten(1) @ self._rows_of(f, chosen).flatten(0, 1)
         return known, products.to(u.dtype)
+
+    @contextmanager
+    def traced_outputs(self, x: PyTree, mode: TorchFunctionMode) -> Iterator[Tensor]:
+        """f (B, C) with a graph, of a forward whose calls `mode` sees; backward passes belong inside the context."""
+        with self._running():
+            with mode:
+                f = self._forward(x)
+            yield f.flatten(1)
 
     def jacobian(self, x: PyTree, dtype: torch.dtype) -> Tensor:
         """J (B, C, P) in `dtype`, by a forward pass per row and a backward pass per output.
