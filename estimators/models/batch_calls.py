@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class BatchLinearCall:
         map: the linear map.
         inputs: the inputs of B rows.
         n_rows: B.
-        row_dim: the dimension of the output that has the rows.
+        row_dim: the dimension of the output that has the rows, as `rows_first` takes it.
         channels_last: whether the last dimension of the output has its channels; else the second one has.
         edge: where the gradient by the output is found; None if the output has no graph.
     """
@@ -38,7 +39,7 @@ class BatchLinearCall:
     map: LinearMap
     inputs: CallInputs
     n_rows: int
-    row_dim: int
+    row_dim: int | None
     channels_last: bool
     edge: GradientEdge | None
 
@@ -57,8 +58,9 @@ class BatchNormCall:
         scale: name of the chosen parameter γ; None if it is not chosen.
         shift: name of the chosen parameter β; None if it is not chosen.
         normalized: makes x̂, in the shape of the output.
-        n_last: how many last dimensions γ and β have; None if they have the second one.
-        row_dim: the dimension of the output that has the rows.
+        n_last: how many last dimensions γ and β have; None if they have the second of more than two.
+        n_rows: B.
+        row_dim: the dimension of the output that has the rows, as `rows_first` takes it.
         edge: where the gradient by the output is found; None if the output has no graph.
     """
 
@@ -66,7 +68,8 @@ class BatchNormCall:
     shift: str | None
     normalized: Callable[[], Tensor]
     n_last: int | None
-    row_dim: int
+    n_rows: int
+    row_dim: int | None
     edge: GradientEdge | None
 
     def rows(self, gradient: Tensor) -> dict[str, Tensor]:
@@ -81,9 +84,8 @@ class BatchNormCall:
     def _summed(self, values: Tensor) -> Tensor:
         """Sum values in the shape of the output over the positions of each row."""
         if self.n_last is None:
-            return values.flatten(2).sum(2) if values.ndim > 2 else values
-        last = values.movedim(self.row_dim, 0).flatten(-self.n_last)
-        return last.flatten(1, -2).sum(1) if last.ndim > 2 else last
+            return values.flatten(2).sum(2)
+        return rows_first(values.flatten(-self.n_last), self.n_rows, self.row_dim).sum(1)
 
 
 @dataclass(frozen=True)
@@ -112,29 +114,45 @@ class BatchCallTracer(LinearCallTracer):
         self._linear: list[_LinearRecord] = []
         self._norms: list[tuple[BatchNormCall, torch.Size]] = []
 
-    def linear_calls(self, n_rows: int, of_one_row: Sequence[LinearCall]) -> list[BatchLinearCall] | None:
-        """The linear calls with their rows, if those of one row were the same; else None."""
+    def linear_calls(
+        self, n_rows: int, of_one_row: Sequence[LinearCall], *, positions_first: bool
+    ) -> list[BatchLinearCall] | None:
+        """The linear calls with their rows, if those of one row were the same; else None.
+
+        Args:
+            n_rows: B.
+            of_one_row: the calls of one row.
+            positions_first: whether calls with the positions of all rows in one dimension have position after position.
+        """
         if [record.map for record in self._linear] != [call.map for call in of_one_row]:
             return None
-        found = []
+        found: list[BatchLinearCall] = []
+        dim: int | None
         for record, call in zip(self._linear, of_one_row, strict=True):
-            dim = _row_dim(call.output_shape, record.shape, n_rows)
-            inputs = record.inputs
-            if dim is None or (isinstance(inputs, ConvolutionPatches) and (dim or inputs.input.shape[0] != n_rows)):
+            dims = _row_dims(call.output_shape, record.shape, n_rows)
+            inputs = replace(record.inputs, input=record.inputs.input.detach())
+            if isinstance(inputs, ConvolutionPatches):
+                dim = 0
+                if 0 not in dims or inputs.input.shape[0] != n_rows or inputs.input.ndim != inputs.weight.ndim:
+                    return None
+            elif dims:
+                dim = dims[-1] if positions_first else dims[0]
+                inputs = inputs.by_row(n_rows, dim)
+            else:
                 return None
-            inputs = inputs.by_row(n_rows, dim) if isinstance(inputs, VectorInputs) else inputs
             found.append(BatchLinearCall(record.map, inputs, n_rows, dim, record.space is None, record.edge))
         return found
 
-    def norm_calls(self, n_rows: int) -> list[BatchNormCall] | None:
-        """The norms, if their rows are found; else None."""
+    def norm_calls(self, n_rows: int, *, positions_first: bool) -> list[BatchNormCall] | None:
+        """The norms with their rows, if these are found; else None."""
         found = []
         for call, shape in self._norms:
-            dims = (0,) if call.n_last is None else tuple(range(len(shape) - call.n_last))
-            dim = next((dim for dim in dims if shape[dim] == n_rows), None)
-            if dim is None:
+            leading = shape[:1] if call.n_last is None else shape[: -call.n_last]
+            dims: list[int | None] = [dim for dim, size in enumerate(leading) if size == n_rows]
+            if not dims and (call.n_last is None or len(leading) != 1 or shape[0] % n_rows):
                 return None
-            found.append(BatchNormCall(call.scale, call.shift, call.normalized, call.n_last, dim, call.edge))
+            dim = dims[0] if dims else None if positions_first else 0
+            found.append(replace(call, n_rows=n_rows, row_dim=dim))
         return found
 
     def _record(self, linear_use: tuple[LinearMap, CallInputs, int | None], result: Tensor) -> Tensor:
@@ -155,17 +173,19 @@ class BatchCallTracer(LinearCallTracer):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
     ) -> BatchNormCall | None:
         """A call of a norm; None if it uses statistics of the batch."""
-        bound = inspect.signature(func).bind(*args, **kwargs).arguments
+        bound = _signature(func).bind(*args, **kwargs).arguments
         if bound.get("training"):
             return None
         plain = {name: value for name, value in bound.items() if name not in ("weight", "bias")}
         plain = {name: value.detach() if isinstance(value, Tensor) else value for name, value in plain.items()}
         shape = bound.get("normalized_shape")
+        n_last = len(shape) if shape is not None else 1 if result.ndim == 2 else None
         return BatchNormCall(
             self._name_of(bound.get("weight")),
             self._name_of(bound.get("bias")),
             lambda: func(**plain),
-            None if shape is None else len(shape),
+            n_last,
+            0,
             0,
             _edge(result),
         )
@@ -175,21 +195,24 @@ NORMS: set[Callable[..., Any]] = {F.batch_norm, F.layer_norm, F.group_norm, F.rm
 """Functions y = γ x̂ + β of an input that they normalise."""
 
 
+_signature = cache(inspect.signature)
+
+
 def _edge(result: Tensor) -> GradientEdge | None:
     """Where the gradient by a result is found, even if it is changed in place later."""
     return get_gradient_edge(result) if result.requires_grad else None
 
 
-def _row_dim(of_one: torch.Size, of_all: torch.Size, n_rows: int) -> int | None:
-    """The dimension with the rows in the shape of a call, which for one row is `of_one`; None if it is not found.
+def _row_dims(of_one: torch.Size, of_all: torch.Size, n_rows: int) -> list[int | None]:
+    """What `rows_first` may take as the dimension of the rows of a call, whose output has the shape `of_one` for one row.
 
-    It is 0 if the call has the positions of row after row in its first dimension.
+    There are two possibilities if the first dimension has the positions of all rows.
     """
     if len(of_one) != len(of_all) or not of_one:
-        return None
-    if of_one[1:] == of_all[1:] and of_all[0] == n_rows * of_one[0]:
-        return 0
+        return []
     for dim, size in enumerate(of_one):
         if size == 1 and of_all == torch.Size([*of_one[:dim], n_rows, *of_one[dim + 1 :]]):
-            return dim
-    return None
+            return [dim]
+    if of_one[1:] == of_all[1:] and of_all[0] == n_rows * of_one[0]:
+        return [0, None] if len(of_one) == 2 else [0]
+    return []

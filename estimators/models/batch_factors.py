@@ -7,7 +7,7 @@ are compared with. Rows that are vectorised one at a time need a pass of their o
 Two statements are checked at every batch, for random signs c of the rows and random vectors p and q:
 
     pᵀ (Σ c b aᵀ) q    of each linear map                       against pᵀ g q
-    a and b            of some rows, alone and vectorised       against those among the others
+    a and b            of some rows alone                       against those among the others
 
 The first is over all rows. Its error is that of Σ c b aᵀ on average, without that matrix.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,10 +35,10 @@ __all__ = ["BatchFactors", "BatchRows"]
 
 _MOST_COTANGENTS = 4
 """Cotangents per row up to which this is used. Each takes a backward pass; vectorised rows share the forward of many."""
-_PROBES = 4
+_PROBES = 2
 """Pairs of vectors p, q per linear map and batch."""
-_ROWS_ALONE = 4
-"""Rows of each batch whose factors are also computed alone."""
+_FIRST_ROWS_ALONE, _ROWS_ALONE = 4, 1
+"""Rows of the first batch and of each other batch whose factors are also computed alone."""
 _KINKS = 10.0
 """Tolerance of rows alone, in units of that of a gradient: an activation near a kink may round to its other side."""
 _MOST_FAILURES = 3
@@ -56,14 +57,21 @@ class BatchRows:
     Attributes:
         maps: the linear maps, by the name of their weight.
         calls: the calls of these maps.
-        gradients: the gradients (B, K, T, O) by the output of each call.
+        gradients: the gradients (B, K, T, O) by the output of each call, times the signs.
+        signs: c (B, K), a sign of each row.
         other_rows: plain rows over all other parameters, (B, K, P_other).
     """
 
     maps: dict[str, LinearMap]
     calls: list[BatchLinearCall]
     gradients: list[Tensor]
+    signs: Tensor
     other_rows: Tensor
+
+    @cached_property
+    def _sums(self) -> list[Tensor]:
+        """The sum of the inputs of each call over the positions of each row, (B, D)."""
+        return [call.inputs.summed().to(self.other_rows.dtype) for call in self.calls]
 
     def chunks(self, size: int, *, pooled: bool) -> Iterator[LayerwiseRows]:
         """Yield the rows, `size` at a time; all at once if `pooled`, since each is small then."""
@@ -89,7 +97,8 @@ class BatchRows:
         if self.maps[name].bias is not None:
             a = torch.cat([a, a.new_ones(*a.shape[:2], 1)], 2)
         gradients = [self.gradients[i][rows] for i in self._of_map(name)]
-        return JacobianFactors(a.view(m, -1, e), torch.cat([b.new_zeros(m, k, 0, o), *gradients], 2))
+        joined = torch.cat([b.new_zeros(m, k, 0, o), *gradients], 2)
+        return JacobianFactors(a.view(m, -1, e), joined * self.signs[rows][:, :, None, None])
 
     def _pooled(self, name: str, rows: slice | Tensor) -> JacobianFactors:
         """The mean of the inputs and the sum of the gradients of a map over its positions."""
@@ -98,12 +107,12 @@ class BatchRows:
         gradient, total, positions = b.new_zeros(m, k, o), b.new_zeros(m, self.maps[name].n_inputs), 0
         for i in self._of_map(name):
             gradient = gradient + self.gradients[i][rows].sum(2)
-            total = total + self.calls[i].inputs.summed()[rows].to(b.dtype)
+            total = total + self._sums[i][rows]
             positions += self.gradients[i].shape[2]
         mean = total / max(1, positions)
         if self.maps[name].bias is not None:
             mean = torch.cat([mean, mean.new_full((m, 1), float(positions > 0))], 1)
-        return JacobianFactors(mean.view(m, 1, e), gradient[:, :, None])
+        return JacobianFactors(mean.view(m, 1, e), (gradient * self.signs[rows][:, :, None])[:, :, None])
 
 
 class BatchFactors:
@@ -117,7 +126,8 @@ class BatchFactors:
 
     def __init__(self, network: Network, maps: dict[str, LinearMap], other_params: list[str]) -> None:
         self.network, self.maps, self.other_params = network, maps, other_params
-        self._failures = 0
+        self._sizes = [network.subset.entries[name] for name in other_params]
+        self._failures, self._positions_first, self._agreed = 0, False, False
 
     def chunk_size(self, calls: Sequence[LinearCall], functions: dict[str, set[str]], n_cotangents: int) -> int:
         """Return how many rows one backward pass takes, or 0 if the network or the number of cotangents is unsuited.
@@ -142,7 +152,6 @@ class BatchFactors:
         x: PyTree,
         cotangents: Cotangents,
         calls: Sequence[LinearCall],
-        rows_alone: Callable[[PyTree, Tensor], LayerwiseRows],
         *,
         pooled: bool,
     ) -> BatchRows | None:
@@ -152,32 +161,41 @@ class BatchFactors:
             x: inputs of B rows.
             cotangents: makes K cotangents per row from the outputs.
             calls: the linear calls of one row.
-            rows_alone: computes the rows of inputs for cotangents (M, K, C), vectorised over rows.
             pooled: whether rows are needed at one position only.
         """
         check = self.network.check
         is_due = check.is_due(FACTORS, x)
-        try:
-            found = self._computed(x, cotangents, calls, with_gradient=is_due)
-            if found is None:
-                return self._failed()
-            rows, u, error = found
-            if is_due:
-                error = max(error, self._error_alone(x, u, rows, rows_alone, pooled=pooled) / _KINKS)
-        except FAILURES as failure:
-            if is_final_error(failure):
-                raise
-            return self._failed()
-        if not error <= check.tolerance():
-            return self._failed()
-        if is_due:
-            check.report.record_agreement(FACTORS, n_rows(x), error)
-            check.report.routes[FACTORS] = "one backward pass on the module"
-        return rows
-
-    def _failed(self) -> None:
-        """Count a batch for which another route is used."""
+        orders = (self._positions_first,) if self._agreed else (False, True)
+        for self._positions_first in orders:
+            try:
+                found = self._compared(x, cotangents, calls, is_due=is_due, pooled=pooled)
+            except FAILURES as failure:
+                if is_final_error(failure):
+                    raise
+                found = None
+            if found is not None:
+                self._agreed = True
+                return found
         self._failures += 1
+        return None
+
+    def _compared(
+        self, x: PyTree, cotangents: Cotangents, calls: Sequence[LinearCall], *, is_due: bool, pooled: bool
+    ) -> BatchRows | None:
+        """The Jacobian rows at x; None if they do not agree with the gradient or with those of rows alone."""
+        check = self.network.check
+        found = self._computed(x, cotangents, calls, with_gradient=is_due)
+        if found is None:
+            return None
+        rows, u, error = found
+        if not is_due:
+            return rows
+        error = _largest([error, self._error_alone(x, u, rows, calls, pooled=pooled) / _KINKS])
+        if not error <= check.tolerance():
+            return None
+        check.report.record_agreement(FACTORS, n_rows(x), error)
+        check.report.routes[FACTORS] = "one backward pass on the module"
+        return rows
 
     def _computed(
         self, x: PyTree, cotangents: Cotangents, calls: Sequence[LinearCall], *, with_gradient: bool
@@ -187,7 +205,8 @@ class BatchFactors:
         params = dict(zip(subset.shapes, check.reference.parameters, strict=True))
         tracer, n = BatchCallTracer(params), n_rows(x)
         with check.reference.traced_outputs(x, tracer) as f:
-            linear, norms = tracer.linear_calls(n, calls), tracer.norm_calls(n)
+            linear = tracer.linear_calls(n, calls, positions_first=self._positions_first)
+            norms = tracer.norm_calls(n, positions_first=self._positions_first)
             if linear is None or norms is None or tracer.other_uses or not f.requires_grad:
                 return None
             linear = [call for call in linear if call.map.weight in self.maps]
@@ -202,18 +221,19 @@ class BatchFactors:
                 signed = (signs[:, k, None] * u[:, k]).to(f.dtype)
                 check.reference.pass_counter.backward(n)
                 g, b = _pulled(f, signed, chosen, edges, keep_graph=k + 1 < u.shape[1])
-                found = [_gradient(call, b[i], n) for i, call in enumerate(linear)]
-                rows = self._other_rows(norms, b[len(linear) :], f)
-                if with_gradient:
-                    error = max(error, self._error(linear, found, rows, g, any_u=bool(u[:, k].any())))
-                of_calls.append([(_by_sign(signs[:, k], part)).to(dtype) for part in found])
-                others.append((signs[:, k, None] * rows).to(dtype))
-        gradients = [torch.stack(parts, 1) for parts in zip(*of_calls, strict=True)]
-        return BatchRows(self.maps, linear, gradients, torch.stack(others, 1)), u, error
+                with torch.no_grad():
+                    found = [_gradient(call, b[i], n) for i, call in enumerate(linear)]
+                    rows = self._other_rows(norms, b[len(linear) :], f)
+                    if with_gradient:
+                        error = max(error, self._error(linear, found, rows, g, any_u=bool(u[:, k].any())))
+                    of_calls.append([part.to(dtype) for part in found])
+                    others.append((signs[:, k, None] * rows).to(dtype))
+        gradients = [_stacked(parts) for parts in zip(*of_calls, strict=True)]
+        return BatchRows(self.maps, linear, gradients, signs, _stacked(others)), u, error
 
     def _other_rows(self, norms: list[BatchNormCall], gradients: list[Tensor | None], f: Tensor) -> Tensor:
         """Rows (B, P_other) over the other parameters."""
-        found = {name: f.new_zeros(len(f), self.network.subset.entries[name]) for name in self.other_params}
+        found = {name: f.new_zeros(len(f), size) for name, size in zip(self.other_params, self._sizes, strict=True)}
         for call, gradient in zip(norms, gradients, strict=True):
             for name, rows in ({} if gradient is None else call.rows(gradient)).items():
                 found[name] = found[name] + rows
@@ -229,19 +249,16 @@ class BatchFactors:
         any_u: bool,
     ) -> float:
         """The largest error of a parameter's gradient from the factors against g, relative to its norm."""
-        sizes = [self.network.subset.entries[name] for name in self.other_params]
         errors: dict[str, tuple[float, float]] = {}
-        for name, summed in zip(self.other_params, other_rows.sum(0).split(sizes), strict=True):
+        for name, summed in zip(self.other_params, other_rows.sum(0).split(self._sizes), strict=True):
             expected = torch.zeros_like(summed) if g[name] is None else g[name].flatten()  # type: ignore[union-attr]
             errors[name] = float((summed - expected).norm()), float(expected.norm())
         for name, linear in self.maps.items():
             of_map = [i for i, call in enumerate(calls) if call.map.weight == name]
             pairs = [(calls[i], gradients[i]) for i in of_map]
             errors[name] = self._error_of_map(linear, pairs, g)
-        whole = math.hypot(*(scale for _, scale in errors.values()))
-        self.network.check.note_gradient(expected=any_u, seen=whole > 0)
-        found = [relative_error(error, scale + WHOLE_NORM_SHARE * whole) for error, scale in errors.values()]
-        return max(found, key=lambda value: math.inf if math.isnan(value) else value)
+        self.network.check.note_gradient(expected=any_u, seen=any(scale > 0 for _, scale in errors.values()))
+        return _largest_relative(list(errors.values()))
 
     def _error_of_map(
         self, linear: LinearMap, calls: list[tuple[BatchLinearCall, Tensor]], g: dict[str, Tensor | None]
@@ -268,28 +285,19 @@ class BatchFactors:
         return float(found.norm()) / math.sqrt(_PROBES), math.hypot(*(float(part.norm()) for part in known))
 
     def _error_alone(
-        self,
-        x: PyTree,
-        u: Tensor,
-        rows: BatchRows,
-        rows_alone: Callable[[PyTree, Tensor], LayerwiseRows],
-        *,
-        pooled: bool,
+        self, x: PyTree, u: Tensor, rows: BatchRows, calls: Sequence[LinearCall], *, pooled: bool
     ) -> float:
-        """The largest error of the factors of some rows against those of the rows alone, relative to their norm."""
+        """The largest error of the factors of some rows against those of each row alone, relative to their norm."""
         check = self.network.check
-        some = check.random_order(len(u))[:_ROWS_ALONE].sort().values.to(u.device)
-        with check.counted():
-            alone = rows_alone(select_rows(x, some), u[some])
-        alone = alone.pooled() if pooled else alone
-        found = rows.at(some, pooled=pooled)
-        names = list(self.maps)
-        inputs = [(found.factors[name].inputs, alone.factors[name].inputs) for name in names]
-        gradients = [(found.factors[name].gradients, alone.factors[name].gradients) for name in names]
-        gradients.append((found.other_rows, alone.other_rows))
-        if any(a.shape != b.shape for a, b in (*inputs, *gradients)):
-            return math.inf
-        return max(_largest_error(inputs), _largest_error(gradients), key=lambda e: math.inf if math.isnan(e) else e)
+        some = check.random_order(len(u))[: _ROWS_ALONE if check.report.rows.get(FACTORS) else _FIRST_ROWS_ALONE]
+        errors = [0.0]
+        for row in some.to(u.device).split(1):
+            with check.counted():
+                alone = self._computed(select_rows(x, row), lambda _, u=u[row]: u, calls, with_gradient=False)  # type: ignore[misc]
+            if alone is None:
+                return math.inf
+            errors.append(_error_of_rows(rows.at(row, pooled=pooled), alone[0].at(slice(None), pooled=pooled)))
+        return _largest(errors)
 
 
 def _pulled(
@@ -313,9 +321,9 @@ def _gradient(call: BatchLinearCall, gradient: Tensor | None, rows: int) -> Tens
     return positions.new_zeros(rows, positions.shape[1], call.map.n_outputs)
 
 
-def _by_sign(signs: Tensor, gradient: Tensor) -> Tensor:
-    """The gradients (B, T, O) of rows without their signs."""
-    return signs[:, None, None] * gradient
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors (B, ...) of K cotangents as (B, K, ...); a single one is not copied."""
+    return parts[0][:, None] if len(parts) == 1 else torch.stack(list(parts), 1)
 
 
 def _as_matrix(linear: LinearMap, gradient: Tensor | None) -> Tensor | None:
@@ -325,9 +333,28 @@ def _as_matrix(linear: LinearMap, gradient: Tensor | None) -> Tensor | None:
     return (gradient.transpose(0, 1) if linear.transposed else gradient).flatten(1)
 
 
+def _error_of_rows(found: LayerwiseRows, expected: LayerwiseRows) -> float:
+    """The largest error of the inputs or gradients of a map, or of the other rows; infinite if shapes differ."""
+    pairs = [(factors, expected.factors[name]) for name, factors in found.factors.items()]
+    inputs = [(one.inputs, other.inputs) for one, other in pairs]
+    gradients = [(one.gradients, other.gradients) for one, other in pairs]
+    gradients.append((found.other_rows, expected.other_rows))
+    if any(one.shape != other.shape for one, other in (*inputs, *gradients)):
+        return math.inf
+    return _largest([_largest_error(inputs), _largest_error(gradients)])
+
+
 def _largest_error(pairs: list[tuple[Tensor, Tensor]]) -> float:
     """The largest error of a tensor against another, relative to its norm and to a share of the norm of all."""
-    norms = [(float((found - expected).norm()), float(expected.norm())) for found, expected in pairs]
-    whole = math.hypot(*(scale for _, scale in norms))
-    errors = [relative_error(error, scale + WHOLE_NORM_SHARE * whole) for error, scale in norms]
-    return max(errors, key=lambda value: math.inf if math.isnan(value) else value)
+    return _largest_relative([(float((one - other).norm()), float(other.norm())) for one, other in pairs])
+
+
+def _largest_relative(errors: list[tuple[float, float]]) -> float:
+    """The largest of pairs (error, norm of what was expected) as a relative error."""
+    whole = math.hypot(*(scale for _, scale in errors))
+    return _largest([relative_error(error, scale + WHOLE_NORM_SHARE * whole) for error, scale in errors])
+
+
+def _largest(errors: list[float]) -> float:
+    """The largest error; NaN if one is."""
+    return max(errors, key=lambda value: math.inf if math.isnan(value) else value, default=0.0)

@@ -7,7 +7,6 @@ patches too.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -202,15 +201,15 @@ def _patches(images: Tensor, kernel: Sequence[int], strides: list[int], dilation
 def _summed_patches(images: Tensor, kernel: Sequence[int], steps: _Steps) -> Tensor:
     """The sum of the patches over the output positions of each image, (B, C·k), without the patches.
 
-    An entry of the kernel sees the padded image at the same step as the output, shifted by its own position.
+    Along one dimension, an entry e of the kernel sees pixel i at output t if i + padding = stride·t + dilation·e. The
+    sum over t is the product with a matrix (size, k) of ones and zeros.
     """
-    pads, strides, dilations = steps
-    padded = _padded(images, pads)
-    extents = zip(padded.shape[2:], kernel, strides, dilations, strict=True)
-    spans = [s * ((size - d * (k - 1) - 1) // s) + 1 for size, k, s, d in extents]
-    sums = []
-    for entry in itertools.product(*map(range, kernel)):
-        starts = [d * e for d, e in zip(dilations, entry, strict=True)]
-        window = tuple(slice(i, i + span, s) for i, span, s in zip(starts, spans, strides, strict=True))
-        sums.append(padded[(slice(None), slice(None), *window)].flatten(2).sum(2))
-    return torch.stack(sums, dim=2).flatten(1)
+    sums = images
+    for dim, (k, (before, after), s, d) in reversed(list(enumerate(zip(kernel, *steps, strict=True), 2))):
+        size = images.shape[dim]
+        n_positions = (size + before + after - d * (k - 1) - 1) // s + 1
+        pixels, entries = torch.arange(size, device=images.device), torch.arange(k, device=images.device)
+        offset = pixels[:, None] + before - d * entries
+        seen = (offset >= 0) & (offset % s == 0) & (offset < s * n_positions)
+        sums = (sums.movedim(dim, -1) @ seen.to(images)).movedim(-1, dim)
+    return sums.flatten(1)

@@ -159,7 +159,7 @@ class LayerwiseJacobian:
         at_once = self._of_batches.chunk_size(self._calls, self._functions, k)
         for part, of_part in split_rows((x, targets), at_once or size):
             made = partial(cotangents, targets=of_part)
-            batch = self._of_batches.rows_at(part, made, self._calls, self._rows, pooled=pooled) if at_once else None
+            batch = self._of_batches.rows_at(part, made, self._calls, pooled=pooled) if at_once else None
             if batch is not None:
                 yield from batch.chunks(size, pooled=pooled)
                 continue

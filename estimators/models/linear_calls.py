@@ -59,9 +59,9 @@ class VectorInputs:
         """The inputs (T, D), T counting all positions of the call."""
         return self.input.reshape(-1, self.input.shape[-1])
 
-    def by_row(self, n_rows: int, dim: int) -> VectorInputs:
-        """The inputs as (B, T, D), if dimension `dim` has the rows."""
-        return VectorInputs(rows_first(self.input.detach(), n_rows, dim))
+    def by_row(self, n_rows: int, dim: int | None) -> VectorInputs:
+        """The inputs as (B, T, D), by `rows_first`."""
+        return VectorInputs(rows_first(self.input, n_rows, dim))
 
     def of_rows(self, rows: slice | Tensor) -> Tensor:
         """The inputs (M, T, D) at the positions of some of the rows, after `by_row`."""
@@ -76,8 +76,17 @@ class VectorInputs:
         return self.input @ vectors.T
 
 
-def rows_first(tensor: Tensor, n_rows: int, dim: int) -> Tensor:
-    """A tensor (..., D) as (B, T, D), if dimension `dim` has the B rows, or all positions of row after row."""
+def rows_first(tensor: Tensor, n_rows: int, dim: int | None) -> Tensor:
+    """A tensor (..., D) as (B, T, D).
+
+    Args:
+        tensor: (..., D), or (positions of all rows, D).
+        n_rows: B.
+        dim: the dimension that has the rows; 0 also if it has the T positions of row after row. None if it has the rows
+            of position after position, as in attention.
+    """
+    if dim is None:
+        return tensor.reshape(-1, n_rows, tensor.shape[-1]).transpose(0, 1)
     return tensor.movedim(dim, 0).reshape(n_rows, -1, tensor.shape[-1])
 
 
