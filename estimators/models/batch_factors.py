@@ -7,9 +7,9 @@ are compared with. Rows that are vectorised one at a time need a pass of their o
 Two statements are checked at every batch, for random signs c of the rows and random vectors p and q:
 
     pᵀ (Σ c b aᵀ) q    of each linear map                       against pᵀ g q
-    a and b            of some rows alone                       against those among the others
+    a and b            of a random row alone                    against those among the others
 
-The first is over all rows. Its error is that of Σ c b aᵀ on average, without that matrix.
+At the first batch, some rows are vectorised instead, as at a query. The first statement is over all rows. Its error is that of Σ c b aᵀ on average, without that matrix.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _MOST_COTANGENTS = 4
 """Cotangents per row up to which this is used. Each takes a backward pass; vectorised rows share the forward of many."""
 _PROBES = 2
 """Pairs of vectors p, q per linear map and batch."""
-_FIRST_ROWS_ALONE, _ROWS_ALONE = 4, 1
-"""Rows of the first batch and of each other batch whose factors are also computed alone."""
+_ROWS_VECTORISED = 4
+"""Rows of the first batch whose factors are also computed as at a query, vectorised over rows."""
 _KINKS = 10.0
 """Tolerance of rows alone, in units of that of a gradient: an activation near a kink may round to its other side."""
 _MOST_FAILURES = 3
@@ -152,6 +152,7 @@ class BatchFactors:
         x: PyTree,
         cotangents: Cotangents,
         calls: Sequence[LinearCall],
+        vectorised: Callable[[PyTree, Tensor], LayerwiseRows],
         *,
         pooled: bool,
     ) -> BatchRows | None:
@@ -161,6 +162,7 @@ class BatchFactors:
             x: inputs of B rows.
             cotangents: makes K cotangents per row from the outputs.
             calls: the linear calls of one row.
+            vectorised: computes the rows at M rows for cotangents (M, K, C) as at a query.
             pooled: whether rows are needed at one position only.
         """
         check = self.network.check
@@ -168,7 +170,7 @@ class BatchFactors:
         orders = (self._positions_first,) if self._agreed else (False, True)
         for self._positions_first in orders:
             try:
-                found = self._compared(x, cotangents, calls, is_due=is_due, pooled=pooled)
+                found = self._compared(x, cotangents, calls, vectorised if is_due else None, pooled=pooled)
             except FAILURES as failure:
                 if is_final_error(failure):
                     raise
@@ -180,17 +182,38 @@ class BatchFactors:
         return None
 
     def _compared(
-        self, x: PyTree, cotangents: Cotangents, calls: Sequence[LinearCall], *, is_due: bool, pooled: bool
+        self,
+        x: PyTree,
+        cotangents: Cotangents,
+        calls: Sequence[LinearCall],
+        vectorised: Callable[[PyTree, Tensor], LayerwiseRows] | None,
+        *,
+        pooled: bool,
     ) -> BatchRows | None:
-        """The Jacobian rows at x; None if they do not agree with the gradient or with those of rows alone."""
+        """The Jacobian rows at x; None if they do not agree with the gradient or with those of rows alone.
+
+        Without `vectorised`, nothing is compared.
+        """
         check = self.network.check
-        found = self._computed(x, cotangents, calls, with_gradient=is_due)
+        found = self._computed(x, cotangents, calls, with_gradient=vectorised is not None)
         if found is None:
             return None
         rows, u, error = found
-        if not is_due:
+        if vectorised is None:
             return rows
-        error = _largest([error, self._error_alone(x, u, rows, calls, pooled=pooled) / _KINKS])
+        some = check.random_order(len(u)).to(u.device)
+        some = some[:1] if self._agreed else some[:_ROWS_VECTORISED]
+        x_some, u_some = select_rows(x, some), u[some]
+        with check.counted():
+            if not self._agreed:
+                alone = vectorised(x_some, u_some)
+                alone = alone.pooled() if pooled else alone
+            else:
+                of_one = self._computed(x_some, lambda _: u_some, calls, with_gradient=False)
+                if of_one is None:
+                    return None
+                alone = of_one[0].at(slice(None), pooled=pooled)
+        error = _largest([error, _error_of_rows(rows.at(some, pooled=pooled), alone) / _KINKS])
         if not error <= check.tolerance():
             return None
         check.report.record_agreement(FACTORS, n_rows(x), error)
@@ -263,7 +286,7 @@ class BatchFactors:
     def _error_of_map(
         self, linear: LinearMap, calls: list[tuple[BatchLinearCall, Tensor]], g: dict[str, Tensor | None]
     ) -> tuple[float, float]:
-        """The error of Σ c b aᵀ of a map along random p and q, as a root mean square, and the norm of its gradient."""
+        """The error of Σ c b aᵀ of a map along random p and q, and the norm of its gradient, both as root mean squares."""
         expected = [_as_matrix(linear, g[linear.weight])]
         if linear.bias is not None:
             bias = g[linear.bias]
@@ -279,25 +302,12 @@ class BatchFactors:
             found = found + (along * call.inputs.products(weights.to(gradient))).sum((0, 1))
             if linear.bias is not None:
                 found = found + along.sum((0, 1)) * constants[:, 0]
+        squares = 0.0
         for part, of_part in zip(expected, (weights, constants), strict=False):
             if part is not None:
-                found = found - ((p @ part) * of_part).sum(1)
-        return float(found.norm()) / math.sqrt(_PROBES), math.hypot(*(float(part.norm()) for part in known))
-
-    def _error_alone(
-        self, x: PyTree, u: Tensor, rows: BatchRows, calls: Sequence[LinearCall], *, pooled: bool
-    ) -> float:
-        """The largest error of the factors of some rows against those of each row alone, relative to their norm."""
-        check = self.network.check
-        some = check.random_order(len(u))[: _ROWS_ALONE if check.report.rows.get(FACTORS) else _FIRST_ROWS_ALONE]
-        errors = [0.0]
-        for row in some.to(u.device).split(1):
-            with check.counted():
-                alone = self._computed(select_rows(x, row), lambda _, u=u[row]: u, calls, with_gradient=False)  # type: ignore[misc]
-            if alone is None:
-                return math.inf
-            errors.append(_error_of_rows(rows.at(row, pooled=pooled), alone[0].at(slice(None), pooled=pooled)))
-        return _largest(errors)
+                along_p = p @ part  # pᵀg, whose mean square is that of g
+                found, squares = found - (along_p * of_part).sum(1), squares + float(along_p.square().sum())
+        return float(found.norm()) / math.sqrt(_PROBES), math.sqrt(squares / _PROBES)
 
 
 def _pulled(

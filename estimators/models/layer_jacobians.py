@@ -159,10 +159,11 @@ class LayerwiseJacobian:
         at_once = self._of_batches.chunk_size(self._calls, self._functions, k)
         for part, of_part in split_rows((x, targets), at_once or size):
             made = partial(cotangents, targets=of_part)
-            batch = self._of_batches.rows_at(part, made, self._calls, pooled=pooled) if at_once else None
-            if batch is not None:
-                yield from batch.chunks(size, pooled=pooled)
-                continue
+            if at_once:
+                batch = self._of_batches.rows_at(part, made, self._calls, self._checked_rows, pooled=pooled)
+                if batch is not None:
+                    yield from batch.chunks(size, pooled=pooled)
+                    continue
             for chunk, of_chunk in split_rows((part, of_part), size):
                 rows = self._compared_rows(chunk, partial(cotangents, targets=of_chunk), k)
                 yield rows.pooled() if pooled else rows
@@ -189,9 +190,8 @@ class LayerwiseJacobian:
             made_here = cotangents if isinstance(cotangents, Tensor) else cotangents(self.network.outputs(x))
             return self._rows(x, made_here)
         if isinstance(cotangents, Tensor):
-            rows, c = self._rows(x, cotangents), check.random(cotangents[..., 0])
-            weighted = torch.einsum("mk,mkc->mc", c, cotangents)
-            self._record(x, self.network.gradient_error(x, weighted, self._contracted(rows, c)))
+            rows, found = self._rows_and_error(x, cotangents)
+            self._record(x, found)
             return rows
         made: list[tuple[Tensor, Tensor]] = []
 
@@ -205,11 +205,28 @@ class LayerwiseJacobian:
         self._record(x, check.gradient_error(x, u, self._contracted(rows, made[0][1]), expected=g))
         return rows
 
+    def _rows_and_error(self, x: PyTree, cotangents: Tensor) -> tuple[LayerwiseRows, Disagreement]:
+        """Jacobian rows at x, vectorised over rows, and their error against plain autograd."""
+        rows, c = self._rows(x, cotangents), self.network.check.random(cotangents[..., 0])
+        weighted = torch.einsum("mk,mkc->mc", c, cotangents)
+        return rows, self.network.gradient_error(x, weighted, self._contracted(rows, c))
+
+    def _checked_rows(self, x: PyTree, cotangents: Tensor) -> LayerwiseRows:
+        """Jacobian rows at x, vectorised over rows; raise UnsupportedError if they disagree with plain autograd."""
+        rows, found = self._rows_and_error(x, cotangents)
+        self._require(found)
+        return rows
+
     def _record(self, x: PyTree, found: Disagreement) -> None:
         """Record a comparison of the factors at x; raise UnsupportedError if they disagree with plain autograd."""
+        self._require(found)
+        self.network.check.report.record_agreement(FACTORS, n_rows(x), found.error)
+        self.network.check.report.routes[FACTORS] = "torch.func, vectorised over rows"
+
+    def _require(self, found: Disagreement) -> None:
+        """Raise UnsupportedError if factors disagree with plain autograd."""
         check = self.network.check
         if found.within(check.tolerance()):
-            check.report.record_agreement(FACTORS, n_rows(x), found.error)
             return
         check.report.disagreements.append(f"{FACTORS}: {found}; the forms without factors are used where they exist")
         raise _hidden_use(f"factors of layers whose gradient {found}")
