@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
 from estimators.models.convolution_calls import ConvolutionPatches
-from estimators.models.linear_calls import CallInputs, LinearCall, LinearCallTracer, LinearMap, VectorInputs, rows_first
+from estimators.models.linear_calls import CallInputs, LinearCall, LinearCallTracer, LinearMap, rows_first
 
 __all__ = ["NORMS", "BatchCallTracer", "BatchLinearCall", "BatchNormCall"]
 

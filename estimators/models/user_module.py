@@ -34,6 +34,9 @@ class UserModule:
         model: the user's module; it is called, and never changed.
         subset: the chosen parameters, θ (P,).
 
+    Attributes:
+        dtype: the dtype of the chosen parameters.
+
     Inputs and vectors may have another floating-point dtype than the module. They are converted to its dtype, and
     results are converted back.
     """
@@ -42,6 +45,7 @@ class UserModule:
         self.model, self.subset = unwrapped(model), subset
         self.pass_counter, self._rows = PassCounter(), 0
         self._own_names: dict[str, str] = {}
+        self.dtype = self.parameters[0].dtype.to_real()
         self._modes = {id(module): module.training for module in self.model.modules()}  # of the fit
 
     def counted_by(self, pass_counter: PassCounter) -> UserModule:
@@ -65,11 +69,6 @@ class UserModule:
         """The dtype of the parameters with the fewest digits."""
         floats = {p.dtype.to_real() for p in self.model.parameters() if p.is_floating_point() or p.is_complex()}
         return max(floats, key=lambda dtype: torch.finfo(dtype).eps)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the chosen parameters."""
-        return self.parameters[0].dtype.to_real()
 
     def outputs(self, x: PyTree) -> Tensor:
         """f(x) in the model's shape (B, ...), without a graph."""

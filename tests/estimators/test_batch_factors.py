@@ -3,10 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from estimators import Gaussian, LinearizedLaplace
-from estimators.errors import DependentRowsError, EstimatorError
+from estimators.errors import EstimatorError
 from estimators.models import Network, batch_factors
 from estimators.models.jacobian_factors import FACTORS
 from estimators.models.layer_jacobians import LayerwiseJacobian
@@ -44,7 +43,12 @@ class Positions(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.unused, self.norm, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, C)
+        self.first, self.unused, self.norm, self.head = (
+            nn.Linear(3, 4),
+            nn.Linear(3, 4),
+            nn.LayerNorm(4),
+            nn.Linear(4, C),
+        )
 
     def forward(self, x):
         self.unused(x)
@@ -248,7 +252,11 @@ def test_wrong_factors_are_replaced(fault, monkeypatch):
         return found
 
     if fault == "inputs":
-        monkeypatch.setattr(batch_factors.BatchLinearCall, "by_position", lambda self, g: g.flatten(2).flip(2).mT if g.ndim == 4 else g[:, None])
+        monkeypatch.setattr(
+            batch_factors.BatchLinearCall,
+            "by_position",
+            lambda self, g: g.flatten(2).flip(2).mT if g.ndim == 4 else g[:, None],
+        )
     else:
         monkeypatch.setattr(batch_factors, "_gradient", wrong)
     layers = layers_of(model, x)

@@ -26,7 +26,7 @@ from estimators import (
 )
 from estimators.baselines import MAP, SWAG, DeepEnsemble, MCDropout
 from estimators.calibration.grid import COARSE_GRID
-from estimators.errors import DataError, NotFittedError, OptionError, UncalibratedWarning
+from estimators.errors import DataError, NotFittedError, OptionError, TuningBoundaryWarning, UncalibratedWarning
 from estimators.laplace import SubnetworkLaplace
 from estimators.training import Recipe
 
@@ -231,6 +231,31 @@ def test_a_mapping_of_prior_precisions_is_scaled_as_a_whole():
     for value in values:
         assert value["0.*"] / value["*"] == pytest.approx(5.0)
     assert isinstance(repr(estimator.calibration_), str)
+
+
+@pytest.mark.parametrize(("given", "end"), [(1e-4, 10), (1e5, 0.1)])
+def test_a_choice_at_the_end_of_its_range_warns_once_with_what_to_try(given, end):
+    problem = toy("classification")
+    estimator = build("laplace", problem, prior_precision=given)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TuningBoundaryWarning)
+        estimator.fit(problem.train, val_loader=problem.validation)
+        estimator.predict(queries())
+    (warned,) = [w for w in caught if w.category is TuningBoundaryWarning]
+    assert warned.filename == __file__
+    assert "prior_precision" in estimator.calibration_.at_boundary
+    assert estimator.prior_precision_ == pytest.approx(end * given)
+    assert re.search(
+        r"prior_precision=.*last value|last value.*prior_precision=.*Try a fit with this", str(warned.message)
+    )
+
+
+def test_a_choice_inside_its_range_does_not_warn():
+    problem = toy("classification")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TuningBoundaryWarning)
+        estimator = build("laplace", problem).fit(problem.train, val_loader=problem.validation)
+    assert estimator.calibration_.at_boundary == ()
 
 
 @pytest.mark.parametrize("name", POSTERIORS)
