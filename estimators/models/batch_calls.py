@@ -204,7 +204,7 @@ def _edge(result: Tensor) -> GradientEdge | None:
 
 
 def _row_dims(of_one: torch.Size, of_all: torch.Size, n_rows: int) -> list[int | None]:
-    """What `rows_first` may take as the dimension of the rows of a call, whose output has the shape `of_one` for one row.
+    """What `rows_first` may take as the dimension of the rows of a call, whose output for one row is `of_one`.
 
     There are two possibilities if the first dimension has the positions of all rows.
     """

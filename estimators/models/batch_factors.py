@@ -1,7 +1,7 @@
 """Factors of the Jacobian at all rows of a batch, by one forward and backward pass on the user's own module.
 
 For a cotangent u per row, the backward pass of ⟨u, f⟩ computes the gradients b by the outputs of all linear maps on its
-way to the gradient g of the parameters. This pass is the one of a training step: it gives both the factors and what they
+way to the gradient g of the parameters. This pass is that of a training step: it gives both the factors and what they
 are compared with. Rows that are vectorised one at a time need a pass of their own for the comparison.
 
 Two statements are checked at every batch, for random signs c of the rows and random vectors p and q:
@@ -9,7 +9,8 @@ Two statements are checked at every batch, for random signs c of the rows and ra
     pᵀ (Σ c b aᵀ) q    of each linear map                       against pᵀ g q
     a and b            of a random row alone                    against those among the others
 
-At the first batch, some rows are vectorised instead, as at a query. The first statement is over all rows. Its error is that of Σ c b aᵀ on average, without that matrix.
+At the first batch, some rows are vectorised instead, as at a query. The first statement is over all rows. Its error is
+that of Σ c b aᵀ on average, without that matrix.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from estimators.runtime.memory import rows_per_chunk
 __all__ = ["BatchFactors", "BatchRows"]
 
 _MOST_COTANGENTS = 4
-"""Cotangents per row up to which this is used. Each takes a backward pass; vectorised rows share the forward of many."""
+"""Cotangents per row up to which this is used. Each takes a backward pass; vectorised rows share a forward pass."""
 _PROBES = 2
 """Pairs of vectors p, q per linear map and batch."""
 _ROWS_VECTORISED = 4
@@ -286,7 +287,7 @@ class BatchFactors:
     def _error_of_map(
         self, linear: LinearMap, calls: list[tuple[BatchLinearCall, Tensor]], g: dict[str, Tensor | None]
     ) -> tuple[float, float]:
-        """The error of Σ c b aᵀ of a map along random p and q, and the norm of its gradient, both as root mean squares."""
+        """The error of Σ c b aᵀ of a map along random p and q, and the norm of its gradient; both root mean squares."""
         expected = [_as_matrix(linear, g[linear.weight])]
         if linear.bias is not None:
             bias = g[linear.bias]

