@@ -167,7 +167,7 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
             StateError, ModelChangedError: if the checkpoint belongs to another fit.
 
         Warns:
-            TuningBoundaryWarning: if the validation rows choose the last value of a range.
+            TuningBoundaryWarning: if the validation rows choose the last scale, temperature or noise of a range.
         """
         validation = None if val_loader is None else ValidationRows.of(val_loader)
         with preserved_random_state():

@@ -40,7 +40,6 @@ _PHASE = "calibration"
 
 
 _REMEDIES = {
-    "prior_precision": "a fit with this value as prior_precision, which is then the middle of the range",
     "variance_scale": "another prior_precision, or estimators.tune with a wider CalibrationGrid",
     "softmax_temperature": "estimators.tune with a wider CalibrationGrid, after a look at the labels of these rows",
     "sigma_noise": "Gaussian(sigma_noise=...) of the size of the residuals",
@@ -89,13 +88,17 @@ class CalibrationMixin(CloningMixin):
         self._warn_at_boundary()
 
     def _warn_at_boundary(self) -> None:
-        """Warn with TuningBoundaryWarning if a choice is at an end of its range, with what to try for it."""
+        """Warn with TuningBoundaryWarning if scale, temperature or noise are at an end of their range.
+
+        A prior precision at an end is no reason to warn: the variance scale makes up for it.
+        """
         record = self.calibration_
-        if record is None or not record.at_boundary:
+        names = () if record is None else record.calibration.at_boundary
+        if record is None or not names:
             return
         values = record.chosen_values
-        listed = ", ".join(f"{name}={shown(values[name], 80)}" for name in record.at_boundary)
-        remedies = [_REMEDIES[name] for name in record.at_boundary]
+        listed = ", ".join(f"{name}={shown(values[name], 80)}" for name in names)
+        remedies = [_REMEDIES[name] for name in names]
         warnings.warn(
             f"the validation rows chose the last value of a range: {listed}. The best value may lie beyond. Try "
             f"{', and '.join(remedies)}; or more validation rows.",

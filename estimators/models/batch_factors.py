@@ -237,7 +237,7 @@ class BatchFactors:
             u = cotangents(f.detach().to(dtype))
             signs = check.random(u[..., 0]).sign()
             chosen = params if with_gradient else {}
-            edges = [call.edge for call in (*linear, *norms)]
+            edges = [*(call.edge for call in linear), *(call.edge for call in norms)]
             of_calls: list[list[Tensor]] = []
             others: list[Tensor] = []
             error = 0.0
