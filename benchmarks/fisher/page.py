@@ -22,9 +22,11 @@ and texts of {tokens} tokens, in batches of 8.
 
 Times are without the eigendecompositions, which are made once per fit and depend on the widths of the layers. They are
 divided by the time of plain forward and backward passes over as many rows in the same process. *Curvature* is the
-computation of the curvature alone. *Fit* adds the checks of the data (two forward passes, and three rows of each batch
-alone) and the comparison of every row with plain autograd: a forward and a backward pass on the user's module, and the
-gradients of the weights from the factors. For "expand", the sums a aᵀ over all pixels take more time than the network.
+computation of the curvature alone. *Fit* adds the checks of the data (two forward passes, and some rows of each batch
+alone) and the comparison of every row with plain autograd. On ResNet-18 the factors come from the pass on the user's
+module that this comparison needs; on the transformer, whose embedding is no norm, the rows have a pass of their own and
+the comparison adds a forward and a backward pass and the gradients of the weights from the factors. For "expand", the
+sums a aᵀ over all pixels take more time than the network.
 The embedding of the transformer is a parameter without Kronecker factors, whose diagonal needs a dense gradient of
 {vocabulary:,} × 64 numbers per row.
 

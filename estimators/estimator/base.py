@@ -165,6 +165,9 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
             ModelError: for a model that cannot be used.
             TooLargeError: if a matrix does not fit into memory.
             StateError, ModelChangedError: if the checkpoint belongs to another fit.
+
+        Warns:
+            TuningBoundaryWarning: if the validation rows choose the last scale, temperature or noise of a range.
         """
         validation = None if val_loader is None else ValidationRows.of(val_loader)
         with preserved_random_state():

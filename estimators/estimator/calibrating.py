@@ -19,13 +19,13 @@ from estimators.calibration.search import Search
 from estimators.calibration.tuned_option import DECADES, TunedOption, log_spaced, same_value
 from estimators.calibration.validation import ValidationRows
 from estimators.data.checks import check_inputs
-from estimators.errors import UncalibratedWarning
+from estimators.errors import TuningBoundaryWarning, UncalibratedWarning
 from estimators.estimator.cloning import CloningMixin
 from estimators.estimator.fit_report import FitReport
 from estimators.likelihoods.prediction import Prediction
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
-from estimators.option_checks import PriorOption
+from estimators.option_checks import PriorOption, shown
 
 __all__ = ["CalibrationMixin"]
 
@@ -37,6 +37,14 @@ it, 40 to 120 rows gave temperatures of 0.1 on wine and breast-cancer, and up to
 (docs/benchmarks/calibration.md). A noise may be further from 1, since many users do not set σ."""
 _PHASE = "calibration"
 """The phase of the passes in `fit_report_`."""
+
+
+_REMEDIES = {
+    "variance_scale": "another prior_precision, or estimators.tune with a wider CalibrationGrid",
+    "softmax_temperature": "estimators.tune with a wider CalibrationGrid, after a look at the labels of these rows",
+    "sigma_noise": "Gaussian(sigma_noise=...) of the size of the residuals",
+}
+"""What to try if a choice is at an end of its range, by its name."""
 
 
 class CalibrationMixin(CloningMixin):
@@ -77,6 +85,26 @@ class CalibrationMixin(CloningMixin):
         trials = tuple(search.trials)
         self.calibration_ = CalibrationRecord(calibration, option, trials, chosen, seconds, rows.batches.n_data)
         self._report_calibration(self.passes_ - before)
+        self._warn_at_boundary()
+
+    def _warn_at_boundary(self) -> None:
+        """Warn with TuningBoundaryWarning if scale, temperature or noise are at an end of their range.
+
+        A prior precision at an end is no reason to warn: the variance scale makes up for it.
+        """
+        record = self.calibration_
+        names = () if record is None else record.calibration.at_boundary
+        if record is None or not names:
+            return
+        values = record.chosen_values
+        listed = ", ".join(f"{name}={shown(values[name], 80)}" for name in names)
+        remedies = [_REMEDIES[name] for name in names]
+        warnings.warn(
+            f"the validation rows chose the last value of a range: {listed}. The best value may lie beyond. Try "
+            f"{', and '.join(remedies)}; or more validation rows.",
+            TuningBoundaryWarning,
+            stacklevel=5,
+        )
 
     def _prior_candidates(self) -> list[Any]:
         """Return four values per decade around the given prior precision; only that if each would need a refit."""

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 __all__ = ["CONVOLUTIONS", "ConvolutionPatches"]
 
 _Size = int | Sequence[int]
+_Steps = tuple[list[tuple[int, int]], list[int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,44 @@ class ConvolutionPatches:
     Attributes:
         weight: the weight.
         bias: the bias, or None.
-        patches: makes the patches (T, C·k), T counting the output positions of all images of the call.
+        input: the images of the call, (B, C, *space), or a single one (C, *space).
+        patches_of: makes the patches (T, C·k) of images, T counting the output positions of all of them.
+        applied: applies the convolution, with the options of the call, to images and a weight.
         dimensions: the number of dimensions of the kernel, 1 to 3.
+        steps: padding before and after, stride and dilation in each dimension; None if sums have no short cut.
         transposed: whether the weight is stored as (C, O, *kernel).
     """
 
     weight: Tensor
     bias: Tensor | None
-    patches: Callable[[], Tensor]
+    input: Tensor
+    patches_of: Callable[[Tensor], Tensor]
+    applied: Callable[[Tensor, Tensor], Tensor]
     dimensions: int
+    steps: _Steps | None = None
     transposed: bool = False
+
+    def positions(self) -> Tensor:
+        """The patches (T, C·k) of all images of the call."""
+        return self.patches_of(self.input)
+
+    def of_rows(self, rows: slice | Tensor) -> Tensor:
+        """The patches (M, T, C·k) at the output positions of some of the images."""
+        images = self.input[rows]
+        patches: Tensor = self.patches_of(images).unflatten(0, (len(images), -1))
+        return patches
+
+    def summed(self) -> Tensor:
+        """The sum of the patches over the output positions of each image, (B, C·k)."""
+        if self.steps is None:
+            return self.of_rows(slice(None)).sum(1)
+        return _summed_patches(self.input, self.weight.shape[2:], self.steps)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """The products with vectors (n, C·k) of the patch at every output position of each image, (B, T, n)."""
+        kernels = vectors.unflatten(1, (-1, *self.weight.shape[2:]))
+        kernels = kernels.transpose(0, 1) if self.transposed else kernels
+        return self.applied(self.input, kernels).flatten(2).transpose(1, 2)
 
     @property
     def n_kernel(self) -> int:
@@ -75,10 +104,13 @@ def _convolution(
     else:
         pads = [(p, p) for p in _each(padding, n)]
 
-    def patches() -> Tensor:
-        return _patches(_padded(_batched(input, n), pads), kernel, strides, dilations)
+    def patches(images: Tensor) -> Tensor:
+        return _patches(_padded(_batched(images, n), pads), kernel, strides, dilations)
 
-    return ConvolutionPatches(weight, bias, patches, n)
+    def applied(images: Tensor, kernels: Tensor) -> Tensor:
+        return _function("conv", n)(images, kernels, None, stride, padding, dilation)
+
+    return ConvolutionPatches(weight, bias, input, patches, applied, n, (pads, strides, dilations))
 
 
 def _transposed(
@@ -99,13 +131,17 @@ def _transposed(
     before = [d * (k - 1) - p for d, k, p in zip(dilations, kernel, _each(padding, n), strict=True)]
     pads = [(b, b + more) for b, more in zip(before, _each(output_padding, n), strict=True)]
 
-    def patches() -> Tensor:
-        spread = _with_zeros_between(_batched(input, n), strides)
+    def patches(images: Tensor) -> Tensor:
+        spread = _with_zeros_between(_batched(images, n), strides)
         reversed_patches = _patches(_padded(spread, pads), kernel, [1] * n, dilations).unflatten(1, (-1, *kernel))
         found: Tensor = reversed_patches.flip(list(range(2, 2 + n))).flatten(1)
         return found
 
-    return ConvolutionPatches(weight, bias, patches, n, transposed=True)
+    def applied(images: Tensor, kernels: Tensor) -> Tensor:
+        options = (stride, padding, output_padding, 1, dilation)
+        return _function("conv_transpose", n)(images, kernels, None, *options)
+
+    return ConvolutionPatches(weight, bias, input, patches, applied, n, transposed=True)
 
 
 CONVOLUTIONS: dict[Callable[..., Any], Callable[..., ConvolutionPatches | None]] = {
@@ -115,6 +151,12 @@ CONVOLUTIONS: dict[Callable[..., Any], Callable[..., ConvolutionPatches | None]]
     for n in (1, 2, 3)
 }
 """Readers of a call, by the function that is called."""
+
+
+def _function(name: str, n: int) -> Callable[..., Tensor]:
+    """The convolution of a name in n dimensions."""
+    found: Callable[..., Tensor] = getattr(F, f"{name}{n}d")
+    return found
 
 
 def _each(size: _Size, n: int) -> list[int]:
@@ -154,3 +196,20 @@ def _patches(images: Tensor, kernel: Sequence[int], strides: list[int], dilation
         images = images.unfold(dim, d * (k - 1) + 1, s)[..., ::d]
     order = [0, *range(2, 2 + n), 1, *range(2 + n, 2 + 2 * n)]  # (B, C, *T, *k) -> (B, *T, C, *k)
     return images.permute(order).flatten(1 + n).flatten(0, n)
+
+
+def _summed_patches(images: Tensor, kernel: Sequence[int], steps: _Steps) -> Tensor:
+    """The sum of the patches over the output positions of each image, (B, C·k), without the patches.
+
+    Along one dimension, an entry e of the kernel sees pixel i at output t if i + padding = stride·t + dilation·e. The
+    sum over t is the product with a matrix (size, k) of ones and zeros.
+    """
+    sums = images
+    for dim, (k, (before, after), s, d) in reversed(list(enumerate(zip(kernel, *steps, strict=True), 2))):
+        size = images.shape[dim]
+        n_positions = (size + before + after - d * (k - 1) - 1) // s + 1
+        pixels, entries = torch.arange(size, device=images.device), torch.arange(k, device=images.device)
+        offset = pixels[:, None] + before - d * entries
+        seen = (offset >= 0) & (offset % s == 0) & (offset < s * n_positions)
+        sums = (sums.movedim(dim, -1) @ seen.to(images)).movedim(-1, dim)
+    return sums.flatten(1)

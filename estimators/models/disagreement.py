@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Disagreement", "error_along_direction", "largest_parameter_error", "relative_error"]
+__all__ = ["WHOLE_NORM_SHARE", "Disagreement", "error_along_direction", "largest_parameter_error", "relative_error"]
 
-_WHOLE_NORM_SHARE = 1e-2
+WHOLE_NORM_SHARE = 1e-2
 """Share of the norm of the whole gradient that is added to the norm of one parameter's gradient in a relative error.
 
 Without it, round-off in a parameter with a gradient near 0 would count as a disagreement."""
@@ -59,7 +59,7 @@ def largest_parameter_error(entries: dict[str, int], product: Tensor, gradient: 
     norms = [_norms_in_blocks(got, expected) for got, expected in parts]
     whole = math.hypot(*(scale for _, scale in norms))
     errors = [
-        (relative_error(error, scale + _WHOLE_NORM_SHARE * whole), name)
+        (relative_error(error, scale + WHOLE_NORM_SHARE * whole), name)
         for name, (error, scale) in zip(entries, norms, strict=True)
     ]
     error, name = max(errors, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,15 +28,32 @@ def eager() -> Iterator[None]:
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Run attention by kernels that forward mode and vmap can differentiate; restore the settings afterwards."""
+    """Run attention by kernels that forward mode and vmap can differentiate; restore the settings afterwards.
+
+    Inside another such context of this thread, the settings are those already.
+    """
+    if _IN_USE.depth:
+        yield
+        return
     _load_forward_rules()
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    _IN_USE.depth += 1
     try:
         with sdpa_kernel(SDPBackend.MATH), eager():
             yield
     finally:
+        _IN_USE.depth -= 1
         torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+class _InUse(threading.local):
+    """How many contexts of `differentiable` a thread is in."""
+
+    depth = 0
+
+
+_IN_USE = _InUse()
 
 
 @cache

@@ -9,7 +9,6 @@ tensors) have plain Jacobian rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -18,8 +17,10 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from estimators.errors import EstimatorError, UnsupportedError
+from estimators.models.batch_factors import BatchFactors
 from estimators.models.derivative_routes import FAILURES
 from estimators.models.disagreement import Disagreement
+from estimators.models.jacobian_factors import FACTORS, JacobianFactors, LayerwiseRows, rows_differ
 from estimators.models.kernels import differentiable
 from estimators.models.layer_layout import Layout
 from estimators.models.linear_calls import LinearCall, LinearCallTracer, LinearMap
@@ -29,10 +30,7 @@ from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch, select_row
 from estimators.numerics.vectorize import over_rows
 from estimators.runtime.memory import rows_per_chunk
 
-__all__ = ["JacobianFactors", "LayerwiseJacobian", "LayerwiseRows"]
-
-FACTORS = "factors of layers"
-"""Name of the comparison of the factors in the report."""
+__all__ = ["LayerwiseJacobian"]
 
 _NO_PRODUCTS = {
     *("embedding", "embedding_bag", "add", "__add__", "__radd__", "__iadd__", "add_", "layer_norm", "group_norm"),
@@ -45,53 +43,6 @@ class Cotangents(Protocol):
     """Makes K cotangents per row, (M, K, C), from outputs f (M, C) and targets with rows."""
 
     def __call__(self, f: Tensor, targets: PyTree) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class JacobianFactors:
-    """Factors of the Jacobian of one linear map at M rows.
-
-    Attributes:
-        inputs: a (M, T, E), with a 1 appended for a bias.
-        gradients: b (M, K, T, O), by the output of the map, of K cotangents each.
-    """
-
-    inputs: Tensor
-    gradients: Tensor
-
-    def to(self, dtype: torch.dtype) -> JacobianFactors:
-        """The factors in another dtype."""
-        return JacobianFactors(self.inputs.to(dtype), self.gradients.to(dtype))
-
-    def at_single_position(self) -> JacobianFactors:
-        """Return the factors themselves after checking that T = 1.
-
-        Raises:
-            UnsupportedError: the map is applied to several positions of a row.
-        """
-        if self.inputs.shape[1] != 1:
-            raise _rows_differ(f"rows that apply one to {self.inputs.shape[1]} positions")
-        return self
-
-    def jacobians(self) -> Tensor:
-        """Σ_t b_t a_tᵀ, (M, K, O, E)."""
-        _, k, _, o = self.gradients.shape
-        left = self.gradients.transpose(2, 3).flatten(1, 2)  # (M, K·O, T): one product per row
-        jacobians: Tensor = (left @ self.inputs).unflatten(1, (k, o))
-        return jacobians
-
-
-@dataclass(frozen=True)
-class LayerwiseRows:
-    """Jacobian rows at M rows of x, for K cotangents each.
-
-    Attributes:
-        factors: of each linear map, by the name of its weight.
-        other_rows: plain rows over all other parameters, (M, K, P_other).
-    """
-
-    factors: dict[str, JacobianFactors]
-    other_rows: Tensor
 
 
 class LayerwiseJacobian:
@@ -114,6 +65,7 @@ class LayerwiseJacobian:
         self._check_calls(tracer)
         covered = {name for linear in self.maps.values() for name in linear.names}
         self.other_params = [name for name in self._params if name not in covered]
+        self._of_batches = BatchFactors(network, self.maps, self.other_params)
 
     def _trace(self, row: PyTree) -> LinearCallTracer:
         """Trace the forward of one row, and keep its calls and its number of outputs."""
@@ -180,6 +132,7 @@ class LayerwiseJacobian:
         targets: PyTree = None,
         *,
         n_cotangents: int | None = None,
+        pooled: bool = False,
     ) -> Iterator[LayerwiseRows]:
         """Yield the Jacobian rows at x, a chunk of rows at a time.
 
@@ -188,6 +141,7 @@ class LayerwiseJacobian:
             cotangents: makes K cotangents per row from outputs and targets; None takes each output.
             targets: what `cotangents` needs besides the outputs, a pytree with rows.
             n_cotangents: K, from which the size of a chunk follows; None for as many as outputs.
+            pooled: whether inputs and gradients are needed at one position only, as `JacobianFactors.pooled`.
 
         Raises:
             UnsupportedError: rows use the layers in different ways, or a weight where the layers do not show it.
@@ -202,8 +156,17 @@ class LayerwiseJacobian:
             for chunk in split_rows(x, size):
                 yield self._compared_rows(chunk, eye.expand(n_rows(chunk), -1, -1), k)
             return
-        for chunk, of_chunk in split_rows((x, targets), size):
-            yield self._compared_rows(chunk, partial(cotangents, targets=of_chunk), k)
+        at_once = self._of_batches.chunk_size(self._calls, self._functions, k)
+        for part, of_part in split_rows((x, targets), at_once or size):
+            made = partial(cotangents, targets=of_part)
+            if at_once:
+                batch = self._of_batches.rows_at(part, made, self._calls, self._checked_rows, pooled=pooled)
+                if batch is not None:
+                    yield from batch.chunks(size, pooled=pooled)
+                    continue
+            for chunk, of_chunk in split_rows((part, of_part), size):
+                rows = self._compared_rows(chunk, partial(cotangents, targets=of_chunk), k)
+                yield rows.pooled() if pooled else rows
 
     def _chunk_size(self, n_cotangents: int) -> int:
         """How many rows one vectorised call takes."""
@@ -227,9 +190,8 @@ class LayerwiseJacobian:
             made_here = cotangents if isinstance(cotangents, Tensor) else cotangents(self.network.outputs(x))
             return self._rows(x, made_here)
         if isinstance(cotangents, Tensor):
-            rows, c = self._rows(x, cotangents), check.random(cotangents[..., 0])
-            weighted = torch.einsum("mk,mkc->mc", c, cotangents)
-            self._record(x, self.network.gradient_error(x, weighted, self._contracted(rows, c)))
+            rows, found = self._rows_and_error(x, cotangents)
+            self._record(x, found)
             return rows
         made: list[tuple[Tensor, Tensor]] = []
 
@@ -243,11 +205,28 @@ class LayerwiseJacobian:
         self._record(x, check.gradient_error(x, u, self._contracted(rows, made[0][1]), expected=g))
         return rows
 
+    def _rows_and_error(self, x: PyTree, cotangents: Tensor) -> tuple[LayerwiseRows, Disagreement]:
+        """Jacobian rows at x, vectorised over rows, and their error against plain autograd."""
+        rows, c = self._rows(x, cotangents), self.network.check.random(cotangents[..., 0])
+        weighted = torch.einsum("mk,mkc->mc", c, cotangents)
+        return rows, self.network.gradient_error(x, weighted, self._contracted(rows, c))
+
+    def _checked_rows(self, x: PyTree, cotangents: Tensor) -> LayerwiseRows:
+        """Jacobian rows at x, vectorised over rows; raise UnsupportedError if they disagree with plain autograd."""
+        rows, found = self._rows_and_error(x, cotangents)
+        self._require(found)
+        return rows
+
     def _record(self, x: PyTree, found: Disagreement) -> None:
         """Record a comparison of the factors at x; raise UnsupportedError if they disagree with plain autograd."""
+        self._require(found)
+        self.network.check.report.record_agreement(FACTORS, n_rows(x), found.error)
+        self.network.check.report.routes[FACTORS] = "torch.func, vectorised over rows"
+
+    def _require(self, found: Disagreement) -> None:
+        """Raise UnsupportedError if factors disagree with plain autograd."""
         check = self.network.check
         if found.within(check.tolerance()):
-            check.report.record_agreement(FACTORS, n_rows(x), found.error)
             return
         check.report.disagreements.append(f"{FACTORS}: {found}; the forms without factors are used where they exist")
         raise _hidden_use(f"factors of layers whose gradient {found}")
@@ -328,16 +307,7 @@ class LayerwiseJacobian:
         alike = all(self.maps.get(call.map.weight, call.map) == call.map for call in tracer.calls)
         covered = {name for linear in self.maps.values() for name in linear.names}
         if expected != found or not alike or tracer.other_uses & covered:
-            raise _rows_differ("rows that differ in the layers that they go through, or in how a weight is used")
-
-
-def _rows_differ(received: str) -> UnsupportedError:
-    """The error for rows that use the layers in different ways."""
-    return UnsupportedError(
-        "a network that uses its linear layers in the same way at every row",
-        received=received,
-        remedy='hessian_structure="full" with inverse="cholesky" or "cg", or RegVar.',
-    )
+            raise rows_differ("rows that differ in the layers that they go through, or in how a weight is used")
 
 
 def _hidden_use(received: str) -> UnsupportedError:

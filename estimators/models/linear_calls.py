@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from estimators.models.convolution_calls import CONVOLUTIONS, ConvolutionPatches
 from estimators.numerics.pytrees import tensors_of
 
-__all__ = ["LinearCall", "LinearCallTracer", "LinearMap"]
+__all__ = ["CallInputs", "LinearCall", "LinearCallTracer", "LinearMap", "VectorInputs", "rows_first"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,51 @@ class LinearMap:
     def shape(self) -> tuple[int, int]:
         """(O, E) with E = D, or D + 1 with the bias as the last column."""
         return self.n_outputs, self.n_inputs + (self.bias is not None)
+
+
+@dataclass(frozen=True)
+class VectorInputs:
+    """Inputs (..., D) of one call that applies a matrix to their last dimension."""
+
+    input: Tensor
+
+    def positions(self) -> Tensor:
+        """The inputs (T, D), T counting all positions of the call."""
+        return self.input.reshape(-1, self.input.shape[-1])
+
+    def by_row(self, n_rows: int, dim: int | None) -> VectorInputs:
+        """The inputs as (B, T, D), by `rows_first`."""
+        return VectorInputs(rows_first(self.input, n_rows, dim))
+
+    def of_rows(self, rows: slice | Tensor) -> Tensor:
+        """The inputs (M, T, D) at the positions of some of the rows, after `by_row`."""
+        return self.input[rows]
+
+    def summed(self) -> Tensor:
+        """The sum of the inputs over the positions of each row, (B, D), after `by_row`."""
+        return self.input.sum(1)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """The products with vectors (n, D) of the inputs at every position of each row, (B, T, n), after `by_row`."""
+        return self.input @ vectors.T
+
+
+def rows_first(tensor: Tensor, n_rows: int, dim: int | None) -> Tensor:
+    """A tensor (..., D) as (B, T, D).
+
+    Args:
+        tensor: (..., D), or (positions of all rows, D).
+        n_rows: B.
+        dim: the dimension that has the rows; 0 also if it has the T positions of row after row. None if it has the rows
+            of position after position, as in attention.
+    """
+    if dim is None:
+        return tensor.reshape(-1, n_rows, tensor.shape[-1]).transpose(0, 1)
+    return tensor.movedim(dim, 0).reshape(n_rows, -1, tensor.shape[-1])
+
+
+CallInputs = VectorInputs | ConvolutionPatches
+"""Inputs of one call of a linear map, whose `positions()` are (T, D)."""
 
 
 @dataclass(frozen=True)
@@ -111,26 +156,37 @@ class LinearCallTracer(TorchFunctionMode):
         reader = _READERS.get(func)
         linear_use = None if reader is None else reader(self._name_of, *args, **kwargs)
         result = func(*args, **kwargs)
-        self._record_other_uses(func, linear_use, args, kwargs, result)
         if linear_use is None:
+            self._record_other(func, args, kwargs, result)
             return result
+        self._record_other_uses(func, linear_use[0].names, args, kwargs, result)
+        return self._record(linear_use, result)
+
+    def _record(self, linear_use: _MapAndInputs, result: Tensor) -> Tensor:
+        """Record a linear call, and return its output with the offset."""
         if self.offsets is not None:
             result = result + self.offsets[len(self.calls)]
         linear, inputs, space = linear_use
-        self.calls.append(LinearCall(linear, inputs, result.shape, space))
+        self.calls.append(LinearCall(linear, inputs.positions(), result.shape, space))
         return result
+
+    def _record_other(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: object
+    ) -> None:
+        """Record a call that is not linear in a chosen parameter."""
+        self._record_other_uses(func, (), args, kwargs, result)
 
     def _record_other_uses(
         self,
         func: Callable[..., Any],
-        linear_use: _MapAndInputs,
+        known: Iterable[str],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         result: object,
     ) -> None:
-        """Record parameters among the arguments that are not the weight or bias of the linear use."""
+        """Record parameters among the arguments whose use is not one of the `known` ones."""
         found = [name for name in map(self._name_of, tensors_of((args, kwargs))) if name]
-        for name in () if linear_use is None else linear_use[0].names:
+        for name in known:
             found.remove(name)
         if found and tensors_of(result):  # asking for a shape or a dtype does not use the numbers
             self.other_uses.update(found)
@@ -155,31 +211,31 @@ def _entered(mode: TorchFunctionMode) -> Iterator[None]:
 
 
 _NameOf = Callable[[object], str | None]
-_MapAndInputs = tuple[LinearMap, Tensor, int | None] | None
-"""The map, its inputs (T, D), and `LinearCall.space`; None if no chosen parameter is the weight."""
+_MapAndInputs = tuple[LinearMap, CallInputs, int | None]
+"""The map, its inputs, and `LinearCall.space`."""
 
 
-def _linear(name_of: _NameOf, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _MapAndInputs:
+def _linear(name_of: _NameOf, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> _MapAndInputs | None:
     """The map and the inputs of a call of F.linear."""
     name = name_of(weight)
     if name is None:
         return None
-    return LinearMap(name, name_of(bias), *weight.shape), input.reshape(-1, weight.shape[1]), None
+    return LinearMap(name, name_of(bias), *weight.shape), VectorInputs(input), None
 
 
-def _addmm(name_of: _NameOf, bias: Tensor, input: Tensor, weight: Tensor, **scales: float) -> _MapAndInputs:
+def _addmm(name_of: _NameOf, bias: Tensor, input: Tensor, weight: Tensor, **scales: float) -> _MapAndInputs | None:
     """The map and the inputs of a call of torch.addmm with a weight as the second matrix."""
     name = name_of(weight)
     if name is None or scales or bias.ndim != 1:
         return None
     n_inputs, n_outputs = weight.shape
-    return LinearMap(name, name_of(bias), n_outputs, n_inputs, transposed=True), input, None
+    return LinearMap(name, name_of(bias), n_outputs, n_inputs, transposed=True), VectorInputs(input), None
 
 
-def _reader_of(patches_of: Callable[..., ConvolutionPatches | None]) -> Callable[..., _MapAndInputs]:
+def _reader_of(patches_of: Callable[..., ConvolutionPatches | None]) -> Callable[..., _MapAndInputs | None]:
     """The reader of the calls of one kind of convolution."""
 
-    def read(name_of: _NameOf, *args: Any, **kwargs: Any) -> _MapAndInputs:  # noqa: ANN401
+    def read(name_of: _NameOf, *args: Any, **kwargs: Any) -> _MapAndInputs | None:  # noqa: ANN401
         weight = kwargs["weight"] if "weight" in kwargs else args[1]
         name = name_of(weight)
         call = None if name is None else patches_of(*args, **kwargs)
@@ -187,12 +243,12 @@ def _reader_of(patches_of: Callable[..., ConvolutionPatches | None]) -> Callable
             return None
         kernel = call.n_kernel if call.transposed else 1
         linear = LinearMap(name, name_of(call.bias), call.n_outputs, call.n_inputs, call.transposed, kernel)
-        return linear, call.patches(), call.dimensions
+        return linear, call, call.dimensions
 
     return read
 
 
-_READERS: dict[Callable[..., Any], Callable[..., _MapAndInputs]] = {
+_READERS: dict[Callable[..., Any], Callable[..., _MapAndInputs | None]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
     **{convolution: _reader_of(patches_of) for convolution, patches_of in CONVOLUTIONS.items()},

@@ -23,6 +23,8 @@ _DEPTH = 4
 _MOST = 10_000
 """Largest container that counts as state; larger ones are data, and too slow to copy per call."""
 _MISSING = object()
+_CONTAINERS = frozenset({dict, list, tuple, OrderedDict})
+"""Types of containers that are searched for tensors."""
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -69,8 +71,12 @@ def _state_tensors(model: nn.Module) -> list[Tensor]:
     """Buffers, and tensors among the attributes, each once."""
     found: dict[int, Tensor] = {}
     buffers = [buffer for module in model.modules() for buffer in module._buffers.values()]
-    named = ((name, value) for module in model.modules() for name, value in vars(module).items())
-    attributes = [value for name, value in named if isinstance(value, Tensor) or not name.startswith("_")]
+    attributes = [
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) or (type(value) in _CONTAINERS and not name.startswith("_"))
+    ]
     for value in [*buffers, *attributes, *_in_containers(attributes, _DEPTH)]:
         if isinstance(value, Tensor) and _is_state(value):
             found[id(value)] = value
@@ -80,7 +86,7 @@ def _state_tensors(model: nn.Module) -> list[Tensor]:
 def _in_containers(values: Iterable[Any], depth: int) -> Iterator[Any]:
     """The contents of lists and dicts among `values`, and of those inside them, down to `depth`."""
     for value in values:
-        if depth > 0 and type(value) in (dict, list, tuple, OrderedDict) and len(value) <= _MOST:
+        if depth > 0 and type(value) in _CONTAINERS and len(value) <= _MOST:
             inner = list(value.values()) if isinstance(value, dict) else list(value)
             yield from inner
             yield from _in_containers(inner, depth - 1)

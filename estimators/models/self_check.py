@@ -312,9 +312,12 @@ class SelfCheck:
             )
 
     def _note_gradient(self, u: Tensor, g: Tensor) -> None:
-        """Note whether g is non-zero for a non-zero cotangent u; check it at a query."""
-        self.gradient_seen = self.gradient_seen or bool(g.any())
-        self._gradient_expected = self._gradient_expected or bool(u.any())
+        self.note_gradient(expected=bool(u.any()), seen=bool(g.any()))
+
+    def note_gradient(self, *, expected: bool, seen: bool) -> None:
+        """Note whether g is non-zero (`seen`) and the cotangent u is (`expected`); check it at a query."""
+        self.gradient_seen = self.gradient_seen or seen
+        self._gradient_expected = self._gradient_expected or expected
         if not self.fitting:
             self.check_gradient()
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from estimators.errors import EstimatorError
 from estimators.models.kernels import differentiable
@@ -33,6 +34,9 @@ class UserModule:
         model: the user's module; it is called, and never changed.
         subset: the chosen parameters, θ (P,).
 
+    Attributes:
+        dtype: the dtype of the chosen parameters.
+
     Inputs and vectors may have another floating-point dtype than the module. They are converted to its dtype, and
     results are converted back.
     """
@@ -41,6 +45,7 @@ class UserModule:
         self.model, self.subset = unwrapped(model), subset
         self.pass_counter, self._rows = PassCounter(), 0
         self._own_names: dict[str, str] = {}
+        self.dtype = self.parameters[0].dtype.to_real()
         self._modes = {id(module): module.training for module in self.model.modules()}  # of the fit
 
     def counted_by(self, pass_counter: PassCounter) -> UserModule:
@@ -64,11 +69,6 @@ class UserModule:
         """The dtype of the parameters with the fewest digits."""
         floats = {p.dtype.to_real() for p in self.model.parameters() if p.is_floating_point() or p.is_complex()}
         return max(floats, key=lambda dtype: torch.finfo(dtype).eps)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the chosen parameters."""
-        return self.parameters[0].dtype.to_real()
 
     def outputs(self, x: PyTree) -> Tensor:
         """f(x) in the model's shape (B, ...), without a graph."""
@@ -95,6 +95,14 @@ class UserModule:
             else:  # fewer backward passes by the rows of J
                 products = u.to(f.dtype).flatten(1) @ self._rows_of(f, chosen).flatten(0, 1)
         return known, products.to(u.dtype)
+
+    @contextmanager
+    def traced_outputs(self, x: PyTree, mode: TorchFunctionMode) -> Iterator[Tensor]:
+        """f (B, C) with a graph, of a forward whose calls `mode` sees; backward passes belong inside the context."""
+        with self._running():
+            with mode:
+                f = self._forward(x)
+            yield f.flatten(1)
 
     def jacobian(self, x: PyTree, dtype: torch.dtype) -> Tensor:
         """J (B, C, P) in `dtype`, by a forward pass per row and a backward pass per output.

@@ -20,10 +20,11 @@ def over_rows(function: Callable[..., PyTree], *arguments: PyTree, chunk_size: i
 
     Leaves without rows (a shared tensor, a number, a flag) are passed unchanged to every call.
     Forwards that branch on the values of their inputs (the padding masks of Hugging Face encoders) or write in place
-    (recurrent layers) fail inside vmap and work row by row. A single row is recorded for an exported module without
-    vmap, which would hide from a forward that it is recorded.
+    (recurrent layers) fail inside vmap and work row by row. A single row needs no vmap, whose set-up takes longer than
+    the forward of a small network. A row is recorded for an exported module without vmap, too, which would hide from a
+    forward that it is recorded.
     """
-    if is_tracing():
+    if is_tracing() or n_rows(arguments) == 1:
         return one_by_one(function, arguments)
     try:
         return vmap(function, in_dims=row_dims(arguments), chunk_size=chunk_size)(*arguments)

@@ -26,7 +26,7 @@ from estimators import (
 )
 from estimators.baselines import MAP, SWAG, DeepEnsemble, MCDropout
 from estimators.calibration.grid import COARSE_GRID
-from estimators.errors import DataError, NotFittedError, OptionError, UncalibratedWarning
+from estimators.errors import DataError, NotFittedError, OptionError, TuningBoundaryWarning, UncalibratedWarning
 from estimators.laplace import SubnetworkLaplace
 from estimators.training import Recipe
 
@@ -231,6 +231,29 @@ def test_a_mapping_of_prior_precisions_is_scaled_as_a_whole():
     for value in values:
         assert value["0.*"] / value["*"] == pytest.approx(5.0)
     assert isinstance(repr(estimator.calibration_), str)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scale_at_the_end_of_its_range_warns_once_with_what_to_try(kind):
+    problem = toy(kind)
+    estimator = build("laplace", problem, prior_precision=1e9)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TuningBoundaryWarning)
+        estimator.fit(problem.train, val_loader=problem.validation)
+        estimator.predict(queries(kind))
+    (warned,) = [w for w in caught if w.category is TuningBoundaryWarning]
+    assert warned.filename == __file__
+    assert estimator.calibration_.calibration.at_boundary == ("variance_scale",)
+    assert re.search(r"last value of a range: variance_scale=.*Try another prior_precision", str(warned.message))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scale_inside_its_range_does_not_warn(kind):
+    problem = toy(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TuningBoundaryWarning)
+        estimator = build("laplace", problem).fit(problem.train, val_loader=problem.validation)
+    assert estimator.calibration_.calibration.at_boundary == ()
 
 
 @pytest.mark.parametrize("name", POSTERIORS)

@@ -31,7 +31,8 @@ from estimators.curvature.layerwise.kronecker_block import KroneckerBlock, by_ro
 from estimators.curvature.layerwise.second_moment import SecondMoment
 from estimators.curvature.layerwise.whitened_rows import layers_of, whitened_rows
 from estimators.errors import DiagonalWeightsWarning, OptionError
-from estimators.models.layer_jacobians import JacobianFactors, LayerwiseJacobian, LayerwiseRows
+from estimators.models.jacobian_factors import JacobianFactors, LayerwiseRows
+from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.layer_layout import Layout
 from estimators.models.linear_calls import LinearMap
 from estimators.models.network import Network
@@ -243,12 +244,10 @@ def _kron(
     outer = {name: SecondMoment(o, dtype, keep_rows=o > _MOST_DENSE_OUTPUTS) for name, (o, _) in shapes.items()}
     inner = {name: SecondMoment(e, dtype) for name, (_, e) in shapes.items()}
     others = _zeros_of_others(objective, layers)
-    for rows in whitened_rows(objective, layers, fisher):
+    for rows in whitened_rows(objective, layers, fisher, pooled=reduced):
         others += to_algebra_dtype(rows.other_rows).square().sum((0, 1))
         for name, factors in rows.factors.items():
             a, b = factors.inputs, factors.gradients
-            if reduced:  # one position: the mean of the inputs, and the sum of the gradients
-                a, b = a.sum(1, keepdim=True) / max(1, a.shape[1]), b.sum(2, keepdim=True)
             inner[name].add(a.flatten(0, 1))  # Σ a aᵀ
             outer[name].add(b.flatten(0, 2))  # Σ b bᵀ
     return {name: _eigen(outer[name], inner[name]) for name in shapes}, others

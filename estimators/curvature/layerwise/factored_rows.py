@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from estimators.errors import UnsupportedError
-from estimators.models.layer_jacobians import LayerwiseRows
+from estimators.models.jacobian_factors import LayerwiseRows
 from estimators.models.layer_layout import Layout
 from estimators.runtime.memory import check_fits_memory
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from estimators.curvature.fisher import EXACT, Fisher
 from estimators.curvature.layerwise.whitened_rows import whitened_rows
-from estimators.models.layer_jacobians import LayerwiseJacobian, LayerwiseRows
+from estimators.models.jacobian_factors import LayerwiseRows
+from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.numerics.dtype import algebra_dtype
 from estimators.objective.objective import Objective
 from estimators.runtime.memory import rows_per_chunk

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from estimators.curvature.base import standard_normal
-from estimators.models.layer_jacobians import JacobianFactors
+from estimators.models.jacobian_factors import JacobianFactors
 from estimators.numerics.dtype import WELL_CONDITIONED
 from estimators.runtime.memory import rows_per_chunk
 

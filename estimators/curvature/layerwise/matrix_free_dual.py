@@ -17,7 +17,8 @@ from torch import Tensor
 from estimators.curvature.dense.dual import FunctionSpace
 from estimators.curvature.layerwise.whitened_rows import layers_of, whitened_rows
 from estimators.errors import NonDeterministicError
-from estimators.models.layer_jacobians import JacobianFactors, LayerwiseJacobian
+from estimators.models.jacobian_factors import JacobianFactors
+from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.numerics.symmetric import add_gram, mirror
