@@ -236,9 +236,7 @@ class RegVar(UncertaintyEstimator):
         if self.solver == "auto" and error is not None and error > self.rtol:
             estimate = self.variance_estimate_
             round_off = estimate.accuracy.round_off if isinstance(estimate, MeasuredBounds) else 0.0
-            remedy = (
-                "PosteriorDraws with more draws, refine(x) for the rows that matter, a subset_of_weights, or a larger rtol."
-            )
+            remedy = "PosteriorDraws with more draws, refine(x) for the rows that matter, a subset_of_weights, or a larger rtol."
             if 2 * round_off**2 > error**2:
                 remedy = (
                     f"standardised inputs and outputs or a larger prior_precision: {round_off:.2g} is round-off in "

@@ -82,9 +82,7 @@ def _gradients(network: Network, rows: list[PyTree], outputs: list[int]) -> Tens
 
     Rows with a gradient that is 0 or not finite are left out.
     """
-    found = [
-        output_gradient(network, row, outputs[i % len(outputs)], len(outputs)) for i, row in enumerate(rows)
-    ]
+    found = [output_gradient(network, row, outputs[i % len(outputs)], len(outputs)) for i, row in enumerate(rows)]
     gradients = torch.cat(found) if found else network.theta.new_zeros(0, network.theta.numel())
     return unit_gradients(gradients)
 

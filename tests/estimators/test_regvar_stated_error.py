@@ -1,6 +1,7 @@
 """relative_error_ of RegVar(solver="auto"): outputs of different scale, rows far from the data, and round-off."""
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -51,28 +52,41 @@ def rms(errors):
     return float(errors.square().mean().sqrt())
 
 
+@cache
+def fits(n_outputs, ratio, seed):
+    """Return the exact fit, RegVar, and rows near to and far from the data."""
+    model, loader, rows = several_outputs(n_outputs, ratio, seed)
+    exact = LinearizedLaplace(model, Gaussian(SIGMA), prior_precision=DELTA).fit(loader)
+    return exact, RegVar(model, Gaussian(SIGMA), prior_precision=DELTA).fit(loader), rows
+
+
 @pytest.mark.parametrize("ratio", [1.0, 1e2, 1e4])
-@pytest.mark.parametrize("n_outputs", [3, 10])
-def test_the_stated_error_is_that_near_and_far_at_any_scale_of_the_outputs(n_outputs, ratio):
-    model, loader, rows = several_outputs(n_outputs, ratio)
-    exact = LinearizedLaplace(model, Gaussian(SIGMA), prior_precision=DELTA).fit(loader)
-    regvar = RegVar(model, Gaussian(SIGMA), prior_precision=DELTA).fit(loader)
-    errors = torch.cat([errors_of(regvar.variance(x), exact.variance(x)) for x in rows.values()])
-    assert regvar.relative_error_ <= 0.05
-    if rms(errors) > 1e-3:  # otherwise the space spans all weights, and only round-off is left
-        assert 0.5 <= regvar.relative_error_ / rms(errors) <= 2
-    else:
-        assert regvar.relative_error_ <= 0.01
-    assert regvar.relative_error_ >= 0.4 * float(errors.square().mean(0).max().sqrt())  # of the worst output
+@pytest.mark.parametrize(("n_outputs", "seeds"), [(3, 3), (10, 1)])
+def test_the_stated_error_is_that_near_and_far_at_any_scale_of_the_outputs(n_outputs, seeds, ratio):
+    """Each number comes from 16 probes, so that three fits are judged together."""
+    stated, true, worst = [], [], []
+    for seed in range(seeds):
+        exact, regvar, rows = fits(n_outputs, ratio, seed)
+        errors = torch.cat([errors_of(regvar.variance(x), exact.variance(x)) for x in rows.values()])
+        stated.append(regvar.relative_error_)
+        true.append(rms(errors))
+        worst.append(float(errors.square().mean(0).max().sqrt()))
+    together, of_rows, of_worst = (rms(torch.tensor(values)) for values in (stated, true, worst))
+    assert max(stated) <= 0.05
+    if of_rows < 1e-3:  # the space spans all weights: round-off is left
+        assert together <= 0.01
+        return
+    assert 0.5 <= together / of_rows <= 2
+    assert together / of_worst >= 0.5
+    assert min(s / t for s, t in zip(stated, true, strict=True)) >= 0.35
 
 
-def test_a_functional_of_outputs_in_different_units_is_as_accurate_as_stated():
-    model, loader, rows = several_outputs(3, 1e4)
-    exact = LinearizedLaplace(model, Gaussian(SIGMA), prior_precision=DELTA).fit(loader)
-    regvar = RegVar(model, Gaussian(SIGMA), prior_precision=DELTA).fit(loader)
+@pytest.mark.parametrize("ratio", [1e2, 1e4])
+def test_a_functional_of_outputs_in_different_units_is_as_accurate_as_stated(ratio):
+    exact, regvar, rows = fits(3, ratio, 1)
 
     def of(f):
-        return torch.stack([f[0], f[2], 1e4 * f[0] + f[2]])
+        return torch.stack([f[0], f[2], ratio * f[0] + f[2]])
 
     for x in rows.values():
         errors = errors_of(regvar.variance(x, of=of), exact.variance(x, of=of))
@@ -80,8 +94,7 @@ def test_a_functional_of_outputs_in_different_units_is_as_accurate_as_stated():
 
 
 def test_every_output_is_probed_at_training_rows_and_at_others(monkeypatch):
-    model, loader, _ = several_outputs(3, 1e4)
-    regvar = RegVar(model, Gaussian(SIGMA), prior_precision=DELTA).fit(loader)
+    regvar = fits(3, 1e4, 0)[1]
     asked = []
     original = probe_rows.output_gradient
 
@@ -127,7 +140,9 @@ def by_singular_values(model, sigma, delta, x, queries):
     params = {name: p.detach().double() for name, p in model.named_parameters()}
 
     def jacobian(rows):
-        found = vmap(jacrev(lambda p, row: functional_call(model, p, (row[None],))[0]), (None, 0))(params, rows.double())
+        found = vmap(jacrev(lambda p, row: functional_call(model, p, (row[None],))[0]), (None, 0))(
+            params, rows.double()
+        )
         return torch.cat([j.flatten(2) for j in found.values()], 2) / delta**0.5
 
     singular, right = torch.linalg.svd(jacobian(x).flatten(0, 1) / sigma, full_matrices=False)[1:]
