@@ -38,11 +38,11 @@ larger the space, the fewer products the probes need.
 """
 _SAFETY = 0.8
 """Fraction of rtol below which the measured error must be: the smallest of several measurements is too optimistic."""
-_MAX_BIAS = 0.7
+_MAX_BIAS = 0.5
 """Largest relative bias between training rows and rows unlike them, in units of rtol.
 
-Without it, the AUROC of held-out digits was off by up to .035 at an error below .04. At 0.5, digits take one to three
-more products per draw.
+Without it, the AUROC of held-out digits was off by up to .035 at an error below .04; docs/math.md, section 5, has the
+products that other values would save.
 """
 _ROUND_OFF = 8 * torch.finfo(torch.float64).eps
 """Relative error of the variance in float64, in units of the condition number of A.
