@@ -236,7 +236,10 @@ class RegVar(UncertaintyEstimator):
         if self.solver == "auto" and error is not None and error > self.rtol:
             estimate = self.variance_estimate_
             round_off = estimate.accuracy.round_off if isinstance(estimate, MeasuredBounds) else 0.0
-            remedy = "PosteriorDraws with more draws, refine(x) for the rows that matter, a subset_of_weights, or a larger rtol."
+            remedy = (
+                "PosteriorDraws with more draws, refine(x) for the rows that matter, a subset_of_weights, or a larger "
+                "rtol."
+            )
             if 2 * round_off**2 > error**2:
                 remedy = (
                     f"standardised inputs and outputs or a larger prior_precision: {round_off:.2g} is round-off in "
@@ -420,9 +423,9 @@ class RegVar(UncertaintyEstimator):
 
         With solver="auto" it is measured at training rows and at rows unlike them, whose variance is solved for; each
         output counts equally, whatever its scale. If A is ill-conditioned, it contains an estimate of the round-off.
-        It is the error of single outputs. That of their differences, and of `variance(x, of=...)`, can be larger; `refine(x)`
-        makes both accurate at x. With other solvers it is the Monte Carlo standard error together with the A-norm error
-        of the draws.
+        It is the error of single outputs. That of their differences, and of `variance(x, of=...)`, can be larger;
+        `refine(x)` makes both accurate at x. With other solvers it is the Monte Carlo standard error together with the
+        A-norm error of the draws.
 
         Raises:
             UnsupportedError: for other regularizers than PosteriorDraws.

@@ -21,8 +21,9 @@ _ROWS = 16
 def relative_error(estimate: MonteCarloVariance, objective: Objective, a_norm_error: ANormError | None) -> float:
     """Return the root mean square of the relative error of the variance over rows and outputs.
 
-    MeasuredBounds has measured it, and adds the round-off of an ill-conditioned A. For other estimates it is √(s² + e²), with the relative Monte Carlo standard error s
-    at random training rows, and the A-norm error e per dimension, the solver's part of the relative error.
+    MeasuredBounds has measured it, and adds the round-off of an ill-conditioned A. For other estimates it is
+    √(s² + e²), with the relative Monte Carlo standard error s at random training rows, and the A-norm error e per
+    dimension, the solver's part of the relative error.
 
     Args:
         estimate: the variance estimate.
