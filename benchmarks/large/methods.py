@@ -100,6 +100,7 @@ def method_record(name: str, method: str) -> dict[str, Any]:
         if report.a_norm_error is not None:
             record |= {"energy": report.a_norm_error.per_dimension, "block": report.rao_blackwell}
             record["standard_error"] = estimator.standard_error(case.queries).tolist()
+            record |= {"stated": report.relative_error, "solver": estimator.solver_}
         elif report.solver is not None:
             record["passes"] = report.solver.passes
     return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 from scipy.stats import chi2
 
@@ -16,12 +17,13 @@ __all__ = ["REFERENCE", "to_markdown"]
 
 REFERENCE = "reference"
 _PEAK = 8.0
+_STATED = 2.0  # the RMS error at three queries may be this many times the stated one
 _DRAWS = 3 * math.sqrt(2 / N_DRAWS)
 _WITHIN = {"exact": 0.01, "pointwise": 0.1}
 _WITHIN |= dict.fromkeys(("linear-response", "fine-tune", "fine-tune-other-draws"), _DRAWS)
 _HEADER = (
     *("network", "P", "method", "fit, s", "variance, s", "passes", "A-norm error", "peak, GiB", "goal", ""),
-    *("largest error", "goal", ""),
+    *("largest error", "goal", "", "RMS error", "stated", "goal", ""),
 )
 _HEAD = """# All weights of large networks
 
@@ -41,7 +43,9 @@ exact: `LinearizedLaplace(inverse="matrix_free_dual")`. pointwise: RegVar with `
 default tolerance, at the predicted class of each query, where it solves. linear-response and fine-tune: RegVar with
 `PosteriorDraws` and the solver of that name; fine-tune-other-draws has another seed. Passes (forward and backward
 over the rows) are per draw, or per linear system. The A-norm error, per effective dimension, shows whether the solver
-converged: above 0.5, fine-tune warns. The variance of {draws} exact draws is χ²/{draws} times the true one, so that
+converged: above 0.5, fine-tune warns. The RMS error is the root mean square of variance / reference − 1 over the
+queries. Stated is `relative_error_`, of which it may be twice; a dash means that the row was measured before it was
+recorded. The variance of {draws} exact draws is χ²/{draws} times the true one, so that
 one number in {chance:.0f} misses the goal of {goal:.1f} by sampling error alone.
 
 """
@@ -69,22 +73,29 @@ def to_markdown(rows: dict[str, Measured]) -> str:
 
 def _line(model: str, method: str, row: Measured, reference: Measured | None) -> list[str]:
     if "failed" in row:
-        return [model, "–", method, row["failed"], *["–"] * 8, "**missed**"]
+        return [model, "–", method, row["failed"], *["–"] * 12, "**missed**"]
     start = [model, f"{row['n_parameters']:,}", method, f"{row['fit_seconds']:.0f}", f"{row['variance_seconds']:.1f}"]
     start += [f"{row['passes']:.0f}" if "passes" in row else "–", f"{row['energy']:.2f}" if "energy" in row else "–"]
     size = row["peak"] / 2**30
     start += [gib(row["peak"]), *verdict(size, _PEAK if method in _WITHIN else None, at_most=True)]
     if reference is None:
+        return [*start, *["–"] * 7]
+    largest, rms = largest_error(row, reference), math.sqrt(fmean(error**2 for error in _errors(row, reference)))
+    start += [f"{largest:.3f}", *verdict(largest, _WITHIN.get(method), at_most=True), f"{rms:.3f}"]
+    if "stated" not in row:
         return [*start, "–", "–", "–"]
-    error = largest_error(row, reference)
-    return [*start, f"{error:.3f}", *verdict(error, _WITHIN.get(method), at_most=True)]
+    return [*start, f"{row['stated']:.3f}", *verdict(rms, round(_STATED * row["stated"], 3), at_most=True)]
 
 
 def largest_error(row: Measured, reference: Measured) -> float:
     """Return max |variance / reference − 1| at the classes of the reference."""
+    return max(map(abs, _errors(row, reference)))
+
+
+def _errors(row: Measured, reference: Measured) -> list[float]:
+    """Return variance / reference − 1 of each query, at the classes of the reference."""
     pairs = zip(row["variance"], reference["classes"], reference["variance"], strict=True)
-    errors: list[float] = [abs(variance[c if len(variance) > 1 else 0] / exact - 1) for variance, c, exact in pairs]
-    return max(errors)
+    return [variance[c if len(variance) > 1 else 0] / exact - 1 for variance, c, exact in pairs]
 
 
 def _references(rows: dict[str, Measured]) -> str:

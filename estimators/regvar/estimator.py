@@ -234,10 +234,20 @@ class RegVar(UncertaintyEstimator):
     def _warn_above_rtol(self) -> None:
         error = self.fit_report_.relative_error
         if self.solver == "auto" and error is not None and error > self.rtol:
+            estimate = self.variance_estimate_
+            round_off = estimate.accuracy.round_off if isinstance(estimate, MeasuredBounds) else 0.0
+            remedy = (
+                "PosteriorDraws with more draws, refine(x) for the rows that matter, a subset_of_weights, or a larger "
+                "rtol."
+            )
+            if 2 * round_off**2 > error**2:
+                remedy = (
+                    f"standardised inputs and outputs or a larger prior_precision: {round_off:.2g} is round-off in "
+                    "float64, since A is ill-conditioned."
+                )
             warnings.warn(
                 f"expected a relative error of the variance of at most rtol={self.rtol:g}, received an estimate of "
-                f"{error:.2g} by {self._selected_solver()}. Try PosteriorDraws with more draws, refine(x) for the rows "
-                "that matter, a subset_of_weights, or a larger rtol.",
+                f"{error:.2g} by {self._selected_solver()}. Try {remedy}",
                 NotConvergedWarning,
                 stacklevel=5,
             )
@@ -323,7 +333,9 @@ class RegVar(UncertaintyEstimator):
             x: M query rows.
 
         Returns:
-            Lower and upper bound, (M, C) each, in squared units of f. Both hold for certain, up to round-off.
+            Lower and upper bound, (M, C) each, in squared units of f. Both hold for certain, up to round-off: at most
+            3e-3 of the variance with products in float32, and 100 eps κ in float64, with κ the condition number of A,
+            for instance 0.02 at κ = 1e12 (measured; see docs/math.md, section 5). A fit chooses float64 if it must.
 
         Raises:
             UnsupportedError: if the variance is not estimated from bounds: without PosteriorDraws or LinearResponse, or
@@ -409,10 +421,11 @@ class RegVar(UncertaintyEstimator):
     def relative_error_(self) -> float:
         """Estimate of the relative root-mean-square error of the variance, over rows and outputs.
 
-        With solver="auto" it is measured at training rows and at rows unlike them, whose variance is solved for. It is
-        the error of single outputs. That of their differences, and of `variance(x, of=...)`, can be larger; `refine(x)`
-        makes both accurate at x. With other solvers it is the Monte Carlo standard error together with the A-norm error
-        of the draws.
+        With solver="auto" it is measured at training rows and at rows unlike them, whose variance is solved for; each
+        output counts equally, whatever its scale. If A is ill-conditioned, it contains an estimate of the round-off.
+        It is the error of single outputs. That of their differences, and of `variance(x, of=...)`, can be larger;
+        `refine(x)` makes both accurate at x. With other solvers it is the Monte Carlo standard error together with the
+        A-norm error of the draws.
 
         Raises:
             UnsupportedError: for other regularizers than PosteriorDraws.

@@ -48,6 +48,7 @@ class MeasuredAccuracy:
             shifts one kind of rows against the other, and so the AUROC of out-of-distribution rows.
         n_probes: m.
         n_training: number of training rows among the probes.
+        round_off: relative error that round-off may cause at other rows, from the condition number of A.
     """
 
     earlier: LeadingSpace
@@ -57,6 +58,12 @@ class MeasuredAccuracy:
     relative_bias: float
     n_probes: int
     n_training: int
+    round_off: float = 0.0
+
+    @property
+    def total_error(self) -> float:
+        """The measured error and round-off together, √(relative_error² + round_off²)."""
+        return math.hypot(self.relative_error, self.round_off)
 
     @classmethod
     def of(
@@ -150,5 +157,5 @@ class MeasuredBounds(MonteCarloVariance):
         return with_diagonal(0.5 * (lower + upper), variance).to(jacobian.dtype)
 
     def standard_error(self, x: PyTree) -> Tensor:
-        """Return the measured relative error times the variance, (M, C)."""
-        return self.accuracy.relative_error * self.variance(x)
+        """Return the relative error times the variance, (M, C)."""
+        return self.accuracy.total_error * self.variance(x)

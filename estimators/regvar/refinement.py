@@ -14,7 +14,7 @@ from estimators.errors import NotConvergedWarning
 from estimators.numerics.pytrees import PyTree, n_rows, select_rows
 from estimators.objective.objective import Objective
 from estimators.regvar.bounds import VarianceBounds
-from estimators.regvar.probe_rows import output_gradient
+from estimators.regvar.probe_rows import output_gradient, unit_gradients
 from estimators.regvar.solvers.to_tolerance import LinearResponseToTolerance
 
 __all__ = ["refined_space"]
@@ -53,7 +53,7 @@ def refined_space(objective: Objective, bounds: VarianceBounds, x: PyTree, rtol:
         pending = _wide(bounds.variance(select_rows(x, slice(row, n_rows(x)))), rtol)[:_TOGETHER].tolist()
         if not pending:  # narrow in the dtype of the network, by round-off
             continue
-        gradients = torch.cat([gradient_at(row + i, c) for i, c in pending])
+        gradients = unit_gradients(torch.cat([gradient_at(row + i, c) for i, c in pending]))
         space, converged = _extended(objective, bounds, gradients, rtol, max_rank)
         if not converged:
             warnings.warn(

@@ -21,8 +21,9 @@ _ROWS = 16
 def relative_error(estimate: MonteCarloVariance, objective: Objective, a_norm_error: ANormError | None) -> float:
     """Return the root mean square of the relative error of the variance over rows and outputs.
 
-    MeasuredBounds has measured it. For other estimates it is √(s² + e²), with the relative Monte Carlo standard error s
-    at random training rows, and the A-norm error e per dimension, the solver's part of the relative error.
+    MeasuredBounds has measured it, and adds the round-off of an ill-conditioned A. For other estimates it is
+    √(s² + e²), with the relative Monte Carlo standard error s at random training rows, and the A-norm error e per
+    dimension, the solver's part of the relative error.
 
     Args:
         estimate: the variance estimate.
@@ -30,7 +31,7 @@ def relative_error(estimate: MonteCarloVariance, objective: Objective, a_norm_er
         a_norm_error: error of the draws, or None.
     """
     if isinstance(estimate, MeasuredBounds):
-        return estimate.accuracy.relative_error
+        return estimate.accuracy.total_error
     rows = random_training_rows(objective, _ROWS, torch.Generator().manual_seed(0))
     tiny = torch.finfo(objective.theta.dtype).tiny
     ratios = torch.cat([(estimate.standard_error(x) / estimate.variance(x).clamp_min(tiny)).flatten() for x in rows])

@@ -147,13 +147,16 @@ def test_the_page_of_large_networks_compares_with_the_reference():
     reference = {"classes": [0, 1], "variance": [1.05, 4.0], "products": 7, "seconds": 3.0, "peak": 1}
     reference |= {"guess_residuals": [1e-9, 2e-9, 0.0], "guess_seconds": 2.0}
     rows = {"resnet18-linear-response": {**method, "energy": 0.618}, "resnet18-kron": method}
+    rows |= {"resnet18-auto": {**method, "stated": 0.01}, "resnet18-fine-tune": {**method, "stated": 0.02}}
     rows |= {"resnet18-reference": reference, "resnet18-pointwise": pointwise}
     assert large_page.largest_error(method, reference) == pytest.approx(0.05 / 1.05)
     page = large_page.to_markdown(rows)
     assert large_page.largest_error(pointwise, reference) == pytest.approx(0.05 / 1.05)
     assert "| – | 0.62 | 8.00 | ≤ 8 | **missed** | 0.048 | ≤ 1.5 | reached |" in page
     assert "| 30 | – | 8.00 | ≤ 8 | **missed** | 0.048 | ≤ 0.1 | reached |" in page
-    assert "| – | – | 8.00 | – | – | 0.048 | – | – |" in page
+    assert "| – | – | 8.00 | – | – | 0.048 | – | – | 0.034 | – | – | – |" in page
+    assert "| 0.048 | – | – | 0.034 | 0.010 | ≤ 0.02 | **missed** |" in page
+    assert "| 0.034 | 0.020 | ≤ 0.04 | reached |" in page
     assert "residual 2.0e-09 at the start, 7 products, 3 s, 2 of them for the start" in page
 
 

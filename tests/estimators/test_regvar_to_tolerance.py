@@ -181,7 +181,8 @@ def test_the_measured_error_is_right_with_few_training_rows(n, outputs):
     queries = torch.randn(40, 3, generator=generator, dtype=torch.float64)
     exact = LinearizedLaplace(model, Gaussian(0.6), prior_precision=0.7).fit([(x, y)]).variance(queries)
     regvar = RegVar(model, Gaussian(0.6), prior_precision=0.7).fit([(x, y)])
-    assert relative_rmse(regvar.variance(queries), exact) <= 2 * regvar.relative_error_ + 1e-9
+    # A distance of the bounds below 1e-5 counts as round-off and is not interpolated.
+    assert relative_rmse(regvar.variance(queries), exact) <= 2 * regvar.relative_error_ + 1e-7
 
 
 def test_a_single_training_row_alone_does_not_measure_the_error():
