@@ -51,7 +51,7 @@ def _summary(report: Report) -> list[str]:
 
 def _what_was_run(report: Report) -> list[str]:
     seeds = ", ".join(map(str, report.seeds))
-    tuned = "Tuned: the options with the best score on the validation rows, with the same budget for every method."
+    tuned = f"Tuned: the options with the best score on the validation rows, with {report.tuning_budget}."
     settings = tuned if report.tuned else "The task fixes the prior precision δ; no method was tuned."
     return [
         f"Made {report.created}. Seeds: {seeds}. The network was trained once per task and seed. Every method "
@@ -66,7 +66,8 @@ def _task(task: TaskView) -> list[str]:
     lines += [f"- {_escaped(sentence)}" for sentence in task.findings]
     for table in task.scores.tables:
         lines += ["", "Tuned on validation data:" if table.tuned else "Untuned:", "", *_scores(table)]
-    lines += ["", "Mean ± half of the 95 % interval over seeds. Bold: not significantly worse than the best."]
+    bold = "Bold: not significantly worse than the best."
+    lines += ["", f"Mean ± half of the 95 % interval. {bold} {task.design.description}"]
     if task.agreement.rows:
         header = ["method", "Spearman", "mean ratio", "relative RMSE"]
         agreements = (

@@ -8,6 +8,7 @@ from typing import ClassVar
 from bdl_bench.metrics import Metric
 from bdl_bench.report.scores import ScoreTable, score_table
 from bdl_bench.report.sections.context import Context
+from bdl_bench.report.seed_design import SeedDesign
 
 __all__ = ["Scores", "scores"]
 
@@ -17,6 +18,7 @@ class Scores:
     """The tables of metrics; `tuned` is None if no method was tuned."""
 
     template: ClassVar[str] = "scores.html"
+    design: SeedDesign
     untuned: ScoreTable
     tuned: ScoreTable | None
     seeds: int
@@ -46,8 +48,9 @@ def scores(context: Context) -> Scores:
     results = context.results
     tuned = results.tuned_methods
     return Scores(
-        score_table(results, results.methods),
-        score_table(results, tuned, tuned=True) if tuned else None,
+        context.design,
+        score_table(results, context.design, results.methods),
+        score_table(results, context.design, tuned, tuned=True) if tuned else None,
         len(results.seeds),
         {m: len(s) for m, s in results.finished.items() if len(s) < len(results.seeds)},
     )
