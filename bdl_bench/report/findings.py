@@ -111,15 +111,13 @@ def _detectable(scores: ScoreTable, design: SeedDesign) -> list[str]:
     if not needed:
         return []
     other = f"{metric.label} from {BASELINE}" if tests.baseline_differences else metric.label
-    ends = f"{number(min(needed))} to {number(max(needed))}" if len(needed) > 1 else number(needed[0])
-    sentence = (
-        f"Detectable difference in {other}: {ends}, median {number(median(needed))}"
-        if len(needed) > 1
-        else f"Detectable difference in {other}: {ends}"
-    )
     rows = f"{min(design.n_rows):,} test row{'' if min(design.n_rows) == 1 else 's'}"
-    power = f" (found with probability 0.8 by {design.n_distinct} seeds and {rows}, corrected for {len(found)} tests)"
-    return [sentence + power + _with_more_seeds(found, design) + "."]
+    spread = f" (median over methods; {number(min(needed))} to {number(max(needed))})" if len(needed) > 1 else ""
+    corrected = f", after the correction for {len(found)} tests" if len(found) > 1 else ""
+    return [
+        f"With {design.n_distinct} seeds and {rows}, a difference in {other} of {number(median(needed))}{spread} is "
+        f"detected with probability 0.8{corrected}{_with_more_seeds(found, design)}."
+    ]
 
 
 def _with_more_seeds(found: list[Interval], design: SeedDesign) -> str:
@@ -131,13 +129,13 @@ def _with_more_seeds(found: list[Interval], design: SeedDesign) -> str:
             d,
             n=_MORE_SEEDS,
             standard_error=d.standard_error * sqrt(d.n / _MORE_SEEDS),
-            degrees_of_freedom=_MORE_SEEDS - 1,
+            components=[(1.0, _MORE_SEEDS - 1.0)],
         )
         for d in found
         if d.standard_error
     ]
     needed = [v for d in more if (v := detectable_difference(d, n_comparisons=len(found))) is not None]
-    return f"; with {_MORE_SEEDS} seeds about {number(median(needed))}" if needed else ""
+    return f"; with {_MORE_SEEDS} seeds, one of about {number(median(needed))}" if needed else ""
 
 
 def _against_baseline(scores: ScoreTable) -> list[str]:

@@ -14,7 +14,7 @@ from bdl_bench.report.pairing import order_of_test_rows
 from bdl_bench.report.results import TaskResults
 from bdl_bench.stats import FEWEST_SEEDS, TIE_TOLERANCE, distinct_seeds, seed_groups
 
-__all__ = ["SeedDesign", "seed_design"]
+__all__ = ["SeedDesign", "same_predictions", "seed_design"]
 
 _COMPARED = ("mean", "epistemic_variance", "total_variance", "probs", "log_probs", "log_odds")
 """Arrays of the test rows by which predictions are found to be identical."""
@@ -76,7 +76,7 @@ class SeedDesign:
         if self.same_rows:
             return (
                 f"The {len(self.seeds)} seeds share the same {rows} test rows. Tests and intervals count the variation "
-                "between seeds and between test rows (two-way analysis of variance, Satterthwaite 1946)."
+                "between seeds and between test rows (two-way analysis of variance)."
             )
         overlap = (
             f" A test row occurs in {self.repeats:.1f} seeds on average, so the results hold for splits of these data."
@@ -140,13 +140,22 @@ def _identical(results: TaskResults, method: str) -> dict[int, int]:
     """Return, for each seed, the first seed whose predictions of the same test rows are identical up to round-off."""
     found: dict[int, int] = {}
     for seed in sorted(results.finished[method]):
-        earlier = (s for s in dict.fromkeys(found.values()) if _same_predictions(results, method, seed, s))
+        mine = results.predictions(method, seed)
+        earlier = (s for s in dict.fromkeys(found.values()) if same_predictions(mine, results.predictions(method, s)))
         found[seed] = next(earlier, seed)
     return found
 
 
-def _same_predictions(results: TaskResults, method: str, seed: int, other: int) -> bool:
-    mine, theirs = results.predictions(method, seed), results.predictions(method, other)
+def same_predictions(mine: Arrays, theirs: Arrays) -> bool:
+    """Return whether two runs have the same test rows and predict the same for them, up to round-off.
+
+    Args:
+        mine: arrays of one run by name.
+        theirs: arrays of the other run by name.
+
+    Returns:
+        Whether means, variances and probabilities agree in every row, in any order of the rows.
+    """
     order = order_of_test_rows(mine, theirs)
     names = [name for name in _COMPARED if name in mine and name in theirs]
     return order is not None and all(_close(mine[name][order], theirs[name]) for name in names)

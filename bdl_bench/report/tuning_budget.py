@@ -10,7 +10,7 @@ __all__ = ["tuning_budget"]
 
 
 def tuning_budget(records: Sequence[Record]) -> str:
-    """Return the number of fits that tuning could use and the number that it used, for instance "at most 5 fits".
+    """Return the number of fits that tuning could use, and that it used, the untuned fit included.
 
     Args:
         records: of all runs.
@@ -22,13 +22,12 @@ def tuning_budget(records: Sequence[Record]) -> str:
     if not tuned:
         return ""
     budgets = sorted({int(record.configuration.get("tune_budget", "0")) for record in tuned} - {0})
-    used = sorted({record.tuning.fits for record in tuned if record.tuning is not None})
-    range_of_fits = _between(used)
+    used = _between(sorted({record.tuning.fits + 1 for record in tuned if record.tuning is not None}))
     if not budgets:
-        return f"{range_of_fits} per method"
+        return f"{used} per method"
     if len(budgets) > 1:
-        return f"a budget of {budgets[0]} to {budgets[-1]} fits, not the same for all runs; used: {range_of_fits}"
-    return f"a budget of {_between(budgets)} for every method; used: {range_of_fits}"
+        return f"a budget of {budgets[0]} to {budgets[-1]} fits, which differs between runs (used: {used})"
+    return f"a budget of {_between(budgets)} for every method (used: {used})"
 
 
 def _between(numbers: Sequence[int]) -> str:

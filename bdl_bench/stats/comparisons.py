@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -146,12 +146,4 @@ def _from_baseline(differences: Mapping[tuple[str, str], Interval], baseline: st
 def _negated(interval: Interval) -> Interval:
     low = None if interval.high is None else -interval.high
     high = None if interval.low is None else -interval.low
-    return Interval(
-        -interval.mean,
-        low,
-        high,
-        interval.n,
-        interval.p_value,
-        interval.standard_error,
-        interval.degrees_of_freedom,
-    )
+    return replace(interval, mean=-interval.mean, low=low, high=high)

@@ -8,8 +8,8 @@ squares of the two-way analysis of variance, A of seeds, B of rows and E of resi
 
     Var(mean) = (A + B − E) / (S R),
 
-which is estimated without bias; it is taken as at least A/(S R) and B/(S R). The degrees of freedom are those of
-Satterthwaite (1946): (A + B)² / (A²/(S − 1) + B²/(R − 1)), at least min(S, R) − 1.
+which is estimated without bias; it is taken as at least A/(S R) and B/(S R). A has S − 1 and B has R − 1 degrees of
+freedom. `critical_value` combines them, with the shares A/(A + B) and B/(A + B) of the variance.
 
 docs/benchmarks/statistics.md has the measured levels of these tests and of alternatives.
 """
@@ -22,7 +22,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.stats.intervals import FEWEST_SEEDS, Interval, student_interval
+from bdl_bench.stats.intervals import Components, Interval, interval_from
 from bdl_bench.stats.ties import is_tie
 
 __all__ = ["intervals_over_seeds", "paired_intervals"]
@@ -54,10 +54,10 @@ def intervals_over_seeds(values: Sequence[Floats], *, same_rows: bool) -> list[I
     if n == 1 or (same_rows and len(values[0]) == 1):
         return [Interval(float(mean), None, None, n) for mean in means]
     cleaned = [np.where(finite, value, 0.0) for value in values]
-    variances, freedom = _crossed(np.stack(cleaned)) if same_rows else _over_seeds(cleaned)
+    variances, components = _crossed(np.stack(cleaned)) if same_rows else _over_seeds(cleaned)
     return [
-        student_interval(float(m), float(np.sqrt(v)), float(f), n) if ok else Interval(float(m), None, None, n)
-        for m, v, f, ok in zip(means, variances, freedom, finite, strict=True)
+        interval_from(float(m), float(np.sqrt(v)), parts, n) if ok else Interval(float(m), None, None, n)
+        for m, v, parts, ok in zip(means, variances, components, finite, strict=True)
     ]
 
 
@@ -83,14 +83,14 @@ def paired_intervals(values: Sequence[Floats], others: Sequence[Floats], *, same
     ]
 
 
-def _over_seeds(values: list[Floats]) -> tuple[Floats, Floats]:
-    """Return the variance of the mean over seeds and its degrees of freedom, both (K,)."""
+def _over_seeds(values: list[Floats]) -> tuple[Floats, list[Components]]:
+    """Return the variance of the mean over seeds, (K,), and its components."""
     variances = np.stack([value.mean(0) for value in values]).var(0, ddof=1) / len(values)
-    return variances, np.full(len(variances), len(values) - 1.0)
+    return variances, [[(1.0, len(values) - 1.0)]] * len(variances)
 
 
-def _crossed(values: Floats) -> tuple[Floats, Floats]:
-    """Return the variance of the mean of (S, R, K) crossed values and its degrees of freedom, both (K,)."""
+def _crossed(values: Floats) -> tuple[Floats, list[Components]]:
+    """Return the variance of the mean of (S, R, K) crossed values, (K,), and its components."""
     n_seeds, n_rows, _ = values.shape
     of_seeds, of_rows = values.mean(1), values.mean(0)
     residuals = values - of_seeds[:, None] - of_rows + of_rows.mean(0)
@@ -98,10 +98,6 @@ def _crossed(values: Floats) -> tuple[Floats, Floats]:
     rows = n_seeds * of_rows.var(0, ddof=1)
     rest = np.square(residuals).sum((0, 1)) / ((n_seeds - 1) * (n_rows - 1))
     total = np.maximum(seeds + rows - rest, np.maximum(seeds, rows))
-    spread = seeds**2 / (n_seeds - 1) + rows**2 / (n_rows - 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        freedom = np.where(spread > 0, total**2 / spread, 0.0)
-    fewest = min(n_seeds, n_rows) - 1
-    # With two seeds the mean square of seeds is too uncertain for Satterthwaite's formula.
-    freedom = np.maximum(freedom, fewest) if n_seeds >= FEWEST_SEEDS else np.full_like(freedom, fewest)
-    return total / (n_seeds * n_rows), freedom
+    share = np.divide(seeds, seeds + rows, out=np.ones_like(seeds), where=seeds + rows > 0)
+    components: list[Components] = [[(float(s), n_seeds - 1.0), (float(1 - s), n_rows - 1.0)] for s in share]
+    return total / (n_seeds * n_rows), components

@@ -82,7 +82,7 @@ def test_a_fixed_test_set_is_found_by_its_rows_in_any_order(write, tmp_path):
         assert table.entries["map"][key].interval.mean == pytest.approx(np.mean(found.values("map", key)), rel=1e-9)
     # The errors are those of the rows: about 49 degrees of freedom, far more than the 2 of the seeds.
     interval = table.tests["reg/NLL"].differences["map", "other"]
-    assert 40 < interval.degrees_of_freedom < 60
+    assert 30 < interval.degrees_of_freedom < 60
     assert table.entries["other"]["reg/NLL"].against_baseline == "worse"
 
 
@@ -162,9 +162,9 @@ def test_methods_that_differ_by_round_off_are_ties_in_the_choice_of_the_best(wri
 def test_the_detectable_difference_is_stated_for_these_seeds_and_for_ten(write, tmp_path):
     two_methods(write, seeds=3, rows=40, same_rows=False)
     (task,) = build(tmp_path).tasks
-    (sentence,) = (s for s in task.findings if s.startswith("Detectable difference in NLL from map"))
-    assert "by 3 seeds and 40 test rows" in sentence
-    now, more = (float(re.search(rf"{words} ([0-9]+\.[0-9]+)", sentence)[1]) for words in ("from map:", "about"))
+    (sentence,) = (s for s in task.findings if "is detected with probability 0.8" in s)
+    assert sentence.startswith("With 3 seeds and 40 test rows, a difference in NLL from map of ")
+    now, more = (float(re.search(rf"{words} ([0-9]+\.[0-9]+)", sentence)[1]) for words in ("map of", "about"))
     assert more < now / 2
 
 

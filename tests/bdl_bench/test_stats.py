@@ -1,6 +1,5 @@
 """Intervals against textbook formulas and least squares, and verdicts on differences that are there or not."""
 
-from dataclasses import astuple
 from itertools import combinations
 
 import numpy as np
@@ -22,6 +21,7 @@ from bdl_bench.stats import (
     seed_groups,
     verdicts,
 )
+from bdl_bench.stats.intervals import critical_value, interval_from
 
 
 def verdict(difference, better):
@@ -30,7 +30,9 @@ def verdict(difference, better):
 
 
 def assert_equal(found, expected):
-    assert astuple(found) == pytest.approx(astuple(expected), rel=1e-9)
+    assert found.components == expected.components
+    numbers = [(i.mean, i.low, i.high, i.n, i.p_value, i.standard_error) for i in (found, expected)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-9)
 
 
 def crossed(seeds, rows, *, of_seeds=1.0, of_rows=1.0, rest=1.0, mean=0.0, rng=0):
@@ -93,11 +95,22 @@ def test_with_the_same_rows_the_variance_is_that_of_the_crossed_model(n_seeds, n
     (found,) = intervals_over_seeds(list(values[..., None]), same_rows=True)
     variance = max(a + b - e, a, b) / (n_seeds * n_rows)
     assert found.standard_error**2 == pytest.approx(variance, rel=1e-9)
-    smallest = min(n_seeds, n_rows) - 1
-    freedom = max((a + b - e) ** 2 / (a**2 / (n_seeds - 1) + b**2 / (n_rows - 1)), smallest) if n_seeds > 2 else 1
-    assert found.degrees_of_freedom == pytest.approx(freedom, rel=1e-9)
-    half = student.ppf(0.975, freedom) * np.sqrt(variance)
+    critical = np.sqrt((a * student.ppf(0.975, n_seeds - 1) ** 2 + b * student.ppf(0.975, n_rows - 1) ** 2) / (a + b))
+    half = critical * np.sqrt(variance)
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-9)
+    assert found.degrees_of_freedom == pytest.approx((a + b) ** 2 / (a**2 / (n_seeds - 1) + b**2 / (n_rows - 1)))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 2.0, 9.0, 60.0])
+@pytest.mark.parametrize("share", [0.0, 1e-9, 0.4, 1.0])
+def test_the_p_value_is_the_level_whose_critical_value_is_the_ratio(ratio, share):
+    components = [(share, 2.0), (1 - share, 199.0)]
+    found = interval_from(-ratio * 0.7, 0.7, components, 5)
+    assert critical_value(found.p_value, components) == pytest.approx(ratio, rel=1e-6)
+    alone = [2 * student.sf(ratio, freedom) for freedom in (2, 199)]
+    assert min(alone) * (1 - 1e-9) <= found.p_value <= max(alone) * (1 + 1e-9)
+    if share == 1:
+        assert found.p_value == pytest.approx(alone[0], rel=1e-9)
 
 
 def test_rows_that_all_seeds_share_count_once():
