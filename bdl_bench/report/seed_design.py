@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ __all__ = ["SeedDesign", "same_predictions", "seed_design"]
 
 _COMPARED = ("mean", "epistemic_variance", "total_variance", "probs", "log_probs", "log_odds")
 """Arrays of the test rows by which predictions are found to be identical."""
-Arrays = Mapping[str, NDArray[np.float64]]
+Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from bdl_bench.report.sections.calibration import calibration
 from bdl_bench.report.sections.configuration import configuration
 from bdl_bench.report.sections.context import Context
 from bdl_bench.report.sections.cost import costs
+from bdl_bench.report.sections.custom import custom_sections
 from bdl_bench.report.sections.ood import out_of_distribution
 from bdl_bench.report.sections.scores import scores
 from bdl_bench.report.sections.selective import selective
@@ -97,6 +98,7 @@ def _task_view(context: Context, index: int) -> TaskView:
         out_of_distribution(context, table),
         shift(context),
         exact,
+        *custom_sections(context),
         tuning(context),
         configuration(context),
     )

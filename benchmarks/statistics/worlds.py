@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from bdl_bench.metrics.calibration import ece
 __all__ = ["DESIGNS", "QUANTITIES", "Design", "Quantity"]
 
 Floats = NDArray[np.float64]
-Arrays = Mapping[str, Floats]
+Arrays = Mapping[str, NDArray[Any]]
 _OUTSIDE = "ood/other/"
 
 

@@ -12,6 +12,10 @@ from bdl_bench.report.seed_design import SeedDesign
 
 __all__ = ["Scores", "scores"]
 
+_TEST = ("cls/", "reg/", "cal/")
+_ELSEWHERE = ("sc/", "cov/", "width/", "ood/", "shift/")
+"""Beginnings of the keys of metrics that other sections show."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -29,6 +33,12 @@ class Scores:
     def tables(self) -> list[ScoreTable]:
         """The untuned table, and the tuned one if there is one."""
         return [self.untuned] if self.tuned is None else [self.untuned, self.tuned]
+
+    @property
+    def test_keys(self) -> tuple[str, ...]:
+        """The beginnings of the keys of the metrics of test rows that have no section of their own."""
+        own = [m.key for m in self.untuned.metrics if not m.key.startswith((*_TEST, *_ELSEWHERE))]
+        return *_TEST, *own
 
     @property
     def compared(self) -> ScoreTable:
