@@ -171,12 +171,26 @@ class PluginRegistry:
 
 
 def origin_of_method(name: str) -> str | None:
-    """Return the plugin that added a method; None if no plugin did."""
+    """Return the plugin that added a method.
+
+    Args:
+        name: of the method.
+
+    Returns:
+        The reference of the plugin; None if no plugin did.
+    """
     return _ORIGINS.get(("method", name))
 
 
 def origin_of_task(name: str) -> str | None:
-    """Return the plugin that added a task; None if no plugin did."""
+    """Return the plugin that added a task.
+
+    Args:
+        name: of the task.
+
+    Returns:
+        The reference of the plugin; None if no plugin did.
+    """
     return _ORIGINS.get(("task", name))
 
 

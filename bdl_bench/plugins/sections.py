@@ -18,31 +18,57 @@ class SectionResults(Protocol):
     Attributes:
         name: name of the task.
         kind: "regression", "classification" or "binary".
-        methods: names of the methods, in the order of tables.
-        seeds: the seeds with a finished run.
-        tuned_methods: names of the methods of which every run was tuned.
     """
 
     name: str
     kind: str
 
     @property
-    def methods(self) -> list[str]: ...
+    def methods(self) -> list[str]:
+        """Names of the methods, in the order of tables."""
 
     @property
-    def seeds(self) -> list[int]: ...
+    def seeds(self) -> list[int]:
+        """Seeds with a finished run."""
 
     @property
-    def tuned_methods(self) -> list[str]: ...
+    def tuned_methods(self) -> list[str]:
+        """Names of the methods of which every run was tuned."""
 
     def shared_seeds(self, method: str, other: str) -> list[int]:
-        """Return the seeds that both methods finished; those of one method for the same name twice."""
+        """Return the seeds that two methods finished.
+
+        Args:
+            method: name of a method.
+            other: name of another method, or the same.
+
+        Returns:
+            The seeds.
+        """
 
     def predictions(self, method: str, seed: int, *, tuned: bool = False) -> Mapping[str, NDArray[Any]]:
-        """Return the arrays of a run by name, in the layout of `bdl_bench.metrics.groups`."""
+        """Return the arrays of a run.
+
+        Args:
+            method: name of a method.
+            seed: a seed that it finished.
+            tuned: whether of the tuned or of the untuned estimator.
+
+        Returns:
+            Arrays by name, in the layout of `bdl_bench.metrics.groups`.
+        """
 
     def metric_values(self, method: str, seed: int, *, tuned: bool = False) -> dict[str, float]:
-        """Return the metrics of a run by key."""
+        """Return the metrics of a run.
+
+        Args:
+            method: name of a method.
+            seed: a seed that it finished.
+            tuned: whether of the tuned or of the untuned estimator.
+
+        Returns:
+            Values by key.
+        """
 
 
 @dataclass(frozen=True)

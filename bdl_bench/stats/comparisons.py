@@ -42,7 +42,14 @@ class Comparisons:
     differences: dict[tuple[str, str], Interval] = field(default_factory=dict)
 
     def with_method(self, other: str) -> dict[str, Verdict]:
-        """Return the verdict on each method against one of them, corrected for all pairs."""
+        """Return the verdict on each method against one of them, corrected for all pairs.
+
+        Args:
+            other: the method that the others are compared with.
+
+        Returns:
+            The verdict by method, without methods that have no common seed with it.
+        """
         found: dict[str, Verdict] = {}
         for (first, second), verdict in self.pairs.items():
             if second == other:
