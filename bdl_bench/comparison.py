@@ -14,6 +14,8 @@ from rich.console import Console
 
 from bdl_bench.cli.progress import show_progress
 from bdl_bench.methods import default_methods, methods_named
+from bdl_bench.plugins import load_installed_plugins, load_plugins
+from bdl_bench.plugins.loading import Plugin
 from bdl_bench.problem.problem import Problem
 from bdl_bench.report import write_report
 from bdl_bench.report.notebook import Comparison
@@ -40,6 +42,7 @@ def compare(
     device: str = "cpu",
     threads: int = 1,
     progress_bar: bool = True,
+    plugins: Sequence[Plugin] = (),
 ) -> Comparison:
     """Run methods on a problem and return their records and report. A notebook shows the report.
 
@@ -55,16 +58,21 @@ def compare(
         device: "cpu", "cuda", "cuda:1", ...
         threads: number of torch threads.
         progress_bar: whether to show progress on the standard error stream.
+        plugins: modules with a function `register(registry)`, as "module", "module:function", the module, or the
+            function. Plugins of installed packages are loaded, too.
 
     Returns:
         The records, as `records` or a data frame by `to_frame()`, and the path of the report. A method that fails has a
         record with the reason.
 
     Raises:
+        PluginError: if a plugin cannot be loaded, or takes a name that exists.
         OptionError: for unknown names of tasks or methods, and for seeds that are not integers.
         EstimatorError: if the problem is invalid.
     """
     directory = Path(tempfile.mkdtemp(prefix="bdl-bench-")) if out is None else Path(out)
+    load_installed_plugins()
+    load_plugins(plugins)
     numbers = _seeds(seeds)
     chosen = [methods] if isinstance(methods, str) else list(methods or default_methods())
     methods_named(chosen)

@@ -26,6 +26,9 @@ from benchmarks.serving import page as serving_page
 from benchmarks.serving.measure import METHODS as SERVED_FITS
 from benchmarks.serving.measure import NETWORKS as SERVED
 from benchmarks.serving.measure import measure_serving
+from benchmarks.statistics import page as statistics_page
+from benchmarks.statistics.measure import measure_columns, measure_level, measure_power
+from benchmarks.statistics.worlds import DESIGNS, QUANTITIES
 from benchmarks.tolerance import page as tolerance_page
 from benchmarks.tolerance.measure import TASK_NAMES, measure_tolerance
 
@@ -84,6 +87,23 @@ PAGES: dict[str, Page] = {
             for method in SERVED_FITS
         },
         serving_page.to_markdown,
+        default=False,
+    ),
+    "statistics": Page(
+        {
+            **{
+                f"statistics-{d}-{q}": partial(measure_level, design.name, quantity)
+                for d, design in enumerate(DESIGNS)
+                for q, quantity in enumerate(QUANTITIES)
+            },
+            "statistics-columns": measure_columns,
+            **{
+                f"statistics-power-{d}-{q}": partial(measure_power, DESIGNS[d].name, quantity)
+                for d in (0, 1)
+                for q, quantity in enumerate(("Gaussian scores", "heavy-tailed scores (NLL)"))
+            },
+        },
+        statistics_page.to_markdown,
         default=False,
     ),
     "fisher": Page({name: partial(measure_fisher, name) for name in CASES}, fisher_page.to_markdown, default=False),

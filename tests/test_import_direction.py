@@ -48,6 +48,7 @@ ORDER = {
             "records",
             "networks",
             "tasks",
+            "plugins",
             "runner",
             "report",
         ),

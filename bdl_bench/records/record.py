@@ -154,6 +154,7 @@ class Record(BaseModel):
         problem: content key of the problem.
         task_code: digest of the code and options of the task.
         method_code: digest of the code and options of the method.
+        plugins: the plugins of the "task" and the "method", if they came from one.
         arrays: path of the arrays in the directory.
         arrays_digest: digest of the arrays.
     """
@@ -183,6 +184,7 @@ class Record(BaseModel):
     problem: str = ""
     task_code: str = ""
     method_code: str = ""
+    plugins: dict[str, str] = Field(default_factory=dict)
     arrays: str | None = None
     arrays_digest: str | None = None
 

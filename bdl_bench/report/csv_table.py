@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from bdl_bench.report.reference_agreement import CostRow
 from bdl_bench.report.scores import ScoreTable
 from bdl_bench.report.summary import TaskView
-from bdl_bench.report.tidy import LongRow
 from bdl_bench.report.view import Report
 from bdl_bench.stats import Interval, mean_interval
 
@@ -48,7 +47,7 @@ def _rows(report: Report) -> Iterator[Row]:
         yield from _agreement(task)
         for cost in task.costs.rows:
             yield from _costs(task.name, cost)
-    yield from _shifted(report.numbers)
+    yield from _shifted(report)
     if report.summary is not None and report.summary.ranking is not None:
         for method, rank in report.summary.ranking.average.items():
             yield ("", method, "", "average rank", rank, "", "", "", "", "")
@@ -83,11 +82,13 @@ def _costs(task: str, cost: CostRow) -> Iterator[Row]:
             yield (task, cost.method, "", f"cost/{name} (median)", value, "", "", "", "", "")
 
 
-def _shifted(numbers: list[LongRow]) -> Iterator[Row]:
-    """Yield the metrics of shifted rows."""
+def _shifted(report: Report) -> Iterator[Row]:
+    """Yield the metrics of shifted rows, over distinct seeds."""
     found: dict[tuple[str, str, str, str], list[float]] = {}
-    for row in numbers:
-        if row.quantity.startswith("shift/"):
+    designs = {task.name: task.design for task in report.tasks}
+    for row in report.numbers:
+        first = designs[row.task].copies[row.method][row.seed]
+        if row.quantity.startswith("shift/") and first == row.seed:
             found.setdefault((row.task, row.method, row.variant, row.quantity), []).append(row.value)
     for name, values in found.items():
         yield (*name, *_numbers(mean_interval(values)), "", "")

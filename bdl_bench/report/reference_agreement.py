@@ -10,6 +10,7 @@ from bdl_bench.methods import REFERENCE
 from bdl_bench.metrics import Agreement, agreement
 from bdl_bench.records.record import Cost
 from bdl_bench.report.results import TaskResults
+from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.stats import Interval, mean_interval
 
 __all__ = ["AgreementRow", "CostRow", "agreement_rows", "agreement_with_reference", "cost_rows"]
@@ -49,11 +50,11 @@ class CostRow:
         return self.fit_seconds + self.predict_seconds + (self.tuning_seconds or 0.0)
 
 
-def agreement_rows(results: TaskResults) -> list[AgreementRow]:
-    """Return one row per method other than the reference; none if the reference was not run."""
+def agreement_rows(results: TaskResults, design: SeedDesign) -> list[AgreementRow]:
+    """Return one row per method other than the reference, over distinct seeds; none if the reference was not run."""
     rows = []
     for method in results.methods:
-        seeds = results.shared_seeds(method, REFERENCE)
+        seeds = design.distinct(results.shared_seeds(method, REFERENCE), [method, REFERENCE])
         if method == REFERENCE or not seeds:
             continue
         found = [agreement_with_reference(results, method, seed) for seed in seeds]

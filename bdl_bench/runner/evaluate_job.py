@@ -21,6 +21,7 @@ from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.custom_methods import as_estimator, learned_values
 from bdl_bench.methods.registry import check_recipe
 from bdl_bench.metrics import evaluate
+from bdl_bench.plugins import origin_of_method, origin_of_task, require_plugins
 from bdl_bench.problem.kept_rows import AS_GIVEN
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import rewind
@@ -71,13 +72,17 @@ SKIP_ERRORS = (
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """One method on one trained (task, seed), with the number of fits that it may spend on its option."""
+    """One method on one trained (task, seed), with the number of fits that it may spend on its option.
+
+    `plugins` are loaded where it runs.
+    """
 
     model: TrainedModel
     method: str
     directory: Path
     device: str
     tune_budget: int = 0
+    plugins: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -100,6 +105,8 @@ Job: TypeAlias = TrainingJob | EvaluationJob
 def execute(job: Job) -> TrainingResult | EvaluationResult:
     """Train a network, or evaluate a method on it."""
     import bdl_bench.runner.warm_up  # noqa: F401  only in processes that execute jobs
+
+    require_plugins(job.plugins)
 
     return train_network(job) if isinstance(job, TrainingJob) else evaluate_job(job)
 
@@ -272,6 +279,12 @@ def _plain(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _plugins(job: EvaluationJob) -> dict[str, str]:
+    """Return the plugins that the task and the method came from."""
+    found = {"task": origin_of_task(job.model.task), "method": origin_of_method(job.method)}
+    return {name: origin for name, origin in found.items() if origin is not None}
+
+
 def _record(job: EvaluationJob, **fields: Any) -> Record:  # noqa: ANN401
     return Record(
         key=job.key,
@@ -284,5 +297,6 @@ def _record(job: EvaluationJob, **fields: Any) -> Record:  # noqa: ANN401
         task_code=job.model.code,
         method_code=job.code,
         environment=environment(),
+        plugins=_plugins(job),
         **fields,
     )

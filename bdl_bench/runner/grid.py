@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from bdl_bench.methods import methods_named
+from bdl_bench.plugins import loaded_plugins
 from bdl_bench.records.predictions import Arrays
 from bdl_bench.records.record import Record, RecordStore, Training
 from bdl_bench.runner.directories import check_directory, make_directory
@@ -139,6 +140,7 @@ class GridRun:
     def __init__(self, grid: Grid, listener: Listener, executor: Executor, locks: FileLocks) -> None:
         self.grid, self.listener, self.executor, self.locks = grid, listener, executor, locks
         self.store, self.disk = RecordStore(grid.directory), Disk(grid.directory)
+        self.plugins = tuple(loaded_plugins())
         self.records: dict[JobId, Record] = {}
         self.exclusive: dict[Path, bool] = {}
         self.timed_out: dict[tuple[str, str], int] = {}
@@ -157,7 +159,7 @@ class GridRun:
         """Return the records of all evaluations: found, made, or made by another run meanwhile."""
         for task, seed, method in self.grid.jobs:
             if method is None:
-                self.schedule.add(TrainingJob(task, seed, self.grid.device))
+                self.schedule.add(TrainingJob(task, seed, self.grid.device, plugins=self.plugins))
         queue: JobQueue[Job] = JobQueue(self.schedule, self._started, self._timeout)
         with closing(self.executor.run(execute, queue)) as outcomes:
             for job, outcome in outcomes:
@@ -257,7 +259,8 @@ class GridRun:
     def _evaluations(self, model: TrainedModel) -> list[EvaluationJob]:
         grid = self.grid
         methods = dict.fromkeys(grid.methods)
-        return [EvaluationJob(model, method, grid.directory, grid.device, grid.tune_budget) for method in methods]
+        options = grid.directory, grid.device, grid.tune_budget, self.plugins
+        return [EvaluationJob(model, method, *options) for method in methods]
 
     def _fail_evaluations(self, job: TrainingJob, error: Exception) -> None:
         """Record the failed training for each method. Finished records, and those of another run, stay."""

@@ -36,12 +36,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One (task, seed) to train; `known` is content key and training seconds of the checkpoint on disk, if any."""
+    """One (task, seed) to train.
+
+    `known` is content key and training seconds of the checkpoint on disk, if any; `plugins` are loaded where it runs.
+    """
 
     task: str
     seed: int
     device: str
     known: tuple[str, float] | None = None
+    plugins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

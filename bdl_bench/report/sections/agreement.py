@@ -48,7 +48,7 @@ class AgreementSection:
 def agreement(context: Context) -> AgreementSection:
     """Return numbers over all seeds, and figures of the first seed that a method shares with the reference."""
     results = context.results
-    rows = agreement_rows(results)
+    rows = agreement_rows(results, context.design)
     drawings: list[Drawing | None] = []
     largest: dict[str, list[Disagreement]] = {}
     for row in rows:
