@@ -135,7 +135,9 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
         tuning = _tuned(job, estimator, problem)
         tuned_arrays = {}
         if tuning is not None:
-            tuned_arrays = Predictor(problem, tuning.estimator, tuning.predict_standardized).all_sets()
+            tuned_arrays = Predictor(
+                problem, tuning.estimator, tuning.predict_standardized, tuning.calibration
+            ).all_sets()
     kind = problem.likelihood.kind
     check_arrays(arrays)
     check_arrays(prefixed("tuned", tuned_arrays))
