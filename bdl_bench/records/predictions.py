@@ -6,6 +6,7 @@ Arrays of the test rows have plain names: `mean`, `epistemic_variance`, `total_v
 has no targets has no `targets` array. If the problem has rows for the plot of predictive bands, these and the training
 rows also have their inputs `x`. If it has out-of-distribution rows, these and the test rows have the `centred_variance`
 of their logits: the variance without the shift that is common to all logits, which changes no probability. A method
+whose chains make two predictions has `even_mean`, `odd_mean` and so on (`chain_halves.py`). A method
 with function samples or covariances has `joint_nll`, `mutual_information` and `energy_score` (`sample_scores.py`).
 
 Every set has `row_id`, a digest of the inputs and the target of each row. Arrays of two records are paired by it and
@@ -28,6 +29,7 @@ from bdl_bench.problem.kept_rows import CheckedRows, KeptRows
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import Query, queries
 from bdl_bench.problem.row_identity import ids_of, position_ids
+from bdl_bench.records.chain_halves import HalfPredictor, half_fields
 from bdl_bench.records.sample_scores import SampleScores
 from estimators import UncertaintyEstimator
 from estimators.calibration.calibration import Calibration
@@ -71,6 +73,7 @@ class Predictor:
                 arrays |= prefixed(name, self._on(name))
         arrays |= self._centred()
         arrays |= self._from_samples()
+        arrays |= self._halves()
         if problem.plot_grid is not None:
             grid = self._kept("plot_grid")
             arrays |= prefixed("plot_grid", {"x": _in_order(grid, _inputs(list(queries(grid, problem.layout))))})
@@ -150,6 +153,22 @@ class Predictor:
                 if all(key in part for part in found):
                     array = _in_order(kept, np.concatenate([part[key] for part in found]))
                     arrays[key if name == "test" else f"{name}/{key}"] = array
+        return arrays
+
+    def _halves(self) -> Arrays:
+        """Return the predictions by both halves of the chains of a sampled posterior, without calibration."""
+        estimator, arrays = self.estimator, {}
+        if not isinstance(estimator, HalfPredictor) or self.calibration is not None:
+            return {}
+        for name in self.problem.sets():
+            if name != "test" and not name.startswith(("ood/", "shift/")):
+                continue
+            kept = self._kept(name)
+            found = [half_fields(estimator, q, self.problem.likelihood) for q in queries(kept, self.problem.layout)]
+            halves = {key: _joined([part[key] for part in found]) for key in found[0]}
+            if len(next(iter(halves.values()))) == len(kept.digests):  # one row each
+                halves = {key: _in_order(kept, array) for key, array in halves.items()}
+                arrays |= halves if name == "test" else prefixed(name, halves)
         return arrays
 
     def _centred_on(self, kept: KeptRows | CheckedRows) -> NDArray[np.float64]:

@@ -33,6 +33,7 @@ def _command_line(records: Sequence[Record], bundled: Sequence[str], references:
     else:
         words += ["--seed-list", ",".join(map(str, seeds))]
     words += ["--tune-budget", str(_tune_budget(found))]
+    words += ["--converged-map"] if _is_converged(found) else []
     words += [word for device in _devices(found) for word in ("--device", device)]
     return shlex.join(words)
 
@@ -43,6 +44,7 @@ def _python(records: Sequence[Record], task: str) -> str:
     options = [
         f"seeds={_seeds(found)}",
         f"tune_budget={_tune_budget(found)}",
+        *(["converged_map=True"] if _is_converged(found) else []),
         *(f"device={d!r}" for d in _devices(found)),
     ]
     name, comment = (task, "") if task.isidentifier() else ("problem", f"  # problem: {task!r}")
@@ -60,6 +62,11 @@ def _seeds(records: Sequence[Record]) -> list[int]:
 
 def _tune_budget(records: Sequence[Record]) -> int:
     return max((int(r.configuration.get("tune_budget", "0")) for r in records if r.status == "ok"), default=0)
+
+
+def _is_converged(records: Sequence[Record]) -> bool:
+    """Return whether the networks were trained to a stationary point of L."""
+    return any(record.training is not None and record.training.convergence is not None for record in records)
 
 
 def _devices(records: Sequence[Record]) -> list[str]:

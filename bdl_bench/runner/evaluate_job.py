@@ -30,7 +30,7 @@ from bdl_bench.records.record import Cost, Record, Tuning, content_key
 from bdl_bench.records.versions import environment
 from bdl_bench.runner.executors.worker_errors import TimeLimitError
 from bdl_bench.runner.peak_memory import peak_memory
-from bdl_bench.runner.preflight import preflight
+from bdl_bench.runner.preflight import preflight, relative_gradient
 from bdl_bench.runner.train_job import (
     TrainedModel,
     TrainingJob,
@@ -46,6 +46,7 @@ from estimators.errors import (
     IndefiniteHessianError,
     NoLastLayerError,
     NotConvergedWarning,
+    ReferenceNotReachedError,
     TooLargeError,
     TuningBoundaryWarning,
     UnsupportedError,
@@ -62,6 +63,7 @@ SKIP_ERRORS = (
     IndefiniteHessianError,
     MissingDataError,
     NoLastLayerError,
+    ReferenceNotReachedError,
     TimeLimitError,
     TooLargeError,
     UnsupportedError,
@@ -126,7 +128,7 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
     if method.retrains:
         check_recipe(method.name, problem)
     rewind(problem.sets().values())
-    findings = preflight(problem)
+    findings, gradient = preflight(problem), relative_gradient(problem)
     rewind(problem.sets().values())
     with seeded(job.model.seed), _collected_warnings("warnings") as fit_warnings:
         predictor, test, cost = _fit_and_predict(job, method, problem)
@@ -153,6 +155,7 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
         configuration=_configuration(job, problem, estimator, n_test=len(test["targets"])),
         fit_report=_fit_report(estimator) | fit_warnings | tuning_warnings,
         preflight=findings,
+        relative_gradient=gradient,
     )
     return record, arrays | prefixed("tuned", tuned_arrays)
 

@@ -211,6 +211,30 @@ class ReferencePosterior(UncertaintyEstimator):
         """
         return self.diagnose(x).rows.noise_floor
 
+    def half_predictions(self, x: PyTree) -> tuple[Prediction, Prediction]:
+        """Return the predictive distributions by the even and by the odd chains, whose distance gives `noise_floor`.
+
+        Args:
+            x: M query rows.
+
+        Returns:
+            Both predictions, without calibration, as `predict_uncalibrated` makes them of all chains.
+
+        Raises:
+            NotFittedError, ModelChangedError, DataError: as `variance`.
+        """
+        x = self._prepare_query(x)
+        shape = self._check_query(x)[1:]
+        halves: tuple[list[Prediction], list[Prediction]] = ([], [])
+        for _, found in self.weight_draws_.chunks(without_graph(x), shape.numel()):
+            for chains, parts in zip((slice(0, None, 2), slice(1, None, 2)), halves, strict=True):
+                mean, variance = (self._to_output_dtype(part).reshape(-1, *shape) for part in found.moments(chains))
+                samples = self._to_output_dtype(found.f[chains].flatten(0, 1)).reshape(-1, *mean.shape)
+                averaged = None if self.likelihood.kind == "regression" else samples
+                parts.append(replace(self.likelihood.predict(mean, variance, averaged), samples=None))
+        even, odd = map(_concatenated, halves)
+        return even, odd
+
     def draws(self, x: PyTree, *, max_draws: int | None = None) -> Tensor:
         """Return the draws of the outputs at some rows, those of a chain in a row.
 
@@ -324,9 +348,7 @@ class ReferencePosterior(UncertaintyEstimator):
         gradient.check(run.hmc.z)
         self._chains, self.weight_draws_ = run.statistics(), _weight_draws(potential, run.draws, seed=self.seed)
 
-    def _run_nuts(
-        self, potential: FullPotential | CollapsedPotential, z: Tensor, *, progress_bar: bool
-    ) -> None:
+    def _run_nuts(self, potential: FullPotential | CollapsedPotential, z: Tensor, *, progress_bar: bool) -> None:
         """Sample by NUTS from prior draws z (K, D), and set the draws."""
         gradient = ChainGradient(potential, z[:1])
         starts = torch.cat([chain_starts(gradient, row, "trained") for row in z.split(1)])
