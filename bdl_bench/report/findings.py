@@ -94,7 +94,8 @@ def _closest(rows: list[AgreementRow]) -> list[str]:
     assert closest.spearman is not None
     return [
         f"Closest to linearized Laplace by relative RMSE of the variance: {closest.method} "
-        f"({number(closest.relative_rmse.mean)}; Spearman {number(closest.spearman.mean)}, mean ratio {number(closest.mean_ratio.mean)})."
+        f"({number(closest.relative_rmse.mean)}; Spearman {number(closest.spearman.mean)}, "
+        f"mean ratio {number(closest.mean_ratio.mean)})."
     ]
 
 
