@@ -2,10 +2,10 @@
 
 Given the other weights R, the network is a linear regression on its features φ (N, E), for each output c
 
-    y_c = Φ w_c + noise,   w_c ~ N(m_c, D_c⁻¹)     A_c = ΦᵀΦ/σ_c² + D_c,   u_c = A_c⁻¹ Φᵀ(y_c − Φ m_c)/σ_c²
-    −log p(y_c | R) = ½ [‖y_c − Φ(m_c + u_c)‖²/σ_c² + u_cᵀ D_c u_c + log det A_c − log det D_c + N log 2πσ_c²]
+    y_c = Φ w_c + noise,   w_c ~ N(m_c, D_c⁻¹)     A_c = ΦᵀΦ/σ_c² + D_c,   b_c = Φᵀy_c/σ_c² + D_c m_c,   v_c = A_c⁻¹ b_c
+    −log p(y_c | R) = ½ [‖y_c‖²/σ_c² + m_cᵀD_c m_c − b_cᵀv_c + log det A_c − log det D_c + N log 2πσ_c²]
 
-The sampler moves in R alone; the last layer given R is N(m_c + u_c, A_c⁻¹), in closed form.
+The sampler moves in R alone; the last layer given R is N(v_c, A_c⁻¹), in closed form.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Conditional:
     """The last layer given the other weights, for S draws of these.
 
     Args:
-        mean: m + u, (S, C, E).
+        mean: v, (S, C, E).
         factor: Cholesky factors of A, (S, C, E, E), or (S, 1, E, E) if all outputs have the same.
     """
 
@@ -87,8 +87,10 @@ class CollapsedPotential(Potential):
         self._n_factors = 1 if same else c
         y = torch.cat([batch.y.flatten(1) for batch in self.batches])
         self._targets = y - self.offset
-        n_log = len(y) * self._noise.log().sum() + y.numel() * math.log(2 * math.pi)
-        self._constant = 0.5 * (n_log - self._prior_precision.log().sum())
+        self._prior_pull = self._prior_precision * self._prior_mean  # D m
+        constant = (self._targets.square() / self._noise).sum() + (self._prior_pull * self._prior_mean).sum()
+        constant = constant - self._prior_precision.log().sum() + len(y) * self._noise.log().sum()
+        self._constant = 0.5 * (constant + y.numel() * math.log(2 * math.pi))
 
     @property
     def offset(self) -> Tensor:
@@ -97,18 +99,25 @@ class CollapsedPotential(Potential):
 
     def energy(self, z: Tensor) -> Tensor:
         features = self._features(self._network_weights(z))
-        _, factor, increment, residual = self._solved(features)
-        fit = (residual.square() / self._noise).sum() + (self._prior_precision * increment.square()).sum()
-        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum() * (self.layer.n_outputs / self._n_factors)
-        return 0.5 * (fit + log_det + z.square().sum()) + self._constant
+        fixed = features.detach()
+        mean, factor = self._solved(fixed)  # v, and the Cholesky factors of A
+        right = self._right(fixed)  # b
+        copies = self.layer.n_outputs / self._n_factors
+        log_det = 2 * copies * factor.diagonal(dim1=-2, dim2=-1).log().sum()
+        value = 0.5 * (log_det - (right * mean).sum() + z.detach().square().sum()) + self._constant
+        # ∂U/∂Φ = Σ_c [Φ(A_c⁻¹ + v_c v_cᵀ) − y_c v_cᵀ]/σ_c², since v_c minimises the quadratic form: no factorisation is
+        # differentiated. The features enter linearly with this slope, and the value is replaced by that of U.
+        second = torch.cholesky_inverse(factor) + mean[:, :, None] * mean[:, None]
+        slope = fixed @ (second / self._noise[:, None, None]).sum(0) - (self._targets / self._noise) @ mean
+        tangent = (features * slope).sum() + 0.5 * z.square().sum()
+        return value + (tangent - tangent.detach())
 
     def conditional(self, z: Tensor) -> Conditional:
         """Return the last layer given coordinates z (S, D) of the other weights."""
         size = max(1, _CHUNK_ELEMENTS // (len(self._targets) * self.layer.n_features))
 
         def one(z: Tensor) -> tuple[Tensor, Tensor]:
-            mean, factor, _, _ = self._solved(self._features(self._network_weights(z)))
-            return mean, factor
+            return self._solved(self._features(self._network_weights(z)))
 
         with torch.no_grad(), differentiable():
             mean, factor = vmap(one, chunk_size=size)(z)
@@ -120,17 +129,18 @@ class CollapsedPotential(Potential):
         theta[:, self.rest] = self._rest_weights(z)
         return theta
 
-    def _solved(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return m + u (C, E), the Cholesky factors of A, u (C, E), and the residuals y − Φ(m + u) (N, C)."""
+    def _solved(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return v (C, E) and the Cholesky factors of A (C or 1, E, E) at features Φ (N, E)."""
         n = self._n_factors
-        residual = self._targets - features @ self._prior_mean.mT
         gram = features.mT @ features
         precision = gram / self._noise[:n, None, None] + torch.diag_embed(self._prior_precision[:n])  # A
         factor = torch.linalg.cholesky(precision)
-        right = (residual.mT @ features) / self._noise[:, None]  # Φᵀ(y − Φm)/σ², (C, E)
         factors = factor.expand(self.layer.n_outputs, *factor.shape[1:])
-        increment = torch.cholesky_solve(right[..., None], factors)[..., 0]
-        return self._prior_mean + increment, factor, increment, residual - features @ increment.mT
+        return torch.cholesky_solve(self._right(features)[..., None], factors)[..., 0], factor
+
+    def _right(self, features: Tensor) -> Tensor:
+        """Return b (C, E) at features Φ (N, E)."""
+        return (features.mT @ self._targets).mT / self._noise[:, None] + self._prior_pull
 
     def _features(self, theta: Tensor) -> Tensor:
         """Return φ (N, E) at weights θ (P,), of which those of the last layer do not matter."""

@@ -32,7 +32,7 @@ def split_r_hat(draws: Tensor) -> Tensor:
     if draws.shape[1] < _LEAST_DRAWS:
         return draws.new_full(draws.shape[2:], math.nan)
     halves = _split(draws)
-    folded = (halves - halves.flatten(0, 1).median(0).values).abs()  # of ties: torch takes the lower median
+    folded = (halves - _median(halves.flatten(0, 1))).abs()
     return torch.maximum(_r_hat(_normal_scores(halves)), _r_hat(_normal_scores(folded)))
 
 
@@ -59,14 +59,19 @@ def e_bfmi(energies: Tensor) -> Tensor:
     Returns:
         (K,). Below about 0.3 the momenta explore the energies too slowly.
     """
-    steps = energies.diff(dim=1).square().mean(1)
-    return steps / energies.var(1, correction=0)
+    return energies.diff(dim=1).square().mean(1) / energies.var(1)
 
 
 def _split(draws: Tensor) -> Tensor:
     """Return the two halves of each chain as chains, (2K, S // 2, Q); of an odd number of draws the middle is left out."""
     half = draws.shape[1] // 2
     return torch.stack([draws[:, :half], draws[:, -half:]], dim=1).flatten(0, 1)
+
+
+def _median(values: Tensor) -> Tensor:
+    """Return the median of each column, the mean of the middle two if their number is even."""
+    ascending, n = values.sort(0).values, len(values)
+    return (ascending[(n - 1) // 2] + ascending[n // 2]) / 2
 
 
 def _normal_scores(chains: Tensor) -> Tensor:
@@ -101,11 +106,11 @@ def _ess(chains: Tensor) -> Tensor:
     pairs = even + odd  # P_t = ρ_2t + ρ_2t+1, positive and decreasing in theory
     usable = (n - 3) // 2 + 1 if n > 3 else 1  # as in arviz, whose loop ends three lags before the last
     pairs, even = pairs[:usable], even[:usable]
-    positive = (pairs > 0).cumprod(0).bool()
-    monotone = pairs.where(positive, torch.inf).cummin(0).values.where(positive, 0.0)
-    first_negative = positive.sum(0).clamp(max=len(even) - 1)[None]
-    remainder = even.gather(0, first_negative)[0].clamp(min=0)  # ρ of the first even lag that is left out
-    remainder = remainder.where(~positive.all(0), 0.0)
+    positive = (pairs > 0).cumprod(0)
+    n_pairs = positive.sum(0, keepdim=True).clamp(max=usable - 1)
+    kept = torch.arange(usable, device=pairs.device)[:, None] < n_pairs
+    monotone = pairs.cummin(0).values.where(kept, 0.0)
+    remainder = even.gather(0, n_pairs)[0].clamp(min=0)  # ρ of the first even lag that is left out
     tau = -1 + 2 * monotone.sum(0) + remainder
     tau = tau.clamp(min=1 / math.log10(k * n))
     ess: Tensor = k * n / tau

@@ -175,7 +175,7 @@ class ChainGradient:
 
     def _recorded(self, z: Tensor) -> Gradient:
         with differentiable():
-            module = make_fx(vmap(self._one))(z)
+            module = make_fx(lambda z: vmap(self._one)(z))(z)  # a function whose signature fx can read
         module.graph.eliminate_dead_code()
         module.recompile()
 

@@ -353,7 +353,14 @@ class ReferencePosterior(UncertaintyEstimator):
         gradient = ChainGradient(potential, z[:1])
         starts = torch.cat([chain_starts(gradient, row, "trained") for row in z.split(1)])
         starts = {"prior": z, "trained": starts, "both": torch.cat([z[:1], starts[1:]])}[self.starts]
-        found = sample_nuts(gradient, starts, self.n_draws // len(z), seed=self.seed, progress_bar=progress_bar)
+        found = sample_nuts(
+            gradient,
+            starts,
+            self.n_draws // len(z),
+            max_gradients=self.max_gradients - gradient.calls,
+            seed=self.seed,
+            progress_bar=progress_bar,
+        )
         self.weight_draws_ = _weight_draws(potential, found.z, seed=self.seed)
         self._chains = {
             "divergences": found.divergences,

@@ -140,6 +140,7 @@ class ChainRun:
         """
         saved = checkpoint.load()
         if saved is None:
+            self._check_minimum()
             self.hmc.z = chain_starts(self.gradient, self.hmc.z, self.starts)
             self.hmc.begin()
             self._next_judgement = math.ceil(_FIRST_DRAWS / self.n_chains)
@@ -183,12 +184,22 @@ class ChainRun:
             self._draws, self._thinning = self._draws[1::2], 2 * self._thinning
         return done
 
+    def _check_minimum(self) -> None:
+        """Raise ReferenceNotReachedError if the budget does not suffice for the starts and the warm-up."""
+        steps = _WARM_UP + (0 if self.starts == "prior" else _TRAINING_STEPS)
+        if self.max_gradients < steps * self.n_chains:
+            raise ReferenceNotReachedError(
+                f"a budget of more than {steps * self.n_chains:,} gradients, for starts and warm-up alone",
+                received=f"max_gradients={self.max_gradients:,}",
+                remedy='max_gradients=1_000_000, or starts="prior".',
+            )
+
     def _check_budget(self, n_trajectories: int) -> None:
         """Raise ReferenceNotReachedError if the budget does not suffice for some more trajectories."""
         needed = self.n_gradients + math.ceil(n_trajectories * self.n_chains * self.hmc.steps_of_a_trajectory())
         if needed > self.max_gradients:
             raise ReferenceNotReachedError(
-                f"a budget of at least {needed:,} gradients: {self.n_gradients:,} so far, and {n_trajectories} "
+                f"a budget of at least {needed:,} gradients: {self.n_gradients:,} so far, and {n_trajectories} more "
                 f"trajectories of about {self.hmc.steps_of_a_trajectory():.0f} steps in {self.n_chains} chains",
                 received=f"max_gradients={self.max_gradients:,}",
                 remedy=f"max_gradients={4 * needed:,}, fewer chains, or float32.",
