@@ -183,7 +183,7 @@ def test_the_report_says_who_is_nearest_and_can_be_rendered_again_from_records(c
     page = (compared / "report.html").read_text(encoding="utf-8")
     assert "Fidelity: distance from the posterior" in page
     assert "laplace is nearest to the posterior (W2 " in page
-    assert "predicts best (NLL " in page
+    assert "has the lowest mean NLL (" in page
     assert "--converged-map" in page
     assert "Agreement with linearized Laplace" in page
     rows = list(csv.DictReader((compared / "report.csv").read_text(encoding="utf-8").splitlines()))

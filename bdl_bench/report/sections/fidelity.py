@@ -36,6 +36,8 @@ class Column:
     label: str
     note: str
     reading: str
+    at_best: int = 0
+    """The value of the posterior itself. If it is 1, the noise floor is a distance from 1."""
 
 
 _COLUMNS = {
@@ -43,7 +45,7 @@ _COLUMNS = {
         "total_variation", "total variation ↓", "of class probabilities", "mean of ½ Σ |p − p*| over rows; 0 at best"
     ),
     "top_agreement": Column(
-        "top_agreement", "top class ↑", "share of equal ones", "share of rows with the same most probable class"
+        "top_agreement", "top class ↑", "share of equal ones", "share of rows with the same most probable class", 1
     ),
     "w2": Column(
         "w2", "W2 ↓", "moment-matched", "mean 2-Wasserstein distance of each output, both as Gaussians; in its units"
@@ -51,8 +53,8 @@ _COLUMNS = {
     "mean_shift": Column(
         "mean_shift", "mean shift ↓", "|m − m*| / s*", "distance of the means in posterior standard deviations"
     ),
-    "spearman": Column("spearman", "Spearman ↑", "of variances", "rank correlation of the epistemic variances"),
-    "mean_ratio": Column("mean_ratio", "variance ratio", "1 at best", "mean of variance / posterior variance"),
+    "spearman": Column("spearman", "Spearman ↑", "of variances", "rank correlation of the epistemic variances", 1),
+    "mean_ratio": Column("mean_ratio", "variance ratio", "1 at best", "mean of variance / posterior variance", 1),
     "relative_rmse": Column(
         "relative_rmse", "relative RMSE ↓", "of variances", "√ mean (variance / posterior variance − 1)²"
     ),
@@ -133,7 +135,7 @@ def _sentence(where: str, results: TaskResults, sets: Sequence[FidelitySet]) -> 
         return f"{where} no method finished every seed of the posterior."
     nearest = min(distances, key=lambda name: distances[name])
     equal = [m for m in distances if m != nearest and distances[m] - distances[nearest] <= floor]
-    within = f"; {join_names(equal)} within the noise floor of it" if equal else ""
+    within = f", no difference above it from {join_names(equal)}" if equal else ""
     head = (
         f"{where}, {nearest} is nearest to the posterior ({_MAIN_NAMES[main]} {number(distances[nearest])}, noise "
         f"floor {number(floor)}{within})"
@@ -142,8 +144,8 @@ def _sentence(where: str, results: TaskResults, sets: Sequence[FidelitySet]) -> 
     if not qualities:
         return f"{head}. These rows have no labels to score predictions by."
     best = min(qualities, key=lambda name: qualities[name])
-    tail = f"{best} predicts best ({label} {number(qualities[best])})"
-    return f"{head}, and {tail}.{_agreement(distances, qualities, label)}"
+    tail = f"{best} has the lowest mean {label} ({number(qualities[best])})"
+    return f"{head}; {tail}.{_agreement(distances, qualities, label)}"
 
 
 def _agreement(distances: Mapping[str, float], qualities: Mapping[str, float], label: str) -> str:
