@@ -8,7 +8,7 @@ With mean m and standard deviation s of an output under a method, and m*, s* und
     classes     share of rows with the same most probable class, and the mean total variation ½ Σ_c |p_c − p*_c|
 
 The posterior is known from Markov chains, with a Monte-Carlo error. Half of the distance between the predictions of its
-even and of its odd chains estimates the effect of this error on each distance: the noise floor. A difference between two
+even and of its odd chains estimates the effect of this error on each distance: the noise floor. A difference of two
 distances that is smaller is not known to exist.
 """
 

@@ -73,11 +73,11 @@ def _standardized_error(arrays: Arrays) -> Floats:
 
 
 def _conformal_coverage(arrays: Arrays) -> Floats:
-    return _conformal_intervals(arrays)[0].mean(-1)
+    return _of_rows(_conformal_intervals(arrays)[0], arrays)
 
 
 def _conformal_width(arrays: Arrays) -> Floats:
-    return _conformal_intervals(arrays)[1].mean(-1)
+    return _of_rows(_conformal_intervals(arrays)[1], arrays)
 
 
 def _conformal_sets(arrays: Arrays) -> tuple[NDArray[np.bool_], Integers]:

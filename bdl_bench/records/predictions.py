@@ -157,7 +157,8 @@ class Predictor:
 
     def _halves(self) -> Arrays:
         """Return the predictions by both halves of the chains of a sampled posterior, without calibration."""
-        estimator, arrays = self.estimator, {}
+        estimator = self.estimator
+        arrays: Arrays = {}
         if not isinstance(estimator, HalfPredictor) or self.calibration is not None:
             return {}
         for name in self.problem.sets():

@@ -109,8 +109,8 @@ class SampleScores:
         scores = np.empty(len(query))
         for pairs in _pairs(len(query)):
             covariance = pairs.covariance(query.x, self, prediction)
-            chosen = (array[pairs.rows] for array in (noise, targets))
-            scores[pairs.rows[:, 0]] = joint_nll_of_gaussian(mean[pairs.rows], covariance, *chosen, pairs.counts)
+            m, sigma2, y = (array[pairs.rows] for array in (mean, noise, targets))
+            scores[pairs.rows[:, 0]] = joint_nll_of_gaussian(m, covariance, sigma2, y, pairs.counts)
         found = {"joint_nll": scores}
         if mean.shape[-1] > 1:
             samples = self._independent_rows(query.x, prediction, n_samples=_ENERGY_SAMPLES)

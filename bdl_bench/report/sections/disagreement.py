@@ -36,11 +36,11 @@ def disagreements(context: Context) -> Disagreements | None:
         return None
     tuned = results.all_tuned
     pairs = {(a, b): _distances(results, a, b, tuned=tuned) for a in results.methods for b in results.methods if a <= b}
-    tables: list[dict[str, dict[str, float | None]]] = [
+    values, labels = (
         {a: {b: pairs[min(a, b), max(a, b)][index] for b in results.methods} for a in results.methods}
         for index in (0, 1)
-    ]
-    return Disagreements(results.kind, results.methods, *tables, tuned)
+    )
+    return Disagreements(results.kind, results.methods, values, labels, tuned)
 
 
 def _distances(results: TaskResults, method: str, other: str, *, tuned: bool) -> tuple[float | None, float | None]:
