@@ -42,13 +42,16 @@ class Column:
 
 _COLUMNS = {
     "total_variation": Column(
-        "total_variation", "total variation ↓", "of class probabilities", "mean of ½ Σ |p − p*| over rows; 0 at best"
+        "total_variation",
+        "TV ↓",
+        "total variation",
+        "total variation of the class probabilities: mean of ½ Σ |p − p*| over rows; 0 at best",
     ),
     "top_agreement": Column(
-        "top_agreement", "top class ↑", "share of equal ones", "share of rows with the same most probable class", 1
+        "top_agreement", "top class ↑", "share", "share of rows with the same most probable class", 1
     ),
     "w2": Column(
-        "w2", "W2 ↓", "moment-matched", "mean 2-Wasserstein distance of each output, both as Gaussians; in its units"
+        "w2", "W2 ↓", "of Gaussians", "mean 2-Wasserstein distance of each output, both as Gaussians; in its units"
     ),
     "mean_shift": Column(
         "mean_shift", "mean shift ↓", "|m − m*| / s*", "distance of the means in posterior standard deviations"
@@ -135,7 +138,7 @@ def _sentence(where: str, results: TaskResults, sets: Sequence[FidelitySet]) -> 
         return f"{where} no method finished every seed of the posterior."
     nearest = min(distances, key=lambda name: distances[name])
     equal = [m for m in distances if m != nearest and distances[m] - distances[nearest] <= floor]
-    within = f", no difference above it from {join_names(equal)}" if equal else ""
+    within = f"; {join_names(equal)} differ from it by less" if equal else ""
     head = (
         f"{where}, {nearest} is nearest to the posterior ({_MAIN_NAMES[main]} {number(distances[nearest])}, noise "
         f"floor {number(floor)}{within})"
