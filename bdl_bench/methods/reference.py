@@ -6,12 +6,16 @@ from bdl_bench.methods.registry import POSTERIOR, Method, preset
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import queries
 from estimators import UncertaintyEstimator
-from estimators.errors import DataError
+from estimators.errors import DataError, UnsupportedError
 from estimators.numerics.pytrees import PyTree, concatenate, select_rows
 from estimators.sampling import ReferencePosterior
 
 _CHECK_ROWS = 256
 """The largest number of test rows at which the chains must have converged before sampling ends."""
+
+_MAX_WEIGHTS = 5_000
+"""Largest number of weights. A run takes some 100,000 gradients over all training rows, and more weights need more of
+them: 2,410 weights on digits take minutes."""
 
 
 def _test_rows(problem: Problem) -> PyTree | None:
@@ -24,6 +28,12 @@ def _test_rows(problem: Problem) -> PyTree | None:
 
 
 def _reference(problem: Problem, seed: int) -> UncertaintyEstimator:
+    if problem.n_parameters > _MAX_WEIGHTS:
+        raise UnsupportedError(
+            f"a network of at most {_MAX_WEIGHTS:,} weights for {POSTERIOR}",
+            received=f"{problem.n_parameters:,} weights",
+            remedy="estimators.ReferencePosterior(model, ..., max_gradients=...) with hours of time.",
+        )
     return preset(ReferencePosterior, seeded=True, check_rows=_test_rows(problem))(problem, seed)
 
 

@@ -19,6 +19,7 @@ from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators import Gaussian, ReferencePosterior
+from estimators.errors import UnsupportedError
 from estimators.sampling import ConvergenceCriteria
 from estimators.training import Recipe
 
@@ -208,6 +209,17 @@ def test_a_posterior_that_is_not_reached_is_skipped_with_its_reason(tmp_path, mo
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "The posterior is not known at any seed" in page
     assert "Reference not reached" in page
+
+
+def test_the_preset_says_how_large_a_network_may_be_and_judges_chains_at_the_test_rows():
+    problem = linear(0)
+    built = METHODS[POSTERIOR].build(problem, 3)
+    assert torch.equal(built.check_rows, torch.cat([x for x, _ in problem.test]))
+    assert built.seed == 3
+    rows = [(torch.randn(4, 3), torch.randn(4, 2000))]
+    large = Problem(nn.Linear(3, 2000).eval(), "regression", rows, rows, rows, prior_precision=1.0)
+    with pytest.raises(UnsupportedError, match="5,000 weights"):
+        METHODS[POSTERIOR].build(large, 0)
 
 
 def test_without_the_posterior_there_is_no_section(tmp_path, monkeypatch):
