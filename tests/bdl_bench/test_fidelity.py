@@ -14,6 +14,7 @@ from bdl_bench.problem import Problem
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
 from bdl_bench.report.fidelity import fidelity_sets
+from bdl_bench.report.reproduce import command
 from bdl_bench.report.results import group_by_task, load_records
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
@@ -198,6 +199,15 @@ def test_the_report_says_who_is_nearest_and_can_be_rendered_again_from_records(c
     write_report(compared)
     assert (compared / "report.csv").read_bytes() == before
     assert "laplace is nearest to the posterior" in (compared / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_commands_that_reproduce_a_report_continue_the_training(compared, monkeypatch):
+    records = RecordStore(compared).all()
+    assert "converged_map=True" in command(records)
+    monkeypatch.setitem(TASKS, "linear", Task("linear", "a linear model", linear))
+    assert "--converged-map" in command(records)
+    plain = [r.model_copy(update={"training": r.training.model_copy(update={"convergence": None})}) for r in records]
+    assert "--converged-map" not in command(plain)
 
 
 def test_a_posterior_that_is_not_reached_is_skipped_with_its_reason(tmp_path, monkeypatch):
