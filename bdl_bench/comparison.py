@@ -41,6 +41,7 @@ def compare(
     out: str | Path | None = None,
     device: str = "cpu",
     threads: int = 1,
+    converged_map: bool = False,
     progress_bar: bool = True,
     plugins: Sequence[Plugin] = (),
 ) -> Comparison:
@@ -57,6 +58,8 @@ def compare(
             gets a number ("problem-2"). None: a new temporary directory.
         device: "cpu", "cuda", "cuda:1", ...
         threads: number of torch threads.
+        converged_map: whether the training of each network is continued by full-batch L-BFGS to a stationary point of
+            L. A problem whose network came trained is then skipped.
         progress_bar: whether to show progress on the standard error stream.
         plugins: modules with a function `register(registry)`, as "module", "module:function", the module, or the
             function. Plugins of installed packages are loaded, too.
@@ -77,7 +80,8 @@ def compare(
     chosen = [methods] if isinstance(methods, str) else list(methods or default_methods())
     methods_named(chosen)
     with _named(problem, directory) as tasks:
-        grid = Grid(tasks, chosen, numbers, directory, device, Workers(1, threads), tune_budget=tune_budget)
+        workers = Workers(1, threads)
+        grid = Grid(tasks, chosen, numbers, directory, device, workers, tune_budget, converged_map)
         console = Console(stderr=True, quiet=not progress_bar)
         with show_progress(console, grid.n_jobs) as listener:
             grid.run(listener)

@@ -30,6 +30,7 @@ ORDER = {
             "laplace",
             "regvar",
             "tuning",
+            "sampling",
             "testing",
             "baselines",
             "integrations",

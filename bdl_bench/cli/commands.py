@@ -80,6 +80,10 @@ def compare(
             help="Fits that each method may use for tuning; 0: no tuning, 1: variance scale and temperature only.",
         ),
     ] = 1,
+    converged_map: Annotated[
+        bool,
+        typer.Option("--converged-map", help="Continue each training by L-BFGS until the gradient vanishes."),
+    ] = False,
     data_dir: DataDir = None,
     executor: Annotated[str, typer.Option(help="local, in-process, or ray.")] = "local",
     timeout: Annotated[
@@ -95,7 +99,7 @@ def compare(
         _set_data_directory(data_dir)
         workers = Workers(jobs, threads, executor, timeout)
         wanted = range(seeds) if seed_list is None else _seeds(seed_list)
-        grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune_budget)
+        grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune_budget, converged_map)
         grid.check()
         directory = new_directory() if out is None else make_directory(out)
     records = _run(replace(grid, directory=directory))

@@ -45,6 +45,7 @@ def _rows(report: Report) -> Iterator[Row]:
         for table in task.scores.tables:
             yield from _scores(task.name, table)
         yield from _agreement(task)
+        yield from _fidelity(task)
         for cost in task.costs.rows:
             yield from _costs(task.name, cost)
     yield from _shifted(report)
@@ -66,6 +67,20 @@ def _agreement(task: TaskView) -> Iterator[Row]:
         for name, interval in found.items():
             if interval is not None:
                 yield (task.name, row.method, "untuned", f"agreement/{name}", *_numbers(interval), "", "")
+
+
+def _fidelity(task: TaskView) -> Iterator[Row]:
+    for found in task.fidelity.sets if task.fidelity is not None else []:
+        for name, floor in found.floor.items():
+            if floor is not None:
+                yield (task.name, "", "noise floor", f"fidelity/{found.key}/{name}", floor, "", "", "", "", "")
+        for table in found.tables:
+            variant = "tuned" if table.tuned else "untuned"
+            for row in table.rows:
+                for name, interval in row.intervals.items():
+                    if interval is not None:
+                        key = f"fidelity/{found.key}/{name}"
+                        yield (task.name, row.method, variant, key, *_numbers(interval), "", "")
 
 
 def _costs(task: str, cost: CostRow) -> Iterator[Row]:

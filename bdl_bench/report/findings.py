@@ -23,7 +23,7 @@ _MORE_SEEDS = 10
 
 
 def findings(scores: ScoreTable, design: SeedDesign, agreements: list[AgreementRow], costs: list[CostRow]) -> list[str]:
-    """Return sentences on the first metric, the baseline, agreement with the exact variance, and the least time."""
+    """Return sentences on the first metric, the baseline, agreement with linearized Laplace, and the least time."""
     return [
         *_first_metric(scores, design),
         *_against_baseline(scores),
@@ -162,8 +162,9 @@ def _closest(rows: list[AgreementRow]) -> list[str]:
     closest = min(ranked, key=lambda row: row.relative_rmse.mean)
     assert closest.spearman is not None
     return [
-        f"Closest to the exact variance by relative RMSE: {closest.method} ({number(closest.relative_rmse.mean)}; "
-        f"Spearman {number(closest.spearman.mean)}, mean ratio {number(closest.mean_ratio.mean)})."
+        f"Closest to linearized Laplace by relative RMSE of the variance: {closest.method} "
+        f"({number(closest.relative_rmse.mean)}; Spearman {number(closest.spearman.mean)}, "
+        f"mean ratio {number(closest.mean_ratio.mean)})."
     ]
 
 

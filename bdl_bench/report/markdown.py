@@ -69,18 +69,45 @@ def _task(task: TaskView) -> list[str]:
         lines += ["", "Tuned on validation data:" if table.tuned else "Untuned:", "", *_scores(table)]
     bold = "Bold: not significantly worse than the best."
     lines += ["", f"Mean ± half of the 95 % interval. {bold} {task.design.description}"]
+    lines += _fidelity(task)
     if task.agreement.rows:
         header = ["method", "Spearman", "mean ratio", "relative RMSE"]
         agreements = (
             (_escaped(a.method), _maybe(a.spearman), _joined(a.mean_ratio), _joined(a.relative_rmse))
             for a in task.agreement.rows
         )
-        lines += ["", "Agreement with the exact variance, untuned:", "", *_numbers(header, agreements)]
+        lines += ["", "Agreement with linearized Laplace, untuned:", "", *_numbers(header, agreements)]
     for section in task.sections:
         if isinstance(section, CustomSection):
             lines += _custom(section)
     header = ["method", "fit", "tune", "predict", "epoch equivalents (forward + backward)", "peak memory"]
     return [*lines, "", "Cost, medians over seeds:", "", *_numbers(header, map(_cost, task.costs.rows))]
+
+
+def _fidelity(task: TaskView) -> list[str]:
+    section = task.fidelity
+    if section is None:
+        return []
+    lines = ["", "Fidelity: distance from the posterior, untuned.", ""]
+    lines += [f"- {_escaped(sentence)}" for sentence in section.sentences]
+    lines += [f"- Reference not reached, seed {seed}: {_escaped(reason)}" for seed, reason in section.missing.items()]
+    for found in section.sets:
+        header = [_escaped(found.name), "rank", *(_escaped(column.label) for column in section.columns)]
+        floor = ["noise floor", "", *(_number(found.floor[column.field]) for column in section.columns)]
+        rows = [
+            [
+                _escaped(row.method),
+                "–" if row.rank is None else str(row.rank),
+                *(_maybe(row.intervals[column.field]) for column in section.columns),
+            ]
+            for row in found.untuned.rows
+        ]
+        lines += ["", *_numbers(header, [floor, *rows])]
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else number(value)
 
 
 def _scores(table: ScoreTable) -> list[str]:

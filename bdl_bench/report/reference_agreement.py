@@ -1,4 +1,4 @@
-"""Tables of agreement with the exact variance and of costs."""
+"""Tables of agreement with linearized Laplace and of costs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["AgreementRow", "CostRow", "agreement_rows", "agreement_with_referenc
 
 @dataclass(frozen=True)
 class AgreementRow:
-    """Agreement of one method with the exact variance, over seeds; `spearman` is None for a constant variance."""
+    """Agreement of one method with linearized Laplace, over seeds; `spearman` is None for a constant variance."""
 
     method: str
     spearman: Interval | None

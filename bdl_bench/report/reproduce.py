@@ -35,6 +35,7 @@ def _command_line(records: Sequence[Record], bundled: Sequence[str], references:
     else:
         words += ["--seed-list", ",".join(map(str, seeds))]
     words += ["--tune-budget", str(_tune_budget(found))]
+    words += ["--converged-map"] if _is_converged(found) else []
     words += [word for device in _devices(found) for word in ("--device", device)]
     words += [word for plugin in _plugins(found) for word in ("--plugin", plugin)]
     return shlex.join(words)
@@ -46,6 +47,7 @@ def _python(records: Sequence[Record], task: str) -> str:
     options = [
         f"seeds={_seeds(found)}",
         f"tune_budget={_tune_budget(found)}",
+        *(["converged_map=True"] if _is_converged(found) else []),
         *(f"device={d!r}" for d in _devices(found)),
         *([f"plugins={_plugins(found)}"] if _plugins(found) else []),
     ]
@@ -68,6 +70,11 @@ def _tune_budget(records: Sequence[Record]) -> int:
 
 def _plugins(records: Sequence[Record]) -> list[str]:
     return sorted({plugin for record in records for plugin in record.plugins.values()})
+
+
+def _is_converged(records: Sequence[Record]) -> bool:
+    """Return whether the networks were trained to a stationary point of L."""
+    return any(record.training is not None and record.training.convergence is not None for record in records)
 
 
 def _devices(records: Sequence[Record]) -> list[str]:

@@ -15,6 +15,7 @@ from bdl_bench.report.palette import Palette
 from bdl_bench.report.scores import ScoreEntry
 from bdl_bench.report.sections.agreement import AgreementSection
 from bdl_bench.report.sections.cost import Costs
+from bdl_bench.report.sections.fidelity import FidelitySection
 from bdl_bench.report.sections.scores import Scores
 from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.stats import Ranking, rank_methods
@@ -43,6 +44,7 @@ class TaskView:
     costs: Costs
     agreement: AgreementSection
     design: SeedDesign
+    fidelity: FidelitySection | None
     sections: list[Section]
 
 

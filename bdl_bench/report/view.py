@@ -22,6 +22,8 @@ from bdl_bench.report.sections.configuration import configuration
 from bdl_bench.report.sections.context import Context
 from bdl_bench.report.sections.cost import costs
 from bdl_bench.report.sections.custom import custom_sections
+from bdl_bench.report.sections.disagreement import disagreements
+from bdl_bench.report.sections.fidelity import fidelity_section
 from bdl_bench.report.sections.ood import out_of_distribution
 from bdl_bench.report.sections.scores import scores
 from bdl_bench.report.sections.selective import selective
@@ -65,7 +67,7 @@ def build(directory: Path, gallery: Gallery | None = None) -> Report:
     numbers: list[LongRow] = []
     for index, results in enumerate(group_by_task(store, records)):
         with styled():
-            views.append(_task_view(Context(results, seed_design(results), palette, gallery), index))
+            views.append(_task_view(Context(results, seed_design(results), palette, gallery), index, records))
         numbers += long_rows(results)
         results.release_arrays()
     return Report(
@@ -85,12 +87,14 @@ def build(directory: Path, gallery: Gallery | None = None) -> Report:
     )
 
 
-def _task_view(context: Context, index: int) -> TaskView:
+def _task_view(context: Context, index: int, records: Sequence[Record]) -> TaskView:
     results: TaskResults = context.results
     table = scores(context)
     cost, exact = costs(context, table.compared), agreement(context)
+    posterior = fidelity_section(context, records)
     sections: Sequence[Section | None] = (
         table,
+        posterior,
         cost,
         calibration(context),
         selective(context),
@@ -98,6 +102,7 @@ def _task_view(context: Context, index: int) -> TaskView:
         out_of_distribution(context, table),
         shift(context),
         exact,
+        disagreements(context),
         *custom_sections(context),
         tuning(context),
         configuration(context),
@@ -118,6 +123,7 @@ def _task_view(context: Context, index: int) -> TaskView:
         costs=cost,
         agreement=exact,
         design=context.design,
+        fidelity=posterior,
         sections=[section for section in sections if section is not None],
     )
 

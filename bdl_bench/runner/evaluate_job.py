@@ -31,7 +31,7 @@ from bdl_bench.records.record import Cost, Record, Tuning, content_key
 from bdl_bench.records.versions import environment
 from bdl_bench.runner.executors.worker_errors import TimeLimitError
 from bdl_bench.runner.peak_memory import peak_memory
-from bdl_bench.runner.preflight import preflight
+from bdl_bench.runner.preflight import preflight, relative_gradient
 from bdl_bench.runner.train_job import (
     TrainedModel,
     TrainingJob,
@@ -47,6 +47,7 @@ from estimators.errors import (
     IndefiniteHessianError,
     NoLastLayerError,
     NotConvergedWarning,
+    ReferenceNotReachedError,
     TooLargeError,
     TuningBoundaryWarning,
     UnsupportedError,
@@ -63,6 +64,7 @@ SKIP_ERRORS = (
     IndefiniteHessianError,
     MissingDataError,
     NoLastLayerError,
+    ReferenceNotReachedError,
     TimeLimitError,
     TooLargeError,
     UnsupportedError,
@@ -133,7 +135,7 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
     if method.retrains:
         check_recipe(method.name, problem)
     rewind(problem.sets().values())
-    findings = preflight(problem)
+    findings, gradient = preflight(problem), relative_gradient(problem)
     rewind(problem.sets().values())
     with seeded(job.model.seed), _collected_warnings("warnings") as fit_warnings:
         predictor, test, cost = _fit_and_predict(job, method, problem)
@@ -142,7 +144,9 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
         tuning = _tuned(job, estimator, problem)
         tuned_arrays = {}
         if tuning is not None:
-            tuned_arrays = Predictor(problem, tuning.estimator, tuning.predict_standardized).all_sets()
+            tuned_arrays = Predictor(
+                problem, tuning.estimator, tuning.predict_standardized, tuning.calibration
+            ).all_sets()
     kind = problem.likelihood.kind
     check_arrays(arrays)
     check_arrays(prefixed("tuned", tuned_arrays))
@@ -158,6 +162,7 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
         configuration=_configuration(job, problem, estimator, n_test=len(test["targets"])),
         fit_report=_fit_report(estimator) | fit_warnings | tuning_warnings,
         preflight=findings,
+        relative_gradient=gradient,
     )
     return record, arrays | prefixed("tuned", tuned_arrays)
 

@@ -50,6 +50,8 @@ class Grid:
         device: "cpu", "cuda", "cuda:1", ...
         workers: the executor, its jobs and threads, and the timeout.
         tune_budget: number of fits that each method may spend on its option; 0 tunes nothing, 1 calibrates the one fit.
+        converged_map: whether each training is continued by full-batch L-BFGS to a stationary point of L,
+            so that distances from the posterior do not depend on where the recipe stopped.
 
     Example:
         >>> from pathlib import Path
@@ -64,6 +66,7 @@ class Grid:
     device: str = "cpu"
     workers: Workers = ONE_WORKER
     tune_budget: int = 0
+    converged_map: bool = False
 
     def check(self) -> None:
         """Raise OptionError for an unknown name or device, an impossible directory, workers or budget, or no job."""
@@ -159,7 +162,10 @@ class GridRun:
         """Return the records of all evaluations: found, made, or made by another run meanwhile."""
         for task, seed, method in self.grid.jobs:
             if method is None:
-                self.schedule.add(TrainingJob(task, seed, self.grid.device, plugins=self.plugins))
+                converged = self.grid.converged_map
+                self.schedule.add(
+                    TrainingJob(task, seed, self.grid.device, converged=converged, plugins=self.plugins)
+                )
         queue: JobQueue[Job] = JobQueue(self.schedule, self._started, self._timeout)
         with closing(self.executor.run(execute, queue)) as outcomes:
             for job, outcome in outcomes:

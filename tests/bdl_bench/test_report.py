@@ -26,7 +26,7 @@ SECTIONS = (
     "No method was tuned",
     "Test metrics",
     "Calibration",
-    "Agreement with the exact variance",
+    "Agreement with linearized Laplace",
     "Time and memory",
     "how to reproduce",
     "reg/NLL",

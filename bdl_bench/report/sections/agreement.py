@@ -1,4 +1,4 @@
-"""Agreement with the exact variance: numbers, a scatter plot per method, and the largest disagreements."""
+"""Agreement with linearized Laplace: numbers, a scatter plot per method, and the largest disagreements."""
 
 from __future__ import annotations
 
