@@ -22,7 +22,7 @@ from estimators.sampling.function_draws import FunctionDraws
 __all__ = ["ConvergenceCriteria", "NoiseFloor", "RowDiagnostics", "SamplerDiagnostics", "diagnose_rows", "joined"]
 
 _MARGIN = 0.6
-"""The share of what `ConvergenceCriteria` allow at which sampling stops. Of 2,000 outputs the worst R-hat less 1 is about
+"""The share of what `ConvergenceCriteria` allow at which sampling stops. The worst R-hat less 1 of 2,000 outputs is about
 1.5 times that of 100 outputs."""
 _EVEN, _ODD = slice(0, None, 2), slice(1, None, 2)
 
@@ -225,9 +225,7 @@ def _total_variation(first: Prediction, other: Prediction) -> float:
         return float((0.5 * gaps.sum(first.class_dim) if first.kind == "classification" else gaps).mean())
     assert first.total_variance is not None
     assert other.total_variance is not None
-    return float(
-        gaussian_total_variation(first.mean, first.total_variance, other.mean, other.total_variance).mean()
-    )
+    return float(gaussian_total_variation(first.mean, first.total_variance, other.mean, other.total_variance).mean())
 
 
 def gaussian_total_variation(mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tensor) -> Tensor:

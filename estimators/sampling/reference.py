@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -62,6 +63,9 @@ ENGINES = {
 }
 _CHECK_ROWS, _FIRST_ROWS = 256, 8
 """Training rows at which convergence is judged by default, and those that are looked at first."""
+_FIRST_JUDGEMENT = 1.6
+"""Draws at the first judgement, in multiples of the effective sample size that is required. The R-hat of K chains that
+have converged is about 1 + K/ESS: 1.01 needs an ESS of more than 1,600 for 16 chains."""
 _MANY_WEIGHTS, _CHAINS = 1000, (16, 8)
 """Number of weights above which 8 chains are run, not 16: the warm-up of each chain costs the same."""
 _SAMPLES = 1000
@@ -310,7 +314,9 @@ class ReferencePosterior(UncertaintyEstimator):
     ) -> None:
         """Sample by HMC from prior draws z (K, D), and set the draws."""
         gradient = ChainGradient(potential, z)
-        run = ChainRun(gradient, HMC(gradient, z, generator), self.starts, self.n_draws, self.max_gradients)
+        first_judgement = math.ceil(_FIRST_JUDGEMENT * max(4 * len(z), self.criteria.min_bulk_ess))
+        hmc = HMC(gradient, z, generator)
+        run = ChainRun(gradient, hmc, self.starts, first_judgement, self.n_draws, self.max_gradients)
         checkpoint = self._checkpoint.for_problem(gradient(z)[0])
         first = select_rows(check_rows[0], slice(0, _FIRST_ROWS))
 
@@ -324,9 +330,7 @@ class ReferencePosterior(UncertaintyEstimator):
         gradient.check(run.hmc.z)
         self._chains, self.weight_draws_ = run.statistics(), _weight_draws(potential, run.draws, seed=self.seed)
 
-    def _run_nuts(
-        self, potential: FullPotential | CollapsedPotential, z: Tensor, *, progress_bar: bool
-    ) -> None:
+    def _run_nuts(self, potential: FullPotential | CollapsedPotential, z: Tensor, *, progress_bar: bool) -> None:
         """Sample by NUTS from prior draws z (K, D), and set the draws."""
         gradient = ChainGradient(potential, z[:1])
         starts = torch.cat([chain_starts(gradient, row, "trained") for row in z.split(1)])
