@@ -27,7 +27,7 @@ STARTS = {
 }
 
 _WARM_UP = 60
-"""Trajectories of the warm-up. From prior draws, chains reach the typical set within about ten."""
+"""Trajectories of the warm-up, in the first half of which each chain has a step size of its own."""
 _GROWTH = 1.25
 """The factor of draws from one judgement of convergence to the next."""
 _TRAINING_STEPS, _TRAINING_RATE = 300, 0.05
@@ -169,7 +169,7 @@ class ChainRun:
         self.hmc.warm_up()
         self._warmed_up += 1
         if self._warmed_up == _WARM_UP // 2:
-            self.hmc.restart_adaptation()
+            self.hmc.share_step_size()
         if self._warmed_up == _WARM_UP:
             self.hmc.end_warm_up()
 

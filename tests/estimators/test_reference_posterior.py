@@ -219,6 +219,28 @@ def test_ranks_of_simulated_parameters_are_uniform(likelihood):
     assert abs(covered - 0.9) < binomial_half_width(150)
 
 
+def test_a_chain_that_starts_where_curvature_is_large_gets_a_step_size_of_its_own():
+    """U = ½ log-cosh-like: flat outside, and ten thousand times as curved near one end, where one chain starts."""
+    centres = torch.tensor([[0.0], [0.0], [0.0], [40.0]], dtype=torch.float64)
+
+    def gradient(z):
+        stiff = torch.where(z > 30, 1e4 * (z - 40), 0.05 * z)  # a narrow trap, whose wall is passed at its own energy
+        value = torch.where(z > 30, 5e3 * (z - 40).square(), 0.025 * z.square())
+        return value.sum(1), stiff
+
+    hmc = HMC(gradient, centres + 0.01, torch.Generator().manual_seed(0))
+    hmc.begin()
+    for _ in range(30):
+        hmc.warm_up()
+    sizes = hmc.step_sizes
+    assert sizes[3] < 0.1 < min(sizes[:3])
+    before = hmc.z[3].clone()
+    hmc.warm_up()
+    assert float(hmc.z[3]) != float(before) or hmc.step_sizes[3] < sizes[3]
+    hmc.share_step_size()
+    assert len(set(hmc.step_sizes)) == 1
+
+
 # Moments and predictions
 
 
@@ -529,7 +551,8 @@ def test_a_killed_fit_continues_with_the_same_numbers(collapse, tmp_path, monkey
     [
         ("n_chains", 5),
         ("n_chains", 2),
-        ("n_draws", 8),
+        ("n_draws", 0),
+        ("check_rows", 3.7),
         ("starts", "modes"),
         ("collapse", True),
         ("max_gradients", 0),
@@ -553,6 +576,8 @@ def test_bad_criteria_raise_at_once(name):
 
 
 def test_what_cannot_be_sampled_raises():
+    with pytest.raises(OptionError, match="n_draws >= 64, 8 for each of 8 chains"):
+        short(n_draws=63).fit(rows())
     with pytest.raises(OptionError, match="prior_precision > 0 for every weight"):
         short(prior_precision={"*bias": 0.0, "*": 1.0}).fit(rows())
     labels = [(x, (y[:, 0] > 0).long()) for x, y in rows()]
