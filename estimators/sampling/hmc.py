@@ -1,8 +1,8 @@
 """Hamiltonian Monte Carlo of several chains at a time.
 
-Source: Neal (2011), "MCMC using Hamiltonian dynamics". After the warm-up all chains have the step size ε and
-the number of leapfrog steps of a trajectory in common, so that a step of all chains is one vectorised gradient. In the coordinates of `Potential`
-the prior is N(0, I), and the mass matrix is the identity.
+Source: Neal (2011), "MCMC using Hamiltonian dynamics". All chains have the number of leapfrog steps of a trajectory in
+common, and after the warm-up the step size ε, so that a step of all chains is one vectorised gradient. In the
+coordinates of `Potential` the prior is N(0, I), and the mass matrix is the identity.
 """
 
 from __future__ import annotations

@@ -220,11 +220,11 @@ def test_ranks_of_simulated_parameters_are_uniform(likelihood):
 
 
 def test_a_chain_that_starts_where_curvature_is_large_gets_a_step_size_of_its_own():
-    """U = ½ log-cosh-like: flat outside, and ten thousand times as curved near one end, where one chain starts."""
+    """One chain starts in a narrow minimum, ten thousand times as curved as the wide one of the others."""
     centres = torch.tensor([[0.0], [0.0], [0.0], [40.0]], dtype=torch.float64)
 
     def gradient(z):
-        stiff = torch.where(z > 30, 1e4 * (z - 40), 0.05 * z)  # a narrow trap, whose wall is passed at its own energy
+        stiff = torch.where(z > 30, 1e4 * (z - 40), 0.05 * z)
         value = torch.where(z > 30, 5e3 * (z - 40).square(), 0.025 * z.square())
         return value.sum(1), stiff
 
