@@ -68,7 +68,7 @@ def _measure(task: str, seed: int, **options: Any) -> Measured:  # noqa: ANN401
 
 
 def _names(problem: Problem) -> list[str]:
-    """Return the names of the test set, and of out-of-distribution and shifted sets; of shifts the mildest and worst."""
+    """Return the names of the test set, of out-of-distribution sets, and of the mildest and the worst shifts."""
     names = [name for name in problem.sets() if name == "test" or name.startswith("ood")]
     return names + [name for name in problem.sets() if name.startswith("shift") and name.endswith(("-1", "-5"))]
 

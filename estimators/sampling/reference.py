@@ -137,10 +137,13 @@ class ReferencePosterior(UncertaintyEstimator):
         >>> import torch
         >>> from torch import nn
         >>> from estimators import ReferencePosterior
-        >>> data = [(torch.randn(8, 2), torch.randn(8, 1))]
-        >>> posterior = ReferencePosterior(nn.Linear(2, 1), "regression").fit(data)
-        >>> posterior.reached_, posterior.variance(torch.randn(4, 2)).shape
-        (True, torch.Size([4, 1]))
+        >>> from estimators.sampling import ConvergenceCriteria
+        >>> quick = ConvergenceCriteria(max_r_hat=1.2, min_bulk_ess=100, min_squares_ess=50, max_total_variation=0.1)
+        >>> posterior = ReferencePosterior(nn.Linear(2, 1), "regression", criteria=quick, starts="prior")
+        >>> posterior.fit([(torch.randn(8, 2), torch.randn(8, 1))]).reached_
+        True
+        >>> posterior.variance(posterior.model.weight.new_ones(4, 2)).shape
+        torch.Size([4, 1])
     """
 
     retrains = True
