@@ -196,12 +196,19 @@ CASES = {
     "reference": (
         (
             ReferencePosterior,
-            {"n_chains": 4, "n_draws": 200, "starts": "prior", "criteria": LOOSE, "accept_unconverged": True},
+            {
+                "n_chains": 4,
+                "n_draws": 1000,
+                "starts": "prior",
+                "max_gradients": 40_000,
+                "criteria": LOOSE,
+                "accept_unconverged": True,
+            },
         ),
         {
             **BASE,
             "n_chains": 6,
-            "n_draws": 400,
+            "n_draws": 900,
             "starts": "trained",
             "collapse": "last_layer",
             "max_gradients": 900_000,
