@@ -19,6 +19,9 @@ from benchmarks.quality import page as quality_page
 from benchmarks.quality.measure import measure_quality
 from benchmarks.quality.networks import NETWORKS
 from benchmarks.records import Measured
+from benchmarks.reference import page as reference_page
+from benchmarks.reference.measure import HARD_CASES, measure_hard_case, measure_reference
+from benchmarks.reference.measure import TASK_NAMES as REFERENCE_TASKS
 from benchmarks.regvar import exponents, memory, step
 from benchmarks.regvar import page as regvar_page
 from benchmarks.regvar.step_memory import measure_step_memory
@@ -68,6 +71,18 @@ PAGES: dict[str, Page] = {
             for seed in tolerance_page.SEEDS
         },
         tolerance_page.to_markdown,
+        default=False,
+    ),
+    "reference": Page(
+        {
+            **{
+                reference_page.name_of(task, seed): partial(measure_reference, task, seed)
+                for seed in reference_page.SEEDS
+                for task in REFERENCE_TASKS
+            },
+            **{reference_page.hard_name_of(task): partial(measure_hard_case, task) for task in HARD_CASES},
+        },
+        reference_page.to_markdown,
         default=False,
     ),
     "quality": Page(

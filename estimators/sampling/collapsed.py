@@ -80,7 +80,8 @@ class CollapsedPotential(Potential):
         c = self.layer.n_outputs
         self.rest = (~self.layer.mask).nonzero().squeeze(1)
         self.n_dims = len(self.rest)
-        self._prior_mean, self._prior_precision = self.layer.to_matrix(prior.mean), self.layer.to_matrix(prior.precision)
+        self._prior_mean = self.layer.to_matrix(prior.mean)  # m
+        self._prior_precision = self.layer.to_matrix(prior.precision)  # D
         sigma = torch.as_tensor(likelihood.sigma_noise, dtype=prior.mean.dtype, device=prior.mean.device)
         self._noise = sigma.square().expand(c)  # σ² (C,)
         same = bool((self._noise == self._noise[0]).all() & (self._prior_precision == self._prior_precision[:1]).all())

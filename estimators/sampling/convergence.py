@@ -63,7 +63,7 @@ def e_bfmi(energies: Tensor) -> Tensor:
 
 
 def _split(draws: Tensor) -> Tensor:
-    """Return the two halves of each chain as chains, (2K, S // 2, Q); of an odd number of draws the middle is left out."""
+    """Return the halves of each chain as chains, (2K, S // 2, Q), without the middle one of an odd number of draws."""
     half = draws.shape[1] // 2
     return torch.stack([draws[:, :half], draws[:, -half:]], dim=1).flatten(0, 1)
 

@@ -22,8 +22,8 @@ from estimators.sampling.function_draws import FunctionDraws
 __all__ = ["ConvergenceCriteria", "NoiseFloor", "RowDiagnostics", "SamplerDiagnostics", "diagnose_rows", "joined"]
 
 _MARGIN = 0.6
-"""The share of what `ConvergenceCriteria` allow at which sampling stops. Of 2,000 outputs the worst R-hat less 1 is about
-1.5 times that of 100 outputs."""
+"""The share of what `ConvergenceCriteria` allow at which a run stops: the worst R-hat less 1 of 2,000 outputs is some
+1.5 times that of 100."""
 _EVEN, _ODD = slice(0, None, 2), slice(1, None, 2)
 
 
@@ -35,7 +35,7 @@ class ConvergenceCriteria:
         max_r_hat: of every output. An R-hat of 1.05 leaves a total variation of .03 (digits, shifted rows).
         min_bulk_ess: least bulk effective sample size of every output.
         min_squares_ess: least bulk effective sample size of its squared distance from the mean, for the variance.
-        max_total_variation: largest noise floor of the predictive distribution at the rows of the fit, see `NoiseFloor`.
+        max_total_variation: largest `NoiseFloor.total_variation` at the check rows of a fit.
         max_query_total_variation: the same at other queries, which may be unlike the training rows.
         min_acceptance: least mean acceptance rate after the warm-up.
         max_acceptance: largest mean acceptance rate.
@@ -60,7 +60,7 @@ class ConvergenceCriteria:
     max_divergences: float = 0
 
     def with_margin(self) -> ConvergenceCriteria:
-        """Return stricter criteria, at which sampling stops, so that queries unlike the check rows meet these as well."""
+        """Return stricter criteria, at which sampling stops, so that queries unlike the check rows meet these too."""
         return replace(
             self,
             max_r_hat=1 + _MARGIN * (self.max_r_hat - 1),
@@ -225,9 +225,7 @@ def _total_variation(first: Prediction, other: Prediction) -> float:
         return float((0.5 * gaps.sum(first.class_dim) if first.kind == "classification" else gaps).mean())
     assert first.total_variance is not None
     assert other.total_variance is not None
-    return float(
-        gaussian_total_variation(first.mean, first.total_variance, other.mean, other.total_variance).mean()
-    )
+    return float(gaussian_total_variation(first.mean, first.total_variance, other.mean, other.total_variance).mean())
 
 
 def gaussian_total_variation(mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def _covariance(draws: Tensor, product: str) -> Tensor:
 
 @dataclass(frozen=True)
 class WeightDraws:
-    """Draws of the weights from K chains with S draws each, and of the last layer in closed form if it was integrated out.
+    """Draws of the weights from K chains with S draws each, and the distribution of a layer that was integrated out.
 
     Args:
         network: the network, in the dtype of the draws.

@@ -1,13 +1,14 @@
 """Hamiltonian Monte Carlo of several chains at a time.
 
-Source: Neal (2011), "MCMC using Hamiltonian dynamics". All chains have the step size ε and the number of leapfrog steps
-of a trajectory in common, so that a step of all chains is one vectorised gradient. In the coordinates of `Potential`
-the prior is N(0, I), and the mass matrix is the identity.
+Source: Neal (2011), "MCMC using Hamiltonian dynamics". All chains have the number of leapfrog steps of a trajectory in
+common, and after the warm-up the step size ε, so that a step of all chains is one vectorised gradient. In the
+coordinates of `Potential` the prior is N(0, I), and the mass matrix is the identity.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +66,7 @@ class HMC:
     Attributes:
         energy: U (K,) at z.
         slope: ∇U (K, D) at z.
-        step_size: ε, in prior standard deviations.
+        step_sizes: ε of each chain, in prior standard deviations.
     """
 
     gradient: EnergyAndGradient
@@ -74,35 +75,50 @@ class HMC:
     target: float = 0.8
     energy: Tensor = field(init=False)
     slope: Tensor = field(init=False)
-    step_size: float = field(init=False)
+    step_sizes: list[float] = field(init=False)
 
     def begin(self) -> None:
         """Compute U at the starts, and find a first step size."""
         self.energy, self.slope = self.gradient(self.z)
-        self.step_size = self._first_step_size()
-        self._adaptation = DualAveraging(self.step_size, self.target)
+        first = self._first_step_size()
+        self._adaptations = [DualAveraging(first, self.target) for _ in self.z]
+        self.step_sizes = [first] * len(self.z)
 
     def warm_up(self) -> Trajectory:
-        """Move all chains by a trajectory, and adapt the step size to its acceptance.
+        """Move all chains by a trajectory, and adapt step sizes to its acceptance.
+
+        Until `share_step_size` each chain has a step size of its own: where a trained network starts, curvature can be
+        so large that a step size that suits the other chains is never accepted.
 
         Raises:
-            ConvergenceError: the step size has become too small.
+            ConvergenceError: a step size has become too small.
         """
         done = self.move()
-        self._adaptation.update(float(done.acceptance.mean()))
-        self.step_size = self._adaptation.step_size
-        if self.step_size < _SMALLEST_STEP:
-            raise _collapsed(self.step_size)
+        acceptance = done.acceptance.tolist() if len(self._adaptations) > 1 else [float(done.acceptance.mean())]
+        for adaptation, rate in zip(self._adaptations, acceptance, strict=True):
+            adaptation.update(rate)
+        self._set_step_sizes([adaptation.step_size for adaptation in self._adaptations])
+        if min(self.step_sizes) < _SMALLEST_STEP:
+            raise _collapsed(min(self.step_sizes))
         return done
 
-    def restart_adaptation(self) -> None:
-        """Forget the acceptance of earlier trajectories, which began far from where the chains are now."""
-        self._adaptation = DualAveraging(self._adaptation.average, self.target)
-        self.step_size = self._adaptation.step_size
+    def share_step_size(self) -> None:
+        """Continue with one step size for all chains, the median, adapted to their mean acceptance."""
+        median = statistics.median(adaptation.average for adaptation in self._adaptations)
+        self._adaptations = [DualAveraging(median, self.target)]
+        self._set_step_sizes([median])
 
     def end_warm_up(self) -> None:
         """Fix the step size at its average over the warm-up."""
-        self.step_size = self._adaptation.average
+        self._set_step_sizes([adaptation.average for adaptation in self._adaptations])
+
+    @property
+    def step_size(self) -> float:
+        """ε, the median of the chains' step sizes."""
+        return statistics.median(self.step_sizes)
+
+    def _set_step_sizes(self, sizes: list[float]) -> None:
+        self.step_sizes = sizes * (len(self.z) // len(sizes))
 
     def move(self) -> Trajectory:
         """Move all chains by a trajectory of random length, and accept or reject its end in each chain."""
@@ -110,7 +126,8 @@ class HMC:
         n_steps = min(_MAX_STEPS, max(1, math.ceil(length / self.step_size)))
         momentum = self._normal()
         start = self.energy + _kinetic(momentum)
-        z, energy, slope, momentum = self._leapfrog(momentum, self.step_size, n_steps)
+        step = torch.tensor(self.step_sizes, dtype=torch.float64).to(self.z)[:, None]
+        z, energy, slope, momentum = self._leapfrog(momentum, step, n_steps)
         error = energy + _kinetic(momentum) - start  # ΔH
         error = error.where(error.isfinite(), math.inf)
         acceptance = (-error).exp().clamp(max=1)
@@ -127,7 +144,7 @@ class HMC:
     def get_state(self) -> Learned:
         """Return the chains, the adaptation and the state of the generator as plain data."""
         tensors = {"z": self.z, "energy": self.energy, "slope": self.slope, "generator": self.generator.get_state()}
-        return tensors, {"step_size": self.step_size, "adaptation": vars(self._adaptation)}
+        return tensors, {"step_sizes": self.step_sizes, "adaptations": list(map(vars, self._adaptations))}
 
     def set_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Continue from the result of `get_state`.
@@ -138,9 +155,10 @@ class HMC:
         """
         self.z, self.energy, self.slope = tensors["z"], tensors["energy"], tensors["slope"]
         self.generator.set_state(tensors["generator"].cpu())
-        self.step_size, self._adaptation = values["step_size"], DualAveraging(**values["adaptation"])
+        self.step_sizes = values["step_sizes"]
+        self._adaptations = [DualAveraging(**adaptation) for adaptation in values["adaptations"]]
 
-    def _leapfrog(self, momentum: Tensor, step: float, n_steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _leapfrog(self, momentum: Tensor, step: Tensor | float, n_steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return z, U, ∇U and the momentum after n steps of the leapfrog integrator."""
         z, energy, slope = self.z, self.energy, self.slope
         momentum = momentum - 0.5 * step * slope

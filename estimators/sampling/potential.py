@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from estimators.data.batch import Batch
 from estimators.errors import EstimatorError, ModelError
@@ -174,6 +173,8 @@ class ChainGradient:
         return gradient
 
     def _recorded(self, z: Tensor) -> Gradient:
+        from torch.fx.experimental.proxy_tensor import make_fx  # importing it takes a second
+
         with differentiable():
             module = make_fx(lambda z: vmap(self._one)(z))(z)  # a function whose signature fx can read
         module.graph.eliminate_dead_code()

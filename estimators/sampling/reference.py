@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ from estimators.curvature.last_layer.features import LastLayer
 from estimators.data.batch import Batch
 from estimators.data.checks import check_inputs
 from estimators.data.inputs import as_inputs
-from estimators.errors import NotConvergedWarning, OptionError, ReferenceNotReachedError, UnsupportedError
+from estimators.errors import DataError, NotConvergedWarning, OptionError, ReferenceNotReachedError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
@@ -22,7 +23,7 @@ from estimators.likelihoods.prediction import Prediction
 from estimators.models.derivative_routes import BY_IDENTITY
 from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.numerics.dtype import algebra_dtype
-from estimators.numerics.pytrees import PyTree, n_rows, select_rows, without_graph
+from estimators.numerics.pytrees import PyTree, n_rows, select_rows, tensors_of, without_graph
 from estimators.objective.float64 import network_in_float64, to_dtype
 from estimators.objective.objective import Objective
 from estimators.option_checks import (
@@ -62,6 +63,11 @@ ENGINES = {
 }
 _CHECK_ROWS, _FIRST_ROWS = 256, 8
 """Training rows at which convergence is judged by default, and those that are looked at first."""
+_FIRST_JUDGEMENT = 1.6
+"""Draws at the first judgement, in multiples of the effective sample size that is required. The R-hat of K chains that
+have converged is about 1 + K/ESS: 1.01 needs an ESS of more than 1,600 for 16 chains."""
+_LEAST_DRAWS = 8
+"""Draws of each chain that R-hat and effective sample sizes need, after half of them have been dropped."""
 _MANY_WEIGHTS, _CHAINS = 1000, (16, 8)
 """Number of weights above which 8 chains are run, not 16: the warm-up of each chain costs the same."""
 _SAMPLES = 1000
@@ -131,10 +137,13 @@ class ReferencePosterior(UncertaintyEstimator):
         >>> import torch
         >>> from torch import nn
         >>> from estimators import ReferencePosterior
-        >>> data = [(torch.randn(8, 2), torch.randn(8, 1))]
-        >>> posterior = ReferencePosterior(nn.Linear(2, 1), "regression").fit(data)
-        >>> posterior.reached_, posterior.variance(torch.randn(4, 2)).shape
-        (True, torch.Size([4, 1]))
+        >>> from estimators.sampling import ConvergenceCriteria
+        >>> quick = ConvergenceCriteria(max_r_hat=1.2, min_bulk_ess=100, min_squares_ess=50, max_total_variation=0.1)
+        >>> posterior = ReferencePosterior(nn.Linear(2, 1), "regression", criteria=quick, starts="prior")
+        >>> posterior.fit([(torch.randn(8, 2), torch.randn(8, 1))]).reached_
+        True
+        >>> posterior.variance(posterior.model.weight.new_ones(4, 2)).shape
+        torch.Size([4, 1])
     """
 
     retrains = True
@@ -163,14 +172,14 @@ class ReferencePosterior(UncertaintyEstimator):
     ) -> None:
         super().__init__(model, likelihood, **options)
         self.n_chains = _checked_chains(n_chains)
-        self.n_draws = checked_integer("n_draws", n_draws, at_least=8 * (n_chains or max(_CHAINS)))
+        self.n_draws = checked_integer("n_draws", n_draws, at_least=1)
         self.starts = checked_choice("starts", starts, tuple(STARTS))
         self.collapse = checked_choice("collapse", collapse, ("auto", "last_layer", None))
         self.max_gradients = checked_integer("max_gradients", max_gradients, at_least=1)
         self.criteria = checked_instance(
             "criteria", criteria, ConvergenceCriteria, remedy="ConvergenceCriteria(max_r_hat=1.01)."
         )
-        self.check_rows = check_rows
+        self.check_rows = _checked_rows(check_rows)
         self.accept_unconverged = checked_flag("accept_unconverged", accept_unconverged)
         self.dtype = _checked_dtype(dtype)
         self.engine, self.seed = checked_choice("engine", engine, tuple(ENGINES)), checked_seed(seed)
@@ -308,6 +317,12 @@ class ReferencePosterior(UncertaintyEstimator):
         if layer is not None:
             potential = CollapsedPotential(sampled, batches, layer)
         n_chains = self.n_chains or _CHAINS[objective.theta.numel() > _MANY_WEIGHTS]
+        if self.n_draws < _LEAST_DRAWS * n_chains:
+            raise OptionError(
+                f"n_draws >= {_LEAST_DRAWS * n_chains}, {_LEAST_DRAWS} for each of {n_chains} chains",
+                received=str(self.n_draws),
+                remedy="n_draws=8000.",
+            )
         generator = torch.Generator().manual_seed(self.seed)
         z = torch.randn(n_chains, potential.n_dims, generator=generator, dtype=torch.float64).to(sampled.theta)
         rows, shape = self._rows_to_check(sampled, batches)
@@ -334,7 +349,9 @@ class ReferencePosterior(UncertaintyEstimator):
     ) -> None:
         """Sample by HMC from prior draws z (K, D), and set the draws."""
         gradient = ChainGradient(potential, z)
-        run = ChainRun(gradient, HMC(gradient, z, generator), self.starts, self.n_draws, self.max_gradients)
+        first_judgement = math.ceil(_FIRST_JUDGEMENT * max(4 * len(z), self.criteria.min_bulk_ess))
+        hmc = HMC(gradient, z, generator)
+        run = ChainRun(gradient, hmc, self.starts, first_judgement, self.n_draws, self.max_gradients)
         checkpoint = self._checkpoint.for_problem(gradient(z)[0])
         first = select_rows(check_rows[0], slice(0, _FIRST_ROWS))
 
@@ -512,9 +529,20 @@ def _checked_chains(n_chains: object) -> int | None:
     return n
 
 
+def _checked_rows(check_rows: PyTree | None) -> PyTree | None:
+    """Return the option as it is; raise OptionError unless it has a tensor."""
+    try:
+        if check_rows is None or tensors_of(as_inputs(check_rows)):
+            return check_rows
+        received = shown(check_rows)
+    except DataError as error:
+        received = error.received
+    raise OptionError("check_rows, inputs with at least one tensor", received=received, remedy="check_rows=x_test.")
+
+
 def _checked_dtype(dtype: object) -> torch.dtype | None:
-    if dtype is None or dtype in (torch.float64, torch.float32):
-        return dtype  # type: ignore[return-value]
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype in (torch.float64, torch.float32)):
+        return dtype
     raise OptionError("dtype torch.float64, torch.float32 or None", received=shown(dtype), remedy="dtype=None.")
 
 

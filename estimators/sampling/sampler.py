@@ -27,10 +27,9 @@ STARTS = {
 }
 
 _WARM_UP = 60
-"""Trajectories of the warm-up. From prior draws, chains reach the typical set within about ten."""
-_FIRST_DRAWS, _GROWTH = 1600, 1.25
-"""Draws over all chains before convergence is judged first, and the factor of draws from one judgement to the next. R-hat
-is about 1 + K/ESS for K chains that have converged, so that 1.01 needs an ESS of more than 1,600 for 16 chains."""
+"""Trajectories of the warm-up, in the first half of which each chain has a step size of its own."""
+_GROWTH = 1.25
+"""The factor of draws from one judgement of convergence to the next."""
 _TRAINING_STEPS, _TRAINING_RATE = 300, 0.05
 """Steps and rate of Adam in prior standard deviations, for trained starts."""
 
@@ -74,6 +73,7 @@ class ChainRun:
         gradient: U and ∇U of all chains.
         hmc: the chains, at draws from the prior.
         starts: a key of `STARTS`.
+        first_judgement: the number of draws, over all chains, at which convergence is judged first.
         max_draws: the largest number of kept draws.
         max_gradients: the budget of gradients over all training rows, summed over chains.
 
@@ -84,6 +84,7 @@ class ChainRun:
     gradient: ChainGradient
     hmc: HMC
     starts: str
+    first_judgement: int
     max_draws: int
     max_gradients: int
     divergences: int = 0
@@ -143,7 +144,7 @@ class ChainRun:
             self._check_minimum()
             self.hmc.z = chain_starts(self.gradient, self.hmc.z, self.starts)
             self.hmc.begin()
-            self._next_judgement = math.ceil(_FIRST_DRAWS / self.n_chains)
+            self._next_judgement = math.ceil(self.first_judgement / self.n_chains)
         else:
             self._set_state(*saved)
         for _ in track(range(_WARM_UP - self._warmed_up), "warm-up", shown=progress_bar):
@@ -168,7 +169,7 @@ class ChainRun:
         self.hmc.warm_up()
         self._warmed_up += 1
         if self._warmed_up == _WARM_UP // 2:
-            self.hmc.restart_adaptation()
+            self.hmc.share_step_size()
         if self._warmed_up == _WARM_UP:
             self.hmc.end_warm_up()
 

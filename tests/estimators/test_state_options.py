@@ -8,6 +8,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from sampling_problems import LOOSE
 from torch import nn
 
 from estimators import (
@@ -39,6 +40,7 @@ from estimators.estimator.cloning import clone
 from estimators.estimator.options import constructor_options
 from estimators.laplace import SubnetworkLaplace
 from estimators.likelihoods import CausalTokens
+from estimators.sampling import ConvergenceCriteria, ReferencePosterior
 from estimators.training import Recipe
 
 SGD = Recipe(epochs=2, batch_size=7, optimizer="sgd", lr="auto", schedule="constant")
@@ -190,6 +192,33 @@ CASES = {
     "adapters": (
         (LoRAEnsemble, {"recipe": Recipe(epochs=1), "n_members": 2}),
         {**BASE, **RECIPE_OF, "n_members": 3, "seed": 1},
+    ),
+    "reference": (
+        (
+            ReferencePosterior,
+            {
+                "n_chains": 4,
+                "n_draws": 1000,
+                "starts": "prior",
+                "max_gradients": 40_000,
+                "criteria": LOOSE,
+                "accept_unconverged": True,
+            },
+        ),
+        {
+            **BASE,
+            "n_chains": 6,
+            "n_draws": 900,
+            "starts": "trained",
+            "collapse": "last_layer",
+            "max_gradients": 900_000,
+            "criteria": ConvergenceCriteria(),
+            "check_rows": torch.ones(2, 3, dtype=torch.float64),
+            "accept_unconverged": False,
+            "dtype": torch.float32,
+            "engine": "nutpie",
+            "seed": 1,
+        },
     ),
     "heads": ((MultiHeadEnsemble, {"n_heads": 3}), {**BASE, "n_heads": 4, "max_iter": 499, "seed": 1}),
     "temperature": ((TemperatureScaling, {"validation": data("classification")}), BASE),
