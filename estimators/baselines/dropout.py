@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from estimators.baselines.dropout_layers import FixedDropout, dropout_names, with_dropout, with_fixed_dropout
-from estimators.baselines.members import MembersEstimator
-from estimators.baselines.retraining import MakeModel, Retraining, checked_make_model, tensors_by_name
+from estimators.estimator.members import MembersEstimator
+from estimators.training.retraining import MakeModel, Retraining, checked_make_model, tensors_by_name
 from estimators.errors import OptionError
 from estimators.likelihoods import Likelihood
 from estimators.models.network import Network

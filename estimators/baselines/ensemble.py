@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from estimators.baselines.members import MembersEstimator
-from estimators.baselines.retraining import (
+from estimators.estimator.members import MembersEstimator
+from estimators.training.retraining import (
     MakeModel,
     Retraining,
     check_architecture,

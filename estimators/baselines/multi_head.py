@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from estimators.baselines.members import MembersEstimator
+from estimators.estimator.members import MembersEstimator
 from estimators.baselines.stacked_minimum import Whitening, stacked_minimum
 from estimators.curvature.last_layer.features import LastLayer
 from estimators.estimator.base import UncertaintyEstimator
