@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from estimators.estimator.members import WeightMembersEstimator
 from estimators.data.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
 from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.members import WeightMembersEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.derivative_routes import BY_IDENTITY

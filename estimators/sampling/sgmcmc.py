@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from estimators.data.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
-from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.members import WeightMembersEstimator
 from estimators.estimator.options import CommonOptions
 from estimators.likelihoods import Likelihood
@@ -28,7 +27,7 @@ from estimators.training.learning_rate import auto_learning_rate
 from estimators.training.recipe import Recipe
 from estimators.training.training import epoch
 
-__all__ = ["ChainState", "SGMCMC", "sgmcmc_step"]
+__all__ = ["SGMCMC", "ChainState", "sgmcmc_step"]
 
 
 @dataclass
