@@ -47,8 +47,9 @@ _N_MEMBERS = 5
 
 
 class Mixture(UncertaintyEstimator):
-    """Mixture of posteriors p(f) = Σ_k w_k p_k(f), such as a mixture of Laplace approximations (Eschenhagen et al. 2021).
+    """Mixture of posteriors, such as a mixture of Laplace approximations (Eschenhagen et al. 2021).
 
+        p(f) = Σ_k w_k p_k(f)
         mean = Σ_k w_k μ_k        covariance = Σ_k w_k Σ_k + Σ_k w_k (μ_k − mean)(μ_k − mean)ᵀ
 
     In classification the probabilities of the components are averaged. Each component has its own network; with SWAG
@@ -159,7 +160,7 @@ class Mixture(UncertaintyEstimator):
 
     def _members_to_load(
         self,
-        objective: Objective,
+        objective: Objective,  # noqa: ARG002
         states: Sequence[dict[str, Tensor | str]],  # noqa: ARG002
     ) -> list[UncertaintyEstimator]:
         """Return components that take these states, which may have further tensors for this method alone."""

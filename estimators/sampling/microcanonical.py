@@ -29,7 +29,7 @@ from estimators.training.retraining import MakeModel, Retraining, checked_make_m
 __all__ = ["Microcanonical", "MicrocanonicalLangevin"]
 
 _ENERGY_VARIANCE = 5e-4
-"""The variance of the energy error of a step per weight, as in Robnik et al. (2025): a few per cent of bias."""
+"""The variance of the energy error of a step per weight, as in the tuning of blackjax: a few per cent of bias."""
 _STEPS_PER_CHECK = 50
 """Steps between two checks for NaN, and chances to write a checkpoint."""
 _MEMORY = 50.0
@@ -68,7 +68,7 @@ class Microcanonical:
 
     @classmethod
     def start(cls, thetas: Tensor, energy: Tensor, gradient: Tensor, noise: Tensor, scale: Tensor) -> Self:
-        """Return chains at weights (K, P) with random directions from noise (K, P), for posterior widths `scale` (K,)."""
+        """Return chains at weights (K, P), directed along noise (K, P), for posterior widths `scale` (K,)."""
         k, p = thetas.shape
         return cls(
             thetas.clone(),
@@ -85,7 +85,7 @@ class Microcanonical:
         """Turn the directions towards −∇L for some time, in place; return the change of the kinetic energy, (K,).
 
         With e = −∇L/‖∇L‖ and r = time ‖∇L‖/(P − 1), the exact solution of du/dt = (I − u uᵀ)(−∇L)/(P − 1) is
-        u ← (u + e (sinh r + e·u (cosh r − 1)))/(cosh r + e·u sinh r). It is written with exp(−r), which cannot overflow.
+        u ← (u + e (sinh r + e·u (cosh r − 1)))/(cosh r + e·u sinh r). It is written with exp(−r), against overflow.
         """
         dimension = gradient.shape[1]
         norm = gradient.norm(dim=1)
@@ -141,7 +141,7 @@ class Microcanonical:
 
 
 class MicrocanonicalLangevin(WeightMembersEstimator):
-    """Microcanonical Langevin Monte Carlo (Robnik et al. 2025) from trained networks, as MILE (Sommer et al. 2025).
+    """Microcanonical Langevin Monte Carlo (Robnik and Seljak 2024) from trained networks, as MILE (Sommer et al. 2025).
 
         dθ = u dt,   du = (I − u uᵀ)(−∇L(θ) dt/(P − 1) + noise),   ‖u‖ = 1
 

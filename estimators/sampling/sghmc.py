@@ -22,8 +22,8 @@ class SGHMC(SGMCMC):
 
         v ← (1 − α) v − η ∇L(θ) + √(2αη) z,   θ ← θ + v,   z ~ N(0, I),   ∇L from a minibatch
 
-    This is SGD with a momentum of 1 − α and noise. The paper's estimate of the gradient noise is 0, so that the noise of
-    minibatches adds to the variance. For a Gaussian posterior with precision a and the full gradient, the variance is
+    This is SGD with a momentum of 1 − α and noise. The estimate of the gradient noise is 0, so that minibatches add to
+    the variance. For a Gaussian posterior with precision a and the full gradient, the variance is
     (1/a) / (1 − ηa/2(2 − α)), with a bias of first order in η, which is the square of the time step.
 
     Args:

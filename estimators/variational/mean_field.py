@@ -28,7 +28,7 @@ from estimators.training.training import fit_weights
 __all__ = ["MeanFieldEstimator", "MeanFieldVI", "kl_divergence"]
 
 DEFAULT_RECIPE = Recipe(epochs=200, batch_size=64, lr=1e-2)
-"""Adam with a cosine schedule. From a standard deviation of 0.01, log σ needs about 500 steps at this rate to reach 1."""
+"""Adam with a cosine schedule. Its rate takes a standard deviation from 0.01 to 1 in about 500 steps."""
 _ELBO_SAMPLES = 20
 """Posterior samples of the expected log-likelihood in the ELBO: a third of a pass each."""
 

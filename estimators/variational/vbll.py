@@ -226,7 +226,7 @@ class VBLL(UncertaintyEstimator):
         prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
         subset_of_weights: "last_layer", the only possible value.
         last_layer_name: the name of the layer. None: found by running the network.
-        tol: the largest derivative of the bound at which the iterations end, in nats per standard deviation of a weight.
+        tol: the largest derivative of the bound, in nats per standard deviation of a weight, at which iterations end.
         max_iter: the largest number of L-BFGS iterations.
 
     Attributes:
