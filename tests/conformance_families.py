@@ -81,7 +81,7 @@ FAMILIES = {
     "VBLL": Row(
         partial(VBLL, tol=1e-5),
         {"skip": {"predict-mean": "the mean of the posterior is not the output of the network"}},
-        (CLOSED_FORMS | LAWS | ENDS_IN_LINEAR | MATRICES | GRADIENTS),
+        CLOSED_FORMS | LAWS | ENDS_IN_LINEAR | MATRICES | GRADIENTS | {"weight-moments", "jacobians"},
     ),
     "SGLD": Row(
         partial(SGLD, burn_in=4, **CHAIN),

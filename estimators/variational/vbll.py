@@ -17,6 +17,7 @@ from estimators.errors import NotConvergedWarning, OptionError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import PriorOptions, inherits_options
 from estimators.likelihoods import Gaussian, Likelihood
+from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.models.last_linear import find_last_linear
 from estimators.numerics.dtype import to_algebra_dtype
 from estimators.numerics.pytrees import PyTree
@@ -360,6 +361,10 @@ class VBLL(UncertaintyEstimator):
 
     def _covariance(self, x: PyTree) -> Tensor:
         return torch.diag_embed(self._variance(x))  # independent outputs
+
+    def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
+        slopes = ComposedNetwork(self.network_, of).function_jacobian(x, at=self._mean(x).flatten(1))
+        return variance_by_covariance(slopes, self._covariance(x))
 
     def _joint_covariance(self, x: PyTree, f: Tensor) -> Tensor:  # noqa: ARG002
         blocks = self.posterior_.between_rows(self._features_and_outputs(x)[0])  # (C, M, M)
