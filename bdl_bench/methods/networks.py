@@ -1,4 +1,4 @@
-"""Methods of trained networks: the given one alone, ensembles, mixtures, dropout, SWAG, and ensembles that share most weights."""
+"""Methods of trained networks: one alone, ensembles, mixtures, dropout, SWAG, and ensembles that share most weights."""
 
 from __future__ import annotations
 

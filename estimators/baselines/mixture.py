@@ -304,8 +304,8 @@ class RetrainedMixture(Mixture):
     Laplace approximations (Eschenhagen et al. 2021).
 
     Args:
-        estimator: the method at the given model. The others are copies of it with another model, and if it has a seed,
-            with the seeds that follow.
+        estimator: the method at the given model. The others are copies of it with another model, and if it is a
+            set of networks with a seed, such as SWAG, with the seeds that follow.
         make_model: builds a new network of the architecture of the model with weights from the global random state,
             which `fit` restores.
         recipe: how to train a network; use the recipe of the model.
@@ -365,7 +365,7 @@ class RetrainedMixture(Mixture):
 
     def _copies_at(self, others: Sequence[nn.Module]) -> list[UncertaintyEstimator]:
         """Return the method at the model and at the other networks, not fitted."""
-        seeded = "seed" in constructor_options(type(self.estimator))
+        seeded = isinstance(self.estimator, MembersEstimator) and "seed" in constructor_options(type(self.estimator))
         copies = [clone(self.estimator, {})]
         for i, model in enumerate(others, 1):
             options: dict[str, Any] = {"seed": self.estimator.seed + i} if seeded else {}  # type: ignore[attr-defined]

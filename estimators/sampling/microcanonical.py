@@ -17,7 +17,7 @@ from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.numerics.reductions import is_finite
 from estimators.objective.objective import Objective
-from estimators.objective.over_copies import data_gradients
+from estimators.objective.recorded_gradients import BatchGradients, RecordingMismatchError
 from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed
 from estimators.persistence.state import Learned
 from estimators.runtime.memory import check_fits_memory
@@ -34,6 +34,8 @@ _STEPS_PER_CHECK = 50
 """Steps between two checks for NaN, and chances to write a checkpoint."""
 _MEMORY = 50.0
 """Steps after which a measured energy error has lost most of its weight in the choice of the step size."""
+_ROWS_PER_CALL = 1024
+"""Rows in one call of the network, times the number of chains."""
 _LONGEST = 1e3
 """Largest ratio of the decoherence length to the step size."""
 
@@ -240,7 +242,10 @@ class MicrocanonicalLangevin(WeightMembersEstimator):
         objective.check_displaced()
         starts = self._starts(objective, progress_bar=progress_bar)
         with objective.network.pass_counter.phase("sampling"):
-            state = self._run(objective, starts, progress_bar=progress_bar)
+            try:
+                state = self._run(FullGradient(objective), starts, progress_bar=progress_bar)
+            except RecordingMismatchError:
+                state = self._run(FullGradient(objective, replays=False), starts, progress_bar=progress_bar)
         self.weight_samples_ = torch.stack(state.samples, dim=1).flatten(0, 1)  # chain by chain
         self.step_size_, self.decoherence_length_ = state.step_size, state.length
 
@@ -258,14 +263,14 @@ class MicrocanonicalLangevin(WeightMembersEstimator):
         thetas = [subset.flatten({name: t.to(like) for name, t in tensors_by_name(n).items()}) for n in networks]
         return torch.stack([objective.theta, *thetas])
 
-    def _run(self, objective: Objective, starts: Tensor, *, progress_bar: bool) -> Microcanonical:
+    def _run(self, full: FullGradient, starts: Tensor, *, progress_bar: bool) -> Microcanonical:
         generator = torch.Generator().manual_seed(self.seed)
-        energy, gradient = _energy_and_gradient(objective, starts)
+        energy, gradient = full(starts)
         checkpoint = self._checkpoint.for_problem(gradient.norm(dim=1))
         loaded = checkpoint.load()
         if loaded is None:
             noise = _noise(starts, generator)
-            state = Microcanonical.start(starts, energy, gradient, noise, _scale(objective, gradient))
+            state = Microcanonical.start(starts, energy, gradient, noise, _scale(full.objective, gradient))
             if self.step_size != "auto":
                 state.step_size = torch.full_like(energy, self.step_size)
         else:
@@ -275,17 +280,17 @@ class MicrocanonicalLangevin(WeightMembersEstimator):
         blocks = range(state.step, total, _STEPS_PER_CHECK)
         for first in track(blocks, f"blocks of {_STEPS_PER_CHECK} steps", shown=progress_bar):
             for _ in range(first, min(first + _STEPS_PER_CHECK, total)):
-                self._step(state, objective, generator)
+                self._step(state, full, generator)
             self._check_finite(state)
             checkpoint.save(lambda: state.stored(generator))
         return state
 
-    def _step(self, state: Microcanonical, objective: Objective, generator: torch.Generator) -> None:
+    def _step(self, state: Microcanonical, full: FullGradient, generator: torch.Generator) -> None:
         """Take a leapfrog step of every chain and refresh the directions."""
         before = state.theta, state.direction, state.energy, state.gradient
         kinetic = state.rotate(state.gradient, state.step_size / 2)
         state.theta = state.theta + state.step_size[:, None] * state.direction
-        energy, state.gradient = _energy_and_gradient(objective, state.theta)
+        energy, state.gradient = full(state.theta)
         kinetic = kinetic + state.rotate(state.gradient, state.step_size / 2)
         error = kinetic + energy - state.energy
         state.energy = energy
@@ -333,16 +338,30 @@ class MicrocanonicalLangevin(WeightMembersEstimator):
         self.step_size_, self.decoherence_length_ = tensors["step_size"], tensors["length"]
 
 
-def _energy_and_gradient(objective: Objective, thetas: Tensor) -> tuple[Tensor, Tensor]:
-    """Return L(θ) (K,) and ∇L(θ) (K, P) at several weights (K, P), over all rows."""
-    prior = objective.prior
-    away = thetas - prior.mean
-    gradient = prior.precision * away
-    energy = 0.5 * (gradient * away).sum(1)
-    for batch in objective.batches:
-        values, slopes = data_gradients(objective, thetas, batch)
-        energy, gradient = energy + values, gradient + slopes
-    return energy, gradient
+class FullGradient:
+    """L(θ) and ∇L(θ) at several weights, over all rows, which are regrouped into few batches if they are stored.
+
+    Args:
+        objective: the objective, L.
+        replays: whether gradients may be replayed from a recording.
+    """
+
+    def __init__(self, objective: Objective, *, replays: bool = True) -> None:
+        self.objective, self._gradients = objective, BatchGradients(objective, replays=replays)
+        order = torch.Generator().manual_seed(0)
+        stored = objective.batches.stored is not None
+        self._batches = list(objective.batches.shuffled(_ROWS_PER_CALL, order)) if stored else objective.batches
+
+    def __call__(self, thetas: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L(θ) (K,) and ∇L(θ) (K, P) at weights (K, P)."""
+        prior = self.objective.prior
+        away = thetas - prior.mean
+        gradient = prior.precision * away
+        energy = 0.5 * (gradient * away).sum(1)
+        for batch in self._batches:
+            values, slopes = self._gradients(thetas, batch)
+            energy, gradient = energy + values, gradient + slopes
+        return energy, gradient
 
 
 def _scale(objective: Objective, gradient: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from estimators.likelihoods import Likelihood
 from estimators.numerics.reductions import is_finite
 from estimators.objective.objective import Objective
 from estimators.objective.over_copies import data_gradients
+from estimators.objective.recorded_gradients import BatchGradients, RecordingMismatchError
 from estimators.option_checks import checked_integer, checked_number, checked_seed
 from estimators.persistence.state import Learned
 from estimators.runtime.memory import check_fits_memory
@@ -173,7 +174,10 @@ class SGMCMC(WeightMembersEstimator):
         objective.check_displaced()
         with objective.network.pass_counter.phase("sampling"):
             self.step_size_ = self._resolved_step_size(objective)
-            state = self._run(objective, progress_bar=progress_bar)
+            try:
+                state = self._run(BatchGradients(objective), progress_bar=progress_bar)
+            except RecordingMismatchError:
+                state = self._run(BatchGradients(objective, replays=False), progress_bar=progress_bar)
         self.weight_samples_ = torch.stack(state.samples, dim=1).flatten(0, 1)  # chain by chain
 
     def _resolved_step_size(self, objective: Objective) -> float:
@@ -187,7 +191,8 @@ class SGMCMC(WeightMembersEstimator):
     def _batching(self) -> Recipe:
         return Recipe(epochs=1, batch_size=self.batch_size)
 
-    def _run(self, objective: Objective, *, progress_bar: bool) -> ChainState:
+    def _run(self, gradients: BatchGradients, *, progress_bar: bool) -> ChainState:
+        objective = gradients.objective
         checkpoint = self._checkpoint.for_problem(_marks(objective)) if self._checkpoint.keeps else self._checkpoint
         loaded = checkpoint.load()
         if loaded is None:
@@ -196,7 +201,7 @@ class SGMCMC(WeightMembersEstimator):
             state = ChainState.restored(*loaded, objective.theta)
         n_epochs = math.ceil((self._n_steps - state.step) / max(1, self._steps_per_epoch(objective)))
         for _ in track(range(n_epochs), "epochs of the chains", shown=progress_bar):
-            self._run_epoch(state, objective)
+            self._run_epoch(state, gradients)
             self._check_finite(state)
             checkpoint.save(state.stored)
         return state
@@ -205,13 +210,13 @@ class SGMCMC(WeightMembersEstimator):
         order = torch.Generator().manual_seed(0)
         return sum(1 for _ in epoch(objective.batches, self._batching, order))
 
-    def _run_epoch(self, state: ChainState, objective: Objective) -> None:
-        for batch in epoch(objective.batches, self._batching, state.order):
+    def _run_epoch(self, state: ChainState, gradients: BatchGradients) -> None:
+        for batch in epoch(gradients.objective.batches, self._batching, state.order):
             if state.step >= self._n_steps:
                 return
             eta = self.step_size_ * self._step_factor(state.step)
             options = {"friction": self._friction, "temperature": self._temperature(state.step)}
-            sgmcmc_step(state, stochastic_gradient(objective, state.theta, batch), step_size=eta, **options)
+            sgmcmc_step(state, stochastic_gradient(gradients, state.theta, batch), step_size=eta, **options)
             if self._is_kept(state.step):
                 state.samples.append(state.theta.clone())
 
@@ -235,10 +240,10 @@ class SGMCMC(WeightMembersEstimator):
         self.weight_samples_, self.step_size_ = tensors["samples"], learned["step_size"]
 
 
-def stochastic_gradient(objective: Objective, thetas: Tensor, batch: Batch) -> Tensor:
+def stochastic_gradient(gradients: BatchGradients, thetas: Tensor, batch: Batch) -> Tensor:
     """Return N/B ∇(data term of the batch) + δ(θ − θ₀) for each θ: unbiased for ∇L, (K, P)."""
-    slopes, prior = data_gradients(objective, thetas, batch)[1], objective.prior
-    return slopes / objective.share(batch) + prior.precision * (thetas - prior.mean)
+    slopes, prior = gradients(thetas, batch)[1], gradients.objective.prior
+    return slopes / gradients.objective.share(batch) + prior.precision * (thetas - prior.mean)
 
 
 def _marks(objective: Objective) -> Tensor:

@@ -13,8 +13,7 @@ from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.numerics.reductions import is_finite
-from estimators.objective.objective import Objective
-from estimators.objective.over_copies import data_gradients
+from estimators.objective.recorded_gradients import BatchGradients
 from estimators.option_checks import checked_integer, checked_number, checked_seed
 from estimators.runtime.progress import track
 from estimators.training.recipe import Recipe
@@ -154,7 +153,8 @@ class IVON(MeanFieldEstimator):
         self.n_gradient_samples = checked_integer("n_gradient_samples", n_gradient_samples, at_least=1)
         self.n_samples, self.seed = checked_integer("n_samples", n_samples, at_least=2), checked_seed(seed)
 
-    def _optimise(self, objective: Objective, *, progress_bar: bool) -> tuple[Tensor, Tensor]:
+    def _optimise(self, gradients: BatchGradients, *, progress_bar: bool) -> tuple[Tensor, Tensor]:
+        objective = gradients.objective
         theta, prior, n_data = objective.theta, objective.prior, objective.batches.n_data
         recipe = self.recipe.resolve(n_data)
         assert not isinstance(recipe.epochs, str)
@@ -168,7 +168,7 @@ class IVON(MeanFieldEstimator):
                 noise = torch.randn(self.n_gradient_samples, len(theta), generator=generator, dtype=theta.dtype)
                 noise = noise.to(theta.device)
                 thetas = state.mean + state.variance(prior.precision).sqrt() * noise
-                slopes = data_gradients(objective, thetas, batch)[1] / objective.share(batch)
+                slopes = gradients(thetas, batch)[1] / objective.share(batch)
                 lr = recipe.learning_rate(rows / (recipe.epochs * n_data))
                 ivon_step(state, slopes, noise, prior.precision, prior.mean, lr=lr, **betas)
                 rows += len(batch)

@@ -18,7 +18,7 @@ from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.numerics.reductions import is_finite
 from estimators.objective.objective import Objective, Prior
-from estimators.objective.over_copies import data_gradients
+from estimators.objective.recorded_gradients import BatchGradients, RecordingMismatchError
 from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed
 from estimators.persistence.state import Learned
 from estimators.runtime.rng import member_seeds
@@ -49,14 +49,17 @@ class MeanFieldEstimator(WeightMembersEstimator):
     seed: int
 
     @abstractmethod
-    def _optimise(self, objective: Objective, *, progress_bar: bool) -> tuple[Tensor, Tensor]:
+    def _optimise(self, gradients: BatchGradients, *, progress_bar: bool) -> tuple[Tensor, Tensor]:
         """Return m (P,) and s (P,)."""
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         _check_proper(objective.prior)
         objective.check_displaced()
         with objective.network.pass_counter.phase("training"):
-            mean, std = self._optimise(objective, progress_bar=progress_bar)
+            try:
+                mean, std = self._optimise(BatchGradients(objective), progress_bar=progress_bar)
+            except RecordingMismatchError:
+                mean, std = self._optimise(BatchGradients(objective, replays=False), progress_bar=progress_bar)
         if not (is_finite(mean) and is_finite(std)):
             raise ConvergenceError(
                 "a variational posterior with finite mean and standard deviations",
@@ -163,12 +166,13 @@ class MeanFieldVI(MeanFieldEstimator):
             raise OptionError("an even n_gradient_samples", received=str(n_gradient_samples), remedy="2.")
         self.n_samples, self.seed = checked_integer("n_samples", n_samples, at_least=2), checked_seed(seed)
 
-    def _optimise(self, objective: Objective, *, progress_bar: bool) -> tuple[Tensor, Tensor]:
+    def _optimise(self, gradients: BatchGradients, *, progress_bar: bool) -> tuple[Tensor, Tensor]:
+        objective = gradients.objective
         start = torch.stack([objective.theta, torch.full_like(objective.theta, math.log(self.initial_std))])
         generator = torch.Generator().manual_seed(self.seed)
         fitted = fit_weights(
             start,
-            self._gradient(objective, generator),
+            self._gradient(gradients, generator),
             objective.batches,
             recipe=self.recipe,
             generator=generator,
@@ -176,15 +180,15 @@ class MeanFieldVI(MeanFieldEstimator):
         )
         return fitted[0], fitted[1].exp()
 
-    def _gradient(self, objective: Objective, generator: torch.Generator) -> Any:  # noqa: ANN401
+    def _gradient(self, gradients: BatchGradients, generator: torch.Generator) -> Any:  # noqa: ANN401
         """Return the function of (m, log s) (2, P) and a batch to the gradient of its part of −ELBO."""
-        prior = objective.prior
+        objective, prior = gradients.objective, gradients.objective.prior
 
         def gradient(weights: Tensor, batch: Batch) -> Tensor:
             mean, std = weights[0], weights[1].exp()
             half = torch.randn(self.n_gradient_samples // 2, len(mean), generator=generator, dtype=mean.dtype)
             noise = torch.cat([half, -half]).to(mean.device)
-            slopes = data_gradients(objective, mean + std * noise, batch)[1]
+            slopes = gradients(mean + std * noise, batch)[1]
             share = objective.share(batch)
             # KL = ½ Σ δ(s² + (m − θ₀)²) − log s + constant
             of_mean = slopes.mean(0) + share * prior.precision * (mean - prior.mean)
