@@ -24,7 +24,13 @@ from estimators.runtime.memory import check_fits_memory
 from estimators.runtime.progress import track
 from estimators.runtime.rng import member_seeds
 from estimators.training.recipe import Recipe
-from estimators.training.retraining import MakeModel, Retraining, checked_make_model, tensors_by_name
+from estimators.training.retraining import (
+    MakeModel,
+    Retraining,
+    check_architecture,
+    checked_make_model,
+    tensors_by_name,
+)
 
 __all__ = ["Microcanonical", "MicrocanonicalLangevin"]
 
@@ -259,6 +265,8 @@ class MicrocanonicalLangevin(WeightMembersEstimator):
                 networks.append(retraining.run(objective, seed, others=networks, progress_bar=False))
         if not networks:
             return objective.theta.expand(self.n_chains, -1).clone()
+        for index, network in enumerate(self.members or []):
+            check_architecture(network, objective.network.module, what=f"members[{index}] with")
         subset, like = objective.network.subset, objective.theta
         thetas = [subset.flatten({name: t.to(like) for name, t in tensors_by_name(n).items()}) for n in networks]
         return torch.stack([objective.theta, *thetas])
