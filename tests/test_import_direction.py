@@ -29,6 +29,8 @@ ORDER = {
             "estimator",
             "laplace",
             "regvar",
+            "sampling",
+            "variational",
             "tuning",
             "testing",
             "baselines",

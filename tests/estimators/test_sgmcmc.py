@@ -1,4 +1,4 @@
-"""SGLD, SGHMC and cyclical SGHMC: the moments of a Gaussian posterior with the bias of the step size, and their steps."""
+"""SGLD, SGHMC and cyclical SGHMC: moments of a Gaussian posterior with the bias of the step size, and their steps."""
 
 import numpy as np
 import pytest

@@ -39,7 +39,9 @@ from estimators.estimator.cloning import clone
 from estimators.estimator.options import constructor_options
 from estimators.laplace import SubnetworkLaplace
 from estimators.likelihoods import CausalTokens
+from estimators.sampling import SGHMC, SGLD, CyclicalSGHMC, MicrocanonicalLangevin
 from estimators.training import Recipe
+from estimators.variational import IVON, VBLL, MeanFieldVI
 
 SGD = Recipe(epochs=2, batch_size=7, optimizer="sgd", lr="auto", schedule="constant")
 RECIPE = {
@@ -123,6 +125,9 @@ def parts(regularizer=None, solver=None):
     return {**OF_REGVAR, **changed, **{f"solver.{name}": value for name, value in (solver or {}).items()}}
 
 
+CHAIN = {"n_samples": 2, "thinning": 1, "n_chains": 2}
+OTHER_CHAIN = {"step_size": 1e-3, "step": 0.02, "n_samples": 3, "n_chains": 3, "batch_size": 5, "seed": 1}
+
 CASES = {
     "map": ((MAP, {}), BASE),
     "auto": (
@@ -192,6 +197,33 @@ CASES = {
         {**BASE, **RECIPE_OF, "n_members": 3, "seed": 1},
     ),
     "heads": ((MultiHeadEnsemble, {"n_heads": 3}), {**BASE, "n_heads": 4, "max_iter": 499, "seed": 1}),
+    "mean-field VI": (
+        (MeanFieldVI, {"recipe": Recipe(epochs=1), "n_samples": 3}),
+        {**BASE, **RECIPE_OF, "initial_std": 0.02, "n_gradient_samples": 4, "n_samples": 4, "seed": 1},
+    ),
+    "IVON": (
+        (IVON, {"recipe": Recipe(epochs=1, optimizer="sgd"), "n_samples": 3}),
+        {
+            **BASE,
+            **{name: value for name, value in RECIPE_OF.items() if name not in ("recipe.optimizer", "recipe.average")},
+            **{"hessian_momentum": 0.9, "initial_hessian": 2.0, "n_gradient_samples": 4, "n_samples": 4, "seed": 1},
+        },
+    ),
+    "VBLL": ((VBLL, {}), {**BASE, "subset_of_weights": None, "last_layer_name": "2", "tol": 1e-5, "max_iter": 999}),
+    "SGLD": ((SGLD, {**CHAIN, "burn_in": 1}), {**BASE, **OTHER_CHAIN, "burn_in": 2, "thinning": 2}),
+    "SGHMC": (
+        (SGHMC, {**CHAIN, "burn_in": 1}),
+        {**BASE, **OTHER_CHAIN, "friction": 0.2, "burn_in": 2, "thinning": 2},
+    ),
+    "cyclical SGHMC": (
+        (CyclicalSGHMC, {"n_samples": 2, "n_chains": 2, "cycle_steps": 6, "n_cycles": 1}),
+        {**BASE, **OTHER_CHAIN, "friction": 0.2, "n_cycles": 2, "cycle_steps": 7, "exploration": 0.4},
+    ),
+    "microcanonical": (
+        (MicrocanonicalLangevin, {"n_samples": 2, "thinning": 1, "n_chains": 2, "warm_up": 4}),
+        {**BASE, "n_chains": 3, "warm_up": 5, "n_samples": 3, "thinning": 2, "step_size": 0.01, "seed": 1}
+        | dict.fromkeys(["make_model", "recipe"]),
+    ),
     "temperature": ((TemperatureScaling, {"validation": data("classification")}), BASE),
 }
 COMPARED_NOWHERE = {
