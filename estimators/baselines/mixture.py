@@ -189,7 +189,8 @@ class Mixture(UncertaintyEstimator):
 
     def _averaged(self, values: Tensor) -> Tensor:
         """Return Σ_k w_k v_k of values (K, ...)."""
-        return torch.tensordot(values.new_tensor(self.weights_), values, dims=1)
+        average: Tensor = torch.tensordot(values.new_tensor(self.weights_), values, dims=1)
+        return average
 
     def _variances(self, x: PyTree) -> Tensor:
         """Return the variances of the components, (K, M, C)."""

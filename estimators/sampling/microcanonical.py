@@ -35,11 +35,11 @@ from estimators.training.retraining import (
 __all__ = ["Microcanonical", "MicrocanonicalLangevin"]
 
 _ENERGY_VARIANCE = 5e-4
-"""The variance of the energy error of a step per weight, as in the tuning of blackjax: a few per cent of bias."""
+"""The variance of the Hamiltonian error of a step per weight, as in the tuning of blackjax: a few per cent of bias."""
 _STEPS_PER_CHECK = 50
 """Steps between two checks for NaN, and chances to write a checkpoint."""
 _MEMORY = 50.0
-"""Steps after which a measured energy error has lost most of its weight in the choice of the step size."""
+"""Steps after which a measured Hamiltonian error has lost most of its weight in the choice of the step size."""
 _ROWS_PER_CALL = 1024
 """Rows in one call of the network, times the number of chains."""
 _LONGEST = 1e3
@@ -83,7 +83,7 @@ class Microcanonical:
             noise / noise.norm(dim=1, keepdim=True),
             energy,
             gradient,
-            step_size=0.25 * scale,  # the energy error decides later
+            step_size=0.25 * scale,  # the Hamiltonian error decides later
             length=math.sqrt(p) * scale,
             adaptation=thetas.new_zeros(2, k),
             moments=thetas.new_zeros(2, k, p),
@@ -106,7 +106,8 @@ class Microcanonical:
         of_e = (1 - decay.square()) + along * (1 - decay).square()
         turned = 2 * decay[:, None] * self.direction + of_e[:, None] * e
         self.direction = turned / turned.norm(dim=1, keepdim=True)
-        return (dimension - 1) * (r - math.log(2) + divisor.log())
+        change: Tensor = (dimension - 1) * (r - math.log(2) + divisor.log())
+        return change
 
     def refresh(self, noise: Tensor) -> None:
         """Mix the directions with noise (K, P), so that they decorrelate over the decoherence length."""
@@ -115,11 +116,11 @@ class Microcanonical:
         mixed = self.direction + nu[:, None] * noise
         self.direction = mixed / mixed.norm(dim=1, keepdim=True)
 
-    def adapt_step_size(self, energy_error: Tensor) -> None:
-        """Move ε so that the squared energy error per weight becomes 5e-4; the error grows with ε⁶."""
+    def adapt_step_size(self, hamiltonian_error: Tensor) -> None:
+        """Move ε so that the squared Hamiltonian error per weight becomes 5e-4; it grows with ε⁶."""
         p = self.theta.shape[1]
-        usable = torch.isfinite(energy_error)
-        xi = torch.where(usable, energy_error.square() / (p * _ENERGY_VARIANCE), 1e6) + 1e-8
+        usable = torch.isfinite(hamiltonian_error)
+        xi = torch.where(usable, hamiltonian_error.square() / (p * _ENERGY_VARIANCE), 1e6) + 1e-8
         weight = torch.exp(-0.5 * (xi.log() / 9).square())  # an error far from the wanted one says little
         decay = 1 - 1 / _MEMORY
         new = torch.stack([weight * xi / self.step_size**6, weight])
@@ -155,7 +156,7 @@ class MicrocanonicalLangevin(WeightMembersEstimator):
 
     The marginal distribution of θ is the posterior. A step is a leapfrog step with the full gradient, followed by a
     partial refreshment of the direction u. In the first half of the warm-up, the step size of each chain is adapted so
-    that the squared energy error per weight is 5e-4. In the second half, the decoherence length becomes the width of
+    that the squared Hamiltonian error per weight is 5e-4. In the second half, the decoherence length becomes the width of
     the chain, √(Σ variances of its weights). There is no accept–reject step, and the bias is of second order in the
     step size.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from estimators.data.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
 from estimators.estimator.members import WeightMembersEstimator
-from estimators.estimator.options import CommonOptions
+from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.numerics.reductions import is_finite
 from estimators.objective.objective import Objective
@@ -106,11 +106,25 @@ class SGMCMC(WeightMembersEstimator):
 
     Subclasses choose the friction, the number of steps, which steps are kept, and how the step size changes.
 
+    Args:
+        model: the trained network, in eval mode, at which all chains start; it is not changed.
+        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
+        prior_precision: δ > 0 of the Gaussian prior on the weights: a number, a tensor (P,), or a mapping from name
+            patterns to numbers or tensors of the parameter's shape.
+        prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
+        subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
+        step_size: η > 0 in weight², or "auto": `step` divided by the largest curvature of L in a few batches.
+        step: the numerator of step_size="auto".
+        batch_size: rows per step; None takes the batches of the loader.
+        n_chains: the number of chains, which are computed together.
+        seed: the seed of the order of the rows and of the noise.
+
     Attributes:
         weight_samples_: the kept weights, (S, P), those of the first chain first.
         step_size_: η in weight².
     """
 
+    @inherits_options(UncertaintyEstimator, CommonOptions)
     def __init__(
         self,
         model: nn.Module,

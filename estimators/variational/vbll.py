@@ -72,7 +72,8 @@ class LastLayerGaussian:
     @property
     def root(self) -> Tensor:
         """The Cholesky factor L of P = L Lᵀ, (C, E, E)."""
-        return torch.linalg.cholesky(self.precision)
+        root: Tensor = torch.linalg.cholesky(self.precision)
+        return root
 
     def variance(self, features: Tensor) -> Tensor:
         """Return φᵀ P_c⁻¹ φ, (M, C), for features (M, E)."""
@@ -85,19 +86,21 @@ class LastLayerGaussian:
 
     def _whitened(self, features: Tensor) -> Tensor:
         rows = features.T.expand(len(self.mean), -1, -1)
-        return torch.linalg.solve_triangular(self.root, rows, upper=False)  # L⁻¹ φ, (C, E, M)
+        white: Tensor = torch.linalg.solve_triangular(self.root, rows, upper=False)
+        return white  # L⁻¹ φ, (C, E, M)
 
     def noise(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Return samples of w − m, (S, C, E)."""
         shape = (n_samples, *self.mean.shape)
         z = torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
-        return torch.linalg.solve_triangular(self.root.mT, z[..., None], upper=True)[..., 0]  # L⁻ᵀ z
+        noise: Tensor = torch.linalg.solve_triangular(self.root.mT, z[..., None], upper=True)
+        return noise[..., 0]  # L⁻ᵀ z
 
     def divergence(self, data: LastLayerData) -> Tensor:
         """Return KL(q ‖ prior) in nats, a scalar."""
         root = self.root
         unit = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device).expand_as(root)
-        marginal = torch.linalg.solve_triangular(root, unit, upper=False).square().sum(1)  # diag P⁻¹, (C, E)
+        marginal: Tensor = torch.linalg.solve_triangular(root, unit, upper=False).square().sum(1)  # diag P⁻¹, (C, E)
         log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum()
         distance = data.precision * (marginal + (self.mean - data.prior_mean).square()) - data.precision.log() - 1
         return 0.5 * (distance.sum() + log_det)
@@ -194,7 +197,7 @@ def _maximise(
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = -bound(gaussian(x), data)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     with torch.enable_grad():

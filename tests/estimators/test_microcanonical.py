@@ -72,7 +72,7 @@ def test_refreshed_directions_decorrelate_over_the_decoherence_length():
     assert float((before * state.direction).sum(1).mean()) == pytest.approx(math.exp(-0.3 / 1.7), abs=0.005)
 
 
-def test_the_energy_error_of_a_step_is_of_third_order(make_problem):
+def test_the_hamiltonian_error_of_a_step_is_of_third_order(make_problem):
     problem = make_problem("classification")
     sampler = build(problem).fit(problem.loader)
     full, errors = FullGradient(sampler.objective_), []
@@ -119,7 +119,7 @@ def test_a_gaussian_posterior_has_its_moments(step_size, bias, make_problem):
         assert float(along.mean((0, 1)).abs().max()) < 5 / 1200**0.5
 
 
-def test_the_warm_up_reaches_the_wanted_energy_error(make_problem):
+def test_the_warm_up_reaches_the_wanted_hamiltonian_error(make_problem):
     problem = make_problem("classification")
     sampler = build(problem, warm_up=400, n_chains=8)
     errors = []
