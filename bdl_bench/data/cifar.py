@@ -21,7 +21,7 @@ _ALLOWED = {
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
-    ("_codecs", "encode"),
+    ("_codecs", "encode"),  # pickles of Python 2 hold the bytes of an array as text
 }
 
 

@@ -65,9 +65,9 @@ class KeptRows:
 
     Args:
         name: of the set, as in `Problem.sets`.
-        batches: of inputs and targets, over which iteration goes.
+        batches: of inputs with their targets; iteration goes over them.
         digests: of every row, in the order of the batches.
-        loader_order: positions of the rows in `batches`, in the order in which the loader yields them, as in records.
+        loader_order: index with which `rows_of_batches[loader_order]` is in the order of the loader, as records are.
             None: the batches are in this order.
         order_description: which order that is, in words.
         sizes: rows in each batch of the loader, for error messages.
@@ -158,8 +158,9 @@ class CheckedRows:
 def kept_rows(name: str, loader: Loader, budget: Budget, layout: RowLayout = ALL_ROWS) -> KeptRows | CheckedRows:
     """Read a loader of rows that are not trained on, and store the rows as far as the budget allows.
 
-    Rows are regrouped into batches in the order of their digests if possible, so that predictions do not depend on the
-    order of the loader; `loader_order` is the inverse. Stored rows are returned unchanged.
+    Rows are regrouped into batches in the order of their digests if possible. A loader that shuffles then gives the
+    same predictions to the last bit, also of methods that depend on the batch; `loader_order` undoes it. Stored rows
+    are returned unchanged.
 
     Raises:
         DataError: for an item that is not a batch, or a loader without rows; it names the set and the batch.
@@ -227,7 +228,7 @@ def _first_pass(name: str, loader: Loader, limit: int, layout: RowLayout) -> _Pa
             digests += row_hashes(query.x, query.y)
             size += _size(query)
             if kept is not None:
-                kept.append(query)  # a copy: the loader may reuse its buffers
+                kept.append(query)  # `as_query` has copied the tensors: the loader may reuse its buffers
             if size > limit:
                 kept = None
     if not digests:
@@ -276,11 +277,7 @@ def _in_dataset_order(loader: Loader) -> Loader:
         return loader
     sampler, size = batches.sampler, len(loader.dataset)  # type: ignore[arg-type]
     draws_all = not sampler.replacement and sampler.num_samples == size
-    if (
-        not draws_all
-        or id(sampler.data_source) != id(loader.dataset)
-        or (batches.drop_last and size % batches.batch_size)
-    ):
+    if not draws_all or sampler.data_source is not loader.dataset or (batches.drop_last and size % batches.batch_size):
         return loader
     in_order = BatchSampler(SequentialSampler(loader.dataset), batches.batch_size, drop_last=False)  # type: ignore[arg-type]
     same = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn", "timeout")}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.metrics import tuned
+from bdl_bench.metrics import tuned as without_tuned_prefix
 
 __all__ = ["ArrayView"]
 
@@ -51,15 +51,16 @@ class ArrayView(Mapping[str, NDArray[Any]]):
 
     def tuned(self) -> ArrayView | None:
         """Return the arrays of the tuned estimator, with the names of `untuned`; None if there are none."""
-        found = tuned(self._names)
+        found = without_tuned_prefix(self._names)
         return self._view(found) if found else None
 
     def for_metrics(self) -> ArrayView:
         """Return the sets of rows that have metrics; the rows of a plot grid, for instance, have none."""
-        return self._view({n: s for n, s in self._names.items() if n.rpartition("/")[0].partition("/")[0] in _SCORED})
+        family = {name: name.rpartition("/")[0].partition("/")[0] for name in self._names}  # "ood/letters/mean" → "ood"
+        return self._view({n: s for n, s in self._names.items() if family[n] in _SCORED})
 
     def test_and_validation(self) -> ArrayView:
-        """Return the test and validation rows, which suffice for a score of each test row."""
+        """Return the untuned test and validation rows; a score may need a temperature fitted on the latter."""
         return self._view({n: s for n, s in self._names.items() if "/" not in n or n.startswith("validation/")})
 
     def subset(self, prefix: str) -> ArrayView:

@@ -9,11 +9,12 @@ Trained on is every token that follows another. Scored is the last token of vali
 padding: a record with 50,257 probabilities for every token would be large.
 Out of distribution: the test rows with the tokens before the scored one in a random order.
 Model: GPT-Neo with LoRA adapters of rank 8 on queries and values, 294,912 and 1,572,864 parameters, float32. Prior
-precision δ = 100, fixed, not tuned.
+precision δ = 100, chosen by hand and equal in all methods.
 Recipe: Adam, 1 epoch, batches of 8, learning rate 2e-4, cosine.
 
 The authors' experiments train all weights, and compare logits with labels that are not shifted and padding that is not
-masked; see the reproduction notes. The labels here are shifted, padding has none, and all fits are on training rows.
+masked; see the reproduction notes. Here the likelihood shifts the labels, padding has none, and all fits are on
+training rows.
 """
 
 from __future__ import annotations

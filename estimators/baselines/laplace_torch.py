@@ -41,8 +41,8 @@ class LaplaceTorch(UncertaintyEstimator):
 
     Args:
         model: the trained network, in eval mode; it is not changed.
-        likelihood: "regression", "classification" or "binary", or a `Likelihood` with its parameters.
-        prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
+        likelihood: "regression" or "classification", or a `Gaussian` or `Categorical` with its parameters.
+        prior_mean: θ₀, the mean of the prior, one number.
         prior_precision: δ > 0, one number.
         subset_of_weights: "all" or "last_layer".
         hessian_structure: "full", "kron" or "diag".
@@ -119,6 +119,7 @@ class LaplaceTorch(UncertaintyEstimator):
             raise UnsupportedError(
                 "outputs (B, C)", received=f"shape {tuple(shape)}", remedy="LinearizedLaplace takes any shape."
             )
+        # `given` returns `Sites`, the rows that have a label, if some labels are -100.
         if any(isinstance(objective.likelihood.given(batch.y), Sites) for batch in objective.batches):
             raise _known_fault("ignored rows (label -100)", "it counts their curvature as that of labelled ones")
         options: dict[str, Any] = {"prior_precision": self.prior_precision, "prior_mean": self.prior_mean}
@@ -126,7 +127,7 @@ class LaplaceTorch(UncertaintyEstimator):
             options["sigma_noise"] = self.likelihood.sigma_noise
         if self.subset_of_weights == "last_layer":
             options["last_layer_name"] = next(iter(objective.network.subset.shapes)).rpartition(".")[0]
-        with _library_defaults(objective.theta):
+        with _laplace_torch_defaults(objective.theta):
             laplace = optional_module(  # it imports torchvision, whose build must match that of torch
                 "laplace",
                 purpose="compute a posterior with laplace-torch",
@@ -141,7 +142,7 @@ class LaplaceTorch(UncertaintyEstimator):
                     backend=getattr(laplace.curvature, self.backend),
                     **options,
                 )
-                fitted.fit(_LibraryLoader(objective.batches), progress_bar=progress_bar)
+                fitted.fit(_LaplaceTorchLoader(objective.batches), progress_bar=progress_bar)
             except Exception as error:
                 raise UnsupportedError(
                     f'a network that laplace-torch takes with "{self.hessian_structure}" and {self.backend}',
@@ -153,7 +154,7 @@ class LaplaceTorch(UncertaintyEstimator):
     def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
         if changed != {"prior_precision"}:
             return super()._refit(fitted, objective, changed)
-        with _library_defaults(objective.theta):  # laplace-torch stores the data's curvature apart from the prior
+        with _laplace_torch_defaults(objective.theta):  # laplace-torch stores the data's curvature apart from the prior
             self.laplace_ = copy.copy(fitted.laplace_)
             self.laplace_.prior_precision = float(objective.prior.precision[0])
         return None
@@ -162,13 +163,13 @@ class LaplaceTorch(UncertaintyEstimator):
         return self._covariance(x).diagonal(dim1=-2, dim2=-1)
 
     def _covariance(self, x: PyTree) -> Tensor:
-        with _library_defaults(self.theta_):
+        with _laplace_torch_defaults(self.theta_):
             covariance: Tensor = self.laplace_._glm_predictive_distribution(x)[1]
         return covariance.detach()
 
 
 @dataclass(frozen=True)
-class _LibraryLoader:
+class _LaplaceTorchLoader:
     """Batches as the loader that laplace-torch expects: of tuples or dicts, with the length of `dataset`."""
 
     batches: TrainingData
@@ -187,7 +188,7 @@ class _LibraryLoader:
 
 
 @contextmanager
-def _library_defaults(theta: Tensor) -> Iterator[None]:
+def _laplace_torch_defaults(theta: Tensor) -> Iterator[None]:
     """Set the default dtype and device, with which laplace-torch makes tensors, and silence its warnings."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(theta.dtype)

@@ -22,7 +22,7 @@ from estimators.runtime.rng import preserved_random_state
 __all__ = ["CloningMixin", "clone"]
 
 _RESCALING_OPTIONS = frozenset({"prior_precision", "prior_mean", "likelihood"})
-"""Options that keep the data's curvature, or multiply it by a number."""
+"""Options with which the data's curvature stays the same (prior) or is multiplied by a number (likelihood, 1/σ²)."""
 
 
 class CloningMixin(SavingMixin):
@@ -78,7 +78,7 @@ class CloningMixin(SavingMixin):
         return new
 
     def _objective_of_clone(self, new: Self, changed: frozenset[str]) -> Objective:
-        """Return L with the new options, over the rows of this fit."""
+        """Return the training loss with the new options, over the rows of this fit."""
         batches, names = self.objective_.batches, list(self.network_.subset.shapes)
         if not changed <= _RESCALING_OPTIONS:
             names = new._parameter_names(PairLoader(batches))

@@ -1,7 +1,8 @@
-"""A cache of gradients by plain autograd at the training rows that a fit has compared.
+"""A cache of gradients by plain autograd, for the self-check of a fit.
 
-A fit compares several kinds of products (J v, Jᵀu, rows of J, features of a last layer) at the same batches. One
-gradient g = Jᵀu per batch serves all of them, as long as the gradients together take little memory.
+The self-check compares derivatives with plain autograd on the user's module. A fit compares several kinds of products
+(J v, Jᵀu, rows of J, features of a last layer) at the same batches. One gradient g = Jᵀu per batch serves all of them,
+as long as the gradients together take little memory.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class KnownGradients:
         return _digest(x)
 
     def cotangent(self, x: PyTree) -> Tensor | None:
-        """u (B, C) of an earlier comparison at x, or None."""
+        """u (B, C) of an earlier comparison at x, or None. With the same u its gradient need not be computed again."""
         pair = self._pairs.get(self.key(x)) if self._pairs else None
         return None if pair is None else pair[0]
 

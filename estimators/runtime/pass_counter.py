@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 SELF_CHECK = "self-check"
 """Phase of comparisons with plain autograd."""
+CHECKS = "checks"
+"""Phase before the first named one: data and network are checked."""
 FORWARD, TANGENT, BACKWARD = 1 / 3, 1 / 3, 2 / 3
 """Cost of a row in each direction: a forward and a backward together cost 1."""
 
@@ -49,7 +51,7 @@ class PassCounter:
 
     def __init__(self) -> None:
         self.phases: dict[str, RowCounts] = {}
-        self._name = "checks"
+        self._name = CHECKS
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -71,6 +73,9 @@ class PassCounter:
     def move(self, phase: str, *, tangent: float = 0, backward: float = 0) -> None:
         """Move rows that have been counted in this phase to another one.
 
+        Used if one vectorised call serves two phases: it is counted here as a whole, and then the part of the other
+        phase is moved.
+
         Args:
             phase: the phase that they are for.
             tangent: rows in forward mode, times vectors.
@@ -82,7 +87,7 @@ class PassCounter:
 
     @contextmanager
     def calls_of(self, module: nn.Module) -> Iterator[None]:
-        """Enter the plain forwards of a module, and of the copies made of it inside."""
+        """Count the plain forwards of a module. Copies made of it inside the context count too: they keep the hook."""
 
         def enter(_module: nn.Module, args: tuple[PyTree, ...], keywords: dict[str, PyTree]) -> None:
             self.forward(n_rows((args, keywords)))
@@ -97,10 +102,18 @@ class PassCounter:
     def transformed(
         self, *, forward: float | None = None, tangent: float = 0, backward: float = 0, backward_per_call: float = 0
     ) -> Iterator[Callable[[Callable[P, T]], Callable[P, T]]]:
-        """What the forwards inside stand for, in multiples of one call of the function wrapped in what this yields.
+        """Replace the forwards counted inside by what a vectorised or differentiated call computes.
 
-        A function that vmap calls once, over `forward` copies, counts as that many calls, and one that is called for
-        each in a loop counts the same. None: the number of calls, 1 if no function was wrapped.
+        vmap calls a function once for k vectors, and a loop calls it k times; both must count the same. The context
+        yields a wrapper that counts the calls of a function. The rows of one call, times the arguments, are what is
+        counted. For example, `transformed(forward=1, tangent=k)` around k Jacobian-vector products counts one forward
+        and k tangents of the rows, by vmap or in a loop.
+
+        Args:
+            forward: forwards, in calls; None keeps those that were counted, 1 if no function was wrapped.
+            tangent: forward-mode tangents, in calls.
+            backward: backward passes, in calls.
+            backward_per_call: backward passes for each call that was made, in addition to `backward`.
         """
         rows = self._rows()
         before, calls = rows.forward, 0
@@ -130,8 +143,9 @@ class PassCounter:
         return sum(rows.cost for name, rows in self.phases.items() if name != phase)
 
     def passes(self, n_data: int, n_copies: int) -> dict[str, float]:
-        """Return the passes over N rows per perturbed copy, by phase."""
+        """Return the passes over N rows, divided by the number of perturbed copies that share them, by phase."""
         return {name: rows.cost / n_data / n_copies for name, rows in self.phases.items()}
 
     def _rows(self) -> RowCounts:
+        # While an exported module is traced nothing is computed, and nothing is counted.
         return RowCounts() if is_tracing() else self.phases.setdefault(self._name, RowCounts())

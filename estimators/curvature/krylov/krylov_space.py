@@ -66,7 +66,7 @@ class KrylovSpace:
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor]) -> KrylovSpace:
         """The space of a `state()`."""
-        stored = StoredRows(tensors["basis"], tensors.get("sizes"))
+        stored = StoredRows(tensors["basis"], tensors.get("scales"))
         return cls._with(stored, tensors["scale"], tensors["galerkin"], tensors["coupling"])
 
     @classmethod

@@ -16,17 +16,18 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows (r, P), each stored as values times a size.
+    """Rows (r, P), such as basis vectors of a Krylov space, each stored as values times a scale.
 
-    In float16 each row is divided by its largest entry first: small entries of a long unit vector would underflow.
+    In half precision each row is divided by its largest entry first: small entries of a long unit vector would
+    underflow in float16.
 
     Attributes:
         values: (r, P), in the dtype of the storage.
-        sizes: (r,), in the dtype of the computation; None for 1.
+        scales: (r,), in the dtype of the computation; None for 1.
     """
 
     values: Tensor
-    sizes: Tensor | None = None
+    scales: Tensor | None = None
 
     @classmethod
     def of(cls, rows: Tensor, dtype: torch.dtype | None) -> Self:
@@ -34,11 +35,11 @@ class StoredRows:
         if dtype is None:
             return cls(rows)
         values = torch.empty_like(rows, dtype=dtype)
-        sizes = rows.new_ones(len(rows))
+        scales = rows.new_ones(len(rows))
         for i, row in enumerate(rows):  # one at a time: rows may fill the memory
-            sizes[i] = row.abs().max().clamp_min(torch.finfo(rows.dtype).tiny)
-            values[i] = row / sizes[i]
-        return cls(values, sizes)
+            scales[i] = row.abs().max().clamp_min(torch.finfo(rows.dtype).tiny)
+            values[i] = row / scales[i]
+        return cls(values, scales)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -46,8 +47,8 @@ class StoredRows:
     @property
     def rows(self) -> Tensor:
         """The rows (r, P) in the dtype of the computation."""
-        return self.values if self.sizes is None else self.values.to(self.sizes.dtype) * self.sizes[:, None]
+        return self.values if self.scales is None else self.values.to(self.scales.dtype) * self.scales[:, None]
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors by their names in a file."""
-        return {"basis": self.values} | ({} if self.sizes is None else {"sizes": self.sizes})
+        """The tensors by their names in a file; the rows are the basis of a Krylov space there."""
+        return {"basis": self.values} | ({} if self.scales is None else {"scales": self.scales})
