@@ -156,8 +156,8 @@ class MicrocanonicalLangevin(WeightMembersEstimator):
 
     The marginal distribution of θ is the posterior. A step is a leapfrog step with the full gradient, followed by a
     partial refreshment of the direction u. In the first half of the warm-up, the step size of each chain is adapted so
-    that the squared Hamiltonian error per weight is 5e-4. In the second half, the decoherence length becomes the width of
-    the chain, √(Σ variances of its weights). There is no accept–reject step, and the bias is of second order in the
+    that the squared Hamiltonian error per weight is 5e-4. In the second half, the decoherence length becomes the
+    width of the chain, √(Σ variances of its weights). There is no accept–reject step, and the bias is of second order in the
     step size.
 
     The K chains are computed together. With `members`, or `make_model` and `recipe`, they start at different networks:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from estimators.data.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
+from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.members import WeightMembersEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
