@@ -18,7 +18,7 @@ from estimators.likelihoods import Likelihood
 from estimators.numerics.reductions import is_finite
 from estimators.objective.objective import Objective
 from estimators.objective.recorded_gradients import BatchGradients, RecordingMismatchError
-from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed
+from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed, shown
 from estimators.persistence.state import Learned
 from estimators.runtime.memory import check_fits_memory
 from estimators.runtime.progress import track
@@ -157,8 +157,8 @@ class MicrocanonicalLangevin(WeightMembersEstimator):
     The marginal distribution of θ is the posterior. A step is a leapfrog step with the full gradient, followed by a
     partial refreshment of the direction u. In the first half of the warm-up, the step size of each chain is adapted so
     that the squared Hamiltonian error per weight is 5e-4. In the second half, the decoherence length becomes the
-    width of the chain, √(Σ variances of its weights). There is no accept–reject step, and the bias is of second order in the
-    step size.
+    width of the chain, √(Σ variances of its weights). There is no accept–reject step, and the bias is of second
+    order in the step size.
 
     The K chains are computed together. With `members`, or `make_model` and `recipe`, they start at different networks:
     an ensemble of chains. Without them, all start at the model. Buffers and frozen weights are those of the model.
@@ -395,8 +395,11 @@ def _number_of_chains(n_chains: int | None, members: Sequence[nn.Module] | None)
 
 
 def _check_sources(members: Sequence[nn.Module] | None, make_model: MakeModel | None, recipe: Recipe | None) -> None:
-    if members is not None and not isinstance(members, (Sequence, nn.ModuleList)):
-        raise OptionError("members as a list of networks", received=type(members).__name__, remedy="[network_2].")
+    listed = isinstance(members, (Sequence, nn.ModuleList))
+    if members is not None and not (listed and all(isinstance(member, nn.Module) for member in members)):
+        raise OptionError(
+            "members, a list of networks", received=shown(members), remedy="members=[network_2, network_3]."
+        )
     if (make_model is None) != (recipe is None) or (members is not None and make_model is not None):
         raise OptionError(
             "members, or make_model and recipe, or none of them",

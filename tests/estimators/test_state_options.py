@@ -286,7 +286,7 @@ def test_every_option_has_a_change_here_or_is_documented_as_not_compared(name):
     changes = {**CASES[name][1], "likelihood.class_dim": 1, "likelihood.ignore_index": 1}
     unseen = set(options_of(build(name))) - changes.keys() - COMPARED_NOWHERE
     other_values_are_rejected = {
-        "centred", "curvature", "rtol", "recipe.schedule", "recipe.average",  # by the constructor
+        "centred", "curvature", "rtol", "recipe.schedule", "recipe.average", "recipe.optimizer",  # by the constructor
     }  # fmt: skip
     assert unseen <= other_values_are_rejected
 
