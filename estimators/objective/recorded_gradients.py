@@ -22,6 +22,8 @@ from estimators.objective.over_copies import data_gradients
 
 __all__ = ["BatchGradients", "RecordingMismatchError"]
 
+_CALLS_BEFORE = 100
+"""Calls before operations are recorded: a recording takes as long as some tens of calls."""
 _CALLS_PER_CHECK = 500
 """Replays between two comparisons, after the first pass over the rows, in which every call is compared."""
 
@@ -33,18 +35,22 @@ class RecordingMismatchError(Exception):
 class BatchGradients:
     """The data term of a batch and its gradients at weights (A, P), as `data_gradients` computes them.
 
-    Every call in the first pass over the rows, and later every 500th, is compared with `data_gradients`. If the first
-    pass disagrees, nothing is replayed from then on.
+    Replays begin after 100 calls. Every call in a first pass over the rows, and later every 500th, is compared with
+    `data_gradients`. If the first pass disagrees, nothing is replayed from then on.
 
     Args:
         objective: the objective, L.
         replays: whether to record and replay at all.
+
+    Attributes:
+        replayed: the number of calls that were replayed.
     """
 
     def __init__(self, objective: Objective, *, replays: bool = True) -> None:
         self.objective, self.replays = objective, replays
         self._modules: dict[Any, Any] = {}
         self._calls = self._compared_rows = 0
+        self.replayed = 0
 
     def __call__(self, thetas: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return Σ −log p(y | f(x; θ_a)) over the rows, (A,), and its gradients, (A, P), without a graph.
@@ -52,7 +58,9 @@ class BatchGradients:
         Raises:
             RecordingMismatchError: a later comparison failed, so that earlier results may be wrong.
         """
-        if not (self.replays and isinstance(batch.x, Tensor) and isinstance(batch.y, Tensor)):
+        self._calls += 1
+        recordable = isinstance(batch.x, Tensor) and isinstance(batch.y, Tensor)
+        if not (self.replays and recordable) or self._calls <= _CALLS_BEFORE:
             return data_gradients(self.objective, thetas, batch)
         kind = (thetas.shape, batch.x.shape, batch.x.dtype, batch.y.shape, batch.y.dtype)
         in_first_pass = self._compared_rows < self.objective.batches.n_data
@@ -67,7 +75,7 @@ class BatchGradients:
             return plain or data_gradients(self.objective, thetas, batch)
         with torch.no_grad():
             slopes, values = module(thetas, batch.x, batch.y)
-        self._calls += 1
+        self.replayed += 1
         if plain is None:
             self._count(len(thetas) * len(batch))
         elif not self._agrees(slopes, plain[1]):
