@@ -1,28 +1,17 @@
-"""Rows of the conformance table: the baselines, and the two networks of one's own loop.
+"""Rows of the conformance table: the baselines, and the two networks of a custom training loop.
 
-Those whose posterior is a number of networks claim no Gaussian posterior over weights, and so no laws. What trains does
-so in full batches, in which the order of the rows is irrelevant, and for a few epochs: the kit asks nothing of optima.
+Those whose posterior is a number of networks have no Gaussian posterior over weights, and so no invariants of one. What
+trains does so in full batches, in which the order of the rows is irrelevant, and for a few epochs: the kit checks no
+optima.
 """
 
 import copy
 from dataclasses import replace
 from functools import partial
 
+import conformance_row as kit
 import pytest
 import torch
-from conformance_row import (
-    CLOSED_FORMS,
-    COVARIANCE,
-    DIFFERING,
-    ENDS_IN_LINEAR,
-    GGN,
-    GRADIENTS,
-    LAWS,
-    MATRICES,
-    NO_WEIGHTS,
-    SAMPLES,
-    Row,
-)
 from torch import nn
 
 from estimators.baselines import (
@@ -46,8 +35,8 @@ FULL_BATCHES = Recipe(epochs=4, batch_size=64, lr=0.03)
 DESCENT = Recipe(epochs=6, batch_size=64, optimizer="sgd", lr="auto", schedule="constant")
 MEMBERS = 10  # samples are members, drawn again: their covariance is 1 − 1/S of the variance, which is unbiased
 ITS_OWN_MEAN = {"predict-mean": "the mean of the members is not the output of the network"}
-ROWS_ALONE = {"joint-covariance"} | MATRICES | GRADIENTS
-NOTHING_EXACT = CLOSED_FORMS | LAWS | NO_WEIGHTS
+ROWS_ALONE = {"joint-covariance"} | kit.MATRICES | kit.GRADIENTS
+NOTHING_EXACT = kit.CLOSED_FORMS | kit.INVARIANTS | kit.NO_WEIGHTS
 
 
 def fresh(model):
@@ -122,8 +111,8 @@ def two_networks(model, likelihood, *, prior_precision):
 
 
 BASELINES = {
-    "map": Row(MAP, {"skip": {"not-constant": "its variance is zero by definition"}}, NOTHING_EXACT | ROWS_ALONE),
-    "temperature": Row(
+    "map": kit.Row(MAP, {"skip": {"not-constant": "its variance is zero by definition"}}, NOTHING_EXACT | ROWS_ALONE),
+    "temperature": kit.Row(
         temperature,
         {
             "skip": {
@@ -133,17 +122,19 @@ BASELINES = {
         },
         NOTHING_EXACT | ROWS_ALONE | {"total-variance"},  # regression has no temperature
     ),
-    "gradient norm": Row(GradientNorm, {}, CLOSED_FORMS | LAWS | {"jacobians"}),
-    "subnetwork, all of it": Row(SubnetworkLaplace, GGN, by_default=DIFFERING),
-    "subnetwork": Row(
+    "gradient norm": kit.Row(GradientNorm, {}, kit.CLOSED_FORMS | kit.INVARIANTS | {"jacobians"}),
+    "subnetwork, all of it": kit.Row(SubnetworkLaplace, kit.GGN, by_default=kit.DIFFERING),
+    "subnetwork": kit.Row(
         partial(SubnetworkLaplace, n_parameters=12),
         {"prior_of": "all", "skip": {"prior-limit": "the prior of the weights that are not chosen is left out"}},
-        CLOSED_FORMS,
+        kit.CLOSED_FORMS,
     ),
-    "ensemble": Row(ensemble, {"skip": ITS_OWN_MEAN}, NOTHING_EXACT),
-    "swag": Row(partial(SWAG, recipe=DESCENT, n_samples=MEMBERS), {"skip": ITS_OWN_MEAN}, NOTHING_EXACT),
-    "dropout": Row(partial(MCDropout, n_samples=40), {"adapt": behind_dropout, "skip": ITS_OWN_MEAN}, NOTHING_EXACT),
-    "dropout, trained": Row(
+    "ensemble": kit.Row(ensemble, {"skip": ITS_OWN_MEAN}, NOTHING_EXACT),
+    "swag": kit.Row(partial(SWAG, recipe=DESCENT, n_samples=MEMBERS), {"skip": ITS_OWN_MEAN}, NOTHING_EXACT),
+    "dropout": kit.Row(
+        partial(MCDropout, n_samples=40), {"adapt": behind_dropout, "skip": ITS_OWN_MEAN}, NOTHING_EXACT
+    ),
+    "dropout, trained": kit.Row(
         trained_dropout,
         {
             "adapt": behind_identity,
@@ -152,42 +143,42 @@ BASELINES = {
                 "training-row-order": "dropout draws a mask for each place of a batch while it trains",
             },
         },
-        NOTHING_EXACT | {"rejects-train-mode"},  # a model with a dropout layer is refused before it can be tried
+        NOTHING_EXACT | {"rejects-train-mode"},  # a model with a dropout layer is rejected before it can be tried
     ),
-    "multi-head ensemble": Row(
+    "multi-head ensemble": kit.Row(
         partial(MultiHeadEnsemble, n_heads=MEMBERS),
         {"skip": {**ITS_OWN_MEAN, "training-row-order": "the bootstrap draws rows by their places"}},
-        NOTHING_EXACT | ENDS_IN_LINEAR,
+        NOTHING_EXACT | kit.ENDS_IN_LINEAR,
     ),
-    "lora ensemble": Row(
+    "lora ensemble": kit.Row(
         partial(LoRAEnsemble, recipe=FULL_BATCHES, n_members=MEMBERS),
         {"adapt": with_lora, "skip": ITS_OWN_MEAN},
         NOTHING_EXACT,
-        DIFFERING | {"reproducible", "training-row-order"},
+        kit.DIFFERING | {"reproducible", "training-row-order"},
     ),
-    "two networks": Row(two_networks, {}, NOTHING_EXACT | SAMPLES | COVARIANCE | {"state-round-trip"}),
-    "laplace-torch, full": Row(
+    "two networks": kit.Row(two_networks, {}, NOTHING_EXACT | kit.SAMPLES | kit.COVARIANCE | {"state-round-trip"}),
+    "laplace-torch, full": kit.Row(
         partial(LaplaceTorch, hessian_structure="full"),
-        {**GGN, "tolerance": 1e-5},
-        SAMPLES
+        {**kit.GGN, "tolerance": 1e-5},
+        kit.SAMPLES
         | ROWS_ALONE
         | {"output-shape", "dict-inputs", "state-round-trip"}
         | {"closed-form-binary", "closed-form-prior-groups", "closed-form-noise-per-output"},
     ),
-    "laplace-torch, kron": Row(
+    "laplace-torch, kron": kit.Row(
         partial(LaplaceTorch, hessian_structure="kron"),
         {"prior_of": "all"},
-        CLOSED_FORMS | SAMPLES | ROWS_ALONE | {"output-shape", "dict-inputs", "state-round-trip"},
-        DIFFERING,
+        kit.CLOSED_FORMS | kit.SAMPLES | ROWS_ALONE | {"output-shape", "dict-inputs", "state-round-trip"},
+        kit.DIFFERING,
     ),
-    "laplace-torch, last layer": Row(
+    "laplace-torch, last layer": kit.Row(
         partial(LaplaceTorch, subset_of_weights="last_layer", hessian_structure="full"),
         {"exact": "last_layer", "tolerance": 1e-5},
-        SAMPLES
-        | ENDS_IN_LINEAR
+        kit.SAMPLES
+        | kit.ENDS_IN_LINEAR
         | ROWS_ALONE
         | {"dict-inputs", "state-round-trip"}
         | {"closed-form-binary", "closed-form-prior-groups", "closed-form-noise-per-output"},
-        DIFFERING,
+        kit.DIFFERING,
     ),
 }

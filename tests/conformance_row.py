@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 
+import pytest
+
 from estimators.testing import CHECKS
 
 CLOSED_FORMS = {name for name in CHECKS if name.startswith("closed-form")} | {"sample-joint"}
-LAWS = {
+INVARIANTS = {
     "below-prior",
     "prior-limit",
     "prior-monotone",
@@ -19,27 +21,35 @@ SAMPLES = {name for name in CHECKS if name.startswith("sample")} | WEIGHT_SAMPLE
 COVARIANCE = {"covariance", "functional", "closed-form-covariance", "joint-covariance"}
 GRADIENTS = {"input-gradients"}
 NO_WEIGHTS = WEIGHT_SAMPLES | MATRICES | GRADIENTS | {"jacobians"}  # no Gaussian over weights
-ENDS_IN_LINEAR = {"output-shape", "constant-output"}  # networks that do not end in a linear layer are refused
+ENDS_IN_LINEAR = {"output-shape", "constant-output"}  # networks that do not end in a linear layer are rejected
 GGN = {"exact": "ggn"}
-DIFFERING = {name for name in CHECKS if name.startswith("closed-form")} | LAWS - {"prior-monotone"}
+DIFFERING = {name for name in CHECKS if name.startswith("closed-form")} | INVARIANTS - {"prior-monotone"}
 DIFFERING |= {"shapes", "dtype-device", "non-negative", "covariance", "functional", "constant-output", "dict-inputs"}
 DIFFERING |= {"batch-independence", "model-untouched-by-fit", "random-state-untouched", "state-round-trip"}
 """Checks of what depends on how a variance is computed. The others are of code that all rows of a class share."""
 
+COMPOSED = {"hessian, cg", "pointwise, linear response, hessian"}
+"""Rows of two options that another row has alone, slow: by default not on the device and not in threads."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """An estimator, what it claims, and the names of the checks that do not apply to it.
+    """An estimator, the options of `check_estimator`, and the names of the checks that do not apply to it.
 
-    `by_default` names the checks of the default run, if they are not all that the claims ask for.
+    `by_default` names the checks of the default run, if they are not all that the options ask for.
     """
 
     make: object
-    claims: dict = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
     skipped: set = field(default_factory=set)
     by_default: frozenset | None = None
 
     def asked(self, *, whole=True):
         """The names of the checks to run, in the default run or as a whole."""
-        names = set(self.claims.get("checks", CHECKS))
+        names = set(self.options.get("checks", CHECKS))
         return names if whole or self.by_default is None else names & self.by_default
+
+
+def names_of(rows):
+    """The names of rows as parameters of a test; those that are composed run with the verification suite."""
+    return [pytest.param(name, marks=pytest.mark.verification if name in COMPOSED else ()) for name in rows]

@@ -67,7 +67,7 @@ class Fits:
 
 def made(row, case):
     """An estimator of a row on the device of a case, not fitted."""
-    adapt = row.claims.get("adapt", lambda model: model)
+    adapt = row.options.get("adapt", lambda model: model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = adapt(case.module()).to(case.device).eval()

@@ -55,7 +55,7 @@ def prediction(change):
 
 
 def loader(change):
-    """A `fit` that mends what it should refuse: change(batches) -> batches."""
+    """A `fit` that mends what it should reject: change(batches) -> batches."""
 
     class Fault(Good):
         def fit(self, train_loader, **options):
@@ -305,7 +305,7 @@ DEVICE_FAULTS = [ConstantOfTheCPU, ResultOnTheCPU, SamplesOnTheCPU, GeneratorOfT
 """What is wrong on an accelerator only."""
 
 
-def refusing(*_, **__):
+def rejecting(*_, **__):
     raise UnsupportedError("nothing", received="something", remedy="nothing.")
 
 

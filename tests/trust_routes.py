@@ -43,7 +43,7 @@ class Outcome:
     """What one route did: a relative error, or the name of a typed error, or a raw one; and what it left behind."""
 
     error: float | None
-    refusal: str | None = None
+    raised: str | None = None
     raw: str | None = None
     left_behind: tuple[str, ...] = ()
 
@@ -51,8 +51,8 @@ class Outcome:
         found = [f"left behind: {what}" for what in self.left_behind]
         if self.raw is not None:
             found.append(f"raw error: {self.raw}")
-        elif self.refusal is not None and case.expects == "answer" and route.must_answer:
-            found.append(f"has to answer: {self.refusal}")
+        elif self.raised is not None and case.expects == "answer" and route.must_answer:
+            found.append(f"has to answer: {self.raised}")
         elif self.error is not None and not may_answer:
             found.append("answers where there is no answer")
         elif self.error is not None and not self.error <= max(route.tolerance, case.tolerance):
@@ -62,7 +62,7 @@ class Outcome:
     def __str__(self) -> str:
         if self.raw is not None:
             return f"raw {self.raw.split(':')[0]}"
-        return self.refusal.split(":")[0] if self.refusal is not None else f"{self.error:.1e}"
+        return self.raised.split(":")[0] if self.raised is not None else f"{self.error:.1e}"
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ def run(name: str, likelihood: str, route: Route) -> tuple[Outcome, list[str]]:
                 expected = _reference(name, likelihood, _names(fitted))
             outcome = Outcome(route.error(fitted, case, expected))
         except EstimatorError as error:
-            outcome = Outcome(None, refusal=f"{type(error).__name__}: {error}")
+            outcome = Outcome(None, raised=f"{type(error).__name__}: {error}")
         except Exception as error:  # whatever else is raised is a fault to report
             outcome = Outcome(None, raw=f"{type(error).__name__}: {str(error)[:200]}")
         outcome = dataclasses.replace(outcome, left_behind=tuple(dict.fromkeys(before.differences(case))))
-        answered = outcome.error is not None and case.expects == "refuse"
+        answered = outcome.error is not None and case.expects == "raise"
         may_answer = not answered or _has_an_answer(name, likelihood, _names(fitted))
     return outcome, outcome.failures(case, route, may_answer=may_answer)
 
@@ -261,7 +261,7 @@ def _reference(name: str, likelihood: str, names: tuple[str, ...] | None) -> Ref
 
 
 def _has_an_answer(name: str, likelihood: str, names: tuple[str, ...] | None) -> bool:
-    """Whether a network that is to be refused has a variance over these weights all the same: rows that do not depend
+    """Whether a network that is to be rejected has a variance over these weights all the same: rows that do not depend
     on each other, and a slope that is a number and not zero (its last layer may have one where the rest has not)."""
     variance = _reference(name, likelihood, names).variance
     if not bool(variance.isfinite().all()) or float(variance.max()) == 0:

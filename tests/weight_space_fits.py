@@ -1,10 +1,12 @@
 """Fits of every estimator with a posterior over weights, and a comparison relative to the largest entry."""
 
+import pytest
+
 from estimators import LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
 from estimators.baselines import SubnetworkLaplace
 from estimators.regvar.monte_carlo import ClippedMonteCarlo, InterpolatedBounds
 
-__all__ = ["EXACT", "GENERAL", "LAPLACE", "REGVAR", "close", "fit"]
+__all__ = ["EXACT", "GENERAL", "LAPLACE", "REGVAR", "close", "fit", "kinds", "posteriors"]
 
 GENERAL = {"*bias": 0.7, "*": 1.9}
 LAPLACE = {
@@ -29,6 +31,8 @@ REGVAR = {
     "bounds": PosteriorDraws(9, variance_estimate="bounds"),
     "auto": PosteriorDraws(9),
 }
+kinds = pytest.mark.parametrize("kind", ["regression", "classification"])
+posteriors = pytest.mark.parametrize("name", [*LAPLACE, *REGVAR, "clipped"])
 
 
 def fit(name, problem):

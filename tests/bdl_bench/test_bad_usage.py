@@ -173,7 +173,7 @@ def test_only_what_is_empty_and_new_is_removed_after_an_error(tmp_path):
     assert (tmp_path / "written" / "into" / "file").exists()
 
 
-def test_names_of_problems_that_are_claimed_at_the_same_time_are_their_own(tmp_path):
+def test_names_of_problems_that_are_locked_at_the_same_time_differ(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda i: name_in(tmp_path, "problem", f"identity {i % 6}"), range(24)))
     assert len(set(names)) == 6

@@ -61,7 +61,7 @@ def test_tuned_numbers_are_there_beside_those_as_fitted(tmp_path):
     assert record.tuning.chosen["score"] == min(point["score"] for point in record.tuning.points)
 
 
-def test_what_is_no_problem_is_refused(tmp_path):
+def test_what_is_no_problem_is_rejected(tmp_path):
     with pytest.raises(OptionError, match="a int"):
         compare(3, out=tmp_path)
     with pytest.raises(OptionError, match="nothing-of-the-kind"):

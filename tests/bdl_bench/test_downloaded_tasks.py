@@ -38,11 +38,11 @@ DOWNLOADED = [
 def folder(tmp_path, monkeypatch):
     """An empty data folder, and no network."""
 
-    def refuse(self, url, *_, **__):  # noqa: ARG001
+    def fail(self, url, *_, **__):  # noqa: ARG001
         raise ConnectionError(f"no network in tests, not to {url}")
 
     monkeypatch.setenv("BDL_BENCH_DATA", str(tmp_path))
-    monkeypatch.setattr("pooch.HTTPDownloader.__call__", refuse)
+    monkeypatch.setattr("pooch.HTTPDownloader.__call__", fail)
     return tmp_path
 
 
@@ -171,7 +171,7 @@ def test_a_resnet_takes_some_steps_on_small_cifar(folder):
     assert all(torch.isfinite(p).all() for p in problem.model.parameters())
 
 
-def test_a_batch_that_would_run_code_is_refused(folder):
+def test_a_batch_that_would_run_code_is_rejected(folder):
     write_cifar10(folder)
     path = folder / "cifar-10-batches-py" / "test_batch"
     path.write_bytes(b"cos\nsystem\n(S'echo run'\ntR.")

@@ -103,7 +103,7 @@ def test_only_one_job_on_this_machine_has_its_costs_for_itself(workers, exclusiv
     assert workers.exclusive is exclusive
 
 
-def test_several_jobs_in_process_and_unknown_names_are_refused():
+def test_several_jobs_in_process_and_unknown_names_are_rejected():
     with pytest.raises(OptionError, match="--executor local"):
         executor_for(Workers(2, executor="in-process"))
     with pytest.raises(OptionError, match="in-process, local, ray"):

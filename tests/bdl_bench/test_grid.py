@@ -167,7 +167,7 @@ def test_two_processes_give_the_same_numbers_as_one(tmp_path):
     "change",
     [{"methods": ["nope"]}, {"tasks": ["nope"]}, {"tasks": []}, {"workers": Workers(jobs=0)}, {"device": "abacus"}],
 )
-def test_a_grid_that_cannot_run_is_refused_before_anything_is_written(toy, tmp_path, change):
+def test_a_grid_that_cannot_run_is_rejected_before_anything_is_written(toy, tmp_path, change):
     arguments = {"tasks": [toy], "methods": ["map"], "seeds": [0], "directory": tmp_path / "out", **change}
     with pytest.raises(OptionError):
         Grid(**arguments).run(lambda _: None)
@@ -182,7 +182,7 @@ def test_a_cost_is_exclusive_where_nothing_else_was_at_work(toy, tmp_path):
     assert not beside.cost.exclusive
 
 
-def test_weights_of_another_training_are_refused(toy, tmp_path):
+def test_weights_of_another_training_are_rejected(toy, tmp_path):
     grid = Grid([toy], ["map"], [0], tmp_path)
 
     def exchange(event):
@@ -231,7 +231,7 @@ def test_tasks_methods_and_seeds_that_are_named_twice_run_once(toy, tmp_path):
         (Workers(executor="ray"), "cuda:1", "whose number is 0"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_anything_is_written(workers, device, says, toy, tmp_path, monkeypatch):
+def test_what_cannot_be_run_is_rejected_before_anything_is_written(workers, device, says, toy, tmp_path, monkeypatch):
     monkeypatch.setattr("bdl_bench.runner.executors.choice.importlib.util.find_spec", lambda name: name)
     with pytest.raises(OptionError, match=says):
         Grid([toy], ["map"], [0], tmp_path / "out", device, workers).run(print)

@@ -140,14 +140,14 @@ def test_without_files_and_network_it_says_where_they_belong(tmp_path, monkeypat
     import datasets
     import transformers
 
-    def refuse(*_, **__):
+    def fail(*_, **__):
         raise ConnectionError("no network in tests")
 
     monkeypatch.setenv("BDL_BENCH_DATA", str(tmp_path))
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(MissingDataError, match=r"train\*\.parquet.*wikitext-103.*no network.*BDL_BENCH_DATA=DIR"):
         TASKS["wikitext-103"].problem(0)
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(MissingDataError, match=r"gpt-neo-1\.3B.*models.*save_pretrained"):
         pretrained("AutoModelForCausalLM", "EleutherAI/gpt-neo-1.3B")
 

@@ -1,4 +1,4 @@
-"""Labels, shapes, dtypes and NaN in any batch of any loader are refused with the loader, the batch and the row."""
+"""Labels, shapes, dtypes and NaN in any batch of any loader are rejected with the loader, the batch and the row."""
 
 import numpy as np
 import pytest
@@ -145,7 +145,7 @@ def test_ignored_places_are_no_labels_where_the_likelihood_has_several_a_row():
                 prior_precision=1.0)  # fmt: skip
 
 
-def test_metrics_refuse_targets_that_are_no_classes():
+def test_metrics_reject_targets_that_are_no_classes():
     arrays = {"probs": torch.full((2, 3), 1 / 3).numpy(), "epistemic_variance": torch.ones(2, 3).numpy()}
     for bad in (-1.0, 3.0, 0.5):
         with pytest.raises(DataError, match=f"{bad} in row 1"):
@@ -167,7 +167,7 @@ def test_the_generator_of_a_loader_is_left_as_it_was():
     ("kind", "link"), [("classification", nn.Softmax(-1)), ("binary", nn.Sigmoid())], ids=["softmax", "sigmoid"]
 )
 @pytest.mark.parametrize("recipe", [None, Recipe(epochs=1)])
-def test_a_link_inside_the_model_is_refused(kind, link, recipe):
+def test_a_link_inside_the_model_is_rejected(kind, link, recipe):
     good = batches(X, labels(kind))
     model = nn.Sequential(network(kind), link).eval()
     with pytest.raises(ModelError, match=r"logits.*before the softmax or sigmoid"):

@@ -1,4 +1,4 @@
-"""Claims: one run at a time has a file; what can start next is what nobody is at."""
+"""File locks: one run at a time has a file; what can start next is what no other run has locked."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def two_runs(tmp_path):
         yield mine, theirs
 
 
-def test_a_file_is_claimed_once_until_it_is_released(two_runs, tmp_path):
+def test_a_file_is_locked_once_until_it_is_released(two_runs, tmp_path):
     mine, theirs = two_runs
     path = tmp_path / "records" / "task" / "map.json"
     assert mine.acquire(path)
@@ -60,7 +60,7 @@ class Told:
         return None if item in settled else item
 
 
-def test_what_another_run_is_at_is_passed_over_and_come_back_to(two_runs, tmp_path):
+def test_what_another_run_has_locked_waits(two_runs, tmp_path):
     mine, theirs = two_runs
     theirs.acquire(tmp_path / "a")
     told = Told(mine, tmp_path)
@@ -72,7 +72,7 @@ def test_what_another_run_is_at_is_passed_over_and_come_back_to(two_runs, tmp_pa
     assert next(told.schedule) == "a"
 
 
-def test_what_is_settled_meanwhile_is_released_at_once_and_what_cannot_be_claimed_is_told(two_runs, tmp_path):
+def test_what_is_settled_meanwhile_is_released_at_once_and_what_cannot_be_locked_is_reported(two_runs, tmp_path):
     mine, theirs = two_runs
     told = Told(mine, tmp_path, settled="a")
     for item in ("a", "full", "c"):

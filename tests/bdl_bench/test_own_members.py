@@ -111,12 +111,12 @@ def test_without_members_or_recipe_the_ensemble_is_skipped_with_both_remedies(tm
         ([fresh().train()], "train mode"),
     ],
 )
-def test_members_that_are_none_are_refused_when_the_problem_is_made(members, told):
+def test_members_that_are_none_are_rejected_when_the_problem_is_made(members, told):
     with pytest.raises(ModelError, match=told):
         problem(members=members)
 
 
-def test_a_dropout_model_without_dropout_is_refused():
+def test_a_dropout_model_without_dropout_is_rejected():
     with pytest.raises(ModelError, match=r"nn\.Dropout of p > 0"):
         problem(dropout_model=MODEL)
 

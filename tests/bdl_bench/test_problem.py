@@ -47,7 +47,7 @@ def problem(**changes):
         ({"prior_precision": {}}, OptionError, "{}"),
     ],
 )
-def test_a_problem_that_cannot_work_is_refused(changes, error, message):
+def test_a_problem_that_cannot_work_is_rejected(changes, error, message):
     with pytest.raises(error, match=message):
         problem(**changes)
 
@@ -94,7 +94,7 @@ LINE = [torch.linspace(-1, 1, 5).unsqueeze(1)]
         ({"plot_grid": BATCHES}, r"ascending.*\(4, 3\)"),
     ],
 )
-def test_further_sets_that_cannot_work_are_refused_by_name(changes, message):
+def test_further_sets_that_cannot_work_are_rejected_by_name(changes, message):
     with pytest.raises(DataError, match=message):
         problem(**changes)
 

@@ -73,7 +73,7 @@ def test_groups_are_the_longest_runs_within_one_critical_difference():
     assert 1 < len(longest) < 6
 
 
-def test_what_cannot_be_ranked_is_refused_with_its_reason():
+def test_what_cannot_be_ranked_is_rejected_with_its_reason():
     with pytest.raises(DataError, match="task 1 lacks c"):
         rank_methods({"task 0": {"a": 1.0, "b": 2.0, "c": 3.0}, "task 1": {"a": 1.0, "b": 2.0}}, "lower")
     with pytest.raises(DataError, match="3 tasks and 2 methods"):

@@ -179,7 +179,7 @@ def test_the_command_to_run_it_again_quotes_what_a_shell_would_read(write_record
     assert "--model 'my mod:make' --methods map --seed-list 1" in Tags(write_report(tmp_path).read_text()).text
 
 
-def test_a_directory_without_records_is_refused(tmp_path):
+def test_a_directory_without_records_is_rejected(tmp_path):
     with pytest.raises(OptionError, match="compare wrote"):
         write_report(tmp_path)
 

@@ -233,17 +233,17 @@ def test_a_task_says_what_it_is_and_what_it_needs():
 
 
 @pytest.mark.parametrize("reference", ["nowhere:make", "json:nothing", "json:", ":make", "bdl_bench:__all__"])
-def test_a_reference_that_leads_nowhere_is_refused(reference):
+def test_a_reference_that_leads_nowhere_is_rejected(reference):
     with pytest.raises(OptionError, match=r"module:factory|importable|function"):
         from_reference(reference)
 
 
-def test_an_unknown_task_is_refused_with_the_list_of_known_ones():
+def test_an_unknown_task_is_rejected_with_the_list_of_known_ones():
     with pytest.raises(OptionError, match="diabetes, diabetes-gap, digits"):
         resolve_task("imagenet")
 
 
-def test_a_factory_that_returns_something_else_is_refused():
+def test_a_factory_that_returns_something_else_is_rejected():
     with pytest.raises(OptionError, match="a str"):
         from_reference("builtins:str").problem(0)
 

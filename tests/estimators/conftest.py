@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, jacfwd, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from weight_space_fits import fit
 
 from estimators import Bernoulli, Categorical, Gaussian
 
@@ -83,6 +84,24 @@ def make_problem():
         return Problem(model, kind, x, y, query, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _posterior_fits():
+    return {}
+
+
+@pytest.fixture
+def posterior_fit(_posterior_fits, make_problem):
+    """(name, kind) -> (fit over weights, problem) of `weight_space_fits`; each is made once, and tests only read it."""
+
+    def get(name, kind="classification"):
+        if (name, kind) not in _posterior_fits:
+            problem = make_problem(kind)
+            _posterior_fits[name, kind] = fit(name, problem), problem
+        return _posterior_fits[name, kind]
+
+    return get
 
 
 def _slow_path(method):

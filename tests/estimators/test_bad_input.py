@@ -187,7 +187,7 @@ def loader_of(x, y):
 
 @every
 @pytest.mark.parametrize("row", ROWS)
-def test_bad_input_of_fit_is_refused_with_the_remedy_and_changes_nothing(row, estimator, untouched):
+def test_bad_input_of_fit_is_rejected_with_the_remedy_and_changes_nothing(row, estimator, untouched):
     make, error, received, remedy = ROWS[row]
     model, likelihood, x, y = make()
     unfitted = estimator(model, likelihood)
@@ -198,7 +198,7 @@ def test_bad_input_of_fit_is_refused_with_the_remedy_and_changes_nothing(row, es
 
 
 @every
-def test_an_empty_loader_is_refused(estimator, untouched):
+def test_an_empty_loader_is_rejected(estimator, untouched):
     model = mlp()
     with untouched(model), pytest.raises(DataError, match=r"at least one row.*empty.*Try: "):
         estimator(model, "classification").fit([])
@@ -206,14 +206,14 @@ def test_an_empty_loader_is_refused(estimator, untouched):
 
 @every
 @pytest.mark.parametrize("bad", [0.0, -2.0, float("nan")])
-def test_a_prior_precision_that_is_not_positive_is_refused_by_the_constructor(estimator, bad, untouched):
+def test_a_prior_precision_that_is_not_positive_is_rejected_by_the_constructor(estimator, bad, untouched):
     model = mlp()
     with untouched(model), pytest.raises(OptionError, match=f"prior_precision > 0.*Received {bad}.*Try: "):
         estimator(model, "classification", prior_precision=bad)
 
 
 @pytest.mark.parametrize("bad", [0.0, -2.0])
-def test_a_noise_that_is_not_positive_is_refused(bad):
+def test_a_noise_that_is_not_positive_is_rejected(bad):
     with pytest.raises(OptionError, match=f"sigma_noise > 0.*Received {bad}.*Try: "):
         Gaussian(sigma_noise=bad)
 
@@ -264,7 +264,7 @@ def fitted():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("query", QUERIES)
-def test_a_query_that_does_not_fit_the_network_is_refused(name, query, fitted, untouched):
+def test_a_query_that_does_not_fit_the_network_is_rejected(name, query, fitted, untouched):
     x, received, remedy = QUERIES[query]
     estimator = fitted[name]
     with (
@@ -275,7 +275,7 @@ def test_a_query_that_does_not_fit_the_network_is_refused(name, query, fitted, u
 
 
 @pytest.mark.parametrize("estimator", [LinearizedLaplace, RegVar], ids=["laplace", "draws"])
-def test_a_subset_without_a_parameter_is_refused(estimator, untouched):
+def test_a_subset_without_a_parameter_is_rejected(estimator, untouched):
     model = mlp()
     with untouched(model), pytest.raises(OptionError, match=r"Received 'head\.\*', which matches none.*0\.weight"):
         estimator(model, "classification", subset_of_weights="head.*").fit(loader_of(*rows()))
@@ -295,7 +295,7 @@ ENDINGS = {
      (RegVar, {"subset_of_weights": "last_layer"})],
     ids=["last layer", "laplace", "draws"],
 )  # fmt: skip
-def test_a_model_without_a_trainable_last_linear_layer_is_refused(ending, estimator, options, untouched):
+def test_a_model_without_a_trainable_last_linear_layer_is_rejected(ending, estimator, options, untouched):
     model = ENDINGS[ending]()
     x, y = rows()
     x = x[..., None] if ending == "no linear layer" else x

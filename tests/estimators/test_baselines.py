@@ -137,7 +137,7 @@ def test_a_loaded_fit_answers_as_the_one_that_was_saved(name, problem, tmp_path)
 
 
 @every
-def test_other_options_and_changed_models_are_refused(name, problem):
+def test_other_options_and_changed_models_are_rejected(name, problem):
     fitted = build(name, problem).fit(problem.loader)
     with pytest.raises(StateError, match="prior_precision"):
         build(name, problem, prior_precision=99.0).load_state_dict(fitted.state_dict())
@@ -205,7 +205,7 @@ def test_outputs_of_several_dimensions_keep_their_shape(name, make_problem):
 
 @members
 @pytest.mark.parametrize("bad", ["bridge", "MC"])
-def test_an_unknown_link_is_refused(name, bad, problem):
+def test_an_unknown_link_is_rejected(name, bad, problem):
     fitted = build(name, problem).fit(problem.loader)
     with pytest.raises(OptionError, match="link_approx"):
         fitted.predict(problem.query, link_approx=bad)

@@ -176,7 +176,7 @@ def test_the_precision_of_a_subnetwork_solves_in_its_place(make_problem):
     assert torch.allclose(fitted.precision_.log_det(), torch.logdet(a))
 
 
-def test_subnetwork_options_that_cannot_be_are_refused(make_problem):
+def test_subnetwork_options_that_cannot_be_are_rejected(make_problem):
     model = make_problem().model
     for bad in (0, -1, 2.5):
         with pytest.raises(OptionError, match="n_parameters >= 1"):

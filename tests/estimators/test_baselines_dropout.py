@@ -132,7 +132,7 @@ def test_batch_first_is_asked_for_where_rows_are_not_in_front(make_problem):
         fitted.variance(problem.query)
 
 
-def test_dropout_options_that_contradict_the_model_are_refused(make_problem):
+def test_dropout_options_that_contradict_the_model_are_rejected(make_problem):
     plain, dropping = make(), nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.2), nn.Linear(5, 3)).double().eval()
     cases = [
         (plain, {}, "dropout layers, or rate"),

@@ -59,7 +59,7 @@ def test_neighbouring_seeds_share_no_member():
     assert len(set(seeds)) == 1000
 
 
-def test_a_make_model_that_cannot_be_is_refused(make_problem):
+def test_a_make_model_that_cannot_be_is_rejected(make_problem):
     problem = make_problem("classification", make())
     made = make()
     cases = {

@@ -172,7 +172,7 @@ def test_heads_of_a_language_model_are_used_at_every_place():
         assert slope.abs().max() < 1e-5
 
 
-def test_a_network_without_a_last_layer_of_its_own_is_refused(make_problem):
+def test_a_network_without_a_last_layer_of_its_own_is_rejected(make_problem):
     problem = make_problem("classification", nn.Sequential(nn.Linear(4, 3), nn.Tanh()))
     with pytest.raises(ModelError, match=r"nn\.Linear"):
         ensemble(problem).fit(problem.loader)

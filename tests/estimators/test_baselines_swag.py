@@ -103,7 +103,7 @@ def test_swag_rejects_a_recipe_other_than_sgd_with_a_constant_rate(bad, make_pro
         SWAG(make_problem().model, "classification", recipe=recipe)
 
 
-def test_swag_refuses_too_few_and_what_diverges(make_problem):
+def test_swag_rejects_too_few_and_what_diverges(make_problem):
     problem = make_problem("regression", nn.Linear(4, 2))
     for name in ("max_rank", "n_samples"):
         with pytest.raises(OptionError, match=f"{name} >= 2.*1"):

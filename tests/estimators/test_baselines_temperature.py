@@ -82,7 +82,7 @@ def test_a_validation_set_without_an_error_determines_no_temperature(make_proble
         fitted.fit(problem.loader)
 
 
-def test_what_has_no_temperature_is_refused(make_problem):
+def test_what_has_no_temperature_is_rejected(make_problem):
     problem = make_problem("regression")
     with pytest.raises(UnsupportedError, match=r"Gaussian\(sigma_noise=0.6\).*sigma_noise tuned"):
         TemperatureScaling(problem.model, problem.likelihood, validation=problem.loader)

@@ -224,7 +224,7 @@ def test_ritz_values_lie_within_the_spectrum():
 
 
 @pytest.mark.parametrize("smallest", [-1e-3, 0.0, 1e-11])
-def test_a_singular_or_indefinite_matrix_is_refused_by_its_products(smallest):
+def test_a_singular_or_indefinite_matrix_is_rejected_by_its_products(smallest):
     spectrum = SPECTRA["well conditioned"].clone()
     spectrum[3] = smallest
     with pytest.raises(IndefiniteHessianError) as caught:
@@ -289,7 +289,7 @@ def test_a_matrix_that_only_round_off_makes_indefinite_is_factored_in_double_pre
     assert torch.allclose(factor @ factor.T, rounded, atol=1e-2)
 
 
-def test_a_dense_indefinite_matrix_is_refused_with_its_ends():
+def test_a_dense_indefinite_matrix_is_rejected_with_its_ends():
     spectrum = SPECTRA["well conditioned"].clone()
     spectrum[0] = -0.25
     with pytest.raises(IndefiniteHessianError, match="an indefinite one") as caught:

@@ -299,7 +299,7 @@ def test_invalid_input_is_rejected():
         calibrate(rows("regression")[0], torch.zeros(M, 1, dtype=torch.float64))
 
 
-def test_a_monte_carlo_prediction_without_its_samples_is_refused():
+def test_a_monte_carlo_prediction_without_its_samples_is_rejected():
     prediction, y = rows("classification", samples=3)
     moments_of = prediction.mean, prediction.epistemic_variance
     bare = Prediction(*moments_of, "classification", probs=prediction.probs, link_approx="mc")

@@ -117,7 +117,7 @@ def test_fine_tune_writes_no_progress(tmp_path, monkeypatch):
     assert (tmp_path / "fit.safetensors").exists()  # the finished fit
 
 
-def test_a_checkpoint_of_another_fit_is_refused_and_kept(fit_killed, tmp_path):
+def test_a_checkpoint_of_another_fit_is_rejected_and_kept(fit_killed, tmp_path):
     path = tmp_path / "fit.safetensors"
     fit_killed("draws", path, 2)
     before = path.read_bytes()

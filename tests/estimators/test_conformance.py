@@ -1,7 +1,7 @@
 """Every estimator of the library keeps the contract, by the same kit that is offered to others: one table, a row each.
 
-A row says what the estimator claims; checks that it skips are listed, so that none is lost in silence. A new estimator
-is a new row.
+A row has the capabilities of an estimator and the checks that it skips, so that none is lost in silence. A new
+estimator is a new row.
 """
 
 import importlib
@@ -30,7 +30,7 @@ ROWS = {**POSTERIORS, **BASELINES, **FAMILIES}
 @cache
 def report_of(name, *, whole=False):
     row = ROWS[name]
-    return check_estimator(row.make, **{**row.claims, "checks": row.asked(whole=whole)}, raises=False)
+    return check_estimator(row.make, **{**row.options, "checks": row.asked(whole=whole)}, raises=False)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_an_estimator_keeps_the_contract_and_skips_nothing_but_what_is_listed(na
     row, report = ROWS[name], report_of(name, whole=whole)
     assert report.failed == {}
     asked = row.asked(whole=whole)
-    assert set(report.skipped) == (row.skipped | set(row.claims.get("skip", {}))) & asked
+    assert set(report.skipped) == (row.skipped | set(row.options.get("skip", {}))) & asked
 
 
 def class_of(row):
@@ -52,7 +52,7 @@ def class_of(row):
     made = getattr(row.make, "func", row.make)
     if isinstance(made, type):
         return made
-    case, adapt = CASES["classification"], row.claims.get("adapt", lambda model: model)
+    case, adapt = CASES["classification"], row.options.get("adapt", lambda model: model)
     return type(made(adapt(case.module()).eval(), case.likelihood, prior_precision=case.delta))
 
 
@@ -111,16 +111,16 @@ def test_the_exact_hessian_of_the_kits_networks_is_another_one_and_positive_defi
         ({"checks": ["shape"]}, "shape"),
     ],
 )
-def test_a_claim_that_does_not_exist_is_refused(options, received):
+def test_an_option_that_does_not_exist_is_rejected(options, received):
     with pytest.raises(OptionError, match=received):
         check_estimator(MAP, **options)
 
 
-def test_the_claim_of_a_class_is_read_where_none_is_passed():
-    class Claiming(LinearizedLaplace):
+def test_an_attribute_of_the_class_is_read_if_exact_is_not_passed():
+    class Exact(LinearizedLaplace):
         exact = True
 
-    report = check_estimator(Claiming, checks=["closed-form-regression"])
+    report = check_estimator(Exact, checks=["closed-form-regression"])
     assert report.passed == ["closed-form-regression"]
 
 

@@ -55,7 +55,7 @@ from faults import (
     loader,
     noise_of,
     prediction,
-    refusing,
+    rejecting,
     samples,
     variance,
     with_prior,
@@ -68,7 +68,7 @@ from estimators.testing import CHECKS, ConformanceError, check_estimator
 EXACT, APPROXIMATE = {"exact": "ggn"}, {"prior_of": "all"}
 
 FAULTS = {
-    "refuses everything": (refusing, APPROXIMATE, "supports-a-model"),
+    "rejects everything": (rejecting, APPROXIMATE, "supports-a-model"),
     "works in the constructor": (RunsInConstructor, APPROXIMATE, "constructor-stores"),
     "asks no questions before fit": (Unchecked, APPROXIMATE, "not-fitted"),
     "fit returns None": (ReturnsNothing, APPROXIMATE, "fit-returns-self"),
@@ -196,9 +196,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("make", "claims", "name"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_seeded_fault_is_found_by_the_check_that_is_meant_for_it(make, claims, name):
-    report = check_estimator(make, checks=[name], raises=False, **claims)
+@pytest.mark.parametrize(("make", "capabilities", "name"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_seeded_fault_is_found_by_the_check_that_is_meant_for_it(make, capabilities, name):
+    report = check_estimator(make, checks=[name], raises=False, **capabilities)
     assert list(report.failed) == [name]
     if not report.failed[name].startswith("raised"):
         assert all(word in report.failed[name] for word in ("Expected", "Received", "Likely fault"))

@@ -3,6 +3,7 @@
 import numpy
 import pytest
 import torch
+from conformance_row import names_of
 from device_fits import ROWS, answers, assert_same, fits, made
 from faults import DEVICE_FAULTS
 from simulated_device import DEVICE, DeviceTensor, generators_of_the_device
@@ -25,7 +26,7 @@ def some(name, case):
     return case.queries[: 1 if solves else 2]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", names_of(ROWS))
 def test_an_estimator_gives_on_a_device_the_numbers_of_the_cpu(name):
     both = fits(name)
     expected = answers(both.here, some(name, both.case))
@@ -39,7 +40,7 @@ def _variance(estimator, case):
         return estimator.attach_data(case.loader).variance(case.queries[:1])
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in NOT_SAVED])
+@pytest.mark.parametrize("name", names_of([name for name in ROWS if name not in NOT_SAVED]))
 def test_a_fit_saved_on_one_device_is_loaded_on_the_other(name, tmp_path):
     both = fits(name)
     expected = {"variance": both.here.variance(both.case.queries[:1])}
@@ -55,7 +56,7 @@ def test_what_cannot_be_saved_says_so(name, tmp_path):
         fits(name).there.save(tmp_path / "fit")
 
 
-REFUSED = {
+UNSUPPORTED = {
     "sums": lambda here, there: here + there,
     "products": lambda here, there: here @ there,
     "a number of the device": lambda here, there: here + there.sum(),
@@ -71,7 +72,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("act", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("act", UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_the_simulated_device_raises_where_an_accelerator_does(act):
     here, there = torch.eye(3), torch.eye(3, device=DEVICE)
     with pytest.raises((RuntimeError, TypeError), match="sim"):
@@ -106,10 +107,10 @@ KIT += ["model-untouched-by-fit", "random-state-untouched", "rejects-nan", "noti
 
 @pytest.mark.parametrize("name", ["full", "last layer"])
 def test_an_estimator_conforms_on_a_device(name):
-    report = check_estimator(ROWS[name].make, **ROWS[name].claims, checks=KIT, device=DEVICE)
+    report = check_estimator(ROWS[name].make, **ROWS[name].options, checks=KIT, device=DEVICE)
     assert set(report.skipped) == ROWS[name].skipped & set(KIT)
 
 
-def test_a_device_that_is_not_there_is_refused():
+def test_a_device_that_is_not_there_is_rejected():
     with pytest.raises(OptionError, match="a device of this machine"):
         check_estimator(ROWS["full"].make, device="no such device")

@@ -199,7 +199,7 @@ def _with(function):
 
 
 ROUTES = {
-    "torch.func refused": _with(_Square),
+    "torch.func not applicable": _with(_Square),
     "one derivative only": _with(_SquareOnce),
     "weights by identity": _ReplacedForward,
 }

@@ -213,7 +213,7 @@ def test_a_cost_has_about_the_passes_that_the_ledger_counts(make_problem, name):
 
 
 @pytest.mark.parametrize("width", [5, 90])
-def test_the_memory_of_the_exact_forms_is_what_the_forms_themselves_refuse_by(width, make_problem):
+def test_the_memory_of_the_exact_forms_is_what_the_forms_themselves_reject_by(width, make_problem):
     problem = make_problem(model=nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3)))
     objective = LinearizedLaplace(problem.model, problem.likelihood).fit(problem.loader).objective_
     costs = {cost.estimator: cost.bytes_needed for cost in looked_at(problem, "cost").costs}
@@ -263,6 +263,6 @@ def test_the_quick_checks_take_a_few_passes(make_problem):
     assert len(calls) <= 10 * len(problem.loader)
 
 
-def test_a_check_that_does_not_exist_is_refused(make_problem):
+def test_a_check_that_does_not_exist_is_rejected(make_problem):
     with pytest.raises(OptionError, match="curvature"):
         looked_at(make_problem(), "curvature")

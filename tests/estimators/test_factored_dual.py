@@ -230,7 +230,7 @@ def test_queries_that_are_routed_have_whole_jacobians(in_factors, make_problem):
     assert close(covariance(chosen=True), covariance(chosen=False))
 
 
-def test_a_structure_of_routed_rows_is_refused(make_problem):
+def test_a_structure_of_routed_rows_is_rejected(make_problem):
     problem = make_problem(model=Routed())
     structured = LinearizedLaplace(problem.model, problem.likelihood, hessian_structure="kron")
     with pytest.raises(UnsupportedError, match=r"in the same way at every row"):

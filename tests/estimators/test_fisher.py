@@ -17,7 +17,7 @@ from estimators.errors import DerivativeRouteWarning, OptionError, StateError, T
 from estimators.likelihoods import CausalTokens
 from estimators.models import Network
 
-SEEDS = 200
+SEEDS = 100
 STRUCTURES = ["kron", "ekfac", "diag", "full"]
 structures = pytest.mark.parametrize("structure", STRUCTURES)
 N, BATCH = 11, 4

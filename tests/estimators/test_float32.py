@@ -91,8 +91,15 @@ CLOSED = {
 }
 
 
-@cases_and_deltas
-@pytest.mark.parametrize("estimator", CLOSED)
+def closed_forms():
+    """Every estimator at the smallest δ, and the exact ones at a cover of the others; the rest is nightly."""
+    for estimator, case in product(CLOSED, product(DATA, KINDS, DELTAS)):
+        default = case[2] == DELTAS[0] or (case in SELECTED and estimator in ("last layer, full", "auto", "cg"))
+        marks = () if default else pytest.mark.verification
+        yield pytest.param(estimator, *case, marks=marks, id="-".join(map(str, (estimator, *case))))
+
+
+@pytest.mark.parametrize(("estimator", "data", "kind", "delta"), list(closed_forms()))
 def test_laplace_is_that_of_float64(estimator, data, kind, delta):
     narrow, wide, queries = both(CLOSED[estimator], data, kind, delta)
     assert agree(narrow, wide, queries)
@@ -115,8 +122,16 @@ def test_pointwise_is_laplace_in_float64(data, kind, delta):
     assert agree(narrow, wide, queries)
 
 
-@cases_and_deltas
-@pytest.mark.parametrize("rao_blackwell", ["auto", None])
+def cases_of_draws():
+    """Either kind of draws in turn; both for each with the verification suite."""
+    for i, case in enumerate(product(DATA, KINDS, DELTAS)):
+        for j, rao_blackwell in enumerate(["auto", None]):
+            default = (case[2] == DELTAS[0] or case in SELECTED) and j == (i // len(DELTAS) + DELTAS.index(case[2])) % 2
+            marks = () if default else pytest.mark.verification
+            yield pytest.param(*case, rao_blackwell, marks=marks, id="-".join(map(str, (*case, rao_blackwell))))
+
+
+@pytest.mark.parametrize(("data", "kind", "delta", "rao_blackwell"), list(cases_of_draws()))
 def test_draws_are_those_of_float64_or_as_near_to_the_exact_variance(data, kind, delta, rao_blackwell):
     draws = PosteriorDraws(n_draws=200, rao_blackwell=rao_blackwell)
     narrow, wide, queries = both(regvar(draws), data, kind, delta)
@@ -157,7 +172,7 @@ def test_an_exact_hessian_is_summed_in_float64():
         assert agree(narrow, wide, queries, rtol=1e-3)
 
 
-def test_products_that_leave_no_digits_are_refused_by_name():
+def test_products_that_leave_no_digits_are_rejected_by_name():
     spectrum = torch.logspace(0, 7, 20)
     right = torch.randn(2, 20)
     with pytest.raises(IllConditionedError, match=r"standardise the inputs .*model\.double\(\)"):

@@ -175,20 +175,20 @@ def test_adapters_alone_are_in_theta():
     assert fitted.theta_.dtype == F32
 
 
-def test_inputs_of_a_wider_dtype_than_the_weights_are_refused():
+def test_inputs_of_a_wider_dtype_than_the_weights_are_rejected():
     model, _, x, y, _ = problem("bfloat16", "classification")
     with pytest.raises(DataError, match=r"of the dtype of the model, torch\.bfloat16"):
         LinearizedLaplace(model, "classification").fit(loader(x.double(), y))
 
 
-def test_weights_in_a_dtype_that_has_no_arithmetic_are_refused():
+def test_weights_in_a_dtype_that_has_no_arithmetic_are_rejected():
     model = Mlp()
     model[0].weight = nn.Parameter(model[0].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(ModelError, match=r"float8_e4m3fn.*Try: model\.to\(torch\.float32\)"):
         LinearizedLaplace(model, "classification").fit(loader(torch.randn(4, 4), torch.zeros(4, dtype=torch.long)))
 
 
-def test_complex_outputs_are_refused():
+def test_complex_outputs_are_rejected():
     class Complex(nn.Module):
         def __init__(self):
             super().__init__()

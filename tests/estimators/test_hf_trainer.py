@@ -105,7 +105,7 @@ def test_two_networks_of_a_trainer_give_the_response_of_the_classifier(tmp_path)
             use_cpu=True,
             save_strategy="no",
             disable_tqdm=True,
-            num_train_epochs=300,
+            num_train_epochs=100,
             per_device_train_batch_size=N,
             learning_rate=0.5,
             lr_scheduler_type="constant",

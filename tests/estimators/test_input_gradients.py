@@ -3,32 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from weight_space_fits import LAPLACE, REGVAR, close, fit
+from weight_space_fits import close, kinds, posteriors
 
 from estimators import LinearizedLaplace, LinearResponse, MeanAbsolute, Pointwise, RegVar
 from estimators.baselines import MAP, SWAG
 from estimators.errors import UnsupportedError
-
-kinds = pytest.mark.parametrize("kind", ["regression", "classification"])
-posteriors = pytest.mark.parametrize("name", [*LAPLACE, *REGVAR, "clipped"])
-
-
-@pytest.fixture(scope="module")
-def fits():
-    return {}
-
-
-@pytest.fixture
-def fitted(fits, make_problem):
-    """(name, kind) -> (fit, problem); each is made once."""
-
-    def get(name, kind="classification"):
-        if (name, kind) not in fits:
-            problem = make_problem(kind)
-            fits[name, kind] = fit(name, problem), problem
-        return fits[name, kind]
-
-    return get
 
 
 def check_gradient(query, x, rtol=1e-6):
@@ -51,16 +30,16 @@ def check_gradient(query, x, rtol=1e-6):
 
 
 @posteriors
-def test_the_variance_is_differentiable_in_the_inputs(name, fitted):
-    estimator, problem = fitted(name)
+def test_the_variance_is_differentiable_in_the_inputs(name, posterior_fit):
+    estimator, problem = posterior_fit(name)
     check_gradient(estimator.variance, problem.query[: 1 if name == "cg" else 3])
 
 
 @pytest.mark.parametrize(
     "name", ["cholesky", "dual", "kron", "last layer", "subnetwork", "draws, last layer", "bounds"]
 )
-def test_covariances_functionals_and_samples_are_differentiable_in_the_inputs(name, fitted):
-    estimator, problem = fitted(name)
+def test_covariances_functionals_and_samples_are_differentiable_in_the_inputs(name, posterior_fit):
+    estimator, problem = posterior_fit(name)
     x = problem.query[:2]
     check_gradient(estimator.covariance, x)
     check_gradient(estimator.joint_covariance, x)
@@ -70,8 +49,8 @@ def test_covariances_functionals_and_samples_are_differentiable_in_the_inputs(na
 
 @kinds
 @pytest.mark.parametrize("name", ["cholesky", "last layer", "draws"])
-def test_predictions_are_differentiable_in_the_inputs(name, kind, fitted):
-    estimator, problem = fitted(name, kind)
+def test_predictions_are_differentiable_in_the_inputs(name, kind, posterior_fit):
+    estimator, problem = posterior_fit(name, kind)
     x = problem.query[:2]
     check_gradient(lambda x: estimator.predict(x).mean, x)
     if kind == "regression":
@@ -82,8 +61,8 @@ def test_predictions_are_differentiable_in_the_inputs(name, kind, fitted):
 
 
 @pytest.mark.parametrize("name", ["cholesky", "cg", "last layer"])
-def test_the_variance_is_differentiable_twice(name, fitted):
-    laplace, problem = fitted(name)
+def test_the_variance_is_differentiable_twice(name, posterior_fit):
+    laplace, problem = posterior_fit(name)
 
     def slope(x):
         """The first derivatives, with a graph if x requires a gradient."""
@@ -112,8 +91,8 @@ def test_entries_of_dict_inputs_are_differentiable(make_problem):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_no_graph_where_autograd_is_off(mode, fitted):
-    laplace, problem = fitted("cholesky")
+def test_no_graph_where_autograd_is_off(mode, posterior_fit):
+    laplace, problem = posterior_fit("cholesky")
     x = problem.query.clone().requires_grad_()
     with mode():
         assert torch.equal(laplace.variance(x), laplace.variance(problem.query))
@@ -122,8 +101,8 @@ def test_no_graph_where_autograd_is_off(mode, fitted):
         assert not laplace.sample_nonlinear(x, 2).requires_grad
 
 
-def test_jacobians_and_forward_passes_at_other_weights_are_differentiable(fitted):
-    laplace, problem = fitted("kron")
+def test_jacobians_and_forward_passes_at_other_weights_are_differentiable(posterior_fit):
+    laplace, problem = posterior_fit("kron")
     x = problem.query[:2]
     check_gradient(lambda x: laplace.jacobians(x)[0], x)
     check_gradient(lambda x: laplace.jacobians(x)[1], x)
@@ -132,8 +111,8 @@ def test_jacobians_and_forward_passes_at_other_weights_are_differentiable(fitted
     check_gradient(lambda x: laplace.sample_independent(x, 3), x)
 
 
-def test_bounds_and_errors_of_draws_have_no_graph(fitted):
-    regvar, problem = fitted("bounds")
+def test_bounds_and_errors_of_draws_have_no_graph(posterior_fit):
+    regvar, problem = posterior_fit("bounds")
     x = problem.query.clone().requires_grad_()
     for query in (regvar.variance_bounds, regvar.standard_error):
         with pytest.raises(UnsupportedError, match="detach"):

@@ -184,7 +184,7 @@ def test_the_hessian_is_sampled_from_its_factor_alone(make_problem):
 
 
 @pytest.mark.parametrize("inverse", ["cholesky", "cg"])
-def test_an_indefinite_hessian_is_refused_with_its_eigenvalues_and_the_remedies(inverse, make_problem, by_hand):
+def test_an_indefinite_hessian_is_rejected_with_its_eigenvalues_and_the_remedies(inverse, make_problem, by_hand):
     problem = make_problem("regression", delta=1e-3)
     spectrum = torch.linalg.eigvalsh(by_hand(problem).precision("hessian"))
     assert float(spectrum[0]) < -0.1
@@ -206,7 +206,7 @@ def test_an_indefinite_hessian_is_refused_with_its_eigenvalues_and_the_remedies(
     ],
     ids=str,
 )
-def test_a_combination_that_does_not_exist_is_refused_with_those_that_do(options, make_problem):
+def test_a_combination_that_does_not_exist_is_rejected_with_those_that_do(options, make_problem):
     problem = make_problem()
     with pytest.raises(OptionError, match=r"ggn, full, cholesky.*hessian, full, cg"):
         LinearizedLaplace(problem.model, problem.likelihood, **options)

@@ -85,7 +85,7 @@ def test_there_is_no_determinant_by_products(make_problem):
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
-def test_the_marginal_likelihood_refuses_a_precision_that_is_none(bad, make_problem):
+def test_the_marginal_likelihood_rejects_a_precision_that_is_none(bad, make_problem):
     with pytest.raises(OptionError, match="prior_precision > 0"):
         fit(make_problem()).log_marginal_likelihood(bad)
 
@@ -113,12 +113,12 @@ def test_an_improper_prior_has_no_evidence(make_problem):
         fitted.log_marginal_likelihood()
 
 
-def test_the_dual_form_refuses_parameters_without_a_prior(make_problem):
+def test_the_dual_form_rejects_parameters_without_a_prior(make_problem):
     with pytest.raises(OptionError, match=r"positive prior_precision.*cholesky"):
         fit(make_problem(), inverse="dual", prior_precision={"*.bias": 0.0, "*": 2.0})
 
 
-def test_parameters_that_neither_prior_nor_data_determine_are_refused(make_problem):
+def test_parameters_that_neither_prior_nor_data_determine_are_rejected(make_problem):
     """Constant logits: the last biases of a softmax have no curvature along (1, 1, 1)."""
     for inverse in ("cholesky", "cg"):
         problem = make_problem("classification")

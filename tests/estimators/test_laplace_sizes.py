@@ -1,4 +1,4 @@
-"""Exact linearized Laplace and its size: the inverse chosen, refusals before allocation, precision of the floats."""
+"""Exact linearized Laplace and its size: the inverse chosen, errors before allocation, precision of the floats."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_auto_takes_the_cheapest_inverse_that_fits(width, n, curvature, availabl
     ],
     ids=str,
 )
-def test_what_does_not_fit_into_memory_is_refused_before_it_is_made(
+def test_what_does_not_fit_into_memory_is_rejected_before_it_is_made(
     options, build, make_problem, monkeypatch, untouched
 ):
     problem = make_problem()

@@ -1,4 +1,4 @@
-"""laplace-torch behind our interface: right where it is right, refused where a measurement shows that it is not."""
+"""laplace-torch behind our interface: right where it is right, rejected where a measurement shows that it is not."""
 
 import sys
 
@@ -70,7 +70,7 @@ def test_the_model_and_the_default_dtype_are_left_as_they_were():
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_empirical_fisher_in_regression_is_off_by_twice_the_noise_variance():
-    """What is refused, measured: at one row, the Fisher of a Gaussian is the outer product of the slope of −log p."""
+    """What is rejected, measured: at one row, the Fisher of a Gaussian is the outer product of the slope of −log p."""
     model, likelihood, loader, _ = problem("regression")
     with pytest.raises(OptionError, match="2σ² times"):
         LaplaceTorch(model, likelihood, backend="BackPackEF")

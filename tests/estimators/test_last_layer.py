@@ -173,12 +173,12 @@ def test_biases_without_a_prior_are_allowed_where_the_data_determine_them(make_p
 
 
 @pytest.mark.parametrize("structure", ["full", "kron"])
-def test_a_softmax_layer_without_any_prior_is_singular_and_refused(structure, make_problem):
+def test_a_softmax_layer_without_any_prior_is_singular_and_rejected(structure, make_problem):
     with pytest.raises(IndefiniteHessianError, match="a singular one"):
         fit(make_problem(), hessian_structure=structure, prior_precision={"*": 0.0})
 
 
-def test_a_dead_feature_without_a_prior_is_refused_by_the_diagonal_form(make_problem):
+def test_a_dead_feature_without_a_prior_is_rejected_by_the_diagonal_form(make_problem):
     problem = make_problem(model=nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)))
     with torch.no_grad():
         problem.model[0].bias[1] = -1e3
@@ -224,7 +224,7 @@ def test_a_thousand_classes_need_no_jacobian(structure, make_problem, monkeypatc
     assert torch.allclose(fitted.covariance(problem.query[:2]).diagonal(dim1=1, dim2=2), variance, rtol=1e-8)
 
 
-def test_a_layer_too_large_for_the_full_form_is_refused_with_the_size(make_problem, monkeypatch):
+def test_a_layer_too_large_for_the_full_form_is_rejected_with_the_size(make_problem, monkeypatch):
     problem = make_problem()
     monkeypatch.setattr("estimators.runtime.memory.available_bytes", lambda _: 1000)
     monkeypatch.setattr("estimators.curvature.last_layer.features.LastLayer.full_curvature", None)
@@ -234,7 +234,7 @@ def test_a_layer_too_large_for_the_full_form_is_refused_with_the_size(make_probl
 
 
 @pytest.mark.parametrize("bad", ["lowrank", None, "FULL"])
-def test_an_unknown_structure_is_refused(bad, make_problem):
+def test_an_unknown_structure_is_rejected(bad, make_problem):
     problem = make_problem()
     with pytest.raises(OptionError, match=rf"'diag' or 'full' or 'kron'.*{bad}"):
         LastLayerLaplace(problem.model, problem.likelihood, hessian_structure=bad)

@@ -58,7 +58,7 @@ def test_a_covariance_makes_nothing_larger_than_itself(structure):
     assert largest.entries <= covariance.numel() == M * C * C
 
 
-def test_the_full_form_of_a_thousand_outputs_is_refused_before_it_is_made():
+def test_the_full_form_of_a_thousand_outputs_is_rejected_before_it_is_made():
     model = nn.Sequential(nn.Linear(4, 512), nn.Tanh(), nn.Linear(512, 1000)).eval()
     loader = [(torch.randn(8, 4), torch.randint(0, 1000, (8,)))]
     with Largest() as largest, pytest.raises(TooLargeError, match="kron"):

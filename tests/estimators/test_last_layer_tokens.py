@@ -106,7 +106,7 @@ def test_padding_is_in_no_curvature(model):
     assert torch.allclose(first, second, rtol=1e-12)
 
 
-def test_what_has_no_closed_form_is_refused(model):
+def test_what_has_no_closed_form_is_rejected(model):
     fitted = LastLayerLaplace(model, "causal_lm", prior_precision=DELTA).fit(batches(CausalTokens()))
     with pytest.raises(UnsupportedError, match=r"features of shape \(B, D\)"):
         fitted.covariance(tokens(3))

@@ -1,4 +1,4 @@
-"""Which linear layer the last-layer methods take, and which they refuse."""
+"""Which linear layer the last-layer methods take, and which they reject."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_the_layer_may_be_named(make_problem):
 
 
 @pytest.mark.parametrize("name", ["auxiliary", "body", "head", ""])
-def test_a_name_that_is_not_the_layer_of_the_output_is_refused_with_the_one_that_is(name, make_problem):
+def test_a_name_that_is_not_the_layer_of_the_output_is_rejected_with_the_one_that_is(name, make_problem):
     problem = make_problem(model=Branches())
     with pytest.raises(ModelError, match=rf"linear layer '{name}'.*\['classifier'\] produce the output"):
         fit(problem, last_layer_name=name)
@@ -109,7 +109,7 @@ class Doubled(nn.Module):
 
 @pytest.mark.parametrize("case", UNUSABLE)
 @pytest.mark.parametrize("by", [fit, exact])
-def test_a_last_layer_that_has_no_closed_form_is_refused(case, by, make_problem, untouched):
+def test_a_last_layer_that_has_no_closed_form_is_rejected(case, by, make_problem, untouched):
     build, received = UNUSABLE[case]
     problem = make_problem(model=Doubled(build()))
     problem.y = problem.y.clamp(max=2)

@@ -259,12 +259,12 @@ def test_the_backend_and_the_inverse_are_named():
     assert (estimator.jacobian_backend_, estimator.inverse_) == ("layers", "eigen")
 
 
-def test_two_deltas_in_one_layer_are_refused_where_the_basis_mixes_them():
+def test_two_deltas_in_one_layer_are_rejected_where_the_basis_mixes_them():
     with pytest.raises(OptionError, match=r"0.weight and 0.bias.*diag"):
         fitted("kron", prior_precision={"*bias": 0.5, "*": 1.0})
 
 
-def test_a_structure_that_a_missing_prior_leaves_singular_is_refused():
+def test_a_structure_that_a_missing_prior_leaves_singular_is_rejected():
     model, x, targets = problem()
     unseen = x * torch.tensor([0.0, 1.0, 1.0])  # the first input is always off
     estimator = LinearizedLaplace(

@@ -1,4 +1,4 @@
-"""Likelihoods: the densities that they claim to be, their derivatives by autograd, and what they refuse."""
+"""Likelihoods: normalised densities, their derivatives by autograd, and what they reject."""
 
 import pytest
 import torch
@@ -152,7 +152,7 @@ def test_an_object_stands_for_itself():
     assert resolve_likelihood(likelihood) is likelihood
 
 
-def test_an_unknown_likelihood_is_refused_with_the_known_ones():
+def test_an_unknown_likelihood_is_rejected_with_the_known_ones():
     with pytest.raises(OptionError, match=r"classification.*'poisson'"):
         resolve_likelihood("poisson")
 
@@ -160,7 +160,7 @@ def test_an_unknown_likelihood_is_refused_with_the_known_ones():
 @pytest.mark.parametrize(
     "sigma", [0.0, -1.0, float("nan"), float("inf"), torch.tensor([1.0, 0.0]), torch.ones(2, 2)], ids=repr
 )
-def test_a_standard_deviation_that_is_none_is_refused(sigma):
+def test_a_standard_deviation_that_is_none_is_rejected(sigma):
     with pytest.raises(OptionError, match="sigma_noise > 0"):
         Gaussian(sigma)
 
@@ -188,7 +188,7 @@ def test_one_sigma_per_output_must_match_the_outputs():
         (Bernoulli(), torch.full((B, C), -1), "0 or 1.*-1"),
     ],
 )
-def test_targets_that_do_not_fit_are_refused_with_what_was_received(likelihood, y, message):
+def test_targets_that_do_not_fit_are_rejected_with_what_was_received(likelihood, y, message):
     with pytest.raises(DataError, match=f"{message}.*Try: "):
         likelihood.check_targets(outputs(), y)
 

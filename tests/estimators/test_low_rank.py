@@ -97,7 +97,7 @@ def test_it_is_saved(tmp_path):
     assert torch.allclose(again.eigenvalues_, estimator.eigenvalues_, rtol=1e-12)
 
 
-def test_what_it_cannot_do_is_refused():
+def test_what_it_cannot_do_is_rejected():
     with pytest.raises(OptionError, match="positive prior_precision"):
         fitted({"*bias": 0.0, "*": 1.0}, 5)
     for rank in (0, 2.5):

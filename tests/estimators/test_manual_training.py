@@ -125,7 +125,7 @@ def test_networks_trained_apart_are_warned_about():
         two(model, other, 0.1).fit(loader(*data()))
 
 
-def test_bad_input_is_refused():
+def test_bad_input_is_rejected():
     f = torch.ones(4, 2)
     with pytest.raises(OptionError, match="n_data >= 1"):
         mean_absolute_penalty(f, lam=0.1, n_data=0)
@@ -138,7 +138,7 @@ def test_bad_input_is_refused():
         two(model, wider, 0.1).fit(loader(*data()))
 
 
-def test_a_regularized_network_that_changes_after_the_fit_is_noticed_and_covariance_is_refused():
+def test_a_regularized_network_that_changes_after_the_fit_is_noticed_and_covariance_is_rejected():
     model = nn.Linear(3, 2).double().eval()
     regularized = copy.deepcopy(model)
     with torch.no_grad():

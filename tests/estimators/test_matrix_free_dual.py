@@ -102,7 +102,7 @@ class Turning:
         return iter(self.batches)
 
 
-def test_rows_in_another_order_are_refused(make_problem, monkeypatch):
+def test_rows_in_another_order_are_rejected(make_problem, monkeypatch):
     problem = make_problem()
     monkeypatch.setattr("estimators.data.training_data._CACHE_BYTES", 0)
     loader = Turning(problem.loader)
@@ -119,7 +119,7 @@ def test_it_is_taken_where_neither_rows_nor_matrix_fit(make_problem, monkeypatch
     assert fit(problem, "auto").inverse_ == "matrix_free_dual"
 
 
-def test_what_it_cannot_do_is_refused(make_problem, monkeypatch):
+def test_what_it_cannot_do_is_rejected(make_problem, monkeypatch):
     problem = make_problem()
     with pytest.raises(OptionError, match=r"positive prior_precision"):
         fit(problem, "matrix_free_dual", prior_precision={"*.bias": 0.0, "*": 2.0})

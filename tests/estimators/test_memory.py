@@ -30,7 +30,7 @@ def test_without_a_container_there_is_no_such_limit(tmp_path, monkeypatch):
     assert memory._container_bytes() == 2**63
 
 
-def test_what_fits_is_let_through_and_what_does_not_is_refused_with_both_sizes(monkeypatch):
+def test_what_fits_is_let_through_and_what_does_not_is_rejected_with_both_sizes(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda _: 3 * 2**30)
     memory.check_fits_memory("a matrix", 3 * 2**30, device=CPU, remedy="a smaller one.")
     with pytest.raises(TooLargeError, match=r"a matrix.*3\.00 GiB.*need of 4\.50 GiB.*a smaller one") as caught:

@@ -96,11 +96,18 @@ def fitted(name):
     return RegVar(network(), "classification", prior_precision=40.0, **FITS[name]).fit(rows())
 
 
-@pytest.mark.parametrize("name", FITS)
-@pytest.mark.parametrize("params", [False, True])
+def vectorised_or_in_parts():
+    """Every fit, with vectorised calls or in parts; both for each with the verification suite."""
+    for i, name in enumerate(FITS):
+        for in_parts in (False, True):
+            marks = () if in_parts == bool(i % 2) else pytest.mark.verification
+            yield pytest.param(name, in_parts, marks=marks, id=f"{in_parts}-{name}")
+
+
+@pytest.mark.parametrize(("name", "in_parts"), list(vectorised_or_in_parts()))
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
-def test_the_ledger_has_every_row_of_a_fit_in_each_direction(name, params, monkeypatch):
-    if params:
+def test_the_pass_counter_has_every_row_of_a_fit_in_each_direction(name, in_parts, monkeypatch):
+    if in_parts:
         monkeypatch.setattr("estimators.models.network._VECTORISED_ELEMENTS", 2 * 43)  # two vectors a call
     estimator = fitted(name)
     seen = dict(SEEN)

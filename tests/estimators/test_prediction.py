@@ -128,13 +128,13 @@ def test_a_variance_scale_leaves_the_noise_of_regression_alone():
 
 
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
-def test_a_variance_scale_that_is_none_is_refused(scale):
+def test_a_variance_scale_that_is_none_is_rejected(scale):
     with pytest.raises(OptionError, match="variance_scale"):
         Categorical().predict(*moments(), None).calibrated(variance_scale=scale)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_temperature_that_is_none_is_refused(temperature):
+def test_a_temperature_that_is_none_is_rejected(temperature):
     with pytest.raises(OptionError, match="softmax_temperature"):
         Categorical().predict(*moments(), None).calibrated(softmax_temperature=temperature)
 
@@ -177,7 +177,7 @@ def test_samples_of_a_regression_are_spread_about_their_mean_and_the_noise_stays
     assert torch.allclose(found.total_variance, 4 * samples.var(0) + 0.25, rtol=1e-12)
 
 
-def test_regression_refuses_the_monte_carlo_link_rather_than_ignore_it(make_problem):
+def test_regression_rejects_the_monte_carlo_link_rather_than_ignore_it(make_problem):
     problem = make_problem("regression")
     fitted = LinearizedLaplace(problem.model, problem.likelihood).fit(problem.loader)
     with pytest.raises(UnsupportedError, match='"mc"'):
@@ -185,7 +185,7 @@ def test_regression_refuses_the_monte_carlo_link_rather_than_ignore_it(make_prob
 
 
 @pytest.mark.parametrize("bad", ["laplace", None, "MC"])
-def test_an_unknown_link_is_refused(bad, make_problem):
+def test_an_unknown_link_is_rejected(bad, make_problem):
     problem = make_problem()
     fitted = LinearizedLaplace(problem.model, problem.likelihood).fit(problem.loader)
     with pytest.raises(OptionError, match="link_approx"):
@@ -193,7 +193,7 @@ def test_an_unknown_link_is_refused(bad, make_problem):
 
 
 @pytest.mark.parametrize("n", [0, -3])
-def test_fewer_than_one_sample_is_refused(n, make_problem):
+def test_fewer_than_one_sample_is_rejected(n, make_problem):
     problem = make_problem()
     fitted = LinearizedLaplace(problem.model, problem.likelihood).fit(problem.loader)
     with pytest.raises(OptionError, match=f"n_samples >= 1.*{n}"):

@@ -185,7 +185,7 @@ def test_the_a_norm_error_of_block_cg_costs_no_product(delta):
 
 def test_the_standard_error_is_that_of_the_level():
     weights, errors = [], []
-    for seed in range(40):
+    for seed in range(20):
         estimator, x = fitted(1.7, n_draws=8, seed=seed, solver=LinearResponse(max_iter=3))
         weights.append(estimator.variance_estimate_.interpolation.weight)
         errors.append(estimator.variance_estimate_.interpolation.standard_error)
@@ -208,7 +208,7 @@ def test_the_order_of_the_variances_is_the_exact_one_long_before_the_draws_have_
 @pytest.mark.parametrize(
     ("delta", "solver"), [(1.7, FineTune()), ({"*bias": 0.0, "*": 1.7}, LinearResponse())], ids=["solver", "prior"]
 )
-def test_bounds_that_nobody_can_give_are_refused_with_the_remedy(delta, solver):
+def test_bounds_that_nobody_can_give_are_rejected_with_the_remedy(delta, solver):
     with pytest.raises(OptionError, match=r'LinearResponse\(\), or variance_estimate="monte_carlo"'):
         fitted(delta, solver=solver, kind="regression")
 
@@ -266,7 +266,7 @@ def test_rows_of_tiny_numbers_do_not_vanish_in_float16():
     assert StoredRows.of(rows, None).rows is rows
 
 
-def test_another_dtype_for_the_basis_is_refused():
+def test_another_dtype_for_the_basis_is_rejected():
     with pytest.raises(OptionError, match="basis_dtype"):
         LinearResponse(basis_dtype=torch.int8)
 

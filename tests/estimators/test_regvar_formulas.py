@@ -41,8 +41,20 @@ def problem(kind, curvature):
 
 SOLVERS = [LinearResponse(), NewtonRefit(1e-5, "central")]
 KINDS = pytest.mark.parametrize("kind", OUTPUTS)
-CURVATURES = pytest.mark.parametrize("curvature", ["ggn", "hessian"])
 EITHER = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+
+
+def choices():
+    """Every likelihood and curvature by linear response, and each of them by a refit; the rest is nightly."""
+    for i, kind in enumerate(OUTPUTS):
+        for j, curvature in enumerate(["ggn", "hessian"]):
+            for solver in SOLVERS:
+                nightly = solver is SOLVERS[1] and j != i % 2
+                marks = pytest.mark.verification if nightly else ()
+                yield pytest.param(kind, curvature, solver, marks=marks, id=f"{kind}-{curvature}-{solver!r}")
+
+
+EACH = pytest.mark.parametrize(("kind", "curvature", "solver"), list(choices()))
 
 
 def fitted(kind, curvature, regularizer, solver):
@@ -56,9 +68,7 @@ def assert_close(found, formula):
     assert float((found - formula).abs().max() / formula.abs().max()) < 1e-6
 
 
-@KINDS
-@CURVATURES
-@EITHER
+@EACH
 def test_pointwise_gives_the_columns_of_the_covariance(kind, curvature, solver):
     regvar, x, _, jacobian, inverse = fitted(kind, curvature, Pointwise(), solver)
     covariance = torch.einsum("mcp,pq,mdq->mcd", jacobian, inverse, jacobian)
@@ -66,9 +76,7 @@ def test_pointwise_gives_the_columns_of_the_covariance(kind, curvature, solver):
     assert_close(regvar.variance(x), covariance.diagonal(dim1=1, dim2=2))
 
 
-@KINDS
-@CURVATURES
-@EITHER
+@EACH
 def test_pointwise_of_a_functional_gives_its_variance_by_the_chain_rule(kind, curvature, solver):
     def functional(f):
         return torch.stack([f[0] - f[1], f.square().sum()])
@@ -81,9 +89,7 @@ def test_pointwise_of_a_functional_gives_its_variance_by_the_chain_rule(kind, cu
     assert_close(regvar.variance(x), torch.einsum("mdp,pq,mdq->md", rows, inverse, rows))
 
 
-@KINDS
-@CURVATURES
-@EITHER
+@EACH
 def test_mean_absolute_gives_the_size_of_a_sign_weighted_mean_covariance(kind, curvature, solver):
     regvar, x, reference, jacobian, inverse = fitted(kind, curvature, MeanAbsolute(), solver)
     train = torch.cat([rows for rows, _ in reference.batches])
@@ -92,9 +98,7 @@ def test_mean_absolute_gives_the_size_of_a_sign_weighted_mean_covariance(kind, c
     assert_close(regvar.variance(x), (cross * signs).mean((2, 3)).abs())
 
 
-@KINDS
-@CURVATURES
-@EITHER
+@EACH
 def test_signed_probes_give_the_probed_diagonal_of_the_joint_covariance(kind, curvature, solver):
     regularizer = SignedProbes(n_probes=5, seed=3)
     regvar, x, reference, jacobian, inverse = fitted(kind, curvature, regularizer, solver)
@@ -104,9 +108,7 @@ def test_signed_probes_give_the_probed_diagonal_of_the_joint_covariance(kind, cu
     assert_close(regvar.variance(x), (signs * torch.einsum("mcnd,knd->kmc", joint, signs)).mean(0))
 
 
-@KINDS
-@CURVATURES
-@EITHER
+@EACH
 def test_parameter_probes_give_the_mean_product_of_two_responses(kind, curvature, solver):
     regvar, x, _, jacobian, inverse = fitted(kind, curvature, ParameterProbes(n_probes=5, seed=3), solver)
     u = torch.randn(5, len(inverse), generator=torch.Generator().manual_seed(3), dtype=torch.float64)

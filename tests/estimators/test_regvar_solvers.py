@@ -68,6 +68,7 @@ def newton_refits():
 @pytest.mark.parametrize(("regularizer", "curvature", "difference", "order"), list(newton_refits()))
 def test_newton_refits_tend_to_the_linear_response(regularizer, curvature, difference, order):
     model, likelihood, loader, x = problem()
+    x = x[:2]
     delta = 2.3 if curvature == "ggn" else 40.0
     parts = {"prior_precision": delta, "curvature": curvature, "regularizer": regularizer}
     limit = RegVar(model, likelihood, solver=LinearResponse(), **parts).fit(loader).variance(x)
@@ -99,13 +100,14 @@ def test_long_minibatch_refits_tend_to_the_linear_response(regularizer, curvatur
     delta = 2.3 if curvature == "ggn" else 40.0
     parts = {"prior_precision": delta, "curvature": curvature, "regularizer": regularizer}
     limit = RegVar(model, likelihood, solver=LinearResponse(), **parts).fit(loader).variance(x)
-    recipe = Recipe(epochs=300, batch_size=8, optimizer="sgd", lr="auto", momentum=0.5)
+    recipe = Recipe(epochs=60, batch_size=8, optimizer="sgd", lr="auto", momentum=0.5)
     refit = RegVar(model, likelihood, solver=FineTune(1e-4, difference, recipe), **parts).fit(loader)
-    assert relative(refit.variance(x), limit) < 0.03
+    assert relative(refit.variance(x), limit) < 0.01
 
 
 def test_newton_refits_without_a_preconditioner_end_at_the_same_displacement():
     model, likelihood, loader, x = problem()
+    x = x[:2]
     a, b = (
         RegVar(model, likelihood, regularizer=Pointwise(), solver=NewtonRefit(1e-2, preconditioner=p)).fit(loader)
         for p in ("auto", None)
@@ -238,11 +240,11 @@ def test_what_a_regularizer_cannot_say_raises():
                 _ = fitted.a_norm_error_
 
 
-def test_a_lambda_too_large_is_refused_with_a_smaller_one():
+def test_a_lambda_too_large_is_rejected_with_a_smaller_one():
     model, likelihood, loader, x = problem()
     refit = RegVar(model, likelihood, regularizer=Pointwise(), solver=NewtonRefit(100.0)).fit(loader)
     with pytest.raises((LambdaTooLargeError, ConvergenceError), match=r"lam=100.*smaller lam"):
-        refit.variance(x)
+        refit.variance(x[:1])
     with pytest.raises(LambdaTooLargeError, match=r"at lam=10\. Try"):
         RegVar(model, likelihood, solver=FineTune(lam=10.0)).fit(loader)
 
@@ -266,7 +268,7 @@ def test_a_refit_that_diverges_raises():
 
 @pytest.mark.parametrize("regularizer", [Pointwise(), ParameterProbes(4)], ids=repr)
 @pytest.mark.parametrize("solver", [LinearResponse(), NewtonRefit(), FineTune()], ids=repr)
-def test_an_indefinite_hessian_is_refused_in_fit(regularizer, solver):
+def test_an_indefinite_hessian_is_rejected_in_fit(regularizer, solver):
     model, likelihood, loader, _ = problem("regression")
     refit = RegVar(model, likelihood, prior_precision=0.01, curvature="hessian", regularizer=regularizer, solver=solver)
     with pytest.raises(IndefiniteHessianError, match=r"smallest eigenvalue -.*ggn"):
@@ -284,7 +286,7 @@ def test_an_indefinite_hessian_is_refused_in_fit(regularizer, solver):
     ],
     ids=str,
 )
-def test_parts_that_do_not_go_together_are_refused_in_the_constructor(options):
+def test_parts_that_do_not_go_together_are_rejected_in_the_constructor(options):
     model, likelihood, _, _ = problem()
     with pytest.raises(OptionError, match="Try"):
         RegVar(model, likelihood, **options)
@@ -305,7 +307,7 @@ def test_parts_that_do_not_go_together_are_refused_in_the_constructor(options):
         lambda: ParameterProbes(-3),
     ],
 )
-def test_bad_options_of_solvers_and_regularizers_are_refused(make):
+def test_bad_options_of_solvers_and_regularizers_are_rejected(make):
     with pytest.raises(OptionError, match="Received"):
         make()
 
@@ -335,7 +337,7 @@ def test_inner_conjugate_gradients_solve_each_system_with_its_own_matrix():
 
 
 @pytest.mark.parametrize("solver", [LinearResponse(), NewtonRefit(), FineTune()], ids=repr)
-def test_a_singular_ggn_without_a_prior_is_refused_in_fit(solver):
+def test_a_singular_ggn_without_a_prior_is_rejected_in_fit(solver):
     model, likelihood, loader, _ = problem()
     delta = {"2.bias": 0.0, "*": 2.0}  # adding a constant to all logits changes nothing
     with pytest.raises(IndefiniteHessianError, match="singular"):

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, UserDict
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pytest
@@ -144,9 +145,14 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+def routes():
+    """Every estimator with every kind of input and likelihood; refits have one likelihood by default."""
+    for (i, name), estimator, (j, likelihood) in product(enumerate(NAMES), ESTIMATORS, enumerate(LIKELIHOODS)):
+        marks = pytest.mark.verification if estimator == "refit" and j != i % 2 else ()
+        yield pytest.param(estimator, name, likelihood, marks=marks, id=f"{estimator}-{name}-{likelihood}")
+
+
+@pytest.mark.parametrize(("estimator", "name", "likelihood"), list(routes()))
 def test_what_rows_share_is_kept_whole_by_every_route(estimator, name, likelihood):
     model, sized, query = problem(name)
     batches = with_targets(sized, likelihood)
@@ -201,17 +207,17 @@ def test_an_epoch_of_regrouped_rows_has_the_outputs_of_the_users_batches(name):
 def test_minibatch_refits_take_the_time_of_each_batch():
     model, sized, query = problem("time as a number")
     batches = with_targets(sized, "regression")
-    recipe = Recipe(epochs=800, batch_size=5, lr="auto", optimizer="nesterov")
+    recipe = Recipe(epochs=100, batch_size=5, lr="auto", optimizer="nesterov")
     solver = FineTune(lam=1e-5, recipe=recipe)
     fitted = RegVar(model, "regression", prior_precision=DELTA, regularizer=Pointwise(), solver=solver).fit(batches)
     expected = reference(model, batches, query, "regression")
-    assert torch.allclose(fitted.variance(query), expected, rtol=0.05)
+    assert torch.allclose(fitted.variance(query), expected, rtol=0.03)
 
 
 def test_training_takes_the_time_of_each_batch():
     model, sized, _ = problem("time as a number")
     batches = with_targets(sized, "regression")
-    train_map(model, "regression", batches, prior_precision=DELTA, recipe=Recipe(epochs=3000, batch_size=5, lr=0.02))
+    train_map(model, "regression", batches, prior_precision=DELTA, recipe=Recipe(epochs=300, batch_size=5, lr=0.05))
     loss = 0.5 * DELTA * sum(p.square().sum() for p in model.parameters())
     loss = loss + sum(0.5 * (outputs(model, x) - y).square().sum() for x, y in batches)
     slopes = torch.autograd.grad(loss, list(model.parameters()))
@@ -231,7 +237,7 @@ def test_a_saved_fit_knows_which_inputs_are_shared(tmp_path):
     assert torch.allclose(loaded.variance(query), expected, rtol=1e-7)
 
 
-def test_a_query_whose_tensors_disagree_about_the_rows_is_refused():
+def test_a_query_whose_tensors_disagree_about_the_rows_is_rejected():
     model, sized, query = problem("position ids")
     fitted = LinearizedLaplace(model, "classification").fit(with_targets(sized, "classification"))
     with pytest.raises(DataError, match=r"rows first|number of rows"):
@@ -359,12 +365,12 @@ def test_a_column_called_label_is_the_targets():
     ],
     ids=["triple", "packed", "sparse", "nested", "numpy", "one target", "sparse targets", "object"],
 )
-def test_items_whose_rows_cannot_be_taken_are_refused_with_a_remedy(item, remedy):
+def test_items_whose_rows_cannot_be_taken_are_rejected_with_a_remedy(item, remedy):
     with pytest.raises(DataError, match=remedy):
         split_batch(item)
 
 
-def test_rows_packed_into_one_long_tensor_are_refused():
+def test_rows_packed_into_one_long_tensor_are_rejected():
     """The nodes of three graphs: no tensor has a row for each target."""
 
     class Pooled(nn.Module):
@@ -381,7 +387,7 @@ def test_rows_packed_into_one_long_tensor_are_refused():
         LinearizedLaplace(Pooled().eval(), "classification").fit([batch])
 
 
-def test_a_list_of_a_python_value_for_each_row_is_refused_and_a_tuple_for_all_is_not():
+def test_a_list_of_a_python_value_for_each_row_is_rejected_and_a_tuple_for_all_is_not():
     model, sized, query = problem("time as a number")
 
     class Scaled(nn.Module):
@@ -448,7 +454,7 @@ def test_batches_of_one_size_tell_what_rows_share_by_a_row_alone(estimator, kept
 def test_training_on_batches_of_one_size_keeps_what_rows_share_whole():
     model, batches, _ = projected()
     model.train()
-    train_map(model, "regression", batches, prior_precision=DELTA, recipe=Recipe(epochs=3000, batch_size=5, lr=0.02))
+    train_map(model, "regression", batches, prior_precision=DELTA, recipe=Recipe(epochs=300, batch_size=5, lr=0.05))
     loss = 0.5 * DELTA * sum(p.square().sum() for p in model.parameters())
     loss = loss + sum(0.5 * (outputs(model, x) - y).square().sum() for x, y in batches)
     slopes = torch.autograd.grad(loss, list(model.parameters()))

@@ -57,10 +57,10 @@ class Tagger(nn.Module):
 class Recurrent(nn.Module):
     """(B, T, 2) -> (B, 2) by a recurrent layer of the kind asked for."""
 
-    def __init__(self, kind, **options):
+    def __init__(self, kind, width=3, **options):
         super().__init__()
-        self.recurrent = kind(2, 3, batch_first=True, **options)
-        self.head = nn.Linear(6 if options.get("bidirectional") else 3, 2)
+        self.recurrent = kind(2, width, batch_first=True, **options)
+        self.head = nn.Linear(2 * width if options.get("bidirectional") else width, 2)
 
     def forward(self, x):
         return self.head(self.recurrent(x)[0][:, -1])
@@ -212,9 +212,10 @@ def test_diagonal_laplace_has_the_diagonal_of_the_dense_ggn(case):
 @pytest.mark.parametrize("solver", [EXACT, NewtonRefit()], ids=["response", "refit"])
 def test_pointwise_regvar_is_exact_laplace(case, solver):
     model, x, y, likelihood, loss = case
+    query = rows_of(x, 2, 4 if solver is EXACT else 3)  # each of the 18 or 20 outputs of a row is a refit
     estimator = RegVar(model, likelihood, prior_precision=DELTA, regularizer=Pointwise(), solver=solver)
-    expected = Reference(model, loss).covariance(x, y, rows_of(x, 2, 4)).diagonal(dim1=1, dim2=2)
-    found = estimator.fit(loader(x, y)).variance(rows_of(x, 2, 4)).flatten(1)
+    expected = Reference(model, loss).covariance(x, y, query).diagonal(dim1=1, dim2=2)
+    found = estimator.fit(loader(x, y)).variance(query).flatten(1)
     assert torch.allclose(found, expected, rtol=1e-7 if solver is EXACT else 1e-4)
 
 
@@ -275,7 +276,7 @@ def test_probabilities_lie_along_the_class_dimension(name):
     ],
     ids=["shape", "large", "negative", "float"],
 )
-def test_labels_that_do_not_fit_are_refused(y, match):
+def test_labels_that_do_not_fit_are_rejected(y, match):
     model, x, _, likelihood, _ = segmentation()
     with pytest.raises(DataError, match=match):
         LinearizedLaplace(model, likelihood).fit(loader(x, y))
@@ -366,8 +367,12 @@ def test_one_functional_at_a_time():
         probes.variance(x[:2], of=torch.mean)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}], ids=["plain", "deep"])
+RECURRENT = [nn.LSTM, nn.GRU, nn.RNN]
+DEPTHS = {"plain": {}, "deep": {"bidirectional": True, "num_layers": 2}}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("options", DEPTHS.values(), ids=DEPTHS)
 def test_recurrent_networks(kind, options):
     torch.manual_seed(0)
     model = double(Recurrent(kind, **options))
@@ -376,14 +381,30 @@ def test_recurrent_networks(kind, options):
     expected = reference.covariance(x, y, x[:3]).diagonal(dim1=1, dim2=2)
     exact = LinearizedLaplace(model, "classification", prior_precision=DELTA).fit(loader(x, y))
     assert torch.allclose(exact.variance(x[:3]), expected, rtol=1e-7)
-    steep = {"prior_precision": 20.0}  # the exact Hessian is positive definite
-    for curvature in ("ggn", "hessian"):
-        laplace = LinearizedLaplace(model, "classification", curvature=curvature, **steep)
-        regvar = RegVar(
-            model, "classification", curvature=curvature, regularizer=Pointwise(), solver=NewtonRefit(), **steep
-        )
-        found, wanted = (e.fit(loader(x, y)).variance(x[:3]) for e in (regvar, laplace))
-        assert torch.allclose(found, wanted, rtol=1e-4)
+    assert type(model.recurrent) is kind
+
+
+def refits_of_recurrent_networks():
+    """Every pair of a layer, a depth and a curvature; the rest is nightly."""
+    for i, kind in enumerate(RECURRENT):
+        for j, depth in enumerate(DEPTHS):
+            for k, curvature in enumerate(["ggn", "hessian"]):
+                marks = () if k != (i + j) % 2 else (pytest.mark.verification,)
+                yield pytest.param(
+                    kind, DEPTHS[depth], curvature, marks=marks, id=f"{curvature}-{depth}-{kind.__name__}"
+                )
+
+
+@pytest.mark.parametrize(("kind", "options", "curvature"), list(refits_of_recurrent_networks()))
+def test_refits_of_recurrent_networks(kind, options, curvature):
+    torch.manual_seed(0)
+    model = double(Recurrent(kind, width=2, **options))
+    x, y = torch.randn(7, 2, 2).double(), torch.randint(0, 2, (7,))
+    parts = {"prior_precision": 20.0, "curvature": curvature}  # the exact Hessian is positive definite
+    laplace = LinearizedLaplace(model, "classification", **parts)
+    regvar = RegVar(model, "classification", regularizer=Pointwise(), solver=NewtonRefit(), **parts)
+    found, wanted = (e.fit(loader(x, y)).variance(x[:1]) for e in (regvar, laplace))
+    assert torch.allclose(found, wanted, rtol=1e-4)
     assert type(model.recurrent) is kind
 
 

@@ -129,7 +129,7 @@ def test_the_evidence_of_a_loaded_fit_needs_the_data(name):
         assert torch.allclose(loaded.attach_data(data()).log_marginal_likelihood(delta), evidence)
 
 
-def test_other_data_are_refused():
+def test_other_data_are_rejected():
     loaded = build("cg").load_state_dict(build("cg").fit(data()).state_dict())
     changed = [(x, 1.01 * y) for x, y in data()]
     with pytest.raises(StateError, match="other inputs or targets"):
@@ -138,7 +138,7 @@ def test_other_data_are_refused():
         loaded.attach_data(data()[:1])
 
 
-def test_another_model_is_refused_also_in_a_buffer():
+def test_another_model_is_rejected_also_in_a_buffer():
     state = build("bounds").fit(data()).state_dict()
     for change in (lambda m: m[0].weight.data.mul_(1 + 1e-12), lambda m: m[1].running_mean.add_(1e-9)):
         model = network()
@@ -156,14 +156,14 @@ def test_another_model_is_refused_also_in_a_buffer():
         ("draws", {"regularizer": PosteriorDraws(6)}, "n_draws=5"),
     ],
 )
-def test_other_options_are_refused_by_name(name, changed, message):
+def test_other_options_are_rejected_by_name(name, changed, message):
     state = build(name).fit(data()).state_dict()
     with pytest.raises(StateError, match=message):
         build(name, **changed).load_state_dict(state)
 
 
 @pytest.mark.parametrize("has_it", ["file", "estimator"])
-def test_an_option_that_only_one_side_has_is_refused_by_name(has_it):
+def test_an_option_that_only_one_side_has_is_rejected_by_name(has_it):
     state = build("cholesky").fit(data()).state_dict()
     about = json.loads(state["about"])
     if has_it == "file":
@@ -174,7 +174,7 @@ def test_an_option_that_only_one_side_has_is_refused_by_name(has_it):
         build("cholesky").load_state_dict({**state, "about": json.dumps(about)})
 
 
-def test_a_state_of_another_estimator_or_none_at_all_is_refused(tmp_path):
+def test_a_state_of_another_estimator_or_none_at_all_is_rejected(tmp_path):
     with pytest.raises(StateError, match="of LastLayerLaplace"):
         build("last layer full").load_state_dict(build("map").fit(data()).state_dict())
     for state in ({}, {"about": "{}"}, {"about": "[]"}, {"about": json.dumps({"format": 99})}):

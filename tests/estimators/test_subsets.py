@@ -63,14 +63,14 @@ def test_frozen_parameters_are_outside_of_every_subset(model):
         matching_names(model, "2.*")
 
 
-def test_a_model_without_trainable_parameters_is_refused(model):
+def test_a_model_without_trainable_parameters_is_rejected(model):
     model.requires_grad_(requires_grad=False)
     with pytest.raises(OptionError, match="none"):
         matching_names(model, "all")
 
 
 @pytest.mark.parametrize("estimator", [LinearizedLaplace, lambda *a, **k: RegVar(*a, regularizer=MeanAbsolute(), **k)])
-def test_a_pattern_without_a_match_is_refused_with_the_names_there_are(estimator, make_problem):
+def test_a_pattern_without_a_match_is_rejected_with_the_names_there_are(estimator, make_problem):
     problem = make_problem()
     with pytest.raises(OptionError, match=r"'encoder\.\*'.*0\.weight, 0\.bias"):
         estimator(problem.model, problem.likelihood, subset_of_weights="encoder.*").fit(problem.loader)
@@ -111,7 +111,7 @@ def test_the_first_matching_glob_counts(model):
     assert delta.tolist() == [1.0] * 5 + [3.0] * 3
 
 
-def test_a_mapping_without_a_match_for_a_parameter_is_refused(make_problem):
+def test_a_mapping_without_a_match_for_a_parameter_is_rejected(make_problem):
     problem = make_problem()
     estimator = LinearizedLaplace(problem.model, problem.likelihood, prior_precision={"0.*": 1.0, "2.weight": 2.0})
     with pytest.raises(OptionError, match=r'without a match for \'2\.bias\'.*"\*"'):
@@ -121,7 +121,7 @@ def test_a_mapping_without_a_match_for_a_parameter_is_refused(make_problem):
 @pytest.mark.parametrize(
     "bad", [0, 0.0, -1.0, float("nan"), float("inf"), {}, {"*": -1.0}, {"*": float("nan")}, "1.0", None], ids=repr
 )
-def test_a_precision_that_is_none_is_refused(bad, model):
+def test_a_precision_that_is_none_is_rejected(bad, model):
     for estimator in (LinearizedLaplace, LastLayerLaplace, RegVar):
         with pytest.raises(OptionError, match=r"prior_precision > 0.*Try: "):
             estimator(model, "classification", prior_precision=bad)

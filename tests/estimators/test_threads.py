@@ -12,6 +12,7 @@ import pytest
 import torch
 from conformance_baselines import BASELINES
 from conformance_posteriors import POSTERIORS
+from conformance_row import names_of
 from trust_networks import BUILDERS
 from trust_networks.case import SIZES
 
@@ -36,7 +37,7 @@ MODES = {
 @cache
 def fitted(name):
     row = ROWS[name]
-    adapt = row.claims.get("adapt", lambda model: model)
+    adapt = row.options.get("adapt", lambda model: model)
     case = case_of(name)
     with torch.random.fork_rng(devices=[]):
         model = adapt(case.module()).eval()
@@ -70,14 +71,14 @@ def assert_threads_agree(estimator, queries, count):
         torch.testing.assert_close(variance, expected[i], rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", names_of(ROWS))
 def test_many_threads_have_the_answers_of_one(name):
     count = 2 if name in SOLVES else SHORT_LOAD if name in MAIN else 4
     assert_threads_agree(fitted(name), pairs(name), count)
 
 
 @pytest.mark.verification
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", names_of(ROWS))
 def test_many_threads_under_load_have_the_answers_of_one(name):
     assert_threads_agree(fitted(name), pairs(name), QUERIES)
 
@@ -111,7 +112,7 @@ def test_covariances_and_samples_agree_over_threads(name):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", names_of(ROWS))
 def test_a_mode_of_torch_around_a_query_changes_nothing(name, mode):
     estimator, x = fitted(name), case_of(name).queries
     expected = estimator.variance(x)

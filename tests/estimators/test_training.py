@@ -144,7 +144,7 @@ def test_auto_batches_are_of_64_rows_and_never_fewer_than_8_an_epoch(n, rows, ep
     ],
     ids=str,
 )
-def test_a_recipe_that_cannot_be_is_refused(bad):
+def test_a_recipe_that_cannot_be_is_rejected(bad):
     with pytest.raises(OptionError, match=str(next(iter(bad.values())))):
         Recipe(**bad)
 
@@ -160,7 +160,7 @@ def test_a_descent_that_diverges_raises_and_leaves_the_weights():
     assert torch.equal(model.weight, before)
 
 
-def test_an_empty_loader_is_refused():
+def test_an_empty_loader_is_rejected():
     with pytest.raises(DataError, match="empty"):
         train_map(nn.Linear(4, 2), "regression", [], prior_precision=1.0)
 

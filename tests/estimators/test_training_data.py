@@ -1,4 +1,4 @@
-"""Loaders: rows counted as they come, sums that do not depend on the order, and data that change refused."""
+"""Loaders: rows counted as they come, sums that do not depend on the order, and data that change rejected."""
 
 import random
 from types import SimpleNamespace
@@ -45,14 +45,14 @@ def test_n_is_what_the_loader_yields(make_problem, by_hand):
     assert torch.allclose(fitted.variance(problem.query), by_hand(problem).variance(problem.query), rtol=1e-9)
 
 
-def test_dropping_other_rows_in_each_pass_is_refused(make_problem, untouched):
+def test_dropping_other_rows_in_each_pass_is_rejected(make_problem, untouched):
     problem = make_problem()
     loader = DataLoader(TensorDataset(problem.x, problem.y), batch_size=6, drop_last=True, shuffle=True)
     with untouched(problem.model), pytest.raises(NonDeterministicError, match=r"other checksums.*drop_last=False"):
         fit(problem, loader)
 
 
-def test_sampling_with_replacement_is_refused(make_problem, untouched):
+def test_sampling_with_replacement_is_rejected(make_problem, untouched):
     problem = make_problem()
     data = TensorDataset(problem.x, problem.y)
     sampler = torch.utils.data.RandomSampler(data, replacement=True)
@@ -76,7 +76,7 @@ class Augmented(Dataset):
 
 
 @pytest.mark.parametrize("source", ["torch", "numpy", "random"])
-def test_random_augmentation_is_refused_and_the_generators_are_as_before(source, make_problem, untouched):
+def test_random_augmentation_is_rejected_and_the_generators_are_as_before(source, make_problem, untouched):
     problem = make_problem()
     loader = DataLoader(Augmented(problem, source), batch_size=6)
     with untouched(problem.model), pytest.raises(NonDeterministicError, match="no random augmentation"):
@@ -84,7 +84,7 @@ def test_random_augmentation_is_refused_and_the_generators_are_as_before(source,
 
 
 @pytest.mark.parametrize("batch_size", [6, 20])
-def test_a_one_shot_iterator_is_refused(batch_size, make_problem, untouched):
+def test_a_one_shot_iterator_is_rejected(batch_size, make_problem, untouched):
     problem = make_problem(batch_size=batch_size)
     for once in (iter(problem.loader), (pair for pair in problem.loader)):
         with untouched(problem.model), pytest.raises(NonDeterministicError, match="re-iterable"):
@@ -93,14 +93,14 @@ def test_a_one_shot_iterator_is_refused(batch_size, make_problem, untouched):
 
 @pytest.mark.parametrize("batch_size", [6, 20])
 @pytest.mark.parametrize("estimator", [LinearizedLaplace, LastLayerLaplace])
-def test_a_one_shot_iterator_is_refused_where_the_last_layer_is_looked_for(estimator, batch_size, make_problem):
+def test_a_one_shot_iterator_is_rejected_where_the_last_layer_is_looked_for(estimator, batch_size, make_problem):
     """Looking for the layer takes the first batch away, which may be all there is."""
     problem = make_problem(batch_size=batch_size)
     with pytest.raises(DataError, match="re-iterable"):
         estimator(problem.model, problem.likelihood, subset_of_weights="last_layer").fit(iter(problem.loader))
 
 
-def test_functional_dropout_is_refused_though_the_model_is_in_eval_mode(make_problem, untouched):
+def test_functional_dropout_is_rejected_though_the_model_is_in_eval_mode(make_problem, untouched):
     class Functional(nn.Module):
         def __init__(self):
             super().__init__()
@@ -285,7 +285,7 @@ def test_lists_of_two_are_batches_as_data_loaders_yield_them(make_problem):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_batch_is_refused_with_its_type(item, received):
+def test_what_is_no_batch_is_rejected_with_its_type(item, received):
     with pytest.raises(DataError, match=rf"batches \(x, y\).*{received}.*pairs"):
         split_batch(item)
 
@@ -305,7 +305,7 @@ def test_class_indices_of_other_integer_types_count_alike(dtype, make_problem):
 
 @pytest.mark.parametrize("empty", [[], [(torch.zeros(0, 4).double(), torch.zeros(0).long())]], ids=["none", "no rows"])
 @pytest.mark.parametrize("estimator", [LinearizedLaplace, LastLayerLaplace])
-def test_a_loader_without_rows_is_refused(empty, estimator, make_problem):
+def test_a_loader_without_rows_is_rejected(empty, estimator, make_problem):
     problem = make_problem()
     with pytest.raises(DataError, match=r"at least one row.*empty"):
         estimator(problem.model, problem.likelihood).fit(empty)
@@ -343,7 +343,7 @@ def trained_a_step(model):
 
 @pytest.mark.parametrize("change", [changed_weight, swapped_rows, changed_running_statistics, trained_a_step])
 @pytest.mark.parametrize("method", ["variance", "covariance", "predict", "sample"])
-def test_a_model_changed_since_fit_is_refused(change, method, make_problem):
+def test_a_model_changed_since_fit_is_rejected(change, method, make_problem):
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
     problem = make_problem(model=model)
     fitted = fit(problem, problem.loader)

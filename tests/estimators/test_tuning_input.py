@@ -1,4 +1,4 @@
-"""What tuning refuses, and what it says."""
+"""What tuning rejects, and what it says."""
 
 import numpy as np
 import pytest

@@ -87,11 +87,11 @@ def _wants_variance(prediction, targets):
 def test_where_every_value_fails_their_error_is_raised(indefinite, monkeypatch):
     problem = toy("regression")
 
-    def refuse(*_):
+    def fail(*_):
         raise IndefiniteHessianError(smallest=-1.0, largest=2.0)
 
     for name in ("_variance", "log_marginal_likelihood"):
-        monkeypatch.setattr(LinearizedLaplace, name, refuse)
+        monkeypatch.setattr(LinearizedLaplace, name, fail)
     with pytest.raises(IndefiniteHessianError):
         optimize_prior_precision(indefinite, problem.validation, grid=[1e-2, 1e-3])
     with pytest.raises(IndefiniteHessianError):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from weight_space_fits import EXACT, GENERAL, LAPLACE, REGVAR, close, fit
+from weight_space_fits import EXACT, GENERAL, LAPLACE, REGVAR, close, kinds, posteriors
 
 from estimators import Categorical, LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
 from estimators.baselines import MAP, DeepEnsemble, SubnetworkLaplace
@@ -17,27 +17,7 @@ from estimators.errors import DataError, ModelChangedError, ModelError, NotFitte
 from estimators.estimator import weight_space
 from estimators.runtime import memory
 
-kinds = pytest.mark.parametrize("kind", ["regression", "classification"])
 structures = pytest.mark.parametrize("name", LAPLACE)
-posteriors = pytest.mark.parametrize("name", [*LAPLACE, *REGVAR, "clipped"])
-
-
-@pytest.fixture(scope="module")
-def fits():
-    return {}
-
-
-@pytest.fixture
-def fitted(fits, make_problem):
-    """(name, kind) -> (fit, problem); each is made once."""
-
-    def get(name, kind="classification"):
-        if (name, kind) not in fits:
-            problem = make_problem(kind)
-            fits[name, kind] = fit(name, problem), problem
-        return fits[name, kind]
-
-    return get
 
 
 # Matrices
@@ -45,8 +25,8 @@ def fitted(fits, make_problem):
 
 @kinds
 @pytest.mark.parametrize("name", EXACT)
-def test_precision_and_covariance_of_an_exact_posterior_are_dense_autograds(name, kind, fitted, by_hand):
-    laplace, problem = fitted(name, kind)
+def test_precision_and_covariance_of_an_exact_posterior_are_dense_autograds(name, kind, posterior_fit, by_hand):
+    laplace, problem = posterior_fit(name, kind)
     delta = laplace.objective_.prior.precision
     expected = by_hand(problem).precision(EXACT[name], delta)
     close(laplace.posterior_precision(), expected)
@@ -55,8 +35,8 @@ def test_precision_and_covariance_of_an_exact_posterior_are_dense_autograds(name
 
 
 @structures
-def test_the_covariance_is_the_inverse_of_the_precision_and_its_diagonal_the_variance(name, fitted):
-    laplace, _ = fitted(name)
+def test_the_covariance_is_the_inverse_of_the_precision_and_its_diagonal_the_variance(name, posterior_fit):
+    laplace, _ = posterior_fit(name)
     precision, covariance = laplace.posterior_precision(), laplace.posterior_covariance()
     inner = covariance
     if name == "subnetwork":
@@ -68,8 +48,8 @@ def test_the_covariance_is_the_inverse_of_the_precision_and_its_diagonal_the_var
 
 
 @structures
-def test_the_covariance_over_weights_gives_that_of_the_outputs(name, fitted):
-    laplace, problem = fitted(name)
+def test_the_covariance_over_weights_gives_that_of_the_outputs(name, posterior_fit):
+    laplace, problem = posterior_fit(name)
     jacobian, f = laplace.jacobians(problem.query)
     covariance = laplace.posterior_covariance()
     close(laplace.covariance(problem.query), jacobian @ covariance @ jacobian.transpose(1, 2))
@@ -106,8 +86,8 @@ def test_kron_with_fewer_rows_than_inputs_has_the_prior_outside_of_their_span(ma
     close(laplace.posterior_precision() @ covariance, torch.eye(len(covariance)).double(), rtol=1e-8)
 
 
-def test_matrices_that_do_not_fit_raise_before_they_are_made(fitted, monkeypatch):
-    laplace, problem = fitted("kron")
+def test_matrices_that_do_not_fit_raise_before_they_are_made(posterior_fit, monkeypatch):
+    laplace, problem = posterior_fit("kron")
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)  # noqa: ARG005
     for query in (laplace.posterior_precision, laplace.posterior_covariance):
         with pytest.raises(TooLargeError, match="posterior_variance"):
@@ -121,8 +101,8 @@ def test_matrices_that_do_not_fit_raise_before_they_are_made(fitted, monkeypatch
 
 
 @posteriors
-def test_function_samples_are_the_linearized_function_at_the_sampled_weights(name, fitted):
-    estimator, problem = fitted(name)
+def test_function_samples_are_the_linearized_function_at_the_sampled_weights(name, posterior_fit):
+    estimator, problem = posterior_fit(name)
     weights = estimator.sample_weights(6, seed=4)
     jacobian, f = estimator.jacobians(problem.query)
     expected = f + torch.einsum("mcp,kp->kmc", jacobian, weights - estimator.theta_)
@@ -132,8 +112,8 @@ def test_function_samples_are_the_linearized_function_at_the_sampled_weights(nam
 
 
 @structures
-def test_the_moments_of_sampled_weights_are_those_of_the_posterior(name, fitted):
-    laplace, _ = fitted(name)
+def test_the_moments_of_sampled_weights_are_those_of_the_posterior(name, posterior_fit):
+    laplace, _ = posterior_fit(name)
     n = 1500 if name in ("cg", "matrix_free_dual", "dual", "lowrank") else 6000
     displaced = laplace.sample_weights(n) - laplace.theta_
     expected = laplace.posterior_covariance()
@@ -216,8 +196,8 @@ def test_named_weights_keep_the_dtype_of_the_model(make_problem):
 
 
 @kinds
-def test_nonlinear_predictions_average_forward_passes_of_the_network(kind, fitted):
-    laplace, problem = fitted("kron", kind)
+def test_nonlinear_predictions_average_forward_passes_of_the_network(kind, posterior_fit):
+    laplace, problem = posterior_fit("kron", kind)
     made = laplace.predict_nonlinear(problem.query, n_samples=40, seed=3)
     states = [laplace.weights_to_state_dict(row) for row in laplace.sample_weights(40, seed=3)]
     outputs = torch.stack([functional_call(problem.model, state, (problem.query,)) for state in states]).detach()
@@ -230,8 +210,8 @@ def test_nonlinear_predictions_average_forward_passes_of_the_network(kind, fitte
         close(made.total_variance, outputs.var(0) + 0.6**2, rtol=1e-9)
 
 
-def test_over_the_last_layer_the_network_is_linear_in_its_weights(fitted):
-    laplace, problem = fitted("last layer")
+def test_over_the_last_layer_the_network_is_linear_in_its_weights(posterior_fit):
+    laplace, problem = posterior_fit("last layer")
     close(laplace.sample_nonlinear(problem.query, 5, seed=2), laplace.sample(problem.query, 5, seed=2), rtol=1e-12)
 
 
@@ -260,8 +240,8 @@ def test_a_network_that_cannot_be_computed_at_other_weights_raises(make_problem)
 
 @kinds
 @pytest.mark.parametrize("name", ["kron", "last layer", "draws"])
-def test_independent_samples_have_the_variance_and_no_correlations(name, kind, fitted):
-    estimator, problem = fitted(name, kind)
+def test_independent_samples_have_the_variance_and_no_correlations(name, kind, posterior_fit):
+    estimator, problem = posterior_fit(name, kind)
     x, n = problem.query[:2], 20_000
     samples = estimator.sample_independent(x, n, seed=1)
     mean, variance = estimator.predict(x).mean, estimator.variance(x)
@@ -270,8 +250,8 @@ def test_independent_samples_have_the_variance_and_no_correlations(name, kind, f
     assert torch.equal(estimator.sample_independent(x, n, seed=1), samples)
 
 
-def test_a_mean_link_over_independent_samples(fitted):
-    laplace, problem = fitted("kron")
+def test_a_mean_link_over_independent_samples(posterior_fit):
+    laplace, problem = posterior_fit("kron")
     made = laplace.predict(problem.query, link_approx="mc_independent", n_samples=50)
     close(made.probs, laplace.sample_independent(problem.query, 50).softmax(-1).mean(0), rtol=1e-9)
     assert made.link_approx == "mc"
@@ -328,8 +308,8 @@ def test_a_variance_along_jacobian_rows_makes_no_block_between_classes(inverse, 
 
 
 @pytest.mark.parametrize("name", REGVAR)
-def test_the_joint_covariance_of_draws_has_the_covariances_on_its_diagonal(name, fitted):
-    regvar, problem = fitted(name, "regression")
+def test_the_joint_covariance_of_draws_has_the_covariances_on_its_diagonal(name, posterior_fit):
+    regvar, problem = posterior_fit(name, "regression")
     joint = regvar.joint_covariance(problem.query)
     close(torch.einsum("mcmd->mcd", joint), regvar.covariance(problem.query))
     close(joint, joint.permute(2, 3, 0, 1))

@@ -22,8 +22,8 @@ SIZES = (7, 12, 5)  # rows of the batches: unequal, and special rows begin in th
 class Case:
     """A small float64 network, the inputs of its training batches, and queries.
 
-    `expects` says what an estimator has to do: "answer", "refuse" (raise one of `estimators.errors`), or "answer or
-    refuse". Whatever is answered has to be right, to `tolerance` of the largest variance.
+    `expects` says what an estimator has to do: "answer", "raise" (raise one of `estimators.errors`), or "answer or
+    raise". Whatever is answered has to be right, to `tolerance` of the largest variance.
     """
 
     name: str
@@ -43,7 +43,7 @@ def network(
     data: Data, *, outputs: int = 2, expects: str = "answer", name: str | None = None, tolerance: float = 1e-6
 ) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
     """Register a class or function that makes a network. Each build gives new objects with equal numbers."""
-    if expects not in ("answer", "refuse", "answer or refuse"):
+    if expects not in ("answer", "raise", "answer or raise"):
         raise ValueError(expects)
 
     def register(factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:

@@ -82,7 +82,7 @@ class ScriptedFunctionWide(nn.Module):
         return self.b(self.mix(h) + self.affine(h, self.mix.weight, self.mix.bias))
 
 
-@network(vectors(), expects="answer or refuse")
+@network(vectors(), expects="answer or raise")
 class TracedSubmodule(nn.Module):
     def __init__(self):
         super().__init__()
@@ -93,7 +93,7 @@ class TracedSubmodule(nn.Module):
         return self.head(self.body(x))
 
 
-@network(vectors(), expects="answer or refuse")
+@network(vectors(), expects="answer or raise")
 class ScriptedSubmodule(nn.Module):
     def __init__(self):
         super().__init__()
@@ -104,7 +104,7 @@ class ScriptedSubmodule(nn.Module):
         return self.head(self.body(x))
 
 
-@network(vectors(), expects="answer or refuse")
+@network(vectors(), expects="answer or raise")
 def scripted_model():
     return _quiet(torch.jit.script, _Net())
 

@@ -27,7 +27,7 @@ class ScalarParameter(nn.Module):
 
 @network(vectors(1), outputs=1)
 class OnlyScalars(nn.Module):
-    """A fitted law of physics: three parameters, none with a dimension."""
+    """A fitted formula of physics: three parameters, none with a dimension."""
 
     def __init__(self):
         super().__init__()
@@ -72,14 +72,14 @@ class SiameseVectors(_Two):
         return self.head((left - right).square())
 
 
-@network(vectors(), expects="answer or refuse")
+@network(vectors(), expects="answer or raise")
 class WritesIntoInput(_Two):
     def forward(self, x):
         x.sub_(0.5).div_(2.0)
         return self.head(torch.tanh(self.a(x)))
 
 
-@network(vectors(), expects="answer or refuse")
+@network(vectors(), expects="answer or raise")
 class FillsMissingInputs(_Two):
     """Writes into its input, and a second pass over it changes nothing."""
 
@@ -330,14 +330,14 @@ class ObjectOutput(_Two):
         return _Output(self.head(h), h)
 
 
-@network(vectors(), expects="answer or refuse")
+@network(vectors(), expects="answer or raise")
 class TupleOutput(_Two):
     def forward(self, x):
         h = torch.tanh(self.a(x))
         return self.head(h), h
 
 
-@network(vectors(), expects="answer or refuse", tolerance=1e-3)
+@network(vectors(), expects="answer or raise", tolerance=1e-3)
 class SinglePrecisionOutput(_Two):
     def forward(self, x):
         return self.head(torch.tanh(self.a(x))).float()
@@ -350,7 +350,7 @@ def _shared(generator):
     return [batch(n) for n in (7, 12, 5)], batch(4)
 
 
-@network(_shared, expects="answer or refuse")
+@network(_shared, expects="answer or raise")
 class PositionsSharedByRows(nn.Module):
     """position_ids (1, T), as Hugging Face models take them."""
 
@@ -371,7 +371,7 @@ def _edges(generator):
     return [batch(n) for n in (7, 12, 5)], batch(4)
 
 
-@network(_edges, expects="answer or refuse")
+@network(_edges, expects="answer or raise")
 class GraphSharedByRows(nn.Module):
     def __init__(self):
         super().__init__()

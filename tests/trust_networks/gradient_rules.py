@@ -229,7 +229,7 @@ class Checkpointed(_Two):
         return self.head(checkpoint(lambda z: torch.tanh(self.a(z)), x, use_reentrant=False))
 
 
-@network(vectors(), expects="answer or refuse")
+@network(vectors(), expects="answer or raise")
 class CheckpointedByReentrance(_Two):
     """The reentrant kind: with inputs that need no gradient it gives its block none, and it does not allow
     autograd.grad, so that the reference has to be made by hand."""

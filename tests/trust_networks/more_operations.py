@@ -42,7 +42,7 @@ class LoopOverRows(_Two):
         return self.head(torch.stack(rows))
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class BranchOnTheBatch(_Two):
     """All rows go one way or the other, by the mean of the batch."""
 
@@ -51,7 +51,7 @@ class BranchOnTheBatch(_Two):
         return self.head(h if float(x.mean()) > 0 else h.square())
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class NoiseInEvalMode(_Two):
     """Two passes do not agree."""
 
@@ -357,7 +357,7 @@ class Polynomial(nn.Module):
         return x @ self.theta.square() + self.theta.pow(3).sum(0)
 
 
-@network(vectors(), expects="answer or refuse", tolerance=1e-4)
+@network(vectors(), expects="answer or raise", tolerance=1e-4)
 class TwoDtypes(nn.Module):
     def __init__(self):
         super().__init__()

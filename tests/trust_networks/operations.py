@@ -73,7 +73,7 @@ def _offsets(generator):
     return [batch(n) for n in SIZES], batch(4)
 
 
-@network(_offsets, expects="answer or refuse")
+@network(_offsets, expects="answer or raise")
 class BagWithOffsets(nn.Module):
     def __init__(self):
         super().__init__()
@@ -106,7 +106,7 @@ def padding_index_with_a_weight():
     return model
 
 
-@network(tokens(vocabulary=8), expects="answer or refuse")
+@network(tokens(vocabulary=8), expects="answer or raise")
 def gradient_scaled_by_frequency():
     """The gradient of a row depends on how often its tokens occur in the batch."""
     return _MeanOfTokens(scale_grad_by_freq=True)
@@ -117,7 +117,7 @@ def sparse_embedding():
     return _MeanOfTokens(sparse=True)
 
 
-@network(tokens(padded=False), expects="answer or refuse")
+@network(tokens(padded=False), expects="answer or raise")
 def embedding_of_bounded_norm():
     """max_norm writes into the weights in every forward pass."""
     model = _MeanOfTokens(max_norm=1.0)
@@ -292,7 +292,7 @@ class FourierMixing(nn.Module):
         return self.head(torch.tanh(torch.fft.fft(self.a(x)).real))
 
 
-@network(shaped(8), expects="answer or refuse")
+@network(shaped(8), expects="answer or raise")
 class FourierOperator(nn.Module):
     """Complex weights, as in Fourier neural operators."""
 

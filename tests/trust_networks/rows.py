@@ -12,7 +12,7 @@ class _Two(nn.Module):
         self.a, self.head = nn.Linear(4, 5), nn.Linear(5, 2)
 
 
-@network(images(), expects="refuse")
+@network(images(), expects="raise")
 class BatchStatistics(nn.Module):
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class BatchStatistics(nn.Module):
         return self.head(torch.tanh(self.norm(self.conv(x))).mean((2, 3)))
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class BatchStatisticsOfVectors(_Two):
     def __init__(self):
         super().__init__()
@@ -33,20 +33,20 @@ class BatchStatisticsOfVectors(_Two):
         return self.head(torch.tanh(self.norm(self.a(x))))
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class CentredOverTheBatch(_Two):
     def forward(self, x):
         h = torch.tanh(self.a(x))
         return self.head(h - h.mean(0))
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class StandardisedInputs(_Two):
     def forward(self, x):
         return self.head(torch.tanh(self.a(x / (1.0 + x.std(0)))))
 
 
-@network(shaped(3, 4), expects="refuse")
+@network(shaped(3, 4), expects="raise")
 class TimeFirstEncoder(nn.Module):
     """batch_first=False given (B, T, C): attention runs over the rows."""
 
@@ -58,7 +58,7 @@ class TimeFirstEncoder(nn.Module):
         return self.head(self.encoder(x).mean(1))
 
 
-@network(shaped(3, 4), expects="refuse")
+@network(shaped(3, 4), expects="raise")
 class TimeFirstLSTM(nn.Module):
     def __init__(self):
         super().__init__()
@@ -68,33 +68,33 @@ class TimeFirstLSTM(nn.Module):
         return self.head(self.lstm(x)[0][:, -1])
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class AttentionOverTheBatch(_Two):
     def forward(self, x):
         h = torch.tanh(self.a(x))
         return self.head(torch.softmax(h @ h.T, 1) @ h)
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class SoftmaxOverRows(_Two):
     def forward(self, x):
         return self.head(torch.softmax(self.a(x), 0))
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class RowBefore(_Two):
     def forward(self, x):
         h = torch.tanh(self.a(x))
         return self.head(h + 0.5 * h.roll(1, 0))
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class CumulativeOverRows(_Two):
     def forward(self, x):
         return self.head(torch.tanh(self.a(x)).cumsum(0))
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class DividedByTheLargest(_Two):
     """Only the row with the largest norm matters to the others."""
 
@@ -103,40 +103,40 @@ class DividedByTheLargest(_Two):
         return self.head(h / h.abs().max())
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class DetachedOutput(_Two):
     def forward(self, x):
         return self.head(torch.tanh(self.a(x))).detach()
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class ForwardUnderNoGrad(_Two):
     @torch.no_grad()
     def forward(self, x):
         return self.head(torch.tanh(self.a(x)))
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class ForwardInInferenceMode(_Two):
     @torch.inference_mode()
     def forward(self, x):
         return self.head(torch.tanh(self.a(x)))
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class ForwardByData(_Two):
     def forward(self, x):
         return self.head(torch.tanh(self.a(x))).data
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class ThroughNumpy(_Two):
     def forward(self, x):
         h = torch.tanh(self.a(x)).detach().numpy()
         return torch.from_numpy(h @ self.head.weight.detach().numpy().T)
 
 
-@network(vectors(), expects="refuse")
+@network(vectors(), expects="raise")
 class RoundedOutput(_Two):
     """A slope that is zero everywhere."""
 
@@ -148,7 +148,7 @@ def _zeros(row):
     row.zero_()
 
 
-@network(vectors(special=_zeros), expects="refuse")
+@network(vectors(special=_zeros), expects="raise")
 class SquareRootOfZero(nn.Module):
     """Finite outputs, a slope that is not: some rows of later batches are 0."""
 
@@ -160,7 +160,7 @@ class SquareRootOfZero(nn.Module):
         return self.head(torch.sqrt(self.a(x).square()))
 
 
-@network(vectors(special=_zeros), expects="refuse")
+@network(vectors(special=_zeros), expects="raise")
 class DistanceOfZero(SquareRootOfZero):
     def forward(self, x):
         h = self.a(x)

@@ -15,7 +15,7 @@ ROWS = {**POSTERIORS, **BASELINES}
 def test_the_whole_kit_holds_on_a_device(name):
     row = ROWS[name]
     with generators_of_the_device():
-        report = check_estimator(row.make, **row.claims, device=DEVICE, raises=False)
+        report = check_estimator(row.make, **row.options, device=DEVICE, raises=False)
     assert report.failed == {}
-    asked = set(row.claims.get("checks", CHECKS))
-    assert set(report.skipped) == (row.skipped | set(row.claims.get("skip", {}))) & asked
+    asked = set(row.options.get("checks", CHECKS))
+    assert set(report.skipped) == (row.skipped | set(row.options.get("skip", {}))) & asked

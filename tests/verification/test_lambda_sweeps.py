@@ -15,12 +15,14 @@ COVER = pairwise_cover()
 def each_choice_once():
     """Few cases of the cover in which every single choice occurs: they run by default, the others nightly."""
     chosen, seen = [], set()
-    for case in sorted(COVER, key=lambda case: case.architecture == "attention"):  # the slowest last
-        choices = {case.architecture, case.likelihood, case.training, case.curvature, case.subset}
-        if not choices <= seen:
-            chosen.append(case)
-            seen |= choices
+    while left := {choice for case in COVER for choice in choices(case)} - seen:
+        chosen.append(max(COVER, key=lambda case: len(left & choices(case))))
+        seen |= choices(chosen[-1])
     return chosen
+
+
+def choices(case):
+    return {case.architecture, case.likelihood, case.training, case.curvature, case.subset}
 
 
 DEFAULT = each_choice_once()

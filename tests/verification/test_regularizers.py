@@ -1,4 +1,7 @@
-"""Each regularizer, solved exactly, equals its own dense formula."""
+"""Each regularizer, solved exactly, equals its own dense formula.
+
+By default with both curvatures, of all weights and of some; the other two architectures with `-m verification`.
+"""
 
 import pytest
 import reference as dense
@@ -23,14 +26,22 @@ CASES = [
     Case("residual", "regression", "early", "ggn", "by_name"),
     Case("attention", "classification", "converged", "hessian", "by_name"),
 ]
+NIGHTLY = ("cnn", "residual")
 PROBES = 5
+
+
+def each(cases):
+    """The cases as parameters of a test."""
+    return [
+        pytest.param(case, marks=pytest.mark.verification if case.architecture in NIGHTLY else ()) for case in cases
+    ]
 
 
 def variance(case, regularizer, **how):
     return fitted(RegVar, case, regularizer=regularizer, solver=SOLVER).variance(case.problem.queries, **how)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", each(CASES), ids=str)
 def test_pointwise_is_the_diagonal_and_of_a_functional_the_delta_method(case):
     x = case.problem.queries
     exact = case.reference.covariance(x, case.curvature).diagonal(dim1=1, dim2=2)
@@ -41,14 +52,14 @@ def test_pointwise_is_the_diagonal_and_of_a_functional_the_delta_method(case):
     assert relative_error(variance(case, Pointwise(of=lambda output: output[0] - output[1])), margin) < 1e-8
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", each(CASES), ids=str)
 def test_mean_absolute_is_the_sign_weighted_mean_covariance(case):
     train = torch.cat([x for x, _ in case.problem.batches])
     exact = dense.mean_absolute_variance(case.reference, case.problem.queries, train, case.curvature)
     assert relative_error(variance(case, MeanAbsolute()), exact) < 1e-8
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", each(CASES), ids=str)
 def test_signed_probes_are_signs_around_the_joint_covariance(case):
     x = case.problem.queries
     regularizer = SignedProbes(PROBES, seed=4)
@@ -59,7 +70,7 @@ def test_signed_probes_are_signs_around_the_joint_covariance(case):
     assert relative_error(variance(case, regularizer), exact) < 1e-8
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", each(CASES), ids=str)
 def test_parameter_probes_are_products_of_two_responses(case):
     estimator = fitted(RegVar, case, regularizer=ParameterProbes(PROBES, seed=4), solver=SOLVER)
     u = _direction(estimator)
@@ -67,7 +78,7 @@ def test_parameter_probes_are_products_of_two_responses(case):
     assert relative_error(estimator.variance(case.problem.queries), exact) < 1e-8
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.curvature == "ggn"], ids=str)
+@pytest.mark.parametrize("case", each([case for case in CASES if case.curvature == "ggn"]), ids=str)
 def test_plain_draws_are_mean_squared_responses(case):
     estimator = fitted(RegVar, case, regularizer=PosteriorDraws(PROBES, seed=4, rao_blackwell=None), solver=SOLVER)
     exact = dense.draws_variance(case.reference, case.problem.queries, _direction(estimator))

@@ -34,7 +34,7 @@ def test_every_route_is_right_or_raises_a_typed_error(name, likelihood, route, p
 def test_the_networks_are_many_and_of_every_kind():
     cases = [BUILDERS[name]() for name in BUILDERS]
     assert len(cases) >= 60
-    assert {case.expects for case in cases} == {"answer", "refuse", "answer or refuse"}
+    assert {case.expects for case in cases} == {"answer", "raise", "answer or raise"}
     assert len({case.kind for case in cases}) == 10
     assert all(len(case.batches) == 3 for case in cases)
     assert set(DEFAULTS) <= set(ROUTES)
@@ -44,7 +44,7 @@ def test_the_page_has_a_section_of_networks_and_keeps_the_rest(tmp_path):
     page, path = Page(), tmp_path / "page.md"
     path.write_text("# Verifications\n\n| a |\n")
     page.outcomes[("net", "laplace")] = [Outcome(1e-9), Outcome(3e-9)]
-    page.outcomes[("net", "last layer")] = [Outcome(None, refusal="NoLastLayerError: no | last layer")]
+    page.outcomes[("net", "last layer")] = [Outcome(None, raised="NoLastLayerError: no | last layer")]
     page.outcomes[("other", "laplace")] = [Outcome(None, raw="RuntimeError: shapes"), Outcome(0.5)]
     for _ in range(2):
         page.write(path)
