@@ -8,7 +8,17 @@ import copy
 from functools import partial
 
 import torch
-from conformance_row import CLOSED_FORMS, DIFFERING, ENDS_IN_LINEAR, GGN, GRADIENTS, LAWS, MATRICES, NO_WEIGHTS, Row
+from conformance_row import (
+    CLOSED_FORMS,
+    DIFFERING,
+    ENDS_IN_LINEAR,
+    GGN,
+    GRADIENTS,
+    INVARIANTS,
+    MATRICES,
+    NO_WEIGHTS,
+    Row,
+)
 
 from estimators import LastLayerLaplace, LinearizedLaplace
 from estimators.baselines import Mixture, RetrainedMixture
@@ -19,7 +29,7 @@ from estimators.variational import IVON, VBLL, MeanFieldVI
 FULL_BATCHES = Recipe(epochs=4, batch_size=64, lr=0.03)
 ITS_OWN_MEAN = {"predict-mean": "the mean of the members is not the output of the network"}
 AVERAGED = {"link": "the probabilities are averaged over the components"}
-NOTHING_EXACT = CLOSED_FORMS | LAWS | NO_WEIGHTS
+NOTHING_EXACT = CLOSED_FORMS | INVARIANTS | NO_WEIGHTS
 CHAIN = {"n_samples": 5, "thinning": 2, "n_chains": 2, "batch_size": 64}
 
 
@@ -81,7 +91,7 @@ FAMILIES = {
     "VBLL": Row(
         partial(VBLL, tol=1e-5),
         {"skip": {"predict-mean": "the mean of the posterior is not the output of the network"}},
-        CLOSED_FORMS | LAWS | ENDS_IN_LINEAR | MATRICES | GRADIENTS | {"weight-moments", "jacobians"},
+        CLOSED_FORMS | INVARIANTS | ENDS_IN_LINEAR | MATRICES | GRADIENTS | {"weight-moments", "jacobians"},
     ),
     "SGLD": Row(
         partial(SGLD, burn_in=4, **CHAIN),
