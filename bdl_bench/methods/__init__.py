@@ -1,6 +1,6 @@
 """The presets of the comparison, one family per file, in the order of tables."""
 
-from bdl_bench.methods import laplace, networks, reference, regvar
+from bdl_bench.methods import laplace, networks, reference, regvar, sampling, variational
 from bdl_bench.methods.registry import (
     BASELINE,
     METHODS,
@@ -14,5 +14,13 @@ from bdl_bench.methods.registry import (
 
 __all__ = ["BASELINE", "METHODS", "POSTERIOR", "REFERENCE", "Method", "OptionGrid", "default_methods", "methods_named"]
 
-for _presets in (networks.PRESETS, laplace.PRESETS, regvar.PRESETS, laplace.LAPLACE_TORCH, reference.PRESETS):
+for _presets in (
+    networks.PRESETS,
+    laplace.PRESETS,
+    regvar.PRESETS,
+    variational.PRESETS,
+    sampling.PRESETS,
+    laplace.LAPLACE_TORCH,
+    reference.PRESETS,
+):
     METHODS.update({method.name: method for method in _presets})
