@@ -163,9 +163,7 @@ class GridRun:
         for task, seed, method in self.grid.jobs:
             if method is None:
                 converged = self.grid.converged_map
-                self.schedule.add(
-                    TrainingJob(task, seed, self.grid.device, converged=converged, plugins=self.plugins)
-                )
+                self.schedule.add(TrainingJob(task, seed, self.grid.device, converged=converged, plugins=self.plugins))
         queue: JobQueue[Job] = JobQueue(self.schedule, self._started, self._timeout)
         with closing(self.executor.run(execute, queue)) as outcomes:
             for job, outcome in outcomes:

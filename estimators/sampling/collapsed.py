@@ -49,12 +49,14 @@ class Conditional:
         """Return a draw of the layer for each draw of the other weights, (S, C, E)."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float64).to(self.mean)
         factor = self.factor.expand(*self.mean.shape, self.mean.shape[-1])
-        return self.mean + torch.linalg.solve_triangular(factor.mT, noise[..., None], upper=True)[..., 0]
+        spread: Tensor = torch.linalg.solve_triangular(factor.mT, noise[..., None], upper=True)[..., 0]
+        return self.mean + spread
 
     def whitened(self, features: Tensor) -> Tensor:
         """Return L⁻¹φ for features (S, M, E): (S, C or 1, E, M); its squared norm over E is the variance φᵀA⁻¹φ."""
         columns = features.mT[:, None].expand(-1, self.factor.shape[1], -1, -1)
-        return torch.linalg.solve_triangular(self.factor, columns, upper=False)
+        whitened: Tensor = torch.linalg.solve_triangular(self.factor, columns, upper=False)
+        return whitened
 
     def means(self, features: Tensor) -> Tensor:
         """Return the mean of f given the other weights, without a frozen bias, (S, M, C)."""

@@ -123,4 +123,5 @@ def _autocovariance(chains: Tensor) -> Tensor:
     size = 2 ** math.ceil(math.log2(2 * n))
     spectrum = torch.fft.rfft(chains - chains.mean(1, keepdim=True), n=size, dim=1)
     power = spectrum.real.square() + spectrum.imag.square()
-    return torch.fft.irfft(power, n=size, dim=1)[:, :n] / n
+    sums: Tensor = torch.fft.irfft(power, n=size, dim=1)[:, :n]
+    return sums / n

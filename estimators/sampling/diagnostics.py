@@ -255,4 +255,5 @@ def gaussian_total_variation(mean: Tensor, variance: Tensor, other_mean: Tensor,
 
 
 def _cdf(y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    return torch.special.ndtr((y - mean) / variance.sqrt())
+    below: Tensor = torch.special.ndtr((y - mean) / variance.sqrt())
+    return below

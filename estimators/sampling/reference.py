@@ -579,7 +579,7 @@ def _spacing(n: int, at_most: int) -> int:
 
 def _concatenated(parts: list[Prediction]) -> Prediction:
     """Return the prediction of all rows from those of parts."""
-    fields: dict[str, Tensor | None] = {}
+    fields: dict[str, Any] = {}
     for name in (*_PREDICTED, *_LOGS, "samples"):
         values = [getattr(part, name) for part in parts]
         known = [value for value in values if value is not None]

@@ -28,7 +28,7 @@ __all__ = ["TOLERANCE", "ConvergenceReport", "converge_map"]
 Floats = NDArray[np.float64]
 
 TOLERANCE = 1e-3
-"""Relative gradient at which training ends. From there to 1e-6 the outputs of the bundled tasks change by at most 0.002,
+"""Relative gradient at which training ends. From there to 1e-6 outputs of the bundled tasks change by at most 0.002,
 on average over test rows (logits of digits)."""
 _MAX_ITERATIONS = 20_000
 """L-BFGS iterations. The bundled tasks take 45 (wine) to 3,300 (toy-gap)."""
