@@ -156,10 +156,10 @@ class LayerwiseJacobian:
             for chunk in split_rows(x, size):
                 yield self._compared_rows(chunk, eye.expand(n_rows(chunk), -1, -1), k)
             return
-        at_once = self._of_batches.chunk_size(self._calls, self._functions, k)
-        for part, of_part in split_rows((x, targets), at_once or size):
+        rows_of_a_part = self._of_batches.chunk_size(self._calls, self._functions, k)
+        for part, of_part in split_rows((x, targets), rows_of_a_part or size):
             made = partial(cotangents, targets=of_part)
-            if at_once:
+            if rows_of_a_part:
                 batch = self._of_batches.rows_at(part, made, self._calls, self._checked_rows, pooled=pooled)
                 if batch is not None:
                     yield from batch.chunks(size, pooled=pooled)
