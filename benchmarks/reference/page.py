@@ -14,8 +14,9 @@ _HEAD = """# When is the reference posterior reached?
 
 `ReferencePosterior` with its defaults, digits in float32. Measured on {machine}
 *Gradients* are passes over all training rows, summed over chains. *CPU s* is the processor time of the fit on one
-thread, with its judgements of convergence. R-hat is the largest, and ESS the smallest, over all outputs at the rows of a set.
-*TV/2* and *W2/2* are half of the distance between even and odd chains: the error bar of any distance to this reference.
+thread, with its judgements of convergence. R-hat is the largest, and ESS the smallest, over all outputs at the rows
+of a set. *TV/2* and *W2/2* are half of the distance between even and odd chains: the error bar of any
+distance to this reference.
 A set is *reached* if it meets the criteria of [ConvergenceCriteria](../reference/index.md): R-hat at most 1.01, ESS at
 least 1,000, that of squares at least 400, TV/2 at most .005 (other than test rows: .015), no divergence, and an
 acceptance of .65 to .95. The command of this page is `python -m benchmarks --select reference`.

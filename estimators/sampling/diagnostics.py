@@ -118,7 +118,7 @@ class SamplerDiagnostics:
 
     Attributes:
         rows: of the outputs.
-        divergences: trajectories after the warm-up whose energy error exceeded 1000.
+        divergences: trajectories after the warm-up whose Hamiltonian changed by more than 1000.
         acceptance: mean acceptance rate after the warm-up.
         e_bfmi: the smallest energy Bayesian fraction of missing information of a chain.
         n_gradients: gradients over all training rows, summed over chains, so far.
@@ -138,6 +138,9 @@ class SamplerDiagnostics:
         Args:
             criteria: the criteria.
             query: whether the rows are a query other than the check rows of the fit.
+
+        Returns:
+            One phrase for each criterion that is not met.
         """
         rows, largest = self.rows, criteria.max_total_variation
         largest = criteria.max_query_total_variation if query else largest

@@ -31,7 +31,7 @@ smaller effective sample size per gradient on the tasks of docs/benchmarks/refer
 _MAX_STEPS = 1000
 """Leapfrog steps of one trajectory: more would need ε below a thousandth of the prior's scale."""
 _DIVERGENCE = 1000.0
-"""Energy error of a divergent trajectory, as in Stan."""
+"""Change of the Hamiltonian in a divergent trajectory, as in Stan."""
 _SMALLEST_STEP = 1e-6
 """ε at which the adaptation gives up."""
 
