@@ -18,10 +18,8 @@ from estimators.numerics.pytrees import PyTree, n_rows, select_rows
 __all__ = ["check_displaced_outputs", "check_outputs", "check_parameter_swap", "check_query"]
 
 _QUERY = "query"
-_ROWS_ALONE, _LATER_ROWS_ALONE = 3, 1
-"""Rows of a query or of the first batch, and of each later batch, that are computed alone.
-
-A branch on the mean of a batch shows at every other row. A row alone costs several per cent of a pass over a batch."""
+_ROWS_ALONE = 3
+"""Rows of each batch that are computed alone. A branch on the mean of a batch shows at every other row."""
 _STEPS = {torch.float64: (1e-6, 1e-5, 1e-4)}
 _DEFAULT_STEPS = (1e-3, 1e-2)
 """Displacements of the weights in finite differences, relative to their mean size, by dtype; the best counts."""
@@ -50,7 +48,7 @@ def check_outputs(network: Network, x: PyTree, f: Tensor, *, what: str = "traini
     if not check.enabled:
         return f
     with check.counted():
-        error = _rows_alone_error(check, x, f, what)
+        error = _rows_alone_error(check, x, f)
         if error <= check.tolerance():
             check.report.record_agreement(OUTPUTS, n_rows(x), error)
             return f
@@ -58,7 +56,7 @@ def check_outputs(network: Network, x: PyTree, f: Tensor, *, what: str = "traini
         expected = check.reference.outputs(x)
         if not torch.equal(expected, check.reference.outputs(x)):
             return f  # random: the two passes over the data detect it
-        error = _rows_alone_error(check, x, expected, what)
+        error = _rows_alone_error(check, x, expected)
         if not error <= check.tolerance():
             raise _dependent_rows(what, f"outputs of a row alone that differ by {error:.2g} of the largest output")
         if torch.equal(expected, f):
@@ -78,15 +76,14 @@ def check_query(network: Network, x: PyTree, f: Tensor) -> Tensor:
     return check_outputs(network, x, f, what=_QUERY)
 
 
-def _rows_alone_error(check: SelfCheck, x: PyTree, f: Tensor, what: str) -> float:
+def _rows_alone_error(check: SelfCheck, x: PyTree, f: Tensor) -> float:
     """The largest error of the module's outputs at some rows alone against f (B, ...), relative to the largest output.
 
     Some rows are computed alone, and a random quarter of the rows together: rows may depend on each other for some
     values only. A module that takes no single row is given the quarter; the error is 0 if it does not take this either.
     """
     rows = check.random_order(len(f)).to(f.device)
-    n_alone = _LATER_ROWS_ALONE if check.report.rows.get(OUTPUTS) and what != _QUERY else _ROWS_ALONE
-    parts = [*rows[:n_alone].split(1), rows[: len(f) // 4]]
+    parts = [*rows[:_ROWS_ALONE].split(1), rows[: len(f) // 4]]
     return max((_part_error(check, x, f, part.sort().values) for part in parts if len(part)), default=0.0)
 
 
