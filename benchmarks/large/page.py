@@ -20,7 +20,7 @@ _PEAK = 8.0
 _STATED = 2.0  # the RMS error at three queries may be this many times the stated one
 _DRAWS = 3 * math.sqrt(2 / N_DRAWS)
 _WITHIN = {"exact": 0.01, "pointwise": 0.1}
-_WITHIN |= dict.fromkeys(("linear-response", "fine-tune", "fine-tune-other-draws"), _DRAWS)
+_WITHIN |= dict.fromkeys(("auto", "linear-response", "fine-tune", "fine-tune-other-draws"), _DRAWS)
 _HEADER = (
     *("network", "P", "method", "fit, s", "variance, s", "passes", "A-norm error", "peak, GiB", "goal", ""),
     *("largest error", "goal", "", "RMS error", "stated", "goal", ""),
