@@ -1,4 +1,4 @@
-"""The page docs/benchmarks/reference_posterior.md: when the reference posterior is reached, and what it costs."""
+"""The page docs/benchmarks/reference.md: when the reference posterior is reached, and what it costs."""
 
 from __future__ import annotations
 

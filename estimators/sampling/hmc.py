@@ -27,7 +27,7 @@ EnergyAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _LENGTH, _JITTER = 1.2, (0.5, 1.5)
 """Trajectory length in prior standard deviations, and the factor that varies it. Shorter and longer trajectories had a
-smaller effective sample size per gradient on the tasks of docs/benchmarks/reference_posterior.md."""
+smaller effective sample size per gradient on the tasks of docs/benchmarks/reference.md."""
 _MAX_STEPS = 1000
 """Leapfrog steps of one trajectory: more would need ε below a thousandth of the prior's scale."""
 _DIVERGENCE = 1000.0
