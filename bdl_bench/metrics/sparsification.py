@@ -5,7 +5,8 @@ With rows in increasing order of uncertainty and squared errors e₁, e₂, ...,
     s(k) = √((e₁ + ... + e_k)/k) / √((e₁ + ... + e_M)/M)
 
 The oracle o(k) orders rows by their squared errors. AUSE is the mean of s(k) − o(k) over k = 1, ..., M, which is 0 for
-an uncertainty that orders rows as their errors do. Rows of equal uncertainty count with the mean error of their group.
+an uncertainty that orders rows as their errors do. Rows of equal uncertainty, up to round-off, count with the mean
+error of their group.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from bdl_bench.metrics.selective import risk_coverage
 __all__ = ["ause", "sparsification_curve"]
 
 Floats = NDArray[np.float64]
+_ROUND_OFF = 1e-9
+"""Differences of uncertainties below this fraction of the largest one are round-off."""
 
 
 def sparsification_curve(uncertainty: Floats, squared_error: Floats) -> Floats:
@@ -30,7 +33,9 @@ def sparsification_curve(uncertainty: Floats, squared_error: Floats) -> Floats:
     Returns:
         The curve, (M,); zeros if every error is 0.
     """
-    remaining = np.sqrt(risk_coverage(-uncertainty, squared_error).selective_risk)
+    unit = _ROUND_OFF * np.abs(uncertainty).max(initial=0.0)
+    in_units = np.round(uncertainty / unit) if np.isfinite(unit) and unit > 0 else uncertainty
+    remaining = np.sqrt(risk_coverage(-in_units, squared_error).selective_risk)
     curve: Floats = remaining / remaining[-1] if remaining[-1] > 0 else np.zeros_like(remaining)
     return curve
 

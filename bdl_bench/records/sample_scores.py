@@ -143,7 +143,8 @@ class SampleScores:
         """Return samples (S, G, D) of N(mean, covariance) with calibrated covariances, (G, D) and (G, D, D)."""
         scaled = covariance * (self._variance_scale / self._temperature(prediction.kind) ** 2)
         values, vectors = np.linalg.eigh(scaled)
-        root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]  # S with S Sᵀ = Σ, also for a singular Σ
+        # The symmetric root S = V √D Vᵀ, S S = Σ: unlike V √D it does not depend on the signs of the eigenvectors.
+        root = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.swapaxes(-1, -2)
         normal = np.random.default_rng(0).normal(size=(n_samples, *mean.shape))
         samples: Floats = mean + np.einsum("gde,sge->sgd", root, normal)
         return samples

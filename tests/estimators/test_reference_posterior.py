@@ -465,7 +465,7 @@ def test_check_rows_make_the_fit_raise_or_warn():
 
 
 def test_a_budget_that_cannot_suffice_raises_before_it_is_spent():
-    for gradients, says in ((100, "starts and warm-up"), (5000, "max_gradients")):
+    for gradients, says in ((100, "starts and warm-up"), (1500, "max_gradients")):
         with pytest.raises(ReferenceNotReachedError, match=says):
             short(max_gradients=gradients).fit(rows())
 
@@ -521,7 +521,7 @@ def test_a_killed_fit_continues_with_the_same_numbers(collapse, tmp_path, monkey
     monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
     path, made = tmp_path / "fit", short(collapse=collapse)
     whole = short(collapse=collapse).fit(rows())
-    for stop in (40, 90):  # in the warm-up, and then while it samples
+    for stop in (40, 35):  # moves in the warm-up, and more until it samples
         moves, move = [], HMC.move
 
         def interrupted(hmc, moves=moves, move=move, stop=stop):
