@@ -14,6 +14,7 @@ from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators import ReferencePosterior
+from estimators.estimator.cloning import clone
 from estimators.sampling import ConvergenceCriteria
 from estimators.training import Recipe
 
@@ -56,10 +57,25 @@ def sampled_briefly(problem, seed):
     return ReferencePosterior(problem.model, problem.likelihood, prior_precision=problem.prior_precision, **options)
 
 
+BRIEFLY = {
+    **dict.fromkeys(("sgld", "sghmc"), {"n_samples": 8, "burn_in": 4}),
+    "cyclical-sghmc": {"n_samples": 4, "n_cycles": 2, "cycle_steps": 16},
+    "mile": {"n_samples": 10, "warm_up": 8},
+}
+"""Options of the samplers that only make their chains shorter."""
+
+
+def shorter(method, options):
+    """The preset with shorter chains."""
+    return replace(method, build=lambda problem, seed: clone(method.build(problem, seed), options))
+
+
 @pytest.mark.parametrize("kind", SKIPPED)
 def test_every_preset_ends_with_predictions_or_a_reason(kind, tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "small", Task("small", "a small problem", lambda seed: make(kind, seed)))
     monkeypatch.setitem(METHODS, POSTERIOR, replace(METHODS[POSTERIOR], build=sampled_briefly))
+    for name, options in BRIEFLY.items():
+        monkeypatch.setitem(METHODS, name, shorter(METHODS[name], options))
     budget = 0 if kind == "binary" else 2  # which is tuned like the classes
     records = Grid(["small"], list(METHODS), [0], tmp_path, tune_budget=budget).run(lambda _: None)
     failed = {r.method: r.traceback for r in records if r.status == "failed"}
