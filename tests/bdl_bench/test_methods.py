@@ -58,7 +58,8 @@ def sampled_briefly(problem, seed):
 
 
 BRIEFLY = {
-    **dict.fromkeys(("sgld", "sghmc"), {"n_samples": 8, "burn_in": 4}),
+    "sgld": {"n_samples": 8, "burn_in": 4},
+    "sghmc": {"n_samples": 8, "burn_in": 4},
     "cyclical-sghmc": {"n_samples": 4, "n_cycles": 2, "cycle_steps": 16},
     "mile": {"n_samples": 10, "warm_up": 8},
 }
@@ -76,7 +77,7 @@ def test_every_preset_ends_with_predictions_or_a_reason(kind, tmp_path, monkeypa
     monkeypatch.setitem(METHODS, POSTERIOR, replace(METHODS[POSTERIOR], build=sampled_briefly))
     for name, options in BRIEFLY.items():
         monkeypatch.setitem(METHODS, name, shorter(METHODS[name], options))
-    budget = 0 if kind == "binary" else 2  # which is tuned like the classes
+    budget = {"classification": 2, "regression": 1, "binary": 0}[kind]  # 1: calibrated, without other fits
     records = Grid(["small"], list(METHODS), [0], tmp_path, tune_budget=budget).run(lambda _: None)
     failed = {r.method: r.traceback for r in records if r.status == "failed"}
     assert not failed
