@@ -14,6 +14,8 @@ from rich.console import Console
 
 from bdl_bench.cli.progress import show_progress
 from bdl_bench.methods import default_methods, methods_named
+from bdl_bench.plugins import load_installed_plugins, load_plugins
+from bdl_bench.plugins.loading import Plugin
 from bdl_bench.problem.problem import Problem
 from bdl_bench.report import write_report
 from bdl_bench.report.notebook import Comparison
@@ -39,7 +41,9 @@ def compare(
     out: str | Path | None = None,
     device: str = "cpu",
     threads: int = 1,
+    converged_map: bool = False,
     progress_bar: bool = True,
+    plugins: Sequence[Plugin] = (),
 ) -> Comparison:
     """Run methods on a problem and return their records and report. A notebook shows the report.
 
@@ -54,22 +58,30 @@ def compare(
             gets a number ("problem-2"). None: a new temporary directory.
         device: "cpu", "cuda", "cuda:1", ...
         threads: number of torch threads.
+        converged_map: whether the training of each network is continued by full-batch L-BFGS to a stationary point of
+            L. A problem whose network came trained is then skipped.
         progress_bar: whether to show progress on the standard error stream.
+        plugins: modules with a function `register(registry)`, as "module", "module:function", the module, or the
+            function. Plugins of installed packages are loaded, too.
 
     Returns:
         The records, as `records` or a data frame by `to_frame()`, and the path of the report. A method that fails has a
         record with the reason.
 
     Raises:
+        PluginError: if a plugin cannot be loaded, or takes a name that exists.
         OptionError: for unknown names of tasks or methods, and for seeds that are not integers.
         EstimatorError: if the problem is invalid.
     """
     directory = Path(tempfile.mkdtemp(prefix="bdl-bench-")) if out is None else Path(out)
+    load_installed_plugins()
+    load_plugins(plugins)
     numbers = _seeds(seeds)
     chosen = [methods] if isinstance(methods, str) else list(methods or default_methods())
     methods_named(chosen)
     with _named(problem, directory) as tasks:
-        grid = Grid(tasks, chosen, numbers, directory, device, Workers(1, threads), tune_budget=tune_budget)
+        workers = Workers(1, threads)
+        grid = Grid(tasks, chosen, numbers, directory, device, workers, tune_budget, converged_map)
         console = Console(stderr=True, quiet=not progress_bar)
         with show_progress(console, grid.n_jobs) as listener:
             grid.run(listener)

@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--select",
         action="append",
         default=[],
-        help="a page (core, regvar, tolerance, quality, fisher, large) or a row; default: core and regvar; repeatable",
+        help="a page (core, regvar, tolerance, reference, quality, serving, statistics, fisher, large) or a row; "
+        "default: core and regvar; repeatable",
     )
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     options = parser.parse_args(arguments)

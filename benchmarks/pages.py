@@ -19,6 +19,9 @@ from benchmarks.quality import page as quality_page
 from benchmarks.quality.measure import measure_quality
 from benchmarks.quality.networks import NETWORKS
 from benchmarks.records import Measured
+from benchmarks.reference import page as reference_page
+from benchmarks.reference.measure import HARD_CASES, measure_hard_case, measure_reference
+from benchmarks.reference.measure import TASK_NAMES as REFERENCE_TASKS
 from benchmarks.regvar import exponents, memory, step
 from benchmarks.regvar import page as regvar_page
 from benchmarks.regvar.step_memory import measure_step_memory
@@ -26,6 +29,9 @@ from benchmarks.serving import page as serving_page
 from benchmarks.serving.measure import METHODS as SERVED_FITS
 from benchmarks.serving.measure import NETWORKS as SERVED
 from benchmarks.serving.measure import measure_serving
+from benchmarks.statistics import page as statistics_page
+from benchmarks.statistics.measure import measure_columns, measure_level, measure_power
+from benchmarks.statistics.worlds import DESIGNS, QUANTITIES
 from benchmarks.tolerance import page as tolerance_page
 from benchmarks.tolerance.measure import TASK_NAMES, measure_tolerance
 
@@ -67,6 +73,18 @@ PAGES: dict[str, Page] = {
         tolerance_page.to_markdown,
         default=False,
     ),
+    "reference": Page(
+        {
+            **{
+                reference_page.name_of(task, seed): partial(measure_reference, task, seed)
+                for seed in reference_page.SEEDS
+                for task in REFERENCE_TASKS
+            },
+            **{reference_page.hard_name_of(task): partial(measure_hard_case, task) for task in HARD_CASES},
+        },
+        reference_page.to_markdown,
+        default=False,
+    ),
     "quality": Page(
         {
             quality_page.name_of(network, delta, seed): partial(measure_quality, network, delta, seed)
@@ -84,6 +102,23 @@ PAGES: dict[str, Page] = {
             for method in SERVED_FITS
         },
         serving_page.to_markdown,
+        default=False,
+    ),
+    "statistics": Page(
+        {
+            **{
+                f"statistics-{d}-{q}": partial(measure_level, design.name, quantity)
+                for d, design in enumerate(DESIGNS)
+                for q, quantity in enumerate(QUANTITIES)
+            },
+            "statistics-columns": measure_columns,
+            **{
+                f"statistics-power-{d}-{q}": partial(measure_power, DESIGNS[d].name, quantity)
+                for d in (0, 1)
+                for q, quantity in enumerate(("Gaussian scores", "heavy-tailed scores (NLL)"))
+            },
+        },
+        statistics_page.to_markdown,
         default=False,
     ),
     "fisher": Page({name: partial(measure_fisher, name) for name in CASES}, fisher_page.to_markdown, default=False),

@@ -7,6 +7,7 @@ from estimators.likelihoods import Bernoulli, Categorical, Gaussian
 from estimators.regvar.estimator import RegVar
 from estimators.regvar.regularizers import MeanAbsolute, ParameterProbes, Pointwise, PosteriorDraws, SignedProbes
 from estimators.regvar.solvers import FineTune, LinearResponse, NewtonRefit
+from estimators.sampling.reference import ReferencePosterior
 from estimators.tuning import Tuned, calibrate, optimize_prior_precision, tune
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Pointwise",
     "PosteriorDraws",
     "Prediction",
+    "ReferencePosterior",
     "RegVar",
     "SignedProbes",
     "Tuned",

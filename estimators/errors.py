@@ -24,6 +24,7 @@ __all__ = [
     "NotFittedError",
     "NotLogitsWarning",
     "OptionError",
+    "ReferenceNotReachedError",
     "StateError",
     "TooLargeError",
     "TuningBoundaryWarning",
@@ -144,6 +145,10 @@ class IllConditionedError(EstimatorError, ArithmeticError):
 
 class ConvergenceError(EstimatorError, ArithmeticError):
     """An iterative solver stopped before its tolerance."""
+
+
+class ReferenceNotReachedError(ConvergenceError):
+    """The chains of a reference posterior did not converge within their budget, or not at the rows of a query."""
 
 
 class DerivativeRouteWarning(UserWarning):

@@ -12,8 +12,10 @@ from functools import partial
 import conformance_row as kit
 import pytest
 import torch
+from sampling_problems import LOOSE
 from torch import nn
 
+from estimators import ReferencePosterior
 from estimators.baselines import (
     MAP,
     SWAG,
@@ -144,6 +146,16 @@ BASELINES = {
             },
         },
         NOTHING_EXACT | {"rejects-train-mode"},  # a model with a dropout layer is rejected before it can be tried
+    ),
+    "reference posterior": kit.Row(
+        partial(ReferencePosterior, n_chains=8, n_draws=2000, starts="prior", criteria=LOOSE),
+        {
+            "noise": 0.3,
+            "skip": {**ITS_OWN_MEAN, "training-row-order": "round-off in a sum changes later draws of a chain"},
+        },
+        NOTHING_EXACT - {"weight-samples", "jacobians"},
+        frozenset({"supports-a-model", "shapes", "non-negative", "dict-inputs", "state-round-trip", "reproducible"})
+        | {"model-untouched-by-fit", "random-state-untouched", "not-fitted", "constructor-stores"},
     ),
     "multi-head ensemble": kit.Row(
         partial(MultiHeadEnsemble, n_heads=MEMBERS),

@@ -5,6 +5,7 @@ from functools import cache, partial
 
 import torch
 from conformance_baselines import BASELINES, DESCENT, FULL_BATCHES, behind_identity, fresh, with_lora
+from conformance_families import FAMILIES
 from conformance_posteriors import POSTERIORS
 from conformance_row import Row
 from simulated_device import DEVICE
@@ -48,7 +49,7 @@ SHORTER = {
     "lora ensemble": Row(partial(LoRAEnsemble, recipe=SHORT, n_members=2), {"adapt": with_lora}),
 }
 """Rows of the conformance table with few draws, members and epochs: nothing statistical is looked at here."""
-ROWS = {**POSTERIORS, **BASELINES, **SHORTER}
+ROWS = {**POSTERIORS, **BASELINES, **FAMILIES, **SHORTER}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 CONSTRUCTED = {
     *estimators.__all__,
+    "ConvergenceCriteria",
     "DeepEnsemble",
     "GradientNorm",
     "LaplaceTorch",

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from bdl_bench.cli.progress import show_progress
 from bdl_bench.methods import METHODS, default_methods
+from bdl_bench.plugins import load_installed_plugins, load_plugins, loaded_plugins
 from bdl_bench.records.record import Record
 from bdl_bench.report import write_report
 from bdl_bench.runner.directories import make_directory, new_directory, output_directory
@@ -43,6 +44,9 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 Model = Annotated[str | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 DataDir = Annotated[Path | None, typer.Option(help="Directory of downloaded data sets.")]
+Plugin = Annotated[
+    list[str] | None, typer.Option(help="Module with a function register(registry), or module:function; repeatable.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of the problem.")]
 
 _VERIFIED_TASKS = ("toy-gap", "wine", "breast-cancer")
@@ -76,20 +80,26 @@ def compare(
             help="Fits that each method may use for tuning; 0: no tuning, 1: variance scale and temperature only.",
         ),
     ] = 1,
+    converged_map: Annotated[
+        bool,
+        typer.Option("--converged-map", help="Continue each training by L-BFGS until the gradient vanishes."),
+    ] = False,
     data_dir: DataDir = None,
     executor: Annotated[str, typer.Option(help="local, in-process, or ray.")] = "local",
     timeout: Annotated[
         float | None,
         typer.Option(help="Seconds that a run may take; one that needs more is skipped. Default: no timeout."),
     ] = None,
+    plugin: Plugin = None,
 ) -> None:
     """Train the network of each task and seed, fit every method to it, and write records and a report."""
-    names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
     with _errors(USAGE):
+        _load_plugins(plugin)
+        names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
         _set_data_directory(data_dir)
         workers = Workers(jobs, threads, executor, timeout)
         wanted = range(seeds) if seed_list is None else _seeds(seed_list)
-        grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune_budget)
+        grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune_budget, converged_map)
         grid.check()
         directory = new_directory() if out is None else make_directory(out)
     records = _run(replace(grid, directory=directory))
@@ -111,10 +121,12 @@ def verify(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Directory to write.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    plugin: Plugin = None,
 ) -> None:
     """Verify RegVar against a dense reference: λ sweep, orders of convergence, and the parts of the error of draws."""
     torch.set_num_threads(threads)
     with _errors(USAGE), _factory_errors(model), output_directory(out) as directory:
+        _load_plugins(plugin)
         subsets = subset.split(",")
         names = _VERIFIED_TASKS if (name := model or task) is None else (name,)
         result = verify_problems(
@@ -141,12 +153,14 @@ def check(
     ] = None,
     device: Device = "cpu",
     data_dir: DataDir = None,
+    plugin: Plugin = None,
 ) -> None:
     """Diagnose a problem before any method runs on it: its weights, data and settings, and the costs of methods."""
     from bdl_bench.cli.diagnosis import show
     from bdl_bench.runner.preflight import check_task
 
     with _errors(USAGE), _factory_errors(model):
+        _load_plugins(plugin)
         _set_data_directory(data_dir)
         source = model or task
         if source is None:
@@ -162,16 +176,20 @@ def report(
     directory: Annotated[Path, typer.Argument(help="A directory that compare wrote.")],
     *,
     figures: Annotated[str | None, typer.Option(help="Also save every figure as a file: svg or pdf.")] = None,
+    plugin: Plugin = None,
 ) -> None:
     """Render the report of a directory of records."""
     with _errors(USAGE):
+        _load_plugins(plugin)
         page = write_report(directory, figures=figures)
     print(page.resolve())
 
 
 @app.command(name="list")
-def list_() -> None:
-    """List the bundled tasks and the methods."""
+def list_(*, plugin: Plugin = None) -> None:
+    """List the tasks and the methods, and what plugins add."""
+    with _errors(USAGE):
+        _load_plugins(plugin)
     console = _console()
     tasks = Table("tasks", "what it is", "what it needs", box=None, pad_edge=False)
     for name, task in TASKS.items():
@@ -181,11 +199,22 @@ def list_() -> None:
         axis = method.tuned_option.option if method.tuned_option else ""
         methods.add_row(_starred(name, method.default), escape(method.summary), escape(axis))
     console.print(tasks, "", methods, "", "* default")
+    if loaded_plugins():
+        plugins = Table("plugins", "kind", "name", box=None, pad_edge=False)
+        for origin, registry in loaded_plugins().items():
+            for kind, name in registry.added or [("", "nothing")]:
+                plugins.add_row(escape(origin), kind, escape(name))
+        console.print("", plugins)
 
 
 def main() -> None:
     """The entry point of `bdl-bench`."""
     app()
+
+
+def _load_plugins(plugins: list[str] | None) -> None:
+    load_installed_plugins()
+    load_plugins(plugins or [])
 
 
 def _starred(name: str, default: bool) -> str:

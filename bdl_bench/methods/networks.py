@@ -1,24 +1,27 @@
-"""Methods of trained networks: the given one alone, ensembles, dropout, SWAG, and ensembles that share most weights."""
+"""Methods of trained networks: one alone, ensembles, mixtures, dropout, SWAG, and ensembles that share most weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bdl_bench.methods.registry import BASELINE, PRIOR, Method, OptionGrid, around, check_recipe, factors, preset
+from bdl_bench.methods.registry import BASELINE, PRIOR, Build, Method, OptionGrid, around, check_recipe, factors, preset
 from bdl_bench.problem.problem import ENSEMBLE_SIZE, Problem
-from estimators import UncertaintyEstimator
+from estimators import LinearizedLaplace, UncertaintyEstimator
 from estimators.baselines import (
     SWAG,
     DeepEnsemble,
     GradientNorm,
     LoRAEnsemble,
     MCDropout,
+    Mixture,
     MultiHeadEnsemble,
+    RetrainedMixture,
     TemperatureScaling,
 )
 from estimators.baselines.dropout_layers import dropout_names
 from estimators.baselines.map import MAP
 from estimators.errors import UnsupportedError
+from estimators.estimator.cloning import clone
 
 _RATE = 0.1
 """Dropout rate of networks that are trained here."""
@@ -74,6 +77,31 @@ def _lora(problem: Problem, seed: int) -> UncertaintyEstimator:
     return preset(LoRAEnsemble, seeded=True, n_members=_MEMBERS, recipe=problem.recipe)(problem, seed)
 
 
+def _mixture(name: str, method: Build) -> Build:
+    """Return a function that builds a mixture of a method at the networks of a deep ensemble."""
+
+    def build(problem: Problem, seed: int) -> UncertaintyEstimator:
+        first = method(problem, seed)
+        if problem.trained_members is not None:
+            options = [{"model": model, **_seeded(first, i)} for i, model in enumerate(problem.trained_members, 1)]
+            return Mixture([first, *(clone(first, changed) for changed in options)])
+        check_recipe(name, problem)
+        training = {"make_model": problem.make_model, "recipe": problem.recipe}
+        return RetrainedMixture(first, n_members=ENSEMBLE_SIZE, seed=seed, **training)  # type: ignore[arg-type]
+
+    return build
+
+
+def _seeded(first: UncertaintyEstimator, i: int) -> dict[str, int]:
+    """Return the seed of component i, if the method has one."""
+    return {"seed": first.seed + i} if isinstance(first, SWAG) else {}
+
+
+def _retrained_prior(problem: Problem, n: int) -> list[Any]:
+    """Return n prior precisions of the components; none if the networks are given, which makes another class."""
+    return [] if problem.members is not None else PRIOR.values(problem, n)
+
+
 PRESETS = [
     Method(BASELINE, "the trained network alone; its epistemic variance is zero", preset(MAP), default=True),
     Method(
@@ -102,6 +130,17 @@ PRESETS = [
         "20 last layers on the trained features, each with its own prior sample and resampled training set",
         preset(MultiHeadEnsemble, seeded=True),
         tuned_option=PRIOR,
+    ),
+    Method(
+        "multi-swag",
+        f"MultiSWAG: a mixture of SWAG at {ENSEMBLE_SIZE} networks trained from different initialisations",
+        _mixture("multi-swag", preset(SWAG, seeded=True)),
+    ),
+    Method(
+        "laplace-mixture",
+        f"a mixture of Laplace (K-FAC) at {ENSEMBLE_SIZE} networks trained from different initialisations",
+        _mixture("laplace-mixture", preset(LinearizedLaplace, hessian_structure="kron")),
+        tuned_option=OptionGrid("estimator.prior_precision", _retrained_prior),
     ),
     Method("lora-ensemble", f"{_MEMBERS} sets of LoRA adapters, each trained from its own initialisation", _lora),
 ]

@@ -13,6 +13,7 @@ from estimators.errors import OptionError, UnsupportedError
 __all__ = [
     "BASELINE",
     "METHODS",
+    "POSTERIOR",
     "PRIOR",
     "REFERENCE",
     "Build",
@@ -31,7 +32,9 @@ Build = Callable[[Problem, int], UncertaintyEstimator]
 BASELINE = "map"
 """The method that all others are compared with."""
 REFERENCE = "laplace"
-"""The method whose variance is the exact one."""
+"""The method whose variance is that of linearized Laplace, exactly."""
+POSTERIOR = "reference-posterior"
+"""The method that samples the posterior itself, without an approximation."""
 
 
 @dataclass(frozen=True)

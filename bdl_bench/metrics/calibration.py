@@ -1,6 +1,8 @@
 """Calibration of top-label confidence: bins of M rows, and calibration errors over them.
 
     ECE   = Σ_b (n_b / M) |confidence_b − accuracy_b|
+    l2²   = Σ_b (n_b / M) (confidence_b − accuracy_b)²
+    MCE   = max over b of |confidence_b − accuracy_b|
     dECE² = Σ_b (n_b / M) [(confidence_b − accuracy_b)² − accuracy_b (1 − accuracy_b) / (n_b − 1)]
 
 confidence_b and accuracy_b are means over the n_b rows of bin b. Equal-width bins (Naeini et al. 2015; Guo et al. 2017)
@@ -22,7 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-__all__ = ["Bins", "adaptive_ece", "classwise_ece", "debiased_ece", "ece", "equal_mass_bins", "equal_width_bins"]
+__all__ = [
+    "Bins",
+    "adaptive_ece",
+    "classwise_ece",
+    "debiased_ece",
+    "ece",
+    "equal_mass_bins",
+    "equal_width_bins",
+    "l2_ece",
+    "mce",
+]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -54,6 +66,18 @@ class Bins:
 def ece(confidence: Floats, correct: Floats, *, n_bins: int = N_BINS) -> float:
     """Return the expected calibration error over equal-width bins."""
     return _absolute_error(confidence - correct, _by_width(confidence, n_bins))
+
+
+def l2_ece(confidence: Floats, correct: Floats, *, n_bins: int = N_BINS) -> float:
+    """Return the root of the mean squared calibration error over equal-width bins, positive by chance alone."""
+    bins = equal_width_bins(confidence, correct, n_bins=n_bins)
+    return float(np.sqrt(np.average(np.square(bins.confidence - bins.accuracy), weights=bins.count)))
+
+
+def mce(confidence: Floats, correct: Floats, *, n_bins: int = N_BINS) -> float:
+    """Return the largest calibration error of a non-empty equal-width bin, of one row or of many."""
+    bins = equal_width_bins(confidence, correct, n_bins=n_bins)
+    return float(np.abs(bins.confidence - bins.accuracy).max())
 
 
 def adaptive_ece(confidence: Floats, correct: Floats, order: Floats | None = None, *, n_bins: int = N_BINS) -> float:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from bdl_bench.metrics import ood
 from bdl_bench.metrics.groups import parts
 from bdl_bench.metrics.metric import Arrays, Metric
-from bdl_bench.metrics.per_example import entropy_order, predictive_entropy, variance_of_row
-from bdl_bench.metrics.table import METRICS, variance_metrics
+from bdl_bench.metrics.per_example import entropy_order, information_of_row, predictive_entropy, variance_of_row
+from bdl_bench.metrics.table import METRICS, conformal_metrics, sample_metrics, variance_metrics
 
-__all__ = ["evaluate", "metrics_of", "ood_metrics", "ood_scores", "shift_metrics"]
+__all__ = ["OOD_SCORES", "evaluate", "metrics_of", "ood_metrics", "ood_scores", "shift_metrics"]
 
 Floats = NDArray[np.float64]
 
@@ -25,6 +25,8 @@ _SHIFTED = {
     "classification": ("cls/Acc", "cls/NLL", "cal/ECE"),
     "binary": ("cls/Acc", "cls/NLL", "cal/ECE"),
 }
+OOD_SCORES = ("variance", "entropy", "mutual_information")
+"""Scores of a row by which out-of-distribution rows are detected."""
 _SEVERITY = re.compile(r"(.+)-(\d+)")
 
 
@@ -51,8 +53,8 @@ def metrics_of(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
     Returns:
         The metrics, in the order of tables.
     """
-    by_variance = variance_metrics(kind, arrays)
-    return *METRICS[kind], *by_variance, *ood_metrics(kind, arrays), *shift_metrics(kind, arrays)
+    conditional = *variance_metrics(kind, arrays), *sample_metrics(kind, arrays), *conformal_metrics(kind, arrays)
+    return *METRICS[kind], *conditional, *ood_metrics(kind, arrays), *shift_metrics(kind, arrays)
 
 
 def ood_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
@@ -60,15 +62,18 @@ def ood_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
     return tuple(
         metric
         for name in parts(arrays).ood
-        for score in ("variance", "entropy")
-        if len(np.unique(np.concatenate(_detection_scores(kind, arrays, name, score)))) > 1
+        for score in OOD_SCORES
+        if _has_score(arrays, name, score)
+        and len(np.unique(np.concatenate(_detection_scores(kind, arrays, name, score)))) > 1
         for metric in _detection(kind, name, score)
     )
 
 
 def ood_scores(kind: str, arrays: Arrays, name: str, score: str) -> tuple[Floats, Floats]:
-    """Return the scores ("variance" or "entropy") of the test rows, (M,), and of an out-of-distribution set, (K,)."""
+    """Return the scores of one of `OOD_SCORES`: of the test rows, (M,), and of an out-of-distribution set, (K,)."""
     split = parts(arrays)
+    if score == "mutual_information":
+        return information_of_row(split.test), information_of_row(split.ood[name])
     if score == "variance":
         return variance_of_row(split.test), variance_of_row(split.ood[name])
     return predictive_entropy(kind, split.test), predictive_entropy(kind, split.ood[name])
@@ -89,10 +94,16 @@ def shift_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
 
 def _detection_scores(kind: str, arrays: Arrays, name: str, score: str) -> tuple[Floats, Floats]:
     """Return scores in the order of `ood_scores`, without ties of entropies that are 0 in float64."""
-    if score == "variance":
+    if score != "entropy":
         return ood_scores(kind, arrays, name, score)
     split = parts(arrays)
     return entropy_order(kind, split.test), entropy_order(kind, split.ood[name])
+
+
+def _has_score(arrays: Arrays, name: str, score: str) -> bool:
+    """Return whether both sets of rows have a score: only a method with function samples has mutual information."""
+    split = parts(arrays)
+    return score != "mutual_information" or all(score in found for found in (split.test, split.ood[name]))
 
 
 def _detection(kind: str, name: str, score: str) -> tuple[Metric, ...]:
@@ -100,8 +111,9 @@ def _detection(kind: str, name: str, score: str) -> tuple[Metric, ...]:
         def compute(arrays: Arrays) -> float:
             return function(*_detection_scores(kind, arrays, name, score))
 
-        reading = f"{reading} of separating {name} from the test rows by {score}, OOD positive"
-        return Metric(f"ood/{key}/{name}/{score}", f"{key} {name} ({score})", reading, better, compute=compute)
+        words = score.replace("_", " ")
+        reading = f"{reading} of separating {name} from the test rows by {words}, OOD positive"
+        return Metric(f"ood/{key}/{name}/{score}", f"{key} {name} ({words})", reading, better, compute=compute)
 
     return (
         metric("AUROC", "area under the ROC curve", ood.auroc, "higher"),

@@ -13,8 +13,8 @@ from bdl_bench.metrics.log_space import log_entropy, log_odds_of_top, log_sigmoi
 from bdl_bench.metrics.metric import Arrays
 from estimators.errors import DataError
 
-__all__ = ["TopLabels", "class_arrays", "confidences", "entropy_order", "predictive_entropy", "top_labels",
-           "variance_of_row"]  # fmt: skip
+__all__ = ["TopLabels", "class_arrays", "confidences", "entropy_order", "information_of_row", "predictive_entropy",
+           "top_labels", "variance_of_row"]  # fmt: skip
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -76,6 +76,13 @@ def variance_of_row(arrays: Arrays) -> Floats:
     it is tr(Σ centred)/C + 1ᵀΣ1/C². Only a covariance separates the two.
     """
     row: Floats = arrays.get("centred_variance", arrays["epistemic_variance"]).mean(-1)
+    return row
+
+
+def information_of_row(arrays: Arrays) -> Floats:
+    """Return the mutual information between label and function, (M,); summed over Bernoulli outputs."""
+    found = arrays["mutual_information"]
+    row: Floats = found if found.ndim == 1 else found.sum(-1)
     return row
 
 

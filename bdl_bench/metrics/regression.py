@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
-from scoringrules import crps_normal
+from scoringrules import crps_normal, es_ensemble
+from scoringrules import interval_score as winkler_score
 
 __all__ = [
     "CURVE_LEVELS",
@@ -17,7 +18,9 @@ __all__ = [
     "coverage_curve",
     "coverage_error",
     "crps",
+    "energy_score",
     "entropy",
+    "interval_score",
     "nll",
     "pit",
     "squared_error",
@@ -56,6 +59,38 @@ def crps(mean: Floats, variance: Floats, targets: Floats) -> Floats:
     # Without a named backend, scoringrules uses numba if that is installed.
     scores: Floats = crps_normal(targets, mean, np.sqrt(variance), backend="numpy").mean(-1)
     return scores
+
+
+def energy_score(samples: Floats, targets: Floats) -> Floats:
+    """Return the energy score of all outputs of a row together, by scoringrules; for one output it estimates the CRPS.
+
+    E ‖y′ − y‖ − ½ E ‖y′ − y″‖ for independent y′, y″ of the prediction (Gneiting and Raftery 2007), unbiased.
+
+    Args:
+        samples: S >= 2 samples of the target, noise included, (S, M, C).
+        targets: (M, C).
+
+    Returns:
+        Scores in the unit of the target, (M,).
+    """
+    # In chunks of rows, since all pairs of samples of a row are formed: 250,000 differences per row and output.
+    rows = [
+        es_ensemble(targets[row], samples[:, row], m_axis=0, estimator="fair", backend="numpy")
+        for row in range(len(targets))
+    ]
+    return np.array(rows, dtype=np.float64)
+
+
+def interval_score(mean: Floats, variance: Floats, targets: Floats, *, level: float) -> Floats:
+    """Return the interval (Winkler) score of the central interval of `level`, averaged over outputs, by scoringrules.
+
+    Width + (2/α) · distance of the target from the interval, α = 1 − level; lower is better, in the unit of the target.
+    """
+    half = _quantile(level) * np.sqrt(variance)
+    # scoringrules drops axes of length 1.
+    scores = winkler_score(targets, mean - half, mean + half, 1 - level, backend="numpy").reshape(targets.shape)
+    means: Floats = scores.mean(-1)
+    return means
 
 
 def coverage(mean: Floats, variance: Floats, targets: Floats, *, level: float) -> Floats:

@@ -8,12 +8,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.metrics import calibration, classification, regression, selective, temperature
+from bdl_bench.metrics import calibration, classification, conformal, regression, selective, sparsification, temperature
 from bdl_bench.metrics.groups import parts
 from bdl_bench.metrics.metric import Arrays, Metric
 from bdl_bench.metrics.per_example import class_arrays, confidences, top_labels
 
-__all__ = ["LEVELS", "METRICS", "variance_metrics"]
+__all__ = ["LEVELS", "METRICS", "conformal_metrics", "sample_metrics", "variance_metrics"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -32,6 +32,78 @@ def variance_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
         Metric("sc/AUGRC/variance", "AUGRC (variance)", "mean risk of an undetected failure, least variance first",
                "lower", compute=partial(_risk_by_variance, selective.augrc, kind)),
     )  # fmt: skip
+
+
+def sample_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
+    """Return the metrics that need function samples or covariances; those that a record has the numbers of."""
+    found: list[Metric] = []
+    prefix = "reg" if kind == "regression" else "cls"
+    if "joint_nll" in arrays:
+        found.append(_JOINT_NLL[prefix])
+    if "energy_score" in arrays:
+        found.append(_ENERGY_SCORE)
+    if kind != "regression" and "mutual_information" in arrays and np.ptp(arrays["mutual_information"]) > 0:
+        found += _BY_INFORMATION
+    return tuple(found)
+
+
+def conformal_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
+    """Return coverage and size of split conformal sets; nothing with too few validation rows for a threshold."""
+    validation = parts(arrays).validation
+    if "targets" not in validation or not conformal.has_threshold(len(validation["targets"])):
+        return ()
+    return _CONFORMAL_INTERVALS if kind == "regression" else _CONFORMAL_SETS
+
+
+def _conformal_intervals(arrays: Arrays) -> tuple[Floats, Floats]:
+    """Return whether each target is inside its conformal interval, and the width of that, both (M, C).
+
+    Every output has a threshold of its own.
+    """
+    validation = parts(arrays).validation
+    scores = _standardized_error(validation)
+    threshold = np.array([conformal.conformal_threshold(column) for column in scores.T])
+    inside = (_standardized_error(arrays) <= threshold).astype(np.float64)
+    return inside, 2 * threshold * np.sqrt(arrays["total_variance"])
+
+
+def _standardized_error(arrays: Arrays) -> Floats:
+    error: Floats = np.abs(arrays["targets"] - arrays["mean"]) / np.sqrt(arrays["total_variance"])
+    return error
+
+
+def _conformal_coverage(arrays: Arrays) -> Floats:
+    return _of_rows(_conformal_intervals(arrays)[0], arrays)
+
+
+def _conformal_width(arrays: Arrays) -> Floats:
+    return _of_rows(_conformal_intervals(arrays)[1], arrays)
+
+
+def _conformal_sets(arrays: Arrays) -> tuple[NDArray[np.bool_], Integers]:
+    """Return the conformal set of each example, (M, C), and its target."""
+    log_probs, targets = class_arrays(arrays)
+    validation_log_probs, validation_targets = class_arrays(parts(arrays).validation)
+    return conformal.class_sets(np.exp(log_probs), np.exp(validation_log_probs), validation_targets), targets
+
+
+def _set_coverage(arrays: Arrays) -> Floats:
+    sets, targets = _conformal_sets(arrays)
+    return _of_rows(sets[np.arange(len(targets)), targets].astype(np.float64), arrays)
+
+
+def _set_size(arrays: Arrays) -> Floats:
+    return _of_rows(_conformal_sets(arrays)[0].sum(-1).astype(np.float64), arrays)
+
+
+def _by_information(area: Callable[[Floats, Floats], float], arrays: Arrays) -> float:
+    return area(-arrays["mutual_information"].reshape(-1), 1 - top_labels(arrays).correct.reshape(-1))
+
+
+def _ause(arrays: Arrays) -> float:
+    """Return the AUSE of all outputs, each an example of its own."""
+    error = np.square(arrays["targets"] - arrays["mean"])
+    return sparsification.ause(arrays["total_variance"].reshape(-1), error.reshape(-1))
 
 
 def _class_scores(function: Callable[[Floats, Integers], Floats], arrays: Arrays) -> Floats:
@@ -107,6 +179,40 @@ def _coverage_metric(level: float) -> Metric:
     )
 
 
+def _joint_nll(arrays: Arrays) -> Floats:
+    return arrays["joint_nll"]
+
+
+_JOINT_NLL = {
+    prefix: Metric(
+        f"{prefix}/jNLL", "joint NLL", "−log p of ten labels at two anchor rows together, nats per label", "lower",
+        _joint_nll,
+    )
+    for prefix in ("cls", "reg")
+}  # fmt: skip
+_ENERGY_SCORE = Metric("reg/ES", "energy score", "energy score of all outputs of a row together, in target units",
+                       "lower", lambda arrays: arrays["energy_score"])  # fmt: skip
+_BY_INFORMATION = (
+    Metric("sc/AURC/mutual_information", "AURC (mutual information)",
+           "area under the risk-coverage curve, least mutual information first", "lower",
+           compute=partial(_by_information, selective.aurc)),
+    Metric("sc/AUGRC/mutual_information", "AUGRC (mutual information)",
+           "mean risk of an undetected failure, least mutual information first", "lower",
+           compute=partial(_by_information, selective.augrc)),
+)  # fmt: skip
+_CONFORMAL_INTERVALS = (
+    Metric("cp/coverage", "conformal coverage", "share of targets inside the split conformal 90 % interval", None,
+           _conformal_coverage, nominal=conformal.LEVEL),
+    Metric("cp/width", "conformal width", "mean width of the split conformal 90 % interval", "lower",
+           _conformal_width),
+)  # fmt: skip
+_CONFORMAL_SETS = (
+    Metric("cp/coverage", "conformal coverage", "share of targets inside the split conformal 90 % set", None,
+           _set_coverage, nominal=conformal.LEVEL),
+    Metric("cp/size", "conformal set size", "mean number of classes in the split conformal 90 % set", "lower",
+           _set_size),
+)  # fmt: skip
+
 _BINARY = (
     Metric("cls/NLL", "NLL", "mean −log p(y), nats", "lower", partial(_class_scores, classification.nll)),
     Metric("cls/NLL*", "NLL*", "NLL at the temperature of the best validation NLL", "lower", _nll_at_optimum),
@@ -116,6 +222,10 @@ _BINARY = (
            partial(_class_scores, classification.correct)),
     Metric("cal/ECE", "ECE", "calibration error, 15 bins of equal width", "lower",
            compute=partial(_by_confidence, calibration.ece)),
+    Metric("cal/l2-ECE", "l2-ECE", "root mean squared calibration error, 15 bins of equal width", "lower",
+           compute=partial(_by_confidence, calibration.l2_ece)),
+    Metric("cal/MCE", "MCE", "largest calibration error of a bin, 15 bins of equal width", "lower",
+           compute=partial(_by_confidence, calibration.mce)),
     Metric("cal/aECE", "aECE", "calibration error, 15 bins of equal mass", "lower",
            compute=partial(_by_order, calibration.adaptive_ece)),
     Metric("cal/dECE", "dECE", "debiased l2 calibration error, 15 bins of equal mass", "lower",
@@ -138,6 +248,10 @@ _REGRESSION = (
     Metric("reg/NLL", "NLL", "mean −log p(y), nats, noise included", "lower", partial(_gaussian, regression.nll)),
     Metric("reg/RMSE", "RMSE", "root mean squared error of the mean", "lower", _squared_error, root=True),
     Metric("reg/CRPS", "CRPS", "continuous ranked probability score", "lower", partial(_gaussian, regression.crps)),
+    Metric("reg/IS95", "interval score 95 %", "width of the central 95 % interval plus 40 times the distance outside",
+           "lower", partial(_gaussian, regression.interval_score, level=0.95)),
+    Metric("sc/AUSE", "AUSE", "area under the sparsification error of the RMSE, most uncertain outputs removed first",
+           "lower", compute=_ause),
     *map(_coverage_metric, LEVELS),
     Metric("cal/QCE", "QCE", "mean |observed − nominal coverage| over 5 %, ..., 95 %", "lower",
            compute=_coverage_error),

@@ -15,12 +15,12 @@ from bdl_bench.problem.kept_rows import Budget, CheckedRows, KeptRows, descripti
 from bdl_bench.problem.loader_checks import LoaderChecks
 from bdl_bench.problem.queries import Loader, moved, rows
 from estimators.baselines.dropout_layers import dropout_names
-from estimators.baselines.retraining import check_architecture
 from estimators.errors import DataError, ModelError, OptionError
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.models.checks import check_model
 from estimators.models.structural_copy import structural_copy
 from estimators.numerics.pytrees import ALL_ROWS, PyTree, RowLayout
+from estimators.training.retraining import check_architecture
 
 if TYPE_CHECKING:
     from estimators.training.training import Recipe

@@ -5,7 +5,9 @@ Arrays of the test rows have plain names: `mean`, `epistemic_variance`, `total_v
 `ood/<set>/`, `shift/<set>/`. The predictions of the tuned method repeat all of them under `tuned/`. A set whose loader
 has no targets has no `targets` array. If the problem has rows for the plot of predictive bands, these and the training
 rows also have their inputs `x`. If it has out-of-distribution rows, these and the test rows have the `centred_variance`
-of their logits: the variance without the shift that is common to all logits, which changes no probability.
+of their logits: the variance without the shift that is common to all logits, which changes no probability. A method
+whose chains make two predictions has `even_mean`, `odd_mean` and so on (`chain_halves.py`). A method
+with function samples or covariances has `joint_nll`, `mutual_information` and `energy_score` (`sample_scores.py`).
 
 Every set has `row_id`, a digest of the inputs and the target of each row. Arrays of two records are paired by it and
 never by position.
@@ -27,7 +29,10 @@ from bdl_bench.problem.kept_rows import CheckedRows, KeptRows
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import Query, queries
 from bdl_bench.problem.row_identity import ids_of, position_ids
+from bdl_bench.records.chain_halves import HalfPredictor, half_fields
+from bdl_bench.records.sample_scores import SampleScores
 from estimators import UncertaintyEstimator
+from estimators.calibration.calibration import Calibration
 from estimators.errors import DataError, TooLargeError, UnsupportedError
 from estimators.likelihoods.prediction import Prediction
 from estimators.numerics.pytrees import PyTree, split_rows
@@ -36,16 +41,24 @@ __all__ = ["ROW_ID", "Arrays", "Predictor", "check_arrays", "prefixed"]
 
 Arrays = dict[str, NDArray[Any]]
 ROW_ID = "row_id"
-_MAY_BE_INFINITE = ("log_probs", "log_odds")  # a class may have probability 0
+_MAY_BE_INFINITE = ("log_probs", "log_odds", "joint_nll")  # a class may have probability 0
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Computes the arrays of a record; `predict` is that of the fitted estimator, or of the calibrated one."""
+    """Computes the arrays of a record.
+
+    Args:
+        problem: with the rows.
+        estimator: fitted.
+        predict: the prediction of the fitted estimator, or the calibrated one.
+        calibration: that of `predict`; None if it is not calibrated.
+    """
 
     problem: Problem
     estimator: UncertaintyEstimator
     predict: Callable[[PyTree], Prediction]
+    calibration: Calibration | None = None
 
     def test(self) -> Arrays:
         """Return predictions and targets of the test rows, in float64; raise DataError if one is not finite."""
@@ -59,6 +72,8 @@ class Predictor:
             if name not in ("train", "test"):
                 arrays |= prefixed(name, self._on(name))
         arrays |= self._centred()
+        arrays |= self._from_samples()
+        arrays |= self._halves()
         if problem.plot_grid is not None:
             grid = self._kept("plot_grid")
             arrays |= prefixed("plot_grid", {"x": _in_order(grid, _inputs(list(queries(grid, problem.layout))))})
@@ -124,6 +139,38 @@ class Predictor:
             return {f"{prefix}centred_variance": self._centred_on(self._kept(name)) for prefix, name in sets.items()}
         except (TooLargeError, UnsupportedError):
             return {}
+
+    def _from_samples(self) -> Arrays:
+        """Return the scores of test and out-of-distribution rows that need function samples or covariances."""
+        scores = SampleScores(self.estimator, self.predict, self.calibration)
+        arrays: Arrays = {}
+        for name in self.problem.sets():
+            if name != "test" and not name.startswith("ood/"):
+                continue
+            kept = self._kept(name)
+            found = [scores.of_batch(q, joint=name == "test") for q in queries(kept, self.problem.layout)]
+            for key in found[0]:
+                if all(key in part for part in found):
+                    array = _in_order(kept, np.concatenate([part[key] for part in found]))
+                    arrays[key if name == "test" else f"{name}/{key}"] = array
+        return arrays
+
+    def _halves(self) -> Arrays:
+        """Return the predictions by both halves of the chains of a sampled posterior, without calibration."""
+        estimator = self.estimator
+        arrays: Arrays = {}
+        if not isinstance(estimator, HalfPredictor) or self.calibration is not None:
+            return {}
+        for name in self.problem.sets():
+            if name != "test" and not name.startswith(("ood/", "shift/")):
+                continue
+            kept = self._kept(name)
+            found = [half_fields(estimator, q, self.problem.likelihood) for q in queries(kept, self.problem.layout)]
+            halves = {key: _joined([part[key] for part in found]) for key in found[0]}
+            if len(next(iter(halves.values()))) == len(kept.digests):  # one row each
+                halves = {key: _in_order(kept, array) for key, array in halves.items()}
+                arrays |= halves if name == "test" else prefixed(name, halves)
+        return arrays
 
     def _centred_on(self, kept: KeptRows | CheckedRows) -> NDArray[np.float64]:
         batches = queries(kept, self.problem.layout)

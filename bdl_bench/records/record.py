@@ -22,10 +22,39 @@ from estimators.errors import StateError
 from estimators.persistence.atomic import write_bytes, write_text
 from estimators.persistence.checksums import digest
 
-__all__ = ["ArrayFile", "Cost", "Record", "RecordStore", "Training", "Tuning", "content_key", "slug"]
+__all__ = ["ArrayFile", "Convergence", "Cost", "Record", "RecordStore", "Training", "Tuning", "content_key", "slug"]
 
 ArrayFile = Mapping[str, NDArray[Any]]
 Status = Literal["ok", "skipped", "failed"]
+
+
+class Convergence(BaseModel):
+    """How training was continued by full-batch L-BFGS, as `estimators.training.converge` reports it.
+
+    Attributes:
+        relative_gradient: ‖∇L‖ / ‖δ(θ − θ₀)‖ at the end.
+        tolerance: the relative gradient that was asked for.
+        iterations: number of L-BFGS iterations.
+        gradients: number of gradients over all training rows.
+    """
+
+    relative_gradient: float
+    tolerance: float
+    iterations: int
+    gradients: int
+
+    @property
+    def reached(self) -> bool:
+        """Whether the relative gradient is at most the tolerance."""
+        return self.relative_gradient <= self.tolerance
+
+    @property
+    def summary(self) -> str:
+        """Return the end of a sentence for the report."""
+        missed = "" if self.reached else f", above the tolerance of {self.tolerance:.2g}"
+        return f"then {self.iterations} iterations of full-batch L-BFGS, to a relative gradient of " + (
+            f"{self.relative_gradient:.2g}{missed}"
+        )
 
 
 class Training(BaseModel):
@@ -37,6 +66,7 @@ class Training(BaseModel):
         epochs: number of epochs of the recipe.
         loss_before: mean −log p of a training label, in nats, at the weights before training.
         further: whether these weights had been trained before, judged by their loss.
+        convergence: how training was continued to a stationary point of L; None if it was not.
     """
 
     seconds: float | None
@@ -44,10 +74,16 @@ class Training(BaseModel):
     epochs: int | None = None
     loss_before: float | None = None
     further: bool = False
+    convergence: Convergence | None = None
 
     @property
     def summary(self) -> str:
         """Return a sentence for the report."""
+        after = "" if self.convergence is None else f"; {self.convergence.summary}"
+        return f"{self._by_recipe}{after}"
+
+    @property
+    def _by_recipe(self) -> str:
         if self.recipe is None:
             return "none: the network came trained and was used as it is"
         if self.epochs is None:  # an older record
@@ -151,9 +187,11 @@ class Record(BaseModel):
         fit_report: what the fit reports, by name.
         environment: versions of packages and code.
         preflight: findings of the pre-flight diagnostics, by name.
+        relative_gradient: ‖∇L‖ / ‖δ(θ − θ₀)‖ at the weights that all methods start from; None if unknown.
         problem: content key of the problem.
         task_code: digest of the code and options of the task.
         method_code: digest of the code and options of the method.
+        plugins: the plugins of the "task" and the "method", if they came from one.
         arrays: path of the arrays in the directory.
         arrays_digest: digest of the arrays.
     """
@@ -180,9 +218,11 @@ class Record(BaseModel):
     fit_report: dict[str, str] = Field(default_factory=dict)
     environment: dict[str, str] = Field(default_factory=dict)
     preflight: dict[str, str] = Field(default_factory=dict)
+    relative_gradient: float | None = None
     problem: str = ""
     task_code: str = ""
     method_code: str = ""
+    plugins: dict[str, str] = Field(default_factory=dict)
     arrays: str | None = None
     arrays_digest: str | None = None
 

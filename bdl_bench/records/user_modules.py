@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from estimators.persistence.checksums import digest
 from estimators.persistence.option_code import code_digest
-from estimators.persistence.user_code import MAIN, find_module, is_installed_file, origin_of, with_parents
+from estimators.persistence.user_code import MAIN, find_module, is_user_code, origin_of, with_parents
 
 __all__ = ["modules_digest"]
 
@@ -103,7 +103,7 @@ def _file_of(name: str) -> Path | None:
     origin = origin_of(name)
     if origin is None:
         return None
-    return Path(origin) if Path(origin).is_file() and not is_installed_file(origin) else None
+    return Path(origin) if Path(origin).is_file() and is_user_code(name) else None
 
 
 def _is_package(name: str) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from bdl_bench.report.reference_agreement import CostRow
 from bdl_bench.report.scores import ScoreTable
 from bdl_bench.report.summary import TaskView
-from bdl_bench.report.tidy import LongRow
 from bdl_bench.report.view import Report
 from bdl_bench.stats import Interval, mean_interval
 
@@ -46,9 +45,10 @@ def _rows(report: Report) -> Iterator[Row]:
         for table in task.scores.tables:
             yield from _scores(task.name, table)
         yield from _agreement(task)
+        yield from _fidelity(task)
         for cost in task.costs.rows:
             yield from _costs(task.name, cost)
-    yield from _shifted(report.numbers)
+    yield from _shifted(report)
     if report.summary is not None and report.summary.ranking is not None:
         for method, rank in report.summary.ranking.average.items():
             yield ("", method, "", "average rank", rank, "", "", "", "", "")
@@ -69,6 +69,20 @@ def _agreement(task: TaskView) -> Iterator[Row]:
                 yield (task.name, row.method, "untuned", f"agreement/{name}", *_numbers(interval), "", "")
 
 
+def _fidelity(task: TaskView) -> Iterator[Row]:
+    for found in task.fidelity.sets if task.fidelity is not None else []:
+        for name, floor in found.floor.items():
+            if floor is not None:
+                yield (task.name, "", "noise floor", f"fidelity/{found.key}/{name}", floor, "", "", "", "", "")
+        for table in found.tables:
+            variant = "tuned" if table.tuned else "untuned"
+            for row in table.rows:
+                for name, interval in row.intervals.items():
+                    if interval is not None:
+                        key = f"fidelity/{found.key}/{name}"
+                        yield (task.name, row.method, variant, key, *_numbers(interval), "", "")
+
+
 def _costs(task: str, cost: CostRow) -> Iterator[Row]:
     medians = {
         "fit_seconds": cost.fit_seconds,
@@ -83,11 +97,13 @@ def _costs(task: str, cost: CostRow) -> Iterator[Row]:
             yield (task, cost.method, "", f"cost/{name} (median)", value, "", "", "", "", "")
 
 
-def _shifted(numbers: list[LongRow]) -> Iterator[Row]:
-    """Yield the metrics of shifted rows."""
+def _shifted(report: Report) -> Iterator[Row]:
+    """Yield the metrics of shifted rows, over distinct seeds."""
     found: dict[tuple[str, str, str, str], list[float]] = {}
-    for row in numbers:
-        if row.quantity.startswith("shift/"):
+    designs = {task.name: task.design for task in report.tasks}
+    for row in report.numbers:
+        first = designs[row.task].copies[row.method][row.seed]
+        if row.quantity.startswith("shift/") and first == row.seed:
             found.setdefault((row.task, row.method, row.variant, row.quantity), []).append(row.value)
     for name, values in found.items():
         yield (*name, *_numbers(mean_interval(values)), "", "")

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from math import sqrt
+from statistics import median
 
 from bdl_bench.methods import BASELINE
 from bdl_bench.records.record import Training
 from bdl_bench.report.formatting import join_names, number
 from bdl_bench.report.reference_agreement import AgreementRow, CostRow
 from bdl_bench.report.scores import ScoreTable
+from bdl_bench.report.seed_design import SeedDesign
+from bdl_bench.stats import FEWEST_SEEDS, Interval, detectable_difference, is_tie
 from estimators.runtime.units import in_seconds
 
 __all__ = ["comparison_with_best", "findings", "overtuned", "trained_further"]
 
+_MORE_SEEDS = 10
+"""Seeds for which the detectable difference is stated beside that of the present ones."""
 
-def findings(scores: ScoreTable, agreements: list[AgreementRow], costs: list[CostRow]) -> list[str]:
-    """Return sentences on the first metric, the baseline, agreement with the exact variance, and the least time."""
-    return [*_first_metric(scores), *_against_baseline(scores), *_closest(agreements), *_cheapest(costs, agreements)]
+
+def findings(scores: ScoreTable, design: SeedDesign, agreements: list[AgreementRow], costs: list[CostRow]) -> list[str]:
+    """Return sentences on the first metric, the baseline, agreement with linearized Laplace, and the least time."""
+    return [
+        *_first_metric(scores, design),
+        *_against_baseline(scores),
+        *_detectable(scores, design),
+        *_closest(agreements),
+        *_cheapest(costs, agreements),
+    ]
 
 
 def trained_further(trainings: Iterable[Training | None]) -> list[str]:
@@ -31,42 +45,97 @@ def trained_further(trainings: Iterable[Training | None]) -> list[str]:
 
 
 def overtuned(untuned: ScoreTable, tuned: ScoreTable | None) -> list[str]:
-    """Return a warning if tuning made the first metric of the test rows worse for most methods."""
+    """Return a warning if the mean of the first metric of the test rows is worse after tuning for most methods."""
     metric = untuned.metrics[0]
     if tuned is None or metric.better is None:
         return []
     sign = 1 if metric.better == "lower" else -1
     both = [m for m in tuned.entries if metric.key in tuned.entries[m] and metric.key in untuned.entries.get(m, {})]
-    worse = [
-        m
-        for m in both
-        if sign * (tuned.entries[m][metric.key].interval.mean - untuned.entries[m][metric.key].interval.mean) > 0
-    ]
+    means = {m: [table.entries[m][metric.key].interval.mean for table in (untuned, tuned)] for m in both}
+    worse = [m for m, (before, after) in means.items() if sign * (after - before) > 0 and not is_tie(before, after)]
     if 2 * len(worse) <= len(both):
         return []
     return [
-        f"Tuning made {metric.label} of the test rows worse for {len(worse)} of {len(both)} methods. With few "
-        "validation rows, tuning overfits; compare with the untuned table."
+        f"The mean {metric.label} of the test rows is worse after tuning for {len(worse)} of {len(both)} methods (not "
+        "tested). With few validation rows, tuning overfits; compare with the untuned table."
     ]
 
 
-def _first_metric(scores: ScoreTable) -> list[str]:
+def _first_metric(scores: ScoreTable, design: SeedDesign) -> list[str]:
     metric = scores.metrics[0]
     if metric.key not in scores.best or len(scores.entries) < 2:
         return []
     best = scores.best[metric.key]
     value = number(scores.entries[best][metric.key].interval.mean)
-    return [f"Best {metric.label}: {best} ({value}){comparison_with_best(scores)}."]
+    names = join_names([best, *scores.tied_with_best(metric.key)])
+    return [f"Best mean {metric.label}: {names} ({value}){comparison_with_best(scores, design)}."]
 
 
-def comparison_with_best(scores: ScoreTable) -> str:
-    """Return the end of a sentence on the best method: how the others compare with it by the first metric."""
+def comparison_with_best(scores: ScoreTable, design: SeedDesign) -> str:
+    """Return the end of a sentence on the best method: how the others compare with it by the first metric.
+
+    Every statement is a test of that method against the best one, corrected for all pairs of methods.
+    """
     key = scores.metrics[0].key
-    bold = [m for m, row in scores.entries.items() if key in row and row[key].not_worse_than_best]
-    others = [m for m in bold if m != scores.best[key]]
-    if others:
-        return f"; not significantly worse: {join_names(others)}"
-    return "; all others are significantly worse" if bold else "; no other method is significantly worse"
+    best, tied = scores.best[key], scores.tied_with_best(key)
+    if len(scores.entries) > 1 and design.n_distinct < FEWEST_SEEDS:
+        return "; not tested, since the seeds are too few"
+    found = scores.tests[key].with_method(best)
+    worse = [m for m, verdict in found.items() if verdict == "worse"]
+    equal = [m for m, verdict in found.items() if verdict == "no significant difference" and m not in tied]
+    others = [m for m, row in scores.entries.items() if key in row and m != best]
+    untested = [m for m in others if found.get(m, "unknown") == "unknown"]
+    if not worse and not equal and not untested:
+        return ""
+    parts = []
+    if worse and not equal and not untested:
+        parts.append("all others are significantly worse" if len(worse) > 1 else f"significantly worse: {worse[0]}")
+    elif not worse:
+        parts.append("none of the others is significantly worse" if equal else "")
+    else:
+        parts += [f"significantly worse: {join_names(worse)}"]
+        parts += [f"not significantly worse: {join_names(equal)}"] if equal else []
+    parts += [f"not tested: {join_names(untested)}"] if untested else []
+    return "".join(f"; {part}" for part in parts if part)
+
+
+def _detectable(scores: ScoreTable, design: SeedDesign) -> list[str]:
+    """Return the difference that these seeds and rows can show, and what ten seeds could."""
+    metric = scores.metrics[0]
+    tests = scores.tests.get(metric.key)
+    if tests is None:
+        return []
+    against = tests.baseline_differences or tests.differences
+    found = [d for d in against.values() if d.p_value is not None]
+    needed = [v for d in found if (v := detectable_difference(d, n_comparisons=len(found))) is not None]
+    if not needed:
+        return []
+    other = f"{metric.label} from {BASELINE}" if tests.baseline_differences else metric.label
+    rows = f"{min(design.n_rows):,} test row{'' if min(design.n_rows) == 1 else 's'}"
+    spread = f" (median over methods; {number(min(needed))} to {number(max(needed))})" if len(needed) > 1 else ""
+    corrected = f", after the correction for {len(found)} tests" if len(found) > 1 else ""
+    return [
+        f"With {design.n_distinct} seeds and {rows}, a difference in {other} of {number(median(needed))}{spread} is "
+        f"detected with probability 0.8{corrected}{_with_more_seeds(found, design)}."
+    ]
+
+
+def _with_more_seeds(found: list[Interval], design: SeedDesign) -> str:
+    """Return what more seeds would detect, if each has test rows of its own, so that the variance falls as 1/seeds."""
+    if design.same_rows or design.n_distinct >= _MORE_SEEDS:
+        return ""
+    more = [
+        replace(
+            d,
+            n=_MORE_SEEDS,
+            standard_error=d.standard_error * sqrt(d.n / _MORE_SEEDS),
+            components=[(1.0, _MORE_SEEDS - 1.0)],
+        )
+        for d in found
+        if d.standard_error
+    ]
+    needed = [v for d in more if (v := detectable_difference(d, n_comparisons=len(found))) is not None]
+    return f"; with {_MORE_SEEDS} seeds, one of about {number(median(needed))}" if needed else ""
 
 
 def _against_baseline(scores: ScoreTable) -> list[str]:
@@ -93,8 +162,9 @@ def _closest(rows: list[AgreementRow]) -> list[str]:
     closest = min(ranked, key=lambda row: row.relative_rmse.mean)
     assert closest.spearman is not None
     return [
-        f"Closest to the exact variance by relative RMSE: {closest.method} ({number(closest.relative_rmse.mean)}; "
-        f"Spearman {number(closest.spearman.mean)}, mean ratio {number(closest.mean_ratio.mean)})."
+        f"Closest to linearized Laplace by relative RMSE of the variance: {closest.method} "
+        f"({number(closest.relative_rmse.mean)}; Spearman {number(closest.spearman.mean)}, "
+        f"mean ratio {number(closest.mean_ratio.mean)})."
     ]
 
 

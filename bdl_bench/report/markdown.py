@@ -9,6 +9,7 @@ from bdl_bench.markdown import markdown_table
 from bdl_bench.report.formatting import count, mean_and_half_width, number
 from bdl_bench.report.reference_agreement import CostRow
 from bdl_bench.report.scores import ScoreEntry, ScoreTable
+from bdl_bench.report.sections.custom import CustomSection
 from bdl_bench.report.summary import TaskView
 from bdl_bench.report.view import Report
 from bdl_bench.stats import Interval
@@ -51,7 +52,7 @@ def _summary(report: Report) -> list[str]:
 
 def _what_was_run(report: Report) -> list[str]:
     seeds = ", ".join(map(str, report.seeds))
-    tuned = "Tuned: the options with the best score on the validation rows, with the same budget for every method."
+    tuned = f"Tuned: the options with the best score on the validation rows, with {report.tuning_budget}."
     settings = tuned if report.tuned else "The task fixes the prior precision δ; no method was tuned."
     return [
         f"Made {report.created}. Seeds: {seeds}. The network was trained once per task and seed. Every method "
@@ -66,16 +67,47 @@ def _task(task: TaskView) -> list[str]:
     lines += [f"- {_escaped(sentence)}" for sentence in task.findings]
     for table in task.scores.tables:
         lines += ["", "Tuned on validation data:" if table.tuned else "Untuned:", "", *_scores(table)]
-    lines += ["", "Mean ± half of the 95 % interval over seeds. Bold: not significantly worse than the best."]
+    bold = "Bold: not significantly worse than the best."
+    lines += ["", f"Mean ± half of the 95 % interval. {bold} {task.design.description}"]
+    lines += _fidelity(task)
     if task.agreement.rows:
         header = ["method", "Spearman", "mean ratio", "relative RMSE"]
         agreements = (
             (_escaped(a.method), _maybe(a.spearman), _joined(a.mean_ratio), _joined(a.relative_rmse))
             for a in task.agreement.rows
         )
-        lines += ["", "Agreement with the exact variance, untuned:", "", *_numbers(header, agreements)]
+        lines += ["", "Agreement with linearized Laplace, untuned:", "", *_numbers(header, agreements)]
+    for section in task.sections:
+        if isinstance(section, CustomSection):
+            lines += _custom(section)
     header = ["method", "fit", "tune", "predict", "epoch equivalents (forward + backward)", "peak memory"]
     return [*lines, "", "Cost, medians over seeds:", "", *_numbers(header, map(_cost, task.costs.rows))]
+
+
+def _fidelity(task: TaskView) -> list[str]:
+    section = task.fidelity
+    if section is None:
+        return []
+    lines = ["", "Fidelity: distance from the posterior, untuned.", ""]
+    lines += [f"- {_escaped(sentence)}" for sentence in section.sentences]
+    lines += [f"- Reference not reached, seed {seed}: {_escaped(reason)}" for seed, reason in section.missing.items()]
+    for found in section.sets:
+        header = [_escaped(found.name), "rank", *(_escaped(column.label) for column in section.columns)]
+        floor = ["noise floor", "", *(_number(found.floor[column.field]) for column in section.columns)]
+        rows = [
+            [
+                _escaped(row.method),
+                "–" if row.rank is None else str(row.rank),
+                *(_maybe(row.intervals[column.field]) for column in section.columns),
+            ]
+            for row in found.untuned.rows
+        ]
+        lines += ["", *_numbers(header, [floor, *rows])]
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else number(value)
 
 
 def _scores(table: ScoreTable) -> list[str]:
@@ -83,6 +115,12 @@ def _scores(table: ScoreTable) -> list[str]:
     keys = [metric.key for metric in table.metrics]
     rows = ((_escaped(m), *(_score(row.get(key)) for key in keys)) for m, row in table.entries.items())
     return _numbers(header, rows)
+
+
+def _custom(section: CustomSection) -> list[str]:
+    text = [_escaped(paragraph) for paragraph in (*section.text, *([section.error] if section.error else []))]
+    table = _numbers([_escaped(h) for h in section.header], [[_escaped(e) for e in row] for row in section.rows])
+    return ["", f"### {_escaped(section.title)}", "", *text, *(["", *table] if section.header else [])]
 
 
 def _cost(row: CostRow) -> Sequence[str]:

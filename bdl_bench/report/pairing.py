@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bdl_bench.problem.row_identity import matching_order
 
-__all__ = ["Rows", "orders_between", "rows_of", "why_not_comparable"]
+__all__ = ["Rows", "order_of_test_rows", "orders_between", "rows_of", "why_not_comparable"]
 
 Rows = Mapping[str, NDArray[Any]]
 """`row_id` and `targets` of each set of rows, by their names in a record."""
@@ -51,6 +51,20 @@ def orders_between(rows: Rows, reference: Rows) -> dict[str, NDArray[np.int64]]:
         assert order is not None
         orders[name] = order
     return orders
+
+
+def order_of_test_rows(rows: Rows, reference: Rows) -> NDArray[np.int64] | None:
+    """Return the indices that put the test rows of a seed into the order of those of another seed; None if they differ.
+
+    Records of earlier versions have no identities. Their test rows are the same if their targets are equal.
+    """
+    mine, theirs = rows.get(_ID), reference.get(_ID)
+    if mine is not None and theirs is not None:
+        return matching_order(mine, theirs)
+    targets, others = rows.get(_TARGETS), reference.get(_TARGETS)
+    if mine is None and theirs is None and targets is not None and others is not None:
+        return np.arange(len(targets)) if np.array_equal(targets, others, equal_nan=True) else None
+    return None
 
 
 def _difference(name: str, rows: Rows, reference: Rows) -> str | None:

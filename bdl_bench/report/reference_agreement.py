@@ -1,4 +1,4 @@
-"""Tables of agreement with the exact variance and of costs."""
+"""Tables of agreement with linearized Laplace and of costs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from bdl_bench.methods import REFERENCE
 from bdl_bench.metrics import Agreement, agreement
 from bdl_bench.records.record import Cost
 from bdl_bench.report.results import TaskResults
+from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.stats import Interval, mean_interval
 
 __all__ = ["AgreementRow", "CostRow", "agreement_rows", "agreement_with_reference", "cost_rows"]
@@ -17,7 +18,7 @@ __all__ = ["AgreementRow", "CostRow", "agreement_rows", "agreement_with_referenc
 
 @dataclass(frozen=True)
 class AgreementRow:
-    """Agreement of one method with the exact variance, over seeds; `spearman` is None for a constant variance."""
+    """Agreement of one method with linearized Laplace, over seeds; `spearman` is None for a constant variance."""
 
     method: str
     spearman: Interval | None
@@ -49,11 +50,11 @@ class CostRow:
         return self.fit_seconds + self.predict_seconds + (self.tuning_seconds or 0.0)
 
 
-def agreement_rows(results: TaskResults) -> list[AgreementRow]:
-    """Return one row per method other than the reference; none if the reference was not run."""
+def agreement_rows(results: TaskResults, design: SeedDesign) -> list[AgreementRow]:
+    """Return one row per method other than the reference, over distinct seeds; none if the reference was not run."""
     rows = []
     for method in results.methods:
-        seeds = results.shared_seeds(method, REFERENCE)
+        seeds = design.distinct(results.shared_seeds(method, REFERENCE), [method, REFERENCE])
         if method == REFERENCE or not seeds:
             continue
         found = [agreement_with_reference(results, method, seed) for seed in seeds]

@@ -80,8 +80,8 @@ class TaskResults:
         if run not in self._arrays:
             path = self._path(method, seed)
             orders = orders_between(
-                self._rows(method, seed),
-                self._rows(next(m for m, seeds in self.finished.items() if seed in seeds), seed),
+                self.rows(method, seed),
+                self.rows(next(m for m, seeds in self.finished.items() if seed in seeds), seed),
             )
             self._arrays[run] = ArrayView.open(path, read=path.stat().st_size < _SMALL, orders=orders)
         return self._arrays[run]
@@ -119,7 +119,8 @@ class TaskResults:
         """Drop every cached array."""
         self._arrays.clear()
 
-    def _rows(self, method: str, seed: int) -> Rows:
+    def rows(self, method: str, seed: int) -> Rows:
+        """Return the identities and targets of the rows of a finished run, in the order of its file."""
         if (method, seed) not in self._identities:
             self._identities[method, seed] = rows_of(self._path(method, seed))
         return self._identities[method, seed]

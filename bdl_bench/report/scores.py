@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 
 from bdl_bench.methods import BASELINE
 from bdl_bench.metrics import Metric
+from bdl_bench.metrics.contributions import row_contributions
 from bdl_bench.report.results import TaskResults
+from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.stats import (
+    Comparisons,
     Interval,
     Verdict,
-    bootstrap_differences,
-    mean_interval,
+    compare_methods,
+    intervals_over_seeds,
+    is_tie,
     not_significantly_worse,
-    paired_interval,
-    verdicts,
 )
 
 __all__ = ["ScoreEntry", "ScoreTable", "score_table"]
@@ -42,95 +44,98 @@ class ScoreEntry:
 class ScoreTable:
     """Metrics (columns) of methods (rows): `entries[method][key]`, without an entry if a method lacks the metric.
 
-    `best` is the method with the best mean, by metric key, among the methods that finished every seed.
+    `best` is the method with the best mean, by metric key, among the methods that finished every seed. `tests` has the
+    comparisons of the methods, by metric key.
     """
 
     metrics: tuple[Metric, ...]
     entries: dict[str, dict[str, ScoreEntry]]
     best: dict[str, str]
     tuned: bool = False
+    tests: dict[str, Comparisons] = field(default_factory=dict)
 
     @property
     def variant(self) -> str:
         """The name of the variant in tables and files."""
         return "tuned" if self.tuned else "untuned"
 
+    def tied_with_best(self, key: str) -> list[str]:
+        """Return the other methods whose mean differs from the best one by round-off at most."""
+        best = self.best[key]
+        others = {m: row[key].interval.mean for m, row in self.entries.items() if m != best and key in row}
+        return [m for m, mean in others.items() if is_tie(mean, self.entries[best][key].interval.mean)]
+
     def columns(self, *prefixes: str) -> list[Metric]:
         """Return the metrics whose keys begin with one of the prefixes."""
         return [metric for metric in self.metrics if metric.key.startswith(prefixes)]
 
 
-def score_table(results: TaskResults, methods: Sequence[str], *, tuned: bool = False) -> ScoreTable:
-    """Return every metric of these methods of a task."""
+def score_table(results: TaskResults, design: SeedDesign, methods: Sequence[str], *, tuned: bool = False) -> ScoreTable:
+    """Return every metric of these methods of a task.
+
+    Args:
+        results: the runs of the task.
+        design: how its seeds differ.
+        methods: the rows of the table.
+        tuned: whether of the tuned or of the untuned estimators.
+
+    Returns:
+        The table.
+    """
+    contributions = _Contributions(results, design, tuned)
     entries: dict[str, dict[str, ScoreEntry]] = {method: {} for method in methods}
     best: dict[str, str] = {}
-    metrics = results.metrics
-    for metric in metrics:
-        values = {m: results.values(m, metric.key, tuned=tuned) for m in methods}
-        means = {m: mean_interval(found) for m, found in values.items() if found}
-        comparison = _Comparison(results, metric, list(means), tuned)
+    tests: dict[str, Comparisons] = {}
+    for metric in results.metrics:
+        values = {m: found for m in methods if (found := contributions.of(m, metric))}
+        means = {m: _interval(found, design, m) for m, found in values.items()}
         bold: set[str] = set()
         if metric.better is not None and means:
+            tests[metric.key] = compare_methods(
+                values, metric.better, same_rows=design.same_rows, baseline=BASELINE, copies=design.copies
+            )
             sign = 1 if metric.better == "lower" else -1
             complete = [m for m in means if m in results.complete_methods] or list(means)
             best[metric.key] = min(complete, key=lambda m: sign * means[m].mean)
-            found = comparison.with_method(best[metric.key])
-            against_best = {m: found.get(m, "unknown") for m in means if m != best[metric.key]}
-            bold = not_significantly_worse(against_best, best[metric.key])
-        against = comparison.with_method(BASELINE)
+            verdicts = tests[metric.key].with_method(best[metric.key])
+            bold = not_significantly_worse(
+                {m: verdicts.get(m, "unknown") for m in means if m != best[metric.key]}, best[metric.key]
+            )
+        against = tests[metric.key].with_baseline if metric.key in tests else {}
         for method, interval in means.items():
             entries[method][metric.key] = ScoreEntry(interval, against.get(method), method in bold)
-    shown = tuple(metric for metric in metrics if any(metric.key in row for row in entries.values()))
-    return ScoreTable(shown, entries, best, tuned)
+    shown = tuple(metric for metric in results.metrics if any(metric.key in row for row in entries.values()))
+    return ScoreTable(shown, entries, best, tuned, tests)
+
+
+def _interval(values: Mapping[int, Floats], design: SeedDesign, method: str) -> Interval:
+    """Return the mean over the distinct seeds of a method, with its interval."""
+    seeds = design.distinct(values, [method])
+    (found,) = intervals_over_seeds([values[seed][:, None] for seed in seeds], same_rows=design.same_rows)
+    return found
 
 
 @dataclass(frozen=True)
-class _Comparison:
-    """Comparisons of several methods with one of them by one metric, over the seeds that both have."""
+class _Contributions:
+    """Contributions of the test rows to metrics of each run; only the metrics if the seeds have different rows."""
 
     results: TaskResults
-    metric: Metric
-    methods: list[str]
+    design: SeedDesign
     tuned: bool
-    _row_scores: dict[tuple[str, int], Floats] = field(default_factory=dict)
+    _arrays: dict[tuple[str, int], dict[str, Floats]] = field(default_factory=dict)
 
-    def with_method(self, other: str) -> dict[str, Verdict]:
-        """Return the verdicts on all other methods that share a seed; none if neither direction is better."""
-        if self.metric.better is None or other not in self.methods:
-            return {}
-        differences: dict[str, Interval] = {}
-        for seeds, methods in self._methods_by_seeds(other).items():
-            differences |= zip(methods, self._differences(methods, other, seeds), strict=True)
-        return verdicts(differences, self.metric.better)
+    def of(self, method: str, metric: Metric) -> dict[int, Floats]:
+        """Return the contributions, (R,), by seed; empty if a seed has no such metric."""
+        seeds = sorted(self.results.finished[method])
+        values = self.results.values(method, metric.key, tuned=self.tuned)
+        if not values or not self.design.same_rows:
+            return {seed: np.array([value]) for seed, value in zip(seeds, values, strict=bool(values))}
+        return {seed: row_contributions(metric, self._in_common_order(method, seed)) for seed in seeds}
 
-    def _methods_by_seeds(self, other: str) -> dict[tuple[int, ...], list[str]]:
-        """Group the methods by the seeds that they share with `other`: one bootstrap serves a group."""
-        groups: dict[tuple[int, ...], list[str]] = {}
-        for method in self.methods:
-            seeds = tuple(self.results.shared_seeds(method, other))
-            if method != other and seeds:
-                groups.setdefault(seeds, []).append(method)
-        return groups
-
-    def _differences(self, methods: list[str], other: str, seeds: Iterable[int]) -> list[Interval]:
-        """Bootstrap if the metric is a mean over rows, else use Student's t over seeds."""
-        seeds = list(seeds)
-        if self.metric.scores is None:
-            return [paired_interval(self._values(m, seeds), self._values(other, seeds)) for m in methods]
-        return bootstrap_differences(
-            [
-                np.stack([self._scores(m, seed) for m in methods], axis=1) - self._scores(other, seed)[:, None]
-                for seed in seeds
-            ]
-        )
-
-    def _values(self, method: str, seeds: list[int]) -> list[float]:
-        return [self.results.metric_values(method, seed, tuned=self.tuned)[self.metric.key] for seed in seeds]
-
-    def _scores(self, method: str, seed: int) -> Floats:
-        run = (method, seed)
-        if run not in self._row_scores:
-            assert self.metric.scores is not None
-            predictions = self.results.predictions(method, seed, tuned=self.tuned).test_and_validation()
-            self._row_scores[run] = self.metric.scores(predictions)
-        return self._row_scores[run]
+    def _in_common_order(self, method: str, seed: int) -> dict[str, Floats]:
+        """Return the arrays of a run, with the test rows in the order of the first seed."""
+        if (method, seed) not in self._arrays:
+            found = self.results.predictions(method, seed, tuned=self.tuned).for_metrics()
+            order = self.design.orders[seed]
+            self._arrays[method, seed] = {n: a if "/" in n else a[order] for n, a in found.items()}
+        return self._arrays[method, seed]

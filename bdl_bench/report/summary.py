@@ -15,7 +15,9 @@ from bdl_bench.report.palette import Palette
 from bdl_bench.report.scores import ScoreEntry
 from bdl_bench.report.sections.agreement import AgreementSection
 from bdl_bench.report.sections.cost import Costs
+from bdl_bench.report.sections.fidelity import FidelitySection
 from bdl_bench.report.sections.scores import Scores
+from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.stats import Ranking, rank_methods
 
 __all__ = ["Column", "Section", "Summary", "SummaryRow", "TaskView", "summary"]
@@ -41,6 +43,8 @@ class TaskView:
     scores: Scores
     costs: Costs
     agreement: AgreementSection
+    design: SeedDesign
+    fidelity: FidelitySection | None
     sections: list[Section]
 
 
@@ -139,6 +143,7 @@ def _task_sentence(task: TaskView) -> str:
     if metric.key not in table.best:
         return f"{task.name}: {metric.label} has no best value."
     best = table.best[metric.key]
-    head = f"{task.name}, {metric.label} {table.variant}: best {best}"
+    names = join_names([best, *table.tied_with_best(metric.key)])
+    head = f"{task.name}, {metric.label} {table.variant}: best mean {names}"
     value = number(table.entries[best][metric.key].interval.mean)
-    return f"{head} ({value}){comparison_with_best(table) if len(table.entries) > 1 else ''}."
+    return f"{head} ({value}){comparison_with_best(table, task.design) if len(table.entries) > 1 else ''}."

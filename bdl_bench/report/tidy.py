@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from bdl_bench.methods import REFERENCE
+from bdl_bench.methods import POSTERIOR, REFERENCE
 from bdl_bench.records.record import Cost
+from bdl_bench.report.fidelity import fidelity_of_run, posterior_sets
 from bdl_bench.report.reference_agreement import agreement_with_reference
 from bdl_bench.report.results import TaskResults
 from estimators.runtime.optional import optional_module
@@ -33,8 +34,8 @@ class LongRow:
 
 
 def long_rows(results: TaskResults) -> Iterator[LongRow]:
-    """Yield the rows of one task: metrics by their keys, then `agreement/...` and `cost/...`."""
-    tuned = set(results.tuned_methods)
+    """Yield the rows of one task: metrics by their keys, `fidelity/...`, then `agreement/...` and `cost/...`."""
+    tuned, sets = set(results.tuned_methods), posterior_sets(results)
     for method, seeds in results.finished.items():
         for seed, record in seeds.items():
             run = (results.name, method, seed)
@@ -42,8 +43,17 @@ def long_rows(results: TaskResults) -> Iterator[LongRow]:
                 name = "tuned" if variant else "untuned"
                 for key, value in results.metric_values(method, seed, tuned=variant).items():
                     yield LongRow(*run, name, key, value)
+                for key, value in _fidelity(results, method, seed, sets, tuned=variant).items():
+                    yield LongRow(*run, name, key, value)
             for key, value in {**_agreement(results, method, seed), **_cost(record.cost)}.items():
                 yield LongRow(*run, "untuned", key, value)
+
+
+def _fidelity(results: TaskResults, method: str, seed: int, sets: list[str], *, tuned: bool) -> dict[str, float]:
+    if method == POSTERIOR or seed not in results.finished.get(POSTERIOR, {}):
+        return {}
+    values = {key: asdict(fidelity_of_run(results, method, seed, key, tuned=tuned)) for key in sets}
+    return {f"fidelity/{key}/{name}": v for key, found in values.items() for name, v in found.items() if v is not None}
 
 
 def _agreement(results: TaskResults, method: str, seed: int) -> dict[str, float]:

@@ -21,13 +21,18 @@ from bdl_bench.report.sections.calibration import calibration
 from bdl_bench.report.sections.configuration import configuration
 from bdl_bench.report.sections.context import Context
 from bdl_bench.report.sections.cost import costs
+from bdl_bench.report.sections.custom import custom_sections
+from bdl_bench.report.sections.disagreement import disagreements
+from bdl_bench.report.sections.fidelity import fidelity_section
 from bdl_bench.report.sections.ood import out_of_distribution
 from bdl_bench.report.sections.scores import scores
 from bdl_bench.report.sections.selective import selective
 from bdl_bench.report.sections.shift import shift
 from bdl_bench.report.sections.tuning import tuning
+from bdl_bench.report.seed_design import seed_design
 from bdl_bench.report.summary import Section, Summary, TaskView, summary
 from bdl_bench.report.tidy import LongRow, long_rows
+from bdl_bench.report.tuning_budget import tuning_budget
 
 __all__ = ["Report", "build"]
 
@@ -42,6 +47,7 @@ class Report:
     methods: dict[str, str]
     seeds: list[int]
     tuned: bool
+    tuning_budget: str
     skipped: list[Record]
     failed: list[Record]
     unreadable: dict[str, str]
@@ -61,7 +67,7 @@ def build(directory: Path, gallery: Gallery | None = None) -> Report:
     numbers: list[LongRow] = []
     for index, results in enumerate(group_by_task(store, records)):
         with styled():
-            views.append(_task_view(Context(results, palette, gallery), index))
+            views.append(_task_view(Context(results, seed_design(results), palette, gallery), index, records))
         numbers += long_rows(results)
         results.release_arrays()
     return Report(
@@ -71,6 +77,7 @@ def build(directory: Path, gallery: Gallery | None = None) -> Report:
         methods=methods,
         seeds=sorted({r.seed for r in records}),
         tuned=any(r.tuning is not None for r in records),
+        tuning_budget=tuning_budget(records),
         skipped=[r for r in records if r.status == "skipped"],
         failed=[r for r in records if r.status == "failed"],
         unreadable=store.unreadable(),
@@ -80,12 +87,14 @@ def build(directory: Path, gallery: Gallery | None = None) -> Report:
     )
 
 
-def _task_view(context: Context, index: int) -> TaskView:
+def _task_view(context: Context, index: int, records: Sequence[Record]) -> TaskView:
     results: TaskResults = context.results
     table = scores(context)
     cost, exact = costs(context, table.compared), agreement(context)
+    posterior = fidelity_section(context, records)
     sections: Sequence[Section | None] = (
         table,
+        posterior,
         cost,
         calibration(context),
         selective(context),
@@ -93,6 +102,8 @@ def _task_view(context: Context, index: int) -> TaskView:
         out_of_distribution(context, table),
         shift(context),
         exact,
+        disagreements(context),
+        *custom_sections(context),
         tuning(context),
         configuration(context),
     )
@@ -104,12 +115,15 @@ def _task_view(context: Context, index: int) -> TaskView:
         seeds=results.seeds,
         findings=[
             *trained_further(r.training for seeds in results.finished.values() for r in seeds.values()),
-            *findings(table.compared, exact.rows, cost.rows),
+            *context.design.warnings,
+            *findings(table.compared, context.design, exact.rows, cost.rows),
             *overtuned(table.untuned, table.tuned),
         ],
         scores=table,
         costs=cost,
         agreement=exact,
+        design=context.design,
+        fidelity=posterior,
         sections=[section for section in sections if section is not None],
     )
 

@@ -21,6 +21,7 @@ from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.custom_methods import as_estimator, learned_values
 from bdl_bench.methods.registry import check_recipe
 from bdl_bench.metrics import evaluate
+from bdl_bench.plugins import origin_of_method, origin_of_task, require_plugins
 from bdl_bench.problem.kept_rows import AS_GIVEN
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import rewind
@@ -30,7 +31,7 @@ from bdl_bench.records.record import Cost, Record, Tuning, content_key
 from bdl_bench.records.versions import environment
 from bdl_bench.runner.executors.worker_errors import TimeLimitError
 from bdl_bench.runner.peak_memory import peak_memory
-from bdl_bench.runner.preflight import preflight
+from bdl_bench.runner.preflight import preflight, relative_gradient
 from bdl_bench.runner.train_job import (
     TrainedModel,
     TrainingJob,
@@ -46,6 +47,7 @@ from estimators.errors import (
     IndefiniteHessianError,
     NoLastLayerError,
     NotConvergedWarning,
+    ReferenceNotReachedError,
     TooLargeError,
     TuningBoundaryWarning,
     UnsupportedError,
@@ -62,6 +64,7 @@ SKIP_ERRORS = (
     IndefiniteHessianError,
     MissingDataError,
     NoLastLayerError,
+    ReferenceNotReachedError,
     TimeLimitError,
     TooLargeError,
     UnsupportedError,
@@ -71,13 +74,17 @@ SKIP_ERRORS = (
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """One method on one trained (task, seed), with the number of fits that it may spend on its option."""
+    """One method on one trained (task, seed), with the number of fits that it may spend on its option.
+
+    `plugins` are loaded where it runs.
+    """
 
     model: TrainedModel
     method: str
     directory: Path
     device: str
     tune_budget: int = 0
+    plugins: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -100,6 +107,8 @@ Job: TypeAlias = TrainingJob | EvaluationJob
 def execute(job: Job) -> TrainingResult | EvaluationResult:
     """Train a network, or evaluate a method on it."""
     import bdl_bench.runner.warm_up  # noqa: F401  only in processes that execute jobs
+
+    require_plugins(job.plugins)
 
     return train_network(job) if isinstance(job, TrainingJob) else evaluate_job(job)
 
@@ -126,7 +135,7 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
     if method.retrains:
         check_recipe(method.name, problem)
     rewind(problem.sets().values())
-    findings = preflight(problem)
+    findings, gradient = preflight(problem), relative_gradient(problem)
     rewind(problem.sets().values())
     with seeded(job.model.seed), _collected_warnings("warnings") as fit_warnings:
         predictor, test, cost = _fit_and_predict(job, method, problem)
@@ -135,7 +144,9 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
         tuning = _tuned(job, estimator, problem)
         tuned_arrays = {}
         if tuning is not None:
-            tuned_arrays = Predictor(problem, tuning.estimator, tuning.predict_standardized).all_sets()
+            tuned_arrays = Predictor(
+                problem, tuning.estimator, tuning.predict_standardized, tuning.calibration
+            ).all_sets()
     kind = problem.likelihood.kind
     check_arrays(arrays)
     check_arrays(prefixed("tuned", tuned_arrays))
@@ -151,6 +162,7 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
         configuration=_configuration(job, problem, estimator, n_test=len(test["targets"])),
         fit_report=_fit_report(estimator) | fit_warnings | tuning_warnings,
         preflight=findings,
+        relative_gradient=gradient,
     )
     return record, arrays | prefixed("tuned", tuned_arrays)
 
@@ -272,6 +284,12 @@ def _plain(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _plugins(job: EvaluationJob) -> dict[str, str]:
+    """Return the plugins that the task and the method came from."""
+    found = {"task": origin_of_task(job.model.task), "method": origin_of_method(job.method)}
+    return {name: origin for name, origin in found.items() if origin is not None}
+
+
 def _record(job: EvaluationJob, **fields: Any) -> Record:  # noqa: ANN401
     return Record(
         key=job.key,
@@ -284,5 +302,6 @@ def _record(job: EvaluationJob, **fields: Any) -> Record:  # noqa: ANN401
         task_code=job.model.code,
         method_code=job.code,
         environment=environment(),
+        plugins=_plugins(job),
         **fields,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from bdl_bench.methods import methods_named
+from bdl_bench.plugins import loaded_plugins
 from bdl_bench.records.predictions import Arrays
 from bdl_bench.records.record import Record, RecordStore, Training
 from bdl_bench.runner.directories import check_directory, make_directory
@@ -49,6 +50,8 @@ class Grid:
         device: "cpu", "cuda", "cuda:1", ...
         workers: the executor, its jobs and threads, and the timeout.
         tune_budget: number of fits that each method may spend on its option; 0 tunes nothing, 1 calibrates the one fit.
+        converged_map: whether each training is continued by full-batch L-BFGS to a stationary point of L,
+            so that distances from the posterior do not depend on where the recipe stopped.
 
     Example:
         >>> from pathlib import Path
@@ -63,6 +66,7 @@ class Grid:
     device: str = "cpu"
     workers: Workers = ONE_WORKER
     tune_budget: int = 0
+    converged_map: bool = False
 
     def check(self) -> None:
         """Raise OptionError for an unknown name or device, an impossible directory, workers or budget, or no job."""
@@ -139,6 +143,7 @@ class GridRun:
     def __init__(self, grid: Grid, listener: Listener, executor: Executor, locks: FileLocks) -> None:
         self.grid, self.listener, self.executor, self.locks = grid, listener, executor, locks
         self.store, self.disk = RecordStore(grid.directory), Disk(grid.directory)
+        self.plugins = tuple(loaded_plugins())
         self.records: dict[JobId, Record] = {}
         self.exclusive: dict[Path, bool] = {}
         self.timed_out: dict[tuple[str, str], int] = {}
@@ -157,7 +162,8 @@ class GridRun:
         """Return the records of all evaluations: found, made, or made by another run meanwhile."""
         for task, seed, method in self.grid.jobs:
             if method is None:
-                self.schedule.add(TrainingJob(task, seed, self.grid.device))
+                converged = self.grid.converged_map
+                self.schedule.add(TrainingJob(task, seed, self.grid.device, converged=converged, plugins=self.plugins))
         queue: JobQueue[Job] = JobQueue(self.schedule, self._started, self._timeout)
         with closing(self.executor.run(execute, queue)) as outcomes:
             for job, outcome in outcomes:
@@ -257,7 +263,8 @@ class GridRun:
     def _evaluations(self, model: TrainedModel) -> list[EvaluationJob]:
         grid = self.grid
         methods = dict.fromkeys(grid.methods)
-        return [EvaluationJob(model, method, grid.directory, grid.device, grid.tune_budget) for method in methods]
+        options = grid.directory, grid.device, grid.tune_budget, self.plugins
+        return [EvaluationJob(model, method, *options) for method in methods]
 
     def _fail_evaluations(self, job: TrainingJob, error: Exception) -> None:
         """Record the failed training for each method. Finished records, and those of another run, stay."""

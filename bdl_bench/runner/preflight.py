@@ -13,11 +13,11 @@ from bdl_bench.runner.train_job import TrainingJob, checkpoint_path, known_train
 from estimators.diagnostics import CHECKS, Diagnosis, diagnose
 from estimators.persistence.atomic import write_bytes
 
-__all__ = ["check_problem", "check_task", "preflight"]
+__all__ = ["check_problem", "check_task", "preflight", "relative_gradient"]
 
 _FAST = ("forward", "overlap", "gradient")
 """Checks that need a few passes over the data."""
-_DONE: WeakKeyDictionary[Problem, dict[str, str]] = WeakKeyDictionary()
+_DONE: WeakKeyDictionary[Problem, Diagnosis] = WeakKeyDictionary()
 
 
 def check_problem(
@@ -53,7 +53,18 @@ def check_task(task: str, seed: int, directory: Path, device: str = "cpu") -> Di
 
 def preflight(problem: Problem) -> dict[str, str]:
     """Return the findings of the fast checks, such as {"gradient": "note: |∇L| = ..."}; computed once per problem."""
+    return {finding.name: f"{finding.level}: {finding.measured}" for finding in _diagnosis(problem).findings}
+
+
+def relative_gradient(problem: Problem) -> float | None:
+    """Return ‖∇L‖ / ‖δ(θ − θ₀)‖ of a problem whose network is trained; None if it could not be measured."""
+    values = (
+        f.values for f in _diagnosis(problem).findings if f.name == "gradient" and "relative_gradient" in f.values
+    )
+    return next((float(found["relative_gradient"]) for found in values), None)
+
+
+def _diagnosis(problem: Problem) -> Diagnosis:
     if problem not in _DONE:
-        diagnosis = check_problem(problem, checks=_FAST)
-        _DONE[problem] = {finding.name: f"{finding.level}: {finding.measured}" for finding in diagnosis.findings}
+        _DONE[problem] = check_problem(problem, checks=_FAST)
     return _DONE[problem]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -13,16 +15,18 @@ import safetensors.torch
 from bdl_bench.problem.problem import Problem
 from bdl_bench.records.content_digests import content_digest
 from bdl_bench.records.problem_digest import problem_digest, row_set_digests
-from bdl_bench.records.record import Training, content_key, slug
+from bdl_bench.records.record import Convergence, Training, content_key, slug
 from bdl_bench.records.versions import source_digest
 from bdl_bench.runner.executors import Content
 from bdl_bench.runner.starting_point import starting_point
 from bdl_bench.tasks import Task, resolve_task
-from estimators.errors import NonDeterministicError, StateError
+from estimators.errors import NonDeterministicError, NotConvergedWarning, StateError, UnsupportedError
 from estimators.runtime.rng import seeded
+from estimators.training.converge import TOLERANCE, converge_map
 from estimators.training.training import train_map
 
 __all__ = [
+    "KnownTraining",
     "TrainedModel",
     "TrainingJob",
     "TrainingResult",
@@ -34,14 +38,28 @@ __all__ = [
 ]
 
 
+class KnownTraining(NamedTuple):
+    """Content key, training seconds and convergence of a checkpoint on disk."""
+
+    key: str
+    seconds: float
+    convergence: Convergence | None = None
+
+
 @dataclass(frozen=True)
 class TrainingJob:
-    """One (task, seed) to train; `known` is content key and training seconds of the checkpoint on disk, if any."""
+    """One (task, seed) to train; `known` describes the checkpoint on disk, if any.
+
+    `converged`: whether training is continued by full-batch L-BFGS to a stationary point of L; `plugins` are loaded
+    where it runs.
+    """
 
     task: str
     seed: int
     device: str
-    known: tuple[str, float] | None = None
+    known: KnownTraining | None = None
+    converged: bool = False
+    plugins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,19 +94,30 @@ def train_network(job: TrainingJob) -> TrainingResult:
     problem = _kept_problem(task, job.seed)
     code = content_key(packages=source_digest(), factory=content_digest(task.make, include_values=False))
     data = problem_digest(problem)
-    key = content_key(task=task.name, seed=job.seed, problem=data, code=code, device=job.device)
+    converged = {"converged_to": TOLERANCE} if job.converged else {}
+    key = content_key(task=task.name, seed=job.seed, problem=data, code=code, device=job.device, **converged)
     rows = row_set_digests(problem)
     content, cached = None, True
     if not problem.trains_model:
+        _check_not_converged(job)
         training = Training(seconds=None, recipe=None)
     else:
-        start = starting_point(problem)
-        seconds = job.known[1] if job.known is not None and job.known[0] == key else None
-        if seconds is None:
+        start, known = starting_point(problem), job.known
+        if known is None or known.key != key:
             cached = False
-            seconds, content = _train(problem.on(job.device), job.seed, key)
-        training = start.training(seconds)
+            known, content = _train(problem.on(job.device), job, key)
+        training = start.training(known.seconds).model_copy(update={"convergence": known.convergence})
     return TrainingResult(TrainedModel(job.task, job.seed, key, training, cached, rows=rows, code=code), content)
+
+
+def _check_not_converged(job: TrainingJob) -> None:
+    """Raise UnsupportedError for a network that came trained, which nothing here changes."""
+    if job.converged:
+        raise UnsupportedError(
+            "a problem with a recipe, whose training can be continued (converged_map)",
+            received=f"the trained network of {job.task}, which is used as it is",
+            remedy="converge it first, estimators.training.converge_map(model, ...), and leave converged_map out.",
+        )
 
 
 def load_problem(model: TrainedModel, directory: Path, device: str) -> Problem:
@@ -141,13 +170,15 @@ def checkpoint_path(directory: Path, task: str, seed: int) -> Path:
     return directory / "checkpoints" / slug(task) / f"seed-{seed}.safetensors"
 
 
-def known_training(path: Path) -> tuple[str, float] | None:
-    """Return content key and training seconds of a complete checkpoint; None if it is missing or damaged."""
+def known_training(path: Path) -> KnownTraining | None:
+    """Return what a complete checkpoint says of its training; None if it is missing or damaged."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            return metadata["key"], float(metadata["seconds"])
-    except (OSError, safetensors.SafetensorError, KeyError):
+        text = metadata.get("convergence")
+        convergence = None if text is None else Convergence.model_validate_json(text)
+        return KnownTraining(metadata["key"], float(metadata["seconds"]), convergence)
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError):
         return None
 
 
@@ -158,23 +189,35 @@ def _key_of(content: bytes) -> str | None:
     return key
 
 
-def _train(problem: Problem, seed: int, key: str) -> tuple[float, bytes]:
-    """Train the network of a problem; return the seconds and the checkpoint."""
+def _train(problem: Problem, job: TrainingJob, key: str) -> tuple[KnownTraining, bytes]:
+    """Train the network of a problem; return how, and the checkpoint."""
     assert problem.recipe is not None
     start = time.perf_counter()
-    with seeded(seed):
+    with seeded(job.seed):
         train_map(
             problem.model,
             problem.likelihood,
             problem.train,
             prior_precision=problem.prior_precision,
             recipe=problem.recipe,
-            seed=seed,
+            seed=job.seed,
         )
-    seconds = time.perf_counter() - start
+        convergence = _converge(problem) if job.converged else None
+    known = KnownTraining(key, time.perf_counter() - start, convergence)
     # What training can change, weights that require a gradient and buffers; the problem has the rest. Each is a copy
     # with its own memory, since safetensors has no tied tensors.
     frozen = {id(p) for p in problem.model.parameters() if not p.requires_grad}
     tensors = problem.model.state_dict(keep_vars=True).items()
     state = {name: t.detach().cpu().clone().contiguous() for name, t in tensors if id(t) not in frozen}
-    return seconds, safetensors.torch.save(state, metadata={"key": key, "seconds": repr(seconds)})
+    metadata = {"key": key, "seconds": repr(known.seconds)}
+    if convergence is not None:
+        metadata["convergence"] = convergence.model_dump_json()
+    return known, safetensors.torch.save(state, metadata=metadata)
+
+
+def _converge(problem: Problem) -> Convergence:
+    """Continue training to a stationary point of L; the record says how near it came."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConvergedWarning)
+        report = converge_map(problem.model, problem.likelihood, problem.train, prior_precision=problem.prior_precision)
+    return Convergence(**{name: asdict(report)[name] for name in Convergence.model_fields})

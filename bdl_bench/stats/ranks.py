@@ -11,6 +11,7 @@ from scipy.stats import f as fisher
 from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
 from bdl_bench.stats.intervals import Direction
+from bdl_bench.stats.ties import merge_ties
 from estimators.errors import DataError
 
 __all__ = ["Ranking", "critical_difference", "rank_methods"]
@@ -46,6 +47,8 @@ def rank_methods(values: Mapping[str, Mapping[str, float]], better: Direction, *
         values: `values[task][method]`, one number each, such as a mean over seeds.
         better: which direction is better.
         level: one minus the significance level of the critical difference.
+
+    Numbers that differ by round-off are ties.
 
     Returns:
         The ranking of Demšar (2006), section 3.2.2.
@@ -88,7 +91,7 @@ def _complete(values: Mapping[str, Mapping[str, float]]) -> tuple[list[str], Flo
     table = np.array([[row[name] for name in names] for row in values.values()], dtype=np.float64)
     if np.isnan(table).any():
         raise DataError("a number at each task and method", received="NaN", remedy="leave that task or method out.")
-    return names, table
+    return names, np.stack([merge_ties(row) for row in table])
 
 
 def _friedman(table: Floats) -> float:

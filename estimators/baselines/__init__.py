@@ -6,10 +6,11 @@ from estimators.baselines.gradient_norm import GradientNorm
 from estimators.baselines.laplace_torch import LaplaceTorch
 from estimators.baselines.lora_ensemble import LoRAEnsemble
 from estimators.baselines.map import MAP
-from estimators.baselines.members import MembersEstimator
+from estimators.baselines.mixture import Mixture, RetrainedMixture
 from estimators.baselines.multi_head import MultiHeadEnsemble
 from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
+from estimators.estimator.members import MembersEstimator
 from estimators.laplace.subnetwork import SubnetworkLaplace
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "LoRAEnsemble",
     "MCDropout",
     "MembersEstimator",
+    "Mixture",
     "MultiHeadEnsemble",
+    "RetrainedMixture",
     "SubnetworkLaplace",
     "TemperatureScaling",
 ]

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from estimators.baselines.dropout_layers import FixedDropout, dropout_names, with_dropout, with_fixed_dropout
-from estimators.baselines.members import MembersEstimator
-from estimators.baselines.retraining import MakeModel, Retraining, checked_make_model, tensors_by_name
 from estimators.errors import OptionError
+from estimators.estimator.members import MembersEstimator
 from estimators.likelihoods import Likelihood
 from estimators.models.network import Network
 from estimators.models.structural_copy import structural_copy
@@ -20,6 +19,7 @@ from estimators.option_checks import PriorOption, checked_instance, checked_inte
 from estimators.persistence.state import Learned
 from estimators.runtime.rng import member_seeds
 from estimators.training.recipe import Recipe
+from estimators.training.retraining import MakeModel, Retraining, checked_make_model, tensors_by_name
 
 __all__ = ["MCDropout"]
 

@@ -8,15 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from estimators.baselines.members import MembersEstimator
-from estimators.baselines.retraining import (
-    MakeModel,
-    Retraining,
-    check_architecture,
-    checked_make_model,
-    tensors_by_name,
-)
 from estimators.errors import ModelError, OptionError
+from estimators.estimator.members import MembersEstimator
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.prediction import Prediction
 from estimators.models.checks import check_model
@@ -29,6 +22,13 @@ from estimators.runtime.module_wrappers import unwrapped
 from estimators.runtime.progress import track
 from estimators.runtime.rng import member_seeds
 from estimators.training.recipe import Recipe
+from estimators.training.retraining import (
+    MakeModel,
+    Retraining,
+    check_architecture,
+    checked_make_model,
+    tensors_by_name,
+)
 
 __all__ = ["DeepEnsemble"]
 

@@ -9,10 +9,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from estimators.baselines.members import MembersEstimator
 from estimators.baselines.stacked_minimum import Whitening, stacked_minimum
 from estimators.curvature.last_layer.features import LastLayer
 from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.members import MembersEstimator
 from estimators.estimator.options import PriorOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.last_linear import last_linear_names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -10,15 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from estimators.baselines.members import MembersEstimator
 from estimators.data.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
 from estimators.estimator.base import UncertaintyEstimator
+from estimators.estimator.members import WeightMembersEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.models.derivative_routes import BY_IDENTITY
 from estimators.models.kernels import differentiable
-from estimators.numerics.pytrees import PyTree
 from estimators.numerics.reductions import is_finite
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed
@@ -33,7 +33,7 @@ __all__ = ["SWAG", "Iterates"]
 DEFAULT_RECIPE = Recipe(epochs=40, batch_size=64, optimizer="sgd", lr="auto", schedule="constant")
 
 
-class SWAG(MembersEstimator):
+class SWAG(WeightMembersEstimator):
     """Stochastic weight averaging, Gaussian (Maddox et al. 2019, Algorithm 1).
 
         θ_0 = θ̂, θ_t = the iterate after t epochs of SGD at a constant rate, θ̄_t = mean of θ_0 ... θ_t
@@ -131,10 +131,8 @@ class SWAG(MembersEstimator):
         objective.network.routes.swap = BY_IDENTITY
         self.iterates_ = Iterates.restored(tensors, learned["count"], self.max_rank)
 
-    def _members(self, x: PyTree) -> Tensor:
-        seeds = member_seeds(self.seed, self.n_samples)
-        with torch.no_grad():
-            return torch.stack([self.network_(self.iterates_.sample(seed), x) for seed in seeds])
+    def _member_weights(self) -> Iterator[Tensor]:
+        return (self.iterates_.sample(seed) for seed in member_seeds(self.seed, self.n_samples))
 
 
 class Iterates:

@@ -15,7 +15,16 @@ from estimators.errors import UnsupportedError
 from estimators.numerics.dtype import to_algebra_dtype
 from estimators.option_checks import checked_number
 
-__all__ = ["BRIDGES", "Prediction", "from_covariance", "log_odds_of", "log_probs_of", "log_softmax"]
+__all__ = [
+    "BRIDGES",
+    "Prediction",
+    "from_covariance",
+    "from_logits",
+    "log_odds_of",
+    "log_probs_of",
+    "log_softmax",
+    "with_logs",
+]
 
 BRIDGES = ("bridge", "bridge_norm")
 """Names of the Laplace bridge, without and with the correction of the norm."""
@@ -200,7 +209,7 @@ def from_logits(mean: Tensor, variance: Tensor, *, kind: str, class_dim: int = -
     """Return the prediction by the probit approximation (MacKay 1992): logits over √(1 + π/8 · variance)."""
     scaled = to_algebra_dtype(mean) / torch.sqrt(1 + math.pi / 8 * to_algebra_dtype(variance))
     logs = log_softmax(scaled, class_dim) if kind == "classification" else scaled
-    return _with_logs(Prediction(mean, variance, kind, link_approx="probit", class_dim=class_dim), logs)
+    return with_logs(Prediction(mean, variance, kind, link_approx="probit", class_dim=class_dim), logs)
 
 
 def from_samples(mean: Tensor, variance: Tensor, samples: Tensor, *, kind: str, class_dim: int = -1) -> Prediction:
@@ -213,7 +222,7 @@ def from_samples(mean: Tensor, variance: Tensor, samples: Tensor, *, kind: str, 
         # Both averages have the same divisor S, which cancels.
         logs = F.logsigmoid(wide).logsumexp(0) - F.logsigmoid(-wide).logsumexp(0)
     made = Prediction(mean, variance, kind, link_approx="mc", class_dim=class_dim, samples=samples)
-    return _with_logs(made, logs)
+    return with_logs(made, logs)
 
 
 def from_covariance(mean: Tensor, covariance: Tensor, *, link_approx: str) -> Prediction:
@@ -249,7 +258,7 @@ def from_covariance(mean: Tensor, covariance: Tensor, *, link_approx: str) -> Pr
     logs = of_mean if n == 2 else torch.logaddexp(of_mean, torch.full_like(mu, math.log1p(-2 / n)))
     logs = logs - variance.log()
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
-    made = _with_logs(Prediction(mean, diagonal, "classification", link_approx=link_approx), log_softmax(logs, -1))
+    made = with_logs(Prediction(mean, diagonal, "classification", link_approx=link_approx), log_softmax(logs, -1))
     return replace(made, covariance=covariance, concentration=logs.exp())
 
 
@@ -281,7 +290,7 @@ def log_odds_of(prediction: Prediction) -> Tensor:
     return to_algebra_dtype(prediction.probs).logit()
 
 
-def _with_logs(prediction: Prediction, logs: Tensor) -> Prediction:
+def with_logs(prediction: Prediction, logs: Tensor) -> Prediction:
     """Return the prediction with probabilities and entropy of these log-probabilities, or log-odds for binary."""
     dtype = prediction.mean.dtype
     if prediction.kind == "classification":

@@ -15,12 +15,21 @@ from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree, with_floats
 from estimators.objective.objective import Objective
 
-__all__ = ["network_in_float64", "to_float64"]
+__all__ = ["network_in_float64", "to_dtype", "to_float64"]
 
 
 def to_float64(objective: Objective) -> Objective:
     """Return the objective in `algebra_dtype`; the objective itself if it is in that dtype already."""
-    dtype = algebra_dtype(objective.theta.device)
+    return to_dtype(objective, algebra_dtype(objective.theta.device))
+
+
+def to_dtype(objective: Objective, dtype: torch.dtype) -> Objective:
+    """Return the objective in a dtype; the objective itself if it is in that dtype already.
+
+    Args:
+        objective: the objective.
+        dtype: the dtype of weights, inputs and sums.
+    """
     if objective.theta.dtype == dtype:
         return objective
     network = network_in_float64(objective.network, dtype)

@@ -10,12 +10,23 @@ from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-__all__ = ["MAIN", "OWN", "find_module", "is_installed_file", "is_user_code", "origin_of", "with_parents"]
+__all__ = [
+    "MAIN",
+    "OWN",
+    "find_module",
+    "is_installed_file",
+    "is_user_code",
+    "origin_of",
+    "treat_as_user_code",
+    "with_parents",
+]
 
 MAIN = ("__main__", "__mp_main__")
 """Module names of a script or notebook, also in a worker process."""
 OWN = ("estimators", "bdl_bench")
 _INSTALLED = ("site-packages", "dist-packages")
+_TREATED: set[str] = set()
+"""Installed packages and modules whose code counts as the user's, such as plugins."""
 
 
 def is_user_code(name: str | None) -> bool:
@@ -25,8 +36,21 @@ def is_user_code(name: str | None) -> bool:
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names or top in OWN:
         return False
+    if any(part in _TREATED for part in with_parents(name)):
+        return True
     origin = origin_of(name) or origin_of(top)
     return origin is None or not is_installed_file(origin)
+
+
+def treat_as_user_code(name: str) -> None:
+    """Make a module and the rest of its package user code although it is installed: its source counts, not its version.
+
+    Args:
+        name: of the module. Its package is the outermost one that is no namespace package.
+    """
+    if name in MAIN or name.partition(".")[0] in (*OWN, *sys.stdlib_module_names):
+        return
+    _TREATED.add(next((part for part in with_parents(name) if origin_of(part) is not None), name))
 
 
 def origin_of(name: str) -> str | None:

@@ -96,6 +96,7 @@ def test_the_keys_are_those_of_every_part(kind):
     expected = [metric.key for metric in METRICS[kind]]
     if kind != "regression":
         expected += ["sc/AURC/variance", "sc/AUGRC/variance"]
+    expected += ["cp/coverage", "cp/width" if kind == "regression" else "cp/size"]
     for name in ("letters", "a/b"):
         for score in ("variance", "entropy"):
             expected += [f"ood/{short}/{name}/{score}" for short in ("AUROC", "AUPR", "FPR95")]

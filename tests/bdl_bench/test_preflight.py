@@ -70,7 +70,7 @@ def test_the_preflight_is_made_once_for_a_problem_and_is_cheap():
     case.model.register_forward_pre_hook(lambda *_: calls.append(1))
     first = preflight(case)
     made = len(calls)
-    assert preflight(case) is first
+    assert preflight(case) == first
     assert len(calls) == made
     assert {"modes", "gradient", "train/test overlap"} <= first.keys()
     assert all(text.split(":")[0] in ("ok", "note", "warning", "error") for text in first.values())

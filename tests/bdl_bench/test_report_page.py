@@ -16,8 +16,8 @@ TASK = f"{PATH} {SCRIPT}"
 SECTIONS = (
     "Summary", "What was run", "Test metrics", "Accuracy–cost trade-off", "Time and memory", "Calibration",
     "Selective prediction", "Predictive bands", "Out-of-distribution detection", "Distribution shift",
-    "Agreement with the exact variance", "Tuning", "Pre-flight diagnostics", "Configuration", "Skipped and failed",
-    "Environment and how to reproduce",
+    "Agreement with linearized Laplace", "Disagreement between methods", "Tuning", "Pre-flight diagnostics",
+    "Configuration", "Skipped and failed", "Environment and how to reproduce",
 )  # fmt: skip
 
 

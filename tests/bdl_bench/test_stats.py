@@ -1,17 +1,27 @@
-"""Intervals against their textbook formula, and verdicts on differences that are there and that are not."""
+"""Intervals against textbook formulas and least squares, and verdicts on differences that are there or not."""
+
+from itertools import combinations
 
 import numpy as np
 import pytest
-from scipy.stats import norm, ttest_1samp
+from scipy.stats import f_oneway, nct, ttest_1samp
+from scipy.stats import t as student
 
 from bdl_bench.stats import (
     Interval,
-    bootstrap_differences,
+    compare_methods,
+    detectable_difference,
+    distinct_seeds,
+    intervals_over_seeds,
+    is_tie,
     mean_interval,
+    merge_ties,
     not_significantly_worse,
-    paired_interval,
+    paired_intervals,
+    seed_groups,
     verdicts,
 )
+from bdl_bench.stats.intervals import critical_value, interval_from
 
 
 def verdict(difference, better):
@@ -19,45 +29,21 @@ def verdict(difference, better):
     return verdicts({"method": difference}, better)["method"]
 
 
-def bootstrap_difference(scores, others, **options):
-    """The interval of one method against another."""
-    (found,) = bootstrap_differences([(s - o)[:, None] for s, o in zip(scores, others, strict=True)], **options)
-    return found
+def assert_equal(found, expected):
+    assert found.components == expected.components
+    numbers = [(i.mean, i.low, i.high, i.n, i.p_value, i.standard_error) for i in (found, expected)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-9)
 
 
-def resample_by_resample(differences, n_resamples):
-    """The two-level bootstrap of one comparison, from the same random numbers, one resample after the other."""
-    rng = np.random.default_rng(0)
-    blocks = [[b.mean() for b in np.array_split(d, 2000)] if len(d) > 2000 else d for d in differences]
-    picks = rng.integers(len(blocks), size=(n_resamples, len(blocks)))
-    drawn = np.empty(picks.shape)
-    for s, rows in enumerate(map(np.asarray, blocks)):
-        drawn[picks == s] = [rows[i].mean() for i in rng.integers(len(rows), size=((picks == s).sum(), len(rows)))]
-    return np.mean([np.mean(b) for b in blocks]), *np.quantile(drawn.mean(-1), (0.025, 0.975))
-
-
-@pytest.mark.parametrize("sizes", [(30, 30, 30), (30, 41), (2500, 2100), (17,)])
-def test_many_comparisons_at_once_have_the_intervals_of_one_at_a_time(sizes):
-    rng = np.random.default_rng(0)
-    differences = [rng.normal(0.2, size=(size, 4)) for size in sizes]
-    found = bootstrap_differences(differences, n_resamples=200)
-    for column, interval in enumerate(found):
-        expected = resample_by_resample([d[:, column] for d in differences], 200)
-        assert (interval.mean, interval.low, interval.high) == pytest.approx(expected, rel=1e-12)
-        assert interval.n == len(sizes)
-
-
-def test_an_infinite_score_leaves_the_other_columns_their_intervals():
-    difference = np.ones((20, 2))
-    difference[3, 0] = np.inf
-    infinite, finite = bootstrap_differences([difference])
-    assert infinite.low is None
-    assert (finite.mean, finite.low, finite.high) == (1.0, 1.0, 1.0)
-
-
-def test_a_seed_that_no_resample_draws_is_no_error():
-    (found,) = bootstrap_differences([np.full((4, 1), float(s)) for s in range(6)], n_resamples=1)
-    assert found.low == found.high
+def crossed(seeds, rows, *, of_seeds=1.0, of_rows=1.0, rest=1.0, mean=0.0, rng=0):
+    """Values (seeds, rows) of the crossed model with these standard deviations."""
+    rng = np.random.default_rng(rng)
+    parts = (
+        of_seeds * rng.normal(size=(seeds, 1)),
+        of_rows * rng.normal(size=(1, rows)),
+        rest * rng.normal(size=(seeds, rows)),
+    )
+    return mean + sum(parts)
 
 
 def test_the_interval_of_a_mean_matches_scipy():
@@ -65,77 +51,132 @@ def test_the_interval_of_a_mean_matches_scipy():
     low, high = ttest_1samp(values, 0).confidence_interval(0.95)
     found = mean_interval(values)
     assert (found.low, found.high) == (pytest.approx(low, rel=1e-9), pytest.approx(high, rel=1e-9))
+    assert found.p_value == pytest.approx(ttest_1samp(values, 0).pvalue, rel=1e-9)
 
 
-def test_a_single_number_has_no_interval():
+def test_a_single_number_has_no_interval_and_two_have_no_test():
     assert mean_interval([3.0]) == Interval(3.0, None, None, 1)
+    two = mean_interval([3.0, 3.1])
+    assert two.half_width == pytest.approx(student.ppf(0.975, 1) * 0.05)
+    assert two.p_value is None
+    assert verdict(two, "lower") == "unknown"
 
 
-def test_the_paired_interval_sees_only_the_differences():
-    assert paired_interval([101.0, 202.0, 303.0], [100.0, 200.0, 300.0]) == mean_interval([1.0, 2.0, 3.0])
-
-
-def test_a_common_shift_is_found_and_noise_is_not():
+def test_with_rows_of_its_own_each_seed_is_one_observation():
     rng = np.random.default_rng(0)
-    base = [rng.normal(size=400) for _ in range(3)]
-    shifted = [b + 0.3 + 0.1 * rng.normal(size=400) for b in base]
-    noisy = [b + 0.1 * rng.permutation(np.repeat([-1.0, 1.0], 200)) for b in base]
-    assert verdict(bootstrap_difference(shifted, base), "lower") == "worse"
-    assert verdict(bootstrap_difference(shifted, base), "higher") == "better"
-    assert verdict(bootstrap_difference(noisy, base), "lower") == "no significant difference"
+    rows = [rng.normal(0.2, size=(size, 2)) for size in (30, 7, 41)]
+    for column, found in enumerate(intervals_over_seeds(rows, same_rows=False)):
+        assert_equal(found, mean_interval([r[:, column].mean() for r in rows]))
 
 
-def test_seeds_that_disagree_give_no_significant_difference_for_any_number_of_rows():
-    zero = [np.zeros(1000)] * 3
-    disagreeing = [np.full(1000, value) for value in (-0.5, 0.4, 0.5)]
-    assert verdict(bootstrap_difference(disagreeing, zero), "lower") == "no significant difference"
+def two_way(values):
+    """Mean squares of seeds, rows and residuals, from the sums of squares of nested least-squares fits."""
+    n_seeds, n_rows = values.shape
+    seed, row = np.indices(values.shape).reshape(2, -1)
+    y = values.reshape(-1)
+
+    def residual(*factors):
+        design = np.concatenate([np.ones((len(y), 1)), *(np.eye(f.max() + 1)[f] for f in factors)], axis=1)
+        fitted = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+        return np.square(y - fitted).sum()
+
+    both = residual(seed, row)
+    return (
+        (residual(row) - both) / (n_seeds - 1),
+        (residual(seed) - both) / (n_rows - 1),
+        both / ((n_seeds - 1) * (n_rows - 1)),
+    )
 
 
-def test_the_bootstrap_of_one_seed_matches_the_standard_error():
-    scores = np.random.default_rng(1).normal(size=500)
-    found = bootstrap_difference([scores], [np.zeros(500)], n_resamples=4000)
-    assert found.half_width == pytest.approx(1.96 * scores.std() / np.sqrt(500), rel=0.1)
+@pytest.mark.parametrize(("n_seeds", "n_rows"), [(3, 7), (5, 4), (2, 6)])
+def test_with_the_same_rows_the_variance_is_that_of_the_crossed_model(n_seeds, n_rows):
+    values = crossed(n_seeds, n_rows, of_seeds=0.8, of_rows=1.3, rest=0.4, mean=0.3)
+    a, b, e = two_way(values)
+    (found,) = intervals_over_seeds(list(values[..., None]), same_rows=True)
+    variance = max(a + b - e, a, b) / (n_seeds * n_rows)
+    assert found.standard_error**2 == pytest.approx(variance, rel=1e-9)
+    critical = np.sqrt((a * student.ppf(0.975, n_seeds - 1) ** 2 + b * student.ppf(0.975, n_rows - 1) ** 2) / (a + b))
+    half = critical * np.sqrt(variance)
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-9)
+    assert found.degrees_of_freedom == pytest.approx((a + b) ** 2 / (a**2 / (n_seeds - 1) + b**2 / (n_rows - 1)))
 
 
-def test_averaging_blocks_keeps_mean_and_spread():
-    scores = np.random.default_rng(2).normal(size=20_000)
-    found = bootstrap_difference([scores], [np.zeros(20_000)])
-    assert found.mean == pytest.approx(scores.mean(), abs=1e-12)
-    assert found.half_width == pytest.approx(1.96 * scores.std() / np.sqrt(20_000), rel=0.15)
+@pytest.mark.parametrize("ratio", [0.3, 2.0, 9.0, 60.0])
+@pytest.mark.parametrize("share", [0.0, 1e-9, 0.4, 1.0])
+def test_the_p_value_is_the_level_whose_critical_value_is_the_ratio(ratio, share):
+    components = [(share, 2.0), (1 - share, 199.0)]
+    found = interval_from(-ratio * 0.7, 0.7, components, 5)
+    assert critical_value(found.p_value, components) == pytest.approx(ratio, rel=1e-6)
+    alone = [2 * student.sf(ratio, freedom) for freedom in (2, 199)]
+    assert min(alone) * (1 - 1e-9) <= found.p_value <= max(alone) * (1 + 1e-9)
+    if share == 1:
+        assert found.p_value == pytest.approx(alone[0], rel=1e-9)
 
 
-def test_the_same_data_give_the_same_interval_and_another_seed_another():
-    a, b = [np.arange(10.0)], [np.ones(10)]
-    assert bootstrap_difference(a, b) == bootstrap_difference(a, b)
-    assert bootstrap_difference(a, b) != bootstrap_difference(a, b, seed=1)
+def test_rows_that_all_seeds_share_count_once():
+    """Without variation between seeds, the interval is that of the rows, for any number of seeds."""
+    rows = np.random.default_rng(0).normal(size=40)
+    low, high = ttest_1samp(rows, 0).confidence_interval(0.95)
+    (found,) = intervals_over_seeds([rows[:, None]] * 10, same_rows=True)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9)
 
 
-def test_equal_scores_are_no_significant_difference():
-    scores = [np.arange(5.0)]
-    assert verdict(bootstrap_difference(scores, scores), "lower") == "no significant difference"
+def test_one_row_that_all_seeds_share_has_no_interval():
+    (found,) = intervals_over_seeds([np.array([[v]]) for v in (0.1, 0.2, 0.3)], same_rows=True)
+    assert (found.low, found.p_value) == (None, None)
 
 
-def test_an_infinite_difference_gives_no_verdict():
-    assert verdict(bootstrap_difference([np.array([np.inf, 1.0])], [np.zeros(2)]), "lower") == "unknown"
+def test_an_infinite_score_leaves_the_other_columns_their_intervals():
+    values = [np.full((20, 2), value) for value in (1.0, 2.0, 3.5)]
+    values[1][3, 0] = np.inf
+    infinite, finite = intervals_over_seeds(values, same_rows=True)
+    assert infinite.low is None
+    assert finite.mean == pytest.approx(6.5 / 3)
+    (undefined,) = paired_intervals([v[:, :1] for v in values], [v[:, :1] for v in values], same_rows=True)
+    assert verdict(undefined, "lower") == "unknown"
 
 
-def test_the_p_value_of_a_mean_matches_scipy():
-    values = [1.0, 2.0, 4.0, -0.5]
-    assert mean_interval(values).p_value == pytest.approx(ttest_1samp(values, 0).pvalue, rel=1e-9)
-    assert mean_interval([2.0, 2.0]).p_value == 0
-    assert mean_interval([0.0, 0.0]).p_value == 1
+def test_equal_differences_have_the_p_value_of_the_sign_test():
+    for n, p_value in ((3, 0.25), (5, 0.0625), (6, 0.03125)):
+        assert mean_interval([0.2] * n).p_value == p_value
+    assert mean_interval([0.0] * 6).p_value == 1
 
 
-def test_the_p_value_of_the_bootstrap_of_one_seed_is_that_of_the_z_test():
-    scores = np.random.default_rng(1).normal(0.08, size=500)
-    found = bootstrap_difference([scores], [np.zeros(500)], n_resamples=4000)
-    assert found.p_value == pytest.approx(ztest_p_value(scores), rel=0.15)
-    constant = bootstrap_difference([np.full(7, 0.1)], [np.zeros(7)])
-    assert constant.p_value == 0
+def test_only_differences_count():
+    values, others = ([np.array([[v]]) for v in found] for found in ((101.0, 202.0, 305.0), (100.0, 200.0, 300.0)))
+    (found,) = paired_intervals(values, others, same_rows=False)
+    assert_equal(found, mean_interval([1.0, 2.0, 5.0]))
 
 
-def ztest_p_value(scores):
-    return 2 * norm.sf(abs(scores.mean()) / (scores.std() / np.sqrt(len(scores))))
+def test_a_difference_of_round_off_is_a_tie():
+    values = [np.array([[v]]) for v in (0.3, 0.5, 0.7)]
+    shifted = [v + 2.8e-17 + 1e-16 * i for i, v in enumerate(values)]
+    (found,) = paired_intervals(shifted, values, same_rows=False)
+    assert found.p_value == 1.0
+    larger = [v + 1e-3 + 1e-6 * i for i, v in enumerate(values)]
+    (found,) = paired_intervals(larger, values, same_rows=False)
+    assert verdict(found, "higher") == "better"
+
+
+def test_ties_are_relative_and_have_a_floor_and_do_not_chain():
+    assert is_tie(1e6, 1e6 + 0.5)
+    assert not is_tie(1.0, 1.00001)
+    assert is_tie(0.0, 2.8e-17)
+    assert is_tie(np.inf, np.inf)
+    assert not is_tie(np.inf, 1.0)
+    assert not is_tie(np.nan, np.nan)
+    steps = np.array([1 + 0.7e-6 * k for k in range(4)])
+    assert merge_ties(steps[::-1]).tolist() == [steps[2], steps[2], steps[0], steps[0]]
+
+
+def test_the_detectable_difference_has_the_power_of_the_noncentral_t():
+    difference = mean_interval([0.1, 0.3, 0.2, 0.5, 0.1])
+    for n, power in ((1, 0.8), (11, 0.5)):
+        needed = detectable_difference(difference, n_comparisons=n, power=power)
+        critical = student.isf(0.025 / n, 4)
+        assert nct.sf(critical, 4, needed / difference.standard_error) == pytest.approx(power, rel=1e-6)
+    assert detectable_difference(mean_interval([0.1, 0.2])) is None
+    assert detectable_difference(mean_interval([0.1] * 4)) is None
 
 
 def test_more_comparisons_need_smaller_p_values():
@@ -163,3 +204,61 @@ def test_no_method_is_marked_if_none_is_significantly_worse_or_a_verdict_is_unkn
     assert not_significantly_worse({"b": "no significant difference"}, "a") == set()
     assert not_significantly_worse({"b": "worse", "c": "unknown"}, "a") == set()
     assert not_significantly_worse({}, "a") == set()
+
+
+def columns(**methods):
+    return {m: {s: np.array([v]) for s, v in enumerate(found)} for m, found in methods.items()}
+
+
+def difference(values, a, b):
+    return mean_interval([float((values[a][s] - values[b][s])[0]) for s in values[a]])
+
+
+def test_the_baseline_is_one_family_and_all_pairs_another():
+    rng = np.random.default_rng(0)
+    shifts = {"map": 1.0, "b": 0.9, "c": 0.5, "d": 0.97}
+    values = columns(**{name: rng.normal(shift, 0.05, 6) for name, shift in shifts.items()})
+    found = compare_methods(values, "lower", same_rows=False, baseline="map")
+    expected = {pair: difference(values, *pair) for pair in combinations(values, 2)}
+    assert found.differences.keys() == expected.keys()
+    for pair, interval in found.differences.items():
+        assert_equal(interval, expected[pair])
+    assert found.pairs == verdicts(expected, "lower")
+    against = {m: difference(values, m, "map") for m in "bcd"}
+    assert found.with_baseline == verdicts(against, "lower")
+    for m, interval in found.baseline_differences.items():
+        assert_equal(interval, against[m])
+    assert found.with_method("c")["map"] == "worse"
+    assert found.with_method("map")["c"] == "better"
+
+
+def test_methods_are_compared_over_the_seeds_that_both_have():
+    values = columns(a=[1.0, 2.0, 3.0, 4.0], b=[1.1, 2.2, 3.1, 9.0])
+    del values["b"][3]
+    values["c"] = {7: np.array([1.0])}
+    found = compare_methods(values, "lower", same_rows=False)
+    assert set(found.differences) == {("a", "b")}
+    assert found.differences["a", "b"].mean == pytest.approx(-0.4 / 3)
+
+
+def test_copies_of_a_seed_count_as_one():
+    values = columns(a=[0.6, 0.6, 0.6, 0.5], b=[0.7, 0.7, 0.7, 0.8])
+    copies = {"a": {0: 0, 1: 0, 2: 0, 3: 3}}
+    found = compare_methods(values, "lower", same_rows=False, copies=copies)
+    assert found.differences["a", "b"].n == 2
+    assert found.pairs["a", "b"] == "unknown"
+
+
+def test_seeds_are_grouped_by_the_copies_of_any_method():
+    copies = {"a": {0: 0, 1: 0, 2: 2, 3: 3}, "b": {0: 0, 1: 1, 2: 1, 3: 3}}
+    assert seed_groups([0, 1, 2, 3], ["a", "b"], copies) == {0: 0, 1: 0, 2: 0, 3: 3}
+    assert distinct_seeds([0, 1, 2, 3], ["b"], copies) == [0, 1, 3]
+    assert distinct_seeds([1, 2], ["c"], copies) == [1, 2]
+
+
+def test_the_one_way_test_of_equal_seeds_agrees_on_independent_rows():
+    """With seeds that differ by their rows alone, mean squares have the ratio of the analysis of variance."""
+    values = crossed(4, 50, of_seeds=0.5, of_rows=0.0, rng=3)
+    a, b, e = two_way(values)
+    within = (b * 49 + e * 3 * 49) / (4 * 49)
+    assert a / within == pytest.approx(f_oneway(*values).statistic, rel=1e-9)

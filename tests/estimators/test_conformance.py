@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conformance_baselines import BASELINES
+from conformance_families import FAMILIES
 from conformance_posteriors import POSTERIORS
 
 import estimators
@@ -23,7 +24,7 @@ from estimators.baselines import MAP
 from estimators.errors import OptionError, UnsupportedError
 from estimators.testing import CASES, CHECKS, check_estimator, formulas
 
-ROWS = {**POSTERIORS, **BASELINES}
+ROWS = {**POSTERIORS, **BASELINES, **FAMILIES}
 
 
 @cache

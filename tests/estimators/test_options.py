@@ -33,8 +33,10 @@ from estimators.errors import OptionError
 from estimators.estimator.options import constructor_options
 from estimators.laplace import SubnetworkLaplace
 from estimators.likelihoods import CausalTokens
+from estimators.sampling import SGHMC, SGLD, CyclicalSGHMC, MicrocanonicalLangevin, ReferencePosterior
 from estimators.training import Recipe, train_map
 from estimators.tuning import CalibrationGrid
+from estimators.variational import IVON, VBLL, MeanFieldVI
 
 SGD = Recipe(epochs=2, optimizer="sgd", lr="auto", schedule="constant")
 
@@ -71,10 +73,18 @@ MADE = {
     "laplace-torch": estimator(LaplaceTorch),
     "subnetwork": estimator(SubnetworkLaplace),
     "swag": estimator(SWAG),
+    "reference": estimator(ReferencePosterior),
     "dropout": estimator(MCDropout, rate=0.1, **TRAINED),
     "ensemble": estimator(DeepEnsemble, **TRAINED),
     "adapters": estimator(LoRAEnsemble, recipe=Recipe(epochs=1)),
     "heads": estimator(MultiHeadEnsemble),
+    "mean-field VI": estimator(MeanFieldVI),
+    "IVON": estimator(IVON),
+    "VBLL": estimator(VBLL),
+    "SGLD": estimator(SGLD),
+    "SGHMC": estimator(SGHMC),
+    "cyclical SGHMC": estimator(CyclicalSGHMC),
+    "microcanonical": estimator(MicrocanonicalLangevin),
     "fine tune": part(FineTune),
     "linear response": part(LinearResponse),
     "newton": part(NewtonRefit),
@@ -100,17 +110,21 @@ REAL = {
     "average",
     "sigma_noise",
 }
-REAL |= {"target_shift", "target_scale"}
+REAL |= {"target_shift", "target_scale", "initial_std", "initial_hessian", "hessian_momentum", "step_size"}
+REAL |= {"friction", "exploration"}
 WHOLE = {
-    "mc_samples",
+    "mc_samples", "max_gradients",
     "rank", "n_parameters", "max_rank", "n_samples", "n_members", "n_heads", "max_iter", "n_draws", "n_probes", "seed",
-    "vmap_chunk_size", "epochs", "batch_size", "micro_batch_size", "class_dim", "ignore_index",
+    "vmap_chunk_size", "epochs", "batch_size", "micro_batch_size", "class_dim", "ignore_index", "n_chains",
+    "burn_in", "thinning", "n_cycles", "cycle_steps", "warm_up", "n_gradient_samples",
 }  # fmt: skip
 OPTIONS = [(name, option) for name, make in MADE.items() for option in constructor_options(make.kind)]
 NUMBERS = [(name, option) for name, option in OPTIONS if option in REAL | WHOLE]
 MAY_BE_NONE = {"tol", "rate", "batch_size", "micro_batch_size", "rao_blackwell", "preconditioner", "basis_dtype", "of",
-               "last_layer_name", "regularizer", "solver", "recipe", "make_model"}  # fmt: skip
-GOOD = {"rate": 0.5, "class_dim": 1, "momentum": 0.5, "average": 0.5, "step": 1.0}
+               "last_layer_name", "regularizer", "solver", "recipe", "make_model", "n_chains", "members"}  # fmt: skip
+GOOD = {"hessian_momentum": 0.5, "friction": 0.5, "exploration": 0.5, "cycle_steps": 50, "warm_up": 8,
+        "n_gradient_samples": 4, "n_chains": 4}  # fmt: skip
+GOOD |= {"rate": 0.5, "class_dim": 1, "momentum": 0.5, "average": 0.5, "step": 1.0}
 MAY_BE_SEVERAL = {"sigma_noise", "prior_precision", "prior_mean", "target_shift", "target_scale"}
 NEGATIVE = {"target_shift", "prior_mean", "class_dim", "ignore_index", "seed"}
 
@@ -155,6 +169,8 @@ def test_any_other_option_of_a_wrong_type_is_rejected_at_once(name, option):
         bad = bad[:-1]
     if option == "subset_of_weights" and name not in ("last layer", "laplace-torch"):
         bad = bad[:-1]
+    if option == "check_rows":
+        bad = [3.7, object(), object, "no such thing"]  # whatever has a tensor may be inputs
     if option in ("of", "make_model", "feature_reduction"):
         bad = [value for value in bad if not callable(value)]
     for value in bad:

@@ -8,6 +8,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from sampling_problems import LOOSE
 from torch import nn
 
 from estimators import (
@@ -39,7 +40,16 @@ from estimators.estimator.cloning import clone
 from estimators.estimator.options import constructor_options
 from estimators.laplace import SubnetworkLaplace
 from estimators.likelihoods import CausalTokens
+from estimators.sampling import (
+    SGHMC,
+    SGLD,
+    ConvergenceCriteria,
+    CyclicalSGHMC,
+    MicrocanonicalLangevin,
+    ReferencePosterior,
+)
 from estimators.training import Recipe
+from estimators.variational import IVON, VBLL, MeanFieldVI
 
 SGD = Recipe(epochs=2, batch_size=7, optimizer="sgd", lr="auto", schedule="constant")
 RECIPE = {
@@ -123,6 +133,9 @@ def parts(regularizer=None, solver=None):
     return {**OF_REGVAR, **changed, **{f"solver.{name}": value for name, value in (solver or {}).items()}}
 
 
+CHAIN = {"n_samples": 2, "thinning": 1, "n_chains": 2}
+OTHER_CHAIN = {"step_size": 1e-3, "step": 0.02, "n_samples": 3, "n_chains": 3, "batch_size": 5, "seed": 1}
+
 CASES = {
     "map": ((MAP, {}), BASE),
     "auto": (
@@ -191,7 +204,61 @@ CASES = {
         (LoRAEnsemble, {"recipe": Recipe(epochs=1), "n_members": 2}),
         {**BASE, **RECIPE_OF, "n_members": 3, "seed": 1},
     ),
+    "reference": (
+        (
+            ReferencePosterior,
+            {
+                "n_chains": 4,
+                "n_draws": 1000,
+                "starts": "prior",
+                "max_gradients": 40_000,
+                "criteria": LOOSE,
+                "accept_unconverged": True,
+            },
+        ),
+        {
+            **BASE,
+            "n_chains": 6,
+            "n_draws": 900,
+            "starts": "trained",
+            "collapse": "last_layer",
+            "max_gradients": 900_000,
+            "criteria": ConvergenceCriteria(),
+            "check_rows": torch.ones(2, 3, dtype=torch.float64),
+            "accept_unconverged": False,
+            "dtype": torch.float32,
+            "engine": "nutpie",
+            "seed": 1,
+        },
+    ),
     "heads": ((MultiHeadEnsemble, {"n_heads": 3}), {**BASE, "n_heads": 4, "max_iter": 499, "seed": 1}),
+    "mean-field VI": (
+        (MeanFieldVI, {"recipe": Recipe(epochs=1), "n_samples": 3}),
+        {**BASE, **RECIPE_OF, "initial_std": 0.02, "n_gradient_samples": 4, "n_samples": 4, "seed": 1},
+    ),
+    "IVON": (
+        (IVON, {"recipe": Recipe(epochs=1, optimizer="sgd"), "n_samples": 3}),
+        {
+            **BASE,
+            **{name: value for name, value in RECIPE_OF.items() if name not in ("recipe.optimizer", "recipe.average")},
+            **{"hessian_momentum": 0.9, "initial_hessian": 2.0, "n_gradient_samples": 4, "n_samples": 4, "seed": 1},
+        },
+    ),
+    "VBLL": ((VBLL, {}), {**BASE, "subset_of_weights": None, "last_layer_name": "2", "tol": 1e-5, "max_iter": 999}),
+    "SGLD": ((SGLD, {**CHAIN, "burn_in": 1}), {**BASE, **OTHER_CHAIN, "burn_in": 2, "thinning": 2}),
+    "SGHMC": (
+        (SGHMC, {**CHAIN, "burn_in": 1}),
+        {**BASE, **OTHER_CHAIN, "friction": 0.2, "burn_in": 2, "thinning": 2},
+    ),
+    "cyclical SGHMC": (
+        (CyclicalSGHMC, {"n_samples": 2, "n_chains": 2, "cycle_steps": 6, "n_cycles": 1}),
+        {**BASE, **OTHER_CHAIN, "friction": 0.2, "n_cycles": 2, "cycle_steps": 7, "exploration": 0.4},
+    ),
+    "microcanonical": (
+        (MicrocanonicalLangevin, {"n_samples": 2, "thinning": 1, "n_chains": 2, "warm_up": 4}),
+        {**BASE, "n_chains": 3, "warm_up": 5, "n_samples": 3, "thinning": 2, "step_size": 0.01, "seed": 1}
+        | dict.fromkeys(["make_model", "recipe"]),
+    ),
     "temperature": ((TemperatureScaling, {"validation": data("classification")}), BASE),
 }
 COMPARED_NOWHERE = {
@@ -254,7 +321,7 @@ def test_every_option_has_a_change_here_or_is_documented_as_not_compared(name):
     changes = {**CASES[name][1], "likelihood.class_dim": 1, "likelihood.ignore_index": 1}
     unseen = set(options_of(build(name))) - changes.keys() - COMPARED_NOWHERE
     other_values_are_rejected = {
-        "centred", "curvature", "rtol", "recipe.schedule", "recipe.average",  # by the constructor
+        "centred", "curvature", "rtol", "recipe.schedule", "recipe.average", "recipe.optimizer",  # by the constructor
     }  # fmt: skip
     assert unseen <= other_values_are_rejected
 

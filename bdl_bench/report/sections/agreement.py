@@ -1,4 +1,4 @@
-"""Agreement with the exact variance: numbers, a scatter plot per method, and the largest disagreements."""
+"""Agreement with linearized Laplace: numbers, a scatter plot per method, and the largest disagreements."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class AgreementSection:
 def agreement(context: Context) -> AgreementSection:
     """Return numbers over all seeds, and figures of the first seed that a method shares with the reference."""
     results = context.results
-    rows = agreement_rows(results)
+    rows = agreement_rows(results, context.design)
     drawings: list[Drawing | None] = []
     largest: dict[str, list[Disagreement]] = {}
     for row in rows:

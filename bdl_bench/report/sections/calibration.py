@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,19 +43,23 @@ def calibration(context: Context) -> Calibration:
     start = 0.0 if results.kind == "regression" else first_confidence([*untuned.values(), *tuned.values()])
 
     def draw(method: str) -> Drawing:
+        repeats = context.design.repeats
         style, arrays, tuned_arrays = context.palette[method], untuned[method], tuned.get(method)
         if results.kind == "regression":
-            return coverage(method, style, arrays, tuned=tuned_arrays)
-        return reliability(method, style, arrays, tuned=tuned_arrays, start=start)
+            return coverage(method, style, arrays, tuned=tuned_arrays, repeats=repeats)
+        return reliability(method, style, arrays, tuned=tuned_arrays, start=start, repeats=repeats)
 
     return Calibration(results.kind, context.render(map(draw, results.methods)), bool(tuned))
 
 
-def coverage(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None) -> Drawing:
-    """Draw observed against nominal coverage with 95 % Wilson intervals; if tuned, the untuned line in grey."""
+def coverage(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None, repeats: float = 1.0) -> Drawing:
+    """Draw observed against nominal coverage with 95 % Wilson intervals; if tuned, the untuned line in grey.
+
+    The intervals count a row once that occurs in several seeds: `repeats` times on average.
+    """
     shown = arrays if tuned is None else tuned
     observed = coverages(shown, _LEVELS)
-    count = np.full(len(_LEVELS), float(shown["targets"].size))
+    count = np.full(len(_LEVELS), shown["targets"].size / repeats)
     low, high = Bins(confidence=_LEVELS, accuracy=observed, count=count).interval()
     with panel("nominal coverage", "observed coverage") as axes:
         diagonal(axes, 0.0, 1.0)
@@ -82,15 +86,20 @@ def coverages(arrays: Arrays, levels: Floats) -> Floats:
     return fractions
 
 
-def reliability(method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None, start: float) -> Drawing:
-    """Draw accuracy against confidence in ten bins of equal mass with 95 % Wilson intervals; untuned in grey."""
+def reliability(
+    method: str, style: Style, arrays: Arrays, *, tuned: Arrays | None, start: float, repeats: float = 1.0
+) -> Drawing:
+    """Draw accuracy against confidence in ten bins of equal mass with 95 % Wilson intervals; untuned in grey.
+
+    The intervals count a row once that occurs in several seeds: `repeats` times on average.
+    """
     shown = top_label_bins(arrays if tuned is None else tuned)
     with panel("confidence", "accuracy") as axes:
         diagonal(axes, start, 1.0)
         if tuned is not None:
             before = top_label_bins(arrays)
             axes.plot(before.confidence, before.accuracy, color=SOFT, lw=1.1)
-        low, high = shown.interval()
+        low, high = replace(shown, count=shown.count / repeats).interval()
         axes.vlines(shown.confidence, low, high, color=style.colour, lw=0.9, alpha=0.55)
         axes.plot(shown.confidence, shown.accuracy, color=style.colour, lw=1.4, marker="o", ms=2.6)
         axes.set_xlim(start, 1.015)

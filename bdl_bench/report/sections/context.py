@@ -9,15 +9,17 @@ from bdl_bench.report.figures.canvas import Drawing
 from bdl_bench.report.figures.gallery import Gallery, Picture
 from bdl_bench.report.palette import Palette
 from bdl_bench.report.results import TaskResults
+from bdl_bench.report.seed_design import SeedDesign
 
 __all__ = ["Context"]
 
 
 @dataclass(frozen=True)
 class Context:
-    """The results of one task, the styles of its methods, and the gallery that renders its figures."""
+    """The results of one task, how its seeds differ, the styles of its methods, and the gallery of its figures."""
 
     results: TaskResults
+    design: SeedDesign
     palette: Palette
     gallery: Gallery
 

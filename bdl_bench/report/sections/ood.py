@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.metrics import Metric
-from bdl_bench.metrics.evaluation import ood_scores
+from bdl_bench.metrics.evaluation import OOD_SCORES, ood_scores
 from bdl_bench.report.figures.canvas import INK, SOFT, Drawing, blank
 from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.labels import short
@@ -24,8 +24,7 @@ from bdl_bench.report.sections.scores import Scores
 __all__ = ["Detection", "OutOfDistribution", "out_of_distribution"]
 
 Floats = NDArray[np.float64]
-_KEY = re.compile(r"ood/([^/]+)/(.+)/(variance|entropy)")
-_SCORES = ("variance", "entropy")
+_KEY = re.compile(rf"ood/([^/]+)/(.+)/({'|'.join(OOD_SCORES)})")
 _ROW, _NAMES, _WIDTH, _BINS = 0.3, 1.4, 4.1, 24
 
 
@@ -55,7 +54,7 @@ def out_of_distribution(context: Context, scores: Scores) -> OutOfDistribution |
         if match := _KEY.fullmatch(key):
             by_set.setdefault(match[2], []).append((metric, match[1], match[3]))
     for columns in by_set.values():
-        columns.sort(key=lambda column: _SCORES.index(column[2]))
+        columns.sort(key=lambda column: OOD_SCORES.index(column[2]))
     sets = [
         Detection(name, columns, context.render(_histograms(context, scores.compared, name)))
         for name, columns in by_set.items()
@@ -66,13 +65,15 @@ def out_of_distribution(context: Context, scores: Scores) -> OutOfDistribution |
 def _histograms(context: Context, table: ScoreTable, name: str) -> list[Drawing]:
     """Draw one figure per score that differs between rows, of the first seed of each method."""
     drawings = []
-    for score in _SCORES:
+    for score in OOD_SCORES:
         key = f"ood/AUROC/{name}/{score}"
         found = {m: row[key] for m, row in table.entries.items() if key in row}
         if found:
             notes = {m: number(entry.interval.mean) for m, entry in found.items()}
             pairs = {m: _scores(context, table, m, name, score) for m in found}
-            drawings.append(histograms(f"ood {name} {score}", f"by {score}", pairs, context.palette, note=notes))
+            drawings.append(
+                histograms(f"ood {name} {score}", f"by {score.replace('_', ' ')}", pairs, context.palette, note=notes)
+            )
     return drawings
 
 

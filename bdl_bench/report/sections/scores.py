@@ -8,8 +8,13 @@ from typing import ClassVar
 from bdl_bench.metrics import Metric
 from bdl_bench.report.scores import ScoreTable, score_table
 from bdl_bench.report.sections.context import Context
+from bdl_bench.report.seed_design import SeedDesign
 
 __all__ = ["Scores", "scores"]
+
+_TEST = ("cls/", "reg/", "cal/")
+_ELSEWHERE = ("sc/", "cov/", "width/", "ood/", "shift/")
+"""Beginnings of the keys of metrics that other sections show."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,7 @@ class Scores:
     """The tables of metrics; `tuned` is None if no method was tuned."""
 
     template: ClassVar[str] = "scores.html"
+    design: SeedDesign
     untuned: ScoreTable
     tuned: ScoreTable | None
     seeds: int
@@ -27,6 +33,12 @@ class Scores:
     def tables(self) -> list[ScoreTable]:
         """The untuned table, and the tuned one if there is one."""
         return [self.untuned] if self.tuned is None else [self.untuned, self.tuned]
+
+    @property
+    def test_keys(self) -> tuple[str, ...]:
+        """The beginnings of the keys of the metrics of test rows that have no section of their own."""
+        own = [m.key for m in self.untuned.metrics if not m.key.startswith((*_TEST, *_ELSEWHERE))]
+        return *_TEST, *own
 
     @property
     def compared(self) -> ScoreTable:
@@ -46,8 +58,9 @@ def scores(context: Context) -> Scores:
     results = context.results
     tuned = results.tuned_methods
     return Scores(
-        score_table(results, results.methods),
-        score_table(results, tuned, tuned=True) if tuned else None,
+        context.design,
+        score_table(results, context.design, results.methods),
+        score_table(results, context.design, tuned, tuned=True) if tuned else None,
         len(results.seeds),
         {m: len(s) for m, s in results.finished.items() if len(s) < len(results.seeds)},
     )

@@ -17,14 +17,12 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp
 
 from estimators.data.batch import Batch
-from estimators.models.kernels import differentiable
 from estimators.numerics.pytrees import PyTree, select_rows
 from estimators.numerics.reductions import dots
-from estimators.numerics.vectorize import one_by_one, over_rows
 from estimators.objective.objective import Objective
+from estimators.objective.over_copies import over_copies
 from estimators.option_checks import checked_choice
 from estimators.regvar.perturbation import Perturbation
-from estimators.runtime.pass_counter import PassCounter
 
 __all__ = ["DIFFERENCES", "PerturbedCopies", "checked_difference"]
 
@@ -157,40 +155,12 @@ class PerturbedCopies:
     def _over_copies(
         self, function: Callable[..., Tensor], batch: Batch, displacements: Tensor, *rows: PyTree, **multiples: float
     ) -> Tensor:
-        """Return `function` of each copy: vectorised, and compared with a loop at the first batch of its kind."""
-        network, n_copies = self.objective.network, len(displacements)
-        if network.routes.copies_in_a_loop:
-            return self._in_a_loop(function, (displacements, *rows), multiples)
-        with differentiable(), self._pass_counter.transformed(**multiples) as counted:
-            found: Tensor = over_rows(counted(function), displacements, *rows, chunk_size=self.chunk_size)
-        if (
-            n_copies == 1
-            or not bool(displacements.any())
-            or not network.check.is_new("copies", batch.x, len(rows), n_copies)
-        ):
-            return found
-        with network.check.counted():
-            looped = self._in_a_loop(function, (displacements, *rows), multiples)
-        distance, scale = float((looped.double() - found.double()).norm()), float(looped.double().norm())
-        round_off = torch.finfo(looped.dtype).eps ** 0.5 * looped.numel() ** 0.5
-        if distance <= network.check.tolerance() * max(scale, round_off):
-            return found
-        network.routes.copies_in_a_loop = True
-        reason = f"differs from a loop by {distance:.2g} at a norm of {scale:.2g}"
-        network.check.report.record_fallback("perturbed copies", "vmap over them", reason, instead="one at a time")
-        return looped
-
-    def _in_a_loop(
-        self, function: Callable[..., Tensor], rows: tuple[PyTree, ...], multiples: dict[str, float]
-    ) -> Tensor:
-        """Return `function` of each copy, one after another."""
-        with differentiable(), self._pass_counter.transformed(**multiples) as counted:
-            looped: Tensor = one_by_one(counted(function), rows)
-        return looped
-
-    @property
-    def _pass_counter(self) -> PassCounter:
-        return self.objective.network.pass_counter
+        """Return `function` of each copy; without displacements nothing could differ from a loop."""
+        network, compared = self.objective.network, bool(displacements.any())
+        inputs = (displacements, *rows)
+        return over_copies(
+            network, function, batch.x, *inputs, chunk_size=self.chunk_size, compared=compared, **multiples
+        )
 
     @staticmethod
     def _batch_product(value: Value) -> Callable[[Tensor, PyTree, Tensor, Tensor], Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,7 @@ from estimators.models.functionals import ComposedNetwork, Functional
 from estimators.numerics.pytrees import PyTree
 from estimators.option_checks import checked_choice, checked_integer
 
-__all__ = ["MembersEstimator"]
+__all__ = ["MembersEstimator", "WeightMembersEstimator"]
 
 
 class MembersEstimator(UncertaintyEstimator):
@@ -118,6 +119,21 @@ class MembersEstimator(UncertaintyEstimator):
 
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         return _resampled(self._members(x), n_samples, generator)
+
+
+class WeightMembersEstimator(MembersEstimator):
+    """A posterior of S networks that differ in the chosen weights only, f_s(x) = f(θ_s, x).
+
+    Frozen weights and buffers are those of the model. Subclasses implement `_member_weights`.
+    """
+
+    @abstractmethod
+    def _member_weights(self) -> Iterable[Tensor]:
+        """Return θ_s, (P,) each, the same in every call."""
+
+    def _members(self, x: PyTree) -> Tensor:
+        with torch.no_grad():
+            return torch.stack([self.network_(theta, x) for theta in self._member_weights()])
 
 
 def _resampled(members: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:

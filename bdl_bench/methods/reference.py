@@ -1,0 +1,47 @@
+"""The posterior itself, by Hamiltonian Monte Carlo: what every other method approximates."""
+
+from __future__ import annotations
+
+from bdl_bench.methods.registry import POSTERIOR, Method, preset
+from bdl_bench.problem.problem import Problem
+from bdl_bench.problem.queries import queries
+from estimators import UncertaintyEstimator
+from estimators.errors import DataError, UnsupportedError
+from estimators.numerics.pytrees import PyTree, concatenate, select_rows
+from estimators.sampling import ReferencePosterior
+
+_CHECK_ROWS = 256
+"""The largest number of test rows at which the chains must have converged before sampling ends."""
+
+_MAX_WEIGHTS = 5_000
+"""Largest number of weights. A run takes some 100,000 gradients over all training rows, and more weights need more of
+them: 2,410 weights on digits take minutes."""
+
+
+def _test_rows(problem: Problem) -> PyTree | None:
+    """Return test rows to judge the chains at; None if their batches cannot be joined, such as texts."""
+    try:
+        rows = concatenate([query.x for query in queries(problem.test, problem.layout)])
+    except (DataError, RuntimeError):
+        return None
+    return select_rows(rows, slice(0, _CHECK_ROWS))
+
+
+def _reference(problem: Problem, seed: int) -> UncertaintyEstimator:
+    if problem.n_parameters > _MAX_WEIGHTS:
+        raise UnsupportedError(
+            f"a network of at most {_MAX_WEIGHTS:,} weights for {POSTERIOR}",
+            received=f"{problem.n_parameters:,} weights",
+            remedy="estimators.ReferencePosterior(model, ..., max_gradients=...) with hours of time.",
+        )
+    return preset(ReferencePosterior, seeded=True, check_rows=_test_rows(problem))(problem, seed)
+
+
+PRESETS = [
+    Method(
+        POSTERIOR,
+        "the posterior of the network itself: Hamiltonian Monte Carlo, with chains that must have converged",
+        _reference,
+        retrains=False,
+    )
+]

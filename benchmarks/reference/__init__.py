@@ -1,0 +1,1 @@
+"""How soon the reference posterior is reached on the bundled tasks."""
