@@ -92,6 +92,7 @@ def _tokens(**options: Any) -> Case:  # noqa: ANN401
 
 CASES: dict[str, Case] = {
     "fisher-resnet18-kron-mc-reduce": _resnet(hessian_structure="kron", fisher="mc", kfac_approx="reduce"),
+    "fisher-resnet18-kron-mc-reduce-2048": _resnet(2048, hessian_structure="kron", fisher="mc", kfac_approx="reduce"),
     "fisher-resnet18-kron-mc": _resnet(hessian_structure="kron", fisher="mc"),
     "fisher-resnet18-kron-empirical-reduce": _resnet(
         hessian_structure="kron", fisher="empirical", kfac_approx="reduce"

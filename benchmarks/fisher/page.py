@@ -33,6 +33,9 @@ The embedding of the transformer is a parameter without Kronecker factors, whose
 *Network passes* are those of the fit's pass counter, with and without the comparison. It counts every backward pass as
 two thirds of a pass. That of the factors takes half of it, since no gradients of the weights are made.
 
+Without the comparisons the curvature is below the goal. The two passes over the data and the comparison of every row
+with plain autograd, which are what finds wrong derivatives, take the rest, at every number of rows.
+
 """
 _HEADER = (
     *("network", "P", "hessian_structure", "fisher", "kfac_approx", "N", "plain passes, s", "decompositions, s"),
