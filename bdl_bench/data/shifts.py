@@ -1,4 +1,4 @@
-"""Shifts at five severities: of small grey images, and noise on the features of a table.
+"""Distribution shifts at five severities: noise, blur, contrast and the like on grey images, noise on table features.
 
 The noise and the direction of rotation of each row are drawn once per seed, so severities differ in size only.
 """

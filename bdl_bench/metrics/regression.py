@@ -1,6 +1,7 @@
 """Scores of Gaussian predictions N(mean, variance), variance = epistemic + noise; mean, variance, targets (M, C).
 
-Scores are one number per example, (M,): sums over outputs for log-likelihood and entropy, means over outputs otherwise.
+Unless a docstring says otherwise, scores are one number per example, (M,): sums over outputs for log-likelihood and
+entropy, means over outputs otherwise.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def energy_score(samples: Floats, targets: Floats) -> Floats:
     Returns:
         Scores in the unit of the target, (M,).
     """
-    # In chunks of rows, since all pairs of samples of a row are formed: 250,000 differences per row and output.
+    # One row at a time: all S² differences of its samples are formed for each output.
     rows = [
         es_ensemble(targets[row], samples[:, row], m_axis=0, estimator="fair", backend="numpy")
         for row in range(len(targets))
@@ -117,17 +118,18 @@ def central_level(mean: Floats, variance: Floats, targets: Floats) -> Floats:
     return levels
 
 
-def coverage_curve(needed: Floats, *, levels: Floats = CURVE_LEVELS) -> Floats:
+def coverage_curve(central_levels: Floats, *, levels: Floats = CURVE_LEVELS) -> Floats:
     """Return the share of targets inside their central interval at each of L nominal levels, (L,).
 
-    `needed` (M,) are central levels. A calibrated prediction has the levels themselves (Kuleshov et al. 2018).
+    `central_levels` are those of all targets, in any shape. A calibrated prediction has the levels themselves
+    (Kuleshov et al. 2018).
     """
-    return np.array([(needed <= level).mean() for level in levels])
+    return np.array([(central_levels <= level).mean() for level in levels])
 
 
-def coverage_error(needed: Floats, *, levels: Floats = CURVE_LEVELS) -> float:
+def coverage_error(central_levels: Floats, *, levels: Floats = CURVE_LEVELS) -> float:
     """Return the mean over the levels of |observed − nominal coverage|."""
-    return float(np.abs(coverage_curve(needed, levels=levels) - levels).mean())
+    return float(np.abs(coverage_curve(central_levels, levels=levels) - levels).mean())
 
 
 def _quantile(level: float) -> float:

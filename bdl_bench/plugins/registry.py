@@ -1,4 +1,4 @@
-"""What a plugin adds to: methods, tasks, metrics and sections, each with the plugin that it came from."""
+"""The registry to which a plugin adds methods, tasks, metrics and sections of the report."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class PluginRegistry:
                 processes.
 
         Raises:
-            PluginError: for another object, and for a name that exists or that the command line cannot name.
+            PluginError: if it is no Method, and for a name that exists or that the command line cannot name.
         """
         self._check_type(method, Method, "add_method(bdl_bench.methods.Method(name, summary, build))")
         self._add("method", method.name, METHODS, method)
@@ -72,7 +72,7 @@ class PluginRegistry:
             task: its function `make(seed)` returns a `Problem`.
 
         Raises:
-            PluginError: for another object, and for a name that exists or that the command line cannot name.
+            PluginError: if it is no Task, and for a name that exists or that the command line cannot name.
         """
         self._check_type(task, Task, "add_task(bdl_bench.tasks.Task(name, summary, make))")
         self._add("task", task.name, TASKS, task)
@@ -85,7 +85,8 @@ class PluginRegistry:
             kinds: "regression", "classification" or "binary", at least one.
 
         Raises:
-            PluginError: for another object, an unknown kind, and a key that exists or begins with ood/ or shift/.
+            PluginError: if it is no Metric, for an unknown kind, for a metric with both or neither of `scores` and
+                `compute`, and for a key that exists or begins with ood/, shift/, agreement/ or cost/.
         """
         self._check_type(metric, Metric, "add_metric(bdl_bench.metrics.Metric(...), 'regression')")
         if not kinds or not set(kinds) <= METRICS.keys():
@@ -112,7 +113,7 @@ class PluginRegistry:
         """Add a section to each task of the report.
 
         Args:
-            name: of the section, which is not shown.
+            name: an identifier, which the report does not show.
             make: function of the results of a task that returns a `Section`, or None for a task without one.
 
         Raises:
@@ -142,7 +143,7 @@ class PluginRegistry:
             raise PluginError(
                 f"a {kind} name without commas, colons and outer spaces",
                 received=f"{name!r} from {self.origin}",
-                remedy="a name such as 'my-method', which the command line can name.",
+                remedy="a name such as 'my-method'.",
             )
         self._check_free(kind, name, table)
         table[name] = value

@@ -1,4 +1,7 @@
-"""Matching of the rows of two records by the row identities that are stored with predictions, never by position."""
+"""Matching of the rows of two records by the row identities that are stored with predictions.
+
+Records of version 0.1 have no identities; theirs are matched by position, if their targets are equal.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ from bdl_bench.problem.row_identity import matching_order
 __all__ = ["Rows", "order_of_test_rows", "orders_between", "rows_of", "why_not_comparable"]
 
 Rows = Mapping[str, NDArray[Any]]
-"""`row_id` and `targets` of each set of rows, by their names in a record."""
+"""The arrays "row_id" and "targets" of the test rows, and "validation/row_id", "ood/gap/row_id", … of other sets."""
 
 _ID, _TARGETS = "row_id", "targets"
 _MATCHED = ("", "validation", "ood", "shift")
+"""First parts of the names of the sets whose rows are matched; the test set has no name."""
 
 
 def rows_of(path: Path) -> Rows:
@@ -30,8 +34,8 @@ def rows_of(path: Path) -> Rows:
 def why_not_comparable(rows: Rows, reference: Rows) -> str | None:
     """Return why two records are not of the same rows; None if they are.
 
-    Records of earlier versions have no identities. Two of these are of the same rows if the targets of every set are
-    equal, row by row.
+    Records of version 0.1 have no identities. Two of these are of the same rows if the targets of every set that both
+    store are equal, row by row.
     """
     for name in _sets(rows, reference):
         reason = _difference(name, rows, reference)
@@ -56,7 +60,7 @@ def orders_between(rows: Rows, reference: Rows) -> dict[str, NDArray[np.int64]]:
 def order_of_test_rows(rows: Rows, reference: Rows) -> NDArray[np.int64] | None:
     """Return the indices that put the test rows of a seed into the order of those of another seed; None if they differ.
 
-    Records of earlier versions have no identities. Their test rows are the same if their targets are equal.
+    Records of version 0.1 have no identities. Their test rows are the same if their targets are equal.
     """
     mine, theirs = rows.get(_ID), reference.get(_ID)
     if mine is not None and theirs is not None:

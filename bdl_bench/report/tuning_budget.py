@@ -10,7 +10,7 @@ __all__ = ["tuning_budget"]
 
 
 def tuning_budget(records: Sequence[Record]) -> str:
-    """Return the number of fits that tuning could use, and that it used, the untuned fit included.
+    """Return a phrase with the number of fits that tuning was allowed and has made, the untuned fit included.
 
     Args:
         records: of all runs.

@@ -32,12 +32,12 @@ __all__ = ["ExportMixin"]
 Moments = tuple[Tensor, Tensor]
 """Mean and epistemic variance of the outputs, both in the shape of the outputs."""
 Finish = Callable[[Prediction], Prediction]
-"""What is done with the prediction of the moments before it is returned, such as a calibration."""
+"""Post-processing of the prediction that is made of the moments, such as its calibration."""
 
 _TOLERANCE = 1e-6
 """The largest relative error of the exported module, beside `predict`, that is accepted in float32 and float64."""
 _NUMBERS_OF_ROWS = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73)
-"""Numbers of rows at which a network is recorded: none that its sizes are likely to be equal to or to divide."""
+"""Numbers of rows at which a network is recorded: primes, since torch.export takes equal sizes for one."""
 _OUTPUTS = ("mean", "epistemic_variance", "total_variance", "probs")
 """The attributes of a prediction that the exported module returns, if the prediction has them."""
 
@@ -72,7 +72,7 @@ class ExportMixin(ABC):
         Raises:
             UnsupportedError: if the variance is no closed expression of the network and its derivatives.
             ModelError: if torch cannot export the network, or the exported module differs from `predict` by more than
-                1e-6 of the largest value.
+                1e-6 of the largest value (in half precision by more than 4 eps).
             OptionError: if the file has another ending.
             NotFittedError, ModelChangedError, DataError: as `variance`.
 
@@ -99,7 +99,7 @@ class ExportMixin(ABC):
         x = self._prepare_query(example)
         self._check_query(x)
         self._check_exportable()
-        predict(example)  # what a first query computes once is computed before it is recorded
+        predict(example)  # fills what a first query computes once, before the recording
         try:
             content = self._exported(x, finish)
             self._check_exported(content, x, predict)

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["make_differentiable"]
+__all__ = ["use_plain_recurrent_kernels"]
 
 
-def make_differentiable(module: nn.Module) -> None:
-    """Use plain kernels in the LSTM, GRU and RNN layers of `module`, in place; values agree to round-off."""
+def use_plain_recurrent_kernels(module: nn.Module) -> None:
+    """Use plain kernels in the LSTM, GRU and RNN layers of `module`, in place; values agree to round-off.
+
+    Subclasses of these layers stay as they are, since they may override what the plain kernels need.
+    """
     for layer in module.modules():
         if type(layer) in _PLAIN:
             layer.__class__ = _PLAIN[type(layer)]

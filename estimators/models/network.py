@@ -92,9 +92,10 @@ class Network(NetworkFunction):
                     with self.check.counted():
                         of_probes = route(x, probes)
                     return of_probes, route(x, vectors)
+                if not len(probes):  # without a copy of all vectors
+                    return probes.new_zeros(0), route(x, vectors)
                 images = route(x, torch.cat([probes, vectors]))
-                if len(probes):
-                    self.pass_counter.move(SELF_CHECK, **{counted_as: len(probes) * n_rows(x)})
+                self.pass_counter.move(SELF_CHECK, **{counted_as: len(probes) * n_rows(x)})
                 return images[: len(probes)], images[len(probes) :].clone()  # callers write into them
 
             return products

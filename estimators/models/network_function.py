@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from estimators.errors import ModelError
 from estimators.models.derivative_routes import BY_NAME, DerivativeRoutes
-from estimators.models.fused_kernels import make_differentiable
+from estimators.models.fused_kernels import use_plain_recurrent_kernels
 from estimators.models.kernels import differentiable
 from estimators.models.outputs import output_tensor, without_inference
 from estimators.models.parameter_swap import ParameterSwap
@@ -67,7 +67,7 @@ class NetworkFunction:
         self.module = in_dtype(unwrap_children_(structural_copy(unwrapped(model))), dtype)
         self._as_stored = structural_copy(unwrapped(model)) if is_converted(self.module) else None
         self.result_dtype: torch.dtype | None = None
-        make_differentiable(self.module)
+        use_plain_recurrent_kernels(self.module)
         self.subset = Subset.of(self.module, names)
         parameters = {name: p.detach() for name, p in self.module.named_parameters()}
         self.theta = self.subset.flatten(parameters).clone()

@@ -308,7 +308,10 @@ class RegVar(UncertaintyEstimator):
 
     @exclusively
     def standard_error(self, x: PyTree) -> Tensor:
-        """Return the Monte Carlo standard error of `variance`.
+        """Return an estimate of the standard error of `variance`.
+
+        For solver="auto" it is `relative_error_` times the variance, for `LinearResponse` the error of the weight
+        between the bounds from a finite number of draws, and for other solvers the Monte Carlo error of the draws.
 
         Args:
             x: M query rows.

@@ -1,4 +1,4 @@
-"""Coordinates in which the prior precision is a multiple of the identity."""
+"""Coordinates in which the prior precision is a multiple of the identity, if no δ is 0."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ __all__ = ["PriorWhitening"]
 class PriorWhitening:
     """Coordinates θ = s θ̃, in which A becomes s A s = G̃ + `unit`·I, with G̃ ⪰ 0 for a GGN.
 
+    A u = b becomes (s A s) ũ = s b with u = s ũ.
+
     A single δ needs no change of coordinates: s = 1, and the unit is δ. For several δ, s = 1/√δ is a preconditioner,
-    and the unit is 1. If some δ are 0, s = 1 and the unit is 0.
+    and the unit is 1. If some δ are 0, nothing is scaled: s = 1, the unit is 0, and G̃ = A contains the other δ.
 
     Attributes:
         scale: s (P,); None for 1, so that nothing of the size of θ is copied.

@@ -29,22 +29,22 @@ __all__ = ["DIFFERENCES", "PerturbedCopies", "checked_difference"]
 Value = Callable[[Tensor, PyTree, Tensor], Tensor]
 
 DIFFERENCES = {
-    "forward": "f(θ_λ) − f(θ̂): one copy per function r, first order in λ",
-    "central": "f(θ_λ) − f(θ_−λ): two copies per function r, second order in λ",
+    "forward": "(θ_λ − θ̂)/λ: one copy per function r, first order in λ",
+    "central": "(θ_λ − θ_−λ)/2λ: two copies per function r, second order in λ",
 }
 
 
 @dataclass(frozen=True)
 class PerturbedCopies:
-    """A perturbed copies for K functions r_k.
+    """The perturbed copies of the network for K functions r_k: K copies with +λ, and for "central" K with −λ.
 
     Args:
         objective: the objective, L.
         perturbation: the functions r_k.
         lam: λ.
         difference: a key of DIFFERENCES.
-        signs: s_a, +1 or −1 per copy, (A,).
-        items: the perturbation's item of each copy.
+        signs: s_a, +1 or −1 per copy, (A,), with A the number of copies.
+        items: what distinguishes r_k from the other functions (`Perturbation.items`), per copy.
         chunk_size: copies in one vectorised call; None for all.
     """
 
@@ -124,7 +124,10 @@ class PerturbedCopies:
         return value
 
     def _with_quadratic(self, slopes: Tensor, displacements: Tensor, share: float) -> Tensor:
-        """Return slopes/λ + B/N·δ(D + (θ̂ − θ₀)/λ), and −B/N·s u for a linear r; overwrites slopes, (A, P)."""
+        """Return slopes/λ + (B/N) δ (D + (θ̂ − θ₀)/λ), less (B/N) s ∇r_k for a linear r; overwrites slopes, (A, P).
+
+        B/N, `share`, is the batch's share of the training rows.
+        """
         prior, theta, k = self.objective.prior, self.objective.theta, len(self.perturbation.gradient)
         centred = prior.mean is theta  # set by `Objective.centred`
         pull = None if centred else share / self.lam * prior.precision * (theta - prior.mean)
@@ -155,7 +158,8 @@ class PerturbedCopies:
     def _over_copies(
         self, function: Callable[..., Tensor], batch: Batch, displacements: Tensor, *rows: PyTree, **multiples: float
     ) -> Tensor:
-        """Return `function` of each copy; without displacements nothing could differ from a loop."""
+        """Return `function` of each copy; `multiples` are its forward and backward passes, for the pass counter."""
+        # A vectorised call is compared with a loop once the copies differ; before the first step all are equal.
         network, compared = self.objective.network, bool(displacements.any())
         inputs = (displacements, *rows)
         return over_copies(
