@@ -178,9 +178,9 @@ _NEEDS = "--data-dir, or a download of less than 5 MB (UCI, canonical splits)"
 
 for _set in UCI_SETS:
     _words, _network = f"Regression: {_set.measured}", f"MLP {_set.n_inputs}-{_set.hidden}-1"
-    register(
-        f"uci-{_set.name}", needs=_NEEDS, summary=f"{_words}, published splits, {_network}, {_set.epochs} epochs"
-    )(_set.problem)
+    register(f"uci-{_set.name}", needs=_NEEDS, summary=f"{_words}, published splits, {_network}, {_set.epochs} epochs")(
+        _set.problem
+    )
     register(
         f"uci-{_set.name}-400",
         needs=_NEEDS,
