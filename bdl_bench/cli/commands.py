@@ -54,6 +54,14 @@ _VERIFIED_TASKS = ("toy-gap", "wine", "breast-cancer")
 """Tasks that `verify` takes by default: one per likelihood, small enough for the dense reference."""
 
 
+_DATA_ORDER = ("ships", "extra", "--data-dir")
+_DATA_LEGEND = (
+    "ships: in this package or in scikit-learn, nothing to download",
+    "extra: in a package of an extra",
+    "--data-dir: files in a directory, or a download",
+)
+
+
 @app.command()
 def compare(
     tasks: Annotated[
@@ -235,18 +243,18 @@ def reproduce(
 
 @app.command(name="list")
 def list_(*, plugin: Plugin = None) -> None:
-    """List the tasks and the methods, and what plugins add."""
+    """List the tasks, with where their data are, the methods, and what plugins add."""
     with _errors(USAGE):
         _load_plugins(plugin)
     console = _console()
-    tasks = Table("tasks", "what it is", "what it needs", box=None, pad_edge=False)
-    for name, task in TASKS.items():
-        tasks.add_row(_starred(name, task.default), escape(task.summary), escape(task.needs or ""))
+    tasks = Table("tasks", "data", "what it is", "what it needs", box=None, pad_edge=False)
+    for name, task in sorted(TASKS.items(), key=lambda item: _DATA_ORDER.index(item[1].data.partition(", ")[2])):
+        tasks.add_row(_starred(name, task.default), task.data, escape(task.summary), escape(task.needs or ""))
     methods = Table("methods", "what it is", "tuned by", box=None, pad_edge=False)
     for name, method in METHODS.items():
         axis = method.tuned_option.option if method.tuned_option else ""
         methods.add_row(_starred(name, method.default), escape(method.summary), escape(axis))
-    console.print(tasks, "", methods, "", "* default")
+    console.print(tasks, "", methods, "", "* default", "", *_DATA_LEGEND)
     if loaded_plugins():
         plugins = Table("plugins", "kind", "name", box=None, pad_edge=False)
         for origin, registry in loaded_plugins().items():

@@ -89,7 +89,7 @@ class Table:
         seen, test = train_test_split(np.arange(n), test_size=_BDE_TEST, random_state=0)
         train, validation = split_validation(len(seen), _BDE_VALIDATION, seed)
         recipe = self._recipe(self.bde_epochs, 1e-3)
-        return self._problem((seen[train], seen[validation], test), _BDE_HIDDEN, recipe, distinct=False)
+        return self._problem((seen[train], seen[validation], test), _BDE_HIDDEN, recipe, published=True)
 
     def _problem(
         self,
@@ -98,15 +98,16 @@ class Table:
         recipe: Recipe,
         *,
         gap: Indices | None = None,
-        distinct: bool = True,
+        published: bool = False,
     ) -> Problem:
         return regression(
-            shipped_table(self.name, distinct=distinct),
+            shipped_table(self.name, distinct=not published),
             parts,
             gap=gap,
             sigma_noise=self.sigma_noise,
             network=partial(relu_mlp, self.n_inputs, *hidden, 1),
             recipe=recipe,
+            original_unit=not published,
         )
 
     def _recipe(self, epochs: int, lr: float) -> Recipe:

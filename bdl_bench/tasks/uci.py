@@ -133,8 +133,9 @@ def regression(
     network: partial[nn.Sequential],
     recipe: Recipe,
     gap: Indices | None = None,
+    original_unit: bool = True,
 ) -> Problem:
-    """Return a regression on a table, standardised by its training rows, with predictions in the unit of the target.
+    """Return a regression on a table, standardised by its training rows.
 
     Args:
         columns: inputs and target.
@@ -143,12 +144,14 @@ def regression(
         network: builds the untrained network.
         recipe: of training.
         gap: row numbers that are out of distribution; None if there are none.
+        original_unit: whether predictions are in the unit of the target; else they are in its standard deviations.
     """
     x, y = standardised(columns.inputs, parts[0]), standardised(columns.target, parts[0])
     target = columns.target[parts[0]]
+    unit = {"target_shift": float(target.mean()), "target_scale": float(target.std())} if original_unit else {}
     return Problem(
         network(),
-        Gaussian(sigma_noise, target_shift=float(target.mean()), target_scale=float(target.std())),
+        Gaussian(sigma_noise, **unit),
         *(loader(x[i], y[i], batch_size=1000) for i in parts),
         prior_precision=1.0,
         recipe=recipe,
