@@ -109,7 +109,7 @@ def test_repeated_articles_are_dropped_and_other_topics_have_no_targets(made):
     parts = [row.numpy().tobytes() for loader in (problem.train, problem.validation, problem.test)
              for batch in rows(loader) for row in batch.x]  # fmt: skip
     assert len(set(parts)) == 54
-    assert problem.n_parameters == 385 * 3
+    assert problem.n_parameters == 385 * 16 + 17 * 3
 
 
 def test_the_same_seed_makes_the_same_problem_and_a_head_learns_it(made):
