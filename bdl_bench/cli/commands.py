@@ -214,6 +214,7 @@ def reproduce(
     tune_budget: Annotated[int, typer.Option(min=1, help="Fits that each method may use for tuning.")] = 5,
     data_dir: DataDir = None,
     device: Device = "cpu",
+    executor: Annotated[str, typer.Option(help="local, in-process, or ray.")] = "local",
 ) -> None:
     """Run a published comparison by its own protocol, and print our numbers beside the published ones."""
     from bdl_bench.reproduce import page, study_named
@@ -224,7 +225,7 @@ def reproduce(
         chosen = study_named(study)
         tasks = chosen.chosen(_names(sets), _names(epochs))
         directory = make_directory(out or Path("bdl-results") / f"reproduce-{study}")
-        workers = Workers(jobs, 1, "local", None)
+        workers = Workers(jobs, 1, executor, None)
         wanted = list(chosen.methods) if methods is None else _methods(methods)
         grids = [Grid([t.task], wanted, t.seeds(splits), directory, device, workers, tune_budget) for t in tasks]
         for grid in grids:

@@ -13,6 +13,7 @@ from bdl_bench.markdown import markdown_table
 from bdl_bench.records.record import Record, RecordStore
 from bdl_bench.reproduce.published import Published
 from bdl_bench.reproduce.studies import Study, StudyTask
+from bdl_bench.stats.ties import is_tie
 
 __all__ = ["page"]
 
@@ -149,7 +150,7 @@ def _cells(means: dict[str, _Mean | None], paired: dict[str, Published]) -> list
 
 def _number(mean: _Mean) -> str:
     """Return the mean with two digits of its error, and at least two decimals of both."""
-    error = 0.0 if math.isnan(mean.error) else mean.error
+    error = 0.0 if math.isnan(mean.error) or is_tie(mean.error, 0.0) else mean.error
     digits = 2 if error <= 0 else min(5, max(2, 1 - math.floor(math.log10(error))))
     digits = max(digits, 2 if abs(mean.value) >= 0.1 else 4)
     return f"{mean.value:.{digits}f}" + (f" ± {error:.{digits}f}" if error > 0 else "")
