@@ -101,7 +101,7 @@ def canonical_split(folder: str, number: int) -> CanonicalSplit:
         DataError: for a file that cannot be read, and for a split that does not have each row once.
     """
     columns = canonical_columns(folder)
-    parts = []
+    parts: list[Indices] = []
     for path in _paths(folder, f"index_train_{number}", f"index_test_{number}"):
         with _numbers(path, "row numbers of the table, each once"):
             rows = np.loadtxt(path, ndmin=1).astype(np.int64)
@@ -109,7 +109,7 @@ def canonical_split(folder: str, number: int) -> CanonicalSplit:
                 raise ValueError(f"{len(rows)} numbers from {rows.min()} to {rows.max()}")
             parts.append(rows)
     with reading(path, f"the rows that index_train_{number}.txt does not have"):
-        if len(np.intersect1d(*parts)) or sum(map(len, parts)) != len(columns.target):
+        if len(np.intersect1d(parts[0], parts[1])) or sum(map(len, parts)) != len(columns.target):
             raise ValueError(f"{len(parts[0])} + {len(parts[1])} of {len(columns.target)} rows")
     return CanonicalSplit(columns, parts[0], parts[1])
 

@@ -21,7 +21,7 @@ _MARKS = {"inside": "", "below": " ↓", "above": " ↑"}
 _LEGEND = (
     "Ours are means over the splits ± their standard error, of predictions tuned on the validation rows. Published "
     "bars are printed as they are. ↓ and ↑: our mean lies below or above the error bar of the published column of the "
-    "same method, which is widened by the rounding of the printed digits. (n): fewer splits than the others of its row."
+    "same method, which is extended by the rounding of the printed digits. (n): fewer splits than the others of its row."
 )
 
 
@@ -78,14 +78,14 @@ def _section(study: Study, protocol: str, found: dict[StudyTask, dict[str, list[
             means = {m: _mean([value(r) for r in by_method.get(m, [])]) for m in methods}
             paired = {c.method: published[c.published] for c in study.columns[protocol]}
             rows.append([task.data, str(_most(means)), *(str(published[name]) for name in columns),
-                         *_cells(means, paired)])  # fmt: skip
+                         *_entries(means, paired)])  # fmt: skip
         lines += ["", f"### {_title(study, metric)}", "", *markdown_table(header, rows, align_right=True)]
     extra = [("Coverage of 90 % conformal intervals", "cp/coverage"), ("Width of these intervals", "cp/width")]
     if study.nll_from_rmse:
         extra.insert(0, ("NLL of the predicted distribution", "reg/NLL"))
     for title, key in extra:
         rows = [
-            [task.data, *_cells({m: _mean([_metric(key)(r) for r in by_method.get(m, [])]) for m in methods}, {})]
+            [task.data, *_entries({m: _mean([_metric(key)(r) for r in by_method.get(m, [])]) for m in methods}, {})]
             for task, by_method in found.items()
         ]
         lines += ["", f"### {title}", "", *markdown_table(["set", *(f"`{m}`" for m in methods)], rows,
@@ -136,16 +136,16 @@ def _most(means: dict[str, _Mean | None]) -> int:
     return max((mean.n for mean in means.values() if mean is not None), default=0)
 
 
-def _cells(means: dict[str, _Mean | None], paired: dict[str, Published]) -> list[str]:
-    cells = []
+def _entries(means: dict[str, _Mean | None], paired: dict[str, Published]) -> list[str]:
+    entries = []
     for method, mean in means.items():
         if mean is None:
-            cells.append("–")
+            entries.append("–")
             continue
         mark = _MARKS[paired[method].position(mean.value)] if method in paired else ""
         fewer = f" ({mean.n})" if mean.n < _most(means) else ""
-        cells.append(f"{_number(mean)}{mark}{fewer}")
-    return cells
+        entries.append(f"{_number(mean)}{mark}{fewer}")
+    return entries
 
 
 def _number(mean: _Mean) -> str:

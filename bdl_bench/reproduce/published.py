@@ -25,7 +25,7 @@ class Published:
     unit: float
 
     def position(self, ours: float) -> Position:
-        """Return where a number lies relative to value ± bar, which is widened by the rounding of both.
+        """Return where a number lies relative to value ± bar, which is extended by the rounding of both.
 
         Args:
             ours: the number, in the same unit.

@@ -18,7 +18,12 @@ _LARGE = {"naval": 5, "protein": 5}
 
 @dataclass(frozen=True)
 class Column:
-    """The published column that a method is compared with: of a metric's table, by its name there."""
+    """The published column that a method is compared with.
+
+    Args:
+        method: name of the method.
+        published: name of the column in the tables of the study.
+    """
 
     method: str
     published: str
@@ -43,7 +48,14 @@ class StudyTask:
     most: int
 
     def seeds(self, splits: int | None) -> range:
-        """Return the seeds for a number of splits; None: the default number."""
+        """Return the seeds of the first splits.
+
+        Args:
+            splits: how many; None: the default number.
+
+        Returns:
+            The seeds, at most as many as splits exist.
+        """
         return range(min(self.splits if splits is None else splits, self.most))
 
 

@@ -52,7 +52,7 @@ def head(seed: int) -> Problem:
     return _problem(_features(), partial(mlp, N_FEATURES, _HIDDEN, _CLASSES), recipe, delta=1.0, seed=seed)
 
 
-def _problem(x: Tensor, make: partial[nn.Module], recipe: Recipe, *, delta: float, seed: int) -> Problem:
+def _problem(x: Tensor, make: partial[nn.Sequential], recipe: Recipe, *, delta: float, seed: int) -> Problem:
     y = torch.from_numpy(load_digits().target).long()
     parts = split_indices(len(x), train=1000, validation=297, seed=seed)
     return Problem(

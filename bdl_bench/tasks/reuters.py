@@ -61,7 +61,8 @@ def frozen(seed: int) -> Problem:
     return Problem(
         make(),
         "classification",
-        *(loader(seen[rows], corpus.train.labels[rows]) for rows in (train, validation)),
+        loader(seen[train], corpus.train.labels[train]),
+        loader(seen[validation], corpus.train.labels[validation]),
         loader(test, corpus.test.labels),
         prior_precision=10.0,
         recipe=Recipe(epochs=30, batch_size=64, optimizer="adam", lr=3e-3, schedule="cosine"),
@@ -81,7 +82,8 @@ def with_lora(seed: int) -> Problem:
     return Problem(
         make(),
         "classification",
-        *(_hidden_rows(corpus.train, rows) for rows in (seen[:n_train], seen[n_train:])),
+        _hidden_rows(corpus.train, seen[:n_train]),
+        _hidden_rows(corpus.train, seen[n_train:]),
         _hidden_rows(corpus.test, test),
         prior_precision=3.0,
         recipe=Recipe(epochs=15, batch_size=16, optimizer="adam", lr=5e-3, schedule="cosine"),
@@ -127,12 +129,12 @@ def _corpus() -> _Corpus:
     number = {topic: index for index, topic in enumerate(topics)}
     other = [text for text, label in zip(wider.texts, wider.labels, strict=True) if label not in number]
     found: set[tuple[int, ...]] = set()
-    parts = [
-        _distinct(list(train.texts), [number[label] for label in train.labels], found),
-        _distinct(list(test.texts), [number[label] for label in test.labels], found),
-        _distinct(other, [-1] * len(other), found),
-    ]
-    return _Corpus(*parts, topics=topics)
+    return _Corpus(
+        train=_distinct(list(train.texts), [number[label] for label in train.labels], found),
+        test=_distinct(list(test.texts), [number[label] for label in test.labels], found),
+        other=_distinct(other, [-1] * len(other), found),
+        topics=topics,
+    )
 
 
 def _distinct(texts: list[str], labels: list[int], found: set[tuple[int, ...]]) -> _Part:

@@ -171,7 +171,7 @@ UCI_SETS = (
     UciSet("energy", "energy", 8, 0.15, "heating load of buildings (kW)"),
     UciSet("concrete", "concrete", 8, 0.3, "compressive strength of concrete (MPa)"),
     UciSet("wine", "wine-quality-red", 11, 0.8, "quality of red wines (points)"),
-    UciSet("kin8nm", "kin8nm", 8, 0.35, "distance of a robot arm from its target"),
+    UciSet("kin8nm", "kin8nm", 8, 0.35, "position of a simulated robot of eight joints"),
     UciSet("power", "power-plant", 4, 0.24, "output of a power plant (MW)"),
     UciSet("naval", "naval-propulsion-plant", 16, 0.1, "decay of a ship's compressor"),
     UciSet("protein", "protein-tertiary-structure", 9, 0.75, "deviation of protein structures (Å)", 5, 100, 20),

@@ -42,7 +42,7 @@ def test_a_printed_number_keeps_its_digits(text, value, bar, unit, shown):
 @pytest.mark.parametrize(
     ("ours", "position"), [(5.0, "inside"), (5.509, "inside"), (5.511, "above"), (4.491, "inside"), (4.48, "below")]
 )
-def test_a_bar_is_widened_by_the_rounding_of_both_numbers(ours, position):
+def test_a_bar_is_extended_by_the_rounding_of_both_numbers(ours, position):
     assert Published(5.0, 0.5, 0.01).position(ours) == position
 
 
