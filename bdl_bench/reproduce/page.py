@@ -21,7 +21,7 @@ _MARKS = {"inside": "", "below": " ↓", "above": " ↑"}
 _LEGEND = (
     "Ours are means over the splits ± their standard error, of predictions tuned on the validation rows. Published "
     "bars are printed as they are. ↓ and ↑: our mean lies below or above the error bar of the published column of the "
-    "same method, which is extended by the rounding of the printed digits. (n): fewer splits than the others of its row."
+    "same method, extended by the rounding of the printed digits. (n): fewer splits than the others of its row."
 )
 
 

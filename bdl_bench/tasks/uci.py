@@ -72,6 +72,7 @@ class UciSet:
         n_splits: published splits.
         hidden: units of the hidden layer.
         epochs: of the short protocol.
+        real: whether the rows were measured; those of energy, kin8nm and naval are from simulators.
     """
 
     name: str
@@ -82,6 +83,7 @@ class UciSet:
     n_splits: int = 20
     hidden: int = 50
     epochs: int = 40
+    real: bool = True
 
     def problem(self, seed: int, *, protocol: Protocol = SHORT) -> Problem:
         """Return the problem of the published split of number `seed`.
@@ -168,12 +170,12 @@ def _distinct(columns: Columns) -> Columns:
 
 UCI_SETS = (
     UciSet("yacht", "yacht", 6, 0.07, "resistance of yacht hulls"),
-    UciSet("energy", "energy", 8, 0.15, "heating load of buildings (kW)"),
+    UciSet("energy", "energy", 8, 0.15, "heating load of buildings (kW)", real=False),
     UciSet("concrete", "concrete", 8, 0.3, "compressive strength of concrete (MPa)"),
     UciSet("wine", "wine-quality-red", 11, 0.8, "quality of red wines (points)"),
-    UciSet("kin8nm", "kin8nm", 8, 0.35, "position of a simulated robot of eight joints"),
+    UciSet("kin8nm", "kin8nm", 8, 0.35, "position of a robot of eight joints", real=False),
     UciSet("power", "power-plant", 4, 0.24, "output of a power plant (MW)"),
-    UciSet("naval", "naval-propulsion-plant", 16, 0.1, "decay of a ship's compressor"),
+    UciSet("naval", "naval-propulsion-plant", 16, 0.1, "decay of a ship's compressor", real=False),
     UciSet("protein", "protein-tertiary-structure", 9, 0.75, "deviation of protein structures (Å)", 5, 100, 20),
 )
 """The sets, smallest first."""
@@ -182,14 +184,21 @@ _NEEDS = "--data-dir, or a download of less than 5 MB (UCI, canonical splits)"
 
 for _set in UCI_SETS:
     _words, _network = f"Regression: {_set.measured}", f"MLP {_set.n_inputs}-{_set.hidden}-1"
-    register(f"uci-{_set.name}", needs=_NEEDS, summary=f"{_words}, published splits, {_network}, {_set.epochs} epochs")(
-        _set.problem
-    )
+    register(
+        f"uci-{_set.name}",
+        needs=_NEEDS,
+        real=_set.real,
+        summary=f"{_words}, published splits, {_network}, {_set.epochs} epochs",
+    )(_set.problem)
     register(
         f"uci-{_set.name}-400",
         needs=_NEEDS,
+        real=_set.real,
         summary=f"{_words}, published splits, {_network}, {10 * _set.epochs} epochs",
     )(partial(_set.problem, protocol=LONG))
     register(
-        f"uci-{_set.name}-gap", needs=_NEEDS, summary=f"{_words} without the middle third of one input, {_network}"
+        f"uci-{_set.name}-gap",
+        needs=_NEEDS,
+        real=_set.real,
+        summary=f"{_words} without the middle third of one input, {_network}",
     )(_set.gap_problem)

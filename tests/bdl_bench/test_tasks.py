@@ -246,13 +246,16 @@ def test_a_task_says_what_it_is_and_what_it_needs():
 
 
 def test_a_task_says_whether_its_data_are_real_and_where_they_are():
-    found = {name: TASKS[name].data for name in ("bike", "toy-gap", "mnist-5k", "r8", "uci-yacht", "cifar10")}
+    found = {
+        name: TASKS[name].data for name in ("bike", "toy-gap", "mnist-5k", "r8", "uci-yacht", "uci-kin8nm", "cifar10")
+    }
     assert found == {
         "bike": "real, ships",
         "toy-gap": "simulated, ships",
         "mnist-5k": "real, extra",
         "r8": "real, extra",
         "uci-yacht": "real, --data-dir",
+        "uci-kin8nm": "simulated, --data-dir",
         "cifar10": "real, --data-dir",
     }
 
