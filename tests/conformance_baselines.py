@@ -17,6 +17,7 @@ from torch import nn
 
 from estimators import ReferencePosterior
 from estimators.baselines import (
+    DDU,
     MAP,
     SWAG,
     DeepEnsemble,
@@ -123,6 +124,12 @@ BASELINES = {
             }
         },
         NOTHING_EXACT | ROWS_ALONE | {"total-variance"},  # regression has no temperature
+    ),
+    "DDU": kit.Row(
+        DDU,
+        {"skip": {"not-constant": "its variance is zero by definition"}},
+        NOTHING_EXACT | ROWS_ALONE | kit.ENDS_IN_LINEAR,
+        has_score=True,
     ),
     "gradient norm": kit.Row(GradientNorm, {}, kit.CLOSED_FORMS | kit.INVARIANTS | {"jacobians"}),
     "subnetwork, all of it": kit.Row(SubnetworkLaplace, kit.GGN, by_default=kit.DIFFERING),

@@ -36,13 +36,18 @@ COMPOSED = {"hessian, cg", "pointwise, linear response, hessian"}
 class Row:
     """An estimator, the options of `check_estimator`, and the names of the checks that do not apply to it.
 
-    `by_default` names the checks of the default run, if they are not all that the options ask for.
+    `has_score` is whether it has an out-of-distribution score of its own; the check of that is else skipped. `by_default` names the checks of the default run, if they are not all that the options ask for.
     """
 
     make: object
     options: dict = field(default_factory=dict)
     skipped: set = field(default_factory=set)
     by_default: frozenset | None = None
+    has_score: bool = False
+
+    def __post_init__(self):
+        if not self.has_score:
+            object.__setattr__(self, "skipped", self.skipped | {"score"})
 
     def asked(self, *, whole=True):
         """The names of the checks to run, in the default run or as a whole."""

@@ -8,6 +8,7 @@ from bdl_bench.methods.registry import BASELINE, PRIOR, Build, Method, OptionGri
 from bdl_bench.problem.problem import ENSEMBLE_SIZE, Problem
 from estimators import LinearizedLaplace, UncertaintyEstimator
 from estimators.baselines import (
+    DDU,
     SWAG,
     DeepEnsemble,
     GradientNorm,
@@ -108,6 +109,7 @@ PRESETS = [
         "temperature-scaling", "the trained network at the softmax temperature of the validation rows", _temperature
     ),
     Method("gradient-norm", "squared norm of the gradient of each output: RegVar with A = I", preset(GradientNorm)),
+    Method("ddu", "the trained network, and the density of its features as an out-of-distribution score", preset(DDU)),
     Method(
         "ensemble",
         f"{ENSEMBLE_SIZE} networks trained from different initialisations, including the given one; or your own",

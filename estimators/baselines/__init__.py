@@ -1,5 +1,6 @@
 """Baseline methods, one per file."""
 
+from estimators.baselines.ddu import DDU
 from estimators.baselines.dropout import MCDropout
 from estimators.baselines.ensemble import DeepEnsemble
 from estimators.baselines.gradient_norm import GradientNorm
@@ -14,6 +15,7 @@ from estimators.estimator.members import MembersEstimator
 from estimators.laplace.subnetwork import SubnetworkLaplace
 
 __all__ = [
+    "DDU",
     "MAP",
     "SWAG",
     "DeepEnsemble",
