@@ -36,7 +36,8 @@ COMPOSED = {"hessian, cg", "pointwise, linear response, hessian"}
 class Row:
     """An estimator, the options of `check_estimator`, and the names of the checks that do not apply to it.
 
-    `has_score` is whether it has an out-of-distribution score of its own; the check of that is else skipped. `by_default` names the checks of the default run, if they are not all that the options ask for.
+    `has_score` is whether it has an out-of-distribution score of its own; otherwise the check of scores is skipped, too.
+    `by_default` names the checks of the default run, if they are not all that the options ask for.
     """
 
     make: object

@@ -47,9 +47,11 @@ class CustomEstimator(UncertaintyEstimator):
     """A user's object with `fit(train_loader)`, and `variance(x)` or `score(x)`, as an estimator.
 
     `variance(x)` returns the epistemic variance of the outputs at x as a tensor or array (M, C), or (M,) for one
-    output. `score(x)` returns an out-of-distribution score of each row, (M,); without `variance` the variance is 0. Three
-    more members are optional: `covariance(x)`, which returns (M, C, C); `predict(x)`, which returns a `Prediction` that
-    replaces the one from the problem's network and the variance; and `passes_` after the fit. `fit` may return itself, another fitted object, or None. Missing numbers are recorded as "not reported".
+    output. `score(x)` returns an out-of-distribution score of each row, (M,). Without `variance` the variance is 0.
+
+    Three more members are optional: `covariance(x)`, which returns (M, C, C); `predict(x)`, which returns a
+    `Prediction` that replaces the one from the problem's network and the variance; and `passes_` after the fit. `fit`
+    may return itself, another fitted object, or None. Missing numbers are recorded as "not reported".
 
     Args:
         method: the object.

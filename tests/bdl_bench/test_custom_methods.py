@@ -174,7 +174,7 @@ def test_a_method_with_a_score_and_no_variance_detects_by_its_score(run, kind, t
 
 def test_the_score_of_scikit_learn_is_no_score_of_rows():
     class Classifier(Distance):
-        def score(self, x, y):
+        def score(self, x, y):  # noqa: ARG002
             return 1.0
 
     problem = make_problem(0)

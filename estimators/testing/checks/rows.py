@@ -56,7 +56,7 @@ def score(tested: EstimatorUnderTest) -> None:
         far = estimator.score(10 * x)
         if not bool(torch.isfinite(far).all() & (far.mean() > together.mean())):
             raise CheckFailure(
-                f"finite scores that are higher on average ten times as far from the data, {float(together.mean()):.4g}",
+                f"finite scores, higher on average ten times as far from the data than {float(together.mean()):.4g}",
                 received=f"{float(far.mean()):.4g}",
                 fault="the sign of the score: a high one says that a row is unlike the training rows.",
             )
