@@ -21,11 +21,13 @@ from estimators.baselines import (
     MAP,
     SWAG,
     DeepEnsemble,
+    GaussianProcess,
     GradientNorm,
     LaplaceTorch,
     LoRAEnsemble,
     MCDropout,
     MultiHeadEnsemble,
+    NTKGaussianProcess,
     SubnetworkLaplace,
     TemperatureScaling,
 )
@@ -130,6 +132,27 @@ BASELINES = {
         {"skip": {"not-constant": "its variance is zero by definition"}},
         NOTHING_EXACT | ROWS_ALONE | kit.ENDS_IN_LINEAR,
         has_score=True,
+    ),
+    "Gaussian process": kit.Row(
+        GaussianProcess,
+        {
+            "skip": {
+                "predict-mean": "the mean is that of the process",
+                "constant-output": "the process has no weights of which an output could be independent",
+            }
+        },
+        NOTHING_EXACT,
+    ),
+    "NTK-GP": kit.Row(
+        NTKGaussianProcess,
+        {
+            "prior_of": "all",
+            "skip": {
+                "predict-mean": "the mean is that of the linearized network's posterior",
+                "weight-moments": "samples of weights are around the posterior mean, not around the trained weights",
+            },
+        },
+        kit.CLOSED_FORMS,
     ),
     "gradient norm": kit.Row(GradientNorm, {}, kit.CLOSED_FORMS | kit.INVARIANTS | {"jacobians"}),
     "subnetwork, all of it": kit.Row(SubnetworkLaplace, kit.GGN, by_default=kit.DIFFERING),

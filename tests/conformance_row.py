@@ -36,7 +36,7 @@ COMPOSED = {"hessian, cg", "pointwise, linear response, hessian"}
 class Row:
     """An estimator, the options of `check_estimator`, and the names of the checks that do not apply to it.
 
-    `has_score` is whether it has an out-of-distribution score of its own; otherwise the check of scores is skipped, too.
+    `has_score` is whether it has an out-of-distribution score of its own; else the check of scores is skipped, too.
     `by_default` names the checks of the default run, if they are not all that the options ask for.
     """
 

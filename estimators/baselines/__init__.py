@@ -3,12 +3,14 @@
 from estimators.baselines.ddu import DDU
 from estimators.baselines.dropout import MCDropout
 from estimators.baselines.ensemble import DeepEnsemble
+from estimators.baselines.gaussian_process import GaussianProcess
 from estimators.baselines.gradient_norm import GradientNorm
 from estimators.baselines.laplace_torch import LaplaceTorch
 from estimators.baselines.lora_ensemble import LoRAEnsemble
 from estimators.baselines.map import MAP
 from estimators.baselines.mixture import Mixture, RetrainedMixture
 from estimators.baselines.multi_head import MultiHeadEnsemble
+from estimators.baselines.ntk_gaussian_process import NTKGaussianProcess
 from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
 from estimators.estimator.members import MembersEstimator
@@ -19,6 +21,7 @@ __all__ = [
     "MAP",
     "SWAG",
     "DeepEnsemble",
+    "GaussianProcess",
     "GradientNorm",
     "LaplaceTorch",
     "LoRAEnsemble",
@@ -26,6 +29,7 @@ __all__ = [
     "MembersEstimator",
     "Mixture",
     "MultiHeadEnsemble",
+    "NTKGaussianProcess",
     "RetrainedMixture",
     "SubnetworkLaplace",
     "TemperatureScaling",
