@@ -22,7 +22,7 @@ from estimators.option_checks import PriorOption, checked_integer, checked_numbe
 from estimators.persistence.state import Learned
 from estimators.runtime.memory import check_fits_memory, rows_per_chunk
 
-__all__ = ["GaussianProcess", "RBF"]
+__all__ = ["RBF", "GaussianProcess"]
 
 _LIKELIHOODS = (Gaussian, Categorical, Bernoulli)
 _STARTS = (0.25, 1.0, 4.0)
