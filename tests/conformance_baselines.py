@@ -141,7 +141,7 @@ BASELINES = {
                 "constant-output": "the process has no weights of which an output could be independent",
             }
         },
-        NOTHING_EXACT,
+        NOTHING_EXACT | {"dict-inputs"},
     ),
     "NTK-GP": kit.Row(
         NTKGaussianProcess,

@@ -28,8 +28,8 @@ _LIKELIHOODS = (Gaussian, Categorical, Bernoulli)
 _STARTS = (0.25, 1.0, 4.0)
 """Lengthscales at which the search may begin, times the median distance between rows: the best one is chosen."""
 _LARGEST_FACTORS = 1e3, 1e2
-"""Largest factors by which amplitude and lengthscale may differ from the start, up or down: with targets that are linear
-in the inputs the marginal likelihood increases without end in both."""
+"""Largest factors by which amplitude and lengthscale may differ from the start, up or down: if targets are linear in the
+inputs, the marginal likelihood increases without end in both."""
 _MAX_ITER = 60
 _GRADIENT_TOL = 1e-2
 """Largest derivative of the log marginal likelihood, in nats per unit of log ℓ or log s, after the search."""

@@ -1,7 +1,7 @@
 """Laplace approximation of Gaussian processes with given kernel matrices: mode, evidence, and moments at queries.
 
-Notation of Rasmussen and Williams (2006), chapter 3: latent functions f (N, C), K the prior covariance, W the Hessian of
-−log p(y | f). At the mode f̂ = m + K a with a = ∇ log p(y | f̂).
+Notation of Rasmussen and Williams (2006), chapter 3: latent functions f (N, C), K the prior covariance, W the Hessian
+of −log p(y | f). At the mode f̂ = m + K a with a = ∇ log p(y | f̂).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["IndependentOutputs", "find_mode", "newton_dense"]
 _MAX_ITER = 100
 """Newton steps; some ten are usual."""
 _EXACT, _ACCEPTED = 2 / 3, 1 / 2
-"""Powers of the machine epsilon. Steps end if a and ∇ log p differ by less than the first, relative to 1 + max|∇ log p|;
-or by less than the second and the difference is no longer halved."""
+"""Powers of the machine epsilon. Steps end if a and ∇ log p differ by less than the first, relative to 1 + max|∇ log p|,
+or by less than the second if a step no longer halves the difference."""
 _HALVINGS = 30
 """Halvings of a step that decreases the posterior density."""
 
