@@ -19,6 +19,7 @@ from estimators import ReferencePosterior
 from estimators.baselines import (
     DDU,
     MAP,
+    SNGP,
     SWAG,
     DeepEnsemble,
     GaussianProcess,
@@ -105,6 +106,11 @@ def temperature(model, likelihood, *, prior_precision):
     return TemperatureScaling(model, likelihood, validation=validation, prior_precision=prior_precision)
 
 
+def sngp(model, likelihood, *, prior_precision):
+    options = {"make_model": partial(fresh, model), "recipe": FULL_BATCHES, "n_features": 16}
+    return SNGP(model, likelihood, prior_precision=prior_precision, **options)
+
+
 def two_networks(model, likelihood, *, prior_precision):
     """The second a small step away, which is what a training with the penalty would make."""
     regularized, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
@@ -153,6 +159,11 @@ BASELINES = {
             },
         },
         kit.CLOSED_FORMS,
+    ),
+    "SNGP": kit.Row(
+        sngp,
+        {"skip": {"predict-mean": "the mean is that of the new network"}},
+        NOTHING_EXACT | kit.ENDS_IN_LINEAR,
     ),
     "gradient norm": kit.Row(GradientNorm, {}, kit.CLOSED_FORMS | kit.INVARIANTS | {"jacobians"}),
     "subnetwork, all of it": kit.Row(SubnetworkLaplace, kit.GGN, by_default=kit.DIFFERING),

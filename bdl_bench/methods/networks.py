@@ -9,6 +9,7 @@ from bdl_bench.problem.problem import ENSEMBLE_SIZE, Problem
 from estimators import LinearizedLaplace, UncertaintyEstimator
 from estimators.baselines import (
     DDU,
+    SNGP,
     SWAG,
     DeepEnsemble,
     GradientNorm,
@@ -78,6 +79,17 @@ def _lora(problem: Problem, seed: int) -> UncertaintyEstimator:
     return preset(LoRAEnsemble, seeded=True, n_members=_MEMBERS, recipe=problem.recipe)(problem, seed)
 
 
+def _sngp(problem: Problem, seed: int) -> UncertaintyEstimator:
+    check_recipe("sngp", problem)
+    if isinstance(problem.prior_precision, dict):
+        raise UnsupportedError(
+            "a problem with one prior_precision, since sngp trains a network with other parameters",
+            received=f"prior_precision={problem.prior_precision!r}",
+            remedy="a number.",
+        )
+    return preset(SNGP, seeded=True, make_model=problem.make_model, recipe=problem.recipe)(problem, seed)
+
+
 def _mixture(name: str, method: Build) -> Build:
     """Return a function that builds a mixture of a method at the networks of a deep ensemble."""
 
@@ -143,6 +155,11 @@ PRESETS = [
         f"a mixture of Laplace (K-FAC) at {ENSEMBLE_SIZE} networks trained from different initialisations",
         _mixture("laplace-mixture", preset(LinearizedLaplace, hessian_structure="kron")),
         tuned_option=OptionGrid("estimator.prior_precision", _retrained_prior),
+    ),
+    Method(
+        "sngp",
+        "SNGP: layers of bounded norm and a Gaussian process of random features as last layer, trained anew",
+        _sngp,
     ),
     Method("lora-ensemble", f"{_MEMBERS} sets of LoRA adapters, each trained from its own initialisation", _lora),
 ]

@@ -11,6 +11,7 @@ from estimators.baselines.map import MAP
 from estimators.baselines.mixture import Mixture, RetrainedMixture
 from estimators.baselines.multi_head import MultiHeadEnsemble
 from estimators.baselines.ntk_gaussian_process import NTKGaussianProcess
+from estimators.baselines.sngp import SNGP
 from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
 from estimators.estimator.members import MembersEstimator
@@ -19,6 +20,7 @@ from estimators.laplace.subnetwork import SubnetworkLaplace
 __all__ = [
     "DDU",
     "MAP",
+    "SNGP",
     "SWAG",
     "DeepEnsemble",
     "GaussianProcess",

@@ -28,8 +28,8 @@ _LIKELIHOODS = (Gaussian, Categorical, Bernoulli)
 _STARTS = (0.25, 1.0, 4.0)
 """Lengthscales at which the search may begin, times the median distance between rows: the best one is chosen."""
 _LARGEST_FACTORS = 1e3, 1e2
-"""Largest factors by which amplitude and lengthscale may differ from the start, up or down: if targets are linear in the
-inputs, the marginal likelihood increases without end in both."""
+"""Largest factors by which amplitude and lengthscale may differ from the start, up or down: if targets are linear in
+the inputs, the marginal likelihood increases without end in both."""
 _MAX_ITER = 60
 _GRADIENT_TOL = 1e-2
 """Largest derivative of the log marginal likelihood, in nats per unit of log ℓ or log s, after the search."""
@@ -64,9 +64,8 @@ class GaussianProcess(UncertaintyEstimator):
 
     Every output has an independent process, and all share s and ℓ, which maximise the log marginal likelihood of the
     training rows. Regression has the closed form, with the σ of the likelihood and the mean of the targets as m.
-    Classes and binary outputs have m = 0 and the Laplace approximation (algorithm 3.3; its log marginal likelihood with
-    the term ½ log|Σ E_c|, which the book's algorithm omits). Gradients for s and ℓ are exact: they pass through one
-    Newton step at the mode. Computations are in float64 on devices that have it.
+    Classes and binary outputs have m = 0 and the Laplace approximation (algorithms 3.3 and 3.4). Gradients for s and ℓ
+    are exact: they pass through one Newton step at the mode. Computations are in float64 on devices that have it.
 
     It says what a method without any network achieves. There is one lengthscale for all inputs, so scale them. Time
     grows as N³ C, memory as N² C.

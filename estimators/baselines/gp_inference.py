@@ -21,8 +21,8 @@ __all__ = ["IndependentOutputs", "find_mode", "newton_dense"]
 _MAX_ITER = 100
 """Newton steps; some ten are usual."""
 _EXACT, _ACCEPTED = 2 / 3, 1 / 2
-"""Powers of the machine epsilon. Steps end if a and ∇ log p differ by less than the first, relative to 1 + max|∇ log p|,
-or by less than the second if a step no longer halves the difference."""
+"""Powers of the machine epsilon. Steps end if a and ∇ log p differ by less than the first, relative to
+1 + max|∇ log p|, or by less than the second if a step no longer halves the difference."""
 _HALVINGS = 30
 """Halvings of a step that decreases the posterior density."""
 
@@ -109,7 +109,7 @@ class IndependentOutputs:
         kernel: K (N, N).
         whitened: V (C, N, N).
         coupling: the Cholesky factor of Σ_c E_c (N, N) for classes, else None.
-        half_log_det: ½ log |I + K W|, a scalar. For classes it includes ½ log |Σ_c E_c|, which algorithm 3.3 omits.
+        half_log_det: ½ log |I + K W| = ½ Σ_c log |I + D_c^½ K D_c^½| (+ ½ log |Σ_c E_c| for classes), a scalar.
     """
 
     kernel: Tensor

@@ -35,8 +35,8 @@ class NTKGaussianProcess(LinearizedPosterior):
 
     The kernel is the empirical neural tangent kernel (Jacot et al. 2018) at the trained weights. In regression the
     posterior is exact: the variance is that of `LinearizedLaplace` at the same δ, and the mean is corrected by
-    −J A⁻¹ ∇L(θ̂), which is zero if training ended at a stationary point (Khan et al. 2019; Immer et al. 2021, section
-    3.2). For a network that is linear in its weights it is Bayesian linear regression, whatever θ̂ is. For classes and
+    −J A⁻¹ ∇L(θ̂), which is zero if training ended at a stationary point (Khan et al. 2019; Immer et al. 2021). For a
+    network that is linear in its weights it is Bayesian linear regression, whatever θ̂ is. For classes and
     binary outputs it is the Laplace approximation at the mode of the linearized network, so that the curvature is taken
     there and not at θ̂.
 

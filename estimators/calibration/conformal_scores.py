@@ -84,7 +84,7 @@ def lac_scores(log_probs: Tensor) -> Tensor:
 
 
 def aps_scores(log_probs: Tensor, u: Tensor | None = None) -> Tensor:
-    """Return the score of each class by adaptive prediction sets, APS (Romano, Sesia and Candès 2020, equation 8).
+    """Return the score of each class by adaptive prediction sets, APS (Romano, Sesia and Candès 2020, section 2).
 
         s_c = Σ p of the classes before c + u · p_c,   classes in the order of decreasing p, ties by their index
 
