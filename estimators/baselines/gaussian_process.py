@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from estimators.baselines.gp_inference import IndependentOutputs, find_mode
+from estimators.curvature.base import standard_normal
 from estimators.errors import NotConvergedWarning, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from estimators.likelihoods.prediction import Prediction
 from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.numerics.dtype import algebra_dtype, to_algebra_dtype
 from estimators.numerics.pytrees import PyTree, split_rows
@@ -33,8 +35,8 @@ the inputs, the marginal likelihood increases without end in both."""
 _MAX_ITER = 60
 _GRADIENT_TOL = 1e-2
 """Largest derivative of the log marginal likelihood, in nats per unit of log ℓ or log s, after the search."""
-_MEDIAN_ROWS = 500
-"""Rows whose distances give the start of the lengthscale."""
+_SAMPLES = 500
+"""Samples of the latent functions whose class probabilities are averaged."""
 _COPIES = 8
 """Matrices (N, N) per output that a fit holds at a time, with the graph of the marginal likelihood."""
 
@@ -62,10 +64,11 @@ class GaussianProcess(UncertaintyEstimator):
 
         f_c ~ GP(m_c, s² exp(−‖x − x'‖² / 2ℓ²)),   y ~ p(y | f)
 
-    Every output has an independent process, and all share s and ℓ, which maximise the log marginal likelihood of the
-    training rows. Regression has the closed form, with the σ of the likelihood and the mean of the targets as m.
-    Classes and binary outputs have m = 0 and the Laplace approximation (algorithms 3.3 and 3.4). Gradients for s and ℓ
-    are exact: they pass through one Newton step at the mode. Computations are in float64 on devices that have it.
+    Every output has an independent process, and all share s and ℓ, which maximise the log marginal likelihood of
+    `search_rows` training rows. Regression has the closed form, with the σ of the likelihood and the mean of the
+    targets as m. Classes and binary outputs have m = 0 and the Laplace approximation (algorithms 3.3 and 3.4).
+    Gradients for s and ℓ are exact: they pass through one Newton step at the mode. Computations are in float64 on
+    devices that have it.
 
     It says what a method without any network achieves. There is one lengthscale for all inputs, so scale them. Time
     grows as N³ C, memory as N² C.
@@ -77,6 +80,8 @@ class GaussianProcess(UncertaintyEstimator):
         lengthscale: ℓ, in units of the inputs; "auto": by marginal likelihood.
         amplitude: s, in units of the outputs; "auto": by marginal likelihood.
         max_rows: the largest number N of training rows.
+        search_rows: the largest number of rows whose marginal likelihood chooses s and ℓ, evenly spaced among all. The
+            process itself has all rows.
 
     Attributes:
         lengthscale_: ℓ.
@@ -110,12 +115,14 @@ class GaussianProcess(UncertaintyEstimator):
         lengthscale: float | str = "auto",
         amplitude: float | str = "auto",
         max_rows: int = 2000,
+        search_rows: int = 500,
     ) -> None:
         super().__init__(model, likelihood, prior_precision=prior_precision)
         remedy = '"auto", or a positive number.'
         self.lengthscale = checked_number("lengthscale", lengthscale, above=0, words=("auto",), remedy=remedy)
         self.amplitude = checked_number("amplitude", amplitude, above=0, words=("auto",), remedy=remedy)
         self.max_rows = checked_integer("max_rows", max_rows, at_least=1)
+        self.search_rows = checked_integer("search_rows", search_rows, at_least=1)
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:  # noqa: ARG002
         self._check_size(objective)
@@ -136,9 +143,9 @@ class GaussianProcess(UncertaintyEstimator):
         mean = y.mean(0) if regression else x.new_zeros(outputs)
         scale = float((y - mean).square().mean().sqrt()) if regression else 1.0
         with torch.no_grad():
-            fitted = _Fit(likelihood, x, y, mean)
-            kernel = self._chosen_kernel(fitted, scale or 1.0)
-            a, f = fitted.mode(kernel)
+            some = torch.linspace(0, len(x) - 1, min(len(x), self.search_rows), device=x.device).round().long()
+            kernel = self._chosen_kernel(_Fit(likelihood, x[some], y[some], mean), scale or 1.0)
+            a, f = _Fit(likelihood, x, y, mean).mode(kernel)
             self._set_posterior(kernel, x, mean, a, f)
             evidence = self.posterior_.evidence(likelihood, y, a, f)
         self.lengthscale_, self.amplitude_ = float(kernel.lengthscale), float(kernel.amplitude)
@@ -165,7 +172,7 @@ class GaussianProcess(UncertaintyEstimator):
 
     def _chosen_kernel(self, fitted: _Fit, scale: float) -> RBF:
         """Return the kernel with the given options, and those that are "auto" by marginal likelihood."""
-        distances = torch.pdist(fitted.x[:_MEDIAN_ROWS])
+        distances = torch.pdist(fitted.x)
         median = float(distances.median()) if len(distances) else 1.0
         amplitude = scale if isinstance(self.amplitude, str) else self.amplitude
         lengths = [factor * (median or 1.0) for factor in _STARTS]
@@ -191,6 +198,38 @@ class GaussianProcess(UncertaintyEstimator):
         kernel = RBF(self.amplitude_, self.lengthscale_)
         self._set_posterior(kernel, **{"mean" if k == "prior_mean" else k: tensor for k, tensor in tensors.items()})
 
+    def predict(self, x: PyTree, *, link_approx: str | None = None, n_samples: int | None = None) -> Prediction:
+        """Return the predictive distribution.
+
+        Args:
+            x: M query rows.
+            link_approx: None: for classes the average over samples of the latent functions at each row (algorithm 3.4),
+                which the probit approximation replaces badly, since a shift that all latent functions share has a large
+                variance and changes no probability; else "probit". Or one of the values of other estimators.
+            n_samples: the number of samples; None: 500, or 100 for a given `link_approx`.
+
+        Returns:
+            The prediction, for classes with its `samples` (S, M, C).
+
+        Raises:
+            OptionError: for an unknown `link_approx`.
+            NotFittedError, ModelChangedError, DataError: as `variance`.
+        """
+        return self._finish_prediction(self.predict_uncalibrated(x, link_approx=link_approx, n_samples=n_samples))
+
+    def predict_uncalibrated(
+        self, x: PyTree, *, link_approx: str | None = None, n_samples: int | None = None
+    ) -> Prediction:
+        if link_approx is not None or self.likelihood.kind != "classification":
+            return super().predict_uncalibrated(x, link_approx=link_approx or "probit", n_samples=n_samples or 100)
+        x = self._prepare_query(x)
+        self._check_query(x)
+        mean, covariance = self._mean(x), self._covariance(x)
+        n = checked_integer("n_samples", _SAMPLES if n_samples is None else n_samples, at_least=1)
+        z = standard_normal((n, mean.shape[1]), covariance, self._generator(0))  # the same for every row
+        samples = mean + self._to_output_dtype(torch.einsum("mcd,sd->smc", _root(covariance), z))
+        return self.likelihood.predict(mean, self._to_output_dtype(covariance.diagonal(dim1=1, dim2=2)), samples)
+
     def _mean(self, x: PyTree) -> Tensor:
         mean = self._prior_mean + self._kernel(_rows(x), self._x) @ self._a
         return self._to_output_dtype(mean).reshape(-1, *self._output_shape)
@@ -199,7 +238,7 @@ class GaussianProcess(UncertaintyEstimator):
         return self._covariance(x).diagonal(dim1=1, dim2=2)
 
     def _covariance(self, x: PyTree) -> Tensor:
-        chunk = rows_per_chunk(32 * self.posterior_.whitened[..., 0].numel())
+        chunk = rows_per_chunk(32 * self.posterior_.root.numel())
         reduction = [self.posterior_.row_reduction(self._kernel(self._x, _rows(part))) for part in split_rows(x, chunk)]
         covariance = -torch.cat(reduction)
         covariance.diagonal(dim1=1, dim2=2).add_(self._kernel.amplitude**2)
@@ -212,7 +251,7 @@ class GaussianProcess(UncertaintyEstimator):
     def _joint_covariance(self, x: PyTree, f: Tensor) -> Tensor:
         m, c = f.shape
         what = f"the covariance between {m} rows of {c} outputs"
-        size = 8 * (4 * (m * c) ** 2 + 3 * m * self.posterior_.whitened[..., 0].numel())
+        size = 8 * (4 * (m * c) ** 2 + 3 * m * self.posterior_.root.numel())
         check_fits_memory(what, size, device=f.device, remedy="fewer rows.")
         rows = _rows(x)
         prior = torch.einsum(
@@ -223,20 +262,20 @@ class GaussianProcess(UncertaintyEstimator):
     def _sample(self, x: PyTree, n_samples: int, generator: torch.Generator) -> Tensor:
         mean = to_algebra_dtype(self._mean(x).flatten(1))
         covariance = self._joint_covariance(x, mean).reshape(mean.numel(), mean.numel())
-        values, vectors = torch.linalg.eigh(0.5 * (covariance + covariance.T))
-        root = vectors * values.clamp_min(0).sqrt()  # round-off makes the smallest eigenvalues of a kernel negative
-        z = torch.randn(n_samples, len(root), generator=generator, dtype=root.dtype, device=root.device)
+        root = _root(covariance)
+        z = standard_normal((n_samples, len(root)), root, generator)
         return mean + (z @ root.T).reshape(n_samples, *mean.shape)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Fit:
-    """The rows of a fit in float64, and what follows from them for a kernel."""
+    """The rows of a fit in float64, and what follows from them for a kernel; the last mode is where the next starts."""
 
     likelihood: Likelihood
     x: Tensor
     y: Tensor
     mean: Tensor
+    last: Tensor | None = None
 
     def mode(self, kernel: RBF) -> tuple[Tensor, Tensor]:
         """Return a and f̂, (N, C)."""
@@ -245,7 +284,9 @@ class _Fit:
         def step(f: Tensor) -> Tensor:
             return IndependentOutputs.at(self.likelihood, k, f).newton(self.likelihood, self.y, f, self.mean)
 
-        return find_mode(self.likelihood, self.y, self.mean.expand(len(self.x), -1), lambda a: k @ a, step)
+        mean = self.mean.expand(len(self.x), -1)
+        self.last, f = find_mode(self.likelihood, self.y, mean, lambda a: k @ a, step, self.last)
+        return self.last, f
 
     def evidence(self, kernel: RBF) -> Tensor:
         """Return log q(y), with a graph to the parameters of the kernel if they have one.
@@ -295,6 +336,13 @@ def _maximise(fitted: _Fit, start: RBF, free: list[bool]) -> RBF:
         )
     found = kernel()
     return RBF(float(found.amplitude), float(found.lengthscale))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Return R with R Rᵀ = covariance (..., n, n). Round-off makes small eigenvalues negative: they become 0."""
+    values, vectors = torch.linalg.eigh(0.5 * (covariance + covariance.mT))
+    root: Tensor = vectors * values.clamp_min(0).sqrt()[..., None, :]
+    return root
 
 
 def _rows(x: PyTree) -> Tensor:

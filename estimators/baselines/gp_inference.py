@@ -31,7 +31,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 def find_mode(
-    likelihood: Likelihood, y: Tensor, mean: Tensor, times_kernel: TimesKernel, step: Step
+    likelihood: Likelihood, y: Tensor, mean: Tensor, times_kernel: TimesKernel, step: Step, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the mode of the posterior of f by damped Newton steps (Rasmussen and Williams 2006, algorithm 3.3).
 
@@ -41,6 +41,7 @@ def find_mode(
         mean: m (N, C), the prior mean.
         times_kernel: a (N, C) → K a (N, C).
         step: f (N, C) → a (N, C) after a full Newton step from f.
+        start: an a (N, C) to start at, if its posterior density is higher than that of a = 0.
 
     Returns:
         a and f̂ (N, C).
@@ -59,6 +60,8 @@ def find_mode(
 
     eps = torch.finfo(mean.dtype).eps
     a, before = torch.zeros_like(mean), math.inf
+    if start is not None and density(start) > density(a):
+        a = start
     for _ in range(_MAX_ITER):
         f = mean + times_kernel(a)
         now = residual(a, f)
@@ -102,34 +105,38 @@ def newton_dense(likelihood: Likelihood, kernel: Tensor, mean: Tensor, y: Tensor
 class IndependentOutputs:
     """W at some f, for C outputs that are independent a priori and share one kernel matrix (algorithm 3.3).
 
-        E_c = D_c^½ (I + D_c^½ K D_c^½)⁻¹ D_c^½ = V_cᵀ V_c
+        E_c = D_c^½ B_c⁻¹ D_c^½,   B_c = I + D_c^½ K D_c^½ = L_c L_cᵀ
         (K + W⁻¹)⁻¹ = diag(E) − E R (Σ_c E_c)⁻¹ Rᵀ E   for classes, W = D − Π Πᵀ, D = diag π; diag(E) else, W = D
 
     Attributes:
         kernel: K (N, N).
-        whitened: V (C, N, N).
+        root: D^½ (C, N).
+        cholesky: L (C, N, N).
         coupling: the Cholesky factor of Σ_c E_c (N, N) for classes, else None.
-        half_log_det: ½ log |I + K W| = ½ Σ_c log |I + D_c^½ K D_c^½| (+ ½ log |Σ_c E_c| for classes), a scalar.
     """
 
     kernel: Tensor
-    whitened: Tensor
+    root: Tensor
+    cholesky: Tensor
     coupling: Tensor | None
-    half_log_det: Tensor
 
     @classmethod
     def at(cls, likelihood: Likelihood, kernel: Tensor, f: Tensor) -> IndependentOutputs:
         """Factor W at f (N, C)."""
         classes = likelihood.kind == "classification"
-        root = (f.softmax(-1) if classes else likelihood.hessian_diagonal(f)).sqrt().T  # D^½, (C, N)
+        root = (f.softmax(-1) if classes else likelihood.hessian_diagonal(f)).sqrt().T
         identity = torch.eye(len(f), dtype=f.dtype, device=f.device)
-        cholesky = torch.linalg.cholesky(identity + root[:, :, None] * kernel * root[:, None, :])
-        whitened = torch.linalg.solve_triangular(cholesky, torch.diag_embed(root), upper=False)
-        log_det = cholesky.diagonal(dim1=1, dim2=2).log().sum()
+        cholesky = torch.stack([torch.linalg.cholesky(identity + r[:, None] * kernel * r) for r in root])
         if not classes:
-            return cls(kernel, whitened, None, log_det)
-        coupling = torch.linalg.cholesky((whitened.mT @ whitened).sum(0))
-        return cls(kernel, whitened, coupling, log_det + coupling.diagonal().log().sum())
+            return cls(kernel, root, cholesky, None)
+        blocks = (r[:, None] * torch.cholesky_inverse(c) * r for r, c in zip(root, cholesky, strict=True))  # E_c
+        return cls(kernel, root, cholesky, torch.linalg.cholesky(sum(blocks, torch.zeros_like(kernel))))
+
+    @property
+    def half_log_det(self) -> Tensor:
+        """½ log |I + K W| = ½ Σ_c log |B_c|, for classes + ½ log |Σ_c E_c|, a scalar."""
+        log_det = self.cholesky.diagonal(dim1=1, dim2=2).log().sum()
+        return log_det if self.coupling is None else log_det + self.coupling.diagonal().log().sum()
 
     def newton(self, likelihood: Likelihood, y: Tensor, f: Tensor, mean: Tensor) -> Tensor:
         """Return a (N, C) after a Newton step from the f of this W, with m (C,)."""
@@ -138,16 +145,16 @@ class IndependentOutputs:
 
     def _solve(self, v: Tensor) -> Tensor:
         """Return (K + W⁻¹)⁻¹ v (N, C)."""
-        found = self._times_e(v)
+        found = self._times_e(v.T[:, :, None])[:, :, 0].T
         if self.coupling is None:
             return found
-        shared = torch.cholesky_solve(found.sum(1, keepdim=True), self.coupling)
-        return found - self._times_e(shared.expand_as(v))
+        shared = torch.cholesky_solve(found.sum(1, keepdim=True), self.coupling)  # (N, 1)
+        return found - self._times_e(shared.expand(len(self.root), -1, -1))[:, :, 0].T
 
     def _times_e(self, v: Tensor) -> Tensor:
-        """Return E_c v_c for each column c, (N, C)."""
-        columns = v.T[:, :, None]
-        return (self.whitened.mT @ (self.whitened @ columns))[:, :, 0].T
+        """Return E_c v_c (C, N, M) for v (C, N, M)."""
+        root = self.root[:, :, None]
+        return root * torch.cholesky_solve(root * v, self.cholesky)
 
     def evidence(self, likelihood: Likelihood, y: Tensor, a: Tensor, f: Tensor) -> Tensor:
         """Return log q(y), the Laplace approximation of the log marginal likelihood, in nats (equation 3.32)."""
@@ -160,22 +167,25 @@ class IndependentOutputs:
         Args:
             cross: K(X, x) (N, M).
         """
-        white = self.whitened @ cross  # V_c k*, (C, N, M)
-        blocks = white.mT @ white  # (C, M, M)
-        joint = torch.diag_embed(blocks.permute(1, 2, 0)).permute(0, 2, 1, 3)
-        coupled = self._coupled(white)
+        white, coupled = self._white(cross), self._coupled(cross)
+        joint = torch.diag_embed((white.mT @ white).permute(1, 2, 0)).permute(0, 2, 1, 3)
         return joint if coupled is None else joint - torch.einsum("cnm,dnk->mckd", coupled, coupled)
 
     def row_reduction(self, cross: Tensor) -> Tensor:
         """Return the blocks of `reduction` of each row with itself, (M, C, C)."""
-        white = self.whitened @ cross
-        blocks = torch.diag_embed(white.square().sum(1).T)
-        coupled = self._coupled(white)
+        coupled = self._coupled(cross)
+        blocks = torch.diag_embed(self._white(cross).square().sum(1).T)
         return blocks if coupled is None else blocks - torch.einsum("cnm,dnm->mcd", coupled, coupled)
 
-    def _coupled(self, white: Tensor) -> Tensor | None:
-        """Return L⁻¹ E_c k* with L Lᵀ = Σ_c E_c, (C, N, M); None for outputs that stay independent."""
+    def _white(self, cross: Tensor) -> Tensor:
+        """Return L_c⁻¹ D_c^½ k*, (C, N, M)."""
+        white: Tensor = torch.linalg.solve_triangular(self.cholesky, self.root[:, :, None] * cross, upper=False)
+        return white
+
+    def _coupled(self, cross: Tensor) -> Tensor | None:
+        """Return M⁻¹ E_c k* with M Mᵀ = Σ_c E_c, (C, N, M); None for outputs that stay independent."""
         if self.coupling is None:
             return None
-        solved: Tensor = torch.linalg.solve_triangular(self.coupling, self.whitened.mT @ white, upper=False)
+        along = self._times_e(cross.expand(len(self.root), -1, -1))
+        solved: Tensor = torch.linalg.solve_triangular(self.coupling, along, upper=False)
         return solved

@@ -133,6 +133,18 @@ def test_samples_have_the_joint_moments():
     )
 
 
+def test_class_probabilities_are_averages_over_samples_of_each_row():
+    process, _, _, query = fitted("classification", amplitude=5.0, lengthscale=0.9)
+    prediction = process.predict(query, n_samples=50_000)
+    draws = torch.distributions.MultivariateNormal(process.predict(query).mean, process.covariance(query))
+    torch.manual_seed(1)
+    expected = draws.sample((50_000,)).softmax(-1).mean(0)
+    assert (prediction.probs - expected).abs().max() < 0.01
+    assert torch.equal(process.predict(query[2:3]).probs[0], process.predict(query).probs[2])
+    probit = process.predict(query, link_approx="probit").probs
+    assert (probit - expected).abs().max() > 0.05  # the common shift of the latent functions is no uncertainty
+
+
 def test_far_from_the_data_the_variance_is_that_of_the_prior():
     process, x, _, _ = fitted("regression", amplitude=1.7, lengthscale=0.8)
     assert process.variance(100 * x[:3]).numpy() == pytest.approx(1.7**2)
