@@ -143,10 +143,13 @@ class Predictor:
             return {}
 
     def _own_scores(self) -> Arrays:
-        """Return the method's own score of test and out-of-distribution rows, if it has one."""
+        """Return the method's own score of test and out-of-distribution rows, if it has one and rows one position."""
         sets = [name for name in self.problem.sets() if name.startswith("ood/")]
         arrays: Arrays = {}
-        for name in ["test", *sets] if sets else []:
+        first = next(queries(self._kept("test"), self.problem.layout))
+        if not sets or self.estimator.network_.shaped_outputs(first.x).ndim > 2:
+            return {}
+        for name in ["test", *sets]:
             kept = self._kept(name)
             try:
                 scores = _joined([self.estimator.score(query.x) for query in queries(kept, self.problem.layout)])

@@ -155,9 +155,11 @@ class DDU(MAP):
         first = next(iter(objective.batches))
         self.last_layer_ = LastLayer.of(objective.network, first.x, name=self.last_layer_name)
         layer, n = self.last_layer_, objective.batches.n_data
+        binary = min(n, 2 ** min(layer.n_outputs, 62))  # combinations of labels
+        classes = {"regression": 1, "binary": binary}.get(objective.likelihood.kind, layer.n_outputs)
         check_fits_memory(
             f"the features of {n} rows, and covariances of {layer.n_features} features",
-            8 * (2 * n * layer.n_features + 4 * min(n, 2**layer.n_outputs) * layer.n_features**2),
+            8 * (2 * n * layer.n_features + 4 * classes * layer.n_features**2),
             device=objective.theta.device,
             remedy="fewer rows, or LastLayerLaplace.",
         )

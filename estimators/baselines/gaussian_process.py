@@ -137,7 +137,8 @@ class GaussianProcess(UncertaintyEstimator):
                 received=f"outputs of shape (B, {', '.join(map(str, self._output_shape))}), or rows without a label",
                 remedy="leave out rows without a label.",
             )
-        y = to_algebra_dtype(y.flatten(1)) if y.is_floating_point() else y
+        if likelihood.kind != "classification" or y.is_floating_point():
+            y = y.flatten(1).to(x.dtype)
         outputs = int(math.prod(self._output_shape))
         regression = likelihood.kind == "regression"
         mean = y.mean(0) if regression else x.new_zeros(outputs)
