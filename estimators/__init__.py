@@ -1,5 +1,6 @@
 """Predictive variance of trained PyTorch networks: RegVar, exact linearized Laplace, last-layer Laplace, baselines."""
 
+from estimators.calibration.conformal import SplitConformal
 from estimators.estimator.base import Prediction, UncertaintyEstimator
 from estimators.laplace.last_layer import LastLayerLaplace
 from estimators.laplace.linearized import LinearizedLaplace
@@ -27,6 +28,7 @@ __all__ = [
     "ReferencePosterior",
     "RegVar",
     "SignedProbes",
+    "SplitConformal",
     "Tuned",
     "UncertaintyEstimator",
     "calibrate",

@@ -17,14 +17,18 @@ from torch import nn
 
 from estimators import ReferencePosterior
 from estimators.baselines import (
+    DDU,
     MAP,
+    SNGP,
     SWAG,
     DeepEnsemble,
+    GaussianProcess,
     GradientNorm,
     LaplaceTorch,
     LoRAEnsemble,
     MCDropout,
     MultiHeadEnsemble,
+    NTKGaussianProcess,
     SubnetworkLaplace,
     TemperatureScaling,
 )
@@ -102,6 +106,11 @@ def temperature(model, likelihood, *, prior_precision):
     return TemperatureScaling(model, likelihood, validation=validation, prior_precision=prior_precision)
 
 
+def sngp(model, likelihood, *, prior_precision):
+    options = {"make_model": partial(fresh, model), "recipe": FULL_BATCHES, "n_features": 16}
+    return SNGP(model, likelihood, prior_precision=prior_precision, **options)
+
+
 def two_networks(model, likelihood, *, prior_precision):
     """The second a small step away, which is what a training with the penalty would make."""
     regularized, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
@@ -123,6 +132,38 @@ BASELINES = {
             }
         },
         NOTHING_EXACT | ROWS_ALONE | {"total-variance"},  # regression has no temperature
+    ),
+    "DDU": kit.Row(
+        DDU,
+        {"skip": {"not-constant": "its variance is zero by definition"}},
+        NOTHING_EXACT | ROWS_ALONE | kit.ENDS_IN_LINEAR,
+        has_score=True,
+    ),
+    "Gaussian process": kit.Row(
+        GaussianProcess,
+        {
+            "skip": {
+                "predict-mean": "the mean is that of the process",
+                "constant-output": "the process has no weights of which an output could be independent",
+            }
+        },
+        NOTHING_EXACT | {"dict-inputs"},
+    ),
+    "NTK-GP": kit.Row(
+        NTKGaussianProcess,
+        {
+            "prior_of": "all",
+            "skip": {
+                "predict-mean": "the mean is that of the linearized network's posterior",
+                "weight-moments": "samples of weights are around the posterior mean, not around the trained weights",
+            },
+        },
+        kit.CLOSED_FORMS,
+    ),
+    "SNGP": kit.Row(
+        sngp,
+        {"skip": {"predict-mean": "the mean is that of the new network"}},
+        NOTHING_EXACT | kit.ENDS_IN_LINEAR,
     ),
     "gradient norm": kit.Row(GradientNorm, {}, kit.CLOSED_FORMS | kit.INVARIANTS | {"jacobians"}),
     "subnetwork, all of it": kit.Row(SubnetworkLaplace, kit.GGN, by_default=kit.DIFFERING),

@@ -36,6 +36,7 @@ COMPOSED = {"hessian, cg", "pointwise, linear response, hessian"}
 class Row:
     """An estimator, the options of `check_estimator`, and the names of the checks that do not apply to it.
 
+    `has_score` is whether it has an out-of-distribution score of its own; else the check of scores is skipped, too.
     `by_default` names the checks of the default run, if they are not all that the options ask for.
     """
 
@@ -43,6 +44,11 @@ class Row:
     options: dict = field(default_factory=dict)
     skipped: set = field(default_factory=set)
     by_default: frozenset | None = None
+    has_score: bool = False
+
+    def __post_init__(self):
+        if not self.has_score:
+            object.__setattr__(self, "skipped", self.skipped | {"score"})
 
     def asked(self, *, whole=True):
         """The names of the checks to run, in the default run or as a whole."""

@@ -269,6 +269,17 @@ class NoFunctional(Good):
         return of(self._variance(x).T).T if x.ndim == 1 else super()._variance_of(x, of).sqrt()
 
 
+class ScoreOfTheBatch(Good):
+    def _score(self, x):
+        distance = x.square().sum(-1)
+        return distance - distance.mean()
+
+
+class NearIsFar(Good):
+    def _score(self, x):
+        return -x.square().sum(-1)
+
+
 class HalfSaved(Good):
     def _get_fit_state(self):
         tensors, learned = super()._get_fit_state()

@@ -1,6 +1,6 @@
 """The presets of the comparison, one family per file, in the order of tables."""
 
-from bdl_bench.methods import laplace, networks, reference, regvar, sampling, variational
+from bdl_bench.methods import laplace, networks, processes, reference, regvar, sampling, variational
 from bdl_bench.methods.registry import (
     BASELINE,
     METHODS,
@@ -20,6 +20,7 @@ for _presets in (
     regvar.PRESETS,
     variational.PRESETS,
     sampling.PRESETS,
+    processes.PRESETS,
     laplace.LAPLACE_TORCH,
     reference.PRESETS,
 ):

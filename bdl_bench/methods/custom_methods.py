@@ -1,8 +1,9 @@
-"""Custom methods: plain classes with `fit` and `variance`, wrapped as estimators."""
+"""Custom methods: plain classes with `fit`, and `variance` or `score`, wrapped as estimators."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +14,7 @@ from torch import Tensor
 from bdl_bench.problem.problem import Problem
 from estimators import Prediction, UncertaintyEstimator
 from estimators.errors import DataError, OptionError
-from estimators.numerics.pytrees import PyTree
+from estimators.numerics.pytrees import PyTree, n_rows
 from estimators.objective.objective import Objective
 from estimators.persistence.weight_checksum import check_unchanged, weight_checksum
 
@@ -24,16 +25,18 @@ NOT_REPORTED = "not reported"
 
 
 def as_estimator(method: object, problem: Problem) -> UncertaintyEstimator:
-    """Return an estimator unchanged, and any object with `fit(train_loader)` and `variance(x)` wrapped as one.
+    """Return an estimator unchanged, and any object with `fit(train_loader)` and `variance(x)` or `score(x)` wrapped.
 
-    Raises OptionError for an object without these two methods.
+    Raises OptionError for an object without them.
     """
     if isinstance(method, UncertaintyEstimator):
         return method
-    missing = [name for name in ("fit", "variance") if not callable(getattr(method, name, None))]
+    missing = [] if callable(getattr(method, "fit", None)) else ["fit"]
+    if not _answers(method):
+        missing.append("variance")
     if missing:
         raise OptionError(
-            "a method with fit(train_loader) and variance(x)",
+            "a method with fit(train_loader) and variance(x), or score(x) without a variance",
             received=f"a {type(method).__name__} without {' and '.join(missing)}",
             remedy="write them, or subclass estimators.UncertaintyEstimator.",
         )
@@ -41,10 +44,12 @@ def as_estimator(method: object, problem: Problem) -> UncertaintyEstimator:
 
 
 class CustomEstimator(UncertaintyEstimator):
-    """A user's object with `fit(train_loader)` and `variance(x)`, as an estimator.
+    """A user's object with `fit(train_loader)`, and `variance(x)` or `score(x)`, as an estimator.
 
     `variance(x)` returns the epistemic variance of the outputs at x as a tensor or array (M, C), or (M,) for one
-    output. Three members are optional: `covariance(x)`, which returns (M, C, C); `predict(x)`, which returns a
+    output. `score(x)` returns an out-of-distribution score of each row, (M,). Without `variance` the variance is 0.
+
+    Three more members are optional: `covariance(x)`, which returns (M, C, C); `predict(x)`, which returns a
     `Prediction` that replaces the one from the problem's network and the variance; and `passes_` after the fit. `fit`
     may return itself, another fitted object, or None. Missing numbers are recorded as "not reported".
 
@@ -103,7 +108,7 @@ class CustomEstimator(UncertaintyEstimator):
         before = weight_checksum(self.model)
         fitted = self.method.fit(self._loader)
         check_unchanged(self.model, before)  # methods share the network
-        if fitted is not None and callable(getattr(fitted, "variance", None)):
+        if _answers(fitted):
             self.method = fitted
         passes = {} if self.counts_passes else {"passes": NOT_REPORTED}
         self.method_report_ = passes | learned_values(self.method)
@@ -122,8 +127,17 @@ class CustomEstimator(UncertaintyEstimator):
             )
         return made
 
+    def _score(self, x: PyTree) -> Tensor:
+        if not _scores_rows(self.method):
+            return super()._score(x)
+        scores = self._to_tensor(self.method.score(x), self.network_.shaped_outputs(x))
+        self._check_shape("score", scores, torch.Size([n_rows(x)]))
+        return scores
+
     def _variance(self, x: PyTree) -> Tensor:
         f = self.network_.shaped_outputs(x)
+        if not callable(getattr(self.method, "variance", None)):
+            return torch.zeros_like(f).flatten(1)
         variance = self._to_tensor(self.method.variance(x), f)
         if variance.shape == f.shape[:1] and f[0].numel() == 1:
             variance = variance.reshape(f.shape)
@@ -172,6 +186,23 @@ class CustomEstimator(UncertaintyEstimator):
     @property
     def _name(self) -> str:
         return type(self.method).__name__
+
+
+def _answers(method: object) -> bool:
+    """Return whether an object has a variance, or a score of rows."""
+    return callable(getattr(method, "variance", None)) or _scores_rows(method)
+
+
+def _scores_rows(method: object) -> bool:
+    """Return whether an object has `score(x)`. That of scikit-learn, `score(X, y)`, is another one."""
+    score = getattr(method, "score", None)
+    if not callable(score):
+        return False
+    try:
+        inspect.signature(score).bind(None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def learned_values(fitted: Any) -> dict[str, Any]:  # noqa: ANN401

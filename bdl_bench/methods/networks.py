@@ -8,6 +8,8 @@ from bdl_bench.methods.registry import BASELINE, PRIOR, Build, Method, OptionGri
 from bdl_bench.problem.problem import ENSEMBLE_SIZE, Problem
 from estimators import LinearizedLaplace, UncertaintyEstimator
 from estimators.baselines import (
+    DDU,
+    SNGP,
     SWAG,
     DeepEnsemble,
     GradientNorm,
@@ -77,6 +79,17 @@ def _lora(problem: Problem, seed: int) -> UncertaintyEstimator:
     return preset(LoRAEnsemble, seeded=True, n_members=_MEMBERS, recipe=problem.recipe)(problem, seed)
 
 
+def _sngp(problem: Problem, seed: int) -> UncertaintyEstimator:
+    check_recipe("sngp", problem)
+    if isinstance(problem.prior_precision, dict):
+        raise UnsupportedError(
+            "a problem with one prior_precision, since sngp trains a network with other parameters",
+            received=f"prior_precision={problem.prior_precision!r}",
+            remedy="a number.",
+        )
+    return preset(SNGP, seeded=True, make_model=problem.make_model, recipe=problem.recipe)(problem, seed)
+
+
 def _mixture(name: str, method: Build) -> Build:
     """Return a function that builds a mixture of a method at the networks of a deep ensemble."""
 
@@ -108,6 +121,7 @@ PRESETS = [
         "temperature-scaling", "the trained network at the softmax temperature of the validation rows", _temperature
     ),
     Method("gradient-norm", "squared norm of the gradient of each output: RegVar with A = I", preset(GradientNorm)),
+    Method("ddu", "the trained network, and the density of its features as an out-of-distribution score", preset(DDU)),
     Method(
         "ensemble",
         f"{ENSEMBLE_SIZE} networks trained from different initialisations, including the given one; or your own",
@@ -141,6 +155,11 @@ PRESETS = [
         f"a mixture of Laplace (K-FAC) at {ENSEMBLE_SIZE} networks trained from different initialisations",
         _mixture("laplace-mixture", preset(LinearizedLaplace, hessian_structure="kron")),
         tuned_option=OptionGrid("estimator.prior_precision", _retrained_prior),
+    ),
+    Method(
+        "sngp",
+        "SNGP: layers of bounded norm and a Gaussian process of random features as last layer, trained anew",
+        _sngp,
     ),
     Method("lora-ensemble", f"{_MEMBERS} sets of LoRA adapters, each trained from its own initialisation", _lora),
 ]

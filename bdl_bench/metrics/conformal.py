@@ -1,70 +1,75 @@
-"""Split conformal prediction: sets calibrated on n validation rows, and their coverage and size on test rows.
+"""Split conformal prediction for metrics: sets calibrated on n validation rows, and their coverage and size.
 
-Scores s₁, ..., s_n of the validation rows measure how unusual a label is under the prediction. The set of a test row
-has every label whose score is at most the k-th smallest of them, k = ⌈(n + 1) · level⌉. If validation and test rows are
-exchangeable, it contains the label with a probability of at least `level`, and of less than level + 1/(n + 1) without
-ties, whatever the prediction is (Vovk et al. 2005; Angelopoulos and Bates 2023). So coverage is a check, and the
+Scores and thresholds are those of `estimators.SplitConformal` with its default scores. Coverage is a check, and the
 size of the sets is the result: a better prediction has smaller sets.
 
-    classes:     s = 1 − p_y                the set of all classes with p_c >= 1 − q  (Sadinle et al. 2019)
-    regression:  s = |y − m|/s.d.           the interval m ± q · s.d.                 (Lei et al. 2018)
-
-For k > n no finite threshold exists, and the set has every label.
+    classes:     s = −log p_y               the set of all classes with −log p_c <= q  (Sadinle et al. 2019)
+    regression:  s = |y − m|/s.d.           the interval m ± q · s.d.                  (Lei et al. 2018)
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-__all__ = ["LEVEL", "class_sets", "conformal_threshold", "has_threshold"]
+from estimators.calibration.conformal_scores import conformal_threshold, has_threshold, lac_scores, scaled_residuals
+
+__all__ = ["LEVEL", "class_sets", "enough_rows", "intervals"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 LEVEL = 0.9
 """Nominal coverage of conformal sets."""
-_ROUNDING = 1e-9
-"""Slack of a count of rows: (n + 1) · 0.9 = 9 rows must not be ten by rounding."""
 
 
-def has_threshold(n: int, *, level: float = LEVEL) -> bool:
-    """Return whether n validation rows have a finite threshold: from 9 rows on for 90 %."""
-    return _rank(n, level) <= n
+def enough_rows(n: int) -> bool:
+    """Return whether n validation rows have a finite threshold at `LEVEL`."""
+    return has_threshold(n, level=LEVEL)
 
 
-def conformal_threshold(scores: Floats, *, level: float = LEVEL) -> float:
-    """Return the ⌈(n + 1) · level⌉-th smallest score of the validation rows.
+def intervals(
+    targets: Floats, mean: Floats, std: Floats, validation: tuple[Floats, Floats, Floats], *, level: float = LEVEL
+) -> tuple[Floats, Floats]:
+    """Return whether each target is inside its interval, and the width of that. Every output has its own threshold.
 
     Args:
-        scores: of n validation rows, (n,).
+        targets: of M test rows, (M, C).
+        mean: predicted means, (M, C).
+        std: predicted standard deviations, (M, C).
+        validation: targets, means and standard deviations of n validation rows, (n, C) each.
         level: nominal coverage, in (0, 1).
 
     Returns:
-        The threshold q; infinite if there are too few rows.
+        1 or 0, and widths, (M, C) each.
     """
-    k = _rank(len(scores), level)
-    return float(np.sort(scores)[k - 1]) if k <= len(scores) else float("inf")
+    known, test = (_scores(*arrays) for arrays in (validation, (targets, mean, std)))
+    threshold = conformal_threshold(known, level=level)
+    inside: Floats = (test <= threshold).double().numpy()
+    return inside, 2 * threshold.numpy() * std
+
+
+def _scores(targets: Floats, mean: Floats, std: Floats) -> torch.Tensor:
+    return scaled_residuals(*map(torch.from_numpy, (targets, mean, std)))
 
 
 def class_sets(
-    probs: Floats, validation_probs: Floats, validation_targets: Integers, *, level: float = LEVEL
+    log_probs: Floats, validation_log_probs: Floats, validation_targets: Integers, *, level: float = LEVEL
 ) -> NDArray[np.bool_]:
     """Return which classes are in the set of each row, by the probability of a class.
 
     Args:
-        probs: of M test rows, (M, C).
-        validation_probs: of n validation rows, (n, C).
+        log_probs: of M test rows, (M, C).
+        validation_log_probs: of n validation rows, (n, C).
         validation_targets: class indices, (n,).
         level: nominal coverage, in (0, 1).
 
     Returns:
         Whether each class is in the set, (M, C). A set may be empty.
     """
-    scores = 1 - validation_probs[np.arange(len(validation_targets)), validation_targets]
-    inside: NDArray[np.bool_] = 1 - probs <= conformal_threshold(scores, level=level)
+    known = lac_scores(torch.from_numpy(validation_log_probs))
+    labels = torch.from_numpy(validation_targets)
+    threshold = conformal_threshold(known.gather(1, labels[:, None])[:, 0], level=level)
+    inside: NDArray[np.bool_] = (lac_scores(torch.from_numpy(log_probs)) <= threshold).numpy()
     return inside
-
-
-def _rank(n: int, level: float) -> int:
-    return int(np.ceil((n + 1) * level - _ROUNDING))

@@ -25,8 +25,9 @@ _SHIFTED = {
     "classification": ("cls/Acc", "cls/NLL", "cal/ECE"),
     "binary": ("cls/Acc", "cls/NLL", "cal/ECE"),
 }
-OOD_SCORES = ("variance", "entropy", "mutual_information")
-"""Scores of a row by which out-of-distribution rows are detected."""
+OOD_SCORES = ("variance", "entropy", "mutual_information", "score")
+"""Scores of a row by which out-of-distribution rows are detected; "score" is the method's own, `estimator.score(x)`."""
+_OF_EVERY_METHOD = ("variance", "entropy")
 _SEVERITY = re.compile(r"(.+)-(\d+)")
 
 
@@ -74,6 +75,8 @@ def ood_scores(kind: str, arrays: Arrays, name: str, score: str) -> tuple[Floats
     split = parts(arrays)
     if score == "mutual_information":
         return information_of_row(split.test), information_of_row(split.ood[name])
+    if score == "score":
+        return split.test["score"], split.ood[name]["score"]
     if score == "variance":
         return variance_of_row(split.test), variance_of_row(split.ood[name])
     return predictive_entropy(kind, split.test), predictive_entropy(kind, split.ood[name])
@@ -101,9 +104,9 @@ def _detection_scores(kind: str, arrays: Arrays, name: str, score: str) -> tuple
 
 
 def _has_score(arrays: Arrays, name: str, score: str) -> bool:
-    """Return whether both sets of rows have a score: only a method with function samples has mutual information."""
+    """Return whether both sets of rows have a score: not every method has mutual information, or a score of its own."""
     split = parts(arrays)
-    return score != "mutual_information" or all(score in found for found in (split.test, split.ood[name]))
+    return score in _OF_EVERY_METHOD or all(score in found for found in (split.test, split.ood[name]))
 
 
 def _detection(kind: str, name: str, score: str) -> tuple[Metric, ...]:
@@ -111,7 +114,7 @@ def _detection(kind: str, name: str, score: str) -> tuple[Metric, ...]:
         def compute(arrays: Arrays) -> float:
             return function(*_detection_scores(kind, arrays, name, score))
 
-        words = score.replace("_", " ")
+        words = "own score" if score == "score" else score.replace("_", " ")
         reading = f"{reading} of separating {name} from the test rows by {words}, OOD positive"
         return Metric(f"ood/{key}/{name}/{score}", f"{key} {name} ({words})", reading, better, compute=compute)
 

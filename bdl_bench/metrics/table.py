@@ -50,26 +50,18 @@ def sample_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
 def conformal_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
     """Return coverage and size of split conformal sets; nothing with too few validation rows for a threshold."""
     validation = parts(arrays).validation
-    if "targets" not in validation or not conformal.has_threshold(len(validation["targets"])):
+    if "targets" not in validation or not conformal.enough_rows(len(validation["targets"])):
         return ()
     return _CONFORMAL_INTERVALS if kind == "regression" else _CONFORMAL_SETS
 
 
 def _conformal_intervals(arrays: Arrays) -> tuple[Floats, Floats]:
-    """Return whether each target is inside its conformal interval, and the width of that, both (M, C).
-
-    Every output has a threshold of its own.
-    """
-    validation = parts(arrays).validation
-    scores = _standardized_error(validation)
-    threshold = np.array([conformal.conformal_threshold(column) for column in scores.T])
-    inside = (_standardized_error(arrays) <= threshold).astype(np.float64)
-    return inside, 2 * threshold * np.sqrt(arrays["total_variance"])
+    """Return whether each target is inside its conformal interval, and the width of that, both (M, C)."""
+    return conformal.intervals(*_target_and_moments(arrays), _target_and_moments(parts(arrays).validation))
 
 
-def _standardized_error(arrays: Arrays) -> Floats:
-    error: Floats = np.abs(arrays["targets"] - arrays["mean"]) / np.sqrt(arrays["total_variance"])
-    return error
+def _target_and_moments(arrays: Arrays) -> tuple[Floats, Floats, Floats]:
+    return arrays["targets"], arrays["mean"], np.sqrt(arrays["total_variance"])
 
 
 def _conformal_coverage(arrays: Arrays) -> Floats:
@@ -84,7 +76,7 @@ def _conformal_sets(arrays: Arrays) -> tuple[NDArray[np.bool_], Integers]:
     """Return the conformal set of each example, (M, C), and its target."""
     log_probs, targets = class_arrays(arrays)
     validation_log_probs, validation_targets = class_arrays(parts(arrays).validation)
-    return conformal.class_sets(np.exp(log_probs), np.exp(validation_log_probs), validation_targets), targets
+    return conformal.class_sets(log_probs, validation_log_probs, validation_targets), targets
 
 
 def _set_coverage(arrays: Arrays) -> Floats:

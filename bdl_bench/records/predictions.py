@@ -7,7 +7,8 @@ has no targets has no `targets` array. If the problem has rows for the plot of p
 rows also have their inputs `x`. If it has out-of-distribution rows, these and the test rows have the `centred_variance`
 of their logits: the variance without the shift that is common to all logits, which changes no probability. A method
 whose chains make two predictions has `even_mean`, `odd_mean` and so on (`chain_halves.py`). A method
-with function samples or covariances has `joint_nll`, `mutual_information` and `energy_score` (`sample_scores.py`).
+with function samples or covariances has `joint_nll`, `mutual_information` and `energy_score` (`sample_scores.py`). With
+out-of-distribution rows, a method with a `score(x)` has the `score` of these and of the test rows, (M,).
 
 Predictions, targets and variances of a regression are in the original unit of the target (`target_units.py`).
 
@@ -75,6 +76,7 @@ class Predictor:
             if name not in ("train", "test"):
                 arrays |= prefixed(name, self._on(name))
         arrays |= self._centred()
+        arrays |= self._own_scores()
         arrays |= self._from_samples()
         arrays |= self._halves()
         if problem.plot_grid is not None:
@@ -142,6 +144,22 @@ class Predictor:
             return {f"{prefix}centred_variance": self._centred_on(self._kept(name)) for prefix, name in sets.items()}
         except (TooLargeError, UnsupportedError):
             return {}
+
+    def _own_scores(self) -> Arrays:
+        """Return the method's own score of test and out-of-distribution rows, if it has one and rows one position."""
+        sets = [name for name in self.problem.sets() if name.startswith("ood/")]
+        arrays: Arrays = {}
+        first = next(queries(self._kept("test"), self.problem.layout))
+        if not sets or self.estimator.network_.shaped_outputs(first.x).ndim > 2:
+            return {}
+        for name in ["test", *sets]:
+            kept = self._kept(name)
+            try:
+                scores = _joined([self.estimator.score(query.x) for query in queries(kept, self.problem.layout)])
+            except UnsupportedError:
+                return {}
+            arrays["score" if name == "test" else f"{name}/score"] = _in_order(kept, scores)
+        return arrays
 
     def _from_samples(self) -> Arrays:
         """Return the scores of test and out-of-distribution rows that need function samples or covariances."""

@@ -268,6 +268,14 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
             remedy="use LinearizedLaplace, LastLayerLaplace or RegVar with PosteriorDraws.",
         )
 
+    def _score(self, x: PyTree) -> Tensor:  # noqa: ARG002
+        """Return a score (M,) of each row at checked inputs, higher if it is farther from the training rows."""
+        raise UnsupportedError(
+            "an estimator with an out-of-distribution score of its own",
+            received=type(self).__name__,
+            remedy="use DDU; or the variance, or the entropy of predict(x), as a score.",
+        )
+
     @exclusively
     def variance(self, x: PyTree, *, of: Functional | None = None) -> Tensor:
         """Return the epistemic variance of the outputs, without observation noise.
@@ -370,6 +378,27 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
         else:
             samples = self._sample(without_graph(x), n_samples, generator)
         return self._to_output_dtype(samples).reshape(n_samples, *shape)
+
+    @exclusively
+    def score(self, x: PyTree) -> Tensor:
+        """Return the method's own out-of-distribution score of each row.
+
+        A higher score says that a row is less like the training rows. Only the order of scores has a meaning that is
+        the same for all methods; units are those of the method, such as nats for the negative log-density of `DDU`.
+
+        Args:
+            x: M query rows.
+
+        Returns:
+            (M,), finite, in float64 on devices that have it.
+
+        Raises:
+            UnsupportedError: if this estimator has no score of its own.
+            NotFittedError, ModelChangedError, DataError: as `variance`.
+        """
+        x = self._prepare_query(x)
+        self._check_query(x)
+        return self._score(without_graph(x)).detach()
 
     @exclusively
     def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:

@@ -22,9 +22,13 @@ __all__ = ["MakeModel", "Retraining", "checked_make_model", "tensors_by_name"]
 MakeModel = Callable[[], nn.Module]
 
 
+def _unchanged(model: nn.Module) -> nn.Module:
+    return model
+
+
 @dataclass(frozen=True)
 class Retraining:
-    """Trains `make_model()` by `recipe` to the minimum of L with this prior precision.
+    """Trains `adapt(make_model())` by `recipe` to the minimum of L with this prior precision.
 
     The objective's pass counter counts the passes under "training". Raises ModelError if `make_model` builds another
     architecture than the model's, or returns a network that is in use.
@@ -33,6 +37,7 @@ class Retraining:
     make_model: MakeModel
     recipe: Recipe
     prior_precision: PriorOption
+    adapt: Callable[[nn.Module], nn.Module] = _unchanged
 
     def run(self, objective: Objective, seed: int, *, others: Sequence[nn.Module], progress_bar: bool) -> nn.Module:
         """Return the trained network in eval mode. Initialisation, order of rows and dropout are drawn from `seed`.
@@ -40,7 +45,7 @@ class Retraining:
         It must not share a trainable weight with `others`.
         """
         with seeded_random_state(seed):
-            model = self._build_model(objective, others)
+            model = self.adapt(self._build_model(objective, others))
             batches = objective.batches  # data that are not stored come from the user's loader, which may shuffle
             rows = batches.loader if batches.stored is None else PairLoader(batches.stored)
             options: dict[str, Any] = {"recipe": self.recipe, "seed": seed, "progress_bar": progress_bar}

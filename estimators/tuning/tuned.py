@@ -16,6 +16,7 @@ from estimators.calibration.tuned_option import TunedOption
 from estimators.errors import OptionError, StateError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.cloning import clone
+from estimators.likelihoods import Likelihood
 from estimators.likelihoods.prediction import Prediction
 from estimators.numerics.pytrees import PyTree
 from estimators.persistence.option_values import described, in_words
@@ -56,6 +57,11 @@ class Tuned(CalibrationRecord, Generic[E]):
     """
 
     estimator: E
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood of the estimator."""
+        return self.estimator.likelihood
 
     def predict(self, x: PyTree) -> Prediction:
         """Return the calibrated predictive distribution.

@@ -12,7 +12,7 @@ from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.custom_methods import as_estimator
 from bdl_bench.records import RecordStore
 from estimators import LastLayerLaplace
-from estimators.errors import DataError, OptionError
+from estimators.errors import DataError, OptionError, UnsupportedError
 from estimators.likelihoods import Categorical
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -139,6 +139,48 @@ def test_its_own_prediction_and_passes_are_taken(run):
     assert arrays["mean"] == pytest.approx(make_problem(0).model(x).detach().numpy() / 2, rel=1e-12)
     assert record.cost.passes == 3.5
     assert "passes" not in record.fit_report
+
+
+class Scoring:
+    """A score of each row, and no variance."""
+
+    def __init__(self, model): ...
+
+    def fit(self, train_loader):
+        self.centre_ = torch.cat([x for x, _ in train_loader]).mean(0)
+
+    def score(self, x):
+        return (x - self.centre_).square().sum(-1).numpy()
+
+
+@pytest.mark.parametrize("kind", [Scoring, "ddu"])
+def test_a_method_with_a_score_and_no_variance_detects_by_its_score(run, kind, tmp_path):
+    make = METHODS["ddu"].build if kind == "ddu" else None
+    record, arrays = run(kind if make is None else lambda model: make(make_problem(0), 0), 2)  # noqa: ARG005
+    assert record.status == "ok", record.traceback
+    x = torch.cat([x for x, _ in BATCHES[:3]])
+    if kind is Scoring:
+        assert arrays["score"] == pytest.approx((x - X.mean(0)).square().sum(-1).numpy(), rel=1e-12)
+    assert arrays["ood/far/score"].shape == (5,)
+    by_hand = (arrays["ood/far/score"][:, None] > arrays["score"]).mean()
+    assert record.metrics["ood/AUROC/far/score"] == pytest.approx(by_hand)
+    assert record.tuned["ood/AUROC/far/score"] == pytest.approx(by_hand)  # calibration changes no score
+    assert "ood/AUROC/far/variance" not in record.metrics
+    assert "sc/AURC/variance" not in record.metrics
+    page = (tmp_path / "report.html").read_text()
+    assert "AUROC" in page
+    assert "own score" in page
+
+
+def test_the_score_of_scikit_learn_is_no_score_of_rows():
+    class Classifier(Distance):
+        def score(self, x, y):  # noqa: ARG002
+            return 1.0
+
+    problem = make_problem(0)
+    fitted = as_estimator(Classifier(problem.model), problem).fit(problem.train)
+    with pytest.raises(UnsupportedError, match="score"):
+        fitted.score(X)
 
 
 class Scikit(Distance):

@@ -38,15 +38,6 @@ def test_tied_uncertainties_do_not_depend_on_the_order_of_rows():
     assert constant == near(np.ones(30))
 
 
-def test_the_threshold_is_the_order_statistic_of_the_finite_sample_correction():
-    scores = np.random.default_rng(2).permutation(np.arange(1.0, 20.0))  # 1, ..., 19
-    assert conformal.conformal_threshold(scores) == 18  # ⌈20 · .9⌉
-    assert conformal.conformal_threshold(scores, level=0.5) == 10
-    assert conformal.conformal_threshold(np.arange(1.0, 10.0)) == 9  # ⌈10 · .9⌉ = 9, and not 10 by rounding
-    assert conformal.conformal_threshold(np.arange(8.0)) == np.inf
-    assert [conformal.has_threshold(n) for n in (8, 9)] == [False, True]
-
-
 def test_conformal_sets_cover_at_their_level_over_200_splits():
     rng = np.random.default_rng(3)
     covered = []
@@ -54,7 +45,7 @@ def test_conformal_sets_cover_at_their_level_over_200_splits():
         probs = rng.dirichlet(0.5 * np.ones(4), size=120)
         labels = (probs.cumsum(-1) > rng.uniform(size=(120, 1))).argmax(-1)
         wrong = probs**0.3 / (probs**0.3).sum(-1, keepdims=True)  # underconfident: coverage holds for any prediction
-        sets = conformal.class_sets(wrong[40:], wrong[:40], labels[:40])
+        sets = conformal.class_sets(np.log(wrong[40:]), np.log(wrong[:40]), labels[:40])
         covered.append(sets[np.arange(80), labels[40:]].mean())
     mean, error = np.mean(covered), np.std(covered, ddof=1) / np.sqrt(200)
     expected = np.ceil(41 * 0.9) / 41  # exact without ties

@@ -90,8 +90,16 @@ def test_own_methods_fit_and_predict_without_the_optional_packages():
     import copy
     import warnings
 
-    from estimators import LastLayerLaplace, LinearizedLaplace, LinearResponse, NewtonRefit, Pointwise, RegVar
-    from estimators.baselines import MAP, DeepEnsemble, GradientNorm
+    from estimators import (
+        LastLayerLaplace,
+        LinearizedLaplace,
+        LinearResponse,
+        NewtonRefit,
+        Pointwise,
+        RegVar,
+        SplitConformal,
+    )
+    from estimators.baselines import DDU, MAP, SNGP, DeepEnsemble, GaussianProcess, GradientNorm, NTKGaussianProcess
     from estimators.errors import UncalibratedWarning
     from estimators.training import Recipe, train_map
 
@@ -107,17 +115,22 @@ def test_own_methods_fit_and_predict_without_the_optional_packages():
         MAP(model, "classification"),
         GradientNorm(model, "classification"),
         DeepEnsemble(model, "classification", members=[untrained], n_members=2),
+        DDU(model, "classification"),
+        SNGP(model, "classification", make_model=lambda: copy.deepcopy(untrained), recipe=short, n_features=8),
+        GaussianProcess(model, "classification"),
+        NTKGaussianProcess(model, "classification"),
     ]
     warnings.simplefilter("ignore", UncalibratedWarning)
     for estimator in fits:
         estimator.fit(loader)
         assert estimator.variance(x).shape == (12, 3)
         assert estimator.predict(x).probs.isfinite().all()
+        assert SplitConformal(estimator).fit(loader).predict_set(x, 0.5).shape == (12, 3)
     print(len(fits))
     """
     answer = run(WITHOUT_OPTIONAL + DATA + textwrap.dedent(code))
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout == "13\n"
+    assert answer.stdout == "17\n"
 
 
 NEEDS = [

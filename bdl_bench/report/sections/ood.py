@@ -72,9 +72,13 @@ def _histograms(context: Context, table: ScoreTable, name: str) -> list[Drawing]
             notes = {m: number(entry.interval.mean) for m, entry in found.items()}
             pairs = {m: _scores(context, table, m, name, score) for m in found}
             drawings.append(
-                histograms(f"ood {name} {score}", f"by {score.replace('_', ' ')}", pairs, context.palette, note=notes)
+                histograms(f"ood {name} {score}", f"by {_words(score)}", pairs, context.palette, note=notes)
             )
     return drawings
+
+
+def _words(score: str) -> str:
+    return "own score" if score == "score" else score.replace("_", " ")
 
 
 def _scores(context: Context, table: ScoreTable, method: str, name: str, score: str) -> tuple[Floats, Floats]:

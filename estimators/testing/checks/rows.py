@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from estimators.testing.case_selection import fitted_cases
-from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array
+from estimators.testing.estimator_under_test import EstimatorUnderTest, as_array, if_supported
 from estimators.testing.networks import Array, WithDict
-from estimators.testing.outcomes import NotApplicable
+from estimators.testing.outcomes import CheckFailure, NotApplicable
 from estimators.testing.registry import check
 
 __all__: list[str] = []
@@ -35,6 +35,34 @@ def batch_independence(tested: EstimatorUnderTest) -> None:
                 fault="a reduction over the wrong dimension, batch statistics, or noise drawn at the query.",
                 rtol=max(1e-6, tested.capabilities.tolerance),
             )
+
+
+@check("score")
+def score(tested: EstimatorUnderTest) -> None:
+    """Out-of-distribution scores are (M,), finite and detached; rows alone and a saved fit have the same scores."""
+    for case in fitted_cases(tested, "regression", "classification"):
+        estimator, x = tested.fitted(case), case.queries
+        together = if_supported(lambda: estimator.score(x))  # noqa: B023
+        if together.shape != (len(x),) or not bool(torch.isfinite(together).all()) or together.requires_grad:
+            raise CheckFailure(
+                f"finite, detached scores of shape {(len(x),)}",
+                received=f"shape {tuple(together.shape)}, {int((~torch.isfinite(together)).sum())} NaN or Inf, "
+                f"requires_grad={together.requires_grad}",
+                fault="return one number per row from _score, higher for rows unlike the training rows.",
+            )
+        expected, fault = as_array(together), "a reduction over the wrong dimension, or statistics of the query."
+        alone = as_array(torch.cat([estimator.score(row[None]) for row in x]))
+        tested.compare(f"the score of a row of {case.name} alone", alone, expected, fault=fault, rtol=1e-6)
+        far = estimator.score(10 * x)
+        if not bool(torch.isfinite(far).all() & (far.mean() > together.mean())):
+            raise CheckFailure(
+                f"finite scores, higher on average ten times as far from the data than {float(together.mean()):.4g}",
+                received=f"{float(far.mean()):.4g}",
+                fault="the sign of the score: a high one says that a row is unlike the training rows.",
+            )
+        loaded = tested.build(case, estimator.model).load_state_dict(estimator.state_dict())
+        fault = "_get_fit_state leaves out what _score needs, or _set_fit_state does not put it back."
+        tested.compare("the score of the saved fit", as_array(loaded.score(x)), expected, fault=fault, rtol=1e-7)
 
 
 @check("training-row-order")

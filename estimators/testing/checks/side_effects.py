@@ -41,13 +41,13 @@ def model_untouched_by_fit(tested: EstimatorUnderTest) -> None:
 
 @check("model-untouched-by-queries")
 def model_untouched_by_queries(tested: EstimatorUnderTest) -> None:
-    """variance, predict, covariance and sample change nothing in the model."""
+    """variance, predict, covariance, sample and score change nothing in the model."""
     case, model = tested.cases["classification"], _with_buffers(tested)
     estimator = tested.fit(case, model, may_be_rejected=True)
     with unchanged_model(model, "the queries"):
         estimator.variance(case.queries)
         estimator.predict(case.queries)
-        for ask in (estimator.covariance, lambda x: estimator.sample(x, 2)):
+        for ask in (estimator.covariance, lambda x: estimator.sample(x, 2), estimator.score):
             try:
                 ask(case.queries)
             except UNSUPPORTED_ERRORS:

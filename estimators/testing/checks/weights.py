@@ -32,6 +32,7 @@ def _optional_queries(estimator: UncertaintyEstimator, x: torch.Tensor) -> dict[
         "covariance": lambda: estimator.covariance(x),
         "joint_covariance": lambda: estimator.joint_covariance(x),
         "sample": lambda: estimator.sample(x, 2),
+        "score": lambda: estimator.score(x),
         "sample_weights": lambda: estimator.sample_weights(2),
         "sample_nonlinear": lambda: estimator.sample_nonlinear(x, 2),
         "posterior_precision": estimator.posterior_precision,
