@@ -120,7 +120,11 @@ class SbcCase:
         model = copy.deepcopy(problem.model).cpu().double().eval()
         options = (problem.recipe or Recipe(), problem.make_model)
         return cls(
-            model, problem.likelihood, problem.prior_precision, *map(_float64, (plain_inputs(inputs), queries)), *options
+            model,
+            problem.likelihood,
+            problem.prior_precision,
+            *map(_float64, (plain_inputs(inputs), queries)),
+            *options,
         )
 
     def simulate(self, seed: int) -> Simulation:

@@ -106,13 +106,14 @@ class _Job:
         torch.set_num_threads(1)
         try:
             simulation = self.case.simulate(self.seed)
+            of_method, of_ranks = member_seeds(self.seed, 2)  # unrelated to the streams of the simulation
             for name, build in self.methods.items():
                 record: dict[str, Any] = {"relative_gradient": simulation.relative_gradient}
                 try:
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")  # one for each of hundreds of fits
-                        estimator = build(simulation.problem, self.seed % 2**31)
-                        ranks = ranks_of(estimator.fit(simulation.problem.train), simulation, self.seed)
+                        estimator = build(simulation.problem, of_method % 2**31)
+                        ranks = ranks_of(estimator.fit(simulation.problem.train), simulation, of_ranks)
                     record |= {"f": ranks.f.tolist(), "ranked_by": ranks.ranked_by}
                     record["log_likelihood"] = ranks.log_likelihood
                 except EstimatorError as error:

@@ -14,6 +14,7 @@ from scipy import special, stats
 from torch import Tensor
 
 from bdl_bench.verify.sbc.ranks import Ranks
+from estimators.runtime.rng import member_seeds
 
 __all__ = ["LEVELS", "SIGNIFICANCE", "SbcSummary", "simultaneous_band"]
 
@@ -58,7 +59,13 @@ class SbcSummary:
 
     @classmethod
     def of(
-        cls, case: str, method: str, found: Sequence[Ranks], seeds: Sequence[int], errors: Sequence[str], gradient: float
+        cls,
+        case: str,
+        method: str,
+        found: Sequence[Ranks],
+        seeds: Sequence[int],
+        errors: Sequence[str],
+        gradient: float,
     ) -> SbcSummary:
         """Return the summary of the ranks of some replications and of their seeds, which choose the outputs.
 
@@ -77,9 +84,7 @@ class SbcSummary:
         every = torch.stack([ranks.f for ranks in found]).numpy() if found else np.empty((0, 0, 0))
         log_likelihood = [ranks.log_likelihood for ranks in found if ranks.log_likelihood is not None]
         ranked_by = found[0].ranked_by if found else ""
-        return cls(
-            case, method, np.array(chosen), every, np.array(log_likelihood), ranked_by, tuple(errors), gradient
-        )
+        return cls(case, method, np.array(chosen), every, np.array(log_likelihood), ranked_by, tuple(errors), gradient)
 
     @property
     def n(self) -> int:
@@ -164,7 +169,7 @@ def simultaneous_band(n: int, level: float = 0.95, n_points: int = 100) -> tuple
 
 def _chosen(f: Tensor, seed: int) -> float:
     """Return the rank of one output at one query, drawn by a generator of its own."""
-    generator = torch.Generator().manual_seed(seed ^ 0x5BC)
+    generator = torch.Generator().manual_seed(member_seeds(seed, 3)[2])
     return float(f.flatten()[torch.randint(f.numel(), (), generator=generator)])
 
 
