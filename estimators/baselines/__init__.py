@@ -1,5 +1,6 @@
 """Baseline methods, one per file."""
 
+from estimators.baselines.batch_ensemble import BatchEnsemble
 from estimators.baselines.dropout import MCDropout
 from estimators.baselines.ensemble import DeepEnsemble
 from estimators.baselines.gradient_norm import GradientNorm
@@ -10,12 +11,15 @@ from estimators.baselines.mixture import Mixture, RetrainedMixture
 from estimators.baselines.multi_head import MultiHeadEnsemble
 from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
+from estimators.baselines.tfb import TFB
 from estimators.estimator.members import MembersEstimator
 from estimators.laplace.subnetwork import SubnetworkLaplace
 
 __all__ = [
     "MAP",
     "SWAG",
+    "TFB",
+    "BatchEnsemble",
     "DeepEnsemble",
     "GradientNorm",
     "LaplaceTorch",

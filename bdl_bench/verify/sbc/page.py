@@ -35,8 +35,8 @@ HEADER = (
     "spread",
     "ranks",
 )
-_LEGEND = """In each replication, weights are drawn from the prior and targets from the network; each method is fitted to
-them (Talts et al. 2018). If a method has the posterior, the ranks of the true f(x*) are uniform. *KS*: test of uniform
+_LEGEND = """In each replication, weights are drawn from the prior and targets from the network; each method is fitted
+to them (Talts et al. 2018). If a method has the posterior, the ranks of the true f(x*) are uniform. *KS*: test of uniform
 ranks, with one random output at one random query per replication; the log-likelihood of the training data is a second
 test quantity, which also detects a method that ignores the data (Modrák et al. 2023). *Coverage*: of central
 intervals of f, over all outputs and queries, ± one standard error. *Spread*: median distance of the truth from the
@@ -48,7 +48,7 @@ _COLOUR, _BAND = "#0b5c8a", "#dde3ea"
 
 
 def write_sbc(result: SbcResult) -> Path:
-    """Write sbc.md, sbc.json and a figure for each case into the directory of the result, each completely or not at all.
+    """Write sbc.md, sbc.json and a figure for each case into the directory of the result, each as a whole.
 
     Args:
         result: of `run_sbc`.

@@ -117,7 +117,7 @@ class SbcSummary:
 
     @property
     def spread(self) -> float:
-        """Median of |Φ⁻¹(rank)| over that of a standard normal: 1 if calibrated, above 1 if intervals are too narrow."""
+        """Median of |Φ⁻¹(rank)| over that of a standard normal: above 1 if intervals are too narrow."""
         scores = np.abs(special.ndtri(np.clip(self.every_f, 1e-300, 1 - 1e-16)))
         return float(np.median(scores) / special.ndtri(0.75)) if scores.size else math.nan
 
