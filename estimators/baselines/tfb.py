@@ -31,7 +31,7 @@ _DOWN = re.compile(r"(^|(?<=\.))lora_(embedding_)?A(?=$|\.)")
 """The first matrix of an adapter in a parameter's name: peft's `lora_A.default.weight`, or `lora_A` of loralib."""
 _START = 1e-2
 """σ_q at which the search begins, in units of the adapted weights; the paper searches from .001 to .2."""
-_DOUBLINGS = 60
+_DOUBLINGS = 40
 """Doublings or halvings of σ_q before the search ends with an error: the loss does not depend on the adapters."""
 _PRECISION = 1.02
 """Ratio of the bounds of σ_q at which the bisection ends."""
