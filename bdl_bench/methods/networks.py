@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from bdl_bench.methods.registry import BASELINE, PRIOR, Build, Method, OptionGrid, around, check_adapters, check_recipe, factors, preset
+from bdl_bench.methods.registry import (
+    BASELINE,
+    PRIOR,
+    Build,
+    Method,
+    OptionGrid,
+    around,
+    check_adapters,
+    check_recipe,
+    factors,
+    preset,
+)
 from bdl_bench.problem.problem import ENSEMBLE_SIZE, Problem
 from estimators import LinearizedLaplace, UncertaintyEstimator
 from estimators.baselines import (

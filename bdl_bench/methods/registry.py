@@ -140,7 +140,7 @@ def check_adapters(name: str, problem: Problem) -> None:
         raise UnsupportedError(
             f"a network with trainable LoRA adapters for {name}, parameters named {ADAPTERS}",
             received=f"{len(names)} trainable parameters, none of which is one",
-            remedy="imdb and other tasks of language models have adapters; laplace-kron takes any network.",
+            remedy="the task text-topics has adapters; laplace-kron takes any network.",
         )
 
 

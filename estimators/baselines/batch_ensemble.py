@@ -44,9 +44,9 @@ class BatchEnsemble(WeightMembersEstimator):
     prior on the weights θ_s of each member; the paper has weight decay on W. With r_s = a_s = 1 this is the training of
     one network.
 
-    The paper divides a minibatch among the members; here each member sees every row, so that an epoch costs S passes. As in every estimator here, dropout is off and the statistics of a
-    BatchNorm are those of the given model, frozen. The fit stores the shared weights once, and two vectors and a bias
-    per layer and member.
+    The paper divides a minibatch among the members; here each member sees every row, so that an epoch costs S passes.
+    As in every estimator here, dropout is off and the statistics of a BatchNorm are those of the given model, frozen.
+    The fit stores the shared weights once, and two vectors and a bias per layer and member.
 
     The implementation multiplies weights, not activations as the paper does: the functions are equal, any use of a
     layer's weight is covered, and members are evaluated one after another.

@@ -1,10 +1,13 @@
 """The text tasks that need no download: their rows, their sizes, and that a network learns from them."""
 
+import copy
+
 import pytest
 import torch
 
 from bdl_bench.data.pretrained import package
 from bdl_bench.data.token_rows import TokenRows, drawn_rows
+from bdl_bench.methods import METHODS
 from bdl_bench.networks.sentence import SentenceClassifier
 from bdl_bench.problem.flatten import flat_rows
 from bdl_bench.problem.queries import queries, rows
@@ -106,6 +109,21 @@ def test_only_adapters_and_the_head_are_trained(problems):
     trained = [name for name, p in problems["text-topics"].model.named_parameters() if p.requires_grad]
     assert all("lora_" in name or name.startswith("head.") for name in trained)
     assert len(trained) == 6
+
+
+@pytest.mark.parametrize("method", ["tfb", "laplace-lora"])
+def test_methods_of_adapters_run_on_a_text_task(problems, method):
+    problem = copy.copy(problems["text-topics"])
+    problem.model = problem.make_model()
+    recipe = Recipe(epochs=2, batch_size=16, lr=5e-3)
+    delta = problem.prior_precision
+    train_map(problem.model, problem.likelihood, problem.train, prior_precision=delta, recipe=recipe)
+    fitted = METHODS[method].build(problem, 0).fit(problem.train)
+    assert all("lora_" in name for name in fitted.network_.subset.shapes if method == "laplace-lora")
+    batch = next(rows(problem.test))
+    variance = fitted.variance(batch.x)
+    assert variance.shape == (len(batch), 4)
+    assert bool((variance > 0).all())
 
 
 @pytest.mark.parametrize(("name", "least"), [("text-topics", 0.6), ("causal-lm", 0.2)])

@@ -36,8 +36,8 @@ HEADER = (
     "ranks",
 )
 _LEGEND = """In each replication, weights are drawn from the prior and targets from the network; each method is fitted
-to them (Talts et al. 2018). If a method has the posterior, the ranks of the true f(x*) are uniform. *KS*: test of uniform
-ranks, with one random output at one random query per replication; the log-likelihood of the training data is a second
+to them (Talts et al. 2018). If a method has the posterior, the ranks of the true f(x*) are uniform. *KS*: test of
+uniform ranks, with one random output at one random query per replication; the log-likelihood of the training data is a second
 test quantity, which also detects a method that ignores the data (Modrák et al. 2023). *Coverage*: of central
 intervals of f, over all outputs and queries, ± one standard error. *Spread*: median distance of the truth from the
 centre in standard deviations, over that of a normal distribution: 1 if calibrated, above 1 if the method is
