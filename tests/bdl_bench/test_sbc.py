@@ -96,7 +96,7 @@ def test_a_posterior_of_another_width_is_detected(linear, scale, verdict):
     covered = 2 * stats.norm.cdf(1.645 * scale) - 1  # .999 and .589
     assert summary.coverage(0.9)[0] == pytest.approx(covered, abs=3 * math.sqrt(0.25 / N))
     assert summary.spread == pytest.approx(1 / scale, rel=0.12)
-    assert summary.verdict == verdict
+    assert verdict in summary.verdict
 
 
 def test_the_prior_has_uniform_ranks_of_f_and_the_log_likelihood_detects_it(tmp_path):

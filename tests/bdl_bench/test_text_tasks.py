@@ -16,6 +16,7 @@ from bdl_bench.records.problem_digest import problem_digest
 from bdl_bench.tasks import TASKS, causal_lm, text_topics
 from estimators.baselines import MAP
 from estimators.errors import DataError, UnsupportedError
+from estimators.estimator.cloning import clone
 from estimators.models.outputs import output_tensor
 from estimators.runtime import optional
 from estimators.training import Recipe, train_map
@@ -118,7 +119,8 @@ def test_methods_of_adapters_run_on_a_text_task(problems, method):
     recipe = Recipe(epochs=2, batch_size=16, lr=5e-3)
     delta = problem.prior_precision
     train_map(problem.model, problem.likelihood, problem.train, prior_precision=delta, recipe=recipe)
-    fitted = METHODS[method].build(problem, 0).fit(problem.train)
+    options = {"n_samples": 2} if method == "tfb" else {}
+    fitted = clone(METHODS[method].build(problem, 0), options).fit(problem.train)
     assert all("lora_" in name for name in fitted.network_.subset.shapes if method == "laplace-lora")
     batch = next(rows(problem.test))
     variance = fitted.variance(batch.x)

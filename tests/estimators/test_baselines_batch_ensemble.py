@@ -78,10 +78,9 @@ def test_training_is_that_of_plain_torch(make_problem):
     leaf = {n: p.detach().clone().requires_grad_() for n, p in network.named_parameters() if "weight" in n}
     members = []
     for s in range(3):
-        pairs = start.factors(s).items()
-        own = {
-            f"{n}/{part}": v.clone().requires_grad_() for n, pair in pairs for part, v in zip("ar", pair, strict=True)
-        }
+        own = {}
+        for n, (a, r) in start.factors(s).items():
+            own |= {f"{n}/a": a.clone().requires_grad_(), f"{n}/r": r.clone().requires_grad_()}
         assert set(torch.cat([v.detach() for v in own.values()]).unique().tolist()) <= {-1.0, 1.0}
         own |= {n: p.detach().clone().requires_grad_() for n, p in network.named_parameters() if "bias" in n}
         members.append(own)

@@ -221,7 +221,7 @@ class SbcCase:
 def small_cases() -> dict[str, SbcCase]:
     """Return a regression with two outputs and a classification into three classes, small enough for any method.
 
-    The networks have 27 and 33 weights. Their posteriors are far from normal: 10 and 20 rows determine few directions.
+    The networks have 27 and 33 weights. 10 and 20 rows determine fewer directions, so that the prior matters.
 
     Returns:
         The cases by name.

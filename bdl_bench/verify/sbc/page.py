@@ -35,14 +35,16 @@ HEADER = (
     "spread",
     "ranks",
 )
-_LEGEND = """In each replication, weights are drawn from the prior and targets from the network; each method is fitted
-to them (Talts et al. 2018). If a method has the posterior, the ranks of the true f(x*) are uniform. *KS*: test of
-uniform ranks, with one random output at one random query per replication; the log-likelihood of the training data is a second
-test quantity, which also detects a method that ignores the data (Modrák et al. 2023). *Coverage*: of central
-intervals of f, over all outputs and queries, ± one standard error. *Spread*: median distance of the truth from the
-centre in standard deviations, over that of a normal distribution: 1 if calibrated, above 1 if the method is
-overconfident. *Ranked by*: at least 99 draws, or the normal distribution of mean and epistemic variance. A
-reference posterior that is not uniform is an error; the ranks of approximations are results."""
+_LEGEND = """In each replication, weights are drawn from the prior and targets from the network; each method is
+fitted to them (Talts et al. 2018). If a method has the posterior, the ranks of the true f(x*) are uniform. *KS*:
+test of uniform ranks, with one random output at one random query per replication; the log-likelihood of the
+training data is a second test quantity, which also detects a method that ignores the data (Modrák et al. 2023).
+*Coverage*: of central intervals of f, over all outputs and queries, ± one standard error. *Spread*: median distance
+of the truth from the centre in standard deviations, over that of a normal distribution: 1 if calibrated, above 1 if
+the method is overconfident. *Ranked by*: at least 99 draws, or the normal distribution of mean and epistemic
+variance. *Ranks*: a method is too narrow or too wide if its coverage at 90% differs by more than three standard
+errors, and not uniform if a test has p < .01. A reference posterior that is not uniform is an error; the ranks of
+approximations are results."""
 _COLUMNS, _BINS = 4, 10
 _COLOUR, _BAND = "#0b5c8a", "#dde3ea"
 

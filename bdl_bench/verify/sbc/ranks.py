@@ -107,7 +107,8 @@ def _function_draws(estimator: UncertaintyEstimator, simulation: Simulation, see
     if isinstance(estimator, MembersEstimator):
         return _evenly_spaced(estimator.member_outputs(simulation.inputs))
     if isinstance(estimator, ReferencePosterior):
-        return estimator.draws(simulation.inputs, max_draws=N_DRAWS)
+        # The chains were judged at the queries; a replication left out for its training rows would bias the ranks.
+        return _evenly_spaced(estimator.weight_draws_.at(simulation.inputs).f.flatten(0, 1))
     return estimator.sample(simulation.inputs, N_DRAWS, seed=seed)
 
 

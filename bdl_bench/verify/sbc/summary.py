@@ -24,6 +24,8 @@ SIGNIFICANCE = 0.01
 """Level of the Kolmogorov-Smirnov tests."""
 LEVELS = (0.5, 0.9)
 """Levels of the central intervals whose coverage is reported."""
+_STANDARD_ERRORS = 3
+"""Standard errors by which the coverage at 90 % of a method differs that is called too narrow or too wide."""
 _SIMULATIONS = 4000
 """Simulated samples for a simultaneous band: its level of .95 then has a standard error of .003."""
 
@@ -132,14 +134,15 @@ class SbcSummary:
         """What the ranks say, in words."""
         if not self.n:
             return "not run"
-        if self.is_uniform:
-            return "uniform"
-        if self.ks[1] > SIGNIFICANCE:
-            return "log-likelihood not uniform"
-        (coverage, error) = self.coverage(0.9)
-        if abs(coverage - 0.9) <= 2 * error:
-            return "not uniform"
-        return "too narrow" if coverage < 0.9 else "too wide"
+        coverage, error = self.coverage(0.9)
+        parts = []
+        if abs(coverage - 0.9) > _STANDARD_ERRORS * error:
+            parts.append("too narrow" if coverage < 0.9 else "too wide")
+        elif self.ks[1] <= SIGNIFICANCE:
+            parts.append("f not uniform")
+        if self.ks_log_likelihood[1] <= SIGNIFICANCE:
+            parts.append("log-likelihood not uniform")
+        return "; ".join(parts) or "uniform"
 
 
 @lru_cache(maxsize=64)
