@@ -22,8 +22,8 @@ _HESSIAN = "linearized Laplace with the exact Hessian; needs a positive definite
 def _laplace_lora(problem: Problem, seed: int) -> UncertaintyEstimator:
     """Return K-FAC over the adapters alone with the exact Fisher, as in Yang et al. (2024), section 3."""
     check_adapters("laplace-lora", problem)
-    options = {"hessian_structure": "kron", "fisher": "exact", "subset_of_weights": [ADAPTERS]}
-    return preset(LinearizedLaplace, **options)(problem, seed)
+    build = preset(LinearizedLaplace, hessian_structure="kron", fisher="exact", subset_of_weights=[ADAPTERS])
+    return build(problem, seed)
 
 
 PRESETS = [

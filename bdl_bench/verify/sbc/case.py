@@ -118,13 +118,14 @@ class SbcCase:
         n_queries = min(checked_integer("n_queries", n_queries, at_least=1), n_rows(test))
         queries = plain_inputs(select_rows(test, slice(0, n_queries)))
         model = copy.deepcopy(problem.model).cpu().double().eval()
-        options = (problem.recipe or Recipe(), problem.make_model)
         return cls(
             model,
             problem.likelihood,
             problem.prior_precision,
-            *map(_float64, (plain_inputs(inputs), queries)),
-            *options,
+            _float64(plain_inputs(inputs)),
+            _float64(queries),
+            problem.recipe or Recipe(),
+            problem.make_model,
         )
 
     def simulate(self, seed: int) -> Simulation:

@@ -107,7 +107,7 @@ def _draw_histogram(axes: Axes, summary: SbcSummary) -> None:
     axes.set_axis_on()
     low, high = (stats.binom.ppf(q, summary.n, 1 / _BINS) for q in (0.025, 0.975))
     axes.axhspan(low, high, color=_BAND)
-    axes.hist(summary.f, bins=np.linspace(0, 1, _BINS + 1), color=_COLOUR, rwidth=0.9)
+    axes.hist(summary.f, bins=[k / _BINS for k in range(_BINS + 1)], color=_COLOUR, rwidth=0.9)
     axes.set_title(f"{summary.method}\nKS p = {_p(summary.ks[1])}", fontsize=7)
     axes.set_xlabel("rank of f(x*)")
 

@@ -201,7 +201,8 @@ def _finished(pending: Sequence[_Job], jobs: int) -> Iterator[None]:
     """Run the jobs, in this process or in several, and yield after each."""
     if jobs == 1 or len(pending) < 2:
         for job in pending:
-            yield job.run()
+            job.run()
+            yield
         return
     try:
         pickle.dumps(pending[0])
