@@ -12,6 +12,7 @@ from functools import partial
 import conformance_row as kit
 import pytest
 import torch
+from lora_layers import with_adapters
 from sampling_problems import LOOSE
 from torch import nn
 
@@ -21,6 +22,8 @@ from estimators.baselines import (
     MAP,
     SNGP,
     SWAG,
+    TFB,
+    BatchEnsemble,
     DeepEnsemble,
     GaussianProcess,
     GradientNorm,
@@ -57,6 +60,11 @@ def fresh(model):
 def ensemble(model, likelihood, *, prior_precision):
     options = {"make_model": partial(fresh, model), "recipe": FULL_BATCHES, "n_members": MEMBERS}
     return DeepEnsemble(model, likelihood, prior_precision=prior_precision, **options)
+
+
+def batch_ensemble(model, likelihood, *, prior_precision):
+    options = {"make_model": partial(fresh, model), "recipe": FULL_BATCHES, "n_members": MEMBERS}
+    return BatchEnsemble(model, likelihood, prior_precision=prior_precision, **options)
 
 
 def trained_dropout(model, likelihood, *, prior_precision):
@@ -206,6 +214,18 @@ BASELINES = {
     "lora ensemble": kit.Row(
         partial(LoRAEnsemble, recipe=FULL_BATCHES, n_members=MEMBERS),
         {"adapt": with_lora, "skip": ITS_OWN_MEAN},
+        NOTHING_EXACT,
+        kit.DIFFERING | {"reproducible", "training-row-order"},
+    ),
+    "tfb": kit.Row(
+        partial(TFB, n_samples=MEMBERS),
+        {"adapt": with_adapters, "skip": ITS_OWN_MEAN},
+        NOTHING_EXACT,
+        kit.DIFFERING | {"reproducible", "training-row-order"},
+    ),
+    "batch ensemble": kit.Row(
+        batch_ensemble,
+        {"skip": ITS_OWN_MEAN},
         NOTHING_EXACT,
         kit.DIFFERING | {"reproducible", "training-row-order"},
     ),

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 CONSTRUCTED = {
     *estimators.__all__,
+    "BatchEnsemble",
     "ConvergenceCriteria",
     "DeepEnsemble",
     "GradientNorm",
@@ -42,6 +43,8 @@ CONSTRUCTED = {
     "Recipe",
     "RegularizedPair",
     "SWAG",
+    "SbcCase",
+    "TFB",
     "SubnetworkLaplace",
     "TemperatureScaling",
 }

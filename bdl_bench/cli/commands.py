@@ -152,6 +152,52 @@ def verify(
 
 
 @app.command()
+def sbc(
+    task: Annotated[str | None, typer.Argument(help="A bundled task; none: two small networks.")] = None,
+    *,
+    model: Model = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated presets; default: the sampler and some approximations.")
+    ] = None,
+    n_replications: Annotated[int, typer.Option(min=1, help="Data sets that are simulated.")] = 150,
+    n_queries: Annotated[
+        int | None, typer.Option(min=1, help="Test rows at which f is ranked, of a task. Default: 8.")
+    ] = None,
+    seed: Seed = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Concurrent worker processes.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Directory to write; an earlier run in it is resumed.")] = None,
+    plugin: Plugin = None,
+) -> None:
+    """Simulation-based calibration: ranks of the true function under each method, on data drawn from the network."""
+    from bdl_bench.cli import sbc as command
+    from bdl_bench.verify.sbc import write_sbc
+
+    with _errors(USAGE), _factory_errors(model), output_directory(out) as directory:
+        _load_plugins(plugin)
+        source = model or task
+        if n_queries is not None and source is None:
+            raise OptionError(
+                "--n-queries with a task or --model",
+                received="neither",
+                remedy="omit it: the small cases have their own.",
+            )
+        names = list(command.DEFAULT_METHODS) if methods is None else _methods(methods)
+        result = command.run(
+            command.cases_of(source, seed, n_queries or 8),
+            names,
+            directory,
+            n_replications=n_replications,
+            seed=seed,
+            jobs=jobs,
+            plugins=plugin or [],
+        )
+        page = write_sbc(result)
+    command.show(result, Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200))
+    print(page.resolve())
+    raise typer.Exit(FAILED if command.unexpected(result) else 0)
+
+
+@app.command()
 def check(
     task: Annotated[str | None, typer.Argument(help="A bundled task.")] = None,
     *,

@@ -6,7 +6,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from bdl_bench.methods.registry import PRIOR, REFERENCE, Build, Method, preset
+from bdl_bench.methods.registry import ADAPTERS, PRIOR, REFERENCE, Build, Method, check_adapters, preset
 from bdl_bench.problem.problem import Problem
 from estimators import LastLayerLaplace, LinearizedLaplace, UncertaintyEstimator
 from estimators.baselines import LaplaceTorch, SubnetworkLaplace
@@ -17,6 +17,15 @@ _LAST = "exact Laplace over the last linear layer, in closed form"
 _SUBNETWORK = "Laplace with the full GGN of the 1,000 weights of largest marginal variance"
 _SAMPLED = "linearized Laplace, K-FAC from one sampled label per row: one backward pass for any number of classes"
 _HESSIAN = "linearized Laplace with the exact Hessian; needs a positive definite one"
+
+
+def _laplace_lora(problem: Problem, seed: int) -> UncertaintyEstimator:
+    """Return K-FAC over the adapters alone with the exact Fisher, as in Yang et al. (2024), section 3."""
+    check_adapters("laplace-lora", problem)
+    build = preset(LinearizedLaplace, hessian_structure="kron", fisher="exact", subset_of_weights=[ADAPTERS])
+    return build(problem, seed)
+
+
 PRESETS = [
     Method(REFERENCE, _EXACT, preset(LinearizedLaplace), default=True, tuned_option=PRIOR),
     Method("laplace-hessian", _HESSIAN, preset(LinearizedLaplace, curvature="hessian"), tuned_option=PRIOR),
@@ -38,6 +47,12 @@ PRESETS = [
         "laplace-kron-mc",
         _SAMPLED,
         preset(LinearizedLaplace, seeded=True, hessian_structure="kron", fisher="mc"),
+        tuned_option=PRIOR,
+    ),
+    Method(
+        "laplace-lora",
+        "Laplace-LoRA: linearized Laplace, K-FAC, over the weights of LoRA adapters alone",
+        _laplace_lora,
         tuned_option=PRIOR,
     ),
     Method("subnetwork-laplace", _SUBNETWORK, preset(SubnetworkLaplace), tuned_option=PRIOR),

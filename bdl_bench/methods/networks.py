@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from bdl_bench.methods.registry import BASELINE, PRIOR, Build, Method, OptionGrid, around, check_recipe, factors, preset
+from bdl_bench.methods.registry import (
+    BASELINE,
+    PRIOR,
+    Build,
+    Method,
+    OptionGrid,
+    around,
+    check_adapters,
+    check_recipe,
+    factors,
+    preset,
+)
 from bdl_bench.problem.problem import ENSEMBLE_SIZE, Problem
 from estimators import LinearizedLaplace, UncertaintyEstimator
 from estimators.baselines import (
     DDU,
     SNGP,
     SWAG,
+    TFB,
+    BatchEnsemble,
     DeepEnsemble,
     GradientNorm,
     LoRAEnsemble,
@@ -31,6 +44,8 @@ _MASKS = 30
 """Dropout masks per prediction."""
 _MEMBERS = 5
 """Sets of adapters, as many as a deep ensemble has networks."""
+_RANK_ONE_MEMBERS = 4
+"""Members of a BatchEnsemble, as in Wen et al. (2020)."""
 
 
 def _temperature(problem: Problem, seed: int) -> UncertaintyEstimator:  # noqa: ARG001
@@ -88,6 +103,17 @@ def _sngp(problem: Problem, seed: int) -> UncertaintyEstimator:
             remedy="a number.",
         )
     return preset(SNGP, seeded=True, make_model=problem.make_model, recipe=problem.recipe)(problem, seed)
+
+
+def _batch_ensemble(problem: Problem, seed: int) -> UncertaintyEstimator:
+    check_recipe("batch-ensemble", problem)
+    training = {"make_model": problem.make_model, "recipe": problem.recipe}
+    return preset(BatchEnsemble, seeded=True, n_members=_RANK_ONE_MEMBERS, **training)(problem, seed)
+
+
+def _tfb(problem: Problem, seed: int) -> UncertaintyEstimator:
+    check_adapters("tfb", problem)
+    return preset(TFB, seeded=True)(problem, seed)
 
 
 def _mixture(name: str, method: Build) -> Build:
@@ -161,5 +187,16 @@ PRESETS = [
         "SNGP: layers of bounded norm and a Gaussian process of random features as last layer, trained anew",
         _sngp,
     ),
+    Method(
+        "batch-ensemble",
+        f"{_RANK_ONE_MEMBERS} networks that share their weights up to rank-one factors, trained together",
+        _batch_ensemble,
+    ),
     Method("lora-ensemble", f"{_MEMBERS} sets of LoRA adapters, each trained from its own initialisation", _lora),
+    Method(
+        "tfb",
+        "training-free Bayesianization: LoRA adapters perturbed as far as the training loss allows",
+        _tfb,
+        tuned_option=around("tolerance", 0.01, decades=1),
+    ),
 ]

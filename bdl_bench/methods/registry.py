@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from bdl_bench.problem.problem import Problem
@@ -11,6 +12,7 @@ from estimators import UncertaintyEstimator
 from estimators.errors import OptionError, UnsupportedError
 
 __all__ = [
+    "ADAPTERS",
     "BASELINE",
     "METHODS",
     "POSTERIOR",
@@ -20,6 +22,7 @@ __all__ = [
     "Method",
     "OptionGrid",
     "around",
+    "check_adapters",
     "check_recipe",
     "default_methods",
     "factors",
@@ -29,6 +32,8 @@ __all__ = [
 
 Build = Callable[[Problem, int], UncertaintyEstimator]
 
+ADAPTERS = "*lora_*"
+"""Pattern of the names of adapters' parameters, as peft has them."""
 BASELINE = "map"
 """The method that all others are compared with."""
 REFERENCE = "laplace"
@@ -125,6 +130,17 @@ def check_recipe(name: str, problem: Problem) -> None:
             f"a problem with make_model and recipe, since {name} trains its own networks",
             received="one without",
             remedy="pass make_model= and recipe= to Problem, or networks of your own: members=, dropout_model=.",
+        )
+
+
+def check_adapters(name: str, problem: Problem) -> None:
+    """Raise UnsupportedError if a problem's network has no trainable LoRA adapters."""
+    names = [name for name, p in problem.model.named_parameters() if p.requires_grad]
+    if not any(fnmatchcase(parameter, ADAPTERS) for parameter in names):
+        raise UnsupportedError(
+            f"a network with trainable LoRA adapters for {name}, parameters named {ADAPTERS}",
+            received=f"{len(names)} trainable parameters, none of which is one",
+            remedy="the task r8-lora has adapters; laplace-kron takes any network.",
         )
 
 

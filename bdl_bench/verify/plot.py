@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from bdl_bench.verify.lambda_sweep import QUADRATIC, LambdaSweep
 from bdl_bench.verify.verification import Verification
 
-__all__ = ["sweep_figure", "to_bytes"]
+__all__ = ["STYLE", "sweep_figure", "to_bytes"]
 
 _COLOURS = {"forward": "#b3541e", "central": "#0b5c8a"}
 _INK, _GUIDE = "#3b4350", "#cfd5dc"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "text.color": _INK,
@@ -39,7 +39,7 @@ def sweep_figure(verifications: Sequence[Verification]) -> Figure:
     shown = [verification for verification in verifications if verification.sweeps]
     columns = max(1, min(_COLUMNS, len(shown)))
     lines = max(1, math.ceil(len(shown) / columns))
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         width = 5.5 if columns == 1 else 3.3 * columns
         figure = Figure(figsize=(width, 3.4 * lines if columns == 1 else 2.9 * lines), layout="constrained")
         FigureCanvasAgg(figure)
@@ -57,7 +57,7 @@ def to_bytes(figure: Figure, form: str) -> bytes:
     """Return the figure as "png" or "svg"."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if form == "svg" else {}
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(buffer, format=form, dpi=150, metadata=metadata)
     return buffer.getvalue()
 

@@ -1,5 +1,6 @@
 """Baseline methods, one per file."""
 
+from estimators.baselines.batch_ensemble import BatchEnsemble
 from estimators.baselines.ddu import DDU
 from estimators.baselines.dropout import MCDropout
 from estimators.baselines.ensemble import DeepEnsemble
@@ -14,6 +15,7 @@ from estimators.baselines.ntk_gaussian_process import NTKGaussianProcess
 from estimators.baselines.sngp import SNGP
 from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
+from estimators.baselines.tfb import TFB
 from estimators.estimator.members import MembersEstimator
 from estimators.laplace.subnetwork import SubnetworkLaplace
 
@@ -22,6 +24,8 @@ __all__ = [
     "MAP",
     "SNGP",
     "SWAG",
+    "TFB",
+    "BatchEnsemble",
     "DeepEnsemble",
     "GaussianProcess",
     "GradientNorm",

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lora_layers import with_adapters
 from torch import nn
 
 from bdl_bench import Problem
@@ -13,7 +14,8 @@ from bdl_bench.records import RecordStore
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
-from estimators import ReferencePosterior
+from estimators import LinearizedLaplace, ReferencePosterior
+from estimators.errors import UnsupportedError
 from estimators.estimator.cloning import clone
 from estimators.sampling import ConvergenceCriteria
 from estimators.training import Recipe
@@ -43,10 +45,12 @@ def make(kind, seed):
     )
 
 
+ADAPTERS = {"lora-ensemble", "laplace-lora", "tfb"}
+"""Methods of networks with adapters."""
 SKIPPED = {
-    "regression": {"temperature-scaling", "lora-ensemble", "laplace-hessian"},
-    "classification": {"lora-ensemble", "laplace-hessian"},
-    "binary": {"lora-ensemble", "laplace-hessian", *(name for name in METHODS if name.startswith("laplace-torch"))},
+    "regression": {"temperature-scaling", "laplace-hessian", *ADAPTERS},
+    "classification": {"laplace-hessian", *ADAPTERS},
+    "binary": {"laplace-hessian", *ADAPTERS, *(name for name in METHODS if name.startswith("laplace-torch"))},
 }
 
 
@@ -89,6 +93,30 @@ def test_every_preset_ends_with_predictions_or_a_reason(kind, tmp_path, monkeypa
             assert arrays["mean"].shape == variance.shape == (10, 3)
             assert (arrays["ood/far/epistemic_variance"] >= 0).all()
             assert (record.cost.passes is None) == record.method.startswith("laplace-torch")
+
+
+def test_laplace_lora_is_k_fac_over_the_adapters_alone():
+    """The head is trained too, as in a sentence classifier; its weights and the frozen ones are certain."""
+    plain = make("classification", 0)
+    network = with_adapters(plain.model)
+    for parameter in network[2].parameters():
+        parameter.requires_grad_(True)
+    problem = Problem(
+        network.eval(), "classification", plain.train, plain.validation, plain.test, prior_precision={"*": 0.7}
+    )
+    fitted = METHODS["laplace-lora"].build(problem, 0).fit(problem.train)
+    adapters = {f"{layer}.lora_{part}.default.weight" for layer in "02" for part in "AB"}
+    assert set(fitted.network_.subset.shapes) == adapters
+    named = LinearizedLaplace(
+        network, "classification", prior_precision=0.7, subset_of_weights=sorted(adapters), hessian_structure="kron"
+    )
+    (x, _), *_ = problem.test
+    assert torch.allclose(fitted.variance(x), named.fit(problem.train).variance(x))
+    assert fitted.fisher == "exact"
+    for name in ("laplace-lora", "tfb"):
+        with pytest.raises(UnsupportedError, match="trainable LoRA adapters"):
+            METHODS[name].build(plain, 0)
+    assert METHODS["tfb"].build(problem, 3).fit(problem.train).seed == 3
 
 
 def test_an_axis_has_as_many_values_as_asked_for_and_the_presets_own_among_them():

@@ -5,11 +5,13 @@ import torch
 
 from bdl_bench.data import reuters
 from bdl_bench.data.folder import MissingDataError
+from bdl_bench.methods import METHODS
 from bdl_bench.problem.queries import queries, rows
 from bdl_bench.records.problem_digest import problem_digest
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks import reuters as tasks
 from estimators.errors import DataError
+from estimators.estimator.cloning import clone
 from estimators.training import Recipe, train_map
 
 NEEDS = "needs the extra: pip install bdl-bench[text]"
@@ -145,3 +147,19 @@ def test_states_are_those_of_each_article_alone():
         tasks._hidden_rows(corpus.test, rows_of) for rows_of in (torch.arange(4).numpy(), torch.tensor([2]).numpy())
     )
     assert torch.allclose(whole[0]["hidden_states"][2:3], one[0]["hidden_states"], atol=2e-3)
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("method", ["tfb", "laplace-lora"])
+def test_methods_of_adapters_run_on_a_text_task(method):
+    pytest.importorskip("peft", reason=NEEDS)
+    problem = TASKS["r8-lora"].problem(0)
+    recipe, delta = Recipe(epochs=2, batch_size=16, lr=5e-3), problem.prior_precision
+    train_map(problem.model, problem.likelihood, problem.train, prior_precision=delta, recipe=recipe)
+    options = {"n_samples": 2} if method == "tfb" else {}
+    fitted = clone(METHODS[method].build(problem, 0), options).fit(problem.train)
+    assert all("lora_" in name for name in fitted.network_.subset.shapes if method == "laplace-lora")
+    batch = next(rows(problem.test))
+    variance = fitted.variance(batch.x)
+    assert variance.shape == (len(batch), 3)
+    assert bool((variance > 0).all())

@@ -21,6 +21,7 @@ from estimators import (
     RegVar,
     SignedProbes,
 )
+from estimators.baselines.batch_ensemble import BatchEnsemble
 from estimators.baselines.dropout import MCDropout
 from estimators.baselines.ensemble import DeepEnsemble
 from estimators.baselines.gradient_norm import GradientNorm
@@ -29,6 +30,7 @@ from estimators.baselines.lora_ensemble import LoRAEnsemble
 from estimators.baselines.map import MAP
 from estimators.baselines.multi_head import MultiHeadEnsemble
 from estimators.baselines.swag import SWAG
+from estimators.baselines.tfb import TFB
 from estimators.errors import OptionError
 from estimators.estimator.options import constructor_options
 from estimators.laplace import SubnetworkLaplace
@@ -76,6 +78,8 @@ MADE = {
     "reference": estimator(ReferencePosterior),
     "dropout": estimator(MCDropout, rate=0.1, **TRAINED),
     "ensemble": estimator(DeepEnsemble, **TRAINED),
+    "batch ensemble": estimator(BatchEnsemble, **TRAINED),
+    "tfb": estimator(TFB),
     "adapters": estimator(LoRAEnsemble, recipe=Recipe(epochs=1)),
     "heads": estimator(MultiHeadEnsemble),
     "mean-field VI": estimator(MeanFieldVI),
@@ -111,7 +115,7 @@ REAL = {
     "sigma_noise",
 }
 REAL |= {"target_shift", "target_scale", "initial_std", "initial_hessian", "hessian_momentum", "step_size"}
-REAL |= {"friction", "exploration"}
+REAL |= {"friction", "exploration", "init_std", "tolerance"}
 WHOLE = {
     "mc_samples", "max_gradients",
     "rank", "n_parameters", "max_rank", "n_samples", "n_members", "n_heads", "max_iter", "n_draws", "n_probes", "seed",
@@ -121,7 +125,8 @@ WHOLE = {
 OPTIONS = [(name, option) for name, make in MADE.items() for option in constructor_options(make.kind)]
 NUMBERS = [(name, option) for name, option in OPTIONS if option in REAL | WHOLE]
 MAY_BE_NONE = {"tol", "rate", "batch_size", "micro_batch_size", "rao_blackwell", "preconditioner", "basis_dtype", "of",
-               "last_layer_name", "regularizer", "solver", "recipe", "make_model", "n_chains", "members"}  # fmt: skip
+               "last_layer_name", "regularizer", "solver", "recipe", "make_model", "n_chains", "members",
+               "init_std"}  # fmt: skip
 GOOD = {"hessian_momentum": 0.5, "friction": 0.5, "exploration": 0.5, "cycle_steps": 50, "warm_up": 8,
         "n_gradient_samples": 4, "n_chains": 4}  # fmt: skip
 GOOD |= {"rate": 0.5, "class_dim": 1, "momentum": 0.5, "average": 0.5, "step": 1.0}

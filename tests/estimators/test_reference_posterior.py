@@ -26,7 +26,7 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call
 
-from estimators import Bernoulli, Categorical, Gaussian, ReferencePosterior
+from estimators import Bernoulli, Categorical, Gaussian, LinearizedLaplace, ReferencePosterior
 from estimators.errors import NotConvergedWarning, OptionError, ReferenceNotReachedError, StateError
 from estimators.persistence import checkpoint
 from estimators.sampling import ConvergenceCriteria
@@ -269,6 +269,45 @@ def test_a_linear_model_has_its_exact_posterior_within_monte_carlo_error(linear)
     z = z_rms(found, exact, sizes_of(draws), (math.inf, math.inf))
     assert 0.3 < z < 1.6
     assert not linear.collapsed_  # there would be nothing left to sample
+
+
+def z_scores(posterior, x):
+    """z-scores of means and variances at x against linearized Laplace, which is exact here, (2, M, C)."""
+    exact = LinearizedLaplace(
+        posterior.model,
+        posterior.likelihood,
+        prior_precision=posterior.prior_precision,
+        prior_mean=posterior.prior_mean,
+    ).fit(rows())
+    draws = posterior.weight_draws_.at(x).f.flatten(2)
+    of_mean, of_squares = (size.view(len(x), -1) for size in sizes_of(draws))
+    variance = exact.variance(x)
+    # θ̂ of this network is not its minimum: the exact mean is one Newton step from it
+    step = torch.linalg.solve(exact.posterior_precision(), exact.objective_.gradient(exact.theta_))
+    mean = posterior.model(x).detach() - torch.einsum("mcp,p->mc", exact.jacobians(x)[0], step)
+    of_means = (posterior.predict(x).mean - mean) / (variance / of_mean).sqrt()
+    return torch.stack([of_means, (posterior.variance(x) - variance) / (variance * (2 / of_squares).sqrt())])
+
+
+def test_a_linear_model_has_the_variance_of_exact_laplace_within_monte_carlo_error(linear):
+    z = z_scores(linear, queries())
+    assert 0.2 < float(z.square().mean().sqrt()) < 1.6  # rows share 3 weights per output
+
+
+@pytest.mark.verification
+def test_the_z_scores_of_independent_samplers_are_standard_normal():
+    """One mean and one variance at one random row and output for each of 60 seeds."""
+    options = {"prior_precision": {"bias": 0.9, "*": 3.1}, "prior_mean": {"weight": 0.4, "*": -0.3}}
+    x, chosen = queries(), np.random.default_rng(0)
+    scores = []
+    for seed in range(60):
+        posterior = short(nn.Linear(2, 2).double(), Gaussian(SIGMAS), n_chains=16, n_draws=4000, seed=seed, **options)
+        z = z_scores(posterior.fit(rows()), x)
+        scores.append(z[:, chosen.integers(len(x)), chosen.integers(2)])
+    for z in torch.stack(scores).T.numpy():
+        assert stats.kstest(z, "norm").pvalue > 0.01
+        assert np.sqrt(np.mean(z**2)) == pytest.approx(1, abs=3 / math.sqrt(2 * 60))
+        print("z-scores: RMS", np.sqrt(np.mean(z**2)), "mean", z.mean(), "KS p", stats.kstest(z, "norm").pvalue)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from lora_layers import with_adapters
 from sampling_problems import LOOSE
 from torch import nn
 
@@ -26,6 +27,7 @@ from estimators import (
     RegVar,
     SignedProbes,
 )
+from estimators.baselines.batch_ensemble import BatchEnsemble
 from estimators.baselines.dropout import MCDropout
 from estimators.baselines.ensemble import DeepEnsemble
 from estimators.baselines.gradient_norm import GradientNorm
@@ -34,6 +36,7 @@ from estimators.baselines.map import MAP
 from estimators.baselines.multi_head import MultiHeadEnsemble
 from estimators.baselines.swag import SWAG
 from estimators.baselines.temperature import TemperatureScaling
+from estimators.baselines.tfb import TFB
 from estimators.curvature.builders import LOW_RANK
 from estimators.errors import StateError
 from estimators.estimator.cloning import clone
@@ -82,6 +85,10 @@ def adapters():
     model = network()
     model[0].requires_grad_(requires_grad=False)
     return model
+
+
+def lora():
+    return with_adapters(network())
 
 
 def wider():
@@ -204,6 +211,14 @@ CASES = {
         (LoRAEnsemble, {"recipe": Recipe(epochs=1), "n_members": 2}),
         {**BASE, **RECIPE_OF, "n_members": 3, "seed": 1},
     ),
+    "batch ensemble": (
+        (BatchEnsemble, {"make_model": wider, "recipe": Recipe(epochs=1), "n_members": 2}),
+        {**BASE, **RECIPE_OF, "make_model": another, "n_members": 3, "init_std": 0.5, "seed": 1},
+    ),
+    "tfb": (
+        (TFB, {"n_samples": 2}),
+        {**BASE, "subset_of_weights": "0.lora_A*", "tolerance": 0.1, "n_samples": 3, "seed": 1},
+    ),
     "reference": (
         (
             ReferencePosterior,
@@ -269,7 +284,7 @@ COMPARED_NOWHERE = {
     "solver.recipe.micro_batch_size",
     "recipe.micro_batch_size",
 }
-MODELS = {"adapters": adapters}
+MODELS = {"adapters": adapters, "tfb": lora}
 
 
 def build(name, **changed):
