@@ -45,7 +45,7 @@ class ScoreTable:
     """Metrics (columns) of methods (rows): `entries[method][key]`, without an entry if a method lacks the metric.
 
     `best` is the method with the best mean, by metric key, among the methods that finished every seed. `tests` has the
-    comparisons of the methods, by metric key.
+    comparisons of the methods, and `relevant` the smallest relevant difference, by metric key.
     """
 
     metrics: tuple[Metric, ...]
@@ -53,6 +53,7 @@ class ScoreTable:
     best: dict[str, str]
     tuned: bool = False
     tests: dict[str, Comparisons] = field(default_factory=dict)
+    relevant: dict[str, float] = field(default_factory=dict)
 
     @property
     def variant(self) -> str:
@@ -60,10 +61,14 @@ class ScoreTable:
         return "tuned" if self.tuned else "untuned"
 
     def tied_with_best(self, key: str) -> list[str]:
-        """Return the other methods whose mean differs from the best one by round-off at most."""
-        best = self.best[key]
+        """Return the other methods whose mean differs from the best one by less than the smallest relevant difference.
+
+        For a metric without one, those that differ by round-off at most.
+        """
+        best, smallest = self.best[key], self.relevant.get(key, 0.0)
+        top = self.entries[best][key].interval.mean
         others = {m: row[key].interval.mean for m, row in self.entries.items() if m != best and key in row}
-        return [m for m, mean in others.items() if is_tie(mean, self.entries[best][key].interval.mean)]
+        return [m for m, mean in others.items() if is_tie(mean, top) or abs(mean - top) < smallest]
 
     def columns(self, *prefixes: str) -> list[Metric]:
         """Return the metrics whose keys begin with one of the prefixes."""
@@ -86,13 +91,20 @@ def score_table(results: TaskResults, design: SeedDesign, methods: Sequence[str]
     entries: dict[str, dict[str, ScoreEntry]] = {method: {} for method in methods}
     best: dict[str, str] = {}
     tests: dict[str, Comparisons] = {}
+    relevant: dict[str, float] = {}
     for metric in results.metrics:
         values = {m: found for m in methods if (found := contributions.of(m, metric))}
         means = {m: _interval(found, design, m) for m, found in values.items()}
         bold: set[str] = set()
         if metric.better is not None and means:
+            relevant[metric.key] = _smallest_relevant(metric, means)
             tests[metric.key] = compare_methods(
-                values, metric.better, same_rows=design.same_rows, baseline=BASELINE, copies=design.copies
+                values,
+                metric.better,
+                same_rows=design.same_rows,
+                baseline=BASELINE,
+                copies=design.copies,
+                smallest_relevant=relevant[metric.key],
             )
             sign = 1 if metric.better == "lower" else -1
             complete = [m for m in means if m in results.complete_methods] or list(means)
@@ -105,7 +117,14 @@ def score_table(results: TaskResults, design: SeedDesign, methods: Sequence[str]
         for method, interval in means.items():
             entries[method][metric.key] = ScoreEntry(interval, against.get(method), method in bold)
     shown = tuple(metric for metric in results.metrics if any(metric.key in row for row in entries.values()))
-    return ScoreTable(shown, entries, best, tuned, tests)
+    return ScoreTable(shown, entries, best, tuned, tests, relevant)
+
+
+def _smallest_relevant(metric: Metric, means: Mapping[str, Interval]) -> float:
+    """Return the smallest relevant difference of a metric, at the value of the baseline or else the median."""
+    values = [means[BASELINE].mean] if BASELINE in means else [found.mean for found in means.values()]
+    finite = [value for value in values if np.isfinite(value)]
+    return metric.smallest_relevant(float(np.median(finite))) if finite else 0.0
 
 
 def _interval(values: Mapping[int, Floats], design: SeedDesign, method: str) -> Interval:
