@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 from math import sqrt
 from statistics import median
@@ -33,14 +33,23 @@ def findings(scores: ScoreTable, design: SeedDesign, agreements: list[AgreementR
     ]
 
 
-def trained_further(trainings: Iterable[Training | None]) -> list[str]:
-    """Return a notice if the recipe trained a network further that came with trained weights."""
-    found = [training for training in trainings if training is not None and training.further]
+def trained_further(trainings: Mapping[int, Training | None]) -> list[str]:
+    """Return a notice if the recipe trained a network further that came with trained weights.
+
+    Args:
+        trainings: of each seed.
+
+    Returns:
+        A sentence that names the seeds, the epochs and the remedy; nothing if no network was trained further.
+    """
+    found = {seed: training for seed, training in trainings.items() if training is not None and training.further}
     if not found:
         return []
+    seeds = f"seed{'' if len(found) == 1 else 's'} {', '.join(map(str, sorted(found)))}"
     return [
-        f"The network came with trained weights and was trained further for {found[0].epochs} epochs, because the "
-        "problem has a recipe. Problem(..., trained=True) uses the given weights."
+        f"The network of {seeds} came with trained weights and was trained further for "
+        f"{next(iter(found.values())).epochs} epochs, because the problem has a recipe. Problem(..., trained=True) uses "
+        "the given weights."
     ]
 
 
@@ -82,7 +91,8 @@ def comparison_with_best(scores: ScoreTable, design: SeedDesign) -> str:
         return "; not tested, since the seeds are too few"
     found = scores.tests[key].with_method(best)
     worse = [m for m, verdict in found.items() if verdict == "worse"]
-    equal = [m for m, verdict in found.items() if verdict == "no significant difference" and m not in tied]
+    not_worse = ("no significant difference", "no relevant difference")
+    equal = [m for m, verdict in found.items() if verdict in not_worse and m not in tied]
     others = [m for m, row in scores.entries.items() if key in row and m != best]
     untested = [m for m in others if found.get(m, "unknown") == "unknown"]
     if not worse and not equal and not untested:
@@ -148,6 +158,7 @@ def _against_baseline(scores: ScoreTable) -> list[str]:
         for verdict, words in (
             ("better", "significantly better"),
             ("worse", "significantly worse"),
+            ("no relevant difference", "significant, but not relevant"),
             ("no significant difference", "no significant difference"),
         )
     }

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bdl_bench.methods import BASELINE
 from bdl_bench.metrics import Metric
 from bdl_bench.metrics.contributions import row_contributions
+from bdl_bench.report.formatting import mean_and_half_width
 from bdl_bench.report.results import TaskResults
 from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.stats import (
@@ -73,6 +74,34 @@ class ScoreTable:
     def columns(self, *prefixes: str) -> list[Metric]:
         """Return the metrics whose keys begin with one of the prefixes."""
         return [metric for metric in self.metrics if metric.key.startswith(prefixes)]
+
+    def shown(self, *prefixes: str) -> list[Metric]:
+        """Return the columns that tell methods apart: without those that are constant or equal to an earlier one."""
+        folded = self.folded(*prefixes)
+        return [metric for metric in self.columns(*prefixes) if metric.key not in folded]
+
+    def folded(self, *prefixes: str) -> dict[str, str]:
+        """Return what the columns that a table leaves out say, in words, by key.
+
+        A column is left out if every method has the same mean in it, or if it equals an earlier column. The first column
+        is never left out, and no column of a single method.
+        """
+        found: dict[str, str] = {}
+        kept: dict[tuple[tuple[str, ...], ...], str] = {}
+        for metric in self.columns(*prefixes) if len(self.entries) > 1 else []:
+            texts = tuple(self._text(method, metric.key) for method in self.entries)
+            means = {text[0] for text in texts}
+            if texts in kept:
+                found[metric.key] = f"{metric.label} equals {kept[texts]}"
+            elif len(means) == 1 and kept:
+                found[metric.key] = f"{metric.label} is {means.pop()} for every method"
+            else:
+                kept[texts] = metric.label
+        return found
+
+    def _text(self, method: str, key: str) -> tuple[str, ...]:
+        entry = self.entries[method].get(key)
+        return ("–",) if entry is None else mean_and_half_width(entry.interval)
 
 
 def score_table(results: TaskResults, design: SeedDesign, methods: Sequence[str], *, tuned: bool = False) -> ScoreTable:

@@ -107,6 +107,7 @@ def _task_view(context: Context, index: int, records: Sequence[Record]) -> TaskV
         tuning(context),
         configuration(context),
     )
+    further = trained_further({s: r.training for seeds in results.finished.values() for s, r in seeds.items()})
     return TaskView(
         name=results.name,
         anchor=f"task-{index + 1}",
@@ -114,7 +115,7 @@ def _task_view(context: Context, index: int, records: Sequence[Record]) -> TaskV
         kind=results.kind,
         seeds=results.seeds,
         findings=[
-            *trained_further(r.training for seeds in results.finished.values() for r in seeds.values()),
+            *further,
             *context.design.warnings,
             *findings(table.compared, context.design, exact.rows, cost.rows),
             *overtuned(table.untuned, table.tuned),
@@ -125,7 +126,14 @@ def _task_view(context: Context, index: int, records: Sequence[Record]) -> TaskV
         design=context.design,
         fidelity=posterior,
         sections=[section for section in sections if section is not None],
+        with_variance=[m for m in results.methods if _has_variance(results, m)],
+        trained_further=further,
     )
+
+
+def _has_variance(results: TaskResults, method: str) -> bool:
+    found = results.predictions(method, min(results.finished[method]))
+    return "epistemic_variance" in found and bool(found["epistemic_variance"].any())
 
 
 def _methods(records: Sequence[Record]) -> dict[str, str]:

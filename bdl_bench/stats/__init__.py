@@ -14,11 +14,12 @@ from bdl_bench.stats.intervals import (
 )
 from bdl_bench.stats.over_seeds import intervals_over_seeds, paired_intervals
 from bdl_bench.stats.over_tasks import mean_over_tasks
-from bdl_bench.stats.ranks import Ranking, critical_difference, rank_methods
+from bdl_bench.stats.ranks import FEWEST_TASKS, Ranking, critical_difference, rank_methods
 from bdl_bench.stats.ties import TIE_TOLERANCE, is_tie, merge_ties
 
 __all__ = [
     "FEWEST_SEEDS",
+    "FEWEST_TASKS",
     "TIE_TOLERANCE",
     "Comparisons",
     "Direction",

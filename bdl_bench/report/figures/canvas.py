@@ -16,8 +16,11 @@ __all__ = [
     "BAD",
     "GUIDE",
     "INK",
+    "PAPER",
+    "SMALL",
     "SOFT",
     "STYLE",
+    "WIDE",
     "Drawing",
     "Margins",
     "blank",
@@ -27,7 +30,10 @@ __all__ = [
     "styled",
 ]
 
-INK, SOFT, GUIDE, BAD = "#3b4350", "#9aa3af", "#cfd5dc", "#b0392f"
+INK, SOFT, GUIDE, BAD, PAPER = "#3b4350", "#9aa3af", "#cfd5dc", "#b0392f", "#ffffff"
+SMALL, WIDE = (1.8, 1.65), 3.5
+"""Inches: the size of a panel of a grid, and the width of a figure of its own. Text of 8 points is then about 11 pixels high
+on a screen of 390 pixels, which shows two panels or one figure side by side."""
 _STEPS = (1, 2, 2.5, 5, 10)
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -48,6 +54,8 @@ STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
     "svg.hashsalt": "bdl-bench",
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # TrueType: journals reject the Type 3 fonts that are the default
+    "ps.fonttype": 42,
 }
 
 
@@ -80,7 +88,7 @@ class Drawing:
 
 @contextmanager
 def panel(
-    x_label: str, y_label: str, *, size: tuple[float, float] = (2.05, 1.85), margins: Margins = Margins()
+    x_label: str, y_label: str, *, size: tuple[float, float] = SMALL, margins: Margins = Margins()
 ) -> Iterator[Axes]:
     """Yield one pair of axes; `size` is in inches."""
     with blank(size) as figure:

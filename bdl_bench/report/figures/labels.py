@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from bdl_bench.report.figures.canvas import GUIDE
+from bdl_bench.report.figures.canvas import GUIDE, PAPER
 from bdl_bench.report.palette import Palette
 
 __all__ = ["around_points", "beside_ends", "short", "spread_labels", "stacked"]
 
 Floats = NDArray[np.float64]
 _SIZE = 7.5
-_OPAQUE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # lines are not drawn through a name
+_OPAQUE = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}  # lines are not drawn through a name
 _OFFSETS = tuple(
     (distance * x, distance * y)
     for distance in (6, 11, 17, 24, 32, 41)

@@ -13,7 +13,7 @@ from bdl_bench.methods import POSTERIOR
 from bdl_bench.metrics import METRICS
 from bdl_bench.records.record import Convergence, Record
 from bdl_bench.report.fidelity import FidelitySet, fidelity_sets
-from bdl_bench.report.figures.canvas import GUIDE, Drawing, Margins, log_axis, panel
+from bdl_bench.report.figures.canvas import GUIDE, WIDE, Drawing, Margins, log_axis, panel
 from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.labels import around_points
 from bdl_bench.report.formatting import join_names, number
@@ -199,7 +199,7 @@ def _scatter(
     labels: tuple[str, str],
 ) -> Drawing:
     floor = found.floor[found.main] or 0.0
-    with panel(*labels, size=(4.1, 3.1), margins=Margins(left=0.75)) as axes:
+    with panel(*labels, size=(WIDE, 2.9), margins=Margins(left=0.7)) as axes:
         x, y = [p[0] for p in points.values()], [p[1] for p in points.values()]
         low = min([*x, floor] if floor > 0 else x)
         log_axis(axes, "x", low / 1.6, max(x) * 1.8, most=60)
