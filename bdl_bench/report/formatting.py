@@ -14,10 +14,12 @@ _SMALLEST, _LARGEST = 5e-4, 1e5  # outside of this range a number is written wit
 
 def number(value: float) -> str:
     """Return three decimals below 10, fewer above, more below 0.01; a power of ten for very small or large values."""
-    size = abs(value)
-    scientific = size != 0 and not _SMALLEST <= size < _LARGEST
-    text = f"{value:.1e}" if scientific else f"{value:.{_decimals(size)}f}"
+    text = f"{value:.1e}" if _is_scientific(value) else f"{value:.{_decimals(abs(value))}f}"
     return text.replace("-", MINUS)
+
+
+def _is_scientific(value: float) -> bool:
+    return value != 0 and not _SMALLEST <= abs(value) < _LARGEST
 
 
 def _decimals(size: float) -> int:
@@ -27,9 +29,14 @@ def _decimals(size: float) -> int:
 
 
 def mean_and_half_width(interval: Interval) -> tuple[str, str]:
-    """Return a mean and "± half-width"; the second is empty if there is no interval."""
+    """Return a mean and "± half-width" with the same number of decimals; the second is empty without an interval."""
     half = interval.half_width
-    return number(interval.mean), "" if half is None else f"± {number(half)}"
+    if half is None:
+        return number(interval.mean), ""
+    if half == 0 or any(_is_scientific(value) for value in (half, interval.mean)):
+        return number(interval.mean), f"± {number(half)}"
+    decimals = 3 if 0.001 <= half < 0.01 else _decimals(half)
+    return f"{interval.mean:.{decimals}f}".replace("-", MINUS), f"± {half:.{decimals}f}"
 
 
 def count(value: float | None) -> str:

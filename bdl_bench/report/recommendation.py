@@ -9,11 +9,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from bdl_bench.methods import POSTERIOR
-from bdl_bench.report.formatting import join_names, number
+from bdl_bench.report.formatting import join_names, mean_and_half_width, number
 from bdl_bench.report.overall import Overall
 from bdl_bench.stats import FEWEST_SEEDS, Interval, detectable_difference
 from estimators.runtime.units import in_seconds
@@ -71,7 +71,7 @@ def recommendation(found: Overall, evidence: Evidence) -> Recommendation:
     answers = [_predicts_best(found), _nearest(evidence), _cost(found, evidence)]
     if found.n_seeds < FEWEST_SEEDS:
         reason = (
-            f"{found.n_seeds} distinct seed{'' if found.n_seeds == 1 else 's'} cannot be tested. Best mean "
+            f"{found.n_seeds} distinct seed{'' if found.n_seeds == 1 else 's'} cannot be tested. Best "
             f"{_metric(found)}: {found.best}; the order of the methods may be chance. Run again with --seeds 5 or more."
         )
         return Recommendation(None, "No recommendation yet.", reason, answers)
@@ -102,11 +102,11 @@ def _keep(found: Overall) -> str:
     """Return why the baseline is kept: nothing is shown to be better, and what could have been found."""
     against = found.tests.baseline_differences
     if found.best == found.baseline:
-        head = f"No method has a better mean {_metric(found)}."
+        head = f"No method has a better {_metric(found)}."
     else:
         verdict = found.tests.with_baseline.get(found.best)
         how = "too small to be relevant" if verdict == "no relevant difference" else "not significant"
-        head = f"No method is shown to predict better: the best mean, of {found.best}, is "
+        head = f"No method is shown to predict better: the best {_metric(found)}, of {found.best}, is "
         head += f"{_gain(found, against[found.best])}, which is {how}."
     tested = [d for d in against.values() if d.p_value is not None]
     needed = [v for d in tested if (v := detectable_difference(d, n_comparisons=len(tested))) is not None]
@@ -132,7 +132,7 @@ def _cheapest(methods: Collection[str], evidence: Evidence) -> str:
 
 def _predicts_best(found: Overall) -> Answer:
     rest = [m for m in found.not_worse_than_best if m != found.best]
-    head = f"{found.best}: mean {_metric(found)} {number(found.means[found.best])}"
+    head = f"{found.best}: {_metric(found)} {number(found.means[found.best])}"
     if found.baseline is not None and found.best != found.baseline:
         head += f", {_gain(found, found.tests.baseline_differences[found.best])}"
     if found.n_seeds < FEWEST_SEEDS:
@@ -171,12 +171,12 @@ def _cost(found: Overall, evidence: Evidence) -> Answer:
 
 
 def _metric(found: Overall) -> str:
-    over = f", averaged over {len(found.tasks)} tasks," if len(found.tasks) > 1 else ""
-    return f"{found.metric.label}{over}"
+    over = f" over {len(found.tasks)} tasks" if len(found.tasks) > 1 else ""
+    return f"mean {found.metric.label}{over}"
 
 
 def _gain(found: Overall, difference: Interval) -> str:
     """Return a difference from the baseline in words, such as "0.12 ± 0.03 nats lower than that of map"."""
-    half = "" if difference.half_width is None else f" ± {number(difference.half_width)}"
     word = "lower" if difference.mean < 0 else "higher"
-    return f"{number(abs(difference.mean))}{half}{found.unit} {word} than that of {found.baseline}"
+    size = replace(difference, mean=abs(difference.mean))
+    return f"{' '.join(mean_and_half_width(size)).strip()}{found.unit} {word} than that of {found.baseline}"

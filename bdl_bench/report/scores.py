@@ -62,14 +62,18 @@ class ScoreTable:
         return "tuned" if self.tuned else "untuned"
 
     def tied_with_best(self, key: str) -> list[str]:
-        """Return the other methods whose mean differs from the best one by less than the smallest relevant difference.
+        """Return the other methods whose mean differs from the best one by round-off at most."""
+        top = self.entries[self.best[key]][key].interval.mean
+        return [m for m, mean in self._other_means(key).items() if is_tie(mean, top)]
 
-        For a metric without one, those that differ by round-off at most.
-        """
-        best, smallest = self.best[key], self.relevant.get(key, 0.0)
-        top = self.entries[best][key].interval.mean
-        others = {m: row[key].interval.mean for m, row in self.entries.items() if m != best and key in row}
-        return [m for m, mean in others.items() if is_tie(mean, top) or abs(mean - top) < smallest]
+    def near_best(self, key: str) -> list[str]:
+        """Return the other methods whose mean is nearer to the best one than the smallest relevant difference."""
+        top, tied = self.entries[self.best[key]][key].interval.mean, self.tied_with_best(key)
+        smallest = self.relevant.get(key, 0.0)
+        return [m for m, mean in self._other_means(key).items() if abs(mean - top) < smallest and m not in tied]
+
+    def _other_means(self, key: str) -> dict[str, float]:
+        return {m: row[key].interval.mean for m, row in self.entries.items() if m != self.best[key] and key in row}
 
     def columns(self, *prefixes: str) -> list[Metric]:
         """Return the metrics whose keys begin with one of the prefixes."""
