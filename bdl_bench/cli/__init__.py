@@ -1,5 +1,6 @@
 """The command line."""
 
-from bdl_bench.cli.commands import app, main
+from bdl_bench.cli.commands import main
+from bdl_bench.cli.report_command import app
 
 __all__ = ["app", "main"]

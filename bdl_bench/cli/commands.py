@@ -1,53 +1,39 @@
-"""The commands of `bdl-bench`: they parse arguments and print results."""
+"""The commands of `bdl-bench`: they parse arguments and print results. Each imports what it uses, when it runs."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bdl_bench.cli.progress import show_progress
-from bdl_bench.methods import METHODS, default_methods
-from bdl_bench.plugins import load_installed_plugins, load_plugins, loaded_plugins
-from bdl_bench.records.record import Record
-from bdl_bench.report import write_report
-from bdl_bench.runner.directories import make_directory, new_directory, output_directory
-from bdl_bench.runner.disk import Disk
-from bdl_bench.runner.executors import Workers
-from bdl_bench.runner.grid import Grid
-from bdl_bench.tasks import TASKS, resolve_task
-from bdl_bench.verify.run import verify_problems
-from bdl_bench.verify.table import to_terminal
-from estimators.errors import EstimatorError, ModelError, OptionError
-
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    help="Compare and verify estimators of predictive uncertainty, on bundled tasks and on your own model.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+from bdl_bench.cli.application import (
+    FAILED,
+    INTERRUPTED,
+    USAGE,
+    DataDir,
+    Device,
+    Model,
+    Plugin,
+    Seed,
+    app,
+    console,
+    errors,
+    factory_errors,
+    load_named_plugins,
+    set_data_directory,
 )
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+if TYPE_CHECKING:
+    from bdl_bench.records.record import Record
+    from bdl_bench.runner.grid import Grid
 
-Model = Annotated[str | None, typer.Option(help="Custom module:factory, factory(seed) -> Problem.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-DataDir = Annotated[Path | None, typer.Option(help="Directory of downloaded data sets.")]
-Plugin = Annotated[
-    list[str] | None, typer.Option(help="Module with a function register(registry), or module:function; repeatable.")
-]
-Seed = Annotated[int, typer.Option(help="Seed of the problem.")]
+__all__ = ["app", "main"]
 
 _VERIFIED_TASKS = ("toy-gap", "wine", "breast-cancer")
 """Tasks that `verify` takes by default: one per likelihood, small enough for the dense reference."""
@@ -93,10 +79,17 @@ def compare(
     plugin: Plugin = None,
 ) -> None:
     """Train the network of each task and seed, fit every method to it, and write records and a report."""
-    with _errors(USAGE):
-        _load_plugins(plugin)
+    from bdl_bench.report import write_report
+    from bdl_bench.runner.directories import make_directory, new_directory
+    from bdl_bench.runner.disk import Disk
+    from bdl_bench.runner.executors import Workers
+    from bdl_bench.runner.grid import Grid
+    from bdl_bench.tasks import TASKS
+
+    with errors(USAGE):
+        load_named_plugins(plugin)
         names = [*(tasks or []), *(model or [])] or [name for name, task in TASKS.items() if task.default]
-        _set_data_directory(data_dir)
+        set_data_directory(data_dir)
         workers = Workers(jobs, threads, executor, timeout)
         wanted = range(seeds) if seed_list is None else _seeds(seed_list)
         grid = Grid(names, _methods(methods), wanted, out or Path(), device, workers, tune_budget, converged_map)
@@ -104,8 +97,8 @@ def compare(
         directory = new_directory() if out is None else make_directory(out)
     records = _run(replace(grid, directory=directory))
     counts = {status: sum(r.status == status for r in records) for status in ("ok", "skipped", "failed")}
-    _console().print(", ".join(f"{n} {status}" for status, n in counts.items() if n), highlight=False)
-    with _errors(FAILED), Disk(directory).writing():
+    console().print(", ".join(f"{n} {status}" for status, n in counts.items() if n), highlight=False)
+    with errors(FAILED), Disk(directory).writing():
         print(write_report(directory).resolve())
     raise typer.Exit(FAILED if any(record.status == "failed" for record in records) else 0)
 
@@ -124,9 +117,16 @@ def verify(
     plugin: Plugin = None,
 ) -> None:
     """Verify RegVar against a dense reference: λ sweep, orders of convergence, and the parts of the error of draws."""
+    import torch
+
+    from bdl_bench.runner.directories import output_directory
+    from bdl_bench.tasks import resolve_task
+    from bdl_bench.verify.run import verify_problems
+    from bdl_bench.verify.table import to_terminal
+
     torch.set_num_threads(threads)
-    with _errors(USAGE), _factory_errors(model), output_directory(out) as directory:
-        _load_plugins(plugin)
+    with errors(USAGE), factory_errors(model), output_directory(out) as directory:
+        load_named_plugins(plugin)
         subsets = subset.split(",")
         names = _VERIFIED_TASKS if (name := model or task) is None else (name,)
         result = verify_problems(
@@ -157,40 +157,33 @@ def check(
 ) -> None:
     """Diagnose a problem before any method runs on it: its weights, data and settings, and the costs of methods."""
     from bdl_bench.cli.diagnosis import show
+    from bdl_bench.runner.directories import output_directory
     from bdl_bench.runner.preflight import check_task
+    from bdl_bench.tasks import resolve_task
+    from estimators.errors import OptionError
 
-    with _errors(USAGE), _factory_errors(model):
-        _load_plugins(plugin)
-        _set_data_directory(data_dir)
+    with errors(USAGE), factory_errors(model):
+        load_named_plugins(plugin)
+        set_data_directory(data_dir)
         source = model or task
         if source is None:
             raise OptionError("a task or --model module:factory", received="neither", remedy="bdl-bench check digits.")
         resolve_task(source)
         with output_directory(out) as directory:
             diagnosis = check_task(source, seed, directory, device)
-    raise typer.Exit(show(diagnosis, _console()))
-
-
-@app.command()
-def report(
-    directory: Annotated[Path, typer.Argument(help="A directory that compare wrote.")],
-    *,
-    figures: Annotated[str | None, typer.Option(help="Also save every figure as a file: svg or pdf.")] = None,
-    plugin: Plugin = None,
-) -> None:
-    """Render the report of a directory of records."""
-    with _errors(USAGE):
-        _load_plugins(plugin)
-        page = write_report(directory, figures=figures)
-    print(page.resolve())
+    raise typer.Exit(show(diagnosis, console()))
 
 
 @app.command(name="list")
 def list_(*, plugin: Plugin = None) -> None:
     """List the tasks and the methods, and what plugins add."""
-    with _errors(USAGE):
-        _load_plugins(plugin)
-    console = _console()
+    from bdl_bench.methods import METHODS
+    from bdl_bench.plugins import loaded_plugins
+    from bdl_bench.tasks import TASKS
+
+    with errors(USAGE):
+        load_named_plugins(plugin)
+    screen = console()
     tasks = Table("tasks", "what it is", "what it needs", box=None, pad_edge=False)
     for name, task in TASKS.items():
         tasks.add_row(_starred(name, task.default), escape(task.summary), escape(task.needs or ""))
@@ -198,42 +191,26 @@ def list_(*, plugin: Plugin = None) -> None:
     for name, method in METHODS.items():
         axis = method.tuned_option.option if method.tuned_option else ""
         methods.add_row(_starred(name, method.default), escape(method.summary), escape(axis))
-    console.print(tasks, "", methods, "", "* default")
+    screen.print(tasks, "", methods, "", "* default")
     if loaded_plugins():
         plugins = Table("plugins", "kind", "name", box=None, pad_edge=False)
         for origin, registry in loaded_plugins().items():
             for kind, name in registry.added or [("", "nothing")]:
                 plugins.add_row(escape(origin), kind, escape(name))
-        console.print("", plugins)
-
-
-def main() -> None:
-    """The entry point of `bdl-bench`."""
-    app()
-
-
-def _load_plugins(plugins: list[str] | None) -> None:
-    load_installed_plugins()
-    load_plugins(plugins or [])
-
-
-def _starred(name: str, default: bool) -> str:
-    return escape(name) + (" *" if default else "")
-
-
-def _set_data_directory(directory: Path | None) -> None:
-    """Set the data directory of the tasks, for this process and its worker processes."""
-    if directory is not None:
-        os.environ["BDL_BENCH_DATA"] = str(directory.resolve())
+        screen.print("", plugins)
 
 
 def _methods(names: str | None) -> list[str]:
+    from bdl_bench.methods import METHODS, default_methods
+
     if names is None:
         return default_methods()
     return list(METHODS) if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _seeds(text: str) -> list[int]:
+    from estimators.errors import OptionError
+
     numbers = [word.strip() for word in text.split(",") if word.strip()]
     if not numbers or not all(word.isdecimal() for word in numbers):
         raise OptionError("--seed-list with comma-separated seeds >= 0", received=repr(text), remedy="5,7.")
@@ -241,45 +218,23 @@ def _seeds(text: str) -> list[int]:
 
 
 def _run(grid: Grid) -> list[Record]:
-    console = _console()
+    from bdl_bench.cli.progress import show_progress
+
+    screen = console()
     try:
-        with _errors(FAILED), show_progress(console, grid.n_jobs) as listener:
+        with errors(FAILED), show_progress(screen, grid.n_jobs) as listener:
             return grid.run(listener)
     except KeyboardInterrupt:
         where = escape(str(grid.directory))
         text = f"Interrupted. Finished runs are kept; the same command with --out {where} resumes."
-        console.print(text, soft_wrap=True, highlight=False)
+        screen.print(text, soft_wrap=True, highlight=False)
         raise typer.Exit(INTERRUPTED) from None
 
 
-@contextmanager
-def _errors(status: int) -> Iterator[None]:
-    """Print an error of the arguments or of a run in one line, without a traceback, and exit with this status."""
-    try:
-        yield
-    except (EstimatorError, OSError) as error:
-        text = str(error) if isinstance(error, EstimatorError) else f"{type(error).__name__}: {error}"
-        text = " ".join(text.split())
-        Console(stderr=True).print(f"[red]{escape(text)}[/red]", highlight=False, soft_wrap=True)
-        raise typer.Exit(status) from error
+def _starred(name: str, default: bool) -> str:
+    return escape(name) + (" *" if default else "")
 
 
-@contextmanager
-def _factory_errors(model: str | None) -> Iterator[None]:
-    """Raise any error of a user's factory as a typed error that names the factory."""
-    try:
-        yield
-    except (EstimatorError, typer.Exit):
-        raise
-    except Exception as error:
-        if model is None:
-            raise
-        raise ModelError(
-            f"a factory {model} that returns a valid problem",
-            received=f"{type(error).__name__}: {error}",
-            remedy="call the factory in Python to see where it raises.",
-        ) from error
-
-
-def _console() -> Console:
-    return Console(file=sys.stdout)
+def main() -> None:
+    """The entry point of `bdl-bench`."""
+    app()

@@ -7,16 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from bdl_bench.methods import BASELINE
 from bdl_bench.metrics import Metric
+from bdl_bench.report.sections.scores import Scores
+from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.stats import Comparisons, Interval, mean_over_tasks, negated, verdicts
 
-if TYPE_CHECKING:
-    from bdl_bench.report.summary import TaskView
+__all__ = ["Overall", "TaskScores", "overall"]
 
-__all__ = ["Overall", "overall"]
+
+class TaskScores(Protocol):
+    """A task with its scores."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def scores(self) -> Scores: ...
+
+    @property
+    def design(self) -> SeedDesign: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ class Overall:
         return [m for m in self.means if m == self.best or found.get(m) != "worse"]
 
 
-def overall(tasks: Sequence[TaskView]) -> Overall | None:
+def overall(tasks: Sequence[TaskScores]) -> Overall | None:
     """Return the comparison over the largest group of tasks with a common first metric.
 
     Values in target units cannot be averaged over tasks; a group of more than one task has a metric without a unit, such
@@ -104,7 +116,7 @@ def overall(tasks: Sequence[TaskView]) -> Overall | None:
     )
 
 
-def _group(tasks: Sequence[TaskView]) -> list[TaskView]:
+def _group(tasks: Sequence[TaskScores]) -> list[TaskScores]:
     """Return the tasks with the most common first metric without a unit; a single task has any metric."""
     if len(tasks) == 1:
         return list(tasks)
@@ -116,7 +128,7 @@ def _group(tasks: Sequence[TaskView]) -> list[TaskView]:
     return [t for t in known if (t.scores.first.label, t.scores.first.better) == chosen]
 
 
-def _mean(task: TaskView, method: str) -> float | None:
+def _mean(task: TaskScores, method: str) -> float | None:
     """Return the first metric of a method that finished every seed of a task."""
     entry = task.scores.compared.entries.get(method, {}).get(task.scores.first.key)
     if entry is None or method in task.scores.incomplete or not isfinite(entry.interval.mean):
@@ -124,7 +136,7 @@ def _mean(task: TaskView, method: str) -> float | None:
     return entry.interval.mean
 
 
-def _difference(tasks: Sequence[TaskView], method: str, other: str) -> Interval | None:
+def _difference(tasks: Sequence[TaskScores], method: str, other: str) -> Interval | None:
     found = []
     for task in tasks:
         tests = task.scores.compared.tests.get(task.scores.first.key)
@@ -135,6 +147,6 @@ def _difference(tasks: Sequence[TaskView], method: str, other: str) -> Interval 
     return mean_over_tasks(found)
 
 
-def _smallest_relevant(tasks: Sequence[TaskView]) -> float:
+def _smallest_relevant(tasks: Sequence[TaskScores]) -> float:
     found = [t.scores.compared.relevant.get(t.scores.first.key, 0.0) for t in tasks]
     return sum(found) / len(found)

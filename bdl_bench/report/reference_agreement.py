@@ -90,7 +90,7 @@ def cost_rows(results: TaskResults) -> list[CostRow]:
                     _median_or_none(c.tuning_seconds for c in costs),
                     _median_or_none(_total_passes(c) for c in costs),
                     all(c.exclusive for c in costs),
-                    _range(c.fit_seconds + c.predict_seconds + (c.tuning_seconds or 0.0) for c in costs),
+                    _range(c.total_seconds for c in costs),
                     _range(_total_passes(c) for c in costs),
                 )
             )

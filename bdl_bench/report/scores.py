@@ -27,6 +27,7 @@ from bdl_bench.stats import (
 __all__ = ["ScoreEntry", "ScoreTable", "score_table"]
 
 Floats = NDArray[np.float64]
+_FOLDABLE = ("cls/", "reg/", "cal/", "sc/", "cov/", "cp/", "width/", "ood/")
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,15 @@ class ScoreTable:
         """Return what the columns that a table leaves out say, in words, by key.
 
         A column is left out if every method has the same mean in it, or if it equals an earlier column. The first column
-        is never left out, and no column of a single method.
+        is never left out, nor a metric of a plugin, nor any column of a single method.
         """
         found: dict[str, str] = {}
         kept: dict[tuple[tuple[str, ...], ...], str] = {}
         for metric in self.columns(*prefixes) if len(self.entries) > 1 else []:
             texts = tuple(self._text(method, metric.key) for method in self.entries)
             means = {text[0] for text in texts}
+            if not metric.key.startswith(_FOLDABLE):
+                continue
             if texts in kept:
                 found[metric.key] = f"{metric.label} equals {kept[texts]}"
             elif len(means) == 1 and kept:
@@ -180,7 +183,7 @@ class _Contributions:
         """Return the contributions, (R,), by seed; empty if a seed has no such metric."""
         seeds = sorted(self.results.finished[method])
         values = self.results.values(method, metric.key, tuned=self.tuned)
-        if not values or not self.design.same_rows:
+        if not values or not self.design.same_rows or (metric.scores is None and metric.compute is None):
             return {seed: np.array([value]) for seed, value in zip(seeds, values, strict=bool(values))}
         return {seed: row_contributions(metric, self._in_common_order(method, seed)) for seed in seeds}
 

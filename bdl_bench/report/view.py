@@ -30,6 +30,7 @@ from bdl_bench.report.sections.selective import selective
 from bdl_bench.report.sections.shift import shift
 from bdl_bench.report.sections.tuning import tuning
 from bdl_bench.report.seed_design import seed_design
+from bdl_bench.report.selection import Selection
 from bdl_bench.report.summary import Section, Summary, TaskView, summary
 from bdl_bench.report.tidy import LongRow, long_rows
 from bdl_bench.report.tuning_budget import tuning_budget
@@ -56,16 +57,19 @@ class Report:
     numbers: list[LongRow]
 
 
-def build(directory: Path, gallery: Gallery | None = None) -> Report:
-    """Return the report of every record in a directory; `gallery` can also save the figures."""
+def build(directory: Path, gallery: Gallery | None = None, selection: Selection = Selection()) -> Report:
+    """Return the report of the selected records in a directory; `gallery` can also save the figures."""
     gallery = gallery or Gallery()
     store = RecordStore(directory)
-    records = load_records(store)
+    records = selection.of_records(load_records(store))
     methods = _methods(records)
     palette = Palette(methods)
     views: list[TaskView] = []
     numbers: list[LongRow] = []
-    for index, results in enumerate(group_by_task(store, records)):
+    grouped = group_by_task(store, records, selection)
+    if selection.metrics is not None:
+        selection.check_metrics(metric for results in grouped for metric in results.all_metrics)
+    for index, results in enumerate(grouped):
         with styled():
             views.append(_task_view(Context(results, seed_design(results), palette, gallery), index, records))
         numbers += long_rows(results)
