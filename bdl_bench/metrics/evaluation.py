@@ -114,9 +114,7 @@ def _detection(kind: str, name: str, score: str) -> tuple[Metric, ...]:
         words = score.replace("_", " ")
         reading = f"{reading} of separating {name} from the test rows by {words}, OOD positive"
         label = f"{key} {name} ({words})"
-        return Metric(
-            f"ood/{key}/{name}/{score}", label, reading, better, compute=compute, relevant=RELEVANT_RATE
-        )
+        return Metric(f"ood/{key}/{name}/{score}", label, reading, better, compute=compute, relevant=RELEVANT_RATE)
 
     return (
         metric("AUROC", "area under the ROC curve", ood.auroc, "higher"),

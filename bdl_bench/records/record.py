@@ -22,7 +22,18 @@ from estimators.errors import StateError
 from estimators.persistence.atomic import write_bytes, write_text
 from estimators.persistence.checksums import digest
 
-__all__ = ["ArrayFile", "Convergence", "Cost", "OwnMetric", "Record", "RecordStore", "Training", "Tuning", "content_key", "slug"]
+__all__ = [
+    "ArrayFile",
+    "Convergence",
+    "Cost",
+    "OwnMetric",
+    "Record",
+    "RecordStore",
+    "Training",
+    "Tuning",
+    "content_key",
+    "slug",
+]
 
 ArrayFile = Mapping[str, NDArray[Any]]
 Status = Literal["ok", "skipped", "failed"]

@@ -62,7 +62,9 @@ def overtuned(untuned: ScoreTable, tuned: ScoreTable | None) -> list[str]:
     smallest = tuned.relevant.get(metric.key, 0.0)
     both = [m for m in tuned.entries if metric.key in tuned.entries[m] and metric.key in untuned.entries.get(m, {})]
     means = {m: [table.entries[m][metric.key].interval.mean for table in (untuned, tuned)] for m in both}
-    worse = [m for m, (before, after) in means.items() if sign * (after - before) > smallest and not is_tie(before, after)]
+    worse = [
+        m for m, (before, after) in means.items() if sign * (after - before) > smallest and not is_tie(before, after)
+    ]
     if 2 * len(worse) <= len(both):
         return []
     return [

@@ -63,12 +63,12 @@ def _summary(summary: Summary) -> str:
     head += [_escaped(f"{c.task}: {c.metric.label}") + _ARROWS[c.metric.better] for c in summary.columns]
     rows = []
     for row in summary.rows:
-        cells = [_escaped(row.method)]
+        entries = [_escaped(row.method)]
         if effect:
             mark = _MARKS.get(row.verdict or "", "")
-            cells.append("0" if found and row.method == found.baseline else _interval(row.effect) + mark)
-        cells += [_entry(entry) for entry in row.entries]
-        rows.append([*cells, "--" if row.seconds is None else _escaped(in_seconds(row.seconds))])
+            entries.append("0" if found and row.method == found.baseline else _interval(row.effect) + mark)
+        entries += [_entry(entry) for entry in row.entries]
+        rows.append([*entries, "--" if row.seconds is None else _escaped(in_seconds(row.seconds))])
     caption = "All methods on all tasks: means over seeds $\\pm$ half of the 95\\,\\% interval. "
     return _table([*head, "time"], rows, caption + _reading(), "summary")
 

@@ -91,7 +91,9 @@ def _choice(found: Overall, evidence: Evidence) -> tuple[str, str, str]:
     others = [m for m in better or candidates if m != chosen]
     if others:
         which = " and significantly better than the baseline" if better else ""
-        why = f"It is the cheapest of the {len(others) + 1} methods that are not significantly worse than the best{which}"
+        why = (
+            f"It is the cheapest of the {len(others) + 1} methods that are not significantly worse than the best{which}"
+        )
         return chosen, f"Use {chosen}.", f"{gain}{why} (the others: {join_names(others)})."
     alone = "It has the best mean" if chosen == found.best else "No tested method is significantly better"
     rest = "; all others are significantly worse" if candidates == [chosen] else ""

@@ -149,7 +149,9 @@ def summary(tasks: Sequence[TaskView], palette: Palette, gallery: Gallery) -> Su
         None if found is None else recommendation(found, evidence),
         _first(gallery.render("all tasks", [d for d in [_effects(found, palette)] if d is not None])),
         ranking,
-        _first(gallery.render("all tasks", [critical_difference_figure(ranking, palette)] if ranking and tested else [])),
+        _first(
+            gallery.render("all tasks", [critical_difference_figure(ranking, palette)] if ranking and tested else [])
+        ),
         [*(_over_tasks(ranking) if tested else []), *(_task_sentence(t) for t in tasks)],
         [f"{t.name}: {sentence}" for t in tasks for sentence in t.trained_further],
     )

@@ -117,7 +117,9 @@ def compare_methods(
             found |= zip(chunk, paired_intervals(*sides, same_rows=same_rows), strict=True)
     differences = {pair: found[pair] for pair in combinations(values, 2) if pair in found}
     against = _from_baseline(differences, baseline)
-    with_baseline, pairs = (verdicts(found, better, smallest_relevant=smallest_relevant) for found in (against, differences))
+    with_baseline, pairs = (
+        verdicts(found, better, smallest_relevant=smallest_relevant) for found in (against, differences)
+    )
     return Comparisons(with_baseline, pairs, against, differences)
 
 

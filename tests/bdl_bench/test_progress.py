@@ -95,10 +95,17 @@ def test_nothing_is_foretold_before_anything_was_measured():
     assert heard(*planned(step), Event(*step, "started"), 3.0, clock=Clock()).seconds_left() is None
 
 
-def test_a_step_is_expected_to_take_what_its_method_took_on_its_task_and_else_the_mean_of_all():
+def test_a_step_is_expected_to_take_what_its_method_took_on_its_task_or_else_on_another_one():
     steps = [("a", 0, "map"), ("a", 0, "slow"), ("a", 1, "map"), ("a", 1, "slow"), ("b", 0, "slow")]
     estimate = heard(*planned(*steps), *run(steps[0], 2.0), *run(steps[1], 10.0), clock=Clock())
-    assert estimate.seconds_left() == 2 + 10 + (2 + 10) / 2
+    assert estimate.seconds_left() == 2 + 10 + 10
+
+
+def test_a_method_that_is_new_on_a_task_is_scaled_by_what_the_others_take_there():
+    steps = [("a", 0, "map"), ("a", 0, "tuned"), ("b", 0, "map"), ("b", 0, "tuned"), ("b", 0, "new")]
+    ended = [*run(steps[0], 2.0), *run(steps[1], 30.0), *run(steps[2], 6.0)]
+    estimate = heard(*planned(*steps), *ended, clock=Clock())
+    assert estimate.seconds_left() == 30 * (6 / 2) + (2 + 30 + 6) / 3
 
 
 def test_what_has_run_of_a_step_is_subtracted_and_never_more_than_it_was_expected_to_take():

@@ -78,9 +78,7 @@ def forest(
             text = word if lower else {"better": "worse", "worse": "better"}[word]
             text = f"← {text}" if align == "left" else f"{text} →"
             axes.text(x, -0.65, text, ha=align, va="bottom", fontsize=7, color=INK)
-    words = "; ".join(
-        f"{m} {number(found[m].mean)} ± {number(found[m].half_width or 0.0)}" for m in ordered
-    )
+    words = "; ".join(f"{m} {number(found[m].mean)} ± {number(found[m].half_width or 0.0)}" for m in ordered)
     return Drawing(name, title, f"{title}, with 95 % intervals: {words}", figure)
 
 
@@ -88,4 +86,7 @@ def _reach(found: Mapping[str, Interval], relevant: float) -> float:
     """Return the end of the axis on both sides of 0."""
     ends = sorted(max(abs(e.low or 0.0), abs(e.high or 0.0)) for e in found.values())
     reach = min(ends[-1], _LONGEST * median(ends)) if median(ends) > 0 else ends[-1]
-    return 1.08 * max(reach, 1.5 * relevant, *(0.0, max(abs(e.mean) for e in found.values()) if len(found) < 3 else 0.0)) or 1.0
+    return (
+        1.08 * max(reach, 1.5 * relevant, *(0.0, max(abs(e.mean) for e in found.values()) if len(found) < 3 else 0.0))
+        or 1.0
+    )

@@ -62,8 +62,8 @@ class Gallery:
 
     def _picture(self, folder: str, drawing: Drawing) -> Picture:
         if self.directory is not None and self.files is not None:
-            place = self._named(folder), self._named(folder, drawing.name)
-            path = self.directory / place[0] / f"{place[1]}.{self.files}"
+            path_names = self._named(folder), self._named(folder, drawing.name)
+            path = self.directory / path_names[0] / f"{path_names[1]}.{self.files}"
             with styled(), rc_context({"svg.fonttype": "path"}):
                 write_bytes(path, _saved(drawing.figure, self.files))
         return Picture(drawing.title, _address(drawing.figure), drawing.description)
