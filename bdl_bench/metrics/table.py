@@ -28,7 +28,7 @@ _RATES = ("cls/", "cal/", "sc/AURC", "sc/E-AURC", "sc/AUGRC", "cp/coverage", "co
 
 
 def _with_relevant(metric: Metric) -> Metric:
-    """Return a metric with its smallest relevant difference: of log scores and rates; others keep 1 % of the baseline."""
+    """Return a metric with its smallest relevant difference, if it is a log score or a rate."""
     if metric.key.rpartition("/")[2] in _NATS:
         return replace(metric, relevant=RELEVANT_NATS)
     return replace(metric, relevant=RELEVANT_RATE) if metric.key.startswith(_RATES) else metric

@@ -3,8 +3,8 @@
 The NLL at the optimal temperature (Ashukha et al. 2020, "Pitfalls of in-domain uncertainty estimation and ensembling in
 deep learning") compares methods apart from their calibration. For probabilities that are a softmax of logits it is
 the usual division of the logits by T; for averaged or probit ones it acts on their logarithms, as in that paper.
-If every validation row is right, no temperature is optimal: the NLL falls as T → 0. Such rows choose T = 1, and no T below
-`SMALLEST_TEMPERATURE` is considered, since a single wrong test row would then cost 1/T times its log-odds.
+If every validation row is right, no temperature is optimal: the NLL falls as T → 0. Such rows choose T = 1, and no T
+below `SMALLEST_TEMPERATURE` is considered, since a single wrong test row would then cost 1/T times its log-odds.
 
 All functions take log-probabilities (M, C) and class indices (M,).
 """

@@ -9,7 +9,7 @@ from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.html import to_html
 from bdl_bench.report.latex import to_latex
 from bdl_bench.report.markdown import to_markdown
-from bdl_bench.report.selection import Selection
+from bdl_bench.report.selection import EVERYTHING, Selection
 from bdl_bench.report.tidy import has_parquet, to_parquet
 from bdl_bench.report.view import build
 from estimators.errors import OptionError
@@ -19,7 +19,7 @@ __all__ = ["Selection", "write_report"]
 
 
 def write_report(
-    directory: Path, *, figures: str | None = None, latex: bool = False, selection: Selection = Selection()
+    directory: Path, *, figures: str | None = None, latex: bool = False, selection: Selection = EVERYTHING
 ) -> Path:
     """Render the records of a directory as report.html, report.md and report.csv in it.
 
@@ -28,8 +28,7 @@ def write_report(
     Args:
         directory: where `compare` wrote its records.
         figures: "svg" or "pdf" also saves every figure as `figures/<task>/<name>.<figures>`; None saves none.
-
-        latex: whether to save the tables as `tables/<task>.tex`, `tables/summary.tex` and a document of all, `tables.tex`.
+        latex: whether to save the tables as `tables/<task>.tex`, `summary.tex`, and `tables.tex`, a document of all.
         selection: the tasks, methods and columns that the report shows.
 
     Returns:

@@ -48,8 +48,8 @@ def trained_further(trainings: Mapping[int, Training | None]) -> list[str]:
     seeds = f"seed{'' if len(found) == 1 else 's'} {', '.join(map(str, sorted(found)))}"
     return [
         f"The network of {seeds} came with trained weights and was trained further for "
-        f"{next(iter(found.values())).epochs} epochs, because the problem has a recipe. Problem(..., trained=True) uses "
-        "the given weights."
+        f"{next(iter(found.values())).epochs} epochs, because the problem has a recipe. Problem(..., trained=True) "
+        "uses the given weights."
     ]
 
 

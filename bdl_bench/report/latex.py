@@ -1,4 +1,4 @@
-"""The tables of a report for LaTeX, with the package booktabs: one file per task, one of the summary, and all of them."""
+"""The tables of a report for LaTeX, with the package booktabs: one file per task, and one of the summary."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _MOST_COLUMNS = 6
 
 
 def to_latex(report: Report) -> dict[str, str]:
-    """Return the tables by file name: `summary.tex`, one file per task, and `tables.tex`, a document of all of them.
+    r"""Return the tables by file name: `summary.tex`, one file per task, and `tables.tex`, a document of all of them.
 
     Args:
         report: of some tasks, methods and columns.
 
     Returns:
-        The text of each file. A table needs \\usepackage{booktabs} and \\usepackage{graphicx}.
+        The text of each file. A table needs \usepackage{booktabs} and \usepackage{graphicx}.
     """
     files: dict[str, str] = {}
     if report.summary is not None:
@@ -129,6 +129,6 @@ def _interval(interval: Interval | None) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text that LaTeX sets as it is; characters outside of Latin-1 that have no command become a question mark."""
+    """Return text that LaTeX sets as it is; a character beyond Latin-1 that has no command is a question mark."""
     plain = "".join(_SPECIAL.get(sign, sign) for sign in " ".join(text.split()))
     return plain.encode("latin-1", "replace").decode("latin-1")

@@ -1,4 +1,4 @@
-"""The comparison over all tasks by one metric with one unit: effects on the mean over tasks, with intervals and tests."""
+"""The comparison over all tasks by one metric: effects on its mean over tasks, with intervals and tests."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class Overall:
 def overall(tasks: Sequence[TaskScores]) -> Overall | None:
     """Return the comparison over the largest group of tasks with a common first metric.
 
-    Values in target units cannot be averaged over tasks; a group of more than one task has a metric without a unit, such
-    as NLL in nats or accuracy.
+    Values in target units cannot be averaged over tasks; a group of more than one task has a metric without a unit,
+    such as NLL in nats or accuracy.
 
     Args:
         tasks: all tasks of the report.

@@ -1,7 +1,8 @@
 """The recommendation at the head of a report: which method, and why, by rules that this module states.
 
 1. A method is a candidate if no test finds it worse than the method with the best mean over the tasks.
-2. If some methods are significantly better than the baseline, only they are candidates. If none is, the baseline is kept.
+2. If some methods are significantly better than the baseline, only they are candidates; if none is, the baseline is
+   kept.
 3. Of the candidates, the cheapest is recommended, by its time to fit, tune and predict.
 4. If that one has no epistemic variance, the cheapest candidate by rule 1 that has one is named, too.
 """
@@ -125,7 +126,8 @@ def _with_variance(found: Overall, evidence: Evidence, chosen: str) -> str:
     if chosen in evidence.with_variance or not able:
         return ""
     other = _cheapest(able, evidence)
-    return f" If you need an epistemic variance, which {chosen} does not have: {other}, not significantly worse than the best."
+    need = f"If you need an epistemic variance, which {chosen} does not have"
+    return f" {need}: {other}, not significantly worse than the best."
 
 
 def _cheapest(methods: Collection[str], evidence: Evidence) -> str:

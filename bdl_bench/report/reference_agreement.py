@@ -30,7 +30,8 @@ class AgreementRow:
 class CostRow:
     """Medians over seeds: seconds to fit, tune and predict, epoch equivalents of all three, and bytes of memory.
 
-    `seconds_range` and `passes_range` are the smallest and largest totals over seeds. If `exclusive` is False, other jobs ran at the same time as at least one run, and its seconds are an upper bound.
+    `seconds_range` and `passes_range` are the smallest and largest totals over seeds. If `exclusive` is False,
+    other jobs ran at the same time as at least one run, and its seconds are an upper bound.
     """
 
     method: str

@@ -15,7 +15,7 @@ from bdl_bench.metrics import METRICS, Metric, evaluate, metrics_of
 from bdl_bench.records.record import Record, RecordStore
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.pairing import Rows, orders_between, rows_of, why_not_comparable
-from bdl_bench.report.selection import Selection
+from bdl_bench.report.selection import EVERYTHING, Selection
 
 __all__ = ["TaskResults", "group_by_task", "load_records"]
 
@@ -223,7 +223,7 @@ def _failed(record: Record, reason: str) -> Record:
 
 
 def group_by_task(
-    store: RecordStore, records: Iterable[Record], selection: Selection = Selection()
+    store: RecordStore, records: Iterable[Record], selection: Selection = EVERYTHING
 ) -> list[TaskResults]:
     """Return the results of each task that has at least one finished run."""
     tasks: dict[str, TaskResults] = {}

@@ -88,8 +88,8 @@ class ScoreTable:
     def folded(self, *prefixes: str) -> dict[str, str]:
         """Return what the columns that a table leaves out say, in words, by key.
 
-        A column is left out if every method has the same mean in it, or if it equals an earlier column. The first column
-        is never left out, nor a metric of a plugin, nor any column of a single method.
+        A column is left out if every method has the same mean in it, or if it equals an earlier column. The first
+        column is never left out, nor a metric of a plugin, nor any column of a single method.
         """
         found: dict[str, str] = {}
         kept: dict[tuple[tuple[str, ...], ...], str] = {}

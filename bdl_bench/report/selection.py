@@ -10,7 +10,7 @@ from bdl_bench.records.record import Record
 from bdl_bench.suggestions import did_you_mean
 from estimators.errors import OptionError
 
-__all__ = ["Selection"]
+__all__ = ["EVERYTHING", "Selection"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,10 @@ class Selection:
             if name.lower() not in known:
                 labels = sorted({text for metric in columns for text in (metric.label, metric.key)})
                 _raise("columns", name, labels)
+
+
+EVERYTHING = Selection()
+"""All tasks, methods and columns."""
 
 
 def _names(metric: Metric) -> tuple[str, ...]:

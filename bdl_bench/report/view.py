@@ -30,7 +30,7 @@ from bdl_bench.report.sections.selective import selective
 from bdl_bench.report.sections.shift import shift
 from bdl_bench.report.sections.tuning import tuning
 from bdl_bench.report.seed_design import seed_design
-from bdl_bench.report.selection import Selection
+from bdl_bench.report.selection import EVERYTHING, Selection
 from bdl_bench.report.summary import Section, Summary, TaskView, summary
 from bdl_bench.report.tidy import LongRow, long_rows
 from bdl_bench.report.tuning_budget import tuning_budget
@@ -57,7 +57,7 @@ class Report:
     numbers: list[LongRow]
 
 
-def build(directory: Path, gallery: Gallery | None = None, selection: Selection = Selection()) -> Report:
+def build(directory: Path, gallery: Gallery | None = None, selection: Selection = EVERYTHING) -> Report:
     """Return the report of the selected records in a directory; `gallery` can also save the figures."""
     gallery = gallery or Gallery()
     store = RecordStore(directory)

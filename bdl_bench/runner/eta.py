@@ -16,10 +16,12 @@ class TimeEstimate:
     """Counts of jobs and the estimated time left (ETA).
 
     A job is expected to take the mean time of the same method on the same task, tuning included. If none of these has
-    run, it is the mean time of the same method on another task, times the median ratio of the times of the two tasks for
-    the methods that both have; this knows that tuning a method with many networks takes long. If the method has not run
-    at all, it is the mean time of all jobs. Time left = the expected time of all remaining jobs, divided by the largest number that have run
-    at the same time, and at least the expected rest of the longest running job.
+    run, it is the mean time of the method on another task, times the median ratio of the two tasks' times of methods
+    that both have, so that a method whose tuning trains many networks is known to be slow. If the method has not run at
+    all, it is the mean time of all jobs.
+
+    Time left = the expected time of all remaining jobs, divided by the largest number that have run at the same time,
+    and at least the expected rest of the longest running job.
     """
 
     def __init__(self, n_jobs: int, clock: Callable[[], float] = time.monotonic) -> None:

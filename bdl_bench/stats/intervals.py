@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 Verdict = Literal["better", "worse", "no relevant difference", "no significant difference", "unknown"]
-"""On a method against another one. "no relevant difference" is significant, but smaller than the smallest relevant one."""
+"""On a method against another one. "no relevant difference" is significant, but below the smallest relevant one."""
 Direction = Literal["lower", "higher"]
 Name = TypeVar("Name", bound=Hashable)
 Components = Sequence[tuple[float, float]]

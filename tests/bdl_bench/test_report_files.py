@@ -68,7 +68,8 @@ def test_names_that_differ_in_signs_alone_get_files_of_their_own(tmp_path):
 
 
 def test_colours_of_a_figure_are_variables_that_are_lighter_on_a_dark_page():
-    svg = "<svg><defs><style>*{}</style></defs><path style='fill:#3b4350'/><text style='fill:#0072b2'>#3b4350</text></svg>"
+    shapes = "<path style='fill:#3b4350'/><text style='fill:#0072b2'>#3b4350</text>"
+    svg = f"<svg><defs><style>*{{}}</style></defs>{shapes}</svg>"
     found = themed(svg)
     assert "<path style='fill:var(--c0)'/>" in found
     assert ">#3b4350</text>" in found, "a name is no colour"
@@ -89,8 +90,12 @@ def test_a_page_of_some_tasks_methods_and_columns(written, tmp_path):
 
 @pytest.mark.parametrize(
     ("selection", "suggested"),
-    [(Selection(tasks=("a c",)), "a b"), (Selection(methods=("mapp",)), "map"), (Selection(metrics=("RMSEE",)), "RMSE")],
-)  # fmt: skip
+    [
+        (Selection(tasks=("a c",)), "a b"),
+        (Selection(methods=("mapp",)), "map"),
+        (Selection(metrics=("RMSEE",)), "RMSE"),
+    ],
+)
 def test_a_name_that_the_records_do_not_have_is_answered_with_a_similar_one(written, selection, suggested):
     with pytest.raises(OptionError, match=f"did you mean {suggested}"):
         write_report(written, selection=selection)

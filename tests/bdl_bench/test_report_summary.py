@@ -1,10 +1,11 @@
-"""The head of the report: the recommendation, effects over tasks, folded columns, and what may be called a difference."""
+"""The head of the report: the recommendation, effects over tasks, folded columns, relevant differences."""
 
 import numpy as np
 import pytest
 from scipy import stats as reference
 
 from bdl_bench.metrics import METRICS, Metric
+from bdl_bench.records import Record, RecordStore
 from bdl_bench.report.html import by_reason, columns
 from bdl_bench.report.overall import Overall
 from bdl_bench.report.recommendation import Evidence, recommendation
@@ -13,7 +14,6 @@ from bdl_bench.report.scores import ScoreEntry, ScoreTable
 from bdl_bench.report.sections.configuration import Configuration
 from bdl_bench.report.view import build
 from bdl_bench.stats import Comparisons, Interval, compare_methods, mean_interval, mean_over_tasks, verdicts
-from bdl_bench.records import Record, RecordStore
 
 NLL = METRICS["regression"][0]
 

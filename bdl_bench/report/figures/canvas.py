@@ -32,8 +32,8 @@ __all__ = [
 
 INK, SOFT, GUIDE, BAD, PAPER = "#3b4350", "#9aa3af", "#cfd5dc", "#b0392f", "#ffffff"
 SMALL, WIDE = (1.8, 1.65), 3.5
-"""Inches: the size of a panel of a grid, and the width of a figure of its own. Text of 8 points is then about 11 pixels high
-on a screen of 390 pixels, which shows two panels or one figure side by side."""
+"""Inches: the size of a panel of a grid, and the width of a figure of its own. Text of 8 points is then about 11
+pixels high on a screen of 390 pixels, which shows two panels or one figure side by side."""
 _STEPS = (1, 2, 2.5, 5, 10)
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",

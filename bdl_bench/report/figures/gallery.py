@@ -79,7 +79,7 @@ class Gallery:
 
 
 def _address(figure: Figure) -> Markup:
-    """Return a percent-encoded SVG, with text as text in the font of the page, in the light or dark colours of the page."""
+    """Return a percent-encoded SVG, with text as text, in the font and the light or dark colours of the page."""
     text = themed(minified(_saved(figure, "svg").decode())).translate(_ESCAPES)
     # Markup: no character is left that ends an attribute in double quotes, so the page must not escape it again.
     return Markup("data:image/svg+xml," + _BEYOND_ASCII.sub(lambda found: quote(found[0]), text))

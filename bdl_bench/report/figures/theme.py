@@ -1,7 +1,7 @@
 """The font and the colours of figures in the page: those of the page, light or dark as the reader prefers.
 
-An SVG in an <img> element cannot read the styles of the page, so it has its own: each colour is a variable, with another
-value in the dark. Files of figures keep the light colours and the font of Matplotlib.
+An SVG in an <img> element cannot read the styles of the page, so it has its own: each colour is a variable, with
+another value in the dark. Files of figures keep the light colours and the font of Matplotlib.
 """
 
 from __future__ import annotations
