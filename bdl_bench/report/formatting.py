@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil, log10
 
 from bdl_bench.stats import Interval
 
-__all__ = ["count", "join_names", "mean_and_half_width", "number"]
+__all__ = ["count", "effect", "join_names", "mean_and_half_width", "number"]
 
 MINUS = "\N{MINUS SIGN}"
 _SMALLEST, _LARGEST = 5e-4, 1e5  # outside of this range a number is written with a power of ten
@@ -37,6 +38,14 @@ def mean_and_half_width(interval: Interval) -> tuple[str, str]:
         return number(interval.mean), f"± {number(half)}"
     decimals = 3 if 0.001 <= half < 0.01 else _decimals(half)
     return f"{interval.mean:.{decimals}f}".replace("-", MINUS), f"± {half:.{decimals}f}"
+
+
+def effect(interval: Interval, smallest: float) -> tuple[str, str]:
+    """Return a difference and "± half-width", to one digit more than the smallest relevant difference has."""
+    decimals = min(4, max(0, ceil(-log10(smallest)) + 1)) if smallest > 0 else 3
+    mean, half = (f"{value:.{decimals}f}" for value in (interval.mean, interval.half_width or 0.0))
+    signed = mean.replace("-", MINUS) if float(mean) else mean.removeprefix("-")
+    return signed, "" if interval.half_width is None else f"± {half}"
 
 
 def count(value: float | None) -> str:

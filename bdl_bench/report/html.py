@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from bdl_bench.citation import bibtex
 from bdl_bench.records.record import Record
-from bdl_bench.report.formatting import count, mean_and_half_width, number
+from bdl_bench.report.formatting import count, effect, mean_and_half_width, number
 from bdl_bench.report.view import Report
 from estimators.runtime.units import in_bytes, in_seconds
 
@@ -36,7 +36,7 @@ def to_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, in_seconds=in_seconds, in_bytes=in_bytes, half=mean_and_half_width, count=count
+        number=number, in_seconds=in_seconds, in_bytes=in_bytes, half=mean_and_half_width, count=count, effect=effect
     )
     script = resources.files("bdl_bench.report").joinpath("templates/sort.js").read_text(encoding="utf-8")
     environment.globals.update(

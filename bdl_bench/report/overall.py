@@ -104,13 +104,17 @@ def overall(tasks: Sequence[TaskScores]) -> Overall | None:
         for m in methods
         if m != BASELINE and BASELINE in methods
     }
-    families = [verdicts(found, better, smallest_relevant=smallest) for found in (against, differences)]
     return Overall(
         [t.name for t in group],
         metric,
         all(t.scores.compared.tuned for t in group),
         dict(sorted(means.items(), key=lambda item: sign * item[1])),
-        Comparisons(families[0], families[1], against, differences),  # type: ignore[arg-type]
+        Comparisons(
+            verdicts(against, better, smallest_relevant=smallest),
+            verdicts(differences, better, smallest_relevant=smallest),
+            against,
+            differences,
+        ),
         smallest,
         min(t.design.n_distinct for t in group),
     )

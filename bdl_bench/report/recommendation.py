@@ -171,7 +171,7 @@ def _cost(found: Overall, evidence: Evidence) -> Answer:
     order = sorted(dict.fromkeys(named), key=lambda m: evidence.seconds[m])
     times = [f"{m} {in_seconds(evidence.seconds[m])}" for m in order]
     bound = "" if evidence.exclusive else " Other jobs ran at the same time: upper bounds."
-    return Answer("Cost", f"{join_names(times, most=8)}, to fit, tune and predict all tasks.{bound}")
+    return Answer("Cost", f"{join_names(times, most=5)}, to fit, tune and predict all tasks.{bound}")
 
 
 def _metric(found: Overall) -> str:

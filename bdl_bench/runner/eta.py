@@ -18,7 +18,7 @@ class TimeEstimate:
     A job is expected to take the mean time of the same method on the same task, tuning included. If none of these has
     run, it is the mean time of the method on another task, times the median ratio of the two tasks' times of methods
     that both have, so that a method whose tuning trains many networks is known to be slow. If the method has not run at
-    all, it is the mean time of all jobs.
+    all, it is the mean time of all evaluations; a training says nothing on how long an evaluation takes.
 
     Time left = the expected time of all remaining jobs, divided by the largest number that have run at the same time,
     and at least the expected rest of the longest running job.
@@ -57,8 +57,9 @@ class TimeEstimate:
         return self.clock() - self.running[job]
 
     def seconds_left(self) -> float | None:
-        """Return the estimated seconds to the end; None until a job has ended."""
-        if not self._seconds:
+        """Return the estimated seconds to the end; None until a job of each remaining kind has ended."""
+        kinds = {method is None for _, _, method in self.remaining}
+        if not self._seconds or not kinds <= {method is None for _, method in self._seconds}:
             return None
         ahead = {job: self._expected(job) for job in self.remaining}
         for job in self.running:
@@ -74,7 +75,10 @@ class TimeEstimate:
         elsewhere = [
             seconds * self._ratio(means, task, other) for (other, same), seconds in means.items() if same == method
         ]
-        return fmean(elsewhere) if elsewhere else fmean(s for times in self._seconds.values() for s in times)
+        if elsewhere:
+            return fmean(elsewhere)
+        same_kind = [s for (_, m), times in self._seconds.items() if (m is None) == (method is None) for s in times]
+        return fmean(same_kind)
 
     @staticmethod
     def _ratio(means: Mapping[tuple[str, str | None], float], task: str, other: str) -> float:

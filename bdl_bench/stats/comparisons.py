@@ -117,10 +117,12 @@ def compare_methods(
             found |= zip(chunk, paired_intervals(*sides, same_rows=same_rows), strict=True)
     differences = {pair: found[pair] for pair in combinations(values, 2) if pair in found}
     against = _from_baseline(differences, baseline)
-    with_baseline, pairs = (
-        verdicts(found, better, smallest_relevant=smallest_relevant) for found in (against, differences)
+    return Comparisons(
+        verdicts(against, better, smallest_relevant=smallest_relevant),
+        verdicts(differences, better, smallest_relevant=smallest_relevant),
+        against,
+        differences,
     )
-    return Comparisons(with_baseline, pairs, against, differences)
 
 
 def seed_groups(seeds: Sequence[int], methods: Iterable[str], copies: Copies) -> dict[int, int]:

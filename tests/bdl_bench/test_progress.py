@@ -108,6 +108,18 @@ def test_a_method_that_is_new_on_a_task_is_scaled_by_what_the_others_take_there(
     assert estimate.seconds_left() == 30 * (6 / 2) + (2 + 30 + 6) / 3
 
 
+def test_a_training_says_nothing_on_how_long_an_evaluation_takes():
+    steps = [("a", 0, None), ("b", 0, None), ("a", 0, "map"), ("b", 0, "map")]
+    clock = Clock()
+    estimate = heard(*planned(*steps), *run(steps[0], 50.0, "trained"), clock=clock)
+    assert estimate.seconds_left() is None
+    for event in run(steps[2], 0.0, "ok"):
+        clock.now += event if isinstance(event, float) else 0.0
+        if not isinstance(event, float):
+            estimate.update(event)
+    assert estimate.seconds_left() == 50.0
+
+
 def test_what_has_run_of_a_step_is_subtracted_and_never_more_than_it_was_expected_to_take():
     steps = [("a", seed, "map") for seed in range(3)]
     clock = Clock()

@@ -6,6 +6,8 @@ from scipy import stats as reference
 
 from bdl_bench.metrics import METRICS, Metric
 from bdl_bench.records import Record, RecordStore
+from bdl_bench.report.figures.labels import main_range
+from bdl_bench.report.formatting import effect
 from bdl_bench.report.html import by_reason, columns
 from bdl_bench.report.overall import Overall
 from bdl_bench.report.recommendation import Evidence, recommendation
@@ -141,6 +143,18 @@ def test_the_head_of_a_page_has_the_effect_on_the_mean_over_tasks(write_record, 
     assert summary.effects is not None
     assert summary.picture is None, "ranks of two tasks are not tested"
     assert summary.recommendation.method in ("map", "laplace")
+
+
+def test_an_effect_has_one_digit_more_than_the_smallest_relevant_difference():
+    assert effect(Interval(-1.7e-7, -0.0123, 0.0123, 3), 0.01) == ("0.000", "± 0.012")
+    assert effect(Interval(-0.0364, None, None, 1), 0.01) == ("−0.036", "")
+    assert effect(Interval(1234.5, 1204.5, 1264.5, 3), 50.0) == ("1234", "± 30")
+
+
+def test_a_method_that_failed_does_not_set_the_range_of_a_figure():
+    assert main_range([0.1, 0.2, 0.3, 0.25, 7417.0]) == (0.1, 0.3)
+    assert main_range([-0.06, -0.01, 0.0, 0.0, 0.3]) == (-0.06, 0.0)
+    assert main_range([2.0, 2.0]) == (2.0, 2.0)
 
 
 def test_columns_that_say_nothing_are_left_out_and_named():

@@ -126,7 +126,7 @@ def diagonal(axes: Axes, low: float, high: float) -> None:
     axes.plot([low, high], [low, high], color=GUIDE, lw=1.0, zorder=0)
 
 
-def log_axis(axes: Axes, which: str, low: float, high: float, *, most: float = 100) -> None:
+def log_axis(axes: Axes, which: str, low: float, high: float, *, most: float = 100, ticks: int = 6) -> None:
     """Set a logarithmic axis with plain numbers; 1, 3 or 1, 2, 5 per decade if high/low is less than `most`."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
@@ -134,7 +134,8 @@ def log_axis(axes: Axes, which: str, low: float, high: float, *, most: float = 1
     ratio = high / low
     axis.set_major_locator(
         LogLocator(
-            subs=(1, 2, 5) if ratio < most / 3 else (1, 3) if ratio < most else (1,), numticks=6 if ratio < 1e6 else 5
+            subs=(1, 2, 5) if ratio < most / 3 else (1, 3) if ratio < most else (1,),
+            numticks=ticks if ratio < 1e6 else ticks - 1,
         )
     )
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -15,7 +15,7 @@ __all__ = ["forest"]
 
 _WIDTH, _NAMES, _ROW, _BELOW = 3.5, 1.28, 0.185, 0.42
 _LONGEST = 4.0
-"""Ends of intervals beyond this multiple of the median end are cut, so that a wide interval does not hide the others."""
+"""Ends of intervals beyond this multiple of the median end are cut, so that a wide one does not hide the others."""
 
 
 def forest(

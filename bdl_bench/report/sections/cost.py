@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from bdl_bench.methods import BASELINE
 from bdl_bench.report.figures.canvas import GUIDE, INK, PAPER, WIDE, Drawing, Margins, blank, log_axis, panel
 from bdl_bench.report.figures.gallery import Picture
-from bdl_bench.report.figures.labels import around_points, short
+from bdl_bench.report.figures.labels import MOST_NAMES, around_points, main_range, short
+from bdl_bench.report.formatting import join_names
 from bdl_bench.report.palette import Palette
 from bdl_bench.report.reference_agreement import CostRow, cost_rows
 from bdl_bench.report.scores import ScoreTable
@@ -95,7 +96,7 @@ def _trade_off(
         return None
     named = f"{metric.label} − that of {BASELINE}" if against else metric.label
     front = significant_front(points, tests)
-    return trade_off(name, points, context.palette, labels=(label, named), front=front)
+    return trade_off(name, points, context.palette, labels=(label, named), front=front, lower=metric.better == "lower")
 
 
 def times(seconds: Mapping[str, tuple[float, float]], palette: Palette) -> Drawing:
@@ -127,7 +128,7 @@ def _axes(figure: Figure, column: int, rows: int) -> Axes:
 def _bars(axes: Axes, values: list[float], colours: list[str]) -> None:
     positive = [v for v in values if v > 0] or [1e-3]
     low, high = min(positive) / 3, max(positive) * 12
-    log_axis(axes, "x", low, high, most=10)
+    log_axis(axes, "x", low, high, most=10, ticks=4)
     for row, (value, colour) in enumerate(zip(values, colours, strict=True)):
         shown = max(value, low)
         axes.barh(row, shown - low, left=low, height=0.62, color=colour, alpha=0.85)
@@ -171,11 +172,18 @@ def significant_front(points: Mapping[str, MethodPoint], tests: Comparisons) -> 
 
 
 def trade_off(
-    name: str, points: Mapping[str, MethodPoint], palette: Palette, *, labels: tuple[str, str], front: list[str]
+    name: str,
+    points: Mapping[str, MethodPoint],
+    palette: Palette,
+    *,
+    labels: tuple[str, str],
+    front: list[str],
+    lower: bool,
 ) -> Drawing:
     """Draw points with error bars over logarithmic cost; hollow if the cost is not exclusive, names in bold if `best`.
 
-    A line joins the methods of `front`, if there are two or more.
+    A line joins the methods of `front`, if there are two or more. Of many methods, the best means have names. Methods
+    far outside of the others are not drawn, but named in the caption.
     """
     with panel(*labels, size=(WIDE, 2.9), margins=Margins(left=0.7)) as axes:
         low, high = min(p.cost[1] for p in points.values()), max(p.cost[2] for p in points.values())
@@ -197,17 +205,19 @@ def trade_off(
             )
         best = {m for m, p in points.items() if p.best}
         inside = {m: p for m, p in points.items() if limits[0] <= p.value.mean <= limits[1]}
-        around_points(axes, {m: (p.cost[0], p.value.mean) for m, p in inside.items()}, palette, bold=best)
+        named = sorted(inside, key=lambda m: inside[m].value.mean if lower else -inside[m].value.mean)[:MOST_NAMES]
+        around_points(axes, {m: (inside[m].cost[0], inside[m].value.mean) for m in named}, palette, bold=best)
     words = f"{labels[1]} against {labels[0]}, with 95 % intervals"
     if len(front) > 1:
         words += f"; significantly better at a higher cost: {', '.join(front)}"
-    return Drawing.of(axes, name, f"{labels[1]}, against {labels[0]}", words)
+    outside = [m for m in points if m not in inside]
+    without = f" (far outside: {join_names(outside)})" if outside else ""
+    return Drawing.of(axes, name, f"{labels[1]}, against {labels[0]}{without}", words)
 
 
 def _limits(values: Sequence[Interval]) -> tuple[float, float]:
-    """Return the limits: all means, and the ends of intervals up to three times the range of the means beyond them."""
-    means = [v.mean for v in values]
-    low, high = min(means), max(means)
+    """Return the limits: the means, and the ends of intervals up to three times the range of the means beyond them."""
+    low, high = main_range([v.mean for v in values])
     room = 3 * (high - low) or 1.0
     bottom = max(low - room, min([low, *(v.low for v in values if v.low is not None)]))
     top = min(high + room, max([high, *(v.high for v in values if v.high is not None)]))
