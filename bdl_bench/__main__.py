@@ -1,5 +1,5 @@
 """`python -m bdl_bench`, which is equivalent to `bdl-bench`."""
 
-from bdl_bench.cli.commands import app
+from bdl_bench.cli import app
 
 app(prog_name="bdl-bench")

@@ -41,6 +41,8 @@ ORDER = {
     "bdl_bench": (
         *(
             "markdown",
+            "citation",
+            "suggestions",
             "problem",
             "metrics",
             "data",

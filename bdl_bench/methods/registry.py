@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from bdl_bench.problem.problem import Problem
+from bdl_bench.suggestions import did_you_mean
 from estimators import UncertaintyEstimator
 from estimators.errors import OptionError, UnsupportedError
 
@@ -161,6 +162,6 @@ def methods_named(names: Sequence[str]) -> list[Method]:
             raise OptionError(
                 f"methods among {', '.join(METHODS)}",
                 received=repr(name),
-                remedy="bdl-bench list shows what each does.",
+                remedy=did_you_mean(name, METHODS, "bdl-bench list shows what each does."),
             )
     return [METHODS[name] for name in dict.fromkeys(names)]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bdl_bench.metrics import ood
 from bdl_bench.metrics.groups import parts
-from bdl_bench.metrics.metric import Arrays, Metric
+from bdl_bench.metrics.metric import RELEVANT_RATE, Arrays, Metric
 from bdl_bench.metrics.per_example import entropy_order, information_of_row, predictive_entropy, variance_of_row
 from bdl_bench.metrics.table import METRICS, conformal_metrics, sample_metrics, variance_metrics
 
@@ -116,7 +116,8 @@ def _detection(kind: str, name: str, score: str) -> tuple[Metric, ...]:
 
         words = "own score" if score == "score" else score.replace("_", " ")
         reading = f"{reading} of separating {name} from the test rows by {words}, OOD positive"
-        return Metric(f"ood/{key}/{name}/{score}", f"{key} {name} ({words})", reading, better, compute=compute)
+        label = f"{key} {name} ({words})"
+        return Metric(f"ood/{key}/{name}/{score}", label, reading, better, compute=compute, relevant=RELEVANT_RATE)
 
     return (
         metric("AUROC", "area under the ROC curve", ood.auroc, "higher"),
@@ -149,6 +150,7 @@ def _mean_over(base: Metric, family: str, names: list[str]) -> Metric:
         f"{base.reading}; mean over {len(names)} severities of {family}",
         base.better,
         compute=mean,
+        relevant=base.relevant,
     )
 
 

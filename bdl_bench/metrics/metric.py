@@ -9,7 +9,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrays", "Metric"]
+__all__ = ["RELEVANT_NATS", "RELEVANT_RATE", "RELEVANT_SHARE", "Arrays", "Metric"]
+
+RELEVANT_NATS = 0.01
+"""The smallest relevant difference of a mean log score: predicted probabilities or densities that are higher by 1 %."""
+RELEVANT_RATE = 0.001
+"""The smallest relevant difference of a rate between 0 and 1, such as an accuracy: a tenth of a percentage point."""
+RELEVANT_SHARE = 0.01
+"""The smallest relevant difference of a metric with a unit, such as RMSE, as a share of the value of the baseline."""
 
 Floats = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[np.float64]]
@@ -31,6 +38,7 @@ class Metric:
         compute: function of the arrays that returns the metric, for metrics that are not a mean over rows.
         root: whether the metric is the square root of the mean of `scores`.
         nominal: the value of a calibrated prediction; None if there is none.
+        relevant: the smallest relevant difference, in the unit of the metric; None: 1 % of the value of the baseline.
 
     Example:
         >>> import numpy as np
@@ -49,6 +57,18 @@ class Metric:
     compute: Callable[[Arrays], float] | None = None
     root: bool = False
     nominal: float | None = None
+    relevant: float | None = None
+
+    def smallest_relevant(self, reference: float) -> float:
+        """Return the difference below which two methods count as equal, even if a test finds the difference.
+
+        Args:
+            reference: the value of the baseline.
+
+        Returns:
+            The difference, in the unit of the metric.
+        """
+        return abs(reference) * RELEVANT_SHARE if self.relevant is None else self.relevant
 
     def value(self, arrays: Arrays) -> float:
         """Return the metric of one set of predictions.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from bdl_bench.metrics import calibration, classification, conformal, regression, selective, sparsification, temperature
 from bdl_bench.metrics.groups import parts
-from bdl_bench.metrics.metric import Arrays, Metric
+from bdl_bench.metrics.metric import RELEVANT_NATS, RELEVANT_RATE, Arrays, Metric
 from bdl_bench.metrics.per_example import class_arrays, confidences, top_labels
 
 __all__ = ["LEVELS", "METRICS", "conformal_metrics", "sample_metrics", "variance_metrics"]
@@ -22,16 +23,28 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Nominal levels of the central intervals whose coverage is reported."""
 
 
+_NATS = ("NLL", "NLL*", "jNLL")
+_RATES = ("cls/", "cal/", "sc/AURC", "sc/E-AURC", "sc/AUGRC", "cp/coverage", "cov/")
+
+
+def _with_relevant(metric: Metric) -> Metric:
+    """Return a metric with its smallest relevant difference, if it is a log score or a rate."""
+    if metric.key.rpartition("/")[2] in _NATS:
+        return replace(metric, relevant=RELEVANT_NATS)
+    return replace(metric, relevant=RELEVANT_RATE) if metric.key.startswith(_RATES) else metric
+
+
 def variance_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
     """Return selective prediction by epistemic variance; nothing if that is constant and so orders no rows."""
     if kind == "regression" or "epistemic_variance" not in arrays or np.ptp(confidences(kind, arrays)) == 0:
         return ()
-    return (
+    found = (
         Metric("sc/AURC/variance", "AURC (variance)", "area under the risk-coverage curve, least variance first",
                "lower", compute=partial(_risk_by_variance, selective.aurc, kind)),
         Metric("sc/AUGRC/variance", "AUGRC (variance)", "mean risk of an undetected failure, least variance first",
                "lower", compute=partial(_risk_by_variance, selective.augrc, kind)),
     )  # fmt: skip
+    return tuple(map(_with_relevant, found))
 
 
 def sample_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
@@ -44,7 +57,7 @@ def sample_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
         found.append(_ENERGY_SCORE)
     if kind != "regression" and "mutual_information" in arrays and np.ptp(arrays["mutual_information"]) > 0:
         found += _BY_INFORMATION
-    return tuple(found)
+    return tuple(map(_with_relevant, found))
 
 
 def conformal_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
@@ -52,7 +65,7 @@ def conformal_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
     validation = parts(arrays).validation
     if "targets" not in validation or not conformal.enough_rows(len(validation["targets"])):
         return ()
-    return _CONFORMAL_INTERVALS if kind == "regression" else _CONFORMAL_SETS
+    return tuple(map(_with_relevant, _CONFORMAL_INTERVALS if kind == "regression" else _CONFORMAL_SETS))
 
 
 def _conformal_intervals(arrays: Arrays) -> tuple[Floats, Floats]:
@@ -207,7 +220,8 @@ _CONFORMAL_SETS = (
 
 _BINARY = (
     Metric("cls/NLL", "NLL", "mean −log p(y), nats", "lower", partial(_class_scores, classification.nll)),
-    Metric("cls/NLL*", "NLL*", "NLL at the temperature of the best validation NLL", "lower", _nll_at_optimum),
+    Metric("cls/NLL*", "NLL*", "NLL at the temperature of the best validation NLL, between ¼ and 100; at 1 if "
+           "every validation row is right, since then no temperature is the best", "lower", _nll_at_optimum),
     Metric("cls/Brier", "Brier", "squared distance to the one-hot target, 0 to 2", "lower",
            partial(_class_scores, classification.brier)),
     Metric("cls/Acc", "Accuracy", "share of correct top labels", "higher",
@@ -251,8 +265,8 @@ _REGRESSION = (
 )  # fmt: skip
 
 METRICS: dict[str, tuple[Metric, ...]] = {
-    "regression": _REGRESSION,
-    "classification": _CLASSIFICATION,
-    "binary": _BINARY,
+    "regression": tuple(map(_with_relevant, _REGRESSION)),
+    "classification": tuple(map(_with_relevant, _CLASSIFICATION)),
+    "binary": tuple(map(_with_relevant, _BINARY)),
 }
 """The metrics of the test rows of every method, by kind of likelihood."""

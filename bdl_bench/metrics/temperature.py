@@ -3,6 +3,9 @@
 The NLL at the optimal temperature (Ashukha et al. 2020, "Pitfalls of in-domain uncertainty estimation and ensembling in
 deep learning") compares methods apart from their calibration. For probabilities that are a softmax of logits it is
 the usual division of the logits by T; for averaged or probit ones it acts on their logarithms, as in that paper.
+If every validation row is right, no temperature is optimal: the NLL falls as T → 0. Such rows choose T = 1, and no T
+below `SMALLEST_TEMPERATURE` is considered, since a single wrong test row would then cost 1/T times its log-odds.
+
 All functions take log-probabilities (M, C) and class indices (M,).
 """
 
@@ -17,11 +20,13 @@ from bdl_bench.metrics.log_space import log_softmax
 from estimators.baselines.temperature import best_temperature
 from estimators.likelihoods import Categorical
 
-__all__ = ["cross_validated_nll", "nll_at", "optimal_temperature", "tempered"]
+__all__ = ["SMALLEST_TEMPERATURE", "cross_validated_nll", "nll_at", "optimal_temperature", "tempered"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+SMALLEST_TEMPERATURE = 0.25
+"""The smallest T of NLL*. It multiplies the log-odds of a prediction by four."""
 _LOG_ZERO = -1e100
 """Stands for log 0: finite, so that its product with a probability of 0 is 0."""
 _RUNS = 5
@@ -39,15 +44,19 @@ def nll_at(log_probs: Floats, targets: Integers, temperature: float) -> Floats:
 
 
 def optimal_temperature(log_probs: Floats, targets: Integers) -> float:
-    """Return the T within `TEMPERATURE_BOUNDS` of the least mean NLL.
+    """Return the T of the least mean NLL, between `SMALLEST_TEMPERATURE` and 100; 1 if no T is optimal.
 
-    A target of probability 0 has infinite loss at every T, so such rows do not count; T = 1 if there are no others.
+    A target of probability 0 has infinite loss at every T, so such rows do not count; T = 1 if there are no others. If
+    the target is the most probable class of every row, the NLL falls without end as T → 0, and T = 1.
     """
     possible = np.isfinite(log_probs[np.arange(len(targets)), targets])
     if not possible.any():
         return 1.0
     finite = np.maximum(log_probs[possible], _LOG_ZERO)
-    return best_temperature(Categorical(), [(torch.from_numpy(finite), torch.from_numpy(targets[possible]))])
+    if possible.all() and (finite.argmax(-1) == targets).all():
+        return 1.0
+    found = best_temperature(Categorical(), [(torch.from_numpy(finite), torch.from_numpy(targets[possible]))])
+    return max(SMALLEST_TEMPERATURE, found)
 
 
 def cross_validated_nll(log_probs: Floats, targets: Integers, *, rows: int | None = None) -> Floats:

@@ -7,7 +7,7 @@ from bdl_bench.plugins.loading import (
     require_plugins,
     unload_plugin,
 )
-from bdl_bench.plugins.registry import PluginError, PluginRegistry, origin_of_method, origin_of_task
+from bdl_bench.plugins.registry import PluginError, PluginRegistry, origin_of_method, origin_of_task, own_metrics
 from bdl_bench.plugins.sections import SECTIONS, Section, SectionResults
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "loaded_plugins",
     "origin_of_method",
     "origin_of_task",
+    "own_metrics",
     "require_plugins",
     "unload_plugin",
 ]

@@ -15,7 +15,7 @@ from bdl_bench.plugins.sections import SECTIONS, MakeSection
 from bdl_bench.tasks import TASKS, Task
 from estimators.errors import OptionError
 
-__all__ = ["PluginError", "PluginRegistry", "origin_of_method", "origin_of_task"]
+__all__ = ["PluginError", "PluginRegistry", "origin_of_method", "origin_of_task", "own_metrics"]
 
 Kind = Literal["method", "task", "metric", "section"]
 _ORIGINS: dict[tuple[Kind, str], str] = {}
@@ -181,6 +181,19 @@ def origin_of_method(name: str) -> str | None:
         The reference of the plugin; None if no plugin did.
     """
     return _ORIGINS.get(("method", name))
+
+
+def own_metrics(kind: str) -> dict[str, tuple[Metric, str]]:
+    """Return the metrics that plugins have added.
+
+    Args:
+        kind: the kind of the likelihood.
+
+    Returns:
+        Each metric and the reference of its plugin, by key.
+    """
+    found = {metric.key: (metric, _ORIGINS.get(("metric", metric.key))) for metric in METRICS[kind]}
+    return {key: (metric, origin) for key, (metric, origin) in found.items() if origin is not None}
 
 
 def origin_of_task(name: str) -> str | None:

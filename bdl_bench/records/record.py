@@ -22,7 +22,18 @@ from estimators.errors import StateError
 from estimators.persistence.atomic import write_bytes, write_text
 from estimators.persistence.checksums import digest
 
-__all__ = ["ArrayFile", "Convergence", "Cost", "Record", "RecordStore", "Training", "Tuning", "content_key", "slug"]
+__all__ = [
+    "ArrayFile",
+    "Convergence",
+    "Cost",
+    "OwnMetric",
+    "Record",
+    "RecordStore",
+    "Training",
+    "Tuning",
+    "content_key",
+    "slug",
+]
 
 ArrayFile = Mapping[str, NDArray[Any]]
 Status = Literal["ok", "skipped", "failed"]
@@ -125,6 +136,11 @@ class Cost(BaseModel):
     tuning_passes: float | None = None
     exclusive: bool = True
 
+    @property
+    def total_seconds(self) -> float:
+        """Seconds to fit, tune and predict."""
+        return self.fit_seconds + (self.tuning_seconds or 0.0) + self.predict_seconds
+
 
 class Tuning(BaseModel):
     """What was tried on the validation rows, and what was chosen.
@@ -163,6 +179,22 @@ class Tuning(BaseModel):
     refit_kind: str = "post hoc at fixed weights"
 
 
+class OwnMetric(BaseModel):
+    """A metric of a plugin, as a table shows it where the plugin is not loaded.
+
+    Attributes:
+        label: the name in a table.
+        reading: how to read the number.
+        better: which direction is better; None if neither is.
+        relevant: the smallest relevant difference; None: 1 % of the value of the baseline.
+    """
+
+    label: str
+    reading: str
+    better: Literal["lower", "higher"] | None = None
+    relevant: float | None = None
+
+
 class Record(BaseModel):
     """The result of one run.
 
@@ -191,7 +223,8 @@ class Record(BaseModel):
         problem: content key of the problem.
         task_code: digest of the code and options of the task.
         method_code: digest of the code and options of the method.
-        plugins: the plugins of the "task" and the "method", if they came from one.
+        own_metrics: the metrics of plugins among `metrics` and `tuned`, by key.
+        plugins: the plugins of the "task", the "method" and of each "metric <key>", if they came from one.
         arrays: path of the arrays in the directory.
         arrays_digest: digest of the arrays.
     """
@@ -222,6 +255,7 @@ class Record(BaseModel):
     problem: str = ""
     task_code: str = ""
     method_code: str = ""
+    own_metrics: dict[str, OwnMetric] = Field(default_factory=dict)
     plugins: dict[str, str] = Field(default_factory=dict)
     arrays: str | None = None
     arrays_digest: str | None = None

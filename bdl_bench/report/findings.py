@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 from math import sqrt
 from statistics import median
@@ -33,14 +33,23 @@ def findings(scores: ScoreTable, design: SeedDesign, agreements: list[AgreementR
     ]
 
 
-def trained_further(trainings: Iterable[Training | None]) -> list[str]:
-    """Return a notice if the recipe trained a network further that came with trained weights."""
-    found = [training for training in trainings if training is not None and training.further]
+def trained_further(trainings: Mapping[int, Training | None]) -> list[str]:
+    """Return a notice if the recipe trained a network further that came with trained weights.
+
+    Args:
+        trainings: of each seed.
+
+    Returns:
+        A sentence that names the seeds, the epochs and the remedy; nothing if no network was trained further.
+    """
+    found = {seed: training for seed, training in trainings.items() if training is not None and training.further}
     if not found:
         return []
+    seeds = f"seed{'' if len(found) == 1 else 's'} {', '.join(map(str, sorted(found)))}"
     return [
-        f"The network came with trained weights and was trained further for {found[0].epochs} epochs, because the "
-        "problem has a recipe. Problem(..., trained=True) uses the given weights."
+        f"The network of {seeds} came with trained weights and was trained further for "
+        f"{next(iter(found.values())).epochs} epochs, because the problem has a recipe. Problem(..., trained=True) "
+        "uses the given weights."
     ]
 
 
@@ -50,9 +59,12 @@ def overtuned(untuned: ScoreTable, tuned: ScoreTable | None) -> list[str]:
     if tuned is None or metric.better is None:
         return []
     sign = 1 if metric.better == "lower" else -1
+    smallest = tuned.relevant.get(metric.key, 0.0)
     both = [m for m in tuned.entries if metric.key in tuned.entries[m] and metric.key in untuned.entries.get(m, {})]
     means = {m: [table.entries[m][metric.key].interval.mean for table in (untuned, tuned)] for m in both}
-    worse = [m for m, (before, after) in means.items() if sign * (after - before) > 0 and not is_tie(before, after)]
+    worse = [
+        m for m, (before, after) in means.items() if sign * (after - before) > smallest and not is_tie(before, after)
+    ]
     if 2 * len(worse) <= len(both):
         return []
     return [
@@ -74,20 +86,22 @@ def _first_metric(scores: ScoreTable, design: SeedDesign) -> list[str]:
 def comparison_with_best(scores: ScoreTable, design: SeedDesign) -> str:
     """Return the end of a sentence on the best method: how the others compare with it by the first metric.
 
-    Every statement is a test of that method against the best one, corrected for all pairs of methods.
+    Every statement on significance is a test of that method against the best one, corrected for all pairs of methods.
     """
     key = scores.metrics[0].key
-    best, tied = scores.best[key], scores.tied_with_best(key)
+    best, near = scores.best[key], scores.near_best(key)
+    tied = [*scores.tied_with_best(key), *near]
     if len(scores.entries) > 1 and design.n_distinct < FEWEST_SEEDS:
         return "; not tested, since the seeds are too few"
     found = scores.tests[key].with_method(best)
-    worse = [m for m, verdict in found.items() if verdict == "worse"]
-    equal = [m for m, verdict in found.items() if verdict == "no significant difference" and m not in tied]
-    others = [m for m, row in scores.entries.items() if key in row and m != best]
+    worse = [m for m, verdict in found.items() if verdict == "worse" and m not in tied]
+    not_worse = ("no significant difference", "no relevant difference")
+    equal = [m for m, verdict in found.items() if verdict in not_worse and m not in tied]
+    others = [m for m, row in scores.entries.items() if key in row and m not in (best, *tied)]
     untested = [m for m in others if found.get(m, "unknown") == "unknown"]
-    if not worse and not equal and not untested:
+    if not worse and not equal and not untested and not near:
         return ""
-    parts = []
+    parts = [f"no relevant difference: {join_names(near)}"] if near else []
     if worse and not equal and not untested:
         parts.append("all others are significantly worse" if len(worse) > 1 else f"significantly worse: {worse[0]}")
     elif not worse:
@@ -106,7 +120,7 @@ def _detectable(scores: ScoreTable, design: SeedDesign) -> list[str]:
     if tests is None:
         return []
     against = tests.baseline_differences or tests.differences
-    found = [d for d in against.values() if d.p_value is not None]
+    found = [d for d in against.values() if d.p_value is not None and d.p_value < 1]  # 1: equal up to round-off
     needed = [v for d in found if (v := detectable_difference(d, n_comparisons=len(found))) is not None]
     if not needed:
         return []
@@ -148,6 +162,7 @@ def _against_baseline(scores: ScoreTable) -> list[str]:
         for verdict, words in (
             ("better", "significantly better"),
             ("worse", "significantly worse"),
+            ("no relevant difference", "significant, but not relevant"),
             ("no significant difference", "no significant difference"),
         )
     }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil, log10
 
 from bdl_bench.stats import Interval
 
-__all__ = ["count", "join_names", "mean_and_half_width", "number"]
+__all__ = ["count", "effect", "join_names", "mean_and_half_width", "number"]
 
 MINUS = "\N{MINUS SIGN}"
 _SMALLEST, _LARGEST = 5e-4, 1e5  # outside of this range a number is written with a power of ten
@@ -14,10 +15,12 @@ _SMALLEST, _LARGEST = 5e-4, 1e5  # outside of this range a number is written wit
 
 def number(value: float) -> str:
     """Return three decimals below 10, fewer above, more below 0.01; a power of ten for very small or large values."""
-    size = abs(value)
-    scientific = size != 0 and not _SMALLEST <= size < _LARGEST
-    text = f"{value:.1e}" if scientific else f"{value:.{_decimals(size)}f}"
+    text = f"{value:.1e}" if _is_scientific(value) else f"{value:.{_decimals(abs(value))}f}"
     return text.replace("-", MINUS)
+
+
+def _is_scientific(value: float) -> bool:
+    return value != 0 and not _SMALLEST <= abs(value) < _LARGEST
 
 
 def _decimals(size: float) -> int:
@@ -27,9 +30,22 @@ def _decimals(size: float) -> int:
 
 
 def mean_and_half_width(interval: Interval) -> tuple[str, str]:
-    """Return a mean and "± half-width"; the second is empty if there is no interval."""
+    """Return a mean and "± half-width" with the same number of decimals; the second is empty without an interval."""
     half = interval.half_width
-    return number(interval.mean), "" if half is None else f"± {number(half)}"
+    if half is None:
+        return number(interval.mean), ""
+    if half == 0 or any(_is_scientific(value) for value in (half, interval.mean)):
+        return number(interval.mean), f"± {number(half)}"
+    decimals = 3 if 0.001 <= half < 0.01 else _decimals(half)
+    return f"{interval.mean:.{decimals}f}".replace("-", MINUS), f"± {half:.{decimals}f}"
+
+
+def effect(interval: Interval, smallest: float) -> tuple[str, str]:
+    """Return a difference and "± half-width", to one digit more than the smallest relevant difference has."""
+    decimals = min(4, max(0, ceil(-log10(smallest)) + 1)) if smallest > 0 else 3
+    mean, half = (f"{value:.{decimals}f}" for value in (interval.mean, interval.half_width or 0.0))
+    signed = mean.replace("-", MINUS) if float(mean) else mean.removeprefix("-")
+    return signed, "" if interval.half_width is None else f"± {half}"
 
 
 def count(value: float | None) -> str:

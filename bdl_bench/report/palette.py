@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Palette", "Style", "family_of"]
+__all__ = ["DARK", "Palette", "Style", "family_of"]
 
 _COLOURS = {
     "single network": "#4d5560",
@@ -19,6 +19,16 @@ _COLOURS = {
     "laplace-torch": "#b3588b",
     "others": "#b87e00",
 }
+DARK = {
+    "#4d5560": "#b4bdc8",
+    "#0072B2": "#56b4f0",
+    "#3d9bd1": "#9ad6f7",
+    "#D55E00": "#ff9a52",
+    "#009E73": "#3fd0a3",
+    "#b3588b": "#e79ac7",
+    "#b87e00": "#e8b652",
+}
+"""The colour of each family on a dark page."""
 _FAMILIES = (
     ("laplace-torch", "laplace-torch"),
     ("laplace", "Laplace"),

@@ -30,7 +30,8 @@ class AgreementRow:
 class CostRow:
     """Medians over seeds: seconds to fit, tune and predict, epoch equivalents of all three, and bytes of memory.
 
-    If `exclusive` is False, other jobs ran at the same time as at least one run, and its seconds are an upper bound.
+    `seconds_range` and `passes_range` are the smallest and largest totals over seeds. If `exclusive` is False,
+    other jobs ran at the same time as at least one run, and its seconds are an upper bound.
     """
 
     method: str
@@ -43,6 +44,8 @@ class CostRow:
     tuning_seconds: float | None = None
     passes: float | None = None
     exclusive: bool = True
+    seconds_range: tuple[float, float] | None = None
+    passes_range: tuple[float, float] | None = None
 
     @property
     def total_seconds(self) -> float:
@@ -88,6 +91,8 @@ def cost_rows(results: TaskResults) -> list[CostRow]:
                     _median_or_none(c.tuning_seconds for c in costs),
                     _median_or_none(_total_passes(c) for c in costs),
                     all(c.exclusive for c in costs),
+                    _range(c.total_seconds for c in costs),
+                    _range(_total_passes(c) for c in costs),
                 )
             )
     return rows
@@ -103,6 +108,11 @@ def _total_passes(cost: Cost) -> float | None:
     if cost.passes is None:
         return None
     return cost.passes + (cost.predict_passes or 0.0) + (cost.tuning_passes or 0.0)
+
+
+def _range(values: Iterable[float | None]) -> tuple[float, float] | None:
+    numbers = [value for value in values if value is not None]
+    return (min(numbers), max(numbers)) if numbers else None
 
 
 def _median_or_none(values: Iterable[float | None]) -> float | None:

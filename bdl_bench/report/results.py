@@ -15,6 +15,7 @@ from bdl_bench.metrics import METRICS, Metric, evaluate, metrics_of
 from bdl_bench.records.record import Record, RecordStore
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.pairing import Rows, orders_between, rows_of, why_not_comparable
+from bdl_bench.report.selection import EVERYTHING, Selection
 
 __all__ = ["TaskResults", "group_by_task", "load_records"]
 
@@ -35,6 +36,7 @@ class TaskResults:
     kind: str
     store: RecordStore
     finished: dict[str, dict[int, Record]]
+    selection: Selection = field(default_factory=Selection)
     _arrays: dict[tuple[str, int], ArrayView] = field(default_factory=dict)
     _identities: dict[tuple[str, int], Rows] = field(default_factory=dict)
     _metric_values: dict[tuple[str, int, bool], dict[str, float]] = field(default_factory=dict)
@@ -57,12 +59,25 @@ class TaskResults:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
+        """The selected ones of `all_metrics`."""
+        return self.selection.of_metrics(self.all_metrics)
+
+    @property
+    def all_metrics(self) -> tuple[Metric, ...]:
         """Every metric that some method has, except those of shifted rows, which are shown in figures only."""
         found = {metric.key: metric for metric in METRICS[self.kind]}
         for method in self.methods:
             predictions = self.predictions(method, min(self.finished[method])).for_metrics()
             found |= {metric.key: metric for metric in metrics_of(self.kind, predictions)}
-        return tuple(metric for key, metric in found.items() if not key.startswith("shift/"))
+        return tuple(metric for key, metric in found.items() if not key.startswith("shift/")) + self._recorded_metrics
+
+    @property
+    def _recorded_metrics(self) -> tuple[Metric, ...]:
+        """The metrics of plugins that are not loaded: their values are in the records."""
+        known = {metric.key for metric in METRICS[self.kind]}
+        records = [record for seeds in self.finished.values() for record in seeds.values()]
+        found = {key: own for record in records for key, own in record.own_metrics.items() if key not in known}
+        return tuple(Metric(key, m.label, m.reading, m.better, relevant=m.relevant) for key, m in found.items())
 
     @property
     def tuned_methods(self) -> list[str]:
@@ -97,7 +112,10 @@ class TaskResults:
             path = self._path(method, seed)
             large = path.stat().st_size >= _SMALL
             view = ArrayView.open(path, read=True) if large else self.arrays(method, seed)
-            self._metric_values[run] = evaluate(self.kind, dict(_variant(view, tuned=tuned).for_metrics()))
+            record = self.finished[method][seed]
+            kept = record.tuned if tuned else record.metrics
+            recorded = {key: kept[key] for key in record.own_metrics if key in kept}
+            self._metric_values[run] = recorded | evaluate(self.kind, dict(_variant(view, tuned=tuned).for_metrics()))
         return self._metric_values[run]
 
     def shared_seeds(self, method: str, other: str) -> list[int]:
@@ -204,7 +222,9 @@ def _failed(record: Record, reason: str) -> Record:
     return record.model_copy(update={"status": "failed", "reason": f"{reason}; {remedy}"})
 
 
-def group_by_task(store: RecordStore, records: Iterable[Record]) -> list[TaskResults]:
+def group_by_task(
+    store: RecordStore, records: Iterable[Record], selection: Selection = EVERYTHING
+) -> list[TaskResults]:
     """Return the results of each task that has at least one finished run."""
     tasks: dict[str, TaskResults] = {}
     rank = {name: i for i, name in enumerate(METHODS)}
@@ -212,6 +232,6 @@ def group_by_task(store: RecordStore, records: Iterable[Record]) -> list[TaskRes
         if record.status != "ok" or record.kind is None:
             continue
         if record.task not in tasks:
-            tasks[record.task] = TaskResults(record.task, record.task_summary, record.kind, store, {})
+            tasks[record.task] = TaskResults(record.task, record.task_summary, record.kind, store, {}, selection)
         tasks[record.task].finished.setdefault(record.method, {})[record.seed] = record
     return list(tasks.values())

@@ -1,4 +1,4 @@
-"""The comparison over all tasks: average ranks, the first metric of every task, and total time."""
+"""The comparison over all tasks: the recommendation, effects on the first metric, its values, total time, and ranks."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bdl_bench.metrics import Metric
+from bdl_bench.report.figures.canvas import Drawing
 from bdl_bench.report.figures.critical_difference import critical_difference_figure
+from bdl_bench.report.figures.forest import forest
 from bdl_bench.report.figures.gallery import Gallery, Picture
 from bdl_bench.report.findings import comparison_with_best
 from bdl_bench.report.formatting import join_names, number
+from bdl_bench.report.overall import Overall, overall
 from bdl_bench.report.palette import Palette
+from bdl_bench.report.recommendation import Evidence, Recommendation, recommendation
 from bdl_bench.report.scores import ScoreEntry
 from bdl_bench.report.sections.agreement import AgreementSection
 from bdl_bench.report.sections.cost import Costs
 from bdl_bench.report.sections.fidelity import FidelitySection
 from bdl_bench.report.sections.scores import Scores
 from bdl_bench.report.seed_design import SeedDesign
-from bdl_bench.stats import Ranking, rank_methods
+from bdl_bench.stats import FEWEST_TASKS, Interval, Ranking, Verdict, rank_methods
 
 __all__ = ["Column", "Section", "Summary", "SummaryRow", "TaskView", "summary"]
 
@@ -46,6 +50,10 @@ class TaskView:
     design: SeedDesign
     fidelity: FidelitySection | None
     sections: list[Section]
+    with_variance: list[str]
+    """Methods with an epistemic variance that is not zero."""
+    trained_further: list[str]
+    """What was trained further although it came with trained weights, in a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -60,42 +68,122 @@ class Column:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One method: average rank (None if it misses a task or seed), one entry per task, seconds over all its tasks."""
+    """One method.
+
+    Args:
+        method: its name.
+        effect: its difference from the baseline, mean over the tasks; None without one.
+        verdict: on this difference; None for the baseline and without one.
+        posterior_rank: mean rank by the distance from the posterior; None if it was not measured.
+        entries: one per task.
+        seconds: over all its tasks.
+        exclusive: whether no other job ran at the time of its runs.
+        rank: average rank over the tasks; None if it misses a task or seed.
+    """
 
     method: str
-    rank: float | None
+    effect: Interval | None
+    verdict: Verdict | None
+    posterior_rank: float | None
     entries: list[ScoreEntry | None]
     seconds: float | None
     exclusive: bool
+    rank: float | None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Methods by rank, those without one last. There is no ranking for fewer than two tasks or three methods."""
+    """The recommendation and the methods by effect, those without one last.
+
+    There is no ranking for fewer than two tasks or three methods, and its figure needs `FEWEST_TASKS` tasks.
+    """
 
     columns: list[Column]
     rows: list[SummaryRow]
+    overall: Overall | None
+    recommendation: Recommendation | None
+    effects: Picture | None
     ranking: Ranking | None
     picture: Picture | None
     sentences: list[str]
+    warnings: list[str]
 
     @property
     def unranked(self) -> list[str]:
         """Methods with missing tasks or seeds."""
         return [row.method for row in self.rows if row.rank is None] if self.ranking else []
 
+    @property
+    def not_everywhere(self) -> list[str]:
+        """Methods that miss a task or seed, and so have no effect over the tasks."""
+        return [] if self.overall is None else [r.method for r in self.rows if r.method not in self.overall.means]
+
+    @property
+    def fewest_tasks(self) -> int:
+        """The number of tasks from which on ranks are tested."""
+        return FEWEST_TASKS
+
 
 def summary(tasks: Sequence[TaskView], palette: Palette, gallery: Gallery) -> Summary:
     """Return the summary by the first metric of each task, tuned if every method of the task was tuned."""
     columns = [Column(t.name, t.anchor, t.scores.first, t.scores.compared.tuned) for t in tasks]
     methods = list(dict.fromkeys(m for t in tasks for m in t.scores.untuned.entries))
+    found, posterior = overall(tasks), _posterior_ranks(tasks)
     ranking = _ranking(tasks, methods)
     ranks = {} if ranking is None else ranking.average
-    rows = sorted((_row(tasks, m, ranks.get(m)) for m in methods), key=lambda row: row.rank or float("inf"))
-    drawings = [] if ranking is None else [critical_difference_figure(ranking, palette)]
-    pictures = gallery.render("all tasks", drawings)
-    sentences = [*_over_tasks(ranking), *(_task_sentence(t) for t in tasks)]
-    return Summary(columns, rows, ranking, pictures[0] if pictures else None, sentences)
+    rows = [_row(tasks, m, found, posterior.get(m), ranks.get(m)) for m in methods]
+    order = {m: i for i, m in enumerate(found.means if found else ranks)}
+    rows.sort(key=lambda row: order.get(row.method, len(order)))
+    evidence = Evidence(
+        {row.method: row.seconds for row in rows if row.seconds is not None},
+        {m for t in tasks for m in t.with_variance},
+        posterior,
+        [t.name for t in tasks if t.fidelity is not None and t.fidelity.sets],
+        all(row.exclusive for row in rows),
+    )
+    tested = ranking is not None and ranking.n_tasks >= FEWEST_TASKS
+    return Summary(
+        columns,
+        rows,
+        found,
+        None if found is None else recommendation(found, evidence),
+        _first(gallery.render("all tasks", [d for d in [_effects(found, palette)] if d is not None])),
+        ranking,
+        _first(
+            gallery.render("all tasks", [critical_difference_figure(ranking, palette)] if ranking and tested else [])
+        ),
+        [*(_over_tasks(ranking) if tested else []), *(_task_sentence(t) for t in tasks)],
+        [f"{t.name}: {sentence}" for t in tasks for sentence in t.trained_further],
+    )
+
+
+def _first(pictures: Sequence[Picture]) -> Picture | None:
+    return pictures[0] if pictures else None
+
+
+def _effects(found: Overall | None, palette: Palette) -> Drawing | None:
+    if found is None or found.baseline is None:
+        return None
+    over = f", mean over {len(found.tasks)} tasks" if len(found.tasks) > 1 else ""
+    return forest(
+        "effects",
+        f"{found.metric.label} of each method − that of {found.baseline}{over}",
+        found.tests.baseline_differences,
+        palette,
+        verdicts=found.tests.with_baseline,
+        label=f"difference in {found.metric.label}{',' + found.unit if found.unit else ''}",
+        lower=found.metric.better == "lower",
+        relevant=found.smallest_relevant,
+    )
+
+
+def _posterior_ranks(tasks: Sequence[TaskView]) -> dict[str, float]:
+    """Return the mean rank by the distance from the posterior at the test rows, of methods ranked on all such tasks."""
+    tables = [t.fidelity.sets[0].untuned for t in tasks if t.fidelity is not None and t.fidelity.sets]
+    ranks = [{row.method: row.rank for row in table.rows if row.rank is not None} for table in tables]
+    if not ranks:
+        return {}
+    return {m: sum(found[m] for found in ranks) / len(ranks) for m in ranks[0] if all(m in found for found in ranks)}
 
 
 def _ranking(tasks: Sequence[TaskView], methods: Sequence[str]) -> Ranking | None:
@@ -111,11 +199,20 @@ def _ranking(tasks: Sequence[TaskView], methods: Sequence[str]) -> Ranking | Non
     return rank_methods(scores, "lower")
 
 
-def _row(tasks: Sequence[TaskView], method: str, rank: float | None) -> SummaryRow:
+def _row(
+    tasks: Sequence[TaskView], method: str, found: Overall | None, posterior: float | None, rank: float | None
+) -> SummaryRow:
     costs = [row for t in tasks for row in t.costs.rows if row.method == method]
-    seconds = sum(row.total_seconds for row in costs) if costs else None
-    entries = [_entry(t, method) for t in tasks]
-    return SummaryRow(method, rank, entries, seconds, all(row.exclusive for row in costs))
+    return SummaryRow(
+        method,
+        None if found is None else found.tests.baseline_differences.get(method),
+        None if found is None else found.tests.with_baseline.get(method),
+        posterior,
+        [_entry(t, method) for t in tasks],
+        sum(row.total_seconds for row in costs) if costs else None,
+        all(row.exclusive for row in costs),
+        rank,
+    )
 
 
 def _entry(task: TaskView, method: str) -> ScoreEntry | None:

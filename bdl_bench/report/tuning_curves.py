@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
 from bdl_bench.records.record import Tuning
-from bdl_bench.report.figures.canvas import BAD, INK, Drawing, Margins, log_axis, panel
+from bdl_bench.report.figures.canvas import BAD, INK, WIDE, Drawing, Margins, log_axis, panel
 from bdl_bench.report.figures.labels import beside_ends
 from bdl_bench.report.palette import Palette
 
@@ -100,7 +100,7 @@ def _at_boundary(tuning: Tuning, quantity: str) -> bool:
 def tuning_curves(name: str, option: str, score: str, lines: Mapping[str, Line], palette: Palette) -> Drawing:
     """Draw one line per method, with a dot at the selected value and a red ring if that is at the boundary."""
     height = max(2.5, 0.135 * len(lines) + 0.75)
-    with panel(option, f"validation {score}", size=(4.2, height), margins=Margins(left=0.58, right=1.52)) as axes:
+    with panel(option, f"validation {score}", size=(WIDE, height), margins=Margins(left=0.58, right=1.4)) as axes:
         every = np.concatenate([line.x for line in lines.values()])
         log_axis(axes, "x", float(every.min()), float(every.max()), most=60)
         for method, line in lines.items():
@@ -131,7 +131,7 @@ def contours(method: str, option: str, score: str, grid: ScoreGrid) -> Drawing:
     excess = np.ma.masked_invalid(grid.score - np.nanmin(grid.score))
     top = float(np.nanquantile(excess.compressed(), 0.9)) or 1.0
     levels = np.array([0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0]) * top
-    with panel(option, "variance scale", size=(2.05, 1.95), margins=Margins(left=0.52, bottom=0.4)) as axes:
+    with panel(option, "variance scale", size=(1.8, 1.75), margins=Margins(left=0.52, bottom=0.4)) as axes:
         axes.contourf(grid.option, grid.scale, excess.T, levels=levels, cmap="cividis_r", extend="max")
         log_axis(axes, "x", float(grid.option[0]), float(grid.option[-1]), most=10)
         log_axis(axes, "y", float(grid.scale[0]), float(grid.scale[-1]), most=10)

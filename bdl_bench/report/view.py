@@ -30,6 +30,7 @@ from bdl_bench.report.sections.selective import selective
 from bdl_bench.report.sections.shift import shift
 from bdl_bench.report.sections.tuning import tuning
 from bdl_bench.report.seed_design import seed_design
+from bdl_bench.report.selection import EVERYTHING, Selection
 from bdl_bench.report.summary import Section, Summary, TaskView, summary
 from bdl_bench.report.tidy import LongRow, long_rows
 from bdl_bench.report.tuning_budget import tuning_budget
@@ -56,16 +57,19 @@ class Report:
     numbers: list[LongRow]
 
 
-def build(directory: Path, gallery: Gallery | None = None) -> Report:
-    """Return the report of every record in a directory; `gallery` can also save the figures."""
+def build(directory: Path, gallery: Gallery | None = None, selection: Selection = EVERYTHING) -> Report:
+    """Return the report of the selected records in a directory; `gallery` can also save the figures."""
     gallery = gallery or Gallery()
     store = RecordStore(directory)
-    records = load_records(store)
+    records = selection.of_records(load_records(store))
     methods = _methods(records)
     palette = Palette(methods)
     views: list[TaskView] = []
     numbers: list[LongRow] = []
-    for index, results in enumerate(group_by_task(store, records)):
+    grouped = group_by_task(store, records, selection)
+    if selection.metrics is not None:
+        selection.check_metrics(metric for results in grouped for metric in results.all_metrics)
+    for index, results in enumerate(grouped):
         with styled():
             views.append(_task_view(Context(results, seed_design(results), palette, gallery), index, records))
         numbers += long_rows(results)
@@ -107,6 +111,7 @@ def _task_view(context: Context, index: int, records: Sequence[Record]) -> TaskV
         tuning(context),
         configuration(context),
     )
+    further = trained_further({s: r.training for seeds in results.finished.values() for s, r in seeds.items()})
     return TaskView(
         name=results.name,
         anchor=f"task-{index + 1}",
@@ -114,7 +119,7 @@ def _task_view(context: Context, index: int, records: Sequence[Record]) -> TaskV
         kind=results.kind,
         seeds=results.seeds,
         findings=[
-            *trained_further(r.training for seeds in results.finished.values() for r in seeds.values()),
+            *further,
             *context.design.warnings,
             *findings(table.compared, context.design, exact.rows, cost.rows),
             *overtuned(table.untuned, table.tuned),
@@ -125,7 +130,14 @@ def _task_view(context: Context, index: int, records: Sequence[Record]) -> TaskV
         design=context.design,
         fidelity=posterior,
         sections=[section for section in sections if section is not None],
+        with_variance=[m for m in results.methods if _has_variance(results, m)],
+        trained_further=further,
     )
+
+
+def _has_variance(results: TaskResults, method: str) -> bool:
+    found = results.predictions(method, min(results.finished[method]))
+    return "epistemic_variance" in found and bool(found["epistemic_variance"].any())
 
 
 def _methods(records: Sequence[Record]) -> dict[str, str]:

@@ -20,14 +20,14 @@ from bdl_bench.data.folder import MissingDataError
 from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.custom_methods import as_estimator, learned_values
 from bdl_bench.methods.registry import check_recipe
-from bdl_bench.metrics import evaluate
-from bdl_bench.plugins import origin_of_method, origin_of_task, require_plugins
+from bdl_bench.metrics import Metric, evaluate
+from bdl_bench.plugins import origin_of_method, origin_of_task, own_metrics, require_plugins
 from bdl_bench.problem.kept_rows import AS_GIVEN
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import rewind
 from bdl_bench.records.content_digests import content_digest
 from bdl_bench.records.predictions import Arrays, Predictor, check_arrays, prefixed
-from bdl_bench.records.record import Cost, Record, Tuning, content_key
+from bdl_bench.records.record import Cost, OwnMetric, Record, Tuning, content_key
 from bdl_bench.records.versions import environment
 from bdl_bench.runner.executors.worker_errors import TimeLimitError
 from bdl_bench.runner.peak_memory import peak_memory
@@ -156,6 +156,8 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
         kind=kind,
         metrics=evaluate(kind, arrays),
         tuned=evaluate(kind, tuned_arrays) if tuned_arrays else {},
+        own_metrics={key: _own(metric) for key, (metric, _) in own_metrics(kind).items()},
+        plugins=_plugins(job) | {f"metric {key}": origin for key, (_, origin) in own_metrics(kind).items()},
         tuning=None if tuning is None else Tuning(**tuning.to_dict()),
         cost=_with_tuning(cost, estimator, tuning),
         training=job.model.training,
@@ -290,6 +292,10 @@ def _plugins(job: EvaluationJob) -> dict[str, str]:
     return {name: origin for name, origin in found.items() if origin is not None}
 
 
+def _own(metric: Metric) -> OwnMetric:
+    return OwnMetric(label=metric.label, reading=metric.reading, better=metric.better, relevant=metric.relevant)
+
+
 def _record(job: EvaluationJob, **fields: Any) -> Record:  # noqa: ANN401
     return Record(
         key=job.key,
@@ -302,6 +308,5 @@ def _record(job: EvaluationJob, **fields: Any) -> Record:  # noqa: ANN401
         task_code=job.model.code,
         method_code=job.code,
         environment=environment(),
-        plugins=_plugins(job),
-        **fields,
+        **({"plugins": _plugins(job)} | fields),
     )

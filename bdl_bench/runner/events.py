@@ -18,7 +18,7 @@ class Event:
     """A change in the state of a job; the training has no method.
 
     `status` is "planned" (for all jobs, at first), "waiting" for another run that has locked it, "started", and then
-    one of `ENDINGS`. `seconds` are those of the training, or of fit and prediction.
+    one of `ENDINGS`. `seconds` are those of the training, or of fit, tuning and prediction.
     """
 
     task: str

@@ -292,7 +292,7 @@ class GridRun:
         self.records[record.task, record.seed, record.method] = record
         if record.timeout is not None:
             self.timed_out.setdefault((record.task, record.method), record.seed)
-        seconds = record.cost.fit_seconds + record.cost.predict_seconds if record.cost else None
+        seconds = record.cost.total_seconds if record.cost else None
         self._report(job, status or record.status, seconds=seconds, reason=record.reason)
 
     def _report(self, job: Job, status: str, *, seconds: float | None = None, reason: str | None = None) -> None:

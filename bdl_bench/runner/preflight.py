@@ -52,8 +52,12 @@ def check_task(task: str, seed: int, directory: Path, device: str = "cpu") -> Di
 
 
 def preflight(problem: Problem) -> dict[str, str]:
-    """Return the findings of the fast checks, such as {"gradient": "note: |∇L| = ..."}; computed once per problem."""
-    return {finding.name: f"{finding.level}: {finding.measured}" for finding in _diagnosis(problem).findings}
+    """Return the findings of the fast checks, such as {"gradient": "note: |∇L| = ...; try: ..."}, once per problem."""
+    return {
+        finding.name: f"{finding.level}: {finding.measured}"
+        + (f"; try: {finding.remedy}" if finding.remedy and finding.level != "ok" else "")
+        for finding in _diagnosis(problem).findings
+    }
 
 
 def relative_gradient(problem: Problem) -> float | None:

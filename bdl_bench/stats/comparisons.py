@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bdl_bench.stats.intervals import Direction, Interval, Verdict, verdicts
 from bdl_bench.stats.over_seeds import paired_intervals
 
-__all__ = ["Comparisons", "compare_methods", "distinct_seeds", "seed_groups"]
+__all__ = ["Comparisons", "compare_methods", "distinct_seeds", "negated", "seed_groups"]
 
 Floats = NDArray[np.float64]
 Values = Mapping[str, Mapping[int, Floats]]
@@ -58,17 +58,39 @@ class Comparisons:
                 found[second] = _REVERSED[verdict]
         return found
 
+    def difference(self, method: str, other: str) -> Interval | None:
+        """Return the interval of method − other.
+
+        Args:
+            method: name of a method.
+            other: name of another method.
+
+        Returns:
+            The interval, not corrected; None if they have no common seed.
+        """
+        if (method, other) in self.differences:
+            return self.differences[method, other]
+        found = self.differences.get((other, method))
+        return None if found is None else negated(found)
+
 
 _REVERSED: dict[Verdict, Verdict] = {
     "better": "worse",
     "worse": "better",
+    "no relevant difference": "no relevant difference",
     "no significant difference": "no significant difference",
     "unknown": "unknown",
 }
 
 
 def compare_methods(
-    values: Values, better: Direction, *, same_rows: bool, baseline: str | None = None, copies: Copies | None = None
+    values: Values,
+    better: Direction,
+    *,
+    same_rows: bool,
+    baseline: str | None = None,
+    copies: Copies | None = None,
+    smallest_relevant: float = 0.0,
 ) -> Comparisons:
     """Return the tests of every pair of methods, over the seeds that both have.
 
@@ -78,6 +100,7 @@ def compare_methods(
         same_rows: whether row r is the same in every seed.
         baseline: the method that all others are compared with; None or a missing one: none.
         copies: `copies[method][seed]`, the first seed with the same predictions; None: all predictions differ.
+        smallest_relevant: the smallest relevant difference, in the unit of the metric.
 
     Returns:
         The comparisons. A pair without a common seed has none.
@@ -94,7 +117,12 @@ def compare_methods(
             found |= zip(chunk, paired_intervals(*sides, same_rows=same_rows), strict=True)
     differences = {pair: found[pair] for pair in combinations(values, 2) if pair in found}
     against = _from_baseline(differences, baseline)
-    return Comparisons(verdicts(against, better), verdicts(differences, better), against, differences)
+    return Comparisons(
+        verdicts(against, better, smallest_relevant=smallest_relevant),
+        verdicts(differences, better, smallest_relevant=smallest_relevant),
+        against,
+        differences,
+    )
 
 
 def seed_groups(seeds: Sequence[int], methods: Iterable[str], copies: Copies) -> dict[int, int]:
@@ -146,11 +174,19 @@ def _from_baseline(differences: Mapping[tuple[str, str], Interval], baseline: st
         if second == baseline:
             found[first] = interval
         elif first == baseline:
-            found[second] = _negated(interval)
+            found[second] = negated(interval)
     return found
 
 
-def _negated(interval: Interval) -> Interval:
+def negated(interval: Interval) -> Interval:
+    """Return the interval of the opposite difference.
+
+    Args:
+        interval: of a − b.
+
+    Returns:
+        That of b − a.
+    """
     low = None if interval.high is None else -interval.high
     high = None if interval.low is None else -interval.low
     return replace(interval, mean=-interval.mean, low=low, high=high)

@@ -26,7 +26,8 @@ __all__ = [
     "verdicts",
 ]
 
-Verdict = Literal["better", "worse", "no significant difference", "unknown"]
+Verdict = Literal["better", "worse", "no relevant difference", "no significant difference", "unknown"]
+"""On a method against another one. "no relevant difference" is significant, but below the smallest relevant one."""
 Direction = Literal["lower", "higher"]
 Name = TypeVar("Name", bound=Hashable)
 Components = Sequence[tuple[float, float]]
@@ -191,7 +192,9 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def verdicts(differences: Mapping[Name, Interval], better: Direction) -> dict[Name, Verdict]:
+def verdicts(
+    differences: Mapping[Name, Interval], better: Direction, *, smallest_relevant: float = 0.0
+) -> dict[Name, Verdict]:
     """Return the verdict on each of several differences.
 
     The p-values are corrected by Holm's method, so that the probability of any false difference among these
@@ -200,6 +203,7 @@ def verdicts(differences: Mapping[Name, Interval], better: Direction) -> dict[Na
     Args:
         differences: the interval of method − other for each comparison.
         better: which direction is better.
+        smallest_relevant: a smaller difference is not relevant, even if it is significant; in the unit of the metric.
 
     Returns:
         The verdict by name; "unknown" if its difference has no p-value.
@@ -211,6 +215,8 @@ def verdicts(differences: Mapping[Name, Interval], better: Direction) -> dict[Na
             found[name] = "unknown"
         elif adjusted[name] > SIGNIFICANCE_LEVEL:
             found[name] = "no significant difference"
+        elif abs(difference.mean) < smallest_relevant:
+            found[name] = "no relevant difference"
         else:
             found[name] = "better" if (difference.mean < 0) == (better == "lower") else "worse"
     return found

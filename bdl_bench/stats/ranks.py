@@ -14,9 +14,13 @@ from bdl_bench.stats.intervals import Direction
 from bdl_bench.stats.ties import merge_ties
 from estimators.errors import DataError
 
-__all__ = ["Ranking", "critical_difference", "rank_methods"]
+__all__ = ["FEWEST_TASKS", "Ranking", "critical_difference", "rank_methods"]
 
 Floats = NDArray[np.float64]
+
+FEWEST_TASKS = 5
+"""Tasks below this number are ranked, but their ranks are not tested: with four tasks and ten methods, the critical
+difference is six of the nine ranks."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdl_bench.problem.problem import Problem
+from bdl_bench.suggestions import did_you_mean
 from estimators.errors import OptionError
 from estimators.runtime.rng import seeded
 
@@ -121,7 +122,7 @@ def resolve_task(spec: str) -> Task:
     raise OptionError(
         f"a task among {', '.join(sorted(TASKS))}",
         received=repr(spec),
-        remedy="bdl-bench list, or --model module:factory.",
+        remedy=did_you_mean(spec, TASKS, "bdl-bench list shows all; your own model is --model module:factory."),
     )
 
 

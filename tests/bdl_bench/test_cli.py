@@ -1,13 +1,19 @@
 """The command line: exit codes, and the path of the report as the last line."""
 
+import csv
+import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from bdl_bench.citation import software_version
 from bdl_bench.cli import app
 from bdl_bench.cli import commands as cli
+from bdl_bench.report import Selection
 from bdl_bench.runner.executors import Workers
 from bdl_bench.runner.grid import Grid
 
@@ -122,7 +128,7 @@ def test_each_option_of_compare_reaches_the_grid(toy, tmp_path, monkeypatch):
         return []
 
     monkeypatch.setattr(cli, "_run", run)
-    monkeypatch.setattr(cli, "write_report", lambda directory: directory / "report.html")
+    monkeypatch.setattr("bdl_bench.report.write_report", lambda directory: directory / "report.html")
     monkeypatch.setenv("BDL_BENCH_DATA", "elsewhere")
     words = ["--methods", "map", "--seed-list", "5,7", "--out", tmp_path, "--tune-budget", 4, "--timeout", 30]
     words += ["--data-dir", tmp_path / "data"]
@@ -132,13 +138,53 @@ def test_each_option_of_compare_reaches_the_grid(toy, tmp_path, monkeypatch):
     assert os.environ["BDL_BENCH_DATA"] == str(tmp_path / "data")
 
 
-def test_report_passes_the_wanted_figures_on(tmp_path, monkeypatch):
+def test_report_passes_the_wanted_parts_on(tmp_path, monkeypatch):
     passed = []
 
-    def write(directory, *, figures):
-        passed.append((directory, figures))
+    def write(directory, **options):
+        passed.append((directory, options))
         return directory / "report.html"
 
-    monkeypatch.setattr(cli, "write_report", write)
-    assert invoke("report", tmp_path, "--figures", "svg").exit_code == 0
-    assert passed == [(tmp_path, "svg")]
+    monkeypatch.setattr("bdl_bench.report.write_report", write)
+    words = ["--figures", "svg", "--latex", "--tasks", "wine", "--methods", "map, laplace", "--metrics", "NLL,cal/ECE"]
+    assert invoke("report", tmp_path, *words).exit_code == 0
+    assert invoke("report", tmp_path).exit_code == 0
+    chosen = Selection(("wine",), ("map", "laplace"), ("NLL", "cal/ECE"))
+    assert passed == [
+        (tmp_path, {"figures": "svg", "latex": True, "selection": chosen}),
+        (tmp_path, {"figures": None, "latex": False, "selection": Selection()}),
+    ]
+
+
+def test_a_misspelt_name_is_answered_with_those_that_are_spelt_like_it(toy, tmp_path):
+    assert "did you mean diabetes" in compare(tmp_path / "a", "diabets").stderr
+    assert "did you mean laplace, " in compare(tmp_path / "b", toy, "--methods", "lapace").stderr
+    compare(tmp_path, toy, "--methods", "map")
+    for words in (["--tasks", "toi"], ["--methods", "mpa"], ["--metrics", "NNLL"]):
+        result = invoke("report", tmp_path, *words)
+        assert result.exit_code == 2
+        assert "did you mean" in result.stderr
+    assert "Did you mean 'compare'" in invoke("compere").stderr
+
+
+def test_a_report_of_some_methods_and_columns_has_no_others(toy, tmp_path):
+    compare(tmp_path, toy, "--methods", "map,last-layer-laplace")
+    assert invoke("report", tmp_path, "--methods", "map", "--metrics", "RMSE").exit_code == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text(encoding="utf-8"))))
+    assert {row["method"] for row in rows} == {"map"}
+    assert {row["quantity"] for row in rows if "/" in row["quantity"] and row["variant"]} == {"reg/RMSE"}
+
+
+def test_help_version_and_citation_do_not_import_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from bdl_bench.cli import app; run = CliRunner().invoke; "
+        "found = [run(app, [word]).stdout for word in ('--help', '--version', 'cite')]; "
+        "found += [run(app, [word, '--help']).stdout for word in ('compare', 'report')]; "
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules; print(chr(10).join(found))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Compare and verify" in done.stdout
+    assert f"bdl-bench {software_version()}" in done.stdout
+    assert "@inproceedings{mcinerney2025variation" in done.stdout
+    assert "--tune-budget" in done.stdout

@@ -80,10 +80,25 @@ def test_two_classes_have_the_hand_worked_temperature():
     assert temperature.optimal_temperature(logs(probs), targets) == near(2.0)
 
 
-def test_labels_that_are_always_right_or_always_wrong_reach_the_bounds():
+def test_labels_that_are_always_right_determine_no_temperature_and_those_always_wrong_reach_the_bound():
     probs = np.tile([0.8, 0.2], (6, 1))
-    assert temperature.optimal_temperature(logs(probs), np.zeros(6, dtype=int)) == TEMPERATURE_BOUNDS[0]
+    assert temperature.optimal_temperature(logs(probs), np.zeros(6, dtype=int)) == 1.0
     assert temperature.optimal_temperature(logs(probs), np.ones(6, dtype=int)) == TEMPERATURE_BOUNDS[1]
+
+
+def test_one_wrong_row_bounds_the_temperature_of_an_underconfident_method():
+    # 199 of 200 right at probability 0.51: the optimum, 0.04 / log 199, is 0.0076, far below the bound.
+    probs, targets = np.tile([0.51, 0.49], (200, 1)), np.array([1, *[0] * 199])
+    assert temperature.optimal_temperature(logs(probs), targets) == temperature.SMALLEST_TEMPERATURE
+
+
+def test_a_wrong_test_row_costs_no_more_than_before_if_every_validation_row_is_right():
+    wrong = np.array([[0.999, 0.001]])
+    arrays = {
+        "probs": wrong, "targets": np.ones(1),
+        "validation/probs": np.tile([0.9, 0.1], (20, 1)), "validation/targets": np.zeros(20),
+    }  # fmt: skip
+    assert nll_star(arrays) == near(-np.log(0.001))
 
 
 def test_a_row_of_probability_zero_has_no_say_in_the_temperature_and_still_costs_infinity():
@@ -123,9 +138,9 @@ def test_without_validation_rows_each_half_is_scored_at_the_temperature_of_the_o
 
 
 def test_cross_validation_does_not_see_its_own_labels():
-    # With one row a half the other row alone decides; right rows want T = 0.01, which a wrong row pays for.
+    # With one row a half the other row alone decides; a right row determines no T, a wrong one wants the largest.
     probs, targets = np.array([[0.6, 0.4], [0.6, 0.4]]), np.array([0, 1])
-    right, wrong = (temperature.nll_at(logs(probs), targets, t) for t in TEMPERATURE_BOUNDS)
+    right, wrong = (temperature.nll_at(logs(probs), targets, t) for t in (1.0, TEMPERATURE_BOUNDS[1]))
     assert temperature.cross_validated_nll(logs(probs), targets) == near([wrong[0], right[1]])
 
 

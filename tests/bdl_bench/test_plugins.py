@@ -130,7 +130,7 @@ def test_a_package_that_pip_installs_is_found(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(site)
     assert load_installed_plugins() == [NAME]
     records, _ = run(tmp_path / "out", seeds=[0])
-    assert records[TASK, METHOD, 0].plugins == {"task": NAME, "method": NAME}
+    assert records[TASK, METHOD, 0].plugins == {"task": NAME, "method": NAME, f"metric {METRIC}": NAME}
 
 
 @pytest.mark.usefixtures("installed")

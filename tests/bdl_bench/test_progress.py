@@ -95,10 +95,29 @@ def test_nothing_is_foretold_before_anything_was_measured():
     assert heard(*planned(step), Event(*step, "started"), 3.0, clock=Clock()).seconds_left() is None
 
 
-def test_a_step_is_expected_to_take_what_its_method_took_on_its_task_and_else_the_mean_of_all():
+def test_a_step_is_expected_to_take_what_its_method_took_on_its_task_or_else_on_another_one():
     steps = [("a", 0, "map"), ("a", 0, "slow"), ("a", 1, "map"), ("a", 1, "slow"), ("b", 0, "slow")]
     estimate = heard(*planned(*steps), *run(steps[0], 2.0), *run(steps[1], 10.0), clock=Clock())
-    assert estimate.seconds_left() == 2 + 10 + (2 + 10) / 2
+    assert estimate.seconds_left() == 2 + 10 + 10
+
+
+def test_a_method_that_is_new_on_a_task_is_scaled_by_what_the_others_take_there():
+    steps = [("a", 0, "map"), ("a", 0, "tuned"), ("b", 0, "map"), ("b", 0, "tuned"), ("b", 0, "new")]
+    ended = [*run(steps[0], 2.0), *run(steps[1], 30.0), *run(steps[2], 6.0)]
+    estimate = heard(*planned(*steps), *ended, clock=Clock())
+    assert estimate.seconds_left() == 30 * (6 / 2) + (2 + 30 + 6) / 3
+
+
+def test_a_training_says_nothing_on_how_long_an_evaluation_takes():
+    steps = [("a", 0, None), ("b", 0, None), ("a", 0, "map"), ("b", 0, "map")]
+    clock = Clock()
+    estimate = heard(*planned(*steps), *run(steps[0], 50.0, "trained"), clock=clock)
+    assert estimate.seconds_left() is None
+    for event in run(steps[2], 0.0, "ok"):
+        clock.now += event if isinstance(event, float) else 0.0
+        if not isinstance(event, float):
+            estimate.update(event)
+    assert estimate.seconds_left() == 50.0
 
 
 def test_what_has_run_of_a_step_is_subtracted_and_never_more_than_it_was_expected_to_take():

@@ -12,8 +12,9 @@ from bdl_bench.report.figures.labels import short, spread_labels
 from bdl_bench.report.formatting import count, join_names
 from bdl_bench.report.notebook import Comparison
 from bdl_bench.report.palette import Palette, family_of
-from bdl_bench.report.sections.cost import MethodPoint, pareto_front
+from bdl_bench.report.sections.cost import MethodPoint, significant_front
 from bdl_bench.report.tuning_curves import line, score_grid
+from bdl_bench.stats import Comparisons, Interval
 from estimators.errors import OptionError, UnsupportedError
 
 
@@ -30,15 +31,12 @@ def test_labels_stay_inside_and_closer_than_the_gap_where_there_is_no_room():
     assert np.sort(moved) == pytest.approx(np.arange(11.0))
 
 
-def test_the_pareto_front_has_no_method_that_a_cheaper_one_beats():
-    points = {
-        "a": MethodPoint(1.0, 0.5),
-        "b": MethodPoint(2.0, 0.6),
-        "c": MethodPoint(3.0, 0.4),
-        "d": MethodPoint(3.0, 0.3),
-    }
-    assert pareto_front(points, lower=True) == ["a", "d"]
-    assert pareto_front(points, lower=False) == ["a", "b"]
+def test_a_front_goes_on_only_where_a_dearer_method_is_significantly_better():
+    costs = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+    points = {m: MethodPoint((c, c, c), Interval(1 / c, None, None, 3)) for m, c in costs.items()}
+    pairs = {("a", "b"): "no significant difference", ("a", "c"): "worse", ("c", "d"): "no relevant difference"}
+    assert significant_front(points, Comparisons(pairs=pairs)) == ["a", "c"]
+    assert significant_front(points, Comparisons()) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,11 @@ __all__ = [
     "BAD",
     "GUIDE",
     "INK",
+    "PAPER",
+    "SMALL",
     "SOFT",
     "STYLE",
+    "WIDE",
     "Drawing",
     "Margins",
     "blank",
@@ -27,7 +30,10 @@ __all__ = [
     "styled",
 ]
 
-INK, SOFT, GUIDE, BAD = "#3b4350", "#9aa3af", "#cfd5dc", "#b0392f"
+INK, SOFT, GUIDE, BAD, PAPER = "#3b4350", "#9aa3af", "#cfd5dc", "#b0392f", "#ffffff"
+SMALL, WIDE = (1.8, 1.65), 3.5
+"""Inches: the size of a panel of a grid, and the width of a figure of its own. Text of 8 points is then about 11
+pixels high on a screen of 390 pixels, which shows two panels or one figure side by side."""
 _STEPS = (1, 2, 2.5, 5, 10)
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -48,6 +54,8 @@ STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
     "svg.hashsalt": "bdl-bench",
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # TrueType: journals reject the Type 3 fonts that are the default
+    "ps.fonttype": 42,
 }
 
 
@@ -80,7 +88,7 @@ class Drawing:
 
 @contextmanager
 def panel(
-    x_label: str, y_label: str, *, size: tuple[float, float] = (2.05, 1.85), margins: Margins = Margins()
+    x_label: str, y_label: str, *, size: tuple[float, float] = SMALL, margins: Margins = Margins()
 ) -> Iterator[Axes]:
     """Yield one pair of axes; `size` is in inches."""
     with blank(size) as figure:
@@ -118,7 +126,7 @@ def diagonal(axes: Axes, low: float, high: float) -> None:
     axes.plot([low, high], [low, high], color=GUIDE, lw=1.0, zorder=0)
 
 
-def log_axis(axes: Axes, which: str, low: float, high: float, *, most: float = 100) -> None:
+def log_axis(axes: Axes, which: str, low: float, high: float, *, most: float = 100, ticks: int = 6) -> None:
     """Set a logarithmic axis with plain numbers; 1, 3 or 1, 2, 5 per decade if high/low is less than `most`."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
@@ -126,7 +134,8 @@ def log_axis(axes: Axes, which: str, low: float, high: float, *, most: float = 1
     ratio = high / low
     axis.set_major_locator(
         LogLocator(
-            subs=(1, 2, 5) if ratio < most / 3 else (1, 3) if ratio < most else (1,), numticks=6 if ratio < 1e6 else 5
+            subs=(1, 2, 5) if ratio < most / 3 else (1, 3) if ratio < most else (1,),
+            numticks=ticks if ratio < 1e6 else ticks - 1,
         )
     )
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -13,7 +13,7 @@ from bdl_bench.stats import Ranking
 
 __all__ = ["critical_difference_figure"]
 
-_WIDTH, _ROW, _SIDE = 5.0, 0.17, 1.5
+_WIDTH, _ROW, _SIDE = 4.1, 0.17, 1.3
 
 
 def critical_difference_figure(ranking: Ranking, palette: Palette) -> Drawing:

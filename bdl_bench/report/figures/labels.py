@@ -9,14 +9,19 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from bdl_bench.report.figures.canvas import GUIDE
+from bdl_bench.report.figures.canvas import GUIDE, PAPER
 from bdl_bench.report.palette import Palette
 
-__all__ = ["around_points", "beside_ends", "short", "spread_labels", "stacked"]
+__all__ = ["MOST_NAMES", "around_points", "beside_ends", "main_range", "short", "spread_labels", "stacked"]
 
 Floats = NDArray[np.float64]
+MOST_NAMES = 14
+"""Names beside points of one figure; more of them cover each other."""
+_FENCE = 10.0
+"""Values this many interquartile ranges beyond the quartiles lie outside of a figure, so that a method that failed does
+not hide the differences between all others."""
 _SIZE = 7.5
-_OPAQUE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # lines are not drawn through a name
+_OPAQUE = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}  # lines are not drawn through a name
 _OFFSETS = tuple(
     (distance * x, distance * y)
     for distance in (6, 11, 17, 24, 32, 41)
@@ -46,6 +51,14 @@ def spread_labels(positions: Floats, gap: float, low: float, high: float) -> Flo
     moved = np.empty_like(positions)
     moved[order] = np.clip(fitted, low, max(low, high - steps[-1])) + steps
     return moved
+
+
+def main_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return the least and largest of these values that are not far outside of the others."""
+    low, high = np.quantile(values, (0.25, 0.75))
+    fence = _FENCE * float(high - low) or np.inf
+    inside = [v for v in values if low - fence <= v <= high + fence]
+    return min(inside), max(inside)
 
 
 def beside_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], palette: Palette) -> None:

@@ -1,4 +1,4 @@
-"""Smaller SVG of Matplotlib: no metadata, rounded coordinates, one font declaration; text between tags is unchanged."""
+"""Smaller SVG of Matplotlib: no metadata, rounded coordinates, no fonts; text between tags is unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def minified(svg: str) -> str:
     """Return the same picture in fewer characters."""
     text = _PREAMBLE.sub("", svg)
     referenced = set(_REFERENCE.findall(text))
-    font = _FONT.search(text)
 
     def tag(found: re.Match[str]) -> str:
         return _tag(found[0], referenced)
@@ -30,7 +29,7 @@ def minified(svg: str) -> str:
     text = re.sub(r">\s+<", "><", _TAG.sub(tag, text)).strip()
     for _ in range(_NESTED):
         text = _GROUP.sub(r"\1", text)
-    return text if font is None else text.replace("</style>", f"text{{font-family:{font[1]}}}</style>", 1)
+    return text
 
 
 def _tag(tag: str, referenced: set[str]) -> str:

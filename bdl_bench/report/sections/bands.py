@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from bdl_bench.report.arrays import ArrayView
@@ -15,7 +16,7 @@ from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.palette import Style
 from bdl_bench.report.sections.context import Context
 
-__all__ = ["Bands", "bands"]
+__all__ = ["Bands", "band_limits", "bands", "draw_band"]
 
 Floats = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
@@ -66,19 +67,26 @@ def _rows(arrays: ArrayView) -> ArrayView | None:
 
 def band(method: str, style: Style, arrays: Arrays, *, limits: tuple[float, float], data: Arrays | None) -> Drawing:
     """Draw the mean, ± 2 epistemic std (dark) and ± 2 total std (light), and the rows x, targets of `data` in grey."""
+    with panel("x", "y") as axes:
+        draw_band(axes, style, arrays, limits=limits, data=data)
+    return Drawing.of(axes, f"band {method}", method, f"Mean and two standard deviations of {method} over x")
+
+
+def draw_band(
+    axes: Axes, style: Style, arrays: Arrays, *, limits: tuple[float, float], data: Arrays | None = None
+) -> None:
+    """Draw the band of `band` into axes."""
     order = np.argsort(arrays["x"].reshape(-1))
     x, mean = arrays["x"].reshape(-1)[order], arrays["mean"].reshape(len(order), -1)[order, 0]
-    with panel("x", "y") as axes:
-        for name, alpha in (("total_variance", 0.15), ("epistemic_variance", 0.3)):
-            if name in arrays:
-                half = 2 * np.sqrt(np.maximum(arrays[name].reshape(len(order), -1)[order, 0], 0.0))
-                axes.fill_between(x, mean - half, mean + half, color=style.colour, alpha=alpha, lw=0)
-        axes.plot(x, mean, color=style.colour, lw=1.3)
-        if data is not None:
-            axes.plot(data["x"].reshape(-1), data["targets"].reshape(-1), ".", color=INK, ms=2, alpha=0.5)
-        axes.set_xlim(float(x[0]), float(x[-1]))
-        axes.set_ylim(*limits)
-    return Drawing.of(axes, f"band {method}", method, f"Mean and two standard deviations of {method} over x")
+    for name, alpha in (("total_variance", 0.15), ("epistemic_variance", 0.3)):
+        if name in arrays:
+            half = 2 * np.sqrt(np.maximum(arrays[name].reshape(len(order), -1)[order, 0], 0.0))
+            axes.fill_between(x, mean - half, mean + half, color=style.colour, alpha=alpha, lw=0)
+    axes.plot(x, mean, color=style.colour, lw=1.3)
+    if data is not None:
+        axes.plot(data["x"].reshape(-1), data["targets"].reshape(-1), ".", color=INK, ms=2, alpha=0.5)
+    axes.set_xlim(float(x[0]), float(x[-1]))
+    axes.set_ylim(*limits)
 
 
 def band_limits(shown: list[Arrays]) -> tuple[float, float]:

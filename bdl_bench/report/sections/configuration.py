@@ -8,7 +8,17 @@ from typing import ClassVar
 from bdl_bench.report.results import TaskResults
 from bdl_bench.report.sections.context import Context
 
-__all__ = ["Configuration", "configuration"]
+__all__ = ["Configuration", "Finding", "configuration"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding of the pre-flight diagnostics: its level, what was measured, at which seeds, and what to try."""
+
+    level: str
+    measured: str
+    seeds: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -23,9 +33,35 @@ class Configuration:
     preflight: dict[str, dict[str, str]]
 
     @property
-    def warned(self) -> bool:
-        """Whether a finding of the pre-flight diagnostics is not "ok"."""
-        return any(not answer.startswith("ok") for answers in self.preflight.values() for answer in answers)
+    def n_ok(self) -> int:
+        """The number of checks that are "ok" at every seed."""
+        return len(self.preflight) - len(self.noted)
+
+    @property
+    def noted(self) -> dict[str, list[Finding]]:
+        """The findings of each check that are not "ok", worst first."""
+        found = {name: [_finding(*item) for item in answers.items()] for name, answers in self.preflight.items()}
+        listed = {name: [f for f in findings if f.level != "ok"] for name, findings in found.items()}
+        order = sorted((n for n in listed if listed[n]), key=lambda n: min(_LEVELS.index(f.level) for f in listed[n]))
+        return {name: listed[name] for name in order}
+
+    @property
+    def n_warnings(self) -> int:
+        """The number of checks with a warning or an error."""
+        return sum(any(f.level in ("warning", "error") for f in findings) for findings in self.noted.values())
+
+
+_LEVELS = ("error", "warning", "note", "ok")
+_TRY = "; try: "
+
+
+def _finding(answer: str, seeds: str) -> Finding:
+    """Return the parts of an answer, such as "note: 0.1; try: --converged-map"; one without a level is a note."""
+    level, _, rest = answer.partition(": ")
+    if level not in _LEVELS:
+        level, rest = "note", answer
+    measured, _, remedy = rest.partition(_TRY)
+    return Finding(level, measured, seeds, remedy)
 
 
 def configuration(context: Context) -> Configuration:

@@ -13,9 +13,9 @@ from bdl_bench.methods import POSTERIOR
 from bdl_bench.metrics import METRICS
 from bdl_bench.records.record import Convergence, Record
 from bdl_bench.report.fidelity import FidelitySet, fidelity_sets
-from bdl_bench.report.figures.canvas import GUIDE, Drawing, Margins, log_axis, panel
+from bdl_bench.report.figures.canvas import GUIDE, WIDE, Drawing, Margins, log_axis, panel
 from bdl_bench.report.figures.gallery import Picture
-from bdl_bench.report.figures.labels import around_points
+from bdl_bench.report.figures.labels import MOST_NAMES, around_points, main_range
 from bdl_bench.report.formatting import join_names, number
 from bdl_bench.report.palette import Palette
 from bdl_bench.report.results import TaskResults
@@ -199,13 +199,14 @@ def _scatter(
     labels: tuple[str, str],
 ) -> Drawing:
     floor = found.floor[found.main] or 0.0
-    with panel(*labels, size=(4.1, 3.1), margins=Margins(left=0.75)) as axes:
+    with panel(*labels, size=(WIDE, 2.9), margins=Margins(left=0.7)) as axes:
         x, y = [p[0] for p in points.values()], [p[1] for p in points.values()]
         low = min([*x, floor] if floor > 0 else x)
         log_axis(axes, "x", low / 1.6, max(x) * 1.8, most=60)
         heights = y if posterior is None else [*y, posterior]
-        room = 0.12 * ((max(heights) - min(heights)) or 1.0)
-        axes.set_ylim(min(heights) - room, max(heights) + room)
+        bottom, top = main_range(heights)
+        room = 0.12 * ((top - bottom) or 1.0)
+        axes.set_ylim(bottom - room, top + room)
         if floor > 0:
             axes.axvspan(low / 1.6, floor, color=GUIDE, alpha=0.35, lw=0, zorder=0)
         if posterior is not None:
@@ -213,9 +214,12 @@ def _scatter(
         for method, point in points.items():
             style = palette[method]
             axes.plot(*point, marker=style.marker, ms=4.5, color=style.colour, ls="", zorder=3)
-        around_points(axes, points, palette)
+        inside = {m: p for m, p in points.items() if bottom - room <= p[1] <= top + room}
+        around_points(axes, {m: inside[m] for m in sorted(inside, key=inside.__getitem__)[:MOST_NAMES]}, palette)
+    outside = [m for m in points if m not in inside]
     values = ", ".join(f"{m} {p[0]:.3g}" for m, p in points.items())
     title = f"{labels[1]} against {_MAIN_NAMES[found.main]}: {found.name}"
+    title += f" (far outside: {join_names(outside)})" if outside else ""
     return Drawing.of(axes, f"fidelity {found.name}", title, f"{title}; distances: {values}")
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bdl_bench.metrics import Metric
 from bdl_bench.metrics.evaluation import OOD_SCORES, ood_scores
-from bdl_bench.report.figures.canvas import INK, SOFT, Drawing, blank
+from bdl_bench.report.figures.canvas import INK, SOFT, WIDE, Drawing, blank
 from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.labels import short
 from bdl_bench.report.formatting import number
@@ -25,7 +25,7 @@ __all__ = ["Detection", "OutOfDistribution", "out_of_distribution"]
 
 Floats = NDArray[np.float64]
 _KEY = re.compile(rf"ood/([^/]+)/(.+)/({'|'.join(OOD_SCORES)})")
-_ROW, _NAMES, _WIDTH, _BINS = 0.3, 1.4, 4.1, 24
+_ROW, _NAMES, _WIDTH, _BINS = 0.3, 1.28, WIDE, 24
 
 
 @dataclass(frozen=True)

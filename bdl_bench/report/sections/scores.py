@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from bdl_bench.methods import BASELINE
 from bdl_bench.metrics import Metric
+from bdl_bench.report.figures.canvas import Drawing
+from bdl_bench.report.figures.forest import forest
+from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.scores import ScoreTable, score_table
 from bdl_bench.report.sections.context import Context
 from bdl_bench.report.seed_design import SeedDesign
@@ -28,6 +32,8 @@ class Scores:
     seeds: int
     incomplete: dict[str, int]
     """The number of finished seeds of methods with missing seeds."""
+    effects: list[Picture] = field(default_factory=list)
+    """The differences from the baseline in the first metric; none without a baseline or an interval."""
 
     @property
     def tables(self) -> list[ScoreTable]:
@@ -57,10 +63,28 @@ def scores(context: Context) -> Scores:
     """Return the tables of a task."""
     results = context.results
     tuned = results.tuned_methods
-    return Scores(
+    found = Scores(
         context.design,
         score_table(results, context.design, results.methods),
         score_table(results, context.design, tuned, tuned=True) if tuned else None,
         len(results.seeds),
         {m: len(s) for m, s in results.finished.items() if len(s) < len(results.seeds)},
+    )
+    return replace(found, effects=context.render([_effects(context, found)]))
+
+
+def _effects(context: Context, found: Scores) -> Drawing | None:
+    table, metric = found.compared, found.first
+    tests = table.tests.get(metric.key)
+    if tests is None:
+        return None
+    return forest(
+        "effects",
+        f"{metric.label} of each method − that of {BASELINE}",
+        tests.baseline_differences,
+        context.palette,
+        verdicts=tests.with_baseline,
+        label=f"difference in {metric.label}",
+        lower=metric.better == "lower",
+        relevant=table.relevant.get(metric.key, 0.0),
     )

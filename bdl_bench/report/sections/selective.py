@@ -59,7 +59,7 @@ def risk_coverage_figures(curves: Mapping[str, Curve], palette: Palette, *, risk
     drawings = []
     for family, members in palette.families(curves).items():
         room = 1 + 0.13 * len(members)
-        with panel("coverage", risk, size=(2.7, 2.2), margins=Margins(left=0.56)) as axes:
+        with panel("coverage", risk, size=(2.4, 2.1), margins=Margins(left=0.56)) as axes:
             for method in (m for m in curves if m not in members):
                 axes.plot(*curves[method], color=GUIDE, lw=0.7, zorder=1)
             for method in members:

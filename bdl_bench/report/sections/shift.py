@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bdl_bench.report.figures.canvas import Drawing, Margins, panel
+from bdl_bench.report.figures.canvas import WIDE, Drawing, Margins, panel
 from bdl_bench.report.figures.gallery import Picture
 from bdl_bench.report.figures.labels import beside_ends
 from bdl_bench.report.palette import Palette
@@ -61,7 +61,7 @@ def _curves(results: TaskResults, *, tuned: bool) -> dict[tuple[str, str], dict[
 def shift_figure(family: str, metric: str, curves: Curves, palette: Palette) -> Drawing:
     """Draw means over seeds, one line per method with its name at its end."""
     height = max(2.4, 0.135 * len(curves) + 0.7)
-    with panel("severity", metric, size=(4.2, height), margins=Margins(left=0.58, right=1.52)) as axes:
+    with panel("severity", metric, size=(WIDE, height), margins=Margins(left=0.58, right=1.4)) as axes:
         for method, points in curves.items():
             style = palette[method]
             severities = sorted(points)

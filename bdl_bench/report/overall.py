@@ -1,0 +1,156 @@
+"""The comparison over all tasks by one metric: effects on its mean over tasks, with intervals and tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import isfinite
+from typing import Protocol
+
+from bdl_bench.methods import BASELINE
+from bdl_bench.metrics import Metric
+from bdl_bench.report.sections.scores import Scores
+from bdl_bench.report.seed_design import SeedDesign
+from bdl_bench.stats import Comparisons, Interval, mean_over_tasks, negated, verdicts
+
+__all__ = ["Overall", "TaskScores", "overall"]
+
+
+class TaskScores(Protocol):
+    """A task with its scores."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def scores(self) -> Scores: ...
+
+    @property
+    def design(self) -> SeedDesign: ...
+
+
+@dataclass(frozen=True)
+class Overall:
+    """Methods that finished every seed of every task of a group, compared by their mean over these tasks.
+
+    Args:
+        tasks: names of the tasks whose first metric is this one.
+        metric: the first metric of one of these tasks; the others have the same label and unit.
+        tuned: whether every table is that of tuned predictions.
+        means: mean over the tasks by method, best first.
+        tests: of the means over the tasks, with the families of `Comparisons`.
+        smallest_relevant: the smallest relevant difference of the mean over the tasks.
+        n_seeds: smallest number of distinct seeds of a task.
+    """
+
+    tasks: list[str]
+    metric: Metric
+    tuned: bool
+    means: dict[str, float]
+    tests: Comparisons
+    smallest_relevant: float
+    n_seeds: int
+
+    @property
+    def best(self) -> str:
+        """The method with the best mean."""
+        return next(iter(self.means))
+
+    @property
+    def baseline(self) -> str | None:
+        """The baseline, if it was run on all of these tasks."""
+        return BASELINE if BASELINE in self.means else None
+
+    @property
+    def unit(self) -> str:
+        """The unit of a difference, for the end of a number."""
+        return " nats" if "NLL" in self.metric.label else ""
+
+    @property
+    def not_worse_than_best(self) -> list[str]:
+        """The best method and all others that no test finds to be worse, best first."""
+        found = self.tests.with_method(self.best)
+        return [m for m in self.means if m == self.best or found.get(m) != "worse"]
+
+
+def overall(tasks: Sequence[TaskScores]) -> Overall | None:
+    """Return the comparison over the largest group of tasks with a common first metric.
+
+    Values in target units cannot be averaged over tasks; a group of more than one task has a metric without a unit,
+    such as NLL in nats or accuracy.
+
+    Args:
+        tasks: all tasks of the report.
+
+    Returns:
+        The comparison; None for fewer than two methods that finished every seed of these tasks.
+    """
+    group = _group(tasks)
+    if not group:
+        return None
+    methods = [m for m in group[0].scores.compared.entries if all(_mean(t, m) is not None for t in group)]
+    differences = {pair: d for pair in combinations(methods, 2) if (d := _difference(group, *pair)) is not None}
+    methods = [m for m in methods if all(pair in differences for pair in combinations(methods, 2) if m in pair)]
+    metric, smallest = group[0].scores.first, _smallest_relevant(group)
+    better = metric.better
+    if len(methods) < 2 or better is None:
+        return None
+    sign = 1 if better == "lower" else -1
+    means = {m: sum(_mean(t, m) or 0.0 for t in group) / len(group) for m in methods}
+    against = {
+        m: differences[m, BASELINE] if (m, BASELINE) in differences else negated(differences[BASELINE, m])
+        for m in methods
+        if m != BASELINE and BASELINE in methods
+    }
+    return Overall(
+        [t.name for t in group],
+        metric,
+        all(t.scores.compared.tuned for t in group),
+        dict(sorted(means.items(), key=lambda item: sign * item[1])),
+        Comparisons(
+            verdicts(against, better, smallest_relevant=smallest),
+            verdicts(differences, better, smallest_relevant=smallest),
+            against,
+            differences,
+        ),
+        smallest,
+        min(t.design.n_distinct for t in group),
+    )
+
+
+def _group(tasks: Sequence[TaskScores]) -> list[TaskScores]:
+    """Return the tasks with the most common first metric without a unit; a single task has any metric."""
+    if len(tasks) == 1:
+        return list(tasks)
+    known = [t for t in tasks if t.scores.first.relevant is not None and t.scores.first.better is not None]
+    labels = Counter((t.scores.first.label, t.scores.first.better) for t in known)
+    if not labels:
+        return []
+    chosen = labels.most_common(1)[0][0]
+    return [t for t in known if (t.scores.first.label, t.scores.first.better) == chosen]
+
+
+def _mean(task: TaskScores, method: str) -> float | None:
+    """Return the first metric of a method that finished every seed of a task."""
+    entry = task.scores.compared.entries.get(method, {}).get(task.scores.first.key)
+    if entry is None or method in task.scores.incomplete or not isfinite(entry.interval.mean):
+        return None
+    return entry.interval.mean
+
+
+def _difference(tasks: Sequence[TaskScores], method: str, other: str) -> Interval | None:
+    found = []
+    for task in tasks:
+        tests = task.scores.compared.tests.get(task.scores.first.key)
+        difference = None if tests is None else tests.difference(method, other)
+        if difference is None:
+            return None
+        found.append(difference)
+    return mean_over_tasks(found)
+
+
+def _smallest_relevant(tasks: Sequence[TaskScores]) -> float:
+    found = [t.scores.compared.relevant.get(t.scores.first.key, 0.0) for t in tasks]
+    return sum(found) / len(found)

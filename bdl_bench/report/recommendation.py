@@ -1,0 +1,186 @@
+"""The recommendation at the head of a report: which method, and why, by rules that this module states.
+
+1. A method is a candidate if no test finds it worse than the method with the best mean over the tasks.
+2. If some methods are significantly better than the baseline, only they are candidates; if none is, the baseline is
+   kept.
+3. Of the candidates, the cheapest is recommended, by its time to fit, tune and predict.
+4. If that one has no epistemic variance, the cheapest candidate by rule 1 that has one is named, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from statistics import median
+
+from bdl_bench.methods import POSTERIOR
+from bdl_bench.report.formatting import join_names, mean_and_half_width, number
+from bdl_bench.report.overall import Overall
+from bdl_bench.stats import FEWEST_SEEDS, Interval, detectable_difference
+from estimators.runtime.units import in_seconds
+
+__all__ = ["Answer", "Evidence", "Recommendation", "recommendation"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the recommendation rests on, beside the tests.
+
+    Args:
+        seconds: time to fit, tune and predict by method, summed over the tasks.
+        with_variance: methods with an epistemic variance that is not zero.
+        posterior_ranks: mean rank by the distance from the posterior at the test rows; empty if it was not sampled.
+        posterior_tasks: names of the tasks whose posterior was sampled.
+        exclusive: whether no other job ran at the time of any run.
+    """
+
+    seconds: Mapping[str, float]
+    with_variance: Collection[str]
+    posterior_ranks: Mapping[str, float]
+    posterior_tasks: Collection[str]
+    exclusive: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to one question of a reader."""
+
+    question: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The recommended method (None if nothing can be said), a headline, its reason, and three answers."""
+
+    method: str | None
+    headline: str
+    reason: str
+    answers: list[Answer]
+
+
+def recommendation(found: Overall, evidence: Evidence) -> Recommendation:
+    """Return the recommendation by the rules of this module.
+
+    Args:
+        found: the comparison over all tasks.
+        evidence: times, variances and distances from the posterior.
+
+    Returns:
+        The recommendation, whose sentences have the numbers that it follows from.
+    """
+    answers = [_predicts_best(found), _nearest(evidence), _cost(found, evidence)]
+    if found.n_seeds < FEWEST_SEEDS:
+        reason = (
+            f"{found.n_seeds} distinct seed{'' if found.n_seeds == 1 else 's'} cannot be tested. Best "
+            f"{_metric(found)}: {found.best}; the order of the methods may be chance. Run again with --seeds 5 or more."
+        )
+        return Recommendation(None, "No recommendation yet.", reason, answers)
+    method, headline, reason = _choice(found, evidence)
+    return Recommendation(method, headline, f"{reason}{_with_variance(found, evidence, method)}", answers)
+
+
+def _choice(found: Overall, evidence: Evidence) -> tuple[str, str, str]:
+    candidates = [m for m in found.not_worse_than_best if m != POSTERIOR] or [found.best]
+    better = [m for m in candidates if found.tests.with_baseline.get(m) == "better"]
+    if found.baseline is not None and not better:
+        return found.baseline, f"Keep {found.baseline}.", _keep(found)
+    chosen = _cheapest(better or candidates, evidence)
+    gain = ""
+    if found.baseline is not None:
+        gain = f"Its {_metric(found)} is {_gain(found, found.tests.baseline_differences[chosen])}. "
+    others = [m for m in better or candidates if m != chosen]
+    if others:
+        which = " and significantly better than the baseline" if better else ""
+        why = (
+            f"It is the cheapest of the {len(others) + 1} methods that are not significantly worse than the best{which}"
+        )
+        return chosen, f"Use {chosen}.", f"{gain}{why} (the others: {join_names(others)})."
+    alone = "It has the best mean" if chosen == found.best else "No tested method is significantly better"
+    rest = "; all others are significantly worse" if candidates == [chosen] else ""
+    return chosen, f"Use {chosen}.", f"{gain}{alone}{rest}."
+
+
+def _keep(found: Overall) -> str:
+    """Return why the baseline is kept: nothing is shown to be better, and what could have been found."""
+    against = found.tests.baseline_differences
+    if found.best == found.baseline:
+        head = f"No method has a better {_metric(found)}."
+    else:
+        verdict = found.tests.with_baseline.get(found.best)
+        how = "too small to be relevant" if verdict == "no relevant difference" else "not significant"
+        head = f"No method is shown to predict better: the best {_metric(found)}, of {found.best}, is "
+        head += f"{_gain(found, against[found.best])}, which is {how}."
+    tested = [d for d in against.values() if d.p_value is not None]
+    needed = [v for d in tested if (v := detectable_difference(d, n_comparisons=len(tested))) is not None]
+    if not needed or median(needed) < found.smallest_relevant:
+        return head
+    return (
+        f"{head} These {found.n_seeds} seeds detect a difference of about {number(median(needed))}{found.unit}; more "
+        "seeds (--seeds 10) find smaller ones."
+    )
+
+
+def _with_variance(found: Overall, evidence: Evidence, chosen: str) -> str:
+    able = [m for m in found.not_worse_than_best if m in evidence.with_variance and m != POSTERIOR]
+    if chosen in evidence.with_variance or not able:
+        return ""
+    other = _cheapest(able, evidence)
+    need = f"If you need an epistemic variance, which {chosen} does not have"
+    return f" {need}: {other}, not significantly worse than the best."
+
+
+def _cheapest(methods: Collection[str], evidence: Evidence) -> str:
+    return min(methods, key=lambda m: evidence.seconds.get(m, float("inf")))
+
+
+def _predicts_best(found: Overall) -> Answer:
+    rest = [m for m in found.not_worse_than_best if m != found.best]
+    head = f"{found.best}: {_metric(found)} {number(found.means[found.best])}"
+    if found.baseline is not None and found.best != found.baseline:
+        head += f", {_gain(found, found.tests.baseline_differences[found.best])}"
+    if found.n_seeds < FEWEST_SEEDS:
+        tail = "Not tested."
+    elif len(rest) == len(found.means) - 1:
+        tail = "No other method is significantly worse." if _all_tested(found) else "Some pairs could not be tested."
+    else:
+        tail = f"Not significantly worse: {join_names(rest)}." if rest else "All others are significantly worse."
+    return Answer("Predicts best", f"{head}. {tail}")
+
+
+def _all_tested(found: Overall) -> bool:
+    return all(verdict != "unknown" for verdict in found.tests.pairs.values())
+
+
+def _nearest(evidence: Evidence) -> Answer:
+    ranks = evidence.posterior_ranks
+    question = "Nearest to the posterior"
+    if not ranks:
+        text = "not measured. For small networks, add reference-posterior to --methods."
+        return Answer(question, text)
+    first = min(ranks.values())
+    nearest = [m for m, rank in ranks.items() if rank == first]
+    where = f"{len(evidence.posterior_tasks)} task{'' if len(evidence.posterior_tasks) == 1 else 's'}"
+    return Answer(question, f"{join_names(nearest)} (mean rank {number(first)} at the test rows of {where}).")
+
+
+def _cost(found: Overall, evidence: Evidence) -> Answer:
+    named = [m for m in (found.baseline, *found.not_worse_than_best) if m is not None and m in evidence.seconds]
+    if not named:
+        return Answer("Cost", "not recorded.")
+    order = sorted(dict.fromkeys(named), key=lambda m: evidence.seconds[m])
+    times = [f"{m} {in_seconds(evidence.seconds[m])}" for m in order]
+    bound = "" if evidence.exclusive else " Other jobs ran at the same time: upper bounds."
+    return Answer("Cost", f"{join_names(times, most=5)}, to fit, tune and predict all tasks.{bound}")
+
+
+def _metric(found: Overall) -> str:
+    over = f" over {len(found.tasks)} tasks" if len(found.tasks) > 1 else ""
+    return f"mean {found.metric.label}{over}"
+
+
+def _gain(found: Overall, difference: Interval) -> str:
+    """Return a difference from the baseline in words, such as "0.12 ± 0.03 nats lower than that of map"."""
+    word = "lower" if difference.mean < 0 else "higher"
+    size = replace(difference, mean=abs(difference.mean))
+    return f"{' '.join(mean_and_half_width(size)).strip()}{found.unit} {word} than that of {found.baseline}"

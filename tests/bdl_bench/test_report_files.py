@@ -1,0 +1,113 @@
+"""Files for papers: LaTeX tables that compile, figures of their own with embedded TrueType fonts, and the dark page."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from synthetic_records import SCRIPT, write_grid
+
+from bdl_bench.report import Selection, write_report
+from bdl_bench.report.figures.gallery import Gallery
+from bdl_bench.report.figures.theme import themed
+from estimators.errors import OptionError
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A report with tables and figures as files, of a task and a method with hostile names."""
+    directory = tmp_path_factory.mktemp("files")
+    write_grid(directory, methods=("map", SCRIPT), tasks={"a b": "regression"}, seeds=1, rows=20)
+    write_grid(directory, methods=("map",), tasks={"a_b": "regression"}, seeds=1, rows=20)
+    write_report(directory, figures="pdf", latex=True)
+    return directory
+
+
+def test_there_is_one_table_a_task_and_one_of_the_summary(written):
+    assert {p.name for p in (written / "tables").iterdir()} == {"summary.tex", "a-b.tex", "a-b-2.tex", "tables.tex"}
+
+
+def test_a_table_is_booktabs_with_a_cell_for_every_column(written):
+    for path in (written / "tables").glob("[as]*.tex"):
+        text = path.read_text(encoding="utf-8")
+        (columns,) = re.findall(r"\\begin\{tabular\}\{(l r*)\}".replace(" ", ""), text)
+        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert len(rows) == (2 if path.stem == "a-b-2" else 3)
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(columns) - 1}
+        assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
+        assert "<script>" not in text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX")
+def test_the_tables_compile(written, tmp_path):
+    for path in (written / "tables").iterdir():
+        shutil.copy(path, tmp_path)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    if "booktabs.sty' not found" in done.stdout:
+        pytest.skip("LaTeX without booktabs")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "tables.pdf").is_file()
+
+
+def test_pdf_figures_have_truetype_fonts_and_names_without_hashes(written):
+    files = list((written / "figures").rglob("*.pdf"))
+    assert len(files) > 8
+    names = [file.stem for file in files] + [folder.name for folder in (written / "figures").iterdir()]
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in names)
+    assert not [name for name in names if re.search(r"-[0-9a-f]{8}$", name)]
+    contents = [file.read_bytes() for file in files]
+    assert all(b"/Type3" not in content for content in contents)
+    assert all(b"/CIDFontType2" in content or b"/TrueType" in content for content in contents)
+
+
+def test_names_that_differ_in_signs_alone_get_files_of_their_own(tmp_path):
+    gallery = Gallery(tmp_path, "svg")
+    names = [gallery._named("t", name) for name in ("a b", "a_b", "a b", "<<", ">>")]
+    assert names == ["a-b", "a-b-2", "a-b", "figure", "figure-2"]
+
+
+def test_colours_of_a_figure_are_variables_that_are_lighter_on_a_dark_page():
+    shapes = "<path style='fill:#3b4350'/><text style='fill:#0072b2'>#3b4350</text>"
+    svg = f"<svg><defs><style>*{{}}</style></defs>{shapes}</svg>"
+    found = themed(svg)
+    assert "<path style='fill:var(--c0)'/>" in found
+    assert ">#3b4350</text>" in found, "a name is no colour"
+    light, _, dark = found.partition("@media (prefers-color-scheme:dark)")
+    assert "--c0:#3b4350;--c1:#0072b2" in light
+    assert "--c0:#c8d0d9;--c1:#56b4f0" in dark
+    assert "font-family:-apple-system" in found
+
+
+def test_a_page_of_some_tasks_methods_and_columns(written, tmp_path):
+    (tmp_path / "records").symlink_to(written / "records")
+    page = write_report(tmp_path, selection=Selection(("a b",), ("map", SCRIPT), ("RMSE", "reg/nll"))).read_text()
+    assert "a_b" not in page
+    heads = re.findall(r'<th scope="col"[^>]*title="([^:]*):', page)
+    assert heads[:2] == ["reg/RMSE", "reg/NLL"]
+    assert set(heads) == {"reg/RMSE", "reg/NLL"}
+
+
+@pytest.mark.parametrize(
+    ("selection", "suggested"),
+    [
+        (Selection(tasks=("a c",)), "a b"),
+        (Selection(methods=("mapp",)), "map"),
+        (Selection(metrics=("RMSEE",)), "RMSE"),
+    ],
+)
+def test_a_name_that_the_records_do_not_have_is_answered_with_a_similar_one(written, selection, suggested):
+    with pytest.raises(OptionError, match=f"did you mean {suggested}"):
+        write_report(written, selection=selection)
+
+
+def test_every_table_has_a_caption_and_scopes_and_wide_ones_are_reached_by_the_keyboard(written):
+    page = (written / "report.html").read_text()
+    body = page[page.index("<body>") :]
+    tables = re.findall(r"<table.*?</table>", body, re.DOTALL)
+    assert tables
+    for table in tables:
+        assert re.match(r"<table[^>]*>\s*<caption>[^<]", table)
+        assert not re.findall(r"<th(?![^>]*scope=)[ >]", table)
+    assert body.count('class="wide"') == body.count('class="wide" tabindex="0" role="region" aria-label="')
+    assert body.index('href="#content"') < body.index('<main id="content">')

@@ -1,0 +1,199 @@
+"""The head of the report: the recommendation, effects over tasks, folded columns, relevant differences."""
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from bdl_bench.metrics import METRICS, Metric
+from bdl_bench.records import Record, RecordStore
+from bdl_bench.report.figures.labels import main_range
+from bdl_bench.report.formatting import effect
+from bdl_bench.report.html import by_reason, columns
+from bdl_bench.report.overall import Overall
+from bdl_bench.report.recommendation import Evidence, recommendation
+from bdl_bench.report.results import group_by_task, load_records
+from bdl_bench.report.scores import ScoreEntry, ScoreTable
+from bdl_bench.report.sections.configuration import Configuration
+from bdl_bench.report.view import build
+from bdl_bench.stats import Comparisons, Interval, compare_methods, mean_interval, mean_over_tasks, verdicts
+
+NLL = METRICS["regression"][0]
+
+
+def interval(mean, half=0.01, n=5):
+    return Interval(mean, mean - half, mean + half, n, 0.001 if abs(mean) > half else 0.5, half / 2.8, [(1.0, n - 1.0)])
+
+
+def found_with(against, pairs, means, *, n_seeds=5):
+    """An overall comparison with these verdicts against map and between pairs."""
+    tests = Comparisons(
+        {m: verdict for m, (_, verdict) in against.items()}, pairs, {m: interval(d) for m, (d, _) in against.items()}
+    )
+    return Overall(["a", "b"], NLL, True, means, tests, 0.01, n_seeds)
+
+
+def evidence(**seconds):
+    return Evidence(seconds, {"laplace", "ensemble"}, {}, [])
+
+
+def test_the_mean_over_tasks_is_that_of_independent_estimates():
+    rng = np.random.default_rng(0)
+    tasks = [rng.normal(size=4), 3 * rng.normal(size=6)]
+    found = mean_over_tasks([mean_interval(list(values)) for values in tasks])
+    errors = [values.std(ddof=1) / np.sqrt(len(values)) for values in tasks]
+    assert found.mean == pytest.approx((tasks[0].mean() + tasks[1].mean()) / 2)
+    assert found.standard_error == pytest.approx(np.hypot(*errors) / 2)
+    shares = np.square(errors) / np.square(errors).sum()
+    quantiles = [reference.t.ppf(0.975, len(values) - 1) for values in tasks]
+    assert found.half_width == pytest.approx(np.sqrt(shares @ np.square(quantiles)) * np.hypot(*errors) / 2)
+    assert found.n == 4
+
+
+def test_a_task_without_an_interval_leaves_the_mean_without_one():
+    found = mean_over_tasks([mean_interval([1.0, 2.0]), mean_interval([4.0])])
+    assert (found.mean, found.low, found.p_value) == (2.75, None, None)
+
+
+def test_a_significant_difference_below_the_smallest_relevant_one_is_no_difference():
+    noise = 1e-7 * np.random.default_rng(0).normal(size=8)
+    values = {"a": np.full(8, 0.0960753), "b": 0.0960759 + noise}
+    arrays = {m: {s: np.array([v]) for s, v in enumerate(found)} for m, found in values.items()}
+    for smallest, verdict in ((0.0, "better"), (NLL.smallest_relevant(0.096), "no relevant difference")):
+        tests = compare_methods(arrays, "lower", same_rows=False, baseline="b", smallest_relevant=smallest)
+        assert tests.with_baseline == {"a": verdict}
+        assert tests.difference("b", "a").mean == pytest.approx(6e-7 + noise.mean())
+    assert verdicts({"x": interval(-0.5)}, "lower", smallest_relevant=0.5) == {"x": "better"}
+
+
+def test_the_smallest_relevant_difference_is_in_the_unit_of_the_metric():
+    by_key = {metric.key: metric for kind in METRICS.values() for metric in kind}
+    assert by_key["reg/NLL"].smallest_relevant(-3.0) == by_key["cls/NLL*"].smallest_relevant(9.0) == 0.01
+    assert by_key["cls/Acc"].smallest_relevant(0.9) == by_key["cal/ECE"].smallest_relevant(0.05) == 0.001
+    assert by_key["reg/RMSE"].smallest_relevant(-50.0) == by_key["sc/AUSE"].smallest_relevant(50.0) == 0.5
+    assert Metric("my/MAE", "MAE", "", "lower", relevant=0.2).smallest_relevant(50.0) == 0.2
+
+
+def test_the_cheapest_of_the_methods_that_beat_the_baseline_and_are_not_worse_than_the_best_is_recommended():
+    against = {"ensemble": (-0.2, "better"), "laplace": (-0.15, "better"), "dropout": (0.3, "worse")}
+    pairs = {
+        ("ensemble", "laplace"): "no significant difference", ("ensemble", "dropout"): "better",
+        ("map", "ensemble"): "worse", ("map", "laplace"): "worse", ("map", "dropout"): "better",
+        ("laplace", "dropout"): "better",
+    }  # fmt: skip
+    means = {"ensemble": 0.3, "laplace": 0.35, "map": 0.5, "dropout": 0.8}
+    found = recommendation(found_with(against, pairs, means), evidence(ensemble=9.0, laplace=1.0, map=0.1, dropout=0.2))
+    assert (found.method, found.headline) == ("laplace", "Use laplace.")
+    assert "0.150 ± 0.010 nats lower than that of map" in found.reason
+    assert "cheapest of the 2 methods" in found.reason
+    dearer = recommendation(found_with(against, pairs, means), evidence(ensemble=0.5, laplace=1.0, map=0.1))
+    assert dearer.method == "ensemble"
+
+
+def test_the_baseline_is_kept_if_nothing_is_shown_to_be_better_and_a_method_with_a_variance_is_named():
+    against = {"ensemble": (-0.005, "no significant difference"), "laplace": (0.002, "no significant difference")}
+    pairs = {("map", "ensemble"): "no significant difference", ("map", "laplace"): "no significant difference",
+             ("ensemble", "laplace"): "no significant difference"}  # fmt: skip
+    found = recommendation(
+        found_with(against, pairs, {"ensemble": 0.3, "map": 0.305, "laplace": 0.307}),
+        evidence(ensemble=9.0, laplace=1.0, map=0.1),
+    )
+    assert (found.method, found.headline) == ("map", "Keep map.")
+    assert "not significant" in found.reason
+    assert "laplace, not significantly worse" in found.reason
+    best = next(answer.text for answer in found.answers if answer.question == "Predicts best")
+    assert best.startswith("ensemble: mean NLL over 2 tasks 0.300")
+    assert best.endswith("No other method is significantly worse.")
+
+
+def test_all_methods_are_only_called_equal_if_every_pair_was_tested():
+    against = {"laplace": (0.002, "no significant difference"), "swag": (0.001, "unknown")}
+    pairs = {
+        ("map", "laplace"): "no significant difference",
+        ("map", "swag"): "unknown",
+        ("laplace", "swag"): "unknown",
+    }
+    found = recommendation(found_with(against, pairs, {"map": 0.3, "swag": 0.301, "laplace": 0.302}), evidence(map=1.0))
+    best = next(answer.text for answer in found.answers if answer.question == "Predicts best")
+    assert "No other method" not in best
+    assert best.endswith("Some pairs could not be tested.")
+
+
+def test_too_few_seeds_recommend_nothing():
+    found = recommendation(
+        found_with({"laplace": (-1.0, "unknown")}, {}, {"laplace": 1.0, "map": 2.0}, n_seeds=2), evidence()
+    )
+    assert found.method is None
+    assert "--seeds" in found.reason
+
+
+def test_the_head_of_a_page_has_the_effect_on_the_mean_over_tasks(write_record, tmp_path):
+    for task in ("a", "b"):
+        for seed in range(4):
+            write_record(task, "map", seed, scale=0.0)
+            write_record(task, "laplace", seed, scale=0.4)
+    summary = build(tmp_path).summary
+    results = {r.name: r for r in group_by_task(RecordStore(tmp_path), load_records(RecordStore(tmp_path)))}
+    differences = [
+        mean_interval([a - b for a, b in zip(r.values("laplace", NLL.key), r.values("map", NLL.key), strict=True)])
+        for r in results.values()
+    ]
+    expected = mean_over_tasks(differences)
+    effect = next(row.effect for row in summary.rows if row.method == "laplace")
+    assert (effect.mean, effect.half_width) == pytest.approx((expected.mean, expected.half_width))
+    assert summary.effects is not None
+    assert summary.picture is None, "ranks of two tasks are not tested"
+    assert summary.recommendation.method in ("map", "laplace")
+
+
+def test_an_effect_has_one_digit_more_than_the_smallest_relevant_difference():
+    assert effect(Interval(-1.7e-7, -0.0123, 0.0123, 3), 0.01) == ("0.000", "± 0.012")
+    assert effect(Interval(-0.0364, None, None, 1), 0.01) == ("−0.036", "")
+    assert effect(Interval(1234.5, 1204.5, 1264.5, 3), 50.0) == ("1234", "± 30")
+
+
+def test_a_method_that_failed_does_not_set_the_range_of_a_figure():
+    assert main_range([0.1, 0.2, 0.3, 0.25, 7417.0]) == (0.1, 0.3)
+    assert main_range([-0.06, -0.01, 0.0, 0.0, 0.3]) == (-0.06, 0.0)
+    assert main_range([2.0, 2.0]) == (2.0, 2.0)
+
+
+def test_columns_that_say_nothing_are_left_out_and_named():
+    keys = ("cls/NLL", "cls/NLL*", "cls/Acc", "cls/Brier", "my/x")
+    metrics = tuple(Metric(key, key.rpartition("/")[2], "", "lower") for key in keys)
+    values = {"a": (0.3, 0.3, 0.9, 0.2, 1.0), "b": (0.4, 0.4, 0.9, 0.1, 1.0)}
+    entries = {
+        m: {key: ScoreEntry(Interval(v, None, None, 3), None, False) for key, v in zip(keys, row, strict=True)}
+        for m, row in values.items()
+    }
+    table = ScoreTable(metrics, entries, {})
+    assert [metric.label for metric in table.shown("cls/", "my/")] == ["NLL", "Brier", "x"]
+    assert table.folded("cls/") == {"cls/NLL*": "NLL* equals NLL", "cls/Acc": "Acc is 0.900 for every method"}
+    alone = ScoreTable(metrics, {"a": entries["a"]}, {})
+    assert alone.folded("cls/") == {}
+
+
+@pytest.mark.parametrize("kind", ["small", "middle", "broad"])
+def test_the_last_row_of_a_grid_of_figures_is_as_full_as_it_can_be(kind):
+    choices = {"small": (4, 5, 6), "middle": (3, 4), "broad": (2, 3)}[kind]
+    for n in range(max(choices), 40):
+        assert -n % columns(n, kind) == min(-n % c for c in choices)
+
+
+def test_runs_with_one_reason_are_one_row():
+    base = {"key": "k", "task": "t", "task_summary": "", "method_summary": "", "status": "skipped"}
+    records = [Record(**base, method=m, seed=s, reason=r) for m, s, r in (("a", 0, "x"), ("a", 1, "x"), ("a", 2, "y"))]
+    assert [(r.reason, seeds) for r, seeds in by_reason(records)] == [("x", [0, 1]), ("y", [2])]
+
+
+def test_ok_diagnostics_are_counted_and_a_warning_has_its_remedy():
+    preflight = {
+        "weights": {"ok: finite": ""},
+        "gradient": {"note: 0.2; try: --converged-map": "seed 0", "ok: 0": "seed 1"},
+        "overlap": {"warning: 3 rows; try: remove them": ""},
+    }
+    found = Configuration("t", {}, "", {}, preflight)
+    assert (found.n_ok, found.n_warnings) == (1, 1)
+    assert list(found.noted) == ["overlap", "gradient"]
+    (finding,) = found.noted["overlap"]
+    assert (finding.level, finding.measured, finding.remedy) == ("warning", "3 rows", "remove them")
+    assert [f.seeds for f in found.noted["gradient"]] == ["seed 0"]
