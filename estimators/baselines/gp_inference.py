@@ -93,12 +93,15 @@ def newton_dense(likelihood: Likelihood, kernel: Tensor, mean: Tensor, y: Tensor
         f: (N, C).
     """
     n, c = f.shape
-    root = torch.block_diag(*likelihood.hessian_sqrt(f))  # S, (N·C, N·C)
-    inner = root.T @ kernel @ root
+    root = likelihood.hessian_sqrt(f)  # S of each row, (N, C, C)
+    half = torch.einsum("nci,ncmd->nimd", root, kernel.reshape(n, c, n, c))  # SᵀK
+    inner = torch.einsum("nimd,mdj->nimj", half, root).reshape(n * c, n * c)
     inner.diagonal().add_(1.0)
-    b = (likelihood.hessian_product(f, f - mean) - likelihood.nll_gradient(f, y)).flatten()
-    solved = torch.cholesky_solve((root.T @ (kernel @ b))[:, None], torch.linalg.cholesky(inner))[:, 0]
-    return (b - root @ solved).reshape(n, c)
+    b = likelihood.hessian_product(f, f - mean) - likelihood.nll_gradient(f, y)
+    right = half.reshape(n * c, n * c) @ b.reshape(-1, 1)
+    solved = torch.cholesky_solve(right, torch.linalg.cholesky(inner)).reshape(n, c)
+    step: Tensor = b - torch.einsum("nci,ni->nc", root, solved)
+    return step
 
 
 @dataclass(frozen=True)

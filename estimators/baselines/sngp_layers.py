@@ -90,7 +90,7 @@ def unbound_layers(model: nn.Module) -> None:
     for layer in model.modules():
         if not parametrize.is_parametrized(layer, "weight"):
             continue
-        (found,) = layer.parametrizations["weight"]  # type: ignore[index, union-attr]
+        (found,) = layer.parametrizations["weight"]  # type: ignore[index]
         if isinstance(found, SpectralBound):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
             weight = layer.weight
