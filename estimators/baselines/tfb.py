@@ -53,7 +53,7 @@ class TFB(WeightMembersEstimator):
     changes by at most the tolerance: found by doubling and bisection, with the same E at every σ, by forward passes
     alone. In regression ℓ is without its constant, so that it is zero for a perfect fit.
 
-    The prior does not matter: no option of this class but the tolerance sets the width. Two departures from the paper:
+    The prior does not matter: no option of this class but the tolerance sets the width. Two differences from the paper:
     the data are the rows and labels of the fit, where the paper may use unlabelled rows with the labels that the
     network predicts; and directions that B does not have, if its rank is lower, are not perturbed.
 
