@@ -44,7 +44,8 @@ def page(study: Study, directory: Path) -> str:
     Returns:
         Markdown.
     """
-    records = [record for record in RecordStore(directory).all() if record.status == "ok" and record.tuned]
+    everything = RecordStore(directory).all()
+    records = [record for record in everything if record.status == "ok" and record.tuned]
     lines = [f"# {study.title}", "", f"Published: {study.source}.", "", _LEGEND, ""]
     lines += [f"- {note}" for note in study.notes]
     for protocol in study.protocols:
@@ -53,7 +54,20 @@ def page(study: Study, directory: Path) -> str:
         found = {task: methods for task, methods in found.items() if methods}
         if found:
             lines += _section(study, protocol, found)
+    lines += _unfinished(study, everything)
     return "\n".join(lines) + "\n"
+
+
+def _unfinished(study: Study, records: Iterable[Record]) -> list[str]:
+    """Return a line for each run that failed or was skipped, with the reason; nothing if there is none."""
+    tasks = {task.task for task in study.tasks}
+    found = [record for record in records if record.task in tasks and record.status != "ok"]
+    if not found:
+        return []
+    runs = [
+        f"- {r.status}: {r.task}, split {r.seed}, `{r.method}`. {(r.reason or '').partition('. ')[0]}." for r in found
+    ]
+    return ["", "## Runs without a result", "", *runs]
 
 
 def _by_method(task: StudyTask, records: Iterable[Record]) -> dict[str, list[Record]]:

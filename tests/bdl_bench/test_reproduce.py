@@ -91,7 +91,12 @@ def test_a_page_has_means_over_splits_and_marks_what_lies_outside(tmp_path):
         store.write(record("uci-yacht", "ensemble", seed, **{"reg/RMSE": a, "reg/NLL": 2.0, "cp/coverage": 0.9}))
         store.write(record("uci-yacht", "dropout", seed, **{"reg/RMSE": b, "reg/NLL": 1.5, "cp/coverage": 0.8}))
     store.write(record("uci-yacht", "map", 0, **{"reg/RMSE": 1.0, "reg/NLL": 1.0}))
+    failed = record("uci-yacht", "map", 1).model_copy(
+        update={"status": "failed", "reason": "ModelError: Expected x. y"}
+    )
+    store.write(failed)
     text = page(study_named("uci"), tmp_path)
+    assert "- failed: uci-yacht, split 1, `map`. ModelError: Expected x.\n" in text
     error = np.std(ensemble, ddof=1) / math.sqrt(3)
     rmse, nll = (next(line for line in part.splitlines() if line.startswith("| yacht"))
                  for part in (text.partition("### RMSE")[2], text.partition("### NLL")[2]))  # fmt: skip
