@@ -127,7 +127,7 @@ def test_each_option_of_compare_reaches_the_grid(toy, tmp_path, monkeypatch):
         grids.append(grid)
         return []
 
-    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(cli, "run_grid", run)
     monkeypatch.setattr("bdl_bench.report.write_report", lambda directory: directory / "report.html")
     monkeypatch.setenv("BDL_BENCH_DATA", "elsewhere")
     words = ["--methods", "map", "--seed-list", "5,7", "--out", tmp_path, "--tune-budget", 4, "--timeout", 30]
