@@ -130,6 +130,7 @@ class SNGP(UncertaintyEstimator):
         head = trained.get_submodule(name)
         assert isinstance(head, nn.Sequential)
         features, last = head
+        assert isinstance(last, nn.Linear)
         trained = replace_layer(trained, name, features)
         unbound_layers(trained)
         self._set_network(objective, name, tensors_by_name(trained))
