@@ -54,8 +54,8 @@ class MCDropout(MembersEstimator):
         fit_report_: the passes of the fit.
 
     Raises:
-        OptionError: if the options do not suit the model's layers. `fit` raises ModelError if there is no layer to
-            insert dropout before; a query raises UnsupportedError if a layer's inputs do not have the rows first.
+        OptionError: if the options do not suit the model's layers. `fit` raises UnsupportedError if there is no layer
+            to insert dropout before, and a query does if a layer's inputs do not have the rows first.
 
     Example:
         >>> import torch

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
-from estimators.errors import ModelError, UnsupportedError
+from estimators.errors import UnsupportedError
 from estimators.models.structural_copy import structural_copy
 
 __all__ = ["FixedDropout", "dropout_names", "with_dropout", "with_fixed_dropout"]
@@ -96,11 +96,11 @@ class DroppedLinear(nn.Linear):
 def with_dropout(model: nn.Module, rate: float) -> nn.Module:
     """Insert dropout before each nn.Linear but the first layer with weights; return the model itself.
 
-    Raises ModelError if there is no such layer.
+    Raises UnsupportedError if there is no such layer.
     """
     layers = [layer for layer in _weighted_layers(model)[1:] if type(layer) is nn.Linear]
     if not layers:
-        raise ModelError(
+        raise UnsupportedError(
             "a network with an nn.Linear after another layer, to insert dropout before",
             received=f"{type(model).__name__} without one",
             remedy="put nn.Dropout layers into the model.",

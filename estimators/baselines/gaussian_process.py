@@ -247,7 +247,7 @@ class GaussianProcess(UncertaintyEstimator):
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
         slopes = ComposedNetwork(self.network_, of).function_jacobian(x, at=self._mean(x).flatten(1))
-        return variance_by_covariance(slopes, self._covariance(x).to(slopes.dtype))
+        return variance_by_covariance(slopes, self._covariance(x))
 
     def _joint_covariance(self, x: PyTree, f: Tensor) -> Tensor:
         m, c = f.shape

@@ -159,7 +159,7 @@ class NTKGaussianProcess(LinearizedPosterior):
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
         slopes = ComposedNetwork(self.network_, of).function_jacobian(x, at=self._mean(x).flatten(1))
-        return variance_by_covariance(slopes, self._covariance(x).to(slopes.dtype))
+        return variance_by_covariance(slopes, self._covariance(x))
 
     def _variance_with_graph(self, x: PyTree, of: Functional | None) -> Tensor:
         if of is not None:  # its slopes are taken at the corrected mean

@@ -209,7 +209,7 @@ class SNGP(UncertaintyEstimator):
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
         slopes = ComposedNetwork(self.network_, of).function_jacobian(x, at=self._mean(x))
-        return variance_by_covariance(slopes, self._covariance(x).to(slopes.dtype))
+        return variance_by_covariance(slopes, self._covariance(x))
 
     def _joint_covariance(self, x: PyTree, f: Tensor) -> Tensor:  # noqa: ARG002
         blocks = self.posterior_.between_rows(self._features(x))  # (C, M, M)

@@ -165,5 +165,9 @@ def _at_next_tokens(scores: Tensor, x: PyTree) -> Tensor:
 
 
 def variance_by_covariance(jacobian: Tensor, covariance: Tensor) -> Tensor:
-    """diag(G Σ Gᵀ) (M, D) of a function's Jacobian G (M, D, C) and the covariance Σ (M, C, C) of the outputs."""
+    """diag(G Σ Gᵀ) (M, D) of a function's Jacobian G (M, D, C) and the covariance Σ (M, C, C) of the outputs.
+
+    The result has the dtype of Σ, which may be larger than that of the network.
+    """
+    jacobian = jacobian.to(covariance.dtype)
     return torch.einsum("mdc,mce,mde->md", jacobian, covariance, jacobian)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from estimators import Gaussian
 from estimators.baselines import MCDropout
-from estimators.errors import ModelError, OptionError, UnsupportedError
+from estimators.errors import OptionError, UnsupportedError
 from estimators.runtime.rng import member_seeds, seeded_random_state
 from estimators.training import Recipe, train_map
 
@@ -147,5 +147,5 @@ def test_dropout_options_that_contradict_the_model_are_rejected(make_problem):
             MCDropout(model, "classification", **options)
     one = make_problem("classification", nn.Linear(4, 3))
     how = {"rate": 0.1, "make_model": lambda: nn.Linear(4, 3).double(), "recipe": SHORT}
-    with pytest.raises(ModelError, match="after another layer"):
+    with pytest.raises(UnsupportedError, match="after another layer"):
         MCDropout(one.model, "classification", **how).fit(one.loader)

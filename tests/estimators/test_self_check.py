@@ -274,6 +274,23 @@ def test_weights_that_move_the_outputs_without_a_gradient_cannot_be_displaced(so
         RegVar(network(FrozenInside), "classification", **options).fit(rows()).variance(QUERIES)
 
 
+class Kinked(Plain):
+    """A unit whose weights weight decay has made 0, so that every row is on the kink of its ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.a.weight[0], self.a.bias[0] = 0.0, 0.0
+
+    def forward(self, x):
+        return self.head(torch.relu(self.a(x)))
+
+
+def test_weights_on_the_kink_of_a_unit_without_weights_can_be_displaced():
+    solver = NewtonRefit(1e-4, difference="forward")
+    RegVar(network(Kinked), "classification", regularizer=Pointwise(), solver=solver).fit(rows()).variance(QUERIES)
+
+
 class Detached(Plain):
     def forward(self, x):
         return super().forward(x).detach()

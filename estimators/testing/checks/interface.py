@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -157,7 +157,12 @@ def _results(estimator: UncertaintyEstimator, x: Tensor) -> Iterator[tuple[str, 
     for name, value in vars(estimator.predict(x)).items():
         if isinstance(value, Tensor):
             yield f"predict's {name}", value
-    for name, query in (("covariance", estimator.covariance), ("sample", lambda x: estimator.sample(x, 3))):
+    queries: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
+        ("covariance", estimator.covariance),
+        ("sample", lambda x: estimator.sample(x, 3)),
+        ("variance of a function", lambda x: estimator.variance(x, of=lambda f: f - f.mean())),
+    )
+    for name, query in queries:
         try:
             yield name, query(x)
         except UNSUPPORTED_ERRORS:
