@@ -173,6 +173,7 @@ def test_a_trained_model_with_a_recipe_is_trained_further_and_the_report_says_so
     assert not np.allclose(arrays["mean"], untouched)
     for page in ("report.html", "report.md"):
         text = (tmp_path / page).read_text()
+        assert "The network of seed" in text
         assert "trained further for 2 epochs" in text
         assert "trained=True" in text
     assert "trained further for 2 epochs by Recipe(" in found.report.read_text()

@@ -76,6 +76,26 @@ def run(directory, *, tasks=(TASK,), methods=("map", METHOD), workers=ONE_WORKER
 
 
 @pytest.mark.usefixtures("package")
+def test_a_metric_is_still_in_a_report_without_its_plugin(tmp_path):
+    words = ("compare", TASK, "--plugin", NAME, "--methods", "map", "--seeds", 2, "--out", tmp_path)
+    assert invoke(*words, "--executor", "in-process").exit_code == 0
+
+    def values():
+        with (tmp_path / "report.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        return {row["variant"]: row["mean"] for row in rows if row["quantity"] == METRIC}
+
+    computed = values()
+    unload_plugin(NAME)
+    assert invoke("report", tmp_path).exit_code == 0
+    kept = values()
+    assert set(kept) == set(computed) != set()
+    assert all(float(kept[v]) == pytest.approx(float(computed[v]), rel=1e-9) for v in kept)
+    assert METRIC in (tmp_path / "report.html").read_text()
+    assert invoke("report", tmp_path, "--metrics", METRIC).exit_code == 0
+
+
+@pytest.mark.usefixtures("package")
 def test_a_plugin_that_is_named_is_in_list_compare_and_report(tmp_path):
     listed = invoke("list", "--plugin", NAME)
     assert listed.exit_code == 0, listed.output

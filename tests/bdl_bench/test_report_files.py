@@ -111,3 +111,11 @@ def test_every_table_has_a_caption_and_scopes_and_wide_ones_are_reached_by_the_k
         assert not re.findall(r"<th(?![^>]*scope=)[ >]", table)
     assert body.count('class="wide"') == body.count('class="wide" tabindex="0" role="region" aria-label="')
     assert body.index('href="#content"') < body.index('<main id="content">')
+
+
+def test_a_printed_page_keeps_its_tables(written):
+    style = re.search(r"<style>(.*?)</style>", (written / "report.html").read_text(), re.DOTALL)[1]
+    assert style.count("{") == style.count("}")
+    printed = style[style.index("@media print") :]
+    assert "position: absolute" not in printed
+    assert re.search(r"tr, .advice, .findings \{ break-inside: avoid; \}", printed)

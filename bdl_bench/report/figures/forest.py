@@ -67,9 +67,9 @@ def forest(
         axes.set_xlim(-reach, reach)
         axes.set_ylim(len(ordered) - 0.4, -0.6)
         axes.set_yticks(range(len(ordered)), [short(m) for m in ordered], fontsize=7.5)
-        for text, method in zip(axes.get_yticklabels(), ordered, strict=True):
-            text.set_color(palette[method].colour)
-            text.set_fontweight("bold" if verdicts.get(method) in ("better", "worse") else "normal")
+        for tick, method in zip(axes.get_yticklabels(), ordered, strict=True):
+            tick.set_color(palette[method].colour)
+            tick.set_fontweight("bold" if verdicts.get(method) in ("better", "worse") else "normal")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -195,7 +195,13 @@ def trade_off(
             axes.step(*ends, where="post", color=GUIDE, lw=1.2, zorder=0)
         for method, point in points.items():
             style, value = palette[method], point.value
-            bar = {"color": style.colour, "lw": 1.0, "alpha": 0.45, "zorder": 1, "solid_capstyle": "butt"}
+            bar: dict[str, Any] = {
+                "color": style.colour,
+                "lw": 1.0,
+                "alpha": 0.45,
+                "zorder": 1,
+                "solid_capstyle": "butt",
+            }
             axes.plot(point.cost[1:], (value.mean,) * 2, **bar)
             if value.low is not None and value.high is not None:
                 axes.plot((point.cost[0],) * 2, (value.low, value.high), **bar)
