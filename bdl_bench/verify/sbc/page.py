@@ -108,7 +108,7 @@ def _draw_histogram(axes: Axes, summary: SbcSummary) -> None:
     low, high = (stats.binom.ppf(q, summary.n, 1 / _BINS) for q in (0.025, 0.975))
     axes.axhspan(low, high, color=_BAND)
     axes.hist(summary.f, bins=[k / _BINS for k in range(_BINS + 1)], color=_COLOUR, rwidth=0.9)
-    axes.set_title(f"{summary.method}\nKS p = {_p(summary.ks[1])}", fontsize=7)
+    axes.set_title(f"{summary.method}\nKS p {_p(summary.ks[1], sign='= ')}", fontsize=7)
     axes.set_xlabel("rank of f(x*)")
 
 
@@ -145,10 +145,10 @@ def _row(summary: SbcSummary) -> tuple[str, ...]:
     )
 
 
-def _p(value: float) -> str:
+def _p(value: float, *, sign: str = "") -> str:
     if math.isnan(value):
         return "–"
-    return "< .0001" if value < 1e-4 else f"{value:.4f}".removeprefix("0")
+    return "< .0001" if value < 1e-4 else sign + f"{value:.4f}".removeprefix("0")
 
 
 def _numbers(summary: SbcSummary) -> dict[str, object]:
