@@ -48,7 +48,7 @@ def sbc(
     plugin: Plugin = None,
 ) -> None:
     """Simulation-based calibration: ranks of the true function under each method, on data drawn from the network."""
-    from bdl_bench.cli import sbc as command
+    from bdl_bench.cli import sbc_study
     from bdl_bench.runner.directories import output_directory
     from bdl_bench.verify.sbc import write_sbc
     from estimators.errors import OptionError
@@ -62,9 +62,9 @@ def sbc(
                 received="neither",
                 remedy="omit it: the small cases have their own.",
             )
-        names = list(command.DEFAULT_METHODS) if methods is None else method_names(methods)
-        result = command.run(
-            command.cases_of(source, seed, n_queries or 8),
+        names = list(sbc_study.DEFAULT_METHODS) if methods is None else method_names(methods)
+        result = sbc_study.run(
+            sbc_study.cases_of(source, seed, n_queries or 8),
             names,
             directory,
             n_replications=n_replications,
@@ -73,9 +73,9 @@ def sbc(
             plugins=plugin or [],
         )
         page = write_sbc(result)
-    command.show(result, Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200))
+    sbc_study.show(result, Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200))
     print(page.resolve())
-    raise typer.Exit(FAILED if command.unexpected(result) else 0)
+    raise typer.Exit(FAILED if sbc_study.unexpected(result) else 0)
 
 
 @app.command()
