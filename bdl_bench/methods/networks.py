@@ -37,6 +37,7 @@ from estimators.baselines.dropout_layers import dropout_names
 from estimators.baselines.map import MAP
 from estimators.errors import UnsupportedError
 from estimators.estimator.cloning import clone
+from estimators.tuning import shrinkage_of_few_rows
 
 _RATE = 0.1
 """Dropout rate of networks that are trained here."""
@@ -48,10 +49,9 @@ _RANK_ONE_MEMBERS = 4
 """Members of a BatchEnsemble, as in Wen et al. (2020)."""
 
 
-def _temperature(problem: Problem, seed: int) -> UncertaintyEstimator:  # noqa: ARG001
-    return TemperatureScaling(
-        problem.model, problem.likelihood, prior_precision=problem.prior_precision, validation=problem.validation
-    )
+def _temperature(problem: Problem, seed: int) -> UncertaintyEstimator:
+    shrinkage = shrinkage_of_few_rows(problem.likelihood.kind)
+    return preset(TemperatureScaling, validation=problem.validation, shrinkage=shrinkage)(problem, seed)
 
 
 def _ensemble(problem: Problem, seed: int) -> UncertaintyEstimator:

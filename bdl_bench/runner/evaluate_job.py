@@ -53,7 +53,7 @@ from estimators.errors import (
     UnsupportedError,
 )
 from estimators.runtime.rng import seeded
-from estimators.tuning import Tuned, tune
+from estimators.tuning import Tuned, shrinkage_of_few_rows, tune
 
 __all__ = ["SKIP_ERRORS", "EvaluationJob", "EvaluationResult", "Job", "evaluate_job", "execute", "failure_record"]
 
@@ -206,7 +206,9 @@ def _tuned(job: EvaluationJob, estimator: UncertaintyEstimator, problem: Problem
         warnings.simplefilter("ignore", TuningBoundaryWarning)
         values = [] if n == 1 or option is None else option.values(problem, n)
         name = None if option is None or not values else option.option
-        return tune(estimator, problem.validation, option=name, values=values or None, grid=COARSE_GRID)
+        shrinkage = shrinkage_of_few_rows(problem.likelihood.kind)
+        options = {"option": name, "values": values or None, "grid": COARSE_GRID, "shrinkage": shrinkage}
+        return tune(estimator, problem.validation, **options)
 
 
 def _with_tuning(cost: Cost, estimator: UncertaintyEstimator, tuning: Tuned[UncertaintyEstimator] | None) -> Cost:

@@ -17,7 +17,7 @@ from estimators.likelihoods import Likelihood
 from estimators.numerics.dtype import algebra_dtype
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
-from estimators.option_checks import PriorOption
+from estimators.option_checks import PriorOption, checked_number
 from estimators.persistence.state import Learned
 from estimators.runtime.optional import optional_module
 
@@ -32,7 +32,8 @@ class TemperatureScaling(MAP):
 
         T = argmin Σ −log p(y | f(x)/T) over the validation rows          variance(x) = 0
 
-    T is one number for all outputs, between 0.01 and 100. Outputs, means and samples are f/T.
+    T is one number for all outputs, between 0.01 and 100. Outputs, means and samples are f/T. With `shrinkage` w, the loss
+    has a penalty w (log T)².
 
     Args:
         model: the trained network, in eval mode; it is not changed.
@@ -41,6 +42,8 @@ class TemperatureScaling(MAP):
             patterns to numbers or tensors of the parameter's shape.
         validation: a re-iterable loader of (x, y) that the network was not trained on. A saved fit contains its
             temperature and may be loaded with any validation loader.
+        shrinkage: weight w ≥ 0 of the penalty, in nats. If every validation row is classified correctly, T is at its
+            bound without it; the comparison uses `estimators.tuning.shrinkage_of_few_rows`.
 
     Attributes:
         temperature_: T.
@@ -71,8 +74,10 @@ class TemperatureScaling(MAP):
         *,
         validation: Iterable[Any],
         prior_precision: PriorOption = 1.0,
+        shrinkage: float = 0.0,
     ) -> None:
         super().__init__(model, likelihood, prior_precision=prior_precision)
+        self.shrinkage = checked_number("shrinkage", shrinkage, at_least=0, remedy="0, or shrinkage_of_few_rows(kind).")
         if self.likelihood.kind == "regression":
             raise UnsupportedError(
                 "a likelihood of classes, whose logits have a temperature",
@@ -87,7 +92,7 @@ class TemperatureScaling(MAP):
             batches = TrainingData.checked(self.validation, network, self.likelihood)
             wide = algebra_dtype(network.theta.device)
             held_out = [(network.outputs(batch.x).to(wide), batch.y) for batch in batches]
-        self.temperature_ = best_temperature(self.likelihood, held_out)
+        self.temperature_ = best_temperature(self.likelihood, held_out, self.shrinkage)
         if self.temperature_ in TEMPERATURE_BOUNDS:
             warnings.warn(
                 f"the softmax temperature ends at a bound, {self.temperature_:.3g}: the validation rows do not "
@@ -109,14 +114,15 @@ class TemperatureScaling(MAP):
         return super()._sample(x, n_samples, generator) / self.temperature_
 
 
-def best_temperature(likelihood: Likelihood, held_out: list[tuple[Tensor, Tensor]]) -> float:
-    """Return the T within `TEMPERATURE_BOUNDS` that minimises −log p(y | f/T).
+def best_temperature(likelihood: Likelihood, held_out: list[tuple[Tensor, Tensor]], shrinkage: float = 0.0) -> float:
+    """Return the T within `TEMPERATURE_BOUNDS` that minimises −log p(y | f/T) + w (log T)².
 
-    The loss is convex in β = 1/T, so T is at the root of its slope in β, or at a bound.
+    The loss is convex in β = 1/T, so T is at the root of the slope, or at a bound.
 
     Args:
         likelihood: of classes.
         held_out: pairs of finite outputs f (B, C) and targets y.
+        shrinkage: w, in nats for all rows together.
     """
     brentq = optional_module("scipy.optimize", purpose="fit a temperature", install="scipy").brentq
 
@@ -124,7 +130,8 @@ def best_temperature(likelihood: Likelihood, held_out: list[tuple[Tensor, Tensor
         beta = torch.tensor(math.exp(log_beta), dtype=torch.float64, requires_grad=True)
         with torch.enable_grad():
             loss = torch.stack([likelihood.nll(beta * f, y).double().sum() for f, y in held_out]).sum()
-        return float(torch.autograd.grad(loss, beta)[0])
+        by_log_beta = beta.detach() * torch.autograd.grad(loss, beta)[0]
+        return float(by_log_beta) + 2 * shrinkage * log_beta  # (log T)² = (log β)²
 
     low, high = (-math.log(bound) for bound in reversed(TEMPERATURE_BOUNDS))
     if slope(low) >= 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from abc import abstractmethod
@@ -11,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
-from estimators.calibration.calibration import calibrate_predictions
+from estimators.calibration.calibration import calibrate_predictions, shrinkage_of_few_rows
 from estimators.calibration.grid import COARSE_GRID
 from estimators.calibration.record import CalibrationRecord
 from estimators.calibration.scores import Scorer
@@ -30,11 +29,6 @@ from estimators.option_checks import PriorOption, shown
 __all__ = ["CalibrationMixin"]
 
 _PRIOR_PRECISION = frozenset({"prior_precision"})
-_NORMAL_TEMPERATURE, _NORMAL_NOISE = 1.5, 2.0
-"""One standard deviation, as a factor, of the normal prior on the logarithm of a softmax temperature and of a noise
-factor. The penalty in nats does not grow with the validation rows, so that it matters only if there are few. Without
-it, 40 to 120 rows gave temperatures of 0.1 on wine and breast-cancer, and up to 4.6 times the test NLL of the network
-(docs/benchmarks/calibration.md). A noise may be further from 1, since many users do not set σ."""
 _PHASE = "calibration"
 """The phase of the passes in `fit_report_`."""
 
@@ -70,8 +64,7 @@ class CalibrationMixin(CloningMixin):
         """
         start, before = time.perf_counter(), self.passes_
         scorer = Scorer("nll", self.likelihood)
-        factor = _NORMAL_NOISE if self.likelihood.kind == "regression" else _NORMAL_TEMPERATURE
-        shrinkage = 1 / (2 * math.log(factor) ** 2)
+        shrinkage = shrinkage_of_few_rows(self.likelihood.kind)
         calibrate = partial(calibrate_predictions, grid=COARSE_GRID, scorer=scorer, refine=True, shrinkage=shrinkage)
         search: Search[CalibrationMixin] = Search(rows, calibrate)
         given, values = self.prior_precision, self._prior_candidates()

@@ -1,6 +1,6 @@
 """Tuning on validation rows: one protocol for every method, with every score kept."""
 
-from estimators.calibration.calibration import Calibration, calibrate
+from estimators.calibration.calibration import Calibration, calibrate, shrinkage_of_few_rows
 from estimators.calibration.grid import CalibrationGrid
 from estimators.calibration.record import CalibrationRecord
 from estimators.calibration.trials import ScoreGrid, Trial
@@ -17,5 +17,6 @@ __all__ = [
     "Tuned",
     "calibrate",
     "optimize_prior_precision",
+    "shrinkage_of_few_rows",
     "tune",
 ]

@@ -14,6 +14,7 @@ from estimators.calibration.search import Search
 from estimators.calibration.tuned_option import DECADES, TunedOption, same_value
 from estimators.calibration.validation import ValidationPredictions, ValidationRows
 from estimators.estimator.base import UncertaintyEstimator
+from estimators.option_checks import checked_number
 from estimators.tuning.tuned import Tuned, record_calibration
 
 __all__ = ["grid_search", "tune"]
@@ -30,6 +31,7 @@ def tune(
     grid: CalibrationGrid = DEFAULT_GRID,
     score: Score = "nll",
     refine: bool = True,
+    shrinkage: float = 0.0,
 ) -> Tuned[E]:
     """Tune one option of a fit, and the calibration of its predictions, on held-out rows.
 
@@ -46,6 +48,9 @@ def tune(
         grid: the calibrations to try on the predictions of every fit.
         score: "nll" (in nats), or a function of (prediction, targets) to a float, lower is better.
         refine: whether to search between the points of the grid, for every value alike.
+        shrinkage: weight w ≥ 0 of a penalty w (log t)², in nats for all rows together, on a softmax temperature or
+            noise factor t. Few rows, all classified correctly, do not determine a temperature without it.
+            `fit(val_loader=)` and the comparison use `estimators.tuning.shrinkage_of_few_rows`.
 
     Returns:
         The chosen fit with its calibration, and all trials.
@@ -75,7 +80,9 @@ def tune(
         estimator = estimator.clone_with()
     tuned_option = TunedOption(option)
     candidates = tuned_option.candidates(estimator, values, decades=DECADES)
-    calibrate = partial(calibrate_predictions, grid=grid, scorer=Scorer(score, estimator.likelihood), refine=refine)
+    weight = checked_number("shrinkage", shrinkage, at_least=0, remedy="0, or shrinkage_of_few_rows(kind).")
+    scorer = Scorer(score, estimator.likelihood)
+    calibrate = partial(calibrate_predictions, grid=grid, scorer=scorer, refine=refine, shrinkage=weight)
     tuned = grid_search(estimator, tuned_option, candidates, ValidationRows.of(val_loader), calibrate)
     warn_at_boundary(tuned.at_boundary, tuned.chosen_values)
     return tuned

@@ -1,5 +1,7 @@
 """The softmax temperature against a search in its inverse."""
 
+import math
+
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from estimators import Categorical
 from estimators.baselines import MAP, TemperatureScaling
 from estimators.errors import DataError, NotConvergedWarning, UnsupportedError
+from estimators.tuning import shrinkage_of_few_rows
 
 
 def overconfident(make_problem, kind):
@@ -80,6 +83,21 @@ def test_a_validation_set_without_an_error_determines_no_temperature(make_proble
     fitted = TemperatureScaling(problem.model, "classification", validation=[(problem.x, y)])
     with pytest.warns(NotConvergedWarning, match="bound, 0.01"):
         fitted.fit(problem.loader)
+
+
+def test_with_a_penalty_correct_rows_have_a_temperature_at_the_root_of_the_slope(make_problem):
+    problem, w = make_problem("classification"), shrinkage_of_few_rows("classification")
+    f = problem.model(problem.x).detach()
+    validation = [(problem.x, f.argmax(-1))]
+    fitted = TemperatureScaling(problem.model, "classification", validation=validation, shrinkage=w).fit(problem.loader)
+
+    def loss(log_t):
+        return float(F.cross_entropy(f / math.exp(log_t), f.argmax(-1), reduction="sum")) + w * log_t**2
+
+    by_hand = minimize_scalar(loss, bounds=(-4.6, 4.6), method="bounded", options={"xatol": 1e-10})
+    assert math.log(fitted.temperature_) == pytest.approx(by_hand.x, abs=1e-6)
+    assert 0.05 < fitted.temperature_ < 1
+    assert w == pytest.approx(1 / (2 * math.log(1.5) ** 2))
 
 
 def test_what_has_no_temperature_is_rejected(make_problem):

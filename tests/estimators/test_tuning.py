@@ -81,6 +81,21 @@ def test_the_protocol_picks_the_brute_force_optimum_over_all_three(kind, fits):
 
 @quiet
 @kinds
+def test_the_penalty_of_few_rows_is_added_to_the_score_of_every_temperature(kind, fits):
+    problem, w = toy(kind), 40.0
+    plain, shrunk = (
+        tune(fits[kind], problem.validation, option=None, grid=SMALL, refine=False, shrinkage=shrinkage)
+        for shrinkage in (0.0, w)
+    )
+    n, factors = sum(len(y) for _, y in problem.validation), SMALL.noise_or_temperature(fits[kind].likelihood.kind)
+    penalty = [w * math.log(t) ** 2 / n for t in factors]
+    difference = shrunk.calibration.scores - plain.calibration.scores
+    assert torch.allclose(difference, torch.tensor(penalty, dtype=torch.float64).expand_as(difference), rtol=1e-9)
+    assert shrunk.calibration.noise_or_temperature != plain.calibration.noise_or_temperature or min(penalty) == 0
+
+
+@quiet
+@kinds
 def test_refining_finds_a_better_place_and_its_own_score_there(kind, fits):
     problem = toy(kind)
     options = {
