@@ -32,8 +32,8 @@ class TemperatureScaling(MAP):
 
         T = argmin Σ −log p(y | f(x)/T) over the validation rows          variance(x) = 0
 
-    T is one number for all outputs, between 0.01 and 100. Outputs, means and samples are f/T. With `shrinkage` w, the loss
-    has a penalty w (log T)².
+    T is one number for all outputs, between 0.01 and 100. Outputs, means and samples are f/T. With `shrinkage` w, the
+    loss has a penalty w (log T)².
 
     Args:
         model: the trained network, in eval mode; it is not changed.
