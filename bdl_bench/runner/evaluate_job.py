@@ -207,8 +207,8 @@ def _tuned(job: EvaluationJob, estimator: UncertaintyEstimator, problem: Problem
         values = [] if n == 1 or option is None else option.values(problem, n)
         name = None if option is None or not values else option.option
         shrinkage = shrinkage_of_few_rows(problem.likelihood.kind)
-        options = {"option": name, "values": values or None, "grid": COARSE_GRID, "shrinkage": shrinkage}
-        return tune(estimator, problem.validation, **options)
+        validation, given = problem.validation, values or None
+        return tune(estimator, validation, option=name, values=given, grid=COARSE_GRID, shrinkage=shrinkage)
 
 
 def _with_tuning(cost: Cost, estimator: UncertaintyEstimator, tuning: Tuned[UncertaintyEstimator] | None) -> Cost:
