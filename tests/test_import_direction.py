@@ -53,6 +53,7 @@ ORDER = {
             "plugins",
             "runner",
             "report",
+            "reproduce",
         ),
         *("cli", "comparison"),
     ),

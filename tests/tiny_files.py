@@ -63,15 +63,31 @@ def write_corrupted_cifar10(folder, corruptions, *, test=10):
         np.save(root / f"{name}.npy", np.broadcast_to(10 * i + severities, shape).astype(np.uint8))
 
 
-def write_uci(folder, name, *, inputs, rows=120, extra_columns=0, repeats=0):
-    """A header and numbers; the target is a function of the inputs; the last `repeats` rows repeat the first."""
+def write_uci(folder, name, *, inputs, rows=120, extra_columns=0, repeats=0, splits=2):
+    """A set in the layout of the canonical splits; the target is a function of the inputs and not the last column if
+    there are extra ones; the last `repeats` rows repeat the first."""
     rng = np.random.default_rng(3)
     x = rng.normal(loc=50, scale=9, size=(rows, inputs))
-    y = x.sum(1, keepdims=True) + rng.normal(size=(rows, 1))
+    y = 7 * x.sum(1, keepdims=True) + rng.normal(size=(rows, 1))
     table = np.concatenate([x, y, rng.normal(size=(rows, extra_columns))], axis=1)
     table = np.concatenate([table, table[:repeats]])
-    path = folder / "uci" / f"{name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = ",".join(f"column {i}" for i in range(table.shape[1]))
-    np.savetxt(path, table, delimiter=",", header=header, comments="", fmt="%.17g")
+    root = folder / name
+    root.mkdir(parents=True, exist_ok=True)
+    np.savetxt(root / "data.txt", table, fmt="%.17g")
+    (root / "index_features.txt").write_text("".join(f"{i}\n" for i in range(inputs)))
+    (root / "index_target.txt").write_text(f"{inputs}\n")
+    for number in range(splits):
+        order = rng.permutation(len(table))
+        cut = round(0.9 * len(table))
+        np.savetxt(root / f"index_train_{number}.txt", order[:cut], fmt="%d")
+        np.savetxt(root / f"index_test_{number}.txt", order[cut:], fmt="%d")
     return table
+
+
+def write_package(folder, module, file, content):
+    """A file in the folder of an importable package, whose import raises."""
+    path = folder / module / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (folder / module / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    path.write_bytes(content)
+    return path

@@ -29,6 +29,7 @@ from bdl_bench.tasks import TASKS, resolve_task
 from bdl_bench.verify.run import verify_problems
 from bdl_bench.verify.table import to_terminal
 from estimators.errors import EstimatorError, ModelError, OptionError
+from estimators.persistence.atomic import write_text
 
 __all__ = ["app", "main"]
 
@@ -51,6 +52,14 @@ Seed = Annotated[int, typer.Option(help="Seed of the problem.")]
 
 _VERIFIED_TASKS = ("toy-gap", "wine", "breast-cancer")
 """Tasks that `verify` takes by default: one per likelihood, small enough for the dense reference."""
+
+
+_DATA_ORDER = ("ships", "extra", "--data-dir")
+_DATA_LEGEND = (
+    "ships: in this package or in scikit-learn, nothing to download",
+    "extra: in a package of an extra",
+    "--data-dir: files in a directory, or a download",
+)
 
 
 @app.command()
@@ -185,20 +194,68 @@ def report(
     print(page.resolve())
 
 
+@app.command()
+def reproduce(
+    study: Annotated[str, typer.Argument(help="uci, or bde (airfoil and bike sharing).")] = "uci",
+    *,
+    sets: Annotated[
+        str | None, typer.Option(help="Comma-separated data sets; default: all, the smallest first.")
+    ] = None,
+    splits: Annotated[
+        int | None, typer.Option(min=1, help="Published splits, from 0; default: all, 5 of naval and protein.")
+    ] = None,
+    epochs: Annotated[str | None, typer.Option(help="Protocols of uci, comma-separated: 40, 400; default: 40.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated presets; default: those of the study.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory to write, resumed if it exists; default: bdl-results/reproduce-STUDY."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Concurrent jobs; default: 1.")] = None,
+    tune_budget: Annotated[int, typer.Option(min=1, help="Fits that each method may use for tuning.")] = 5,
+    data_dir: DataDir = None,
+    device: Device = "cpu",
+    executor: Annotated[str, typer.Option(help="local, in-process, or ray.")] = "local",
+) -> None:
+    """Run a published comparison by its own protocol, and print our numbers beside the published ones."""
+    from bdl_bench.reproduce import page, study_named
+
+    with _errors(USAGE):
+        load_installed_plugins()
+        _set_data_directory(data_dir)
+        chosen = study_named(study)
+        tasks = chosen.chosen(_names(sets), _names(epochs))
+        directory = make_directory(out or Path("bdl-results") / f"reproduce-{study}")
+        workers = Workers(jobs, 1, executor, None)
+        wanted = list(chosen.methods) if methods is None else _methods(methods)
+        grids = [Grid([t.task], wanted, t.seeds(splits), directory, device, workers, tune_budget) for t in tasks]
+        for grid in grids:
+            grid.check()
+    failed = 0
+    written = directory / f"{study}.md"
+    for grid in grids:
+        _console().print(f"{grid.tasks[0]}, {len(grid.seeds)} splits", highlight=False)
+        failed += sum(record.status == "failed" for record in _run(grid))
+        with _errors(FAILED), Disk(directory).writing():
+            write_text(written, page(chosen, directory))
+    print(written.read_text(encoding="utf-8"))
+    print(written.resolve())
+    raise typer.Exit(FAILED if failed else 0)
+
+
 @app.command(name="list")
 def list_(*, plugin: Plugin = None) -> None:
-    """List the tasks and the methods, and what plugins add."""
+    """List the tasks, with where their data are, the methods, and what plugins add."""
     with _errors(USAGE):
         _load_plugins(plugin)
     console = _console()
-    tasks = Table("tasks", "what it is", "what it needs", box=None, pad_edge=False)
-    for name, task in TASKS.items():
-        tasks.add_row(_starred(name, task.default), escape(task.summary), escape(task.needs or ""))
+    tasks = Table("tasks", "data", "what it is", "what it needs", box=None, pad_edge=False)
+    for name, task in sorted(TASKS.items(), key=lambda item: _DATA_ORDER.index(item[1].data.partition(", ")[2])):
+        tasks.add_row(_starred(name, task.default), task.data, escape(task.summary), escape(task.needs or ""))
     methods = Table("methods", "what it is", "tuned by", box=None, pad_edge=False)
     for name, method in METHODS.items():
         axis = method.tuned_option.option if method.tuned_option else ""
         methods.add_row(_starred(name, method.default), escape(method.summary), escape(axis))
-    console.print(tasks, "", methods, "", "* default")
+    console.print(tasks, "", methods, "", "* default", "", *_DATA_LEGEND)
     if loaded_plugins():
         plugins = Table("plugins", "kind", "name", box=None, pad_edge=False)
         for origin, registry in loaded_plugins().items():
@@ -230,7 +287,12 @@ def _set_data_directory(directory: Path | None) -> None:
 def _methods(names: str | None) -> list[str]:
     if names is None:
         return default_methods()
-    return list(METHODS) if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
+    return list(METHODS) if names == "all" else _names(names) or []
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Return comma-separated names as a list."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _seeds(text: str) -> list[int]:

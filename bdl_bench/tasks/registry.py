@@ -27,6 +27,7 @@ class Task:
         make: function of a seed that returns a `Problem`.
         default: whether it runs if no tasks are named.
         needs: what must be downloaded or installed first, in words; None if nothing.
+        real: whether the rows were measured, or written by people, and not simulated.
     """
 
     name: str
@@ -34,6 +35,18 @@ class Task:
     make: Factory
     default: bool = False
     needs: str | None = None
+    real: bool = True
+
+    @property
+    def data(self) -> str:
+        """Whether the data are real and where they are: "real, ships", "real, extra" or "real, --data-dir".
+
+        Data that ship need neither a network nor another package; "--data-dir" stands for a download, too.
+        """
+        kind = "real" if self.real else "simulated"
+        if self.needs is None:
+            return f"{kind}, ships"
+        return f"{kind}, {'--data-dir' if 'download' in self.needs else 'extra'}"
 
     def problem(self, seed: int) -> Problem:
         """Return the problem of one seed, with the global random state set by that seed while it is made.
@@ -67,7 +80,7 @@ def first_line(make: object) -> str:
 
 
 def register(
-    name: str, *, default: bool = False, needs: str | None = None, summary: str | None = None
+    name: str, *, default: bool = False, needs: str | None = None, summary: str | None = None, real: bool = True
 ) -> Callable[[Factory], Factory]:
     """Return a decorator that registers a function `make(seed) -> Problem` as a task.
 
@@ -76,13 +89,14 @@ def register(
         default: whether it runs if no tasks are named.
         needs: what must be downloaded or installed first, in words; None if nothing.
         summary: what it is, in one line; None: the first line of the docstring of the function.
+        real: whether the rows were measured, or written by people, and not simulated.
 
     Returns:
         The decorator, which returns the function unchanged.
     """
 
     def decorate(make: Factory) -> Factory:
-        TASKS[name] = Task(name, summary or first_line(make), make, default, needs)
+        TASKS[name] = Task(name, summary or first_line(make), make, default, needs, real)
         return make
 
     return decorate

@@ -27,7 +27,7 @@ _CLUSTERS, _GAP, _PLOT_GRID = ((-1.0, -0.7), (0.5, 1.0)), (-0.7, 0.5), (-1.5, 1.
 _NOISE = 0.1
 
 
-@register("toy-gap")
+@register("toy-gap", real=False)
 def make_problem(seed: int) -> Problem:
     """Regression: one input, two clusters and a gap between them, MLP 1-50-1, 100 training rows."""
     generator = torch.Generator().manual_seed(seed)

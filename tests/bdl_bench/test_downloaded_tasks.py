@@ -17,20 +17,22 @@ from tiny_files import (
     write_uci,
 )
 
+from bdl_bench.data import uci
 from bdl_bench.data.cifar import cifar10
 from bdl_bench.data.corrupted_cifar import CORRUPTIONS
 from bdl_bench.data.folder import MissingDataError
 from bdl_bench.problem.queries import queries, rows
 from bdl_bench.records.problem_digest import problem_digest
 from bdl_bench.tasks import TASKS
-from bdl_bench.tasks.uci import TABLES
+from bdl_bench.tasks.uci import UCI_SETS
+from estimators.errors import DataError, OptionError
 from estimators.training import train_map
 
 DOWNLOADED = [
     "cifar10",
     "fashion-mnist",
     "mnist",
-    *(f"uci-{table.name}{gap}" for table in TABLES for gap in ("", "-gap")),
+    *(f"uci-{each.name}{variant}" for each in UCI_SETS for variant in ("", "-400", "-gap")),
 ]
 
 
@@ -207,34 +209,53 @@ def test_a_broken_file_is_named(mnist_files, name, files):
         TASKS[name].problem(0)
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_a_table_of_uci_is_split_and_standardised(folder, table):
-    write_uci(folder, table.name, inputs=table.n_inputs, extra_columns=int(table.name == "energy"))
-    problem = TASKS[f"uci-{table.name}"].problem(0)
+@pytest.mark.parametrize("each", UCI_SETS, ids=lambda each: each.name)
+def test_a_set_of_uci_has_the_rows_of_its_published_split(folder, each):
+    table = write_uci(folder, each.folder, inputs=each.n_inputs, extra_columns=int(each.name == "naval"))
+    problem = TASKS[f"uci-{each.name}"].problem(1)
     parts = [all_rows(part) for part in (problem.train, problem.validation, problem.test)]
-    assert [tuple(x.shape) for x, _ in parts] == [(n, table.n_inputs) for n in (96, 12, 12)]
-    assert problem.n_parameters == 50 * table.n_inputs + 101
+    assert [tuple(x.shape) for x, _ in parts] == [(n, each.n_inputs) for n in (97, 11, 12)]
+    assert problem.n_parameters == each.hidden * (each.n_inputs + 2) + 1
     for values in parts[0]:
         assert torch.allclose(values.mean(0), torch.zeros(values.shape[1], dtype=values.dtype), atol=1e-12)
         assert torch.allclose(values.std(0), torch.ones(values.shape[1], dtype=values.dtype), atol=1e-12)
     assert problem.ood == {}
+    gaussian = problem.likelihood
+    tested = np.loadtxt(folder / each.folder / "index_test_1.txt").astype(int)
+    targets = gaussian.target_shift + gaussian.target_scale * parts[2][1]
+    assert targets.squeeze(-1).numpy() == pytest.approx(table[tested, each.n_inputs], rel=1e-12)
 
 
-@pytest.mark.parametrize("seed", [0, 5])
-def test_the_gap_of_a_table_is_the_middle_third_of_the_column_that_the_seed_names(folder, seed):
-    write_uci(folder, "airfoil", inputs=5)
-    problem = TASKS["uci-airfoil-gap"].problem(seed)
+def test_both_protocols_have_the_same_rows_and_other_recipes(folder):
+    write_uci(folder, "protein-tertiary-structure", inputs=9)
+    short, long = (TASKS[f"uci-protein{variant}"].problem(0) for variant in ("", "-400"))
+    assert row_set(all_rows(short.train)[0]) == row_set(all_rows(long.train)[0])
+    assert (short.recipe.epochs, long.recipe.epochs) == (20, 200)
+    assert {short.recipe.schedule, long.recipe.schedule} == {"constant"}
+
+
+def test_repeated_rows_are_kept_in_published_splits_and_dropped_in_gap_splits(folder):
+    write_uci(folder, "concrete", inputs=8, repeats=7)
+    for name, expected in (("uci-concrete", 127), ("uci-concrete-gap", 120)):
+        problem = TASKS[name].problem(0)
+        loaders = (problem.train, problem.validation, problem.test, *problem.ood.values())
+        assert sum(len(all_rows(part)[0]) for part in loaders) == expected
+
+
+def test_a_seed_without_a_published_split_is_rejected(folder):
+    write_uci(folder, "yacht", inputs=6)
+    with pytest.raises(OptionError, match="below 20"):
+        TASKS["uci-yacht"].problem(20)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_gap_of_a_set_is_the_middle_third_of_the_column_that_the_seed_names(folder, seed):
+    write_uci(folder, "energy", inputs=8)
+    problem = TASKS["uci-energy-gap"].problem(seed)
     gap, _ = all_rows(problem.ood["gap"])
-    outer = torch.cat([all_rows(part)[0] for part in (problem.train, problem.validation, problem.test)])[:, 0]
-    assert ((outer < gap[:, 0].min()) | (outer > gap[:, 0].max())).all()
+    outer = torch.cat([all_rows(part)[0] for part in (problem.train, problem.validation, problem.test)])[:, seed]
+    assert ((outer < gap[:, seed].min()) | (outer > gap[:, seed].max())).all()
     assert (len(gap), len(outer)) == (40, 80)
-
-
-def test_rows_of_a_table_that_repeat_others_are_dropped(folder):
-    table = write_uci(folder, "concrete", inputs=8, repeats=7)
-    problem = TASKS["uci-concrete"].problem(0)
-    kept = torch.cat([all_rows(part)[0] for part in (problem.train, problem.validation, problem.test)])
-    assert (len(table), len(kept), len(row_set(kept))) == (127, 120, 120)
 
 
 def test_a_network_learns_a_small_table(folder):
@@ -246,11 +267,22 @@ def test_a_network_learns_a_small_table(folder):
     assert np.isfinite(after)
 
 
-@pytest.mark.parametrize("text", ["a,b\n", "a\n1\n2\n", ",".join("abcdefg") + "\n1,2,3,4,5,6,nan\n", "<html>\n<p>\n"])
-def test_a_file_that_is_no_table_is_named(folder, text):
-    (folder / "uci").mkdir()
-    (folder / "uci" / "yacht.csv").write_text(text)
-    with pytest.raises(ValueError, match=r"yacht\.csv"):
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("data", "a b\n"),
+        ("data", ""),
+        ("data", "1 2 3 4 5 6 nan\n"),
+        ("index_target", "7\n"),
+        ("index_train_0", "0 1 200\n"),
+        ("index_train_0", "0\n0\n1\n"),
+        ("index_test_0", "0\n"),
+    ],
+)
+def test_a_file_of_a_set_that_is_damaged_is_named(folder, file, text):
+    write_uci(folder, "yacht", inputs=6)
+    (folder / "yacht" / f"{file}.txt").write_text(text)
+    with pytest.raises(DataError, match=rf"{file}\.txt"):
         TASKS["uci-yacht"].problem(0)
 
 
@@ -260,23 +292,44 @@ def test_without_files_and_network_the_files_are_named_and_nothing_is_left(folde
         TASKS[name].problem(0)
     message = str(caught.value)
     assert str(folder) in message
-    assert any(file in message for file in ("ubyte", "data_batch_1", ".csv"))
+    assert any(file in message for file in ("ubyte", "data_batch_1", "data.txt"))
     assert "BDL_BENCH_DATA" in message
     assert "no network in tests" in message
     assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == []
 
 
-def test_a_table_is_downloaded_once(folder, monkeypatch):
-    write_uci(folder, "power", inputs=4)
-    served = (folder / "uci" / "power.csv").rename(folder / "served.csv")
-    asked = []
+def test_a_file_of_a_set_is_downloaded_once_if_it_has_the_checksum(folder, monkeypatch):
+    write_uci(folder, "power-plant", inputs=4)
+    served, asked = (folder / "power-plant").rename(folder / "served"), []
 
     def serve(self, url, output_file, _):  # noqa: ARG001
         asked.append(url)
-        Path(output_file).write_bytes(served.read_bytes())
+        Path(output_file).write_bytes((served / url.rpartition("/")[2]).read_bytes())
 
     monkeypatch.setattr("pooch.HTTPDownloader.__call__", serve)
+    with pytest.raises(MissingDataError, match="hash"):
+        TASKS["uci-power"].problem(0)
+    assert not (folder / "power-plant" / "data.txt").exists()
+    monkeypatch.setattr(uci, "_checksums", dict)
     digests = [problem_digest(TASKS["uci-power"].problem(0)) for _ in range(2)]
-    assert asked == ["https://archive.ics.uci.edu/static/public/294/data.csv"]
+    assert len(set(asked)) == 5
+    assert all("/UCI_Datasets/power-plant/data/" in url for url in asked)
     assert digests[0] == digests[1]
-    assert (folder / "uci" / "power.csv").read_bytes() == served.read_bytes()
+    assert (folder / "power-plant" / "data.txt").read_bytes() == (served / "data.txt").read_bytes()
+
+
+SHARED = Path(__file__).parents[3].parent / "shared" / "uci"
+
+
+@pytest.mark.skipif(not (SHARED / "yacht").is_dir(), reason="needs the UCI sets in ../shared/uci")
+@pytest.mark.parametrize("each", UCI_SETS, ids=lambda each: each.name)
+def test_the_sets_on_disk_are_those_of_the_checksums(each, monkeypatch):
+    import hashlib
+
+    monkeypatch.setenv("BDL_BENCH_DATA", str(SHARED))
+    split = uci.canonical_split(each.folder, each.n_splits - 1)
+    assert split.columns.inputs.shape[1] == each.n_inputs
+    assert uci.n_splits(each.folder) == each.n_splits
+    assert len(split.test) == pytest.approx(0.1 * len(split.columns.target), abs=1)
+    path = f"{each.folder}/index_train_{each.n_splits - 1}.txt"
+    assert uci._checksums()[path] == f"md5:{hashlib.md5((SHARED / path).read_bytes()).hexdigest()}"

@@ -1,11 +1,8 @@
 """Text of the standard library: the same on every call, labelled by topic, and in rows of characters."""
 
-import sys
-
 import torch
 
-from bdl_bench.tasks import library_text
-from bdl_bench.tasks.library_text import TOPICS, as_characters, labelled_sentences, minilm, sentences
+from bdl_bench.tasks.library_text import TOPICS, as_characters, labelled_sentences, sentences
 
 
 def test_sentences_are_of_the_stated_length_and_come_once():
@@ -31,9 +28,3 @@ def test_characters_are_ascii_codes_in_rows_of_one_length():
     assert "".join(map(chr, rows.flatten().tolist())) == "abc\nd?\nf"
     assert rows.shape == (2, 4)
     assert rows.dtype == torch.int64
-
-
-def test_minilm_is_the_installed_package_or_the_name_on_the_hub(monkeypatch):
-    monkeypatch.setattr(library_text, "_MINILM", "no_such_package")
-    assert minilm() == "sentence-transformers/all-MiniLM-L6-v2"
-    assert "no_such_package" not in sys.modules

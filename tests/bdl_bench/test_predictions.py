@@ -8,7 +8,7 @@ from torch import nn
 from bdl_bench.metrics import evaluate, parts
 from bdl_bench.problem import Problem
 from bdl_bench.records.predictions import Predictor
-from estimators import LastLayerLaplace, LinearResponse, MeanAbsolute, RegVar
+from estimators import Gaussian, LastLayerLaplace, LinearResponse, MeanAbsolute, RegVar
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = (torch.randn(7, 1, generator=GENERATOR, dtype=torch.float64) for _ in range(2))
@@ -90,3 +90,38 @@ def test_a_method_without_covariances_has_no_centred_variance():
     arrays = Predictor(problem, estimator, estimator.predict).other_sets()
     assert "ood/far/epistemic_variance" in arrays
     assert not any(name.endswith("centred_variance") for name in arrays)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_arrays_are_in_the_unit_of_the_target(shared):
+    """The same predictions as those of the standardised problem, converted by hand; two outputs."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(9, 3, generator=generator).double(), torch.randn(9, 2, generator=generator).double()
+    batches = [(x[:4], y[:4]), (x[4:], y[4:])]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double().eval()
+    shift, scale = torch.tensor([3.0, -1.0]).double(), torch.tensor([2.0, 2.0 if shared else 0.5]).double()
+    found = []
+    for likelihood in (Gaussian(0.7), Gaussian(0.7, target_shift=shift, target_scale=scale)):
+        problem = Problem(model, likelihood, batches, batches, batches, prior_precision=0.5, ood={"known": batches})
+        estimator = LastLayerLaplace(model, likelihood, prior_precision=0.5).fit(problem.train)
+        found.append(Predictor(problem, estimator, estimator.predict_uncalibrated).all_sets())
+    plain, units = found
+    shift, scale = shift.numpy(), scale.numpy()
+    for prefix in ("", "validation/", "ood/known/"):
+        for name in ("mean", "targets"):
+            assert units[prefix + name] == pytest.approx(shift + scale * plain[prefix + name], rel=1e-12)
+        for name in ("epistemic_variance", "total_variance"):
+            assert units[prefix + name] == pytest.approx(scale**2 * plain[prefix + name], rel=1e-12)
+    plain_metrics, metrics = (evaluate("regression", arrays) for arrays in found)
+    assert metrics["reg/NLL"] == pytest.approx(plain_metrics["reg/NLL"] + np.log(scale).sum(), rel=1e-9)
+    assert metrics["reg/jNLL"] == pytest.approx(plain_metrics["reg/jNLL"] + np.log(scale).sum(), rel=1e-9)
+    assert metrics["cp/coverage" if "cp/coverage" in metrics else "cov/90"] == pytest.approx(
+        plain_metrics["cp/coverage" if "cp/coverage" in metrics else "cov/90"]
+    )
+    if shared:
+        assert metrics["reg/ES"] == pytest.approx(2 * plain_metrics["reg/ES"], rel=1e-9)
+        assert metrics["reg/RMSE"] == pytest.approx(2 * plain_metrics["reg/RMSE"], rel=1e-9)
+    else:
+        assert "energy_score" in plain
+        assert "energy_score" not in units
