@@ -48,6 +48,7 @@ ORDER = {
             "stats",
             "verify",
             "records",
+            "decisions",
             "networks",
             "tasks",
             "plugins",

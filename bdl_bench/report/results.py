@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.methods import METHODS
-from bdl_bench.metrics import METRICS, Metric, evaluate, metrics_of
+from bdl_bench.metrics import Metric, evaluate, metrics_of
 from bdl_bench.records.record import Record, RecordStore
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.pairing import Rows, orders_between, rows_of, why_not_comparable
@@ -58,7 +58,7 @@ class TaskResults:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Every metric that some method has, except those of shifted rows, which are shown in figures only."""
-        found = {metric.key: metric for metric in METRICS[self.kind]}
+        found: dict[str, Metric] = {}
         for method in self.methods:
             predictions = self.predictions(method, min(self.finished[method])).for_metrics()
             found |= {metric.key: metric for metric in metrics_of(self.kind, predictions)}
