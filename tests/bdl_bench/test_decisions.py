@@ -1,10 +1,14 @@
 """Decisions: acquisition against designs and integrals worked out by hand, regret, pairing, and resumed runs."""
 
 import math
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fork_server import call
 from scipy.integrate import quad
 from torch import nn
 
@@ -19,7 +23,10 @@ from bdl_bench.metrics import evaluate
 from bdl_bench.metrics.decisions import area
 from bdl_bench.problem import ActiveLearning, BayesianOptimisation, Interventions, Problem
 from bdl_bench.records import RecordStore
+from bdl_bench.report import write_report
+from bdl_bench.report.sections.decisions import Effect, effect_words
 from bdl_bench.runner.grid import Grid
+from bdl_bench.stats import mean_interval, verdicts
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators import LinearizedLaplace
@@ -316,3 +323,80 @@ def test_a_grid_records_decisions_and_resumes(tmp_path, monkeypatch):
     grid.run(lambda _: None)
     assert store.path("toy-decision", "laplace", 0).stat().st_mtime_ns == written
     assert RecordStore(tmp_path).read("toy-decision", "laplace", 0).metrics == record.metrics
+
+
+MODULE = """
+import torch
+from torch import nn
+from bdl_bench.problem import BayesianOptimisation, Problem
+from estimators.training import Recipe
+
+def network():
+    return nn.Linear(2, 1).double()
+
+def make(seed):
+    g = torch.Generator().manual_seed(seed + 40)
+    x = torch.randn(40, 2, generator=g).double()
+    y = x.sum(1, keepdim=True) + 0.1 * torch.randn(40, 1, generator=g).double()
+    *split, pool = ([(a, b)] for a, b in zip(x.split(10), y.split(10)))
+    return Problem(network(), "regression", *split, prior_precision=0.7, recipe=Recipe(epochs=3), make_model=network,
+                   pool=pool, decision=BayesianOptimisation(n_queries=4))
+"""
+
+
+def run_and_die(directory, at_fit):
+    """Run the grid in a process that is killed in the fit of that number; 0: in none."""
+    fitted, n_calls = Learner.fitted, []
+
+    def fit(self, problem):
+        n_calls.append(problem)
+        if len(n_calls) == at_fit:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return fitted(self, problem)
+
+    Learner.fitted = fit
+    Grid(["small_decision:make"], ["laplace", "last-layer-laplace"], [0], Path(directory)).run(lambda _: None)
+
+
+def test_a_run_that_is_killed_within_a_loop_is_resumed(fork_server, tmp_path):
+    (tmp_path / "small_decision.py").write_text(MODULE)
+    codes = []
+    for name, at_fit in (("killed", 7), ("killed", 0), ("alone", 0)):  # the third fit of the second method
+        fork_server.start(call(run_and_die, str(tmp_path / name), at_fit, cwd=str(tmp_path)))
+        codes += fork_server.wait()
+    assert codes == [-signal.SIGKILL, 0, 0]
+    killed, alone = (RecordStore(tmp_path / name) for name in ("killed", "alone"))
+    for record, other in zip(killed.all(), alone.all(), strict=True):
+        assert (record.status, record.metrics) == ("ok", other.metrics)
+        arrays, others = killed.arrays(record), alone.arrays(other)
+        assert all(np.array_equal(array, others[name]) for name, array in arrays.items())
+        assert len(arrays["decision/regret"]) == 5
+
+
+def test_the_report_says_whether_random_queries_are_significantly_worse(tmp_path, monkeypatch):
+    kinds = {
+        "learn": ActiveLearning(n_rounds=2, n_per_round=3),
+        "search": BayesianOptimisation(n_queries=3),
+        "change": Interventions(sizes=(4, 9), label_noise=(0.0, 2.0)),
+    }
+    for name, decision in kinds.items():
+        task = Task(name, f"a toy: {name}", lambda seed, decision=decision: make(decision, seed))
+        monkeypatch.setitem(TASKS, name, task)
+    Grid(list(kinds), ["laplace", "last-layer-laplace-diag"], [0, 1, 2], tmp_path).run(lambda _: None)
+    page = write_report(tmp_path).read_text()
+    text = (tmp_path / "report.md").read_text()
+    for found in (page, text):
+        assert "Decisions: active learning" in found
+        assert "Random queries are " in found
+        assert "greedy queries" in found
+        assert "Decisions: interventions on the training set" in found
+        assert "expected: falls" in found
+    assert "corrected for 2 methods" in text
+    assert "aleatoric, more label noise rises: " in text
+
+
+def test_gains_are_tested_for_all_methods_together():
+    found = {"a": mean_interval([1.0, 1.1, 0.9, 1.0]), "b": mean_interval([0.1, -0.2, 0.2, 0.1])}
+    assert verdicts(found, "higher") == {"a": "better", "b": "no significant difference"}
+    effect = Effect(0.5, 0.4, 0.6, "falls", as_expected=True)
+    assert effect_words(effect) == "× 0.500 [0.400, 0.600]"

@@ -40,7 +40,7 @@ class Decisions:
     Args:
         title: the heading.
         note: how to read the figures.
-        prefix: of the keys of the metrics.
+        keys: of the metrics of the last table, without the gains.
         sentences: whether random queries are significantly worse, and which methods are best.
         header: names of the gains, with what they are over.
         gains: of each method by its metric, methods in the order of their area.
@@ -50,7 +50,7 @@ class Decisions:
     template: ClassVar[str] = "decisions.html"
     title: str
     note: str
-    prefix: str
+    keys: tuple[str, ...]
     sentences: list[str]
     header: dict[str, str]
     gains: dict[str, dict[str, Gain]]
@@ -93,8 +93,8 @@ class _Kind:
     """What a task with queries shows: its curve, its metrics, the curves beside it, and words."""
 
     title: str
-    prefix: str
-    area: str
+    keys: tuple[str, ...]
+    """Metrics of the curve, that of its area first."""
     curve: str
     y_label: Callable[[str], str]
     others: Mapping[str, str]
@@ -106,8 +106,7 @@ class _Kind:
 
 _LEARNING = _Kind(
     "Decisions: active learning",
-    "al/",
-    "al/area",
+    ("al/area", "al/NLL-area"),
     "error",
     lambda kind: "RMSE" if kind == "regression" else "error rate",
     {"random_error": "random"},
@@ -115,12 +114,12 @@ _LEARNING = _Kind(
     "Test error against the number of labelled rows: of each method with the rows that it chose (colour), and of the "
     "same method with random rows (grey, dashed). Means over seeds with 95 % intervals. The random rows of a seed are "
     "the same for every method. A gain is the mean over the curve of the error with random rows minus that with "
-    "chosen rows; in the last column the trained network alone predicts, so that only the chosen rows differ.",
+    "chosen rows; in the last column the trained network alone predicts, so that only the chosen rows differ. Other "
+    "sections, also times, are of the last round.",
 )
 _SEARCH = _Kind(
     "Decisions: Bayesian optimisation",
-    "bo/",
-    "bo/area",
+    ("bo/area", "bo/regret"),
     "regret",
     lambda kind: "regret",  # noqa: ARG005
     {"random_regret": "random", "greedy_regret": "greedy"},
@@ -129,7 +128,7 @@ _SEARCH = _Kind(
     "the target. Colour: queries of the method by expected improvement. Grey, dashed: random queries. Dotted: greedy "
     "queries, the row with the best mean of the trained network, without any variance. Means over seeds with 95 % "
     "intervals. Random and greedy queries of a seed are the same for every method. A gain is the mean regret of the "
-    "other queries minus that of the method.",
+    "other queries minus that of the method. All other sections, also times, are of the fit after the last query.",
 )
 _DASHES = {"random": "--", "greedy": ":"}
 
@@ -153,7 +152,7 @@ def decisions(context: Context) -> list[Decisions | Effects]:
     """
     results = context.results
     for kind in (_LEARNING, _SEARCH):
-        methods = [m for m in results.methods if results.values(m, kind.area)]
+        methods = [m for m in results.methods if results.values(m, kind.keys[0])]
         if methods:
             return [_of_queries(context, kind, methods)]
     methods = [m for m in results.methods if results.values(m, "dis/epistemic-size")]
@@ -161,7 +160,7 @@ def decisions(context: Context) -> list[Decisions | Effects]:
 
 
 def _of_queries(context: Context, kind: _Kind, methods: Sequence[str]) -> Decisions:
-    areas = {m: float(np.mean(_values(context, m, kind.area))) for m in methods}
+    areas = {m: float(np.mean(_values(context, m, kind.keys[0]))) for m in methods}
     ordered = sorted(methods, key=lambda m: areas[m])
     gains: dict[str, dict[str, Gain]] = {m: {} for m in ordered}
     for key in kind.gains:
@@ -172,11 +171,13 @@ def _of_queries(context: Context, kind: _Kind, methods: Sequence[str]) -> Decisi
     labels = {m: _curves(context, m, ("labels",))["labels"][0] for m in ordered}
     top = max(float(values.mean(0).max()) for found in curves.values() for values in found.values())
     drawings = [
-        _curve_figure(m, labels[m], curves[m], kind, context.palette, kind.y_label(context.results.kind), 1.15 * top)
+        _curve_figure(
+            m, labels[m], curves[m], kind, context.palette, kind.y_label(context.results.kind), 1.15 * top or 1.0
+        )
         for m in ordered
     ]
     sentences = [*_against_random(kind, ordered, gains, areas), *_against_others(kind, gains)]
-    return Decisions(kind.title, kind.note, kind.prefix, sentences, dict(kind.gains), gains, context.render(drawings))
+    return Decisions(kind.title, kind.note, kind.keys, sentences, dict(kind.gains), gains, context.render(drawings))
 
 
 def _values(context: Context, method: str, key: str) -> list[float]:
