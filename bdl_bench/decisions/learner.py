@@ -112,7 +112,14 @@ class Learner:
         return self.problem.without_decision(model.eval(), train.batches())
 
     def trained_on(self, train: Labelled) -> Problem:
-        """Return the problem without a decision, with its network trained on these rows."""
+        """Train the network on these rows.
+
+        Args:
+            train: the labelled rows, in the order in which the trainer gets them.
+
+        Returns:
+            The problem with that network and these training rows, without a decision.
+        """
         problem, model, batches = self.problem, self._untrained(), train.batches()
         assert problem.recipe is not None
         with seeded(self.seed):
@@ -127,17 +134,39 @@ class Learner:
         return problem.without_decision(model, batches)
 
     def fitted(self, problem: Problem) -> UncertaintyEstimator:
-        """Return the method, fitted on the training rows of a problem of `with_queried` or `trained_on`."""
+        """Fit the method.
+
+        Args:
+            problem: of `with_queried` or `trained_on`.
+
+        Returns:
+            The method, fitted on the training rows of that problem.
+        """
         with seeded(self.seed):
             return as_estimator(self.build(problem, self.seed), problem).fit(problem.train)
 
     def network(self, problem: Problem) -> UncertaintyEstimator:
-        """Return the trained network of a problem alone, as an estimator without epistemic variance."""
+        """Return the trained network alone.
+
+        Args:
+            problem: of `with_queried` or `trained_on`.
+
+        Returns:
+            The network as an estimator without epistemic variance.
+        """
         estimator = MAP(problem.model, problem.likelihood, prior_precision=problem.prior_precision)
         return estimator.fit(problem.train)
 
     def scores(self, problem: Problem, estimator: UncertaintyEstimator) -> tuple[float, float]:
-        """Return RMSE, or error rate of classes, and NLL of the test rows; in target units for regression."""
+        """Score the predictions of the test rows.
+
+        Args:
+            problem: of `with_queried` or `trained_on`.
+            estimator: fitted there.
+
+        Returns:
+            RMSE in the unit of the target, or the error rate of classes; and NLL in nats.
+        """
         arrays = Predictor(problem, estimator, estimator.predict_uncalibrated).test()
         found = {metric.key: metric for metric in METRICS[problem.likelihood.kind]}
         if problem.likelihood.kind == "regression":
@@ -145,7 +174,14 @@ class Learner:
         return 1 - found["cls/Acc"].value(arrays), found["cls/NLL"].value(arrays)
 
     def in_target_units(self, y: Tensor) -> Floats:
-        """Return targets of a regression in their original unit, (N, C)."""
+        """Convert targets of a regression to their original unit.
+
+        Args:
+            y: targets in the unit of the network's outputs, (N, C).
+
+        Returns:
+            The targets, (N, C).
+        """
         values = y.detach().cpu().double().numpy()
         return in_target_units({"targets": values}, self.problem.likelihood)["targets"]
 

@@ -342,7 +342,7 @@ def _effects_note(context: Context) -> str:
     return (
         f"{parts} Both are means over the test rows. Factors compare the last level with the first: geometric means "
         "over seeds with 95 % intervals, and t-tests of their logarithms, corrected (Holm) for methods and effects. "
-        "No significant change is not a proof that nothing changes. Figures: values relative to the first level."
+        "No significant change does not mean that nothing changes. Figures: values relative to the first level."
     )
 
 
