@@ -84,7 +84,7 @@ def parts(arrays: Named) -> Parts:
                 received=path,
                 remedy="make the names with bdl_bench.metrics.flattened.",
             )
-    return Parts(test, **named, **sets)
+    return Parts(test, named["validation"], sets["ood"], sets["shift"], named["decision"])
 
 
 def tuned(arrays: Mapping[str, T]) -> dict[str, T]:

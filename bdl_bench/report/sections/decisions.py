@@ -305,9 +305,9 @@ def _effect(interval: Interval, verdict: Verdict, expected: Direction) -> Effect
         "no significant difference": "does not change",
         "unknown": "not tested",
     }
-    ends = (None if end is None else exp(end) for end in (interval.low, interval.high))
+    low, high = (None if end is None else exp(end) for end in (interval.low, interval.high))
     found = words[verdict]
-    return Effect(exp(interval.mean), *ends, found, None if verdict == "unknown" else found == expected)
+    return Effect(exp(interval.mean), low, high, found, None if verdict == "unknown" else found == expected)
 
 
 def effect_words(effect: Effect) -> str:
