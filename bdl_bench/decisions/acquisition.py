@@ -15,7 +15,7 @@ from estimators import UncertaintyEstimator
 from estimators.errors import UnsupportedError
 from estimators.likelihoods.prediction import Prediction
 
-__all__ = ["check_has_variance", "highest", "information_scores", "log_expected_improvement", "moments",
+__all__ = ["check_has_variance", "drawn", "highest", "information_scores", "log_expected_improvement", "moments",
            "uncertainty_scores"]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -123,6 +123,25 @@ def _log_bracket(z: Floats) -> Floats:
     upper = np.log(positive + np.exp(log_density) * np.maximum(mirrored, 0.0), where=z >= 0, out=np.zeros_like(z))
     found: Floats = np.where(z >= 0, upper, log_density + np.log(tail))
     return found
+
+
+def drawn(scores: Floats, queried: Indices, n: int, seed: tuple[int, ...]) -> Indices:
+    """Return n rows that were not queried, drawn without replacement in proportion to their scores.
+
+    These are the rows with the highest log score + Gumbel noise (Vieira 2014). A row with score 0 comes last.
+
+    Args:
+        scores: not negative, (M,).
+        queried: rows that were queried.
+        n: number of rows.
+        seed: of the noise.
+
+    Returns:
+        The rows in the order in which they were drawn.
+    """
+    noise = np.random.default_rng(seed).gumbel(size=len(scores))
+    with np.errstate(divide="ignore"):
+        return highest(np.log(scores) + noise, queried, n)
 
 
 def highest(scores: Floats, queried: Indices, n: int) -> Indices:

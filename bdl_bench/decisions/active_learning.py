@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bdl_bench.decisions.acquisition import check_has_variance, highest, uncertainty_scores
+from bdl_bench.decisions.acquisition import check_has_variance, drawn, highest, uncertainty_scores
 from bdl_bench.decisions.learner import Indices, Learner
 from bdl_bench.problem.decision import ActiveLearning
 from bdl_bench.problem.problem import Problem
@@ -63,7 +63,9 @@ def active_learning(learner: Learner, decision: ActiveLearning) -> tuple[Learnin
     def by_scores(estimator: UncertaintyEstimator, queried: Indices) -> Indices:
         scores = uncertainty_scores(estimator, pool.x, decision.acquisition)
         check_has_variance(scores)
-        return highest(scores, queried, n)
+        if decision.batch == "top":
+            return highest(scores, queried, n)
+        return drawn(scores, queried, n, (learner.seed, len(queried), 1))
 
     def at_random(estimator: UncertaintyEstimator, queried: Indices) -> Indices:  # noqa: ARG001
         return order[len(queried) : len(queried) + n]

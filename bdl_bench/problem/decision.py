@@ -12,11 +12,20 @@ from math import isfinite
 from typing import Literal, TypeAlias, get_args
 
 from estimators.errors import OptionError
-from estimators.option_checks import checked_integer
+from estimators.option_checks import checked_choice, checked_integer
 
-__all__ = ["Acquisition", "ActiveLearning", "BayesianOptimisation", "Decision", "Interventions", "check_decision"]
+__all__ = [
+    "Acquisition",
+    "ActiveLearning",
+    "Batch",
+    "BayesianOptimisation",
+    "Decision",
+    "Interventions",
+    "check_decision",
+]
 
 Acquisition = Literal["variance", "mutual_information"]
+Batch = Literal["top", "power"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,9 @@ class ActiveLearning:
         n_per_round: rows that are labelled in each round.
         acquisition: "variance", the epistemic variance of the outputs (mean over outputs), or "mutual_information"
             between label and function (BALD, Houlsby et al. 2011), for classes and binary outputs.
+        batch: how the rows of a round are chosen by their scores: "top", the highest ones, which are often alike; or
+            "power", drawn without replacement with probabilities proportional to the scores (Kirsch et al. 2023,
+            "Stochastic batch acquisition", with β = 1).
 
     Raises:
         OptionError: for an option out of its range.
@@ -43,6 +55,7 @@ class ActiveLearning:
     n_rounds: int = 10
     n_per_round: int = 10
     acquisition: Acquisition = "variance"
+    batch: Batch = "top"
 
     def __post_init__(self) -> None:
         checked_integer("n_rounds", self.n_rounds, at_least=1)
@@ -53,6 +66,7 @@ class ActiveLearning:
                 received=repr(self.acquisition),
                 remedy="random queries are run beside every method; they need no option.",
             )
+        checked_choice("batch", self.batch, get_args(Batch))
 
     @property
     def n_queries(self) -> int:

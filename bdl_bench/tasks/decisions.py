@@ -5,6 +5,8 @@ Sources: concrete as in `tables`, digits as in `scikit_learn`. Rows are drawn by
   epistemic variance.
 - digits-active-learning: 20 labelled images, a pool of 1000, 277 validate and 500 test; ten rounds of ten images by
   the mutual information between label and function (BALD).
+- concrete-active-learning-power, digits-active-learning-power: the same, but the ten rows of a round are drawn in
+  proportion to their scores, since the ten highest ones are often alike.
 - concrete-optimisation: 10 labelled rows, a pool of 795, 100 validate and 100 test; 30 queries by expected improvement
   for the largest strength. The error of the test rows is that of the network with 40 labels.
 - concrete-interventions: 50, 100, 200, 400 of 400 training rows, 205 validate and 400 test; noise of 0, ¼, ½ and 1
@@ -22,6 +24,7 @@ MPa (mean of three seeds).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -43,6 +46,8 @@ __all__ = ["concrete_decision", "digits_decision"]
 _SIGMA, _EPOCHS = 0.3, 100
 _LEARNING = ActiveLearning(n_rounds=10, n_per_round=10)
 _BALD = ActiveLearning(n_rounds=10, n_per_round=10, acquisition="mutual_information")
+_POWER = replace(_LEARNING, batch="power")
+_BALD_POWER = replace(_BALD, batch="power")
 _SEARCH = BayesianOptimisation(n_queries=30)
 _NOISE = Interventions(sizes=(50, 100, 200, 400), label_noise=(0.0, 0.25, 0.5, 1.0))
 _RANDOM_LABELS = Interventions(sizes=(50, 100, 200, 400), label_noise=(0.0, 0.1, 0.2, 0.4))
@@ -126,6 +131,14 @@ register(
     "digits-active-learning",
     summary=f"{_DIGITS}; active learning by mutual information (BALD), 20 to 120 labels, MLP 64-32-10",
 )(partial(digits_decision, sizes=(20, 277, 500), decision=_BALD))
+register(
+    "concrete-active-learning-power",
+    summary=f"{_CONCRETE}; active learning, rows drawn in proportion to the epistemic variance, MLP 8-50-1",
+)(partial(concrete_decision, sizes=(20, 100, 200), decision=_POWER))
+register(
+    "digits-active-learning-power",
+    summary=f"{_DIGITS}; active learning, rows drawn in proportion to the mutual information, MLP 64-32-10",
+)(partial(digits_decision, sizes=(20, 277, 500), decision=_BALD_POWER))
 register(
     "concrete-optimisation",
     summary=f"{_CONCRETE}; search for the strongest mixture by expected improvement, 10 to 40 labels, MLP 8-50-1",

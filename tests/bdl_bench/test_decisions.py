@@ -13,7 +13,7 @@ from scipy.integrate import quad
 from torch import nn
 
 from bdl_bench.decisions import Learner, run_decision
-from bdl_bench.decisions.acquisition import highest, log_expected_improvement
+from bdl_bench.decisions.acquisition import drawn, highest, log_expected_improvement
 from bdl_bench.decisions.interventions import learned_noise, with_label_noise
 from bdl_bench.decisions.learner import Labelled
 from bdl_bench.decisions.optimisation import regret
@@ -130,6 +130,17 @@ def test_highest_takes_the_first_of_equal_rows_and_none_twice():
     assert highest(np.zeros(3), (), 2) == (0, 1)
 
 
+def test_drawn_rows_are_in_proportion_to_their_scores_and_none_comes_twice():
+    scores = np.array([1.0, 2.0, 0.0, 5.0, 4.0])
+    first = np.bincount([drawn(scores, (3,), 1, (0, i))[0] for i in range(4000)], minlength=5) / 4000
+    assert first == pytest.approx([1 / 7, 2 / 7, 0, 0, 4 / 7], abs=0.03)
+    pairs = [drawn(scores, (3,), 2, (1, i)) for i in range(4000)]
+    second = np.mean([pair == (4, 1) for pair in pairs])
+    assert second == pytest.approx(4 / 7 * 2 / 3, abs=0.03)  # without replacement
+    assert sorted(drawn(scores, (), 5, (0, 0))) == [0, 1, 2, 3, 4]
+    assert drawn(scores, (), 5, (0, 0))[-1] == 2
+
+
 @pytest.mark.parametrize("maximise", [True, False])
 def test_regret_of_the_whole_pool_is_zero_and_never_grows(maximise):
     decision = BayesianOptimisation(n_queries=12, maximise=maximise)
@@ -179,7 +190,7 @@ def test_networks_that_are_kept_for_other_methods_change_nothing():
     ("decision", "kind"),
     [
         (ActiveLearning(n_rounds=2, n_per_round=3), "regression"),
-        (ActiveLearning(n_rounds=1, n_per_round=2, acquisition="mutual_information"), "classification"),
+        (ActiveLearning(n_rounds=1, n_per_round=2, acquisition="mutual_information", batch="power"), "classification"),
         (Interventions(sizes=(4, 9), label_noise=(0.0, 0.5)), "regression"),
         (Interventions(sizes=(4, 9), label_noise=(0.0, 0.5)), "classification"),
     ],
@@ -293,6 +304,8 @@ def test_options_that_do_not_fit_are_rejected():
         Interventions(label_noise=(0.1, 0.2))
     with pytest.raises(OptionError, match="acquisition among"):
         ActiveLearning(acquisition="bald")
+    with pytest.raises(OptionError, match="batch"):
+        ActiveLearning(batch="random")
     with pytest.raises(OptionError, match="no members"):
         make(BayesianOptimisation(n_queries=1), members=[linear().eval()])
     rows = [(torch.randn(4, 3).double(), torch.randn(4, 1).double())]
