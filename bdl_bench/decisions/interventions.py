@@ -3,7 +3,7 @@
 For classes, epistemic is the mutual information between label and function and aleatoric the expected entropy, both
 in nats; they add up to the entropy of the prediction (Depeweg et al. 2018). For regression, epistemic is the variance
 of the outputs, and aleatoric the noise variance with the largest likelihood of the validation rows, given mean and
-epistemic variance of the method; both in squared units of the target.
+epistemic variance of the method (`learned_noise`); both in squared units of the target.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from estimators import UncertaintyEstimator
 __all__ = ["interventions", "learned_noise", "with_label_noise"]
 
 Floats = NDArray[np.float64]
-_NOISE_RANGE = (1e-6, 1e4)
-"""Range of the learned noise variance, in units of the mean squared error."""
+_MOST_NOISE = 1e4
+"""Largest learned noise variance, in units of the mean squared error."""
 
 
 def interventions(learner: Learner, decision: Interventions) -> dict[str, Floats]:
@@ -86,6 +86,9 @@ def _of_classes(estimator: UncertaintyEstimator, test: Tensor) -> tuple[float, f
 def learned_noise(residuals: Floats, variance: Floats) -> float:
     """Return the noise variance s with the largest likelihood, residuals ~ N(0, variance + s).
 
+    It is at least √(2/n) of the mean squared error of n residuals, which is the standard error of that: less noise
+    cannot be distinguished from none. A method whose epistemic variance exceeds the squared errors is at this bound.
+
     Args:
         residuals: of the validation rows, (M, C).
         variance: epistemic variance there, (M, C).
@@ -99,7 +102,8 @@ def learned_noise(residuals: Floats, variance: Floats) -> float:
         total = variance + scale * np.exp(log_ratio)
         return float((np.log(total) + np.square(residuals) / total).mean())
 
-    found = minimize_scalar(loss, bounds=tuple(np.log(_NOISE_RANGE)), method="bounded", options={"xatol": 1e-8})
+    bounds = (0.5 * float(np.log(2 / residuals.size)), float(np.log(_MOST_NOISE)))
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
     return scale * float(np.exp(found.x))
 
 

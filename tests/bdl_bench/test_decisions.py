@@ -238,6 +238,8 @@ def test_the_learned_noise_has_the_largest_likelihood():
     s = learned_noise(residuals, variance)
     # the score equation Σ 1/(v + s) = Σ r²/(v + s)²
     assert np.sum(1 / (variance + s)) == pytest.approx(np.sum(residuals**2 / (variance + s) ** 2), rel=1e-5)
+    least = np.sqrt(2 / 400) * np.square(residuals).mean()
+    assert learned_noise(residuals, 100 * variance + 100) == pytest.approx(least, rel=1e-5)
     assert learned_noise(residuals, 0 * variance) == pytest.approx(np.square(residuals).mean(), rel=1e-6)
 
 

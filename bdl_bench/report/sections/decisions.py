@@ -335,7 +335,8 @@ def _on_effects(rows: Mapping[str, Mapping[str, Effect]]) -> list[str]:
 def _effects_note(context: Context) -> str:
     parts = (
         "Epistemic: the variance of the outputs. Aleatoric: the noise variance with the largest likelihood of the "
-        "validation rows, given mean and epistemic variance of the method."
+        "validation rows, given mean and epistemic variance of the method; at least the standard error of their mean "
+        "squared error, below which no noise can be distinguished from none."
         if context.results.kind == "regression"
         else "Epistemic: mutual information between label and function. Aleatoric: expected entropy of the label."
     )
