@@ -43,7 +43,7 @@ class Decisions:
         keys: of the metrics of the last table, without the gains.
         sentences: whether random queries are significantly worse, and which methods are best.
         header: names of the gains, with what they are over.
-        gains: of each method by its metric, methods in the order of their area.
+        gains: of each method by its metric, methods in the order of their area, those with missing seeds last.
         pictures: one per method.
     """
 
@@ -161,7 +161,8 @@ def decisions(context: Context) -> list[Decisions | Effects]:
 
 def _of_queries(context: Context, kind: _Kind, methods: Sequence[str]) -> Decisions:
     areas = {m: float(np.mean(_values(context, m, kind.keys[0]))) for m in methods}
-    ordered = sorted(methods, key=lambda m: areas[m])
+    complete = context.results.complete_methods  # a method with missing seeds is not called the best
+    ordered = sorted(methods, key=lambda m: (m not in complete, areas[m]))
     gains: dict[str, dict[str, Gain]] = {m: {} for m in ordered}
     for key in kind.gains:
         found = {m: mean_interval(_values(context, m, key)) for m in ordered}
@@ -207,7 +208,8 @@ def _against_random(
         "no significant difference": "Random queries are not significantly worse",
         "unknown": "Random queries are not tested, since the seeds are too few",
     }[found.verdict]
-    tests = "" if len(ordered) == 1 else f", corrected for {len(ordered)} methods"
+    n_tests = sum(gains[m][key].interval.p_value is not None for m in ordered)
+    tests = f", corrected for {n_tests} methods" if n_tests > 1 else ""
     sentences = [
         f"Best mean {kind.curve} over the curve: {best} ({number(areas[best])}). {verdict}: gain "
         f"{_shown(found.interval)} ({n} seed{'' if n == 1 else 's'}, paired{tests})."
