@@ -65,6 +65,11 @@ class TaskResults:
         return tuple(metric for key, metric in found.items() if not key.startswith("shift/"))
 
     @property
+    def own_training_rows(self) -> bool:
+        """Whether each method has chosen its training rows, so that variances of two methods are not comparable."""
+        return any("decision/queried" in self.arrays(m, min(self.finished[m])) for m in self.methods)
+
+    @property
     def tuned_methods(self) -> list[str]:
         """Methods of which every finished run was tuned."""
         return [m for m in self.methods if all(self.arrays(m, s).tuned() is not None for s in self.finished[m])]

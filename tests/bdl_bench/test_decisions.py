@@ -24,7 +24,7 @@ from bdl_bench.metrics.decisions import area
 from bdl_bench.problem import ActiveLearning, BayesianOptimisation, Interventions, Problem
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
-from bdl_bench.report.sections.decisions import Effect, effect_words
+from bdl_bench.report.sections.decisions import Effect, as_expected, effect_words
 from bdl_bench.runner.grid import Grid
 from bdl_bench.stats import mean_interval, verdicts
 from bdl_bench.tasks import TASKS
@@ -415,3 +415,19 @@ def test_gains_are_tested_for_all_methods_together():
     assert verdicts(found, "higher") == {"a": "better", "b": "no significant difference"}
     effect = Effect(0.5, 0.4, 0.6, "falls", as_expected=True)
     assert effect_words(effect) == "× 0.500 [0.400, 0.600]"
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "low", "high", "result"),
+    [
+        ("falls", "falls", 0.2, 0.4, True),
+        ("rises", "falls", 1.2, 1.4, False),
+        ("no significant change", "falls", 0.5, 1.4, None),
+        ("no significant change", "does not change", 0.6, 1.9, True),
+        ("no significant change", "does not change", 0.2, 1.1, None),
+        ("falls", "does not change", 0.6, 0.9, False),
+        ("not tested", "rises", None, None, None),
+    ],
+)
+def test_a_part_is_unchanged_only_if_that_is_known(found, expected, low, high, result):
+    assert as_expected(found, expected, low, high) is result

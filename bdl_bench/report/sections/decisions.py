@@ -18,7 +18,7 @@ from bdl_bench.report.palette import Palette
 from bdl_bench.report.sections.context import Context
 from bdl_bench.stats import Interval, Verdict, intervals_over_seeds, mean_interval, verdicts
 
-__all__ = ["Decisions", "Effect", "Effects", "Gain", "decisions", "effect_words"]
+__all__ = ["Decisions", "Effect", "Effects", "Gain", "as_expected", "decisions", "effect_words"]
 
 Floats = NDArray[np.float64]
 Curves = Mapping[str, Floats]
@@ -131,6 +131,10 @@ _SEARCH = _Kind(
     "other queries minus that of the method. All other sections, also times, are of the fit after the last query.",
 )
 _DASHES = {"random": "--", "greedy": ":"}
+
+_NOT_TESTED = "not tested"
+_UNCHANGED = 2.0
+"""Factor within which, and within whose inverse, an interval must lie to count as unchanged."""
 
 Direction = Literal["falls", "does not change", "rises"]
 _EFFECTS: dict[str, tuple[str, Direction]] = {
@@ -304,12 +308,33 @@ def _effect(interval: Interval, verdict: Verdict, expected: Direction) -> Effect
     words: dict[Verdict, str] = {
         "better": "falls",
         "worse": "rises",
-        "no significant difference": "does not change",
-        "unknown": "not tested",
+        "no significant difference": "no significant change",
+        "unknown": _NOT_TESTED,
     }
     low, high = (None if end is None else exp(end) for end in (interval.low, interval.high))
     found = words[verdict]
-    return Effect(exp(interval.mean), low, high, found, None if verdict == "unknown" else found == expected)
+    return Effect(exp(interval.mean), low, high, found, as_expected(found, expected, low, high))
+
+
+def as_expected(found: str, expected: Direction, low: float | None, high: float | None) -> bool | None:
+    """Return whether a change is as expected; None if it was not tested, or is not known well enough.
+
+    Args:
+        found: "falls", "rises", "no significant change" or "not tested".
+        expected: what is expected. Unchanged is a change that is not significant and an interval within ½ and 2.
+        low: lower end of the interval of the factor.
+        high: upper end.
+
+    Returns:
+        Whether it is.
+    """
+    if found == _NOT_TESTED or low is None or high is None:
+        return None
+    if expected != "does not change":
+        return None if found == "no significant change" else found == expected
+    if found != "no significant change":
+        return False
+    return True if low >= 1 / _UNCHANGED and high <= _UNCHANGED else None
 
 
 def effect_words(effect: Effect) -> str:
@@ -319,7 +344,7 @@ def effect_words(effect: Effect) -> str:
 
 
 def _on_effects(rows: Mapping[str, Mapping[str, Effect]]) -> list[str]:
-    if any(effect.as_expected is None for row in rows.values() for effect in row.values()):
+    if all(effect.found == _NOT_TESTED for row in rows.values() for effect in row.values()):
         return ["The effects are not tested, since the seeds are too few."]
     clean = [m for m, row in rows.items() if all(effect.as_expected for effect in row.values())]
     first = (
@@ -345,7 +370,8 @@ def _effects_note(context: Context) -> str:
     return (
         f"{parts} Both are means over the test rows. Factors compare the last level with the first: geometric means "
         "over seeds with 95 % intervals, and t-tests of their logarithms, corrected (Holm) for methods and effects. "
-        "No significant change does not mean that nothing changes. Figures: values relative to the first level."
+        "✓ as expected, ✗ significantly otherwise, no mark: not known. Unchanged: an interval within ½ and 2. "
+        "Figures: values relative to the first level."
     )
 
 
