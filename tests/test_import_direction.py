@@ -50,6 +50,7 @@ ORDER = {
             "stats",
             "verify",
             "records",
+            "decisions",
             "networks",
             "tasks",
             "plugins",

@@ -72,10 +72,13 @@ def _rows(arrays: Arrays) -> int:
 
 
 def _without_block(arrays: Arrays, block: int, n_blocks: int) -> dict[str, Floats]:
-    """Return the arrays without one block of the test rows, and of the rows of every other set but validation."""
+    """Return the arrays without one block of the test rows, and of the rows of every other set but validation.
+
+    Curves of a decision have no rows.
+    """
     kept: dict[str, Floats] = {}
     for name, array in arrays.items():
-        if name.startswith("validation/") or (len(array) < 2 * n_blocks and "/" in name):
+        if name.startswith(("validation/", "decision/")) or (len(array) < 2 * n_blocks and "/" in name):
             kept[name] = array
         else:
             edges = np.linspace(0, len(array), n_blocks + 1).astype(int)

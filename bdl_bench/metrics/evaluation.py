@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.metrics import ood
+from bdl_bench.metrics.decisions import decision_metrics, intervention_metrics
 from bdl_bench.metrics.groups import parts
 from bdl_bench.metrics.metric import RELEVANT_RATE, Arrays, Metric
 from bdl_bench.metrics.per_example import entropy_order, information_of_row, predictive_entropy, variance_of_row
@@ -45,7 +46,7 @@ def evaluate(kind: str, arrays: Arrays) -> dict[str, float]:
 
 
 def metrics_of(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
-    """Return the metrics that `evaluate` computes for these arrays: of the test rows, then of each named set.
+    """Return the metrics that `evaluate` computes for these arrays: of decisions, of test rows, of each named set.
 
     Args:
         kind: "regression", "classification" or "binary".
@@ -55,7 +56,14 @@ def metrics_of(kind: str, arrays: Arrays) -> tuple[Metric, ...]:
         The metrics, in the order of tables.
     """
     conditional = *variance_metrics(kind, arrays), *sample_metrics(kind, arrays), *conformal_metrics(kind, arrays)
-    return *METRICS[kind], *conditional, *ood_metrics(kind, arrays), *shift_metrics(kind, arrays)
+    conditional = *conditional, *intervention_metrics(arrays)
+    return (
+        *decision_metrics(kind, arrays),
+        *METRICS[kind],
+        *conditional,
+        *ood_metrics(kind, arrays),
+        *shift_metrics(kind, arrays),
+    )
 
 
 def ood_metrics(kind: str, arrays: Arrays) -> tuple[Metric, ...]:

@@ -3,9 +3,10 @@
 The layout is flat. Test rows have plain names, other sets a prefix, and the arrays of the tuned estimator one more:
 
     mean, epistemic_variance, total_variance | probs, targets
-    validation/<name>    ood/<set>/<name>    shift/<family>-<severity>/<name>
+    validation/<name>    ood/<set>/<name>    shift/<family>-<severity>/<name>    decision/<name>
     tuned/<any of these>
 
+`decision/` holds the curves of a decision, not rows: they have an entry per round or level, and are not tuned.
 `plot_grid/` and `train/` hold rows that figures draw and no metric scores. They belong to no part.
 Out-of-distribution rows may have no targets. Targets are stored once: if the tuned arrays of a set have none, those of
 the untuned estimator apply, as do its inputs and row identities.
@@ -42,12 +43,14 @@ class Parts:
         validation: of the validation rows; empty if these were not stored.
         ood: of each out-of-distribution set, by its name.
         shift: of each shifted set, by its name.
+        decision: curves of a decision, by their names; empty if the task has none.
     """
 
     test: Named
     validation: Named = field(default_factory=dict)
     ood: Mapping[str, Named] = field(default_factory=dict)
     shift: Mapping[str, Named] = field(default_factory=dict)
+    decision: Named = field(default_factory=dict)
 
 
 def parts(arrays: Named) -> Parts:
@@ -63,24 +66,25 @@ def parts(arrays: Named) -> Parts:
         DataError: for a name that is not in the layout.
     """
     test: dict[str, Array] = {}
-    validation: dict[str, Array] = {}
+    named: dict[str, dict[str, Array]] = {"validation": {}, "decision": {}}
     sets: dict[str, dict[str, dict[str, Array]]] = {"ood": {}, "shift": {}}
     for path, array in arrays.items():
         section, _, rest = path.partition("/")
         group, _, name = rest.rpartition("/")
         if not rest:
             test[path] = array
-        elif section == "validation" and not group:
-            validation[name] = array
+        elif section in named and not group:
+            named[section][name] = array
         elif section in sets and group and name:
             sets[section].setdefault(group, {})[name] = array
         elif section not in _NOT_SCORED:
             raise DataError(
-                "arrays named <name>, validation/<name>, ood/<set>/<name>, shift/<set>/<name>, or tuned/<any of these>",
+                "arrays named <name>, validation/<name>, decision/<name>, ood/<set>/<name>, shift/<set>/<name>, or "
+                "tuned/<any of these>",
                 received=path,
                 remedy="make the names with bdl_bench.metrics.flattened.",
             )
-    return Parts(test, validation, **sets)
+    return Parts(test, named["validation"], sets["ood"], sets["shift"], named["decision"])
 
 
 def tuned(arrays: Mapping[str, T]) -> dict[str, T]:
@@ -111,7 +115,7 @@ def flattened(split: Parts, *, prefix: str = "") -> dict[str, Array]:
     Returns:
         Arrays by name.
     """
-    named: dict[str, Named] = {"": split.test, "validation/": split.validation}
+    named: dict[str, Named] = {"": split.test, "validation/": split.validation, "decision/": split.decision}
     for section, sets in (("ood", split.ood), ("shift", split.shift)):
         named |= {f"{section}/{name}/": arrays for name, arrays in sets.items()}
     return {f"{prefix}{group}{name}": array for group, arrays in named.items() for name, array in arrays.items()}

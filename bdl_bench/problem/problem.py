@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bdl_bench.problem.decision import Decision, check_decision
 from bdl_bench.problem.kept_rows import Budget, CheckedRows, KeptRows, description_of_order, kept_rows, kept_train
 from bdl_bench.problem.loader_checks import LoaderChecks
 from bdl_bench.problem.queries import Loader, moved, rows
@@ -59,6 +60,9 @@ class Problem:
         shifts: loaders of shifted (x, y) by name. Sets of a family are named "<family>-<severity>", severity 1 to 5.
         plot_grid: a loader of ascending inputs x (M, 1), with or without the noiseless y, at which the report draws the
             mean and a band of two standard deviations. It is not scored.
+        pool: loader of (x, y) from which a decision labels rows; x is one tensor.
+        decision: what the method decides: `ActiveLearning`, `BayesianOptimisation` or `Interventions`, each a loop of
+            trainings with `make_model` and `recipe`. None: the method is fitted once.
 
     Raises:
         ModelError: for a network that cannot be used.
@@ -92,6 +96,8 @@ class Problem:
         ood: Mapping[str, Loader] | None = None,
         shifts: Mapping[str, Loader] | None = None,
         plot_grid: Loader | None = None,
+        pool: Loader | None = None,
+        decision: Decision | None = None,
     ) -> None:
         self.model = model
         self.likelihood = resolve_likelihood(likelihood)
@@ -101,6 +107,7 @@ class Problem:
         self.members = list(members) if isinstance(members, Iterable) else members
         self.dropout_model = dropout_model
         self.ood, self.shifts, self.plot_grid = dict(ood or {}), dict(shifts or {}), plot_grid
+        self.pool, self.decision = pool, decision
         self._kept: dict[str, tuple[Loader, Loader]] = {}
         self._layout = ALL_ROWS
         self._check()
@@ -128,12 +135,13 @@ class Problem:
         return [self.members(number) for number in range(1, ENSEMBLE_SIZE)]
 
     def sets(self) -> dict[str, Loader]:
-        """Return every loader by its name in records: train, validation, test, ood/…, shift/…, plot_grid."""
+        """Return every loader by its name in records: train, validation, test, ood/…, shift/…, plot_grid, pool."""
         return {
             **{name: getattr(self, name) for name in _SPLITS},
             **{f"ood/{name}": loader for name, loader in self.ood.items()},
             **{f"shift/{name}": loader for name, loader in self.shifts.items()},
             **({} if self.plot_grid is None else {"plot_grid": self.plot_grid}),
+            **({} if self.pool is None else {"pool": self.pool}),
         }
 
     def on(self, device: str | torch.device) -> Problem:
@@ -168,6 +176,20 @@ class Problem:
         budget = Budget()
         return self._with_sets({name: self._kept_set(name, loader, budget) for name, loader in self.sets().items()})
 
+    def without_decision(self, model: nn.Module, train: Loader) -> Problem:
+        """Return the problem with another trained network and other training rows, without pool and decision.
+
+        Args:
+            model: the network, trained on the rows, in eval mode.
+            train: a loader of the rows.
+
+        Returns:
+            The problem. Its other rows are those of this problem.
+        """
+        changed = self._with_sets({**self.sets(), "train": train})
+        changed.model, changed.pool, changed.decision = model, None, None
+        return changed
+
     def order_descriptions(self) -> dict[str, str]:
         """Return the order of the rows in words, by set."""
         return {name: description_of_order(loader) for name, loader in self.sets().items()}
@@ -195,7 +217,7 @@ class Problem:
             setattr(changed, name, sets[name])
         changed.ood = {name: sets[f"ood/{name}"] for name in self.ood}
         changed.shifts = {name: sets[f"shift/{name}"] for name in self.shifts}
-        changed.plot_grid = sets.get("plot_grid")
+        changed.plot_grid, changed.pool = sets.get("plot_grid"), sets.get("pool")
         return changed
 
     def _check(self) -> None:
@@ -221,7 +243,26 @@ class Problem:
             checks.check_queries(f"ood {name}", loader)
         if self.plot_grid is not None:
             check_plot_grid(checks.check_queries("plot_grid", self.plot_grid))
+        if self.pool is not None:
+            checks.check_split("pool", self.pool, scored=True)
         self._layout = checks.layout
+        self._check_decision()
+
+    def _check_decision(self) -> None:
+        if self.decision is None:
+            if self.pool is not None:
+                raise OptionError("a decision for the pool", received="a pool alone", remedy="pass decision=, too.")
+            return
+        own = [name for name in ("members", "dropout_model") if getattr(self, name) is not None]
+        if self.recipe is None or self.make_model is None or own:
+            raise OptionError(
+                "make_model and recipe for a decision, whose loop trains networks, and no members or dropout_model",
+                received=f"a problem with {' and '.join(own)}" if own else "a problem without one of them",
+                remedy="pass make_model= and recipe= to Problem, and no trained networks of your own.",
+            )
+        counts = [None if loader is None else count_rows(loader) for loader in (self.train, self.pool)]
+        assert counts[0] is not None
+        check_decision(self.decision, self.likelihood.kind, n_train=counts[0], n_pool=counts[1])
 
 
 class _OnDevice:
@@ -233,6 +274,20 @@ class _OnDevice:
     def __iter__(self) -> Iterator[Any]:
         for item in self.loader:
             yield moved(item, self.device)
+
+
+def count_rows(loader: Loader) -> int:
+    """Return the number of rows of a loader. Raises DataError for inputs that are not one tensor."""
+    n = 0
+    for batch in rows(loader):
+        if not isinstance(batch.x, Tensor):
+            raise DataError(
+                "inputs that are one tensor, since a decision selects rows",
+                received=f"a {type(batch.x).__name__}",
+                remedy="one tensor x (B, ...), or no decision.",
+            )
+        n += len(batch.x)
+    return n
 
 
 def check_precision(value: float | Mapping[str, float]) -> None:

@@ -19,7 +19,8 @@ def problem_digest(problem: Problem) -> str:
     """Return 16 hexadecimal digits, which any changed value of the problem changes. Its loaders may shuffle."""
     trained = [name for name, p in problem.model.named_parameters() if p.requires_grad]
     settings = (
-        problem.likelihood, problem.prior_precision, problem.recipe, problem.trained, problem.make_model, trained
+        problem.likelihood, problem.prior_precision, problem.recipe, problem.trained, problem.make_model, trained,
+        problem.decision,
     )  # fmt: skip
     own = (problem.trained_members, problem.dropout_model)
     rows = (f"{name}\0{rows}" for name, rows in sorted(row_set_digests(problem).items()))

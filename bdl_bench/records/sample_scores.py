@@ -83,11 +83,28 @@ class SampleScores:
         except _ABSENT:
             return {}
 
-    def _mutual_information(self, x: PyTree, prediction: Prediction) -> Floats:
+    def log_probs(self, x: PyTree) -> Floats:
+        """Return log-probabilities of the classes by function samples, of each row alone.
+
+        Args:
+            x: inputs of M rows.
+
+        Returns:
+            (S, M, C), for Bernoulli outputs (S, M, C, 2).
+
+        Raises:
+            UnsupportedError, TooLargeError: the method has no samples.
+        """
+        return self._log_probs_of(x, self.predict(x))
+
+    def _log_probs_of(self, x: PyTree, prediction: Prediction) -> Floats:
         samples = self._members(prediction)
         if samples is None:
             samples = self._independent_rows(x, prediction)
-        return mutual_information(_log_probs(samples, prediction.kind))
+        return _log_probs(samples, prediction.kind)
+
+    def _mutual_information(self, x: PyTree, prediction: Prediction) -> Floats:
+        return mutual_information(self._log_probs_of(x, prediction))
 
     def _of_classes(self, query: Query, prediction: Prediction) -> dict[str, Floats]:
         """Return joint NLL and mutual information of rows with targets, from the same samples."""

@@ -14,7 +14,7 @@ from bdl_bench.metrics import tuned as without_tuned_prefix
 __all__ = ["ArrayView"]
 
 _TUNED = "tuned/"
-_SCORED = ("", "validation", "ood", "shift")
+_SCORED = ("", "validation", "ood", "shift", "decision")
 Orders = Mapping[str, NDArray[np.int64]]
 """For each set of rows ("" is the test rows): indices that put its rows into another order."""
 

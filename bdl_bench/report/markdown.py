@@ -10,6 +10,7 @@ from bdl_bench.report.formatting import count, mean_and_half_width, number
 from bdl_bench.report.reference_agreement import CostRow
 from bdl_bench.report.scores import ScoreEntry, ScoreTable
 from bdl_bench.report.sections.custom import CustomSection
+from bdl_bench.report.sections.decisions import Decisions, Effects, effect_words
 from bdl_bench.report.summary import TaskView
 from bdl_bench.report.view import Report
 from bdl_bench.stats import Interval
@@ -80,6 +81,10 @@ def _task(task: TaskView) -> list[str]:
     for section in task.sections:
         if isinstance(section, CustomSection):
             lines += _custom(section)
+        elif isinstance(section, Decisions):
+            lines += _decisions(section)
+        elif isinstance(section, Effects):
+            lines += _effects(section)
     header = ["method", "fit", "tune", "predict", "epoch equivalents (forward + backward)", "peak memory"]
     return [*lines, "", "Cost, medians over seeds:", "", *_numbers(header, map(_cost, task.costs.rows))]
 
@@ -121,6 +126,27 @@ def _custom(section: CustomSection) -> list[str]:
     text = [_escaped(paragraph) for paragraph in (*section.text, *([section.error] if section.error else []))]
     table = _numbers([_escaped(h) for h in section.header], [[_escaped(e) for e in row] for row in section.rows])
     return ["", f"### {_escaped(section.title)}", "", *text, *(["", *table] if section.header else [])]
+
+
+def _decisions(section: Decisions) -> list[str]:
+    header = ["method", *(f"gain over {over} {key}" for key, over in section.header.items())]
+    rows = (
+        [_escaped(method), *(f"{_joined(gain.interval)} ({gain.verdict})" for gain in gains.values())]
+        for method, gains in section.gains.items()
+    )
+    sentences = [f"- {_escaped(sentence)}" for sentence in section.sentences]
+    return ["", f"### {section.title}", "", *sentences, "", section.note, "", *_numbers(header, rows)]
+
+
+def _effects(section: Effects) -> list[str]:
+    header = ["method", *(f"{words} (expected: {expected})" for words, expected in section.header.values())]
+    rows = (
+        [_escaped(method), *(f"{effect_words(effect)}, {effect.found}" for effect in effects.values())]
+        for method, effects in section.rows.items()
+    )
+    sentences = [f"- {_escaped(sentence)}" for sentence in section.sentences]
+    title = "### Decisions: interventions on the training set"
+    return ["", title, "", *sentences, "", section.note, "", *_numbers(header, rows)]
 
 
 def _cost(row: CostRow) -> Sequence[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.methods import METHODS
-from bdl_bench.metrics import METRICS, Metric, evaluate, metrics_of
+from bdl_bench.metrics import Metric, evaluate, metrics_of
 from bdl_bench.records.record import Record, RecordStore
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.pairing import Rows, orders_between, rows_of, why_not_comparable
@@ -65,7 +65,7 @@ class TaskResults:
     @property
     def all_metrics(self) -> tuple[Metric, ...]:
         """Every metric that some method has, except those of shifted rows, which are shown in figures only."""
-        found = {metric.key: metric for metric in METRICS[self.kind]}
+        found: dict[str, Metric] = {}
         for method in self.methods:
             predictions = self.predictions(method, min(self.finished[method])).for_metrics()
             found |= {metric.key: metric for metric in metrics_of(self.kind, predictions)}
@@ -78,6 +78,11 @@ class TaskResults:
         records = [record for seeds in self.finished.values() for record in seeds.values()]
         found = {key: own for record in records for key, own in record.own_metrics.items() if key not in known}
         return tuple(Metric(key, m.label, m.reading, m.better, relevant=m.relevant) for key, m in found.items())
+
+    @property
+    def own_training_rows(self) -> bool:
+        """Whether each method has chosen its training rows, so that variances of two methods are not comparable."""
+        return any("decision/queried" in self.arrays(m, min(self.finished[m])) for m in self.methods)
 
     @property
     def tuned_methods(self) -> list[str]:

@@ -22,6 +22,7 @@ from bdl_bench.report.sections.configuration import configuration
 from bdl_bench.report.sections.context import Context
 from bdl_bench.report.sections.cost import costs
 from bdl_bench.report.sections.custom import custom_sections
+from bdl_bench.report.sections.decisions import decisions
 from bdl_bench.report.sections.disagreement import disagreements
 from bdl_bench.report.sections.fidelity import fidelity_section
 from bdl_bench.report.sections.ood import out_of_distribution
@@ -97,6 +98,7 @@ def _task_view(context: Context, index: int, records: Sequence[Record]) -> TaskV
     cost, exact = costs(context, table.compared), agreement(context)
     posterior = fidelity_section(context, records)
     sections: Sequence[Section | None] = (
+        *decisions(context),
         table,
         posterior,
         cost,

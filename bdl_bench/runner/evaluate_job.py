@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 
 from bdl_bench.data.folder import MissingDataError
+from bdl_bench.decisions import Learner, Networks, run_decision
 from bdl_bench.methods import METHODS, Method
 from bdl_bench.methods.custom_methods import as_estimator, learned_values
 from bdl_bench.methods.registry import check_recipe
@@ -138,14 +139,16 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
     findings, gradient = preflight(problem), relative_gradient(problem)
     rewind(problem.sets().values())
     with seeded(job.model.seed), _collected_warnings("warnings") as fit_warnings:
-        predictor, test, cost = _fit_and_predict(job, method, problem)
+        final, curves = _after_decision(job, method, problem)
+        predictor, test, cost = _fit_and_predict(job, method, final)
         arrays, estimator = test | predictor.other_sets(), predictor.estimator
+        arrays |= prefixed("decision", curves)
     with seeded(job.model.seed), _collected_warnings("warnings of tuning") as tuning_warnings:
-        tuning = _tuned(job, estimator, problem)
+        tuning = None if problem.pool is not None else _tuned(job, estimator, final)
         tuned_arrays = {}
         if tuning is not None:
             tuned_arrays = Predictor(
-                problem, tuning.estimator, tuning.predict_standardized, tuning.calibration
+                final, tuning.estimator, tuning.predict_standardized, tuning.calibration
             ).all_sets()
     kind = problem.likelihood.kind
     check_arrays(arrays)
@@ -161,12 +164,29 @@ def _evaluate(job: EvaluationJob) -> EvaluationResult:
         tuning=None if tuning is None else Tuning(**tuning.to_dict()),
         cost=_with_tuning(cost, estimator, tuning),
         training=job.model.training,
-        configuration=_configuration(job, problem, estimator, n_test=len(test["targets"])),
+        configuration=_configuration(job, problem, final, estimator, n_test=len(test["targets"])),
         fit_report=_fit_report(estimator) | fit_warnings | tuning_warnings,
         preflight=findings,
         relative_gradient=gradient,
     )
     return record, arrays | prefixed("tuned", tuned_arrays)
+
+
+def _after_decision(job: EvaluationJob, method: Method, problem: Problem) -> tuple[Problem, Arrays]:
+    """Return the problem at the end of its decision's loop and the curves of that; itself and none without one.
+
+    Raises UnsupportedError for a network whose training was continued, which a loop does not repeat.
+    """
+    if problem.decision is None:
+        return problem, {}
+    if job.model.training.convergence is not None:
+        raise UnsupportedError(
+            "a task without a decision for converged_map",
+            received=f"{job.model.task}, whose loop trains every network by the recipe",
+            remedy="compare this task in another directory, without converged_map.",
+        )
+    outcome = run_decision(Learner(problem, method.build, job.model.seed, _NETWORKS))
+    return outcome.problem.kept(), outcome.arrays
 
 
 def _fit_and_predict(job: EvaluationJob, method: Method, problem: Problem) -> tuple[Predictor, Arrays, Cost]:
@@ -235,6 +255,8 @@ def _collected_warnings(name: str) -> Iterator[dict[str, str]]:
 
 _LAST: dict[tuple[str, Path, str], Problem] = {}
 """The last problem of this process, since the jobs of one problem mostly follow each other."""
+_NETWORKS: Networks = {}
+"""Networks of the last problem on rows that all methods query."""
 
 
 def _problem(job: EvaluationJob) -> Problem:
@@ -242,6 +264,7 @@ def _problem(job: EvaluationJob) -> Problem:
     key = (job.model.key, job.directory, job.device)
     if key not in _LAST:
         _LAST.clear()
+        _NETWORKS.clear()
         _LAST[key] = load_problem(job.model, job.directory, job.device)
     elif _LAST[key].trains_model:
         load_checkpoint(_LAST[key], job.model, job.directory)
@@ -256,9 +279,12 @@ def _now(device: str) -> float:
 
 
 def _configuration(
-    job: EvaluationJob, problem: Problem, estimator: UncertaintyEstimator, *, n_test: int
+    job: EvaluationJob, problem: Problem, final: Problem, estimator: UncertaintyEstimator, *, n_test: int
 ) -> dict[str, str]:
-    return {
+    decision = {} if problem.decision is None else {"decision": repr(problem.decision)}
+    if problem.pool is not None:
+        decision["tuning"] = "none, since labels of validation rows would be labels that no method asked for"
+    return decision | {
         "likelihood": repr(problem.likelihood),
         "prior_precision": repr(problem.prior_precision),
         "parameters": str(problem.n_parameters),
@@ -268,7 +294,7 @@ def _configuration(
         "device": job.device,
         "threads": str(torch.get_num_threads()),
         "tune_budget": str(job.tune_budget),
-        "row_order": _row_orders(problem),
+        "row_order": _row_orders(final),
     }
 
 

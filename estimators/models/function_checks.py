@@ -20,9 +20,12 @@ __all__ = ["check_displaced_outputs", "check_outputs", "check_parameter_swap", "
 _QUERY = "query"
 _ROWS_ALONE = 3
 """Rows of each batch that are computed alone. A branch on the mean of a batch shows at every other row."""
-_STEPS = {torch.float64: (1e-6, 1e-5, 1e-4)}
+_STEPS = {torch.float64: (1e-8, 1e-6, 1e-4)}
 _DEFAULT_STEPS = (1e-3, 1e-2)
-"""Displacements of the weights in finite differences, relative to their mean size, by dtype; the best counts."""
+"""Displacements of the weights in finite differences, relative to their mean size, by dtype; the best counts.
+
+The smallest one seldom crosses the kink of a ReLU: with 1e-6, about one fit in 40 on 8-50-1 networks did, and raised.
+"""
 _AWAY_FROM_KINKS = 0.03
 """Distance of the second place of finite differences from the weights, relative to their mean size."""
 _DIFFERENCE_TOLERANCE = {torch.float64: 1e-3}

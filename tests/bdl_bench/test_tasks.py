@@ -26,6 +26,13 @@ SIZES = {
     "airfoil-gap": (351, "regression", (802, 100, 100)),
     "bike": (3251, "regression", (13902, 1738, 1737)),
     "concrete": (501, "regression", (804, 100, 101)),
+    "concrete-active-learning": (501, "regression", (20, 100, 200)),
+    "concrete-active-learning-power": (501, "regression", (20, 100, 200)),
+    "concrete-interventions": (501, "regression", (400, 205, 400)),
+    "concrete-optimisation": (501, "regression", (10, 100, 100)),
+    "digits-active-learning": (2410, "classification", (20, 277, 500)),
+    "digits-active-learning-power": (2410, "classification", (20, 277, 500)),
+    "digits-interventions": (2410, "classification", (400, 397, 1000)),
     "breast-cancer": (513, "binary", (300, 119, 150)),
     "diabetes": (601, "regression", (300, 42, 100)),
     "diabetes-gap": (601, "regression", (206, 44, 44)),
@@ -114,9 +121,10 @@ def test_making_a_problem_leaves_the_random_state_alone(name):
 @pytest.mark.parametrize("name", sorted(set(OFFLINE) - set(PUBLISHED)))
 def test_no_row_is_in_two_parts_nor_out_of_distribution(name, seed):
     problem = made(name, seed)
-    repeats_inputs = name in ("bike", "concrete")  # measured again, with another target
+    repeats_inputs = name.startswith(("bike", "concrete"))  # measured again, with another target
     bytes_of = with_targets if repeats_inputs else fingerprints
-    sets = [bytes_of(loader) for loader in (*parts(problem), *problem.ood.values())]
+    pool = [] if problem.pool is None else [problem.pool]
+    sets = [bytes_of(loader) for loader in (*parts(problem), *problem.ood.values(), *pool)]
     assert len(set().union(*sets)) == sum(map(len, sets))
 
 
@@ -200,7 +208,8 @@ def test_the_toy_has_no_row_in_its_gap_and_a_band_across_it():
     [
         ("breast-cancer", 0.12), ("digits", 0.1), ("digits-cnn", 0.1), ("digits-ood", 0.1), ("wine", 0.15),
         ("diabetes", 1.0), ("diabetes-gap", 1.2), ("toy-gap", 0.2),
-        ("airfoil", 0.5), ("airfoil-gap", 0.5), ("bike", 0.4), ("concrete", 0.5),
+        ("airfoil", 0.5), ("airfoil-gap", 0.5), ("bike", 0.4), ("concrete", 0.5), ("concrete-interventions", 0.6),
+        ("digits-interventions", 0.15),
     ],
 )  # fmt: skip
 def test_a_trained_network_is_right_on_test_rows(name, most):

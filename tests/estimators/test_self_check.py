@@ -20,6 +20,7 @@ from estimators import (
 from estimators.curvature.last_layer.features import FeatureHook
 from estimators.errors import DerivativeRouteWarning, ModelError, NoLastLayerError, UnsupportedError
 from estimators.models import Network
+from estimators.models.function_checks import check_displaced_outputs
 from estimators.models.input_kinds import MOST_KINDS, InputKinds
 from estimators.models.layer_jacobians import LayerwiseJacobian
 from estimators.models.network import _Pulls
@@ -289,6 +290,15 @@ class Kinked(Plain):
 def test_weights_on_the_kink_of_a_unit_without_weights_can_be_displaced():
     solver = NewtonRefit(1e-4, difference="forward")
     RegVar(network(Kinked), "classification", regularizer=Pointwise(), solver=solver).fit(rows()).variance(QUERIES)
+
+
+@pytest.mark.parametrize("distance", [3e-7, 3e-6])
+def test_a_row_beside_the_kink_of_a_relu_does_not_stop_a_refit(distance):
+    model = network(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)))
+    x = rows()[0][0]
+    with torch.no_grad():  # the first row is that far from the kink of every unit
+        model[0].bias -= model[0](x[:1])[0] - distance
+    check_displaced_outputs(Network(model, list(dict(model.named_parameters()))), x)
 
 
 class Detached(Plain):

@@ -35,7 +35,7 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class AgreementSection:
-    """Agreement of every method; `rows` is empty if the reference was not run."""
+    """Agreement of every method; `rows` is empty if the reference was not run, or if methods choose training rows."""
 
     template: ClassVar[str] = "agreement.html"
     reference: str
@@ -48,7 +48,7 @@ class AgreementSection:
 def agreement(context: Context) -> AgreementSection:
     """Return numbers over all seeds, and figures of the first seed that a method shares with the reference."""
     results = context.results
-    rows = agreement_rows(results, context.design)
+    rows = [] if results.own_training_rows else agreement_rows(results, context.design)
     drawings: list[Drawing | None] = []
     largest: dict[str, list[Disagreement]] = {}
     for row in rows:

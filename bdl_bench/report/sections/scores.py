@@ -17,7 +17,7 @@ from bdl_bench.report.seed_design import SeedDesign
 __all__ = ["Scores", "scores"]
 
 _TEST = ("cls/", "reg/", "cal/")
-_ELSEWHERE = ("sc/", "cov/", "width/", "ood/", "shift/")
+_ELSEWHERE = ("sc/", "cov/", "width/", "ood/", "shift/", "al/", "bo/", "dis/")
 """Beginnings of the keys of metrics that other sections show."""
 
 
