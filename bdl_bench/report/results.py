@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdl_bench.methods import METHODS
-from bdl_bench.metrics import Metric, evaluate, metrics_of
+from bdl_bench.metrics import METRICS, Metric, evaluate, metrics_of
 from bdl_bench.records.record import Record, RecordStore
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.pairing import Rows, orders_between, rows_of, why_not_comparable
