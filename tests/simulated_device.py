@@ -123,6 +123,9 @@ class DeviceTensor(torch.Tensor):
 def _call(func, args, kwargs):
     """One operation on the tensors inside, after the checks that a device makes."""
     _check_devices(func, args, kwargs)
+    if func is torch.ops.aten.set_.source_Tensor:
+        args[0].inner = args[1].inner  # a wrapper has no storage of its own
+        return args[0]
     if torch.Tag.inplace_view in func.tags:
         with no_dispatch():
             func(*args, **kwargs)  # the shape of the wrapper

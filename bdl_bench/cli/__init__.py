@@ -1,7 +1,7 @@
 """The command line."""
 
+from bdl_bench.cli import report_command, study_commands  # noqa: F401  each adds its commands to the application
+from bdl_bench.cli.application import app
 from bdl_bench.cli.commands import main
-from bdl_bench.cli.report_command import app
-from bdl_bench.cli.study_commands import reproduce, sbc  # registers both
 
-__all__ = ["app", "main", "reproduce", "sbc"]
+__all__ = ["app", "main"]

@@ -27,7 +27,7 @@ _DEFAULT_STEPS = (1e-3, 1e-2)
 The smallest one seldom crosses the kink of a ReLU: with 1e-6, about one fit in 40 on 8-50-1 networks did, and raised.
 """
 _AWAY_FROM_KINKS = 0.03
-"""Distance of the second place of finite differences from the weights, relative to their mean size."""
+"""Distance from the weights to where finite differences are taken a second time, relative to their mean size."""
 _DIFFERENCE_TOLERANCE = {torch.float64: 1e-3}
 _DEFAULT_DIFFERENCE_TOLERANCE = 0.2
 """Largest relative error of a finite difference, by dtype. In float32 most digits of two outputs cancel."""

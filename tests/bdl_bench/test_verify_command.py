@@ -6,7 +6,6 @@ import pytest
 from typer.testing import CliRunner
 
 from bdl_bench.cli import app
-from bdl_bench.cli import commands as cli
 from bdl_bench.verify.run import VerifyResult
 
 MODULE = '''
@@ -73,7 +72,7 @@ def test_without_a_task_one_small_task_per_likelihood_is_verified(tmp_path, monk
         passed.update(problems)
         return VerifyResult((), options["out"])
 
-    monkeypatch.setattr(cli, "verify_problems", verified)
+    monkeypatch.setattr("bdl_bench.verify.run.verify_problems", verified)
     result = verify("--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert {problem.likelihood.kind for problem in passed.values()} == {"regression", "classification", "binary"}
@@ -88,7 +87,7 @@ def test_each_option_of_verify_reaches_the_verification(my_model, tmp_path, monk
         passed.pop("listener")
         return VerifyResult((), options["out"])
 
-    monkeypatch.setattr(cli, "verify_problems", verified)
+    monkeypatch.setattr("bdl_bench.verify.run.verify_problems", verified)
     result = verify("--model", my_model, "--curvature", "hessian", "--subset", "0.*,2.bias", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert passed == {

@@ -68,7 +68,8 @@ def bound_by_hand(kind, phi, y, mean, covariance, delta, theta_0):
 @pytest.mark.parametrize("kind", ["classification", "binary"])
 def test_the_bound_is_that_of_the_paper_and_stationary(kind, make_problem):
     problem = make_problem(kind)
-    options = {"prior_precision": PRIOR, "prior_mean": 0.3, "tol": 1e-8}
+    # Round-off of the bound ends a line search at derivatives of about 1e-8, depending on the processor.
+    options = {"prior_precision": PRIOR, "prior_mean": 0.3, "tol": 1e-7}
     fitted = VBLL(problem.model, kind, **options).fit(problem.loader)
     phi, _ = features(problem)
     delta = torch.tensor([3.1] * 5 + [0.9], dtype=torch.float64)
