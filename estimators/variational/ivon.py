@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Unpack
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.numerics.reductions import is_finite
+from estimators.objective.objective import Objective
 from estimators.objective.recorded_gradients import BatchGradients
 from estimators.option_checks import checked_integer, checked_number, checked_seed
+from estimators.persistence.state import Learned
 from estimators.runtime.progress import track
 from estimators.training.recipe import Recipe
 from estimators.training.training import epoch
@@ -24,6 +26,15 @@ __all__ = ["IVON", "IVONState", "ivon_step"]
 
 DEFAULT_RECIPE = Recipe(epochs=200, batch_size=64, optimizer="sgd", lr=0.1)
 """The learning rate is that of the paper's experiments."""
+_MOST_REDUCTIONS, _REDUCTION = 4, 0.25
+"""How often the learning rate is reduced, and by which factor, if the optimisation diverges.
+
+The variances of IVON are those of single weights. If weights are strongly correlated, as in small regressions with
+little noise, the curvature in these units exceeds 2/lr, and the mean leaves the data without becoming infinite.
+"""
+_EXCESS_PER_WEIGHT = 1.0
+"""Nats per weight by which L at the mean may exceed L at the trained weights. A sample of the posterior itself is half
+a nat per weight above the minimum."""
 
 
 @dataclass
@@ -93,7 +104,9 @@ class IVON(MeanFieldEstimator):
     The gradient ĝ is taken at a sample θ = m + σ ε, and ĝ ε/σ estimates the diagonal Hessian without second
     derivatives. On a quadratic loss, q converges to the mean-field optimum, with the precision diag(H) + δ. The ELBO is
     that of `MeanFieldVI`; only the optimizer differs. h starts at `initial_hessian`, and m at the trained weights.
-    There is no clipping of the gradient, and the effective sample size of the paper is N.
+    There is no clipping of the gradient, and the effective sample size of the paper is N. If L at the mean ends more
+    than one nat per weight above L at the trained weights, or is not finite, the optimisation has diverged, and starts
+    again with a quarter of the learning rate, four times at most.
 
     Args:
         model: the trained network, in eval mode; it is not changed.
@@ -115,11 +128,12 @@ class IVON(MeanFieldEstimator):
         std_: σ (P,).
         elbo_: the evidence lower bound in nats.
         elbo_standard_error_: its Monte-Carlo standard error.
+        lr_: the learning rate with which the optimisation converged.
         fit_report_: the passes of the fit.
 
     Raises:
         OptionError: for an invalid option; `fit` raises it for a δ of 0. `fit` raises ConvergenceError if the
-            optimisation diverges.
+            optimisation diverges at every learning rate.
 
     Example:
         >>> import torch
@@ -155,8 +169,24 @@ class IVON(MeanFieldEstimator):
 
     def _optimise(self, gradients: BatchGradients, *, progress_bar: bool) -> tuple[Tensor, Tensor]:
         objective = gradients.objective
+        recipe = self.recipe.resolve(objective.batches.n_data)
+        limit = float(objective.loss(objective.theta)) + _EXCESS_PER_WEIGHT * objective.theta.numel()
+        for _ in range(_MOST_REDUCTIONS + 1):
+            state = self._run(gradients, recipe, progress_bar=progress_bar)
+            if state is not None and float(objective.loss(state.mean)) <= limit:
+                self.lr_ = float(recipe.lr)
+                return state.mean, state.variance(objective.prior.precision).sqrt()
+            recipe = replace(recipe, lr=recipe.lr * _REDUCTION)
+        raise ConvergenceError(
+            "an optimisation whose mean predicts the training rows about as well as the trained weights",
+            received=f"one that diverges with lr={self.recipe.lr:g} and down to {recipe.lr / _REDUCTION:.2g}",
+            remedy="a smaller lr, a larger initial_hessian, or MeanFieldVI.",
+        )
+
+    def _run(self, gradients: BatchGradients, recipe: Recipe, *, progress_bar: bool) -> IVONState | None:
+        """Return the state after all epochs, or None once it is not finite."""
+        objective = gradients.objective
         theta, prior, n_data = objective.theta, objective.prior, objective.batches.n_data
-        recipe = self.recipe.resolve(n_data)
         assert not isinstance(recipe.epochs, str)
         initial = torch.full_like(theta, self.initial_hessian * n_data)
         state = IVONState(theta.clone(), initial, torch.zeros_like(theta))
@@ -172,8 +202,17 @@ class IVON(MeanFieldEstimator):
                 lr = recipe.learning_rate(rows / (recipe.epochs * n_data))
                 ivon_step(state, slopes, noise, prior.precision, prior.mean, lr=lr, **betas)
                 rows += len(batch)
-            _check_finite(state, recipe)
-        return state.mean, state.variance(prior.precision).sqrt()
+            if not (is_finite(state.mean) and is_finite(state.hessian)):
+                return None
+        return state
+
+    def _get_fit_state(self) -> Learned:
+        tensors, learned = super()._get_fit_state()
+        return tensors, {**learned, "lr": self.lr_}
+
+    def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
+        super()._set_fit_state(objective, tensors, learned)
+        self.lr_ = learned["lr"]
 
 
 def _checked_recipe(recipe: Recipe) -> Recipe:
@@ -185,12 +224,3 @@ def _checked_recipe(recipe: Recipe) -> Recipe:
             remedy=f"{DEFAULT_RECIPE}.",
         )
     return recipe
-
-
-def _check_finite(state: IVONState, recipe: Recipe) -> None:
-    if not (is_finite(state.mean) and is_finite(state.hessian)):
-        raise ConvergenceError(
-            "an optimisation that stays finite",
-            received=f"NaN or Inf after {state.step} steps with {recipe}",
-            remedy="a smaller lr, or a larger initial_hessian.",
-        )

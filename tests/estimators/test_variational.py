@@ -11,7 +11,7 @@ from estimators.data.batch import Batch
 from estimators.errors import ConvergenceError, OptionError
 from estimators.objective.objective import Prior
 from estimators.objective.recorded_gradients import BatchGradients
-from estimators.training import Recipe
+from estimators.training import Recipe, train_map
 from estimators.variational import IVON, MeanFieldVI
 from estimators.variational.ivon import IVONState, ivon_step
 from estimators.variational.mean_field import kl_divergence
@@ -173,6 +173,23 @@ def test_bad_options_and_divergence_are_errors(name, problem):
         build(name, problem, prior_precision={"bias": 0.0, "*": 1.0}).fit(problem.loader)
     with pytest.raises(ConvergenceError, match="smaller lr"):
         build(name, problem, recipe=Recipe(epochs=3, optimizer="sgd", lr=1e305)).fit(problem.loader)
+
+
+def test_ivon_takes_a_smaller_learning_rate_if_its_mean_leaves_the_data():
+    """With little noise, correlated weights make the default diverge without an infinite number."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.linspace(-2, -1, 30), torch.linspace(1, 2, 30)])[:, None].double()
+    y = (2 * x).sin()
+    model = nn.Sequential(nn.Linear(1, 30), nn.Tanh(), nn.Linear(30, 1)).double()
+    loader = list(zip(x.split(16), y.split(16), strict=True))
+    train_map(model, Gaussian(0.05), loader, prior_precision=0.1, recipe=Recipe(epochs=300, lr=1e-2))
+    options = {"prior_precision": 0.1, "n_samples": 20, "recipe": Recipe(epochs=60, optimizer="sgd", lr=0.1)}
+    fitted = IVON(model, Gaussian(0.05), **options).fit(loader)
+    assert fitted.lr_ in (0.1 / 4, 0.1 / 16, 0.1 / 64)
+    objective = fitted.objective_
+    assert float(objective.loss(fitted.mean_) - objective.loss(objective.theta)) <= objective.theta.numel()
+    again = IVON(model, Gaussian(0.05), **options).load_state_dict(fitted.state_dict())
+    assert again.lr_ == fitted.lr_
 
 
 def test_options_of_one_method_are_checked(problem):
