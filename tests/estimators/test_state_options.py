@@ -274,7 +274,7 @@ CASES = {
         {**BASE, "n_chains": 3, "warm_up": 5, "n_samples": 3, "thinning": 2, "step_size": 0.01, "seed": 1}
         | dict.fromkeys(["make_model", "recipe"]),
     ),
-    "temperature": ((TemperatureScaling, {"validation": data("classification")}), BASE),
+    "temperature": ((TemperatureScaling, {"validation": data("classification")}), {**BASE, "shrinkage": 0.5}),
 }
 COMPARED_NOWHERE = {
     "model",
