@@ -220,7 +220,7 @@ def method_names(names: str | None) -> list[str]:
 def _seeds(text: str) -> list[int]:
     from estimators.errors import OptionError
 
-    numbers = [word.strip() for word in text.split(",") if word.strip()]
+    numbers = comma_separated(text)
     if not numbers or not all(word.isdecimal() for word in numbers):
         raise OptionError("--seed-list with comma-separated seeds >= 0", received=repr(text), remedy="5,7.")
     return [int(word) for word in numbers]
