@@ -170,16 +170,17 @@ class IVON(MeanFieldEstimator):
     def _optimise(self, gradients: BatchGradients, *, progress_bar: bool) -> tuple[Tensor, Tensor]:
         objective = gradients.objective
         recipe = self.recipe.resolve(objective.batches.n_data)
+        lr = float(recipe.lr)
         limit = float(objective.loss(objective.theta)) + _EXCESS_PER_WEIGHT * objective.theta.numel()
         for _ in range(_MOST_REDUCTIONS + 1):
-            state = self._run(gradients, recipe, progress_bar=progress_bar)
+            state = self._run(gradients, replace(recipe, lr=lr), progress_bar=progress_bar)
             if state is not None and float(objective.loss(state.mean)) <= limit:
-                self.lr_ = float(recipe.lr)
+                self.lr_ = lr
                 return state.mean, state.variance(objective.prior.precision).sqrt()
-            recipe = replace(recipe, lr=recipe.lr * _REDUCTION)
+            lr *= _REDUCTION
         raise ConvergenceError(
             "an optimisation whose mean predicts the training rows about as well as the trained weights",
-            received=f"one that diverges with lr={self.recipe.lr:g} and down to {recipe.lr / _REDUCTION:.2g}",
+            received=f"one that diverges with lr={self.recipe.lr:g} and down to {lr / _REDUCTION:.2g}",
             remedy="a smaller lr, a larger initial_hessian, or MeanFieldVI.",
         )
 
