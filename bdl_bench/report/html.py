@@ -1,7 +1,7 @@
 """A report as one self-contained HTML page: styles and figures are inlined, all text is escaped, nothing is loaded.
 
-The page has one script, which sorts tables. Its Content-Security-Policy has the digest of this script, so that no other
-script runs.
+The page has one script, which sorts tables and opens folded parts before printing. Its Content-Security-Policy has the
+digest of this script, so that no other script runs.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ def columns(n: int, kind: str) -> int:
 
     Args:
         n: number of figures.
-        kind: "small", "middle" or "broad".
+        kind: "small" (5, 4 or 6 columns), "middle" (4 or 3) or "broad" (3 or 2); any other kind has one column.
 
     Returns:
-        The number of columns; the wider one if several fill the last row equally.
+        The number of columns: the first of those of the kind with the fewest empty places; with fewer figures than
+        columns, as many as figures, and at least 2 (4 of the kind "small").
     """
     choices = {"small": (5, 4, 6), "middle": (4, 3), "broad": (3, 2)}.get(kind, (1,))
     if n <= min(choices):

@@ -76,9 +76,10 @@ protein | 4.73±.01 4.36±.04 4.71±.06 4.27±.02 | 2.97±.00 2.89±.01 2.83±.0
 wine | .64±.01 .62±.04 .64±.04 .62±.01 | .97±.01 .93±.06 .94±.12 .93±.01
 yacht | 1.02±.05 1.11±.38 1.58±.48 .67±.05 | 1.63±.02 1.55±.12 1.18±.21 1.25±.01
 """
-"""RMSE and NLL per row. The first three columns are Table 1 of Lakshminarayanan et al. (2017), who took PBP from
-Hernández-Lobato and Adams (2015) and dropout from Gal and Ghahramani (2016). The last is from the readme of Gal's
-repository. ± is the standard deviation over splits for dropout and ensembles, and the standard error for the others."""
+"""In a row: the RMSE of each column | the NLL of each column. The first three columns are Table 1 of Lakshminarayanan
+et al. (2017), who took PBP from Hernández-Lobato and Adams (2015) and dropout from Gal and Ghahramani (2016). The last
+is from the readme of Gal's repository. ± is the standard deviation over splits in the columns "dropout" and "ensemble",
+and the standard error in "PBP" and "dropout, tuned per split"."""
 
 _BDE_COLUMNS = ("linear model", "deep ensemble", "BDE (MILE)")
 _BDE_ROWS = """

@@ -31,10 +31,14 @@ classes; in regression the mean squared error is divided by the variance of the 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """The recipe as text, its epochs, and the weights that the problem's network has before training.
+    """How a problem's network will be trained, and whether its weights have been trained before.
 
-    `loss` is the mean −log p of a label in nats, None for other likelihoods; `trained`: whether the weights have been
-    trained before.
+    Args:
+        recipe: the recipe, as text.
+        epochs: its epochs.
+        loss: mean −log p of a label before the training, in nats; None unless the likelihood is Gaussian, categorical
+            or Bernoulli.
+        trained: whether the weights have been trained before, judged by `loss`.
     """
 
     recipe: str

@@ -58,7 +58,7 @@ class BundledTask:
     Args:
         load: scikit-learn's loader, called with return_X_y=True.
         likelihood: of the targets.
-        sizes: numbers of training and validation rows; the rest are test rows.
+        sizes: numbers of training and validation rows; the rest are test rows. Not used if `gap`: see `_GAP_SHARES`.
         network: builds the untrained network.
         epochs: of training.
         batch_size: of training.

@@ -1,4 +1,4 @@
-"""Minimise several convex losses of a last layer together, by L-BFGS in whitened coordinates."""
+"""Minimise the convex losses of several heads (last layers) together, by L-BFGS in whitened coordinates."""
 
 from __future__ import annotations
 
@@ -26,9 +26,15 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 @dataclass(frozen=True)
 class Whitening:
-    """Coordinates v of layers w (S, C, E), w_sc = B_s D_sc v_sc, in which P_sc = κ_sc G_s + diag δ is the identity.
+    """Coordinates v of displacements of S heads of C outputs and E features, w = w₀ + B_s D_sc v_sc.
 
-    `basis` B (S, E, E), `scale` D (S, C, E).
+    In them P_sc = κ_sc G_s + diag δ is the identity. It approximates the Hessian for output c of head s: G_s (E, E) is
+    the second moment of the features, weighted by the mean curvature of the loss over outputs, and κ_sc the curvature
+    of output c relative to that mean.
+
+    Args:
+        basis: B (S, E, E).
+        scale: D (S, C, E).
     """
 
     basis: Tensor
@@ -51,7 +57,7 @@ class Whitening:
         return cls(basis, (kappa[..., None] * (1 - prior_share) + prior_share).rsqrt())
 
     def displacement(self, v: Tensor) -> Tensor:
-        """Return w from v."""
+        """Return the change of w from v."""
         return (v * self.scale) @ self.basis.mT
 
     def gradient(self, gradient: Tensor) -> Tensor:

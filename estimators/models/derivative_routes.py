@@ -33,8 +33,9 @@ class DerivativeRoutes:
         first: the index of the first route to try, by what is computed; earlier routes have disagreed or failed.
         outputs_by_user_module: whether a copy of the module has other outputs than the module.
         copies_in_a_loop: whether vmap over displaced copies is wrong.
-        writes_inputs: whether a forward writes into its inputs; None if not known yet.
-        input_write_seen: whether a forward has written into its inputs so far.
+        writes_inputs: whether forwards write into their inputs, as decided after the first pass over the training
+            rows; None before it, and inputs are then copied.
+        input_write_seen: whether a forward of that pass has written into its inputs so far.
     """
 
     swap: str = BY_NAME

@@ -17,7 +17,7 @@ from estimators.errors import ModelError
 
 __all__ = ["named_tensors", "parameter_aliases", "parameter_names", "plain_names", "unwrap_children_", "unwrapped"]
 
-_PARALLEL = (DataParallel, DistributedDataParallel, AveragedModel)
+_WITH_MODULE = (DataParallel, DistributedDataParallel, AveragedModel)  # they keep the model in `.module`
 _COMPILED = "_orig_mod"
 
 
@@ -99,7 +99,7 @@ def _plain_name(name: str, inside: dict[str, str]) -> str | None:
 
 def _inner_name(module: nn.Module) -> str | None:
     """The name of the module inside a wrapper; None for any other module."""
-    if isinstance(module, _PARALLEL) and type(module).forward in [kind.forward for kind in _PARALLEL]:
+    if isinstance(module, _WITH_MODULE) and type(module).forward in [kind.forward for kind in _WITH_MODULE]:
         return "module"
     if type(module).__name__ == "OptimizedModule" and isinstance(module._modules.get(_COMPILED), nn.Module):
         return _COMPILED

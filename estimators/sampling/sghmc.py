@@ -24,7 +24,7 @@ class SGHMC(SGMCMC):
 
     This is SGD with a momentum of 1 − α and noise. The estimate of the gradient noise is 0, so that minibatches add to
     the variance. For a Gaussian posterior with precision a and the full gradient, the variance is
-    (1/a) / (1 − ηa/2(2 − α)), with a bias of first order in η, which is the square of the time step.
+    (1/a) / (1 − ηa / (2(2 − α))), with a bias of first order in η, which is the square of the time step.
 
     Args:
         model: the trained network, in eval mode, at which all chains start; it is not changed.

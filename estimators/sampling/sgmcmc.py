@@ -86,7 +86,7 @@ def sgmcmc_step(
         v ← (1 − α) v − η ∇L(θ) + √(2αητ) z,   θ ← θ + v,   z ~ N(0, I)
 
     This is SGHMC in the form of Chen, Fox and Guestrin (2014, equation 15), and with α = 1 SGLD. For a Gaussian
-    posterior with precision a and the full gradient, the stationary variance is (1/a) / (1 − ηa / 2(2 − α)).
+    posterior with precision a and the full gradient, the stationary variance is (1/a) / (1 − ηa / (2(2 − α))).
 
     Args:
         state: the chains.

@@ -1,12 +1,13 @@
 """The GGN layer by layer: kron (K-FAC), ekfac, diag. Other parameters (norms, embeddings) keep its diagonal.
 
 A linear map has inputs a_nt, and gradients b_nkt with respect to its output along the columns k of G_n, with G Gᵀ = Λ
-or its estimate (`curvature.fisher`). Its block of the GGN is Σ_nk (Σ_t b aᵀ)(Σ_t b aᵀ)ᵀ over the entries of W. It is
-replaced by one of these; "expand" and "reduce" differ if a weight is used at several positions t of a row:
+or its estimate (`curvature.fisher`). Its block of the GGN is Σ_nk vec(Σ_t b aᵀ) vec(Σ_t b aᵀ)ᵀ, with vec by rows of W.
+It is replaced by one of these; "expand" and "reduce" differ if a weight is used at several positions t of a row:
 
-    kron     Σ_nt a aᵀ ⊗ Σ_nkt b bᵀ / (positions nt): Martens & Grosse 2015, "expand" in Eschenhagen et al. 2023
-             Σ_n ā āᵀ ⊗ Σ_nk b̄ b̄ᵀ / N with ā = the mean of a over t and b̄ = Σ_t b: "reduce" in Eschenhagen et al. 2023
-    ekfac    the same basis U ⊗ V, with the eigenvalues Σ_nk (Uᵀ Σ_t b aᵀ V)² of the block itself: George et al. 2018
+    kron     Σ_nkt b bᵀ ⊗ Σ_nt a aᵀ / (positions nt): Martens & Grosse 2015, "expand" in Eschenhagen et al. 2023
+             Σ_nk b̄ b̄ᵀ ⊗ Σ_n ā āᵀ / N with b̄ = Σ_t b and ā = the mean of a over t: "reduce" in Eschenhagen et al. 2023
+    ekfac    eigenvectors U of Σ b bᵀ and V of Σ a aᵀ, with the eigenvalues Σ_nk (Uᵀ Σ_t b aᵀ V)² of the block itself:
+             George et al. 2018
     diag     the basis of the weights, with those eigenvalues: the exact diagonal
 
 δ is added to the eigenvalues exactly. Nothing of size P × P or C × P × batch is made. With a sampled or empirical
@@ -71,7 +72,7 @@ class Blocks:
     other_diagonal: Tensor
 
     def precision(self, prior_precision: Tensor) -> BlockPrecision:
-        """A for a prior precision δ (P,).
+        """The posterior precision for a prior precision δ (P,).
 
         Raises:
             OptionError: δ has several values within a map in a Kronecker basis.
@@ -254,7 +255,7 @@ def _kron(
 
 
 def _eigen(outer: SecondMoment, inner: SecondMoment) -> KroneckerBlock:
-    """The block Σ a aᵀ ⊗ Σ b bᵀ / (number of positions) in its eigenbasis."""
+    """The block Σ b bᵀ ⊗ Σ a aᵀ / (number of positions) in its eigenbasis."""
     values, output_basis = outer.eigen()
     moments, input_basis = inner.eigen()
     eigenvalues = torch.outer(values.clamp_min(0), moments.clamp_min(0)) / inner.n_rows

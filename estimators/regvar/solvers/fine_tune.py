@@ -174,7 +174,7 @@ class _Refit:
         self._start, self._value = float(self._value), 0.0
 
     def gradient(self, displacements: Tensor, batch: Batch) -> Tensor:
-        """Return the batch's part of ∇F at the displacements (A, P), (A, P); processes share its rows."""
+        """Return the batch's part of ∇F at the displacements (n_copies, P), (n_copies, P); processes share its rows."""
         objective = self.copies.objective
         mine = objective.process_group.shard(batch)
         if mine is None:

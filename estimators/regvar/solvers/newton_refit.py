@@ -1,4 +1,8 @@
-"""NewtonRefit: the full-batch refit to high precision, for verification."""
+"""NewtonRefit: the full-batch refit to high precision, for verification.
+
+F_a, the objective of perturbed copy a, and its displacement D are defined in `perturbed_copies`; ‖∇F_a‖ / ‖∇r_a‖ is
+‖∇(L − λ s_a r_a)‖ / (λ ‖∇r_a‖). A is the posterior precision.
+"""
 
 from __future__ import annotations
 
@@ -157,13 +161,13 @@ class _Search:
         self.iterations = 0
 
     def relative(self) -> Tensor:
-        """Return ‖∇F‖ / ‖∇r‖ per copy, (A,)."""
+        """Return ‖∇F‖ / ‖∇r‖ per copy, (n_copies,)."""
         relative: Tensor = self.gradient.norm(dim=1) / self.scale
         return relative
 
     @property
     def stalled(self) -> Tensor:
-        """Whether round-off prevents further progress, per copy, (A,)."""
+        """Whether round-off prevents further progress, per copy, (n_copies,)."""
         return (self.idle >= 2) & (self.relative() <= _STALLED)
 
     def finished(self, tol: float) -> bool:
@@ -213,12 +217,12 @@ def _is_centred(objective: Objective, perturbation: Perturbation, lam: float) ->
 
 @dataclass(frozen=True)
 class InnerSolution:
-    """Result of conjugate gradients on A systems.
+    """Result of conjugate gradients on one system per copy.
 
     Args:
-        solution: (A, P); with negative curvature, the iterate before that curvature was found.
-        negative_curvature: whether it was found, (A,).
-        curvature: absolute Rayleigh quotient along the first search direction, (A,).
+        solution: (n_copies, P); with negative curvature, the iterate before that curvature was found.
+        negative_curvature: whether it was found, (n_copies,).
+        curvature: absolute Rayleigh quotient along the first search direction, (n_copies,).
         iterations: number of iterations.
     """
 
@@ -231,7 +235,7 @@ class InnerSolution:
 def conjugate_gradients(
     product: Apply, rhs: Tensor, *, precondition: Apply | None, tol: float, max_iter: int
 ) -> InnerSolution:
-    """Solve H_a u_a = b_a for rhs b (A, P) to ‖b − H u‖ ≤ tol ‖b‖, or to negative curvature (Steihaug 1983)."""
+    """Solve H_a u_a = b_a for rhs b (n_copies, P) to ‖b − H u‖ ≤ tol ‖b‖, or to negative curvature (Steihaug 1983)."""
     precondition = precondition or (lambda v: v)
     u, residual = torch.zeros_like(rhs), rhs
     z = precondition(residual)
@@ -259,5 +263,5 @@ def conjugate_gradients(
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each row of a and b, (A,)."""
+    """Return the inner product of each row of a and b, (n_copies,)."""
     return (a * b).sum(1)

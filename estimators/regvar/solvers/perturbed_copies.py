@@ -43,7 +43,7 @@ class PerturbedCopies:
         perturbation: the functions r_k.
         lam: λ.
         difference: a key of DIFFERENCES.
-        signs: s_a, +1 or −1 per copy, (A,), with A the number of copies.
+        signs: s_a, +1 or −1 per copy, (n_copies,).
         items: what distinguishes r_k from the other functions (`Perturbation.items`), per copy.
         chunk_size: copies in one vectorised call; None for all.
     """
@@ -75,27 +75,27 @@ class PerturbedCopies:
 
     @property
     def initial_guess(self) -> Tensor:
-        """Initial displacements, (A, P): the guess of the copy's r times its sign, or zero."""
+        """Initial displacements, (n_copies, P): the guess of the copy's r times its sign, or zero."""
         guess = self.perturbation.initial_guess
         if guess is None:
             return self.objective.theta.new_zeros(len(self.signs), self.objective.theta.numel())
         return torch.cat([guess, -guess]) if self.difference == "central" else guess
 
     def difference_quotient(self, displacements: Tensor) -> Tensor:
-        """Return the finite difference u ≈ A⁻¹∇r_k, (K, P), of the copies' displacements, (A, P)."""
+        """Return the finite difference u ≈ A⁻¹∇r_k, (K, P), of the copies' displacements, (n_copies, P)."""
         k = len(self.perturbation.gradient)
         if self.difference == "forward":
             return displacements
         return 0.5 * (displacements[:k] - displacements[k:])
 
     def signed_gradient_dots(self, displacements: Tensor) -> Tensor:
-        """Return s_a ∇r_aᵀD_a of each copy, (A,)."""
+        """Return s_a ∇r_aᵀD_a of each copy, (n_copies,)."""
         k = len(self.perturbation.gradient)
         along = [dots(part, self.perturbation.gradient) for part in displacements.split(k)]
         return self.signs * torch.cat(along)
 
     def batch_gradient(self, displacements: Tensor, batch: Batch, targets: PyTree) -> Tensor:
-        """Return the batch's part of ∇F at the displacements (A, P), (A, P).
+        """Return the batch's part of ∇F at the displacements (n_copies, P), (n_copies, P).
 
         Only the nonlinear terms are differentiated. The gradients of the prior and of a linear r are added in place,
         since with millions of parameters each tensor of θ's size counts.
@@ -124,7 +124,7 @@ class PerturbedCopies:
         return value
 
     def _with_quadratic(self, slopes: Tensor, displacements: Tensor, share: float) -> Tensor:
-        """Return slopes/λ + (B/N) δ (D + (θ̂ − θ₀)/λ), less (B/N) s ∇r_k for a linear r; overwrites slopes, (A, P).
+        """Return slopes/λ + (B/N) δ (D + (θ̂ − θ₀)/λ), less (B/N) s ∇r_k for a linear r; overwrites slopes.
 
         B/N, `share`, is the batch's share of the training rows.
         """
@@ -140,14 +140,14 @@ class PerturbedCopies:
         return slopes
 
     def gradient(self, displacements: Tensor) -> Tensor:
-        """Return ∇F at the displacements, (A, P), over all training rows."""
+        """Return ∇F at the displacements, (n_copies, P), over all training rows."""
         total = torch.zeros_like(displacements)
         for batch, targets in self.objective.with_targets():
             total += self.batch_gradient(displacements, batch, targets)
         return self.objective.process_group.sum_over_rows(total)
 
     def product(self, displacements: Tensor, vectors: Tensor) -> Tensor:
-        """Return ∇²F at the displacements times vectors, both (A, P), per copy."""
+        """Return ∇²F at the displacements times vectors, both (n_copies, P), per copy."""
         total = torch.zeros_like(vectors)
         for batch, targets in self.objective.with_targets():
             product, a = self._batch_product(self._batch_value(batch, targets)), len(displacements)
