@@ -38,6 +38,17 @@ def test_products_with_the_jacobian_are_those_of_the_dense_one(problem):
     assert torch.allclose(network.vjp(problem.x, u), torch.einsum("bcp,kbc->kp", dense, u), atol=1e-12)
 
 
+def test_products_of_one_row_with_many_vectors_cost_as_many_backward_passes_as_it_has_outputs(problem):
+    network = network_of(problem.model)
+    row, v = problem.x[:1], torch.randn(7, network.n_parameters).double()
+    dense = jacrev(lambda theta: network(theta, row))(network.theta)
+    for _ in range(2):  # the first call is compared with plain autograd
+        with network.pass_counter.phase("query"):
+            assert torch.allclose(network.jvp(row, v), torch.einsum("bcp,kp->kbc", dense, v), atol=1e-12)
+    counts = network.pass_counter.phases["query"]
+    assert (counts.backward, counts.tangent) == (2 * 3, 0)
+
+
 def test_products_in_small_pieces_are_the_same(problem, monkeypatch):
     network = network_of(problem.model)
     v, u = torch.randn(5, network.n_parameters).double(), torch.randn(5, 20, 3).double()
