@@ -187,32 +187,38 @@ class Mixture(UncertaintyEstimator):
         """Return μ_k, (K, M, C)."""
         return torch.stack([member._mean(x).flatten(1) for member in self.members_])
 
+    def _moments(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        """Return μ_k and the variances of the components, (K, M, C) each."""
+        found = [member._mean_and_variance(x) for member in self.members_]
+        means, variances = (torch.stack([one.flatten(1) for one in part]) for part in zip(*found, strict=True))
+        return means, variances
+
     def _averaged(self, values: Tensor) -> Tensor:
         """Return Σ_k w_k v_k of values (K, ...)."""
         average: Tensor = torch.tensordot(values.new_tensor(self.weights_), values, dims=1)
         return average
 
-    def _variances(self, x: PyTree) -> Tensor:
-        """Return the variances of the components, (K, M, C)."""
-        return torch.stack([member._checked_variance(x).flatten(1) for member in self.members_])
-
-    def _deviations(self, x: PyTree, dtype: torch.dtype) -> Tensor:
+    def _deviations(self, means: Tensor, dtype: torch.dtype) -> Tensor:
         """Return μ_k − mean, (K, M, C)."""
-        means = self._means(x).to(dtype)
+        means = means.to(dtype)
         return means - self._averaged(means)
 
     def _variance(self, x: PyTree) -> Tensor:
-        variances = self._variances(x)
-        return self._averaged(variances + self._deviations(x, variances.dtype).square())  # within + between
+        return self._mean_and_variance(x)[1]
+
+    def _mean_and_variance(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        means, variances = self._moments(x)
+        deviations = self._deviations(means, variances.dtype)
+        return self._averaged(means), self._averaged(variances + deviations.square())  # within + between
 
     def _covariance(self, x: PyTree) -> Tensor:
         within = torch.stack([member._covariance(x) for member in self.members_])
-        d = self._deviations(x, within.dtype)
+        d = self._deviations(self._means(x), within.dtype)
         return self._averaged(within + torch.einsum("kmc,kmd->kmcd", d, d))
 
     def _joint_covariance(self, x: PyTree, f: Tensor) -> Tensor:
         within = torch.stack([member._joint_covariance(x, f) for member in self.members_])
-        d = self._deviations(x, within.dtype)
+        d = self._deviations(self._means(x), within.dtype)
         return self._averaged(within + torch.einsum("kmc,knd->kmcnd", d, d))
 
     def _variance_of(self, x: PyTree, of: Functional) -> Tensor:
@@ -263,21 +269,25 @@ class Mixture(UncertaintyEstimator):
         x = self._prepare_query(x)
         shape = self._check_query(x)
         if self.likelihood.kind == "regression":
-            variance = self._to_output_dtype(self._variance(x)).reshape(shape)
-            return self.likelihood.predict(self._mean(x), variance, None)
+            return self.likelihood.predict(*self._shaped_moments(x, shape), None)
         sets_of_networks = all(isinstance(member, MembersEstimator) for member in self.members_)
         if link_approx == "mc" or (link_approx is None and sets_of_networks):
-            samples = self._component_samples(x, n_samples).reshape(-1, *shape)
-            variance = self._to_output_dtype(self._variance(x)).reshape(shape)
-            made = self.likelihood.predict(self._mean(x), variance, self._to_output_dtype(samples))
-            return replace(made, samples=self._to_output_dtype(samples))
+            samples = self._to_output_dtype(self._component_samples(x, n_samples).reshape(-1, *shape))
+            made = self.likelihood.predict(*self._shaped_moments(x, shape), samples)
+            return replace(made, samples=samples)
+        means, variances = self._moments(x)
         return mixture_of_gaussians(
-            self._means(x).reshape(-1, *shape).transpose(0, 1),
-            self._to_output_dtype(self._variances(x)).reshape(-1, *shape).transpose(0, 1),
+            means.reshape(-1, *shape).transpose(0, 1),
+            self._to_output_dtype(variances).reshape(-1, *shape).transpose(0, 1),
             self.weights_,
             kind=self.likelihood.kind,
             class_dim=getattr(self.likelihood, "class_dim", -1),
         )
+
+    def _shaped_moments(self, x: PyTree, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the mixture in the shape and dtype of the outputs."""
+        mean, variance = self._mean_and_variance(x)
+        return mean.reshape(shape), self._to_output_dtype(variance).reshape(shape)
 
     def _component_samples(self, x: PyTree, n_samples: int | None) -> Tensor:
         """Return function samples of the mixture, (S, M, C), whose numbers per component follow the weights."""

@@ -326,6 +326,10 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
         """Return `_variance`; an estimator that needs the outputs f at θ̂ overrides this and saves a forward pass."""
         return self._variance(x)
 
+    def _mean_and_variance(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        """Return mean and variance at a query; an estimator that finds both by one computation overrides this."""
+        return self._mean(x), self._checked_variance(x)
+
     def _variance_shape(self, shape: torch.Size) -> torch.Size:
         """Return the shape of `variance(x)` for outputs of a shape."""
         return shape

@@ -102,6 +102,10 @@ class MembersEstimator(UncertaintyEstimator):
     def _variance(self, x: PyTree) -> Tensor:
         return self._members(x).var(0)
 
+    def _mean_and_variance(self, x: PyTree) -> tuple[Tensor, Tensor]:
+        members = self._members(x)
+        return members.mean(0), members.var(0)
+
     def _covariance(self, x: PyTree) -> Tensor:
         members = self._members(x)
         deviations = members - members.mean(0)

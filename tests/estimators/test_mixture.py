@@ -156,6 +156,18 @@ def test_multi_swag_averages_over_all_networks(make_problem):
     assert torch.allclose(prediction.mean, outputs.mean(0), rtol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_a_prediction_evaluates_the_networks_of_a_component_once_for_its_moments(make_problem, monkeypatch, kind):
+    problem = make_problem(kind)
+    outputs = 3 if kind == "classification" else 2
+    swags = [SWAG(network(outputs, seed), kind, recipe=DESCENT, n_samples=4, seed=seed) for seed in range(2)]
+    mixture = Mixture(swags, weights=[1.0, 3.0]).fit(problem.loader)
+    calls, plain = [], SWAG._members
+    monkeypatch.setattr(SWAG, "_members", lambda self, x: calls.append(self) or plain(self, x))
+    mixture.predict_uncalibrated(problem.query, link_approx="probit")
+    assert len(calls) == 2
+
+
 def test_a_retrained_mixture_has_the_networks_of_an_ensemble_of_its_seed(make_problem):
     problem = make_problem("classification", network())
     options = {"make_model": network, "recipe": SHORT, "n_members": 3, "seed": 5}
