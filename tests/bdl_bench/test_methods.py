@@ -66,12 +66,14 @@ BRIEFLY = {
     "sghmc": {"n_samples": 8, "burn_in": 4},
     "cyclical-sghmc": {"n_samples": 4, "n_cycles": 2, "cycle_steps": 16},
     "mile": {"n_samples": 10, "warm_up": 8},
+    "mean-field-vi": {"recipe": Recipe(epochs=20, batch_size=64, optimizer="adam", lr=0.01)},
+    "ivon": {"recipe": Recipe(epochs=20, batch_size=64, optimizer="sgd", lr=0.1)},
 }
-"""Options of the samplers that only make their chains shorter."""
+"""Options that only make chains and trainings shorter."""
 
 
 def shorter(method, options):
-    """The preset with shorter chains."""
+    """The preset with shorter chains or training."""
     return replace(method, build=lambda problem, seed: clone(method.build(problem, seed), options))
 
 

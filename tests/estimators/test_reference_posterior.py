@@ -634,7 +634,7 @@ def test_nuts_is_another_engine_with_the_same_posterior(both):
     pytest.importorskip("nutpie", reason='needs the extra: pip install "bdl-bench[reference]"')
     options = {"prior_precision": GROUPS, "prior_mean": PRIOR_MEAN, "n_chains": 4, "collapse": None, "seed": 7}
     criteria = replace(LOOSE, max_r_hat=1.05)
-    nuts = short(likelihood=Gaussian(SIGMAS), engine="nutpie", n_draws=1600, criteria=criteria, **options).fit(rows())
+    nuts = short(likelihood=Gaussian(SIGMAS), engine="nutpie", n_draws=600, criteria=criteria, **options).fit(rows())
     x, moments, sizes = queries(), [], []
     for posterior in (both[1], nuts):
         draws = posterior.weight_draws_.at(x).f.flatten(2)
