@@ -34,7 +34,7 @@ _VECTORISED_ELEMENTS = 2**22
 class Network(NetworkFunction):
     """A network with its derivatives at θ̂, each by the fastest route that agrees with plain autograd.
 
-        J v            rows of J if these are fewer than the vectors, forward mode, two reverse passes
+        J v            plain rows of J if these are fewer than the vectors, forward mode, two reverse passes
         Jᵀ u           torch.func, plain autograd
         rows of J, and of Jᵀ u    torch.func vectorised over rows, plain autograd one row at a time
         H v            forward over reverse mode, plain autograd twice
@@ -66,7 +66,7 @@ class Network(NetworkFunction):
             ModelError: plain autograd fails on the user's module.
         """
         if n_rows(x) < len(vectors) and self.outputs(x).numel() < len(vectors):
-            return torch.einsum("bcp,kp->kbc", self.jacobian(x), vectors)
+            return self._two_reverse_passes(x, vectors)  # by the rows of J, of plain autograd
         parts = []
         for some, is_due in self._calls("J v", x, vectors):
             # The result of a vmap rule may depend on how many vectors there are: as many probes, once per kind of x.

@@ -26,6 +26,9 @@ from estimators.runtime.pass_counter import PassCounter
 
 __all__ = ["UserModule"]
 
+_PIECE = 2**15
+"""Entries of a parameter that are multiplied together: some rows of so many fit into a cache."""
+
 
 class UserModule:
     """f(x) of the user's module with a graph, and products with J = ∂f/∂θ over the parameters of `subset`.
@@ -121,6 +124,8 @@ class UserModule:
     def jvp(self, x: PyTree, vectors: Tensor) -> Tensor:
         """J v (K, B, C) for vectors v (K, P), by two reverse passes: J v = ∂⟨Jᵀu, v⟩/∂u.
 
+        With fewer outputs than vectors, by a backward pass per row and output.
+
         Raises:
             RuntimeError: an operation of the model cannot be differentiated twice.
         """
@@ -129,8 +134,7 @@ class UserModule:
             if not f.requires_grad:
                 return torch.zeros(len(vectors), *f.shape, dtype=vectors.dtype, device=f.device)
             if len(vectors) > f.numel():  # fewer backward passes by the rows of J
-                rows = self._rows_of(f, self._chosen(None))
-                return torch.einsum("bcp,kp->kbc", rows, vectors.to(f.dtype)).to(vectors.dtype)
+                return self._products_with_rows(f, vectors.to(f.dtype)).to(vectors.dtype)
             self.pass_counter.backward(self._rows * (1 + len(vectors)))
             u = torch.zeros_like(f, requires_grad=True)
             pulled = torch.autograd.grad(f, self._chosen(None), u, create_graph=True, allow_unused=True)
@@ -171,13 +175,29 @@ class UserModule:
                 jacobian[b, c] = self._pull(f, pick, chosen)
         return jacobian
 
+    def _products_with_rows(self, f: Tensor, vectors: Tensor) -> Tensor:
+        """J v (K, B, C) by the rows of J, in pieces: to copy them into one matrix takes longer if P is large."""
+        chosen = self._chosen(None)
+        gradients = [self._gradients(f, one.view_as(f), chosen) for one in torch.eye(f.numel()).to(f)]
+        products = vectors.new_zeros(len(vectors), f.numel())
+        parts = vectors.split(self.subset.sizes, dim=1)
+        for part, parameter, rows in zip(parts, chosen, zip(*gradients, strict=True), strict=True):
+            pieces = zip(*(_entries(row, parameter).split(_PIECE) for row in rows), strict=True)
+            for some, piece in zip(part.split(_PIECE, dim=1), pieces, strict=True):
+                products += some @ torch.stack(piece).T
+        return products.view(-1, *f.shape)
+
     def _pull(self, f: Tensor, u: Tensor, chosen: list[Tensor]) -> Tensor:
         """Jᵀ u (P,), 0 for parameters that no gradient reaches."""
+        return _flat(self._gradients(f, u, chosen), chosen)
+
+    def _gradients(self, f: Tensor, u: Tensor, chosen: list[Tensor]) -> Sequence[Tensor | None]:
+        """Jᵀ u by parameter, None for parameters that no gradient reaches."""
         if not f.requires_grad:
-            return _flat([None] * len(chosen), chosen)
+            return [None] * len(chosen)
         if len(chosen) == len(self.subset.shapes):  # a backward pass to the last layer costs next to nothing
             self.pass_counter.backward(self._rows)
-        return _flat(torch.autograd.grad(f, chosen, u, retain_graph=True, allow_unused=True), chosen)
+        return torch.autograd.grad(f, chosen, u, retain_graph=True, allow_unused=True)
 
     def _chosen(self, names: Sequence[str] | None) -> list[Tensor]:
         """The parameters `names`, or all chosen ones."""
@@ -220,9 +240,13 @@ class UserModule:
 
 def _flat(gradients: Sequence[Tensor | None], chosen: Sequence[Tensor]) -> Tensor:
     """Gradients by parameter as one vector (P,); sparse ones become dense, complex ones pairs of real numbers."""
-    pairs = zip(gradients, chosen, strict=True)
-    dense = (torch.zeros_like(p) if g is None else g.detach().to_dense().resolve_conj() for g, p in pairs)
-    return torch.cat([(torch.view_as_real(g) if g.is_complex() else g).flatten() for g in dense])
+    return torch.cat([_entries(g, p) for g, p in zip(gradients, chosen, strict=True)])
+
+
+def _entries(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    """The entries of the gradient of one parameter, (size,)."""
+    dense = torch.zeros_like(parameter) if gradient is None else gradient.detach().to_dense().resolve_conj()
+    return (torch.view_as_real(dense) if dense.is_complex() else dense).flatten()
 
 
 def _inner(gradients: Sequence[Tensor | None], params: Iterable[Tensor]) -> Tensor | None:
