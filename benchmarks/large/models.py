@@ -25,7 +25,7 @@ from estimators.persistence.atomic import write_bytes
 from estimators.persistence.state import model_digest
 from estimators.training.training import Recipe, train_map
 
-__all__ = ["MODELS", "N_DATA", "N_QUERIES", "PRIOR_PRECISION", "TrainedCase"]
+__all__ = ["MODELS", "N_DATA", "N_QUERIES", "PRIOR_PRECISION", "TrainedCase", "pretrained_minilm"]
 
 N_DATA, N_QUERIES, PRIOR_PRECISION = 128, 3, 1.0
 _BATCH, _TOKENS = 32, 16
@@ -58,6 +58,20 @@ def _trained_case(
         train_map(model.double(), "classification", double, prior_precision=PRIOR_PRECISION, recipe=recipe)
         write_bytes(path, save(model.float().state_dict()))
     return TrainedCase(model.eval(), loader, select_rows(x, slice(N_DATA, N_DATA + N_QUERIES)))
+
+
+def pretrained_minilm(n_rows: int) -> TrainedCase:
+    """Return MiniLM with a new classification layer that is not trained, for what does not depend on the weights.
+
+    Args:
+        n_rows: training rows, at most 128.
+    """
+    torch.manual_seed(0)
+    model, (x, y) = _encoder(), _sentences()
+    rows = slice(0, n_rows)
+    return TrainedCase(
+        model.eval(), [(select_rows(x, rows), y[rows])], select_rows(x, slice(N_DATA, N_DATA + N_QUERIES))
+    )
 
 
 def _images() -> tuple[Tensor, Tensor]:

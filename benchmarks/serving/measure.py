@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bdl_bench.networks.small import mlp
 from benchmarks.clock import interleaved, timed
 from benchmarks.fresh import in_fresh_process
-from benchmarks.large.models import MODELS, TrainedCase
+from benchmarks.large.models import TrainedCase, pretrained_minilm
 from benchmarks.records import Measured
 from estimators import LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar, UncertaintyEstimator
 from estimators.numerics.pytrees import PyTree, forward_arguments, select_rows
@@ -44,7 +44,7 @@ def _convolutional() -> nn.Sequential:
 NETWORKS: dict[str, Callable[[], TrainedCase]] = {
     "mlp": partial(_rows, (64,), 10, partial(mlp, 64, 128, 10)),
     "cnn": partial(_rows, (1, 8, 8), 10, _convolutional),
-    "minilm": MODELS["minilm"],
+    "minilm": partial(pretrained_minilm, 32),
 }
 METHODS: dict[str, Callable[[nn.Module], UncertaintyEstimator]] = {
     "last-layer": lambda model: LastLayerLaplace(model, "classification", prior_precision=_DELTA),
