@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -92,7 +93,8 @@ def critical_value(level: float, components: Components) -> float:
     Returns:
         The critical value.
     """
-    return float(np.sqrt(sum(share * stdtrit(freedom, level / 2) ** 2 for share, freedom in components)))
+    # hypot does not overflow at the tiny levels of very significant differences.
+    return math.hypot(*(math.sqrt(share) * float(stdtrit(freedom, level / 2)) for share, freedom in components))
 
 
 def interval_from(mean: float, error: float, components: Components, n: int) -> Interval:

@@ -1,5 +1,6 @@
 """Intervals against textbook formulas and least squares, and verdicts on differences that are there or not."""
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -111,6 +112,13 @@ def test_the_p_value_is_the_level_whose_critical_value_is_the_ratio(ratio, share
     assert min(alone) * (1 - 1e-9) <= found.p_value <= max(alone) * (1 + 1e-9)
     if share == 1:
         assert found.p_value == pytest.approx(alone[0], rel=1e-9)
+
+
+def test_the_critical_value_of_a_tiny_level_does_not_overflow():
+    components = [(0.4, 1.0), (0.6, 199.0)]
+    found = interval_from(1e3, 1.0, components, 5)
+    assert critical_value(found.p_value, components) == pytest.approx(1e3, rel=1e-6)
+    assert critical_value(1e-300, components) == pytest.approx(math.sqrt(0.4) * 2 / (math.pi * 1e-300), rel=1e-6)
 
 
 def test_rows_that_all_seeds_share_count_once():
