@@ -66,13 +66,25 @@ class Network(NetworkFunction):
             ModelError: plain autograd fails on the user's module.
         """
         if n_rows(x) < len(vectors) and self.outputs(x).numel() < len(vectors):
-            return self._two_reverse_passes(x, vectors)  # by the rows of J, of plain autograd
+            return self._jvp_of_few_rows(x, vectors)
         parts = []
         for some, is_due in self._calls("J v", x, vectors):
             # The result of a vmap rule may depend on how many vectors there are: as many probes, once per kind of x.
             count = len(some) if is_due and self.check.is_new("J v, vectorised", x, len(some)) else int(is_due)
             parts.append(self._jvp(x, some, self.check.random(some[:count])))
         return torch.cat(parts)
+
+    def _jvp_of_few_rows(self, x: PyTree, vectors: Tensor) -> Tensor:
+        """J v (K, B, C) by the rows of J, of plain autograd, if these are fewer than the vectors."""
+        what = "J v at few rows"
+
+        def difference(products: Tensor) -> Disagreement:
+            c, u = self.check.random(vectors[:, 0]), self.check.cotangent(x, products[0])
+            return self._directional_error(x, u, torch.tensordot(c, products, dims=1), c @ vectors)
+
+        routes = [("rows of J by plain autograd", lambda: self._two_reverse_passes(x, vectors))]
+        is_due = self.check.is_due(what, x, len(vectors))
+        return self.routes.first_agreeing(self.check, what, x, routes, difference if is_due else None)
 
     def _calls(self, what: str, x: PyTree, vectors: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """The vectors of each vectorised call, and whether it is to be compared: once per number of vectors."""

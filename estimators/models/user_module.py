@@ -182,7 +182,7 @@ class UserModule:
         products = vectors.new_zeros(len(vectors), f.numel())
         parts = vectors.split(self.subset.sizes, dim=1)
         for part, parameter, rows in zip(parts, chosen, zip(*gradients, strict=True), strict=True):
-            pieces = zip(*(_entries(row, parameter).split(_PIECE) for row in rows), strict=True)
+            pieces = zip(*(_entries(row, parameter).to(f.dtype).split(_PIECE) for row in rows), strict=True)
             for some, piece in zip(part.split(_PIECE, dim=1), pieces, strict=True):
                 products += some @ torch.stack(piece).T
         return products.view(-1, *f.shape)
