@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import isfinite
 from typing import Protocol
@@ -67,6 +67,23 @@ class Overall:
     def unit(self) -> str:
         """The unit of a difference, for the end of a number."""
         return " nats" if "NLL" in self.metric.label else ""
+
+    def without(self, method: str) -> Overall:
+        """Return the comparison of the other methods; verdicts stay corrected for all methods.
+
+        Args:
+            method: name of a method, which may be missing.
+
+        Returns:
+            The comparison, whose best method and tests are those of the others.
+        """
+        tests = Comparisons(
+            {m: verdict for m, verdict in self.tests.with_baseline.items() if m != method},
+            {pair: verdict for pair, verdict in self.tests.pairs.items() if method not in pair},
+            {m: found for m, found in self.tests.baseline_differences.items() if m != method},
+            {pair: found for pair, found in self.tests.differences.items() if method not in pair},
+        )
+        return replace(self, means={m: mean for m, mean in self.means.items() if m != method}, tests=tests)
 
     @property
     def not_worse_than_best(self) -> list[str]:

@@ -118,6 +118,61 @@ def test_all_methods_are_only_called_equal_if_every_pair_was_tested():
     assert best.endswith("Some pairs could not be tested.")
 
 
+POSTERIOR = "reference-posterior"
+WORSE, SAME, BETTER = "worse", "no significant difference", "better"
+
+
+@pytest.mark.parametrize(
+    ("dropout", "laplace", "headline", "reason"),
+    [
+        (SAME, SAME, "Keep map.", "of laplace, is 0.200 ± 0.010 nats lower than that of map, which is not significant"),
+        (WORSE, WORSE, "Use laplace.", "Its mean NLL over 2 tasks is 0.200 ± 0.010 nats lower than that of map."),
+        (SAME, WORSE, "Use laplace.", "It has the best mean"),
+    ],
+)
+def test_the_sampled_posterior_is_named_as_best_but_not_recommended(dropout, laplace, headline, reason):
+    """`dropout` and `laplace` are the verdicts on them against the posterior, which is better than map."""
+    of_laplace = SAME if laplace == SAME else BETTER
+    against = {"dropout": (-0.1, SAME), "laplace": (-0.2, of_laplace), POSTERIOR: (-0.5, BETTER)}
+    pairs = {("map", POSTERIOR): WORSE, ("dropout", POSTERIOR): dropout, ("laplace", POSTERIOR): laplace,
+             ("map", "dropout"): SAME, ("map", "laplace"): of_laplace.replace(BETTER, WORSE),
+             ("dropout", "laplace"): SAME}  # fmt: skip
+    found = recommendation(
+        found_with(against, pairs, {POSTERIOR: 0.5, "laplace": 0.8, "dropout": 0.9, "map": 1.0}),
+        evidence(map=1.0, laplace=2.0, dropout=3.0, **{POSTERIOR: 0.5}),
+    )
+    assert found.headline == headline
+    assert reason in found.reason
+    assert "all others" not in found.reason
+    answers = {answer.question: answer.text for answer in found.answers}
+    assert answers["Predicts best"].startswith(f"{POSTERIOR}: mean NLL over 2 tasks 0.500, 0.500 ± 0.010 nats lower")
+    assert POSTERIOR not in answers["Cost"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        (SAME, "which is not significant."),
+        ("no relevant difference", "which is too small to be relevant."),
+        ("unknown", "which was not tested."),
+    ],
+)
+def test_the_baseline_is_kept_in_the_words_of_the_verdict(verdict, words):
+    found = recommendation(
+        found_with({"laplace": (-0.2, verdict)}, {("map", "laplace"): verdict}, {"laplace": 0.8, "map": 1.0}),
+        evidence(map=1.0),
+    )
+    assert found.headline == "Keep map."
+    assert words in found.reason
+
+
+def test_a_baseline_beside_the_posterior_alone_is_kept():
+    found = recommendation(
+        found_with({POSTERIOR: (-0.2, BETTER)}, {("map", POSTERIOR): WORSE}, {POSTERIOR: 0.8, "map": 1.0}), evidence()
+    )
+    assert (found.headline, found.reason.partition(".")[0]) == ("Keep map.", "No other method was compared")
+
+
 def test_too_few_seeds_recommend_nothing():
     found = recommendation(
         found_with({"laplace": (-1.0, "unknown")}, {}, {"laplace": 1.0, "map": 2.0}, n_seeds=2), evidence()
