@@ -11,6 +11,7 @@ import numpy as np
 
 from bdl_bench.markdown import markdown_table
 from bdl_bench.records.record import Record, RecordStore
+from bdl_bench.report.results import load_records
 from bdl_bench.reproduce.published import Published
 from bdl_bench.reproduce.studies import Study, StudyTask
 from bdl_bench.stats.ties import is_tie
@@ -42,9 +43,9 @@ def page(study: Study, directory: Path) -> str:
         directory: that `bdl-bench reproduce` wrote.
 
     Returns:
-        Markdown.
+        Markdown. Runs that are not comparable with the newest one of their task are listed, and in no mean.
     """
-    everything = RecordStore(directory).all()
+    everything = _comparable(RecordStore(directory))
     records = [record for record in everything if record.status == "ok" and record.tuned]
     lines = [f"# {study.title}", "", f"Published: {study.source}.", "", _LEGEND, ""]
     lines += [f"- {note}" for note in study.notes]
@@ -58,8 +59,31 @@ def page(study: Study, directory: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _comparable(store: RecordStore) -> list[Record]:
+    """Return every record; one of other code, data or tuning budget than the newest of its task is returned as failed.
+
+    The means of a table are over splits, so all of them must be of one experiment.
+    """
+    records = load_records(store)
+    newest: dict[str, str | None] = {}
+    for record in sorted((r for r in records if r.status == "ok"), key=store.written):
+        newest[record.task] = _budget(record)
+    return [record if _budget(record) == newest.get(record.task) else _stale(record) for record in records]
+
+
+def _budget(record: Record) -> str | None:
+    return record.configuration.get("tune_budget")
+
+
+def _stale(record: Record) -> Record:
+    if record.status != "ok":
+        return record
+    reason = "made with another tuning budget than the newest run of its task; to run it again, repeat the command."
+    return record.model_copy(update={"status": "failed", "reason": reason})
+
+
 def _unfinished(study: Study, records: Iterable[Record]) -> list[str]:
-    """Return a line for each run that failed or was skipped, with the reason; nothing if there is none."""
+    """Return a line for each run that failed, was skipped or is not comparable; nothing if there is none."""
     tasks = {task.task for task in study.tasks}
     found = [record for record in records if record.task in tasks and record.status != "ok"]
     if not found:

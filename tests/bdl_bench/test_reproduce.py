@@ -1,6 +1,7 @@
 """Published comparisons: the printed numbers, our position relative to them, and a run that is resumed."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -23,6 +24,13 @@ def invoke(*words):
 def record(task, method, seed, **tuned):
     return Record(key="k", task=task, task_summary="", method=method, method_summary="", seed=seed, status="ok",
                   kind="regression", tuned=tuned)  # fmt: skip
+
+
+def write(store, made, *, at=0):
+    """Write a finished record with the rows of its split, at a time in seconds."""
+    rows = {"targets": np.ones((4, 1)), "row_id": np.arange(4) + 10 * made.seed}
+    store.write(made, rows)
+    os.utime(store.path(made.task, made.method, made.seed), (at, at))
 
 
 @pytest.mark.parametrize(
@@ -88,9 +96,9 @@ def test_a_page_has_means_over_splits_and_marks_what_lies_outside(tmp_path):
     store = RecordStore(tmp_path)
     ensemble, dropout = (1.4, 1.6, 1.8), (0.5, 0.6, 0.7)
     for seed, (a, b) in enumerate(zip(ensemble, dropout, strict=True)):
-        store.write(record("uci-yacht", "ensemble", seed, **{"reg/RMSE": a, "reg/NLL": 2.0, "cp/coverage": 0.9}))
-        store.write(record("uci-yacht", "dropout", seed, **{"reg/RMSE": b, "reg/NLL": 1.5, "cp/coverage": 0.8}))
-    store.write(record("uci-yacht", "map", 0, **{"reg/RMSE": 1.0, "reg/NLL": 1.0}))
+        write(store, record("uci-yacht", "ensemble", seed, **{"reg/RMSE": a, "reg/NLL": 2.0, "cp/coverage": 0.9}))
+        write(store, record("uci-yacht", "dropout", seed, **{"reg/RMSE": b, "reg/NLL": 1.5, "cp/coverage": 0.8}))
+    write(store, record("uci-yacht", "map", 0, **{"reg/RMSE": 1.0, "reg/NLL": 1.0}))
     failed = record("uci-yacht", "map", 1).model_copy(
         update={"status": "failed", "reason": "ModelError: Expected x. y"}
     )
@@ -128,6 +136,26 @@ def test_the_command_runs_prints_and_resumes(tmp_path):
     assert second.exit_code == 0, second.output
     assert (tmp_path / "out" / "records" / "uci-yacht" / "map.seed-0.json").stat().st_mtime_ns == written
     assert "| yacht | 2 |" in second.stdout
+
+
+@pytest.mark.parametrize(
+    ("field", "old", "new", "reason"),
+    [
+        ("task_code", "a learning rate of 0.1", "of 0.03", "made with other code than the newest run of its task"),
+        ("method_code", "old", "new", "made with other code or options of its method"),
+        ("configuration", {"tune_budget": "1"}, {"tune_budget": "5"}, "made with another tuning budget"),
+    ],
+)
+def test_a_mean_is_over_runs_of_one_experiment_and_the_others_are_listed(tmp_path, field, old, new, reason):
+    store = RecordStore(tmp_path)
+    for seed, (value, found) in enumerate([(9.0, old), (0.5, new), (0.7, new)]):
+        made = record("uci-energy", "dropout", seed, **{"reg/RMSE": value, "reg/NLL": 1.0})
+        write(store, made.model_copy(update={field: found}), at=seed)
+    text = page(study_named("uci"), tmp_path)
+    rmse = next(line for line in text.partition("### RMSE")[2].splitlines() if line.startswith("| energy"))
+    assert [cell.strip() for cell in rmse.strip("|").split("|")][1::5] == ["2", "0.60 ± 0.10 ↓"]
+    assert f"- failed: uci-energy, split 0, `dropout`. {reason}" in text
+    assert "split 1" not in text
 
 
 @pytest.mark.parametrize(
