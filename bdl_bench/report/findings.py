@@ -94,23 +94,31 @@ def comparison_with_best(scores: ScoreTable, design: SeedDesign) -> str:
     if len(scores.entries) > 1 and design.n_distinct < FEWEST_SEEDS:
         return "; not tested, since the seeds are too few"
     found = scores.tests[key].with_method(best)
+    better = [m for m, verdict in found.items() if verdict == "better"]  # only a method that misses seeds can be
+    near = [m for m in near if m not in better]
     worse = [m for m, verdict in found.items() if verdict == "worse" and m not in tied]
     not_worse = ("no significant difference", "no relevant difference")
     equal = [m for m, verdict in found.items() if verdict in not_worse and m not in tied]
     others = [m for m, row in scores.entries.items() if key in row and m not in (best, *tied)]
     untested = [m for m in others if found.get(m, "unknown") == "unknown"]
-    if not worse and not equal and not untested and not near:
+    if not worse and not equal and not untested and not near and not better:
         return ""
     parts = [f"no relevant difference: {join_names(near)}"] if near else []
     if worse and not equal and not untested:
-        parts.append("all others are significantly worse" if len(worse) > 1 else f"significantly worse: {worse[0]}")
+        rest = "all other methods that finished every seed" if better else "all others"
+        parts.append(f"{rest} are significantly worse" if len(worse) > 1 else f"significantly worse: {worse[0]}")
     elif not worse:
         parts.append("none of the others is significantly worse" if equal else "")
     else:
         parts += [f"significantly worse: {join_names(worse)}"]
         parts += [f"not significantly worse: {join_names(equal)}"] if equal else []
+    parts += [f"better over the seeds that {_it_has(better)}: {join_names(better)}"] if better else []
     parts += [f"not tested: {join_names(untested)}"] if untested else []
     return "".join(f"; {part}" for part in parts if part)
+
+
+def _it_has(methods: list[str]) -> str:
+    return "it has" if len(methods) == 1 else "they have"
 
 
 def _detectable(scores: ScoreTable, design: SeedDesign) -> list[str]:

@@ -43,6 +43,7 @@ class Overall:
         tests: of the means over the tasks, with the families of `Comparisons`.
         smallest_relevant: the smallest relevant difference of the mean over the tasks.
         n_seeds: smallest number of distinct seeds of a task.
+        left_out: methods without a mean over these tasks: they miss a task or seed, or a value is not finite.
     """
 
     tasks: list[str]
@@ -52,6 +53,7 @@ class Overall:
     tests: Comparisons
     smallest_relevant: float
     n_seeds: int
+    left_out: Sequence[str] = ()
 
     @property
     def best(self) -> str:
@@ -83,7 +85,8 @@ class Overall:
             {m: found for m, found in self.tests.baseline_differences.items() if m != method},
             {pair: found for pair, found in self.tests.differences.items() if method not in pair},
         )
-        return replace(self, means={m: mean for m, mean in self.means.items() if m != method}, tests=tests)
+        means = {m: mean for m, mean in self.means.items() if m != method}
+        return replace(self, means=means, tests=tests, left_out=[m for m in self.left_out if m != method])
 
     @property
     def not_worse_than_best(self) -> list[str]:
@@ -134,7 +137,12 @@ def overall(tasks: Sequence[TaskScores]) -> Overall | None:
         ),
         smallest,
         min(t.design.n_distinct for t in group),
+        [m for m in _all_methods(tasks) if m not in means],
     )
+
+
+def _all_methods(tasks: Sequence[TaskScores]) -> list[str]:
+    return list(dict.fromkeys(m for t in tasks for m in t.scores.untuned.entries))
 
 
 def _group(tasks: Sequence[TaskScores]) -> list[TaskScores]:

@@ -88,8 +88,8 @@ def recommendation(found: Overall, evidence: Evidence) -> Recommendation:
         )
         return Recommendation(None, "No recommendation yet.", reason, answers)
     method, headline, reason = _choice(usable, evidence)
-    left_out = f" {POSTERIOR} is a reference and is left out." if POSTERIOR in found.means else ""
-    return Recommendation(method, headline, f"{reason}{_with_variance(usable, evidence, method)}{left_out}", answers)
+    reason += f"{_with_variance(usable, evidence, method)}{_left_out(found)}"
+    return Recommendation(method, headline, reason, answers)
 
 
 def _choice(found: Overall, evidence: Evidence) -> tuple[str, str, str]:
@@ -111,8 +111,21 @@ def _choice(found: Overall, evidence: Evidence) -> tuple[str, str, str]:
     if len(found.means) == 1:
         return chosen, f"Use {chosen}.", "No other method was compared."
     alone = "It has the best mean" if chosen == found.best else "No tested method is significantly better"
-    rest = "; all others are significantly worse" if candidates == [chosen] else ""
+    rest = f"; {_all_others(found)} are significantly worse" if candidates == [chosen] else ""
     return chosen, f"Use {chosen}.", f"{gain}{alone}{rest}."
+
+
+def _all_others(found: Overall) -> str:
+    return "all other methods that finished every seed" if found.left_out else "all others"
+
+
+def _left_out(found: Overall) -> str:
+    """Return which methods the rules leave out."""
+    text = f" {POSTERIOR} is a reference and is left out." if POSTERIOR in found.means else ""
+    missing = [m for m in found.left_out if m != POSTERIOR]
+    if missing:
+        text += f" Left out, because of missing tasks or seeds, or values that are not finite: {join_names(missing)}."
+    return text
 
 
 def _keep(found: Overall) -> str:
@@ -159,7 +172,8 @@ def _predicts_best(found: Overall) -> Answer:
     elif len(rest) == len(found.means) - 1:
         tail = "No other method is significantly worse." if _all_tested(found) else "Some pairs could not be tested."
     else:
-        tail = f"Not significantly worse: {join_names(rest)}." if rest else "All others are significantly worse."
+        all_others = _all_others(found).capitalize()
+        tail = f"Not significantly worse: {join_names(rest)}." if rest else f"{all_others} are significantly worse."
     return Answer("Predicts best", f"{head}. {tail}")
 
 

@@ -1,5 +1,8 @@
 """The head of the report: the recommendation, effects over tasks, folded columns, relevant differences."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats as reference
@@ -7,6 +10,7 @@ from scipy import stats as reference
 from bdl_bench.metrics import METRICS, Metric
 from bdl_bench.records import Record, RecordStore
 from bdl_bench.report.figures.labels import main_range
+from bdl_bench.report.findings import comparison_with_best
 from bdl_bench.report.formatting import effect
 from bdl_bench.report.html import by_reason, columns
 from bdl_bench.report.overall import Overall
@@ -14,6 +18,7 @@ from bdl_bench.report.recommendation import Evidence, recommendation
 from bdl_bench.report.results import group_by_task, load_records
 from bdl_bench.report.scores import ScoreEntry, ScoreTable
 from bdl_bench.report.sections.configuration import Configuration
+from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.report.view import build
 from bdl_bench.stats import Comparisons, Interval, compare_methods, mean_interval, mean_over_tasks, verdicts
 
@@ -171,6 +176,43 @@ def test_a_baseline_beside_the_posterior_alone_is_kept():
         found_with({POSTERIOR: (-0.2, BETTER)}, {("map", POSTERIOR): WORSE}, {POSTERIOR: 0.8, "map": 1.0}), evidence()
     )
     assert (found.headline, found.reason.partition(".")[0]) == ("Keep map.", "No other method was compared")
+
+
+def test_a_better_method_that_misses_a_seed_is_named_and_not_among_the_others():
+    pairs = {("laplace", "map"): BETTER, ("laplace", "swag"): BETTER, ("laplace", "ensemble"): WORSE}
+    entries = {
+        m: {NLL.key: ScoreEntry(interval(mean), None, False)}
+        for m, mean in {"map": 1.0, "laplace": 0.5, "swag": 0.9, "ensemble": 0.3}.items()
+    }
+    table = ScoreTable((NLL,), entries, {NLL.key: "laplace"}, tests={NLL.key: Comparisons({}, pairs)})
+    design = SeedDesign([0, 1, 2, 3, 4], [9] * 5)
+    assert comparison_with_best(table, design) == (
+        "; all other methods that finished every seed are significantly worse; "
+        "better over the seeds that it has: ensemble"
+    )
+    del pairs["laplace", "ensemble"], entries["ensemble"]
+    assert comparison_with_best(table, design) == "; all others are significantly worse"
+
+
+def test_a_recommendation_names_the_methods_that_it_leaves_out():
+    against = {"laplace": (-0.2, BETTER)}
+    found = found_with(against, {("map", "laplace"): WORSE}, {"laplace": 0.8, "map": 1.0})
+    complete = recommendation(found, evidence())
+    partial = recommendation(replace(found, left_out=["ensemble", POSTERIOR]), evidence())
+    assert complete.reason.endswith("It has the best mean; all others are significantly worse.")
+    assert "all other methods that finished every seed are significantly worse" in partial.reason
+    assert partial.reason.endswith("missing tasks or seeds, or values that are not finite: ensemble.")
+    best = next(answer.text for answer in partial.answers if answer.question == "Predicts best")
+    assert best.endswith("All other methods that finished every seed are significantly worse.")
+
+
+def test_a_method_that_misses_a_seed_or_a_task_is_left_out_of_the_means_over_tasks(write_record, tmp_path):
+    for task, seed in itertools.product("ab", range(3)):
+        for method in ("map", "laplace", *(["ensemble"] * (seed > 0)), *(["swag"] * (task == "a"))):
+            write_record(task, method, seed, scale=0.1 * len(method))
+    found = build(tmp_path).summary.overall
+    assert (sorted(found.means), sorted(found.left_out)) == (["laplace", "map"], ["ensemble", "swag"])
+    assert found.without("swag").left_out == ["ensemble"]
 
 
 def test_too_few_seeds_recommend_nothing():
