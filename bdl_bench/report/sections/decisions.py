@@ -237,6 +237,8 @@ def _against_others(kind: _Kind, gains: Mapping[str, Mapping[str, Gain]]) -> lis
     key = next(key for key, name in kind.gains.items() if name == "greedy")
     better = [m for m, found in gains.items() if found[key].verdict == "better"]
     worse = [m for m, found in gains.items() if found[key].verdict == "worse"]
+    if all(found[key].verdict == "unknown" for found in gains.values()):
+        return ["Greedy queries are not tested, since the seeds are too few."]
     if not better and not worse:
         return ["No method is significantly different from greedy queries, which use no variance."]
     parts = [f"better: {join_names(better)}"] if better else []
