@@ -19,6 +19,7 @@ from bdl_bench.report.results import group_by_task, load_records
 from bdl_bench.report.scores import ScoreEntry, ScoreTable
 from bdl_bench.report.sections.configuration import Configuration
 from bdl_bench.report.seed_design import SeedDesign
+from bdl_bench.report.selection import Selection
 from bdl_bench.report.view import build
 from bdl_bench.stats import Comparisons, Interval, compare_methods, mean_interval, mean_over_tasks, verdicts
 
@@ -213,6 +214,13 @@ def test_a_method_that_misses_a_seed_or_a_task_is_left_out_of_the_means_over_tas
     found = build(tmp_path).summary.overall
     assert (sorted(found.means), sorted(found.left_out)) == (["laplace", "map"], ["ensemble", "swag"])
     assert found.without("swag").left_out == ["ensemble"]
+
+
+def test_methods_are_not_ranked_by_a_metric_of_which_neither_direction_is_better(write_record, tmp_path):
+    for task, method in itertools.product("ab", ("map", "laplace", "ensemble")):
+        write_record(task, method, 0, scale=0.1 * len(method))
+    assert build(tmp_path, selection=Selection(metrics=("reg/NLL",))).summary.ranking is not None
+    assert build(tmp_path, selection=Selection(metrics=("cov/90",))).summary.ranking is None
 
 
 def test_too_few_seeds_recommend_nothing():
