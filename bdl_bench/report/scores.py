@@ -46,8 +46,8 @@ class ScoreEntry:
 class ScoreTable:
     """Metrics (columns) of methods (rows): `entries[method][key]`, without an entry if a method lacks the metric.
 
-    `best` is the method with the best mean, by metric key, among the methods that finished every seed. `tests` has the
-    comparisons of the methods, and `relevant` the smallest relevant difference, by metric key.
+    `best` is the method with the best finite mean by metric key, of the methods that finished every seed. `tests` has
+    the comparisons of the methods, and `relevant` the smallest relevant difference, by metric key.
     """
 
     metrics: tuple[Metric, ...]
@@ -142,18 +142,24 @@ def score_table(results: TaskResults, design: SeedDesign, methods: Sequence[str]
                 copies=design.copies,
                 smallest_relevant=relevant[metric.key],
             )
-            sign = 1 if metric.better == "lower" else -1
-            complete = [m for m in means if m in results.complete_methods] or list(means)
-            best[metric.key] = min(complete, key=lambda m: sign * means[m].mean)
-            verdicts = tests[metric.key].with_method(best[metric.key])
-            bold = not_significantly_worse(
-                {m: verdicts.get(m, "unknown") for m in means if m != best[metric.key]}, best[metric.key]
-            )
+            top = _best(metric, means, results.complete_methods)
+            if top is not None:
+                best[metric.key] = top
+                verdicts = tests[metric.key].with_method(top)
+                bold = not_significantly_worse({m: verdicts.get(m, "unknown") for m in means if m != top}, top)
         against = tests[metric.key].with_baseline if metric.key in tests else {}
         for method, interval in means.items():
             entries[method][metric.key] = ScoreEntry(interval, against.get(method), method in bold)
     shown = tuple(metric for metric in results.metrics if any(metric.key in row for row in entries.values()))
     return ScoreTable(shown, entries, best, tuned, tests, relevant)
+
+
+def _best(metric: Metric, means: Mapping[str, Interval], complete: Sequence[str]) -> str | None:
+    """Return the method with the best finite mean, of the complete ones if possible; None if no mean is finite."""
+    sign = 1 if metric.better == "lower" else -1
+    finite = [m for m, found in means.items() if np.isfinite(found.mean)]
+    candidates = [m for m in finite if m in complete] or finite
+    return min(candidates, key=lambda m: sign * means[m].mean, default=None)
 
 
 def _smallest_relevant(metric: Metric, means: Mapping[str, Interval]) -> float:

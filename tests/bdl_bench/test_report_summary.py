@@ -9,6 +9,7 @@ from scipy import stats as reference
 
 from bdl_bench.metrics import METRICS, Metric
 from bdl_bench.records import Record, RecordStore
+from bdl_bench.records.record import OwnMetric
 from bdl_bench.report.figures.labels import main_range
 from bdl_bench.report.findings import comparison_with_best
 from bdl_bench.report.formatting import effect
@@ -221,6 +222,24 @@ def test_methods_are_not_ranked_by_a_metric_of_which_neither_direction_is_better
         write_record(task, method, 0, scale=0.1 * len(method))
     assert build(tmp_path, selection=Selection(metrics=("reg/NLL",))).summary.ranking is not None
     assert build(tmp_path, selection=Selection(metrics=("cov/90",))).summary.ranking is None
+
+
+@pytest.mark.parametrize("kept", [2, 0])
+def test_a_value_that_is_not_finite_is_never_best_and_has_no_rank(write_record, tmp_path, kept):
+    """`kept` methods have a finite value of a plugin's metric, which comes first."""
+    methods, store = ("map", "laplace", "ensemble", "swag", "dropout"), RecordStore(tmp_path)
+    for task, seed, (i, method) in itertools.product("ab", range(3), enumerate(methods)):
+        record = write_record(task, method, seed, scale=0.1 * i)
+        value = i + 0.1 * seed if i >= 5 - kept else (np.nan, np.inf)[i % 2]
+        found = {"metrics": record.metrics | {"my/x": value}}
+        own = {"own_metrics": {"my/x": OwnMetric(label="X", reading="", better="lower", relevant=0.1)}}
+        store.write(record.model_copy(update=found | own), store.arrays(record))
+    report = build(tmp_path, selection=Selection(metrics=("my/x", "NLL")))
+    assert report.tasks[0].scores.untuned.best.get("my/x") == ("swag" if kept else None)
+    assert report.summary.sentences[-1].startswith("b, X untuned: best mean swag" if kept else "b: X has no best value")
+    assert report.summary.ranking is None, "fewer than three methods have finite values"
+    left_out = report.summary.overall.left_out if kept else report.summary.overall
+    assert left_out == (["map", "ensemble", "laplace"] if kept else None)
 
 
 def test_too_few_seeds_recommend_nothing():
