@@ -43,6 +43,7 @@ class Overall:
         tests: of the means over the tasks, with the families of `Comparisons`.
         smallest_relevant: the smallest relevant difference of the mean over the tasks.
         n_seeds: smallest number of distinct seeds of a task.
+        has_copies: whether a task with that number has more seeds, of which some have identical predictions.
         left_out: methods without a mean over these tasks: they miss a task or seed, or a value is not finite.
     """
 
@@ -53,6 +54,7 @@ class Overall:
     tests: Comparisons
     smallest_relevant: float
     n_seeds: int
+    has_copies: bool = False
     left_out: Sequence[str] = ()
 
     @property
@@ -124,6 +126,7 @@ def overall(tasks: Sequence[TaskScores]) -> Overall | None:
         for m in methods
         if m != BASELINE and BASELINE in methods
     }
+    n_seeds = min(t.design.n_distinct for t in group)
     return Overall(
         [t.name for t in group],
         metric,
@@ -136,7 +139,8 @@ def overall(tasks: Sequence[TaskScores]) -> Overall | None:
             differences,
         ),
         smallest,
-        min(t.design.n_distinct for t in group),
+        n_seeds,
+        any(t.design.n_distinct == n_seeds < len(t.design.seeds) for t in group),
         [m for m in _all_methods(tasks) if m not in means],
     )
 

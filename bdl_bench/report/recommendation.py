@@ -23,6 +23,8 @@ from estimators.runtime.units import in_seconds
 
 __all__ = ["Answer", "Evidence", "Recommendation", "recommendation"]
 
+_MORE_SEEDS = 10
+"""Seeds that are advised at least, to find smaller differences."""
 _NOT_BETTER: dict[Verdict, str] = {
     "no relevant difference": "is too small to be relevant",
     "no significant difference": "is not significant",
@@ -83,8 +85,7 @@ def recommendation(found: Overall, evidence: Evidence) -> Recommendation:
     if found.n_seeds < FEWEST_SEEDS:
         reason = (
             f"{found.n_seeds} distinct seed{'' if found.n_seeds == 1 else 's'} cannot be tested. Best "
-            f"{_metric(found)}: {usable.best}; the order of the methods may be chance. "
-            "Run again with --seeds 5 or more."
+            f"{_metric(found)}: {usable.best}; the order of the methods may be chance. {_for_more_seeds(found)}"
         )
         return Recommendation(None, "No recommendation yet.", reason, answers)
     method, headline, reason = _choice(usable, evidence)
@@ -145,8 +146,15 @@ def _keep(found: Overall) -> str:
         return head
     return (
         f"{head} These {found.n_seeds} seeds detect a difference of about {number(median(needed))}{found.unit}; more "
-        "seeds (--seeds 10) find smaller ones."
+        f"seeds (--seeds {max(_MORE_SEEDS, 2 * found.n_seeds)}) find smaller ones."
     )
+
+
+def _for_more_seeds(found: Overall) -> str:
+    """Return what to do about too few distinct seeds."""
+    if found.has_copies:
+        return "Seeds with identical predictions count as one: check whether the problem uses its seed."
+    return "Run again with --seeds 5 or more."
 
 
 def _with_variance(found: Overall, evidence: Evidence, chosen: str) -> str:
@@ -155,7 +163,8 @@ def _with_variance(found: Overall, evidence: Evidence, chosen: str) -> str:
         return ""
     other = _cheapest(able, evidence)
     need = f"If you need an epistemic variance, which {chosen} does not have"
-    return f" {need}: {other}, not significantly worse than the best."
+    how = "with the best mean" if other == found.best else "not significantly worse than the best"
+    return f" {need}: {other}, {how}."
 
 
 def _cheapest(methods: Collection[str], evidence: Evidence) -> str:

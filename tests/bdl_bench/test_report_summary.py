@@ -107,6 +107,7 @@ def test_the_baseline_is_kept_if_nothing_is_shown_to_be_better_and_a_method_with
     assert (found.method, found.headline) == ("map", "Keep map.")
     assert "not significant" in found.reason
     assert "laplace, not significantly worse" in found.reason
+    assert "more seeds (--seeds 10) find smaller ones" in found.reason
     best = next(answer.text for answer in found.answers if answer.question == "Predicts best")
     assert best.startswith("ensemble: mean NLL over 2 tasks 0.300")
     assert best.endswith("No other method is significantly worse.")
@@ -215,6 +216,29 @@ def test_a_method_that_misses_a_seed_or_a_task_is_left_out_of_the_means_over_tas
     found = build(tmp_path).summary.overall
     assert (sorted(found.means), sorted(found.left_out)) == (["laplace", "map"], ["ensemble", "swag"])
     assert found.without("swag").left_out == ["ensemble"]
+
+
+def test_more_seeds_are_advised_than_there_are():
+    against, pairs = {"laplace": (-0.005, SAME)}, {("map", "laplace"): SAME}
+    found = found_with(against, pairs, {"laplace": 0.3, "map": 0.305}, n_seeds=20)
+    reason = recommendation(found, evidence(map=1.0)).reason
+    assert "more seeds (--seeds 40) find smaller ones" in reason
+    assert "does not have: laplace, with the best mean." in reason
+
+
+@pytest.mark.parametrize(
+    ("copied", "advice"),
+    [(True, "check whether the problem uses its seed."), (False, "Run again with --seeds 5 or more.")],
+)
+def test_seeds_that_are_copies_are_not_advised_to_be_more(write_record, tmp_path, copied, advice):
+    store = RecordStore(tmp_path)
+    for seed, method in itertools.product(range(4 if copied else 2), ("map", "laplace")):
+        record = write_record("a", method, seed, scale=0.1 * len(method))
+        if copied:
+            store.write(record, store.arrays(store.read("a", method, 0)))
+    found = build(tmp_path).summary
+    assert (found.overall.n_seeds, found.overall.has_copies) == (1 if copied else 2, copied)
+    assert found.recommendation.reason.endswith(advice)
 
 
 def test_methods_are_not_ranked_by_a_metric_of_which_neither_direction_is_better(write_record, tmp_path):
