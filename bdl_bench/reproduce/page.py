@@ -88,10 +88,14 @@ def _unfinished(study: Study, records: Iterable[Record]) -> list[str]:
     found = [record for record in records if record.task in tasks and record.status != "ok"]
     if not found:
         return []
-    runs = [
-        f"- {r.status}: {r.task}, split {r.seed}, `{r.method}`. {(r.reason or '').partition('. ')[0]}." for r in found
-    ]
+    runs = [f"- {r.status}: {r.task}, split {r.seed}, `{r.method}`.{_first_sentence(r.reason)}" for r in found]
     return ["", "## Runs without a result", "", *runs]
+
+
+def _first_sentence(reason: str | None) -> str:
+    """Return the first sentence of a reason in one line, with a space before it; nothing without a reason."""
+    text = " ".join((reason or "").split()).partition(". ")[0].rstrip(".")
+    return f" {text}." if text else ""
 
 
 def _by_method(task: StudyTask, records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -132,8 +136,8 @@ def _section(study: Study, protocol: str, found: dict[StudyTask, dict[str, list[
 
 
 def _verdicts(study: Study, protocol: str, found: dict[StudyTask, dict[str, list[Record]]]) -> list[str]:
-    """Return a line for each method with a published column: on how many sets its RMSE is inside the bar."""
-    lines = ["", "### Inside the published error bars (RMSE)", ""]
+    """Return a line for each method with a published column that ran: on how many sets its RMSE is inside the bar."""
+    lines: list[str] = []
     for column in study.columns[protocol]:
         positions: dict[str, list[str]] = {"inside": [], "below": [], "above": []}
         for task, by_method in found.items():
@@ -142,10 +146,12 @@ def _verdicts(study: Study, protocol: str, found: dict[StudyTask, dict[str, list
                 positions[study.published["RMSE"][task.data][column.published].position(mean.value)].append(task.data)
         words = "; ".join(f"{name}: {', '.join(sets)}" for name, sets in positions.items() if sets)
         total = sum(map(len, positions.values()))
+        if not total:
+            continue
         lines.append(
             f"- `{column.method}` and {column.published}: {len(positions['inside'])} of {total} sets. {words}."
         )
-    return lines
+    return ["", "### Inside the published error bars (RMSE)", "", *lines] if lines else []
 
 
 def _title(study: Study, metric: str) -> str:

@@ -37,9 +37,9 @@ def write(store, made, *, at=0):
     ("text", "value", "bar", "unit", "shown"),
     [
         ("5.67±.09", 5.67, 0.09, 0.01, "5.67 ± 0.09"),
-        (".10", 0.1, 0.0, 0.01, "0.10"),
+        (".10", 0.1, None, 0.01, "0.10"),
         ("−3.73±.01", -3.73, 0.01, 0.01, "-3.73 ± 0.01"),
-        (".6598±.0000", 0.6598, 0.0, 1e-4, "0.6598"),
+        (".6598±.0000", 0.6598, 0.0, 1e-4, "0.6598 ± 0.0000"),
     ],
 )
 def test_a_printed_number_keeps_its_digits(text, value, bar, unit, shown):
@@ -55,9 +55,41 @@ def test_a_bar_is_extended_by_the_rounding_of_both_numbers(ours, position):
 
 
 def test_a_number_without_a_bar_has_its_rounding():
-    assert [Published(0.1, 0.0, 0.01).position(v) for v in (0.0949, 0.0951, 0.1049, 0.1051)] == [
+    assert [Published(0.1, None, 0.01).position(v) for v in (0.0949, 0.0951, 0.1049, 0.1051)] == [
         "below", "inside", "inside", "above",
     ]  # fmt: skip
+
+
+def test_a_bar_that_is_rounded_to_zero_is_extended_by_both_roundings():
+    naval = UCI["NLL"]["naval"]["dropout, tuned per split"]
+    assert (str(naval), str(UCI["RMSE"]["naval"]["PBP"])) == ("-4.45 ± 0.00", "0.01")
+    assert [naval.position(v) for v in (-4.461, -4.459, -4.456, -4.441, -4.439)] == [
+        "below", "inside", "inside", "inside", "above",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("ValueError: bad thing.", " ValueError: bad thing."),
+        ("Expected a network.\nReceived `nothing`.", " Expected a network."),
+        ("Two\nlines", " Two lines."),
+        (None, ""),
+    ],
+)
+def test_a_run_without_a_result_is_one_line_with_the_first_sentence_of_its_reason(tmp_path, reason, shown):
+    store = RecordStore(tmp_path)
+    store.write(record("uci-yacht", "map", 0).model_copy(update={"status": "failed", "reason": reason}))
+    text = page(study_named("uci"), tmp_path)
+    assert text.endswith(f"\n- failed: uci-yacht, split 0, `map`.{shown}\n")
+
+
+def test_methods_that_did_not_run_are_not_counted(tmp_path):
+    write(RecordStore(tmp_path), record("uci-yacht", "map", 0, **{"reg/RMSE": 1.0}))
+    assert "Inside the published" not in page(study_named("uci"), tmp_path)
+    write(RecordStore(tmp_path), record("uci-yacht", "dropout", 0, **{"reg/RMSE": 1.0}))
+    lines = page(study_named("uci"), tmp_path).partition("Inside the published")[2].splitlines()
+    assert [line for line in lines if line.startswith("-")] == ["- `dropout` and dropout: 1 of 1 sets. inside: yacht."]
 
 
 def test_every_set_has_published_numbers_and_a_task_for_each_protocol():
