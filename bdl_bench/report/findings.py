@@ -9,7 +9,7 @@ from statistics import median
 
 from bdl_bench.methods import BASELINE
 from bdl_bench.records.record import Training
-from bdl_bench.report.formatting import join_names, number
+from bdl_bench.report.formatting import join_names, mean_of, number
 from bdl_bench.report.reference_agreement import AgreementRow, CostRow
 from bdl_bench.report.scores import ScoreTable
 from bdl_bench.report.seed_design import SeedDesign
@@ -68,8 +68,8 @@ def overtuned(untuned: ScoreTable, tuned: ScoreTable | None) -> list[str]:
     if 2 * len(worse) <= len(both):
         return []
     return [
-        f"The mean {metric.label} of the test rows is worse after tuning for {len(worse)} of {len(both)} methods (not "
-        "tested). With few validation rows, tuning overfits; compare with the untuned table."
+        f"The {mean_of(metric.label)} of the test rows is worse after tuning for {len(worse)} of {len(both)} methods "
+        "(not tested). With few validation rows, tuning overfits; compare with the untuned table."
     ]
 
 
@@ -80,7 +80,7 @@ def _first_metric(scores: ScoreTable, design: SeedDesign) -> list[str]:
     best = scores.best[metric.key]
     value = number(scores.entries[best][metric.key].interval.mean)
     names = join_names([best, *scores.tied_with_best(metric.key)])
-    return [f"Best mean {metric.label}: {names} ({value}){comparison_with_best(scores, design)}."]
+    return [f"Best {mean_of(metric.label)}: {names} ({value}){comparison_with_best(scores, design)}."]
 
 
 def comparison_with_best(scores: ScoreTable, design: SeedDesign) -> str:

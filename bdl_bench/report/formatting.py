@@ -7,7 +7,7 @@ from math import ceil, log10
 
 from bdl_bench.stats import Interval
 
-__all__ = ["count", "effect", "join_names", "mean_and_half_width", "number"]
+__all__ = ["count", "effect", "join_names", "mean_and_half_width", "mean_of", "number"]
 
 MINUS = "\N{MINUS SIGN}"
 _SMALLEST, _LARGEST = 5e-4, 1e5  # outside of this range a number is written with a power of ten
@@ -53,6 +53,11 @@ def count(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def mean_of(label: str) -> str:
+    """Return "mean" and the label of a metric, once if the label has it."""
+    return label if label.startswith("mean ") else f"mean {label}"
 
 
 def join_names(names: Sequence[str], most: int = 6) -> str:

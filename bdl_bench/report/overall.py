@@ -11,6 +11,7 @@ from typing import Protocol
 
 from bdl_bench.methods import BASELINE
 from bdl_bench.metrics import Metric
+from bdl_bench.report.formatting import join_names
 from bdl_bench.report.sections.scores import Scores
 from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.stats import Comparisons, Interval, mean_over_tasks, negated, verdicts
@@ -43,6 +44,7 @@ class Overall:
         tests: of the means over the tasks, with the families of `Comparisons`.
         smallest_relevant: the smallest relevant difference of the mean over the tasks.
         n_seeds: smallest number of distinct seeds of a task.
+        n_all_tasks: number of tasks of the report; others than `tasks` have other first metrics.
         has_copies: whether a task with that number has more seeds, of which some have identical predictions.
         left_out: methods without a mean over these tasks: they miss a task or seed, or a value is not finite.
     """
@@ -54,6 +56,7 @@ class Overall:
     tests: Comparisons
     smallest_relevant: float
     n_seeds: int
+    n_all_tasks: int = 1
     has_copies: bool = False
     left_out: Sequence[str] = ()
 
@@ -66,6 +69,14 @@ class Overall:
     def baseline(self) -> str | None:
         """The baseline, if it was run on all of these tasks."""
         return BASELINE if BASELINE in self.means else None
+
+    @property
+    def scope(self) -> str:
+        """What the means are over, such as "over 2 tasks", with their names if they are not all; empty for one task."""
+        n = len(self.tasks)
+        if n >= self.n_all_tasks:
+            return f"over {n} tasks" if n > 1 else ""
+        return f"over {n} tasks ({join_names(self.tasks)})" if n > 1 else f"on task {self.tasks[0]}"
 
     @property
     def unit(self) -> str:
@@ -140,6 +151,7 @@ def overall(tasks: Sequence[TaskScores]) -> Overall | None:
         ),
         smallest,
         n_seeds,
+        len(tasks),
         any(t.design.n_distinct == n_seeds < len(t.design.seeds) for t in group),
         [m for m in _all_methods(tasks) if m not in means],
     )

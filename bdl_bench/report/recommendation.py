@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from bdl_bench.methods import POSTERIOR
-from bdl_bench.report.formatting import join_names, mean_and_half_width, number
+from bdl_bench.report.formatting import join_names, mean_and_half_width, mean_of, number
 from bdl_bench.report.overall import Overall
 from bdl_bench.stats import FEWEST_SEEDS, Interval, Verdict, detectable_difference
 from estimators.runtime.units import in_seconds
@@ -99,7 +99,7 @@ def _choice(found: Overall, evidence: Evidence) -> tuple[str, str, str]:
     if found.baseline is not None and not better:
         return found.baseline, f"Keep {found.baseline}.", _keep(found)
     chosen = _cheapest(better or candidates, evidence)
-    gain = ""
+    gain = f"The methods are compared by {_metric(found)}. "
     if found.baseline is not None:
         gain = f"Its {_metric(found)} is {_gain(found, found.tests.baseline_differences[chosen])}. "
     others = [m for m in better or candidates if m != chosen]
@@ -213,8 +213,7 @@ def _cost(found: Overall, evidence: Evidence) -> Answer:
 
 
 def _metric(found: Overall) -> str:
-    over = f" over {len(found.tasks)} tasks" if len(found.tasks) > 1 else ""
-    return f"mean {found.metric.label}{over}"
+    return f"{mean_of(found.metric.label)} {found.scope}".strip()
 
 
 def _gain(found: Overall, difference: Interval) -> str:

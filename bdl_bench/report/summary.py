@@ -166,7 +166,7 @@ def _first(pictures: Sequence[Picture]) -> Picture | None:
 def _effects(found: Overall | None, palette: Palette) -> Drawing | None:
     if found is None or found.baseline is None:
         return None
-    over = f", mean over {len(found.tasks)} tasks" if len(found.tasks) > 1 else ""
+    over = f", {'mean ' if len(found.tasks) > 1 else ''}{found.scope}" if found.scope else ""
     return forest(
         "effects",
         f"{found.metric.label} of each method − that of {found.baseline}{over}",

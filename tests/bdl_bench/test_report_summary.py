@@ -12,7 +12,7 @@ from bdl_bench.records import Record, RecordStore
 from bdl_bench.records.record import OwnMetric
 from bdl_bench.report.figures.labels import main_range
 from bdl_bench.report.findings import comparison_with_best
-from bdl_bench.report.formatting import effect
+from bdl_bench.report.formatting import effect, mean_of
 from bdl_bench.report.html import by_reason, columns
 from bdl_bench.report.overall import Overall
 from bdl_bench.report.recommendation import Evidence, recommendation
@@ -239,6 +239,36 @@ def test_seeds_that_are_copies_are_not_advised_to_be_more(write_record, tmp_path
     found = build(tmp_path).summary
     assert (found.overall.n_seeds, found.overall.has_copies) == (1 if copied else 2, copied)
     assert found.recommendation.reason.endswith(advice)
+
+
+def test_a_recommendation_says_for_which_tasks_it_is_if_not_for_all(write_record, tmp_path):
+    for seed, method in itertools.product(range(3), ("laplace", "ensemble", "map")):
+        for task, kind in (("c", "classification"), ("r", "regression")):
+            write_record(task, method, seed, kind=kind, scale=0.2 * len(method))
+    found = build(tmp_path, selection=Selection(metrics=("Accuracy", "RMSE"))).summary
+    assert found.overall.scope == "on task c"
+    assert "mean Accuracy on task c" in found.recommendation.reason
+    without = build(
+        tmp_path, selection=Selection(metrics=("Accuracy", "RMSE"), methods=("laplace", "ensemble"))
+    ).summary
+    assert "mean Accuracy on task c" in without.recommendation.reason
+
+
+@pytest.mark.parametrize(
+    ("tasks", "n", "scope"),
+    [("c", 1, ""), ("c", 2, "on task c"), ("ab", 2, "over 2 tasks"), ("ab", 3, "over 2 tasks (a, b)")],
+)
+def test_a_mean_is_over_all_tasks_or_names_them(tasks, n, scope):
+    found = found_with({"laplace": (0.1, SAME)}, {("map", "laplace"): SAME}, {"map": 0.3, "laplace": 0.4})
+    assert replace(found, tasks=list(tasks), n_all_tasks=n).scope == scope
+
+
+def test_a_mean_is_said_once():
+    regret = replace(NLL, label="mean regret")
+    found = found_with({"laplace": (0.1, SAME)}, {("map", "laplace"): SAME}, {"map": 0.3, "laplace": 0.4})
+    answers = recommendation(replace(found, metric=regret), evidence()).answers
+    assert answers[0].text.startswith("map: mean regret over 2 tasks 0.300")
+    assert [mean_of("mean regret"), mean_of("NLL")] == ["mean regret", "mean NLL"]
 
 
 def test_methods_are_not_ranked_by_a_metric_of_which_neither_direction_is_better(write_record, tmp_path):
