@@ -346,6 +346,8 @@ def test_columns_that_say_nothing_are_left_out_and_named():
     table = ScoreTable(metrics, entries, {})
     assert [metric.label for metric in table.shown("cls/", "my/")] == ["NLL", "Brier", "x"]
     assert table.folded("cls/") == {"cls/NLL*": "NLL* equals NLL", "cls/Acc": "Acc is 0.900 for every method"}
+    assert [metric.key for metric in table.columns("cls/NLL")] == ["cls/NLL"], "a key is no beginning of another one"
+    assert [metric.key for metric in table.columns("c", "m", "my/x")] == ["my/x"]
     alone = ScoreTable(metrics, {"a": entries["a"]}, {})
     assert alone.folded("cls/") == {}
 
