@@ -77,7 +77,7 @@ class ScoreTable:
         return {m: row[key].interval.mean for m, row in self.entries.items() if m != self.best[key] and key in row}
 
     def columns(self, *prefixes: str) -> list[Metric]:
-        """Return the metrics whose keys begin with one of the prefixes, such as "cls/", or are one of the whole keys."""
+        """Return the metrics whose key begins with one of the prefixes, such as "cls/", or is one of the whole keys."""
         whole = {key for key in prefixes if not key.endswith("/")}
         begin = tuple(key for key in prefixes if key.endswith("/"))
         return [metric for metric in self.metrics if metric.key in whole or metric.key.startswith(begin)]

@@ -58,6 +58,8 @@ class Report:
     environments: list[dict[str, str]]
     command: str
     numbers: list[LongRow]
+    columns_are_selected: bool = False
+    """Whether the columns of the tables were named, and so are all shown."""
 
 
 def build(directory: Path, gallery: Gallery | None = None, selection: Selection = EVERYTHING) -> Report:
@@ -96,6 +98,7 @@ def build(directory: Path, gallery: Gallery | None = None, selection: Selection 
         environments=list({str(sorted(e.items())): e for r in records if (e := r.environment)}.values()),
         command=command(records),
         numbers=numbers,
+        columns_are_selected=selection.metrics is not None,
     )
 
 
