@@ -95,6 +95,15 @@ def test_a_model_that_cannot_be_found_is_bad_usage(command, reference, message):
     assert not Path("bdl-results").exists()
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_bad_usage(device, toy, tmp_path):
+    result = invoke("check", toy, "--device", device, "--out", tmp_path / "out")
+    assert_bad_usage(result, "Expected a device that is here")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OptionError, match="a device that is here"):
+        Grid([toy], ["map"], [0], tmp_path, device).check()
+
+
 @pytest.mark.parametrize("command", ["verify", "check"])
 @pytest.mark.parametrize(
     ("name", "message"), [("failing", "ZeroDivisionError: division by zero"), ("empty", "a NoneType")]
