@@ -329,6 +329,15 @@ def test_an_effect_has_one_digit_more_than_the_smallest_relevant_difference():
     assert effect(Interval(1234.5, 1204.5, 1264.5, 3), 50.0) == ("1234", "± 30")
 
 
+def test_an_effect_that_is_relevant_is_never_rounded_to_zero():
+    tiny = Interval(-2e-5, -3e-5, -1e-5, 5)
+    assert effect(tiny, 7e-6) == effect(tiny, 0.0) == ("−2.0e−05", "± 1.0e−05")
+    assert effect(Interval(-2e-5, None, None, 1), 7e-6) == ("−2.0e−05", "")
+    assert effect(Interval(-2e-5, -0.01, 0.01, 5), 7e-6) == ("0.0000", "± 0.0100")
+    assert effect(tiny, 0.01) == ("0.000", "± 0.000"), "a difference that is not relevant"
+    assert effect(Interval(0.0, 0.0, 0.0, 5), 0.0) == ("0.000", "± 0.000")
+
+
 def test_a_method_that_failed_does_not_set_the_range_of_a_figure():
     assert main_range([0.1, 0.2, 0.3, 0.25, 7417.0]) == (0.1, 0.3)
     assert main_range([-0.06, -0.01, 0.0, 0.0, 0.3]) == (-0.06, 0.0)

@@ -323,7 +323,7 @@ def as_expected(found: str, expected: Direction, low: float | None, high: float 
 
     Args:
         found: "falls", "rises", "no significant change" or "not tested".
-        expected: what is expected. Unchanged is a change that is not significant and an interval within ½ and 2.
+        expected: what is expected. Unchanged is an interval within ½ and 2, also of a significant change.
         low: lower end of the interval of the factor.
         high: upper end.
 
@@ -334,9 +334,9 @@ def as_expected(found: str, expected: Direction, low: float | None, high: float 
         return None
     if expected != "does not change":
         return None if found == "no significant change" else found == expected
-    if found != "no significant change":
-        return False
-    return True if low >= 1 / _UNCHANGED and high <= _UNCHANGED else None
+    if low >= 1 / _UNCHANGED and high <= _UNCHANGED:
+        return True
+    return None if found == "no significant change" else False
 
 
 def effect_words(effect: Effect) -> str:
@@ -372,7 +372,8 @@ def _effects_note(context: Context) -> str:
     return (
         f"{parts} Both are means over the test rows. Factors compare the last level with the first: geometric means "
         "over seeds with 95 % intervals, and t-tests of their logarithms, corrected (Holm) for methods and effects. "
-        "✓ as expected, ✗ significantly otherwise, no mark: not known. Unchanged: an interval within ½ and 2. "
+        "✓ as expected, ✗ significantly otherwise, no mark: not known. Unchanged: an interval within ½ and 2, "
+        "also if the change is significant. "
         "Figures: values relative to the first level."
     )
 
