@@ -10,7 +10,8 @@ from bdl_bench.report.formatting import count, mean_and_half_width, number
 from bdl_bench.report.reference_agreement import CostRow
 from bdl_bench.report.scores import ScoreEntry, ScoreTable
 from bdl_bench.report.sections.custom import CustomSection
-from bdl_bench.report.sections.decisions import Decisions, Effects, effect_words
+from bdl_bench.report.sections.decisions import Decisions
+from bdl_bench.report.sections.interventions import Effects, effect_words
 from bdl_bench.report.summary import TaskView
 from bdl_bench.report.view import Report
 from bdl_bench.stats import Interval

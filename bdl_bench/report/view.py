@@ -26,6 +26,7 @@ from bdl_bench.report.sections.custom import custom_sections
 from bdl_bench.report.sections.decisions import decisions
 from bdl_bench.report.sections.disagreement import disagreements
 from bdl_bench.report.sections.fidelity import fidelity_section
+from bdl_bench.report.sections.interventions import interventions
 from bdl_bench.report.sections.ood import out_of_distribution
 from bdl_bench.report.sections.scores import scores
 from bdl_bench.report.sections.selective import selective
@@ -119,7 +120,8 @@ def _task_view(context: Context, index: int, records: Sequence[Record]) -> TaskV
     cost, exact = costs(context, table.compared), agreement(context)
     posterior = fidelity_section(context, records)
     sections: Sequence[Section | None] = (
-        *decisions(context),
+        decisions(context),
+        interventions(context),
         table,
         posterior,
         cost,

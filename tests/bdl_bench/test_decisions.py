@@ -24,7 +24,7 @@ from bdl_bench.metrics.decisions import area
 from bdl_bench.problem import ActiveLearning, BayesianOptimisation, Interventions, Problem
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
-from bdl_bench.report.sections.decisions import Effect, as_expected, effect_words
+from bdl_bench.report.sections.interventions import Effect, as_expected, effect_words
 from bdl_bench.runner.grid import Grid
 from bdl_bench.stats import mean_interval, verdicts
 from bdl_bench.tasks import TASKS
