@@ -63,7 +63,7 @@ def _summary(summary: Summary) -> str:
     head += [_escaped(f"{c.task}: {c.metric.label}") + _ARROWS[c.metric.better] for c in summary.columns]
     rows = []
     for row in summary.rows:
-        entries = [_first_cell(row.method)]
+        entries = [_first_entry(row.method)]
         if effect:
             mark = _MARKS.get(row.verdict or "", "")
             entries.append("0" if found and row.method == found.baseline else _interval(row.effect) + mark)
@@ -78,7 +78,7 @@ def _task(task: TaskView, label: str, *, selected: bool) -> str:
     metrics = table.metrics if selected else _columns(table)
     head = ["Method", *(_escaped(metric.label) + _ARROWS[metric.better] for metric in metrics)]
     rows = [
-        [_first_cell(method), *(_entry(entries.get(metric.key)) for metric in metrics)]
+        [_first_entry(method), *(_entry(entries.get(metric.key)) for metric in metrics)]
         for method, entries in table.entries.items()
     ]
     seeds = f"{task.design.n_distinct} seed{'' if task.design.n_distinct == 1 else 's'}"
@@ -128,7 +128,7 @@ def _interval(interval: Interval | None) -> str:
     return _escaped(" ".join(part for part in mean_and_half_width(interval) if part)) or number(interval.mean)
 
 
-def _first_cell(name: str) -> str:
+def _first_entry(name: str) -> str:
     r"""Return a name that is no option of the \\ or \midrule before it: in braces if it begins with [ or *."""
     text = _escaped(name)
     return f"{{{text}}}" if text.startswith(("[", "*")) else text
