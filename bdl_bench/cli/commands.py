@@ -135,7 +135,7 @@ def verify(
     torch.set_num_threads(threads)
     with errors(USAGE), factory_errors(model), output_directory(out) as directory:
         load_named_plugins(plugin)
-        subsets = subset.split(",")
+        subsets = comma_separated(subset) or [subset]
         names = _VERIFIED_TASKS if (name := model or task) is None else (name,)
         result = verify_problems(
             {name: resolve_task(name).problem(seed) for name in names},

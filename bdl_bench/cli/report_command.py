@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,18 @@ def report(
         load_named_plugins(plugin)
         selection = Selection(*(_names(text) for text in (tasks, methods, metrics)))
         page = write_report(directory, figures=figures, latex=latex, selection=selection)
+        _warn_of_unreadable(directory)
     print(page.resolve())
+
+
+def _warn_of_unreadable(directory: Path) -> None:
+    """Print how many files are no readable records on stderr."""
+    from bdl_bench.records import RecordStore
+
+    n = len(RecordStore(directory).unreadable())
+    if n:
+        files = "1 file that is no readable record" if n == 1 else f"{n} files that are no readable records"
+        print(f"Left out: {files}; the report lists the reason.", file=sys.stderr)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

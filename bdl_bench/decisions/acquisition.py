@@ -12,7 +12,7 @@ from bdl_bench.problem.decision import Acquisition
 from bdl_bench.problem.queries import Query
 from bdl_bench.records.sample_scores import SampleScores
 from estimators import UncertaintyEstimator
-from estimators.errors import UnsupportedError
+from estimators.errors import ModelError, UnsupportedError
 from estimators.likelihoods.prediction import Prediction
 
 __all__ = ["check_has_variance", "drawn", "highest", "information_scores", "log_expected_improvement", "moments",
@@ -78,13 +78,25 @@ def check_has_variance(scores: Floats) -> None:
 
     Raises:
         UnsupportedError: if all scores are 0, so that they order no rows.
+        ModelError: if a score is not finite.
     """
+    n = int((~np.isfinite(scores)).sum())
+    if n:
+        raise _not_finite(f"{n} of {len(scores)} that are not finite")
     if not scores.any():
         raise UnsupportedError(
             "a method with an epistemic variance, by which rows are chosen",
             received="a variance of 0 at every row of the pool",
             remedy="a method such as ensemble or laplace; the trained network alone is shown beside them.",
         )
+
+
+def _not_finite(received: str) -> ModelError:
+    return ModelError(
+        "finite scores of the rows of the pool, such as variances",
+        received=received,
+        remedy="check the mean and variance of the method at the rows of the pool; its training may have diverged.",
+    )
 
 
 def log_expected_improvement(mean: Floats, variance: Floats, best: float) -> Floats:
@@ -145,7 +157,22 @@ def drawn(scores: Floats, queried: Indices, n: int, seed: tuple[int, ...]) -> In
 
 
 def highest(scores: Floats, queried: Indices, n: int) -> Indices:
-    """Return the n rows with the highest scores that were not queried; of equal ones the first."""
+    """Return the n rows with the highest scores that were not queried; of equal ones the first.
+
+    Args:
+        scores: (M,); −inf comes last.
+        queried: rows that were queried.
+        n: number of rows.
+
+    Returns:
+        The rows, the highest score first.
+
+    Raises:
+        ModelError: for a score that is NaN, which has no order.
+    """
+    n_nan = int(np.isnan(scores).sum())
+    if n_nan:
+        raise _not_finite(f"{n_nan} of {len(scores)} that are NaN")
     free = np.setdiff1d(np.arange(len(scores)), np.array(queried, dtype=np.int64))
     order = free[np.argsort(-scores[free], kind="stable")]
     return tuple(int(i) for i in order[:n])

@@ -19,8 +19,11 @@ __all__ = ["PluginError", "PluginRegistry", "origin_of_method", "origin_of_task"
 
 Kind = Literal["method", "task", "metric", "section"]
 _ORIGINS: dict[tuple[Kind, str], str] = {}
-_RESERVED_KEYS = ("ood/", "shift/", "agreement/", "cost/")
-"""Prefixes of metrics that are computed from other sets of rows, or are no metrics."""
+_RESERVED_KEYS = (
+    "cls/", "reg/", "cal/", "sc/", "cov/", "cp/", "width/", "ood/", "shift/", "al/", "bo/", "dis/",
+    "agreement/", "cost/", "fidelity/",
+)  # fmt: skip
+"""Prefixes of bdl-bench, by which the sections of a report find their metrics."""
 
 
 class PluginError(OptionError):
@@ -86,7 +89,8 @@ class PluginRegistry:
 
         Raises:
             PluginError: if it is no Metric, for an unknown kind, for a metric with both or neither of `scores` and
-                `compute`, and for a key that exists or begins with ood/, shift/, agreement/ or cost/.
+                `compute`, for a key that exists or begins with a prefix of bdl-bench, such as reg/ or cal/, and for a
+                key without a prefix.
         """
         self._check_type(metric, Metric, "add_metric(bdl_bench.metrics.Metric(...), 'regression')")
         if not kinds or not set(kinds) <= METRICS.keys():
@@ -95,15 +99,8 @@ class PluginRegistry:
                 received=", ".join(kinds) or "none",
                 remedy=f"add_metric(metric, 'regression') in {self.origin}.",
             )
-        if (metric.scores is None) == (metric.compute is None) or metric.key.startswith(_RESERVED_KEYS):
-            raise PluginError(
-                f"a metric of the test rows with either scores or compute, whose key does not begin with "
-                f"{', '.join(_RESERVED_KEYS)}",
-                received=f"{metric.key!r} of {self.origin}",
-                remedy="Metric('my/MAE', 'MAE', 'mean absolute error', 'lower', scores=function).",
-            )
-        taken = {found.key for kind in kinds for found in METRICS[kind]}
-        self._check_free("metric", metric.key, taken)
+        self._check_free("metric", metric.key, {found.key for kind in kinds for found in METRICS[kind]})
+        self._check_metric(metric)
         guarded = _guarded(metric, self.origin)
         for kind in kinds:
             METRICS[kind] = (*METRICS[kind], guarded)
@@ -156,6 +153,19 @@ class PluginRegistry:
                 f"a {kind} name that is free, from {self.origin}",
                 received=f"{name!r}, which is of {owner}",
                 remedy=f"rename the {kind} in the plugin.",
+            )
+
+    def _check_metric(self, metric: Metric) -> None:
+        remedy = "Metric('my/MAE', 'MAE', 'mean absolute error', 'lower', scores=function)."
+        if (metric.scores is None) == (metric.compute is None):
+            expected, received = "a metric with either scores or compute", "both" if metric.compute else "neither"
+            raise PluginError(expected, received=f"{received} of {metric.key!r} of {self.origin}", remedy=remedy)
+        prefix, slash, name = metric.key.partition("/")
+        if not (prefix and name) or f"{prefix}{slash}" in _RESERVED_KEYS:
+            raise PluginError(
+                f"a key with a prefix of your own before a slash, which is none of {', '.join(_RESERVED_KEYS)}",
+                received=f"{metric.key!r} of {self.origin}",
+                remedy=remedy,
             )
 
     def _note(self, kind: Kind, name: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bdl_bench.metrics import METRICS
 from estimators.errors import StateError
 from estimators.persistence.atomic import write_bytes, write_text
 from estimators.persistence.checksums import digest
@@ -437,13 +438,19 @@ def slug(name: str) -> str:
 def _read(path: Path) -> Record | str:
     """Return the record in a file; for another file, the first error in it."""
     try:
-        return Record.model_validate_json(path.read_bytes())
+        return _of_known_kind(Record.model_validate_json(path.read_bytes()))
     except OSError as error:
         return f"{type(error).__name__}: {error.strerror}"
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         return f"{where}: {first['msg']}" if where else str(first["msg"])
+
+
+def _of_known_kind(record: Record) -> Record | str:
+    if record.kind is None or record.kind in METRICS:
+        return record
+    return f"kind: expected {', '.join(METRICS)}, received {record.kind!r}"
 
 
 def _npz(arrays: ArrayFile) -> bytes:

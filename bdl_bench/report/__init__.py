@@ -35,8 +35,8 @@ def write_report(
         The path of report.html.
 
     Raises:
-        OptionError: for a directory without records, for another value of `figures`, and for selected names that no
-            record has.
+        OptionError: for a directory without readable records, for another value of `figures`, for selected names that
+            no record has, and for a selection without names or without records.
     """
     if not any((directory / "records").rglob("*.json")):
         raise OptionError(

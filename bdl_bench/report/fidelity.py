@@ -13,6 +13,7 @@ from bdl_bench.methods import POSTERIOR
 from bdl_bench.metrics.fidelity import HALVES, Fidelity, fidelity, main_distance, noise_floor, ranks_above_noise
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.results import TaskResults
+from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.stats import Interval, mean_interval
 
 __all__ = ["FidelityRow", "FidelitySet", "FidelityTable", "fidelity_of_run", "fidelity_sets", "posterior_sets"]
@@ -22,7 +23,7 @@ _SEVERITY = re.compile(r"(.+)-(\d+)")
 
 @dataclass(frozen=True)
 class FidelityRow:
-    """One method: its rank by the main distance, and means over seeds of the fields of `Fidelity`.
+    """One method: its rank by the main distance, and means over distinct seeds of the fields of `Fidelity`.
 
     `rank` is None for a method that misses a seed. An interval is None if a seed has no such number.
     """
@@ -98,9 +99,17 @@ def posterior_sets(results: TaskResults) -> list[str]:
     return [key for key in keys if f"{HALVES[0]}_mean" in _rows_of(first, key)]
 
 
-def fidelity_sets(results: TaskResults) -> list[FidelitySet]:
-    """Return the distances at each set of rows at which the posterior is known."""
-    return [_set(results, key) for key in posterior_sets(results)]
+def fidelity_sets(results: TaskResults, design: SeedDesign) -> list[FidelitySet]:
+    """Return the distances at each set of rows at which the posterior is known.
+
+    Args:
+        results: of one task.
+        design: how its seeds differ; seeds with identical predictions count as one.
+
+    Returns:
+        Means over distinct seeds, by set.
+    """
+    return [_set(results, design, key) for key in posterior_sets(results)]
 
 
 def fidelity_of_run(results: TaskResults, method: str, seed: int, key: str, *, tuned: bool = False) -> Fidelity:
@@ -120,8 +129,8 @@ def fidelity_of_run(results: TaskResults, method: str, seed: int, key: str, *, t
     return fidelity(results.kind, found, _rows_of(results.predictions(POSTERIOR, seed), key))
 
 
-def _set(results: TaskResults, key: str) -> FidelitySet:
-    main, seeds = main_distance(results.kind), sorted(results.finished[POSTERIOR])
+def _set(results: TaskResults, design: SeedDesign, key: str) -> FidelitySet:
+    main, seeds = main_distance(results.kind), design.distinct(results.finished[POSTERIOR], [POSTERIOR])
     floors = [noise_floor(results.kind, _rows_of(results.predictions(POSTERIOR, seed), key)) for seed in seeds]
     floor = {name: _mean(asdict(found)[name] for found in floors) for name in asdict(floors[0])}
     tuned = [m for m in results.tuned_methods if m != POSTERIOR]
@@ -130,17 +139,17 @@ def _set(results: TaskResults, key: str) -> FidelitySet:
         key,
         main,
         floor,
-        _table(results, methods, key, main, floor[main] or 0.0, tuned=False),
-        _table(results, tuned, key, main, floor[main] or 0.0, tuned=True) if tuned else None,
+        _table(results, design, methods, key, main, floor[main] or 0.0, tuned=False),
+        _table(results, design, tuned, key, main, floor[main] or 0.0, tuned=True) if tuned else None,
     )
 
 
 def _table(
-    results: TaskResults, methods: list[str], key: str, main: str, floor: float, *, tuned: bool
+    results: TaskResults, design: SeedDesign, methods: list[str], key: str, main: str, floor: float, *, tuned: bool
 ) -> FidelityTable:
     intervals: dict[str, dict[str, Interval | None]] = {}
     for method in methods:
-        seeds = results.shared_seeds(method, POSTERIOR)
+        seeds = design.distinct(results.shared_seeds(method, POSTERIOR), [method, POSTERIOR])
         found = [asdict(fidelity_of_run(results, method, seed, key, tuned=tuned)) for seed in seeds]
         if found:
             intervals[method] = {name: _interval(values[name] for values in found) for name in found[0]}

@@ -9,7 +9,7 @@ from statistics import median
 
 from bdl_bench.methods import BASELINE
 from bdl_bench.records.record import Training
-from bdl_bench.report.formatting import join_names, number
+from bdl_bench.report.formatting import join_names, mean_of, number
 from bdl_bench.report.reference_agreement import AgreementRow, CostRow
 from bdl_bench.report.scores import ScoreTable
 from bdl_bench.report.seed_design import SeedDesign
@@ -68,8 +68,8 @@ def overtuned(untuned: ScoreTable, tuned: ScoreTable | None) -> list[str]:
     if 2 * len(worse) <= len(both):
         return []
     return [
-        f"The mean {metric.label} of the test rows is worse after tuning for {len(worse)} of {len(both)} methods (not "
-        "tested). With few validation rows, tuning overfits; compare with the untuned table."
+        f"The {mean_of(metric.label)} of the test rows is worse after tuning for {len(worse)} of {len(both)} methods "
+        "(not tested). With few validation rows, tuning overfits; compare with the untuned table."
     ]
 
 
@@ -80,7 +80,7 @@ def _first_metric(scores: ScoreTable, design: SeedDesign) -> list[str]:
     best = scores.best[metric.key]
     value = number(scores.entries[best][metric.key].interval.mean)
     names = join_names([best, *scores.tied_with_best(metric.key)])
-    return [f"Best mean {metric.label}: {names} ({value}){comparison_with_best(scores, design)}."]
+    return [f"Best {mean_of(metric.label)}: {names} ({value}){comparison_with_best(scores, design)}."]
 
 
 def comparison_with_best(scores: ScoreTable, design: SeedDesign) -> str:
@@ -94,23 +94,31 @@ def comparison_with_best(scores: ScoreTable, design: SeedDesign) -> str:
     if len(scores.entries) > 1 and design.n_distinct < FEWEST_SEEDS:
         return "; not tested, since the seeds are too few"
     found = scores.tests[key].with_method(best)
+    better = [m for m, verdict in found.items() if verdict == "better"]  # only a method that misses seeds can be
+    near = [m for m in near if m not in better]
     worse = [m for m, verdict in found.items() if verdict == "worse" and m not in tied]
     not_worse = ("no significant difference", "no relevant difference")
     equal = [m for m, verdict in found.items() if verdict in not_worse and m not in tied]
     others = [m for m, row in scores.entries.items() if key in row and m not in (best, *tied)]
     untested = [m for m in others if found.get(m, "unknown") == "unknown"]
-    if not worse and not equal and not untested and not near:
+    if not worse and not equal and not untested and not near and not better:
         return ""
     parts = [f"no relevant difference: {join_names(near)}"] if near else []
     if worse and not equal and not untested:
-        parts.append("all others are significantly worse" if len(worse) > 1 else f"significantly worse: {worse[0]}")
+        rest = "all other methods that finished every seed" if better else "all others"
+        parts.append(f"{rest} are significantly worse" if len(worse) > 1 else f"significantly worse: {worse[0]}")
     elif not worse:
         parts.append("none of the others is significantly worse" if equal else "")
     else:
         parts += [f"significantly worse: {join_names(worse)}"]
         parts += [f"not significantly worse: {join_names(equal)}"] if equal else []
+    parts += [f"better over the seeds that {_it_has(better)}: {join_names(better)}"] if better else []
     parts += [f"not tested: {join_names(untested)}"] if untested else []
     return "".join(f"; {part}" for part in parts if part)
+
+
+def _it_has(methods: list[str]) -> str:
+    return "it has" if len(methods) == 1 else "they have"
 
 
 def _detectable(scores: ScoreTable, design: SeedDesign) -> list[str]:

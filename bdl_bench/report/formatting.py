@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, log10
+from math import ceil, inf, isinf, log10
 
 from bdl_bench.stats import Interval
 
-__all__ = ["count", "effect", "join_names", "mean_and_half_width", "number"]
+__all__ = ["count", "effect", "join_names", "mean_and_half_width", "mean_of", "number"]
 
 MINUS = "\N{MINUS SIGN}"
 _SMALLEST, _LARGEST = 5e-4, 1e5  # outside of this range a number is written with a power of ten
+
+_MOST_DECIMALS = 4
 
 
 def number(value: float) -> str:
@@ -41,9 +43,15 @@ def mean_and_half_width(interval: Interval) -> tuple[str, str]:
 
 
 def effect(interval: Interval, smallest: float) -> tuple[str, str]:
-    """Return a difference and "± half-width", to one digit more than the smallest relevant difference has."""
-    decimals = min(4, max(0, ceil(-log10(smallest)) + 1)) if smallest > 0 else 3
+    """Return a difference and "± half-width", to one digit more than the smallest relevant difference has.
+
+    If that has more than four digits or is 0, numbers that would all be rounded to 0 are returned in full.
+    """
+    needed = ceil(-log10(smallest)) + 1 if smallest > 0 else inf
+    decimals = 3 if isinf(needed) else min(_MOST_DECIMALS, max(0, int(needed)))
     mean, half = (f"{value:.{decimals}f}" for value in (interval.mean, interval.half_width or 0.0))
+    if needed > _MOST_DECIMALS and float(mean) == float(half) == 0.0:
+        return mean_and_half_width(interval)
     signed = mean.replace("-", MINUS) if float(mean) else mean.removeprefix("-")
     return signed, "" if interval.half_width is None else f"± {half}"
 
@@ -53,6 +61,11 @@ def count(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def mean_of(label: str) -> str:
+    """Return "mean" and the label of a metric, once if the label has it."""
+    return label if label.startswith("mean ") else f"mean {label}"
 
 
 def join_names(names: Sequence[str], most: int = 6) -> str:

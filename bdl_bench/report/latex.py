@@ -46,7 +46,7 @@ def to_latex(report: Report) -> dict[str, str]:
         plain = re.sub(r"[^A-Za-z0-9]+", "-", task.name).strip("-").lower()[:60] or "task"
         numbered = (f"{plain}.tex" if i == 1 else f"{plain}-{i}.tex" for i in count(1))
         name = next(name for name in numbered if name not in (*files, "tables.tex"))
-        files[name] = _task(task, name.removesuffix(".tex"))
+        files[name] = _task(task, name.removesuffix(".tex"), selected=report.columns_are_selected)
     inputs = "\n".join(rf"\input{{{name}}}" for name in files)
     packages = "\n".join((r"\usepackage[utf8]{inputenc}", r"\usepackage{booktabs,graphicx}"))
     files["tables.tex"] = f"\\documentclass{{article}}\n{packages}\n\\begin{{document}}\n{inputs}\n\\end{{document}}\n"
@@ -63,7 +63,7 @@ def _summary(summary: Summary) -> str:
     head += [_escaped(f"{c.task}: {c.metric.label}") + _ARROWS[c.metric.better] for c in summary.columns]
     rows = []
     for row in summary.rows:
-        entries = [_escaped(row.method)]
+        entries = [_first_entry(row.method)]
         if effect:
             mark = _MARKS.get(row.verdict or "", "")
             entries.append("0" if found and row.method == found.baseline else _interval(row.effect) + mark)
@@ -73,12 +73,12 @@ def _summary(summary: Summary) -> str:
     return _table([*head, "time"], rows, caption + _reading(), "summary")
 
 
-def _task(task: TaskView, label: str) -> str:
+def _task(task: TaskView, label: str, *, selected: bool) -> str:
     table = task.scores.compared
-    metrics = _columns(table)
+    metrics = table.metrics if selected else _columns(table)
     head = ["Method", *(_escaped(metric.label) + _ARROWS[metric.better] for metric in metrics)]
     rows = [
-        [_escaped(method), *(_entry(entries.get(metric.key)) for metric in metrics)]
+        [_first_entry(method), *(_entry(entries.get(metric.key)) for metric in metrics)]
         for method, entries in table.entries.items()
     ]
     seeds = f"{task.design.n_distinct} seed{'' if task.design.n_distinct == 1 else 's'}"
@@ -126,6 +126,12 @@ def _interval(interval: Interval | None) -> str:
     if interval is None:
         return "--"
     return _escaped(" ".join(part for part in mean_and_half_width(interval) if part)) or number(interval.mean)
+
+
+def _first_entry(name: str) -> str:
+    r"""Return a name that is no option of the \\ or \midrule before it: in braces if it begins with [ or *."""
+    text = _escaped(name)
+    return f"{{{text}}}" if text.startswith(("[", "*")) else text
 
 
 def _escaped(text: str) -> str:

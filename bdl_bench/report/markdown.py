@@ -10,7 +10,8 @@ from bdl_bench.report.formatting import count, mean_and_half_width, number
 from bdl_bench.report.reference_agreement import CostRow
 from bdl_bench.report.scores import ScoreEntry, ScoreTable
 from bdl_bench.report.sections.custom import CustomSection
-from bdl_bench.report.sections.decisions import Decisions, Effects, effect_words
+from bdl_bench.report.sections.decisions import Decisions
+from bdl_bench.report.sections.interventions import Effects, effect_words
 from bdl_bench.report.summary import TaskView
 from bdl_bench.report.view import Report
 from bdl_bench.stats import Interval
@@ -37,7 +38,9 @@ def _summary(report: Report) -> list[str]:
     if found is None:
         return []
     ranked = ["average rank"] if found.ranking else []
-    tasks = [f"{_escaped(c.task)}: {c.metric.label} {'tuned' if c.tuned else 'untuned'}" for c in found.columns]
+    tasks = [
+        f"{_escaped(c.task)}: {_escaped(c.metric.label)} {'tuned' if c.tuned else 'untuned'}" for c in found.columns
+    ]
     rows = (
         (
             _escaped(row.method),
@@ -116,7 +119,7 @@ def _number(value: float | None) -> str:
 
 
 def _scores(table: ScoreTable) -> list[str]:
-    header = ["method", *(f"{metric.label} {metric.key}".replace("*", "\\*") for metric in table.metrics)]
+    header = ["method", *(_escaped(f"{metric.label} {metric.key}") for metric in table.metrics)]
     keys = [metric.key for metric in table.metrics]
     rows = ((_escaped(m), *(_score(row.get(key)) for key in keys)) for m, row in table.entries.items())
     return _numbers(header, rows)

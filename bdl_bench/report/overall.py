@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import isfinite
 from typing import Protocol
 
 from bdl_bench.methods import BASELINE
 from bdl_bench.metrics import Metric
+from bdl_bench.report.formatting import join_names
 from bdl_bench.report.sections.scores import Scores
 from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.stats import Comparisons, Interval, mean_over_tasks, negated, verdicts
@@ -43,6 +44,9 @@ class Overall:
         tests: of the means over the tasks, with the families of `Comparisons`.
         smallest_relevant: the smallest relevant difference of the mean over the tasks.
         n_seeds: smallest number of distinct seeds of a task.
+        n_all_tasks: number of tasks of the report; others than `tasks` have other first metrics.
+        has_copies: whether a task with that number has more seeds, of which some have identical predictions.
+        left_out: methods without a mean over these tasks: they miss a task or seed, or a value is not finite.
     """
 
     tasks: list[str]
@@ -52,6 +56,9 @@ class Overall:
     tests: Comparisons
     smallest_relevant: float
     n_seeds: int
+    n_all_tasks: int = 1
+    has_copies: bool = False
+    left_out: Sequence[str] = ()
 
     @property
     def best(self) -> str:
@@ -64,9 +71,35 @@ class Overall:
         return BASELINE if BASELINE in self.means else None
 
     @property
+    def scope(self) -> str:
+        """What the means are over, such as "over 2 tasks", with their names if they are not all; empty for one task."""
+        n = len(self.tasks)
+        if n >= self.n_all_tasks:
+            return f"over {n} tasks" if n > 1 else ""
+        return f"over {n} tasks ({join_names(self.tasks)})" if n > 1 else f"on task {self.tasks[0]}"
+
+    @property
     def unit(self) -> str:
         """The unit of a difference, for the end of a number."""
         return " nats" if "NLL" in self.metric.label else ""
+
+    def without(self, method: str) -> Overall:
+        """Return the comparison of the other methods; verdicts stay corrected for all methods.
+
+        Args:
+            method: name of a method, which may be missing.
+
+        Returns:
+            The comparison, whose best method and tests are those of the others.
+        """
+        tests = Comparisons(
+            {m: verdict for m, verdict in self.tests.with_baseline.items() if m != method},
+            {pair: verdict for pair, verdict in self.tests.pairs.items() if method not in pair},
+            {m: found for m, found in self.tests.baseline_differences.items() if m != method},
+            {pair: found for pair, found in self.tests.differences.items() if method not in pair},
+        )
+        means = {m: mean for m, mean in self.means.items() if m != method}
+        return replace(self, means=means, tests=tests, left_out=[m for m in self.left_out if m != method])
 
     @property
     def not_worse_than_best(self) -> list[str]:
@@ -104,6 +137,7 @@ def overall(tasks: Sequence[TaskScores]) -> Overall | None:
         for m in methods
         if m != BASELINE and BASELINE in methods
     }
+    n_seeds = min(t.design.n_distinct for t in group)
     return Overall(
         [t.name for t in group],
         metric,
@@ -116,8 +150,15 @@ def overall(tasks: Sequence[TaskScores]) -> Overall | None:
             differences,
         ),
         smallest,
-        min(t.design.n_distinct for t in group),
+        n_seeds,
+        len(tasks),
+        any(t.design.n_distinct == n_seeds < len(t.design.seeds) for t in group),
+        [m for m in _all_methods(tasks) if m not in means],
     )
+
+
+def _all_methods(tasks: Sequence[TaskScores]) -> list[str]:
+    return list(dict.fromkeys(m for t in tasks for m in t.scores.untuned.entries))
 
 
 def _group(tasks: Sequence[TaskScores]) -> list[TaskScores]:

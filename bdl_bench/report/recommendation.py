@@ -5,6 +5,8 @@
    kept.
 3. Of the candidates, the cheapest is recommended, by its time to fit, tune and predict.
 4. If that one has no epistemic variance, the cheapest candidate by rule 1 that has one is named, too.
+
+The sampled posterior is a reference, not a method to use: the rules leave it out, and only "Predicts best" names it.
 """
 
 from __future__ import annotations
@@ -14,12 +16,21 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from bdl_bench.methods import POSTERIOR
-from bdl_bench.report.formatting import join_names, mean_and_half_width, number
+from bdl_bench.report.formatting import join_names, mean_and_half_width, mean_of, number
 from bdl_bench.report.overall import Overall
-from bdl_bench.stats import FEWEST_SEEDS, Interval, detectable_difference
+from bdl_bench.stats import FEWEST_SEEDS, Interval, Verdict, detectable_difference
 from estimators.runtime.units import in_seconds
 
 __all__ = ["Answer", "Evidence", "Recommendation", "recommendation"]
+
+_MORE_SEEDS = 10
+"""Seeds that are advised at least, to find smaller differences."""
+_NOT_BETTER: dict[Verdict, str] = {
+    "no relevant difference": "is too small to be relevant",
+    "no significant difference": "is not significant",
+    "unknown": "was not tested",
+}
+"""What is said of a better mean whose verdict is not "better"."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +80,26 @@ def recommendation(found: Overall, evidence: Evidence) -> Recommendation:
     Returns:
         The recommendation, whose sentences have the numbers that it follows from.
     """
-    answers = [_predicts_best(found), _nearest(evidence), _cost(found, evidence)]
+    usable = found.without(POSTERIOR)
+    answers = [_predicts_best(found), _nearest(evidence), _cost(usable, evidence)]
     if found.n_seeds < FEWEST_SEEDS:
         reason = (
             f"{found.n_seeds} distinct seed{'' if found.n_seeds == 1 else 's'} cannot be tested. Best "
-            f"{_metric(found)}: {found.best}; the order of the methods may be chance. Run again with --seeds 5 or more."
+            f"{_metric(found)}: {usable.best}; the order of the methods may be chance. {_for_more_seeds(found)}"
         )
         return Recommendation(None, "No recommendation yet.", reason, answers)
-    method, headline, reason = _choice(found, evidence)
-    return Recommendation(method, headline, f"{reason}{_with_variance(found, evidence, method)}", answers)
+    method, headline, reason = _choice(usable, evidence)
+    reason += f"{_with_variance(usable, evidence, method)}{_left_out(found)}"
+    return Recommendation(method, headline, reason, answers)
 
 
 def _choice(found: Overall, evidence: Evidence) -> tuple[str, str, str]:
-    candidates = [m for m in found.not_worse_than_best if m != POSTERIOR] or [found.best]
+    candidates = found.not_worse_than_best
     better = [m for m in candidates if found.tests.with_baseline.get(m) == "better"]
     if found.baseline is not None and not better:
         return found.baseline, f"Keep {found.baseline}.", _keep(found)
     chosen = _cheapest(better or candidates, evidence)
-    gain = ""
+    gain = f"The methods are compared by {_metric(found)}. "
     if found.baseline is not None:
         gain = f"Its {_metric(found)} is {_gain(found, found.tests.baseline_differences[chosen])}. "
     others = [m for m in better or candidates if m != chosen]
@@ -96,38 +109,62 @@ def _choice(found: Overall, evidence: Evidence) -> tuple[str, str, str]:
             f"It is the cheapest of the {len(others) + 1} methods that are not significantly worse than the best{which}"
         )
         return chosen, f"Use {chosen}.", f"{gain}{why} (the others: {join_names(others)})."
+    if len(found.means) == 1:
+        return chosen, f"Use {chosen}.", "No other method was compared."
     alone = "It has the best mean" if chosen == found.best else "No tested method is significantly better"
-    rest = "; all others are significantly worse" if candidates == [chosen] else ""
+    rest = f"; {_all_others(found)} are significantly worse" if candidates == [chosen] else ""
     return chosen, f"Use {chosen}.", f"{gain}{alone}{rest}."
+
+
+def _all_others(found: Overall) -> str:
+    return "all other methods that finished every seed" if found.left_out else "all others"
+
+
+def _left_out(found: Overall) -> str:
+    """Return which methods the rules leave out."""
+    text = f" {POSTERIOR} is a reference and is left out." if POSTERIOR in found.means else ""
+    missing = [m for m in found.left_out if m != POSTERIOR]
+    if missing:
+        text += f" Left out, because of missing tasks or seeds, or values that are not finite: {join_names(missing)}."
+    return text
 
 
 def _keep(found: Overall) -> str:
     """Return why the baseline is kept: nothing is shown to be better, and what could have been found."""
     against = found.tests.baseline_differences
+    if not against:
+        return "No other method was compared."
     if found.best == found.baseline:
         head = f"No method has a better {_metric(found)}."
     else:
-        verdict = found.tests.with_baseline.get(found.best)
-        how = "too small to be relevant" if verdict == "no relevant difference" else "not significant"
+        how = _NOT_BETTER[found.tests.with_baseline[found.best]]
         head = f"No method is shown to predict better: the best {_metric(found)}, of {found.best}, is "
-        head += f"{_gain(found, against[found.best])}, which is {how}."
+        head += f"{_gain(found, against[found.best])}, which {how}."
     tested = [d for d in against.values() if d.p_value is not None]
     needed = [v for d in tested if (v := detectable_difference(d, n_comparisons=len(tested))) is not None]
     if not needed or median(needed) < found.smallest_relevant:
         return head
     return (
         f"{head} These {found.n_seeds} seeds detect a difference of about {number(median(needed))}{found.unit}; more "
-        "seeds (--seeds 10) find smaller ones."
+        f"seeds (--seeds {max(_MORE_SEEDS, 2 * found.n_seeds)}) find smaller ones."
     )
 
 
+def _for_more_seeds(found: Overall) -> str:
+    """Return what to do about too few distinct seeds."""
+    if found.has_copies:
+        return "Seeds with identical predictions count as one: check whether the problem uses its seed."
+    return "Run again with --seeds 5 or more."
+
+
 def _with_variance(found: Overall, evidence: Evidence, chosen: str) -> str:
-    able = [m for m in found.not_worse_than_best if m in evidence.with_variance and m != POSTERIOR]
+    able = [m for m in found.not_worse_than_best if m in evidence.with_variance]
     if chosen in evidence.with_variance or not able:
         return ""
     other = _cheapest(able, evidence)
     need = f"If you need an epistemic variance, which {chosen} does not have"
-    return f" {need}: {other}, not significantly worse than the best."
+    how = "with the best mean" if other == found.best else "not significantly worse than the best"
+    return f" {need}: {other}, {how}."
 
 
 def _cheapest(methods: Collection[str], evidence: Evidence) -> str:
@@ -144,7 +181,8 @@ def _predicts_best(found: Overall) -> Answer:
     elif len(rest) == len(found.means) - 1:
         tail = "No other method is significantly worse." if _all_tested(found) else "Some pairs could not be tested."
     else:
-        tail = f"Not significantly worse: {join_names(rest)}." if rest else "All others are significantly worse."
+        all_others = _all_others(found).capitalize()
+        tail = f"Not significantly worse: {join_names(rest)}." if rest else f"{all_others} are significantly worse."
     return Answer("Predicts best", f"{head}. {tail}")
 
 
@@ -175,8 +213,7 @@ def _cost(found: Overall, evidence: Evidence) -> Answer:
 
 
 def _metric(found: Overall) -> str:
-    over = f" over {len(found.tasks)} tasks" if len(found.tasks) > 1 else ""
-    return f"mean {found.metric.label}{over}"
+    return f"{mean_of(found.metric.label)} {found.scope}".strip()
 
 
 def _gain(found: Overall, difference: Interval) -> str:

@@ -46,8 +46,8 @@ class ScoreEntry:
 class ScoreTable:
     """Metrics (columns) of methods (rows): `entries[method][key]`, without an entry if a method lacks the metric.
 
-    `best` is the method with the best mean, by metric key, among the methods that finished every seed. `tests` has the
-    comparisons of the methods, and `relevant` the smallest relevant difference, by metric key.
+    `best` is the method with the best finite mean by metric key, of the methods that finished every seed. `tests` has
+    the comparisons of the methods, and `relevant` the smallest relevant difference, by metric key.
     """
 
     metrics: tuple[Metric, ...]
@@ -77,8 +77,10 @@ class ScoreTable:
         return {m: row[key].interval.mean for m, row in self.entries.items() if m != self.best[key] and key in row}
 
     def columns(self, *prefixes: str) -> list[Metric]:
-        """Return the metrics whose keys begin with one of the prefixes."""
-        return [metric for metric in self.metrics if metric.key.startswith(prefixes)]
+        """Return the metrics whose key begins with one of the prefixes, such as "cls/", or is one of the whole keys."""
+        whole = {key for key in prefixes if not key.endswith("/")}
+        begin = tuple(key for key in prefixes if key.endswith("/"))
+        return [metric for metric in self.metrics if metric.key in whole or metric.key.startswith(begin)]
 
     def shown(self, *prefixes: str) -> list[Metric]:
         """Return the columns that tell methods apart: without those that are constant or equal to an earlier one."""
@@ -142,18 +144,24 @@ def score_table(results: TaskResults, design: SeedDesign, methods: Sequence[str]
                 copies=design.copies,
                 smallest_relevant=relevant[metric.key],
             )
-            sign = 1 if metric.better == "lower" else -1
-            complete = [m for m in means if m in results.complete_methods] or list(means)
-            best[metric.key] = min(complete, key=lambda m: sign * means[m].mean)
-            verdicts = tests[metric.key].with_method(best[metric.key])
-            bold = not_significantly_worse(
-                {m: verdicts.get(m, "unknown") for m in means if m != best[metric.key]}, best[metric.key]
-            )
+            top = _best(metric, means, results.complete_methods)
+            if top is not None:
+                best[metric.key] = top
+                verdicts = tests[metric.key].with_method(top)
+                bold = not_significantly_worse({m: verdicts.get(m, "unknown") for m in means if m != top}, top)
         against = tests[metric.key].with_baseline if metric.key in tests else {}
         for method, interval in means.items():
             entries[method][metric.key] = ScoreEntry(interval, against.get(method), method in bold)
     shown = tuple(metric for metric in results.metrics if any(metric.key in row for row in entries.values()))
     return ScoreTable(shown, entries, best, tuned, tests, relevant)
+
+
+def _best(metric: Metric, means: Mapping[str, Interval], complete: Sequence[str]) -> str | None:
+    """Return the method with the best finite mean, of the complete ones if possible; None if no mean is finite."""
+    sign = 1 if metric.better == "lower" else -1
+    finite = [m for m, found in means.items() if np.isfinite(found.mean)]
+    candidates = [m for m in finite if m in complete] or finite
+    return min(candidates, key=lambda m: sign * means[m].mean, default=None)
 
 
 def _smallest_relevant(metric: Metric, means: Mapping[str, Interval]) -> float:

@@ -42,15 +42,20 @@ class Selection:
             Some of them, in the same order.
 
         Raises:
-            OptionError: for a task or a method that no record has.
+            OptionError: for an option without names, a task or a method that no record has, and if no record is left.
         """
+        for kind, names in (("tasks", self.tasks), ("methods", self.methods), ("metrics", self.metrics)):
+            _check_not_empty(kind, names)
         _check("tasks", self.tasks, {r.task for r in records})
         _check("methods", self.methods, {r.method for r in records})
-        return [
-            r
-            for r in records
-            if (self.tasks is None or r.task in self.tasks) and (self.methods is None or r.method in self.methods)
-        ]
+        found = [r for r in records if _includes(self.tasks, r.task) and _includes(self.methods, r.method)]
+        if records and not found:
+            raise OptionError(
+                "tasks and methods that some record has together",
+                received=f"tasks {', '.join(self.tasks or ('all',))}; methods {', '.join(self.methods or ('all',))}",
+                remedy="leave one of the options out.",
+            )
+        return found
 
     def of_metrics(self, metrics: Sequence[Metric]) -> tuple[Metric, ...]:
         """Return the selected columns of a task, in the order in which they are named.
@@ -86,6 +91,15 @@ EVERYTHING = Selection()
 
 def _names(metric: Metric) -> tuple[str, ...]:
     return metric.label.lower(), metric.key.lower()
+
+
+def _includes(names: Sequence[str] | None, name: str) -> bool:
+    return names is None or name in names
+
+
+def _check_not_empty(kind: str, names: Sequence[str] | None) -> None:
+    if names is not None and not names:
+        raise OptionError(f"{kind} by name", received="no name", remedy="leave the option out to show all.")
 
 
 def _check(kind: str, wanted: Sequence[str] | None, known: set[str]) -> None:

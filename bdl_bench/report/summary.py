@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Protocol
 
 from bdl_bench.metrics import Metric
@@ -78,7 +79,7 @@ class SummaryRow:
         entries: one per task.
         seconds: over all its tasks.
         exclusive: whether no other job ran at the time of its runs.
-        rank: average rank over the tasks; None if it misses a task or seed.
+        rank: average rank over the tasks; None if it misses a task or seed, or has a value that is not finite.
     """
 
     method: str
@@ -95,7 +96,8 @@ class SummaryRow:
 class Summary:
     """The recommendation and the methods by effect, those without one last.
 
-    There is no ranking for fewer than two tasks or three methods, and its figure needs `FEWEST_TASKS` tasks.
+    There is no ranking for fewer than two tasks or three methods, or if neither direction of a metric is better. Its
+    figure needs `FEWEST_TASKS` tasks.
     """
 
     columns: list[Column]
@@ -110,12 +112,12 @@ class Summary:
 
     @property
     def unranked(self) -> list[str]:
-        """Methods with missing tasks or seeds."""
+        """Methods with missing tasks or seeds, or values that are not finite."""
         return [row.method for row in self.rows if row.rank is None] if self.ranking else []
 
     @property
     def not_everywhere(self) -> list[str]:
-        """Methods that miss a task or seed, and so have no effect over the tasks."""
+        """Methods that miss a task or seed or have a value that is not finite, and so have no effect over the tasks."""
         return [] if self.overall is None else [r.method for r in self.rows if r.method not in self.overall.means]
 
     @property
@@ -164,7 +166,7 @@ def _first(pictures: Sequence[Picture]) -> Picture | None:
 def _effects(found: Overall | None, palette: Palette) -> Drawing | None:
     if found is None or found.baseline is None:
         return None
-    over = f", mean over {len(found.tasks)} tasks" if len(found.tasks) > 1 else ""
+    over = f", {'mean ' if len(found.tasks) > 1 else ''}{found.scope}" if found.scope else ""
     return forest(
         "effects",
         f"{found.metric.label} of each method − that of {found.baseline}{over}",
@@ -187,9 +189,9 @@ def _posterior_ranks(tasks: Sequence[TaskView]) -> dict[str, float]:
 
 
 def _ranking(tasks: Sequence[TaskView], methods: Sequence[str]) -> Ranking | None:
-    """Rank the methods that finished every seed of every task."""
-    everywhere = [m for m in methods if all(_entry(t, m) is not None and m not in t.scores.incomplete for t in tasks)]
-    if len(tasks) < 2 or len(everywhere) < 3:
+    """Rank the methods that finished every seed of every task; None if a first metric has no better direction."""
+    everywhere = [m for m in methods if all(_is_ranked(t, m) for t in tasks)]
+    if len(tasks) < 2 or len(everywhere) < 3 or any(t.scores.first.better is None for t in tasks):
         return None
     scores: dict[str, dict[str, float]] = {}
     for task in tasks:
@@ -197,6 +199,11 @@ def _ranking(tasks: Sequence[TaskView], methods: Sequence[str]) -> Ranking | Non
         entries = {m: _entry(task, m) for m in everywhere}
         scores[task.name] = {m: sign * entry.interval.mean for m, entry in entries.items() if entry is not None}
     return rank_methods(scores, "lower")
+
+
+def _is_ranked(task: TaskView, method: str) -> bool:
+    entry = _entry(task, method)
+    return entry is not None and method not in task.scores.incomplete and isfinite(entry.interval.mean)
 
 
 def _row(

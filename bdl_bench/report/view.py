@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from bdl_bench.records.record import Record, RecordStore
 from bdl_bench.report.figures.canvas import styled
 from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.findings import findings, overtuned, trained_further
+from bdl_bench.report.formatting import join_names
 from bdl_bench.report.palette import Palette
 from bdl_bench.report.reproduce import command
 from bdl_bench.report.results import TaskResults, group_by_task, load_records
@@ -25,6 +26,7 @@ from bdl_bench.report.sections.custom import custom_sections
 from bdl_bench.report.sections.decisions import decisions
 from bdl_bench.report.sections.disagreement import disagreements
 from bdl_bench.report.sections.fidelity import fidelity_section
+from bdl_bench.report.sections.interventions import interventions
 from bdl_bench.report.sections.ood import out_of_distribution
 from bdl_bench.report.sections.scores import scores
 from bdl_bench.report.sections.selective import selective
@@ -35,6 +37,7 @@ from bdl_bench.report.selection import EVERYTHING, Selection
 from bdl_bench.report.summary import Section, Summary, TaskView, summary
 from bdl_bench.report.tidy import LongRow, long_rows
 from bdl_bench.report.tuning_budget import tuning_budget
+from estimators.errors import OptionError
 
 __all__ = ["Report", "build"]
 
@@ -56,19 +59,26 @@ class Report:
     environments: list[dict[str, str]]
     command: str
     numbers: list[LongRow]
+    columns_are_selected: bool = False
+    """Whether the columns of the tables were named, and so are all shown."""
 
 
 def build(directory: Path, gallery: Gallery | None = None, selection: Selection = EVERYTHING) -> Report:
-    """Return the report of the selected records in a directory; `gallery` can also save the figures."""
+    """Return the report of the selected records in a directory; `gallery` can also save the figures.
+
+    Raises:
+        OptionError: for a directory without readable records, a selection that leaves none, and unknown names.
+    """
     gallery = gallery or Gallery()
     store = RecordStore(directory)
-    records = selection.of_records(load_records(store))
+    records, unreadable = selection.of_records(load_records(store)), store.unreadable()
+    _check_any(records, unreadable)
     methods = _methods(records)
     palette = Palette(methods)
     views: list[TaskView] = []
     numbers: list[LongRow] = []
     grouped = group_by_task(store, records, selection)
-    if selection.metrics is not None:
+    if selection.metrics is not None and grouped:
         selection.check_metrics(metric for results in grouped for metric in results.all_metrics)
     for index, results in enumerate(grouped):
         with styled():
@@ -85,10 +95,22 @@ def build(directory: Path, gallery: Gallery | None = None, selection: Selection 
         tuning_budget=tuning_budget(records),
         skipped=[r for r in records if r.status == "skipped"],
         failed=[r for r in records if r.status == "failed"],
-        unreadable=store.unreadable(),
+        unreadable=unreadable,
         environments=list({str(sorted(e.items())): e for r in records if (e := r.environment)}.values()),
         command=command(records),
         numbers=numbers,
+        columns_are_selected=selection.metrics is not None,
+    )
+
+
+def _check_any(records: Sequence[Record], unreadable: Mapping[str, str]) -> None:
+    if records:
+        return
+    files = [f"{name} ({reason})" for name, reason in unreadable.items()]
+    raise OptionError(
+        "a directory with records that this version can read",
+        received=f"{len(files)} unreadable: {join_names(files, most=3)}" if files else "no record",
+        remedy="run bdl-bench compare again with the same --out, or render with the version that wrote them.",
     )
 
 
@@ -98,7 +120,8 @@ def _task_view(context: Context, index: int, records: Sequence[Record]) -> TaskV
     cost, exact = costs(context, table.compared), agreement(context)
     posterior = fidelity_section(context, records)
     sections: Sequence[Section | None] = (
-        *decisions(context),
+        decisions(context),
+        interventions(context),
         table,
         posterior,
         cost,

@@ -11,6 +11,7 @@ import numpy as np
 
 from bdl_bench.markdown import markdown_table
 from bdl_bench.records.record import Record, RecordStore
+from bdl_bench.report.results import load_records
 from bdl_bench.reproduce.published import Published
 from bdl_bench.reproduce.studies import Study, StudyTask
 from bdl_bench.stats.ties import is_tie
@@ -42,9 +43,9 @@ def page(study: Study, directory: Path) -> str:
         directory: that `bdl-bench reproduce` wrote.
 
     Returns:
-        Markdown.
+        Markdown. Runs that are not comparable with the newest one of their task are listed, and in no mean.
     """
-    everything = RecordStore(directory).all()
+    everything = _comparable(RecordStore(directory))
     records = [record for record in everything if record.status == "ok" and record.tuned]
     lines = [f"# {study.title}", "", f"Published: {study.source}.", "", _LEGEND, ""]
     lines += [f"- {note}" for note in study.notes]
@@ -58,16 +59,43 @@ def page(study: Study, directory: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _comparable(store: RecordStore) -> list[Record]:
+    """Return every record; one of other code, data or tuning budget than the newest of its task is returned as failed.
+
+    The means of a table are over splits, so all of them must be of one experiment.
+    """
+    records = load_records(store)
+    newest: dict[str, str | None] = {}
+    for record in sorted((r for r in records if r.status == "ok"), key=store.written):
+        newest[record.task] = _budget(record)
+    return [record if _budget(record) == newest.get(record.task) else _stale(record) for record in records]
+
+
+def _budget(record: Record) -> str | None:
+    return record.configuration.get("tune_budget")
+
+
+def _stale(record: Record) -> Record:
+    if record.status != "ok":
+        return record
+    reason = "made with another tuning budget than the newest run of its task; to run it again, repeat the command."
+    return record.model_copy(update={"status": "failed", "reason": reason})
+
+
 def _unfinished(study: Study, records: Iterable[Record]) -> list[str]:
-    """Return a line for each run that failed or was skipped, with the reason; nothing if there is none."""
+    """Return a line for each run that failed, was skipped or is not comparable; nothing if there is none."""
     tasks = {task.task for task in study.tasks}
     found = [record for record in records if record.task in tasks and record.status != "ok"]
     if not found:
         return []
-    runs = [
-        f"- {r.status}: {r.task}, split {r.seed}, `{r.method}`. {(r.reason or '').partition('. ')[0]}." for r in found
-    ]
+    runs = [f"- {r.status}: {r.task}, split {r.seed}, `{r.method}`.{_first_sentence(r.reason)}" for r in found]
     return ["", "## Runs without a result", "", *runs]
+
+
+def _first_sentence(reason: str | None) -> str:
+    """Return the first sentence of a reason in one line, with a space before it; nothing without a reason."""
+    text = " ".join((reason or "").split()).partition(". ")[0].rstrip(".")
+    return f" {text}." if text else ""
 
 
 def _by_method(task: StudyTask, records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -108,8 +136,8 @@ def _section(study: Study, protocol: str, found: dict[StudyTask, dict[str, list[
 
 
 def _verdicts(study: Study, protocol: str, found: dict[StudyTask, dict[str, list[Record]]]) -> list[str]:
-    """Return a line for each method with a published column: on how many sets its RMSE is inside the bar."""
-    lines = ["", "### Inside the published error bars (RMSE)", ""]
+    """Return a line for each method with a published column that ran: on how many sets its RMSE is inside the bar."""
+    lines: list[str] = []
     for column in study.columns[protocol]:
         positions: dict[str, list[str]] = {"inside": [], "below": [], "above": []}
         for task, by_method in found.items():
@@ -118,10 +146,12 @@ def _verdicts(study: Study, protocol: str, found: dict[StudyTask, dict[str, list
                 positions[study.published["RMSE"][task.data][column.published].position(mean.value)].append(task.data)
         words = "; ".join(f"{name}: {', '.join(sets)}" for name, sets in positions.items() if sets)
         total = sum(map(len, positions.values()))
+        if not total:
+            continue
         lines.append(
             f"- `{column.method}` and {column.published}: {len(positions['inside'])} of {total} sets. {words}."
         )
-    return lines
+    return ["", "### Inside the published error bars (RMSE)", "", *lines] if lines else []
 
 
 def _title(study: Study, metric: str) -> str:

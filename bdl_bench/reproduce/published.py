@@ -16,12 +16,12 @@ class Published:
 
     Args:
         value: the number.
-        bar: the number after ±; 0 if none was printed.
+        bar: the number after ±, as it was rounded, such as 0.00; None if none was printed.
         unit: of the last printed digit, such as 0.01.
     """
 
     value: float
-    bar: float
+    bar: float | None
     unit: float
 
     def position(self, ours: float) -> Position:
@@ -33,14 +33,15 @@ class Published:
         Returns:
             "inside", or "below" or "above" it.
         """
-        reach = self.bar + self.unit / 2 * (1 + (self.bar > 0))
+        rounding = self.unit / 2
+        reach = rounding if self.bar is None else self.bar + 2 * rounding
         if abs(ours - self.value) <= reach * (1 + 1e-9):
             return "inside"
         return "below" if ours < self.value else "above"
 
     def __str__(self) -> str:
         digits = max(0, round(-_log10(self.unit)))
-        return f"{self.value:.{digits}f}" + (f" ± {self.bar:.{digits}f}" if self.bar else "")
+        return f"{self.value:.{digits}f}" + (f" ± {self.bar:.{digits}f}" if self.bar is not None else "")
 
 
 def parse(text: str) -> Published:
@@ -58,7 +59,7 @@ def parse(text: str) -> Published:
     """
     value, _, bar = text.replace("−", "-").partition("±")
     digits = len(value.partition(".")[2])
-    return Published(float(value), float(bar or 0), 10.0**-digits)
+    return Published(float(value), float(bar) if bar else None, 10.0**-digits)
 
 
 def _log10(unit: float) -> int:

@@ -8,12 +8,11 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from bdl_bench.methods import methods_named
 from bdl_bench.plugins import loaded_plugins
 from bdl_bench.records.predictions import Arrays
 from bdl_bench.records.record import Record, RecordStore, Training
+from bdl_bench.runner.devices import check_device
 from bdl_bench.runner.directories import check_directory, make_directory
 from bdl_bench.runner.disk import Disk
 from bdl_bench.runner.evaluate_job import SKIP_ERRORS, EvaluationJob, EvaluationResult, Job, execute, failure_record
@@ -84,7 +83,7 @@ class Grid:
             raise OptionError("tune_budget >= 0", received=str(self.tune_budget), remedy=remedy)
         check_workers(self.workers)
         check_directory(self.directory)
-        _check_device(self.device, elsewhere=self.workers.name == "ray")
+        check_device(self.device, elsewhere=self.workers.name == "ray")
 
     @property
     def jobs(self) -> list[JobId]:
@@ -118,20 +117,6 @@ class Grid:
             executor = stack.enter_context(executor_for(self.workers, device=self.device))
             records = GridRun(self, listener, executor, locks).run()
         return [records[t, s, m] for t in self.tasks for m in self.methods for s in self.seeds]
-
-
-def _check_device(name: str, *, elsewhere: bool) -> None:
-    try:
-        device = torch.device(name)
-        if not (elsewhere and device.type == "cuda"):
-            torch.zeros(1, device=device)
-        elif device.index:
-            raise RuntimeError("ray gives each job one GPU, whose number is 0 there")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise OptionError(
-            "a device that is here", received=f"{name!r}: {reason}", remedy="--device cpu or cuda."
-        ) from error
 
 
 class GridRun:

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from bdl_bench.problem.problem import Problem
+from bdl_bench.runner.devices import check_device
 from bdl_bench.runner.train_job import TrainingJob, checkpoint_path, known_training, load_problem, train_network
 from estimators.diagnostics import CHECKS, Diagnosis, diagnose
 from estimators.persistence.atomic import write_bytes
@@ -43,7 +44,12 @@ def check_problem(
 
 
 def check_task(task: str, seed: int, directory: Path, device: str = "cpu") -> Diagnosis:
-    """Diagnose a task after training its network; the checkpoint in the directory is read or written."""
+    """Diagnose a task after training its network; the checkpoint in the directory is read or written.
+
+    Raises:
+        OptionError: for a device that is not here.
+    """
+    check_device(device)
     path = checkpoint_path(directory, task, seed)
     result = train_network(TrainingJob(task, seed, device, known_training(path)))
     if result.content is not None:

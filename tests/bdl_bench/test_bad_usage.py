@@ -12,6 +12,7 @@ from bdl_bench.cli import app
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
 from bdl_bench.report.results import load_records
+from bdl_bench.report.selection import Selection
 from bdl_bench.report.view import build
 from bdl_bench.runner.directories import new_directory, output_directory
 from bdl_bench.runner.grid import Grid
@@ -92,6 +93,15 @@ def test_a_directory_that_cannot_be_written_is_rejected_from_python(toy, bad_dir
 def test_a_model_that_cannot_be_found_is_bad_usage(command, reference, message):
     assert_bad_usage(invoke(command, "--model", reference), message)
     assert not Path("bdl-results").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_bad_usage(device, toy, tmp_path):
+    result = invoke("check", toy, "--device", device, "--out", tmp_path / "out")
+    assert_bad_usage(result, "Expected a device that is here")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OptionError, match="a device that is here"):
+        Grid([toy], ["map"], [0], tmp_path, device).check()
 
 
 @pytest.mark.parametrize("command", ["verify", "check"])
@@ -198,12 +208,52 @@ def test_a_report_lists_the_files_that_it_cannot_read(write_record, tmp_path):
         assert name.replace("_", "\\_") in (tmp_path / "report.md").read_text()
 
 
-def test_a_report_of_nothing_but_unreadable_files_says_so(write_record, tmp_path):
-    write_record("task", "map", 0)
-    RecordStore(tmp_path).path("task", "map", 0).write_text("{")
+def test_a_report_of_nothing_but_unreadable_files_is_bad_usage_and_keeps_the_page(write_record, tmp_path):
+    record = write_record("task", "map", 0)
+    page = write_report(tmp_path)
+    written = page.read_bytes()
+    store = RecordStore(tmp_path)
+    for content in ("{", record.model_copy(update={"kind": "ordinal"}).model_dump_json()):
+        store.path("task", "map", 0).write_text(content)
+        assert_bad_usage(invoke("report", tmp_path), "1 unreadable: records/task/map.seed-0.json (")
+    assert store.unreadable() == {
+        "records/task/map.seed-0.json": "kind: expected regression, classification, binary, received 'ordinal'"
+    }
+    assert page.read_bytes() == written
+
+
+def test_the_number_of_unreadable_files_is_printed(write_record, tmp_path):
+    for method in ("map", "laplace", "ensemble"):
+        write_record("task", method, 0)
+    assert invoke("report", tmp_path).stderr == ""
+    for method in ("laplace", "ensemble"):
+        RecordStore(tmp_path).path("task", method, 0).write_text("{")
     result = invoke("report", tmp_path)
-    assert result.exit_code == 0, result.output
-    assert "records/task/map.seed-0.json" in (tmp_path / "report.md").read_text()
+    assert (result.exit_code, result.stderr[:44]) == (0, "Left out: 2 files that are no readable recor")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--methods", ""), "Expected methods by name. Received no name."),
+        (("--tasks", ","), "Expected tasks by name. Received no name."),
+        (("--metrics", ""), "Expected metrics by name. Received no name."),
+        (("--tasks", "a", "--methods", "laplace"), "Received tasks a; methods laplace."),
+    ],
+)
+def test_a_selection_that_leaves_nothing_is_bad_usage_and_keeps_the_page(words, message, write_record, tmp_path):
+    write_record("a", "map", 0)
+    write_record("b", "laplace", 0)
+    page = write_report(tmp_path)
+    written = page.read_bytes()
+    assert_bad_usage(invoke("report", tmp_path, *words), message)
+    assert page.read_bytes() == written
+
+
+def test_columns_of_a_task_without_a_finished_run_are_not_checked(write_record, tmp_path):
+    write_record("a", "map", 0, status="failed", reason="x")
+    found = build(tmp_path, selection=Selection(metrics=("NLL",)))
+    assert (found.summary, [record.reason for record in found.failed]) == (None, ["x"])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "replaced", "gone"])

@@ -13,7 +13,7 @@ from scipy.integrate import quad
 from torch import nn
 
 from bdl_bench.decisions import Learner, run_decision
-from bdl_bench.decisions.acquisition import drawn, highest, log_expected_improvement
+from bdl_bench.decisions.acquisition import check_has_variance, drawn, highest, log_expected_improvement
 from bdl_bench.decisions.interventions import learned_noise, with_label_noise
 from bdl_bench.decisions.learner import Labelled
 from bdl_bench.decisions.optimisation import regret
@@ -24,13 +24,13 @@ from bdl_bench.metrics.decisions import area
 from bdl_bench.problem import ActiveLearning, BayesianOptimisation, Interventions, Problem
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
-from bdl_bench.report.sections.decisions import Effect, as_expected, effect_words
+from bdl_bench.report.sections.interventions import Effect, as_expected, effect_words
 from bdl_bench.runner.grid import Grid
 from bdl_bench.stats import mean_interval, verdicts
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
 from estimators import LinearizedLaplace
-from estimators.errors import OptionError, UnsupportedError
+from estimators.errors import ModelError, OptionError, UnsupportedError
 from estimators.likelihoods import Gaussian
 from estimators.runtime.rng import seeded
 from estimators.training import Recipe
@@ -128,6 +128,18 @@ def test_expected_improvement_orders_far_rows_and_certain_rows():
 def test_highest_takes_the_first_of_equal_rows_and_none_twice():
     assert highest(np.array([1.0, 3.0, 3.0, 2.0]), (1,), 2) == (2, 3)
     assert highest(np.zeros(3), (), 2) == (0, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite_choose_no_rows(bad):
+    scores = np.array([0.3, bad, 0.1, bad])
+    with pytest.raises(ModelError, match="Received 2 of 4"):
+        check_has_variance(scores)
+    with pytest.raises(ModelError, match="2 of 4 that are NaN"):
+        highest(np.where(np.isfinite(scores), scores, np.nan), (), 2)
+    with pytest.raises(ModelError, match="NaN"):
+        drawn(np.full(4, np.nan), (), 2, (0, 0))
+    assert highest(np.array([-np.inf, 0.1, -np.inf]), (), 2) == (1, 0), "an expected improvement of 0 comes last"
 
 
 def test_drawn_rows_are_in_proportion_to_their_scores_and_none_comes_twice():
@@ -425,7 +437,10 @@ def test_gains_are_tested_for_all_methods_together():
         ("no significant change", "falls", 0.5, 1.4, None),
         ("no significant change", "does not change", 0.6, 1.9, True),
         ("no significant change", "does not change", 0.2, 1.1, None),
-        ("falls", "does not change", 0.6, 0.9, False),
+        ("rises", "does not change", 1.01, 1.03, True),
+        ("falls", "does not change", 0.51, 0.9, True),
+        ("falls", "does not change", 0.49, 0.9, False),
+        ("rises", "does not change", 1.1, 2.1, False),
         ("not tested", "rises", None, None, None),
     ],
 )

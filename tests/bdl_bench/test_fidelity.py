@@ -1,6 +1,7 @@
 """Distances from the posterior: by hand, on a linear model whose Laplace posterior is exact, and in the report."""
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from bdl_bench.methods import METHODS, POSTERIOR, Method
-from bdl_bench.metrics.fidelity import fidelity, noise_floor, ranks_above_noise
+from bdl_bench.metrics.fidelity import HALVES, fidelity, noise_floor, ranks_above_noise
 from bdl_bench.problem import Problem
 from bdl_bench.records import RecordStore
 from bdl_bench.report import write_report
-from bdl_bench.report.fidelity import fidelity_sets
+from bdl_bench.report.fidelity import fidelity_of_run, fidelity_sets
 from bdl_bench.report.reproduce import command
 from bdl_bench.report.results import group_by_task, load_records
+from bdl_bench.report.seed_design import seed_design
 from bdl_bench.runner.grid import Grid
 from bdl_bench.tasks import TASKS
 from bdl_bench.tasks.registry import Task
@@ -152,8 +154,32 @@ def results_of(directory):
     return group_by_task(store, load_records(store))[0]
 
 
+def sets_of(directory):
+    return fidelity_sets(results_of(directory), seed_design(results_of(directory)))
+
+
+def test_seeds_with_identical_predictions_count_as_one_distance(write_record, tmp_path):
+    store = RecordStore(tmp_path)
+    for seed, method in itertools.product(range(4), ("map", "laplace", POSTERIOR)):
+        record, source = write_record("a", method, seed, scale=0.1 * len(method)), seed // 3  # seeds 0, 1, 2 are copies
+        arrays = store.arrays(record if source else store.read("a", method, 0))
+        rng = np.random.default_rng(source)
+        for half in HALVES if method == POSTERIOR else ():
+            arrays[f"{half}_mean"] = arrays["mean"] + rng.normal(size=arrays["mean"].shape)
+            arrays[f"{half}_epistemic_variance"] = arrays["epistemic_variance"]
+        store.write(record, arrays)
+    (found,) = sets_of(tmp_path)
+    results = results_of(tmp_path)
+    distances = [fidelity_of_run(results, "laplace", seed, "test").w2 for seed in (0, 3)]
+    row = next(row for row in found.untuned.rows if row.method == "laplace")
+    assert distances[0] != near(distances[1])
+    assert (row.intervals["w2"].mean, row.intervals["w2"].n, row.rank) == (near(np.mean(distances)), 2, 1)
+    floors = [noise_floor("regression", results.predictions(POSTERIOR, seed)).w2 for seed in (0, 3)]
+    assert found.floor["w2"] == near(np.mean(floors))
+
+
 def test_laplace_of_a_linear_model_is_the_posterior_up_to_the_noise_floor(compared):
-    near_rows, far = fidelity_sets(results_of(compared))
+    near_rows, far = sets_of(compared)
     assert (near_rows.key, far.key) == ("test", "ood/far")
     for found in (near_rows, far):
         distances = found.untuned.distances("w2")
@@ -190,7 +216,7 @@ def test_the_report_says_who_is_nearest_and_can_be_rendered_again_from_records(c
     assert "Agreement with linearized Laplace" in page
     rows = list(csv.DictReader((compared / "report.csv").read_text(encoding="utf-8").splitlines()))
     found = {(r["method"], r["variant"], r["quantity"]): r for r in rows if r["quantity"].startswith("fidelity/")}
-    sets = fidelity_sets(results_of(compared))
+    sets = sets_of(compared)
     assert float(found["laplace", "untuned", "fidelity/test/w2"]["mean"]) == sets[0].untuned.distances("w2")["laplace"]
     assert float(found["", "noise floor", "fidelity/ood/far/w2"]["mean"]) == sets[1].floor["w2"]
     assert ("laplace", "tuned", "fidelity/test/w2") in found

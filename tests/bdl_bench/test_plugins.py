@@ -228,6 +228,13 @@ def test_compare_takes_modules_functions_and_names(tmp_path):
     assert "mine/max" in (tmp_path / "out" / "report.html").read_text()
 
 
+BUILT_IN = sorted(
+    {m.key.partition("/")[0] for kind in METRICS.values() for m in kind}
+    | {*("cp", "ood", "shift", "al", "bo", "dis"), *("agreement", "cost", "fidelity")}
+)
+"""Prefixes of metrics and of other quantities that the report computes."""
+
+
 @pytest.mark.parametrize(
     ("add", "message"),
     [
@@ -239,7 +246,10 @@ def test_compare_takes_modules_functions_and_names(tmp_path):
         (lambda r: r.add_metric(METRICS["regression"][0], "regression"), "'reg/NLL', which is of bdl-bench"),
         (lambda r: r.add_metric(Metric("a/b", "b", "b", None, scores=len), "count"), "kinds of likelihood"),
         (lambda r: r.add_metric(Metric("a/b", "b", "b", None, scores=len)), "kinds of likelihood"),
-        (lambda r: r.add_metric(Metric("ood/b", "b", "b", None, scores=len), "binary"), "does not begin with ood/"),
+        *(
+            (lambda r, key=key: r.add_metric(Metric(key, "b", "b", None, scores=len), "binary"), f"Received '{key}'")
+            for key in ("c", "/b", "a/", *(f"{prefix}/mine" for prefix in BUILT_IN))
+        ),
         (lambda r: r.add_metric(Metric("a/b", "b", "b", None), "binary"), "either scores or compute"),
         (lambda r: r.add_section("a", "text"), "function of the results"),
         (lambda _: 1 / 0, "ZeroDivisionError"),

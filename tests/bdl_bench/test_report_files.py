@@ -5,8 +5,9 @@ import shutil
 import subprocess
 
 import pytest
-from synthetic_records import SCRIPT, write_grid
+from synthetic_records import SCRIPT, write_cell, write_grid
 
+from bdl_bench.records.record import OwnMetric, RecordStore
 from bdl_bench.report import Selection, write_report
 from bdl_bench.report.figures.gallery import Gallery
 from bdl_bench.report.figures.theme import themed
@@ -77,6 +78,46 @@ def test_colours_of_a_figure_are_variables_that_are_lighter_on_a_dark_page():
     assert "--c0:#3b4350;--c1:#0072b2" in light
     assert "--c0:#c8d0d9;--c1:#56b4f0" in dark
     assert "font-family:-apple-system" in found
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A report with selected columns, of names that are options or markup where they are not escaped."""
+    directory = tmp_path_factory.mktemp("hostile")
+    store = RecordStore(directory)
+    for method in ("map", "[mine]", "*x"):
+        record = write_cell(store, "t", "regression", method, 0, rows=20)
+        found = {
+            "metrics": record.metrics | {"my/a|b": 1.0},
+            "tuned": record.tuned | {"my/a|b": 1.0},
+            "own_metrics": {"my/a|b": OwnMetric(label="E|x| <b>", reading="", better="lower")},
+        }
+        store.write(record.model_copy(update=found), store.arrays(record))
+    write_report(directory, latex=True, selection=Selection(metrics=("E|x| <b>", "AUSE")))
+    return directory
+
+
+def test_a_latex_table_has_the_selected_columns_and_names_that_are_no_options(hostile):
+    text = (hostile / "tables" / "t.tex").read_text()
+    head, *rows = [line.strip() for line in text.splitlines() if line.endswith(r"\\")]
+    assert [re.sub(r" *\$.*?\$", "", cell) for cell in head.removesuffix(r" \\").split(" & ")] == [
+        "Method",
+        r"E\textbar{}x\textbar{} \textless{}b\textgreater{}",
+        "AUSE",
+    ]
+    assert [row.split(" & ")[0] for row in rows] == ["map", "{*x}", "{[mine]}"]
+    summary = (hostile / "tables" / "summary.tex").read_text()
+    assert not re.search(r"^ *[\[*]", summary + text, re.MULTILINE)
+
+
+def test_a_markdown_table_has_as_many_columns_as_its_header_where_labels_have_bars(hostile):
+    lines = (hostile / "report.md").read_text().splitlines()
+    headers = [line for line in lines if "E\\|x\\|" in line and line.startswith("| method")]
+    assert len(headers) == 3, "of the summary, and of the untuned and tuned columns"
+    for header in headers:
+        assert "E\\|x\\| &lt;b&gt;" in header
+        rule = lines[lines.index(header) + 1]
+        assert len(re.findall(r"(?<!\\)\|", header)) == rule.count("|")
 
 
 def test_a_page_of_some_tasks_methods_and_columns(written, tmp_path):

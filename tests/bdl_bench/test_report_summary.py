@@ -1,19 +1,26 @@
 """The head of the report: the recommendation, effects over tasks, folded columns, relevant differences."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats as reference
 
 from bdl_bench.metrics import METRICS, Metric
 from bdl_bench.records import Record, RecordStore
+from bdl_bench.records.record import OwnMetric
 from bdl_bench.report.figures.labels import main_range
-from bdl_bench.report.formatting import effect
+from bdl_bench.report.findings import comparison_with_best
+from bdl_bench.report.formatting import effect, mean_of
 from bdl_bench.report.html import by_reason, columns
 from bdl_bench.report.overall import Overall
 from bdl_bench.report.recommendation import Evidence, recommendation
 from bdl_bench.report.results import group_by_task, load_records
 from bdl_bench.report.scores import ScoreEntry, ScoreTable
 from bdl_bench.report.sections.configuration import Configuration
+from bdl_bench.report.seed_design import SeedDesign
+from bdl_bench.report.selection import Selection
 from bdl_bench.report.view import build
 from bdl_bench.stats import Comparisons, Interval, compare_methods, mean_interval, mean_over_tasks, verdicts
 
@@ -100,6 +107,7 @@ def test_the_baseline_is_kept_if_nothing_is_shown_to_be_better_and_a_method_with
     assert (found.method, found.headline) == ("map", "Keep map.")
     assert "not significant" in found.reason
     assert "laplace, not significantly worse" in found.reason
+    assert "more seeds (--seeds 10) find smaller ones" in found.reason
     best = next(answer.text for answer in found.answers if answer.question == "Predicts best")
     assert best.startswith("ensemble: mean NLL over 2 tasks 0.300")
     assert best.endswith("No other method is significantly worse.")
@@ -116,6 +124,176 @@ def test_all_methods_are_only_called_equal_if_every_pair_was_tested():
     best = next(answer.text for answer in found.answers if answer.question == "Predicts best")
     assert "No other method" not in best
     assert best.endswith("Some pairs could not be tested.")
+
+
+POSTERIOR = "reference-posterior"
+WORSE, SAME, BETTER = "worse", "no significant difference", "better"
+
+
+@pytest.mark.parametrize(
+    ("dropout", "laplace", "headline", "reason"),
+    [
+        (SAME, SAME, "Keep map.", "of laplace, is 0.200 ± 0.010 nats lower than that of map, which is not significant"),
+        (WORSE, WORSE, "Use laplace.", "Its mean NLL over 2 tasks is 0.200 ± 0.010 nats lower than that of map."),
+        (SAME, WORSE, "Use laplace.", "It has the best mean"),
+    ],
+)
+def test_the_sampled_posterior_is_named_as_best_but_not_recommended(dropout, laplace, headline, reason):
+    """`dropout` and `laplace` are the verdicts on them against the posterior, which is better than map."""
+    of_laplace = SAME if laplace == SAME else BETTER
+    against = {"dropout": (-0.1, SAME), "laplace": (-0.2, of_laplace), POSTERIOR: (-0.5, BETTER)}
+    pairs = {("map", POSTERIOR): WORSE, ("dropout", POSTERIOR): dropout, ("laplace", POSTERIOR): laplace,
+             ("map", "dropout"): SAME, ("map", "laplace"): of_laplace.replace(BETTER, WORSE),
+             ("dropout", "laplace"): SAME}  # fmt: skip
+    found = recommendation(
+        found_with(against, pairs, {POSTERIOR: 0.5, "laplace": 0.8, "dropout": 0.9, "map": 1.0}),
+        evidence(map=1.0, laplace=2.0, dropout=3.0, **{POSTERIOR: 0.5}),
+    )
+    assert found.headline == headline
+    assert reason in found.reason
+    assert "all others" not in found.reason
+    answers = {answer.question: answer.text for answer in found.answers}
+    assert answers["Predicts best"].startswith(f"{POSTERIOR}: mean NLL over 2 tasks 0.500, 0.500 ± 0.010 nats lower")
+    assert POSTERIOR not in answers["Cost"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        (SAME, "which is not significant."),
+        ("no relevant difference", "which is too small to be relevant."),
+        ("unknown", "which was not tested."),
+    ],
+)
+def test_the_baseline_is_kept_in_the_words_of_the_verdict(verdict, words):
+    found = recommendation(
+        found_with({"laplace": (-0.2, verdict)}, {("map", "laplace"): verdict}, {"laplace": 0.8, "map": 1.0}),
+        evidence(map=1.0),
+    )
+    assert found.headline == "Keep map."
+    assert words in found.reason
+
+
+def test_a_baseline_beside_the_posterior_alone_is_kept():
+    found = recommendation(
+        found_with({POSTERIOR: (-0.2, BETTER)}, {("map", POSTERIOR): WORSE}, {POSTERIOR: 0.8, "map": 1.0}), evidence()
+    )
+    assert (found.headline, found.reason.partition(".")[0]) == ("Keep map.", "No other method was compared")
+
+
+def test_a_better_method_that_misses_a_seed_is_named_and_not_among_the_others():
+    pairs = {("laplace", "map"): BETTER, ("laplace", "swag"): BETTER, ("laplace", "ensemble"): WORSE}
+    entries = {
+        m: {NLL.key: ScoreEntry(interval(mean), None, False)}
+        for m, mean in {"map": 1.0, "laplace": 0.5, "swag": 0.9, "ensemble": 0.3}.items()
+    }
+    table = ScoreTable((NLL,), entries, {NLL.key: "laplace"}, tests={NLL.key: Comparisons({}, pairs)})
+    design = SeedDesign([0, 1, 2, 3, 4], [9] * 5)
+    assert comparison_with_best(table, design) == (
+        "; all other methods that finished every seed are significantly worse; "
+        "better over the seeds that it has: ensemble"
+    )
+    del pairs["laplace", "ensemble"], entries["ensemble"]
+    assert comparison_with_best(table, design) == "; all others are significantly worse"
+
+
+def test_a_recommendation_names_the_methods_that_it_leaves_out():
+    against = {"laplace": (-0.2, BETTER)}
+    found = found_with(against, {("map", "laplace"): WORSE}, {"laplace": 0.8, "map": 1.0})
+    complete = recommendation(found, evidence())
+    partial = recommendation(replace(found, left_out=["ensemble", POSTERIOR]), evidence())
+    assert complete.reason.endswith("It has the best mean; all others are significantly worse.")
+    assert "all other methods that finished every seed are significantly worse" in partial.reason
+    assert partial.reason.endswith("missing tasks or seeds, or values that are not finite: ensemble.")
+    best = next(answer.text for answer in partial.answers if answer.question == "Predicts best")
+    assert best.endswith("All other methods that finished every seed are significantly worse.")
+
+
+def test_a_method_that_misses_a_seed_or_a_task_is_left_out_of_the_means_over_tasks(write_record, tmp_path):
+    for task, seed in itertools.product("ab", range(3)):
+        for method in ("map", "laplace", *(["ensemble"] * (seed > 0)), *(["swag"] * (task == "a"))):
+            write_record(task, method, seed, scale=0.1 * len(method))
+    found = build(tmp_path).summary.overall
+    assert (sorted(found.means), sorted(found.left_out)) == (["laplace", "map"], ["ensemble", "swag"])
+    assert found.without("swag").left_out == ["ensemble"]
+
+
+def test_more_seeds_are_advised_than_there_are():
+    against, pairs = {"laplace": (-0.005, SAME)}, {("map", "laplace"): SAME}
+    found = found_with(against, pairs, {"laplace": 0.3, "map": 0.305}, n_seeds=20)
+    reason = recommendation(found, evidence(map=1.0)).reason
+    assert "more seeds (--seeds 40) find smaller ones" in reason
+    assert "does not have: laplace, with the best mean." in reason
+
+
+@pytest.mark.parametrize(
+    ("copied", "advice"),
+    [(True, "check whether the problem uses its seed."), (False, "Run again with --seeds 5 or more.")],
+)
+def test_seeds_that_are_copies_are_not_advised_to_be_more(write_record, tmp_path, copied, advice):
+    store = RecordStore(tmp_path)
+    for seed, method in itertools.product(range(4 if copied else 2), ("map", "laplace")):
+        record = write_record("a", method, seed, scale=0.1 * len(method))
+        if copied:
+            store.write(record, store.arrays(store.read("a", method, 0)))
+    found = build(tmp_path).summary
+    assert (found.overall.n_seeds, found.overall.has_copies) == (1 if copied else 2, copied)
+    assert found.recommendation.reason.endswith(advice)
+
+
+def test_a_recommendation_says_for_which_tasks_it_is_if_not_for_all(write_record, tmp_path):
+    for seed, method in itertools.product(range(3), ("laplace", "ensemble", "map")):
+        for task, kind in (("c", "classification"), ("r", "regression")):
+            write_record(task, method, seed, kind=kind, scale=0.2 * len(method))
+    found = build(tmp_path, selection=Selection(metrics=("Accuracy", "RMSE"))).summary
+    assert found.overall.scope == "on task c"
+    assert "mean Accuracy on task c" in found.recommendation.reason
+    without = build(
+        tmp_path, selection=Selection(metrics=("Accuracy", "RMSE"), methods=("laplace", "ensemble"))
+    ).summary
+    assert "mean Accuracy on task c" in without.recommendation.reason
+
+
+@pytest.mark.parametrize(
+    ("tasks", "n", "scope"),
+    [("c", 1, ""), ("c", 2, "on task c"), ("ab", 2, "over 2 tasks"), ("ab", 3, "over 2 tasks (a, b)")],
+)
+def test_a_mean_is_over_all_tasks_or_names_them(tasks, n, scope):
+    found = found_with({"laplace": (0.1, SAME)}, {("map", "laplace"): SAME}, {"map": 0.3, "laplace": 0.4})
+    assert replace(found, tasks=list(tasks), n_all_tasks=n).scope == scope
+
+
+def test_a_mean_is_said_once():
+    regret = replace(NLL, label="mean regret")
+    found = found_with({"laplace": (0.1, SAME)}, {("map", "laplace"): SAME}, {"map": 0.3, "laplace": 0.4})
+    answers = recommendation(replace(found, metric=regret), evidence()).answers
+    assert answers[0].text.startswith("map: mean regret over 2 tasks 0.300")
+    assert [mean_of("mean regret"), mean_of("NLL")] == ["mean regret", "mean NLL"]
+
+
+def test_methods_are_not_ranked_by_a_metric_of_which_neither_direction_is_better(write_record, tmp_path):
+    for task, method in itertools.product("ab", ("map", "laplace", "ensemble")):
+        write_record(task, method, 0, scale=0.1 * len(method))
+    assert build(tmp_path, selection=Selection(metrics=("reg/NLL",))).summary.ranking is not None
+    assert build(tmp_path, selection=Selection(metrics=("cov/90",))).summary.ranking is None
+
+
+@pytest.mark.parametrize("kept", [2, 0])
+def test_a_value_that_is_not_finite_is_never_best_and_has_no_rank(write_record, tmp_path, kept):
+    """`kept` methods have a finite value of a plugin's metric, which comes first."""
+    methods, store = ("map", "laplace", "ensemble", "swag", "dropout"), RecordStore(tmp_path)
+    for task, seed, (i, method) in itertools.product("ab", range(3), enumerate(methods)):
+        record = write_record(task, method, seed, scale=0.1 * i)
+        value = i + 0.1 * seed if i >= 5 - kept else (np.nan, np.inf)[i % 2]
+        found = {"metrics": record.metrics | {"my/x": value}}
+        own = {"own_metrics": {"my/x": OwnMetric(label="X", reading="", better="lower", relevant=0.1)}}
+        store.write(record.model_copy(update=found | own), store.arrays(record))
+    report = build(tmp_path, selection=Selection(metrics=("my/x", "NLL")))
+    assert report.tasks[0].scores.untuned.best.get("my/x") == ("swag" if kept else None)
+    assert report.summary.sentences[-1].startswith("b, X untuned: best mean swag" if kept else "b: X has no best value")
+    assert report.summary.ranking is None, "fewer than three methods have finite values"
+    left_out = report.summary.overall.left_out if kept else report.summary.overall
+    assert left_out == (["map", "ensemble", "laplace"] if kept else None)
 
 
 def test_too_few_seeds_recommend_nothing():
@@ -151,6 +329,15 @@ def test_an_effect_has_one_digit_more_than_the_smallest_relevant_difference():
     assert effect(Interval(1234.5, 1204.5, 1264.5, 3), 50.0) == ("1234", "± 30")
 
 
+def test_an_effect_that_is_relevant_is_never_rounded_to_zero():
+    tiny = Interval(-2e-5, -3e-5, -1e-5, 5)
+    assert effect(tiny, 7e-6) == effect(tiny, 0.0) == ("−2.0e−05", "± 1.0e−05")
+    assert effect(Interval(-2e-5, None, None, 1), 7e-6) == ("−2.0e−05", "")
+    assert effect(Interval(-2e-5, -0.01, 0.01, 5), 7e-6) == ("0.0000", "± 0.0100")
+    assert effect(tiny, 0.01) == ("0.000", "± 0.000"), "a difference that is not relevant"
+    assert effect(Interval(0.0, 0.0, 0.0, 5), 0.0) == ("0.000", "± 0.000")
+
+
 def test_a_method_that_failed_does_not_set_the_range_of_a_figure():
     assert main_range([0.1, 0.2, 0.3, 0.25, 7417.0]) == (0.1, 0.3)
     assert main_range([-0.06, -0.01, 0.0, 0.0, 0.3]) == (-0.06, 0.0)
@@ -168,6 +355,8 @@ def test_columns_that_say_nothing_are_left_out_and_named():
     table = ScoreTable(metrics, entries, {})
     assert [metric.label for metric in table.shown("cls/", "my/")] == ["NLL", "Brier", "x"]
     assert table.folded("cls/") == {"cls/NLL*": "NLL* equals NLL", "cls/Acc": "Acc is 0.900 for every method"}
+    assert [metric.key for metric in table.columns("cls/NLL")] == ["cls/NLL"], "a key is no beginning of another one"
+    assert [metric.key for metric in table.columns("c", "m", "my/x")] == ["my/x"]
     alone = ScoreTable(metrics, {"a": entries["a"]}, {})
     assert alone.folded("cls/") == {}
 

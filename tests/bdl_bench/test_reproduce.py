@@ -1,6 +1,7 @@
 """Published comparisons: the printed numbers, our position relative to them, and a run that is resumed."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -25,13 +26,20 @@ def record(task, method, seed, **tuned):
                   kind="regression", tuned=tuned)  # fmt: skip
 
 
+def write(store, made, *, at=0):
+    """Write a finished record with the rows of its split, at a time in seconds."""
+    rows = {"targets": np.ones((4, 1)), "row_id": np.arange(4) + 10 * made.seed}
+    store.write(made, rows)
+    os.utime(store.path(made.task, made.method, made.seed), (at, at))
+
+
 @pytest.mark.parametrize(
     ("text", "value", "bar", "unit", "shown"),
     [
         ("5.67±.09", 5.67, 0.09, 0.01, "5.67 ± 0.09"),
-        (".10", 0.1, 0.0, 0.01, "0.10"),
+        (".10", 0.1, None, 0.01, "0.10"),
         ("−3.73±.01", -3.73, 0.01, 0.01, "-3.73 ± 0.01"),
-        (".6598±.0000", 0.6598, 0.0, 1e-4, "0.6598"),
+        (".6598±.0000", 0.6598, 0.0, 1e-4, "0.6598 ± 0.0000"),
     ],
 )
 def test_a_printed_number_keeps_its_digits(text, value, bar, unit, shown):
@@ -47,9 +55,41 @@ def test_a_bar_is_extended_by_the_rounding_of_both_numbers(ours, position):
 
 
 def test_a_number_without_a_bar_has_its_rounding():
-    assert [Published(0.1, 0.0, 0.01).position(v) for v in (0.0949, 0.0951, 0.1049, 0.1051)] == [
+    assert [Published(0.1, None, 0.01).position(v) for v in (0.0949, 0.0951, 0.1049, 0.1051)] == [
         "below", "inside", "inside", "above",
     ]  # fmt: skip
+
+
+def test_a_bar_that_is_rounded_to_zero_is_extended_by_both_roundings():
+    naval = UCI["NLL"]["naval"]["dropout, tuned per split"]
+    assert (str(naval), str(UCI["RMSE"]["naval"]["PBP"])) == ("-4.45 ± 0.00", "0.01")
+    assert [naval.position(v) for v in (-4.461, -4.459, -4.456, -4.441, -4.439)] == [
+        "below", "inside", "inside", "inside", "above",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("ValueError: bad thing.", " ValueError: bad thing."),
+        ("Expected a network.\nReceived `nothing`.", " Expected a network."),
+        ("Two\nlines", " Two lines."),
+        (None, ""),
+    ],
+)
+def test_a_run_without_a_result_is_one_line_with_the_first_sentence_of_its_reason(tmp_path, reason, shown):
+    store = RecordStore(tmp_path)
+    store.write(record("uci-yacht", "map", 0).model_copy(update={"status": "failed", "reason": reason}))
+    text = page(study_named("uci"), tmp_path)
+    assert text.endswith(f"\n- failed: uci-yacht, split 0, `map`.{shown}\n")
+
+
+def test_methods_that_did_not_run_are_not_counted(tmp_path):
+    write(RecordStore(tmp_path), record("uci-yacht", "map", 0, **{"reg/RMSE": 1.0}))
+    assert "Inside the published" not in page(study_named("uci"), tmp_path)
+    write(RecordStore(tmp_path), record("uci-yacht", "dropout", 0, **{"reg/RMSE": 1.0}))
+    lines = page(study_named("uci"), tmp_path).partition("Inside the published")[2].splitlines()
+    assert [line for line in lines if line.startswith("-")] == ["- `dropout` and dropout: 1 of 1 sets. inside: yacht."]
 
 
 def test_every_set_has_published_numbers_and_a_task_for_each_protocol():
@@ -88,9 +128,9 @@ def test_a_page_has_means_over_splits_and_marks_what_lies_outside(tmp_path):
     store = RecordStore(tmp_path)
     ensemble, dropout = (1.4, 1.6, 1.8), (0.5, 0.6, 0.7)
     for seed, (a, b) in enumerate(zip(ensemble, dropout, strict=True)):
-        store.write(record("uci-yacht", "ensemble", seed, **{"reg/RMSE": a, "reg/NLL": 2.0, "cp/coverage": 0.9}))
-        store.write(record("uci-yacht", "dropout", seed, **{"reg/RMSE": b, "reg/NLL": 1.5, "cp/coverage": 0.8}))
-    store.write(record("uci-yacht", "map", 0, **{"reg/RMSE": 1.0, "reg/NLL": 1.0}))
+        write(store, record("uci-yacht", "ensemble", seed, **{"reg/RMSE": a, "reg/NLL": 2.0, "cp/coverage": 0.9}))
+        write(store, record("uci-yacht", "dropout", seed, **{"reg/RMSE": b, "reg/NLL": 1.5, "cp/coverage": 0.8}))
+    write(store, record("uci-yacht", "map", 0, **{"reg/RMSE": 1.0, "reg/NLL": 1.0}))
     failed = record("uci-yacht", "map", 1).model_copy(
         update={"status": "failed", "reason": "ModelError: Expected x. y"}
     )
@@ -128,6 +168,26 @@ def test_the_command_runs_prints_and_resumes(tmp_path):
     assert second.exit_code == 0, second.output
     assert (tmp_path / "out" / "records" / "uci-yacht" / "map.seed-0.json").stat().st_mtime_ns == written
     assert "| yacht | 2 |" in second.stdout
+
+
+@pytest.mark.parametrize(
+    ("field", "old", "new", "reason"),
+    [
+        ("task_code", "a learning rate of 0.1", "of 0.03", "made with other code than the newest run of its task"),
+        ("method_code", "old", "new", "made with other code or options of its method"),
+        ("configuration", {"tune_budget": "1"}, {"tune_budget": "5"}, "made with another tuning budget"),
+    ],
+)
+def test_a_mean_is_over_runs_of_one_experiment_and_the_others_are_listed(tmp_path, field, old, new, reason):
+    store = RecordStore(tmp_path)
+    for seed, (value, found) in enumerate([(9.0, old), (0.5, new), (0.7, new)]):
+        made = record("uci-energy", "dropout", seed, **{"reg/RMSE": value, "reg/NLL": 1.0})
+        write(store, made.model_copy(update={field: found}), at=seed)
+    text = page(study_named("uci"), tmp_path)
+    rmse = next(line for line in text.partition("### RMSE")[2].splitlines() if line.startswith("| energy"))
+    assert [cell.strip() for cell in rmse.strip("|").split("|")][1::5] == ["2", "0.60 ± 0.10 ↓"]
+    assert f"- failed: uci-energy, split 0, `dropout`. {reason}" in text
+    assert "split 1" not in text
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from bdl_bench.cli import app
 from bdl_bench.verify.run import VerifyResult
+from estimators.errors import OptionError
 
 MODULE = '''
 import torch
@@ -48,8 +49,29 @@ def test_a_custom_model_is_verified_and_the_last_line_is_the_page(my_model, tmp_
 
 
 @pytest.mark.parametrize(
+    ("text", "names"), [("0.weight, 2.bias", ["0.weight", "2.bias"]), (" 0.* ", "0.*"), ("last_layer", "last_layer")]
+)
+def test_names_of_a_subset_have_no_outer_spaces(text, names, my_model, tmp_path, monkeypatch):
+    passed = []
+
+    def stop(*_, subset_of_weights, **__):
+        passed.append(subset_of_weights)
+        raise OptionError("a run", received="a test", remedy="none.")
+
+    monkeypatch.setattr("bdl_bench.verify.run.verify_problems", stop)
+    assert verify("--model", my_model, "--subset", text, "--out", tmp_path / "out").exit_code == 2
+    assert passed == [names]
+
+
+@pytest.mark.parametrize(
     "words",
-    [("no-such-task",), ("--model", "nowhere:nothing"), ("--curvature", "fisher"), ("--subset", "nothing.*")],
+    [
+        ("no-such-task",),
+        ("--model", "nowhere:nothing"),
+        ("--curvature", "fisher"),
+        ("--subset", "nothing.*"),
+        ("--subset", ""),
+    ],
     ids=" ".join,
 )
 def test_bad_usage_ends_with_two_and_a_message(words, my_model, tmp_path):

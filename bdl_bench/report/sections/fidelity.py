@@ -102,7 +102,7 @@ def fidelity_section(context: Context, records: Sequence[Record]) -> FidelitySec
     runs = [record for record in records if record.task == results.name and record.method == POSTERIOR]
     if not runs:
         return None
-    sets = fidelity_sets(results)
+    sets = fidelity_sets(results, context.design)
     order = [name for name in _COLUMNS if sets and any(found.floor[name] is not None for found in sets)]
     if sets and sets[0].main == "w2":
         order.insert(0, order.pop(order.index("w2")))

@@ -42,7 +42,7 @@ class Scores:
 
     @property
     def test_keys(self) -> tuple[str, ...]:
-        """The beginnings of the keys of the metrics of test rows that have no section of their own."""
+        """Prefixes of the metrics of test rows that have no section of their own, and the whole keys of other ones."""
         own = [m.key for m in self.untuned.metrics if not m.key.startswith((*_TEST, *_ELSEWHERE))]
         return *_TEST, *own
 
