@@ -13,8 +13,8 @@ standard deviations of the target, and is learned from the validation rows if th
 δ = 1, fixed, not tuned.
 Recipe of `uci-<set>`: 40 epochs (protein 20), Adam at a constant rate of 0.03, batches of 100, as in Lakshminarayanan
 et al. (2017) except for the rate. They state 0.1, with which the last iterate fluctuates here. Of 0.1, 0.03, 0.01 and
-0.003, 0.03 has the smallest errors on validation rows (`benchmarks/uci_training.py`). Recipe of `uci-<set>-400`: ten times as
-many epochs, Adam at 0.001, batches of 128, as Gal and Ghahramani's "10x epochs".
+0.003, 0.03 has the smallest errors on validation rows (`benchmarks/uci_training.py`). Recipe of `uci-<set>-400`: ten
+times as many epochs, Adam at 0.001, batches of 128, as Gal and Ghahramani's "10x epochs".
 Split of `uci-<set>-gap` (Foong et al. 2019): the seed is the number of an input, modulo D; rows are sorted by it, and
 the middle third is out of distribution, with its targets. Of the other rows 80 % train, 10 % validate, 10 % test. The
 recipe is that of `uci-<set>-400`. Rows that repeat another are dropped here, so that none is in two parts.

@@ -23,6 +23,8 @@ _ROWS_ALONE = 3
 _STEPS = {torch.float64: (1e-6, 1e-5, 1e-4)}
 _DEFAULT_STEPS = (1e-3, 1e-2)
 """Displacements of the weights in finite differences, relative to their mean size, by dtype; the best counts."""
+_MOST_AT_KINKS = 0.05
+"""Largest share of rows at a kink with which a network can be refitted."""
 _AWAY_FROM_KINKS = 0.03
 """Distance from the weights to where finite differences are taken a second time, relative to their mean size.
 
@@ -105,12 +107,13 @@ def _part_error(check: SelfCheck, x: PyTree, f: Tensor, rows: Tensor) -> float:
     return relative_error(_largest_difference(alone, f[rows]), float(f.abs().double().max()) if f.numel() else 0.0)
 
 
-def check_displaced_outputs(network: Network, x: PyTree) -> None:
+def check_displaced_outputs(network: Network, x: PyTree, *, refits: bool = False) -> None:
     """Check that the outputs f(θ, x) of displaced weights follow the gradient of the user's module.
 
     Args:
         network: the network.
         x: inputs of B rows.
+        refits: whether derivatives at the trained weights matter, so that few rows may be at a kink there.
 
     Raises:
         ModelError: they do not, so that the network cannot be refitted.
@@ -128,8 +131,9 @@ def check_displaced_outputs(network: Network, x: PyTree) -> None:
             slope = grad(lambda theta: (u * network(theta, x)).sum())
             found = largest_parameter_error(check.subset.entries, slope(theta).detach(), g)
             smallest = _smallest_difference_error(network, x, u, theta, g)
-            tolerance = _DIFFERENCE_TOLERANCE.get(theta.dtype, _DEFAULT_DIFFERENCE_TOLERANCE)
+            tolerance, at_kinks = _DIFFERENCE_TOLERANCE.get(theta.dtype, _DEFAULT_DIFFERENCE_TOLERANCE), 0.0
             if smallest > tolerance:
+                at_kinks = _share_at_kinks(network, x, g, tolerance) if refits else 0.0
                 # A unit without weights is on the kink of its ReLU at every row, and a row may be beside one. There the
                 # difference is not the gradient; at other weights it is.
                 nearby = theta + _AWAY_FROM_KINKS * _direction(network)
@@ -139,6 +143,8 @@ def check_displaced_outputs(network: Network, x: PyTree) -> None:
         raise _not_displaceable(f"a gradient of displaced weights that {found}")
     if smallest > tolerance:
         raise _not_displaceable(f"outputs that differ from it by {smallest:.2g}")
+    if at_kinks > _MOST_AT_KINKS:
+        raise _not_displaceable(f"{at_kinks:.0%} of the rows at a kink of the network, such as a tie")
     check.report.record_agreement(DISPLACED, n_rows(x), 0.0)
 
 
@@ -146,6 +152,22 @@ def _direction(network: Network) -> Tensor:
     """A random direction in the size of the weights, (P,)."""
     theta = network.theta
     return network.check.random(theta) * theta.abs().mean().clamp_min(1e-3)
+
+
+def _share_at_kinks(network: Network, x: PyTree, g: Tensor, tolerance: float) -> float:
+    """The share of rows whose outputs do not follow J r in a random direction r of the weights with a gradient g (P,).
+
+    A refit does not move weights without a gradient, such as those of a unit that is on the kink of its ReLU.
+    """
+    r = _direction(network) * (g != 0)
+    expected = network.jvp(x, r[None])[0].double()
+    errors = []
+    for step in _STEPS.get(network.theta.dtype, _DEFAULT_STEPS):
+        with torch.no_grad():
+            difference = network(network.theta + step * r, x).double() - network(network.theta - step * r, x).double()
+        errors.append((difference / (2 * step) - expected).abs().amax(1))
+    smallest = torch.stack(errors).amin(0)
+    return float((smallest > tolerance * expected.abs().max()).double().mean())
 
 
 def _smallest_difference_error(network: Network, x: PyTree, u: Tensor, theta: Tensor, g: Tensor) -> float:

@@ -26,7 +26,7 @@ from estimators.runtime.pass_counter import PassCounter
 
 __all__ = ["UserModule"]
 
-_PIECE = 2**15
+_PART = 2**15
 """Entries of a parameter that are multiplied together: some rows of so many fit into a cache."""
 
 
@@ -176,15 +176,15 @@ class UserModule:
         return jacobian
 
     def _products_with_rows(self, f: Tensor, vectors: Tensor) -> Tensor:
-        """J v (K, B, C) by the rows of J, in pieces: to copy them into one matrix takes longer if P is large."""
+        """J v (K, B, C) by the rows of J, in parts: to copy them into one matrix takes longer if P is large."""
         chosen = self._chosen(None)
         gradients = [self._gradients(f, one.view_as(f), chosen) for one in torch.eye(f.numel()).to(f)]
         products = vectors.new_zeros(len(vectors), f.numel())
         parts = vectors.split(self.subset.sizes, dim=1)
         for part, parameter, rows in zip(parts, chosen, zip(*gradients, strict=True), strict=True):
-            pieces = zip(*(_entries(row, parameter).to(f.dtype).split(_PIECE) for row in rows), strict=True)
-            for some, piece in zip(part.split(_PIECE, dim=1), pieces, strict=True):
-                products += some @ torch.stack(piece).T
+            parts_of_rows = zip(*(_entries(row, parameter).to(f.dtype).split(_PART) for row in rows), strict=True)
+            for some, part_of_rows in zip(part.split(_PART, dim=1), parts_of_rows, strict=True):
+                products += some @ torch.stack(part_of_rows).T
         return products.view(-1, *f.shape)
 
     def _pull(self, f: Tensor, u: Tensor, chosen: list[Tensor]) -> Tensor:

@@ -249,15 +249,18 @@ class Objective:
                 total += grad(self.batch_loss)(theta, batch.x, targets, self.share(batch)).detach()
         return self.process_group.sum_over_rows(total)
 
-    def check_displaced(self) -> None:
+    def check_displaced(self, *, refits: bool = False) -> None:
         """Check that outputs at displaced weights follow the gradient of the user's module.
+
+        Args:
+            refits: whether derivatives at the trained weights matter.
 
         Raises:
             ModelError: they do not, so that no refit can be used.
         """
         with self.network.check.on_training_rows():
             for batch in self.process_group.shards(self.batches):
-                check_displaced_outputs(self.network, batch.x)
+                check_displaced_outputs(self.network, batch.x, refits=refits)
 
     def product(self, vectors: Tensor) -> Tensor:
         """Return A v for several vectors in one shared pass over the data.

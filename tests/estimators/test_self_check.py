@@ -301,6 +301,24 @@ def test_a_row_beside_the_kink_of_a_relu_does_not_stop_a_refit(distance):
     check_displaced_outputs(Network(model, list(dict(model.named_parameters()))), x)
 
 
+class Sorted(Plain):
+    """Two of seven rows have equal units, so that a small change of the weights exchanges them."""
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.a(x)).sort(1).values)
+
+
+def test_a_refit_at_ties_of_several_rows_is_an_error_and_other_weights_can_be_sampled():
+    model, x = network(Sorted), rows()[0][0].clone()
+    x[:2] = 0.0
+    with torch.no_grad():
+        model.a.bias[1] = model.a.bias[0]
+    names = list(dict(model.named_parameters()))
+    check_displaced_outputs(Network(model, names), x)
+    with pytest.raises(ModelError, match=r"of the rows at a kink"):
+        check_displaced_outputs(Network(model, names), x, refits=True)
+
+
 class Detached(Plain):
     def forward(self, x):
         return super().forward(x).detach()

@@ -103,7 +103,7 @@ class Solver(ABC):
         before = pass_counter.cost_except(SELF_CHECK)
         if self.refits:
             try:
-                objective.check_displaced()
+                objective.check_displaced(refits=True)
             except (EstimatorError, torch.OutOfMemoryError):
                 raise
             except FAILURES as error:
