@@ -34,8 +34,12 @@ Moments = tuple[Tensor, Tensor]
 Finish = Callable[[Prediction], Prediction]
 """Post-processing of the prediction that is made of the moments, such as its calibration."""
 
-_TOLERANCE = 1e-6
-"""The largest relative error of the exported module, beside `predict`, that is accepted in float32 and float64."""
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-5}
+"""The largest relative error of the exported module, beside `predict`, that is accepted, by dtype.
+
+In float32 derivatives of the 22 million weights of MiniLM round to 1e-5 in another order of operations, those of small
+networks to 1e-7.
+"""
 _NUMBERS_OF_ROWS = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73)
 """Numbers of rows at which a network is recorded: primes, since torch.export takes equal sizes for one."""
 _OUTPUTS = ("mean", "epistemic_variance", "total_variance", "probs")
@@ -72,7 +76,7 @@ class ExportMixin(ABC):
         Raises:
             UnsupportedError: if the variance is no closed expression of the network and its derivatives.
             ModelError: if torch cannot export the network, or the exported module differs from `predict` by more than
-                1e-6 of the largest value (in half precision by more than 4 eps).
+                1e-6 of the largest value (in float32 3e-5, in half precision 4 eps).
             OptionError: if the file has another ending.
             NotFittedError, ModelChangedError, DataError: as `variance`.
 
@@ -283,7 +287,7 @@ def _sizes(leaf: Tensor | Shared) -> tuple[int, ...]:
 
 def _check_equal(name: str, found: Tensor, expected: Tensor, n: int) -> None:
     """Raise ModelError unless an output of the exported module agrees with `predict`."""
-    tolerance = max(_TOLERANCE, 4 * torch.finfo(expected.dtype).eps)
+    tolerance = _TOLERANCE.get(expected.dtype, 4 * torch.finfo(expected.dtype).eps)
     scale = float(expected.double().abs().max())
     difference = float((found.double() - expected.double()).abs().max()) if found.shape == expected.shape else scale
     if found.shape != expected.shape or not difference <= tolerance * scale:

@@ -14,7 +14,7 @@ from estimators.models.self_check import SelfCheck
 from estimators.numerics.pytrees import PyTree, n_rows
 from estimators.numerics.tracing import is_tracing
 
-__all__ = ["BY_IDENTITY", "BY_NAME", "FAILURES", "DerivativeRoutes", "is_final_error", "short"]
+__all__ = ["BY_IDENTITY", "BY_NAME", "FAILURES", "DerivativeRoutes", "is_final_error", "not_differentiable", "short"]
 
 R = TypeVar("R")
 
@@ -118,6 +118,15 @@ class DerivativeRoutes:
         return result
 
 
+def not_differentiable(error: Exception) -> ModelError:
+    """The error for a network at which torch.autograd.grad raises."""
+    return ModelError(
+        "a network that torch.autograd.grad can differentiate",
+        received=f"one for which it says: {short(error)}",
+        remedy="use_reentrant=False in torch.utils.checkpoint, and no operation without a derivative.",
+    )
+
+
 def _by_plain_autograd(
     check: SelfCheck, what: str, x: PyTree, compute: Callable[[], R], difference: Callable[[R], Disagreement] | None
 ) -> R:
@@ -128,11 +137,7 @@ def _by_plain_autograd(
     except FAILURES as error:
         if is_final_error(error):
             raise
-        raise ModelError(
-            "a network that torch.autograd.grad can differentiate",
-            received=f"one for which it says: {short(error)}",
-            remedy="use_reentrant=False in torch.utils.checkpoint, and no operation without a derivative.",
-        ) from error
+        raise not_differentiable(error) from error
     if found is None:
         return result
     if not found.within(check.tolerance()):
