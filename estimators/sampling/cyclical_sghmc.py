@@ -43,7 +43,8 @@ class CyclicalSGHMC(SGMCMC):
         exploration: the fraction in [0, 1) of a cycle without noise.
         n_samples: samples that are kept per cycle and chain.
         n_chains: the number of chains, which are computed together.
-        batch_size: rows per step; None takes the batches of the loader.
+        batch_size: the largest number of rows per step: rows are regrouped into batches whose sizes differ by at most
+            1. None takes the batches of the loader.
         seed: the seed of the order of the rows and of the noise.
 
     Attributes:

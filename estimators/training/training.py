@@ -68,11 +68,11 @@ def fit_weights(
     return state.result
 
 
-def epoch(batches: TrainingData, recipe: Recipe, generator: torch.Generator) -> Iterable[Batch]:
-    """Return the batches of one epoch."""
+def epoch(batches: TrainingData, recipe: Recipe, generator: torch.Generator, *, even: bool = False) -> Iterable[Batch]:
+    """Return the batches of one epoch; `even` regroups rows into batches whose sizes differ by at most 1."""
     size = recipe.resolve(batches.n_data).batch_size
     assert not isinstance(size, str)
-    return batches if size is None else batches.shuffled(size, generator)
+    return batches if size is None else batches.shuffled(size, generator, even=even)
 
 
 def train_map(

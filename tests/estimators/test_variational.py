@@ -76,6 +76,23 @@ def test_the_optimum_of_a_linear_model_is_the_posterior_mean_with_the_precisions
     assert 0 < fitted.elbo_standard_error_ < 2
 
 
+def test_rows_of_a_short_batch_weigh_as_much_as_others_in_ivon():
+    """Batches of 19 rows and of one outlier, in the order of the loader; one weight per output."""
+    x, y = torch.ones(20, 1).double(), torch.zeros(20, 2).double()
+    y[19] = torch.tensor([3.0, -2.0])
+    precision = 20 / SIGMA**2 + DELTA
+    mean = (y.sum(0) / SIGMA**2 + DELTA * PRIOR_MEAN) / precision
+    model = nn.Linear(1, 2, bias=False).double().eval()
+    with torch.no_grad():
+        model.weight.copy_(mean[:, None])
+    recipe = Recipe(epochs=400, batch_size=None, optimizer="sgd", lr=0.1)
+    options = {"prior_precision": DELTA, "prior_mean": PRIOR_MEAN, "recipe": recipe, "n_gradient_samples": 8}
+    ivon = IVON(model, Gaussian(SIGMA), **options, hessian_momentum=0.98)
+    ivon.fit([(x[:19], y[:19]), (x[19:], y[19:])])
+    assert torch.allclose(ivon.mean_, mean, atol=0.3 * precision**-0.5)
+    assert torch.allclose(ivon.std_.square() * precision, torch.ones(2).double(), rtol=0.3)
+
+
 def test_the_gradient_is_that_of_the_elbo(problem):
     """Pairs (ε, −ε) make the gradient in m exact for a quadratic loss; that in log s is unbiased."""
     exact, n, calls = Linear(problem), 200, 20
