@@ -131,7 +131,9 @@ class GaussianProcess(UncertaintyEstimator):
         x = torch.cat([_rows(batch.x) for batch in objective.batches])
         y = torch.cat([batch.y for batch in objective.batches])
         likelihood = objective.likelihood
-        if likelihood.kind == "classification" and (len(self._output_shape) > 1 or bool((y < 0).any())):
+        if likelihood.kind == "classification" and (
+            len(self._output_shape) > 1 or likelihood.given(y) is not likelihood
+        ):
             raise UnsupportedError(
                 "one class per row for a Gaussian process",
                 received=f"outputs of shape (B, {', '.join(map(str, self._output_shape))}), or rows without a label",

@@ -234,7 +234,7 @@ class SplitConformal:
             std = prediction.std if self._score_of(prediction.kind) == "scaled_residual" else torch.ones_like(y)
             scores = scaled_residuals(target, prediction.mean, std)
         else:
-            all_scores, labels = self._class_scores(x, prediction), _labels(prediction, y)
+            all_scores, labels = self._class_scores(x, prediction), _labels(prediction, y, likelihood)
             scores = all_scores.gather(-1, labels[..., None])[..., 0]
         bad = scores.isnan() if prediction.kind != "regression" else ~scores.isfinite()  # −log p of p = 0 is infinite
         if bool(bad.any()):
@@ -363,15 +363,17 @@ class SplitConformal:
             )
 
 
-def _labels(prediction: Prediction, y: Tensor) -> Tensor:
+def _labels(prediction: Prediction, y: Tensor, likelihood: Likelihood | None) -> Tensor:
     """Return the index of the label of each class prediction. Raises DataError for soft or absent labels."""
     labels = y.long()
     n_classes = 2 if prediction.kind == "binary" else prediction.mean.shape[-1]
     expected = prediction.mean.shape if prediction.kind == "binary" else prediction.mean.shape[:1]
-    if y.shape != expected or bool(((labels != y) | (labels < 0) | (labels >= n_classes)).any()):
+    absent = likelihood is not None and y.ndim == 1 and likelihood.given(y) is not likelihood
+    if absent or y.shape != expected or bool(((labels != y) | (labels < 0) | (labels >= n_classes)).any()):
         raise DataError(
             f"hard labels 0..{n_classes - 1} of shape {tuple(expected)}",
-            received=f"{y.dtype} of shape {tuple(y.shape)}, from {y.min()} to {y.max()}",
+            received=f"{y.dtype} of shape {tuple(y.shape)}, from {y.min()} to {y.max()}"
+            f"{', some of them the ignore_index of rows without a label' if absent else ''}",
             remedy="argmax or round soft labels, and leave out rows without a label.",
         )
     return labels
