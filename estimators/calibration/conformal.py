@@ -28,6 +28,7 @@ from estimators.likelihoods.prediction import Prediction, log_odds_of, log_probs
 from estimators.numerics.pytrees import PyTree
 from estimators.option_checks import checked_choice, checked_number, checked_seed, shown
 from estimators.persistence.checksums import digest, row_hashes
+from estimators.persistence.fit_digest import fit_digest
 from estimators.persistence.state import ABOUT, FittedState, model_digest, read_file, write_file
 
 __all__ = ["Predicts", "SplitConformal"]
@@ -400,8 +401,6 @@ def _digest_of(estimator: object) -> str:
             state = state_dict()
     except UnsupportedError:
         return name
-    tensors = {key: value for key, value in sorted(state.items()) if isinstance(value, Tensor)}
-    parts = [part for key, value in tensors.items() for part in (f"{key}{tuple(value.shape)}{value.dtype}", value)]
     model = getattr(getattr(estimator, "estimator", estimator), "model", None)
-    parts += [model_digest(model)] if isinstance(model, nn.Module) else []
+    parts = [fit_digest(state), *([model_digest(model)] if isinstance(model, nn.Module) else [])]
     return f"{name} {digest(*parts).hex()}"

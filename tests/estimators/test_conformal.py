@@ -1,6 +1,7 @@
 """Split conformal intervals and sets: by hand, their coverage over splits, and beside MAPIE."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from torch import nn
 
 from estimators import Bernoulli, Categorical, Gaussian, LinearizedLaplace, SplitConformal, tune
+from estimators.baselines import MAP, GaussianProcess, Mixture
 from estimators.calibration.conformal_scores import aps_scores, conformal_threshold, has_threshold, lac_scores
 from estimators.errors import DataError, NotFittedError, OptionError, StateError, UnsupportedError
+from estimators.tuning import Tuned
 
 SPLITS, N, M, LEVEL = 200, 40, 60, 0.9
 RANK = math.ceil((N + 1) * LEVEL)
@@ -163,6 +166,68 @@ def test_a_tuned_estimator_is_calibrated_too(laplace):
     low, high = conformal.interval(x[:5])
     half = conformal.threshold() * tuned.predict(x[:5]).std
     assert torch.allclose(high - low, 2 * half)
+
+
+def others(x, y):
+    """Pairs of fits with other predictions by name; those of the first two and of the mixture have equal tensors."""
+    torch.manual_seed(0)
+    model, rows, validation = nn.Linear(4, 2).double().eval(), [(x[:20], y[:20])], [(x[20:40], y[20:40])]
+
+    def laplace(prior, **fit):
+        return LinearizedLaplace(model, Gaussian(0.7), prior_precision=prior).fit(rows, **fit)
+
+    def process(amplitude):
+        return GaussianProcess(model, Gaussian(0.7), lengthscale=1.0, amplitude=amplitude).fit(rows)
+
+    def mixture(prior):
+        return Mixture([laplace(prior), laplace(2.0)]).fit(rows)
+
+    return {
+        "sigma": (MAP(model, Gaussian(0.1)).fit(rows), MAP(model, Gaussian(10.0)).fit(rows)),
+        "prior": (laplace(1.0), laplace(1000.0)),
+        "calibration": (laplace(2.0, val_loader=validation), laplace(2.0)),
+        "validation rows": (laplace(2.0, val_loader=validation), laplace(2.0, val_loader=[(x[:20], y[:20])])),
+        "tuning": (tune(laplace(2.0), validation), tune(laplace(2.0), [(x[:20], 3 * y[:20])])),
+        "component": (mixture(1.0), mixture(30.0)),
+        "amplitude": (process(1.0), process(1.0 + 1e-9)),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:tuning ended at:estimators.errors.TuningBoundaryWarning")
+def test_scores_of_a_fit_with_other_options_or_calibration_are_rejected(laplace):
+    _, x, y = laplace
+    accepted = []
+    for name, (fitted, other) in others(x, y).items():
+        state = SplitConformal(fitted).fit([(x[40:50], y[40:50])]).state_dict()
+        SplitConformal(fitted).load_state_dict(state)
+        try:
+            SplitConformal(other).load_state_dict(state)
+            accepted.append(name)
+        except StateError as error:
+            assert "the scores of this estimator" in str(error)
+    assert not accepted
+
+
+@pytest.mark.filterwarnings("ignore:tuning ended at:estimators.errors.TuningBoundaryWarning")
+def test_scores_are_loaded_into_the_same_fit_whatever_it_cost(laplace):
+    """The same fit again: from a file, made in another time, and with other counts of passes."""
+    _, x, y = laplace
+    torch.manual_seed(0)
+    model, rows, validation = nn.Linear(4, 2).double().eval(), [(x[:20], y[:20])], [(x[20:40], y[20:40])]
+    new = partial(LinearizedLaplace, model, Gaussian(0.7), prior_precision=2.0)
+    fits = [new().fit(rows, val_loader=validation) for _ in range(2)]
+    fits[1].variance(x)
+    assert fits[0].calibration_.seconds != fits[1].calibration_.seconds
+    state = SplitConformal(fits[0]).fit([(x[40:50], y[40:50])]).state_dict()
+    for same in (fits[1], new().load_state_dict(fits[0].state_dict())):
+        SplitConformal(same).load_state_dict(state)
+    tuned = tune(new().fit(rows), validation)
+    state = SplitConformal(tuned).fit([(x[40:50], y[40:50])]).state_dict()
+    SplitConformal(Tuned.from_state_dict(tuned.state_dict(), new())).load_state_dict(state)
+    mixture = Mixture([new(), new()]).fit(rows)
+    state = SplitConformal(mixture).fit([(x[40:50], y[40:50])]).state_dict()
+    again = Mixture([new(), new()]).load_state_dict(mixture.state_dict())
+    SplitConformal(again).load_state_dict(state)
 
 
 @pytest.mark.parametrize("score", ["auto", "residual"])
