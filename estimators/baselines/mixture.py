@@ -314,6 +314,9 @@ class RetrainedMixture(Mixture):
     With SWAG this is MultiSWAG (Wilson and Izmailov 2020), with LinearizedLaplace or LastLayerLaplace a mixture of
     Laplace approximations (Eschenhagen et al. 2021).
 
+    All weights of the networks are trained, so that the prior of the method must have a precision and a mean for each
+    of them, also if it has a `subset_of_weights`: numbers, or mappings with an entry "*".
+
     Args:
         estimator: the method at the given model. The others are copies of it with another model, and if it is a
             set of networks with a seed, such as SWAG, with the seeds that follow.
@@ -329,7 +332,8 @@ class RetrainedMixture(Mixture):
         fit_report_: the passes of all components, including the training of the networks.
 
     Raises:
-        OptionError: for another object. `fit` raises ModelError for a network of another architecture.
+        OptionError: for another object; `fit` raises it for a prior that does not cover all weights. `fit` raises
+            ModelError for a network of another architecture.
 
     Example:
         >>> import torch
@@ -368,7 +372,8 @@ class RetrainedMixture(Mixture):
         return True
 
     def _unfitted_members(self, objective: Objective, *, progress_bar: bool) -> list[UncertaintyEstimator]:
-        retraining = Retraining(self.make_model, self.recipe, self.prior_precision)
+        prior = {"prior_precision": self.prior_precision, "prior_mean": self.prior_mean}
+        retraining = Retraining(self.make_model, self.recipe, **prior)
         trained: list[nn.Module] = []
         for seed in track(member_seeds(self.seed, self.n_members - 1), "networks", shown=progress_bar):
             trained.append(retraining.run(objective, seed, others=trained, progress_bar=False))
