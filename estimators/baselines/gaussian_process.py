@@ -43,7 +43,7 @@ _COPIES = 8
 
 @dataclass(frozen=True)
 class RBF:
-    """The kernel s² exp(−‖x − x'‖² / 2ℓ²).
+    """The kernel s² exp(−‖x − x'‖² / 2ℓ²), of rows whose distances from 0 are not much larger than those between them.
 
     Args:
         amplitude: s, in units of the latent function; a number or a scalar tensor.
@@ -129,6 +129,8 @@ class GaussianProcess(UncertaintyEstimator):
         first = next(iter(objective.batches))
         self._output_shape = objective.network.shaped_outputs(first.x).shape[1:]
         x = torch.cat([_rows(batch.x) for batch in objective.batches])
+        self._origin = x.mean(0)
+        x = x - self._origin  # squared distances by products cancel if rows are far from 0
         y = torch.cat([batch.y for batch in objective.batches])
         likelihood = objective.likelihood
         if likelihood.kind == "classification" and (
@@ -189,7 +191,7 @@ class GaussianProcess(UncertaintyEstimator):
         self.posterior_ = IndependentOutputs.at(self.likelihood, kernel(x, x), f)
 
     def _get_fit_state(self) -> Learned:
-        tensors = {"x": self._x, "prior_mean": self._prior_mean, "a": self._a, "f": self._f}
+        tensors = {"x": self._x, "prior_mean": self._prior_mean, "a": self._a, "f": self._f, "origin": self._origin}
         learned = {"lengthscale": self.lengthscale_, "amplitude": self.amplitude_}
         learned |= {"evidence": self.log_marginal_likelihood_}
         return tensors, {**learned, "output_shape": list(self._output_shape)}
@@ -199,7 +201,8 @@ class GaussianProcess(UncertaintyEstimator):
         self.log_marginal_likelihood_ = learned["evidence"]
         self._output_shape = torch.Size(learned["output_shape"])
         kernel = RBF(self.amplitude_, self.lengthscale_)
-        self._set_posterior(kernel, **{"mean" if k == "prior_mean" else k: tensor for k, tensor in tensors.items()})
+        self._origin = tensors["origin"]
+        self._set_posterior(kernel, tensors["x"], tensors["prior_mean"], tensors["a"], tensors["f"])
 
     def predict(self, x: PyTree, *, link_approx: str | None = None, n_samples: int | None = None) -> Prediction:
         """Return the predictive distribution.
@@ -233,8 +236,12 @@ class GaussianProcess(UncertaintyEstimator):
         samples = mean + self._to_output_dtype(torch.einsum("mcd,sd->smc", _root(covariance), z))
         return self.likelihood.predict(mean, self._to_output_dtype(covariance.diagonal(dim1=1, dim2=2)), samples)
 
+    def _centred(self, x: PyTree) -> Tensor:
+        """Return rows (M, D) less the mean of the training rows."""
+        return _rows(x) - self._origin
+
     def _mean(self, x: PyTree) -> Tensor:
-        mean = self._prior_mean + self._kernel(_rows(x), self._x) @ self._a
+        mean = self._prior_mean + self._kernel(self._centred(x), self._x) @ self._a
         return self._to_output_dtype(mean).reshape(-1, *self._output_shape)
 
     def _variance(self, x: PyTree) -> Tensor:
@@ -242,7 +249,9 @@ class GaussianProcess(UncertaintyEstimator):
 
     def _covariance(self, x: PyTree) -> Tensor:
         chunk = rows_per_chunk(32 * self.posterior_.root.numel())
-        reduction = [self.posterior_.row_reduction(self._kernel(self._x, _rows(part))) for part in split_rows(x, chunk)]
+        reduction = [
+            self.posterior_.row_reduction(self._kernel(self._x, self._centred(part))) for part in split_rows(x, chunk)
+        ]
         covariance = -torch.cat(reduction)
         covariance.diagonal(dim1=1, dim2=2).add_(self._kernel.amplitude**2)
         return covariance
@@ -256,7 +265,7 @@ class GaussianProcess(UncertaintyEstimator):
         what = f"the covariance between {m} rows of {c} outputs"
         size = 8 * (4 * (m * c) ** 2 + 3 * m * self.posterior_.root.numel())
         check_fits_memory(what, size, device=f.device, remedy="fewer rows.")
-        rows = _rows(x)
+        rows = self._centred(x)
         prior = torch.einsum(
             "mk,cd->mckd", self._kernel(rows, rows), torch.eye(c, dtype=rows.dtype, device=rows.device)
         )

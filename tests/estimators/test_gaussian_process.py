@@ -151,6 +151,18 @@ def test_far_from_the_data_the_variance_is_that_of_the_prior():
     assert process.variance(100 * x[:3]).numpy() == pytest.approx(1.7**2)
 
 
+@pytest.mark.parametrize("offset", [1e6, 1e8])
+@pytest.mark.parametrize("options", [{"amplitude": 1.7, "lengthscale": 0.8}, {}])
+def test_inputs_far_from_zero_have_the_same_process(options, offset):
+    near, x, y, query = fitted("regression", **options)
+    far = GaussianProcess(near.model, "regression", **options).fit([(x + offset, y)])
+    rtol = 1e-13 * offset
+    assert torch.allclose(far.predict(query + offset).mean, near.predict(query).mean, rtol=rtol, atol=rtol)
+    assert torch.allclose(far.joint_covariance(query + offset), near.joint_covariance(query), rtol=rtol, atol=rtol)
+    loaded = GaussianProcess(near.model, "regression", **options).load_state_dict(far.state_dict())
+    assert torch.equal(loaded.variance(query + offset), far.variance(query + offset))
+
+
 def test_what_is_too_large_or_of_another_kind_is_an_error():
     x, y, _ = rows("regression")
     model = nn.Linear(D, 2).double()
