@@ -92,7 +92,8 @@ class GaussianProcess(UncertaintyEstimator):
     Raises:
         OptionError: for an invalid option. `fit` raises UnsupportedError for more than `max_rows` rows, for another
             likelihood, for inputs other than one floating-point tensor, and for class predictions at several positions.
-            It raises TooLargeError if the kernel matrices do not fit into memory.
+            It raises TooLargeError if the kernel matrices do not fit into memory, and ConvergenceError if the variance
+            of the process exceeds that of the noise so much that round-off makes a covariance indefinite.
 
     Warns:
         NotConvergedWarning: if the search for s and ℓ has not converged.
@@ -150,9 +151,10 @@ class GaussianProcess(UncertaintyEstimator):
         with torch.no_grad():
             some = torch.linspace(0, len(x) - 1, min(len(x), self.search_rows), device=x.device).round().long()
             kernel = self._chosen_kernel(_Fit(likelihood, x[some], y[some], mean), scale or 1.0)
-            a, f = _Fit(likelihood, x, y, mean).mode(kernel)
+            whole = _Fit(likelihood, x, y, mean)
+            a, f = whole.mode(kernel)
             self._set_posterior(kernel, x, mean, a, f)
-            evidence = self.posterior_.evidence(likelihood, y, a, f)
+            evidence = whole.evidence_at(self.posterior_, a, f)
         self.lengthscale_, self.amplitude_ = float(kernel.lengthscale), float(kernel.amplitude)
         self.log_marginal_likelihood_ = float(evidence)
 
@@ -292,6 +294,9 @@ class _Fit:
     def mode(self, kernel: RBF) -> tuple[Tensor, Tensor]:
         """Return a and f̂, (N, C)."""
         k = kernel(self.x, self.x)
+        if self.likelihood.kind == "regression":
+            a = self._gaussian(k)[1]
+            return a, self.mean + k @ a
 
         def step(f: Tensor) -> Tensor:
             return IndependentOutputs.at(self.likelihood, k, f).newton(self.likelihood, self.y, f, self.mean)
@@ -301,17 +306,30 @@ class _Fit:
         return self.last, f
 
     def evidence(self, kernel: RBF) -> Tensor:
-        """Return log q(y), with a graph to the parameters of the kernel if they have one.
+        """Return log p(y), or log q(y) for classes, with a graph to the parameters of the kernel if they have one.
 
         At the mode, a Newton step has a derivative of 0 in the f that it starts from. So the derivatives of f̂ by the
         parameters are those of one Newton step from the mode, taken as constant.
         """
+        if self.likelihood.kind == "regression":
+            return self.evidence_at(*self._gaussian(kernel(self.x, self.x)), self.mean)
         with torch.no_grad():
             _, f = self.mode(kernel)
         k = kernel(self.x, self.x)
         a = IndependentOutputs.at(self.likelihood, k, f).newton(self.likelihood, self.y, f, self.mean)
         f = self.mean + k @ a
-        return IndependentOutputs.at(self.likelihood, k, f).evidence(self.likelihood, self.y, a, f)
+        return self.evidence_at(IndependentOutputs.at(self.likelihood, k, f), a, f)
+
+    def evidence_at(self, outputs: IndependentOutputs, a: Tensor, f: Tensor) -> Tensor:
+        """Return log p(y) or log q(y) at the mode; regression does not need f̂."""
+        if self.likelihood.kind == "regression":
+            return outputs.gaussian_evidence(self.likelihood, self.y, a, self.mean)
+        return outputs.evidence(self.likelihood, self.y, a, f)
+
+    def _gaussian(self, k: Tensor) -> tuple[IndependentOutputs, Tensor]:
+        """Return the factors of K + σ² and a (N, C) of regression, where W does not depend on f."""
+        outputs = IndependentOutputs.at(self.likelihood, k, self.mean.expand(len(self.x), -1))
+        return outputs, outputs.gaussian_mode(self.y, self.mean)
 
 
 def _maximise(fitted: _Fit, start: RBF, free: list[bool]) -> RBF:
