@@ -189,6 +189,29 @@ def test_a_cycle_explores_without_noise_and_then_samples(make_problem):
     assert [sampler._temperature(step) for step in range(12)] == [0.0] * 6 + [1.0] * 6
 
 
+def test_a_cycle_may_keep_every_step_of_sampling(make_problem):
+    """(1 − 0.32) · 75 = 51, which is 50.999… in floating point; 10 · 0.1 steps are one, and 1 − 0.9 is 0.0999…"""
+    problem = make_problem("classification")
+    for exploration, n_samples, cycle_steps in ((0.32, 51, 75), (0.9, 1, 10)):
+        options = {"exploration": exploration, "n_samples": n_samples, "cycle_steps": cycle_steps, "n_cycles": 2}
+        sampler = build("cyclical", problem, **options)
+        kept = [step for step in range(1, 2 * cycle_steps + 1) if sampler._is_kept(step)]
+        of_a_cycle = list(range(cycle_steps - n_samples + 1, cycle_steps + 1))
+        assert kept == of_a_cycle + [cycle_steps + step for step in of_a_cycle]
+    with pytest.raises(OptionError, match="cycle_steps"):
+        build("cyclical", problem, exploration=0.32, n_samples=52, cycle_steps=75)
+
+
+def test_a_single_sample_has_no_variance(make_problem):
+    problem = make_problem("classification")
+    single = {"n_cycles": 1, "n_samples": 1, "n_chains": 1}
+    with pytest.raises(OptionError, match="at least 2 samples"):
+        build("cyclical", problem, **single)
+    for name in single:
+        fitted = build("cyclical", problem, **{**single, name: 2}).fit(problem.loader)
+        assert fitted.variance(problem.query).isfinite().all()
+
+
 def test_samples_of_a_chain_are_together(make_problem):
     problem = make_problem("classification")
     fitted = build("sghmc", problem, n_samples=3, thinning=1, n_chains=4).fit(problem.loader)
