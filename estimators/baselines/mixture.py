@@ -248,8 +248,9 @@ class Mixture(UncertaintyEstimator):
             link_approx: for classification and binary, "probit" averages the probabilities of the components by the
                 probit approximation, "mc" averages over function samples of the components. None: "mc" if the
                 components are sets of networks, such as SWAG or DeepEnsemble, else "probit".
-            n_samples: the number of function samples of all components for "mc", at least one per component. None: each
-                network once if the components are sets of equally many networks with equal weights, else 100.
+            n_samples: the number of function samples of all components for "mc", at least one per component of positive
+                weight. None: each network once if the components are sets of equally many networks with equal weights,
+                else 100.
 
         Returns:
             The prediction.
@@ -435,12 +436,16 @@ _NETWORK = "network:"
 
 
 def _apportioned(weights: Sequence[float], n: int) -> list[int]:
-    """Return n split by the weights into whole numbers, by the largest remainders."""
+    """Return n split by the weights into whole numbers, by the largest remainders, at least 1 for a positive weight."""
     shares = [weight * n for weight in weights]
     counts = [int(share) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda k: counts[k] - shares[k])
     for k in by_remainder[: n - sum(counts)]:
         counts[k] += 1
+    for k, weight in enumerate(weights):
+        if weight > 0 and not counts[k]:
+            counts[counts.index(max(counts))] -= 1
+            counts[k] = 1
     return counts
 
 

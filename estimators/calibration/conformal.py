@@ -26,6 +26,7 @@ from estimators.errors import DataError, NotFittedError, OptionError, StateError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.prediction import Prediction, log_odds_of, log_probs_of
 from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_number, checked_seed, shown
 from estimators.persistence.checksums import digest, row_hashes
 from estimators.persistence.fit_digest import fit_digest
@@ -263,14 +264,22 @@ class SplitConformal:
 
     def _uniform(self, x: PyTree, log_probs: Tensor) -> Tensor:
         """Return a number in (0, 1) for each class prediction, determined by the inputs of the row and the seed."""
-        keys = [int.from_bytes(row[:8], "little", signed=True) for row in row_hashes(as_inputs(x))]
+        keys = [int.from_bytes(row[:8], "little", signed=True) for row in row_hashes(self._marked(x))]
         n = log_probs[0, ..., 0].numel()
         numbers = uniform_numbers(torch.tensor(keys, dtype=torch.int64), n, self.seed, 0)
         return numbers.to(log_probs).reshape(log_probs.shape[:-1])
 
+    def _marked(self, x: PyTree) -> PyTree:
+        """Return inputs in which tensors that the training rows share are marked, whatever their length."""
+        for fitted in (self.estimator, getattr(self.estimator, "estimator", None)):
+            objective = getattr(fitted, "objective_", None)
+            if isinstance(objective, Objective):
+                return objective.batches.layout.mark(as_inputs(x))
+        return as_inputs(x)
+
     def _score_of(self, kind: str) -> str:
         """Return the score for a kind of prediction. Raises OptionError if the chosen one is of another kind."""
-        names = _SCORES["regression" if kind == "regression" else "classification"]
+        names = _score_names(kind)
         return names[0] if self.score == "auto" else checked_choice("score", self.score, names)
 
     def _predict(self, x: PyTree) -> Prediction:
@@ -319,7 +328,8 @@ class SplitConformal:
             raise StateError(
                 f"the state of a {_KIND}", received="another one", remedy="load(path) of the estimator itself."
             )
-        expected = {"score": self._score_of(about["kind"]), "seed": self.seed, "estimator": _digest_of(self.estimator)}
+        score = _score_names(about["kind"])[0] if self.score == "auto" else self.score
+        expected = {"score": score, "seed": self.seed, "estimator": _digest_of(self.estimator)}
         differing = [name for name, value in expected.items() if about[name] != value]
         if differing:
             name = differing[0]
@@ -362,6 +372,11 @@ class SplitConformal:
             raise NotFittedError(
                 f"a fitted {_KIND}", received="one that is not fitted", remedy="call fit(val_loader) first."
             )
+
+
+def _score_names(kind: str) -> tuple[str, ...]:
+    """Return the scores of a kind of prediction, the default one first."""
+    return _SCORES["regression" if kind == "regression" else "classification"]
 
 
 def _labels(prediction: Prediction, y: Tensor, likelihood: Likelihood | None) -> Tensor:

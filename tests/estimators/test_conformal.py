@@ -225,6 +225,45 @@ def test_scores_are_loaded_into_the_same_fit_whatever_it_cost(laplace):
     SplitConformal(again).load_state_dict(state)
 
 
+def test_scores_of_another_kind_of_prediction_are_rejected(laplace):
+    estimator, x, y = laplace
+    state = SplitConformal(estimator).fit([(x[20:50], y[20:50])]).state_dict()
+    with pytest.raises(StateError, match=r"score, 'lac'"):
+        SplitConformal(estimator, score="lac").load_state_dict(state)
+
+
+class Scaled(nn.Module):
+    """A linear classifier of inputs that are multiplied by a scale (3,), which all rows share."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x, scale):
+        return self.layer(x * scale)
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.filterwarnings("ignore:tuning ended at:estimators.errors.TuningBoundaryWarning")
+def test_sets_of_a_row_do_not_depend_on_the_number_of_rows_with_shared_inputs(tuned):
+    generator = torch.Generator().manual_seed(1)
+    x, scale = torch.randn(40, 3, generator=generator).double(), torch.tensor([2.0, 1.0, 3.0]).double()
+    y = torch.randint(3, (40,), generator=generator)
+
+    def rows_of(*index):
+        return {"x": x[list(index)], "scale": scale}
+
+    batches = [(rows_of(*range(i, j)), y[i:j]) for i, j in ((0, 3), (3, 17), (17, 40))]
+    estimator = LinearizedLaplace(Scaled().double().eval(), "classification", prior_precision=0.5).fit(batches[1:])
+    estimator = tune(estimator, batches[1:]) if tuned else estimator
+    conformal = SplitConformal(estimator, score="randomized_aps")
+    expected = [conformal._scored(rows_of(i), y[i : i + 1])[1] for i in range(4)]
+    for n in (2, 3, 4):  # 3 rows are as many as the scale has entries
+        assert torch.allclose(conformal._scored(rows_of(*range(n)), y[:n])[1], torch.cat(expected[:n]), rtol=1e-10)
+    of_loader = conformal.fit(batches).scores_
+    assert torch.allclose(of_loader, conformal._scored(rows_of(*range(40)), y)[1].sort().values, rtol=1e-10)
+
+
 @pytest.mark.parametrize("score", ["auto", "residual"])
 def test_saved_scores_are_loaded_into_the_same_fit_alone(laplace, score, tmp_path):
     estimator, x, y = laplace

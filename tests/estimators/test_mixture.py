@@ -268,8 +268,16 @@ def test_a_component_whose_network_has_changed_is_named(make_problem):
     assert mixture.variance(problem.query).shape == (7, 2)
 
 
-@pytest.mark.parametrize(("weights", "n", "counts"), [([0.5, 0.5], 5, [3, 2]), ([0.1, 0.2, 0.7], 10, [1, 2, 7])])
-def test_samples_are_apportioned_by_the_weights(weights, n, counts):
+@pytest.mark.parametrize(
+    ("weights", "n", "counts"),
+    [
+        ([0.5, 0.5], 5, [3, 2]),
+        ([0.1, 0.2, 0.7], 10, [1, 2, 7]),
+        ([0.995, 0.005], 100, [99, 1]),
+        ([0.004, 0.0, 0.99, 0.006], 3, [1, 0, 1, 1]),
+    ],
+)
+def test_samples_are_apportioned_by_the_weights_with_one_for_each_component(weights, n, counts):
     assert _apportioned(weights, n) == counts
 
 
