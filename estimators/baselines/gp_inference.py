@@ -205,6 +205,7 @@ class IndependentOutputs:
 
 def _cholesky(matrix: Tensor) -> Tensor:
     """Return the Cholesky factor (N, N). Raises ConvergenceError for a matrix that round-off made indefinite."""
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info) != 0:
         raise ConvergenceError(

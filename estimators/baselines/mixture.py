@@ -373,8 +373,7 @@ class RetrainedMixture(Mixture):
         return True
 
     def _unfitted_members(self, objective: Objective, *, progress_bar: bool) -> list[UncertaintyEstimator]:
-        prior = {"prior_precision": self.prior_precision, "prior_mean": self.prior_mean}
-        retraining = Retraining(self.make_model, self.recipe, **prior)
+        retraining = Retraining(self.make_model, self.recipe, self.prior_precision, prior_mean=self.prior_mean)
         trained: list[nn.Module] = []
         for seed in track(member_seeds(self.seed, self.n_members - 1), "networks", shown=progress_bar):
             trained.append(retraining.run(objective, seed, others=trained, progress_bar=False))

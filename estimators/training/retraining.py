@@ -50,8 +50,8 @@ class Retraining:
             batches = objective.batches  # data that are not stored come from the user's loader, which may shuffle
             rows = batches.loader if batches.stored is None else PairLoader(batches.stored)
             options: dict[str, Any] = {"recipe": self.recipe, "seed": seed, "progress_bar": progress_bar}
-            prior = {"prior_precision": self.prior_precision, "prior_mean": self.prior_mean}
-            train_map(model, objective.likelihood, rows, **prior, **options)
+            options |= {"prior_precision": self.prior_precision, "prior_mean": self.prior_mean}
+            train_map(model, objective.likelihood, rows, **options)
         self._count_passes(objective)
         return model
 
