@@ -151,8 +151,8 @@ STUDIES = {
             "for each row, and are trained with adversarial examples.",
             "The protocol of 40 epochs takes Adam at 0.03. The ensemble paper states 0.1, with which the last iterate "
             "fluctuates. Of 0.1, 0.03, 0.01 and 0.003, this rate has the smallest errors on the validation rows.",
-            "`mean-field-vi` continues from the trained weights for 200 epochs of its own, so that it trains longer "
-            "than the others.",
+            "`mean-field-vi` continues from the trained weights for at least 200 epochs and 2000 steps of its own, so "
+            "that it trains longer than the others.",
         ),
         default_protocols=("40",),
     ),

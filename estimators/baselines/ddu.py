@@ -180,13 +180,19 @@ class DDU(MAP):
         if self.likelihood.kind == "regression":
             return torch.zeros(len(y), dtype=torch.long, device=y.device)
         labels = y.long()
-        if bool(((labels != y) | (labels < 0)).any()) or labels.ndim != 1 + (self.likelihood.kind == "binary"):
+        hard = bool(((labels == y) & (labels >= 0)).all())
+        if not hard or labels.ndim != 1 + (self.likelihood.kind == "binary") or self._without_label(y):
             raise UnsupportedError(
                 "hard labels, one class or a vector of binary labels per row, for the densities of classes",
-                received=f"targets of dtype {y.dtype} and shape {tuple(y.shape)}, the smallest {float(y.min()):g}",
+                received=f"targets of dtype {y.dtype} and shape {tuple(y.shape)}, the smallest {float(y.min()):g}, "
+                f"with {self.likelihood!r}",
                 remedy="hard labels, and no rows without a label.",
             )
         return labels
+
+    def _without_label(self, y: Tensor) -> bool:
+        """Whether some rows of y (B,) have the label of rows without one."""
+        return self.likelihood.given(y) is not self.likelihood
 
     def _score(self, x: PyTree) -> Tensor:
         return -self.density_.log_density(self._features(x))

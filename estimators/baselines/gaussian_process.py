@@ -43,7 +43,7 @@ _COPIES = 8
 
 @dataclass(frozen=True)
 class RBF:
-    """The kernel s² exp(−‖x − x'‖² / 2ℓ²).
+    """The kernel s² exp(−‖x − x'‖² / 2ℓ²), of rows whose distances from 0 are not much larger than those between them.
 
     Args:
         amplitude: s, in units of the latent function; a number or a scalar tensor.
@@ -92,7 +92,8 @@ class GaussianProcess(UncertaintyEstimator):
     Raises:
         OptionError: for an invalid option. `fit` raises UnsupportedError for more than `max_rows` rows, for another
             likelihood, for inputs other than one floating-point tensor, and for class predictions at several positions.
-            It raises TooLargeError if the kernel matrices do not fit into memory.
+            It raises TooLargeError if the kernel matrices do not fit into memory, and ConvergenceError if the variance
+            of the process exceeds that of the noise so much that round-off makes a covariance indefinite.
 
     Warns:
         NotConvergedWarning: if the search for s and ℓ has not converged.
@@ -129,9 +130,13 @@ class GaussianProcess(UncertaintyEstimator):
         first = next(iter(objective.batches))
         self._output_shape = objective.network.shaped_outputs(first.x).shape[1:]
         x = torch.cat([_rows(batch.x) for batch in objective.batches])
+        self._origin = x.mean(0)
+        x = x - self._origin  # squared distances by products cancel if rows are far from 0
         y = torch.cat([batch.y for batch in objective.batches])
         likelihood = objective.likelihood
-        if likelihood.kind == "classification" and (len(self._output_shape) > 1 or bool((y < 0).any())):
+        if likelihood.kind == "classification" and (
+            len(self._output_shape) > 1 or likelihood.given(y) is not likelihood
+        ):
             raise UnsupportedError(
                 "one class per row for a Gaussian process",
                 received=f"outputs of shape (B, {', '.join(map(str, self._output_shape))}), or rows without a label",
@@ -146,9 +151,10 @@ class GaussianProcess(UncertaintyEstimator):
         with torch.no_grad():
             some = torch.linspace(0, len(x) - 1, min(len(x), self.search_rows), device=x.device).round().long()
             kernel = self._chosen_kernel(_Fit(likelihood, x[some], y[some], mean), scale or 1.0)
-            a, f = _Fit(likelihood, x, y, mean).mode(kernel)
+            whole = _Fit(likelihood, x, y, mean)
+            a, f = whole.mode(kernel)
             self._set_posterior(kernel, x, mean, a, f)
-            evidence = self.posterior_.evidence(likelihood, y, a, f)
+            evidence = whole.evidence_at(self.posterior_, a, f)
         self.lengthscale_, self.amplitude_ = float(kernel.lengthscale), float(kernel.amplitude)
         self.log_marginal_likelihood_ = float(evidence)
 
@@ -187,7 +193,7 @@ class GaussianProcess(UncertaintyEstimator):
         self.posterior_ = IndependentOutputs.at(self.likelihood, kernel(x, x), f)
 
     def _get_fit_state(self) -> Learned:
-        tensors = {"x": self._x, "prior_mean": self._prior_mean, "a": self._a, "f": self._f}
+        tensors = {"x": self._x, "prior_mean": self._prior_mean, "a": self._a, "f": self._f, "origin": self._origin}
         learned = {"lengthscale": self.lengthscale_, "amplitude": self.amplitude_}
         learned |= {"evidence": self.log_marginal_likelihood_}
         return tensors, {**learned, "output_shape": list(self._output_shape)}
@@ -197,7 +203,8 @@ class GaussianProcess(UncertaintyEstimator):
         self.log_marginal_likelihood_ = learned["evidence"]
         self._output_shape = torch.Size(learned["output_shape"])
         kernel = RBF(self.amplitude_, self.lengthscale_)
-        self._set_posterior(kernel, **{"mean" if k == "prior_mean" else k: tensor for k, tensor in tensors.items()})
+        self._origin = tensors["origin"]
+        self._set_posterior(kernel, tensors["x"], tensors["prior_mean"], tensors["a"], tensors["f"])
 
     def predict(self, x: PyTree, *, link_approx: str | None = None, n_samples: int | None = None) -> Prediction:
         """Return the predictive distribution.
@@ -231,8 +238,12 @@ class GaussianProcess(UncertaintyEstimator):
         samples = mean + self._to_output_dtype(torch.einsum("mcd,sd->smc", _root(covariance), z))
         return self.likelihood.predict(mean, self._to_output_dtype(covariance.diagonal(dim1=1, dim2=2)), samples)
 
+    def _centred(self, x: PyTree) -> Tensor:
+        """Return rows (M, D) less the mean of the training rows."""
+        return _rows(x) - self._origin
+
     def _mean(self, x: PyTree) -> Tensor:
-        mean = self._prior_mean + self._kernel(_rows(x), self._x) @ self._a
+        mean = self._prior_mean + self._kernel(self._centred(x), self._x) @ self._a
         return self._to_output_dtype(mean).reshape(-1, *self._output_shape)
 
     def _variance(self, x: PyTree) -> Tensor:
@@ -240,7 +251,9 @@ class GaussianProcess(UncertaintyEstimator):
 
     def _covariance(self, x: PyTree) -> Tensor:
         chunk = rows_per_chunk(32 * self.posterior_.root.numel())
-        reduction = [self.posterior_.row_reduction(self._kernel(self._x, _rows(part))) for part in split_rows(x, chunk)]
+        reduction = [
+            self.posterior_.row_reduction(self._kernel(self._x, self._centred(part))) for part in split_rows(x, chunk)
+        ]
         covariance = -torch.cat(reduction)
         covariance.diagonal(dim1=1, dim2=2).add_(self._kernel.amplitude**2)
         return covariance
@@ -254,7 +267,7 @@ class GaussianProcess(UncertaintyEstimator):
         what = f"the covariance between {m} rows of {c} outputs"
         size = 8 * (4 * (m * c) ** 2 + 3 * m * self.posterior_.root.numel())
         check_fits_memory(what, size, device=f.device, remedy="fewer rows.")
-        rows = _rows(x)
+        rows = self._centred(x)
         prior = torch.einsum(
             "mk,cd->mckd", self._kernel(rows, rows), torch.eye(c, dtype=rows.dtype, device=rows.device)
         )
@@ -281,6 +294,9 @@ class _Fit:
     def mode(self, kernel: RBF) -> tuple[Tensor, Tensor]:
         """Return a and f̂, (N, C)."""
         k = kernel(self.x, self.x)
+        if self.likelihood.kind == "regression":
+            a = self._gaussian(k)[1]
+            return a, self.mean + k @ a
 
         def step(f: Tensor) -> Tensor:
             return IndependentOutputs.at(self.likelihood, k, f).newton(self.likelihood, self.y, f, self.mean)
@@ -290,17 +306,30 @@ class _Fit:
         return self.last, f
 
     def evidence(self, kernel: RBF) -> Tensor:
-        """Return log q(y), with a graph to the parameters of the kernel if they have one.
+        """Return log p(y), or log q(y) for classes, with a graph to the parameters of the kernel if they have one.
 
         At the mode, a Newton step has a derivative of 0 in the f that it starts from. So the derivatives of f̂ by the
         parameters are those of one Newton step from the mode, taken as constant.
         """
+        if self.likelihood.kind == "regression":
+            return self.evidence_at(*self._gaussian(kernel(self.x, self.x)), self.mean)
         with torch.no_grad():
             _, f = self.mode(kernel)
         k = kernel(self.x, self.x)
         a = IndependentOutputs.at(self.likelihood, k, f).newton(self.likelihood, self.y, f, self.mean)
         f = self.mean + k @ a
-        return IndependentOutputs.at(self.likelihood, k, f).evidence(self.likelihood, self.y, a, f)
+        return self.evidence_at(IndependentOutputs.at(self.likelihood, k, f), a, f)
+
+    def evidence_at(self, outputs: IndependentOutputs, a: Tensor, f: Tensor) -> Tensor:
+        """Return log p(y) or log q(y) at the mode; regression does not need f̂."""
+        if self.likelihood.kind == "regression":
+            return outputs.gaussian_evidence(self.likelihood, self.y, a, self.mean)
+        return outputs.evidence(self.likelihood, self.y, a, f)
+
+    def _gaussian(self, k: Tensor) -> tuple[IndependentOutputs, Tensor]:
+        """Return the factors of K + σ² and a (N, C) of regression, where W does not depend on f."""
+        outputs = IndependentOutputs.at(self.likelihood, k, self.mean.expand(len(self.x), -1))
+        return outputs, outputs.gaussian_mode(self.y, self.mean)
 
 
 def _maximise(fitted: _Fit, start: RBF, free: list[bool]) -> RBF:

@@ -99,7 +99,7 @@ def newton_dense(likelihood: Likelihood, kernel: Tensor, mean: Tensor, y: Tensor
     inner.diagonal().add_(1.0)
     b = likelihood.hessian_product(f, f - mean) - likelihood.nll_gradient(f, y)
     right = half.reshape(n * c, n * c) @ b.reshape(-1, 1)
-    solved = torch.cholesky_solve(right, torch.linalg.cholesky(inner)).reshape(n, c)
+    solved = torch.cholesky_solve(right, _cholesky(inner)).reshape(n, c)
     step: Tensor = b - torch.einsum("nci,ni->nc", root, solved)
     return step
 
@@ -129,11 +129,11 @@ class IndependentOutputs:
         classes = likelihood.kind == "classification"
         root = (f.softmax(-1) if classes else likelihood.hessian_diagonal(f)).sqrt().T
         identity = torch.eye(len(f), dtype=f.dtype, device=f.device)
-        cholesky = torch.stack([torch.linalg.cholesky(identity + r[:, None] * kernel * r) for r in root])
+        cholesky = torch.stack([_cholesky(identity + r[:, None] * kernel * r) for r in root])
         if not classes:
             return cls(kernel, root, cholesky, None)
         blocks = (r[:, None] * torch.cholesky_inverse(c) * r for r, c in zip(root, cholesky, strict=True))  # E_c
-        return cls(kernel, root, cholesky, torch.linalg.cholesky(sum(blocks, torch.zeros_like(kernel))))
+        return cls(kernel, root, cholesky, _cholesky(sum(blocks, torch.zeros_like(kernel))))
 
     @property
     def half_log_det(self) -> Tensor:
@@ -145,6 +145,10 @@ class IndependentOutputs:
         """Return a (N, C) after a Newton step from the f of this W, with m (C,)."""
         b = likelihood.hessian_product(f, f - mean) - likelihood.nll_gradient(f, y)
         return b - self._solve(self.kernel @ b)
+
+    def gaussian_mode(self, y: Tensor, mean: Tensor) -> Tensor:
+        """Return a = (K + diag σ²)⁻¹ (y − m) (N, C) for Gaussian noise, with m (C,)."""
+        return self._solve(y - mean)
 
     def _solve(self, v: Tensor) -> Tensor:
         """Return (K + W⁻¹)⁻¹ v (N, C)."""
@@ -163,6 +167,11 @@ class IndependentOutputs:
         """Return log q(y), the Laplace approximation of the log marginal likelihood, in nats (equation 3.32)."""
         fit = -0.5 * (a * (self.kernel @ a)).sum() - likelihood.nll(f, y).sum()
         return fit - self.half_log_det
+
+    def gaussian_evidence(self, likelihood: Likelihood, y: Tensor, a: Tensor, mean: Tensor) -> Tensor:
+        """Return log p(y) for Gaussian noise, in nats: `evidence` without the difference y − f̂, which may cancel."""
+        constant = likelihood.nll(y, y).sum()  # log σ + ½ log 2π of each target
+        return -0.5 * ((y - mean) * a).sum() - constant - self.half_log_det
 
     def reduction(self, cross: Tensor) -> Tensor:
         """Return k*ᵀ(K + W⁻¹)⁻¹k*, by which the data reduce the prior covariance at M rows, (M, C, M, C).
@@ -192,3 +201,17 @@ class IndependentOutputs:
         along = self._times_e(cross.expand(len(self.root), -1, -1))
         solved: Tensor = torch.linalg.solve_triangular(self.coupling, along, upper=False)
         return solved
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """Return the Cholesky factor (N, N). Raises ConvergenceError for a matrix that round-off made indefinite."""
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0:
+        raise ConvergenceError(
+            "a covariance of the training rows that is positive definite in this precision",
+            received=f"one whose leading minor of order {int(info)} is not, with prior variances up to "
+            f"{float(matrix.detach().diagonal().max()):.2g} times those of the noise",
+            remedy="a larger sigma_noise, a smaller amplitude, or a shorter lengthscale.",
+        )
+    return factor

@@ -248,8 +248,9 @@ class Mixture(UncertaintyEstimator):
             link_approx: for classification and binary, "probit" averages the probabilities of the components by the
                 probit approximation, "mc" averages over function samples of the components. None: "mc" if the
                 components are sets of networks, such as SWAG or DeepEnsemble, else "probit".
-            n_samples: the number of function samples of all components for "mc", at least one per component. None: each
-                network once if the components are sets of equally many networks with equal weights, else 100.
+            n_samples: the number of function samples of all components for "mc", at least one per component of positive
+                weight. None: each network once if the components are sets of equally many networks with equal weights,
+                else 100.
 
         Returns:
             The prediction.
@@ -314,6 +315,9 @@ class RetrainedMixture(Mixture):
     With SWAG this is MultiSWAG (Wilson and Izmailov 2020), with LinearizedLaplace or LastLayerLaplace a mixture of
     Laplace approximations (Eschenhagen et al. 2021).
 
+    All weights of the networks are trained, so that the prior of the method must have a precision and a mean for each
+    of them, also if it has a `subset_of_weights`: numbers, or mappings with an entry "*".
+
     Args:
         estimator: the method at the given model. The others are copies of it with another model, and if it is a
             set of networks with a seed, such as SWAG, with the seeds that follow.
@@ -329,7 +333,8 @@ class RetrainedMixture(Mixture):
         fit_report_: the passes of all components, including the training of the networks.
 
     Raises:
-        OptionError: for another object. `fit` raises ModelError for a network of another architecture.
+        OptionError: for another object; `fit` raises it for a prior that does not cover all weights. `fit` raises
+            ModelError for a network of another architecture.
 
     Example:
         >>> import torch
@@ -368,7 +373,7 @@ class RetrainedMixture(Mixture):
         return True
 
     def _unfitted_members(self, objective: Objective, *, progress_bar: bool) -> list[UncertaintyEstimator]:
-        retraining = Retraining(self.make_model, self.recipe, self.prior_precision)
+        retraining = Retraining(self.make_model, self.recipe, self.prior_precision, prior_mean=self.prior_mean)
         trained: list[nn.Module] = []
         for seed in track(member_seeds(self.seed, self.n_members - 1), "networks", shown=progress_bar):
             trained.append(retraining.run(objective, seed, others=trained, progress_bar=False))
@@ -430,12 +435,16 @@ _NETWORK = "network:"
 
 
 def _apportioned(weights: Sequence[float], n: int) -> list[int]:
-    """Return n split by the weights into whole numbers, by the largest remainders."""
+    """Return n split by the weights into whole numbers, by the largest remainders, at least 1 for a positive weight."""
     shares = [weight * n for weight in weights]
     counts = [int(share) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda k: counts[k] - shares[k])
     for k in by_remainder[: n - sum(counts)]:
         counts[k] += 1
+    for k, weight in enumerate(weights):
+        if weight > 0 and not counts[k]:
+            counts[counts.index(max(counts))] -= 1
+            counts[k] = 1
     return counts
 
 

@@ -145,7 +145,7 @@ class MultiHeadEnsemble(MembersEstimator):
         gram, curvature = heads.new_zeros(s, e, e), heads.new_zeros(s, c)
         for batch in batches:
             features = batch.features.to(heads.dtype)
-            outputs, repeated = _apply(heads, features).flatten(0, 1).flatten(1), _repeated(batch.y, s)
+            outputs, repeated = self._head_outputs(heads, features).flatten(0, 1).flatten(1), _repeated(batch.y, s)
             lam = self.likelihood.given(repeated).hessian_diagonal(outputs).reshape(s, len(features), -1, c)
             lam = (lam * batch.weights.T[..., None, None]).flatten(1, 2)
             positions = features.flatten(0, -2)
@@ -158,11 +158,15 @@ class MultiHeadEnsemble(MembersEstimator):
         """Return Σ over heads and rows of w · (−log p), and its gradient (S, C, E)."""
         heads = heads.detach().requires_grad_()
         with torch.enable_grad():
-            outputs = _apply(heads, batch.features.to(heads.dtype)).flatten(0, 1).flatten(1)
+            outputs = self._head_outputs(heads, batch.features.to(heads.dtype)).flatten(0, 1).flatten(1)
             losses = self.likelihood.nll(outputs, _repeated(batch.y, len(heads))).unflatten(0, (len(heads), -1))
             loss = (batch.weights.T * losses).sum()
             (gradient,) = torch.autograd.grad(loss, heads)
         return loss.detach(), gradient
+
+    def _head_outputs(self, heads: Tensor, features: Tensor) -> Tensor:
+        """Return W φ plus a frozen bias: (S, C, E) and (B, ..., E) to (S, B, ..., C)."""
+        return torch.einsum("sce,b...e->sb...c", heads, features) + self.last_layer_.frozen_bias.to(heads.dtype)
 
     def _features(self, x: PyTree) -> Tensor:
         with self.last_layer_.capture_features(x) as features:
@@ -177,7 +181,7 @@ class MultiHeadEnsemble(MembersEstimator):
         self.heads_ = tensors["heads"]
 
     def _members(self, x: PyTree) -> Tensor:
-        return _apply(self.heads_, self._features(x)).flatten(2)
+        return self._head_outputs(self.heads_, self._features(x)).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -187,11 +191,6 @@ class _Rows:
     features: Tensor
     weights: Tensor
     y: Tensor
-
-
-def _apply(heads: Tensor, features: Tensor) -> Tensor:
-    """Return W φ: (S, C, E) and (B, ..., E) to (S, B, ..., C)."""
-    return torch.einsum("sce,b...e->sb...c", heads, features)
 
 
 def _repeated(y: Tensor, n: int) -> Tensor:

@@ -26,8 +26,10 @@ from estimators.errors import DataError, NotFittedError, OptionError, StateError
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.prediction import Prediction, log_odds_of, log_probs_of
 from estimators.numerics.pytrees import PyTree
+from estimators.objective.objective import Objective
 from estimators.option_checks import checked_choice, checked_number, checked_seed, shown
 from estimators.persistence.checksums import digest, row_hashes
+from estimators.persistence.fit_digest import fit_digest
 from estimators.persistence.state import ABOUT, FittedState, model_digest, read_file, write_file
 
 __all__ = ["Predicts", "SplitConformal"]
@@ -234,7 +236,7 @@ class SplitConformal:
             std = prediction.std if self._score_of(prediction.kind) == "scaled_residual" else torch.ones_like(y)
             scores = scaled_residuals(target, prediction.mean, std)
         else:
-            all_scores, labels = self._class_scores(x, prediction), _labels(prediction, y)
+            all_scores, labels = self._class_scores(x, prediction), _labels(prediction, y, likelihood)
             scores = all_scores.gather(-1, labels[..., None])[..., 0]
         bad = scores.isnan() if prediction.kind != "regression" else ~scores.isfinite()  # −log p of p = 0 is infinite
         if bool(bad.any()):
@@ -262,14 +264,22 @@ class SplitConformal:
 
     def _uniform(self, x: PyTree, log_probs: Tensor) -> Tensor:
         """Return a number in (0, 1) for each class prediction, determined by the inputs of the row and the seed."""
-        keys = [int.from_bytes(row[:8], "little", signed=True) for row in row_hashes(as_inputs(x))]
+        keys = [int.from_bytes(row[:8], "little", signed=True) for row in row_hashes(self._marked(x))]
         n = log_probs[0, ..., 0].numel()
         numbers = uniform_numbers(torch.tensor(keys, dtype=torch.int64), n, self.seed, 0)
         return numbers.to(log_probs).reshape(log_probs.shape[:-1])
 
+    def _marked(self, x: PyTree) -> PyTree:
+        """Return inputs in which tensors that the training rows share are marked, whatever their length."""
+        for fitted in (self.estimator, getattr(self.estimator, "estimator", None)):
+            objective = getattr(fitted, "objective_", None)
+            if isinstance(objective, Objective):
+                return objective.batches.layout.mark(as_inputs(x))
+        return as_inputs(x)
+
     def _score_of(self, kind: str) -> str:
         """Return the score for a kind of prediction. Raises OptionError if the chosen one is of another kind."""
-        names = _SCORES["regression" if kind == "regression" else "classification"]
+        names = _score_names(kind)
         return names[0] if self.score == "auto" else checked_choice("score", self.score, names)
 
     def _predict(self, x: PyTree) -> Prediction:
@@ -318,7 +328,8 @@ class SplitConformal:
             raise StateError(
                 f"the state of a {_KIND}", received="another one", remedy="load(path) of the estimator itself."
             )
-        expected = {"score": self._score_of(about["kind"]), "seed": self.seed, "estimator": _digest_of(self.estimator)}
+        score = _score_names(about["kind"])[0] if self.score == "auto" else self.score
+        expected = {"score": score, "seed": self.seed, "estimator": _digest_of(self.estimator)}
         differing = [name for name, value in expected.items() if about[name] != value]
         if differing:
             name = differing[0]
@@ -363,15 +374,22 @@ class SplitConformal:
             )
 
 
-def _labels(prediction: Prediction, y: Tensor) -> Tensor:
+def _score_names(kind: str) -> tuple[str, ...]:
+    """Return the scores of a kind of prediction, the default one first."""
+    return _SCORES["regression" if kind == "regression" else "classification"]
+
+
+def _labels(prediction: Prediction, y: Tensor, likelihood: Likelihood | None) -> Tensor:
     """Return the index of the label of each class prediction. Raises DataError for soft or absent labels."""
     labels = y.long()
     n_classes = 2 if prediction.kind == "binary" else prediction.mean.shape[-1]
     expected = prediction.mean.shape if prediction.kind == "binary" else prediction.mean.shape[:1]
-    if y.shape != expected or bool(((labels != y) | (labels < 0) | (labels >= n_classes)).any()):
+    absent = likelihood is not None and y.ndim == 1 and likelihood.given(y) is not likelihood
+    if absent or y.shape != expected or bool(((labels != y) | (labels < 0) | (labels >= n_classes)).any()):
         raise DataError(
             f"hard labels 0..{n_classes - 1} of shape {tuple(expected)}",
-            received=f"{y.dtype} of shape {tuple(y.shape)}, from {y.min()} to {y.max()}",
+            received=f"{y.dtype} of shape {tuple(y.shape)}, from {y.min()} to {y.max()}"
+            f"{', some of them the ignore_index of rows without a label' if absent else ''}",
             remedy="argmax or round soft labels, and leave out rows without a label.",
         )
     return labels
@@ -398,8 +416,6 @@ def _digest_of(estimator: object) -> str:
             state = state_dict()
     except UnsupportedError:
         return name
-    tensors = {key: value for key, value in sorted(state.items()) if isinstance(value, Tensor)}
-    parts = [part for key, value in tensors.items() for part in (f"{key}{tuple(value.shape)}{value.dtype}", value)]
     model = getattr(getattr(estimator, "estimator", estimator), "model", None)
-    parts += [model_digest(model)] if isinstance(model, nn.Module) else []
+    parts = [fit_digest(state), *([model_digest(model)] if isinstance(model, nn.Module) else [])]
     return f"{name} {digest(*parts).hex()}"

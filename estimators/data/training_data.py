@@ -123,7 +123,7 @@ class TrainingData:
             for item in self.loader:  # a copy: the loader may fill one buffer again and again
                 yield split_batch(item).copy().mark_shared(self.layout)
 
-    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+    def shuffled(self, batch_size: int, generator: torch.Generator, *, even: bool = False) -> Iterator[Batch]:
         """Iterate over one epoch in random order.
 
         Rows are regrouped if the data are stored and the batches differ only in their rows. Other stored batches
@@ -133,6 +133,8 @@ class TrainingData:
         Args:
             batch_size: rows per batch if rows are regrouped.
             generator: the generator of the order.
+            even: whether sizes of regrouped batches differ by at most 1, and none exceeds `batch_size`; otherwise the
+                last batch has the remaining rows.
 
         Yields:
             Batches.
@@ -147,7 +149,7 @@ class TrainingData:
         x = concatenate([batch.x for batch in self.stored])
         y = torch.cat([batch.y for batch in self.stored])
         order = torch.randperm(self.n_data, generator=generator).to(y.device)
-        for index in order.split(batch_size):
+        for index in order.tensor_split(-(-self.n_data // batch_size)) if even else order.split(batch_size):
             yield Batch(select_rows(x, index), y[index])
 
 
@@ -170,7 +172,13 @@ class AbsentTrainingData(TrainingData):
             remedy="estimator.attach_data(train_loader).",
         )
 
-    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:  # noqa: ARG002
+    def shuffled(
+        self,
+        batch_size: int,  # noqa: ARG002
+        generator: torch.Generator,  # noqa: ARG002
+        *,
+        even: bool = False,  # noqa: ARG002
+    ) -> Iterator[Batch]:
         return iter(self)
 
 

@@ -31,7 +31,7 @@ from estimators.models.function_checks import check_query
 from estimators.models.functionals import ComposedNetwork, Functional, variance_by_covariance
 from estimators.models.last_linear import last_linear_names
 from estimators.models.network import Network
-from estimators.models.subsets import SubsetSpec, checked_subset, delta_of_names, entries_of_names, matching_names
+from estimators.models.subsets import SubsetSpec, checked_subset, delta_of_names, matching_names, mean_of_names
 from estimators.numerics.pytrees import PyTree, n_rows, without_graph
 from estimators.objective.objective import LabelLoss, Objective, Prior
 from estimators.option_checks import (
@@ -224,10 +224,7 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
         return Objective(network, LabelLoss(self.likelihood), self._prior(network, self.prior_precision), batches)
 
     def _prior(self, network: Network, precision: PriorOption) -> Prior:
-        # A state dict also has buffers and further names of tied weights, which decide on no entry of θ.
-        buffers = dict(network.module.named_buffers(remove_duplicate=False))
-        ignored = {*buffers, *(name for names in network.subset.aliases.values() for name in names[1:])}
-        mean = entries_of_names("prior_mean", self.prior_mean, network.subset, network.theta, ignored=ignored)
+        mean = mean_of_names(self.prior_mean, network.subset, network.theta, network.module)
         return Prior(precision_vector(precision, network), mean)
 
     def _parameter_names(self, train_loader: Iterable[Any]) -> list[str]:

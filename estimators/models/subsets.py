@@ -20,8 +20,8 @@ __all__ = [
     "checked_subset",
     "complex_of",
     "delta_of_names",
-    "entries_of_names",
     "matching_names",
+    "mean_of_names",
 ]
 
 SubsetSpec = str | Sequence[str]
@@ -143,11 +143,21 @@ def matching_names(model: nn.Module, spec: SubsetSpec) -> list[str]:
 
 
 def delta_of_names(value: PriorOption, subset: Subset, like: Tensor) -> Tensor:
-    """Return δ (P,) by `entries_of_names`."""
-    return entries_of_names("prior_precision", value, subset, like)
+    """Return δ (P,) from a number, a tensor (P,) or a mapping from globs."""
+    return _entries_of_names("prior_precision", value, subset, like)
 
 
-def entries_of_names(
+def mean_of_names(value: PriorOption, subset: Subset, like: Tensor, module: nn.Module) -> Tensor:
+    """Return θ₀ (P,) from a number, a tensor (P,) or a mapping from globs.
+
+    A state dict also has buffers and further names of tied weights, which decide on no entry of θ.
+    """
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    ignored = {*buffers, *(name for names in subset.aliases.values() for name in names[1:])}
+    return _entries_of_names("prior_mean", value, subset, like, ignored=ignored)
+
+
+def _entries_of_names(
     option: str, value: PriorOption, subset: Subset, like: Tensor, *, ignored: Collection[str] = ()
 ) -> Tensor:
     """Return a vector (P,), of the dtype and device of `like`, from a number, a tensor (P,) or a mapping from globs.

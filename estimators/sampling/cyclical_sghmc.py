@@ -7,6 +7,7 @@ from typing import Unpack
 
 from torch import nn
 
+from estimators.errors import OptionError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
@@ -16,6 +17,8 @@ from estimators.sampling.sgmcmc import SGMCMC
 __all__ = ["CyclicalSGHMC"]
 
 _STEP = 1.0
+_ROUND_OFF = 1e-9
+"""Steps by which a number of steps may differ from a whole one: (1 − 0.32) · 75 is 50.999…"""
 
 
 class CyclicalSGHMC(SGMCMC):
@@ -43,7 +46,8 @@ class CyclicalSGHMC(SGMCMC):
         exploration: the fraction in [0, 1) of a cycle without noise.
         n_samples: samples that are kept per cycle and chain.
         n_chains: the number of chains, which are computed together.
-        batch_size: rows per step; None takes the batches of the loader.
+        batch_size: the largest number of rows per step: rows are regrouped into batches whose sizes differ by at most
+            1. None takes the batches of the loader.
         seed: the seed of the order of the rows and of the noise.
 
     Attributes:
@@ -52,8 +56,9 @@ class CyclicalSGHMC(SGMCMC):
         fit_report_: the passes of the fit.
 
     Raises:
-        OptionError: for an invalid option, and for fewer steps of sampling in a cycle than samples. `fit` raises
-            ConvergenceError if a chain diverges, and TooLargeError if the samples do not fit into memory.
+        OptionError: for an invalid option, for fewer steps of sampling in a cycle than samples, and for a single
+            sample of all cycles and chains. `fit` raises ConvergenceError if a chain diverges, and TooLargeError if the
+            samples do not fit into memory.
 
     Example:
         >>> import torch
@@ -97,7 +102,13 @@ class CyclicalSGHMC(SGMCMC):
         self.n_cycles = checked_integer("n_cycles", n_cycles, at_least=1)
         self.exploration = checked_number("exploration", exploration, at_least=0, below=1, remedy="0.5.")
         self.n_samples = checked_integer("n_samples", n_samples, at_least=1)
-        least = math.ceil(self.n_samples / (1 - self.exploration))
+        if self.n_cycles * self.n_samples * self.n_chains < 2:
+            raise OptionError(
+                "at least 2 samples of all cycles and chains, since a single one has no variance",
+                received="n_cycles=1, n_samples=1, n_chains=1",
+                remedy="n_samples=5.",
+            )
+        least = math.ceil(self.n_samples / (1 - self.exploration) - _ROUND_OFF)
         remedy = "more cycle_steps, or fewer n_samples."
         self.cycle_steps = checked_integer("cycle_steps", cycle_steps, at_least=max(2, least), remedy=remedy)
 
@@ -117,5 +128,6 @@ class CyclicalSGHMC(SGMCMC):
 
     def _is_kept(self, step: int) -> bool:
         before_end = -step % self.cycle_steps  # steps until the end of the cycle
-        distance = int((1 - self.exploration) * self.cycle_steps) // self.n_samples
+        sampling = int((1 - self.exploration) * self.cycle_steps + _ROUND_OFF)
+        distance = max(1, sampling // self.n_samples)
         return before_end % distance == 0 and before_end // distance < self.n_samples

@@ -155,10 +155,10 @@ class MicrocanonicalLangevin(WeightMembersEstimator):
         dθ = u dt,   du = (I − u uᵀ)(−∇L(θ) dt/(P − 1) + noise),   ‖u‖ = 1
 
     The marginal distribution of θ is the posterior. A step is a leapfrog step with the full gradient, followed by a
-    partial refreshment of the direction u. In the first half of the warm-up, the step size of each chain is adapted so
-    that the squared Hamiltonian error per weight is 5e-4. In the second half, the decoherence length becomes the
-    width of the chain, √(Σ variances of its weights). There is no accept–reject step, and the bias is of second
-    order in the step size.
+    partial refreshment of the direction u. In the warm-up, the step size of each chain is adapted so that the squared
+    Hamiltonian error per weight is 5e-4. The decoherence length becomes the width of the chain in the second half of
+    the warm-up, √(Σ variances of its weights). There is no accept–reject step, and the bias is of second order in the
+    step size.
 
     The K chains are computed together. With `members`, or `make_model` and `recipe`, they start at different networks:
     an ensemble of chains. Without them, all start at the model. Buffers and frozen weights are those of the model.

@@ -38,7 +38,8 @@ class SGLD(SGMCMC):
         n_samples: samples that are kept per chain.
         thinning: steps from one sample to the next.
         n_chains: the number of chains, which are computed together.
-        batch_size: rows per step; None takes the batches of the loader.
+        batch_size: the largest number of rows per step: rows are regrouped into batches whose sizes differ by at most
+            1. None takes the batches of the loader.
         seed: the seed of the order of the rows and of the noise.
 
     Attributes:

@@ -25,6 +25,7 @@ from estimators.option_checks import checked_integer, checked_number, checked_se
 from estimators.persistence.state import Learned
 from estimators.runtime.memory import check_fits_memory
 from estimators.runtime.progress import track
+from estimators.training.epoch_sizes import EpochSizes
 from estimators.training.learning_rate import auto_learning_rate
 from estimators.training.recipe import Recipe
 from estimators.training.training import epoch
@@ -116,7 +117,8 @@ class SGMCMC(WeightMembersEstimator):
         subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
         step_size: η > 0 in weight², or "auto": `step` divided by the largest curvature of L in a few batches.
         step: the numerator of step_size="auto".
-        batch_size: rows per step; None takes the batches of the loader.
+        batch_size: the largest number of rows per step: rows are regrouped into batches whose sizes differ by at most
+            1. None takes the batches of the loader.
         n_chains: the number of chains, which are computed together.
         seed: the seed of the order of the rows and of the noise.
 
@@ -196,11 +198,15 @@ class SGMCMC(WeightMembersEstimator):
         self.weight_samples_ = torch.stack(state.samples, dim=1).flatten(0, 1)  # chain by chain
 
     def _resolved_step_size(self, objective: Objective) -> float:
-        """Return η: `step` over the largest curvature of L in a few batches, unless it is given."""
+        """Return η: `step` over the largest curvature of L in a few batches, unless it is given.
+
+        A batch with more than N/K rows has a larger curvature in the sum over its rows, times K, than L.
+        """
         if self.step_size != "auto":
             return float(self.step_size)
         rate = auto_learning_rate(objective.centred(curvature="ggn"), self._batching, seed=self.seed)  # of L/N
-        return self.step * rate / objective.batches.n_data
+        sizes = EpochSizes.of(objective.batches, self._batching)
+        return self.step * rate / (objective.batches.n_data * sizes.largest_ratio)
 
     @property
     def _batching(self) -> Recipe:
@@ -214,24 +220,22 @@ class SGMCMC(WeightMembersEstimator):
             state = ChainState.start(objective.theta, self.n_chains, self.seed)
         else:
             state = ChainState.restored(*loaded, objective.theta)
-        n_epochs = math.ceil((self._n_steps - state.step) / max(1, self._steps_per_epoch(objective)))
+        n_batches = EpochSizes.of(objective.batches, self._batching).n_batches
+        n_epochs = math.ceil((self._n_steps - state.step) / n_batches)
         for _ in track(range(n_epochs), "epochs of the chains", shown=progress_bar):
-            self._run_epoch(state, gradients)
+            self._run_epoch(state, gradients, n_batches)
             self._check_finite(state)
             checkpoint.save(state.stored)
         return state
 
-    def _steps_per_epoch(self, objective: Objective) -> int:
-        order = torch.Generator().manual_seed(0)
-        return sum(1 for _ in epoch(objective.batches, self._batching, order))
-
-    def _run_epoch(self, state: ChainState, gradients: BatchGradients) -> None:
-        for batch in epoch(gradients.objective.batches, self._batching, state.order):
+    def _run_epoch(self, state: ChainState, gradients: BatchGradients, n_batches: int) -> None:
+        for batch in epoch(gradients.objective.batches, self._batching, state.order, even=True):
             if state.step >= self._n_steps:
                 return
             eta = self.step_size_ * self._step_factor(state.step)
             options = {"friction": self._friction, "temperature": self._temperature(state.step)}
-            sgmcmc_step(state, stochastic_gradient(gradients, state.theta, batch), step_size=eta, **options)
+            gradient = stochastic_gradient(gradients, state.theta, batch, n_batches)
+            sgmcmc_step(state, gradient, step_size=eta, **options)
             if self._is_kept(state.step):
                 state.samples.append(state.theta.clone())
 
@@ -255,10 +259,23 @@ class SGMCMC(WeightMembersEstimator):
         self.weight_samples_, self.step_size_ = tensors["samples"], learned["step_size"]
 
 
-def stochastic_gradient(gradients: BatchGradients, thetas: Tensor, batch: Batch) -> Tensor:
-    """Return N/B ∇(data term of the batch) + δ(θ − θ₀) for each θ: unbiased for ∇L, (K, P)."""
+def stochastic_gradient(gradients: BatchGradients, thetas: Tensor, batch: Batch, n_batches: int) -> Tensor:
+    """Return K ∇(data term of the batch) + δ(θ − θ₀) for each θ, whose mean over the K batches of an epoch is ∇L.
+
+    The factor is K for every batch, not N/B: each batch is used once per epoch, so that N/B would weight the rows of a
+    short last batch more than others.
+
+    Args:
+        gradients: the gradients of the data term.
+        thetas: θ of each chain, (A, P).
+        batch: one of the batches of an epoch.
+        n_batches: K.
+
+    Returns:
+        The estimates of ∇L, (A, P).
+    """
     slopes, prior = gradients(thetas, batch)[1], gradients.objective.prior
-    return slopes / gradients.objective.share(batch) + prior.precision * (thetas - prior.mean)
+    return n_batches * slopes + prior.precision * (thetas - prior.mean)
 
 
 def _marks(objective: Objective) -> Tensor:

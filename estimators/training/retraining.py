@@ -28,7 +28,7 @@ def _unchanged(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Retraining:
-    """Trains `adapt(make_model())` by `recipe` to the minimum of L with this prior precision.
+    """Trains `adapt(make_model())` by `recipe` to the minimum of L with this prior.
 
     The objective's pass counter counts the passes under "training". Raises ModelError if `make_model` builds another
     architecture than the model's, or returns a network that is in use.
@@ -38,6 +38,7 @@ class Retraining:
     recipe: Recipe
     prior_precision: PriorOption
     adapt: Callable[[nn.Module], nn.Module] = _unchanged
+    prior_mean: PriorOption = 0.0
 
     def run(self, objective: Objective, seed: int, *, others: Sequence[nn.Module], progress_bar: bool) -> nn.Module:
         """Return the trained network in eval mode. Initialisation, order of rows and dropout are drawn from `seed`.
@@ -49,7 +50,8 @@ class Retraining:
             batches = objective.batches  # data that are not stored come from the user's loader, which may shuffle
             rows = batches.loader if batches.stored is None else PairLoader(batches.stored)
             options: dict[str, Any] = {"recipe": self.recipe, "seed": seed, "progress_bar": progress_bar}
-            train_map(model, objective.likelihood, rows, prior_precision=self.prior_precision, **options)
+            options |= {"prior_precision": self.prior_precision, "prior_mean": self.prior_mean}
+            train_map(model, objective.likelihood, rows, **options)
         self._count_passes(objective)
         return model
 

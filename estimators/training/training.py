@@ -16,9 +16,9 @@ from estimators.errors import DataError
 from estimators.likelihoods import Likelihood, resolve_likelihood
 from estimators.models.network import Network
 from estimators.models.outputs import output_tensor
-from estimators.models.subsets import Subset, delta_of_names, matching_names
+from estimators.models.subsets import Subset, delta_of_names, matching_names, mean_of_names
 from estimators.numerics.pytrees import PyTree, copied, forward_arguments
-from estimators.option_checks import PriorOption, checked_number, checked_precision, checked_seed
+from estimators.option_checks import PriorOption, checked_number, checked_precision, checked_prior_mean, checked_seed
 from estimators.runtime.module_wrappers import parameter_names, unwrapped
 from estimators.runtime.progress import track
 from estimators.training.loop import BatchGradient, EpochCallback, TrainerState
@@ -68,11 +68,11 @@ def fit_weights(
     return state.result
 
 
-def epoch(batches: TrainingData, recipe: Recipe, generator: torch.Generator) -> Iterable[Batch]:
-    """Return the batches of one epoch."""
+def epoch(batches: TrainingData, recipe: Recipe, generator: torch.Generator, *, even: bool = False) -> Iterable[Batch]:
+    """Return the batches of one epoch; `even` regroups rows into batches whose sizes differ by at most 1."""
     size = recipe.resolve(batches.n_data).batch_size
     assert not isinstance(size, str)
-    return batches if size is None else batches.shuffled(size, generator)
+    return batches if size is None else batches.shuffled(size, generator, even=even)
 
 
 def train_map(
@@ -81,11 +81,12 @@ def train_map(
     train_loader: Iterable[Any],
     *,
     prior_precision: PriorOption,
+    prior_mean: PriorOption = 0.0,
     recipe: Recipe | None = None,
     seed: int = 0,
     progress_bar: bool = False,
 ) -> nn.Module:
-    """Train a model in place to the maximum of log p(D|θ) − ½ Σ δ θ², with sums over rows; it ends in eval mode.
+    """Train a model in place to the maximum of log p(D|θ) − ½ Σ δ(θ − θ₀)², with sums over rows; it ends in eval mode.
 
     The rows are read once and regrouped by `recipe.batch_size` if they are small enough to keep. Use
     `Recipe(batch_size=None)` with a loader that augments at random: it takes the loader's batches in order. Dropout and
@@ -96,6 +97,7 @@ def train_map(
         likelihood: a likelihood, or the name of one such as "regression".
         train_loader: batches (x, y).
         prior_precision: δ >= 0, or a mapping from globs of parameter names to numbers.
+        prior_mean: θ₀: a number, a tensor (P,) of all trained weights, or a mapping such as a state dict.
         recipe: epochs, batch size, optimizer, learning rates; None takes `Recipe()`.
         seed: seed of the order of rows.
         progress_bar: whether to show progress on the terminal.
@@ -119,6 +121,7 @@ def train_map(
     else:
         prior_precision = checked_number("prior_precision", prior_precision, at_least=0)
     delta = delta_of_names(prior_precision, subset, start)
+    mean = mean_of_names(checked_prior_mean(prior_mean), subset, start, inner)
 
     chosen = [parameters[own_names[name]] for name in subset.shapes]
 
@@ -132,7 +135,7 @@ def train_map(
             slopes = torch.autograd.grad(loss, chosen, allow_unused=True)
         pairs = zip(slopes, chosen, strict=True)
         slope = torch.cat([torch.zeros_like(p).flatten() if g is None else g.to_dense().flatten() for g, p in pairs])
-        return slope + len(batch) / batches.n_data * delta * theta.detach()
+        return slope + len(batch) / batches.n_data * delta * (theta.detach() - mean)
 
     generator = torch.Generator().manual_seed(checked_seed(seed))
     model.train()

@@ -18,6 +18,7 @@ from estimators.objective.recorded_gradients import BatchGradients
 from estimators.option_checks import checked_integer, checked_number, checked_seed
 from estimators.persistence.state import Learned
 from estimators.runtime.progress import track
+from estimators.training.epoch_sizes import EpochSizes
 from estimators.training.recipe import Recipe
 from estimators.training.training import epoch
 from estimators.variational.mean_field import MeanFieldEstimator, checked_recipe
@@ -193,13 +194,14 @@ class IVON(MeanFieldEstimator):
         state = IVONState(theta.clone(), initial, torch.zeros_like(theta))
         generator = torch.Generator().manual_seed(self.seed)
         betas = {"momentum": recipe.momentum, "hessian_momentum": self.hessian_momentum}
+        n_batches = EpochSizes.of(objective.batches, recipe).n_batches
         rows = 0
         for _ in track(range(recipe.epochs), "epochs", shown=progress_bar):
-            for batch in epoch(objective.batches, recipe, generator):
+            for batch in epoch(objective.batches, recipe, generator, even=True):
                 noise = torch.randn(self.n_gradient_samples, len(theta), generator=generator, dtype=theta.dtype)
                 noise = noise.to(theta.device)
                 thetas = state.mean + state.variance(prior.precision).sqrt() * noise
-                slopes = gradients(thetas, batch)[1] / objective.share(batch)
+                slopes = n_batches * gradients(thetas, batch)[1]  # not N/B: rows of a short batch weigh as others do
                 lr = recipe.learning_rate(rows / (recipe.epochs * n_data))
                 ivon_step(state, slopes, noise, prior.precision, prior.mean, lr=lr, **betas)
                 rows += len(batch)

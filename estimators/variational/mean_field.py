@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from estimators.data.batch import Batch
-from estimators.errors import ConvergenceError, OptionError
+from estimators.errors import ConvergenceError, NotConvergedWarning, OptionError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.members import WeightMembersEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.likelihoods import Likelihood
 from estimators.numerics.reductions import is_finite
 from estimators.objective.objective import Objective, Prior
+from estimators.objective.over_copies import data_gradients
 from estimators.objective.recorded_gradients import BatchGradients, RecordingMismatchError
 from estimators.option_checks import checked_instance, checked_integer, checked_number, checked_seed
 from estimators.persistence.state import Learned
 from estimators.runtime.rng import member_seeds
+from estimators.training.epoch_sizes import EpochSizes
 from estimators.training.recipe import Recipe
 from estimators.training.training import fit_weights
 
 __all__ = ["MeanFieldEstimator", "MeanFieldVI", "kl_divergence"]
 
-DEFAULT_RECIPE = Recipe(epochs=200, batch_size=64, lr=1e-2)
-"""Adam with a cosine schedule. Its rate takes a standard deviation from 0.01 to 1 in about 500 steps."""
+DEFAULT_RECIPE = Recipe(epochs="auto", batch_size=64, lr=1e-2)
+"""Adam with a cosine schedule. Its rate takes a standard deviation from 0.01 to 1 in about 1000 steps."""
+_MIN_EPOCHS, _MIN_STEPS = 200, 2000
+"""Lower bounds of epochs="auto". After 1000 steps, the variances of networks of 50 units were still 30 to 40 % below
+their optimum on average."""
 _ELBO_SAMPLES = 20
 """Posterior samples of the expected log-likelihood in the ELBO: a third of a pass each."""
+_CHECK_PAIRS = 8
+"""Pairs of samples of the gradient in log s after training: two passes each."""
+_LARGEST_GRADIENT = 0.5
+"""|mean ∂(−ELBO)/∂log s| above which a fit has not converged: −½ is the gradient at half the optimal variance of every
+weight. Fits with the default recipe, on data sets of 64 rows and more, are below by at least two standard errors."""
 
 
 class MeanFieldEstimator(WeightMembersEstimator):
@@ -118,7 +130,9 @@ class MeanFieldVI(MeanFieldEstimator):
             patterns to numbers or tensors of the parameter's shape.
         prior_mean: θ₀, the mean of the prior: a number, a tensor (P,), or a mapping such as a state dict.
         subset_of_weights: "all", "last_layer", or names and patterns of the parameters that are uncertain.
-        recipe: how to maximise the ELBO; learning rates apply to ELBO/N.
+        recipe: how to maximise the ELBO; learning rates apply to ELBO/N. epochs="auto" is at least 200 epochs and 2000
+            steps: the steps of Adam have about the size of the learning rate, so that few of them cannot take s from
+            `initial_std` to its optimum.
         initial_std: s > 0 of every weight at the start, in units of the weights.
         n_gradient_samples: samples ε per step, an even number.
         n_samples: the number S >= 2 of networks in predictions.
@@ -135,11 +149,14 @@ class MeanFieldVI(MeanFieldEstimator):
         OptionError: for an invalid option; `fit` raises it for a δ of 0. `fit` raises ConvergenceError if the
             optimisation diverges.
 
+    Warns:
+        NotConvergedWarning: in `fit`, if the gradient of the ELBO in log s, averaged over the weights, is far from 0.
+
     Example:
         >>> import torch
         >>> from torch import nn
         >>> from estimators.training import Recipe
-        >>> vi = MeanFieldVI(nn.Linear(3, 2), "regression", recipe=Recipe(epochs=50), n_samples=10)
+        >>> vi = MeanFieldVI(nn.Linear(3, 2), "regression", recipe=Recipe(epochs=300, lr=0.05), n_samples=10)
         >>> vi = vi.fit([(torch.randn(8, 3), torch.randn(8, 2))])
         >>> vi.std_.shape, vi.variance(torch.randn(4, 3)).shape
         (torch.Size([8]), torch.Size([4, 2]))
@@ -166,6 +183,11 @@ class MeanFieldVI(MeanFieldEstimator):
             raise OptionError("an even n_gradient_samples", received=str(n_gradient_samples), remedy="2.")
         self.n_samples, self.seed = checked_integer("n_samples", n_samples, at_least=2), checked_seed(seed)
 
+    def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        super()._fit(objective, progress_bar=progress_bar)
+        with objective.network.pass_counter.phase("convergence"):
+            self._warn_unless_converged(objective)
+
     def _optimise(self, gradients: BatchGradients, *, progress_bar: bool) -> tuple[Tensor, Tensor]:
         objective = gradients.objective
         start = torch.stack([objective.theta, torch.full_like(objective.theta, math.log(self.initial_std))])
@@ -174,11 +196,41 @@ class MeanFieldVI(MeanFieldEstimator):
             start,
             self._gradient(gradients, generator),
             objective.batches,
-            recipe=self.recipe,
+            recipe=self._resolved_recipe(objective),
             generator=generator,
             progress_bar=progress_bar,
         )
         return fitted[0], fitted[1].exp()
+
+    def _resolved_recipe(self, objective: Objective) -> Recipe:
+        if self.recipe.epochs != "auto":
+            return self.recipe
+        steps = EpochSizes.of(objective.batches, self.recipe).n_batches
+        return replace(self.recipe, epochs=max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps)))
+
+    def _warn_unless_converged(self, objective: Objective) -> None:
+        """Warn with NotConvergedWarning if the mean gradient in log s is beyond its limit by three standard errors."""
+        generator = torch.Generator().manual_seed(self.seed)
+        gradients = torch.stack([self._mean_gradient(objective, generator) for _ in range(_CHECK_PAIRS)])
+        mean, error = float(gradients.mean()), float(gradients.std()) / math.sqrt(_CHECK_PAIRS)
+        if abs(mean) - 3 * error > _LARGEST_GRADIENT:
+            size = "small" if mean < 0 else "large"
+            warnings.warn(
+                f"Expected a maximum of the ELBO, where its gradient in log s is 0. Received a mean gradient of "
+                f"{-mean:.2g} ± {error:.1g} over the weights: standard deviations are too {size}. Try: more epochs, a "
+                'larger lr, epochs="auto", or an initial_std nearer to them.',
+                NotConvergedWarning,
+                stacklevel=2,
+            )
+
+    def _mean_gradient(self, objective: Objective, generator: torch.Generator) -> Tensor:
+        """Return an estimate of ∂(−ELBO)/∂log s, averaged over the weights, from one pair (ε, −ε): a scalar."""
+        mean, std, precision = self.mean_, self.std_, objective.prior.precision
+        half = torch.randn(len(mean), generator=generator, dtype=mean.dtype).to(mean.device)
+        noise = torch.stack([half, -half])
+        batches = objective.batches
+        slopes = sum((data_gradients(objective, mean + std * noise, b)[1] for b in batches), torch.zeros_like(noise))
+        return ((slopes * noise).mean(0) * std + precision * std.square() - 1).mean()
 
     def _gradient(self, gradients: BatchGradients, generator: torch.Generator) -> Any:  # noqa: ANN401
         """Return the function of (m, log s) (2, P) and a batch to the gradient of its part of −ELBO."""

@@ -323,10 +323,10 @@ class VBLL(UncertaintyEstimator):
         features, f = self._features_and_outputs(x)
         targets = y
         if objective.likelihood.kind == "classification" and not y.is_floating_point():
-            if y.ndim != 1 or bool((y < 0).any()):
+            if y.ndim != 1 or objective.likelihood.given(y) is not objective.likelihood:
                 raise UnsupportedError(
                     "one class per row for VBLL",
-                    received=f"classes of shape {tuple(y.shape)}, the smallest {int(y.min())}",
+                    received=f"classes of shape {tuple(y.shape)} with {objective.likelihood!r}, or rows without label",
                     remedy="LastLayerLaplace.",
                 )
             targets = F.one_hot(y, f.shape[1])

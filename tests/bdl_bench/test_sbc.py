@@ -18,7 +18,7 @@ from bdl_bench.verify.sbc import run as sbc_run
 from bdl_bench.verify.sbc.ranks import rank_among
 from bdl_bench.verify.sbc.summary import simultaneous_band
 from estimators import Bernoulli, Gaussian
-from estimators.errors import OptionError, UnsupportedError
+from estimators.errors import ModelError, OptionError, UnsupportedError
 from estimators.estimator.members import MembersEstimator
 from estimators.runtime.rng import member_seeds
 from estimators.training import Recipe
@@ -137,6 +137,16 @@ def test_coverage_is_averaged_over_outputs_and_its_error_is_over_replications():
     assert math.isnan(summary.ks_log_likelihood[1])
 
 
+@pytest.mark.parametrize("n", [1, 5, 10, 40])
+def test_few_replications_of_an_exact_posterior_are_not_called_too_narrow_or_too_wide(n):
+    """All outputs of a replication have one rank, as those of queries near each other: they are covered together."""
+    verdicts = []
+    for uniform in np.random.default_rng(n).random((300, n)):
+        found = [Ranks(torch.full((4, 2), rank).double(), None, "normal") for rank in uniform]
+        verdicts.append(SbcSummary.of("c", "m", found, list(range(n)), [], 0.0).verdict)
+    assert sum(verdict.startswith("too") for verdict in verdicts) <= 9  # 3 %; before: 55 % of 5 replications
+
+
 def test_data_are_drawn_from_the_prior_and_the_likelihood():
     case = replace(linear_case(), prior_precision={"weight": 4.0, "bias": 0.25})
     made = [case.simulate(seed) for seed in range(60)]
@@ -150,6 +160,39 @@ def test_data_are_drawn_from_the_prior_and_the_likelihood():
     assert torch.equal(again.targets, made[7].targets)
     assert torch.equal(again.problem.model.weight, made[7].problem.model.weight)
     assert not torch.equal(made[8].truth, made[7].truth)
+
+
+class Frozen(nn.Module):
+    """A hidden layer of random features that are not trained, and a random scale in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = nn.Linear(3, 6).requires_grad_(False), nn.Linear(6, 2)
+        self.register_buffer("scale", torch.rand(6), persistent=False)
+
+    def forward(self, x):
+        return self.head(self.scale * torch.tanh(self.features(x)))
+
+
+def test_new_networks_have_the_frozen_weights_and_buffers_of_the_truth():
+    case = replace(linear_case(), model=Frozen().eval(), make_model=Frozen)
+    kept = {name: t.clone() for name, t in case.model.state_dict().items()}
+    simulation = case.simulate(1)
+    trained, new = simulation.problem.model, simulation.problem.make_model()
+    for network in (trained, new):
+        assert network.features.weight.tolist() == case.model.features.weight.double().tolist()
+        assert network.features.bias.tolist() == case.model.features.bias.double().tolist()
+        assert network.scale.tolist() == case.model.scale.double().tolist()
+    phi = case.model.double().scale * torch.tanh(case.model.features(simulation.inputs))
+    phi = torch.cat([phi, phi.new_ones(7, 1)], 1)
+    for c in range(2):  # the trained network is the posterior mean, whose residuals are those of its own targets
+        a = phi.T @ phi / SIGMA[c] ** 2 + DELTA * torch.eye(7).double()
+        mean = torch.linalg.solve(a, phi.T @ simulation.targets[:, c] / SIGMA[c] ** 2)
+        assert torch.allclose(torch.cat([trained.head.weight[c], trained.head.bias[c, None]]), mean, atol=1e-2)
+    assert not torch.equal(new.head.weight, trained.head.weight)
+    assert all(torch.equal(case.model.float().state_dict()[name], t) for name, t in kept.items())
+    with pytest.raises(ModelError, match="architecture"):
+        replace(case, make_model=lambda: nn.Linear(3, 2)).simulate(1)
 
 
 def test_a_run_that_was_killed_continues_with_the_same_numbers(tmp_path, monkeypatch):

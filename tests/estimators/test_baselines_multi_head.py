@@ -52,6 +52,28 @@ def test_heads_of_a_regression_are_weighted_ridge_solutions(make_problem):
     assert torch.allclose(fitted.variance(problem.query), outputs.var(0), rtol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_a_frozen_bias_is_added_to_the_outputs_of_every_head(kind, make_problem):
+    problem = make_problem(kind)
+    c = problem.model[2].out_features
+    bias = torch.tensor([5.0, -3.0, 1.0])[:c].double()
+    with torch.no_grad():
+        problem.model[2].bias.copy_(bias)
+    problem.model[2].bias.requires_grad_(False)
+    fitted = ensemble(problem).fit(problem.loader)
+    anchors, counts = drawn(20, 5 * c, 2.5, 0.0)
+    phi = problem.model[:-1](problem.x).detach()
+    for head, anchor, weight in zip(fitted.heads_, anchors.reshape(S, c, 5), counts, strict=True):
+        f = phi @ head.T + bias
+        residual = (f - problem.y) / 0.36 if kind == "regression" else f.softmax(-1) - torch.eye(3).double()[problem.y]
+        assert ((residual * weight[:, None]).T @ phi + 2.5 * (head - anchor)).abs().max() < 1e-5
+    query = problem.model[:-1](problem.query).detach()
+    outputs = torch.einsum("sce,me->smc", fitted.heads_, query) + bias
+    assert torch.allclose(fitted.member_outputs(problem.query), outputs, rtol=1e-10)
+    loaded = ensemble(problem).load_state_dict(fitted.state_dict())
+    assert torch.equal(loaded.member_outputs(problem.query), fitted.member_outputs(problem.query))
+
+
 def test_heads_of_a_classification_have_no_slope_of_their_loss(make_problem):
     problem = make_problem("classification")
     fitted = ensemble(problem).fit(problem.loader)

@@ -1,6 +1,7 @@
 """Split conformal intervals and sets: by hand, their coverage over splits, and beside MAPIE."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from torch import nn
 
 from estimators import Bernoulli, Categorical, Gaussian, LinearizedLaplace, SplitConformal, tune
+from estimators.baselines import MAP, GaussianProcess, Mixture
 from estimators.calibration.conformal_scores import aps_scores, conformal_threshold, has_threshold, lac_scores
 from estimators.errors import DataError, NotFittedError, OptionError, StateError, UnsupportedError
+from estimators.tuning import Tuned
 
 SPLITS, N, M, LEVEL = 200, 40, 60, 0.9
 RANK = math.ceil((N + 1) * LEVEL)
@@ -163,6 +166,102 @@ def test_a_tuned_estimator_is_calibrated_too(laplace):
     low, high = conformal.interval(x[:5])
     half = conformal.threshold() * tuned.predict(x[:5]).std
     assert torch.allclose(high - low, 2 * half)
+
+
+def others(x, y):
+    """Pairs of fits with other predictions by name; those of the first two and of the mixture have equal tensors."""
+    torch.manual_seed(0)
+    model, rows, validation = nn.Linear(4, 2).double().eval(), [(x[:20], y[:20])], [(x[20:40], y[20:40])]
+
+    def laplace(prior, **fit):
+        return LinearizedLaplace(model, Gaussian(0.7), prior_precision=prior).fit(rows, **fit)
+
+    def process(amplitude):
+        return GaussianProcess(model, Gaussian(0.7), lengthscale=1.0, amplitude=amplitude).fit(rows)
+
+    def mixture(prior):
+        return Mixture([laplace(prior), laplace(2.0)]).fit(rows)
+
+    return {
+        "sigma": (MAP(model, Gaussian(0.1)).fit(rows), MAP(model, Gaussian(10.0)).fit(rows)),
+        "prior": (laplace(1.0), laplace(1000.0)),
+        "calibration": (laplace(2.0, val_loader=validation), laplace(2.0)),
+        "validation rows": (laplace(2.0, val_loader=validation), laplace(2.0, val_loader=[(x[:20], y[:20])])),
+        "tuning": (tune(laplace(2.0), validation), tune(laplace(2.0), [(x[:20], 3 * y[:20])])),
+        "component": (mixture(1.0), mixture(30.0)),
+        "amplitude": (process(1.0), process(1.0 + 1e-9)),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:tuning ended at:estimators.errors.TuningBoundaryWarning")
+def test_scores_of_a_fit_with_other_options_or_calibration_are_rejected(laplace):
+    _, x, y = laplace
+    for fitted, other in others(x, y).values():
+        state = SplitConformal(fitted).fit([(x[40:50], y[40:50])]).state_dict()
+        SplitConformal(fitted).load_state_dict(state)
+        with pytest.raises(StateError, match="the scores of this estimator"):
+            SplitConformal(other).load_state_dict(state)
+
+
+@pytest.mark.filterwarnings("ignore:tuning ended at:estimators.errors.TuningBoundaryWarning")
+def test_scores_are_loaded_into_the_same_fit_whatever_it_cost(laplace):
+    """The same fit again: from a file, made in another time, and with other counts of passes."""
+    _, x, y = laplace
+    torch.manual_seed(0)
+    model, rows, validation = nn.Linear(4, 2).double().eval(), [(x[:20], y[:20])], [(x[20:40], y[20:40])]
+    new = partial(LinearizedLaplace, model, Gaussian(0.7), prior_precision=2.0)
+    fits = [new().fit(rows, val_loader=validation) for _ in range(2)]
+    fits[1].variance(x)
+    assert fits[0].calibration_.seconds != fits[1].calibration_.seconds
+    state = SplitConformal(fits[0]).fit([(x[40:50], y[40:50])]).state_dict()
+    for same in (fits[1], new().load_state_dict(fits[0].state_dict())):
+        SplitConformal(same).load_state_dict(state)
+    tuned = tune(new().fit(rows), validation)
+    state = SplitConformal(tuned).fit([(x[40:50], y[40:50])]).state_dict()
+    SplitConformal(Tuned.from_state_dict(tuned.state_dict(), new())).load_state_dict(state)
+    mixture = Mixture([new(), new()]).fit(rows)
+    state = SplitConformal(mixture).fit([(x[40:50], y[40:50])]).state_dict()
+    again = Mixture([new(), new()]).load_state_dict(mixture.state_dict())
+    SplitConformal(again).load_state_dict(state)
+
+
+def test_scores_of_another_kind_of_prediction_are_rejected(laplace):
+    estimator, x, y = laplace
+    state = SplitConformal(estimator).fit([(x[20:50], y[20:50])]).state_dict()
+    with pytest.raises(StateError, match=r"score, 'lac'"):
+        SplitConformal(estimator, score="lac").load_state_dict(state)
+
+
+class Scaled(nn.Module):
+    """A linear classifier of inputs that are multiplied by a scale (3,), which all rows share."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x, scale):
+        return self.layer(x * scale)
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.filterwarnings("ignore:tuning ended at:estimators.errors.TuningBoundaryWarning")
+def test_sets_of_a_row_do_not_depend_on_the_number_of_rows_with_shared_inputs(tuned):
+    generator = torch.Generator().manual_seed(1)
+    x, scale = torch.randn(40, 3, generator=generator).double(), torch.tensor([2.0, 1.0, 3.0]).double()
+    y = torch.randint(3, (40,), generator=generator)
+
+    def rows_of(*index):
+        return {"x": x[list(index)], "scale": scale}
+
+    batches = [(rows_of(*range(i, j)), y[i:j]) for i, j in ((0, 3), (3, 17), (17, 40))]
+    estimator = LinearizedLaplace(Scaled().double().eval(), "classification", prior_precision=0.5).fit(batches[1:])
+    estimator = tune(estimator, batches[1:]) if tuned else estimator
+    conformal = SplitConformal(estimator, score="randomized_aps")
+    expected = [conformal._scored(rows_of(i), y[i : i + 1])[1] for i in range(4)]
+    for n in (2, 3, 4):  # 3 rows are as many as the scale has entries
+        assert torch.allclose(conformal._scored(rows_of(*range(n)), y[:n])[1], torch.cat(expected[:n]), rtol=1e-10)
+    of_loader = conformal.fit(batches).scores_
+    assert torch.allclose(of_loader, conformal._scored(rows_of(*range(40)), y)[1].sort().values, rtol=1e-10)
 
 
 @pytest.mark.parametrize("score", ["auto", "residual"])

@@ -33,6 +33,7 @@ def report_of(name, *, whole=False):
     return check_estimator(row.make, **{**row.options, "checks": row.asked(whole=whole)}, raises=False)
 
 
+@pytest.mark.filterwarnings("ignore:Expected a maximum of the ELBO")  # four epochs
 @pytest.mark.parametrize(
     ("name", "whole"),
     [

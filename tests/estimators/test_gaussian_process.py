@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from estimators import Categorical, Gaussian
 from estimators.baselines import GaussianProcess
-from estimators.errors import OptionError, UnsupportedError
+from estimators.errors import ConvergenceError, OptionError, UnsupportedError
 
 N, M, D, C = 26, 5, 2, 3
 OUTPUTS = {"regression": 2, "classification": C, "binary": 2}
@@ -149,6 +149,44 @@ def test_class_probabilities_are_averages_over_samples_of_each_row():
 def test_far_from_the_data_the_variance_is_that_of_the_prior():
     process, x, _, _ = fitted("regression", amplitude=1.7, lengthscale=0.8)
     assert process.variance(100 * x[:3]).numpy() == pytest.approx(1.7**2)
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.01, 1e-3])
+def test_regression_with_little_noise_is_the_closed_form(sigma):
+    """Two outputs that are linear in the input, for which the marginal likelihood prefers a large s and ℓ."""
+    generator = torch.Generator().manual_seed(2)
+    x = 2 * torch.rand(100, 1, generator=generator, dtype=torch.float64) - 1
+    y = torch.cat([2 * x, 1 - x], 1) + sigma * torch.randn(100, 2, generator=generator, dtype=torch.float64)
+    process = GaussianProcess(nn.Linear(1, 2).double(), Gaussian(sigma)).fit([(x, y)])
+    assert process.amplitude_ > 3
+    query = torch.linspace(-0.9, 0.9, 5)[:, None].double()
+    cross, k = (rbf(x.numpy(), z.numpy(), process.amplitude_, process.lengthscale_) for z in (query, x))
+    centred, noisy = (y - y.mean(0)).numpy(), k + sigma**2 * np.eye(100)
+    mean = y.mean(0).numpy() + cross.T @ np.linalg.solve(noisy, centred)
+    assert process.predict(query).mean.numpy() == pytest.approx(mean, abs=0.01 * sigma)
+    fit, log_det = (centred * np.linalg.solve(noisy, centred)).sum(), np.linalg.slogdet(2 * np.pi * noisy)[1]
+    assert process.log_marginal_likelihood_ == pytest.approx(-0.5 * fit - log_det, rel=1e-5)
+    lower = GaussianProcess(process.model, Gaussian(sigma), amplitude=1.0, lengthscale=1.0).fit([(x, y)])
+    assert lower.log_marginal_likelihood_ < process.log_marginal_likelihood_
+
+
+def test_a_covariance_that_is_indefinite_by_round_off_is_an_error():
+    x, y, _ = rows("regression")
+    process = GaussianProcess(nn.Linear(D, 2).double(), Gaussian(1e-6), amplitude=1e4, lengthscale=30.0)
+    with pytest.raises(ConvergenceError, match="positive definite"):
+        process.fit([(x, y)])
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e8])
+@pytest.mark.parametrize("options", [{"amplitude": 1.7, "lengthscale": 0.8}, {}])
+def test_inputs_far_from_zero_have_the_same_process(options, offset):
+    near, x, y, query = fitted("regression", **options)
+    far = GaussianProcess(near.model, "regression", **options).fit([(x + offset, y)])
+    rtol = 1e-13 * offset
+    assert torch.allclose(far.predict(query + offset).mean, near.predict(query).mean, rtol=rtol, atol=rtol)
+    assert torch.allclose(far.joint_covariance(query + offset), near.joint_covariance(query), rtol=rtol, atol=rtol)
+    loaded = GaussianProcess(near.model, "regression", **options).load_state_dict(far.state_dict())
+    assert torch.equal(loaded.variance(query + offset), far.variance(query + offset))
 
 
 def test_what_is_too_large_or_of_another_kind_is_an_error():

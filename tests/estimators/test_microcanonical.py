@@ -1,6 +1,7 @@
 """Microcanonical Langevin: its exact partial flows, the order of its error, and the moments of a Gaussian posterior."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -131,6 +132,18 @@ def test_the_warm_up_reaches_the_wanted_hamiltonian_error(make_problem):
     widths = sampler.weight_samples_.unflatten(0, (8, 4)).var(1).sum(1).sqrt()
     ratio = sampler.decoherence_length_ / widths
     assert 0.4 < float(ratio.median()) < 2.5
+
+
+def test_the_step_size_is_adapted_until_the_end_of_the_warm_up_and_then_kept(make_problem):
+    problem = make_problem("classification")
+    sampler, sizes = build(problem), []
+    step = sampler._step
+    sampler._step = lambda state, *rest: (step(state, *rest), sizes.append(state.step_size.clone()))
+    sampler.fit(problem.loader)
+    changed = [not torch.equal(before, after) for before, after in pairwise(sizes)]
+    assert len(sizes) == 60 + 4 * 15
+    assert all(changed[:59])
+    assert not any(changed[59:])
 
 
 def fresh():

@@ -180,6 +180,32 @@ def test_a_retrained_mixture_has_the_networks_of_an_ensemble_of_its_seed(make_pr
     assert mixture.retrains
 
 
+def test_the_networks_are_trained_with_the_prior_mean(make_problem):
+    """A linear network has one minimum, which is known; the prior mean is one number per output and input."""
+    problem = make_problem("regression", nn.Linear(4, 2))
+    sigma, delta = problem.likelihood.sigma_noise, torch.tensor([3.0] * 4 + [0.5]).double()
+    mean = {"weight": torch.linspace(-2, 3, 8).reshape(2, 4).double(), "bias": torch.tensor([1.0, -4.0]).double()}
+    prior = {"prior_precision": {"weight": 3.0, "bias": 0.5}, "prior_mean": mean}
+    recipe = Recipe(epochs=400, batch_size=20, optimizer="nesterov", lr=0.2)
+    laplace = LinearizedLaplace(problem.model, problem.likelihood, **prior)
+    options = {"make_model": lambda: nn.Linear(4, 2).double(), "recipe": recipe, "n_members": 2}
+    trained = RetrainedMixture(laplace, **options).fit(problem.loader).members_[1].model
+    x = torch.cat([problem.x, torch.ones(20, 1).double()], 1)
+    of_prior = delta * torch.cat([mean["weight"], mean["bias"][:, None]], 1)
+    expected = torch.linalg.solve(x.T @ x / sigma**2 + delta.diag(), x.T @ problem.y / sigma**2 + of_prior.T).T
+    found = torch.cat([trained.weight, trained.bias[:, None]], 1)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prior_of_some_weights_cannot_train_networks(make_problem):
+    problem = make_problem("regression", network(2))
+    for prior in ({"prior_precision": {"3.*": 2.0}}, {"prior_mean": {"3.*": 2.0}}, {"prior_mean": torch.ones(12)}):
+        laplace = LastLayerLaplace(problem.model, problem.likelihood, **prior)
+        mixture = RetrainedMixture(laplace, make_model=lambda: network(2, 4), recipe=SHORT, n_members=2)
+        with pytest.raises(OptionError, match=next(iter(prior))):
+            mixture.fit(problem.loader)
+
+
 def test_a_retrained_mixture_is_loaded_without_training(make_problem, tmp_path, monkeypatch):
     problem = make_problem("classification", network())
     laplace = LastLayerLaplace(problem.model, "classification", prior_precision=2.5)
@@ -242,8 +268,16 @@ def test_a_component_whose_network_has_changed_is_named(make_problem):
     assert mixture.variance(problem.query).shape == (7, 2)
 
 
-@pytest.mark.parametrize(("weights", "n", "counts"), [([0.5, 0.5], 5, [3, 2]), ([0.1, 0.2, 0.7], 10, [1, 2, 7])])
-def test_samples_are_apportioned_by_the_weights(weights, n, counts):
+@pytest.mark.parametrize(
+    ("weights", "n", "counts"),
+    [
+        ([0.5, 0.5], 5, [3, 2]),
+        ([0.1, 0.2, 0.7], 10, [1, 2, 7]),
+        ([0.995, 0.005], 100, [99, 1]),
+        ([0.004, 0.0, 0.99, 0.006], 3, [1, 0, 1, 1]),
+    ],
+)
+def test_samples_are_apportioned_by_the_weights_with_one_for_each_component(weights, n, counts):
     assert _apportioned(weights, n) == counts
 
 

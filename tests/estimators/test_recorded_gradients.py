@@ -97,6 +97,7 @@ FITS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Expected a maximum of the ELBO")  # five epochs
 @pytest.mark.parametrize("name", FITS)
 def test_fits_with_and_without_replays_are_equal(name, make_problem, monkeypatch):
     problem = make_problem("classification")

@@ -11,6 +11,7 @@ from estimators.objective.recorded_gradients import BatchGradients
 from estimators.persistence import checkpoint
 from estimators.sampling import SGHMC, SGLD, CyclicalSGHMC
 from estimators.sampling.sgmcmc import ChainState, sgmcmc_step, stochastic_gradient
+from estimators.training.epoch_sizes import EpochSizes
 from estimators.training.recipe import Recipe
 from estimators.training.training import epoch
 
@@ -102,15 +103,58 @@ def test_a_gaussian_posterior_has_its_moments_and_the_bias_of_the_step(kind, opt
         assert biased[-1] > 1 + 2 * error
 
 
-def test_the_gradients_of_an_epoch_add_up_to_that_of_the_objective(make_problem):
+@pytest.mark.parametrize("size", [7, 10])  # batches of 7, 7 and 6 rows; of 10 and 10
+def test_the_mean_gradient_of_an_epoch_is_that_of_the_objective(size, make_problem):
     problem = make_problem("classification")
     objective = build("sgld", problem).fit(problem.loader).objective_
     thetas = objective.theta + 0.3 * torch.randn(3, 43, generator=torch.Generator().manual_seed(2)).double()
-    gradients, total = BatchGradients(objective), torch.zeros(3, 43).double()
-    for batch in epoch(objective.batches, Recipe(batch_size=7), torch.Generator().manual_seed(4)):  # 7, 7 and 6 rows
-        total += len(batch) / 20 * stochastic_gradient(gradients, thetas, batch)
+    gradients, recipe = BatchGradients(objective), Recipe(batch_size=size)
+    n_batches = EpochSizes.of(objective.batches, recipe).n_batches
+    assert n_batches == -(-20 // size)
+    batches = epoch(objective.batches, recipe, torch.Generator().manual_seed(4), even=True)
+    total = sum(stochastic_gradient(gradients, thetas, batch, n_batches) for batch in batches)
     expected = torch.stack([objective.gradient(theta) for theta in thetas])
-    assert torch.allclose(total, expected, rtol=1e-9)
+    assert torch.allclose(total / n_batches, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("kind", "friction"), [(SGLD, {}), (SGHMC, {"friction": 0.3})])
+def test_rows_of_a_short_batch_weigh_as_much_as_others(kind, friction):
+    """Batches of 19 rows and of one outlier, in the order of the loader; one weight per output."""
+    x, y = torch.ones(20, 1).double(), torch.zeros(20, 2).double()
+    y[19] = torch.tensor([10.0, -6.0])
+    precision = 20 / SIGMA**2 + DELTA
+    mean = (y.sum(0) / SIGMA**2 + DELTA * PRIOR_MEAN) / precision
+    model = nn.Linear(1, 2, bias=False).double().eval()
+    options = {"batch_size": None, "burn_in": 200, "n_samples": 20, "thinning": 11, "n_chains": 100, **friction}
+    sampler = kind(model, Gaussian(SIGMA), prior_precision=DELTA, prior_mean=PRIOR_MEAN, **options)
+    samples = sampler.fit([(x[:19], y[:19]), (x[19:], y[19:])]).weight_samples_
+    assert torch.allclose(samples.mean(0), mean, atol=0.4 * precision**-0.5)
+    assert torch.allclose(samples.var(0) * precision, torch.ones(2).double(), rtol=0.2)
+
+
+def test_rows_are_regrouped_into_batches_of_nearly_equal_size(make_problem):
+    """With a last batch of one row, a third of the steps would have no curvature, and the chains would diverge."""
+    problem = make_problem("regression", nn.Linear(4, 2), n=129)
+    exact = Linear(problem)
+    options = {"n_cycles": 4, "cycle_steps": 150, "n_chains": 50, "batch_size": 64}
+    fitted = build("cyclical", problem, **options).fit(problem.loader)
+    batches = epoch(fitted.objective_.batches, Recipe(batch_size=64), torch.Generator(), even=True)
+    assert [len(batch) for batch in batches] == [43, 43, 43]
+    deviations = exact.by_output(fitted.weight_samples_) - exact.mean
+    assert float((deviations @ exact.a * deviations).sum(-1).mean()) < 3 * 5  # 5, of which minibatches add some
+
+
+def test_the_automatic_step_size_is_for_the_largest_batch():
+    """Of K batches with equal rows, the curvature of one of B rows is KB/N times that of all rows."""
+    x, y = torch.ones(20, 1).double(), torch.zeros(20, 1).double()
+    model, options = nn.Linear(1, 1, bias=False).double().eval(), {**SHORT, "batch_size": None, "burn_in": 1}
+
+    def step_size(*sizes):
+        loader = list(zip(x.split(sizes), y.split(sizes), strict=True))
+        return SGHMC(model, Gaussian(SIGMA), prior_precision=1e-9, **options).fit(loader).step_size_
+
+    assert step_size(19, 1) == pytest.approx(step_size(20) / 1.9)
+    assert step_size(10, 10) == pytest.approx(step_size(20))
 
 
 @every
@@ -143,6 +187,29 @@ def test_a_cycle_explores_without_noise_and_then_samples(make_problem):
     assert factors[6] == pytest.approx(0.5)
     assert factors == pytest.approx([0.5 * (np.cos(np.pi * (step % 12) / 12) + 1) for step in range(24)])
     assert [sampler._temperature(step) for step in range(12)] == [0.0] * 6 + [1.0] * 6
+
+
+def test_a_cycle_may_keep_every_step_of_sampling(make_problem):
+    """(1 − 0.32) · 75 = 51, which is 50.999… in floating point; 10 · 0.1 steps are one, and 1 − 0.9 is 0.0999…"""
+    problem = make_problem("classification")
+    for exploration, n_samples, cycle_steps in ((0.32, 51, 75), (0.9, 1, 10)):
+        options = {"exploration": exploration, "n_samples": n_samples, "cycle_steps": cycle_steps, "n_cycles": 2}
+        sampler = build("cyclical", problem, **options)
+        kept = [step for step in range(1, 2 * cycle_steps + 1) if sampler._is_kept(step)]
+        of_a_cycle = list(range(cycle_steps - n_samples + 1, cycle_steps + 1))
+        assert kept == of_a_cycle + [cycle_steps + step for step in of_a_cycle]
+    with pytest.raises(OptionError, match="cycle_steps"):
+        build("cyclical", problem, exploration=0.32, n_samples=52, cycle_steps=75)
+
+
+def test_a_single_sample_has_no_variance(make_problem):
+    problem = make_problem("classification")
+    single = {"n_cycles": 1, "n_samples": 1, "n_chains": 1}
+    with pytest.raises(OptionError, match="at least 2 samples"):
+        build("cyclical", problem, **single)
+    for name in single:
+        fitted = build("cyclical", problem, **{**single, name: 2}).fit(problem.loader)
+        assert fitted.variance(problem.query).isfinite().all()
 
 
 def test_samples_of_a_chain_are_together(make_problem):

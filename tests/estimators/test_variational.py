@@ -8,13 +8,13 @@ from torch import nn
 
 from estimators import Gaussian
 from estimators.data.batch import Batch
-from estimators.errors import ConvergenceError, OptionError
+from estimators.errors import ConvergenceError, NotConvergedWarning, OptionError
 from estimators.objective.objective import Prior
 from estimators.objective.recorded_gradients import BatchGradients
 from estimators.training import Recipe, train_map
 from estimators.variational import IVON, MeanFieldVI
 from estimators.variational.ivon import IVONState, ivon_step
-from estimators.variational.mean_field import kl_divergence
+from estimators.variational.mean_field import DEFAULT_RECIPE, kl_divergence
 
 SIGMA, DELTA, PRIOR_MEAN = 0.6, 2.5, 0.2
 VI = Recipe(epochs=250, batch_size=7, lr=0.05)
@@ -76,6 +76,59 @@ def test_the_optimum_of_a_linear_model_is_the_posterior_mean_with_the_precisions
     assert 0 < fitted.elbo_standard_error_ < 2
 
 
+def test_the_default_recipe_converges_on_few_rows(problem):
+    """20 rows are one step per epoch; warnings are errors."""
+    exact, fitted = Linear(problem), build("VI", problem, recipe=DEFAULT_RECIPE, n_gradient_samples=2)
+    fitted.fit(problem.loader)
+    assert float(((fitted.mean_ - exact.mean) / exact.std).abs().max()) < 0.1
+    assert float((fitted.std_ / exact.std).log().abs().max()) < 0.15
+
+
+def test_epochs_auto_is_at_least_2000_steps_and_200_epochs(problem):
+    objective = (
+        build("VI", problem, recipe=Recipe(epochs=250, lr=0.05)).fit(problem.loader).objective_
+    )  # 6, 6, 6, 2 rows
+    expected = {64: 2000, 10: 1000, 3: 286, 1: 200, None: 500}
+    for size, epochs in expected.items():
+        estimator = build("VI", problem, recipe=Recipe(epochs="auto", batch_size=size))
+        assert estimator._resolved_recipe(objective).epochs == epochs
+
+
+@pytest.mark.parametrize(("initial_std", "size"), [(1e-3, "small"), (5.0, "large")])
+def test_a_fit_whose_standard_deviations_are_far_from_the_optimum_warns(initial_std, size, problem):
+    few = build("VI", problem, recipe=Recipe(epochs=20), initial_std=initial_std)
+    with pytest.warns(NotConvergedWarning, match=f"too {size}"):
+        few.fit(problem.loader)
+
+
+def test_the_measure_of_convergence_is_the_mean_gradient_in_log_s(problem):
+    """For a quadratic loss, a pair (ε, −ε) gives (Sε)ᵀH(Sε) of the data term H exactly, whose mean is tr(SHS)."""
+    exact, fitted = Linear(problem), build("VI", problem).fit(problem.loader)
+    fitted.std_ = torch.linspace(0.1, 0.5, 10).double()
+    found = float(fitted._mean_gradient(fitted.objective_, torch.Generator().manual_seed(4)))
+    moved = fitted.std_ * torch.randn(10, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    of_data = moved @ (exact.a - DELTA * torch.eye(10)) @ moved
+    assert found == pytest.approx(float((of_data + DELTA * fitted.std_.square().sum()) / 10 - 1), rel=1e-9)
+
+
+def test_rows_of_a_short_batch_weigh_as_much_as_others_in_ivon():
+    """Batches of 19 rows and of one outlier, in the order of the loader; one weight per output."""
+    x, y = torch.ones(20, 1).double(), torch.zeros(20, 2).double()
+    y[19] = torch.tensor([3.0, -2.0])
+    precision = 20 / SIGMA**2 + DELTA
+    mean = (y.sum(0) / SIGMA**2 + DELTA * PRIOR_MEAN) / precision
+    model = nn.Linear(1, 2, bias=False).double().eval()
+    with torch.no_grad():
+        model.weight.copy_(mean[:, None])
+    recipe = Recipe(epochs=400, batch_size=None, optimizer="sgd", lr=0.1)
+    options = {"prior_precision": DELTA, "prior_mean": PRIOR_MEAN, "recipe": recipe, "n_gradient_samples": 8}
+    ivon = IVON(model, Gaussian(SIGMA), **options, hessian_momentum=0.98)
+    ivon.fit([(x[:19], y[:19]), (x[19:], y[19:])])
+    assert torch.allclose(ivon.mean_, mean, atol=0.3 * precision**-0.5)
+    assert torch.allclose(ivon.std_.square() * precision, torch.ones(2).double(), rtol=0.3)
+
+
+@pytest.mark.filterwarnings("ignore:Expected a maximum of the ELBO")  # few epochs
 def test_the_gradient_is_that_of_the_elbo(problem):
     """Pairs (ε, −ε) make the gradient in m exact for a quadratic loss; that in log s is unbiased."""
     exact, n, calls = Linear(problem), 200, 20
@@ -92,6 +145,7 @@ def test_the_gradient_is_that_of_the_elbo(problem):
     assert float(((total[1] - 2 * of_log_std) / noise).abs().max()) > 0.5  # which would be seen
 
 
+@pytest.mark.filterwarnings("ignore:Expected a maximum of the ELBO")  # few epochs
 def test_minibatches_are_a_part_of_the_elbo_each(problem):
     estimator = build("VI", problem, recipe=Recipe(epochs=2)).fit(problem.loader)
     objective, weights = estimator.objective_, torch.stack([estimator.mean_, estimator.std_.log()])
@@ -147,6 +201,7 @@ def test_the_divergence_is_that_of_torch():
     assert torch.allclose(kl_divergence(mean, std, prior), expected, rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Expected a maximum of the ELBO")  # few epochs
 @pytest.mark.parametrize("name", FITS)
 def test_predictions_average_networks_drawn_from_q(name, make_problem):
     problem = make_problem("classification")

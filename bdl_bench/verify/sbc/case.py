@@ -34,6 +34,7 @@ from estimators.runtime.module_wrappers import parameter_names
 from estimators.runtime.rng import seeded_random_state
 from estimators.training.converge import converge_map
 from estimators.training.recipe import Recipe
+from estimators.training.retraining import check_architecture, tensors_by_name
 from estimators.training.training import train_map
 
 __all__ = ["SbcCase", "Simulation", "small_cases"]
@@ -76,13 +77,15 @@ class SbcCase:
         inputs: training inputs x, N rows.
         queries: inputs x* of M rows at which f is ranked.
         recipe: how a network is trained, before it is converged by L-BFGS.
-        make_model: function that builds an untrained network, for initial weights and for methods that train several.
-            None: a draw from the prior is the start, and those methods are skipped.
+        make_model: function that builds an untrained network, for initial weights and for methods that train several;
+            its frozen parameters and buffers become those of the model. None: a draw from the prior is the start, and
+            those methods are skipped.
 
     Raises:
         UnsupportedError: `simulate` raises it for outputs of other shapes than (N, C), and for a likelihood that cannot
             sample labels.
         OptionError: `simulate` raises it unless every prior precision is positive.
+        ModelError: `simulate` raises it if `make_model` builds another architecture.
 
     Example:
         >>> import torch
@@ -161,7 +164,7 @@ class SbcCase:
             prior_precision=self.prior_precision,
             recipe=self.recipe,
             trained=True,
-            make_model=None if self.make_model is None else partial(_in_float64, self.make_model),
+            make_model=None if self.make_model is None else partial(_like_the_truth, self.make_model, self.model),
         )
         return Simulation(problem, f_star, f, inputs, y, queries, report.relative_gradient)
 
@@ -204,7 +207,7 @@ class SbcCase:
         if self.make_model is None:
             return self._prior_draw(generator)
         with seeded_random_state(seed):
-            return _in_float64(self.make_model).eval()
+            return _like_the_truth(self.make_model, self.model).eval()
 
     def _labels(self, f: Tensor, generator: torch.Generator) -> Tensor:
         """Return labels of outputs f (N, C)."""
@@ -249,8 +252,15 @@ def _small_network(outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, outputs)).double().eval()
 
 
-def _in_float64(make_model: Callable[[], nn.Module]) -> nn.Module:
-    return make_model().cpu().double()
+def _like_the_truth(make_model: Callable[[], nn.Module], truth: nn.Module) -> nn.Module:
+    """Return a new network in float64 with the frozen parameters and buffers of the network that makes the targets."""
+    made = make_model().cpu().double()
+    check_architecture(made, truth)
+    own, trained = tensors_by_name(made), matching_names(truth, "all")
+    for name, tensor in tensors_by_name(truth).items():
+        if name not in trained:
+            own[name].copy_(tensor)
+    return made
 
 
 def _float64(x: PyTree) -> PyTree:

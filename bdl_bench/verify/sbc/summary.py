@@ -25,7 +25,8 @@ SIGNIFICANCE = 0.01
 LEVELS = (0.5, 0.9)
 """Levels of the central intervals whose coverage is reported."""
 _STANDARD_ERRORS = 3
-"""Standard errors by which the coverage at 90 % of a method differs that is called too narrow or too wide."""
+"""Standard errors by which the coverage at 90 % of a method differs that is called too narrow or too wide. Each is the
+larger of that over replications and that of an exact posterior whose outputs are covered together."""
 _SIMULATIONS = 4000
 """Simulated samples for a simultaneous band: its level of .95 then has a standard error of .003."""
 
@@ -134,7 +135,8 @@ class SbcSummary:
         """What the ranks say, in words."""
         if not self.n:
             return "not run"
-        coverage, error = self.coverage(0.9)
+        coverage, found = self.coverage(0.9)
+        error = float(np.maximum(found, _largest_error(0.9, self.n)))  # NaN, hence no verdict, for one replication
         parts = []
         if abs(coverage - 0.9) > _STANDARD_ERRORS * error:
             parts.append("too narrow" if coverage < 0.9 else "too wide")
@@ -143,6 +145,14 @@ class SbcSummary:
         if self.ks_log_likelihood[1] <= SIGNIFICANCE:
             parts.append("log-likelihood not uniform")
         return "; ".join(parts) or "uniform"
+
+
+def _largest_error(level: float, n: int) -> float:
+    """Return the standard error of the coverage of an exact posterior whose outputs are all covered or none.
+
+    It bounds that of outputs that are less correlated. The error that few replications have by chance may be 0.
+    """
+    return math.sqrt(level * (1 - level) / n)
 
 
 @lru_cache(maxsize=64)

@@ -136,6 +136,14 @@ class LastLayer:
         assert isinstance(linear, nn.Linear)
         return linear
 
+    @property
+    def frozen_bias(self) -> Tensor:
+        """The part of the outputs that does not depend on θ, (C,): a bias that is not trained, or 0."""
+        bias = self._linear.bias
+        if bias is None or self.layer.bias is not None:
+            return self.network.theta.new_zeros(self.n_outputs)
+        return bias.detach()
+
     @contextmanager
     def capture_features(self, x: PyTree) -> Iterator[FeatureHook]:
         """Capture the features of a forward at x inside the context."""
