@@ -438,3 +438,21 @@ def test_a_forward_that_writes_into_its_inputs_leaves_those_of_the_caller_alone(
     shifted = [(x - 0.5, y) for x, y in rows()]
     expected = laplace(network()).fit(shifted).variance(QUERIES - 0.5)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_gradient_of_rows_that_cancel_is_no_disagreement():
+    """With outputs of 0 and one label of each class, the gradient of the bias is a sum that is 0 up to round-off."""
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([1.2, -0.3, 0.4]))
+    probs = model.bias.softmax(0).detach()
+    counted = Network(model, ["bias"])
+    x = torch.randn(9, 4)
+    u = probs - torch.eye(3)[torch.multinomial(probs, 9, replacement=True, generator=torch.Generator().manual_seed(0))]
+    u = u - u.mean(0)
+    exact = u.sum(0)
+    assert 0 < float(exact.abs().max()) < 1e-6
+    assert counted.gradient_error(x, u, exact + 1e-7).within(counted.check.tolerance())
+    assert not counted.gradient_error(x, u, exact + 1e-1).within(counted.check.tolerance())
+    assert not counted.gradient_error(x, u.abs(), 1.01 * u.abs().sum(0)).within(counted.check.tolerance())
