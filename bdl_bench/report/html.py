@@ -59,7 +59,7 @@ def columns(n: int, kind: str) -> int:
         kind: "small" (5, 4 or 6 columns), "middle" (4 or 3) or "broad" (3 or 2); any other kind has one column.
 
     Returns:
-        The number of columns: the first of those of the kind with the fewest empty cells; with fewer figures than
+        The number of columns: the first of those of the kind with the fullest last row; with fewer figures than
         columns, as many as figures, and at least 2 (4 of the kind "small").
     """
     choices = {"small": (5, 4, 6), "middle": (4, 3), "broad": (3, 2)}.get(kind, (1,))

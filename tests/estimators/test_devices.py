@@ -27,6 +27,7 @@ def some(name, case):
 
 
 @pytest.mark.parametrize("name", names_of(ROWS))
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")  # short recipes
 def test_an_estimator_gives_on_a_device_the_numbers_of_the_cpu(name):
     both = fits(name)
     expected = answers(both.here, some(name, both.case))
@@ -41,6 +42,7 @@ def _variance(estimator, case):
 
 
 @pytest.mark.parametrize("name", names_of([name for name in ROWS if name not in NOT_SAVED]))
+@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")  # short recipes
 def test_a_fit_saved_on_one_device_is_loaded_on_the_other(name, tmp_path):
     both = fits(name)
     expected = {"variance": both.here.variance(both.case.queries[:1])}

@@ -120,7 +120,7 @@ def test_forward_mode_that_is_wrong_in_one_row_gives_way_to_two_reverse_passes(m
 
 def test_forward_mode_is_compared_at_every_batch_of_a_fit(monkeypatch):
     monkeypatch.setattr(Network, "_forward_mode", broken(Network._forward_mode))
-    draws = PosteriorDraws(200, rao_blackwell=None)
+    draws = PosteriorDraws(4, rao_blackwell=None)
     options = {"prior_precision": DELTA, "solver": LinearResponse(tol=1e-12)}
     with pytest.warns(DerivativeRouteWarning, match="J v: forward mode differs"):
         found = RegVar(network(), "classification", regularizer=draws, **options).fit(rows())
