@@ -161,11 +161,7 @@ def _share_at_kinks(network: Network, x: PyTree, g: Tensor, tolerance: float) ->
     """
     r = _direction(network) * (g != 0)
     expected = network.jvp(x, r[None])[0].double()
-    errors = []
-    for step in _STEPS.get(network.theta.dtype, _DEFAULT_STEPS):
-        with torch.no_grad():
-            difference = network(network.theta + step * r, x).double() - network(network.theta - step * r, x).double()
-        errors.append((difference / (2 * step) - expected).abs().amax(1))
+    errors = [(found - expected).abs().amax(1) for found in _central_differences(network, x, network.theta, r)]
     smallest = torch.stack(errors).amin(0)
     return float((smallest > tolerance * expected.abs().max()).double().mean())
 
@@ -174,13 +170,18 @@ def _smallest_difference_error(network: Network, x: PyTree, u: Tensor, theta: Te
     """The error of ⟨u, f(θ + εr) − f(θ − εr)⟩ / 2ε against ⟨g, r⟩ in a random direction r, at the best ε."""
     r = _direction(network)
     terms = g.double() * r.double()
-    errors = []
+    derivatives = [(u.double() * found).sum() for found in _central_differences(network, x, theta, r)]
+    return min(relative_error(float((found - terms.sum()).abs()), float(terms.norm())) for found in derivatives)
+
+
+def _central_differences(network: Network, x: PyTree, theta: Tensor, r: Tensor) -> list[Tensor]:
+    """The derivative of the outputs at θ along r by central differences, (B, C) in float64, for each step."""
+    found = []
     for step in _STEPS.get(theta.dtype, _DEFAULT_STEPS):
         with torch.no_grad():
             difference = network(theta + step * r, x).double() - network(theta - step * r, x).double()
-        derivative = (u.double() * difference).sum() / (2 * step)
-        errors.append(relative_error(float((derivative - terms.sum()).abs()), float(terms.norm())))
-    return min(errors)
+        found.append(difference / (2 * step))
+    return found
 
 
 def check_parameter_swap(network: Network, x: PyTree, tensors: dict[str, Tensor], trained: nn.Module) -> None:
