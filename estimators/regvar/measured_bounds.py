@@ -72,7 +72,7 @@ class MeasuredAccuracy:
         found: list[Bounds],
         variance: Tensor,
         uncertainty: Tensor,
-        n_training: int,
+        training: Tensor,
     ) -> MeasuredAccuracy:
         """Fit the weights.
 
@@ -81,7 +81,7 @@ class MeasuredAccuracy:
             found: bounds at the probes from these two.
             variance: the variance at the probes, (m,).
             uncertainty: relative error of `variance`, (m,).
-            n_training: number of training rows, which come first.
+            training: which of the probes are training rows, (m,), bool.
         """
         upper = found[1][1]
         regressors = _regressors(found) / variance[:, None]
@@ -95,9 +95,9 @@ class MeasuredAccuracy:
         if len(deficit) <= len(weights):  # too few to leave one out: the whole distance counts
             left_out = regressors[:, 0]
         error = math.sqrt(float((left_out.square() + uncertainty.square()).mean())) if len(deficit) else math.inf
-        like, unlike = left_out[:n_training], left_out[n_training:]
+        like, unlike = left_out[training], left_out[~training]
         bias = float(unlike.mean() - like.mean()) if len(like) and len(unlike) else 0.0
-        return cls(*leading, tuple(weights.tolist()), error, bias, len(deficit), n_training)
+        return cls(*leading, tuple(weights.tolist()), error, bias, len(deficit), len(like))
 
     @classmethod
     def restored(cls, content: dict[str, Any]) -> MeasuredAccuracy:

@@ -37,12 +37,13 @@ class ProbeRows:
 
     Args:
         gradients: ∂f_c/∂θ of each probe, (m, P), divided by its norm: relative errors do not depend on the scale of an
-            output, and the round-off of a large output must not cover a small one. Training rows come first.
-        n_training: number of training rows. The others are perturbed; there are none if the network cannot take such.
+            output, and the round-off of a large output must not cover a small one.
+        training: which of them are training rows, (m,), bool. The others are perturbed; there are none if the network
+            cannot take such.
     """
 
     gradients: Tensor
-    n_training: int
+    training: Tensor
 
     @classmethod
     def of(cls, objective: Objective, n_probes: int, seed: int) -> Self:
@@ -67,8 +68,12 @@ class ProbeRows:
         try:
             unlike = _gradients(network, _perturbed_rows(shuffled, half, generator), _rotated(outputs, half))
         except (EstimatorError, *FAILURES):
-            return cls(like, len(like))
-        return cls(torch.cat([like, unlike]), len(like))
+            unlike = like[:0]
+        return cls(torch.cat([like, unlike]), torch.arange(len(like) + len(unlike)) < len(like))
+
+    def followed_by(self, others: ProbeRows) -> ProbeRows:
+        """Return these probes and then the others."""
+        return ProbeRows(torch.cat([self.gradients, others.gradients]), torch.cat([self.training, others.training]))
 
 
 def _rotated(outputs: list[int], by: int) -> list[int]:

@@ -189,9 +189,9 @@ def test_a_single_training_row_alone_does_not_measure_the_error():
     """Its bounds meet, so that only round-off would tell where between them the variance lies at other rows."""
     leading, one = ((4, 0), (4, 0)), torch.ones(1, dtype=torch.float64)
     narrow, wide = (one, one + 1e-14), (0.5 * one, 1.5 * one)
-    measured = MeasuredAccuracy.of(leading, [narrow, narrow], one, 0 * one, 1)
+    measured = MeasuredAccuracy.of(leading, [narrow, narrow], one, 0 * one, torch.ones(1, dtype=torch.bool))
     assert max(map(abs, measured.weights)) < 1e-6
-    measured = MeasuredAccuracy.of(leading, [wide, wide], one, 0 * one, 1)
+    measured = MeasuredAccuracy.of(leading, [wide, wide], one, 0 * one, torch.ones(1, dtype=torch.bool))
     assert measured.relative_error == pytest.approx(1.0)
 
 
