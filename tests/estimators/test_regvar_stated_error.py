@@ -63,7 +63,7 @@ def fits(n_outputs, ratio, seed):
 @pytest.mark.parametrize("ratio", [1.0, 1e2, 1e4])
 @pytest.mark.parametrize(("n_outputs", "seeds"), [(3, 3), (10, 1)])
 def test_the_stated_error_is_that_near_and_far_at_any_scale_of_the_outputs(n_outputs, seeds, ratio):
-    """Each number comes from 16 probes, so that three fits are judged together."""
+    """Each number comes from 24 probes, so that three fits are judged together."""
     stated, true, worst = [], [], []
     for seed in range(seeds):
         exact, regvar, rows = fits(n_outputs, ratio, seed)
@@ -79,6 +79,39 @@ def test_the_stated_error_is_that_near_and_far_at_any_scale_of_the_outputs(n_out
     assert 0.5 <= together / of_rows <= 2
     assert together / of_worst >= 0.5
     assert min(s / t for s, t in zip(stated, true, strict=True)) >= 0.35
+
+
+def classifier(seed, clusters):
+    """Return a classifier of five classes, trained for 150 steps, with its 100 rows, in one or two clusters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        x = torch.randn(100, 4, dtype=torch.float64)
+        if clusters:
+            centres = 3 * torch.randn(2, 4, dtype=torch.float64)
+            x = 0.3 * x + centres[torch.randint(2, (100,))]
+        logits = x @ torch.randn(4, 5, dtype=torch.float64) + 0.5 * torch.randn(100, 5, dtype=torch.float64)
+        layers = (nn.Linear(4, 20), nn.GELU(), nn.Linear(20, 20), nn.GELU(), nn.Linear(20, 5))
+        model = nn.Sequential(*layers).double()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), logits.argmax(1)).backward()
+        optimizer.step()
+    return model, x, logits.argmax(1)
+
+
+@pytest.mark.parametrize(
+    ("seed", "delta", "clusters"),
+    [(1, 1e-4, False), (1, 1e-4, True), (9, 1e-4, False), (9, 1e-3, False), (18, 1e-4, False), (18, 1e-3, False)],
+)
+def test_the_first_error_that_is_low_enough_by_chance_is_not_believed(seed, delta, clusters):
+    """Without fresh probes, the true errors of these networks are more than twice the stated ones."""
+    model, x, y = classifier(seed, clusters)
+    loader = DataLoader(TensorDataset(x, y), batch_size=32)
+    exact = LinearizedLaplace(model, "classification", prior_precision=delta).fit(loader)
+    regvar = RegVar(model, "classification", prior_precision=delta).fit(loader)
+    for rows in (x, x.mean(0) + 3 * (x - x.mean(0))):
+        assert rms(errors_of(regvar.variance(rows), exact.variance(rows))) <= 2 * regvar.relative_error_
 
 
 @pytest.mark.parametrize("ratio", [1e2, 1e4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -43,7 +44,7 @@ larger the space, the fewer products the probes need.
 """
 _SAFETY = 0.8
 """Fraction of rtol below which the measured error must be: it is uncertain itself."""
-_MAX_BIAS = 0.5
+_MAX_BIAS = 1.0
 """Largest relative bias between training rows and rows unlike them, in units of rtol.
 
 Without it, the AUROC of held-out digits was off by up to .035 at an error below .04; docs/math.md, section 5, has the
@@ -60,8 +61,8 @@ _MIN_ITERATIONS = 3
 """Iterations before the probes are solved; the estimate needs a smaller leading space."""
 _USEFUL_ITERATIONS = 12
 """Iterations that a space must have room for: smaller ones do not reach a useful accuracy on the bundled tasks."""
-_PROBE_ITERATIONS = 4
-"""Usual iterations of the probes' solution; room for them is kept free."""
+_PROBE_VECTORS = 4 * (_N_PROBES + _N_FRESH_PROBES)
+"""Vectors of the usual four iterations for all probes; room for them is kept free."""
 _MAX_RANK = 2048
 """Largest number of vectors in the space: matrices of this size take seconds to factor."""
 _MAX_BYTES = 2**31
@@ -99,7 +100,7 @@ class LinearResponseToTolerance(Solver):
     @classmethod
     def fits(cls, objective: Objective, n_draws: int) -> bool:
         """Return whether there is room for a space that can be measured."""
-        enough = _USEFUL_ITERATIONS * n_draws + _PROBE_ITERATIONS * _N_FRESH_PROBES
+        enough = _USEFUL_ITERATIONS * n_draws + _PROBE_VECTORS
         return cls.max_rank(objective) >= min(enough, objective.theta.numel())
 
     def _solve(
@@ -187,8 +188,10 @@ class _Growth:
         final = not len(self.cycle.block) or self._room() < 0
         if not final and len(self.ranks) < _MIN_ITERATIONS:
             return False
+        if not self.fresh and 0 <= self._room() < _PROBE_VECTORS:  # the last room in which probes can be solved for
+            self.fresh, self.probes = True, None
         self.accuracy = self._measured(final=final)
-        if not final and not self.fresh and self._reached():  # fresh probes must confirm it
+        if not self.fresh and not final and self._reached():  # fresh probes must confirm it
             self.fresh, self.probes = True, None
             self.accuracy = self._measured(final=final)
         return self.accuracy is not None and (final or self._reached())
@@ -241,8 +244,7 @@ class _Growth:
         if len(unsolved) and float(gap.max()) <= _KNOWN * rtol:  # the bounds are enough
             return middle, half
         if len(unsolved):
-            early = float(gap.mean()) > _GAP_PER_RTOL * rtol and self._room() >= _PROBE_ITERATIONS * len(unsolved)
-            if early and not final and not self.fresh:
+            if float(gap.mean()) > _GAP_PER_RTOL * rtol and not final and not self.fresh:  # too early
                 return None
             with self.objective.network.pass_counter.phase("probes"):
                 solved = variance_of_gradients(
@@ -253,10 +255,10 @@ class _Growth:
         narrow = half < uncertainty  # the space has outgrown the solution
         return torch.where(narrow, middle, variance), torch.where(narrow, half, uncertainty)
 
-    def _room(self) -> int:
+    def _room(self) -> float:
         """Return how many more vectors the space may have; unlimited if it may span all of θ."""
         if self.max_rank == self.objective.theta.numel():
-            return self.max_rank
+            return math.inf
         return self.max_rank - self.cycle.rank - len(self.cycle.block)
 
     def _round_off(self) -> float:
