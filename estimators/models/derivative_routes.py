@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from estimators.models.self_check import SelfCheck
 from estimators.numerics.pytrees import PyTree, n_rows
 from estimators.numerics.tracing import is_tracing
 
-__all__ = ["BY_IDENTITY", "BY_NAME", "FAILURES", "DerivativeRoutes", "is_final_error", "not_differentiable", "short"]
+__all__ = ["BY_IDENTITY", "BY_NAME", "FAILURES", "DerivativeRoutes", "is_final_error", "plain_autograd", "short"]
 
 R = TypeVar("R")
 
@@ -118,26 +119,28 @@ class DerivativeRoutes:
         return result
 
 
-def not_differentiable(error: Exception) -> ModelError:
-    """The error for a network at which torch.autograd.grad raises."""
-    return ModelError(
-        "a network that torch.autograd.grad can differentiate",
-        received=f"one for which it says: {short(error)}",
-        remedy="use_reentrant=False in torch.utils.checkpoint, and no operation without a derivative.",
-    )
+@contextmanager
+def plain_autograd() -> Iterator[None]:
+    """Raise ModelError where torch.autograd.grad cannot differentiate the network."""
+    try:
+        yield
+    except FAILURES as error:
+        if is_final_error(error):
+            raise
+        raise ModelError(
+            "a network that torch.autograd.grad can differentiate",
+            received=f"one for which it says: {short(error)}",
+            remedy="use_reentrant=False in torch.utils.checkpoint, and no operation without a derivative.",
+        ) from error
 
 
 def _by_plain_autograd(
     check: SelfCheck, what: str, x: PyTree, compute: Callable[[], R], difference: Callable[[R], Disagreement] | None
 ) -> R:
     """The result of plain autograd; compared too, since rows one at a time may differ from all rows together."""
-    try:
+    with plain_autograd():
         result = compute()
         found = None if difference is None else difference(result)
-    except FAILURES as error:
-        if is_final_error(error):
-            raise
-        raise not_differentiable(error) from error
     if found is None:
         return result
     if not found.within(check.tolerance()):

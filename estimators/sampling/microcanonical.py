@@ -261,7 +261,7 @@ class MicrocanonicalLangevin(WeightMembersEstimator):
         networks: list[nn.Module] = list(self.members or [])
         if self.make_model is not None:
             assert self.recipe is not None
-            retraining = Retraining(self.make_model, self.recipe, self.prior_precision)
+            retraining = Retraining(self.make_model, self.recipe, self.prior_precision, prior_mean=self.prior_mean)
             for seed in track(member_seeds(self.seed, self.n_chains - 1), "networks", shown=progress_bar):
                 networks.append(retraining.run(objective, seed, others=networks, progress_bar=False))
         if not networks:

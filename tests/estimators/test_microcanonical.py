@@ -153,7 +153,7 @@ def fresh():
 def test_chains_start_at_the_members_of_an_ensemble(make_problem):
     problem = make_problem("classification")
     training = {"make_model": fresh, "recipe": Recipe(epochs=3, batch_size=7), "seed": 5}
-    options = {"step_size": 1e-14, "n_chains": 3}
+    options = {"step_size": 1e-14, "n_chains": 3, "prior_mean": 0.0}  # the ensemble has no other
     fitted = build(problem, **training, **options).fit(problem.loader)
     ensemble = DeepEnsemble(problem.model, "classification", prior_precision=DELTA, n_members=3, **training)
     ensemble.fit(problem.loader)
@@ -168,6 +168,21 @@ def test_chains_start_at_the_members_of_an_ensemble(make_problem):
     given = build(problem, members=members, **options).fit(problem.loader)
     assert torch.allclose(given.weight_samples_, fitted.weight_samples_, rtol=1e-9)
     assert not given.retrains
+
+
+def test_networks_at_which_chains_start_are_trained_with_the_prior_mean(make_problem):
+    """A linear network has one minimum, which is known."""
+    problem = make_problem("regression", nn.Linear(4, 2))
+    sigma, mean = problem.likelihood.sigma_noise, torch.tensor([[1.0, -2.0, 0.5, 3.0, -4.0]]).double()
+    prior_mean = {"weight": mean[:, :4].expand(2, 4), "bias": mean[0, 4].expand(2)}
+    recipe = Recipe(epochs=400, batch_size=20, optimizer="nesterov", lr=0.2)
+    training = {"make_model": lambda: nn.Linear(4, 2).double(), "recipe": recipe, "prior_mean": prior_mean}
+    fitted = build(problem, step_size=1e-14, n_chains=2, **training).fit(problem.loader)
+    x, query = (torch.cat([rows, torch.ones(len(rows), 1).double()], 1) for rows in (problem.x, problem.query))
+    precision = x.T @ x / sigma**2 + DELTA * torch.eye(5).double()
+    expected = torch.linalg.solve(precision, x.T @ problem.y / sigma**2 + DELTA * mean.T)
+    second_chain = fitted.member_outputs(problem.query).unflatten(0, (2, 4))[1]
+    assert torch.allclose(second_chain, (query @ expected).expand(4, -1, -1), rtol=1e-4, atol=1e-5)
 
 
 class Killed(Exception):
