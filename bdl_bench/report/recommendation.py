@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
-from bdl_bench.methods import POSTERIOR
+from bdl_bench.methods import BASELINE, POSTERIOR
 from bdl_bench.report.formatting import join_names, mean_and_half_width, mean_of, number
 from bdl_bench.report.overall import Overall
 from bdl_bench.stats import FEWEST_SEEDS, Interval, Verdict, detectable_difference
@@ -97,7 +97,8 @@ def _choice(found: Overall, evidence: Evidence) -> tuple[str, str, str]:
     candidates = found.not_worse_than_best
     better = [m for m in candidates if found.tests.with_baseline.get(m) == "better"]
     if found.baseline is not None and not better:
-        return found.baseline, f"Keep {found.baseline}.", _keep(found)
+        about = f" {BASELINE} is the trained network as it is." if found.baseline == BASELINE else ""
+        return found.baseline, f"Keep {found.baseline}.", f"{_keep(found)}{about}"
     chosen = _cheapest(better or candidates, evidence)
     gain = f"The methods are compared by {_metric(found)}. "
     if found.baseline is not None:
@@ -145,8 +146,9 @@ def _keep(found: Overall) -> str:
     if not needed or median(needed) < found.smallest_relevant:
         return head
     return (
-        f"{head} These {found.n_seeds} seeds detect a difference of about {number(median(needed))}{found.unit}; more "
-        f"seeds (--seeds {max(_MORE_SEEDS, 2 * found.n_seeds)}) find smaller ones."
+        f"{head} These {found.n_seeds} seeds detect a difference in {_metric(found)} of about "
+        f"{number(median(needed))}{found.unit}; more seeds (--seeds {max(_MORE_SEEDS, 2 * found.n_seeds)}) find "
+        "smaller ones."
     )
 
 
