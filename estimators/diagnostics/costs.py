@@ -26,6 +26,10 @@ _CHECKS = 2 / 3  # two forward passes before every fit
 _SELF_CHECK = 1.0  # one pass of plain autograd per kind of product
 _DRAWS = PosteriorDraws().n_draws
 _PRODUCTS = 9  # products with A per posterior draw, with bounds
+_ITERATIONS_TO_TOLERANCE = (
+    20  # of the default RegVar, rtol = .05: 4 to 40 on the bundled tasks (docs/benchmarks/tolerance.md)
+)
+_PROBE_PRODUCTS = 64  # products with A for its probes
 _BASIS_BYTES = 2**32  # the largest Krylov basis
 _CHUNK_BYTES = 2**28  # Jacobian rows that are in memory together
 _ITERATIONS = 100  # CG iterations; a CNN with 38,000 parameters needed 80 for a residual of 3e-4
@@ -57,7 +61,7 @@ def cost_finding(context: DiagnosticContext) -> Iterator[Finding]:
     listed = f"too large: {', '.join(too_large)}." if too_large else "everything fits."
     if chosen == "cg":
         listed += f" The exact method that fits solves {sizes.n_outputs} linear systems per query row."
-    remedy = f'RegVar(regularizer=PosteriorDraws(), solver=LinearResponse()), or inverse="{chosen}" for a few rows'
+    remedy = f'RegVar(), or inverse="{chosen}" for a few rows'
     yield Finding("cost", "note", measured, listed, remedy, values)
 
 
@@ -76,6 +80,7 @@ def costs_of(sizes: Sizes, context: DiagnosticContext) -> list[Cost]:
         ('LinearizedLaplace(hessian_structure="ekfac")', lambda s: _kron(s, passes=2)),
         ('LinearizedLaplace(hessian_structure="diag")', _diagonal),
         ('LinearizedLaplace(hessian_structure="lowrank")', _low_rank),
+        ("RegVar()", _to_tolerance),
         ("RegVar(solver=FineTune())", _fine_tune),
         ("RegVar(solver=LinearResponse())", _linear_response),
     ]
@@ -149,6 +154,16 @@ def _fine_tune(s: Sizes) -> tuple[float, float, float]:
     assert isinstance(epochs, int)
     vector = s.n_parameters * s.element
     return 12 * _DRAWS * vector, 1 + _DRAWS * (epochs + 2) + 4 * _SELF_CHECK, 0
+
+
+def _to_tolerance(s: Sizes) -> tuple[float, float, float]:
+    size, vector = min(_DRAWS * _ITERATIONS_TO_TOLERANCE, s.n_parameters), s.n_parameters * s.element
+    products = _DRAWS + size + (_PROBE_PRODUCTS if size < s.n_parameters else 0)
+    return (
+        (2 * size + _PROBE_PRODUCTS + 6 * _DRAWS) * vector,
+        1 + products + 3 * _SELF_CHECK,
+        4 * size**2 * s.n_parameters,
+    )
 
 
 def _linear_response(s: Sizes) -> tuple[float, float, float]:

@@ -197,6 +197,7 @@ FITS = {
     'LinearizedLaplace(hessian_structure="kron")': (partial(LinearizedLaplace, hessian_structure="kron"), 1.5),
     'LinearizedLaplace(hessian_structure="ekfac")': (partial(LinearizedLaplace, hessian_structure="ekfac"), 1.5),
     'LinearizedLaplace(hessian_structure="diag")': (partial(LinearizedLaplace, hessian_structure="diag"), 1.5),
+    "RegVar()": (RegVar, 2),
     "RegVar(solver=LinearResponse())": (partial(RegVar, solver=LinearResponse()), 2),
     "RegVar(solver=FineTune())": (partial(RegVar, solver=FineTune()), 1.5),
 }
