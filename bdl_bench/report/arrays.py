@@ -59,10 +59,6 @@ class ArrayView(Mapping[str, NDArray[Any]]):
         family = {name: name.rpartition("/")[0].partition("/")[0] for name in self._names}  # "ood/letters/mean" → "ood"
         return self._view({n: s for n, s in self._names.items() if family[n] in _SCORED})
 
-    def test_and_validation(self) -> ArrayView:
-        """Return the untuned test and validation rows; a score may need a temperature fitted on the latter."""
-        return self._view({n: s for n, s in self._names.items() if "/" not in n or n.startswith("validation/")})
-
     def subset(self, prefix: str) -> ArrayView:
         """Return the arrays of one set of rows, such as `ood/letters`, without the prefix."""
         start = f"{prefix}/"
