@@ -635,16 +635,31 @@ def test_what_cannot_be_sampled_raises():
     assert not short(bent).fit(rows()).collapsed_
 
 
-def test_nuts_is_another_engine_with_the_same_posterior(both):
+def nuts_of(*arguments, **options):
+    """A fit by the sampler of nutpie with a fourth of the usual chains, since it samples one after another."""
     pytest.importorskip("nutpie", reason='needs the extra: pip install "bdl-bench[reference]"')
-    options = {"prior_precision": GROUPS, "prior_mean": PRIOR_MEAN, "n_chains": 4, "collapse": None, "seed": 7}
     criteria = replace(LOOSE, max_r_hat=1.05)
-    nuts = short(likelihood=Gaussian(SIGMAS), engine="nutpie", n_draws=600, criteria=criteria, **options).fit(rows())
+    return short(*arguments, engine="nutpie", n_draws=600, criteria=criteria, n_chains=4, seed=7, **options).fit(rows())
+
+
+def test_nuts_is_another_engine_whose_draws_have_the_exact_moments_of_a_linear_model(linear):
+    nuts = nuts_of(linear.model, Gaussian(SIGMAS), prior_precision=linear.prior_precision, prior_mean=linear.prior_mean)
+    assert 0.2 < float(z_scores(nuts, queries()).square().mean().sqrt()) < 1.6
+
+
+def test_nuts_stops_at_the_budget_of_gradients():
+    pytest.importorskip("nutpie", reason='needs the extra: pip install "bdl-bench[reference]"')
+    with pytest.raises(ReferenceNotReachedError, match="max_gradients"):
+        short(engine="nutpie", max_gradients=5000, starts="prior").fit(rows())
+
+
+@pytest.mark.verification
+def test_nuts_is_another_engine_with_the_same_posterior(both):
+    options = {"prior_precision": GROUPS, "prior_mean": PRIOR_MEAN, "collapse": None}
+    nuts = nuts_of(likelihood=Gaussian(SIGMAS), **options)
     x, moments, sizes = queries(), [], []
     for posterior in (both[1], nuts):
         draws = posterior.weight_draws_.at(x).f.flatten(2)
         moments.append((draws.mean((0, 1)), draws.flatten(0, 1).var(0)))
         sizes.append(sizes_of(draws))
     assert z_rms(*moments, *sizes) < 1.4
-    with pytest.raises(ReferenceNotReachedError, match="max_gradients"):
-        short(engine="nutpie", max_gradients=5000, starts="prior").fit(rows())
