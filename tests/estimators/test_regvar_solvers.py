@@ -29,7 +29,7 @@ from estimators.errors import (
     UnsupportedError,
 )
 from estimators.regvar.solvers.newton_refit import conjugate_gradients
-from estimators.training import Recipe, train_map
+from estimators.training import Recipe, converge_map, train_map
 
 
 def problem(kind="classification", dtype=torch.float64):
@@ -164,8 +164,10 @@ def test_centred_refits_are_right_where_the_network_is_not_stationary(kind, diff
 
 
 def trained(loader, likelihood, model, delta):
-    recipe = Recipe(epochs=3000, batch_size=23, lr=0.02)
-    return train_map(model, likelihood, loader, prior_precision=delta, recipe=recipe)
+    recipe = Recipe(epochs=300, batch_size=23, lr=0.02)
+    model = train_map(model, likelihood, loader, prior_precision=delta, recipe=recipe)
+    assert converge_map(model, likelihood, loader, prior_precision=delta).reached
+    return model
 
 
 def test_the_papers_own_refit_drifts_off_a_point_that_is_not_stationary():
