@@ -8,6 +8,8 @@ The groups are made by a scheduler of this file: pytest-xdist 3.8 marks them in 
 these marks.
 """
 
+import gc
+
 import pytest
 from fork_server import ForkServer
 
@@ -28,12 +30,12 @@ VERIFICATION_PAGE = {  # one process writes it
     "test_lambda_sweeps.py::test_every_case_and_every_step",
     "test_trust.py::test_every_route_is_right_or_raises_a_typed_error",
 }
+TRAINED_PROBLEMS = {"test_agreement.py", "test_lambda_sweeps.py"}
+"""Tests of one problem, the first three words of their parameters, share its training, of up to five seconds."""
 INDEPENDENT = {
-    "test_agreement.py",
     "test_architectures.py",
     "test_conformance.py",
     "test_docs.py",
-    "test_lambda_sweeps.py",
     "test_methods.py",
     "test_regvar_draws.py",
     "test_regvar_solvers.py",
@@ -51,6 +53,8 @@ def group_of(nodeid):
         return "processes and clocks"
     if file in RENDERED_REPORT:
         return "rendered report"
+    if file in TRAINED_PROBLEMS and "[" in nodeid:
+        return "-".join(nodeid.partition("[")[2].split("-")[:3])
     return nodeid if file in INDEPENDENT else nodeid.partition("::")[0]
 
 
@@ -63,6 +67,13 @@ def rank_of(nodeid):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank_of(item.nodeid))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """Exempt modules and collected tests from garbage collection: to traverse them takes a tenth of all CPU time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -107,12 +107,14 @@ def _delta(problem: VerificationCase) -> float:
 
 def _minimise(problem: VerificationCase, **how: object) -> np.ndarray:
     """The end of a minimiser of scipy on L, from where the network is; the network is left there."""
-    found = minimize(
-        lambda t: float(_at(problem, t).energy(torch.from_numpy(t))),
-        problem.reference(names_of(problem.model)).theta.numpy(),
-        jac=lambda t: _at(problem, t).gradient().numpy(),
-        **how,
-    )
+
+    def energy_and_gradient(t: np.ndarray) -> tuple[float, np.ndarray]:
+        reference, theta = _at(problem, t), torch.from_numpy(t).clone().requires_grad_()
+        energy = reference.energy(theta)
+        return float(energy.detach()), torch.autograd.grad(energy, theta)[0].numpy()
+
+    start = problem.reference(names_of(problem.model)).theta.numpy()
+    found = minimize(energy_and_gradient, start, jac=True, **how)
     end: np.ndarray = found.x
     _at(problem, end)
     return end

@@ -62,18 +62,20 @@ def sampled_briefly(problem, seed):
 
 
 BRIEFLY = {
-    "sgld": {"n_samples": 8, "burn_in": 4},
-    "sghmc": {"n_samples": 8, "burn_in": 4},
+    "sgld": {"n_samples": 8, "burn_in": 4, "thinning": 2},
+    "sghmc": {"n_samples": 8, "burn_in": 4, "thinning": 2},
     "cyclical-sghmc": {"n_samples": 4, "n_cycles": 2, "cycle_steps": 16},
-    "mile": {"n_samples": 10, "warm_up": 8},
+    "mile": {"n_samples": 10, "warm_up": 8, "thinning": 2},
+    "multi-swag": {"n_members": 2},
+    "laplace-mixture": {"n_members": 2},
     "mean-field-vi": {"recipe": Recipe(epochs=20, batch_size=64, optimizer="adam", lr=0.01)},
     "ivon": {"recipe": Recipe(epochs=20, batch_size=64, optimizer="sgd", lr=0.1)},
 }
-"""Options that only make chains and trainings shorter."""
+"""Options that only make chains and trainings shorter, and mixtures smaller."""
 
 
 def shorter(method, options):
-    """The preset with shorter chains or training."""
+    """The preset with shorter chains or training, or fewer members."""
     return replace(method, build=lambda problem, seed: clone(method.build(problem, seed), options))
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -38,6 +39,12 @@ from estimators.sampling.hmc import HMC
 from estimators.sampling.potential import ChainGradient, training_batches
 
 SIGMAS = torch.tensor([0.5, 0.8], dtype=torch.float64)
+
+
+@cache
+def short_fit(collapse="auto"):
+    """A fit with seed 0, made once; tests only read it."""
+    return short(collapse=collapse).fit(rows())
 
 
 def sizes_of(draws):
@@ -547,7 +554,7 @@ def test_the_model_may_be_in_float32():
 
 
 def test_the_same_seed_gives_the_same_draws_and_another_one_others():
-    first, again, other = (short(seed=seed).fit(rows()) for seed in (3, 3, 4))
+    first, again, other = short_fit(), short(seed=0).fit(rows()), short(seed=4).fit(rows())
     assert torch.equal(first.weight_draws_.weights, again.weight_draws_.weights)
     assert not torch.equal(first.weight_draws_.weights[:, :10], other.weight_draws_.weights[:, :10])
 
@@ -564,7 +571,7 @@ def test_the_budget_of_draws_is_kept():
 def test_a_killed_fit_continues_with_the_same_numbers(collapse, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
     path, made = tmp_path / "fit", short(collapse=collapse)
-    whole = short(collapse=collapse).fit(rows())
+    whole = short_fit(collapse)
     for stop in (40, 35):  # moves in the warm-up, and more until it samples
         moves, move = [], HMC.move
 
@@ -635,16 +642,31 @@ def test_what_cannot_be_sampled_raises():
     assert not short(bent).fit(rows()).collapsed_
 
 
-def test_nuts_is_another_engine_with_the_same_posterior(both):
+def nuts_of(*arguments, **options):
+    """A fit by the sampler of nutpie with a fourth of the usual chains, since it samples one after another."""
     pytest.importorskip("nutpie", reason='needs the extra: pip install "bdl-bench[reference]"')
-    options = {"prior_precision": GROUPS, "prior_mean": PRIOR_MEAN, "n_chains": 4, "collapse": None, "seed": 7}
     criteria = replace(LOOSE, max_r_hat=1.05)
-    nuts = short(likelihood=Gaussian(SIGMAS), engine="nutpie", n_draws=600, criteria=criteria, **options).fit(rows())
+    return short(*arguments, engine="nutpie", n_draws=600, criteria=criteria, n_chains=4, seed=7, **options).fit(rows())
+
+
+def test_nuts_is_another_engine_whose_draws_have_the_exact_moments_of_a_linear_model(linear):
+    nuts = nuts_of(linear.model, Gaussian(SIGMAS), prior_precision=linear.prior_precision, prior_mean=linear.prior_mean)
+    assert 0.2 < float(z_scores(nuts, queries()).square().mean().sqrt()) < 1.6
+
+
+def test_nuts_stops_at_the_budget_of_gradients():
+    pytest.importorskip("nutpie", reason='needs the extra: pip install "bdl-bench[reference]"')
+    with pytest.raises(ReferenceNotReachedError, match="max_gradients"):
+        short(engine="nutpie", max_gradients=5000, starts="prior").fit(rows())
+
+
+@pytest.mark.verification
+def test_nuts_is_another_engine_with_the_same_posterior(both):
+    options = {"prior_precision": GROUPS, "prior_mean": PRIOR_MEAN, "collapse": None}
+    nuts = nuts_of(likelihood=Gaussian(SIGMAS), **options)
     x, moments, sizes = queries(), [], []
     for posterior in (both[1], nuts):
         draws = posterior.weight_draws_.at(x).f.flatten(2)
         moments.append((draws.mean((0, 1)), draws.flatten(0, 1).var(0)))
         sizes.append(sizes_of(draws))
     assert z_rms(*moments, *sizes) < 1.4
-    with pytest.raises(ReferenceNotReachedError, match="max_gradients"):
-        short(engine="nutpie", max_gradients=5000, starts="prior").fit(rows())

@@ -146,9 +146,9 @@ ESTIMATORS = {
 
 
 def routes():
-    """Every estimator with every kind of input and likelihood; refits have one likelihood by default."""
-    for (i, name), estimator, (j, likelihood) in product(enumerate(NAMES), ESTIMATORS, enumerate(LIKELIHOODS)):
-        marks = pytest.mark.verification if estimator == "refit" and j != i % 2 else ()
+    """Every estimator with every kind of input, and either with every likelihood; the rest is nightly."""
+    for (i, name), (j, estimator), (k, likelihood) in product(*map(enumerate, (NAMES, ESTIMATORS, LIKELIHOODS))):
+        marks = () if k == (i + j) % len(LIKELIHOODS) else pytest.mark.verification
         yield pytest.param(estimator, name, likelihood, marks=marks, id=f"{estimator}-{name}-{likelihood}")
 
 
