@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -19,6 +20,8 @@ __all__ = ["NutsDraws", "sample_nuts"]
 
 _TUNE = 300
 """Draws of the warm-up of each chain."""
+_SECONDS_BETWEEN_CHECKS = 0.02
+"""Seconds between two looks at the budget."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,18 @@ def sample_nuts(
     purpose = 'sample by engine="nutpie"'
     nutpie = optional_module("nutpie", purpose=purpose, install=install)
     compiled = optional_module("nutpie.compiled_pyfunc", purpose=purpose, install=install)
-    (k, d), n_calls = starts.shape, 0
+    (k, d), n_calls, failures = starts.shape, 0, list[Exception]()
     points = cycle(starts.detach().cpu().double().numpy())
 
     def log_density() -> Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]]:
         def value(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             nonlocal n_calls
             n_calls += 1
-            if n_calls > max_gradients:
-                raise RuntimeError("the budget is spent")  # nutpie stops at any exception
-            energy, slope = gradient(torch.from_numpy(np.array(z))[None].to(starts))
+            try:
+                energy, slope = gradient(torch.from_numpy(np.array(z))[None].to(starts))
+            except Exception as error:  # raised below: in a thread of nutpie, it ends the process
+                failures.append(error)
+                return -np.inf, np.zeros(d)
             return -float(energy[0]), -slope[0].double().cpu().numpy()
 
         return value
@@ -91,18 +96,27 @@ def sample_nuts(
     model = compiled.from_pyfunc(
         d, log_density, expand, [np.dtype("float64")], [(d,)], ["z"], make_initial_point_fn=initial_point
     )
-    try:
-        found = nutpie.sample(
-            model, draws=n_draws, tune=_TUNE, chains=k, cores=1, seed=seed % 2**32, progress_bar=progress_bar
-        )
-    except RuntimeError as error:
-        if n_calls <= max_gradients:
-            raise
-        raise ReferenceNotReachedError(
-            f"{k} chains of {_TUNE + n_draws} draws within max_gradients={max_gradients:,}",
+    sampler = nutpie.sample(
+        model,
+        draws=n_draws,
+        tune=_TUNE,
+        chains=k,
+        cores=1,
+        seed=seed % 2**32,
+        progress_bar=progress_bar,
+        blocking=False,
+    )
+
+    def failure() -> Exception | None:
+        if n_calls <= max_gradients or failures:
+            return failures[0] if failures else None
+        return ReferenceNotReachedError(
+            f"{k} chains of {_TUNE + n_draws} draws within max_gradients={max(0, max_gradients):,}",
             received="a spent budget",
             remedy="a larger max_gradients, or fewer n_draws.",
-        ) from error
+        )
+
+    found = _waited_for(sampler, failure)
     statistics = found.sample_stats
     return NutsDraws(
         torch.from_numpy(np.array(found.posterior["z"])).to(starts),
@@ -110,3 +124,16 @@ def sample_nuts(
         float(np.array(statistics["mean_tree_accept"]).mean()),
         torch.from_numpy(np.array(statistics["energy"])),
     )
+
+
+def _waited_for(sampler: Any, failure: Callable[[], Exception | None]) -> Any:  # noqa: ANN401
+    """Return what the sampler has drawn; end it and raise if there is a failure."""
+    try:
+        while True:
+            with suppress(TimeoutError):
+                return sampler.wait(timeout=_SECONDS_BETWEEN_CHECKS)
+            if (error := failure()) is not None:
+                raise error
+    except BaseException:
+        sampler.cancel()
+        raise

@@ -2,8 +2,11 @@
 
 import math
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -658,6 +661,26 @@ def test_nuts_stops_at_the_budget_of_gradients():
     pytest.importorskip("nutpie", reason='needs the extra: pip install "bdl-bench[reference]"')
     with pytest.raises(ReferenceNotReachedError, match="max_gradients"):
         short(engine="nutpie", max_gradients=5000, starts="prior").fit(rows())
+
+
+SPENT_BUDGET = """
+import sys
+sys.path.insert(0, {tests!r})
+from sampling_problems import rows, short
+from estimators.errors import ReferenceNotReachedError
+try:
+    short(engine="nutpie", max_gradients=9000, starts="prior").fit(rows())
+except ReferenceNotReachedError:
+    print("spent")
+"""
+
+
+def test_no_thread_of_nuts_outlives_a_spent_budget():
+    """Threads that did ended the process by a segmentation fault."""
+    pytest.importorskip("nutpie", reason='needs the extra: pip install "bdl-bench[reference]"')
+    program = SPENT_BUDGET.format(tests=str(Path(__file__).parents[1]))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip(), "panicked" in done.stderr) == (0, "spent", False), done.stderr
 
 
 @pytest.mark.verification
