@@ -5,7 +5,7 @@
     bdl-bench compare toy-gap wine breast-cancer diabetes --seeds 5 --out some
     python tools/pictures.py page some docs/images/report.png        # needs Chromium
 
-`bands` shows every method at its tuned best: with the option, variance scale and noise of the lowest validation NLL.
+`bands` shows methods at their tuned best: with the option, variance scale and noise of the lowest validation NLL.
 """
 
 from __future__ import annotations

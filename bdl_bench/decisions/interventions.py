@@ -1,5 +1,9 @@
 """Interventions: epistemic and aleatoric uncertainty against the number of training rows and the noise of labels.
 
+More rows should lower the epistemic part, and not the aleatoric one. Noisier labels should raise the aleatoric part.
+Noise is added to the labels of the largest training set and of the validation rows; the first level of noise is 0,
+which is the largest set as it is.
+
 For classes, epistemic is the mutual information between label and function and aleatoric the expected entropy, both
 in nats; they add up to the entropy of the prediction (Depeweg et al. 2018). For regression, epistemic is the variance
 of the outputs, and aleatoric the noise variance with the largest likelihood of the validation rows, given mean and
@@ -48,7 +52,7 @@ def interventions(learner: Learner, decision: Interventions) -> dict[str, Floats
     test, kind = Labelled.of(learner.problem.test).x, learner.problem.likelihood.kind
     largest = rows[slice(decision.sizes[-1])]
     by_size = [_parts(learner, rows[slice(size)], validation, test) for size in decision.sizes]
-    by_noise = [by_size[-1]]
+    by_noise = [by_size[-1]]  # no noise, the largest set
     for level in decision.label_noise[1:]:
         train, held_out = (
             with_label_noise(part, level, largest, kind, (learner.seed, i))

@@ -36,7 +36,10 @@ _LOADED: dict[str, tuple[Register, PluginRegistry]] = {}
 
 
 def load_plugins(plugins: Iterable[Plugin]) -> list[str]:
-    """Load plugins, each once; one whose function has changed since is loaded again and replaces what it had added.
+    """Load plugins, each once.
+
+    A plugin whose register function is a new object, such as one that is defined again in a notebook, replaces what it
+    had added. An edited module needs a new process or `importlib.reload`.
 
     Args:
         plugins: "module", "module:function", a module, or a function of a `PluginRegistry`. The function of a module

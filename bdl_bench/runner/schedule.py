@@ -1,4 +1,4 @@
-"""Which job can start next: the first that no other run has locked and that is not done."""
+"""Which job can start next: the first that no other command has locked and that is not done."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Job = TypeVar("Job")
 class Schedule(Iterator[Job | None], Generic[Job]):
     """An iterator over jobs, each locked by the file that it will write.
 
-    It yields None if all remaining jobs are locked or depend on one that is running. A job stays locked until `close`.
-    Jobs may be added until the last one is closed.
+    It yields None while nothing can start: other commands have locked the remaining jobs, or the queue is empty and a
+    running job may still add some. A job stays locked until `close`. Jobs may be added until the last one is closed.
 
     Args:
         locks: the file locks.
         target: returns the file that a job writes.
         prepare: called with a job that has just been locked; returns the job to run, or None if it is done already.
         failed: called with a job that could not be locked or prepared, and the OSError.
-        waiting: called once with a job that another run has locked.
+        waiting: called once per job that another command has locked.
     """
 
     def __init__(

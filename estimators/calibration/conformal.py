@@ -59,7 +59,7 @@ class SplitConformal:
 
         regression       "scaled_residual"   |y − m| / s                    m ± q · s, with s = `prediction.std`
                          "residual"          |y − m|                        m ± q
-        classes, binary  "lac"               1 − p_y                        classes with 1 − p_c <= q; may be empty
+        classes, binary  "lac"               −log p_y                       classes with −log p_c <= q; may be empty
                          "aps"               Σ p of classes down to y       as "lac", sets adapt to the row
                          "randomized_aps"    the same less (1 − u) · p_y    smaller, of exact coverage; may be empty
 

@@ -36,7 +36,7 @@ def ggn_rows(objective: Objective, fisher: Fisher = EXACT) -> Iterator[Tensor]:
 
 
 def _rows_of_labels(objective: Objective, fisher: Fisher) -> Iterator[Tensor]:
-    """Yield rows R = GᵀJ (B·K, P) in `algebra_dtype`, by K backward passes per row; no Jacobian is made."""
+    """Yield rows R = SᵀJ (B·K, P) in `algebra_dtype`, by K backward passes per row; no Jacobian is made."""
     network = objective.network
     for x, targets in fisher.batches(objective):
         n_cotangents = fisher.n_cotangents(network.outputs(select_rows(x, slice(0, 1))).shape[-1])

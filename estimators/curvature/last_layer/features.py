@@ -67,8 +67,9 @@ class LastLayer:
                 found = find_last_linear(network.module, x, name=name, feature_reduction=feature_reduction)
         except EstimatorError:
             raise
-        except FAILURES as error:  # a scripted module takes no hooks; a copy may lack what a hook stores
-            raise _not_last(name or "?", f"a copy that raises {type(error).__name__}: {short(error)}") from error
+        except FAILURES as error:  # a scripted module takes no hooks, for instance
+            which = f"{type(error).__name__} while the last layer was looked for: {short(error)}"
+            raise _not_last(name or "(any)", which) from error
         return cls.from_description(network, asdict(found), feature_reduction)
 
     @classmethod

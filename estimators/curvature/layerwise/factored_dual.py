@@ -1,4 +1,8 @@
-"""A = D + RᵀR in its dual form with rows in factors, from which inner products of rows are computed."""
+"""A = D + RᵀR in its dual form with rows in factors, from which inner products of rows are computed.
+
+D = diag(δ) is the prior precision, and R has the rows SᵀJ of the training data, with Λ = SSᵀ the Hessian of −log p in
+the outputs. With L Lᵀ = I + R D⁻¹ Rᵀ, the variance of a query is its prior variance less the square of L⁻¹ R D⁻¹ Jᵀ.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """The dense GGN from factors, with the sum over outputs first, for networks that use every weight once per row.
 
-Along the columns k of S (Λ = SSᵀ) the rows of two linear maps are b_nk a_nᵀ and b'_nk a'_nᵀ. Their block of the GGN is
+Λ_n = S_n S_nᵀ is the Hessian of −log p in the outputs of row n. For a linear layer with the input a_n, backpropagating
+column k of S_n gives b_nk at the layer's output, and the row k of S_nᵀJ_n in its weights is b_nk a_nᵀ. With a'_n and
+b'_nk those of a second layer, the block of both layers in the GGN is
 
     Σ_nk (b_nk ⊗ a_n)(b'_nk ⊗ a'_n)ᵀ = Σ_n (Σ_k b_nk b'_nkᵀ) ⊗ (a_n a'_nᵀ)
 
@@ -36,7 +38,7 @@ def worthwhile(layers: LayerwiseJacobian, fisher: Fisher = EXACT) -> bool:
 
 
 def layered_ggn(objective: Objective, layers: LayerwiseJacobian, fisher: Fisher = EXACT) -> Tensor:
-    """Σₙ Jₙᵀ Λₙ Jₙ (P, P), or its estimate with GGᵀ in place of Λ, without the prior, in `algebra_dtype`."""
+    """Σₙ Jₙᵀ Λₙ Jₙ (P, P), or its estimate with another S (`fisher`), without the prior, in `algebra_dtype`."""
     theta = objective.theta
     dtype, p = algebra_dtype(theta.device), theta.numel()
     shapes, indices = _order(layers)

@@ -1,4 +1,4 @@
-"""Jacobian rows GᵀJ in factors at the training rows, with GGᵀ = Λ or its estimate by labels."""
+"""Jacobian rows SᵀJ in factors at the training rows, with SSᵀ = Λ or its estimate by labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def layers_of(objective: Objective) -> LayerwiseJacobian:
 def whitened_rows(
     objective: Objective, layers: LayerwiseJacobian, fisher: Fisher = EXACT, *, pooled: bool = False
 ) -> Iterator[LayerwiseRows]:
-    """Yield the rows GᵀJ of every training row, in factors; if `pooled`, with one position, as K-FAC "reduce" does."""
+    """Yield the rows SᵀJ of every training row, in factors; if `pooled`, with one position, as K-FAC "reduce" does."""
 
     def cotangents(f: Tensor, targets: PyTree) -> Tensor:
         return fisher.cotangents(objective.likelihood, f, targets)
