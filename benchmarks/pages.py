@@ -20,7 +20,7 @@ from benchmarks.quality.measure import measure_quality
 from benchmarks.quality.networks import NETWORKS
 from benchmarks.records import Measured
 from benchmarks.reference import page as reference_page
-from benchmarks.reference.measure import HARD_CASES, measure_hard_case, measure_reference
+from benchmarks.reference.measure import HARD_CASES, measure_hard_case, measure_reference, measure_two_runs
 from benchmarks.reference.measure import TASK_NAMES as REFERENCE_TASKS
 from benchmarks.regvar import exponents, memory, step
 from benchmarks.regvar import page as regvar_page
@@ -80,6 +80,7 @@ PAGES: dict[str, Page] = {
                 for seed in reference_page.SEEDS
                 for task in REFERENCE_TASKS
             },
+            **{reference_page.two_runs_name_of(task): partial(measure_two_runs, task) for task in REFERENCE_TASKS},
             **{reference_page.hard_name_of(task): partial(measure_hard_case, task) for task in HARD_CASES},
         },
         reference_page.to_markdown,
