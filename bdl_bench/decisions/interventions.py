@@ -43,10 +43,11 @@ def interventions(learner: Learner, decision: Interventions) -> dict[str, Floats
         decision: the levels.
 
     Returns:
-        Arrays (K,) by name: sizes, size_epistemic, size_aleatoric, noise_levels, noise_epistemic, noise_aleatoric.
+        Arrays by name: sizes, size_epistemic and size_aleatoric with one number per size; noise_levels, noise_epistemic
+        and noise_aleatoric with one per noise level.
 
     Raises:
-        UnsupportedError: the method has no variance, or no samples of classes.
+        UnsupportedError: the method has no variance, or cannot sample class probabilities.
     """
     rows, validation = learner.start, Labelled.of(learner.problem.validation)
     test, kind = Labelled.of(learner.problem.test).x, learner.problem.likelihood.kind
@@ -90,8 +91,9 @@ def _of_classes(estimator: UncertaintyEstimator, test: Tensor) -> tuple[float, f
 def learned_noise(residuals: Floats, variance: Floats) -> float:
     """Return the noise variance s with the largest likelihood, residuals ~ N(0, variance + s).
 
-    It is at least √(2/n) of the mean squared error of n residuals, which is the standard error of that: less noise
-    cannot be distinguished from none. A method whose epistemic variance exceeds the squared errors is at this bound.
+    It is at least √(2/n) times the mean squared error of n residuals, which is the standard error of the mean squared
+    error: less noise cannot be distinguished from none. A method whose epistemic variance exceeds the squared errors is
+    at this bound.
 
     Args:
         residuals: of the validation rows, (M, C).

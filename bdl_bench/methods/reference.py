@@ -14,8 +14,8 @@ _CHECK_ROWS = 256
 """The largest number of test rows at which the chains must have converged before sampling ends."""
 
 _MAX_WEIGHTS = 5_000
-"""Largest number of weights. A run takes some 100,000 gradients over all training rows, and more weights need more of
-them: 2,410 weights on digits take minutes."""
+"""Largest number of weights. A run takes 50,000 to 300,000 gradients over all training rows, and more weights need
+more of them: 2,410 weights on digits take minutes."""
 
 
 def _test_rows(problem: Problem) -> PyTree | None:

@@ -3,7 +3,7 @@
 With rows in decreasing order of confidence, losses ℓ₁, ℓ₂, ... and coverage k/M,
 
     selective risk(k)   = (ℓ₁ + ... + ℓₖ) / k      mean loss of the answered rows
-    generalized risk(k) = (ℓ₁ + ... + ℓₖ) / M      a row is answered and lost, jointly
+    generalized risk(k) = (ℓ₁ + ... + ℓₖ) / M      share of rows answered and wrong, for losses 0 and 1
 
     AURC  = (1/M) Σₖ selective risk(k)                                      Geifman, Uziel and El-Yaniv (2019)
     AUGRC = ∫ generalized risk d coverage, by the trapezoidal rule from 0   Traub et al. (2024), arXiv 2407.01032
@@ -41,7 +41,7 @@ def risk_coverage(confidence: Floats, losses: Floats) -> RiskCoverage:
 
 
 def aurc(confidence: Floats, losses: Floats) -> float:
-    """Return the area under the selective risk; lower is better, the mean loss for a constant confidence."""
+    """Return the area under the selective risk; lower is better. It equals the mean loss if confidence is constant."""
     return float(risk_coverage(confidence, losses).selective_risk.mean())
 
 

@@ -120,7 +120,7 @@ def _nll_at_optimum(arrays: Arrays) -> Floats:
     validation = parts(arrays).validation
     log_probs, targets = class_arrays(arrays)
     if not validation:
-        scores = temperature.cross_validated_nll(log_probs, targets, rows=len(arrays["targets"]))
+        scores = temperature.cross_validated_nll(log_probs, targets, n_rows=len(arrays["targets"]))
     else:
         chosen = temperature.optimal_temperature(*class_arrays(validation))
         scores = temperature.nll_at(log_probs, targets, chosen)

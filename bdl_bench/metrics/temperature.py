@@ -59,13 +59,14 @@ def optimal_temperature(log_probs: Floats, targets: Integers) -> float:
     return max(SMALLEST_TEMPERATURE, found)
 
 
-def cross_validated_nll(log_probs: Floats, targets: Integers, *, rows: int | None = None) -> Floats:
+def cross_validated_nll(log_probs: Floats, targets: Integers, *, n_rows: int | None = None) -> Floats:
     """Return the NLL of each example at the temperature of the other half, mean over five random halvings, (M,).
 
-    This is the protocol of Ashukha et al. (2020) without validation rows. All methods have the same halvings. If
-    several consecutive examples belong to each of `rows` rows, a row is never split. A single row is scored at T = 1.
+    This is the protocol of Ashukha et al. (2020). It is used only for records without validation rows; otherwise T is
+    chosen on these. All methods have the same halvings. If several consecutive examples belong to each of `n_rows`
+    rows, a row is never split. A single row is scored at T = 1.
     """
-    n = len(targets) if rows is None else rows
+    n = len(targets) if n_rows is None else n_rows
     if n < 2:
         return nll(log_probs, targets)
     rng = np.random.default_rng(0)

@@ -114,7 +114,7 @@ def _load(plugin: Plugin) -> str:
     known = _LOADED.get(reference)
     if known is not None and known[0] is register:
         return reference
-    treat_as_user_code(module)
+    treat_as_user_code(module)  # so that its source, and not its version, is in the content key of records
     unload_plugin(reference)
     registry = PluginRegistry(reference)
     try:
@@ -168,8 +168,9 @@ def _imported(module: str, name: str) -> Register:
 
 
 def _cannot_load(reference: str, error: BaseException) -> PluginError:
+    name = reference.partition(":")[2] or _REGISTER
     return PluginError(
-        f"a plugin {reference!r} that can be imported and has a function register(registry)",
+        f"a plugin {reference!r} that can be imported and has a function {name}(registry)",
         received=f"{type(error).__name__}: {error}",
         remedy="name the module as Python imports it, from the folder of the module, or install its package.",
     )

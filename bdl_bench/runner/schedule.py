@@ -53,14 +53,15 @@ class Schedule(Iterator[Job | None], Generic[Job]):
 
     def __next__(self) -> Job | None:
         for job in tuple(self._queue):
-            found = self._locked(job)
+            found = self._lock_and_prepare(job)
             if found is not None:
                 return found
         if not self._queue and not self._open:
             raise StopIteration
         return None
 
-    def _locked(self, job: Job) -> Job | None:
+    def _lock_and_prepare(self, job: Job) -> Job | None:
+        """Return the job to run, locked; None if it is locked by another command, done already, or failed."""
         path = self.target(job)
         try:
             if not self.locks.acquire(path):

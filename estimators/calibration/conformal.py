@@ -57,15 +57,20 @@ class SplitConformal:
     smaller sets. With fewer than level/(1 − level) validation rows there is no finite threshold: intervals are
     (−∞, ∞), and sets have every class.
 
-        regression       "scaled_residual"   |y − m| / s                    m ± q · s, with s = `prediction.std`
+        prediction       `score`             score of the label y           interval, or set of classes
+        regression       "scaled_residual"   |y − m| / s                    m ± q · s
                          "residual"          |y − m|                        m ± q
         classes, binary  "lac"               −log p_y                       classes with −log p_c <= q; may be empty
-                         "aps"               Σ p of classes down to y       as "lac", sets adapt to the row
-                         "randomized_aps"    the same less (1 − u) · p_y    smaller, of exact coverage; may be empty
+                         "aps"               Σ p_c over p_c >= p_y          classes whose score is at most q
+                         "randomized_aps"    that minus (1 − u) · p_y       the same rule; may be empty
+
+    m is the predicted mean, s the standard deviation `prediction.std`, p_c the probability of class c, q the threshold
+    and u a uniform random number in (0, 1).
 
     Every output has its own threshold, so that coverage holds for each, and not for all of a row at once. "lac" has the
     smallest sets on average (Sadinle et al. 2019), "aps" covers rows of different difficulty more evenly (Romano et al.
-    2020). The u of a row is a function of its inputs and the seed, so that its set does not depend on other rows.
+    2020), and "randomized_aps" has smaller sets of exact coverage. The u of a row is a function of its inputs and the
+    seed, so that its set does not depend on other rows.
 
     Args:
         estimator: a fitted estimator, a `Tuned` one, or any object with `predict(x)` that returns a `Prediction`.
@@ -74,7 +79,8 @@ class SplitConformal:
         seed: the seed of u in "randomized_aps".
 
     Attributes:
-        scores_: scores of the validation rows in ascending order, (n,) for classes, else (n, C), one column per output.
+        scores_: scores of the validation rows in ascending order: (n,) for classes, otherwise (n, C), one column per
+            output.
         score_: the score in use.
 
     Raises:
@@ -153,7 +159,7 @@ class SplitConformal:
             level: the nominal coverage, in (0, 1).
 
         Returns:
-            One number for classes, () and else one per output, (C,). Infinite if there are too few validation rows.
+            One number for classes, (); otherwise one per output, (C,). Infinite if there are too few validation rows.
 
         Raises:
             NotFittedError: before `fit`.
@@ -384,6 +390,7 @@ def _labels(prediction: Prediction, y: Tensor, likelihood: Likelihood | None) ->
     labels = y.long()
     n_classes = 2 if prediction.kind == "binary" else prediction.mean.shape[-1]
     expected = prediction.mean.shape if prediction.kind == "binary" else prediction.mean.shape[:1]
+    # `given` returns another likelihood if some labels are the ignore_index.
     absent = likelihood is not None and y.ndim == 1 and likelihood.given(y) is not likelihood
     if absent or y.shape != expected or bool(((labels != y) | (labels < 0) | (labels >= n_classes)).any()):
         raise DataError(

@@ -23,7 +23,7 @@ from estimators.objective.over_copies import data_gradients
 __all__ = ["BatchGradients", "RecordingMismatchError"]
 
 _CALLS_BEFORE = 100
-"""Calls before operations are recorded: a recording takes as long as some tens of calls."""
+"""Calls before operations are recorded: a recording takes as long as several tens of calls."""
 _CALLS_PER_CHECK = 500
 """Replays between two comparisons, after the first pass over the rows, in which every call is compared."""
 

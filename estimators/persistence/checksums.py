@@ -20,7 +20,7 @@ def digest(*parts: bytes | str | Tensor) -> bytes:
     """Return the SHA-256 of the concatenation of some parts.
 
     Args:
-        parts: bytes, text (as UTF-8), or tensors of any layout (their values as bytes, without shape and dtype).
+        parts: bytes, text (as UTF-8), or dense tensors of any strides (their values as bytes, without shape and dtype).
 
     Returns:
         32 bytes.
@@ -41,7 +41,10 @@ _ROUND_OFF = 1e-5
 
 @dataclass(frozen=True)
 class DatasetChecksum:
-    """Sums of one pass over the data in float64: outputs and targets weighted by column, and their absolute sums.
+    """Sums over one pass of the data in float64: outputs and targets, weighted by column, with their squares.
+
+    Outputs of the network stand for the inputs: they are tensors, and the pass computes them anyway. Inputs may be any
+    pytree. The sums depend neither on the order of rows nor on which target belongs to which row.
 
     Args:
         outputs: Σₙ Σ_j (j fₙⱼ + fₙⱼ²) over rows n and output columns j.
@@ -67,7 +70,7 @@ class DatasetChecksum:
         )
 
     def agrees(self, other: DatasetChecksum) -> bool:
-        """Return whether both belong to the same rows, up to the round-off of another order or device."""
+        """Return whether both have the same sums, up to the round-off of another order or device."""
         outputs = abs(self.outputs - other.outputs) <= _ROUND_OFF * self.outputs_size
         return outputs and abs(self.targets - other.targets) <= _ROUND_OFF * self.targets_size
 
@@ -83,8 +86,8 @@ def _weighted(values: Tensor) -> tuple[float, float]:
 def row_hashes(x: PyTree, y: Tensor | None = None) -> list[bytes]:
     """Return a digest for each row of a batch, which does not depend on the other rows.
 
-    A tensor with as many rows as the batch contributes one row to each digest. Other tensors, tensors marked as shared,
-    and plain values contribute to all digests.
+    A tensor with as many rows as the batch contributes one row to each digest. Other tensors, tensors marked as shared
+    (they do not have one entry per row, such as an adjacency matrix), and plain values contribute to all digests.
 
     Args:
         x: inputs of B rows, a tensor or a pytree of tensors; shared ones may be marked (`RowLayout.mark`).

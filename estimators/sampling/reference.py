@@ -89,8 +89,8 @@ class ReferencePosterior(UncertaintyEstimator):
     sizes are those of the outputs, not of the weights, whose symmetries no chain needs to visit. The half-split
     distance between even and odd chains, `noise_floor`, is the error bar of every distance to this reference.
 
-    It is meant for networks of up to some thousand weights and rows. A gradient is one pass over all training rows; a
-    run takes some hundred thousand of them, and `max_gradients` is its budget.
+    It is meant for networks of up to a few thousand weights and rows. A gradient is one pass over all training rows; a
+    run takes 50,000 to 300,000 of them, and `max_gradients` is its budget.
 
     Args:
         model: the trained network, in eval mode; it is not changed. Its weights are not used: the posterior is that of

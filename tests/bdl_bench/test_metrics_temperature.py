@@ -149,7 +149,7 @@ def test_the_outputs_of_a_row_are_halved_together():
     p = rng.uniform(size=(40, 3))
     arrays = {"probs": p, "targets": (rng.uniform(size=(40, 3)) < p).astype(float)}
     pairs, targets = classification.as_two_classes(logit(p), arrays["targets"])
-    whole = temperature.cross_validated_nll(pairs, targets, rows=40).reshape(40, 3)
+    whole = temperature.cross_validated_nll(pairs, targets, n_rows=40).reshape(40, 3)
     split = temperature.cross_validated_nll(pairs, targets).reshape(40, 3)
     assert not np.allclose(whole, split)
     (metric,) = (m for m in METRICS["binary"] if m.key == "cls/NLL*")

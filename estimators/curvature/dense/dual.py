@@ -99,5 +99,5 @@ class DualPrecision(FunctionSpace):
 
 
 def bytes_needed(n_rows: int, n_parameters: int, element_size: int) -> int:
-    """Memory in bytes of the rows (stored, joined and scaled), the inner matrix and its factor."""
+    """Memory in bytes of the rows (stored, joined and scaled), the inner matrix, its factor and a temporary."""
     return (3 * n_rows * n_parameters + 3 * n_rows**2) * element_size

@@ -32,13 +32,13 @@ _CHUNK_ELEMENTS = 2**24
 
 @dataclass(frozen=True)
 class LastLayer:
-    """A last layer f = Wφ + b, whose entries of θ form a matrix (C, E) with E = D, or D + 1 with a bias.
+    """A last layer f = Wφ + b, with D inputs, whose entries of θ form a matrix (C, E): E = D, or D + 1 with a bias.
 
     Attributes:
         network: the network that the layer ends.
         layer: the names of the layer and of its parameters.
         n_outputs: C.
-        n_features: E.
+        n_features: E, which counts the constant feature 1 if the bias is a parameter.
         feature_reduction: how the features of several positions become those of a row; None for one position.
     """
 
@@ -221,7 +221,7 @@ class LastLayer:
                 to_algebra_dtype(hook.at_positions.flatten(0, -2)),
                 objective.likelihood.given(batch.y),
             )
-            if not isinstance(likelihood, Sites):
+            if not isinstance(likelihood, Sites):  # `Sites`: several labels per row, or rows without a label
                 yield PositionBatch(likelihood, f, features)
                 continue
             if likelihood.classes_first:
@@ -276,7 +276,7 @@ class FeatureHook:
 
     @property
     def inputs(self) -> Tensor | None:
-        """The input (M, ..., D) of the layer; None if the layer was not called once."""
+        """The input (M, ..., D) of the layer; None if the layer was not called exactly once."""
         return None if self._n_calls != 1 or self._last is None else without_inference(self._last.detach())
 
     @property

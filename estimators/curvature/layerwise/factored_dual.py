@@ -65,6 +65,7 @@ class FactoredDual(FunctionSpace):
         Raises:
             UnsupportedError: a query does not use each map at one position.
         """
+        # At most four times N·C numbers per query and output: the products, `removed`, and temporaries of either.
         chunk = rows_per_chunk(4 * len(self.cholesky) * self.rows.shape[1] * self.cholesky.element_size())
         parts = []
         for rows in LayerwiseJacobian(network, x, self.rows.layout.maps).rows_at(x):
@@ -89,7 +90,10 @@ def factored_rows(objective: Objective, layers: LayerwiseJacobian, fisher: Fishe
 def bytes_needed(
     n_data: int, n_outputs: int, n_parameters: int, maps: Sequence[tuple[int, int]], element_size: int
 ) -> int:
-    """Memory in bytes of factors of maps (O, E), other rows, a copy of both, and the inner matrix with its factor."""
+    """Memory in bytes of the factors of maps (O, E), the other rows and a copy of both, and three matrices.
+
+    The matrices (N·C, N·C) are the inner matrix, its Cholesky factor, and a temporary.
+    """
     factors = sum(e + n_outputs * o for o, e in maps)
     others = n_outputs * (n_parameters - sum(o * e for o, e in maps))
     return (2 * n_data * (factors + others) + 3 * (n_data * n_outputs) ** 2) * element_size

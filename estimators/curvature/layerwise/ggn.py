@@ -56,13 +56,18 @@ def layered_ggn(objective: Objective, layers: LayerwiseJacobian, fisher: Fisher 
         total[rows_i, columns_j] = _as_matrix(block, shapes[i], shapes[j], symmetric=i == j)
         if i != j:
             total[columns_j, rows_i] = total[rows_i, columns_j].T
-    order = index.argsort()  # from the order of the parts to that of θ
+    order = index.argsort()  # from the order of the linear maps and the other parameters to that of θ
     return total.index_select(0, order).index_select(1, order)
 
 
 @dataclass(frozen=True)
 class _Factor:
-    """Rows b_nk ⊗ a_n of one part: gradients b (n, K, O) and inputs a (n, E)."""
+    """Rows b_nk ⊗ a_n of one part of θ: a linear map, or all other parameters together.
+
+    Attributes:
+        gradients: b (n, K, O) at n rows, along the K columns of S. Of the other parameters: whole rows, O = P_other.
+        inputs: a (n, E). Of the other parameters: ones, E = 1.
+    """
 
     gradients: Tensor
     inputs: Tensor
@@ -80,9 +85,9 @@ class _Factor:
 
 
 def _order(layers: LayerwiseJacobian) -> tuple[list[tuple[int, int]], list[Tensor]]:
-    """The shapes (O, E) of the parts, and the indices of their entries in θ.
+    """The shapes (O, E) of the parts of θ, and the indices of their entries.
 
-    The other parameters are the last part, with the shape (P_other, 1).
+    Each linear map is a part. The other parameters are the last part, with the shape (P_other, 1).
     """
     layout = layers.layout
     theta = torch.arange(layers.network.n_parameters, device=layers.network.theta.device)
@@ -93,7 +98,7 @@ def _order(layers: LayerwiseJacobian) -> tuple[list[tuple[int, int]], list[Tenso
 
 
 def _factors(rows: LayerwiseRows, layers: LayerwiseJacobian, dtype: torch.dtype) -> list[_Factor]:
-    """The factors of the parts, in their order.
+    """The factors of the parts of θ, in the order of `_order`.
 
     Raises:
         UnsupportedError: a map is not applied to a single position.
