@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ LeadingSpace = tuple[int, int]
 """Number of the first vectors of a space that are a Krylov space themselves, and of the vectors in their next block."""
 
 _ROUND_OFF = 64 * torch.finfo(torch.float64).eps
-"""Error of an eigenvalue of S in units of the largest: S is formed in float64, as a difference of long sums."""
+"""Error of an eigenvalue of S in units of the largest of T: S is formed in float64, as a difference of long sums."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class VarianceBounds:
 
         Σ_L + (J Z) S⁻¹ (J Z)ᵀ,   Z = W − A_LL⁻¹ A_LW,   S = T − A_WL A_LL⁻¹ A_LW
 
+    Weights U outside of L whose derivative is 0 at every training row keep their prior, and no space contains them:
+    their covariance J_U δ⁻¹ J_Uᵀ is added.
+
     upper: J (G₀ + δ)⁻¹ Jᵀ, with G₀ ⪯ G the data's curvature as far as the space has seen it: the prior covariance
     less a matrix of low rank.
 
@@ -59,6 +62,7 @@ class VarianceBounds:
         block: the last-layer block L, or None.
         spaces: matrices of each leading space that bounds are wanted from; those of the whole space last.
         along_block: A_LL⁻¹ A_LW, (r, C, E), or None.
+        untouched: the weights U, bool (P,); None if there are none.
     """
 
     network: Network
@@ -66,6 +70,7 @@ class VarianceBounds:
     block: RaoBlackwellBlock | None
     spaces: tuple[_SpaceMatrices, ...]
     along_block: Tensor | None
+    untouched: Tensor | None = None
 
     @classmethod
     def of(
@@ -74,20 +79,54 @@ class VarianceBounds:
         space: KrylovSpace,
         block: RaoBlackwellBlock | None,
         leading: Sequence[LeadingSpace] = (),
+        untouched: Tensor | None = None,
     ) -> VarianceBounds:
-        """Return the bounds of a Krylov space, and of some of its leading spaces."""
+        """Return the bounds of a Krylov space, and of some of its leading spaces.
+
+        Args:
+            network: the network at θ̂.
+            space: the space, in which untouched weights have no part.
+            block: the last-layer block, or None.
+            leading: leading spaces that bounds are wanted from, too.
+            untouched: weights whose derivative is 0 at every training row, bool (P,), or None.
+        """
         schur, along = space.galerkin, None
         if block is not None:
             scale = block.last_layer.to_matrix(space.scale)
             image = torch.tensordot(space.expansion, (block.last_layer.to_matrix(space.basis) / scale).double(), dims=1)
             along = block.precision.dense.solve(image.flatten(1)).view_as(image)
             schur = schur - image.flatten(1) @ along.flatten(1).T
+            untouched = None if untouched is None else untouched & ~block.mask  # Σ_L has these
         schur = 0.5 * (schur + schur.T)
+        largest = torch.linalg.eigvalsh(space.galerkin)[-1]
         wanted = [*leading, (space.rank, len(space.coupling))]
         matrices = [
-            _SpaceMatrices(r, _whitener(schur[:r, :r], space.scale.dtype), space.reduction_of(r, k)) for r, k in wanted
+            _SpaceMatrices(r, _whitener(schur[:r, :r], largest, space.scale.dtype), space.reduction_of(r, k))
+            for r, k in wanted
         ]
-        return cls(network, space, block, tuple(matrices), along)
+        untouched = None if untouched is None or not bool(untouched.any()) else untouched
+        return cls(network, space, block, tuple(matrices), along, untouched)
+
+    @classmethod
+    def restored(
+        cls,
+        network: Network,
+        tensors: Mapping[str, Tensor],
+        block: RaoBlackwellBlock | None,
+        leading: Callable[[int], Sequence[LeadingSpace]] = lambda _: (),
+    ) -> VarianceBounds:
+        """Return the bounds of a `state()`; `leading` returns the leading spaces that are wanted, from the rank."""
+        space = KrylovSpace.restored(tensors)
+        return cls.of(network, space, block, leading(space.rank), tensors.get("untouched"))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors from which `restored` makes the bounds, beside those of the block."""
+        untouched = {} if self.untouched is None else {"untouched": self.untouched}
+        return {**self.space.state(), **untouched}
+
+    def on(self, space: KrylovSpace, leading: Sequence[LeadingSpace] = ()) -> VarianceBounds:
+        """Return the bounds of another space."""
+        return VarianceBounds.of(self.network, space, self.block, leading, self.untouched)
 
     def variance(self, x: PyTree) -> Bounds:
         """Return lower and upper bound of the variance, (M, C) each, from the whole space."""
@@ -123,6 +162,9 @@ class VarianceBounds:
         if self.block is not None and self.along_block is not None:
             last_layer, along = self.block.covariance_along(wide), self.block.response_along(self.along_block, wide)
             last_layer = last_layer.diagonal(dim1=1, dim2=2) if diagonal else last_layer
+        if self.untouched is not None:
+            kept = scaled[..., self.untouched]
+            last_layer = last_layer + (kept.square().sum(-1) if diagonal else kept @ kept.transpose(1, 2))
         return [(*_projected(small, response, along), last_layer, prior) for small in self.spaces]
 
     def covariance(self, x: PyTree) -> Bounds:
@@ -137,23 +179,32 @@ class VarianceBounds:
         """
         response = inner(self.space.basis, self.space.scale * gradients)
         prior = dots(gradients, gradients, self.space.scale.square())
+        untouched = self._untouched_variance(gradients).to(prior)
         if self.block is None or self.along_block is None:
-            return self._bounds(response, prior, torch.zeros_like(prior), None)
+            return self._bounds(response, prior, untouched, None)
         inside = self.block.last_layer.to_matrix(gradients).flatten(1).to(self.along_block.dtype)
         last_layer = (self.block.precision.dense.solve(inside) * inside).sum(1)
-        return self._bounds(response, prior, last_layer, self.along_block.flatten(1) @ inside.T)
+        return self._bounds(response, prior, last_layer + untouched, self.along_block.flatten(1) @ inside.T)
 
     def _variances(self, x: PyTree) -> list[Bounds]:
         jacobian = self.network.jacobian(x)
         rows = jacobian.flatten(0, 1)
         prior = dots(rows, rows, self.space.scale.square()).view(jacobian.shape[:2])  # Σ_p J_cp² / δ_p
         last_layer, along = self._last_layer(x, jacobian)
-        found = self._bounds(self._response(jacobian.mul_(self.space.scale)), prior, last_layer.to(prior), along)
+        certain = last_layer.to(prior) + self._untouched_variance(jacobian).to(prior)
+        found = self._bounds(self._response(jacobian.mul_(self.space.scale)), prior, certain, along)
         dtype = self.network.theta.dtype
         return [(lower.to(dtype), upper.to(dtype)) for lower, upper in found]
 
+    def _untouched_variance(self, jacobian: Tensor) -> Tensor:
+        """Return Σ_U J² / δ, without the last dimension of `jacobian`, (..., P)."""
+        if self.untouched is None:
+            return jacobian.new_zeros(jacobian.shape[:-1])
+        kept = jacobian[..., self.untouched] * self.space.scale[self.untouched]
+        return to_algebra_dtype(kept).square().sum(-1)
+
     def _bounds(self, response: Tensor, prior: Tensor, last_layer: Tensor, along: Tensor | None) -> list[Bounds]:
-        """Return the bounds from [W; Q] s Jᵀ (r + k, ...), J δ⁻¹ Jᵀ, the last-layer variance, and A_WL A_LL⁻¹ J_Lᵀ."""
+        """Return the bounds from [W; Q] s Jᵀ (r + k, ...), J δ⁻¹ Jᵀ, the variance of L and U, and A_WL A_LL⁻¹ J_Lᵀ."""
         bounds = []
         for small in self.spaces:
             projected, removed = _projected(small, response, along)
@@ -167,6 +218,9 @@ class VarianceBounds:
         lower, dtype = torch.einsum("rmc,rmd->mcd", projected, projected), self.network.theta.dtype
         if self.block is not None:
             lower = lower + self.block.covariance(x)
+        if self.untouched is not None:
+            kept = to_algebra_dtype(jacobian[..., self.untouched])
+            lower = lower + kept @ kept.transpose(1, 2)
         prior = torch.stack([inner(rows, rows) for rows in jacobian])
         upper = prior - torch.einsum("rmc,rmd->mcd", removed, removed)
         return [(lower.to(dtype), upper.to(dtype))]
@@ -217,11 +271,16 @@ def _projected(small: _SpaceMatrices, response: Tensor, along: Tensor | None) ->
     return torch.tensordot(small.whitener, inside, dims=1), removed
 
 
-def _whitener(schur: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return S^(−½) without the directions inside L, in which S is only round-off of `dtype`."""
+def _whitener(schur: Tensor, largest: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return S^(−½) without the directions inside L, in which S is only round-off of `dtype`.
+
+    Args:
+        schur: S.
+        largest: the largest eigenvalue of T. S is a difference from T, whose round-off must not raise the lower bound.
+        dtype: that of the vectors.
+    """
     eigenvalues, vectors = torch.linalg.eigh(schur)
-    largest = eigenvalues[-1].abs()
-    keep = eigenvalues > 4 * torch.finfo(dtype).eps * largest
-    safe = eigenvalues[keep] + _ROUND_OFF * largest  # S is a difference: its round-off must not raise the lower bound
+    keep = eigenvalues > 4 * torch.finfo(dtype).eps * eigenvalues[-1].abs()
+    safe = eigenvalues[keep] + _ROUND_OFF * largest
     whitener: Tensor = (vectors[:, keep] / safe.sqrt()).T
     return whitener

@@ -27,7 +27,6 @@ from estimators.option_checks import checked_choice, checked_flag, checked_insta
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.persistence.state import Learned
 from estimators.regvar.a_norm_error import SampleANormErrors
-from estimators.regvar.bounds import VarianceBounds
 from estimators.regvar.measured_bounds import MeasuredBounds
 from estimators.regvar.monte_carlo import ClippedMonteCarlo, InterpolatedBounds, MonteCarloVariance
 from estimators.regvar.perturbation import Perturbation
@@ -395,7 +394,7 @@ class RegVar(UncertaintyEstimator):
         objective, accuracy = self.refit_objective_, estimate.accuracy
         with objective.network.pass_counter.phase("refine"):
             space = refined_space(objective, estimate.bounds, x, rtol)
-        bounds = VarianceBounds.of(estimate.network, space, estimate.block, accuracy.leading(space.rank))
+        bounds = estimate.bounds.on(space, accuracy.leading(space.rank))
         refined = copy(self)
         refined.variance_estimate_ = MeasuredBounds(estimate, bounds, accuracy)
         return refined

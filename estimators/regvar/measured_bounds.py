@@ -137,7 +137,7 @@ class MeasuredBounds(MonteCarloVariance):
 
     def state(self) -> Learned:
         tensors, learned = super().state()
-        return {**tensors, **self.bounds.space.state()}, {**learned, "accuracy": asdict(self.accuracy)}
+        return {**tensors, **self.bounds.state()}, {**learned, "accuracy": asdict(self.accuracy)}
 
     def compose(self, of: Functional) -> MeasuredBounds:
         draws = super().compose(of)

@@ -175,7 +175,7 @@ class InterpolatedBounds(MonteCarloVariance):
     def state(self) -> Learned:
         tensors, learned = super().state()
         which = {"interpolation": asdict(self.interpolation), "clipped": self.clipped}
-        return {**tensors, **self.bounds.space.state()}, {**learned, **which}
+        return {**tensors, **self.bounds.state()}, {**learned, **which}
 
     def compose(self, of: Functional) -> InterpolatedBounds:
         draws = super().compose(of)

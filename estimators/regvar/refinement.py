@@ -63,7 +63,7 @@ def refined_space(objective: Objective, bounds: VarianceBounds, x: PyTree, rtol:
                 stacklevel=4,
             )
             break
-        bounds = VarianceBounds.of(objective.network, space, bounds.block)
+        bounds = bounds.on(space)
     return space
 
 
@@ -86,6 +86,8 @@ def _extended(
         space.coupling * coordinates.unit,
         free_bytes=objective.available_bytes,
     )
+    if bounds.untouched is not None:  # their variance is known
+        gradients = gradients.masked_fill(bounds.untouched, 0.0)
     cycle.augment(coordinates.whiten_rhs(gradients))
     while len(cycle.block):
         if cycle.rank + len(cycle.block) > max_rank < delta.numel():
@@ -93,7 +95,6 @@ def _extended(
         cycle.extend()
         small = (cycle.projected, cycle.full_coupling())
         space = KrylovSpace.whitened(cycle.extended, *small, coordinates, delta)
-        now = VarianceBounds.of(objective.network, space, bounds.block)
-        if not len(_wide(now.variances_of_gradients(gradients)[-1], rtol)):
+        if not len(_wide(bounds.on(space).variances_of_gradients(gradients)[-1], rtol)):
             break
     return space, True

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.models.network import Network
 from estimators.regvar.bounds import VarianceBounds
 from estimators.regvar.measured_bounds import MeasuredAccuracy, MeasuredBounds
@@ -26,11 +25,10 @@ def restored_draws(network: Network, tensors: dict[str, Tensor], learned: dict[s
     draws = MonteCarloVariance(network, tensors["displacement"], block, learned["rao_blackwell"])
     if "accuracy" in learned:
         accuracy = MeasuredAccuracy.restored(learned["accuracy"])
-        space = KrylovSpace.restored(tensors)
-        bounds = VarianceBounds.of(network, space, block, accuracy.leading(space.rank))
+        bounds = VarianceBounds.restored(network, tensors, block, accuracy.leading)
         return MeasuredBounds(draws, bounds, accuracy)
     if "interpolation" not in learned:
         return draws
     kind = ClippedMonteCarlo if learned.get("clipped") else InterpolatedBounds
-    bounds = VarianceBounds.of(network, KrylovSpace.restored(tensors), block)
+    bounds = VarianceBounds.restored(network, tensors, block)
     return kind(draws, bounds, BoundInterpolation(**learned["interpolation"]))

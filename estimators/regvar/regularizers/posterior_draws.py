@@ -16,7 +16,7 @@ from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
 from estimators.option_checks import checked_choice, checked_integer, checked_seed
-from estimators.regvar.bounds import LeadingSpace, VarianceBounds
+from estimators.regvar.bounds import BoundsOf, LeadingSpace, VarianceBounds
 from estimators.regvar.measured_bounds import MeasuredBounds
 from estimators.regvar.monte_carlo import (
     BoundInterpolation,
@@ -101,6 +101,7 @@ class PosteriorDraws(Regularizer):
     def build_problem(self, objective: Objective, x: PyTree = None) -> RegularizedProblem:  # noqa: ARG002
         block, reason = find_rao_blackwell_block(objective, self.rao_blackwell)
         xi, z = precision_noise(objective, self.n_draws, probe_generator(objective, self.seed))
+        untouched = _untouched(xi, z, objective.prior.precision)
         guess = _prior_draw(z, objective.prior.precision)
         if block is not None:
             xi = block.rao_blackwellise(objective, xi)
@@ -108,11 +109,15 @@ class PosteriorDraws(Regularizer):
         interpolates = self._wants_bounds(objective)
         # One product was spent on ξ, and one on Rao-Blackwellisation.
         max_products = _MAX_PRODUCTS - 1 - (block is not None) if interpolates else None
-        bounds_of = partial(_bounds_of, objective.network, block) if self.has_bounds(objective) else None
+        bounds_of = partial(_bounds_of, objective.network, block, untouched)
         perturbation = LinearPerturbation.along(
-            xi, objective.theta, initial_guess=guess, max_products=max_products, bounds_of=bounds_of
+            xi,
+            objective.theta,
+            initial_guess=guess,
+            max_products=max_products,
+            bounds_of=bounds_of if self.has_bounds(objective) else None,
         )
-        return perturbation, self._make_estimate(objective, block, reason, interpolates=interpolates)
+        return perturbation, self._make_estimate(objective, block, bounds_of, reason, interpolates=interpolates)
 
     def restore_estimate(
         self, network: Network, tensors: dict[str, Tensor], learned: dict[str, Any]
@@ -137,17 +142,21 @@ class PosteriorDraws(Regularizer):
         return large and self.rao_blackwell is not None and bool((objective.prior.precision > 0).all())
 
     def _make_estimate(
-        self, objective: Objective, block: RaoBlackwellBlock | None, reason: str, *, interpolates: bool
+        self,
+        objective: Objective,
+        block: RaoBlackwellBlock | None,
+        bounds_of: BoundsOf,
+        reason: str,
+        *,
+        interpolates: bool,
     ) -> MakeEstimate:
         def make(solution: Solution) -> MonteCarloVariance:
             draws = MonteCarloVariance(objective.network, solution.displacement, block, reason)
             if solution.accuracy is not None and solution.space is not None:
-                bounds = _bounds_of(
-                    objective.network, block, solution.space, solution.accuracy.leading(solution.space.rank)
-                )
+                bounds = bounds_of(solution.space, solution.accuracy.leading(solution.space.rank))
                 return MeasuredBounds(draws, bounds, solution.accuracy)
             if interpolates and solution.space is not None:
-                bounds = VarianceBounds.of(objective.network, solution.space, block)
+                bounds = bounds_of(solution.space, [])
                 interpolation = BoundInterpolation.of(draws, bounds, objective)
                 clips = interpolation.bounds_are_loose and self.variance_estimate == "auto"
                 kind = ClippedMonteCarlo if clips else InterpolatedBounds
@@ -164,9 +173,21 @@ class PosteriorDraws(Regularizer):
 
 
 def _bounds_of(
-    network: Network, block: RaoBlackwellBlock | None, space: KrylovSpace, leading: Sequence[LeadingSpace]
+    network: Network,
+    block: RaoBlackwellBlock | None,
+    untouched: Tensor,
+    space: KrylovSpace,
+    leading: Sequence[LeadingSpace],
 ) -> VarianceBounds:
-    return VarianceBounds.of(network, space, block, leading)
+    return VarianceBounds.of(network, space, block, leading, untouched)
+
+
+def _untouched(xi: Tensor, z: Tensor, prior_precision: Tensor) -> Tensor:
+    """Return which weights no training row has added anything to ξ for, bool (P,): their derivatives are 0 there."""
+    untouched, scale = torch.ones_like(prior_precision, dtype=torch.bool), prior_precision.sqrt()
+    for drawn, noise in zip(xi, z, strict=True):
+        untouched &= drawn == scale * noise
+    return untouched
 
 
 def _prior_draw(z: Tensor, prior_precision: Tensor) -> Tensor:
