@@ -1,21 +1,16 @@
 """A comparison on a simulated accelerator, from training to the report: the numbers of the CPU."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from brief_refits import with_brief_refits
 from simulated_device import DEVICE, generators_of_the_device
 from torch import nn
 
 from bdl_bench import Problem, compare
-from bdl_bench.methods import METHODS
 from bdl_bench.runner.preflight import check_problem
-from estimators import FineTune
-from estimators.estimator.cloning import clone
 from estimators.training import Recipe
 
-NAMES = ["last-layer-laplace", "laplace-kron", "regvar-finetune"]
-BRIEF = Recipe(epochs=2, batch_size=7, optimizer="nesterov", lr="auto", momentum=0.9, average=0.3)
+METHODS = ["last-layer-laplace", "laplace-kron", "regvar-finetune"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,27 +41,17 @@ def make_problem(seed):
     )
 
 
-@pytest.fixture
-def _brief(monkeypatch):
-    """Refits are short, as those of `device_fits.py`."""
-    method = METHODS["regvar-finetune"]
-    options = {"solver": FineTune(recipe=BRIEF)}
-    brief = replace(method, build=lambda problem, seed: clone(method.build(problem, seed), options))
-    monkeypatch.setitem(METHODS, "regvar-finetune", brief)
-
-
 def found(tmp_path, device):
     compared = compare(
-        make_problem, NAMES, seeds=1, out=tmp_path / device, device=device, tune_budget=2, progress_bar=False
+        make_problem, METHODS, seeds=1, out=tmp_path / device, device=device, tune_budget=2, progress_bar=False
     )
     return {record.method: record for record in compared.records}
 
 
-@pytest.mark.usefixtures("_brief")
-@pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")
-def test_a_comparison_on_a_device_has_the_numbers_of_the_cpu(tmp_path):
+def test_a_comparison_on_a_device_has_the_numbers_of_the_cpu(tmp_path, monkeypatch):
+    with_brief_refits(monkeypatch)
     here, there = found(tmp_path, "cpu"), found(tmp_path, str(DEVICE))
-    assert here.keys() == there.keys() == set(NAMES)
+    assert here.keys() == there.keys() == set(METHODS)
     for method, record in there.items():
         assert (record.status, record.reason) == ("ok", here[method].reason), method
         assert record.metrics == pytest.approx(here[method].metrics, rel=1e-7), method
