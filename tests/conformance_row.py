@@ -30,6 +30,15 @@ DIFFERING |= {"batch-independence", "model-untouched-by-fit", "random-state-unto
 
 COMPOSED = {"hessian, cg", "pointwise, linear response, hessian"}
 """Rows of two options that another row has alone, slow: by default not on the device and not in threads."""
+VARIANTS = {
+    "low rank, all of it",
+    "last layer, kron",
+    "draws, no Rao-Blackwellisation",
+    "subnetwork, all of it",
+    "mixture, one network twice",
+    "SGHMC",
+}
+"""Rows whose code other rows run, too: by default not on the device and not in threads."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Row:
         return names if whole or self.by_default is None else names & self.by_default
 
 
-def names_of(rows):
-    """The names of rows as parameters of a test; those that are composed run with the verification suite."""
-    return [pytest.param(name, marks=pytest.mark.verification if name in COMPOSED else ()) for name in rows]
+def names_of(rows, *, at_night=()):
+    """The names of rows as parameters of a test; COMPOSED, VARIANTS and `at_night` run with the verification suite."""
+    at_night = COMPOSED | VARIANTS | set(at_night)
+    return [pytest.param(name, marks=pytest.mark.verification if name in at_night else ()) for name in rows]

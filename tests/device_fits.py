@@ -10,16 +10,27 @@ from conformance_posteriors import POSTERIORS
 from conformance_row import Row
 from simulated_device import DEVICE
 
-from estimators import FineTune, LinearResponse, ParameterProbes, PosteriorDraws, RegVar, SignedProbes
+from estimators import (
+    FineTune,
+    LinearResponse,
+    ParameterProbes,
+    PosteriorDraws,
+    ReferencePosterior,
+    RegVar,
+    SignedProbes,
+)
 from estimators.baselines import SWAG, DeepEnsemble, LoRAEnsemble, MCDropout, MultiHeadEnsemble
+from estimators.sampling import ConvergenceCriteria
 from estimators.testing import CASES
 from estimators.testing.estimator_under_test import UNSUPPORTED_ERRORS
 from estimators.training import Recipe
 
-__all__ = ["ROWS", "Fits", "answers", "assert_same", "fits", "made"]
+__all__ = ["DIRECT", "QUESTIONS", "ROWS", "Fits", "answers", "assert_same", "fits", "made"]
 
 SHORT = replace(FULL_BATCHES, epochs=2)
 SGD = Recipe(epochs=2, batch_size=10, optimizer="nesterov", lr="auto", momentum=0.9, average=0.3)
+
+ANY_CHAINS = ConvergenceCriteria(1000, 0, 0, 1, 1, 0, 1, 1000)
 
 
 def ensemble(model, likelihood, **options):
@@ -45,6 +56,9 @@ SHORTER = {
     "ensemble": Row(ensemble),
     "swag": Row(partial(SWAG, recipe=DESCENT, n_samples=4)),
     "dropout, trained": Row(trained_dropout, {"adapt": behind_identity}),
+    "reference posterior": Row(
+        partial(ReferencePosterior, n_chains=4, n_draws=128, starts="prior", criteria=ANY_CHAINS)
+    ),
     "multi-head ensemble": Row(partial(MultiHeadEnsemble, n_heads=3)),
     "lora ensemble": Row(partial(LoRAEnsemble, recipe=SHORT, n_members=2), {"adapt": with_lora}),
 }
@@ -86,7 +100,12 @@ def margin_and_norm(f):
     return torch.stack([f[0] - f[1], f.square().sum()])
 
 
-def answers(estimator, x):
+DIRECT = ("covariance", "functional")
+QUESTIONS = (*DIRECT, "samples", "probit", "mc")
+"""What `answers` asks besides the variance; those after `DIRECT` are made of a variance or a covariance."""
+
+
+def answers(estimator, x, questions=QUESTIONS):
     """Every tensor that a fit gives at queries, by name; without those that it does not have."""
     found = {"theta": estimator.theta_, "variance": estimator.variance(x)}
     asked = {
@@ -96,9 +115,9 @@ def answers(estimator, x):
         "probit": lambda: estimator.predict(x),
         "mc": lambda: estimator.predict(x, link_approx="mc", n_samples=5),
     }
-    for name, ask in asked.items():
+    for name in questions:
         try:
-            answer = ask()
+            answer = asked[name]()
         except UNSUPPORTED_ERRORS:
             continue
         parts = {name: answer} if isinstance(answer, torch.Tensor) else vars(answer)

@@ -281,6 +281,19 @@ def test_a_report_of_what_is_no_directory_of_records_is_bad_usage(path, tmp_path
 @pytest.mark.parametrize(
     ("seeds", "option"), [([5, 7], "--seed-list 5,7"), ([0, 1], "--seeds 2"), ([1], "--seed-list 1")]
 )
+def test_the_command_that_is_shown_names_the_seeds(seeds, option, toy, tmp_path):
+    Grid([toy], ["map"], seeds, tmp_path).run(lambda _: None)
+    assert option in build(tmp_path).command
+
+
+@pytest.mark.parametrize(
+    ("seeds", "option"),
+    [
+        ([5, 7], "--seed-list 5,7"),
+        pytest.param([0, 1], "--seeds 2", marks=pytest.mark.verification),
+        pytest.param([1], "--seed-list 1", marks=pytest.mark.verification),
+    ],
+)
 def test_the_command_that_is_shown_runs_the_same_again(seeds, option, toy, tmp_path):
     records = Grid([toy], ["map", "last-layer-laplace"], seeds, tmp_path / "first", tune_budget=3).run(lambda _: None)
     write_report(tmp_path / "first")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from brief_refits import with_brief_refits
 from simulated_device import DEVICE, generators_of_the_device
 from torch import nn
 
@@ -47,7 +48,8 @@ def found(tmp_path, device):
     return {record.method: record for record in compared.records}
 
 
-def test_a_comparison_on_a_device_has_the_numbers_of_the_cpu(tmp_path):
+def test_a_comparison_on_a_device_has_the_numbers_of_the_cpu(tmp_path, monkeypatch):
+    with_brief_refits(monkeypatch)
     here, there = found(tmp_path, "cpu"), found(tmp_path, str(DEVICE))
     assert here.keys() == there.keys() == set(METHODS)
     for method, record in there.items():

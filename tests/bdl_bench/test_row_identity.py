@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from brief_refits import with_brief_refits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -69,6 +70,7 @@ def results_of(loader, methods, directory):
     task = Task("classes", "three classes", lambda seed: make(loader, seed))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TASKS, "classes", task)
+        with_brief_refits(patch)
         grid = Grid(["classes"], methods, [0], directory, tune_budget=2)
         assert {r.status for r in grid.run(lambda _: None)} == {"ok"}
     store = RecordStore(directory)

@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 from conformance_row import names_of
-from device_fits import ROWS, answers, assert_same, fits, made
+from device_fits import DIRECT, QUESTIONS, ROWS, answers, assert_same, fits, made
 from faults import DEVICE_FAULTS
 from simulated_device import DEVICE, DeviceTensor, generators_of_the_device
 
@@ -20,18 +20,28 @@ def _generators():
         yield
 
 
-def some(name, case):
-    """Two queries; one for methods that solve a system for each."""
-    solves = any(word in name for word in ("newton", "cg", "pointwise", "signed"))
-    return case.queries[: 1 if solves else 2]
+SOLVES = [name for name in ROWS if any(word in name for word in ("newton", "cg", "pointwise", "signed"))]
+"""Rows that solve a system for each query: slow."""
+REFITS = ["pointwise, newton"]
+"""Rows that refit the network for each query: very slow, and they store what other rows of RegVar store."""
+
+
+def assert_same_answers(name, questions):
+    both, n = fits(name), 1 if name in SOLVES else 2
+    expected = answers(both.here, both.case.queries[:n], questions)
+    assert_same(expected, answers(both.there, both.case_there.queries[:n], questions))
 
 
 @pytest.mark.parametrize("name", names_of(ROWS))
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")  # short recipes
 def test_an_estimator_gives_on_a_device_the_numbers_of_the_cpu(name):
-    both = fits(name)
-    expected = answers(both.here, some(name, both.case))
-    assert_same(expected, answers(both.there, some(name, both.case_there)))
+    assert_same_answers(name, () if name in REFITS else DIRECT if name in SOLVES else QUESTIONS)
+
+
+@pytest.mark.verification
+@pytest.mark.parametrize("name", SOLVES)
+def test_what_is_made_of_solutions_has_on_a_device_the_numbers_of_the_cpu(name):
+    assert_same_answers(name, QUESTIONS)
 
 
 def _variance(estimator, case):
@@ -41,7 +51,7 @@ def _variance(estimator, case):
         return estimator.attach_data(case.loader).variance(case.queries[:1])
 
 
-@pytest.mark.parametrize("name", names_of([name for name in ROWS if name not in NOT_SAVED]))
+@pytest.mark.parametrize("name", names_of([name for name in ROWS if name not in NOT_SAVED], at_night=REFITS))
 @pytest.mark.filterwarnings("ignore::estimators.errors.NotConvergedWarning")  # short recipes
 def test_a_fit_saved_on_one_device_is_loaded_on_the_other(name, tmp_path):
     both = fits(name)
@@ -107,10 +117,18 @@ KIT += ["jacobians", "joint-covariance", "posterior-matrices", "weight-samples",
 KIT += ["model-untouched-by-fit", "random-state-untouched", "rejects-nan", "notices-a-changed-model"]
 
 
-@pytest.mark.parametrize("name", ["full", "last layer"])
-def test_an_estimator_conforms_on_a_device(name):
-    report = check_estimator(ROWS[name].make, **ROWS[name].options, checks=KIT, device=DEVICE)
-    assert set(report.skipped) == ROWS[name].skipped & set(KIT)
+@pytest.mark.parametrize(
+    ("name", "checks"),
+    [
+        pytest.param("full", KIT[::2], id="full"),
+        pytest.param("last layer", KIT[1::2], id="last layer"),
+        pytest.param("full", KIT[1::2], id="full, others", marks=pytest.mark.verification),
+        pytest.param("last layer", KIT[::2], id="last layer, others", marks=pytest.mark.verification),
+    ],
+)
+def test_an_estimator_conforms_on_a_device(name, checks):
+    report = check_estimator(ROWS[name].make, **ROWS[name].options, checks=checks, device=DEVICE)
+    assert set(report.skipped) == ROWS[name].skipped & set(checks)
 
 
 def test_a_device_that_is_not_there_is_rejected():
