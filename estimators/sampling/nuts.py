@@ -71,21 +71,8 @@ def sample_nuts(
     purpose = 'sample by engine="nutpie"'
     nutpie = optional_module("nutpie", purpose=purpose, install=install)
     compiled = optional_module("nutpie.compiled_pyfunc", purpose=purpose, install=install)
-    (k, d), n_calls, failures = starts.shape, 0, list[Exception]()
+    (k, d), density = starts.shape, _LogDensity(gradient, starts)
     points = cycle(starts.detach().cpu().double().numpy())
-
-    def log_density() -> Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]]:
-        def value(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            nonlocal n_calls
-            n_calls += 1
-            try:
-                energy, slope = gradient(torch.from_numpy(np.array(z))[None].to(starts))
-            except Exception as error:  # raised below: in a thread of nutpie, it ends the process
-                failures.append(error)
-                return -np.inf, np.zeros(d)
-            return -float(energy[0]), -slope[0].double().cpu().numpy()
-
-        return value
 
     def expand(*_: Any) -> Callable[..., dict[str, NDArray[np.float64]]]:  # noqa: ANN401
         return lambda z, **_: {"z": z}
@@ -94,7 +81,7 @@ def sample_nuts(
         return next(points)
 
     model = compiled.from_pyfunc(
-        d, log_density, expand, [np.dtype("float64")], [(d,)], ["z"], make_initial_point_fn=initial_point
+        d, lambda: density, expand, [np.dtype("float64")], [(d,)], ["z"], make_initial_point_fn=initial_point
     )
     sampler = nutpie.sample(
         model,
@@ -107,16 +94,17 @@ def sample_nuts(
         blocking=False,
     )
 
-    def failure() -> Exception | None:
-        if n_calls <= max_gradients or failures:
-            return failures[0] if failures else None
-        return ReferenceNotReachedError(
-            f"{k} chains of {_TUNE + n_draws} draws within max_gradients={max(0, max_gradients):,}",
-            received="a spent budget",
-            remedy="a larger max_gradients, or fewer n_draws.",
-        )
+    def check() -> None:
+        if density.failures:
+            raise density.failures[0]
+        if density.n_calls > max_gradients:
+            raise ReferenceNotReachedError(
+                f"{k} chains of {_TUNE + n_draws} draws within max_gradients={max(0, max_gradients):,}",
+                received="a spent budget",
+                remedy="a larger max_gradients, or fewer n_draws.",
+            )
 
-    found = _waited_for(sampler, failure)
+    found = _waited_for(sampler, check)
     statistics = found.sample_stats
     return NutsDraws(
         torch.from_numpy(np.array(found.posterior["z"])).to(starts),
@@ -126,14 +114,38 @@ def sample_nuts(
     )
 
 
-def _waited_for(sampler: Any, failure: Callable[[], Exception | None]) -> Any:  # noqa: ANN401
-    """Return what the sampler has drawn; end it and raise if there is a failure."""
+class _LogDensity:
+    """log p(z) = −U(z) and its gradient, for the threads of nutpie: an exception in one of them would end the process.
+
+    Attributes:
+        n_calls: number of calls.
+        failures: exceptions that were caught; −∞ was returned instead.
+    """
+
+    def __init__(self, gradient: Callable[[Tensor], tuple[Tensor, Tensor]], like: Tensor) -> None:
+        self.gradient, self.like = gradient, like
+        self.n_calls, self.failures = 0, list[Exception]()
+
+    def __call__(self, z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        self.n_calls += 1
+        try:
+            energy, slope = self.gradient(torch.from_numpy(np.array(z))[None].to(self.like))
+        except Exception as error:
+            self.failures.append(error)
+            return -np.inf, np.zeros_like(z)
+        return -float(energy[0]), -slope[0].double().cpu().numpy()
+
+
+def _waited_for(sampler: Any, check: Callable[[], None]) -> Any:  # noqa: ANN401
+    """Return what the sampler has drawn, or end it if `check` raises."""
+    found = None
     try:
-        while True:
+        while found is None:
             with suppress(TimeoutError):
-                return sampler.wait(timeout=_SECONDS_BETWEEN_CHECKS)
-            if (error := failure()) is not None:
-                raise error
+                found = sampler.wait(timeout=_SECONDS_BETWEEN_CHECKS)
+            check()
     except BaseException:
-        sampler.cancel()
+        if found is None:
+            sampler.cancel()
         raise
+    return found
