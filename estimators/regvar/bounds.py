@@ -77,8 +77,9 @@ class VarianceBounds:
         cls,
         network: Network,
         space: KrylovSpace,
-        block: RaoBlackwellBlock | None,
         leading: Sequence[LeadingSpace] = (),
+        *,
+        block: RaoBlackwellBlock | None = None,
         untouched: Tensor | None = None,
     ) -> VarianceBounds:
         """Return the bounds of a Krylov space, and of some of its leading spaces.
@@ -86,8 +87,8 @@ class VarianceBounds:
         Args:
             network: the network at θ̂.
             space: the space, in which untouched weights have no part.
-            block: the last-layer block, or None.
             leading: leading spaces that bounds are wanted from, too.
+            block: the last-layer block, or None.
             untouched: weights whose derivative is 0 at every training row, bool (P,), or None.
         """
         schur, along = space.galerkin, None
@@ -98,10 +99,9 @@ class VarianceBounds:
             schur = schur - image.flatten(1) @ along.flatten(1).T
             untouched = None if untouched is None else untouched & ~block.mask  # Σ_L has these
         schur = 0.5 * (schur + schur.T)
-        largest = torch.linalg.eigvalsh(space.galerkin)[-1]
         wanted = [*leading, (space.rank, len(space.coupling))]
         matrices = [
-            _SpaceMatrices(r, _whitener(schur[:r, :r], largest, space.scale.dtype), space.reduction_of(r, k))
+            _SpaceMatrices(r, _whitener(schur[:r, :r], space.largest, space.scale.dtype), space.reduction_of(r, k))
             for r, k in wanted
         ]
         untouched = None if untouched is None or not bool(untouched.any()) else untouched
@@ -117,7 +117,7 @@ class VarianceBounds:
     ) -> VarianceBounds:
         """Return the bounds of a `state()`; `leading` returns the leading spaces that are wanted, from the rank."""
         space = KrylovSpace.restored(tensors)
-        return cls.of(network, space, block, leading(space.rank), tensors.get("untouched"))
+        return cls.of(network, space, leading(space.rank), block=block, untouched=tensors.get("untouched"))
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors from which `restored` makes the bounds, beside those of the block."""
@@ -126,7 +126,7 @@ class VarianceBounds:
 
     def on(self, space: KrylovSpace, leading: Sequence[LeadingSpace] = ()) -> VarianceBounds:
         """Return the bounds of another space."""
-        return VarianceBounds.of(self.network, space, self.block, leading, self.untouched)
+        return VarianceBounds.of(self.network, space, leading, block=self.block, untouched=self.untouched)
 
     def variance(self, x: PyTree) -> Bounds:
         """Return lower and upper bound of the variance, (M, C) each, from the whole space."""

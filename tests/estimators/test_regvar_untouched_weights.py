@@ -85,7 +85,7 @@ def test_the_lower_bound_has_all_of_the_variance_of_untouched_weights(kind):
     assert torch.equal(bounds.untouched, untouched)
     jacobian = regvar.network_.jacobian(queries)
     kept = (jacobian.square() * bounds.space.scale.square())[..., untouched].sum(-1)
-    plain = type(bounds).of(bounds.network, bounds.space, bounds.block)
+    plain = type(bounds).of(bounds.network, bounds.space, block=bounds.block)
     torch.testing.assert_close(bounds.variance(queries)[0], plain.variance(queries)[0] + kept, rtol=1e-9, atol=0)
     lower = bounds.covariance(queries)[0]
     torch.testing.assert_close(lower.diagonal(dim1=1, dim2=2), bounds.variance(queries)[0], rtol=1e-9, atol=0)

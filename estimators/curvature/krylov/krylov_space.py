@@ -34,6 +34,7 @@ class KrylovSpace:
         galerkin: T (r, r).
         coupling: B (k, r).
         reduction: R (q, r + k), by which the data reduce the prior variance: G₀(G₀ + I)⁻¹ = [W; Q]ᵀ Rᵀ R [W; Q].
+        largest: the largest eigenvalue of T.
     """
 
     stored: StoredRows
@@ -41,6 +42,7 @@ class KrylovSpace:
     galerkin: Tensor
     coupling: Tensor
     reduction: Tensor
+    largest: Tensor
 
     @classmethod
     def of(
@@ -72,7 +74,7 @@ class KrylovSpace:
     @classmethod
     def _with(cls, stored: StoredRows, scale: Tensor, galerkin: Tensor, coupling: Tensor) -> KrylovSpace:
         """The space with the reduction that follows from T and B."""
-        return cls(stored, scale, galerkin, coupling, _reduction(galerkin, coupling, scale.dtype))
+        return cls(stored, scale, galerkin, coupling, *_reduction(galerkin, coupling, scale.dtype))
 
     def state(self) -> dict[str, Tensor]:
         """The tensors from which `restored` makes the space."""
@@ -98,11 +100,14 @@ class KrylovSpace:
         if rank == self.rank:
             return self.reduction
         projected = self.galerkin[:rank, :rank]
-        return _reduction(projected, self.galerkin[rank : rank + block, :rank], self.scale.dtype)
+        return _reduction(projected, self.galerkin[rank : rank + block, :rank], self.scale.dtype)[0]
 
 
-def _reduction(galerkin: Tensor, coupling: Tensor, dtype: torch.dtype) -> Tensor:
-    """L⁻¹ Rᵀ with G₀ = [W; Q]ᵀ R Rᵀ [W; Q] and I + RᵀR = L Lᵀ, since R Rᵀ (R Rᵀ + I)⁻¹ = R (I + RᵀR)⁻¹ Rᵀ."""
+def _reduction(galerkin: Tensor, coupling: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """L⁻¹ Rᵀ with G₀ = [W; Q]ᵀ R Rᵀ [W; Q] and I + RᵀR = L Lᵀ, since R Rᵀ (R Rᵀ + I)⁻¹ = R (I + RᵀR)⁻¹ Rᵀ.
+
+    Second, the largest eigenvalue of T.
+    """
     r = len(galerkin)
     data = galerkin - torch.eye(r, dtype=galerkin.dtype, device=galerkin.device)  # W G Wᵀ
     eigenvalues, vectors = torch.linalg.eigh(data)
@@ -110,4 +115,4 @@ def _reduction(galerkin: Tensor, coupling: Tensor, dtype: torch.dtype) -> Tensor
     root = torch.cat([data, coupling]) @ (vectors[:, keep] / eigenvalues[keep].sqrt())
     factor = torch.linalg.cholesky(torch.eye(root.shape[1], dtype=root.dtype, device=root.device) + root.T @ root)
     reduction: Tensor = torch.linalg.solve_triangular(factor, root.T, upper=False)
-    return reduction
+    return reduction, eigenvalues[-1] + 1

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from estimators.curvature.krylov.krylov_space import KrylovSpace
 from estimators.errors import OptionError
 from estimators.models.network import Network
 from estimators.numerics.pytrees import PyTree
 from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
 from estimators.option_checks import checked_choice, checked_integer, checked_seed
-from estimators.regvar.bounds import BoundsOf, LeadingSpace, VarianceBounds
+from estimators.regvar.bounds import BoundsOf, VarianceBounds
 from estimators.regvar.measured_bounds import MeasuredBounds
 from estimators.regvar.monte_carlo import (
     BoundInterpolation,
@@ -109,7 +107,7 @@ class PosteriorDraws(Regularizer):
         interpolates = self._wants_bounds(objective)
         # One product was spent on ξ, and one on Rao-Blackwellisation.
         max_products = _MAX_PRODUCTS - 1 - (block is not None) if interpolates else None
-        bounds_of = partial(_bounds_of, objective.network, block, untouched)
+        bounds_of = partial(VarianceBounds.of, objective.network, block=block, untouched=untouched)
         perturbation = LinearPerturbation.along(
             xi,
             objective.theta,
@@ -170,16 +168,6 @@ class PosteriorDraws(Regularizer):
             return draws
 
         return make
-
-
-def _bounds_of(
-    network: Network,
-    block: RaoBlackwellBlock | None,
-    untouched: Tensor,
-    space: KrylovSpace,
-    leading: Sequence[LeadingSpace],
-) -> VarianceBounds:
-    return VarianceBounds.of(network, space, block, leading, untouched)
 
 
 def _untouched(xi: Tensor, z: Tensor, prior_precision: Tensor) -> Tensor:

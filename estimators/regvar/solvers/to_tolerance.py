@@ -188,13 +188,17 @@ class _Growth:
         final = not len(self.cycle.block) or self._room() < 0
         if not final and len(self.ranks) < _MIN_ITERATIONS:
             return False
-        if not self.fresh and 0 <= self._room() < _PROBE_VECTORS:  # the last room in which probes can be solved for
-            self.fresh, self.probes = True, None
+        if 0 <= self._room() < _PROBE_VECTORS:  # the last room in which probes can be solved for
+            self._want_fresh_probes()
         self.accuracy = self._measured(final=final)
         if not self.fresh and not final and self._reached():  # fresh probes must confirm it
-            self.fresh, self.probes = True, None
+            self._want_fresh_probes()
             self.accuracy = self._measured(final=final)
         return self.accuracy is not None and (final or self._reached())
+
+    def _want_fresh_probes(self) -> None:
+        if not self.fresh:
+            self.fresh, self.probes = True, None
 
     def _reached(self) -> bool:
         """Return whether the measured error is small enough, and alike at training rows and at others."""
@@ -215,7 +219,7 @@ class _Growth:
         if known is None:
             return None
         measured = MeasuredAccuracy.of((earlier, self.ranks[-1]), found, *known, self.probes.training)
-        return replace(measured, round_off=self._round_off())
+        return replace(measured, round_off=self._round_off(bounds.space))
 
     def _chosen_probes(self) -> ProbeRows:
         """Return the probes, with the fresh ones if these are wanted."""
@@ -261,12 +265,11 @@ class _Growth:
             return math.inf
         return self.max_rank - self.cycle.rank - len(self.cycle.block)
 
-    def _round_off(self) -> float:
+    def _round_off(self, space: KrylovSpace) -> float:
         """Return the relative error that round-off in float64 may cause at rows other than the probes."""
-        unit = self.coordinates.unit
-        if self.objective.theta.dtype != torch.float64 or unit <= 0:
+        if self.objective.theta.dtype != torch.float64 or self.coordinates.unit <= 0:
             return 0.0
-        return _ROUND_OFF * float(torch.linalg.eigvalsh(self.cycle.projected)[-1]) / unit
+        return _ROUND_OFF * float(space.largest)
 
     def _space(self) -> KrylovSpace:
         cycle = self.cycle
