@@ -22,6 +22,7 @@ Integers = NDArray[np.int64]
 
 LEVEL = 0.9
 """Nominal coverage of conformal sets."""
+_ROUND_OFF = 1e-9
 
 
 def enough_rows(n: int) -> bool:
@@ -46,12 +47,17 @@ def intervals(
     """
     known, test = (_scores(*arrays) for arrays in (validation, (targets, mean, std)))
     threshold = conformal_threshold(known, level=level)
-    inside: Floats = (test <= threshold).double().numpy()
+    inside: Floats = _within(test, threshold).double().numpy()
     return inside, 2 * threshold.numpy() * std
 
 
 def _scores(targets: Floats, mean: Floats, std: Floats) -> torch.Tensor:
     return scaled_residuals(*map(torch.from_numpy, (targets, mean, std)))
+
+
+def _within(scores: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """Return scores <= threshold. A row found again among the validation rows ties with it, whatever the round-off."""
+    return scores <= threshold + _ROUND_OFF * threshold.abs()
 
 
 def class_sets(
@@ -71,5 +77,5 @@ def class_sets(
     known = lac_scores(torch.from_numpy(validation_log_probs))
     labels = torch.from_numpy(validation_targets)
     threshold = conformal_threshold(known.gather(1, labels[:, None])[:, 0], level=level)
-    inside: NDArray[np.bool_] = (lac_scores(torch.from_numpy(log_probs)) <= threshold).numpy()
+    inside: NDArray[np.bool_] = _within(lac_scores(torch.from_numpy(log_probs)), threshold).numpy()
     return inside

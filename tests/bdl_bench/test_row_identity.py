@@ -142,12 +142,12 @@ def test_a_method_that_does_not_depend_on_the_order_is_the_same_for_a_training_l
 ):
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double().eval()
     g = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(N, n, generator=g, dtype=torch.float64) for n in (3, 2))
+    x, y = (torch.randn(2 * N + 9, n, generator=g, dtype=torch.float64) for n in (3, 2))
+    train, validation, test = slice(N), slice(N, 2 * N), slice(2 * N, None)
 
     def trained(loader):
-        return Problem(
-            network, "regression", loader(x, y, 13), ordered(x, y, 13), ordered(x[:9], y[:9], 4), prior_precision=0.7
-        )
+        held_out = ordered(x[validation], y[validation], 13), ordered(x[test], y[test], 4)
+        return Problem(network, "regression", loader(x[train], y[train], 13), *held_out, prior_precision=0.7)
 
     found = {}
     for name, loader in (("ordered", ordered), ("own", Shuffling)):
