@@ -23,7 +23,7 @@ Product = Callable[[Tensor], Tensor]
 FreeBytes = Callable[[], int]
 """The free memory in bytes; processes that share a fit receive the same number."""
 _BASIS_BYTES = 2**32
-"""Largest size of a basis, 4 GiB."""
+"""Largest size of a basis with the next block, 4 GiB."""
 _BLOCKS = 8
 """Blocks that the storage has room for at first."""
 _ROUND_OFF = 0.5
@@ -54,7 +54,7 @@ class BlockLanczos:
         self.floor = residual.norm(dim=1).max() * torch.finfo(residual.dtype).eps * 4
         self.projected = torch.zeros(0, 0, dtype=algebra_dtype(residual.device), device=residual.device)
         most = min(_BASIS_BYTES, self.free_bytes() // 3)
-        room = max(2, min(blocks, most // max(1, residual.nbytes) + 2))  # it grows to `most` before a restart
+        room = max(2, min(blocks, most // max(1, residual.nbytes) + 1))  # it grows to `most` before a restart
         self.storage = residual.new_empty(room * len(residual), residual.shape[1])
         self.storage[: len(residual)] = residual
         self.block, self.coupling = orthonormalise_(self.storage[: len(residual)], self.floor)
@@ -123,9 +123,9 @@ class BlockLanczos:
         return len(self.block) == 0 or bool((self.residual_norms() <= tolerance).all())
 
     def full(self) -> bool:
-        """Whether the basis has reached the memory it may take."""
-        room = min(_BASIS_BYTES, (self.free_bytes() + self.basis.nbytes) // 3)
-        return self.basis.nbytes > room and self.rank >= 2 * len(self.block)
+        """Whether the basis and the next block have reached the memory they may take."""
+        room = min(_BASIS_BYTES, (self.free_bytes() + self.extended.nbytes) // 3)
+        return self.extended.nbytes > room and self.rank >= 2 * len(self.block)
 
     def thick_restart(self) -> None:
         """Continue from the present u with the leading half of the space (thick restart, Wu & Simon 2000).
