@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from bdl_bench.methods.registry import (
     BASELINE,
     PRIOR,
@@ -13,7 +15,6 @@ from bdl_bench.methods.registry import (
     around,
     check_adapters,
     check_recipe,
-    factors,
     preset,
 )
 from bdl_bench.problem.problem import ENSEMBLE_SIZE, Problem
@@ -41,6 +42,8 @@ from estimators.tuning import shrinkage_of_few_rows
 
 _RATE = 0.1
 """Dropout rate of networks that are trained here."""
+_SMALLEST_RATE = 0.005
+_FEW_RATES = 3
 _MASKS = 30
 """Dropout masks per prediction."""
 _MEMBERS = 5
@@ -73,9 +76,15 @@ def _dropout(problem: Problem, seed: int) -> UncertaintyEstimator:
 
 
 def _rates(problem: Problem, n: int) -> list[Any]:
-    """Return n dropout rates; none if the network has dropout layers, whose rate belongs to its training."""
-    trained = problem.dropout_model is not None or dropout_names(problem.model)
-    return [] if trained else [_RATE * factor for factor in factors(n, decades=0.6)]
+    """Return n dropout rates; none if the network has dropout layers, whose rate belongs to its training.
+
+    They are log-spaced from the smallest rate of Gal and Ghahramani (2016) to that of the preset; of four and more, one
+    is above it. Rates of a few per cent are too large for 50 hidden units (docs/reproduction.md).
+    """
+    if problem.dropout_model is not None or dropout_names(problem.model):
+        return []
+    above = [2 * _RATE] if n > _FEW_RATES else []
+    return [float(rate) for rate in np.geomspace(_RATE, _SMALLEST_RATE, n - len(above))] + above
 
 
 def _lora(problem: Problem, seed: int) -> UncertaintyEstimator:
