@@ -7,13 +7,13 @@ import io
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from estimators.errors import ModelError, OptionError, UnsupportedError
@@ -22,7 +22,7 @@ from estimators.likelihoods.prediction import Prediction
 from estimators.models.derivative_routes import FAILURES, is_final_error, short
 from estimators.models.exclusive import exclusively
 from estimators.models.network import Network
-from estimators.models.row_graph import graph_of_row, graph_of_rows
+from estimators.models.row_graph import graph_of_row, graph_of_rows, rows_in_turn
 from estimators.numerics.pytrees import PyTree, Shared, forward_arguments, n_rows, row_as_batch, select_rows
 from estimators.numerics.tracing import tracing
 from estimators.persistence.atomic import write_bytes
@@ -40,6 +40,8 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-5}
 In float32 derivatives of the 22 million weights of MiniLM round to 1e-5 in another order of operations, those of small
 networks to 1e-7.
 """
+_LARGE_JACOBIAN = 2**25
+"""Size of the Jacobian of one row, 32 MiB, above which an exported module computes one row after the other."""
 _NUMBERS_OF_ROWS = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73)
 """Numbers of rows at which a network is recorded: primes, since torch.export takes equal sizes for one."""
 _OUTPUTS = ("mean", "epistemic_variance", "total_variance", "probs")
@@ -156,8 +158,24 @@ class ExportMixin(ABC):
 
         rows = [leaves[i] if own else leaves[i].value for i, own in zip(where, has_rows, strict=True)]
         of_row = graph_of_row(one_row, [t[0] if own else t for t, own in zip(rows, has_rows, strict=True)])
-        graph = graph_of_rows(of_row, rows, has_rows)
-        return lambda given: graph(*(pytree.tree_leaves(given)[i] for i in where))
+        of_rows = self._for_all_rows(x, of_row, rows, has_rows)
+        return lambda given: of_rows(*(pytree.tree_leaves(given)[i] for i in where))
+
+    def _for_all_rows(
+        self, x: PyTree, of_row: fx.GraphModule, rows: Sequence[Tensor], has_rows: Sequence[bool]
+    ) -> Callable[..., Moments]:
+        """Return the function of one row for any number of rows: all at once, or in turn.
+
+        In turn if the derivatives of a row are large, since those of all rows might not fit into memory, and together
+        they take the same time; and if an operation of the network cannot be applied to any number of rows at once.
+        """
+        theta, n_outputs = self.network_.theta, self.network_.outputs(x).shape[-1]
+        if n_outputs * theta.numel() * theta.element_size() > _LARGE_JACOBIAN:
+            return rows_in_turn(of_row, has_rows)
+        try:
+            return graph_of_rows(of_row, rows, has_rows)
+        except ModelError:
+            return rows_in_turn(of_row, has_rows)
 
     def _export_moments(self, x: PyTree) -> Moments:
         """Return the moments at checked inputs, as `predict` has them."""

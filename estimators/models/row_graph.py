@@ -3,13 +3,14 @@
 Derivatives per row need `vmap`, whose rules for some operations (convolutions, pooling) fix the number of rows, so that
 `torch.export` cannot leave it free. Therefore the function is first recorded for one row, as operations without
 transforms. Then each recorded operation is applied to all rows: by `vmap`, or by a rule here that joins the rows with
-the batch dimension that the operation already has.
+the batch dimension that the operation already has. `rows_in_turn` needs no such rules, and the memory of one row; it is
+slow for small networks.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch._decomp import get_decompositions
 from torch._export.utils import _compiling_state_context
+from torch._higher_order_ops.map import map as map_rows
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -25,7 +27,7 @@ from torch.utils import _pytree as pytree
 from estimators.errors import ModelError
 from estimators.models.derivative_routes import FAILURES, short
 
-__all__ = ["graph_of_row", "graph_of_rows"]
+__all__ = ["graph_of_row", "graph_of_rows", "rows_in_turn"]
 
 aten = torch.ops.aten
 
@@ -85,10 +87,41 @@ def graph_of_row(function: Callable[..., PyTensors], tensors: Sequence[Tensor]) 
     table: Any = get_decompositions(_NORMS)
     with torch.no_grad(), _compiling_state_context():  # forwards that ask whether they are exported leave out branches
         recorded = make_fx(function, decomposition_table=table, **options)(*tensors)
-        graph: fx.GraphModule = make_fx(functionalize(recorded, remove="mutations"), **options)(*tensors)
+        names = list(dict.fromkeys(node.target for node in recorded.graph.nodes if node.op == "get_attr"))
+        constants = [getattr(recorded, name).detach() for name in names]
+
+        def of_all(*arguments: Tensor) -> PyTensors:
+            given = dict(zip(names, arguments[len(tensors) :], strict=True))
+            return _ConstantsInterpreter(recorded, given).run(*arguments[: len(tensors)])
+
+        # Constants are arguments here: an operation in place may change a tensor that was made from one.
+        without_mutations = functionalize(of_all, remove="mutations")
+        graph: fx.GraphModule = make_fx(without_mutations, **options)(*tensors, *constants)
+    _bind_last_arguments(graph, constants)
     graph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     graph.recompile()
     return graph
+
+
+class _ConstantsInterpreter(fx.Interpreter):
+    """Runs a graph with other tensors in place of its constants."""
+
+    def __init__(self, graph: fx.GraphModule, constants: Mapping[str, Tensor]) -> None:
+        super().__init__(graph)
+        self.constants = constants
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401, ARG002
+        return self.constants[target]
+
+
+def _bind_last_arguments(graph: fx.GraphModule, constants: Sequence[Tensor]) -> None:
+    """Make the last arguments of a graph constants again."""
+    arguments = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for i, (node, constant) in enumerate(zip(arguments[len(arguments) - len(constants) :], constants, strict=True)):
+        graph.register_buffer(f"_constant_{i}", constant)
+        with graph.graph.inserting_after(arguments[-1]):
+            node.replace_all_uses_with(graph.graph.get_attr(f"_constant_{i}"))
+        graph.graph.erase_node(node)
 
 
 def graph_of_rows(graph: fx.GraphModule, tensors: Sequence[Tensor], has_rows: Sequence[bool]) -> fx.GraphModule:
@@ -116,6 +149,31 @@ def graph_of_rows(graph: fx.GraphModule, tensors: Sequence[Tensor], has_rows: Se
     with torch.no_grad():
         recorded: fx.GraphModule = recorder(*tensors)
     return recorded
+
+
+def rows_in_turn(graph: fx.GraphModule, has_rows: Sequence[bool]) -> Callable[..., PyTensors]:
+    """Return the function that applies a graph of one row to one row after the other, in the memory of one.
+
+    Args:
+        graph: what `graph_of_row` returned.
+        has_rows: whether an argument has rows.
+
+    Returns:
+        A function whose arguments and results have rows first, and that `torch.export` can record.
+    """
+
+    def all_rows(*arguments: Tensor) -> PyTensors:
+        pairs = list(zip(arguments, has_rows, strict=True))
+        shared = [t for t, own in pairs if not own]
+
+        def one_row(rows: tuple[Tensor, ...], *shared: Tensor) -> PyTensors:
+            own_rows, others = iter(rows), iter(shared)
+            return graph(*(next(own_rows) if own else next(others) for own in has_rows))
+
+        mapped: Any = map_rows  # its types do not allow further arguments
+        return mapped(one_row, tuple(t for t, own in pairs if own), *shared)
+
+    return all_rows
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from estimators import (
 )
 from estimators.baselines import MAP, DeepEnsemble
 from estimators.errors import ModelError, OptionError, TuningBoundaryWarning, UnsupportedError
+from estimators.estimator import export
 from estimators.tuning import CalibrationGrid
 
 DELTA = 2.5
@@ -48,6 +49,23 @@ class Branch(nn.Module):
         return torch.stack([self.end(row if float(row.sum()) > 0 else 2 * row) for row in x])
 
 
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm, self.end = nn.Embedding(7, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        return self.end(self.norm(self.embedding(tokens)).tanh().mean(1))
+
+
+def draws_of_tokens():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randint(0, 7, (11, 5), generator=generator), torch.randint(0, 3, (11,), generator=generator)
+    regularizer = PosteriorDraws(4, variance_estimate="monte_carlo")
+    solved = {"regularizer": regularizer, "solver": LinearResponse(), "prior_precision": DELTA}
+    return RegVar(Tokens().double().eval(), "classification", **solved).fit([(x[:7], y[:7]), (x[7:], y[7:])]), x
+
+
 def convolutions():
     layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 3)
     return nn.Sequential(*layers).double().eval()
@@ -57,6 +75,13 @@ def classes(n=11):
     generator = torch.Generator().manual_seed(n)
     x = torch.randn(n, 1, 4, 4, generator=generator, dtype=torch.float64)
     return x, torch.randint(0, 3, (n,), generator=generator)
+
+
+def blended(n):
+    """Inputs of `Blend`."""
+    generator = torch.Generator().manual_seed(n)
+    values, shift = (torch.randn(m, 4, generator=generator, dtype=torch.float64) for m in (n, 1))
+    return {"values": values, "shift": shift}
 
 
 def check_equal(fitted, path, *queries):
@@ -76,6 +101,35 @@ def test_derivatives_of_a_convolutional_network_are_exported(tmp_path):
     fitted = LinearizedLaplace(convolutions(), "classification", **options).fit([(x[:7], y[:7]), (x[7:], y[7:])])
     fitted.export(tmp_path / "fit.pt2", x[:3])
     check_equal(fitted, tmp_path / "fit.pt2", classes(1)[0], classes(4)[0])  # 4 is a size of the inputs, too
+
+
+def test_draws_of_a_network_with_embeddings_are_exported(tmp_path):
+    fitted, x = draws_of_tokens()
+    fitted.export(tmp_path / "fit.pt2", x[:3])
+    check_equal(fitted, tmp_path / "fit.pt2", x[:1], x)
+
+
+def test_an_operation_without_a_rule_for_all_rows_is_exported_row_by_row(tmp_path, monkeypatch):
+    def no_rule(*_):
+        raise ModelError("operations that torch can apply to any number of rows", received="another", remedy="none.")
+
+    monkeypatch.setattr(export, "graph_of_rows", no_rule)
+    fitted, x = draws_of_tokens()
+    fitted.export(tmp_path / "fit.pt2", x[:3])
+    check_equal(fitted, tmp_path / "fit.pt2", x[:1], x)
+
+
+def test_one_row_after_the_other_gives_what_all_rows_give(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_LARGE_JACOBIAN", 0)
+    (x, y), likelihood = classes(), Gaussian(sigma_noise=0.6)
+    kron = {"prior_precision": DELTA, "hessian_structure": "kron"}
+    fitted = LinearizedLaplace(convolutions(), "classification", **kron).fit([(x[:7], y[:7]), (x[7:], y[7:])])
+    fitted.export(tmp_path / "fit.pt2", x[:3])
+    check_equal(fitted, tmp_path / "fit.pt2", classes(1)[0], classes(4)[0])
+    batches = [(blended(n), torch.randn(n, 2, dtype=torch.float64)) for n in (6, 5)]
+    fitted = LinearizedLaplace(Blend().double().eval(), likelihood, **kron).fit(batches)
+    fitted.export(tmp_path / "fit.pt2", blended(2))
+    check_equal(fitted, tmp_path / "fit.pt2", blended(1), blended(8))
 
 
 @pytest.mark.verification  # the default RegVar, below, exports such bounds by the same code
@@ -101,16 +155,11 @@ def test_a_calibrated_fit_is_exported_as_it_predicts(make_problem, tmp_path):
 
 
 def test_keywords_and_inputs_that_rows_share_are_exported(tmp_path):
-    def inputs(n):
-        generator = torch.Generator().manual_seed(n)
-        values, shift = (torch.randn(m, 4, generator=generator, dtype=torch.float64) for m in (n, 1))
-        return {"values": values, "shift": shift}
-
     likelihood, model = Gaussian(sigma_noise=0.6), Blend().double().eval()
-    batches = [(inputs(n), torch.randn(n, 2, dtype=torch.float64)) for n in (6, 5)]
+    batches = [(blended(n), torch.randn(n, 2, dtype=torch.float64)) for n in (6, 5)]
     fitted = LinearizedLaplace(model, likelihood, prior_precision=DELTA, hessian_structure="kron").fit(batches)
-    fitted.export(tmp_path / "fit.pt2", inputs(2))
-    check_equal(fitted, tmp_path / "fit.pt2", inputs(1), inputs(8))
+    fitted.export(tmp_path / "fit.pt2", blended(2))
+    check_equal(fitted, tmp_path / "fit.pt2", blended(1), blended(8))
 
 
 def test_members_are_averaged_as_predict_does(tmp_path):
