@@ -471,7 +471,7 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
                 received=f"{self.likelihood!r} with outputs of shape {tuple(shape)}",
                 remedy='link_approx="probit".',
             )
-        return from_covariance(self._mean(x), self._to_output_dtype(self._covariance(x)), link_approx=link_approx)
+        return from_covariance(self._mean(x), self.covariance(x), link_approx=link_approx)
 
     def _predictive_variance(self, x: PyTree) -> Tensor:
         """Return a variance that is valid for a distribution, not negative."""

@@ -14,7 +14,7 @@ from estimators import (
     PosteriorDraws,
     RegVar,
 )
-from estimators.baselines import MAP, SWAG
+from estimators.baselines import MAP, SWAG, NTKGaussianProcess
 from estimators.errors import UnsupportedError
 
 
@@ -66,6 +66,28 @@ def test_predictions_are_differentiable_in_the_inputs(name, kind, posterior_fit)
     else:
         check_gradient(lambda x: estimator.predict(x).probs, x)
         check_gradient(lambda x: estimator.predict(x, link_approx="mc", n_samples=5).entropy, x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("link_approx", ["probit", "mc", "mc_independent", "bridge", "bridge_norm"])
+@posteriors
+def test_probabilities_by_every_link_are_differentiable_in_the_inputs(name, link_approx, posterior_fit):
+    estimator, problem = posterior_fit(name)
+    x = problem.query[: 1 if name == "cg" else 2]
+
+    def predicted(x):
+        return estimator.predict(x, link_approx=link_approx, n_samples=5)
+
+    check_gradient(lambda x: predicted(x).probs, x, rtol=1e-5)
+    check_gradient(lambda x: predicted(x).epistemic_variance, x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("link_approx", ["probit", "mc", "mc_independent", "bridge", "bridge_norm"])
+def test_probabilities_of_the_ntk_gaussian_process_are_differentiable_in_the_inputs(link_approx, make_problem):
+    problem = make_problem()
+    process = NTKGaussianProcess(problem.model, problem.likelihood, prior_precision=2.5).fit(problem.loader)
+    check_gradient(
+        lambda x: process.predict(x, link_approx=link_approx, n_samples=5).probs, problem.query[:2], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["cholesky", "cg", "last layer"])
