@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.baselines.dropout_layers import FixedDropout, dropout_names, with_dropout, with_fixed_dropout
+from estimators.baselines.other_randomness import check_other_randomness
 from estimators.errors import OptionError
 from estimators.estimator.members import MembersEstimator
 from estimators.likelihoods import Likelihood
@@ -35,8 +36,9 @@ class MCDropout(MembersEstimator):
 
     A model with dropout layers (nn.Dropout and its variants, p > 0) is used without training. For a model without them,
     `rate`, `make_model` and `recipe` train a network of the same architecture. It has dropout before every nn.Linear
-    but the first layer with weights, so that no input is dropped. Dropout inside nn.MultiheadAttention and nn.LSTM
-    stays off; batch statistics stay frozen.
+    but the first layer with weights, so that no input is dropped. Dropout inside nn.MultiheadAttention,
+    F.scaled_dot_product_attention and nn.LSTM stays off; batch statistics stay frozen. `fit` rejects a model that is
+    random in train mode by other means, such as F.dropout in its forward, since these would stay off too.
 
     Args:
         model: the trained network, in eval mode; it is not changed.
@@ -55,7 +57,8 @@ class MCDropout(MembersEstimator):
 
     Raises:
         OptionError: if the options do not suit the model's layers. `fit` raises UnsupportedError if there is no layer
-            to insert dropout before, and a query does if a layer's inputs do not have the rows first.
+            to insert dropout before, or if the model is random in train mode outside of its dropout layers; a query
+            raises it if a layer's inputs do not have the rows first.
 
     Example:
         >>> import torch
@@ -106,6 +109,9 @@ class MCDropout(MembersEstimator):
             )
 
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
+        network = Network(self.model, list(objective.network.subset.shapes))
+        network = network.counted_by(objective.network.pass_counter)
+        check_other_randomness(network, next(iter(objective.batches)).x)
         trained = None if self.rate is None else tensors_by_name(self._train(objective, progress_bar=progress_bar))
         self._set_network(objective, trained)
 

@@ -23,7 +23,7 @@ from estimators.estimator.export import ExportMixin
 from estimators.estimator.options import changed_options
 from estimators.estimator.weight_space import WeightSpaceMixin
 from estimators.likelihoods import Likelihood, resolve_likelihood
-from estimators.likelihoods.prediction import BRIDGES, Prediction, from_covariance
+from estimators.likelihoods.prediction import BRIDGES, LINKS, MONTE_CARLO, Prediction, from_covariance
 from estimators.models.checks import check_model
 from estimators.models.derivative_routes import FAILURES, is_final_error, short
 from estimators.models.exclusive import exclusively, wants_graph
@@ -440,8 +440,8 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
 
         Args:
             x: M query rows.
-            link_approx: "probit" or "mc", as for `predict`.
-            n_samples: the number of function samples for "mc".
+            link_approx: "probit", "mc", "mc_independent", "bridge" or "bridge_norm", as for `predict`.
+            n_samples: the number of function samples for "mc" and "mc_independent".
 
         Returns:
             The prediction.
@@ -449,18 +449,19 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
         Raises:
             OptionError, UnsupportedError, NotFittedError, ModelChangedError, DataError: as `predict`.
         """
-        checked_choice("link_approx", link_approx, ("probit", "mc", "mc_independent", *BRIDGES))
+        checked_choice("link_approx", link_approx, LINKS)
         x = self._prepare_query(x)
         if link_approx in BRIDGES:
             return self._bridge_prediction(x, link_approx)
         variance = self._predictive_variance(x)
         samples = None
-        if link_approx != "probit" and self.likelihood.kind != "regression":
+        if link_approx in MONTE_CARLO and self.likelihood.kind != "regression":
             sample = self.sample if link_approx == "mc" else self.sample_independent
             samples = sample(x, n_samples)
-        elif link_approx != "probit":
+        elif link_approx in MONTE_CARLO:
             samples = variance[None]  # the likelihood says why regression has no Monte-Carlo link
-        return self.likelihood.predict(self._mean(x), variance, samples)
+        made = self.likelihood.predict(self._mean(x), variance, samples)
+        return made if samples is None else replace(made, link_approx=link_approx)
 
     def _bridge_prediction(self, x: PyTree, link_approx: str) -> Prediction:
         """Return the prediction by the Laplace bridge."""
@@ -471,7 +472,7 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
                 received=f"{self.likelihood!r} with outputs of shape {tuple(shape)}",
                 remedy='link_approx="probit".',
             )
-        return from_covariance(self._mean(x), self._to_output_dtype(self._covariance(x)), link_approx=link_approx)
+        return from_covariance(self._mean(x), self.covariance(x), link_approx=link_approx)
 
     def _predictive_variance(self, x: PyTree) -> Tensor:
         """Return a variance that is valid for a distribution, not negative."""

@@ -36,7 +36,8 @@ class CloningMixin(SavingMixin):
         """Return a new fit with other options, on the same model and training rows. This fit does not change.
 
         The new fit has the prior precision of this fit, unless `options` names another. If `fit` chose it on validation
-        rows, it becomes an option of the new estimator. The calibration of predictions is kept if no option changes.
+        rows, it becomes an option of the new estimator. The calibration of predictions, and a space that
+        `RegVar.refine` has extended, are kept if no option changes.
 
         The data's curvature is reused if the method stores it and the change allows it: for another δ, and for another
         σ of all outputs, with which the curvature scales as 1/σ². Otherwise the new fit computes everything again.

@@ -17,6 +17,8 @@ from estimators.option_checks import checked_number
 
 __all__ = [
     "BRIDGES",
+    "LINKS",
+    "MONTE_CARLO",
     "Prediction",
     "from_covariance",
     "from_logits",
@@ -28,6 +30,10 @@ __all__ = [
 
 BRIDGES = ("bridge", "bridge_norm")
 """Names of the Laplace bridge, without and with the correction of the norm."""
+MONTE_CARLO = ("mc", "mc_independent")
+"""Names of the average over function samples, with and without the correlations between them."""
+LINKS = ("probit", *MONTE_CARLO, *BRIDGES)
+"""All values of `link_approx`."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,13 +51,14 @@ class Prediction:
         total_variance: epistemic plus aleatoric variance (M, C); regression only.
         probs: probabilities of the classes, or of each Bernoulli output, (M, C).
         entropy: entropy in nats, (M,), or (M, C) for Bernoulli outputs.
-        link_approx: "probit", "mc", "bridge" or "bridge_norm", the approximation that made `probs`.
+        link_approx: "probit", "mc", "mc_independent", "bridge" or "bridge_norm", the approximation that made `probs`.
         class_dim: the dimension of the classes.
         samples: function samples (S, M, ...) if the prediction was made from samples or from members of an ensemble.
         log_probs: log p of each class, (M, C); classification only.
         log_odds: log p/(1 − p) of each output, (M, C); binary only.
         covariance: epistemic covariance of the outputs (M, C, C), if a bridge was made from it.
-        concentration: α of the Dirichlet distribution of the probabilities, (M, C), by a bridge only.
+        concentration: α of the Dirichlet distribution of the probabilities, (M, C), by a bridge only; infinite after a
+            calibration with a variance scale of 0.
     """
 
     mean: Tensor
@@ -154,7 +161,8 @@ class Prediction:
         """Return the prediction with a rescaled epistemic variance and with logits divided by a temperature.
 
         No refit is needed. The link that made the probabilities is applied again: the probit approximation, or the
-        average over samples, which become (mean + √variance_scale (samples − mean)) / softmax_temperature.
+        average over samples, which become (mean + √variance_scale (samples − mean)) / softmax_temperature. Without
+        variance every link is the softmax or the sigmoid of the mean; a bridge then has infinite concentrations.
 
         Args:
             variance_scale: factor >= 0 of the epistemic variance.
@@ -178,17 +186,22 @@ class Prediction:
         samples = None if samples is None else samples / softmax_temperature
         if self.covariance is not None and self.link_approx is not None and self.link_approx in BRIDGES:
             covariance = self.covariance * (variance_scale / softmax_temperature**2)
-            return from_covariance(mean, covariance, link_approx=self.link_approx)
-        if self.link_approx != "mc":
+            if bool(covariance.any()):
+                return from_covariance(mean, covariance, link_approx=self.link_approx)
+            made = from_logits(mean, variance, kind=self.kind, class_dim=self.class_dim)
+            point = torch.full_like(to_algebra_dtype(mean), math.inf)  # the Dirichlet has all its mass at one point
+            return replace(made, link_approx=self.link_approx, covariance=covariance, concentration=point)
+        if self.link_approx not in MONTE_CARLO:
             made = from_logits(mean, variance, kind=self.kind, class_dim=self.class_dim)
             return replace(made, samples=samples)
         if samples is None:
             raise UnsupportedError(
                 "the samples of a Monte-Carlo prediction, or one by the probit approximation",
-                received='link_approx="mc" without samples',
+                received=f'link_approx="{self.link_approx}" without samples',
                 remedy='predict again, or with link_approx="probit".',
             )
-        return from_samples(mean, variance, samples, kind=self.kind, class_dim=self.class_dim)
+        made = from_samples(mean, variance, samples, kind=self.kind, class_dim=self.class_dim)
+        return replace(made, link_approx=self.link_approx)
 
     def _spread(self, factor: float) -> Tensor | None:
         """Return the samples, `factor` times as far from the mean."""
@@ -245,9 +258,10 @@ def from_covariance(mean: Tensor, covariance: Tensor, *, link_approx: str) -> Pr
     mu = mu - rows * (mu.sum(-1) / total)[:, None]  # conditioned on Σ_c f_c = 0, as the softmax is invariant to it
     variance = sigma.diagonal(dim1=-2, dim2=-1) - rows.square() / total[:, None]
     if not bool((variance > 0).all() & (total > 0).all()):
+        smallest = torch.where(total[:, None] > 0, variance, total[:, None])  # no division by a total of 0
         raise UnsupportedError(
             f'a positive variance between the classes for link_approx="{link_approx}"',
-            received=f"a smallest variance of {float(variance.min()) if variance.numel() else math.nan:.3g}",
+            received=f"a smallest variance of {float(smallest.min()):.3g}",
             remedy='link_approx="probit".',
         )
     if link_approx == "bridge_norm":

@@ -16,6 +16,7 @@ from estimators.models.outputs import output_tensor
 from estimators.models.structural_copy import structural_copy
 from estimators.numerics.pytrees import PyTree, copied, forward_arguments
 from estimators.numerics.reductions import is_finite
+from estimators.option_checks import shown
 from estimators.runtime.module_wrappers import unwrap_children_, unwrapped
 
 __all__ = ["LastLinear", "find_last_linear", "last_linear_names"]
@@ -62,13 +63,26 @@ def find_last_linear(
             remedy="name the layer that ends the network, or leave last_layer_name out.",
         )
     if not found:
-        raise NoLastLayerError(
-            "a network that ends in nn.Linear",
-            received=_listed(module, found),
-            remedy='end the network in nn.Linear, or use LinearizedLaplace or RegVar with subset_of_weights="all"; '
-            'LastLayerLaplace(feature_reduction="pick_last") for classifiers that apply the layer to every token.',
-        )
+        raise _no_last_linear(module, feature_reduction)
     return _checked_layer(module, name or found[-1])
+
+
+def _no_last_linear(module: nn.Module, feature_reduction: FeatureReduction | None) -> NoLastLayerError:
+    """The error for a module none of whose linear layers produces the outputs, reduced if there is a reduction."""
+    elsewhere = 'end the network in nn.Linear, or use LinearizedLaplace or RegVar with subset_of_weights="all"'
+    if feature_reduction is None:
+        return NoLastLayerError(
+            "a network that ends in nn.Linear",
+            received=_listed(module, []),
+            remedy=f'{elsewhere}; LastLayerLaplace(feature_reduction="pick_last") for classifiers that apply the layer '
+            "to every token.",
+        )
+    return NoLastLayerError(
+        "an nn.Linear at every position, whose outputs become those of the network by "
+        f"feature_reduction={shown(feature_reduction, 80)}",
+        received=_listed(module, []),
+        remedy=f"another feature_reduction, None if the layer has one position per row; or {elsewhere}.",
+    )
 
 
 def last_linear_names(model: nn.Module, x: PyTree) -> list[str]:

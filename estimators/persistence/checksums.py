@@ -28,8 +28,7 @@ def digest(*parts: bytes | str | Tensor) -> bytes:
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
-            dense = part.detach().cpu().resolve_conj().resolve_neg().contiguous()
-            sha.update(dense.flatten().view(torch.uint8).numpy().data)
+            sha.update(_bytes(part.detach().cpu().resolve_conj().resolve_neg().flatten()).data)
         else:
             sha.update(part.encode() if isinstance(part, str) else part)
     return sha.digest()
@@ -114,6 +113,17 @@ def bits_by_row(tensor: Tensor) -> NDArray[np.uint8]:
     """Return the bytes of each row of a tensor of any layout and dtype."""
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
-    table = (dense.flatten(1) if dense.ndim > 1 else dense.unsqueeze(1)).contiguous()
-    raw: NDArray[np.uint8] = table.view(torch.uint8).numpy()
+    return _bytes(dense.flatten(1) if dense.ndim > 1 else dense.unsqueeze(1))
+
+
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    """Return the bytes of a dense tensor, whose last dimension becomes longer by the bytes of a number.
+
+    A dimension of size 1 may have any stride in a contiguous tensor, such as one row of a column of a table. Viewed as
+    bytes it needs the stride 1.
+    """
+    dense = tensor.contiguous()
+    if dense.stride(-1) != 1:
+        dense = dense.clone(memory_format=torch.contiguous_format)
+    raw: NDArray[np.uint8] = dense.view(torch.uint8).numpy()
     return raw

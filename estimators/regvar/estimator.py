@@ -160,6 +160,13 @@ class RegVar(UncertaintyEstimator):
         passes = objective.network.pass_counter.passes(objective.batches.n_data, n_perturbations)
         self.fit_report_ = replace(self.fit_report_, passes=passes)
 
+    def _refit(self, fitted: Self, objective: Objective, changed: frozenset[str]) -> None:
+        """Keep a measured space if no option changes, since `refine` may have extended it; else fit anew."""
+        if changed or not isinstance(fitted.variance_estimate_, MeasuredBounds):
+            super()._refit(fitted, objective, changed)
+        else:
+            self._set_fit_state(objective, *fitted._get_fit_state())
+
     def _get_fit_state(self) -> Learned:
         tensors, learned = ({}, {}) if self.variance_estimate_ is None else self.variance_estimate_.state()
         return tensors, {"variance_estimate": learned, "report": asdict(self.fit_report_)}
@@ -361,6 +368,9 @@ class RegVar(UncertaintyEstimator):
 
         Outputs whose bounds are further apart are added to the Krylov space as right-hand sides. The space is recycled,
         so that each needs few products. Other rows profit, too; this fit does not change. A calibration is kept.
+
+        The larger space is part of the new fit: `save`, `load` and `clone_with()` keep it. With changed options
+        `clone_with` computes a new fit, which is not refined.
 
         Args:
             x: M query rows.

@@ -1,8 +1,10 @@
 """Dropout against the module in train mode, masks recovered from its members, and a training written out."""
 
 import copy
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -149,3 +151,110 @@ def test_dropout_options_that_contradict_the_model_are_rejected(make_problem):
     how = {"rate": 0.1, "make_model": lambda: nn.Linear(4, 3).double(), "recipe": SHORT}
     with pytest.raises(UnsupportedError, match="after another layer"):
         MCDropout(one.model, "classification", **how).fit(one.loader)
+
+
+class Called(nn.Module):
+    """A dropout layer, and another random operation on hidden values in train mode."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(4, 6), nn.Dropout(0.2), nn.Linear(6, 3)
+        self.norm, self.noise = nn.BatchNorm1d(6), noise
+
+    def forward(self, x):
+        h = self.drop(self.norm(self.first(x)).tanh())
+        return self.last(self.noise(h) if self.training else h)
+
+
+class Rate(nn.Module):
+    """A dropout layer of the user's own, in a module of its own."""
+
+    def forward(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+
+NOISES = {
+    "F.dropout": lambda h: F.dropout(h, 0.5, True),
+    "a small rate": lambda h: F.dropout(h, 1e-9, True),
+    "F.alpha_dropout": lambda h: F.alpha_dropout(h, 0.5, True),
+    "torch.dropout": lambda h: torch.dropout(h, 0.5, True),
+    "a module": Rate(),
+    "a mask": lambda h: h * torch.bernoulli(torch.full_like(h, 0.5)),
+    "a mask of numpy": lambda h: h * torch.from_numpy(np.random.rand(*h.shape) < 0.5),
+    "a path": lambda h: h * h.new_empty(len(h), 1).bernoulli_(0.5),
+}
+
+
+@pytest.mark.parametrize("name", NOISES)
+@pytest.mark.parametrize("rate", [None, 0.3])
+def test_randomness_outside_of_dropout_layers_is_rejected(name, rate, make_problem):
+    """Its members would leave it out: a variance that is too small, without a sign of it."""
+
+    def make():
+        model = Called(NOISES[name])
+        model.drop.p = 0.2 if rate is None else 0.0
+        return model.double()
+
+    problem = make_problem("classification", make())
+    statistics = {name: buffer.clone() for name, buffer in problem.model.named_buffers()}
+    options = {} if rate is None else {"rate": rate, "make_model": make, "recipe": SHORT}
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    with pytest.raises(UnsupportedError, match=r"nn\.Dropout modules in place of"):
+        MCDropout(problem.model, "classification", n_samples=5, prior_precision=2.5, **options).fit(problem.loader)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in problem.model.named_buffers())
+    assert not any(module.training for module in problem.model.modules())
+
+
+class Attentive(nn.Module):
+    """Dropout of attention weights and in a recurrent layer, which stays off, and numbers that change nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, dropout=0.3, batch_first=True)
+        self.recurrent = nn.LSTM(4, 4, 2, dropout=0.3, batch_first=True)
+        self.norm, self.drop, self.last = nn.BatchNorm1d(4), nn.Dropout(0.2), nn.Linear(4, 3)
+
+    def forward(self, x):
+        p = 0.3 if self.training else 0.0
+        x = x[:, None] * torch.arange(1, 4, dtype=x.dtype)[:, None]
+        h = self.attention(x, x, x)[0]
+        h = F.scaled_dot_product_attention(h, h, h, dropout_p=p)
+        h = F.dropout(self.recurrent(h)[0], 0.0, self.training).mean(1)
+        if self.training and float(torch.rand([])) < 0.0:  # a layer that is left out with a probability of 0
+            return self.last(0 * h)
+        return self.last(self.drop(F.rrelu(self.norm(h), training=self.training)))
+
+
+def test_dropout_of_attention_and_recurrent_layers_stays_off(make_problem):
+    problem = make_problem("classification", Attentive())
+    statistics = {name: buffer.clone() for name, buffer in problem.model.named_buffers()}
+    members = MCDropout(problem.model, "classification", n_samples=30).fit(problem.loader).member_outputs(problem.query)
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in problem.model.named_buffers())
+    eval_but_last = copy.deepcopy(problem.model).eval()
+    hidden = []
+    eval_but_last.drop.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
+    with torch.no_grad():
+        eval_but_last(problem.query)
+    last = problem.model.last
+    outputs = {tuple(torch.round(f[0], decimals=8).tolist()) for f in members}
+    possible = [
+        last(hidden[0][0] * torch.tensor(m, dtype=torch.float64) / 0.8) for m in itertools.product([0, 1], repeat=4)
+    ]
+    assert outputs <= {tuple(torch.round(f.detach(), decimals=8).tolist()) for f in possible}
+    assert len(outputs) > 2
+
+
+def test_a_model_that_needs_more_in_train_mode_is_accepted(make_problem):
+    class WithLoss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.2), nn.Linear(5, 3))
+
+        def forward(self, x, labels=None):
+            f = self.layers(x)
+            return F.cross_entropy(f, labels) if self.training else f
+
+    problem = make_problem("classification", WithLoss())
+    assert bool((MCDropout(problem.model, "classification").fit(problem.loader).variance(problem.query) > 0).all())

@@ -92,3 +92,12 @@ def test_sequence_classifiers_with_causal_attention_have_a_last_layer(kind):
     assert closed.last_layer_.layer.name == "score"
     assert torch.allclose(closed.variance(x), other.variance(x), rtol=1e-9)
     assert torch.allclose(closed.predict(x).probs, other.predict(x).probs, rtol=1e-9)
+
+
+def test_a_reduction_that_does_not_fit_is_not_advised():
+    """The error for outputs that are not those of the given reduction names another way."""
+    model = Reader(REDUCTIONS["average"]).double().eval()
+    with pytest.raises(NoLastLayerError, match="another feature_reduction") as raised:
+        LastLayerLaplace(model, Categorical(), feature_reduction="pick_last").fit(loader())
+    assert "pick_last" in raised.value.expected
+    assert "pick_last" not in raised.value.remedy

@@ -5,8 +5,16 @@ import torch
 from torch import nn
 from weight_space_fits import close, kinds, posteriors
 
-from estimators import LinearizedLaplace, LinearResponse, MeanAbsolute, Pointwise, RegVar
-from estimators.baselines import MAP, SWAG
+from estimators import (
+    LastLayerLaplace,
+    LinearizedLaplace,
+    LinearResponse,
+    MeanAbsolute,
+    Pointwise,
+    PosteriorDraws,
+    RegVar,
+)
+from estimators.baselines import MAP, SWAG, NTKGaussianProcess
 from estimators.errors import UnsupportedError
 
 
@@ -58,6 +66,28 @@ def test_predictions_are_differentiable_in_the_inputs(name, kind, posterior_fit)
     else:
         check_gradient(lambda x: estimator.predict(x).probs, x)
         check_gradient(lambda x: estimator.predict(x, link_approx="mc", n_samples=5).entropy, x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("link_approx", ["probit", "mc", "mc_independent", "bridge", "bridge_norm"])
+@posteriors
+def test_probabilities_by_every_link_are_differentiable_in_the_inputs(name, link_approx, posterior_fit):
+    estimator, problem = posterior_fit(name)
+    x = problem.query[: 1 if name == "cg" else 2]
+
+    def predicted(x):
+        return estimator.predict(x, link_approx=link_approx, n_samples=5)
+
+    check_gradient(lambda x: predicted(x).probs, x, rtol=1e-5)
+    check_gradient(lambda x: predicted(x).epistemic_variance, x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("link_approx", ["probit", "mc", "mc_independent", "bridge", "bridge_norm"])
+def test_probabilities_of_the_ntk_gaussian_process_are_differentiable_in_the_inputs(link_approx, make_problem):
+    problem = make_problem()
+    process = NTKGaussianProcess(problem.model, problem.likelihood, prior_precision=2.5).fit(problem.loader)
+    check_gradient(
+        lambda x: process.predict(x, link_approx=link_approx, n_samples=5).probs, problem.query[:2], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["cholesky", "cg", "last layer"])
@@ -139,6 +169,71 @@ def test_attention_and_a_forward_that_writes_into_its_inputs(make_problem):
     laplace = LinearizedLaplace(problem.model, problem.likelihood, prior_precision=2.5).fit(loader)
     check_gradient(laplace.variance, problem.query[:2])
     check_gradient(lambda x: laplace.predict(x).mean, problem.query[:2])
+
+
+class Encoder(nn.Module):
+    """A transformer layer over three positions: attention, and two LayerNorms with weights and biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 3, dropout=0.0, batch_first=True)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        positions = torch.arange(3, dtype=x.dtype)[:, None]
+        return self.last(self.layer(x[:, None] * (1 + positions)).mean(1))
+
+
+def normalised(norm):
+    """A network with a norm layer between two linear ones."""
+    return nn.Sequential(nn.Linear(4, 6), norm, nn.Tanh(), nn.Linear(6, 2))
+
+
+NORMS = {
+    "LayerNorm": lambda: normalised(nn.LayerNorm(6)),
+    "GroupNorm": lambda: normalised(nn.GroupNorm(2, 6)),
+    "RMSNorm": lambda: normalised(nn.RMSNorm(6)),
+    "BatchNorm": lambda: normalised(nn.BatchNorm1d(6)),
+    "InstanceNorm": lambda: normalised(
+        nn.Sequential(nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2, affine=True), nn.Flatten())
+    ),
+    "attention": Encoder,
+}
+LAPLACES = {
+    "all weights": lambda p: LinearizedLaplace(p.model, p.likelihood, prior_precision=2.5),
+    "last layer": lambda p: LastLayerLaplace(p.model, p.likelihood, prior_precision=2.5),
+    "draws": lambda p: RegVar(
+        p.model, p.likelihood, prior_precision=2.5, regularizer=PosteriorDraws(9), solver=LinearResponse()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("method", LAPLACES)
+def test_gradients_on_networks_with_normalisation_and_attention(name, method, make_problem):
+    """vmap over reverse mode has a wrong derivative by x of the gradient by the weight of a LayerNorm."""
+    torch.manual_seed(2)
+    model = NORMS[name]()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    problem = make_problem("regression", model)
+    estimator = LAPLACES[method](problem).fit(problem.loader)
+    x = problem.query[:3]
+    check_gradient(estimator.variance, x)
+    check_gradient(estimator.joint_covariance, x)
+    check_gradient(estimator.covariance, x)
+    check_gradient(lambda x: estimator.sample(x, 3, seed=2), x)
+    check_gradient(lambda x: estimator.variance(x, of=lambda f: f[0] * f[1]), x)
+    check_gradient(lambda x: estimator.jacobians(x)[0], x)
+
+
+def test_backward_adds_nothing_to_the_gradients_of_the_model(posterior_fit):
+    laplace, problem = posterior_fit("cholesky")
+    x = problem.query[:2].clone().requires_grad_()
+    laplace.variance(x).sum().backward()
+    assert bool(x.grad.any())
+    assert all(p.grad is None for p in problem.model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from estimators import LinearizedLaplace
 from estimators.baselines import MAP
 from estimators.errors import UnsupportedError
 from estimators.likelihoods.prediction import from_covariance
+from estimators.tuning import calibrate
 
 DELTA = 2.5
 
@@ -62,4 +63,45 @@ def test_what_has_no_covariance_between_classes_is_rejected(make_problem):
         MAP(problem.model, problem.likelihood).fit(problem.loader).predict(problem.query, link_approx="bridge")
     problem = make_problem("regression")
     with pytest.raises(UnsupportedError, match="classification"):
+        MAP(problem.model, problem.likelihood).fit(problem.loader).predict(problem.query, link_approx="bridge")
+
+
+@pytest.mark.parametrize("name", ["bridge", "bridge_norm"])
+def test_without_variance_it_is_the_softmax_of_the_mean(make_problem, name):
+    """A calibration often chooses a variance scale of 0, in which the formulas are 0 / 0."""
+    problem = make_problem()
+    fitted = LinearizedLaplace(problem.model, problem.likelihood, prior_precision=DELTA).fit(problem.loader)
+    made = fitted.predict(problem.query, link_approx=name)
+    found = made.calibrated(variance_scale=0.0, softmax_temperature=1.7)
+    torch.testing.assert_close(found.probs, (made.mean / 1.7).softmax(-1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.log_probs, (made.mean / 1.7).log_softmax(-1), rtol=1e-12, atol=0)
+    assert found.link_approx == name
+    assert not found.epistemic_variance.any()
+    assert not found.covariance.any()
+    assert bool(found.concentration.isposinf().all())
+    again = found.calibrated(variance_scale=2.0, softmax_temperature=1 / 1.7)
+    torch.testing.assert_close(again.probs, made.mean.softmax(-1), rtol=1e-12, atol=0)
+
+
+def test_a_calibration_may_choose_no_variance(make_problem):
+    """The labels are the classes of the network itself: the network without variance has the smallest score."""
+    problem = make_problem()
+    with torch.no_grad():
+        confident = problem.model(problem.query).argmax(-1)
+    fitted = LinearizedLaplace(problem.model, problem.likelihood, prior_precision=DELTA)
+    fitted.fit(problem.loader, val_loader=[(problem.query, confident)])
+    assert fitted.calibration_.calibration.variance_scale == 0
+    probit = fitted.predict(problem.query).probs
+    for name in ("bridge", "bridge_norm"):
+        torch.testing.assert_close(fitted.predict(problem.query, link_approx=name).probs, probit, rtol=1e-12, atol=0)
+    made = fitted.predict_uncalibrated(problem.query, link_approx="bridge")
+    labels = torch.cat([confident[:1] - 1, confident[1:]]).remainder(3)
+    found = calibrate(made, labels)
+    assert bool(found.scores.isfinite().all())
+    assert found.score <= found.uncalibrated_score
+
+
+def test_the_error_without_variance_names_a_number(make_problem):
+    problem = make_problem()
+    with pytest.raises(UnsupportedError, match="smallest variance of 0"):
         MAP(problem.model, problem.likelihood).fit(problem.loader).predict(problem.query, link_approx="bridge")

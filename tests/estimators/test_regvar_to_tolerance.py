@@ -137,6 +137,24 @@ def test_what_does_not_fit_is_solved_by_the_largest_space_then_by_fine_tune(monk
     assert math.isfinite(regvar.relative_error_)
 
 
+def test_a_clone_without_changed_options_keeps_a_refined_space_and_the_calibration():
+    model, likelihood, loader, x = problem()
+    with torch.no_grad():
+        labels = model(x).softmax(-1).multinomial(1, generator=torch.Generator().manual_seed(0))[:, 0]
+    regvar = RegVar(model, likelihood, prior_precision=2.5, rtol=0.2).fit(loader, val_loader=[(x, labels)])
+    refined = regvar.refine(x[:4], rtol=1e-3)
+    again = refined.clone_with()
+    assert not torch.allclose(refined.variance(x), regvar.variance(x), rtol=1e-3)
+    assert torch.equal(again.variance(x), refined.variance(x))
+    assert all(map(torch.equal, again.variance_bounds(x), refined.variance_bounds(x)))
+    assert again.calibration_ is refined.calibration_
+    assert torch.equal(again.predict(x).epistemic_variance, refined.predict(x).epistemic_variance)
+    assert torch.equal(*(each.refine(x[:4], rtol=1e-4).variance(x) for each in (again, refined)))
+    changed = refined.clone_with(prior_precision=2.6)
+    new = RegVar(model, likelihood, prior_precision=2.6, rtol=0.2).fit(loader)
+    assert torch.equal(changed.variance(x), new.variance(x))
+
+
 def test_rtol_belongs_to_auto_and_refine_to_a_measured_space():
     model, likelihood, loader, x = problem(width=5)
     with pytest.raises(OptionError, match='rtol with solver="auto"'):

@@ -27,6 +27,7 @@ from estimators.likelihoods import resolve_likelihood
 from estimators.models import Network
 from estimators.models.subsets import matching_names
 from estimators.numerics.pytrees import RowLayout, Shared, concatenate, n_rows, select_rows, split_rows, tensors_of
+from estimators.persistence.checksums import bits_by_row, digest
 from estimators.training import Recipe, train_map
 
 DELTA = 0.7
@@ -459,3 +460,44 @@ def test_training_on_batches_of_one_size_keeps_what_rows_share_whole():
     loss = loss + sum(0.5 * (outputs(model, x) - y).square().sum() for x, y in batches)
     slopes = torch.autograd.grad(loss, list(model.parameters()))
     assert max(float(slope.abs().max()) for slope in slopes) < 0.1
+
+
+class Scaled(nn.Module):
+    """Outputs of rows with a scale each, an input of shape (B,)."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    def forward(self, x, scale):
+        return self.inner(x * scale[:, None])
+
+
+@pytest.mark.parametrize("kind", [LinearizedLaplace, LastLayerLaplace])
+def test_a_last_batch_of_one_row_of_a_column_of_a_table(kind):
+    """A column of a table has a stride other than 1, also if it has one row and counts as contiguous."""
+    torch.manual_seed(0)
+    table, y = torch.randn(50, 4, dtype=torch.float64), torch.randn(50, 2, dtype=torch.float64)
+    model = Scaled().double().eval()
+
+    def loader(*, copied):
+        scale = table[:, 0].clone() if copied else table[:, 0]
+        rows = [slice(i, i + 7) for i in range(0, 50, 7)]
+        return [{"x": table[some, 1:], "scale": scale[some], "labels": y[some]} for some in rows]
+
+    assert loader(copied=False)[-1]["scale"].shape == (1,)
+    assert loader(copied=False)[-1]["scale"].stride() == (4,)
+    query = {"x": table[:1, 1:] + 0.3, "scale": table[:1, 0]}
+    found, expected = (
+        kind(model, "regression", prior_precision=2.5).fit(loader(copied=copied)).variance(query)
+        for copied in (False, True)
+    )
+    assert torch.equal(found, expected)
+
+
+def test_bytes_do_not_depend_on_strides():
+    table = torch.randn(9, 4, dtype=torch.float64)
+    for view in (table[:, 0], table[3:4, 0], table[3:4, :1], table[:0, 0], table.T, table.T[:1, 2:3], table[3:4, None]):
+        copied = view.clone(memory_format=torch.contiguous_format)
+        assert digest(view) == digest(copied)
+        assert (bits_by_row(view) == bits_by_row(copied)).all()

@@ -254,7 +254,8 @@ def test_a_mean_link_over_independent_samples(posterior_fit):
     laplace, problem = posterior_fit("kron")
     made = laplace.predict(problem.query, link_approx="mc_independent", n_samples=50)
     close(made.probs, laplace.sample_independent(problem.query, 50).softmax(-1).mean(0), rtol=1e-9)
-    assert made.link_approx == "mc"
+    assert made.link_approx == "mc_independent"
+    assert made.calibrated(variance_scale=0.5).link_approx == "mc_independent"
 
 
 class Sizes(TorchDispatchMode):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from estimators.likelihoods.prediction import Prediction
+from estimators.likelihoods.prediction import MONTE_CARLO, Prediction
 from estimators.testing import formulas
 from estimators.testing.case_selection import fitted_cases
 from estimators.testing.cases import Case
@@ -109,7 +109,7 @@ def link(tested: EstimatorUnderTest) -> None:
     for case, prediction in _predictions(tested, "classification", "binary"):
         probs = _probs_and_entropy(prediction, case)[0]
         samples = getattr(prediction, "samples", None)
-        if prediction.link_approx == "mc":
+        if prediction.link_approx in MONTE_CARLO:
             if samples is None:
                 raise NotApplicable("a Monte-Carlo prediction without its samples")
             per_sample = samples.softmax(-1) if case.kind == "classification" else torch.sigmoid(samples)
