@@ -115,6 +115,6 @@ def maximize_marginal_likelihood(estimator: E, *, max_iterations: int = 100) -> 
     optimizer.step(loss)
     values = logs.detach().exp().tolist()
     chosen = dict(zip(names, values, strict=False)) if isinstance(given, Mapping) else values[0]
-    changed = {"likelihood": Gaussian(values[-1])} if has_noise else {}
+    changed = {"likelihood": likelihood.with_sigma(values[-1])} if has_noise else {}  # type: ignore[attr-defined]
     fitted = estimator.clone_with(prior_precision=chosen, **changed)
     return MarginalLikelihoodFit(fitted, chosen, values[-1] if has_noise else None, max(trace), tuple(trace))

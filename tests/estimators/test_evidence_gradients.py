@@ -8,6 +8,12 @@ from estimators.errors import OptionError, UnsupportedError
 from estimators.laplace import maximize_marginal_likelihood
 
 DELTA, SIGMA = 2.5, 0.6
+
+
+class Scaled(Gaussian):
+    """A likelihood of a user, derived from the Gaussian."""
+
+
 METHODS = {
     "cholesky": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), inverse="cholesky", **options),
     "dual": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), inverse="dual", **options),
@@ -66,6 +72,21 @@ def test_at_the_maximum_both_gradients_vanish(make_problem, name, given):
     deltas = dict(zip(names, logs.exp(), strict=False))
     (slope,) = torch.autograd.grad(fitted.log_marginal_likelihood(deltas, logs.exp()[-1]), logs)
     assert float(slope.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["cholesky", "last-full"])
+def test_the_found_likelihood_keeps_the_units_of_the_targets(make_problem, name):
+    problem = make_problem("regression")
+    units = {"target_shift": [100.0, 200.0], "target_scale": [10.0, 20.0]}
+    kind = type(METHODS[name](problem.model))
+    fitted = kind(problem.model, Scaled(0.7, **units), prior_precision=DELTA).fit(problem.loader)
+    found = maximize_marginal_likelihood(fitted)
+    assert isinstance(found.estimator.likelihood, Scaled)
+    prediction = found.estimator.predict(problem.query)
+    shift, scale = (torch.tensor(values, dtype=torch.float64) for values in units.values())
+    expected = found.sigma_noise**2 * scale.square() + scale.square() * found.estimator.variance(problem.query)
+    torch.testing.assert_close(prediction.mean, shift + scale * problem.model(problem.query).detach())
+    torch.testing.assert_close(prediction.total_variance, expected)
 
 
 def test_what_has_no_determinant_is_rejected(make_problem):
