@@ -178,6 +178,11 @@ class WeightSpaceMixin(CloningMixin):
     def predict_nonlinear(self, x: PyTree, *, n_samples: int = 100, seed: int = 0) -> Prediction:
         """Return the predictive distribution of the network itself, without linearization, over sampled weights.
 
+        It is in original units (`target_shift` and `target_scale` of a Gaussian), and has the calibration of the fit,
+        as `predict` does. `fit(val_loader=)` chose the variance scale and the temperature (or noise factor) for the
+        linearized predictions. Here the variance scale changes the distance of each sample from their mean, and the
+        probabilities are averaged again.
+
         Args:
             x: M query rows.
             n_samples: the number S >= 2 of samples of the weights.
@@ -185,16 +190,30 @@ class WeightSpaceMixin(CloningMixin):
 
         Returns:
             The prediction: mean and variance over the samples, and in classification the mean of their probabilities.
-            Its `samples` are those of `sample_nonlinear`.
+            Its `samples` are those of `sample_nonlinear`, calibrated and in original units.
 
         Raises:
             UnsupportedError, ModelError: as `sample_nonlinear`.
             NotFittedError, ModelChangedError, DataError: as `variance`.
+
+        Warns:
+            UncalibratedWarning: once per fit, if a posterior at `prior_precision` was not calibrated.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from estimators import LinearizedLaplace
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+            >>> laplace = LinearizedLaplace(model, "classification", prior_precision=5.0)
+            >>> laplace = laplace.fit([(torch.randn(8, 3), torch.randint(0, 2, (8,)))])
+            >>> laplace.predict_nonlinear(torch.randn(4, 3), n_samples=20).probs.shape
+            torch.Size([4, 2])
         """
         n_samples = checked_integer("n_samples", n_samples, at_least=2, remedy="a variance needs two samples.")
         samples = self.sample_nonlinear(x, n_samples, seed=seed)
         averaged = None if self.likelihood.kind == "regression" else samples
-        return replace(self.likelihood.predict(samples.mean(0), samples.var(0), averaged), samples=samples)
+        made = self.likelihood.predict(samples.mean(0), samples.var(0), averaged)
+        return self._finish_prediction(replace(made, samples=samples))
 
     @exclusively
     def jacobians(self, x: PyTree) -> tuple[Tensor, Tensor]:
@@ -420,6 +439,10 @@ class WeightSpaceMixin(CloningMixin):
     @abstractmethod
     def _mean(self, x: PyTree) -> Tensor:
         """Return the mean of the outputs."""
+
+    @abstractmethod
+    def _finish_prediction(self, prediction: Prediction) -> Prediction:
+        """Apply the calibration of the fit, and return the prediction in the units of the targets."""
 
     @abstractmethod
     def _predictive_variance(self, x: PyTree) -> Tensor:

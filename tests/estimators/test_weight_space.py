@@ -11,7 +11,15 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from weight_space_fits import EXACT, GENERAL, LAPLACE, REGVAR, close, kinds, posteriors
 
-from estimators import Categorical, LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
+from estimators import (
+    Categorical,
+    Gaussian,
+    LastLayerLaplace,
+    LinearizedLaplace,
+    LinearResponse,
+    PosteriorDraws,
+    RegVar,
+)
 from estimators.baselines import MAP, DeepEnsemble, SubnetworkLaplace
 from estimators.errors import DataError, ModelChangedError, ModelError, NotFittedError, TooLargeError, UnsupportedError
 from estimators.estimator import weight_space
@@ -208,6 +216,29 @@ def test_nonlinear_predictions_average_forward_passes_of_the_network(kind, poste
         close(made.probs, outputs.softmax(-1).mean(0), rtol=1e-9)
     else:
         close(made.total_variance, outputs.var(0) + 0.6**2, rtol=1e-9)
+
+
+@kinds
+def test_nonlinear_predictions_are_calibrated_and_in_original_units(kind, make_problem):
+    problem = make_problem(kind)
+    shift, scale = torch.tensor([100.0, -30.0]).double(), torch.tensor([10.0, 0.2]).double()
+    regression = kind == "regression"
+    likelihood = Gaussian(0.6, target_shift=shift, target_scale=scale) if regression else problem.likelihood
+    laplace = LinearizedLaplace(problem.model, likelihood, prior_precision=2.5)
+    laplace.fit(problem.loader[:2], val_loader=problem.loader[2:])
+    calibration = laplace.calibration_.calibration
+    factor, second = calibration.variance_scale, calibration.noise_or_temperature
+    assert (factor, second) != (1, 1)
+    outputs = laplace.sample_nonlinear(problem.query, 40, seed=3)
+    made = laplace.predict_nonlinear(problem.query, n_samples=40, seed=3)
+    spread = outputs.mean(0) + factor**0.5 * (outputs - outputs.mean(0))
+    if not regression:
+        close(made.mean, outputs.mean(0) / second, rtol=1e-9)
+        close(made.probs, (spread / second).softmax(-1).mean(0), rtol=1e-9)
+        return
+    close(made.mean, shift + scale * outputs.mean(0), rtol=1e-9)
+    close(made.samples, shift + scale * spread, rtol=1e-9)
+    close(made.std, scale * (factor * outputs.var(0) + (0.6 * second) ** 2).sqrt(), rtol=1e-9)
 
 
 def test_over_the_last_layer_the_network_is_linear_in_its_weights(posterior_fit):
