@@ -27,6 +27,9 @@ class UpdateMixin(UncertaintyEstimator):
 
         The result is the fit on all rows together. After new training of the network, call `fit` instead.
 
+        The prior precision and the calibration that `fit` or `tune` chose on validation rows are kept: `calibration_` is
+        that of the earlier rows. `fit(train_loader, val_loader=...)` on all rows chooses again.
+
         Args:
             new_loader: the new rows, a re-iterable as for `fit`, without the rows of the fit.
 
@@ -62,7 +65,7 @@ class UpdateMixin(UncertaintyEstimator):
                     self._add_rows(objective, combined)
             finally:
                 network.check.forget_gradients()
-        self._set_fitted(combined, None)
+        self.objective_ = combined
         self._report_derivatives(combined)
         return self
 

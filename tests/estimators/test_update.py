@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from estimators import LastLayerLaplace, LinearizedLaplace
-from estimators.errors import NotFittedError, OptionError, UnsupportedError
+from estimators import LastLayerLaplace, LinearizedLaplace, tune
+from estimators.errors import CalibrationNotSavedWarning, NotFittedError, OptionError, UnsupportedError
 from estimators.laplace import SubnetworkLaplace
 
 DELTA = 2.5
@@ -49,6 +49,35 @@ def test_it_is_the_fit_on_all_rows(problem, name, kept):
         fitted.attach_data(problem.loader)
     again = SUMS[name](problem).load_state_dict(fitted.state_dict())
     assert torch.equal(again.variance(problem.query), fitted.variance(problem.query))
+
+
+@pytest.mark.parametrize("name", ["cholesky", "last-full"])
+def test_the_choice_of_the_validation_rows_is_kept(make_problem, name):
+    problem = make_problem("regression")
+    rows, x = [(problem.x[:9], problem.y[:9])], problem.query
+    far = 3 * torch.randn(40, 4, dtype=torch.float64)  # targets that need another prior precision
+    y = SUMS[name](problem).fit(rows).clone_with(prior_precision=0.25).sample(far, 1)[0]
+    fitted = SUMS[name](problem).fit(rows, val_loader=[(far, y + 0.6 * torch.randn_like(y))])
+    record, chosen = fitted.calibration_, fitted.prior_precision_
+    assert chosen != DELTA
+    fitted.update([(problem.x[9:15], problem.y[9:15])])
+    assert fitted.calibration_ is record
+    assert fitted.prior_precision_ == chosen
+    expected = SUMS[name](problem).fit([(problem.x[:15], problem.y[:15])]).clone_with(prior_precision=chosen)
+    again = SUMS[name](problem).load_state_dict(fitted.state_dict())
+    for other in (fitted, again, fitted.clone_with()):
+        assert other.prior_precision_ == pytest.approx(chosen)
+        torch.testing.assert_close(other.variance(x), expected.variance(x), rtol=1e-9, atol=0)
+        calibrated = record.calibration.apply(expected.predict(x))
+        torch.testing.assert_close(other.predict(x).total_variance, calibrated.total_variance, rtol=1e-9, atol=0)
+
+
+def test_a_tuned_fit_still_warns_that_its_calibration_is_not_saved(problem):
+    fitted = SUMS["diag"](problem).fit([(problem.x[:9], problem.y[:9])])
+    tuned = tune(fitted, [(problem.x[9:], problem.y[9:])], option=None)
+    tuned.estimator.update([(problem.x[9:15], problem.y[9:15])])
+    with pytest.warns(CalibrationNotSavedWarning):
+        tuned.estimator.state_dict()
 
 
 def test_what_is_no_sum_is_rejected_and_unchanged(problem):
