@@ -20,10 +20,22 @@ from estimators.numerics.dtype import to_algebra_dtype
 from estimators.objective.objective import Objective
 from estimators.option_checks import checked_precision, shown
 
-__all__ = ["Delta", "EvidenceFunction", "log_det_of", "log_det_of_sum", "log_marginal_likelihood", "prior_vector"]
+__all__ = [
+    "EMPIRICAL_EXPONENT",
+    "LAMBDA_EXPONENT",
+    "Delta",
+    "EvidenceFunction",
+    "log_det_of",
+    "log_det_of_sum",
+    "log_marginal_likelihood",
+    "prior_vector",
+]
 
 Delta: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
 """A prior precision: a number, a tensor with one element, or a mapping from globs over parameter names to these."""
+
+LAMBDA_EXPONENT, EMPIRICAL_EXPONENT = 2, 4
+"""The e of a data curvature that is proportional to σ^−e: the GGN, and the empirical Fisher."""
 
 
 def log_marginal_likelihood(objective: Objective, prior_precision: Tensor, log_det: Tensor) -> Tensor:
@@ -59,39 +71,46 @@ def log_likelihood(objective: Objective) -> Tensor:
 class EvidenceFunction:
     """log p(D) as a differentiable function of δ (P,) and σ, at the θ̂ of a fit and without passes over the data.
 
-    With σ the data's curvature is that of the fit times σ_fit²/σ², and log p(D|θ̂) has the same sum of squares.
+    With σ the data's curvature is that of the fit times (σ_fit/σ)^e, and log p(D|θ̂) has the same sum of squares.
 
     Args:
         objective: that of the fit.
         log_det: (δ (P,), s) -> log |s · G + diag δ| of the data's curvature G.
         fitted_log_likelihood: log p(D|θ̂) at the σ of the fit.
         n_targets: N · C.
+        sigma_exponent: e, `LAMBDA_EXPONENT` for Λ = 1/σ², `EMPIRICAL_EXPONENT` for squares of gradients (f − y)/σ².
     """
 
     objective: Objective
     log_det: Callable[[Tensor, Tensor], Tensor]
     fitted_log_likelihood: Tensor
     n_targets: int
+    sigma_exponent: int = LAMBDA_EXPONENT
 
     @classmethod
-    def of(cls, objective: Objective, log_det: Callable[[Tensor, Tensor], Tensor]) -> EvidenceFunction:
+    def of(
+        cls, objective: Objective, log_det: Callable[[Tensor, Tensor], Tensor], *, sigma_exponent: int = LAMBDA_EXPONENT
+    ) -> EvidenceFunction:
         """Return the function, with one forward pass over the data."""
         n_outputs = objective.network.outputs(next(iter(objective.batches)).x).shape[1]
-        return cls(objective, log_det, log_likelihood(objective), objective.batches.n_data * n_outputs)
+        n_targets = objective.batches.n_data * n_outputs
+        return cls(objective, log_det, log_likelihood(objective), n_targets, sigma_exponent)
 
     def __call__(self, prior_precision: Delta, sigma_noise: float | Tensor | None) -> Tensor:
         """Return log p(D) in nats at δ, one value or (P,), and σ; None: the σ of the fit."""
         if not isinstance(prior_precision, Tensor) or prior_precision.shape != self.objective.theta.shape:
             prior_precision = prior_vector(prior_precision, self.objective.network)
         delta = to_algebra_dtype(prior_precision)
-        fitted, scale = self.fitted_log_likelihood, torch.ones((), dtype=delta.dtype, device=delta.device)
+        fitted, ratio = self.fitted_log_likelihood, torch.ones((), dtype=delta.dtype, device=delta.device)
         if sigma_noise is not None:
-            before, sigma = _fitted_sigma(self.objective), torch.as_tensor(sigma_noise).to(delta)
-            scale = (before / sigma).square()
+            before = _fitted_sigma(self.objective)
+            sigma = torch.as_tensor(sigma_noise, dtype=delta.dtype, device=delta.device)
+            ratio = before / sigma
             half_log_2pi = 0.5 * self.n_targets * math.log(2 * math.pi)
             squares = fitted + self.n_targets * math.log(before) + half_log_2pi  # −Σ (y − f)² / 2σ_fit²
-            fitted = scale * squares - self.n_targets * sigma.log() - half_log_2pi
-        return fitted + _log_prior_and_volume(self.objective, delta, self.log_det(delta, scale))
+            fitted = ratio.square() * squares - self.n_targets * sigma.log() - half_log_2pi
+        log_det = self.log_det(delta, ratio**self.sigma_exponent)
+        return fitted + _log_prior_and_volume(self.objective, delta, log_det)
 
 
 def _fitted_sigma(objective: Objective) -> float:

@@ -26,7 +26,15 @@ from estimators.curvature.sizes import choose_inverse
 from estimators.errors import OptionError, TooLargeError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
-from estimators.laplace.evidence import Delta, EvidenceFunction, log_det_of, log_marginal_likelihood, prior_vector
+from estimators.laplace.evidence import (
+    EMPIRICAL_EXPONENT,
+    LAMBDA_EXPONENT,
+    Delta,
+    EvidenceFunction,
+    log_det_of,
+    log_marginal_likelihood,
+    prior_vector,
+)
 from estimators.laplace.posterior import LinearizedPosterior
 from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
@@ -337,7 +345,9 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
     def evidence_function(self) -> EvidenceFunction:
         """Return log p(D) as a differentiable function of δ and σ, with one forward pass over the data."""
         self._check_fitted()
-        return EvidenceFunction.of(self.objective_, partial(log_det_of, self.data_curvature_))
+        exponent = EMPIRICAL_EXPONENT if self.fisher == "empirical" else LAMBDA_EXPONENT
+        log_det = partial(log_det_of, self.data_curvature_)
+        return EvidenceFunction.of(self.objective_, log_det, sigma_exponent=exponent)
 
 
 def _check_key(curvature: str, structure: str, inverse: str) -> None:

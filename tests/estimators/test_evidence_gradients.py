@@ -38,6 +38,23 @@ def test_it_is_that_of_a_new_fit_and_its_gradient(make_problem, name):
     assert torch.autograd.gradcheck(fitted.log_marginal_likelihood, (delta, sigma))
 
 
+@pytest.mark.parametrize("fisher", ["empirical", "mc"])
+@pytest.mark.parametrize(
+    "options",
+    [{"inverse": "cholesky"}, {"inverse": "dual"}, *({"hessian_structure": s} for s in ("diag", "kron", "ekfac"))],
+)
+def test_another_sigma_is_that_of_a_new_fit_for_other_fishers(make_problem, options, fisher):
+    problem = make_problem("regression")
+    fits = [
+        LinearizedLaplace(problem.model, Gaussian(sigma), prior_precision=DELTA, fisher=fisher, **options).fit(
+            problem.loader
+        )
+        for sigma in (0.7, 1.4)
+    ]
+    found = fits[0].log_marginal_likelihood(sigma_noise=1.4)
+    torch.testing.assert_close(found, fits[1].log_marginal_likelihood(), rtol=1e-9, atol=0)
+
+
 def test_each_value_of_a_mapping_has_a_gradient(make_problem):
     problem = make_problem("classification")
     fitted = LinearizedLaplace(problem.model, problem.likelihood, inverse="dual").fit(problem.loader)
