@@ -18,7 +18,7 @@ from estimators.models.network import Network
 from estimators.models.subsets import delta_of_names
 from estimators.numerics.dtype import to_algebra_dtype
 from estimators.objective.objective import Objective
-from estimators.option_checks import checked_precision, shown
+from estimators.option_checks import checked_number, checked_precision, shown
 
 __all__ = [
     "EMPIRICAL_EXPONENT",
@@ -104,7 +104,7 @@ class EvidenceFunction:
         fitted, ratio = self.fitted_log_likelihood, torch.ones((), dtype=delta.dtype, device=delta.device)
         if sigma_noise is not None:
             before = _fitted_sigma(self.objective)
-            sigma = torch.as_tensor(sigma_noise, dtype=delta.dtype, device=delta.device)
+            sigma = _checked_sigma(sigma_noise, delta)
             ratio = before / sigma
             half_log_2pi = 0.5 * self.n_targets * math.log(2 * math.pi)
             squares = fitted + self.n_targets * math.log(before) + half_log_2pi  # −Σ (y − f)² / 2σ_fit²
@@ -123,6 +123,13 @@ def _fitted_sigma(objective: Objective) -> float:
         received=repr(likelihood),
         remedy="Gaussian(sigma_noise=1.0), or leave sigma_noise out.",
     )
+
+
+def _checked_sigma(value: float | Tensor, like: Tensor) -> Tensor:
+    """Return σ as a scalar tensor, differentiable. Raises OptionError unless it is one positive, finite number."""
+    remedy = "one standard deviation of the noise for all outputs, such as 0.5."
+    checked_number("sigma_noise", value, above=0, remedy=remedy)
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
 
 
 def prior_vector(value: Delta, network: Network) -> Tensor:

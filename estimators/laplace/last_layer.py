@@ -220,12 +220,13 @@ class LastLayerLaplace(UpdateMixin):
         Args:
             prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature: a number or a
                 tensor, or a mapping from globs over parameter names to these. None: the fitted one.
-            sigma_noise: another σ of a regression with one σ, a number or a tensor. None: the fitted one.
+            sigma_noise: another σ > 0 of a regression with one σ, a number or a tensor. None: the fitted one.
 
         Returns:
             A scalar, in nats.
 
         Raises:
+            OptionError: for an invalid δ or σ, and for a σ if the likelihood is not a Gaussian with one σ.
             UnsupportedError: for a δ of 0.
             NotFittedError: before `fit`.
         """

@@ -1,5 +1,7 @@
 """log p(D) as a function of δ and σ: against new fits, finite differences, and dense formulas."""
 
+import math
+
 import pytest
 import torch
 
@@ -53,6 +55,16 @@ def test_another_sigma_is_that_of_a_new_fit_for_other_fishers(make_problem, opti
     ]
     found = fits[0].log_marginal_likelihood(sigma_noise=1.4)
     torch.testing.assert_close(found, fits[1].log_marginal_likelihood(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("sigma", [-1, 0.0, math.inf, math.nan, [0.5, 0.7], torch.tensor([0.5, 0.7]), True, "1"])
+@pytest.mark.parametrize("name", ["cholesky", "last-diag"])
+def test_a_bad_sigma_is_rejected(make_problem, name, sigma):
+    problem = make_problem("regression")
+    fitted = METHODS[name](problem.model, prior_precision=DELTA).fit(problem.loader)
+    for evidence in (fitted.log_marginal_likelihood, fitted.evidence_function()):
+        with pytest.raises(OptionError, match="sigma_noise"):
+            evidence(0.7, sigma)
 
 
 def test_each_value_of_a_mapping_has_a_gradient(make_problem):
