@@ -18,7 +18,7 @@ from estimators.models.network import Network
 from estimators.models.subsets import delta_of_names
 from estimators.numerics.dtype import to_algebra_dtype
 from estimators.objective.objective import Objective
-from estimators.option_checks import checked_number, checked_precision, shown
+from estimators.option_checks import checked_number, checked_precision
 
 __all__ = [
     "EMPIRICAL_EXPONENT",
@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 Delta: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
-"""A prior precision: a number, a tensor with one element, or a mapping from globs over parameter names to these."""
+"""A prior precision: a number, a tensor with one element or one for each weight (P,), or a mapping from globs over
+parameter names to numbers, tensors with one element, and tensors of the shape of the parameter."""
 
 LAMBDA_EXPONENT, EMPIRICAL_EXPONENT = 2, 4
 """The e of a data curvature that is proportional to σ^−e: the GGN, and the empirical Fisher."""
@@ -97,10 +98,8 @@ class EvidenceFunction:
         return cls(objective, log_det, log_likelihood(objective), n_targets, sigma_exponent)
 
     def __call__(self, prior_precision: Delta, sigma_noise: float | Tensor | None) -> Tensor:
-        """Return log p(D) in nats at δ, one value or (P,), and σ; None: the σ of the fit."""
-        if not isinstance(prior_precision, Tensor) or prior_precision.shape != self.objective.theta.shape:
-            prior_precision = prior_vector(prior_precision, self.objective.network)
-        delta = to_algebra_dtype(prior_precision)
+        """Return log p(D) in nats at δ and σ; None: the σ of the fit."""
+        delta = to_algebra_dtype(prior_vector(prior_precision, self.objective.network))
         fitted, ratio = self.fitted_log_likelihood, torch.ones((), dtype=delta.dtype, device=delta.device)
         if sigma_noise is not None:
             before = _fitted_sigma(self.objective)
@@ -133,24 +132,32 @@ def _checked_sigma(value: float | Tensor, like: Tensor) -> Tensor:
 
 
 def prior_vector(value: Delta, network: Network) -> Tensor:
-    """Return δ (P,) from numbers or tensors with one element; it is differentiable with respect to the tensors."""
-    values = value if isinstance(value, Mapping) else {"*": value}
-    if not any(isinstance(v, Tensor) and v.requires_grad for v in values.values()):
-        return delta_of_names(checked_precision(value), network.subset, network.theta)
-    for v in values.values():
-        if isinstance(v, Tensor) and v.numel() != 1:
-            raise OptionError(
-                "prior_precision as numbers or tensors with one element",
-                received=shown(v),
-                remedy='a mapping from names to them, such as {"0.*": delta[0], "*": delta[1]}.',
-            )
-    checked_precision({name: float(torch.as_tensor(v).detach()) for name, v in values.items()})
+    """Return δ (P,), differentiable with respect to tensors that require a gradient.
+
+    Raises:
+        OptionError: for a negative δ, and for tensors of other shapes than those of `Delta`.
+    """
+    checked = checked_precision(value)  # without graphs
+    subset = network.subset
+    if not any(isinstance(v, Tensor) and v.requires_grad for v in _values(value)):
+        return delta_of_names(checked, subset, network.theta)
     theta = to_algebra_dtype(network.theta)
-    if not isinstance(value, Mapping):
-        return torch.as_tensor(value).to(theta).reshape(()).expand_as(theta)
-    numbers = {name: float(i + 1) for i, name in enumerate(values)}
-    which = delta_of_names(numbers, network.subset, theta).long() - 1
-    return torch.stack([torch.as_tensor(v).to(theta).reshape(()) for v in values.values()])[which]
+    if isinstance(value, Tensor):
+        return value.to(theta).reshape(()).expand_as(theta) if value.numel() == 1 else delta_of_names(value, subset, theta)
+    assert isinstance(checked, Mapping)
+    # Each number or entry of a tensor has an index into `entries`, and δ (P,) takes the entries at these indices.
+    tensors = [torch.as_tensor(v, dtype=theta.dtype, device=theta.device) for v in _values(value)]
+    entries, indices, start = torch.cat([t.reshape(-1) for t in tensors]), dict[str, float | Tensor](), 0
+    for name, tensor in zip(checked, tensors, strict=True):
+        several = torch.arange(start, start + tensor.numel(), device=theta.device).view_as(tensor)
+        indices[name] = start if tensor.numel() == 1 else several
+        start += tensor.numel()
+    return entries[delta_of_names(indices, subset, torch.zeros_like(theta, dtype=torch.int64))]
+
+
+def _values(value: Delta) -> list[float | Tensor]:
+    """Return the numbers and tensors of a prior precision."""
+    return list(value.values()) if isinstance(value, Mapping) else [value]
 
 
 def log_det_of(data_curvature: DataCurvature, delta: Tensor, scale: Tensor) -> Tensor:

@@ -215,11 +215,12 @@ class LastLayerLaplace(UpdateMixin):
     ) -> Tensor:
         """Return the Laplace approximation of the log marginal likelihood, over the last layer.
 
-        It is differentiable with respect to tensors that require a gradient, with one element each.
+        It is differentiable with respect to tensors that require a gradient.
 
         Args:
-            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature: a number or a
-                tensor, or a mapping from globs over parameter names to these. None: the fitted one.
+            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature: a number, a
+                tensor (P,), or a mapping from globs over parameter names to numbers or tensors of the parameter's
+                shape. None: the fitted one.
             sigma_noise: another σ > 0 of a regression with one σ, a number or a tensor. None: the fitted one.
 
         Returns:

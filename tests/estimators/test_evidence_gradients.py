@@ -82,6 +82,37 @@ def test_each_value_of_a_mapping_has_a_gradient(make_problem):
         fitted.log_marginal_likelihood(sigma_noise=1.0)
 
 
+@pytest.mark.parametrize("name", ["cholesky", "dual", "diag", "last-full", "last-diag"])
+def test_each_entry_of_a_vector_or_of_tensors_in_a_mapping_has_a_gradient(make_problem, name):
+    problem = make_problem("regression")
+    fitted = METHODS[name](problem.model, prior_precision=DELTA).fit(problem.loader)
+    delta = (0.5 + torch.rand(len(fitted.theta_), dtype=torch.float64)).requires_grad_()
+    expected = fitted.log_marginal_likelihood(delta.detach())
+    torch.testing.assert_close(fitted.log_marginal_likelihood(delta).detach(), expected, rtol=1e-10, atol=0)
+    assert torch.autograd.gradcheck(fitted.log_marginal_likelihood, (delta,))
+
+    def named(bias, other):
+        return fitted.log_marginal_likelihood({"2.bias": bias, "*": other}, 0.9)
+
+    bias, other = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in ([0.6, 1.7], 1.2))
+    expected = fitted.log_marginal_likelihood({"2.bias": bias.detach(), "*": 1.2}, 0.9)
+    torch.testing.assert_close(named(bias, other).detach(), expected, rtol=1e-10, atol=0)
+    assert torch.autograd.gradcheck(named, (bias, other))
+
+
+@pytest.mark.parametrize("entries", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_bad_vector_of_prior_precisions_is_rejected(make_problem, entries, graph):
+    problem = make_problem("regression")
+    fitted = METHODS["cholesky"](problem.model, prior_precision=DELTA).fit(problem.loader)
+    good = torch.ones(len(fitted.theta_), dtype=torch.float64)
+    bad = torch.where(torch.arange(len(good)) == 3, entries, good).requires_grad_(graph)
+    for evidence in (fitted.log_marginal_likelihood, fitted.evidence_function()):
+        for delta in (bad, good[1:].requires_grad_(graph), {"2.bias": good[:5].requires_grad_(graph), "*": 1.0}):
+            with pytest.raises(OptionError, match="prior_precision"):
+                evidence(delta, 1.3)
+
+
 @pytest.mark.parametrize("name", ["cholesky", "kron", "last-full"])
 @pytest.mark.parametrize("given", [DELTA, {"0.*": 1.0, "*": 4.0}])
 def test_at_the_maximum_both_gradients_vanish(make_problem, name, given):
