@@ -99,17 +99,25 @@ class EvidenceFunction:
 
     def __call__(self, prior_precision: Delta, sigma_noise: float | Tensor | None) -> Tensor:
         """Return log p(D) in nats at δ and σ; None: the σ of the fit."""
+        if sigma_noise is None:
+            return self.at_noise_factor(prior_precision, None)
+        before, like = _fitted_sigma(self.objective), to_algebra_dtype(self.objective.theta)
+        return self.at_noise_factor(prior_precision, _checked_sigma(sigma_noise, like) / before)
+
+    def at_noise_factor(self, prior_precision: Delta, factor: Tensor | None) -> Tensor:
+        """Return log p(D) in nats at δ and, for a Gaussian, at the σ of the fit times a factor; None: at its σ."""
         delta = to_algebra_dtype(prior_vector(prior_precision, self.objective.network))
-        fitted, ratio = self.fitted_log_likelihood, torch.ones((), dtype=delta.dtype, device=delta.device)
-        if sigma_noise is not None:
-            before = _fitted_sigma(self.objective)
-            sigma = _checked_sigma(sigma_noise, delta)
-            ratio = before / sigma
-            half_log_2pi = 0.5 * self.n_targets * math.log(2 * math.pi)
-            squares = fitted + self.n_targets * math.log(before) + half_log_2pi  # −Σ (y − f)² / 2σ_fit²
-            fitted = ratio.square() * squares - self.n_targets * sigma.log() - half_log_2pi
-        log_det = self.log_det(delta, ratio**self.sigma_exponent)
-        return fitted + _log_prior_and_volume(self.objective, delta, log_det)
+        if factor is None:
+            scale, fitted = torch.ones((), dtype=delta.dtype, device=delta.device), self.fitted_log_likelihood
+        else:
+            likelihood = self.objective.likelihood
+            assert isinstance(likelihood, Gaussian)
+            log_sigma = torch.as_tensor(likelihood.sigma_noise, dtype=delta.dtype, device=delta.device).log().mean()
+            constant = self.n_targets * (log_sigma + 0.5 * math.log(2 * math.pi))
+            squares = self.fitted_log_likelihood + constant  # −Σ (y − f)² / 2σ_fit²
+            fitted = squares / factor.square() - self.n_targets * factor.log() - constant
+            scale = factor**-self.sigma_exponent
+        return fitted + _log_prior_and_volume(self.objective, delta, self.log_det(delta, scale))
 
 
 def _fitted_sigma(objective: Objective) -> float:
@@ -143,7 +151,9 @@ def prior_vector(value: Delta, network: Network) -> Tensor:
         return delta_of_names(checked, subset, network.theta)
     theta = to_algebra_dtype(network.theta)
     if isinstance(value, Tensor):
-        return value.to(theta).reshape(()).expand_as(theta) if value.numel() == 1 else delta_of_names(value, subset, theta)
+        return (
+            value.to(theta).reshape(()).expand_as(theta) if value.numel() == 1 else delta_of_names(value, subset, theta)
+        )
     assert isinstance(checked, Mapping)
     # Each number or entry of a tensor has an index into `entries`, and δ (P,) takes the entries at these indices.
     tensors = [torch.as_tensor(v, dtype=theta.dtype, device=theta.device) for v in _values(value)]

@@ -27,8 +27,8 @@ class UpdateMixin(UncertaintyEstimator):
 
         The result is the fit on all rows together. After new training of the network, call `fit` instead.
 
-        The prior precision and the calibration that `fit` or `tune` chose on validation rows are kept: `calibration_` is
-        that of the earlier rows. `fit(train_loader, val_loader=...)` on all rows chooses again.
+        The prior precision and the calibration that `fit` chose on validation rows are kept: `calibration_` is that of
+        the earlier rows. `fit(train_loader, val_loader=...)` on all rows chooses again.
 
         Args:
             new_loader: the new rows, a re-iterable as for `fit`, without the rows of the fit.

@@ -149,6 +149,46 @@ def test_the_found_likelihood_keeps_the_units_of_the_targets(make_problem, name)
     torch.testing.assert_close(prediction.total_variance, expected)
 
 
+@pytest.mark.parametrize("name", ["cholesky", "last-full"])
+def test_sigmas_of_outputs_are_searched_by_a_common_factor(make_problem, name):
+    problem = make_problem("regression")
+    kind = type(METHODS[name](problem.model))
+    fitted = kind(problem.model, Gaussian([0.5, 0.7]), prior_precision=DELTA).fit(problem.loader)
+    found = maximize_marginal_likelihood(fitted)
+    factors = found.sigma_noise / torch.tensor([0.5, 0.7], dtype=torch.float64)
+    assert float(factors[0]) == pytest.approx(float(factors[1]))
+    assert float(factors[0]) != pytest.approx(1.0, rel=0.01)
+    best = found.estimator.log_marginal_likelihood()
+    torch.testing.assert_close(float(best), found.log_marginal_likelihood, rtol=1e-9, atol=0)
+    for factor in (0.98, 1.02):
+        other = fitted.clone_with(
+            prior_precision=found.prior_precision, likelihood=Gaussian(found.sigma_noise * factor)
+        )
+        assert float(other.log_marginal_likelihood()) < float(best)
+
+
+@pytest.mark.parametrize("form", ["vector", "mapping", "zero"])
+def test_a_search_over_tensors_is_rejected(make_problem, form):
+    problem = make_problem("regression")
+    n = sum(p.numel() for p in problem.model.parameters())
+    delta = {"vector": torch.ones(n).double(), "mapping": {"2.bias": torch.ones(2).double(), "*": 1.0}}
+    delta = delta.get(form, {"2.bias": 0.0, "*": 1.0})
+    fitted = METHODS["cholesky"](problem.model, prior_precision=delta).fit(problem.loader)
+    with pytest.raises(OptionError, match="numbers"):
+        maximize_marginal_likelihood(fitted)
+
+
+def test_the_search_starts_from_the_chosen_prior_precision(make_problem):
+    problem = make_problem("regression")
+    far = 3 * torch.randn(40, 4, dtype=torch.float64)  # targets that need another prior precision
+    fitted = METHODS["cholesky"](problem.model, prior_precision=DELTA).fit(problem.loader[:2])
+    y = fitted.clone_with(prior_precision=0.25).sample(far, 1)[0]
+    fitted.fit(problem.loader, val_loader=[(far, y + 0.6 * torch.randn_like(y))])
+    assert fitted.prior_precision_ != DELTA
+    found = maximize_marginal_likelihood(fitted)
+    assert found.trace[0] == pytest.approx(float(fitted.log_marginal_likelihood()), rel=1e-9)
+
+
 def test_what_has_no_determinant_is_rejected(make_problem):
     problem = make_problem("regression")
     fitted = LinearizedLaplace(problem.model, problem.likelihood, inverse="cg").fit(problem.loader)
