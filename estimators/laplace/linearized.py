@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self, Unpack
 
@@ -23,6 +24,7 @@ from estimators.curvature.forms import (
 from estimators.curvature.joining import joined_curvature, not_a_sum
 from estimators.curvature.layerwise.blocks import KFAC_APPROXIMATIONS, BlockPrecision, Blocks
 from estimators.curvature.sizes import choose_inverse
+from estimators.data.training_data import AbsentTrainingData, TrainingData
 from estimators.errors import OptionError, TooLargeError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
@@ -75,7 +77,9 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
             and "full" with "cholesky" or "dual".
         mc_samples: sampled labels per row with `fisher="mc"`.
         seed: determines the sampled labels, together with the inputs of each row. They do not depend on the order or
-            the batches of the rows.
+            the batches of the rows. After `update` they are those of a fit on all rows, with one exception: if the fit
+            was loaded without its data, a new row with the inputs of an earlier one has the labels of that one.
+            `attach_data` before `update` avoids it.
         kfac_approx: for "kron" and "ekfac" if a weight is used at several positions of a row, such as tokens or pixels:
             "expand" treats positions as rows; "reduce" averages the inputs over them (Eschenhagen et al. 2023).
 
@@ -148,8 +152,9 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
             self.inverse_ = inverse
             return
 
-    def _build(self, centre: Objective, inverse: str) -> Built:
-        options = GGNOptions(self._fisher, self.kfac_approx, self.rank)
+    def _build(self, centre: Objective, inverse: str, earlier: TrainingData | None = None) -> Built:
+        """Return the curvature of the rows of an objective; sampled labels count equal inputs after `earlier` rows."""
+        options = GGNOptions(replace(self._fisher, earlier=earlier), self.kfac_approx, self.rank)
         return BUILDERS[self.curvature, self.hessian_structure, inverse](centre, options)
 
     @property
@@ -228,7 +233,9 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
             raise not_a_sum(f'hessian_structure="{self.hessian_structure}" with inverse="{self.inverse_}"')
 
     def _add_rows(self, new: Objective, combined: Objective) -> None:
-        added, _ = self._build(centre_of(new, self.curvature), self.inverse_)
+        fitted = self.objective_.batches
+        earlier = None if isinstance(fitted, AbsentTrainingData) else fitted
+        added, _ = self._build(centre_of(new, self.curvature), self.inverse_, earlier)
         self._set_curvature(combined, joined_curvature(self.data_curvature_, added))
 
     def _on_data_attached(self, objective: Objective) -> None:

@@ -51,6 +51,23 @@ def test_it_is_the_fit_on_all_rows(problem, name, kept):
     assert torch.equal(again.variance(problem.query), fitted.variance(problem.query))
 
 
+@pytest.mark.parametrize("options", [{"inverse": "cholesky"}, {"inverse": "dual"}, {"hessian_structure": "diag"}])
+def test_sampled_labels_of_repeated_inputs_are_those_of_a_fit_on_all_rows(problem, options):
+    x, y = torch.cat([problem.x, problem.x[:8], problem.x[:2]]), torch.cat([problem.y, problem.y[:8], problem.y[:2]])
+    parts = [list(zip(x[i:j].split(6), y[i:j].split(6), strict=True)) for i, j in ((0, 20), (20, 27), (27, 30))]
+    options = {**options, "prior_precision": DELTA, "fisher": "mc", "mc_samples": 2, "seed": 5}
+
+    def made():
+        return LinearizedLaplace(problem.model, problem.likelihood, **options)
+
+    together = made().fit([batch for part in parts for batch in part])
+    fitted = made().fit(parts[0]).update(parts[1]).update(parts[2])
+    torch.testing.assert_close(fitted.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
+    loaded = made().load_state_dict(made().fit(parts[0]).state_dict()).attach_data(parts[0])
+    loaded.update(parts[1]).update(parts[2])
+    torch.testing.assert_close(loaded.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("name", ["cholesky", "last-full"])
 def test_the_choice_of_the_validation_rows_is_kept(make_problem, name):
     problem = make_problem("regression")
