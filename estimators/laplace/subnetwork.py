@@ -41,6 +41,8 @@ class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
         A_S = Σₙ (Jₙᵀ Λₙ Jₙ)_SS + δ_S          covariance(x) = J_S A_S⁻¹ J_Sᵀ, (C, C)
 
     The variance is at most that of LinearizedLaplace over `subset_of_weights`.
+    `update` adds rows in one pass over them if S does not depend on the data. With `chosen_by="variance"`, S is chosen
+    again from all rows: the new fit passes over the earlier rows, too, and a loaded fit needs `attach_data` before.
     Weights that no training row uses, such as those of pixels that are always 0, have the largest marginal variance,
     1/δ, and change no output. If there are many of them, choose by magnitude.
 
@@ -111,11 +113,21 @@ class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
         needed = bytes_needed(n, algebra_dtype(device).itemsize)
         check_fits_memory(f"the precision of {n} weights", needed, device=device, remedy="fewer n_parameters.")
         if index is None:
-            scores = objective.theta.abs() if self.chosen_by == "magnitude" else _marginal_variance(objective)
-            index = scores.sort(descending=True, stable=True).indices[:n].sort().values
+            index = self._chosen_index(objective, n)
         with objective.network.pass_counter.phase("curvature"):
             matrix = DenseCurvature(_ggn_of(objective, index), exact_hessian=False)
         self._set_curvature(matrix, index, objective)
+
+    def _chosen_index(self, objective: Objective, n: int) -> Tensor:
+        """Return the indices of the n weights with the largest scores, ascending."""
+        scores = objective.theta.abs() if self.chosen_by == "magnitude" else _marginal_variance(objective)
+        return scores.sort(descending=True, stable=True).indices[:n].sort().values
+
+    @property
+    def _chosen_by_data(self) -> bool:
+        """Whether other training rows may lead to other weights S."""
+        is_choice = self.subnetwork_indices is None and self.n_parameters < self.network_.n_parameters
+        return is_choice and self.chosen_by == "variance"
 
     def _set_curvature(self, matrix: DenseCurvature, index: Tensor, objective: Objective) -> None:
         self.data_curvature_, self.index_ = matrix, index
@@ -128,9 +140,12 @@ class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
         self._set_curvature(DenseCurvature(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
 
     def _check_updatable(self) -> None:
-        pass  # a dense GGN of the weights S of the fit is a sum
+        pass  # a dense GGN of weights S is a sum
 
     def _add_rows(self, new: Objective, combined: Objective) -> None:
+        if self._chosen_by_data:
+            self._fit(combined, progress_bar=False)
+            return
         matrix = self.data_curvature_.matrix + _ggn_of(new, self.index_)
         self._set_curvature(DenseCurvature(matrix, exact_hessian=False), self.index_, combined)
 

@@ -68,6 +68,35 @@ def test_sampled_labels_of_repeated_inputs_are_those_of_a_fit_on_all_rows(proble
     torch.testing.assert_close(loaded.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("options", [{"n_parameters": 6}, {"n_parameters": 6, "chosen_by": "magnitude"}, {}])
+def test_the_weights_of_a_subnetwork_are_chosen_from_all_rows(problem, options):
+    x = problem.x.clone()
+    x[:9, 0] = 0  # the earlier rows leave the first input unused
+
+    def made():
+        return SubnetworkLaplace(problem.model, problem.likelihood, prior_precision=DELTA, **options)
+
+    earlier, new = [(x[:9], problem.y[:9])], [(x[9:14], problem.y[9:14]), (x[14:], problem.y[14:])]
+    together = made().fit([*earlier, *new])
+    fitted = made().fit(earlier)
+    by_data = options == {"n_parameters": 6}
+    assert torch.equal(fitted.index_, together.index_) is not by_data
+    state = fitted.state_dict()
+    fitted.update(new)
+    assert torch.equal(fitted.index_, together.index_)
+    torch.testing.assert_close(fitted.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
+    loaded = made().load_state_dict(state)
+    if by_data:
+        before = loaded.variance(problem.query)
+        with pytest.raises(NotFittedError, match="attach_data"):
+            loaded.update(new)
+        assert loaded.n_data_ == 9
+        assert torch.equal(loaded.variance(problem.query), before)
+        loaded.attach_data(earlier)
+    loaded.update(new)
+    torch.testing.assert_close(loaded.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("name", ["cholesky", "last-full"])
 def test_the_choice_of_the_validation_rows_is_kept(make_problem, name):
     problem = make_problem("regression")
