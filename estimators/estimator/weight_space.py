@@ -267,6 +267,15 @@ class WeightSpaceMixin(CloningMixin):
             TooLargeError: if the matrix does not fit into memory.
             UnsupportedError: if this estimator has no precision over weights.
             NotFittedError: before `fit`.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from estimators import LinearizedLaplace
+            >>> laplace = LinearizedLaplace(nn.Linear(3, 2), "regression", prior_precision=2.0)
+            >>> precision = laplace.fit([(torch.randn(8, 3), torch.randn(8, 2))]).posterior_precision()
+            >>> precision.shape, bool((precision.diagonal() > 2.0).all())
+            (torch.Size([8, 8]), True)
         """
         unit = self._unit_matrix("the posterior precision")
         return self._weight_precision().multiply(unit)
@@ -276,7 +285,7 @@ class WeightSpaceMixin(CloningMixin):
         """Return the posterior covariance A⁻¹ of the fitted weights as a dense matrix.
 
         Returns:
-            (P, P), in weight², in the order of `weight_names_`.
+            (P, P), in weight², in the order of `weight_names_`. SubnetworkLaplace: (n, n), over `index_`.
 
         Raises:
             TooLargeError: if the matrix does not fit into memory.

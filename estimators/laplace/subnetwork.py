@@ -160,8 +160,25 @@ class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
             NotFittedError: before `fit`.
         """
         self._check_fitted()
-        unit = torch.eye(len(self.index_), dtype=self.theta_.dtype, device=self.theta_.device)
-        return self.precision_.inner.multiply(unit)
+        return self.precision_.inner.multiply(self._unit_vectors())
+
+    @exclusively
+    def posterior_covariance(self) -> Tensor:
+        """Return the posterior covariance A_S⁻¹ of the chosen weights as a dense matrix.
+
+        Returns:
+            (n, n), in weight², over `index_`: the other weights are fixed, and have a `posterior_variance` of 0.
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        self._check_fitted()
+        covariance = self.precision_.inner.solve(self._unit_vectors())
+        return 0.5 * (covariance + covariance.T)
+
+    def _unit_vectors(self) -> Tensor:
+        """Return the unit matrix (n, n); A_S of this size is stored."""
+        return torch.eye(len(self.index_), dtype=self.theta_.dtype, device=self.theta_.device)
 
     def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         inner, theta = self.precision_.inner, self.theta_
