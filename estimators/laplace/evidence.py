@@ -39,24 +39,32 @@ LAMBDA_EXPONENT, EMPIRICAL_EXPONENT = 2, 4
 """The e of a data curvature that is proportional to σ^−e: the GGN, and the empirical Fisher."""
 
 
-def log_marginal_likelihood(objective: Objective, prior_precision: Tensor, log_det: Tensor) -> Tensor:
+def log_marginal_likelihood(
+    objective: Objective, prior_precision: Tensor, log_det: Tensor, index: Tensor | None = None
+) -> Tensor:
     """Return log p(D|θ̂) − ½ Σ δ(θ̂−θ₀)² + ½ Σ log δ − ½ log|A|, a scalar in nats.
 
-    The 2π of the prior and of the Gaussian integral cancel. Raises UnsupportedError for an improper prior (a δ of 0),
-    which has no evidence.
+    The 2π of the prior and of the Gaussian integral cancel. With `index`, the sums are over these entries of θ, and A
+    is that of these entries: all others are fixed. Raises UnsupportedError for an improper prior (a δ of 0), which has
+    no evidence.
     """
-    return log_likelihood(objective) + _log_prior_and_volume(objective, prior_precision, log_det)
+    return log_likelihood(objective) + _log_prior_and_volume(objective, prior_precision, log_det, index)
 
 
-def _log_prior_and_volume(objective: Objective, prior_precision: Tensor, log_det: Tensor) -> Tensor:
+def _log_prior_and_volume(
+    objective: Objective, prior_precision: Tensor, log_det: Tensor, index: Tensor | None
+) -> Tensor:
     """Return − ½ Σ δ(θ̂−θ₀)² + ½ Σ log δ − ½ log|A|."""
+    uncertain = slice(None) if index is None else index
+    prior_precision = prior_precision[uncertain]
     if not bool((prior_precision > 0).all()):
         raise UnsupportedError(
             "a proper prior for a marginal likelihood",
             received="prior_precision 0 for some parameters",
             remedy="give every parameter a positive prior_precision.",
         )
-    delta, theta, mean = map(to_algebra_dtype, (prior_precision, objective.theta, objective.prior.mean))
+    theta, mean = objective.theta[uncertain], objective.prior.mean[uncertain]
+    delta, theta, mean = map(to_algebra_dtype, (prior_precision, theta, mean))
     scatter = (delta * (theta - mean).square()).sum()
     return -0.5 * (scatter - delta.log().sum() + log_det)
 
@@ -79,6 +87,7 @@ class EvidenceFunction:
         log_det: (δ (P,), s) -> log |s · G + diag δ| of the data's curvature G.
         fitted_log_likelihood: log p(D|θ̂) at the σ of the fit.
         n_targets: N · C.
+        index: the entries of θ that are uncertain; None: all.
         sigma_exponent: e, `LAMBDA_EXPONENT` for Λ = 1/σ², `EMPIRICAL_EXPONENT` for squares of gradients (f − y)/σ².
     """
 
@@ -86,16 +95,22 @@ class EvidenceFunction:
     log_det: Callable[[Tensor, Tensor], Tensor]
     fitted_log_likelihood: Tensor
     n_targets: int
+    index: Tensor | None = None
     sigma_exponent: int = LAMBDA_EXPONENT
 
     @classmethod
     def of(
-        cls, objective: Objective, log_det: Callable[[Tensor, Tensor], Tensor], *, sigma_exponent: int = LAMBDA_EXPONENT
+        cls,
+        objective: Objective,
+        log_det: Callable[[Tensor, Tensor], Tensor],
+        *,
+        index: Tensor | None = None,
+        sigma_exponent: int = LAMBDA_EXPONENT,
     ) -> EvidenceFunction:
         """Return the function, with one forward pass over the data."""
         n_outputs = objective.network.outputs(next(iter(objective.batches)).x).shape[1]
         n_targets = objective.batches.n_data * n_outputs
-        return cls(objective, log_det, log_likelihood(objective), n_targets, sigma_exponent)
+        return cls(objective, log_det, log_likelihood(objective), n_targets, index, sigma_exponent)
 
     def __call__(self, prior_precision: Delta, sigma_noise: float | Tensor | None) -> Tensor:
         """Return log p(D) in nats at δ and σ; None: the σ of the fit."""
@@ -117,7 +132,7 @@ class EvidenceFunction:
             squares = self.fitted_log_likelihood + constant  # −Σ (y − f)² / 2σ_fit²
             fitted = squares / factor.square() - self.n_targets * factor.log() - constant
             scale = factor**-self.sigma_exponent
-        return fitted + _log_prior_and_volume(self.objective, delta, self.log_det(delta, scale))
+        return fitted + _log_prior_and_volume(self.objective, delta, self.log_det(delta, scale), self.index)
 
 
 def _fitted_sigma(objective: Objective) -> float:

@@ -28,19 +28,11 @@ from estimators.data.training_data import AbsentTrainingData, TrainingData
 from estimators.errors import OptionError, TooLargeError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
-from estimators.laplace.evidence import (
-    EMPIRICAL_EXPONENT,
-    LAMBDA_EXPONENT,
-    Delta,
-    EvidenceFunction,
-    log_det_of,
-    log_marginal_likelihood,
-    prior_vector,
-)
+from estimators.laplace.evidence import EMPIRICAL_EXPONENT, LAMBDA_EXPONENT, EvidenceFunction, log_det_of
+from estimators.laplace.evidence_mixin import EvidenceMixin
 from estimators.laplace.posterior import LinearizedPosterior
 from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
-from estimators.models.exclusive import exclusively
 from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
 from estimators.option_checks import checked_choice, checked_integer, checked_seed, shown
@@ -49,7 +41,7 @@ from estimators.persistence.state import Learned
 __all__ = ["LinearizedLaplace"]
 
 
-class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
+class LinearizedLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
     """Linearized Laplace (MacKay 1992; Immer et al. 2021, equations 9 and 12), exact for the chosen parameters.
 
         A = Σₙ Jₙᵀ Λₙ Jₙ + δ  ("ggn")   or   ∇²L(θ̂)  ("hessian")        covariance(x) = J(x) A⁻¹ J(x)ᵀ, (C, C)
@@ -317,42 +309,11 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
         )
         return (precision.transposed_times(g) + precision.prior_precision.sqrt() * z).to(theta.dtype)
 
-    @exclusively
-    def log_marginal_likelihood(
-        self, prior_precision: Delta | None = None, sigma_noise: float | Tensor | None = None
-    ) -> Tensor:
-        """Return the Laplace approximation of the log marginal likelihood (Immer et al. 2021, equation 7).
-
-            log p(D) ≈ −L(θ̂) + ½ log|δ| − ½ log|A|
-
-        It is differentiable with respect to tensors that require a gradient.
-
-        Args:
-            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature: a number, a
-                tensor (P,), or a mapping from globs over parameter names to numbers or tensors of the parameter's
-                shape. None: the fitted one.
-            sigma_noise: another σ > 0 of a regression with one σ, a number or a tensor. None: the fitted one.
-
-        Returns:
-            A scalar, in nats.
-
-        Raises:
-            OptionError: for an invalid δ or σ, and for a σ if the likelihood is not a Gaussian with one σ.
-            UnsupportedError: for a form without a determinant ("cg"), and for a δ of 0.
-            NotFittedError: before `fit`.
-        """
-        self._check_fitted()
-        if prior_precision is None and sigma_noise is None:
-            return log_marginal_likelihood(self.objective_, self.objective_.prior.precision, self.precision_.log_det())
-        vector = self.objective_.prior.precision
-        if prior_precision is not None:
-            vector = prior_vector(prior_precision, self.network_)
-        if sigma_noise is None and not vector.requires_grad:
-            return log_marginal_likelihood(self.objective_, vector, self.data_curvature_.precision(vector).log_det())
-        return self.evidence_function()(vector, sigma_noise)
+    def _log_det_at(self, delta: Tensor) -> Tensor:
+        is_fitted = delta is self.objective_.prior.precision
+        return (self.precision_ if is_fitted else self.data_curvature_.precision(delta)).log_det()
 
     def evidence_function(self) -> EvidenceFunction:
-        """Return log p(D) as a differentiable function of δ and σ, with one forward pass over the data."""
         self._check_fitted()
         exponent = EMPIRICAL_EXPONENT if self.fisher == "empirical" else LAMBDA_EXPONENT
         log_det = partial(log_det_of, self.data_curvature_)

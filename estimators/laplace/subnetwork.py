@@ -16,6 +16,8 @@ from estimators.curvature.forms import DenseCurvature
 from estimators.errors import OptionError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
+from estimators.laplace.evidence import EvidenceFunction, log_det_of_sum
+from estimators.laplace.evidence_mixin import EvidenceMixin
 from estimators.laplace.posterior import LinearizedPosterior
 from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
@@ -35,7 +37,7 @@ _N_PARAMETERS = 1000
 """The default size of a subnetwork: its precision takes 8 MB."""
 
 
-class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
+class SubnetworkLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
     """Linearized Laplace with the full GGN of a set S of single weights (Daxberger et al. 2021, subnetwork inference).
 
         A_S = Σₙ (Jₙᵀ Λₙ Jₙ)_SS + δ_S          covariance(x) = J_S A_S⁻¹ J_Sᵀ, (C, C)
@@ -148,6 +150,22 @@ class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
             return
         matrix = self.data_curvature_.matrix + _ggn_of(new, self.index_)
         self._set_curvature(DenseCurvature(matrix, exact_hessian=False), self.index_, combined)
+
+    def evidence_function(self) -> EvidenceFunction:
+        self._check_fitted()
+        index, matrix = self.index_, self.data_curvature_.matrix
+
+        def log_det(delta: Tensor, scale: Tensor) -> Tensor:
+            return log_det_of_sum(matrix, delta[index], scale)
+
+        return EvidenceFunction.of(self.objective_, log_det, index=index)
+
+    def _log_det_at(self, delta: Tensor) -> Tensor:
+        return self.data_curvature_.precision(delta[self.index_]).log_det()
+
+    @property
+    def _evidence_index(self) -> Tensor:
+        return self.index_
 
     @exclusively
     def posterior_precision(self) -> Tensor:

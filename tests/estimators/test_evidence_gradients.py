@@ -1,5 +1,6 @@
 """log p(D) as a function of δ and σ: against new fits, finite differences, and dense formulas."""
 
+import doctest
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from estimators import Gaussian, LastLayerLaplace, LinearizedLaplace
 from estimators.errors import OptionError, UnsupportedError
-from estimators.laplace import maximize_marginal_likelihood
+from estimators.laplace import SubnetworkLaplace, evidence_mixin, maximize_marginal_likelihood
 
 DELTA, SIGMA = 2.5, 0.6
 
@@ -21,6 +22,9 @@ METHODS = {
     "dual": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), inverse="dual", **options),
     "kron": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), hessian_structure="kron", **options),
     "diag": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), hessian_structure="diag", **options),
+    "subnetwork": lambda model, **options: SubnetworkLaplace(
+        model, Gaussian(SIGMA), subnetwork_indices=[0, 3, 20, 29], **options
+    ),
     "last-full": lambda model, **options: LastLayerLaplace(model, Gaussian(SIGMA), **options),
     "last-kron": lambda model, **options: LastLayerLaplace(model, Gaussian(SIGMA), hessian_structure="kron", **options),
     "last-diag": lambda model, **options: LastLayerLaplace(model, Gaussian(SIGMA), hessian_structure="diag", **options),
@@ -38,6 +42,24 @@ def test_it_is_that_of_a_new_fit_and_its_gradient(make_problem, name):
     other._fit(other.objective_, progress_bar=False)
     torch.testing.assert_close(found.detach(), other.log_marginal_likelihood(), rtol=1e-10, atol=0)
     assert torch.autograd.gradcheck(fitted.log_marginal_likelihood, (delta, sigma))
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_the_evidence_of_a_subnetwork_is_the_dense_formula(make_problem, by_hand, kind):
+    problem, index = make_problem(kind), torch.tensor([0, 3, 20, 29])
+    options = {"prior_precision": DELTA, "prior_mean": 0.3}
+    fitted = SubnetworkLaplace(problem.model, problem.likelihood, subnetwork_indices=index, **options)
+    fitted.fit(problem.loader)
+    ggn = by_hand(problem).data_ggn()[index][:, index]
+    theta = fitted.theta_[index]
+    for delta in (DELTA, 0.4):
+        log_lik = -problem.likelihood.nll(problem.model(problem.x).detach(), problem.y).sum()
+        log_det = torch.logdet(ggn + delta * torch.eye(4, dtype=torch.float64))
+        prior = 4 * math.log(delta) - delta * (theta - 0.3).square().sum()
+        torch.testing.assert_close(fitted.log_marginal_likelihood(delta), log_lik + 0.5 * (prior - log_det))
+    whole = SubnetworkLaplace(problem.model, problem.likelihood, n_parameters=999, **options).fit(problem.loader)
+    exact = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(problem.loader)
+    torch.testing.assert_close(whole.log_marginal_likelihood(), exact.log_marginal_likelihood(), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("fisher", ["empirical", "mc"])
@@ -82,7 +104,7 @@ def test_each_value_of_a_mapping_has_a_gradient(make_problem):
         fitted.log_marginal_likelihood(sigma_noise=1.0)
 
 
-@pytest.mark.parametrize("name", ["cholesky", "dual", "diag", "last-full", "last-diag"])
+@pytest.mark.parametrize("name", ["cholesky", "dual", "diag", "subnetwork", "last-full", "last-diag"])
 def test_each_entry_of_a_vector_or_of_tensors_in_a_mapping_has_a_gradient(make_problem, name):
     problem = make_problem("regression")
     fitted = METHODS[name](problem.model, prior_precision=DELTA).fit(problem.loader)
@@ -194,3 +216,8 @@ def test_what_has_no_determinant_is_rejected(make_problem):
     fitted = LinearizedLaplace(problem.model, problem.likelihood, inverse="cg").fit(problem.loader)
     with pytest.raises(UnsupportedError, match="differentiable"):
         maximize_marginal_likelihood(fitted)
+
+
+def test_the_examples_of_the_module_run():
+    assert doctest.testmod(evidence_mixin).failed == 0
+    assert doctest.testmod(evidence_mixin).attempted > 5

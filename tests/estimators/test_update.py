@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from estimators import LastLayerLaplace, LinearizedLaplace, tune
+from estimators import LastLayerLaplace, LinearizedLaplace, RegVar, tune
+from estimators.baselines import MAP
 from estimators.errors import CalibrationNotSavedWarning, NotFittedError, OptionError, UnsupportedError
 from estimators.laplace import SubnetworkLaplace
 
@@ -39,8 +40,6 @@ def test_it_is_the_fit_on_all_rows(problem, name, kept):
     together = SUMS[name](problem).fit(problem.loader)
     torch.testing.assert_close(fitted.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
     assert fitted.n_data_ == len(problem.x)
-    if name == "subnetwork":
-        return
     if kept:
         torch.testing.assert_close(fitted.log_marginal_likelihood(), together.log_marginal_likelihood())
     else:
@@ -135,6 +134,21 @@ def test_what_is_no_sum_is_rejected_and_unchanged(problem):
     fitted = LastLayerLaplace(problem.model, problem.likelihood, hessian_structure="kron").fit(problem.loader)
     with pytest.raises(UnsupportedError, match="sum over rows"):
         fitted.update(problem.loader)
+
+
+@pytest.mark.parametrize("kind", [MAP, RegVar, LastLayerLaplace])
+def test_estimators_without_updates_or_evidence_say_so(problem, kind):
+    estimator = kind(problem.model, problem.likelihood)
+    queries = [lambda: estimator.update(problem.loader), estimator.log_marginal_likelihood]
+    for query in queries:
+        with pytest.raises(NotFittedError):
+            query()
+    if kind is LastLayerLaplace:
+        return
+    estimator.fit(problem.loader)
+    for query in queries:
+        with pytest.raises(UnsupportedError, match=kind.__name__):
+            query()
 
 
 def test_a_subnetwork_of_given_weights_is_the_dense_formula(problem, by_hand):

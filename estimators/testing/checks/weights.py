@@ -38,6 +38,7 @@ def _optional_queries(estimator: UncertaintyEstimator, x: torch.Tensor) -> dict[
         "posterior_precision": estimator.posterior_precision,
         "posterior_covariance": estimator.posterior_covariance,
         "posterior_variance": estimator.posterior_variance,
+        "log_marginal_likelihood": estimator.log_marginal_likelihood,
         "variance of inputs that require a gradient": lambda: estimator.variance(x.clone().requires_grad_()),
     }
 
