@@ -161,6 +161,15 @@ class WeightSpaceMixin(CloningMixin):
             UnsupportedError: if this estimator has no posterior over weights to sample from.
             ModelError: if the network cannot be computed at other weights.
             NotFittedError, ModelChangedError, DataError: as `variance`.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from estimators import LinearizedLaplace
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+            >>> laplace = LinearizedLaplace(model, "regression").fit([(torch.randn(8, 3), torch.randn(8, 2))])
+            >>> laplace.sample_nonlinear(torch.randn(4, 3), 5).shape
+            torch.Size([5, 4, 2])
         """
         x = self._prepare_query(x)
         shape, network = self._check_query(x), self.network_
@@ -393,6 +402,15 @@ class WeightSpaceMixin(CloningMixin):
 
         Raises:
             NotFittedError, ModelChangedError, DataError: as `variance`.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from estimators import LastLayerLaplace
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+            >>> laplace = LastLayerLaplace(model, "regression").fit([(torch.randn(8, 3), torch.randn(8, 2))])
+            >>> laplace.sample_independent(torch.randn(4, 3), 5, seed=1).shape
+            torch.Size([5, 4, 2])
         """
         x = self._prepare_query(x)
         n_samples = checked_integer("n_samples", n_samples, at_least=1, remedy="request at least one sample.")
