@@ -14,12 +14,13 @@ order of the rows. Rows with equal inputs have samples of their own: the i-th su
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from estimators.data.batch import Batch
 from estimators.errors import UnsupportedError
 from estimators.likelihoods import Likelihood
 from estimators.numerics.dtype import to_algebra_dtype
@@ -47,12 +48,15 @@ class Fisher:
         mc_samples: sampled labels per row, for "mc".
         seed: determines the sampled labels.
         first_sample: the index of the first sampled label of each row.
+        earlier: for "mc", batches whose rows count as read before those of an objective, so that a row with the inputs
+            of an earlier one has another sample; None: no batches.
     """
 
     kind: str = "exact"
     mc_samples: int = 1
     seed: int = 0
     first_sample: int = 0
+    earlier: Iterable[Batch] | None = None
 
     def with_other_samples(self) -> Fisher:
         """Return an estimate from other labels, independent of the first `mc_samples` ones."""
@@ -65,6 +69,9 @@ class Fisher:
     def batches(self, objective: Objective) -> Iterator[tuple[PyTree, PyTree]]:
         """Yield the inputs of each batch, and what `cotangents` needs besides the outputs: pytrees with rows."""
         seen = Counter[bytes]()
+        if self.kind == "mc" and self.earlier is not None:
+            for batch in self.earlier:
+                seen.update(row_hashes(batch.x))
         for batch in objective.batches:
             yield batch.x, (batch.y, _row_keys(batch.x, seen)) if self.kind == "mc" else (batch.y,)
 

@@ -401,6 +401,51 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
         self._check_query(x)
         return self._score(without_graph(x)).detach()
 
+    def update(self, new_loader: Iterable[Any]) -> Self:  # noqa: ARG002
+        """Add training rows to this fit, at the same weights, if its curvature is a sum over rows.
+
+        Args:
+            new_loader: the new rows, a re-iterable as for `fit`, without the rows of the fit.
+
+        Returns:
+            This estimator, over all rows.
+
+        Raises:
+            UnsupportedError: if rows cannot be added to a fit of this estimator.
+            NotFittedError: before `fit`.
+        """
+        self._check_fitted()
+        raise UnsupportedError(
+            "an estimator to whose fit rows can be added",
+            received=type(self).__name__,
+            remedy="fit(train_loader) with all rows; or LinearizedLaplace, LastLayerLaplace or SubnetworkLaplace.",
+        )
+
+    def log_marginal_likelihood(
+        self,
+        prior_precision: PriorOption | None = None,  # noqa: ARG002
+        sigma_noise: float | Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the log marginal likelihood log p(D) of the fit, if this estimator has one.
+
+        Args:
+            prior_precision: another δ. None: the fitted one.
+            sigma_noise: another σ of a regression. None: the fitted one.
+
+        Returns:
+            A scalar, in nats.
+
+        Raises:
+            UnsupportedError: if this estimator has no marginal likelihood.
+            NotFittedError: before `fit`.
+        """
+        self._check_fitted()
+        raise UnsupportedError(
+            "an estimator with a marginal likelihood",
+            received=type(self).__name__,
+            remedy="LinearizedLaplace, LastLayerLaplace or SubnetworkLaplace.",
+        )
+
     @exclusively
     def predict(self, x: PyTree, *, link_approx: str = "probit", n_samples: int = 100) -> Prediction:
         """Return the predictive distribution: mean, epistemic variance, and noise or class probabilities.

@@ -161,6 +161,15 @@ class WeightSpaceMixin(CloningMixin):
             UnsupportedError: if this estimator has no posterior over weights to sample from.
             ModelError: if the network cannot be computed at other weights.
             NotFittedError, ModelChangedError, DataError: as `variance`.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from estimators import LinearizedLaplace
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+            >>> laplace = LinearizedLaplace(model, "regression").fit([(torch.randn(8, 3), torch.randn(8, 2))])
+            >>> laplace.sample_nonlinear(torch.randn(4, 3), 5).shape
+            torch.Size([5, 4, 2])
         """
         x = self._prepare_query(x)
         shape, network = self._check_query(x), self.network_
@@ -178,6 +187,11 @@ class WeightSpaceMixin(CloningMixin):
     def predict_nonlinear(self, x: PyTree, *, n_samples: int = 100, seed: int = 0) -> Prediction:
         """Return the predictive distribution of the network itself, without linearization, over sampled weights.
 
+        It is in original units (`target_shift` and `target_scale` of a Gaussian), and has the calibration of the fit,
+        as `predict` does. `fit(val_loader=)` chose the variance scale and the temperature (or noise factor) for the
+        linearized predictions. Here the variance scale changes the distance of each sample from their mean, and the
+        probabilities are averaged again.
+
         Args:
             x: M query rows.
             n_samples: the number S >= 2 of samples of the weights.
@@ -185,16 +199,30 @@ class WeightSpaceMixin(CloningMixin):
 
         Returns:
             The prediction: mean and variance over the samples, and in classification the mean of their probabilities.
-            Its `samples` are those of `sample_nonlinear`.
+            Its `samples` are those of `sample_nonlinear`, calibrated and in original units.
 
         Raises:
             UnsupportedError, ModelError: as `sample_nonlinear`.
             NotFittedError, ModelChangedError, DataError: as `variance`.
+
+        Warns:
+            UncalibratedWarning: once per fit, if a posterior at `prior_precision` was not calibrated.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from estimators import LinearizedLaplace
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+            >>> laplace = LinearizedLaplace(model, "classification", prior_precision=5.0)
+            >>> laplace = laplace.fit([(torch.randn(8, 3), torch.randint(0, 2, (8,)))])
+            >>> laplace.predict_nonlinear(torch.randn(4, 3), n_samples=20).probs.shape
+            torch.Size([4, 2])
         """
         n_samples = checked_integer("n_samples", n_samples, at_least=2, remedy="a variance needs two samples.")
         samples = self.sample_nonlinear(x, n_samples, seed=seed)
         averaged = None if self.likelihood.kind == "regression" else samples
-        return replace(self.likelihood.predict(samples.mean(0), samples.var(0), averaged), samples=samples)
+        made = self.likelihood.predict(samples.mean(0), samples.var(0), averaged)
+        return self._finish_prediction(replace(made, samples=samples))
 
     @exclusively
     def jacobians(self, x: PyTree) -> tuple[Tensor, Tensor]:
@@ -248,6 +276,15 @@ class WeightSpaceMixin(CloningMixin):
             TooLargeError: if the matrix does not fit into memory.
             UnsupportedError: if this estimator has no precision over weights.
             NotFittedError: before `fit`.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from estimators import LinearizedLaplace
+            >>> laplace = LinearizedLaplace(nn.Linear(3, 2), "regression", prior_precision=2.0)
+            >>> precision = laplace.fit([(torch.randn(8, 3), torch.randn(8, 2))]).posterior_precision()
+            >>> precision.shape, bool((precision.diagonal() > 2.0).all())
+            (torch.Size([8, 8]), True)
         """
         unit = self._unit_matrix("the posterior precision")
         return self._weight_precision().multiply(unit)
@@ -257,7 +294,7 @@ class WeightSpaceMixin(CloningMixin):
         """Return the posterior covariance A⁻¹ of the fitted weights as a dense matrix.
 
         Returns:
-            (P, P), in weight², in the order of `weight_names_`.
+            (P, P), in weight², in the order of `weight_names_`. SubnetworkLaplace: (n, n), over `index_`.
 
         Raises:
             TooLargeError: if the matrix does not fit into memory.
@@ -365,6 +402,15 @@ class WeightSpaceMixin(CloningMixin):
 
         Raises:
             NotFittedError, ModelChangedError, DataError: as `variance`.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from estimators import LastLayerLaplace
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+            >>> laplace = LastLayerLaplace(model, "regression").fit([(torch.randn(8, 3), torch.randn(8, 2))])
+            >>> laplace.sample_independent(torch.randn(4, 3), 5, seed=1).shape
+            torch.Size([5, 4, 2])
         """
         x = self._prepare_query(x)
         n_samples = checked_integer("n_samples", n_samples, at_least=1, remedy="request at least one sample.")
@@ -420,6 +466,10 @@ class WeightSpaceMixin(CloningMixin):
     @abstractmethod
     def _mean(self, x: PyTree) -> Tensor:
         """Return the mean of the outputs."""
+
+    @abstractmethod
+    def _finish_prediction(self, prediction: Prediction) -> Prediction:
+        """Apply the calibration of the fit, and return the prediction in the units of the targets."""
 
     @abstractmethod
     def _predictive_variance(self, x: PyTree) -> Tensor:

@@ -18,32 +18,53 @@ from estimators.models.network import Network
 from estimators.models.subsets import delta_of_names
 from estimators.numerics.dtype import to_algebra_dtype
 from estimators.objective.objective import Objective
-from estimators.option_checks import checked_precision, shown
+from estimators.option_checks import checked_number, checked_precision
 
-__all__ = ["Delta", "EvidenceFunction", "log_det_of", "log_det_of_sum", "log_marginal_likelihood", "prior_vector"]
+__all__ = [
+    "EMPIRICAL_EXPONENT",
+    "LAMBDA_EXPONENT",
+    "Delta",
+    "EvidenceFunction",
+    "log_det_of",
+    "log_det_of_sum",
+    "log_marginal_likelihood",
+    "prior_vector",
+]
 
 Delta: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
-"""A prior precision: a number, a tensor with one element, or a mapping from globs over parameter names to these."""
+"""A prior precision: a number, a tensor with one element or one for each weight (P,), or a mapping from globs over
+parameter names to numbers, tensors with one element, and tensors of the shape of the parameter."""
+
+LAMBDA_EXPONENT, EMPIRICAL_EXPONENT = 2, 4
+"""The e of a data curvature that is proportional to σ^−e: the GGN, and the empirical Fisher."""
 
 
-def log_marginal_likelihood(objective: Objective, prior_precision: Tensor, log_det: Tensor) -> Tensor:
+def log_marginal_likelihood(
+    objective: Objective, prior_precision: Tensor, log_det: Tensor, index: Tensor | None = None
+) -> Tensor:
     """Return log p(D|θ̂) − ½ Σ δ(θ̂−θ₀)² + ½ Σ log δ − ½ log|A|, a scalar in nats.
 
-    The 2π of the prior and of the Gaussian integral cancel. Raises UnsupportedError for an improper prior (a δ of 0),
-    which has no evidence.
+    The 2π of the prior and of the Gaussian integral cancel. With `index`, the sums are over these entries of θ, and A
+    is that of these entries: all others are fixed. Raises UnsupportedError for an improper prior (a δ of 0), which has
+    no evidence.
     """
-    return log_likelihood(objective) + _log_prior_and_volume(objective, prior_precision, log_det)
+    return log_likelihood(objective) + _log_prior_and_volume(objective, prior_precision, log_det, index)
 
 
-def _log_prior_and_volume(objective: Objective, prior_precision: Tensor, log_det: Tensor) -> Tensor:
+def _log_prior_and_volume(
+    objective: Objective, prior_precision: Tensor, log_det: Tensor, index: Tensor | None
+) -> Tensor:
     """Return − ½ Σ δ(θ̂−θ₀)² + ½ Σ log δ − ½ log|A|."""
+    uncertain = slice(None) if index is None else index
+    prior_precision = prior_precision[uncertain]
     if not bool((prior_precision > 0).all()):
         raise UnsupportedError(
             "a proper prior for a marginal likelihood",
             received="prior_precision 0 for some parameters",
             remedy="give every parameter a positive prior_precision.",
         )
-    delta, theta, mean = map(to_algebra_dtype, (prior_precision, objective.theta, objective.prior.mean))
+    theta, mean = objective.theta[uncertain], objective.prior.mean[uncertain]
+    delta, theta, mean = map(to_algebra_dtype, (prior_precision, theta, mean))
     scatter = (delta * (theta - mean).square()).sum()
     return -0.5 * (scatter - delta.log().sum() + log_det)
 
@@ -59,39 +80,59 @@ def log_likelihood(objective: Objective) -> Tensor:
 class EvidenceFunction:
     """log p(D) as a differentiable function of δ (P,) and σ, at the θ̂ of a fit and without passes over the data.
 
-    With σ the data's curvature is that of the fit times σ_fit²/σ², and log p(D|θ̂) has the same sum of squares.
+    With σ the data's curvature is that of the fit times (σ_fit/σ)^e, and log p(D|θ̂) has the same sum of squares.
 
     Args:
         objective: that of the fit.
         log_det: (δ (P,), s) -> log |s · G + diag δ| of the data's curvature G.
         fitted_log_likelihood: log p(D|θ̂) at the σ of the fit.
         n_targets: N · C.
+        index: the entries of θ that are uncertain; None: all.
+        sigma_exponent: e, `LAMBDA_EXPONENT` for Λ = 1/σ², `EMPIRICAL_EXPONENT` for squares of gradients (f − y)/σ².
     """
 
     objective: Objective
     log_det: Callable[[Tensor, Tensor], Tensor]
     fitted_log_likelihood: Tensor
     n_targets: int
+    index: Tensor | None = None
+    sigma_exponent: int = LAMBDA_EXPONENT
 
     @classmethod
-    def of(cls, objective: Objective, log_det: Callable[[Tensor, Tensor], Tensor]) -> EvidenceFunction:
+    def of(
+        cls,
+        objective: Objective,
+        log_det: Callable[[Tensor, Tensor], Tensor],
+        *,
+        index: Tensor | None = None,
+        sigma_exponent: int = LAMBDA_EXPONENT,
+    ) -> EvidenceFunction:
         """Return the function, with one forward pass over the data."""
         n_outputs = objective.network.outputs(next(iter(objective.batches)).x).shape[1]
-        return cls(objective, log_det, log_likelihood(objective), objective.batches.n_data * n_outputs)
+        n_targets = objective.batches.n_data * n_outputs
+        return cls(objective, log_det, log_likelihood(objective), n_targets, index, sigma_exponent)
 
     def __call__(self, prior_precision: Delta, sigma_noise: float | Tensor | None) -> Tensor:
-        """Return log p(D) in nats at δ, one value or (P,), and σ; None: the σ of the fit."""
-        if not isinstance(prior_precision, Tensor) or prior_precision.shape != self.objective.theta.shape:
-            prior_precision = prior_vector(prior_precision, self.objective.network)
-        delta = to_algebra_dtype(prior_precision)
-        fitted, scale = self.fitted_log_likelihood, torch.ones((), dtype=delta.dtype, device=delta.device)
-        if sigma_noise is not None:
-            before, sigma = _fitted_sigma(self.objective), torch.as_tensor(sigma_noise).to(delta)
-            scale = (before / sigma).square()
-            half_log_2pi = 0.5 * self.n_targets * math.log(2 * math.pi)
-            squares = fitted + self.n_targets * math.log(before) + half_log_2pi  # −Σ (y − f)² / 2σ_fit²
-            fitted = scale * squares - self.n_targets * sigma.log() - half_log_2pi
-        return fitted + _log_prior_and_volume(self.objective, delta, self.log_det(delta, scale))
+        """Return log p(D) in nats at δ and σ; None: the σ of the fit."""
+        if sigma_noise is None:
+            return self.at_noise_factor(prior_precision, None)
+        before, like = _fitted_sigma(self.objective), to_algebra_dtype(self.objective.theta)
+        return self.at_noise_factor(prior_precision, _checked_sigma(sigma_noise, like) / before)
+
+    def at_noise_factor(self, prior_precision: Delta, factor: Tensor | None) -> Tensor:
+        """Return log p(D) in nats at δ and, for a Gaussian, at the σ of the fit times a factor; None: at its σ."""
+        delta = to_algebra_dtype(prior_vector(prior_precision, self.objective.network))
+        if factor is None:
+            scale, fitted = torch.ones((), dtype=delta.dtype, device=delta.device), self.fitted_log_likelihood
+        else:
+            likelihood = self.objective.likelihood
+            assert isinstance(likelihood, Gaussian)
+            log_sigma = torch.as_tensor(likelihood.sigma_noise, dtype=delta.dtype, device=delta.device).log().mean()
+            constant = self.n_targets * (log_sigma + 0.5 * math.log(2 * math.pi))
+            squares = self.fitted_log_likelihood + constant  # −Σ (y − f)² / 2σ_fit²
+            fitted = squares / factor.square() - self.n_targets * factor.log() - constant
+            scale = factor**-self.sigma_exponent
+        return fitted + _log_prior_and_volume(self.objective, delta, self.log_det(delta, scale), self.index)
 
 
 def _fitted_sigma(objective: Objective) -> float:
@@ -106,25 +147,42 @@ def _fitted_sigma(objective: Objective) -> float:
     )
 
 
+def _checked_sigma(value: float | Tensor, like: Tensor) -> Tensor:
+    """Return σ as a scalar tensor, differentiable. Raises OptionError unless it is one positive, finite number."""
+    remedy = "one standard deviation of the noise for all outputs, such as 0.5."
+    checked_number("sigma_noise", value, above=0, remedy=remedy)
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
+
+
 def prior_vector(value: Delta, network: Network) -> Tensor:
-    """Return δ (P,) from numbers or tensors with one element; it is differentiable with respect to the tensors."""
-    values = value if isinstance(value, Mapping) else {"*": value}
-    if not any(isinstance(v, Tensor) and v.requires_grad for v in values.values()):
-        return delta_of_names(checked_precision(value), network.subset, network.theta)
-    for v in values.values():
-        if isinstance(v, Tensor) and v.numel() != 1:
-            raise OptionError(
-                "prior_precision as numbers or tensors with one element",
-                received=shown(v),
-                remedy='a mapping from names to them, such as {"0.*": delta[0], "*": delta[1]}.',
-            )
-    checked_precision({name: float(torch.as_tensor(v).detach()) for name, v in values.items()})
+    """Return δ (P,), differentiable with respect to tensors that require a gradient.
+
+    Raises:
+        OptionError: for a negative δ, and for tensors of other shapes than those of `Delta`.
+    """
+    checked = checked_precision(value)  # without graphs
+    subset = network.subset
+    if not any(isinstance(v, Tensor) and v.requires_grad for v in _values(value)):
+        return delta_of_names(checked, subset, network.theta)
     theta = to_algebra_dtype(network.theta)
-    if not isinstance(value, Mapping):
-        return torch.as_tensor(value).to(theta).reshape(()).expand_as(theta)
-    numbers = {name: float(i + 1) for i, name in enumerate(values)}
-    which = delta_of_names(numbers, network.subset, theta).long() - 1
-    return torch.stack([torch.as_tensor(v).to(theta).reshape(()) for v in values.values()])[which]
+    if isinstance(value, Tensor):
+        return (
+            value.to(theta).reshape(()).expand_as(theta) if value.numel() == 1 else delta_of_names(value, subset, theta)
+        )
+    assert isinstance(checked, Mapping)
+    # Each number or entry of a tensor has an index into `entries`, and δ (P,) takes the entries at these indices.
+    tensors = [torch.as_tensor(v, dtype=theta.dtype, device=theta.device) for v in _values(value)]
+    entries, indices, start = torch.cat([t.reshape(-1) for t in tensors]), dict[str, float | Tensor](), 0
+    for name, tensor in zip(checked, tensors, strict=True):
+        several = torch.arange(start, start + tensor.numel(), device=theta.device).view_as(tensor)
+        indices[name] = start if tensor.numel() == 1 else several
+        start += tensor.numel()
+    return entries[delta_of_names(indices, subset, torch.zeros_like(theta, dtype=torch.int64))]
+
+
+def _values(value: Delta) -> list[float | Tensor]:
+    """Return the numbers and tensors of a prior precision."""
+    return list(value.values()) if isinstance(value, Mapping) else [value]
 
 
 def log_det_of(data_curvature: DataCurvature, delta: Tensor, scale: Tensor) -> Tensor:

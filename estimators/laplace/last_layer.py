@@ -18,10 +18,10 @@ from estimators.curvature.last_layer.weights import LastLayerWeights
 from estimators.errors import OptionError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import PriorOptions, inherits_options
-from estimators.laplace.evidence import Delta, EvidenceFunction, log_det_of_sum, log_marginal_likelihood, prior_vector
+from estimators.laplace.evidence import EvidenceFunction, log_det_of_sum
+from estimators.laplace.evidence_mixin import EvidenceMixin
 from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
-from estimators.models.exclusive import exclusively
 from estimators.models.feature_reduction import FeatureReduction, checked_reduction
 from estimators.models.functionals import Functional
 from estimators.models.last_linear import find_last_linear
@@ -37,7 +37,7 @@ __all__ = ["LastLayerLaplace"]
 Factors = dict[str, Tensor]
 
 
-class LastLayerLaplace(UpdateMixin):
+class LastLayerLaplace(UpdateMixin, EvidenceMixin):
     """Laplace over the last linear layer f = Wφ + b (Kristiadi et al. 2020; Daxberger et al. 2021, section 2).
 
         full: A = Σₙ Λₙ ⊗ φₙφₙᵀ + δ       kron: A = mean Λ ⊗ Σ φφᵀ + δ I       diag: the diagonal of the full one
@@ -184,9 +184,12 @@ class LastLayerLaplace(UpdateMixin):
         return f.flatten(1) + response.to(f.dtype)
 
     def evidence_function(self) -> EvidenceFunction:
-        """Return log p(D) as a differentiable function of δ and σ, with one forward pass over the data."""
         self._check_fitted()
         return EvidenceFunction.of(self.objective_, partial(_log_det_of, self.last_layer_, self.factors_))
+
+    def _log_det_at(self, delta: Tensor) -> Tensor:
+        is_fitted = delta is self.objective_.prior.precision
+        return (self.precision_ if is_fitted else self._precision_for(delta)).log_det()
 
     def _weight_precision(self) -> Precision:
         return LastLayerWeights(self.last_layer_, self.precision_)
@@ -208,37 +211,6 @@ class LastLayerLaplace(UpdateMixin):
             f = self.network_.shaped_with_graph(x)
         self.last_layer_.check(without_graph(x), f.detach(), features)
         return self.precision_.variance(features.with_graph.flatten(0, -2)).reshape(f.shape).flatten(1)
-
-    @exclusively
-    def log_marginal_likelihood(
-        self, prior_precision: Delta | None = None, sigma_noise: float | Tensor | None = None
-    ) -> Tensor:
-        """Return the Laplace approximation of the log marginal likelihood, over the last layer.
-
-        It is differentiable with respect to tensors that require a gradient, with one element each.
-
-        Args:
-            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature: a number or a
-                tensor, or a mapping from globs over parameter names to these. None: the fitted one.
-            sigma_noise: another σ of a regression with one σ, a number or a tensor. None: the fitted one.
-
-        Returns:
-            A scalar, in nats.
-
-        Raises:
-            UnsupportedError: for a δ of 0.
-            NotFittedError: before `fit`.
-        """
-        self._check_fitted()
-        vector = self.objective_.prior.precision
-        precision = self.precision_
-        if prior_precision is not None:
-            vector = prior_vector(prior_precision, self.network_)
-        if sigma_noise is not None or vector.requires_grad:
-            return self.evidence_function()(vector, sigma_noise)
-        if prior_precision is not None:
-            precision = self._precision_for(vector)
-        return log_marginal_likelihood(self.objective_, vector, precision.log_det())
 
 
 def _log_det_of(layer: LastLayer, factors: Factors, delta: Tensor, scale: Tensor) -> Tensor:

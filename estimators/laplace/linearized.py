@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self, Unpack
 
@@ -23,14 +24,15 @@ from estimators.curvature.forms import (
 from estimators.curvature.joining import joined_curvature, not_a_sum
 from estimators.curvature.layerwise.blocks import KFAC_APPROXIMATIONS, BlockPrecision, Blocks
 from estimators.curvature.sizes import choose_inverse
+from estimators.data.training_data import AbsentTrainingData, TrainingData
 from estimators.errors import OptionError, TooLargeError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
-from estimators.laplace.evidence import Delta, EvidenceFunction, log_det_of, log_marginal_likelihood, prior_vector
+from estimators.laplace.evidence import EMPIRICAL_EXPONENT, LAMBDA_EXPONENT, EvidenceFunction, log_det_of
+from estimators.laplace.evidence_mixin import EvidenceMixin
 from estimators.laplace.posterior import LinearizedPosterior
 from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
-from estimators.models.exclusive import exclusively
 from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
 from estimators.option_checks import checked_choice, checked_integer, checked_seed, shown
@@ -39,7 +41,7 @@ from estimators.persistence.state import Learned
 __all__ = ["LinearizedLaplace"]
 
 
-class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
+class LinearizedLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
     """Linearized Laplace (MacKay 1992; Immer et al. 2021, equations 9 and 12), exact for the chosen parameters.
 
         A = Σₙ Jₙᵀ Λₙ Jₙ + δ  ("ggn")   or   ∇²L(θ̂)  ("hessian")        covariance(x) = J(x) A⁻¹ J(x)ᵀ, (C, C)
@@ -67,7 +69,9 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
             and "full" with "cholesky" or "dual".
         mc_samples: sampled labels per row with `fisher="mc"`.
         seed: determines the sampled labels, together with the inputs of each row. They do not depend on the order or
-            the batches of the rows.
+            the batches of the rows. After `update` they are those of a fit on all rows, with one exception: if the fit
+            was loaded without its data, a new row with the inputs of an earlier one has the labels of that one.
+            `attach_data` before `update` avoids it.
         kfac_approx: for "kron" and "ekfac" if a weight is used at several positions of a row, such as tokens or pixels:
             "expand" treats positions as rows; "reduce" averages the inputs over them (Eschenhagen et al. 2023).
 
@@ -140,8 +144,9 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
             self.inverse_ = inverse
             return
 
-    def _build(self, centre: Objective, inverse: str) -> Built:
-        options = GGNOptions(self._fisher, self.kfac_approx, self.rank)
+    def _build(self, centre: Objective, inverse: str, earlier: TrainingData | None = None) -> Built:
+        """Return the curvature of the rows of an objective; sampled labels count equal inputs after `earlier` rows."""
+        options = GGNOptions(replace(self._fisher, earlier=earlier), self.kfac_approx, self.rank)
         return BUILDERS[self.curvature, self.hessian_structure, inverse](centre, options)
 
     @property
@@ -220,7 +225,9 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
             raise not_a_sum(f'hessian_structure="{self.hessian_structure}" with inverse="{self.inverse_}"')
 
     def _add_rows(self, new: Objective, combined: Objective) -> None:
-        added, _ = self._build(centre_of(new, self.curvature), self.inverse_)
+        fitted = self.objective_.batches
+        earlier = None if isinstance(fitted, AbsentTrainingData) else fitted
+        added, _ = self._build(centre_of(new, self.curvature), self.inverse_, earlier)
         self._set_curvature(combined, joined_curvature(self.data_curvature_, added))
 
     def _on_data_attached(self, objective: Objective) -> None:
@@ -302,42 +309,15 @@ class LinearizedLaplace(UpdateMixin, LinearizedPosterior):
         )
         return (precision.transposed_times(g) + precision.prior_precision.sqrt() * z).to(theta.dtype)
 
-    @exclusively
-    def log_marginal_likelihood(
-        self, prior_precision: Delta | None = None, sigma_noise: float | Tensor | None = None
-    ) -> Tensor:
-        """Return the Laplace approximation of the log marginal likelihood (Immer et al. 2021, equation 7).
-
-            log p(D) ≈ −L(θ̂) + ½ log|δ| − ½ log|A|
-
-        It is differentiable with respect to tensors that require a gradient, with one element each.
-
-        Args:
-            prior_precision: another δ, at the same θ̂ and without a pass over the data for the curvature: a number or a
-                tensor, or a mapping from globs over parameter names to these. None: the fitted one.
-            sigma_noise: another σ of a regression with one σ, a number or a tensor. None: the fitted one.
-
-        Returns:
-            A scalar, in nats.
-
-        Raises:
-            UnsupportedError: for a form without a determinant ("cg"), and for a δ of 0.
-            NotFittedError: before `fit`.
-        """
-        self._check_fitted()
-        if prior_precision is None and sigma_noise is None:
-            return log_marginal_likelihood(self.objective_, self.objective_.prior.precision, self.precision_.log_det())
-        vector = self.objective_.prior.precision
-        if prior_precision is not None:
-            vector = prior_vector(prior_precision, self.network_)
-        if sigma_noise is None and not vector.requires_grad:
-            return log_marginal_likelihood(self.objective_, vector, self.data_curvature_.precision(vector).log_det())
-        return self.evidence_function()(vector, sigma_noise)
+    def _log_det_at(self, delta: Tensor) -> Tensor:
+        is_fitted = delta is self.objective_.prior.precision
+        return (self.precision_ if is_fitted else self.data_curvature_.precision(delta)).log_det()
 
     def evidence_function(self) -> EvidenceFunction:
-        """Return log p(D) as a differentiable function of δ and σ, with one forward pass over the data."""
         self._check_fitted()
-        return EvidenceFunction.of(self.objective_, partial(log_det_of, self.data_curvature_))
+        exponent = EMPIRICAL_EXPONENT if self.fisher == "empirical" else LAMBDA_EXPONENT
+        log_det = partial(log_det_of, self.data_curvature_)
+        return EvidenceFunction.of(self.objective_, log_det, sigma_exponent=exponent)
 
 
 def _check_key(curvature: str, structure: str, inverse: str) -> None:

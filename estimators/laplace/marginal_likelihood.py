@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from estimators.laplace.last_layer import LastLayerLaplace
 from estimators.laplace.linearized import LinearizedLaplace
 from estimators.likelihoods import Gaussian
 from estimators.numerics.dtype import algebra_dtype
-from estimators.option_checks import checked_integer
+from estimators.option_checks import PriorOption, checked_integer, shown
 
 __all__ = ["MarginalLikelihoodFit", "maximize_marginal_likelihood"]
 
@@ -31,14 +31,15 @@ class MarginalLikelihoodFit(Generic[E]):
     Attributes:
         estimator: a new fit at the same weights, with these options; `save` stores them.
         prior_precision: δ, a number or a mapping as that of the given fit.
-        sigma_noise: σ; None for other likelihoods than a Gaussian.
+        sigma_noise: σ; a tensor (C,) if the given likelihood has one σ per output; None for other likelihoods than a
+            Gaussian.
         log_marginal_likelihood: the largest value, in nats.
         trace: the value at every evaluation, the first at the given options.
     """
 
     estimator: E
     prior_precision: float | dict[str, float]
-    sigma_noise: float | None
+    sigma_noise: float | Tensor | None
     log_marginal_likelihood: float
     trace: tuple[float, ...]
 
@@ -48,17 +49,19 @@ def maximize_marginal_likelihood(estimator: E, *, max_iterations: int = 100) -> 
 
     The weights stay those of the fit (MacKay 1992; Immer et al. 2021, "Scalable marginal likelihood estimation",
     equation 7, with one inner step). A mapping of prior precisions is maximised over all of its values, such as one
-    per layer. The data are passed once, for log p(D|θ̂).
+    per layer. If a Gaussian has one σ per output, their ratios are kept, and a common factor is maximised over: for
+    other ratios the curvature would be another one. The data are passed once, for log p(D|θ̂).
 
     Args:
-        estimator: a fitted LinearizedLaplace or LastLayerLaplace with positive prior precisions; it is not changed.
+        estimator: a fitted LinearizedLaplace or LastLayerLaplace whose prior precision is a positive number, or a
+            mapping to positive numbers; it is not changed.
         max_iterations: the largest number of L-BFGS iterations.
 
     Returns:
         The new fit, with its δ and σ.
 
     Raises:
-        OptionError: for a prior precision of 0, or max_iterations < 1.
+        OptionError: for a prior precision of 0, a tensor of prior precisions, or max_iterations < 1.
         UnsupportedError: for another estimator, or a form without a differentiable determinant ("cg").
 
     Example:
@@ -82,16 +85,11 @@ def maximize_marginal_likelihood(estimator: E, *, max_iterations: int = 100) -> 
             remedy="LinearizedLaplace or LastLayerLaplace.",
         )
     max_iterations = checked_integer("max_iterations", max_iterations, at_least=1)
-    given = estimator.prior_precision
+    given, likelihood = estimator.prior_precision_, estimator.likelihood
+    start = _start_of(given)
     names = list(given) if isinstance(given, Mapping) else ["*"]
-    start = [float(value) for value in (given.values() if isinstance(given, Mapping) else [given])]
-    if min(start) <= 0:
-        raise OptionError(
-            "positive prior precisions to start from", received=repr(given), remedy="prior_precision=1.0."
-        )
-    likelihood = estimator.likelihood
-    has_noise = isinstance(likelihood, Gaussian) and isinstance(likelihood.sigma_noise, float)
-    start += [float(likelihood.sigma_noise)] if has_noise else []  # type: ignore[attr-defined]
+    has_noise = isinstance(likelihood, Gaussian)
+    start += [1.0] if has_noise else []  # the factor of σ
     device = estimator.theta_.device
     logs = torch.tensor(start, dtype=algebra_dtype(device), device=device).log().requires_grad_()
     evidence, trace = estimator.evidence_function(), list[float]()
@@ -107,7 +105,7 @@ def maximize_marginal_likelihood(estimator: E, *, max_iterations: int = 100) -> 
     def loss() -> Tensor:
         optimizer.zero_grad()
         with torch.enable_grad():
-            value = -evidence(*options(logs.exp()))
+            value = -evidence.at_noise_factor(*options(logs.exp()))
             value.backward()
         trace.append(-float(value.detach()))
         return value
@@ -115,6 +113,21 @@ def maximize_marginal_likelihood(estimator: E, *, max_iterations: int = 100) -> 
     optimizer.step(loss)
     values = logs.detach().exp().tolist()
     chosen = dict(zip(names, values, strict=False)) if isinstance(given, Mapping) else values[0]
-    changed = {"likelihood": Gaussian(values[-1])} if has_noise else {}
-    fitted = estimator.clone_with(prior_precision=chosen, **changed)
-    return MarginalLikelihoodFit(fitted, chosen, values[-1] if has_noise else None, max(trace), tuple(trace))
+    changed, sigma = dict[str, Any](prior_precision=chosen), None
+    if isinstance(likelihood, Gaussian):
+        sigma = likelihood.sigma_noise * values[-1]
+        changed["likelihood"] = likelihood.with_sigma(sigma)
+    return MarginalLikelihoodFit(estimator.clone_with(**changed), chosen, sigma, max(trace), tuple(trace))
+
+
+def _start_of(given: PriorOption) -> list[float]:
+    """Return the given prior precisions as a list. Raises OptionError unless they are positive numbers."""
+    values = list(given.values()) if isinstance(given, Mapping) else [given]
+    numbers = [float(value) for value in values if not isinstance(value, Tensor) and value > 0]
+    if len(numbers) < len(values):
+        raise OptionError(
+            "positive prior precisions to start from, one number or a mapping to numbers",
+            received=shown(given),
+            remedy='prior_precision=1.0, or a mapping from globs such as {"0.*": 1.0, "*": 1.0}, one per layer.',
+        )
+    return numbers

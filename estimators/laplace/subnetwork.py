@@ -16,6 +16,8 @@ from estimators.curvature.forms import DenseCurvature
 from estimators.errors import OptionError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
+from estimators.laplace.evidence import EvidenceFunction, log_det_of_sum
+from estimators.laplace.evidence_mixin import EvidenceMixin
 from estimators.laplace.posterior import LinearizedPosterior
 from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
@@ -35,12 +37,14 @@ _N_PARAMETERS = 1000
 """The default size of a subnetwork: its precision takes 8 MB."""
 
 
-class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
+class SubnetworkLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
     """Linearized Laplace with the full GGN of a set S of single weights (Daxberger et al. 2021, subnetwork inference).
 
         A_S = Σₙ (Jₙᵀ Λₙ Jₙ)_SS + δ_S          covariance(x) = J_S A_S⁻¹ J_Sᵀ, (C, C)
 
     The variance is at most that of LinearizedLaplace over `subset_of_weights`.
+    `update` adds rows in one pass over them if S does not depend on the data. With `chosen_by="variance"`, S is chosen
+    again from all rows: the new fit passes over the earlier rows, too, and a loaded fit needs `attach_data` before.
     Weights that no training row uses, such as those of pixels that are always 0, have the largest marginal variance,
     1/δ, and change no output. If there are many of them, choose by magnitude.
 
@@ -111,11 +115,21 @@ class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
         needed = bytes_needed(n, algebra_dtype(device).itemsize)
         check_fits_memory(f"the precision of {n} weights", needed, device=device, remedy="fewer n_parameters.")
         if index is None:
-            scores = objective.theta.abs() if self.chosen_by == "magnitude" else _marginal_variance(objective)
-            index = scores.sort(descending=True, stable=True).indices[:n].sort().values
+            index = self._chosen_index(objective, n)
         with objective.network.pass_counter.phase("curvature"):
             matrix = DenseCurvature(_ggn_of(objective, index), exact_hessian=False)
         self._set_curvature(matrix, index, objective)
+
+    def _chosen_index(self, objective: Objective, n: int) -> Tensor:
+        """Return the indices of the n weights with the largest scores, ascending."""
+        scores = objective.theta.abs() if self.chosen_by == "magnitude" else _marginal_variance(objective)
+        return scores.sort(descending=True, stable=True).indices[:n].sort().values
+
+    @property
+    def _chosen_by_data(self) -> bool:
+        """Whether other training rows may lead to other weights S."""
+        is_choice = self.subnetwork_indices is None and self.n_parameters < self.network_.n_parameters
+        return is_choice and self.chosen_by == "variance"
 
     def _set_curvature(self, matrix: DenseCurvature, index: Tensor, objective: Objective) -> None:
         self.data_curvature_, self.index_ = matrix, index
@@ -128,11 +142,30 @@ class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
         self._set_curvature(DenseCurvature(tensors["matrix"], exact_hessian=False), tensors["index"], objective)
 
     def _check_updatable(self) -> None:
-        pass  # a dense GGN of the weights S of the fit is a sum
+        pass  # a dense GGN of weights S is a sum
 
     def _add_rows(self, new: Objective, combined: Objective) -> None:
+        if self._chosen_by_data:
+            self._fit(combined, progress_bar=False)
+            return
         matrix = self.data_curvature_.matrix + _ggn_of(new, self.index_)
         self._set_curvature(DenseCurvature(matrix, exact_hessian=False), self.index_, combined)
+
+    def evidence_function(self) -> EvidenceFunction:
+        self._check_fitted()
+        index, matrix = self.index_, self.data_curvature_.matrix
+
+        def log_det(delta: Tensor, scale: Tensor) -> Tensor:
+            return log_det_of_sum(matrix, delta[index], scale)
+
+        return EvidenceFunction.of(self.objective_, log_det, index=index)
+
+    def _log_det_at(self, delta: Tensor) -> Tensor:
+        return self.data_curvature_.precision(delta[self.index_]).log_det()
+
+    @property
+    def _evidence_index(self) -> Tensor:
+        return self.index_
 
     @exclusively
     def posterior_precision(self) -> Tensor:
@@ -145,8 +178,25 @@ class SubnetworkLaplace(UpdateMixin, LinearizedPosterior):
             NotFittedError: before `fit`.
         """
         self._check_fitted()
-        unit = torch.eye(len(self.index_), dtype=self.theta_.dtype, device=self.theta_.device)
-        return self.precision_.inner.multiply(unit)
+        return self.precision_.inner.multiply(self._unit_vectors())
+
+    @exclusively
+    def posterior_covariance(self) -> Tensor:
+        """Return the posterior covariance A_S⁻¹ of the chosen weights as a dense matrix.
+
+        Returns:
+            (n, n), in weight², over `index_`: the other weights are fixed, and have a `posterior_variance` of 0.
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        self._check_fitted()
+        covariance = self.precision_.inner.solve(self._unit_vectors())
+        return 0.5 * (covariance + covariance.T)
+
+    def _unit_vectors(self) -> Tensor:
+        """Return the unit matrix (n, n); A_S of this size is stored."""
+        return torch.eye(len(self.index_), dtype=self.theta_.dtype, device=self.theta_.device)
 
     def _weight_displacements(self, n_samples: int, generator: torch.Generator) -> Tensor:
         inner, theta = self.precision_.inner, self.theta_

@@ -23,9 +23,13 @@ class UpdateMixin(UncertaintyEstimator):
 
     @exclusively
     def update(self, new_loader: Iterable[Any]) -> Self:
-        """Add training rows to this fit, in one pass over the new rows. The weights stay those of the fit.
+        """Add training rows to this fit, in one pass over the new rows. The weights of the network stay the same.
 
-        The result is the fit on all rows together. After new training of the network, call `fit` instead.
+        The result is the fit on all rows together. `SubnetworkLaplace` that chooses its weights by their variance
+        chooses again, which needs the earlier rows, too. After new training of the network, call `fit` instead.
+
+        The prior precision and the calibration that `fit` chose on validation rows are kept: `calibration_` is that of
+        the earlier rows. `fit(train_loader, val_loader=...)` on all rows chooses again.
 
         Args:
             new_loader: the new rows, a re-iterable as for `fit`, without the rows of the fit.
@@ -36,7 +40,8 @@ class UpdateMixin(UncertaintyEstimator):
         Raises:
             UnsupportedError: for a structure that is not a sum over rows ("kron", "ekfac", "lowrank"), or an inverse
                 that needs passes over the data. Nothing is changed then.
-            NotFittedError, ModelChangedError, DataError, NonDeterministicError: as `fit`.
+            NotFittedError: before `fit`; and if a fit that needs its rows was loaded without them.
+            ModelChangedError, DataError, NonDeterministicError: as `fit`.
 
         Example:
             >>> import torch
@@ -62,7 +67,7 @@ class UpdateMixin(UncertaintyEstimator):
                     self._add_rows(objective, combined)
             finally:
                 network.check.forget_gradients()
-        self._set_fitted(combined, None)
+        self.objective_ = combined
         self._report_derivatives(combined)
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from estimators.likelihoods.prediction import Prediction
 from estimators.option_checks import as_number, shown
 
 __all__ = ["Gaussian"]
+
+_SIGMA_REMEDY = "pass the standard deviation of the noise, for instance the RMSE on validation data."
 
 
 class Gaussian(Likelihood):
@@ -46,8 +49,7 @@ class Gaussian(Likelihood):
         target_shift: float | Sequence[float] | Tensor = 0.0,
         target_scale: float | Sequence[float] | Tensor = 1.0,
     ) -> None:
-        remedy = "pass the standard deviation of the noise, for instance the RMSE on validation data."
-        self.sigma_noise = _checked_values("sigma_noise", sigma_noise, positive=True, remedy=remedy)
+        self.sigma_noise = _checked_values("sigma_noise", sigma_noise, positive=True, remedy=_SIGMA_REMEDY)
         remedy = "StandardScaler.mean_ and .scale_, or the mean and standard deviation of the training targets."
         self.target_shift = _checked_values("target_shift", target_shift, positive=False, remedy=remedy)
         self.target_scale = _checked_values("target_scale", target_scale, positive=True, remedy=remedy)
@@ -64,7 +66,7 @@ class Gaussian(Likelihood):
         )
 
     def with_sigma(self, sigma_noise: float | Sequence[float] | Tensor) -> Gaussian:
-        """Return a likelihood with another σ and the same units.
+        """Return a likelihood with another σ and the same units, of the same class.
 
         Args:
             sigma_noise: the new σ, as for the constructor.
@@ -72,7 +74,9 @@ class Gaussian(Likelihood):
         Returns:
             The new likelihood.
         """
-        return Gaussian(sigma_noise, target_shift=self.target_shift, target_scale=self.target_scale)
+        other = copy.copy(self)  # a subclass may have a constructor of its own
+        other.sigma_noise = _checked_values("sigma_noise", sigma_noise, positive=True, remedy=_SIGMA_REMEDY)
+        return other
 
     def _sigma(self, f: Tensor) -> Tensor:
         return self._per_output("sigma_noise", f)

@@ -100,6 +100,15 @@ class Prediction:
 
         In regression it is that of the target, √total_variance, in its units. Otherwise it is that of the network
         outputs (logits), √epistemic_variance.
+
+        Returns:
+            The standard deviation, in the shape of `mean`.
+
+        Example:
+            >>> from estimators import Gaussian
+            >>> mean, variance = torch.zeros(1, 2), torch.tensor([[0.0, 1.44]])
+            >>> Gaussian(sigma_noise=0.5).predict(mean, variance, None).std
+            tensor([[0.5000, 1.3000]])
         """
         return (self.epistemic_variance if self.total_variance is None else self.total_variance).sqrt()
 
@@ -115,6 +124,12 @@ class Prediction:
         Raises:
             OptionError: for a level outside (0, 1).
             UnsupportedError: unless the prediction is of regression.
+
+        Example:
+            >>> from estimators import Gaussian
+            >>> made = Gaussian(sigma_noise=0.5).predict(torch.zeros(1, 1), torch.zeros(1, 1), None)
+            >>> made.interval(0.95)
+            (tensor([[-0.9800]]), tensor([[0.9800]]))
         """
         level = checked_number("level", level, above=0, below=1, remedy="0.95.")
         if self.kind != "regression":

@@ -349,6 +349,14 @@ class RegVar(UncertaintyEstimator):
         Raises:
             UnsupportedError: if the variance is not estimated from bounds: without PosteriorDraws or LinearResponse, or
                 with variance_estimate="monte_carlo".
+
+        Example:
+            >>> x = torch.linspace(-1, 1, 20)[:, None]
+            >>> model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+            >>> regvar = RegVar(model, "regression", prior_precision=2.0).fit([(x, x.sin())])
+            >>> lower, upper = regvar.variance_bounds(x)
+            >>> bool((0 <= lower).all()), bool((lower <= upper).all())
+            (True, True)
         """
         x = self._prepare_query(x)
         self._check_no_graph(x, "variance_bounds")
@@ -420,7 +428,20 @@ class RegVar(UncertaintyEstimator):
 
     @property
     def solver_(self) -> str:
-        """Which solver computed the fit, and why it was selected."""
+        """The solver that computed the fit, and why it was selected.
+
+        Returns:
+            A text for people: the solver, and the reason in parentheses.
+
+        Raises:
+            NotFittedError: before `fit`.
+
+        Example:
+            >>> x = torch.linspace(-1, 1, 20)[:, None]
+            >>> model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+            >>> RegVar(model, "regression", prior_precision=2.0, rtol=0.05).fit([(x, x.sin())]).solver_
+            'LinearResponse to rtol=0.05 (a Krylov space that can be measured fits into memory)'
+        """
         self._check_fitted()
         return self._selected_solver()
 

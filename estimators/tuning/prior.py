@@ -119,11 +119,12 @@ class _NegativeEvidence:
     """−log p(D | δ) at a fit's θ̂ as a function of δ, infinite if A is indefinite. It records every evaluation."""
 
     def __init__(self, estimator: UncertaintyEstimator, values: Sequence[Any]) -> None:
-        if not hasattr(estimator, "log_marginal_likelihood"):
+        if type(estimator).log_marginal_likelihood is UncertaintyEstimator.log_marginal_likelihood:
             raise UnsupportedError(
                 "an estimator with a marginal likelihood",
                 received=type(estimator).__name__,
-                remedy='LinearizedLaplace or LastLayerLaplace, or method="gridsearch" with validation rows.',
+                remedy="LinearizedLaplace, LastLayerLaplace or SubnetworkLaplace; or "
+                'method="gridsearch" with validation rows.',
             )
         if not all(map(is_number, values)):
             raise OptionError(

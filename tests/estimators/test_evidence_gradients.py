@@ -1,18 +1,30 @@
 """log p(D) as a function of δ and σ: against new fits, finite differences, and dense formulas."""
 
+import doctest
+import math
+
 import pytest
 import torch
 
 from estimators import Gaussian, LastLayerLaplace, LinearizedLaplace
 from estimators.errors import OptionError, UnsupportedError
-from estimators.laplace import maximize_marginal_likelihood
+from estimators.laplace import SubnetworkLaplace, evidence_mixin, maximize_marginal_likelihood
 
 DELTA, SIGMA = 2.5, 0.6
+
+
+class Scaled(Gaussian):
+    """A likelihood of a user, derived from the Gaussian."""
+
+
 METHODS = {
     "cholesky": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), inverse="cholesky", **options),
     "dual": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), inverse="dual", **options),
     "kron": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), hessian_structure="kron", **options),
     "diag": lambda model, **options: LinearizedLaplace(model, Gaussian(SIGMA), hessian_structure="diag", **options),
+    "subnetwork": lambda model, **options: SubnetworkLaplace(
+        model, Gaussian(SIGMA), subnetwork_indices=[0, 3, 20, 29], **options
+    ),
     "last-full": lambda model, **options: LastLayerLaplace(model, Gaussian(SIGMA), **options),
     "last-kron": lambda model, **options: LastLayerLaplace(model, Gaussian(SIGMA), hessian_structure="kron", **options),
     "last-diag": lambda model, **options: LastLayerLaplace(model, Gaussian(SIGMA), hessian_structure="diag", **options),
@@ -32,6 +44,51 @@ def test_it_is_that_of_a_new_fit_and_its_gradient(make_problem, name):
     assert torch.autograd.gradcheck(fitted.log_marginal_likelihood, (delta, sigma))
 
 
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_the_evidence_of_a_subnetwork_is_the_dense_formula(make_problem, by_hand, kind):
+    problem, index = make_problem(kind), torch.tensor([0, 3, 20, 29])
+    options = {"prior_precision": DELTA, "prior_mean": 0.3}
+    fitted = SubnetworkLaplace(problem.model, problem.likelihood, subnetwork_indices=index, **options)
+    fitted.fit(problem.loader)
+    ggn = by_hand(problem).data_ggn()[index][:, index]
+    theta = fitted.theta_[index]
+    for delta in (DELTA, 0.4):
+        log_lik = -problem.likelihood.nll(problem.model(problem.x).detach(), problem.y).sum()
+        log_det = torch.logdet(ggn + delta * torch.eye(4, dtype=torch.float64))
+        prior = 4 * math.log(delta) - delta * (theta - 0.3).square().sum()
+        torch.testing.assert_close(fitted.log_marginal_likelihood(delta), log_lik + 0.5 * (prior - log_det))
+    whole = SubnetworkLaplace(problem.model, problem.likelihood, n_parameters=999, **options).fit(problem.loader)
+    exact = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(problem.loader)
+    torch.testing.assert_close(whole.log_marginal_likelihood(), exact.log_marginal_likelihood(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "mc"])
+@pytest.mark.parametrize(
+    "options",
+    [{"inverse": "cholesky"}, {"inverse": "dual"}, *({"hessian_structure": s} for s in ("diag", "kron", "ekfac"))],
+)
+def test_another_sigma_is_that_of_a_new_fit_for_other_fishers(make_problem, options, fisher):
+    problem = make_problem("regression")
+    fits = [
+        LinearizedLaplace(problem.model, Gaussian(sigma), prior_precision=DELTA, fisher=fisher, **options).fit(
+            problem.loader
+        )
+        for sigma in (0.7, 1.4)
+    ]
+    found = fits[0].log_marginal_likelihood(sigma_noise=1.4)
+    torch.testing.assert_close(found, fits[1].log_marginal_likelihood(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("sigma", [-1, 0.0, math.inf, math.nan, [0.5, 0.7], torch.tensor([0.5, 0.7]), True, "1"])
+@pytest.mark.parametrize("name", ["cholesky", "last-diag"])
+def test_a_bad_sigma_is_rejected(make_problem, name, sigma):
+    problem = make_problem("regression")
+    fitted = METHODS[name](problem.model, prior_precision=DELTA).fit(problem.loader)
+    for evidence in (fitted.log_marginal_likelihood, fitted.evidence_function()):
+        with pytest.raises(OptionError, match="sigma_noise"):
+            evidence(0.7, sigma)
+
+
 def test_each_value_of_a_mapping_has_a_gradient(make_problem):
     problem = make_problem("classification")
     fitted = LinearizedLaplace(problem.model, problem.likelihood, inverse="dual").fit(problem.loader)
@@ -45,6 +102,37 @@ def test_each_value_of_a_mapping_has_a_gradient(make_problem):
     assert torch.autograd.gradcheck(evidence, (deltas,))
     with pytest.raises(OptionError, match="one σ"):
         fitted.log_marginal_likelihood(sigma_noise=1.0)
+
+
+@pytest.mark.parametrize("name", ["cholesky", "dual", "diag", "subnetwork", "last-full", "last-diag"])
+def test_each_entry_of_a_vector_or_of_tensors_in_a_mapping_has_a_gradient(make_problem, name):
+    problem = make_problem("regression")
+    fitted = METHODS[name](problem.model, prior_precision=DELTA).fit(problem.loader)
+    delta = (0.5 + torch.rand(len(fitted.theta_), dtype=torch.float64)).requires_grad_()
+    expected = fitted.log_marginal_likelihood(delta.detach())
+    torch.testing.assert_close(fitted.log_marginal_likelihood(delta).detach(), expected, rtol=1e-10, atol=0)
+    assert torch.autograd.gradcheck(fitted.log_marginal_likelihood, (delta,))
+
+    def named(bias, other):
+        return fitted.log_marginal_likelihood({"2.bias": bias, "*": other}, 0.9)
+
+    bias, other = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in ([0.6, 1.7], 1.2))
+    expected = fitted.log_marginal_likelihood({"2.bias": bias.detach(), "*": 1.2}, 0.9)
+    torch.testing.assert_close(named(bias, other).detach(), expected, rtol=1e-10, atol=0)
+    assert torch.autograd.gradcheck(named, (bias, other))
+
+
+@pytest.mark.parametrize("entries", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_bad_vector_of_prior_precisions_is_rejected(make_problem, entries, graph):
+    problem = make_problem("regression")
+    fitted = METHODS["cholesky"](problem.model, prior_precision=DELTA).fit(problem.loader)
+    good = torch.ones(len(fitted.theta_), dtype=torch.float64)
+    bad = torch.where(torch.arange(len(good)) == 3, entries, good).requires_grad_(graph)
+    for evidence in (fitted.log_marginal_likelihood, fitted.evidence_function()):
+        for delta in (bad, good[1:].requires_grad_(graph), {"2.bias": good[:5].requires_grad_(graph), "*": 1.0}):
+            with pytest.raises(OptionError, match="prior_precision"):
+                evidence(delta, 1.3)
 
 
 @pytest.mark.parametrize("name", ["cholesky", "kron", "last-full"])
@@ -68,8 +156,68 @@ def test_at_the_maximum_both_gradients_vanish(make_problem, name, given):
     assert float(slope.abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize("name", ["cholesky", "last-full"])
+def test_the_found_likelihood_keeps_the_units_of_the_targets(make_problem, name):
+    problem = make_problem("regression")
+    units = {"target_shift": [100.0, 200.0], "target_scale": [10.0, 20.0]}
+    kind = type(METHODS[name](problem.model))
+    fitted = kind(problem.model, Scaled(0.7, **units), prior_precision=DELTA).fit(problem.loader)
+    found = maximize_marginal_likelihood(fitted)
+    assert isinstance(found.estimator.likelihood, Scaled)
+    prediction = found.estimator.predict(problem.query)
+    shift, scale = (torch.tensor(values, dtype=torch.float64) for values in units.values())
+    expected = found.sigma_noise**2 * scale.square() + scale.square() * found.estimator.variance(problem.query)
+    torch.testing.assert_close(prediction.mean, shift + scale * problem.model(problem.query).detach())
+    torch.testing.assert_close(prediction.total_variance, expected)
+
+
+@pytest.mark.parametrize("name", ["cholesky", "last-full"])
+def test_sigmas_of_outputs_are_searched_by_a_common_factor(make_problem, name):
+    problem = make_problem("regression")
+    kind = type(METHODS[name](problem.model))
+    fitted = kind(problem.model, Gaussian([0.5, 0.7]), prior_precision=DELTA).fit(problem.loader)
+    found = maximize_marginal_likelihood(fitted)
+    factors = found.sigma_noise / torch.tensor([0.5, 0.7], dtype=torch.float64)
+    assert float(factors[0]) == pytest.approx(float(factors[1]))
+    assert float(factors[0]) != pytest.approx(1.0, rel=0.01)
+    best = found.estimator.log_marginal_likelihood()
+    torch.testing.assert_close(float(best), found.log_marginal_likelihood, rtol=1e-9, atol=0)
+    for factor in (0.98, 1.02):
+        other = fitted.clone_with(
+            prior_precision=found.prior_precision, likelihood=Gaussian(found.sigma_noise * factor)
+        )
+        assert float(other.log_marginal_likelihood()) < float(best)
+
+
+@pytest.mark.parametrize("form", ["vector", "mapping", "zero"])
+def test_a_search_over_tensors_is_rejected(make_problem, form):
+    problem = make_problem("regression")
+    n = sum(p.numel() for p in problem.model.parameters())
+    delta = {"vector": torch.ones(n).double(), "mapping": {"2.bias": torch.ones(2).double(), "*": 1.0}}
+    delta = delta.get(form, {"2.bias": 0.0, "*": 1.0})
+    fitted = METHODS["cholesky"](problem.model, prior_precision=delta).fit(problem.loader)
+    with pytest.raises(OptionError, match="numbers"):
+        maximize_marginal_likelihood(fitted)
+
+
+def test_the_search_starts_from_the_chosen_prior_precision(make_problem):
+    problem = make_problem("regression")
+    far = 3 * torch.randn(40, 4, dtype=torch.float64)  # targets that need another prior precision
+    fitted = METHODS["cholesky"](problem.model, prior_precision=DELTA).fit(problem.loader[:2])
+    y = fitted.clone_with(prior_precision=0.25).sample(far, 1)[0]
+    fitted.fit(problem.loader, val_loader=[(far, y + 0.6 * torch.randn_like(y))])
+    assert fitted.prior_precision_ != DELTA
+    found = maximize_marginal_likelihood(fitted)
+    assert found.trace[0] == pytest.approx(float(fitted.log_marginal_likelihood()), rel=1e-9)
+
+
 def test_what_has_no_determinant_is_rejected(make_problem):
     problem = make_problem("regression")
     fitted = LinearizedLaplace(problem.model, problem.likelihood, inverse="cg").fit(problem.loader)
     with pytest.raises(UnsupportedError, match="differentiable"):
         maximize_marginal_likelihood(fitted)
+
+
+def test_the_examples_of_the_module_run():
+    assert doctest.testmod(evidence_mixin).failed == 0
+    assert doctest.testmod(evidence_mixin).attempted > 5

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from estimators import LastLayerLaplace, LinearizedLaplace
-from estimators.errors import NotFittedError, OptionError, UnsupportedError
+from estimators import LastLayerLaplace, LinearizedLaplace, RegVar, tune
+from estimators.baselines import MAP
+from estimators.errors import CalibrationNotSavedWarning, NotFittedError, OptionError, UnsupportedError
 from estimators.laplace import SubnetworkLaplace
 
 DELTA = 2.5
@@ -39,8 +40,6 @@ def test_it_is_the_fit_on_all_rows(problem, name, kept):
     together = SUMS[name](problem).fit(problem.loader)
     torch.testing.assert_close(fitted.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
     assert fitted.n_data_ == len(problem.x)
-    if name == "subnetwork":
-        return
     if kept:
         torch.testing.assert_close(fitted.log_marginal_likelihood(), together.log_marginal_likelihood())
     else:
@@ -49,6 +48,81 @@ def test_it_is_the_fit_on_all_rows(problem, name, kept):
         fitted.attach_data(problem.loader)
     again = SUMS[name](problem).load_state_dict(fitted.state_dict())
     assert torch.equal(again.variance(problem.query), fitted.variance(problem.query))
+
+
+@pytest.mark.parametrize("options", [{"inverse": "cholesky"}, {"inverse": "dual"}, {"hessian_structure": "diag"}])
+def test_sampled_labels_of_repeated_inputs_are_those_of_a_fit_on_all_rows(problem, options):
+    x, y = torch.cat([problem.x, problem.x[:8], problem.x[:2]]), torch.cat([problem.y, problem.y[:8], problem.y[:2]])
+    parts = [list(zip(x[i:j].split(6), y[i:j].split(6), strict=True)) for i, j in ((0, 20), (20, 27), (27, 30))]
+    options = {**options, "prior_precision": DELTA, "fisher": "mc", "mc_samples": 2, "seed": 5}
+
+    def made():
+        return LinearizedLaplace(problem.model, problem.likelihood, **options)
+
+    together = made().fit([batch for part in parts for batch in part])
+    fitted = made().fit(parts[0]).update(parts[1]).update(parts[2])
+    torch.testing.assert_close(fitted.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
+    loaded = made().load_state_dict(made().fit(parts[0]).state_dict()).attach_data(parts[0])
+    loaded.update(parts[1]).update(parts[2])
+    torch.testing.assert_close(loaded.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"n_parameters": 6}, {"n_parameters": 6, "chosen_by": "magnitude"}, {}])
+def test_the_weights_of_a_subnetwork_are_chosen_from_all_rows(problem, options):
+    x = problem.x.clone()
+    x[:9, 0] = 0  # the earlier rows leave the first input unused
+
+    def made():
+        return SubnetworkLaplace(problem.model, problem.likelihood, prior_precision=DELTA, **options)
+
+    earlier, new = [(x[:9], problem.y[:9])], [(x[9:14], problem.y[9:14]), (x[14:], problem.y[14:])]
+    together = made().fit([*earlier, *new])
+    fitted = made().fit(earlier)
+    by_data = options == {"n_parameters": 6}
+    assert torch.equal(fitted.index_, together.index_) is not by_data
+    state = fitted.state_dict()
+    fitted.update(new)
+    assert torch.equal(fitted.index_, together.index_)
+    torch.testing.assert_close(fitted.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
+    loaded = made().load_state_dict(state)
+    if by_data:
+        before = loaded.variance(problem.query)
+        with pytest.raises(NotFittedError, match="attach_data"):
+            loaded.update(new)
+        assert loaded.n_data_ == 9
+        assert torch.equal(loaded.variance(problem.query), before)
+        loaded.attach_data(earlier)
+    loaded.update(new)
+    torch.testing.assert_close(loaded.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", ["cholesky", "last-full"])
+def test_the_choice_of_the_validation_rows_is_kept(make_problem, name):
+    problem = make_problem("regression")
+    rows, x = [(problem.x[:9], problem.y[:9])], problem.query
+    far = 3 * torch.randn(40, 4, dtype=torch.float64)  # targets that need another prior precision
+    y = SUMS[name](problem).fit(rows).clone_with(prior_precision=0.25).sample(far, 1)[0]
+    fitted = SUMS[name](problem).fit(rows, val_loader=[(far, y + 0.6 * torch.randn_like(y))])
+    record, chosen = fitted.calibration_, fitted.prior_precision_
+    assert chosen != DELTA
+    fitted.update([(problem.x[9:15], problem.y[9:15])])
+    assert fitted.calibration_ is record
+    assert fitted.prior_precision_ == chosen
+    expected = SUMS[name](problem).fit([(problem.x[:15], problem.y[:15])]).clone_with(prior_precision=chosen)
+    again = SUMS[name](problem).load_state_dict(fitted.state_dict())
+    for other in (fitted, again, fitted.clone_with()):
+        assert other.prior_precision_ == pytest.approx(chosen)
+        torch.testing.assert_close(other.variance(x), expected.variance(x), rtol=1e-9, atol=0)
+        calibrated = record.calibration.apply(expected.predict(x))
+        torch.testing.assert_close(other.predict(x).total_variance, calibrated.total_variance, rtol=1e-9, atol=0)
+
+
+def test_a_tuned_fit_still_warns_that_its_calibration_is_not_saved(problem):
+    fitted = SUMS["diag"](problem).fit([(problem.x[:9], problem.y[:9])])
+    tuned = tune(fitted, [(problem.x[9:], problem.y[9:])], option=None)
+    tuned.estimator.update([(problem.x[9:15], problem.y[9:15])])
+    with pytest.warns(CalibrationNotSavedWarning):
+        tuned.estimator.state_dict()
 
 
 def test_what_is_no_sum_is_rejected_and_unchanged(problem):
@@ -60,6 +134,21 @@ def test_what_is_no_sum_is_rejected_and_unchanged(problem):
     fitted = LastLayerLaplace(problem.model, problem.likelihood, hessian_structure="kron").fit(problem.loader)
     with pytest.raises(UnsupportedError, match="sum over rows"):
         fitted.update(problem.loader)
+
+
+@pytest.mark.parametrize("kind", [MAP, RegVar, LastLayerLaplace])
+def test_estimators_without_updates_or_evidence_say_so(problem, kind):
+    estimator = kind(problem.model, problem.likelihood)
+    queries = [lambda: estimator.update(problem.loader), estimator.log_marginal_likelihood]
+    for query in queries:
+        with pytest.raises(NotFittedError):
+            query()
+    if kind is LastLayerLaplace:
+        return
+    estimator.fit(problem.loader)
+    for query in queries:
+        with pytest.raises(UnsupportedError, match=kind.__name__):
+            query()
 
 
 def test_a_subnetwork_of_given_weights_is_the_dense_formula(problem, by_hand):

@@ -11,7 +11,15 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from weight_space_fits import EXACT, GENERAL, LAPLACE, REGVAR, close, kinds, posteriors
 
-from estimators import Categorical, LastLayerLaplace, LinearizedLaplace, LinearResponse, PosteriorDraws, RegVar
+from estimators import (
+    Categorical,
+    Gaussian,
+    LastLayerLaplace,
+    LinearizedLaplace,
+    LinearResponse,
+    PosteriorDraws,
+    RegVar,
+)
 from estimators.baselines import MAP, DeepEnsemble, SubnetworkLaplace
 from estimators.errors import DataError, ModelChangedError, ModelError, NotFittedError, TooLargeError, UnsupportedError
 from estimators.estimator import weight_space
@@ -34,24 +42,29 @@ def test_precision_and_covariance_of_an_exact_posterior_are_dense_autograds(name
     close(laplace.posterior_variance(), torch.linalg.inv(expected).diagonal())
 
 
+def over_all_weights(laplace, covariance):
+    """The covariance (P, P), which is 0 for the fixed weights of a subnetwork."""
+    index = getattr(laplace, "index_", torch.arange(len(laplace.theta_)))
+    whole = torch.zeros(len(laplace.theta_), len(laplace.theta_), dtype=covariance.dtype)
+    whole[index[:, None], index] = covariance
+    return whole
+
+
 @structures
 def test_the_covariance_is_the_inverse_of_the_precision_and_its_diagonal_the_variance(name, posterior_fit):
     laplace, _ = posterior_fit(name)
     precision, covariance = laplace.posterior_precision(), laplace.posterior_covariance()
-    inner = covariance
-    if name == "subnetwork":
-        inner = covariance[laplace.index_][:, laplace.index_]
-        assert float(covariance.abs().sum()) == pytest.approx(float(inner.abs().sum()))
-    close(precision @ inner, torch.eye(len(inner), dtype=inner.dtype), rtol=1e-8)
-    close(laplace.posterior_variance(), covariance.diagonal(), rtol=1e-9)
-    assert torch.linalg.eigvalsh(inner)[0] > 0
+    assert len(covariance) == (11 if name == "subnetwork" else len(laplace.theta_))
+    close(precision @ covariance, torch.eye(len(covariance), dtype=covariance.dtype), rtol=1e-8)
+    close(laplace.posterior_variance(), over_all_weights(laplace, covariance).diagonal(), rtol=1e-9)
+    assert torch.linalg.eigvalsh(covariance)[0] > 0
 
 
 @structures
 def test_the_covariance_over_weights_gives_that_of_the_outputs(name, posterior_fit):
     laplace, problem = posterior_fit(name)
     jacobian, f = laplace.jacobians(problem.query)
-    covariance = laplace.posterior_covariance()
+    covariance = over_all_weights(laplace, laplace.posterior_covariance())
     close(laplace.covariance(problem.query), jacobian @ covariance @ jacobian.transpose(1, 2))
     close(f, problem.model(problem.query).detach(), rtol=1e-12)
     joint = torch.einsum("mcp,pq,ndq->mcnd", jacobian, covariance, jacobian)
@@ -116,7 +129,7 @@ def test_the_moments_of_sampled_weights_are_those_of_the_posterior(name, posteri
     laplace, _ = posterior_fit(name)
     n = 1500 if name in ("cg", "matrix_free_dual", "dual", "lowrank") else 6000
     displaced = laplace.sample_weights(n) - laplace.theta_
-    expected = laplace.posterior_covariance()
+    expected = over_all_weights(laplace, laplace.posterior_covariance())
     found = displaced.T @ displaced / n
     diagonal = expected.diagonal()
     error = ((diagonal.outer(diagonal) + expected.square()) / n).sqrt()
@@ -208,6 +221,29 @@ def test_nonlinear_predictions_average_forward_passes_of_the_network(kind, poste
         close(made.probs, outputs.softmax(-1).mean(0), rtol=1e-9)
     else:
         close(made.total_variance, outputs.var(0) + 0.6**2, rtol=1e-9)
+
+
+@kinds
+def test_nonlinear_predictions_are_calibrated_and_in_original_units(kind, make_problem):
+    problem = make_problem(kind)
+    shift, scale = torch.tensor([100.0, -30.0]).double(), torch.tensor([10.0, 0.2]).double()
+    regression = kind == "regression"
+    likelihood = Gaussian(0.6, target_shift=shift, target_scale=scale) if regression else problem.likelihood
+    laplace = LinearizedLaplace(problem.model, likelihood, prior_precision=2.5)
+    laplace.fit(problem.loader[:2], val_loader=problem.loader[2:])
+    calibration = laplace.calibration_.calibration
+    factor, second = calibration.variance_scale, calibration.noise_or_temperature
+    assert (factor, second) != (1, 1)
+    outputs = laplace.sample_nonlinear(problem.query, 40, seed=3)
+    made = laplace.predict_nonlinear(problem.query, n_samples=40, seed=3)
+    spread = outputs.mean(0) + factor**0.5 * (outputs - outputs.mean(0))
+    if not regression:
+        close(made.mean, outputs.mean(0) / second, rtol=1e-9)
+        close(made.probs, (spread / second).softmax(-1).mean(0), rtol=1e-9)
+        return
+    close(made.mean, shift + scale * outputs.mean(0), rtol=1e-9)
+    close(made.samples, shift + scale * spread, rtol=1e-9)
+    close(made.std, scale * (factor * outputs.var(0) + (0.6 * second) ** 2).sqrt(), rtol=1e-9)
 
 
 def test_over_the_last_layer_the_network_is_linear_in_its_weights(posterior_fit):
