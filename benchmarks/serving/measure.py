@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +25,8 @@ SIZES = (1, 32)
 """Numbers of rows of a query."""
 N_DRAWS = 16
 _DELTA = 1.0
-_CALLS = 5
-"""Calls per repeat, whose mean is one time."""
+_CALLS = {"mlp": 5, "cnn": 5}
+"""Calls per repeat, whose mean is one time; one for the others."""
 
 
 def _rows(shape: tuple[int, ...], outputs: int, build: Callable[[], nn.Module]) -> TrainedCase:
@@ -41,10 +42,16 @@ def _convolutional() -> nn.Sequential:
     return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
+def _in_float64(build: Callable[[], TrainedCase]) -> TrainedCase:
+    case = build()
+    return replace(case, model=case.model.double())
+
+
 NETWORKS: dict[str, Callable[[], TrainedCase]] = {
     "mlp": partial(_rows, (64,), 10, partial(mlp, 64, 128, 10)),
     "cnn": partial(_rows, (1, 8, 8), 10, _convolutional),
     "minilm": partial(pretrained_minilm, 32),
+    "float64-minilm": partial(_in_float64, partial(pretrained_minilm, 32)),
 }
 METHODS: dict[str, Callable[[nn.Module], UncertaintyEstimator]] = {
     "last-layer": lambda model: LastLayerLaplace(model, "classification", prior_precision=_DELTA),
@@ -81,7 +88,7 @@ def _measured(network: str, method: str) -> Measured:
             partial(_call, module, x),
             partial(estimator.predict, x),
         ]
-        timings = interleaved([partial(_seconds, call) for call in calls])
+        timings = interleaved([partial(_seconds, call, _CALLS.get(network, 1)) for call in calls])
         names = ("network", "exported", "predict")
         found[str(n)] = {name: timing[0].median for name, timing in zip(names, timings, strict=True)} | {
             "difference": difference
@@ -95,14 +102,14 @@ def _call(module: nn.Module, x: PyTree) -> object:
         return module(*arguments, **keywords)
 
 
-def _seconds(call: Callable[[], object]) -> list[float]:
-    """Return the seconds of one call, in a list with this one step."""
+def _seconds(call: Callable[[], object], n_calls: int) -> list[float]:
+    """Return the seconds of one call, the mean of several, in a list with this one step."""
 
     def several() -> None:
-        for _ in range(_CALLS):
+        for _ in range(n_calls):
             call()
 
-    return [timed(several) / _CALLS]
+    return [timed(several) / n_calls]
 
 
 def _difference(module: nn.Module, estimator: UncertaintyEstimator, x: PyTree) -> float:
