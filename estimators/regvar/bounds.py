@@ -200,8 +200,8 @@ class VarianceBounds:
         """Return Σ_U J² / δ, without the last dimension of `jacobian`, (..., P)."""
         if self.untouched is None:
             return jacobian.new_zeros(jacobian.shape[:-1])
-        kept = jacobian[..., self.untouched] * self.space.scale[self.untouched]
-        return to_algebra_dtype(kept).square().sum(-1)
+        rows, variance = jacobian.flatten(0, -2), torch.where(self.untouched, self.space.scale.square(), 0)
+        return dots(rows, rows, variance).view(jacobian.shape[:-1])  # without a copy of these columns
 
     def _bounds(self, response: Tensor, prior: Tensor, last_layer: Tensor, along: Tensor | None) -> list[Bounds]:
         """Return the bounds from [W; Q] s Jᵀ (r + k, ...), J δ⁻¹ Jᵀ, the variance of L and U, and A_WL A_LL⁻¹ J_Lᵀ."""

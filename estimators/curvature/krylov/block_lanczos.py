@@ -24,6 +24,8 @@ FreeBytes = Callable[[], int]
 """The free memory in bytes; processes that share a fit receive the same number."""
 _BASIS_BYTES = 2**32
 """Largest size of a basis with the next block, 4 GiB."""
+_SOLVE_BYTES = 13 * 2**29
+"""Largest size of these with five further blocks, 6.5 GiB: right-hand sides, guesses, solutions, images, and a copy."""
 _BLOCKS = 8
 """Blocks that the storage has room for at first."""
 _ROUND_OFF = 0.5
@@ -53,7 +55,7 @@ class BlockLanczos:
         )
         self.floor = residual.norm(dim=1).max() * torch.finfo(residual.dtype).eps * 4
         self.projected = torch.zeros(0, 0, dtype=algebra_dtype(residual.device), device=residual.device)
-        most = min(_BASIS_BYTES, self.free_bytes() // 3)
+        most = _room(residual, self.free_bytes())
         room = max(2, min(blocks, most // max(1, residual.nbytes) + 1))  # it grows to `most` before a restart
         self.storage = residual.new_empty(room * len(residual), residual.shape[1])
         self.storage[: len(residual)] = residual
@@ -124,7 +126,7 @@ class BlockLanczos:
 
     def full(self) -> bool:
         """Whether the basis and the next block have reached the memory they may take."""
-        room = min(_BASIS_BYTES, (self.free_bytes() + self.extended.nbytes) // 3)
+        room = _room(self.block, self.free_bytes() + self.extended.nbytes)
         return self.extended.nbytes > room and self.rank >= 2 * len(self.block)
 
     def thick_restart(self) -> None:
@@ -228,6 +230,11 @@ class BlockLanczos:
     def correction(self) -> Tensor:
         """The difference (K, P) between u and its value at the start of the cycle."""
         return self.coefficients.T.to(self.storage.dtype) @ self.basis[: len(self.coefficients)]
+
+
+def _room(block: Tensor, free_bytes: int) -> int:
+    """Return how many bytes a basis with blocks of this size may take."""
+    return max(0, min(_BASIS_BYTES, _SOLVE_BYTES - 5 * block.nbytes, free_bytes // 3))
 
 
 def _orthogonalise_(rows: Tensor, basis: Tensor) -> Tensor:
