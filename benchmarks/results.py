@@ -20,7 +20,7 @@ from estimators.persistence.atomic import write_text
 
 __all__ = ["main", "tables"]
 
-_NLL = ("reg/NLL", "clf/NLL")
+_NLL = ("reg/NLL", "cls/NLL")
 Columns = Mapping[str, Mapping[str, str]]
 """Entries of a table: column -> method -> text."""
 
@@ -129,3 +129,7 @@ def _number(value: float | None, *, digits: int = 3) -> str:
         return "–"
     text = f"{value:.{digits}f}".replace("-", "−")
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+if __name__ == "__main__":
+    main()
