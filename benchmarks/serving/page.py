@@ -43,7 +43,7 @@ def _lines(name: str, row: Measured) -> list[list[str]]:
     network = next(network for network in NETWORKS if name.startswith(f"serving-{network}-"))
     method = name.removeprefix(f"serving-{network}-")
     lines = []
-    for n in SIZES:
+    for n in (size for size in SIZES if str(size) in row):
         found = row[str(n)]
         alone, exported, predict = (1e3 * found[key] for key in ("network", "exported", "predict"))
         cost = [f"{row['export_seconds']:.0f}", f"{row['bytes'] / 1e6:.1f}"]
