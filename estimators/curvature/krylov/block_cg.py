@@ -100,7 +100,7 @@ def block_cg(
         should_continue: decides, after `max_iter` iterations, before each further one.
         checkpoint: stores the state of each iteration; a solve continues from the stored one.
         free_bytes: the free memory. The basis takes at most a third of it, 4 GiB, and what five blocks leave of
-            6.5 GiB; beyond, its leading half is kept.
+            6.5 GiB, but four blocks; beyond, its leading half is kept.
         smallest: a lower bound of the eigenvalues of A (0 if none is known), with which products in float32 are checked
             to be accurate enough; None for no check.
 

@@ -26,6 +26,8 @@ _BASIS_BYTES = 2**32
 """Largest size of a basis with the next block, 4 GiB."""
 _SOLVE_BYTES = 13 * 2**29
 """Largest size of these with five further blocks, 6.5 GiB: right-hand sides, guesses, solutions, images, and a copy."""
+_FEWEST_BLOCKS = 4
+"""Blocks that the basis may have nevertheless: the leading half of fewer loses most of what has been found."""
 _BLOCKS = 8
 """Blocks that the storage has room for at first."""
 _ROUND_OFF = 0.5
@@ -114,7 +116,9 @@ class BlockLanczos:
         """Store the next block Q after W."""
         end = self.rank + len(block)
         if end > len(self.storage):
-            grown = self.storage.new_empty(end + max(len(block), end // 2), self.storage.shape[1])
+            row_bytes = self.storage.shape[1] * self.storage.element_size()
+            most = _room(block, self.free_bytes() + self.storage.nbytes) // row_bytes + len(block)
+            grown = self.storage.new_empty(max(end, min(end + end // 2, most)), self.storage.shape[1])
             grown[: self.rank] = self.basis
             self.storage = grown
         self.storage[self.rank : end] = block
@@ -234,7 +238,8 @@ class BlockLanczos:
 
 def _room(block: Tensor, free_bytes: int) -> int:
     """Return how many bytes a basis with blocks of this size may take."""
-    return max(0, min(_BASIS_BYTES, _SOLVE_BYTES - 5 * block.nbytes, free_bytes // 3))
+    wanted = max(_SOLVE_BYTES - 5 * block.nbytes, _FEWEST_BLOCKS * block.nbytes)
+    return min(_BASIS_BYTES, wanted, free_bytes // 3)
 
 
 def _orthogonalise_(rows: Tensor, basis: Tensor) -> Tensor:
