@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,16 +41,10 @@ def _convolutional() -> nn.Sequential:
     return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
-def _in_float64(build: Callable[[], TrainedCase]) -> TrainedCase:
-    case = build()
-    return replace(case, model=case.model.double())
-
-
 NETWORKS: dict[str, Callable[[], TrainedCase]] = {
     "mlp": partial(_rows, (64,), 10, partial(mlp, 64, 128, 10)),
     "cnn": partial(_rows, (1, 8, 8), 10, _convolutional),
     "minilm": partial(pretrained_minilm, 32),
-    "float64-minilm": partial(_in_float64, partial(pretrained_minilm, 32)),
 }
 METHODS: dict[str, Callable[[nn.Module], UncertaintyEstimator]] = {
     "last-layer": lambda model: LastLayerLaplace(model, "classification", prior_precision=_DELTA),
@@ -80,7 +73,7 @@ def _measured(network: str, method: str) -> Measured:
         export_seconds = timed(lambda: estimator.export(path, case.queries))
         size, module = path.stat().st_size, torch.export.load(path).module()
     found: Measured = {"export_seconds": export_seconds, "bytes": size}
-    takes_seconds = network.endswith("minilm") and method != "last-layer"
+    takes_seconds = network == "minilm" and method != "last-layer"
     for n in SIZES[:2] if takes_seconds else SIZES[::2]:
         x = select_rows(case.loader[0][0], slice(0, n))
         difference = _difference(module, estimator, x)
