@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bdl_bench.methods.registry import POSTERIOR, Method, preset
 from bdl_bench.problem.problem import Problem
-from bdl_bench.problem.queries import queries
+from bdl_bench.problem.queries import Loader, queries
 from estimators import UncertaintyEstimator
 from estimators.errors import DataError, UnsupportedError
 from estimators.numerics.pytrees import PyTree, concatenate, select_rows
@@ -12,19 +12,21 @@ from estimators.sampling import ReferencePosterior
 
 _CHECK_ROWS = 256
 """The largest number of test rows at which the chains must have converged before sampling ends."""
+_OOD_CHECK_ROWS = 128
+"""The same for every other set of rows that is compared with the posterior."""
 
 _MAX_WEIGHTS = 5_000
 """Largest number of weights. A run takes 50,000 to 300,000 gradients over all training rows, and more weights need
 more of them: 2,410 weights on digits take minutes."""
 
 
-def _test_rows(problem: Problem) -> PyTree | None:
-    """Return test rows to judge the chains at; None if their batches cannot be joined, such as texts."""
+def _first_rows(problem: Problem, loader: Loader, n: int) -> PyTree | None:
+    """Return rows to judge the chains at; None if their batches cannot be joined, such as texts."""
     try:
-        rows = concatenate([query.x for query in queries(problem.test, problem.layout)])
+        rows = concatenate([query.x for query in queries(loader, problem.layout)])
     except (DataError, RuntimeError):
         return None
-    return select_rows(rows, slice(0, _CHECK_ROWS))
+    return select_rows(rows, slice(0, n))
 
 
 def _reference(problem: Problem, seed: int) -> UncertaintyEstimator:
@@ -34,7 +36,14 @@ def _reference(problem: Problem, seed: int) -> UncertaintyEstimator:
             received=f"{problem.n_parameters:,} weights",
             remedy="estimators.ReferencePosterior(model, ..., max_gradients=...) with hours of time.",
         )
-    return preset(ReferencePosterior, seeded=True, check_rows=_test_rows(problem))(problem, seed)
+    shifts = {name.rpartition("-")[0]: loader for name, loader in sorted(problem.shifts.items())}  # the most severe
+    ood = [_first_rows(problem, loader, _OOD_CHECK_ROWS) for loader in (*problem.ood.values(), *shifts.values())]
+    return preset(
+        ReferencePosterior,
+        seeded=True,
+        check_rows=_first_rows(problem, problem.test, _CHECK_ROWS),
+        ood_check_rows=[rows for rows in ood if rows is not None],
+    )(problem, seed)
 
 
 PRESETS = [

@@ -24,6 +24,8 @@ __all__ = ["ConvergenceCriteria", "NoiseFloor", "RowDiagnostics", "SamplerDiagno
 _MARGIN = 0.6
 """The share of what `ConvergenceCriteria` allow at which a run stops: the worst R-hat less 1 of 2,000 outputs is some
 1.5 times that of 100."""
+_QUERY_MARGIN = 0.9
+"""The same for the total variation at a part of the rows of a query, which is a mean over these rows."""
 _EVEN, _ODD = slice(0, None, 2), slice(1, None, 2)
 
 
@@ -67,6 +69,7 @@ class ConvergenceCriteria:
             min_bulk_ess=self.min_bulk_ess / _MARGIN,
             min_squares_ess=self.min_squares_ess / _MARGIN,
             max_total_variation=_MARGIN * self.max_total_variation,
+            max_query_total_variation=_QUERY_MARGIN * self.max_query_total_variation,
         )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar, Unpack
 
@@ -111,6 +111,8 @@ class ReferencePosterior(UncertaintyEstimator):
         criteria: what must be reached.
         check_rows: inputs at which the run is judged, as for `variance`, such as test and out-of-distribution rows.
             None: up to 256 training rows, drawn by the seed.
+        ood_check_rows: further sets of inputs at which the run is judged, each by itself and by the looser criterion
+            of queries, such as shifted rows: [x_shifted, x_ood].
         accept_unconverged: whether a run or query that does not meet the criteria warns instead of raising.
             `diagnostics_` and `reached_` then tell that it does not.
         dtype: torch.float64 or torch.float32, of the sampling. None: float64.
@@ -164,6 +166,7 @@ class ReferencePosterior(UncertaintyEstimator):
         max_gradients: int = 1_000_000,
         criteria: ConvergenceCriteria = ConvergenceCriteria(),  # noqa: B008
         check_rows: PyTree | None = None,
+        ood_check_rows: Sequence[PyTree] = (),
         accept_unconverged: bool = False,
         dtype: torch.dtype | None = None,
         engine: str = "hmc",
@@ -179,7 +182,8 @@ class ReferencePosterior(UncertaintyEstimator):
         self.criteria = checked_instance(
             "criteria", criteria, ConvergenceCriteria, remedy="ConvergenceCriteria(max_r_hat=1.01)."
         )
-        self.check_rows = _checked_rows(check_rows)
+        self.check_rows = _checked_rows("check_rows", check_rows)
+        self.ood_check_rows = _checked_sets(ood_check_rows)
         self.accept_unconverged = checked_flag("accept_unconverged", accept_unconverged)
         self.dtype = _checked_dtype(dtype)
         self.engine, self.seed = checked_choice("engine", engine, tuple(ENGINES)), checked_seed(seed)
@@ -326,10 +330,11 @@ class ReferencePosterior(UncertaintyEstimator):
         generator = torch.Generator().manual_seed(self.seed)
         z = torch.randn(n_chains, potential.n_dims, generator=generator, dtype=torch.float64).to(sampled.theta)
         rows, shape = self._rows_to_check(sampled, batches)
+        ood = [self._rows_of(sampled, one)[0] for one in self.ood_check_rows]
         if self.engine == "nutpie":
             self._run_nuts(potential, z, progress_bar=progress_bar)
         else:
-            self._run_chains(potential, z, generator, (rows, shape), progress_bar=progress_bar)
+            self._run_chains(potential, z, generator, (rows, shape), ood, progress_bar=progress_bar)
         found = [self._row_diagnostics_of(draws, shape) for _, draws in self.weight_draws_.chunks(rows, shape.numel())]
         self.diagnostics_ = self._with_chains(joined(found))
         self.reached_ = not self._judge(self.diagnostics_, query=False)
@@ -344,6 +349,7 @@ class ReferencePosterior(UncertaintyEstimator):
         z: Tensor,
         generator: torch.Generator,
         check_rows: tuple[PyTree, torch.Size],
+        ood: Sequence[PyTree],
         *,
         progress_bar: bool,
     ) -> None:
@@ -358,7 +364,9 @@ class ReferencePosterior(UncertaintyEstimator):
         def judge(kept: Tensor) -> bool:
             self._chains = run.statistics()
             draws = _weight_draws(potential, kept, seed=self.seed)
-            return all(self._is_reached(draws, rows, check_rows[1]) for rows in (first, check_rows[0]))
+            return all(self._is_reached(draws, rows, check_rows[1]) for rows in (first, check_rows[0])) and all(
+                self._is_reached(draws, rows, check_rows[1], query=True) for rows in ood
+            )
 
         at_least = 4 * len(z) if self.accept_unconverged else None
         run.run(judge, checkpoint, progress_bar=progress_bar, at_least=at_least)
@@ -386,9 +394,9 @@ class ReferencePosterior(UncertaintyEstimator):
             "n_gradients": gradient.calls,
         }
 
-    def _is_reached(self, draws: WeightDraws, rows: PyTree, shape: torch.Size) -> bool:
+    def _is_reached(self, draws: WeightDraws, rows: PyTree, shape: torch.Size, *, query: bool = False) -> bool:
         found = [self._row_diagnostics_of(part, shape) for _, part in draws.chunks(rows, shape.numel())]
-        return not self._with_chains(joined(found), len(draws)).failures(self.criteria.with_margin())
+        return not self._with_chains(joined(found), len(draws)).failures(self.criteria.with_margin(), query=query)
 
     def _with_chains(self, rows: RowDiagnostics, n_draws: int | None = None) -> SamplerDiagnostics:
         return SamplerDiagnostics(rows, n_draws=n_draws or len(self.weight_draws_), **self._chains)
@@ -416,7 +424,8 @@ class ReferencePosterior(UncertaintyEstimator):
         if not failures:
             return failures
         remedy = (
-            "pass these rows as check_rows, so that fit samples until they are reached too, or accept_unconverged=True."
+            "pass these rows as check_rows or in ood_check_rows, so that fit samples until they are reached too, or "
+            "accept_unconverged=True."
             if query
             else f"max_gradients={4 * self.max_gradients:,}, a larger prior_precision, a smaller network, looser "
             "criteria, or accept_unconverged=True."
@@ -438,12 +447,16 @@ class ReferencePosterior(UncertaintyEstimator):
         """Return the check rows, and the shape of the outputs of one row."""
         network = objective.network
         if self.check_rows is not None:
-            rows = objective.batches.layout.mark(as_inputs(self.check_rows))
-            return rows, check_inputs(rows, network, what="check row").shape[1:]
+            return self._rows_of(objective, self.check_rows)
         x = batches[0].x
         order = torch.randperm(n_rows(x), generator=torch.Generator().manual_seed(self.seed))[:_CHECK_ROWS]
         rows = select_rows(x, order.to(objective.theta.device))
         return rows, network.shaped_outputs(rows).shape[1:]
+
+    def _rows_of(self, objective: Objective, given: PyTree) -> tuple[PyTree, torch.Size]:
+        """Return inputs that were given, checked, and the shape of the outputs of one row."""
+        rows = objective.batches.layout.mark(as_inputs(given))
+        return rows, check_inputs(rows, objective.network, what="check row").shape[1:]
 
     def _check_draws_fit(self, objective: Objective, layer: LastLayer | None) -> None:
         """Raise TooLargeError if the draws do not fit into memory."""
@@ -529,15 +542,23 @@ def _checked_chains(n_chains: object) -> int | None:
     return n
 
 
-def _checked_rows(check_rows: PyTree | None) -> PyTree | None:
+def _checked_rows(name: str, rows: PyTree | None) -> PyTree | None:
     """Return the option as it is; raise OptionError unless it has a tensor."""
     try:
-        if check_rows is None or tensors_of(as_inputs(check_rows)):
-            return check_rows
-        received = shown(check_rows)
+        if rows is None or tensors_of(as_inputs(rows)):
+            return rows
+        received = shown(rows)
     except DataError as error:
         received = error.received
-    raise OptionError("check_rows, inputs with at least one tensor", received=received, remedy="check_rows=x_test.")
+    raise OptionError(f"{name}, inputs with at least one tensor", received=received, remedy="check_rows=x_test.")
+
+
+def _checked_sets(sets: object) -> tuple[PyTree, ...]:
+    if not isinstance(sets, (list, tuple)) or None in [one if one is None else 0 for one in sets]:
+        raise OptionError(
+            "ood_check_rows, a list of inputs", received=shown(sets), remedy="ood_check_rows=[x_shifted, x_ood]."
+        )
+    return tuple(_checked_rows("ood_check_rows", one) for one in sets)
 
 
 def _checked_dtype(dtype: object) -> torch.dtype | None:

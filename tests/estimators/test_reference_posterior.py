@@ -517,6 +517,16 @@ def test_check_rows_make_the_fit_raise_or_warn():
         assert float(accepted.variance(elsewhere)) > 1
 
 
+def test_sampling_ends_when_rows_unlike_the_data_are_reached_too():
+    far = 4 + queries(7)
+    by_training_rows = short_fit()
+    limit = by_training_rows.noise_floor(far).total_variation / 2
+    criteria = replace(LOOSE, max_query_total_variation=limit)
+    found = short(criteria=criteria, ood_check_rows=[far]).fit(rows())
+    assert found.noise_floor(far).total_variation <= limit
+    assert found.diagnostics_.n_gradients > by_training_rows.diagnostics_.n_gradients
+
+
 def test_a_budget_that_cannot_suffice_raises_before_it_is_spent():
     for gradients, says in ((100, "starts and warm-up"), (1500, "max_gradients")):
         with pytest.raises(ReferenceNotReachedError, match=says):
@@ -606,6 +616,8 @@ def test_a_killed_fit_continues_with_the_same_numbers(collapse, tmp_path, monkey
         ("n_chains", 2),
         ("n_draws", 0),
         ("check_rows", 3.7),
+        ("ood_check_rows", torch.ones(2, 1)),
+        ("ood_check_rows", [None]),
         ("starts", "modes"),
         ("collapse", True),
         ("max_gradients", 0),

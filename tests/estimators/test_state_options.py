@@ -240,6 +240,7 @@ CASES = {
             "max_gradients": 900_000,
             "criteria": ConvergenceCriteria(),
             "check_rows": torch.ones(2, 3, dtype=torch.float64),
+            "ood_check_rows": [torch.full((2, 3), 3.0, dtype=torch.float64)],
             "accept_unconverged": False,
             "dtype": torch.float32,
             "engine": "nutpie",
