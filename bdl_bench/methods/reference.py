@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from bdl_bench.methods.registry import POSTERIOR, Method, preset
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import Loader, queries
@@ -15,6 +17,8 @@ _CHECK_ROWS = 256
 _OOD_CHECK_ROWS = 128
 """The same for every other set of rows that is compared with the posterior."""
 
+_FLOAT32_WEIGHTS = 1_000
+"""Number of weights above which it samples in float32, twice as fast; the criteria are those of float64."""
 _MAX_WEIGHTS = 5_000
 """Largest number of weights. A run takes 50,000 to 300,000 gradients over all training rows, and more weights need
 more of them: 2,410 weights on digits take minutes."""
@@ -43,6 +47,7 @@ def _reference(problem: Problem, seed: int) -> UncertaintyEstimator:
         seeded=True,
         check_rows=_first_rows(problem, problem.test, _CHECK_ROWS),
         ood_check_rows=[rows for rows in ood if rows is not None],
+        dtype=torch.float32 if problem.n_parameters > _FLOAT32_WEIGHTS else None,
     )(problem, seed)
 
 
