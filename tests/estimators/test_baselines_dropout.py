@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import random
 
 import numpy as np
 import pytest
@@ -173,6 +174,13 @@ class Rate(nn.Module):
         return F.dropout(x, 0.5, self.training)
 
 
+class Recurrent(nn.LSTM):
+    """A recurrent layer with dropout of its own."""
+
+    def forward(self, h):
+        return F.dropout(super().forward(h[:, None])[0][:, 0], 0.5, self.training)
+
+
 NOISES = {
     "F.dropout": lambda h: F.dropout(h, 0.5, True),
     "a small rate": lambda h: F.dropout(h, 1e-9, True),
@@ -182,6 +190,14 @@ NOISES = {
     "a mask": lambda h: h * torch.bernoulli(torch.full_like(h, 0.5)),
     "a mask of numpy": lambda h: h * torch.from_numpy(np.random.rand(*h.shape) < 0.5),
     "a path": lambda h: h * h.new_empty(len(h), 1).bernoulli_(0.5),
+    "a path that is rarely left out": lambda h: h * h.new_empty(len(h), 1).bernoulli_(0.999),
+    "a layer that is rarely left out": lambda h: 0 * h if torch.rand([]) < 1e-3 else h,
+    "a layer that is rarely kept": lambda h: 0 * h if torch.rand([]) < 0.999 else h,
+    "a layer left out by Python": lambda h: 0 * h if random.random() < 0.1 else h,
+    "a rare mask": lambda h: h * (torch.rand_like(h) < 0.999),
+    "uniform noise": lambda h: h + torch.empty_like(h).uniform_(-1, 1),
+    "a generator": lambda h: h * torch.bernoulli(torch.full_like(h, 0.5), generator=torch.Generator()),
+    "a recurrent layer": Recurrent(6, 6, batch_first=True),
 }
 
 
