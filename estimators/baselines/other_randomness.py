@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from estimators.baselines.dropout_layers import dropout_names
 from estimators.baselines.random_operations import RandomOperations
 from estimators.data.batch import Batch
-from estimators.errors import UnsupportedError
-from estimators.models.derivative_routes import is_final_error
+from estimators.errors import RandomnessNotCheckedWarning, UnsupportedError
+from estimators.models.derivative_routes import is_final_error, short
 from estimators.models.kernels import differentiable
 from estimators.models.network import Network
 from estimators.models.preserved_state import preserved_tensors
@@ -29,6 +32,8 @@ _SEEDS = 4
 """Forward passes of a network that draws no numbers from numpy or `random`, two of them at ends of uniform numbers."""
 _MANY_SEEDS = 64
 """Forward passes of a network that does: a layer left out with a probability of .1 is missed in .1 % of the cases."""
+_LABELS = ("labels", "label")
+"""Names of the targets among the arguments of a forward, as among the entries of a batch."""
 
 
 def check_other_randomness(network: Network, batch: Batch) -> None:
@@ -36,8 +41,8 @@ def check_other_randomness(network: Network, batch: Batch) -> None:
 
     The network is run in train mode, but for its dropout layers. It may call no random operation of torch outside of
     them, except for uniform numbers that change no output, such as those compared with a rate of 0. Random numbers of
-    numpy and `random` are only seen by outputs that differ between seeds. Buffers and modes of the network do not
-    change.
+    numpy and `random` are only seen by outputs that differ between seeds. A forward that fails in train mode is called
+    again with the labels, if it takes them. Buffers and modes of the network do not change.
 
     Args:
         network: the network.
@@ -45,33 +50,47 @@ def check_other_randomness(network: Network, batch: Batch) -> None:
 
     Raises:
         UnsupportedError: something else is random, which would stay off in the members of MC dropout.
+
+    Warns:
+        RandomnessNotCheckedWarning: the forward fails in train mode, or returns no tensor.
     """
     batch = batch.parts(_ROWS)[0]
     with _training_but_for_dropout(network.module):
-        first = _run(network, batch, seed=0)
-        if first.random.names:
-            raise _other_randomness(first.random.names)
-        if first.tensors:
-            _check_seeds(network, batch, first)
+        for keywords in _label_keywords(network.module, batch):
+            first = _run(network, batch, keywords, seed=0)
+            if first.random.names:
+                raise _other_randomness(first.random.names)
+            if first.tensors:
+                _check_seeds(network, batch, keywords, first)
+                return
+    warnings.warn(
+        "Expected a forward that returns a tensor in train mode, to check that nothing is random in it but the dropout "
+        f"layers. Received {first.failure}. Anything else that is random, such as F.dropout, stays off, and the "
+        "variance is too small. Try: a forward that needs no labels, or takes them as `labels`; or ignore "
+        "RandomnessNotCheckedWarning if all dropout is by nn.Dropout modules",
+        RandomnessNotCheckedWarning,
+        stacklevel=2,
+    )
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """The tensors that a forward pass returned, and the random operations in it."""
+    """What a forward pass returned, the random operations in it, and why there are no tensors if there are none."""
 
     tensors: list[Tensor]
     random: RandomOperations
+    failure: str = ""
 
 
-def _check_seeds(network: Network, batch: Batch, first: _Pass) -> None:
+def _check_seeds(network: Network, batch: Batch, keywords: dict[str, Any], first: _Pass) -> None:
     """Raise UnsupportedError unless the outputs of all seeds, and at both ends of uniform numbers, are the same."""
     for seed in range(1, _MANY_SEEDS if first.random.outside_torch else _SEEDS):
-        other = _run(network, batch, seed=seed)
+        other = _run(network, batch, keywords, seed=seed)
         if other.random.names or not _agree(first.tensors, other.tensors):
             raise _other_randomness([*other.random.names, *other.random.uniform_names])
 
 
-def _run(network: Network, batch: Batch, *, seed: int) -> _Pass:
+def _run(network: Network, batch: Batch, keywords: dict[str, Any], *, seed: int) -> _Pass:
     """Run the network once. Seeds 0 and 1 have all uniform numbers at their lower and upper end."""
     operations = RandomOperations(end=seed if seed < 2 else None)
     arguments, named = forward_arguments(cloned(batch.x))
@@ -79,14 +98,24 @@ def _run(network: Network, batch: Batch, *, seed: int) -> _Pass:
     with torch.no_grad(), differentiable(), seeded_random_state(seed), preserved_tensors(network.module):
         try:
             with operations.recorded():
-                output = network.module(*arguments, **named)
+                output = network.module(*arguments, **named, **cloned(keywords))
         except Exception as error:  # the code of the user may raise anything
             if is_final_error(error):
                 raise
-            return _Pass([], operations)
+            return _Pass([], operations, f"{type(error).__name__}: {short(error)}")
         # An unknown object has tensors as attributes; buffers among the outputs are restored afterwards.
         tensors = [t.clone() for t in tensors_of(output) or tensors_of(getattr(output, "__dict__", {}))]
-    return _Pass(tensors, operations)
+    return _Pass(tensors, operations, f"an output of type {type(output).__name__}")
+
+
+def _label_keywords(module: nn.Module, batch: Batch) -> Iterator[dict[str, Any]]:
+    """Return no keywords, and then the labels if the forward takes them."""
+    yield {}
+    try:
+        taken = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):  # a forward that is no Python function
+        return
+    yield from [{name: batch.y} for name in _LABELS if name in taken]
 
 
 @contextmanager
