@@ -39,7 +39,8 @@ class MCDropout(MembersEstimator):
     but the first layer with weights, so that no input is dropped. Dropout inside nn.MultiheadAttention,
     F.scaled_dot_product_attention and nn.LSTM stays off; batch statistics stay frozen. `fit` rejects a model that is
     random in train mode by other means, such as F.dropout in its forward or stochastic depth, since these would stay
-    off too. `fit` warns with RandomnessNotCheckedWarning if the forward fails in train mode, also with the labels.
+    off too. For Hugging Face models it needs `attn_implementation="sdpa"`: "eager" attention calls F.dropout. `fit`
+    warns with RandomnessNotCheckedWarning if the forward fails in train mode, also with the labels.
 
     Args:
         model: the trained network, in eval mode; it is not changed.

@@ -150,6 +150,6 @@ def _other_randomness(names: list[str]) -> UnsupportedError:
         "a network in which only dropout layers (nn.Dropout and its variants) are random in train mode",
         received=f"random calls outside of them, which would stay off: {', '.join(names) or 'not of torch'}",
         remedy="nn.Dropout modules in place of torch.nn.functional.dropout; "
-        "a rate of 0 for what should stay off, such as stochastic depth or dropout of attention weights; or "
-        "DeepEnsemble, or SWAG.",
+        'attn_implementation="sdpa" for a Hugging Face model, whose attention dropout then stays off; a rate of 0 for '
+        "what else should stay off, such as stochastic depth; or DeepEnsemble, or SWAG.",
     )

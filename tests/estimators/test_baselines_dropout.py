@@ -327,3 +327,19 @@ def test_a_model_that_fails_in_train_mode_warns(model, reason, make_problem):
         fitted = MCDropout(problem.model, "classification", n_samples=20).fit(problem.loader)
     assert bool((fitted.variance(problem.query) > 0).all())
     assert not any(module.training for module in problem.model.modules())
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_dropout_of_hugging_face_models_stays_off_with_sdpa(attention):
+    """The remedy of the error for "eager" attention, which calls F.dropout."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, intermediate_size=8, attn_implementation=attention)
+    model = transformers.BertForSequenceClassification(config).eval()
+    data = [({"input_ids": torch.arange(12).view(3, 4)}, torch.tensor([0, 1, 1]))]
+    estimator = MCDropout(model, "classification", n_samples=3)
+    if attention == "eager":
+        with pytest.raises(UnsupportedError, match='attn_implementation="sdpa"'):
+            estimator.fit(data)
+    else:
+        estimator.fit(data)
