@@ -47,11 +47,13 @@ def tables(tasks: Sequence[TaskResults]) -> str:
 
     Returns:
         Tables of the negative log-likelihood, of the distance from the posterior and the ratio of variances to it, and
-        of the agreement with linearized Laplace. Methods are in the order of the mean of their ranks.
+        of the agreement with linearized Laplace. Methods with more columns come first, and among these the methods with
+        the lower mean rank: by the tuned negative log-likelihood, followed by the methods that were not tuned, in the
+        first table; by the distances in the second and third one. The agreement is in alphabetical order.
     """
     designs = {one.name: seed_design(one) for one in tasks}
     sets = {one.name: fidelity_sets(one, designs[one.name]) for one in tasks}
-    nll = {one.name: _nll(one, tuned=True) for one in tasks}
+    tuned = {one.name: found for one in tasks if (found := _nll(one, tuned=True))}
     untuned = {f"{one.name}, untuned": _nll(one, tuned=False) for one in tasks}
     distances = {column: _field(found, found.main) for column, found in _columns(sets)}
     ratios = {column: _field(found, "mean_ratio") for column, found in _columns(sets)}
@@ -61,10 +63,11 @@ def tables(tasks: Sequence[TaskResults]) -> str:
     distance_floor = {column: _number(floors[column][main[column]]) for column in distances}
     ratio_floor = {column: _number(floors[column]["mean_ratio"], digits=2) for column in ratios}
     order = _by_mean_rank(distances)
+    order_nll = list(dict.fromkeys([*_by_mean_rank(tuned), *_by_mean_rank(untuned)]))
     return "\n\n".join(
         [
             "## Negative log-likelihood of the test rows",
-            _markdown(_by_mean_rank(nll), _texts(nll | untuned)),
+            _markdown(order_nll, _texts(tuned | untuned)),
             "## Distance from the posterior, untuned",
             _markdown(order, _texts(distances), first=distance_floor),
             "## Ratio of the mean variances, untuned",
@@ -127,6 +130,7 @@ def _number(value: float | None, *, digits: int = 3) -> str:
     """Return a number without its leading zero, as ".052"."""
     if value is None:
         return "–"
+    value = round(value, digits) or 0.0  # without the sign of a negative number that is rounded to zero
     text = f"{value:.{digits}f}".replace("-", "−")
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 

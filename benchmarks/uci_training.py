@@ -34,9 +34,13 @@ from benchmarks.markdown import table as markdown
 __all__ = ["VARIANTS", "Variant", "main", "measure", "table"]
 
 MEMBERS = 5
+"""Networks of an ensemble, as in Lakshminarayanan et al. (2017)."""
 MASKS = 100
+"""Dropout masks per prediction."""
 DROPOUT_RATES = (0.005, 0.01, 0.025, 0.05, 0.1)
+"""Rates of dropout: those of Gal and Ghahramani (2016) are 0.005, 0.01, 0.05 and 0.1."""
 RATES = (0.1, 0.03, 0.01, 0.003)
+"""Learning rates of Adam for ensembles; 0.1 is that of Lakshminarayanan et al. (2017)."""
 ADVERSARIAL_STEP = 0.01
 """Of the range of each input, as in Lakshminarayanan et al. (2017)."""
 Row = dict[str, Any]

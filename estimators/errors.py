@@ -24,6 +24,7 @@ __all__ = [
     "NotFittedError",
     "NotLogitsWarning",
     "OptionError",
+    "RandomnessNotCheckedWarning",
     "ReferenceNotReachedError",
     "StateError",
     "TooLargeError",
@@ -169,6 +170,10 @@ class DiagonalWeightsWarning(UserWarning):
 
 class NotLogitsWarning(UserWarning):
     """The outputs of the model look like probabilities, but the likelihood expects logits."""
+
+
+class RandomnessNotCheckedWarning(UserWarning):
+    """MC dropout could not check whether a network is random outside of its dropout layers, which would stay off."""
 
 
 class TuningBoundaryWarning(UserWarning):

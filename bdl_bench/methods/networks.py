@@ -43,7 +43,9 @@ from estimators.tuning import shrinkage_of_few_rows
 _RATE = 0.1
 """Dropout rate of networks that are trained here."""
 _SMALLEST_RATE = 0.005
+"""Smallest dropout rate that is tried, as in Gal and Ghahramani (2016)."""
 _FEW_RATES = 3
+"""Number of rates up to which none is above `_RATE`: more of them would leave the small ones out."""
 _MASKS = 30
 """Dropout masks per prediction."""
 _MEMBERS = 5

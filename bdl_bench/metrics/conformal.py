@@ -1,7 +1,7 @@
 """Split conformal prediction for metrics: sets calibrated on n validation rows, and their coverage and size.
 
-Scores and thresholds are those of `estimators.SplitConformal` with its default scores. Coverage is a check, and the
-size of the sets is the result: a better prediction has smaller sets.
+Scores, thresholds and sets are those of `estimators.SplitConformal` with its default scores. Coverage is a check, and
+the size of the sets is the result: a better prediction has smaller sets.
 
     classes:     s = −log p_y               the set of all classes with −log p_c <= q  (Sadinle et al. 2019)
     regression:  s = |y − m|/s.d.           the interval m ± q · s.d.                  (Lei et al. 2018)
@@ -13,7 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from estimators.calibration.conformal_scores import conformal_threshold, has_threshold, lac_scores, scaled_residuals
+from estimators.calibration.conformal_scores import (
+    conformal_threshold,
+    has_threshold,
+    lac_scores,
+    scaled_residuals,
+    within_threshold,
+)
 
 __all__ = ["LEVEL", "class_sets", "enough_rows", "intervals"]
 
@@ -22,7 +28,6 @@ Integers = NDArray[np.int64]
 
 LEVEL = 0.9
 """Nominal coverage of conformal sets."""
-_ROUND_OFF = 1e-9
 
 
 def enough_rows(n: int) -> bool:
@@ -47,17 +52,12 @@ def intervals(
     """
     known, test = (_scores(*arrays) for arrays in (validation, (targets, mean, std)))
     threshold = conformal_threshold(known, level=level)
-    inside: Floats = _within(test, threshold).double().numpy()
+    inside: Floats = within_threshold(test, threshold).double().numpy()
     return inside, 2 * threshold.numpy() * std
 
 
 def _scores(targets: Floats, mean: Floats, std: Floats) -> torch.Tensor:
     return scaled_residuals(*map(torch.from_numpy, (targets, mean, std)))
-
-
-def _within(scores: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-    """Return scores <= threshold. A row found again among the validation rows ties with it, whatever the round-off."""
-    return scores <= threshold + _ROUND_OFF * threshold.abs()
 
 
 def class_sets(
@@ -77,5 +77,5 @@ def class_sets(
     known = lac_scores(torch.from_numpy(validation_log_probs))
     labels = torch.from_numpy(validation_targets)
     threshold = conformal_threshold(known.gather(1, labels[:, None])[:, 0], level=level)
-    inside: NDArray[np.bool_] = _within(lac_scores(torch.from_numpy(log_probs)), threshold).numpy()
+    inside: NDArray[np.bool_] = within_threshold(lac_scores(torch.from_numpy(log_probs)), threshold).numpy()
     return inside

@@ -38,7 +38,9 @@ class MCDropout(MembersEstimator):
     `rate`, `make_model` and `recipe` train a network of the same architecture. It has dropout before every nn.Linear
     but the first layer with weights, so that no input is dropped. Dropout inside nn.MultiheadAttention,
     F.scaled_dot_product_attention and nn.LSTM stays off; batch statistics stay frozen. `fit` rejects a model that is
-    random in train mode by other means, such as F.dropout in its forward, since these would stay off too.
+    random in train mode by other means, such as F.dropout in its forward or stochastic depth, since these would stay
+    off too. For Hugging Face models it needs `attn_implementation="sdpa"`: "eager" attention calls F.dropout. `fit`
+    warns with RandomnessNotCheckedWarning if the forward fails in train mode, also with the labels.
 
     Args:
         model: the trained network, in eval mode; it is not changed.
@@ -111,7 +113,7 @@ class MCDropout(MembersEstimator):
     def _fit(self, objective: Objective, *, progress_bar: bool) -> None:
         network = Network(self.model, list(objective.network.subset.shapes))
         network = network.counted_by(objective.network.pass_counter)
-        check_other_randomness(network, next(iter(objective.batches)).x)
+        check_other_randomness(network, next(iter(objective.batches)))
         trained = None if self.rate is None else tensors_by_name(self._train(objective, progress_bar=progress_bar))
         self._set_network(objective, trained)
 

@@ -1,111 +1,155 @@
-"""Find random operations of a network in train mode that belong to no dropout layer, such as a call of F.dropout."""
+"""Check that a network in train mode has no random operations outside of its dropout layers, such as F.dropout."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.overrides import TorchFunctionMode
 
 from estimators.baselines.dropout_layers import dropout_names
-from estimators.errors import UnsupportedError
-from estimators.models.derivative_routes import FAILURES, is_final_error
+from estimators.baselines.random_operations import RandomOperations
+from estimators.data.batch import Batch
+from estimators.errors import RandomnessNotCheckedWarning, UnsupportedError
+from estimators.models.derivative_routes import is_final_error, short
+from estimators.models.kernels import differentiable
 from estimators.models.network import Network
 from estimators.models.preserved_state import preserved_tensors
-from estimators.numerics.pytrees import PyTree, tensors_of
+from estimators.numerics.pytrees import cloned, forward_arguments, tensors_of
 from estimators.runtime.rng import seeded_random_state
 
 __all__ = ["check_other_randomness"]
 
-_STAYS_OFF = frozenset(
-    ("multi_head_attention_forward", "scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu", "rrelu")
-)
-"""Functions of torch whose randomness is documented to stay off: attention, recurrent layers, random slopes."""
-_EVAL = (_NormBase, nn.MultiheadAttention, nn.RNNBase)
-"""Layers that stay in eval mode: batch statistics are frozen, and dropout between recurrent layers is off."""
+_ROWS = 4
+"""Rows of a forward pass: random operations are seen at any row, and masks of a row at one of a few."""
+_SEEDS = 4
+"""Forward passes of a network that draws no numbers from numpy or `random`, two of them at ends of uniform numbers."""
+_MANY_SEEDS = 64
+"""Forward passes of a network that does: a layer left out with a probability of .1 is missed in .1 % of the cases."""
+_LABELS = ("labels", "label")
+"""Names of the targets among the arguments of a forward, as among the entries of a batch."""
 
 
-def check_other_randomness(network: Network, x: PyTree) -> None:
+def check_other_randomness(network: Network, batch: Batch) -> None:
     """Check that in train mode nothing is random but the dropout layers.
 
-    The network is run in train mode, but for its dropout layers, with two seeds. Its outputs must be the same, and no
-    function for dropout may draw random numbers. Buffers and modes of the network do not change.
+    The network is run in train mode, but for its dropout layers. It may call no random operation of torch outside of
+    them, except for uniform numbers that change no output, such as those compared with a rate of 0. Random numbers of
+    numpy and `random` are only seen by outputs that differ between seeds. A forward that fails in train mode is called
+    again with the labels, if it takes them. Buffers and modes of the network do not change.
 
     Args:
         network: the network.
-        x: inputs of some rows.
+        batch: inputs and targets of some rows.
 
     Raises:
         UnsupportedError: something else is random, which would stay off in the members of MC dropout.
+
+    Warns:
+        RandomnessNotCheckedWarning: the forward fails in train mode, or returns no tensor.
     """
-    modes = [(module, module.training) for module in network.module.modules()]
-    recorded, layers = _RandomCalls(x), dropout_names(network.module)
-    try:
-        for name, module in network.module.named_modules():
-            module.training = name not in layers and not isinstance(module, _EVAL)
-        outputs = [_outputs(network, x, seed, recorded) for seed in range(2)]
-    finally:
-        for module, training in modes:
-            module.training = training
-    if _agree(*outputs) and not any("dropout" in name for name in recorded.names):
-        return
-    raise UnsupportedError(
-        "a network in which only dropout layers (nn.Dropout and its variants) are random in train mode",
-        received=f"random calls outside of them, which would stay off: {', '.join(recorded.names) or 'not of torch'}",
-        remedy="nn.Dropout modules in place of torch.nn.functional.dropout; a rate of 0 for what should stay off, such "
-        "as stochastic depth or dropout of attention weights; or DeepEnsemble, or SWAG.",
+    batch = batch.parts(_ROWS)[0]
+    with _training_but_for_dropout(network.module):
+        for keywords in _label_keywords(network.module, batch):
+            first = _run(network, batch, keywords, seed=0)
+            if first.random.names:
+                raise _other_randomness(first.random.names)
+            if first.tensors:
+                _check_seeds(network, batch, keywords, first)
+                return
+    warnings.warn(
+        "Expected a forward that returns a tensor in train mode, to check that nothing is random in it but the dropout "
+        f"layers. Received {first.failure}. Anything else that is random, such as F.dropout, stays off, and the "
+        "variance is too small. Try: a forward that needs no labels, or takes them as `labels`; or ignore "
+        "RandomnessNotCheckedWarning if all dropout is by nn.Dropout modules",
+        RandomnessNotCheckedWarning,
+        stacklevel=2,
     )
 
 
-def _outputs(network: Network, x: PyTree, seed: int, recorded: _RandomCalls) -> Tensor | None:
-    """Outputs (B, C) at a seed; None if the forward fails in train mode, as one that then needs labels does."""
-    with torch.no_grad(), seeded_random_state(seed), preserved_tensors(network.module), recorded:
+@dataclass(frozen=True)
+class _Pass:
+    """What a forward pass returned, the random operations in it, and why there are no tensors if there are none."""
+
+    tensors: list[Tensor]
+    random: RandomOperations
+    failure: str = ""
+
+
+def _check_seeds(network: Network, batch: Batch, keywords: dict[str, Any], first: _Pass) -> None:
+    """Raise UnsupportedError unless the outputs of all seeds, and at both ends of uniform numbers, are the same."""
+    for seed in range(1, _MANY_SEEDS if first.random.outside_torch else _SEEDS):
+        other = _run(network, batch, keywords, seed=seed)
+        if other.random.names or not _agree(first.tensors, other.tensors):
+            raise _other_randomness([*other.random.names, *other.random.uniform_names])
+
+
+def _run(network: Network, batch: Batch, keywords: dict[str, Any], *, seed: int) -> _Pass:
+    """Run the network once. Seeds 0 and 1 have all uniform numbers at their lower and upper end."""
+    operations = RandomOperations(end=seed if seed < 2 else None)
+    arguments, named = forward_arguments(cloned(batch.x))
+    network.pass_counter.forward(len(batch))
+    with torch.no_grad(), differentiable(), seeded_random_state(seed), preserved_tensors(network.module):
         try:
-            return network.functional_outputs(network.params, x)
-        except FAILURES as error:
+            with operations.recorded():
+                output = network.module(*arguments, **named, **cloned(keywords))
+        except Exception as error:  # the code of the user may raise anything
             if is_final_error(error):
                 raise
-            return None
+            return _Pass([], operations, f"{type(error).__name__}: {short(error)}")
+        # An unknown object has tensors as attributes; buffers among the outputs are restored afterwards.
+        tensors = [t.clone() for t in tensors_of(output) or tensors_of(getattr(output, "__dict__", {}))]
+    return _Pass(tensors, operations, f"an output of type {type(output).__name__}")
 
 
-def _agree(first: Tensor | None, second: Tensor | None) -> bool:
-    """Whether outputs are the same up to the round-off of kernels that add in any order."""
-    if first is None or second is None or first.shape != second.shape:
-        return True
-    tolerance = torch.finfo(first.dtype).eps ** 0.75 * float(first.abs().nan_to_num().max()) if len(first) else 0.0
+def _label_keywords(module: nn.Module, batch: Batch) -> Iterator[dict[str, Any]]:
+    """Return no keywords, and then the labels if the forward takes them."""
+    yield {}
+    try:
+        taken = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):  # a forward that is no Python function
+        return
+    yield from [{name: batch.y} for name in _LABELS if name in taken]
+
+
+@contextmanager
+def _training_but_for_dropout(module: nn.Module) -> Iterator[None]:
+    """Train mode, with frozen batch statistics and without the dropout layers."""
+    modes, layers = [(part, part.training) for part in module.modules()], dropout_names(module)
+    try:
+        for name, part in module.named_modules():
+            part.training = name not in layers and not isinstance(part, _NormBase)
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _agree(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Whether the outputs of two passes are the same."""
+    return len(first) == len(second) and all(map(_same, first, second))
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Whether tensors are the same up to the round-off of kernels that add in any order."""
+    if first.shape != second.shape or not (first.is_floating_point() or first.is_complex()):
+        return torch.equal(first, second)
+    finite = first[first.isfinite()]
+    tolerance = torch.finfo(first.dtype).eps ** 0.75 * float(finite.abs().max()) if len(finite) else 0.0
     return torch.allclose(first, second, rtol=0, atol=tolerance, equal_nan=True)
 
 
-class _RandomCalls(TorchFunctionMode):
-    """Records the names of the functions of torch that draw random numbers, each once, in order.
-
-    Attention and recurrent layers draw the same numbers in every call, so that they change no output.
-    """
-
-    def __init__(self, x: PyTree) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self._devices = {tensor.device for tensor in tensors_of(x) if tensor.device.type == "cuda"}
-
-    def __torch_function__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        name = getattr(func, "__name__", str(func))
-        if name in _STAYS_OFF:
-            with seeded_random_state(0):
-                return func(*args, **(kwargs or {}))
-        before = self._states()
-        result = func(*args, **(kwargs or {}))
-        if name not in self.names and not all(map(torch.equal, before, self._states())):
-            self.names.append(name)
-        return result
-
-    def _states(self) -> list[Tensor]:
-        """The states of the global generators of the CPU and of the devices of the inputs."""
-        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
+def _other_randomness(names: list[str]) -> UnsupportedError:
+    return UnsupportedError(
+        "a network in which only dropout layers (nn.Dropout and its variants) are random in train mode",
+        received=f"random calls outside of them, which would stay off: {', '.join(names) or 'not of torch'}",
+        remedy="nn.Dropout modules in place of torch.nn.functional.dropout; "
+        'attn_implementation="sdpa" for a Hugging Face model, whose attention dropout then stays off; a rate of 0 for '
+        "what else should stay off, such as stochastic depth; or DeepEnsemble, or SWAG.",
+    )

@@ -18,6 +18,7 @@ from estimators.calibration.conformal_scores import (
     lac_scores,
     scaled_residuals,
     two_classes,
+    within_threshold,
 )
 from estimators.calibration.validation import ValidationPredictions, ValidationRows
 from estimators.curvature.fisher import uniform_numbers
@@ -229,7 +230,7 @@ class SplitConformal:
                 "an estimator of classes for sets", received="one of regression", remedy="interval(x, level)."
             )
         scores = self._class_scores(x, self._predict(x))
-        return scores <= threshold.to(scores)[..., None]
+        return within_threshold(scores, threshold.to(scores)[..., None])
 
     def _scored(self, x: PyTree, y: Tensor) -> tuple[str, Tensor]:
         """Return the kind of a batch of validation rows, and the scores of their labels in float64."""

@@ -18,10 +18,25 @@ from torch.nn import functional as F
 
 from estimators.errors import DataError
 
-__all__ = ["aps_scores", "conformal_threshold", "has_threshold", "lac_scores", "scaled_residuals", "two_classes"]
+__all__ = [
+    "aps_scores",
+    "conformal_threshold",
+    "has_threshold",
+    "lac_scores",
+    "scaled_residuals",
+    "two_classes",
+    "within_threshold",
+]
 
 _ROUNDING = 1e-9
 """Slack of a count of rows: (n + 1) · 0.9 = 9 rows must not be ten by rounding."""
+
+_ROUND_OFF = 1e-5
+"""Relative error of a score by round-off, about 100 units of float32.
+
+For a network of 200 hidden units, scores of a row alone and in a batch differ by one such unit. They differ by more if
+outputs are large against the scores.
+"""
 
 
 def has_threshold(n: int, *, level: float) -> bool:
@@ -43,6 +58,22 @@ def conformal_threshold(scores: Tensor, *, level: float) -> Tensor:
     if k > len(scores):
         return scores.new_full(scores.shape[1:], math.inf)
     return scores.kthvalue(k, dim=0).values
+
+
+def within_threshold(scores: Tensor, threshold: Tensor) -> Tensor:
+    """Return which labels are in a set: those whose scores are at most the threshold, up to round-off in float32.
+
+    A row that is also a validation row may have a score equal to the threshold. Its outputs differ by round-off between
+    batches, and must not decide whether the set has its label.
+
+    Args:
+        scores: scores of labels, of any shape.
+        threshold: the threshold, of a shape that broadcasts with that of the scores.
+
+    Returns:
+        Booleans of the shape of the scores.
+    """
+    return scores <= threshold + _ROUND_OFF * threshold.abs()
 
 
 def scaled_residuals(y: Tensor, mean: Tensor, std: Tensor) -> Tensor:

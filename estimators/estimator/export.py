@@ -22,6 +22,7 @@ from estimators.likelihoods.prediction import Prediction
 from estimators.models.derivative_routes import FAILURES, is_final_error, short
 from estimators.models.exclusive import exclusively
 from estimators.models.network import Network
+from estimators.models.preserved_state import preserved_state
 from estimators.models.row_graph import graph_of_row, graph_of_rows, rows_in_turn
 from estimators.numerics.pytrees import PyTree, Shared, forward_arguments, n_rows, row_as_batch, select_rows
 from estimators.numerics.tracing import tracing
@@ -124,7 +125,7 @@ class ExportMixin(ABC):
         """Return the content of the file."""
         x = _with_enough_rows(x)
         arguments, keywords = forward_arguments(x)
-        with tracing(), torch.no_grad(), _quiet():
+        with tracing(), torch.no_grad(), _quiet(), preserved_state(self.model):
             moments = self._record_moments(x)
             kind = _ServedKeywords.of_names(keywords) if keywords else _Served
             served = kind(self.network_.module, moments, self._outputs(finish))

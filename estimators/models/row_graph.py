@@ -30,6 +30,8 @@ from estimators.models.derivative_routes import FAILURES, short
 __all__ = ["graph_of_row", "graph_of_rows", "rows_in_turn"]
 
 aten = torch.ops.aten
+PyTensors = Any
+"""A pytree of tensors."""
 
 _NORMS = (
     aten.native_batch_norm,
@@ -181,10 +183,6 @@ class _Rows:
     """A value that differs between rows: a tensor with rows first."""
 
     tensor: Tensor
-
-
-PyTensors = Any
-"""A pytree of tensors."""
 
 
 class _RowsInterpreter(fx.Interpreter):

@@ -53,6 +53,18 @@ def test_conformal_sets_cover_at_their_level_over_200_splits():
     assert error < 0.006
 
 
+def test_conformal_sets_contain_a_validation_row_up_to_the_round_off_of_float32():
+    rng = np.random.default_rng(5)
+    log_probs = np.log(rng.dirichlet(np.ones(4), size=40))
+    labels, again = log_probs.argmax(-1), log_probs * (1 + 2e-7)
+    sets, expected = (conformal.class_sets(some, log_probs, labels) for some in (again, log_probs))
+    assert (sets == expected).all()
+    arrays = rng.normal(size=(40, 2)), np.zeros((40, 2)), np.ones((40, 2))
+    inside, widths = conformal.intervals(arrays[0] * (1 + 2e-7), *arrays[1:], arrays)
+    assert (inside.sum(0) == np.ceil(41 * 0.9)).all()
+    assert widths.shape == (40, 2)
+
+
 @pytest.mark.parametrize("kind", ["regression", "classification", "binary"])
 def test_conformal_metrics_of_arrays_match_loops(kind):
     rng = np.random.default_rng(4)

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+import random
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 
 from estimators import Gaussian
 from estimators.baselines import MCDropout
-from estimators.errors import OptionError, UnsupportedError
+from estimators.errors import OptionError, RandomnessNotCheckedWarning, UnsupportedError
 from estimators.runtime.rng import member_seeds, seeded_random_state
 from estimators.training import Recipe, train_map
 
@@ -173,6 +175,13 @@ class Rate(nn.Module):
         return F.dropout(x, 0.5, self.training)
 
 
+class Recurrent(nn.LSTM):
+    """A recurrent layer with dropout of its own."""
+
+    def forward(self, h):
+        return F.dropout(super().forward(h[:, None])[0][:, 0], 0.5, self.training)
+
+
 NOISES = {
     "F.dropout": lambda h: F.dropout(h, 0.5, True),
     "a small rate": lambda h: F.dropout(h, 1e-9, True),
@@ -182,6 +191,14 @@ NOISES = {
     "a mask": lambda h: h * torch.bernoulli(torch.full_like(h, 0.5)),
     "a mask of numpy": lambda h: h * torch.from_numpy(np.random.rand(*h.shape) < 0.5),
     "a path": lambda h: h * h.new_empty(len(h), 1).bernoulli_(0.5),
+    "a path that is rarely left out": lambda h: h * h.new_empty(len(h), 1).bernoulli_(0.999),
+    "a layer that is rarely left out": lambda h: 0 * h if torch.rand([]) < 1e-3 else h,
+    "a layer that is rarely kept": lambda h: 0 * h if torch.rand([]) < 0.999 else h,
+    "a layer left out by Python": lambda h: 0 * h if random.random() < 0.1 else h,
+    "a rare mask": lambda h: h * (torch.rand_like(h) < 0.999),
+    "uniform noise": lambda h: h + torch.empty_like(h).uniform_(-1, 1),
+    "a generator": lambda h: h * torch.bernoulli(torch.full_like(h, 0.5), generator=torch.Generator()),
+    "a recurrent layer": Recurrent(6, 6, batch_first=True),
 }
 
 
@@ -246,15 +263,83 @@ def test_dropout_of_attention_and_recurrent_layers_stays_off(make_problem):
     assert len(outputs) > 2
 
 
-def test_a_model_that_needs_more_in_train_mode_is_accepted(make_problem):
-    class WithLoss(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.2), nn.Linear(5, 3))
+class InTrainMode(nn.Module):
+    """A dropout layer, optionally F.dropout after the labels are checked, and another output in train mode."""
 
-        def forward(self, x, labels=None):
-            f = self.layers(x)
-            return F.cross_entropy(f, labels) if self.training else f
+    def __init__(self, output, *, needs_labels=False, rate=0.0):
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(4, 5), nn.Dropout(0.2), nn.Linear(5, 3)
+        self.output, self.needs_labels, self.rate = output, needs_labels, rate
 
-    problem = make_problem("classification", WithLoss())
-    assert bool((MCDropout(problem.model, "classification").fit(problem.loader).variance(problem.query) > 0).all())
+    def forward(self, x, labels=None):
+        if self.training and self.needs_labels and labels is None:
+            raise ValueError("labels are needed")
+        f = self.last(self.drop(F.dropout(self.first(x).tanh(), self.rate, self.training)))
+        return self.output(f, labels) if self.training else f
+
+
+class Unlabelled(InTrainMode):
+    """A forward that takes no labels."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+class Output:
+    """An object that is no pytree."""
+
+    def __init__(self, f):
+        self.f = f
+
+
+OUTPUTS = {
+    "outputs": lambda f, _: f,
+    "a loss": F.cross_entropy,  # a TypeError without labels
+    "a scalar": lambda f, _: f.mean(),
+    "a tuple": lambda f, _: (f.mean(), f),
+    "a named tuple": lambda f, _: namedtuple("Pair", ["main", "auxiliary"])(f, f),
+    "an object": lambda f, _: Output(f),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("needs_labels", [False, True])
+def test_a_model_with_other_outputs_in_train_mode_is_checked_too(name, needs_labels, make_problem):
+    problem = make_problem("classification", InTrainMode(OUTPUTS[name], needs_labels=needs_labels))
+    fitted = MCDropout(problem.model, "classification", n_samples=20).fit(problem.loader)  # warnings are errors
+    assert bool((fitted.variance(problem.query) > 0).all())
+    problem = make_problem("classification", InTrainMode(OUTPUTS[name], needs_labels=needs_labels, rate=0.3))
+    with pytest.raises(UnsupportedError, match=r"would stay off: dropout"):
+        MCDropout(problem.model, "classification", n_samples=20).fit(problem.loader)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Unlabelled(OUTPUTS["outputs"], needs_labels=True, rate=0.3), "ValueError: labels are needed"),
+        (InTrainMode(lambda *_: None), "an output of type NoneType"),
+        (InTrainMode(lambda *_: 1 / 0), "ZeroDivisionError"),
+    ],
+)
+def test_a_model_that_fails_in_train_mode_warns(model, reason, make_problem):
+    problem = make_problem("classification", model)
+    with pytest.warns(RandomnessNotCheckedWarning, match=reason):
+        fitted = MCDropout(problem.model, "classification", n_samples=20).fit(problem.loader)
+    assert bool((fitted.variance(problem.query) > 0).all())
+    assert not any(module.training for module in problem.model.modules())
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_dropout_of_hugging_face_models_stays_off_with_sdpa(attention):
+    """The remedy of the error for "eager" attention, which calls F.dropout."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, intermediate_size=8, attn_implementation=attention)
+    model = transformers.BertForSequenceClassification(config).eval()
+    data = [({"input_ids": torch.arange(12).view(3, 4)}, torch.tensor([0, 1, 1]))]
+    estimator = MCDropout(model, "classification", n_samples=3)
+    if attention == "eager":
+        with pytest.raises(UnsupportedError, match='attn_implementation="sdpa"'):
+            estimator.fit(data)
+    else:
+        estimator.fit(data)

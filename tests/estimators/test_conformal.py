@@ -85,6 +85,20 @@ def test_sets_by_hand():
     assert not aps.has_threshold(0.9)
 
 
+@pytest.mark.parametrize("score", ["lac", "aps", "randomized_aps"])
+def test_the_set_of_a_validation_row_has_its_label_whatever_the_batch(score):
+    """The outputs of a float32 network for a row alone differ by round-off from those in a batch, as its score does."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(50, 200), nn.Tanh(), nn.Linear(200, 5))
+    x = torch.randn(40, 50)
+    with torch.no_grad():
+        y = network(x).argmax(-1)
+    conformal = SplitConformal(MAP(network, "classification").fit([(x, y)]), score=score).fit([(x, y)])
+    together, apart = conformal.predict_set(x), torch.cat([conformal.predict_set(row[None]) for row in x])
+    assert torch.equal(together, apart)
+    assert int(apart.gather(-1, y[:, None]).sum()) >= math.ceil(41 * 0.9)
+
+
 def test_intervals_by_hand():
     x, y = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([[0.5], [3.0], [2.0], [3.5]])
     of_row = SimpleNamespace(predict=lambda x: Gaussian(1.0).predict(x, x**2, None))

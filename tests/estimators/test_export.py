@@ -20,7 +20,7 @@ from estimators import (
     tune,
 )
 from estimators.baselines import MAP, DeepEnsemble
-from estimators.errors import ModelError, OptionError, TuningBoundaryWarning, UnsupportedError
+from estimators.errors import DerivativeRouteWarning, ModelError, OptionError, TuningBoundaryWarning, UnsupportedError
 from estimators.estimator import export
 from estimators.tuning import CalibrationGrid
 
@@ -56,6 +56,19 @@ class Tokens(nn.Module):
 
     def forward(self, tokens):
         return self.end(self.norm(self.embedding(tokens)).tanh().mean(1))
+
+
+class Counted(nn.Module):
+    """Counts its forwards in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.end = nn.Linear(4, 5), nn.Linear(5, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.end(self.hidden(x).tanh())
 
 
 def draws_of_tokens():
@@ -101,6 +114,15 @@ def test_derivatives_of_a_convolutional_network_are_exported(tmp_path):
     fitted = LinearizedLaplace(convolutions(), "classification", **options).fit([(x[:7], y[:7]), (x[7:], y[7:])])
     fitted.export(tmp_path / "fit.pt2", x[:3])
     check_equal(fitted, tmp_path / "fit.pt2", classes(1)[0], classes(4)[0])  # 4 is a size of the inputs, too
+
+
+def test_a_network_with_a_buffer_that_each_forward_changes_is_exported(tmp_path):
+    model, x = Counted().double().eval(), torch.randn(7, 4, dtype=torch.float64)
+    with pytest.warns(DerivativeRouteWarning):  # vmap cannot change the buffer
+        fitted = LinearizedLaplace(model, Gaussian(0.6)).fit([(x, x[:, :2])])
+    fitted.export(tmp_path / "fit.pt2", x[:3])
+    check_equal(fitted, tmp_path / "fit.pt2", x[:1], x)
+    assert model.calls == 0
 
 
 def test_draws_of_a_network_with_embeddings_are_exported(tmp_path):
