@@ -111,7 +111,7 @@ class ReferencePosterior(UncertaintyEstimator):
         criteria: what must be reached.
         check_rows: inputs at which the run is judged, as for `variance`, such as test and out-of-distribution rows.
             None: up to 256 training rows, drawn by the seed.
-        ood_check_rows: further sets of inputs at which the run is judged, each by itself and by the looser criterion
+        ood_check_rows: further sets of inputs at which the run is judged, each alone and by the looser criterion
             of queries, such as shifted rows: [x_shifted, x_ood].
         accept_unconverged: whether a run or query that does not meet the criteria warns instead of raising.
             `diagnostics_` and `reached_` then tell that it does not.
