@@ -114,15 +114,14 @@ class LastLayerLaplace(UpdateMixin, EvidenceMixin):
         self.last_layer_ = LastLayer.of(
             objective.network, first.x, name=self.last_layer_name, feature_reduction=self.feature_reduction
         )
-        self.factors_ = _STRUCTURES[self.hessian_structure].collect(self.last_layer_, objective)
-        self.precision_ = self._precision_for(objective.prior.precision)
+        self._set_factors(_STRUCTURES[self.hessian_structure].collect(self.last_layer_, objective), objective)
 
     def _last_layer_of(self, objective: Objective, description: dict[str, str | None]) -> LastLayer:
         return LastLayer.from_description(objective.network, description, self.feature_reduction)
 
-    def _precision_for(self, prior_precision: Tensor) -> LastLayerPrecision:
+    def _precision_for(self, factors: Factors, prior_precision: Tensor) -> LastLayerPrecision:
         prior = self.last_layer_.to_matrix(prior_precision)
-        return _STRUCTURES[self.hessian_structure].precision(self.factors_, prior)
+        return _STRUCTURES[self.hessian_structure].precision(factors, prior)
 
     @property
     def keeps_curvature(self) -> bool:
@@ -136,16 +135,15 @@ class LastLayerLaplace(UpdateMixin, EvidenceMixin):
             return
         self.last_layer_ = self._last_layer_of(objective, fitted.last_layer_.description())
         scaled = _STRUCTURES[self.hessian_structure].scaled
-        self.factors_ = {name: ratio * t if name == scaled else t for name, t in fitted.factors_.items()}
-        self.precision_ = self._precision_for(objective.prior.precision)
+        factors = {name: ratio * t if name == scaled else t for name, t in fitted.factors_.items()}
+        self._set_factors(factors, objective)
 
     def _get_fit_state(self) -> Learned:
         return self.factors_, {"last_layer": self.last_layer_.description()}
 
     def _set_fit_state(self, objective: Objective, tensors: dict[str, Tensor], learned: dict[str, Any]) -> None:
         self.last_layer_ = self._last_layer_of(objective, learned["last_layer"])
-        self.factors_ = tensors
-        self.precision_ = self._precision_for(objective.prior.precision)
+        self._set_factors(tensors, objective)
 
     def _check_updatable(self) -> None:
         if self.hessian_structure == "kron":  # a product of two sums
@@ -153,8 +151,13 @@ class LastLayerLaplace(UpdateMixin, EvidenceMixin):
 
     def _add_rows(self, new: Objective, combined: Objective) -> None:
         added = _STRUCTURES[self.hessian_structure].collect(self.last_layer_, new)
-        self.factors_ = {name: factor + added[name] for name, factor in self.factors_.items()}
-        self.precision_ = self._precision_for(combined.prior.precision)
+        factors = {name: factor + added[name] for name, factor in self.factors_.items()}
+        self._set_factors(factors, combined)
+
+    def _set_factors(self, factors: Factors, objective: Objective) -> None:
+        """Set the factors and A; neither if A cannot be computed."""
+        precision = self._precision_for(factors, objective.prior.precision)
+        self.factors_, self.precision_ = factors, precision
 
     def _checked_variance(self, x: PyTree) -> Tensor:
         self._check_fitted()
@@ -189,7 +192,7 @@ class LastLayerLaplace(UpdateMixin, EvidenceMixin):
 
     def _log_det_at(self, delta: Tensor) -> Tensor:
         is_fitted = delta is self.objective_.prior.precision
-        return (self.precision_ if is_fitted else self._precision_for(delta)).log_det()
+        return (self.precision_ if is_fitted else self._precision_for(self.factors_, delta)).log_det()
 
     def _weight_precision(self) -> Precision:
         return LastLayerWeights(self.last_layer_, self.precision_)

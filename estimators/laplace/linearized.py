@@ -237,8 +237,8 @@ class LinearizedLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
             )
 
     def _set_curvature(self, objective: Objective, data_curvature: DataCurvature) -> None:
-        self.data_curvature_ = data_curvature
-        self.precision_ = data_curvature.precision(objective.prior.precision)
+        precision = data_curvature.precision(objective.prior.precision)  # first: it raises for an indefinite Hessian
+        self.data_curvature_, self.precision_ = data_curvature, precision
 
     def _check_exportable(self) -> None:
         if self.inverse_ in ("cg", "matrix_free_dual"):  # queries need passes over the data

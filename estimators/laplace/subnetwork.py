@@ -132,8 +132,8 @@ class SubnetworkLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
         return is_choice and self.chosen_by == "variance"
 
     def _set_curvature(self, matrix: DenseCurvature, index: Tensor, objective: Objective) -> None:
-        self.data_curvature_, self.index_ = matrix, index
-        self.precision_ = ColumnPrecision(matrix.precision(objective.prior.precision[index]), index)
+        precision = ColumnPrecision(matrix.precision(objective.prior.precision[index]), index)  # first: it may raise
+        self.data_curvature_, self.index_, self.precision_ = matrix, index, precision
 
     def _get_fit_state(self) -> Learned:
         return {**self.data_curvature_.tensors(), "index": self.index_}, {}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from typing import Any, Self
 
 from estimators.data.training_data import AbsentTrainingData, TrainingData
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.models.exclusive import exclusively
+from estimators.models.network import Network
 from estimators.objective.objective import Objective
 from estimators.persistence.checksums import DatasetChecksum
 from estimators.persistence.weight_checksum import check_unchanged
@@ -26,7 +28,8 @@ class UpdateMixin(UncertaintyEstimator):
         """Add training rows to this fit, in one pass over the new rows. The weights of the network stay the same.
 
         The result is the fit on all rows together. `SubnetworkLaplace` that chooses its weights by their variance
-        chooses again, which needs the earlier rows, too. After new training of the network, call `fit` instead.
+        chooses again, which needs the earlier rows, too. After new training of the network, call `fit` instead. If
+        `update` raises an error, the fit is as before.
 
         The prior precision and the calibration that `fit` chose on validation rows are kept: `calibration_` is that of
         the earlier rows. `fit(train_loader, val_loader=...)` on all rows chooses again.
@@ -39,7 +42,8 @@ class UpdateMixin(UncertaintyEstimator):
 
         Raises:
             UnsupportedError: for a structure that is not a sum over rows ("kron", "ekfac", "lowrank"), or an inverse
-                that needs passes over the data. Nothing is changed then.
+                that needs passes over the data.
+            IndefiniteHessianError: for `curvature="hessian"` that is indefinite over all rows.
             NotFittedError: before `fit`; and if a fit that needs its rows was loaded without them.
             ModelChangedError, DataError, NonDeterministicError: as `fit`.
 
@@ -56,8 +60,8 @@ class UpdateMixin(UncertaintyEstimator):
         check_unchanged(self.model, self.weight_checksum_, self.network_.params)
         self._check_updatable()
         network, fitted = self.network_, self.objective_
-        n_checked = network.check.n_data
-        with preserved_random_state():
+        with preserved_random_state(), _counts_of_rows(network):
+            n_checked = network.check.n_data
             new = TrainingData.checked(new_loader, network, self.likelihood)
             objective = replace(fitted, batches=new)
             try:
@@ -77,7 +81,22 @@ class UpdateMixin(UncertaintyEstimator):
 
     @abstractmethod
     def _add_rows(self, new: Objective, combined: Objective) -> None:
-        """Add the curvature of the new rows; `combined` is the objective over all rows."""
+        """Add the curvature of the new rows; `combined` is the objective over all rows.
+
+        If it raises, the fit is as before: it computes everything before it sets an attribute.
+        """
+
+
+@contextmanager
+def _counts_of_rows(network: Network) -> Iterator[None]:
+    """Restore the number of training rows, and of those that were compared with plain autograd, after an error."""
+    check = network.check
+    n_data, compared = check.n_data, dict(check.report.rows)
+    try:
+        yield
+    except BaseException:
+        check.n_data, check.report.rows = n_data, compared
+        raise
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,15 @@ from torch import nn
 
 from estimators import LastLayerLaplace, LinearizedLaplace, RegVar, tune
 from estimators.baselines import MAP
-from estimators.errors import CalibrationNotSavedWarning, NotFittedError, OptionError, UnsupportedError
-from estimators.laplace import SubnetworkLaplace
+from estimators.curvature import forms
+from estimators.errors import (
+    CalibrationNotSavedWarning,
+    IndefiniteHessianError,
+    NotFittedError,
+    OptionError,
+    UnsupportedError,
+)
+from estimators.laplace import SubnetworkLaplace, last_layer
 
 DELTA = 2.5
 SUMS = {
@@ -48,6 +55,48 @@ def test_it_is_the_fit_on_all_rows(problem, name, kept):
         fitted.attach_data(problem.loader)
     again = SUMS[name](problem).load_state_dict(fitted.state_dict())
     assert torch.equal(again.variance(problem.query), fitted.variance(problem.query))
+
+
+def test_an_indefinite_hessian_over_all_rows_leaves_the_fit_as_it_was(make_problem):
+    problem = make_problem("regression")
+    x, f = problem.x, problem.model(problem.x).detach()
+    fitted = LinearizedLaplace(problem.model, problem.likelihood, curvature="hessian", prior_precision=3.0)
+    fitted.fit([(x[:10], f[:10])])
+    matrix, before = fitted.data_curvature_.matrix.clone(), fitted.clone_with(prior_precision=4e3)
+    rows = dict(fitted.network_.check.report.rows)
+    for _ in range(2):
+        with pytest.raises(IndefiniteHessianError):
+            fitted.update([(x[10:], f[10:] - 200)])
+        assert fitted.n_data_ == fitted.network_.check.n_data == 10
+        assert fitted.network_.check.report.rows == rows
+        assert torch.equal(fitted.data_curvature_.matrix, matrix)
+    after = fitted.clone_with(prior_precision=4e3)
+    assert torch.equal(after.variance(problem.query), before.variance(problem.query))
+    fitted.update([(x[10:], f[10:])])
+    together = fitted.clone_with()
+    together.fit([(x[:10], f[:10]), (x[10:], f[10:])])
+    torch.testing.assert_close(fitted.variance(problem.query), together.variance(problem.query), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", ["last-full", "last-diag", "subnetwork"])
+def test_an_error_in_the_new_precision_leaves_the_fit_as_it_was(problem, name, monkeypatch):
+    fitted = SUMS[name](problem).fit([(problem.x[:9], problem.y[:9])])
+    expected = fitted.clone_with(prior_precision=7.0).variance(problem.query)
+
+    def failing(*_, **__):
+        raise IndefiniteHessianError(smallest=-1.0, largest=1.0)
+
+    with monkeypatch.context() as patched:
+        for module, precision in (
+            (last_layer, "FullLastLayer"),
+            (last_layer, "DiagLastLayer"),
+            (forms, "DensePrecision"),
+        ):
+            patched.setattr(module, precision, failing)
+        with pytest.raises(IndefiniteHessianError):
+            fitted.update([(problem.x[9:], problem.y[9:])])
+    assert fitted.n_data_ == fitted.network_.check.n_data == 9
+    assert torch.equal(fitted.clone_with(prior_precision=7.0).variance(problem.query), expected)
 
 
 @pytest.mark.parametrize("options", [{"inverse": "cholesky"}, {"inverse": "dual"}, {"hessian_structure": "diag"}])
