@@ -25,7 +25,7 @@ from estimators.curvature.joining import joined_curvature, not_a_sum
 from estimators.curvature.layerwise.blocks import KFAC_APPROXIMATIONS, BlockPrecision, Blocks
 from estimators.curvature.sizes import choose_inverse
 from estimators.data.training_data import AbsentTrainingData, TrainingData
-from estimators.errors import OptionError, TooLargeError, UnsupportedError
+from estimators.errors import NotFittedError, OptionError, TooLargeError, UnsupportedError
 from estimators.estimator.base import UncertaintyEstimator
 from estimators.estimator.options import CommonOptions, inherits_options
 from estimators.laplace.evidence import EMPIRICAL_EXPONENT, LAMBDA_EXPONENT, EvidenceFunction, log_det_of
@@ -69,9 +69,8 @@ class LinearizedLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
             and "full" with "cholesky" or "dual".
         mc_samples: sampled labels per row with `fisher="mc"`.
         seed: determines the sampled labels, together with the inputs of each row. They do not depend on the order or
-            the batches of the rows. After `update` they are those of a fit on all rows, with one exception: if the fit
-            was loaded without its data, a new row with the inputs of an earlier one has the labels of that one.
-            `attach_data` before `update` avoids it.
+            the batches of the rows. After `update` they are those of a fit on all rows: rows with equal inputs have
+            labels of their own. Therefore `update` of a fit that was loaded needs `attach_data` before.
         kfac_approx: for "kron" and "ekfac" if a weight is used at several positions of a row, such as tokens or pixels:
             "expand" treats positions as rows; "reduce" averages the inputs over them (Eschenhagen et al. 2023).
 
@@ -223,11 +222,16 @@ class LinearizedLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
         unsupported = self.hessian_structure not in ("full", "diag") or self.inverse_ in ("cg", "matrix_free_dual")
         if unsupported:
             raise not_a_sum(f'hessian_structure="{self.hessian_structure}" with inverse="{self.inverse_}"')
+        if self.fisher == "mc" and isinstance(self.objective_.batches, AbsentTrainingData):
+            raise NotFittedError(
+                'the earlier training rows for an update with fisher="mc": a new row with the inputs of an earlier one '
+                "has another sampled label",
+                received="a fitted state that was loaded without them",
+                remedy="estimator.attach_data(train_loader) before update.",
+            )
 
     def _add_rows(self, new: Objective, combined: Objective) -> None:
-        fitted = self.objective_.batches
-        earlier = None if isinstance(fitted, AbsentTrainingData) else fitted
-        added, _ = self._build(centre_of(new, self.curvature), self.inverse_, earlier)
+        added, _ = self._build(centre_of(new, self.curvature), self.inverse_, self.objective_.batches)
         self._set_curvature(combined, joined_curvature(self.data_curvature_, added))
 
     def _on_data_attached(self, objective: Objective) -> None:

@@ -28,8 +28,9 @@ class UpdateMixin(UncertaintyEstimator):
         """Add training rows to this fit, in one pass over the new rows. The weights of the network stay the same.
 
         The result is the fit on all rows together. `SubnetworkLaplace` that chooses its weights by their variance
-        chooses again, which needs the earlier rows, too. After new training of the network, call `fit` instead. If
-        `update` raises an error, the fit is as before.
+        chooses again, which needs the earlier rows, too. So does `fisher="mc"`, since sampled labels differ between
+        rows with equal inputs. After new training of the network, call `fit` instead. If `update` raises an error, the
+        fit is as before.
 
         The prior precision and the calibration that `fit` chose on validation rows are kept: `calibration_` is that of
         the earlier rows. `fit(train_loader, val_loader=...)` on all rows chooses again.
@@ -77,7 +78,7 @@ class UpdateMixin(UncertaintyEstimator):
 
     @abstractmethod
     def _check_updatable(self) -> None:
-        """Raise UnsupportedError if the curvature of this fit is not a sum over rows."""
+        """Raise UnsupportedError if the curvature is not a sum over rows, NotFittedError if it needs absent rows."""
 
     @abstractmethod
     def _add_rows(self, new: Objective, combined: Objective) -> None:

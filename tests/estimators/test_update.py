@@ -111,7 +111,13 @@ def test_sampled_labels_of_repeated_inputs_are_those_of_a_fit_on_all_rows(proble
     together = made().fit([batch for part in parts for batch in part])
     fitted = made().fit(parts[0]).update(parts[1]).update(parts[2])
     torch.testing.assert_close(fitted.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
-    loaded = made().load_state_dict(made().fit(parts[0]).state_dict()).attach_data(parts[0])
+    loaded = made().load_state_dict(made().fit(parts[0]).state_dict())
+    before = loaded.variance(problem.query)
+    with pytest.raises(NotFittedError, match="attach_data"):
+        loaded.update(parts[1])
+    assert loaded.n_data_ == 20
+    assert torch.equal(loaded.variance(problem.query), before)
+    loaded.attach_data(parts[0])
     loaded.update(parts[1]).update(parts[2])
     torch.testing.assert_close(loaded.covariance(problem.query), together.covariance(problem.query), rtol=1e-9, atol=0)
 
