@@ -80,7 +80,9 @@ def log_likelihood(objective: Objective) -> Tensor:
 class EvidenceFunction:
     """log p(D) as a differentiable function of δ (P,) and σ, at the θ̂ of a fit and without passes over the data.
 
-    With σ the data's curvature is that of the fit times (σ_fit/σ)^e, and log p(D|θ̂) has the same sum of squares.
+    With σ the data's curvature is that of the fit times (σ_fit/σ)^e, and log p(D|θ̂) has the same sum of squares. This
+    holds for a Gaussian, and not for a subclass with its own `nll`; for that, a σ other than that of the fit raises
+    UnsupportedError.
 
     Args:
         objective: that of the fit.
@@ -127,6 +129,8 @@ class EvidenceFunction:
         else:
             likelihood = self.objective.likelihood
             assert isinstance(likelihood, Gaussian)
+            if factor.requires_grad or float(factor) != 1:
+                _check_plain_gaussian(likelihood)
             log_sigma = torch.as_tensor(likelihood.sigma_noise, dtype=delta.dtype, device=delta.device).log().mean()
             constant = self.n_targets * (log_sigma + 0.5 * math.log(2 * math.pi))
             squares = self.fitted_log_likelihood + constant  # −Σ (y − f)² / 2σ_fit²
@@ -145,6 +149,21 @@ def _fitted_sigma(objective: Objective) -> float:
         received=repr(likelihood),
         remedy="Gaussian(sigma_noise=1.0), or leave sigma_noise out.",
     )
+
+
+_OF_SIGMA = ("nll", "nll_gradient", "root_product", "hessian_product", "given")
+"""The methods of a Gaussian that determine how log p(D|θ̂) and its curvature depend on σ."""
+
+
+def _check_plain_gaussian(likelihood: Gaussian) -> None:
+    """Raise UnsupportedError if a subclass overrides how log p(y | f) depends on σ: its sum of squares is unknown."""
+    changed = [name for name in _OF_SIGMA if getattr(type(likelihood), name) is not getattr(Gaussian, name)]
+    if changed:
+        raise UnsupportedError(
+            "a Gaussian with the methods of the library for a sigma_noise other than that of the fit",
+            received=f"{type(likelihood).__name__}, which overrides {' and '.join(changed)}",
+            remedy="clone_with(likelihood=likelihood.with_sigma(sigma)).log_marginal_likelihood(), which calls nll.",
+        )
 
 
 def _checked_sigma(value: float | Tensor, like: Tensor) -> Tensor:

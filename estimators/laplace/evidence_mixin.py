@@ -41,7 +41,8 @@ class EvidenceMixin(UncertaintyEstimator):
 
         Raises:
             OptionError: for an invalid δ or σ, and for a σ if the likelihood is not a Gaussian with one σ.
-            UnsupportedError: for a form without a determinant ("cg"), and for a δ of 0.
+            UnsupportedError: for a form without a determinant ("cg"), for a δ of 0, and for another σ if the class of
+                the likelihood overrides `nll` of Gaussian.
             NotFittedError: before `fit`.
 
         Example:

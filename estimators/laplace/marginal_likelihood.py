@@ -62,7 +62,8 @@ def maximize_marginal_likelihood(estimator: E, *, max_iterations: int = 100) -> 
 
     Raises:
         OptionError: for a prior precision of 0, a tensor of prior precisions, or max_iterations < 1.
-        UnsupportedError: for another estimator, or a form without a differentiable determinant ("cg").
+        UnsupportedError: for another estimator, a form without a differentiable determinant ("cg"), or a subclass of
+            Gaussian that overrides `nll`.
 
     Example:
         >>> import torch

@@ -11,10 +11,21 @@ from estimators.errors import OptionError, UnsupportedError
 from estimators.laplace import SubnetworkLaplace, evidence_mixin, maximize_marginal_likelihood
 
 DELTA, SIGMA = 2.5, 0.6
+MISSING = -999.0
 
 
 class Scaled(Gaussian):
     """A likelihood of a user, derived from the Gaussian."""
+
+
+class Masked(Gaussian):
+    """A Gaussian that skips missing targets."""
+
+    def nll(self, f, y):
+        known = y != MISSING
+        residuals = torch.where(known, f - y, 0.0) / self.sigma_noise
+        constant = math.log(self.sigma_noise) + 0.5 * math.log(2 * math.pi)
+        return (0.5 * residuals.square() + known * constant).sum(-1)
 
 
 METHODS = {
@@ -87,6 +98,25 @@ def test_a_bad_sigma_is_rejected(make_problem, name, sigma):
     for evidence in (fitted.log_marginal_likelihood, fitted.evidence_function()):
         with pytest.raises(OptionError, match="sigma_noise"):
             evidence(0.7, sigma)
+
+
+@pytest.mark.parametrize("kind", [LinearizedLaplace, LastLayerLaplace, SubnetworkLaplace])
+def test_another_sigma_of_a_likelihood_with_its_own_nll_is_rejected(make_problem, kind):
+    problem = make_problem("regression")
+    y = problem.y.clone()
+    y[::2, 0] = MISSING
+    fitted = kind(problem.model, Masked(SIGMA), prior_precision=DELTA).fit([(problem.x, y)])
+    same = fitted.log_marginal_likelihood(sigma_noise=SIGMA)
+    torch.testing.assert_close(same, fitted.log_marginal_likelihood())
+    sigma = torch.tensor(SIGMA, dtype=torch.float64, requires_grad=True)
+    evaluations = [
+        lambda: fitted.log_marginal_likelihood(sigma_noise=1.2),
+        lambda: fitted.evidence_function()(2.0, sigma),
+        lambda: maximize_marginal_likelihood(fitted),
+    ]
+    for evaluate in evaluations[: 2 if kind is SubnetworkLaplace else 3]:
+        with pytest.raises(UnsupportedError, match="Masked, which overrides nll"):
+            evaluate()
 
 
 def test_each_value_of_a_mapping_has_a_gradient(make_problem):
