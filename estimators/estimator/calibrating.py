@@ -124,10 +124,14 @@ class CalibrationMixin(CloningMixin):
         if self.counts_passes and isinstance(report, FitReport):
             self.fit_report_ = replace(report, passes={**report.passes, _PHASE: passes})
 
-    def _finish_prediction(self, prediction: Prediction) -> Prediction:
-        """Apply the calibration of the fit, and return the prediction in the units of the targets."""
+    def _finish_prediction(self, prediction: Prediction, *, is_scaled: bool = False) -> Prediction:
+        """Apply the calibration of the fit, and return the prediction in the units of the targets.
+
+        With `is_scaled`, the variance of the prediction is already that of the scaled posterior.
+        """
         if self.calibration_ is not None:
-            prediction = self.calibration_.calibration.apply(prediction)
+            calibration = self.calibration_.calibration
+            prediction = (replace(calibration, variance_scale=1.0) if is_scaled else calibration).apply(prediction)
         elif self.uses_prior_precision and not self._warned:
             self._warned = True
             warnings.warn(

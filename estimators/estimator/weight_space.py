@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
@@ -171,9 +172,12 @@ class WeightSpaceMixin(CloningMixin):
             >>> laplace.sample_nonlinear(torch.randn(4, 3), 5).shape
             torch.Size([5, 4, 2])
         """
+        return self._outputs_at(x, self.sample_weights(n_samples, seed=seed))
+
+    def _outputs_at(self, x: PyTree, weights: Tensor) -> Tensor:
+        """Return the outputs (S, M, ...) of the network at a query and weights (S, P)."""
         x = self._prepare_query(x)
         shape, network = self._check_query(x), self.network_
-        weights = self.sample_weights(n_samples, seed=seed)
         try:
             check_displaced_outputs(network, without_graph(x))
         except ModelError as error:
@@ -188,9 +192,9 @@ class WeightSpaceMixin(CloningMixin):
         """Return the predictive distribution of the network itself, without linearization, over sampled weights.
 
         It is in original units (`target_shift` and `target_scale` of a Gaussian), and has the calibration of the fit,
-        as `predict` does. `fit(val_loader=)` chose the variance scale and the temperature (or noise factor) for the
-        linearized predictions. Here the variance scale changes the distance of each sample from their mean, and the
-        probabilities are averaged again.
+        as `predict` does. `fit(val_loader=)` chose the variance scale s and the temperature (or noise factor) for the
+        linearized predictions. Here s scales the covariance of the weights: each sample θₖ becomes θ̂ + √s (θₖ − θ̂),
+        at which the network is evaluated. With s = 0 the prediction is that of the trained network.
 
         Args:
             x: M query rows.
@@ -199,7 +203,7 @@ class WeightSpaceMixin(CloningMixin):
 
         Returns:
             The prediction: mean and variance over the samples, and in classification the mean of their probabilities.
-            Its `samples` are those of `sample_nonlinear`, calibrated and in original units.
+            Its `samples` are the outputs at the scaled weights: logits over the temperature, or in original units.
 
         Raises:
             UnsupportedError, ModelError: as `sample_nonlinear`.
@@ -219,10 +223,13 @@ class WeightSpaceMixin(CloningMixin):
             torch.Size([4, 2])
         """
         n_samples = checked_integer("n_samples", n_samples, at_least=2, remedy="a variance needs two samples.")
-        samples = self.sample_nonlinear(x, n_samples, seed=seed)
+        weights = self.sample_weights(n_samples, seed=seed)
+        if self.calibration_ is not None:
+            weights = torch.lerp(self.theta_, weights, math.sqrt(self.calibration_.calibration.variance_scale))
+        samples = self._outputs_at(x, weights)
         averaged = None if self.likelihood.kind == "regression" else samples
         made = self.likelihood.predict(samples.mean(0), samples.var(0), averaged)
-        return self._finish_prediction(replace(made, samples=samples))
+        return self._finish_prediction(replace(made, samples=samples), is_scaled=True)
 
     @exclusively
     def jacobians(self, x: PyTree) -> tuple[Tensor, Tensor]:
@@ -468,7 +475,7 @@ class WeightSpaceMixin(CloningMixin):
         """Return the mean of the outputs."""
 
     @abstractmethod
-    def _finish_prediction(self, prediction: Prediction) -> Prediction:
+    def _finish_prediction(self, prediction: Prediction, *, is_scaled: bool = False) -> Prediction:
         """Apply the calibration of the fit, and return the prediction in the units of the targets."""
 
     @abstractmethod

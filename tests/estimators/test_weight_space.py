@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+from dataclasses import replace
 
 import pytest
 import torch
@@ -234,16 +235,31 @@ def test_nonlinear_predictions_are_calibrated_and_in_original_units(kind, make_p
     calibration = laplace.calibration_.calibration
     factor, second = calibration.variance_scale, calibration.noise_or_temperature
     assert (factor, second) != (1, 1)
-    outputs = laplace.sample_nonlinear(problem.query, 40, seed=3)
+    weights = laplace.theta_ + factor**0.5 * (laplace.sample_weights(40, seed=3) - laplace.theta_)
+    states = [laplace.weights_to_state_dict(row) for row in weights]
+    outputs = torch.stack([functional_call(problem.model, state, (problem.query,)) for state in states]).detach()
     made = laplace.predict_nonlinear(problem.query, n_samples=40, seed=3)
-    spread = outputs.mean(0) + factor**0.5 * (outputs - outputs.mean(0))
     if not regression:
         close(made.mean, outputs.mean(0) / second, rtol=1e-9)
-        close(made.probs, (spread / second).softmax(-1).mean(0), rtol=1e-9)
+        close(made.samples, outputs / second, rtol=1e-9)
+        close(made.probs, (outputs / second).softmax(-1).mean(0), rtol=1e-9)
         return
     close(made.mean, shift + scale * outputs.mean(0), rtol=1e-9)
-    close(made.samples, shift + scale * spread, rtol=1e-9)
-    close(made.std, scale * (factor * outputs.var(0) + (0.6 * second) ** 2).sqrt(), rtol=1e-9)
+    close(made.samples, shift + scale * outputs, rtol=1e-9)
+    close(made.std, scale * (outputs.var(0) + (0.6 * second) ** 2).sqrt(), rtol=1e-9)
+
+
+@kinds
+def test_nonlinear_predictions_without_variance_are_those_of_the_network(kind, make_problem):
+    problem = make_problem(kind)
+    laplace = LinearizedLaplace(problem.model, problem.likelihood, prior_precision=2.5)
+    laplace.fit(problem.loader[:2], val_loader=problem.loader[2:])
+    record = laplace.calibration_
+    calibration = replace(record.calibration, variance_scale=0.0, noise_or_temperature=1.0)
+    laplace.calibration_ = replace(record, calibration=calibration)
+    made = laplace.predict_nonlinear(problem.query, n_samples=5)
+    close(made.mean, problem.model(problem.query).detach(), rtol=1e-12)
+    assert float(made.epistemic_variance.max()) < 1e-24
 
 
 def test_over_the_last_layer_the_network_is_linear_in_its_weights(posterior_fit):
