@@ -157,7 +157,7 @@ class DerivativeRouteWarning(UserWarning):
 
 
 class NotConvergedWarning(UserWarning):
-    """Posterior draws did not converge: the variance may be wrong by much more than the Monte-Carlo error."""
+    """A search, a training or posterior draws did not converge: the result may be wrong by more than its tolerance."""
 
 
 class CalibrationNotSavedWarning(UserWarning):

@@ -38,6 +38,9 @@ parameter names to numbers, tensors with one element, and tensors of the shape o
 LAMBDA_EXPONENT, EMPIRICAL_EXPONENT = 2, 4
 """The e of a data curvature that is proportional to σ^−e: the GGN, and the empirical Fisher."""
 
+_OF_SIGMA = ("nll", "nll_gradient", "root_product", "hessian_product", "given")
+"""The methods of a Gaussian that determine how log p(D|θ̂) and its curvature depend on σ."""
+
 
 def log_marginal_likelihood(
     objective: Objective, prior_precision: Tensor, log_det: Tensor, index: Tensor | None = None
@@ -127,16 +130,36 @@ class EvidenceFunction:
         if factor is None:
             scale, fitted = torch.ones((), dtype=delta.dtype, device=delta.device), self.fitted_log_likelihood
         else:
-            likelihood = self.objective.likelihood
-            assert isinstance(likelihood, Gaussian)
             if factor.requires_grad or float(factor) != 1:
-                _check_plain_gaussian(likelihood)
-            log_sigma = torch.as_tensor(likelihood.sigma_noise, dtype=delta.dtype, device=delta.device).log().mean()
-            constant = self.n_targets * (log_sigma + 0.5 * math.log(2 * math.pi))
-            squares = self.fitted_log_likelihood + constant  # −Σ (y − f)² / 2σ_fit²
-            fitted = squares / factor.square() - self.n_targets * factor.log() - constant
+                self.check_plain_gaussian()
+            constant = self._gaussian_constant
+            fitted = self.sum_of_squares / factor.square() - self.n_targets * factor.log() - constant
             scale = factor**-self.sigma_exponent
         return fitted + _log_prior_and_volume(self.objective, delta, self.log_det(delta, scale), self.index)
+
+    def check_plain_gaussian(self) -> None:
+        """Raise UnsupportedError if a subclass overrides how log p(y | f) depends on σ: its form is unknown."""
+        kind = type(self.objective.likelihood)
+        changed = [name for name in _OF_SIGMA if getattr(kind, name) is not getattr(Gaussian, name)]
+        if changed:
+            raise UnsupportedError(
+                "a Gaussian with the methods of the library for a sigma_noise other than that of the fit",
+                received=f"{kind.__name__}, which overrides {' and '.join(changed)}",
+                remedy="clone_with(likelihood=likelihood.with_sigma(sigma)).log_marginal_likelihood(), by nll.",
+            )
+
+    @property
+    def sum_of_squares(self) -> Tensor:
+        """−Σ (y − f)² / 2σ², a scalar, of a Gaussian with the σ of the fit."""
+        return self.fitted_log_likelihood + self._gaussian_constant
+
+    @property
+    def _gaussian_constant(self) -> Tensor:
+        """Σ log σ + ½ log 2π over all targets of a Gaussian with the σ of the fit."""
+        likelihood, like = self.objective.likelihood, self.fitted_log_likelihood
+        assert isinstance(likelihood, Gaussian)
+        log_sigma = torch.as_tensor(likelihood.sigma_noise, dtype=like.dtype, device=like.device).log().mean()
+        return self.n_targets * (log_sigma + 0.5 * math.log(2 * math.pi))
 
 
 def _fitted_sigma(objective: Objective) -> float:
@@ -149,21 +172,6 @@ def _fitted_sigma(objective: Objective) -> float:
         received=repr(likelihood),
         remedy="Gaussian(sigma_noise=1.0), or leave sigma_noise out.",
     )
-
-
-_OF_SIGMA = ("nll", "nll_gradient", "root_product", "hessian_product", "given")
-"""The methods of a Gaussian that determine how log p(D|θ̂) and its curvature depend on σ."""
-
-
-def _check_plain_gaussian(likelihood: Gaussian) -> None:
-    """Raise UnsupportedError if a subclass overrides how log p(y | f) depends on σ: its sum of squares is unknown."""
-    changed = [name for name in _OF_SIGMA if getattr(type(likelihood), name) is not getattr(Gaussian, name)]
-    if changed:
-        raise UnsupportedError(
-            "a Gaussian with the methods of the library for a sigma_noise other than that of the fit",
-            received=f"{type(likelihood).__name__}, which overrides {' and '.join(changed)}",
-            remedy="clone_with(likelihood=likelihood.with_sigma(sigma)).log_marginal_likelihood(), which calls nll.",
-        )
 
 
 def _checked_sigma(value: float | Tensor, like: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -9,7 +11,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from estimators.errors import OptionError, UnsupportedError
+from estimators.errors import ConvergenceError, NotConvergedWarning, OptionError, UnsupportedError
+from estimators.laplace.evidence import EvidenceFunction
 from estimators.laplace.last_layer import LastLayerLaplace
 from estimators.laplace.linearized import LinearizedLaplace
 from estimators.likelihoods import Gaussian
@@ -22,6 +25,15 @@ E = TypeVar("E", LastLayerLaplace, LinearizedLaplace)
 
 _TOLERANCE = 1e-9
 """Largest change of log δ, log σ, or of their gradient, at which the search ends."""
+_EVALUATIONS = 25
+"""The most evaluations of one line search by strong Wolfe conditions in torch: the iterations are the only limit."""
+_LARGEST = 1e6
+"""A δ, or a factor of σ, above this value or below its inverse lets NotConvergedWarning be raised.
+
+Weights of this prior precision have a standard deviation of 0.001. If all weights with a δ equal their prior mean, such
+as biases that are 0, log p(D) has no maximum in δ: it was 5e9 when the search ended."""
+_EXACT_FIT = 500
+"""Mean squared residual over 2σ², in units of round-off, below which a network fits its targets exactly."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +45,8 @@ class MarginalLikelihoodFit(Generic[E]):
         prior_precision: δ, a number or a mapping as that of the given fit.
         sigma_noise: σ; a tensor (C,) if the given likelihood has one σ per output; None for other likelihoods than a
             Gaussian.
-        log_marginal_likelihood: the largest value, in nats.
-        trace: the value at every evaluation, the first at the given options.
+        log_marginal_likelihood: the value at these options, in nats.
+        trace: the value at every evaluation, the first at the given options, the last at the returned ones.
     """
 
     estimator: E
@@ -63,7 +75,13 @@ def maximize_marginal_likelihood(estimator: E, *, max_iterations: int = 100) -> 
     Raises:
         OptionError: for a prior precision of 0, a tensor of prior precisions, or max_iterations < 1.
         UnsupportedError: for another estimator, a form without a differentiable determinant ("cg"), or a subclass of
-            Gaussian that overrides `nll`.
+            Gaussian that overrides `nll`; and for a regression network that fits its training targets exactly, since
+            log p(D) has no maximum in σ.
+        ConvergenceError: if log p(D) is not finite at some δ and σ of the search.
+
+    Warns:
+        NotConvergedWarning: if the search is not at a maximum after max_iterations, or ends at a δ above 1e6 or below
+            1e-6, or at a σ that is 1e6 times larger or smaller than that of the fit: log p(D) may have no maximum.
 
     Example:
         >>> import torch
@@ -94,31 +112,82 @@ def maximize_marginal_likelihood(estimator: E, *, max_iterations: int = 100) -> 
     device = estimator.theta_.device
     logs = torch.tensor(start, dtype=algebra_dtype(device), device=device).log().requires_grad_()
     evidence, trace = estimator.evidence_function(), list[float]()
+    if has_noise:
+        _check_residuals(evidence)
     optimizer = torch.optim.LBFGS(
-        [logs], max_iter=max_iterations, tolerance_grad=_TOLERANCE, tolerance_change=_TOLERANCE,
-        line_search_fn="strong_wolfe",
+        [logs], max_iter=max_iterations, max_eval=_EVALUATIONS * max_iterations,
+        tolerance_grad=_TOLERANCE, tolerance_change=_TOLERANCE, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def options(values: Tensor) -> tuple[Tensor | dict[str, Tensor], Tensor | None]:
         deltas = dict(zip(names, values, strict=False))
         return deltas if isinstance(given, Mapping) else deltas["*"], values[-1] if has_noise else None
 
+    def evaluate() -> Tensor:
+        value = evidence.at_noise_factor(*options(logs.exp())) if bool(logs.isfinite().all()) else logs.sum()
+        trace.append(float(value.detach()))
+        if not math.isfinite(trace[-1]):
+            raise _not_finite(trace[-1], logs.detach().exp().tolist())
+        return value
+
     def loss() -> Tensor:
         optimizer.zero_grad()
         with torch.enable_grad():
-            value = -evidence.at_noise_factor(*options(logs.exp()))
+            value = -evaluate()
             value.backward()
-        trace.append(-float(value.detach()))
         return value
 
     optimizer.step(loss)
+    with torch.no_grad():
+        evaluate()  # at the returned options: the last evaluation of a line search may be elsewhere
     values = logs.detach().exp().tolist()
+    _warn_unless_converged(optimizer.state[logs]["n_iter"], max_iterations, values)
     chosen = dict(zip(names, values, strict=False)) if isinstance(given, Mapping) else values[0]
     changed, sigma = dict[str, Any](prior_precision=chosen), None
     if isinstance(likelihood, Gaussian):
         sigma = likelihood.sigma_noise * values[-1]
         changed["likelihood"] = likelihood.with_sigma(sigma)
-    return MarginalLikelihoodFit(estimator.clone_with(**changed), chosen, sigma, max(trace), tuple(trace))
+    return MarginalLikelihoodFit(estimator.clone_with(**changed), chosen, sigma, trace[-1], tuple(trace))
+
+
+def _check_residuals(evidence: EvidenceFunction) -> None:
+    """Raise UnsupportedError if the residuals of a Gaussian are 0 up to round-off."""
+    evidence.check_plain_gaussian()
+    squares = -evidence.sum_of_squares / evidence.n_targets
+    if float(squares) <= _EXACT_FIT * torch.finfo(squares.dtype).eps:
+        raise UnsupportedError(
+            "training targets with noise: log p(D) has no maximum in sigma_noise if all residuals are 0",
+            received="a network that fits its training targets exactly",
+            remedy="set sigma_noise, for instance to the RMSE on validation data, and choose the prior precision by "
+            "fit(train_loader, val_loader=...).",
+        )
+
+
+def _not_finite(value: float, options: list[float]) -> ConvergenceError:
+    return ConvergenceError(
+        "a finite log marginal likelihood at every step of the search",
+        received=f"{value} at {', '.join(f'{option:.3g}' for option in options)} (prior precisions, factor of sigma)",
+        remedy="a prior_precision and a sigma_noise nearer to the maximum, or standardised inputs and targets.",
+    )
+
+
+def _warn_unless_converged(iterations: int, max_iterations: int, values: list[float]) -> None:
+    """Warn with NotConvergedWarning if the iterations were spent, or if values are far from 1."""
+    reasons = []
+    if iterations >= max_iterations:
+        reasons.append(f"max_iterations={max_iterations} were not enough: try more")
+    far = ", ".join(f"{value:.3g}" for value in values if not 1 / _LARGEST <= value <= _LARGEST)
+    if far:
+        reasons.append(
+            f"it ended at {far} (a prior precision or a factor of sigma), beyond {_LARGEST:.0e} or its inverse, where "
+            "it may have no maximum: try one prior precision for more weights"
+        )
+    if reasons:
+        warnings.warn(
+            f"the search for the largest marginal likelihood did not converge: {'; '.join(reasons)}",
+            NotConvergedWarning,
+            stacklevel=3,
+        )
 
 
 def _start_of(given: PriorOption) -> list[float]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from estimators import Gaussian, LastLayerLaplace, LinearizedLaplace
-from estimators.errors import OptionError, UnsupportedError
+from estimators.errors import ConvergenceError, NotConvergedWarning, OptionError, UnsupportedError
 from estimators.laplace import SubnetworkLaplace, evidence_mixin, maximize_marginal_likelihood
 
 DELTA, SIGMA = 2.5, 0.6
@@ -239,6 +239,44 @@ def test_the_search_starts_from_the_chosen_prior_precision(make_problem):
     assert fitted.prior_precision_ != DELTA
     found = maximize_marginal_likelihood(fitted)
     assert found.trace[0] == pytest.approx(float(fitted.log_marginal_likelihood()), rel=1e-9)
+
+
+def test_the_value_is_that_of_the_returned_options(make_problem):
+    problem = make_problem("regression")
+    fitted = METHODS["cholesky"](problem.model, prior_precision=DELTA).fit(problem.loader)
+    for steps in range(1, 5):
+        with pytest.warns(NotConvergedWarning, match=f"max_iterations={steps}"):
+            found = maximize_marginal_likelihood(fitted, max_iterations=steps)
+        best = float(found.estimator.log_marginal_likelihood())
+        assert best == pytest.approx(found.log_marginal_likelihood, rel=1e-9) == found.trace[-1]
+
+
+def test_a_prior_precision_without_a_maximum_is_warned_about(make_problem):
+    problem = make_problem("regression")
+    with torch.no_grad():
+        problem.model[2].bias.zero_()
+    fitted = METHODS["cholesky"](problem.model, prior_precision={"2.bias": 1.0, "*": 1.0}).fit(problem.loader)
+    with pytest.warns(NotConvergedWarning, match="may have no maximum"):
+        found = maximize_marginal_likelihood(fitted)
+    assert found.prior_precision["2.bias"] > 1e6
+
+
+@pytest.mark.parametrize("name", ["cholesky", "dual", "last-full"])
+@pytest.mark.parametrize("noise", [0.0, 1e-15])
+def test_a_network_that_fits_its_targets_exactly_is_rejected(make_problem, name, noise):
+    problem = make_problem("regression")
+    y = problem.model(problem.x).detach()
+    fitted = METHODS[name](problem.model, prior_precision=DELTA).fit([(problem.x, y + noise * torch.randn_like(y))])
+    with pytest.raises(UnsupportedError, match="exactly"):
+        maximize_marginal_likelihood(fitted)
+
+
+def test_a_value_that_is_not_finite_ends_the_search(make_problem):
+    problem = make_problem("regression")
+    fitted = METHODS["diag"](problem.model, prior_precision=DELTA).fit(problem.loader)
+    fitted.data_curvature_.blocks["0.weight"].eigenvalues[0, 0] = math.nan
+    with pytest.raises(ConvergenceError, match=r"nan at 2\.5, 1"):
+        maximize_marginal_likelihood(fitted)
 
 
 def test_what_has_no_determinant_is_rejected(make_problem):
