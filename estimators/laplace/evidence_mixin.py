@@ -40,7 +40,8 @@ class EvidenceMixin(UncertaintyEstimator):
             A scalar, in nats.
 
         Raises:
-            OptionError: for an invalid δ or σ, and for a σ if the likelihood is not a Gaussian with one σ.
+            OptionError: for an invalid δ or σ, for a σ if the likelihood is not a Gaussian with one σ, and with
+                hessian_structure="lowrank" for a δ that is not the fitted one times a number.
             UnsupportedError: for a form without a determinant ("cg"), for a δ of 0, and for another σ if the class of
                 the likelihood overrides `nll` of Gaussian.
             NotFittedError: before `fit`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any, Self, Unpack
 
 import torch
@@ -33,12 +32,16 @@ from estimators.laplace.evidence_mixin import EvidenceMixin
 from estimators.laplace.posterior import LinearizedPosterior
 from estimators.laplace.updating import UpdateMixin
 from estimators.likelihoods import Likelihood
+from estimators.numerics.dtype import to_algebra_dtype
 from estimators.objective.objective import Objective
 from estimators.objective.prior_noise import precision_noise
 from estimators.option_checks import checked_choice, checked_integer, checked_seed, shown
 from estimators.persistence.state import Learned
 
 __all__ = ["LinearizedLaplace"]
+
+_RATIO_ROUND_OFF = 1e-6
+"""Largest relative difference of ratios between prior precisions that counts as round-off in float32."""
 
 
 class LinearizedLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
@@ -215,7 +218,7 @@ class LinearizedLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
         """Return whether the stored curvature suits the new prior: "dual" needs δ > 0, "lowrank" a single δ."""
         before, after = fitted.objective_.prior.precision, objective.prior.precision
         if self.hessian_structure == "lowrank":
-            return bool((after * before[0] == before * after[0]).all())
+            return _same_ratios(before, after)
         return fitted.inverse_ not in ("dual", "matrix_free_dual") or bool((after > 0).all())
 
     def _check_updatable(self) -> None:
@@ -314,14 +317,36 @@ class LinearizedLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
         return (precision.transposed_times(g) + precision.prior_precision.sqrt() * z).to(theta.dtype)
 
     def _log_det_at(self, delta: Tensor) -> Tensor:
+        self._check_ratios(delta)
         is_fitted = delta is self.objective_.prior.precision
         return (self.precision_ if is_fitted else self.data_curvature_.precision(delta)).log_det()
 
     def evidence_function(self) -> EvidenceFunction:
         self._check_fitted()
         exponent = EMPIRICAL_EXPONENT if self.fisher == "empirical" else LAMBDA_EXPONENT
-        log_det = partial(log_det_of, self.data_curvature_)
-        return EvidenceFunction.of(self.objective_, log_det, sigma_exponent=exponent)
+        return EvidenceFunction.of(self.objective_, self._log_det_of, sigma_exponent=exponent)
+
+    def _log_det_of(self, delta: Tensor, scale: Tensor) -> Tensor:
+        """Return log |scale · G + diag δ| of the data's curvature G, differentiable."""
+        self._check_ratios(delta.detach())
+        return log_det_of(self.data_curvature_, delta, scale)
+
+    def _check_ratios(self, delta: Tensor) -> None:
+        """Raise OptionError for a δ (P,) for which the low-rank curvature would have other eigenvectors."""
+        if self.hessian_structure == "lowrank" and not _same_ratios(self.objective_.prior.precision, delta):
+            raise OptionError(
+                'prior precisions in the ratios of the fit for the evidence with hessian_structure="lowrank", whose '
+                "eigenvectors depend on these ratios",
+                received="other ratios between weights",
+                remedy="the fitted prior_precision times a number; clone_with(prior_precision=...), which computes the "
+                'eigenvectors again; or hessian_structure="full", "kron" or "diag".',
+            )
+
+
+def _same_ratios(before: Tensor, after: Tensor) -> bool:
+    """Return whether one prior precision (P,) is the other times a number, up to round-off."""
+    found, expected = to_algebra_dtype(after) * float(before[0]), to_algebra_dtype(before) * float(after[0])
+    return bool(torch.allclose(found, expected, rtol=_RATIO_ROUND_OFF, atol=0))
 
 
 def _check_key(curvature: str, structure: str, inverse: str) -> None:

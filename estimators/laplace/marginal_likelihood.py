@@ -73,7 +73,8 @@ def maximize_marginal_likelihood(estimator: E, *, max_iterations: int = 100) -> 
         The new fit, with its δ and σ.
 
     Raises:
-        OptionError: for a prior precision of 0, a tensor of prior precisions, or max_iterations < 1.
+        OptionError: for a prior precision of 0, a tensor of prior precisions, max_iterations < 1, or several prior
+            precisions with hessian_structure="lowrank".
         UnsupportedError: for another estimator, a form without a differentiable determinant ("cg"), or a subclass of
             Gaussian that overrides `nll`; and for a regression network that fits its training targets exactly, since
             log p(D) has no maximum in σ.

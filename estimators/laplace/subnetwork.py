@@ -45,6 +45,9 @@ class SubnetworkLaplace(UpdateMixin, EvidenceMixin, LinearizedPosterior):
     The variance is at most that of LinearizedLaplace over `subset_of_weights`.
     `update` adds rows in one pass over them if S does not depend on the data. With `chosen_by="variance"`, S is chosen
     again from all rows: the new fit passes over the earlier rows, too, and a loaded fit needs `attach_data` before.
+    `log_marginal_likelihood(prior_precision)` is over the S of the fit. With `chosen_by="variance"` and several prior
+    precisions, S depends on them: `clone_with(prior_precision=...)` may choose other weights, and then has another
+    marginal likelihood.
     Weights that no training row uses, such as those of pixels that are always 0, have the largest marginal variance,
     1/δ, and change no output. If there are many of them, choose by magnitude.
 

@@ -241,6 +241,38 @@ def test_the_search_starts_from_the_chosen_prior_precision(make_problem):
     assert found.trace[0] == pytest.approx(float(fitted.log_marginal_likelihood()), rel=1e-9)
 
 
+def test_the_evidence_of_a_subnetwork_is_over_the_weights_of_the_fit(make_problem):
+    problem = make_problem("regression")
+    other = {"0.*": 5.0, "*": 0.2}
+    options = {"n_parameters": 9, "prior_precision": {"0.*": 1.0, "*": 1.0}}
+    fitted = SubnetworkLaplace(problem.model, Gaussian(SIGMA), **options).fit(problem.loader)
+    options = {"subnetwork_indices": fitted.index_, "prior_precision": other}
+    same = SubnetworkLaplace(problem.model, Gaussian(SIGMA), **options).fit(problem.loader)
+    torch.testing.assert_close(fitted.log_marginal_likelihood(other), same.log_marginal_likelihood())
+    assert not torch.equal(fitted.clone_with(prior_precision=other).index_, fitted.index_)
+
+
+def test_a_low_rank_evidence_at_other_ratios_is_rejected(make_problem):
+    problem = make_problem("regression")
+    given = {"0.*": 0.7, "*": 1.9}
+    options = {"hessian_structure": "lowrank", "rank": 6, "prior_precision": given}
+    fitted = LinearizedLaplace(problem.model, Gaussian(SIGMA), **options).fit(problem.loader)
+    tenth = {name: 0.1 * value for name, value in given.items()}
+    expected = fitted.clone_with(prior_precision=tenth).log_marginal_likelihood()
+    torch.testing.assert_close(fitted.log_marginal_likelihood(tenth), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(fitted.evidence_function()(tenth, None), expected, rtol=1e-10, atol=0)
+    other = {"0.*": 0.1, "*": 30.0}
+    evaluations = [
+        lambda: fitted.log_marginal_likelihood(other),
+        lambda: fitted.log_marginal_likelihood(other, 0.9),
+        lambda: fitted.evidence_function()(other, None),
+        lambda: maximize_marginal_likelihood(fitted),
+    ]
+    for evaluate in evaluations:
+        with pytest.raises(OptionError, match="ratios"):
+            evaluate()
+
+
 def test_the_value_is_that_of_the_returned_options(make_problem):
     problem = make_problem("regression")
     fitted = METHODS["cholesky"](problem.model, prior_precision=DELTA).fit(problem.loader)
