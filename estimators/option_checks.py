@@ -32,7 +32,8 @@ __all__ = [
 
 T = TypeVar("T")
 PriorOption: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
-"""A number for all weights, a tensor (P,), or a mapping from globs over parameter names to numbers or tensors."""
+"""A number for all weights, a tensor with one element or one for each weight (P,), or a mapping from globs over
+parameter names to numbers, tensors with one element, and tensors of the shape of the parameter."""
 _LONGEST = 200  # characters of a value in a message
 _SEEDS = (-(2**63), 2**64 - 1)  # what torch.Generator.manual_seed takes
 

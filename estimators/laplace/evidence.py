@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,22 +17,17 @@ from estimators.models.network import Network
 from estimators.models.subsets import delta_of_names
 from estimators.numerics.dtype import to_algebra_dtype
 from estimators.objective.objective import Objective
-from estimators.option_checks import checked_number, checked_precision
+from estimators.option_checks import PriorOption, checked_number, checked_precision
 
 __all__ = [
     "EMPIRICAL_EXPONENT",
     "LAMBDA_EXPONENT",
-    "Delta",
     "EvidenceFunction",
     "log_det_of",
     "log_det_of_sum",
     "log_marginal_likelihood",
     "prior_vector",
 ]
-
-Delta: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
-"""A prior precision: a number, a tensor with one element or one for each weight (P,), or a mapping from globs over
-parameter names to numbers, tensors with one element, and tensors of the shape of the parameter."""
 
 LAMBDA_EXPONENT, EMPIRICAL_EXPONENT = 2, 4
 """The e of a data curvature that is proportional to σ^−e: the GGN, and the empirical Fisher."""
@@ -117,14 +111,14 @@ class EvidenceFunction:
         n_targets = objective.batches.n_data * n_outputs
         return cls(objective, log_det, log_likelihood(objective), n_targets, index, sigma_exponent)
 
-    def __call__(self, prior_precision: Delta, sigma_noise: float | Tensor | None) -> Tensor:
+    def __call__(self, prior_precision: PriorOption, sigma_noise: float | Tensor | None) -> Tensor:
         """Return log p(D) in nats at δ and σ; None: the σ of the fit."""
         if sigma_noise is None:
             return self.at_noise_factor(prior_precision, None)
         before, like = _fitted_sigma(self.objective), to_algebra_dtype(self.objective.theta)
         return self.at_noise_factor(prior_precision, _checked_sigma(sigma_noise, like) / before)
 
-    def at_noise_factor(self, prior_precision: Delta, factor: Tensor | None) -> Tensor:
+    def at_noise_factor(self, prior_precision: PriorOption, factor: Tensor | None) -> Tensor:
         """Return log p(D) in nats at δ and, for a Gaussian, at the σ of the fit times a factor; None: at its σ."""
         delta = to_algebra_dtype(prior_vector(prior_precision, self.objective.network))
         if factor is None:
@@ -181,11 +175,11 @@ def _checked_sigma(value: float | Tensor, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
 
 
-def prior_vector(value: Delta, network: Network) -> Tensor:
+def prior_vector(value: PriorOption, network: Network) -> Tensor:
     """Return δ (P,), differentiable with respect to tensors that require a gradient.
 
     Raises:
-        OptionError: for a negative δ, and for tensors of other shapes than those of `Delta`.
+        OptionError: for a negative δ, and for tensors of other shapes than those of `PriorOption`.
     """
     checked = checked_precision(value)  # without graphs
     subset = network.subset
@@ -207,7 +201,7 @@ def prior_vector(value: Delta, network: Network) -> Tensor:
     return entries[delta_of_names(indices, subset, torch.zeros_like(theta, dtype=torch.int64))]
 
 
-def _values(value: Delta) -> list[float | Tensor]:
+def _values(value: PriorOption) -> list[float | Tensor]:
     """Return the numbers and tensors of a prior precision."""
     return list(value.values()) if isinstance(value, Mapping) else [value]
 

@@ -7,8 +7,9 @@ from abc import abstractmethod
 from torch import Tensor
 
 from estimators.estimator.base import UncertaintyEstimator
-from estimators.laplace.evidence import Delta, EvidenceFunction, log_marginal_likelihood, prior_vector
+from estimators.laplace.evidence import EvidenceFunction, log_marginal_likelihood, prior_vector
 from estimators.models.exclusive import exclusively
+from estimators.option_checks import PriorOption
 
 __all__ = ["EvidenceMixin"]
 
@@ -21,7 +22,7 @@ class EvidenceMixin(UncertaintyEstimator):
 
     @exclusively
     def log_marginal_likelihood(
-        self, prior_precision: Delta | None = None, sigma_noise: float | Tensor | None = None
+        self, prior_precision: PriorOption | None = None, sigma_noise: float | Tensor | None = None
     ) -> Tensor:
         """Return the Laplace approximation of the log marginal likelihood (Immer et al. 2021, equation 7).
 

@@ -24,7 +24,7 @@ __all__ = ["MarginalLikelihoodFit", "maximize_marginal_likelihood"]
 E = TypeVar("E", LastLayerLaplace, LinearizedLaplace)
 
 _TOLERANCE = 1e-9
-"""Largest change of log δ, log σ, or of their gradient, at which the search ends."""
+"""Largest change of log p(D) in nats, of log δ and log σ, or gradient by them, at which the search ends."""
 _EVALUATIONS = 25
 """The most evaluations of one line search by strong Wolfe conditions in torch: the iterations are the only limit."""
 _LARGEST = 1e6
@@ -100,9 +100,10 @@ def maximize_marginal_likelihood(estimator: E, *, max_iterations: int = 100) -> 
     """
     if not isinstance(estimator, (LastLayerLaplace, LinearizedLaplace)):
         raise UnsupportedError(
-            "an estimator with a marginal likelihood",
+            "LinearizedLaplace or LastLayerLaplace, whose weights do not depend on the prior precision",
             received=type(estimator).__name__,
-            remedy="LinearizedLaplace or LastLayerLaplace.",
+            remedy="one of these; for SubnetworkLaplace, compare clone_with(prior_precision=...) at several values by "
+            "log_marginal_likelihood().",
         )
     max_iterations = checked_integer("max_iterations", max_iterations, at_least=1)
     given, likelihood = estimator.prior_precision_, estimator.likelihood

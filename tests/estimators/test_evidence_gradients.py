@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from estimators import Gaussian, LastLayerLaplace, LinearizedLaplace
+from estimators.baselines import MAP
 from estimators.errors import ConvergenceError, NotConvergedWarning, OptionError, UnsupportedError
 from estimators.laplace import SubnetworkLaplace, evidence_mixin, maximize_marginal_likelihood
 
@@ -308,6 +309,14 @@ def test_a_value_that_is_not_finite_ends_the_search(make_problem):
     fitted = METHODS["diag"](problem.model, prior_precision=DELTA).fit(problem.loader)
     fitted.data_curvature_.blocks["0.weight"].eigenvalues[0, 0] = math.nan
     with pytest.raises(ConvergenceError, match=r"nan at 2\.5, 1"):
+        maximize_marginal_likelihood(fitted)
+
+
+@pytest.mark.parametrize("kind", [SubnetworkLaplace, MAP])
+def test_a_search_with_another_estimator_is_rejected(make_problem, kind):
+    problem = make_problem("regression")
+    fitted = kind(problem.model, problem.likelihood).fit(problem.loader)
+    with pytest.raises(UnsupportedError, match=rf"depend on the prior precision\. Received {kind.__name__}"):
         maximize_marginal_likelihood(fitted)
 
 
