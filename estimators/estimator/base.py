@@ -278,7 +278,9 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
         """Return the epistemic variance of the outputs, without observation noise.
 
         If x requires a gradient, the result has a graph to x, as in torch, and so have those of `covariance`, `sample`,
-        `joint_covariance` and `predict`. This costs more; x.detach() or torch.no_grad() avoids it.
+        `joint_covariance` and `predict`. This costs more; x.detach() or torch.no_grad() avoids it. Gradients are
+        compared with finite differences for networks in float64 only, at the first row of a new kind of query: in
+        float32 a custom `torch.autograd.Function` whose backward autograd cannot differentiate gives wrong ones.
 
         Args:
             x: M query rows.
@@ -292,7 +294,7 @@ class UncertaintyEstimator(CalibrationMixin, WeightSpaceMixin, ExportMixin):
             NotFittedError: before `fit`.
             ModelChangedError: if the model has changed since the fit.
             DataError: for an invalid query.
-            UnsupportedError: if x requires a gradient, and results of this estimator have none.
+            UnsupportedError: if x requires a gradient, and results of this estimator have none, or a wrong one.
             OptionError: if `of` is not differentiable by torch.
         """
         x = self._prepare_query(x)

@@ -38,6 +38,15 @@ class InputKinds:
             del kinds[next(iter(kinds))]
         return True
 
+    def remove(self, what: str, x: PyTree) -> None:
+        """Forget the kind of x for the derivative `what`.
+
+        Args:
+            what: the name of the derivative.
+            x: inputs of B rows.
+        """
+        self._kinds.get(what, {}).pop((_kind(x), ()), None)
+
 
 def _kind(x: PyTree) -> object:
     """What two inputs that are computed alike have in common: structure, shapes, dtypes, and values of flags."""

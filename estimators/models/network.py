@@ -12,10 +12,11 @@ from torch.func import grad, jacrev, jvp, vjp, vmap
 from estimators.errors import EstimatorError, UnsupportedError
 from estimators.models.derivative_routes import FAILURES, is_final_error, short
 from estimators.models.disagreement import Disagreement
+from estimators.models.input_derivatives import TOLERANCE, InputDerivative
 from estimators.models.kernels import differentiable
 from estimators.models.network_function import NetworkFunction
 from estimators.models.outputs import without_inference
-from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch, select_rows
+from estimators.numerics.pytrees import PyTree, n_rows, row_as_batch, select_rows, tensors_of
 from estimators.numerics.vectorize import over_rows
 from estimators.runtime.pass_counter import SELF_CHECK
 
@@ -27,6 +28,7 @@ VJP_BY_ROW = "rows of Jᵀ u"
 """Name of the products of each row in the report."""
 _ROWS, _GRAPH_ROWS = "rows of J", "rows of J with a graph"
 """Name of the rows of J in the report."""
+_INPUT_DERIVATIVE = "derivative of J by x"
 _VECTORISED_ELEMENTS = 2**22
 """Numbers of parameters in all vectors of one vectorised call: beyond it, a call takes no less time per vector."""
 
@@ -344,7 +346,7 @@ class Network(NetworkFunction):
 
         Raises:
             UnsupportedError: the network cannot be differentiated one row at a time, or J disagrees with that of the
-                user's module.
+                user's module, or its derivative by x with finite differences (in float64).
         """
         difference = self._rows_difference(x, _GRAPH_ROWS)
         rows = n_rows(x)
@@ -359,7 +361,27 @@ class Network(NetworkFunction):
             raise _no_graph(f"one whose Jacobian of a row alone {found}")
         if found is not None:
             self.check.report.record_agreement(_GRAPH_ROWS, rows, found.error)
+        self._check_input_derivative(x, jacobian)
         return jacobian
+
+    def _check_input_derivative(self, x: PyTree, jacobian: Tensor) -> None:
+        """Raise UnsupportedError if the derivative of J by x is wrong; once for each kind of inputs, in float64."""
+        dtypes = {self.theta.dtype, *(t.dtype for t in tensors_of(x) if t.requires_grad)}
+        if dtypes != {torch.float64} or not len(jacobian) or not self.check.is_new(_INPUT_DERIVATIVE, x):
+            return
+        derivative = InputDerivative(
+            self.check,
+            vjp=lambda row, u: self._plain_vjp(row, lambda _: u[None])[1][0],
+            jacobian=lambda row: self._row_with_graph(row)[None],
+        )
+        error = derivative.error(x, jacobian)
+        if error > TOLERANCE:
+            self.check.forget(_INPUT_DERIVATIVE, x)
+            raise _no_graph(
+                "one for which the derivative of the Jacobian by x differs from finite differences, with a relative "
+                f"error of {error:.2g}: a torch.autograd.Function whose backward cannot be differentiated, or is not "
+                "that of its forward; a gradient hook; or a part of the forward without a gradient"
+            )
 
     def _row_with_graph(self, row: PyTree) -> Tensor:
         """J (C, P) of one row with a graph, by a backward pass per output."""

@@ -169,6 +169,10 @@ class SelfCheck:
         """Whether `what` has not been computed yet at inputs of the kind of x (and of `more`)."""
         return self._kinds.add(what, x, *more) and self.enabled
 
+    def forget(self, what: str, x: PyTree) -> None:
+        """Compare `what` again at the next inputs of the kind of x."""
+        self._kinds.remove(what, x)
+
     def is_due(self, what: str, x: PyTree, *more: object) -> bool:
         """Whether `what` is to be compared at x: once at every training row, and at every query.
 

@@ -149,6 +149,71 @@ def test_bounds_and_errors_of_draws_have_no_graph(posterior_fit):
             query(x)
 
 
+class Square(torch.autograd.Function):
+    """x², whose backward is right, and has a derivative of 0: autograd takes the saved 2x for a constant."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(2 * x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0]
+
+
+class Squared(nn.Module):
+    def forward(self, x):
+        return Square.apply(x)
+
+
+@pytest.mark.filterwarnings("ignore::estimators.errors.DerivativeRouteWarning")
+@pytest.mark.parametrize("of", [None, lambda f: f[0] - f[1]])
+def test_a_right_jacobian_with_a_wrong_derivative_by_the_inputs_is_rejected(make_problem, of):
+    problem = make_problem("regression", nn.Sequential(nn.Linear(4, 6), nn.Tanh(), Squared(), nn.Linear(6, 2)))
+    laplace = LinearizedLaplace(problem.model, problem.likelihood, prior_precision=2.5).fit(problem.loader)
+    x = problem.query.clone().requires_grad_()
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match="finite differences"):
+            laplace.variance(x, of=of)
+    assert bool(laplace.variance(x.detach()).isfinite().all())
+
+
+class Kinks(nn.Module):
+    """Kinks at x = 0 of many kinds, in J and in its first derivative."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.first, self.last = nn.Conv1d(1, 3, 2, bias=bias), nn.Linear(9, 2, bias=bias)
+
+    def forward(self, x):
+        x = torch.cat([x[:, None], x[:, None].relu(), x[:, None].abs()], dim=-1)
+        x = torch.nn.functional.max_pool1d(self.first(x).relu(), 3).clamp(max=1.0)
+        return self.last(x.flatten(1) + x.flatten(1).square().floor())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", ["random", "zero", "half"])
+def test_kinks_of_the_network_raise_no_error(make_problem, bias, rows):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        problem = make_problem("regression", Kinks(bias))
+        laplace = LinearizedLaplace(problem.model, problem.likelihood, prior_precision=2.5).fit(problem.loader)
+        x = torch.randn(3, 4, dtype=torch.float64) * {"random": 1.0, "zero": 0.0, "half": 1.0}[rows]
+        x[:, :2] *= rows != "half"
+        laplace.variance(x.requires_grad_()).sum().backward()
+
+
+def test_wide_networks_with_relu_raise_no_error(make_problem):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 900), nn.ReLU(), nn.Linear(900, 20), nn.ReLU(), nn.Linear(20, 2))
+        problem = make_problem("regression", model)
+        options = {"prior_precision": 2.5, "inverse": "dual"}
+        laplace = LinearizedLaplace(problem.model, problem.likelihood, **options).fit(problem.loader)
+        laplace.variance(problem.query[:2].clone().requires_grad_()).sum().backward()
+
+
 class InPlace(nn.Module):
     """A forward that writes into its inputs, and attention, whose fused kernels have no second derivative."""
 
