@@ -20,7 +20,8 @@ from estimators.option_checks import checked_choice, checked_integer, checked_nu
 from estimators.persistence.checkpoint import Checkpoint
 from estimators.regvar.perturbation import Perturbation
 from estimators.regvar.solvers.base import Solution, Solver, SolverReport, checked_lam
-from estimators.regvar.solvers.perturbed_copies import PerturbedCopies, checked_difference
+from estimators.regvar.solvers.newton_copies import NewtonCopies
+from estimators.regvar.solvers.perturbed_copies import checked_difference
 from estimators.runtime.progress import track
 
 __all__ = ["InnerSolution", "NewtonRefit", "conjugate_gradients"]
@@ -94,7 +95,7 @@ class NewtonRefit(Solver):
         progress_bar: bool,
         checkpoint: Checkpoint,  # noqa: ARG002
     ) -> Solution:
-        copies = PerturbedCopies.of(
+        copies = NewtonCopies.of(
             objective, perturbation, self.lam, difference=self.difference, chunk_size=objective.network.vectors_per_call
         )
         search = _Search(copies, self._preconditioner(objective))
@@ -149,7 +150,7 @@ class NewtonRefit(Solver):
 class _Search:
     """Newton steps with Levenberg–Marquardt damping; each copy has its own damping, and its gradient norm must fall."""
 
-    def __init__(self, copies: PerturbedCopies, precondition: Apply | None) -> None:
+    def __init__(self, copies: NewtonCopies, precondition: Apply | None) -> None:
         self.copies, self.precondition = copies, precondition
         self.displacements = copies.initial_guess
         self.gradient = copies.gradient(self.displacements)
