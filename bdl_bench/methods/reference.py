@@ -7,6 +7,7 @@ import torch
 from bdl_bench.methods.registry import POSTERIOR, Method, preset
 from bdl_bench.problem.problem import Problem
 from bdl_bench.problem.queries import Loader, queries
+from bdl_bench.problem.severity import most_severe
 from estimators import UncertaintyEstimator
 from estimators.errors import DataError, UnsupportedError
 from estimators.numerics.pytrees import PyTree, concatenate, select_rows
@@ -40,8 +41,8 @@ def _reference(problem: Problem, seed: int) -> UncertaintyEstimator:
             received=f"{problem.n_parameters:,} weights",
             remedy="estimators.ReferencePosterior(model, ..., max_gradients=...) with hours of time.",
         )
-    shifts = {name.rpartition("-")[0]: loader for name, loader in sorted(problem.shifts.items())}  # the most severe
-    ood = [_first_rows(problem, loader, _OOD_CHECK_ROWS) for loader in (*problem.ood.values(), *shifts.values())]
+    unlike = [*problem.ood.values(), *(problem.shifts[name] for name in most_severe(problem.shifts))]
+    ood = [_first_rows(problem, loader, _OOD_CHECK_ROWS) for loader in unlike]
     return preset(
         ReferencePosterior,
         seeded=True,

@@ -5,20 +5,18 @@ All are computed from records. That of `reference-posterior` has its predictions
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from bdl_bench.methods import POSTERIOR
 from bdl_bench.metrics.fidelity import HALVES, Fidelity, fidelity, main_distance, noise_floor, ranks_above_noise
+from bdl_bench.problem.severity import most_severe
 from bdl_bench.report.arrays import ArrayView
 from bdl_bench.report.results import TaskResults
 from bdl_bench.report.seed_design import SeedDesign
 from bdl_bench.stats import Interval, mean_interval
 
 __all__ = ["FidelityRow", "FidelitySet", "FidelityTable", "fidelity_of_run", "fidelity_sets", "posterior_sets"]
-
-_SEVERITY = re.compile(r"(.+)-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,11 @@ def posterior_sets(results: TaskResults) -> list[str]:
     if not runs:
         return []
     first = results.predictions(POSTERIOR, min(runs))
-    keys = ["test", *(f"ood/{name}" for name in first.sets("ood")), *_most_severe(first.sets("shift"))]
+    keys = [
+        "test",
+        *(f"ood/{name}" for name in first.sets("ood")),
+        *(f"shift/{n}" for n in most_severe(first.sets("shift"))),
+    ]
     return [key for key in keys if f"{HALVES[0]}_mean" in _rows_of(first, key)]
 
 
@@ -162,16 +164,6 @@ def _table(
 def _rows_of(view: ArrayView, key: str) -> ArrayView:
     """Return the arrays of one set under plain names."""
     return view if key == "test" else view.subset(key)
-
-
-def _most_severe(names: Iterable[str]) -> list[str]:
-    """Return the largest severity of each family of shifts; sets without a severity as they are."""
-    largest: dict[str, tuple[int, str]] = {}
-    for name in names:
-        match = _SEVERITY.fullmatch(name)
-        family, severity = (match[1], int(match[2])) if match else (name, 0)
-        largest[family] = max(largest.get(family, (-1, "")), (severity, name))
-    return [f"shift/{name}" for _, name in largest.values()]
 
 
 def _interval(values: Iterable[float | None]) -> Interval | None:

@@ -554,7 +554,7 @@ def _checked_rows(name: str, rows: PyTree | None) -> PyTree | None:
 
 
 def _checked_sets(sets: object) -> tuple[PyTree, ...]:
-    if not isinstance(sets, (list, tuple)) or None in [one if one is None else 0 for one in sets]:
+    if not isinstance(sets, (list, tuple)) or any(one is None for one in sets):
         raise OptionError(
             "ood_check_rows, a list of inputs", received=shown(sets), remedy="ood_check_rows=[x_shifted, x_ood]."
         )

@@ -247,6 +247,18 @@ def test_a_posterior_that_is_not_reached_is_skipped_with_its_reason(tmp_path, mo
     assert "Reference not reached" in page
 
 
+def test_the_preset_judges_chains_at_every_family_of_shifts_at_its_largest_severity():
+    problem = linear(0)
+    x, y = torch.randn(4, 3), torch.randn(4, 1)
+    x, y = x[:, : problem.test[0][0].shape[1]].to(problem.test[0][0]), y.to(problem.test[0][1])
+    problem.shifts = {
+        name: [(i + x, y)] for i, name in enumerate(["noise-1", "noise-10", "noise-9", "blurred", "hazy"])
+    }
+    problem.ood = {}
+    found = METHODS[POSTERIOR].build(problem, 0).ood_check_rows
+    assert [float((rows - x).mean()) for rows in found] == pytest.approx([1, 3, 4])
+
+
 def test_the_preset_says_how_large_a_network_may_be_and_judges_chains_at_the_test_rows():
     problem = linear(0)
     built = METHODS[POSTERIOR].build(problem, 3)
