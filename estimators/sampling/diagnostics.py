@@ -16,7 +16,7 @@ from torch import Tensor
 from estimators.likelihoods import Likelihood
 from estimators.likelihoods.prediction import Prediction
 from estimators.option_checks import checked_number
-from estimators.sampling.convergence import bulk_ess, split_r_hat
+from estimators.sampling.convergence import bulk_ess, split_r_hat_and_bulk_ess
 from estimators.sampling.function_draws import FunctionDraws
 
 __all__ = ["ConvergenceCriteria", "NoiseFloor", "RowDiagnostics", "SamplerDiagnostics", "diagnose_rows", "joined"]
@@ -184,7 +184,7 @@ def diagnose_rows(draws: FunctionDraws, likelihood: Likelihood, shape: torch.Siz
         worst = (1.0, math.inf, math.inf)
     else:
         squares = (outputs - outputs.mean((0, 1))).square()
-        r_hat, bulk, of_squares = split_r_hat(outputs), bulk_ess(outputs), bulk_ess(squares)
+        (r_hat, bulk), of_squares = split_r_hat_and_bulk_ess(outputs), bulk_ess(squares)
         worst = (float(r_hat.max()), float(bulk.min()), float(of_squares.min()))
     return RowDiagnostics(*worst, _noise_floor(draws, likelihood, shape), f.shape[2])
 
@@ -209,8 +209,8 @@ def _noise_floor(draws: FunctionDraws, likelihood: Likelihood, shape: torch.Size
     (_, even), (_, odd) = (half[0] for half in halves)
     scale = (0.5 * (even + odd)).clamp_min(torch.finfo(even.dtype).tiny)
     variance = float(((even - odd) / scale).square().mean().sqrt())
-    marginals = [draws.f[chains].flatten(0, 1).sort(0).values for chains in (_EVEN, _ODD)]
-    w2 = float((marginals[0] - marginals[1]).square().mean(0).sqrt().mean())
+    marginals = [draws.f[chains].flatten(0, 1).flatten(1).T.contiguous().sort(1).values for chains in (_EVEN, _ODD)]
+    w2 = float((marginals[0] - marginals[1]).square().mean(1).sqrt().mean())
     return NoiseFloor(variance / 2, _total_variation(*(half[1] for half in halves)) / 2, w2 / 2)
 
 

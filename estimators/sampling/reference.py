@@ -34,6 +34,7 @@ from estimators.option_checks import (
     checked_seed,
     shown,
 )
+from estimators.persistence.checksums import digest
 from estimators.persistence.state import Learned
 from estimators.runtime.memory import check_fits_memory
 from estimators.runtime.pass_counter import PassCounter
@@ -72,6 +73,8 @@ _MANY_WEIGHTS, _CHAINS = 1000, (16, 8)
 """Number of weights above which 8 chains are run, not 16: the warm-up of each chain costs the same."""
 _SAMPLES = 1000
 """The largest number of draws that a prediction keeps as `samples`."""
+_REMEMBERED = 1024
+"""Parts of queries whose diagnostics are kept: a prediction, its variance and its samples are judged by the same."""
 _PREDICTED = ("mean", "epistemic_variance", "aleatoric_variance", "total_variance", "probs", "entropy")
 _LOGS = ("log_probs", "log_odds")
 
@@ -187,6 +190,7 @@ class ReferencePosterior(UncertaintyEstimator):
         self.accept_unconverged = checked_flag("accept_unconverged", accept_unconverged)
         self.dtype = _checked_dtype(dtype)
         self.engine, self.seed = checked_choice("engine", engine, tuple(ENGINES)), checked_seed(seed)
+        self._diagnosed: dict[bytes, RowDiagnostics] = {}
 
     @property
     def collapsed_(self) -> bool:
@@ -402,7 +406,13 @@ class ReferencePosterior(UncertaintyEstimator):
         return SamplerDiagnostics(rows, n_draws=n_draws or len(self.weight_draws_), **self._chains)
 
     def _row_diagnostics_of(self, draws: FunctionDraws, shape: torch.Size) -> RowDiagnostics:
-        return diagnose_rows(draws, self.likelihood, shape)
+        """Return the diagnostics of the outputs at some rows, which take longer than the outputs: once for each."""
+        key = digest(draws.f, str(shape))
+        if key not in self._diagnosed:
+            if len(self._diagnosed) == _REMEMBERED:
+                del self._diagnosed[next(iter(self._diagnosed))]
+            self._diagnosed[key] = diagnose_rows(draws, self.likelihood, shape)
+        return self._diagnosed[key]
 
     def _row_diagnostics(self, x: PyTree, shape: torch.Size) -> list[RowDiagnostics]:
         chunks = self.weight_draws_.chunks(without_graph(x), shape.numel())

@@ -527,6 +527,24 @@ def test_sampling_ends_when_rows_unlike_the_data_are_reached_too():
     assert found.diagnostics_.n_gradients > by_training_rows.diagnostics_.n_gradients
 
 
+def test_rows_are_judged_once_and_anew_after_another_fit(monkeypatch):
+    judged = []
+
+    def counted(draws, *rest):
+        judged.append(draws.f.shape[2])
+        return diagnose_rows(draws, *rest)
+
+    posterior, x = short().fit(rows()), queries(3)
+    monkeypatch.setattr("estimators.sampling.reference.diagnose_rows", counted)
+    first = posterior.diagnose(x)
+    posterior.variance(x), posterior.predict(x), posterior.sample(x, 2), posterior.joint_covariance(x)
+    assert judged == [3]
+    posterior.variance(queries(4))
+    assert judged == [3, 4]
+    posterior.seed = 1
+    assert posterior.fit(rows()).diagnose(x).rows != first.rows
+
+
 def test_a_budget_that_cannot_suffice_raises_before_it_is_spent():
     for gradients, says in ((100, "starts and warm-up"), (1500, "max_gradients")):
         with pytest.raises(ReferenceNotReachedError, match=says):
